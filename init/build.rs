@@ -1,5 +1,5 @@
-//! Makes the ext4 template that the first boot writes to a blank data partition, and notes the
-//! build time below which no clock may fall.
+//! Makes the ext4 template that the first boot writes to a blank data partition, and records the
+//! build time. No clock may be set to a time before it.
 
 use std::{
     env, fs,
@@ -8,11 +8,11 @@ use std::{
     process::Command,
 };
 
-/// Size of the file system the template describes; it is grown to its partition once mounted.
+/// Size of the template's file system. PID 1 grows it to its partition after mounting.
 const TEMPLATE_BYTES: u64 = 128 << 20;
 /// Block size of the template, bytes.
 const BLOCK_BYTES: usize = 4096;
-/// 2026-11-20T00:00:00Z: the earliest time believed when the build names none.
+/// 2026-11-20T00:00:00Z: the earliest plausible time if the build sets no time.
 const BUILD_TIME_FALLBACK: u64 = 1_795_132_800;
 
 fn main() {
@@ -35,15 +35,15 @@ fn build_time() -> u64 {
         .unwrap_or(BUILD_TIME_FALLBACK)
 }
 
-/// Identifiers and times are fixed: two builds must give the same bytes. The first boot gives
+/// Identifiers and times are fixed, so that two builds give the same bytes. The first boot gives
 /// each machine its own identifier.
 fn format(image: &Path) {
     let file = fs::File::create(image).expect("OUT_DIR is writable");
     file.set_len(TEMPLATE_BYTES)
         .expect("a sparse file costs nothing");
     drop(file);
-    // Distributions have mke2fs in sbin, which is not in a user's PATH. The host's mke2fs.conf must not decide on
-    // features.
+    // Distributions have `mke2fs` in sbin, which is not in a user's PATH. The host's mke2fs.conf
+    // must not choose features.
     let output = Command::new("mke2fs")
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .env("E2FSPROGS_FAKE_TIME", "1577836800")
@@ -51,7 +51,8 @@ fn format(image: &Path) {
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
         ])
-        // No feature by default: a newer mke2fs would add some that the kernel of the image lacks.
+        // The features are listed and none comes by default: a newer `mke2fs` would add some that
+        // the kernel of the image lacks.
         .args([
             "-O",
             "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
@@ -82,7 +83,7 @@ fn format(image: &Path) {
     );
 }
 
-/// Every block that is not zero, as `u32` block number (little endian) and its bytes.
+/// Writes every block that is not zero, as `u32` block number (little endian) and its bytes.
 fn pack(image: &Path, packed: &Path) {
     let bytes = fs::read(image).expect("the template file was just written");
     let mut out = fs::File::create(packed).expect("OUT_DIR is writable");

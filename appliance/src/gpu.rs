@@ -1,14 +1,14 @@
-//! The program for GPUs, which this executable carries behind its end (`docs/driver.md`).
+//! The program for GPUs, which this executable has appended to its end (`docs/driver.md`).
 
 use std::io;
 
 use alknet_embedded_exe::{EmbeddedExe, EmbeddedExeError, this_executable};
 use alknet_worker::SealedMemfd;
 
-/// Unpacks it into sealed memory, from which it can be executed.
+/// Unpacks the program into sealed memory, from which the kernel can execute it.
 ///
 /// # Errors
-/// [`EmbeddedExeError::None`] if this executable carries none.
+/// [`EmbeddedExeError::None`] if this executable has no such program.
 pub(crate) fn program() -> Result<SealedMemfd, EmbeddedExeError> {
     let file = this_executable()?;
     let carried = EmbeddedExe::find(&file)?;

@@ -1,6 +1,6 @@
-//! The one binary. Started by the kernel it is PID 1; started by PID 1 as `alknet node` it serves;
-//! started by the node as `alknet worker` it runs what the node does not trust;
-//! started by a person it is the command line.
+//! The one binary. The kernel starts it as PID 1. PID 1 starts it as `alknet node`, which serves.
+//! The node starts it as `alknet worker`, which runs code that the node does not trust. A person
+//! starts it as the command line.
 
 mod cli;
 mod credentials;
@@ -17,13 +17,14 @@ use std::process::ExitCode;
 static ALLOCATOR: memory::NodeAllocator = memory::NodeAllocator;
 
 fn main() -> ExitCode {
-    // Asked first: in the namespace of its own that a worker has, it is process 1.
+    // The check for a worker comes first: in its own PID namespace, a worker is process 1 as well.
     if alknet_worker::started_as_worker() {
         return worker::run();
     }
-    // The allocator asks for pages of 2 MiB, and a process of a few such areas then holds four times
-    // what it uses. Workers that compute are given them again.
+    // The allocator asks for huge pages of 2 MiB, and a process with a few such areas then has four
+    // times the memory that it uses. Workers that compute turn huge pages on again.
     let _ = nix::sys::prctl::set_thp_disable(true);
+    // Only PID 1 pays for the wiping: every other process gives its memory back when it ends.
     if std::process::id() == 1 {
         memory::wipe_what_is_freed();
         alknet_init::run();

@@ -1,7 +1,8 @@
-//! The allocator of every role: mimalloc, which in PID 1 overwrites what is given back.
+//! The allocator of every role: mimalloc, which in PID 1 overwrites memory when it is freed.
 //!
-//! PID 1 never ends, and a lock is worth what is left in its memory after it. Types of ours wipe
-//! themselves, but a document with words in it passes through parsers that do not know what it is.
+//! PID 1 never ends, so what remains in its memory after the vault is locked matters. This
+//! project's own types wipe themselves, but a document with recovery words passes through parsers
+//! that do not know what it is.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -10,36 +11,39 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use mimalloc::MiMalloc;
 
-/// Whether this process overwrites what it gives back. Set once, before there is another thread.
+/// Whether this process overwrites memory that it frees. It is set once, before a second thread
+/// starts.
 static WIPES: AtomicBool = AtomicBool::new(false);
 
-/// From now on this process overwrites the memory that it gives back.
+/// Makes this process overwrite the memory that it frees.
 pub(crate) fn wipe_what_is_freed() {
     WIPES.store(true, Ordering::Relaxed);
 }
 
-/// How often threads were asked to give back what is free.
-static ASKED: AtomicU64 = AtomicU64::new(0);
+/// How often threads were asked to return their free memory.
+static RETURN_REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// When this one last did.
-    static GAVE: Cell<u64> = const { Cell::new(0) };
+    /// The value of the counter when this thread last returned its memory.
+    static LAST_RETURN: Cell<u64> = const { Cell::new(0) };
 }
 
 unsafe extern "C" {
-    /// Has mimalloc give the kernel what is free of this thread's memory.
+    /// mimalloc returns this thread's free memory to the kernel.
     safe fn mi_collect(force: bool);
 }
 
-/// Asks all threads for what is free of their memory. Each keeps it for itself, for as long as it has nothing to do.
+/// Asks all threads to return their free memory. An idle thread keeps its memory until it runs
+/// again.
 pub(crate) fn ask_back() {
-    ASKED.fetch_add(1, Ordering::Relaxed);
+    RETURN_REQUESTS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Gives the kernel what is free of this thread's memory, if it was asked for that since it last did.
+/// Returns this thread's free memory to the kernel, if `ask_back` was called since the thread last
+/// did so.
 pub(crate) fn give_back() {
-    let asked = ASKED.load(Ordering::Relaxed);
-    if GAVE.replace(asked) != asked {
+    let requests = RETURN_REQUESTS.load(Ordering::Relaxed);
+    if LAST_RETURN.replace(requests) != requests {
         mi_collect(true);
     }
 }
@@ -48,9 +52,9 @@ pub(crate) fn give_back() {
 #[derive(Debug)]
 pub(crate) struct NodeAllocator;
 
-// SAFETY: every request goes to mimalloc as it came, and what mimalloc gave goes back to it with the
-// layout that it was asked for. Where memory is resized by hand, the new place is asked for with the
-// same alignment, and both are valid for the bytes that are copied: the shorter of the two lengths.
+// SAFETY: every request goes to mimalloc unchanged, and memory from mimalloc goes back to it with
+// the layout that it was allocated with. `realloc` by hand allocates with the same alignment, and
+// both areas are valid for the bytes that are copied: the shorter of the two lengths.
 unsafe impl GlobalAlloc for NodeAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise is the one that mimalloc asks for.
@@ -72,14 +76,16 @@ unsafe impl GlobalAlloc for NodeAllocator {
     }
 
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        // mimalloc may move the area and free the old one itself, without wiping it. Hence a wiping
+        // process moves it by hand.
         if !WIPES.load(Ordering::Relaxed) {
             // SAFETY: as above.
             return unsafe { MiMalloc.realloc(place, layout, bytes) };
         }
         // SAFETY: the caller promises that `bytes`, rounded up to the alignment, is a valid length.
-        let wanted = unsafe { Layout::from_size_align_unchecked(bytes, layout.align()) };
+        let resized = unsafe { Layout::from_size_align_unchecked(bytes, layout.align()) };
         // SAFETY: `bytes` is not zero, as the caller promises.
-        let new = unsafe { self.alloc(wanted) };
+        let new = unsafe { self.alloc(resized) };
         if !new.is_null() {
             // SAFETY: both have so many bytes, and were given out separately.
             unsafe { ptr::copy_nonoverlapping(place, new, layout.size().min(bytes)) };
@@ -97,7 +103,7 @@ unsafe impl GlobalAlloc for NodeAllocator {
 unsafe fn wipe(place: *mut u8, bytes: usize) {
     // SAFETY: the caller's promise.
     unsafe { ptr::write_bytes(place, 0, bytes) };
-    // Keeps the compiler from dropping the write, which no later read needs.
+    // The fence keeps the compiler from removing the write, which no later read needs.
     compiler_fence(Ordering::SeqCst);
 }
 
@@ -108,7 +114,7 @@ mod tests {
     #[test]
     fn what_is_resized_keeps_its_bytes() {
         wipe_what_is_freed();
-        // Through the allocator of this very program.
+        // This test runs with the allocator of this program.
         let mut bytes = Vec::new();
         for n in 0..100_000_u32 {
             bytes.extend_from_slice(&n.to_le_bytes());
@@ -123,7 +129,7 @@ mod tests {
     #[test]
     fn what_is_wiped_is_zero() {
         let mut bytes = [0x5a_u8; 37];
-        // SAFETY: it has 36 bytes from the second on.
+        // SAFETY: the vector has 36 bytes from the second one on.
         unsafe { wipe(bytes[1..].as_mut_ptr(), 35) };
         assert_eq!((bytes[0], bytes[36]), (0x5a, 0x5a));
         assert!(bytes[1..36].iter().all(|byte| *byte == 0));

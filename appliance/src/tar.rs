@@ -1,13 +1,15 @@
-//! How a site travels: as a tar archive of regular files (IEEE Std 1003.1-2017, pax, "ustar Interchange Format" and
-//! "pax Interchange Format"). The command line writes one; the node reads those of other programs as well.
+//! Sites travel as a tar archive of regular files (IEEE Std 1003.1-2017, pax, "ustar Interchange
+//! Format" and "pax Interchange Format"). The command line writes such archives. The node reads
+//! those of other programs as well.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Bytes of a header, and what contents are padded to.
+/// Bytes of a header, and the size to which contents are padded.
 const BLOCK: usize = 512;
-/// Bytes of a name in a header; a longer one is in an extended header before it.
+/// Maximum length of a name in a header. A longer name is in an extended header before it.
 const NAME_BYTES_MAX: usize = 100;
-/// Longest extended header that is read, in bytes: a path, and what other programs note of a file.
+/// Maximum length in bytes of an extended header that is read: a path, and further records of other
+/// programs.
 const EXTENDED_BYTES_MAX: u64 = 64 << 10;
 
 /// Fields of a header: where each begins and how long it is.
@@ -18,10 +20,10 @@ const KIND: usize = 156;
 const MAGIC: usize = 257;
 const PREFIX: (usize, usize) = (345, 155);
 
-/// What stands behind the last entry.
+/// The two blocks of zeros behind the last entry.
 pub(crate) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// What an entry of an archive is.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TarEntryKind {
     File,
@@ -33,18 +35,18 @@ pub(crate) enum TarEntryKind {
 /// One entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TarEntry {
-    /// As it stands in the archive: nothing of it is checked.
+    /// The path as the archive has it, unchecked.
     pub(crate) path: Vec<u8>,
     pub(crate) kind: TarEntryKind,
     pub(crate) bytes: u64,
 }
 
-/// Reads an archive from its beginning to its end. What is wrong with the archive is an error of the kind
-/// `InvalidData` or `UnexpectedEof`; others come from `input`.
+/// Reads an archive from its beginning to its end. Errors of the archive have the kind
+/// `InvalidData` or `UnexpectedEof`. Other errors come from `input`.
 #[derive(Debug)]
 pub(crate) struct TarReader<R> {
     input: R,
-    /// Bytes of the present entry's content that were not read, and of the padding behind it.
+    /// Unread bytes of the present entry's content, and of the padding behind it.
     left: u64,
     padding: u64,
 }
@@ -58,14 +60,15 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// The next entry; `None` at the end of the archive.
+    /// The next entry. Returns `None` at the end of the archive.
     ///
     /// # Errors
-    /// The archive is damaged or breaks off, or the input cannot be read.
+    /// The archive is damaged or ends too early, or the input cannot be read.
     pub(crate) fn next_entry(&mut self) -> io::Result<Option<TarEntry>> {
         let (mut path, mut size) = (None, None);
         loop {
-            // An extended header says any length of an entry, also of one without content.
+            // An extended header may name any length, even for an entry without content, so the sum
+            // may overflow.
             let rest = self.left.checked_add(self.padding);
             self.skip(rest.ok_or_else(|| damaged("an entry is longer than any archive"))?)?;
             (self.left, self.padding) = (0, 0);
@@ -75,19 +78,21 @@ impl<R: Read> TarReader<R> {
                 ErrorKind::UnexpectedEof => broken_off(),
                 _ => error,
             })?;
-            // A block of zeros ends the archive; a second one follows, which need not be read.
+            // A block of zeros ends the archive. The second one behind it need not be read.
             if header.iter().all(|byte| *byte == 0) {
                 return Ok(None);
             }
             let bytes = checked_size(&header)?;
             match header[KIND] {
                 b'x' => extended(&self.body(bytes)?, &mut path, &mut size)?,
-                // The name alone, as GNU tar writes it.
+                // GNU tar writes a long name this way.
                 b'L' => path = Some(until_zero(&self.body(bytes)?).to_vec()),
-                // What holds for all entries, and targets of links: neither is a path or a length.
+                // Records for all entries, and targets of links, have neither a path nor a length
+                // of the next entry.
                 b'g' | b'K' => self.expect(bytes),
                 kind => {
-                    // The extended header wins: a length of 8 GiB and more has no room in the other.
+                    // The length in the extended header wins: 8 GiB and more do not fit into the
+                    // other.
                     let bytes = size.unwrap_or(bytes);
                     self.expect(bytes);
                     return Ok(Some(TarEntry {
@@ -103,7 +108,7 @@ impl<R: Read> TarReader<R> {
     /// Writes the content of the present entry.
     ///
     /// # Errors
-    /// The archive breaks off, or what is read from or written to fails.
+    /// The archive ends too early, or reading or writing fails.
     pub(crate) fn copy_to(&mut self, output: &mut impl Write) -> io::Result<()> {
         let copied = io::copy(&mut self.input.by_ref().take(self.left), output)?;
         let is_whole = copied == self.left;
@@ -120,7 +125,7 @@ impl<R: Read> TarReader<R> {
         self.padding = (block - bytes % block) % block;
     }
 
-    /// The content of an extended header.
+    /// Reads the content of an extended header.
     fn body(&mut self, bytes: u64) -> io::Result<Vec<u8>> {
         if bytes > EXTENDED_BYTES_MAX {
             return Err(damaged("an extended header is longer than 64 KiB"));
@@ -150,14 +155,14 @@ fn broken_off() -> io::Error {
 
 fn entry_kind(kind: u8) -> TarEntryKind {
     match kind {
-        // Zero is how archives before POSIX say it, and seven a file whose parts lie together.
+        // Archives before POSIX write a zero byte for a file, and `7` is a contiguous file.
         b'0' | 0 | b'7' => TarEntryKind::File,
         b'5' => TarEntryKind::Folder,
         _ => TarEntryKind::Other,
     }
 }
 
-/// The length that a header names, once its sum is right.
+/// The length in a header, after its checksum was verified.
 fn checked_size(header: &[u8; BLOCK]) -> io::Result<u64> {
     if !header[MAGIC..].starts_with(b"ustar") {
         return Err(damaged("it is no tar archive"));
@@ -172,7 +177,7 @@ fn field(header: &[u8; BLOCK], (at, len): (usize, usize)) -> &[u8] {
     &header[at..at + len]
 }
 
-/// Octal digits between spaces and zeros.
+/// Parses octal digits between spaces and zeros.
 fn number(text: &[u8]) -> Option<u64> {
     let text = until_zero(text).trim_ascii();
     let digit = |sum: u64, byte: &u8| {
@@ -188,19 +193,19 @@ fn until_zero(text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// The sum of a header's bytes, with spaces in the place of the sum itself.
+/// The checksum of a header: the sum of its bytes, with spaces in the field of the sum itself.
 fn sum(header: &[u8; BLOCK]) -> u64 {
     let own = CHECKSUM.0..CHECKSUM.0 + CHECKSUM.1;
     let bytes = header.iter().enumerate();
     bytes
-        // The sum is taken with spaces in its own place.
+        // The field of the sum counts as spaces.
         .map(|(at, byte)| u64::from(if own.contains(&at) { b' ' } else { *byte }))
         .sum()
 }
 
 fn own_path(header: &[u8; BLOCK]) -> Vec<u8> {
     let name = until_zero(&header[..NAME_BYTES_MAX]);
-    // GNU tar has times there, and says so behind the magic.
+    // GNU tar has times in this field, and other bytes behind the magic.
     let is_posix = header[MAGIC + 5] == 0;
     match until_zero(field(header, PREFIX)) {
         prefix if is_posix && !prefix.is_empty() => [prefix, b"/", name].concat(),
@@ -208,30 +213,33 @@ fn own_path(header: &[u8; BLOCK]) -> Vec<u8> {
     }
 }
 
-/// Takes path and length from the records of an extended header, `LENGTH KEY=VALUE\n` each.
+/// Takes path and length from the records of an extended header, `LENGTH KEY=VALUE
+/// ` each.
 fn extended(
     mut records: &[u8],
     path: &mut Option<Vec<u8>>,
     size: &mut Option<u64>,
 ) -> io::Result<()> {
-    let wrong = || damaged("an extended header is damaged");
+    let invalid_record = || damaged("an extended header is damaged");
     while !records.is_empty() {
         let space = records.iter().position(|byte| *byte == b' ');
-        let (digits, _) = records.split_at(space.ok_or_else(wrong)?);
-        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
-        // The length counts the whole record, its own digits with it.
-        let length: usize = digits.parse().map_err(|_| wrong())?;
-        let (record, rest) = records.split_at_checked(length).ok_or_else(wrong)?;
-        let record = record.get(digits.len() + 1..).ok_or_else(wrong)?;
-        let record = record.strip_suffix(b"\n").ok_or_else(wrong)?;
+        let (digits, _) = records.split_at(space.ok_or_else(invalid_record)?);
+        let digits = std::str::from_utf8(digits).map_err(|_| invalid_record())?;
+        // The length counts the whole record, including its own digits.
+        let length: usize = digits.parse().map_err(|_| invalid_record())?;
+        let (record, rest) = records
+            .split_at_checked(length)
+            .ok_or_else(invalid_record)?;
+        let record = record.get(digits.len() + 1..).ok_or_else(invalid_record)?;
+        let record = record.strip_suffix(b"\n").ok_or_else(invalid_record)?;
         let equals = record.iter().position(|byte| *byte == b'=');
-        let (key, value) = record.split_at(equals.ok_or_else(wrong)?);
+        let (key, value) = record.split_at(equals.ok_or_else(invalid_record)?);
         let value = &value[1..];
         if key == b"path" {
             *path = Some(value.to_vec());
         } else if key == b"size" {
-            let text = std::str::from_utf8(value).map_err(|_| wrong())?;
-            *size = Some(text.parse().map_err(|_| wrong())?);
+            let text = std::str::from_utf8(value).map_err(|_| invalid_record())?;
+            *size = Some(text.parse().map_err(|_| invalid_record())?);
         } else if key.starts_with(b"GNU.sparse") {
             return Err(damaged("a file in it is sparse; pack it without --sparse"));
         }
@@ -240,7 +248,7 @@ fn extended(
     Ok(())
 }
 
-/// What stands before the content of a file; [`padding`] stands behind it.
+/// The header before the content of a file. [`padding`] comes behind the content.
 pub(crate) fn file_header(path: &str, bytes: u64) -> Vec<u8> {
     let mut header = Vec::with_capacity(BLOCK);
     if path.len() > NAME_BYTES_MAX {
@@ -261,13 +269,13 @@ pub(crate) fn padding(bytes: u64) -> Vec<u8> {
     vec![0; (BLOCK - beyond) % BLOCK]
 }
 
-/// A record that counts its own digits.
+/// A record whose length counts its own digits.
 fn path_record(path: &str) -> Vec<u8> {
     let rest = format!(" path={path}\n");
     let mut length = rest.len();
     loop {
         let record = format!("{length}{rest}");
-        // A longer number can make the record longer, which is why it is tried again.
+        // A length with more digits makes the record longer, so it is counted again.
         if record.len() == length {
             return record.into_bytes();
         }
@@ -279,7 +287,7 @@ fn block(name: &[u8], kind: u8, bytes: u64) -> [u8; BLOCK] {
     let mut header = [0; BLOCK];
     let mut put = |at: usize, text: &[u8]| header[at..at + text.len()].copy_from_slice(text);
     put(0, name);
-    // Mode, user and group: the node gives a file its own.
+    // Mode, user and group are fixed: the node sets its own on each file.
     put(
         MODE.0,
         format!("{:07o}\0{:07o}\0{:07o}\0", 0o644, 0, 0).as_bytes(),
@@ -288,7 +296,7 @@ fn block(name: &[u8], kind: u8, bytes: u64) -> [u8; BLOCK] {
     put(KIND, &[kind]);
     put(MAGIC, b"ustar\x0000");
     let sum = sum(&header);
-    // Six digits, a zero and a space, as the oldest programs wrote it.
+    // Six digits, a zero and a space, as the oldest programs write it.
     let text = format!("{sum:06o}\0 ");
     header[CHECKSUM.0..CHECKSUM.0 + CHECKSUM.1].copy_from_slice(text.as_bytes());
     header
@@ -340,7 +348,8 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// GNU tar, in each format that it writes, reads ours and is read.
+    /// GNU tar reads the program's archives, and the program reads those of GNU tar in each of its
+    /// formats.
     #[test]
     fn gnu_tar_and_we_read_each_other() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -420,7 +429,8 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::InvalidData);
     }
 
-    /// What is read of it may be wrong, since only headers have a sum; reading it ends.
+    /// Only headers have a checksum, so damaged contents may be read wrongly, and reading them
+    /// ends.
     #[test]
     fn no_damage_panics() {
         let long = format!("{}/page.html", "d".repeat(150));

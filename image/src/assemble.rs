@@ -1,4 +1,4 @@
-//! From inputs to outputs: each form in turn, sharing what several need.
+//! Builds each form in turn from the inputs, and shares what several forms need.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -12,26 +12,27 @@ use crate::manifest::{Manifest, ManifestBoot};
 use crate::out::{OutDir, at};
 use crate::{cpio, erofs, kernel, linuxkit, lz4, tree, uki, zstandard};
 
-/// What the erofs form adds to the command line: the drive is the first virtio disk.
+/// The erofs form's addition to the command line: the drive is the first virtio disk.
 const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
 
-/// What the forms that can be sealed add to the command line, before what was asked for, which wins.
+/// The additions of the forms that can be sealed to the command line. They stand before the
+/// caller's options, which win.
 ///
-/// `lockdown`: not even root reads the kernel's memory or changes it. `init_on_free`: what a process or
-/// the kernel gives back is overwritten, so that a node that was ended leaves no key behind. The kernel
-/// clears all of the memory once for it while it starts, about 170 million instructions for each GiB, so
-/// the forms for quick machines go without.
+/// `lockdown`: not even root reads the kernel's memory or changes it. `init_on_free`: the kernel
+/// overwrites memory that a process or the kernel frees, so that a node that was ended leaves no
+/// key behind. For that the kernel clears all of the memory once while it starts, which takes about
+/// 170 million instructions for each GiB, so the forms for quick machines do without.
 const SEALABLE: &str = "lockdown=confidentiality init_on_free=1";
 
 /// A step that `build` reports before it takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BuildProgress {
-    /// What is about to be done, such as `compressing the initramfs`.
+    /// The step, such as `compressing the initramfs`.
     pub doing: String,
     /// How many forms are complete.
     pub done: usize,
-    /// How many forms were asked for.
+    /// How many forms were requested.
     pub total: usize,
 }
 
@@ -40,15 +41,16 @@ pub struct BuildProgress {
 /// Files of the same name are replaced, others stay. A form named twice is built once.
 ///
 /// # Errors
-/// When an input is missing or unusable, a tool is missing, a limit is passed or the folder cannot
-/// be written; [`ImageError::exit_code`] tells them apart. No manifest is left then.
+/// An input is missing or unusable, a tool is missing, a limit is exceeded or the folder cannot be
+/// written. [`ImageError::exit_code`] distinguishes them. No manifest is left then.
 pub fn build(
     inputs: &ImageInputs,
     forms: &[ImageForm],
     out_dir: &Path,
     progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<Manifest, ImageError> {
-    // In one order and each once, whatever was asked for: the manifest must not depend on that.
+    // The forms are built in one order and each once, whatever the request: the manifest must not
+    // depend on that.
     let forms: Vec<ImageForm> = ImageForm::ALL
         .into_iter()
         .filter(|form| forms.contains(form))
@@ -110,7 +112,8 @@ impl<'a> ImageBuild<'a> {
     fn direct(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.kernels(ImageForm::Direct, out)?;
         self.say("compressing the initramfs");
-        // A hypervisor that loads a kernel apart from it has a quick disk: what counts is unpacking it.
+        // A hypervisor that loads a kernel apart from it has a quick disk, so the time to unpack it
+        // counts.
         let initrd = lz4::legacy_frame(&self.archive());
         out.bytes(
             ImageForm::Direct,
@@ -132,7 +135,7 @@ impl<'a> ImageBuild<'a> {
 
     fn uki(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         let uki = self.make_uki(ImageForm::Uki)?;
-        // The name is what a loader with boot counting expects to find.
+        // A loader with boot counting expects this name.
         out.bytes(
             ImageForm::Uki,
             OutputRole::Uki,
@@ -180,7 +183,7 @@ impl<'a> ImageBuild<'a> {
     fn kernels(&mut self, form: ImageForm, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.say("copying the kernel");
         out.bytes(form, OutputRole::Kernel, "bzImage", &self.loaded.kernel)?;
-        // Only some hypervisors boot it (PVH); without it the others still work.
+        // Only some hypervisors boot the ELF kernel (PVH). Without it the others still work.
         match &self.loaded.vmlinux {
             Some(vmlinux) => out.bytes(form, OutputRole::Vmlinux, "vmlinux", vmlinux),
             None => Ok(()),
@@ -197,9 +200,9 @@ impl<'a> ImageBuild<'a> {
             return Ok(Rc::clone(made));
         }
         self.say("compressing the initramfs");
-        // It is read by firmware, from flash, or comes over a network.
+        // Firmware reads it from flash, or it comes over a network, so its size counts.
         let initrd = zstandard::frame(&self.archive());
-        // Before joining: it is the cheaper place to fail.
+        // The check precedes the joining, because it is cheap.
         check_size(form, self.loaded.kernel.len() + initrd.len())?;
         self.say("joining the EFI program");
         let sections = uki::sections(

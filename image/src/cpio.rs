@@ -1,4 +1,4 @@
-//! The cpio "newc" archive, which is what the kernel unpacks into its first root
+//! The cpio "newc" archive, which the kernel unpacks into its first root
 //! (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's source).
 
 use crate::tree::{TreeEntry, TreeEntryKind};
@@ -50,8 +50,9 @@ fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &TreeEntry
     let contents = kind.contents();
     let size = u32::try_from(contents.len()).expect("a file of the tree is far below 4 GiB");
     out.extend_from_slice(b"070701");
+    // The size of a name counts the NUL behind it.
     let name_size = name.len() as u32 + 1;
-    // uid, gid and time are zero; so are the device the file lies on and the unused checksum.
+    // uid, gid and time are zero, and so are the device that has the file and the unused checksum.
     for field in [
         inode, mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0,
     ] {

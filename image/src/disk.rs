@@ -1,6 +1,6 @@
 //! A whole disk: GPT, the EFI system partition with our EFI program on it, and room for data.
 //!
-//! The layout is frozen: the partition table of a machine in the field cannot be changed from afar.
+//! The layout is frozen, because no update can change the partition table of a machine in use.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -19,15 +19,15 @@ use crate::ids::BuildIds;
 
 /// Bytes of a logical block.
 pub const LBA_BYTES: u64 = 512;
-/// First block of the gap kept for a BIOS loader: behind the partition table.
+/// First block of the gap that is kept for a BIOS loader, behind the partition table.
 pub const BIOS_FIRST_LBA: u64 = 34;
 /// Last block of that gap.
 pub const BIOS_LAST_LBA: u64 = ESP_FIRST_LBA - 1;
-/// First block of the EFI system partition: 1 MiB, where every tool aligns to.
+/// First block of the EFI system partition: 1 MiB, to which every tool aligns.
 pub const ESP_FIRST_LBA: u64 = 2048;
 /// Bytes of the EFI system partition: two EFI programs, one being written, and a loader.
 pub const ESP_BYTES: u64 = 256 << 20;
-/// Bytes of the disk as it is shipped: a data partition of nearly 16 MiB, grown at first boot.
+/// Bytes of the shipped disk: it has a data partition of nearly 16 MiB, which grows at first boot.
 pub const DISK_BYTES: u64 = ESP_BYTES + (16 << 20);
 /// Largest EFI program in bytes: three must fit into the EFI system partition.
 pub const UKI_BYTES_MAX: u64 = ESP_BYTES / 3;
@@ -51,13 +51,14 @@ pub(crate) fn write(path: &Path, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
         .create(true)
         .truncate(true)
         .open(path)?;
+    // The disk is a sparse file: only written blocks take space.
     file.set_len(DISK_BYTES)?;
     let file = write_table(file, ids)?;
     write_system_partition(&file, uki, ids)
 }
 
 fn write_table(mut file: File, ids: &BuildIds) -> io::Result<File> {
-    // UEFI 2.10 §5.2.3: programs that do not know GPT see a disk that is full.
+    // UEFI 2.10 §5.2.3: programs that do not know GPT see a full disk.
     ProtectiveMBR::with_lb_size(lba(DISK_BYTES / LBA_BYTES - 1))
         .overwrite_lba0(&mut file)
         .map_err(io::Error::other)?;
@@ -108,7 +109,7 @@ fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result
         id: ids.fat_volume(),
         label: FAT_LABEL,
     };
-    // \EFI\BOOT\BOOTX64.EFI is what firmware looks for on a disk that no boot entry names.
+    // Firmware looks for \EFI\BOOT\BOOTX64.EFI on a disk that no boot entry names.
     let program = FatNode::File(name("BOOTX64.EFI"), uki);
     let boot = FatNode::Folder(name("BOOT"), vec![program]);
     fat::write(file, &volume, &[FatNode::Folder(name("EFI"), vec![boot])])

@@ -1,4 +1,4 @@
-//! Reads just enough ELF to know that a binary needs nothing but a kernel, and strips it.
+//! Reads enough ELF to know that a binary needs nothing but a kernel, and strips it.
 //!
 //! Field offsets are those of the 64-bit little-endian format (System V ABI, chapters 4 and 5).
 
@@ -18,9 +18,9 @@ const DT_NEEDED: u64 = 1;
 const HEADER_BYTES: usize = 64;
 const SEGMENT_BYTES: usize = 56;
 const DYNAMIC_BYTES: usize = 16;
-/// Offset and length of e_shoff; the section table's file offset.
+/// Offset and length of e_shoff, the section table's file offset.
 const SECTION_TABLE: std::ops::Range<usize> = 40..48;
-/// e_shnum and e_shstrndx; e_shentsize before them stays as it is.
+/// e_shnum and e_shstrndx. e_shentsize before them stays as it is.
 const SECTION_COUNTS: std::ops::Range<usize> = 60..64;
 
 /// An executable that starts without an interpreter and without a library.
@@ -31,7 +31,8 @@ pub(crate) struct StaticElf<'a> {
 }
 
 impl<'a> StaticElf<'a> {
-    /// Checks the executable. The error says what it is instead and how to build the right thing.
+    /// Checks the executable. The error says what the file is instead and how to build the right
+    /// one.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         check_header(bytes)?;
         let segments = segments(bytes)?;
@@ -45,11 +46,14 @@ impl<'a> StaticElf<'a> {
                 interp.text(bytes)
             )));
         }
+        // A static position-independent executable has a dynamic segment as well, but names no
+        // library in it.
         for segment in segments.iter().filter(|segment| segment.kind == PT_DYNAMIC) {
             check_dynamic(segment.data(bytes)?)?;
         }
         let mut loaded_end = HEADER_BYTES.max(table_end(bytes)?);
         for segment in &segments {
+            // This checks that the segment lies inside the file.
             segment.data(bytes)?;
             loaded_end = loaded_end.max(segment.offset + segment.file_bytes);
         }
@@ -58,16 +62,16 @@ impl<'a> StaticElf<'a> {
 
     /// The executable without symbols and section table: only what the kernel loads.
     ///
-    /// Done here rather than by `strip` so that the bytes do not follow the host's binutils.
+    /// This is not done by `strip`, so that the bytes do not depend on the host's binutils.
     pub(crate) fn stripped(&self) -> Vec<u8> {
         let mut out = self.bytes[..self.loaded_end].to_vec();
-        // The sections behind the segments are cut off: the header must not point to them.
+        // The sections behind the segments are cut off, so the header must not point to them.
         out[SECTION_TABLE].fill(0);
         out[SECTION_COUNTS].fill(0);
         out
     }
 
-    /// [`Self::stripped`], and behind it what the executable carries, if it carries something.
+    /// [`Self::stripped`], followed by the embedded file, if the executable has one.
     pub(crate) fn packed(&self) -> Result<Vec<u8>, String> {
         let mut out = self.stripped();
         match EmbeddedExe::find_in(self.bytes) {
@@ -133,6 +137,7 @@ fn segments(bytes: &[u8]) -> Result<Vec<ElfSegment>, String> {
     let table = to_usize(u64_at(bytes, 32)?)?;
     let size = usize::from(u16_at(bytes, 54)?);
     let count = usize::from(u16_at(bytes, 56)?);
+    // The offsets in a segment's header below are those of this size.
     if count > 0 && size != SEGMENT_BYTES {
         return Err(format!(
             "its program headers are {size} bytes each, not {SEGMENT_BYTES}"
@@ -154,7 +159,7 @@ fn segment(bytes: &[u8], table: usize, index: usize) -> Result<ElfSegment, Strin
     })
 }
 
-/// Where the program headers end; `segments` has checked that they lie inside the file.
+/// The end of the program headers. `segments` has checked that they lie inside the file.
 fn table_end(bytes: &[u8]) -> Result<usize, String> {
     let table = to_usize(u64_at(bytes, 32)?)?;
     Ok(table + usize::from(u16_at(bytes, 56)?) * SEGMENT_BYTES)
@@ -208,8 +213,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// An executable with one loaded segment covering the headers, `extra` segments after it, and
-    /// rubbish behind that plays the symbols.
+    /// An executable with one loaded segment that covers the headers, `extra` segments after it,
+    /// and filler in place of the symbols.
     fn elf(extra: &[(u32, &[u8])]) -> Vec<u8> {
         let count = extra.len() + 1;
         let mut body = Vec::new();

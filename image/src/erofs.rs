@@ -1,7 +1,8 @@
-//! The read-only root drive, written by `mkfs.erofs` from a folder staged for it.
+//! The read-only root drive, which `mkfs.erofs` writes from a folder that is staged for it.
 //!
-//! Its files lie there as they are: unpacking what a boot touches of the binary took half of all
-//! instructions from power-on to the first answered call. A drive that travels is compressed whole.
+//! Its files are not compressed: unpacking the parts of the binary that a boot touches took half of
+//! all instructions from power-on to the first answered call. A drive that travels is compressed
+//! whole.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -16,13 +17,13 @@ use crate::tree::{TreeEntry, TreeEntryKind};
 
 const TOOL: &str = "mkfs.erofs";
 const PACKAGE: &str = "erofs-utils";
-/// Where the tool lies for a user whose search path leaves out the system's own folder.
+/// The tool's path for a user whose search path lacks the system's own folder.
 const FALLBACK: &str = "/usr/sbin/mkfs.erofs";
-/// How much of a failed tool's words an error keeps, in bytes.
+/// How much of a failed tool's output an error keeps, in bytes.
 const STDERR_BYTES_MAX: usize = 2000;
 
-/// Writes the tree to `output`. Device nodes are left out: an ordinary user cannot stage them, and
-/// the kernel mounts `/dev` on a root drive by itself.
+/// Writes the tree to `output`, without device nodes: an ordinary user cannot stage them, and the
+/// kernel mounts `/dev` on a root drive itself.
 pub(crate) fn write(tree: &[TreeEntry<'_>], uuid: Uuid, output: &Path) -> Result<(), ImageError> {
     let dir = output.parent().unwrap_or_else(|| Path::new("."));
     let at = |source| ImageError::Output {
@@ -30,7 +31,8 @@ pub(crate) fn write(tree: &[TreeEntry<'_>], uuid: Uuid, output: &Path) -> Result
         source,
     };
     let staging = tempfile::Builder::new()
-        // Beside the output and not in /tmp, which may be small or another file system.
+        // The folder is beside the output and not in /tmp, which may be small or another file
+        // system.
         .prefix(".root-")
         .tempdir_in(dir)
         .map_err(at)?;
@@ -44,7 +46,7 @@ fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
     for entry in tree {
         let path = root.join(entry.path);
         match &entry.kind {
-            // Device nodes take root; the kernel mounts devtmpfs there.
+            // Making device nodes takes root, and the kernel mounts devtmpfs there.
             TreeEntryKind::Char { .. } => continue,
             TreeEntryKind::Dir => fs::create_dir(&path)?,
             TreeEntryKind::File(bytes) => fs::write(&path, bytes)?,
@@ -53,7 +55,7 @@ fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
                 continue;
             }
         }
-        // Set apart from creation, where the caller's umask would have a say.
+        // Permissions are not set at creation, where the caller's umask would change them.
         fs::set_permissions(&path, Permissions::from_mode(entry.mode))?;
     }
     Ok(())
@@ -62,7 +64,7 @@ fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
 fn run(uuid: Uuid, output: &Path, root: &Path) -> Result<Output, ImageError> {
     let run = |program: &str| {
         Command::new(program)
-            // Times and owners are fixed: two builds must give the same bytes.
+            // Times and owners are fixed, because two builds must give the same bytes.
             .args(["-T0", "--all-root", "-U", &uuid.to_string()])
             .arg(output)
             .arg(root)
@@ -95,14 +97,14 @@ fn check(result: &Output) -> Result<(), ImageError> {
     if result.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&result.stderr);
-    let said = said.trim();
-    // The end of what a tool says has the reason.
-    let start = said.ceil_char_boundary(said.len().saturating_sub(STDERR_BYTES_MAX));
+    let stderr = String::from_utf8_lossy(&result.stderr);
+    let stderr = stderr.trim();
+    // The end of a tool's output has the reason.
+    let start = stderr.ceil_char_boundary(stderr.len().saturating_sub(STDERR_BYTES_MAX));
     Err(ImageError::ToolFailed {
         tool: TOOL,
         status: result.status.to_string(),
-        stderr: said[start..].to_owned(),
+        stderr: stderr[start..].to_owned(),
     })
 }
 

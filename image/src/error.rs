@@ -1,4 +1,4 @@
-//! What can go wrong, each with the process exit code that the command line gives it.
+//! Errors, each with the process exit code that the command line gives it.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,30 +11,30 @@ use crate::form::ImageForm;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// A value given by the caller is unusable.
+    /// A value from the caller is unusable.
     #[error("{what} {value:?} cannot be used: {why}")]
     Argument {
-        /// Which value.
+        /// The kind of value.
         what: &'static str,
         /// The value.
         value: String,
-        /// What is wrong with it and what is right.
+        /// What is invalid in it and what is valid.
         why: &'static str,
     },
-    /// A form was asked for without the input that it is made of.
+    /// A form was requested without an input that it needs.
     #[error("form {form} needs {what}: name it, or leave this form out")]
     InputNeeded {
         /// The form.
         form: ImageForm,
-        /// The input it lacks.
+        /// The missing input.
         what: &'static str,
     },
     /// An input file cannot be read.
     #[error("cannot read the {what} {}: {source}; build it first or correct the path", path.display())]
     InputUnreadable {
-        /// Which input.
+        /// The kind of input.
         what: &'static str,
-        /// Where it was looked for.
+        /// The path at which it was expected.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
@@ -42,11 +42,11 @@ pub enum ImageError {
     /// An input file was read but is not what it should be.
     #[error("{} is not a usable {what}: {why}", path.display())]
     InputInvalid {
-        /// Which input.
+        /// The kind of input.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong with it and what to do.
+        /// What is invalid in it and what to do.
         why: String,
     },
     /// A program that a form needs is not installed.
@@ -62,12 +62,12 @@ pub enum ImageError {
     ToolFailed {
         /// The program.
         tool: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: String,
-        /// The end of what it said.
+        /// The end of its output.
         stderr: String,
     },
-    /// An output is larger than its place.
+    /// An output does not fit.
     #[error(
         "the {form} image is {bytes} bytes, but at most {limit} fit: the system partition must hold \
          two of them and one being written; make the kernel or the binary smaller"
@@ -88,18 +88,18 @@ pub enum ImageError {
         /// The system's reason.
         source: io::Error,
     },
-    /// A manifest does not have the shape this library writes.
+    /// A manifest does not have the shape that this library writes.
     #[error("{} is not an image manifest: {source}; build the image again", path.display())]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What the parser met.
+        /// The parser's error.
         source: serde_json::Error,
     },
 }
 
 impl ImageError {
-    /// The exit code for a command that ends with this error: 2 bad arguments, 3 input missing or
+    /// The exit code of a command that ends with this error: 2 bad arguments, 3 input missing or
     /// unusable, 4 tool missing, 5 size limit, 1 everything else.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {

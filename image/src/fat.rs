@@ -1,7 +1,7 @@
-//! A FAT32 volume written in one go (Microsoft's FAT specification, version 1.03).
+//! A FAT32 volume, written in one go (Microsoft's FAT specification, version 1.03).
 //!
-//! Everything is laid out back to back and stamped with the first moment FAT knows, so the same
-//! tree is always the same bytes, and only what is not zero is written: the file stays sparse.
+//! Everything lies back to back and has the first time that FAT knows, so the same tree is always
+//! the same bytes. Only nonzero bytes are written, so the file stays sparse.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ const SECTOR_BYTES: u32 = 512;
 /// Small enough that 256 MiB are FAT32 and not FAT16, large enough that the tables stay at 1 MiB.
 const CLUSTER_SECTORS: u32 = 4;
 const CLUSTER_BYTES: usize = (CLUSTER_SECTORS * SECTOR_BYTES) as usize;
-/// Fewest clusters that make a volume FAT32; below it drivers read it as FAT16.
+/// Fewest clusters of a FAT32 volume. With fewer, drivers read it as FAT16.
 const CLUSTERS_MIN: u32 = 65_525;
 const RESERVED_SECTORS: u32 = 32;
 const TABLES: u32 = 2;
@@ -24,10 +24,10 @@ const ENTRY_BYTES: usize = 32;
 const ATTRIBUTE_LABEL: u8 = 0x08;
 const ATTRIBUTE_FOLDER: u8 = 0x10;
 const ATTRIBUTE_ARCHIVE: u8 = 0x20;
-/// 1980-01-01, the first day FAT knows.
+/// 1980-01-01, the first day that FAT knows.
 const FIRST_DAY: u16 = (1 << 5) | 1;
 
-/// Where a volume lies and what it is called.
+/// The position and the names of a volume.
 #[derive(Debug)]
 pub(crate) struct FatVolume {
     /// First 512-byte block of the volume in the file.
@@ -45,7 +45,7 @@ pub(crate) enum FatNode<'a> {
     Folder(ShortName, Vec<Self>),
 }
 
-/// A name of at most eight characters and three after the dot, as FAT stores it.
+/// A name of at most eight characters and three after the dot, in FAT's form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ShortName([u8; 11]);
 
@@ -53,7 +53,7 @@ impl ShortName {
     const DOT: Self = Self(*b".          ");
     const DOT_DOT: Self = Self(*b"..         ");
 
-    /// Splits `NAME.EXT`; `None` if it does not fit or has a character FAT would change.
+    /// Splits `NAME.EXT`. `None` if it does not fit or has a character that FAT would change.
     pub(crate) fn new(name: &str) -> Option<Self> {
         let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
         let plain = |text: &str| {
@@ -73,11 +73,12 @@ impl ShortName {
     }
 }
 
-/// Writes the volume into a file whose range for it reads as zeros.
+/// Writes the volume into a range of a file that reads as zeros.
 pub(crate) fn write(file: &File, volume: &FatVolume, root: &[FatNode<'_>]) -> io::Result<()> {
     let geometry = FatGeometry::for_volume(volume)?;
     let mut layout = FatLayout::new();
     layout.folder(root, None, Some(volume.label));
+    // The first two entries of the table belong to no cluster.
     let used = layout.table.len() as u32 - ROOT_CLUSTER;
     if used > geometry.clusters {
         return Err(io::Error::new(
@@ -118,7 +119,7 @@ struct FatGeometry {
 impl FatGeometry {
     fn for_volume(volume: &FatVolume) -> io::Result<Self> {
         let shared = volume.sectors.saturating_sub(RESERVED_SECTORS);
-        // One sector of each table serves 128 clusters; the specification's formula.
+        // The specification's formula: one sector of each table serves 128 clusters.
         let table_sectors = shared.div_ceil((128 * 2 * CLUSTER_SECTORS + TABLES) / 2);
         let data_sector = RESERVED_SECTORS + TABLES * table_sectors;
         let clusters = volume.sectors.saturating_sub(data_sector) / CLUSTER_SECTORS;
@@ -136,7 +137,7 @@ impl FatGeometry {
     }
 }
 
-/// Clusters handed out in order, and what lies in them.
+/// Allocates clusters in order, and has their content.
 struct FatLayout<'a> {
     table: Vec<u32>,
     contents: Vec<(u32, FatContents<'a>)>,
@@ -158,7 +159,8 @@ impl AsRef<[u8]> for FatContents<'_> {
 
 impl<'a> FatLayout<'a> {
     fn new() -> Self {
-        // The specification wants the media byte in the first entry and an end mark in the second.
+        // The specification requires the media byte in the first entry and an end mark in the
+        // second.
         let media = CHAIN_END & !0xff | u32::from(MEDIA_DISK);
         Self {
             table: vec![media, CHAIN_END],
@@ -182,7 +184,7 @@ impl<'a> FatLayout<'a> {
         let mut bytes = Vec::new();
         if let Some(parent) = parent {
             bytes.extend(entry(ShortName::DOT, ATTRIBUTE_FOLDER, own, 0));
-            // The root has no cluster number here, whichever it occupies.
+            // The root's cluster number is zero here, whichever it occupies.
             let up = if parent == ROOT_CLUSTER { 0 } else { parent };
             bytes.extend(entry(ShortName::DOT_DOT, ATTRIBUTE_FOLDER, up, 0));
         }
@@ -218,7 +220,7 @@ impl<'a> FatLayout<'a> {
         own
     }
 
-    /// Chains as many clusters as `bytes` need, one at least, and returns the first.
+    /// Chains as many clusters as `bytes` need, at least one, and returns the first.
     fn reserve(&mut self, bytes: usize) -> u32 {
         let first = self.table.len() as u32;
         // A folder has at least one cluster, also without entries.
@@ -234,6 +236,7 @@ fn entry(name: ShortName, attributes: u8, cluster: u32, bytes: u32) -> [u8; ENTR
     let [low_0, low_1, high_0, high_1] = cluster.to_le_bytes();
     put(&mut out, 0, &name.0);
     put(&mut out, 11, &[attributes]);
+    // The days of creation, last access and last write.
     for date_at in [16, 18, 24] {
         put(&mut out, date_at, &FIRST_DAY.to_le_bytes());
     }
@@ -245,16 +248,16 @@ fn entry(name: ShortName, attributes: u8, cluster: u32, bytes: u32) -> [u8; ENTR
 
 fn boot_sector(volume: &FatVolume, geometry: &FatGeometry) -> [u8; SECTOR_BYTES as usize] {
     let mut out = [0; SECTOR_BYTES as usize];
-    // A jump over the fields, as the specification demands even where no code follows.
+    // A jump over the fields, which the specification demands even if no code follows.
     put(&mut out, 0, &[0xeb, 0x58, 0x90]);
-    // The specification recommends this name: some drivers look at it.
+    // The specification recommends this name, because some drivers look at it.
     put(&mut out, 3, b"MSWIN4.1");
     put(&mut out, 11, &(SECTOR_BYTES as u16).to_le_bytes());
     put(&mut out, 13, &[CLUSTER_SECTORS as u8]);
     put(&mut out, 14, &(RESERVED_SECTORS as u16).to_le_bytes());
     put(&mut out, 16, &[TABLES as u8]);
     put(&mut out, 21, &[MEDIA_DISK]);
-    // Sectors per track and heads: what BIOSes report for a disk of this size.
+    // Sectors per track and heads: the numbers of BIOSes for a disk of this size.
     put(&mut out, 24, &63_u16.to_le_bytes());
     put(&mut out, 26, &255_u16.to_le_bytes());
     put(&mut out, 28, &volume.first_lba.to_le_bytes());
@@ -263,6 +266,7 @@ fn boot_sector(volume: &FatVolume, geometry: &FatGeometry) -> [u8; SECTOR_BYTES 
     put(&mut out, 44, &ROOT_CLUSTER.to_le_bytes());
     put(&mut out, 48, &(INFO_SECTOR as u16).to_le_bytes());
     put(&mut out, 50, &(BACKUP_SECTOR as u16).to_le_bytes());
+    // Drive number, and the signature that says that id, label and type follow.
     put(&mut out, 64, &[0x80, 0, 0x29]);
     put(&mut out, 67, &volume.id.to_le_bytes());
     put(&mut out, 71, &volume.label);
@@ -273,6 +277,7 @@ fn boot_sector(volume: &FatVolume, geometry: &FatGeometry) -> [u8; SECTOR_BYTES 
 
 fn info_sector(free: u32, next: u32) -> [u8; SECTOR_BYTES as usize] {
     let mut out = [0; SECTOR_BYTES as usize];
+    // The signatures of an FSInfo sector.
     put(&mut out, 0, b"RRaA");
     put(&mut out, 484, b"rrAa");
     put(&mut out, 488, &free.to_le_bytes());

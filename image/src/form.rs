@@ -1,4 +1,4 @@
-//! The forms an image comes in, and the part each file plays in its form.
+//! The forms of an image, and the role of each file in its form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ImageError;
 
-/// One way to hand the same kernel and the same binary to a machine.
+/// One way to give the same kernel and the same binary to a machine.
 ///
 /// ```
 /// use alknet_image::ImageForm;
@@ -76,7 +76,7 @@ impl FromStr for ImageForm {
     }
 }
 
-/// The part that one output file plays in its form.
+/// The role of one output file in its form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -97,7 +97,7 @@ pub enum OutputRole {
     OciKernel,
     /// OCI layout of the appliance package.
     OciAppliance,
-    /// The file `linuxkit build` reads.
+    /// The file that `linuxkit build` reads.
     LinuxkitYml,
 }
 

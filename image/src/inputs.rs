@@ -1,4 +1,4 @@
-//! What an image is made of, read and checked once before anything is written.
+//! The inputs of an image, which are read and checked once before any output is written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,34 +9,35 @@ use crate::form::ImageForm;
 use crate::kernel;
 use crate::manifest::{ManifestInput, hex_sha256};
 
-/// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), less the
-/// terminating NUL and the 64 bytes kept for what a form adds.
+/// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), without the
+/// terminating NUL and the 64 bytes for a form's additions.
 pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 64;
 
-/// Longest version in bytes; with the rest of its file name it stays a plain FAT long name.
+/// Longest version in bytes. With the rest of its file name it stays a plain FAT long name.
 const VERSION_BYTES_MAX: usize = 64;
 
 /// Largest input in bytes: far beyond what an image can hold, below what its formats can describe.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
 
-/// What an image is made of. Paths only name where to read: no output depends on them.
+/// The inputs of an image. No output depends on the paths.
 #[derive(Clone, Debug)]
 pub struct ImageInputs {
     /// The kernel as bzImage.
     pub kernel: PathBuf,
-    /// The same kernel as ELF with a PVH entry, for machines without firmware; copied as it is.
+    /// The same kernel as ELF with a PVH entry, for machines without firmware. It is copied as it
+    /// is.
     pub vmlinux: Option<PathBuf>,
-    /// The kernel's `.config`; only its SHA-256 is kept, in the manifest.
+    /// The kernel's `.config`. The manifest has only its SHA-256.
     pub kernel_config: Option<PathBuf>,
-    /// The one binary: a static x86-64 executable. It is stripped on the way in.
+    /// The one binary: a static x86-64 executable. The build strips it.
     pub binary: PathBuf,
-    /// systemd's `linuxx64.efi.stub`; `uki` and `raw` need it.
+    /// systemd's `linuxx64.efi.stub`, which `uki` and `raw` need.
     pub stub: Option<PathBuf>,
     /// Kernel command line, printable ASCII, without a root: each form adds its own.
     pub cmdline: String,
     /// Version without build metadata, such as `0.1.0` or `0.2.0-rc.1`.
     pub version: String,
-    /// The commit that was built; with the version it seeds every identifier.
+    /// The commit of the build. Together with the version it seeds every identifier.
     pub git: String,
 }
 
@@ -52,7 +53,7 @@ pub(crate) struct InputContents {
     pub(crate) files: Vec<ManifestInput>,
 }
 
-/// The EFI stub, with its path for what may be wrong with it.
+/// The EFI stub, with its path for error messages.
 #[derive(Debug)]
 pub(crate) struct EfiStub {
     pub(crate) path: PathBuf,
@@ -61,7 +62,7 @@ pub(crate) struct EfiStub {
 
 impl InputContents {
     pub(crate) fn read(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<Self, ImageError> {
-        // Texts first: a typing error should not cost reading hundreds of megabytes.
+        // Texts are checked first: a typing error should not cost reading hundreds of megabytes.
         check_text(inputs)?;
         check_stub(inputs, forms)?;
         let mut files = Vec::new();
@@ -74,6 +75,7 @@ impl InputContents {
             .map_err(|why| invalid("static binary", &inputs.binary, why))?;
         let wants = |wanted: &[ImageForm]| forms.iter().any(|form| wanted.contains(form));
         let vmlinux = match &inputs.vmlinux {
+            // Only these two forms have the ELF kernel among their outputs.
             Some(path) if wants(&[ImageForm::Direct, ImageForm::Erofs]) => {
                 Some(read("vmlinux", path, &mut files)?)
             }
@@ -128,6 +130,7 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
         path: path.to_owned(),
         source,
     };
+    // The size is checked before the file is read, which would fill the memory.
     let bytes = fs::metadata(path).map_err(unreadable)?.len();
     if bytes > INPUT_BYTES_MAX {
         let why = format!("it is {bytes} bytes, beyond 1 GiB; name another file");
@@ -136,7 +139,7 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
     fs::read(path).map_err(unreadable)
 }
 
-/// The error for an input that was read but cannot serve.
+/// The error for an unusable input that was read.
 pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageError {
     ImageError::InputInvalid {
         what,
@@ -145,7 +148,8 @@ pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageErro
     }
 }
 
-/// Asked before anything is built, so that a long build does not end in a missing option.
+/// Checks for the stub before anything is built, so that a long build does not end in a missing
+/// option.
 fn check_stub(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageError> {
     let needs = |form: &&ImageForm| matches!(form, ImageForm::Raw | ImageForm::Uki);
     match forms.iter().find(needs) {

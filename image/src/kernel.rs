@@ -7,7 +7,7 @@ const MAGIC: &[u8; 4] = b"HdrS";
 /// Pointer to the release text, relative to 0x200.
 const RELEASE_POINTER_AT: usize = 0x20e;
 const RELEASE_BASE: usize = 0x200;
-/// Longest release text in bytes: the kernel's own utsname field is this long.
+/// Longest release text in bytes: the kernel's own utsname field has this length.
 const RELEASE_BYTES_MAX: usize = 64;
 
 /// The release of a bzImage, such as `6.12.95-alknet`.
@@ -24,7 +24,7 @@ pub(crate) fn release(bzimage: &[u8]) -> Result<String, String> {
     let at = RELEASE_BASE + usize::from(u16::from_le_bytes(pointer.unwrap_or_default()));
     let text = bzimage.get(at..).unwrap_or_default();
     let text = &text[..text.len().min(RELEASE_BYTES_MAX)];
-    // What follows the first blank names the builder and the time.
+    // The text after the first blank names the builder and the time.
     let end = text.iter().position(|&byte| byte == b' ' || byte == 0);
     let release = end
         .and_then(|end| std::str::from_utf8(&text[..end]).ok())

@@ -1,8 +1,9 @@
-//! What LinuxKit needs: a kernel package, the appliance as init package, and the file naming both.
+//! LinuxKit's inputs: a kernel package, the appliance as init package, and the file that names
+//! both.
 
 use crate::oci::{OciPackage, layout};
 
-/// The file a kernel package holds; `linuxkit.yml` names it as `binary`.
+/// The file in a kernel package, which `linuxkit.yml` names as `binary`.
 const KERNEL_FILE: &str = "kernel";
 
 /// OCI layout of the kernel package for a kernel `series` such as `6.12`.
@@ -23,9 +24,9 @@ pub(crate) fn appliance_package(version: &str, binary: &[u8]) -> Vec<u8> {
     })
 }
 
-/// The file `linuxkit build` reads, for a kernel series, a version and a kernel command line.
+/// The file that `linuxkit build` reads, for a kernel series, a version and a kernel command line.
 ///
-/// `image/linuxkit.yml` is this for the version in the tree.
+/// `image/linuxkit.yml` is this file for the version in the tree.
 #[must_use]
 pub fn yml(series: &str, version: &str, cmdline: &str) -> String {
     // A JSON text is a YAML text, so quotes and backslashes of a command line survive.

@@ -1,10 +1,10 @@
-//! The LZ4 legacy frame: the only one the kernel's initramfs unpacker reads.
+//! The LZ4 legacy frame, the only one that the kernel's initramfs unpacker reads.
 
 use lz4::block::{CompressionMode, compress};
 
-/// Opens a legacy frame, little-endian.
+/// The first four bytes of a legacy frame, little-endian.
 const MAGIC: u32 = 0x184c_2102;
-/// Every block but the last holds this many bytes before compression; the format fixes it.
+/// Every block but the last holds this many bytes before compression. The format fixes it.
 const BLOCK_BYTES: usize = 8 << 20;
 /// The level of `lz4 -9`. Higher ones cost seconds for less than one part in a hundred.
 const LEVEL: i32 = 9;

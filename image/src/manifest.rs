@@ -1,4 +1,4 @@
-//! `manifest.json`: what was built from what. It holds no path, time or host, so it is the same
+//! `manifest.json`, which lists inputs and outputs. It has no path, time or host, so it is the same
 //! for the same build.
 
 use std::fs;
@@ -14,7 +14,7 @@ use crate::form::{ImageForm, OutputRole};
 /// The manifest's file name in the output folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
-/// What was built from what.
+/// The inputs and outputs of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Manifest {
@@ -26,13 +26,13 @@ pub struct Manifest {
     pub arch: String,
     /// Release of the kernel, such as `6.12.95-alknet`.
     pub kernel_release: String,
-    /// SHA-256 of the kernel's configuration, where it was given.
+    /// SHA-256 of the kernel's configuration, if it was given.
     pub kernel_config_sha256: Option<String>,
-    /// What went in, before stripping.
+    /// The inputs, before stripping.
     pub inputs: Vec<ManifestInput>,
     /// The command line of each form.
     pub boot: Vec<ManifestBoot>,
-    /// Every file of every form. A file that several forms share is named once for each.
+    /// Every file of every form. A file that several forms share is listed once for each.
     pub outputs: Vec<ManifestOutput>,
 }
 
@@ -48,13 +48,14 @@ pub struct ManifestInput {
     pub sha256: String,
 }
 
-/// How a form is started.
+/// The start of a form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ManifestBoot {
     /// The form.
     pub form: ImageForm,
-    /// The kernel command line: built in for `uki` and `raw`, to be passed for the others.
+    /// The kernel command line: built in for `uki` and `raw`, and for the loader to pass in the
+    /// others.
     pub cmdline: String,
 }
 
@@ -62,13 +63,13 @@ pub struct ManifestBoot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ManifestOutput {
-    /// The form it belongs to.
+    /// The form that it belongs to.
     pub form: ImageForm,
-    /// Its part in the form.
+    /// Its role in the form.
     pub role: OutputRole,
     /// File name in the manifest's folder.
     pub file: String,
-    /// Apparent size in bytes; a disk is sparse and takes less.
+    /// Apparent size in bytes. A disk is sparse and takes less space.
     pub bytes: u64,
     /// SHA-256 in lower-case hexadecimal.
     pub sha256: String,
@@ -78,7 +79,7 @@ impl Manifest {
     /// Reads `manifest.json` from an output folder.
     ///
     /// # Errors
-    /// When the file is missing or is not one of ours.
+    /// The file is missing or is not one of ours.
     pub fn read(dir: &Path) -> Result<Self, ImageError> {
         let path = dir.join(MANIFEST_FILE);
         let bytes = fs::read(&path).map_err(|source| ImageError::InputUnreadable {
@@ -89,7 +90,7 @@ impl Manifest {
         serde_json::from_slice(&bytes).map_err(|source| ImageError::Manifest { path, source })
     }
 
-    /// The file that plays `role` in `form`, inside the folder `dir`.
+    /// The file with `role` in `form`, inside the folder `dir`.
     #[must_use]
     pub fn path(&self, dir: &Path, form: ImageForm, role: OutputRole) -> Option<PathBuf> {
         let mut outputs = self.outputs.iter();
@@ -97,7 +98,7 @@ impl Manifest {
         Some(dir.join(&found.file))
     }
 
-    /// The kernel command line of `form`, when it was built.
+    /// The kernel command line of `form`, if it was built.
     #[must_use]
     pub fn cmdline(&self, form: ImageForm) -> Option<&str> {
         self.boot

@@ -1,5 +1,5 @@
-//! Single-layer OCI image layouts as tar files (OCI image specification 1.1), laid out so that
-//! `linuxkit cache import` and container registries' tools both take them.
+//! Single-layer OCI image layouts as tar files (OCI image specification 1.1), in a form that both
+//! `linuxkit cache import` and the tools of container registries accept.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +18,11 @@ const ARCHITECTURE: &str = "amd64";
 /// One image to lay out.
 #[derive(Debug)]
 pub(crate) struct OciPackage<'a> {
-    /// Full reference with registry and tag. LinuxKit takes no shorter one.
+    /// Full reference with registry and tag. LinuxKit accepts no shorter one.
     pub(crate) reference: &'a str,
     /// Files of the layer: name, permissions, contents.
     pub(crate) files: &'a [(&'a str, u32, &'a [u8])],
-    /// What a container of it runs, if it can be run as one.
+    /// The program of a container, if the image can run as one.
     pub(crate) entrypoint: Option<&'a str>,
 }
 
@@ -46,6 +46,7 @@ pub(crate) fn layout(package: &OciPackage<'_>) -> Vec<u8> {
         "layers": [layer],
     });
     let mut manifest = blobs.add_json(MANIFEST, &manifest);
+    // An index names the platform of each manifest.
     manifest["platform"] = json!({"architecture": ARCHITECTURE, "os": "linux"});
     let mut image = blobs.add_json(INDEX, &index(&manifest));
     image["annotations"] = json!({
@@ -77,7 +78,7 @@ struct Blobs {
 }
 
 impl Blobs {
-    /// Keeps the bytes and returns their descriptor.
+    /// Stores the bytes and returns their descriptor.
     fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
         let hash = hex_sha256(&bytes);
         let descriptor = json!({
@@ -96,7 +97,7 @@ impl Blobs {
     fn pack(self, index: &Value) -> Vec<u8> {
         let mut tar = Tar::default();
         tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
-        // Sorted by hash: two builds must give the same bytes.
+        // Sorted by hash, because two builds must give the same bytes.
         for (hash, bytes) in &self.by_hash {
             tar.file(&format!("blobs/sha256/{hash}"), 0o644, bytes);
         }

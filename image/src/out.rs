@@ -21,8 +21,8 @@ pub(crate) struct OutDir<'a> {
 }
 
 impl<'a> OutDir<'a> {
-    /// Opens the folder, making it if need be. An older manifest goes first: from here on it would
-    /// describe files that are being replaced.
+    /// Opens the folder, and makes it if it is missing. An older manifest is removed first: from
+    /// here on it would describe files that are being replaced.
     pub(crate) fn open(dir: &'a Path) -> Result<Self, ImageError> {
         fs::create_dir_all(dir).map_err(at(dir))?;
         let manifest = dir.join(MANIFEST_FILE);
@@ -35,7 +35,7 @@ impl<'a> OutDir<'a> {
         }
     }
 
-    /// Writes bytes as `name`, unless an earlier form has already put the same file there.
+    /// Writes bytes as `name`, unless an earlier form has already written the same file.
     pub(crate) fn bytes(
         &mut self,
         form: ImageForm,
@@ -57,7 +57,7 @@ impl<'a> OutDir<'a> {
         })
     }
 
-    /// Lets `write` make the file under a temporary name, then names, hashes and records it.
+    /// Lets `write` make the file under a temporary name, then renames, hashes and records it.
     pub(crate) fn with(
         &mut self,
         form: ImageForm,
@@ -71,6 +71,7 @@ impl<'a> OutDir<'a> {
         let path = self.dir.join(name);
         fs::rename(&part.0, &path).map_err(at(&path))?;
         let sums = self.dir.join(format!("{name}.sha256"));
+        // The format of sha256sum(1), which can check the file with it.
         fs::write(&sums, format!("{sha256}  {name}\n")).map_err(at(&sums))?;
         self.outputs.push(ManifestOutput {
             form,
@@ -82,7 +83,7 @@ impl<'a> OutDir<'a> {
         Ok(())
     }
 
-    /// Writes the manifest, which says that everything it names is complete.
+    /// Writes the manifest, which shows that everything that it names is complete.
     pub(crate) fn finish(self, mut manifest: Manifest) -> Result<Manifest, ImageError> {
         manifest.outputs = self.outputs;
         let part = PartialFile(self.dir.join(format!(".{MANIFEST_FILE}.part")));
@@ -99,7 +100,7 @@ pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
     move |source| ImageError::Output { path, source }
 }
 
-/// A file in the making, gone with an error.
+/// A file under its temporary name, which is removed after an error.
 struct PartialFile(PathBuf);
 
 impl Drop for PartialFile {

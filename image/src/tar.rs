@@ -1,9 +1,9 @@
-//! The ustar archive (POSIX.1-2017, pax), as much of it as OCI layouts need.
+//! The part of the ustar archive (POSIX.1-2017, pax) that OCI layouts need.
 
 const BLOCK_BYTES: usize = 512;
 const NAME_BYTES_MAX: usize = 100;
 
-/// An archive in the making: plain files owned by root at time zero.
+/// An unfinished archive of plain files, owned by root at time zero.
 #[derive(Debug, Default)]
 pub(crate) struct Tar {
     out: Vec<u8>,
@@ -35,6 +35,7 @@ fn header(name: &str, mode: u32, bytes: usize) -> [u8; BLOCK_BYTES] {
     let mut out = [0; BLOCK_BYTES];
     let mut put = |at: usize, text: &str| out[at..at + text.len()].copy_from_slice(text.as_bytes());
     put(0, name);
+    // Mode, owner, group, size and time are in octal.
     put(100, &format!("{mode:07o}"));
     put(108, "0000000");
     put(116, "0000000");
@@ -42,6 +43,7 @@ fn header(name: &str, mode: u32, bytes: usize) -> [u8; BLOCK_BYTES] {
     put(136, "00000000000");
     // The sum counts its own field as blanks.
     put(148, "        ");
+    // The type of a plain file.
     put(156, "0");
     put(257, "ustar\x0000");
     let sum: u32 = out.iter().map(|&byte| u32::from(byte)).sum();

@@ -1,4 +1,4 @@
-//! The root tree: one executable, and the empty places where PID 1 mounts things.
+//! The root tree: one executable, and the empty folders on which PID 1 mounts.
 
 /// One entry of the tree. Parents come before their children, and names are sorted.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) enum TreeEntryKind<'a> {
 }
 
 impl TreeEntryKind<'_> {
-    /// The bytes kept for it: a file's contents or a link's target.
+    /// The bytes that are stored for it: a file's contents or a link's target.
     pub(crate) fn contents(&self) -> &[u8] {
         match self {
             Self::File(bytes) => bytes,
@@ -38,8 +38,8 @@ impl TreeEntryKind<'_> {
 /// The root tree around `binary`, which becomes `/init`.
 ///
 /// `/dev/console` and `/dev/null` are there because standard input and output, and a runtime that
-/// insists on three open descriptors, come before the first mount. A root drive leaves them out:
-/// the kernel mounts `/dev` on it by itself.
+/// requires three open descriptors, come before the first mount. A root drive omits them: the
+/// kernel mounts `/dev` on it itself.
 pub(crate) fn root(binary: &[u8]) -> Vec<TreeEntry<'_>> {
     let dir = |path, mode| TreeEntry {
         path,
@@ -57,7 +57,7 @@ pub(crate) fn root(binary: &[u8]) -> Vec<TreeEntry<'_>> {
         node("dev/console", 0o600, 5, 1),
         node("dev/null", 0o666, 1, 3),
         dir("etc", 0o755),
-        // Written by PID 1 where the root may be read-only.
+        // PID 1 writes the target, because the root may be read-only.
         TreeEntry {
             path: "etc/resolv.conf",
             mode: 0o777,

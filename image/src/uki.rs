@@ -1,6 +1,6 @@
 //! A unified kernel image: the boot stub with our sections appended to it.
 //!
-//! Offsets are those of the PE/COFF specification; section names those of the UAPI group's
+//! Offsets are those of the PE/COFF specification, and section names those of the UAPI group's
 //! specification of unified kernel images.
 
 use std::borrow::Cow;
@@ -12,9 +12,9 @@ const OPTIONAL_MAGIC_64: u16 = 0x20b;
 const SECTION_HEADER_BYTES: usize = 40;
 /// Initialised data, readable.
 const CHARACTERISTICS: u32 = 0x4000_0040;
-/// Where the optional header keeps the certificate table's place and size.
+/// The position of the certificate table's address and size in the optional header.
 const CERTIFICATES_AT: usize = 112 + 4 * 8;
-/// Largest power of two a sane stub aligns to, in bytes.
+/// Largest alignment of a sane stub, in bytes.
 const ALIGNMENT_MAX: u32 = 1 << 21;
 
 /// One section to append.
@@ -58,7 +58,7 @@ pub(crate) fn sections<'a>(
     ]
 }
 
-/// What a loader shows and sorts by.
+/// The text that a loader shows, and by which it sorts.
 pub(crate) fn os_release(version: &str, git: &str) -> String {
     format!(
         "ID=alknet\nNAME=\"alknet\"\nPRETTY_NAME=\"alknet {version}\"\nVERSION_ID={version}\n\
@@ -66,7 +66,7 @@ pub(crate) fn os_release(version: &str, git: &str) -> String {
     )
 }
 
-/// Appends `sections` to the stub. The error says what is wrong with the stub.
+/// Appends `sections` to the stub. The error says what is unusable in the stub.
 pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>, String> {
     let layout = StubLayout::parse(stub)?;
     let room = layout.room();
@@ -78,6 +78,7 @@ pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>
         ));
     }
     let mut out = stub.to_vec();
+    // The contents of a section begin at a multiple of the file alignment.
     out.resize(out.len().next_multiple_of(layout.file_align as usize), 0);
     let mut address = layout.end;
     let mut data_bytes = layout.data_bytes;
@@ -90,20 +91,22 @@ pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>
         address = address
             .checked_add(size(section.data.len())?)
             .ok_or_else(too_large)?;
-        // A figure that firmware does not use; it may wrap in a stub that states nonsense.
+        // Firmware does not use this figure. It may wrap in a stub that states nonsense.
         data_bytes = data_bytes.wrapping_add(raw_bytes);
     }
     let count = (layout.count + sections.len()) as u16;
+    // NumberOfSections and SizeOfInitializedData of the PE headers.
     put(&mut out, layout.pe + 6, &count.to_le_bytes());
     put(&mut out, layout.optional + 8, &data_bytes.to_le_bytes());
+    // SizeOfImage is a multiple of the section alignment.
     let image_bytes = round_up(address, layout.section_align)?;
     put(&mut out, layout.optional + 56, &image_bytes.to_le_bytes());
-    // The checksum is optional for EFI programs; zero stands for no checksum.
+    // The checksum is optional for EFI programs. Zero means no checksum.
     put(&mut out, layout.optional + 64, &[0; 4]);
     Ok(out)
 }
 
-/// Where things lie in the stub.
+/// The positions in the stub.
 struct StubLayout {
     pe: usize,
     optional: usize,
@@ -201,7 +204,7 @@ fn write_header(
     Ok(())
 }
 
-/// Overwrites bytes at a place that `StubLayout::parse` and `room` have shown to lie inside.
+/// Overwrites bytes at a position that `StubLayout::parse` and `room` have shown to lie inside.
 fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
     out[at..at + bytes.len()].copy_from_slice(bytes);
 }
@@ -247,7 +250,7 @@ mod tests {
 
     const HEADER_BYTES: usize = 0x400;
 
-    /// A PE file with one section, as far as the appender looks at it.
+    /// A PE file with one section, with the parts that the appender reads.
     fn stub() -> Vec<u8> {
         let mut out = vec![0; HEADER_BYTES + 0x200];
         put(&mut out, PE_POINTER_AT, &0x40_u32.to_le_bytes());

@@ -1,4 +1,4 @@
-//! One frame of Zstandard (RFC 8878), as the kernel's initramfs unpacker reads it.
+//! One frame of Zstandard (RFC 8878), which the kernel's initramfs unpacker reads.
 
 use zstd::bulk::Compressor;
 
@@ -7,8 +7,8 @@ const LEVEL: i32 = 12;
 /// What follows in an initramfs begins at a multiple of so many bytes.
 const ALIGNMENT: usize = 4;
 
-/// Compresses into one frame, and fills it up with zeros, which the kernel passes over, so that
-/// something may follow.
+/// Compresses into one frame, and pads it with zeros, which the kernel skips, so that something may
+/// follow.
 pub(crate) fn frame(data: &[u8]) -> Vec<u8> {
     let mut frame = Compressor::new(LEVEL)
         .and_then(|mut compressor| compressor.compress(data))

@@ -1,9 +1,9 @@
-//! The smallest machine: PID 1 with a node that serves nothing, for trying PID 1 by itself.
+//! The smallest machine: PID 1 with a node that serves nothing, to try PID 1 by itself.
 //!
-//! The node says that it is ready, answers for its health and prints the messages of PID 1 to standard
-//! error. The kernel's command line may hold `example=WORD,WORD`, each done two seconds after the
-//! one before: `wait`, `segv`, `mute`, `exit`, `poweroff`, `reboot`, or a fault of PID 1. Only the
-//! node's first life follows it.
+//! The node reports that it is ready, answers health questions and prints the messages of PID 1 to
+//! standard error. The kernel's command line may have `example=WORD,WORD`. The node does one word
+//! every two seconds: `wait`, `segv`, `mute`, `exit`, `poweroff`, `reboot`, or a fault of PID 1. A
+//! restarted node ignores the words.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use std::{
 
 use alknet_init::control::{InitMessage, NODE_FD, NodeMessage, NodeStatus, PowerAction};
 
-/// The node no longer answers for its health.
+/// Whether the node has stopped answering health questions.
 static MUTE: AtomicBool = AtomicBool::new(false);
 
 fn main() {
@@ -78,7 +78,8 @@ fn follow_script(say: impl Fn(&InitMessage)) {
         match word {
             "" | "wait" => {}
             "segv" => {
-                // SAFETY: the runtime's handler is taken away, then a signal to oneself.
+                // SAFETY: the call removes the runtime's handler, and this process then sends the
+                // signal to itself.
                 unsafe {
                     libc::signal(libc::SIGSEGV, libc::SIG_DFL);
                     libc::raise(libc::SIGSEGV);

@@ -1,4 +1,4 @@
-//! From the kernel's hand-over to the running loop.
+//! The boot, from the kernel's hand-over to the running loop.
 
 use std::{
     io,
@@ -40,23 +40,24 @@ use crate::{
     wipe,
 };
 
-/// How long a reason stays on the console before a machine that cannot go on reboots.
+/// How long the reason stays on the console before a machine that cannot continue reboots.
 const FATAL_PAUSE: Duration = Duration::from_secs(10);
-/// How long preparing the disk may take: growing a file system of many terabytes on a slow disk.
-/// The watchdog is fed meanwhile, and no longer.
+/// Maximum time to prepare the disk: growing a file system of many terabytes on a slow disk takes
+/// minutes. PID 1 feeds the watchdog for this long, and no longer.
 const DISK_MAX: Duration = Duration::from_secs(300);
-/// Answers of one console that wait for the loop.
+/// Maximum number of console inputs that wait for the loop.
 const ANSWERS_MAX: usize = 16;
-/// How often the watchdog is fed meanwhile.
+/// How often the watchdog is fed while the disk is prepared.
 const FEED_EVERY: Duration = Duration::from_secs(5);
-/// Threads that may wait for disks at once.
+/// Maximum number of threads that wait for disks.
 const DISK_THREADS_MAX: usize = 4;
-/// How long such a thread is kept without work.
+/// How long an idle disk thread is kept.
 const DISK_THREAD_IDLE: Duration = Duration::from_secs(1);
-/// Inode of the first PID namespace, `PROC_PID_INIT_INO`: what a container's PID 1 is not in.
+/// Inode of the first PID namespace, `PROC_PID_INIT_INO`. PID 1 of a container is in another
+/// namespace.
 const MACHINE_PID_NAMESPACE: u64 = 0xefff_fffc;
 
-/// What the boot found, for the loop.
+/// The results of the boot, for the loop.
 #[derive(Debug)]
 pub(crate) struct BootResult {
     pub(crate) facts: InitFacts,
@@ -64,20 +65,20 @@ pub(crate) struct BootResult {
     pub(crate) keeper: Arc<VaultHandle>,
 }
 
-/// What came of an attempt to get at the data.
+/// The result of an attempt to open the data.
 #[derive(Debug)]
 pub(crate) struct OpenedData {
     pub(crate) prepared: PreparedData,
     pub(crate) settings: NodeSettings,
     pub(crate) clock: ClockState,
-    /// What it was made with.
+    /// The credentials of the attempt.
     pub(crate) offer: UnlockCredentials,
 }
 
-/// Runs the machine. Whatever happens, PID 1 does not end: the last resort is a reason on the
-/// console and a reboot.
+/// Runs the machine. PID 1 never ends: as the last resort it shows a reason on the console and
+/// reboots.
 pub(crate) fn run() -> ! {
-    // The kernel panics when PID 1 ends, and then nothing is written that would say why.
+    // The kernel panics when PID 1 ends, and the reason would be lost.
     let outcome = panic::catch_unwind(AssertUnwindSafe(start));
     match outcome {
         Ok(Err(InitError::NotTheMachine)) => {
@@ -93,11 +94,11 @@ pub(crate) fn run() -> ! {
 fn fatal(reason: &str) -> ! {
     eprintln!("\nalknet: fatal: {reason}");
     eprintln!("alknet: rebooting in {} seconds", FATAL_PAUSE.as_secs());
-    // A user who reads the reason may switch the machine off before the pause ends.
+    // The data are synced before the pause: a user who reads the reason may switch the machine off.
     sync();
     thread::sleep(FATAL_PAUSE);
     sync();
-    // Returns only if the kernel refuses, which it does not to PID 1.
+    // The call returns only if the kernel refuses, which it does not for PID 1.
     let _ = reboot(RebootMode::RB_AUTOBOOT);
     loop {
         thread::park();
@@ -107,19 +108,19 @@ fn fatal(reason: &str) -> ! {
 fn start() -> Result<(), InitError> {
     let mut facts = InitFacts::default();
     stage::reach(&mut facts.stages, BootStageName::Init);
-    // Before the first mount: a container's mounts are not ours to change.
+    // The check comes before the first mount: PID 1 must not change a container's mounts.
     if in_container() {
         return Err(InitError::NotTheMachine);
     }
     let failed_mounts = mount::mount_all()?;
-    // Without a console there is no place to report an error.
+    // Without a console there is nowhere to report an error.
     let streams = mount::standard_streams();
     mount::apply_settings();
     stage::reach(&mut facts.stages, BootStageName::Mounts);
-    // Before whatever has something to say.
+    // The log exists before anything that may report.
     let log = InitLog::default();
     record_panics(&log);
-    // Only PID 1 sets it, once.
+    // Only PID 1 sets the subscriber, once, so this does not fail.
     let _ = tracing::subscriber::set_global_default(RingSubscriber::new(log.clone()));
     let watchdog = Watchdog::arm(Path::new("/dev"));
 
@@ -137,14 +138,15 @@ fn start() -> Result<(), InitError> {
     runtime.block_on(serve(facts, log, watchdog))
 }
 
-/// PID 1 of a container sees another PID namespace than the first. Before the kernel's init has
-/// mounted it there is no `/proc`; a container always has one.
+/// Whether this process is PID 1 of a container, which has another PID namespace than the first. On
+/// a machine there is no `/proc` before this program mounts it. A container always has one.
 fn in_container() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|found| found.ino() != MACHINE_PID_NAMESPACE)
 }
 
-/// A panic of any task is a line of the log; what it means is decided where it is caught.
+/// Makes a panic of any task a line of the log. The code that catches the panic decides what it
+/// means.
 fn record_panics(log: &InitLog) {
     let log = log.clone();
     panic::set_hook(Box::new(move |info| {
@@ -171,7 +173,7 @@ async fn serve(
     }
     let console = open_console(&log, &events);
     let mut machine = InitMachine::new(booted, log, events, watchdog, console);
-    // Starts the node now and not with the first event.
+    // The first turn starts the node now, and not with the first event.
     machine.turn(MachineEvent::Tick);
     loop {
         let event = tokio::select! {
@@ -182,7 +184,7 @@ async fn serve(
     }
 }
 
-/// The screen, with the log behind it. A machine without a console serves all the same.
+/// Opens the console, and shows the log on it. A machine without a console serves all the same.
 fn open_console(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Option<InitConsole> {
     let console = InitConsole::open(Path::new("/dev/console"), listener(events))
         .inspect_err(|error| log.warn(format_args!("no console: {error}")))
@@ -191,14 +193,14 @@ fn open_console(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Option<In
     Some(console)
 }
 
-/// Where the answers of a console go.
+/// The channel for the inputs of a console.
 pub(crate) fn listener(events: &mpsc::Sender<MachineEvent>) -> mpsc::Sender<ConsoleInput> {
     let (answers, typed) = mpsc::channel(ANSWERS_MAX);
     tokio::spawn(listen(typed, events.clone()));
     answers
 }
 
-/// Passes on what the user types to the loop.
+/// Passes on the user's inputs to the loop.
 async fn listen(mut typed: mpsc::Receiver<ConsoleInput>, events: mpsc::Sender<MachineEvent>) {
     while let Some(answer) = typed.recv().await {
         if events.send(MachineEvent::Answered(answer)).await.is_err() {
@@ -225,7 +227,7 @@ async fn show_log(console: InitConsole, log: InitLog) {
     }
 }
 
-/// Everything that waits for disks: the data, the clock's note on it, the configuration.
+/// Does everything that waits for disks: the data, the clock's note, the configuration.
 fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> BootResult {
     let opened = open(&keeper, UnlockCredentials::default(), log);
     stage::reach(&mut facts.stages, BootStageName::Data);
@@ -242,7 +244,7 @@ fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> Boo
     }
 }
 
-/// One attempt, with what the user typed.
+/// One attempt to open the data, with the user's credentials.
 pub(crate) fn open(keeper: &VaultHandle, offer: UnlockCredentials, log: &InitLog) -> OpenedData {
     let access = DataAccess {
         keeper,
@@ -271,7 +273,7 @@ pub(crate) fn open(keeper: &VaultHandle, offer: UnlockCredentials, log: &InitLog
     }
 }
 
-/// Waits for the disks, feeding the watchdog up to the bound.
+/// Waits for the disk thread, and feeds the watchdog up to the limit.
 async fn feed_while(
     mut work: JoinHandle<BootResult>,
     watchdog: Option<&Watchdog>,
@@ -296,10 +298,10 @@ async fn feed_while(
     }
 }
 
-/// Ended children, and the signals by which a machine is asked to go down. Ctrl-Alt-Delete
-/// arrives as SIGINT.
+/// Watches for ended children, and for the signals that stop a machine. Ctrl-Alt-Delete arrives as
+/// SIGINT.
 fn watch_signals(events: &mpsc::Sender<MachineEvent>) -> io::Result<()> {
-    // Refused only to a process without the right, which PID 1 has.
+    // The kernel refuses this only to a process without CAP_SYS_BOOT, which PID 1 has (reboot(2)).
     let _ = set_cad_enabled(false);
     forward(SignalKind::child(), events, || MachineEvent::Children)?;
     forward(SignalKind::interrupt(), events, || {

@@ -1,5 +1,5 @@
 //! The node's process: the one binary executed again, unprivileged, with a control channel at
-//! descriptor 3 and its standard error read into the log.
+//! descriptor 3. Its standard error goes to the log.
 
 use std::{
     fs, io,
@@ -40,16 +40,16 @@ use crate::{
     vault::VaultHandle,
 };
 
-/// Messages that wait for the node to read them. One that does not read is soon not answering
-/// for its health either.
+/// Maximum number of messages that wait for the node. A node that does not read them also stops
+/// answering health questions.
 const WAITING_MAX: usize = 64;
-/// Log records sent in one go before other messages get their turn.
+/// Maximum number of log records that are sent before other messages have their turn.
 const RECORDS_BATCH: usize = 64;
-/// The node is killed before PID 1 would be starved of memory, and after any helper of its own.
+/// Under memory pressure the kernel kills the node before PID 1, and after the node's workers.
 const OOM_SCORE_ADJ: &str = "-500";
-/// How long the last lines of a node that ended are waited for.
+/// How long PID 1 waits for the last lines of an ended node.
 const LAST_LINES_MAX: Duration = Duration::from_millis(200);
-/// Name under which the node runs.
+/// Process name of the node.
 const NODE_NAME: &str = "alknet";
 
 /// A running node. Dropping it closes the control channel.
@@ -62,7 +62,7 @@ pub(crate) struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Starts the node of life `life`; lives count from 1.
+    /// Starts the node of life `life`. Lives count from 1.
     pub(crate) fn spawn(
         life: u64,
         keeper: &VaultHandle,
@@ -76,7 +76,8 @@ impl NodeProcess {
             log.warn(error);
         }
         let pid = execute(&theirs, keeper.descriptor(), input).map_err(InitError::Spawn)?;
-        // From outside: a child that lowered it itself would need CAP_SYS_RESOURCE after it gave up root.
+        // PID 1 lowers the score: the child would need CAP_SYS_RESOURCE to do it after it gave up
+        // root.
         let score = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
         if let Err(error) = score {
             tracing::debug!(%error, "the node keeps its default memory score");
@@ -100,7 +101,7 @@ impl NodeProcess {
         self.pid
     }
 
-    /// The processors' time that it has had, ms; none of one that ended.
+    /// Processor time of the node, in milliseconds. 0 for an ended node.
     pub(crate) fn computed(&self) -> u64 {
         let clock = ClockId::pid_cpu_clock_id(self.pid);
         let time = clock.and_then(ClockId::now).unwrap_or(TimeSpec::new(0, 0));
@@ -114,30 +115,30 @@ impl NodeProcess {
         self.life
     }
 
-    /// Sends without waiting. Returns whether there was room.
+    /// Sends a message without waiting. Returns whether the queue had room.
     pub(crate) fn send(&self, message: NodeMessage) -> bool {
         self.messages.try_send(message).is_ok()
     }
 
-    /// The node has ended: waits until its last lines are in the log. A process of its that still
-    /// holds the other end does not keep us.
+    /// Waits until the last lines of the ended node are in the log. If another process still holds
+    /// the other end of the pipe, the wait ends after a time.
     pub(crate) async fn last_lines(self) {
-        // Whether it ended or was given up: what came is in the log.
+        // After the end or the timeout alike, the log has the lines that arrived.
         let _ = tokio::time::timeout(LAST_LINES_MAX, self.output).await;
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        // A process that has just ended is about to be collected.
+        // A process that has just ended fails this, and PID 1 is about to collect it.
         let _ = kill(self.pid, signal);
     }
 }
 
-/// Forks and executes. PID 1 collects every child itself, so nothing here waits for this one.
+/// Forks and executes. PID 1 collects every child, so this does not wait for it.
 fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) -> io::Result<Pid> {
     let control = control.as_raw_fd();
     let vault = vault.map(|area| area.as_raw_fd());
     let errors = output.try_clone()?;
-    // The program that runs, also where its file was replaced.
+    // This path is the running program, even if its file was replaced.
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(NODE_NAME)
@@ -151,10 +152,11 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(errors);
-    // Without control groups the node runs all the same, and reports that its workers have no limits.
+    // Without control groups the node runs all the same, and reports that its workers have no
+    // limits.
     let group = groups::node_cgroup().ok();
     let cgroup_procs = group.as_ref().map(AsRawFd::as_raw_fd);
-    // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
+    // SAFETY: between fork and exec the closure only makes system calls, and allocates no memory.
     let child =
         unsafe { command.pre_exec(move || confine(control, vault, cgroup_procs)) }.spawn()?;
     i32::try_from(child.id())
@@ -162,20 +164,22 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
         .map_err(io::Error::other)
 }
 
-/// In the child: its control group, no way to gain privileges, no life after PID 1, the control channel
-/// and the vault's memory.
+/// Runs in the child: joins its control group, gives up gaining privileges, ends with PID 1, and
+/// takes the control channel and the vault's memory.
 fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<()> {
     if let Some(group) = group {
-        // "0" is the writing process. A node that stays where it is has workers without groups, and says so.
-        // SAFETY: the descriptor is open, and the text lives as long as the program.
+        // "0" means the writing process. If the write fails, the node's workers have no groups, and
+        // the node reports it. SAFETY: the descriptor is open, and the text lives as long as the
+        // program.
         unsafe { libc::write(group, c"0".as_ptr().cast(), 1) };
     }
-    // SAFETY: the calls take numbers only; the descriptor is open, its copy the node's own.
+    // SAFETY: the calls take numbers only. The descriptor is open, and its copy belongs to the
+    // node.
     unsafe {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
         check(libc::setsid())?;
-        // Out of the way of the numbers that the copies get.
+        // The originals may have the numbers that `dup2` assigns below, so they are moved first.
         let control = duplicate(control)?;
         let vault = vault.map(duplicate).transpose()?;
         check(libc::dup2(control, NODE_FD))?;
@@ -186,7 +190,7 @@ fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<(
     }
 }
 
-/// A copy of a descriptor above the numbers that the node looks at, closed when it is executed.
+/// Copies a descriptor to a number above those that the node uses. The copy is closed at exec.
 fn duplicate(fd: i32) -> io::Result<i32> {
     duplicate_above(fd, VAULT_FD)
 }
@@ -206,7 +210,7 @@ pub(crate) fn check(outcome: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// One line of JSON each; a line that is too long or not understood ends the node.
+/// Reads messages, one line of JSON each. A line that is too long or does not parse ends the node.
 async fn read_control(reader: OwnedReadHalf, life: u64, events: mpsc::Sender<MachineEvent>) {
     let mut reader = BufReader::new(reader);
     let reason = loop {
@@ -224,7 +228,7 @@ async fn read_control(reader: OwnedReadHalf, life: u64, events: mpsc::Sender<Mac
             Err(error) => break error.to_string(),
         }
     };
-    // The loop ends with the machine only.
+    // The receiver ends only with the machine.
     let _ = events.send(MachineEvent::Lost { life, reason }).await;
 }
 
@@ -246,21 +250,23 @@ where
         .map_err(|error| io::Error::other(format!("it sent a line that is not a message: {error}")))
 }
 
-/// Messages first; then the log, from the oldest record held, without what this node wrote itself.
+/// Sends messages first, and then the log: from the oldest record that is kept, without those of
+/// this node.
 async fn write_control(
     mut writer: OwnedWriteHalf,
     life: u64,
     mut queue: mpsc::Receiver<NodeMessage>,
     log: InitLog,
 ) {
-    // The first message is the start; records may follow it.
+    // The first message is the start, and records may follow it.
     let Some(start) = queue.recv().await else {
         return;
     };
     let mut outcome = write_message(&mut writer, &start).await;
     let mut next = 0;
     let mut grown = log.follow();
-    // Records from before this node are there already; waiting for the next would hold them back.
+    // The log has records from before this node. Without this mark they would wait for the next
+    // one.
     grown.mark_changed();
     while outcome.is_ok() {
         outcome = tokio::select! {
@@ -271,7 +277,7 @@ async fn write_control(
             },
             _ = grown.changed() => write_records(&mut writer, life, &log, &mut next).await,
         };
-        // A batch leaves the rest for the next turn, so that a message in between is not late.
+        // The rest of a batch is sent in the next turn, so that a message in between is not late.
         if next < log.ring().next() {
             grown.mark_changed();
         }

@@ -1,7 +1,9 @@
-//! The wall clock: never before the build, never before the last time this machine knew.
+//! The wall clock: it never shows a time before the build, or before the last time that this
+//! machine knew.
 //!
-//! The kernel reads the real-time clock itself (`RTC_HCTOSYS`). Machines without one start in
-//! 1970; certificates and logs need better, so the last known time is kept on the data partition.
+//! The kernel reads the real-time clock itself (`RTC_HCTOSYS`). Machines without one start in 1970.
+//! Certificates and logs need a better time, so the data partition has a note of the last known
+//! time.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -10,16 +12,16 @@ use nix::{
     time::{ClockId, clock_gettime, clock_settime},
 };
 
-/// Seconds since 1970 at which this binary was built.
+/// Build time of this binary, in seconds since 1970.
 pub const BUILD_TIME_S: u64 = parse_decimal(env!("ALKNET_BUILD_TIME_S"));
-/// How often the time is noted: what a machine without a clock loses at most at a power cut.
+/// How often the time is noted. A machine without a clock loses at most this much at a power cut.
 pub(crate) const NOTE_EVERY: Duration = Duration::from_secs(600);
-/// A noted time further after the build than this is a damaged file, not a time: 30 years.
+/// A noted time that is this much later than the build, 30 years, comes from a damaged file.
 const NOTE_AGE_S_MAX: u64 = 30 * 365 * 86_400;
-/// Name of the note below the state directory.
+/// Name of the note, below the state directory.
 const NOTE_FILE: &str = "clock";
 
-/// Where the time came from; [`crate::control::MachineFacts::clock`].
+/// Source of the time, for [`crate::control::MachineFacts::clock`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClockSource {
     BuildTime,
@@ -37,13 +39,14 @@ impl ClockSource {
     }
 }
 
-/// Decides what the clock should say: `None` leaves it alone.
+/// Decides the time of the clock. `None` leaves the clock as it is.
 pub(crate) fn decide(
     now_s: u64,
     build_s: u64,
     stored_s: Option<u64>,
 ) -> (ClockSource, Option<u64>) {
-    // Before the build it says nothing new. Far after it, it would keep the clock wrong at every boot.
+    // A note from before the build is useless. One from long after it would keep the clock wrong at
+    // every boot.
     let stored = stored_s.filter(|at| *at > build_s && *at - build_s < NOTE_AGE_S_MAX);
     let floor = stored.unwrap_or(build_s);
     if now_s >= floor {
@@ -57,7 +60,7 @@ pub(crate) fn decide(
     (source, Some(floor))
 }
 
-/// Makes the clock sane, with the note in `state_dir` if there is one.
+/// Sets the clock to a plausible time, with the note in `state_dir` if there is one.
 pub(crate) fn settle(state_dir: Option<&Path>) -> io::Result<ClockSource> {
     let stored = state_dir.and_then(read_note);
     let (source, target) = decide(now_s(), BUILD_TIME_S, stored);
@@ -68,8 +71,8 @@ pub(crate) fn settle(state_dir: Option<&Path>) -> io::Result<ClockSource> {
     Ok(source)
 }
 
-/// Notes the time for a next boot without a clock. Replaced by rename: a power cut leaves the old
-/// note or the new one.
+/// Notes the time for a later boot without a clock. The note is replaced by rename: after a power
+/// cut either the old or the new note is there.
 pub(crate) fn note(state_dir: &Path) -> io::Result<()> {
     let fresh = state_dir.join("clock.new");
     fs::write(&fresh, format!("{}\n", now_s()))?;
@@ -96,18 +99,18 @@ fn now_s() -> u64 {
         .unwrap_or(0)
 }
 
-/// The time for a log record; nothing while the clock is before the build.
+/// The time for a log record. `None` while the clock shows a time before the build.
 pub(crate) fn rfc3339_now() -> Option<String> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).ok()?;
     let seconds = u64::try_from(now.tv_sec()).ok()?;
-    // A wrong time in a record misleads more than none.
+    // A wrong time in a record misleads more than a missing one.
     (seconds >= BUILD_TIME_S).then_some(())?;
     let millis = u16::try_from(now.tv_nsec() / 1_000_000).ok()?;
     Some(rfc3339(seconds, millis))
 }
 
-/// RFC 3339 in UTC with milliseconds. Days to date after Howard Hinnant's civil calendar: the
-/// year starts in March, so that the leap day is its last.
+/// RFC 3339 in UTC with milliseconds. The conversion of days follows Howard Hinnant's civil
+/// calendar: its year starts in March, so that the leap day is its last day.
 fn rfc3339(seconds: u64, millis: u16) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;

@@ -1,9 +1,8 @@
-//! What PID 1 and the node tell each other.
+//! The messages between PID 1 and the node.
 //!
-//! The node is a child of PID 1, made by re-executing the one binary. A stream socket pair
-//! connects them; the node finds its end at [`NODE_FD`]. Each message is one line of JSON. Lines
-//! are at most [`LINE_BYTES_MAX`] long; a longer or malformed line ends the node, which PID 1 then
-//! restarts.
+//! The node is a child of PID 1, which re-executes the one binary. A stream socket pair connects
+//! them, and the node has its end at [`NODE_FD`]. Each message is one line of JSON of at most
+//! [`LINE_BYTES_MAX`] bytes. A longer or malformed line ends the node, and PID 1 restarts it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,48 +14,50 @@ use serde::{Deserialize, Serialize};
 /// File descriptor of the node's end of the socket pair.
 pub const NODE_FD: i32 = 3;
 
-/// File descriptor of the vault's memory, where there is one.
+/// File descriptor of the vault's memory, if the machine has a vault.
 pub const VAULT_FD: i32 = 4;
 
-/// Longest line on the control channel.
+/// Maximum length of a line on the control channel, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// Control group in which the node may make others, for its workers. Not there where the kernel has
-/// no control groups.
+/// Control group in which the node may make groups for its workers. It does not exist if the kernel
+/// has no control groups.
 pub const WORKERS_CGROUP: &str = "/sys/fs/cgroup/alknet/workers";
 
 /// From PID 1 to the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum NodeMessage {
-    /// Answer to [`InitMessage::KeepConfig`] of the same number: kept, or why not.
+    /// Answer to the [`InitMessage::KeepConfig`] of the same number: an error says why it was not
+    /// stored.
     ConfigKept { n: u64, error: Option<String> },
-    /// Drain: finish what runs, refuse what is new, exit within `deadline_ms`.
+    /// Drain: the node finishes running calls, refuses new ones, and exits within `deadline_ms`.
     Drain {
         deadline_ms: u64,
         reason: String,
-        /// The vault was locked: the node gives its clients that reason.
+        /// Whether the vault was locked. The node gives its clients that reason.
         locked: bool,
     },
-    /// The machine changed: addresses, clock, disk, problems. Sent whole on every change.
+    /// The machine changed: addresses, clock, disk, problems. Every message has all facts.
     Facts { facts: Box<MachineFacts> },
-    /// Are you well? Answer with the same number.
+    /// A health question. The node answers with the same number.
     Health { n: u64 },
-    /// A log record of PID 1, or one kept from before the node's (re)start.
+    /// A log record of PID 1, or one from before the node's start.
     Log { record: LogRecord },
-    /// First message: everything the node needs to serve.
+    /// The first message, with everything that the node needs to serve.
     Start {
         config: Box<NodeConfig>,
         state_dir: String,
         facts: Box<MachineFacts>,
-        /// The vault's memory is at [`VAULT_FD`]; else the key is a file of the node's.
+        /// Whether the vault's memory is at [`VAULT_FD`]. Otherwise the node's key is in a file.
         vault: bool,
-        /// Credentials that are kept for it, sealed, by their names.
+        /// Credentials that PID 1 keeps for the node, sealed, by their names.
         #[serde(default)]
         records: BTreeMap<String, EncryptedData>,
     },
-    /// What happened to the vault, to be written to its log: records as the vault writes them. Said
-    /// while the vault is open, and again to the next node unless [`InitMessage::VaultEventsWritten`] comes.
+    /// Events of the vault for its log, in the vault's own form. PID 1 sends them while the vault
+    /// is open, and sends them to the next node again unless [`InitMessage::VaultEventsWritten`]
+    /// arrives.
     VaultEvents { records: Vec<String> },
 }
 
@@ -66,30 +67,32 @@ pub enum NodeMessage {
 pub enum InitMessage {
     /// Answer to [`NodeMessage::Health`].
     Health { n: u64, ok: bool, detail: String },
-    /// The node took this document: keep it for the next start. PID 1 alone writes the
-    /// configuration, and checks it again.
+    /// The node applied this document and asks PID 1 to store it for the next start. Only PID 1
+    /// writes the configuration, and it checks the document again.
     KeepConfig { n: u64, document: String },
-    /// An administrator wants the machine off or rebooted.
+    /// An administrator wants the machine switched off or rebooted.
     Power { action: PowerAction, by: String },
-    /// The one port is served.
+    /// The node serves its port.
     Ready { status: NodeStatus },
-    /// Served protocols, identity or enrolment changed.
+    /// The protocols, the identity or the enrolment URI changed.
     Status { status: NodeStatus },
-    /// So many more of the records of [`NodeMessage::VaultEvents`], in their order, are in the log.
+    /// The log has this many more records of [`NodeMessage::VaultEvents`], in their order.
     VaultEventsWritten { count: u64 },
-    /// The node locked the vault, for an administrator; hard: it ends, to forget what it derived.
+    /// The node locked the vault for an administrator. A hard lock ends the node, so that it
+    /// forgets derived keys.
     VaultLocked { hard: bool, by: String },
-    /// Fault injection, accepted only when the hypervisor switched it on: PID 1 misbehaves.
+    /// Fault injection, which PID 1 accepts only if the hypervisor switched it on: PID 1
+    /// misbehaves.
     Fault { kind: String },
 }
 
-/// What an administrator asked for.
+/// The power state that an administrator asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PowerAction {
     /// Switches the machine off.
     Poweroff,
-    /// Off and on again.
+    /// Restarts the machine.
     Reboot,
 }
 
@@ -98,15 +101,15 @@ pub enum PowerAction {
 pub struct NodeStatus {
     /// `ed25519:<64 hex>`.
     pub identity: String,
-    /// What the enrolment QR code holds.
+    /// Content of the enrolment QR code.
     pub enrolment_uri: String,
     /// The port served.
     pub port: u16,
-    /// Protocols served, by ALPN.
+    /// Protocols of the port, by ALPN.
     pub alpns: Vec<String>,
-    /// Administrators configured.
+    /// Number of configured administrators.
     pub admins: u32,
-    /// What is wrong that the node alone knows of: certificates, a refused document, its store.
+    /// Problems that only the node knows: certificates, a refused document, its store.
     #[serde(default)]
     pub problems: Vec<MachineDiagnostic>,
 }
@@ -116,18 +119,18 @@ pub struct NodeStatus {
 pub struct LogRecord {
     /// Milliseconds since the kernel started.
     pub boot_ms: u64,
-    /// RFC 3339, UTC; absent while the clock is not sane.
+    /// RFC 3339, UTC. `None` while the clock is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
     /// `error`, `warn`, `info`, `debug`.
     pub level: String,
-    /// Which part speaks: `init`, `net`, `node`, a protocol.
+    /// The part that wrote it: `init`, `net`, `node`, a protocol.
     pub target: String,
     /// What happened.
     pub message: String,
 }
 
-/// What PID 1 knows about the machine. On an ordinary host the node fills in what it can.
+/// What PID 1 knows about the machine. On an ordinary host, the node fills in what it can.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MachineFacts {
@@ -135,9 +138,9 @@ pub struct MachineFacts {
     pub hostname: String,
     /// Milliseconds after kernel start at which each stage of the boot was reached, in order.
     pub boot_stages: Vec<BootStage>,
-    /// Where state lives and how well.
+    /// Where the state is stored, and its condition.
     pub data: DataState,
-    /// The vault, as far as every caller may know.
+    /// The vault, without anything secret.
     pub vault: VaultFacts,
     /// Network cards.
     pub links: Vec<LinkFacts>,
@@ -145,17 +148,17 @@ pub struct MachineFacts {
     pub dns: Vec<IpAddr>,
     /// Clock: `unset`, `build-time`, `rtc`, `sntp`.
     pub clock: String,
-    /// Where the configuration came from, or `default`.
+    /// Source of the configuration, or `default`.
     pub config_source: String,
-    /// Everything that is wrong, most important first.
+    /// All problems, the most important first.
     pub problems: Vec<MachineDiagnostic>,
-    /// How often the node was restarted since boot.
+    /// Number of restarts of the node since boot.
     pub node_restarts: u32,
-    /// How the previous node ended: signal or status, and its last lines.
+    /// How the previous node ended: a signal or a status, and its last lines.
     pub last_words: Option<String>,
-    /// Kind of watchdog that guards PID 1, if any.
+    /// Kind of the watchdog that guards PID 1, if there is one.
     pub watchdog: Option<String>,
-    /// The hypervisor switched fault injection on.
+    /// Whether the hypervisor switched fault injection on.
     pub fault_injection: bool,
 }
 
@@ -174,17 +177,17 @@ pub struct BootStage {
 pub struct DataState {
     /// `mounted`, `read-only`, `volatile`, `host`, `locked`.
     pub mode: String,
-    /// Block device, or directory on an ordinary host.
+    /// Block device, or folder on an ordinary host.
     pub device: Option<String>,
-    /// How it is encrypted, `aes-xts-plain64`; absent where it is not.
+    /// Cipher of the data, such as `aes-xts-plain64`. `None` if they are not encrypted.
     pub cipher: Option<String>,
     /// Size of the file system.
     pub total_bytes: u64,
-    /// Free for us.
+    /// Free space for the node.
     pub free_bytes: u64,
-    /// The file system was clean when it was mounted.
+    /// Whether the file system was clean when it was mounted.
     pub clean: Option<bool>,
-    /// Why it is not simply `mounted`.
+    /// Why the mode is not `mounted`.
     pub detail: Option<String>,
 }
 
@@ -196,35 +199,36 @@ pub struct VaultFacts {
     pub state: String,
     /// Types of its slots, in their order.
     pub slots: Vec<String>,
-    /// What those of type `tpm2` are bound to.
+    /// The bindings of the slots of type `tpm2`.
     pub tpm2: Vec<Tpm2Facts>,
-    /// Nothing that lies beside it opens it; false with a slot of type `none`.
+    /// Whether no key lies beside the vault. `false` with a slot of type `none`.
     pub sealed: bool,
     /// Type of the slot that opened it.
     pub opened_by: Option<String>,
-    /// Which node of its words this is.
+    /// Number of this node among the nodes with the same words.
     pub device: u32,
-    /// The user proved that the words are written down, or they came from outside.
+    /// Whether the user proved that the words are written down, or the words came from outside.
     pub words_kept: bool,
-    /// The words, encrypted to the recipients in the configuration: a file of age.
+    /// The words, encrypted to the recipients in the configuration: an age file.
     pub words_age: Option<String>,
-    /// `memfd_secret`, memory that the kernel itself does not map, or `memfd`.
+    /// `memfd_secret`, which is memory that the kernel itself does not map, or `memfd`.
     pub memory: String,
 }
 
-/// What a slot of type `tpm2` is bound to.
+/// The binding of a slot of type `tpm2`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tpm2Facts {
-    /// Its number.
+    /// Number of the slot.
     pub slot: u32,
-    /// The PCRs whose values open it.
+    /// The PCRs whose values open the slot.
     pub pcrs: Vec<u8>,
-    /// The user types a PIN besides.
+    /// Whether the user types a PIN as well.
     pub pin: bool,
-    /// `measured and enforced`: Secure Boot decides what starts. `measured, not enforced`: anything may
-    /// start, and only the same opens it. `measured without what comes from beside the image, not enforced`:
-    /// the TPM opens it under any command line from there.
+    /// `measured and enforced`: Secure Boot decides which programs start. `measured, not enforced`:
+    /// any program may start, and only the same programs open the slot. `measured without what
+    /// comes from beside the image, not enforced`: the TPM opens the slot under any command line
+    /// from beside the image.
     pub protection: String,
 }
 
@@ -236,20 +240,20 @@ pub struct LinkFacts {
     pub name: String,
     /// `52:54:00:12:34:56`.
     pub mac: String,
-    /// Whether a carrier is there.
+    /// Whether the card has a carrier.
     pub up: bool,
     /// Addresses with prefix length.
     pub addresses: Vec<String>,
     /// Default routers.
     pub gateways: Vec<IpAddr>,
-    /// `dhcp4`, `slaac`, `dhcp6`, `static`: where the addresses came from.
+    /// Sources of the addresses: `dhcp4`, `slaac`, `dhcp6`, `static`.
     pub sources: Vec<String>,
 }
 
-/// Something that is wrong, and what to do about it.
+/// A problem, and what to do about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineDiagnostic {
-    /// Stable name, `data-missing`, `config-refused`.
+    /// Stable name, such as `data-missing` or `config-refused`.
     pub code: String,
     /// What is wrong.
     pub text: String,

@@ -1,13 +1,13 @@
-//! What can go wrong in PID 1.
+//! The errors of PID 1.
 
 use std::{io, path::PathBuf};
 
-/// Why PID 1 could not do something. Nothing of this ends PID 1: each becomes a problem that the
+/// Why an operation of PID 1 failed. These errors do not end PID 1: each becomes a problem that the
 /// console and `node/info` show, except where the text says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitError {
-    /// Not started by the kernel as the machine's init.
+    /// The kernel of a machine did not start this process.
     #[error(
         "this process is PID 1 of a container, not of a machine; run `alknet serve` there instead"
     )]
@@ -15,14 +15,14 @@ pub enum InitError {
     /// A system call on a path failed.
     #[error("cannot {what} {path}: {source}")]
     Path {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         what: &'static str,
-        /// On which path.
+        /// Its path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// There is no memory for the vault.
+    /// The vault's memory could not be allocated.
     #[error("no memory for the vault: {0}")]
     Vault(alknet_vault::AreaError),
     /// The node could not be started.
@@ -31,7 +31,7 @@ pub enum InitError {
 }
 
 impl InitError {
-    /// Turns an I/O error on `path` into ours; for `map_err`.
+    /// Wraps an I/O error on `path`, for `map_err`.
     pub(crate) fn at(
         what: &'static str,
         path: impl Into<PathBuf>,

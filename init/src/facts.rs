@@ -1,17 +1,17 @@
-//! What PID 1 knows about the machine, kept by part and told as one.
+//! PID 1's facts about the machine, stored by part and reported together.
 
 use crate::{
     clock::ClockSource,
     control::{BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, VaultFacts},
 };
 
-/// Problems of one part each, so that a part replaces its own.
+/// Problems by part, so that each part replaces its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DiagnosticsByPart {
-    /// A part of PID 1 failed; first, since it is our mistake.
+    /// A part of PID 1 failed. These come first, because they are faults of this program.
     pub(crate) internal: Vec<MachineDiagnostic>,
     pub(crate) node: Vec<MachineDiagnostic>,
-    /// What the running node says is wrong.
+    /// Problems that the running node reports.
     pub(crate) reported: Vec<MachineDiagnostic>,
     pub(crate) config: Vec<MachineDiagnostic>,
     pub(crate) data: Vec<MachineDiagnostic>,
@@ -19,11 +19,11 @@ pub(crate) struct DiagnosticsByPart {
     pub(crate) network: Vec<MachineDiagnostic>,
 }
 
-/// Most internal problems kept: a part that fails again and again says nothing new.
+/// Maximum number of internal problems: a part that fails repeatedly reports nothing new.
 const INTERNAL_MAX: usize = 8;
 
 impl DiagnosticsByPart {
-    /// Notes that a part of PID 1 failed and was passed over.
+    /// Records that a part of PID 1 failed and was skipped.
     pub(crate) fn internal(&mut self, text: String) {
         let known = self.internal.iter().any(|problem| problem.text == text);
         if !known && self.internal.len() < INTERNAL_MAX {
@@ -52,7 +52,7 @@ impl DiagnosticsByPart {
     }
 }
 
-/// Everything, by part.
+/// All facts, by part.
 #[derive(Debug, Default)]
 pub(crate) struct InitFacts {
     pub(crate) hostname: String,
@@ -70,7 +70,7 @@ pub(crate) struct InitFacts {
     pub(crate) fault_injection: bool,
 }
 
-/// Where the time is from.
+/// Source of the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ClockState {
     Local(ClockSource),
@@ -90,7 +90,7 @@ impl ClockState {
 }
 
 impl InitFacts {
-    /// As the node and the console get it.
+    /// The facts in the form for the node and the console.
     pub(crate) fn snapshot(&self) -> MachineFacts {
         MachineFacts {
             hostname: self.hostname.clone(),

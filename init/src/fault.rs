@@ -1,18 +1,18 @@
-//! Faults that tests switch on from outside the machine: fw_cfg file `opt/org.alknet/test-faults`
-//! with content `1`. A machine booted without it has none of this.
+//! Faults that tests switch on from outside the machine: the fw_cfg file
+//! `opt/org.alknet/test-faults` with content `1`. Without it, a machine cannot do any of this.
 
-/// Families made by [`InjectedFault::Orphans`], one after the other.
+/// Number of families that [`InjectedFault::Orphans`] makes, one after the other.
 const FAMILIES: u32 = 100;
-/// Orphans each of them leaves: their ends pile up until PID 1 collects them.
+/// Number of orphans of each family. They become zombies until PID 1 collects them.
 const ORPHANS_OF_A_FAMILY: u32 = 100;
 
-/// Stack of one orphan, bytes; all it does is end.
+/// Stack of one orphan in bytes. The orphan only exits.
 const STACK_BYTES: usize = 16 * 1024;
 
-/// How PID 1 misbehaves.
+/// The faults of PID 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InjectedFault {
-    /// The loop stops: the watchdog's case.
+    /// The loop stops, so that the watchdog has to act.
     Hang,
     /// The next round of housekeeping panics.
     HousekeepPanic,
@@ -20,9 +20,9 @@ pub(crate) enum InjectedFault {
     NetPanic,
     /// The next attempt to open the vault panics.
     OpenPanic,
-    /// Thousands of orphans at once.
+    /// Makes thousands of orphans at once.
     Orphans,
-    /// A panic while an event is handled.
+    /// Handling an event panics.
     Panic,
 }
 
@@ -42,8 +42,8 @@ impl InjectedFault {
 
 /// Forks a child whose children leave 10,000 short-lived orphans to PID 1.
 pub(crate) fn make_orphans() {
-    // SAFETY: the children call only fork, clone, waitpid and _exit, which are safe whatever
-    // other threads were doing at the fork.
+    // SAFETY: the children only call fork, clone, waitpid and _exit, which are safe whatever other
+    // threads did at the fork.
     unsafe {
         if libc::fork() == 0 {
             for _ in 0..FAMILIES {
@@ -59,13 +59,14 @@ pub(crate) fn make_orphans() {
 }
 
 /// # Safety
-/// To be called in a process just forked, which it ends.
+/// Call this in a newly forked process, which it ends.
 unsafe fn leave_orphans() -> ! {
     extern "C" fn end(_: *mut libc::c_void) -> libc::c_int {
         0
     }
     let mut stack = [0_u128; STACK_BYTES / size_of::<u128>()];
-    // Memory is shared, not copied, and this process waits for each end: thousands are cheap.
+    // Memory is shared and not copied, and this process waits for each end, so that thousands are
+    // cheap.
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     for _ in 0..ORPHANS_OF_A_FAMILY {
         // SAFETY: the child runs on its own stack, which grows down from the end of the array and

@@ -28,29 +28,33 @@ const ROOT: &str = "/sys/fs/cgroup";
 const OURS: &str = "/sys/fs/cgroup/alknet";
 const NODE: &str = "/sys/fs/cgroup/alknet/node";
 const HELPER: &str = "/sys/fs/cgroup/alknet/helper";
-/// What a child on a helper task may have: one connection, and the program itself.
+/// Limits of a helper child, which needs memory for one connection and for the program itself.
 const HELPER_MEMORY_MAX: &str = "134217728";
 const HELPER_PIDS_MAX: &str = "32";
-/// What is handed on at each level.
+/// Controllers that each level delegates.
 const CONTROLLERS: &str = "+memory +cpu +pids";
-/// Share of the processors that all workers get together where the node, which has 100, wants them too.
+/// CPU weight of all workers together. The node has 100, so they get half as much if both want
+/// processors.
 const WORKERS_CPU_WEIGHT: &str = "50";
-/// Part of the memory that all workers get together: the rest is the node's, PID 1's and the kernel's.
+/// Percentage of the memory that all workers get together. The rest is for the node, PID 1 and the
+/// kernel.
 const WORKERS_MEMORY_PERCENT: u64 = 75;
-/// Processes and threads of all workers together.
+/// Maximum number of processes and threads of all workers together.
 const WORKERS_PIDS_MAX: &str = "2048";
-/// Files of a delegated group that the process it is delegated to has to write.
+/// Files of a delegated group that its owner has to write.
 const DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
-/// How often, and after what pause, a group is removed whose processes are not quite gone.
+/// How many times, and with what pause, the removal of a group is tried whose processes have not
+/// all ended.
 const REMOVALS_MAX: usize = 20;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
-/// Makes the groups. Where the kernel has none, workers have fewer walls, which the node says.
+/// Makes the groups. If the kernel has none, workers have less confinement, and the node reports
+/// that.
 pub(crate) fn prepare() -> Result<(), InitError> {
-    hand_on(Path::new(ROOT))?;
+    delegate_controllers(Path::new(ROOT))?;
     let ours = Path::new(OURS);
     make(ours)?;
-    hand_on(ours)?;
+    delegate_controllers(ours)?;
     make(Path::new(NODE))?;
     let task = Path::new(HELPER);
     make(task)?;
@@ -58,31 +62,32 @@ pub(crate) fn prepare() -> Result<(), InitError> {
     set(task, "pids.max", HELPER_PIDS_MAX)?;
     let workers = Path::new(WORKERS_CGROUP);
     make(workers)?;
-    hand_on(workers)?;
+    delegate_controllers(workers)?;
     let memory = memory_bytes().saturating_mul(WORKERS_MEMORY_PERCENT) / 100;
     set(workers, "memory.max", &memory.to_string())?;
     set(workers, "cpu.weight", WORKERS_CPU_WEIGHT)?;
     set(workers, "pids.max", WORKERS_PIDS_MAX)?;
-    give(&ours.join("cgroup.procs"))?;
-    give(workers)?;
+    give_to_node(&ours.join("cgroup.procs"))?;
+    give_to_node(workers)?;
     for file in DELEGATED {
-        give(&workers.join(file))?;
+        give_to_node(&workers.join(file))?;
     }
     Ok(())
 }
 
-/// The file that moves the process that writes to it into the node's group. Opened here, because the node may not
-/// open it: the kernel checks the rights of the process that opened the file, not of the one that writes.
+/// The file that moves the writing process into the node's group. PID 1 opens it, because the node
+/// may not: the kernel checks the rights of the process that opened the file, and not of the one
+/// that writes.
 pub(crate) fn node_cgroup() -> io::Result<File> {
     cgroup_procs(NODE)
 }
 
-/// The same for a child on a helper task.
+/// The same for a helper child.
 pub(crate) fn helper_cgroup() -> io::Result<File> {
     cgroup_procs(HELPER)
 }
 
-/// Ends whatever a child on a helper task left.
+/// Kills every process that a helper child left.
 pub(crate) fn clear_helper_task() -> Result<(), InitError> {
     set(Path::new(HELPER), "cgroup.kill", "1")
 }
@@ -93,20 +98,20 @@ fn cgroup_procs(group: &str) -> io::Result<File> {
         .open(Path::new(group).join("cgroup.procs"))
 }
 
-/// Ends what an earlier node left behind, and removes its groups.
+/// Kills the workers that an earlier node left, and removes their groups.
 pub(crate) fn clear_workers() -> Result<(), InitError> {
     let workers = Path::new(WORKERS_CGROUP);
     let left = match fs::read_dir(workers) {
         Ok(left) => left,
-        // There are no groups on this machine.
+        // This machine has no control groups.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(InitError::at("look into", workers)(error)),
     };
     for entry in left {
         let path = entry.map_err(InitError::at("look into", workers))?.path();
         if path.is_dir() {
-            // cgroup.kill also reaches processes that fork meanwhile (admin-guide/cgroup-v2); a list of PIDs would
-            // not.
+            // cgroup.kill also reaches processes that fork meanwhile (admin-guide/cgroup-v2). A
+            // list of process ids would not.
             set(&path, "cgroup.kill", "1")?;
             remove(&path)?;
         }
@@ -117,7 +122,7 @@ pub(crate) fn clear_workers() -> Result<(), InitError> {
 fn remove(group: &Path) -> Result<(), InitError> {
     for _ in 0..REMOVALS_MAX {
         match fs::remove_dir(group) {
-            // The kill returns before the processes are gone; until then the folder is busy.
+            // The kill returns before the processes have ended, and until then the folder is busy.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 std::thread::sleep(REMOVAL_PAUSE);
             }
@@ -137,7 +142,7 @@ fn make(group: &Path) -> Result<(), InitError> {
     }
 }
 
-fn hand_on(group: &Path) -> Result<(), InitError> {
+fn delegate_controllers(group: &Path) -> Result<(), InitError> {
     set(group, "cgroup.subtree_control", CONTROLLERS)
 }
 
@@ -146,11 +151,11 @@ fn set(group: &Path, file: &str, value: &str) -> Result<(), InitError> {
     fs::write(&path, value).map_err(InitError::at("write", path))
 }
 
-fn give(path: &Path) -> Result<(), InitError> {
+fn give_to_node(path: &Path) -> Result<(), InitError> {
     chown(path, Some(NODE_UID), Some(NODE_UID)).map_err(InitError::at("give away", path))
 }
 
 fn memory_bytes() -> u64 {
-    // Without the figure there is no limit: one that is too small would end every worker.
+    // Without the figure there is no limit: a limit that is too small would kill every worker.
     sysinfo().map_or(u64::MAX, |info| info.ram_total())
 }

@@ -1,5 +1,5 @@
-//! A child that runs one helper task: the one binary executed again, unprivileged, in a control group of its
-//! own, with a socket and nothing else of PID 1's. PID 1 does not trust what it answers.
+//! A child that runs one helper task: the one binary executed again, unprivileged, in its own
+//! control group. It has a socket and nothing else of PID 1. PID 1 does not trust its answer.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -16,20 +16,23 @@ use crate::helper_task::{
     HELPER_FD, HELPER_TIME, HELPER_VERB, HelperOutcome, HelperTask, LINE_BYTES_MAX,
 };
 
-/// User and group of such a child. Not the node's: a node that runs must not look into it.
+/// User and group of such a child. It differs from the node's: a running node must not be able to
+/// read the child's memory.
 const HELPER_UID: u32 = 1001;
-/// Name under which it runs.
+/// Process name of the child.
 const HELPER_NAME: &str = "alknet-helper";
 
-/// Runs it to its end. Blocks for up to [`HELPER_TIME`]; not for PID 1's loop. One at a time.
+/// Runs a task to its end. Blocks for up to [`HELPER_TIME`], so PID 1's loop must not call it. Run
+/// one at a time.
 pub(crate) fn run(task: &HelperTask) -> io::Result<HelperOutcome> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut child = execute(&theirs)?;
-    // With a copy of the child's end here, its end would never show as the end of the stream.
+    // PID 1 drops its copy of the child's end: otherwise the stream would not end when the child
+    // does.
     drop(theirs);
-    let outcome = converse(&ours, task, HELPER_TIME);
-    // Whatever it said, nothing of it stays. PID 1 collects every child itself, so that only the number
-    // of one that has not ended is surely its own.
+    let outcome = exchange(&ours, task, HELPER_TIME);
+    // All processes of the group are killed, whatever the answer was. PID 1 collects every child,
+    // so the process id is certain to be the child's only while it has not ended.
     let late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
     if groups::clear_helper_task().is_err() && outcome.as_ref().is_err_and(late) {
         let _ = child.kill();
@@ -52,12 +55,12 @@ fn execute(channel: &UnixStream) -> io::Result<Child> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
+    // SAFETY: between fork and exec the closure only makes system calls, and allocates no memory.
     unsafe { command.pre_exec(move || confine(channel, cgroup_procs)) }.spawn()
 }
 
-/// In the child: its control group, no way to gain privileges, no life after the thread that waits for
-/// it, no core dump, and the socket.
+/// Runs in the child: joins its control group, gives up gaining privileges, ends with the waiting
+/// thread, disables core dumps, and takes the socket.
 fn confine(channel: i32, group: Option<i32>) -> io::Result<()> {
     if let Some(group) = group {
         // SAFETY: the descriptor is open, and the text lives as long as the program.
@@ -67,8 +70,8 @@ fn confine(channel: i32, group: Option<i32>) -> io::Result<()> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: the calls take numbers, and a structure that outlives them; the descriptor is open, its
-    // copy the child's own.
+    // SAFETY: the calls take numbers, and a structure that outlives them. The descriptor is open,
+    // and its copy belongs to the child.
     unsafe {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
@@ -79,24 +82,25 @@ fn confine(channel: i32, group: Option<i32>) -> io::Result<()> {
     }
 }
 
-/// One line there, one line back, before the time is over.
-fn converse(
+/// Sends one line and receives one line, before the time is over.
+fn exchange(
     mut channel: &UnixStream,
     task: &HelperTask,
     time: Duration,
 ) -> io::Result<HelperOutcome> {
     let until = Instant::now() + time;
-    // Sized before, so that what is secret lies in one place and is wiped there.
+    // The buffer has its full size at once, so that a secret is at one address and is wiped there.
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
     serde_json::to_writer(&mut *line, task)?;
     line.push(b'\n');
-    // A child that does not read must not hold the thread.
+    // A child that does not read must not block the thread.
     channel.set_write_timeout(Some(time))?;
     channel.write_all(&line)?;
     let mut answer = Zeroizing::new(vec![0; LINE_BYTES_MAX]);
     let mut filled = 0;
     loop {
-        // Recomputed for each read: a child that sends byte by byte gets no more time.
+        // The timeout is recomputed for each read: a child that sends byte by byte gets no more
+        // time.
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(late());
@@ -147,7 +151,7 @@ mod tests {
         }
     }
 
-    /// What comes of a child that reads a line and writes `answer`.
+    /// The outcome of a child that reads a line and writes `answer`.
     fn answered(answer: &[u8]) -> io::Result<HelperOutcome> {
         let (ours, mut theirs) = UnixStream::pair()?;
         let answer = answer.to_vec();
@@ -155,10 +159,10 @@ mod tests {
             let mut line = [0; 512];
             let read = theirs.read(&mut line).expect("a helper task");
             assert!(line[..read].ends_with(b"}\n"));
-            // It may be left before it has said everything.
+            // The other end may close before everything is written.
             let _ = theirs.write_all(&answer);
         });
-        let outcome = converse(&ours, &task(), deadline(Duration::from_secs(20)));
+        let outcome = exchange(&ours, &task(), deadline(Duration::from_secs(20)));
         drop(ours);
         child.join().expect("it does not panic");
         outcome
@@ -197,7 +201,7 @@ mod tests {
     #[test]
     fn a_child_that_says_nothing_is_given_up() {
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let error = converse(&ours, &task(), Duration::from_millis(20)).expect_err("silence");
+        let error = exchange(&ours, &task(), Duration::from_millis(20)).expect_err("silence");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -1,10 +1,10 @@
-//! What PID 1 sends a child of the same binary to do where it may not go itself: PID 1 knows no
-//! protocol, and the node is not there yet while its vault is locked.
+//! The task that PID 1 gives to a child of the same binary, because PID 1 itself speaks no
+//! protocol, and the node does not run while its vault is locked.
 //!
-//! The child is started as [`HELPER_VERB`], finds a stream socket at [`HELPER_FD`], reads one line of
-//! JSON, an [`HelperTask`], and writes one, an [`HelperOutcome`]. Lines are at most [`LINE_BYTES_MAX`] long. It has
-//! [`HELPER_TIME`], and is killed with whatever it started when that is over. What is secret travels in
-//! these lines only: never as an argument, nor in the environment.
+//! PID 1 starts the child as [`HELPER_VERB`]. The child has a stream socket at [`HELPER_FD`], reads
+//! one line of JSON, a [`HelperTask`], and writes one, a [`HelperOutcome`]. Lines are at most
+//! [`LINE_BYTES_MAX`] long. The child has [`HELPER_TIME`], and is then killed with every process
+//! that it started. Secrets are only in these lines, and never in arguments or the environment.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,54 +15,54 @@ use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// The verb that only PID 1 starts such a child with.
+/// The verb with which only PID 1 starts such a child.
 pub const HELPER_VERB: &str = "helper";
 /// File descriptor of the child's end of the socket pair.
 pub const HELPER_FD: i32 = 3;
-/// Longest line in either direction.
+/// Maximum length of a line in either direction, in bytes.
 pub const LINE_BYTES_MAX: usize = 16 << 10;
-/// How long a child may take: every address of the other node is tried, each for 10 s.
+/// Maximum time for a child: it tries every address of the other node for 10 s each.
 pub const HELPER_TIME: Duration = Duration::from_secs(60);
-/// Longest text of a refusal that is shown.
+/// Maximum length of a refusal's text that is shown, in characters.
 const TEXT_CHARS_MAX: usize = 300;
 
-/// What to do.
+/// The task.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case", deny_unknown_fields)]
 pub enum HelperTask {
-    /// Leave a share with another node, as a peer of it, if need be a new one.
+    /// Deposit a share with another node. If needed, the child first enrols as a peer.
     Deposit {
         /// A join string of the node.
         code: Option<String>,
-        /// The node, `ed25519:<64 hex>@HOST:PORT`, in the place of a join string.
+        /// The node, `ed25519:<64 hex>@HOST:PORT`, instead of a join string.
         node: Option<String>,
-        /// What to be called there.
+        /// Name of this machine at the other node.
         name: Option<String>,
-        /// Seed of the Ed25519 key to be known by there.
+        /// Seed of the Ed25519 key by which the other node knows this machine.
         client: HexSecret,
         /// The share.
         share: HexSecret,
         /// The id of the vault.
         vault: String,
-        /// From where it may be asked for.
+        /// Addresses from which the share may be requested.
         from: Vec<String>,
-        /// Each release waits for an approval.
+        /// Whether each release needs an approval.
         approve: bool,
     },
-    /// Ask for it again.
+    /// Request the share.
     Release {
         /// The node's key, `ed25519:<64 hex>`.
         peer: String,
-        /// Where it is.
+        /// Addresses of the node.
         addresses: Vec<String>,
-        /// The share's name there.
+        /// Id of the share there.
         id: String,
-        /// Seed of the key by which it is asked for.
+        /// Seed of the key with which the share is requested.
         client: HexSecret,
     },
 }
 
-/// The kind only: join strings and keys are secrets.
+/// The output has only the kind: join strings and keys are secrets.
 impl fmt::Debug for HelperTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -72,50 +72,52 @@ impl fmt::Debug for HelperTask {
     }
 }
 
-/// What came of it.
+/// The result of a helper's task.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case", deny_unknown_fields)]
 pub enum HelperOutcome {
-    /// The share is there.
+    /// The other node keeps the share.
     Deposited {
         /// The node's key.
         peer: String,
-        /// Where it is, without the key.
+        /// Addresses of that node, without its key.
         addresses: Vec<String>,
-        /// What the share is called there.
+        /// The id of the share at that node.
         id: String,
     },
-    /// The other node gave nothing.
+    /// The other node refused, or could not be reached.
     Refused {
-        /// What it means for the next attempt.
+        /// The kind of the refusal, which decides when PID 1 tries again.
         refusal: HelperRefusal,
-        /// For people. The other node wrote it, so a reader has to treat it as untrusted text.
+        /// A text for people. The other node wrote it, so a reader has to treat it as untrusted
+        /// text.
         text: String,
     },
-    /// The share.
+    /// The other node released the share.
     Released {
         /// The share itself.
         share: HexSecret,
     },
 }
 
-/// Sorts of refusals.
+/// Kinds of refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HelperRefusal {
-    /// The node refuses, until its administrator changes something there.
+    /// The node refuses until its administrator changes something there.
     Denied,
-    /// The node has to let this key in first, and does not by what it was shown.
+    /// The node has to enrol this key first, and the credentials that this machine presented do not
+    /// suffice.
     Enrolment,
-    /// An administrator of the node has to approve it.
+    /// An administrator of the node has to approve the request.
     Pending,
-    /// The node is not there, or not now.
+    /// The node cannot be reached at present.
     Unreachable,
 }
 
 impl HelperRefusal {
-    /// How long to leave the node alone, in milliseconds. A node shuts out a client that shows it wrong tokens ten
-    /// times in a minute.
+    /// How long this machine leaves the node alone, in milliseconds. A node shuts out a client that
+    /// presents wrong tokens ten times in a minute.
     #[must_use]
     pub const fn pause_ms(self) -> u64 {
         match self {
@@ -136,12 +138,12 @@ impl HelperOutcome {
         }
     }
 
-    /// The same with a text that can be shown on any console: one line of printable characters.
+    /// The same outcome with a text that any console can show: one line of printable characters.
     #[must_use]
     pub fn presentable(self) -> Self {
         match self {
             Self::Refused { refusal, text } => {
-                // An escape sequence of the other node would reach the console.
+                // An escape sequence from the other node would otherwise reach the console.
                 let plain = |c: char| if c.is_control() { ' ' } else { c };
                 let text = text.chars().map(plain).take(TEXT_CHARS_MAX).collect();
                 Self::Refused { refusal, text }
@@ -151,12 +153,13 @@ impl HelperOutcome {
     }
 }
 
-/// 32 bytes that are never shown, and wiped when they are let go. 64 hex digits in a line.
+/// 32 secret bytes. `Debug` does not show them, and they are wiped when the value is dropped. JSON
+/// has them as 64 hex digits.
 #[derive(PartialEq, Eq)]
 pub struct HexSecret(SecretArr<32>);
 
 impl HexSecret {
-    /// A copy; the caller wipes the original.
+    /// Copies `bytes`. The caller wipes the original.
     #[must_use]
     pub fn copy_of(bytes: &[u8; 32]) -> Self {
         Self(SecretArr::copy_of(bytes))
@@ -195,7 +198,7 @@ impl<'de> Deserialize<'de> for HexSecret {
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<HexSecret, E> {
                 let bytes = HEXLOWER.decode(text.as_bytes()).map(Zeroizing::new);
                 let bytes = bytes.ok().and_then(|bytes| SecretArr::from_slice(&bytes));
-                // Not quoted: it may be one digit short of a secret.
+                // The error does not quote the text: it may be one digit short of a secret.
                 bytes
                     .map(HexSecret)
                     .ok_or_else(|| E::custom("these are no 64 lower-case hex digits"))

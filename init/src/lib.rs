@@ -1,11 +1,11 @@
 //! PID 1 of the appliance.
 //!
 //! [`run`] takes the machine over from the kernel: mounts, data disk, clock, network, console,
-//! watchdog. It supervises one child, the node, a re-execution of the same binary, and speaks with
-//! it through [`control`]. Nothing makes it end but an orderly shutdown.
+//! watchdog. It supervises one child, the node, which is a re-execution of the same binary, and
+//! speaks with it through [`control`]. Only an orderly shutdown ends it.
 //!
-//! Decisions are state machines that get times and answer with orders (`supervise`, `shutdown`);
-//! `machine` is the loop that carries them out and never waits for anything.
+//! Decisions are state machines that take times and return orders (`supervise`, `shutdown`).
+//! `machine` is the loop that carries out the orders, and it never waits for anything.
 
 mod boot;
 mod child;
@@ -41,8 +41,8 @@ pub mod helper_task;
 pub use clock::BUILD_TIME_S;
 pub use error::InitError;
 
-/// Runs the machine until it is switched off. To be called by the process the kernel started as
-/// PID 1, before anything else. Elsewhere it says so and ends with status 2.
+/// Runs the machine until it is switched off. The process that the kernel started as PID 1 calls
+/// this before anything else. In any other process it prints an error and ends with status 2.
 pub fn run() -> ! {
     boot::run()
 }

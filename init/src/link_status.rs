@@ -1,8 +1,8 @@
-//! Why a closed machine serves nothing, for its neighbours on the link.
+//! Tells neighbours on the link why a closed machine serves nothing.
 //!
-//! A closed machine has no key and no port. A neighbour without access to its console sends any datagram, and the
-//! machine answers with one line that holds the code of the problem. The datagram is not read, so there is nothing to
-//! parse or to authenticate.
+//! A closed machine has no key and no port. A neighbour without access to its console sends any
+//! datagram, and the machine answers with one line that holds the code of the problem. The machine
+//! does not read the datagram, so there is nothing to parse or to authenticate.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -15,15 +15,16 @@ use nix::sys::socket::{
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-/// The UDP port; the console of the hypervisor's owner has the same number on its vsock.
+/// The UDP port. The vsock console for the hypervisor's owner has the same number.
 const PORT: u16 = 7474;
-/// Pause after each datagram, answered or not: more of them wait in the socket, and are dropped where it is full, so
-/// that a flood from beyond the link costs the machine ten turns a second.
+/// Pause after each datagram, answered or not. Further datagrams wait in the socket, and the kernel
+/// drops them when it is full, so a flood from beyond the link costs the machine ten turns a
+/// second.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Pause after the socket failed.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
-/// What neighbours are answered, if anything.
+/// The answer to neighbours, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct LinkStatus {
     /// The code of the problem, and the task that answers with it.
@@ -31,11 +32,11 @@ pub(crate) struct LinkStatus {
 }
 
 impl LinkStatus {
-    /// Answers with this code from now on; with `None`, not at all.
+    /// Answers with this code from now on. With `None`, stops answering.
     pub(crate) fn say(&mut self, code: Option<&str>) {
-        let said = self.answering.as_ref().map(|(code, _)| code.as_str());
-        // A restart for the same code would close the port for a moment.
-        if said == code {
+        let current = self.answering.as_ref().map(|(code, _)| code.as_str());
+        // Restarting the task for the same code would close the port for a moment.
+        if current == code {
             return;
         }
         if let Some((_, task)) = self.answering.take() {
@@ -50,7 +51,7 @@ impl LinkStatus {
 
 async fn answer_all(line: String) {
     loop {
-        // The task before this one may not have let the port go yet.
+        // The previous task may not have released the port yet.
         if let Err(error) = answer(&line).await {
             tracing::debug!(%error, "no status for the link");
         }
@@ -66,17 +67,18 @@ async fn answer(line: &str) -> io::Result<()> {
 }
 
 async fn answer_one(socket: &UdpSocket, line: &str) -> io::Result<()> {
-    // What is longer is cut off by the kernel.
+    // The kernel cuts off what does not fit into this one byte.
     let (_, from) = socket.recv_from(&mut [0; 1]).await?;
     if is_neighbour(&from) {
-        // A neighbour that is gone is no error of the socket.
+        // A neighbour that has gone is no error of the socket.
         let _ = socket.send_to(line.as_bytes(), from).await;
     }
     tokio::time::sleep(PAUSE).await;
     Ok(())
 }
 
-/// A socket of IPv6 only: no address of IPv4 is link-local here, so its datagrams need not wake the machine.
+/// Opens a socket of IPv6 only. No IPv4 address is link-local here, so IPv4 datagrams need not wake
+/// the machine.
 fn open(port: u16) -> io::Result<UdpSocket> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket: OwnedFd = socket(AddressFamily::Inet6, SockType::Datagram, flags, None)?;
@@ -86,8 +88,9 @@ fn open(port: u16) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// Whether the datagram came from the link: routers forward no link-local address (RFC 4291, section 2.5.6). Port 7474
-/// itself is refused, or a forged datagram would make two closed machines answer each other for ever.
+/// Whether the datagram came from the link: routers forward no link-local address (RFC 4291,
+/// section 2.5.6). A datagram from port 7474 gets no answer, because a forged one would make two
+/// closed machines answer each other for ever.
 fn is_neighbour(from: &SocketAddr) -> bool {
     let is_on_link = match from.ip() {
         IpAddr::V4(_) => false,
@@ -100,7 +103,8 @@ fn is_neighbour(from: &SocketAddr) -> bool {
 mod tests {
     use super::*;
 
-    /// An attacker beyond the link cannot make the machine turn as fast as datagrams come.
+    /// An attacker beyond the link cannot make the machine take a turn for each datagram as fast as
+    /// datagrams come.
     #[tokio::test]
     async fn datagrams_that_are_not_answered_are_followed_by_a_pause() {
         let socket = open(0).expect("a port");
@@ -121,7 +125,7 @@ mod tests {
         let port = socket.local_addr().expect("it is bound").port();
         let other = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
         other.connect(("127.0.0.1", port)).expect("an address");
-        // A datagram that came is answered by nothing.
+        // The datagram that came gets no answer.
         other.set_read_timeout(Some(PAUSE)).expect("a time");
         let refused = other.send(b"?").and_then(|_| other.recv(&mut [0; 1]));
         let refused = refused.map_err(|error| error.kind());

@@ -1,5 +1,5 @@
-//! The machine's log: a ring bounded in bytes, written by every part of PID 1 and by the node's
-//! standard error, read by the node (which streams it to callers) and by the console.
+//! The machine's log: a ring that is bounded in bytes. Every part of PID 1 and the node's standard
+//! error write to it. The node, which streams it to callers, and the console read it.
 
 use std::{
     collections::VecDeque,
@@ -19,26 +19,26 @@ use tracing::{
 
 use crate::{clock, control::LogRecord, stage::boot_ms};
 
-/// Bytes of text the ring holds: some thousand lines, small beside 128 MiB of memory.
+/// Bytes of text that the ring holds: some thousand lines, little beside 128 MiB of memory.
 pub(crate) const RING_BYTES_MAX: usize = 256 * 1024;
-/// Bytes of one message; what is longer is cut, so that one line cannot empty the ring.
+/// Bytes of one message. A longer message is cut, so that one line cannot empty the ring.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 4 * 1024;
-/// Bytes a record costs besides its text.
+/// Bytes that a record costs besides its text.
 const RECORD_BYTES_OVERHEAD: usize = 64;
 
-/// Where the node's standard error lines are filed.
+/// Target of the lines of the node's standard error.
 pub(crate) const TARGET_NODE: &str = "node";
-/// Where PID 1's own lines are filed.
+/// Target of PID 1's own lines.
 pub(crate) const TARGET_INIT: &str = "init";
 
-/// Who wrote a record: PID 1, or the node of one life.
+/// The author of a record: PID 1, or the node of one life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogAuthor {
     Init,
     Node(u64),
 }
 
-/// A bounded ring of records. Each has a number that only grows.
+/// A bounded ring of records. Each record has a number, and numbers only grow.
 #[derive(Debug, Default)]
 pub(crate) struct InitLogRing {
     records: VecDeque<(LogAuthor, LogRecord)>,
@@ -52,6 +52,7 @@ impl InitLogRing {
         self.bytes += cost(&record);
         self.records.push_back((author, record));
         self.next += 1;
+        // The newest record always stays: alone it costs less than the whole ring.
         while self.bytes > RING_BYTES_MAX {
             let Some((_, oldest)) = self.records.pop_front() else {
                 break;
@@ -131,7 +132,7 @@ impl InitLog {
             target: target.to_owned(),
             message: message.to_string(),
         };
-        // The lock ends before receivers wake, which take it themselves.
+        // The lock ends before the receivers wake, because they take the lock themselves.
         let next = {
             let mut ring = self.ring();
             ring.push(author, record);
@@ -140,18 +141,20 @@ impl InitLog {
         self.next.send_replace(next);
     }
 
-    /// The ring, for a moment.
+    /// Locks the ring.
     pub(crate) fn ring(&self) -> MutexGuard<'_, InitLogRing> {
-        // A panic in between leaves at worst a wrong byte count; a log that panics in turn would hide the reason.
+        // A panic in between leaves at worst a wrong byte count. A log that panics in turn would
+        // hide the reason of the first panic.
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the number of the next record whenever it grows.
+    /// Returns a receiver of the number of the next record, which changes whenever a record is
+    /// added.
     pub(crate) fn follow(&self) -> watch::Receiver<u64> {
         self.next.subscribe()
     }
 
-    /// The last lines the node of life `life` wrote, at most `lines_max`.
+    /// The last lines that the node of life `life` wrote, at most `lines_max`.
     pub(crate) fn last_of(&self, life: u64, lines_max: usize) -> Vec<String> {
         let ring = self.ring();
         let own = ring
@@ -168,7 +171,7 @@ impl InitLog {
     }
 }
 
-/// Brings what libraries say through `tracing` into the ring.
+/// A `tracing` subscriber that writes the events of libraries into the ring.
 #[derive(Debug)]
 pub(crate) struct RingSubscriber {
     log: InitLog,
@@ -190,12 +193,12 @@ impl Subscriber for RingSubscriber {
     }
 
     fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
-        // So that disabled events cost nothing at their place.
+        // With this hint, disabled events cost nothing where they are made.
         Some(tracing::level_filters::LevelFilter::INFO)
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        // Spans are not shown. An id must not be zero.
+        // The log does not show spans. An id must not be zero.
         span::Id::from_u64(self.spans.fetch_add(1, Ordering::Relaxed).max(1))
     }
 
@@ -228,7 +231,7 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// `alknet_init_net::dhcp4` is `net` to a reader.
+/// Shortens a target for readers: `alknet_init_net::dhcp4` becomes `net`.
 fn short_target(target: &str) -> &str {
     match target.split("::").next().unwrap_or(target) {
         "alknet_init_net" => "net",
@@ -238,7 +241,7 @@ fn short_target(target: &str) -> &str {
     }
 }
 
-/// Message first, then `key=value`.
+/// Formats an event: the message first, then each field as `key=value`.
 #[derive(Default)]
 struct FieldFormatter(String);
 
@@ -246,7 +249,8 @@ impl Visit for FieldFormatter {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         use fmt::Write;
         let outcome = if field.name() == "message" {
-            // `tracing` records fields in the order of their declaration, where the message may come last.
+            // `tracing` visits fields in the order of their declaration, so the message may come
+            // last.
             let rest = std::mem::take(&mut self.0);
             write!(self.0, "{value:?}{rest}")
         } else {
@@ -258,7 +262,8 @@ impl Visit for FieldFormatter {
 
 /// Splits the syslog priority off a line of the node's standard error, `<4>text`.
 pub(crate) fn split_priority(line: &str) -> (&'static str, &str) {
-    // sd-daemon(3): the digits are the priority. A line without one is the program's own text.
+    // sd-daemon(3): the digits are the priority. A line without a priority is the program's own
+    // text.
     let Some((priority, rest)) = line
         .strip_prefix('<')
         .and_then(|rest| rest.split_once('>'))

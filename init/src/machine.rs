@@ -1,5 +1,5 @@
-//! The loop of PID 1: everything that happens arrives here as an event, and whatever is due is
-//! done in a turn that never blocks.
+//! The loop of PID 1. Everything that happens arrives here as an event, and each turn does what is
+//! due without blocking.
 
 mod commands;
 mod configuration;
@@ -49,11 +49,11 @@ use crate::{
     wipe,
 };
 
-/// Events that wait for the loop; a sender of more waits in turn.
+/// Events that wait for the loop. A sender that finds the channel full waits.
 pub(crate) const EVENTS_MAX: usize = 256;
-/// How often disk space and the clock's note are looked after, ms.
+/// How often PID 1 checks disk space and writes the clock's note, ms.
 const HOUSEKEEP_EVERY_MS: u64 = 10_000;
-/// Pause before a part of PID 1 that failed is started again, ms.
+/// Pause before PID 1 restarts a part of itself that failed, ms.
 const PART_PAUSE_MS: u64 = 1_000;
 
 /// Something that happened.
@@ -61,23 +61,24 @@ const PART_PAUSE_MS: u64 = 1_000;
 pub(crate) enum MachineEvent {
     /// The user answered at the console.
     Answered(ConsoleInput),
-    /// A child is back from another node.
+    /// A helper's child returned from another node.
     Came(HelperPurpose, Result<helper_task::HelperOutcome, String>),
-    /// The owner of the hypervisor calls.
+    /// The owner of the hypervisor opened a connection to the console.
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
     Children,
-    /// Permissions of the first boot were withdrawn: what the vault still permits, or why it permits what it did.
+    /// Result of withdrawing permissions of the first boot: the permissions that the vault still
+    /// gives, or why none was withdrawn.
     Concluded(Result<FirstBootPermissions, String>),
-    /// A command about the vault went as far as it could.
+    /// A command about the vault ended, or needs the user.
     Commanded(Box<(CommandSession, CommandOutcome)>),
     /// The node of this life has ended, and its last lines are in the log.
     Ended { life: u64, end: ProcessExit },
     /// A part of PID 1 failed.
     Failed { part: &'static str, why: String },
-    /// A round of housekeeping is done.
+    /// A round of housekeeping ended.
     Housekept(Box<PreparedData>),
-    /// A document that the node of this life took is kept, or why not.
+    /// Whether PID 1 stored a document that the node of this life took over.
     Kept {
         life: u64,
         n: u64,
@@ -87,79 +88,83 @@ pub(crate) enum MachineEvent {
     Lost { life: u64, reason: String },
     /// The network or the clock changed.
     Network(NetworkEvent),
-    /// An attempt to open the vault and the data is over; with what was typed for it.
+    /// An attempt to open the vault and the data ended. It brings back what the user typed for it.
     Opened(Box<OpenedData>),
-    /// All sources were read together with a configuration that the user pasted.
+    /// PID 1 read all sources together with a configuration that the user pasted.
     Pasted(Box<(NodeSettings, ConsoleDocument)>),
     /// The power button was pressed.
     PowerButton,
-    /// The disk has the mark of a factory reset, or why not.
+    /// Whether the disk has the mark of a factory reset.
     ResetMarked(Result<(), String>),
-    /// The node of this life said something.
+    /// The node of this life sent a message.
     Said { life: u64, message: InitMessage },
-    /// The sources of the configuration were read again.
+    /// PID 1 read the sources of the configuration again.
     Settings {
         config_changes: u64,
         settings: Box<NodeSettings>,
     },
-    /// That the owner was reminded of words that are not confirmed is on the disk, or why not.
+    /// Whether the disk has the note that the owner was reminded of unconfirmed words.
     ReminderNoted(Result<(), String>),
-    /// A signal asks for this.
+    /// A signal requests this action.
     Signal(PowerAction),
     /// A deadline passed.
     Tick,
-    /// After a hard lock the TPM opens nothing, or why it still does.
+    /// Whether the TPM refuses to open slots after a hard lock.
     TpmClosed(Result<(), String>),
-    /// The locked vault was opened again, or why not.
+    /// An attempt to open the locked vault again ended. With a value, the vault still waits for
+    /// that.
     Unlocked(Option<Box<VaultWait>>),
-    /// That the owner has the words is on the disk, or why not.
+    /// Whether the disk has the note that the owner has the words.
     WordsNoted(Result<(), String>),
 }
 
-/// The machine, from the end of the boot to its own.
+/// The machine, from the end of the boot to its shutdown.
 #[derive(Debug)]
 pub(crate) struct InitMachine {
     log: InitLog,
     events: mpsc::Sender<MachineEvent>,
     facts: InitFacts,
-    told: MachineFacts,
-    /// Absent on a machine whose console cannot be opened.
+    sent_facts: MachineFacts,
+    /// `None` on a machine whose console cannot be opened.
     console: Option<InitConsole>,
-    /// The owner of the hypervisor, looking in.
+    /// Consoles of the hypervisor's owner.
     callers: Vec<InitConsole>,
     status: Option<NodeStatus>,
-    shown: Option<NodeStatus>,
+    sent_status: Option<NodeStatus>,
     settings: NodeSettings,
     keeper: Arc<VaultHandle>,
     asking: VaultDialog,
-    /// What the user typed for an attempt.
+    /// What the user typed for the next attempt.
     offer: UnlockCredentials,
-    /// What the vault waits for.
+    /// What the vault waits for, while it is closed.
     waiting: Option<VaultWait>,
-    /// An attempt is under way.
+    /// Whether an attempt is under way.
     opening: bool,
     /// A command about the vault that waits for the user.
     session: Option<CommandSession>,
-    /// A command is being tried, or the vault changed for another reason.
+    /// Whether a command is being tried, or something else changes the vault.
     working: bool,
-    /// Permissions of the first boot that are to be withdrawn in the vault, until they are.
+    /// Permissions of the first boot that PID 1 still has to withdraw in the vault.
     concluding: FirstBootPermissions,
-    /// That failed, or is being tried: it waits until the vault is opened again, or until more are to be withdrawn.
+    /// Whether withdrawing them failed or is being tried. Then it waits until the vault is opened
+    /// again, or until there are more permissions to withdraw.
     put_off: bool,
-    /// Faults that were injected: the next attempt to open the vault panics, and the next round of housekeeping.
+    /// Injected faults: the next attempt to open the vault panics, or the next round of
+    /// housekeeping does.
     breaks_opening: bool,
     breaks_housekeeping: bool,
-    /// Configurations that came while the machine ran.
+    /// Counts configurations that came while the machine ran.
     config_changes: ConfigChanges,
-    /// The configuration whose words are to become the new vault, once the node has ended.
+    /// The configuration with the words for the new vault, which PID 1 makes once the node has
+    /// ended.
     remake_from: Option<ConsoleDocument>,
-    /// Where the vault lies.
+    /// The device with the vault.
     vault_at: Option<std::path::PathBuf>,
     /// Why the TPM still opens a vault that was locked hard.
     tpm_is_open: Option<String>,
-    /// Why another node gave nothing, as the log has it.
+    /// The last reason in the log why another node gave nothing.
     refused_lately: Option<String>,
-    /// Away while a round of housekeeping or an attempt to open it is under way.
+    /// `None` while a round of housekeeping or an attempt to open the data has it.
     prepared: Option<Box<PreparedData>>,
     state_dir: std::path::PathBuf,
     supervisor: NodeSupervisor,
@@ -169,30 +174,30 @@ pub(crate) struct InitMachine {
     link_status: LinkStatus,
     watchdog: Option<Watchdog>,
     shutdown: Option<Shutdown>,
-    /// A factory reset under way.
+    /// The factory reset under way, if there is one.
     reset: Option<Reset>,
     alone: bool,
     orphans: u64,
     timers: MachineTimers,
 }
 
-/// When each thing is due next, ms after the kernel's start.
+/// When each thing is due next, in ms after the kernel's start.
 #[derive(Debug, Default)]
 struct MachineTimers {
     feed: u64,
     housekeep: u64,
     note: u64,
-    /// Absent while there is a right configuration, or while it is read.
+    /// `None` while the configuration is valid, and while it is being read.
     reread: Option<u64>,
-    /// Absent while the network runs.
+    /// `None` while the network runs.
     network: Option<u64>,
-    /// Absent while the vault is open, or while it is being opened.
+    /// `None` while the vault is open or being opened.
     open: Option<u64>,
     /// When PID 1 forgets a command whose prompt gets no input.
     session: Option<u64>,
-    /// When what was typed for a new vault is forgotten.
+    /// When PID 1 forgets what the user typed for a new vault.
     typed: Option<u64>,
-    /// When new words that the owner has not confirmed are forgotten.
+    /// When PID 1 forgets new words that the owner has not confirmed.
     words: Option<u64>,
 }
 
@@ -222,7 +227,7 @@ impl InitMachine {
         machine
     }
 
-    /// No console is attached, no disk was looked at, and nothing runs.
+    /// A machine without a console, whose disk was not read and that runs nothing.
     fn at_rest(
         facts: InitFacts,
         keeper: Arc<VaultHandle>,
@@ -236,11 +241,11 @@ impl InitMachine {
             network: InitNetwork::new(events.clone()),
             link_status: LinkStatus::default(),
             events,
-            told: MachineFacts::default(),
+            sent_facts: MachineFacts::default(),
             console: None,
             callers: Vec::new(),
             status: None,
-            shown: None,
+            sent_status: None,
             state_dir: std::path::PathBuf::new(),
             prepared: None,
             keeper,
@@ -283,8 +288,7 @@ impl InitMachine {
         }
     }
 
-    /// Takes one event and does what is due. A failure in here is noted and passed over: PID 1
-    /// goes on.
+    /// Handles one event and does what is due. PID 1 logs a panic in here and goes on.
     pub(crate) fn turn(&mut self, event: MachineEvent) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.handle(event);
@@ -380,7 +384,8 @@ impl InitMachine {
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
-        // Last: the node and the consoles hear once of everything that this turn changed.
+        // Last in a turn, so that the node and the consoles get everything that this turn changed
+        // in one message.
         self.tell_link();
         self.tell();
     }
@@ -394,8 +399,8 @@ impl InitMachine {
         self.node.as_ref().is_some_and(|node| node.life() == life)
     }
 
-    /// Runs what may wait for a disk on a thread of its own, which keeps nothing of it. Where it ends in a panic, which is an event as well,
-    /// `instead` comes of it: whatever the loop waits for comes.
+    /// Runs `work`, which may wait for a disk, on its own thread. If the work panics, the loop gets
+    /// a `Failed` event, and then `instead`, so the event that the loop waits for always comes.
     fn blocking(
         &self,
         part: &'static str,
@@ -412,7 +417,7 @@ impl InitMachine {
                     instead
                 }
             };
-            // The loop ends with the machine only.
+            // The loop ends only with the machine.
             let _ = events.send(event).await;
         });
     }
@@ -428,7 +433,7 @@ impl InitMachine {
         self.command_failed(part);
     }
 
-    /// Neighbours hear why the machine serves nothing, as long as it serves nothing.
+    /// Tells neighbours why the machine serves nothing, for as long as it serves nothing.
     fn tell_link(&mut self) {
         let is_closed = self.node.is_none() && self.shutdown.is_none();
         let waiting = self.waiting.as_ref().filter(|_| is_closed);
@@ -436,17 +441,17 @@ impl InitMachine {
         self.link_status.say(code);
     }
 
-    /// Tells the node and the console what changed.
+    /// Sends what changed to the node and the consoles.
     fn tell(&mut self) {
         let facts = self.facts.snapshot();
-        let facts_changed = facts != self.told;
-        if facts_changed || self.status != self.shown {
+        let facts_changed = facts != self.sent_facts;
+        if facts_changed || self.status != self.sent_status {
             for console in self.consoles() {
                 console.update(facts.clone(), self.status.clone());
             }
-            self.shown.clone_from(&self.status);
+            self.sent_status.clone_from(&self.status);
         }
-        // The status came from the node itself.
+        // The node needs no message about its own status.
         if !facts_changed {
             return;
         }
@@ -455,13 +460,14 @@ impl InitMachine {
                 facts: Box::new(facts.clone()),
             });
         }
-        self.told = facts;
+        self.sent_facts = facts;
     }
 }
 
-/// What a panic said.
+/// The text of a panic.
 pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
-    // `panic!` with a literal has a `&str`, with arguments a `String`; `panic_any` may have anything.
+    // `panic!` with a literal has a `&str`, with arguments a `String`. `panic_any` may have
+    // anything.
     let text = payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned());

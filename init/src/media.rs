@@ -1,4 +1,4 @@
-//! What a first boot takes from provisioning media before there is a place to keep anything.
+//! What a first boot takes from provisioning media before the machine can store anything.
 
 use alknet_core::config::VaultSection;
 use alknet_provisioning::{
@@ -13,24 +13,26 @@ use crate::vault::{UnlockPrompt, VaultMediaAccess, VaultWait};
 #[derive(Debug)]
 pub(crate) struct VaultMedia {
     pub(crate) vault: VaultSection,
-    /// Where that comes from.
+    /// The source of that configuration.
     pub(crate) from: ConfigOrigin,
-    /// The node keeps nothing, and makes a key at each start.
+    /// The node stores nothing, and makes a key at each start.
     pub(crate) stateless: bool,
-    /// What the machine is called.
+    /// The name of the machine.
     pub(crate) name: Option<String>,
     pub(crate) secrets: MediaSecrets,
 }
 
 impl VaultMedia {
-    /// Reads every source, and the configuration that the user pasted. Blocks on disks; not for PID 1's loop.
+    /// Reads every source, and the configuration that the user pasted. This blocks on disks, so PID
+    /// 1's loop must not call it.
     pub(crate) fn read(pasted: Option<&ConsoleDocument>) -> Result<Self, VaultWait> {
         let paths = paths();
         let loaded = match pasted {
             Some(pasted) => load_console(&paths, &KernelMounter, pasted.copied()),
             None => load(&paths),
         };
-        // A vault that is made stays: not by a document that cannot be read as far as that.
+        // A vault that is made stays, so no unreadable part of a document may decide how it is
+        // made.
         let vague = |text: &str| text.contains("vault") || text.contains("TOML");
         let refused = loaded.problems.iter().find(|problem| {
             problem.code == "provisioning-unreadable"
@@ -56,7 +58,7 @@ impl VaultMedia {
         })
     }
 
-    /// The secrets for a vault that is there; nothing is read where none would help.
+    /// The secrets for an existing vault. PID 1 reads no medium if none would help.
     pub(crate) fn secrets_for(vault: &Alkv) -> MediaSecrets {
         let mut slots = vault.slots().iter();
         // Reading media mounts volumes, which takes seconds on slow drives.
@@ -87,7 +89,7 @@ impl VaultMediaAccess for SystemSources {
 
 fn paths() -> SourcePaths {
     let paths = SourcePaths::system();
-    // What a volume is mounted on must exist.
+    // The mount point of a volume must exist.
     if let Err(error) = std::fs::create_dir_all(&paths.mount_point) {
         tracing::warn!(%error, path = %paths.mount_point.display(), "cannot be made");
     }

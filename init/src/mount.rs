@@ -1,7 +1,7 @@
 //! The table of mounts and kernel settings, and standard streams on the console.
 //!
-//! The root may be an initramfs or a read-only erofs, with or without the folders LinuxKit adds:
-//! everything that changes lives below `/run` or on the data partition.
+//! The root may be an initramfs or a read-only erofs, with or without the folders that LinuxKit
+//! adds. Everything that changes lives below `/run` or on the data partition.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ struct MountEntry {
 enum MountRequirement {
     /// The machine cannot work without it.
     Always,
-    /// Only where the kernel offers the folder.
+    /// Only if the kernel offers the folder.
     FolderExists,
 }
 
@@ -63,7 +63,7 @@ const TABLE: &[MountEntry] = &[
         source: "devtmpfs",
         target: "/dev",
         fstype: "devtmpfs",
-        // Device files are what it is for, so not MS_NODEV.
+        // Device files are the purpose of devtmpfs, so not MS_NODEV.
         flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
         data: Some("mode=0755"),
         when: MountRequirement::Always,
@@ -81,7 +81,7 @@ const TABLE: &[MountEntry] = &[
         target: "/run",
         fstype: "tmpfs",
         flags: LOCKED,
-        // What is written there is memory that the node and its workers then lack.
+        // Files there use memory, which the node and its workers then lack.
         data: Some("mode=0755,size=25%"),
         when: MountRequirement::Always,
     },
@@ -98,32 +98,32 @@ const TABLE: &[MountEntry] = &[
         source: "efivarfs",
         target: "/sys/firmware/efi/efivars",
         fstype: "efivarfs",
-        // Read-only: nothing here writes variables, and a stray write can stop firmware.
+        // Read-only: PID 1 writes no variables, and a stray write can stop firmware.
         flags: LOCKED.union(MsFlags::MS_RDONLY),
         data: None,
         when: MountRequirement::FolderExists,
     },
 ];
 
-/// Kernel settings; each path below `/proc/sys`. One that is missing is not an error.
+/// Kernel settings. Each path is below `/proc/sys`. A missing one is not an error.
 const SETTINGS: &[(&str, &str)] = &[
-    // A machine that cannot go on comes back by itself.
+    // A machine that cannot go on restarts by itself.
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),
-    // Looking for media does not close an open tray.
+    // Looking for media must not close an open tray.
     ("dev/cdrom/autoclose", "0"),
-    // Kernel addresses and messages are for PID 1.
+    // Kernel addresses and messages are for PID 1 only.
     ("kernel/kptr_restrict", "2"),
     ("kernel/dmesg_restrict", "1"),
     ("kernel/yama/ptrace_scope", "2"),
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_symlinks", "1"),
-    // Datagram buffers as QUIC at a gigabit wants them, bytes.
+    // Bytes of datagram buffers that QUIC needs at a gigabit.
     ("net/core/rmem_max", "7500000"),
     ("net/core/wmem_max", "7500000"),
 ];
 
-/// Mounts the table. Returns what failed and is not essential.
+/// Mounts the table. Returns the errors of mounts that are not essential.
 pub(crate) fn mount_all() -> Result<Vec<InitError>, InitError> {
     let mut failed = Vec::new();
     for entry in TABLE {
@@ -152,7 +152,7 @@ fn mount_one(entry: &MountEntry) -> Result<(), InitError> {
         entry.data,
     );
     match outcome {
-        // The kernel mounts /dev itself where the root is a disk.
+        // The kernel mounts /dev itself if the root is a disk.
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
         Err(error) => Err(InitError::Path {
             what: "mount",
@@ -177,7 +177,8 @@ pub(crate) fn allow_port(port: u16) {
     );
 }
 
-/// The kernel leaves settings out with the options behind them: a missing one is no news.
+/// Writes one setting. The kernel omits settings together with the options behind them, so a
+/// missing one is no news.
 fn set(name: &str, value: &str) {
     let path = Path::new("/proc/sys").join(name);
     if let Err(error) = fs::write(&path, value) {
@@ -185,8 +186,8 @@ fn set(name: &str, value: &str) {
     }
 }
 
-/// Puts descriptors 0 to 2 on the console and keeps descriptor 3 taken, so that it is free for
-/// nothing but the node's control channel. A machine without a console goes on silently.
+/// Puts descriptors 0 to 2 on the console, and keeps descriptor 3 taken, so that only the node's
+/// control channel gets it. A machine without a console goes on silently.
 pub(crate) fn standard_streams() -> Result<(), InitError> {
     for (path, first, last) in [("/dev/console", 0, 2), ("/dev/null", 3, 3)] {
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -195,7 +196,8 @@ pub(crate) fn standard_streams() -> Result<(), InitError> {
         for fd in first..=last {
             duplicate(&file, fd)?;
         }
-        // It is one of the wanted descriptors already: dropping the file would close it again.
+        // The file is one of the wanted descriptors already. Dropping it would close that
+        // descriptor.
         if (first..=last).contains(&file.as_raw_fd()) {
             std::mem::forget(file);
         }
@@ -204,12 +206,12 @@ pub(crate) fn standard_streams() -> Result<(), InitError> {
 }
 
 fn duplicate(file: &OwnedFd, fd: i32) -> Result<(), InitError> {
-    // Standard streams stay open in children, the placeholder at 3 does not.
+    // Standard streams stay open in children, but the placeholder at 3 does not.
     let flags = if fd > 2 { libc::O_CLOEXEC } else { 0 };
     if file.as_raw_fd() == fd {
         return Ok(());
     }
-    // SAFETY: dup3 takes no memory; descriptors 0 to 3 are this process's to give, PID 1 has just
+    // SAFETY: dup3 takes no memory. Descriptors 0 to 3 belong to this process: PID 1 has just
     // started and opened nothing yet.
     let outcome = unsafe { libc::dup3(file.as_raw_fd(), fd, flags) };
     Errno::result(outcome)

@@ -1,4 +1,4 @@
-//! The network and the time from it, as one part of PID 1 that is started again when it fails.
+//! The network and the time from it, as one part of PID 1 that PID 1 restarts when it fails.
 
 use std::{
     net::IpAddr,
@@ -18,10 +18,10 @@ use crate::{
     clock::BUILD_TIME_S, control::LinkFacts, machine::MachineEvent, settings::NodeSettings,
 };
 
-/// Events of the network that wait to be passed on.
+/// Events of the network that wait for PID 1's loop.
 const EVENTS_MAX: usize = 64;
 
-/// What the network tells the loop.
+/// What the network reports to the loop.
 #[derive(Debug)]
 pub(crate) enum NetworkEvent {
     /// The cards and name servers as they are now.
@@ -35,7 +35,7 @@ pub(crate) enum NetworkEvent {
         level: &'static str,
         message: String,
     },
-    /// A time server was believed.
+    /// The clock was set from a time server.
     Synced,
 }
 
@@ -48,11 +48,11 @@ pub(crate) struct InitNetwork {
 
 #[derive(Debug)]
 struct NetworkTask {
-    wishes: watch::Sender<NetworkConfig>,
+    requested: watch::Sender<NetworkConfig>,
     task: JoinHandle<()>,
 }
 
-/// What the part is asked for.
+/// The configuration that the part is to apply.
 #[derive(Clone, Debug)]
 struct NetworkConfig {
     plan: NetPlan,
@@ -82,41 +82,41 @@ impl InitNetwork {
         }
     }
 
-    /// Starts it, in place of one that failed.
+    /// Starts the network, in place of one that failed.
     pub(crate) fn start(&mut self, settings: &NodeSettings) -> Result<(), NetError> {
         self.quiet();
-        let wish = NetworkConfig::from_settings(settings);
+        let config = NetworkConfig::from_settings(settings);
         let (network, news) = mpsc::channel(EVENTS_MAX);
-        let handle = NetManager::start(wish.plan.clone(), network)?;
-        let (wishes, asked) = watch::channel(wish);
-        let work = attend(handle, news, asked, self.events.clone());
+        let handle = NetManager::start(config.plan.clone(), network)?;
+        let (requested, requests) = watch::channel(config);
+        let work = attend(handle, news, requests, self.events.clone());
         // Two tasks: the inner one may panic, and the outer one reports that.
         let task = tokio::spawn(report(tokio::spawn(work), self.events.clone()));
-        self.running = Some(NetworkTask { wishes, task });
+        self.running = Some(NetworkTask { requested, task });
         Ok(())
     }
 
-    /// Applies other settings; cards they do not change are not disturbed.
+    /// Applies other settings. Cards that they do not change are not disturbed.
     pub(crate) fn apply(&self, settings: &NodeSettings) {
         if let Some(running) = &self.running {
             running
-                .wishes
+                .requested
                 .send_replace(NetworkConfig::from_settings(settings));
         }
     }
 
-    /// Stops reporting: the machine goes down, or another is started.
+    /// Stops reporting: the machine goes down, or another network is started.
     pub(crate) fn quiet(&mut self) {
         if let Some(running) = self.running.take() {
-            // The part itself ends when its wishes are dropped.
+            // The part itself ends when the sender of its configuration is dropped.
             running.task.abort();
         }
     }
 
-    /// Fails, for a test.
+    /// Makes the part fail, for a test.
     pub(crate) fn fail(&self) {
         if let Some(running) = &self.running {
-            running.wishes.send_modify(|wish| wish.fail = true);
+            running.requested.send_modify(|config| config.fail = true);
         }
     }
 }
@@ -125,22 +125,22 @@ impl InitNetwork {
 async fn report(work: JoinHandle<String>, events: mpsc::Sender<MachineEvent>) {
     let why = work.await.unwrap_or_else(|error| error.to_string());
     let part = InitNetwork::PART;
-    // The loop ends with the machine only.
+    // The loop ends only with the machine.
     let _ = events.send(MachineEvent::Failed { part, why }).await;
 }
 
-/// Passes on what the network says and what is asked of it, until one of both ends.
+/// Passes on the network's events and the requested configuration, until one of the two ends.
 async fn attend(
     mut handle: NetHandle,
     mut news: mpsc::Receiver<NetEvent>,
-    mut asked: watch::Receiver<NetworkConfig>,
+    mut requests: watch::Receiver<NetworkConfig>,
     events: mpsc::Sender<MachineEvent>,
 ) -> String {
     let (clock, mut ticks) = mpsc::channel(EVENTS_MAX);
     let build_time = UNIX_EPOCH + Duration::from_secs(BUILD_TIME_S);
     let mut offered = Vec::new();
     let mut sources = TimeSources {
-        servers: asked.borrow().servers.clone(),
+        servers: requests.borrow().servers.clone(),
         resolvers: Vec::new(),
     };
     let mut keeper = TimeKeeper::start(sources.clone(), build_time, clock);
@@ -148,22 +148,22 @@ async fn attend(
         let event = tokio::select! {
             why = handle.ended() => return why,
             why = keeper.ended() => return why,
-            wish = asked.changed() => {
-                if wish.is_err() {
+            config = requests.changed() => {
+                if config.is_err() {
                     return "its owner has ended".to_owned();
                 }
-                let wish = asked.borrow_and_update().clone();
-                if wish.fail {
+                let config = requests.borrow_and_update().clone();
+                if config.fail {
                     handle.inject_panic().await;
                 }
-                sources.servers = time_servers(&wish.servers, &offered);
-                handle.apply(wish.plan).await;
+                sources.servers = time_servers(&config.servers, &offered);
+                handle.apply(config.plan).await;
                 None
             }
             Some(event) = news.recv() => match event {
                 NetEvent::Changed(state) => {
                     offered = state.ntp.iter().map(ToString::to_string).collect();
-                    sources.servers = time_servers(&asked.borrow().servers, &offered);
+                    sources.servers = time_servers(&requests.borrow().servers, &offered);
                     sources.resolvers.clone_from(&state.resolvers);
                     Some(links(state))
                 }
@@ -184,7 +184,7 @@ async fn attend(
     }
 }
 
-/// The configured servers, else those that the network offers.
+/// The configured servers, or else those that the network offers.
 fn time_servers(configured: &[String], offered: &[String]) -> Vec<String> {
     // An administrator who names servers may trust no others with the clock.
     if configured.is_empty() {
@@ -197,7 +197,8 @@ fn time_news(event: TimeEvent) -> Option<NetworkEvent> {
     let (level, message) = match event {
         TimeEvent::Synced { .. } => return Some(NetworkEvent::Synced),
         TimeEvent::Stepped { offset_ms } => ("info", format!("clock set by {offset_ms} ms")),
-        // A network without time servers is an ordinary one: the console shows the state of the clock.
+        // A network without time servers is an ordinary one: the console shows the state of the
+        // clock.
         TimeEvent::Failed { reason } => ("debug", format!("no time: {reason}")),
         _ => return None,
     };

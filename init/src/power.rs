@@ -18,15 +18,15 @@ use crate::machine::MachineEvent;
 
 /// Type of key events, `linux/input-event-codes.h`.
 const EV_KEY: u16 = 1;
-/// The key every power button has.
+/// The key that every power button has.
 const KEY_POWER: u16 = 116;
 /// Bytes of `struct input_event` on a 64-bit machine: two times, type, code, value.
 const INPUT_EVENT_BYTES: usize = 24;
 
-/// Generic netlink family of ACPI events and its multicast group.
+/// The generic netlink family of ACPI events and its multicast group.
 const ACPI_FAMILY: &str = "acpi_event";
 const ACPI_GROUP: &str = "acpi_mc_group";
-/// Class of the button in an ACPI event.
+/// The class of the button in an ACPI event.
 const ACPI_POWER: &[u8] = b"button/power";
 /// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY` and its attributes, `linux/genetlink.h`.
 const CTRL_ID: u16 = 16;
@@ -37,7 +37,7 @@ const GROUP_NAME: u16 = 1;
 const GROUP_ID: u16 = 2;
 /// Bytes of a netlink header and of a generic netlink header.
 const HEADERS_BYTES: usize = 16 + 4;
-/// Largest message read, bytes: the kernel's are a few hundred.
+/// The largest message that PID 1 reads, bytes: the kernel's are a few hundred.
 const MESSAGE_BYTES_MAX: usize = 8192;
 
 /// Reports presses as [`MachineEvent::PowerButton`] for as long as the machine runs.
@@ -62,9 +62,10 @@ pub(crate) fn watch(events: &mpsc::Sender<MachineEvent>) {
     }
 }
 
-/// Reads until the device goes away.
+/// Reads until the device disappears.
 async fn follow(file: File, pressed: fn(&[u8]) -> bool, events: mpsc::Sender<MachineEvent>) {
-    // SAFETY: a file has one descriptor, open for as long as the file lives; it lives in here.
+    // SAFETY: a file has one descriptor, which is open for as long as the file lives, and `AsyncFd`
+    // owns the file.
     let Ok(file) = (unsafe { AsyncFd::register(file) }) else {
         return;
     };
@@ -75,7 +76,8 @@ async fn follow(file: File, pressed: fn(&[u8]) -> bool, events: mpsc::Sender<Mac
         };
         let read = match ready.try_io(|file| file.get_ref().read(&mut bytes)) {
             Ok(Ok(read @ 1..)) => read,
-            // The socket's buffer overflowed: what was lost is not known, what follows is.
+            // The socket's buffer overflowed. The lost events are unknown, and the following ones
+            // are not.
             Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
             Ok(_) => return,
             Err(_) => continue,
@@ -105,7 +107,7 @@ fn buttons(sys: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The bitmap is in 64-bit words, most significant first.
+/// Whether the bitmap has the key. It is in 64-bit words, most significant first.
 fn has_key(bitmap: &str, key: u16) -> bool {
     let word = bitmap.split_whitespace().rev().nth(usize::from(key / 64));
     word.and_then(|word| u64::from_str_radix(word, 16).ok())
@@ -115,7 +117,8 @@ fn has_key(bitmap: &str, key: u16) -> bool {
 fn has_press(bytes: &[u8]) -> bool {
     bytes.chunks_exact(INPUT_EVENT_BYTES).any(|event| {
         let value = u32::from_ne_bytes([event[20], event[21], event[22], event[23]]);
-        // Value 1 is the press; 0 is the release and 2 a repeat (Documentation/input/event-codes.rst, EV_KEY).
+        // Value 1 is the press, 0 the release and 2 a repeat (Documentation/input/event-codes.rst,
+        // EV_KEY).
         u16_at(event, 16) == EV_KEY && u16_at(event, 18) == KEY_POWER && value == 1
     })
 }
@@ -128,7 +131,7 @@ fn has_acpi_press(bytes: &[u8]) -> bool {
 /// A socket that receives ACPI events.
 fn acpi_socket() -> io::Result<File> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket takes numbers only; the descriptor it returns is ours alone.
+    // SAFETY: socket takes numbers only, and the descriptor that it returns has no other owner.
     let socket = unsafe {
         let fd = Errno::result(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_GENERIC))?;
         File::from(OwnedFd::from_raw_fd(fd))
@@ -148,7 +151,7 @@ fn acpi_socket() -> io::Result<File> {
     Ok(socket)
 }
 
-/// Asks the kernel for the number of the group; it answers before the call returns.
+/// Asks the kernel for the number of the group. The kernel answers before the call returns.
 fn acpi_group(socket: &File) -> io::Result<u32> {
     let mut reader = socket;
     io::Write::write_all(&mut reader, &family_request())?;
@@ -190,7 +193,7 @@ fn group_in(bytes: &[u8]) -> Option<u32> {
     })
 }
 
-/// Netlink attributes: kind and value, each starting on a multiple of four. What is malformed
+/// Netlink attributes: kind and value, each starting on a multiple of four. A malformed attribute
 /// ends the list.
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
@@ -287,7 +290,7 @@ mod tests {
     fn the_kernel_of_this_machine_answers_the_request() {
         match acpi_socket() {
             Ok(_) => {}
-            // A container's kernel may lack ACPI; it must still have understood the question.
+            // A container's kernel may lack ACPI. It must still have understood the request.
             Err(error) => assert!(
                 matches!(
                     error.raw_os_error(),

@@ -1,4 +1,5 @@
-//! The dead: PID 1 inherits every orphan and must collect all of them, or the process table fills.
+//! Collects processes that ended: PID 1 inherits every orphan and must collect all of them, or the
+//! process table fills.
 
 use nix::{
     errno::Errno,
@@ -9,7 +10,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// How many are collected before other work gets its turn.
+/// How many PID 1 collects before other work gets its turn.
 const BATCH: usize = 512;
 
 /// How a process ended.
@@ -28,13 +29,13 @@ impl std::fmt::Display for ProcessExit {
     }
 }
 
-/// What one round of collecting found.
+/// The result of one round of collecting.
 #[derive(Debug)]
 pub(crate) struct ReapRound {
     pub(crate) ended: Vec<(Pid, ProcessExit)>,
-    /// There may be more.
+    /// Whether there may be more.
     pub(crate) more: bool,
-    /// No process is left but this one.
+    /// Whether this process is the only one left.
     pub(crate) alone: bool,
 }
 
@@ -60,7 +61,8 @@ pub(crate) fn collect() -> ReapRound {
             }
             // Stopped and continued children have not ended.
             Ok(_) | Err(Errno::EINTR) => {}
-            // A signal number this library does not know: collected all the same.
+            // The process ended by a signal number that this library does not know. It is collected
+            // all the same.
             Err(Errno::EINVAL) => {}
             Err(_) => return round,
         }

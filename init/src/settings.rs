@@ -1,4 +1,4 @@
-//! The configuration of this boot, as the rest of PID 1 wants it.
+//! The configuration of this boot, in the form that the rest of PID 1 uses.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,40 +14,41 @@ use alknet_vault::Entropy;
 use crate::control::MachineDiagnostic;
 use crate::vault::{KeptCredentials, VaultHandle, keep_credentials};
 
-/// Host name of a machine that was not given one.
+/// Host name of a machine without a configured name.
 const HOSTNAME_DEFAULT: &str = "alknet";
-/// Where plain HTTP is expected.
+/// The port where clients expect plain HTTP.
 const HTTP_PORT: u16 = 80;
 
-/// What was configured.
+/// The settings of this boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeSettings {
     pub(crate) config: NodeConfig,
     pub(crate) source: String,
     pub(crate) problems: Vec<MachineDiagnostic>,
-    /// Credentials that are kept for the node, sealed.
+    /// Sealed credentials that PID 1 hands to the node.
     pub(crate) records: BTreeMap<String, EncryptedData>,
-    /// One of them holds something up.
-    wrong: bool,
-    /// Only what lets administrators in was taken, from a document that was refused.
+    /// Whether one of the problems is an error and not a notice.
+    invalid: bool,
+    /// Whether only the administrators were taken, from a document that was refused.
     salvaged: bool,
-    /// It wants the vault to be made of words that are there.
+    /// Whether the configuration requests a vault from words that are there.
     brings_words: bool,
-    /// It is on the disk, with everything that came with it.
+    /// Whether the configuration is on the disk, with everything that came with it.
     settled: bool,
-    /// The node is sealed and was configured before, and what it was configured with is gone.
+    /// Whether the node is sealed and was configured before, and its configuration is gone.
     lost: bool,
-    /// Problems that another look at the sources does not find: words that a medium still has, or that are not the
-    /// vault's.
+    /// Problems that another read of the sources does not find: words that a medium still has, or
+    /// that are not the vault's.
     lasting: Vec<MachineDiagnostic>,
-    /// The same of a pasted configuration, while nothing right is in force.
+    /// The same of a pasted configuration, while no valid configuration is in force.
     pasted: Vec<MachineDiagnostic>,
 }
 
 impl NodeSettings {
-    /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
-    /// partition, if there is one. Credentials that a medium has are kept, and erased there; and so are
-    /// `words`, those of the vault that was just opened, wherever they still lie. Media with other words are problems.
+    /// Reads every source. This blocks on disks, so PID 1's loop must not call it. `state_dir` is
+    /// the data partition, if there is one. PID 1 stores credentials that a medium has, and erases
+    /// them there. It also erases `words`, those of the vault that was just opened, wherever they
+    /// still lie. Media with other words are problems.
     pub(crate) fn read(
         state_dir: Option<&Path>,
         keeper: &VaultHandle,
@@ -82,14 +83,14 @@ impl NodeSettings {
         );
         let kept = keep_credentials(keeper, state_dir, &loaded.config, found, paths);
         if let Some(dir) = paths.config_dir.as_ref().filter(|_| kept.settled) {
-            // Unwritten, the same are taken once more at the next start.
+            // If the file is not written, the next start takes the same credentials once more.
             if let Err(error) = settle_credentials(dir) {
                 tracing::warn!("{error}");
             }
         }
         let settled = kept.settled;
         let mut settings = Self::from_loaded(loaded, lasting, kept);
-        // The medium is still needed while a credential of it is not kept.
+        // The medium is still needed while one of its credentials is not stored.
         settings.settled &= settled;
         // A machine that was never configured has lost nothing.
         settings.lost &= paths.is_configured;
@@ -107,7 +108,7 @@ impl NodeSettings {
             hint: problem.hint,
         };
         let lasting: Vec<MachineDiagnostic> = lasting.into_iter().map(problem).collect();
-        let wrong = loaded.problems.iter().any(|problem| !problem.is_notice());
+        let invalid = loaded.problems.iter().any(|problem| !problem.is_notice());
         let problems = loaded.problems.into_iter().map(problem);
         let brings_words = loaded.secrets.words.is_some();
         let brings_words = brings_words && loaded.config.vault.init == VaultInit::Provisioned;
@@ -123,7 +124,7 @@ impl NodeSettings {
                 .chain(kept.problems)
                 .collect(),
             records: kept.records,
-            wrong,
+            invalid,
             salvaged: loaded.salvaged,
             brings_words,
             lasting,
@@ -131,7 +132,7 @@ impl NodeSettings {
         }
     }
 
-    /// After another look: what only an earlier one could find still holds.
+    /// Adds to a new read the problems that only an earlier read could find.
     pub(crate) fn carry(&mut self, before: &Self) {
         self.lasting.clone_from(&before.lasting);
         if self.is_wanting() {
@@ -146,49 +147,50 @@ impl NodeSettings {
         self.source == ConfigOrigin::Default.to_string()
     }
 
-    /// Whether it is on the disk, with everything that came with it: no medium is needed any more.
+    /// Whether the configuration is on the disk, with everything that came with it, so that no
+    /// medium is needed any more.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled
     }
 
-    /// Whether the node is sealed and was configured before, and what it was configured with is gone.
+    /// Whether the node is sealed and was configured before, and its configuration is gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost
     }
 
-    /// Whether it wants the vault to be made of words that are there.
+    /// Whether the configuration requests a vault from words that are there.
     pub(crate) fn brings_words(&self) -> bool {
         self.brings_words
     }
 
-    /// Whether a pasted configuration is what counts.
+    /// Whether a pasted configuration is in force.
     pub(crate) fn is_pasted(&self) -> bool {
         self.source == ConfigOrigin::Console.to_string() && !self.salvaged
     }
 
-    /// What was wrong with a pasted document, which is not used: `read` is what came of it.
+    /// The problems of a pasted document, which is not used. `read` is the result of reading it.
     pub(crate) fn refuse_pasted(&mut self, read: &Self) -> Vec<MachineDiagnostic> {
         let known = |one: &&MachineDiagnostic| {
-            // What the sources say without the pasted document is no fault of it.
+            // The pasted document does not cause problems that the sources have without it.
             !self.problems.contains(one) && one.code != "config-salvaged"
         };
-        let wrong: Vec<MachineDiagnostic> = read.problems.iter().filter(known).cloned().collect();
+        let invalid: Vec<MachineDiagnostic> = read.problems.iter().filter(known).cloned().collect();
         if self.is_wanting() {
             self.problems.retain(|one| !self.pasted.contains(one));
-            self.problems.extend(wrong.iter().cloned());
-            self.pasted.clone_from(&wrong);
+            self.problems.extend(invalid.iter().cloned());
+            self.pasted.clone_from(&invalid);
         }
-        wrong
+        invalid
     }
 
-    /// Whether it is worth reading the sources again: one was found wrong, or there was none, so that no client
-    /// may do anything.
+    /// Whether it is worth reading the sources again: one is invalid, or no source has one, so that
+    /// no client may do anything.
     pub(crate) fn is_wanting(&self) -> bool {
-        self.wrong || self.is_default()
+        self.invalid || self.is_default()
     }
 
-    /// The running node took `config`: a restarted one gets its people. What cannot change while
-    /// the machine runs stays as it is.
+    /// The running node took over `config`, and a restarted one gets its peers. Settings that
+    /// cannot change while the machine runs stay as they are.
     pub(crate) fn take(&mut self, config: NodeConfig) {
         self.config = config.running_as(&self.config);
     }
@@ -197,7 +199,8 @@ impl NodeSettings {
         self.config.node.name.as_deref().unwrap_or(HOSTNAME_DEFAULT)
     }
 
-    /// The lowest port that the node binds: a process that may bind one may bind those above it.
+    /// The lowest port that the node binds. A process that may bind a port may also bind those
+    /// above it.
     fn lowest_port(&self) -> u16 {
         let config = &self.config;
         let plain = (config.http.port80 != Port80::Off).then_some(HTTP_PORT);
@@ -206,7 +209,7 @@ impl NodeSettings {
         more.fold(config.listen.port, u16::min)
     }
 
-    /// Makes the kernel know the host name and the ports that the node may bind.
+    /// Sets the host name, and the ports that the node may bind, in the kernel.
     pub(crate) fn apply(&self) {
         if let Err(error) = nix::unistd::sethostname(self.hostname()) {
             tracing::warn!(%error, name = self.hostname(), "the host name cannot be set");
@@ -220,14 +223,14 @@ fn paths(state_dir: Option<&Path>, is_sealed: bool) -> SourcePaths {
     if let Some(state_dir) = state_dir {
         paths = paths.with_config_dir(state_dir.join("config"));
     }
-    // What a volume without a data partition is mounted on must exist.
+    // The mount point of a volume without a data partition must exist.
     if let Err(error) = std::fs::create_dir_all(&paths.mount_point) {
         tracing::warn!(%error, path = %paths.mount_point.display(), "cannot be made");
     }
     paths
 }
 
-/// The data partition's folder of a state directory, if that is what it is.
+/// The data partition's folder, if the state directory is on the data partition.
 pub(crate) fn data_dir(mode: &str, state_dir: &Path) -> Option<PathBuf> {
     ["mounted", "read-only"]
         .contains(&mode)
@@ -238,7 +241,7 @@ pub(crate) fn data_dir(mode: &str, state_dir: &Path) -> Option<PathBuf> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Sources of a machine whose own lie below this folder.
+    /// Sources of a machine, all below this folder.
     pub(crate) fn paths_below(root: &Path) -> SourcePaths {
         let mut paths = SourcePaths::system();
         paths.fw_cfg = root.join("fw_cfg");
@@ -261,7 +264,7 @@ pub(crate) mod tests {
             source: ConfigOrigin::FwCfg.to_string(),
             problems: problems.collect(),
             records: BTreeMap::new(),
-            wrong: code.is_some(),
+            invalid: code.is_some(),
             salvaged: false,
             brings_words: false,
             settled: false,
@@ -271,7 +274,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// What sources hold that brings words, as if it came from this one.
+    /// Settings of a configuration from `source` that brings words.
     pub(crate) fn with_words(source: ConfigOrigin) -> NodeSettings {
         NodeSettings {
             source: source.to_string(),
@@ -310,7 +313,7 @@ pub(crate) mod tests {
         assert!(missing.is_wanting());
         assert!(settings(Some("config-refused")).is_wanting());
         let mut notice = settings(Some("nocloud-ignored"));
-        notice.wrong = false;
+        notice.invalid = false;
         assert!(!notice.is_wanting());
     }
 
@@ -342,7 +345,7 @@ pub(crate) mod tests {
         read.problems.push(of("config-salvaged"));
         assert_eq!(now.refuse_pasted(&read), [of("config-refused")]);
         assert_eq!(now.problems, [of("config-refused")]);
-        // The next look at the sources finds neither.
+        // The next read of the sources finds neither.
         let mut later = settings(None);
         later.source = ConfigOrigin::Default.to_string();
         later.carry(&now);
@@ -352,8 +355,8 @@ pub(crate) mod tests {
         assert_eq!(right.problems, [of("secrets-left")]);
     }
 
-    /// An attacker's medium was in the machine at its first start, and the owner's was not there yet. The vault is made of
-    /// the attacker's words, and the owner's medium comes later.
+    /// An attacker's medium was in the machine at its first start, and the owner's was not there
+    /// yet. PID 1 makes the vault from the attacker's words, and the owner's medium comes later.
     #[test]
     fn foreign_words_are_reported_at_each_start_with_their_medium() {
         let root = tempfile::tempdir().expect("a temporary directory");
@@ -367,7 +370,7 @@ pub(crate) mod tests {
         let keeper = VaultHandle::new().expect("memory");
         let start =
             |vault: &Entropy| NodeSettings::read_from(&paths, None, &keeper, Some(vault), None);
-        let told = |settings: &NodeSettings| -> Vec<(String, String)> {
+        let reported = |settings: &NodeSettings| -> Vec<(String, String)> {
             let problems = settings.problems.iter();
             problems
                 .map(|one| (one.code.clone(), one.text.clone()))
@@ -378,12 +381,12 @@ pub(crate) mod tests {
             "fw_cfg: words that are not those of this node's vault".to_owned(),
         );
         let started = start(&forged);
-        assert_eq!(told(&started), std::slice::from_ref(&conflict));
-        // A later look, which does not know the vault's words, takes nothing back.
+        assert_eq!(reported(&started), std::slice::from_ref(&conflict));
+        // A later read, which does not know the vault's words, removes no problem.
         let mut later = NodeSettings::read_from(&paths, None, &keeper, None, None);
-        assert!(told(&later).is_empty());
+        assert!(reported(&later).is_empty());
         later.carry(&started);
-        assert_eq!(told(&later), [conflict]);
+        assert_eq!(reported(&later), [conflict]);
 
         let right = start(&owners);
         let codes = right.problems.iter().map(|one| one.code.as_str());

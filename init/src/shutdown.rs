@@ -1,8 +1,8 @@
-//! Going down in order and within a bound.
+//! Goes down in order and within a bound.
 //!
-//! The node drains its connections, everything else is asked and then made to end, the data is
-//! written and unmounted. Whatever hangs on the way, a thread of its own ends the machine when
-//! the bound is reached.
+//! The node drains its connections, every other process gets SIGTERM and then SIGKILL, and the data
+//! are written and unmounted. If anything hangs on the way, a thread ends the machine when the
+//! bound is reached.
 
 use std::{path::Path, sync::Arc, thread, time::Duration};
 
@@ -19,17 +19,17 @@ use crate::{control::PowerAction, data, stage::boot_ms, vault::VaultHandle};
 /// How long running calls have to finish, ms: the deadline that PID 1 gives the node.
 pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
 /// How much longer the node may take to close its connections with their codes, ms. A signal at the
-/// end of the drain itself would cut callers off without a word.
+/// end of the drain itself would cut callers off without a code.
 pub(crate) const GOODBYE_MS_MAX: u64 = 2_000;
 /// How long processes have to end after SIGTERM, ms.
 const TERMINATE_MS_MAX: u64 = 2_000;
-/// How long they have after SIGKILL, ms; one that hangs in the kernel does not end at all.
+/// How long they have after SIGKILL, ms. A process that hangs in the kernel does not end at all.
 const KILL_MS_MAX: u64 = 1_000;
-/// The whole way from the decision until the machine is off, ms. Shorter than the watchdog's
-/// time-out; what is left after the steps above is for writing the data.
+/// The whole way from the decision until the machine is off, ms. It is shorter than the watchdog's
+/// time-out. The rest after the steps above is for writing the data.
 pub(crate) const BOUND_MS: u64 = 25_000;
 
-/// Where a shutdown is.
+/// The phase of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ShutdownPhase {
     Draining { until: u64 },
@@ -47,7 +47,7 @@ pub(crate) enum ShutdownStep {
     Close,
 }
 
-/// A shutdown under way. No clock: times come in, steps come out.
+/// A shutdown under way. It has no clock: the caller passes times and gets steps.
 #[derive(Debug)]
 pub(crate) struct Shutdown {
     action: PowerAction,
@@ -55,7 +55,7 @@ pub(crate) struct Shutdown {
 }
 
 impl Shutdown {
-    /// The node has just been told to drain.
+    /// PID 1 has just sent the request to drain to the node.
     pub(crate) const fn new(action: PowerAction, now: u64) -> Self {
         Self {
             action,
@@ -69,11 +69,11 @@ impl Shutdown {
         self.action
     }
 
-    /// The step that is due. `node_gone`: the node has ended; `alone`: no process is left.
+    /// The step that is due. `node_gone`: the node has ended. `alone`: no other process is left.
     pub(crate) fn step(&mut self, now: u64, node_gone: bool, alone: bool) -> Option<ShutdownStep> {
         let (phase, step) = match self.phase {
             ShutdownPhase::Closing => return None,
-            // Nothing is left that a signal or a wait would be for.
+            // No process is left for a signal or a wait.
             _ if alone => (ShutdownPhase::Closing, ShutdownStep::Close),
             ShutdownPhase::Draining { until } if node_gone || now >= until => {
                 let until = now + TERMINATE_MS_MAX;
@@ -95,7 +95,7 @@ impl Shutdown {
         Some(step)
     }
 
-    /// When to ask again, if nothing else happens.
+    /// When to call `step` again, if nothing else happens.
     pub(crate) const fn deadline(&self) -> Option<u64> {
         match self.phase {
             ShutdownPhase::Draining { until }
@@ -108,18 +108,18 @@ impl Shutdown {
 
 /// Signals every process but this one.
 pub(crate) fn signal_all(signal: Signal) {
-    // Fails only when there is no other process.
+    // It fails only when there is no other process.
     let _ = kill(Pid::from_raw(-1), signal);
 }
 
-/// From now on the machine ends within [`BOUND_MS`], whatever happens.
+/// Ends the machine within [`BOUND_MS`] from now on, whatever happens.
 pub(crate) fn guard(action: PowerAction, keeper: Arc<VaultHandle>) {
     guard_with(action, keeper, thread::sleep, |action| {
         end(action);
     });
 }
 
-/// The same with what waits and what ends the machine.
+/// The same with the functions that wait and that end the machine.
 fn guard_with(
     action: PowerAction,
     keeper: Arc<VaultHandle>,
@@ -130,7 +130,7 @@ fn guard_with(
         .name("bound".to_owned())
         .spawn(move || {
             wait(Duration::from_millis(BOUND_MS));
-            // Memory outlives a reset: also where the ordinary way hangs, no key is left in it.
+            // Memory outlives a reset: it must hold no key even if the ordinary way hangs.
             keeper.lock();
             end(action);
         });
@@ -139,12 +139,12 @@ fn guard_with(
     }
 }
 
-/// Writes the data and ends the machine, on a thread of its own: a disk may hang.
+/// Writes the data and ends the machine, on its own thread: a disk may hang.
 pub(crate) fn close(action: PowerAction, reset: Option<&Path>) {
     let reset = reset.map(Path::to_owned);
     let work = move || {
         let begun = boot_ms();
-        // Before the unmount, which may fail: the data are written in any case.
+        // This precedes the unmount, which may fail: the data are written in any case.
         sync();
         if let Err(error) = data::close() {
             tracing::warn!(%error, "the data partition could not be unmounted");
@@ -152,7 +152,7 @@ pub(crate) fn close(action: PowerAction, reset: Option<&Path>) {
         if let Some(device) = &reset
             && let Err(error) = data::erase(device)
         {
-            // The log goes down with the node, and only the console is left.
+            // The log ends with the node, so only the console is left.
             eprintln!("alknet: {} is not erased: {error}", device.display());
         }
         sync();
@@ -164,7 +164,8 @@ pub(crate) fn close(action: PowerAction, reset: Option<&Path>) {
         .spawn(work.clone())
         .is_err()
     {
-        // Without a thread the bound's own thread still ends the machine.
+        // Without this thread, the work runs here, and the thread of the bound still ends the
+        // machine.
         work();
     }
 }
@@ -175,7 +176,7 @@ pub(crate) fn end(action: PowerAction) -> ! {
         PowerAction::Poweroff => RebootMode::RB_POWER_OFF,
         PowerAction::Reboot => RebootMode::RB_AUTOBOOT,
     };
-    // It does not return, or there is nothing left to try but to wait for the watchdog.
+    // The call returns only on failure, and then only the watchdog can end the machine.
     let _ = reboot(mode);
     loop {
         thread::park();

@@ -1,8 +1,8 @@
-//! When each stage of the boot was reached.
+//! The times at which the boot reached its stages.
 
 use crate::control::BootStage;
 
-/// Names of the stages, in the order they are reached.
+/// Names of the stages, in the order in which the boot reaches them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BootStageName {
     Init,
@@ -28,7 +28,7 @@ impl BootStageName {
     }
 }
 
-/// Notes a stage the first time it is reached.
+/// Records a stage the first time the boot reaches it.
 pub(crate) fn reach(stages: &mut Vec<BootStage>, stage: BootStageName) {
     if stages.iter().all(|known| known.name != stage.name()) {
         stages.push(BootStage {

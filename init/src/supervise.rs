@@ -1,46 +1,47 @@
-//! When the node is started, asked for its health, stopped and started again. No clock, no
-//! process: times come in, orders come out.
+//! Decides when the node is started, asked for its health, stopped and started again. It has no clock and no
+//! process: the caller passes times and gets orders.
 
-/// First pause before a restart, ms; doubled each time.
+/// First pause before a restart, ms. Each restart doubles it.
 const PAUSE_MS_MIN: u64 = 100;
 /// Longest pause before a restart, ms.
 const PAUSE_MS_MAX: u64 = 30_000;
-/// A node that was well for this long starts over with the shortest pause, ms.
+/// A node that was well for this long starts again with the shortest pause, ms.
 const WELL_MS_RESET: u64 = 60_000;
-/// How often the node is asked for its health, ms.
+/// How often PID 1 asks the node for its health, ms.
 const ASK_EVERY_MS: u64 = 5_000;
 /// How long an answer may take, ms: emulated machines on busy hosts are slow.
 const ANSWER_MS_MAX: u64 = 15_000;
-/// How long it may take where the node computes, ms: what a peer asks for takes long on a slow processor, and a node that
-/// is ended for it is one that peers can end.
+/// How long an answer may take if the node computes, ms. A request of a peer takes long on a slow processor, and if
+/// PID 1 ended the node for it, peers could end nodes.
 const ANSWER_MS_MAX_COMPUTING: u64 = 60_000;
-/// Which part of a processor a node that computes has had while it was silent. What a node does by itself takes less
-/// than a hundredth.
+/// A node computes if it used at least one in this many parts of a processor while it was silent. A node without
+/// requests uses less than a hundredth.
 const COMPUTING_PART: u64 = 10;
-/// How much later than it wanted PID 1 looks for an answer where the whole machine stood still, ms: the node could not
-/// have answered either. The time by which it is late does not count, and such a look counts as one in time, so that
-/// looks that are all late come to an end as well.
+/// How late PID 1 must look for an answer to conclude that the whole machine stood still, ms: the node could not
+/// have answered either. The delay does not count, and a late look counts as one in time, so looks that are all
+/// late come to an end as well.
 const LATE_MS: u64 = 2_000;
 /// How long the node may take from its start until it serves, ms.
 const READY_MS_MAX: u64 = 60_000;
-/// How long it may take where it computes, ms: peers have work for it from before it says that it serves. Together with
-/// [`PAUSE_MS_MAX`] and [`ABORT_MS_MAX`] less than [`GRACE_MS`], which the end of the node before it began again.
+/// How long it may take if it computes, ms: peers have work for it before it reports that it serves. Together with
+/// [`PAUSE_MS_MAX`] and [`ABORT_MS_MAX`] this is less than [`GRACE_MS`], which the end of the previous node began
+/// again.
 const READY_MS_MAX_COMPUTING: u64 = 240_000;
-/// Answers in a row that say "unwell" before the node is restarted. Those of a node that computes do not count for
-/// [`ANSWER_MS_MAX_COMPUTING`]: its tasks wait for their turn, and peers can bring that about.
+/// Answers "unwell" in a row before PID 1 restarts the node. Those of a node that computes do not count for
+/// [`ANSWER_MS_MAX_COMPUTING`]: its tasks wait for their turn, and peers can cause that.
 const UNWELL_ANSWERS_MAX: u32 = 3;
-/// How long a hung node may take to die of SIGABRT, ms; SIGKILL follows.
+/// How long a hung node may take to die of SIGABRT, ms. SIGKILL follows.
 const ABORT_MS_MAX: u64 = 2_000;
-/// How long a restart that was asked for may take to finish running calls, ms.
+/// How long a requested restart may take to finish running calls, ms.
 pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
-/// How much longer it may take to close its connections with their codes, ms.
+/// How much longer the node may take to close its connections with their codes, ms.
 const GOODBYE_MS_MAX: u64 = 2_000;
-/// How long the machine counts as alive without a healthy node, ms: restarts with every pause of
-/// the back-off fit in. After that the watchdog is no longer fed.
+/// How long the machine counts as alive without a healthy node, ms: restarts with every pause of the back-off fit
+/// in. After that PID 1 no longer feeds the watchdog.
 pub(crate) const GRACE_MS: u64 = 300_000;
-/// How many nodes in a row begin [`GRACE_MS`] again as they end, where they computed until they were aborted, or were
-/// asked to end: peers can make one node silent and keep the next from serving, and a machine that reboots for it stays
-/// closed where its owner has to type what opens its vault.
+/// How many nodes in a row restart [`GRACE_MS`] as they end, if they computed until PID 1 aborted them or asked
+/// them to end. Peers can make one node silent and keep the next from serving. A machine that reboots for it stays
+/// closed if its owner has to type what opens its vault.
 const GRACES_MAX: u32 = 2;
 
 /// What to do to the node.
@@ -55,79 +56,79 @@ pub(crate) enum SupervisorAction {
 
 #[derive(Debug)]
 enum SupervisorState {
-    /// Not running; started at this time.
+    /// The node does not run, and is started at this time.
     Waiting {
         until: u64,
     },
     Running(RunningNode),
-    /// Told to stop, for this reason; what comes next if it does not.
+    /// The node has the request to stop. `next` follows at `at` if it does not.
     Stopping {
         next: SupervisorAction,
         at: u64,
         after: RestartPolicy,
     },
-    /// Killed; its end is only waited for.
+    /// The node was killed, and PID 1 waits for its end.
     Dying {
         after: RestartPolicy,
     },
-    /// The machine goes down: no more starts.
+    /// The machine goes down and starts no node.
     Held,
-    /// Not wanted: what it would serve from is locked.
+    /// The node is not wanted: what it would serve from is locked.
     Idle,
 }
 
 /// What follows the end of a node that the supervisor stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RestartPolicy {
-    /// It was ill and computed all the while: as after a failure, with more time for the next one.
+    /// The node was ill and computed all the while: as after a failure, with more time for the next node.
     Computing,
-    /// It was ill: a restart with a pause.
+    /// The node was ill: a restart after a pause.
     Failure,
-    /// Nothing, until it is wanted again.
+    /// Nothing, until the node is wanted again.
     Idle,
-    /// The next one, at once.
+    /// The next node starts at once.
     Next,
 }
 
 #[derive(Debug)]
 struct RunningNode {
     started: u64,
-    /// Until it serves.
+    /// The wait until the node serves.
     start: NodeWait,
     ready: bool,
     asked: Option<HealthQuestion>,
     ask_at: u64,
-    /// When it was last asked, and what it had computed by then.
+    /// When PID 1 last asked the node, and the processor time that it had used by then.
     last_asked: (u64, u64),
     unwell: u32,
-    /// When the question was asked whose answer was the first of those in a row that say "unwell".
+    /// When PID 1 asked the question that got the first of the present row of "unwell" answers.
     unwell_since: Option<u64>,
-    /// Whether it computed before the last of them.
+    /// Whether the node computed before the last of those answers.
     unwell_computing: bool,
 }
 
-/// A question that is not answered.
+/// A question without an answer yet.
 #[derive(Debug)]
 struct HealthQuestion {
     number: u64,
     answer: NodeWait,
-    /// When the one before was asked, and what the node had computed by then: an answer comes too soon after its own
-    /// question to tell from that whether the node computes.
+    /// When PID 1 asked the question before, and the processor time used by then. An answer comes too soon after
+    /// its own question to show whether the node computes.
     before: (u64, u64),
 }
 
-/// Something that the node is to do.
+/// A wait for something that the node is to do.
 #[derive(Debug)]
 struct NodeWait {
-    /// When it began, plus the time for which the whole machine stood still since then.
+    /// When the wait began, plus the time for which the whole machine stood still since then.
     since: u64,
-    /// When it was last looked whether the node computes, and what it had computed by then.
+    /// When PID 1 last looked whether the node computes, and the processor time used by then.
     looked: (u64, u64),
     /// Whether a look was late.
     late: bool,
 }
 
-/// How long something may take, ms: of a node that does not compute, and of one that does.
+/// How long something may take, ms, for a node that does not compute and for one that does.
 #[derive(Clone, Copy, Debug)]
 struct WaitLimits {
     idle: u64,
@@ -144,7 +145,7 @@ const READY: WaitLimits = WaitLimits {
     computing: READY_MS_MAX_COMPUTING,
 };
 
-/// Decides about the one node.
+/// The decisions about the one node.
 #[derive(Debug)]
 pub(crate) struct NodeSupervisor {
     state: SupervisorState,
@@ -158,7 +159,7 @@ pub(crate) struct NodeSupervisor {
 }
 
 impl NodeSupervisor {
-    /// The node is not wanted yet.
+    /// A supervisor of a node that is not wanted yet.
     pub(crate) const fn new(now: u64) -> Self {
         Self {
             state: SupervisorState::Idle,
@@ -190,7 +191,7 @@ impl NodeSupervisor {
         }
     }
 
-    /// The node is not wanted any more. Returns what to tell it, if it runs.
+    /// The node is not wanted any more. Returns the request for it, if it runs.
     pub(crate) const fn idle(&mut self, now: u64) -> Option<SupervisorAction> {
         match &mut self.state {
             SupervisorState::Running(_) => self.drain(now, RestartPolicy::Idle),
@@ -206,10 +207,10 @@ impl NodeSupervisor {
         }
     }
 
-    /// What to do now; to be asked until there is nothing. [`SupervisorAction::Spawn`] is to be answered
-    /// with [`Self::spawned`] or [`Self::exited`].
+    /// The next order. The caller calls this until it returns `None`. It answers [`SupervisorAction::Spawn`] with
+    /// [`Self::spawned`] or [`Self::exited`].
     ///
-    /// `computed` is the processors' time that the node has had since it was started, ms.
+    /// `computed` is the processor time that the node has used since its start, ms.
     pub(crate) fn order(&mut self, now: u64, computed: u64) -> Option<SupervisorAction> {
         match &mut self.state {
             SupervisorState::Waiting { until } if now >= *until => Some(SupervisorAction::Spawn),
@@ -237,7 +238,7 @@ impl NodeSupervisor {
         }
     }
 
-    /// When to ask [`Self::order`] next, if nothing else happens.
+    /// When to call [`Self::order`] next, if nothing else happens.
     pub(crate) const fn deadline(&self) -> Option<u64> {
         match &self.state {
             SupervisorState::Waiting { until } => Some(*until),
@@ -253,7 +254,7 @@ impl NodeSupervisor {
             start: NodeWait::new(now, 0),
             ready: false,
             asked: None,
-            // It answers once it serves.
+            // The node answers only once it serves.
             ask_at: u64::MAX,
             last_asked: (now, 0),
             unwell: 0,
@@ -277,7 +278,7 @@ impl NodeSupervisor {
         let SupervisorState::Running(running) = &mut self.state else {
             return;
         };
-        // An answer to an earlier question says nothing of now.
+        // An answer to an earlier question says nothing about now.
         let Some(question) = running.asked.take_if(|asked| asked.number == number) else {
             return;
         };
@@ -287,7 +288,7 @@ impl NodeSupervisor {
         }
         running.unwell = 0;
         running.unwell_since = None;
-        // Only what serves is well: a node that answers and never serves has to end as well.
+        // Only a node that serves is well: one that answers and never serves has to end as well.
         if running.ready {
             self.last_well = now;
             self.graces = 0;
@@ -328,7 +329,7 @@ impl NodeSupervisor {
         true
     }
 
-    /// The next node has all of its time to serve, where not too many before it had.
+    /// Gives the next node all of its time to serve, unless too many before it had that.
     const fn begin_grace_again(&mut self, now: u64) {
         if self.graces < GRACES_MAX {
             self.graces += 1;
@@ -336,7 +337,7 @@ impl NodeSupervisor {
         }
     }
 
-    /// Restarts the node in order, for a new configuration. Returns what to tell it, if it runs.
+    /// Restarts the node in order, for a new configuration. Returns the request for it, if it runs.
     pub(crate) const fn restart(&mut self, now: u64) -> Option<SupervisorAction> {
         if !matches!(self.state, SupervisorState::Running(_)) {
             return None;
@@ -353,7 +354,7 @@ impl NodeSupervisor {
         Some(SupervisorAction::Drain)
     }
 
-    /// The control channel broke: the node can no longer be asked, so it is stopped.
+    /// The control channel broke. PID 1 can no longer ask the node, so it stops the node.
     pub(crate) const fn lost(&mut self, now: u64) {
         if matches!(self.state, SupervisorState::Running(_)) {
             self.state = SupervisorState::Stopping {
@@ -364,19 +365,19 @@ impl NodeSupervisor {
         }
     }
 
-    /// The machine goes down: the node is not started any more.
+    /// The machine goes down: PID 1 starts no node any more.
     pub(crate) const fn hold(&mut self) {
         self.state = SupervisorState::Held;
     }
 
-    /// Whether the node answered for its health lately enough for the watchdog. One that is not
-    /// wanted is not missed.
+    /// Whether the node answered for its health lately enough for the watchdog. A node that is not wanted counts as
+    /// alive.
     pub(crate) const fn alive(&self, now: u64) -> bool {
         matches!(self.state, SupervisorState::Idle)
             || now.saturating_sub(self.last_well) <= GRACE_MS
     }
 
-    /// How often the node ended without being asked to.
+    /// How often the node ended without a request.
     pub(crate) const fn restarts(&self) -> u32 {
         self.restarts
     }
@@ -408,7 +409,7 @@ impl RunningNode {
         silent || late || self.unwell >= UNWELL_ANSWERS_MAX
     }
 
-    /// Whether a node that hangs computes, or had no chance to, as the whole machine stood still.
+    /// Whether a node that hangs computes, or had no chance to, because the whole machine stood still.
     const fn is_computing(&self, now: u64, computed: u64) -> bool {
         let wait = match &self.asked {
             Some(asked) => &asked.answer,
@@ -418,7 +419,7 @@ impl RunningNode {
         wait.late || computes(wait.looked, now, computed)
     }
 
-    /// The node said that it is unwell.
+    /// The node reported that it is unwell.
     const fn said_unwell(&mut self, question: &HealthQuestion, now: u64, computed: u64) {
         let since = match self.unwell_since {
             Some(since) => since,
@@ -440,7 +441,7 @@ impl RunningNode {
     }
 }
 
-/// Whether the node, which had computed so much at an earlier time, computes since then.
+/// Whether the node computes since an earlier time, by when it had used so much processor time.
 const fn computes((earlier, by_then): (u64, u64), now: u64, computed: u64) -> bool {
     let had = computed.saturating_sub(by_then);
     had > 0 && had * COMPUTING_PART >= now.saturating_sub(earlier)
@@ -459,7 +460,7 @@ impl NodeWait {
         self.looked.0 + limits.idle
     }
 
-    /// Whether the node hangs: it takes longer than any may, or than one that does not compute.
+    /// Whether the node hangs: it takes longer than any node may, or longer than a node that does not compute may.
     const fn is_over(&mut self, limits: WaitLimits, now: u64, computed: u64) -> bool {
         let look_at = self.look_at(limits);
         if now < look_at {
@@ -639,7 +640,7 @@ mod tests {
         let first = supervisor.deadline().expect("a question is due");
         let aborted = loop {
             let now = supervisor.deadline().expect("a question is due");
-            // A tenth of a processor since it was asked before.
+            // A tenth of a processor since the question before.
             let computed = now / COMPUTING_PART + 1;
             match supervisor.order(now, computed) {
                 Some(SupervisorAction::Abort) => break now,
@@ -651,7 +652,7 @@ mod tests {
         let counted = u64::from(UNWELL_ANSWERS_MAX) * ASK_EVERY_MS;
         assert_eq!(aborted, first + ANSWER_MS_MAX_COMPUTING + counted);
 
-        // One answer that it is well begins the time again.
+        // One "well" answer restarts the time.
         let mut supervisor = running();
         for number in 1..=40 {
             let now = supervisor.deadline().expect("a question is due");
@@ -684,7 +685,7 @@ mod tests {
         assert_eq!(supervisor.order(last, last), Some(SupervisorAction::Abort));
         assert!(supervisor.alive(last), "the machine gives it up first");
 
-        // The machine stood still while it started.
+        // The machine stood still while the node started.
         let mut supervisor = wanted();
         supervisor.spawned(0);
         let late = READY_MS_MAX + LATE_MS;
@@ -696,8 +697,8 @@ mod tests {
         );
     }
 
-    /// Has nodes compute that neither answer nor serve, from one that was started at `spawned` on, until `ends` of them
-    /// were aborted. Answers when the last one ended.
+    /// Runs nodes that compute and neither answer nor serve, the first started at `spawned`, until `ends` of them
+    /// were aborted. Returns when the last one ended.
     fn nodes_compute(supervisor: &mut NodeSupervisor, mut spawned: u64, ends: u32) -> u64 {
         let until = supervisor.restarts() + ends;
         loop {
@@ -720,7 +721,7 @@ mod tests {
         }
     }
 
-    /// Peers have one node compute until it does not answer, and each one after it until it does not serve.
+    /// Peers make one node compute until it does not answer, and each one after it until it does not serve.
     #[test]
     fn nodes_that_compute_one_after_the_other_are_restarted_before_the_machine_is() {
         let mut supervisor = running();
@@ -730,7 +731,7 @@ mod tests {
             "the last one has no more time than any"
         );
 
-        // One that serves, and each has that time again.
+        // After a node that serves, each has that time again.
         let now = supervisor.deadline().expect("the next one is due");
         assert_eq!(supervisor.order(now, 0), Some(SupervisorAction::Spawn));
         supervisor.spawned(now);
@@ -739,7 +740,7 @@ mod tests {
         assert!(!supervisor.alive(last + GRACE_MS));
     }
 
-    /// The same where the node says all the while that it is unwell, as late as it may.
+    /// The same if the node reports all the while that it is unwell, as late as it may.
     #[test]
     fn a_node_that_computes_and_says_it_is_unwell_is_restarted_before_the_machine_is() {
         let mut supervisor = running();
@@ -756,7 +757,7 @@ mod tests {
         nodes_compute(&mut supervisor, 0, GRACES_MAX + 1);
     }
 
-    /// The administrator has a node restarted that peers keep silent.
+    /// The administrator restarts a node that peers keep silent.
     #[test]
     fn the_node_after_a_planned_restart_has_all_of_its_time_to_serve() {
         let mut supervisor = running();
@@ -773,7 +774,7 @@ mod tests {
         nodes_compute(&mut supervisor, now, 1);
     }
 
-    /// A busy machine has PID 1 look late each time.
+    /// A busy machine makes PID 1 look late each time.
     #[test]
     fn looks_that_are_all_late_come_to_an_end() {
         let mut supervisor = running();
@@ -788,7 +789,7 @@ mod tests {
         assert_eq!(supervisor.order(now, 0), Some(SupervisorAction::Abort));
         assert!(supervisor.alive(now), "the machine gives it up first");
         assert!(supervisor.exited(now));
-        // It could not answer, and so the next one has all of its time.
+        // The node could not answer, so the next one has all of its time.
         assert!(supervisor.alive(now + GRACE_MS));
     }
 

@@ -12,18 +12,18 @@ use alknet_vault::slots::{Kek, OpenAlkv, SlotId, Tpm2Params};
 
 use crate::log::InitLog;
 
-/// Where the kernel says what it was started with.
+/// The file with the kernel's command line.
 const COMMAND_LINE: &str = "/proc/cmdline";
 /// The word of the command line that names the storage key of the TPM.
 const REQUIRED: &str = "alknet.tpm=";
-/// Where the firmware says whether it enforces signatures.
+/// The folder in which the firmware says whether it enforces signatures.
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
 /// Whether slots stay closed until the machine restarts.
 static IS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// The TPM of this machine, to open a slot or to make one: what was made after it was closed would be for a PCR that no
-/// start has.
+/// The TPM of this machine, to open a slot or to make one. A slot that was made after the TPM was
+/// closed would be for a PCR that no start has.
 pub(crate) fn open() -> Result<Tpm<File>, TpmError> {
     if is_closed() {
         return Err(TpmError::Closed);
@@ -37,22 +37,22 @@ pub(crate) fn is_closed() -> bool {
     IS_CLOSED.load(Ordering::Relaxed)
 }
 
-/// From now on [`open`] refuses; [`close`] has the TPM do so as well.
+/// Makes [`open`] refuse from now on. [`close`] makes the TPM refuse as well.
 pub(crate) fn begin_closing() {
     IS_CLOSED.store(true, Ordering::Relaxed);
 }
 
-/// Has the TPM open nothing until the machine restarts, for no program. Blocks on the TPM.
+/// Makes the TPM open nothing for any program until the machine restarts. Blocks on the TPM.
 pub(crate) fn close() -> Result<(), TpmError> {
     match connect() {
         Ok(mut tpm) => tpm.close_slots(),
-        // A machine without one has nothing that could still open.
+        // A machine without a TPM has nothing that could still open.
         Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// The TPM of this machine: the one that the image names, if it names one.
+/// The TPM of this machine. If the image names one, it must be that one.
 pub(crate) fn connect() -> Result<Tpm<File>, TpmError> {
     let line = std::fs::read_to_string(COMMAND_LINE).map_err(TpmError::Transport)?;
     let required = required(&line)?;
@@ -63,30 +63,32 @@ pub(crate) fn connect() -> Result<Tpm<File>, TpmError> {
     })
 }
 
-/// The storage key that a command line names. Who builds the image for one machine puts it there.
+/// The storage key that a command line names. An administrator who builds the image for one machine
+/// puts it there.
 fn required(line: &str) -> Result<Option<StorageKey>, TpmError> {
     let mut keys = line
         .split_whitespace()
         .filter_map(|word| word.strip_prefix(REQUIRED));
     let key = keys.next().map(str::parse).transpose()?;
-    // Which of them counts would depend on who reads.
+    // With two, the one that counts would depend on the reader.
     match keys.next() {
         None => Ok(key),
         Some(_) => Err(TpmError::BadStorageKey),
     }
 }
 
-/// Which storage key the TPM has.
+/// The storage key of the TPM.
 pub(crate) fn storage_key() -> Result<StorageKey, TpmError> {
     connect()?.storage_key()
 }
 
-/// Whether it can keep a key for what was booted. One that this program cannot use is an answer, and said; what may pass
-/// is not: a machine that has a TPM must not end up without.
+/// Whether the TPM can keep a key for what was booted. A TPM that this program cannot use is an
+/// answer, and the log has the reason. A failure that may pass is not: a machine that has a TPM
+/// must not end up without it.
 ///
 /// # Errors
-/// It is there and refuses, as an attacker can have it do who had the machine in hand: with a password of the owner, or
-/// by a start that nothing measures.
+/// The TPM is there and refuses. An attacker who had the machine in hand can cause that, with a
+/// password of the owner, or by a start that nothing measures.
 pub(crate) fn is_usable(log: &InitLog) -> Result<bool, TpmError> {
     let sealed = seal(None).map(drop);
     if let Err(error @ TpmError::Unsupported(_)) = &sealed {
@@ -100,7 +102,8 @@ fn usable(sealed: Result<(), TpmError>) -> Result<bool, TpmError> {
         Ok(()) => Ok(true),
         Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(false),
         Err(error @ (TpmError::NotMeasured(_) | TpmError::OwnerPassword)) => Err(error),
-        // Busy or silent for the moment: the slot is tried, and the first boot waits if that fails.
+        // The TPM is busy or silent for the moment: PID 1 tries the slot, and the first boot waits
+        // if that fails.
         Err(_) => Ok(true),
     }
 }
@@ -113,7 +116,7 @@ pub(crate) fn seal(pin: Option<&TpmPin>) -> Result<(Kek, Tpm2Params), TpmError> 
     Ok((kek, params))
 }
 
-/// Adds a slot for `next`, which is to be started in the place of `started`.
+/// Adds a slot for `next`, which replaces `started` at the next start.
 pub(crate) fn add_slot_for(
     vault: &mut OpenAlkv,
     started: &[u8],
@@ -121,7 +124,7 @@ pub(crate) fn add_slot_for(
     pin: Option<&TpmPin>,
 ) -> Result<SlotId, AddSlotError> {
     let update = ProgramUpdate {
-        // The boot partition has none: firmware starts the image.
+        // The boot partition has no loader: firmware starts the image.
         loaders: &[],
         running: started,
         next,
@@ -129,7 +132,7 @@ pub(crate) fn add_slot_for(
     open()?.add_slot_for(vault, &choice(), &update, pin)
 }
 
-/// Puts a slot for what was booted in the place of another.
+/// Replaces a slot by one for what was booted.
 pub(crate) fn renew_slot(
     vault: &mut OpenAlkv,
     id: SlotId,
@@ -142,7 +145,7 @@ fn choice() -> PcrChoice {
     choose(Path::new(EFI_VARIABLES))
 }
 
-/// Answers for slots of type `tpm2`.
+/// A key source for slots of type `tpm2`.
 pub(crate) fn source(pin: Option<TpmPin>) -> Result<TpmSource<File>, TpmError> {
     Ok(TpmSource::new(open()?, pin))
 }
@@ -151,8 +154,8 @@ pub(crate) fn source(pin: Option<TpmPin>) -> Result<TpmSource<File>, TpmError> {
 mod tests {
     use super::*;
 
-    /// An attacker who had the machine in hand before its first start sets a password in the TPM, or switches measuring
-    /// off, so that a vault is made that the TPM does not protect.
+    /// An attacker who had the machine in hand before its first start sets a password in the TPM,
+    /// or switches measuring off, so that a vault is made that the TPM does not protect.
     #[test]
     fn a_tpm_that_refuses_is_not_taken_for_an_absent_one() {
         for refuses in [TpmError::OwnerPassword, TpmError::NotMeasured(4)] {

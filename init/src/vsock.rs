@@ -1,4 +1,4 @@
-//! A console for the owner of the hypervisor, over `AF_VSOCK`: nothing of it is on any network.
+//! A console for the owner of the hypervisor, over `AF_VSOCK`, which is on no network.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -13,11 +13,11 @@ use crate::machine::MachineEvent;
 
 /// The port of a console.
 pub(crate) const PORT: u32 = 7474;
-/// Callers that wait to be taken.
+/// Callers that wait to be accepted.
 const BACKLOG: i32 = 4;
 
-/// Waits for callers, as a task of the current runtime. Every caller is the host: the guest's own processes have
-/// no such address without the loopback device, which is not built.
+/// Waits for callers, as a task of the current runtime. Every caller is the host: the guest's own
+/// processes have no such address without the loopback device, which the kernel does not have.
 ///
 /// # Errors
 /// This machine has no vsock device.
@@ -29,8 +29,8 @@ pub(crate) fn watch(events: &mpsc::Sender<MachineEvent>) -> io::Result<()> {
         &VsockAddr::new(libc::VMADDR_CID_ANY, PORT),
     )?;
     listen(&socket, Backlog::new(BACKLOG)?)?;
-    // SAFETY: the socket owns its descriptor, which no other code closes, and is never replaced inside the
-    // `AsyncFd`.
+    // SAFETY: the socket owns its descriptor. No other code closes it, and it is never replaced
+    // inside the `AsyncFd`.
     let socket = unsafe { AsyncFd::register(socket) }.map_err(|error| error.into_parts().1)?;
     tokio::spawn(take(socket, events.clone()));
     Ok(())
@@ -53,7 +53,7 @@ async fn take(socket: AsyncFd<OwnedFd>, events: mpsc::Sender<MachineEvent>) {
                     return;
                 }
             }
-            // accept(2): the caller may hang up before it is taken. The others still come.
+            // accept(2): the caller may hang up before it is accepted. The others still come.
             Ok(Err(error)) => tracing::debug!(%error, "a caller is gone"),
             Err(_not_yet) => {}
         }

@@ -1,4 +1,4 @@
-//! The hardware watchdog: reboots a machine whose PID 1 stopped, or whose node is unwell for too
+//! The hardware watchdog: it reboots a machine whose PID 1 stopped, or whose node is unwell for too
 //! long.
 
 use std::{
@@ -10,8 +10,8 @@ use std::{
 
 use nix::errno::Errno;
 
-/// The machine reboots this long after the last feeding, seconds. Longer than the bound on a
-/// shutdown, so that a shutdown is never cut short by it.
+/// The machine reboots this long after PID 1 last fed the watchdog, seconds. It is longer than the
+/// bound on a shutdown, so that the watchdog never cuts a shutdown short.
 const TIMEOUT_S: libc::c_int = 30;
 
 const WDIOC_SETTIMEOUT: libc::c_ulong = 0xc004_5706;
@@ -26,7 +26,7 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Arms the first watchdog there is. Hardware is preferred to the kernel's software one,
+    /// Arms the first watchdog there is. PID 1 prefers hardware to the kernel's software watchdog,
     /// which cannot help a kernel that stopped.
     pub(crate) fn arm(dev: &Path) -> Option<Self> {
         let mut found: Vec<Self> = candidates(dev)
@@ -42,8 +42,8 @@ impl Watchdog {
         found.sort_by_key(|one| one.kind == SOFTWARE);
         let mut found = found.into_iter();
         let mut chosen = found.next()?;
-        // Opening a watchdog starts it (Documentation/watchdog/watchdog-api.rst): those that nothing feeds would
-        // reboot the machine.
+        // Opening a watchdog starts it (Documentation/watchdog/watchdog-api.rst). Those that
+        // nothing feeds would reboot the machine.
         for other in found {
             other.disarm();
         }
@@ -57,7 +57,7 @@ impl Watchdog {
         Ok(Self { file, kind })
     }
 
-    /// A driver that refuses the time-out keeps its own, which is logged by its name only.
+    /// Sets the time-out. A driver that refuses it keeps its own.
     fn start(&mut self) {
         let mut seconds = TIMEOUT_S;
         // SAFETY: the ioctl reads and writes the int behind the pointer, which outlives the call.
@@ -69,12 +69,12 @@ impl Watchdog {
         self.feed();
     }
 
-    /// What it calls itself.
+    /// The name that the driver gives itself.
     pub(crate) fn kind(&self) -> &str {
         &self.kind
     }
 
-    /// Another time-out begins.
+    /// Restarts the time-out.
     pub(crate) fn feed(&self) {
         let mut unused: libc::c_int = 0;
         // SAFETY: the ioctl may write the int behind the pointer, which outlives the call.
@@ -85,9 +85,10 @@ impl Watchdog {
         }
     }
 
-    /// Stops it, where the hardware can be stopped: for power-off, after which no process feeds it.
+    /// Stops the watchdog, if the hardware can be stopped: for power-off, after which no process
+    /// feeds it.
     pub(crate) fn disarm(mut self) {
-        // Refused by hardware that cannot stop; there is nothing else to try.
+        // Hardware that cannot stop refuses this, and there is nothing else to try.
         let _ = self.file.write_all(b"V");
     }
 }
@@ -108,7 +109,7 @@ fn candidates(dev: &Path) -> Vec<std::path::PathBuf> {
                 .is_some_and(|number| number.parse::<u8>().is_ok())
         })
         .collect();
-    // The order of a folder is chance; the first one is taken.
+    // A folder has no fixed order, and the first one is taken.
     paths.sort();
     paths
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between a medium and a configuration.
+//! Errors while media are read and configurations are stored.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ProvisioningError {
-    /// Several volumes have a program of that name, and one of them may be an attacker's.
+    /// Several volumes have a program with this name, and one of them may be an attacker's.
     #[error("there is more than one {name}: on {}; leave only the one that is meant", .volumes.join(" and "))]
     AmbiguousProgram {
         /// The file.
@@ -25,18 +25,18 @@ pub enum ProvisioningError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// A program that is needed lies nowhere.
+    /// A required program was not found.
     #[error("there is no {name} in the root of {place}; put it there")]
     NoProgram {
         /// The file.
         name: &'static str,
-        /// Where it was looked for.
+        /// Where it was searched.
         place: &'static str,
     },
-    /// Something else lies where a file belongs.
+    /// A file's path leads to something else.
     #[error("{path} is no regular file; put a plain file there", path = path.display())]
     NotAFile {
-        /// Path of the mount.
+        /// Path of the file.
         path: PathBuf,
     },
     /// A file could not be read.
@@ -47,12 +47,12 @@ pub enum ProvisioningError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// A file is longer than what is read of it.
+    /// A file is longer than the limit.
     #[error("{path} has more than {limit} bytes; that is no image", path = path.display())]
     TooLarge {
         /// Path of the file.
         path: PathBuf,
-        /// How many are read.
+        /// The limit in bytes.
         limit: u64,
     },
     /// A file could not be written.

@@ -1,4 +1,4 @@
-//! Reads files from media and other sources outside the node, and puts whole files in their place.
+//! Reads files from media and other sources outside the node, and replaces files atomically.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 
 use crate::ProvisioningError;
 
-/// The content of a regular file, cut off one byte after `limit`, so that a longer one is still seen to
-/// be too long. `None` where there is no such file. Never blocks on a pipe or a terminal, and follows no
-/// link in the last component.
+/// The content of a regular file, cut off one byte after `limit`, so that the caller notices a
+/// longer file. `None` if the file does not exist. Never blocks on a pipe or a terminal, and does
+/// not follow a link in the last component.
 pub(crate) fn read_bounded(
     path: &Path,
     limit: usize,
@@ -26,7 +26,7 @@ pub(crate) fn read_bounded(
     let file = match open(path) {
         Ok(file) => file,
         Err(error) if is_absent(&error) => return Ok(None),
-        // A link or a socket where a file should be is no fault of the medium's hardware.
+        // A link or a socket instead of a file is not a hardware fault of the medium.
         Err(error) if is_special(&error) => return Err(not_a_file()),
         Err(error) => return Err(failed(error)),
     };
@@ -39,14 +39,14 @@ pub(crate) fn read_bounded(
 
 /// The content of an open file, cut off one byte after `limit`.
 pub(crate) fn read_from(file: &File, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    // A buffer that grows leaves its beginnings behind, and they may be secret.
+    // A buffer that grows leaves old copies in memory, and they may be secret.
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 2));
-    // One byte more than the limit, so that the caller sees that it is exceeded.
+    // One byte more than the limit, so that the caller sees that the file is longer.
     file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Opens for reading without waiting for anything and without following a link.
+/// Opens for reading without waiting and without following a link.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -54,11 +54,12 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a block device, or a file that stands for one. A drive without a medium is an error: opened
-/// without waiting it would be none, and each read of it many lines of the kernel's.
+/// Opens a block device, or a file used as one. Without O_NONBLOCK, so that a drive without a
+/// medium is an error. Otherwise the open would succeed, and each read would make many kernel
+/// messages.
 pub(crate) fn open_device(path: &Path) -> io::Result<File> {
     let kind = fs::symlink_metadata(path)?.file_type();
-    // Opening a character device can have effects of its own, such as on a tape or a terminal.
+    // Opening a character device, such as a tape or a terminal, can have effects.
     if !kind.is_file() && !kind.is_block_device() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -68,7 +69,7 @@ pub(crate) fn open_device(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Puts a file for root alone in the place of `path`: a power cut leaves the one or the other.
+/// Replaces `path` by a file that only root can read. A power cut leaves the old or the new file.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     alknet_durable::replace(path, content, 0o600)
 }

@@ -1,10 +1,10 @@
-//! Volume labels of FAT (Microsoft's FAT specification of 2000, as ECMA-107 extends) and ISO 9660
-//! (ECMA-119), read from the bytes of a device, so that only a volume that claims to be ours is
-//! ever mounted.
+//! Volume labels of FAT (Microsoft's FAT specification of 2000, extended by ECMA-107) and ISO 9660
+//! (ECMA-119). They are read from a device's bytes, so that only a volume with this project's label
+//! is mounted.
 
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
-/// A file system a provisioning volume may have.
+/// A file system that a provisioning volume may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystem {
     /// ISO 9660.
@@ -24,25 +24,25 @@ impl FileSystem {
     }
 }
 
-/// What a volume says it is.
+/// A volume's label and file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeLabel {
     /// How to mount it.
     pub file_system: FileSystem,
-    /// The label without its padding; bytes that are not ASCII are replaced.
+    /// The label without its padding. Bytes that are not ASCII are replaced.
     pub label: String,
 }
 
-/// Most bytes of a root directory searched for the label: tools write it first.
+/// Most bytes of a root directory that are searched for the label. Tools write it first.
 const ROOT_BYTES_MAX: u64 = 64 << 10;
 const BOOT_SECTOR_BYTES: usize = 512;
 const DIR_ENTRY_BYTES: usize = 32;
 const ISO_DESCRIPTOR_OFFSET: u64 = 16 * 2048;
 
-/// Reads the label of a FAT or ISO 9660 volume. `None` for every other content.
+/// Reads the label of a FAT or ISO 9660 volume. `None` for any other content.
 ///
 /// # Errors
-/// Those of the device. A device that ends too early is not an error.
+/// Errors of the device. A device that ends too early is not an error.
 pub fn volume_label(device: &mut (impl Read + Seek)) -> io::Result<Option<VolumeLabel>> {
     let Some(sector) = read_at(device, 0, BOOT_SECTOR_BYTES)? else {
         return Ok(None);
@@ -51,7 +51,7 @@ pub fn volume_label(device: &mut (impl Read + Seek)) -> io::Result<Option<Volume
         let label = fat.label(device)?;
         return Ok(Some(volume(FileSystem::Vfat, &label)));
     }
-    // Behind the system area, whose content the standard leaves open (ECMA-119, 6.2.1).
+    // After the system area, whose content the standard does not define (ECMA-119, 6.2.1).
     let descriptor = read_at(device, ISO_DESCRIPTOR_OFFSET, 72)?;
     Ok(descriptor
         .filter(|found| found.starts_with(b"\x01CD001\x01"))
@@ -73,7 +73,7 @@ fn volume(file_system: FileSystem, label: &[u8]) -> VolumeLabel {
     }
 }
 
-/// What the boot sector says about labels.
+/// What the boot sector contains about labels.
 struct FatBootSector {
     label: [u8; 11],
     root_offset: u64,
@@ -86,7 +86,7 @@ impl FatBootSector {
         let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
         let (sector_bytes, cluster_sectors) = (u16_at(11), u64::from(sector[13]));
         let (reserved, fats, root_entries) = (u16_at(14), u64::from(sector[16]), u16_at(17));
-        // The signature alone is on every boot sector, also on one of a partition table.
+        // Every boot sector has the signature, even that of a partition table.
         let plausible = sector[510..] == [0x55, 0xaa]
             && matches!(sector_bytes, 512 | 1024 | 2048 | 4096)
             && cluster_sectors.is_power_of_two()
@@ -95,11 +95,11 @@ impl FatBootSector {
         if !plausible {
             return None;
         }
-        // FAT32 has its own field for the size, and leaves the older one zero.
+        // FAT32 has its own size field, and sets the older one to zero.
         let is_fat32 = u16_at(22) == 0;
         let fat_sectors = if is_fat32 { u32_at(36) } else { u16_at(22) };
         let after_fats = reserved + fats * fat_sectors;
-        // Whatever a hostile volume writes, the offset stays below 2^53: no sum here overflows.
+        // Whatever a hostile volume contains, the offset stays below 2^53, so no sum overflows.
         let (first_sector, root_bytes, label_at) = if is_fat32 {
             // Clusters are numbered from 2.
             let cluster = u32_at(44).checked_sub(2)?;
@@ -116,7 +116,7 @@ impl FatBootSector {
         })
     }
 
-    /// The label in the root directory, which tools change, else the boot sector's.
+    /// The label in the root directory, which tools change, or else the boot sector's.
     fn label(&self, device: &mut (impl Read + Seek)) -> io::Result<[u8; 11]> {
         let bytes = usize::try_from(self.root_bytes).unwrap_or(0);
         let root = read_at(device, self.root_offset, bytes)?.unwrap_or_default();
@@ -132,17 +132,17 @@ fn root_label(root: &[u8]) -> Option<[u8; 11]> {
     root.chunks_exact(DIR_ENTRY_BYTES)
         // An entry that begins with zero ends the folder.
         .take_while(|entry| entry[0] != 0)
-        // Deleted entries stay, with this byte in place of their first letter.
+        // Deleted entries remain, with this byte as their first letter.
         .filter(|entry| entry[0] != 0xe5)
         .find(|entry| {
             let attributes = entry[ATTRIBUTES];
-            // A part of a long name carries the bit of a label too.
+            // A part of a long name has the bit of a label too.
             attributes & LONG_NAME != LONG_NAME && attributes & (VOLUME_ID | DIRECTORY) == VOLUME_ID
         })
         .and_then(|entry| entry[..11].try_into().ok())
 }
 
-/// `length` bytes at `offset`; `None` where the device ends before.
+/// `length` bytes at `offset`. `None` if the device ends before.
 fn read_at(
     device: &mut (impl Read + Seek),
     offset: u64,

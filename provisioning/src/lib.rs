@@ -1,22 +1,23 @@
-//! Where the node's configuration comes from.
+//! Finds the node's configuration.
 //!
-//! A provisioning medium comes from outside the node; the data partition keeps what the node last accepted. Media
-//! count in this order: QEMU's fw_cfg, NoCloud volumes, the boot partition, SMBIOS strings, the kernel's command line
-//! where the image is not signed, the console. [`load`] weighs them and always ends with a configuration, together
-//! with everything that was wrong on the way:
+//! A provisioning medium comes from outside the node, and the data partition has what the node last
+//! accepted. The order of the media is: QEMU's fw_cfg, NoCloud volumes, the boot partition, SMBIOS
+//! strings, the kernel's command line if the image is not signed, the console. [`load`] always
+//! returns a configuration, with all problems that it met:
 //!
-//! 1. A medium whose document differs from the one last taken from a medium becomes the stored
-//!    configuration, once it is found correct, with a copy for a start that finds it damaged.
-//! 2. Otherwise the stored configuration is used, so that a medium left in place does not undo a
-//!    change made since.
-//! 3. A refused document never replaces a correct one. Where there is no correct one, what lets
-//!    the administrators in is salvaged from it.
+//! 1. If a medium's document differs from the one last taken from a medium, and is correct, it
+//!    becomes the stored configuration, with a copy for a start that finds it damaged.
+//! 2. Otherwise the stored configuration is used, so that a medium that stays attached does not
+//!    undo later changes.
+//! 3. A refused document never replaces a correct one. If there is no correct one, the settings
+//!    that administrators need to log in are salvaged from it.
 //!
-//! Recovery words, seed keys and credentials on a medium are [`MediaSecrets`]: they are taken out before a
-//! document is read and never stored, and [`erase`] overwrites words and credentials once they are kept.
+//! Recovery words, seed keys and credentials on a medium are [`MediaSecrets`]. They are removed
+//! before a document is read, and are never stored. [`erase`] overwrites words and credentials
+//! after they were stored elsewhere.
 //!
-//! What a medium holds is untrusted until it is read: sizes are bounded, special files are not
-//! opened, file systems are mounted read-only without devices, set-uid bits or programs.
+//! The content of a medium is untrusted: sizes are bounded, special files are not opened, and file
+//! systems are mounted read-only without devices, set-uid bits or programs.
 
 mod error;
 mod file;
@@ -51,36 +52,38 @@ pub use sources::strings;
 use secrets::SecretCollector;
 use store::StoredConfig;
 
-/// Where to look. Every root can be moved, for tests and for hosts that are not the appliance.
+/// Where to look. Tests, and hosts other than the appliance, can change every path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourcePaths {
-    /// Our entries of QEMU's firmware configuration, as sysfs shows them.
+    /// This project's entries in QEMU's firmware configuration, in sysfs.
     pub fw_cfg: PathBuf,
     /// The kernel's list of block devices.
     pub block_class: PathBuf,
     /// Device nodes.
     pub dev: PathBuf,
-    /// Structures of the firmware's tables, as sysfs shows them.
+    /// Structures of the firmware's tables, in sysfs.
     pub dmi: PathBuf,
-    /// The firmware's variables; absent on machines that start without UEFI.
+    /// The firmware's variables. Missing on machines that start without UEFI.
     pub efi: PathBuf,
     /// The kernel's command line.
     pub command_line: PathBuf,
     /// Where a volume is mounted while it is read.
     pub mount_point: PathBuf,
-    /// Where the configuration is kept; absent while there is no data partition.
+    /// The folder of the stored configuration. `None` while there is no data partition.
     pub config_dir: Option<PathBuf>,
-    /// Whether it is kept sealed. Then media provision the node once, and never again: otherwise an attacker who can
-    /// attach one, or write to the boot partition, would become an administrator of what is sealed.
+    /// Whether the configuration is kept sealed. Then media provision the node only once. Otherwise
+    /// an attacker who can attach a medium, or write to the boot partition, would become an
+    /// administrator of the sealed data.
     pub is_sealed: bool,
-    /// Whether the vault says that it was configured before. Then what is sealed takes nothing from a medium even
-    /// where the stored configuration is gone: an attacker who cannot read a disk can still damage it.
+    /// Whether the vault records that the node was configured before. Then a sealed node takes
+    /// nothing from a medium, even if the stored configuration is missing, because an attacker who
+    /// cannot read a disk can still damage it.
     pub is_configured: bool,
 }
 
 impl SourcePaths {
-    /// The appliance's own, without a data partition.
+    /// The appliance's paths, without a data partition.
     #[must_use]
     pub fn system() -> Self {
         Self {
@@ -97,21 +100,21 @@ impl SourcePaths {
         }
     }
 
-    /// The same with what is kept sealed, or not.
+    /// The same paths with `is_sealed` set.
     #[must_use]
     pub fn sealed(mut self, is_sealed: bool) -> Self {
         self.is_sealed = is_sealed;
         self
     }
 
-    /// The same with what was configured before, or not.
+    /// The same paths with `is_configured` set.
     #[must_use]
     pub fn configured(mut self, is_configured: bool) -> Self {
         self.is_configured = is_configured;
         self
     }
 
-    /// The same with the configuration kept in `dir`, `/data/config`.
+    /// The same paths with the configuration kept in `dir`, such as `/data/config`.
     #[must_use]
     pub fn with_config_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.config_dir = Some(dir.into());
@@ -119,32 +122,33 @@ impl SourcePaths {
     }
 }
 
-/// A configuration and how it came about.
+/// A configuration and its origin.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct LoadedConfig {
-    /// What to run with.
+    /// The configuration to run with.
     pub config: NodeConfig,
     /// Where it came from.
     pub source: ConfigOrigin,
     /// What it set: the names of the document's tables and keys, in order.
     pub set: Vec<String>,
-    /// Everything that was wrong, in the order in which it was met.
+    /// All problems, in the order in which they were found.
     pub problems: Vec<SourceDiagnostic>,
-    /// The document of `source` was refused, and `config` holds only what
+    /// Whether the document of `source` was refused, so that `config` has only what
     /// [`NodeConfig::salvage`] takes from it.
     pub salvaged: bool,
-    /// Words and seed keys that lie on media, whichever document counts.
+    /// Words and seed keys on media, whichever document was used.
     pub secrets: MediaSecrets,
-    /// Credentials of media may be kept: whatever is kept sealed takes those that came with the document
-    /// that it was provisioned with, and no others, as it takes no other document.
+    /// Whether credentials from media may be stored. A sealed node takes only those that came with
+    /// its provisioning document, just as it takes no other document.
     pub takes_credentials: bool,
-    /// A correct document is stored: the next start has it without any medium.
+    /// Whether a correct document is stored, so that the next start needs no medium.
     pub is_stored: bool,
 }
 
 impl LoadedConfig {
-    /// Where the configuration came from, whose word that is, and what it set: one line for the log.
+    /// Where the configuration came from, who could have written it, and what it set, as one line
+    /// for the log.
     #[must_use]
     pub fn summary(&self) -> String {
         let set = if self.set.is_empty() {
@@ -156,19 +160,19 @@ impl LoadedConfig {
     }
 }
 
-/// Finds the configuration of this boot. Blocks on disks; fails never.
+/// Finds the configuration of this boot. Blocks on disks. Never fails.
 #[must_use]
 pub fn load(paths: &SourcePaths) -> LoadedConfig {
     load_with(paths, &KernelMounter)
 }
 
-/// [`load`] with another way to look into a volume.
+/// [`load`] with another mounter.
 #[must_use]
 pub fn load_with(paths: &SourcePaths, mounter: &dyn Mounter) -> LoadedConfig {
     load_all(paths, mounter, None)
 }
 
-/// [`load`] with what an administrator pasted at the console, which counts after every medium.
+/// [`load`] with a document that an administrator pasted at the console. It counts after all media.
 #[must_use]
 pub fn load_console(
     paths: &SourcePaths,
@@ -190,7 +194,8 @@ fn load_all(
     let mut documents = Vec::new();
     for offer in &offers {
         let bytes = offer.document.as_ref();
-        // The secrets leave the document before it is compared, kept or refused: an error may quote its line.
+        // The secrets are removed before the document is compared, kept or refused, because an
+        // error may quote a line of it.
         let mut parted = bytes.map_or_else(Default::default, |bytes| secrets::part(bytes));
         collector.take(offer, &mut parted);
         if bytes.is_some() {
@@ -221,26 +226,27 @@ fn load_all(
         problems: choice.problems,
         salvaged,
         secrets,
-        // A sealed node takes them once: a medium that stays attached must not put old ones back.
+        // A sealed node takes credentials once, so that a medium that stays attached does not
+        // restore old ones.
         takes_credentials: !(paths.is_sealed && (settled || paths.is_configured)),
         is_stored: store.as_ref().is_some_and(StoredConfig::has_correct),
     }
 }
 
-/// Notes in `config_dir` that the credentials that came with the document last taken from a medium were
-/// kept, or are not wanted. Whatever is kept sealed takes none from then on.
+/// Records in `config_dir` that the credentials that came with the last medium's document were
+/// stored, or are not wanted. From then on a sealed node takes none.
 ///
 /// # Errors
-/// The note cannot be written.
+/// The record cannot be written.
 pub fn settle_credentials(config_dir: &Path) -> Result<(), ProvisioningError> {
     StoredConfig::new(config_dir.to_owned()).settle()
 }
 
-/// Keeps a correct document that the running node took, for the next start: it becomes
-/// `config.toml` in `config_dir`, and then `config.last-good.toml`, its copy.
+/// Stores a correct document that the running node accepted, for the next start: first as
+/// `config.toml` in `config_dir`, then as its copy `config.last-good.toml`.
 ///
 /// # Errors
-/// A file cannot be written. Either document is whole, whatever happens.
+/// A file cannot be written. Each document is still complete, old or new.
 pub fn keep(config_dir: &Path, document: &[u8]) -> Result<(), ProvisioningError> {
     StoredConfig::new(config_dir.to_owned()).keep(document)
 }
@@ -252,13 +258,13 @@ pub fn fault_injection(paths: &SourcePaths) -> bool {
     matches!(switch, Ok(Some(content)) if content.trim_ascii() == b"1")
 }
 
-/// A document and where it lay, without its secrets.
+/// A document and its source, without its secrets.
 struct OfferedDocument {
     source: ConfigOrigin,
     bytes: Vec<u8>,
-    /// Why it cannot be believed, whatever the rest of it says.
+    /// Reasons to refuse the document, whatever else it contains.
     mistakes: Vec<(String, String)>,
-    /// There were secrets in it.
+    /// Whether it contained secrets.
     held_secrets: bool,
 }
 
@@ -277,14 +283,14 @@ impl OfferedDocument {
     }
 }
 
-/// The first document that says something. What others say, and it does not, is lost, and told.
+/// The first document that is not empty. Other documents that differ are reported and not used.
 fn first(
     documents: Vec<OfferedDocument>,
     problems: &mut Vec<SourceDiagnostic>,
 ) -> Option<OfferedDocument> {
     let (empty, mut saying): (Vec<_>, Vec<_>) =
         documents.into_iter().partition(OfferedDocument::is_empty);
-    // One that held nothing but secrets was not left empty by mistake.
+    // A document with only secrets is not empty by mistake.
     for document in empty.iter().filter(|document| !document.held_secrets) {
         problems.push(SourceDiagnostic::new(
             "provisioning-empty",
@@ -299,7 +305,7 @@ fn first(
         return None;
     }
     let first = saying.remove(0);
-    // The same document on two media is no conflict.
+    // The same document on two media is not a conflict.
     let others = saying.iter().filter(|other| other.bytes != first.bytes);
     let others: Vec<_> = others.map(|other| other.source.to_string()).collect();
     if !others.is_empty() {
@@ -318,7 +324,7 @@ fn first(
 
 type Chosen = (NodeConfig, ConfigOrigin, bool, Vec<String>);
 
-/// The names of a document's tables and keys, as they are written.
+/// The names of a document's tables and keys, in their order.
 fn names(document: &[u8]) -> Vec<String> {
     let text = std::str::from_utf8(document).unwrap_or_default();
     let (table, _) = DeTable::parse_recoverable(text);
@@ -332,11 +338,11 @@ fn names(document: &[u8]) -> Vec<String> {
 
 struct DocumentChoice {
     problems: Vec<SourceDiagnostic>,
-    /// The first document refused: salvaged from where nothing correct is found.
+    /// The first refused document. It is salvaged if no correct document is found.
     refused: Option<OfferedDocument>,
-    /// A configuration that is stored cannot be replaced by a medium.
+    /// Whether a medium cannot replace a stored configuration.
     is_sealed: bool,
-    /// Nor can one that was stored and is gone.
+    /// Whether a medium cannot replace even a missing one.
     is_configured: bool,
 }
 
@@ -351,7 +357,7 @@ impl DocumentChoice {
             if let Some(store) = store.filter(|_| new && self.is_sealed)
                 && let Some(chosen) = self.stored(store)
             {
-                // The power went before it was noted as taken.
+                // The power was lost before the document was recorded as taken.
                 if !store.is_live(&medium.bytes) {
                     self.note_sealed(&medium.source);
                 }
@@ -362,10 +368,10 @@ impl DocumentChoice {
                     self.keep(store, &medium.bytes);
                     return chosen;
                 }
-                // The medium's document was taken before: what an administrator changed since then is in the store,
-                // and wins.
+                // The medium's document was taken before. The store has what an administrator
+                // changed since, and wins.
                 Some(chosen) => fallback = Some(chosen),
-                // Kept for the last resort: some of it may still be readable.
+                // Kept as the last resort, because parts of it may be readable.
                 None => self.refused = Some(medium),
             }
         }
@@ -375,7 +381,8 @@ impl DocumentChoice {
             .unwrap_or_else(|| self.last_resort())
     }
 
-    /// What is stored, or what is left of it. A medium is named where it says something else.
+    /// The stored configuration, or what is left of it. A medium with a different document is
+    /// reported.
     fn of_configured(
         &mut self,
         medium: Option<&OfferedDocument>,
@@ -390,7 +397,7 @@ impl DocumentChoice {
         stored.unwrap_or_else(|| self.last_resort())
     }
 
-    /// Whether a document is another than the one last taken. Where that cannot be read it is.
+    /// Whether a document differs from the one last taken. True if that one cannot be read.
     fn is_new(&mut self, medium: &OfferedDocument, store: &StoredConfig) -> bool {
         match store.read(store::APPLIED) {
             Ok(applied) => applied.as_deref() != Some(&medium.bytes),
@@ -400,7 +407,8 @@ impl DocumentChoice {
                     format!("{error}; so {} counts as a new document", medium.source),
                     "check the data partition",
                 ));
-                // Taken once more rather than ignored: it may be what the administrator brought to mend the node.
+                // Taken again rather than ignored, because the administrator may have brought it to
+                // repair the node.
                 true
             }
         }
@@ -420,7 +428,7 @@ impl DocumentChoice {
         Some(chosen)
     }
 
-    /// The copy of the stored configuration may be of an earlier one, which must not come back.
+    /// Updates the copy of the stored configuration, because an earlier one must not come back.
     fn copy_live(&mut self, store: &StoredConfig) {
         if let Err(error) = store.copy_live() {
             self.problems.push(SourceDiagnostic::new(
@@ -445,7 +453,7 @@ impl DocumentChoice {
         };
         let document = OfferedDocument::stored(source, bytes);
         let chosen = self.parse(&document);
-        // The first document that was refused is the one that was meant to count.
+        // The first refused document is the one that the administrator most likely meant.
         if chosen.is_none() && self.refused.is_none() {
             self.refused = Some(document);
         }
@@ -466,7 +474,7 @@ impl DocumentChoice {
                 .map(|error| SourceDiagnostic::refused(source, error));
             self.problems.extend(refused);
         }
-        // A document with a mistake in its secrets is refused as a whole, as one with any other mistake.
+        // A mistake in the secrets refuses the whole document, as any other mistake does.
         let is_good = self.problems.len() == before;
         let config = parsed.ok().filter(|_| is_good)?;
         Some((config, source.clone(), false, names(bytes)))
@@ -526,7 +534,7 @@ impl DocumentChoice {
             text,
             "correct the document and start again",
         ));
-        // What is used of it, and not what it says.
+        // Only the settings that are used, not all that the document has.
         let taken = [
             ("listen", config.listen != Default::default()),
             ("network", !config.network.is_empty()),

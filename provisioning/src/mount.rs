@@ -1,4 +1,4 @@
-//! Block devices, and looking into the volumes on them.
+//! Lists block devices, and mounts their volumes.
 
 use std::fs;
 use std::io;
@@ -8,21 +8,21 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{FileSystem, SourcePaths};
 
-/// Most block devices looked at; more than any machine this runs on has.
+/// Most block devices that are read. No supported machine has more.
 const DEVICES_MAX: usize = 256;
 
-/// Looks into volumes.
+/// Gives access to the files of volumes.
 pub trait Mounter {
-    /// Makes the content of `device` visible, at `at` if it has to be anywhere.
+    /// Makes the files of `device` accessible, at `at` if a mount point is needed.
     ///
     /// # Errors
-    /// Those of the kernel.
+    /// Errors of the kernel.
     fn mount(&self, device: &Path, file_system: FileSystem, at: &Path) -> io::Result<Mounted>;
 
-    /// The same for writing. What was written is on the device once the answer is dropped.
+    /// The same for writing. What was written is on the device after the returned value is dropped.
     ///
     /// # Errors
-    /// Those of the kernel; of a device that cannot be written, too.
+    /// Errors of the kernel, or the device cannot be written.
     fn mount_writable(
         &self,
         device: &Path,
@@ -31,7 +31,7 @@ pub trait Mounter {
     ) -> io::Result<Mounted>;
 }
 
-/// A volume that is visible until this is dropped.
+/// A volume whose files are accessible until this is dropped.
 #[derive(Debug)]
 pub struct Mounted {
     root: PathBuf,
@@ -39,7 +39,7 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// A directory that already holds the content.
+    /// A directory that already has the files.
     #[must_use]
     pub fn directory(root: PathBuf) -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Mounted {
         }
     }
 
-    /// Where the content is.
+    /// The root of the files.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -60,8 +60,8 @@ impl Drop for Mounted {
         if !self.unmount {
             return;
         }
-        // At once, so that what was written is on the disk; detached where a medium that was pulled
-        // meanwhile, or another process, holds it.
+        // Unmounted at once, so that what was written is on the disk. Detached if a pulled medium
+        // or another process prevents that.
         let now = umount2(&self.root, MntFlags::empty());
         if let Err(error) = now.or_else(|_| umount2(&self.root, MntFlags::MNT_DETACH)) {
             tracing::warn!(at = %self.root.display(), %error, "a volume stays mounted");
@@ -69,7 +69,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Mounts with the kernel's own file systems: no devices, no set-uid, no programs.
+/// Mounts with the kernel's own file systems, without devices, set-uid bits or programs.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelMounter;
 
@@ -81,7 +81,7 @@ impl KernelMounter {
         flags: MsFlags,
     ) -> io::Result<Mounted> {
         fs::create_dir_all(at)?;
-        // A foreign medium brings no devices and no programs.
+        // A foreign medium must not bring devices or programs.
         let flags = flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
         let kind = Some(file_system.kernel_name());
         mount(Some(device), at, kind, flags, None::<&str>)?;
@@ -107,7 +107,8 @@ impl Mounter for KernelMounter {
     }
 }
 
-/// Names of block devices that have a size, each place on a disk once.
+/// Names of block devices that are not empty. A partition that starts where its disk starts is left
+/// out.
 pub(crate) fn devices(paths: &SourcePaths) -> Vec<String> {
     let Ok(entries) = fs::read_dir(&paths.block_class) else {
         // Without block devices, such as in a container, the other sources still count.
@@ -120,20 +121,21 @@ pub(crate) fn devices(paths: &SourcePaths) -> Vec<String> {
             !is_empty(&device) && !is_its_disk(&device)
         })
         .collect();
-    // The folder has no order of its own, and which medium counts must be the same at each start.
+    // The folder is not ordered, but the choice of the medium must be the same at each start.
     names.sort_unstable();
-    // Each is opened and read, and a machine with many disks should still start in time.
+    // Each device is opened and read, and a machine with many disks should still start in time.
     names.truncate(DEVICES_MAX);
     names
 }
 
-/// A drive without a medium, an unused loop device.
+/// Whether this is a drive without a medium, or an unused loop device.
 fn is_empty(device: &Path) -> bool {
     fs::read_to_string(device.join("size")).is_ok_and(|size| size.trim() == "0")
 }
 
-/// A partition that begins where its disk does: the first bytes of a FAT volume without a table of
-/// partitions can be read as one. What it holds is found on the disk; a disk itself has no `start`.
+/// Whether this partition starts where its disk starts. The first bytes of a FAT volume without a
+/// partition table can look like such a table. The volume's files are then found on the disk, which
+/// has no `start`.
 fn is_its_disk(device: &Path) -> bool {
     fs::read_to_string(device.join("start")).is_ok_and(|start| start.trim() == "0")
 }

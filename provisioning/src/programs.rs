@@ -1,4 +1,4 @@
-//! EFI programs on media: the one that the machine starts, and one that it is to start next.
+//! EFI programs on media: the one that the machine starts now, and one to start next.
 
 use std::io::Read;
 use std::path::Path;
@@ -7,7 +7,8 @@ use crate::mount::Mounter;
 use crate::sources::{LabelledVolume, labelled};
 use crate::{ProvisioningError, SourcePaths, file};
 
-/// Bytes of an EFI program: a third of the boot partition, which is what the image's may have.
+/// Most bytes of an EFI program: a third of the boot partition, which is also the limit for the
+/// image's program.
 pub const PROGRAM_BYTES_MAX: u64 = (256 << 20) / 3;
 /// Where firmware finds a program without a boot entry (UEFI, section 3.5.1.1).
 const STARTED: &str = if cfg!(target_arch = "aarch64") {
@@ -15,25 +16,26 @@ const STARTED: &str = if cfg!(target_arch = "aarch64") {
 } else {
     "EFI/BOOT/BOOTX64.EFI"
 };
-/// The name of a program that is to be started in its place, in the root of a volume.
+/// The name, in the root of a volume, of the program to start next.
 pub const NEXT: &str = "alknet-next.efi";
 
 /// The programs of an update.
 #[derive(Debug)]
 pub struct UpdatePrograms {
-    /// What firmware starts from the boot partition.
+    /// The program that firmware starts from the boot partition.
     pub started: Vec<u8>,
-    /// The one that is to be put in its place.
+    /// The program that will replace it.
     pub next: Vec<u8>,
-    /// The block device that it lies on.
+    /// The block device with the next program.
     pub next_from: String,
 }
 
-/// Reads the program that firmware starts from the boot partition, and the file [`NEXT`] of the only volume that has one:
-/// a NoCloud volume or a boot partition. Blocks on disks.
+/// Reads the program that firmware starts from the boot partition, and the file [`NEXT`] of the
+/// only volume that has one, which may be a NoCloud volume or a boot partition. Blocks on disks.
 ///
 /// # Errors
-/// `AmbiguousProgram` where several volumes have [`NEXT`], `NoProgram` where one of them is missing, `TooLarge`, and those of volumes that cannot be read.
+/// `AmbiguousProgram` if several volumes have [`NEXT`], `NoProgram` if one of the programs is
+/// missing, `TooLarge`, and errors of unreadable volumes.
 pub fn programs(
     paths: &SourcePaths,
     mounter: &dyn Mounter,
@@ -54,7 +56,7 @@ pub fn programs(
             continue;
         };
         if let Some((_, other)) = next {
-            // An attached medium would decide which program the vault opens for.
+            // Otherwise an attached medium could decide which program the vault opens for.
             let volumes = vec![other, volume.name.clone()];
             return Err(ProvisioningError::AmbiguousProgram {
                 name: NEXT,
@@ -67,7 +69,8 @@ pub fn programs(
     let place = "the boot partition, or of an attached volume with the label CIDATA";
     let (next, next_from) = next.ok_or_else(|| missing(NEXT, place))?;
     let mut started = None;
-    // Firmware starts from the boot partition: a program of that name elsewhere is not what runs.
+    // Firmware starts from the boot partition, so a program of this name elsewhere is not the
+    // running one.
     for volume in volumes.iter().filter(|volume| volume.is_boot()) {
         started = find(volume, STARTED)?;
         if started.is_some() {
@@ -81,7 +84,7 @@ pub fn programs(
     })
 }
 
-/// The content of a regular file; `None` where there is no file.
+/// The content of a regular file. `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, ProvisioningError> {
     let failed = |source| ProvisioningError::Read {
         path: path.to_owned(),
@@ -101,12 +104,12 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, ProvisioningError> {
         path: path.to_owned(),
         limit: PROGRAM_BYTES_MAX,
     };
-    // Before the reading, which takes long on a slow medium.
+    // Checked before reading, which is slow on some media.
     if metadata.len() > PROGRAM_BYTES_MAX {
         return Err(too_large());
     }
     let mut content = Vec::new();
-    // A file system that states another size does not make it more.
+    // The limit applies even if the file system reports a smaller size.
     let mut bounded = opened.take(PROGRAM_BYTES_MAX + 1);
     bounded.read_to_end(&mut content).map_err(failed)?;
     if content.len() as u64 > PROGRAM_BYTES_MAX {

@@ -1,4 +1,4 @@
-//! Where a configuration comes from, and whose word that is.
+//! The origins of a configuration, and who could have written it.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub enum ConfigOrigin {
     Default,
     /// QEMU's fw_cfg.
     FwCfg,
-    /// `config.last-good.toml`, since `config.toml` is damaged.
+    /// `config.last-good.toml`, because `config.toml` is damaged.
     LastGood,
     /// A NoCloud volume on the block device of this name.
     NoCloud { device: String },
@@ -31,8 +31,8 @@ pub enum ConfigOrigin {
 }
 
 impl ConfigOrigin {
-    /// Who could have written it: `hypervisor`, `medium` (a person who could attach one),
-    /// `boot-partition` (a program that could write to the disk), `boot-loader`, `console` (a person in
+    /// Who could have written it: `hypervisor`, `medium` (a person who can attach one),
+    /// `boot-partition` (a program that can write to the disk), `boot-loader`, `console` (a user in
     /// front of it), `data-partition` (this node, which accepted it before) or `built-in`.
     #[must_use]
     pub fn trust(&self) -> &'static str {
@@ -64,14 +64,14 @@ impl fmt::Display for ConfigOrigin {
     }
 }
 
-/// Something that was wrong on the way to a configuration.
+/// A problem that was met while the configuration was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceDiagnostic {
     /// Stable name, see `docs/provisioning.md`.
     pub code: &'static str,
-    /// What is wrong, one line.
+    /// What is wrong, in one line.
     pub text: String,
-    /// What to do, one line.
+    /// What to do, in one line.
     pub hint: String,
 }
 
@@ -93,7 +93,7 @@ impl SourceDiagnostic {
         Self::new("config-refused", text, error.fix.clone())
     }
 
-    /// Whether it holds nothing up: looking at the sources again would not make it go away.
+    /// Whether the problem is only a notice. Reading the sources again would not remove it.
     #[must_use]
     pub fn is_notice(&self) -> bool {
         const NOTICES: [&str; 4] = [

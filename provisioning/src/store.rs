@@ -1,5 +1,5 @@
-//! The configuration on the data partition. Every change is made of whole files put in place by
-//! rename, in an order in which a power cut at any point leaves a correct configuration.
+//! The configuration on the data partition. Every change replaces whole files by rename, in an
+//! order that leaves a correct configuration after a power cut at any point.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -12,12 +12,13 @@ use crate::{ProvisioningError, file};
 
 /// The live configuration.
 pub(crate) const LIVE: &str = "config.toml";
-/// A copy of it, for a start that finds the live one damaged. It is never an earlier document: damage to a block of a
-/// sealed disk, which takes no key, would bring back what the last change took away.
+/// A copy of the live configuration, for a start that finds that one damaged. It is never an older
+/// document: otherwise an attacker without a key could damage a block of a sealed disk to undo the
+/// last change.
 pub(crate) const LAST_GOOD: &str = "config.last-good.toml";
-/// The document last taken from a medium, to know one that is still in place.
+/// The document last taken from a medium, to recognise it if the medium is still attached.
 pub(crate) const APPLIED: &str = "provisioned.toml";
-/// A copy of that, once the credentials that came with it were looked at.
+/// A copy of that document, written after its credentials were processed.
 const SETTLED: &str = "provisioned-credentials.toml";
 
 pub(crate) struct StoredConfig {
@@ -34,20 +35,20 @@ impl StoredConfig {
         Ok(read.map(|bytes| bytes.to_vec()))
     }
 
-    /// The document last taken from a medium. One that cannot be read counts as none: the medium
-    /// is then taken again.
+    /// The document last taken from a medium. `None` if it cannot be read, and then the medium is
+    /// taken again.
     pub(crate) fn last_applied(&self) -> Option<Vec<u8>> {
         self.read(APPLIED).ok().flatten()
     }
 
-    /// Puts a document from a medium in place.
+    /// Stores a document from a medium.
     pub(crate) fn apply(&self, document: &[u8]) -> Result<(), ProvisioningError> {
         self.keep(document)?;
-        // Last: a start that finds the power gone in between takes the same document once more.
+        // Written last: if the power was lost before, the next start takes the same document again.
         self.put(APPLIED, document)
     }
 
-    /// Puts a correct document in place, and then its copy.
+    /// Stores a correct document, and then its copy.
     pub(crate) fn keep(&self, document: &[u8]) -> Result<(), ProvisioningError> {
         self.create_dir()?;
         [LIVE, LAST_GOOD]
@@ -55,8 +56,8 @@ impl StoredConfig {
             .try_for_each(|name| self.put_other(name, document))
     }
 
-    /// Makes the copy say what the live document says, which was found correct: the power may have been cut between
-    /// the two, or a program that kept the document before have written it.
+    /// Updates the copy to the live document, which was found correct. They may differ after a
+    /// power cut between the two writes, or if an older program stored the previous document.
     pub(crate) fn copy_live(&self) -> Result<(), ProvisioningError> {
         match self.read(LIVE)? {
             Some(live) => self.put_other(LAST_GOOD, &live),
@@ -64,11 +65,12 @@ impl StoredConfig {
         }
     }
 
-    /// Puts a document in place where another one is.
+    /// Replaces a document, if it is different.
     fn put_other(&self, name: &str, document: &[u8]) -> Result<(), ProvisioningError> {
         let found = self.read(name).ok().flatten();
         if found.as_deref() == Some(document) {
-            // The same bytes are not written again: flash wears, and a write can be cut short.
+            // The same bytes are not written again, because flash wears and a write can be
+            // interrupted.
             return Ok(());
         }
         self.put(name, document)
@@ -80,14 +82,14 @@ impl StoredConfig {
         live.is_some_and(|live| NodeConfig::parse(&live).is_ok())
     }
 
-    /// Whether that document is the live one.
+    /// Whether `document` is the live one.
     pub(crate) fn is_live(&self, document: &[u8]) -> bool {
         let live = self.read(LIVE).ok().flatten();
         live.is_some_and(|live| live == document)
     }
 
-    /// Whether nothing that came with the document last taken from a medium is still to be looked at.
-    /// Where none was taken nothing is.
+    /// Whether all credentials that came with the last medium's document were processed. True if no
+    /// document was taken.
     pub(crate) fn is_settled(&self) -> bool {
         let Some(applied) = self.last_applied() else {
             return true;
@@ -96,7 +98,7 @@ impl StoredConfig {
         settled.is_some_and(|settled| settled == applied)
     }
 
-    /// Notes that everything was looked at.
+    /// Records that they were processed.
     pub(crate) fn settle(&self) -> Result<(), ProvisioningError> {
         match self.last_applied() {
             Some(applied) if !self.is_settled() => self.put(SETTLED, &applied),

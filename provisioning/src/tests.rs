@@ -27,7 +27,7 @@ fn misspelt(n: u8) -> String {
     document(n) + "nmae = \"x\"\n"
 }
 
-/// A machine of directories.
+/// A machine made of directories.
 struct DirectoryMachine {
     root: TempDir,
     volumes: HashMap<PathBuf, PathBuf>,
@@ -223,7 +223,8 @@ fn a_new_medium_replaces_the_stored_configuration_and_its_copy() {
     assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
 }
 
-/// An earlier program kept the document before as the copy, and a power cut between the two steps leaves it there.
+/// An older program stored the previous document as the copy, and a power cut between the two writes leaves it
+/// there.
 #[test]
 fn a_start_makes_the_copy_say_what_the_live_document_says() {
     let machine = DirectoryMachine::new();
@@ -238,14 +239,14 @@ fn a_start_makes_the_copy_say_what_the_live_document_says() {
     machine.store("config.last-good.toml", document(1));
     assert_eq!(codes(&machine.load()), Vec::<&str>::new());
     assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
-    // What is damaged is no document to copy.
+    // A damaged document is not copied.
     machine.store("config.toml", misspelt(1));
     assert_eq!(name(&machine.load()), "node-2");
     assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
 }
 
-/// An administrator was removed, and damages the stored document of the sealed node: garbage in one block is enough. The
-/// document that is used instead must not be the one from before.
+/// An administrator was removed, and damages the sealed node's stored document. Garbage in one block is enough. The
+/// document that is then used must not be the previous one.
 #[test]
 fn damage_does_not_bring_a_removed_administrator_back() {
     let mut machine = DirectoryMachine::new();
@@ -263,7 +264,7 @@ fn damage_does_not_bring_a_removed_administrator_back() {
         assert_eq!(admins(&loaded), [key(1)], "{loaded:?}");
         assert_eq!(loaded.source, ConfigOrigin::LastGood);
     }
-    // Nor do both.
+    // Nor does damage to both documents.
     machine.store("config.last-good.toml", b"\0");
     let loaded = machine.load();
     assert!(admins(&loaded).is_empty() && loaded.salvaged, "{loaded:?}");
@@ -529,7 +530,7 @@ fn drives_without_a_medium_are_not_touched() {
     assert_eq!(machine.load().source, ConfigOrigin::Default);
 }
 
-/// What `mformat` makes of a floppy disk looks like a table of partitions whose first is the disk.
+/// A floppy disk from `mformat` looks like a partition table whose first partition is the disk.
 #[test]
 fn a_partition_that_is_its_whole_disk_is_listed_once() {
     let mut machine = DirectoryMachine::new();
@@ -607,7 +608,7 @@ fn a_sealed_node_is_provisioned_once() {
         assert!(loaded.problems[0].is_notice());
         assert_eq!(machine.stored("config.toml"), Some(document(1)));
     }
-    // The power went before it was noted as the one that was taken.
+    // The power was lost before the document was recorded as taken.
     let applied = machine
         .paths
         .config_dir
@@ -616,7 +617,7 @@ fn a_sealed_node_is_provisioned_once() {
     fs::remove_file(applied.expect("given above")).expect(FILE);
     machine.fw_cfg(document(1));
     assert_eq!(codes(&machine.load()), Vec::<&str>::new());
-    // Nothing correct is stored: the medium is what is left.
+    // Nothing correct is stored, so only the medium is left.
     machine.fw_cfg(document(3));
     machine.store("config.toml", b"\0");
     assert_eq!(name(&machine.load()), "node-1");
@@ -624,7 +625,7 @@ fn a_sealed_node_is_provisioned_once() {
     assert_eq!(name(&machine.load()), "node-3");
 }
 
-/// Who cannot read a sealed disk can damage what is on it: that does not make a medium count.
+/// An attacker who cannot read a sealed disk can damage its content, but that does not make a medium count.
 #[test]
 fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
     let mut machine = DirectoryMachine::new();
@@ -656,11 +657,11 @@ fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
         (&loaded.source, loaded.is_stored),
         (&ConfigOrigin::Default, false)
     );
-    // The copy is its own as well.
+    // The copy is the node's own as well.
     machine.store("config.toml", b"\0");
     machine.store("config.last-good.toml", document(3));
     assert_eq!(name(&machine.load()), "node-3");
-    // What is not sealed has nothing to lose by it.
+    // A node that is not sealed has nothing to protect this way.
     machine.paths.is_sealed = false;
     assert_eq!(name(&machine.load()), "node-2");
 }
@@ -671,7 +672,7 @@ fn a_sealed_node_takes_credentials_with_its_document_only() {
     let dir = machine.paths.config_dir.clone().expect("given above");
     machine.paths.is_sealed = true;
     machine.fw_cfg(document(1));
-    // Until they were looked at: the power may go before that.
+    // Until they are processed, because the power may be lost before.
     assert!(machine.load().takes_credentials);
     assert!(machine.load().takes_credentials);
     settle_credentials(&dir).expect(FILE);
@@ -681,7 +682,7 @@ fn a_sealed_node_takes_credentials_with_its_document_only() {
     // A node that is not sealed takes credentials from any attached medium.
     machine.paths.is_sealed = false;
     assert!(machine.load().takes_credentials);
-    // It took the second document, so what comes with that may be taken.
+    // It took the second document, so the credentials that come with it may be taken.
     machine.paths.is_sealed = true;
     assert!(machine.load().takes_credentials);
     settle_credentials(&dir).expect(FILE);

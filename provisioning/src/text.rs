@@ -1,6 +1,6 @@
-//! Text as people's editors and tools leave it: with a byte order mark, in UTF-16, with zeros after it.
+//! Text as editors and tools write it: with a byte order mark, in UTF-16, or padded with zeros.
 
-/// Why bytes are no text that can be read here.
+/// The error and the hint for UTF-16.
 pub(crate) const UTF_16: (&str, &str) = (
     "the file is UTF-16, which some editors of Windows write",
     "save it as UTF-8",
@@ -8,8 +8,8 @@ pub(crate) const UTF_16: (&str, &str) = (
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The text without its byte order mark and without the zeros that some tools pad with; nothing where
-/// it is UTF-16.
+/// The text without its byte order mark and without the zeros that some tools pad with. `None` for
+/// UTF-16.
 pub(crate) fn clean(bytes: &[u8]) -> Option<&[u8]> {
     if is_utf_16(bytes) {
         return None;
@@ -20,7 +20,7 @@ pub(crate) fn clean(bytes: &[u8]) -> Option<&[u8]> {
     Some(&text[..end.map_or(0, |at| at + 1)])
 }
 
-/// Where in the file the cleaned text begins.
+/// Where the cleaned text begins in the file.
 pub(crate) fn offset(bytes: &[u8]) -> usize {
     if bytes.starts_with(BYTE_ORDER_MARK) {
         BYTE_ORDER_MARK.len()
@@ -29,11 +29,12 @@ pub(crate) fn offset(bytes: &[u8]) -> usize {
     }
 }
 
-/// Marked as such, or with the zeros that ASCII has in it.
+/// Whether the bytes have a UTF-16 mark, or the zeros of ASCII in UTF-16.
 fn is_utf_16(bytes: &[u8]) -> bool {
     let zeros = |odd: usize| {
         let start = bytes.get(..4).unwrap_or_default();
-        // UTF-16 without a mark: of its first letters, which are ASCII, every second byte is zero.
+        // In UTF-16 without a mark, every second byte of the first letters, which are ASCII, is
+        // zero.
         let is_zero = |(at, byte): (usize, &u8)| (*byte == 0) == (at % 2 == odd);
         start.len() == 4 && start.iter().enumerate().all(is_zero)
     };

@@ -1,8 +1,8 @@
-//! Which accelerator to trust.
+//! The choice of the accelerator.
 //!
-//! `/dev/kvm` may exist, open, even run a few instructions, and still hang every guest: that is
-//! common where virtualisation is nested or filtered. So KVM is used only after a kernel ran under
-//! it from its entry to a reboot, within seconds.
+//! `/dev/kvm` may exist, open, even run a few instructions, and still hang every guest. That is
+//! common if virtualisation is nested or filtered. So the harness uses KVM only after a kernel ran
+//! under it from its entry to a reboot, within seconds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,32 +19,34 @@ use crate::tools;
 /// Overrides the choice: `kvm` or `tcg`.
 pub const ACCEL_VARIABLE: &str = "ALKNET_QEMU_ACCEL";
 
-/// Emulation is about this much slower than the processor itself: every limit is this many times longer
-/// under it.
+/// Emulation is about this many times slower than the processor itself, so every limit is this many
+/// times longer under it.
 pub const TCG_TIMEOUT_FACTOR: u32 = 10;
 
-/// The longest limit that the factors for emulation and for a busy host make of a shorter one. Together they make an hour
-/// of some seconds, and a machine that does not go on has a run wait that long before its console is shown.
+/// The longest limit that the factors for emulation and for a busy host make of a shorter one.
+/// Together they would make an hour of some seconds, and a run would wait that long for a machine
+/// that does not go on before its console is shown.
 pub const SCALED_MAX: Duration = Duration::from_secs(900);
 
-/// How long a kernel may take from power-on to its reboot under KVM. It needs half a second. Time in which QEMU waits for a
-/// processor that others have does not count: `up` and the benchmarks do not know how busy the machine is.
+/// How long a kernel may take from power-on to its reboot under KVM. It needs half a second. Time
+/// in which QEMU waits for a processor that other programs have does not count: `up` and the
+/// benchmarks do not know how busy the machine is.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A probe ends after so many times that limit in any case.
 const PROBE_LIMITS_MAX: u32 = 20;
 
-/// How long a verdict by time holds. What else kept a guest from its reboot, such as a slow disk, may be over then; where
-/// KVM hangs every guest, another probe is what an hour costs.
+/// How long a verdict of a late guest holds. Another reason for the delay, such as a slow disk, may
+/// be over then. If KVM hangs every guest, another probe is what an hour costs.
 const LATE_FOR: Duration = Duration::from_secs(3600);
 
-/// How a verdict by time is kept.
+/// The text of such a verdict in the cache.
 const LATE: &str = "late";
 
-/// Pause between looks at the probe's process.
+/// Pause between checks of the probe's process.
 const PROBE_POLL: Duration = Duration::from_millis(20);
 
-/// Who runs the guest's instructions.
+/// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
     /// The processor.
@@ -54,7 +56,7 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// The override if there is one, else KVM if a guest of `kernel` ran under it, else TCG.
+    /// The override if there is one, or else KVM if a guest of `kernel` ran under it, or else TCG.
     /// Without a kernel an earlier verdict of this boot of the host counts.
     pub fn detect(kernel: Option<&Path>) -> Result<Self> {
         match std::env::var(ACCEL_VARIABLE).as_deref() {
@@ -75,8 +77,8 @@ impl Accel {
         }
     }
 
-    /// The host's processor, where guests run on it: one that is saved on another may use instructions that
-    /// this one does not have.
+    /// The host's processor, if guests run on it: a machine that is saved on another one may use
+    /// instructions that this one does not have.
     pub(crate) fn processor(self) -> String {
         match self {
             Self::Kvm => processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
@@ -84,8 +86,8 @@ impl Accel {
         }
     }
 
-    /// `limit`, given for KVM on a host at rest, as it applies here: longer under emulation, and on a
-    /// host that is busy ([`deadline`]). Every wait for a machine is limited by this.
+    /// Scales `limit`, which is for KVM on a host at rest, to here: longer under emulation, and on
+    /// a host that is busy ([`deadline`]). Every wait for a machine has such a limit.
     pub fn scale(self, limit: Duration) -> Duration {
         let scaled = match self {
             Self::Kvm => deadline(limit),
@@ -95,13 +97,14 @@ impl Accel {
     }
 }
 
-/// Has every limit of this process be so many times longer, where `ALKNET_TEST_SLOWDOWN` says nothing else: for commands
-/// that measure for themselves how busy the machine is. No effect once a limit was asked for.
+/// Makes every limit of this process so many times longer, unless `ALKNET_TEST_SLOWDOWN` says
+/// something else: for commands that measure how busy the machine is. It has no effect once a limit
+/// was read.
 pub fn expect_slowdown(factor: f64) {
     alknet_test_support::expect_slowdown(factor);
 }
 
-/// Lines of `/proc/cpuinfo` that say what a processor is, and not how fast it runs now.
+/// Lines of `/proc/cpuinfo` that identify a processor, without those about its present speed.
 const PROCESSOR: [&str; 6] = [
     "vendor_id",
     "cpu family",
@@ -111,7 +114,7 @@ const PROCESSOR: [&str; 6] = [
     "flags",
 ];
 
-/// The first processor of `/proc/cpuinfo`.
+/// The identifying lines of the first processor of `/proc/cpuinfo`.
 fn processor(cpuinfo: &str) -> String {
     let first = cpuinfo.lines().take_while(|line| !line.is_empty());
     let is_kept = |line: &&str| {
@@ -121,10 +124,11 @@ fn processor(cpuinfo: &str) -> String {
     first.filter(is_kept).collect::<Vec<_>>().join("\n")
 }
 
-/// One probe at a time, and none twice.
+/// Lets only one probe run at a time, and none twice.
 static PROBING: Mutex<()> = Mutex::new(());
 
 fn verdict(kernel: Option<&Path>) -> Accel {
+    // The device may exist without permission for this user.
     if fs::File::options()
         .read(true)
         .write(true)
@@ -150,14 +154,14 @@ fn verdict(kernel: Option<&Path>) -> Accel {
     }
 }
 
-/// What came of a guest under KVM.
+/// The result of a guest under KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KvmProbe {
     /// It ran to its reboot.
     Ran,
     /// QEMU ended otherwise, or did not start.
     Failed,
-    /// It was not there in time.
+    /// The guest did not reboot in time.
     Late,
 }
 
@@ -170,13 +174,14 @@ impl KvmProbe {
     }
 }
 
-/// The kept verdict, while it holds.
+/// The cached verdict, while it holds.
 fn known(path: &Path) -> Option<Accel> {
     match fs::read_to_string(path).ok()?.as_str() {
         "kvm" => Some(Accel::Kvm),
         "tcg" => Some(Accel::Tcg),
         LATE => {
             let since = fs::metadata(path).and_then(|data| data.modified()).ok()?;
+            // A time in the future, after a change of the host's clock, makes the verdict invalid.
             let age = SystemTime::now().duration_since(since).ok()?;
             (age < LATE_FOR).then_some(Accel::Tcg)
         }
@@ -184,13 +189,14 @@ fn known(path: &Path) -> Option<Accel> {
     }
 }
 
-/// The verdict holds until the host boots again, or for [`LATE_FOR`].
+/// The cache file of this boot of the host. Its verdict holds until the next boot, or for
+/// [`LATE_FOR`].
 fn cache_file() -> Option<PathBuf> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(tools::cache_dir()?.join("kvm").join(boot_id.trim()))
 }
 
-/// A verdict that cannot be kept costs a probe next time, nothing else.
+/// Caches a verdict. If this fails, it costs another probe and nothing else.
 fn remember(path: &Path, probe: KvmProbe) {
     let text = match probe {
         KvmProbe::Late => LATE,
@@ -205,10 +211,12 @@ fn remember(path: &Path, probe: KvmProbe) {
     }
 }
 
-/// Boots `kernel` without a root file system: it comes up, finds nothing to start, and reboots,
-/// which ends QEMU. Timers, interrupts and memory have worked by then.
+/// Boots `kernel` without a root file system: it starts, finds nothing to run, and reboots, which
+/// ends QEMU. Timers, interrupts and memory have worked by then.
 fn probe(kernel: &Path) -> KvmProbe {
     let mut command = Command::new(tools::qemu());
+    // The kernel panics for want of a root and reboots at once, and with `-no-reboot` QEMU ends
+    // then.
     command
         .args([
             "-M",
@@ -234,7 +242,8 @@ fn probe(kernel: &Path) -> KvmProbe {
     }
 }
 
-/// Waits for the guest's end: for `limit` without the time in which others have the processors, and for `most` with it.
+/// Waits for the guest's end: for `limit` without the time in which other programs have the
+/// processors, and for `most` with it.
 fn follow(guest: &ChildProcess, limit: Duration, most: Duration) -> KvmProbe {
     let kept_waiting = || guest.kept_waiting().unwrap_or_default();
     follow_kept(guest, kept_waiting, limit, most)
@@ -254,7 +263,7 @@ fn follow_kept(
             Ok(None) => {}
         }
         let passed = begun.elapsed();
-        // Time for which the guest was ready and had no processor says nothing about KVM.
+        // Time in which the guest was ready and had no processor says nothing about KVM.
         if passed.saturating_sub(kept_waiting()) > limit || passed > most {
             return KvmProbe::Late;
         }
@@ -343,7 +352,8 @@ mod tests {
         assert_eq!(follow(&started("false", &[]), most, most), KvmProbe::Failed);
     }
 
-    /// As a machine with KVM was put into emulation until its next boot by the first `up` beside other programs.
+    /// An earlier version put a machine with KVM into emulation until its next boot, because the
+    /// first `up` ran beside other programs.
     #[test]
     fn a_guest_that_others_keep_from_the_processor_is_not_late() {
         let limit = Duration::from_millis(100);
@@ -358,7 +368,7 @@ mod tests {
         };
         assert_eq!(waits("600", false), KvmProbe::Late);
         assert_eq!(waits("1", true), KvmProbe::Ran);
-        // What has an end in any case.
+        // The probe ends in any case.
         let guest = started("sleep", &["600"]);
         let ended = follow_kept(&guest, || deadline(hung()), limit, limit);
         assert_eq!(ended, KvmProbe::Late);
@@ -366,7 +376,8 @@ mod tests {
 
     #[test]
     fn what_a_guest_waits_for_others_is_counted() {
-        // One of the processors that this process may use, on which others compute all the while.
+        // One of the processors that this process may use, on which other programs compute all the
+        // while.
         let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
         let mut lines = status.lines();
         let allowed = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));

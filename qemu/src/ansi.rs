@@ -1,6 +1,6 @@
-//! Takes control sequences out of a terminal's stream (ECMA-48).
+//! Removes control sequences from a terminal's stream (ECMA-48).
 
-/// Strips a stream piece by piece; sequences and characters may be cut anywhere.
+/// Strips a stream piece by piece. Sequences and characters may be cut anywhere.
 #[derive(Debug, Default)]
 pub(crate) struct EscapeStripper {
     state: EscapeState,
@@ -23,7 +23,7 @@ enum EscapeState {
 }
 
 impl EscapeStripper {
-    /// The text in `bytes`: no control sequences, no carriage returns; bytes that are not UTF-8
+    /// The text in `bytes`: no control sequences, no carriage returns. Bytes that are not UTF-8
     /// become replacement characters. A sequence that moves the cursor to another row ends the
     /// line, so that a painted screen reads as lines.
     pub(crate) fn strip(&mut self, bytes: &[u8]) -> String {
@@ -37,6 +37,8 @@ impl EscapeStripper {
         self.state = match (self.state, byte) {
             (_, 0x1b) => EscapeState::Escape,
             (EscapeState::Text, _) => {
+                // Other control characters, such as the carriage return, mean nothing in a text of
+                // lines.
                 if byte == b'\n' || byte == b'\t' || byte >= 0x20 {
                     self.partial.push(byte);
                 }
@@ -48,7 +50,7 @@ impl EscapeStripper {
                 EscapeState::EscapeIntermediate
             }
             (EscapeState::Csi, 0x20..=0x3f) => EscapeState::Csi,
-            // These move the cursor to another line: to a reader of text that is a line end.
+            // These move the cursor to another line, which is a line end for a reader of text.
             (EscapeState::Csi, b'B' | b'E' | b'H' | b'd' | b'f') => {
                 self.partial.push(b'\n');
                 EscapeState::Text
@@ -61,7 +63,7 @@ impl EscapeStripper {
         };
     }
 
-    /// Everything complete; an unfinished character stays for the next piece.
+    /// Takes everything that is complete. An unfinished character stays for the next piece.
     fn take_text(&mut self) -> String {
         let mut text = String::with_capacity(self.partial.len());
         let mut rest = self.partial.as_slice();
@@ -74,7 +76,7 @@ impl EscapeStripper {
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(&String::from_utf8_lossy(valid));
-                    // A character may be cut between two reads: its beginning waits for the rest.
+                    // A character may be cut between two reads. Its beginning waits for the rest.
                     let Some(bad) = error.error_len() else {
                         break after.to_vec();
                     };

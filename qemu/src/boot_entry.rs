@@ -1,4 +1,5 @@
-//! The firmware's boot entries, as an operating system or a person in its setup changes them.
+//! The firmware's boot entries, changed as an operating system or a person in the firmware's setup
+//! changes them.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,12 +7,12 @@ use std::process::Command;
 use crate::error::Result;
 use crate::secure_boot::{python, run};
 
-/// By the library of virt-firmware, which has no command for it.
+/// A program with the library of virt-firmware, which has no command for this.
 const PROGRAM: &str = include_str!("boot_entry.py");
 
-/// Gives the boot entries for disks this command line, which firmware hands to what it starts. `variables` were
-/// kept by a machine that was started before, whose firmware wrote the entries. `packages` is where Python finds
-/// virt-firmware.
+/// Gives the boot entries for disks this command line, which firmware passes to what it starts.
+/// `variables` come from a machine that was started before, whose firmware wrote the entries.
+/// `packages` is the folder in which Python finds virt-firmware.
 ///
 /// # Errors
 /// The package is missing, or the variables have no such entry.

@@ -1,4 +1,4 @@
-//! A machine that is being put together.
+//! The description of a machine before it starts.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,18 +13,19 @@ use crate::permits::MachinePermit;
 use crate::tpm::Interposer;
 use crate::vm::Vm;
 
-/// Firmware configuration file in which the node finds its configuration.
+/// The firmware configuration file in which the node finds its configuration.
 const CONFIG_FILE: &str = "opt/org.alknet/node";
 
-/// Times that QEMU is started at the most. The harness asks the kernel for free ports of the host and hands their numbers
-/// to QEMU, which cannot take an open socket for them; another process may take one between the two. QEMU then ends
-/// before the guest has run an instruction, and other ports are tried: nothing of the machine is lost or hidden.
+/// How often QEMU is started at most. The harness asks the kernel for free ports of the host and
+/// passes their numbers to QEMU, which cannot take an open socket for them. Another process may
+/// take one in between. QEMU then ends before the guest has run an instruction, and the harness
+/// tries other ports: nothing of the machine is lost or hidden.
 const PORT_ATTEMPTS: u32 = 8;
 
-/// What QEMU says when a port is taken.
+/// QEMU's message about a taken port.
 const PORT_TAKEN: &str = "Could not set up host forwarding rule";
 
-/// Describes a machine; made by [`Vm::builder`].
+/// Describes a machine. [`Vm::builder`] makes one.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct VmBuilder {
@@ -36,6 +37,7 @@ pub struct VmBuilder {
 
 impl VmBuilder {
     pub(crate) fn new(kind: MachineKind) -> Self {
+        // The thread of a test has the test's path as its name.
         let name = std::thread::current()
             .name()
             .unwrap_or("vm")
@@ -48,7 +50,8 @@ impl VmBuilder {
         }
     }
 
-    /// Name in logs; the default is the name of the running thread, which in a test is the test's.
+    /// Sets the name in logs. The default is the name of the running thread, which in a test is the
+    /// test's.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
@@ -60,39 +63,39 @@ impl VmBuilder {
         self
     }
 
-    /// With this initial file system.
+    /// Sets the initial file system.
     pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
         self.machine.initrd = Some(path.into());
         self
     }
 
-    /// With this command line.
+    /// Sets the kernel's command line.
     pub fn append(mut self, line: impl Into<String>) -> Self {
         self.machine.append = line.into();
         self
     }
 
-    /// Memory in MiB; 512 by default.
+    /// Sets the memory in MiB. The default is 512.
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.machine.memory_mib = mib;
         self
     }
 
-    /// Processors; one by default.
+    /// Sets the number of processors. The default is one.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.machine.cpus = cpus;
         self
     }
 
-    /// Lets [`Vm::save`] save the machine: its memory is a file then.
+    /// Lets [`Vm::save`] save the machine. Its memory is a file then.
     pub fn saveable(mut self) -> Self {
         self.machine.memory = GuestMemory::Saveable;
         self
     }
 
-    /// Starts a copy of the machine that [`Vm::save`] saved in `folder`; it goes on where that one stood.
-    /// It has to be built as that one was. Files of disks may be copies, ports of the host are others, and
-    /// a network of the harness may stand in for another.
+    /// Starts a copy of the machine that [`Vm::save`] saved in `folder`, which continues where that
+    /// one was. It has to be built in the same way. Files of disks may be copies, ports of the host
+    /// differ, and a network of the harness may replace another.
     pub fn restore(mut self, folder: impl Into<PathBuf>) -> Self {
         self.machine.memory = GuestMemory::Restored(folder.into());
         self
@@ -104,7 +107,8 @@ impl VmBuilder {
         self
     }
 
-    /// Adds a network card. A machine without any gets one on QEMU's own network only if asked.
+    /// Adds a network card. A machine without a card gets one on QEMU's own network only on
+    /// request.
     pub fn nic(mut self, nic: Nic) -> Self {
         self.machine.nics.push(nic);
         self
@@ -116,14 +120,15 @@ impl VmBuilder {
         self
     }
 
-    /// Gives the node its configuration, in the way that costs this kind of machine least. A microvm
-    /// gets a NoCloud volume as its last disk, which QEMU makes: the firmware configuration device
-    /// needs ACPI, a third of a microvm's boot. The last one given counts.
+    /// Gives the node its configuration, in the way that costs this kind of machine least. A
+    /// microvm gets a NoCloud volume as its last disk, which QEMU makes: the firmware configuration
+    /// device needs ACPI, which takes a third of a microvm's boot. The last configuration counts.
     pub fn config(mut self, document: impl Into<Vec<u8>>) -> Self {
         if self.machine.kind == MachineKind::Microvm {
             self.machine.seed = Some(document.into());
             return self;
         }
+        // An earlier configuration goes, because the last one counts.
         self.machine.fw_cfg.retain(|(name, _)| name != CONFIG_FILE);
         self.fw_cfg(CONFIG_FILE, document)
     }
@@ -134,40 +139,42 @@ impl VmBuilder {
         self
     }
 
-    /// Puts in the TPM 2.0 whose memory is in `folder`, a new one where that is empty. It keeps keys and
-    /// counters from one machine to the next, which may not run at the same time. Not on microvm.
+    /// Adds the TPM 2.0 whose memory is in `folder`, or a new one if that is empty. It keeps keys
+    /// and counters from one machine to the next, which may not run at the same time. Not on
+    /// microvm.
     pub fn tpm(mut self, folder: impl Into<PathBuf>) -> Self {
         self.machine.tpm = Some(folder.into());
         self
     }
 
-    /// Puts a man in the middle onto the wires to the [`tpm`](Self::tpm).
+    /// Puts an interposer onto the wires to the [`tpm`](Self::tpm).
     pub fn interposer(mut self, interposer: Arc<dyn Interposer>) -> Self {
         self.machine.interposer = Some(interposer);
         self
     }
 
-    /// Keeps the UEFI firmware's variables in `file`, made at the first start; otherwise each start has
-    /// fresh ones. UEFI only.
+    /// Keeps the UEFI firmware's variables in `file`, which is made at the first start. Without
+    /// this each start has fresh ones. UEFI only.
     pub fn variables(mut self, file: impl Into<PathBuf>) -> Self {
         self.machine.variables = Some(file.into());
         self
     }
 
-    /// Takes firmware that knows Secure Boot. It is enforced where the kept [`variables`](Self::variables)
-    /// have keys, see [`PlatformOwner::enroll`](crate::PlatformOwner::enroll). UEFI only.
+    /// Takes firmware that knows Secure Boot. It enforces it if the kept
+    /// [`variables`](Self::variables) have keys, see
+    /// [`PlatformOwner::enroll`](crate::PlatformOwner::enroll). UEFI only.
     pub fn secure_boot(mut self) -> Self {
         self.machine.secure_boot = true;
         self
     }
 
-    /// A reset ends the machine instead of booting it again.
+    /// Makes a reset end the machine instead of booting it again.
     pub fn exit_on_reset(mut self) -> Self {
         self.machine.exit_on_reset = true;
         self
     }
 
-    /// Boots again after a reset, which is how a machine is when nothing else was said.
+    /// Makes the machine boot again after a reset, which is the default.
     pub fn boot_after_reset(mut self) -> Self {
         self.machine.exit_on_reset = false;
         self
@@ -175,19 +182,19 @@ impl VmBuilder {
 
     /// Counts the guest's instructions, see [`Vm::instructions`]. Each takes one nanosecond of the
     /// guest's clock, so that loops that wait for time take the same number of turns however loaded
-    /// the host is; an idle guest keeps the host's time. TCG only.
+    /// the host is. An idle guest keeps the host's time. TCG only.
     pub fn count_instructions(mut self) -> Self {
         self.machine.counted = true;
         self
     }
 
-    /// Uses this accelerator whatever else says.
+    /// Uses this accelerator, whatever the environment says.
     pub fn accel(mut self, accel: Accel) -> Self {
         self.accel = Some(accel);
         self
     }
 
-    /// Kernel with which KVM is tried out, where the machine itself boots from a disk.
+    /// Sets the kernel with which the harness probes KVM, if the machine itself boots from a disk.
     pub fn probe_kernel(mut self, path: impl Into<PathBuf>) -> Self {
         self.probe_kernel = Some(path.into());
         self
@@ -199,20 +206,21 @@ impl VmBuilder {
         self
     }
 
-    /// What a machine has to have in common with a saved one to be [`restore`](Self::restore)d from it:
-    /// accelerator, processor, and QEMU's arguments without paths and ports of the host. The content of its
-    /// disks and files is not part of it, nor the version of QEMU, which [`version`](crate::version) says.
+    /// What a machine must have in common with a saved one to be [`restore`](Self::restore)d from
+    /// it: accelerator, processor, and QEMU's arguments without paths and ports of the host. The
+    /// content of its disks and files is not part of it, nor the version of QEMU, which
+    /// [`version`](crate::version) returns.
     ///
     /// # Errors
-    /// `ALKNET_QEMU_ACCEL` is wrong.
+    /// `ALKNET_QEMU_ACCEL` is invalid.
     pub fn recipe(&self) -> Result<String> {
         let accel = self.choose_accel()?;
         let (name, shape) = (accel.name(), self.machine.shape(accel));
         Ok(format!("{name}\n{}\n{shape}", accel.processor()))
     }
 
-    /// Starts the machine, as soon as there are processors and memory for it: machines of all processes
-    /// of this user count.
+    /// Starts the machine, as soon as there are processors and memory for it. Machines of all
+    /// processes of this user count.
     pub fn start(self) -> Result<Vm> {
         self.machine.check()?;
         let accel = self.choose_accel()?;
@@ -220,13 +228,14 @@ impl VmBuilder {
         let mut attempt = 1;
         let mut vm = loop {
             match Vm::start(&self, accel) {
-                // The ports are chosen before QEMU binds them, so that another process may be quicker.
+                // The harness chooses the ports before QEMU binds them, so another process may be
+                // quicker.
                 Err(error) => match port_taken(&error) {
-                    Some(said) if attempt < PORT_ATTEMPTS => {
+                    Some(message) if attempt < PORT_ATTEMPTS => {
                         attempt += 1;
                         let why = format!(
                             "{}, with other ports ({attempt} of {PORT_ATTEMPTS}): another process took one of this \
-                             host: {said}",
+                             host: {message}",
                             self.name
                         );
                         alknet_test_support::started_again("QEMU", why);
@@ -240,7 +249,8 @@ impl VmBuilder {
         Ok(vm)
     }
 
-    /// A copy of a saved machine has the pages that it writes for itself and shares the others.
+    /// Waits for a permit. A copy of a saved machine has its own copies of the pages that it
+    /// writes, and shares the others.
     fn permit(&self) -> Result<MachinePermit> {
         let restored = matches!(self.machine.memory, GuestMemory::Restored(_));
         let mib = self.machine.memory_mib;
@@ -266,7 +276,7 @@ impl VmBuilder {
     }
 }
 
-/// What QEMU said of a port that another process has, where that is why it did not start.
+/// QEMU's message about a port that another process has, if that is why it did not start.
 fn port_taken(error: &Error) -> Option<&str> {
     match error {
         Error::NotStarted { stderr, .. } => stderr.lines().find(|line| line.contains(PORT_TAKEN)),

@@ -1,4 +1,4 @@
-//! The serial console: follows it, keeps all of it, waits for what it says.
+//! The serial console: follows it, stores all of it, and waits for texts on it.
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -15,28 +15,28 @@ const TAIL_LINES: usize = 40;
 /// One line, with what the machine had cost when it was complete.
 #[derive(Clone, Debug)]
 pub struct ConsoleLine {
-    /// Since QEMU was started.
+    /// Time since QEMU was started.
     pub at: Duration,
     /// Processor time of QEMU.
     pub cpu: Duration,
-    /// Guest instructions, when the machine counts them.
+    /// Guest instructions, if the machine counts them.
     pub instructions: Option<u64>,
     /// The text without control sequences.
     pub text: String,
 }
 
-/// A place in the console's text; what is waited for comes after it.
+/// A position in the console's text. A wait looks only after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConsoleMark(usize);
 
 /// How a wait ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitResult<T> {
-    /// The console closed: the machine ended.
+    /// The console closed, because the machine ended.
     Closed,
-    /// It was said: the place just behind it, or the line.
+    /// The console printed it. The value is the position just behind it, or the line.
     Said(T),
-    /// It was not said in time.
+    /// The console did not print it in time.
     TimedOut,
 }
 
@@ -52,8 +52,8 @@ pub struct VmConsole {
 }
 
 impl VmConsole {
-    /// Follows `stream` in a thread until it closes. A machine that was restored had said `before` when it
-    /// was saved.
+    /// Follows `stream` in a thread until it closes. A machine that was restored had printed
+    /// `before` when it was saved.
     pub fn follow(stream: UnixStream, gauge: Gauge, before: &[u8]) -> io::Result<Self> {
         let output = stream.try_clone()?;
         let shared = Arc::new(ConsoleShared::default());
@@ -73,12 +73,12 @@ impl VmConsole {
         })
     }
 
-    /// Everything said so far, without control sequences.
+    /// Everything that the console printed so far, without control sequences.
     pub fn text(&self) -> String {
         self.shared.lock().text.clone()
     }
 
-    /// Everything said so far, byte for byte.
+    /// Everything that the console printed so far, byte for byte.
     pub fn raw(&self) -> Vec<u8> {
         self.shared.lock().raw.clone()
     }
@@ -98,7 +98,7 @@ impl VmConsole {
             .cloned()
     }
 
-    /// The end of what was said so far.
+    /// The present end of the text.
     pub fn mark(&self) -> ConsoleMark {
         ConsoleMark(self.shared.lock().text.len())
     }
@@ -113,7 +113,7 @@ impl VmConsole {
             .to_owned()
     }
 
-    /// The last lines, as errors quote them.
+    /// The last lines, in the form that errors quote.
     pub fn tail(&self) -> String {
         tail(&self.shared.lock().text)
     }
@@ -124,7 +124,7 @@ impl VmConsole {
         input.write_all(text.as_bytes())
     }
 
-    /// Waits until `needle` is said after `mark`. `limit` is taken as it is.
+    /// Waits until the console prints `needle` after `mark`. `limit` is not scaled.
     pub fn wait(
         &self,
         mark: ConsoleMark,
@@ -134,7 +134,8 @@ impl VmConsole {
         self.wait_any(mark, &[needle], limit)
     }
 
-    /// Waits until one of `needles` is said after `mark`; the earliest in the text counts.
+    /// Waits until the console prints one of `needles` after `mark`. The earliest in the text
+    /// counts.
     pub fn wait_any(
         &self,
         mark: ConsoleMark,
@@ -163,7 +164,8 @@ impl VmConsole {
         let deadline = Instant::now() + limit;
         let mut log = self.shared.lock();
         loop {
-            // Before the end is looked at: what a machine said last counts after it has ended.
+            // The text is searched before the end is checked: the last words of a machine count
+            // after it has ended.
             if let Some(found) = ready(&log) {
                 return WaitResult::Said(found);
             }
@@ -184,7 +186,7 @@ impl VmConsole {
         }
     }
 
-    /// The log with its stamps, as it is kept after a failure.
+    /// The log with its stamps, in the form that is kept after a failure.
     pub fn stamped(&self) -> String {
         let log = self.shared.lock();
         let mut out = String::from("#  wall ms    cpu ms   instructions  text\n");
@@ -214,6 +216,7 @@ struct ConsoleShared {
 
 impl ConsoleShared {
     fn lock(&self) -> MutexGuard<'_, ConsoleLog> {
+        // The report of a failure needs the log, also after a panic of the thread that had it.
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -234,7 +237,7 @@ struct ConsoleLog {
     raw: Vec<u8>,
     text: String,
     lines: Vec<ConsoleLine>,
-    /// Where the unfinished line begins in `text`.
+    /// The position in `text` at which the unfinished line begins.
     line_start: usize,
     closed: bool,
 }
@@ -245,7 +248,8 @@ impl ConsoleLog {
         let ends = needles
             .iter()
             .filter_map(|needle| text.find(needle).map(|at| (at, at + needle.len())));
-        // The first in the text, not the first in the list: a test waits for what comes first.
+        // The first in the text, not the first in the list, because a test waits for what comes
+        // first.
         ends.min().map(|(_, end)| ConsoleMark(mark.0 + end))
     }
 
@@ -275,6 +279,7 @@ impl ConsoleFollower {
                 Ok(0) => break,
                 Ok(read) => self.take(&chunk[..read], &mut stripper),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A broken connection ends the console as well: QEMU is gone.
                 Err(_) => break,
             }
         }
@@ -294,7 +299,7 @@ impl ConsoleFollower {
             instructions,
             text,
         });
-        // Released before the waiters wake, which take it.
+        // The lock is released before the waiters wake, because they take it.
         drop(log);
         self.shared.changed.notify_all();
     }

@@ -11,7 +11,7 @@ use crate::record::DiskRecorder;
 /// Serial number by which the node finds its data disk.
 pub const DATA_SERIAL: &str = "alk-data";
 
-/// What a file system has a hole of at the least.
+/// The smallest hole of a file system.
 const PAGE_BYTES: usize = 4096;
 const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
@@ -38,12 +38,12 @@ impl VirtioDisk {
         Self::with(Backing::File(path.into()))
     }
 
-    /// A raw image that stays as it is: what the guest writes is lost when the machine ends.
+    /// A raw image that stays as it is: the guest's writes are lost when the machine ends.
     pub fn snapshot(path: impl Into<PathBuf>) -> Self {
         Self::with(Backing::Snapshot(path.into()))
     }
 
-    /// A raw image of which nothing can be read: the guest gets an I/O error for every read.
+    /// A raw image that cannot be read: the guest gets an I/O error for every read.
     pub fn unreadable(path: impl Into<PathBuf>) -> Self {
         Self::with(Backing::Unreadable(path.into()))
     }
@@ -53,28 +53,29 @@ impl VirtioDisk {
         Self::with(Backing::Recorder(recorder.socket().to_owned()))
     }
 
-    /// The guest may not write.
+    /// Forbids the guest to write.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// Serial number the guest sees, at most 20 characters (virtio).
+    /// Sets the serial number that the guest sees, at most 20 characters (virtio).
     #[must_use]
     pub fn serial(mut self, serial: impl Into<String>) -> Self {
         self.serial = Some(serial.into());
         self
     }
 
-    /// Not there until [`Vm::plug_disk`](crate::Vm::plug_disk); a slot waits for it. Not on microvm.
+    /// Keeps the disk out until [`Vm::plug_disk`](crate::Vm::plug_disk), with a slot that waits for
+    /// it. Not on microvm.
     #[must_use]
     pub fn unplugged(mut self) -> Self {
         self.plugged = false;
         self
     }
 
-    /// The node's data disk.
+    /// Makes it the node's data disk.
     #[must_use]
     pub fn data(self) -> Self {
         self.serial(DATA_SERIAL)
@@ -89,14 +90,14 @@ impl VirtioDisk {
         }
     }
 
-    /// The same disk without the place of its file.
+    /// The same disk without the path of its file.
     pub(crate) fn anywhere(&self) -> Self {
-        let place = PathBuf::from("/disk");
+        let anywhere = PathBuf::from("/disk");
         let backing = match &self.backing {
-            Backing::File(_) => Backing::File(place),
-            Backing::Recorder(_) => Backing::Recorder(place),
-            Backing::Snapshot(_) => Backing::Snapshot(place),
-            Backing::Unreadable(_) => Backing::Unreadable(place),
+            Backing::File(_) => Backing::File(anywhere),
+            Backing::Recorder(_) => Backing::Recorder(anywhere),
+            Backing::Snapshot(_) => Backing::Snapshot(anywhere),
+            Backing::Unreadable(_) => Backing::Unreadable(anywhere),
         };
         Self {
             backing,
@@ -116,11 +117,12 @@ impl VirtioDisk {
 
 /// Makes a blank sparse image of `bytes`.
 pub fn blank(path: &Path, bytes: u64) -> Result<()> {
+    // The file is sparse: a block takes space once it is written.
     let make = || File::create(path)?.set_len(bytes);
     make().map_err(Error::io(format!("making the disk {}", path.display())))
 }
 
-/// Copies an image without filling its holes. What is all zeroes becomes a hole.
+/// Copies an image without filling its holes. Pages of zeros become holes.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     copy_sparse(from, to).map_err(Error::io(format!(
         "copying the disk {} to {}",
@@ -129,12 +131,14 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     )))
 }
 
-/// A checksum of a file: it misses one damage in 2⁶⁴, and does not resist forgery. Holes are not read.
+/// A checksum of a file. It misses one damage in 2⁶⁴, and does not resist forgery. Holes are not
+/// read.
 pub fn checksum(path: &Path) -> Result<u64> {
     checksum_sparse(path).map_err(Error::io(format!("reading {}", path.display())))
 }
 
-/// What is on an image, page by page, without what is all zeroes. Pages that lie apart have one of zeroes between them here.
+/// The content of an image, page by page, without pages of zeros. Pages that lie apart have one
+/// page of zeros between them here.
 pub fn content(path: &Path) -> Result<Vec<u8>> {
     content_sparse(path).map_err(Error::io(format!("reading {}", path.display())))
 }
@@ -163,7 +167,7 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
 fn checksum_sparse(path: &Path) -> io::Result<u64> {
     let file = File::open(path)?;
     let mut sum = file.metadata()?.len();
-    // Each step can be undone, so that one that differs is not made good by the next.
+    // Each step can be undone, so a later step does not cancel a difference.
     let mut add = |word: u64| {
         sum = (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         sum ^= sum >> 32;
@@ -180,14 +184,14 @@ fn checksum_sparse(path: &Path) -> io::Result<u64> {
     Ok(sum)
 }
 
-/// Calls `page` with the place and the bytes of each page that is not all zeroes.
+/// Calls `page` with the offset and the bytes of each page that is not all zeros.
 fn each_page(file: &File, mut page: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     use nix::unistd::{Whence, lseek64};
     let mut at = 0_i64;
     loop {
         let start = match lseek64(file, at, Whence::SeekData) {
             Ok(start) => start,
-            // No data after `at`: only a hole is left.
+            // There are no data after `at`: only a hole is left.
             Err(nix::Error::ENXIO) => return Ok(()),
             Err(error) => return Err(error.into()),
         };

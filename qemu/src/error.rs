@@ -1,4 +1,4 @@
-//! What can go wrong between a test and its machine.
+//! Errors between a test and its machine.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// Any error of the harness. Messages end with what to do, and with the console where one spoke.
+/// Any error of the harness. Messages end with what to do, and with the console if the machine had
+/// printed something.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The builder was asked for something the machine cannot have.
+    /// The builder got a request that the machine cannot fulfil.
     #[error("the machine cannot be built: {0}")]
     BadMachine(String),
     /// The machines of a test would have more memory than the manifest of its package says.
@@ -20,19 +21,19 @@ pub enum Error {
          docs/adding-tests.md)"
     )]
     BeyondNeeds {
-        /// Of all machines that the test would have, MiB.
+        /// Memory of all machines that the test would have, MiB.
         all: u32,
-        /// What they may have, MiB.
+        /// The memory that they may have, MiB.
         most_mib: u32,
     },
-    /// The machine ended while something was awaited.
+    /// The machine ended while the test waited for something.
     #[error("the machine ended while waiting for {waiting}: {exit}\n{console}")]
     Ended {
-        /// What was awaited.
+        /// What the test waited for.
         waiting: String,
-        /// How it ended.
+        /// How the machine ended.
         exit: String,
-        /// Tail of the console and where the whole log is.
+        /// The tail of the console, and the path of the whole log.
         console: String,
     },
     /// The operating system refused.
@@ -40,15 +41,15 @@ pub enum Error {
     Io {
         /// What was attempted.
         what: String,
-        /// What the operating system said.
+        /// The operating system's reason.
         source: io::Error,
     },
-    /// A file the machine needs is not there.
+    /// A file that the machine needs does not exist.
     #[error("{what} not found at {path}; {hint}")]
     Missing {
         /// What it is.
         what: &'static str,
-        /// Where it was looked for.
+        /// The path at which it was expected.
         path: PathBuf,
         /// What to do.
         hint: &'static str,
@@ -64,7 +65,8 @@ pub enum Error {
         /// Its standard error.
         stderr: String,
     },
-    /// A machine was stopped further on than it was to be: the host was too busy. Another one may be stopped in time.
+    /// A machine had gone too far when it was stopped: the host was too busy. Another one may be
+    /// stopped in time.
     #[error("the machine came too far: {0}")]
     TooLate(String),
     /// QEMU answered a command with an error.
@@ -74,31 +76,31 @@ pub enum Error {
         command: String,
         /// QEMU's error class.
         class: String,
-        /// QEMU's words.
+        /// QEMU's description.
         description: String,
     },
-    /// QEMU closed its control connection, or spoke nonsense on it.
+    /// QEMU closed its control connection, or sent something invalid on it.
     #[error("the control connection to QEMU failed during {command}: {reason}")]
     QmpLost {
         /// The command.
         command: String,
-        /// What was seen.
+        /// What the harness received.
         reason: String,
     },
     /// Something did not happen in time.
     #[error("{waiting} did not happen within {limit:?}\n{console}")]
     Timeout {
-        /// What was awaited.
+        /// What the test waited for.
         waiting: String,
-        /// How long, scaled for the accelerator.
+        /// The limit, scaled for the accelerator.
         limit: Duration,
-        /// Tail of the console and where the whole log is.
+        /// The tail of the console, and the path of the whole log.
         console: String,
     },
 }
 
 impl Error {
-    /// Adapter for `map_err` that says what was attempted.
+    /// An adapter for `map_err` that adds what was attempted.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

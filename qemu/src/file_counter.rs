@@ -1,10 +1,10 @@
 //! Counts the guest's instructions with a plugin for QEMU's translator.
 //!
 //! A counted guest runs with `-icount`, which makes a loop that waits for time take the same number
-//! of turns however loaded the host is, but QEMU does not tell its count. The plugin does: each
-//! translated block adds its length to a number in a file that QEMU and the harness map, so that the
-//! count can be read at any moment. It is built by the C compiler that builds the kernel, against
-//! the plugin interface's first version, which QEMU 7.2 speaks.
+//! of turns however loaded the host is, but QEMU does not publish its count. The plugin does: each
+//! translated block adds its length to a number in a file that QEMU and the harness map, so that
+//! the harness can read the count at any moment. The C compiler of the kernel's build builds it,
+//! against the plugin interface's first version, which QEMU 7.2 speaks.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,7 +15,7 @@ use std::process::Command;
 use crate::error::{Error, Result};
 use crate::tools;
 
-/// The plugin.
+/// The plugin's source.
 const SOURCE: &str = include_str!("count.c");
 
 /// A counter in a file.
@@ -35,13 +35,14 @@ impl FileCounter {
             .write(true)
             .open(path)
             .map_err(Error::io("creating the counter's file"))?;
+        // The plugin maps the file, so the file needs its size before QEMU starts.
         file.set_len(8)
             .map_err(Error::io("sizing the counter's file"))?;
         let argument = format!("file={},out={}", plugin.display(), path.display());
         Ok((Self { file }, argument))
     }
 
-    /// Another handle on the same counter.
+    /// Another handle of the same counter.
     pub(crate) fn share(&self) -> Result<Self> {
         let file = self
             .file
@@ -65,6 +66,7 @@ fn plugin(scratch: &Path) -> Result<PathBuf> {
     let name = format!("count-{:016x}.so", hasher.finish());
     let dir = tools::cache_dir().map_or_else(|| scratch.to_owned(), |dir| dir.join("qemu"));
     let built = dir.join(&name);
+    // The name has the hash of the source, so an existing file is built from this source.
     if built.exists() {
         return Ok(built);
     }
@@ -91,9 +93,10 @@ fn compile(scratch: &Path, output: &Path) -> Result<()> {
     ))
 }
 
-/// Moves the finished file into the cache in one step; the cache may be on another file system.
+/// Moves the finished file into the cache in one step. The cache may be on another file system.
 fn install(fresh: &Path, built: &Path) -> Result<()> {
-    // Written beside and renamed: several tests may build it at once, and load only a whole one.
+    // The copy is written beside and renamed: several tests may build it at once, and must load
+    // only a whole one.
     let staged = built.with_extension(format!("{}.new", std::process::id()));
     fs::copy(fresh, &staged)
         .and_then(|_| fs::rename(&staged, built))

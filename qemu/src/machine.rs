@@ -1,4 +1,4 @@
-//! What a machine consists of, and the arguments that give it to QEMU.
+//! The parts of a machine, and the arguments that give them to QEMU.
 
 mod devices;
 
@@ -13,11 +13,11 @@ use crate::nic::Nic;
 use crate::tpm::Interposer;
 use crate::tsc;
 
-/// Kind of machine.
+/// The kind of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MachineKind {
-    /// Small and quick: virtio over MMIO, no PCI, no ACPI. It cannot power off, only reboot, has no
-    /// power button and no watchdog.
+    /// Small and quick: virtio over MMIO, no PCI, no ACPI. It can reboot but not power off, and has
+    /// no power button and no watchdog.
     Microvm,
     /// An ordinary PC with SeaBIOS, PCI Express and ACPI.
     Q35,
@@ -25,7 +25,7 @@ pub enum MachineKind {
     Q35Uefi,
 }
 
-/// What the watchdog device does when it is not fed.
+/// What the watchdog device does if the guest does not feed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchdogAction {
     /// Powers the machine off.
@@ -34,14 +34,14 @@ pub enum WatchdogAction {
     Reset,
 }
 
-/// Where the guest's memory lies.
+/// The place of the guest's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum GuestMemory {
-    /// Nowhere that outlives the machine.
+    /// Memory that ends with the machine.
     Anonymous,
-    /// In a file of the machine's own, so that it can be saved.
+    /// A file of the machine, so that the machine can be saved.
     Saveable,
-    /// In the file of a saved machine, of which this one has a private copy.
+    /// The file of a saved machine, of which this one has a private copy.
     Restored(PathBuf),
 }
 
@@ -62,22 +62,22 @@ pub(crate) struct MachineSpec {
     pub(crate) watchdog: Option<WatchdogAction>,
     /// Folder of the TPM's memory.
     pub(crate) tpm: Option<PathBuf>,
-    /// On the wires to the TPM.
+    /// The interposer on the wires to the TPM.
     pub(crate) interposer: Option<Arc<dyn Interposer>>,
     /// File that keeps the firmware's variables.
     pub(crate) variables: Option<PathBuf>,
-    /// The firmware can be made to start signed programs only.
+    /// Whether the firmware can be made to start only signed programs.
     pub(crate) secure_boot: bool,
     pub(crate) exit_on_reset: bool,
     pub(crate) counted: bool,
     pub(crate) extra: Vec<OsString>,
 }
 
-/// What is only known at the start: ports, files, descriptors.
+/// What is known only at the start: ports, files, descriptors.
 #[derive(Debug)]
 pub(crate) struct MachineResources {
     pub(crate) accel: Accel,
-    /// File of the guest's memory, and whether what the guest writes goes there.
+    /// File of the guest's memory, and whether the guest's writes go there.
     pub(crate) memory: Option<(PathBuf, bool)>,
     pub(crate) console_fd: i32,
     pub(crate) qmp_fd: i32,
@@ -97,22 +97,22 @@ pub(crate) struct MachineResources {
     pub(crate) plugin: Option<String>,
 }
 
-/// The emulated processor: what QEMU emulates, less flags that promise speed and cost it.
+/// The emulated processor: what QEMU emulates, without flags that promise speed and cost it.
 ///
-/// Without `erms` and `fsrm`, which promise fast `rep movsb` and `rep stosb`: emulation does those a byte
-/// at a time, so that a kernel that believes them clears a page in 4096 steps instead of 512. Without
-/// AVX and what builds on it: emulation calls a function for most instructions that move lanes, so that an
-/// attempt at a passphrase (Argon2id, 64 MiB, three passes) took 4.9 s, and takes 1.4.
+/// `erms` and `fsrm` promise fast `rep movsb` and `rep stosb`. Emulation does those a byte at a
+/// time, so a kernel that trusts them clears a page in 4096 steps instead of 512. For AVX and what
+/// builds on it, emulation calls a function for most instructions that move lanes. With AVX, an
+/// attempt at a passphrase (Argon2id, 64 MiB, three passes) took 4.9 s, and without it takes 1.4.
 pub const TCG_CPU: &str = "max,-erms,-fsrm,-avx,-avx2,-f16c,-fma,-vaes,-vpclmulqdq";
 
-/// Tells the kernel how fast its time-stamp counter runs, in kHz.
+/// The kernel option with the speed of its time-stamp counter, in kHz.
 const TSC_SPEED: &str = "tsc_early_khz=";
 
-/// The kernel watches PCI Express slots itself, whatever firmware says about whose they are.
+/// Makes the kernel watch PCI Express slots itself, even if the firmware owns them.
 const NATIVE_HOT_PLUG: &str = "pcie_ports=native";
 
 impl MachineSpec {
-    /// One with nothing in it, of the usual size.
+    /// A machine of the usual size without any device.
     pub(crate) fn new(kind: MachineKind) -> Self {
         Self {
             kind,
@@ -137,7 +137,7 @@ impl MachineSpec {
         }
     }
 
-    /// Refuses what QEMU would refuse less clearly, or silently not do.
+    /// Refuses what QEMU would refuse less clearly, or silently ignore.
     pub(crate) fn check(&self) -> Result<()> {
         let microvm = self.kind == MachineKind::Microvm;
         let refuse = |why: &str| Err(Error::BadMachine(why.to_owned()));
@@ -200,27 +200,27 @@ impl MachineSpec {
         args.0
     }
 
-    /// QEMU's arguments as far as they make the guest what it is: without paths and ports of the host, and
-    /// without the measured speed of its processor.
+    /// QEMU's arguments that determine the guest: without paths and ports of the host, and without
+    /// the measured speed of its processor.
     pub(crate) fn shape(&self, accel: Accel) -> String {
-        let place = |name: &str| PathBuf::from(format!("/{name}"));
+        let generic_path = |name: &str| PathBuf::from(format!("/{name}"));
         let machine = Self {
-            kernel: self.kernel.as_ref().map(|_| place("kernel")),
-            initrd: self.initrd.as_ref().map(|_| place("initrd")),
+            kernel: self.kernel.as_ref().map(|_| generic_path("kernel")),
+            initrd: self.initrd.as_ref().map(|_| generic_path("initrd")),
             disks: self.disks.iter().map(VirtioDisk::anywhere).collect(),
             ..self.clone()
         };
         let is_uefi = self.kind == MachineKind::Q35Uefi;
         let layout = MachineResources {
             accel,
-            memory: Some((place("memory"), true)),
+            memory: Some((generic_path("memory"), true)),
             console_fd: 0,
             qmp_fd: 0,
             lan_fds: vec![0; self.nics.len()],
             ports: vec![0; self.nics.iter().map(|nic| nic.forwards().len()).sum()],
-            firmware: is_uefi.then(|| (place("code"), place("variables"))),
-            fw_cfg_files: vec![place("file"); self.fw_cfg.len()],
-            seed: self.seed.as_ref().map(|_| place("seed")),
+            firmware: is_uefi.then(|| (generic_path("code"), generic_path("variables"))),
+            fw_cfg_files: vec![generic_path("file"); self.fw_cfg.len()],
+            seed: self.seed.as_ref().map(|_| generic_path("seed")),
             tpm_fd: self.tpm.as_ref().map(|_| 0),
             plugin: self.counted.then(|| "counter".to_owned()),
         };
@@ -237,7 +237,7 @@ impl MachineSpec {
                 let acpi = if self.has_acpi() { "on" } else { "off" };
                 format!("microvm,accel={accel},acpi={acpi},rtc=on")
             }
-            // The firmware alone writes its variables, from a mode of the processor of its own.
+            // Only the firmware writes its variables, from a mode of the processor of its own.
             MachineKind::Q35Uefi if self.secure_boot => format!("q35,accel={accel},smm=on"),
             MachineKind::Q35 | MachineKind::Q35Uefi => format!("q35,accel={accel}"),
         };
@@ -268,7 +268,7 @@ impl MachineSpec {
             args.all(["-no-reboot"]);
         }
         if self.hot_plugs() {
-            // PCI Express's own hot-plug needs no firmware; QEMU prefers ACPI's.
+            // PCI Express's own hot-plug needs no firmware, and QEMU prefers ACPI's.
             args.pair(
                 "-global",
                 "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
@@ -278,7 +278,7 @@ impl MachineSpec {
             args.all(["-S"]);
         }
         if let GuestMemory::Restored(_) = self.memory {
-            // The memory is loaded by a command once the machine is there.
+            // A command loads the memory once QEMU runs.
             args.pair("-incoming", "defer");
         }
         if self.counted {
@@ -292,7 +292,8 @@ impl MachineSpec {
     fn firmware_and_kernel(&self, layout: &MachineResources, args: &mut QemuArguments) {
         if self.secure_boot {
             args.pair("-global", "driver=cfi.pflash01,property=secure,value=on");
-            // Edk2 with SMM refuses to start where the machine can sleep and its memory would be unprotected.
+            // Edk2 with SMM refuses to start if the machine can sleep, because its memory would
+            // then be unprotected.
             args.pair("-global", "ICH9-LPC.disable_s3=1");
         }
         if let Some((code, vars)) = &layout.firmware {
@@ -324,8 +325,9 @@ impl MachineSpec {
         line.trim().to_owned()
     }
 
-    /// ACPI costs a microvm some start-up time. Without it, though, a kernel that knows ACPI cannot
-    /// read the firmware configuration: its driver takes ACPI's global lock first.
+    /// Whether the machine has ACPI, which costs a microvm some start-up time. Without it, a kernel
+    /// that knows ACPI cannot read the firmware configuration: its driver takes ACPI's global lock
+    /// first.
     fn has_acpi(&self) -> bool {
         self.kind != MachineKind::Microvm || !self.fw_cfg.is_empty()
     }
@@ -352,7 +354,7 @@ impl MachineSpec {
 }
 
 fn without_speed(argument: &str) -> String {
-    // The speed is measured on each host; a saved machine must fit all the same.
+    // The speed is measured on each host. A saved machine must match all the same.
     let is_speed = |word: &&str| word.starts_with(TSC_SPEED);
     let kept = argument.split(' ').filter(|word| !is_speed(word));
     kept.collect::<Vec<_>>().join(" ")
@@ -369,7 +371,7 @@ fn file_is_there(path: &Path) -> Result<()> {
     })
 }
 
-/// An option that ends in a path; QEMU splits at commas unless they are doubled.
+/// An option that ends in a path. QEMU splits at commas unless they are doubled.
 fn option(head: &str, path: &Path) -> OsString {
     let mut text = OsString::from(head);
     text.push(path.to_string_lossy().replace(',', ",,"));

@@ -1,18 +1,18 @@
-//! A server of the NBD protocol, fixed newstyle, as far as one disk for one QEMU needs it.
+//! The part of an NBD server, fixed newstyle, that one disk for one QEMU needs.
 
 use std::io::{self, Read, Write};
 
-/// What is served.
+/// The storage behind the server.
 pub(crate) trait NbdBackend {
     /// Size in bytes.
     fn size(&self) -> u64;
     /// Reads `buffer.len()` bytes at `offset`.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Writes `data` at `offset`; with `fua` it is durable before the answer.
+    /// Writes `data` at `offset`. With `fua` it is durable before the answer.
     fn write(&self, offset: u64, data: Vec<u8>, fua: bool) -> io::Result<()>;
     /// Makes `length` bytes at `offset` read as zero.
     fn zero(&self, offset: u64, length: u64, fua: bool) -> io::Result<()>;
-    /// Makes everything answered so far durable.
+    /// Makes everything durable that was answered so far.
     fn flush(&self) -> io::Result<()>;
 }
 
@@ -35,17 +35,19 @@ const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;
 
-/// Handshake flags, ours and the client's alike: fixed newstyle, no padding of zeroes.
+/// Handshake flags, the same for both sides: fixed newstyle, no padding of zeros.
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 2;
 
-/// Transmission flags: flags are there, FLUSH, FUA, TRIM and WRITE_ZEROES are understood.
+/// Transmission flags: flags are there, and the server understands FLUSH, FUA, TRIM and
+/// WRITE_ZEROES.
 const TRANSMISSION: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6;
 
-/// Option data beyond this is an attack or a fault; ours is a name and a list of numbers.
+/// Option data beyond this are an attack or a fault. The server itself sends a name and a list of
+/// numbers.
 const OPTION_BYTES_MAX: u32 = 4096;
 
-/// Largest read or write; the protocol's recommendation, and QEMU's limit.
+/// Largest read or write: the protocol's recommendation, and QEMU's limit.
 const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 
 mod option {
@@ -77,7 +79,7 @@ mod errno {
     pub(super) const EINVAL: u32 = 22;
 }
 
-/// Whether the client goes on to transmission.
+/// Returns whether the client goes on to transmission.
 fn negotiate(stream: &mut (impl Read + Write), store: &impl NbdBackend) -> io::Result<bool> {
     let mut greeting = Vec::with_capacity(18);
     greeting.extend(MAGIC.to_be_bytes());
@@ -99,7 +101,7 @@ fn negotiate(stream: &mut (impl Read + Write), store: &impl NbdBackend) -> io::R
         stream.read_exact(&mut data)?;
         match option {
             option::EXPORT_NAME => {
-                // NBD protocol: 124 zeros follow unless the client said that it does without them.
+                // NBD protocol: 124 zeros follow unless the client sent the flag for none.
                 let mut export = export(store).to_vec();
                 export.resize(export.len() + if padded { 124 } else { 0 }, 0);
                 stream.write_all(&export)?;
@@ -113,6 +115,7 @@ fn negotiate(stream: &mut (impl Read + Write), store: &impl NbdBackend) -> io::R
                 let info = [&[0, 0], export(store).as_slice()].concat();
                 reply_option(stream, option, reply::INFO, &info)?;
                 reply_option(stream, option, reply::ACK, &[])?;
+                // After INFO the client may still choose another option.
                 if option == option::GO {
                     return Ok(true);
                 }
@@ -122,7 +125,7 @@ fn negotiate(stream: &mut (impl Read + Write), store: &impl NbdBackend) -> io::R
     }
 }
 
-/// Size and transmission flags, as two messages carry them.
+/// Size and transmission flags, in the form of two messages.
 fn export(store: &impl NbdBackend) -> [u8; 10] {
     let mut bytes = [0; 10];
     bytes[..8].copy_from_slice(&store.size().to_be_bytes());
@@ -151,7 +154,7 @@ struct NbdRequest {
 }
 
 impl NbdRequest {
-    /// The next request; `None` when the client hung up between two.
+    /// The next request. `None` if the client hung up between two.
     fn read(stream: &mut impl Read) -> io::Result<Option<Self>> {
         let magic = match take(stream) {
             Ok(bytes) => u32::from_be_bytes(bytes),
@@ -178,14 +181,14 @@ impl NbdRequest {
     }
 }
 
-/// Whether more requests may come.
+/// Answers a request. Returns whether more requests may come.
 fn answer(
     stream: &mut (impl Read + Write),
     store: &impl NbdBackend,
     request: &NbdRequest,
 ) -> io::Result<bool> {
     let carries = matches!(request.command, command::READ | command::WRITE);
-    // Refused by ending the connection: the payload that follows could not be skipped safely.
+    // The server ends the connection, because it could not skip the payload safely.
     if carries && request.length > PAYLOAD_BYTES_MAX {
         return Err(malformed("a request that is too long"));
     }
@@ -196,6 +199,7 @@ fn answer(
     let done = match request.command {
         command::DISCONNECT => return Ok(false),
         command::FLUSH => store.flush(),
+        // The disk has no such bytes. Writing past the end would enlarge the file.
         _ if !request.inside(store.size()) => Err(io::ErrorKind::InvalidInput.into()),
         command::READ => store.read(request.offset, &mut payload),
         command::WRITE => store.write(request.offset, std::mem::take(&mut payload), request.fua),
@@ -267,7 +271,7 @@ mod tests {
         }
     }
 
-    /// What the client sends, and what the server said.
+    /// The client's script, and the server's answers.
     struct ScriptedClient {
         input: Cursor<Vec<u8>>,
         output: Vec<u8>,
@@ -288,7 +292,7 @@ mod tests {
         }
     }
 
-    /// Handshake with NO_ZEROES, then EXPORT_NAME: the server's part is 18 + 10 bytes.
+    /// Handshake with NO_ZEROES, then EXPORT_NAME. The server's part is 18 + 10 bytes.
     const HANDSHAKE: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0";
     const HANDSHAKE_ANSWER: usize = 28;
 

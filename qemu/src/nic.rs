@@ -2,7 +2,7 @@
 
 use crate::lan::Lan;
 
-/// Port every node serves.
+/// The port that every node serves.
 pub const NODE_PORT: u16 = 443;
 
 /// A virtio network card.
@@ -24,8 +24,8 @@ pub(crate) enum NicBackend {
 }
 
 impl Nic {
-    /// A card on QEMU's own network: DHCP, DNS and router advertisements by QEMU, the node's port
-    /// reachable on a free port of 127.0.0.1, UDP and TCP alike.
+    /// A card on QEMU's own network: DHCP, DNS and router advertisements by QEMU. The node's port
+    /// is a free port of 127.0.0.1, UDP and TCP alike.
     pub fn user() -> Self {
         Self::with(NicBackend::User {
             ipv4: true,
@@ -48,14 +48,14 @@ impl Nic {
         self
     }
 
-    /// The cable is out until `Vm::set_link` puts it in.
+    /// Keeps the cable out until `Vm::set_link` puts it in.
     #[must_use]
     pub fn link_down(mut self) -> Self {
         self.link_up = false;
         self
     }
 
-    /// The card is not in the machine until `Vm::plug` puts it in. q35 only.
+    /// Keeps the card out of the machine until `Vm::plug` puts it in. q35 only.
     #[must_use]
     pub fn unplugged(mut self) -> Self {
         self.plugged = false;
@@ -70,7 +70,7 @@ impl Nic {
         }
     }
 
-    /// QEMU's range of addresses, numbered by card.
+    /// An address of QEMU's range, numbered by card.
     pub(crate) fn mac(&self, index: usize) -> String {
         format!("52:54:00:12:34:{:02x}", 0x56 + index)
     }

@@ -1,9 +1,10 @@
-//! How many machines start at the same moment, and how much memory all machines have: limits that every
-//! process of this user shares, so that many threads of several programs may ask for machines at once. In a run
-//! of the tests the runner hands out the memory, and each test has what its manifest says.
+//! Limits how many machines start at the same moment, and how much memory all machines have. Every
+//! process of this user shares the limits, so that many threads of several programs may ask for
+//! machines at once. In a run of the tests the runner allots the memory, and each test has what its
+//! manifest says.
 //!
-//! Each unit of a limit is a file, and a process holds the unit by holding the lock of that file. The
-//! kernel gives back the units of a process that ends, however it ends.
+//! Each unit of a limit is a file, and a process holds the unit by holding the lock of that file.
+//! The kernel frees the units of a process that ends, however it ends.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::scratch;
 
-/// Memory that one unit stands for, MiB.
+/// The memory of one unit, MiB.
 const UNIT_MIB: u64 = 256;
 
 /// Memory of all machines for each processor, MiB: four machines of the usual size on two processors.
@@ -26,35 +27,36 @@ const PER_PROCESSOR_MIB: u64 = 1024;
 /// Memory of all machines on any host, MiB.
 const ALL_MIB: u64 = 4096;
 
-/// Pause between looks for a unit that became free, and for the lock of those that collect units: the kernel
-/// waits for one lock, and without an end.
+/// Pause between checks for a free unit, and for the lock of the processes that collect units: the
+/// kernel waits for one lock only, and without an end.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// A machine that waited so long starts all the same: the limits keep a run quick, and must not stop it. With the
-/// longest boot it is shorter than the silence for which the runner of tests ends a program.
+/// A machine that waited so long starts all the same: the limits keep a run quick, and must not
+/// stop it. With the longest boot it is shorter than the silence after which the runner of tests
+/// ends a program.
 pub const MACHINE_WAIT_MAX: Duration = Duration::from_secs(240);
 
-/// The units that one machine holds. They are given back when it is dropped.
+/// The units that one machine holds. They are freed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct MachinePermit {
-    /// Its part of what the machines of its thread have.
+    /// Its part of the memory of its thread's machines.
     _share: ThreadMemoryShare,
-    /// Until it has started.
+    /// Held until the machine has started.
     start: Mutex<Vec<File>>,
     /// Held for its locks.
     _memory: Vec<File>,
 }
 
 impl MachinePermit {
-    /// Waits until a machine of this size may start. One that is `restored` is there at once, and does
-    /// not count among those that start.
+    /// Waits until a machine of this size may start. A machine that is `restored` runs at once, and
+    /// does not count among those that start.
     ///
-    /// A thread that has a machine already does not wait for another one: two tests that need two machines
-    /// each would wait for each other. It goes beyond the limits instead.
+    /// A thread that has a machine already does not wait for another one: two tests that need two
+    /// machines each would wait for each other. Such a thread exceeds the limits instead.
     ///
-    /// In a run of the tests a thread, that is a test, has no more memory for machines than `planned_mib`. The runner
-    /// has handed that out, so that no machine waits for memory; it takes what is free, for those of other commands
-    /// to see.
+    /// In a run of the tests a thread, which is a test, has no more memory for machines than
+    /// `planned_mib`. The runner has allotted that, so no machine waits for memory. The thread
+    /// takes the units that are free, so that other commands see them as taken.
     pub(crate) fn acquire(
         memory_mib: u32,
         restored: bool,
@@ -75,7 +77,8 @@ impl MachinePermit {
         restored: bool,
         planned_mib: Option<u32>,
     ) -> Result<Self> {
-        // A test that has a machine already must not wait: the others might wait for what it holds.
+        // A test that has a machine already must not wait, because the others might wait for what
+        // it holds.
         let is_first = held_mib.load(Ordering::Relaxed) == 0;
         let share = ThreadMemoryShare::reserve(held_mib, wanted_mib, planned_mib)?;
         let wait = PermitWait {
@@ -98,7 +101,7 @@ impl MachinePermit {
         })
     }
 
-    /// The machine has started: another one may.
+    /// Lets another machine start, because this one has.
     pub(crate) fn started(&self) {
         let mut start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
         start.clear();
@@ -112,7 +115,7 @@ struct PermitWait {
     start: bool,
 }
 
-/// Memory of one machine, counted with that of the others of its thread until it is dropped.
+/// Memory of one machine, which counts with that of the others of its thread until this is dropped.
 #[derive(Debug)]
 struct ThreadMemoryShare {
     held_mib: Arc<AtomicU32>,
@@ -120,10 +123,10 @@ struct ThreadMemoryShare {
 }
 
 impl ThreadMemoryShare {
-    /// An error where the machines would have more than `most_mib` together.
+    /// Fails if the machines would have more than `most_mib` together.
     fn reserve(held_mib: Arc<AtomicU32>, mib: u32, most_mib: Option<u32>) -> Result<Self> {
         let all = held_mib.fetch_add(mib, Ordering::Relaxed) + mib;
-        // Dropped, it gives back what it took.
+        // Dropping the share gives back what it took.
         let share = Self { held_mib, mib };
         match most_mib {
             Some(most_mib) if all > most_mib => Err(Error::BeyondNeeds { all, most_mib }),
@@ -138,7 +141,7 @@ impl Drop for ThreadMemoryShare {
     }
 }
 
-/// Memory that all machines of this host have at the most, MiB: what a runner of many tests hands out.
+/// Memory that all machines of this host have at most, MiB: what a runner of many tests allots.
 pub fn machines_mib() -> u64 {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     memory_units(processors, available_mib()) as u64 * UNIT_MIB
@@ -149,7 +152,7 @@ struct HostLimits {
     memory: FileSemaphore,
 }
 
-/// The limits of this host, found out once.
+/// The limits of this host, computed once.
 fn limits() -> Result<&'static HostLimits> {
     static LIMITS: OnceLock<HostLimits> = OnceLock::new();
     let folder = scratch::base()?.join("permits");
@@ -163,12 +166,12 @@ fn limits() -> Result<&'static HostLimits> {
     }))
 }
 
-/// A semaphore that processes share, each unit of it a file with a lock.
+/// A semaphore that processes share. Each unit of it is a file with a lock.
 #[derive(Clone, Debug)]
 struct FileSemaphore {
     folder: PathBuf,
     units: usize,
-    /// Longest wait.
+    /// The longest wait.
     wait_max: Duration,
 }
 
@@ -186,8 +189,8 @@ impl FileSemaphore {
         self.acquire_since(Instant::now(), wanted, wait)
     }
 
-    /// Takes this many units, or all there are where more are wanted, for a machine that waits since `begun`.
-    /// Without `wait` it takes those that are free and goes on.
+    /// Takes this many units, or all there are if it wants more, for a machine that waits since
+    /// `begun`. Without `wait` it takes those that are free and goes on.
     fn acquire_since(&self, begun: Instant, wanted: usize, wait: bool) -> io::Result<Vec<File>> {
         let wanted = wanted.min(self.units);
         if wanted == 0 {
@@ -199,8 +202,9 @@ impl FileSemaphore {
         let mut held: Vec<Option<File>> = vec![];
         held.resize_with(self.units, || None);
         loop {
-            // One at a time collects units: two that want several would each hold what the other lacks. The
-            // wait for that has the same end as the wait for units, whatever process holds the lock.
+            // Only one process at a time collects units: two that need several would each hold what
+            // the other lacks. The wait for that has the same end as the wait for units, whatever
+            // process holds the lock.
             is_first = is_first || try_lock(&queue)?;
             let is_late = begun.elapsed() > self.wait_max;
             if is_first || is_late {
@@ -221,19 +225,19 @@ impl FileSemaphore {
         }
     }
 
-    /// Adds units that are free to `held`, up to `wanted` in all.
+    /// Adds free units to `held`, up to `wanted` in all.
     fn take_free(&self, held: &mut [Option<File>], wanted: usize) -> io::Result<()> {
         let mut missing = wanted - held.iter().flatten().count();
-        for (number, place) in held.iter_mut().enumerate() {
+        for (number, unit_file) in held.iter_mut().enumerate() {
             if missing == 0 {
                 break;
             }
-            if place.is_some() {
+            if unit_file.is_some() {
                 continue;
             }
             let unit = self.open(&number.to_string())?;
             if try_lock(&unit)? {
-                *place = Some(unit);
+                *unit_file = Some(unit);
                 missing -= 1;
             }
         }
@@ -249,7 +253,7 @@ impl FileSemaphore {
     }
 }
 
-/// Whether the lock was free and is ours now.
+/// Takes the lock if it is free. Returns whether it did.
 fn try_lock(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
@@ -258,7 +262,7 @@ fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Units of memory on a host with these processors and this much memory that programs could have.
+/// Units of memory on a host with these processors and this much available memory.
 fn memory_units(processors: usize, available_mib: u64) -> usize {
     let processors = u64::try_from(processors).unwrap_or(u64::MAX);
     let by_processors = PER_PROCESSOR_MIB.saturating_mul(processors).min(ALL_MIB);
@@ -267,7 +271,8 @@ fn memory_units(processors: usize, available_mib: u64) -> usize {
     usize::try_from((all / UNIT_MIB).max(1)).unwrap_or(1)
 }
 
-/// What programs could have without swapping, and in a container without passing its limit.
+/// The memory that programs could have without swapping, and in a container without passing its
+/// limit.
 fn available_mib() -> u64 {
     xtask::memory::available_kib().map_or(ALL_MIB, |kib| kib >> 10)
 }
@@ -323,7 +328,7 @@ mod tests {
     /// Holds a lock until it is killed, as `flock` of util-linux does.
     fn holder(folder: &Path, lock: &str) -> Child {
         let mut command = Command::new("flock");
-        // `flock` becomes what it runs: one process holds the lock.
+        // `flock` becomes the program that it runs, so one process holds the lock.
         command
             .arg("--no-fork")
             .arg(folder.join("units").join(lock));
@@ -381,7 +386,7 @@ mod tests {
         assert!(units.acquire(1, true).is_err());
     }
 
-    /// A wait would end after the time given here only, as the deadlock of two such threads would.
+    /// A wait would end only after the time given here, as the deadlock of two such threads would.
     #[test]
     fn a_thread_with_a_machine_does_not_wait_for_another() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
@@ -403,11 +408,11 @@ mod tests {
         let begun = Instant::now();
         let first = permit(&held, None).expect("all is free");
         let second = permit(&held, None).expect("at once, beyond the limits");
-        // The first one has started; its memory is still its own.
+        // The first one has started. It keeps its memory.
         first.started();
         assert_eq!(limits.starts.acquire(1, false).expect("no error").len(), 1);
         assert_eq!(limits.memory.acquire(1, false).expect("no error").len(), 0);
-        // The runner has handed out memory to the thread of this one.
+        // The runner has allotted memory to the thread of this one.
         let planned = permit(&other, Some(512)).expect("it waits for a start only");
         assert!(begun.elapsed() < wait_max, "a machine waited");
         drop((first, second, planned));
@@ -415,7 +420,7 @@ mod tests {
         assert_eq!(held.load(Ordering::Relaxed), 0);
     }
 
-    /// Each of the two has what the other lacks, and neither gives it back before it has more.
+    /// Each of the two has what the other lacks, and neither frees it before it has more.
     #[test]
     fn two_threads_with_a_machine_each_get_another() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");

@@ -1,4 +1,4 @@
-//! QEMU as a child process that cannot be left behind.
+//! QEMU as a child process that cannot outlive its parent.
 
 use std::fs;
 use std::io;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-/// First descriptor handed to a child; below are its standard streams.
+/// The first descriptor that a child gets. Its standard streams are below.
 pub(crate) const FIRST_FD: RawFd = 3;
 
-/// A child that dies with this process, however that ends, and at the latest when dropped.
+/// A child that dies with this process, however that ends, and at the latest when this is dropped.
 #[derive(Debug)]
 pub struct ChildProcess {
     child: Mutex<Child>,
@@ -25,8 +25,8 @@ pub struct ChildProcess {
 impl ChildProcess {
     /// Starts `command`. The descriptors in `fds` become 3, 4, 5 … of the child.
     ///
-    /// The kernel sends the parent-death signal when the *thread* that forked ends, so that all
-    /// children are forked by one thread which never does.
+    /// The kernel sends the parent-death signal when the *thread* that forked ends, so one thread
+    /// that never ends forks all children.
     pub fn spawn(command: Command, fds: Vec<OwnedFd>) -> io::Result<Self> {
         let (answer, result) = channel();
         let gone = || io::Error::other("the thread that starts machines is gone");
@@ -50,7 +50,7 @@ impl ChildProcess {
         self.pid.as_raw().cast_unsigned()
     }
 
-    /// Processor time it has used, threads that ended included. `None` once it was waited for.
+    /// The processor time that it has used, ended threads included. `None` once it was waited for.
     pub fn cpu_time(&self) -> Option<Duration> {
         self.cpu_clock()?.read()
     }
@@ -60,26 +60,27 @@ impl ChildProcess {
         ClockId::pid_cpu_clock_id(self.pid).ok().map(CpuClock)
     }
 
-    /// How long its threads were ready to run and waited for a processor, all of them together. `None` where the kernel
-    /// does not say it.
+    /// How long its threads were ready to run and waited for a processor, all of them together.
+    /// `None` if the kernel does not say it.
     pub(crate) fn kept_waiting(&self) -> Option<Duration> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
         let waited = threads.filter_map(|thread| {
-            // A thread may have ended meanwhile. Documentation/scheduler/sched-stats.rst: the second number, in ns.
+            // A thread may have ended meanwhile. Documentation/scheduler/sched-stats.rst: the
+            // second number, in ns.
             let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
             text.split_whitespace().nth(1)?.parse::<u64>().ok()
         });
         Some(Duration::from_nanos(waited.sum()))
     }
 
-    /// Memory it holds now, in bytes.
+    /// The memory that it holds now, in bytes.
     pub fn resident_bytes(&self) -> Option<u64> {
         let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
         let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
         Some(pages * PAGE_BYTES)
     }
 
-    /// Ends it at once and waits for it. Harmless when it has ended already.
+    /// Ends it at once and waits for it. Harmless if it has ended already.
     pub fn kill(&self) -> io::Result<ExitStatus> {
         let mut child = self.child();
         child.kill()?;
@@ -91,7 +92,7 @@ impl ChildProcess {
         self.child().wait()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
         self.child().try_wait()
     }
@@ -112,7 +113,7 @@ impl Drop for ChildProcess {
 pub struct CpuClock(ClockId);
 
 impl CpuClock {
-    /// The time now; `None` once the process is gone.
+    /// The time now. `None` once the process is gone.
     pub fn read(&self) -> Option<Duration> {
         clock_gettime(self.0).ok().map(Duration::from)
     }
@@ -127,7 +128,7 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Size of a page on x86-64, the only host this harness knows.
+/// Size of a page on x86-64, the only host that this harness knows.
 const PAGE_BYTES: u64 = 4096;
 
 struct SpawnRequest {
@@ -140,7 +141,7 @@ fn spawner() -> Sender<SpawnRequest> {
     static SPAWNER: OnceLock<Mutex<Sender<SpawnRequest>>> = OnceLock::new();
     let sender = SPAWNER.get_or_init(|| {
         let (sender, jobs) = channel::<SpawnRequest>();
-        // The thread lives as long as the process: the sender above is never dropped.
+        // The thread lives as long as the process, because the sender is never dropped.
         std::thread::spawn(move || {
             for SpawnRequest {
                 command,
@@ -163,8 +164,9 @@ fn fork(mut command: Command, fds: &[OwnedFd]) -> io::Result<Child> {
     let parent = std::process::id();
     let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let mut parked = vec![-1; fds.len()];
-    // SAFETY: runs between fork and exec, where only async-signal-safe functions may be called:
-    // prctl, getppid, fcntl and dup2 are, and nothing here allocates or takes a lock.
+    // SAFETY: this runs between fork and exec, where only async-signal-safe functions may be
+    // called. prctl, getppid, fcntl and dup2 are such functions, and nothing here allocates or
+    // takes a lock.
     unsafe {
         command.pre_exec(move || {
             die_with_parent(parent)?;
@@ -174,7 +176,8 @@ fn fork(mut command: Command, fds: &[OwnedFd]) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Asks the kernel to kill us with our parent; refuses when the parent is gone by now.
+/// Asks the kernel to kill this process with its parent. Fails if the parent is gone by now: then
+/// no signal comes (prctl(2), PR_SET_PDEATHSIG).
 fn die_with_parent(parent: u32) -> io::Result<()> {
     // SAFETY: prctl with PR_SET_PDEATHSIG reads its integer arguments and nothing else.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
@@ -187,20 +190,21 @@ fn die_with_parent(parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves `fds` to 3, 4, 5 …. They are parked above every target first, so that none is overwritten
+/// Moves `fds` to 3, 4, 5 …. It first copies them above every target, so that none is overwritten
 /// before it was moved.
 fn place(fds: &[RawFd], parked: &mut [RawFd]) -> io::Result<()> {
-    // Copies go above all wanted numbers first, or one could overwrite another that is still needed.
+    // Copies go above all target numbers first, or one could overwrite another that is still
+    // needed.
     let above = FIRST_FD + libc::c_int::try_from(fds.len()).unwrap_or(libc::c_int::MAX / 2);
     for (fd, parked) in fds.iter().zip(parked.iter_mut()) {
-        // SAFETY: F_DUPFD_CLOEXEC takes two integers; the result is checked.
+        // SAFETY: F_DUPFD_CLOEXEC takes two integers, and the result is checked.
         *parked = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above) };
         if *parked < 0 {
             return Err(io::Error::last_os_error());
         }
     }
     for (target, parked) in (FIRST_FD..).zip(parked.iter()) {
-        // SAFETY: dup2 takes two integers; the copy is without close-on-exec, as wanted.
+        // SAFETY: dup2 takes two integers. The copy is without close-on-exec, as intended.
         if unsafe { libc::dup2(*parked, target) } < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -258,7 +262,8 @@ mod tests {
             .join()
             .expect("it does not panic")
             .expect("every system has a shell");
-        // No descriptor 3: the shell ends with an error of its own, not by the death of a thread.
+        // There is no descriptor 3: the shell ends with an error of its own, not by the death of a
+        // thread.
         let status = child.wait().expect("it is our child");
         assert_eq!(status.signal(), None, "{}", describe(status));
     }

@@ -13,16 +13,16 @@ use alknet_test_support::deadline;
 
 use crate::error::{Error, Result};
 
-/// How long QEMU may take for an answer. Its monitor shares a lock with the guest's processor, so
-/// that a busy host delays it; a minute without answer is a hang.
+/// How long QEMU may take for an answer. Its monitor shares a lock with the guest's processor, so a
+/// busy host delays it. A minute without an answer is a hang.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-/// Something QEMU told without being asked.
+/// An event that QEMU sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QmpEvent {
     /// `SHUTDOWN`, `RESET`, `WATCHDOG`, `GUEST_PANICKED` …
     pub name: String,
-    /// What belongs to it.
+    /// The event's data.
     pub data: Value,
 }
 
@@ -54,12 +54,13 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs one command and returns what it answers.
+    /// Runs one command and returns its answer.
     pub fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
         let id = self.send(command, arguments)?;
         let answer = self
             .shared
-            // By the number: two threads may wait for their own answers at a time.
+            // Answers are found by number, because two threads may wait for their own answers at a
+            // time.
             .wait(deadline(ANSWER_LIMIT), |log| log.answers.remove(&id));
         match answer {
             Some(QmpReply::Return(value)) => Ok(value),
@@ -73,7 +74,7 @@ impl Qmp {
         }
     }
 
-    /// Runs a command of the human monitor and returns what it prints.
+    /// Runs a command of the human monitor and returns its output.
     pub fn human(&self, command_line: &str) -> Result<String> {
         let answer = self.execute(
             "human-monitor-command",
@@ -87,8 +88,8 @@ impl Qmp {
         self.shared.lock().events.clone()
     }
 
-    /// Waits until more than `seen` events named `name` came; the newest, or `None` in time or at
-    /// the end of QEMU.
+    /// Waits until more than `seen` events named `name` came. Returns the newest, or `None` after
+    /// the limit or at the end of QEMU.
     pub fn wait_event(&self, name: &str, seen: usize, limit: Duration) -> Option<QmpEvent> {
         self.shared.wait(limit, |log| {
             log.events
@@ -171,6 +172,7 @@ enum QmpReply {
 
 impl QmpShared {
     fn lock(&self) -> MutexGuard<'_, QmpLog> {
+        // Each change of the log is one push or insert, so the log is whole after a panic.
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,7 +189,8 @@ impl QmpShared {
                 return Some(value);
             }
             let left = deadline.checked_duration_since(Instant::now());
-            // Looked at after what came: an answer may be the last thing that QEMU sent.
+            // The end is checked after the log, because an answer may be the last thing that QEMU
+            // sent.
             let left = left.filter(|_| !log.closed)?;
             log = self
                 .changed
@@ -218,7 +221,8 @@ impl QmpShared {
                 self.lock().events.push(QmpEvent { name, data })
             }
             Ok(QmpMessage::Greeting { .. }) => {}
-            // A line that is not understood answers no command, and the rest of the connection is still good.
+            // A line that cannot be parsed answers no command, and the rest of the connection is
+            // still good.
             Err(error) => tracing::warn!(%error, line, "QEMU said something that is not QMP"),
         }
         self.changed.notify_all();

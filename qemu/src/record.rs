@@ -1,9 +1,9 @@
-//! Power cuts as they are: what was not flushed may be lost, in part, in any order.
+//! Realistic power cuts: a disk may lose unflushed writes, in part, in any order.
 //!
-//! Killing QEMU shows nothing about that, since the host keeps its page cache. So the disk is
-//! served by a small NBD server that notes every write and flush in order, and a cut makes the image
-//! that a real disk could hold at one of those moments: everything before the last flush is there;
-//! each later write is there, or not, or torn between its sectors.
+//! Killing QEMU does not show that, since the host keeps its page cache. So a small NBD server serves the disk and
+//! records every write and flush in order. A cut makes an image that a real disk could hold at one of those
+//! moments: everything before the last flush is there, and each later write is there, or not, or torn between its
+//! sectors.
 
 use std::fs::File;
 use std::io;
@@ -17,10 +17,10 @@ use crate::error::{Error, Result};
 use crate::nbd::{self, NbdBackend};
 use crate::scratch::ScratchDir;
 
-/// Data one recording may hold. A boot writes a few MB; this much means a runaway.
+/// The data that one recording may hold. A boot writes a few MB, so this much means a runaway.
 const RECORDED_BYTES_MAX: usize = 1 << 30;
 
-/// A disk under observation. Give it to a machine with [`VirtioDisk::recorded`](crate::VirtioDisk::recorded).
+/// A disk under observation. [`VirtioDisk::recorded`](crate::VirtioDisk::recorded) gives it to a machine.
 #[derive(Debug)]
 pub struct DiskRecorder {
     base: PathBuf,
@@ -30,12 +30,12 @@ pub struct DiskRecorder {
 }
 
 impl DiskRecorder {
-    /// Serves a disk that starts with the content of `base`. That file stays as it is and must stay
-    /// there as long as recordings are used.
+    /// Serves a disk that starts with the content of `base`. That file does not change, and must stay there as long
+    /// as recordings are used.
     pub fn serve(base: &Path) -> Result<Self> {
         let scratch = ScratchDir::new()?;
         let (socket, file) = (scratch.file("nbd"), scratch.file("disk"));
-        // The recording begins with the disk as it was, so the original is left as it is.
+        // The recording begins with the disk as it was, so the original stays unchanged.
         disk::copy(base, &file)?;
         let live = LiveDisk::open(&file)?;
         let listener =
@@ -59,18 +59,18 @@ impl DiskRecorder {
         &self.socket
     }
 
-    /// From now on the disk answers nothing, as one that hangs, until [`release`](Self::release).
+    /// Makes the disk hang, without answers, until [`release`](Self::release).
     pub fn hold(&self) {
         *self.live.held() = true;
     }
 
-    /// The disk goes on with what it was asked for.
+    /// Lets the disk go on with its requests.
     pub fn release(&self) {
         *self.live.held() = false;
         self.live.released.notify_all();
     }
 
-    /// What was recorded so far.
+    /// The recording so far.
     pub fn recording(&self) -> DiskRecording {
         DiskRecording {
             base: self.base.clone(),
@@ -81,14 +81,14 @@ impl DiskRecorder {
 
 impl Drop for DiskRecorder {
     fn drop(&mut self) {
-        // The thread waits for clients: one more makes it look, and leave.
+        // The thread waits for clients. One more wakes it, and it ends.
         self.live.log().closed = true;
         self.release();
         let _ = std::os::unix::net::UnixStream::connect(&self.socket);
     }
 }
 
-/// What QEMU did to a disk, in order.
+/// QEMU's operations on a disk, in order.
 #[derive(Clone, Debug)]
 pub struct DiskRecording {
     base: PathBuf,
@@ -96,7 +96,7 @@ pub struct DiskRecording {
 }
 
 impl DiskRecording {
-    /// Number of moments: writes and flushes.
+    /// The number of moments: writes and flushes.
     pub fn len(&self) -> usize {
         self.events.len()
     }
@@ -129,16 +129,15 @@ impl DiskRecording {
         moments.map(|(moment, _)| moment).collect()
     }
 
-    /// Makes at `image` what the disk could hold if the power failed at moment `at`: while the
-    /// event of that number was under way, or after all of them when `at` is [`len`](Self::len).
-    /// The same `seed` makes the same image.
+    /// Makes at `image` what the disk could hold if the power failed at moment `at`: while the event of that number
+    /// was under way, or after all of them if `at` is [`len`](Self::len). The same `seed` makes the same image.
     pub fn cut(&self, at: usize, seed: u64, image: &Path) -> Result<CutSummary> {
         disk::copy(&self.base, image)?;
         self.apply(at, seed, image)
     }
 
-    /// The same on a disk that was blank: enough for a look at what was written, and quick where the disk
-    /// held much that was not.
+    /// The same on a disk that was blank. This is enough to inspect what was written, and quick if the disk held
+    /// much before.
     pub fn cut_blank(&self, at: usize, seed: u64, image: &Path) -> Result<CutSummary> {
         let base = std::fs::metadata(&self.base);
         let base = base.map_err(Error::io(format!("looking at {}", self.base.display())))?;
@@ -161,20 +160,20 @@ impl DiskRecording {
         )))
     }
 
-    /// Every write up to `at`, and what became of it.
+    /// Every write up to `at`, and its fate.
     fn fates(&self, at: usize, seed: u64) -> impl Iterator<Item = (&DiskEvent, WriteFate)> {
         let at = at.min(self.events.len());
         let done = &self.events[..at];
         let flushed = done
             .iter()
             .rposition(|event| matches!(event, DiskEvent::Flush));
-        // What was written before the last flush has to be there.
+        // Everything that was written before the last flush has to be there.
         let safe = flushed.map_or(0, |index| index + 1);
         // Each moment draws other fates, and the same ones whenever it is tried again.
         let mut random = CutRng::new(seed ^ (at as u64).rotate_left(32));
-        // Some caches lose nearly everything, some nearly nothing: both ends matter.
+        // Some caches lose nearly everything, some nearly nothing. Both ends matter.
         let survival = random.below(5) * 25;
-        // The event under way at the moment itself was never answered, so that nothing was promised.
+        // The event under way at the moment itself was never answered, so the disk promised nothing.
         let under_way = self.events.get(at).map(|event| (event, false));
         let done = done.iter().enumerate();
         let done = done.map(move |(index, event)| (event, index < safe || event.durable()));
@@ -189,7 +188,7 @@ impl DiskRecording {
     }
 }
 
-/// What a cut did to writes.
+/// The effect of a cut on writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CutSummary {
     /// Writes that are there whole.
@@ -251,6 +250,7 @@ impl DiskEvent {
         let mut at = 0;
         while at < self.bytes() {
             let end = self.bytes().min(at + SECTOR_BYTES);
+            // Each sector has its own fate, because a disk writes a sector whole or not at all.
             if kept(at) {
                 self.write(file, at, end)?;
             }
@@ -278,7 +278,7 @@ impl DiskEvent {
 /// What a disk writes at once or not at all.
 const SECTOR_BYTES: u64 = 512;
 
-/// Sectors of a drive with 4 KiB inside.
+/// The sector size inside drives with 4 KiB.
 const LARGE_SECTOR_BYTES: u64 = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -289,22 +289,22 @@ enum WriteFate {
 }
 
 impl WriteFate {
-    /// `survival` is the chance of a write to be there whole, in percent.
+    /// Draws a fate. `survival` is the chance of a write to be there whole, in percent.
     fn draw(event: &DiskEvent, survival: u64, random: &mut CutRng) -> Self {
         let (whole, torn) = (random.below(100) < survival, random.below(3) == 0);
-        // Drawn always, so that one event's fate does not depend on the length of another.
+        // The tear is drawn always, so that one event's fate does not depend on the length of another.
         let tear = TornWrite::draw(event.bytes(), random);
         match event {
             DiskEvent::Flush => Self::Kept,
             _ if whole => Self::Kept,
-            // A disk writes one sector whole or not at all, so a write of one has no halves.
+            // A disk writes one sector whole or not at all, so a write of one sector has no halves.
             _ if torn && event.bytes() > SECTOR_BYTES => Self::Torn(tear),
             _ => Self::Dropped,
         }
     }
 }
 
-/// Which sectors of a torn write are there.
+/// The sectors of a torn write that are there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct TornWrite {
     unit: u64,
@@ -318,7 +318,7 @@ enum TornShape {
     Head(u64),
     /// Only the end, from this byte.
     Rest(u64),
-    /// Every sector by itself.
+    /// Every sector by its own chance.
     Scattered,
 }
 
@@ -416,7 +416,7 @@ impl LiveDisk {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns once the disk does not hang any more.
+    /// Returns once the disk no longer hangs.
     fn wait(&self) {
         let mut held = self.held();
         while *held {
@@ -425,7 +425,7 @@ impl LiveDisk {
         }
     }
 
-    /// Writes and notes under one lock: the order in the record is the order on the disk.
+    /// Writes and records under one lock, so the order in the record is the order on the disk.
     fn note(&self, event: DiskEvent, bytes: usize) -> io::Result<()> {
         self.wait();
         let mut log = self.log();
@@ -479,7 +479,7 @@ impl NbdBackend for LiveDisk {
     }
 }
 
-/// One client after the other, until the recorder is dropped.
+/// Serves one client after the other, until the recorder is dropped.
 fn accept(listener: &UnixListener, live: &LiveDisk) {
     for client in listener.incoming() {
         if live.log().closed {
@@ -487,13 +487,13 @@ fn accept(listener: &UnixListener, live: &LiveDisk) {
         }
         let served = client.and_then(|mut stream| nbd::serve(&mut stream, live));
         if let Err(error) = served {
-            // A killed QEMU hangs up in the middle of a request: expected.
+            // A killed QEMU hangs up in the middle of a request, which is expected.
             tracing::debug!(%error, "a client of the disk left");
         }
     }
 }
 
-/// Writes zeroes, as a hole where whole pages are concerned.
+/// Writes zeros, as a hole for whole pages.
 fn write_zeroes(file: &File, offset: u64, length: u64) -> io::Result<()> {
     use nix::fcntl::{FallocateFlags, fallocate};
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;

@@ -1,8 +1,8 @@
-//! Scratch directories that never outlive their use for long.
+//! Scratch directories that do not outlive their use for long.
 //!
-//! A directory is removed when its owner is dropped. When the owner is killed instead, the next
-//! harness to start removes it: each directory holds a file that its owner keeps locked, and a lock that
-//! can be taken belongs to no living process.
+//! A directory is removed when its owner is dropped. If the owner is killed instead, the next
+//! harness to start removes it: each directory holds a file that its owner keeps locked, and a lock
+//! that another process can take belongs to no living process.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::Once;
 
 use crate::error::{Error, Result};
 
-/// A private directory, gone with its owner.
+/// A private directory, removed with its owner.
 #[derive(Debug)]
 pub struct ScratchDir {
     dir: tempfile::TempDir,
@@ -20,7 +20,7 @@ pub struct ScratchDir {
 }
 
 impl ScratchDir {
-    /// Makes a directory, and once per process sweeps away what killed processes left.
+    /// Makes a directory, and once per process removes what killed processes left.
     pub fn new() -> Result<Self> {
         static SWEEP: Once = Once::new();
         let base = base()?;
@@ -28,7 +28,7 @@ impl ScratchDir {
         Self::in_dir(&base)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -54,8 +54,8 @@ impl ScratchDir {
 /// The file that the directory's owner holds locked as long as it lives, whatever ends it.
 const LOCK: &str = "lock";
 
-/// Its name until it is locked: under the final name, and not yet locked, another process would take the
-/// directory for one whose owner is gone.
+/// The file's name until it is locked. Under the final name, and not yet locked, another process
+/// would take the directory for one whose owner is gone.
 const UNLOCKED: &str = "lock.new";
 
 /// Mode of a folder that other users cannot enter.
@@ -64,8 +64,8 @@ const PRIVATE: u32 = 0o700;
 /// Longest base that leaves room for a socket's name: `sun_path` has 108 bytes.
 const BASE_BYTES_MAX: usize = 60;
 
-/// Below the temporary directory, or below `/tmp` where that is too long for socket names. It exists, and
-/// other users cannot enter it.
+/// The base, below the temporary directory, or below `/tmp` if that is too long for socket names.
+/// It exists, and other users cannot enter it.
 pub(crate) fn base() -> Result<PathBuf> {
     let dir = std::env::temp_dir();
     let dir = if dir.as_os_str().len() > BASE_BYTES_MAX {
@@ -78,8 +78,9 @@ pub(crate) fn base() -> Result<PathBuf> {
     Ok(base)
 }
 
-/// Makes a folder that belongs to this user alone, or narrows one of this user's. Its name can be guessed: in
-/// a folder that every user can write to another user may have made it, or a link in its place.
+/// Makes a folder that belongs to this user alone, or narrows the permissions of one that this user
+/// has. Its name can be guessed: in a folder that every user can write to, another user may have
+/// made it, or a link in its place.
 fn make_private(folder: &Path) -> Result<()> {
     let made = DirBuilder::new()
         .recursive(true)
@@ -93,7 +94,7 @@ fn make_private(folder: &Path) -> Result<()> {
         if opened.metadata()?.uid() != nix::unistd::getuid().as_raw() {
             return Err(io::Error::other("it belongs to another user"));
         }
-        // The folder may have been made by an older version, with another mode.
+        // An older version may have made the folder, with another mode.
         opened.set_permissions(Permissions::from_mode(PRIVATE))
     });
     opened.map_err(Error::io(format!(
@@ -107,12 +108,14 @@ fn lock(dir: &Path) -> io::Result<File> {
     let [unlocked, locked] = [UNLOCKED, LOCK].map(|name| dir.join(name));
     let file = File::create(&unlocked)?;
     file.lock()?;
-    // Under this name only once it is locked: a sweep of another process takes an unlocked one for abandoned.
+    // The file gets this name only once it is locked: a sweep of another process takes an unlocked
+    // one for abandoned.
     fs::rename(unlocked, locked)?;
     Ok(file)
 }
 
-/// Removes every directory whose owner is gone. One without a lock file is being made at this moment.
+/// Removes every directory whose owner is gone. One without a lock file is being made at this
+/// moment.
 fn sweep(base: &Path) {
     let Ok(entries) = fs::read_dir(base) else {
         return;
@@ -129,8 +132,8 @@ fn sweep(base: &Path) {
     }
 }
 
-/// Whether `file` lies at `path` still: its owner, or another process, may have removed it between the
-/// opening and the locking.
+/// Whether `file` still lies at `path`: its owner, or another process, may have removed it between
+/// the opening and the locking.
 fn is_at(file: &File, path: &Path) -> bool {
     let inode = |data: fs::Metadata| (data.dev(), data.ino());
     let (held, there) = (file.metadata(), fs::symlink_metadata(path));
@@ -213,7 +216,8 @@ mod tests {
         assert!(held.path().exists(), "held by us");
         assert!(!left.exists(), "its owner is gone");
         assert!(young.exists(), "no lock yet: it is being made");
-        // The lock of a directory that another process removed, taken late, belongs to no directory.
+        // The lock of a directory that another process removed, taken late, belongs to no
+        // directory.
         let lock = held.file(LOCK);
         let stale = File::open(&lock).expect("it is there");
         assert!(is_at(&stale, &lock));
@@ -221,7 +225,8 @@ mod tests {
         assert!(!is_at(&stale, &lock));
     }
 
-    /// Of two processes that start at the same time each sweeps while the other one makes its directory.
+    /// Two processes start at the same time, and each sweeps while the other one makes its
+    /// directory.
     #[test]
     fn the_sweep_leaves_a_directory_that_is_being_made() {
         let base = tempfile::tempdir().expect("the temporary directory is writable");

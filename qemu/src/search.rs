@@ -1,19 +1,19 @@
-//! A search for many short pieces of bytes in all of a machine's memory.
+//! A search for many short pieces of bytes in a machine's whole memory.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// How much of a piece is looked at first.
+/// How many bytes of a piece are compared first.
 const BEGINNING_BYTES: usize = 4;
 
-/// Places in the table of beginnings, which fits into the processor's nearest cache.
+/// Size of the table of beginnings, which fits into the processor's nearest cache.
 const SLOT_BITS: u32 = 15;
 
 const PAGE_BYTES: usize = 4096;
 
-/// Finds pieces wherever they begin. One look into a small table passes most places over. An automaton for the few
-/// hundred pieces is larger than that cache: a test that looks eight times spent 8 s of a processor of its own with it,
-/// and spends 5 s with this, reading included.
+/// Finds pieces wherever they begin. One look into a small table rules out most positions. An
+/// automaton for the few hundred pieces is larger than that cache: with it, a test that searches
+/// eight times spent 8 s of a processor of its own, and with this it spends 5 s, reading included.
 #[derive(Debug)]
 pub struct PatternSearch<'a> {
     may_begin: Vec<bool>,
@@ -21,10 +21,10 @@ pub struct PatternSearch<'a> {
 }
 
 impl<'a> PatternSearch<'a> {
-    /// For these pieces.
+    /// A search for these pieces.
     ///
     /// # Panics
-    /// One is shorter than four bytes.
+    /// A piece is shorter than four bytes.
     pub fn for_patterns(pieces: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut all = Self {
             may_begin: vec![false; 1 << SLOT_BITS],
@@ -39,7 +39,7 @@ impl<'a> PatternSearch<'a> {
         all
     }
 
-    /// Every place where one of them is, with its number.
+    /// Every position of one of them, with its number.
     #[must_use]
     pub fn found_in(&self, memory: &[u8]) -> Vec<(usize, usize)> {
         let mut found = Vec::new();
@@ -47,7 +47,8 @@ impl<'a> PatternSearch<'a> {
         for run in runs(memory) {
             for at in run.start..run.end.min(last) {
                 let beginning = beginning(memory, at);
-                // The small table answers for nearly all places, and stays in the processor's cache.
+                // The small table answers for nearly all positions, and stays in the processor's
+                // cache.
                 if !self.may_begin[slot(beginning)] {
                     continue;
                 }
@@ -71,7 +72,7 @@ fn slot(beginning: u32) -> usize {
     (beginning.wrapping_mul(0x9e37_79b1) >> (u32::BITS - SLOT_BITS)) as usize
 }
 
-/// The parts of a memory in which something is: most of it is pages of zeroes.
+/// The parts of a memory with content: most of it is pages of zeros.
 fn runs(memory: &[u8]) -> Vec<Range<usize>> {
     const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
     let mut runs: Vec<Range<usize>> = Vec::new();
@@ -83,7 +84,7 @@ fn runs(memory: &[u8]) -> Vec<Range<usize>> {
         let at = number * PAGE_BYTES;
         let end = at + page.len();
         match runs.last_mut() {
-            // Joined, since what is looked for may cross from one page to the next.
+            // The runs are joined, since a piece may cross from one page to the next.
             Some(last) if last.end == at => last.end = end,
             _ => runs.push(at..end),
         }

@@ -1,5 +1,5 @@
-//! Secure Boot under an owner's own key: made, put into the firmware's variables as the only one, and what
-//! it signs. By the tools that an owner of a machine has.
+//! Secure Boot under an owner's own key: makes the key, puts it into the firmware's variables as
+//! the only one, and signs with it. It uses the tools that an owner of a machine has.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use std::process::Command;
 use crate::error::{Error, Result};
 use crate::tools;
 
-/// Whose keys they are, as the variables have it; any number does.
+/// The owner of the keys, in the form of the variables. Any number works.
 const OWNER: &str = "6b3a3f0e-8f0c-4d0f-9a53-616c6b6e6574";
-/// How long the certificate holds, in days; firmware does not look.
+/// How long the certificate holds, in days. Firmware does not check it.
 const DAYS: &str = "3650";
 
 /// The owner of a machine, who decides what it starts.
@@ -47,7 +47,7 @@ impl PlatformOwner {
     /// Signs an EFI program.
     ///
     /// # Errors
-    /// sbsign is missing, or takes `program` for none.
+    /// sbsign is missing, or does not accept `program`.
     pub fn sign(&self, program: &Path, to: &Path) -> Result<()> {
         let mut sbsign = Command::new("sbsign");
         for (option, value) in [("--key", &self.key), ("--cert", &self.certificate)] {
@@ -57,8 +57,8 @@ impl PlatformOwner {
         run(sbsign, "sbsigntool")
     }
 
-    /// Writes variables of the firmware into `file` under which it starts what this key signed, and
-    /// nothing else. `packages` is where Python finds virt-firmware.
+    /// Writes firmware variables into `file` under which the firmware starts what this key signed,
+    /// and nothing else. `packages` is the folder in which Python finds virt-firmware.
     ///
     /// # Errors
     /// The firmware or the package is missing, or `file` cannot be written.
@@ -72,7 +72,7 @@ impl PlatformOwner {
             python.args([option, OWNER]).arg(&self.certificate);
         }
         python
-            // With Microsoft's keys in it the firmware would start what others signed, too.
+            // With Microsoft's keys the firmware would start what others signed, too.
             .args(["--no-microsoft", "--sb", "--output"])
             .arg(file);
         run(python, "virt-firmware")
@@ -94,6 +94,6 @@ pub(crate) fn run(mut command: Command, package: &'static str) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(Error::io(what)(std::io::Error::other(said)))
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::io(what)(std::io::Error::other(stderr)))
 }

@@ -1,4 +1,4 @@
-//! Where QEMU, its firmware and the cache are.
+//! The paths of QEMU, its firmware and the cache.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,10 +8,11 @@ use std::process::Command;
 
 use crate::error::{Error, Result};
 
-/// Names another QEMU than `qemu-system-x86_64` of the path.
+/// The variable that names another QEMU than `qemu-system-x86_64` of the path.
 pub const QEMU_VARIABLE: &str = "ALKNET_QEMU";
 
-/// Names a folder with UEFI firmware under Debian's file names, which is taken before that of the system.
+/// The variable that names a folder with UEFI firmware under Debian's file names, which takes
+/// precedence over that of the system.
 pub const FIRMWARE_VARIABLE: &str = "ALKNET_QEMU_FIRMWARE";
 
 /// UEFI firmware: code, and the template of its variables. Debian first, then Fedora and Arch.
@@ -34,7 +35,8 @@ const FIRMWARE: [(&str, &str); 4] = [
     ),
 ];
 
-/// The same that knows Secure Boot, and keeps its variables from whatever runs. The templates have no keys.
+/// Firmware that also knows Secure Boot, and protects its variables from what runs. The templates
+/// have no keys.
 const SECURE_FIRMWARE: [(&str, &str); 3] = [
     (
         "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
@@ -55,7 +57,7 @@ pub(crate) fn qemu() -> OsString {
     env::var_os(QEMU_VARIABLE).unwrap_or_else(|| "qemu-system-x86_64".into())
 }
 
-/// The cache all commands of the project share; `None` without a home.
+/// The cache that all commands of the project share. `None` without a home.
 pub fn cache_dir() -> Option<PathBuf> {
     let set = |name| {
         env::var_os(name)
@@ -67,10 +69,10 @@ pub fn cache_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/alknet")))
 }
 
-/// What the emulator says its version is, and which firmware there is.
+/// The version of the emulator, and the firmware files.
 pub fn version() -> Result<String> {
-    let asked = Command::new(qemu()).arg("--version").output();
-    let answer = asked.map_err(Error::io("asking QEMU for its version"))?;
+    let output = Command::new(qemu()).arg("--version").output();
+    let answer = output.map_err(Error::io("asking QEMU for its version"))?;
     let mut version = String::from_utf8_lossy(&answer.stdout).into_owned();
     for secure in [false, true] {
         let Ok(UefiFirmware { code, .. }) = firmware(secure) else {
@@ -79,6 +81,7 @@ pub fn version() -> Result<String> {
         let Ok(file) = fs::metadata(&code) else {
             continue;
         };
+        // An update of the firmware changes these, and its file has no version.
         let changed = file.modified().ok();
         version.push_str(&format!("{} {} {changed:?}\n", code.display(), file.len()));
     }
@@ -89,17 +92,17 @@ pub fn version() -> Result<String> {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct UefiFirmware {
     pub(crate) code: PathBuf,
-    /// What its variables are at the first start.
+    /// The variables at the first start.
     pub(crate) template: PathBuf,
 }
 
-/// UEFI firmware, which knows Secure Boot if it is to.
+/// UEFI firmware, with Secure Boot if `secure`.
 pub(crate) fn firmware(secure: bool) -> Result<UefiFirmware> {
     let named = env::var_os(FIRMWARE_VARIABLE).filter(|folder| !folder.is_empty());
     firmware_in(named.map(PathBuf::from).as_deref(), secure)
 }
 
-/// The same, from the folder `named` and nowhere else where there is one.
+/// The same, from the folder `named` and no other if there is one.
 fn firmware_in(named: Option<&Path>, secure: bool) -> Result<UefiFirmware> {
     let known: &[(&str, &str)] = if secure { &SECURE_FIRMWARE } else { &FIRMWARE };
     let at = |path: &str| match named {

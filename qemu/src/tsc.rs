@@ -1,8 +1,8 @@
-//! How fast the guest's time-stamp counter runs.
+//! The speed of the guest's time-stamp counter.
 //!
-//! A microvm with ACPI has no timer against which its kernel could find that out, and a kernel that
-//! does not know waits for ever; one without ACPI counts turns of a loop for 60 million instructions.
-//! So both get it on their command line.
+//! A microvm with ACPI has no timer against which its kernel could measure that, and a kernel that
+//! does not know it waits for ever. A microvm without ACPI counts turns of a loop for 60 million
+//! instructions. So both get the speed on their command line.
 
 use std::sync::OnceLock;
 use std::thread;
@@ -11,22 +11,22 @@ use std::time::{Duration, Instant};
 /// With `icount` the guest's counter follows QEMU's clock: one nanosecond, one tick.
 const ICOUNT_KHZ: u64 = 1_000_000;
 
-/// How long the host's counter is watched: long enough for one part in ten thousand.
+/// How long the host's counter is measured: long enough for one part in ten thousand.
 const WATCHED: Duration = Duration::from_millis(50);
 
-/// Both clocks were read at the same time if no more than this passed meanwhile.
+/// The two clocks were read at the same time if no more than this passed meanwhile.
 const SAME_TIME: Duration = Duration::from_micros(2);
 
-/// Attempts to read both at the same time; then the last one has to do.
+/// Attempts to read both at the same time. The last one counts in any case.
 const ATTEMPTS: u32 = 1000;
 
-/// Ticks of the guest's counter in a millisecond under emulation; `None` on hosts without one.
+/// Ticks of the guest's counter in a millisecond under emulation. `None` on hosts without one.
 pub(crate) fn emulated_khz(icount: bool) -> Option<u64> {
     static HOST: OnceLock<Option<u64>> = OnceLock::new();
     if icount {
         return Some(ICOUNT_KHZ);
     }
-    // Without icount QEMU hands the host's counter on.
+    // Without icount QEMU passes the host's counter on.
     *HOST.get_or_init(measure)
 }
 
@@ -47,7 +47,8 @@ fn sample() -> Option<(Instant, u64)> {
         let before = Instant::now();
         let ticks = ticks()?;
         attempt += 1;
-        // The thread may have been interrupted between the two readings, which would make the pair wrong.
+        // The thread may have been interrupted between the two readings, and then the pair is
+        // useless.
         if before.elapsed() <= SAME_TIME || attempt == ATTEMPTS {
             return Some((before, ticks));
         }
@@ -56,7 +57,7 @@ fn sample() -> Option<(Instant, u64)> {
 
 #[cfg(target_arch = "x86_64")]
 fn ticks() -> Option<u64> {
-    // SAFETY: the instruction reads a counter; every x86-64 processor has it.
+    // SAFETY: the instruction reads a counter, which every x86-64 processor has.
     Some(unsafe { std::arch::x86_64::_rdtsc() })
 }
 

@@ -26,26 +26,26 @@ use crate::scratch::{self, ScratchDir};
 use crate::tpm::TpmChip;
 use crate::{snapshot, tools};
 
-/// Names the directory in which logs of failed machines are kept.
+/// The variable that names the directory for logs of failed machines.
 pub const LOGS_VARIABLE: &str = "ALKNET_QEMU_LOGS";
 
 /// How a machine ended.
 #[derive(Clone, Debug)]
 pub struct VmExit {
-    /// Of the QEMU process.
+    /// Exit status of the QEMU process.
     pub status: ExitStatus,
-    /// Everything QEMU reported, oldest first.
+    /// Everything that QEMU reported, oldest first.
     pub events: Vec<QmpEvent>,
 }
 
 impl VmExit {
-    /// Why: `guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, `host-signal`, or
-    /// `None` when QEMU was killed.
+    /// The reason: `guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, `host-signal`, or `None` if
+    /// QEMU was killed.
     pub fn reason(&self) -> Option<&str> {
         self.last("SHUTDOWN")?.data["reason"].as_str()
     }
 
-    /// What the watchdog did, if it barked.
+    /// The watchdog's action, if it fired.
     pub fn watchdog(&self) -> Option<&str> {
         self.last("WATCHDOG")?.data["action"].as_str()
     }
@@ -66,7 +66,7 @@ impl std::fmt::Display for VmExit {
     }
 }
 
-/// Where a port of the guest is reached.
+/// A forwarded port of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortForward {
     /// Number of the card, from 0.
@@ -77,9 +77,9 @@ pub struct PortForward {
     pub host: SocketAddr,
 }
 
-/// A running machine. It is killed when dropped.
+/// A running machine. Dropping it kills it.
 ///
-/// Limits are given as they should be under KVM; they are ten times longer under TCG.
+/// Limits are for KVM. They are ten times longer under TCG.
 #[derive(Debug)]
 pub struct Vm {
     name: String,
@@ -88,19 +88,19 @@ pub struct Vm {
     process: ChildProcess,
     console: VmConsole,
     forwards: Vec<PortForward>,
-    /// Of the forwards.
+    /// The reserved ports of the forwards.
     _ports: Vec<ReservedPort>,
     macs: Vec<String>,
-    /// Of the disks that have one.
+    /// Serial numbers of the disks that have one.
     serials: Vec<Option<String>>,
     counter: Option<FileCounter>,
-    /// File of the guest's memory, where the machine can be saved.
+    /// File of the guest's memory, if the machine can be saved.
     pub(crate) memory: Option<PathBuf>,
-    /// Behind QEMU, which talks to it to the last.
+    /// Dropped after QEMU, which talks to it to the last.
     pub(crate) tpm: Option<TpmChip>,
     // The files are in use until the process is gone.
     scratch: ScratchDir,
-    // Last: another machine may start when nothing is left of this one.
+    // Dropped last: another machine may start when nothing is left of this one.
     permit: Option<MachinePermit>,
 }
 
@@ -125,7 +125,7 @@ impl Vm {
         &self.qmp
     }
 
-    /// A directory for files of this machine, gone with it.
+    /// A directory for files of this machine, removed with it.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
     }
@@ -140,12 +140,12 @@ impl Vm {
         &self.forwards
     }
 
-    /// Where the node's port is reached, UDP and TCP: that of the first card that forwards it.
+    /// The address of the node's port, UDP and TCP, on the first card that forwards it.
     pub fn address(&self) -> Option<SocketAddr> {
         self.forward_of(NODE_PORT)
     }
 
-    /// Where a port of the guest is reached.
+    /// The host's address of a port of the guest.
     pub fn forward_of(&self, guest_port: u16) -> Option<SocketAddr> {
         let mut found = self
             .forwards
@@ -159,27 +159,27 @@ impl Vm {
         self.process.cpu_time()
     }
 
-    /// Memory QEMU holds, in bytes.
+    /// The memory that QEMU holds, in bytes.
     pub fn resident_bytes(&self) -> Option<u64> {
         self.process.resident_bytes()
     }
 
-    /// Instructions the guest executed, firmware included; `None` unless they are counted.
+    /// The number of instructions that the guest executed, firmware included. `None` unless they are counted.
     pub fn instructions(&self) -> Option<u64> {
         self.counter.as_ref()?.read()
     }
 
-    /// `limit` as it applies under this machine's accelerator.
+    /// `limit`, scaled for this machine's accelerator.
     pub fn scale(&self, limit: Duration) -> Duration {
         self.accel.scale(limit)
     }
 
-    /// Waits until the console said `needle`, from its beginning.
+    /// Waits until the console has printed `needle`, from its beginning.
     pub fn wait_for(&self, needle: &str, limit: Duration) -> Result<ConsoleMark> {
         self.wait_for_after(ConsoleMark::default(), needle, limit)
     }
 
-    /// Waits until the console says `needle` after `mark`.
+    /// Waits until the console prints `needle` after `mark`.
     pub fn wait_for_after(
         &self,
         mark: ConsoleMark,
@@ -188,14 +188,14 @@ impl Vm {
     ) -> Result<ConsoleMark> {
         let limit = self.scale(limit);
         let waited = self.console.wait(mark, needle, limit);
-        self.said(waited, format!("{needle:?} on the console"), limit)
+        self.outcome(waited, format!("{needle:?} on the console"), limit)
     }
 
     /// Waits for the first whole line of the console that contains `needle`, with its stamps.
     pub fn wait_line(&self, needle: &str, limit: Duration) -> Result<ConsoleLine> {
         let limit = self.scale(limit);
         let waited = self.console.wait_line(needle, limit);
-        self.said(
+        self.outcome(
             waited,
             format!("a line with {needle:?} on the console"),
             limit,
@@ -212,7 +212,7 @@ impl Vm {
         self.qmp.execute("system_reset", json!({})).map(drop)
     }
 
-    /// Stops the processors; the machine's time stands still.
+    /// Stops the processors and the machine's time.
     pub fn pause(&self) -> Result<()> {
         self.qmp.execute("stop", json!({})).map(drop)
     }
@@ -251,8 +251,8 @@ impl Vm {
         self.qmp.execute("device_add", device).map(drop)
     }
 
-    /// Puts disk `disk`, declared [`VirtioDisk::unplugged`](crate::VirtioDisk::unplugged) and counted from 0 with all
-    /// others, into the running machine.
+    /// Plugs disk `disk` into the running machine. It was declared
+    /// [`VirtioDisk::unplugged`](crate::VirtioDisk::unplugged) and is counted from 0 with all others.
     pub fn plug_disk(&self, disk: usize) -> Result<()> {
         let serial = self
             .serials
@@ -270,16 +270,15 @@ impl Vm {
         self.qmp.execute("device_add", device).map(drop)
     }
 
-    /// Takes disk `disk`, put in by [`plug_disk`](Self::plug_disk), out again; the guest is asked to let
-    /// go.
+    /// Unplugs disk `disk` again, which [`plug_disk`](Self::plug_disk) plugged in. The guest has to release it.
     pub fn unplug_disk(&self, disk: usize) -> Result<()> {
         self.qmp
             .execute("device_del", json!({ "id": format!("plugged{disk}") }))
             .map(drop)
     }
 
-    /// Writes the machine's memory, and no more, to the file `to`: an ELF core file. The machine may run or stand
-    /// still, also after it was switched off if QEMU is set to pause then.
+    /// Writes the machine's memory, and no more, to the file `to`: an ELF core file. The machine may run or be
+    /// paused, also after it was switched off if QEMU is set to pause then.
     pub fn dump_memory(&self, to: &Path) -> Result<()> {
         self.qmp
             .execute(
@@ -289,21 +288,21 @@ impl Vm {
             .map(drop)
     }
 
-    /// Takes card `nic`, put in by [`plug`](Self::plug), out again; the guest is asked to let go.
+    /// Unplugs card `nic` again, which [`plug`](Self::plug) plugged in. The guest has to release it.
     pub fn unplug(&self, nic: usize) -> Result<()> {
         self.qmp
             .execute("device_del", json!({ "id": format!("nic{nic}") }))
             .map(drop)
     }
 
-    /// Ends the machine at once, as a power cut does. What a file-backed disk got stays, since the
-    /// host keeps its page cache: for the losses of a real cut see [`DiskRecorder`](crate::DiskRecorder).
+    /// Ends the machine at once, as a power cut does. Writes to a file-backed disk stay, since the host keeps its
+    /// page cache: for the losses of a real cut see [`DiskRecorder`](crate::DiskRecorder).
     pub fn cut_power(&mut self) -> Result<VmExit> {
         self.process.kill().map_err(Error::io("killing QEMU"))?;
         self.exit()
     }
 
-    /// Waits until the machine ends by itself.
+    /// Waits until the machine ends without a command of the harness.
     pub fn wait_exit(&mut self, limit: Duration) -> Result<VmExit> {
         let limit = self.scale(limit);
         if !self.qmp.wait_closed(limit) {
@@ -312,7 +311,7 @@ impl Vm {
         self.exit()
     }
 
-    /// Keeps the console's log with its stamps and returns where it is.
+    /// Stores the console's log with its stamps and returns its path.
     pub fn keep_log(&self) -> Result<PathBuf> {
         let dir = logs_dir()?;
         let path = dir.join(format!("{}-{}.log", self.name, self.pid()));
@@ -325,7 +324,7 @@ impl Vm {
         Ok(path)
     }
 
-    /// The console as errors quote it: its tail, and where the whole log was kept.
+    /// The console in the form that errors quote: its tail, and the path of the whole log.
     pub fn report(&self) -> String {
         let kept = self.keep_log();
         let kept = kept.map_or_else(|error| error.to_string(), |path| path.display().to_string());
@@ -336,10 +335,10 @@ impl Vm {
         )
     }
 
-    fn said<T>(&self, waited: WaitResult<T>, waiting: String, limit: Duration) -> Result<T> {
+    fn outcome<T>(&self, waited: WaitResult<T>, waiting: String, limit: Duration) -> Result<T> {
         match waited {
             WaitResult::Said(found) => {
-                // It came as far as its test wants it: what it does from now on is the test's.
+                // The machine has reached what its test waits for. Its further load is the test's.
                 if let Some(permit) = &self.permit {
                     permit.started();
                 }
@@ -367,7 +366,7 @@ impl Vm {
 
     fn exit(&mut self) -> Result<VmExit> {
         let status = self.process.wait().map_err(Error::io("waiting for QEMU"))?;
-        // Killed and waited for: the next machine may have them.
+        // The process was killed and waited for, so the next machine may have them.
         self.tpm = None;
         self.permit = None;
         self.console.finish();
@@ -399,7 +398,7 @@ impl Vm {
             GuestMemory::Restored(folder) => Some((snapshot::memory_of(folder), false)),
         };
         let forwarded = machine.nics.iter().map(|nic| nic.forwards().len()).sum();
-        // Claimed here: QEMU's command line has to name them.
+        // The ports are claimed here, because QEMU's command line has to name them.
         let ports = std::iter::repeat_with(ReservedPort::claim).take(forwarded);
         let ports: Vec<ReservedPort> = ports
             .collect::<Result<_, _>>()
@@ -419,12 +418,12 @@ impl Vm {
         };
         let stderr = scratch.file("stderr");
         let process = spawn(machine.arguments(&layout), &stderr, wires.theirs)?;
-        let told = |error| not_started(&process, &stderr, error);
-        let qmp = Qmp::connect(qmp).map_err(told)?;
+        let not_started_error = |error| not_started(&process, &stderr, error);
+        let qmp = Qmp::connect(qmp).map_err(not_started_error)?;
         let before = snapshot::console_of(&machine.memory)?;
         let console = follow(console, &process, counter.as_ref(), &before)?;
         if let GuestMemory::Restored(folder) = &machine.memory {
-            snapshot::read(&qmp, folder, accel).map_err(told)?;
+            snapshot::read(&qmp, folder, accel).map_err(not_started_error)?;
             tpm.iter().for_each(TpmChip::taken_over);
         }
         let vm = Self {
@@ -461,9 +460,10 @@ impl Vm {
         self.permit = Some(permit);
     }
 
-    /// Pulls the cables that are out from the start, and lets a waiting machine run.
+    /// Unplugs the cables that are out from the start, and lets a waiting machine run.
     fn release(&self, machine: &MachineSpec) -> Result<()> {
         let restored = matches!(machine.memory, GuestMemory::Restored(_));
+        // A restored machine does not run either until it gets the command.
         if !machine.starts_paused() && !restored {
             return Ok(());
         }
@@ -479,26 +479,27 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.process.kill();
+        // A failed test has no other record of what its machine printed.
         if std::thread::panicking() {
             eprintln!("{}", self.report());
         }
     }
 }
 
-/// After QEMU's end its last events are in our socket already; reading them takes no longer.
+/// After QEMU's end its last events are in our socket already, and reading them takes no longer.
 const EVENTS_LIMIT: Duration = Duration::from_secs(10);
 
-/// Longest wait of tests and commands from a node's power-on to its port being served, under KVM on a host at rest.
+/// Longest wait of tests and commands from a node's power-on until it serves its port, under KVM on a host at rest.
 pub const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// Our ends and QEMU's ends of everything that connects us.
+/// QEMU's ends of every connection to it.
 #[derive(Default)]
 struct VmSockets {
     theirs: Vec<OwnedFd>,
 }
 
 impl VmSockets {
-    /// The descriptor that QEMU has for what is added next.
+    /// The number that the next descriptor has in QEMU.
     fn next_fd(&self) -> i32 {
         FIRST_FD + i32::try_from(self.theirs.len()).unwrap_or(i32::MAX / 2)
     }
@@ -539,9 +540,9 @@ fn spawn(arguments: Vec<OsString>, stderr: &Path, fds: Vec<OwnedFd>) -> Result<C
     ChildProcess::spawn(command, fds).map_err(Error::io(what))
 }
 
-/// QEMU's own words beat those about the connection it closed.
+/// QEMU's own message explains more than the error of the connection that it closed.
 fn not_started(process: &ChildProcess, stderr: &Path, error: Error) -> Error {
-    // Only a lost connection leaves the reason to what QEMU wrote.
+    // Only a lost connection leaves the reason to QEMU's own message.
     if !matches!(error, Error::QmpLost { .. }) {
         return error;
     }
@@ -591,7 +592,7 @@ fn firmware(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Option<(PathB
     Ok(Some((code, vars)))
 }
 
-/// The machine's TPM, and what QEMU has of it.
+/// The machine's TPM, and QEMU's descriptor for it.
 fn chip(
     machine: &MachineSpec,
     wires: &mut VmSockets,
@@ -616,7 +617,7 @@ fn fw_cfg_files(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Vec<PathB
     machine.fw_cfg.iter().enumerate().map(write).collect()
 }
 
-/// The two files a NoCloud volume must have.
+/// The two files that a NoCloud volume must have.
 fn seed(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Option<PathBuf>> {
     let Some(user_data) = &machine.seed else {
         return Ok(None);
@@ -641,7 +642,7 @@ fn forwards(machine: &MachineSpec, ports: &[u16]) -> Vec<PortForward> {
     guests.zip(ports).map(make).collect()
 }
 
-/// As the variable says, else a folder that other users cannot enter: the names of logs can be guessed.
+/// The folder that the variable names, or else one that other users cannot enter: the names of logs can be guessed.
 fn logs_dir() -> Result<PathBuf> {
     let set = std::env::var_os(LOGS_VARIABLE).filter(|value| !value.is_empty());
     set.map_or_else(|| Ok(scratch::base()?.join("logs")), |set| Ok(set.into()))

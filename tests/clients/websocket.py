@@ -332,7 +332,7 @@ def a_client_that_answers_no_ping_is_closed():
         assert code(session, 2 * WAIT) == 4408
 
 
-def a_stranger_who_asks_nothing_is_let_go():
+def an_unknown_client_that_asks_nothing_is_disconnected():
     with ws() as session:
         assert code(session, 2 * WAIT) == 4408
 

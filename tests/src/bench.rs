@@ -1,4 +1,4 @@
-//! What belongs to one test and is gone with it.
+//! Files and keys that belong to one test and are removed with it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,10 @@ use crate::host::HostNode;
 use crate::image::BuiltImageFolder;
 use crate::node::{BootVariant, MachineBuilder};
 
-/// Size of a test's data disk; sparse.
+/// Size of a test's data disk, which is sparse.
 pub(crate) const DATA_BYTES: u64 = 1 << 30;
 
-/// A folder, an administrator with a key of its own, and disks that outlive a machine.
+/// A folder, an administrator with a new key, and disks that outlive a machine.
 #[derive(Debug)]
 pub struct TestBench {
     folder: ScratchDir,
@@ -27,12 +27,12 @@ impl Default for TestBench {
 }
 
 impl TestBench {
-    /// A fresh bench.
+    /// A new bench.
     ///
     /// # Panics
     /// The temporary directory cannot be written.
     pub fn new() -> Self {
-        // One that a killed run left holds disks: the next process to make one removes it.
+        // A bench that a killed run left has disks. The next process that makes a bench removes it.
         let folder = ScratchDir::new().unwrap_or_else(|error| panic!("{error}"));
         let admin = CliRunner::new(folder.path().join("admin"));
         Self { folder, admin }
@@ -48,7 +48,7 @@ impl TestBench {
         &self.admin
     }
 
-    /// The command line of another user, with a key of its own and no rights on any node.
+    /// The command line of another user, with a new key and no rights on any node.
     pub fn user(&self, name: &str) -> CliRunner {
         CliRunner::new(self.path().join(name))
     }
@@ -64,7 +64,7 @@ impl TestBench {
         HostNode::start(&self.path().join("host"), &self.admin)
     }
 
-    /// The same with this configuration, kept in `node.toml` of the folder.
+    /// The same with this configuration, stored as `node.toml` in the folder.
     ///
     /// # Panics
     /// The file cannot be written.
@@ -72,7 +72,7 @@ impl TestBench {
         self.host_at(0, config)
     }
 
-    /// The same on this port; 0 stands for a free one.
+    /// The same on this port. 0 means a free port.
     ///
     /// # Panics
     /// As [`host_with`](Self::host_with).
@@ -83,8 +83,8 @@ impl TestBench {
         HostNode::start_at(&state, &self.admin, Some(&file), port)
     }
 
-    /// The same as [`host_with`](Self::host_with) on a machine that has so much memory, as far as the node can tell:
-    /// nothing without root, see [`HostNode::start_on`].
+    /// The same as [`host_with`](Self::host_with), on a machine that seems to the node to have this
+    /// much memory. `None` without root, see [`HostNode::start_on`].
     ///
     /// # Panics
     /// As [`host_with`](Self::host_with).
@@ -98,12 +98,12 @@ impl TestBench {
     /// The data disk, blank at first.
     ///
     /// # Panics
-    /// It cannot be made.
+    /// It cannot be created.
     pub fn data(&self) -> PathBuf {
         self.data_of(DATA_BYTES)
     }
 
-    /// The same of another size, if this is the first one to ask for it.
+    /// The same with another size, if this is the first call for it.
     pub(crate) fn data_of(&self, bytes: u64) -> PathBuf {
         self.disk("data", bytes)
     }
@@ -111,7 +111,7 @@ impl TestBench {
     /// A disk of `bytes`, blank at first.
     ///
     /// # Panics
-    /// It cannot be made.
+    /// It cannot be created.
     pub fn disk(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path().join(format!("{name}.raw"));
         if !path.exists() {
@@ -120,10 +120,10 @@ impl TestBench {
         path
     }
 
-    /// This bench's copy of the raw image, grown as a disk larger than the image would be.
+    /// This bench's copy of the raw image, enlarged as on a disk larger than the image.
     ///
     /// # Panics
-    /// It cannot be made.
+    /// It cannot be created.
     pub fn raw(&self) -> PathBuf {
         let path = self.path().join("raw.raw");
         if !path.exists() {

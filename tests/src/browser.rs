@@ -25,20 +25,20 @@ use tempfile::TempDir;
 
 use crate::tools::variable;
 
-/// How long the browser may take for anything before a test calls it hung.
+/// How long the browser may take for anything before a test counts as hung.
 const HUNG: Duration = Duration::from_secs(120);
 
-/// What ends a message on the pipe.
+/// The end of a message on the pipe.
 const END: u8 = 0;
 
-/// Folder of axe, which judges pages.
+/// Folder of axe, which checks pages for accessibility.
 const AXE_VARIABLE: &str = "ALKNET_TEST_AXE";
 
-/// A running browser with one page. It is ended when dropped.
+/// A running browser with one page. It is ended on drop.
 #[derive(Debug)]
 pub struct Browser {
     child: Child,
-    /// The profile's folder, made for this browser alone.
+    /// The profile's folder, made only for this browser.
     _profile: TempDir,
     to: File,
     from: Receiver<Value>,
@@ -47,10 +47,10 @@ pub struct Browser {
     events: Vec<Value>,
 }
 
-/// An answer that the page got from a server.
+/// A response that the page received from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadedResource {
-    /// Of what.
+    /// The resource.
     pub url: String,
     /// `http/1.1`, `h2`, `h3`.
     pub protocol: String,
@@ -59,10 +59,10 @@ pub struct LoadedResource {
 }
 
 impl Browser {
-    /// Starts it. It takes certificates whose keys are among `spki`, as [`spki`] writes them.
+    /// Starts it. It accepts certificates whose keys are among `spki`, in the form of [`spki`].
     ///
     /// # Panics
-    /// It does not start: the set-up installs it.
+    /// It does not start. The set-up installs it.
     pub fn start(spki: &[String]) -> Self {
         Self::start_with(spki, &[])
     }
@@ -79,8 +79,8 @@ impl Browser {
         assert!(made.is_ok_and(|status| status.success()), "no pipes");
         let mut command = Command::new("sh");
         command
-            // The browser reads commands from descriptor 3 and writes to 4. It opens no debugging port, so no
-            // other process can control it.
+            // The browser reads commands from descriptor 3 and writes to 4. It opens no debugging
+            // port, so no other process can control it.
             .args([
                 "-c",
                 r#"to=$1 from=$2; shift 2; exec chromium "$@" 3<"$to" 4>"$from""#,
@@ -149,7 +149,7 @@ impl Browser {
         self.wait(|event| event["method"] == "Page.loadEventFired");
     }
 
-    /// What an expression is; of a promise, what it resolves to.
+    /// The value of an expression. For a promise, the value that it resolves to.
     ///
     /// # Panics
     /// It throws.
@@ -160,10 +160,10 @@ impl Browser {
         }
     }
 
-    /// The same where it may throw.
+    /// The same for an expression that may throw.
     ///
     /// # Errors
-    /// What it throws, as text.
+    /// The exception as text.
     pub fn try_evaluate(&mut self, expression: &str) -> Result<Value, String> {
         let evaluate = json!({
             "expression": expression, "awaitPromise": true, "returnByValue": true,
@@ -178,7 +178,8 @@ impl Browser {
         Err(text.unwrap_or(exception).to_string())
     }
 
-    /// Sets the size of the page in pixels, and whether the page sees a user who prefers dark colours.
+    /// Sets the size of the page in pixels, and whether the page sees a user who prefers dark
+    /// colours.
     pub fn look(&mut self, width: u32, height: u32, dark: bool) {
         let size = json!({
             "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600,
@@ -190,13 +191,13 @@ impl Browser {
         self.command("Emulation.setEmulatedMedia", &media);
     }
 
-    /// Whether scripts of pages run.
+    /// Sets whether scripts of pages run.
     pub fn scripts(&mut self, run: bool) {
         let disabled = json!({ "value": !run });
         self.command("Emulation.setScriptExecutionDisabled", &disabled);
     }
 
-    /// Writes what the page looks like into a PNG file.
+    /// Writes a picture of the page into a PNG file.
     ///
     /// # Panics
     /// The file cannot be written.
@@ -205,7 +206,8 @@ impl Browser {
         std::fs::write(file, bytes).expect("the file is ours");
     }
 
-    /// What the window shows of the page, from its top, as a PNG of the size that [`look`](Self::look) has set.
+    /// The part of the page in the window, from the top, as a PNG of the size set by
+    /// [`look`](Self::look).
     pub fn window(&mut self) -> Vec<u8> {
         self.evaluate("scrollTo(0, 0)");
         self.capture(&json!({ "format": "png" }))
@@ -225,15 +227,16 @@ impl Browser {
         self.command("Emulation.setLocaleOverride", &english);
     }
 
-    /// What of the page keeps people out who cannot see it or hold a mouse, by the rules of axe: each
-    /// rule with the markup that breaks it.
+    /// The accessibility problems of the page by the rules of axe, for users who cannot see it or
+    /// use a mouse: each rule with the markup that breaks it.
     ///
     /// # Panics
-    /// axe is not there: the set-up fetches it.
+    /// axe is not installed. The set-up fetches it.
     pub fn barriers(&mut self) -> Value {
         let axe = Path::new(&variable(AXE_VARIABLE)).join("axe.min.js");
         let rules = std::fs::read_to_string(axe).expect("the set-up fetches it");
-        // The page's own policy lets no foreign script in; the browser's own door does.
+        // The page's own policy allows no foreign script, but the browser's protocol can inject
+        // one.
         self.evaluate(&rules);
         self.evaluate(
             "(await axe.run()).violations.map((one) => \
@@ -241,9 +244,9 @@ impl Browser {
         )
     }
 
-    /// What the page got from servers since the last time this was asked.
+    /// What the page received from servers since the last call.
     pub fn loaded(&mut self) -> Vec<LoadedResource> {
-        // What is on its way comes before the answer to this.
+        // Pending events arrive before the answer to this.
         self.evaluate("0");
         let of = |event: &Value| {
             let response = &event["params"]["response"];
@@ -273,10 +276,10 @@ impl Browser {
         named.map(|event| event["params"].clone()).collect()
     }
 
-    /// Any other command of the protocol.
+    /// Sends any other command of the protocol.
     ///
     /// # Panics
-    /// The browser refuses it, or is gone.
+    /// The browser refuses it, or has ended.
     pub fn command(&mut self, method: &str, parameters: &Value) -> Value {
         self.next += 1;
         let id = self.next;
@@ -292,7 +295,8 @@ impl Browser {
         answer["result"].take()
     }
 
-    /// Waits for a message, among those that are here and those that come. Others are kept.
+    /// Waits for a matching message among those already received and the next ones. Others are
+    /// kept.
     fn wait(&mut self, is: impl Fn(&Value) -> bool) -> Value {
         if let Some(at) = self.events.iter().position(&is) {
             return self.events.remove(at);
@@ -319,7 +323,7 @@ impl Drop for Browser {
     }
 }
 
-/// Reads messages for as long as they come.
+/// Reads messages until the pipe ends.
 fn messages(from: File) -> Receiver<Value> {
     let (send, receive) = channel();
     thread::spawn(move || {
@@ -333,9 +337,9 @@ fn messages(from: File) -> Receiver<Value> {
     receive
 }
 
-/// The key of the certificate that a server shows to browsers, as [`Browser::start`] takes it: the
-/// SHA-256 of its SubjectPublicKeyInfo in base64. Browsers know no Ed25519 in certificates, and are shown
-/// another one than those who do.
+/// The key of the certificate that a server shows to browsers, in the form for [`Browser::start`]:
+/// the SHA-256 of its SubjectPublicKeyInfo in base64. Browsers do not support Ed25519 in
+/// certificates, so they get another certificate than other clients.
 ///
 /// # Panics
 /// There is no such server, or openssl is not installed.

@@ -1,4 +1,4 @@
-//! The command line, as people and scripts use it.
+//! The command line, as users and scripts use it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -13,23 +13,23 @@ use serde_json::Value;
 use crate::image::binary;
 use crate::wait::whole_seconds;
 
-/// Longest wait for one call. Generous: guests run translated.
+/// Longest wait for one call. Long, because guests may run in emulation.
 const CALL_WITHIN: Duration = Duration::from_secs(120);
 
-/// After this a command is ended that a test waits for: more than any call takes, less than the silence after which
-/// the runner of tests ends a program without a word.
+/// A command that a test waits for is killed after this time. It is longer than any call, and
+/// shorter than the silence after which the test runner ends a program without a message.
 const COMMAND_WITHIN: Duration = Duration::from_secs(600);
 
-/// The binary with a state directory of its own.
+/// The binary with its own state directory.
 #[derive(Clone, Debug)]
 pub struct CliRunner {
     state: PathBuf,
 }
 
-/// What a command said.
+/// The output of a command.
 #[derive(Clone, Debug)]
 pub struct CliOutput {
-    /// Exit status, see `alknet --help`; -1 when a signal ended it.
+    /// Exit status, see `alknet --help`. -1 if a signal ended it.
     pub status: i32,
     /// Standard output.
     pub output: String,
@@ -49,7 +49,7 @@ impl CliOutput {
     /// The JSON on standard output.
     ///
     /// # Panics
-    /// The command failed or said something else.
+    /// The command failed or printed something else.
     pub fn json(&self) -> Value {
         assert_eq!(self.status, 0, "{self:?}");
         serde_json::from_str(&self.output).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -69,7 +69,7 @@ impl CliOutput {
 }
 
 impl CliRunner {
-    /// With its state in `state`.
+    /// Uses `state` as the state directory.
     pub fn new(state: PathBuf) -> Self {
         Self { state }
     }
@@ -89,7 +89,7 @@ impl CliRunner {
         identity.unwrap_or_else(|| panic!("no identity: {answer:?}"))
     }
 
-    /// Calls an operation of `target`; `more` are further arguments, `--carriage tcp`.
+    /// Calls an operation of `target`. `more` are further arguments, such as `--carriage tcp`.
     pub fn call(&self, target: &str, operation: &str, input: &Value, more: &[&str]) -> CliOutput {
         let mut command = self.command(&["call", "--timeout", &whole_seconds(CALL_WITHIN)]);
         command
@@ -135,7 +135,7 @@ impl CliRunner {
     }
 }
 
-/// What a child says until it ends.
+/// The output of a child until it ends.
 fn output_of(child: Child, what: &str) -> Output {
     use nix::sys::signal::{Signal, kill};
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
@@ -149,7 +149,7 @@ fn output_of(child: Child, what: &str) -> Output {
     let limit = deadline(COMMAND_WITHIN);
     let is_late = ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
     if is_late {
-        // It ends in this moment, or is still there.
+        // It ends at this moment, or still runs.
         kill(pid, Signal::SIGKILL).ok();
     }
     let output = waits.join().expect("it only waits");
@@ -160,7 +160,7 @@ fn output_of(child: Child, what: &str) -> Output {
     output
 }
 
-/// Runs a command to its end with that on its standard input.
+/// Runs a command to its end with `input` on its standard input.
 ///
 /// # Panics
 /// It cannot be started.
@@ -169,13 +169,13 @@ pub fn run_with_input(mut command: Command, input: &str) -> CliOutput {
     let child = piped.stderr(Stdio::piped()).spawn();
     let mut child = child.expect("the binary can be started");
     let mut stdin = child.stdin.take().expect("it was asked for above");
-    // A command that fails early reads nothing of it.
+    // A command that fails early does not read it.
     stdin.write_all(input.as_bytes()).ok();
     drop(stdin);
     CliOutput::from_output(&child.wait_with_output().expect("it is our child"))
 }
 
-/// Events of a subscription, one JSON value a line. It is cancelled when dropped.
+/// Events of a subscription, one JSON value per line. It is cancelled on drop.
 #[derive(Debug)]
 pub struct CliSubscription {
     child: Child,
@@ -183,10 +183,10 @@ pub struct CliSubscription {
 }
 
 impl CliSubscription {
-    /// Ends it as Ctrl-C does, and returns the exit status.
+    /// Ends it like Ctrl-C, and returns the exit status.
     ///
     /// # Panics
-    /// It is no child of ours any more.
+    /// It is no longer a child of this process.
     pub fn interrupt(mut self) -> i32 {
         use nix::sys::signal::{Signal, kill};
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
@@ -202,7 +202,7 @@ impl CliSubscription {
 impl Iterator for CliSubscription {
     type Item = Value;
 
-    /// The next event; `None` when the stream ended.
+    /// The next event. `None` after the end of the stream.
     fn next(&mut self) -> Option<Value> {
         let mut line = String::new();
         let read = self.lines.read_line(&mut line).ok()?;

@@ -1,16 +1,16 @@
-//! curl, with arguments that no other user of this host reads.
+//! curl, with arguments that no other user of this host can read.
 //!
-//! Every user of the host can read the arguments of every program in `/proc`, and an argument may be the token of
-//! a node's administrator. So curl reads its arguments from its standard input.
+//! Every user of the host can read the arguments of all programs in `/proc`, and an argument may be
+//! the token of a node's administrator. So curl reads its arguments from its standard input.
 
 use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
 
-/// Longer values stay among the arguments: curl 7.88 takes 100 KiB on a line of its settings, and the kernel 128 KiB in
-/// an argument. No token is that long.
+/// Longer values remain arguments: curl 7.88 accepts 100 KiB on a line of its settings, and the
+/// kernel 128 KiB in an argument. No token is that long.
 const VALUE_BYTES: usize = 64 << 10;
 
-/// A run of curl that is put together.
+/// A run of curl that is being prepared.
 #[derive(Debug)]
 pub struct Curl {
     command: Command,
@@ -18,8 +18,9 @@ pub struct Curl {
 }
 
 impl Curl {
-    /// With options as on a command line, each before its value, and nothing else: an address is the value of `--url`. A
-    /// value does not begin with a hyphen, unless a digit or nothing follows it.
+    /// With options as on a command line, each before its value, and nothing else: an address is
+    /// the value of `--url`. A value does not begin with a hyphen, unless a digit or nothing
+    /// follows it.
     #[must_use]
     pub fn new(arguments: &[&str]) -> Self {
         let mut command = Command::new("curl");
@@ -29,7 +30,7 @@ impl Curl {
         while let Some(option) = rest.next() {
             match rest.next_if(|next| is_value(next)) {
                 None => settings += &format!("{option}\n"),
-                // Of an empty one curl says in its settings that it is missing.
+                // For an empty value in its settings, curl reports that the value is missing.
                 Some(value) if value.is_empty() || value.len() > VALUE_BYTES => {
                     command.args([option, value]);
                 }
@@ -39,7 +40,7 @@ impl Curl {
         Self { command, settings }
     }
 
-    /// Starts it; what it says to its standard output goes to `output`.
+    /// Starts curl with its standard output as `output`.
     ///
     /// # Panics
     /// curl is not installed.
@@ -48,12 +49,13 @@ impl Curl {
         let command = self.command.stdin(Stdio::piped()).stdout(output);
         let mut curl = command.spawn().expect("curl is installed by the set-up");
         let mut input = curl.stdin.take().expect("it was asked for above");
-        // One that takes no option of its arguments ends before it reads: what it says of that is what counts.
+        // If curl rejects an option of its arguments, it ends before it reads. Its error message
+        // then matters more.
         let _ = input.write_all(self.settings.as_bytes());
         curl
     }
 
-    /// Runs it to its end, with everything that it says.
+    /// Runs it to its end, and returns all output.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -64,7 +66,7 @@ impl Curl {
         curl.wait_with_output().expect("it is our child")
     }
 
-    /// Runs it to its end, which has to be a success, and returns what it said.
+    /// Runs it to its end, which must be a success, and returns its output.
     ///
     /// # Panics
     /// It fails or is not installed.
@@ -83,7 +85,7 @@ fn is_value(argument: &str) -> bool {
         .is_none_or(|first| rest.is_none() || first.is_ascii_digit())
 }
 
-/// As curl's settings have it.
+/// A value in the syntax of curl's settings.
 fn quoted(value: &str) -> String {
     let mut quoted = String::from("\"");
     for character in value.chars() {
@@ -105,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    /// What every user may read while curl waits for its answer.
+    /// Reads what every user may read while curl waits for its answer.
     #[test]
     fn a_token_is_not_among_the_arguments_and_is_in_the_request() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");

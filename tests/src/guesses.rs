@@ -11,13 +11,13 @@ use crate::wait::eventually;
 use crate::web::{CurlEvents, CurlResponse, WebNode};
 use crate::wire;
 
-/// The problem of a node some of whose clients guess.
+/// The problem of a node whose clients guess tokens.
 pub const FAILED_LOGINS: &str = "failed-logins";
 
-/// Twice as many as a network may make in a minute.
+/// Twice as many as a network may make per minute.
 const GUESSES: usize = 20;
 
-/// What is asked for last: the access log has no such path before the guesses.
+/// The path of the last request. The access log has no such path before the guesses.
 const AFTER: &str = "/after-the-guesses";
 
 /// A well-formed token that no node accepts.
@@ -26,8 +26,8 @@ pub fn wrong_token() -> String {
     format!("alk_00000000_{}", "A".repeat(43))
 }
 
-/// What clients behind the guesser's address opened with tokens before: a stream of events, and a connection of the call
-/// protocol.
+/// What clients behind the guesser's address opened with tokens before: a stream of events, and a
+/// connection of the call protocol.
 struct TokenSessions {
     log: CurlEvents,
     calls: RawTcpConnection,
@@ -47,17 +47,18 @@ impl TokenSessions {
         Self { log, calls }
     }
 
-    /// The stream has events of what happens now, and the connection is answered as its token's holder.
+    /// The stream has new events, and the connection still has its token's rights.
     fn go_on<N>(mut self, web: &WebNode<N>) {
         is_answered(&mut self.calls, "3", "node/info", &Value::Null);
-        // However the node answers this, the log has it. The stream has lines of the guesses before it.
+        // The log contains the request, however the node answers it. The stream has lines of the
+        // guesses before it.
         web.curl(AFTER, &[]);
         let told = self.log.any(|record| record.to_string().contains(AFTER));
         assert!(told, "the stream that a token opened has ended");
     }
 }
 
-/// Calls an operation that answers this connection, and no unknown peer.
+/// Calls an operation that this connection may use, but an unknown peer may not.
 fn is_answered(calls: &mut RawTcpConnection, id: &str, operation: &str, input: &Value) {
     let asked = calls.say(&wire::request(id, operation, input));
     asked.unwrap_or_else(|error| panic!("{operation}: the connection has ended: {error}"));
@@ -66,16 +67,16 @@ fn is_answered(calls: &mut RawTcpConnection, id: &str, operation: &str, input: &
     assert_eq!(answer["type"], "call.responded", "{operation}: {answer}");
 }
 
-/// Guesses tokens until the node refuses to look at them, and then asks as others do behind the same address, of which
-/// two go on with what they opened before.
+/// Guesses tokens until the node refuses to check them. Then other clients behind the same address
+/// send requests, and two of them continue what they opened before.
 ///
 /// # Panics
-/// The guesser is not told how long to wait, another client is refused or loses what it opened, or the node does not
-/// name the problem.
+/// The guesser does not learn how long to wait, another client is refused or loses what it opened,
+/// or the node does not report the problem.
 pub fn guesses_refuse_no_other_client<N>(bench: &TestBench, web: &WebNode<N>, target: &Target) {
     let before = TokenSessions::open(web, target);
     let wrong = wrong_token();
-    // By one program: on a busy machine as many programs take longer than a minute.
+    // In one program, because on a busy machine so many programs take longer than a minute.
     let options = format!("http2\nheader = \"Authorization: Bearer {wrong}\"\n");
     let statuses = web
         .at_once(bench, &["/search"; GUESSES], 4, &options)

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cli::{CliOutput, CliRunner};
 
-/// A node served by the binary itself. It is ended when dropped.
+/// A node that the binary serves. It is ended on drop.
 #[derive(Debug)]
 pub struct HostNode {
     child: Child,
@@ -24,7 +24,7 @@ impl HostNode {
     /// Starts it on a free port of 127.0.0.1 with its state in `state`.
     ///
     /// # Panics
-    /// It does not say that it serves.
+    /// It does not report that it serves.
     pub fn start(state: &Path, admin: &CliRunner) -> Self {
         Self::start_with(state, admin, None)
     }
@@ -37,7 +37,7 @@ impl HostNode {
         Self::start_at(state, admin, config, 0)
     }
 
-    /// The same from inside of `folder`, with the name of a configuration file there.
+    /// The same inside `folder`, with the name of a configuration file there.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -47,7 +47,7 @@ impl HostNode {
         Self::started(command, state, admin)
     }
 
-    /// The same on this port; 0 stands for a free one.
+    /// The same on this port. 0 means a free port.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -55,9 +55,9 @@ impl HostNode {
         Self::started(serves(state, admin, config, port), state, admin)
     }
 
-    /// The same on a machine that has so much memory, as far as the node can tell: its limits go by what
-    /// `/proc/meminfo` says, which is a file of ours in a mount namespace of the node's. Only root can make one:
-    /// otherwise there is no node, and the test is recorded as skipped.
+    /// The same on a machine that seems to the node to have this much memory. Its limits depend on
+    /// `/proc/meminfo`, which is the test's file in a mount namespace of the node. Only root can
+    /// make a namespace: otherwise there is no node, and the test is recorded as skipped.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -84,7 +84,7 @@ impl HostNode {
             .arg(serves.get_program())
             .args(serves.get_args())
             .stdin(Stdio::null());
-        // The last program that the shell starts takes its place: the process becomes the node.
+        // The shell's last program replaces the shell, so the process becomes the node.
         Some(Self::started(command, state, admin))
     }
 
@@ -99,12 +99,12 @@ impl HostNode {
         }
     }
 
-    /// As the command line takes it.
+    /// The target in the form for the command line.
     pub fn target(&self) -> &str {
         &self.target
     }
 
-    /// The same for iroh, where it is served.
+    /// The same for iroh, if it is served.
     pub fn iroh(&self) -> Option<&str> {
         self.iroh.as_deref()
     }
@@ -127,7 +127,7 @@ impl HostNode {
         self.try_call(operation, input).json()
     }
 
-    /// The same with whatever comes of it.
+    /// The same, but may fail.
     pub fn try_call(&self, operation: &str, input: &Value) -> CliOutput {
         self.admin.call(&self.target, operation, input, &[])
     }
@@ -145,10 +145,10 @@ fn serves(state: &Path, admin: &CliRunner, config: Option<&Path>, port: u16) -> 
     command
 }
 
-/// Starts `alknet serve --json` and returns the line that says where it serves, with its `target`.
+/// Starts `alknet serve --json` and returns the line that reports its address, with its `target`.
 ///
 /// # Panics
-/// It does not say so.
+/// It does not print this line.
 pub fn serve(mut command: Command) -> (Child, Value) {
     command.stdout(Stdio::piped());
     let mut child = command.spawn().expect("the binary can be started");

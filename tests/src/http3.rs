@@ -1,4 +1,4 @@
-//! HTTP/3, by aioquic.
+//! HTTP/3 requests with aioquic.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,25 +9,25 @@ use serde_json::Value;
 
 use crate::tools::{client, start_with_json, variable};
 
-/// Python packages of the tests, put into the cache by the set-up.
+/// Python packages of the tests, which the set-up puts into the cache.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 
-/// Longest run. Generous: guests run translated.
+/// Longest run. Long, because guests may run in emulation.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
 
-/// What a request was answered.
+/// The response to a request.
 #[derive(Clone, Debug)]
 pub struct Http3Response {
     /// The status.
     pub status: u64,
     /// Names, in lower case, and values.
     pub headers: Value,
-    /// The body, as far as it was waited for.
+    /// The body, as far as it was read.
     pub body: Vec<u8>,
 }
 
-/// Asks a node one request after the other over one connection; `tests/clients/http3.py` says how they
-/// are written.
+/// Sends a node one request after the other over one connection. `tests/clients/http3.py` documents
+/// their form.
 ///
 /// # Panics
 /// One of them is not answered.

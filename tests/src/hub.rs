@@ -1,6 +1,6 @@
-//! What a node is configured with to be a hub.
+//! The configuration of a node that is a hub.
 
-/// A hub that workers join, and what each of them is labelled with.
+/// A hub that workers join, and the labels of each worker.
 pub const HUB: &str = r#"
 [hub]
 enabled = true

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use alknet_image::{ImageForm, Manifest, OutputRole};
 
-/// Folder of the image; its `manifest.json` names everything in it.
+/// Folder of the image. Its `manifest.json` names everything in it.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
 
 /// The binary.
@@ -32,7 +32,7 @@ impl BuiltImageFolder {
         })
     }
 
-    /// The file that plays `role` in `form`.
+    /// The file with `role` in `form`.
     ///
     /// # Panics
     /// It was not built.
@@ -46,14 +46,14 @@ impl BuiltImageFolder {
         self.manifest.cmdline(form).unwrap_or_default()
     }
 
-    /// What the files of `form` are, by their content.
+    /// Digests of the files of `form`.
     pub(crate) fn digests(&self, form: ImageForm) -> String {
         let files = self.manifest.outputs.iter();
         let files = files.filter(|file| file.form == form);
         files.map(|file| format!("{}\n", file.sha256)).collect()
     }
 
-    /// What is known about the build.
+    /// The manifest of the build.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }

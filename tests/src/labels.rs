@@ -1,7 +1,7 @@
 //! The labels of a node's metrics.
 
-/// Each label with every value that the program itself gives it: nothing that a peer sent, and nothing about who
-/// it is.
+/// Each label with all values that the program itself sets. Nothing that a peer sent, and nothing
+/// about the peer's identity.
 const LABELS: &[(&str, &[&str])] = &[
     (
         "alpn",
@@ -29,7 +29,7 @@ const LABELS: &[(&str, &[&str])] = &[
         ],
     ),
     ("method", &["key", "token"]),
-    // How sessions of scripts end, and how workers do.
+    // How sessions of scripts end, and how workers end.
     (
         "reason",
         &[
@@ -70,8 +70,8 @@ const LABELS: &[(&str, &[&str])] = &[
     ("version", &[env!("CARGO_PKG_VERSION")]),
 ];
 
-/// Holds the labels of one series against the list and `own`, what the node's configuration names. Bounds of buckets
-/// are numbers, and so are TLS alerts, of one byte.
+/// Compares the labels of one series with the list and with `own`, the names in the node's
+/// configuration. Bounds of buckets and TLS alerts, which are one byte, are numbers.
 ///
 /// # Panics
 /// A label or a value is in neither.

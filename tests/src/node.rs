@@ -21,16 +21,16 @@ use crate::image::BuiltImageFolder;
 use crate::snapshot::{self, SnapshotPoint};
 use crate::wait::is_busy;
 
-/// What PID 1 prints once the port is served: host name, identity, port.
+/// PID 1 prints this when the port is served: host name, identity, port.
 pub const READY: &str = "alknet: ready ";
 
 /// Longest wait from the power button to power off.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 
-/// Handshakes that are tried for that, on each carriage.
+/// Handshakes for this purpose, on each carriage.
 const TRANSLATING_HANDSHAKES: usize = 8;
 
-/// Where fault injection is switched on.
+/// The entry that switches fault injection on.
 const FAULTS_FILE: &str = "opt/org.alknet/test-faults";
 
 /// How the image is booted.
@@ -54,8 +54,8 @@ impl BootVariant {
         }
     }
 
-    /// Where `node/info` says that the harness's configuration came from: a microvm gets it on the
-    /// disk after root and data.
+    /// The source of the test configuration in `node/info`. A microvm gets it on the disk after
+    /// root and data.
     #[must_use]
     pub fn config_source(self) -> &'static str {
         match self {
@@ -69,13 +69,13 @@ impl BootVariant {
 #[derive(Clone, Debug)]
 enum StartPoint {
     PowerOn,
-    /// Where another one came with the shipped image.
+    /// After this point of another machine with the shipped image.
     After(SnapshotPoint),
-    /// Where the one came that is saved in this folder.
+    /// At the point of the machine saved in this folder.
     From(PathBuf),
 }
 
-/// A machine that is being put together.
+/// A machine that is being built.
 #[derive(Debug)]
 #[must_use]
 pub struct MachineBuilder<'a> {
@@ -87,7 +87,7 @@ pub struct MachineBuilder<'a> {
     data: Option<VirtioDisk>,
     disks: Vec<VirtioDisk>,
     nics: Vec<Nic>,
-    /// It has a TPM.
+    /// Whether it has a TPM.
     measured: bool,
     start: StartPoint,
 }
@@ -105,7 +105,7 @@ impl<'a> MachineBuilder<'a> {
         };
         let mut command_line = BuiltImageFolder::get().command_line(form).to_owned();
         if boot == BootVariant::MicrovmErofs {
-            // A reset is all that ends this machine, and without ACPI only a triple fault resets.
+            // Only a reset ends this machine, and without ACPI only a triple fault resets.
             command_line += " reboot=t";
         }
         Self {
@@ -128,14 +128,14 @@ impl<'a> MachineBuilder<'a> {
         self
     }
 
-    /// Replaces the configuration, which a microvm gets on a NoCloud volume and others by fw_cfg;
-    /// empty gives none.
+    /// Replaces the configuration, which a microvm gets on a NoCloud volume and others by fw_cfg.
+    /// An empty text gives no configuration.
     pub fn config(mut self, toml: impl Into<String>) -> Self {
         self.config = toml.into();
         self
     }
 
-    /// Adds to the configuration: `[[network]]` and what else stands at the top level.
+    /// Adds to the configuration: `[[network]]` and other top-level tables.
     pub fn configured(mut self, toml: &str) -> Self {
         self.config = format!("{}\n{toml}", self.config);
         self
@@ -146,7 +146,7 @@ impl<'a> MachineBuilder<'a> {
         self.configured("[vault]\ninit = \"off\"")
     }
 
-    /// With a TPM of this name, which stays on the bench as the firmware's variables do.
+    /// With a TPM of this name, which stays on the bench, as the firmware's variables do.
     pub fn measured(mut self, chip: &str) -> Self {
         self.measured = true;
         let folder = self.bench.path();
@@ -157,33 +157,36 @@ impl<'a> MachineBuilder<'a> {
         self.with(|vm| vm.tpm(chip).variables(variables))
     }
 
-    /// By firmware that starts what these variables let it, which [`PlatformOwner::enroll`](alknet_qemu::PlatformOwner::enroll) wrote.
+    /// With firmware that starts only what these variables allow, which
+    /// [`PlatformOwner::enroll`](alknet_qemu::PlatformOwner::enroll) wrote.
     pub fn secured(self, variables: &Path) -> Self {
         self.with(|vm| vm.variables(variables).secure_boot())
     }
 
-    /// Starts where firmware has handed over to the kernel of the shipped image: a copy of a machine on
-    /// which real firmware did so once. The messages of that firmware to its TPM are sent to this one's TPM
-    /// first, so that it has the same measurements. With a TPM, the kernel has set up itself and its memory and asks
-    /// that for the first time. Everything from there on happens here, with this machine's disks, configuration and
-    /// TPM.
+    /// Starts at the point where firmware has handed over to the kernel of the shipped image, as a
+    /// copy of a machine on which real firmware did so once. First, this machine's TPM gets the
+    /// messages that the firmware sent to its TPM, so it has the same measurements. With a TPM, the
+    /// kernel has initialised itself and its memory, and sends its first command to the TPM.
+    /// Everything after that happens here, with this machine's disks, configuration and TPM.
     ///
-    /// Firmware takes longer than all the rest under emulation. Not for a test of what firmware
-    /// starts, refuses or measures, nor with other disks or cards than the usual ones.
+    /// In emulation, firmware takes longer than all the rest. Not for a test of what firmware
+    /// starts, refuses or measures, and not with other disks or cards than the usual ones.
     pub fn after_firmware(mut self) -> Self {
         self.start = StartPoint::After(SnapshotPoint::Kernel);
         self
     }
 
-    /// Starts where firmware with a TPM is about to boot, by a copy as [`after_firmware`](Self::after_firmware): what is
-    /// on this machine's disk is read, started or refused, and measured here. For tests of that; what comes before is
-    /// half of what firmware takes. Boot entries and other variables of the firmware are as they are at a first boot.
+    /// Starts at the point where firmware with a TPM is about to boot, as a copy like
+    /// [`after_firmware`](Self::after_firmware). The content of this machine's disk is read,
+    /// started or refused, and measured here, so use it for tests of that. The earlier part is half
+    /// of the firmware's time. Boot entries and other firmware variables are those of a first boot.
     pub fn ready_to_boot(mut self) -> Self {
         self.start = StartPoint::After(SnapshotPoint::ReadyToBoot);
         self
     }
 
-    /// Starts where a machine of this test came that was built the same, see [`TestBench::record`].
+    /// Starts at the point that an identically built machine of this test reached, see
+    /// [`TestBench::record`].
     pub fn resumed(mut self, record: &Path) -> Self {
         self.start = StartPoint::From(record.to_owned());
         self
@@ -195,14 +198,14 @@ impl<'a> MachineBuilder<'a> {
         self
     }
 
-    /// Replaces the data disk; `None` leaves it out.
+    /// Replaces the data disk. `None` removes it.
     pub fn data(mut self, disk: Option<VirtioDisk>) -> Self {
         self.data = disk;
         self
     }
 
-    /// Adds a disk after the data disk. One that is added by [`with`](Self::with) comes before the root file
-    /// system, which a microvm expects on its first disk.
+    /// Adds a disk after the data disk. A disk added by [`with`](Self::with) comes before the root
+    /// file system, which a microvm expects on its first disk.
     pub fn disk(mut self, disk: VirtioDisk) -> Self {
         self.disks.push(disk);
         self
@@ -219,7 +222,7 @@ impl<'a> MachineBuilder<'a> {
         self.with(|vm| vm.fw_cfg(FAULTS_FILE, "1"))
     }
 
-    /// Starts it and does not wait.
+    /// Starts it without waiting.
     ///
     /// # Panics
     /// QEMU does not start.
@@ -227,7 +230,7 @@ impl<'a> MachineBuilder<'a> {
         self.try_start().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The same with whatever comes of it.
+    /// The same, but may fail.
     ///
     /// # Errors
     /// QEMU does not start.
@@ -241,9 +244,9 @@ impl<'a> MachineBuilder<'a> {
         }
     }
 
-    /// What it has to have in common with a saved machine that it is to be restored from.
+    /// What it must have in common with a saved machine to be restored from it.
     pub(crate) fn recipe(self) -> String {
-        // It is not started: its disk need not be there.
+        // The machine is not started, so its disk need not exist.
         let recipe = self.builder(PathBuf::new()).recipe();
         recipe.unwrap_or_else(|error| panic!("{error}"))
     }
@@ -294,7 +297,7 @@ impl<'a> MachineBuilder<'a> {
     }
 }
 
-/// A node that serves.
+/// A serving node.
 #[derive(Debug)]
 pub struct MachineNode {
     vm: Vm,
@@ -308,7 +311,7 @@ impl MachineNode {
     /// Waits until the machine serves.
     ///
     /// # Panics
-    /// It is not served in time.
+    /// It does not serve in time.
     pub fn new(vm: Vm, boot: BootVariant, admin: CliRunner) -> Self {
         let address = vm.address();
         let mut node = Self {
@@ -322,10 +325,10 @@ impl MachineNode {
         node
     }
 
-    /// Waits until the machine says after `mark` that it serves, and reads who it is.
+    /// Waits until the machine reports after `mark` that it serves, and reads its identity.
     ///
     /// # Panics
-    /// It does not say so in time.
+    /// It does not report this in time.
     pub fn wait_ready(&mut self, mark: ConsoleMark) {
         let wait = |mark, needle| self.vm.wait_for_after(mark, needle, READY_WITHIN);
         let ready = wait(mark, READY).and_then(|ready| wait(ready, " port ").map(|_| ready));
@@ -340,12 +343,12 @@ impl MachineNode {
         self.translate_handshakes();
     }
 
-    /// Has an emulated processor translate what a handshake executes, which takes it a second at rest. On a host
-    /// that is busy with other programs, and on such a host only, that would be longer than the node gives a
-    /// handshake, and the first client of the test would be refused. A handshake that is refused has translated a
-    /// part of it. Whether the node answers is for the test to say.
+    /// Makes an emulated processor translate the code of a handshake, which takes a second on an
+    /// idle host. On a busy host, and only there, this would take longer than the node's limit for
+    /// a handshake, and the test's first client would be refused. A refused handshake has
+    /// translated a part of the code. The test itself checks that the node answers.
     ///
-    /// A node that was started again has other addresses in memory, so QEMU translates its handshakes again.
+    /// A restarted node has other addresses in memory, so QEMU translates its handshakes again.
     pub fn translate_handshakes(&self) {
         if self.vm.accel() != Accel::Tcg || !is_busy() {
             return;
@@ -370,7 +373,7 @@ impl MachineNode {
                 }
             });
         };
-        // The test may be a task of a runtime, within which no other one can wait.
+        // The test may run as a runtime's task, in which another runtime cannot wait.
         thread::scope(|scope| scope.spawn(translate).join()).expect("no step of it panics");
     }
 
@@ -398,17 +401,17 @@ impl MachineNode {
             .expect("a card forwards the port, or the test says how to reach the node")
     }
 
-    /// Reaches the node at this address of the host from now on.
+    /// Uses this host address for the node from now on.
     pub fn reach(&mut self, address: SocketAddr) {
         self.address = Some(address);
     }
 
-    /// As the command line takes it.
+    /// The target in the form for the command line.
     pub fn target(&self) -> String {
         format!("{}@{}", self.identity, self.address())
     }
 
-    /// Calls an operation as administrator, by the command line.
+    /// Calls an operation as administrator, with the command line.
     ///
     /// # Panics
     /// The call fails.
@@ -423,7 +426,7 @@ impl MachineNode {
         answer.json()
     }
 
-    /// Calls an operation as administrator; `more` are further arguments, `--carriage tcp`.
+    /// Calls an operation as administrator. `more` are further arguments, such as `--carriage tcp`.
     pub fn try_call(&self, operation: &str, input: &Value, more: &[&str]) -> CliOutput {
         self.admin.call(&self.target(), operation, input, more)
     }
@@ -465,7 +468,7 @@ impl MachineNode {
         ))
     }
 
-    /// Ends the machine as its kind allows, and waits for it.
+    /// Ends the machine in the way that its kind allows, and waits for it.
     ///
     /// # Panics
     /// It does not end in time.
@@ -485,11 +488,11 @@ impl MachineNode {
 
 /// The document that names `admin` as administrator.
 fn config(admin: &str) -> String {
-    // On an emulated processor that others use as well, a small shader takes many seconds.
+    // On an emulated processor that others use too, a small shader takes many seconds.
     format!("[compute]\ngpu_seconds = 600\n[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n")
 }
 
-/// microvm ends by a reset: a test that wants to see it boot again asks for that.
+/// microvm ends with a reset. A test that wants it to reboot must ask for that.
 fn vm_of(kind: MachineKind) -> VmBuilder {
     let vm = Vm::builder(kind)
         .probe_kernel(BuiltImageFolder::get().file(ImageForm::Direct, OutputRole::Kernel));

@@ -1,9 +1,9 @@
-//! Pebble, an ACME certificate authority of other authors, with its own name server, for nodes that are to get a
-//! certificate.
+//! Pebble, an ACME certificate authority by other authors, with its own name server, for nodes that
+//! request a certificate.
 //!
-//! The node's configuration needs the authority's address before the node starts, and the authority needs the
-//! node's ports before it validates them. So there are two steps: a [`PebbleAddress`] has an address, and once
-//! [`open`](PebbleAddress::open)ed the authority answers there.
+//! The node's configuration needs the authority's address before the node starts, and the authority
+//! needs the node's ports before it validates them. So there are two steps: a [`PebbleAddress`] has
+//! an address, and after [`open`](PebbleAddress::open) the authority answers there.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,10 +21,10 @@ use crate::curl::Curl;
 use crate::tools::tool_says;
 use crate::wait::eventually;
 
-/// Where a machine on QEMU's network finds the host.
+/// The host's address for a machine on QEMU's network.
 pub const GATEWAY: &str = "10.0.2.2";
 
-/// How the authority's own certificate is made, by OpenSSL.
+/// OpenSSL's configuration for the authority's own certificate.
 const CERTIFICATES: &str = "[req]
 distinguished_name = name
 prompt = no
@@ -38,40 +38,40 @@ basicConstraints = critical, CA:FALSE
 subjectAltName = DNS:localhost, IP:127.0.0.1, IP:10.0.2.2
 ";
 
-/// The issuer's name in Pebble's certificates, before some random digits.
+/// The issuer's name in Pebble's certificates, before random digits.
 const ISSUER: &str = "Pebble Intermediate CA";
 
-/// Pause between two looks at the certificate of a node: each is three programs and a handshake, and a renewal is waited
-/// for two thirds of a certificate's life.
+/// Pause between two checks of a node's certificate. Each check is three programs and a handshake,
+/// and a renewal takes two thirds of a certificate's lifetime.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How an authority looks at those who want a certificate.
+/// How an authority treats its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct PebbleOptions {
-    /// Port of 127.0.0.1 at which every name is asked by HTTP.
+    /// Port of 127.0.0.1 that every name is validated on over HTTP.
     pub http: u16,
-    /// The same by TLS.
+    /// The same for TLS.
     pub tls: u16,
-    /// How long certificates are good, in seconds.
+    /// Lifetime of certificates in seconds.
     pub lifetime_s: u64,
-    /// How many of a hundred requests Pebble refuses although their nonces are valid (RFC 8555 section 6.5): the
-    /// client has to try again.
+    /// How many of a hundred requests Pebble refuses although their nonces are valid (RFC 8555
+    /// section 6.5), so that the client must retry.
     pub refused_percent: u8,
 }
 
-/// An authority that has an address and does not answer yet.
+/// An authority that has an address but does not answer yet.
 #[derive(Debug)]
 pub struct PebbleAddress {
     folder: TempDir,
-    /// Of the directory, of the management, of the name server and of what controls it.
+    /// For the directory, the management, the name server and its control.
     ports: [ReservedPort; 4],
 }
 
 impl PebbleAddress {
-    /// One with a certificate of its own.
+    /// An authority with a new certificate.
     ///
     /// # Panics
-    /// OpenSSL does not make it.
+    /// OpenSSL cannot make it.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
         let file = |name: &str| folder.path().join(name);
@@ -92,20 +92,20 @@ impl PebbleAddress {
         }
     }
 
-    /// `tls.acme.directory`; `host` is `localhost` or [`GATEWAY`].
+    /// `tls.acme.directory`. `host` is `localhost` or [`GATEWAY`].
     pub fn directory(&self, host: &str) -> String {
         format!("https://{host}:{}/dir", self.ports[0].number())
     }
 
-    /// `tls.roots`: who vouches for the authority's own certificate.
+    /// `tls.roots`: the root of the authority's own certificate.
     pub fn roots(&self) -> PathBuf {
         self.folder.path().join("own.pem")
     }
 
-    /// Answers from now on.
+    /// Starts answering.
     ///
     /// # Panics
-    /// It does not: the set-up installs it.
+    /// It does not start. The set-up installs it.
     pub fn open(self, manners: &PebbleOptions) -> Pebble {
         let Self { folder, ports } = self;
         let [directory, management, dns, control] = ports.each_ref().map(ReservedPort::number);
@@ -164,7 +164,7 @@ impl Default for PebbleAddress {
     }
 }
 
-/// Makes a key and a certificate with the extensions of that section, in these two files.
+/// Makes a key and a certificate with the extensions of `section`, in these two files.
 fn certificate(folder: &Path, section: &str, [key, to]: &[PathBuf; 2], more: &[OsString]) {
     let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9 -extensions";
     let subject = format!("/CN={section} of a test");
@@ -179,22 +179,22 @@ fn certificate(folder: &Path, section: &str, [key, to]: &[PathBuf; 2], more: &[O
     tool_says("openssl", &arguments);
 }
 
-/// An authority that answers. It is ended when dropped.
+/// A running authority. It is ended on drop.
 #[derive(Debug)]
 pub struct Pebble {
     _programs: [PebbleProgram; 2],
-    // Behind the programs, which have them.
+    // Dropped after the programs, which use them.
     _ports: [ReservedPort; 4],
-    // Behind the programs, which read it.
+    // Dropped after the programs, which read it.
     folder: TempDir,
     management: u16,
 }
 
 impl Pebble {
-    /// What to trust to believe the certificates that it gives.
+    /// The root for its certificates.
     ///
     /// # Panics
-    /// It does not say.
+    /// It does not answer.
     pub fn root(&self) -> PathBuf {
         let file = self.folder.path().join("root.pem");
         let url = format!("https://localhost:{}/roots/0", self.management);
@@ -216,8 +216,8 @@ impl Pebble {
         file
     }
 
-    /// Waits until a node shows for `name` a certificate that it got here and that is not `before`, and
-    /// returns which. Meanwhile `every_time` is done again and again.
+    /// Waits until a node shows for `name` a certificate from this authority that is not `before`,
+    /// and returns it. Meanwhile calls `every_time` repeatedly.
     ///
     /// # Panics
     /// The node shows no such certificate in time.
@@ -249,8 +249,8 @@ impl Drop for Pebble {
     }
 }
 
-/// Issuer and serial number of the certificate that a server shows to a client that asks for `name`; empty where
-/// the server shows no certificate.
+/// Issuer and serial number of the certificate that a server shows to a client that asks for
+/// `name`. Empty if the server shows no certificate.
 fn shown(address: SocketAddr, name: &str) -> String {
     let script = format!(
         "openssl s_client -connect {address} -servername {name} -alpn http/1.1 \

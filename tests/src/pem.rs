@@ -1,4 +1,4 @@
-//! A key as other people's programs take it.
+//! A key in the form for other programs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::cli::CliRunner;
 
-/// What stands before the 32 bytes of an Ed25519 private key in PKCS#8 (RFC 8410 section 7).
+/// The bytes before the 32 bytes of an Ed25519 private key in PKCS#8 (RFC 8410 section 7).
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
@@ -18,7 +18,7 @@ pub struct PemKeyFiles {
     pub key: PathBuf,
     /// The public key.
     pub public: PathBuf,
-    /// A self-signed certificate of it, and the private key behind that.
+    /// A self-signed certificate of it, followed by the private key.
     pub certificate: PathBuf,
 }
 
@@ -26,7 +26,7 @@ impl PemKeyFiles {
     /// Writes the files beside the key of `cli`.
     ///
     /// # Panics
-    /// There is no OpenSSL, or it does not know what an Ed25519 key is.
+    /// OpenSSL is not installed, or does not support Ed25519 keys.
     pub fn from_cli(cli: &CliRunner) -> Self {
         cli.identity();
         let path = |name: &str| cli.state().join(name);

@@ -1,9 +1,10 @@
-//! The pictures of the documentation. A test takes each of them in every run, compares it with the one in
-//! `docs/pictures`, and writes it there when it is asked to.
+//! The pictures of the documentation. In every run a test takes each picture, compares it with the
+//! one in `docs/pictures`, and writes it there on request.
 //!
-//! Times, numbers, keys and the lines of the plots differ from run to run, and fonts are drawn a little differently on
-//! another machine. So not pixels are compared, but the mean brightness of cells of some 80 × 64 pixels, without the
-//! plots. A digit changes the mean of its cell by less than 2 of 255; a column that is lost changes five cells by 5 to 8.
+//! Times, numbers, keys and plots differ from run to run, and fonts are drawn slightly differently
+//! on another machine. So the test compares not pixels, but the mean brightness of cells of about
+//! 80 × 64 pixels, without the plots. A digit changes the mean of its cell by less than 2 of 255. A
+//! lost column changes five cells by 5 to 8.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,20 +12,22 @@ use std::path::{Path, PathBuf};
 use crate::browser::Browser;
 use crate::png::GreyPicture;
 
-/// Set, it has tests write their snapshots in place of comparing them: `BLESS_VARIABLE` of `crates/tasks`.
+/// If set, tests write their snapshots instead of comparing them: `BLESS_VARIABLE` of
+/// `crates/tasks`.
 const BLESS_VARIABLE: &str = "ALKNET_BLESS";
 
-/// About the size of a cell, pixels: a word of the page.
+/// Approximate cell width in pixels: a word of the page.
 const CELL_WIDTH: usize = 80;
-/// The same of its height: two lines.
+/// Approximate cell height: two lines.
 const CELL_HEIGHT: usize = 64;
-/// How far the mean brightness of a cell may be from that of the docs' picture, of 255. Two runs on one machine differ by
-/// 2, also where one of them is moved by two pixels; a column that is lost, by 5 to 8 in five cells.
+/// How far the mean brightness of a cell may be from that of the docs' picture, of 255. Two runs on
+/// one machine differ by 2, even if one is shifted by two pixels. A lost column changes five cells
+/// by 5 to 8.
 const CELL_DIFFERENCE_MAX: f64 = 4.0;
-/// So many cells may differ by more: a number may get longer by some digits.
+/// How many cells may differ by more, because a number may get longer by some digits.
 const CELLS_FREE: usize = 2;
 
-/// Where the page shows lines of measurements: left, top, right and bottom of each plot.
+/// The plots of measurements on the page: left, top, right and bottom of each.
 const PLOTS: &str =
     "[...document.querySelectorAll('main svg')].filter((it) => it.querySelector('polyline'))
     .map((it) => it.getBoundingClientRect()).map((it) => [it.left, it.top, it.right, it.bottom])";
@@ -42,7 +45,7 @@ pub struct DocsPicture {
     pub dark: bool,
 }
 
-/// All of them.
+/// All pictures.
 pub const DOCS_PICTURES: [DocsPicture; 3] = [
     DocsPicture {
         file: "page-light.png",
@@ -65,12 +68,11 @@ pub const DOCS_PICTURES: [DocsPicture; 3] = [
 ];
 
 impl DocsPicture {
-    /// Takes the picture of the page that the browser shows, into `folder`, and compares it with that of the
-    /// documentation. Where `ALKNET_BLESS` is set it becomes that of the documentation.
+    /// Takes the picture of the page in the browser, into `folder`, and compares it with the
+    /// documentation's. If `ALKNET_BLESS` is set, it replaces the documentation's picture.
     ///
     /// # Panics
-    /// The picture does not have its size or does not look like that of the documentation, or a folder cannot be
-    /// written.
+    /// The picture has another size or looks different, or a folder cannot be written.
     pub fn take(&self, browser: &mut Browser, folder: &Path) {
         browser.look(self.width, self.height, self.dark);
         let picture = browser.window();
@@ -102,7 +104,7 @@ impl DocsPicture {
         docs.iter().collect()
     }
 
-    /// That of the documentation.
+    /// The documentation's picture.
     fn documented(&self) -> GreyPicture {
         let file = self.in_docs();
         let png =
@@ -112,8 +114,8 @@ impl DocsPicture {
     }
 }
 
-/// Cells whose mean brightness differs by more than [`CELL_DIFFERENCE_MAX`], each with its place and the difference.
-/// What lies in one of the `hidden` rectangles does not count.
+/// Cells whose mean brightness differs by more than [`CELL_DIFFERENCE_MAX`], each with its position
+/// and the difference. The `hidden` rectangles do not count.
 fn differing_cells(one: &GreyPicture, two: &GreyPicture, hidden: &[[f64; 4]]) -> Vec<String> {
     assert_eq!((one.width, one.height), (two.width, two.height), "pixels");
     let rows = pieces(one.height, CELL_HEIGHT);
@@ -138,7 +140,7 @@ fn pieces(length: usize, piece: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).map(move |nth| nth * length / count..(nth + 1) * length / count)
 }
 
-/// Mean brightness of a cell; 0 where all of it is hidden.
+/// Mean brightness of a cell. 0 if the whole cell is hidden.
 fn mean(picture: &GreyPicture, x: &Range<usize>, y: &Range<usize>, hidden: &[[f64; 4]]) -> f64 {
     let is_hidden = |x: usize, y: usize| {
         let (x, y) = (x as f64, y as f64);
@@ -157,7 +159,7 @@ fn mean(picture: &GreyPicture, x: &Range<usize>, y: &Range<usize>, hidden: &[[f6
     sum as f64 / f64::from(count.max(1))
 }
 
-/// Width and height that the head of a PNG file says.
+/// Width and height from the head of a PNG file.
 fn png_size(png: &[u8]) -> Option<(u32, u32)> {
     let header = png.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")?;
     let (width, rest) = header.split_first_chunk()?;
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!(png_size(b"GIF89a"), None);
     }
 
-    /// The rectangle of a picture becomes its background.
+    /// Fills a rectangle of a picture with its background.
     fn blank(picture: &mut GreyPicture, x: Range<usize>, y: Range<usize>) {
         let (width, background) = (picture.width, picture.luma[0]);
         for y in y {
@@ -188,7 +190,7 @@ mod tests {
         }
     }
 
-    /// The same page, drawn some pixels further to the right and down.
+    /// The same page, shifted some pixels to the right and down.
     fn moved(picture: &GreyPicture, pixels: usize) -> GreyPicture {
         let (width, mut moved) = (picture.width, picture.clone());
         moved.luma.fill(picture.luma[0]);
@@ -199,7 +201,7 @@ mod tests {
         moved
     }
 
-    /// The page on a laptop: read once, as that takes a while.
+    /// The page on a laptop. Read once, because that is slow.
     fn laptop() -> GreyPicture {
         static LAPTOP: LazyLock<GreyPicture> = LazyLock::new(|| DOCS_PICTURES[0].documented());
         assert_eq!(LAPTOP.width, 1280, "that of the page in light colours");

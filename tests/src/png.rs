@@ -1,4 +1,5 @@
-//! As much of PNG (RFC 2083) as a browser writes: 8 bits of red, green and blue, with or without alpha, not interlaced.
+//! The subset of PNG (RFC 2083) that a browser writes: 8 bits of red, green and blue, with or
+//! without alpha, not interlaced.
 
 use std::io::Read;
 
@@ -7,7 +8,8 @@ use flate2::read::ZlibDecoder;
 /// The first bytes of a file (RFC 2083 section 3.1).
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// Bytes of the checksum behind each chunk, which is not read: the picture comes from this machine.
+/// Bytes of the checksum after each chunk. It is not checked, because the picture comes from this
+/// machine.
 const CHECKSUM_LEN: usize = 4;
 
 /// A picture without its colours.
@@ -21,17 +23,17 @@ pub(crate) struct GreyPicture {
     pub(crate) luma: Vec<u8>,
 }
 
-/// What the header of a file says (RFC 2083 section 4.1.1).
+/// The header of a file (RFC 2083 section 4.1.1).
 #[derive(Clone, Copy, Debug)]
 struct PngHeader {
     width: usize,
     height: usize,
-    /// Bytes of a pixel.
+    /// Bytes per pixel.
     channels: usize,
 }
 
 impl GreyPicture {
-    /// Reads a file; `None` where it is no PNG of the kinds that this module reads.
+    /// Decodes a file. `None` for another kind of PNG or file.
     pub(crate) fn decode(png: &[u8]) -> Option<Self> {
         let mut rest = png.strip_prefix(SIGNATURE)?;
         let (mut header, mut packed) = (None, Vec::new());
@@ -58,7 +60,7 @@ impl PngHeader {
     fn read(data: &[u8]) -> Option<Self> {
         let (width, data) = data.split_first_chunk()?;
         let (height, data) = data.split_first_chunk()?;
-        // Bits, kind of colours, compression, filter, interlace.
+        // Bits, colour type, compression, filter, interlace.
         let channels = match data {
             [8, 2, 0, 0, 0] => 3,
             [8, 6, 0, 0, 0] => 4,
@@ -71,7 +73,7 @@ impl PngHeader {
         })
     }
 
-    /// The picture of lines that each begin with the number of their filter.
+    /// The picture from lines that each begin with their filter's number.
     fn picture(self, lines: &[u8]) -> Option<GreyPicture> {
         let line_len = self.width * self.channels;
         let mut before = vec![0; line_len];
@@ -91,7 +93,7 @@ impl PngHeader {
     }
 }
 
-/// Adds to each byte what its filter took from it (RFC 2083 section 6).
+/// Adds to each byte what its filter subtracted (RFC 2083 section 6).
 fn unfilter(filter: u8, line: &mut [u8], above: &[u8], channels: usize) -> Option<()> {
     for at in 0..line.len() {
         let left_at = at.checked_sub(channels);
@@ -110,7 +112,7 @@ fn unfilter(filter: u8, line: &mut [u8], above: &[u8], channels: usize) -> Optio
     Some(())
 }
 
-/// The neighbour that is nearest to left + above - corner (RFC 2083 section 6.6).
+/// The neighbour nearest to left + above - corner (RFC 2083 section 6.6).
 fn paeth(left: u8, above: u8, corner: u8) -> u8 {
     let [a, b, c] = [left, above, corner].map(i16::from);
     let [to_left, to_above, to_corner] = [b - c, a - c, a + b - 2 * c].map(i16::abs);
@@ -145,7 +147,7 @@ mod tests {
         [&length.to_be_bytes()[..], kind, data, &[0; CHECKSUM_LEN]].concat()
     }
 
-    /// A picture of two pixels a line, with these filtered lines.
+    /// A picture with two pixels per line, with these filtered lines.
     fn png(kind: u8, lines: &[&[u8]]) -> Vec<u8> {
         let height = u8::try_from(lines.len()).expect("a low one");
         let header = [0, 0, 0, 2, 0, 0, 0, height, 8, kind, 0, 0, 0];

@@ -1,5 +1,5 @@
-//! HTTP over TCP by hand, to say what our own clients never would: connections that say what they like, and frames of
-//! HTTP/2 (RFC 9113 section 4.1).
+//! HTTP over TCP by hand, to send what this project's clients never would: connections that send
+//! anything, and frames of HTTP/2 (RFC 9113 section 4.1).
 
 use std::time::Duration;
 
@@ -16,43 +16,43 @@ pub const H2: &[u8] = b"h2";
 
 /// Types of frames (RFC 9113 section 6).
 pub const DATA: u8 = 0;
-/// Fields of a request or an answer.
+/// Fields of a request or a response.
 pub const HEADERS: u8 = 1;
 /// The end of one stream.
 pub const RST_STREAM: u8 = 3;
-/// What one side asks of the other.
+/// The settings of one side.
 pub const SETTINGS: u8 = 4;
-/// Answered when what came before it was read.
+/// Answered after everything before it was read.
 pub const PING: u8 = 6;
 /// More fields.
 pub const CONTINUATION: u8 = 9;
 
-/// Flags of frames: the last frame of its side of the stream, and the last of the fields.
+/// Flags of frames: the last frame of one side of the stream, and the last frame of the fields.
 pub const END_STREAM: u8 = 1;
 /// See [`END_STREAM`].
 pub const END_HEADERS: u8 = 4;
 
-/// The status 200, as the first byte of an answer's fields (RFC 7541 appendix A).
+/// The status 200, as the first byte of a response's fields (RFC 7541 appendix A).
 pub const OK: u8 = 0x88;
-/// The same of 206.
+/// The same for 206.
 pub const PARTIAL: u8 = 0x8a;
 
 /// Bytes before the payload of a frame.
 const FRAME_HEAD_BYTES: usize = 9;
 
-/// What is in the ping that asks whether everything was read.
+/// Payload of the ping that checks whether everything was read.
 const ASKS: [u8; 8] = [7; 8];
 
-/// How long anything may take before a test calls it hung.
+/// How long anything may take before a test counts as hung.
 const HUNG: Duration = Duration::from_secs(120);
 
-/// The same on this machine.
+/// The same, adjusted for this machine.
 #[must_use]
 pub fn hung() -> Duration {
     deadline(HUNG)
 }
 
-/// What comes of this.
+/// The output of a future.
 ///
 /// # Panics
 /// It hangs.
@@ -69,31 +69,31 @@ pub struct Http2Frame {
     pub flags: u8,
     /// The number of its stream.
     pub stream: u32,
-    /// What it carries.
+    /// Its payload.
     pub payload: Vec<u8>,
 }
 
-/// What became of the requests of a connection of HTTP/2, as far as it was read.
+/// What happened to the requests of an HTTP/2 connection, as far as it was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Http2Tally {
-    /// Answers that began with the status 200.
+    /// Responses that began with the status 200.
     pub served: u32,
-    /// Answers that began with another one.
+    /// Responses that began with another status.
     pub refused: u32,
-    /// Answers that came whole.
+    /// Complete responses.
     pub whole: u32,
     /// Streams that the node reset.
     pub reset: u32,
 }
 
 impl Http2Tally {
-    /// Answers that began.
+    /// Responses that began.
     #[must_use]
     pub fn begun(&self) -> u32 {
         self.served + self.refused
     }
 
-    /// Requests of which nothing more comes.
+    /// Requests that are finished.
     #[must_use]
     pub fn over(&self) -> u32 {
         self.whole + self.reset
@@ -111,7 +111,7 @@ impl Http2Tally {
     }
 }
 
-/// A connection that says what it likes.
+/// A connection that can send anything.
 #[derive(Debug)]
 pub struct RawQuicConnection {
     _connection: Connection,
@@ -119,7 +119,7 @@ pub struct RawQuicConnection {
     pub send: SendStream,
     /// From the node.
     pub recv: RecvStream,
-    /// What came and is no whole frame yet.
+    /// Received bytes that are not a whole frame yet.
     heard: Vec<u8>,
     tally: Http2Tally,
 }
@@ -128,7 +128,7 @@ impl RawQuicConnection {
     /// Connects with a new key, as an unknown peer.
     ///
     /// # Panics
-    /// The node has no place for it.
+    /// The node has no connection slot left.
     pub async fn open(target: &Target, alpn: &'static [u8]) -> Self {
         let key = NodeKey::generate().expect("the system has entropy");
         Self::open_as(target, alpn, key).await
@@ -152,7 +152,7 @@ impl RawQuicConnection {
         }
     }
 
-    /// One of HTTP/2 that takes as much of each answer as clients usually do.
+    /// An HTTP/2 connection that reads as much of each response as clients usually do.
     ///
     /// # Panics
     /// As [`open`](Self::open).
@@ -162,7 +162,8 @@ impl RawQuicConnection {
         raw
     }
 
-    /// One of HTTP/2 that takes one byte of each answer: SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
+    /// An HTTP/2 connection that reads one byte of each response: SETTINGS_INITIAL_WINDOW_SIZE (RFC
+    /// 9113 section 6.5.2).
     ///
     /// # Panics
     /// As [`open`](Self::open).
@@ -177,7 +178,7 @@ impl RawQuicConnection {
         self.frame(SETTINGS, 0, 0, settings).await;
     }
 
-    /// Whether the node still takes it.
+    /// Sends bytes. Returns whether the node still accepts them.
     ///
     /// # Panics
     /// It hangs.
@@ -187,7 +188,7 @@ impl RawQuicConnection {
         within(said).await
     }
 
-    /// The same with a frame of HTTP/2.
+    /// The same with an HTTP/2 frame.
     ///
     /// # Panics
     /// It hangs.
@@ -195,7 +196,7 @@ impl RawQuicConnection {
         self.say(&frame(kind, flags, stream, payload)).await
     }
 
-    /// Hears more of what comes over HTTP/1.1 until it has `end`; all of it.
+    /// Reads HTTP/1.1 until it contains `end`, and returns everything read.
     ///
     /// # Panics
     /// It does not come in time.
@@ -216,19 +217,19 @@ impl RawQuicConnection {
     /// Everything until the node ends the connection.
     ///
     /// # Panics
-    /// It does not.
+    /// The node does not end it.
     pub async fn hear(&mut self) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.heard);
-        // How it ends says nothing more.
+        // How it ends does not matter.
         let _ = within(self.recv.read_to_end(&mut all)).await;
         all
     }
 
-    /// Says this again and again, after a pause each time, for as long as the node takes it. Returns what the node said
-    /// once that is enough, or the node has ended the connection.
+    /// Sends this repeatedly, with a pause each time, as long as the node accepts it. Returns what
+    /// the node sent, once that is enough or the node has ended the connection.
     ///
     /// # Panics
-    /// Neither comes.
+    /// Neither happens.
     pub async fn drip(
         mut self,
         piece: &[u8],
@@ -243,11 +244,11 @@ impl RawQuicConnection {
                     break;
                 }
             }
-            // What the node said before may have yet to be read.
+            // Earlier output of the node may still have to be read.
             std::future::pending::<()>().await;
         };
         let hears = within(async {
-            // How it ends says nothing more.
+            // How it ends does not matter.
             while !is_enough(&all) && matches!(recv.read_buf(&mut all).await, Ok(1..)) {}
         });
         tokio::select! {
@@ -257,7 +258,7 @@ impl RawQuicConnection {
         all
     }
 
-    /// The next frame of HTTP/2; `None` once the connection has ended.
+    /// The next HTTP/2 frame. `None` after the end of the connection.
     ///
     /// # Panics
     /// Neither comes.
@@ -288,17 +289,18 @@ impl RawQuicConnection {
         })
     }
 
-    /// Reads frames until this is so, or the connection has ended. Returns what became of all requests so far.
+    /// Reads frames until `is_so`, or until the connection has ended. Returns the tally of all
+    /// requests so far.
     ///
     /// # Panics
-    /// The node says nothing more before.
+    /// The node sends nothing more before.
     pub async fn until(&mut self, is_so: impl Fn(&Http2Tally) -> bool) -> Http2Tally {
         while !is_so(&self.tally) && self.next_frame().await.is_some() {}
         self.tally
     }
 
-    /// Sends requests, each of which it resets, so many at a time: `most`, or as many as the node took before it ended
-    /// the connection.
+    /// Sends requests and resets each of them, `at_once` at a time. Returns `most`, or how many the
+    /// node accepted before it ended the connection.
     ///
     /// # Panics
     /// It hangs.
@@ -317,7 +319,8 @@ impl RawQuicConnection {
         most
     }
 
-    /// Whether the node has read all frames of HTTP/2 that were sent, and goes on: it answers a ping after them.
+    /// Whether the node has read all HTTP/2 frames that were sent, and continues: it answers a ping
+    /// after them.
     ///
     /// # Panics
     /// It hangs.
@@ -344,8 +347,8 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Fields of a request for this path, by the static table and literals that are not kept (RFC 7541 section 6.2.2 and
-/// appendix A).
+/// Fields of a request for this path, with the static table and literals that are not indexed (RFC
+/// 7541 section 6.2.2 and appendix A).
 #[must_use]
 pub fn asks(path: &str) -> Vec<u8> {
     let mut block = vec![0x82, 0x87, 0x04, length(path)];
@@ -355,7 +358,7 @@ pub fn asks(path: &str) -> Vec<u8> {
     block
 }
 
-/// These fields as literals that are not kept.
+/// These fields as literals that are not indexed.
 #[must_use]
 pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
@@ -369,13 +372,13 @@ pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// A length of one byte.
+/// A length in one byte.
 fn length(text: &str) -> u8 {
     assert!(text.len() < 127, "{text:?} is too long");
     text.len() as u8
 }
 
-/// The frame of a whole request for this path.
+/// The frame of a complete request for this path.
 #[must_use]
 pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &asks(path))

@@ -1,5 +1,5 @@
-//! Connections over TCP from other addresses of this host: 127.0.0.0/8 has a network of its own for each of a crowd, and
-//! a test with a namespace as many of IPv6 as it likes.
+//! TCP connections from other addresses of this host: 127.0.0.0/8 has enough networks for a crowd,
+//! and a test in a namespace can use any number of IPv6 networks.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -16,18 +16,19 @@ use socket2::{Domain, Socket, Type};
 /// How long the node may be silent.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A connection that says what it likes. It blocks.
+/// A connection that can send anything. It blocks.
 #[derive(Debug)]
 pub struct RawTcpConnection(StreamOwned<ClientConnection, TcpStream>);
 
 impl RawTcpConnection {
-    /// Connects from this address for a protocol, with this key or, for `None`, without a client certificate.
+    /// Connects from this address for a protocol, with this key, or without a client certificate
+    /// for `None`.
     ///
     /// # Errors
-    /// The node accepts no connection, or ends it within the handshake.
+    /// The node accepts no connection, or ends it during the handshake.
     ///
     /// # Panics
-    /// As [`tcp`](Self::tcp); the target has no key.
+    /// As [`tcp`](Self::tcp). The target has no key.
     pub fn connect(
         target: &Target,
         from: impl Into<IpAddr>,
@@ -37,18 +38,18 @@ impl RawTcpConnection {
         Self::tcp(target, from).and_then(|tcp| Self::over(tcp, target, key, alpn))
     }
 
-    /// A connection of TCP from this address, over which nothing was said.
+    /// A TCP connection from this address, before any data.
     ///
     /// # Errors
     /// The node does not listen.
     ///
     /// # Panics
-    /// The target has a name in the place of an address.
+    /// The target has a name instead of an address.
     pub fn tcp(target: &Target, from: impl Into<IpAddr>) -> io::Result<TcpStream> {
         let from = SocketAddr::from((from.into(), 0));
         let socket = Socket::new(Domain::for_address(from), Type::STREAM, None)?;
         if from.is_ipv6() {
-            // One of a whole prefix that is routed to this host.
+            // An address of a whole prefix that is routed to this host.
             socket.set_freebind_v6(true)?;
         }
         socket.bind(&from.into())?;
@@ -90,7 +91,7 @@ impl RawTcpConnection {
         Ok(Self(stream))
     }
 
-    /// Says that.
+    /// Sends `bytes`.
     ///
     /// # Errors
     /// The connection ended.
@@ -99,10 +100,10 @@ impl RawTcpConnection {
         self.0.flush()
     }
 
-    /// The next so many bytes that the node says.
+    /// The next `len` bytes from the node.
     ///
     /// # Errors
-    /// The connection ended before them.
+    /// The connection ended before.
     pub fn hear(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         self.0.read_exact(&mut bytes)?;
@@ -112,7 +113,7 @@ impl RawTcpConnection {
     /// The next event of the call protocol.
     ///
     /// # Errors
-    /// The connection ended before it, or it is no event.
+    /// The connection ended before it, or it is not an event.
     pub fn event(&mut self) -> io::Result<Value> {
         let header = self.hear(4)?;
         let len = header

@@ -1,5 +1,5 @@
-//! Tests reach operations that are closed to requests from outside through a script, which calls the operation
-//! that its input names: an author proposes the script, and a reviewer approves it.
+//! Tests reach operations that are closed to outside requests through a script, which calls the
+//! operation named in its input. An author proposes the script, and a reviewer approves it.
 
 use std::path::PathBuf;
 
@@ -33,31 +33,31 @@ export async function relay({ operation, input, follow, list, text, count, pass,
 }
 ";
 
-/// The operation `js/relay`, which answers with the `output` of another, or with its `error`.
+/// The operation `js/relay`, which returns the `output` of another, or its `error`.
 #[derive(Debug)]
 pub struct RelayOperation {
     author: CliRunner,
     reviewer: CliRunner,
     folder: PathBuf,
-    /// What its author may do.
+    /// The rights of its author.
     scopes: Vec<String>,
 }
 
 impl RelayOperation {
-    /// What it is called.
+    /// Its name.
     pub const PATH: &str = "js/relay";
 
-    /// One that reaches `uses`, names or everything below one as `fs/*`. Its author holds the scopes that imported
-    /// operations of these names need.
+    /// A relay that reaches `uses`, which are names, or everything below a name, such as `fs/*`.
+    /// Its author has the scopes that imported operations of these names need.
     ///
     /// # Panics
-    /// There is nothing in `uses`, or the bench's folder cannot be written.
+    /// `uses` is empty, or the bench's folder cannot be written.
     pub fn new(bench: &TestBench, uses: &[&str]) -> Self {
         let scopes = uses.iter().map(|name| import_scope(name)).collect();
         Self::with_scopes(bench, uses, scopes)
     }
 
-    /// The same whose author holds these scopes beside the one to propose it.
+    /// The same, with an author who has these scopes besides the one to propose it.
     ///
     /// # Panics
     /// As [`new`](Self::new).
@@ -74,7 +74,7 @@ impl RelayOperation {
         }
     }
 
-    /// What the configuration of its node has to have.
+    /// The configuration that its node must have.
     pub fn configuration(&self) -> String {
         let peer = |name: &str, who: &CliRunner, scopes: &[String]| {
             let key = who.identity();
@@ -89,10 +89,10 @@ impl RelayOperation {
         .concat()
     }
 
-    /// Puts it in place at a node, for callers from outside.
+    /// Promotes it at a node, for outside callers.
     ///
     /// # Panics
-    /// The node does not take it.
+    /// The node does not accept it.
     pub fn promote(&self, target: &str) {
         let mut propose = self
             .author
@@ -105,14 +105,13 @@ impl RelayOperation {
         assert_eq!(promoted["active"], true, "{promoted:#}");
     }
 
-    /// What has to be given to it for a call of `operation`.
+    /// Its input for a call of `operation`.
     #[must_use]
     pub fn input(operation: &str, input: &Value) -> Value {
         json!({ "operation": operation, "input": input })
     }
 
-    /// What has to be given to it to learn how many values the list has that `operation` answers with, and nothing else
-    /// of it.
+    /// Its input to learn only how many values are in the list that `operation` returns.
     #[must_use]
     pub fn count(operation: &str, input: &Value) -> Value {
         let mut input = Self::input(operation, input);
@@ -120,7 +119,7 @@ impl RelayOperation {
         input
     }
 
-    /// The same of a subscription: how many events it has.
+    /// The same for a subscription: how many events it has.
     #[must_use]
     pub fn count_events(operation: &str, input: &Value) -> Value {
         let mut input = Self::count(operation, input);
@@ -128,7 +127,7 @@ impl RelayOperation {
         input
     }
 
-    /// What `operation` answers with to a node that `who` asks: `output` or `error`.
+    /// The result of `operation` at a node for the caller `who`: `output` or `error`.
     ///
     /// # Panics
     /// The relay itself cannot be called.
@@ -136,7 +135,7 @@ impl RelayOperation {
         run(who, target, &Self::input(operation, input))
     }
 
-    /// The same of a subscription, whose events are the output.
+    /// The same for a subscription, whose events are the output.
     ///
     /// # Panics
     /// As [`ask`](Self::ask).
@@ -146,13 +145,13 @@ impl RelayOperation {
         run(who, target, &input)
     }
 
-    /// What has to be given to it for an answer of so many bytes.
+    /// Its input for an answer with this many bytes.
     #[must_use]
     pub fn long(bytes: usize) -> Value {
         json!({ "text": bytes })
     }
 
-    /// The operations that it finds at a node and whose names begin so.
+    /// The operations that it finds at a node and whose names begin with `prefix`.
     ///
     /// # Panics
     /// As [`ask`](Self::ask).
@@ -166,7 +165,7 @@ fn run(who: &CliRunner, target: &str, input: &Value) -> Value {
 }
 
 fn operation(uses: &[&str]) -> String {
-    // Tests may call what the operation uses and nothing else.
+    // Tests may call only what the operation uses.
     let other = uses.first().expect("something is to be called");
     let other = other.replace('*', "any");
     json!({

@@ -1,4 +1,5 @@
-//! A peer that is removed while it follows something by a ticket that it was given before, and keeps another one.
+//! A peer that is removed while it follows a stream with an earlier ticket, and keeps another
+//! ticket.
 
 use std::time::Duration;
 
@@ -8,21 +9,21 @@ use alknet_tls::NodeKey;
 
 use crate::raw::{H1, RawQuicConnection};
 
-/// For so long a stream may go on whose peer is gone: less than what passes until rights are looked at again by
-/// themselves.
+/// How long the stream of a removed peer may continue: less than the time until rights are checked
+/// again anyway.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
-/// What such a peer has.
+/// The streams and tickets of such a peer.
 #[derive(Debug)]
 pub struct RemovedPeerFixture {
-    /// An unknown peer's connection: the address of the ticket is all that is asked for.
+    /// An unknown peer's connection, since only the ticket's address is needed.
     reader: RawQuicConnection,
-    /// The address of a ticket that was not used.
+    /// The address of an unused ticket.
     pub kept: String,
 }
 
 impl RemovedPeerFixture {
-    /// The peer with this key has two tickets made for the log, and follows it by one of them.
+    /// The peer with this key gets two tickets for the log, and follows it with one of them.
     ///
     /// # Panics
     /// It may not, or no event comes.
@@ -36,10 +37,10 @@ impl RemovedPeerFixture {
         Self { reader, kept }
     }
 
-    /// The peer was removed just now: the node ends what it follows at once, and says why.
+    /// After the peer was removed, the node ends its stream at once, and says why.
     ///
     /// # Panics
-    /// It goes on.
+    /// The stream continues.
     pub async fn is_ended(&mut self) {
         let ends = self.reader.hear_until("event: error", deadline(AT_ONCE));
         let ends = ends.await;
@@ -52,7 +53,7 @@ impl RemovedPeerFixture {
     }
 }
 
-/// By its key, over HTTP and without a token.
+/// With its key, over HTTP and without a token.
 async fn ticket(target: &Target, key: &NodeKey) -> String {
     let mut peer = RawQuicConnection::open_as(target, H1, key.clone()).await;
     let call = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;

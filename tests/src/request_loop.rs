@@ -1,4 +1,4 @@
-//! How long a node takes to answer while something else is done to it.
+//! How long a node takes to answer while something else happens to it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,28 +13,29 @@ use serde_json::Value;
 
 use crate::cli::CliRunner;
 
-/// Between an answer and the next question: the node has other things to do, and no answer may take many times as
-/// long unnoticed.
+/// Pause between an answer and the next request. The node has other work, but no answer may take
+/// many times as long unnoticed.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A client that sends a node one request after the other, over one connection, from [`begin`](Self::begin) to
-/// [`end`](Self::end).
+/// A client that sends a node one request after the other, over one connection, from
+/// [`begin`](Self::begin) to [`end`](Self::end).
 #[derive(Debug)]
 pub struct RequestLoop {
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<RequestLoopStats>>,
 }
 
-/// What came of it.
+/// The results.
 #[derive(Debug, Default)]
 struct RequestLoopStats {
-    /// Those that came before the end.
+    /// Answers that came before the end.
     count: u32,
     longest: Duration,
 }
 
 impl RequestLoop {
-    /// Asks this node as `who`, who may read facts about it. The first answer is there.
+    /// Sends requests to this node as `who`, who may read facts about it. Returns after the first
+    /// answer.
     ///
     /// # Panics
     /// The node does not answer.
@@ -57,7 +58,7 @@ impl RequestLoop {
         }
     }
 
-    /// The longest that one of the answers took. What they were asked beside is over.
+    /// The longest time of an answer. The load that was measured is over.
     ///
     /// # Panics
     /// The node did not answer, or nothing was answered meanwhile.

@@ -1,11 +1,12 @@
-//! Servers of other authors, or made with other languages' own libraries: programs of `tests/clients`.
+//! Servers by other authors, or made with other languages' own libraries: programs of
+//! `tests/clients`.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::tools::{client, variable};
 
-/// A server in a process of its own, on a port of this host's own address. It is ended when dropped.
+/// A server in a separate process, on a port of this host's own address. It is ended on drop.
 #[derive(Debug)]
 pub struct HostServer {
     child: Child,
@@ -13,8 +14,8 @@ pub struct HostServer {
 }
 
 impl HostServer {
-    /// An API that `api.yaml` describes, on this port; 0 takes a free one. With a token file, the server serves
-    /// parts of the API only to clients that send the token in the file.
+    /// An API that `api.yaml` describes, on this port. 0 means a free port. With a token file, the
+    /// server serves parts of the API only to clients that send the token in the file.
     ///
     /// # Panics
     /// It does not serve.
@@ -24,19 +25,19 @@ impl HostServer {
         Self::start(command, port, token_file)
     }
 
-    /// The Model Context Protocol as its Python kit speaks it, in the same way.
+    /// The Model Context Protocol as its Python kit implements it, in the same way.
     ///
     /// # Panics
     /// It does not serve.
     pub fn mcp(port: u16, token_file: Option<&str>) -> Self {
         let mut command = Command::new("python3");
-        // Its packages, and no others.
+        // Only its own packages.
         command.arg("-S").arg(client("mcp_server.py"));
         command.env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"));
         Self::start(command, port, token_file)
     }
 
-    /// An API and tools whose schemas are written against those who import them.
+    /// An API and tools whose schemas attack their importers.
     ///
     /// # Panics
     /// It does not serve.
@@ -77,7 +78,7 @@ impl HostServer {
         self.port
     }
 
-    /// An address of this host's.
+    /// A URL on this host.
     pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }

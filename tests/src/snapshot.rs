@@ -1,5 +1,5 @@
-//! Machines that serve already: each is booted once, saved while it serves, kept in the cache, and given to
-//! tests as copies that are there after a tenth of a second.
+//! Machines that already serve. Each is booted once, saved while it serves, kept in the cache, and
+//! given to tests as copies, which start in a tenth of a second.
 
 use std::fs;
 use std::io;
@@ -13,17 +13,17 @@ use crate::image::BuiltImageFolder;
 use crate::node::{BootVariant, MachineBuilder, MachineNode};
 use crate::store::SnapshotStore;
 
-/// What PID 1 prints once the machine has an address of its own.
+/// PID 1 prints this when the machine has its own address.
 const ADDRESS: &str = "alknet: address ";
 
-/// Longest wait for one step of the making, on a processor that runs guests itself.
+/// Longest wait for one step of making a snapshot, on a processor that runs guests natively.
 const MADE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Longest wait from power-on to the kernel; firmware alone takes long when it is emulated.
+/// Longest wait from power-on to the kernel. Firmware alone takes long in emulation.
 const FIRMWARE_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long the kernel may unpack its initial file system before it is saved; tried again with less where the host is so
-/// busy that it gave up its TPM meanwhile. Copies unpack the rest.
+/// How long the kernel may unpack its initial file system before it is saved. Tried again with less
+/// if the host was so busy that the kernel gave up on its TPM meanwhile. Copies unpack the rest.
 const UNPACKS_FOR: [Duration; 3] = [
     Duration::from_millis(1500),
     Duration::from_millis(500),
@@ -33,20 +33,20 @@ const UNPACKS_FOR: [Duration; 3] = [
 /// The data disk in the folder of a saved machine.
 const DISK: &str = "disk";
 
-/// What a chip keeps, in its folder and in that of a machine that is set up.
+/// The state of a TPM, in its folder and in that of a machine that is set up.
 const CHIP_STATE: &str = "tpm2-00.permall";
 
-/// Who the node on that disk is, where no machine is saved with it.
+/// The identity of the node on that disk, if no machine is saved with it.
 const IDENTITY: &str = "identity";
 
-/// A machine on QEMU's network that was booted from a blank disk and serves.
+/// A serving machine on QEMU's network that was booted from a blank disk.
 ///
-/// Tests that describe the same machine get copies of the same one. A copy is the test's own, with its
-/// disk: whatever the test does to it, no other test sees.
+/// Tests that describe the same machine get copies of the same one. A copy and its disk belong to
+/// one test, and other tests do not see its changes.
 ///
-/// All copies have the same identity, keys and administrator, and so have copies of other snapshots the
-/// administrator. Their clocks stand at the time of the save, a day ago at most. What the log and the
-/// console say of the boot is there; no client was connected yet.
+/// All copies have the same identity, keys and administrator, and copies of other snapshots have
+/// the same administrator too. Their clocks show the time of the save, at most a day ago. The log
+/// and the console have the output of the boot. No client was connected yet.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MachineSnapshot<'a> {
@@ -91,13 +91,13 @@ impl<'a> MachineSnapshot<'a> {
         self
     }
 
-    /// A copy of the machine, which serves. Its disk is the bench's: a machine that the test boots later
-    /// goes on with it.
+    /// A copy of the machine, which serves. Its disk belongs to the bench, and a machine that the
+    /// test boots later continues with it.
     ///
     /// # Panics
     /// The machine cannot be made.
     pub fn restore(self) -> MachineNode {
-        // The first to ask for the disk decides how large it is.
+        // The first caller of the disk determines its size.
         let disk = self.disk(self.bench);
         let make = |folder: &Path| self.make(folder);
         let vm = SnapshotStore::open().restore(&self.recipe(), make, |folder| {
@@ -108,8 +108,8 @@ impl<'a> MachineSnapshot<'a> {
         MachineNode::new(vm, self.boot, self.bench.admin().clone())
     }
 
-    /// The bench's disk as a copy of the machine leaves it that was switched off in order, and the identity of its
-    /// node. One copy ends for all tests that want it: its first call and its end take longer than all the rest of it.
+    /// The bench's disk after a clean power-off of a copy, and the identity of its node. One copy
+    /// is ended for all tests, because its first call and its end take longer than all the rest.
     ///
     /// # Panics
     /// As [`restore`](Self::restore).
@@ -139,7 +139,8 @@ impl<'a> MachineSnapshot<'a> {
 
     fn machine<'b>(&self, bench: &'b TestBench) -> MachineBuilder<'b> {
         let machine = bench.machine(self.boot);
-        // An empty addition is one line more, and another document than a machine has that is booted later.
+        // An empty addition would add a line, and the document would differ from that of a machine
+        // booted later.
         let machine = if self.config.is_empty() {
             machine
         } else {
@@ -174,7 +175,7 @@ impl<'a> MachineSnapshot<'a> {
         copied.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Everything that makes one machine another than the next.
+    /// Everything that distinguishes this machine from others.
     fn recipe(&self) -> String {
         let Self {
             boot,
@@ -191,25 +192,26 @@ impl<'a> MachineSnapshot<'a> {
 }
 
 impl TestBench {
-    /// A machine that serves already, administered by the key of all snapshots.
+    /// A machine that already serves, administered by the key of all snapshots.
     ///
     /// # Panics
-    /// The bench has used a key of its own.
+    /// The bench has used its own key.
     pub fn snapshot(&self, boot: BootVariant) -> MachineSnapshot<'_> {
         self.take_administrator();
         MachineSnapshot::new(self, boot)
     }
 
-    /// A bench whose data disk is that of a machine that was booted and switched off before: it has a vault
-    /// that opens without a passphrase, and the partition is sealed. Making both takes as long as all the rest of a
-    /// boot. For tests to which a first boot is nothing special.
+    /// A bench with the data disk of a machine that was booted and switched off before. It has a
+    /// vault that opens without a passphrase, and the partition is sealed. Making both takes as
+    /// long as the rest of a boot. For tests that do not need a first boot.
     ///
     /// Nodes on such benches have the same identity.
     ///
     /// # Panics
     /// The machine cannot be made.
     pub fn set_up() -> Self {
-        // One disk for every accelerator and processor: its content does not depend on them.
+        // One disk for every accelerator and processor, because its content does not depend on
+        // them.
         let image = BuiltImageFolder::get().digests(BootVariant::MicrovmErofs.form());
         let recipe = format!("a data disk that is set up\n{image}");
         let make = |folder: &Path| {
@@ -224,9 +226,10 @@ impl TestBench {
         bench
     }
 
-    /// A bench whose UEFI disk and chip `own` are those of a machine with a TPM that was switched off before, and that
-    /// machine's identity. `first` boots it, on another bench, as configured by `config` and by what it types. For tests
-    /// to which that is nothing special: those that say the same `config` have copies of one machine.
+    /// A bench with the UEFI disk and the TPM `own` of a machine that was switched off before, and
+    /// that machine's identity. `first` boots it, on another bench, configured by `config` and by
+    /// what it types. For tests that do not need a first boot. Tests with the same `config` get
+    /// copies of one machine.
     ///
     /// # Panics
     /// The machine cannot be made.
@@ -267,14 +270,14 @@ impl TestBench {
         (bench, identity)
     }
 
-    /// One with the administrator of all snapshots.
+    /// A bench with the administrator of all snapshots.
     fn of_snapshots() -> Self {
         let bench = Self::new();
         bench.take_administrator();
         bench
     }
 
-    /// Copies the administrator's key from the cache, where the first test to want it has it made.
+    /// Copies the administrator's key from the cache. The first test that needs it creates it.
     fn take_administrator(&self) {
         let (from, to) = (SnapshotStore::open().administrator(), self.admin().state());
         let key = |state: &Path| state.join("identity.key");
@@ -292,12 +295,12 @@ impl TestBench {
     }
 }
 
-/// How far a machine came that others go on from.
+/// The point of the boot at which a machine was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotPoint {
-    /// Firmware is about to boot and has read nothing of what it is going to start.
+    /// Firmware is about to boot, but has not read what it will start.
     ReadyToBoot,
-    /// Firmware handed over to the kernel, which has not looked for its devices yet.
+    /// Firmware has handed over to the kernel, which has not looked for its devices yet.
     Kernel,
 }
 
@@ -325,7 +328,8 @@ impl SnapshotPoint {
     }
 }
 
-/// Why a machine was stopped too late, where that is what went wrong: no other error is a reason to begin again.
+/// Why a machine was stopped too late, if that was the error. No other error is a reason to try
+/// again.
 fn too_late(error: &Error) -> Option<&str> {
     match error {
         Error::TooLate(why) => Some(why),
@@ -333,7 +337,7 @@ fn too_late(error: &Error) -> Option<&str> {
     }
 }
 
-/// Starts `vm` where a machine came with the shipped image and fresh variables.
+/// Starts `vm` at the point that a machine with the shipped image and new variables reached.
 pub(crate) fn after(point: SnapshotPoint, boot: BootVariant, measured: bool, vm: &VmBuilder) -> Vm {
     let bench = TestBench::new();
     let machine = || {
@@ -352,12 +356,12 @@ pub(crate) fn after(point: SnapshotPoint, boot: BootVariant, measured: bool, vm:
 }
 
 impl TestBench {
-    /// Runs the firmware of a machine once, for machines of this test that are built the same: they are
-    /// [`resumed`](MachineBuilder::resumed) from the folder that this returns. Its TPM should be one that the test does not
-    /// use further.
+    /// Runs the firmware of a machine once, for machines of this test that are built the same. They
+    /// are [`resumed`](MachineBuilder::resumed) from the returned folder. The test should not use
+    /// its TPM further.
     ///
     /// # Panics
-    /// It does not come there, or the temporary directory cannot be written.
+    /// The machine does not reach that point, or the temporary directory cannot be written.
     pub fn record<'a>(
         &'a self,
         name: &str,
@@ -379,7 +383,7 @@ mod tests {
     fn firmware_is_recorded_again_where_it_came_too_far_and_for_nothing_else() {
         let late = Error::TooLate("the kernel ran on".to_owned());
         assert_eq!(too_late(&late), Some("the kernel ran on"));
-        // As of a machine that cannot be saved, and of one that cannot be built.
+        // Errors of a machine that cannot be saved, and of one that cannot be built.
         let bad = Error::BadMachine("QEMU did not save it".to_owned());
         assert_eq!(too_late(&bad), None);
         assert_eq!(too_late(&Error::NoCounter(String::new())), None);

@@ -1,5 +1,5 @@
-//! WebSockets in connections of HTTP/2 (RFC 8441) by hand: messages that do not end, pings without end, and answers that
-//! the client does not read.
+//! WebSockets in HTTP/2 connections (RFC 8441) by hand: endless messages, endless pings, and
+//! answers that the client does not read.
 
 use std::time::Duration;
 
@@ -27,10 +27,10 @@ const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 
-/// Bytes of what a ping carries, as many as it may (RFC 6455 section 5.5).
+/// Bytes of a ping's payload, the maximum (RFC 6455 section 5.5).
 const PAYLOAD_BYTES: usize = 125;
 
-/// Bytes of each piece of a message that comes in pieces.
+/// Bytes of each piece of a fragmented message.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// The stream of one WebSocket.
@@ -44,10 +44,10 @@ pub struct SocketCarrier {
 }
 
 impl SocketCarrier {
-    /// Each of its streams takes `window` bytes, and no more before the client has read them.
+    /// Each of its streams accepts `window` bytes, and no more until the client has read them.
     ///
     /// # Panics
-    /// The node has no place for it.
+    /// The node has no connection slot left.
     pub async fn open(target: &Target, window: u32) -> Self {
         let dialer =
             EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
@@ -59,7 +59,7 @@ impl SocketCarrier {
         builder.initial_stream_window_size(window);
         let (mut requests, driver) = builder.handshake(io).await.expect("it speaks HTTP/2");
         tokio::spawn(driver);
-        // The node says in its settings that it takes WebSockets.
+        // The node's settings say that it accepts WebSockets.
         within(requests.ready()).await.expect("it is connected");
         Self {
             requests,
@@ -67,7 +67,7 @@ impl SocketCarrier {
         }
     }
 
-    /// Posts JSON with a token, and says with which status it is answered.
+    /// Posts JSON with a token, and returns the status.
     ///
     /// # Panics
     /// The connection ended.
@@ -75,7 +75,7 @@ impl SocketCarrier {
         let request = Request::post(format!("https://localhost{path}"))
             .header("authorization", format!("Bearer {token}"))
             .header("content-type", "application/json")
-            // Of a subscription, which is answered with a ticket.
+            // For a subscription, the response is a ticket.
             .header("prefer", "respond-async")
             .body(call.to_string())
             .expect("correct headers");
@@ -106,7 +106,7 @@ impl SocketCarrier {
     }
 }
 
-/// The head of a client's frame, with a mask that changes nothing.
+/// The head of a client's frame, with a zero mask.
 fn head(opcode: u8, is_last: bool, len: usize) -> Vec<u8> {
     let mut head = vec![opcode | if is_last { 0x80 } else { 0 }, 0x80 | 127];
     head.extend((len as u64).to_be_bytes());
@@ -126,20 +126,20 @@ fn head(opcode: u8, is_last: bool, len: usize) -> Vec<u8> {
     head
 }
 
-/// A message of text.
+/// A text message.
 #[must_use]
 pub fn message(text: &str) -> Vec<u8> {
     [&head(TEXT, true, text.len())[..], text.as_bytes()].concat()
 }
 
-/// The text of a message that asks for an operation.
+/// The text of a message that calls an operation.
 #[must_use]
 pub fn request(id: usize, operation: &str, input: &Value) -> String {
     let payload = json!({ "operationId": format!("/{operation}"), "input": input });
     json!({ "type": "call.requested", "id": id.to_string(), "payload": payload }).to_string()
 }
 
-/// A message of [`MESSAGE_BYTES`] but for its last byte, whole or in pieces.
+/// A message of [`MESSAGE_BYTES`] without its last byte, whole or in pieces.
 #[must_use]
 pub fn almost(in_pieces: bool) -> Bytes {
     let text = vec![b' '; MESSAGE_BYTES];
@@ -162,7 +162,7 @@ pub fn almost(in_pieces: bool) -> Bytes {
     bytes.into()
 }
 
-/// What a client asks until the node takes no more: `count` times, and once for what has no end.
+/// What a client sends until the node accepts no more: `count` times, and once for endless data.
 #[must_use]
 pub fn asks(count: usize) -> Bytes {
     let follow = message(&request(0, "services/watch", &Value::Null));
@@ -174,7 +174,7 @@ pub fn asks(count: usize) -> Bytes {
     all.into()
 }
 
-/// Has a request answered that comes in two pieces.
+/// Sends a request in two pieces, and waits for the answer.
 ///
 /// # Panics
 /// The node does not answer it.
@@ -187,10 +187,10 @@ pub async fn is_answered_in_pieces(socket: &mut UpgradedSocket, request: &str) {
     hears(socket, b"call.responded").await;
 }
 
-/// Reads until this came.
+/// Reads until `wanted` came.
 ///
 /// # Panics
-/// The WebSocket ends before it.
+/// The WebSocket ends before.
 pub async fn hears(socket: &mut UpgradedSocket, wanted: &[u8]) {
     let mut heard = Vec::new();
     while !heard.windows(wanted.len()).any(|bytes| bytes == wanted) {
@@ -199,7 +199,7 @@ pub async fn hears(socket: &mut UpgradedSocket, wanted: &[u8]) {
     }
 }
 
-/// The code that a WebSocket is closed with; `None` where it goes on for so long.
+/// The code that a WebSocket is closed with. `None` if it stays open for `patience`.
 ///
 /// # Panics
 /// It ends without a code.
@@ -207,7 +207,7 @@ pub async fn closed(socket: &mut UpgradedSocket, patience: Duration) -> Option<u
     let mut heard = Vec::new();
     let hear = async {
         loop {
-            // Nothing but its end is said to a client that never ended a message, and pings, which are empty.
+            // A client that never ended a message gets only the close frame, and empty pings.
             match *heard.as_slice() {
                 [first, len, ref rest @ ..] if rest.len() >= len as usize => {
                     if first & 0xf == CLOSE {
@@ -225,25 +225,25 @@ pub async fn closed(socket: &mut UpgradedSocket, patience: Duration) -> Option<u
     tokio::time::timeout(patience, hear).await.ok()
 }
 
-/// Sends so many pings, each of which the node reads by itself, and reads no answer.
+/// Sends `count` pings, each of which the node reads separately, and reads no answers.
 ///
 /// # Panics
-/// The node does not take them.
+/// The node does not accept them.
 pub async fn pings(socket: &mut UpgradedSocket, count: u32) {
-    // Beside each ping a pong, which is not answered: the node's library of HTTP/2 ends a connection on which too many
-    // frames of DATA below 256 bytes wait to be read, as they do on a busy machine.
+    // Beside each ping a pong, which is not answered. The node's HTTP/2 library ends a connection
+    // if too many DATA frames below 256 bytes are waiting to be read, as happens on a busy machine.
     let beside = [&head(PONG, true, PAYLOAD_BYTES)[..], &[b'x'; PAYLOAD_BYTES]].concat();
     let pings = async {
         for n in 1..=count {
             let ping = [&head(PING, true, PAYLOAD_BYTES)[..], &payload(n), &beside].concat();
-            // Taken means read: the node grants room for as much as it has looked at.
+            // Accepted means read, because the node grants window only for what it has processed.
             socket.write_all(&ping).await.expect("it is taken");
         }
     };
     within(pings).await;
 }
 
-/// A client that takes answers again has the one to ping number `n`.
+/// A client that reads answers again receives the one to ping number `n`.
 ///
 /// # Panics
 /// It does not come.
@@ -252,7 +252,7 @@ pub async fn hears_pong(socket: &mut UpgradedSocket, n: u32) {
     hears(socket, &pong).await;
 }
 
-/// What ping number `n` carries.
+/// Payload of ping number `n`.
 fn payload(n: u32) -> Vec<u8> {
     let mut payload = n.to_be_bytes().to_vec();
     payload.resize(PAYLOAD_BYTES, b'x');

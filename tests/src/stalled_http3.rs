@@ -1,4 +1,4 @@
-//! HTTP/3 by hand (RFC 9114): clients that leave answers where they are, or take their time to ask.
+//! HTTP/3 by hand (RFC 9114): clients that do not read answers, or send requests slowly.
 
 use std::time::Duration;
 
@@ -17,24 +17,24 @@ const H3: &[u8] = b"h3";
 /// Bytes that are read at once.
 const READ_BYTES: usize = 64 << 10;
 
-/// A connection of HTTP/3 with some answers that are left where they are.
+/// An HTTP/3 connection with some answers that are not read.
 #[derive(Debug)]
 pub struct StalledHttp3 {
     connection: Connection,
-    // Where it is dropped its connections end.
+    // Its connections end when it is dropped.
     _dialer: EndpointDialer,
     _control: SendStream,
     left: Vec<(SendStream, RecvStream)>,
 }
 
 impl StalledHttp3 {
-    /// So many that the connection's window has room for others.
+    /// Few enough that the connection's window has room for others.
     pub const ANSWERS: usize = 4;
 
-    /// Asks for this path [`ANSWERS`](Self::ANSWERS) times, with a token or without one.
+    /// Requests this path [`ANSWERS`](Self::ANSWERS) times, with or without a token.
     ///
     /// # Panics
-    /// The node has no place for it.
+    /// The node has no connection slot left.
     pub async fn open(target: &Target, path: &str, token: Option<&str>) -> Self {
         let mut idle = Self::connect(target).await;
         for _ in 0..Self::ANSWERS {
@@ -59,7 +59,7 @@ impl StalledHttp3 {
         }
     }
 
-    /// Takes another answer: the client is there, and takes nothing of the first ones alone.
+    /// Reads another answer: the client is alive, and leaves only the first ones unread.
     ///
     /// # Panics
     /// It is not answered.
@@ -70,10 +70,10 @@ impl StalledHttp3 {
         assert!(read.is_ok() && answer.ends_with(b"ok\n"), "{read:?}");
     }
 
-    /// Looks how the answers ended that it left: the node has reset each of them.
+    /// Checks how the unread answers ended: the node has reset each of them.
     ///
     /// # Panics
-    /// One came whole, comes still, or ended with the connection.
+    /// One came whole, still comes, or ended with the connection.
     pub async fn was_reset(mut self) {
         for (_, recv) in &mut self.left {
             let ended = loop {
@@ -88,7 +88,7 @@ impl StalledHttp3 {
     }
 }
 
-/// A request for a path, on a stream of its own.
+/// A request for a path, on a separate stream.
 async fn ask(connection: &Connection, path: &str, token: Option<&str>) -> (SendStream, RecvStream) {
     let (mut send, recv) = connection.open_bi().await.expect("a stream");
     let asked = send.write_all(&asks(path, token)).await;
@@ -97,8 +97,8 @@ async fn ask(connection: &Connection, path: &str, token: Option<&str>) -> (SendS
     (send, recv)
 }
 
-/// One request for a path (RFC 9114 section 4.1): a frame of fields by the static table (RFC 9204 appendix A) and
-/// literals.
+/// One request for a path (RFC 9114 section 4.1): a frame of fields from the static table (RFC 9204
+/// appendix A) and literals.
 fn asks(path: &str, token: Option<&str>) -> Vec<u8> {
     let mut fields = vec![0, 0, 0xd1, 0xd7];
     let mut literal = |name: &[u8], text: &str| {
@@ -118,18 +118,18 @@ fn asks(path: &str, token: Option<&str>) -> Vec<u8> {
     frame
 }
 
-/// A client over HTTP/3 whose one request comes a byte at a time, with a pause after each of more than a hundred. Returns
-/// when the node has ended its connection.
+/// An HTTP/3 client that sends its only request byte by byte, with a pause after each of more than
+/// a hundred bytes. Returns when the node has ended its connection.
 ///
 /// # Panics
-/// It does not.
+/// The node does not end it.
 pub async fn drip(target: &Target, pause: Duration) {
     let slow = StalledHttp3::connect(target).await;
     let (mut send, _recv) = slow.connection.open_bi().await.expect("a stream");
     let request = asks(&format!("/{}", "x".repeat(120)), None);
     let drips = async {
         for byte in request.chunks(1) {
-            // The node may take no more of this stream.
+            // The node may accept no more on this stream.
             let _ = send.write_all(byte).await;
             tokio::time::sleep(pause).await;
         }
@@ -141,10 +141,10 @@ pub async fn drip(target: &Target, pause: Duration) {
     }
 }
 
-/// Lines of the access log about answers of a path over a version of HTTP that their clients did not take.
+/// Lines of the access log about unread answers of a path over an HTTP version.
 ///
 /// # Panics
-/// The node does not say.
+/// The node does not answer.
 #[must_use]
 pub fn not_taken(admin: &CliRunner, target: &str, path: &str, alpn: &str) -> usize {
     let log = admin.subscribe(target, "node/log", &json!({ "last": 100_000 }));

@@ -1,8 +1,8 @@
 //! The cache's folder of saved machines.
 //!
-//! Test programs that run at the same time share it: a machine that several want is made by one of them
-//! while the others wait. A machine is used for a day, and until the host boots again; each program checks
-//! each machine once, before it uses it, and makes one that is damaged again. One that QEMU does not read fails the test.
+//! Concurrent test programs share it: one of them makes a machine while the others wait for it. A
+//! machine is used for a day, and until the host reboots. Each program checks each machine once
+//! before it uses it, and makes a damaged one again. One that QEMU cannot read fails the test.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -18,8 +18,9 @@ use sha2::{Digest, Sha256};
 
 use crate::cli::CliRunner;
 
-/// What decides what is written into the folder of a machine, and when: after a change of these each is made
-/// again. How a machine is built is in its recipe ([`alknet_qemu::VmBuilder::recipe`]).
+/// Sources that decide what is written into a machine's folder, and when. After a change of these,
+/// each machine is made again. How a machine is built is in its recipe
+/// ([`alknet_qemu::VmBuilder::recipe`]).
 const MAKERS: [&str; 5] = [
     include_str!("../../qemu/src/snapshot.rs"),
     include_str!("../../qemu/src/tpm/mod.rs"),
@@ -28,13 +29,13 @@ const MAKERS: [&str; 5] = [
     include_str!("snapshot.rs"),
 ];
 
-/// Names what is in a folder, and is written last: a folder without it is not whole.
+/// The list of a folder's files. It is written last, so a folder without it is incomplete.
 const CONTENTS: &str = "contents.json";
 
-/// The guests' clocks stand at the time of the save.
+/// The guests' clocks show the time of the save.
 const USED_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Machines that are kept, those that were used last. One takes some 100 MB.
+/// How many machines are kept, the last used ones. A machine takes about 100 MB.
 const KEPT: usize = 16;
 
 /// The folder.
@@ -43,18 +44,18 @@ pub(crate) struct SnapshotStore {
     folder: PathBuf,
 }
 
-/// A saved machine. No process removes it while this is there.
+/// A saved machine. No process removes it while this value exists.
 #[derive(Debug)]
 pub(crate) struct SnapshotEntry {
     path: PathBuf,
-    /// Held for as long as the files may be opened.
+    /// Held while the files may be opened.
     lock: File,
 }
 
-/// What a whole folder has.
+/// The manifest of a complete folder.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 struct SnapshotManifest {
-    /// Of the host, which tells its boots apart: afterwards its clocks count otherwise.
+    /// The host's boot ID. After a reboot, its clocks start again.
     boot_id: String,
     /// Seconds since 1970.
     made_s: u64,
@@ -68,16 +69,16 @@ struct SnapshotFile {
 }
 
 impl SnapshotStore {
-    /// The one of the project's cache.
+    /// The store in the project's cache.
     pub(crate) fn open() -> Self {
         let cache = alknet_qemu::cache_dir().expect("ALKNET_CACHE or HOME names a folder");
         Self::at(&cache.join("machines"))
     }
 
-    /// One in this folder.
+    /// The store in this folder.
     pub(crate) fn at(folder: &Path) -> Self {
         let folder = folder.to_owned();
-        // Another user who can open a lock can hold it for ever.
+        // Another user who can open a lock file could hold the lock for ever.
         let made = DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -86,7 +87,7 @@ impl SnapshotStore {
         Self { folder }
     }
 
-    /// State folder of the administrator of every machine here.
+    /// State folder of the administrator of all machines in the store.
     pub(crate) fn administrator(&self) -> PathBuf {
         let state = self.folder.join("administrator");
         let _one = self.exclusive("administrator");
@@ -94,8 +95,8 @@ impl SnapshotStore {
         state
     }
 
-    /// The text of a file here, never empty, which `make` writes first. The file is there whole or not at
-    /// all: a process may be killed at any moment.
+    /// The text of a file here, never empty, which `make` provides first. The file is complete or
+    /// missing, because a process may be killed at any moment.
     pub(crate) fn text(&self, name: &str, make: impl FnOnce() -> String) -> String {
         let _one = self.exclusive(name);
         let file = self.folder.join(name);
@@ -110,11 +111,11 @@ impl SnapshotStore {
         text
     }
 
-    /// What `restore` makes of the folder of the machine made by this recipe.
+    /// The result of `restore` with the folder of the machine with this recipe.
     ///
     /// # Panics
-    /// `restore` fails. A machine that QEMU could not restore is removed: its files may be as they were written and
-    /// still be of no use, and the next run makes it again.
+    /// `restore` fails. A machine that QEMU could not restore is removed: its files may be intact
+    /// and still be unusable, and the next run makes it again.
     pub(crate) fn restore<T>(
         &self,
         recipe: &str,
@@ -138,7 +139,7 @@ impl SnapshotStore {
         }
     }
 
-    /// Removes a machine, unless another process has made it again already.
+    /// Removes a machine, unless another process has already made it again.
     fn discard(&self, entry: SnapshotEntry) {
         let SnapshotEntry { path, lock } = entry;
         let failed = SnapshotManifest::read(&path).ok();
@@ -150,8 +151,8 @@ impl SnapshotStore {
         }
     }
 
-    /// The machine made by this recipe. `make` is called, with an empty folder, only if the cache has no complete
-    /// machine of this recipe.
+    /// The machine made by this recipe. `make` is called, with an empty folder, only if the cache
+    /// has no complete machine of this recipe.
     pub(crate) fn entry(&self, recipe: &str, make: impl Fn(&Path)) -> SnapshotEntry {
         let qemu = alknet_qemu::version().unwrap_or_else(|error| panic!("{error}"));
         let all = format!("{qemu}\n{}\n{recipe}", MAKERS.concat());
@@ -175,7 +176,7 @@ impl SnapshotStore {
         }
     }
 
-    /// Makes a machine beside its place and puts it there whole.
+    /// Makes a machine in a temporary folder and moves it to its path when complete.
     fn make(&self, path: &Path, recipe: &str, make: impl Fn(&Path)) {
         remove(path);
         let new = tempfile::tempdir_in(&self.folder).expect("the cache can be written");
@@ -191,7 +192,7 @@ impl SnapshotStore {
         fs::rename(new.keep(), path).expect("a folder in the same place");
     }
 
-    /// Removes machines that no process uses, but for those used last.
+    /// Removes machines that no process uses, except the last used ones.
     fn prune(&self, made: &str) {
         let entries = fs::read_dir(&self.folder).expect("the cache can be read");
         let mut locks: Vec<_> = entries
@@ -208,7 +209,8 @@ impl SnapshotStore {
             let Ok(lock) = File::open(&path) else {
                 continue;
             };
-            // Held until the folder is gone: the next process may want the machine already.
+            // Held until the folder is removed, because the next process may already need the
+            // machine.
             if !is_made && lock.try_lock().is_ok() {
                 remove(&folder);
             }
@@ -234,14 +236,14 @@ impl SnapshotEntry {
         &self.path
     }
 
-    /// Notes when it was used, by which it is kept.
+    /// Records the time of use, which decides how long it is kept.
     fn used(&self, at: SystemTime) {
         self.lock.set_modified(at).ok();
     }
 }
 
 impl SnapshotManifest {
-    /// What is in this folder now.
+    /// The current content of this folder.
     fn scan(folder: &Path) -> io::Result<Self> {
         let mut files = vec![];
         for entry in fs::read_dir(folder)? {
@@ -271,7 +273,7 @@ impl SnapshotManifest {
     }
 }
 
-/// What this process has checked.
+/// The machines that this process has checked.
 static CHECKED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn checked() -> std::sync::MutexGuard<'static, BTreeSet<PathBuf>> {
@@ -282,7 +284,7 @@ fn forget(path: &Path) {
     checked().remove(path);
 }
 
-/// Whether the machine at this place can be used.
+/// Whether the machine at this path can be used.
 fn is_whole(path: &Path) -> bool {
     let Ok(contents) = SnapshotManifest::read(path) else {
         return false;
@@ -400,7 +402,7 @@ mod tests {
         assert_eq!(made.into_inner(), 1);
     }
 
-    /// Its checksum is right, for it was written so: QEMU alone knows that it is no machine.
+    /// Its checksum is correct for its content. Only QEMU finds that it is not a machine.
     #[test]
     fn a_machine_that_cannot_be_restored_fails_and_is_made_again_next_time() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
@@ -424,7 +426,7 @@ mod tests {
             said.contains("which is removed: ") && said.contains("no machine"),
             "{said}"
         );
-        // What says nothing of the saved machine leaves it.
+        // An error that does not concern the saved machine keeps it.
         let said = restored(|| alknet_qemu::Error::BeyondNeeds {
             all: 2,
             most_mib: 1,
@@ -439,7 +441,7 @@ mod tests {
     fn a_text_is_there_whole_or_not_at_all() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
         let store = SnapshotStore::at(folder.path());
-        // What processes leave that were killed: before they wrote, and before the text had its place.
+        // Files left by killed processes: before they wrote, and before the rename.
         fs::write(folder.path().join("token"), "").expect("the folder is ours");
         fs::write(folder.path().join("token.new"), "ha").expect("the folder is ours");
         assert_eq!(store.text("token", || "whole".to_owned()), "whole");

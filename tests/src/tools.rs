@@ -1,4 +1,5 @@
-//! Tools of the host that look into disks and make volumes: what others wrote judges what we wrote.
+//! Host tools that inspect disks and make volumes, so that other authors' tools check this
+//! project's output.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,19 +12,20 @@ use serde_json::Value;
 
 use crate::bench::TestBench;
 
-/// Where the data partition of a raw image begins, bytes: behind the gap for a BIOS loader and the
-/// EFI system partition. The layout is frozen.
+/// Where the data partition of a raw image begins, in bytes: after the gap for a BIOS loader and
+/// the EFI system partition. The layout is frozen.
 pub const RAW_DATA_AT: u64 = (1 + 256) << 20;
 
-/// Size of a NoCloud volume with FAT, in KiB: a floppy disk's.
+/// Size in KiB of a NoCloud volume with FAT: that of a floppy disk.
 const FAT_KIB: &str = "1440";
 
-/// What an ext4 file system has that others make for a data partition: what the machine's own has.
+/// Features of an ext4 file system made by other tools for a data partition. The same as the
+/// machine's own.
 const EXT4_FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,\
                              sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 
-/// The value that `cargo xtask test` put into this variable: for most variables, a folder of programs of other
-/// authors.
+/// The value that `cargo xtask test` set for this variable: for most variables, a folder of
+/// programs by other authors.
 ///
 /// # Panics
 /// It is not set.
@@ -33,7 +35,7 @@ pub fn variable(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set; run these tests with `cargo xtask test`"))
 }
 
-/// A file of `tests/clients`: a program of the tests that uses a client of other authors.
+/// A file of `tests/clients`: a test program that uses another author's client.
 #[must_use]
 pub fn client(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "clients", name]
@@ -41,8 +43,8 @@ pub fn client(name: &str) -> PathBuf {
         .collect()
 }
 
-/// Starts a client, writes `facts` as JSON to its standard input and closes that input. The caller reads the
-/// client's output.
+/// Starts a client, writes `facts` as JSON to its standard input and closes that input. The caller
+/// reads the client's output.
 ///
 /// # Panics
 /// It is not installed, or ends before it has read them.
@@ -55,7 +57,7 @@ pub fn start_with_json(command: &mut Command, facts: &Value) -> Child {
     child
 }
 
-/// Runs such a client to its end, with everything that it prints.
+/// Runs such a client to its end, and returns all output.
 ///
 /// # Panics
 /// As [`start_with_json`].
@@ -64,7 +66,8 @@ pub fn run_with_json(command: &mut Command, facts: &Value) -> Output {
     child.wait_with_output().expect("it is our child")
 }
 
-/// Path of `age` or `age-keygen`: in the folder that `ALKNET_TEST_AGE` names, else the machine's own program.
+/// Path of `age` or `age-keygen`: in the folder that `ALKNET_TEST_AGE` names, else the machine's
+/// own program.
 #[must_use]
 pub fn age(program: &str) -> String {
     let folder = std::env::var("ALKNET_TEST_AGE");
@@ -74,7 +77,7 @@ pub fn age(program: &str) -> String {
     )
 }
 
-/// Runs a tool, also one for administrators.
+/// Runs a tool, which may be one for administrators.
 ///
 /// # Panics
 /// It is not installed.
@@ -87,7 +90,7 @@ pub fn tool<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Output {
     output.unwrap_or_else(|error| panic!("{program}: {error}; `cargo xtask test` installs it"))
 }
 
-/// Runs a tool that has to succeed, and returns what it said.
+/// Runs a tool that must succeed, and returns its output.
 ///
 /// # Panics
 /// It fails or is not installed.
@@ -99,36 +102,37 @@ pub fn tool_says<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> String {
     text
 }
 
-/// Checks that the ext4 file system at byte `at` of `image` is whole and was unmounted in order.
+/// Checks that the ext4 file system at byte `at` of `image` is intact and was unmounted cleanly.
 ///
 /// # Panics
 /// It is not.
 pub fn assert_clean(image: &Path, at: u64) {
     let text = tool_says("e2fsck", &["-fn".to_owned(), ext4_at(image, at)]);
-    // With a journal to replay e2fsck looks past it and calls the rest clean.
+    // If there is a journal to replay, e2fsck skips it and calls the rest clean.
     assert!(!text.contains("journal recovery"), "{text}");
 }
 
-/// Replays the journal of the ext4 file system at byte `at` of `image`, and returns how many blocks the
-/// superblock counted before and how many it counts now.
+/// Replays the journal of the ext4 file system at byte `at` of `image`. Returns the superblock's
+/// block counts before and after.
 ///
 /// # Panics
 /// There is no file system, or it cannot be read.
 pub fn replay(image: &Path, at: u64) -> (u32, u32) {
     let before = ext4_blocks(image, at);
-    // Exits with 1 when there was something to do.
+    // Exits with 1 if it had something to repair.
     tool("e2fsck", &["-fy".to_owned(), ext4_at(image, at)]);
     (before, ext4_blocks(image, at))
 }
 
-/// Whether the superblock of the ext4 file system at byte `at` counts a second group while the first block
-/// of descriptors says nothing of it.
+/// Whether the superblock of the ext4 file system at byte `at` counts a second group, but the first
+/// block of descriptors does not have it.
 ///
 /// # Panics
 /// There is no file system, or it cannot be read.
 #[must_use]
 pub fn has_groups_without_descriptors(image: &Path, at: u64) -> bool {
-    // Groups of 32,768 blocks of 4 KiB; a descriptor is 64 bytes and the second of a whole disk never zero.
+    // Groups have 32,768 blocks of 4 KiB. A descriptor is 64 bytes, and on an intact disk the
+    // second one is never zero.
     let mut second = [0; 64];
     let file = File::open(image).expect("an image");
     let read = file.read_exact_at(&mut second, at + 4096 + 64);
@@ -145,21 +149,21 @@ fn ext4_blocks(image: &Path, at: u64) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
-/// Changes the unmounted ext4 file system in `image` by debugfs.
+/// Changes the unmounted ext4 file system in `image` with debugfs.
 ///
 /// # Panics
-/// debugfs complains.
+/// debugfs reports an error.
 pub fn debugfs(image: &Path, request: &str) -> String {
     let image = image.display().to_string();
     let text = tool_says("debugfs", &["-w", "-R", request, image.as_str()]);
-    // It reports errors and exits as if there were none.
+    // It prints errors, but exits with success.
     let refusal = format!("{}:", request.split(' ').next().unwrap_or(request));
     let diagnostic = text.lines().find(|line| line.starts_with(&refusal));
     assert_eq!(diagnostic, None, "{text}");
     text
 }
 
-/// Makes `image` an ext4 file system with everything that is in `folder`, for every user to read.
+/// Makes `image` an ext4 file system with everything in `folder`, readable by every user.
 ///
 /// # Panics
 /// It cannot be made.
@@ -177,7 +181,7 @@ fn ext4_at(image: &Path, at: u64) -> String {
     format!("{}?offset={at}", image.display())
 }
 
-/// A NoCloud volume with FAT that holds `document`, as mtools makes it.
+/// A NoCloud volume with FAT that contains `document`, made by mtools.
 ///
 /// # Panics
 /// It cannot be made.
@@ -193,7 +197,7 @@ pub fn fat_volume(bench: &TestBench, name: &str, document: &str) -> PathBuf {
     image
 }
 
-/// A NoCloud volume with ISO 9660 that holds `document`, as xorriso makes it.
+/// A NoCloud volume with ISO 9660 that contains `document`, made by xorriso.
 ///
 /// # Panics
 /// It cannot be made.

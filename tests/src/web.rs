@@ -1,4 +1,4 @@
-//! A node that speaks HTTP, on this host or on a machine, with tokens for it, and curl.
+//! A node that serves HTTP, on this host or on a machine, with tokens for it, and curl.
 
 use std::io::{BufRead, BufReader, Lines, Read};
 use std::net::SocketAddr;
@@ -17,16 +17,16 @@ use crate::snapshot::MachineSnapshot;
 use crate::store::SnapshotStore;
 use crate::wait::whole_seconds;
 
-/// Longest run of curl. Generous: guests run translated.
+/// Longest run of curl. Long, because guests may run in emulation.
 const CURL_WITHIN: Duration = Duration::from_secs(300);
 
-/// Has curl print the status of an answer on a line of its own.
+/// Makes curl print the status of a response on a separate line.
 const STATUS: &str = "write-out = \"%{http_code}\\n\"\n";
 
-/// Every run of curl is a connection of its own.
+/// Every run of curl is a separate connection.
 const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
 
-/// A node with three tokens: an administrator's, one that only reads, and one that has ended.
+/// A node with three tokens: an administrator's, a read-only one, and an expired one.
 #[derive(Debug)]
 pub struct WebNode<N = HostNode> {
     /// The node.
@@ -41,7 +41,7 @@ pub struct WebNode<N = HostNode> {
 }
 
 impl WebNode<HostNode> {
-    /// Starts one on this host with this configuration besides.
+    /// Starts a node on this host with this additional configuration.
     ///
     /// # Panics
     /// It does not serve.
@@ -49,7 +49,7 @@ impl WebNode<HostNode> {
         Self::start_at(bench, 0, config)
     }
 
-    /// The same on this port; 0 stands for a free one.
+    /// The same on this port. 0 means a free port.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -59,8 +59,8 @@ impl WebNode<HostNode> {
         Self::on_host(node, &known)
     }
 
-    /// The same as [`start`](Self::start) on a machine that has so much memory, as far as the node can tell: nothing
-    /// without root, see [`HostNode::start_on`].
+    /// The same as [`start`](Self::start), on a machine that seems to the node to have this much
+    /// memory. `None` without root, see [`HostNode::start_on`].
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -77,14 +77,14 @@ impl WebNode<HostNode> {
         Self::from_node(node, address, known, &made)
     }
 
-    /// As diallers take it.
+    /// The target in the form for diallers.
     pub fn target(&self) -> Target {
         target(self.node.target())
     }
 }
 
 impl WebNode<MachineNode> {
-    /// Boots a machine with this configuration besides.
+    /// Boots a machine with this additional configuration.
     ///
     /// # Panics
     /// It does not serve.
@@ -96,7 +96,7 @@ impl WebNode<MachineNode> {
         Self::from_node(node, address, &known, &made)
     }
 
-    /// A copy of a machine that serves already, with this configuration besides.
+    /// A copy of a machine that already serves, with this additional configuration.
     ///
     /// # Panics
     /// As [`MachineSnapshot::restore`].
@@ -108,7 +108,7 @@ impl WebNode<MachineNode> {
         Self::from_node(node, address, &known, &made)
     }
 
-    /// As diallers take it.
+    /// The target in the form for diallers.
     pub fn target(&self) -> Target {
         target(&self.node.target())
     }
@@ -130,7 +130,7 @@ impl<N> WebNode<N> {
         self.address
     }
 
-    /// A path of the node's as an address.
+    /// The URL of a path of the node.
     pub fn url(&self, path: &str) -> String {
         format!("https://{}{path}", self.address)
     }
@@ -153,10 +153,10 @@ impl<N> WebNode<N> {
         self.curl(path, &all)
     }
 
-    /// The same, or what curl says where it gets no answer.
+    /// The same, or curl's error if it gets no answer.
     ///
     /// # Errors
-    /// The node has no place for the connection, say.
+    /// For example, the node has no connection slot left.
     pub fn try_curl_as(
         &self,
         token: &str,
@@ -177,11 +177,11 @@ impl<N> WebNode<N> {
         self.curl_as(token, path, &["--header", json, "--data-binary", body])
     }
 
-    /// Begins to ask for all of these paths, so many of them at the same time, by one run of curl. `options` are those
-    /// of each request, as lines of a file of curl's. Answers are read and thrown away.
+    /// Starts requesting all these paths with one run of curl, `at_once` at a time. `options` are
+    /// those of each request, as lines of a curl settings file. Answers are read and discarded.
     ///
     /// # Panics
-    /// curl is not installed, or the folder of `bench` has no room.
+    /// curl is not installed, or the folder of `bench` is full.
     pub fn at_once(
         &self,
         bench: &TestBench,
@@ -189,7 +189,7 @@ impl<N> WebNode<N> {
         most: usize,
         options: &str,
     ) -> ParallelCurl {
-        // What stands before `next` is forgotten there.
+        // After `next`, curl forgets the options before it.
         let within = whole_seconds(CURL_WITHIN);
         let each = paths.iter().map(|path| {
             let url = self.url(path);
@@ -213,7 +213,7 @@ impl<N> WebNode<N> {
         ParallelCurl(Curl::new(&all).start(Stdio::piped()))
     }
 
-    /// Follows a subscription, as `call` asks for it.
+    /// Follows a subscription with the request `call`.
     ///
     /// # Panics
     /// curl is not installed.
@@ -231,7 +231,7 @@ impl<N> WebNode<N> {
     }
 }
 
-/// Many requests of one run of curl. It ends when dropped.
+/// Many requests of one run of curl. It is ended on drop.
 #[derive(Debug)]
 pub struct ParallelCurl(Child);
 
@@ -239,12 +239,12 @@ impl ParallelCurl {
     /// Whether all of them were answered.
     ///
     /// # Panics
-    /// It is no child of ours any more.
+    /// It is no longer a child of this process.
     pub fn is_over(&mut self) -> bool {
         self.0.try_wait().expect("it is our child").is_some()
     }
 
-    /// Waits for all of the answers, and returns their statuses, 0 for those that found no connection.
+    /// Waits for all answers, and returns their statuses, 0 for requests without a connection.
     ///
     /// # Panics
     /// As [`is_over`](Self::is_over).
@@ -267,7 +267,7 @@ impl Drop for ParallelCurl {
     }
 }
 
-/// Events that curl follows. It ends when dropped.
+/// Events that curl follows. It is ended on drop.
 #[derive(Debug)]
 pub struct CurlEvents {
     curl: Child,
@@ -277,7 +277,7 @@ pub struct CurlEvents {
 impl Iterator for CurlEvents {
     type Item = Value;
 
-    /// The next event; `None` after the last one.
+    /// The next event. `None` after the last one.
     fn next(&mut self) -> Option<Value> {
         let mut lines = self.lines.by_ref().map_while(Result::ok);
         let data = lines.find_map(|line| line.strip_prefix("data: ").map(str::to_owned));
@@ -298,7 +298,8 @@ fn target(text: &str) -> Target {
     text.parse().expect("the node's own target")
 }
 
-/// Input of the request for an administrator's token. Scopes in the configuration give this right to keys only.
+/// Input of the request for an administrator's token. Scopes in the configuration give this right
+/// to keys only.
 fn everything() -> Value {
     json!({ "scopes": ["*"] })
 }
@@ -318,7 +319,7 @@ impl WebTokens {
         }
     }
 
-    /// Those of every snapshot, of which the cache keeps the texts.
+    /// The tokens of all snapshots, whose texts the cache keeps.
     fn of_snapshots() -> Self {
         let store = SnapshotStore::open();
         let token = |name: &str| {
@@ -350,11 +351,11 @@ impl WebTokens {
 /// The response that curl received.
 #[derive(Clone, Debug)]
 pub struct CurlResponse {
-    /// Statuses of what came before the answer: 100 where a body was waited for.
+    /// Statuses before the response: 100 if a body was awaited.
     pub interim: Vec<u16>,
     /// The status.
     pub status: u16,
-    /// `HTTP/2` or so.
+    /// Such as `HTTP/2`.
     pub version: String,
     /// Names, in lower case, and values.
     pub headers: Vec<(String, String)>,

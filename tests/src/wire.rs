@@ -1,4 +1,4 @@
-//! The call protocol by hand, to say what our own client never would.
+//! The call protocol by hand, to send what this project's client never would.
 
 use alknet_core::{Connection, RecvStream, SendStream, StreamError};
 use serde_json::{Value, json};
@@ -6,17 +6,17 @@ use serde_json::{Value, json};
 /// Bytes of a frame's length field.
 const HEADER_BYTES: usize = 4;
 
-/// A frame around `body`, whatever that is.
+/// A frame around any `body`.
 ///
 /// # Panics
-/// The body is longer than a frame can say.
+/// The body is too long for a frame.
 #[must_use]
 pub fn frame(body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(body.len()).expect("a test's body is short");
     [&len.to_be_bytes()[..], body].concat()
 }
 
-/// The frame that asks for an operation.
+/// The frame that calls an operation.
 #[must_use]
 pub fn request(id: &str, operation: &str, input: &Value) -> Vec<u8> {
     let payload = json!({ "operationId": format!("/{operation}"), "input": input });
@@ -24,7 +24,7 @@ pub fn request(id: &str, operation: &str, input: &Value) -> Vec<u8> {
     frame(event.to_string().as_bytes())
 }
 
-/// A stream of `connection` to write anything on.
+/// A stream of `connection` for any data.
 ///
 /// # Errors
 /// The connection ended.
@@ -39,10 +39,10 @@ pub async fn stream(connection: &Connection) -> Result<(SendStream, RecvStream),
 /// The next event on a stream.
 ///
 /// # Errors
-/// The stream ended in an error.
+/// The stream ended with an error.
 ///
 /// # Panics
-/// The stream ended, or something else than JSON came.
+/// The stream ended, or something other than JSON came.
 pub async fn event(recv: &mut RecvStream) -> Result<Value, StreamError> {
     let header = exactly(recv, HEADER_BYTES).await?;
     let len = u32::from_be_bytes(header.try_into().expect("as many as were asked for"));

@@ -1,4 +1,5 @@
-//! Sealed secrets of the node towards others. Neither this file nor the database can open them.
+//! Sealed secrets that the node uses towards other servers. Neither this file nor the database can
+//! open them.
 
 use std::io;
 use std::path::PathBuf;
@@ -24,10 +25,10 @@ impl CredentialStore for IdentityDb {
         provider: &'a str,
         sealed: EncryptedData,
     ) -> BoxFuture<'a, Result<(), CredentialError>> {
-        let fits = (1..=PROVIDER_BYTES_MAX).contains(&provider.len())
+        let is_within_bounds = (1..=PROVIDER_BYTES_MAX).contains(&provider.len())
             && sealed.data.len() <= SEALED_BYTES_MAX;
-        // The same bounds at the write as at the next start, which would leave the row out.
-        if !fits {
+        // These are the bounds that the next start checks as well: it would leave a longer row out.
+        if !is_within_bounds {
             let what = "a name has 1 to 255 bytes, and a sealed secret at most 1 MiB";
             let source = io::Error::new(io::ErrorKind::InvalidInput, what);
             let path = self.0.path.clone();
@@ -40,7 +41,8 @@ impl CredentialStore for IdentityDb {
         let path = db.path.clone();
         let done = in_background(move || {
             db.write(|connection| rows::put_credential(connection, &provider, &sealed))?;
-            // After the disk has it: what is read from memory is there after a restart too.
+            // The map changes after the disk has the row, so that a reader never sees a secret that
+            // a restart would lose.
             lock(&db.credentials).insert(provider, sealed);
             Ok(())
         });
@@ -51,7 +53,7 @@ impl CredentialStore for IdentityDb {
         let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
         let path = db.path.clone();
         let done = in_background(move || {
-            // Without a change nothing is written, which spares the disk a transaction.
+            // A provider that is not stored needs no write, which spares the disk a transaction.
             if !lock(&db.credentials).contains_key(&provider) {
                 return Ok(false);
             }

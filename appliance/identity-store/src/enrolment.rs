@@ -12,13 +12,13 @@ use crate::{IdentityDb, IdentityDbInner, in_background};
 /// A token to enrol with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnrolmentRecord {
-    /// Its name.
+    /// The name of the token.
     pub key_id: KeyId,
-    /// Counts its changes; the column, whatever the text says.
+    /// Number of changes of the row. The column counts, and not the number in the record's text.
     pub revision: u64,
-    /// When it ends, in seconds since 1970.
+    /// When the token expires, in seconds since 1970.
     pub expires: u64,
-    /// Everything else. Never the token, only its hash.
+    /// The rest of the token's fields. It has the hash of the token, and never the token.
     pub record: String,
 }
 
@@ -30,7 +30,7 @@ pub struct EnrolmentError(pub String);
 type EnrolmentFuture<'a, T> = BoxFuture<'a, Result<T, EnrolmentError>>;
 
 impl IdentityDb {
-    /// Adds a token; `false` where there is one of this name, and nothing is done.
+    /// Adds a token. Returns `false`, and writes nothing, if the table has a token of this name.
     pub fn put_enrolment(&self, new: EnrolmentRecord) -> EnrolmentFuture<'_, bool> {
         self.write_enrolment(move |connection| {
             connection.execute(
@@ -45,12 +45,13 @@ impl IdentityDb {
         })
     }
 
-    /// Puts a token in the place of the one of the same name and revision, and counts the revision
-    /// up; `false` where that one is gone or has changed, and nothing is done. Of two who use a
-    /// token at the same time, one hears `false`.
+    /// Replaces the token of the same name and revision, and increments the revision. Returns
+    /// `false`, and writes nothing, if that token was removed or changed meanwhile. If two peers
+    /// use a token at the same time, one of the two calls returns `false`.
     pub fn replace_enrolment(&self, new: EnrolmentRecord) -> EnrolmentFuture<'_, bool> {
         self.write_enrolment(move |connection| {
-            // Only over what the caller read: of two changes at a time the later one finds nothing to change.
+            // The revision is the one that the caller read: of two concurrent changes, the later
+            // one matches no row.
             connection.execute(
                 "UPDATE enrolment_tokens SET record = ?3, expires = ?4, revision = revision + 1 \
                  WHERE key_id = ?1 AND revision = ?2",
@@ -64,7 +65,7 @@ impl IdentityDb {
         })
     }
 
-    /// Forgets a token; whether there was one.
+    /// Removes a token. Returns whether it was there.
     pub fn remove_enrolment(&self, key_id: KeyId) -> EnrolmentFuture<'_, bool> {
         self.write_enrolment(move |connection| {
             let remove = "DELETE FROM enrolment_tokens WHERE key_id = ?1";
@@ -72,22 +73,23 @@ impl IdentityDb {
         })
     }
 
-    /// The token of this name.
+    /// Reads the token of this name.
     pub fn enrolment(&self, key_id: KeyId) -> EnrolmentFuture<'_, Option<EnrolmentRecord>> {
         self.read_enrolments(move |db| Ok(db.enrolments(Some(key_id))?.pop()))
     }
 
-    /// Every token, by name.
+    /// Reads every token, sorted by name.
     pub fn enrolments(&self) -> EnrolmentFuture<'_, Vec<EnrolmentRecord>> {
         self.read_enrolments(|db| db.enrolments(None))
     }
 
-    /// Whether a row was changed.
+    /// Runs a statement in the background. Returns whether it changed a row.
     fn write_enrolment(
         &self,
         write: impl FnOnce(&Connection) -> rusqlite::Result<usize> + Send + 'static,
     ) -> EnrolmentFuture<'_, bool> {
         let db = Arc::clone(&self.0);
+        // `spawn_blocking` runs the write to its end even if the caller drops the future.
         let done = in_background(move || db.write(write));
         Box::pin(async { Ok(done.await.map_err(EnrolmentError)? > 0) })
     }
@@ -105,14 +107,16 @@ impl IdentityDb {
 impl IdentityDbInner {
     fn enrolments(&self, of: Option<KeyId>) -> Result<Vec<EnrolmentRecord>, String> {
         let all = self.read(|connection| {
+            // One statement serves both readers: without a name the first condition lets every row
+            // through.
             let query = "SELECT key_id, revision, expires, record FROM enrolment_tokens \
                          WHERE ?1 IS NULL OR key_id = ?1 ORDER BY key_id";
             let mut statement = connection.prepare(query)?;
             let rows = statement.query_map([of.map(|id| id.to_string())], row)?;
             rows.collect()
         });
-        // A row whose `key_id` does not parse was not written by this program, and no caller can ask
-        // for it by name: it is left out.
+        // This program writes no row whose `key_id` does not parse, and no caller can ask for such
+        // a row by name. It is left out.
         let all: Option<Vec<_>> = all?;
         Ok(all.unwrap_or_default().into_iter().flatten().collect())
     }
@@ -121,6 +125,7 @@ impl IdentityDbInner {
 fn row(row: &Row<'_>) -> rusqlite::Result<Option<EnrolmentRecord>> {
     let key_id: String = row.get(0)?;
     let count = |n: usize| {
+        // This program stores no negative count. A damaged row gets 0, which is an expired token.
         row.get(n)
             .map(|number: i64| u64::try_from(number).unwrap_or(0))
     };
@@ -134,8 +139,9 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Option<EnrolmentRecord>> {
     }))
 }
 
-/// What is beyond SQLite's numbers is beyond any time.
+/// Converts a count for SQLite. A count above its maximum, such as an expiry beyond any real time,
+/// becomes the maximum.
 fn number(number: u64) -> i64 {
-    // SQLite's integers have a sign.
+    // SQLite's integers are signed 64-bit numbers.
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -33,11 +33,11 @@ use thiserror::Error;
 pub use enrolment::{EnrolmentError, EnrolmentRecord};
 pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
 
-/// What is wrong with a store. The node runs on without what it says.
+/// What is wrong with a store. The node runs without the entries that the diagnostic names.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdentityStoreDiagnostic {
-    /// A damaged file was set aside here, now or at an earlier start.
+    /// A damaged file was set aside under this path, now or at an earlier start.
     #[error("a damaged file of peers and tokens was set aside as {}", .0.display())]
     Aside(PathBuf),
     /// A newer program wrote the file.
@@ -45,18 +45,18 @@ pub enum IdentityStoreDiagnostic {
         "the file of peers and tokens has version {0}, and this program knows {SCHEMA_VERSION}"
     )]
     Newer(i64),
-    /// The file is there and cannot be used.
+    /// The file exists and cannot be used.
     #[error("the file of peers and tokens cannot be used: {0}")]
     Unusable(String),
-    /// The last change is on the disk, in the log of the file only.
+    /// The disk has the last change in the log of the file, and not yet in the file.
     #[error("the last change of peers and tokens is kept, and its log cannot be emptied: {0}")]
     Log(String),
-    /// Entries that say nothing this program understands.
+    /// Entries that this program cannot read.
     #[error("{count} entries in the file of peers and tokens cannot be read; the first: {first}")]
     Rows {
-        /// How many.
+        /// Number of such entries.
         count: usize,
-        /// Which, and why.
+        /// The first entry's name, and why it cannot be read.
         first: String,
     },
     /// The last change could not be written.
@@ -70,7 +70,7 @@ pub struct IdentityDb(Arc<IdentityDbInner>);
 
 struct IdentityDbInner {
     path: PathBuf,
-    /// Nothing while there is no file, or none that can be used.
+    /// `None` while the file does not exist or cannot be used.
     connection: Mutex<Option<Connection>>,
     diagnostics: Mutex<IdentityStoreDiagnostics>,
     credentials: Mutex<BTreeMap<String, EncryptedData>>,
@@ -78,17 +78,17 @@ struct IdentityDbInner {
 
 #[derive(Default)]
 struct IdentityStoreDiagnostics {
-    /// What was found at the start.
+    /// What the store found at the start.
     found: Vec<IdentityStoreDiagnostic>,
-    /// Why the log is not empty.
+    /// Why the log could not be emptied after the last change.
     log: Option<String>,
     /// Why the last change was not written.
     write: Option<String>,
 }
 
 impl IdentityDb {
-    /// Opens the file and reads all of it; the first change makes a missing file. Blocks on the
-    /// disk. [`diagnostics`](Self::diagnostics) lists what is wrong with the file.
+    /// Opens the file and reads all of it. If the file does not exist, the first change creates it.
+    /// Blocks on the disk. [`diagnostics`](Self::diagnostics) lists what is wrong with the file.
     #[must_use]
     pub fn open(path: &Path) -> (Self, StoredIdentities) {
         let mut found = Vec::new();
@@ -102,7 +102,8 @@ impl IdentityDb {
             Some((connection, rows)) => (Some(connection), rows),
             None => (None, rows::IdentityRows::default()),
         };
-        // What a power cut left in the log is in force from now on.
+        // From here on the changes that a power cut left in the log are in force, so the log is
+        // emptied as after a change.
         let settled = connection.as_ref().map(|it| file::settle(it, path));
         let db = Self(Arc::new(IdentityDbInner {
             path: path.to_owned(),
@@ -117,7 +118,7 @@ impl IdentityDb {
         (db, rows.stored)
     }
 
-    /// Everything that is wrong now.
+    /// Lists everything that is wrong at the moment.
     #[must_use]
     pub fn diagnostics(&self) -> Vec<IdentityStoreDiagnostic> {
         let diagnostics = lock(&self.0.diagnostics);
@@ -132,7 +133,7 @@ impl IdentityDb {
 }
 
 impl IdentityDbInner {
-    /// Does all of `write` or nothing, durably.
+    /// Runs all of `write` in one durable transaction. A failure writes nothing.
     fn write<T>(
         &self,
         write: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -140,7 +141,8 @@ impl IdentityDbInner {
         let mut connection = lock(&self.connection);
         let written = self.opened(&mut connection).and_then(|connection| {
             let done = connection
-                // The lock for writing is taken at the beginning, and not in the middle, where it could be refused.
+                // A transaction that takes the write lock at its first write can be refused in the
+                // middle.
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .and_then(|transaction| {
                     let done = write(&transaction)?;
@@ -152,12 +154,13 @@ impl IdentityDbInner {
         let mut diagnostics = lock(&self.diagnostics);
         diagnostics.write = written.as_ref().err().cloned();
         let (done, log) = written?;
-        // The change was made all the same.
+        // The transaction was committed, so the caller gets its result. The log's state is a
+        // diagnostic only.
         diagnostics.log = log;
         Ok(done)
     }
 
-    /// Reads something; nothing is there while nothing was written.
+    /// Reads from the file. Returns `None` if no change was ever written.
     fn read<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -181,27 +184,29 @@ impl IdentityDbInner {
         })
     }
 
-    /// Makes the file, unless there is one that cannot be used.
+    /// Creates the file. Fails if a file exists that cannot be used.
     fn begin(&self) -> Result<Connection, String> {
         self.usable()?;
         let mut found = Vec::new();
         match file::open(&self.path, &mut found) {
             Some((connection, rows)) if rows.is_empty() => Ok(connection),
+            // The file did not exist when this process started, so another process made these
+            // entries, and this process does not know them.
             Some(_) => Err("another node wrote the file: restart this one".to_owned()),
-            None => Err(why_unusable(&found).unwrap_or_default()),
+            None => Err(unusable_reason(&found).unwrap_or_default()),
         }
     }
 
-    /// Unless there is a file that cannot be used.
+    /// Fails if a file exists that cannot be used.
     fn usable(&self) -> Result<(), String> {
-        match why_unusable(&lock(&self.diagnostics).found) {
+        match unusable_reason(&lock(&self.diagnostics).found) {
             Some(why) => Err(why),
             None => Ok(()),
         }
     }
 }
 
-fn why_unusable(found: &[IdentityStoreDiagnostic]) -> Option<String> {
+fn unusable_reason(found: &[IdentityStoreDiagnostic]) -> Option<String> {
     let unusable = |it: &&IdentityStoreDiagnostic| {
         matches!(
             it,
@@ -211,7 +216,7 @@ fn why_unusable(found: &[IdentityStoreDiagnostic]) -> Option<String> {
     found.iter().find(unusable).map(ToString::to_string)
 }
 
-/// Runs `work`, which waits for a disk, on a thread of its own, and to its end even if the caller
+/// Runs `work`, which waits for a disk, on a blocking thread. It runs to its end even if the caller
 /// drops the future.
 fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
@@ -240,6 +245,8 @@ impl fmt::Debug for IdentityDb {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere does not leave what these mutexes guard half changed: each change is one
+    // assignment or one insertion.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

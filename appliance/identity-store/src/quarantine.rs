@@ -1,31 +1,34 @@
-//! Where damaged files go: beside the good one, under a name that says so, and never away.
+//! Quarantine for damaged files: each is renamed and stays beside the good one. The program never
+//! deletes them.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What the name of a file that was set aside has behind the file's own.
+/// Suffix of a quarantined file behind the original file's name.
 const DAMAGED: &str = ".damaged-";
 
-/// Files that belong to a database, by what they have behind its name.
+/// Suffixes of the files that belong to a database.
 const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
 
-/// Files set aside at most; a disk that damages more has to be looked at first.
+/// Maximum number of quarantined files. A disk that damages more needs an administrator first.
 const ASIDE_MAX: u32 = 100;
 
-/// Moves the file away, and then its log: the other way round, a power cut in between would leave a
-/// file that could pass for a whole one.
+/// Moves the file away, and then its log. In the other order, a power cut in between would leave a
+/// file without its log, which could pass for a whole one.
 pub(crate) fn set(path: &Path) -> io::Result<()> {
     let free = names(path).find(|name| !name.exists());
     let free = free
         .ok_or_else(|| io::Error::other(format!("{ASIDE_MAX} damaged files lie there already")))?;
-    // The file before its log: with the file gone, `finish` sees at the next start that the log is still to follow.
+    // With the file gone and its log still there, `finish` knows at the next start that a power cut
+    // came in between.
     fs::rename(path, &free)?;
     move_log(path, &free)
 }
 
-/// Ends what a power cut interrupted: a log without its file belongs to the one set aside last.
+/// Finishes a move that a power cut interrupted: a log without its file belongs to the last
+/// quarantined file.
 pub(crate) fn finish(path: &Path) -> io::Result<()> {
     if path.exists() {
         return Ok(());
@@ -38,7 +41,7 @@ pub(crate) fn finish(path: &Path) -> io::Result<()> {
 
 fn move_log(path: &Path, to: &Path) -> io::Result<()> {
     for suffix in BESIDE {
-        // The log belongs to the damaged file: beside a new one of that name SQLite would play it back.
+        // The log belongs to the damaged file: SQLite would replay it into a new file of that name.
         match fs::rename(with(path, suffix), with(to, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -47,7 +50,7 @@ fn move_log(path: &Path, to: &Path) -> io::Result<()> {
     alknet_durable::sync_folder(path.parent().unwrap_or(path))
 }
 
-/// The files that were set aside, oldest first.
+/// The quarantined files, oldest first.
 pub(crate) fn found(path: &Path) -> Vec<PathBuf> {
     names(path).filter(|name| name.exists()).collect()
 }

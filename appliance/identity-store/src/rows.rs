@@ -1,4 +1,4 @@
-//! Entries as rows.
+//! Reads entries from rows, and writes them.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,8 @@ impl IdentityRows {
     }
 }
 
-/// Reads all of it. A row that cannot be understood is left where it is, and told.
+/// Reads everything in the file. A row that cannot be read stays in the file, and `found` reports
+/// it.
 pub(crate) fn read(
     connection: &Connection,
     found: &mut Vec<IdentityStoreDiagnostic>,
@@ -59,7 +60,7 @@ pub(crate) fn read(
     Ok(all)
 }
 
-/// Each row that `read` understands; why not, for the others.
+/// Parses each row with `read`. For the rows that cannot be parsed, `unreadable` gets the reason.
 fn table<T>(
     connection: &Connection,
     query: &str,
@@ -72,7 +73,7 @@ fn table<T>(
     while let Some(row) = rows.next()? {
         match read(row) {
             Ok(one) => all.push(one),
-            // One row that cannot be read does not take the others away.
+            // The other rows are read even if this one is damaged.
             Err(why) => {
                 let name = row.get::<_, String>(0).unwrap_or_default();
                 unreadable.push(format!("'{name}': {why}"));
@@ -92,7 +93,8 @@ fn json<T: DeserializeOwned>(row: &Row<'_>, n: usize) -> Result<T, String> {
 
 fn peer(row: &Row<'_>) -> Result<PeerEntry, String> {
     let entry: PeerEntry = json(row, 1)?;
-    // The name is in the row twice: where they differ, one of the two was damaged.
+    // The row has the peer's id in a column and in the entry. If the two differ, one of them is
+    // damaged.
     if entry.peer_id.as_str() == text(row, 0)? {
         return Ok(entry);
     }
@@ -101,6 +103,7 @@ fn peer(row: &Row<'_>) -> Result<PeerEntry, String> {
 
 fn api_key(row: &Row<'_>) -> Result<ApiKey, String> {
     let key: ApiKey = json(row, 1)?;
+    // The same check as for peers: the row has the id twice.
     if key.token.key_id.as_str() == text(row, 0)? {
         return Ok(key);
     }

@@ -26,14 +26,14 @@ fn put(db: &IdentityDb, n: u8) {
     db.keep(&[StoreChange::PutPeer(peer(n))]).expect("room");
 }
 
-/// A change that a power cut leaves in the log: it is not moved into the file.
+/// Leaves a change in the log as a power cut does: it is not moved into the file.
 fn begin_to_put(db: &IdentityDb, n: u8) {
     let connection = lock(&db.0.connection);
     let connection = connection.as_ref().expect("open");
     rows::write(connection, &StoreChange::PutPeer(peer(n))).expect("room");
 }
 
-/// A block that decrypts to garbage, because an attacker damaged its ciphertext on the disk.
+/// Overwrites a block with garbage, which is what damaged ciphertext decrypts to.
 fn garble(block: &mut [u8], seed: u64) {
     let mut state = seed | 1;
     for byte in block {
@@ -52,7 +52,7 @@ fn ids(stored: &StoredIdentities) -> Vec<String> {
         .collect()
 }
 
-/// A folder with the name the file has in it.
+/// A folder, and the path of the file in it.
 fn place() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("identity.db");
@@ -138,8 +138,7 @@ fn a_wider_mode_is_narrowed_and_the_log_has_it_too() {
     }
 }
 
-/// What is damaged, how, is set aside with its log, announced until it is gone, and the store
-/// begins again.
+/// Each kind of damaged file is set aside with its log and reported until it is gone, and the store begins again.
 #[test]
 fn a_damaged_file_is_set_aside_and_stays_announced() {
     let damages: [fn(&Path); 3] = [
@@ -196,7 +195,7 @@ fn the_next_damage_gets_a_name_of_its_own_and_a_log_follows_its_file() {
         let (db, _) = IdentityDb::open(&path);
         assert_eq!(db.diagnostics().len(), n);
     }
-    // As a power cut between the two leaves it.
+    // This is the state that a power cut between the two renames leaves.
     fs::rename(&path, dir.path().join("identity.db.damaged-3")).expect("ours");
     fs::write(dir.path().join("identity.db-wal"), "log 3").expect("ours");
     let (db, _) = IdentityDb::open(&path);
@@ -268,7 +267,7 @@ async fn a_secret_that_cannot_be_kept_names_the_file() {
     assert_eq!(names_in(dir.path()), ["identity.db"]);
 }
 
-/// Both began without a file.
+/// Both nodes began without a file.
 #[test]
 fn the_second_of_two_nodes_keeps_nothing() {
     let (_dir, path) = place();
@@ -279,7 +278,7 @@ fn the_second_of_two_nodes_keeps_nothing() {
     assert!(
         matches!(&second.diagnostics()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("another"))
     );
-    // Nor once the first has ended: it has not read what the first wrote.
+    // The second node fails even after the first has ended: it has not read what the first wrote.
     drop(first);
     assert!(keep().is_err());
     drop(second);
@@ -326,7 +325,7 @@ fn the_log_cut_anywhere_is_the_store_after_some_change() {
             let (cut_dir, cut_path) = place();
             let mut left = log[..cut].to_vec();
             if torn {
-                // A sector that was being written may hold anything.
+                // A sector that was being written may have any content.
                 let from = left.len().saturating_sub(512);
                 left[from..].fill(0xa5);
             }
@@ -347,8 +346,9 @@ fn the_log_cut_anywhere_is_the_store_after_some_change() {
     assert_eq!(last, 9);
 }
 
-/// A removed peer has the machine: it cuts the power right after the answer, and damages each block of the log in turn,
-/// which SQLite takes for the log's end. Nor is there anything in the log after a start that found the change in it.
+/// The owner of a removed peer has the machine. It cuts the power right after the answer, and damages each block of
+/// the log in turn, which SQLite takes for the end of the log. The log is also empty after a start that found the
+/// change in it.
 #[test]
 fn a_damaged_log_brings_no_removed_peer_back() {
     let (dir, path) = place();
@@ -376,7 +376,7 @@ fn a_damaged_log_brings_no_removed_peer_back() {
     db.keep(&removed).expect("room");
     assert_eq!(after_cut("answered"), 0);
 
-    // The power went before the answer, and the next start found the removal in the log.
+    // The power was cut before the answer, and the next start found the removal in the log.
     put(&db, 1);
     let connection = lock(&db.0.connection);
     let log = connection.as_ref().expect("open");
@@ -393,13 +393,13 @@ fn a_damaged_log_brings_no_removed_peer_back() {
     assert_eq!(after_cut("found in the log"), 0);
 }
 
-/// Of a removed peer the store keeps who it was, and of an invitation that it is closed: without these the peer would be
-/// let in by an invitation that it still has. Damage to a page loses either everything or nothing.
+/// The store keeps the identity of a removed peer, and that an invitation is closed: without these records, an
+/// invitation that the peer still has would let it in. A damaged page loses either everything or nothing.
 #[tokio::test]
 async fn a_damaged_page_brings_no_removed_peer_back() {
     let (_dir, path) = place();
     let (db, _) = IdentityDb::open(&path);
-    // IdentityEntries that need pages of their own are among them.
+    // Some entries need pages of their own.
     let long = |bytes: usize| Some("x".repeat(bytes));
     for n in 1..=60 {
         let entry = PeerEntry {
@@ -434,7 +434,7 @@ async fn a_damaged_page_brings_no_removed_peer_back() {
         let (db, stored) = IdentityDb::open(&cut_path);
         let invitations = db.enrolments().await.expect("readable");
         if db.diagnostics().is_empty() {
-            // It was a page that nothing lies in.
+            // The damaged page had no entry.
             assert_eq!((&stored, &invitations), (&before, &all), "page {n}");
             continue;
         }
@@ -544,13 +544,13 @@ async fn what_identities_write_is_kept_and_what_is_not_kept_does_not_count() {
     assert!(all.by_key(&key(2)).is_some() && all.generation() == before);
 }
 
-/// The log is flushed with every change. A process that is killed loses nothing without, and a machine that loses its
+/// Every change flushes the log. A killed process loses nothing without the flush, but a machine that loses its
 /// power does.
 #[test]
 fn every_change_is_flushed() {
     let (_dir, path) = place();
     for n in 0..2 {
-        // Made by its first change, and opened again.
+        // The first change makes the file, and the test opens it again.
         let (db, _) = IdentityDb::open(&path);
         put(&db, n);
         let connection = lock(&db.0.connection);
@@ -560,7 +560,7 @@ fn every_change_is_flushed() {
         assert_eq!(mode.expect("a mode"), "wal");
         let flushed =
             connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
-        // FULL.
+        // 2 is the value of `FULL`.
         assert_eq!(flushed.expect("a number"), 2);
     }
 }

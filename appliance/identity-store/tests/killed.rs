@@ -1,5 +1,5 @@
-//! A process that writes is killed in the middle of it, again and again: every change that the
-//! database confirmed is there, and the change under way is there whole or not at all.
+//! The test kills a writing process again and again: every change that the database confirmed is
+//! there, and the change under way is there whole or not at all.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -9,16 +9,16 @@ use std::process::{Command, Stdio};
 use alknet_core::{IdentityPersistence, PeerEntry, PeerId, PeerKey, StoreChange, StoredIdentities};
 use alknet_identity_store::IdentityDb;
 
-/// Names the file to the process that writes it.
+/// Environment variable with the path of the file, for the writing process.
 const FILE: &str = "ALKNET_TEST_IDENTITY_DB";
 
 /// The test that starts itself as the process that it kills.
 const NAME: &str = "a_killed_writer_loses_no_acknowledged_change";
 
-/// How often a writer is killed.
+/// Number of writers that the test kills.
 const ROUNDS: usize = 30;
 
-/// Peers there are at any time: each change adds one and forgets another.
+/// Number of peers at any time: each change adds one and removes another.
 const WINDOW: u64 = 3;
 
 fn id(n: u64) -> PeerId {
@@ -28,13 +28,13 @@ fn id(n: u64) -> PeerId {
 fn peer(n: u64) -> PeerEntry {
     PeerEntry {
         keys: vec![PeerKey::Ed25519([n.to_le_bytes()[0]; 32])],
-        // Some of them need more than a page.
+        // Some entries need more than a page.
         display_name: Some("x".repeat(usize::try_from(n % 7).expect("small") * 1500)),
         ..PeerEntry::new(id(n))
     }
 }
 
-/// The last change that the file has, if it is whole.
+/// The last change in the file. Fails if the file is not whole.
 #[track_caller]
 fn last(stored: &StoredIdentities) -> u64 {
     let names: BTreeSet<_> = stored.peers.iter().map(|it| it.peer_id.clone()).collect();
@@ -48,7 +48,7 @@ fn last(stored: &StoredIdentities) -> u64 {
     last
 }
 
-/// The process that is killed.
+/// The process that the test kills.
 fn write(file: &Path) {
     let (db, stored) = IdentityDb::open(file);
     assert_eq!(db.diagnostics(), []);
@@ -82,7 +82,8 @@ fn a_killed_writer_loses_no_acknowledged_change() {
             .spawn()
             .expect("this test can be started");
         let lines = BufReader::new(writer.stdout.take().expect("asked for"));
-        // The number of changes differs, and the moment of the kill falls anywhere in the next.
+        // The number of changes varies, so that the kill interrupts the next change at different
+        // moments.
         let until = kept + 1 + (round as u64 * 7) % 19;
         for line in lines.lines() {
             let line = line.expect("text");

@@ -1,4 +1,4 @@
-//! The file of sealed values, and who may have written or read it.
+//! The file of sealed values. It refuses a file that another user can have written or read.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
@@ -16,16 +16,17 @@ use super::MODE;
 
 /// The format that this program reads and writes.
 const FORMAT: u64 = 1;
-/// Longest file in bytes: 256 values of 16 KiB in base64, with their names and times, take 5.7 MiB.
+/// Maximum size of the file in bytes: 256 values of 16 KiB in base64, with their names and times,
+/// take 5.7 MiB.
 const FILE_BYTES_MAX: u64 = 8 << 20;
-/// The user who may read and write everything anyhow.
+/// User id of root, who may read and write every file.
 const ROOT: u32 = 0;
 
-/// What the file has.
+/// The content of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SealedFile {
-    /// The format.
+    /// Number of the format.
     alkcred: u64,
     /// Fingerprint of the key that sealed the values.
     pub(super) key: String,
@@ -36,12 +37,12 @@ pub(super) struct SealedFile {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SealedEntry {
-    /// When it was set, in seconds since 1970.
+    /// When the value was set, in seconds since 1970.
     pub(super) set_s: u64,
     pub(super) record: EncryptedData,
 }
 
-/// What every version of the file has.
+/// The member that every version of the file has.
 #[derive(Deserialize)]
 struct SealedFormat {
     alkcred: Option<u64>,
@@ -57,12 +58,13 @@ impl Default for SealedFile {
     }
 }
 
-/// The file, if there is one.
+/// Reads the file. Returns `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<SealedFile>, CommandError> {
     let Some(file) = open_private(path)? else {
         return Ok(None);
     };
     let mut text = Vec::new();
+    // One byte more than the limit shows that the file is too long, without reading all of it.
     let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text);
     read.map_err(|error| unreadable(path, &error))?;
     if text.len() as u64 > FILE_BYTES_MAX {
@@ -73,9 +75,11 @@ pub(super) fn read(path: &Path) -> Result<Option<SealedFile>, CommandError> {
 }
 
 fn parse(path: &Path, text: &[u8]) -> Result<SealedFile, CommandError> {
-    // Where, and not what: the error of the parser may quote the text.
+    // The message names the position only: the parser's own error may quote a secret from the text.
     let at =
         |error: &serde_json::Error| format!("line {}, column {}", error.line(), error.column());
+    // The format is parsed first and alone: a newer format may have members that the parser of this
+    // one refuses.
     let format: SealedFormat =
         serde_json::from_slice(text).map_err(|error| damaged(path, &at(&error)))?;
     let shown = path.display();
@@ -101,20 +105,21 @@ fn parse(path: &Path, text: &[u8]) -> Result<SealedFile, CommandError> {
     }
 }
 
-/// Replaces the file, durably.
+/// Replaces the file durably.
 pub(super) fn write(path: &Path, file: &SealedFile) -> Result<(), CommandError> {
     let text = serde_json::to_vec(file).map_err(CommandError::local)?;
     alknet_durable::replace(path, &[&text[..], b"\n"].concat(), MODE)
         .map_err(|error| CommandError::local(format!("cannot write {}: {error}", path.display())))
 }
 
-/// Whether there is such a file, which its owner alone may read.
+/// Returns whether the file exists. Fails if a user other than its owner may read it.
 pub(super) fn is_private(path: &Path) -> Result<bool, CommandError> {
     Ok(open_private(path)?.is_some())
 }
 
 fn open_private(path: &Path) -> Result<Option<File>, CommandError> {
     let failed = |error: io::Error| unreadable(path, &error);
+    // The owner and mode are read from the open file: a check of the path could be of another file.
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
@@ -124,7 +129,8 @@ fn open_private(path: &Path) -> Result<Option<File>, CommandError> {
     Ok(Some(file))
 }
 
-/// Refuses a file that another user can have written, or can read. `us` is the user of this process.
+/// Refuses a file that another user can have written or can read. `us` is the user id of this
+/// process.
 fn refuse_shared(path: &Path, about: &Metadata, us: u32) -> Result<(), CommandError> {
     let refused = |why: String| Err(CommandError::local(format!("{} {why}", path.display())));
     if !about.is_file() {
@@ -165,8 +171,8 @@ mod tests {
 
     #[test]
     fn what_another_user_can_read_or_have_written_is_refused() {
-        /// A user without rights.
-        const STRANGER: u32 = 65_534;
+        /// The id of a user without rights.
+        const OTHER_USER: u32 = 65_534;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("sealed.json");
         fs::write(&path, "{}").expect("a writable directory");
@@ -182,11 +188,11 @@ mod tests {
             assert!(error.message.contains("sealed.json"), "{error}");
             assert!(error.message.contains(&format!("{mode:o}")), "{error}");
         }
-        // Every user takes what root wrote, and only root can give a file away.
+        // Every user may read a file of root, and only root can give a file to another user.
         let (owner, other) = match us {
             ROOT => {
-                chown(&path, Some(STRANGER), None).expect("root may");
-                (STRANGER, ROOT)
+                chown(&path, Some(OTHER_USER), None).expect("root may");
+                (OTHER_USER, ROOT)
             }
             own => (own, own + 1),
         };

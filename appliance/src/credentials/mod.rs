@@ -1,8 +1,9 @@
-//! Credentials of a node without a vault. `alknet credential` keeps them sealed in the state folder, and
+//! Credentials of a node without a vault. `alknet credential` seals them in the state folder, and
 //! `alknet serve` opens them there.
 //!
-//! The sealed values are in one file, and the key that seals them in another one beside the key of the node. The node's
-//! own key does not seal them: it may be replaced while the node runs, and its old one is deleted.
+//! The sealed values are in one file, and the key that seals them is in another one beside the key
+//! of the node. The node's own key does not seal them, because the administrator can replace it
+//! while the node runs, and its old key is then deleted.
 
 mod file;
 
@@ -20,27 +21,29 @@ use crate::cli::CommandError;
 
 use file::{SealedEntry, SealedFile};
 
-/// Longest value in bytes: twice the longest that goes into a header, and enough for any private key.
+/// Maximum length of a value in bytes: twice the longest that fits into a header, and enough for
+/// any private key.
 pub(crate) const VALUE_BYTES_MAX: usize = 16 << 10;
-/// Most credentials of a state folder: as many as a configuration may have.
+/// Maximum number of credentials in a state folder, which is also that of a configuration.
 const ENTRIES_MAX: usize = 256;
-/// Folder of the sealed values below the state folder. Nothing else lies in it, so that each change in it is one of a
-/// credential.
+/// Folder of the sealed values below the state folder. It has no other files, so that each change
+/// in it is a change of a credential.
 const FOLDER: &str = "credentials";
-/// File of the sealed values in it.
+/// File of the sealed values in that folder.
 const SEALED_FILE: &str = "sealed.json";
-/// The key that seals them, beside the key of the node.
+/// Path of the sealing key, beside the key of the node.
 const KEY_FILE: &str = "identity/credentials.key";
-/// What the sealing key is derived for, so that the bytes of the file are no other key.
+/// Purpose for which the sealing key is derived, so that the seed in the file serves as no other
+/// key.
 const PURPOSE: &str = "credentials";
-/// What labels of sealed values begin with, as those of a vault.
+/// Prefix of the labels of sealed values, as in a vault.
 const KIND: &str = "cred";
 /// Permission bits of both files.
 const MODE: u32 = 0o600;
-/// Permission bits of folders that are made here.
+/// Permission bits of the folders that this module makes.
 const FOLDER_MODE: u32 = 0o700;
 
-/// Where the credentials of one state folder are.
+/// The credentials folder of one state folder.
 #[derive(Clone, Debug)]
 pub(crate) struct CredentialFolder {
     state_dir: PathBuf,
@@ -55,16 +58,16 @@ pub(crate) struct SealedFileVersion {
     changed: (i64, i64),
 }
 
-/// What is in the folder. The values stay sealed until each is asked for.
+/// Content of the folder. Each value stays sealed until a caller opens it.
 pub(crate) struct LocalCredentials {
     sealed: SealedFile,
-    /// Absent while there is nothing to open.
+    /// `None` while there is no sealed value to open.
     key: Option<RecordKey>,
     path: PathBuf,
 }
 
 impl CredentialFolder {
-    /// Those of this state folder.
+    /// The credentials of this state folder.
     pub(crate) fn new(state_dir: &Path) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
@@ -76,7 +79,8 @@ impl CredentialFolder {
         &self.state_dir
     }
 
-    /// The file whose change is a change of a credential. It is missing until the first one is set.
+    /// Path of the file whose change is a change of a credential. The file is missing until the
+    /// first credential is set.
     pub(crate) fn file(&self) -> PathBuf {
         self.state_dir.join(FOLDER).join(SEALED_FILE)
     }
@@ -91,7 +95,7 @@ impl CredentialFolder {
         })
     }
 
-    /// Makes the folder of that file, for its owner alone, if it is missing.
+    /// Makes the folder of that file if it is missing. Only its owner may read it.
     ///
     /// # Errors
     /// Those of the file system.
@@ -99,11 +103,11 @@ impl CredentialFolder {
         make_private(&self.state_dir.join(FOLDER))
     }
 
-    /// Reads what is there; without the file that is nothing.
+    /// Reads the folder. A missing file counts as an empty one.
     ///
     /// # Errors
-    /// A file cannot be read, belongs to another user, may be read by others, is damaged, of a newer version, or sealed
-    /// under another key. The message names the file.
+    /// A file cannot be read, belongs to another user, may be read by others, is damaged, has a
+    /// newer format, or is sealed under another key. The message names the file.
     pub(crate) fn read(&self) -> Result<LocalCredentials, CommandError> {
         let path = self.file();
         let sealed = file::read(&path)?.unwrap_or_default();
@@ -114,11 +118,13 @@ impl CredentialFolder {
         Ok(LocalCredentials { sealed, key, path })
     }
 
-    /// Seals a value and keeps it, durably, in the place of the one before it. Returns whether there was one.
+    /// Seals a value and stores it durably, in place of the value before it. Returns whether there
+    /// was one.
     ///
     /// # Errors
-    /// The name or the value is outside its limits, there is no room for another credential, a file cannot be written,
-    /// and as [`read`](Self::read). No message repeats the value.
+    /// The name or the value is outside its limits, the folder has the maximum number of
+    /// credentials, a file cannot be written, and those of [`read`](Self::read). No message repeats
+    /// the value.
     pub(crate) fn set(&self, name: &str, value: &[u8], now_s: u64) -> Result<bool, CommandError> {
         check_name(name)?;
         check_value(value)?;
@@ -147,10 +153,10 @@ impl CredentialFolder {
         Ok(!is_new)
     }
 
-    /// Forgets a credential, durably. Returns whether there was one.
+    /// Removes a credential durably. Returns whether it was there.
     ///
     /// # Errors
-    /// The file cannot be written, and as [`read`](Self::read).
+    /// The file cannot be written, and those of [`read`](Self::read).
     pub(crate) fn remove(&self, name: &str) -> Result<bool, CommandError> {
         let _lock = self.lock()?;
         let mut found = self.read()?;
@@ -161,8 +167,8 @@ impl CredentialFolder {
         Ok(true)
     }
 
-    /// One change at a time: until the file is dropped. Readers need no lock, since each change replaces the file as a
-    /// whole.
+    /// Locks the folder against other writers until the returned file is dropped. Readers need no
+    /// lock, because each change replaces the file as a whole.
     fn lock(&self) -> Result<File, CommandError> {
         let folder = self.state_dir.join(FOLDER);
         let lock = || {
@@ -176,7 +182,7 @@ impl CredentialFolder {
         })
     }
 
-    /// The key that sealed what is in a file.
+    /// The key that sealed the values of a file.
     fn key_of(&self, sealed: &SealedFile, path: &Path) -> Result<RecordKey, CommandError> {
         let (key_path, shown) = (self.state_dir.join(KEY_FILE), path.display());
         let again = format!("remove {shown} and set each of its credentials again");
@@ -196,7 +202,7 @@ impl CredentialFolder {
         Ok(key)
     }
 
-    /// The key for the first credential: that of the file, or a new one where the file is missing.
+    /// The key for the first credential: the stored one, or a new one if the key file is missing.
     fn first_key(&self) -> Result<RecordKey, CommandError> {
         let path = self.state_dir.join(KEY_FILE);
         if let Some(key) = load_key(&path)? {
@@ -213,20 +219,20 @@ impl CredentialFolder {
 }
 
 impl LocalCredentials {
-    /// Names, each with the time when its value was set, in seconds since 1970.
+    /// Names of the credentials, each with the time when its value was set, in seconds since 1970.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, u64)> {
         let entries = self.sealed.entries.iter();
         entries.map(|(name, entry)| (name.as_str(), entry.set_s))
     }
 
-    /// Opens a value; `None` if it was not set.
+    /// Opens a value. Returns `None` if it was not set.
     ///
     /// # Errors
-    /// It does not open. The message says what to do, and nothing of the value.
+    /// The value does not open. The message says what to do, and repeats nothing of the value.
     pub(crate) fn open(&self, name: &str) -> Option<Result<SecretBytes, String>> {
         let entry = self.sealed.entries.get(name)?;
         let opened = self.key.as_ref().and_then(|key| {
-            // One form, read by those who define it.
+            // The vault's parser reads the JSON form that the record has in the file.
             let text = serde_json::to_string(&entry.record).ok()?;
             let blob = SealedBlob::from_json(&text).ok()?;
             key.open(&label(name, entry.set_s).ok()?, &blob).ok()
@@ -240,7 +246,8 @@ impl LocalCredentials {
     }
 }
 
-/// What of a configuration uses a credential, for people: `import forge`, `operation js/mint`.
+/// The entries of a configuration that use a credential, for people: `import forge`, `operation
+/// js/mint`.
 pub(crate) fn uses(config: &NodeConfig, name: &str) -> Vec<String> {
     let imports = config.http.import.iter();
     let imports = imports.filter(|it| it.credential.as_deref() == Some(name));
@@ -254,7 +261,8 @@ pub(crate) fn uses(config: &NodeConfig, name: &str) -> Vec<String> {
 /// Checks a name that a person typed.
 ///
 /// # Errors
-/// It is no name of a credential. The message does not repeat it: it may be a value in the wrong place.
+/// The name is not valid. The message does not repeat it: the person may have typed the value where
+/// the name belongs.
 pub(crate) fn check_name(name: &str) -> Result<(), CommandError> {
     match is_credential_name(name) {
         true => Ok(()),
@@ -277,7 +285,7 @@ fn check_value(value: &[u8]) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// What a value is bound to: with another name or another time it does not open.
+/// The label that a value is sealed under. It does not open under another name or time.
 fn label(name: &str, set_s: u64) -> Result<BlobLabel, CommandError> {
     let label = format!("{KIND}:{name}/{set_s}").parse();
     label.map_err(CommandError::local)
@@ -288,6 +296,8 @@ fn record_of(blob: &SealedBlob) -> Result<EncryptedData, CommandError> {
 }
 
 fn load_key(path: &Path) -> Result<Option<RecordKey>, CommandError> {
+    // The permissions are checked before the key is loaded, so that a key which another user can
+    // read is never used.
     if !file::is_private(path)? {
         return Ok(None);
     }
@@ -297,6 +307,7 @@ fn load_key(path: &Path) -> Result<Option<RecordKey>, CommandError> {
 
 fn make_private(folder: &Path) -> io::Result<()> {
     let mut make = DirBuilder::new();
+    // The mode is given to `mkdir`, so that the folder never exists with wider permissions.
     make.recursive(true).mode(FOLDER_MODE).create(folder)
 }
 

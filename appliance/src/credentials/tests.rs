@@ -4,7 +4,7 @@ use std::thread;
 
 use super::*;
 
-/// A value that no file may have in the clear.
+/// A value that no file may have unencrypted.
 const HUSH: &[u8] = b"sk-hush-4b1d-for-the-server-alone";
 
 struct CredentialTestFolder {
@@ -47,7 +47,7 @@ impl CredentialTestFolder {
         Some(opened.map(|value| value.expose().to_vec()))
     }
 
-    /// What the one error of a reader says.
+    /// The error that a reader returns.
     fn error(&self) -> String {
         self.folder.read().err().expect("it is refused").message
     }
@@ -69,7 +69,7 @@ fn a_value_is_set_replaced_and_removed() {
     assert_eq!(place.folder.remove("forge"), Ok(true));
     assert_eq!(place.folder.remove("mail"), Ok(true));
     assert!(place.opened("forge").is_none());
-    // The key stays for the next one.
+    // The key stays for the next credential.
     assert_eq!(place.folder.set("forge", b"three", 10), Ok(false));
     assert_eq!(place.opened("forge"), Some(Ok(b"three".to_vec())));
 }
@@ -99,7 +99,7 @@ fn files_are_their_owner_s_and_have_no_value_in_the_clear() {
     assert!(place.folder.read().is_ok());
 }
 
-/// The attacker may write the file, and has no key.
+/// The attacker may write the file, and does not have the key.
 #[test]
 fn an_entry_opens_under_its_own_name_and_time_only() {
     let place = CredentialTestFolder::with(&["cheap", "costly"]);
@@ -138,7 +138,7 @@ fn a_file_that_was_cut_is_named_and_never_overwritten() {
     }
     place.write(&text.replace("\"alkcred\":1", "\"alkcred\":9"));
     assert!(place.error().contains("of a newer alknet"));
-    // One digit of the sealed bytes.
+    // The test changes one digit of the sealed bytes.
     let at = text.find("\"data\":\"").expect("sealed bytes") + 8;
     let other = if text[at..].starts_with('A') {
         "B"

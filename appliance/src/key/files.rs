@@ -1,7 +1,7 @@
-//! The files of a rotation, beside the key: `identity.key.new` until it is used, `identity.key.old`
-//! while it is still valid, and `identity.key.nodes`, who knows which; `node.key.new` and so on where
-//! the key is a node's. A power cut at any moment leaves a key that works, and the next run goes on
-//! from there.
+//! The files of a rotation, beside the key: `identity.key.new` until the key is used,
+//! `identity.key.old` while the old key is still valid, and `identity.key.nodes`, which lists the
+//! nodes that know each key. For a node's own key they are `node.key.new` and so on. A power cut at
+//! any moment leaves a key that works, and the next run continues the rotation.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -17,35 +17,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::CommandError;
 
-/// Where the key is, and everything beside it.
+/// Path of the key. The other files of the rotation are beside it.
 pub(crate) struct KeyFiles {
     key: PathBuf,
 }
 
-/// Who knows the key, and how far a rotation is.
+/// Which nodes know the new key, and how far a rotation is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RotationRecord {
-    /// The key of the rotation that runs, or ran last and whose overlap lasts.
+    /// The new key of the rotation that is running, or of the last one while both keys are valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     new: Option<PeerKey>,
     /// When the old key is deleted, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     old_until_s: Option<u64>,
-    /// The nodes.
+    /// The nodes that the rotation waits for.
     pub(crate) targets: Vec<RotationTarget>,
 }
 
 /// A node that knows the key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct RotationTarget {
-    /// How it is dialled.
+    /// The address by which the node is dialled.
     pub(crate) target: String,
     /// Whether it knows the new key.
     pub(crate) told: bool,
-    /// Who we are to it.
+    /// The peer id that the node gave this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) peer_id: Option<String>,
-    /// When it refuses the old key, RFC 3339.
+    /// When the node stops accepting the old key, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) old_key_ends: Option<String>,
 }
@@ -55,14 +55,14 @@ pub(crate) struct RotationTarget {
 pub(crate) enum RotationStage {
     /// The old key is in use.
     Before,
-    /// The new one is; nodes can still be told by the old one.
+    /// The new key is in use. The old key can still authenticate the notice to a node.
     After,
 }
 
 /// The keys of a rotation.
 pub(crate) struct RotationKeys {
     pub(crate) stage: RotationStage,
-    /// Absent when it is gone, or not made yet.
+    /// `None` if the old key was deleted.
     pub(crate) old: Option<NodeKey>,
     pub(crate) new: NodeKey,
 }
@@ -81,7 +81,7 @@ impl RotationRecord {
         self.targets.retain(|node| node.target != target);
     }
 
-    /// Waits for these nodes and no others. A node that has the new key already stays marked so.
+    /// Waits for exactly these nodes. A node that already has the new key keeps its mark.
     pub(crate) fn wait_for(&mut self, targets: Vec<String>) {
         self.targets.retain(|node| targets.contains(&node.target));
         targets.iter().for_each(|target| self.add(target));
@@ -107,7 +107,7 @@ impl RotationRecord {
         }
     }
 
-    /// When the last node refuses the old key, as far as they said.
+    /// The latest time at which a node stops accepting the old key, among the nodes that named one.
     fn latest_end_s(&self) -> Option<u64> {
         let ends = self.targets.iter().filter_map(|node| {
             let end: Timestamp = node.old_key_ends.as_ref()?.parse().ok()?;
@@ -122,8 +122,8 @@ impl KeyFiles {
         Self { key }
     }
 
-    /// Deletes the old key once no node takes it any more. What goes wrong is said in the log, and
-    /// left for the next time.
+    /// Deletes the old key once no node accepts it. A failure is logged, and the next call tries
+    /// again.
     pub(crate) fn tidy(&self) {
         self.tidy_at(now_s());
     }
@@ -134,11 +134,12 @@ impl KeyFiles {
             Err(error) => return tracing::warn!("no old key is deleted: {}", error.message),
         };
         let over = record.old_until_s.is_some_and(|end| now_s >= end);
-        // Between the note and the rename the old key is still the one in use.
+        // Between `swap`'s note and its rename, the old key is still in use.
         if !over || self.in_use().ok() != record.new {
             return;
         }
         let old = self.old();
+        // A missing file is the state that this deletion wants.
         match fs::remove_file(&old) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 let old = old.display();
@@ -155,7 +156,8 @@ impl KeyFiles {
         }
     }
 
-    /// One rotation at a time: until the file is dropped.
+    /// Locks the rotation until the returned file is dropped. The lock is on the folder, because
+    /// the files are replaced.
     pub(crate) fn lock(&self) -> Result<File, CommandError> {
         let cannot = |error: io::Error| {
             CommandError::local(format!("cannot lock {}: {error}", self.dir().display()))
@@ -170,7 +172,7 @@ impl KeyFiles {
         }
     }
 
-    /// What is remembered.
+    /// Reads the record. A missing file is an empty record.
     pub(crate) fn record(&self) -> Result<RotationRecord, CommandError> {
         let path = self.beside(".nodes");
         match fs::read(&path) {
@@ -186,7 +188,7 @@ impl KeyFiles {
         }
     }
 
-    /// Remembers, durably.
+    /// Stores the record durably.
     pub(crate) fn write(&self, record: &RotationRecord) -> Result<(), CommandError> {
         let path = self.beside(".nodes");
         let bytes = serde_json::to_vec_pretty(record).map_err(CommandError::local)?;
@@ -195,10 +197,11 @@ impl KeyFiles {
         })
     }
 
-    /// The keys as the files have them; a new one, not kept yet, where no rotation runs.
+    /// Loads the keys from the files. If no rotation is running, it makes a new key and does not
+    /// store it yet.
     pub(crate) fn keys(&self, record: &RotationRecord) -> Result<RotationKeys, CommandError> {
         let key = self.load()?;
-        // The rename was done: the key in use is the one that the record calls new.
+        // The rename of `swap` was done: the key in use is the one that the record calls new.
         if record.new == Some(key.public()) {
             return Ok(RotationKeys {
                 stage: RotationStage::After,
@@ -208,7 +211,7 @@ impl KeyFiles {
         }
         let made = NodeKey::load(&self.beside(".new")).map_err(CommandError::local)?;
         let goes_on = made.as_ref().map(NodeKey::public) == record.new;
-        // A third key made now would be one that these nodes never heard of.
+        // Some nodes know a new key that is not in the file. A third key would be unknown to them.
         if !goes_on && record.targets.iter().any(|node| node.told) {
             return Err(CommandError::local(format!(
                 "{} is gone, and nodes know its key: put it back, or delete {} and let an \
@@ -228,7 +231,7 @@ impl KeyFiles {
         })
     }
 
-    /// Keeps the new key before a hub hears of it.
+    /// Stores the new key before the first hub learns it.
     pub(crate) fn begin(
         &self,
         keys: RotationKeys,
@@ -236,7 +239,8 @@ impl KeyFiles {
     ) -> Result<RotationKeys, CommandError> {
         if keys.stage == RotationStage::Before {
             let path = self.beside(".new");
-            // On the disk before a node hears of it: a key that is lost after that cannot be made again.
+            // The disk has the key before a node learns it: a key that is lost after that cannot be
+            // made again.
             if !path.exists() {
                 keys.new.store(&path).map_err(CommandError::local)?;
             }
@@ -246,8 +250,8 @@ impl KeyFiles {
         Ok(keys)
     }
 
-    /// Puts the new key in the place of the old one, which is kept beside it. Everything but the
-    /// last step can be done again.
+    /// Replaces the old key with the new one, and keeps the old one beside it. Every step but the
+    /// last one can be repeated.
     pub(crate) fn swap(
         &self,
         keys: &RotationKeys,
@@ -257,7 +261,8 @@ impl KeyFiles {
             old.store(&self.old()).map_err(CommandError::local)?;
         }
         record.old_until_s = record.latest_end_s().max(Some(now_s() + OVERLAP_S));
-        // Before the rename, which is what shows at the next start that the key was changed.
+        // The record is written before the rename: at the next start, the rename shows that the key
+        // was changed.
         self.write(record)?;
         fs::rename(self.beside(".new"), &self.key)
             .and_then(|()| alknet_durable::sync_folder(self.dir()))
@@ -266,7 +271,8 @@ impl KeyFiles {
             })
     }
 
-    /// Keeps the old key for as long as any node takes it, those told late included.
+    /// Keeps the old key until the last node stops accepting it, including nodes that learned the
+    /// new key late.
     pub(crate) fn prolong(&self, record: &mut RotationRecord) -> Result<(), CommandError> {
         record.old_until_s = record.old_until_s.max(record.latest_end_s());
         self.write(record)
@@ -277,7 +283,7 @@ impl KeyFiles {
         Ok(self.load()?.public())
     }
 
-    /// Where the old key is while it is valid.
+    /// Path of the old key while it is valid.
     pub(crate) fn old(&self) -> PathBuf {
         self.beside(".old")
     }
@@ -297,6 +303,7 @@ impl KeyFiles {
 
     fn dir(&self) -> &Path {
         match self.key.parent() {
+            // The parent of a bare file name is empty, and means the current folder.
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         }

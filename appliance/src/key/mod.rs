@@ -1,5 +1,5 @@
-//! Key rotation: its files, and the notice by which other nodes learn the new key. The command line
-//! replaces its own key with it, and a node the key that it serves with.
+//! Key rotation: its files, and the notice from which other nodes learn the new key. The command
+//! line replaces its own key with it, and a node replaces the key that it serves with.
 
 mod files;
 mod notice;

@@ -1,4 +1,4 @@
-//! Telling a node of a new key, over a connection made with the old one.
+//! Sends a node the notice of a new key, over a connection made with the old one.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const OPERATION: &str = "peer/rotate-key";
 
-/// What both keys have to sign.
+/// The fields that both keys have to sign.
 #[derive(Deserialize)]
 struct RotationChallenge {
     peer_id: PeerId,
@@ -21,22 +21,23 @@ struct RotationChallenge {
     time: Option<u64>,
 }
 
-/// What the node does from now on.
+/// What the node does with the two keys after the notice.
 #[derive(Debug, Deserialize)]
 pub(crate) struct RotationResponse {
     pub(crate) peer_id: String,
-    /// When it refuses the old key; nothing where its configuration says so.
+    /// When the node refuses the old key. `None` if its configuration decides that.
     pub(crate) old_key_ends: Option<String>,
 }
 
-/// Why a node was not told.
+/// Why the notice failed.
 #[derive(Debug)]
 pub(crate) enum RotationNoticeError {
-    /// It does not take the key, or is gone.
+    /// The node refuses the key, or the connection failed.
     Call(CallError),
-    /// Its clock is not set, without which no key ends.
+    /// The clock of the node is not set. Without it, the node cannot end a key.
     Clock,
-    /// It asks for a signature that this side must not give, or its answer cannot be read.
+    /// The node asks for a signature that this side must not give, or sends an answer that cannot
+    /// be read.
     Protocol(String),
 }
 
@@ -52,47 +53,48 @@ impl fmt::Display for RotationNoticeError {
     }
 }
 
-/// Tells the other side of a connection that `new` succeeds `old`, with which the connection was
-/// made. The other side has one of the keys `pins`. Asking twice is harmless.
+/// Notifies the other side of a connection that `new` succeeds `old`, with which the connection was
+/// made. The other side has one of the keys `pins`. Repeating the notice is harmless.
 pub(crate) async fn tell(
     node: &Caller,
     pins: &[PeerKey],
     old: &NodeKey,
     new: &NodeKey,
 ) -> Result<RotationResponse, RotationNoticeError> {
-    let asked = node.call(OPERATION, &Value::Null).await;
-    let wanted: RotationChallenge = read(asked.map_err(RotationNoticeError::Call)?.value())?;
-    let statement = statement(&wanted, pins, old, new)?;
+    let response = node.call(OPERATION, &Value::Null).await;
+    let challenge: RotationChallenge = read(response.map_err(RotationNoticeError::Call)?.value())?;
+    let statement = statement(&challenge, pins, old, new)?;
     let input = json!({
         "new_key": new.public(),
-        "time": wanted.time,
+        "time": challenge.time,
         "proof": BASE64URL_NOPAD.encode(&new.sign(&statement)),
         "old_proof": BASE64URL_NOPAD.encode(&old.sign(&statement)),
     });
-    let told = node.call(OPERATION, &input).await;
-    read(told.map_err(RotationNoticeError::Call)?.value())
+    let accepted = node.call(OPERATION, &input).await;
+    read(accepted.map_err(RotationNoticeError::Call)?.value())
 }
 
-/// What is signed, unless the node asks for something that is not about it and this key.
+/// The transcript to sign. Fails if the node's challenge is for another node or another key.
 fn statement(
-    wanted: &RotationChallenge,
+    challenge: &RotationChallenge,
     pins: &[PeerKey],
     old: &NodeKey,
     new: &NodeKey,
 ) -> Result<Vec<u8>, RotationNoticeError> {
     let refuse = |what: &str| Err(RotationNoticeError::Protocol(what.to_owned()));
-    // The statement is signed for one node: another one could pass it on and take the peer's place there.
-    if !pins.contains(&wanted.hub) {
+    // The statement is signed for one node: another node could pass it on and take the peer's place
+    // there.
+    if !pins.contains(&challenge.hub) {
         return refuse("the node wants a statement for another node's key than the pinned one");
     }
-    if wanted.old_key != old.public() {
+    if challenge.old_key != old.public() {
         return refuse("the node wants a statement about another key than ours");
     }
-    let time_s = wanted.time.ok_or(RotationNoticeError::Clock)?;
+    let time_s = challenge.time.ok_or(RotationNoticeError::Clock)?;
     let statement = KeySuccession {
-        hub: &wanted.hub,
-        peer: &wanted.peer_id,
-        old: &wanted.old_key,
+        hub: &challenge.hub,
+        peer: &challenge.peer_id,
+        old: &challenge.old_key,
         new: &new.public(),
         time_s,
     };

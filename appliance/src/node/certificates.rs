@@ -1,4 +1,5 @@
-//! What the node serves beside its key: certificates from files and from an authority.
+//! Certificates that the node serves beside its key: those from files, and those from a certificate
+//! authority.
 
 mod keys;
 
@@ -26,25 +27,26 @@ use super::self_probe::IDENTITY_ELSEWHERE;
 use super::vault::NodeVault;
 use keys::CertificateKeys;
 
-/// The certificate authorities of `tls.roots` or `tls.acme.ca_file` cannot be read.
+/// Code of the problem that the certificate authorities of `tls.roots` or `tls.acme.ca_file` cannot
+/// be read.
 const ROOTS_FAILED: &str = "tls-roots-failed";
 
-/// Certificates both ways: those that the node serves, and those that it trusts when it dials.
+/// The certificates that the node serves, and the roots that it trusts when it dials.
 pub(crate) struct NodeCertificates {
-    /// What the port serves beside its key.
+    /// What the port serves beside the node's key.
     pub(crate) served: ServerTlsOptions,
-    /// What is wrong.
+    /// The problems with certificates.
     pub(crate) problems: Arc<NodeDiagnostics>,
-    /// How the node dials others.
+    /// The dialler to other nodes and servers.
     pub(crate) dialer: Arc<EndpointDialer>,
-    /// Answers for the authority over plain HTTP.
+    /// Responses to the authority's HTTP challenge, on port 80.
     pub(crate) challenges: Arc<HttpChallenges>,
 }
 
 impl NodeCertificates {
-    /// Starts what keeps the certificates of `config`. Must run inside a runtime. Nothing that is
-    /// wrong with a certificate keeps the node from starting: it is reported, and the node's own
-    /// key is served.
+    /// Starts the file watcher and the ACME client for the certificates of `config`. Must run
+    /// inside a runtime. A problem with a certificate does not keep the node from starting: the
+    /// node reports the problem and serves its own key.
     pub(crate) fn start(
         config: &NodeConfig,
         key: &NodeKey,
@@ -86,27 +88,28 @@ impl NodeCertificates {
         started
     }
 
-    /// Orders a certificate for `names`, and renews it for as long as the node runs.
+    /// Orders a certificate for `names`, and renews it while the node runs.
     fn order(
         &self,
         config: &NodeConfig,
         names: Vec<String>,
         tls_dir: &Path,
         vault: Option<&NodeVault>,
-        way: &Arc<EndpointDialer>,
+        dialer: &Arc<EndpointDialer>,
     ) {
         let subject = names.join(", ");
-        // Without port 80 no authority could read the answers.
+        // Without port 80, the authority cannot read the responses.
         let plain = config.http.port80 != Port80::Off;
         let answers = plain.then(|| Arc::clone(&self.challenges));
+        // Without a vault, the ACME client keeps its keys in files of the TLS folder.
         let keys = vault.map(|vault| Arc::new(CertificateKeys::new(vault.vault())));
         let parts = AcmeParts {
-            transport: Arc::new(AcmeHttpTransport::new(way)),
+            transport: Arc::new(AcmeHttpTransport::new(dialer)),
             store: Arc::clone(&self.served.certificates),
             problems: Arc::clone(&self.problems),
             alpn: Arc::clone(&self.served.challenges),
             http: answers,
-            // Comes with the part that serves DNS.
+            // The DNS server will provide this.
             dns: None,
             account_key: keys.clone().map(|keys| keys as _),
             key_seal: keys.map(|keys| keys as _),
@@ -118,7 +121,7 @@ impl NodeCertificates {
     }
 }
 
-/// What is wrong with certificates, as the console and `node/info` show it.
+/// The problems with certificates, as the console and `node/info` show them.
 pub(crate) fn problems(problems: &NodeDiagnostics) -> Vec<MachineDiagnostic> {
     let list = problems.list().into_iter();
     list.map(|problem| MachineDiagnostic {
@@ -143,12 +146,13 @@ fn hint(code: &str) -> &'static str {
     }
 }
 
-/// How the node dials, with no public authority where those asked for cannot be had.
+/// Options of the dialler. It trusts no public authority if the configured ones cannot be read.
 fn trusted(tls: &TlsSection, problems: &NodeDiagnostics) -> ClientTlsOptions {
     client_options(tls).unwrap_or_else(|error| {
         let subject = tls.roots.as_deref().unwrap_or("tls.roots");
         problems.set(ROOTS_FAILED, subject, error.to_string());
-        // Without roots no public certificate is trusted, which is safer than to trust others than the named ones.
+        // With no roots the node trusts no public certificate. Trusting other authorities than the
+        // configured ones would be less safe.
         ClientTlsOptions {
             roots: RootCertStore::empty(),
             ..ClientTlsOptions::default()
@@ -156,7 +160,7 @@ fn trusted(tls: &TlsSection, problems: &NodeDiagnostics) -> ClientTlsOptions {
     })
 }
 
-/// How the node dials others, apart from the key it shows.
+/// Options of the dialler, except the key that it shows.
 fn client_options(tls: &TlsSection) -> Result<ClientTlsOptions, TlsError> {
     let roots = match &tls.roots {
         Some(path) => roots_from_file(Path::new(path))?,
@@ -174,8 +178,8 @@ fn trusting(tls: &TlsSection, roots: RootCertStore) -> ClientTlsOptions {
     }
 }
 
-/// The dialler for the ACME server: the `usual` one, or one that trusts the certificates of `tls.acme.ca_file`, which
-/// count for no other server.
+/// The dialler for the ACME server: the `usual` one, or one that trusts the authorities of
+/// `tls.acme.ca_file`, which the node trusts for no other server.
 fn to_authority(
     tls: &TlsSection,
     key: &NodeKey,
@@ -217,11 +221,11 @@ fn acme(
     Acme::new(options, parts)
 }
 
-/// Longest answer of a certificate authority.
+/// Maximum length of a certificate authority's response, in bytes.
 const AUTHORITY_BYTES_MAX: usize = 1 << 20;
 
-/// The way to a certificate authority. The administrator names it, so it may be anywhere, also on the
-/// node's own network.
+/// The HTTP transport to a certificate authority. The administrator names the authority, so it may
+/// have any address, also one on the node's own network.
 struct AcmeHttpTransport(HttpClient);
 
 impl AcmeHttpTransport {

@@ -1,5 +1,5 @@
-//! How the node is, for `/healthz`: red for what is wrong with this node, or with the machine under it, and keeps it
-//! from what it is there for.
+//! The node's health, for `/healthz`: degraded if a problem of the node, or of its machine, keeps
+//! the node from serving.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,8 +15,8 @@ use super::join::HUB_REFUSES;
 use super::key_rotation::NODE_KEY_WAITS;
 use super::memory::MEMORY_SHORT;
 
-/// Codes of problems that do not make a node degraded: it serves, and its administrator has something to do, here or at
-/// another node or server.
+/// Codes of problems that do not make a node degraded: the node serves, and its administrator has
+/// something to do, here or at another node or server.
 const HARMLESS: [&str; 16] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
@@ -36,24 +36,25 @@ const HARMLESS: [&str; 16] = [
     "words-unconfirmed",
 ];
 
-/// What is wrong, as the node sees it, once there is a node.
+/// The problems that the node sees. The cell is empty until the node has started.
 pub(crate) type NodeProblemSource =
     Arc<OnceLock<Box<dyn Fn() -> Vec<MachineDiagnostic> + Send + Sync>>>;
 
-/// The node's problems as PID 1 last heard them. PID 1 repeats them beside its own until the node sends others.
+/// The node's problems as it last sent them to PID 1. PID 1 repeats them beside its own until the
+/// node sends others.
 pub(crate) type InitProblems = Arc<ArcSwap<Vec<MachineDiagnostic>>>;
 
-/// What `/healthz` is answered by.
+/// The sources of the answer to `/healthz`.
 pub(crate) struct NodeHealth {
-    /// What the node found.
+    /// The problems that the node found.
     pub(crate) own: NodeProblemSource,
-    /// What PID 1 found.
+    /// The problems that PID 1 found.
     pub(crate) facts: SharedFacts,
-    pub(crate) told: InitProblems,
+    pub(crate) sent_problems: InitProblems,
     pub(crate) certified: CertificateHealth,
 }
 
-/// The names that certificates are ordered for, and what is served for them.
+/// The names that certificates are ordered for, and the certificates that are served for them.
 pub(crate) struct CertificateHealth {
     pub(crate) names: Vec<String>,
     pub(crate) store: Arc<CertificateStore>,
@@ -61,14 +62,15 @@ pub(crate) struct CertificateHealth {
 }
 
 impl CertificateHealth {
-    /// Whether each name has a certificate whose time is not over.
+    /// Whether each name has a certificate that has not expired.
     fn all(&self) -> bool {
         all_served(&self.names, &self.store.list(), self.clock.now_s())
     }
 }
 
 fn all_served(names: &[String], served: &[CertificateSummary], now_s: Option<u64>) -> bool {
-    // A clock that is wrong says nothing about the end of one.
+    // Without a set clock, the node cannot say whether a certificate has expired, and counts it as
+    // valid.
     let is_valid = |one: &&CertificateSummary| now_s.is_none_or(|now| now < one.not_after);
     let is_served = |name: &String| {
         let mut valid = served.iter().filter(is_valid);
@@ -79,15 +81,19 @@ fn all_served(names: &[String], served: &[CertificateSummary], now_s: Option<u64
 
 impl HealthSource for NodeHealth {
     fn degraded(&self) -> Option<String> {
+        // Before the node has started there is nothing to be degraded.
         let own = self.own.get().map(|problems| problems())?;
         let facts = self.facts.load();
-        let told = self.told.load();
-        let machine = facts.problems.iter().filter(|one| !told.contains(one));
+        let sent_problems = self.sent_problems.load();
+        let machine = facts
+            .problems
+            .iter()
+            .filter(|one| !sent_problems.contains(one));
         let serious = own
             .iter()
             .chain(machine)
             .find(|one| self.is_serious(&one.code))?;
-        // The code alone, without its text: unknown peers may ask as well.
+        // The answer has the code and not the text, because unknown peers may read it.
         Some(serious.code.clone())
     }
 }
@@ -95,7 +101,8 @@ impl HealthSource for NodeHealth {
 impl NodeHealth {
     fn is_serious(&self, code: &str) -> bool {
         match code {
-            // An authority that is away takes nothing from those who are served.
+            // While the authority is unreachable, clients are served as long as every certificate
+            // is valid.
             ACME_FAILED => !self.certified.all(),
             _ => !HARMLESS.contains(&code),
         }
@@ -122,8 +129,9 @@ mod tests {
         codes.iter().map(|code| problem(code)).collect()
     }
 
-    /// Of a node that found `own`, told PID 1 `told`, and heard of `machine`.
-    fn condition(own: &[&str], told: &[&str], machine: &[&str]) -> NodeHealth {
+    /// The health of a node that found `own`, sent `sent_problems` to PID 1, and got `machine` from
+    /// it.
+    fn condition(own: &[&str], sent_problems: &[&str], machine: &[&str]) -> NodeHealth {
         let own = problems(own);
         let store_problems = NodeProblemSource::default();
         store_problems.get_or_init(|| Box::new(move || own.clone()));
@@ -134,7 +142,7 @@ mod tests {
         NodeHealth {
             own: store_problems,
             facts: Arc::new(ArcSwap::from_pointee(facts)),
-            told: Arc::new(ArcSwap::from_pointee(problems(told))),
+            sent_problems: Arc::new(ArcSwap::from_pointee(problems(sent_problems))),
             certified: CertificateHealth {
                 names: vec!["a.example".to_owned()],
                 store: Arc::default(),
@@ -143,8 +151,8 @@ mod tests {
         }
     }
 
-    fn said(own: &[&str], told: &[&str], machine: &[&str]) -> Option<String> {
-        condition(own, told, machine).degraded()
+    fn said(own: &[&str], sent_problems: &[&str], machine: &[&str]) -> Option<String> {
+        condition(own, sent_problems, machine).degraded()
     }
 
     #[test]
@@ -159,7 +167,7 @@ mod tests {
         }
     }
 
-    /// The codes are written out: a code that is missing from the list would not be looked at.
+    /// The test writes the codes out: a code that is missing from the list would not be tested.
     #[test]
     fn what_has_time_or_is_the_fault_of_others_does_not() {
         for code in [
@@ -181,7 +189,7 @@ mod tests {
         }
     }
 
-    /// PID 1 repeats the problems that the node sent it, which may be over meanwhile.
+    /// PID 1 repeats the problems that the node sent it, and these may be over meanwhile.
     #[test]
     fn what_the_node_said_itself_is_not_taken_for_the_machine_s() {
         let store = "identity-store-write";

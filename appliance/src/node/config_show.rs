@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::facts::{self, SharedFacts};
 use super::identity_services::{ADMIN_SCOPE, IdentityServices};
 
-/// What is asked for.
+/// The input of `config/show`.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct ConfigShowInput {
@@ -45,11 +45,11 @@ pub(crate) fn operation(people: IdentityServices, facts: SharedFacts) -> Registr
     }))
     .with_scope(ADMIN_SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, _ctx: Ctx| {
-        let asked = match input.is_null() {
+        let request = match input.is_null() {
             true => Ok(ConfigShowInput::default()),
             false => input.parse(),
         };
-        let answer = asked.and_then(|asked| shown(&people, &facts.load(), &asked));
+        let answer = request.and_then(|request| shown(&people, &facts.load(), &request));
         std::future::ready(answer)
     });
     Registration::new(spec, handler)
@@ -58,10 +58,10 @@ pub(crate) fn operation(people: IdentityServices, facts: SharedFacts) -> Registr
 fn shown(
     people: &IdentityServices,
     facts: &MachineFacts,
-    asked: &ConfigShowInput,
+    request: &ConfigShowInput,
 ) -> Result<Value, CallError> {
     let current = people.reloader.current();
-    let config = match asked.next {
+    let config = match request.next {
         true => current.config.clone(),
         false => people.reloader.running(&current),
     };

@@ -1,5 +1,5 @@
-//! Where the configuration of a running node is kept for its next start: a file of this host, or
-//! PID 1, which alone writes the appliance's.
+//! Stores the configuration of a running node for its next start: in a file of this host, or
+//! through PID 1, which alone writes the appliance's.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use alknet_init::control::InitMessage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// How long PID 1 may take to write a document.
+/// Maximum time for PID 1 to write a document.
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The user who can write every file in any case.
 const ROOT: u32 = 0;
@@ -24,7 +24,7 @@ const EVERYONE_WRITES: u32 = 0o002;
 /// Permissions of the last good copy. A document can have the codes of invitations.
 const LAST_GOOD_MODE: u32 = 0o600;
 
-/// Keeps documents.
+/// Stores configuration documents.
 pub(crate) struct ConfigStore(ConfigLocation);
 
 enum ConfigLocation {
@@ -34,12 +34,12 @@ enum ConfigLocation {
 }
 
 impl ConfigStore {
-    /// In this file, with the last good document beside it.
+    /// Stores in this file, with the last good document beside it.
     pub(crate) const fn file_at(path: PathBuf) -> Self {
         Self(ConfigLocation::File(path))
     }
 
-    /// By PID 1.
+    /// Stores through PID 1.
     pub(crate) fn init(to_init: mpsc::Sender<InitMessage>) -> Self {
         Self(ConfigLocation::Init(InitConfigStore {
             to_init,
@@ -48,12 +48,12 @@ impl ConfigStore {
         }))
     }
 
-    /// Not at all.
+    /// Stores nothing: every attempt fails.
     pub(crate) const fn nowhere() -> Self {
         Self(ConfigLocation::Nowhere)
     }
 
-    /// Keeps a document for the next start. The error says why it is not.
+    /// Stores a document for the next start. The error says why it was not stored.
     pub(crate) async fn keep(&self, document: &[u8]) -> Result<(), String> {
         match &self.0 {
             ConfigLocation::File(path) => {
@@ -67,15 +67,16 @@ impl ConfigStore {
         }
     }
 
-    /// Keeps a copy of the document in force, for a start that finds the file damaged. PID 1 keeps
-    /// its own.
+    /// Stores a copy of the document in force, for a start that finds the file damaged. PID 1 keeps
+    /// a copy of its own, so that this does nothing there.
     pub(crate) fn keep_last_good(&self, document: &[u8]) -> Result<(), String> {
         let ConfigLocation::File(path) = &self.0 else {
             return Ok(());
         };
         check_folder(path)?;
         let path = last_good_of(path);
-        if fs::read(&path).is_ok_and(|kept| kept == document) {
+        // Most calls find the same content, and a write would wear the disk.
+        if fs::read(&path).is_ok_and(|stored| stored == document) {
             return Ok(());
         }
         // A link there is replaced: the copy is this node's own, and has what only its owner may read.
@@ -83,7 +84,7 @@ impl ConfigStore {
             .map_err(|error| format!("{} cannot be written: {error}", path.display()))
     }
 
-    /// What the file says now; `None` where the node has no file of its own to read.
+    /// Reads the file. Returns `None` if the node has no file of its own.
     pub(crate) fn read(&self) -> Option<Result<Vec<u8>, ConfigError>> {
         match &self.0 {
             ConfigLocation::File(path) => Some(read(path)),
@@ -91,7 +92,7 @@ impl ConfigStore {
         }
     }
 
-    /// The file.
+    /// The path of the file, if the node has one.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         match &self.0 {
             ConfigLocation::File(path) => Some(path.clone()),
@@ -99,12 +100,12 @@ impl ConfigStore {
         }
     }
 
-    /// PID 1's answer.
+    /// Passes PID 1's answer to the call that waits for it.
     pub(crate) fn answered(&self, n: u64, error: Option<String>) {
         if let ConfigLocation::Init(init) = &self.0
             && let Some(waiting) = init.waiting().remove(&n)
         {
-            // The requester may have given up.
+            // The caller may have given up after [`INIT_TIMEOUT`], and its receiver is gone.
             waiting.send(error).ok();
         }
     }
@@ -140,14 +141,15 @@ fn last_good_of(path: &Path) -> PathBuf {
     path.with_file_name(format!("{stem}.last-good.toml"))
 }
 
-/// The folder that a file is in. The parent of a bare name is empty, and no folder has that name: it is the folder that
-/// the process is in.
+/// The folder that a file is in. The parent of a bare name is empty, and no folder has an empty
+/// name: such a file is in the process's current folder.
 pub(crate) fn folder_of(file: &Path) -> &Path {
     let parent = file.parent().filter(|it| !it.as_os_str().is_empty());
     parent.unwrap_or_else(|| Path::new("."))
 }
 
-/// A document, of which no more is read than a document can have.
+/// Reads a document. It reads no more bytes than a document may have, and one more to see that it
+/// is too long.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let mut document = Vec::new();
     let limit = CONFIG_BYTES_MAX as u64 + 1;
@@ -183,7 +185,7 @@ impl InitConfigStore {
     async fn keep(&self, document: &[u8]) -> Result<(), String> {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        // Before the request is sent: PID 1 may answer at once.
+        // The entry is there before the request is sent, because PID 1 may answer at once.
         self.waiting().insert(n, answer);
         let document = String::from_utf8_lossy(document).into_owned();
         let sent = self.to_init.send(InitMessage::KeepConfig { n, document });
@@ -192,6 +194,7 @@ impl InitConfigStore {
             answered.await.ok()
         };
         let answer = timeout(INIT_TIMEOUT, answered).await;
+        // After a timeout the entry would otherwise stay for as long as the node runs.
         self.waiting().remove(&n);
         match answer {
             Ok(Some(None)) => Ok(()),
@@ -227,7 +230,7 @@ mod tests {
         assert_eq!(folder_of(Path::new("node.toml")), Path::new("."));
         assert_eq!(folder_of(Path::new("./node.toml")), Path::new("."));
         assert_eq!(folder_of(Path::new("/etc/node.toml")), Path::new("/etc"));
-        // Documents are read relative to it.
+        // The node reads documents relative to this folder.
         assert!(folder_of(Path::new("node.toml")).canonicalize().is_ok());
     }
 
@@ -284,22 +287,22 @@ mod tests {
     #[tokio::test]
     async fn pid_1_keeps_and_says_so_or_why_not() {
         let (to_init, mut asked) = mpsc::channel(4);
-        let keeper = ConfigStore::init(to_init);
+        let store = ConfigStore::init(to_init);
         for error in [None, Some("the disk is full".to_owned())] {
             let answer = async {
                 match asked.recv().await {
                     Some(InitMessage::KeepConfig { n, document }) => {
                         assert_eq!(document, "# mine");
-                        keeper.answered(n, error.clone());
-                        keeper.answered(n, None);
+                        store.answered(n, error.clone());
+                        store.answered(n, None);
                     }
                     other => panic!("{other:?}"),
                 }
             };
-            let (kept, ()) = tokio::join!(keeper.keep(b"# mine"), answer);
+            let (kept, ()) = tokio::join!(store.keep(b"# mine"), answer);
             assert_eq!(kept.err(), error);
         }
         drop(asked);
-        assert!(keeper.keep(b"").await.is_err());
+        assert!(store.keep(b"").await.is_err());
     }
 }

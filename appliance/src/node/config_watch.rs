@@ -1,5 +1,6 @@
-//! Follows the configuration's file: the directory is watched, so that a file put in place by
-//! rename is seen as well as one that is written to. The folder of credentials is watched in the same way.
+//! Follows the configuration's file. It watches the file's directory, and so sees a file that is
+//! renamed into place as well as one that is written to. The folder of credentials is watched in
+//! the same way.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,15 +17,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::config_store::folder_of;
 use super::reload::Reloader;
 
-/// How long a directory has to be quiet before the file is read: an editor does many things.
+/// How long a directory has to be quiet before the file is read: an editor makes several changes
+/// for one save.
 const QUIET: Duration = Duration::from_millis(200);
-/// After this long the file is read although the directory is not quiet.
+/// After this long the file is read even though the directory is not quiet.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of events taken at once; what they say does not matter.
+/// Size of the buffer for events. Their content is discarded.
 const EVENTS_BYTES: usize = 4096;
 
-/// Reads the file again whenever its directory changes, and once at the beginning: the node read it before the directory
-/// was watched, and a change made between the two raises no event. Returns when it cannot be followed.
+/// Reads the file again whenever its directory changes, and once at the beginning: the node read it
+/// before the directory was watched, and a change made between the two raises no event. Returns
+/// when the watch fails.
 pub(crate) async fn follow(reloader: Arc<Reloader>) {
     let Some(file) = reloader.file() else {
         return;
@@ -44,15 +47,16 @@ pub(crate) async fn follow(reloader: Arc<Reloader>) {
     );
 }
 
-/// Something happens in the directory of a file.
+/// A watch on the directory of a file.
 pub(super) struct DirectoryWatch(AsyncFd<OwnedFd>);
 
 impl DirectoryWatch {
-    /// Watches the directory of `file`, which has to be there.
+    /// Watches the directory of `file`, which must exist.
     pub(super) fn start(file: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let what = AddWatchFlags::IN_CLOSE_WRITE
-            // Editors write a new file and rename it over the old one, which shows in the folder alone.
+            // Editors write a new file and rename it over the old one, which raises an event for
+            // the folder only.
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE
@@ -60,28 +64,28 @@ impl DirectoryWatch {
             | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(folder_of(file), what)?;
         let events: OwnedFd = inotify.into();
-        // SAFETY: the registration owns the descriptor and lends it to no other code, so that it stays open and the
-        // same until both are dropped together.
+        // SAFETY: `AsyncFd` owns the descriptor and lends it to no other code. The descriptor stays
+        // open and the same until both are dropped together.
         Ok(Self(unsafe { AsyncFd::register(events) }?))
     }
 
-    /// Resolves once something happened and the directory is quiet again.
+    /// Resolves after a change, once the directory is quiet again.
     pub(super) async fn changed(&self) -> io::Result<()> {
         self.changed_within(QUIET, PATIENCE).await
     }
 
-    /// The same with these in place of [`QUIET`] and [`PATIENCE`].
+    /// The same with other durations than [`QUIET`] and [`PATIENCE`].
     async fn changed_within(&self, quiet: Duration, patience: Duration) -> io::Result<()> {
         self.next().await?;
         let at_last = Instant::now() + patience;
         let is_quiet = async {
-            // A program that writes the file piece by piece is given time to end.
+            // A program that writes the file piece by piece gets time to finish.
             while let Ok(more) = timeout(quiet, self.next()).await {
                 more?;
             }
             Ok::<_, io::Error>(())
         };
-        // With writes that never pause it is read all the same.
+        // If writes never pause, the file is read after the patience is over.
         timeout_at(at_last, is_quiet).await.unwrap_or(Ok(()))
     }
 
@@ -111,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    /// Hangs, if it fails.
+    /// If the watch fails, this test hangs.
     #[tokio::test]
     async fn writing_renaming_and_linking_are_seen() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -144,7 +148,8 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            // The watch is polled first: on a busy machine a write may be late, and has then not happened yet.
+            // The watch is polled first: on a busy machine a write may be late, and its event has
+            // then not happened yet.
             biased;
             seen = watch.changed() => seen.expect("events"),
             () = writes => unreachable!("it waits at its end"),

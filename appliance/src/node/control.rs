@@ -10,10 +10,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc;
 
-/// Messages waiting to be written; PID 1 always reads, so it never fills.
+/// Maximum number of messages that wait to be written. PID 1 always reads, so the queue does not
+/// fill.
 const OUT_BACKLOG: usize = 64;
 
-/// Messages from PID 1.
+/// Reads messages from PID 1.
 #[derive(Debug)]
 pub(crate) struct InitMessageReader {
     read: BufReader<OwnedReadHalf>,
@@ -21,13 +22,14 @@ pub(crate) struct InitMessageReader {
 }
 
 impl InitMessageReader {
-    /// The next message; `None` when PID 1 closed the channel. Cancel safe: a partly read line
-    /// stays in `self`.
+    /// The next message. Returns `None` after PID 1 closed the channel. Cancel safe: a partly read
+    /// line stays in `self`.
     ///
     /// # Errors
-    /// The line is too long, no message, or cannot be read.
+    /// The line is too long, is not a message, or cannot be read.
     pub(crate) async fn next(&mut self) -> io::Result<Option<NodeMessage>> {
-        // Bounded over several reads: a future that is dropped leaves its part of a line behind.
+        // The limit counts the bytes of earlier calls: a dropped future leaves its part of the line
+        // in `self`.
         let room = (LINE_BYTES_MAX - self.line.len()) as u64;
         let mut limited = (&mut self.read).take(room);
         limited.read_until(b'\n', &mut self.line).await?;
@@ -48,14 +50,14 @@ impl InitMessageReader {
     }
 }
 
-/// Takes over the descriptor PID 1 left at [`NODE_FD`]. Call once, inside the runtime.
+/// Takes over the descriptor that PID 1 left at [`NODE_FD`]. Call it once, inside the runtime.
 ///
 /// # Errors
-/// There is no socket at that descriptor: the process was not started by PID 1.
+/// There is no socket at that descriptor: PID 1 did not start the process.
 pub(crate) fn open() -> io::Result<(InitMessageReader, mpsc::Sender<InitMessage>)> {
     nix::sys::stat::fstat(stdin_like(NODE_FD)).map_err(|_| not_supervised())?;
-    // SAFETY: `fstat` just showed that the descriptor is open, and by the contract of
-    // `alknet_init::control` it is ours alone; `open` is called once.
+    // SAFETY: `fstat` just showed that the descriptor is open. By the contract of
+    // `alknet_init::control` this process alone has it, and `open` is called once.
     let fd = unsafe { OwnedFd::from_raw_fd(NODE_FD) };
     let stream = StdStream::from(fd);
     stream.peer_addr().map_err(|_| not_supervised())?;
@@ -69,6 +71,7 @@ pub(crate) fn open() -> io::Result<(InitMessageReader, mpsc::Sender<InitMessage>
             };
             line.push(b'\n');
             if write.write_all(&line).await.is_err() {
+                // PID 1 is gone, and the kernel will end this process with it.
                 break;
             }
         }
@@ -83,7 +86,8 @@ pub(crate) fn open() -> io::Result<(InitMessageReader, mpsc::Sender<InitMessage>
 }
 
 fn stdin_like(fd: i32) -> std::os::fd::BorrowedFd<'static> {
-    // SAFETY: borrowed for one `fstat`, which fails cleanly on a descriptor that is not open.
+    // SAFETY: the descriptor is borrowed for one `fstat`, which fails with an error if the
+    // descriptor is not open.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
 }
 

@@ -1,4 +1,4 @@
-//! How the node dials others: with its key, and never a peer by keys that are no longer that peer's.
+//! How the node dials other nodes: with its key, and never to a key that the peer no longer has.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,27 +7,27 @@ use alknet_core::{Identities, IdentityProvider, PeerId, PeerKey};
 use alknet_endpoint::EndpointDialer;
 use alknet_tls::{KnownPeer, NodeKey};
 
-/// What the dialler was last told.
+/// The keys that the dialler knows.
 type PeerKeyIndex = BTreeMap<PeerId, Vec<PeerKey>>;
 
-/// Tells `dialer` of every change of the peers, so that a dial under way to a peer that is gone, or
-/// has other keys now, fails. Never resolves while identities can change.
+/// Updates `dialer` after every change of the peers, so that a dial under way fails if the peer was
+/// removed or has other keys. Never resolves while identities can change.
 pub(crate) async fn follow(dialer: Arc<EndpointDialer>, identities: Arc<Identities>) {
     let mut changes = identities.watch();
     let mut known = PeerKeyIndex::new();
     loop {
-        known = tell(&dialer, known, &identities);
+        known = update(&dialer, known, &identities);
         if changes.changed().await.is_err() {
             return;
         }
     }
 }
 
-fn tell(dialer: &EndpointDialer, before: PeerKeyIndex, identities: &Identities) -> PeerKeyIndex {
+fn update(dialer: &EndpointDialer, before: PeerKeyIndex, identities: &Identities) -> PeerKeyIndex {
     let peers = identities.entries().peers;
     let peers = peers.into_iter().filter(|peer| peer.enabled);
     let now: PeerKeyIndex = peers.map(|peer| (peer.peer_id, peer.keys)).collect();
-    // A removed peer's keys must not be dialled any more.
+    // The node must not dial the keys of a removed peer.
     for id in before.keys().filter(|id| !now.contains_key(*id)) {
         dialer.forget_peer(id);
     }
@@ -39,7 +39,7 @@ fn tell(dialer: &EndpointDialer, before: PeerKeyIndex, identities: &Identities) 
             id: id.clone(),
             keys: keys.clone(),
         };
-        // A peer known by tokens only has no key to dial.
+        // A peer that only has tokens has no key to dial.
         if dialer.set_peer(&peer).is_err() {
             dialer.forget_peer(id);
         }
@@ -47,8 +47,8 @@ fn tell(dialer: &EndpointDialer, before: PeerKeyIndex, identities: &Identities) 
     now
 }
 
-/// The node's own dialler. Without the certificate authorities that were asked for it reaches peers
-/// and no public names.
+/// The node's own dialler. Without the configured certificate authorities, it reaches peers and no
+/// public names.
 pub(crate) fn make(key: &NodeKey, options: alknet_tls::ClientTlsOptions) -> Arc<EndpointDialer> {
     Arc::new(EndpointDialer::with_options(alknet_tls::ClientTlsOptions {
         key: Some(key.clone()),
@@ -81,12 +81,12 @@ mod tests {
         let peers = Arc::new(Identities::new(entry(&theirs, ""), clock));
         let dialer = make(&ours, alknet_tls::ClientTlsOptions::default());
         let hub: PeerId = "hub".parse().expect("a peer id");
-        let known = tell(&dialer, PeerKeyIndex::new(), &peers);
+        let known = update(&dialer, PeerKeyIndex::new(), &peers);
         assert_eq!(known[&hub], [theirs.public()]);
         peers.replace_config(entry(&other, ""));
-        let known = tell(&dialer, known, &peers);
+        let known = update(&dialer, known, &peers);
         assert_eq!(known[&hub], [other.public()]);
         peers.replace_config(entry(&other, "enabled = false\n"));
-        assert!(tell(&dialer, known, &peers).is_empty());
+        assert!(update(&dialer, known, &peers).is_empty());
     }
 }

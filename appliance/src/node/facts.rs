@@ -1,4 +1,4 @@
-//! What the node can say about the machine it runs on.
+//! What the node can say about the machine that it runs on.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,15 +14,16 @@ use super::identity_services::IdentityServices;
 use super::log;
 use super::memory::{NodeMemory, kib};
 
-/// The facts as last known; replaced whole whenever PID 1 sends new ones.
+/// The facts as last known. They are replaced as a whole whenever PID 1 sends new ones.
 pub(crate) type SharedFacts = Arc<ArcSwap<MachineFacts>>;
 
-/// What stays the same while the node runs. Port and protocols are known once it is bound.
+/// What stays the same while the node runs. The port and the protocols are known once the port is
+/// bound.
 #[derive(Debug)]
 pub(crate) struct NodeDescription {
     identity: String,
     role: &'static str,
-    /// When what it is up with began, in milliseconds since the kernel did.
+    /// When the uptime began, in milliseconds since the kernel's start.
     began_ms: u64,
     /// Addresses that the port is bound to.
     bound: OnceLock<Vec<SocketAddr>>,
@@ -33,7 +34,8 @@ pub(crate) struct NodeDescription {
 impl NodeDescription {
     /// `role` is `appliance` or `host`.
     pub(crate) fn new(identity: String, role: &'static str) -> Self {
-        // An appliance is its machine; on a host, a node is one program of many.
+        // An appliance's uptime is its machine's. On a host, the node is one program of many, and
+        // its uptime is its own.
         let began_ms = match role {
             "host" => log::boot_ms(),
             _ => 0,
@@ -48,17 +50,17 @@ impl NodeDescription {
         }
     }
 
-    /// `ed25519:<64 hex>`.
+    /// The node's key: `ed25519:<64 hex>`.
     pub(crate) fn identity(&self) -> &str {
         &self.identity
     }
 
-    /// How long the machine has run, or on a host the node.
+    /// How long the machine has run, or on a host the node, in milliseconds.
     fn uptime_ms(&self) -> u64 {
         log::boot_ms().saturating_sub(self.began_ms)
     }
 
-    /// The port served.
+    /// The port that the node serves.
     pub(crate) fn port(&self) -> u16 {
         self.bound().first().map_or(0, SocketAddr::port)
     }
@@ -68,23 +70,24 @@ impl NodeDescription {
         self.bound.get().map_or(&[], Vec::as_slice)
     }
 
-    /// Addresses at which a peer could dial the port, without prefix lengths: those of the machine that the port is
-    /// bound to, then those that it is bound to and that are on no link, such as 127.0.0.1.
+    /// Addresses at which a peer could dial the port, without prefix lengths: first those of the
+    /// machine's links that the port is bound to, then those of the port that are on no link, such
+    /// as 127.0.0.1.
     pub(crate) fn addresses(&self, facts: &MachineFacts) -> Vec<String> {
         dialled_at(self.bound(), &link_addresses(facts))
     }
 
-    /// Where a program of this computer reaches the port.
+    /// The address at which a program of this computer reaches the port.
     pub(crate) fn local_address(&self) -> SocketAddr {
         reached_here_at(self.bound())
     }
 
-    /// Protocols served.
+    /// The protocols that the port serves.
     pub(crate) fn alpns(&self) -> &[String] {
         self.alpns.get().map_or(&[], Vec::as_slice)
     }
 
-    /// UDP addresses where iroh endpoints are served; none where they are not.
+    /// UDP addresses of the iroh endpoints. Empty if the node serves none.
     pub(crate) fn iroh(&self) -> &[SocketAddr] {
         self.iroh.get().map_or(&[], Vec::as_slice)
     }
@@ -111,7 +114,7 @@ pub(crate) fn info(
     endpoint: Value,
 ) -> Value {
     let config = people.reloader.current();
-    // PID 1 repeats the problems that the node sent it: they are listed once.
+    // PID 1 repeats the problems that the node sent it, so those are listed once.
     let problems = &facts.problems;
     let own = own.iter().filter(|one| !problems.contains(one));
     let problems: Vec<_> = problems.iter().chain(own).collect();
@@ -147,7 +150,8 @@ pub(crate) fn info(
     })
 }
 
-/// What brought the configuration in force: a file, an operation, a signal, or what the machine started with.
+/// The source of the configuration in force: a file, an operation, a signal, or the machine's
+/// start.
 pub(crate) fn config_source(config: &DynamicConfig, facts: &MachineFacts) -> String {
     match &config.source {
         ConfigSource::Start => facts.config_source.clone(),
@@ -183,7 +187,7 @@ pub(crate) fn info_schema() -> Value {
     })
 }
 
-/// Facts of an ordinary host, where no PID 1 of ours collects them.
+/// Facts of an ordinary host, which has no PID 1 of this program to collect them.
 pub(crate) fn of_host(state_dir: &Path) -> MachineFacts {
     MachineFacts {
         hostname: read("/proc/sys/kernel/hostname").unwrap_or_else(|| "localhost".to_owned()),
@@ -199,7 +203,8 @@ pub(crate) fn of_host(state_dir: &Path) -> MachineFacts {
     }
 }
 
-/// Addresses of the machine's links, without prefix lengths, whether the port is bound to them or not.
+/// Addresses of the machine's links, without prefix lengths, whether or not the port is bound to
+/// them.
 pub(crate) fn link_addresses(facts: &MachineFacts) -> Vec<String> {
     let all = facts.links.iter().flat_map(|link| &link.addresses);
     all.filter_map(|a| a.split('/').next())
@@ -207,16 +212,19 @@ pub(crate) fn link_addresses(facts: &MachineFacts) -> Vec<String> {
         .collect()
 }
 
-/// Of the addresses on the links, those that a port bound to `bound` has; then the others of `bound`.
+/// The addresses on the links that a port bound to `bound` has, and then the other addresses of
+/// `bound`.
 fn dialled_at(bound: &[SocketAddr], links: &[String]) -> Vec<String> {
     let bound: Vec<IpAddr> = bound.iter().map(SocketAddr::ip).collect();
-    // A socket on `::` takes IPv4 as well, unless another one is bound to 0.0.0.0.
+    // A socket on `::` takes IPv4 as well, unless another socket is bound to 0.0.0.0 (ipv6(7),
+    // `IPV6_V6ONLY`).
     let every_v6 = bound.contains(&Ipv6Addr::UNSPECIFIED.into());
     let every_v4 = every_v6 || bound.contains(&Ipv4Addr::UNSPECIFIED.into());
     let is_bound = |text: &&String| match text.parse::<IpAddr>() {
         Ok(ip) if ip.is_ipv4() => every_v4 || bound.contains(&ip),
         Ok(ip) => every_v6 || bound.contains(&ip),
-        // With a zone, as link-local addresses have it.
+        // The standard library does not parse an address with a zone, as link-local addresses have
+        // it.
         Err(_) => every_v6,
     };
     let mut found: Vec<String> = links.iter().filter(is_bound).cloned().collect();
@@ -229,7 +237,8 @@ fn dialled_at(bound: &[SocketAddr], links: &[String]) -> Vec<String> {
     found
 }
 
-/// The loopback address if the port is bound to it, or to every address; else the first that it is bound to.
+/// The loopback address if the port is bound to it or to every address, else the first address of
+/// the port.
 fn reached_here_at(bound: &[SocketAddr]) -> SocketAddr {
     let every = bound.iter().find(|it| it.ip().is_unspecified());
     let loopback = bound.iter().find(|it| it.ip().is_loopback());
@@ -263,7 +272,7 @@ fn host_links() -> Vec<LinkFacts> {
         let Some(address) = entry.address.as_ref().and_then(ip_of) else {
             continue;
         };
-        // No other machine reaches the node there.
+        // No other machine reaches the node at a loopback address.
         if address.is_loopback() {
             continue;
         }
@@ -296,8 +305,9 @@ fn kernel_release() -> String {
     )
 }
 
-/// Memory that the node can have; what limits are scaled by.
+/// Memory that the node can have. Limits are scaled by it.
 pub(crate) fn memory_total_bytes() -> u64 {
+    // Without the kernel's figure, the limits are those of a small machine.
     NodeMemory::now().map_or(256 << 20, |memory| memory.total_bytes)
 }
 
@@ -310,12 +320,12 @@ fn memory() -> Value {
     })
 }
 
-/// Memory of this process.
+/// Resident memory of this process, in bytes.
 pub(crate) fn resident_bytes() -> Option<u64> {
     kib(&read("/proc/self/status")?, "VmRSS:")
 }
 
-/// The most memory that this process has had since it started.
+/// Maximum resident memory of this process since it started, in bytes.
 pub(crate) fn resident_peak_bytes() -> Option<u64> {
     kib(&read("/proc/self/status")?, "VmHWM:")
 }

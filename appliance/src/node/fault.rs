@@ -1,8 +1,8 @@
 //! `node/fault`: makes the node or PID 1 misbehave, so that tests can see it recover.
 //!
-//! The operation exists only where the hypervisor set the fw_cfg entry `opt/org.alknet/test-faults`
-//! (who can do that owns the machine anyway), and only an administrator may call it. The console
-//! says so.
+//! The operation exists only if the hypervisor set the fw_cfg entry `opt/org.alknet/test-faults`,
+//! and a person who can do that owns the machine anyway. Only an administrator may call it. The
+//! console shows that it is on.
 
 use std::time::{Duration, Instant};
 use std::{fs, io};
@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use super::ops::NodeContext;
 
-/// What can be broken. Names beginning with `init-` are PID 1's.
+/// The kinds of faults. PID 1 performs those that begin with `init-`.
 const KINDS: [&str; 14] = [
     "handler-panic",
     "handler-hang",
@@ -35,7 +35,7 @@ const KINDS: [&str; 14] = [
     "init-net-panic",
 ];
 
-/// How long a node computes: longer than one may be silent that does not.
+/// How long the node computes: longer than an idle node may be silent.
 const COMPUTES: Duration = Duration::from_secs(25);
 
 #[derive(Deserialize)]
@@ -43,7 +43,7 @@ struct FaultInput {
     kind: String,
 }
 
-/// The operation.
+/// `node/fault`
 pub(crate) fn operation(node: NodeContext) -> Registration {
     let spec = OperationSpec::mutation("node/fault", "Breaks something on purpose. Tests only.")
         .with_input(json!({
@@ -75,8 +75,8 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
             Ok(json!({ "injected": kind }))
         }
         "node-hang" => signal(Signal::SIGSTOP),
-        // Rust's own handler takes the first, which is no stack overflow, and leaves the next to
-        // the kernel.
+        // Rust's own handler takes the first signal, which is no stack overflow, and then restores
+        // the default action. The kernel acts on the second one.
         "node-segv" => signal(Signal::SIGSEGV).and_then(|_| signal(Signal::SIGSEGV)),
         "node-kill" => signal(Signal::SIGKILL),
         "node-panic" => {
@@ -90,7 +90,7 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
     }
 }
 
-/// Takes the thread it runs on, as what a peer asks for may on a slow processor.
+/// Keeps its thread busy, as a peer's request may on a slow processor.
 fn compute() {
     let until = Instant::now() + COMPUTES;
     while Instant::now() < until {
@@ -104,14 +104,15 @@ fn signal(signal: Signal) -> Result<Value, CallError> {
     Ok(json!({ "injected": signal.as_str() }))
 }
 
-/// Ends every worker at once, as a crash would: to a process that is the first of its namespace no other
-/// signal comes through. Returns how many there were, and of how many the kernel says that they were walled in.
+/// Kills every worker, as a crash would. SIGKILL is the only signal that reaches the first process
+/// of a PID namespace from outside. Returns the number of workers, and how many of them the kernel
+/// reports as confined.
 fn kill_workers() -> io::Result<(usize, usize)> {
     let (mut killed, mut walled) = (0, 0);
     for group in fs::read_dir(WORKERS_CGROUP)? {
         let processes = group?.path().join("cgroup.procs");
         if !processes.exists() {
-            // A file of the group itself.
+            // This entry is a file of the group itself, and not a worker's group.
             continue;
         }
         for process in fs::read_to_string(processes)?.lines() {
@@ -125,12 +126,12 @@ fn kill_workers() -> io::Result<(usize, usize)> {
     Ok((killed, walled))
 }
 
-/// Whether a process has a filter of its system calls, and no program gives it more rights: as the kernel says, not
-/// the worker.
+/// Whether a process has a filter of its system calls and cannot gain rights by executing a
+/// program. The kernel says so, not the worker.
 fn is_walled_in(process: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let has = |wall: &str| status.lines().any(|line| line == wall);
-    // proc_pid_status(5) writes them in this form.
+    // The form is that of proc_pid_status(5).
     has("NoNewPrivs:\t1") && has("Seccomp:\t2")
 }
 

@@ -19,31 +19,31 @@ use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, config_watch};
 use crate::cli::{CommandError, CommandExit, chain_text};
 use crate::credentials::CredentialFolder;
 
-/// Name of the file a serving node leaves for `alknet status`.
+/// Name of the file that a serving node leaves for `alknet status`.
 const SERVE_FILE: &str = "serve.json";
-/// Time running calls get when the node is asked to stop.
+/// Time that running calls get after the node was asked to stop.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
-/// Where a node of this computer is served; present while it runs.
+/// Where a node of this computer is served. The file exists while the node runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ServeFile {
-    /// Its process.
+    /// Process id of the node.
     pub(crate) pid: u32,
-    /// Its target, with the pinned key.
+    /// Target of the node, with the pinned key.
     pub(crate) target: String,
-    /// The same for iroh, if it is served.
+    /// Target of the node over iroh, if it serves iroh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) iroh: Option<String>,
-    /// Its configuration file, if it has one.
+    /// Path of its configuration file, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) config: Option<PathBuf>,
 }
 
 impl ServeFile {
-    /// Reads what a node with this state directory left.
+    /// Reads the file that a node with this state directory left.
     ///
     /// # Errors
-    /// There is no such file (`NotFound`), or it is no such file, which the error names.
+    /// The file does not exist (`NotFound`), or is not such a file. The error names its path.
     pub(crate) fn read(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(SERVE_FILE);
         let read = std::fs::read(&path);
@@ -66,24 +66,25 @@ struct ServeFileGuard(PathBuf);
 
 impl Drop for ServeFileGuard {
     fn drop(&mut self) {
-        // A client that dials finds out that a stale file is stale.
+        // If the removal fails, a client that dials finds out that the file is stale.
         std::fs::remove_file(&self.0).ok();
     }
 }
 
-/// Options of the command line: addresses and the port win over every document, administrators are added to it.
+/// Options of the command line. Addresses and the port override every document, and administrators
+/// are added to it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConfigOverlay {
     /// Administrators besides those of the document.
     pub(crate) admin_keys: Vec<String>,
-    /// Addresses to bind in place of the document's, unless there are none.
+    /// Addresses to bind in place of the document's, unless empty.
     pub(crate) addrs: Vec<IpAddr>,
-    /// The port in place of the document's.
+    /// Port to bind in place of the document's.
     pub(crate) port: Option<u16>,
 }
 
 impl ConfigOverlay {
-    /// Replaces addresses and port of a document, and adds the administrators.
+    /// Overrides the addresses and the port of a document, and adds the administrators.
     pub(crate) fn put_over(&self, config: &mut NodeConfig) {
         for key in &self.admin_keys {
             if !config.node.admin_keys.contains(key) {
@@ -97,27 +98,27 @@ impl ConfigOverlay {
     }
 }
 
-/// The configuration a node of this host starts with.
+/// The configuration with which a node of this host starts.
 #[derive(Clone, Debug)]
 pub(crate) struct StartupConfig {
-    /// What is in force, options included.
+    /// The configuration in force, options included.
     pub(crate) config: NodeConfig,
-    /// The options.
+    /// The options of the command line.
     pub(crate) overlay: ConfigOverlay,
-    /// The file, if there is one.
+    /// Path of the file, if there is one.
     pub(crate) file: Option<PathBuf>,
-    /// Its content, if it is correct.
+    /// Content of the file, if it is valid.
     pub(crate) good: Option<Vec<u8>>,
-    /// What is wrong with it.
+    /// The problems of the file.
     pub(crate) problems: Vec<MachineDiagnostic>,
 }
 
-/// Serves until SIGINT or SIGTERM, from a folder that this process has locked. `started` gets the
-/// file that says where, and `stopping` what the node waits for once it was asked to stop, if there is anything. A
-/// second signal ends it at once, whatever runs.
+/// Serves until SIGINT or SIGTERM, in a folder that this process has locked. `started` gets the
+/// file that says where the node is served. After the first signal, `stopping` gets the activity
+/// that the node waits for, if there is any. A second signal ends the node at once.
 ///
 /// # Errors
-/// The port, the key or the state directory cannot be had.
+/// The port, the key or the state directory is not available.
 pub(crate) fn serve(
     configured: StartupConfig,
     (state_dir, _lock): (&Path, StateLock),
@@ -130,7 +131,7 @@ pub(crate) fn serve(
     log::install(&ring, StderrFormat::Plain);
     let runtime = super::runtime()
         .map_err(|error| CommandError::local(format!("cannot start the runtime: {error}")))?;
-    // The commands that read the file may run in another folder.
+    // The commands that read the file may run in another folder, so the path is absolute.
     let config = configured.file.as_deref();
     let config = config.and_then(|file| std::path::absolute(file).ok());
     let ended: Result<CommandExit, CommandError> = runtime.block_on(async {
@@ -144,7 +145,8 @@ pub(crate) fn serve(
         let _guard = file.write(state_dir).map_err(|error| {
             CommandError::local(format!("cannot write to {}: {error}", state_dir.display()))
         })?;
-        // Before the process that stops this one can hear that it runs.
+        // The handlers are installed before another process can learn that this node runs and stop
+        // it.
         let mut signals = HostSignals::listen()?;
         tokio::spawn(config_watch::follow(Arc::clone(&node.people.reloader)));
         started(&file)?;
@@ -162,13 +164,13 @@ pub(crate) fn serve(
         })
     });
     if matches!(ended, Ok(CommandExit::Aborted)) {
-        // Otherwise the runtime would wait for work that it cannot interrupt.
+        // A normal end of the runtime would wait for blocking work, which cannot be interrupted.
         runtime.shutdown_background();
     }
     ended
 }
 
-/// How a program of this computer reaches the node with iroh.
+/// The target at which a program of this computer reaches the node with iroh.
 fn iroh_target(about: &NodeDescription) -> Option<String> {
     let addresses = about.iroh();
     let v4 = addresses.iter().find(|address| address.is_ipv4());
@@ -199,6 +201,8 @@ async fn start(
     for problem in &configured.problems {
         tracing::warn!("{}: {}; {}", problem.code, problem.text, problem.hint);
     }
+    // A failed copy does not keep the node from serving: only a later start with a damaged file
+    // misses it.
     let keeper = configured
         .file
         .map_or_else(ConfigStore::nowhere, ConfigStore::file_at);
@@ -224,13 +228,13 @@ async fn start(
     .map_err(|error| CommandError::local(chain_text(&error)))
 }
 
-/// What a signal asks for.
+/// The request that a signal stands for.
 enum SignalRequest {
     ReadAgain,
     Stop,
 }
 
-/// SIGHUP, SIGINT and SIGTERM.
+/// The handlers of SIGHUP, SIGINT and SIGTERM.
 struct HostSignals {
     hup: Signal,
     int: Signal,
@@ -248,7 +252,7 @@ impl HostSignals {
         })
     }
 
-    /// Resolves with the next one.
+    /// Waits for the next signal.
     async fn next(&mut self) -> SignalRequest {
         tokio::select! {
             _ = self.hup.recv() => SignalRequest::ReadAgain,
@@ -257,7 +261,7 @@ impl HostSignals {
         }
     }
 
-    /// Resolves with the next one that asks to stop.
+    /// Waits for the next signal that asks to stop.
     async fn stop(&mut self) {
         tokio::select! {
             _ = self.int.recv() => {}

@@ -1,4 +1,4 @@
-//! `config/apply` and `peer/list`: who may connect, and who has.
+//! `config/apply` and `peer/list`: change who may connect, and list who is connected.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,15 +16,15 @@ use super::ops::empty_input;
 use super::reload::Reloader;
 use super::store;
 
-/// The scope that lets its holder see who is connected.
+/// Scope of callers that may list connected peers.
 const LIST_SCOPE: &str = "peer:list";
-/// The scope that lets its holder change the configuration, which is to be able to do anything.
+/// Scope of callers that may change the configuration. Such a caller can give itself every right.
 pub(super) const ADMIN_SCOPE: &str = "admin";
 
 /// The server, once it is bound.
 pub(crate) type SharedServer = Arc<OnceLock<Arc<EndpointServer>>>;
 
-/// What the operations stand on.
+/// What these operations use.
 #[derive(Clone)]
 pub(crate) struct IdentityServices {
     pub(crate) reloader: Arc<Reloader>,
@@ -35,7 +35,7 @@ pub(crate) struct IdentityServices {
 }
 
 impl IdentityServices {
-    /// What is wrong with the configuration and with the store.
+    /// The problems of the configuration and of the store.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let mut problems = self.reloader.problems().to_vec();
         problems.extend(store::problems(&self.store));
@@ -87,13 +87,14 @@ pub(crate) fn apply(people: IdentityServices) -> Registration {
         let people = people.clone();
         async move {
             if ctx.internal() {
-                // What it puts in force outlives the call, and can be any right.
+                // The configuration that this operation puts in force outlives the call, and can
+                // give any right.
                 let message =
                     "an operation may not apply a configuration for its caller; call this directly";
                 return Err(CallError::new(ErrorCode::Forbidden, message));
             }
             let input: ApplyInput = input.parse()?;
-            // The access rule refuses callers without an identity.
+            // The access rule refuses callers without an identity, so this does not fail.
             let who = ctx.identity().ok_or_else(no_identity)?;
             let change = ConfigChange {
                 document: input.document.as_bytes(),
@@ -103,8 +104,8 @@ pub(crate) fn apply(people: IdentityServices) -> Registration {
                 admin: Some((Arc::clone(who), ctx.conn().key)),
             };
             let outcome = people.reloader.apply(&change).await.map_err(refused)?;
-            // Before the answer: its reader may rely on the removed peers' connections being
-            // closed.
+            // Connections are closed before the answer, because the caller may rely on the removed
+            // peers being disconnected.
             if let Some(server) = people.server.get() {
                 server.sweep();
             }
@@ -183,11 +184,11 @@ fn listed(
     let peers = peers.map(|peer| row(&peer.peer_id, about_peer(peer)));
     let keys = entries.api_keys.iter();
     let keys = keys.map(|key| row(&key.id(), about_key(key)));
-    let strangers = connections.iter().filter(|one| one.peer.is_none()).count();
+    let unknown_peers = connections.iter().filter(|one| one.peer.is_none()).count();
     json!({
         "generation": generation,
         "peers": admins.chain(peers).chain(keys).collect::<Vec<_>>(),
-        "strangers": strangers,
+        "strangers": unknown_peers,
     })
 }
 
@@ -222,7 +223,7 @@ fn about_key(key: &ApiKey) -> Value {
     })
 }
 
-/// A row of the list: what is known about an identity, without absent members, and its connections.
+/// A row of the list: the known members of an identity, without absent ones, and its connections.
 pub(super) fn row(
     id: &PeerId,
     source: &str,
@@ -235,10 +236,10 @@ pub(super) fn row(
     if let Value::Object(about) = about {
         row.extend(about.into_iter().filter(|(_, value)| !value.is_null()));
     }
-    let mine = connections
+    let own = connections
         .iter()
         .filter(|one| one.peer.as_ref() == Some(id));
-    row.insert("connections".to_owned(), mine.map(connection).collect());
+    row.insert("connections".to_owned(), own.map(connection).collect());
     Value::Object(row)
 }
 
@@ -253,7 +254,7 @@ fn connection(one: &ConnectionSummary) -> Value {
     })
 }
 
-/// A time as RFC 3339 writes it.
+/// The time as RFC 3339 writes it.
 pub(crate) fn moment(seconds: u64) -> Option<String> {
     let seconds = i64::try_from(seconds).ok()?;
     Timestamp::from_second(seconds)

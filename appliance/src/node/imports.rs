@@ -1,5 +1,6 @@
-//! Operations of servers that speak something else: read when the node has started, and again when they
-//! may be others. Nothing that is wrong with one keeps the node, or another one, from working.
+//! Imports operations of servers that speak another protocol. They are read when the node has
+//! started, and again when they may have changed. A problem with one import keeps neither the node
+//! nor another import from working.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,49 +24,49 @@ use super::facts;
 use super::log_rate::IMPORT_TARGET;
 use crate::cli::chain_text;
 
-/// First pause before a server that could not be asked is asked again, and the longest.
+/// First and longest pause before an unreachable server is asked again.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// What to do about an import that is not tried again.
+/// Hint for an import that is not tried again.
 const CORRECT: &str = "correct [[http.import]] or its document, and restart";
-/// What to do about one that is.
+/// Hint for an import that is tried again.
 const WAIT: &str = "it is tried again by itself";
-/// What to do about tools that are left out.
+/// Hint for tools that are left out.
 const PARTLY: &str = "everything else of this server is imported";
 
 /// Tools that a diagnostic names of those that are left out.
 const LEFT_OUT_LISTED_MAX: usize = 8;
 
-/// What is wrong, by the namespace it is about.
+/// The problems of imports, by the import's namespace.
 type ImportProblems = Arc<Mutex<BTreeMap<String, MachineDiagnostic>>>;
 
-/// The imports of a node. Clones are the same.
+/// The imports of a node. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodeImports {
     problems: ImportProblems,
 }
 
-/// Where documents are that are files.
+/// Folders of documents that are files.
 #[derive(Clone, Debug)]
 pub(crate) struct DocumentFolders {
-    /// The folder of the configuration, for `cfg:/`.
+    /// Folder of the configuration, for `cfg:/`.
     pub(crate) beside: PathBuf,
-    /// The folder of the stored files, for `store:/`.
+    /// Folder of the stored files, for `store:/`.
     pub(crate) stored: PathBuf,
 }
 
-/// What an import is made with.
+/// What an import needs.
 struct ImportContext {
     dispatcher: Arc<Dispatcher>,
     dialer: Arc<dyn Dialer>,
     folders: DocumentFolders,
     powers: CapabilityStore,
     problems: ImportProblems,
-    /// What all servers together may make the node keep.
+    /// Memory that all imported servers together may use in the node.
     memory: ImportMemory,
 }
 
 impl NodeImports {
-    /// Begins those of `config`. Must run inside a runtime.
+    /// Starts the imports of `config`. Must run inside a runtime.
     pub(crate) fn start(
         config: &NodeConfig,
         folders: &DocumentFolders,
@@ -92,7 +93,7 @@ impl NodeImports {
         imports
     }
 
-    /// What is wrong with them.
+    /// The problems of the imports.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         problems.values().cloned().collect()
@@ -102,17 +103,18 @@ impl NodeImports {
 impl ImportContext {
     async fn follow(self, import: ImportConfig) {
         let outcome = match import.kind {
-            // A document does not change while the node runs; a server of tools says when its list does.
-            ImportKind::OpenApi => self.once(&import).await,
-            _ => self.again_and_again(&import).await,
+            // A document does not change while the node runs. An MCP server says when its list of
+            // tools changes.
+            ImportKind::OpenApi => self.import_document(&import).await,
+            _ => self.follow_server(&import).await,
         };
         if let Err(error) = outcome {
-            self.tell(&import, &chain_text(&error), CORRECT);
+            self.report(&import, &chain_text(&error), CORRECT);
         }
     }
 
-    /// What a document describes: it is read once.
-    async fn once(&self, import: &ImportConfig) -> anyhow::Result<()> {
+    /// Imports what a document describes. The document is read once.
+    async fn import_document(&self, import: &ImportConfig) -> anyhow::Result<()> {
         let mut options = OpenApiOptions::from_config(import, self.capability(import))?;
         options.memory = self.memory.clone();
         let fetched = match import.document_url() {
@@ -125,7 +127,7 @@ impl ImportContext {
             None => (self.folders.beside.clone(), beside()),
         };
         let dialer = Arc::clone(&self.dialer);
-        // On a thread of its own: reading a long document would hold up other tasks.
+        // This runs on a blocking thread: reading a long document would hold up other tasks.
         let read = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Registration>> {
             let document = match fetched {
                 Some(document) => document,
@@ -137,24 +139,25 @@ impl ImportContext {
         self.install(import, found, &[]).await
     }
 
-    /// A document that is no file: it is asked for until it comes.
+    /// Fetches a document over HTTP. It tries again until the document is there.
     async fn fetched(&self, import: &ImportConfig, url: &str, options: &OpenApiOptions) -> Bytes {
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         let mut credentials = self.powers.watch();
         loop {
             match fetch_document(url, options, Arc::clone(&self.dialer)).await {
                 Ok(document) => return document,
-                Err(error) => self.tell(import, &error.to_string(), WAIT),
+                Err(error) => self.report(import, &error.to_string(), WAIT),
             }
             rest(&mut pause, &mut credentials).await;
         }
     }
 
-    /// What a server tells: it is asked again when it says so, and after a while anyway.
-    async fn again_and_again(&self, import: &ImportConfig) -> anyhow::Result<()> {
+    /// Imports what a server lists. The server is asked again when it says that its list has
+    /// changed, and after a while anyway.
+    async fn follow_server(&self, import: &ImportConfig) -> anyhow::Result<()> {
         let capability = self.capability(import);
         let client = self.client(import)?;
-        let adapter = FromMcp::new(client, asked(import), capability, &self.memory)?;
+        let adapter = FromMcp::new(client, mcp_import(import), capability, &self.memory)?;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         let mut credentials = self.powers.watch();
         loop {
@@ -172,7 +175,7 @@ impl ImportContext {
                 }
                 Err(error) => {
                     // A server may start after the node, or be away for a time.
-                    self.tell(import, &chain_text(&error), WAIT);
+                    self.report(import, &chain_text(&error), WAIT);
                     rest(&mut pause, &mut credentials).await;
                 }
             }
@@ -184,20 +187,24 @@ impl ImportContext {
     }
 
     fn client(&self, import: &ImportConfig) -> anyhow::Result<HttpClient> {
-        let place = place(&import.base_url)?;
+        let host_and_port = host_and_port(&import.base_url)?;
         let options = ClientOptions {
             reach: DialAllowList::Public {
                 also: import.private.clone(),
             },
-            plain: import.plain.then(|| place.clone()).into_iter().collect(),
-            pinned: vec![place.with_pins(import.pins.iter().copied())],
+            plain: import
+                .plain
+                .then(|| host_and_port.clone())
+                .into_iter()
+                .collect(),
+            pinned: vec![host_and_port.with_pins(import.pins.iter().copied())],
             ..ClientOptions::default()
         };
         Ok(HttpClient::new(Arc::clone(&self.dialer), options))
     }
 
-    /// Puts what a server serves in place, for callers that hold the scope of each operation. Whatever the server says
-    /// of who may call it counts for nothing: its operations act with the node's credential.
+    /// Installs the operations of a server, for callers that have the scope of each operation. What
+    /// the server says about access does not count: its operations use the node's credential.
     async fn install(
         &self,
         import: &ImportConfig,
@@ -206,7 +213,7 @@ impl ImportContext {
     ) -> anyhow::Result<()> {
         let count = found.len();
         let (dispatcher, source) = (Arc::clone(&self.dispatcher), import.namespace.clone());
-        // On a thread of its own: long specs take time to be admitted and hashed.
+        // This runs on a blocking thread: admitting and hashing long specifications takes time.
         let installed = tokio::task::spawn_blocking(move || {
             let offered = found.into_iter().map(Registration::with_import_scope);
             dispatcher.import(&source, offered.collect())
@@ -217,13 +224,13 @@ impl ImportContext {
             // What failed before is over.
             self.lock().remove(&import.namespace);
         } else {
-            self.tell(import, &listed(left_out), PARTLY);
+            self.report(import, &listed(left_out), PARTLY);
         }
         Ok(())
     }
 
-    /// Says what is wrong, and what to do, until the next import works.
-    fn tell(&self, import: &ImportConfig, what: &str, hint: &str) {
+    /// Reports what is wrong and what to do, until the next import succeeds.
+    fn report(&self, import: &ImportConfig, what: &str, hint: &str) {
         let problem = MachineDiagnostic {
             code: "import-failed".to_owned(),
             text: format!("import {}: {what}", import.namespace),
@@ -244,9 +251,10 @@ impl ImportContext {
     }
 }
 
-/// Waits before a server is asked again. A credential that was set since the server was last asked, or is set meanwhile,
-/// may be what the server wants.
+/// Waits before a server is asked again. A credential that was set since the last attempt, or is
+/// set meanwhile, ends the wait: the server may have refused for the lack of it.
 async fn rest(pause: &mut Backoff, credentials: &mut watch::Receiver<u64>) {
+    // Without randomness the pause is at its longest, which is safe.
     let random = getrandom::u32().unwrap_or(u32::MAX);
     tokio::select! {
         () = tokio::time::sleep(pause.next(random)) => {}
@@ -264,7 +272,7 @@ fn listed(left_out: &[String]) -> String {
     text
 }
 
-fn asked(import: &ImportConfig) -> McpImport {
+fn mcp_import(import: &ImportConfig) -> McpImport {
     McpImport {
         namespace: import.namespace.clone(),
         url: import.base_url.clone(),
@@ -273,8 +281,8 @@ fn asked(import: &ImportConfig) -> McpImport {
     }
 }
 
-/// Host and port of an address.
-fn place(url: &str) -> anyhow::Result<PeerAddr> {
+/// Host and port of a URL.
+fn host_and_port(url: &str) -> anyhow::Result<PeerAddr> {
     let uri: Uri = url
         .parse()
         .with_context(|| format!("'{url}' is no address"))?;

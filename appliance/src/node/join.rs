@@ -1,10 +1,11 @@
-//! The node as a peer of hubs: `[[join]]`. Each hub is dialled, enrolled with where it does not know
-//! this node yet, and kept; it may call what this node serves, as this node's own document allows.
+//! The node as a peer of hubs: `[[join]]`. The node dials each hub, enrols if the hub does not know
+//! it yet, and keeps the connection. The hub may call the operations that this node's own
+//! configuration allows it to.
 //!
-//! `alknet_call::ReconnectingClient` keeps a peer, too, and gives up where this must not: a hub that does
-//! not want this node today may want it tomorrow. It also knows one address, and no enrolment
-//! between one connection and the next. So the loop is this module's own; when to come back is
-//! decided in one place for both, `Backoff` and `CloseReason::pause`.
+//! `alknet_call::ReconnectingClient` keeps a connection, too, and gives up where this module must
+//! not: a hub that refuses this node today may accept it tomorrow. It also has one address, and
+//! cannot enrol between two connections. So this module has its own loop. `Backoff` and
+//! `CloseReason::pause` decide for both when to dial again.
 
 mod connections;
 
@@ -27,32 +28,34 @@ use super::reload::Reloader;
 
 pub(crate) use connections::HubConnections;
 
-/// The problem of a node that a hub does not take, or put out. Nothing is wrong with the node.
+/// Code of the problem that a hub refuses this node or has removed it. The node itself has no
+/// fault.
 pub(crate) const HUB_REFUSES: &str = "hub-refuses";
-/// Longest first pause between attempts.
+/// Maximum of the first pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
-/// Longest pause.
+/// Maximum pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Between one end and the next dial.
+/// Pauses between the end of a connection and the next dial.
 const PAUSES: Backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
-/// A connection that lasted this long was a good one.
+/// A connection that lasted this long resets the pauses.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// How long a hub that does not want this node is left alone.
+/// Minimum pause after a hub refused this node.
 const UNWANTED: Duration = Duration::from_secs(60);
 /// Time for a hub to say whether it knows this node.
 const WHOAMI: Duration = Duration::from_secs(15);
 
-/// Puts the keys of hubs in, as far as their join strings say them: then the hubs are peers.
+/// Fills in the keys of hubs from their join strings. The hubs are then peers of the node.
 pub(crate) fn fill_in(config: &mut NodeConfig) {
     for join in &mut config.join {
         if let Some(Ok(code)) = join.code.as_ref().map(|code| code.parse::<JoinCode>()) {
-            // With the key in the configuration the hub is a known peer, whose calls the node takes.
+            // With its key in the configuration, the hub is a known peer whose calls the node
+            // accepts.
             join.key = Some(code.key().to_string());
         }
     }
 }
 
-/// What is wrong with the join strings of a document.
+/// The problems of a document's join strings.
 pub(crate) fn problems(config: &NodeConfig) -> Vec<MachineDiagnostic> {
     let wrong = |(n, join): (usize, &JoinConfig)| {
         let error = join.code.as_ref()?.parse::<JoinCode>().err()?;
@@ -65,26 +68,26 @@ pub(crate) fn problems(config: &NodeConfig) -> Vec<MachineDiagnostic> {
     config.join.iter().enumerate().filter_map(wrong).collect()
 }
 
-/// The hubs this node keeps.
+/// The hubs that this node joins.
 pub(crate) struct HubMemberships {
     stop: watch::Sender<bool>,
     unwanted: HubRefusals,
 }
 
-/// What every one of them is kept with.
+/// What the task of each hub needs.
 pub(crate) struct JoinContext {
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) dialer: Arc<dyn Dialer>,
     /// This node's own key: a node does not join itself.
     pub(crate) own: PeerKey,
-    /// Where connections are noted while they are up.
+    /// The open connections to hubs.
     pub(crate) reached: HubConnections,
-    /// Where hubs are noted that do not want this node.
+    /// The refusals of hubs.
     pub(crate) unwanted: HubRefusals,
 }
 
-/// Hubs that do not take this node, or no longer, with what each says. Clones share them.
+/// Hubs that refuse this node, with the reason that each gave. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HubRefusals(Arc<Mutex<BTreeMap<PeerKey, String>>>);
 
@@ -101,14 +104,14 @@ impl HubRefusals {
         self.lock().remove(hub);
     }
 
-    /// Forgets those that are not joined any more.
-    fn keep(&self, wanted: &[HubAddress]) {
+    /// Removes the refusals of hubs that the document no longer names.
+    fn retain_joined(&self, hubs: &[HubAddress]) {
         self.lock()
-            .retain(|hub, _| wanted.iter().any(|place| place.key == *hub));
+            .retain(|hub, _| hubs.iter().any(|joined| joined.key == *hub));
     }
 
     fn problems(&self) -> Vec<MachineDiagnostic> {
-        let all = self.lock();
+        let refusals = self.lock();
         let problem = |why: &String| {
             MachineDiagnostic {
             code: HUB_REFUSES.to_owned(),
@@ -117,7 +120,7 @@ impl HubRefusals {
                 .to_owned(),
         }
         };
-        all.values().map(problem).collect()
+        refusals.values().map(problem).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PeerKey, String>> {
@@ -134,36 +137,37 @@ impl HubMemberships {
         Self { stop, unwanted }
     }
 
-    /// Hubs that do not take this node.
+    /// The problems of hubs that refuse this node.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         self.unwanted.problems()
     }
 
-    /// Stops dialling hubs. Open connections stay until they end.
+    /// Stops dialling. Open connections stay until they end.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
     }
 }
 
-/// One task for each hub, as the document in force has it.
+/// Runs one task for each hub of the document in force.
 async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>) {
     let mut changes = context.reloader.watch();
-    let mut kept: HashMap<HubAddress, JoinHandle<()>> = HashMap::new();
+    let mut tasks: HashMap<HubAddress, JoinHandle<()>> = HashMap::new();
     loop {
-        let wanted = wanted(&context);
-        context.unwanted.keep(&wanted);
-        kept.retain(|hub, task| {
-            let stays = wanted.contains(hub);
+        let joined_hubs = joined_hubs(&context);
+        context.unwanted.retain_joined(&joined_hubs);
+        tasks.retain(|hub, task| {
+            let stays = joined_hubs.contains(hub);
             if !stays {
                 // The connection ends with the task, before a new entry for the same hub connects.
                 task.abort();
             }
             stays
         });
-        for hub in wanted {
+        for hub in joined_hubs {
             let (context, stopped) = (Arc::clone(&context), stopped.clone());
-            kept.entry(hub.clone())
-                .or_insert_with(|| tokio::spawn(keep(context, hub, PAUSES, stopped)));
+            tasks
+                .entry(hub.clone())
+                .or_insert_with(|| tokio::spawn(keep_connected(context, hub, PAUSES, stopped)));
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
@@ -174,36 +178,40 @@ async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>
 
 /// Resolves once dialling was stopped.
 async fn stop_of(stopped: &mut watch::Receiver<bool>) {
-    // An error would mean that the node is gone, which is stopping too.
+    // The channel fails only if the node is gone, which means stop as well.
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-fn wanted(context: &JoinContext) -> Vec<HubAddress> {
+fn joined_hubs(context: &JoinContext) -> Vec<HubAddress> {
     let current = context.reloader.current();
     for problem in problems(&current.config) {
         tracing::warn!("{}; {}", problem.text, problem.hint);
     }
-    places(&current.config, &context.own)
+    hub_addresses(&current.config, &context.own)
 }
 
 /// The keys of the hubs that a node with the key `own` joins by this document.
 pub(crate) fn hubs(config: &NodeConfig, own: &PeerKey) -> Vec<PeerKey> {
-    places(config, own).iter().map(|hub| hub.key).collect()
+    hub_addresses(config, own)
+        .iter()
+        .map(|hub| hub.key)
+        .collect()
 }
 
-fn places(config: &NodeConfig, own: &PeerKey) -> Vec<HubAddress> {
-    let places = config.join.iter().filter_map(HubAddress::from_config);
-    let mut wanted: Vec<HubAddress> = Vec::new();
-    for hub in places.filter(|hub| hub.key != *own) {
-        // Of two ways to one hub the first counts: two connections would take turns.
-        if wanted.iter().all(|known| known.key != hub.key) {
-            wanted.push(hub);
+fn hub_addresses(config: &NodeConfig, own: &PeerKey) -> Vec<HubAddress> {
+    let hub_addresses = config.join.iter().filter_map(HubAddress::from_config);
+    let mut joined_hubs: Vec<HubAddress> = Vec::new();
+    for hub in hub_addresses.filter(|hub| hub.key != *own) {
+        // Of two entries for one hub the first one counts: with two connections, each would replace
+        // the other in turn.
+        if joined_hubs.iter().all(|known| known.key != hub.key) {
+            joined_hubs.push(hub);
         }
     }
-    wanted
+    joined_hubs
 }
 
-/// A hub, and the way to it.
+/// A hub and its addresses.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct HubAddress {
     key: PeerKey,
@@ -242,15 +250,15 @@ impl fmt::Display for HubAddress {
     }
 }
 
-/// How it went with a hub, and so how long to leave it alone at least.
+/// How a connection to a hub ended, with the minimum pause.
 enum HubConnectionEnd {
-    /// The connection ended, there was none, or the next one will be that of a peer.
+    /// The connection ended, the dial failed, or the node has just enrolled.
     Lost(Duration),
-    /// It does not want this node, or not yet.
+    /// The hub refuses this node, or has not approved it yet.
     Unwanted(Duration),
 }
 
-async fn keep(
+async fn keep_connected(
     context: Arc<JoinContext>,
     hub: HubAddress,
     mut pauses: Backoff,
@@ -258,18 +266,20 @@ async fn keep(
 ) {
     loop {
         let began = Instant::now();
-        let ended = once(&context, &hub).await;
+        let ended = run_connection(&context, &hub).await;
         if *stopped.borrow() {
-            // A connection that the stop itself ended is no reason for another one.
+            // The stop itself ended the connection, so the node does not dial again.
             return;
         }
-        // Only after a long one: a hub that lets the node in and drops it would else be asked without a pause.
+        // The pauses are reset after a long connection only: a hub that admits the node and drops
+        // it would otherwise be dialled without a pause.
         if began.elapsed() >= HEALTHY {
             pauses.reset();
         }
         let pause = match ended {
             HubConnectionEnd::Lost(at_least) => pauses.next(random()).max(at_least),
-            // The random part comes on top, so that many nodes that were refused together do not return together.
+            // The random pause is added, so that nodes which were refused together do not return
+            // together.
             HubConnectionEnd::Unwanted(at_least) => at_least + pauses.next(random()),
         };
         tokio::select! {
@@ -279,17 +289,18 @@ async fn keep(
     }
 }
 
-/// From the dial to the end of the connection.
-async fn once(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd {
+/// Runs from the dial to the end of the connection.
+async fn run_connection(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd {
     let connection = match connect(context, hub).await {
         Ok(connection) => connection,
         Err(ended) => return ended,
     };
-    match knows_us(&connection).await {
+    match is_known_to(&connection).await {
         Ok(true) => context.unwanted.clear(&hub.key),
         Ok(false) => {
             connection.close(CloseCode::Normal, "");
-            // The hub answers and does not know the key: the token of the join string is what makes it known.
+            // The hub answers and does not know the key: the token of the join string makes the key
+            // known.
             return enrol_with(context, hub).await;
         }
         Err(error) => {
@@ -331,7 +342,8 @@ async fn connect(
             Ok(connection) => return Ok(connection),
             Err(error) => {
                 if error.is_permanent() {
-                    // Such as another key at the address, which asking more often does not change.
+                    // Another key at the address, for example, does not change by dialling more
+                    // often.
                     at_least = UNWANTED;
                 }
                 tracing::warn!(%hub, at = target.address(), %error, "join.failed");
@@ -341,12 +353,13 @@ async fn connect(
     Err(HubConnectionEnd::Lost(at_least))
 }
 
-/// Whether the other side takes us for a peer. One that is no hub has its own way of knowing.
-async fn knows_us(connection: &CallConnection) -> Result<bool, CallError> {
-    let asked = timeout(WHOAMI, connection.call("hub/whoami", &Value::Null)).await;
-    match asked.unwrap_or_else(|_| Err(CallError::unavailable("no answer in time"))) {
+/// Whether the hub knows this node as a peer.
+async fn is_known_to(connection: &CallConnection) -> Result<bool, CallError> {
+    let response = timeout(WHOAMI, connection.call("hub/whoami", &Value::Null)).await;
+    match response.unwrap_or_else(|_| Err(CallError::unavailable("no answer in time"))) {
         Ok(answer) => Ok(!answer.value()["peer_id"].is_null()),
-        // A program that has no such operation is no hub that enrols, and the connection is of use all the same.
+        // A server without this operation does not enrol peers, and the connection is useful all
+        // the same.
         Err(error) if error.code == ErrorCode::NotFound => Ok(true),
         Err(error) => Err(error),
     }
@@ -370,8 +383,8 @@ async fn enrol_with(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd
         Err(EnrolClientError::Refused(refusal)) => {
             tracing::warn!(%hub, code = %refusal.code, "join.refused: {}", refusal.message);
             context.unwanted.set(hub, &refusal.message);
-            let asked = refusal.retry_after_ms.map(Duration::from_millis);
-            HubConnectionEnd::Unwanted(asked.unwrap_or(UNWANTED))
+            let retry_after = refusal.retry_after_ms.map(Duration::from_millis);
+            HubConnectionEnd::Unwanted(retry_after.unwrap_or(UNWANTED))
         }
         Err(error) => {
             tracing::warn!(%hub, %error, "join.failed");
@@ -381,7 +394,7 @@ async fn enrol_with(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd
 }
 
 fn random() -> u32 {
-    // Without randomness every pause is a long one, which is safe.
+    // Without randomness every pause has its maximum, which is safe.
     getrandom::u32().unwrap_or(u32::MAX)
 }
 
@@ -401,7 +414,7 @@ mod tests {
     use super::*;
     use crate::node::ConfigStore;
 
-    /// Fails every dial, and counts them.
+    /// Fails every dial, and counts the dials.
     #[derive(Debug, Default)]
     struct CountingTestDialer(AtomicUsize);
 
@@ -412,7 +425,8 @@ mod tests {
         ) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
             self.0.fetch_add(1, Ordering::SeqCst);
             Box::pin(async {
-                // Yields as a real network would, so that a task that redials without a pause does not keep the thread.
+                // The dialler yields as a real network would, so that a task that redials without a
+                // pause does not block the thread.
                 tokio::task::yield_now().await;
                 Err(DialError::new(DialErrorKind::Unreachable, "no route"))
             })
@@ -509,8 +523,8 @@ mod tests {
         assert!(place.token().is_none());
     }
 
-    /// From a thousandth of the usual pause they double: half a second has about ten dials, and a moment that gets long
-    /// on a busy machine a few more. Without that it has hundreds.
+    /// The pauses double from a thousandth of the usual one: half a second has about ten dials, and
+    /// a few more if a busy machine makes it longer. Without pauses it would have hundreds.
     #[tokio::test]
     async fn a_hub_that_is_not_there_is_dialled_with_pauses_that_double() {
         let joined = config(&format!("[[join]]\ncode = \"{}\"", code()));
@@ -519,7 +533,7 @@ mod tests {
         let context = Arc::new(context(Arc::clone(&dialer) as _));
         let (_stop, stopped) = watch::channel(false);
         let pauses = Backoff::new(PAUSE_FIRST / 1000, PAUSE_MAX);
-        let kept = tokio::spawn(keep(context, place, pauses, stopped));
+        let kept = tokio::spawn(keep_connected(context, place, pauses, stopped));
         sleep(Duration::from_millis(500)).await;
         kept.abort();
         let dials = dialer.0.load(Ordering::SeqCst);

@@ -1,11 +1,11 @@
-//! `node/rotate-key`: another key in the place of the one that this node serves and dials with.
+//! `node/rotate-key`: replaces the key that this node serves and dials with.
 //!
-//! The node keeps its old key until every hub it joins knows the new one, tells them over the
-//! connections it has, and uses the new key from its next start on: the key is in every listener,
-//! dialler and name of the running process, and a node takes a second to start.
+//! The node keeps its old key until every hub that it joins knows the new one. It notifies the hubs
+//! over its open connections, and uses the new key from its next start: every listener, dialler and
+//! name of the running process has the old key, and a node starts in a second.
 //!
-//! This is for a key that a file holds. One that a vault derives at its fixed path has no successor
-//! there: its rotation is another vault, and this operation says so.
+//! This is for a key in a file. A vault derives its key at a fixed path, where the key has no
+//! successor: its rotation is another vault, and this operation says so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,18 +24,18 @@ use crate::key::{
     KeyFiles, RotationKeys, RotationNoticeError, RotationRecord, RotationStage, tell,
 };
 
-/// A new key waits for the next start.
+/// Code of the problem that a new key waits for the next start.
 pub(super) const NODE_KEY_WAITS: &str = "node-key-waits";
-/// The scope that lets its holder replace the node's key, which is to be able to do anything.
+/// Scope of callers that may replace the node's key. Such a caller can give itself every right.
 const SCOPE: &str = "admin";
-/// How long one hub may take.
+/// Maximum time for one hub to answer.
 const TELL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The node's key, and everything that belongs to replacing it.
+/// The node's key, and what its replacement needs.
 pub(crate) struct NodeKeyRotation {
-    /// Absent where the key is derived.
+    /// `None` if the key is derived.
     files: Option<KeyFiles>,
-    /// In use until this process ends.
+    /// The key in use until this process ends.
     key: NodeKey,
     people: IdentityServices,
     reached: HubConnections,
@@ -49,7 +49,7 @@ struct KeyRotateInput {
     drop: Vec<PeerKey>,
 }
 
-/// A hub, and why it was not told.
+/// A hub, and why the notice to it failed.
 type Refusal = (String, CallError);
 
 /// `node/rotate-key`
@@ -95,7 +95,7 @@ pub(crate) fn operation(own: Arc<NodeKeyRotation>) -> Registration {
 }
 
 impl NodeKeyRotation {
-    /// `files` are those of the key that this process has in use, if a file holds it.
+    /// `files` are those of the key in use, if a file holds it.
     pub(crate) fn new(
         files: Option<KeyFiles>,
         key: NodeKey,
@@ -116,10 +116,10 @@ impl NodeKeyRotation {
         }
     }
 
-    /// Goes as far as it can, and says how far that is. What did not work is tried again by the next
-    /// call.
+    /// Rotates as far as possible, and reports how far that is. The next call tries again what
+    /// failed.
     async fn rotate(&self, drop: &[PeerKey]) -> Result<Value, CallError> {
-        // Two rotations at a time would each make a key.
+        // Two concurrent rotations would each make a key.
         let _turn = self.turn.lock().await;
         let files = self.files()?;
         files.tidy();
@@ -133,13 +133,13 @@ impl NodeKeyRotation {
         let waited_for = hubs.iter().filter(|hub| !drop.contains(hub));
         record.wait_for(waited_for.map(ToString::to_string).collect());
         let keys = files.begin(keys, &mut record).map_err(local)?;
-        let refusals = self.tell_all(&keys, &mut record).await;
+        let refusals = self.notify_all(&keys, &mut record).await;
         // A hub that does not know the new key would refuse the node after its restart.
         if record.is_announced() {
             files.swap(&keys, &mut record).map_err(local)?;
             self.replaced(&keys, &record);
         } else {
-            // The record keeps which hubs know the new key, and another call tells the others.
+            // The record says which hubs know the new key. Another call notifies the others.
             files.write(&record).map_err(local)?;
         }
         Ok(self.answer(files, &keys, &record, &refusals))
@@ -153,10 +153,11 @@ impl NodeKeyRotation {
         })
     }
 
-    /// Whether a rotation may begin.
+    /// Checks whether a rotation may begin.
     fn check(&self, keys: &RotationKeys) -> Result<(), CallError> {
         let conflict = |what: &str| Err(CallError::new(ErrorCode::Conflict, what));
-        // The statement is signed with the key of the connection, which is the one that this process holds.
+        // The notice is signed with the key of the connection, which is the key that this process
+        // holds.
         if keys.old.as_ref().map(NodeKey::public) != Some(self.key.public()) {
             return conflict("another key was put in place: restart the node, which then uses it");
         }
@@ -175,15 +176,15 @@ impl NodeKeyRotation {
         Ok(())
     }
 
-    /// Tells every hub that does not know the new key yet, all at the same time.
-    async fn tell_all(&self, keys: &RotationKeys, record: &mut RotationRecord) -> Vec<Refusal> {
+    /// Notifies every hub that does not know the new key yet, all at the same time.
+    async fn notify_all(&self, keys: &RotationKeys, record: &mut RotationRecord) -> Vec<Refusal> {
         let waiting = record.targets.iter_mut().filter(|hub| !hub.told);
         let all = waiting.map(|hub| async move {
-            match self.tell(&hub.target, &keys.new).await {
-                Ok(told) => {
+            match self.notify(&hub.target, &keys.new).await {
+                Ok(response) => {
                     hub.told = true;
-                    hub.peer_id = Some(told.peer_id);
-                    hub.old_key_ends = told.old_key_ends;
+                    hub.peer_id = Some(response.peer_id);
+                    hub.old_key_ends = response.old_key_ends;
                     None
                 }
                 Err(error) => Some((hub.target.clone(), error)),
@@ -193,19 +194,22 @@ impl NodeKeyRotation {
         refusals.into_iter().flatten().collect()
     }
 
-    async fn tell(
+    async fn notify(
         &self,
         hub: &str,
         new: &NodeKey,
     ) -> Result<crate::key::RotationResponse, CallError> {
-        let gone = || CallError::unavailable("there is no connection to this hub at the moment");
-        let hub: PeerKey = hub.parse().map_err(|_| gone())?;
-        // Over the connection that is there: the hub takes the word of a key from that key alone.
-        let connection = self.reached.get(&hub).ok_or_else(gone)?;
+        let not_connected =
+            || CallError::unavailable("there is no connection to this hub at the moment");
+        let hub: PeerKey = hub.parse().map_err(|_| not_connected())?;
+        // The notice goes over the open connection: the hub accepts it only from the key that it is
+        // about.
+        let connection = self.reached.get(&hub).ok_or_else(not_connected)?;
         let pins = [hub];
-        let told = tell(&connection, &pins, &self.key, new);
-        let told = timeout(TELL_TIMEOUT, told).await;
-        told.map_err(|_| CallError::new(ErrorCode::Timeout, "the hub did not answer in time"))?
+        let response = tell(&connection, &pins, &self.key, new);
+        let response = timeout(TELL_TIMEOUT, response).await;
+        response
+            .map_err(|_| CallError::new(ErrorCode::Timeout, "the hub did not answer in time"))?
             .map_err(|error| match error {
                 RotationNoticeError::Call(error) => error,
                 RotationNoticeError::Clock => CallError::unavailable(error.to_string()),
@@ -261,7 +265,7 @@ impl NodeKeyRotation {
     }
 }
 
-/// What the files of the key say.
+/// The error of the key's files.
 fn local(failure: CommandError) -> CallError {
     CallError::unavailable(failure.message)
 }
@@ -287,7 +291,7 @@ mod tests {
             }
         }
 
-        /// As the node is after a start.
+        /// The rotation of a node after a start.
         fn start(&self) -> NodeKeyRotation {
             let path = self.dir.path().join("node.key");
             let (key, _) = NodeKey::load_or_create(&path).expect("a key");
@@ -324,7 +328,7 @@ mod tests {
         );
         assert_eq!(done["node_key"], json!(before));
         assert_eq!(own.problems.list()[0].code, NODE_KEY_WAITS);
-        // One rotation at a time.
+        // Another call continues the same rotation.
         let again = own.rotate(&[]).await.expect("the same");
         assert_eq!(again["new_key"], done["new_key"]);
         drop(own);
@@ -351,7 +355,7 @@ mod tests {
             (&json!(HUB), &json!(false))
         );
         assert_eq!(waits["hubs"][0]["error"]["code"], "UNAVAILABLE");
-        // The power is cut: the old key is in use, and the new one is still the same.
+        // The power is cut: the old key is in use, and the new one stays the same.
         let before = own.key.public();
         drop(own);
         let own = place.start();

@@ -6,7 +6,7 @@ use alknet_call::{Dispatcher, Registry, is_reserved_namespace};
 use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
-/// Operations of the program, in some configuration, that answer once: those that can be tools.
+/// Operations of the program, in some configuration, that answer once. Each can be a tool.
 const OPERATIONS: [&str; 58] = [
     "compute/dispatch",
     "compute/info",
@@ -68,7 +68,7 @@ const OPERATIONS: [&str; 58] = [
     "vault/status",
 ];
 
-/// Those that answer many times, and can be no tools.
+/// Operations that answer many times, which cannot be tools.
 const SUBSCRIPTIONS: [&str; 4] = [
     "hub/subscribe",
     "node/log",
@@ -76,7 +76,7 @@ const SUBSCRIPTIONS: [&str; 4] = [
     "tensor/fetch",
 ];
 
-/// Scopes that operations of the program need.
+/// Scopes that operations of the program require.
 const SCOPES: [&str; 17] = [
     "admin",
     "compute:kernel",
@@ -97,8 +97,9 @@ const SCOPES: [&str; 17] = [
     "runtime:read",
 ];
 
-/// Scopes that parts of the node look for and no operation declares; `*` stands for all that begin so. Promoted
-/// operations need those below `call:`, unless their reviewer wants others, and imported ones those below `import:`.
+/// Scopes that parts of the node check and no operation declares. `*` stands for every end.
+/// Promoted operations require scopes below `call:`, unless their reviewer chose others, and
+/// imported ones require scopes below `import:`.
 const SCOPE_FAMILIES: [&str; 8] = [
     "call:*",
     "forward:identity",
@@ -113,28 +114,28 @@ const SCOPE_FAMILIES: [&str; 8] = [
 /// The family of every scope.
 const ANY_SCOPE: &str = "*";
 
-/// Names that one problem lists.
+/// Maximum number of names that one problem lists.
 const NAMES_LISTED_MAX: usize = 8;
 
-/// What to do about names that match nothing.
+/// Hint for names that match nothing.
 const SPELLING: &str = "write it as 'alknet ops TARGET' and the pages of the operations do";
 
-/// What a document names that the program does not have.
+/// Names of a document that the program does not have.
 #[derive(Debug, Default)]
 pub(crate) struct UnknownNames {
     /// Names that never match.
     pub(crate) errors: Vec<ConfigError>,
-    /// Names that match nothing of the program, and perhaps a promoted operation.
+    /// Names that match no operation of the program, and perhaps a promoted one.
     pub(crate) warnings: Vec<ConfigError>,
 }
 
-/// Looks at the names of `config` without a node.
+/// Checks the names of `config` without a running node.
 pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
     let mut found = UnknownNames::default();
     for (n, tool) in config.http.mcp.tools.iter().enumerate() {
         let error = |what| finding(format!("http.mcp.tools[{n}]"), what);
         let name = plain(tool);
-        // What a server serves, the node finds out.
+        // The node learns at runtime which tools a server serves.
         if OPERATIONS.contains(&name) || import_of(config, name).is_some() {
             continue;
         }
@@ -143,7 +144,7 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
                 format!("'{name}' is a subscription, which answers many times: it can be no tool");
             found.errors.push(error(what));
         } else if is_reserved_namespace(name.split('/').next().unwrap_or_default()) {
-            // No promoted operation has a name there.
+            // A promoted operation cannot have a name in a reserved namespace.
             let what = format!("no operation is called '{name}', and none can be");
             found.errors.push(error(what));
         } else {
@@ -169,14 +170,16 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
     found
 }
 
-/// The same for a node that runs: tools that are none now, and scopes that no operation asks for. A scope outside the
-/// program's own names is left to promoted operations, and to those of peers.
+/// The same for a running node: tools that do not exist now, and scopes that no operation requires.
+/// It ignores scopes outside the program's own names, because promoted operations and operations of
+/// peers may require them.
 pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineDiagnostic> {
     let promoted = registry.generation();
     let specs = || registry.specs().chain(promoted.specs());
     let http = &config.http;
     let tools = http.mcp.tools.iter().map(|tool| plain(tool));
-    // An import that has not come yet has a problem of its own.
+    // An import that has not succeeded yet is a problem of its own, so its tools do not count as
+    // unknown.
     let is_imported = |name: &str| {
         import_of(config, name).is_some_and(|from| registry.has_imported(from, name) != Some(false))
     };
@@ -186,7 +189,7 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
             && specs().all(|spec| spec.name != *name)
             && !is_imported(name)
     });
-    let asks = |scope: &str| {
+    let is_required = |scope: &str| {
         specs().any(|spec| {
             let rule = &spec.access_control;
             let any = rule.required_scopes_any.iter().flatten();
@@ -198,7 +201,7 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
         .granted_scopes()
         .into_iter()
         .map(|(_, scope)| scope)
-        .filter(|scope| is_of_program_scopes(scope) && !is_known(scope) && !asks(scope))
+        .filter(|scope| is_of_program_scopes(scope) && !is_known(scope) && !is_required(scope))
         .collect();
     unknown_scopes.sort_unstable();
     unknown_scopes.dedup();
@@ -233,7 +236,7 @@ pub(super) fn asked_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> 
     scopes.chain(families).collect()
 }
 
-/// The first of some names as a text; `None` for none.
+/// The first of some names as a text. Returns `None` if there are no names.
 fn listed(names: Vec<&str>) -> Option<String> {
     let shown: Vec<_> = names
         .iter()
@@ -256,25 +259,25 @@ fn finding(path: String, what: String) -> ConfigError {
     }
 }
 
-/// An operation's name without the slash that may stand before it.
+/// An operation's name without a leading slash.
 fn plain(operation: &str) -> &str {
     operation.strip_prefix('/').unwrap_or(operation)
 }
 
-/// The namespace of the import that serves an operation of this name, if it serves it.
+/// The namespace of the import that would serve an operation of this name.
 fn import_of<'a>(config: &'a NodeConfig, name: &str) -> Option<&'a str> {
     let (first, _) = name.split_once('/')?;
     let mut imports = config.http.import.iter().map(|one| one.namespace.as_str());
     imports.find(|namespace| *namespace == first)
 }
 
-/// Whether the first segment of a scope is one of the program's.
+/// Whether a scope begins with the same segment as one of the program's scopes.
 fn is_of_program_scopes(scope: &str) -> bool {
     let first = |name: &str| name.split(':').next() == scope.split(':').next();
     SCOPES.iter().chain(&SCOPE_FAMILIES).any(|own| first(own))
 }
 
-/// Whether a part of the program asks for a scope, or for one that a pattern covers.
+/// Whether the program has this scope, or one that the pattern covers.
 fn is_known(scope: &str) -> bool {
     let mut known = SCOPES.iter().chain(&SCOPE_FAMILIES);
     known.any(|known| is_granted_by(known, scope))
@@ -302,7 +305,7 @@ mod tests {
         found.iter().map(ToString::to_string).collect()
     }
 
-    /// A registry with one operation, which needs a scope.
+    /// A registry with one operation, which requires a scope.
     fn registry() -> Registry {
         let handler = HandlerKind::once(|_, _| async { Ok::<_, CallError>(Value::Null) });
         let spec = OperationSpec::query("node/info", "").with_scope("node:custom");
@@ -364,7 +367,7 @@ mod tests {
         assert_eq!(problems(&config, &registry()), []);
     }
 
-    /// Which operations a server serves, the node knows once it has imported them.
+    /// The node knows which operations a server serves once it has imported them.
     #[test]
     fn a_tool_of_an_import_is_unknown_once_its_server_does_not_serve_it() {
         let config = config(

@@ -1,4 +1,4 @@
-//! The log: every record goes to standard error and into a bounded ring that `node/log` reads.
+//! The log. Every record goes to standard error and into a bounded ring that `node/log` reads.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -21,9 +21,9 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use super::log_rate::{LogRates, RateDecision};
 use crate::cli::output::one_line;
 
-/// Bytes of text the ring keeps; the oldest records go first.
+/// Maximum size of the ring's text in bytes. The ring drops the oldest records first.
 pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
-/// Longest message kept; the rest of it is cut.
+/// Maximum length of a message in bytes. The log cuts the rest of a longer one.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
 /// Bytes of a line beside its message: level, target, `…`. With them a line is no longer than PID 1 reads at once.
 const LINE_OVERHEAD_BYTES: usize = 96;
@@ -34,31 +34,31 @@ pub(crate) struct NodeLogRing(Arc<SharedLogRing>);
 
 struct SharedLogRing {
     records: Mutex<LogRecords>,
-    /// Tells readers that a record came.
+    /// Wakes the readers when a record arrives.
     came: watch::Sender<()>,
     tuning: ArcSwap<LogSettings>,
-    /// Key of the hashes that stand for addresses; another one with each start.
+    /// Key of the hashes that replace addresses. Each start makes another one.
     hashes: RandomState,
 }
 
-/// What the log says.
+/// Settings of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct LogSettings {
     level: Level,
     hash_addresses: bool,
 }
 
-/// The records that are kept. Each has a number, counted from the start of the node.
+/// The records of the ring. Each has a number, counted from the start of the node.
 #[derive(Default)]
 struct LogRecords {
     queue: VecDeque<Arc<LogRecord>>,
     bytes: usize,
-    /// The number of the oldest.
+    /// Number of the oldest record.
     first: u64,
 }
 
 impl LogRecords {
-    /// The number that the next one will have.
+    /// The number that the next record gets.
     fn next(&self) -> u64 {
         self.first + self.queue.len() as u64
     }
@@ -78,7 +78,7 @@ impl NodeLogRing {
         }))
     }
 
-    /// Says what `config` asks for from now on, and everything if `verbose`.
+    /// Applies the settings of `config`. With `verbose`, the log shows every record.
     pub(crate) fn tune(&self, config: &LogConfig, verbose: bool) {
         let level = match config.level {
             _ if verbose => Level::DEBUG,
@@ -93,12 +93,14 @@ impl NodeLogRing {
         };
         let before = self.0.tuning.swap(Arc::new(tuning));
         if before.level != level {
-            // Which lines of the program are worth a look was asked once and remembered.
+            // `tracing` caches for each call site whether its records are wanted, so a new level
+            // empties the cache.
             tracing::callsite::rebuild_interest_cache();
         }
     }
 
-    /// What the log shows in place of an address: a reader cannot recover the address, but can compare it with another.
+    /// The text that replaces an address. A reader cannot recover the address from it, but can
+    /// compare two of them.
     fn hashed(&self, address: &str) -> String {
         let ip = address.parse::<SocketAddr>().map(|address| address.ip());
         let hash = match ip.or_else(|_| address.parse::<IpAddr>()) {
@@ -108,9 +110,9 @@ impl NodeLogRing {
         format!("#{:08x}", hash >> 32)
     }
 
-    /// Adds a record, dropping the oldest ones beyond [`RING_BYTES_MAX`].
+    /// Adds a record, and drops the oldest ones beyond [`RING_BYTES_MAX`].
     pub(crate) fn push(&self, mut record: LogRecord) {
-        // What a peer sends may be in it, and one record could push out all others.
+        // The message may repeat what a peer sent, and one long record could push out all others.
         truncate(&mut record.message, MESSAGE_BYTES_MAX);
         let mut records = self.lock();
         records.bytes += cost(&record);
@@ -125,7 +127,7 @@ impl NodeLogRing {
         self.0.came.send_replace(());
     }
 
-    /// A reader of the newest `last` records, and of every one after them if it `follows`.
+    /// A reader of the newest `last` records, which also reads every later one if it `follows`.
     pub(crate) fn read(&self, last: usize, follows: bool) -> LogReader {
         let came = self.0.came.subscribe();
         let records = self.lock();
@@ -139,8 +141,8 @@ impl NodeLogRing {
     }
 
     fn lock(&self) -> MutexGuard<'_, LogRecords> {
-        // A panic while the lock was held cannot have left the queue half changed in a way that
-        // matters more than losing the log would.
+        // A panic while the lock was held may have left the queue half changed. A wrong record does
+        // less harm than a node without its log.
         self.0
             .records
             .lock()
@@ -156,30 +158,32 @@ impl fmt::Debug for NodeLogRing {
     }
 }
 
-/// Reads the ring where it is: what a reader has yet to read is kept once, for all of them.
+/// Reads the ring in place. Readers share the records that they have not read yet.
 pub(crate) struct LogReader {
     ring: NodeLogRing,
     came: watch::Receiver<()>,
-    /// The number of the record it reads next.
+    /// Number of the record that the reader reads next.
     at: u64,
-    /// The number of the record it ends before.
+    /// Number of the record before which the reader ends.
     end: Option<u64>,
 }
 
-/// What a reader comes upon.
+/// The next item of a reader.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LogEntry {
-    /// So many records went before it read them.
+    /// The ring dropped this many records before the reader read them.
     Lost(u64),
     /// The next record.
     Record(Arc<LogRecord>),
 }
 
 impl LogReader {
-    /// What comes next; `None` at the end of the past, for one that does not follow. Cancel safe.
+    /// The next item. Returns `None` after the last record, for a reader that does not follow.
+    /// Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<LogEntry> {
         loop {
-            // Before the look at the ring: a record that comes in between is not waited for.
+            // The mark is cleared before the ring is read: a record that arrives in between sets it
+            // again.
             self.came.mark_unchanged();
             if let Some(entry) = self.take() {
                 return Some(entry);
@@ -187,27 +191,28 @@ impl LogReader {
             if self.end.is_some() {
                 return None;
             }
-            // The sender lives as long as the ring, which this has.
+            // The sender lives as long as the ring, and the reader has a clone of the ring.
             self.came.changed().await.ok()?;
         }
     }
 
-    /// What is there.
+    /// The next item that the ring already has.
     fn take(&mut self) -> Option<LogEntry> {
         let records = self.ring.lock();
         let most = self.end.unwrap_or(u64::MAX);
         let oldest = records.first.min(most);
         if self.at < oldest {
             let lost = oldest - self.at;
-            // The reader goes on with what is there, and shows that something is missing.
+            // The reader continues with the oldest record that is left, and shows that some are
+            // missing.
             self.at = oldest;
             return Some(LogEntry::Lost(lost));
         }
         if self.at >= most {
             return None;
         }
-        let place = usize::try_from(self.at - records.first).ok()?;
-        let record = Arc::clone(records.queue.get(place)?);
+        let index = usize::try_from(self.at - records.first).ok()?;
+        let record = Arc::clone(records.queue.get(index)?);
         self.at += 1;
         Some(LogEntry::Record(record))
     }
@@ -224,12 +229,12 @@ fn truncate(text: &mut String, max: usize) {
     }
 }
 
-/// How lines on standard error begin.
+/// Format of the lines on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StderrFormat {
-    /// For a person: local time order, level, target.
+    /// For a person: time, level, target.
     Plain,
-    /// For PID 1: the kernel's `<level>` prefix, so that it can sort them.
+    /// For PID 1: each line begins with the kernel's `<level>`, by which PID 1 sorts it.
     Prefixed,
 }
 
@@ -252,7 +257,7 @@ impl StderrFormat {
     }
 }
 
-/// Sends `tracing` events to the ring and to standard error. Call once.
+/// Sends `tracing` events to the ring and to standard error. Call it once.
 pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
     let layer = RingLayer {
         ring: ring.clone(),
@@ -261,11 +266,11 @@ pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
         clock: Instant::now,
     };
     let subscriber = tracing_subscriber::registry().with(layer);
-    // A second call keeps the first subscriber: tests in one process share it.
+    // A second call keeps the first subscriber, which the tests of one process share.
     tracing::subscriber::set_global_default(subscriber).ok();
 }
 
-/// Counts time by the clock `C`.
+/// The `tracing` layer. It reads the time from the clock `C`.
 struct RingLayer<C> {
     ring: NodeLogRing,
     stderr: StderrFormat,
@@ -281,7 +286,7 @@ where
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         let ours = metadata.target().starts_with("alknet");
         let level = self.ring.0.tuning.load().level;
-        // Libraries log what they do in detail, which says nothing to an administrator.
+        // Libraries log details at these levels that do not help an administrator.
         *metadata.level() <= if ours { level } else { level.min(Level::WARN) }
     }
 
@@ -315,14 +320,14 @@ where
 }
 
 impl<C> RingLayer<C> {
-    fn write(&self, level: &str, place: &str, mut message: String) {
+    fn write(&self, level: &str, module: &str, mut message: String) {
         // Before it is printed: PID 1 cuts longer lines into pieces. What a client or a server sent may be in it.
         truncate(&mut message, MESSAGE_BYTES_MAX - LINE_OVERHEAD_BYTES);
         let record = LogRecord {
             boot_ms: boot_ms(),
             time: now(),
             level: level.to_owned(),
-            target: target(place).to_owned(),
+            target: target(module).to_owned(),
             message,
         };
         self.print(&record);
@@ -331,12 +336,12 @@ impl<C> RingLayer<C> {
 
     fn print(&self, record: &LogRecord) {
         let line = self.stderr.line(record);
-        // The result is dropped: an error cannot be shown where standard error is gone.
+        // The result is dropped: without standard error there is nowhere to report the error.
         std::io::stderr().write_all(line.as_bytes()).ok();
     }
 }
 
-/// `alknet_endpoint::admission` is `endpoint` to a reader of the log.
+/// The target for readers of the log: `endpoint` for `alknet_endpoint::admission`.
 fn target(target: &str) -> &str {
     let target = target.strip_prefix("alknet_").unwrap_or(target);
     target.split("::").next().unwrap_or(target)
@@ -351,7 +356,7 @@ fn kernel_level(level: &str) -> u8 {
     }
 }
 
-/// The message and its fields, `message key=value …`.
+/// Formats the message and its fields as `message key=value …`.
 struct LogText<'a> {
     hash_addresses: Option<&'a NodeLogRing>,
     message: String,
@@ -361,7 +366,8 @@ struct LogText<'a> {
 impl LogText<'_> {
     fn finish(mut self) -> String {
         self.message.push_str(&self.fields);
-        // What a peer sent must not begin a line of its own, move a terminal's cursor or turn a line around.
+        // A peer's text must not begin a line of its own, move a terminal's cursor or reverse a
+        // line.
         match one_line(&self.message) {
             Cow::Borrowed(_) => self.message,
             Cow::Owned(shown) => shown,
@@ -371,7 +377,7 @@ impl LogText<'_> {
 
 impl Visit for LogText<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a String cannot fail.
+        // Writing to a `String` does not fail.
         let written = match (field.name(), self.hash_addresses) {
             ("message", _) => write!(self.message, "{value:?}"),
             (name @ "addr", Some(ring)) => {
@@ -402,15 +408,15 @@ impl Visit for LogText<'_> {
 /// Milliseconds since the kernel started.
 pub(crate) fn boot_ms() -> u64 {
     use nix::time::{ClockId, clock_gettime};
-    // This clock runs on while the machine sleeps (clock_gettime(2)).
+    // This clock goes on while the machine sleeps (clock_gettime(2)).
     let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
     since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The wall clock in RFC 3339, or nothing while it is before the binary was made.
+/// The wall clock in RFC 3339. Returns `None` if it shows a time before the program was built.
 pub(crate) fn now() -> Option<String> {
     let now = Timestamp::now();
-    // A time before the program was built is a clock that was never set.
+    // A time before the build is that of a clock that was never set.
     let sane = u64::try_from(now.as_second()).is_ok_and(|now| now >= alknet_init::BUILD_TIME_S);
     sane.then(|| format!("{now:.3}"))
 }
@@ -422,7 +428,7 @@ mod tests {
     use super::super::log_rate::{LIBRARY_RECORDS_MAX, RATE_PERIOD};
     use super::*;
 
-    /// What is there for a reader, without waiting for more.
+    /// The records that a reader gets without waiting.
     fn there(reader: &mut LogReader) -> Vec<LogEntry> {
         std::iter::from_fn(|| reader.take()).collect()
     }
@@ -525,11 +531,11 @@ mod tests {
         );
     }
 
-    /// Target of the records of a test that stand for a library's.
+    /// Target of the test records that stand for a library's.
     const LIBRARY: &str = "a_library";
 
-    /// What the ring has of the library after as many records of one place as it may have in a minute and one more, and
-    /// then, a minute later, what `later` says.
+    /// The records of the library that the ring has: first, one call site logs one record more than
+    /// its limit within a minute. A minute later, `later` logs.
     fn kept_of_library(later: impl FnOnce(&dyn Fn())) -> Vec<String> {
         let ring = NodeLogRing::new();
         let (start, periods) = (Instant::now(), Arc::new(AtomicU32::new(0)));
@@ -595,7 +601,7 @@ mod tests {
         ring.push(record(&long));
         ring.push(record("b"));
         let mut readers: Vec<_> = (0..64).map(|n| ring.read(2, n % 2 == 0)).collect();
-        // The ring's own, and not another one for each.
+        // The reader has the ring's own record, and no copy of it.
         let kept = Arc::downgrade(&ring.lock().queue[0]);
         assert_eq!(kept.strong_count(), 1);
         let fills = RING_BYTES_MAX / MESSAGE_BYTES_MAX + 2;

@@ -1,6 +1,7 @@
-//! How many records a minute has in the log of what peers, servers and callers can bring about as often as they like.
+//! Rate limits for records that peers, servers and callers can cause as often as they like.
 //!
-//! The ring keeps a megabyte: without a rate one server that asks and asks would leave nothing else in it.
+//! The ring has a megabyte: without a rate, one server that repeats a request would push out all
+//! other records.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,19 +15,22 @@ use tracing::Event;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 
-/// The time for which records are counted.
+/// The period in which records are counted.
 pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(60);
-/// Records that each place in a library has in a period.
+/// Maximum number of records that each call site in a library has in a period.
 pub(crate) const LIBRARY_RECORDS_MAX: u32 = 10;
-/// Records of why servers and peers failed, of each place in a period. A record has 4 KiB at most: a quarter of the ring.
+/// Maximum number of records of failed servers and peers that each call site has in a period. A
+/// record has 4 KiB at most, so they take a quarter of the ring.
 const CAUSE_RECORDS_MAX: u32 = 60;
-/// Those of them that one operation has: a caller can make it fail as often as it likes.
+/// Maximum number of those for one operation: a caller can make it fail as often as it likes.
 const CAUSE_RECORDS_OF_OPERATION: u32 = 10;
-/// Those that one namespace has: a server can have a thousand operations, and let each fail.
+/// Maximum number of those for one namespace: a server can have a thousand operations, and let each
+/// fail.
 const CAUSE_RECORDS_OF_NAMESPACE: u32 = 30;
-/// Those that only the first record of a namespace may take: servers that fail together leave others one each.
+/// Number of those that are reserved for the first record of a namespace: if many servers fail
+/// together, each of the others still has one record.
 const CAUSE_RECORDS_OF_FIRSTS: u32 = 20;
-/// The field that names the operation of a record of why a server or a peer failed.
+/// The field that names the operation in a record of a failed server or peer.
 const OPERATION_FIELD: &str = "operation";
 /// The field of the same meaning for a whole import, which names its namespace.
 const IMPORT_FIELD: &str = "import";
@@ -35,14 +39,14 @@ pub(crate) const IMPORT_TARGET: &str = "alknet::imports";
 /// The namespace of promoted operations, each of which has another author.
 const PROMOTED_NAMESPACE: &str = "js";
 
-/// What the places in the program have had. There are as many as the program has.
+/// Counts of records by call site. The program has a fixed number of call sites.
 pub(crate) struct LogRates<K = Identifier> {
-    places: Mutex<HashMap<K, RatePeriod>>,
-    /// Whether a place may have to say what it left out: most records need not look.
+    call_sites: Mutex<HashMap<K, RatePeriod>>,
+    /// Whether a call site may have left records out. Most records need no further check.
     has_left_out: AtomicBool,
 }
 
-/// What one place has had since then.
+/// Counts of one call site since `since`.
 struct RatePeriod {
     target: &'static str,
     since: Instant,
@@ -51,51 +55,51 @@ struct RatePeriod {
     causes: CauseShares,
 }
 
-/// Who has had the records of one place about failures. Only records that are kept add a name: there are no more names
-/// than those.
+/// The operations and namespaces that used a call site's records. Only records that are kept add a
+/// name, so there are no more names than records.
 #[derive(Default)]
 struct CauseShares {
     operations: HashMap<Box<str>, u32>,
     namespaces: HashMap<Box<str>, u32>,
 }
 
-/// A record that has a rate.
+/// A record with a rate limit.
 struct RatedRecord<'a, K> {
-    place: K,
+    call_site: K,
     target: &'static str,
-    /// The operation that it is about, for records of why servers and peers failed.
+    /// The operation, if the record is about a failed server or peer.
     operation: Option<&'a str>,
 }
 
-/// What becomes of a record.
+/// The decision about a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RateDecision {
-    /// It is kept. So many of the same place were left out in the period before.
+    /// The log keeps the record. In the period before, the call site left this many out.
     Keep { left_out: u64 },
-    /// The place has had as many as it may.
+    /// The call site has reached its limit.
     LeaveOut,
 }
 
-/// Records of a place that no later record of it has counted.
+/// Records that were left out, and that no later record of their call site has reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeftOutRecords {
-    /// The target of the place.
+    /// The target of the call site.
     pub(crate) target: &'static str,
-    /// How many there were.
+    /// Number of records that were left out.
     pub(crate) left_out: u64,
 }
 
 impl<K> Default for LogRates<K> {
     fn default() -> Self {
         Self {
-            places: Mutex::default(),
+            call_sites: Mutex::default(),
             has_left_out: AtomicBool::new(false),
         }
     }
 }
 
 impl LogRates {
-    /// Counts a record.
+    /// Counts a record and decides about it.
     pub(crate) fn count(&self, event: &Event<'_>, now: Instant) -> RateDecision {
         let metadata = event.metadata();
         let target = metadata.target();
@@ -104,7 +108,7 @@ impl LogRates {
         }
         let operation = is_cause(target).then(|| OperationField::of_event(event));
         let record = RatedRecord {
-            place: metadata.callsite(),
+            call_site: metadata.callsite(),
             target,
             operation: operation.as_deref(),
         };
@@ -114,9 +118,9 @@ impl LogRates {
 
 impl<K: Eq + Hash> LogRates<K> {
     fn count_at(&self, record: RatedRecord<'_, K>, now: Instant) -> RateDecision {
-        let mut places = self.lock();
-        let place = places.entry(record.place);
-        let period = place.or_insert_with(|| RatePeriod::new(record.target, now));
+        let mut call_sites = self.lock();
+        let call_site_entry = call_sites.entry(record.call_site);
+        let period = call_site_entry.or_insert_with(|| RatePeriod::new(record.target, now));
         let mut left_out = 0;
         if period.has_ended(now) {
             left_out = period.left_out;
@@ -130,15 +134,16 @@ impl<K: Eq + Hash> LogRates<K> {
         RateDecision::LeaveOut
     }
 
-    /// What places left out in periods that are over, each once: the next record of the same place may never come.
+    /// Reports the records that were left out in ended periods, each once: the next record of the
+    /// same call site may never come.
     pub(crate) fn overdue(&self, now: Instant) -> Vec<LeftOutRecords> {
         if !self.has_left_out.load(Ordering::Relaxed) {
             return Vec::new();
         }
-        let mut places = self.lock();
+        let mut call_sites = self.lock();
         let mut overdue = Vec::new();
         let mut more_later = false;
-        for period in places.values_mut().filter(|period| period.left_out > 0) {
+        for period in call_sites.values_mut().filter(|period| period.left_out > 0) {
             if !period.has_ended(now) {
                 more_later = true;
                 continue;
@@ -153,7 +158,9 @@ impl<K: Eq + Hash> LogRates<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, RatePeriod>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.call_sites
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,7 +179,7 @@ impl RatePeriod {
         now.saturating_duration_since(self.since) >= RATE_PERIOD
     }
 
-    /// Whether one more record is kept; counts it if so.
+    /// Whether the call site may have one more record. Counts it if so.
     fn takes(&mut self, operation: Option<&str>) -> bool {
         let is_kept = match operation {
             Some(operation) => self.causes.takes(operation, self.records),
@@ -184,7 +191,8 @@ impl RatePeriod {
 }
 
 impl CauseShares {
-    /// Whether a record of `operation` is kept after so many others of the place; counts it if so.
+    /// Whether a record of `operation` is kept, when the call site already has `records`. Counts it
+    /// if so.
     fn takes(&mut self, operation: &str, records: u32) -> bool {
         let namespace = match operation.split('/').next().unwrap_or_default() {
             // A caller that can make three of them fail must not hide why the others do.
@@ -208,12 +216,12 @@ impl CauseShares {
     }
 }
 
-/// Finds the operation that a record is about.
+/// Finds the operation of a record.
 #[derive(Default)]
 struct OperationField(String);
 
 impl OperationField {
-    /// Empty where the record names none.
+    /// The operation's name. Empty if the record has none.
     fn of_event(event: &Event<'_>) -> String {
         let mut found = Self::default();
         event.record(&mut found);
@@ -232,8 +240,8 @@ impl Visit for OperationField {
     }
 }
 
-/// Whether records of the target have a rate. What the node says of itself has limits where it happens, but for why
-/// servers and peers failed.
+/// Whether records of the target have a rate limit. The node limits its own records where it writes
+/// them, except those of failed servers and peers.
 fn has_rate(target: &str) -> bool {
     is_cause(target) || !target.starts_with("alknet")
 }
@@ -249,9 +257,9 @@ mod tests {
 
     const KEPT: RateDecision = RateDecision::Keep { left_out: 0 };
 
-    fn of_library(place: &'static str) -> RatedRecord<'static, &'static str> {
+    fn of_library(call_site: &'static str) -> RatedRecord<'static, &'static str> {
         RatedRecord {
-            place,
+            call_site,
             target: "rmcp::service",
             operation: None,
         }
@@ -259,7 +267,7 @@ mod tests {
 
     fn of_cause(operation: &str) -> RatedRecord<'_, &'static str> {
         RatedRecord {
-            place: "a failure",
+            call_site: "a failure",
             target: CAUSE_TARGET,
             operation: Some(operation),
         }
@@ -328,7 +336,7 @@ mod tests {
         assert_eq!(kept("forge/a", 60), of_operation);
         assert_eq!(kept("forge/b", 1), 1);
         assert_eq!(kept("mail/send", 60), of_operation);
-        // A server with many operations has its share, and leaves the others theirs.
+        // A server with many operations has its share, and leaves the other servers theirs.
         let all: usize = (0..100).map(|n| kept(&format!("forge/{n}"), 1)).sum();
         assert!(all < CAUSE_RECORDS_OF_NAMESPACE as usize, "{all}");
         assert_eq!(kept("pay/charge", 1), 1);
@@ -347,7 +355,7 @@ mod tests {
         }
         assert!(all < CAUSE_RECORDS_MAX, "{all}");
         assert!(kept("pay/charge"), "after {all} records");
-        // The sum holds whatever they are called.
+        // The sum holds whatever names the operations have.
         let more = (0..200).filter(|n| kept(&format!("t{n}/x"))).count();
         assert_eq!(all as usize + 1 + more, CAUSE_RECORDS_MAX as usize);
     }

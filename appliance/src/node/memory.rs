@@ -1,8 +1,8 @@
-//! Memory that the node can have, and what it does when that runs short.
+//! The memory that the node can have, and what the node does when it runs short.
 //!
-//! Each budget is a part of the memory, and there are things that no budget counts: what the library for QUIC keeps
-//! for pieces with gaps between them, above all. What they come to together is looked at here. A node that ends
-//! connections serves the others; one that the kernel ends serves no peer.
+//! Each budget is a part of the memory, and some memory is in no budget: above all, what the QUIC
+//! library keeps for received pieces with gaps between them. This module watches their sum. A node
+//! that ends some connections serves the others. If the kernel ends the node, it serves no peer.
 
 use std::fs;
 use std::path::Path;
@@ -16,66 +16,74 @@ use alknet_worker::Workers;
 
 use crate::memory as allocator;
 
-/// How often the node looks, and how often at the most it waits after it ended connections: what they held is free once
-/// the peers' acknowledgements would have come. It does not wait where half of what was left is gone.
-const LOOK: Duration = Duration::from_millis(100);
-const LOOKS_AFTER_RELIEF: usize = 5;
+/// How often the node measures, and how many times at most it waits after it ended connections:
+/// their memory is free once the peers' acknowledgements would have arrived. It does not wait if
+/// half of the available memory was used meanwhile.
+const MEASURE_EVERY: Duration = Duration::from_millis(100);
+const MEASUREMENTS_AFTER_RELIEF: usize = 5;
 
-/// How often it looks where less than this part is left: peers may take what a sixteenth is in a few tenths of a second.
-const LOOK_NEAR: Duration = Duration::from_millis(20);
+/// How often the node measures if less than this part of the memory is available: peers may use a
+/// sixteenth of it within a few tenths of a second.
+const MEASURE_EVERY_NEAR: Duration = Duration::from_millis(20);
 const NEAR_PART: u64 = 8;
 
-/// Tasks that do nothing, so that threads that wait give back what they keep: each wakes one at the most.
+/// Number of tasks that do nothing and wake idle threads, so that the threads return their free
+/// memory. Each task wakes one thread at most.
 const WAKES: usize = 16;
 
-/// Memory is short where less than this part is left, and the node itself has at least this part: where it has less,
-/// ending its connections gives others nothing that they would notice.
+/// Memory is short if less than this part is available and the node itself uses at least this part.
+/// If the node uses less, ending its connections would not help other programs noticeably.
 const LEFT_PART: u64 = 16;
 const OWN_PART: u64 = 16;
 
-/// Which part of unknown peers' connections ends at once, and where less than half as much is left.
+/// Part of unknown peers' connections that the node ends at once, and the part if half of that
+/// memory is left.
 const RELIEF_PART: usize = 4;
 const RELIEF_PART_OF_LITTLE: usize = 2;
 
-/// Known peers' connections end only where less than this part is left, and the node has at least this part. Memory of
-/// unknown peers' connections that the library has yet to give back is waited for, until less than the last part is left:
-/// then known ones' end beside unknown ones', since few looks are left until the kernel ends the node.
+/// Known peers' connections end only if less than this part is available, and the node uses at
+/// least this part. The node first waits for memory of unknown peers' connections that the library
+/// has yet to free. It waits until less than the last part is available: then known peers'
+/// connections end beside unknown ones', because few measurements are left until the kernel ends
+/// the node.
 const LEFT_PART_KNOWN: u64 = 32;
 const OWN_PART_KNOWN: u64 = 4;
 const LEFT_PART_LAST: u64 = 64;
 
-/// Memory that is short for so many rounds in a row, a few seconds, is known peers', however little the node itself has:
-/// unknown ones have none left. After as many more, a minute, the library has none of theirs either that it had when it
-/// began.
+/// If memory is short for this many rounds in a row, a few seconds, known peers use it, however
+/// little the node itself uses: unknown peers have none left. After this many more rounds, a
+/// minute, the library has freed all that it had of unknown peers' connections at the beginning.
 const ROUNDS_OF_UNKNOWN: u32 = 10;
 const ROUNDS_OF_CLOSING: u32 = 100;
-/// What the library may keep of a connection that ended or was not served, in bytes (docs/endpoint.md). It is waited for
-/// where all of them may hold what is missing: a handshake now and then, which a forged packet begins, gives nothing back.
+/// Memory that the library may keep of a connection that ended or was not served, in bytes
+/// (docs/endpoint.md). The node waits for it if all such connections together may have the missing
+/// memory: a single handshake, which a forged packet begins, frees too little.
 const CLOSING_BYTES: u64 = 284 << 10;
 
 /// How long the node reports the problem after it ended connections.
 const REPORTED_FOR: Duration = Duration::from_secs(60);
 
-/// Where the machine says what it has, and where groups of processes are.
+/// The kernel's file of the machine's memory, and the folder where control groups are mounted.
 const MEMINFO: &str = "/proc/meminfo";
 const GROUPS: &str = "/sys/fs/cgroup";
 
 /// Code of the problem that memory ran short.
 pub(crate) const MEMORY_SHORT: &str = "memory-short";
 
-/// What the node can have: of the machine, or of the container or service that it runs in, whichever is less.
+/// The memory that the node can have: that of the machine, or of the container or service that it
+/// runs in, whichever is less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeMemory {
     pub(crate) total_bytes: u64,
     pub(crate) available_bytes: u64,
 }
 
-/// What the node has of it: pages of its own, without files that are mapped.
+/// The memory that the node itself uses: its anonymous pages, without mapped files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PrivateMemory(u64);
 
 impl NodeMemory {
-    /// As the kernel says now; nothing where it does not.
+    /// The kernel's present figures. Returns `None` if they cannot be read.
     pub(crate) fn now() -> Option<Self> {
         let machine = Self::of_machine(&read(MEMINFO)?)?;
         Some(match Self::of_group() {
@@ -91,27 +99,29 @@ impl NodeMemory {
         })
     }
 
-    /// What the group of this process, and each group around it, may have (cgroup version 2), where there is a limit.
+    /// The memory that this process's group and each group above it may have (cgroup version 2).
+    /// Returns `None` if no group has a limit.
     fn of_group() -> Option<Self> {
         let own = read("/proc/self/cgroup")?;
-        // The line of the second version of control groups has the number 0 and no controllers (cgroups(7)).
+        // The line of the second version of control groups has the number 0 and no controllers
+        // (cgroups(7)).
         let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
         Self::of_groups(Path::new(GROUPS), path)
     }
 
-    /// The least of all groups from `path` up to the root of what is mounted at `mount`. A container may see the path
-    /// of its host, of which nothing is mounted but its own end.
+    /// The minimum over all groups from `path` up to the root of `mount`. A container may see its
+    /// path on the host, of which only the last group is mounted.
     fn of_groups(mount: &Path, path: &str) -> Option<Self> {
         let own = mount.join(path.trim_start_matches('/'));
-        // Each group above limits those below it.
+        // The limit of each group above holds for the groups below it.
         let groups = own.ancestors().take_while(|it| it.starts_with(mount));
         let limits = groups.filter_map(|group| {
             let [most, high, used, kinds] =
                 ["memory.max", "memory.high", "memory.current", "memory.stat"]
                     .map(|file| fs::read_to_string(group.join(file)));
             let (used, kinds) = (used.ok()?, kinds.ok()?);
-            // Above `memory.high` the kernel slows the group down (Documentation/admin-guide/cgroup-v2.rst), which is
-            // too late for connections.
+            // Above `memory.high` the kernel slows the group down
+            // (Documentation/admin-guide/cgroup-v2.rst), which is too late for connections.
             let limits = [most, high].map(|limit| Self::of_limit(&limit.ok()?, &used, &kinds));
             limits.into_iter().flatten().reduce(Self::within)
         });
@@ -119,10 +129,10 @@ impl NodeMemory {
     }
 
     fn of_limit(most: &str, used: &str, kinds: &str) -> Option<Self> {
-        // `max` is no number, and no limit.
+        // `max` is not a number, and means that there is no limit.
         let total_bytes = most.trim().parse::<u64>().ok()?;
         let used = used.trim().parse::<u64>().ok()?;
-        // Copies of files and names, which the kernel lets go first.
+        // The kernel frees cached files and names first, so they count as available.
         let files = ["inactive_file ", "active_file ", "slab_reclaimable "].map(|kind| {
             let bytes = kinds.lines().find_map(|line| line.strip_prefix(kind));
             bytes
@@ -143,8 +153,9 @@ impl NodeMemory {
         }
     }
 
-    /// Whose connections are to end, after so many rounds in which it was short, while the library has so many connections
-    /// of unknown peers that ended or were not served.
+    /// The peers whose connections are to end in this round. `rounds` is the number of rounds in
+    /// which memory was short, and `closing` the number of unknown peers' connections that ended or
+    /// were not served and that the library still has.
     const fn scope(self, own: PrivateMemory, rounds: u32, closing: usize) -> ReliefScope {
         let (left, has) = if rounds > ROUNDS_OF_UNKNOWN {
             (LEFT_PART, OWN_PART)
@@ -163,7 +174,8 @@ impl NodeMemory {
         }
     }
 
-    /// Whether less than the first part of it is left, and the node has the second at least.
+    /// Whether less than one part in `left` is available, and the node uses at least one part in
+    /// `has`.
     const fn is_short(self, own: PrivateMemory, left: u64, has: u64) -> bool {
         self.available_bytes < self.total_bytes / left && own.0 >= self.total_bytes / has
     }
@@ -175,8 +187,9 @@ impl PrivateMemory {
     }
 }
 
-/// Whether workers end as well, of the tenant that has more memory in them than the node itself, in such a round. Before
-/// it is known peers' turn they do not: unknown peers must not be able to end what known ones run.
+/// Whether workers end as well, namely those of the tenant that uses more memory in them than the
+/// node itself. They do not end before known peers' connections do: unknown peers must not be able
+/// to end what known peers run.
 const fn is_of_workers(scope: ReliefScope, rounds: u32) -> bool {
     match scope {
         ReliefScope::Unknown => false,
@@ -185,7 +198,7 @@ const fn is_of_workers(scope: ReliefScope, rounds: u32) -> bool {
     }
 }
 
-/// What was done about a shortage.
+/// What the node did about short memory.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryRelief {
     ended: AtomicU64,
@@ -194,23 +207,28 @@ pub(crate) struct MemoryRelief {
 }
 
 impl MemoryRelief {
-    /// Ends connections and workers whenever memory is short. Without end.
+    /// Ends connections and workers whenever memory is short. Never returns.
     pub(crate) async fn keep(self: Arc<Self>, server: Arc<EndpointServer>, workers: Workers) {
-        let (mut rounds, mut pause) = (0, LOOK);
+        let (mut rounds, mut pause) = (0, MEASURE_EVERY);
         loop {
             tokio::time::sleep(pause).await;
             let Some(memory) = NodeMemory::now() else {
                 continue;
             };
             let is_near = memory.available_bytes < memory.total_bytes / NEAR_PART;
-            pause = if is_near { LOOK_NEAR } else { LOOK };
+            pause = if is_near {
+                MEASURE_EVERY_NEAR
+            } else {
+                MEASURE_EVERY
+            };
             let own = is_near.then(PrivateMemory::now).flatten();
             let Some(own) = own.filter(|own| memory.is_short(*own, LEFT_PART, OWN_PART)) else {
                 rounds = 0;
                 continue;
             };
             rounds += 1;
-            // The node cannot tell whose connections it did not serve, so it counts them as unknown peers' too.
+            // The node does not know whose connections it did not serve, so it counts them as
+            // unknown peers'.
             let closing = server.closing() + server.unserved();
             let mut scope = memory.scope(own, rounds, closing);
             let ended_workers = if is_of_workers(scope, rounds) {
@@ -219,7 +237,7 @@ impl MemoryRelief {
                 0
             };
             if ended_workers > 0 && scope == ReliefScope::UnknownFirst {
-                // What is short was there: known peers' connections are left alone.
+                // The workers used the missing memory, so known peers' connections stay open.
                 scope = ReliefScope::Unknown;
             }
             let is_less = memory.is_short(own, LEFT_PART_KNOWN, OWN_PART);
@@ -239,19 +257,21 @@ impl MemoryRelief {
                     "memory ran short: connections or workers were ended"
                 );
             }
-            for _ in 0..LOOKS_AFTER_RELIEF {
-                tokio::time::sleep(LOOK).await;
+            for _ in 0..MEASUREMENTS_AFTER_RELIEF {
+                tokio::time::sleep(MEASURE_EVERY).await;
                 let now = NodeMemory::now().map_or(0, |now| now.available_bytes);
                 if now < memory.available_bytes / 2 {
-                    // It falls faster than the pause allows for.
+                    // The available memory falls faster than the pause allows for.
                     break;
                 }
             }
             if ended > 0 || rounds % ROUNDS_OF_UNKNOWN == 0 {
-                // The allocator keeps freed pages for each thread, and the kernel counts them as used.
+                // The allocator keeps freed pages for each thread, and the kernel counts them as
+                // used.
                 allocator::ask_back();
                 for _ in 0..WAKES {
-                    // A thread gives back when it goes to sleep, so each is woken once.
+                    // A thread returns its memory before it goes to sleep, so each thread has to
+                    // wake once.
                     tokio::spawn(tokio::task::yield_now());
                 }
             }
@@ -265,7 +285,7 @@ impl MemoryRelief {
         *self.lock() = Some(now);
     }
 
-    /// That connections or workers were ended lately.
+    /// The problem that connections or workers were ended recently.
     pub(crate) fn problem(&self) -> Option<MachineDiagnostic> {
         self.problem_at(Instant::now())
     }
@@ -336,7 +356,7 @@ mod tests {
         let group = limit("268435456\n", 128).expect("a limit");
         assert_eq!(group, memory(256, 192));
         assert_eq!(machine.within(group), memory(256, 192));
-        // A group that may have more than there is.
+        // A group whose limit is above the machine's memory.
         let large = limit("4294967296\n", 128).expect("a limit");
         assert_eq!(machine.within(large), memory(1024, 512));
         assert_eq!(limit("max\n", 128), None);
@@ -365,13 +385,13 @@ mod tests {
         assert_eq!(NodeMemory::of_groups(mount, own), Some(memory(256, 192)));
         put("pod/container", "memory.high", &format!("{}\n", 128 * MIB));
         assert_eq!(NodeMemory::of_groups(mount, own), Some(memory(128, 64)));
-        // The path of the host's, of which the last group alone is mounted.
+        // The path is that of the host, of which only the last group is mounted.
         put("", "memory.max", &format!("{}\n", 512 * MIB));
         let outside = NodeMemory::of_groups(mount, "/kubepods/burstable/1");
         assert_eq!(outside, Some(memory(512, 448)));
     }
 
-    /// Connections that may hold all that is missing.
+    /// Number of connections that may have all of the missing memory.
     const MANY: usize = 100;
 
     #[test]
@@ -380,7 +400,7 @@ mod tests {
             |left, own| memory(512, left).is_short(PrivateMemory(own * MIB), LEFT_PART, OWN_PART);
         assert!(unknown(31, 32));
         assert!(!unknown(32, 512));
-        // Other programs have it: nothing that the node ends gives it back.
+        // Other programs use the memory: nothing that the node ends frees it.
         assert!(!unknown(1, 31));
     }
 
@@ -393,19 +413,19 @@ mod tests {
         assert!(known(15, 128, 1, 0));
         assert!(!known(16, 512, 1, 0));
         assert!(!known(1, 127, 1, 0));
-        // What unknown peers had is coming back.
+        // The library is about to free the memory of unknown peers' connections.
         assert!(!known(15, 128, 1, MANY));
         assert!(known(7, 128, 1, MANY));
         assert!(!known(31, 128, ROUNDS_OF_CLOSING, MANY));
         assert!(known(31, 128, ROUNDS_OF_CLOSING + 1, MANY));
-        // One handshake that a client keeps under way does not hold what is missing.
+        // One handshake that a client keeps under way does not have the missing memory.
         assert!(known(15, 128, 1, 1));
         assert!(known(31, 128, ROUNDS_OF_UNKNOWN + 1, 1));
-        // What is short for so long is not theirs.
+        // Unknown peers do not use memory that is short for so long.
         assert!(!known(31, 128, ROUNDS_OF_UNKNOWN, 0));
         assert!(known(31, 128, ROUNDS_OF_UNKNOWN + 1, 0));
         assert!(!known(32, 128, ROUNDS_OF_UNKNOWN + 1, 0));
-        // Nor is it where the node itself has little.
+        // This also holds if the node itself uses little.
         assert!(!known(31, 64, ROUNDS_OF_UNKNOWN, 0));
         assert!(known(31, 64, ROUNDS_OF_UNKNOWN + 1, 0));
         assert!(!known(31, 64, ROUNDS_OF_UNKNOWN + 1, MANY));
@@ -436,7 +456,7 @@ mod tests {
         assert!(workers(31, 32, for_long, 0));
         assert!(!workers(31, 32, ROUNDS_OF_UNKNOWN, 0));
         assert!(!workers(15, 128, ROUNDS_OF_UNKNOWN, 0));
-        // What unknown peers had is coming back.
+        // The library is about to free the memory of unknown peers' connections.
         assert!(!workers(31, 32, for_long, MANY));
         assert!(workers(31, 32, ROUNDS_OF_CLOSING + 1, MANY));
         assert!(workers(7, 128, 1, MANY));

@@ -1,4 +1,4 @@
-//! `node/metrics`: what every part of the node counted, in the Prometheus text format.
+//! `node/metrics`: the metrics of every part of the node, in the Prometheus text format.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
@@ -14,17 +14,17 @@ use super::facts;
 use super::identity_services::IdentityServices;
 use super::ops::empty_input;
 
-/// The scope that lets its holder read what was counted.
+/// Scope of callers that may read the metrics.
 const SCOPE: &str = "metrics:read";
 
-/// Where the numbers are. Clones share it. What serves them over HTTP takes one, too.
+/// The sources of the metrics. Clones share them. The HTTP route of metrics has one, too.
 #[derive(Clone)]
 pub(crate) struct NodeMetrics {
     people: IdentityServices,
     parts: Arc<MetricsSources>,
 }
 
-/// What exists only after the operations that speak of it.
+/// The sources that exist only after the operations were made.
 #[derive(Default)]
 struct MetricsSources {
     dispatcher: OnceLock<Weak<Dispatcher>>,
@@ -33,7 +33,7 @@ struct MetricsSources {
 }
 
 impl NodeMetrics {
-    /// Of a node whose server is, or will be, that of `people`.
+    /// Metrics of a node whose server is, or will be, that of `people`.
     pub(crate) fn new(people: IdentityServices) -> Self {
         Self {
             people,
@@ -41,6 +41,8 @@ impl NodeMetrics {
         }
     }
 
+    // A strong reference would be a cycle: the dispatcher has the operation, and the operation has
+    // this.
     pub(crate) fn set_dispatcher(&self, dispatcher: &Arc<Dispatcher>) {
         let weak = Arc::downgrade(dispatcher);
         self.parts.dispatcher.get_or_init(|| weak);
@@ -54,7 +56,7 @@ impl NodeMetrics {
         self.parts.computing.get_or_init(|| computing.clone());
     }
 
-    /// Everything, now.
+    /// Reads every metric.
     pub(crate) fn collect(&self) -> Metrics {
         let mut metrics = Metrics::default();
         metrics.gauge(
@@ -93,7 +95,7 @@ impl fmt::Debug for NodeMetrics {
     }
 }
 
-/// What the kernel says of the process's memory.
+/// Adds the kernel's figures of the process's memory.
 fn memory(into: &mut Metrics) {
     if let Some(bytes) = facts::resident_bytes() {
         into.gauge(
@@ -113,11 +115,12 @@ fn memory(into: &mut Metrics) {
     }
 }
 
-/// One series for each certificate, under the first of its names.
+/// Adds one series for each certificate, under the first of its names.
 fn certificates(store: &CertificateStore, into: &mut Metrics) {
     let mut seen = Vec::new();
     for one in store.list() {
-        // The first of a name is the one that is served; two series with one label are no valid text.
+        // The node serves the first certificate of a name. Two series with the same label would not
+        // be valid in the text format.
         let Some(name) = one.names.first().filter(|name| !seen.contains(*name)) else {
             continue;
         };
@@ -131,7 +134,7 @@ fn certificates(store: &CertificateStore, into: &mut Metrics) {
     }
 }
 
-/// The operation.
+/// `node/metrics`
 pub(crate) fn operation(meters: NodeMetrics) -> Registration {
     let spec = OperationSpec::query("node/metrics", "Returns the metrics of this node.")
         .with_input(empty_input())

@@ -1,4 +1,4 @@
-//! The node: what serves the one port, under PID 1 or on an ordinary host.
+//! The node that serves the one port, under PID 1 or on an ordinary host.
 
 mod capability_store;
 mod certificates;
@@ -93,35 +93,35 @@ pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;
 pub(crate) use supervised::supervised;
 
-/// Folder of what TLS keeps below the state directory.
+/// Folder of TLS files, below the state directory.
 const TLS_DIR: &str = "tls";
-/// File of the node's key below its state directory.
+/// File of the node's key, below its state directory.
 const KEY_FILE: &str = "identity/node.key";
 
 /// What a node is made from.
 struct NodeOptions<'a> {
     config: &'a NodeConfig,
-    /// Options that win over every document.
+    /// Options of the command line, which override every document.
     overlay: ConfigOverlay,
     keeper: ConfigStore,
-    /// What is wrong with the configuration it starts with.
+    /// Problems of the configuration that the node starts with.
     problems: Vec<MachineDiagnostic>,
-    /// Log more than the configuration asks for.
+    /// Whether the log shows more than the configuration asks for.
     verbose: bool,
     state_dir: &'a Path,
     facts: MachineFacts,
     role: &'static str,
     ring: NodeLogRing,
     to_init: Option<mpsc::Sender<InitMessage>>,
-    /// What the key is derived by; absent where it is a file.
+    /// The vault that derives the key. `None` if the key is in a file.
     vault: Option<NodeVault>,
     /// Credentials that PID 1 keeps, sealed, by their names.
     records: BTreeMap<String, EncryptedData>,
-    /// Where the credentials of a node on a host are, which has no vault.
+    /// Folder of the credentials of a node on a host, which has no vault.
     credentials: Option<CredentialFolder>,
 }
 
-/// A node that serves. Clones share it.
+/// A running node. Clones share it.
 #[derive(Clone)]
 struct AlknetNode {
     server: Arc<EndpointServer>,
@@ -138,26 +138,25 @@ struct AlknetNode {
     web: NodeWeb,
     imports: NodeImports,
     files: StoredFiles,
-    /// What could not be opened at the start.
+    /// Problems of what could not be opened at the start.
     unusable: Arc<[MachineDiagnostic]>,
-    /// The problems that the node sent to PID 1.
-    told: InitProblems,
+    /// The problems that the node last sent to PID 1.
+    sent_problems: InitProblems,
     relief: Arc<MemoryRelief>,
     dispatcher: Arc<Dispatcher>,
 }
 
-/// What a node does that is about to stop.
+/// What a node still does when it is about to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeActivity {
-    /// Calls of its operations that run.
+    /// Number of running calls of its operations.
     pub(crate) calls: usize,
-    /// Connections to its port.
+    /// Number of connections to its port.
     pub(crate) connections: usize,
 }
 
 impl AlknetNode {
-    /// Loads or makes the key, builds the operations, and binds the port. Must run inside a
-    /// runtime.
+    /// Loads or makes the key, builds the operations, and binds the port. Must run inside a runtime.
     async fn start(options: NodeOptions<'_>) -> anyhow::Result<Self> {
         let key_path = options.state_dir.join(KEY_FILE);
         let tls_dir = options.state_dir.join(TLS_DIR);
@@ -175,7 +174,7 @@ impl AlknetNode {
         let people = people(config, options.overlay, options.keeper, problems, store);
         let files = StoredFiles::open(options.state_dir, config, &options.facts);
         people.reloader.know_files(files.clone());
-        // For the parts that open paths; what a new document is compared with keeps the names.
+        // These parts open paths. The reloader compares documents by their names of files.
         let located = files.located(config);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
         let meters = NodeMetrics::new(people.clone());
@@ -187,7 +186,7 @@ impl AlknetNode {
             Arc::clone(&certificates.dialer),
             Arc::clone(&people.identities),
         ));
-        // The port is known before it is bound, unless it is 0 (tests): then the server tells.
+        // With port 0, which tests use, the kernel chooses the port at the bind.
         let about = Arc::new(NodeDescription::new(key.public().to_string(), options.role));
         let reached = HubConnections::default();
         let key_files = options.vault.is_none().then(|| KeyFiles::at(key_path));
@@ -248,11 +247,11 @@ impl AlknetNode {
             &files,
         )?;
         let answers = Arc::clone(&certificates.challenges);
-        let told = InitProblems::default();
+        let sent_problems = InitProblems::default();
         let condition = NodeHealth {
             own: Arc::clone(&store_problems),
             facts: Arc::clone(&facts),
-            told: Arc::clone(&told),
+            sent_problems: Arc::clone(&sent_problems),
             certified: CertificateHealth {
                 names: config.certificate_names(),
                 store: Arc::clone(&served),
@@ -315,7 +314,7 @@ impl AlknetNode {
             imports,
             files,
             unusable,
-            told,
+            sent_problems,
             relief,
             dispatcher,
             server,
@@ -351,7 +350,7 @@ impl AlknetNode {
         Ok(node)
     }
 
-    /// Makes what is in force count: limits and the log.
+    /// Applies the limits and the log settings of the configuration in force.
     fn tune(&self) {
         let current = self.people.reloader.current();
         self.server.set_limits(limits(&current.config.limits));
@@ -362,28 +361,28 @@ impl AlknetNode {
         }
     }
 
-    /// The same at every change, and the console hears of it.
+    /// Applies them after every change, and sends PID 1 the new status.
     async fn keep_tuned(self, to_init: Option<mpsc::Sender<InitMessage>>) {
         let mut changes = self.people.reloader.watch();
-        let mut wrong = self.certificates.watch();
+        let mut certificate_changes = self.certificates.watch();
         loop {
             let changed = tokio::select! {
                 changed = changes.changed() => changed,
-                changed = wrong.changed() => changed,
+                changed = certificate_changes.changed() => changed,
             };
             if changed.is_err() {
                 return;
             }
             self.tune();
             if let Some(to_init) = &to_init {
-                let status = self.tell();
-                // PID 1 gone means this process is about to end, too.
+                let status = self.status_for_init();
+                // If PID 1 is gone, this process is about to end, too.
                 to_init.send(InitMessage::Status { status }).await.ok();
             }
         }
     }
 
-    /// What the console shows.
+    /// The status that the console shows.
     fn status(&self) -> NodeStatus {
         let facts = self.facts.load();
         let admins = self.people.reloader.current().config.node.admin_keys.len();
@@ -397,14 +396,14 @@ impl AlknetNode {
         }
     }
 
-    /// The same for PID 1, which tells from now on what is wrong as if it had found it.
-    fn tell(&self) -> NodeStatus {
+    /// The status for PID 1, which repeats the problems as if it had found them.
+    fn status_for_init(&self) -> NodeStatus {
         let status = self.status();
-        self.told.store(Arc::new(status.problems.clone()));
+        self.sent_problems.store(Arc::new(status.problems.clone()));
         status
     }
 
-    /// What is wrong that only the node knows of.
+    /// The problems that only the node knows.
     fn problems(&self) -> Vec<MachineDiagnostic> {
         let certificates = certificates::problems(&self.certificates);
         let own = self.people.problems().into_iter();
@@ -424,7 +423,7 @@ impl AlknetNode {
             .collect()
     }
 
-    /// What the configuration in force names that the node does not have.
+    /// Names of the configuration in force that the node does not have.
     fn unknown_names(&self) -> Vec<MachineDiagnostic> {
         let current = self.people.reloader.current();
         known_names::problems(&current.config, self.dispatcher.registry())
@@ -438,7 +437,7 @@ impl AlknetNode {
         }
     }
 
-    /// Finishes what runs, refuses what is new, closes the rest.
+    /// Finishes running calls, refuses new ones, and closes the rest.
     async fn drain(&self, deadline: Duration, why: (CloseCode, &'static str)) {
         self.joins.stop();
         let drained = self.server.drain_for(deadline, why).await;
@@ -448,7 +447,7 @@ impl AlknetNode {
     }
 }
 
-/// The key that a file holds. The node makes one if the file does not exist.
+/// The key in a file. The node makes one if the file does not exist.
 fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
     make_private_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
     let (key, made) = NodeKey::load_or_create(path)?;
@@ -458,7 +457,7 @@ fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
     Ok(key)
 }
 
-/// The identities that the node knows, and the way to change them.
+/// The identities that the node knows, and the means to change them.
 fn people(
     config: &NodeConfig,
     overlay: ConfigOverlay,
@@ -493,7 +492,7 @@ fn clock() -> Arc<SystemClock> {
     })
 }
 
-/// Every protocol of this node, and who answers calls.
+/// The handlers of every protocol of this node, and the dispatcher of its calls.
 fn handlers(
     config: &NodeConfig,
     context: &NodeContext,
@@ -542,7 +541,7 @@ fn handlers(
     Ok((handlers, dispatcher))
 }
 
-/// Where the configuration wants iroh endpoints to be served.
+/// The configured options of iroh endpoints.
 fn iroh_options(config: &NodeConfig) -> IrohOptions {
     IrohOptions {
         addrs: config.listen.addrs.clone(),
@@ -551,31 +550,31 @@ fn iroh_options(config: &NodeConfig) -> IrohOptions {
     }
 }
 
-/// What the configuration asks for, and for the rest what fits the machine.
-fn limits(asked: &LimitsConfig) -> EndpointLimits {
+/// The configured limits, with defaults for this machine's memory.
+fn limits(table: &LimitsConfig) -> EndpointLimits {
     let own = EndpointLimits::for_memory(facts::memory_total_bytes());
     EndpointLimits {
-        connections_max: asked.connections.unwrap_or(own.connections_max),
-        per_address_max: asked.connections_per_address.unwrap_or(own.per_address_max),
-        per_peer_max: asked.connections_per_peer.unwrap_or(own.per_peer_max),
-        handshake_burst: asked.handshake_burst.unwrap_or(own.handshake_burst),
-        handshakes_per_second: asked
+        connections_max: table.connections.unwrap_or(own.connections_max),
+        per_address_max: table.connections_per_address.unwrap_or(own.per_address_max),
+        per_peer_max: table.connections_per_peer.unwrap_or(own.per_peer_max),
+        handshake_burst: table.handshake_burst.unwrap_or(own.handshake_burst),
+        handshakes_per_second: table
             .handshakes_per_second
             .unwrap_or(own.handshakes_per_second),
-        failures_per_minute_max: asked
+        failures_per_minute_max: table
             .failures_per_minute
             .unwrap_or(own.failures_per_minute_max),
         ..own
     }
 }
 
-/// Code of the problem that tokens or keys are guessed.
+/// Code of the problem that clients guess tokens or keys.
 pub(crate) const FAILED_LOGINS: &str = "failed-logins";
 
-/// Networks that are named in that problem.
+/// Maximum number of networks that the problem names.
 const NETWORKS_NAMED: usize = 8;
 
-/// From where tokens or keys are guessed.
+/// The problem of networks from which clients guess tokens or keys.
 fn guesses(server: &EndpointServer) -> Option<MachineDiagnostic> {
     let mut networks: Vec<_> = server.penalties().into_iter().map(|(who, _)| who).collect();
     networks.sort_unstable();
@@ -609,7 +608,7 @@ fn counters_of(server: &EndpointServer) -> Value {
     Value::Object(map)
 }
 
-/// `alknet:` and the target a client dials; the first address that another machine can reach.
+/// `alknet:` and the target with the first address that another machine can reach.
 fn enrolment_uri(about: &NodeDescription, facts: &MachineFacts) -> String {
     let is_loopback = |text: &String| text.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     let mut addresses = about.addresses(facts).into_iter();
@@ -630,8 +629,8 @@ fn make_private_dir(dir: &Path) -> std::io::Result<()> {
         .create(dir)
 }
 
-/// A runtime whose size fits the machine. Two threads at least: one handler that computes for
-/// ever must not stop the other connections, nor the answer to PID 1's question after health.
+/// A runtime that fits the machine, with at least two threads: a handler that computes for ever must stop neither
+/// other connections nor the answer to PID 1's health question.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     tokio::runtime::Builder::new_multi_thread()

@@ -1,4 +1,4 @@
-//! Files that a configuration names: which of them are not there.
+//! Finds files that a configuration names and that do not exist.
 
 use std::error::Error;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 use alknet_core::config::{ConfigError, NodeConfig, StoredFileName};
 use alknet_openapi::read_document;
 
-/// What to do about a file that is not there.
+/// Hint for a file that does not exist.
 const FIX: &str = "put it there, or correct its path; 'alknet config check --no-files' checks a document for \
                    another machine";
 
@@ -18,11 +18,13 @@ enum PathKind {
     Folder,
 }
 
-/// The files that `config` names and that this machine does not have, each with its key and its path. `folder` is
-/// that of the document, below which `cfg:/` leads; without one, paths of that form are not looked at. Stored files
-/// are not looked for: only their node has them, and it names those that it lacks when the document is applied.
+/// The files that `config` names and this machine does not have, each with its key and path.
+/// `folder` is that of the document, for paths that begin with `cfg:/`. Without a folder those
+/// paths are not checked. Stored files are not checked: only their node has them, and that node
+/// reports missing ones when the document is applied.
 ///
-/// Whether this process may read a file is not asked of certificates and sites: the node may run as another user.
+/// For certificates and sites it does not check whether this process may read them: the node may
+/// run as another user.
 pub(crate) fn missing(config: &NodeConfig, folder: Option<&Path>) -> Vec<ConfigError> {
     let tls = &config.tls;
     let pairs = tls.files.iter().enumerate().flat_map(|(n, pair)| {
@@ -40,14 +42,15 @@ pub(crate) fn missing(config: &NodeConfig, folder: Option<&Path>) -> Vec<ConfigE
     let site = config.http.site.iter();
     let site = site.map(|path| (("http.site".to_owned(), path), PathKind::Folder));
     let named = files.chain(site);
-    // A stored file is on the node, and not on the machine that checks the document.
+    // A stored file is on the node, and this may be another machine.
     let named = named.filter(|((_, path), _)| StoredFileName::referred_to(path).is_none());
     let named = named.filter_map(|((key, path), kind)| absent(key, Path::new(path), kind));
     let documents = folder.into_iter().flat_map(|it| documents(config, it));
     named.chain(documents).collect()
 }
 
-/// Documents of imports beside the configuration. The node reads them as the user that runs it, and so does a check.
+/// Missing documents of imports beside the configuration. The node reads them as the user that runs
+/// it, and a check does as well.
 fn documents<'a>(
     config: &'a NodeConfig,
     folder: &'a Path,
@@ -57,7 +60,7 @@ fn documents<'a>(
         let name = import.document_path()?;
         let error = read_document(folder, name).err()?;
         let path = folder.join(name);
-        // The text of the error itself repeats the name without its folder.
+        // The error's own text repeats the name without its folder.
         let why = Error::source(&error).map(ToString::to_string);
         let why = why.unwrap_or_else(|| error.to_string());
         Some(problem(
@@ -74,7 +77,7 @@ fn absent(key: String, path: &Path, kind: PathKind) -> Option<ConfigError> {
             PathKind::Folder if !found.is_dir() => "it is no folder".to_owned(),
             PathKind::File | PathKind::Folder => return None,
         },
-        // A folder above it may be closed to this user and open to the node's.
+        // A folder above the file may be closed to this user and open to the node's.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
         Err(error) => error.to_string(),
     };
@@ -159,7 +162,7 @@ mod tests {
         assert_eq!(missing(&config, Some(dir.path())), []);
     }
 
-    /// The node has them, and this is perhaps another machine.
+    /// The node has the stored files, and this may be another machine.
     #[test]
     fn stored_files_are_not_looked_for() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -183,7 +186,7 @@ mod tests {
         };
         assert!(said("tls.roots").ends_with("it is no file"));
         assert!(said("http.site").ends_with("it is no folder"));
-        // The folder of the document is not known.
+        // The folder of the document is unknown.
         assert_eq!(said("http.import[0].document"), "");
     }
 }

@@ -1,7 +1,8 @@
-//! The operations every node has: `config/apply`, `config/show`, `node/info`, `node/log`, `node/metrics`,
-//! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, `token/list`,
-//! `token/make`, `token/revoke`, `vault/status`, `vault/lock` where there is a vault, and `node/fault` where
-//! the hypervisor switched fault injection on.
+//! The operations of every node: `config/apply`, `config/show`, `node/info`, `node/log`,
+//! `node/metrics`, `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`,
+//! `peer/rotate-key`, `token/list`, `token/make`, `token/revoke`, `vault/status`. A node with a
+//! vault has `vault/lock`, and one for which the hypervisor switched fault injection on has
+//! `node/fault`.
 
 use std::sync::Arc;
 
@@ -27,37 +28,37 @@ use super::rotate;
 use super::tokens;
 use super::vault::{self, NodeVault};
 
-/// The scope that suffices for every one of these operations.
+/// Scope that suffices for every one of these operations.
 const SCOPE: &str = "admin";
-/// The scope that suffices to look at the node.
+/// Scope that suffices to read the state of the node.
 const READ_SCOPE: &str = "node:read";
-/// Records `node/log` sends from the past unless asked for another number.
+/// Default number of past records that `node/log` sends.
 const LOG_LAST: usize = 100;
-/// Most records from the past one call may ask for.
+/// Maximum number of past records that one call may ask for.
 const LOG_LAST_MAX: usize = 100_000;
 
-/// What the operations stand on.
+/// What these operations use.
 #[derive(Clone)]
 pub(crate) struct NodeContext {
-    /// What stays the same.
+    /// The facts that stay the same.
     pub(crate) about: Arc<NodeDescription>,
-    /// What PID 1 says about the machine.
+    /// PID 1's facts about the machine.
     pub(crate) facts: SharedFacts,
     /// The log.
     pub(crate) ring: NodeLogRing,
-    /// The way to PID 1; absent on an ordinary host.
+    /// The channel to PID 1. `None` on an ordinary host.
     pub(crate) to_init: Option<mpsc::Sender<InitMessage>>,
     /// Counters of the endpoint.
     pub(crate) counters: Arc<dyn Fn() -> Value + Send + Sync>,
-    /// Who may connect.
+    /// The identities that may connect.
     pub(crate) people: IdentityServices,
-    /// Everything that is counted.
+    /// The sources of the metrics.
     pub(crate) meters: NodeMetrics,
-    /// What is wrong that only the node knows of.
+    /// The problems that only the node knows.
     pub(crate) store_problems: NodeProblemSource,
-    /// The key the node serves with.
+    /// The node's key, and its rotation.
     pub(crate) own_key: Arc<NodeKeyRotation>,
-    /// Absent where the key is a file.
+    /// `None` if the key is in a file.
     pub(crate) vault: Option<NodeVault>,
     /// What operations may do with the node's secrets.
     pub(crate) powers: CapabilityStore,
@@ -84,7 +85,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
         vault,
         powers.clone(),
     ));
-    // Without PID 1 the vault could not be opened again by a person at the machine.
+    // Only a machine with PID 1 has a console at which a person can open the vault again.
     if let (Some(vault), Some(to_init)) = (&node.vault, &node.to_init) {
         builder.add(vault::lock(vault.clone(), to_init.clone(), powers));
     }
@@ -92,7 +93,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
         node.people.clone(),
         Arc::clone(&node.about),
     ));
-    // Only where the machine was started for tests.
+    // Only a machine that was started for tests has this operation.
     if node.facts.load().fault_injection {
         builder.add(super::fault::operation(node.clone()));
     }
@@ -107,6 +108,8 @@ fn info(node: NodeContext) -> Registration {
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
         let own = node.store_problems.get();
+        // Before the node has started, only the problems of the configuration and of the store are
+        // known.
         let own = own.map_or_else(|| node.people.problems(), |problems| problems());
         let answer = facts::info(&node.about, &facts, &node.people, &own, (node.counters)());
         std::future::ready(Ok::<_, CallError>(answer))
@@ -156,7 +159,7 @@ fn log(ring: NodeLogRing) -> Registration {
         .with_scope(SCOPE);
     let handler = HandlerKind::stream(move |input: alknet_call::CallBody, _ctx| {
         let events: BoxStream<Result<SubscriptionItem, CallError>> = match log_input(&input) {
-            Ok(wanted) => log_events(&ring, &wanted),
+            Ok(request) => log_events(&ring, &request),
             Err(error) => Box::pin(stream::iter([Err(error)])),
         };
         events
@@ -174,9 +177,9 @@ fn log_input(input: &alknet_call::CallBody) -> Result<LogInput, CallError> {
 
 fn log_events(
     ring: &NodeLogRing,
-    wanted: &LogInput,
+    request: &LogInput,
 ) -> BoxStream<Result<SubscriptionItem, CallError>> {
-    let reader = ring.read(wanted.last, wanted.follow);
+    let reader = ring.read(request.last, request.follow);
     let events = stream::unfold(reader, |mut reader| async move {
         let event = match reader.next().await? {
             LogEntry::Lost(lost) => event(&missed(lost)),
@@ -191,7 +194,7 @@ fn event(record: &LogRecord) -> SubscriptionItem {
     SubscriptionItem::from(json!(record))
 }
 
-/// Says in the log itself that a slow reader lost some of it.
+/// A record that says that a slow reader missed some of the log.
 fn missed(lost: u64) -> LogRecord {
     LogRecord {
         boot_ms: super::log::boot_ms(),
@@ -218,7 +221,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
             let message = InitMessage::Power { action, by };
             let sent = match &to_init {
                 Some(to_init) => to_init.send(message).await.is_ok(),
-                // On a host the machine is not the node's.
+                // On a host, the node may not switch the machine.
                 None => false,
             };
             if sent {
@@ -231,7 +234,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
     Registration::new(spec, handler)
 }
 
-/// Who calls, for a line of the log.
+/// The caller's name for the log.
 pub(super) fn caller(ctx: &alknet_call::Ctx) -> String {
     let who = ctx.identity();
     who.map_or_else(|| "unknown peer".to_owned(), |who| who.id.to_string())
@@ -244,7 +247,7 @@ fn no_machine() -> CallError {
     )
 }
 
-/// Nothing, or an object without members.
+/// Schema of an absent input, or of an object without members.
 pub(crate) fn empty_input() -> Value {
     json!({ "type": ["object", "null"], "additionalProperties": false })
 }
@@ -262,7 +265,7 @@ mod tests {
     use crate::node::join::HubConnections;
     use crate::node::{ConfigOverlay, ConfigStore};
 
-    /// The running node compiles them when they are first needed.
+    /// The running node compiles the schemas when they are first needed.
     #[test]
     fn every_schema_compiles() {
         let facts = MachineFacts {

@@ -1,4 +1,4 @@
-//! `peer/add`, `peer/set` and `peer/remove`: peers of the store, changed while the node runs.
+//! `peer/add`, `peer/set` and `peer/remove`: change peers of the store while the node runs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,35 +15,37 @@ use alknet_hub::{EnrolError, EnrolmentService, TokenStore};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use super::hub::{HubContext, StoredTokens, asker};
+use super::hub::{HubContext, StoredTokens, requester};
 use super::identity_services::{self, ADMIN_SCOPE, IdentityServices};
 use super::tokens::{
     SCOPES_MAX, TTL_S_MAX, check_end, ends, ends_of, may_give, scopes as parsed_scopes,
     warnings_schema,
 };
 
-/// Peers that the store takes by `peer/add`: as many as a hub takes by invitations.
+/// Maximum number of peers that `peer/add` puts into the store, which is also that of enrolled
+/// peers of a hub.
 const PEERS_MAX: usize = 1000;
-/// Keys that one call can give to a peer.
+/// Maximum number of keys that one call can give to a peer.
 const KEYS_MAX: usize = 16;
-/// Keys that an entry has at most, with those that ended and stay known.
+/// Maximum number of keys of an entry, including ended keys that stay known.
 const KEYS_KEPT_MAX: usize = 64;
-/// Characters of a name for people: one line of a console.
+/// Maximum length of a display name in characters: one line of a console.
 const NAME_CHARS_MAX: usize = 80;
-/// Characters of a key in its longest form, with room for what is refused by its grammar.
+/// Maximum length of a key in characters. It leaves room for longer texts, which the grammar then
+/// refuses.
 const KEY_CHARS_MAX: usize = 128;
-/// The label by which a hub marks what an enrolled peer became.
+/// The label with which a hub marks the role of an enrolled peer.
 const ROLE_LABEL: &str = "role";
 /// The role that exists without an entry in the configuration, and has no scope.
 const WORKER: &str = "worker";
 
-/// What the operations stand on. Clones share it.
+/// What these operations use. Clones share it.
 #[derive(Clone)]
 struct PeerAdmin {
     people: IdentityServices,
-    /// Who decides about enrolled peers, on a hub.
+    /// The service that decides about enrolled peers, on a hub.
     enrolment: Option<Arc<EnrolmentService>>,
-    /// Held from the look at the entries until the change counts.
+    /// Held from reading the entries until the change is in force.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -88,10 +90,10 @@ struct PeerSetInput {
     scopes: Option<Vec<String>>,
     #[serde(default)]
     role: Option<String>,
-    /// A name, no name, or as it was.
+    /// A name, `null` for no name, or absent for no change.
     #[serde(default, deserialize_with = "given")]
     display_name: Option<Option<String>>,
-    /// An end, no end, or as it was.
+    /// A lifetime, `null` for no end, or absent for no change.
     #[serde(default, deserialize_with = "given")]
     ttl_s: Option<Option<u64>>,
     #[serde(default)]
@@ -104,7 +106,7 @@ struct PeerRemoveInput {
     peer: String,
 }
 
-/// A member that is there, null or not.
+/// A member that is present, null or not. An absent one is `None` by `serde`'s default.
 fn given<'de, D, T>(from: D) -> Result<Option<Option<T>>, D::Error>
 where
     D: Deserializer<'de>,
@@ -150,7 +152,7 @@ fn add(admin: PeerAdmin) -> Registration {
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let admin = admin.clone();
         async move {
-            let who = asker(&ctx)?;
+            let who = requester(&ctx)?;
             admin.add(input.parse()?, who).await
         }
     });
@@ -180,7 +182,7 @@ fn set(admin: PeerAdmin) -> Registration {
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let admin = admin.clone();
         async move {
-            let who = asker(&ctx)?;
+            let who = requester(&ctx)?;
             admin.set(input.parse()?, who).await
         }
     });
@@ -212,7 +214,7 @@ fn remove(admin: PeerAdmin) -> Registration {
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let admin = admin.clone();
         async move {
-            let who = asker(&ctx)?;
+            let who = requester(&ctx)?;
             admin.remove(input.parse()?, who).await
         }
     });
@@ -344,12 +346,14 @@ impl PeerAdmin {
         }
         let gives = patch.keys.is_some() || patch.scopes.is_some() || patch.expires.is_some();
         if gives || input.enabled == Some(true) {
-            // Also where the scopes stay: a caller that adds a key of its own would hold them.
+            // This also holds if the scopes stay: a caller that adds a key of its own would gain
+            // them.
             let after = before.clone().patched(patch.clone());
             may_give(who, &after.scopes, &after.resources)?;
             let returns = input.enabled == Some(true) && !before.enabled;
             let has_new_key = after.keys.iter().any(|key| !before.keys.contains(key));
-            // What only takes away needs no end: a caller that is let in for an hour may do it.
+            // A change that only takes rights away needs no end, so a caller with access for an
+            // hour may make it.
             if returns || has_new_key || !before.scopes.covers(&after.scopes) {
                 check_end(after.expires, own)?;
             }
@@ -366,23 +370,23 @@ impl PeerAdmin {
                 alknet_hub::change_peer(&tokens, &*self.people.identities, peer, change).await
             }
         };
-        closed.map_err(of_enrolment)
+        closed.map_err(from_enrolment_error)
     }
 
-    /// Lets a peer in no more, and closes its invitations.
+    /// Disables a peer, and closes its invitations.
     async fn shut_out(&self, peer: &PeerId, change: PeerPatch) -> Result<Vec<KeyId>, CallError> {
         let closed = match &self.enrolment {
             Some(enrolment) => enrolment.shut_out(peer, change).await,
             None => {
-                // Invitations outlive the time as a hub.
+                // The invitations of a node that once was a hub are still in the store.
                 let tokens = StoredTokens::new(self.people.store.clone());
                 alknet_hub::shut_out(&tokens, &*self.people.identities, peer, change).await
             }
         };
-        closed.map_err(of_enrolment)
+        closed.map_err(from_enrolment_error)
     }
 
-    /// A name that no other peer and no entry of the configuration has.
+    /// A peer id that no other peer and no entry of the configuration has.
     fn new_id(&self, text: &str) -> Result<PeerId, CallError> {
         let id: PeerId = text.parse().map_err(|_| {
             CallError::invalid_input(
@@ -409,11 +413,11 @@ impl PeerAdmin {
         Err(CallError::new(ErrorCode::Conflict, message))
     }
 
-    /// A name for people, which no other peer has.
+    /// A display name that no other peer has.
     fn free_name(&self, text: &str, id: &PeerId) -> Result<String, CallError> {
         let name = text.trim();
-        let fits = (1..=NAME_CHARS_MAX).contains(&name.chars().count());
-        if !fits || name.contains(char::is_control) {
+        let is_length_valid = (1..=NAME_CHARS_MAX).contains(&name.chars().count());
+        if !is_length_valid || name.contains(char::is_control) {
             return Err(CallError::invalid_input(format!(
                 "display_name is one line of 1 to {NAME_CHARS_MAX} characters"
             )));
@@ -431,7 +435,7 @@ impl PeerAdmin {
         let identities = &self.people.identities;
         let stored = entries.peers.iter();
         let stored = stored.filter(|peer| !identities.is_configured(&peer.peer_id));
-        // Those that were put out stay known, and leave room for others.
+        // Removed peers stay known, and do not count against the limit.
         let stored = stored.filter(|peer| peer.enabled || peer.removal.is_none());
         if stored.count() < PEERS_MAX {
             return Ok(());
@@ -440,7 +444,8 @@ impl PeerAdmin {
         Err(CallError::new(ErrorCode::Conflict, message))
     }
 
-    /// The scopes that are given, by themselves or as those of a role, if any are.
+    /// The requested scopes, given directly or as those of a role. Returns `None` if neither is
+    /// given.
     fn granted(
         &self,
         scopes: Option<Vec<String>>,
@@ -479,7 +484,7 @@ impl PeerAdmin {
         }
     }
 
-    /// The entry of the store that has this id or this name.
+    /// The entry of the store with this id or name.
     async fn stored(&self, name: &str) -> Result<PeerEntry, CallError> {
         let identities = &self.people.identities;
         let unknown = || {
@@ -495,14 +500,15 @@ impl PeerAdmin {
         found.ok_or_else(unknown)
     }
 
-    /// Before the answer: its reader may rely on the connections being closed.
+    /// Closes the connections of removed peers. It runs before the answer, because the caller may
+    /// rely on it.
     fn sweep(&self) {
         if let Some(server) = self.people.server.get() {
             server.sweep();
         }
     }
 
-    /// The row of a peer, as `peer/list` has it.
+    /// The row of a peer, as in `peer/list`.
     fn listed(&self, id: &PeerId) -> Result<Value, CallError> {
         let entries = self.people.identities.entries();
         let peer = entries.peers.iter().find(|peer| peer.peer_id == *id);
@@ -538,7 +544,8 @@ fn taken(id: &PeerId, known: Option<&PeerEntry>) -> String {
     )
 }
 
-/// A removed peer lost its rights and may have lost a key: its keys do not come back together, unasked.
+/// A removed peer lost its rights and may have lost a key, so its keys do not return without being
+/// named.
 fn check_return(before: &PeerEntry, patch: &PeerPatch) -> Result<(), CallError> {
     if patch.enabled != Some(true) || !was_removed(before) || patch.keys.is_some() {
         return Ok(());
@@ -622,7 +629,7 @@ fn refused(error: IdentityStoreError) -> CallError {
     CallError::new(code, error.to_string())
 }
 
-fn of_enrolment(error: EnrolError) -> CallError {
+fn from_enrolment_error(error: EnrolError) -> CallError {
     match error {
         EnrolError::Store(error) => refused(error),
         EnrolError::Overloaded(_) => CallError::new(ErrorCode::Overloaded, error.to_string()),

@@ -1,5 +1,5 @@
-//! The configuration while the node runs: a document comes from the file, from SIGHUP or from
-//! `config/apply`, is taken whole or not at all, and is kept for the next start.
+//! The configuration of a running node. A document comes from the file, from SIGHUP or from
+//! `config/apply`. The node applies all of it or none, and stores it for the next start.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,30 +19,30 @@ use tokio::sync::watch;
 use super::config_store::ConfigStore;
 use super::stored_files::StoredFiles;
 
-/// Identities of each kind named in one line of the log.
+/// Maximum number of identities of each kind in one line of the log.
 const IDS_LOGGED_MAX: usize = 20;
 
-/// The one way a document comes into force on a running node.
+/// The only way in which a document comes into force on a running node.
 pub(crate) struct Reloader {
     handle: ReloadHandle,
-    keeper: ConfigStore,
-    /// Held from the check of a document until it is kept, and from the reading of the file: what is kept is what is in
-    /// force.
+    store: ConfigStore,
+    /// Held from the check of a document until it is stored, and while the file is read: the stored
+    /// document is the one in force.
     turn: tokio::sync::Mutex<()>,
-    /// What is wrong with the file, while it is.
+    /// Problems of the file. Empty while the file is valid.
     problems: ArcSwap<Vec<MachineDiagnostic>>,
-    /// What a document may name.
+    /// The stored files that a document may name.
     files: OnceLock<StoredFiles>,
 }
 
-/// The result of applying a document, for the caller that brought it.
+/// The result of applying a document, for the caller that sent it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ReloadOutcome {
     #[serde(flatten)]
     pub(crate) applied: ConfigApplyResult,
-    /// Whether the next start uses it, too.
+    /// Whether the next start uses the document, too.
     pub(crate) kept: bool,
-    /// Why not.
+    /// Why it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kept_error: Option<String>,
 }
@@ -51,27 +51,28 @@ impl Reloader {
     /// `problems` are those of the file that the node was started with.
     pub(crate) fn new(
         handle: ReloadHandle,
-        keeper: ConfigStore,
+        store: ConfigStore,
         problems: Vec<MachineDiagnostic>,
     ) -> Self {
         Self {
             handle,
-            keeper,
+            store,
             turn: tokio::sync::Mutex::default(),
             problems: ArcSwap::from_pointee(problems),
             files: OnceLock::new(),
         }
     }
 
-    /// The stored files of this node: a document that names another is warned about from now on.
+    /// Sets the stored files of this node. From now on, a document that names another file gets a
+    /// warning.
     pub(crate) fn know_files(&self, files: StoredFiles) {
         self.files.get_or_init(|| files);
     }
 
-    /// Takes a document, or says what would come of it.
+    /// Applies a document, or on a dry run says what it would change.
     ///
     /// # Errors
-    /// It is refused; everything is as it was.
+    /// The document is refused, and nothing has changed.
     pub(crate) async fn apply(
         &self,
         change: &ConfigChange<'_>,
@@ -82,7 +83,7 @@ impl Reloader {
 
     async fn apply_in_turn(&self, change: &ConfigChange<'_>) -> Result<ReloadOutcome, ApplyError> {
         let mut applied = self.handle.apply(change)?;
-        // No reason to refuse: the document may come before its files.
+        // A missing file is no reason to refuse the document: it may be stored after it.
         applied.warnings.extend(self.missing_files(change.document));
         if change.dry_run {
             return Ok(ReloadOutcome {
@@ -91,18 +92,18 @@ impl Reloader {
                 kept_error: None,
             });
         }
-        // What was refused before is over with a document that counts.
+        // The document is in force, so problems of an earlier one are over.
         self.problems.store(Arc::default());
         if applied.changed {
             audit(&change.source, &applied);
         }
         let kept = match change.source {
-            ConfigSource::Operation(_) => self.keeper.keep(change.document).await,
+            ConfigSource::Operation(_) => self.store.keep(change.document).await,
             // The copy that is there says the same. Each attempt to write it is an event in the directory that the watch
             // follows: one that fails would be the reason for the next.
             ConfigSource::File if !applied.changed => Ok(()),
             // The document came from the file, which is not written to.
-            _ => self.keeper.keep_last_good(change.document),
+            _ => self.store.keep_last_good(change.document),
         };
         if let Err(error) = &kept {
             tracing::warn!("the configuration in force is not kept: {error}");
@@ -114,12 +115,14 @@ impl Reloader {
         })
     }
 
-    /// Reads the file again, because it changed or an administrator asked. Errors in the file go to the log and to the
-    /// node's problems, and the node goes on with the configuration in force.
+    /// Reads the file again, because it changed or an administrator sent a signal. Errors in the
+    /// file go to the log and to the node's problems, and the node keeps the configuration in
+    /// force.
     pub(crate) async fn read_again(&self, source: ConfigSource) {
-        // Before the file is read: what an operation brings meanwhile becomes the file, and would be taken back.
+        // The lock is taken before the file is read: a document that an operation applies meanwhile
+        // becomes the file, and an older copy would undo it.
         let _turn = self.turn.lock().await;
-        let Some(document) = self.keeper.read() else {
+        let Some(document) = self.store.read() else {
             tracing::warn!("{source}: this node reads no file; use 'alknet config apply'");
             return;
         };
@@ -137,27 +140,27 @@ impl Reloader {
         }
     }
 
-    /// Everything in force.
+    /// The configuration in force.
     pub(crate) fn current(&self) -> Arc<DynamicConfig> {
         self.handle.current()
     }
 
-    /// What the node runs with while `current` is in force.
+    /// The configuration that the node runs with while `current` is in force.
     pub(crate) fn running(&self, current: &DynamicConfig) -> NodeConfig {
         self.handle.running(current)
     }
 
-    /// Tells the number of each configuration that comes into force.
+    /// A receiver of the number of each configuration that comes into force.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.handle.watch()
     }
 
-    /// The file whose changes are followed.
+    /// Path of the file whose changes are followed.
     pub(crate) fn file(&self) -> Option<PathBuf> {
-        self.keeper.file()
+        self.store.file()
     }
 
-    /// What is wrong with the file, for those who look at the node.
+    /// The problems of the file.
     pub(crate) fn problems(&self) -> Arc<Vec<MachineDiagnostic>> {
         self.problems.load_full()
     }
@@ -175,12 +178,13 @@ impl Reloader {
         self.handle.scope_warnings(id.as_str(), granted)
     }
 
-    /// PID 1's answer to a document it was to keep.
+    /// Passes on PID 1's answer to a document that it was to store.
     pub(crate) fn kept(&self, n: u64, error: Option<String>) {
-        self.keeper.answered(n, error);
+        self.store.answered(n, error);
     }
 
-    /// What a document names that is not stored here. The document is taken all the same: the file may come after it.
+    /// Warnings about files that a document names and that are not stored. The document is applied
+    /// anyway: the files may come after it.
     fn missing_files(&self, document: &[u8]) -> Vec<ConfigWarning> {
         match (self.files.get(), NodeConfig::parse(document)) {
             (Some(files), Ok(config)) => files.warnings(&config),
@@ -189,10 +193,11 @@ impl Reloader {
     }
 
     fn refused(&self, source: &ConfigSource, errors: &[ConfigError]) {
-        let name = self.keeper.file().unwrap_or_default();
+        let name = self.store.file().unwrap_or_default();
         let problems = refusal(&name.display().to_string(), errors);
-        // The watch reads the file for every event of its directory, also of other files there. An administrator who
-        // sends SIGHUP is answered each time.
+        // The watch reads the file after every event in its directory, even of another file, so a
+        // repeated problem is not logged again. An administrator who sends SIGHUP gets the log
+        // lines each time.
         if *source != ConfigSource::File || *self.problems() != problems {
             for problem in &problems {
                 tracing::warn!("{}: {}; {}", problem.code, problem.text, problem.hint);
@@ -210,7 +215,7 @@ impl fmt::Debug for Reloader {
     }
 }
 
-/// The problems of a node whose file `name` is refused.
+/// The problems of a node that refuses its file `name`.
 pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<MachineDiagnostic> {
     let refused = errors.iter().map(|error| MachineDiagnostic {
         code: "config-refused".to_owned(),
@@ -225,7 +230,8 @@ pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<MachineDiagnost
     refused.chain([instead]).collect()
 }
 
-/// Logs a change: its source, and the peers that it concerns. Never a key's secret or a token.
+/// Logs a change: its source, and the peers that it concerns. The log gets no secret of a key and
+/// no token.
 fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
     let ids = |ids: &[String]| {
         let more = ids.len().saturating_sub(IDS_LOGGED_MAX);
@@ -266,12 +272,12 @@ mod tests {
         )
     }
 
-    fn reloader(keeper: ConfigStore) -> (Reloader, Arc<Identities>) {
+    fn reloader(store: ConfigStore) -> (Reloader, Arc<Identities>) {
         let config = NodeConfig::default();
         let clock = Arc::new(SystemClock { built_s: 0 });
         let identities = Arc::new(Identities::new(config.entries(), clock));
         let handle = ReloadHandle::new(config, Arc::clone(&identities));
-        (Reloader::new(handle, keeper, Vec::new()), identities)
+        (Reloader::new(handle, store, Vec::new()), identities)
     }
 
     fn knows(identities: &Identities, n: u8) -> bool {
@@ -313,7 +319,8 @@ mod tests {
         assert_eq!(reloader.current().source, ConfigSource::Signal);
     }
 
-    /// The node reads the file, then watches its directory: a change between the two raises no event.
+    /// The node reads the file and then watches its directory: a change between the two raises no
+    /// event.
     #[tokio::test]
     async fn a_change_before_the_directory_is_watched_is_read() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -368,12 +375,13 @@ mod tests {
         let done = reloader.apply(&change).await.expect("a correct document");
         assert!(done.kept && knows(&identities, 1));
         assert_eq!(std::fs::read_to_string(&file).ok(), Some(document));
-        // The node's own write, which its watch of the file notices, changes nothing.
+        // The watch notices the node's own write to the file, which changes nothing.
         reloader.read_again(ConfigSource::File).await;
         assert_eq!(reloader.current().generation, 2);
     }
 
-    /// A peer that an operation removes must not come back, not even for a moment, because the file was read before.
+    /// A peer that an operation removes must not come back, even for a moment, because the file was
+    /// read before.
     #[tokio::test]
     async fn a_file_that_is_read_beside_an_operation_takes_nothing_back() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -381,7 +389,7 @@ mod tests {
         std::fs::write(&file, peer(1)).expect("a writable directory");
         let (reloader, identities) = reloader(ConfigStore::file_at(file.clone()));
         reloader.read_again(ConfigSource::File).await;
-        // The operation is at work: what it brings is in force, and then becomes the file.
+        // The operation is running: its document is in force, and then becomes the file.
         let turn = reloader.turn.lock().await;
         let mut again = std::pin::pin!(reloader.read_again(ConfigSource::File));
         assert!(futures_util::poll!(&mut again).is_pending());

@@ -1,4 +1,4 @@
-//! `peer/rotate-key`: a peer's new key in the place of the one it is connected with.
+//! `peer/rotate-key`: replaces the key with which a peer is connected.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use super::facts::NodeDescription;
 use super::identity_services::{self, IdentityServices};
 
-/// A proof: 64 bytes in base64url without padding.
+/// Length of a proof: 64 bytes in base64url without padding.
 const PROOF_CHARS: usize = 86;
 
-/// Nothing, or all four.
+/// Either no member, or all four.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct PeerRotateInput {
@@ -81,18 +81,19 @@ pub(crate) fn operation(people: IdentityServices, about: Arc<NodeDescription>) -
     Registration::new(spec, handler)
 }
 
-/// Who is connected, and with which key.
+/// The connected peer, and the key of its connection.
 struct RotatingPeer {
     peer: PeerId,
     key: PeerKey,
 }
 
 impl RotatingPeer {
-    /// The peer whose key this connection was made with. No token counts here, neither the peer's own nor another: a
-    /// stolen one would be enough to take a peer over for ever.
+    /// The peer whose key this connection was made with. A token does not count here, neither the
+    /// peer's own nor another: with a stolen one, an attacker could replace the peer's key for
+    /// good.
     fn from_context(ctx: &Ctx, people: &IdentityServices) -> Result<Self, CallError> {
         let who = ctx.identity().ok_or_else(identity_services::no_identity)?;
-        // Below a request the connection is that of the peer that asked for something else.
+        // In a call within a request, the connection is that of the peer that sent the request.
         if ctx.internal() || ctx.is_forwarded() {
             return Err(CallError::new(
                 ErrorCode::Forbidden,
@@ -102,7 +103,7 @@ impl RotatingPeer {
         }
         let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
         let held = by_key.filter(|key| {
-            // A token beside the key may say another name than the key's own.
+            // A token beside the key may belong to another identity than the key.
             let holder = people.identities.by_key(key);
             holder.is_some_and(|holder| holder.id == who.id)
         });
@@ -159,8 +160,8 @@ async fn rotate(
     }))
 }
 
-/// Whether the new key says so, and the old one, here and now. The connection does not say it for the old one: a node that
-/// passes on what others ask makes its own.
+/// Checks that both keys signed the change for this node, recently. The connection is no proof for
+/// the old key: a node that passes requests on makes its own connections.
 fn check(
     statement: &KeySuccession<'_>,
     [by_new, by_old]: [&str; 2],
@@ -168,7 +169,7 @@ fn check(
 ) -> Result<(), CallError> {
     let now_s =
         now_s.ok_or_else(|| CallError::unavailable(IdentityStoreError::ClockUnset.to_string()))?;
-    // An old statement could be sent again by another machine that saw it.
+    // Another machine that saw an old statement could send it again.
     if !statement.is_timely(now_s) {
         let what = "the time is more than ten minutes from the node's: sign with the node's time";
         return Err(CallError::invalid_input(what).with_details(json!({ "time": now_s })));
@@ -177,7 +178,7 @@ fn check(
         ("new", statement.new, by_new),
         ("old", statement.old, by_old),
     ] {
-        // A signature that cannot be decoded is refused as a wrong one is.
+        // A signature that cannot be decoded is refused like a wrong one.
         let signature = BASE64URL_NOPAD.decode(proof.as_bytes()).unwrap_or_default();
         if !is_signed(key, &statement.transcript(), &signature) {
             let what = format!(
@@ -190,19 +191,19 @@ fn check(
     Ok(())
 }
 
-/// The error for a key that is not taken. It does not say which other peer has the key.
+/// The error for a refused key. It does not say which other peer has the key.
 fn refused(people: &IdentityServices, error: IdentityStoreError, new: &PeerKey) -> CallError {
     let conflict = |what: String| CallError::new(ErrorCode::Conflict, what);
     match error {
         IdentityStoreError::ReadOnly(id) => {
             let admins = people.identities.entries().admins;
-            let place = if admins.iter().any(|(admin, _)| *admin == id) {
+            let list = if admins.iter().any(|(admin, _)| *admin == id) {
                 "node.admin_keys".to_owned()
             } else {
                 format!("the keys of '{id}'")
             };
             conflict(format!(
-                "this key is in the node's configuration: add \"{new}\" to {place} there and apply \
+                "this key is in the node's configuration: add \"{new}\" to {list} there and apply \
                  it, then ask again; take the old key out once the new one is in use"
             ))
             .with_details(json!({ "configured": true, "add_key": new }))

@@ -1,6 +1,7 @@
-//! How the node looks from outside: it dials its own public names as others do. Clients are promised no
-//! more than it finds: HTTP/3 where it reaches itself over QUIC, and TLS for good where it has shown a
-//! certificate that every client trusts for a day. Where another node with its key answers, it says so.
+//! How the node appears from outside: it dials its own public names as clients do. The node
+//! promises clients only what it finds: HTTP/3 where it reaches itself over QUIC, and strict TLS
+//! where it has shown a certificate that every client trusts for a day. It reports a name at which
+//! another node with its key answers.
 
 mod arrivals;
 mod trust_history;
@@ -27,45 +28,45 @@ use trust_history::TrustHistory;
 
 pub(crate) use arrivals::{ArrivalHandler, Arrivals};
 
-/// Another node has this node's key.
+/// Code of the problem that another node has this node's key.
 pub(super) const IDENTITY_ELSEWHERE: &str = "identity-elsewhere";
 
-/// How often the node looks at itself, beside whenever its configuration, its certificates or the
+/// How often the node dials itself. It also does so when its configuration, its certificates or the
 /// addresses of the machine change.
 const PROBE_EVERY: Duration = Duration::from_secs(600);
-/// How often the addresses of the machine are looked at.
+/// How often the addresses of the machine are compared.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(10);
-/// Places that are looked at in parallel.
+/// Maximum number of addresses that are dialled in parallel.
 const PROBES_AT_ONCE: usize = 4;
-/// How long a connection of the node to itself may take to come in. Shorter than an HTTP server waits for
-/// a request.
+/// How long the node waits for its own connection to arrive. It is shorter than the time for which
+/// an HTTP server waits for a request.
 const COMES_WITHIN: Duration = Duration::from_secs(5);
-/// Where browsers look for a name, whatever the port behind it.
+/// The port at which browsers look for a name, whatever port the router behind it forwards to.
 const HTTPS: u16 = 443;
 
-/// Looks at the node from outside, and tells HTTP what it finds.
+/// Probes the node from outside, and passes the results to HTTP.
 pub(crate) struct SelfProbe {
     pub(crate) http: Arc<HttpHandler>,
-    /// Whether HTTP/3 is served.
+    /// Whether the node serves HTTP/3.
     pub(crate) h3: bool,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) facts: SharedFacts,
     pub(crate) certificates: Arc<CertificateStore>,
-    /// What came in over HTTP.
+    /// The connections that arrived for HTTP.
     pub(crate) arrivals: Arc<Arrivals>,
-    /// Where it is said what is wrong.
+    /// Where problems are reported.
     pub(crate) problems: Arc<NodeDiagnostics>,
     /// The node's key.
     pub(crate) own: PeerKey,
-    /// The port it serves.
+    /// The port that the node serves.
     pub(crate) port: u16,
-    /// Folder of what TLS keeps.
+    /// Folder of TLS files.
     pub(crate) tls_dir: PathBuf,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl SelfProbe {
-    /// Goes on for as long as the node does.
+    /// Probes for as long as the node runs.
     pub(crate) async fn run(self) {
         let mut documents = self.reloader.watch();
         let mut certificates = self.certificates.watch();
@@ -81,7 +82,7 @@ impl SelfProbe {
             }
             self.http.set_outside(seen.clone());
             before = seen;
-            // Those who tell of changes live as long as this.
+            // The senders of changes live as long as this task, so their errors cannot happen here.
             tokio::select! {
                 () = sleep(PROBE_EVERY) => {}
                 _ = documents.changed() => {}
@@ -107,7 +108,8 @@ impl SelfProbe {
         names: &[String],
         trusted: &mut TrustHistory,
     ) -> PublicReachability {
-        // A fresh one each time: a session that is resumed proves nothing about certificates of now.
+        // Each round has a new dialler: a resumed TLS session would prove nothing about the present
+        // certificates.
         let probe = ExternalProbe {
             dialer: EndpointDialer::new(None),
             own: self.own,
@@ -115,14 +117,18 @@ impl SelfProbe {
             patience: COMES_WITHIN,
         };
         self.arrivals.set_probing(true);
-        let looks = places(names, self.port).into_iter();
-        let looks: Vec<_> = looks.map(|at| probe.probe_name(at, self.h3)).collect();
-        // In order, and a few at a time, so that the probe is no burden to the node itself.
-        let found: Vec<_> = stream::iter(looks).buffered(PROBES_AT_ONCE).collect().await;
+        let probes = dial_targets(names, self.port).into_iter();
+        let probes: Vec<_> = probes.map(|at| probe.probe_name(at, self.h3)).collect();
+        // The results are in order, and few probes run at a time, so that they are no burden for
+        // the node.
+        let found: Vec<_> = stream::iter(probes)
+            .buffered(PROBES_AT_ONCE)
+            .collect()
+            .await;
         self.arrivals.set_probing(false);
         probe.dialer.close().await;
-        tell_of_twins(&self.problems, &found);
-        // Where the clock is wrong, so is every word about certificates.
+        report_twins(&self.problems, &found);
+        // Without a set clock, the node can judge no certificate.
         let trusted = self.clock.now_s().map(|now_s| {
             trusted.note(names, &found, now_s);
             trusted.long_enough(now_s)
@@ -135,7 +141,8 @@ impl SelfProbe {
     }
 }
 
-/// Names under which others may look for the node. One that begins with `*` stands for too many to try.
+/// Names under which clients may look for the node. A name that begins with `*` stands for more
+/// names than can be tried.
 fn names(config: &NodeConfig) -> Vec<String> {
     let names = config.http.names.iter();
     let names = names
@@ -149,59 +156,60 @@ fn names(config: &NodeConfig) -> Vec<String> {
     names.into_iter().collect()
 }
 
-/// Where each name may lead to the node: to its own port, or by a router that stands before it to the
-/// port that browsers take.
-fn places(names: &[String], port: u16) -> Vec<(String, u16)> {
+/// Each name with the ports at which it may lead to the node: the node's own port, and the port of
+/// browsers, which a router may forward.
+fn dial_targets(names: &[String], port: u16) -> Vec<(String, u16)> {
     let ports: BTreeSet<_> = [port, HTTPS].into();
-    let places = names
+    let dial_targets = names
         .iter()
         .flat_map(|name| ports.iter().map(move |port| (name.clone(), *port)));
-    places.collect()
+    dial_targets.collect()
 }
 
-/// What was found at one place.
+/// The result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ProbeFinding {
     name: String,
     port: u16,
     /// Whether the node answers there over QUIC.
     http3: bool,
-    /// Whether every client trusts the certificate that the node shows there; `None` where that could
+    /// Whether every client trusts the certificate that the node shows there. `None` if that could
     /// not be found out.
     trusted: Option<bool>,
     /// Whether another node answers there with this node's key.
     twin: bool,
 }
 
-/// Says where another node has this node's key, and no longer where none has.
-fn tell_of_twins(problems: &NodeDiagnostics, found: &[ProbeFinding]) {
+/// Reports the addresses at which another node has this node's key, and clears the problem of every
+/// other address.
+fn report_twins(problems: &NodeDiagnostics, found: &[ProbeFinding]) {
     let twins = found.iter().filter(|one| one.twin);
-    let places: BTreeSet<_> = twins
+    let twin_addresses: BTreeSet<_> = twins
         .map(|one| format!("{}:{}", one.name, one.port))
         .collect();
     for old in problems.list() {
-        if old.code == IDENTITY_ELSEWHERE && !places.contains(&old.subject) {
+        if old.code == IDENTITY_ELSEWHERE && !twin_addresses.contains(&old.subject) {
             problems.clear(IDENTITY_ELSEWHERE, &old.subject);
         }
     }
-    for place in places {
+    for address in twin_addresses {
         let text = "another node answers there with this node's key".to_owned();
-        problems.set(IDENTITY_ELSEWHERE, &place, text);
+        problems.set(IDENTITY_ELSEWHERE, &address, text);
     }
 }
 
-/// Who answers at a place.
+/// The server that answers at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AddressHolder {
-    /// The address does not answer, or a server without the node's key does.
+    /// No server answers, or one without the node's key does.
     Other,
-    /// This node.
+    /// This node answers.
     Us,
-    /// Another node that has its key.
+    /// Another node that has its key answers.
     Twin,
 }
 
-/// A client that dials the node's own public addresses, as one from outside does.
+/// A client that dials the node's own public addresses, as an outside client does.
 struct ExternalProbe {
     dialer: EndpointDialer,
     own: PeerKey,
@@ -220,7 +228,8 @@ impl ExternalProbe {
             true => self.finds(&at, Carriage::Quic, ALPN_HTTP3).await,
             false => AddressHolder::Other,
         };
-        // Another server there may have the best of certificates.
+        // Another server at that address may have a valid certificate, which says nothing about
+        // this node's.
         let over_tcp = self.finds(&at, Carriage::Tcp, ALPN_HTTP1).await;
         let trusted = match over_tcp {
             AddressHolder::Us => self.trusts(&at).await,
@@ -235,14 +244,16 @@ impl ExternalProbe {
         }
     }
 
-    /// Which node answers there. Only this node has its key, unless the key was copied or its words were used twice.
+    /// Which server answers at an address. Only this node has its key, unless the key was copied or
+    /// the recovery words were used twice.
     async fn finds(&self, at: &PeerAddr, carriage: Carriage, alpn: &'static [u8]) -> AddressHolder {
         let request = DialRequest {
             carriage,
             present_key: false,
             ..DialRequest::new(at.clone(), PeerVerification::Pinned(vec![self.own]), alpn)
         };
-        // Pinned to the node's own key: only the node, or its twin, can finish this handshake.
+        // The dial is pinned to the node's own key: only the node, or its twin, can finish this
+        // handshake.
         let Ok(dialled) = self.dialer.connect(request).await else {
             return AddressHolder::Other;
         };
@@ -252,7 +263,8 @@ impl ExternalProbe {
         }
     }
 
-    /// Whether its certificate ends at an authority that came with this program, as it does with others.
+    /// Whether the node's certificate leads to an authority that this program bundles, as other
+    /// clients have them.
     async fn trusts(&self, at: &PeerAddr) -> Option<bool> {
         let request = DialRequest {
             carriage: Carriage::Tcp,
@@ -262,7 +274,7 @@ impl ExternalProbe {
         match self.dialer.connect(request).await {
             Ok(_) => Some(true),
             Err(error) if error.kind == DialErrorKind::Impostor => Some(false),
-            // Not reached says nothing of the certificate.
+            // A failed connection says nothing about the certificate.
             Err(_) => None,
         }
     }
@@ -307,13 +319,13 @@ domains = ["*.apps.example.org", "apps.example.org"]
         let names = names(&config);
         let expected = ["apps.example.org", "hub.example.org", "www.example.org"];
         assert_eq!(names, expected);
-        assert_eq!(places(&names, HTTPS).len(), 3);
-        let two = places(&names[..1], 8443);
+        assert_eq!(dial_targets(&names, HTTPS).len(), 3);
+        let two = dial_targets(&names[..1], 8443);
         let at = |port| ("apps.example.org".to_owned(), port);
         assert_eq!(two, [at(HTTPS), at(8443)]);
     }
 
-    /// Speaks both protocols, and says nothing.
+    /// A handler that speaks both protocols and sends nothing.
     struct SilentHandler([AlpnSpec; 2]);
 
     impl SilentHandler {
@@ -347,7 +359,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
         }
     }
 
-    /// A node of `key`, as far as the probe sees it.
+    /// A node with `key`, as far as the probe sees it.
     fn serve(key: &NodeKey, arrivals: &Arc<Arrivals>) -> (EndpointServer, PeerAddr) {
         let mut handlers = HandlerRegistry::new();
         let silent = ArrivalHandler::new(Arc::new(SilentHandler::new()), Arc::clone(arrivals));
@@ -368,7 +380,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
         (server, at)
     }
 
-    /// A probe of the node that has `key` and notes what comes in.
+    /// A probe of the node that has `key` and marks arriving connections.
     fn probe(key: &NodeKey, arrivals: &Arc<Arrivals>, patience_s: u64) -> ExternalProbe {
         arrivals.set_probing(true);
         ExternalProbe {
@@ -394,7 +406,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
             assert_eq!(ours.finds(&at, carriage, alpn).await, AddressHolder::Us);
             assert_eq!(other.finds(&at, carriage, alpn).await, AddressHolder::Other);
         }
-        // What it signed itself no client trusts.
+        // No client trusts the self-signed certificate.
         let by_name = ours
             .probe_name(("localhost".to_owned(), server.port()), true)
             .await;
@@ -431,12 +443,12 @@ domains = ["*.apps.example.org", "apps.example.org"]
             port: server.port(),
             ..found("localhost", Some(false))
         };
-        tell_of_twins(&problems, &[of_us.clone(), of_twin]);
+        report_twins(&problems, &[of_us.clone(), of_twin]);
         let told = problems.list();
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!(told[0].code, IDENTITY_ELSEWHERE);
         assert_eq!(told[0].subject, format!("localhost:{}", twin.port()));
-        tell_of_twins(&problems, &[of_us]);
+        report_twins(&problems, &[of_us]);
         assert_eq!(problems.list(), []);
     }
 }

@@ -1,4 +1,4 @@
-//! The folder of a node's state, which one process has at a time.
+//! The lock on a node's state folder, which one process has at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -10,13 +10,14 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::cli::CommandError;
 
-/// Name of the file that is locked, and says which process did. It stays when that ends, and the lock does not.
+/// Name of the file that is locked, and that has the process id of the lock's holder. The file
+/// stays when the process ends, and the lock does not.
 const LOCK_FILE: &str = "serve.lock";
-/// Bytes of a process's number.
+/// Maximum number of digits of a process id.
 const PID_BYTES_MAX: u64 = 20;
 
-/// The lock on a folder. Two processes with one key would each serve a part of what is asked of it, and write over
-/// each other's state.
+/// The lock on a folder. Without it, two processes with the same key would each serve a part of the
+/// requests, and overwrite each other's state.
 #[derive(Debug)]
 pub(crate) struct StateLock {
     _file: Flock<File>,
@@ -26,7 +27,7 @@ impl StateLock {
     /// Takes the lock. Makes the folder if it does not exist.
     ///
     /// # Errors
-    /// Another process has it, which the error names; the folder cannot be had.
+    /// Another process has the lock, and the error names it. The folder cannot be made or opened.
     pub(crate) fn take(state_dir: &Path) -> Result<Self, CommandError> {
         let shown = state_dir.display();
         let failed =
@@ -38,7 +39,8 @@ impl StateLock {
         options.read(true).write(true).create(true).mode(0o600);
         let path = state_dir.join(LOCK_FILE);
         let file = options.open(&path).map_err(failed)?;
-        // The kernel lets go of it with the process, so that a crash leaves no lock behind.
+        // The kernel releases the lock when the process ends, so that a crash leaves no lock
+        // behind.
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 note(&mut file).map_err(failed)?;
@@ -53,9 +55,9 @@ impl StateLock {
     }
 }
 
-/// Writes down whose it is.
+/// Writes the process id into the file.
 fn note(file: &mut File) -> io::Result<()> {
-    // The number before may be longer.
+    // The id of an earlier process may be longer.
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
     writeln!(file, "{}", std::process::id())
@@ -63,7 +65,7 @@ fn note(file: &mut File) -> io::Result<()> {
 
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
-    // It may just have taken the lock, and not have written yet.
+    // The holder may have taken the lock and not have written its id yet.
     let _ = file.take(PID_BYTES_MAX).read_to_string(&mut text);
     match text.trim().parse::<u32>() {
         Ok(pid) => format!("process {pid}"),

@@ -1,4 +1,4 @@
-//! The file of what is made while the node runs: where it lies, and what is wrong with it.
+//! The file of identities that are made while the node runs: where it is, and its problems.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use alknet_core::StoredIdentities;
 use alknet_identity_store::{IdentityDb, IdentityStoreDiagnostic};
 use alknet_init::control::MachineDiagnostic;
 
-/// The file below the state directory; its folder is made with the node's key.
+/// The file below the state directory. Its folder is made with the node's key.
 const FILE: &str = "identity/identity.db";
 
-/// Opens it. Whatever is wrong is said in the log here, and among the node's problems as long as it
-/// lasts.
+/// Opens the file. Problems go to the log here, and stay among the node's problems as long as they
+/// last.
 pub(crate) fn open(state_dir: &Path) -> (IdentityDb, StoredIdentities) {
     let (db, stored) = IdentityDb::open(&state_dir.join(FILE));
     for problem in problems(&db) {
@@ -19,7 +19,7 @@ pub(crate) fn open(state_dir: &Path) -> (IdentityDb, StoredIdentities) {
     (db, stored)
 }
 
-/// What is wrong with it now.
+/// The present problems of the file.
 pub(crate) fn problems(db: &IdentityDb) -> Vec<MachineDiagnostic> {
     db.diagnostics().iter().map(problem).collect()
 }

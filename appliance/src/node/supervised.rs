@@ -1,4 +1,4 @@
-//! The node as PID 1's child.
+//! The node as a child process of PID 1.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::vault::NodeVault;
 use super::{AlknetNode, ConfigOverlay, ConfigStore, NodeOptions, control};
 use crate::cli::{CommandError, CommandExit, chain_text};
 
-/// Serves until PID 1 says otherwise.
+/// Serves until PID 1 ends the node.
 pub(crate) fn supervised() -> Result<CommandExit, CommandError> {
     let ring = NodeLogRing::new();
     log::install(&ring, StderrFormat::Prefixed);
@@ -39,7 +39,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
                 records,
             }) => break (config, state_dir, facts, vault, records),
             Some(NodeMessage::Log { record }) => ring.push(record),
-            // PID 1 may send these before the start, and they are answered after it.
+            // PID 1 may send these messages before the start. The node answers them after it.
             Some(other) => early.push(other),
             None => bail!("PID 1 closed the channel before it said what to serve"),
         }
@@ -66,7 +66,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
     let node = AlknetNode::start(options).await?;
     to_init
         .send(InitMessage::Ready {
-            status: node.tell(),
+            status: node.status_for_init(),
         })
         .await?;
     let mut early = early.into_iter();
@@ -91,7 +91,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
                 node.drain(Duration::from_millis(deadline_ms), why).await;
                 return Ok(());
             }
-            Some(NodeMessage::Facts { facts }) => changed(&node, *facts, &to_init).await?,
+            Some(NodeMessage::Facts { facts }) => update_facts(&node, *facts, &to_init).await?,
             Some(NodeMessage::Health { n }) => answer_health(&node, n, &to_init),
             Some(NodeMessage::Log { record }) => ring.push(record),
             Some(NodeMessage::Start { .. }) => bail!("PID 1 started this node twice"),
@@ -104,24 +104,25 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
     }
 }
 
-async fn changed(
+async fn update_facts(
     node: &AlknetNode,
     facts: MachineFacts,
     to_init: &mpsc::Sender<InitMessage>,
 ) -> anyhow::Result<()> {
     let before = node.status();
     node.facts.store(Arc::new(facts));
-    // PID 1 sends facts when the vault is locked or opened at the machine.
+    // PID 1 also sends facts after a person locked or opened the vault at the machine.
     node.powers.refresh();
-    // A status that says the same would wake PID 1 for nothing.
+    // An unchanged status would wake PID 1 without a reason.
     if node.status() != before {
-        let status = node.tell();
+        let status = node.status_for_init();
         to_init.send(InitMessage::Status { status }).await?;
     }
     Ok(())
 }
 
-/// Answers from a task of its own: the accept loops get a second to prove that they run.
+/// Answers from a task of its own: the accept loops get a second to prove that they run, and the
+/// other messages must not wait for that.
 fn answer_health(node: &AlknetNode, n: u64, to_init: &mpsc::Sender<InitMessage>) {
     let server = Arc::clone(&node.server);
     let to_init = to_init.clone();
@@ -132,7 +133,7 @@ fn answer_health(node: &AlknetNode, n: u64, to_init: &mpsc::Sender<InitMessage>)
             ok: health.ok,
             detail: health.detail,
         };
-        // PID 1 gone means this process is about to end, too.
+        // If PID 1 is gone, this process is about to end, too.
         to_init.send(answer).await.ok();
     });
 }

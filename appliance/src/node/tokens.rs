@@ -1,4 +1,5 @@
-//! `token/make`, `token/list` and `token/revoke`: bearer tokens of programs, made while the node runs.
+//! `token/make`, `token/list` and `token/revoke`: bearer tokens of programs, made while the node
+//! runs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,23 +17,24 @@ use serde_json::{Map, Value, json};
 use super::identity_services::{IdentityServices, moment, no_identity};
 use super::ops::empty_input;
 
-/// The scope that lets its holder make and revoke tokens.
+/// Scope of callers that may make and revoke tokens.
 const SCOPE: &str = "admin";
-/// The scope that stands for every other, as `*` among the scopes of a token.
+/// The scope that stands for every other scope, or resource, of a token.
 const EVERYTHING: &str = "*";
-/// Tokens of programs that the store holds.
+/// Maximum number of tokens in the store.
 const TOKENS_MAX: usize = 1024;
-/// Scopes of one token, and of one peer.
+/// Maximum number of scopes of one token or one peer.
 pub(super) const SCOPES_MAX: usize = 64;
-/// Kinds of resources of one token, and resources of each kind.
+/// Maximum number of kinds of resources of one token, and of resources of each kind.
 const RESOURCES_MAX: usize = 64;
-/// Bytes of the name of a resource and of a kind.
+/// Maximum length in bytes of the name of a resource or a kind.
 const RESOURCE_BYTES_MAX: usize = 255;
-/// Characters of a note.
+/// Maximum length of a note in characters.
 const NOTE_CHARS_MAX: usize = 200;
-/// The longest time a token or a peer can be made for; more is for ever, and says so.
+/// Maximum lifetime of a token or a peer, in seconds. For longer access the caller gives no
+/// lifetime.
 pub(super) const TTL_S_MAX: u64 = 10 * 365 * 86_400;
-/// How often the days of last use are written down.
+/// How often the days of last use are stored.
 const USES_KEPT_EVERY: Duration = Duration::from_secs(3600);
 /// Seconds of a day.
 const DAY_S: u64 = 86_400;
@@ -91,7 +93,8 @@ pub(crate) fn make(people: IdentityServices) -> Registration {
         let (identities, reloader) = (Arc::clone(&people.identities), Arc::clone(&people.reloader));
         async move {
             if ctx.internal() {
-                // On whose behalf an operation calls was not checked, and a token outlives the call.
+                // The dispatcher checked the operation's authority and not that of its caller, and
+                // a token outlives the call.
                 let message =
                     "an operation may not make a token for its caller; call this directly";
                 return Err(CallError::new(ErrorCode::Forbidden, message));
@@ -124,26 +127,26 @@ fn planned(
     who: &Identity,
     shown: Option<PeerKey>,
     token: &AuthToken,
-    asked: MakeInput,
+    request: MakeInput,
 ) -> Result<ApiKey, CallError> {
     let entries = identities.entries();
     let stored = entries.api_keys.iter();
-    // Those of the configuration were not made here, and do not count.
+    // Tokens of the configuration do not count against the limit of the store.
     let stored = stored.filter(|key| !identities.is_configured(&key.id()));
     if stored.count() >= TOKENS_MAX {
         let message = format!("there are {TOKENS_MAX} tokens: revoke unused ones");
         return Err(CallError::new(ErrorCode::Conflict, message));
     }
-    let scopes = scopes(&asked.scopes)?;
-    let resources = resources(asked.resources);
+    let scopes = scopes(&request.scopes)?;
+    let resources = resources(request.resources);
     may_give(who, &scopes, &resources)?;
     let now_s = identities.now_s();
-    let expires = ends(asked.ttl_s, now_s, ends_of(&entries, &who.id))?;
+    let expires = ends(request.ttl_s, now_s, ends_of(&entries, &who.id))?;
     let hash = token.hash().map_err(|e| unavailable(e.to_string()))?;
     Ok(ApiKey {
         scopes,
         resources,
-        description: asked
+        description: request
             .note
             .map(|note| note.trim().to_owned())
             .filter(|n| !n.is_empty()),
@@ -155,30 +158,30 @@ fn planned(
     })
 }
 
-pub(super) fn scopes(asked: &[String]) -> Result<ScopeSet, CallError> {
-    let wrong = asked
+pub(super) fn scopes(texts: &[String]) -> Result<ScopeSet, CallError> {
+    let invalid = texts
         .iter()
         .find(|scope| *scope != EVERYTHING && !is_scope(scope));
-    match wrong {
-        None => Ok(asked.iter().collect()),
-        Some(wrong) => Err(CallError::invalid_input(format!(
+    match invalid {
+        None => Ok(texts.iter().collect()),
+        Some(invalid) => Err(CallError::invalid_input(format!(
             "'{}' is no scope: write segments joined by ':' like fs:read:docs; only the last may \
              be '*'",
-            wrong.chars().take(80).collect::<String>()
+            invalid.chars().take(80).collect::<String>()
         ))),
     }
 }
 
-fn resources(asked: BTreeMap<String, Vec<String>>) -> Resources {
+fn resources(texts: BTreeMap<String, Vec<String>>) -> Resources {
     let named = |names: Vec<String>| names.into_iter().map(Into::into).collect();
-    let asked = asked.into_iter();
-    asked
+    let texts = texts.into_iter();
+    texts
         .map(|(kind, names)| (kind.into(), named(names)))
         .collect()
 }
 
-/// Whether `who` may give these scopes and resources: only those that it holds itself. A holder of every scope
-/// may write the configuration, and so give anything.
+/// Checks that `who` may give these scopes and resources: only those that it has itself. A holder
+/// of every scope may write the configuration, and so may give anything.
 pub(super) fn may_give(
     who: &Identity,
     scopes: &ScopeSet,
@@ -211,13 +214,13 @@ pub(super) fn may_give(
     Ok(())
 }
 
-/// When what is made ends: at the latest when its maker's own access does.
+/// The end of new access, at the latest that of its maker's own access.
 pub(super) fn ends(
     ttl_s: Option<u64>,
     now_s: Option<u64>,
     makers: Option<u64>,
 ) -> Result<Option<u64>, CallError> {
-    let asked = match (ttl_s, now_s) {
+    let requested = match (ttl_s, now_s) {
         (None, _) => None,
         (Some(ttl_s), Some(now_s)) => Some(now_s.saturating_add(ttl_s)),
         (Some(_), None) => {
@@ -226,12 +229,12 @@ pub(super) fn ends(
             return Err(unavailable(message.to_owned()));
         }
     };
-    let end = asked.or(makers);
+    let end = requested.or(makers);
     check_end(end, makers)?;
     Ok(end)
 }
 
-/// Refuses access that ends at `end`, or never, where that of its maker ends before.
+/// Refuses access that ends at `end`, or never, if that of its maker ends earlier.
 ///
 /// # Errors
 /// `FORBIDDEN`.
@@ -248,7 +251,7 @@ pub(super) fn check_end(end: Option<u64>, makers: Option<u64>) -> Result<(), Cal
     }
 }
 
-/// When this identity's access ends, if it does.
+/// When this identity's access ends. `None` if it has no end.
 pub(super) fn ends_of(entries: &IdentityEntries, id: &PeerId) -> Option<u64> {
     let peer = entries.peers.iter().find(|peer| peer.peer_id == *id);
     let key = entries.api_keys.iter().find(|key| key.id() == *id);
@@ -257,7 +260,7 @@ pub(super) fn ends_of(entries: &IdentityEntries, id: &PeerId) -> Option<u64> {
 }
 
 fn made(token: &AuthToken, key: &ApiKey) -> Value {
-    without_nothing(json!({
+    without_nulls(json!({
         "token": token.expose(),
         "key_id": key.token.key_id,
         "scopes": key.scopes,
@@ -297,7 +300,7 @@ pub(crate) fn list(people: IdentityServices) -> Registration {
 fn listed(identities: &Identities) -> Value {
     let entries = identities.entries();
     let now_s = identities.now_s();
-    // Without a clock a token with an end is refused, so it is shown as ended.
+    // Without a set clock the node refuses a token with an end, so the list shows it as expired.
     let over = |end: Option<u64>| end.is_some_and(|end| now_s.is_none_or(|now| now >= end));
     let source = |id: &PeerId| match identities.is_configured(id) {
         true => "config",
@@ -307,7 +310,7 @@ fn listed(identities: &Identities) -> Value {
     let mut tokens = Vec::new();
     for key in &entries.api_keys {
         let (id, key_id) = (key.id(), &key.token.key_id);
-        tokens.push(without_nothing(json!({
+        tokens.push(without_nulls(json!({
             "key_id": key_id,
             "source": source(&id),
             "holder": id,
@@ -324,7 +327,7 @@ fn listed(identities: &Identities) -> Value {
     }
     for peer in &entries.peers {
         for token in &peer.token_hashes {
-            tokens.push(without_nothing(json!({
+            tokens.push(without_nulls(json!({
                 "key_id": token.key_id,
                 "source": source(&peer.peer_id),
                 "holder": peer.peer_id,
@@ -384,7 +387,7 @@ pub(crate) fn revoke(people: IdentityServices) -> Registration {
                 return Err(CallError::new(ErrorCode::NotFound, message));
             }
             tracing::info!(by = who.id.as_str(), %key_id, "token.revoke");
-            // Before the answer: its reader may rely on the connections that the token opened being closed.
+            // The connections are closed before the answer, because the caller may rely on it.
             if let Some(server) = people.server.get() {
                 server.sweep();
             }
@@ -394,7 +397,7 @@ pub(crate) fn revoke(people: IdentityServices) -> Registration {
     Registration::new(spec, handler)
 }
 
-/// Keeps on which day tokens were last used, now and then, for as long as the node runs.
+/// Stores the days on which tokens were last used, every hour for as long as the node runs.
 pub(crate) async fn keep_uses(identities: Arc<Identities>) {
     let mut often = tokio::time::interval(USES_KEPT_EVERY);
     loop {
@@ -403,20 +406,20 @@ pub(crate) async fn keep_uses(identities: Arc<Identities>) {
     }
 }
 
-/// The same once. Where the disk refuses, the problem is listed and nothing is worse than before.
+/// Stores them once. A failure is logged: the next attempt stores the same days.
 pub(crate) async fn keep_uses_now(identities: &Identities) {
     if let Err(error) = identities.keep_uses().await {
         tracing::warn!("cannot keep when tokens were last used: {error}");
     }
 }
 
-/// Without the members that say nothing.
-fn without_nothing(value: Value) -> Value {
+/// Removes the members that are null.
+fn without_nulls(value: Value) -> Value {
     let Value::Object(members) = value else {
         return value;
     };
-    let said = members.into_iter().filter(|(_, value)| !value.is_null());
-    Value::Object(said.collect::<Map<_, _>>())
+    let present = members.into_iter().filter(|(_, value)| !value.is_null());
+    Value::Object(present.collect::<Map<_, _>>())
 }
 
 fn unavailable(message: String) -> CallError {

@@ -1,8 +1,8 @@
-//! The vault in the node: the memory that PID 1 opened it in, the log of what happens to it, and the
-//! two operations that the network may see.
+//! The vault in the node: the memory that PID 1 opened it in, the log of its events, and the two
+//! operations that the network may call.
 //!
-//! Nothing else of the vault is an operation. What handlers may do with it is given to them when they
-//! are made; none of them holds the vault.
+//! Nothing else of the vault is an operation. Handlers get what they may do with it when they are
+//! made, and none of them has the vault.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
@@ -28,9 +28,9 @@ use tokio::sync::mpsc;
 use super::capability_store::CapabilityStore;
 use super::facts::SharedFacts;
 
-/// Folder of the vault's log below the state directory.
+/// Folder of the vault's log, below the state directory.
 const AUDIT_DIR: &str = "audit";
-/// The scope that lets its holder see that there is a vault, and lock it.
+/// Scope of callers that may see the state of the vault, and lock it.
 const SCOPE: &str = "admin";
 
 /// The vault of this node.
@@ -40,30 +40,30 @@ pub(crate) struct NodeVault {
     audit: Arc<AuditWriter>,
 }
 
-/// Where events go; the thread at the other end writes them.
+/// The sending end of the audit log. A thread at the other end writes the events.
 struct AuditWriter {
     arriving: Mutex<Sender<AuditMessage>>,
     boot: BootId,
 }
 
-/// What is to be written.
+/// A message to the writer of the audit log.
 enum AuditMessage {
-    /// What happened in this process.
+    /// An event of this process.
     Own(AuditRecord),
-    /// What PID 1 handed over: what reads as a record, and how many there were.
+    /// Events that PID 1 sent: those that parse as records, and the number of all of them.
     Handed(Vec<AuditRecord>, u64),
 }
 
 impl NodeVault {
-    /// Takes over the memory that PID 1 left at [`VAULT_FD`]. Call once. PID 1 keeps what it hands over
-    /// until it hears by `to_init` that it is written.
+    /// Takes over the memory that PID 1 left at [`VAULT_FD`]. Call it once. PID 1 keeps the events
+    /// that it sent until the node confirms through `to_init` that they are written.
     pub(crate) fn take_over(
         state_dir: &Path,
         config: &VaultSection,
         to_init: mpsc::Sender<InitMessage>,
     ) -> anyhow::Result<Self> {
-        // SAFETY: by the contract of `alknet_init::control` the descriptor is open and ours alone
-        // when PID 1 says that the vault is there, and this is called once.
+        // SAFETY: by the contract of `alknet_init::control` the descriptor is open and this process
+        // alone has it when PID 1 says that there is a vault, and this function is called once.
         let fd = unsafe { OwnedFd::from_raw_fd(VAULT_FD) };
         let area = SeedArea::from_fd(fd).context("cannot take over the vault's memory")?;
         let (sender, arriving) = channel();
@@ -78,7 +78,7 @@ impl NodeVault {
             .name("audit".to_owned())
             .spawn(move || {
                 write(&dir, &writing, &arriving, |count| {
-                    // PID 1 gone means this process is about to end, too.
+                    // If PID 1 is gone, this process is about to end, too.
                     let _ = to_init.blocking_send(InitMessage::VaultEventsWritten { count });
                 });
             })
@@ -86,14 +86,15 @@ impl NodeVault {
         Ok(Self { vault, audit })
     }
 
-    /// The key that this node is known by.
+    /// The key by which other nodes know this node.
     pub(crate) fn identity(&self) -> anyhow::Result<NodeKey> {
         let signer = self.vault.signer(KeyPurpose::NodeIdentity)?;
         let seed = signer.expose(ExportReason::TlsConfig)?;
         Ok(NodeKey::from_seed(seed.expose()))
     }
 
-    /// Writes down what PID 1 saw, and tells it. What does not read as a record is a mistake of ours.
+    /// Writes the events that PID 1 sent, and confirms them. An event that does not parse is a
+    /// fault of this program, and is logged.
     pub(crate) fn record(&self, records: &[String]) {
         let read = records.iter().filter_map(|text| {
             let record = AuditRecord::from_json(text.as_bytes());
@@ -101,12 +102,13 @@ impl NodeVault {
                 .inspect_err(|error| tracing::error!(%error, "an event of the vault is lost"))
                 .ok()
         });
+        // The count has the unreadable ones as well: PID 1 would otherwise send them again without
+        // an end.
         let handed = AuditMessage::Handed(read.collect(), records.len() as u64);
         self.audit.send(handed);
     }
 
-    /// For the parts of the assembly that seal what they keep, and that give handlers what they may do with
-    /// it. No handler has it.
+    /// The vault, for modules that seal data or make capabilities. No handler has it.
     pub(crate) fn vault(&self) -> &Vault {
         &self.vault
     }
@@ -116,7 +118,7 @@ impl NodeVault {
     }
 }
 
-/// The configuration's, which its own reading has found right.
+/// The configured key versions. The configuration's own check has found them valid.
 fn versions(config: &VaultSection) -> KeyVersions {
     let version = |number| KeyVersion::new(number).unwrap_or(KeyVersion::FIRST);
     KeyVersions {
@@ -129,7 +131,7 @@ struct AuditListener(Arc<AuditWriter>);
 
 impl Observer for AuditListener {
     fn happened(&self, event: &AuditEvent) {
-        // PID 1 notes it, which is still there when a hard lock has ended this process.
+        // PID 1 records the lock: a hard lock ends this process before it could write.
         if matches!(event, AuditEvent::Locked { .. }) {
             return;
         }
@@ -142,20 +144,20 @@ impl Observer for AuditListener {
 
 impl AuditWriter {
     fn send(&self, one: AuditMessage) {
-        // A channel is whole after any panic; its other end lives as long as the process.
+        // A channel is whole after any panic. Its other end lives as long as the process.
         let sender = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = sender.send(one);
     }
 }
 
-/// Appends whatever comes, and says how much of what was handed over is on the disk. While the vault is
-/// locked, and while the disk refuses, events are kept.
+/// Appends events, and reports how many of PID 1's events are on the disk. While the vault is
+/// locked, or the disk refuses, the events stay in memory.
 fn write(dir: &Path, vault: &Vault, arriving: &Receiver<AuditMessage>, written: impl Fn(u64)) {
     let mut pending = UnwrittenEvents::default();
     let mut handed = 0;
     let mut log = None;
     while let Ok(first) = arriving.recv() {
-        // All that waits, so that one write to the disk does for it.
+        // All waiting events are taken, so that one write to the disk stores them together.
         for one in std::iter::once(first).chain(arriving.try_iter()) {
             match one {
                 AuditMessage::Own(record) => pending.push(record),
@@ -172,13 +174,14 @@ fn write(dir: &Path, vault: &Vault, arriving: &Receiver<AuditMessage>, written: 
         }
         let Some(open) = &mut log else { continue };
         if !matches!(vault.state(), VaultState::Unlocked { .. }) {
-            // The log is sealed with a key of the vault: what happens meanwhile waits in memory.
+            // The log is sealed with a key of the vault, so events wait in memory while it is
+            // locked.
             continue;
         }
         if let Err(error) = pending.flush(open, vault) {
             tracing::error!(%error, kept = pending.len(), "the vault's log cannot be written");
         } else if handed > 0 {
-            // Only now may PID 1 forget them.
+            // Only events on the disk are confirmed: PID 1 then forgets them.
             written(std::mem::take(&mut handed));
         }
     }
@@ -332,13 +335,14 @@ pub(crate) fn lock(
             } else {
                 vault.vault.lock();
             }
-            // At once, and not with the next tick: no operation uses a credential after the answer.
+            // The capabilities are emptied at once, and not at the next tick: no operation uses a
+            // credential after the answer.
             powers.refresh();
-            let told = InitMessage::VaultLocked {
+            let notice = InitMessage::VaultLocked {
                 hard: input.hard,
                 by,
             };
-            let sent = to_init.send(told).await;
+            let sent = to_init.send(notice).await;
             sent.map_err(|_| CallError::unavailable("PID 1 does not listen"))?;
             Ok(json!({ "state": "locked" }))
         }
@@ -357,7 +361,7 @@ mod tests {
         AuditRecord::new(0, "a-boot".parse().expect("plain"), event)
     }
 
-    /// What PID 1 hands over while the vault is locked stays PID 1's until it is written.
+    /// PID 1 keeps the events that it sends while the vault is locked, until they are written.
     #[test]
     fn what_was_handed_over_is_said_to_be_written_once_it_is() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -373,7 +377,7 @@ mod tests {
         });
         let send = |one| sender.send(one).expect("the thread runs");
         let locked = record(AuditEvent::Locked { hard: true });
-        // One of the two was no record.
+        // One of the two events did not parse.
         send(AuditMessage::Handed(vec![locked], 2));
         vault.unlock(&words, &SecretStr::empty()).expect("locked");
         send(AuditMessage::Own(record(AuditEvent::Created)));

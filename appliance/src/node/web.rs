@@ -1,4 +1,4 @@
-//! HTTP on the one port: puts together what answers browsers and programs.
+//! HTTP on the one port: assembles the parts that answer browsers and programs.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -26,7 +26,7 @@ use super::condition::NodeHealth;
 use super::facts;
 use super::identity_services::IdentityServices;
 
-/// What is kept of HTTP while the node runs. Clones share it.
+/// The HTTP parts of a running node. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeWeb {
     http: Option<Arc<HttpHandler>>,
@@ -45,7 +45,7 @@ impl AcmeChallenges for AcmeChallengeSource {
     }
 }
 
-/// The description of the gateway, made again when the operations change.
+/// The gateway's OpenAPI document. It is made again when the operations change.
 struct OpenApiCache {
     is_public: bool,
     made: RwLock<Option<(String, Bytes)>>,
@@ -53,25 +53,25 @@ struct OpenApiCache {
 
 impl DescriptionSource for OpenApiCache {
     fn text(&self, digest: &str) -> Bytes {
-        let kept = self.made.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, text)) = kept.as_ref().filter(|(of, _)| of == digest) {
-            // Made once for each set of operations, since any caller can ask for it.
+        let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, text)) = made.as_ref().filter(|(of, _)| of == digest) {
+            // Any caller can request the document, so it is made once for each set of operations.
             return text.clone();
         }
-        drop(kept);
+        drop(made);
         let contract = OpenApiContract {
             operations_digest: digest,
             is_public: self.is_public,
         };
         let text = Bytes::from(alknet_openapi::document(&contract).to_string());
-        let mut kept = self.made.write().unwrap_or_else(PoisonError::into_inner);
-        *kept = Some((digest.to_owned(), text.clone()));
+        let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
+        *made = Some((digest.to_owned(), text.clone()));
         text
     }
 }
 
-/// The way from HTTP to the operations, and the page that goes it, where the configuration wants one.
-/// They exist before the operations do: one of them makes links to the page.
+/// The gateway from HTTP to the operations, and the page that uses it, if the configuration wants
+/// one. They exist before the operations, because one operation makes links to the page.
 pub(crate) struct WebGateway {
     gateway: Arc<Gateway>,
     pub(crate) page: Option<AdminPage>,
@@ -84,7 +84,7 @@ impl WebGateway {
     pub(crate) fn new(config: &NodeConfig, key: &NodeKey, people: &IdentityServices) -> Self {
         let gateway = Arc::new(Gateway::default());
         let http = &config.http;
-        // A page on a node that hides, or beside a site of its own, would show what it is.
+        // A page would reveal what the node is, if the node hides or serves a site of its own.
         let alone = !http.stealth && http.site.is_none() && http.decoy == Decoy::NotFound;
         let wanted = http.enabled && http.page.unwrap_or(alone);
         let page = wanted.then(|| {
@@ -122,12 +122,12 @@ fn fitting(config: &NodeConfig, key_name: &str) -> HttpSettings {
     settings.for_memory(facts::memory_total_bytes())
 }
 
-/// What models are offered. Names were looked at before a request comes there.
+/// Options of the MCP server. The router has checked host names before a request arrives there.
 fn tools(config: &NodeConfig) -> McpOptions {
     let port = config.listen.port;
     let settings = HttpSettings::new(config);
     let own = settings.names().iter().flat_map(|name| {
-        // A browser leaves the usual port out of the origin (RFC 6454, 6.2).
+        // A browser omits the default port from an origin (RFC 6454, 6.2).
         let usual = (port == 443).then(|| format!("https://{name}"));
         usual.into_iter().chain([format!("https://{name}:{port}")])
     });
@@ -157,7 +157,8 @@ impl MountResponder for PageResponder {
 }
 
 impl NodeWeb {
-    /// Puts the parts together, where the configuration wants HTTP. `mounts` are views of other parts.
+    /// Assembles the parts, if the configuration wants HTTP. `mounts` are paths that other parts
+    /// serve.
     pub(crate) fn new(
         config: &NodeConfig,
         inside: WebGateway,
@@ -221,7 +222,7 @@ impl NodeWeb {
         problems.push(problem);
     }
 
-    /// What is wrong with it.
+    /// The problems of HTTP.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         let left_out = self.tools.iter().flat_map(|tools| tools.left_out());
@@ -233,18 +234,19 @@ impl NodeWeb {
         problems.iter().cloned().chain(left_out).collect()
     }
 
-    /// Makes what is in force count.
+    /// Applies the configuration in force.
     pub(crate) fn tune(&self, config: &NodeConfig) {
         if let Some(http) = &self.http {
             http.set(fitting(config, &self.key_name));
         }
         if let Some(served) = &self.tools {
-            // What is pinned counts from the next start, and so it is the running configuration's.
+            // Host names take effect at the next start, so they stay those of the running
+            // configuration.
             served.set_options(tools(config));
         }
     }
 
-    /// Serves port 80, where the configuration wants it, for as long as the node runs.
+    /// Serves port 80, if the configuration wants it, for as long as the node runs.
     pub(crate) fn serve_port80(&self, config: &NodeConfig, port: u16) {
         let redirect = match config.http.port80 {
             Asked::Off => return,
@@ -275,5 +277,5 @@ impl NodeWeb {
     }
 }
 
-/// Where plain HTTP is expected.
+/// The port of plain HTTP.
 const PORT: u16 = 80;

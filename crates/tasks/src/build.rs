@@ -24,10 +24,11 @@ pub(crate) struct BuildArgs {
     drivers: driver::DriverArgs,
 }
 
-/// Builds the binary, or finds it in the cache, and prints where it is: in the cache, or where it was installed.
+/// Builds the binary, or finds it in the cache, and prints its path: in the cache, or where it was
+/// installed.
 pub(crate) fn run(cx: &mut XtaskContext, arguments: &BuildArgs) -> Result<()> {
     let binary = parts::ensure_binary(cx, &arguments.drivers.vulkan)?;
-    let place = match &arguments.install {
+    let path = match &arguments.install {
         Some(folder) => install(&binary, folder).map_err(TaskError::io(format!(
             "copy {} into {}",
             binary.display(),
@@ -35,22 +36,22 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &BuildArgs) -> Result<()> {
         )))?,
         None => binary,
     };
-    println!("{}", place.display());
+    println!("{}", path.display());
     Ok(())
 }
 
 /// Copies the binary into a folder.
 fn install(binary: &Path, folder: &Path) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    let place = folder.join(binary::NAME);
-    // A node may run the file that lies there. The kernel refuses to write a running program (ETXTBSY), and a new file
-    // under its name leaves the running one as it is.
+    let target = folder.join(binary::NAME);
+    // A node may run the file at this path. The kernel refuses to write a running program
+    // (ETXTBSY), and a new file under its name leaves the running one unchanged.
     let mut fresh = NamedTempFile::new_in(folder)?;
     io::copy(&mut File::open(binary)?, &mut fresh)?;
     let mode = Permissions::from_mode(INSTALLED_MODE);
     fresh.as_file().set_permissions(mode)?;
-    fresh.persist(&place).map_err(|failed| failed.error)?;
-    Ok(place)
+    fresh.persist(&target).map_err(|failed| failed.error)?;
+    Ok(target)
 }
 
 #[cfg(test)]
@@ -63,7 +64,7 @@ mod tests {
         let [built, bin] = ["built", "home/bin"].map(|name| folder.path().join(name));
         for text in ["first", "second"] {
             fs::write(&built, text).expect("writable");
-            // The file of before stays as it is for the process that has it open.
+            // The former file stays unchanged for the process that has it open.
             let running = File::open(bin.join(binary::NAME)).ok();
             let place = install(&built, &bin).expect("installed");
             assert_eq!(place, bin.join(binary::NAME));

@@ -7,23 +7,25 @@ use std::time::SystemTime;
 
 use crate::digest;
 
-/// Moves a finished folder to its place. Who comes second finds the same there.
-pub(crate) fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
-    fs::create_dir_all(place.parent().unwrap_or(place))?;
-    match fs::rename(fresh, place) {
-        // Another command put the same there first, and a folder that is not empty is not replaced.
-        Err(_) if place.exists() => Ok(()),
+/// Moves a finished folder to `destination`. If another command was faster, the same folder is
+/// there.
+pub(crate) fn settle(fresh: &Path, destination: &Path) -> io::Result<()> {
+    fs::create_dir_all(destination.parent().unwrap_or(destination))?;
+    match fs::rename(fresh, destination) {
+        // Another command put the same there first, and rename(2) does not replace a folder that is
+        // not empty.
+        Err(_) if destination.exists() => Ok(()),
         moved => moved,
     }
 }
 
-/// Removes all but the newest `kept` folders in `parent` that are named by what they were made of; the one just
-/// made is the newest. What its owner keeps beside them stays.
+/// Removes all but the newest `kept` folders in `parent` whose names have the form of a key. The
+/// folder just made is the newest. Other entries in `parent` stay.
 pub(crate) fn forget_old(parent: &Path, made: &Path, kept: usize) -> io::Result<()> {
     let mut folders: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
-        // What has another name was not put here by this code.
+        // This code did not make an entry with another name.
         if !entry.file_name().to_str().is_some_and(digest::is_key) {
             continue;
         }

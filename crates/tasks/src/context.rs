@@ -1,4 +1,5 @@
-//! What every command works with: the clone, the cache, the steps done, and how programs are run.
+//! The surroundings of every command: the clone, the cache, the finished steps, and how programs
+//! are run.
 
 use std::env;
 use std::fs;
@@ -23,7 +24,7 @@ use crate::group::{self, ProcessGroup};
 /// Lines of a failed program's log that are shown at once.
 const TAIL_LINES: usize = 20;
 
-/// How often a program is looked at; short enough that no step is rounded up noticeably.
+/// How often a program is polled: often enough that the time of a step is not noticeably longer.
 const POLL: Duration = Duration::from_millis(50);
 
 /// How long programs of an abandoned step have to end in order before SIGKILL.
@@ -33,15 +34,15 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct XtaskContext {
     workspace: Workspace,
-    /// Folder the user named for sources, looked into before any other place.
+    /// Folder that the user named for sources, which is searched first.
     pub sources: Option<PathBuf>,
     steps: Vec<StepTime>,
     board: Arc<Board>,
-    /// The step that this works on, if any.
+    /// The step of this context, if there is one.
     row: Option<BoardRow>,
     /// The lock, as long as any part of this command holds it.
     held: Arc<Mutex<Weak<BuildLock>>>,
-    /// When this command began, the front door's part included.
+    /// When this command began, with the front's part.
     began: Instant,
     /// Set when a step that runs beside this one failed.
     abandoned: Arc<AtomicBool>,
@@ -53,8 +54,8 @@ pub type Job<'a> = (
     Box<dyn FnOnce(&mut XtaskContext) -> Result<()> + Send + 'a>,
 );
 
-/// The clone and its cache, which is made or found to be one before a command writes or locks anything there:
-/// this program may be started without the front.
+/// The clone and its cache. The cache is made, or found to be one, before a command writes or locks
+/// anything there: this program may be started without the front.
 fn open(root: &Path, cache: &Path) -> Result<Workspace> {
     let workspace = Workspace::new(root, cache).map_err(TaskError::Workspace)?;
     workspace.open_cache().map_err(TaskError::Workspace)?;
@@ -62,7 +63,7 @@ fn open(root: &Path, cache: &Path) -> Result<Workspace> {
 }
 
 impl XtaskContext {
-    /// From the environment that the front door set.
+    /// Makes the context from the environment that the front set.
     pub fn from_environment(sources: Option<PathBuf>) -> Result<Self> {
         let root = env::var_os("ALKNET_ROOT").map_or_else(
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
@@ -109,7 +110,8 @@ impl XtaskContext {
         self.workspace.root()
     }
 
-    /// The clone's content where it is built; this clone's as long as the [lock](Self::claim) is held.
+    /// The copy of the clone in which it is built. It is this clone's as long as the
+    /// [lock](Self::claim) is held.
     pub fn mirror(&self) -> PathBuf {
         self.workspace.mirror()
     }
@@ -119,7 +121,7 @@ impl XtaskContext {
         self.workspace.cache()
     }
 
-    /// What this machine runs, as cargo names it in its target folder.
+    /// This machine's triple, which is a folder of cargo's target folder.
     pub fn triple(&self) -> &str {
         self.workspace.triple()
     }
@@ -129,8 +131,8 @@ impl XtaskContext {
         self.workspace.executable(name)
     }
 
-    /// Keeps other clones out of the build folder until dropped. A command that holds it gets the same
-    /// lock again.
+    /// Keeps other clones out of the build folder until the lock is dropped. A command that holds
+    /// it gets the same lock again.
     pub fn claim(&self) -> Result<Arc<BuildLock>> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         // A second lock in the same process would wait for the first one for ever.
@@ -142,7 +144,7 @@ impl XtaskContext {
         Ok(lock)
     }
 
-    /// Copies into the clone what tests wrote into the sources that they were built from.
+    /// Copies the files that tests wrote into the sources of their build back into the clone.
     pub fn bring_back(&self, lock: &BuildLock) -> Result<()> {
         let brought = self.workspace.bring_back(lock);
         let brought = brought.map_err(TaskError::Workspace)?;
@@ -152,12 +154,13 @@ impl XtaskContext {
         Ok(())
     }
 
-    /// Cargo, told where this workspace builds.
+    /// A cargo command that builds where this workspace builds.
     pub fn cargo(&self, subcommand: &str) -> Command {
         self.workspace.cargo(subcommand)
     }
 
-    /// From now on so many builds compile at the same time, here and in steps that are started from here.
+    /// Sets how many builds compile at the same time from now on, here and in steps that are
+    /// started from here.
     pub(crate) fn compile_beside(&mut self, builds: usize) {
         self.workspace.compile_beside(builds);
     }
@@ -167,7 +170,7 @@ impl XtaskContext {
         self.workspace.jobs()
     }
 
-    /// The rows of what runs.
+    /// The rows of the running steps.
     pub fn board(&self) -> &Board {
         &self.board
     }
@@ -177,26 +180,26 @@ impl XtaskContext {
         &self.steps
     }
 
-    /// The file a step's output goes to.
+    /// The file for a step's output.
     pub fn log(&self, name: &str) -> PathBuf {
         self.cache().join("logs").join(format!("{name}.log"))
     }
 
-    /// Shows what the step does at this moment.
+    /// Shows the step's present work.
     pub fn say(&self, what: &str) {
         if let Some(row) = &self.row {
             row.say(what);
         }
     }
 
-    /// Does `work` and notes how long it took. A step within a step is a row of its own, and counts
-    /// as part of the outer one.
+    /// Runs `work` and records its time. A step within a step has its own row, and counts as part
+    /// of the outer one.
     pub fn step<T>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let outer = self.row.replace(self.board.start(name));
         let result = work(self);
         let row = std::mem::replace(&mut self.row, outer);
         if let Some(row) = row {
-            // A step that failed says nothing about how long it takes.
+            // The time of a failed step says nothing about how long it takes.
             self.steps.push(if result.is_ok() {
                 row.finish()
             } else {
@@ -206,8 +209,8 @@ impl XtaskContext {
         result
     }
 
-    /// Does all of `jobs` at once, each as a step. The first failure ends the programs that the others
-    /// run, and is returned.
+    /// Runs all of `jobs` at once, each as a step. The first failure ends the programs that the
+    /// others run, and is returned.
     pub fn parallel(&mut self, jobs: Vec<Job<'_>>) -> Result<()> {
         let abandoned: Arc<AtomicBool> = Arc::default();
         let contexts = jobs.into_iter().map(|(name, work)| {
@@ -231,7 +234,8 @@ impl XtaskContext {
                     let result = context.step(name, |cx| {
                         let result = work(cx);
                         if result.is_err() {
-                            // The other jobs would go on for minutes, and their result would not be used.
+                            // The other jobs would go on for minutes, and their result would not be
+                            // used.
                             cx.abandoned.store(true, Ordering::Relaxed);
                         }
                         result
@@ -246,7 +250,7 @@ impl XtaskContext {
                 };
                 self.steps.extend(steps);
                 match result {
-                    // What was ended because another failed is not what went wrong.
+                    // A job that was ended because another one failed is not the cause.
                     Ok(()) | Err(TaskError::Abandoned) => {}
                     Err(failure) => {
                         first.get_or_insert(failure);
@@ -262,14 +266,14 @@ impl XtaskContext {
         table(&self.steps, self.began.elapsed())
     }
 
-    /// Runs a program whose output belongs in a log; shows progress and, when it fails, the end of
-    /// the log.
+    /// Runs a program whose output goes into a log. Shows progress and, if the program fails, the
+    /// end of the log.
     pub fn run(&self, command: &mut Command, what: &str, log: &str) -> Result<()> {
         let mut result = self.run_all([(command, log.to_owned())], what)?;
         result.remove(0)
     }
 
-    /// The same with several at once, each with a log of its own; what came of each, in the order
+    /// The same with several at once, each with its own log. Returns their results in the order
     /// given.
     pub fn run_all<'a>(
         &self,
@@ -286,7 +290,7 @@ impl XtaskContext {
             match led {
                 Ok(child) => children.push(child),
                 Err(error) => {
-                    // Those that were started are ended: without the others their work is of no use.
+                    // The started ones are ended: without the others their work is of no use.
                     end(&children)?;
                     return Err(cannot_run(command)(error));
                 }
@@ -307,7 +311,7 @@ impl XtaskContext {
         Ok(statuses.into_iter().zip(logs).map(outcome).collect())
     }
 
-    /// Waits for programs; ends them when a step beside this one failed.
+    /// Waits for programs. Ends them if a step beside this one failed.
     fn wait(&self, children: Vec<ProcessGroup>, what: &str) -> Result<Vec<ExitStatus>> {
         loop {
             let ended: io::Result<Vec<bool>> =
@@ -326,8 +330,8 @@ impl XtaskContext {
         }
     }
 
-    /// Installs the packages with which a kernel or a Vulkan driver is compiled, where they are missing: the front
-    /// leaves them out where the cache has some kernel and driver.
+    /// Installs missing packages that compile a kernel or a Vulkan driver. The front does not
+    /// install them if the cache has some kernel and driver.
     pub fn install_compilers(&self) -> Result<()> {
         self.install(PackagePurpose {
             compile: true,
@@ -336,7 +340,8 @@ impl XtaskContext {
         })
     }
 
-    /// Installs npm's client where it is missing: the front leaves it out, as what it fetches stays in the cache.
+    /// Installs npm's client if it is missing. The front does not install it, because the packages
+    /// that it fetches stay in the cache.
     pub fn install_npm(&self) -> Result<()> {
         self.install(PackagePurpose {
             compile: false,
@@ -351,11 +356,12 @@ impl XtaskContext {
         }
         let row = self.board.start("system packages");
         let installed = packages::ensure(purpose, &self.cache().join("logs"), &row);
-        // As for the front: something on this machine is to be changed first.
+        // The same kind of error as the front's: the user has to change this machine first.
         installed.map_err(TaskError::Arguments)
     }
 
-    /// Builds a program of the workspace, showing which package is compiled; what cargo said when it fails.
+    /// Builds a program of the workspace and shows the package that is being compiled. The error is
+    /// cargo's.
     pub fn build(&self, program: &str, set: BuildSet) -> Result<PathBuf> {
         let own;
         let row = match &self.row {
@@ -369,7 +375,7 @@ impl XtaskContext {
         built.map_err(TaskError::Workspace)
     }
 
-    /// Records which compiled units a build used, from cargo's messages.
+    /// Records the compiled units that a build used, from cargo's messages.
     pub fn record(&self, set: BuildSet, messages: &str) -> Result<()> {
         let recorded = self.workspace.record(set, messages);
         recorded.map_err(TaskError::Workspace)
@@ -408,7 +414,7 @@ fn failed(what: &str, status: ExitStatus, log: Option<PathBuf>) -> TaskError {
     }
 }
 
-/// Steps overlap, so that the total is what the clock says and not their sum.
+/// The table of steps. Steps overlap, so the total is the elapsed time and not their sum.
 fn table(steps: &[StepTime], total: Duration) -> String {
     let width = steps
         .iter()
@@ -424,7 +430,7 @@ fn table(steps: &[StepTime], total: Duration) -> String {
     text += &line("total", total.as_secs_f64());
     text
 }
-/// The last lines of a file; none when it cannot be read.
+/// The last lines of a file. None if the file cannot be read.
 pub(crate) fn tail(path: &Path) -> Vec<String> {
     let Ok(file) = fs::File::open(path) else {
         return Vec::new();
@@ -468,7 +474,8 @@ mod tests {
         assert!(table(&[], Duration::ZERO).contains("0.0 s"));
     }
 
-    /// One program is stopped, the other ignores SIGTERM; the step beside them fails once both run.
+    /// One program is stopped, the other ignores SIGTERM, and the step beside them fails once both
+    /// run.
     #[test]
     fn programs_of_an_abandoned_step_end_whatever_they_do() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -541,7 +548,7 @@ mod tests {
         );
     }
 
-    /// The front looks first; this program is also found where cargo put it.
+    /// The front checks first, but this program is also started from where cargo put it.
     #[test]
     fn a_home_is_not_taken_for_a_cache() {
         let home = tempfile::tempdir().expect("a temporary folder");

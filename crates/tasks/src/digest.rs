@@ -1,4 +1,4 @@
-//! SHA-256 of files, and folder names made of it.
+//! SHA-256 of files, and folder names from it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 /// Read size in bytes: large enough that system calls do not matter.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Hexadecimal digits of a folder name: 64 bits, far beyond accident.
+/// Hexadecimal digits of a folder name: 64 bits, which make an accidental collision most unlikely.
 const KEY_DIGITS: usize = 16;
 
 /// SHA-256 of a file's content, as 64 hexadecimal digits.
@@ -27,11 +27,11 @@ pub(crate) fn of_file(path: &Path) -> io::Result<String> {
     }
 }
 
-/// A short name for a set of inputs; their order and their bounds count.
+/// A short name for a set of inputs. Their order and their bounds count.
 pub(crate) fn key<'a>(inputs: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     for input in inputs {
-        // With its length, so that no two lists of inputs make the same bytes.
+        // The length is hashed too, so that no two lists of inputs make the same bytes.
         hasher.update((input.len() as u64).to_le_bytes());
         hasher.update(input);
     }
@@ -45,7 +45,7 @@ pub(crate) fn is_key(name: &str) -> bool {
     is_hex(name, KEY_DIGITS)
 }
 
-/// Whether a name consists of so many hexadecimal digits, as the functions here write them.
+/// Whether a name consists of so many hexadecimal digits, in the form of this module.
 pub(crate) fn is_hex(name: &str, digits: usize) -> bool {
     let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     name.len() == digits && name.bytes().all(is_digit)

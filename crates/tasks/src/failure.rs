@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked, and the exit code that says so.
+//! Why a command failed, and its exit code.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,24 +6,24 @@ use std::path::PathBuf;
 /// Result of a task.
 pub type Result<T> = std::result::Result<T, TaskError>;
 
-/// Each message says what failed and what to do about it.
+/// An error of a task. Each message says what failed and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     /// A step beside this one failed, and the command reports that one.
     #[error("ended because another step failed")]
     Abandoned,
-    /// The command line asks for something impossible.
+    /// The command line requests something impossible.
     #[error("{0}")]
     Arguments(String),
-    /// The machine booted badly.
+    /// The machine did not boot as it should.
     #[error("{why}; the console's log is {}", log.display())]
     Boot {
-        /// What was waited for and did not come.
+        /// What the command waited for.
         why: String,
         /// The whole serial console.
         log: PathBuf,
     },
-    /// The cache passes its limit, and what it holds is not to be removed.
+    /// The cache exceeds its limit, and the rest of it must not be removed.
     #[error(
         "the cache still holds {left}, and the limit is {limit}: {needed} of it are what this tree needs; \
          name a higher --limit, or delete folders by hand (`cargo xtask cache` lists them)"
@@ -31,15 +31,15 @@ pub enum TaskError {
     CacheFull {
         /// What it holds.
         left: String,
-        /// What this tree needs of that.
+        /// The part of it that this tree needs.
         needed: String,
-        /// What it was to stay below.
+        /// The limit.
         limit: String,
     },
     /// An image could not be made.
     #[error(transparent)]
     Image(#[from] alknet_image::ImageError),
-    /// A file or process of this machine is in the way.
+    /// A file operation or a process of this machine failed.
     #[error("cannot {what}: {source}; check permissions and free space")]
     Io {
         /// What was tried, as an infinitive.
@@ -47,7 +47,7 @@ pub enum TaskError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Kernel options that did not survive the kernel's own rules.
+    /// The kernel's own rules changed requested options.
     #[error(
         "the kernel's configuration lost what kernel-config/ asks for:\n{}\nThe option was renamed, \
          needs another one first, or does not exist for this processor.",
@@ -57,7 +57,7 @@ pub enum TaskError {
     /// The virtual machine could not be set up or followed.
     #[error(transparent)]
     Qemu(#[from] alknet_qemu::Error),
-    /// No place had the source that was pinned.
+    /// The pinned source was found nowhere.
     #[error(
         "no place has the source \"{name}\":\n{}\nPut a matching file into a folder and name it with \
          --sources DIR.",
@@ -66,23 +66,23 @@ pub enum TaskError {
     Source {
         /// The source's name in the pins file.
         name: String,
-        /// What was tried, and what came of it.
+        /// What was tried, with each result.
         attempts: Vec<String>,
     },
-    /// A program did not do its work.
+    /// A program failed.
     #[error("{what} failed ({how}){}", log_hint(.log.as_deref()))]
     Step {
         /// What it was to do.
         what: String,
         /// How it ended.
         how: String,
-        /// What it said, when that is not on the terminal.
+        /// Its output, if that is not on the terminal.
         log: Option<PathBuf>,
     },
-    /// A result is larger than what was promised.
+    /// A result is larger than allowed.
     #[error("{what} is {bytes} bytes, but at most {limit} are allowed")]
     TooLarge {
-        /// Which result.
+        /// The result.
         what: String,
         /// Its size in bytes.
         bytes: u64,
@@ -102,7 +102,7 @@ fn log_hint(log: Option<&std::path::Path>) -> String {
 
 impl TaskError {
     /// 2 arguments, 3 an input is missing, 5 too large, 6 a kernel option was lost, 7 it did not
-    /// boot, 1 everything else; 4 (a tool is missing) comes from the image library.
+    /// boot, 1 everything else. 4 (a tool is missing) comes from the image library.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Arguments(_) => 2,
@@ -115,7 +115,7 @@ impl TaskError {
         }
     }
 
-    /// For `map_err` on file operations.
+    /// An adapter for `map_err` on file operations.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         |source| Self::Io { what, source }

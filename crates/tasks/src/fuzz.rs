@@ -1,4 +1,4 @@
-//! `soak fuzz`: every parser under libFuzzer, beside the promises in `fuzz/src`.
+//! `soak fuzz`: every parser under libFuzzer, with the promises in `fuzz/src`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,11 +14,11 @@ use crate::scratch::ScratchFolder;
 /// The campaign's name, and the folder of its package.
 pub(crate) const NAME: &str = "fuzz";
 
-/// Minutes for each target unless asked for otherwise.
+/// Default minutes for each target.
 pub(crate) const MINUTES: u64 = 10;
 
-/// What the engine watches in our code and in every library below it: which edges are taken, how
-/// often, and what is compared with what. Each is a flag of the stable compiler.
+/// What the engine observes in our code and in every library below it: which edges are taken, how
+/// often, and which values are compared. Each is a flag of the stable compiler.
 const INSTRUMENTED: [&str; 7] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -33,7 +33,7 @@ const INSTRUMENTED: [&str; 7] = [
 /// short enough for thousands of runs per second.
 const INPUT_BYTES_MAX: u32 = 4096;
 
-/// One input may take this many seconds; they take microseconds.
+/// One input may take this many seconds. An ordinary one takes microseconds.
 const INPUT_SECONDS_MAX: u32 = 10;
 
 /// Memory of a run in MiB.
@@ -44,20 +44,20 @@ const MEMORY_MIB_MAX: u32 = 2048;
 pub(crate) struct Campaign<'a> {
     /// Minutes for each target.
     pub(crate) minutes: u64,
-    /// One target only.
+    /// The only target, if one is chosen.
     pub(crate) only: Option<&'a str>,
-    /// Whether what was found interesting goes into the tree.
+    /// Whether interesting inputs go into the tree.
     pub(crate) keep: bool,
     /// How many targets run at once.
     pub(crate) jobs: NonZeroUsize,
 }
 
-/// A target for each processor.
+/// The number of processors, because one target runs on each.
 pub(crate) fn jobs() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// What a campaign came to.
+/// The result of a campaign.
 #[derive(Debug)]
 pub(crate) struct FuzzReport {
     /// A Markdown table, a row for each target.
@@ -67,7 +67,7 @@ pub(crate) struct FuzzReport {
 }
 
 impl Campaign<'_> {
-    /// Runs the targets, some at once; a finding ends its target, not the campaign.
+    /// Runs the targets, some at once. A finding ends its target, not the campaign.
     pub(crate) fn run(&self, cx: &mut XtaskContext) -> Result<FuzzReport> {
         let targets = self.targets(&cx.root().join(NAME))?;
         let folder = cx.step("build the fuzz targets", |cx| build(cx))?;
@@ -121,7 +121,7 @@ impl Campaign<'_> {
     }
 }
 
-/// Builds the targets into a folder of their own, and says where they are.
+/// Builds the targets into their own folder, and returns that folder.
 fn build(cx: &XtaskContext) -> Result<PathBuf> {
     let target = cx.cache().join(NAME).join("target");
     let mut command = cx.cargo("build");
@@ -129,12 +129,11 @@ fn build(cx: &XtaskContext) -> Result<PathBuf> {
         .args(["--release", "--package", "alknet-fuzz", "--bins"])
         .args(["--features", "engine"])
         .env("CARGO_TARGET_DIR", &target)
-        // Cargo takes these before `RUSTFLAGS`.
+        // Cargo prefers these to `RUSTFLAGS`.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        // Its front would have these programs compiled for the lints, and slow.
+        // The wrapper would compile these programs for the lints, and slow.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        // These take the place of the flags in `.cargo/config.toml`: the engine is no static
-        // program.
+        // These replace the flags in `.cargo/config.toml`: the engine is no static program.
         .env("RUSTFLAGS", INSTRUMENTED.join(" "));
     let _lock = cx.claim()?;
     cx.run(&mut command, "building the fuzz targets", "fuzz-build")?;
@@ -147,7 +146,7 @@ struct FuzzTargetRun {
     program: PathBuf,
     /// The corpus in the tree.
     tree: PathBuf,
-    /// What earlier runs on this machine found interesting; this one adds to it.
+    /// The interesting inputs of earlier runs on this machine. This run adds to them.
     own: PathBuf,
     findings: PathBuf,
 }
@@ -166,7 +165,7 @@ impl FuzzTargetRun {
             let made = fs::create_dir_all(folder);
             made.map_err(TaskError::io(format!("make {}", folder.display())))?;
         }
-        // What an earlier campaign found is no finding of this one.
+        // A finding of an earlier campaign is no finding of this one.
         for old in files(&run.findings)? {
             let removed = fs::remove_file(&old);
             removed.map_err(TaskError::io(format!("remove {}", old.display())))?;
@@ -184,13 +183,13 @@ impl FuzzTargetRun {
         command
     }
 
-    /// The program, to be run for so long.
+    /// The command that runs the program for so long.
     fn fuzz(&self, minutes: u64) -> Command {
         let mut command = self.command();
         command
             .arg(format!("-max_total_time={}", minutes * 60))
             .args(["-use_value_profile=1", "-print_final_stats=1"])
-            // libFuzzer writes what is new into the first folder, and only reads the others.
+            // libFuzzer writes new inputs into the first folder, and only reads the others.
             .args([&self.own, &self.tree]);
         command
     }
@@ -202,7 +201,7 @@ impl FuzzTargetRun {
     /// The result of a run that ended with this status.
     fn row(&self, cx: &XtaskContext, result: Result<()>) -> Result<FuzzRow> {
         let findings = files(&self.findings)?;
-        // A program that ends badly and leaves nothing behind is no finding but a failure.
+        // A program that fails without a finding is an error of the campaign.
         if findings.is_empty() {
             result?;
         }
@@ -226,7 +225,7 @@ impl FuzzTargetRun {
             .args([&self.tree, &self.own]);
         cx.run(&mut command, title, &format!("{}-minimise", self.log()))?;
         let kept = files(scratch.path())?;
-        // Only after the merge succeeded: until then the corpus in the tree is the only one.
+        // The old corpus goes only after the merge succeeded: until then it is the only one.
         for old in files(&self.tree)? {
             let removed = fs::remove_file(&old);
             removed.map_err(TaskError::io(format!("remove {}", old.display())))?;
@@ -251,7 +250,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What one target came to.
+/// The result of one target.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct FuzzRow {
     name: String,
@@ -259,13 +258,13 @@ struct FuzzRow {
     seconds: u64,
     /// Edges taken.
     edges: u64,
-    /// Inputs worth keeping, of this run.
+    /// Interesting inputs of this run.
     new: u64,
     findings: Vec<PathBuf>,
 }
 
 impl FuzzRow {
-    /// Reads libFuzzer's output: `#1234 NEW cov: 56 ft: …` while it runs, `Done 1234 runs in 60
+    /// Parses libFuzzer's output: `#1234 NEW cov: 56 ft: …` while it runs, `Done 1234 runs in 60
     /// second(s)` and `stat::…` at its end.
     fn new(name: &str, output: &str, findings: Vec<PathBuf>) -> Self {
         let mut row = Self {

@@ -1,8 +1,8 @@
 //! The sealed executable that computes on a GPU: built, stripped, and packed for the one binary.
 //!
-//! It holds the Vulkan drivers and, with llvmpipe, LLVM: 50 MB that a node which never computes should
-//! neither load nor keep in memory. So it is a program of its own, packed so that the one binary can
-//! carry it and start it from memory when a worker is wanted.
+//! It holds the Vulkan drivers and, with llvmpipe, LLVM: 50 MB that a node which never computes
+//! should neither load nor keep in memory. So it is a program of its own, packed so that the one
+//! binary can carry it, and start it from memory when the node needs a worker.
 
 mod pack;
 
@@ -20,10 +20,10 @@ use crate::{digest, kernel};
 /// The executable's name.
 const NAME: &str = "alknet-gpu";
 
-/// Largest executable in bytes, stripped: docs/driver.md promises it.
+/// Largest executable in bytes, stripped, as docs/driver.md promises.
 pub const BYTES_MAX: u64 = 75_000_000;
 
-/// How it is stripped and packed: a part of the name.
+/// The code that strips and packs it, which is a part of the name.
 const STEPS: [&str; 3] = [
     include_str!("gpu/pack.rs"),
     include_str!("steps.rs"),
@@ -36,7 +36,7 @@ pub(crate) const CARRIED: &str = include_str!("../../../compute/embedded-exe/src
 /// The libraries that pack it. Their versions and hashes are a part of the name, too.
 const PACKERS: [&str; 2] = ["lzma-rust2", "zstd-sys"];
 
-/// The libraries of this program.
+/// The locked libraries of this program.
 const LOCKED: &str = include_str!("../../../Cargo.lock");
 
 /// The executable in the cache.
@@ -44,7 +44,7 @@ const LOCKED: &str = include_str!("../../../Cargo.lock");
 pub struct GpuExecutable {
     /// Stripped and runnable.
     pub executable: PathBuf,
-    /// The same, as `alknet` carries it.
+    /// The same, in the form that `alknet` carries.
     pub packed: PathBuf,
 }
 
@@ -64,7 +64,7 @@ pub fn ensure(cx: &XtaskContext, selection: &DriverSelection) -> Result<GpuExecu
     with_drivers(cx, &drivers, selection, &lock)
 }
 
-/// Builds the executable with drivers that are there, or finds it in the cache.
+/// Builds the executable with existing drivers, or finds it in the cache.
 pub(crate) fn with_drivers(
     cx: &XtaskContext,
     drivers: &[SealedDriver],
@@ -82,7 +82,7 @@ pub(crate) fn with_drivers(
     Ok(gpu)
 }
 
-/// The executable of the last build, if it lies in the cache.
+/// The executable of the last build, if it is in the cache.
 pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<GpuExecutable>> {
     let built = cx.executable(NAME);
     if !built.exists() {
@@ -95,7 +95,7 @@ pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<GpuExecutable>> {
 fn folder(cx: &XtaskContext, built: &Path) -> Result<PathBuf> {
     let hash =
         digest::of_file(built).map_err(TaskError::io(format!("read {}", built.display())))?;
-    // What strips the program is part of what it becomes.
+    // The program's bytes also depend on the tools that strip it.
     let tools = kernel::tool_versions()?;
     let inputs = [hash.as_bytes(), tools.as_bytes()];
     let steps = STEPS.into_iter().chain(PACKERS.map(locked));
@@ -103,14 +103,14 @@ fn folder(cx: &XtaskContext, built: &Path) -> Result<PathBuf> {
     Ok(cx.cache().join("gpu").join(key))
 }
 
-/// What is locked of a library.
+/// The lock file's entry of a library.
 fn locked(library: &str) -> &'static str {
     let name = format!("name = \"{library}\"\n");
     let mut libraries = LOCKED.split("\n\n");
     libraries.find(|it| it.contains(&name)).unwrap_or_default()
 }
 
-/// Whether the program itself says that it has exactly these drivers.
+/// Checks that the program itself reports exactly these drivers.
 fn check(program: &Path, selection: &DriverSelection) -> Result<()> {
     let output = Command::new(program)
         .args(["info", "--json"])
@@ -120,6 +120,7 @@ fn check(program: &Path, selection: &DriverSelection) -> Result<()> {
     let names = info["drivers"].as_array();
     let names = names.map(|names| names.iter().filter_map(serde_json::Value::as_str));
     let mut linked: Vec<&str> = names.into_iter().flatten().collect();
+    // The program and the selection may have different orders.
     linked.sort_unstable();
     let mut wanted: Vec<&str> = selection.names().iter().map(String::as_str).collect();
     wanted.sort_unstable();

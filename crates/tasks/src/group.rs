@@ -1,4 +1,5 @@
-//! Programs in process groups of their own, which end with what they started, and with this process.
+//! Programs in their own process groups, which end with all that they started, and with this
+//! process.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -18,15 +19,16 @@ use nix::unistd::Pid;
 /// How long programs have to end in order after a signal ended this process.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// How often a program is looked at for having ended.
+/// How often a program is polled for its end.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The groups of this process.
 #[derive(Debug)]
 struct ProcessGroups {
-    /// Those whose leaders were started and not yet reaped, so that no other group can have their numbers.
+    /// Groups whose leaders were started and not yet reaped, so that no other group can have their
+    /// numbers.
     running: BTreeSet<Pid>,
-    /// A signal came, and this process exits in a moment.
+    /// Whether a signal came, and this process exits in a moment.
     ending: bool,
 }
 
@@ -39,14 +41,14 @@ fn groups() -> MutexGuard<'static, ProcessGroups> {
     GROUPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Stops this thread where the process is ending: what it would do next, such as to report that a program
-/// failed that the signal ended, is of no use, and a return from `main` would come before the last SIGKILL.
+/// Stops this thread if the process is ending. Its next action is of no use, such as a report that
+/// a program failed that the signal ended. A return from `main` would come before the last SIGKILL.
 fn stop_if_ending(
     groups: MutexGuard<'static, ProcessGroups>,
 ) -> MutexGuard<'static, ProcessGroups> {
     if groups.ending {
         drop(groups);
-        // The thread that ends the process is at work, and nothing may be started behind its back.
+        // The thread that ends the process is at work, and no program may be started meanwhile.
         loop {
             thread::park();
         }
@@ -54,8 +56,8 @@ fn stop_if_ending(
     groups
 }
 
-/// A program that leads a group of its own. The group gets the signals that
-/// [end this process](end_with_this_process), and SIGKILL where this is dropped before the program was
+/// A program that leads its own group. The group gets the signals that [end this
+/// process](end_with_this_process), and SIGKILL if this is dropped before the program was
 /// [reaped](Self::reap).
 #[derive(Debug)]
 pub(crate) struct ProcessGroup {
@@ -64,18 +66,19 @@ pub(crate) struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    /// Starts the program by `spawn`. It ends when the thread that calls this ends: Ctrl-C reaches this
+    /// Starts the program by `spawn`. It ends when the calling thread ends: Ctrl-C reaches this
     /// process only, and must not leave compilers and test programs behind.
     pub(crate) fn start(
         command: &mut Command,
         spawn: impl FnOnce(&mut Command) -> io::Result<Child>,
     ) -> io::Result<Self> {
-        // A group of its own, so that what the program starts can be ended with it.
+        // The program has its own group, so that what it starts can be ended with it.
         command.process_group(0);
-        // SAFETY: the closure makes one system call and allocates nothing, as between fork and exec it
-        // has to.
+        // SAFETY: the closure makes one system call and allocates nothing, as it must between fork
+        // and exec.
         unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)) };
-        // Locked until the group is in the set: a signal either finds it there or keeps it from starting.
+        // The set is locked until the group is in it: a signal either finds the group there or
+        // keeps it from starting.
         let mut groups = stop_if_ending(groups());
         let child = spawn(command)?;
         groups.running.insert(pid(&child));
@@ -96,27 +99,30 @@ impl ProcessGroup {
         let _ = killpg(pid(&self.child), signal);
     }
 
-    /// Whether the program has ended. It stays a zombie, which keeps its number from other processes.
+    /// Whether the program has ended. It stays a zombie, which keeps its number from other
+    /// processes.
     pub(crate) fn has_ended(&self) -> io::Result<bool> {
-        // Not reaped: the number of the group stays taken until it was signalled.
+        // The program is not reaped: the number of the group stays taken until the group was
+        // signalled.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         Ok(waitid(Id::Pid(pid(&self.child)), flags)? != WaitStatus::StillAlive)
     }
 
-    /// Waits until the program has ended; it stays a zombie.
+    /// Waits until the program has ended. It stays a zombie.
     pub(crate) fn wait(&self) -> io::Result<()> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         waitid(Id::Pid(pid(&self.child)), flags)?;
         Ok(())
     }
 
-    /// Waits until the program has ended, and frees its number. What it left running in its group goes on.
+    /// Waits until the program has ended, and frees its number. Programs that it left in its group
+    /// go on.
     pub(crate) fn reap(mut self) -> io::Result<ExitStatus> {
         self.wait()?;
         self.free()
     }
 
-    /// The number leaves the set before the kernel may give it to another process.
+    /// Removes the number from the set before the kernel may give it to another process.
     fn free(&mut self) -> io::Result<ExitStatus> {
         stop_if_ending(groups()).running.remove(&pid(&self.child));
         self.reaped = true;
@@ -135,8 +141,8 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// Ends programs with all of their groups: by `signal`, and by SIGKILL those that have not ended after
-/// `grace`. One that is stopped is continued, because a stopped program handles no other signal.
+/// Ends programs with all of their groups: by `signal`, and by SIGKILL those that have not ended
+/// after `grace`. A stopped program is continued, because it handles no other signal.
 pub(crate) fn end(programs: &[ProcessGroup], signal: Signal, grace: Duration) -> io::Result<()> {
     for program in programs {
         program.signal(signal);
@@ -160,14 +166,15 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
-/// Where the handler writes the number of the signal that came.
+/// The descriptor to which the handler writes the number of the signal.
 static SIGNALLED: AtomicI32 = AtomicI32::new(-1);
 
-/// From here on SIGINT, SIGTERM and SIGHUP end all [groups](ProcessGroup) before this process: the parent-death
-/// signal reaches only the leader of a group, not the machines and servers that a test started.
+/// Makes SIGINT, SIGTERM and SIGHUP end all [groups](ProcessGroup) before this process from now on:
+/// the parent-death signal reaches only the leader of a group, not the machines and servers that a
+/// test started.
 pub(crate) fn end_with_this_process() -> io::Result<()> {
     let (mut reader, writer) = io::pipe()?;
-    // Open for as long as a signal may come.
+    // The descriptor stays open for as long as a signal may come.
     SIGNALLED.store(writer.into_raw_fd(), Ordering::Relaxed);
     thread::spawn(move || {
         let mut number = [0];
@@ -176,9 +183,9 @@ pub(crate) fn end_with_this_process() -> io::Result<()> {
         }
         groups().ending = true;
         let send = |signal| {
-            // From here on the set stays as it is: nothing is started, and nothing reaped.
+            // From here on the set stays unchanged: no program is started or reaped.
             for group in &groups().running {
-                // One whose processes are all gone needs no signal.
+                // A group whose processes are all gone needs no signal.
                 let _ = killpg(*group, signal);
             }
         };
@@ -187,21 +194,22 @@ pub(crate) fn end_with_this_process() -> io::Result<()> {
         send(Signal::SIGCONT);
         thread::sleep(GRACE);
         send(Signal::SIGKILL);
-        // As a shell tells the end by a signal.
+        // The exit status by which a shell reports the end by a signal.
         exit(128 + i32::from(number[0]));
     });
     // Handlers, not blocked signals: programs inherit what is blocked, and could not be ended.
     for kind in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: the handler loads an atomic number and writes to a pipe, which is safe in a signal.
-        unsafe { signal::signal(kind, SigHandler::Handler(tell)) }?;
+        // SAFETY: the handler loads an atomic number and writes to a pipe, which is safe in a
+        // signal.
+        unsafe { signal::signal(kind, SigHandler::Handler(write_signal)) }?;
     }
     Ok(())
 }
 
-extern "C" fn tell(signal: libc::c_int) {
+extern "C" fn write_signal(signal: libc::c_int) {
     // The numbers of these three are below 16.
     let number = [u8::try_from(signal).unwrap_or(u8::MAX)];
-    // SAFETY: one byte that is there, into a descriptor that stays open.
+    // SAFETY: this writes one existing byte into a descriptor that stays open.
     unsafe { libc::write(SIGNALLED.load(Ordering::Relaxed), number.as_ptr().cast(), 1) };
 }
 
@@ -215,29 +223,31 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What a copy of this test program is to do, instead of the test that starts it.
+    /// The variable that tells a copy of this test program its role, instead of the test that
+    /// starts it.
     const CHILD: &str = "ALKNET_TEST_GROUP_CHILD";
 
     /// The file to which programs append their numbers.
     const STARTED: &str = "ALKNET_TEST_GROUP_STARTED";
 
-    /// Starts a program that stays, and notes its number.
+    /// Starts a program that stays, and writes its number.
     const SLEEPER: &str = "sleep 1000 & echo $! >> \"$ALKNET_TEST_GROUP_STARTED\"; wait";
 
-    /// Waits until `timeout`, which started this shell, waits for it. A SIGTERM that comes between `fork` and the
-    /// assignment of what it returns ends the `timeout` of coreutils 9.1 without a signal to what it started: beside
-    /// eight endless loops that happened once.
+    /// Waits until `timeout`, which started this shell, waits for it. If a SIGTERM comes between
+    /// `fork` and the assignment of its result, the `timeout` of coreutils 9.1 ends without a
+    /// signal to what it started. Beside eight endless loops that happened once.
     const SUPERVISED: &str = "until grep -q '^State:.S' /proc/$PPID/status; do sleep 0.01; done";
 
     /// Longer than a test waits.
     const LONG: Duration = Duration::from_secs(600);
 
-    /// What the copy is to do, where this is a copy.
+    /// The role, if this is a copy.
     pub(crate) fn role() -> Option<String> {
         std::env::var(CHILD).ok()
     }
 
-    /// A copy of this test program that runs one test in a role, because a signal ends the whole process.
+    /// A copy of this test program that runs one test in a role, because a signal ends the whole
+    /// process.
     pub(crate) fn copy(test: &str, role: &str, started: &Path) -> Command {
         let mut command = Command::new(std::env::current_exe().expect("a test program"));
         command
@@ -386,7 +396,7 @@ pub(crate) mod tests {
         assert!(program.has_ended().expect("ours"));
         let number = pid(&program.child);
         assert!(groups().running.contains(&number));
-        // A zombie can be sent a signal: nothing else has its number.
+        // A zombie can be sent a signal: no other process has its number.
         signal::kill(number, None).expect("it is there");
         assert_eq!(program.reap().expect("ours").code(), Some(3));
         assert!(!groups().running.contains(&number));

@@ -1,4 +1,4 @@
-//! `image`: kernel and binary in, files that boot out.
+//! `image`: makes files that boot from the kernel and the binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,25 @@ use crate::kernel::KernelFiles;
 use crate::parts::ImageParts;
 use crate::{cached, digest, driver, sources};
 
-/// The kernel command line of every form: serial console, no chatter, reboot 10 s after a panic.
+/// The kernel command line of every form: serial console, few messages, reboot 10 s after a panic.
 ///
 /// `noreplace-smp`: with one processor the kernel would rewrite its 8,600 lock prefixes, each with
-/// a switch of address spaces: a fifth of the time to `/init` under emulation, for a few cycles per
-/// atomic operation later.
+/// a switch of address spaces. That takes a fifth of the time to `/init` under emulation, and saves
+/// a few cycles per atomic operation later.
 ///
-/// `no_timer_check`: the kernel waits for a few ticks of the legacy timer, 160 ms by the processor's clock, and panics
-/// where none came. An emulator that shares its processors with other programs may not deliver one by then. Under KVM
-/// the kernel does without by itself.
+/// `no_timer_check`: the kernel waits for a few ticks of the legacy timer, 160 ms by the
+/// processor's clock, and panics if none came. An emulator that shares its processors with other
+/// programs may not deliver one by then. Under KVM the kernel does not check in any case.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check";
 
 /// Package version, which is also the image's.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Folders of images kept in the cache; an older one is built again when it is wanted.
+/// Folders of images that stay in the cache. An older one is built again on demand.
 const KEPT_IMAGES: usize = 6;
 
-/// The executable of this process, as it was when the process started. Its path would not do: another
-/// clone may have replaced the file there since.
+/// The executable of this process, unchanged since the process started. Its path would not do:
+/// another clone may have replaced the file there since.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Digits of a commit's name in the manifest.
@@ -56,11 +56,11 @@ pub struct ImageArgs {
 pub struct ImageFiles {
     /// The folder.
     pub folder: PathBuf,
-    /// What lies there.
+    /// The manifest of the files.
     pub manifest: Manifest,
 }
 
-/// Writes the forms and prints what was written.
+/// Writes the forms and prints the files.
 pub fn run(cx: &mut XtaskContext, arguments: &ImageArgs) -> Result<()> {
     let forms = if arguments.forms.is_empty() {
         ImageForm::ALL.to_vec()
@@ -104,7 +104,7 @@ pub fn ensure(
     Ok(ImageFiles { folder, manifest })
 }
 
-/// The images in the cache that hold `binary` and were made of the commit that is checked out.
+/// The images in the cache that hold `binary` and were made from the checked-out commit.
 pub(crate) fn cached(cx: &XtaskContext, binary: &Path) -> Result<Vec<PathBuf>> {
     let hash =
         digest::of_file(binary).map_err(TaskError::io(format!("read {}", binary.display())))?;
@@ -143,7 +143,7 @@ fn inputs(
     binary: &Path,
     forms: &[ImageForm],
 ) -> Result<ImageInputs> {
-    // The other forms need no stub, and the download is spared.
+    // The other forms need no stub, which saves the download.
     let needs_stub = forms
         .iter()
         .any(|form| matches!(form, ImageForm::Uki | ImageForm::Raw));
@@ -164,7 +164,7 @@ fn inputs(
     })
 }
 
-/// The commit that is checked out; a copy without history has none.
+/// The checked-out commit. A copy without history has none.
 pub fn commit(root: &Path) -> String {
     let output = crate::git(root)
         .args(["rev-parse", COMMIT_DIGITS, "HEAD"])
@@ -181,8 +181,8 @@ pub fn commit(root: &Path) -> String {
     }
 }
 
-/// By the bytes of what it is made of. The name of the kernel's folder would not do: another program may have written
-/// there since it was built.
+/// A name by the bytes of the inputs. The name of the kernel's folder would not do: another program
+/// may have written there since it was built.
 fn key(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<String> {
     let hash = |path: &Path| {
         digest::of_file(path).map_err(TaskError::io(format!("read {}", path.display())))
@@ -197,7 +197,7 @@ fn key(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<String> {
         inputs.cmdline.clone(),
         inputs.version.clone(),
         inputs.git.clone(),
-        // The code that assembles images is in this program, whichever runs now.
+        // The code that assembles images is in this program, whichever version runs now.
         hash(Path::new(THIS_PROGRAM))?,
     ];
     parts.extend(forms.iter().map(ToString::to_string));
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(commit(folder.path()), "unknown");
     }
 
-    /// Names the folder in which a copy of this test program replaces its own file.
+    /// The variable with the folder in which a copy of this test program replaces its own file.
     const COPY: &str = "ALKNET_TEST_COPY";
 
     fn key_of(binary: &Path) -> String {
@@ -236,7 +236,8 @@ mod tests {
         }
     }
 
-    /// A kernel in the cache is found by the name of what it was made of, whatever another program wrote there since.
+    /// A kernel in the cache is found by the name of its inputs, whatever another program wrote
+    /// there since.
     #[test]
     fn another_kernel_under_the_same_name_is_another_image() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -271,7 +272,7 @@ mod tests {
         }
     }
 
-    /// What the copy does: another clone puts its program where this one lies, and the key is made.
+    /// The copy's part: another clone puts its program here, and then the key is made.
     fn replaced_while_it_runs(folder: &Path) {
         let [copy, other] = ["copy", "other"].map(|name| folder.join(name));
         fs::rename(&other, &copy).expect("the folder is this test's");
@@ -292,7 +293,7 @@ mod tests {
             .expect("the copy runs");
         assert!(child.status.success(), "{child:?}");
         let key = fs::read_to_string(at("key")).expect("the copy wrote its key");
-        // Both processes are the same program.
+        // Both processes run the same program.
         assert_eq!(key, key_of(&at("binary")));
     }
 }

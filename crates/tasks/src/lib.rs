@@ -1,4 +1,4 @@
-//! What the project's commands do. `cargo xtask` gets the machine ready and starts this.
+//! The project's commands. `cargo xtask` prepares the machine and starts this program.
 
 pub mod binary;
 mod build;
@@ -83,13 +83,13 @@ enum XtaskCommand {
     Up(up::UpArgs),
 }
 
-/// Does what the command line says.
+/// Runs the command of the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     exit_code(run(XtaskCli::parse()))
 }
 
-/// Says what went wrong, if anything did.
+/// Prints the error, if there is one.
 #[must_use]
 pub fn exit_code(done: Result<()>) -> ExitCode {
     match done {
@@ -111,7 +111,7 @@ fn run(line: XtaskCli) -> Result<()> {
         XtaskCommand::Cache(_) => None,
         _ => Some(cache::in_use(&cx)?),
     };
-    // `cache` has no steps, and `test` puts more below its table.
+    // `cache` has no steps, and `test` prints more below its table.
     let has_table = !matches!(line.task, XtaskCommand::Cache(_) | XtaskCommand::Test(_));
     let result = perform(&mut cx, line.task);
     if has_table {
@@ -150,7 +150,7 @@ fn perform(cx: &mut XtaskContext, task: XtaskCommand) -> Result<()> {
     }
 }
 
-/// Builds the program of the benchmarks and becomes it.
+/// Builds the program of the benchmarks and replaces this process by it.
 fn bench(cx: &XtaskContext, arguments: &[String]) -> Result<()> {
     let lock = cx.claim()?;
     let program = cx.build(BENCH, BuildSet::Part)?;
@@ -159,7 +159,7 @@ fn bench(cx: &XtaskContext, arguments: &[String]) -> Result<()> {
         command.arg("--sources").arg(sources);
     }
     let error = command.args(arguments).exec();
-    // Reached only where `exec` failed: the lock is held until then.
+    // Only a failed `exec` gets here. The lock is held until then.
     drop(lock);
     Err(TaskError::io(format!("start {}", program.display()))(error))
 }
@@ -174,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    /// How a line of a page begins that is a command of this program.
+    /// The prefix of a page's line that is a command of this program.
     const PAGE_COMMAND: &str = "cargo xtask ";
 
     #[test]
@@ -187,7 +187,8 @@ mod tests {
         for page in docs.chain([root.join("README.md")]) {
             let text = std::fs::read_to_string(&page).expect("a readable page");
             for line in text.lines().filter_map(|it| it.strip_prefix(PAGE_COMMAND)) {
-                // What stands behind `#` is for people. No command of a page has a space within quotation marks.
+                // The text behind `#` is for people. No command of a page has a space within
+                // quotation marks.
                 let command = line.split('#').next().unwrap_or_default();
                 let words = command
                     .split_whitespace()
@@ -201,11 +202,12 @@ mod tests {
         assert!(commands > 15, "{commands} commands");
     }
 
-    /// Set in the process that runs a command which fails.
+    /// Set in the process that runs a failing command.
     const FAILING: &str = "ALKNET_TEST_FAILING";
 
-    /// What the command of `words` says on stderr when it fails, as it does in a folder that is no clone. `test` is
-    /// the test that asks: it is run again, in a process that has no steps but one of the front's.
+    /// What the command of `words` prints on stderr when it fails, in a folder that is no clone.
+    /// `test` is the calling test, which runs again in a process that has no steps but one of the
+    /// front's.
     fn said_by_failing(test: &str, words: &[&str]) -> Option<String> {
         if std::env::var_os(FAILING).is_some() {
             let line = XtaskCli::parse_from(iter::once(&"xtask").chain(words));
@@ -254,7 +256,7 @@ mod tests {
         }
     }
 
-    /// `test` prints a table of its own, with more below.
+    /// `test` prints its own table, with more below.
     #[test]
     fn the_table_of_steps_stands_at_the_end_of_tests_that_failed() {
         let test = "the_table_of_steps_stands_at_the_end_of_tests_that_failed";
@@ -265,7 +267,7 @@ mod tests {
                 table.is_some_and(|(_, below)| below.contains("\n  slowdown: ")),
                 "{said}"
             );
-            // What was in use while the front worked.
+            // The memory that was in use while the front worked.
             assert!(said.contains("\n  memory: at most 30.0 GiB"), "{said}");
         }
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask` gets the machine ready and starts this.
+//! `cargo xtask` prepares the machine and starts this program.
 
 use std::process::ExitCode;
 

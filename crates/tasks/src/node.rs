@@ -12,16 +12,17 @@ use crate::failure::{Result, TaskError};
 use crate::image::ImageFiles;
 use crate::kernel::KernelFiles;
 
-/// What PID 1 prints, once, when the port is served: host name, identity, port.
+/// The prefix of PID 1's line, printed once, when the node serves its port: host name, identity,
+/// port.
 const READY: &str = "alknet: ready ";
 
-/// What it says once it can be reached.
+/// The prefix of the line that PID 1 prints once the node can be reached.
 const ADDRESS: &str = "alknet: address ";
 
 /// Longest wait for one call.
 const CALL_SECONDS: &str = "60";
 
-/// Longest wait from the power button to power off: PID 1 promises 10 s, firmware adds some.
+/// Longest wait from the power button to power off: PID 1 promises 10 s, and firmware adds some.
 const OFF_WITHIN: Duration = Duration::from_secs(20);
 
 /// Machine that carries a form.
@@ -36,7 +37,7 @@ pub enum MachineType {
 }
 
 impl MachineType {
-    /// The machine a form is usually started on.
+    /// The default machine of a form.
     pub const fn usual(form: ImageForm) -> Self {
         match form {
             ImageForm::Erofs => Self::Microvm,
@@ -62,7 +63,7 @@ pub struct NodeCli {
 }
 
 impl NodeCli {
-    /// With the user's own keys, or those in `state`.
+    /// The command line with the user's own keys, or those in `state`.
     pub fn new(program: &Path, state: Option<&Path>) -> Self {
         Self {
             program: program.to_owned(),
@@ -78,7 +79,7 @@ impl NodeCli {
         }
     }
 
-    /// The public key it acts with.
+    /// The public key of its identity.
     pub fn identity(&self) -> Result<String> {
         let output = self.output(self.command("identity"))?;
         Ok(output.trim().to_owned())
@@ -87,7 +88,7 @@ impl NodeCli {
     /// Calls one operation and returns its answer as JSON text.
     pub fn call(&self, node: &ReachableNode, operation: &str) -> Result<String> {
         let mut command = self.command("call");
-        // QUIC by name: on a slow guest the command line turns to TCP after 400 ms.
+        // The call names QUIC: on a slow guest the command line falls back to TCP after 400 ms.
         command.args(["--json", "--carriage", "quic", "--timeout", CALL_SECONDS]);
         command.args([&node.target(), operation]);
         self.output(command)
@@ -108,11 +109,11 @@ impl NodeCli {
         let output = command
             .output()
             .map_err(TaskError::io(format!("run {shown}")))?;
-        said(output, &shown)
+        stdout_of(output, &shown)
     }
 }
 
-fn said(output: Output, shown: &str) -> Result<String> {
+fn stdout_of(output: Output, shown: &str) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -128,7 +129,7 @@ fn said(output: Output, shown: &str) -> Result<String> {
     })
 }
 
-/// Who answers where.
+/// The identity and the address of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReachableNode {
     /// `ed25519:` and 64 hexadecimal digits.
@@ -138,17 +139,17 @@ pub struct ReachableNode {
 }
 
 impl ReachableNode {
-    /// From the line that `alknet serve --json` begins with.
+    /// Parses the first line of `alknet serve --json`.
     pub fn of_serve(line: &str) -> Option<Self> {
-        let said: serde_json::Value = serde_json::from_str(line).ok()?;
-        let (identity, address) = said["target"].as_str()?.split_once('@')?;
+        let fields: serde_json::Value = serde_json::from_str(line).ok()?;
+        let (identity, address) = fields["target"].as_str()?.split_once('@')?;
         Some(Self {
             identity: identity.to_owned(),
             address: address.parse().ok()?,
         })
     }
 
-    /// As `alknet call` takes it.
+    /// The form that `alknet call` takes.
     pub fn target(&self) -> String {
         format!("{}@{}", self.identity, self.address)
     }
@@ -159,7 +160,7 @@ pub fn config(admin: &str) -> String {
     format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n")
 }
 
-/// A machine that would start this form of the image; disks and memory are the caller's.
+/// A machine that would start this form of the image. The caller adds disks and memory.
 pub fn builder(
     image: &ImageFiles,
     kernel: &KernelFiles,
@@ -174,7 +175,7 @@ pub fn builder(
         .probe_kernel(&kernel.vmlinux);
     let mut line = image.manifest.cmdline(form).unwrap_or_default().to_owned();
     if machine == MachineType::Microvm {
-        // Without ACPI only a triple fault resets, and a reset is all that ends this machine.
+        // Without ACPI only a triple fault resets, and a reset is the only end of this machine.
         line += " reboot=t";
         builder = builder.exit_on_reset();
     }
@@ -194,7 +195,7 @@ pub fn builder(
             let root = file(OutputRole::Root).ok_or_else(|| lacks(form, OutputRole::Root))?;
             Ok(builder.disk(VirtioDisk::file(root).read_only()))
         }
-        // The disk brings its own boot loader, so that QEMU is given no kernel.
+        // The disk has its own boot loader, so QEMU gets no kernel.
         ImageForm::Raw if machine == MachineType::Uefi => Ok(builder),
         _ => Err(TaskError::Arguments(format!(
             "form {form} does not start on this machine: use direct or erofs on microvm or q35, raw on uefi"
@@ -206,12 +207,13 @@ fn lacks(form: ImageForm, role: OutputRole) -> TaskError {
     TaskError::Arguments(format!("the {form} image has no {role:?}: build it again"))
 }
 
-/// Waits until the port is served, and reads from the console who serves it.
+/// Waits until the node serves its port, and reads its identity from the console.
 pub fn wait_ready(vm: &Vm) -> Result<ReachableNode> {
     vm.wait_for(READY, READY_WITHIN)?;
     // The line is complete once its port follows.
     vm.wait_for(" port ", READY_WITHIN)?;
-    // The node does not wait for the network; a call that does not is sent again after seconds.
+    // The node does not wait for the network. A call that comes before the address is sent again
+    // only after seconds.
     vm.wait_for(ADDRESS, READY_WITHIN)?;
     let text = vm.console().text();
     let identity = ready_identity(&text).ok_or_else(|| TaskError::Boot {
@@ -236,7 +238,7 @@ fn ready_identity(console: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Asks the machine to end, as its kind allows, and waits until it did.
+/// Makes the machine end, in the way of its kind, and waits for the end.
 pub fn power_off(
     vm: &mut Vm,
     machine: MachineType,

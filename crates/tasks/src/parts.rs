@@ -1,4 +1,4 @@
-//! What an image is made of: the kernel and the one binary, built side by side; and the binary alone.
+//! The parts of an image: the kernel and the one binary, built side by side, and the binary alone.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -9,7 +9,7 @@ use crate::failure::{Result, TaskError};
 use crate::kernel::{self, KernelFiles};
 use crate::{binary, gpu};
 
-/// Steps, as the table and the board call them.
+/// Names of steps in the table and on the board.
 const KERNEL: &str = "kernel";
 const DRIVER: &str = "Vulkan driver";
 const WORKSPACE: &str = "workspace";
@@ -25,7 +25,8 @@ pub struct ImageParts {
 
 impl ImageParts {
     /// Finds or builds all of it. Kernel, driver and workspace are built at the same time: each has
-    /// stretches in which it downloads or links and leaves processors to the others. They share the memory.
+    /// stretches in which it downloads or links and leaves processors to the others. They share the
+    /// memory.
     pub fn ensure(cx: &mut XtaskContext, selection: &DriverSelection) -> Result<Self> {
         let kernel = kernel::cached(cx).is_ok_and(|kernel| kernel.is_some());
         cx.compile_beside(binary_builds(cx, selection) + usize::from(!kernel));
@@ -47,7 +48,8 @@ impl ImageParts {
     }
 }
 
-/// Finds or builds the one binary, with what it carries, as [`ImageParts::ensure`] does: each finds what the other built.
+/// Finds or builds the one binary, with what it carries, in the same way as [`ImageParts::ensure`],
+/// so that each finds what the other built.
 pub(crate) fn ensure_binary(cx: &mut XtaskContext, selection: &DriverSelection) -> Result<PathBuf> {
     cx.compile_beside(binary_builds(cx, selection));
     let binary = StepResult::default();
@@ -57,8 +59,8 @@ pub(crate) fn ensure_binary(cx: &mut XtaskContext, selection: &DriverSelection) 
     binary.take()
 }
 
-/// How many builds of the binary compile: cargo, and the drivers if one does not lie in the cache. That a look at the
-/// cache fails is left for the step to report, here and for the kernel.
+/// How many builds of the binary compile: cargo, and the drivers if the cache lacks one. The step
+/// reports a failed look into the cache, here and for the kernel.
 fn binary_builds(cx: &XtaskContext, selection: &DriverSelection) -> usize {
     let drivers = driver::cached(cx, selection);
     let drivers = drivers.is_ok_and(|found| found.len() == selection.names().len());
@@ -75,7 +77,7 @@ fn binary_jobs<'a>(
         (
             DRIVER,
             Box::new(move |cx| {
-                // Nothing waits any more when the workspace failed meanwhile.
+                // The receiver is gone if the workspace's step failed meanwhile.
                 let _ = ready.send(driver::ensure(cx, selection)?);
                 Ok(())
             }),
@@ -87,7 +89,7 @@ fn binary_jobs<'a>(
     ]
 }
 
-/// The binary first, which needs no driver; then the program that does.
+/// Builds the plain binary first, which needs no driver, and then the program that does.
 fn workspace(
     cx: &XtaskContext,
     selection: &DriverSelection,
@@ -96,13 +98,13 @@ fn workspace(
     let lock = cx.claim()?;
     let plain = binary::compile(cx, &lock)?;
     cx.say("waiting for the Vulkan driver");
-    // The sender is dropped when the driver's own step failed, and that step reports the error.
+    // The sender is dropped if the driver's own step failed, and that step reports the error.
     let drivers = drivers.recv().map_err(|_| TaskError::Abandoned)?;
     let gpu = gpu::with_drivers(cx, &drivers, selection, &lock)?;
     binary::carry(cx, &plain, &gpu)
 }
 
-/// The place of a step's result, which the step that started it reads.
+/// A step's result, for the step that started it.
 #[derive(Debug)]
 struct StepResult<T>(Mutex<Option<T>>);
 

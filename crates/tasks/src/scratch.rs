@@ -1,5 +1,5 @@
-//! Large temporary folders in the cache. A process that is killed cannot remove its own; the next
-//! one that needs such a folder does.
+//! Large temporary folders in the cache. A killed process cannot remove its folder, so the next one
+//! that needs such a folder does.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,11 +11,11 @@ use crate::failure::{Result, TaskError};
 /// The file that the folder's owner holds locked as long as it lives, whatever ends it.
 const LOCK: &str = "in-use";
 
-/// Its name until it is locked: under the final name, and not yet locked, another command would take the
-/// folder for an orphan.
+/// The file's name until it is locked. Under the final name, and not yet locked, another command
+/// would take the folder for an orphan.
 const UNLOCKED: &str = "in-use.new";
 
-/// A folder that is gone when this is dropped.
+/// A folder that is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ScratchFolder {
     folder: tempfile::TempDir,
@@ -27,7 +27,7 @@ impl ScratchFolder {
     pub(crate) fn new(parent: &Path, prefix: &str) -> Result<Self> {
         let io_error = || TaskError::io(format!("make a folder in {}", parent.display()));
         fs::create_dir_all(parent).map_err(io_error())?;
-        // Here, since a command that was killed could not remove its own.
+        // This happens here, because a killed command could not remove its own.
         remove_orphans(parent, prefix).map_err(io_error())?;
         let folder = tempfile::Builder::new()
             .prefix(prefix)
@@ -40,7 +40,7 @@ impl ScratchFolder {
         })
     }
 
-    /// Where it is.
+    /// Its path.
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -51,7 +51,8 @@ fn lock(folder: &Path) -> io::Result<File> {
     let [unlocked, locked] = [UNLOCKED, LOCK].map(|name| folder.join(name));
     let file = File::create(&unlocked)?;
     file.lock()?;
-    // Under its final name only once it is locked, so that another command never finds it free.
+    // The file gets its final name only once it is locked, so that another command never finds it
+    // free.
     fs::rename(unlocked, locked)?;
     Ok(file)
 }
@@ -80,7 +81,7 @@ pub(crate) fn orphans(parent: &Path) -> io::Result<Vec<OrphanFolder>> {
     for entry in fs::read_dir(parent)? {
         let path = entry?.path();
         let file = path.join(LOCK);
-        // Without a lock file it is being made at this moment, or is no such folder.
+        // A folder without a lock file is being made at this moment, or is no such folder.
         if let Ok(lock) = File::open(&file)
             && lock.try_lock().is_ok()
             && is_at(&lock, &file)
@@ -91,8 +92,8 @@ pub(crate) fn orphans(parent: &Path) -> io::Result<Vec<OrphanFolder>> {
     Ok(orphans)
 }
 
-/// Whether `file` lies at `path` still: its owner, or another command, may have removed it between the
-/// opening and the locking.
+/// Whether `file` still lies at `path`: its owner, or another command, may have removed it between
+/// the opening and the locking.
 fn is_at(file: &File, path: &Path) -> bool {
     let inode = |data: fs::Metadata| (data.dev(), data.ino());
     let (held, there) = (file.metadata(), fs::symlink_metadata(path));

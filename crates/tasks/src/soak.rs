@@ -11,17 +11,17 @@ use crate::failure::{Result, TaskError};
 use crate::test::TestEnvironment;
 use crate::{driver, fuzz, image, test};
 
-/// Tests read this: `full` asks for the counts that are promised, instead of those that fit
-/// continuous integration.
+/// Tests read this: `full` requests the promised counts, instead of those that fit continuous
+/// integration.
 const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 
-/// Tests that throw dice print this with the number that makes them fall the same way again.
+/// Tests with random inputs print this with the seed that repeats them.
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
-/// What a campaign is called, and what it does.
+/// The names and kinds of the campaigns.
 const CAMPAIGNS: [(&str, CampaignKind); 8] = [
     ("counts", CampaignKind::Tests(&COUNTS)),
-    // Most of the time is spent waiting, and no time is measured: it may run beside other work.
+    // Most of the time is spent waiting, and no time is measured, so it may run beside other work.
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
     (
         "flood",
@@ -48,7 +48,7 @@ const CAMPAIGNS: [(&str, CampaignKind); 8] = [
     ("times", CampaignKind::Measured(&TIMES)),
 ];
 
-/// Tests that do more often here what a run of the tests does a few times, and that measure no time.
+/// Tests with a count that is higher here than in a run of the tests, and that measure no time.
 const COUNTS: [&str; 5] = [
     "a_thousand_idle_sessions",
     "a_thousand_replays",
@@ -57,7 +57,7 @@ const COUNTS: [&str; 5] = [
     "the_language_s_own_tests",
 ];
 
-/// Tests of things that are promised within a time, which only a machine that does nothing else can show.
+/// Tests of promised times, which only an idle machine can show.
 const TIMES: [&str; 18] = [
     "a_booted_machine_serves",
     "a_narrower_scope_ends_them",
@@ -82,18 +82,18 @@ const TIMES: [&str; 18] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CampaignKind {
     Fuzz,
-    /// Runs the tests whose names have one of these parts, one at a time: what they measure is not to be what others
-    /// of them do.
+    /// Runs the tests whose names have one of these parts, one at a time: other tests must not
+    /// change what they measure.
     Measured(&'static [&'static str]),
     /// The same, as many at a time as there are processors.
     Tests(&'static [&'static str]),
 }
 
-/// How much slower than at rest a machine may be whose times are held against promises: the bounds are multiplied by
-/// this.
+/// How much slower than at rest a machine may be whose times count against promises: the bounds are
+/// multiplied by this.
 const SLOWDOWN_MAX: f64 = 1.5;
 
-/// Tests that measure print lines that begin so.
+/// Prefix of the lines that measuring tests print.
 const FIGURE: &str = "figure ";
 
 /// Arguments of `soak`.
@@ -118,7 +118,7 @@ pub(crate) struct SoakArgs {
     jobs: Option<NonZeroUsize>,
 }
 
-/// Runs the campaigns one after the other; a failed one does not keep the next from running.
+/// Runs the campaigns one after the other. The next one also runs after a failure.
 pub(crate) fn run(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
     let campaigns = chosen(arguments.name.as_deref())?;
     let mut first_failure = None;
@@ -129,7 +129,8 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
         };
         if let Err(failure) = result {
             eprintln!("{name}: {failure}");
-            // The other campaigns run all the same: each takes hours, and its result counts by itself.
+            // The other campaigns run all the same: each takes hours, and its result counts by
+            // itself.
             first_failure.get_or_insert(failure);
         }
     }
@@ -181,7 +182,7 @@ fn tests(
         CampaignKind::Measured(parts) => (parts, &["--test-threads=1"]),
         CampaignKind::Tests(parts) => (parts, &[]),
     };
-    // Before anything is built: what this command does itself is not the machine's load.
+    // This precedes every build, because the load of this command is not the machine's.
     let surroundings = TestEnvironment::measure()?;
     let slowdown = surroundings.slowdown();
     cx.board().print(&format!(
@@ -199,7 +200,7 @@ fn tests(
     let output = fs::read_to_string(cx.log(&log))
         .map_err(TaskError::io(format!("read the output of {name}")))?;
     let tally = SoakTally::parse(&output);
-    // A filter that fits no test would pass, and tests that skip themselves do.
+    // A filter that matches no test would pass, and so do tests that skip themselves.
     let result = result.and_then(|()| tally.check(name, parts, surroundings.skipped_whole()));
     let result = result.and_then(|()| match kind {
         CampaignKind::Measured(_) => measured(name, slowdown, &surroundings.skipped()),
@@ -221,7 +222,7 @@ fn tests(
     result
 }
 
-/// Refuses a campaign that measured on a machine which was busy, or in which a test measured nothing.
+/// Refuses a campaign that measured on a busy machine, or in which a test measured nothing.
 fn measured(name: &str, slowdown: f64, skipped: &str) -> Result<()> {
     let how = if slowdown > SLOWDOWN_MAX {
         format!(
@@ -240,10 +241,10 @@ fn measured(name: &str, slowdown: f64, skipped: &str) -> Result<()> {
     })
 }
 
-/// Has cargo run the tests of a campaign, as these arguments of theirs say, at full count.
+/// Makes cargo run the tests of a campaign, with these arguments of theirs, at full count.
 fn ask_for_all(cargo_test: &mut Command, arguments: &[&str], surroundings: &TestEnvironment) {
     cargo_test
-        // The whole workspace, so that libraries keep the features they were compiled with.
+        // The whole workspace, so that libraries keep the features with which they were compiled.
         .args(["--workspace", "--tests", "--no-fail-fast"])
         .args(["--", "--nocapture"])
         .args(arguments)
@@ -275,7 +276,7 @@ fn chosen(name: Option<&str>) -> Result<Vec<(&'static str, CampaignKind)>> {
     })
 }
 
-/// What the output of a campaign says about it.
+/// The results in the output of a campaign.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct SoakTally {
     passed: u32,
@@ -283,9 +284,9 @@ struct SoakTally {
     /// Tests that began.
     tests: Vec<String>,
     cuts: usize,
-    /// What repeats it, as `VARIABLE=number`.
+    /// The seeds that repeat it, as `VARIABLE=number`.
     seeds: Vec<String>,
-    /// What was measured.
+    /// The measured figures.
     figures: Vec<String>,
 }
 
@@ -302,23 +303,23 @@ impl SoakTally {
             {
                 tally.tests.push(test.to_owned());
             }
-            // A test's name may stand before what it says.
-            let Some(said) = line.split(" ... ").last() else {
+            // A test's name may stand before its output.
+            let Some(text) = line.split(" ... ").last() else {
                 continue;
             };
-            tally.cuts += usize::from(said.starts_with("cut ") && said.contains(": moment "));
-            if let Some(figure) = said.strip_prefix(FIGURE) {
+            tally.cuts += usize::from(text.starts_with("cut ") && text.contains(": moment "));
+            if let Some(figure) = text.strip_prefix(FIGURE) {
                 tally.figures.push(figure.to_owned());
             }
-            if said.starts_with(SEED_VARIABLE) {
-                tally.seeds.push(said.to_owned());
+            if text.starts_with(SEED_VARIABLE) {
+                tally.seeds.push(text.to_owned());
             }
         }
         tally
     }
 
-    /// Refuses a campaign in which one of its `parts` fits no test, or in which nothing was tested; `skipped` is
-    /// how many of its tests checked nothing.
+    /// Refuses a campaign in which one of its `parts` matches no test, or in which no test checked
+    /// anything. `skipped` is how many of its tests checked nothing.
     fn check(&self, name: &str, parts: &[&str], skipped: usize) -> Result<()> {
         let passed = usize::try_from(self.passed).unwrap_or(usize::MAX);
         let is_there = |part: &str| self.tests.iter().any(|test| test.contains(part));
@@ -337,7 +338,7 @@ impl SoakTally {
     }
 }
 
-/// The number that stands before `word`; none is zero.
+/// The number before `word`, or zero.
 fn number_before(text: &str, word: &str) -> u32 {
     let before = text.split_once(word).map_or("", |(before, _)| before);
     let digits = before.rsplit(' ').next().unwrap_or_default();
@@ -353,7 +354,7 @@ struct SoakFacts<'a> {
     slowdown: f64,
     passed: bool,
     tally: &'a SoakTally,
-    /// The table of tests that skipped themselves, which passed as the harness counts.
+    /// The table of tests that skipped themselves, which the harness counts as passed.
     skipped: &'a str,
     end: &'a [String],
 }

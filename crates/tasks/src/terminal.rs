@@ -1,4 +1,5 @@
-//! The terminal as the console of a machine: keys go there one by one, Ctrl-C comes to us.
+//! The terminal as the console of a machine: keys go there one by one, and Ctrl-C comes to this
+//! program.
 
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
@@ -11,13 +12,13 @@ use nix::sys::termios::{self, LocalFlags, SetArg, SpecialCharacterIndices, Termi
 
 use crate::failure::{Result, TaskError};
 
-/// Ctrl-C as a byte: the terminal does not turn it into a signal, which QEMU would get as well.
+/// Ctrl-C as a byte: the terminal does not make it a signal, which QEMU would get as well.
 const CTRL_C: u8 = 3;
 
 /// How often the user asked for the end.
 static ENDS_ASKED: AtomicU32 = AtomicU32::new(0);
 
-/// Keyboard and signals of one session; the terminal is as before when this is dropped.
+/// Keyboard and signals of one session. Dropping this restores the terminal.
 #[derive(Debug)]
 pub(crate) struct RawTerminal {
     before: Option<Termios>,
@@ -25,14 +26,14 @@ pub(crate) struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Takes keys and signals.
+    /// Takes over keys and signals.
     pub(crate) fn open() -> Result<Self> {
         for kind in [Signal::SIGINT, Signal::SIGTERM] {
             // SAFETY: the handler only adds to an atomic number, which is safe in a signal.
             unsafe { signal(kind, SigHandler::Handler(count_end)) }
                 .map_err(|error| TaskError::io("catch signals")(error.into()))?;
         }
-        // Without one, such as in a test, there are no keys to take and nothing to restore.
+        // Without a terminal, such as in a test, there are no keys to take and nothing to restore.
         let before = if io::stdin().is_terminal() {
             Some(take_keys()?)
         } else {
@@ -45,12 +46,12 @@ impl RawTerminal {
         Ok(Self { before, keys })
     }
 
-    /// How often the user asked for the end: 1 politely, more than that at once.
+    /// How often the user asked for the end: once politely, more often at once.
     pub(crate) fn ends_asked() -> u32 {
         ENDS_ASKED.load(Ordering::Relaxed)
     }
 
-    /// Keys pressed since the last look.
+    /// Keys pressed since the last call.
     pub(crate) fn keys(&self) -> Vec<u8> {
         self.keys.try_iter().flatten().collect()
     }
@@ -69,14 +70,15 @@ extern "C" fn count_end(_: libc::c_int) {
     ENDS_ASKED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// One key at a time, unseen, and none of them a signal. Returns how it was before.
+/// Makes the terminal give one key at a time, without echo, and no signals. Returns the former
+/// mode.
 fn take_keys() -> Result<Termios> {
     let input = io::stdin();
     let io_error = |error: nix::Error| TaskError::io("set the terminal")(error.into());
     let before = termios::tcgetattr(input.as_fd()).map_err(io_error)?;
     let mut mode = before.clone();
     mode.local_flags
-        // Ctrl-C comes as a byte then, and is counted here.
+        // Ctrl-C then comes as a byte, and is counted here.
         .remove(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG);
     // termios(3): a read returns with the first byte, and does not wait for more.
     mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
@@ -99,7 +101,7 @@ fn read_keys(sender: &mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// Ctrl-C counted, and everything else.
+/// The count of Ctrl-C, and everything else.
 fn split_keys(bytes: &[u8]) -> (u32, Vec<u8>) {
     let (ends, keys): (Vec<u8>, Vec<u8>) = bytes.iter().partition(|byte| **byte == CTRL_C);
     (u32::try_from(ends.len()).unwrap_or(u32::MAX), keys)

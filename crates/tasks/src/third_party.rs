@@ -1,5 +1,5 @@
-//! Third-party programs and packages that tests use, mostly as clients, and that the system's packages lack. They
-//! lie in the cache; nothing is installed.
+//! Third-party programs and packages that tests use, mostly as clients, and that the system's
+//! packages lack. They lie in the cache, and nothing is installed.
 
 use std::env;
 use std::fs::{self, Permissions};
@@ -20,8 +20,8 @@ const PYTHON_PACKAGES: &str = include_str!("../python.txt");
 /// Python packages that read documents of OpenAPI, each pinned by SHA-256.
 const OPENAPI_PYTHON: &str = include_str!("../openapi/python.txt");
 
-/// Programs for Node that read documents of OpenAPI and serve them, and everything they need, each pinned
-/// by SHA-512.
+/// Programs for Node that read documents of OpenAPI and serve them, and everything that they need,
+/// each pinned by SHA-512.
 const OPENAPI_NODE: [&str; 2] = [
     include_str!("../openapi/package.json"),
     include_str!("../openapi/package-lock.json"),
@@ -40,7 +40,7 @@ const OPENAPI_DOCUMENTS: [&str; 5] = [
 const PYTHON_MCP: &str = include_str!("../python-mcp.txt");
 const PYTHON_MCP_OLDER: &str = include_str!("../python-mcp-older.txt");
 
-/// The judge of answers by their document of OpenAPI.
+/// The program that checks answers against their document of OpenAPI.
 const PYTHON_SCHEMATHESIS: &str = include_str!("../python-schemathesis.txt");
 
 /// Every list of Python packages above.
@@ -52,16 +52,17 @@ const PYTHON_LISTS: [&str; 5] = [
     PYTHON_SCHEMATHESIS,
 ];
 
-/// The protocol's kits for TypeScript and its conformance suite: what is wanted, and what that is exactly.
+/// The protocol's kits for TypeScript and its conformance suite: the requested packages, and their
+/// exact versions.
 const NODE_MCP: [&str; 2] = [
     include_str!("../node/mcp/package.json"),
     include_str!("../node/mcp/package-lock.json"),
 ];
 
-/// The suite of cases of RFC 9113, as `sources.toml` names it.
+/// The suite of cases of RFC 9113, by its name in `sources.toml`.
 const HTTPWG: &str = "httpwg-cli";
 
-/// The parts of OpenSSL, as `sources.toml` names them. The first is the program.
+/// The parts of OpenSSL, by their names in `sources.toml`. The first is the program.
 const OPENSSL_PARTS: [&str; 5] = [
     "openssl",
     "openssl-libssl",
@@ -70,22 +71,23 @@ const OPENSSL_PARTS: [&str; 5] = [
     "openssl-loader",
 ];
 
-/// The files of the firmware, as `sources.toml` names them.
+/// The files of the firmware, by their names in `sources.toml`.
 const FIRMWARE_PARTS: [&str; 3] = ["ovmf-code", "ovmf-code-secboot", "ovmf-vars"];
 
 /// Folders around the language's tests in the source of the engine that carries them.
 const TEST262_DEPTH: u32 = 5;
 
-/// WebAssembly without a host, as rustc names the target.
+/// WebAssembly without a host, by rustc's name of the target.
 pub(crate) const WASM: &str = "wasm32-unknown-unknown";
 
-/// How `sources.toml` names the compiler's standard library for that target: the compiler's version follows.
+/// The name in `sources.toml` of the compiler's standard library for that target. The compiler's
+/// version follows.
 const WASM_STD: &str = "rust-std-wasm32-";
 
 /// Folders around the library in its archive.
 const WASM_STD_DEPTH: u32 = 2;
 
-/// Where the libraries lie that both C libraries can carry.
+/// The folder of the libraries that both C libraries can load.
 const SYSTEM_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// A command like the system's `openssl`, and newer.
@@ -117,7 +119,7 @@ pub fn openssl(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// The folder in the cache that files of several sources lie in together.
+/// The folder in the cache with the files of several sources.
 fn parts_folder<'a>(
     cx: &XtaskContext,
     name: &str,
@@ -150,7 +152,8 @@ pub fn firmware(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Starts the program with the C library it was built for, wherever the folder is.
+/// A script that starts the program with the C library that it was built for, wherever the folder
+/// is.
 fn launcher() -> String {
     format!(
         "#!/bin/sh\nhere=$(dirname \"$0\")\nexec \"$here/ld-linux-x86-64.so.2\" \
@@ -158,12 +161,12 @@ fn launcher() -> String {
     )
 }
 
-/// The folder that Python finds the packages in.
+/// The folder in which Python finds the packages.
 pub fn python_packages(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_PACKAGES)
 }
 
-/// The folder that Python finds the newest kit of the Model Context Protocol in.
+/// The folder in which Python finds the newest kit of the Model Context Protocol.
 pub fn python_mcp(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP)
 }
@@ -173,7 +176,7 @@ pub fn python_mcp_older(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP_OLDER)
 }
 
-/// The folder that Python finds the judge of answers by their document in.
+/// The folder in which Python finds the program that checks answers against their document.
 pub fn python_schemathesis(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_SCHEMATHESIS)
 }
@@ -183,8 +186,9 @@ pub fn httpwg(cx: &XtaskContext) -> Result<PathBuf> {
     installed(cx, HTTPWG, "httpwg")
 }
 
-/// A program of a package on crates.io, whose archive is pinned in `sources.toml`, built once into the cache. Its
-/// dependencies are no part of this workspace; the lock file in the archive says which they are, by their hashes.
+/// A program of a package on crates.io, whose archive is pinned in `sources.toml`, built once into
+/// the cache. Its dependencies are no part of this workspace: the lock file in the archive names
+/// them, by their hashes.
 pub fn installed(cx: &XtaskContext, package: &str, program: &str) -> Result<PathBuf> {
     let place = |pin: &SourcePin| installed_folder(cx, package, pin).join("bin").join(program);
     let accepted = sources::accepted(package)?;
@@ -217,14 +221,14 @@ pub fn installed(cx: &XtaskContext, package: &str, program: &str) -> Result<Path
         .arg("--target-dir")
         .arg(target)
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        // Not in the package: cargo would take its settings.
+        // The folder is not in the package, because cargo would use its settings.
         .current_dir(scratch.path());
     cx.run(&mut command, &format!("{package} (built once)"), package)?;
     Ok(place(&archive.pin))
 }
 
-/// The hash is in its name: what was built of other bytes, or before there was one, is not used, whatever version it
-/// says.
+/// The folder's name has the hash: a program that was built from other bytes, or before the name
+/// had a hash, is not used, whatever its version.
 fn installed_folder(cx: &XtaskContext, package: &str, pin: &SourcePin) -> PathBuf {
     let key = digest::key([pin.sha256.as_bytes()]);
     let name = format!("{package}-{}-{key}", pin.version);
@@ -250,7 +254,7 @@ pub fn python_folder(cx: &XtaskContext, packages: &str) -> Result<PathBuf> {
     command
         .args(["-m", "pip", "install", "--quiet"])
         .args(["--disable-pip-version-check", "--no-cache-dir"])
-        // Only the listed files, by their hashes; and no source packages, whose scripts would run.
+        // Only the listed files, by their hashes, and no source packages, whose scripts would run.
         .args(["--no-deps", "--require-hashes", "--only-binary", ":all:"])
         .arg("--requirement")
         .arg(&list)
@@ -282,7 +286,7 @@ pub fn ws(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "ws", &[], 0)?.join("package"))
 }
 
-/// The folder of Node's program. Debian 12 has Node 18, which kits of 2026 do not run on.
+/// The folder of Node's program. Debian 12 has Node 18, which cannot run kits of 2026.
 pub fn node(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "node", &["package/bin/node"], 0)?.join("package/bin"))
 }
@@ -307,7 +311,7 @@ pub fn openapi_figma(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "openapi-figma", &[], 0)?.join("package"))
 }
 
-/// The folder that Python finds readers of such documents in.
+/// The folder in which Python finds readers of such documents.
 pub fn openapi_python(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, OPENAPI_PYTHON)
 }
@@ -317,8 +321,8 @@ pub fn openapi_node(cx: &XtaskContext) -> Result<PathBuf> {
     node_folder(cx, OPENAPI_NODE)
 }
 
-/// A folder in the cache with exactly the modules of a list that pins each by its hash. No script of any
-/// of them runs.
+/// A folder in the cache with exactly the modules of a list that pins each by its hash. No script
+/// of any of them runs.
 pub fn node_folder(cx: &XtaskContext, [package, lock]: [&str; 2]) -> Result<PathBuf> {
     let folder = node_place(cx, [package, lock]);
     if folder.exists() {
@@ -326,7 +330,7 @@ pub fn node_folder(cx: &XtaskContext, [package, lock]: [&str; 2]) -> Result<Path
     }
     cx.install_npm()?;
     let scratch = ScratchFolder::new(cx.cache(), "node-")?;
-    let [fresh, kept] = ["modules", "cache"].map(|name| scratch.path().join(name));
+    let [fresh, npm_cache] = ["modules", "cache"].map(|name| scratch.path().join(name));
     let prepare = || {
         fs::create_dir(&fresh)?;
         fs::write(fresh.join("package.json"), package)?;
@@ -339,7 +343,7 @@ pub fn node_folder(cx: &XtaskContext, [package, lock]: [&str; 2]) -> Result<Path
         .args(["ci", "--ignore-scripts", "--omit=optional"])
         .args(["--no-audit", "--no-fund", "--no-update-notifier"])
         .arg("--cache")
-        .arg(&kept)
+        .arg(&npm_cache)
         .current_dir(&fresh);
     cx.run(&mut command, "modules for Node (private)", "node-modules")?;
     cached::settle(&fresh, &folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
@@ -351,13 +355,13 @@ fn node_place(cx: &XtaskContext, lists: [&str; 2]) -> PathBuf {
     cx.cache().join("tools").join(format!("node-{key}"))
 }
 
-/// The folder of the language's own tests, with what they share in `shell.js`.
+/// The folder of the language's own tests, with their shared code in `shell.js`.
 pub fn test262(cx: &XtaskContext) -> Result<PathBuf> {
     unpacked(cx, "test262", &["*/js/src/tests/test262/*"], TEST262_DEPTH)
 }
 
-/// The folder that rustc takes as its sysroot to find the standard library for WebAssembly; `None` where the toolchain
-/// has that library itself.
+/// The folder that rustc takes as its sysroot to find the standard library for WebAssembly. `None`
+/// if the toolchain has that library itself.
 pub fn wasm_sysroot(cx: &XtaskContext) -> Result<Option<PathBuf>> {
     let own = rustc(cx, &["--print", "target-libdir", "--target", WASM])?;
     if Path::new(own.trim()).exists() {
@@ -368,7 +372,8 @@ pub fn wasm_sysroot(cx: &XtaskContext) -> Result<Option<PathBuf>> {
     Ok(Some(library))
 }
 
-/// The source with the standard library for WebAssembly of the compiler that says this of itself.
+/// The source of the standard library for WebAssembly that fits the compiler with this version
+/// text.
 fn wasm_source(version: &str) -> Result<String> {
     let release = version
         .lines()
@@ -384,7 +389,7 @@ fn wasm_source(version: &str) -> Result<String> {
     )))
 }
 
-/// What the compiler answers that cargo starts in the mirror.
+/// The answer of the compiler that cargo starts in the mirror.
 fn rustc(cx: &XtaskContext, arguments: &[&str]) -> Result<String> {
     let program = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(program)
@@ -402,8 +407,8 @@ fn rustc(cx: &XtaskContext, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A pinned archive in a folder in the cache: the members that fit the patterns, or all, without so
-/// many folders around them.
+/// A pinned archive in a folder in the cache: the members that match the patterns, or all, without
+/// so many folders around them.
 fn unpacked(cx: &XtaskContext, name: &str, members: &[&str], strip: u32) -> Result<PathBuf> {
     let archive = sources::obtain(cx, name)?;
     let folder = unpacked_folder(cx, name, &archive.pin);
@@ -437,12 +442,12 @@ fn unpacked_folder(cx: &XtaskContext, name: &str, pin: &SourcePin) -> PathBuf {
     cx.cache().join("tools").join(format!("{name}-{key}"))
 }
 
-/// The folders in the cache that the functions above give for the versions pinned now, whether they are
-/// there or not.
+/// The folders in the cache that the functions above return for the versions pinned now, whether
+/// they exist or not.
 pub(crate) fn pinned(cx: &XtaskContext) -> Result<Vec<PathBuf>> {
     let mut folders = Vec::new();
     for (name, pins) in sources::pinned()? {
-        // Not every source is unpacked; one that is not has no folder of this name.
+        // Not every source is unpacked. One that is not has no folder of this name.
         folders.extend(pins.iter().map(|pin| unpacked_folder(cx, &name, pin)));
     }
     for (name, files) in [("openssl", &OPENSSL_PARTS[..]), ("ovmf", &FIRMWARE_PARTS)] {
@@ -461,10 +466,10 @@ pub(crate) fn pinned(cx: &XtaskContext) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// What compiled packages are made for.
+/// The version of Python that compiled packages are made for.
 fn python_version() -> Result<String> {
     let output = Command::new("python3")
-        // Packages with compiled parts fit one version of Python alone.
+        // Packages with compiled parts fit only one version of Python.
         .args(["-c", "import sys; print(sys.implementation.cache_tag)"])
         .output()
         .map_err(TaskError::io("run python3"))?;
@@ -475,7 +480,7 @@ fn python_version() -> Result<String> {
 mod tests {
     use super::*;
 
-    /// As an attacker would put one in the registry's place, or into the folder of a mirror.
+    /// An attacker may put one in the registry's place, or into the folder of a mirror.
     #[test]
     fn a_package_with_other_bytes_is_not_built() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -497,7 +502,7 @@ mod tests {
         }
     }
 
-    /// As before packages were pinned, and of other bytes of the same version.
+    /// Programs from before packages were pinned, and from other bytes of the same version.
     #[test]
     fn a_program_that_was_built_of_other_bytes_is_not_used() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -513,7 +518,7 @@ mod tests {
         };
         for (package, program) in [(test::DENY, "cargo-deny"), (HTTPWG, "httpwg")] {
             let pin = sources::accepted(package).expect("pinned").remove(0);
-            // What is not there is not fetched.
+            // A missing package is not fetched.
             fs::write(mirror.join(&pin.file), "another package").expect("writable");
             let named = format!("{package}-{}", pin.version);
             put(&cx.cache().join("tools").join(named), program);

@@ -1,4 +1,4 @@
-//! `up`: boots the appliance, makes one call, stays with its console.
+//! `up`: boots the appliance, makes one call, and stays with its console.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -21,10 +21,10 @@ use crate::parts::ImageParts;
 use crate::terminal::RawTerminal;
 use crate::test;
 
-/// Size of the data disk in bytes; it is sparse.
+/// Size of the data disk in bytes. It is sparse.
 const DATA_BYTES: u64 = 1 << 30;
 
-/// How often console and keyboard are looked at: fast enough for a typing hand.
+/// How often console and keyboard are polled: fast enough for a typing hand.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Arguments of `up`.
@@ -58,7 +58,8 @@ impl UpArgs {
 
 /// Boots, calls, and stays.
 pub(crate) fn run(cx: &mut XtaskContext, arguments: &UpArgs) -> Result<()> {
-    // Until the console is the user's: what else the user starts meanwhile is not this command's.
+    // The watch ends before the console is the user's: other programs that the user starts
+    // meanwhile are not this command's.
     let memory = MemoryWatch::go_on();
     let mut cache = CacheSizeMonitor::begin(cx);
     let started = StartedMachine::new(cx, arguments, &mut cache);
@@ -130,7 +131,7 @@ fn show(program: &Path, vm: &Vm, node: &ReachableNode, answer: &str) {
     eprintln!("  {} call {} node/info\n", program.display(), node.target());
 }
 
-/// Console and keyboard until the machine ends, or the user ends it.
+/// Connects console and keyboard until the machine ends, or the user ends it.
 fn stay(vm: &mut Vm, machine: MachineType, cli: &NodeCli, node: &ReachableNode) -> Result<()> {
     eprintln!("This is the machine's console. Ctrl-C powers it off; twice cuts the power.\n");
     let terminal = RawTerminal::open()?;
@@ -176,7 +177,7 @@ fn leave(
     Ok(())
 }
 
-/// Copies what the console said since byte `shown`; returns how much is shown now.
+/// Copies the console's output since byte `shown`. Returns how much is shown now.
 fn show_console(vm: &Vm, shown: usize) -> io::Result<usize> {
     let raw = vm.console().raw();
     if let Some(new) = raw.get(shown..).filter(|new| !new.is_empty()) {
@@ -197,14 +198,14 @@ struct DataDisk {
 }
 
 impl DataDisk {
-    /// The kept disk of this form; a smoke run, or a second machine, gets one of its own.
+    /// The kept disk of this form. A smoke run, or a second machine, gets a disk of its own.
     fn open(cx: &XtaskContext, image: &ImageFiles, arguments: &UpArgs) -> Result<Self> {
-        let kept = cx.cache().join("up");
-        fs::create_dir_all(&kept).map_err(TaskError::io(format!("make {}", kept.display())))?;
-        let lock = if arguments.smoke { None } else { lock(&kept)? };
+        let disks = cx.cache().join("up");
+        fs::create_dir_all(&disks).map_err(TaskError::io(format!("make {}", disks.display())))?;
+        let lock = if arguments.smoke { None } else { lock(&disks)? };
         if lock.is_none() {
             let scratch =
-                tempfile::tempdir_in(&kept).map_err(TaskError::io("make a folder for a disk"))?;
+                tempfile::tempdir_in(&disks).map_err(TaskError::io("make a folder for a disk"))?;
             let path = scratch.path().join("disk.raw");
             make(&path, image, arguments.form)?;
             return Ok(Self {
@@ -213,7 +214,7 @@ impl DataDisk {
                 _scratch: Some(scratch),
             });
         }
-        let path = kept.join(format!("{}.raw", arguments.form));
+        let path = disks.join(format!("{}.raw", arguments.form));
         if arguments.fresh || !path.exists() {
             make(&path, image, arguments.form)?;
         }
@@ -234,7 +235,7 @@ impl DataDisk {
     }
 }
 
-/// Whether this is the only `up` that uses the kept disks.
+/// Takes the lock of the kept disks, if no other `up` has it.
 fn lock(folder: &Path) -> Result<Option<File>> {
     let file = File::create(folder.join("lock")).map_err(TaskError::io("lock the data disk"))?;
     if file.try_lock().is_ok() {
@@ -244,7 +245,7 @@ fn lock(folder: &Path) -> Result<Option<File>> {
     Ok(None)
 }
 
-/// A blank disk; for the raw form a copy of the image, grown by as much.
+/// Makes a blank disk, or for the raw form a copy of the image, larger by as much.
 fn make(path: &Path, image: &ImageFiles, form: ImageForm) -> Result<()> {
     if form != ImageForm::Raw {
         return Ok(alknet_qemu::blank(path, DATA_BYTES)?);
@@ -258,7 +259,7 @@ fn make(path: &Path, image: &ImageFiles, form: ImageForm) -> Result<()> {
     alknet_qemu::copy(&disk, path)?;
     let grow = || {
         let file = File::options().write(true).open(path)?;
-        // The partition for the data takes what stands behind the image.
+        // The partition for the data takes the room behind the image.
         file.set_len(file.metadata()?.len() + DATA_BYTES)
     };
     grow().map_err(TaskError::io(format!("grow {}", path.display())))

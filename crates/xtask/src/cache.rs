@@ -1,4 +1,5 @@
-//! Where heavy outputs live: outside every clone, shared by all of them, safe to delete but for the machine of `up`.
+//! Where heavy outputs are: outside every clone, shared by all clones, and safe to delete except
+//! for the machine of `up`.
 
 use std::env;
 use std::fs;
@@ -8,32 +9,33 @@ use std::path::{Path, PathBuf};
 
 use crate::owners::Users;
 
-/// Folder in the cache that holds the content of the clone that builds: the [mirror](crate::mirror).
+/// Folder in the cache with the content of the clone that builds: the [mirror](crate::mirror).
 pub const MIRROR: &str = "workspace";
 
 /// Cargo's target folder in the cache.
 pub const TARGET: &str = "target";
 
-/// Lock file of the one build, in the cache's root: `cargo clean` deletes the target folder.
+/// Lock file of the build, in the cache's root because `cargo clean` deletes the target folder.
 pub const BUILD_LOCK: &str = "build-lock";
 
-/// File dated with the newest time that a source or an artefact of the build can have.
+/// File whose time is the newest that a source or an artefact of the build can have.
 pub const BUILD_STAMP: &str = "build-stamp";
 
-/// Lock file that every command holds for as long as it runs, and pruning for itself alone.
+/// Lock file that every command holds while it runs. Pruning takes it exclusively.
 pub const RUNNING_COMMANDS: &str = "running-commands";
 
-/// Marks a cache folder; its first line is what the Cache Directory Tagging Specification asks for, so
-/// that backup programs pass the folder over.
+/// Marks a cache folder. Its first line is from the Cache Directory Tagging Specification, so that
+/// backup programs skip the folder.
 const TAG: &str = "CACHEDIR.TAG";
 
-/// How the tag begins. Cargo and others write tags too: the second line says that this one is ours.
+/// How the tag begins. Cargo and others write tags too, so the second line says that this tag is
+/// this project's.
 const TAG_HEAD: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# alknet: cargo xtask";
 
 const TAG_TAIL: &str = " keeps its outputs here, and deletes them from here.\n";
 
-/// Entries of a cache that the front has never opened: of a part of an old cache, of the test machines,
-/// or prepared by a person.
+/// Entries of a cache that the front has never opened: a part of an old cache, one of the test
+/// machines, or one that the user prepared.
 const OURS: [&str; 23] = [
     "bin",
     "binary",
@@ -62,13 +64,14 @@ const OURS: [&str; 23] = [
 
 /// The cache folder: `$ALKNET_CACHE`, else `$XDG_CACHE_HOME/alknet`, else `~/.cache/alknet`.
 ///
-/// Returns an error text naming the variables when none of them is set, or the path is relative.
+/// Returns an error text with the variables' names if none of them is set, or if the path is
+/// relative.
 pub fn folder() -> Result<PathBuf, String> {
     folder_from(|name| env::var_os(name).map(PathBuf::from))
 }
 
 fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, String> {
-    // A variable that is set to nothing counts as not set.
+    // An empty variable counts as not set.
     let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
     let folder = set("ALKNET_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|base| base.join("alknet")))
@@ -76,7 +79,7 @@ fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, St
         .ok_or_else(|| {
             "no place for heavy outputs: set HOME, XDG_CACHE_HOME or ALKNET_CACHE".to_owned()
         })?;
-    // Each command runs in another folder; a relative path would name another cache in each.
+    // Each command runs in another folder, so a relative path would name another cache each time.
     if folder.is_relative() {
         return Err(format!(
             "the cache folder \"{}\" is relative: set ALKNET_CACHE to an absolute path",
@@ -86,10 +89,10 @@ fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, St
     Ok(folder)
 }
 
-/// Whether the cache has a kernel and a Vulkan driver, be they those of this tree or others.
+/// Whether the cache has a kernel and a Vulkan driver, of this tree or another.
 #[must_use]
 pub fn has_kernel_and_driver(cache: &Path) -> bool {
-    // Each lies in a folder of its own, which is put there when it is finished.
+    // Each is in its own folder, which is moved there when it is finished.
     let any = |parent: &str, is_wanted: fn(&Path) -> bool| {
         let folders = fs::read_dir(cache.join(parent)).into_iter().flatten();
         folders.flatten().any(|folder| is_wanted(&folder.path()))
@@ -101,17 +104,17 @@ pub fn has_kernel_and_driver(cache: &Path) -> bool {
     any("kernel", |folder| folder.join("bzImage").exists()) && any("vulkan", is_driver)
 }
 
-/// Whether `cache` was made or adopted by [`open`]: only then may a command delete what lies in it.
+/// Whether [`open`] made or adopted `cache`. Only then may a command delete files in it.
 #[must_use]
 pub fn is_marked(cache: &Path) -> bool {
     let tag = cache.join(TAG);
-    // A link may lead to the tag of another cache; the specification wants a regular file.
+    // A link may lead to another cache's tag, and the specification requires a regular file.
     let is_file = fs::symlink_metadata(&tag).is_ok_and(|data| data.is_file());
     is_file && fs::read(tag).is_ok_and(|text| text.starts_with(TAG_HEAD.as_bytes()))
 }
 
-/// `cache` without a symbolic link on the way to it; what is not there yet stays as it is named. All that a command does
-/// with the cache goes by this path.
+/// `cache` with its symbolic links resolved. The part that does not exist yet stays as it is.
+/// Commands use this path for everything they do with the cache.
 pub fn resolve(cache: &Path) -> Result<PathBuf, String> {
     let mut missing = Vec::new();
     let mut there = cache;
@@ -126,7 +129,7 @@ pub fn resolve(cache: &Path) -> Result<PathBuf, String> {
             Err(error) => error,
         };
         let above = there.file_name().zip(there.parent());
-        // Another error, such as a folder that cannot be entered, says nothing of what is above.
+        // Another error, such as an unreadable folder, says nothing about the folders above.
         let Some((name, above)) = above.filter(|_| error.kind() == io::ErrorKind::NotFound) else {
             return Err(io_error(cache, &error));
         };
@@ -142,9 +145,10 @@ fn io_error(cache: &Path, error: &io::Error) -> String {
     )
 }
 
-/// Makes and marks the cache, or refuses a folder in which the commands would overwrite or delete files
-/// that they did not make, or start programs that others may have put there or above it. `clone` is the clone that
-/// builds. Returns the cache's path as [`resolve`] gives it: that one was looked at.
+/// Makes and marks the cache, or refuses it. It is refused if the commands would overwrite or
+/// delete files in it that they did not make, or start programs that other users may have put in it
+/// or above it. `clone` is the clone that builds. Returns the cache's path as [`resolve`] does,
+/// which is the path that was checked.
 pub fn open(clone: &Path, cache: &Path) -> Result<PathBuf, String> {
     let users = Users::of_system().map_err(|error| io_error(cache, &error))?;
     open_for(&users, clone, cache)
@@ -152,7 +156,7 @@ pub fn open(clone: &Path, cache: &Path) -> Result<PathBuf, String> {
 
 fn open_for(users: &Users, clone: &Path, named: &Path) -> Result<PathBuf, String> {
     let io_error = |error: io::Error| io_error(named, &error);
-    // Another user who can open a lock can hold it for ever.
+    // Another user who can open a lock file could hold the lock for ever.
     let made = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -160,7 +164,7 @@ fn open_for(users: &Users, clone: &Path, named: &Path) -> Result<PathBuf, String
     made.map_err(io_error)?;
     let cache = fs::canonicalize(named).map_err(io_error)?;
     let clone = fs::canonicalize(clone).map_err(io_error)?;
-    // Commands start programs that lie there.
+    // Commands start programs from the cache.
     owned(&cache, users).map_err(io_error)??;
     keep_apart(&clone, &cache).map_err(io_error)??;
     let marked = is_marked(&cache);
@@ -186,7 +190,8 @@ fn open_for(users: &Users, clone: &Path, named: &Path) -> Result<PathBuf, String
     Ok(cache)
 }
 
-/// Refuses a folder of another user, root's included, or one in which another user may have put something.
+/// Refuses a folder of another user, even of root, and one in which another user may have put
+/// something.
 fn owned(cache: &Path, users: &Users) -> io::Result<Result<(), String>> {
     let about = fs::symlink_metadata(cache)?;
     let foreign = (about.uid() != users.own).then_some("belongs to another user");
@@ -200,8 +205,8 @@ fn owned(cache: &Path, users: &Users) -> io::Result<Result<(), String>> {
     )))
 }
 
-/// Keeps other users out of a cache that was made before its mode was set. Its group may go on reading where it
-/// could.
+/// Keeps other users out of a cache that was made before its mode was set. Its group keeps its read
+/// access.
 fn narrow(cache: &Path) -> io::Result<()> {
     let mode = fs::metadata(cache)?.mode();
     if mode & 0o027 == 0 {
@@ -210,8 +215,8 @@ fn narrow(cache: &Path) -> io::Result<()> {
     fs::set_permissions(cache, fs::Permissions::from_mode(mode & 0o750))
 }
 
-/// Refuses a cache whose mirror is the clone, contains it, or lies within it; neither path has links. A cache in a folder
-/// of its own below the clone is good: what is below it is not copied.
+/// Refuses a cache whose mirror is the clone, contains it, or is inside it. Neither path has links.
+/// A cache in its own folder in the clone is accepted, because it is not copied.
 fn keep_apart(clone: &Path, cache: &Path) -> io::Result<Result<(), String>> {
     let mirror = cache.join(MIRROR);
     let is_link = fs::symlink_metadata(&mirror).is_ok_and(|data| data.is_symlink());
@@ -222,7 +227,7 @@ fn keep_apart(clone: &Path, cache: &Path) -> io::Result<Result<(), String>> {
             mirror.display()
         )));
     }
-    // The mirror is made to have the clone's files alone: everything else in it is removed.
+    // The mirror gets the clone's files only: everything else in it is removed.
     let overwritten = clone.starts_with(&mirror);
     let within =
         mirror.starts_with(clone) && (cache == clone || cache.starts_with(clone.join(".git")));
@@ -236,7 +241,7 @@ fn keep_apart(clone: &Path, cache: &Path) -> io::Result<Result<(), String>> {
     Ok(Ok(()))
 }
 
-/// What lies in an unmarked folder and was not put there by a command of ours.
+/// What an unmarked folder contains that no command of this project put there.
 fn foreign(cache: &Path) -> io::Result<Option<PathBuf>> {
     if used_by_commands(cache) {
         return Ok(None);
@@ -248,7 +253,7 @@ fn foreign(cache: &Path) -> io::Result<Option<PathBuf>> {
         let ours = if name == MIRROR {
             entry.file_type()?.is_dir() && fs::read_dir(&path)?.next().is_none()
         } else if name == TAG {
-            // Another command writes the tag at this moment.
+            // Another command is writing the tag at this moment.
             entry.metadata()?.len() == 0 || is_marked(cache)
         } else {
             OURS.iter().any(|known| name == *known)
@@ -265,8 +270,9 @@ fn foreign(cache: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Whether there is a target folder that only commands of this project write to: the cache is older than the
-/// marks, or lost its own. A lock file proves nothing: a command may have made it in any folder.
+/// Whether there is a target folder that only this project's commands write to. Then the cache is
+/// older than the tag, or lost it. A lock file proves nothing, because a command may have made it
+/// in any folder.
 fn used_by_commands(cache: &Path) -> bool {
     let lock = cache.join("target/alknet-lock");
     fs::symlink_metadata(lock).is_ok_and(|data| data.is_file())
@@ -299,7 +305,7 @@ mod tests {
         mode(0o777);
         let error = open(&clone, &cache).expect_err("another user may have put programs there");
         assert!(error.contains("can be written by all users"), "{error}");
-        // The user's own group, which has no other member, and one that has.
+        // The user's own group, without other members, and a group with another member.
         let about = fs::metadata(&cache).expect("ours");
         let (user, group) = (about.uid(), about.gid());
         let users = |members: &str| Users {
@@ -327,14 +333,14 @@ mod tests {
 
     #[test]
     fn a_cache_is_known_by_the_path_without_links() {
-        let place = CacheTestFolder::new();
-        fs::create_dir(place.0.join("real")).expect("ours");
-        std::os::unix::fs::symlink("real", place.0.join("link")).expect("ours");
-        let [named, real] = ["link/a/cache", "real/a/cache"].map(|path| place.0.join(path));
+        let folder = CacheTestFolder::new();
+        fs::create_dir(folder.0.join("real")).expect("ours");
+        std::os::unix::fs::symlink("real", folder.0.join("link")).expect("ours");
+        let [named, real] = ["link/a/cache", "real/a/cache"].map(|path| folder.0.join(path));
         assert_eq!(resolve(&named), Ok(real.clone()), "before it is there");
-        assert_eq!(open(&place.0.join("clone"), &named), Ok(real.clone()));
+        assert_eq!(open(&folder.0.join("clone"), &named), Ok(real.clone()));
         assert_eq!(resolve(&named), Ok(real));
-        assert!(resolve(&place.0.join("none/../cache")).is_err());
+        assert!(resolve(&folder.0.join("none/../cache")).is_err());
     }
 
     #[test]
@@ -388,87 +394,87 @@ mod tests {
 
     #[test]
     fn a_new_cache_is_marked_and_opened_again() {
-        let place = CacheTestFolder::new();
-        assert!(!is_marked(&place.0.join("cache")));
+        let folder = CacheTestFolder::new();
+        assert!(!is_marked(&folder.0.join("cache")));
         for _ in 0..2 {
-            assert_eq!(place.open("cache"), Ok(()));
-            assert!(is_marked(&place.0.join("cache")));
+            assert_eq!(folder.open("cache"), Ok(()));
+            assert!(is_marked(&folder.0.join("cache")));
         }
-        // A marked cache may hold anything; the mirror is full after the first command.
-        place.write("cache/workspace/Cargo.toml");
-        assert_eq!(place.open("cache"), Ok(()));
-        // Cargo writes such a tag into its target folder.
-        fs::create_dir(place.0.join("target")).expect("ours");
+        // A marked cache may contain anything, and the mirror is full after the first command.
+        folder.write("cache/workspace/Cargo.toml");
+        assert_eq!(folder.open("cache"), Ok(()));
+        // Cargo writes this tag into its target folder.
+        fs::create_dir(folder.0.join("target")).expect("ours");
         let others = "Signature: 8a477f597d28d172789f06886806bc55\n# created by cargo.\n";
-        fs::write(place.0.join("target").join(TAG), others).expect("ours");
-        assert!(!is_marked(&place.0.join("target")) && place.open("target").is_err());
+        fs::write(folder.0.join("target").join(TAG), others).expect("ours");
+        assert!(!is_marked(&folder.0.join("target")) && folder.open("target").is_err());
     }
 
     #[test]
     fn a_folder_with_files_of_others_is_refused_and_left_alone() {
         for file in ["workspace/thesis.txt", "letters/thesis.txt"] {
-            let place = CacheTestFolder::new();
+            let folder = CacheTestFolder::new();
             let file = format!("home/{file}");
-            place.write(&file);
-            let text = place.open("home").expect_err("these files are not ours");
+            folder.write(&file);
+            let text = folder.open("home").expect_err("these files are not ours");
             assert!(text.contains("was not made by alknet"), "{text}");
-            assert!(place.0.join(file).exists() && !place.0.join("home").join(TAG).exists());
+            assert!(folder.0.join(file).exists() && !folder.0.join("home").join(TAG).exists());
         }
     }
 
-    /// A lock file that a command left there, or that another user put there, does not make it a cache.
+    /// A lock file that a command or another user left there does not make the folder a cache.
     #[test]
     fn a_lock_file_does_not_make_a_cache_of_a_home() {
         for lock in [RUNNING_COMMANDS, BUILD_LOCK] {
-            let place = CacheTestFolder::new();
-            place.write("home/workspace/thesis.txt");
-            place.write(&format!("home/{lock}"));
-            let text = place.open("home").expect_err("these files are not ours");
+            let folder = CacheTestFolder::new();
+            folder.write("home/workspace/thesis.txt");
+            folder.write(&format!("home/{lock}"));
+            let text = folder.open("home").expect_err("these files are not ours");
             assert!(text.contains("was not made by alknet"), "{text}");
         }
     }
 
     #[test]
     fn other_users_cannot_enter_a_new_cache() {
-        let place = CacheTestFolder::new();
-        assert_eq!(place.open("new/cache"), Ok(()));
-        let mode = fs::metadata(place.0.join("new/cache")).expect("it is there");
+        let folder = CacheTestFolder::new();
+        assert_eq!(folder.open("new/cache"), Ok(()));
+        let mode = fs::metadata(folder.0.join("new/cache")).expect("it is there");
         assert_eq!(mode.permissions().mode() & 0o777, 0o700);
-        // What a user has set is left as it is.
-        fs::create_dir(place.0.join("set")).expect("ours");
-        fs::set_permissions(place.0.join("set"), fs::Permissions::from_mode(0o750)).expect("ours");
-        assert_eq!(place.open("set"), Ok(()));
-        let mode = fs::metadata(place.0.join("set")).expect("it is there");
+        // A mode that the user has set stays.
+        fs::create_dir(folder.0.join("set")).expect("ours");
+        fs::set_permissions(folder.0.join("set"), fs::Permissions::from_mode(0o750)).expect("ours");
+        assert_eq!(folder.open("set"), Ok(()));
+        let mode = fs::metadata(folder.0.join("set")).expect("it is there");
         assert_eq!(mode.permissions().mode() & 0o777, 0o750);
     }
 
     #[test]
     fn a_cache_that_overlaps_with_the_clone_is_refused() {
-        let place = CacheTestFolder::new();
-        fs::create_dir_all(place.0.join("build/workspace/.git")).expect("ours");
-        place.write("build/workspace/.git/x");
-        place.write("build/target/alknet-lock");
-        let clone = place.0.join("build/workspace");
-        let text = open(&clone, &place.0.join("build")).expect_err("the mirror is the clone");
+        let folder = CacheTestFolder::new();
+        fs::create_dir_all(folder.0.join("build/workspace/.git")).expect("ours");
+        folder.write("build/workspace/.git/x");
+        folder.write("build/target/alknet-lock");
+        let clone = folder.0.join("build/workspace");
+        let text = open(&clone, &folder.0.join("build")).expect_err("the mirror is the clone");
         assert!(text.contains("overlaps"), "{text}");
         let below = clone.join("inner");
         fs::create_dir(&below).expect("ours");
-        assert!(open(&below, &place.0.join("build")).is_err());
-        assert!(open(&place.0.join("clone"), &place.0.join("clone")).is_err());
-        assert!(open(&place.0.join("clone"), &place.0.join("clone/.git/cache")).is_err());
+        assert!(open(&below, &folder.0.join("build")).is_err());
+        assert!(open(&folder.0.join("clone"), &folder.0.join("clone")).is_err());
+        assert!(open(&folder.0.join("clone"), &folder.0.join("clone/.git/cache")).is_err());
         assert!(clone.join(".git/x").exists());
-        // The names of the two folders begin alike, and that is all.
-        assert_eq!(place.open("clone-cache"), Ok(()));
-        assert_eq!(place.open("clone/.cache"), Ok(()));
+        // The two folders only have names that begin alike.
+        assert_eq!(folder.open("clone-cache"), Ok(()));
+        assert_eq!(folder.open("clone/.cache"), Ok(()));
     }
 
     #[test]
     fn a_mirror_that_leads_elsewhere_is_refused() {
-        let place = CacheTestFolder::new();
-        place.write("thesis/chapter.txt");
-        place.write("cache/target/alknet-lock");
-        std::os::unix::fs::symlink("../thesis", place.0.join("cache/workspace")).expect("ours");
-        let text = place
+        let folder = CacheTestFolder::new();
+        folder.write("thesis/chapter.txt");
+        folder.write("cache/target/alknet-lock");
+        std::os::unix::fs::symlink("../thesis", folder.0.join("cache/workspace")).expect("ours");
+        let text = folder
             .open("cache")
             .expect_err("it leads to files of others");
         assert!(text.contains("symbolic link"), "{text}");
@@ -476,17 +482,17 @@ mod tests {
 
     #[test]
     fn a_cache_from_before_there_were_marks_goes_on() {
-        let place = CacheTestFolder::new();
-        place.write("one/workspace/Cargo.toml");
-        place.write("one/target/alknet-used/1");
-        place.write("two/workspace/Cargo.toml");
-        place.write("two/target/alknet-lock");
+        let folder = CacheTestFolder::new();
+        folder.write("one/workspace/Cargo.toml");
+        folder.write("one/target/alknet-used/1");
+        folder.write("two/workspace/Cargo.toml");
+        folder.write("two/target/alknet-lock");
         // The machines of the tests write here without the front.
-        place.write("three/kvm/boot");
-        place.write("three/sources/linux.tar");
+        folder.write("three/kvm/boot");
+        folder.write("three/sources/linux.tar");
         for cache in ["one", "two", "three"] {
-            assert_eq!(place.open(cache), Ok(()));
-            assert!(is_marked(&place.0.join(cache)));
+            assert_eq!(folder.open(cache), Ok(()));
+            assert!(is_marked(&folder.0.join(cache)));
         }
     }
 

@@ -1,21 +1,22 @@
-//! Memory that control groups leave to a process (Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/memory.rst). A
-//! container has the memory of its group, and sees all memory of the host in `/proc/meminfo`.
+//! Memory that control groups leave to a process (Documentation/admin-guide/cgroup-v2.rst, and
+//! cgroup-v1/memory.rst). A container has the memory of its group, but `/proc/meminfo` shows all
+//! memory of the host.
 
 use std::fs;
 use std::path::Path;
 
-/// Where a version of control groups says what of memory.
+/// Where a version of control groups reports memory.
 struct Hierarchy {
     /// Where it is mounted.
     mounts: &'static [&'static str],
-    /// The files of a group with its limit and with what its processes have, in bytes.
+    /// The group's files with its limit and with what its processes use, in bytes.
     limit: &'static str,
     current: &'static str,
-    /// Of `memory.stat`: pages of files, which the kernel takes back.
+    /// In `memory.stat`: file pages, which the kernel can reclaim.
     of_files: [&'static str; 2],
 }
 
-/// Version 2: alone, or beside those of version 1.
+/// Version 2, alone or beside version 1.
 const UNIFIED: Hierarchy = Hierarchy {
     mounts: &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
     limit: "memory.max",
@@ -23,8 +24,8 @@ const UNIFIED: Hierarchy = Hierarchy {
     of_files: ["active_file ", "inactive_file "],
 };
 
-/// Version 1, as older systems have it. The numbers of `memory.stat` count groups below only with this prefix, and the
-/// limit does count them.
+/// Version 1, on older systems. The limit includes the groups below, but `memory.stat` includes
+/// them only in the numbers with this prefix.
 const OF_MEMORY: Hierarchy = Hierarchy {
     mounts: &["/sys/fs/cgroup/memory"],
     limit: "memory.limit_in_bytes",
@@ -32,8 +33,8 @@ const OF_MEMORY: Hierarchy = Hierarchy {
     of_files: ["total_active_file ", "total_inactive_file "],
 };
 
-/// What a group's limit leaves to all of its processes together, in KiB: of this process's group and the groups around it
-/// the smallest. Nothing where none has a limit.
+/// What the limit of this process's group leaves to all its processes together, in KiB. The groups
+/// above count too, and the smallest number is taken. `None` if no group has a limit.
 pub(crate) fn left_kib() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let known = [
@@ -42,14 +43,14 @@ pub(crate) fn left_kib() -> Option<u64> {
     ];
     let left = known.iter().flat_map(|(hierarchy, own)| {
         let mounts = hierarchy.mounts.iter().map(Path::new);
-        // A hierarchy that the system does not have has no files, and bounds nothing.
+        // A hierarchy that the system does not have has no files, and sets no limit.
         mounts.filter_map(move |mount| hierarchy.left_kib_below(mount, (*own)?))
     });
     left.min()
 }
 
-/// The group in cgroups(7)' list of a process's groups, of the hierarchy with this controller; that of version 2 is the one
-/// that names none.
+/// The group of the hierarchy with this controller, from the list in cgroups(7) of a process's
+/// groups. Version 2 is the entry without controllers.
 fn own<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
     groups.lines().find_map(|line| {
         let (_, line) = line.split_once(':')?;
@@ -60,20 +61,22 @@ fn own<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
 }
 
 impl Hierarchy {
-    /// A container may see the top of its own groups where `mount` is, and a path of the host's in `own`: then there is no
-    /// such folder, and the limit is that of the top.
+    /// A container may see the root of its own groups at `mount`, and a path of the host in `own`.
+    /// Then there is no such folder, and the limit of the root counts.
     fn left_kib_below(&self, mount: &Path, own: &str) -> Option<u64> {
         let own = mount.join(own.trim_start_matches('/'));
-        // A group is bounded by those above it as well.
+        // The limits of the groups above apply too.
         let groups = own.ancestors().take_while(|group| group.starts_with(mount));
         groups.filter_map(|group| self.left_kib_of(group)).min()
     }
 
-    /// Pages of files count as used by the group, and the kernel takes them back before it refuses memory.
+    /// File pages count as used by the group, but the kernel reclaims them before it refuses
+    /// memory.
     fn left_kib_of(&self, group: &Path) -> Option<u64> {
         let read = |name: &str| fs::read_to_string(group.join(name)).ok();
         let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
-        // Without a limit the file of version 2 has no number, and that of version 1 more than any machine has.
+        // Without a limit, the file of version 2 has no number, and that of version 1 has a number
+        // larger than any memory.
         let (most, current) = (number(self.limit)?, number(self.current)?);
         let statistics = read("memory.stat").unwrap_or_default();
         let of_files = self.of_files.map(|name| field(&statistics, name));
@@ -82,7 +85,7 @@ impl Hierarchy {
     }
 }
 
-/// 0 where it is not there.
+/// 0 if the field does not exist.
 fn field(statistics: &str, name: &str) -> u64 {
     let mut lines = statistics.lines();
     let value = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
@@ -150,7 +153,7 @@ mod tests {
         assert_eq!(left("/a/b"), Some(896));
         group("a/b", "131072\n", "262144\n", "");
         assert_eq!(left("/a/b"), Some(0), "beyond its limit");
-        // The top of a container's groups, under the host's name for it.
+        // The root of a container's groups, under the host's name for it.
         group("", "2097152\n", "1048576\n", "");
         assert_eq!(left("/system.slice/container"), Some(1024));
         assert_eq!(left("/"), Some(1024));

@@ -7,29 +7,30 @@ use std::path::Path;
 
 use crate::rustc;
 
-/// Its owner may change it, and all may run it.
+/// Its owner may change it, and all users may run it.
 const MODE: u32 = 0o755;
 
-/// Puts `program`, which calls [`rustc::stand_in`] first of all, where cargo finds the front. Whatever else lies there is
-/// replaced: the path says how the front compiles, and not which program it is.
+/// Puts `program`, which must first call [`rustc::stand_in`], where cargo finds the front. Anything
+/// else there is replaced: the path depends on how the front compiles, not on which program it is.
 pub fn install(program: &Path, cache: &Path) -> io::Result<()> {
     let path = rustc::path(cache);
-    // It stays where it is the same: cargo compiles everything again for another time of its compiler.
+    // An identical file stays, because cargo compiles everything again if its compiler's time
+    // changes.
     if is_same(program, &path)? {
         return Ok(());
     }
     let folder = path.parent().unwrap_or(cache);
     fs::create_dir_all(folder)?;
-    // Whole or not at all: cargo of another clone may start it at any moment.
+    // A rename, so that the file is complete whenever cargo of another clone starts it.
     let fresh = folder.join(format!("fresh-{}", std::process::id()));
     fs::copy(program, &fresh)?;
     fs::set_permissions(&fresh, fs::Permissions::from_mode(MODE))?;
     fs::rename(fresh, path)
 }
 
-/// Whether a copy of the program lies there, which can be run.
+/// Whether an executable copy of the program is there.
 fn is_same(program: &Path, path: &Path) -> io::Result<bool> {
-    // A link in its place is replaced, and not followed.
+    // A link there is replaced, not followed.
     let there = match fs::symlink_metadata(path) {
         Ok(there) => there,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -47,10 +48,10 @@ mod tests {
 
     use super::*;
 
-    /// The mode of a regular file, besides what may be done with it.
+    /// The mode bits of a regular file, without permissions.
     const FILE: u32 = 0o100_000;
 
-    /// A cache, and the program of a clone.
+    /// A cache, and a clone's program.
     fn places() -> (tempfile::TempDir, PathBuf) {
         let cache = tempfile::tempdir().expect("a folder of this test's own");
         let program = cache.path().join("program");
@@ -58,7 +59,7 @@ mod tests {
         (cache, program)
     }
 
-    /// What the code of a branch wrote there would compile every other clone.
+    /// A program that a branch's code wrote there would compile every other clone.
     #[test]
     fn another_program_in_the_fronts_place_is_replaced() {
         let (cache, program) = places();

@@ -1,10 +1,9 @@
-//! Git, asked about a folder.
+//! Git commands for a folder.
 
 use std::path::Path;
 use std::process::Command;
 
-/// With these in the environment, as a hook has them, git works on the repository that they name in place of
-/// the one that the folder belongs to.
+/// If these variables are set, as in a hook, git works on their repository instead of the folder's.
 const REPOSITORY: [&str; 6] = [
     "GIT_COMMON_DIR",
     "GIT_DIR",
@@ -14,7 +13,7 @@ const REPOSITORY: [&str; 6] = [
     "GIT_WORK_TREE",
 ];
 
-/// Git in a folder, for the repository that the folder belongs to.
+/// Git in a folder, for the folder's repository.
 #[must_use]
 pub fn git(folder: &Path) -> Command {
     let mut command = Command::new("git");

@@ -1,10 +1,10 @@
 //! Which compiled units the last builds used.
 //!
-//! Cargo 1.95 never removes an artefact, and it changes no file of a unit that it finds fresh: neither
-//! names nor times tell an artefact that every build needs from one of a former version. (With the
-//! unstable `-Z mtime-on-use` it would date the fingerprints.) Its messages do tell them apart:
-//! `--message-format=json` names the files of each unit of a build, of fresh ones as well. This module
-//! keeps that in the target folder, as one text file for each [`BuildSet`].
+//! Cargo 1.95 never removes an artefact, and it changes no file of a fresh unit. So neither names nor times
+//! show whether an artefact is still needed or belongs to an old version. (With the unstable
+//! `-Z mtime-on-use` it would update the fingerprints' times.) Its messages do show it: with
+//! `--message-format=json` they name the files of each unit of a build, fresh units too. This module
+//! records that in the target folder, in a text file for each [`BuildSet`].
 //!
 //! ```no_run
 //! # use std::path::Path;
@@ -17,9 +17,9 @@
 //! # }
 //! ```
 //!
-//! The messages are read without a JSON library, because this crate has no dependency: cargo writes one
-//! object for each line, without spaces, and a quotation mark within a string is escaped, so that the
-//! text `"filenames":[` is nothing but that key.
+//! The messages are read without a JSON library, because this crate has no dependencies. Cargo writes one
+//! object per line, without spaces, and escapes quotation marks in strings. So the text `"filenames":[` is
+//! always that key.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -35,22 +35,22 @@ const FOLDER: &str = "alknet-used";
 /// Digits of the hash in the names of a unit's files.
 const HASH_DIGITS: usize = 16;
 
-/// A unit that no build used within this time is left out of the records; its files' times still say when it
-/// was compiled.
+/// A unit that no build used for this long is dropped from the records. Its files' times still show
+/// when it was compiled.
 const KEPT: Duration = Duration::from_secs(90 * 86_400);
 
-/// What a build was made for. The units of each set's last build are needed until its next one.
+/// The purpose of a build. The units of each set's last build are needed until its next build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildSet {
     /// The one binary.
     Binary,
-    /// `alknet-tasks`, which does what the commands say.
+    /// `alknet-tasks`, which does the commands' work.
     Commands,
     /// The program for GPUs.
     Gpu,
-    /// Some of the tests, a benchmark, or anything else that was built by itself: it dates the units
-    /// that it used, and needs none of them later.
+    /// Some tests, a benchmark, or anything else that was built by itself. It updates the times of
+    /// its units, but needs none of them later.
     Part,
     /// Every test program of the workspace.
     Tests,
@@ -64,29 +64,30 @@ pub const NEEDED_SETS: [BuildSet; 4] = [
     BuildSet::Tests,
 ];
 
-/// Everything that cargo makes in one step: one crate compiled in one way, or one run of a build script.
+/// Everything that cargo makes in one step: a crate compiled in one way, or a run of a build
+/// script.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BuildUnit {
     /// Folder of the profile, relative to the target folder: `x86_64-unknown-linux-gnu/release`.
     pub layout: String,
-    /// The hash that its files' names end in.
+    /// The hash at the end of its files' names.
     pub hash: String,
 }
 
-/// The records of one target folder. The caller holds the build lock.
+/// The records of a target folder. The caller holds the build lock.
 #[derive(Clone, Debug)]
 pub struct LastUse {
     target: PathBuf,
 }
 
-/// What the records of all sets say.
+/// The records of all sets together.
 #[derive(Clone, Debug, Default)]
 pub struct UseRecord {
     /// Units of the last build of some set.
     pub needed: HashSet<BuildUnit>,
     /// When each known unit was last used.
     pub last_used: HashMap<BuildUnit, SystemTime>,
-    /// Sets of which no complete build was ever recorded.
+    /// Sets of which no complete build is recorded.
     pub missing: Vec<BuildSet>,
 }
 
@@ -99,16 +100,16 @@ impl LastUse {
         }
     }
 
-    /// Records the units that `messages` name: what one cargo command, or several that make one set,
-    /// wrote with `--message-format=json` or `json-render-diagnostics`. Lines that are no messages are
-    /// passed over. A build that failed counts as [`BuildSet::Part`].
+    /// Records the units in `messages`. These are what one cargo command, or several that make one
+    /// set, wrote with `--message-format=json` or `json-render-diagnostics`. Lines that are not
+    /// messages are skipped. A failed build counts as [`BuildSet::Part`].
     pub fn note(&self, set: BuildSet, messages: &str) -> io::Result<()> {
         self.note_at(set, messages, SystemTime::now())
     }
 
     fn note_at(&self, set: BuildSet, messages: &str, now: SystemTime) -> io::Result<()> {
         let units = UnitFinder::for_target(&self.target).units(messages);
-        // A build that broke off names only some of what it needs.
+        // The messages of a failed build name only some of the units that the set needs.
         let set = if succeeded(messages) {
             set
         } else {
@@ -207,7 +208,7 @@ fn line((unit, last): (&BuildUnit, &UnitUse)) -> String {
     format!("{word} {} {}/{}\n", last.seconds, unit.layout, unit.hash)
 }
 
-/// Lines of another form, of a later version say, are passed over.
+/// Lines in another form, such as a later version's, are skipped.
 fn read(file: &Path) -> io::Result<BTreeMap<BuildUnit, UnitUse>> {
     let text = match fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -232,7 +233,7 @@ fn seconds(time: SystemTime) -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// Whether every command that wrote into `messages` came to a good end.
+/// Whether every command that wrote to `messages` succeeded.
 fn succeeded(messages: &str) -> bool {
     let mut ends = messages
         .lines()
@@ -241,10 +242,10 @@ fn succeeded(messages: &str) -> bool {
     ends.peek().is_some() && ends.all(|line| line.contains("\"success\":true"))
 }
 
-/// Finds the unit that a file belongs to.
+/// Finds the unit of a file.
 struct UnitFinder<'a> {
     target: &'a Path,
-    /// Folders in which a file without a hash was looked for.
+    /// The folders that were searched for files without a hash, with what they contain.
     folders: HashMap<PathBuf, Vec<Artefact>>,
 }
 
@@ -290,7 +291,8 @@ impl<'a> UnitFinder<'a> {
         {
             return vec![unit(&parts[..at], hash)];
         }
-        // LAYOUT/x, which cargo linked to LAYOUT/deps/x-HASH, or LAYOUT/examples/x to its neighbour.
+        // LAYOUT/x, which cargo linked to LAYOUT/deps/x-HASH, or LAYOUT/examples/x to the file
+        // beside it.
         let Some((_, folder)) = parts.split_last() else {
             return Vec::new();
         };
@@ -303,8 +305,8 @@ impl<'a> UnitFinder<'a> {
         hashes.iter().map(|hash| unit(layout, hash)).collect()
     }
 
-    /// The hashes of the files that `file` may have been linked to: the one it is the same file as, or,
-    /// where the file system knows no links and cargo made a copy, all that have its name.
+    /// The hashes of the files that `file` may be linked to: the same file, or, if the file system
+    /// has no links and cargo made a copy, all with its name.
     fn origins(&mut self, file: &Path, folder: PathBuf) -> Vec<String> {
         let Ok(data) = fs::metadata(file) else {
             return Vec::new();
@@ -319,7 +321,7 @@ impl<'a> UnitFinder<'a> {
             .iter()
             .filter(|artefact| artefact.device_and_inode == own)
             .collect();
-        // By the file and not by its name, where a link shows it: two versions have the same name.
+        // The inode decides before the name, because two versions have the same name.
         if !linked.is_empty() {
             return linked.iter().filter_map(hash).collect();
         }
@@ -332,7 +334,7 @@ impl<'a> UnitFinder<'a> {
     }
 }
 
-/// The files of a folder of artefacts; none when it cannot be read.
+/// The files of an artefacts folder. Empty if it cannot be read.
 fn artefacts(folder: &Path) -> Vec<Artefact> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let artefact = |entry: fs::DirEntry| {
@@ -347,8 +349,7 @@ fn artefacts(folder: &Path) -> Vec<Artefact> {
     entries.filter_map(artefact).collect()
 }
 
-/// The files that a line of messages names: those of an artefact, or the folder that a build script
-/// wrote to.
+/// The files that a message names: those of an artefact, or a build script's output folder.
 fn files(line: &str) -> Vec<String> {
     if line.starts_with("{\"reason\":\"compiler-artifact\"") {
         return after(line, "\"filenames\":[").map_or_else(Vec::new, strings);
@@ -364,7 +365,7 @@ fn after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_once(key).map(|(_, rest)| rest)
 }
 
-/// The strings of an array, from behind its bracket.
+/// The strings of an array, from after its bracket.
 fn strings(mut json: &str) -> Vec<String> {
     let mut found = Vec::new();
     while let Some((text, rest)) = string(json) {
@@ -374,7 +375,8 @@ fn strings(mut json: &str) -> Vec<String> {
     found
 }
 
-/// The string that `json` begins with, and what follows it. Paths need no other escapes than these.
+/// The string at the start of `json`, and the rest after it. Paths need no other escapes than
+/// these.
 fn string(json: &str) -> Option<(String, &str)> {
     let body = json.strip_prefix('"')?;
     let mut text = String::new();
@@ -383,7 +385,8 @@ fn string(json: &str) -> Option<(String, &str)> {
         match letter {
             '"' => return Some((text, &body[at + 1..])),
             '\\' => match rest.next()?.1 {
-                // Paths have no other escapes; a line with one is not understood rather than misread.
+                // Paths have no other escapes. A line with another one is skipped rather than
+                // misread.
                 escaped @ ('"' | '\\' | '/') => text.push(escaped),
                 _ => return None,
             },
@@ -402,7 +405,7 @@ mod tests {
     const ONE: &str = "1111111111111111";
     const TWO: &str = "2222222222222222";
 
-    /// A target folder that is gone when dropped.
+    /// A target folder that is removed on drop.
     struct TestTargetFolder(PathBuf);
 
     impl TestTargetFolder {
@@ -510,7 +513,7 @@ mod tests {
         let message = target.message(&["release/my-tool"]) + FINISHED;
         target.note(BuildSet::Binary, &message);
         assert_eq!(target.needed(), [format!("release/{TWO}")]);
-        // A copy may be of either.
+        // A copy may be of either version.
         fs::remove_file(file("my-tool")).expect("ours");
         fs::write(file("my-tool"), TWO).expect("writable");
         fs::write(file(&format!("deps/my_tool_too-{ONE}")), "").expect("writable");
@@ -569,7 +572,7 @@ mod tests {
         );
         assert!(strings("]").is_empty() && strings("").is_empty());
         assert_eq!(string("\"open"), None);
-        // The key within a string is no key.
+        // The key inside a string does not count.
         let line = r#"{"reason":"compiler-artifact","target":{"name":"\"filenames\":[\"/x\"]"},"filenames":["/y"]}"#;
         assert_eq!(files(line), ["/y"]);
         assert!(files("{\"reason\":\"compiler-message\",\"filenames\":[\"/x\"]}").is_empty());

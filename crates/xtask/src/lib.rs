@@ -1,7 +1,8 @@
-//! What must hold before any command can run: system packages, one shared build folder, the binaries.
+//! What every command needs before it runs: system packages, the shared build folder, and the
+//! programs.
 //!
-//! This crate uses the standard library only, so that `cargo xtask` starts within seconds of a fresh
-//! clone. What the commands then do lives in `alknet-tasks`, which this crate builds and starts.
+//! This crate uses only the standard library, so that `cargo xtask` starts within seconds in a
+//! fresh clone. The commands' work is in `alknet-tasks`, which this crate builds and starts.
 
 pub mod cache;
 mod cgroup;

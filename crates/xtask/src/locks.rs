@@ -1,21 +1,21 @@
-//! Locks on files in the cache, which hold as long as a process has the file open.
+//! Locks on files in the cache. A lock lasts as long as a process has the file open.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Whether other processes may hold a lock at the same time.
+/// Whether other processes may hold the lock at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// With every process that takes it so.
+    /// With every other process that takes it shared.
     Shared,
     /// With no other process.
     Exclusive,
 }
 
-/// Takes the lock on the file at `path`, which is made when it is not there. `waiting` is called once,
-/// with what the file says, before this waits for another process.
+/// Takes the lock on the file at `path`, and creates the file if needed. Before this waits for
+/// another process, `waiting` is called once with the file's text.
 pub fn take(path: &Path, sharing: Sharing, waiting: impl FnOnce(&str)) -> io::Result<File> {
     let mut waiting = Some(waiting);
     loop {
@@ -26,7 +26,7 @@ pub fn take(path: &Path, sharing: Sharing, waiting: impl FnOnce(&str)) -> io::Re
             .create(true)
             .truncate(false)
             .open(path)?;
-        // First without waiting, to show who holds it.
+        // The first try does not wait, so that the user sees which process holds the lock.
         let tried = match sharing {
             Sharing::Shared => file.try_lock_shared(),
             Sharing::Exclusive => file.try_lock(),
@@ -46,7 +46,8 @@ pub fn take(path: &Path, sharing: Sharing, waiting: impl FnOnce(&str)) -> io::Re
                 }
             }
         }
-        // A file that was deleted meanwhile excludes no process that opens the path now.
+        // If the file was deleted meanwhile, its lock does not exclude a process that opens the
+        // path now.
         if is_at(&file, path)? {
             return Ok(file);
         }
@@ -92,7 +93,8 @@ mod tests {
             fs::remove_dir_all(folder.join("cache")).expect("ours");
             let third = take(&path, Sharing::Exclusive, |_| {}).expect("the path is free");
             drop(first);
-            // Time in which the second, which waited for the old file, could take that for the lock.
+            // Long enough that the second thread, which waited for the old file, could mistake it
+            // for the lock.
             thread::sleep(Duration::from_millis(300));
             released.store(true, Ordering::SeqCst);
             drop(third);

@@ -1,4 +1,4 @@
-//! `cargo xtask COMMAND`: gets the machine ready, builds `alknet-tasks`, and becomes it.
+//! `cargo xtask COMMAND`: prepares the machine, builds `alknet-tasks`, and becomes it.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -15,7 +15,7 @@ use xtask::progress::{self, Board, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
 use xtask::{cache, front, rustc};
 
-/// The program that does what the commands say.
+/// The program that does the commands' work.
 const TASKS: &str = "alknet-tasks";
 
 const HELP: &str = "\
@@ -42,7 +42,7 @@ the machine that `up` keeps.";
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    // Before all else: cargo starts this program under another name in the place of the compiler.
+    // This comes first, because cargo starts this program under another name as the compiler.
     if let Some(text) = rustc::stand_in() {
         eprintln!("{text}");
         return ExitCode::from(EXIT_USAGE);
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// Returns only when something is wrong, with what it is.
+/// Returns only on an error, with its text.
 fn run(arguments: &[String]) -> String {
     let memory = MemoryWatch::watch();
     match prepare(arguments) {
@@ -76,7 +76,7 @@ fn run(arguments: &[String]) -> String {
     }
 }
 
-/// Runs cargo in the mirror, where what the commands compiled is found again, and brings back what it
+/// Runs cargo in the mirror, where it finds what the commands compiled, and copies back what it
 /// changed there.
 fn cargo(arguments: &[String]) -> Result<ExitCode, String> {
     let workspace = Workspace::new(&clone_root()?, &cache::folder()?)?;
@@ -99,14 +99,14 @@ fn cargo(arguments: &[String]) -> Result<ExitCode, String> {
     let lock = claim(&workspace)?;
     let status = workspace.cargo(subcommand).args(rest).status();
     let status = status.map_err(|error| format!("cannot run cargo: {error}"))?;
-    // Whether cargo succeeded or not: it may have written its lock file before it failed.
+    // Even if cargo failed: it may have written its lock file before.
     bring_back(&workspace, &lock)?;
     drop(lock);
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(1)))
 }
 
-/// Whether cargo would delete the build folder. Options, and the name of a toolchain, may come first.
+/// Whether cargo would delete the build folder. Options and a toolchain's name may come first.
 fn is_clean(arguments: &[String]) -> bool {
     let mut words = arguments
         .iter()
@@ -121,34 +121,35 @@ fn bring_back(workspace: &Workspace, lock: &BuildLock) -> Result<(), String> {
     Ok(())
 }
 
-/// Which packages a command needs. One that is not known gets to say so with the fewest.
+/// Which packages a command needs. An unknown command reports itself with the fewest.
 ///
-/// A cache without a kernel or without a driver belongs to a first start: what compiles them is installed while
-/// `alknet-tasks` is built. Later they are compiled only after a change of theirs, and the step that compiles one
-/// installs what is missing. So does the step that fetches something of npm's registry: Debian's npm is 350 packages,
-/// and what it fetches stays in the cache. A user who is not root installs all of it at once: the message at the start
-/// names it.
+/// A cache without a kernel or without a driver means a first start. Then what compiles them is
+/// installed while `alknet-tasks` is built. Later they are compiled only when their inputs change,
+/// and the step that compiles one installs what is missing. The same holds for the step that
+/// fetches from npm's registry: Debian's npm is 350 packages, and what it fetches stays in the
+/// cache. A user who is not root installs everything at once, since the message at the start lists
+/// it.
 fn purpose_of(command: &str, cache: &Path, is_root: bool) -> PackagePurpose {
     let test = matches!(command, "bench" | "setup" | "soak" | "test");
     PackagePurpose {
-        // What only compiling needs is not installed where nothing is to be compiled.
+        // Packages only for compiling are not installed if nothing will be compiled.
         compile: command == "setup" || !cache::has_kernel_and_driver(cache),
         test,
         npm: command == "setup" || (test && !is_root),
     }
 }
 
-/// What stands when `alknet-tasks` can start.
+/// What is ready when `alknet-tasks` can start.
 struct PreparedWorkspace {
     workspace: Workspace,
     steps: Vec<StepTime>,
-    /// Released when this process becomes `alknet-tasks`, and not before: until then no other clone
-    /// puts its own in the same place.
+    /// Released when this process becomes `alknet-tasks`. Until then no other clone can overwrite
+    /// the program.
     _lock: BuildLock,
 }
 
-/// Installs packages and builds `alknet-tasks`, both at once: one waits for downloads, the other for
-/// the processor.
+/// Installs packages and builds `alknet-tasks` at the same time, because one waits for downloads
+/// and the other for the processor.
 fn prepare(arguments: &[String]) -> Result<PreparedWorkspace, String> {
     let workspace = Workspace::new(&clone_root()?, &cache::folder()?)?;
     let cache = workspace.cache();
@@ -179,7 +180,7 @@ fn prepare(arguments: &[String]) -> Result<PreparedWorkspace, String> {
         Ok::<_, String>(steps)
     })?;
     drop(board);
-    // Cargo writes its lock file when a manifest was edited.
+    // Cargo writes its lock file after a manifest was edited.
     bring_back(&workspace, &lock)?;
     Ok(PreparedWorkspace {
         workspace,
@@ -188,7 +189,7 @@ fn prepare(arguments: &[String]) -> Result<PreparedWorkspace, String> {
     })
 }
 
-/// Takes the build folder, with the compiler's front in its place.
+/// Takes the build folder, and installs the compiler's front.
 fn claim(workspace: &Workspace) -> Result<BuildLock, String> {
     let lock = workspace.claim()?;
     for file in lock.left_out() {
@@ -204,7 +205,7 @@ fn claim(workspace: &Workspace) -> Result<BuildLock, String> {
     Ok(lock)
 }
 
-/// Cargo tells a program it runs where its package lies.
+/// Cargo passes its package's folder to a program that it runs.
 fn clone_root() -> Result<PathBuf, String> {
     let package = env::var_os("CARGO_MANIFEST_DIR")
         .ok_or("run this as `cargo xtask COMMAND` inside the clone")?;
@@ -222,7 +223,7 @@ fn hand_over(prepared: &PreparedWorkspace, arguments: &[String], memory: &Memory
             progress::encode_steps(&prepared.steps),
         )
         .envs(memory.encoded().map(|seen| (memory::MEMORY_VARIABLE, seen)))
-        // The same process goes on, so that a signal of the terminal reaches one program alone.
+        // The same process continues, so that only one program gets the terminal's signals.
         .exec();
     format!("cannot start {}: {error}", program.display())
 }

@@ -1,4 +1,5 @@
-//! How much of the machine's memory a command takes, from the front on, and how many compilers there is memory for.
+//! How much of the machine's memory a command uses, from the front on, and how many compilers fit
+//! into memory.
 
 use std::env;
 use std::fmt::Write as _;
@@ -10,39 +11,40 @@ use std::time::Duration;
 
 use crate::cgroup;
 
-/// Memory in GiB that `up` and `test` promise to stay below: with 16 GiB in a machine, the rest is for
-/// the system and what else runs on it.
+/// Memory in GiB that `up` and `test` promise to stay below. Of a machine's 16 GiB, the rest is for
+/// the system and other programs.
 const MEMORY_GIB_MAX: u32 = 12;
 
 /// The same in KiB.
 const MEMORY_KIB_MAX: u64 = (MEMORY_GIB_MAX as u64) << 20;
 
-/// How often memory is looked at.
+/// How often memory use is read.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Memory that a job of a compiler is counted with. A round number: few units take more, and not all at the same time.
+/// Memory that counts for one compiler job. A round number: few units use more, and not all at the
+/// same time.
 const JOB_KIB: u64 = 1 << 20;
 
-/// Jobs of a build where there is memory for all of a first start with so many, and where there is less.
+/// Minimal jobs of a build: if memory suffices for a first start with two each, and if not.
 const JOBS_MIN: usize = 2;
 const JOBS_MIN_SHORT: usize = 1;
 
-/// A first start with two jobs for each of its three builds was seen to take 3.3 GiB.
+/// A first start with two jobs for each of its three builds used 3.3 GiB.
 const FIRST_START_KIB: u64 = 4 << 20;
 
-/// Memory that a test is counted with which computes, and that all machines of tests have at the most (`ALL_MIB` of
-/// `qemu`): half of what there is, where that is less.
+/// Memory that counts for a test that computes, and the most that all machines of tests use
+/// (`ALL_MIB` of `qemu`), or half of all memory if that is less.
 const TEST_KIB: u64 = 256 << 10;
 const MACHINES_KIB_MAX: u64 = 4 << 20;
 
-/// Programs whose tests compute that run at a time.
+/// How many programs whose tests compute run at a time.
 const PROGRAMS_AT_ONCE: u64 = 2;
 
-/// What the system says of its memory.
+/// Where the system reports its memory.
 const MEMINFO: &str = "/proc/meminfo";
 
-/// Environment variable through which the front tells `alknet-tasks` what it saw: KiB that were in use before the
-/// command, a colon, and the most KiB beyond that.
+/// Environment variable with which the front passes its result to `alknet-tasks`: KiB in use before
+/// the command, a colon, and the most KiB beyond that.
 pub const MEMORY_VARIABLE: &str = "ALKNET_MEMORY_KIB";
 
 /// Watches how much of the machine's memory is in use, until it is dropped.
@@ -55,18 +57,18 @@ pub struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    /// Begins to watch. Memory that is in use now is the baseline.
+    /// Starts watching. Memory in use now is the baseline.
     #[must_use]
     pub fn watch() -> Self {
         Self::from(read_in_use_kib(), 0)
     }
 
-    /// Goes on where the front left off, with its baseline; without a front, begins.
+    /// Continues from the front's numbers and baseline, or starts watching if there is no front.
     #[must_use]
     pub fn go_on() -> Self {
-        let told = env::var(MEMORY_VARIABLE).ok();
-        let told = told.as_deref().and_then(decode);
-        told.map_or_else(Self::watch, |(before, most)| Self::from(Some(before), most))
+        let seen = env::var(MEMORY_VARIABLE).ok();
+        let seen = seen.as_deref().and_then(decode);
+        seen.map_or_else(Self::watch, |(before, most)| Self::from(Some(before), most))
     }
 
     fn from(before_kib: Option<u64>, most_kib: u64) -> Self {
@@ -78,7 +80,7 @@ impl MemoryWatch {
                 while !ended.load(Ordering::Relaxed) {
                     let beyond = beyond_kib(before_kib, read_in_use_kib());
                     most_kib.fetch_max(beyond, Ordering::Relaxed);
-                    // Woken at the end: a sleep would hold the command up.
+                    // Unparked at the end, because a sleep would delay the command.
                     thread::park_timeout(LOOK_EVERY);
                 }
             })
@@ -91,19 +93,20 @@ impl MemoryWatch {
         }
     }
 
-    /// What was seen so far, for [`MEMORY_VARIABLE`]; nothing where the system does not say what is in use.
+    /// The numbers so far, for [`MEMORY_VARIABLE`]. `None` if the system does not report memory
+    /// use.
     #[must_use]
     pub fn encoded(&self) -> Option<String> {
         let most = self.most_kib.load(Ordering::Relaxed);
         self.before_kib.map(|before| format!("{before}:{most}"))
     }
 
-    /// Most memory in use so far beyond what was at the beginning, in GiB.
+    /// The most memory in use so far beyond the baseline, in GiB.
     fn most_gib(&self) -> f64 {
         self.most_kib.load(Ordering::Relaxed) as f64 / f64::from(1 << 20)
     }
 
-    /// The most memory that was in use beyond the baseline, with a warning where it passes 12 GiB.
+    /// The most memory that was in use beyond the baseline, with a warning if it exceeds 12 GiB.
     #[must_use]
     pub fn report(&self) -> String {
         describe(self.most_gib())
@@ -115,13 +118,13 @@ impl Drop for MemoryWatch {
         self.ended.store(true, Ordering::Relaxed);
         if let Some(watching) = self.watching.take() {
             watching.thread().unpark();
-            // It panics nowhere, and what it saw is kept already.
+            // The thread does not panic, and what it saw is already stored.
             let _ = watching.join();
         }
     }
 }
 
-/// Reads what [`MemoryWatch::encoded`] wrote.
+/// Reads the output of [`MemoryWatch::encoded`].
 fn decode(text: &str) -> Option<(u64, u64)> {
     let (before, most) = text.split_once(':')?;
     Some((before.parse().ok()?, most.parse().ok()?))
@@ -139,7 +142,7 @@ fn describe(gib: f64) -> String {
     text
 }
 
-/// What is in use beyond what was before; nothing where one of the two cannot be read.
+/// Memory in use now beyond that before. 0 if one of the two is unknown.
 fn beyond_kib(before: Option<u64>, now: Option<u64>) -> u64 {
     let both = before.zip(now);
     both.map_or(0, |(before, now)| now.saturating_sub(before))
@@ -149,32 +152,33 @@ fn read_in_use_kib() -> Option<u64> {
     in_use_kib(&fs::read_to_string(MEMINFO).ok()?, cgroup::left_kib())
 }
 
-/// Memory that programs could not have, in KiB: all but what is [available](available_of).
+/// Memory that programs could not get, in KiB: all except the [available](available_of).
 fn in_use_kib(meminfo: &str, left_kib: Option<u64>) -> Option<u64> {
     let total = field(meminfo, "MemTotal:")?;
     Some(total.saturating_sub(available_of(meminfo, left_kib)?))
 }
 
-/// Memory that programs could have without swapping, in KiB; nothing where the system does not say it.
+/// Memory that programs could get without swapping, in KiB. `None` if the system does not report
+/// it.
 #[must_use]
 pub fn available_kib() -> Option<u64> {
     available_of(&fs::read_to_string(MEMINFO).ok()?, cgroup::left_kib())
 }
 
-/// What proc_meminfo(5) calls available, and no more than control groups leave, where they have a limit.
+/// What proc_meminfo(5) calls available, limited to what control groups leave.
 fn available_of(meminfo: &str, left_kib: Option<u64>) -> Option<u64> {
     let available = field(meminfo, "MemAvailable:")?;
     Some(left_kib.map_or(available, |left| left.min(available)))
 }
 
-/// What a command may take of the memory that is available: the rest of a large machine is others'.
+/// How much of the available memory a command may use. The rest of a large machine is for others.
 fn bounded_kib(available_kib: Option<u64>) -> u64 {
     available_kib.map_or(MEMORY_KIB_MAX, |kib| kib.min(MEMORY_KIB_MAX))
 }
 
-/// How many jobs each of `builds` starts that compile at the same time: one for each processor, and not more of all together
-/// than there are GiB of memory, twelve at the most. Each has two all the same, which is what two processors always had, or
-/// one where memory is short.
+/// How many jobs each of `builds` starts, if they compile at the same time: one per processor, and
+/// for all builds together at most one per GiB of memory, and at most twelve. But each has at least
+/// two, as two processors always had, or one if memory is short.
 #[must_use]
 pub fn jobs(builds: usize) -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -191,8 +195,8 @@ fn jobs_of(processors: usize, available_kib: Option<u64>, builds: usize) -> usiz
     processors.min((jobs / builds.max(1)).max(least))
 }
 
-/// Processors that a run of the tests counts with: those of the machine, and no more than there is memory for. Two programs
-/// at a time have a test for each of them, beside the machines of others.
+/// Processors that a test run assumes: those of the machine, limited by memory. Two programs at a
+/// time each run a test per processor, beside the machines of other tests.
 #[must_use]
 pub fn test_processors() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -221,7 +225,7 @@ mod tests {
         assert_eq!(in_use_kib(text, None), Some(4));
         assert_eq!(in_use_kib("MemTotal: 24 kB\nMemFree: 3 kB\n", None), None);
         assert_eq!(in_use_kib("", None), None);
-        // What a container may not have is in use, by whatever process.
+        // What a container may not use counts as in use.
         assert_eq!(in_use_kib(text, Some(5)), Some(19));
         assert_eq!(in_use_kib(text, Some(500)), Some(4));
         assert_eq!(beyond_kib(Some(4), Some(9)), 5);
@@ -244,7 +248,7 @@ mod tests {
         for memory in [Some(0), gib(1), gib(3)] {
             assert_eq!(jobs_of(64, memory, 3), 1, "{memory:?}");
         }
-        // All builds together, however many processors and however much memory a machine has.
+        // The limit is for all builds together, whatever processors and memory a machine has.
         for builds in 1..=3 {
             for memory in [gib(12), gib(13), gib(60), gib(1000), None] {
                 let all = jobs_of(64, memory, builds) * builds;
@@ -303,7 +307,7 @@ mod tests {
         assert_eq!(decode("1000:5242880"), Some((1000, 5 << 20)));
         assert_eq!(decode("1000"), None);
         assert_eq!(decode("a:b"), None);
-        // Its baseline goes on as well: what was compiled since is in use beyond it.
+        // Its baseline is kept too: what was compiled since is in use beyond it.
         let next = MemoryWatch::from(Some(0), 0);
         let seen = (0..1000).any(|_| {
             thread::sleep(LOOK_EVERY / 50);

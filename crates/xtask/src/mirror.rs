@@ -1,9 +1,9 @@
-//! The mirror: one folder in the cache with the content of the clone that builds.
+//! The mirror: a folder in the cache with the content of the clone that builds.
 //!
-//! Cargo names what it compiles by the folder of the package and judges its age by the times of its
-//! files. Compiled in place, each clone would compile everything once more. So every clone is copied,
-//! by content, into one folder, and cargo runs there: a file that is the same keeps its time, and what
-//! was compiled for one clone is good for the next.
+//! Cargo identifies what it compiles by the package's folder, and judges its age by file times. If
+//! each clone compiled in place, it would compile everything again. So every clone is copied, by
+//! content, into one folder, and cargo runs there. An identical file keeps its time, and the next
+//! clone can use what was compiled for another.
 
 mod bring_back;
 #[cfg(test)]
@@ -24,19 +24,19 @@ use crate::git::git;
 
 pub use self::bring_back::{BringBackResult, bring_back};
 
-/// Files that the build itself writes into the mirror; no clone has them.
+/// Files that the build writes into the mirror, and that no clone has.
 const GENERATED: [&str; 1] = ["compute/driver/linked-drivers"];
 
 /// Folders that are never copied from a clone without git.
 const OUTPUTS: [&str; 2] = [".git", "target"];
 
-/// A file that git does not track and that is larger is no source: an image, or a disk of a machine.
+/// A larger untracked file is not a source, but an image or a machine's disk.
 pub const LARGEST_UNTRACKED: u64 = 16 << 20;
 
-/// The mirror may hold untracked files that only their owner may read.
+/// The mirror may contain untracked files that only their owner may read.
 const MIRROR_MODE: u32 = 0o700;
 
-/// How much of a file is in memory.
+/// How many bytes of a file are in memory.
 const CHUNK: usize = 64 << 10;
 
 /// How many files a [`sync`] changed.
@@ -55,7 +55,7 @@ pub struct SyncResult {
     pub changes: MirrorChanges,
     /// Files that were too large to be copied.
     pub left_out: Vec<PathBuf>,
-    /// The files of both folders then.
+    /// The files of both folders afterwards.
     pub record: MirrorRecord,
 }
 
@@ -66,7 +66,7 @@ pub struct MirrorRecord {
     mirror: BTreeMap<PathBuf, FileStamp>,
 }
 
-/// Differs when a file was written in between.
+/// Differs if the file was written in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     inode: u64,
@@ -86,9 +86,9 @@ impl FileStamp {
     }
 }
 
-/// Makes `mirror` hold what `clone` holds: tracked files and untracked ones that git does not ignore,
-/// except what lies below `cache` or below a symbolic link. Files with the same content are not touched; the others are dated
-/// later than `newest`, the time of the newest artefact.
+/// Makes `mirror` contain the files of `clone`: tracked files, and untracked ones that git does not
+/// ignore, but nothing in `cache` or below a symbolic link. Identical files are not touched. The
+/// others get a time after `newest`, the time of the newest artefact.
 pub fn sync(
     clone: &Path,
     mirror: &Path,
@@ -103,14 +103,14 @@ pub fn sync(
     let date = date_after(newest);
     for (file, data) in files {
         let (from, to) = (clone.join(&file), mirror.join(&file));
-        // A link in the mirror would have files written outside of it.
+        // Through a link in the mirror, files would be written outside of it.
         if is_below_link(mirror, &file) {
             let error = io::Error::other("a folder above it is a symbolic link");
             return Err(named(&to, &error));
         }
         let copied = copy(&from, &to, Some(date)).map_err(|error| named(&from, &error))?;
         synced.changes.written += usize::from(copied);
-        // After the copy: what cargo changes later differs from this.
+        // Read after the copy, so that what cargo changes later differs from it.
         let there = fs::symlink_metadata(&to)?;
         synced
             .record
@@ -124,8 +124,8 @@ pub fn sync(
     Ok(synced)
 }
 
-/// The time of a file that is written now: cargo compiles a source again when it is later than what was
-/// made of it, which a clock that was set back since would prevent.
+/// The time for a file that is written now. Cargo compiles a source again if it is newer than its
+/// artefact, and a clock that was set back must not prevent that.
 fn date_after(newest: SystemTime) -> SystemTime {
     let now = SystemTime::now();
     if now > newest {
@@ -157,7 +157,7 @@ fn files_of(
         Some(listed) => listed,
         None => {
             let mut listed = CheckoutFiles::default();
-            // Without git everything counts that is no output, such as in an unpacked archive.
+            // Without git, such as in an unpacked archive, every file that is not an output counts.
             walk(clone, clone, inner.as_deref(), &mut listed.untracked)?;
             listed
         }
@@ -169,16 +169,16 @@ fn files_of(
         if inner.as_ref().is_some_and(|inner| file.starts_with(inner)) {
             continue;
         }
-        // Git goes on listing the files of a tracked folder whose place a link has taken. What the link leads to is
-        // not the clone's.
+        // If a link replaced a tracked folder, git still lists the folder's files, but what the
+        // link leads to is not part of the clone.
         if is_below_link(clone, &file) {
             continue;
         }
-        // Git also lists files that were deleted and not yet committed as such.
+        // Git also lists files that were deleted without a commit.
         let Ok(data) = fs::symlink_metadata(clone.join(&file)) else {
             continue;
         };
-        // To open a pipe would wait for a writer.
+        // Opening a pipe would wait for a writer.
         if !data.is_file() && !data.is_symlink() {
             continue;
         }
@@ -200,7 +200,7 @@ fn is_below_link(root: &Path, file: &Path) -> bool {
     })
 }
 
-/// Where the cache lies in the clone, if it does.
+/// The cache's path in the clone, if it is in it.
 fn cache_within(clone: &Path, cache: &Path) -> Option<PathBuf> {
     let (clone, cache) = (fs::canonicalize(clone).ok()?, fs::canonicalize(cache).ok()?);
     let inner = cache.strip_prefix(clone).ok()?;
@@ -213,8 +213,8 @@ struct CheckoutFiles {
     untracked: BTreeSet<PathBuf>,
 }
 
-/// `None` for a folder that is no checkout, or where there is no git. That git cannot read a checkout is
-/// an error: without its list every ignored file would be copied.
+/// `None` for a folder that is not a checkout, or without git. A checkout that git cannot read is
+/// an error: without its list, every ignored file would be copied.
 fn listed_by_git(clone: &Path) -> io::Result<Option<CheckoutFiles>> {
     if fs::symlink_metadata(clone.join(".git")).is_err() {
         return Ok(None);
@@ -230,21 +230,21 @@ fn listed_by_git(clone: &Path) -> io::Result<Option<CheckoutFiles>> {
 
 fn list(clone: &Path, arguments: &[&str]) -> io::Result<BTreeSet<PathBuf>> {
     let output = git(clone)
-        // With zeros between them, since a name may have a line end.
+        // Separated by zeros, because a name may contain a line end.
         .args(["ls-files", "-z"])
         .args(arguments)
         .output()?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(io::Error::other(format!(
             "git cannot list its files: {}",
-            said.trim()
+            stderr.trim()
         )));
     }
     Ok(paths_in(output.stdout))
 }
 
-/// What git writes with `-z`.
+/// The paths that git writes with `-z`.
 fn paths_in(output: Vec<u8>) -> BTreeSet<PathBuf> {
     let names = output.split(|byte| *byte == 0);
     names
@@ -253,7 +253,7 @@ fn paths_in(output: Vec<u8>) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// Every file below `folder` but outputs and what lies below `without`, which is relative to `root`.
+/// Every file in `folder` except outputs and what is below `without`, which is relative to `root`.
 fn walk(
     root: &Path,
     folder: &Path,
@@ -276,7 +276,8 @@ fn walk(
     Ok(())
 }
 
-/// Removes what is not among `files`, and folders that are empty then; how many files went.
+/// Removes files that are not in `files`, and folders that become empty. Returns the number of
+/// files.
 fn remove_others(mirror: &Path, folder: &Path, files: &BTreeSet<&Path>) -> io::Result<usize> {
     let mut removed = 0;
     for entry in fs::read_dir(folder)? {
@@ -285,7 +286,8 @@ fn remove_others(mirror: &Path, folder: &Path, files: &BTreeSet<&Path>) -> io::R
         let relative = path.strip_prefix(mirror).unwrap_or(&path);
         if entry.file_type()?.is_dir() {
             removed += remove_others(mirror, &path, files)?;
-            // A file or a link of the clone may have taken the folder's name: what the build generated in it goes, too.
+            // If the clone now has a file or link of the folder's name, what the build generated in
+            // the folder is removed too.
             if files.contains(relative) {
                 fs::remove_dir_all(&path)?;
             } else if fs::read_dir(&path)?.next().is_none() {
@@ -301,7 +303,7 @@ fn remove_others(mirror: &Path, folder: &Path, files: &BTreeSet<&Path>) -> io::R
     Ok(removed)
 }
 
-/// Copies a file when its content, its mode or its kind differs; whether it did. A regular file gets
+/// Copies a file if its content, mode or kind differs. Returns whether it did. A regular file gets
 /// the time `date`.
 fn copy(from: &Path, to: &Path, date: Option<SystemTime>) -> io::Result<bool> {
     let data = fs::symlink_metadata(from)?;
@@ -309,13 +311,14 @@ fn copy(from: &Path, to: &Path, date: Option<SystemTime>) -> io::Result<bool> {
         return Ok(false);
     }
     to.parent().map_or(Ok(()), fs::create_dir_all)?;
-    // Beside the old file and then in its place, which a full disk or a signal leaves as it is.
+    // Written beside the old file and then renamed, so that a full disk or a signal leaves the old
+    // one.
     let mut name = OsString::from(".alknet-copy-");
     name.push(std::process::id().to_string());
     let fresh = to.with_file_name(name);
     let made = make(from, &data, &fresh, date).and_then(|()| fs::rename(&fresh, to));
     if made.is_err() {
-        // It may not have been made at all.
+        // The file may not have been created.
         let _ = fs::remove_file(&fresh);
     }
     made.map(|()| true)
@@ -343,7 +346,7 @@ fn make(from: &Path, data: &Metadata, fresh: &Path, date: Option<SystemTime>) ->
         }
         file.write_all(&chunk[..read])?;
     }
-    // The mask of this process may have taken bits away.
+    // The umask of this process may have cleared bits.
     file.set_permissions(data.permissions())?;
     date.map_or(Ok(()), |date| file.set_modified(date))
 }
@@ -358,7 +361,7 @@ fn is_same(from: &Path, data: &Metadata, to: &Path) -> io::Result<bool> {
     }
     let alike =
         there.is_file() && there.len() == data.len() && there.permissions() == data.permissions();
-    // Cheap differences first: most files that differ do so in length.
+    // Cheap checks first, since most files that differ do so in length.
     if !alike {
         return Ok(false);
     }
@@ -375,7 +378,7 @@ fn is_same(from: &Path, data: &Metadata, to: &Path) -> io::Result<bool> {
     }
 }
 
-/// Opens a regular file. What took its place since it was listed may be a pipe.
+/// Opens a regular file. Since it was listed, a pipe may have replaced it.
 fn open(path: &Path) -> io::Result<File> {
     let kind = fs::symlink_metadata(path)?.file_type();
     if kind.is_fifo() || kind.is_socket() {
@@ -384,7 +387,7 @@ fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// Fills `chunk` unless the file ends before; how much was read.
+/// Fills `chunk` unless the file ends before. Returns how many bytes were read.
 fn read_full(file: &mut File, chunk: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < chunk.len() {

@@ -1,19 +1,20 @@
-//! Who can change a folder: this user and root alone, or others as well.
+//! Which users can change a folder: only this user and root, or others as well.
 
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Root's number. Root can change every folder.
+/// Root's user ID. Root can change every folder.
 const ROOT: u32 = 0;
 
-/// Writing by all users, and by the group, in a file's mode.
+/// Write permission for all users, and for the group, in a file's mode.
 const ALL_WRITE: u32 = 0o002;
 const GROUP_WRITES: u32 = 0o020;
 
-/// What cargo and rustup read in the folder they run in and in every folder above it, regardless of its owner. Cargo's
-/// settings name programs that it starts in the compiler's place; rustup's name the folder of a toolchain.
+/// What cargo and rustup read in their working folder and every folder above it, regardless of its
+/// owner. Cargo's settings name programs that it starts instead of the compiler, and rustup's name
+/// a toolchain's folder.
 const SETTINGS: [&str; 5] = [
     ".cargo",
     ".cargo/config",
@@ -34,23 +35,24 @@ pub(crate) struct Users {
 
 impl Users {
     pub(crate) fn of_system() -> io::Result<Self> {
-        // A list that is not there names no private group.
+        // If a list is missing, no group counts as private.
         let list = |path: &str| fs::read_to_string(path).unwrap_or_default();
         Ok(Self {
-            // It belongs to the user of this process.
+            // This file belongs to the process's user.
             own: fs::metadata("/proc/self")?.uid(),
             users: list("/etc/passwd"),
             groups: list("/etc/group"),
         })
     }
 
-    /// Why a user other than this one and root can have changed a file or folder, where one can.
+    /// Why a user other than this one and root can have changed a file or folder. `None` if none
+    /// can.
     pub(crate) fn others_change(&self, about: &Metadata) -> Option<&'static str> {
         let (mode, owner) = (about.mode(), about.uid());
         if owner != self.own && owner != ROOT {
             Some("belongs to another user")
         } else if mode & ALL_WRITE != 0 {
-            // The sticky bit keeps others from replacing what is there, and not from adding to it.
+            // The sticky bit prevents others from replacing files, but not from adding some.
             Some("can be written by all users")
         } else if mode & GROUP_WRITES != 0 && !self.is_private(about.gid()) {
             Some("can be written by its group")
@@ -59,7 +61,7 @@ impl Users {
         }
     }
 
-    /// Whether this user alone is in the group. Debian gives each user a group of the user's name.
+    /// Whether this user alone is in the group. Debian makes a group with each user's name.
     fn is_private(&self, group: u32) -> bool {
         let users = self.users.lines().filter_map(|line| {
             let mut fields = line.split(':');
@@ -87,14 +89,14 @@ impl Users {
             })
     }
 
-    /// Refuses `folder`, a path without links, where another user can put settings of cargo into a folder above it, or
-    /// has. Folders that hold `clone`, too, are passed over: cargo has read what is there, as it started this program in
-    /// the clone, and does so at each command.
+    /// Refuses `folder`, a path without links, if another user can put or has put cargo settings
+    /// into a folder above it. Folders that contain `clone` too are skipped: cargo has read their
+    /// settings when it started this program in the clone, and does so at each command.
     pub(crate) fn keep_above(&self, folder: &Path, clone: &Path) -> io::Result<Result<(), String>> {
         let above = folder.ancestors().skip(1);
-        // What lies above the clone as well counts for cargo in the clone in any case.
+        // What is above the clone as well affects cargo in the clone in any case.
         for above in above.filter(|above| !clone.starts_with(above)) {
-            // Without following a link: it would be one that was put there a moment ago.
+            // A link is not followed, because the path had none a moment ago.
             let about = fs::symlink_metadata(above)?;
             let why = match about.is_dir() {
                 true => self.others_change(&about),
@@ -119,7 +121,7 @@ impl Users {
     }
 }
 
-/// Whether there is no such file, or a file where its folder would be.
+/// Whether the file does not exist, or its folder is a file.
 fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -175,7 +177,7 @@ mod tests {
         let cache = base.join("open/cache");
         fs::create_dir_all(&cache).expect("ours");
         let users = Users::of_system().expect("Linux says whose process this is");
-        // `elsewhere` lies beside the open folder, `beside` in it.
+        // `elsewhere` is beside the open folder, `beside` in it.
         let [elsewhere, beside] = ["clone", "open/clone"].map(|name| base.join(name));
         let judged = |clone: &Path| users.keep_above(&cache, clone).expect("readable");
         let permissions = Permissions::from_mode(0o755);

@@ -1,7 +1,7 @@
-//! System packages: which are missing, and how to get them.
+//! System packages: which are missing, and how to install them.
 //!
-//! A package is missed by what it provides (a command, a header, a firmware file), never by its
-//! name: a machine may have the same thing from elsewhere.
+//! A package is missing if what it provides is missing (a command, a header, a firmware file), whatever its name. A
+//! machine may have the same thing from elsewhere.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::progress::{self, BoardRow};
 
-/// What shows that a package, or something as good, is there.
+/// What shows that a package, or an equivalent, is installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PackageProbe {
     /// A program in `PATH` or in the folders for administrators.
@@ -25,42 +25,42 @@ pub enum PackageProbe {
 pub struct DebianPackage {
     /// Name in Debian 12.
     pub name: &'static str,
-    /// What shows that it is there.
+    /// What shows that it is installed.
     pub probe: PackageProbe,
-    /// Why it is needed. What only the tests need says so first, what is needed only where a kernel or a Vulkan
-    /// driver is compiled, and what is needed only where something of npm's registry is not in the cache.
+    /// Why it is needed. The text begins with a prefix if only the tests need it, if only compiling a kernel or a
+    /// Vulkan driver needs it, or if only fetching from npm's registry needs it.
     pub why: &'static str,
 }
 
 impl DebianPackage {
-    /// Whether nothing but the tests needs it.
+    /// Whether only the tests need it.
     #[must_use]
     pub fn is_for_tests(&self) -> bool {
         self.why.starts_with("tests: ")
     }
 
-    /// Whether it is needed only where a kernel or a Vulkan driver is compiled: not where the cache has both.
+    /// Whether only compiling a kernel or a Vulkan driver needs it, so not if the cache has both.
     #[must_use]
     pub fn is_for_compiling(&self) -> bool {
         self.why.starts_with("compiling the kernel: ")
             || self.why.starts_with("compiling Vulkan drivers: ")
     }
 
-    /// Whether it is needed only to fetch packages of npm's registry.
+    /// Whether only fetching packages from npm's registry needs it.
     #[must_use]
     pub fn is_for_npm(&self) -> bool {
         self.why.starts_with("fetching: ")
     }
 }
 
-/// What a command needs packages for, beside building the workspace and booting.
+/// What a command needs packages for, in addition to building the workspace and booting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackagePurpose {
     /// Compiling a kernel or a Vulkan driver.
     pub compile: bool,
     /// All tests.
     pub test: bool,
-    /// Fetching packages of npm's registry.
+    /// Fetching packages from npm's registry.
     pub npm: bool,
 }
 
@@ -92,7 +92,7 @@ const fn file(
     }
 }
 
-/// Everything a minimal Debian 12 with git, a C compiler and Rust lacks.
+/// Everything that a minimal Debian 12 with git, a C compiler and Rust lacks.
 pub const PACKAGES: &[DebianPackage] = &[
     command("age", "age", "tests: opens what is handed over with it"),
     command("b3sum", "b3sum", "tests: what others call a file"),
@@ -312,7 +312,7 @@ fn missing_with(
         .collect()
 }
 
-/// The one line an administrator runs to install `packages`.
+/// The line that an administrator runs to install `packages`.
 #[must_use]
 pub fn install_line(packages: &[DebianPackage]) -> String {
     format!(
@@ -325,7 +325,7 @@ fn names(packages: &[DebianPackage]) -> Vec<&'static str> {
     packages.iter().map(|package| package.name).collect()
 }
 
-/// What has to be installed, or the text to print when that is for the user to do.
+/// The packages to install, or the text to print if the user has to install them.
 pub fn to_install(purpose: PackagePurpose) -> Result<Vec<DebianPackage>, String> {
     let wanted = missing(purpose);
     if wanted.is_empty() {
@@ -346,8 +346,8 @@ pub fn to_install(purpose: PackagePurpose) -> Result<Vec<DebianPackage>, String>
     Ok(wanted)
 }
 
-/// Installs what is missing for `purpose`, or returns the text to print when that is for the user to do. Threads of one
-/// process that ask for the same do it once.
+/// Installs what is missing for `purpose`, or returns the text to print if the user has to do it. Threads that ask
+/// for the same install it once.
 pub fn ensure(purpose: PackagePurpose, logs: &Path, row: &BoardRow) -> Result<(), String> {
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -358,14 +358,14 @@ pub fn ensure(purpose: PackagePurpose, logs: &Path, row: &BoardRow) -> Result<()
     install(&wanted, purpose, logs, row)
 }
 
-/// Installs `wanted`, as root. The log of the package client goes under `logs`.
+/// Installs `wanted`, as root. Logs of the package client go to `logs`.
 pub fn install(
     wanted: &[DebianPackage],
     purpose: PackagePurpose,
     logs: &Path,
     row: &BoardRow,
 ) -> Result<(), String> {
-    // Another command may have had other packages installed.
+    // Another command may have installed other packages.
     let all = PackagePurpose {
         compile: true,
         test: true,
@@ -374,7 +374,8 @@ pub fn install(
     let lacking = missing(all);
     let installer = Installer { logs, row };
     installer.install(wanted)?;
-    // A package of another version, from backports say, goes when one comes that it does not fit.
+    // The package client removes a package of another version, for example from backports, if a new one conflicts
+    // with it.
     let gone = beside(&missing(all), &lacking);
     if !gone.is_empty() {
         eprintln!(
@@ -412,13 +413,13 @@ fn have_apt() -> bool {
     Path::new("/usr/bin/apt-get").exists()
 }
 
-/// Whether this is a container, as far as its root file system tells.
+/// Whether this is a container, judging by its root file system.
 fn is_container() -> bool {
     root_is_overlay(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// Has everything on the disk that was installed, at once: in a container the package client does not see to each
-/// file. What a power cut finds half installed, this command installs again.
+/// Writes everything that was installed to the disk at once, because in a container the package client does not do
+/// so for each file. After a power cut, this command installs again what is incomplete.
 fn settle() -> Result<(), String> {
     let mut sync = Command::new("sync");
     let status = sync.args(["--file-system", "/"]).status();
@@ -429,21 +430,20 @@ fn settle() -> Result<(), String> {
     }
 }
 
-/// Whether the root file system is a layer over another one, as a container's is. `mounts` is
-/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)); the last mount on `/` is the one that is seen.
+/// Whether the root file system is an overlay, as in a container. `mounts` is `/proc/self/mountinfo`
+/// (proc_pid_mountinfo(5)). The last mount on `/` is the visible one.
 fn root_is_overlay(mounts: &str) -> bool {
     let kind_of_root = |line: &str| {
-        let (place, source) = line.split_once(" - ")?;
-        // proc_pid_mountinfo(5): the fifth field is the mount point.
-        let is_root = place.split(' ').nth(4) == Some("/");
+        let (mount, source) = line.split_once(" - ")?;
+        // The fifth field is the mount point (proc_pid_mountinfo(5)).
+        let is_root = mount.split(' ').nth(4) == Some("/");
         is_root.then(|| source.starts_with("overlay "))
     };
-    // The last mount at a place hides those before it.
+    // The last mount at a path hides those before it.
     mounts.lines().filter_map(kind_of_root).next_back() == Some(true)
 }
 
-/// Whether this process may install packages, by the kernel's own record.
-/// Whether packages can be installed: a user who is not root gets the line to run.
+/// Whether this process may install packages, by the kernel's record of its user. Other users get the line to run.
 #[must_use]
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -457,8 +457,8 @@ struct Installer<'a> {
 }
 
 impl Installer<'_> {
-    /// Together first, which is quick; one by one when that fails, so that a conflict is named and
-    /// does not keep the others out.
+    /// All together first, which is quick. One by one if that fails, so that a conflict is named and the others are
+    /// still installed.
     fn install(&self, packages: &[DebianPackage]) -> Result<(), String> {
         let update_failed = !self.apt(&["update"], "package lists", "packages-update")?;
         let mut arguments = vec!["install"];
@@ -489,7 +489,7 @@ impl Installer<'_> {
         ))
     }
 
-    /// Runs the package client without questions; whether it succeeded.
+    /// Runs the package client without questions. Returns whether it succeeded.
     fn apt(&self, arguments: &[&str], what: &str, log: &str) -> Result<bool, String> {
         let mut command = Command::new("apt-get");
         command
@@ -503,7 +503,7 @@ impl Installer<'_> {
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive");
         if is_container() {
-            // The package client then waits for no file of its own; see `settle`.
+            // The package client then does not sync each file. See `settle`.
             command.args(["-o", "DPkg::Options::=--force-unsafe-io"]);
         }
         self.row.say(what);
@@ -580,12 +580,12 @@ mod tests {
             assert!(!boots.contains(&name) && !tests.contains(&name), "{name}");
             assert!(needed(true, false).contains(&name), "{name}");
         }
-        // The names of kernels and drivers in the cache are made with some, and tests use others.
+        // These are inputs of the cached kernels' and drivers' names, and tests use others.
         for name in ["binutils", "g++", "lz4", "make", "python3-pip", "xz-utils"] {
             assert!(boots.contains(&name) && tests.contains(&name), "{name}");
         }
         assert_eq!(needed(true, true).len(), PACKAGES.len());
-        // The prefix is the same wherever a package is needed there only.
+        // The prefix is the same wherever a package is needed only there.
         let compiling = |package: &&DebianPackage| package.why.starts_with("compiling");
         let compiling: Vec<_> = PACKAGES.iter().filter(compiling).collect();
         assert!(compiling.iter().all(|package| package.is_for_compiling()));
@@ -630,7 +630,7 @@ mod tests {
     #[test]
     fn what_went_while_others_came_is_known() {
         let [one, two, three] = [PACKAGES[0], PACKAGES[1], PACKAGES[2]];
-        // One was installed; two still lacks; three was there before and is there no more.
+        // One was installed, two is still missing, and three was removed.
         let gone = beside(&[two, three], &[one, two]);
         assert_eq!(names(&gone), [three.name]);
     }

@@ -1,5 +1,5 @@
-//! Progress of work that takes longer than two seconds: one row for each step that runs, several at
-//! once, with how long the step took last time; and the output of programs in log files.
+//! Progress of work that takes longer than two seconds: a row for each running step with the time
+//! that it took last, and the output of programs in log files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,19 +13,20 @@ use std::time::{Duration, Instant};
 /// How often rows are drawn on a terminal.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
-/// How often a line is printed where the output is no terminal.
+/// How often a line is printed if the output is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
-/// Steps shorter than this took what they took from the cache: they say nothing about next time.
+/// Steps shorter than this took their result from the cache, so their time does not predict the
+/// next one.
 const REMEMBERED_FROM: Duration = Duration::from_secs(3);
 
-/// The file in the cache with how long each step took when it last did its work.
+/// The file in the cache with the last time of each step that did its work.
 pub const HISTORY: &str = "times/steps";
 
-/// Environment variable through which the steps done so far reach `alknet-tasks`.
+/// Environment variable that passes the steps done so far to `alknet-tasks`.
 pub const STEPS_VARIABLE: &str = "ALKNET_STEPS";
 
-/// A command of which the front estimates how much is left.
+/// A command for which the front estimates the remaining time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimedCommand {
     /// `up`, until the machine has answered a call.
@@ -35,7 +36,7 @@ pub enum TimedCommand {
 }
 
 impl TimedCommand {
-    /// Which of them the words of the command line are, if one.
+    /// The command that the arguments call, if it is one of these.
     #[must_use]
     pub fn from_arguments(arguments: &[String]) -> Option<Self> {
         let (command, options) = arguments.split_first()?;
@@ -50,7 +51,7 @@ impl TimedCommand {
         }
     }
 
-    /// In the history: all that comes once the front is done.
+    /// The name in the history of everything after the front.
     const fn rest(self) -> &'static str {
         match self {
             Self::Up => "rest of up",
@@ -59,7 +60,7 @@ impl TimedCommand {
     }
 }
 
-/// A step that is over, for the closing table.
+/// A finished step, for the closing table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepTime {
     /// What was done.
@@ -81,14 +82,14 @@ pub fn start_logged(command: &mut process::Command, log: &Path) -> io::Result<Ch
         .spawn()
 }
 
-/// The rows of the steps that run now. A thread of its own draws them until this is dropped.
+/// The rows of the running steps. A separate thread draws them until this is dropped.
 #[derive(Debug)]
 pub struct Board {
     shared: Arc<BoardShared>,
     printer: Option<JoinHandle<()>>,
 }
 
-/// A step that runs. It ends when this is dropped.
+/// A running step. It ends when this is dropped.
 #[derive(Debug)]
 pub struct BoardRow {
     shared: Arc<BoardShared>,
@@ -112,7 +113,7 @@ struct BoardShared {
 #[derive(Debug, Default)]
 struct BoardState {
     rows: Vec<DisplayedRow>,
-    /// Steps that are known to come after those that run.
+    /// Announced steps that have not started.
     ahead: Vec<String>,
     next: u64,
     /// Rows on the terminal that the next drawing replaces.
@@ -129,7 +130,7 @@ struct DisplayedRow {
 }
 
 impl Board {
-    /// A board without rows. `history` is the file with how long steps took; it need not exist.
+    /// A board without rows. `history` is the file with the times of steps. It need not exist.
     #[must_use]
     pub fn new(history: &Path) -> Self {
         let known = fs::read_to_string(history).unwrap_or_default();
@@ -150,7 +151,7 @@ impl Board {
         Self { shared, printer }
     }
 
-    /// Begins a step.
+    /// Starts a step.
     #[must_use]
     pub fn start(&self, name: &str) -> BoardRow {
         let started = Instant::now();
@@ -185,22 +186,23 @@ impl Board {
             draw(&mut state, &[]);
         }
         let mut out = io::stdout().lock();
-        // A closed output is no reason to stop the work.
+        // The work goes on if the output is closed.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     }
 
-    /// Says that `alknet-tasks` follows with `command`, which takes as long as it did last.
+    /// Announces that `alknet-tasks` follows with `command`. The estimate is the time that it took
+    /// last.
     pub fn announce_rest(&self, command: TimedCommand) {
         self.announce(&[command.rest()]);
     }
 
-    /// Remembers how long `command` took since this board was made, for the front of the next one.
+    /// Remembers how long `command` took since this board was made, for the next front.
     pub fn remember_rest(&self, command: TimedCommand) {
         let elapsed = self.shared.began.elapsed();
         self.shared.remember(command.rest(), elapsed);
     }
 
-    /// Names steps that follow, for the estimate of what is left.
+    /// Announces steps that follow, for the estimate of the remaining time.
     pub fn announce(&self, names: &[&str]) {
         let mut state = self.shared.state();
         state
@@ -214,14 +216,14 @@ impl Drop for Board {
         self.shared.state().ended = true;
         self.shared.changed.notify_all();
         if let Some(printer) = self.printer.take() {
-            // It panics nowhere; and what it could not draw is no loss.
+            // The thread does not panic, and a missed drawing does no harm.
             let _ = printer.join();
         }
     }
 }
 
 impl BoardRow {
-    /// What the step does at this moment.
+    /// Shows what the step is doing now.
     pub fn say(&self, detail: &str) {
         let mut state = self.shared.state();
         if let Some(shown) = state.rows.iter_mut().find(|shown| shown.id == self.id) {
@@ -242,7 +244,7 @@ impl BoardRow {
         self.end()
     }
 
-    /// Ends a step that says nothing about how long it takes: it failed.
+    /// Ends a failed step, whose time is not remembered.
     #[must_use]
     pub fn end(self) -> StepTime {
         StepTime {
@@ -261,7 +263,8 @@ impl Drop for BoardRow {
 
 impl BoardShared {
     fn state(&self) -> MutexGuard<'_, BoardState> {
-        // Rows are whole between any two statements; a panic elsewhere leaves them fit to be drawn.
+        // The rows are consistent between any two statements, so they can be drawn after a panic
+        // elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -272,7 +275,7 @@ impl BoardShared {
             .map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))
     }
 
-    /// A history that cannot be written costs an estimate, nothing else.
+    /// If the history cannot be written, only an estimate is lost.
     fn remember(&self, name: &str, elapsed: Duration) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         history.insert(name.to_owned(), elapsed.as_secs_f64());
@@ -339,8 +342,8 @@ impl BoardShared {
         lines
     }
 
-    /// The longest of what the steps that run have left, and all that follows; none when no step is
-    /// known from earlier.
+    /// The longest remaining time of the running steps, plus all that follow. `None` if no step's
+    /// time is known.
     fn left(&self, state: &BoardState) -> Option<Duration> {
         let running = state.rows.iter().filter_map(|shown| {
             let expected = self.expected(&shown.name)?;
@@ -362,13 +365,14 @@ fn draw(state: &mut BoardState, lines: &[String]) {
         text += &format!("\x1b[{}A\r\x1b[J", state.drawn);
     }
     for line in lines {
-        // A line that the terminal breaks would take two rows, and the next drawing would begin too low.
+        // A line that the terminal wraps would take two rows, and the next drawing would start too
+        // low.
         let cut: String = line.chars().take(100).collect();
         text += &format!("{cut}\n");
     }
     state.drawn = lines.len();
     let mut out = io::stderr().lock();
-    // A terminal that is gone has nothing to show.
+    // A closed terminal shows nothing anyway.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -396,7 +400,7 @@ pub fn encode_steps(steps: &[StepTime]) -> String {
     steps.iter().map(one).collect::<Vec<_>>().join(";")
 }
 
-/// Reads what [`encode_steps`] wrote; what is not a step is left out.
+/// Reads the output of [`encode_steps`]. Anything that is not a step is skipped.
 #[must_use]
 pub fn decode_steps(text: &str) -> Vec<StepTime> {
     let one = |part: &str| {
@@ -406,7 +410,8 @@ pub fn decode_steps(text: &str) -> Vec<StepTime> {
             seconds: seconds
                 .parse()
                 .ok()
-                // The text comes from the environment or a file, and no duration can be made of infinity.
+                // The text comes from the environment or a file, and infinity is not a valid
+                // duration.
                 .filter(|seconds: &f64| seconds.is_finite())?,
         })
     };
@@ -471,7 +476,7 @@ mod tests {
             !lines.contains("kernel") && lines.contains("10:03 min left"),
             "{lines}"
         );
-        // What came out of the cache at once says nothing about the next time.
+        // Results from the cache, which came at once, do not predict the next time.
         let text = fs::read_to_string(&file).expect("readable");
         assert!(text.contains("kernel=795\n"), "{text}");
     }

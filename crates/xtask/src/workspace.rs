@@ -1,7 +1,7 @@
-//! The one build folder, shared by every clone on this machine.
+//! The build folder that all clones on this machine share.
 //!
-//! Every clone builds in the [mirror], so that whatever was compiled for one is good for the next, and
-//! only what differs between them is compiled again. A lock keeps two clones from building at once.
+//! Every clone builds in the [mirror], so that the next clone can use what was compiled, and only
+//! differences are compiled again. A lock prevents two clones from building at once.
 
 #[cfg(test)]
 mod tests;
@@ -33,14 +33,14 @@ pub struct Workspace {
     root: PathBuf,
     cache: PathBuf,
     triple: String,
-    /// Builds that compile at the same time, cargo's included.
+    /// How many builds compile at the same time, with cargo's.
     builds: usize,
-    /// The lock as long as it is held: every cargo inherits it.
+    /// The lock while it is held. Every cargo inherits it.
     held: Arc<Mutex<Weak<File>>>,
 }
 
-/// Holds off every other clone until this is dropped, and every cargo that was started under it, and every
-/// compiler of that, has ended.
+/// Keeps every other clone waiting until this is dropped and every cargo that was started meanwhile
+/// has ended, with its compilers.
 #[derive(Debug)]
 pub struct BuildLock {
     _file: Arc<File>,
@@ -51,13 +51,13 @@ pub struct BuildLock {
 }
 
 impl BuildLock {
-    /// What differed between this clone and the one that built last.
+    /// The differences between this clone and the one that built last.
     #[must_use]
     pub const fn changes(&self) -> MirrorChanges {
         self.changes
     }
 
-    /// Files of the clone that were not copied: git does not track them, and they are larger than
+    /// Files of the clone that were not copied: untracked, and larger than
     /// [`mirror::LARGEST_UNTRACKED`].
     #[must_use]
     pub fn left_out(&self) -> &[PathBuf] {
@@ -67,16 +67,17 @@ impl BuildLock {
 
 impl Drop for BuildLock {
     fn drop(&mut self) {
-        // Without it a clock that is set back costs a build that is not fresh, as it does without us.
+        // Without the stamp, a clock that is set back may cost a build that is not fresh, as in
+        // plain cargo.
         let _ = stamp(&self.stamp, SystemTime::now());
     }
 }
 
-/// How far the clock may be behind the last build without a word: two machines that share a disk differ
-/// by as much.
+/// How far the clock may be behind the last build without a warning. Two machines that share a disk
+/// may differ this much.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// What cargo reads the number of its jobs from, unless its arguments say it.
+/// The environment variable of cargo for the number of jobs, unless its arguments have it.
 const JOBS_VARIABLE: &str = "CARGO_BUILD_JOBS";
 
 /// `F_SETFD` of `fcntl(2)`.
@@ -90,7 +91,7 @@ unsafe extern "C" {
 const DAY_SECONDS: u64 = 86_400;
 
 impl Workspace {
-    /// The clone at `root`, with heavy outputs in `cache`, which from here on is the path without links.
+    /// The clone at `root`, with heavy outputs in `cache`, whose links are resolved.
     pub fn new(root: &Path, cache: &Path) -> Result<Self, String> {
         let root = fs::canonicalize(root)
             .map_err(|error| format!("cannot find the clone at {}: {error}", root.display()))?;
@@ -128,7 +129,7 @@ impl Workspace {
         ))
     }
 
-    /// The folder in the cache that holds this clone's content while it builds.
+    /// The folder in the cache with this clone's content while it builds.
     #[must_use]
     pub fn mirror(&self) -> PathBuf {
         self.cache.join(cache::MIRROR)
@@ -140,32 +141,33 @@ impl Workspace {
         self.cache.join(cache::TARGET)
     }
 
-    /// The host, as cargo names it in the target folder.
+    /// The host's name in cargo's target folder.
     #[must_use]
     pub fn triple(&self) -> &str {
         &self.triple
     }
 
-    /// From now on so many builds compile at the same time: cargo's, and those of other programs.
+    /// Sets how many builds compile at the same time from now on: cargo's, and those of other
+    /// programs.
     pub fn compile_beside(&mut self, builds: usize) {
         self.builds = builds;
     }
 
-    /// How many jobs one of these builds starts, by the memory that there is now.
+    /// How many jobs one of these builds starts, for the memory that is available now.
     #[must_use]
     pub fn jobs(&self) -> usize {
         memory::jobs(self.builds)
     }
 
-    /// A built executable.
+    /// The path of a built executable.
     #[must_use]
     pub fn executable(&self, name: &str) -> PathBuf {
         self.target().join(&self.triple).join("release").join(name)
     }
 
-    /// Cargo, which runs in the mirror and builds into the shared folder. The caller holds the
-    /// [lock](Self::claim), and cargo and its compilers hold it with the caller: when the caller is killed,
-    /// the folder is free only when they have ended.
+    /// A cargo command that runs in the mirror and builds into the shared folder. The caller holds
+    /// the [lock](Self::claim), and so do cargo and its compilers: if the caller is killed, the
+    /// folder is free only after they end.
     #[must_use]
     pub fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -177,7 +179,7 @@ impl Workspace {
             .env_remove("CARGO_BUILD_TARGET_DIR");
         let (jobs, processors) = (self.jobs(), thread::available_parallelism());
         let is_less = processors.is_ok_and(|processors| jobs < processors.get());
-        // What the user set wins.
+        // The user's own setting wins.
         if is_less && env::var_os(JOBS_VARIABLE).is_none() {
             command.env(JOBS_VARIABLE, jobs.to_string());
         }
@@ -190,11 +192,11 @@ impl Workspace {
         command
     }
 
-    /// Builds one program of the workspace, saying on the board which package is compiled, and records what it
-    /// is made of. The caller holds the [lock](Self::claim).
+    /// Builds a program of the workspace, shows on the board which package is compiled, and records
+    /// the units it uses. The caller holds the [lock](Self::claim).
     pub fn build(&self, program: &str, set: BuildSet, row: &BoardRow) -> Result<PathBuf, String> {
         let mut cargo = self.cargo("build");
-        // As part of the whole workspace, so that libraries keep the features they were compiled with.
+        // As part of the whole workspace, so that libraries keep the same features.
         cargo
             .args(["--release", "--workspace", "--bin", program])
             .arg("--message-format=json-render-diagnostics");
@@ -205,15 +207,15 @@ impl Workspace {
 
     /// Records which compiled units a build used, from cargo's messages.
     pub fn record(&self, set: BuildSet, messages: &str) -> Result<(), String> {
-        // The caller may become another program, which drops no lock.
+        // The caller may become another program by exec, which drops no lock.
         let stamped = stamp(&self.cache.join(cache::BUILD_STAMP), SystemTime::now());
         let recorded =
             stamped.and_then(|()| LastUse::for_target(&self.target()).note(set, messages));
         recorded.map_err(|error| self.io_error("write into", &error))
     }
 
-    /// Copies into the clone what cargo, or a test, changed in the mirror since `lock` was taken: manifests,
-    /// `Cargo.lock`, formatted sources, snapshots.
+    /// Copies into the clone what cargo, or a test, changed in the mirror since `lock` was taken:
+    /// manifests, `Cargo.lock`, formatted sources, snapshots.
     pub fn bring_back(&self, lock: &BuildLock) -> Result<BringBackResult, String> {
         let mut record = lock.record.lock().unwrap_or_else(PoisonError::into_inner);
         let brought = mirror::bring_back(&self.root, &self.mirror(), &mut record);
@@ -225,8 +227,8 @@ impl Workspace {
         })
     }
 
-    /// The day of the commit being built, in seconds since 1970: no clock of a machine that runs
-    /// it may be earlier. The day, so that two commits of one day share what they compile.
+    /// The day of the commit that is built, in seconds since 1970. The clock of a machine that runs
+    /// it cannot be earlier. A day, so that two commits of one day share what they compile.
     fn commit_day(&self) -> Option<String> {
         let mut log = git(&self.root);
         log.args(["log", "-1", "--format=%ct"]);
@@ -235,8 +237,8 @@ impl Workspace {
         Some((seconds - seconds % DAY_SECONDS).to_string())
     }
 
-    /// Takes the build folder for this clone: waits for other builds, then brings the mirror up to
-    /// this clone. Refuses a cache that would overwrite files of others.
+    /// Takes the build folder for this clone: waits for other builds, then updates the mirror.
+    /// Refuses a cache in which files of others would be overwritten.
     pub fn claim(&self) -> Result<BuildLock, String> {
         self.open_cache()?;
         fs::create_dir_all(self.target()).map_err(|error| self.io_error("create", &error))?;
@@ -250,7 +252,7 @@ impl Workspace {
             let (root, mirror) = (self.root.display(), mirror.display());
             format!("cannot copy {root} to {mirror}: {error}")
         })?;
-        // Files that were written now may have a later time than this.
+        // Files that were just written may have a later time than this.
         let second = Duration::from_secs(u64::from(synced.changes.written > 0));
         stamp(&stamp_file, SystemTime::now().max(newest + second))
             .map_err(|error| self.io_error("write into", &error))?;
@@ -265,7 +267,7 @@ impl Workspace {
     }
 
     fn held(&self) -> MutexGuard<'_, Weak<File>> {
-        // It is replaced whole.
+        // The value is always replaced as a whole.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -274,7 +276,7 @@ impl Workspace {
         let mut file = locks::take(&path, Sharing::Exclusive, |holder| {
             eprintln!("waiting for another clone that is building or testing: {holder} ...");
         })?;
-        // For the one who waits: which clone, and which process to look at.
+        // For a waiting user: which clone and which process hold the lock.
         let holder = format!("{} (process {})\n", self.root.display(), std::process::id());
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
@@ -305,12 +307,12 @@ impl Workspace {
     }
 }
 
-/// Has the program that `command` starts, and all that it starts, keep the lock. No other program of this
-/// process gets it: one that stays, such as a machine, would keep it for as long.
+/// Makes the program that `command` starts, and its children, keep the lock. Other programs of this
+/// process do not get it, because a long-lived one, such as a machine, would keep it as long.
 fn inherit(command: &mut Command, lock: Arc<File>) {
     let keep = move || {
-        // SAFETY: fcntl may be called between fork and exec. The closure owns the file, so that the descriptor
-        // is open, and F_SETFD without FD_CLOEXEC takes an int.
+        // SAFETY: fcntl may be called between fork and exec. The closure owns the file, so the
+        // descriptor is open, and F_SETFD without FD_CLOEXEC takes an int.
         if unsafe { fcntl(lock.as_raw_fd(), SET_DESCRIPTOR_FLAGS, 0 as c_int) } < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -320,7 +322,7 @@ fn inherit(command: &mut Command, lock: Arc<File>) {
     unsafe { command.pre_exec(keep) };
 }
 
-/// The time of the stamp file: no artefact is later. 1970 where no build was.
+/// The time of the stamp file, which no artefact is newer than. 1970 before the first build.
 fn stamped(file: &Path) -> io::Result<SystemTime> {
     match fs::metadata(file) {
         Ok(data) => data.modified(),
@@ -329,7 +331,7 @@ fn stamped(file: &Path) -> io::Result<SystemTime> {
     }
 }
 
-/// Dates the stamp file with `time`, unless it has a later one.
+/// Sets the stamp file's time to `time`, unless it has a later one.
 fn stamp(file: &Path, time: SystemTime) -> io::Result<()> {
     let time = time.max(stamped(file)?);
     let opened = File::options()
@@ -340,8 +342,8 @@ fn stamp(file: &Path, time: SystemTime) -> io::Result<()> {
     opened.set_modified(time)
 }
 
-/// Runs cargo, saying on the board which package it compiles. Returns what it wrote to its standard output;
-/// when it fails, the text is what it wrote to the other one.
+/// Runs cargo, and shows on the board which package it compiles. Returns its standard output. On
+/// failure, the text contains its standard error.
 fn compile(cargo: &mut Command, row: &BoardRow) -> Result<String, String> {
     if io::stderr().is_terminal() {
         cargo.env("CARGO_TERM_COLOR", "always");
@@ -353,17 +355,17 @@ fn compile(cargo: &mut Command, row: &BoardRow) -> Result<String, String> {
         .spawn();
     let mut child = spawned.map_err(|error| format!("cannot run cargo: {error}"))?;
     let stdout = child.stdout.take();
-    // Both streams are read at once: with one left unread cargo would wait for ever once its pipe is full.
+    // Both streams are read at once. Otherwise cargo would block when the unread pipe is full.
     let messages = thread::spawn(move || stdout.map(io::read_to_string));
-    let mut said = String::new();
+    let mut errors = String::new();
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line);
             match package_in(&line) {
                 Some(package) => row.say(&package),
                 None => {
-                    said += &line;
-                    said.push('\n');
+                    errors += &line;
+                    errors.push('\n');
                 }
             }
         }
@@ -378,11 +380,11 @@ fn compile(cargo: &mut Command, row: &BoardRow) -> Result<String, String> {
             .map_err(|error| format!("cannot read what cargo says: {error}"));
     }
     Err(format!(
-        "{said}cargo could not build this ({status}): its messages are above"
+        "{errors}cargo could not build this ({status}): its messages are above"
     ))
 }
 
-/// The package of a line in which cargo says what it does, colours or not.
+/// The package in a line of cargo's progress, with or without colours.
 fn package_in(line: &str) -> Option<String> {
     const DOINGS: [&str; 6] = [
         "Compiling",

@@ -1,4 +1,5 @@
-//! The program as cargo starts it: as the front of the compiler, under its other name, and as `cargo xtask`.
+//! The program as cargo starts it: as the compiler's front, under its other name, and as `cargo
+//! xtask`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -30,7 +31,7 @@ fn the_front_starts_the_compiler_with_every_variable() {
     assert!(text.contains("cannot start /nonexistent/rustc"), "{text}");
 }
 
-/// `cargo xtask cargo ARGUMENTS` in a clone of one file, with a shell script in cargo's place.
+/// `cargo xtask cargo ARGUMENTS` in a clone of one file, with a shell script as cargo.
 fn xtask_cargo(base: &Path, script: &str, arguments: &[&str]) -> Output {
     let cargo = base.join("cargo");
     fs::write(&cargo, format!("#!/bin/sh\n{script}\n")).expect("ours");
@@ -45,7 +46,7 @@ fn xtask_cargo(base: &Path, script: &str, arguments: &[&str]) -> Output {
         .expect("it starts")
 }
 
-/// The test starts a program from there: no other user may have made the folder.
+/// The test starts a program from there, so no other user may have made the folder.
 fn clone_of_one_file() -> TempDir {
     let base = tempfile::tempdir().expect("a folder of this test's own");
     let folder = base.path().join("clone/crates/xtask");
@@ -92,8 +93,8 @@ fn a_file_that_is_too_large_is_named() {
     assert!(said.contains("not built with: disk.raw"), "{said}");
 }
 
-/// Writes a setting into `folder` that has cargo start a program in place of every compiler; returns the file that shows
-/// whether the program ran.
+/// Writes a setting into `folder` that makes cargo start a program instead of every compiler.
+/// Returns the file that shows whether the program ran.
 fn plant(folder: &Path) -> PathBuf {
     let [program, mark] = ["wrapper", "it-ran"].map(|name| folder.join(name));
     let script = format!("#!/bin/sh\ntouch {}\nexec \"$@\"\n", mark.display());
@@ -111,7 +112,7 @@ fn plant(folder: &Path) -> PathBuf {
     mark
 }
 
-/// The real cargo, which reads settings in every folder above the one that it runs in.
+/// The real cargo, which reads settings in every folder above its working folder.
 #[test]
 fn no_program_runs_that_another_user_names_in_a_folder_above_the_cache() {
     let base = clone_of_one_file();
@@ -134,13 +135,13 @@ fn no_program_runs_that_another_user_names_in_a_folder_above_the_cache() {
             .output()
             .expect("it starts")
     };
-    // The folder is private still: the setting is this user's own, and cargo follows it.
+    // The folder is still private: the setting is this user's, and cargo follows it.
     fs::set_permissions(&open, fs::Permissions::from_mode(0o700)).expect("ours");
     let output = check(&open.join("private"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && mark.exists(), "{said}");
     fs::remove_file(&mark).expect("it is there");
-    // As the folder of temporary files.
+    // Like the folder of temporary files.
     fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).expect("ours");
     symlink(&open, base.join("link")).expect("ours");
     for cache in [

@@ -1,4 +1,4 @@
-//! Every form, looked at by programs of other projects.
+//! Every form, checked by programs of other projects.
 
 use std::fs;
 use std::io::Read;
@@ -94,7 +94,7 @@ fn the_packed_binary_is_static_stripped_and_still_runs() {
     let whole = fs::metadata(&built.source.inputs.binary).expect("written");
     assert!(packed.len() < whole.len());
     assert_eq!(packed.mode() & 0o777, 0o755);
-    // It is this test program; listing its tests shows that the kernel loads it.
+    // It is this test program. Listing its tests shows that the kernel loads it.
     assert!(run(text(&init), &["--list"]).contains("still_runs"));
 }
 
@@ -104,7 +104,7 @@ fn fsck_reads_the_erofs_root() {
     let root = built.path(ImageForm::Erofs, OutputRole::Root);
     run("fsck.erofs", &[text(&root)]);
     let facts = run("dump.erofs", &["-s", text(&root)]);
-    // Nothing in it has to be unpacked: pages are what the drive has.
+    // No file in it has to be unpacked: pages are what the drive has.
     assert!(
         !facts.contains("lz4") && !facts.contains("cluster"),
         "{facts}"
@@ -169,7 +169,7 @@ fn objdump_reads_the_efi_program() {
     assert!(unpacked == fs::read(&archive).expect("unpacked"));
 }
 
-/// A section of an EFI program, with the zeros that fill it up.
+/// A section of an EFI program, with the zeros that pad it.
 fn section_of(uki: &Path, section: &str) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let copy = folder.path().join("section");
@@ -265,7 +265,7 @@ fn every_output_is_named_and_sha256sum_agrees() {
 #[test]
 fn two_builds_from_different_places_are_the_same_bytes() {
     let first = BuiltImage::new(&ImageForm::ALL);
-    // Another folder, on another file system where there is one. The manifests hold every hash.
+    // Another folder, on another file system if there is one. The manifests hold every hash.
     let source = InputFolder::new();
     let elsewhere = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
     let out = elsewhere.expect("a temporary folder");

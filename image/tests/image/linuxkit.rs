@@ -1,4 +1,4 @@
-//! The LinuxKit form, against LinuxKit's rules for packages, and against LinuxKit itself where an
+//! The LinuxKit form against LinuxKit's rules for packages, and against LinuxKit itself if an
 //! executable is on the search path or named by `ALKNET_LINUXKIT`.
 
 use std::fs;
@@ -35,11 +35,12 @@ impl Packages {
     }
 }
 
-/// Follows a layout as LinuxKit's import and build do, and returns its one layer's tar file.
+/// Follows a layout as LinuxKit's import and build do, and returns the tar file of its one layer.
 fn follow(layout: &Path, reference: &str) -> PathBuf {
     let index = json(&layout.join("index.json"));
     let named = &index["manifests"][0];
-    // Only descriptors with this annotation are taken; the others are ignored without a word.
+    // LinuxKit takes only descriptors with this annotation, and ignores the others without a
+    // message.
     assert_eq!(named["annotations"]["io.containerd.image.name"], reference);
     let images = json(&blob(layout, named));
     let image = &images["manifests"][0];

@@ -1,4 +1,4 @@
-//! What is built, looked at by programs of other projects.
+//! The built images, checked by programs of other projects.
 
 mod forms;
 mod linuxkit;

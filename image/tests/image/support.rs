@@ -1,5 +1,5 @@
 //! Inputs for the tests: the test program itself as the static binary, a stand-in for the kernel,
-//! and the real EFI stub where there is one.
+//! and the real EFI stub if there is one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use std::process::{Command, Output};
 use alknet_image::{ImageForm, ImageInputs, Manifest, build};
 use tempfile::TempDir;
 
-/// Names systemd's EFI stub for the tests.
+/// The variable that names systemd's EFI stub for the tests.
 pub(crate) const STUB_VAR: &str = "ALKNET_TEST_STUB";
-/// Names a LinuxKit executable for the tests, where it is not on the search path.
+/// The variable that names a LinuxKit executable for the tests, if it is not on the search path.
 pub(crate) const LINUXKIT_VAR: &str = "ALKNET_LINUXKIT";
 
 const STUB_INSTALLED: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
@@ -67,8 +67,8 @@ pub(crate) fn kernel() -> Vec<u8> {
     out
 }
 
-/// systemd's stub if the machine has it, else the smallest PE file that objdump reads; that the latter stands in
-/// is recorded.
+/// systemd's stub if the machine has it, or else the smallest PE file that objdump reads. The test
+/// records that the latter replaces it.
 pub(crate) fn stub() -> Vec<u8> {
     let named = std::env::var_os(STUB_VAR).map(PathBuf::from);
     if let Some(path) = named {
@@ -106,7 +106,7 @@ fn small_stub() -> Vec<u8> {
     out
 }
 
-/// Runs a checker and returns what it said; it must succeed.
+/// Runs a checker, which must succeed, and returns its output.
 pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = output(program, args);
     let said = [&output.stdout[..], &output.stderr[..]].concat();
@@ -119,7 +119,7 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     said
 }
 
-/// Runs a program; system folders come last for users whose search path leaves them out.
+/// Runs a program. System folders come last, for users whose search path lacks them.
 pub(crate) fn output(program: &str, args: &[&str]) -> Output {
     let path = std::env::var("PATH").unwrap_or_default();
     Command::new(program)

@@ -1,23 +1,23 @@
-//! Domain names: what is accepted from the network, and the little of DNS that finding a time
-//! server takes.
+//! Domain names: which ones are accepted from the network, and the part of DNS that a search for a
+//! time server needs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Longest name, RFC 1035 §2.3.4.
+/// Maximum length of a name, RFC 1035 §2.3.4.
 const NAME_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
-/// Records read of one answer.
+/// Maximum number of records that are read of one answer.
 const RECORDS_MAX: usize = 64;
 
-/// Kind of address asked for.
+/// The record type that a query asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DnsRecordType {
     V4 = 1,
     V6 = 28,
 }
 
-/// The name in lower case without its final dot, if it is one that may be written to a file:
-/// letters, digits, `-` and `_` in labels of 1 to 63.
+/// The name in lower case without its final dot, if it may be written to a file: letters, digits,
+/// `-` and `_` in labels of 1 to 63 bytes.
 pub(crate) fn valid_name(text: &str) -> Option<String> {
     let text = text.strip_suffix('.').unwrap_or(text);
     let fine = |l: &str| {
@@ -27,8 +27,8 @@ pub(crate) fn valid_name(text: &str) -> Option<String> {
     (text.len() <= NAME_BYTES_MAX && text.split('.').all(fine)).then(|| text.to_ascii_lowercase())
 }
 
-/// Uncompressed names in wire form one after the other, padded with zeros (RFC 8106 §5.2,
-/// RFC 3646 §4). Names that are not valid are left out; reading stops at a malformed one.
+/// Reads uncompressed names in wire form, one after the other and padded with zeros (RFC 8106 §5.2,
+/// RFC 3646 §4). Invalid names are left out, and reading stops at a malformed one.
 pub(crate) fn read_names(bytes: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     let mut at = 0;
@@ -55,7 +55,7 @@ fn read_labels(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
         if len == 0 {
             return Some((name, at));
         }
-        // Above 63 stand compression pointers (RFC 1035 §4.1.4), which options must not have.
+        // Values above 63 are compression pointers (RFC 1035 §4.1.4), which options must not have.
         if len > LABEL_BYTES_MAX || name.len() + len > NAME_BYTES_MAX {
             return None;
         }
@@ -68,7 +68,7 @@ fn read_labels(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
     }
 }
 
-/// A question for the addresses of a valid name.
+/// A query for the addresses of a valid name.
 pub(crate) fn query(id: u16, name: &str, family: DnsRecordType) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
     // Recursion desired, one question.
@@ -81,18 +81,19 @@ pub(crate) fn query(id: u16, name: &str, family: DnsRecordType) -> Vec<u8> {
     out
 }
 
-/// Addresses in the answer to exactly this question; `None` if it is not one. Aliases need no
-/// following: a recursive server sends the addresses at their end along.
+/// The addresses in the answer to exactly this query. `None` if `bytes` is no such answer. Aliases
+/// are not followed: a recursive server adds the addresses at their end.
 pub(crate) fn answer(question: &[u8], bytes: &[u8], family: DnsRecordType) -> Option<Vec<IpAddr>> {
     let body = question.get(12..)?;
     let header = bytes.get(..12)?;
-    // RFC 1035 §4.1.1: the number must be ours, QR says answer, RCODE no error.
+    // RFC 1035 §4.1.1: the id must be that of the query, QR must be set, and RCODE must be zero.
     if header[..2] != question[..2] || header[2] & 0x80 == 0 || header[3] & 0x0f != 0 {
         return None;
     }
-    let asked = bytes.get(12..12 + body.len())?;
-    // RFC 1035 §2.3.3 compares names without case. RFC 5452 §9.1: an answer must repeat the question.
-    if header[4..6] != [0, 1] || !asked.eq_ignore_ascii_case(body) {
+    let repeated = bytes.get(12..12 + body.len())?;
+    // RFC 1035 §2.3.3 compares names without case. RFC 5452 §9.1: an answer must repeat the
+    // question.
+    if header[4..6] != [0, 1] || !repeated.eq_ignore_ascii_case(body) {
         return None;
     }
     let count = usize::from(u16::from_be_bytes([header[6], header[7]]));
@@ -114,7 +115,7 @@ fn record(bytes: &[u8], at: usize, family: DnsRecordType) -> Option<(Option<IpAd
     let data = at + 10;
     let next = data + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
     let value = bytes.get(data..next)?;
-    // Aliases and records of other kinds stand in the same section.
+    // Aliases and records of other types are in the same section.
     if fixed[..4] != [0, family as u8, 0, 1] {
         return Some((None, next));
     }
@@ -130,7 +131,8 @@ fn record(bytes: &[u8], at: usize, family: DnsRecordType) -> Option<(Option<IpAd
 }
 
 fn skip_name(bytes: &[u8], mut at: usize) -> Option<usize> {
-    // The count ends a name whose labels never end. A pointer is not followed: only the place behind it matters.
+    // The loop ends a name whose labels never end. A pointer is not followed, because only the
+    // position behind it matters.
     for _ in 0..NAME_BYTES_MAX {
         match *bytes.get(at)? {
             0 => return Some(at + 1),

@@ -1,4 +1,4 @@
-//! One network card: what it shall have, and how it gets it.
+//! One network card: its settings, and how they are applied.
 
 use std::{
     collections::BTreeSet,
@@ -23,13 +23,12 @@ use crate::{
     sysctl::{self, Ipv6Mode},
 };
 
-/// Metric of default routes: the card found first wins, as the kernel's own IPv6 default is 1024.
+/// Metric of default routes. The first card wins, and the number is that of the kernel's own IPv6 default route.
 const METRIC_BASE: u32 = 1024;
-/// Flags M and O of router advertisements as the kernel reports them (`IF_RA_MANAGED`,
-/// `IF_RA_OTHERCONF`).
+/// Flags M and O of router advertisements, as the kernel reports them (`IF_RA_MANAGED`, `IF_RA_OTHERCONF`).
 const RA_MANAGED: u32 = 0x40;
 const RA_OTHER: u32 = 0x80;
-/// Longest DHCP datagram read; an Ethernet frame holds no more.
+/// Maximum length of a DHCP datagram: an Ethernet frame has no room for more.
 const DATAGRAM_BYTES_MAX: usize = 1500;
 /// Pause of a reader after an error, so that a dead card does not keep the processor busy.
 const READ_ERROR_PAUSE: Duration = Duration::from_millis(200);
@@ -42,10 +41,10 @@ pub(crate) struct DhcpPacket {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Lines for the log, collected until the manager sends them.
+/// Lines for the log, until the manager sends them.
 pub(crate) type Logs = Vec<(NetLogLevel, String)>;
 
-/// A socket and the task that reads it, ended together.
+/// A socket and the task that reads it. Both end together.
 #[derive(Debug)]
 struct DhcpSocket {
     socket: Arc<UdpSocket>,
@@ -53,8 +52,8 @@ struct DhcpSocket {
 }
 
 impl DhcpSocket {
-    /// Sends past the runtime, which refuses before it first asked the kernel about the socket:
-    /// the first message must not wait for its repetition.
+    /// Sends without tokio's readiness check. That check fails until the runtime has first asked the kernel about
+    /// the socket, and the first message must not wait for its repetition.
     fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
         SockRef::from(&*self.socket).send_to(bytes, &to.into())
     }
@@ -79,7 +78,8 @@ pub(crate) struct ManagedLink {
     pub(crate) lease4: Option<dhcp4::Dhcp4Lease>,
     pub(crate) lease6: Option<dhcp6::Dhcp6Lease>,
     pub(crate) advertised: RouterAdvertisedDns,
-    /// Addresses from before this manager: removed when it has its own to put in their place.
+    /// Addresses that an earlier manager left on the card. They are removed once this manager has others to replace
+    /// them.
     adopted: Vec<Prefix>,
     addresses: BTreeSet<Prefix>,
     routes: Vec<RouteConfig>,
@@ -108,14 +108,14 @@ impl ManagedLink {
         }
     }
 
-    /// Remembers what an earlier manager left on the card. Addresses that routers gave are the
-    /// kernel's business.
+    /// Remembers the addresses that an earlier manager left on the card. The kernel itself removes those of
+    /// routers.
     pub(crate) fn adopt(&mut self, present: &[AddressInfo]) {
         let ours = present
             .iter()
             .filter(|a| a.index == self.info.index)
             .filter(|a| {
-                // An IPv6 address with a lifetime came from a router's advertisement, one of fe80::/10 from the
+                // An IPv6 address with a lifetime came from a router's advertisement, and one of fe80::/10 from the
                 // kernel.
                 a.prefix.address.is_ipv4()
                     || (a.is_permanent() && !crate::plan::is_link_local(a.prefix.address))
@@ -123,7 +123,7 @@ impl ManagedLink {
         self.adopted = ours.map(|a| a.prefix).collect();
     }
 
-    /// Switches the card on as its settings say.
+    /// Applies the settings of the card, and switches it on or off.
     pub(crate) fn configure(
         &mut self,
         requests: &mut NetlinkRequests,
@@ -135,9 +135,9 @@ impl ManagedLink {
             LinkMethod::Static => Ipv6Mode::Manual,
             LinkMethod::Off => return self.switch(requests, false, logs),
         };
-        // Before the card is up: the kernel solicits routers and forms addresses at once when it comes up.
+        // The switches are set before the card is up: the kernel then solicits routers and forms addresses at once.
         sysctl::prepare(&self.info.name, mode, self.metric());
-        // The port of DHCPv6 waits for a router that asks for DHCPv6.
+        // The port of DHCPv6 is opened when a router asks for DHCPv6.
         if mode == Ipv6Mode::Auto {
             self.port4 = self.open(open4(&self.info.name), packets, logs);
         }
@@ -145,7 +145,7 @@ impl ManagedLink {
         self.apply(requests, logs);
     }
 
-    /// Takes everything off the card.
+    /// Removes all addresses of the card, and switches it off.
     pub(crate) fn clear(&mut self, requests: &mut NetlinkRequests, logs: &mut Logs) {
         self.adopted.extend(std::mem::take(&mut self.addresses));
         for prefix in std::mem::take(&mut self.adopted) {
@@ -165,7 +165,7 @@ impl ManagedLink {
         }
     }
 
-    /// Takes a new description of the card from the kernel.
+    /// Takes the kernel's new description of the card.
     pub(crate) fn update(&mut self, now: Duration, info: LinkInfo, logs: &mut Logs) {
         let carrier = info.has_carrier();
         self.info = info;
@@ -180,7 +180,7 @@ impl ManagedLink {
         };
         logs.push((NetLogLevel::Info, format!("{}: {text}", self.info.name)));
         if !carrier {
-            // The lease stays: a cable that is out for a moment must not cost the connections their address.
+            // The lease stays: a cable that is unplugged for a moment must not cost the connections their address.
             self.client4.pause();
             self.client6.pause();
         } else if self.settings.method == LinkMethod::Auto {
@@ -191,7 +191,7 @@ impl ManagedLink {
         }
     }
 
-    /// A router's advertisement says whether to use DHCPv6.
+    /// Takes the flags of a router's advertisement, which say whether to use DHCPv6.
     pub(crate) fn set_ra_flags(
         &mut self,
         now: Duration,
@@ -209,7 +209,7 @@ impl ManagedLink {
             return;
         }
         self.mode6 = mode;
-        // A router may change between the modes; both use the same port.
+        // A router may change the mode, and both modes use the same port.
         if self.port6.is_none() {
             self.port6 = self.open(open6(&self.info.name), packets, logs);
         }
@@ -226,7 +226,8 @@ impl ManagedLink {
 
     pub(crate) fn take_packet(&mut self, now: Duration, packet: &DhcpPacket) {
         match packet.from {
-            // RFC 2131 §4.1: servers send from port 67. For DHCPv6 RFC 8415 §7.2 names only the ports listened on.
+            // RFC 2131 §4.1: servers send from port 67. RFC 8415 §7.2 defines only the ports that DHCPv6 listens
+            // on.
             SocketAddr::V4(from) if from.port() == dhcp4::SERVER_PORT => {
                 self.client4.handle_packet(now, &packet.bytes);
             }
@@ -248,7 +249,7 @@ impl ManagedLink {
             .min()
     }
 
-    /// Lets time pass and does what the protocols ask for.
+    /// Handles the passage of time, and performs the actions of the protocols.
     pub(crate) fn settle(
         &mut self,
         now: Duration,
@@ -278,7 +279,7 @@ impl ManagedLink {
                 return false;
             }
             dhcp4::Dhcp4Event::Bound(lease) => {
-                // Each renewal is bound as well; only another address is worth a line.
+                // Each renewal is an event as well. Only a new address goes to the log.
                 if self.lease4.as_ref().map(|l| l.address) != Some(lease.address) {
                     let (address, server) = (lease.address, lease.server);
                     let text = format!("{name}: {address}/{} from {server}", lease.prefix_len);
@@ -330,7 +331,7 @@ impl ManagedLink {
         true
     }
 
-    /// A datagram that cannot be sent now is repeated by the protocol; the reason is logged.
+    /// Sends a datagram. If it cannot be sent now, the protocol repeats it, and the reason is logged.
     fn send4(&self, to: Ipv4Addr, bytes: &[u8], logs: &mut Logs) {
         let to = SocketAddr::from((to, dhcp4::SERVER_PORT));
         if let Some(Err(e)) = self.port4.as_ref().map(|p| p.send(bytes, to)) {
@@ -351,12 +352,13 @@ impl ManagedLink {
         }
     }
 
-    /// Brings the card from what it has to what it shall have: first what is new, then away with
-    /// what is old, so that it never stands without.
+    /// Brings the card into its new state. It first adds what is new and then removes what is old, so that the card
+    /// always has an address.
     fn apply(&mut self, requests: &mut NetlinkRequests, logs: &mut Logs) {
-        let (addresses, routes) = self.wanted();
+        let (addresses, routes) = self.target_state();
         let info = &self.info;
-        // Only now is there something to put in their place: until then the node is reached at the old address.
+        // Only now are there addresses to replace the old ones: until then the node is reachable at the old
+        // address.
         if self.settings.method == LinkMethod::Static || self.lease4.is_some() {
             self.addresses.extend(self.adopted.drain(..));
         }
@@ -370,7 +372,7 @@ impl ManagedLink {
             note(requests.remove_address(info.index, *old), info, logs);
             removed = true;
         }
-        // Adding has replaced those in one step; to remove them now would remove the new route.
+        // Adding has replaced these routes in one step. Removing them now would remove the new routes.
         let replaced = |old: &RouteConfig| {
             routes
                 .iter()
@@ -380,7 +382,7 @@ impl ManagedLink {
             note(requests.remove_route(info.index, *old), info, logs);
         }
         if removed {
-            // The kernel drops routes that leaned on a removed address.
+            // The kernel drops routes whose source is a removed address.
             add_routes(requests, info, &routes, logs);
         }
         if let Some(mtu) = self.lease4.as_ref().and_then(|l| l.mtu) {
@@ -390,7 +392,7 @@ impl ManagedLink {
         self.routes = routes;
     }
 
-    fn wanted(&self) -> (Vec<NewAddress>, Vec<RouteConfig>) {
+    fn target_state(&self) -> (Vec<NewAddress>, Vec<RouteConfig>) {
         match self.settings.method {
             LinkMethod::Off => (Vec::new(), Vec::new()),
             LinkMethod::Static => (self.static_addresses(), self.static_routes()),
@@ -409,7 +411,7 @@ impl ManagedLink {
 
     fn static_routes(&self) -> Vec<RouteConfig> {
         let route = |gateway: &IpAddr| {
-            // The kernel refuses a router that no prefix of the card covers, unless the route says that it is on the
+            // The kernel refuses a router that no prefix of the card covers, unless the route is marked as on the
             // link.
             let covered = self.settings.addresses.iter().any(|a| a.contains(*gateway));
             RouteConfig {
@@ -428,7 +430,7 @@ impl ManagedLink {
         let mut routes = Vec::new();
         if let Some(lease) = &self.lease4 {
             let prefix = Prefix::new(lease.address.into(), lease.prefix_len);
-            // The kernel ends the address with the lease, even where PID 1 has ended before.
+            // The kernel removes the address when the lease ends, even if PID 1 has ended before.
             let secs = lease
                 .lasts
                 .map_or(FOREVER, |l| l.as_secs().try_into().unwrap_or(FOREVER));
@@ -441,13 +443,13 @@ impl ManagedLink {
         }
         for granted in self.lease6.iter().flat_map(|l| &l.addresses) {
             addresses.push(NewAddress {
-                // RFC 8415 says nothing of a prefix length: what is on the link is the routers' to say (RFC 5942 §4).
+                // DHCPv6 leases have no prefix length: routers say which prefixes are on the link (RFC 5942 §4).
                 prefix: Prefix::new(granted.address.into(), 128),
                 preferred: granted.preferred_secs,
                 valid: granted.valid_secs,
             });
         }
-        // Routes on the link first: others may lean on them.
+        // Routes on the link come first, because the others may need them.
         routes.sort_by_key(|r| r.gateway.is_some());
         (addresses, routes)
     }
@@ -470,7 +472,7 @@ impl ManagedLink {
     pub(crate) fn name_servers(&self) -> Vec<NameServer> {
         let configured = self.settings.dns.iter().copied();
         let mut found: Vec<IpAddr> = configured.collect();
-        // Configured servers replace the offered ones: an administrator who names some wants no others asked.
+        // Configured servers replace the offered ones: an administrator who names servers wants no others.
         if found.is_empty() {
             found.extend(
                 self.lease4
@@ -498,7 +500,7 @@ impl ManagedLink {
         self.malformed + self.client4.refused() + self.client6.refused()
     }
 
-    /// Where an address came from.
+    /// The source of an address, for the state.
     pub(crate) fn source(&self, address: IpAddr) -> &'static str {
         let configured = self.settings.addresses.iter().any(|p| p.address == address);
         let leased = self
@@ -531,7 +533,7 @@ impl ManagedLink {
                 Some(DhcpSocket { socket, reader })
             }
             Err(e) => {
-                // The machine goes on: static addresses and router advertisements need no port.
+                // The machine continues: static addresses and router advertisements need no port.
                 let text = format!("{}: cannot open the DHCP port: {e}", self.info.name);
                 logs.push((NetLogLevel::Warn, text));
                 None
@@ -603,8 +605,8 @@ fn open6(name: &str) -> io::Result<UdpSocket> {
     )
 }
 
-/// Bound to the card, each card has its own socket on the same port, and needs no address to
-/// send or receive.
+/// Binds a socket to the card. Each card has a socket of its own on the same port, which needs no address to send
+/// or receive.
 fn finish(socket: Socket, name: &str, address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_reuse_address(true)?;
     socket.bind_device(Some(name.as_bytes()))?;
@@ -649,12 +651,12 @@ mod tests {
         let all = (Ipv4Addr::UNSPECIFIED, 0, router);
         let mut link = link(LinkSettings::default());
         link.lease4 = Some(lease(32, vec![all, (router, 32, Ipv4Addr::UNSPECIFIED)]));
-        let (addresses, routes) = link.wanted();
+        let (addresses, routes) = link.target_state();
         assert_eq!((addresses[0].prefix.len, addresses[0].valid), (32, 60));
         assert_eq!(routes[0].gateway, None, "what others lean on comes first");
         assert!(routes[1].onlink);
         link.lease4 = Some(lease(24, vec![all]));
-        assert!(!link.wanted().1[0].onlink);
+        assert!(!link.target_state().1[0].onlink);
     }
 
     #[test]
@@ -683,6 +685,6 @@ mod tests {
             addresses: vec![Prefix::new(IpAddr::from([10, 0, 0, 9]), 24)],
             ..LinkSettings::default()
         });
-        assert_eq!(off.wanted(), (Vec::new(), Vec::new()));
+        assert_eq!(off.target_state(), (Vec::new(), Vec::new()));
     }
 }

@@ -19,15 +19,15 @@ use crate::{
     state::{LinkState, NetEvent, NetLogLevel, NetState},
 };
 
-/// Datagrams waiting for the manager; more stay in the kernel and then are lost, which DHCP
-/// survives.
+/// Maximum number of datagrams that wait for the manager. The kernel keeps further ones and then
+/// drops them, which DHCP survives.
 const PACKETS_MAX: usize = 32;
 const COMMANDS_MAX: usize = 8;
-/// When a state that the owner had no room for is offered again.
+/// When the manager sends its state again, after the owner's channel was full.
 const OFFER_AGAIN: Duration = Duration::from_millis(100);
-/// How long to sleep with nothing to wait for.
+/// How long the manager sleeps if it has no deadline.
 const IDLE: Duration = Duration::from_secs(3600);
-/// Name servers kept in all.
+/// Maximum number of name servers.
 const SERVERS_MAX: usize = 16;
 
 /// Starts the network.
@@ -35,15 +35,15 @@ const SERVERS_MAX: usize = 16;
 pub struct NetManager(());
 
 impl NetManager {
-    /// Brings up what is there and watches for what comes. Runs as a task of the current tokio
-    /// runtime until the handle is dropped or stopped. The first DHCP messages are sent when
-    /// this returns and the runtime next polls the task.
+    /// Configures the present cards, and watches for new ones. Runs as a task of the current tokio
+    /// runtime until the handle is dropped or stopped. The first DHCP messages are sent after this
+    /// returns, when the runtime next polls the task.
     ///
-    /// Starting a second one after the first ended, even by a panic, takes over what the first
-    /// left on the cards.
+    /// A second manager that starts after the first one ended, even by a panic, takes over what the
+    /// first one left on the cards.
     ///
     /// # Errors
-    /// [`NetError::Socket`] or [`NetError::Netlink`] when the kernel offers no route netlink.
+    /// [`NetError::Socket`] or [`NetError::Netlink`] if the kernel offers no route netlink.
     pub fn start(plan: NetPlan, events: mpsc::Sender<NetEvent>) -> Result<NetHandle, NetError> {
         let (commands, command_rx) = mpsc::channel(COMMANDS_MAX);
         let manager = NetManagerTask::new(plan, events, command_rx)?;
@@ -52,8 +52,8 @@ impl NetManager {
     }
 }
 
-/// The running network. Dropping it ends the task and leaves the cards as they are; leases are
-/// not given back.
+/// The running network. Dropping it ends the task and leaves the cards as they are. Leases are not
+/// released.
 #[derive(Debug)]
 pub struct NetHandle {
     commands: mpsc::Sender<NetCommand>,
@@ -61,17 +61,17 @@ pub struct NetHandle {
 }
 
 impl NetHandle {
-    /// Changes the plan. Cards whose settings stay the same are not disturbed. False when the
-    /// manager has ended.
+    /// Changes the plan. Cards whose settings stay the same are not disturbed. Returns `false` if
+    /// the manager has ended.
     pub async fn apply(&self, plan: NetPlan) -> bool {
         self.commands.send(NetCommand::Apply(plan)).await.is_ok()
     }
 
-    /// Ends the task; cards stay as they are.
+    /// Ends the task. The cards stay as they are.
     pub fn stop(self) {}
 
-    /// Waits until the task ends, which it never does by itself: says why it did. The caller
-    /// starts another.
+    /// Waits until the task ends, and returns the reason. The task never ends by itself. The caller
+    /// starts another one.
     pub async fn ended(&mut self) -> String {
         match (&mut self.task).await {
             Ok(()) => "the network manager ended".to_owned(),
@@ -79,7 +79,7 @@ impl NetHandle {
         }
     }
 
-    /// Makes the task panic. Fault injection for tests of the supervisor.
+    /// Makes the task panic. Tests of the supervisor use this.
     pub async fn inject_panic(&self) {
         drop(self.commands.send(NetCommand::Panic).await);
     }
@@ -109,11 +109,11 @@ struct NetManagerTask {
     links: BTreeMap<u32, ManagedLink>,
     addresses: Vec<AddressInfo>,
     routes: Vec<DefaultRoute>,
-    /// Addresses or routes changed: read them before reporting.
+    /// Addresses or routes have changed, and are read before the next report.
     stale: bool,
     state: NetState,
-    /// The owner has not been told the state yet.
-    untold: bool,
+    /// Whether the owner's channel was full when the state last changed.
+    is_unsent: bool,
     resolver: Option<Resolver>,
     logs: Logs,
     refused_before: u64,
@@ -127,7 +127,7 @@ impl NetManagerTask {
         commands: mpsc::Receiver<NetCommand>,
     ) -> Result<Self, NetError> {
         let (packet_sender, packets) = mpsc::channel(PACKETS_MAX);
-        // Listen before the first look, so that nothing is missed in between.
+        // The socket listens before the first listing, so that no change in between is missed.
         let notices = NetlinkNotices::open()?;
         let mut manager = Self {
             plan,
@@ -142,13 +142,13 @@ impl NetManagerTask {
             routes: Vec::new(),
             stale: true,
             state: NetState::default(),
-            untold: true,
+            is_unsent: true,
             resolver: None,
             logs: Vec::new(),
             refused_before: 0,
             epoch: Instant::now(),
         };
-        manager.look()?;
+        manager.list_all()?;
         Ok(manager)
     }
 
@@ -156,10 +156,11 @@ impl NetManagerTask {
         loop {
             self.settle();
             let deadline = self.deadline();
-            // Not biased: a flood of notices must not keep leases and the owner's commands waiting.
+            // The order is not biased: a flood of notices must not delay leases and the owner's
+            // commands.
             tokio::select! {
                 notices = self.notices.next() => match notices {
-                    Ok(notices) => notices.into_iter().for_each(|n| self.hear(n)),
+                    Ok(notices) => notices.into_iter().for_each(|n| self.handle_notice(n)),
                     Err(e) => {
                         if let Err(e) = self.reopen_netlink(&e) {
                             self.log(NetLogLevel::Warn, e.to_string());
@@ -167,7 +168,8 @@ impl NetManagerTask {
                         }
                     }
                 },
-                // The task holds a sender itself, so that the channel does not close with the last card.
+                // The task itself has a sender, so that the channel does not close with the last
+                // card.
                 Some(packet) = self.packets.recv() => {
                     let now = self.now();
                     if let Some(link) = self.links.get_mut(&packet.index) {
@@ -193,9 +195,9 @@ impl NetManagerTask {
             .values()
             .filter_map(ManagedLink::next_timeout)
             .min();
-        // `Instant` plus the longest duration would overflow.
+        // An `Instant` plus the maximum duration would overflow.
         let next = next.unwrap_or(Duration::MAX).min(self.now() + IDLE);
-        let next = if self.untold {
+        let next = if self.is_unsent {
             next.min(self.now() + OFFER_AGAIN)
         } else {
             next
@@ -203,28 +205,28 @@ impl NetManagerTask {
         self.epoch + next
     }
 
-    /// Reads all cards: at the start and after notices were lost.
-    fn look(&mut self) -> Result<(), NetError> {
+    /// Lists all cards, at the start and after notices were lost.
+    fn list_all(&mut self) -> Result<(), NetError> {
         let found = self.requests.links()?;
         self.addresses = self.requests.addresses()?;
-        // Notices that were lost may have been those of cards that went.
+        // The lost notices may have been about cards that were removed.
         self.links
             .retain(|index, _| found.iter().any(|l| l.index == *index));
         for info in found {
             let (index, flags) = (info.index, info.ra_flags);
-            self.see(info);
+            self.update_card(info);
             self.ra_flags(index, flags.unwrap_or(0));
         }
         self.stale = true;
         Ok(())
     }
 
-    fn hear(&mut self, notice: NetlinkNotice) {
+    fn handle_notice(&mut self, notice: NetlinkNotice) {
         let now = self.now();
         match notice {
-            // Only marked: a burst of them is read once, at the end of the turn.
+            // The change is only marked: a burst of them is read once, at the end of the turn.
             NetlinkNotice::Address | NetlinkNotice::Route => self.stale = true,
-            NetlinkNotice::Link(info) => self.see(info),
+            NetlinkNotice::Link(info) => self.update_card(info),
             NetlinkNotice::LinkGone(index) => self.forget(index),
             NetlinkNotice::Neighbour { index, option } => {
                 if let Some(link) = self.links.get_mut(&index) {
@@ -232,8 +234,8 @@ impl NetManagerTask {
                 }
             }
             NetlinkNotice::Overrun => {
-                if let Err(e) = self.look() {
-                    // The state as it was stays; the next overrun or restart reads it again.
+                if let Err(e) = self.list_all() {
+                    // The state stays as it was. The next overrun or restart reads it again.
                     self.log(NetLogLevel::Warn, e.to_string());
                 }
             }
@@ -248,25 +250,25 @@ impl NetManagerTask {
         }
     }
 
-    /// The socket failed: opens a new one. If that fails as well, the task ends and its owner
-    /// starts another.
+    /// Opens a new socket after the old one failed. If that fails as well, the task ends and its
+    /// owner starts another.
     fn reopen_netlink(&mut self, error: &std::io::Error) -> Result<(), NetError> {
         self.log(
             NetLogLevel::Warn,
             format!("route netlink failed: {error}; opening it again"),
         );
         self.notices = NetlinkNotices::open()?;
-        self.look()
+        self.list_all()
     }
 
-    fn see(&mut self, info: LinkInfo) {
+    fn update_card(&mut self, info: LinkInfo) {
         let now = self.now();
         if info.is_loopback() {
             self.raise_loopback(&info);
         } else if let Some(link) = self.links.get_mut(&info.index) {
             link.update(now, info, &mut self.logs);
         } else if info.is_card() {
-            self.meet(info);
+            self.configure_card(info);
         }
     }
 
@@ -278,8 +280,8 @@ impl NetManagerTask {
         }
     }
 
-    /// A card not seen before.
-    fn meet(&mut self, info: LinkInfo) {
+    /// Configures a new card.
+    fn configure_card(&mut self, info: LinkInfo) {
         let now = self.now();
         let mac = mac_text(info.mac);
         self.log(NetLogLevel::Info, format!("{}: found, {mac}", info.name));
@@ -290,14 +292,14 @@ impl NetManagerTask {
         let mut link = ManagedLink::new(info.clone(), settings, &self.plan.hostname);
         link.adopt(&self.addresses);
         link.configure(&mut self.requests, &self.packet_sender, &mut self.logs);
-        // Only now: a carrier that is there already starts the protocols at once.
+        // The carrier is reported last: if the card has one, the protocols start at once.
         link.update(now, info.clone(), &mut self.logs);
         self.links.insert(info.index, link);
     }
 
     fn forget(&mut self, index: u32) {
         if let Some(link) = self.links.remove(&index) {
-            // The figure counts since the start: it must not fall when a card is pulled out.
+            // The number counts since the start, so it must not fall when a card is removed.
             self.refused_before += link.refused();
             self.log(NetLogLevel::Info, format!("{}: gone", link.info.name));
         }
@@ -317,12 +319,12 @@ impl NetManagerTask {
         for index in changed {
             self.restart(index);
         }
-        // The new plan may name another file, which does not have the text yet.
+        // The new plan may name another file, which has to be written.
         self.resolver = None;
         self.stale = true;
     }
 
-    /// Down and up again: the kernel then forgets what routers told it.
+    /// Switches a card off and on, so that the kernel forgets what routers advertised.
     fn restart(&mut self, index: u32) {
         let Some(mut link) = self.links.remove(&index) else {
             return;
@@ -330,14 +332,15 @@ impl NetManagerTask {
         link.clear(&mut self.requests, &mut self.logs);
         self.refused_before += link.refused();
         let mut info = link.info.clone();
-        // As the kernel will describe it: with the old flags the card would not be switched on again.
+        // The flags are those that the kernel will report: with the old flags the card would not be
+        // switched on again.
         info.flags &= !((libc::IFF_UP | libc::IFF_LOWER_UP) as u32);
         drop(link);
         self.addresses.retain(|a| a.index != index);
-        self.meet(info);
+        self.configure_card(info);
     }
 
-    /// After every event: lets the protocols act, then reports.
+    /// Runs after every event: lets the protocols act, and then reports.
     fn settle(&mut self) {
         let now = self.now();
         for link in self.links.values_mut() {
@@ -357,7 +360,7 @@ impl NetManagerTask {
             Ok(())
         });
         if let Err(e) = read {
-            // Read again at the next turn.
+            // The next turn reads them again.
             self.stale = true;
             self.log(NetLogLevel::Warn, e.to_string());
         }
@@ -380,7 +383,8 @@ impl NetManagerTask {
             );
             self.logs.push((NetLogLevel::Warn, text));
         }
-        // Also after a failure: else each turn would log it again.
+        // The configuration is stored even after a failure, which each turn would otherwise log
+        // again.
         self.resolver = Some(resolver);
     }
 
@@ -405,23 +409,23 @@ impl NetManagerTask {
                 }
             }
         }
-        // Six domains are all that resolvers agree to read.
+        // Resolvers read at most six domains (resolv.conf(5)).
         domains.truncate(6);
         domains
     }
 
     fn report(&mut self) {
         for (level, message) in std::mem::take(&mut self.logs) {
-            // A log line that finds no room is lost; the state is not.
+            // A log line is lost if the channel is full. The state is sent later.
             drop(self.events.try_send(NetEvent::Log { level, message }));
         }
         let state = self.state();
-        self.untold |= state != self.state;
+        self.is_unsent |= state != self.state;
         self.state = state;
-        if self.untold {
-            let told = self.events.try_send(NetEvent::Changed(self.state.clone()));
-            // A closed channel is no reason to try again: the owner is gone.
-            self.untold = matches!(told, Err(TrySendError::Full(_)));
+        if self.is_unsent {
+            let sent = self.events.try_send(NetEvent::Changed(self.state.clone()));
+            // If the channel is closed, the owner is gone, and the state is not sent again.
+            self.is_unsent = matches!(sent, Err(TrySendError::Full(_)));
         }
     }
 

@@ -1,6 +1,7 @@
-//! What routers advertise to hosts beside prefixes: name servers and domains (RFC 8106).
+//! Name servers and domains that routers advertise to hosts (RFC 8106).
 //!
-//! The kernel checks the advertisement and hands on the options; their lifetimes are kept here.
+//! The kernel checks the advertisement and passes on the options. This module keeps their
+//! lifetimes.
 
 use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
 
@@ -8,12 +9,13 @@ use crate::dns::read_names;
 
 const RDNSS: u8 = 25;
 const DNSSL: u8 = 31;
-/// A lifetime without end.
+/// A lifetime without an end.
 const FOREVER: u32 = u32::MAX;
-/// Most servers or domains kept of one card: a flood of advertisements must not fill the memory.
+/// Maximum number of servers or domains of one card: a flood of advertisements must not fill the
+/// memory.
 const KEPT_MAX: usize = 8;
 
-/// Name servers and domains advertised on one card. Time is counted from any fixed moment.
+/// Name servers and domains that routers advertise on one card. Time counts from any fixed moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RouterAdvertisedDns {
     servers: BTreeMap<Ipv6Addr, Option<Duration>>,
@@ -21,7 +23,7 @@ pub(crate) struct RouterAdvertisedDns {
 }
 
 impl RouterAdvertisedDns {
-    /// Takes one option, its kind and length included; whether it was well formed.
+    /// Takes one option, including its kind and length. Returns whether it was well formed.
     pub(crate) fn take(&mut self, now: Duration, option: &[u8]) -> bool {
         let [kind, len, _, _, a, b, c, d, value @ ..] = option else {
             return false;
@@ -39,13 +41,13 @@ impl RouterAdvertisedDns {
                     keep(&mut self.domains, name, end, now);
                 }
             }
-            // The kernel hands on every option that it does not use itself.
+            // The kernel passes on every option that it does not use itself.
             _ => {}
         }
         true
     }
 
-    /// Drops what is past its lifetime.
+    /// Drops entries whose lifetime has ended.
     pub(crate) fn expire(&mut self, now: Duration) {
         self.servers
             .retain(|_, end| end.is_none_or(|end| end > now));
@@ -53,7 +55,7 @@ impl RouterAdvertisedDns {
             .retain(|_, end| end.is_none_or(|end| end > now));
     }
 
-    /// When something expires next.
+    /// When the next entry expires.
     pub(crate) fn next_expiry(&self) -> Option<Duration> {
         let all = self.servers.values().chain(self.domains.values());
         all.flatten().min().copied()
@@ -77,7 +79,7 @@ fn servers(value: &[u8]) -> impl Iterator<Item = Ipv6Addr> {
         .filter(|a| !a.is_multicast() && !a.is_unspecified() && !a.is_loopback())
 }
 
-/// A lifetime of zero takes back what was advertised.
+/// Adds an entry, or removes it if its lifetime is zero.
 fn keep<K: Ord>(
     map: &mut BTreeMap<K, Option<Duration>>,
     key: K,

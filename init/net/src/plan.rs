@@ -7,24 +7,24 @@ use alknet_core::config::{LinkConfig, LinkMethod};
 
 use crate::NetError;
 
-/// What the network shall be.
+/// The configuration of the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetPlan {
-    /// Cards with wishes; any other card is configured automatically.
+    /// Configured cards. Every other card is configured automatically.
     pub links: Vec<LinkConfig>,
-    /// Host name told to DHCP servers; empty tells none.
+    /// Host name that is sent to DHCP servers. If empty, none is sent.
     pub hostname: String,
-    /// Where the resolver's configuration is written.
+    /// Path of the resolver's configuration file.
     pub resolv_conf: PathBuf,
 }
 
 impl NetPlan {
-    /// Every card automatic.
+    /// A plan with which every card is configured automatically.
     pub fn automatic(hostname: &str) -> Self {
         Self::new(Vec::new(), hostname)
     }
 
-    /// The plan a configuration asks for, written to `/run/resolv.conf`.
+    /// The plan of a configuration. The resolver's file is `/run/resolv.conf`.
     pub fn new(links: Vec<LinkConfig>, hostname: &str) -> Self {
         Self {
             links,
@@ -33,18 +33,18 @@ impl NetPlan {
         }
     }
 
-    /// What this plan says about one card: the first entry that names it or its MAC address.
+    /// The settings of one card: those of the first entry with its name or its MAC address.
     pub(crate) fn for_link(&self, name: &str, mac: &str) -> (LinkSettings, Vec<NetError>) {
         let found = self
             .links
             .iter()
-            // Administrators copy MAC addresses in either case.
+            // Administrators copy MAC addresses in upper or lower case.
             .find(|l| l.matches == name || l.matches.eq_ignore_ascii_case(mac));
         found.map_or_else(Default::default, LinkSettings::read)
     }
 }
 
-/// One card's settings with everything parsed.
+/// The parsed settings of one card.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinkSettings {
     pub(crate) method: LinkMethod,
@@ -54,8 +54,8 @@ pub(crate) struct LinkSettings {
 }
 
 impl LinkSettings {
-    /// Addresses that do not parse are left out and reported: one typing error must not cost the
-    /// machine its other addresses.
+    /// Parses the settings. Invalid addresses are left out and reported: one typing error must not
+    /// cost the machine its other addresses.
     fn read(config: &LinkConfig) -> (Self, Vec<NetError>) {
         let mut problems = Vec::new();
         let mut addresses = Vec::new();
@@ -111,8 +111,8 @@ impl Prefix {
         }
     }
 
-    /// The address of every host on an IPv4 prefix; `None` for IPv6 and where the prefix has no
-    /// room for one.
+    /// The broadcast address of an IPv4 prefix. `None` for IPv6, and for a prefix that is too short
+    /// to have one.
     pub(crate) fn broadcast(&self) -> Option<Ipv4Addr> {
         let IpAddr::V4(address) = self.address else {
             return None;
@@ -130,13 +130,13 @@ impl std::fmt::Display for Prefix {
 
 fn same_bits(a: u128, b: u128, width: u8, len: u8) -> bool {
     (a ^ b)
-        // With zero bits to compare the shift is by the whole width, which Rust refuses.
+        // With zero bits to compare, the shift is by the whole width, which Rust refuses.
         .checked_shr(u32::from(width.saturating_sub(len)))
         .unwrap_or(0)
         == 0
 }
 
-/// `fe80::/10`.
+/// Whether the address is a link-local one.
 pub(crate) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => Ipv4Addr::is_link_local(&v4),

@@ -6,10 +6,11 @@ use std::{
     path::Path,
 };
 
-/// Name servers a resolver reads of its file (MAXNS of resolv.conf(5)); more are only shown.
+/// Maximum number of name servers that a resolver reads (MAXNS of resolv.conf(5)). Further ones are
+/// only shown.
 const SERVERS_MAX: usize = 3;
 
-/// A name server; link-local ones need the card.
+/// A name server. A link-local one has a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NameServer {
     pub(crate) address: IpAddr,
@@ -27,7 +28,7 @@ impl NameServer {
     }
 }
 
-/// What the file says.
+/// Content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resolver {
     pub(crate) servers: Vec<NameServer>,
@@ -51,10 +52,10 @@ impl Resolver {
         text
     }
 
-    /// Replaces the file in one step: a reader sees the old or the new one whole.
+    /// Replaces the file in one step: a reader gets either the old or the new file as a whole.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let new = path.with_extension("new");
-        // No fsync: the file is in memory, and written at each start.
+        // There is no fsync: the file is in memory, and each start writes it.
         fs::write(&new, self.text())?;
         fs::rename(&new, path)
     }

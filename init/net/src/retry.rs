@@ -1,10 +1,12 @@
-//! Randomness and pauses shared by the protocol machines.
+//! Random numbers and pauses that the protocols share.
 
 use std::time::Duration;
 
-/// Small generator for transaction numbers and jitter, seeded by the caller so that tests repeat.
+/// A small generator for transaction numbers and jitter. The caller seeds it, so that tests can
+/// repeat a run.
 ///
-/// Transaction numbers travel in clear on the link; they tell replies apart and are no secret.
+/// Transaction numbers are sent in the clear on the link. They match replies to requests and are
+/// not secret.
 #[derive(Clone, Debug)]
 pub(crate) struct NetRng(u64);
 
@@ -13,7 +15,7 @@ impl NetRng {
         Self(seed)
     }
 
-    /// SplitMix64: every seed is good, zero included.
+    /// SplitMix64, for which every seed is good, including zero.
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -26,7 +28,7 @@ impl NetRng {
         (self.next() >> 32) as u32
     }
 
-    /// `base` changed by at most `percent` either way.
+    /// `base`, changed by at most `percent` either way.
     pub(crate) fn jitter(&mut self, base: Duration, percent: u32) -> Duration {
         let span = u64::from(percent) * 2 + 1;
         let chosen = 100 - percent + (self.next() % span) as u32;
@@ -51,7 +53,7 @@ impl RetransmitBackoff {
         }
     }
 
-    /// The pause to make now; the next one is twice as long, up to the maximum.
+    /// The next pause. The one after it is twice as long, up to the maximum.
     pub(crate) fn pause(&mut self, rng: &mut NetRng, percent: u32) -> Duration {
         let pause = rng.jitter(self.next, percent);
         self.next = (self.next * 2).min(self.max);

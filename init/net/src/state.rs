@@ -1,34 +1,34 @@
 use std::net::{IpAddr, SocketAddr};
 
-/// What the manager tells its owner.
+/// What the manager sends its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NetEvent {
-    /// The network changed; sent whole.
+    /// The network changed. The event has the whole state.
     Changed(NetState),
-    /// Something worth a line in the log.
+    /// A line for the log.
     Log {
-        /// How much it matters.
+        /// Severity of the line.
         level: NetLogLevel,
         /// What happened.
         message: String,
     },
 }
 
-/// How much a log line matters.
+/// Severity of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NetLogLevel {
-    /// For those who look for a fault.
+    /// Helps to find a fault.
     Debug,
     /// An ordinary change.
     Info,
-    /// Something is wrong and the manager carries on.
+    /// Something failed, and the manager continues.
     Warn,
 }
 
 impl NetLogLevel {
-    /// `debug`, `info`, `warn`: as in log records.
+    /// The level as log records have it: `debug`, `info`, `warn`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Debug => "debug",
@@ -38,22 +38,22 @@ impl NetLogLevel {
     }
 }
 
-/// The whole network as it is now.
+/// The present state of the network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetState {
-    /// Network cards in the order the kernel found them; loopback is not listed.
+    /// Network cards in the kernel's order, without loopback.
     pub links: Vec<LinkState>,
-    /// Name servers in use, best first.
+    /// Name servers in use, the best first.
     pub dns: Vec<IpAddr>,
-    /// The same as sockets, with the scope that link-local servers need.
+    /// The same servers as socket addresses, with the scope that link-local servers need.
     pub resolvers: Vec<SocketAddr>,
-    /// Domains searched for short names.
+    /// Search domains for short names.
     pub search: Vec<String>,
-    /// Time servers the network offers.
+    /// Time servers that the network offers.
     pub ntp: Vec<IpAddr>,
-    /// Host name a DHCP server offers; the owner decides whether to take it.
+    /// Host name that a DHCP server offers. The owner decides whether to use it.
     pub hostname_offer: Option<String>,
-    /// Replies refused as malformed, foreign or implausible since the manager started.
+    /// Number of replies refused as malformed, foreign or implausible since the manager started.
     pub refused_replies: u64,
 }
 
@@ -74,13 +74,13 @@ pub struct LinkState {
     pub name: String,
     /// `52:54:00:12:34:56`.
     pub mac: String,
-    /// Switched on, with a carrier.
+    /// Whether the card is switched on and has a carrier.
     pub up: bool,
-    /// Usable addresses with prefix length, link-local ones left out.
+    /// Usable addresses with prefix length, without link-local ones.
     pub addresses: Vec<String>,
-    /// Default routers, best first.
+    /// Default routers, the best first.
     pub gateways: Vec<IpAddr>,
-    /// Where the addresses came from: `dhcp4`, `slaac`, `dhcp6`, `static`.
+    /// Sources of the addresses: `dhcp4`, `slaac`, `dhcp6`, `static`.
     pub sources: Vec<String>,
 }
 

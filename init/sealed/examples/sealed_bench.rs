@@ -1,12 +1,12 @@
-//! PID 1 of a machine that has nothing but this and stock cryptsetup: reads and writes one and the same
-//! place of a disk, as it is, through our mapping and through cryptsetup's, in turns. The disk is
-//! `/dev/vda`; the number of rounds is the argument `rounds=` of the kernel's command line.
+//! PID 1 of a machine that has only this program and stock cryptsetup. It reads and writes the same
+//! part of a disk directly, through this crate's mapping and through cryptsetup's, in turns. The
+//! disk is `/dev/vda`. The number of rounds is the argument `rounds=` of the kernel's command line.
 //!
-//! What the cipher alone does in memory OpenSSL says, for the kernel has no way to ask it.
+//! OpenSSL measures the cipher alone in memory, because the kernel has no interface for that.
 //!
-//! A measurement prints `bench: begin WAY WHAT`, and `bench: end WAY WHAT BYTES NANOSECONDS TICKS`, where
-//! a tick is a hundredth of a second that a processor was busy. The last line is `sealed bench: done`, or
-//! what went wrong.
+//! A measurement prints `bench: begin WAY WHAT`, and `bench: end WAY WHAT BYTES NANOSECONDS TICKS`,
+//! where a tick is a hundredth of a second that a processor was busy. The last line is `sealed
+//! bench: done`, or the error.
 
 use std::{
     error::Error,
@@ -29,19 +29,19 @@ type SealedBenchResult<T = ()> = Result<T, Box<dyn Error>>;
 
 const PHRASE: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
 const DISK: &str = "/dev/vda";
-/// Bytes of each measurement that goes from one end to the other, and of one piece.
+/// Bytes of each sequential measurement, and of one piece.
 const RUN_BYTES: usize = 64 << 20;
 const PIECE_BYTES: usize = 1 << 20;
-/// Places of each measurement that jumps about, and bytes of each.
+/// Number of positions of each random measurement, and bytes of each.
 const PLACES: usize = 2048;
 const PLACE_BYTES: usize = 4096;
-/// What memory must begin at that a disk reads and writes directly.
+/// Alignment of memory that a disk reads and writes directly.
 const ALIGNED: usize = 4096;
 
-/// How the same sectors are reached.
+/// The three ways to the same sectors.
 const WAYS: [&str; 3] = ["unsealed", "ours", "cryptsetup"];
 
-/// A measurement: its name, and what it does to a device.
+/// A measurement: its name, and its operation on a device.
 type Case = (&'static str, fn(&File, u64, &mut [u8]) -> io::Result<usize>);
 
 const CASES: [Case; 4] = [
@@ -85,7 +85,7 @@ fn main() {
         Err(error) => println!("sealed bench: {error}"),
     }
     loop {
-        // The console is read before the machine goes.
+        // The reader of the console gets the last lines before the machine stops.
         thread::sleep(Duration::from_secs(2));
         let _ = reboot(RebootMode::RB_AUTOBOOT);
     }
@@ -105,7 +105,7 @@ fn everything() -> SealedBenchResult {
         phrases: &[PHRASE.as_bytes()],
     };
     let sealed = SealedPartition::format(file, bytes, &new)?;
-    // Once for nothing: the first write to a sparse file costs its host more.
+    // The first round does not count: the first write to a sparse file costs its host more.
     round(&sealed, false)?;
     for _ in 0..rounds() {
         round(&sealed, true)?;
@@ -114,7 +114,7 @@ fn everything() -> SealedBenchResult {
     Ok(())
 }
 
-/// Prints `bench: cipher` and how many bytes a second it is.
+/// Prints `bench: cipher` and its bytes per second.
 fn cipher() -> SealedBenchResult {
     let output = Command::new("/usr/bin/openssl")
         .args(["speed", "-mr", "-seconds", "1", "-bytes", "4096"])
@@ -137,7 +137,7 @@ fn prepare() -> SealedBenchResult {
         ("tmpfs", "/run"),
     ] {
         match mount(Some(kind), at, Some(kind), none, None::<&str>) {
-            // The kernel mounts it by itself.
+            // The kernel has mounted it already.
             Err(nix::errno::Errno::EBUSY) => {}
             other => other.map_err(|error| format!("mount {at}: {error}"))?,
         }
@@ -195,7 +195,7 @@ fn measure(path: &Path, base: u64, way: &str, told: bool) -> SealedBenchResult {
     let file = File::options()
         .read(true)
         .write(true)
-        // The disk itself, not the kernel's copy of it.
+        // The flag bypasses the kernel's page cache.
         .custom_flags(libc::O_DIRECT)
         .open(path)?;
     let mut memory = vec![0x5a; PIECE_BYTES + ALIGNED];
@@ -215,7 +215,7 @@ fn measure(path: &Path, base: u64, way: &str, told: bool) -> SealedBenchResult {
     Ok(())
 }
 
-/// Where a measurement goes that jumps about: always the same places, in the same order.
+/// Positions of a random measurement: always the same ones, in the same order.
 fn places() -> impl Iterator<Item = u64> {
     let mut state = 0x9e37_79b9_u32;
     (0..PLACES).map(move |_| {
@@ -225,7 +225,7 @@ fn places() -> impl Iterator<Item = u64> {
     })
 }
 
-/// Hundredths of a second that processors were busy, the kernel's own threads included.
+/// Hundredths of a second that processors were busy, including the kernel's threads.
 fn ticks() -> SealedBenchResult<u64> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().unwrap_or_default();

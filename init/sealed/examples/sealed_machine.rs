@@ -1,7 +1,7 @@
-//! PID 1 of a machine that has nothing but this and stock cryptsetup: shows that both map the same
-//! data, on the kernel of the appliance. The disks are `/dev/vda` to `/dev/vdc`, 96 MiB each.
+//! PID 1 of a machine that has only this program and stock cryptsetup. It shows that both map the
+//! same data on the kernel of the appliance. The disks are `/dev/vda` to `/dev/vdc`, 96 MiB each.
 //!
-//! It prints what it does, and as its last line `sealed machine: all is well`, or what was not.
+//! It prints each step. The last line is `sealed machine: all is well`, or the error.
 
 use std::{
     error::Error,
@@ -29,7 +29,7 @@ const ONE: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
 const TWO: &str = "EjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8";
 const THREE: &str = "VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjQ";
 const NAME: &str = "alknet-data";
-/// What the data are filled with, bytes.
+/// Bytes of the test data.
 const FILLED: usize = 1 << 20;
 
 fn main() {
@@ -42,7 +42,7 @@ fn main() {
         Err(error) => println!("sealed machine: {error}"),
     }
     loop {
-        // The console is read before the machine goes.
+        // The reader of the console gets the last lines before the machine stops.
         thread::sleep(Duration::from_secs(2));
         let _ = reboot(RebootMode::RB_AUTOBOOT);
     }
@@ -72,7 +72,7 @@ fn prepare() -> SealedMachineResult {
     ];
     for (kind, at) in mounts {
         match mount(Some(kind), at, Some(kind), none, None::<&str>) {
-            // The kernel mounts it by itself.
+            // The kernel has mounted it already.
             Err(nix::errno::Errno::EBUSY) => {}
             other => other.map_err(|error| format!("mount {at}: {error}"))?,
         }
@@ -147,7 +147,7 @@ fn pattern(seed: u8) -> Vec<u8> {
 fn fill(path: &Path, seed: u8) -> SealedMachineResult {
     let file = File::options().write(true).open(path)?;
     file.write_all_at(&pattern(seed), 0)?;
-    // And something where the number of a sector no longer fits 16 bits.
+    // The second part lies where the number of a sector no longer fits into 16 bits.
     file.write_all_at(&pattern(seed ^ 0xff)[..4096], 64 << 20)?;
     Ok(file.sync_all()?)
 }
@@ -262,7 +262,8 @@ fn in_use() -> SealedMachineResult {
     let refused = sealed.open(0, TWO.as_bytes(), &options);
     let refused = matches!(refused, Err(SealedError::WrongPhrase(0)));
     fail_if(!refused, "another phrase opens it")?;
-    // Under another name neither: two mappings of one partition do not see each other's writes.
+    // Another name is refused as well: two mappings of one partition do not see each other's
+    // writes.
     let other = VolumeOptions {
         name: "other".to_owned(),
         ..VolumeOptions::default()
@@ -274,7 +275,7 @@ fn in_use() -> SealedMachineResult {
         !exists,
         &format!("a second one of that partition: {second:?}"),
     )?;
-    // What is refused leaves nothing behind.
+    // A refused mapping leaves nothing behind.
     let (file, bytes) = device("/dev/vda")?;
     volume.close(DmRemoval::Now)?;
     let long = SealedPartition::load(file, bytes + (1 << 30))?;
@@ -290,7 +291,7 @@ fn in_use() -> SealedMachineResult {
     volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
-/// A deferred removal is done by a worker of the kernel.
+/// Waits for a deferred removal, which a kernel thread performs.
 fn gone(name: &str) -> SealedMachineResult {
     for _ in 0..200 {
         match DeviceMapper::open()?.status(name) {
@@ -407,7 +408,8 @@ fn theirs() -> SealedMachineResult {
             "256",
             "-c",
             "xchacha12,aes-adiantum-plain64",
-            // Left alone, it would need the kernel's crypto API for sockets, which is not there.
+            // Otherwise cryptsetup would need the kernel's crypto API for sockets, which this
+            // kernel lacks.
             "--keyslot-cipher",
             "aes-xts-plain64",
             "--keyslot-key-size",

@@ -1,18 +1,18 @@
-//! How the data are encrypted.
+//! The ciphers of the data.
 
 use std::fmt;
 
-/// The two ciphers that a partition is made with.
+/// The two ciphers of partitions that this program makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SectorCipher {
     /// For processors without AES instructions, where AES is several times slower.
     Adiantum,
-    /// For all others.
+    /// For all other processors.
     AesXts,
 }
 
 impl SectorCipher {
-    /// The one that suits this processor.
+    /// The cipher for this processor.
     #[must_use]
     pub fn for_this_machine() -> Self {
         if has_aes_instructions() {
@@ -22,7 +22,7 @@ impl SectorCipher {
         }
     }
 
-    /// As LUKS2 and device mapper name it.
+    /// The name in LUKS2 and device mapper.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl SectorCipher {
             .find(|cipher| cipher.name() == name)
     }
 
-    /// Bytes of the volume key of a partition made here.
+    /// Bytes of the volume key of a partition that this program makes.
     #[must_use]
     pub const fn key_bytes(self) -> usize {
         match self {
@@ -46,7 +46,7 @@ impl SectorCipher {
         }
     }
 
-    /// Whether a partition made elsewhere may have a volume key of so many bytes.
+    /// Whether a partition that another program made may have a volume key of this length.
     pub(crate) const fn takes(self, key_bytes: usize) -> bool {
         // AES-128 in XTS has two keys of 16 bytes.
         key_bytes == self.key_bytes() || (matches!(self, Self::AesXts) && key_bytes == 32)

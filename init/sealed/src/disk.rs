@@ -1,4 +1,4 @@
-//! What a sealed partition is read from and written to.
+//! The storage that a sealed partition is read from and written to.
 
 use std::{
     fs::File,
@@ -10,35 +10,35 @@ use nix::errno::Errno;
 
 const BLKDISCARD: libc::c_ulong = 0x1277;
 const BLKZEROOUT: libc::c_ulong = 0x127f;
-/// Zeroes and noise are written in pieces of this many bytes.
+/// Size of the pieces in which zeros and random bytes are written.
 const PIECE_BYTES: usize = 1 << 18;
 
-/// A partition, a disk, or a file in their place. A test's disk loses power.
+/// A partition, a disk, or a file in its place. Tests have a disk that loses power.
 pub trait BlockStorage {
-    /// Fills `buffer` from `at` on.
+    /// Fills `buffer` from position `at`.
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
 
-    /// Writes all of `bytes` at `at`. It may reach the disk in any order of sectors, or not at all,
-    /// until [`flush`](Self::flush) returned.
+    /// Writes all of `bytes` at position `at`. Until [`flush`](Self::flush) returns, the sectors
+    /// may reach the disk in any order, or not at all.
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()>;
 
     /// Returns when everything written before is on the disk.
     fn flush(&self) -> io::Result<()>;
 
-    /// Writes zeroes.
+    /// Writes zeros.
     fn zero(&self, at: u64, bytes: u64) -> io::Result<()> {
         let piece = vec![0; PIECE_BYTES];
         pieces(at, bytes, |at, length| self.write(&piece[..length], at))
     }
 
-    /// Tells the disk that what is there is not needed any more.
+    /// Marks a range as unused, so that the disk may erase it.
     fn discard(&self, at: u64, bytes: u64) -> io::Result<()> {
         let _ = (at, bytes);
         Err(ErrorKind::Unsupported.into())
     }
 }
 
-/// Writes random bytes: what was there cannot be told from what was not.
+/// Writes random bytes, which cannot be told from encrypted data.
 pub(crate) fn noise(disk: &(impl BlockStorage + ?Sized), at: u64, bytes: u64) -> io::Result<()> {
     let most = usize::try_from(bytes).unwrap_or(PIECE_BYTES);
     let mut piece = vec![0; most.min(PIECE_BYTES)];
@@ -80,7 +80,7 @@ impl BlockStorage for File {
         if block_ioctl(self, BLKZEROOUT, at, bytes).is_ok() {
             return Ok(());
         }
-        // A file, or a device that wants larger sectors.
+        // The storage is a file, or a device that requires larger sectors.
         let piece = vec![0; PIECE_BYTES];
         pieces(at, bytes, |at, length| self.write(&piece[..length], at))
     }

@@ -1,4 +1,4 @@
-//! What can go wrong, and what to do then.
+//! The errors of sealed partitions, with what to do about each.
 
 use std::{io, path::PathBuf};
 
@@ -8,16 +8,16 @@ use crate::dm::DmError;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// There is nothing of LUKS2.
+    /// There is no LUKS2 header.
     #[error("no header")]
     Absent,
-    /// The checksum does not fit: damage, or half of a write.
+    /// The checksum does not match: the copy is damaged or half written.
     #[error("its checksum does not fit")]
     Checksum,
-    /// It is not as the format demands.
+    /// The copy violates the format.
     #[error("{0}")]
     Form(&'static str),
-    /// The partition ends within it, or it cannot be read.
+    /// The partition ends within the copy, or the copy cannot be read.
     #[error("it cannot be read")]
     Unreadable,
 }
@@ -32,29 +32,29 @@ pub enum SealedError {
          restore a backup with `cryptsetup luksHeaderRestore`, or erase the partition"
     )]
     Damaged {
-        /// What is wrong with the copy at the start.
+        /// What is wrong with the first copy.
         primary: HeaderError,
-        /// What is wrong with the other.
+        /// What is wrong with the second copy.
         secondary: HeaderError,
     },
     /// The device mapper refused.
     #[error(transparent)]
     Dm(#[from] DmError),
-    /// Erasing the partition was begun and not finished.
+    /// An erasure of the partition was interrupted.
     #[error("the partition was being erased when the power went; erase it again to finish")]
     Erasing,
-    /// Formatting the partition was begun and not finished.
+    /// A formatting of the partition was interrupted.
     #[error("the partition was being formatted when the power went; format it again")]
     HalfFormatted,
-    /// The JSON no longer fits the header.
+    /// The JSON no longer fits into the header.
     #[error("the LUKS2 header is full; remove tokens or key slots with cryptsetup")]
     HeaderFull,
     /// Reading or writing the partition failed.
     #[error("cannot {what} the sealed partition: {source}; check the disk and its cabling")]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel's keyring refused the volume key.
@@ -63,7 +63,7 @@ pub enum SealedError {
          free quota of keys (/proc/key-users)"
     )]
     Keyring(io::Error),
-    /// The key slot is the last that opens the data.
+    /// The key slot is the only one left that opens the data.
     #[error("key slot {0} is the last that opens the data and stays")]
     LastSlot(u32),
     /// The operating system has no random numbers.
@@ -72,13 +72,13 @@ pub enum SealedError {
     /// The kernel made no device node.
     #[error("there is no {0}; mount a devtmpfs at /dev, or name a folder for device nodes")]
     NoNode(PathBuf),
-    /// No room for the area of one more key slot.
+    /// There is no room for the area of another key slot.
     #[error("no room is left for a key slot; remove an unneeded one with cryptsetup")]
     NoRoom,
     /// There is no such key slot.
     #[error("the partition has no key slot {0}")]
     NoSlot(u32),
-    /// It is no block device.
+    /// The storage is not a block device.
     #[error("only a block device can be mapped; attach a file with losetup first")]
     NotABlockDevice,
     /// There is no LUKS2 header.
@@ -87,21 +87,21 @@ pub enum SealedError {
     /// The phrase is too long or empty.
     #[error("a phrase has 1 to 512 bytes")]
     Phrase,
-    /// The key slot is not one that is opened here.
+    /// This program cannot open this kind of key slot.
     #[error("key slot {slot} cannot be opened here: {why}; cryptsetup can")]
     SlotUnsupported {
         /// Number of the key slot.
         slot: u32,
-        /// What is unusual.
+        /// The reason.
         why: &'static str,
     },
     /// The partition is too small.
     #[error("the partition has {0} bytes; sealed, it needs at least 17 MiB")]
     TooSmall(u64),
-    /// The partition uses something of LUKS2 that is not opened here.
+    /// The partition uses a LUKS2 feature that this program does not support.
     #[error("the sealed partition cannot be used here: {0}; cryptsetup can")]
     Unsupported(&'static str),
-    /// The volume key is another partition's.
+    /// The volume key belongs to another partition.
     #[error("the volume key does not belong to this partition")]
     WrongKey,
     /// The phrase does not open the key slot.
@@ -110,7 +110,7 @@ pub enum SealedError {
 }
 
 impl SealedError {
-    /// Turns an I/O error into ours; for `map_err`.
+    /// Wraps an I/O error, for `map_err`.
     pub(crate) fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, source }
     }

@@ -1,18 +1,19 @@
-//! What a power cut leaves: after every write, within every write, and with any part of what was
-//! written since the last flush lost.
+//! Tests of the state after a power cut: after every write, within every write, and with any part
+//! of the writes since the last flush lost.
 
 use crate::limits::{DATA_AT, MEMO_AT, MEMO_BYTES, VAULT_A_AT, VAULT_B_AT};
 use crate::luks2::{LuksHeader, NewHeader};
 use crate::sealed::{PartitionContent, SealedPartition};
 use crate::testing::{BYTES, DiskOp, DiskTestRng, ONE, SECTOR, TWO, TestDisk, new_header};
 
-/// A write of at most this many sectors is cut after each of them.
+/// A write of at most this many sectors is cut after each sector.
 const CUT_ALL: usize = 64;
-/// How often a part of what was not flushed is lost.
+/// How many times a random part of the unflushed writes is lost.
 const LOSSES: usize = 12;
 const THREE: &[u8] = b"the new phrase of the first key slot";
 
-/// Shows `each` the disk that began as `image`, at every moment at which `ops` can be cut off.
+/// Calls `each` with the disk that began as `image`, at every moment at which a power cut can
+/// interrupt `ops`.
 fn at_every_cut(image: Vec<u8>, ops: &[DiskOp], mut each: impl FnMut(&TestDisk)) {
     let disk = TestDisk::from_image(image);
     let mut dice = DiskTestRng(0x5eed_5eed_5eed_5eed);
@@ -32,8 +33,8 @@ fn at_every_cut(image: Vec<u8>, ops: &[DiskOp], mut each: impl FnMut(&TestDisk))
     each(&disk);
 }
 
-/// With the writes of one flush arriving in order, then with any of their sectors missing. The disk is
-/// left as it was.
+/// First lets the writes of one flush arrive in order, and then loses random sectors of them.
+/// Afterwards the disk is as before.
 fn lose_some(
     disk: &TestDisk,
     writes: &[(usize, &[u8])],
@@ -84,7 +85,7 @@ fn formatted() -> TestDisk {
 #[test]
 fn formatting_is_whole_or_begun() {
     let disk = TestDisk::blank();
-    // The vault is there before.
+    // The vault was written before.
     disk.overwrite(VAULT_A_AT as usize, b"one");
     disk.overwrite(VAULT_B_AT as usize, b"two");
     let image = disk.image().clone();
@@ -94,7 +95,7 @@ fn formatting_is_whole_or_begun() {
         assert_eq!(cut.image()[VAULT_A_AT as usize..][..3], *b"one");
         assert_eq!(cut.image()[VAULT_B_AT as usize..][..3], *b"two");
         match SealedPartition::probe(cut, BYTES).expect("readable") {
-            // Nothing was written yet.
+            // Nothing has been written yet.
             PartitionContent::Unsealed => assert!(cut.image()[..1 << 20].iter().all(|b| *b == 0)),
             PartitionContent::HalfFormatted => begun += 1,
             PartitionContent::Sealed(_) => {
@@ -115,7 +116,7 @@ fn a_cut_formatting_is_done_again() {
     let disk = TestDisk::blank();
     LuksHeader::format(&disk, &new_header()).expect("a disk that works");
     let ops = disk.take_ops();
-    // Up to and with half of the second copy.
+    // The writes up to half of the second copy are done.
     let cut = TestDisk::blank();
     for op in &ops[..ops.len() - 4] {
         if let DiskOp::Write { at, bytes } = op {
@@ -172,7 +173,7 @@ fn after_a_cut_the_next_change_wipes_what_was_left() {
         .set_phrase(&disk, 0, THREE, &key)
         .expect("a disk that works");
     assert_ne!(disk.image()[area.clone()], old, "it was wiped");
-    // As if the power had gone before that.
+    // The state as if the power had failed before the old material was wiped.
     disk.overwrite(area.start, &old);
     let mut header = LuksHeader::load(&disk).expect("whole");
     header
@@ -242,7 +243,8 @@ fn an_erasure_that_began_is_finished() {
     assert!(whole >= 1 && begun > 100, "{whole} {begun}");
 }
 
-/// Whenever the power goes, the next start knows that something is left to do, or finds everything as it was.
+/// Wherever the power fails, the next start either knows that something is left to do, or finds the
+/// old state.
 #[test]
 fn an_erasure_that_is_unsettled_leaves_its_mark_and_no_key() {
     let disk = formatted();
@@ -270,8 +272,8 @@ fn an_erasure_that_is_unsettled_leaves_its_mark_and_no_key() {
     assert!(!SealedPartition::is_unsettled(&disk).expect("readable"));
 }
 
-/// It says what the vault that is erased knew. The next start needs it whenever the power goes, and the one after as
-/// well where the memo stays.
+/// The memo names what the erased vault knew. The next start needs it wherever the power fails, and
+/// so does the one after it if the memo stays.
 #[test]
 fn a_memo_outlives_an_erasure_until_it_is_over() {
     let memo: [u8; MEMO_BYTES] = std::array::from_fn(|at| at as u8);
@@ -295,7 +297,7 @@ fn a_memo_outlives_an_erasure_until_it_is_over() {
             match SealedPartition::probe(cut, BYTES).expect("readable") {
                 PartitionContent::Sealed(_) => assert!(is_whole),
                 PartitionContent::Unsealed => assert_eq!(is_whole, stays),
-                // Without it everything else is gone: it went after that.
+                // The memo is erased last, so if it is gone, everything else is gone as well.
                 PartitionContent::Erasing if !is_whole && !stays => {
                     let keys = &cut.image()[512..DATA_AT as usize];
                     let left = keys.iter().enumerate().filter(|(_, byte)| **byte != 0);
@@ -315,7 +317,7 @@ fn a_memo_outlives_an_erasure_until_it_is_over() {
     }
 }
 
-/// The mark alone is what a factory reset leaves when the console says that it has begun.
+/// When the console says that a factory reset has begun, the disk has this mark.
 #[test]
 fn a_mark_of_an_erasing_is_flushed_before_it_counts() {
     let disk = formatted();

@@ -1,4 +1,4 @@
-//! What PID 1 does with a sealed partition.
+//! The operations of PID 1 on a sealed partition.
 
 use std::{fs::File, io};
 
@@ -12,46 +12,47 @@ use crate::luks2::{
 use crate::secret::VolumeKey;
 use crate::volume::{self, OpenVolume, VolumeOptions};
 
-/// Keys are overwritten in pieces of this many bytes, each whatever became of the one before.
+/// Keys are overwritten in pieces of this many bytes. A failed piece does not stop the others.
 const ERASE_BYTES: usize = 4096;
 
-/// What is on a partition, as far as sealing is concerned.
+/// Content of a partition, as far as sealing is concerned.
 #[derive(Debug)]
 pub enum PartitionContent {
-    /// A header of LUKS2 both copies of which are unusable, with the reason.
+    /// A LUKS2 header whose two copies are unusable, with the reason.
     Damaged(SealedError),
-    /// It was being erased when the power went: to be finished by [`SealedPartition::erase`].
+    /// A power cut interrupted an erasure. [`SealedPartition::erase`] finishes it.
     Erasing,
-    /// It was being formatted when the power went: to be done again by [`SealedPartition::format`].
+    /// A power cut interrupted a formatting. [`SealedPartition::format`] does it again.
     HalfFormatted,
-    /// It is sealed.
+    /// A sealed partition.
     Sealed(SealedSummary),
-    /// Nothing of LUKS2: blank, or something else.
+    /// A blank partition, or one with something other than LUKS2.
     Unsealed,
 }
 
-/// What a header tells without a phrase.
+/// The facts in a header that need no phrase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedSummary {
-    /// Of the partition.
+    /// UUID of the partition.
     pub uuid: String,
-    /// Of the vault, as our token names it. Without that token, another program formatted the partition.
+    /// UUID of the vault in this program's token. If the token is missing, another program
+    /// formatted the partition.
     pub vault: Option<String>,
     /// Every key slot.
     pub slots: Vec<KeyslotInfo>,
-    /// Where and how the data are encrypted; else why that cannot be used here.
+    /// Where and how the data are encrypted, or why this program cannot use them.
     pub segment: Result<LuksSegment, String>,
-    /// One copy of the header is damaged or older; loading repairs it.
+    /// Whether one copy of the header is damaged or older. Loading repairs it.
     pub one_copy: bool,
 }
 
-/// What came of erasing.
+/// The result of an erasure.
 #[derive(Debug)]
 pub struct EraseReport {
     /// Bytes that were overwritten: the header, every key slot and the vault.
     pub overwritten: u64,
-    /// Whether the device accepted that it need not keep the rest. Where it did not, the data stay there, encrypted
-    /// with a key that no longer exists.
+    /// Whether the device accepted that it may drop the rest. If it did not, it keeps the data,
+    /// encrypted with a key that no longer exists.
     pub discarded: io::Result<()>,
 }
 
@@ -64,8 +65,8 @@ pub struct SealedPartition<D = File> {
     repaired: Result<Option<HeaderCopyId>, SealedError>,
 }
 
-/// A partition that is being formatted: its data can be written, and the header comes when they are.
-/// A power cut before leaves [`PartitionContent::HalfFormatted`].
+/// A partition that is being formatted. The caller writes the data, and then the header. After a
+/// power cut in between, it is [`PartitionContent::HalfFormatted`].
 #[derive(Debug)]
 pub struct FormattingPartition {
     disk: File,
@@ -75,13 +76,13 @@ pub struct FormattingPartition {
 }
 
 impl FormattingPartition {
-    /// Maps the data, to be written.
+    /// Maps the data for writing.
     pub fn map(&self, options: &VolumeOptions) -> Result<OpenVolume, SealedError> {
         let (uuid, segment) = (self.header.uuid(), self.header.segment()?);
         volume::map(&self.disk, self.bytes, &uuid, &segment, &self.key, options)
     }
 
-    /// Writes the header: from now on the partition is sealed.
+    /// Writes the header. From now on the partition is sealed.
     pub fn finish(mut self) -> Result<SealedPartition<File>, SealedError> {
         self.header.store(&self.disk)?;
         Ok(SealedPartition {
@@ -94,8 +95,8 @@ impl FormattingPartition {
 }
 
 impl SealedPartition<File> {
-    /// Begins what [`format`](Self::format) does, for a caller that has data to write before the partition counts as
-    /// sealed: a file system that is whole whenever there is a header.
+    /// Begins a [`format`](Self::format) for a caller that writes data before the partition counts
+    /// as sealed: whenever there is a header, the file system is then whole.
     pub fn prepare(
         disk: File,
         bytes: u64,
@@ -113,7 +114,7 @@ impl SealedPartition<File> {
         })
     }
 
-    /// Opens the data: the key slot by its phrase, then a mapping in the kernel.
+    /// Opens the data: unlocks the key slot with its phrase, and makes a mapping in the kernel.
     pub fn open(
         &self,
         slot: u32,
@@ -136,9 +137,9 @@ impl SealedPartition<File> {
         )
     }
 
-    /// Maps what was added to a partition that now has `bytes` bytes, while the data are in use.
-    /// Answers whether anything was. The key slot's phrase is asked for again because the kernel does
-    /// not give a volume key back.
+    /// Maps the part that was added to a partition, which now has `bytes` bytes, while the data are
+    /// in use. Returns whether any was added. It needs the key slot's phrase again, because the
+    /// kernel does not return a volume key.
     pub fn grow(
         &mut self,
         volume: &mut OpenVolume,
@@ -155,20 +156,24 @@ impl SealedPartition<File> {
 }
 
 impl<D: BlockStorage> SealedPartition<D> {
-    /// Looks at a partition of `bytes` bytes. Writes nothing.
+    /// Identifies a partition of `bytes` bytes. Writes nothing.
     pub fn probe(disk: &D, bytes: u64) -> Result<PartitionContent, SealedError> {
-        Self::look(disk, bytes).map(|found| match found {
+        Self::read_header(disk, bytes).map(|found| match found {
             Ok(header) => PartitionContent::Sealed(SealedSummary::from_header(&header)),
             Err(other) => other,
         })
     }
 
-    /// The header, or what there is in its place.
-    fn look(disk: &D, bytes: u64) -> Result<Result<LuksHeader, PartitionContent>, SealedError> {
+    /// The header, or what is in its place.
+    fn read_header(
+        disk: &D,
+        bytes: u64,
+    ) -> Result<Result<LuksHeader, PartitionContent>, SealedError> {
         if bytes < KEYSLOTS_AT {
             return Ok(Err(PartitionContent::Unsealed));
         }
-        // Before the header: an erasure that was cut short may have left copies that look whole.
+        // The mark is read before the header: an interrupted erasure may have left copies that look
+        // whole.
         let marked = read_mark(disk);
         if let Ok(Some(UnfinishedMark::Erasing | UnfinishedMark::Unsettled)) = marked {
             return Ok(Err(PartitionContent::Erasing));
@@ -180,7 +185,7 @@ impl<D: BlockStorage> SealedPartition<D> {
             {
                 Ok(Err(PartitionContent::HalfFormatted))
             }
-            // A first sector that cannot be read is neither a damaged one nor a blank one.
+            // A first sector that cannot be read is neither damaged nor blank.
             Err(error @ SealedError::Damaged { .. }) => {
                 marked.map(|_| Err(PartitionContent::Damaged(error)))
             }
@@ -189,7 +194,7 @@ impl<D: BlockStorage> SealedPartition<D> {
         }
     }
 
-    /// Makes a sealed partition of one that holds nothing of value. The vault's areas stay.
+    /// Makes a sealed partition of one without anything of value. The vault's areas stay.
     pub fn format(disk: D, bytes: u64, new: &NewHeader<'_>) -> Result<Self, SealedError> {
         if bytes < PARTITION_BYTES_MIN {
             return Err(SealedError::TooSmall(bytes));
@@ -203,10 +208,10 @@ impl<D: BlockStorage> SealedPartition<D> {
         })
     }
 
-    /// Reads the header of a partition of `bytes` bytes, and writes a damaged or older copy again. A write that fails
-    /// does not keep the data from being opened: see [`repaired`](Self::repaired).
+    /// Reads the header of a partition of `bytes` bytes, and rewrites a damaged or older copy. If
+    /// that write fails, the data can be opened all the same: see [`repaired`](Self::repaired).
     pub fn load(disk: D, bytes: u64) -> Result<Self, SealedError> {
-        let mut header = match Self::look(&disk, bytes)? {
+        let mut header = match Self::read_header(&disk, bytes)? {
             Ok(header) => header,
             Err(PartitionContent::Damaged(error)) => return Err(error),
             Err(PartitionContent::Erasing) => return Err(SealedError::Erasing),
@@ -224,7 +229,7 @@ impl<D: BlockStorage> SealedPartition<D> {
         })
     }
 
-    /// Which copy of the header had to be written again, and what became of that.
+    /// The copy of the header that had to be rewritten, and whether that worked.
     pub const fn repaired(&self) -> Result<Option<HeaderCopyId>, &SealedError> {
         match &self.repaired {
             Ok(copy) => Ok(*copy),
@@ -232,7 +237,7 @@ impl<D: BlockStorage> SealedPartition<D> {
         }
     }
 
-    /// What the header tells.
+    /// The facts in the header.
     #[must_use]
     pub fn summary(&self) -> SealedSummary {
         SealedSummary::from_header(&self.header)
@@ -243,13 +248,13 @@ impl<D: BlockStorage> SealedPartition<D> {
         self.header.segment()
     }
 
-    /// The volume key, if `phrase` opens the key slot.
+    /// Unlocks the key slot with `phrase`. Returns the volume key.
     pub fn unlock(&self, slot: u32, phrase: &[u8]) -> Result<VolumeKey, SealedError> {
         self.header.unlock(&self.disk, slot, phrase)
     }
 
-    /// Makes `phrase` open the key slot, and nothing else any more. The data are not touched and may be
-    /// in use. At a power cut one of the two phrases opens the slot.
+    /// Makes `phrase` the only one that opens the key slot. The data are not touched and may be in
+    /// use. After a power cut, either the old or the new phrase opens the slot.
     pub fn set_phrase(
         &mut self,
         slot: u32,
@@ -259,19 +264,20 @@ impl<D: BlockStorage> SealedPartition<D> {
         self.header.set_phrase(&self.disk, slot, phrase, key)
     }
 
-    /// Removes a key slot. The last that opens the data stays.
+    /// Removes a key slot. The last one that opens the data stays.
     pub fn remove_slot(&mut self, slot: u32) -> Result<(), SealedError> {
         self.header.remove_slot(&self.disk, slot)
     }
 
-    /// Writes the mark that the partition is being erased, and returns when it is on the disk. Whatever becomes
-    /// of the machine, what is found there from now on is [`PartitionContent::Erasing`]. A volume may be in use: the mark is
-    /// where the header is, not where the data are.
+    /// Writes the mark of an erasure, and returns when it is on the disk. From now on the partition
+    /// is [`PartitionContent::Erasing`], whatever happens to the machine. A volume may be in use:
+    /// the mark is in the header, not in the data.
     pub fn begin_erasing(disk: &D) -> Result<(), SealedError> {
         mark(disk, UnfinishedMark::Erasing)
     }
 
-    /// The memo that [`set_memo`](Self::set_memo) wrote; zeroes without one, as on a partition that was just formatted.
+    /// The memo that [`set_memo`](Self::set_memo) wrote. Without one it is all zeros, as on a newly
+    /// formatted partition.
     pub fn memo(disk: &D) -> Result<[u8; MEMO_BYTES], SealedError> {
         let mut memo = [0; MEMO_BYTES];
         disk.read(&mut memo, MEMO_AT)
@@ -279,45 +285,48 @@ impl<D: BlockStorage> SealedPartition<D> {
         Ok(memo)
     }
 
-    /// Writes a memo for the program that uses the partition, in the clear and without authentication, and returns when
-    /// it is on the disk. A volume may be in use.
+    /// Writes a memo for the program that uses the partition, in the clear and not authenticated.
+    /// Returns when it is on the disk. A volume may be in use.
     pub fn set_memo(disk: &D, memo: &[u8; MEMO_BYTES]) -> Result<(), SealedError> {
         disk.write(memo, MEMO_AT)
             .and_then(|()| disk.flush())
             .map_err(SealedError::io("write the memo of"))
     }
 
-    /// Destroys every key: overwrites header, key slots and vault, then gives the device its blocks
-    /// back where it takes them. What is left is blank. A power cut leaves a partition that says that
-    /// it is being erased, whatever else is still readable, and this is called again. So does a place
-    /// that cannot be written: everything else is overwritten before the error is answered.
+    /// Destroys every key: overwrites header, key slots and vault, and then offers the device its
+    /// blocks back. What is left is blank. After a power cut the partition has the mark of an
+    /// erasure, whatever else is readable, and the caller calls this again. It also calls this
+    /// again after an error: if one position cannot be written, everything else is overwritten
+    /// before the error is returned.
     ///
-    /// The volume is closed before; a mapping that is still there keeps the volume key in the kernel.
+    /// The volume has to be closed before: an open mapping keeps the volume key in the kernel.
     pub fn erase(disk: &D, bytes: u64) -> Result<EraseReport, SealedError> {
         let erased = Self::destroy(disk, bytes, UnfinishedMark::Erasing)?;
         if bytes >= DATA_AT {
             Self::set_memo(disk, &[0; MEMO_BYTES])?;
         }
-        // The mark goes last.
+        // The mark is cleared last, so that an interrupted erasure is known.
         Self::unmark(disk)?;
         Ok(erased)
     }
 
-    /// The same, but for the memo, which stays beside a blank head.
+    /// The same, except that the memo stays beside a blank header.
     pub fn erase_all_but_memo(disk: &D, bytes: u64) -> Result<EraseReport, SealedError> {
         let erased = Self::destroy(disk, bytes, UnfinishedMark::Erasing)?;
         Self::unmark(disk)?;
         Ok(erased)
     }
 
-    /// [`erase`](Self::erase), but for the memo and a mark, which stay: what is found there is [`PartitionContent::Erasing`], and that it
-    /// [is unsettled](Self::is_unsettled). For an erasure of which the machine could not do everything that belongs to
-    /// it: the next start tries again, by [`erase`](Self::erase).
+    /// The same as [`erase`](Self::erase), except that the memo and a mark stay: the partition is
+    /// [`PartitionContent::Erasing`], and [is unsettled](Self::is_unsettled). It is for an erasure
+    /// of which the machine could not do every step. The next start tries again with
+    /// [`erase`](Self::erase).
     pub fn erase_unsettled(disk: &D, bytes: u64) -> Result<EraseReport, SealedError> {
         Self::destroy(disk, bytes, UnfinishedMark::Unsettled)
     }
 
-    /// Whether [`erase_unsettled`](Self::erase_unsettled) began here and [`erase`](Self::erase) did not.
+    /// Whether [`erase_unsettled`](Self::erase_unsettled) ran here and [`erase`](Self::erase) has
+    /// not run since.
     pub fn is_unsettled(disk: &D) -> Result<bool, SealedError> {
         Ok(read_mark(disk)? == Some(UnfinishedMark::Unsettled))
     }
@@ -336,7 +345,8 @@ impl<D: BlockStorage> SealedPartition<D> {
         if overwritten < rest {
             return Err(SealedError::TooSmall(bytes));
         }
-        // A sector that cannot be written must not save the keys behind it.
+        // A sector that cannot be written must not save the keys behind it, so errors are collected
+        // and returned at the end.
         let marked = mark(disk, with);
         let mut first = Ok(());
         let after_memo = MEMO_AT + MEMO_BYTES as u64;
@@ -350,6 +360,7 @@ impl<D: BlockStorage> SealedPartition<D> {
         }
         let flushed = disk.flush();
         let first = first.and(flushed);
+        // A device accepts discards of whole sectors only.
         let unit = u64::from(SECTOR_BYTES);
         let data = (bytes - overwritten) / unit * unit;
         let discarded = match data {

@@ -1,4 +1,4 @@
-//! The one secret that is kept here for a moment.
+//! The volume key, the only secret in this crate.
 
 use std::fmt;
 
@@ -7,24 +7,24 @@ use zeroize::Zeroizing;
 
 use crate::error::SealedError;
 
-/// Longest volume key: two keys of AES-256.
+/// Maximum length of a volume key: two keys of AES-256.
 const BYTES_MAX: usize = 64;
 
-/// The key of the data, wiped on drop. It lies in one place, and is neither cloned nor shown.
+/// The key of the data. It is wiped on drop, stays at one address, and cannot be cloned or printed.
 pub struct VolumeKey {
     bytes: Box<Zeroizing<[u8; BYTES_MAX]>>,
     length: usize,
 }
 
 impl VolumeKey {
-    /// `length` random bytes, 64 at most.
+    /// A key of `length` random bytes, at most 64.
     pub(crate) fn random(length: usize) -> Result<Self, SealedError> {
         let mut key = Self::zeroed(length);
         getrandom::fill(key.expose_mut()).map_err(|_| SealedError::NoRandomness)?;
         Ok(key)
     }
 
-    /// Zeroes, to be filled in place.
+    /// A key of zeros, which the caller fills in place.
     pub(crate) fn zeroed(length: usize) -> Self {
         Self {
             bytes: Box::new(Zeroizing::new([0; BYTES_MAX])),
@@ -32,7 +32,7 @@ impl VolumeKey {
         }
     }
 
-    /// The bytes themselves.
+    /// The bytes of the key.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.bytes[..self.length]
@@ -43,7 +43,7 @@ impl VolumeKey {
     }
 }
 
-/// In constant time for what has the same length.
+/// The comparison takes constant time for keys of the same length.
 impl PartialEq for VolumeKey {
     fn eq(&self, other: &Self) -> bool {
         self.expose().ct_eq(other.expose()).into()

@@ -1,4 +1,4 @@
-//! A disk of the tests: it remembers every write, and can be what it was at any moment.
+//! A disk for tests: it records every write, and can return to its state at any moment.
 
 use std::{
     cell::{Cell, Ref, RefCell},
@@ -11,15 +11,15 @@ use crate::cipher::SectorCipher;
 use crate::disk::BlockStorage;
 use crate::luks2::NewHeader;
 
-/// Bytes of the disk: a header and one MiB.
+/// Bytes of the disk: a header and one MiB of data.
 pub(crate) const BYTES: u64 = 17 << 20;
-/// What disks write at once.
+/// Unit in which disks write.
 pub(crate) const SECTOR: usize = 512;
 pub(crate) const ONE: &[u8] = b"the phrase of the first key slot";
 pub(crate) const TWO: &[u8] = b"the phrase of the second key slot";
 pub(crate) const VAULT: &str = "0b9e8a4e-5e6c-4a1f-9d55-7f3f6f0d9f11";
 
-/// What was done to the disk.
+/// An operation on the disk.
 #[derive(Clone, Debug)]
 pub(crate) enum DiskOp {
     Flush,
@@ -50,17 +50,17 @@ impl TestDisk {
         self.image.borrow()
     }
 
-    /// Everything that was done since this was asked last.
+    /// Takes the operations since the last call.
     pub(crate) fn take_ops(&self) -> Vec<DiskOp> {
         self.ops.take()
     }
 
-    /// The sector at `at` takes no writes any more.
+    /// Makes the sector at `at` refuse writes.
     pub(crate) fn break_at(&self, at: usize) {
         self.broken.set(Some(at));
     }
 
-    /// Changes it as a fault or an attacker would.
+    /// Changes the disk as a fault or an attacker would.
     pub(crate) fn overwrite(&self, at: usize, bytes: &[u8]) {
         self.image.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
     }
@@ -79,8 +79,8 @@ impl BlockStorage for TestDisk {
 
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).map_err(io::Error::other)?;
-        let place = at..at + bytes.len();
-        if self.broken.get().is_some_and(|at| place.contains(&at)) {
+        let range = at..at + bytes.len();
+        if self.broken.get().is_some_and(|at| range.contains(&at)) {
             return Err(io::Error::other("a broken sector"));
         }
         self.overwrite(at, bytes);
@@ -105,7 +105,7 @@ pub(crate) fn new_header() -> NewHeader<'static> {
     }
 }
 
-/// Reproducible chance.
+/// Reproducible random numbers.
 pub(crate) struct DiskTestRng(pub(crate) u64);
 
 impl DiskTestRng {

@@ -14,24 +14,24 @@ use crate::secret::VolumeKey;
 
 /// Name of the mapping.
 const NAME: &str = "alknet-data";
-/// Unit in which device mapper counts, bytes.
+/// Unit in which device mapper counts, in bytes.
 const UNIT: u64 = 512;
 
-/// How the data are opened.
+/// Options of the mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeOptions {
     /// Name of the mapping.
     pub name: String,
-    /// Deletions in the file system are passed on to the device. An attacker who sees the device
-    /// then knows which blocks are in use.
+    /// Passes deletions in the file system on to the device. An attacker who sees the device then
+    /// knows which blocks are in use.
     pub discards: bool,
-    /// Reads are decrypted where they end and not by a worker of the kernel.
+    /// Decrypts in the context that completes the read, instead of a kernel thread.
     pub no_read_workqueue: bool,
-    /// Writes are encrypted where they begin and not by a worker of the kernel.
+    /// Encrypts in the context that begins the write, instead of a kernel thread.
     pub no_write_workqueue: bool,
-    /// Nothing may be written.
+    /// Refuses writes.
     pub read_only: bool,
-    /// A folder in which the device node is made, where no devtmpfs makes it in `/dev`.
+    /// Folder for the device node, on a system without devtmpfs.
     pub nodes: Option<PathBuf>,
 }
 
@@ -60,7 +60,7 @@ impl VolumeOptions {
                 words.push(word.to_owned());
             }
         }
-        // Never `iv_large_sectors`: LUKS2 numbers sectors in units of 512 bytes.
+        // `iv_large_sectors` is never used: LUKS2 numbers sectors in units of 512 bytes.
         if u64::from(segment.sector) != UNIT {
             words.push(format!("sector_size:{}", segment.sector));
         }
@@ -68,7 +68,8 @@ impl VolumeOptions {
     }
 }
 
-/// An opened partition. Dropping it leaves the mapping as it is: the data outlive who opened them.
+/// An opened partition. Dropping it leaves the mapping open: the data outlive the process that
+/// opened them.
 #[derive(Debug)]
 pub struct OpenVolume {
     path: PathBuf,
@@ -85,7 +86,7 @@ impl OpenVolume {
         &self.path
     }
 
-    /// Its major and minor number.
+    /// Major and minor number of the device.
     #[must_use]
     pub const fn device(&self) -> (u32, u32) {
         self.device
@@ -97,7 +98,7 @@ impl OpenVolume {
         self.bytes
     }
 
-    /// How they are encrypted.
+    /// Cipher of the data.
     #[must_use]
     pub const fn cipher(&self) -> SectorCipher {
         self.cipher
@@ -109,8 +110,8 @@ impl OpenVolume {
         &self.options.name
     }
 
-    /// Closes it: the kernel forgets the volume key. Answers whether that has happened; deferred, it
-    /// happens when the last process has closed the data.
+    /// Closes the mapping, and the kernel forgets the volume key. Returns whether that has
+    /// happened. A deferred close happens when the last process has closed the data.
     pub fn close(self, removal: DmRemoval) -> Result<bool, SealedError> {
         let gone = close(self.name(), removal)?;
         if self.options.nodes.is_some() {
@@ -119,7 +120,7 @@ impl OpenVolume {
         Ok(gone)
     }
 
-    /// The table and the state that the kernel has.
+    /// The kernel's state of the mapping.
     pub fn status(&self) -> Result<DmStatus, SealedError> {
         Ok(DeviceMapper::open()?.status(self.name())?)
     }
@@ -145,7 +146,7 @@ impl OpenVolume {
     }
 }
 
-/// Closes the mapping of that name, also one that another process opened.
+/// Closes the mapping of this name, even if another process opened it.
 pub fn close(name: &str, removal: DmRemoval) -> Result<bool, SealedError> {
     Ok(DeviceMapper::open()?.remove(name, removal)?)
 }
@@ -161,7 +162,7 @@ pub(crate) fn map(
 ) -> Result<OpenVolume, SealedError> {
     let length = mapped_bytes(bytes, segment)?;
     let control = DeviceMapper::open()?;
-    // As cryptsetup has it, which finds the partition's header by it.
+    // The form is that of cryptsetup, which finds the partition's header by it.
     let uuid = format!("CRYPT-LUKS2-{}-", uuid.replace('-', ""));
     not_mapped(&control, &uuid)?;
     let uuid = format!("{uuid}{}", options.name);
@@ -186,14 +187,15 @@ pub(crate) fn map(
     })
 }
 
-/// The kernel lets one partition be mapped twice, and nothing good comes of it.
+/// Refuses a partition that is mapped already: the kernel allows a second mapping, and the two
+/// would not see each other's writes.
 fn not_mapped(control: &DeviceMapper, uuid: &str) -> Result<(), SealedError> {
     for listed in control.list()? {
         match control.status(&listed.name) {
             Ok(status) if status.uuid.starts_with(uuid) => {
                 return Err(DmError::Exists(listed.name).into());
             }
-            // Closed just now.
+            // The mapping was closed after it was listed.
             Ok(_) | Err(DmError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
@@ -201,7 +203,7 @@ fn not_mapped(control: &DeviceMapper, uuid: &str) -> Result<(), SealedError> {
     Ok(())
 }
 
-/// A mapping that is removed again unless all goes well.
+/// Removes a mapping on drop, unless `finish` was called.
 struct MappingGuard<'a> {
     control: &'a DeviceMapper,
     name: &'a str,
@@ -217,7 +219,7 @@ impl MappingGuard<'_> {
 impl Drop for MappingGuard<'_> {
     fn drop(&mut self) {
         if self.armed {
-            // Why it is removed is on its way to the caller.
+            // The caller gets the error that led to the removal.
             drop(self.control.remove(self.name, DmRemoval::Deferred));
         }
     }
@@ -227,14 +229,14 @@ impl Drop for MappingGuard<'_> {
 fn mapped_bytes(bytes: u64, segment: &LuksSegment) -> Result<u64, SealedError> {
     let room = bytes.checked_sub(segment.offset);
     let room = room.ok_or(SealedError::TooSmall(bytes))?;
-    let wanted = segment.length.unwrap_or(room);
-    if wanted > room {
+    let length = segment.length.unwrap_or(room);
+    if length > room {
         return Err(SealedError::Unsupported(
             "its data are longer than the partition",
         ));
     }
     let unit = u64::from(segment.sector);
-    match wanted / unit * unit {
+    match length / unit * unit {
         0 => Err(SealedError::TooSmall(bytes)),
         length => Ok(length),
     }

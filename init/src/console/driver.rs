@@ -1,4 +1,4 @@
-//! Decides what goes to the terminal and when. Keys, facts and time in; text out.
+//! Decides what goes to the terminal and when. It takes keys, facts and the time, and returns text.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -12,22 +12,22 @@ use super::screen::{ConsoleView, ScreenState, render};
 use super::text::{Charset, clean, fit};
 use crate::control::{LogRecord, MachineDiagnostic, MachineFacts, NodeStatus};
 
-/// Shortest time between two live pictures, in milliseconds.
+/// Minimum time between two live pictures, in milliseconds.
 const LIVE_INTERVAL_MS: u64 = 1000;
-/// Shortest time between two plain pictures, in milliseconds: each stays on the screen and in the
-/// record, so a card that comes and goes must not fill both.
+/// Minimum time between two plain pictures, in milliseconds: each stays on the screen and in a
+/// recording, so a network card that comes and goes must not fill both.
 const PLAIN_INTERVAL_MS: u64 = 5000;
-/// A plain picture waits this long, in milliseconds, for further changes: they come together, and
-/// the first callers are served meanwhile.
+/// How long a plain picture waits for further changes, in milliseconds: changes come together, and
+/// the machine serves its first callers meanwhile.
 const SETTLE_MS: u64 = 1000;
-/// How long the first plain picture waits for the node, in milliseconds: a picture of a machine
-/// that is still starting is of no use, unless starting takes this long.
+/// How long the first plain picture waits for the node, in milliseconds: a picture of a starting
+/// machine is of no use, unless starting takes this long.
 const FIRST_PICTURE_MS: u64 = 10_000;
-/// Log lines kept for the screen; more than any screen has rows.
+/// Maximum number of log lines for the screen, which is more than any screen has rows.
 const LOG_LINES_MAX: usize = 200;
-/// Longest log line kept for the screen, in characters.
+/// Maximum length of a log line for the screen, in characters.
 const LOG_LINE_CHARS_MAX: usize = 500;
-/// Most lines that wait for a terminal that is slow; the oldest are dropped.
+/// Maximum number of lines that wait for a slow terminal. The oldest are dropped.
 const LINES_MAX: usize = 256;
 
 const ESC: u8 = 0x1b;
@@ -51,35 +51,35 @@ pub struct ConsoleDriver {
     log: VecDeque<String>,
     /// Lines to print before the next picture.
     lines: VecDeque<String>,
-    /// Problems already announced and still there.
+    /// Problems that were announced and still exist.
     announced: Vec<MachineDiagnostic>,
-    /// The facts have changed since the last picture.
+    /// Whether the facts have changed since the last picture.
     changed: bool,
-    /// When that was first seen.
+    /// When the change was first seen.
     changed_ms: Option<u64>,
-    /// Draw although nothing changed.
-    wanted: bool,
-    /// The last picture, less what a plain one is not printed again for.
+    /// Whether a picture is due even without a change.
+    is_due: bool,
+    /// The last picture, without the parts whose change alone does not print a plain one again.
     picture: String,
     drawn_ms: Option<u64>,
-    /// What is asked for.
+    /// The present question.
     question: Option<ConsoleQuestion>,
     /// The answer so far.
     typed: SecretInput,
-    /// A configuration that is being pasted.
+    /// Detects a configuration that the user pastes.
     paste: PasteDetector,
-    /// What the terminal could show before the head of it was typed, which are keys as well.
+    /// The character set before the head of a paste was typed: its characters are commands as well.
     charset: Charset,
     /// Complete answers, which the console's task takes.
     answers: Vec<ConsoleInput>,
-    /// Keys of an answer were typed that is neither complete nor given up.
-    has_begun: bool,
-    /// An answer was typed or given up, of which the terminal still has the keys.
-    typed_lately: bool,
+    /// Whether the user has begun an answer that is neither complete nor given up.
+    has_begun_typing: bool,
+    /// Whether the terminal still has the keys of an answer that was typed or given up.
+    terminal_has_keys: bool,
 }
 
 impl ConsoleDriver {
-    /// For a terminal of `(columns, rows)`.
+    /// A console for a terminal of `(columns, rows)`.
     #[must_use]
     pub fn new(kernel: String, (columns, rows): (usize, usize)) -> Self {
         let state = ScreenState {
@@ -97,7 +97,7 @@ impl ConsoleDriver {
             announced: Vec::new(),
             changed: false,
             changed_ms: None,
-            wanted: false,
+            is_due: false,
             picture: String::new(),
             drawn_ms: None,
             question: None,
@@ -105,13 +105,13 @@ impl ConsoleDriver {
             paste: PasteDetector::default(),
             charset: Charset::default(),
             answers: Vec::new(),
-            has_begun: false,
-            typed_lately: false,
+            has_begun_typing: false,
+            terminal_has_keys: false,
         }
     }
 
-    /// Asks this from now on, or nothing. What was typed so far is forgotten, unless it is the same
-    /// question.
+    /// Sets the present question, or none. The text typed so far is dropped, unless the question
+    /// stays the same.
     pub fn ask(&mut self, question: Option<ConsoleQuestion>) {
         if self.question == question {
             return;
@@ -122,12 +122,12 @@ impl ConsoleDriver {
             .is_some_and(ConsoleQuestion::is_private);
         self.give_up_typed();
         self.question = question;
-        self.wanted |= self.state.live && (was_private || self.state.view == ConsoleView::Question);
+        self.is_due |= self.state.live && (was_private || self.state.view == ConsoleView::Question);
         match &self.question {
             Some(question) => {
                 if self.state.live && self.paste.bytes().is_none() {
                     self.state.view = ConsoleView::Question;
-                    self.wanted = true;
+                    self.is_due = true;
                 }
                 if let Some(line) = question.announcement() {
                     self.say(&line);
@@ -143,31 +143,32 @@ impl ConsoleDriver {
     /// Whether the terminal still has the keys of answers, or of text that was given up.
     #[must_use]
     pub fn has_typed(&self) -> bool {
-        self.typed_lately
+        self.terminal_has_keys
     }
 
-    /// Whether the terminal still has the keys of answers, and the machine asks nothing more: once the user types nothing
-    /// either, it may forget them.
+    /// Whether the terminal still has the keys of answers, and the machine asks nothing more. Once
+    /// the user is quiet as well, the terminal may drop the keys.
     #[must_use]
     pub fn is_done_typing(&self) -> bool {
-        self.typed_lately && self.question.is_none() && self.paste.bytes().is_none()
+        self.terminal_has_keys && self.question.is_none() && self.paste.bytes().is_none()
     }
 
-    /// The terminal has forgotten them.
+    /// Notes that the terminal has dropped the keys.
     pub fn keys_forgotten(&mut self) {
-        self.typed_lately = false;
+        self.terminal_has_keys = false;
     }
 
-    /// What was answered since this was last asked for.
+    /// Takes the answers since the last call.
     pub fn answers(&mut self) -> Vec<ConsoleInput> {
         mem::take(&mut self.answers)
     }
 
-    /// The machine or its node changed.
+    /// Takes new facts of the machine or its node.
     pub fn update(&mut self, facts: MachineFacts, node: Option<NodeStatus>) {
         self.announce(&facts, node.as_ref());
         if self.node.is_none() && node.is_some() {
-            // What comes with a ready node is waited for as well, before it is printed.
+            // Further changes of a newly ready node are awaited as well, before the picture is
+            // printed.
             self.changed_ms = None;
         }
         self.facts = facts;
@@ -175,7 +176,7 @@ impl ConsoleDriver {
         self.changed = true;
     }
 
-    /// A record for the log view.
+    /// Adds a record for the log view.
     pub fn log(&mut self, record: &LogRecord) {
         let line = log_line(record);
         self.log.push_back(line);
@@ -185,20 +186,21 @@ impl ConsoleDriver {
         self.changed |= self.state.live && self.state.view == ConsoleView::Log;
     }
 
-    /// A line to print as it is.
+    /// Prints a line as it is.
     pub fn say(&mut self, line: &str) {
         let line = clean(line, self.state.charset);
         self.print(line);
     }
 
-    /// Bytes from the keyboard. The first key makes the console live.
+    /// Takes bytes from the keyboard. The first key makes the console live.
     pub fn keys(&mut self, keys: &[u8]) {
         for key in keys {
             self.key(*key);
         }
     }
 
-    /// What to write now. `now_ms` counts from any start; `time` is the wall clock's.
+    /// Returns the text to write now. `now_ms` counts from any start, and `time` is the wall
+    /// clock's.
     pub fn take(&mut self, now_ms: u64, time: Timestamp) -> String {
         if self.changed {
             self.changed_ms.get_or_insert(now_ms);
@@ -210,10 +212,10 @@ impl ConsoleDriver {
         output
     }
 
-    /// Milliseconds until [`Self::take`] has something, if nothing happens before.
+    /// Milliseconds until [`Self::take`] has text, if nothing happens before.
     #[must_use]
     pub fn due_ms(&self, now_ms: u64) -> Option<u64> {
-        if !self.lines.is_empty() || self.wanted {
+        if !self.lines.is_empty() || self.is_due {
             return Some(0);
         }
         let due_ms = match (self.state.live, self.changed) {
@@ -238,9 +240,9 @@ impl ConsoleDriver {
     fn take_lines(&mut self) -> String {
         let mut output = String::new();
         if self.state.live && !self.lines.is_empty() {
-            // The cursor stands behind the picture, which the lines then push up.
+            // The cursor is behind the picture, which the lines then push up.
             output.push('\n');
-            self.wanted = true;
+            self.is_due = true;
         }
         for line in self.lines.drain(..) {
             output.push_str(&line);
@@ -255,13 +257,18 @@ impl ConsoleDriver {
             ConsoleView::Log => self.log.iter().cloned().collect(),
             _ => Vec::new(),
         };
-        let asked = self
+        let question = self
             .question
             .as_ref()
             .map(|question| (question, &self.typed));
-        let picture = Zeroizing::new(render(&self.facts, self.node.as_ref(), asked, &self.state));
+        let picture = Zeroizing::new(render(
+            &self.facts,
+            self.node.as_ref(),
+            question,
+            &self.state,
+        ));
         let compared = self.compared(&picture);
-        if self.wanted || compared != self.picture {
+        if self.is_due || compared != self.picture {
             if self.state.live {
                 live(&picture, output);
             } else {
@@ -271,15 +278,15 @@ impl ConsoleDriver {
         self.picture = compared;
         self.changed = false;
         self.changed_ms = None;
-        self.wanted = false;
+        self.is_due = false;
         self.drawn_ms = Some(now_ms);
     }
 
-    /// What decides whether a picture is new. Free space always changes, and is worth a redraw but
-    /// not a print.
+    /// The part of a picture that decides whether it is new. Free space always changes: it causes a
+    /// redraw and not a print.
     fn compared(&self, picture: &str) -> String {
         if self.state.view == ConsoleView::Question {
-            // Nothing that was shown of a secret stays here; a key asks for a new picture.
+            // The text of a secret question is not kept for comparison. A key causes a new picture.
             return String::new();
         }
         if self.state.live {
@@ -290,7 +297,8 @@ impl ConsoleDriver {
         render(&facts, self.node.as_ref(), None, &self.state)
     }
 
-    /// Only a live screen shows the time: a plain one would be printed every minute.
+    /// The time for the screen. Only a live screen shows it: a plain one would be printed every
+    /// minute.
     fn time(&self, time: Timestamp) -> String {
         let sane = matches!(self.facts.clock.as_str(), "rtc" | "sntp");
         if self.state.live && sane {
@@ -311,11 +319,11 @@ impl ConsoleDriver {
             self.state.live = true;
             self.state.view = ConsoleView::Question;
             if question.is_private() {
-                // The user has not seen the question yet.
-                self.wanted = true;
+                // The user has not seen the question yet, so this key is no answer.
+                self.is_due = true;
                 return;
             }
-            // A user who answers a line that was printed means this key to be the first of the answer.
+            // The user answers a line that was printed, so this key is the first of the answer.
         }
         if self.state.view == ConsoleView::Question && self.state.live {
             self.type_key(key);
@@ -326,7 +334,7 @@ impl ConsoleDriver {
             return;
         }
         let was_live = mem::replace(&mut self.state.live, true);
-        self.wanted = true;
+        self.is_due = true;
         match key {
             b'a' => self.toggle_charset(),
             b'e' => self.state.view = ConsoleView::Enrol,
@@ -342,7 +350,7 @@ impl ConsoleDriver {
         }
     }
 
-    /// Whether a key belongs to a configuration that is pasted. Of that only its length is shown.
+    /// Whether a key belongs to a pasted configuration. The screen shows only its length.
     fn paste_key(&mut self, key: u8) -> bool {
         if self.paste.may_begin(key) {
             self.charset = self.state.charset;
@@ -350,21 +358,21 @@ impl ConsoleDriver {
         match self.paste.take(key) {
             KeyDisposition::Nothing => return false,
             KeyDisposition::Begun => {
-                // What was typed so far was the head.
+                // The characters typed so far were the head of the paste.
                 self.give_up_typed();
                 self.state.charset = self.charset;
                 self.state.live = true;
                 self.state.view = ConsoleView::Paste;
-                self.wanted = true;
+                self.is_due = true;
             }
             KeyDisposition::Part => self.changed = true,
             KeyDisposition::Done(line) => {
-                self.typed_lately = true;
+                self.terminal_has_keys = true;
                 self.end_paste();
                 self.answers.push(ConsoleInput::Pasted(line));
             }
             KeyDisposition::Left => {
-                self.typed_lately = true;
+                self.terminal_has_keys = true;
                 self.end_paste();
             }
         }
@@ -373,28 +381,28 @@ impl ConsoleDriver {
     }
 
     fn end_paste(&mut self) {
-        self.wanted = true;
+        self.is_due = true;
         self.state.view = match &self.question {
             Some(_) => ConsoleView::Question,
             None => ConsoleView::Status,
         };
     }
 
-    /// Forgets what was typed so far. The terminal has its keys until it forgets them as well, also of what was erased one
-    /// by one before.
+    /// Drops the typed text. The terminal keeps its keys until it drops them as well, including
+    /// those that the user erased one by one.
     fn give_up_typed(&mut self) {
-        self.typed_lately |= self.has_begun;
-        self.has_begun = false;
+        self.terminal_has_keys |= self.has_begun_typing;
+        self.has_begun_typing = false;
         self.typed.clear();
     }
 
-    /// A key while something is asked.
+    /// Handles a key while there is a question.
     fn type_key(&mut self, key: u8) {
-        self.wanted = true;
+        self.is_due = true;
         match key {
             b'\r' | b'\n' => {
-                self.typed_lately = true;
-                self.has_begun = false;
+                self.terminal_has_keys = true;
+                self.has_begun_typing = false;
                 self.answers.push(ConsoleInput::Line(self.typed.take()));
             }
             CTRL_C => {
@@ -408,10 +416,10 @@ impl ConsoleDriver {
                 self.state.view = ConsoleView::Status;
             }
             _ if is_typing(key) => {
-                self.has_begun = true;
+                self.has_begun_typing = true;
                 self.typed.push(key);
             }
-            _ => self.wanted = false,
+            _ => self.is_due = false,
         }
     }
 
@@ -422,10 +430,10 @@ impl ConsoleDriver {
         };
     }
 
-    /// Back to a console that a log can be recorded from.
+    /// Returns to the plain console, which can be recorded as a log.
     fn leave(&mut self) {
         self.state.live = false;
-        self.wanted = false;
+        self.is_due = false;
         self.changed = false;
         self.picture.clear();
         self.print(String::new());
@@ -467,7 +475,7 @@ fn is_typing(key: u8) -> bool {
     key.is_ascii_graphic() || key == b' ' || !key.is_ascii()
 }
 
-/// The first address of any card; `None` until the network is up.
+/// The first address of any card. `None` until the network is up.
 fn first_address(facts: &MachineFacts) -> Option<&str> {
     let mut all = facts.links.iter().flat_map(|link| &link.addresses);
     all.next().map(String::as_str)
@@ -493,9 +501,9 @@ fn log_line(record: &LogRecord) -> String {
     )
 }
 
-/// Line by line over what is there: no flicker. Each line is cleared before it is written, since
-/// clearing behind a full line takes its last character on some terminals. No newline at the end,
-/// which would scroll.
+/// Draws over the old picture line by line, so that the screen does not flicker. Each line is
+/// cleared before it is written: on some terminals, clearing behind a full line removes its last
+/// character. There is no newline at the end, because it would scroll.
 fn live(picture: &str, output: &mut String) {
     output.push_str(HOME);
     for (n, line) in picture.split('\n').enumerate() {

@@ -44,12 +44,12 @@ pub use text::Charset;
 
 use tty::ConsoleTty;
 
-/// Log records and lines on their way to the screen. More than fit are dropped: the log itself is kept elsewhere,
-/// and no sender may wait for a terminal.
+/// Maximum number of log records and lines on their way to the screen. Further ones are dropped:
+/// the log itself is kept elsewhere, and no sender may wait for a terminal.
 const EVENTS_MAX: usize = 256;
 
-/// The console of PID 1. Cheap to clone; the screen lives until the last clone is dropped. No
-/// method blocks, whatever the terminal does.
+/// The console of PID 1. It is cheap to clone, and the screen lives until the last clone is
+/// dropped. No method blocks, whatever the terminal does.
 #[derive(Clone, Debug)]
 pub struct InitConsole {
     latest: watch::Sender<ConsoleSnapshot>,
@@ -69,11 +69,11 @@ enum ConsoleEvent {
     Say(String),
 }
 
-/// How long no key comes before the terminal forgets those of answers. What a user types or pastes right behind the last
-/// answer would be forgotten with them: a machine that is busy reads it late.
+/// How long no key may arrive before the terminal drops the keys of answers. It would also drop
+/// what the user types or pastes right behind the last answer, which a busy machine reads late.
 const QUIET_BEFORE_FORGETTING: Duration = Duration::from_secs(1);
-/// How long the terminal keeps the keys of an answer at the most, whatever is typed or asked meanwhile: noise on the line,
-/// or an attacker who types, must not keep them there.
+/// Maximum time for which the terminal keeps the keys of an answer, whatever the user types
+/// meanwhile: noise on the line, or an attacker who types, must not keep them there.
 const FORGET_AT_LATEST: Duration = Duration::from_secs(30);
 /// How much longer keys that wait to be read may delay that.
 const FORGET_GRACE: Duration = Duration::from_secs(1);
@@ -96,7 +96,7 @@ impl InitConsole {
         Ok(Self::start(ConsoleTty::new(fd)?, answers))
     }
 
-    /// Shows these facts from now on. `node` is absent while the node does not serve.
+    /// Shows these facts from now on. `node` is `None` while the node does not serve.
     pub fn update(&self, facts: MachineFacts, node: Option<NodeStatus>) {
         self.latest.send_modify(|latest| {
             latest.facts = facts;
@@ -104,24 +104,24 @@ impl InitConsole {
         });
     }
 
-    /// Asks this from now on, or nothing.
+    /// Sets the present question, or none.
     pub fn ask(&self, question: Option<ConsoleQuestion>) {
         self.latest.send_modify(|latest| latest.question = question);
     }
 
     /// Adds a record to the log that the key `l` shows.
     pub fn log(&self, record: LogRecord) {
-        // A full queue means that the terminal lags: see EVENTS_MAX.
+        // A full queue means that the terminal lags: see `EVENTS_MAX`.
         let _ = self.events.try_send(ConsoleEvent::Log(record));
     }
 
-    /// Whether a caller may still be there: one who hung up is not.
+    /// Whether the connection is open. It is closed after the caller has hung up.
     #[must_use]
     pub fn is_open(&self) -> bool {
         !self.events.is_closed()
     }
 
-    /// Prints one line as it is, such as a last word before power-off.
+    /// Prints one line as it is, such as a last message before power-off.
     pub fn say(&self, line: impl Into<String>) {
         let _ = self.events.try_send(ConsoleEvent::Say(line.into()));
     }
@@ -147,7 +147,8 @@ async fn run(
     let mut answered = None;
     loop {
         let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // A new picture only when the last one is out: a slow terminal skips some, never lags.
+        // A new picture is made after the last one was written: a slow terminal skips some, and
+        // never lags.
         if !tty.is_writing() {
             let output = Zeroizing::new(driver.take(now_ms, jiff::Timestamp::now()));
             tty.queue(output.as_bytes());
@@ -155,7 +156,7 @@ async fn run(
         let due = driver.due_ms(now_ms).filter(|_| !tty.is_writing());
         let now = Instant::now();
         let forget_in = forget_in(&driver, &mut answered, last_key, now);
-        // Keys that always wait would keep the branch below from its turn.
+        // Keys that always wait would keep the timer branch below from its turn.
         if is_overdue(answered, now) {
             tty.forget_keys();
             driver.keys_forgotten();
@@ -163,7 +164,7 @@ async fn run(
         }
         tokio::select! {
             biased;
-            // Before the keys: what is typed answers the question that is asked by now.
+            // Updates come before keys: a typed key answers the present question.
             changed = updates.changed() => {
                 if changed.is_err() {
                     return;
@@ -199,8 +200,8 @@ async fn run(
     }
 }
 
-/// How long it is until the terminal forgets the keys of answers; `None` while it has none. `answered` becomes the time of
-/// the first of them.
+/// Time until the terminal drops the keys of answers. `None` while it has no such keys. `answered`
+/// is set to the time of the first of them.
 fn forget_in(
     driver: &ConsoleDriver,
     answered: &mut Option<Instant>,
@@ -221,7 +222,7 @@ fn forget_in(
     })
 }
 
-/// Whether the keys of that answer are there for longer than they may be.
+/// Whether the terminal has had the keys of an answer for longer than it may.
 fn is_overdue(answered: Option<Instant>, now: Instant) -> bool {
     let late = |since| now.saturating_duration_since(since) > FORGET_AT_LATEST + FORGET_GRACE;
     answered.is_some_and(late)

@@ -1,41 +1,42 @@
-//! A configuration that the user pastes at the console, instead of typing an answer.
+//! Detects a configuration that the user pastes at the console instead of typing an answer.
 
 use std::fmt;
 
 use alknet_provisioning::{CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX};
 use zeroize::Zeroizing;
 
-/// Hex digits at the end of the line.
+/// Number of hex digits at the end of the line.
 const SUM_DIGITS: usize = 8;
 
 const CTRL_C: u8 = 0x03;
 const ESC: u8 = 0x1b;
 
-/// What a key was.
+/// The meaning of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum KeyDisposition {
-    /// The last of the head: what follows is a configuration, and what led here was.
+    /// The last character of the head: the text before it was the head, and a configuration
+    /// follows.
     Begun,
     /// The end of the line.
     Done(Zeroizing<String>),
-    /// It is not to go on.
+    /// The user gives the paste up.
     Left,
-    /// Nothing of a configuration.
+    /// The key does not belong to a configuration.
     Nothing,
-    /// Part of one.
+    /// The key is part of a configuration.
     Part,
 }
 
-/// Follows the keys, and knows the head of a configuration among them.
+/// Follows the keys, and finds the head of a configuration among them.
 #[derive(Default)]
 pub(super) struct PasteDetector {
-    /// How much of the head was typed in a row.
+    /// Number of characters of the head that were typed in a row.
     matched: usize,
-    /// The line from its head on. Its memory never moves, so that wiping it wipes all of it.
+    /// The line from its head on. Its memory never moves, so that wiping it wipes every copy.
     line: Option<Zeroizing<Vec<u8>>>,
-    /// The last key, for line ends that are two keys, and for empty lines.
+    /// The last key, to recognise line ends of two keys, and empty lines.
     last: u8,
-    /// The line ended with it.
+    /// Whether the line ended with the last key.
     has_ended: bool,
 }
 
@@ -47,7 +48,7 @@ impl PasteDetector {
         }
         self.has_ended = false;
         if self.follow(key) {
-            // A second head: the first line was cut off.
+            // After a second head, the first line was cut off.
             let mut line = Zeroizing::new(Vec::with_capacity(CONSOLE_LINE_BYTES_MAX + 1));
             line.extend_from_slice(CONSOLE_HEAD.as_bytes());
             line.push(b' ');
@@ -68,9 +69,9 @@ impl PasteDetector {
                 self.has_ended = true;
                 KeyDisposition::Done(Zeroizing::new(text))
             }
-            // Noise is left out; whether something is missing shows in the sum.
+            // Noise is left out. The checksum shows whether something is missing.
             key if key.is_ascii_graphic() || key.is_ascii_whitespace() => {
-                // One more than the longest, so that it shows to be longer.
+                // One byte more than the maximum shows that the line is too long.
                 if line.len() <= CONSOLE_LINE_BYTES_MAX {
                     line.push(key);
                 }
@@ -80,7 +81,7 @@ impl PasteDetector {
         }
     }
 
-    /// Bytes so far, while something is pasted.
+    /// Number of bytes so far, during a paste.
     pub(super) fn bytes(&self) -> Option<usize> {
         self.line.as_ref().map(|line| line.len())
     }
@@ -90,11 +91,12 @@ impl PasteDetector {
         self.line.is_none() && CONSOLE_HEAD.as_bytes().first() == Some(&key)
     }
 
-    /// Whether the head ends with this key. Its first letter is in it once.
+    /// Whether the head ends with this key. The head has its first letter only once, so a mismatch
+    /// restarts at it.
     fn follow(&mut self, key: u8) -> bool {
         let head = CONSOLE_HEAD.as_bytes();
-        let wanted = head.get(self.matched).copied().unwrap_or(b' ');
-        self.matched = if key == wanted {
+        let expected = head.get(self.matched).copied().unwrap_or(b' ');
+        self.matched = if key == expected {
             self.matched + 1
         } else {
             usize::from(head.first() == Some(&key))
@@ -107,14 +109,14 @@ impl PasteDetector {
     }
 }
 
-/// Whether a line ends in a sum, so that its end is the end: else a terminal broke it.
+/// Whether a line ends with a checksum, and so is complete. Otherwise a terminal broke the line.
 fn is_whole(line: &[u8]) -> bool {
     let mut parts = line.split(u8::is_ascii_whitespace);
     let last = parts.next_back().unwrap_or_default();
     last.len() == SUM_DIGITS && last.iter().all(u8::is_ascii_hexdigit) && parts.count() > 1
 }
 
-/// Never the line.
+/// The output never has the line.
 impl fmt::Debug for PasteDetector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PasteDetector").finish_non_exhaustive()
@@ -145,7 +147,7 @@ mod tests {
         let line = ConsoleDocument::line(b"[node]\nname = \"edge-1\"\n");
         let whole = format!("{}\r\n", *line);
         assert!(ConsoleDocument::parse(&pasted(&whole)).is_ok());
-        // As a terminal breaks it, after other input, and begun a second time.
+        // The line is broken by a terminal, comes after other input, and is begun a second time.
         let (front, back) = line.split_at(24);
         for text in [
             format!("{front}\r\n{back}\n"),

@@ -4,16 +4,17 @@ use qrcodegen::{QrCode, QrCodeEcc};
 
 use super::Charset;
 
-/// Light modules around the code. The standard asks for four; every reader tried takes two, and a
-/// code of 37 modules then fits beside the text on a screen of 24 rows.
+/// Light modules around the code. The standard requires four. Every tested reader accepts two, and
+/// a code of 37 modules then fits beside the text on a screen of 24 rows.
 const QUIET_MODULES: i32 = 2;
 
 /// The lines of a QR code of `text`, drawn light on dark: a light module is a bright character, so
-/// the terminal's background has to be dark. Half blocks put two modules into one character;
-/// ASCII needs two characters for one module. `None` where the text is too long for any code.
+/// the terminal's background has to be dark. Half blocks have two modules in one character. ASCII
+/// needs two characters for one module. Returns `None` if the text is too long for a QR code.
 #[must_use]
 pub fn qr_code(text: &str, charset: Charset) -> Option<Vec<String>> {
-    // Lowest correction: a screen is not scratched, and a smaller code is read from further away.
+    // The lowest error correction: a screen has no scratches, and a smaller code can be read from
+    // further away.
     let code = QrCode::encode_text(text, QrCodeEcc::Low).ok()?;
     Some(match charset {
         Charset::Ascii => ascii(&code),
@@ -44,7 +45,8 @@ fn span(code: &QrCode) -> std::ops::Range<i32> {
     -QUIET_MODULES..code.size() + QUIET_MODULES
 }
 
-/// Modules outside the code are light; below the quiet zone is the terminal's own dark.
+/// Whether a module is light. Modules around the code are light, and below them is the terminal's
+/// own dark background.
 fn light(code: &QrCode, x: i32, y: i32) -> bool {
     y < code.size() + QUIET_MODULES && !code.get_module(x, y)
 }
@@ -53,7 +55,7 @@ fn light(code: &QrCode, x: i32, y: i32) -> bool {
 mod tests {
     use super::*;
 
-    /// What a reader would see: light modules by row and column.
+    /// The light modules that a reader would see, by row and column.
     fn modules(lines: &[String], charset: Charset) -> Vec<Vec<bool>> {
         let row = |line: &String, lit: &[char]| -> Vec<bool> {
             line.chars().map(|c| lit.contains(&c)).collect()

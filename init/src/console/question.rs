@@ -1,24 +1,25 @@
-//! What the console asks a person, and what is answered.
+//! Questions of the console to a person, and the answers.
 
 use std::fmt;
 
 use zeroize::{Zeroize, Zeroizing};
 
-/// Bytes of an answer; more are not taken.
+/// Maximum length of an answer in bytes. Further bytes are dropped.
 pub const ANSWER_BYTES_MAX: usize = 1024;
-/// Most marks that stand for what is typed unseen.
+/// Maximum number of marks in place of hidden text.
 const MARKS_MAX: usize = 32;
 
-/// Something asked.
+/// A question.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ConsoleQuestion {
-    /// What to know for the answer, line by line.
+    /// Information for the answer, line by line.
     lines: Vec<Zeroizing<String>>,
     /// What to type, in a few words.
     prompt: String,
-    /// The answer is shown as it is typed.
+    /// Whether the answer is shown as it is typed.
     shown: bool,
-    /// The lines are secret: shown only once a user is at the keyboard, and wiped from the screen.
+    /// Whether the lines are secret: they are shown only once a user is at the keyboard, and wiped
+    /// from the screen.
     private: bool,
 }
 
@@ -43,7 +44,7 @@ impl ConsoleQuestion {
         }
     }
 
-    /// With these lines above it.
+    /// The same with these lines above it.
     #[must_use]
     pub fn with_lines<T: Into<String>>(mut self, lines: impl IntoIterator<Item = T>) -> Self {
         let lines = lines.into_iter().map(|line| Zeroizing::new(line.into()));
@@ -51,7 +52,7 @@ impl ConsoleQuestion {
         self
     }
 
-    /// The lines are for the eyes of the user at the keyboard.
+    /// Marks the lines as secret: only a user at the keyboard sees them.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
@@ -75,7 +76,7 @@ impl ConsoleQuestion {
         (!self.private).then(|| format!("alknet: asks: {}", self.prompt))
     }
 
-    /// What is shown of an answer.
+    /// The visible form of an answer.
     pub(super) fn echo(&self, typed: &SecretInput) -> Zeroizing<String> {
         Zeroizing::new(if self.shown {
             String::from_utf8_lossy(&typed.bytes).into_owned()
@@ -85,7 +86,7 @@ impl ConsoleQuestion {
     }
 }
 
-/// Never the lines.
+/// The output never has the lines.
 impl fmt::Debug for ConsoleQuestion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConsoleQuestion")
@@ -94,16 +95,16 @@ impl fmt::Debug for ConsoleQuestion {
     }
 }
 
-/// Input of the user at the keyboard.
+/// An input of the user at the keyboard.
 #[derive(PartialEq, Eq)]
 pub enum ConsoleInput {
-    /// Wants to be asked what to do with the vault.
+    /// The user wants to choose an action on the vault.
     Begin,
-    /// Wants not to be asked any more.
+    /// The user cancels the question.
     Cancel,
-    /// Typed this.
+    /// The user typed this line.
     Line(Zeroizing<String>),
-    /// Pasted a configuration, or what is left of one.
+    /// The user pasted a configuration, or a part of one.
     Pasted(Zeroizing<String>),
 }
 
@@ -118,7 +119,7 @@ impl fmt::Debug for ConsoleInput {
     }
 }
 
-/// An answer that is being typed. Its memory never moves, so that wiping it wipes all of it.
+/// An answer that is being typed. Its memory never moves, so that wiping it wipes every copy.
 pub(super) struct SecretInput {
     bytes: Vec<u8>,
 }
@@ -138,7 +139,7 @@ impl SecretInput {
         }
     }
 
-    /// Takes the last character back, whole.
+    /// Removes the last character with all its bytes.
     pub(super) fn pop(&mut self) {
         while let Some(last) = self.bytes.last_mut() {
             let continues = *last & 0xc0 == 0x80;

@@ -1,4 +1,4 @@
-//! What the screen says. Pure: the same facts give the same text.
+//! The text of the screen. It has no state: the same facts give the same text.
 
 use std::net::IpAddr;
 
@@ -7,20 +7,20 @@ use super::question::{ConsoleQuestion, SecretInput};
 use super::text::{Charset, clean, fit, wrap};
 use crate::control::{DataState, MachineDiagnostic, MachineFacts, NodeStatus, VaultFacts};
 
-/// Which of the pictures is shown.
+/// The views of the screen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConsoleView {
     /// The enrolment code.
     Enrol,
     /// The last lines of the log.
     Log,
-    /// How much of a configuration was pasted.
+    /// The length of a configuration that is being pasted.
     Paste,
     /// Every problem in full.
     Problems,
-    /// What is asked, if something is.
+    /// The present question, if there is one.
     Question,
-    /// Who the machine is and how it is.
+    /// The name and the state of the machine.
     #[default]
     Status,
 }
@@ -28,9 +28,9 @@ pub enum ConsoleView {
 /// What the screen depends on besides the facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScreenState {
-    /// Which picture.
+    /// The present view.
     pub view: ConsoleView,
-    /// What the terminal can show.
+    /// The character set of the terminal.
     pub charset: Charset,
     /// Characters in a line.
     pub columns: usize,
@@ -38,13 +38,13 @@ pub struct ScreenState {
     pub rows: usize,
     /// Name and version of the kernel.
     pub kernel: String,
-    /// The time to the minute, `2026-11-20 08:40 UTC`; empty leaves it out.
+    /// The time to the minute, `2026-11-20 08:40 UTC`. If empty, the screen has no time.
     pub time: String,
     /// The log, oldest first.
     pub log: Vec<String>,
-    /// A user is at the keyboard.
+    /// Whether a user is at the keyboard.
     pub live: bool,
-    /// Bytes of a configuration that were pasted.
+    /// Number of pasted bytes of a configuration.
     pub pasted: usize,
 }
 
@@ -64,14 +64,14 @@ impl Default for ScreenState {
     }
 }
 
-/// The screen as lines of at most `columns` characters, joined by `\n`; at most `rows` of them,
-/// but for the enrolment code in ASCII, which needs more. No escape codes, no control characters,
-/// whatever the facts hold.
+/// The screen as lines of at most `columns` characters, joined by `
+/// `. It has at most `rows` lines, except the enrolment code in ASCII, which needs more. It has no escape codes and
+/// no control characters, whatever the facts contain.
 #[must_use]
 pub(super) fn render(
     facts: &MachineFacts,
     node: Option<&NodeStatus>,
-    asked: Option<(&ConsoleQuestion, &SecretInput)>,
+    question: Option<(&ConsoleQuestion, &SecretInput)>,
     state: &ScreenState,
 ) -> String {
     let screen = ScreenPainter { facts, node, state };
@@ -80,14 +80,14 @@ pub(super) fn render(
         ConsoleView::Log => screen.log(),
         ConsoleView::Paste => screen.paste(),
         ConsoleView::Problems => screen.all_problems(),
-        ConsoleView::Question => match asked {
+        ConsoleView::Question => match question {
             Some((question, typed)) => screen.question(question, typed),
             None => screen.status(),
         },
         ConsoleView::Status => screen.status(),
     };
     let body = state.rows.saturating_sub(1);
-    // In ASCII the code has twice the height of half blocks; cut short it could not be read.
+    // In ASCII the code is twice as high as in half blocks, and a cut code cannot be read.
     let tall = state.view == ConsoleView::Enrol && state.charset == Charset::Ascii;
     if !tall {
         lines.truncate(body);
@@ -100,13 +100,13 @@ pub(super) fn render(
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Columns of a field's name.
+/// Columns for a field's name.
 const NAME_COLUMNS: usize = 8;
-/// Narrowest column of text beside the code.
+/// Minimum width of the text beside the code.
 const TEXT_COLUMNS_MIN: usize = 36;
-/// Addresses shown; the others are counted.
+/// Maximum number of shown addresses. The rest is counted.
 const ADDRESSES_MAX: usize = 4;
-/// Title and lights above the body, help below.
+/// Rows for the title and the lights above the body, and for the help below it.
 const FRAME_ROWS: usize = 3;
 
 struct ScreenPainter<'a> {
@@ -125,7 +125,7 @@ impl ScreenPainter<'_> {
         lines
     }
 
-    /// Text and code side by side, where all of both fits.
+    /// Text and code side by side. Returns `None` if they do not fit.
     fn beside(&self, code: &[String], rows: usize) -> Option<Vec<String>> {
         let code_columns = code.first()?.chars().count();
         let columns = self.state.columns.checked_sub(code_columns + 1)?;
@@ -146,7 +146,7 @@ impl ScreenPainter<'_> {
         Some(text.iter().enumerate().map(line).collect())
     }
 
-    /// Text alone. Problems that do not fit are counted.
+    /// Text without the code. Problems that do not fit are counted.
     fn full_width(&self, rows: usize) -> Vec<String> {
         let columns = self.state.columns;
         let mut lines = self.fields(columns);
@@ -311,7 +311,7 @@ impl ScreenPainter<'_> {
         let mut lines = vec!["Scan this code to reach the node, or type what it says:".to_owned()];
         lines.extend(wrap(&self.clean(uri), self.state.columns));
         let short = self.state.rows.saturating_sub(1) < lines.len() + code.len();
-        // A code without its last rows cannot be read: the text makes room.
+        // A code without its last rows cannot be read, so the text is left out.
         if short && self.state.charset == Charset::Utf8 {
             lines.clear();
         }
@@ -350,7 +350,7 @@ impl ScreenPainter<'_> {
     fn question(&self, question: &ConsoleQuestion, typed: &SecretInput) -> Vec<String> {
         let mut lines = vec![self.title(), String::new()];
         for line in question.lines().map(|line| self.clean(line)) {
-            // What fits stands as it is: a table keeps its columns.
+            // A line that fits stays as it is, so that a table keeps its columns.
             if line.chars().count() <= self.state.columns {
                 lines.push(line);
             } else {
@@ -389,14 +389,14 @@ impl ScreenPainter<'_> {
     }
 }
 
-/// Lines with a mark before the first and the same room before the others.
+/// Lines with a mark before the first and the same indent before the others.
 fn hanging_indent(mark: &str, lines: &[String]) -> Vec<String> {
     let room = " ".repeat(mark.chars().count());
     let line = |(n, line)| format!("{}{line}", if n == 0 { mark } else { &room });
     lines.iter().enumerate().map(line).collect()
 }
 
-/// How well one part is.
+/// The health of one part.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PartHealth {
     Bad,
@@ -441,15 +441,15 @@ fn health(facts: &MachineFacts, node: Option<&NodeStatus>) -> [(&'static str, Pa
     ]
 }
 
-fn is_waiting(waiting: bool) -> PartHealth {
-    if waiting {
+fn is_waiting(is_starting: bool) -> PartHealth {
+    if is_starting {
         PartHealth::Waiting
     } else {
         PartHealth::Bad
     }
 }
 
-/// Addresses others can reach the machine at, without their prefix lengths.
+/// Addresses at which other machines can reach this one, without their prefix lengths.
 fn reachable(facts: &MachineFacts) -> impl Iterator<Item = IpAddr> + '_ {
     let all = facts.links.iter().filter(|link| link.up);
     all.flat_map(|link| &link.addresses).filter_map(|text| {
@@ -483,7 +483,7 @@ fn addresses(facts: &MachineFacts) -> Vec<String> {
     if lines.is_empty() {
         return vec!["no network card found".to_owned()];
     }
-    // Link-local addresses do not help a client on another link.
+    // A client on another link cannot use link-local addresses.
     if reachable(facts).next().is_some() {
         lines.retain(|line| !line.split(' ').any(|word| word.starts_with("fe80:")));
     }
@@ -503,7 +503,7 @@ fn admins(count: u32) -> String {
     }
 }
 
-/// The short form, then the key: whole where there is room, else in parts that fit beside a code.
+/// The short form of a key, and then the whole key: in one line if it fits, else in parts that fit beside a code.
 fn identity(key: &str, columns: usize) -> Vec<String> {
     let (kind, digits) = key.split_once(':').unwrap_or(("", key));
     let digits: Vec<char> = digits.chars().collect();
@@ -519,7 +519,7 @@ fn identity(key: &str, columns: usize) -> Vec<String> {
     std::iter::once(short).chain(parts).collect()
 }
 
-/// Digits of a key in one line, in groups a person can compare.
+/// Digits of a key in one line, in groups that a person can compare.
 const KEY_PART_DIGITS: usize = 24;
 const KEY_GROUP_DIGITS: usize = 8;
 
@@ -548,10 +548,10 @@ fn data(state: &DataState) -> String {
     }
 }
 
-/// What opens the vault, or that nothing needs to.
+/// The state of the vault with its slots. `None` if there is no vault.
 fn vault(facts: &VaultFacts) -> Option<String> {
     let mut slots = facts.slots.clone();
-    // What a key in a TPM is worth depends on what decides what starts.
+    // How well a key in a TPM is protected depends on which programs the firmware starts.
     for (slot, tpm2) in slots
         .iter_mut()
         .filter(|slot| slot.as_str() == "tpm2")
@@ -576,7 +576,7 @@ fn vault(facts: &VaultFacts) -> Option<String> {
     }
 }
 
-/// Bytes in the largest unit of which there is at least one.
+/// The count in the largest unit of which there is at least one.
 fn bytes(count: u64) -> String {
     const UNITS: [(&str, u64); 4] = [
         ("TiB", 1 << 40),
@@ -603,7 +603,7 @@ fn clock(source: &str) -> &str {
     }
 }
 
-/// The one thing to do now.
+/// The next step for the user.
 fn next_step(facts: &MachineFacts, node: Option<&NodeStatus>) -> String {
     let address = reachable(facts).next();
     if facts.data.mode == "locked" {

@@ -80,7 +80,7 @@ fn state() -> ScreenState {
     }
 }
 
-/// Compares with `snapshots/<name>.txt`; with `ALKNET_BLESS` set it writes that file instead.
+/// Compares with `snapshots/<name>.txt`. With `ALKNET_BLESS` set it writes that file instead.
 fn snapshot(name: &str, screen: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("src/console/snapshots")
@@ -581,13 +581,13 @@ fn the_keys_of_text_that_was_given_up_are_forgotten_too() {
     let mut driver = driver();
     driver.ask(Some(ConsoleQuestion::secret("passphrase")));
     driver.keys(b" ");
-    // Erased one by one.
+    // The user erases them one by one.
     driver.keys(b"hush\x7f\x7f\x7f\x7f");
     driver.ask(None);
     assert!(driver.has_typed() && driver.is_done_typing());
 }
 
-/// A key that comes again and again, before the line was quiet for long enough, and a question that stays.
+/// A key that repeats before the line was quiet for long enough, and a question that stays.
 #[test]
 fn keys_are_forgotten_at_the_latest_after_some_time() {
     let mut driver = driver();

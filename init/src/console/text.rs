@@ -1,17 +1,17 @@
-//! Text that may go to a terminal.
+//! Makes text safe for a terminal.
 
-/// What the terminal can show.
+/// The characters that the terminal can show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Charset {
-    /// Seven bits.
+    /// ASCII only.
     Ascii,
-    /// The whole of UTF-8.
+    /// All of UTF-8.
     #[default]
     Utf8,
 }
 
-/// Makes text of any origin safe to print on one line: no control characters, so that no peer, file
-/// or network can send escape codes to the terminal, no marks that reorder or hide text.
+/// Makes any text safe to print on one line. It removes control characters, so that no peer, file
+/// or network can send escape codes to the terminal, and marks that reorder or hide text.
 pub(super) fn clean(text: &str, charset: Charset) -> String {
     text.trim_end().chars().map(|c| shown(c, charset)).collect()
 }
@@ -29,7 +29,7 @@ fn shown(c: char, charset: Charset) -> char {
     }
 }
 
-/// Cut to `columns` characters, the last one showing that something is missing.
+/// Cuts the line to `columns` characters. The last one shows that something is missing.
 pub(super) fn fit(line: &str, columns: usize, charset: Charset) -> String {
     if line.chars().count() <= columns {
         return line.to_owned();
@@ -39,8 +39,8 @@ pub(super) fn fit(line: &str, columns: usize, charset: Charset) -> String {
     cut
 }
 
-/// Lines of at most `columns` characters, broken between words, and inside a word that is longer
-/// than a line.
+/// Breaks text into lines of at most `columns` characters, between words, or inside a word that is
+/// longer than a line.
 pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     let columns = columns.max(1);
     let mut lines = Vec::new();

@@ -1,4 +1,4 @@
-//! The terminal: reads and writes that never block, line discipline set for single keys.
+//! The terminal: reads and writes that never block, with a line discipline for single keys.
 
 use std::fs::{File, OpenOptions};
 use std::future;
@@ -16,26 +16,26 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
 use zeroize::{Zeroize, Zeroizing};
 
-/// A terminal that tells no size has this one, as VT100 had.
+/// Size of a terminal that reports none, which is that of a VT100.
 const COLUMNS: usize = 80;
 const ROWS: usize = 24;
-/// Keys read at once: all that the kernel keeps of a line without echo, since what is pasted comes as
-/// fast as the line is.
+/// Maximum number of keys per read: all that the kernel keeps of a line without echo. Pasted text
+/// comes as fast as the line is.
 const KEYS_MAX: usize = 4096;
 
-/// The line discipline of every terminal, and the one that does nothing.
+/// The line discipline of terminals, and the one that does nothing.
 const N_TTY: libc::c_int = 0;
 const N_NULL: libc::c_int = 27;
 
 nix::ioctl_write_ptr_bad!(
-    /// Gives a terminal another line discipline.
+    /// Sets the line discipline of a terminal.
     set_discipline,
     libc::TIOCSETD,
     libc::c_int
 );
 
 nix::ioctl_read_bad!(
-    /// Asks a terminal for its size.
+    /// Reads the size of a terminal.
     window_size,
     libc::TIOCGWINSZ,
     libc::winsize
@@ -46,13 +46,13 @@ pub(super) struct ConsoleTty {
     pending: Vec<u8>,
     written: usize,
     readable: bool,
-    /// It is a connection, and was closed.
+    /// Whether the device is a connection and was closed.
     hung_up: bool,
     is_socket: bool,
 }
 
 enum TtyDevice {
-    /// Regular files and the like: always ready, nothing to read.
+    /// A regular file or the like: always ready, without input.
     File(File),
     Terminal(AsyncFd<File>),
 }
@@ -75,12 +75,13 @@ impl ConsoleTty {
         if !is_socket && let Err(error) = single_keys(&fd) {
             tracing::debug!(%error, "the console is no terminal");
         }
-        // SAFETY: the file owns its descriptor, which no other code closes, and is never replaced inside the
-        // `AsyncFd`.
+        // SAFETY: the file owns its descriptor, which no other code closes, and the `AsyncFd` never
+        // replaces it.
         let registered = unsafe { AsyncFd::register(File::from(fd)) };
         let device = match registered {
             Ok(terminal) => TtyDevice::Terminal(terminal),
-            // epoll refuses regular files (EPERM, epoll_ctl(2)): tests and recordings write to one.
+            // epoll refuses regular files (EPERM, epoll_ctl(2)), which tests and recordings write
+            // to.
             Err(error) => TtyDevice::File(error.into_parts().0),
         };
         Ok(Self {
@@ -93,9 +94,10 @@ impl ConsoleTty {
         })
     }
 
-    /// Has the kernel forget what was typed. It keeps the last 4096 keys of a terminal that gets every
-    /// key at once, read or not, for as long as the line discipline is there; so that is changed for
-    /// another one and back. What was typed since the last answer goes as well.
+    /// Makes the kernel drop the typed keys. As long as a line discipline is set, the kernel keeps
+    /// the last 4096 keys of a terminal in single-key mode, even those that were read. Hence this
+    /// sets another discipline and returns to the first. It also drops keys that were typed after
+    /// the last answer.
     pub(super) fn forget_keys(&self) {
         let TtyDevice::Terminal(terminal) = &self.device else {
             return;
@@ -113,7 +115,7 @@ impl ConsoleTty {
         }
     }
 
-    /// Columns and rows.
+    /// Number of columns and rows.
     pub(super) fn size(&self) -> (usize, usize) {
         let fd = match &self.device {
             TtyDevice::File(file) => file.as_raw_fd(),
@@ -126,8 +128,8 @@ impl ConsoleTty {
             ws_ypixel: 0,
         };
         // SAFETY: the descriptor is open as long as `self`, and the kernel writes one `winsize`.
-        let told = unsafe { window_size(fd, &raw mut size) }.is_ok();
-        if told && size.ws_col > 0 && size.ws_row > 0 {
+        let has_size = unsafe { window_size(fd, &raw mut size) }.is_ok();
+        if has_size && size.ws_col > 0 && size.ws_row > 0 {
             let (columns, rows) = (usize::from(size.ws_col), usize::from(size.ws_row));
             (columns.clamp(40, 300), rows.clamp(12, 100))
         } else {
@@ -135,7 +137,7 @@ impl ConsoleTty {
         }
     }
 
-    /// The other end of a connection has hung up. A serial line has no end.
+    /// Whether the other end of a connection has hung up. A serial line never does.
     pub(super) fn has_hung_up(&self) -> bool {
         self.hung_up
     }
@@ -144,24 +146,25 @@ impl ConsoleTty {
         self.written < self.pending.len()
     }
 
-    /// Bytes for [`Self::io`] to write, after those that wait.
+    /// Queues bytes for [`Self::io`] to write, after those that wait.
     pub(super) fn queue(&mut self, bytes: &[u8]) {
         if !self.is_writing() {
-            // What is out is wiped: it may have been the words of the vault.
+            // Written bytes are wiped: they may have been the words of the vault.
             self.pending.zeroize();
             self.written = 0;
         }
         self.pending.extend_from_slice(bytes);
     }
 
-    /// Moves bytes until everything queued is written (no keys) or keys arrive. Cancel safe.
+    /// Moves bytes until everything queued is written, and then returns no keys, or until keys
+    /// arrive. Cancel safe.
     pub(super) async fn io(&mut self) -> Vec<u8> {
         loop {
             if let TtyDevice::File(file) = &mut self.device {
                 if self.written == self.pending.len() {
                     return future::pending().await;
                 }
-                // There is no place to report that the console's own file cannot be written.
+                // There is nowhere to report that the console's own file cannot be written.
                 let _ = file.write_all(&self.pending[self.written..]);
                 self.written = self.pending.len();
                 return Vec::new();
@@ -195,7 +198,7 @@ impl ConsoleTty {
                     guard.clear_ready_matching(Ready::WRITABLE);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A terminal that refuses output must not keep the console from going on.
+                // A terminal that refuses output must not stop the console.
                 Err(_) => self.written = self.pending.len(),
             }
             if self.written == self.pending.len() {
@@ -203,7 +206,7 @@ impl ConsoleTty {
             }
         }
         if self.readable && guard.ready().is_readable() {
-            // What is not handed over is wiped: it may be a passphrase.
+            // The buffer is wiped: the keys may be a passphrase.
             let mut keys = Zeroizing::new(vec![0; KEYS_MAX]);
             match device.read(&mut keys) {
                 Ok(count) if count > 0 => return Some(keys[..count].to_vec()),
@@ -211,7 +214,8 @@ impl ConsoleTty {
                     guard.clear_ready_matching(Ready::READABLE);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Hung up: nothing will come any more, but what is written may still be recorded.
+                // The terminal has hung up: no more keys will arrive, but its output may still be
+                // recorded.
                 Ok(_) | Err(_) => {
                     self.readable = false;
                     self.hung_up = self.is_socket;
@@ -232,8 +236,8 @@ fn is_socket(fd: &OwnedFd) -> bool {
     })
 }
 
-/// Every key at once, none echoed, none a signal, none that stops the output. Speed and framing
-/// stay as the kernel's command line set them.
+/// Sets single-key mode: every key arrives at once, without echo, signals or flow control. Speed
+/// and framing stay as the kernel's command line set them.
 fn single_keys(fd: &OwnedFd) -> nix::Result<()> {
     let mut modes = tcgetattr(fd)?;
     modes

@@ -1,5 +1,5 @@
-//! The end of an attempt to get at the data: what must fit together before anything is served, and what a first boot
-//! has to end in the vault.
+//! The end of an attempt to open the data: checks that everything fits together before the node
+//! serves, and ends the permissions of a first boot in the vault.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -8,25 +8,25 @@ use std::path::Path;
 use alknet_core::config::{NodeConfig, VaultInit};
 use alknet_vault::slots::{FirstBootPermissions, OpenAlkv};
 
-use super::{DataAccess, PreparedData, sealed, shut};
+use super::{DataAccess, PreparedData, close_all, sealed};
 use crate::{
     control::{DataState, MachineDiagnostic},
     settings::NodeSettings,
     vault::{self, VaultWait},
 };
 
-/// The node's key on a partition that is not sealed, and its length, bytes.
+/// The node's key on a partition that is not sealed, and its length in bytes.
 const KEY: &str = "identity/node.key";
 const KEY_BYTES: u64 = 32;
-/// What says that the key was made: a note of PID 1, and what the node makes for the first peer that it enrols. A disk
-/// of before the note has only the latter, or neither.
+/// Files that show that the key was made: a note of PID 1, and the database that the node makes for
+/// its first enrolled peer. A disk from before the note has only the database, or neither.
 const AFTER_KEY: [&str; 2] = [KEY_MADE, "identity/identity.db"];
-/// The note, in the configuration's folder, which is root's.
+/// Path of the note, in the configuration's folder, which belongs to root.
 const KEY_MADE: &str = "config/key-made";
-/// Permission bits of it: it tells no secret.
+/// Permission bits of the note, which has no secret.
 const MODE: u32 = 0o644;
 
-/// Why a configuration cannot be that of a machine whose data are in this state; `None` where it can.
+/// Why a machine with data in this state cannot have this configuration. `None` if it can.
 pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<MachineDiagnostic> {
     let device = data.device.as_deref().unwrap_or("data");
     let problem = |code: &str, text: String, hint: &str| MachineDiagnostic {
@@ -56,9 +56,9 @@ pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Mac
     })
 }
 
-/// Ends an attempt whose data are open and whose configuration was read: withdraws in the vault what its first boot
-/// permitted, once all that hangs on it is on the disk. Where something does not fit, or cannot be written, all is
-/// closed again.
+/// Ends an attempt that opened the data and read the configuration. It withdraws the permissions of
+/// the first boot in the vault, after everything that depends on them is on the disk. If something
+/// does not fit, or cannot be written, it closes everything again.
 pub(crate) fn conclude(
     prepared: PreparedData,
     vault: Option<OpenAlkv>,
@@ -70,7 +70,7 @@ pub(crate) fn conclude(
     }
     let keeper = access.keeper;
     if let Some(problem) = contradiction(&settings.config, &prepared.state) {
-        return shut(
+        return close_all(
             VaultWait::from_diagnostic(problem),
             prepared.vault_at,
             keeper,
@@ -78,13 +78,15 @@ pub(crate) fn conclude(
     }
     let Some(open) = vault else {
         return match lost_key(&prepared.state_dir) {
-            Some(problem) => shut(VaultWait::from_diagnostic(problem).for_good(), None, keeper),
+            Some(problem) => {
+                close_all(VaultWait::from_diagnostic(problem).for_good(), None, keeper)
+            }
             None => prepared,
         };
     };
     match settle(&prepared, open, settings, access) {
         Ok(()) => prepared,
-        Err(problem) => shut(
+        Err(problem) => close_all(
             VaultWait::from_diagnostic(problem).for_good(),
             prepared.vault_at,
             keeper,
@@ -92,8 +94,8 @@ pub(crate) fn conclude(
     }
 }
 
-/// Notes on a partition that is not sealed that its node has a key: the node makes no other from then on, whatever
-/// becomes of the file. When it returns the note is durable.
+/// Notes, on a partition that is not sealed, that its node has a key. From then on the node makes
+/// no other key, even if the file is lost. When this returns, the note is durable.
 ///
 /// # Errors
 /// The data partition cannot be written.
@@ -102,14 +104,14 @@ pub(crate) fn note_key(state_dir: &Path) -> io::Result<()> {
     if path.try_exists()? || !state_dir.join(KEY).try_exists()? {
         return Ok(());
     }
-    // Empty: that the file is there is the note.
+    // The note is empty: the existence of the file is the note.
     alknet_durable::replace(&path, b"", MODE)
 }
 
-/// What became of the key of a node without a vault; `None` where it is there, or was never made. The node would make
-/// another.
+/// The problem of a lost key, on a node without a vault. `None` if the key exists, or was never
+/// made. Without this check, the node would make another key.
 fn lost_key(state_dir: &Path) -> Option<MachineDiagnostic> {
-    // What cannot be looked at was there.
+    // A file that cannot be looked up counts as existing.
     let is_there = |name: &&str| match fs::symlink_metadata(state_dir.join(name)) {
         Ok(_) => true,
         Err(error) => error.kind() != ErrorKind::NotFound,
@@ -138,7 +140,8 @@ fn settle(
     access: DataAccess<'_>,
 ) -> Result<(), MachineDiagnostic> {
     let keeper = access.keeper;
-    // Before anything is withdrawn in the vault: the permission of its first boot must still be there for a repair.
+    // The check comes before the first withdrawal: the permission of the first boot must be there
+    // for a repair.
     if settings.is_lost() {
         return Err(MachineDiagnostic {
             code: "config-lost".to_owned(),
@@ -150,7 +153,7 @@ fn settle(
         });
     }
     let is_first = open.pending().partition;
-    // Before the permission to show words ends: words that are written nowhere would be lost.
+    // The words are written before the permission to show them ends: otherwise they would be lost.
     vault::settle_words(keeper, &prepared.state_dir).map_err(|error| MachineDiagnostic {
         code: "words-not-kept".to_owned(),
         text: format!(
@@ -161,8 +164,8 @@ fn settle(
     let ended = FirstBootPermissions {
         configuration: settings.is_settled(),
         partition: true,
-        // At a later start the console says that the owner has not confirmed them: until the next they can be
-        // shown.
+        // After a later start, the console says that the owner has not confirmed the words. They
+        // can be shown until the start after that.
         words: !is_first || keeper.facts().words_kept,
     };
     let unwritten = |error: &dyn std::fmt::Display| MachineDiagnostic {
@@ -175,7 +178,7 @@ fn settle(
     if let (true, Some(device)) = (changed, &prepared.vault_at) {
         let saved = sealed::copies(device).save(&open);
         saved.map_err(|error| unwritten(&error))?;
-        // A copy from before permits more.
+        // An older copy of the vault permits more, so the ledger records this one.
         access.ledger(device, &prepared.state_dir).note(&open);
     }
     keeper.settle(&open);
@@ -208,7 +211,7 @@ mod tests {
         assert_eq!(lost(), None);
         fs::remove_file(&key).expect("it is there");
         assert_eq!(lost(), None, "it was not reported yet");
-        // By either.
+        // Each of the two files is a note.
         for after in AFTER_KEY {
             fs::write(&key, [7; 32]).expect("writable");
             match after {
@@ -235,7 +238,7 @@ mod tests {
             (on, data("read-only", None), Some("data-unsealed")),
             (off, data("mounted", None), None),
             (on, data("mounted", aes), None),
-            // A vault that was made stays.
+            // A vault stays even if the configuration no longer wants one.
             (off, data("mounted", aes), None),
             (stateless, data("mounted", aes), Some("data-unwanted")),
             (stateless, data("volatile", None), None),

@@ -1,6 +1,7 @@
-//! Which TPMs have to count before a vault is forgotten, in the memo of its partition: a factory reset opens
-//! neither the vault nor the note beside the data. Neither the memo nor the list of slots that it adds to is
-//! authenticated: an attacker who can write to the disk before a reset can take both away.
+//! The TPMs that have to count before a vault is erased, in the memo of its partition: a factory
+//! reset opens neither the vault nor the note beside the data. Neither the memo nor the list of
+//! slots, to which it adds, is authenticated: an attacker who can write to the disk before a reset
+//! can remove both.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,19 +11,20 @@ use alknet_sealed::SealedPartition;
 use alknet_sealed::limits::MEMO_BYTES;
 use alknet_tpm::StorageKey;
 
-/// What the memo begins with; the storage keys follow, in hex.
+/// Begin of the memo. The storage keys follow, in hex.
 const BEGINNING: &str = "alknet: counted by";
-/// Storage keys that a memo has room for.
+/// Maximum number of storage keys in a memo.
 pub(crate) const TPMS_MAX: usize = 7;
 
-/// The storage keys of the TPMs that the memo of a device names. None where it cannot be read.
+/// The storage keys of the TPMs in the memo of a device. Empty if the memo cannot be read.
 pub(crate) fn counted_by(device: &Path) -> Vec<String> {
     let memo =
         File::open(device).and_then(|file| SealedPartition::memo(&file).map_err(io::Error::other));
     memo.map(|memo| parse(&memo)).unwrap_or_default()
 }
 
-/// Has the memo name these TPMs, the first [`TPMS_MAX`] of them, and returns when it is on the disk.
+/// Writes these TPMs, the first [`TPMS_MAX`] of them, into the memo. Returns when it is on the
+/// disk.
 pub(crate) fn set_counted_by(device: &Path, tpms: &[String]) -> io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(device)?;
     SealedPartition::set_memo(&file, &memo(tpms)).map_err(io::Error::other)
@@ -30,7 +32,7 @@ pub(crate) fn set_counted_by(device: &Path, tpms: &[String]) -> io::Result<()> {
 
 fn memo(tpms: &[String]) -> [u8; MEMO_BYTES] {
     let mut memo = [0; MEMO_BYTES];
-    // All zeros: what a disk has there on which no memo was ever written.
+    // All zeros are the content of a disk on which no memo was ever written.
     if tpms.is_empty() {
         return memo;
     }
@@ -45,7 +47,7 @@ fn memo(tpms: &[String]) -> [u8; MEMO_BYTES] {
     memo
 }
 
-/// What is no memo of this program names none.
+/// Parses a memo. The result is empty if this program did not write it.
 fn parse(memo: &[u8; MEMO_BYTES]) -> Vec<String> {
     let end = memo.iter().position(|byte| *byte == b'\n');
     let text = end.and_then(|end| std::str::from_utf8(&memo[..end]).ok());
@@ -71,7 +73,7 @@ mod tests {
         }
         assert_eq!(parse(&memo(&tpms)), tpms[..TPMS_MAX]);
         assert_eq!(memo(&[]), [0; MEMO_BYTES]);
-        // What other programs left there, and a malformed name.
+        // Content of other programs, and a malformed name.
         for bytes in [0, b'\n', b' ', 0xff] {
             assert_eq!(parse(&[bytes; MEMO_BYTES]), Vec::<String>::new());
         }

@@ -1,7 +1,7 @@
-//! A partition is erased: the mark first, then the TPM counts it, then everything that opens the data goes. Wherever
-//! the power fails after the mark, the next start does all of it again; and so it does where the TPM did not count.
-//! Which TPMs have to count is in the vault and in the memo of the partition: the vault goes, and the memo stays until
-//! they have.
+//! Erases a partition: first it writes the mark, then the TPM counts the erasure, and then
+//! everything that opens the data is overwritten. If the power fails after the mark, or the TPM did
+//! not count, the next start does all of it again. The vault and the memo of the partition name the
+//! TPMs that have to count: the vault is erased, and the memo stays until they have counted.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,57 +17,60 @@ use super::counting_tpms::{counted_by, set_counted_by};
 use crate::control::MachineDiagnostic;
 use crate::vault::generations;
 
-/// Why this machine's TPM has not counted a reset that this start ended, or that one before it did. The node
-/// reports it until the note beside the new data has it, or else until the next start: where the first boot waits
-/// for an administrator, it is tried more than once.
+/// Why this machine's TPM has not counted a reset that this start, or an earlier one, finished. The
+/// node reports it until the note beside the new data has it, or until the next start: while the
+/// first boot waits for an administrator, it is tried more than once.
 static UNCOUNTED: Mutex<Option<String>> = Mutex::new(None);
 
-/// Writes the mark that a factory reset has begun, and returns when it is on the disk: whatever happens after
-/// that, the next start ends the reset before anything else.
+/// Writes the mark that a factory reset has begun, and returns when it is on the disk. From then
+/// on, the next start finishes the reset before anything else.
 pub(crate) fn mark_erasing(device: &Path) -> io::Result<()> {
     SealedPartition::begin_erasing(&opened(device)?).map_err(io::Error::other)
 }
 
-/// Overwrites everything that opens the data of a device, and the vault. A copy of the disk from before opens by no
-/// slot of this machine's TPM any more. Where the TPM does not count that, the mark stays, for [`end_erasing`].
+/// Overwrites everything that opens the data of a device, and the vault. An older copy of the disk
+/// then opens by no slot of this machine's TPM. If the TPM does not count, the mark stays, for
+/// [`end_erasing`].
 pub(crate) fn erase(device: &Path) -> io::Result<()> {
     erase_counted(device, generations::outdate, TpmRetry::No).map(drop)
 }
 
-/// The same at a start that found the mark, and removes it: where the TPM did not count, the node reports that,
-/// and the memo stays.
+/// The same at a start that found the mark, which it removes. If the TPM did not count, the node
+/// reports that, and the memo stays.
 pub(super) fn end_erasing(device: &Path) -> io::Result<()> {
     if let Some(error) = erase_counted(device, generations::outdate, TpmRetry::Yes)? {
-        *uncounted_reason() = Some(error.to_string());
+        *lock_uncounted() = Some(error.to_string());
     }
     Ok(())
 }
 
-/// Has the TPMs that a blank disk names count the reset that an earlier start ended, once in each start.
+/// Makes the TPMs in the memo of a blank disk count the reset that an earlier start finished, once
+/// in each start.
 pub(super) fn recall(device: &Path) {
     let by = counted_by(device);
-    if by.is_empty() || uncounted_reason().is_some() {
+    if by.is_empty() || lock_uncounted().is_some() {
         return;
     }
     let counted = generations::outdate(&by, true).map_err(|error| error.to_string());
     let forgotten = counted.and_then(|()| {
         set_counted_by(device, &[]).map_err(|error| format!("the disk cannot be written: {error}"))
     });
-    *uncounted_reason() = forgotten.err();
+    *lock_uncounted() = forgotten.err();
 }
 
-/// The note beside the new data has what the TPMs have not counted, and tells it from now on.
+/// Notes that the record beside the new data now has the TPMs that did not count, and reports it
+/// from here on.
 pub(super) fn noted_uncounted() {
-    *uncounted_reason() = None;
+    *lock_uncounted() = None;
 }
 
-/// What is wrong after a reset that this start ended, or that one before it did.
+/// The problem of a reset that the TPM has not counted.
 pub(super) fn uncounted() -> Option<MachineDiagnostic> {
-    uncounted_reason().as_deref().map(reset_uncounted)
+    lock_uncounted().as_deref().map(reset_uncounted)
 }
 
-fn uncounted_reason() -> MutexGuard<'static, Option<String>> {
-    // A panic elsewhere does not make the text wrong.
+fn lock_uncounted() -> MutexGuard<'static, Option<String>> {
+    // The text is whole even after a panic elsewhere.
     UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -81,25 +84,26 @@ pub(crate) fn reset_uncounted(why: &str) -> MachineDiagnostic {
     )
 }
 
-/// Whether a TPM that does not count is tried again.
+/// Whether this is another try with a TPM that did not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TpmRetry {
     No,
     Yes,
 }
 
-/// The same with `outdate`, which has the TPM count. It gets the TPMs that counted the disk, and whether one has
-/// to. Answers why it did not.
+/// The same with `outdate`, which makes the TPM count. `outdate` gets the TPMs that counted the
+/// disk, and whether one has to count. Returns why it did not.
 fn erase_counted(
     device: &Path,
     outdate: impl FnOnce(&[String], bool) -> Result<(), TpmError>,
     last: TpmRetry,
 ) -> io::Result<Option<TpmError>> {
     let file = opened(device)?;
-    // A header that cannot be read counts as settled: then the mark is written once more, which harms nothing.
+    // A header that cannot be read counts as settled: the mark is then written once more, which is
+    // harmless.
     let unsettled = SealedPartition::is_unsettled(&file).unwrap_or(false);
-    // The vault may be gone already, but not what it was opened by. One without a slot of a TPM may have had one whose
-    // removal was not counted.
+    // The vault may be erased already, while the memo names its TPMs. A vault without a TPM slot
+    // may have had one whose removal was not counted.
     let mut by = counted_by(device);
     let (of_slots, opens_by_tpm) = tpms_of_slots(device);
     by.extend(of_slots);
@@ -107,8 +111,9 @@ fn erase_counted(
     by.dedup();
     let has_to = unsettled || opens_by_tpm || !by.is_empty();
     if !unsettled {
-        // The mark first: without it a power cut in between would leave a disk that its own machine takes for an old
-        // one. Where the mark cannot be written, the erasure below says so.
+        // The mark comes first: without it, a power cut in between would leave a disk that its own
+        // machine takes for an outdated one. If the mark cannot be written, the erasure below
+        // returns an error.
         let _ = SealedPartition::begin_erasing(&file);
     }
     let uncounted = outdate(&by, has_to).err();
@@ -118,7 +123,7 @@ fn erase_counted(
         {
             tracing::error!(%error, "which TPMs have to count is not on the disk");
         }
-        // The keys go all the same.
+        // The keys are erased even if the TPM did not count.
         tracing::error!(
             %error,
             "the TPM did not count that the disk is erased; a copy of it from before may still open"
@@ -137,8 +142,8 @@ fn erase_counted(
     Ok(uncounted)
 }
 
-/// Of which TPMs the vault of a device, as far as it can be read, has slots, and whether it has any: what a slot was
-/// sealed under may be damaged.
+/// The TPMs for which the vault of a device has slots, as far as they can be read, and whether it
+/// has any: the record of a slot's TPM may be damaged.
 fn tpms_of_slots(device: &Path) -> (Vec<String>, bool) {
     let has_one = |alkv: &Alkv| {
         let mut slots = alkv.slots().iter();
@@ -169,8 +174,8 @@ mod tests {
     use super::*;
     use crate::data::keyslot_tests;
 
-    /// An attacker has a copy of the disk, and cuts the power while the machine is reset: where the vault were gone
-    /// and the TPM had not counted it, nothing would ever have it count again.
+    /// An attacker has a copy of the disk, and cuts the power during a reset: if the vault were
+    /// erased before the TPM counted, nothing would make it count later.
     #[test]
     fn a_reset_is_counted_before_the_vault_is_gone_whenever_the_power_goes() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -185,7 +190,8 @@ mod tests {
             matches!(content.expect("readable"), PartitionContent::Erasing)
         };
         assert!(has_vault() && !is_marked());
-        // A power cut at any step before the last: the mark is there, and so a later start does the rest.
+        // A power cut at any step before the last leaves the mark, so that a later start does the
+        // rest.
         let counted = Cell::new(0);
         let count = |by: &[String], has_to: bool| {
             assert!(
@@ -201,7 +207,8 @@ mod tests {
         assert_eq!(counted.get(), 1);
         assert!(!has_vault() && !is_marked());
 
-        // Cut short when the TPM had counted: the next start has it count once more, and erases.
+        // The power is cut after the TPM counted: the next start makes it count once more, and
+        // erases.
         copies(&disk).create(&made).expect("written");
         mark_erasing(&disk).expect("written");
         let uncounted = erase_counted(&disk, count, TpmRetry::No).expect("a disk that works");
@@ -209,13 +216,13 @@ mod tests {
         assert_eq!(counted.get(), 2);
         assert!(!has_vault() && !is_marked());
 
-        // A TPM that does not answer keeps no key alive, and is asked again by the next start.
+        // A TPM that does not answer saves no key, and the next start asks it again.
         copies(&disk).create(&made).expect("written");
         let silent = |_: &[String], _| Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
         let uncounted = erase_counted(&disk, silent, TpmRetry::No).expect("a disk that works");
         assert!(matches!(uncounted, Some(TpmError::Transport(_))));
         assert!(!has_vault() && is_marked());
-        // It is not there any more. The vault cannot say that it had counted, and the mark does.
+        // The TPM is gone. The vault cannot say that a TPM had counted, and the mark does.
         let absent = |_: &[String], has_to: bool| {
             assert!(has_to && is_marked());
             Err(TpmError::Absent)
@@ -229,7 +236,7 @@ mod tests {
             "the missing count is reported, and not tried for ever"
         );
 
-        // A TPM that answers then has counted, and there is no problem to report.
+        // If the TPM answers then, it has counted, and there is no problem to report.
         copies(&disk).create(&made).expect("written");
         erase_counted(&disk, silent, TpmRetry::No).expect("a disk that works");
         let answers = |_: &[String], has_to: bool| has_to.then_some(()).ok_or(TpmError::Absent);
@@ -237,21 +244,21 @@ mod tests {
         assert!(uncounted.is_none() && !has_vault() && !is_marked());
     }
 
-    /// The status of the node and the console show problems; the log of a machine that restarts is gone.
+    /// The node's status and the console show problems: the log of a restarted machine is lost.
     #[test]
     fn an_uncounted_reset_is_reported_by_the_start_that_ends_it() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let disk = dir.path().join("disk");
         let file = File::create_new(&disk).expect("a new file");
         file.set_len(DATA_AT).expect("a sparse file");
-        // This process has no TPM of a machine, and the disk says that one has to count.
+        // This process has no machine's TPM, and the disk says that one has to count.
         SealedPartition::erase_unsettled(&file, DATA_AT).expect("a disk that works");
         end_erasing(&disk).expect("a disk that works");
         let told = uncounted().expect("it is reported");
         assert_eq!(told.code, "reset-uncounted");
         assert!(!SealedPartition::is_unsettled(&file).expect("readable"));
 
-        // Where the disk names the TPM, each start reports it until the new data have a note of it.
+        // If the disk names the TPM, each start reports it until the new data have a note of it.
         let tpm = ["ab".repeat(32)];
         set_counted_by(&disk, &tpm).expect("writable");
         SealedPartition::erase_unsettled(&file, DATA_AT).expect("a disk that works");
@@ -278,8 +285,8 @@ mod tests {
         Ok(())
     }
 
-    /// An attacker switches the TPM off, or another one on in its place, while its last slot is removed and when the
-    /// machine is reset after that. The vault that is erased has no slot of it any more.
+    /// An attacker switches the TPM off, or another one on, while its last slot is removed and when
+    /// the machine is reset afterwards. The erased vault then has no slot of the TPM any more.
     #[test]
     fn a_reset_knows_of_a_removal_that_was_not_counted() {
         let dir = tempfile::tempdir().expect("a temporary directory");

@@ -1,9 +1,9 @@
-//! The file system of the data partition: recognised, made from a template, repaired where a torn
-//! write of its superblock is all that ails it, grown, and read for recorded errors.
+//! The file system of the data partition: it is recognised, made from a template, repaired after a
+//! torn write of its superblock, grown, and checked for recorded errors.
 //!
 //! There is no mkfs here: the build made an empty file system of 128 MiB and kept its few blocks
 //! that are not zero. The superblock is written last, after everything else is on stable storage,
-//! so a power cut leaves either no file system or a whole one.
+//! so that a power cut leaves either no file system or a whole one.
 
 use std::{
     fs::File,
@@ -18,13 +18,13 @@ use nix::errno::Errno;
 pub(crate) const TEMPLATE_BYTES: u64 = 128 << 20;
 /// Bytes of a block.
 pub(crate) const BLOCK_BYTES: usize = 4096;
-/// What must be zero for a partition to count as blank.
+/// Number of bytes that must be zero for a partition to count as blank.
 const BLANK_BYTES: usize = 1 << 20;
-/// The unit in which disks write: what a power cut can tear is a multiple of it.
+/// Unit in which disks write: a power cut tears a write at a multiple of it.
 const SECTOR_BYTES: usize = 512;
 /// The block of the template with its group's descriptor.
 const DESCRIPTORS_BLOCK: usize = 1;
-/// Where the superblock lies in block 0.
+/// Position of the superblock in block 0.
 const SUPER_AT: usize = 1024;
 /// Bytes of a superblock.
 const SUPER_BYTES: usize = 1024;
@@ -39,51 +39,52 @@ const EXT4_IOC_SETFSUUID: libc::c_ulong = 0x4008_662c;
 
 static TEMPLATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/template.bin"));
 
-/// What is on a partition.
+/// Content of a partition.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FilesystemContent {
-    /// Nothing: it may be formatted.
+    /// Blank: it may be formatted.
     Blank,
     /// A file system.
     Ext4(Ext4Superblock),
-    /// Our own formatting, cut short: it may be formatted again.
+    /// An interrupted formatting of this program: it may be formatted again.
     HalfFormatted,
     /// An encrypted volume.
     Luks2,
-    /// A file system of ours whose superblock fails its checksum and is otherwise as it must be:
-    /// a torn write.
+    /// A file system of this program whose superblock is valid except for its checksum: a torn
+    /// write.
     TornSuper,
     /// Data of another system, or a damaged file system.
     Unknown,
 }
 
-/// What a superblock says.
+/// The fields of a superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ext4Superblock {
     /// Size of the file system.
     pub(crate) bytes: u64,
-    /// It was unmounted in order.
+    /// Whether it was unmounted in order.
     pub(crate) clean: bool,
-    /// The kernel recorded errors in it.
+    /// Number of errors that the kernel recorded in it.
     pub(crate) errors: u32,
-    /// The mark of errors found and not yet repaired.
+    /// Whether it has the mark of errors that were not repaired.
     pub(crate) damaged: bool,
-    /// Its identifier is still that of the template.
+    /// Whether its identifier is still that of the template.
     pub(crate) template_uuid: bool,
 }
 
-/// Looks at a partition of `bytes` bytes.
+/// Identifies the content of a partition of `bytes` bytes.
 pub(crate) fn probe(file: &File, bytes: u64) -> io::Result<FilesystemContent> {
-    let wanted = usize::try_from(bytes)
+    let head_bytes = usize::try_from(bytes)
         .unwrap_or(usize::MAX)
         .min(BLANK_BYTES);
-    let mut block = vec![0; BLOCK_BYTES.min(wanted)];
-    // One block first: at most starts it tells all, and spares a slow disk the rest of a megabyte.
+    let mut block = vec![0; BLOCK_BYTES.min(head_bytes)];
+    // One block is read first: at most starts it suffices, and a slow disk need not read the rest
+    // of a megabyte.
     file.read_exact_at(&mut block, 0)?;
     if let Some(content) = recognise(&block) {
         return Ok(content);
     }
-    let mut head = vec![0; wanted];
+    let mut head = vec![0; head_bytes];
     file.read_exact_at(&mut head, 0)?;
     Ok(if head.iter().all(|byte| *byte == 0) {
         FilesystemContent::Blank
@@ -94,8 +95,8 @@ pub(crate) fn probe(file: &File, bytes: u64) -> io::Result<FilesystemContent> {
     })
 }
 
-/// What the first block tells by itself. A superblock of the template that is torn is left to the
-/// caller: the rest of the formatting decides what it is.
+/// Identifies the content by its first block alone. `None` for a torn superblock of the template:
+/// the rest of the formatting decides then.
 fn recognise(block: &[u8]) -> Option<FilesystemContent> {
     if block.starts_with(b"LUKS\xba\xbe\0\x02") {
         return Some(FilesystemContent::Luks2);
@@ -108,7 +109,7 @@ fn recognise(block: &[u8]) -> Option<FilesystemContent> {
     if checksum_holds(bytes) {
         return Some(FilesystemContent::Ext4(Ext4Superblock::parse(bytes)));
     }
-    // A formatting that was cut short has a torn superblock as well.
+    // An interrupted formatting has a torn superblock as well.
     if is_half_template(block) {
         return None;
     }
@@ -122,7 +123,7 @@ fn recognise(block: &[u8]) -> Option<FilesystemContent> {
 impl Ext4Superblock {
     fn parse(bytes: &[u8]) -> Self {
         let blocks = u64::from(u32_at(bytes, 0x04)) | u64::from(u32_at(bytes, 0x150)) << 32;
-        // The shift comes from the disk.
+        // The shift comes from the disk, so it may be too large.
         let block_bytes = 1024_u64.checked_shl(u32_at(bytes, 0x18)).unwrap_or(0);
         let state = u16::from_le_bytes([bytes[0x3a], bytes[0x3b]]);
         let recover = u32_at(bytes, 0x60) & INCOMPAT_RECOVER != 0;
@@ -136,7 +137,7 @@ impl Ext4Superblock {
     }
 }
 
-/// Every sector is zero or the template's: our own formatting, however far it came.
+/// Whether every sector is zero or the template's: an interrupted formatting of this program.
 fn is_half_template(head: &[u8]) -> bool {
     let mut expected = vec![0; head.len()];
     for (number, block) in template() {
@@ -150,12 +151,12 @@ fn is_half_template(head: &[u8]) -> bool {
         .all(|(found, ours)| found == ours || found.iter().all(|byte| *byte == 0))
 }
 
-/// The geometry is that of the template, which never changes in the life of a file system.
+/// Whether the geometry is that of the template, which a file system never changes.
 fn is_ours(bytes: &[u8]) -> bool {
     let ours = template_super();
-    // Block sizes and groups; revision to hash seed without state; inode and descriptor sizes.
+    // Block sizes and groups. Revision to hash seed, without the state. Inode and descriptor sizes.
     let fixed = [0x14..0x2c, 0x4c..0x5e, 0x64..0x68, 0xec..0x100];
-    // A file system that was mounted has the flag, the template does not.
+    // A mounted file system has this flag, and the template does not.
     let incompat = u32_at(bytes, 0x60) & !INCOMPAT_RECOVER;
     fixed
         .into_iter()
@@ -163,8 +164,8 @@ fn is_ours(bytes: &[u8]) -> bool {
         && incompat == u32_at(ours, 0x60) & !INCOMPAT_RECOVER
 }
 
-/// Recomputes the checksum of a superblock found [`FilesystemContent::TornSuper`]. Its sectors each hold
-/// the old or the new state, and what differs between those is settled by the journal's replay.
+/// Recomputes the checksum of a [`FilesystemContent::TornSuper`]. Each of its sectors has either
+/// the old or the new state, and the journal's replay settles the difference.
 pub(crate) fn repair_super(file: &File) -> io::Result<()> {
     let mut bytes = vec![0; SUPER_BYTES];
     file.read_exact_at(&mut bytes, SUPER_AT as u64)?;
@@ -174,15 +175,17 @@ pub(crate) fn repair_super(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Writes the empty file system. The caller has found the partition blank or half formatted, and
-/// at least [`TEMPLATE_BYTES`] large.
+/// Writes the empty file system. The caller has found the partition blank or half formatted, and at
+/// least [`TEMPLATE_BYTES`] large.
 pub(crate) fn format(file: &File) -> io::Result<()> {
-    // A journal of an earlier life must not be replayed. What the file system does not use is left as it
-    // is: all 128 MiB take a slow card ten seconds, and a sealed partition encrypts each of them.
+    // A journal of an earlier use must not be replayed. Blocks that the file system does not use
+    // stay as they are: writing all 128 MiB takes a slow card ten seconds, and a sealed partition
+    // encrypts each of them.
     for used in used() {
         zero(file, used)?;
     }
-    // Block 0 last: without its superblock nothing mounts what is only half there.
+    // Block 0 is written last: without its superblock, no program mounts a half-written file
+    // system.
     for (number, block) in template().filter(|(number, _)| *number != 0) {
         file.write_all_at(block, (number * BLOCK_BYTES) as u64)?;
     }
@@ -194,17 +197,17 @@ pub(crate) fn format(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What the template's file system uses, in bytes: metadata, the journal and directories. All of it lies in
-/// one block group, whose bitmap says so.
+/// Ranges of bytes that the template's file system uses: metadata, the journal and directories. All
+/// of it lies in one block group, and the group's bitmap names the blocks.
 fn used() -> Vec<Range<u64>> {
-    let block = |wanted: usize| template().find(|(number, _)| *number == wanted);
+    let block = |searched: usize| template().find(|(number, _)| *number == searched);
     let bitmap = block(DESCRIPTORS_BLOCK)
         .and_then(|(_, descriptor)| block(u32_at(descriptor, 0) as usize))
         .map_or(&[][..], |(_, bitmap)| bitmap);
     let mut used: Vec<Range<u64>> = Vec::new();
     for number in 0..TEMPLATE_BYTES / BLOCK_BYTES as u64 {
         let byte = usize::try_from(number / 8).unwrap_or(usize::MAX);
-        // Without a bitmap every block counts.
+        // Without a bitmap, every block counts as used.
         if bitmap
             .get(byte)
             .is_some_and(|byte| byte >> (number % 8) & 1 == 0)
@@ -227,7 +230,7 @@ fn zero(file: &File, bytes: Range<u64>) -> io::Result<()> {
     if outcome == 0 {
         return Ok(());
     }
-    // Regular files, which tests format, do not know the ioctl.
+    // Regular files, which tests format, do not have the ioctl.
     let chunk = vec![0; BLANK_BYTES];
     for at in bytes.clone().step_by(BLANK_BYTES) {
         let left = usize::try_from(bytes.end - at)
@@ -278,7 +281,7 @@ fn template_super() -> &'static [u8] {
 }
 
 fn checksum_holds(bytes: &[u8]) -> bool {
-    // A file system without the feature has no checksum to hold.
+    // A file system without this feature has no checksum.
     let has_checksum = u32_at(bytes, 0x64) & 0x400 != 0;
     !has_checksum || crc32c(&bytes[..SUPER_BYTES - 4]) == u32_at(bytes, SUPER_BYTES - 4)
 }
@@ -289,7 +292,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(value)
 }
 
-/// CRC-32C as ext4 has it: seeded with ones, not inverted at the end.
+/// CRC-32C in ext4's variant: seeded with ones, and not inverted at the end.
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |sum: u32| (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg());
     bytes.iter().fold(u32::MAX, |sum, byte| {
@@ -374,7 +377,7 @@ mod tests {
                     .any(|b| *b != 0)
             })
             .collect();
-        // Every prefix, and everything but one sector: writes may be lost or reordered.
+        // Tests every prefix, and everything but one sector: writes may be lost or reordered.
         for skipped in &sectors {
             for keep in [|at: usize, cut: usize| at < cut, |at, cut| at != cut] {
                 let file = sparse(TEMPLATE_BYTES);
@@ -399,7 +402,8 @@ mod tests {
     #[test]
     fn a_torn_superblock_is_recognised_and_repaired() {
         let file = formatted();
-        // As after some life: mount count, own identifier; only the first sector reached the disk.
+        // The state after some use: a mount count and its own identifier. Only the first sector
+        // reached the disk.
         file.as_file()
             .write_all_at(&[7; 16], 1024 + 0x68)
             .expect("writable");
@@ -426,7 +430,7 @@ mod tests {
     #[test]
     fn an_old_journal_is_gone_after_formatting() {
         let file = sparse(TEMPLATE_BYTES);
-        // The journal is by far the longest of what is used.
+        // The journal is by far the longest used range.
         let used = used();
         let longest = used.iter().max_by_key(|used| used.end - used.start);
         let longest = longest.expect("something is used");

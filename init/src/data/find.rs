@@ -1,4 +1,4 @@
-//! Which block device holds the data: by what it says about itself, never by its order.
+//! Finds the block device of the data by its label or serial, never by its order.
 
 use std::{
     fs, io,
@@ -8,12 +8,12 @@ use std::{
 /// GPT partition label and disk serial of the data.
 pub(crate) const LABEL: &str = "alk-data";
 
-/// A block device that calls itself the data.
+/// A block device with the label or serial of the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DataDevice {
     /// A whole disk, by its serial.
     Disk { name: String },
-    /// A partition, by its label, and the disk it is on.
+    /// A partition, by its label, and the disk that has it.
     Partition { name: String, disk: String },
 }
 
@@ -26,8 +26,8 @@ impl DataDevice {
     }
 }
 
-/// The one to use of several. A whole disk was attached on purpose and wins over a partition that
-/// came with the image; two of a kind are ambiguous, and a guess could write to the wrong disk.
+/// Chooses among several. A whole disk was attached on purpose and wins over a partition that came
+/// with the image. Two of the same kind are ambiguous, and a guess could write to the wrong disk.
 pub(crate) fn choose(found: &[DataDevice]) -> Result<Option<&DataDevice>, Vec<String>> {
     let is_disk = |one: &&DataDevice| matches!(one, DataDevice::Disk { .. });
     let disks: Vec<_> = found.iter().filter(is_disk).collect();
@@ -43,7 +43,7 @@ pub(crate) fn choose(found: &[DataDevice]) -> Result<Option<&DataDevice>, Vec<St
     }
 }
 
-/// Every block device below `sys` that calls itself the data.
+/// Every block device below `sys` with the label or serial of the data.
 pub(crate) fn scan(sys: &Path) -> Vec<DataDevice> {
     devices(sys)
         .into_iter()
@@ -58,11 +58,10 @@ pub(crate) fn disks(sys: &Path) -> Vec<String> {
     names
 }
 
-/// Drivers of SCSI hosts that have found their disks before PID 1 starts: the kernel waits for
-/// them.
+/// Drivers of SCSI hosts that find their disks before PID 1 starts: the kernel waits for them.
 const SETTLED_HOSTS: [&str; 2] = ["ahci", "ata_piix"];
 
-/// Whether a disk may still appear: something on this machine finds its disks in its own time.
+/// Whether a disk may still appear: a host on this machine finds its disks after PID 1 has started.
 pub(crate) fn may_appear(sys: &Path) -> bool {
     ["scsi_host", "nvme", "mmc_host"].iter().any(|name| {
         let hosts = fs::read_dir(sys.join("class").join(name));
@@ -83,13 +82,14 @@ fn devices(sys: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| {
-            // Devices that this machine makes itself, and optical drives, are not the data.
+            // These are devices that this machine makes itself, and optical drives. They never have
+            // the data.
             !["loop", "ram", "zram", "sr", "dm-"]
                 .iter()
                 .any(|not| name.starts_with(not))
         })
         .collect();
-    // The kernel lists them in no order, and messages name them.
+    // The kernel lists devices in no order, and messages name them.
     names.sort();
     names
 }
@@ -104,7 +104,7 @@ fn identify(sys: &Path, name: String) -> Option<DataDevice> {
         let disk = parent(&folder).ok()?;
         return (label == LABEL).then_some(DataDevice::Partition { name, disk });
     }
-    // virtio has the serial beside the disk, NVMe and others on the device.
+    // virtio has the serial in the disk's folder, and NVMe and others in the device's.
     let named = ["serial", "device/serial"].iter().any(|file| {
         fs::read(folder.join(file)).is_ok_and(|serial| serial.trim_ascii() == LABEL.as_bytes())
     });
@@ -115,7 +115,7 @@ fn class(sys: &Path, name: &str) -> PathBuf {
     sys.join("class/block").join(name)
 }
 
-/// A partition's folder lies in that of its disk.
+/// The disk of a partition: its folder contains that of the partition.
 fn parent(folder: &Path) -> io::Result<String> {
     let real = fs::canonicalize(folder)?;
     let name = real

@@ -1,21 +1,21 @@
-//! The GUID partition table of the boot disk (UEFI 2.10 section 5.3): found, repaired, given fresh
-//! GUIDs and grown to the disk's end.
+//! The GUID partition table of the boot disk (UEFI 2.10 section 5.3): it is found, repaired, given
+//! new GUIDs and grown to the disk's end.
 //!
-//! The order of writes is what makes this safe at a power cut. The new backup is written and
-//! flushed before the primary is touched; a torn primary therefore always has a valid backup at
-//! the disk's last sector, from which the next boot repairs it. Running it again changes nothing.
+//! The order of writes makes this safe at a power cut. The new backup is written and flushed before
+//! the primary is touched. Hence a torn primary always has a valid backup at the disk's last
+//! sector, from which the next boot repairs it. A second run changes nothing.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// Bytes of a header that its checksum covers.
 const HEADER_BYTES: usize = 92;
-/// Largest partition array accepted, bytes: four times what the standard asks for.
+/// Maximum size of the partition array in bytes: four times what the standard requires.
 const ENTRIES_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of one entry.
 const ENTRY_BYTES: usize = 128;
-/// The last partition ends on a multiple of this, bytes.
+/// The last partition ends at a multiple of this many bytes.
 const ALIGN_BYTES: u64 = 1 << 20;
-/// Offset of the first protective-MBR record's sector count.
+/// Offset of the sector count in the protective MBR's first record.
 const PMBR_COUNT: usize = 446 + 12;
 
 /// Why a partition table cannot be used.
@@ -33,17 +33,17 @@ pub(crate) enum GptError {
     Io(#[from] io::Error),
 }
 
-/// A disk as the table sees it.
+/// A disk, as the table sees it.
 #[derive(Debug)]
 pub(crate) struct GptDisk<'a> {
     pub(crate) file: &'a File,
     /// Bytes of a logical sector.
     pub(crate) sector: u64,
-    /// Logical sectors.
+    /// Number of logical sectors.
     pub(crate) sectors: u64,
 }
 
-/// Where the wanted partition lies after [`settle`].
+/// Position of the wanted partition after [`settle`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct GptPlacement {
     /// One-based number of the partition, as the kernel counts.
@@ -52,7 +52,7 @@ pub(crate) struct GptPlacement {
     pub(crate) start: u64,
     /// Length in bytes.
     pub(crate) length: u64,
-    /// What was written, in words; nothing when the table was already right.
+    /// The changes that were written, in words. Empty if the table was right.
     pub(crate) changes: Vec<&'static str>,
 }
 
@@ -68,8 +68,8 @@ struct GptTable {
     entries: Vec<u8>,
 }
 
-/// Makes the table of `disk` right: a damaged primary is repaired from the backup, GUIDs that
-/// came with the image are replaced, and the partition `name` is grown to the disk's end.
+/// Corrects the table of `disk`: repairs a damaged primary from the backup, replaces GUIDs that
+/// came with the image, and grows the partition `name` to the disk's end.
 pub(crate) fn settle(
     disk: &GptDisk<'_>,
     name: &str,
@@ -99,7 +99,8 @@ pub(crate) fn settle(
     let target = table.placed(disk, 1, last_lba)?;
     let twin = table.placed(disk, last_lba, 1)?;
     if primary.as_ref() != Some(&target) || backup.as_ref() != Some(&twin) {
-        // The backup first: a power cut in between leaves the old primary whole, and the next start ends the work.
+        // The backup is written first: a power cut in between leaves the old primary whole, and the
+        // next start finishes.
         twin.write(disk)?;
         target.write(disk)?;
         if changes.is_empty() {
@@ -116,7 +117,7 @@ pub(crate) fn settle(
     })
 }
 
-/// Whether either copy names a partition `name`; for disks whose primary the kernel refused.
+/// Whether either copy names a partition `name`, for disks whose primary the kernel refused.
 pub(crate) fn names(disk: &GptDisk<'_>, name: &str) -> bool {
     [1, disk.sectors.saturating_sub(1)].into_iter().any(|lba| {
         GptTable::read(disk, lba)
@@ -127,9 +128,9 @@ pub(crate) fn names(disk: &GptDisk<'_>, name: &str) -> bool {
 }
 
 impl GptTable {
-    /// The copy at `lba`; `None` if it is not a valid one.
+    /// The copy at `lba`. `None` if it is not valid.
     fn read(disk: &GptDisk<'_>, lba: u64) -> io::Result<Option<Self>> {
-        // On a disk of one sector the last is sector 0, the protective MBR's.
+        // On a disk of one sector, the last sector is sector 0, which has the protective MBR.
         if lba == 0 || lba >= disk.sectors {
             return Ok(None);
         }
@@ -145,7 +146,7 @@ impl GptTable {
         Ok(sane.then_some(table))
     }
 
-    /// Header fields, bytes of the array and its checksum.
+    /// The fields of a header, the size of the array and its checksum.
     fn parse(
         header: &[u8; HEADER_BYTES],
         lba: u64,
@@ -181,7 +182,7 @@ impl GptTable {
         })
     }
 
-    /// Every used entry lies inside the disk and is not inside out.
+    /// Whether every used entry lies inside the disk and has its end behind its start.
     fn in_bounds(&self, disk: &GptDisk<'_>) -> bool {
         self.first_usable <= self.last_usable
             && self.last_usable < disk.sectors
@@ -206,15 +207,16 @@ impl GptTable {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        let mut wanted = [0; 72];
-        // The name field is UTF-16LE, 36 units, filled up with zeros.
-        for (slot, unit) in wanted.chunks_exact_mut(2).zip(name.encode_utf16()) {
+        let mut field = [0; 72];
+        // The name field has 36 units of UTF-16LE, padded with zeros.
+        for (slot, unit) in field.chunks_exact_mut(2).zip(name.encode_utf16()) {
             slot.copy_from_slice(&unit.to_le_bytes());
         }
-        self.used().find(|index| self.entry(*index)[56..] == wanted)
+        self.used().find(|index| self.entry(*index)[56..] == field)
     }
 
-    /// Images carry GUIDs derived from the build (version 5, RFC 9562), the same on every clone.
+    /// Replaces GUIDs of the image, which are derived from the build (version 5, RFC 9562) and so
+    /// the same on every copy.
     fn reroll(
         &mut self,
         index: usize,
@@ -235,7 +237,7 @@ impl GptTable {
 
     fn grow(&mut self, disk: &GptDisk<'_>, index: usize, name: &str) -> Result<bool, GptError> {
         let (first, last) = self.range(index);
-        // To grow into a partition behind it would overwrite that one.
+        // Growing would overwrite a partition behind it.
         if self.used().any(|other| self.range(other).0 > last) {
             return Err(GptError::NotLast(name.to_owned()));
         }
@@ -246,7 +248,7 @@ impl GptTable {
             .ok_or(GptError::NoTable)?;
         let align = (ALIGN_BYTES / disk.sector).max(1);
         let target = ((usable + 1) / align * align).saturating_sub(1);
-        // A disk that was shrunk: the file system must not be cut.
+        // The disk was shrunk, and the file system must not be cut.
         if target <= last || target <= first {
             return Ok(false);
         }
@@ -258,7 +260,7 @@ impl GptTable {
         (self.entries.len() as u64).div_ceil(disk.sector)
     }
 
-    /// This table as it reads in the copy at `lba`.
+    /// This table in the form of the copy at `lba`.
     fn placed(&self, disk: &GptDisk<'_>, lba: u64, other: u64) -> Result<Self, GptError> {
         let array = self.array_sectors(disk);
         let last_lba = disk.sectors - 1;
@@ -271,7 +273,8 @@ impl GptTable {
         })
     }
 
-    /// Array first, then the header that vouches for it, then both on stable storage.
+    /// Writes the array first, and then the header with its checksum. Returns when both are on
+    /// stable storage.
     fn write(&self, disk: &GptDisk<'_>) -> io::Result<()> {
         disk.file
             .write_all_at(&self.entries, self.entries_lba * disk.sector)?;
@@ -301,20 +304,20 @@ impl GptTable {
         out.extend_from_slice(&crc32(&self.entries).to_le_bytes());
         let sum = crc32(&out);
         out[16..20].copy_from_slice(&sum.to_le_bytes());
-        // The header fills its sector, the rest of which is reserved and zero (UEFI 2.10 §5.3.2).
+        // The header fills its sector, and the rest of it is reserved and zero (UEFI 2.10 §5.3.2).
         out.resize(usize::try_from(disk.sector).unwrap_or(512), 0);
         out
     }
 }
 
-/// The protective MBR's one record covers the whole disk, or as much as 32 bits can say.
+/// Makes the protective MBR's one record cover the whole disk, or as much as 32 bits can express.
 fn protect(disk: &GptDisk<'_>) -> io::Result<()> {
     let mut mbr = [0; 512];
     disk.file.read_exact_at(&mut mbr, 0)?;
     let count = u32::try_from(disk.sectors - 1)
         .unwrap_or(u32::MAX)
         .to_le_bytes();
-    // An MBR that is not protective is another system's: it is left alone.
+    // An MBR that is not protective belongs to another system and stays as it is.
     let protective = mbr[510..] == [0x55, 0xaa] && mbr[446 + 4] == 0xee;
     if protective && mbr[PMBR_COUNT..PMBR_COUNT + 4] != count {
         mbr[PMBR_COUNT..PMBR_COUNT + 4].copy_from_slice(&count);
@@ -324,8 +327,8 @@ fn protect(disk: &GptDisk<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// GUIDs are stored with their first three fields in little endian: the version is the high half
-/// of byte 7.
+/// Whether a GUID has version 5. The first three fields are little endian, so the version is the
+/// high half of byte 7.
 const fn is_version_5(guid: &[u8; 16]) -> bool {
     guid[7] >> 4 == 5
 }

@@ -1,9 +1,10 @@
-//! The vault of a device whose data are in use: opened once more, after it was locked, or to end its first boot.
+//! Opens the vault of a device whose data are in use once more, after it was locked, or to end its
+//! first boot.
 //!
-//! An attacker who controls the disk can have it answer otherwise than at the start of the machine: with slots
-//! that the vault does not have, with an older copy, or with another vault, which may claim the same id. What
-//! opens counts only if it has the words of the vault in use, and is not older; what does not open changes
-//! nothing.
+//! An attacker who controls the disk can make it answer differently than at the start of the
+//! machine: with slots that the vault does not have, with an older copy, or with another vault,
+//! which may have the same id. An opened vault counts only if it has the words of the vault in use
+//! and is not older. A vault that does not open changes nothing.
 
 use std::path::Path;
 
@@ -15,13 +16,14 @@ use crate::media::VaultMedia;
 use crate::vault::generations::{self, GenerationLedger};
 use crate::vault::{self, NotInUse, VaultHandle, VaultWait};
 
-/// Opens the vault of a device again, whose data are mounted at `state_dir`, and withdraws the permissions of the first
-/// boot in `ended`, which could not be withdrawn before: the vault may open by typing or by another node's share only.
-/// Where they cannot be withdrawn now, that is logged, and the vault is open all the same.
+/// Opens the vault of a device again, whose data are mounted at `state_dir`. It also withdraws the
+/// permissions of the first boot in `ended`, if they could not be withdrawn before: the vault may
+/// open only by a typed secret or by another node's share. If they cannot be withdrawn now, that is
+/// logged, and the vault is open all the same.
 ///
 /// # Errors
-/// Nothing opens it now, or the disk answers with another vault or an older copy. It stays locked, and what is known of
-/// it stays as it was.
+/// Nothing opens the vault now, or the disk answers with another vault or an older copy. The vault
+/// stays locked, and its known state stays as it was.
 pub(crate) fn reopen(
     device: &Path,
     state_dir: &Path,
@@ -29,7 +31,7 @@ pub(crate) fn reopen(
     access: DataAccess<'_>,
 ) -> Result<(), VaultWait> {
     let DataAccess { keeper, offer, log } = access;
-    // What was typed may be right, and the disk answer better the next time.
+    // The typed secret may be right, and the disk may answer correctly next time.
     let ask = keeper.asks();
     let gone = |why: String| VaultWait::new(ask, "vault-locked", why, NotInUse::Another.hint());
     let found = copies(device).load();
@@ -43,7 +45,7 @@ pub(crate) fn reopen(
             }
             NotInUse::Older => VaultWait::new(ask, "vault-old", which.to_string(), which.hint()),
         })?;
-        // Words of a medium are for a start: there is a console now.
+        // Words on a medium are for a start. Now there is a console.
         let proof = || generations::is_proven(&found, open, offer, keeper, || false);
         access.ledger(device, state_dir).check(open, false, proof)
     };
@@ -57,7 +59,7 @@ pub(crate) fn reopen(
     Ok(())
 }
 
-/// Withdraws permissions of the first boot in an open vault, and writes it where that changed it.
+/// Withdraws permissions of the first boot in an open vault, and writes the vault if it changed.
 fn withdraw(
     open: &mut OpenAlkv,
     ended: FirstBootPermissions,
@@ -68,18 +70,18 @@ fn withdraw(
     if changed {
         let saved = copies(device).save(open);
         saved.map_err(|error| error.to_string())?;
-        // A copy from before permits more.
+        // An older copy of the vault permits more, so the ledger records this one.
         ledger.note(open);
     }
     Ok(())
 }
 
-/// Withdraws permissions of the first boot in the vault of a device, whose data are mounted at `state_dir`.
-/// Answers what is still permitted.
+/// Withdraws permissions of the first boot in the vault of a device, whose data are mounted at
+/// `state_dir`. Returns what is still permitted.
 ///
 /// # Errors
-/// The vault cannot be opened without a user who types, or not be written; or the disk answers with another vault
-/// or an older copy.
+/// The vault does not open without a typed secret, cannot be written, or the disk answers with
+/// another vault or an older copy.
 pub(crate) fn conclude(
     device: &Path,
     state_dir: &Path,
@@ -93,7 +95,7 @@ pub(crate) fn conclude(
     let media = VaultMedia::secrets_for(&found.newest);
     vault::conclude(&found, ended, keeper, &media, |open| {
         copies.save(open)?;
-        // A copy from before permits more.
+        // An older copy of the vault permits more, so the ledger records this one.
         let ledger = GenerationLedger {
             device,
             keeper,

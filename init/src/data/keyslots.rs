@@ -1,20 +1,21 @@
-//! The key slots of the sealed data partition, as the vault sees them: one for its own secret, one for
-//! the words, and for a moment a third while the master key changes.
+//! The key slots of the sealed data partition, as the vault uses them: one for its own secret, one
+//! for the words, and a third while the master key changes.
 
 use alknet_sealed::limits::SLOTS_MAX;
 use alknet_sealed::{BlockStorage, KeyslotInfo, SealedError, SealedPartition, VolumeKey};
 use alknet_vault::SecretStr;
 use alknet_vault::slots::DataKeyslots;
 
-/// The key slot that the vault opens at first. A new master key gets another, and a later one this again.
+/// The vault's first key slot. A new master key gets another slot, and a later one gets this slot
+/// again.
 pub(super) const BY_VAULT: u32 = 0;
 /// The key slot that the words open.
 pub(super) const BY_WORDS: u32 = 1;
-/// Key slots of ours that a partition has while no change is under way.
+/// Number of this program's key slots while no change is under way.
 const SETTLED: usize = 2;
 
-/// Opens the data by a phrase, whichever key slot it belongs to. Each slot costs some milliseconds, so
-/// those that are unlikely come last.
+/// Opens the data with a phrase, whichever key slot it belongs to. Each slot takes some
+/// milliseconds, so unlikely ones come last.
 pub(super) fn unlock_with<D: BlockStorage>(
     sealed: &SealedPartition<D>,
     phrase: &SecretStr,
@@ -23,10 +24,10 @@ pub(super) fn unlock_with<D: BlockStorage>(
     let slots = sealed.summary().slots;
     let mut numbers: Vec<u32> = openable(&slots).map(|slot| slot.number).collect();
     if numbers.is_empty() {
-        // The attempt with this slot says why there is no usable one.
+        // The attempt with this slot returns why there is no usable one.
         numbers.push(BY_VAULT);
     }
-    // The sort is stable: likely ones stay in the order of their numbers.
+    // The sort is stable: likely slots stay in the order of their numbers.
     numbers.sort_by_key(|number| unlikely(*number));
     let mut refused = SealedError::NoSlot(BY_VAULT);
     for number in numbers {
@@ -42,8 +43,8 @@ fn openable(slots: &[KeyslotInfo]) -> impl Iterator<Item = &KeyslotInfo> {
     slots.iter().filter(|slot| slot.unsupported.is_none())
 }
 
-/// What a change of the master key changes on the data partition. Key slots that other programs added are left
-/// alone.
+/// The key slots that a change of the master key changes. Key slots of other programs stay as they
+/// are.
 pub(crate) struct DataPartitionKeys<'a, D: BlockStorage> {
     sealed: &'a mut SealedPartition<D>,
 }
@@ -53,7 +54,7 @@ impl<'a, D: BlockStorage> DataPartitionKeys<'a, D> {
         Self { sealed }
     }
 
-    /// Whether a change was cut short: there is a key slot too many.
+    /// Whether a change was interrupted, so that there is a surplus key slot.
     pub(super) fn are_too_many(&self) -> bool {
         self.ours().len() > SETTLED
     }
@@ -64,7 +65,7 @@ impl<'a, D: BlockStorage> DataPartitionKeys<'a, D> {
         ours.map(|slot| slot.number).collect()
     }
 
-    /// Whether a phrase opens a key slot. A disk that cannot be read is no answer.
+    /// Whether a phrase opens a key slot. An unreadable disk is an error.
     fn opens(&self, number: u32, phrase: &SecretStr) -> Result<bool, SealedError> {
         match self.sealed.unlock(number, phrase.expose().as_bytes()) {
             Ok(_) => Ok(true),
@@ -79,7 +80,7 @@ impl<D: BlockStorage> DataKeyslots for DataPartitionKeys<'_, D> {
 
     fn add(&mut self, with: &SecretStr, new: &SecretStr) -> Result<(), SealedError> {
         let (_, key) = unlock_with(self.sealed, with, |slot| slot == BY_WORDS)?;
-        // A change that was cut short may have added it before the power went.
+        // An interrupted change may have added the slot before the power failed.
         for number in self.ours() {
             if self.opens(number, new)? {
                 return Ok(());
@@ -92,7 +93,7 @@ impl<D: BlockStorage> DataKeyslots for DataPartitionKeys<'_, D> {
     }
 
     fn keep_only(&mut self, keep: &[SecretStr]) -> Result<(), SealedError> {
-        // Nothing to keep would remove every key slot.
+        // With nothing to keep, every key slot would be removed.
         let Some(first) = keep.first() else {
             return Ok(());
         };
@@ -102,7 +103,7 @@ impl<D: BlockStorage> DataKeyslots for DataPartitionKeys<'_, D> {
                 continue;
             }
             let mut stays = false;
-            // Most often it is the words'.
+            // In most cases the slot is that of the words, which is last in `keep`.
             for phrase in keep.iter().rev() {
                 stays = stays || self.opens(number, phrase)?;
             }

@@ -1,6 +1,6 @@
-//! The data partition: found, formatted on the first boot, checked, mounted, grown. A machine that has none, or
-//! none that it can use, says why and serves nothing: a key that it made instead would be another node's. Only a
-//! node that is configured to be stateless serves from memory.
+//! The data partition: it is found, formatted on the first boot, checked, mounted and grown. A
+//! machine that has none, or none that it can use, says why and serves nothing: with a new key, it
+//! would be another node. Only a node that is configured as stateless serves from memory.
 
 mod conclude;
 mod counting_tpms;
@@ -46,11 +46,11 @@ pub(crate) use prepared::{PreparedData, refresh};
 pub(crate) use sealed::copies;
 pub(crate) use volume::{close, erase_data};
 
-/// How long a disk on a slow bus may take to appear.
+/// Maximum time for a disk on a slow bus to appear.
 const APPEAR_MAX: Duration = Duration::from_secs(3);
-/// How often to look for it.
+/// How often PID 1 looks for the disk.
 const APPEAR_POLL: Duration = Duration::from_millis(50);
-/// The problem of a machine that has no disk for its data.
+/// Code of the problem of a machine without a disk for its data.
 const MISSING: &str = "data-missing";
 /// User and group of the node.
 pub(crate) const NODE_UID: u32 = 1000;
@@ -64,7 +64,7 @@ pub(crate) struct DataAccess<'a> {
 }
 
 impl<'a> DataAccess<'a> {
-    /// Where the vault of a device is noted whose data is at `state_dir`.
+    /// The ledger of a device's vault, whose data are at `state_dir`.
     fn ledger(&self, device: &'a Path, state_dir: &'a Path) -> GenerationLedger<'a> {
         GenerationLedger {
             device,
@@ -75,11 +75,11 @@ impl<'a> DataAccess<'a> {
     }
 }
 
-/// Why there is no data.
+/// Why there are no data.
 enum DataError {
-    /// Nothing that comes by itself mends it.
+    /// A problem that only a user can solve.
     Problem(Box<MachineDiagnostic>),
-    /// Something may; and where the vault lies, if there is one.
+    /// A problem that may end by itself, and the device of the vault, if there is one.
     Waiting(Box<VaultWait>, Option<PathBuf>),
 }
 
@@ -89,11 +89,11 @@ impl From<Box<MachineDiagnostic>> for DataError {
     }
 }
 
-/// Does all of it. Blocks for as long as the disk takes; not for PID 1's loop.
+/// Prepares the data. Blocks as long as the disk takes, so PID 1's loop must not call it.
 pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     let sys = Path::new("/sys");
     let log = access.log;
-    // What an attempt of this boot left that ended in a panic; most often there is nothing.
+    // An earlier attempt of this boot may have panicked and left a mount. In most cases it did not.
     let _ = close();
     let opened = match locate(sys, log) {
         Ok(found) => open(sys, &found, access),
@@ -107,16 +107,16 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
         Err(DataError::Problem(problem)) => (VaultWait::from_diagnostic(*problem).for_good(), None),
         Err(DataError::Waiting(waiting, vault_at)) => (*waiting, vault_at),
     };
-    let mut prepared = shut(closed.0, closed.1, access.keeper);
-    // The first one says why nothing is served.
+    let mut prepared = close_all(closed.0, closed.1, access.keeper);
+    // The first problem says why nothing is served.
     prepared.problems.extend(erase::uncounted());
     prepared
 }
 
-/// The folders of what was opened, and what is wrong with it.
+/// Makes the folders of the opened data, and adds problems.
 fn complete(prepared: &mut PreparedData) {
     prepared.problems.extend(erase::uncounted());
-    // A read-only one has them, and its problem has been told.
+    // A read-only partition has its folders already, and its problem is listed.
     if prepared.state.mode != "read-only"
         && let Err(error) = make_tree(&prepared.state_dir)
     {
@@ -132,23 +132,25 @@ fn complete(prepared: &mut PreparedData) {
     refresh(prepared);
 }
 
-/// Closes whatever was opened on the way: the seed is wiped, the data unmounted, and the kernel forgets their key.
-fn shut(waiting: VaultWait, vault_at: Option<PathBuf>, keeper: &VaultHandle) -> PreparedData {
-    // Only an open vault has a log to note it in.
+/// Closes everything that was opened: wipes the seed, unmounts the data, and makes the kernel
+/// forget their key.
+fn close_all(waiting: VaultWait, vault_at: Option<PathBuf>, keeper: &VaultHandle) -> PreparedData {
+    // Only an open vault has a log for this event.
     if keeper.is_open() {
         keeper.events().add(AuditEvent::Locked { hard: true });
     }
     keeper.close();
-    // They are not shown for a vault that is closed, nor written by the next one that opens.
+    // The words of a closed vault are neither shown nor written by the next vault that opens.
     keeper.forget_words();
-    // Most often nothing is mounted.
+    // In most cases nothing is mounted.
     if let Err(error) = close() {
         tracing::debug!(%error, "the data partition stays mounted");
     }
     locked(waiting, vault_at)
 }
 
-/// A machine without a disk for its data serves only if its configuration says that it keeps nothing.
+/// A machine without a disk for its data serves only if its configuration says that it is
+/// stateless.
 fn without_disk(
     problem: MachineDiagnostic,
     access: DataAccess<'_>,
@@ -160,7 +162,7 @@ fn without_disk(
             return Ok(stateless());
         }
     }
-    // One may be attached or detached any time.
+    // A user may attach or detach a disk at any time.
     Err(waits(VaultWait::from_diagnostic(problem)))
 }
 
@@ -176,7 +178,7 @@ fn refuse<T>(code: &str, text: String, hint: &str) -> Result<T, Box<MachineDiagn
     Err(Box::new(problem(code, text, hint)))
 }
 
-/// The device with the data, waited for where one may still appear.
+/// Finds the device with the data, and waits for it if it may still appear.
 fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic>> {
     let begun = Instant::now();
     loop {
@@ -196,7 +198,7 @@ fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic
                 );
             }
         }
-        // The kernel has read a table again: the partition may be there now.
+        // The kernel has read a partition table again, and the partition may be there now.
         if partition::repair_tables(sys, log) {
             continue;
         }
@@ -220,7 +222,7 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
     if let DataDevice::Partition { disk, .. } = found
         && let Err(error) = partition::grow(sys, found.name(), disk, log)
     {
-        // The data is there all the same: growing is tried again at the next boot.
+        // The data are there all the same, and the next boot tries to grow the partition again.
         log.warn(format_args!("cannot grow the data partition: {error}"));
     }
     let file = open_rw(found.name()).or_else(|error| unreadable(found, &error))?;
@@ -230,7 +232,8 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
         file: &file,
         bytes,
     };
-    // Before ext4: a vault that is there must not be taken for a blank or foreign partition.
+    // The sealed partition is checked before ext4: a vault must not be taken for a blank or foreign
+    // partition.
     if let Some(prepared) = sealed::open(&disk, access)? {
         return Ok(prepared);
     }
@@ -242,13 +245,13 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
             Some(prepared) => return Ok(prepared),
             None => volume::format(found, &file, bytes, log)?,
         },
-        // A formatting of our own that was cut short has nothing in it that could be lost.
+        // An interrupted formatting of this program has nothing of value.
         FilesystemContent::HalfFormatted => volume::format(found, &file, bytes, log)?,
         FilesystemContent::Luks2 | FilesystemContent::Unknown => {
-            return unknown(found).map_err(DataError::from);
+            return unknown_content(found).map_err(DataError::from);
         }
     };
-    // The kernel mounts no device that is still open for writing.
+    // The kernel does not mount a device that is open for writing.
     drop(file);
     Ok(mount_data(&DataVolume::plain(found), &known, bytes, log)?)
 }
@@ -261,7 +264,7 @@ fn unreadable<T>(found: &DataDevice, error: &io::Error) -> Result<T, Box<Machine
     )
 }
 
-fn unknown<T>(found: &DataDevice) -> Result<T, Box<MachineDiagnostic>> {
+fn unknown_content<T>(found: &DataDevice) -> Result<T, Box<MachineDiagnostic>> {
     refuse(
         "data-damaged",
         format!(

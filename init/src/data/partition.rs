@@ -1,5 +1,5 @@
-//! The partition table of a disk and what the kernel knows of it: repaired where it is torn, grown to the
-//! disk's end.
+//! The partition table of a disk, and the kernel's knowledge of it: repaired if it is torn, and
+//! grown to the disk's end.
 
 use std::{
     fs::{self, File},
@@ -18,8 +18,8 @@ const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
 const BLKRRPART: libc::c_ulong = 0x125f;
 const BLKSSZGET: libc::c_ulong = 0x1268;
 
-/// The kernel hides the partitions of a disk whose primary table is torn; its backup brings them back. Returns
-/// whether the kernel read a disk again.
+/// Repairs torn partition tables. The kernel hides the partitions of a disk whose primary table is
+/// torn, and its backup brings them back. Returns whether the kernel has read a disk again.
 pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
     find::disks(sys).into_iter().any(|name| {
         let repaired = repair_table(&name);
@@ -33,10 +33,10 @@ pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
 }
 
 fn repair_table(name: &str) -> Result<bool, gpt::GptError> {
-    // Read-only: most of these are disks of other systems.
+    // The file is opened read-only, because most of these disks belong to other systems.
     let reader = File::open(device(name))?;
     let geometry = disk(&reader)?;
-    // A disk of another system is not written to, whatever its table is like.
+    // A disk of another system is never written to, even if its table is damaged.
     if !gpt::names(&geometry, find::LABEL) {
         return Ok(false);
     }
@@ -48,7 +48,7 @@ fn repair_table(name: &str) -> Result<bool, gpt::GptError> {
     Ok(!settled.changes.is_empty())
 }
 
-/// Settles the partition table and tells the kernel about the new end.
+/// Corrects the partition table, and reports the new end to the kernel.
 pub(super) fn grow(
     sys: &Path,
     name: &str,
@@ -60,7 +60,7 @@ pub(super) fn grow(
     for change in &settled.changes {
         log.info(format_args!("partition table of {disk_name}: {change}"));
     }
-    // sysfs counts in units of 512 bytes, whatever the sectors of the disk are.
+    // sysfs counts units of 512 bytes, whatever the size of the disk's sectors.
     let known = fs::read_to_string(sys.join("class/block").join(name).join("size"))?;
     if known.trim().parse() != Ok(settled.length / 512) {
         resize(&file, &settled)?;

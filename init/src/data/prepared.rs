@@ -1,4 +1,5 @@
-//! What came of preparing the data: where state is kept, how full that is, and what is wrong with it.
+//! The result of preparing the data: where the state is stored, how full the disk is, and what is
+//! wrong with it.
 
 use std::{
     fs, io,
@@ -15,13 +16,14 @@ use crate::{
     vault::VaultWait,
 };
 
-/// Where state lives on a stateless node.
+/// The state directory of a stateless node.
 const VOLATILE: &str = "/run/alknet";
-/// Less free than this is full, bytes: the node must be able to write a configuration and a key.
+/// Less free space than this counts as full, in bytes: the node must be able to write a
+/// configuration and a key.
 const FULL_BYTES: u64 = 4 << 20;
 
-/// Folders of the state directory: name, mode, whether the node owns it. What PID 1 writes is not
-/// the node's to replace by a link.
+/// Folders of the state directory: name, mode, and whether the node owns it. The node must not be
+/// able to replace files of PID 1 by links.
 const TREE: &[(&str, u32, bool)] = &[
     ("audit", 0o700, true),
     ("config", 0o755, false),
@@ -31,23 +33,23 @@ const TREE: &[(&str, u32, bool)] = &[
     ("tls", 0o700, true),
 ];
 
-/// What came of preparing the data.
+/// The result of preparing the data.
 #[derive(Debug)]
 pub(crate) struct PreparedData {
     pub(crate) state_dir: PathBuf,
     pub(crate) state: DataState,
     pub(crate) problems: Vec<MachineDiagnostic>,
-    /// Why nothing is open, and nothing is served.
+    /// Why nothing is open, so that nothing is served.
     pub(crate) waiting: Option<VaultWait>,
-    /// Where the vault lies.
+    /// The device of the vault.
     pub(crate) vault_at: Option<PathBuf>,
-    /// The vault that opened the data, for what a first boot has to end in it, and for its words, which a medium
-    /// may still have; to be let go at once.
+    /// The vault that opened the data. It is for the end of the first boot, and for its words,
+    /// which a medium may still have. The caller drops it soon.
     pub(crate) vault: Option<OpenAlkv>,
 }
 
 impl PreparedData {
-    /// The same without the vault that opened it: what is left where work on it ends in a panic.
+    /// A copy without the vault, for the case that work on the original panics.
     pub(crate) fn copied(&self) -> Self {
         Self {
             state_dir: self.state_dir.clone(),
@@ -59,25 +61,25 @@ impl PreparedData {
         }
     }
 
-    /// Whether there is a data partition.
+    /// Whether a data partition is mounted.
     pub(crate) fn is_mounted(&self) -> bool {
         ["mounted", "read-only"].contains(&self.state.mode.as_str())
     }
 }
 
-/// Brings sizes, and problems that come and go, up to date. Returns whether something changed
-/// that a reader should hear of.
+/// Updates sizes, and problems that come and go. Returns whether something changed that readers
+/// need.
 pub(crate) fn refresh(prepared: &mut PreparedData) -> bool {
     let Ok(stat) = statvfs(&prepared.state_dir) else {
         return false;
     };
-    // Free space alone is no news: it changes all the time.
+    // A change of free space alone does not count, because it changes all the time.
     let before = (prepared.state.mode.clone(), prepared.problems.clone());
     let unit = stat.fragment_size();
     prepared.state.total_bytes = stat.blocks() * unit;
     prepared.state.free_bytes = stat.blocks_available() * unit;
     let mounted = prepared.state.mode == "mounted";
-    // `errors=remount-ro`: the kernel makes it read-only at the first error that it finds.
+    // `errors=remount-ro`: the kernel makes it read-only at the first error.
     if mounted && stat.flags().contains(FsFlags::ST_RDONLY) {
         read_only(
             prepared,
@@ -99,7 +101,7 @@ pub(crate) fn refresh(prepared: &mut PreparedData) -> bool {
     before != (prepared.state.mode.clone(), prepared.problems.clone())
 }
 
-/// Nothing is open, and nothing is served.
+/// The result if nothing is open, so that nothing is served.
 pub(super) fn locked(waiting: VaultWait, vault_at: Option<PathBuf>) -> PreparedData {
     let device = vault_at.as_ref().map(|path| path.display().to_string());
     PreparedData {
@@ -117,7 +119,7 @@ pub(super) fn locked(waiting: VaultWait, vault_at: Option<PathBuf>) -> PreparedD
     }
 }
 
-/// A node that is configured to keep nothing.
+/// The result for a node that is configured as stateless.
 pub(super) fn stateless() -> PreparedData {
     PreparedData {
         waiting: None,
@@ -147,12 +149,13 @@ pub(super) fn make_tree(root: &Path) -> io::Result<()> {
     fs::create_dir_all(root)?;
     for (name, mode, node) in TREE {
         let folder = root.join(name);
-        // `create_dir` refuses a link in its place, which `create_dir_all` would follow.
+        // `create_dir` fails on a link, which `create_dir_all` would follow.
         if !folder.is_dir() {
             fs::create_dir(&folder)?;
         }
         let owner = if *node { NODE_UID } else { 0 };
-        // At each start: an earlier version, or a repair elsewhere, may have left other owners and modes.
+        // This happens at each start: an earlier version, or a repair elsewhere, may have left
+        // other owners and modes.
         chown(&folder, Some(owner), Some(owner))?;
         fs::set_permissions(&folder, fs::Permissions::from_mode(*mode))?;
     }

@@ -1,12 +1,12 @@
-//! The data partition, encrypted: made at the first boot, opened by the vault that lies in the gap of
-//! its own header.
+//! The encrypted data partition: it is made at the first boot, and opened by the vault in the gap of its own
+//! header.
 //!
-//! The order at the first boot is what makes a power cut harmless. The two copies of the vault come
-//! first; the file system is written through the mapping next, with a key that only memory has; the
-//! header that gives the key back comes last. A header is therefore a promise that everything behind
-//! it is whole. A vault without a header is that of a first boot that was cut short only if it says so itself
-//! ([`FirstBootPermissions::partition`](alknet_vault::slots::FirstBootPermissions)), and its TPM, where it has one, has counted nothing since it
-//! was made: else an attacker blanked the header, and nothing is opened.
+//! The order of the first boot makes a power cut harmless. The two copies of the vault are written first. Then the
+//! file system is written through the mapping, with a key that is only in memory. The header, which returns the
+//! key, is written last. A header is therefore a promise that everything behind it is whole. A vault without a
+//! header belongs to an interrupted first boot only if it says so itself
+//! ([`FirstBootPermissions::partition`](alknet_vault::slots::FirstBootPermissions)) and its TPM, if it has one, has
+//! counted nothing since it was made. Otherwise an attacker blanked the header, and nothing is opened.
 
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
@@ -37,7 +37,7 @@ use crate::vault::{
     self, FirstBoot, NotInUse, UnlockPrompt, VaultHandle, VaultMediaAccess, VaultWait,
 };
 
-/// The device that holds the data.
+/// The device with the data.
 pub(super) struct DataBlockDevice<'a> {
     pub(super) found: &'a DataDevice,
     pub(super) file: &'a File,
@@ -59,7 +59,7 @@ impl DataBlockDevice<'_> {
     }
 }
 
-/// Both copies of the vault of a device.
+/// Both copies of the vault on a device.
 pub(crate) fn copies(device: &Path) -> VaultCopies<FileCopyStorage> {
     VaultCopies::new(
         FileCopyStorage::at(device, VAULT_A_AT),
@@ -67,7 +67,7 @@ pub(crate) fn copies(device: &Path) -> VaultCopies<FileCopyStorage> {
     )
 }
 
-/// The kernel forgets the key of the data.
+/// Closes the mapping, so that the kernel forgets the key of the data.
 pub(super) fn close() -> io::Result<()> {
     match alknet_sealed::close(&VolumeOptions::default().name, DmRemoval::Now) {
         Ok(_) => Ok(()),
@@ -77,8 +77,7 @@ pub(super) fn close() -> io::Result<()> {
     }
 }
 
-/// Opens a sealed partition, or goes on with a first boot that was cut short; `None` where it is
-/// neither.
+/// Opens a sealed partition, or continues an interrupted first boot. Returns `None` if it is neither.
 pub(super) fn open(
     disk: &DataBlockDevice<'_>,
     access: DataAccess<'_>,
@@ -101,13 +100,13 @@ pub(super) fn open(
             let opened = open_sealed(disk, &header, access);
             return opened.map(Some).map_err(|stop| closed(disk, stop));
         }
-        // Too small for a header and a vault: only a plain file system can be there.
+        // A partition that is too small for a header and a vault can only have a plain file system.
         Sealing::Unsealed if disk.bytes < DATA_AT => return Ok(None),
         Sealing::Unsealed => false,
     };
     let content = ext4::probe(disk.file, disk.bytes);
     let content = content.or_else(|error| unreadable(disk.found, &error))?;
-    // A plain file system, whatever a file of it holds where a vault would be.
+    // This is a plain file system, whatever a file of it has at the position of a vault.
     if !half
         && matches!(
             content,
@@ -128,11 +127,11 @@ pub(super) fn open(
             made.map(Some).map_err(|stop| closed(disk, stop))
         }
         Ok(Some(_)) => Err(waits(disk, overwritten(disk.found.name()))),
-        // The vault comes first: this is no work of ours.
+        // The first boot writes the vault first, so this partition is not its work.
         Ok(None) if half => first(disk, access),
         Ok(None) => Ok(None),
         Err(stop) if half || content == FilesystemContent::Blank => Err(stop),
-        // What another system wrote over both.
+        // Another system wrote over header and vault.
         Err(_) => Ok(None),
     }
 }
@@ -142,7 +141,7 @@ pub(super) fn open(
 enum DiskHead {
     /// Nothing, or a part of what a first boot writes there.
     Blank,
-    /// A header.
+    /// A LUKS2 header.
     Sealed,
 }
 
@@ -155,7 +154,7 @@ fn open_sealed(
     let found = match disk.copies().load() {
         Ok(Some(found)) => found,
         Ok(None) => return foreign(disk),
-        // cryptsetup fills the room for key slots, where ours has the vault, with noise.
+        // cryptsetup fills the room for key slots with noise, where this program has the vault.
         Err(SlotError::Corrupt) if header.vault.is_none() => return foreign(disk),
         Err(error) => return vault_problem(disk, &error),
     };
@@ -169,7 +168,8 @@ fn open_sealed(
             "a copy of the data partition's header is damaged: {error}"
         )),
     }
-    // Before the vault opens: the same key decrypts the blocks of one file as a file system of their own.
+    // The segment is checked before the vault opens: the same key would decrypt the blocks of one file as a file
+    // system.
     if !sealed.segment().map_err(failed)?.is_standard() {
         return Err(waits(disk, moved(disk.found.name())));
     }
@@ -179,11 +179,11 @@ fn open_sealed(
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     newest(disk, &prepared.state_dir, &found, &open, access)?;
-    // An older copy of the vault has gone no further: neither do its words go anywhere, nor does the header or the other
-    // copy change.
+    // An older copy of the vault has been refused above: its words are not used, and neither the header nor the
+    // other copy changes.
     write_again(disk, &found, &open, access.log);
     if open.pending().partition {
-        // The power went between the header and the end of the first boot.
+        // The power failed between the header and the end of the first boot.
         show_again(disk, &open, access)?;
     }
     if by == OpenedBy::Words {
@@ -196,7 +196,7 @@ fn open_sealed(
 }
 
 /// Replaces slots that open under any command line from beside the image. The vault was found to be the newest
-/// before: each change raises its generation, which tells an older copy from the newest.
+/// before: each change increments its generation, which distinguishes an older copy from the newest.
 fn cover(
     disk: &DataBlockDevice<'_>,
     state_dir: &Path,
@@ -213,7 +213,7 @@ fn cover(
     }
 }
 
-/// An older copy that was put back is closed again, unless its owner shows that it is wanted.
+/// Closes an older copy of the vault that was put back, unless its owner proves that this is intended.
 fn newest(
     disk: &DataBlockDevice<'_>,
     state_dir: &Path,
@@ -234,7 +234,7 @@ fn newest(
     })
 }
 
-/// Whether what was typed, or a medium, shows that the owner of this vault wants this copy.
+/// Whether a typed secret, or a medium, proves that the owner of this vault wants this copy.
 fn is_proven(found: &VaultFound, open: &OpenAlkv, access: DataAccess<'_>) -> bool {
     let medium_has_words = || {
         let secrets = SystemSources.secrets();
@@ -244,7 +244,7 @@ fn is_proven(found: &VaultFound, open: &OpenAlkv, access: DataAccess<'_>) -> boo
     vault::generations::is_proven(found, open, access.offer, access.keeper, medium_has_words)
 }
 
-/// Why it stays closed, after what was typed for it.
+/// Adds that a typed secret did not open the vault to the reason.
 fn unproven(mut waiting: VaultWait, access: DataAccess<'_>) -> VaultWait {
     if access.offer.passphrase.is_some() || access.offer.pin.is_some() {
         let why = &waiting.problem.text;
@@ -253,9 +253,8 @@ fn unproven(mut waiting: VaultWait, access: DataAccess<'_>) -> VaultWait {
     waiting
 }
 
-/// Ends a change of the master key that a power cut interrupted. What it costs is spent only where
-/// there is more than the two key slots of a partition that is as it should be; where it fails, the
-/// next start tries again.
+/// Finishes an interrupted change of the master key. It does the work only if there are more than the two key slots
+/// of a settled partition. If it fails, the next start tries again.
 fn settle(
     disk: &DataBlockDevice<'_>,
     sealed: &mut SealedPartition<File>,
@@ -279,12 +278,12 @@ fn settle(
 enum OpenedBy {
     /// The vault's own secret.
     Vault,
-    /// What its words derive.
+    /// The secret that its words derive.
     Words,
 }
 
-/// By the vault's own secret, else by what its words derive, which also opens after a new vault was made of the
-/// same words.
+/// Opens the data with the vault's own secret, or else with the secret of its words, which also opens after a new
+/// vault was made of the same words.
 fn volume_key(
     disk: &DataBlockDevice<'_>,
     sealed: &SealedPartition,
@@ -297,14 +296,14 @@ fn volume_key(
         Err(error) => error,
     };
     let recovery = recovery(disk, access.keeper)?;
-    // That the vault's own secret does not open it is what is wrong: the first error says so.
+    // The first error says what is wrong: the vault's own secret does not open the partition.
     let Ok((_, key)) = unlock_with(sealed, &recovery, |slot| slot != BY_WORDS) else {
         return Err(sealed_problem(disk, &error));
     };
     Ok((key, OpenedBy::Words))
 }
 
-/// Has the vault open again the data partition that its words opened.
+/// Makes the vault open the data partition again that its words opened.
 fn renew(sealed: &mut SealedPartition<File>, key: &VolumeKey, open: &OpenAlkv, log: &InitLog) {
     let own = luks_phrase(&open.data_secret());
     match sealed.set_phrase(BY_VAULT, own.expose().as_bytes(), key) {
@@ -315,7 +314,7 @@ fn renew(sealed: &mut SealedPartition<File>, key: &VolumeKey, open: &OpenAlkv, l
     }
 }
 
-/// The first boot; `None` where the configuration wants no vault.
+/// Runs the first boot. Returns `None` if the configuration wants no vault.
 pub(super) fn first(
     disk: &DataBlockDevice<'_>,
     access: DataAccess<'_>,
@@ -352,7 +351,8 @@ pub(super) fn first(
         escrow: access.keeper.escrow(),
     };
     let made = vault::create(&first, access.log).map_err(|waiting| waits(disk, waiting))?;
-    // Written and read back before anything is encrypted by it: no data may lie under a vault that does not open.
+    // The vault is written and read back before anything is encrypted: no data may depend on a vault that does not
+    // open.
     let written = disk.copies().create(made.open());
     match written.and_then(|()| disk.copies().load()) {
         Ok(Some(_)) => {}
@@ -367,7 +367,8 @@ pub(super) fn first(
     made.map(Some).map_err(|stop| closed(disk, stop))
 }
 
-/// The owner did not see the words that this machine made before the power went. Others came from the owner.
+/// Shows words again that this machine made and that its owner did not see before the power failed. The owner has
+/// all other words.
 fn show_again(
     disk: &DataBlockDevice<'_>,
     open: &OpenAlkv,
@@ -384,7 +385,7 @@ fn show_again(
     shown.map_err(|waiting| waits(disk, waiting))
 }
 
-/// Key, mapping, file system, and the header last.
+/// Makes the key, the mapping and the file system, and writes the header last.
 fn make(
     disk: &DataBlockDevice<'_>,
     open: OpenAlkv,
@@ -409,7 +410,7 @@ fn make(
         cipher,
         phrases: &[own.expose().as_bytes(), words.expose().as_bytes()],
     };
-    // Formatting takes the memo of the disk before, which was erased.
+    // Formatting overwrites the memo of the erased disk, so it is read first.
     let (device, uncounted) = (disk.path(), counted_by(&disk.path()));
     let prepared = SealedPartition::prepare(disk.file()?, disk.bytes, &new).map_err(failed)?;
     if !uncounted.is_empty() {
@@ -423,11 +424,11 @@ fn make(
         .open(mapped.path());
     let formatted = formatted.and_then(|file| {
         ext4::format(&file)?;
-        // Before the header, which says that the partition is finished.
+        // The file system is synced before the header, which says that the partition is finished.
         file.sync_all()
     });
     formatted.or_else(|error| unreadable(disk.found, &error))?;
-    // The header last: until it is there, a power cut leaves a first boot that the next start goes on with.
+    // The header is last: until it is there, the next start continues the first boot.
     prepared.finish().map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     let ledger = access.ledger(&device, &prepared.state_dir);
@@ -463,15 +464,15 @@ fn mount(
     Ok(mount_data(&volume, &known, mapped.bytes(), access.log)?)
 }
 
-/// The default name, free of what an attempt of this boot left that went no further.
+/// Options with the default name, after a mapping of an earlier attempt of this boot was closed.
 fn fresh_mapping() -> VolumeOptions {
     let options = VolumeOptions::default();
-    // Most often there is no such mapping; one that is in use makes the next step fail.
+    // In most cases there is no such mapping. If one is in use, the next step fails.
     let _ = alknet_sealed::close(&options.name, DmRemoval::Now);
     options
 }
 
-/// The vault of a disk, if one was ever finished there.
+/// The vault of a disk, if one was ever completed there.
 fn vault_of(disk: &DataBlockDevice<'_>) -> Result<Option<VaultFound>, DataError> {
     match disk.copies().load() {
         Ok(found) => Ok(found),
@@ -479,8 +480,9 @@ fn vault_of(disk: &DataBlockDevice<'_>) -> Result<Option<VaultFound>, DataError>
     }
 }
 
-/// Opens the vault. One that says that its partition was finished, or of which the TPM shows that, is not opened for a
-/// partition that has no header, nor one of other words than opened since this machine started: its words go nowhere then, and nothing is written.
+/// Opens the vault. For a partition without a header it refuses a vault that says that its partition was finished,
+/// or whose TPM shows that. It also refuses a vault with other words than the one that opened since this machine
+/// started. The words of a refused vault are not used, and nothing is written.
 fn unlock(
     disk: &DataBlockDevice<'_>,
     found: &VaultFound,
@@ -506,8 +508,8 @@ fn unlock(
     opened.map_err(|waiting| waits(disk, waiting))
 }
 
-/// Writes a vault that opened over a copy of it that is damaged or says something else. It is the newest: an older one
-/// that opened instead would take the place of the newest.
+/// Writes an opened vault over a copy that is damaged or differs. The vault is the newest: an older one that opened
+/// instead would replace it.
 fn write_again(disk: &DataBlockDevice<'_>, found: &VaultFound, open: &OpenAlkv, log: &InitLog) {
     if found.damaged.is_none() && found.other.is_none() {
         return;
@@ -518,7 +520,7 @@ fn write_again(disk: &DataBlockDevice<'_>, found: &VaultFound, open: &OpenAlkv, 
     }
 }
 
-/// What the words give LUKS.
+/// The LUKS phrase of the words.
 fn recovery(
     disk: &DataBlockDevice<'_>,
     keeper: &VaultHandle,
@@ -532,7 +534,7 @@ fn waits(disk: &DataBlockDevice<'_>, waiting: VaultWait) -> DataError {
     DataError::Waiting(Box::new(waiting), Some(disk.path()))
 }
 
-/// What went wrong on a disk whose vault is there: the console can reset it.
+/// The wait of a disk that has a vault, which the console can reset.
 fn closed(disk: &DataBlockDevice<'_>, stop: DataError) -> DataError {
     match stop {
         DataError::Problem(problem) => waits(disk, VaultWait::from_diagnostic(*problem).for_good()),
@@ -550,13 +552,13 @@ fn not_open(error: &VaultError) -> VaultWait {
     )
 }
 
-/// Another vault opened since this machine started. The disk with that one opens as soon as it is back.
+/// Another vault has opened since this machine started. Its disk opens as soon as it is back.
 fn another(which: NotInUse) -> VaultWait {
     let text = which.to_string();
     VaultWait::new(UnlockPrompt::Nothing, "vault-locked", text, which.hint())
 }
 
-/// The vault opened, and says that there was a header.
+/// The vault opened, and it says that there was a header.
 fn blanked(name: &str) -> VaultWait {
     let text = format!(
         "the header of the encrypted data disk {name} was blanked or half overwritten after this machine had \
@@ -565,7 +567,7 @@ fn blanked(name: &str) -> VaultWait {
     VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }
 
-/// There is a vault behind something that this machine does not write there.
+/// There is a vault behind content that this machine does not write.
 fn overwritten(name: &str) -> VaultWait {
     let text = format!(
         "the header of the encrypted data disk {name} was overwritten; its vault is still there, and stays closed"
@@ -573,7 +575,7 @@ fn overwritten(name: &str) -> VaultWait {
     VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }
 
-/// The header places the data elsewhere than this machine does.
+/// The header names another position of the data than this machine uses.
 fn moved(name: &str) -> VaultWait {
     let text = format!(
         "the header of the encrypted data disk {name} places the data where this machine does not put them; its \
@@ -582,11 +584,11 @@ fn moved(name: &str) -> VaultWait {
     VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }
 
-/// What to do where the header is gone.
+/// What to do if the header is lost.
 const HINT_HEADER: &str = "nothing was written to it; put back a copy of its first 16 MiB, or reset the machine at \
                            the console (v) and use the words";
 
-/// Another system's: the console does not reset what this machine did not make.
+/// The data of another system: the console does not reset a disk that this machine did not make.
 fn foreign<T>(disk: &DataBlockDevice<'_>) -> Result<T, DataError> {
     let problem = super::problem(
         "data-locked",
@@ -611,8 +613,7 @@ fn damaged<T>(disk: &DataBlockDevice<'_>) -> Result<T, DataError> {
     )?)
 }
 
-/// There is a vault, and it cannot be read. Nothing is served: a key made instead would be another
-/// node's.
+/// The wait of a vault that cannot be read. Nothing is served: with a new key, this would be another node.
 fn vault_problem<T>(disk: &DataBlockDevice<'_>, error: &SlotError) -> Result<T, DataError> {
     let text = format!("the vault of {}: {error}", disk.found.name());
     let hint = "nothing was overwritten; put back a copy of the first 16 MiB, or reset the machine at \

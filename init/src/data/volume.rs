@@ -1,4 +1,5 @@
-//! The file system with the data: formatted, repaired, mounted, grown to its device, unmounted.
+//! The file system of the data: it is formatted, repaired, mounted, grown to its device and
+//! unmounted.
 
 use std::{
     fs::{self, File},
@@ -15,21 +16,21 @@ use super::erase::erase;
 use super::ext4::{self, Ext4Superblock, FilesystemContent};
 use super::find::DataDevice;
 use super::prepared::{PreparedData, read_only};
-use super::{device, random_uuid, refuse, sealed, unknown, unreadable};
+use super::{device, random_uuid, refuse, sealed, unknown_content, unreadable};
 use crate::{
     control::{DataState, MachineDiagnostic},
     log::InitLog,
 };
 
-/// Where the data partition is mounted.
+/// Mount point of the data partition.
 const DATA: &str = "/data";
 
 /// A block device with a file system for the data.
 pub(super) struct DataVolume {
     pub(super) path: PathBuf,
-    /// Name of the device that it lies on.
+    /// Name of the underlying device.
     pub(super) on: String,
-    /// How it is encrypted.
+    /// Cipher of the data. `None` if they are not encrypted.
     pub(super) cipher: Option<String>,
     pub(super) vault_at: Option<PathBuf>,
 }
@@ -45,29 +46,31 @@ impl DataVolume {
     }
 }
 
-/// Unmounts the data, or makes it read-only where something still holds it.
+/// Unmounts the data, or makes them read-only if a process still uses them.
 pub(crate) fn close() -> io::Result<()> {
     let outcome = match umount2(DATA, MntFlags::empty()) {
         Ok(()) => {
-            // The kernel forgets the key. A machine that goes down does so without it as well.
+            // A failure to forget the key does not keep a machine from going down.
             return sealed::close();
         }
-        // Something still has a file open. Read-only, everything is on the disk when the machine goes.
+        // A process still has a file open. On a read-only file system, everything is on the disk
+        // when the machine stops.
         Err(Errno::EBUSY) => {
             let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>)
         }
-        // Nothing is mounted there. The kernel has the key all the same where the partition was decrypted and its file
-        // system is damaged.
+        // Nothing is mounted. The kernel has the key all the same, if the partition was decrypted
+        // and its file system is damaged.
         Err(Errno::EINVAL) => return sealed::close(),
         other => other,
     };
     Ok(outcome?)
 }
 
-/// Unmounts the data and erases everything on the device, so that it is blank.
+/// Unmounts the data and erases the device.
 pub(crate) fn erase_data(device: &Path) -> io::Result<()> {
-    // No read-only way out here: what still writes would write over the erased device.
+    // There is no read-only fallback: a process that still writes would write over the erased
+    // device.
     umount2(DATA, MntFlags::empty())?;
     sealed::close()?;
     erase(device)
@@ -108,7 +111,7 @@ pub(super) fn repair(
     log: &InitLog,
 ) -> Result<Ext4Superblock, Box<MachineDiagnostic>> {
     match ext4::repair_super(file).and_then(|()| ext4::probe(file, bytes)) {
-        // The write was torn because the machine stopped while it was mounted.
+        // The write was torn because the machine stopped while the file system was mounted.
         Ok(FilesystemContent::Ext4(known)) => {
             log.warn(format_args!(
                 "superblock of {} was torn, repaired",
@@ -119,7 +122,7 @@ pub(super) fn repair(
                 ..known
             })
         }
-        Ok(_) => unknown(found),
+        Ok(_) => unknown_content(found),
         Err(error) => unreadable(found, &error),
     }
 }
@@ -168,7 +171,7 @@ pub(super) fn mount_data(
             },
         );
     }
-    // The replayed journal may have brought errors to light.
+    // The journal's replay may have recorded errors.
     let errors = reread(volume, bytes).unwrap_or_else(|error| {
         log.warn(format_args!(
             "whether errors are recorded in {} is not known: {error}",
@@ -188,7 +191,7 @@ pub(super) fn mount_data(
             "reboot; if that does not help, repair it elsewhere with e2fsck",
         );
     }
-    // What a damaged file system takes in may be lost, or damage more of it.
+    // A damaged file system may lose new data, or suffer more damage from writes.
     if errors.damaged || errors.errors > 0 {
         remount_read_only(log);
         read_only(
@@ -197,34 +200,36 @@ pub(super) fn mount_data(
         );
         return Ok(prepared);
     }
-    // The data are there all the same; growing is tried again at the next start.
+    // The data are there all the same, and the next start tries to grow them again.
     if let Err(error) = personalise(&errors, bytes, log) {
         log.warn(format_args!("cannot grow the data file system: {error}"));
     }
     Ok(prepared)
 }
 
-/// The kernel counts a file system's groups before it replays the journal. Where the power went while
-/// it grew, the replay ends the growth and the count is wrong: no block is found free any more.
+/// Mounts the file system a second time. The kernel counts its groups before it replays the
+/// journal. If the power failed while it grew, the replay finishes the growth and the count is
+/// wrong: the kernel then finds no free block.
 fn mount_again(volume: &DataVolume) -> io::Result<()> {
     umount2(DATA, MntFlags::empty())?;
     mount_at(volume, MsFlags::empty())
 }
 
-/// The kernel checks the descriptors of all groups before it replays the journal. Where the power went
-/// between a superblock that counts new groups and the block that describes them, it refuses what the
-/// replay would have mended. To be read only, such a file system is mounted and its journal replayed.
+/// Mounts the file system read-only once, which replays its journal. The kernel checks the
+/// descriptors of all groups before the replay. If the power failed between a superblock that
+/// counts new groups and the block that describes them, it refuses to mount what the replay would
+/// repair. It mounts such a file system read-only.
 fn replay(volume: &DataVolume) -> io::Result<()> {
     mount_at(volume, MsFlags::MS_RDONLY)?;
     Ok(umount2(DATA, MntFlags::empty())?)
 }
 
 fn mount_at(volume: &DataVolume, extra: MsFlags) -> io::Result<()> {
-    // The image has the folder; an initramfs of other authors may not.
+    // The image has the folder, and an initramfs of other authors may not.
     if !Path::new(DATA).is_dir() {
         fs::create_dir(DATA)?;
     }
-    // Nothing on the partition is ever executed, nor grants a right: a foreign disk may hold anything.
+    // Nothing on the partition is executed or grants rights: a foreign disk may have any content.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
     let source = &volume.path;
     let options = Some("errors=remount-ro");
@@ -252,11 +257,11 @@ fn remount_read_only(log: &InitLog) {
     }
 }
 
-/// Grows the file system to its device and gives a fresh one its own identifier.
+/// Grows the file system to its device, and gives a new one its own identifier.
 fn personalise(known: &Ext4Superblock, bytes: u64, log: &InitLog) -> io::Result<()> {
     let whole_blocks = bytes / ext4::BLOCK_BYTES as u64 * ext4::BLOCK_BYTES as u64;
     let folder = File::open(DATA)?;
-    // The template's is the same on every machine; one of its own stays.
+    // The template's identifier is the same on every machine. A file system keeps its own.
     if known.template_uuid {
         ext4::set_uuid(&folder, random_uuid()?)?;
     }

@@ -1,5 +1,5 @@
-//! Commands about the vault in the machine's life: tried on a thread of their own, asked about at the console,
-//! forgotten when the user does not go on with them.
+//! Commands about the vault in the machine's life. A thread tries each command, the console asks
+//! the user for what it needs, and PID 1 forgets a command that the user does not go on with.
 
 use std::sync::Arc;
 
@@ -10,24 +10,24 @@ use crate::{
     vault::{CommandContext, CommandOutcome, CommandSession, LOCKED, PromptResponse, VaultCommand},
 };
 
-/// How long a command waits for the next answer, ms: it may hold the vault's master key. So long is also kept what was
-/// typed for a new vault that is not made yet.
+/// How long a command waits for the next answer, ms: it may hold the vault's master key. PID 1 also
+/// keeps what the user typed for a new vault for this long.
 pub(super) const ANSWER_MS_MAX: u64 = 120_000;
-/// How long words that the user asked for can be read, ms.
+/// How long words that the user asked for stay on the console, ms.
 const SHOWN_MS_MAX: u64 = 600_000;
 /// Folder of the state directory with the vault's log, which the node writes.
 const AUDIT_DIR: &str = "audit";
-/// What the log calls a command that fails.
+/// The name of a command in the log, if it fails.
 const PART: &str = "a command about the vault";
 
 impl InitMachine {
-    /// The user at the console wants this.
+    /// Begins a command of the user at the console.
     pub(super) fn command(&mut self, command: VaultCommand) {
         self.drop_command();
         self.try_command(CommandSession::new(command));
     }
 
-    /// The user gave what the command under way waits for.
+    /// Goes on with the command under way, with the answer of the user.
     pub(super) fn given(&mut self, given: PromptResponse) {
         if let Some(mut session) = self.session.take() {
             session.give(given);
@@ -35,14 +35,15 @@ impl InitMachine {
         }
     }
 
-    /// The user has dropped it, or it is not allowed any more.
+    /// Drops the command under way: the user dropped it, or it is no longer allowed.
     pub(super) fn drop_command(&mut self) {
         self.session = None;
         self.timers.session = None;
         self.forget_shares();
     }
 
-    /// What another node gave for a command is not for the next one.
+    /// Forgets shares that other nodes gave for a command, so that the next command does not use
+    /// them.
     fn forget_shares(&self) {
         // An attempt to open the vault may be waiting for the same shares.
         if self.waiting.is_none() {
@@ -50,14 +51,14 @@ impl InitMachine {
         }
     }
 
-    /// Whether a command waits for what another node has.
+    /// Whether a command waits for the share of another node.
     pub(super) fn waits_for_share(&self) -> bool {
         self.session
             .as_ref()
             .is_some_and(CommandSession::waits_for_share)
     }
 
-    /// A helper came back from that node.
+    /// Goes on with a command after a helper came back.
     pub(super) fn share_came(&mut self) {
         if !self.waits_for_share() {
             return;
@@ -67,7 +68,7 @@ impl InitMachine {
         }
     }
 
-    /// Goes on with what was typed before the question was taken back, which waited for another change of the vault.
+    /// Goes on with a command that waited for another change of the vault.
     pub(super) fn resume_command(&mut self) {
         if let Some(session) = self.session.take() {
             self.try_command(session);
@@ -77,7 +78,7 @@ impl InitMachine {
     pub(super) fn try_command(&mut self, mut session: CommandSession) {
         self.timers.session = None;
         if self.working {
-            // Two changes of the vault at once would lose one of them.
+            // If two changes of the vault ran at once, one of them would be lost.
             self.session = Some(session);
             return;
         }
@@ -85,8 +86,9 @@ impl InitMachine {
             let text = "this machine has no vault on a data disk";
             return self.asking.tell(vec![text.to_owned()]);
         };
-        // An attempt opens the vault before it knows that the vault is the newest, and before it has read what the data
-        // say of the words. Until the attempt is over, the vault is locked for commands.
+        // An attempt opens the vault before it knows that the vault is the newest, and before it
+        // has read what the data say of the words. Until the attempt is over, the vault is locked
+        // for commands.
         if self.waiting.is_some() && session.needs_open() {
             return self.asking.tell(vec![LOCKED.to_owned()]);
         }
@@ -110,17 +112,17 @@ impl InitMachine {
         });
     }
 
-    /// A command went as far as it could.
+    /// Handles the result of a command's try.
     pub(super) fn commanded(&mut self, session: CommandSession, outcome: CommandOutcome, now: u64) {
         self.working = false;
         // A command that wants more may need the shares for its next step.
         if !matches!(outcome, CommandOutcome::Wants(..)) {
             self.forget_shares();
         }
-        // Also while an attempt has opened it, and is not over.
+        // The vault counts as closed also while an attempt has opened it and is not over.
         let is_closed = self.waiting.is_some();
         if is_closed && session.needs_open() && !matches!(outcome, CommandOutcome::Refused(_)) {
-            // Locked meanwhile: nothing of it is shown.
+            // The vault was locked meanwhile, so the console shows nothing of the result.
             self.asking.wait_for(self.waiting.as_ref());
         } else {
             match outcome {
@@ -141,7 +143,8 @@ impl InitMachine {
         self.vault_changed();
     }
 
-    /// Forgets a command that the user did not go on with, and words that were shown for long enough.
+    /// Forgets a command that the user did not go on with, and words that were shown for long
+    /// enough.
     pub(super) fn forget_command(&mut self, now: u64) {
         if self.timers.session.is_some_and(|at| now >= at) {
             self.drop_command();
@@ -151,7 +154,7 @@ impl InitMachine {
         }
     }
 
-    /// A part of PID 1 failed; if it was a command, it is over.
+    /// Ends the command if the failed part of PID 1 was a command.
     pub(super) fn command_failed(&mut self, part: &str) {
         if part == PART {
             self.working = false;
@@ -161,7 +164,7 @@ impl InitMachine {
         }
     }
 
-    /// Where nothing is said any more, what the vault waits for is asked again.
+    /// If the console asks nothing, it asks again for what the vault waits for.
     pub(super) fn ask_again(&mut self) {
         if self.asking.is_idle() && !self.opening && !self.working {
             self.timers.session = None;

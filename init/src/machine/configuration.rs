@@ -1,4 +1,4 @@
-//! The configuration in the machine's life: read, put in force, kept.
+//! The configuration in the machine's life: read, put in force, stored.
 
 use std::sync::Arc;
 
@@ -14,37 +14,38 @@ use crate::{
     settings::{self, NodeSettings},
 };
 
-/// How often the sources of a wrong or missing configuration are read again, ms.
+/// How often PID 1 reads the sources of an invalid or missing configuration again, ms.
 const REREAD_EVERY_MS: u64 = 3_000;
 
-/// Reading the sources together with a pasted configuration.
+/// The part that reads the sources together with a pasted configuration.
 const PASTING: &str = "pasted configuration";
-/// Reading the sources again.
+/// The part that reads the sources again.
 const READING: &str = "configuration";
 
-/// Configurations that came while the machine ran: pasted at the console, or taken by the node. Each is kept on
-/// the disk, where another look at the sources finds it as if the machine had been configured before.
+/// Configurations that came while the machine ran: pasted at the console, or taken over by the
+/// node. PID 1 stores each on the disk, where the next read of the sources finds it as if the
+/// machine had been configured before.
 #[derive(Debug, Default)]
 pub(super) struct ConfigChanges {
-    /// Since PID 1 started.
+    /// How many came since PID 1 started.
     count: u64,
-    /// Pasted ones that the sources are being read together with.
+    /// How many pasted ones are being read together with the sources.
     reading: u64,
 }
 
 impl ConfigChanges {
-    /// One was pasted: the sources are read together with it.
+    /// Counts a pasted configuration, with which the sources are read.
     fn begin(&mut self) {
         self.count += 1;
         self.reading += 1;
     }
 
-    /// The node took one.
+    /// Counts a configuration that the node took over.
     fn took(&mut self) {
         self.count += 1;
     }
 
-    /// The sources were read, or could not be.
+    /// A read of the sources ended or failed.
     pub(super) fn end(&mut self) {
         self.reading = self.reading.saturating_sub(1);
     }
@@ -55,7 +56,7 @@ impl ConfigChanges {
 }
 
 impl InitMachine {
-    /// Runs with these settings from now on.
+    /// Puts these settings in force.
     pub(super) fn adopt(&mut self, settings: NodeSettings, now: u64) {
         self.timers.reread = settings.is_wanting().then_some(now + REREAD_EVERY_MS);
         for problem in settings
@@ -89,8 +90,9 @@ impl InitMachine {
         }
     }
 
-    /// The node took this document: it is kept for the next start, and a restarted node gets its peers and tokens.
-    /// PID 1 checks again what the node says: it trusts no other process with its own files.
+    /// Stores a document that the node took over for the next start, and gives its peers and tokens
+    /// to a restarted node. PID 1 validates the document again: it trusts no other process with its
+    /// own files.
     pub(super) fn keep_config(&mut self, n: u64, document: String) {
         let life = self.life;
         let config = match NodeConfig::parse(document.as_bytes()) {
@@ -100,10 +102,10 @@ impl InitMachine {
                 return self.kept(life, n, Some(error.unwrap_or_default()));
             }
         };
-        // Kept, it would close the machine at the next start.
+        // A stored contradiction would close the machine at the next start.
         let contradiction = data::contradiction(&config, &self.facts.data);
         self.config_changes.took();
-        // In force whether it is kept or not: the node runs with it already.
+        // The document is in force whether it is stored or not: the node already runs with it.
         self.settings.take(config);
         if let Some(problem) = contradiction {
             return self.kept(life, n, Some(problem.text));
@@ -144,14 +146,15 @@ impl InitMachine {
         }
     }
 
-    /// Whether no first configuration is stored now: in a sealed vault that is locked the permission to take another
-    /// one cannot be withdrawn, which an attacker's medium would have, once the stored one is damaged.
+    /// Whether PID 1 must not store a first configuration now. In a locked sealed vault PID 1
+    /// cannot withdraw the permission to take another one. An attacker's medium would then have
+    /// that permission once the stored configuration is damaged.
     fn first_configuration_waits(&self) -> bool {
         let keeper = &self.keeper;
         keeper.is_locked() && keeper.is_sealed() && keeper.pending().configuration
     }
 
-    /// The node has a configuration from now on, whatever becomes of the file.
+    /// The node has a configuration from now on, whatever happens to the file.
     fn conclude_configuration(&mut self) {
         self.conclude(FirstBootPermissions {
             configuration: true,
@@ -159,7 +162,7 @@ impl InitMachine {
         });
     }
 
-    /// A part of PID 1 failed; if it read the sources, they are read again.
+    /// If the failed part of PID 1 read the sources, PID 1 reads them again.
     pub(super) fn configuration_failed(&mut self, part: &str, now: u64) {
         if part == PASTING {
             self.config_changes.end();
@@ -179,7 +182,7 @@ impl InitMachine {
         }
         self.timers.reread = None;
         if self.facts.data.mode == "locked" {
-            // Each attempt to open it reads them.
+            // Each attempt to open the data reads the sources.
             return;
         }
         let config_changes = self.config_changes.count;
@@ -194,7 +197,8 @@ impl InitMachine {
         });
     }
 
-    /// The sources were read again. `config_changes` is how many configurations had come when that began.
+    /// The sources were read again. `config_changes` is the count of configurations when that
+    /// began.
     pub(super) fn reread_is_done(
         &mut self,
         config_changes: u64,
@@ -202,9 +206,10 @@ impl InitMachine {
         now: u64,
     ) {
         if config_changes != self.config_changes.count {
-            // What came since may have been kept before the sources were read, or after. What was read does not
-            // take its place, and is not in force before it: words that come with a configuration replace the
-            // vault of a machine that had none.
+            // A configuration that came since then may have been stored before the sources were
+            // read, or after. The result of the read does not replace it, and is not in force
+            // before it: words that come with a configuration replace the vault of a machine that
+            // had none.
             if self.settings.is_wanting() && self.remake_from.is_none() {
                 self.timers.reread = Some(now + REREAD_EVERY_MS);
             }
@@ -214,7 +219,7 @@ impl InitMachine {
         self.adopt(settings, now);
     }
 
-    /// The user pasted a configuration, or what is left of one.
+    /// The user pasted a configuration, or the rest of one.
     pub(super) fn paste(&mut self, line: &str) {
         let document = match ConsoleDocument::parse(line) {
             Ok(document) => document,
@@ -224,7 +229,7 @@ impl InitMachine {
             return self.say_of_pasted("the machine is busy; paste it again in a moment");
         }
         if self.facts.data.mode == "locked" {
-            // The vault that is to be made may be waiting for just this.
+            // The vault that is to be made may wait for just this.
             self.say_of_pasted("it is looked at with the next attempt to open the vault");
             self.offer.pasted = Some(document);
             return self.open();
@@ -242,7 +247,7 @@ impl InitMachine {
         });
     }
 
-    /// All sources were read together with what was pasted.
+    /// PID 1 read all sources together with the pasted document.
     pub(super) fn pasted(
         &mut self,
         mut settings: NodeSettings,

@@ -1,4 +1,4 @@
-//! How the machine stays guarded while the node is well, and how it goes down.
+//! How PID 1 guards the machine while the node is well, and how the machine goes down.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use crate::{
     shutdown::{self, Shutdown, ShutdownStep},
 };
 
-/// How often the watchdog is fed, ms: a sixth of its time-out.
+/// How often PID 1 feeds the watchdog, ms: a sixth of its time-out.
 const FEED_EVERY_MS: u64 = 5_000;
 
 impl InitMachine {
-    /// Feeds the watchdog while the node is well, or was until lately. Without health for longer
-    /// the machine reboots, with or without a watchdog.
+    /// Feeds the watchdog while the node is well, or was until lately. If the node is unwell for
+    /// longer, the machine reboots, with or without a watchdog.
     pub(super) fn guard_life(&mut self, now: u64) {
         if now < self.timers.feed || self.shutdown.is_some() {
             return;
         }
         self.timers.feed = now + FEED_EVERY_MS;
-        // A node that waits for the disk which is to be marked for a reset does not end.
+        // A node that waits for the disk that PID 1 marks for a reset does not end.
         if !self.supervisor.alive(now) && self.reset.is_none() {
             self.go_down(
                 PowerAction::Reboot,
@@ -41,11 +41,12 @@ impl InitMachine {
         }
         self.log
             .warn(format_args!("going down ({action:?}) because of {by}"));
-        // Its time-out is longer than the bound: this is its last meal.
+        // The watchdog's time-out is longer than the bound, so PID 1 does not feed it again.
         if let Some(watchdog) = &self.watchdog {
             watchdog.feed();
         }
-        // Before anything that could hang: from here on a thread ends the machine when the bound is over.
+        // This comes before anything that could hang: from here on a thread ends the machine when
+        // the bound is over.
         shutdown::guard(action, Arc::clone(&self.keeper));
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
@@ -79,14 +80,15 @@ impl InitMachine {
                 ShutdownStep::Terminate => shutdown::signal_all(Signal::SIGTERM),
                 ShutdownStep::Kill => shutdown::signal_all(Signal::SIGKILL),
                 ShutdownStep::Close => {
-                    // No process feeds the watchdog of a machine that is off, so it stops; one that reboots stays
-                    // guarded.
+                    // No process feeds the watchdog of a machine that is off, so PID 1 stops it. A
+                    // machine that reboots stays guarded.
                     if shutdown.action() == PowerAction::Poweroff
                         && let Some(watchdog) = self.watchdog.take()
                     {
                         watchdog.disarm();
                     }
-                    // Memory outlives a reset, and a machine that is off is a file somewhere.
+                    // Memory outlives a reset, and the memory of a virtual machine that is off may
+                    // be a file.
                     self.keeper.lock();
                     shutdown::close(shutdown.action(), self.reset.as_ref().map(Reset::device));
                 }

@@ -1,4 +1,4 @@
-//! The node in the machine's life: started, asked, ended.
+//! The node in the machine's life: start, health questions, end.
 
 use nix::sys::signal::Signal;
 
@@ -15,7 +15,7 @@ use crate::{
 
 /// Lines of a node's last words.
 const LAST_LINES_MAX: usize = 10;
-/// Orphans collected from one line of the log to the next.
+/// How many orphans PID 1 collects from one line of the log to the next.
 const ORPHANS_LOGGED: u64 = 1_000;
 
 impl InitMachine {
@@ -53,35 +53,36 @@ impl InitMachine {
                     node.signal(Signal::SIGTERM);
                 }
             }
-            // It has ended in the meantime.
+            // The node has ended in the meantime.
             (_, None) => {}
         }
     }
 
-    /// The processors' time that the node has had since it was started, ms.
+    /// The processor time that the node has used since its start, ms.
     pub(super) fn computed(&self) -> u64 {
         self.node.as_ref().map_or(0, NodeProcess::computed)
     }
 
     pub(super) fn spawn(&mut self, now: u64) {
         if self.waiting.is_some() && !self.keeper.is_locked() {
-            // Without its data it would make a key of its own as well.
+            // Without its data the node would make a key of its own as well.
             self.log.warn("the node waits until its data are there");
             self.supervisor.idle(now);
             return;
         }
         if self.keeper.is_locked() {
-            // Without its vault it would make a key of its own: no such key is ever shown.
+            // Without its vault the node would make a key of its own. PID 1 never shows such a key.
             self.log.warn("the node waits until the vault is open");
             self.supervisor.idle(now);
             if self.waiting.is_none() {
-                // The node before locked the vault, and ended before it said so: the console has to ask all the
-                // same.
+                // The previous node locked the vault, and ended before it reported that. The
+                // console has to ask for the unlock all the same.
                 self.lock(false, "a node that ended", now);
             }
             return;
         }
-        // Before the start, also where it fails: a late message of the life before must not count for the next.
+        // The number changes before the start, also if the start fails: a late message of the
+        // previous life must not count for the next.
         self.life += 1;
         match NodeProcess::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
             Ok(node) => {
@@ -95,7 +96,7 @@ impl InitMachine {
                     records: self.settings.records.clone(),
                 });
                 self.node = Some(node);
-                // What the node before did not say to have written may be lost with it.
+                // Events that the previous node did not confirm may be lost with it.
                 self.keeper.events().hand_over_again();
                 self.tell_events();
                 self.alone = false;
@@ -108,7 +109,7 @@ impl InitMachine {
         }
     }
 
-    /// Collects whatever ended; what is left for later is asked for again.
+    /// Collects the children that ended. If some remain, the loop gets the event again.
     pub(super) fn collect(&mut self) {
         let round = reap::collect();
         self.alone = round.alone;
@@ -121,11 +122,11 @@ impl InitMachine {
                 tokio::spawn(async move {
                     let life = node.life();
                     node.last_lines().await;
-                    // The loop ends with the machine only.
+                    // The loop ends only with the machine.
                     let _ = events.send(MachineEvent::Ended { life, end }).await;
                 });
             } else {
-                // One line for each would let a process that forks fill the log.
+                // With one line for each orphan, a process that forks could fill the log.
                 self.orphans += 1;
                 if self.orphans.is_multiple_of(ORPHANS_LOGGED) {
                     self.log.info(format_args!(
@@ -136,14 +137,14 @@ impl InitMachine {
             }
         }
         if round.more && self.events.try_send(MachineEvent::Children).is_err() {
-            // The loop is busy; the next tick looks again.
+            // The loop is busy, so the next tick collects the rest.
             self.timers.feed = 0;
         }
     }
 
     pub(super) fn ended(&mut self, life: u64, end: ProcessExit, now: u64) {
         self.status = None;
-        // What the node said of itself ended with it.
+        // Problems that the node reported of itself ended with it.
         self.facts.problems.reported.clear();
         let unexpected = self.supervisor.exited(now);
         if !unexpected {
@@ -164,7 +165,8 @@ impl InitMachine {
     }
 
     pub(super) fn lost(&mut self, life: u64, reason: &str, now: u64) {
-        // Each channel breaks when its node ends; only one whose node still runs is news.
+        // Each channel breaks when its node ends. Only the channel of a node that still runs is
+        // news.
         if self.is_current(life) && self.shutdown.is_none() {
             self.log
                 .warn(format_args!("no channel to the node any more: {reason}"));
@@ -202,7 +204,8 @@ impl InitMachine {
         }
     }
 
-    /// A node without a vault shows a key from now on, which lies on the disk: that it does is noted there.
+    /// A node without a vault shows a key from now on, which lies on the disk. PID 1 notes that on
+    /// the disk.
     fn note_key(&self) {
         let on = &self.facts.data;
         if on.mode != "mounted" || on.cipher.is_some() {
@@ -210,7 +213,7 @@ impl InitMachine {
         }
         let state_dir = self.state_dir.clone();
         let log = self.log.clone();
-        // Nothing waits for it.
+        // The loop waits for no result of it.
         self.blocking("noting that the node has a key", MachineEvent::Tick, move || {
             if let Err(error) = data::note_key(&state_dir) {
                 log.warn(format_args!(
@@ -222,9 +225,10 @@ impl InitMachine {
     }
 
     fn learn(&mut self, status: NodeStatus) {
-        // Both read the configuration: what PID 1 found wrong in it is listed already.
-        let told = &self.facts.problems.config;
-        let news = status.problems.iter().filter(|one| !told.contains(one));
+        // Both processes read the configuration. Problems that PID 1 found in it are listed
+        // already.
+        let listed = &self.facts.problems.config;
+        let news = status.problems.iter().filter(|one| !listed.contains(one));
         self.facts.problems.reported = news.cloned().collect();
         self.status = Some(status);
     }

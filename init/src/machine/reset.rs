@@ -1,29 +1,31 @@
-//! A factory reset: a mark on the disk first, so that whatever happens on the way, the next start erases it.
+//! A factory reset. PID 1 first writes a mark on the disk, so that the next start erases the disk
+//! whatever happens on the way.
 //!
-//! The keys go and the node ends at once. The machine goes down when the disk has the mark, and not before, however
-//! long the disk takes: without the mark the next start would be that of a machine in use, which its owner may have
-//! given away. The power button switches it off all the same, and the console says what that means.
+//! The keys go and the node ends at once. The machine goes down only when the disk has the mark,
+//! however long the disk takes: without the mark the next start would be that of a machine in use,
+//! which its owner may have given away. The power button switches the machine off all the same, and
+//! the console says what that means.
 
 use std::path::{Path, PathBuf};
 
 use super::{InitMachine, MachineEvent};
 use crate::{control::PowerAction, data};
 
-/// How long a disk may take for the mark before the console says that it does not answer, ms, and how often the console
-/// says so from then on.
+/// How long a disk may take for the mark before the console says that it does not answer, ms, and
+/// how often the console repeats that.
 const SILENT_MS_MAX: u64 = 5_000;
 const SAY_EVERY_MS: u64 = 30_000;
-/// How often a mark is tried that the disk refuses, and the pause before the next try, ms. After the last the machine
-/// erases what it can on its way down.
+/// How often PID 1 tries a mark that the disk refuses, and the pause before the next try, ms. After
+/// the last try the machine erases what it can on its way down.
 const MARK_TRIES_MAX: u32 = 5;
 const TRY_EVERY_MS: u64 = 2_000;
-/// What the log calls it when the machine goes down for it.
+/// The reason in the log when the machine goes down for a reset.
 const BY: &str = "a factory reset";
 
 /// A factory reset under way.
 #[derive(Debug)]
 pub(super) struct Reset {
-    /// What is erased on the way down.
+    /// The device that is erased on the way down.
     device: PathBuf,
     /// How often the disk refused the mark.
     refused: u32,
@@ -32,16 +34,16 @@ pub(super) struct Reset {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// A thread waits for the disk; when the console next says that it does not answer.
+    /// A thread waits for the disk. At `say_at` the console says that the disk does not answer.
     Marking { say_at: u64 },
-    /// The disk refused the mark, and is tried again then.
+    /// The disk refused the mark. PID 1 tries again at `until`.
     Pausing { until: u64 },
-    /// The mark is there, or the machine goes down without it.
+    /// The disk has the mark, or the machine goes down without it.
     Over,
 }
 
 impl Reset {
-    /// What is erased on the way down.
+    /// The device that is erased on the way down.
     pub(super) fn device(&self) -> &Path {
         &self.device
     }
@@ -63,13 +65,13 @@ impl InitMachine {
             return;
         };
         self.log.warn("factory reset: keys and data are erased");
-        // First of all: whatever becomes of the disk, the keys are gone from memory.
+        // First of all: whatever happens to the disk, memory holds no keys any more.
         self.keeper.lock();
         // The vault goes, so the console does not show its new words again, confirmed or not.
         self.keeper.take_words();
         self.drop_command();
         self.asking.end();
-        // Nothing opens it any more.
+        // PID 1 does not open the vault again.
         self.waiting = None;
         self.timers.open = None;
         self.reset = Some(Reset {
@@ -77,14 +79,14 @@ impl InitMachine {
             refused: 0,
             stage: Stage::Over,
         });
-        // The mark is under way while the node ends: the disk may be slow.
+        // Marking begins while the node ends: the disk may be slow.
         self.mark(now);
         if let Some(order) = self.supervisor.idle(now) {
             self.obey(order, now);
         }
     }
 
-    /// Has the disk marked, on a thread of its own.
+    /// Writes the mark on its own thread.
     fn mark(&mut self, now: u64) {
         let Some(reset) = &mut self.reset else {
             return;
@@ -99,13 +101,13 @@ impl InitMachine {
         });
     }
 
-    /// The mark of a factory reset is on the disk, or why not. A disk that refuses it is tried again; in the end the
-    /// machine goes down to erase all the same.
+    /// Handles the result of writing the mark. If the disk refuses it, PID 1 tries again. In the
+    /// end the machine goes down to erase all the same.
     pub(super) fn reset_marked(&mut self, outcome: Result<(), String>, now: u64) {
         let Some(reset) = &mut self.reset else {
             return;
         };
-        // The machine may go down meanwhile for another reason.
+        // The machine may be going down for another reason meanwhile.
         let is_over = reset.stage == Stage::Over;
         match outcome {
             Ok(()) => self.log.warn(
@@ -132,7 +134,7 @@ impl InitMachine {
         }
     }
 
-    /// Does what is due while the mark is not on the disk.
+    /// Does what is due while the disk lacks the mark.
     pub(super) fn wait_for_mark(&mut self, now: u64) {
         let Some(reset) = &mut self.reset else {
             return;
@@ -150,7 +152,7 @@ impl InitMachine {
         }
     }
 
-    /// The machine goes down: it is switched off, or its reset goes on.
+    /// Ends the wait because the machine goes down: it is switched off, or its reset goes on.
     pub(super) fn end_wait_for_mark(&mut self) {
         let Some(reset) = &mut self.reset else {
             return;
@@ -162,7 +164,8 @@ impl InitMachine {
         }
     }
 
-    /// Events that a machine takes which is being erased: nothing is opened, asked or changed any more.
+    /// Whether the machine takes this event. A machine that is being reset opens, asks and changes
+    /// nothing.
     pub(super) fn takes(&self, event: &MachineEvent) -> bool {
         let changes = matches!(
             event,
@@ -177,7 +180,7 @@ impl InitMachine {
         if self.reset.is_none() || !changes {
             return true;
         }
-        // An attempt that was under way has opened it.
+        // An attempt that was under way may have opened the vault.
         self.keeper.lock();
         false
     }

@@ -19,12 +19,12 @@ use crate::{
     vault::{self, UnlockPrompt, VaultCommand},
 };
 
-/// A machine at rest whose vault is open; its disk is gone.
+/// A machine at rest whose vault is open and whose disk is gone.
 fn machine() -> InitMachine {
     machine_with_vault().0
 }
 
-/// The same with what its disk had.
+/// The same with the content of its disk.
 fn machine_with_vault() -> (InitMachine, LoadedCopies) {
     let log = InitLog::default();
     let keeper = VaultHandle::new().expect("memory");
@@ -46,7 +46,7 @@ fn machine_with_vault() -> (InitMachine, LoadedCopies) {
     (machine, found)
 }
 
-/// How often the log of the vault says that it was locked.
+/// How often the log of the vault says that the vault was locked.
 fn locked(machine: &InitMachine) -> usize {
     let events = machine.keeper.events().fresh();
     let locked = events
@@ -63,7 +63,7 @@ fn a_vault_locked_before_its_node_ended_prompts_again() {
         machine.supervisor.order(0, 0),
         Some(SupervisorAction::Spawn)
     );
-    // The memory is the node's as well, and so is the lock.
+    // The node has the same memory, and so it sees the lock.
     machine.keeper.vault().lock();
     assert!(machine.asking.question().is_none());
     machine.spawn(0);
@@ -77,7 +77,7 @@ fn a_vault_locked_before_its_node_ended_prompts_again() {
     assert!(machine.asking.question().is_some());
     assert_eq!(locked(&machine), 1);
 
-    // Once is enough, and what opens it starts the node.
+    // One entry is enough, and what opens the vault starts the node.
     machine.spawn(0);
     assert_eq!(locked(&machine), 1);
     machine.keeper.begin_attempt();
@@ -88,7 +88,7 @@ fn a_vault_locked_before_its_node_ended_prompts_again() {
     );
 }
 
-/// An attempt to make a vault of `offer`, which needs more than that.
+/// The result of an attempt to make a vault of `offer`, which needs more than that.
 fn needs_more(offer: UnlockCredentials) -> OpenedData {
     let waiting = VaultWait::new(
         UnlockPrompt::NewPassphrase,
@@ -118,11 +118,11 @@ fn needs_more(offer: UnlockCredentials) -> OpenedData {
 #[test]
 fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {
     let mut machine = machine();
-    // The settings of the machine that tests are left alone.
+    // The test must not change the settings of the host.
     machine.life = 1;
     machine.opened(needs_more(UnlockCredentials::default()), 0);
     let typed = |machine: &mut InitMachine| {
-        // No disk of the machine that tests is opened.
+        // The test must not open a disk of the host.
         machine.prepared = None;
         for _ in 0..2 {
             let line = Zeroizing::new("an attacker's".to_owned());
@@ -136,7 +136,7 @@ fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {
     machine.keep_open(120_000);
     assert!(machine.offer.new_passphrase.is_none());
 
-    // Where an attempt has it meanwhile.
+    // An attempt has it meanwhile.
     for (now, is_kept) in [(119_999, true), (120_000, false)] {
         typed(&mut machine);
         let tried = std::mem::take(&mut machine.offer);
@@ -146,7 +146,7 @@ fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {
     }
 }
 
-/// An administrator who locks hard relies on it that the TPM gives out no key any more.
+/// An administrator who locks hard relies on the TPM giving out no key any more.
 #[test]
 fn a_tpm_that_does_not_close_is_a_problem_until_it_does() {
     let mut machine = machine();
@@ -165,13 +165,13 @@ fn a_tpm_that_does_not_close_is_a_problem_until_it_does() {
     assert_eq!(codes(&machine), ["vault-locked"]);
 }
 
-/// A machine without a configuration looks at its sources every few seconds. Such a look finds on the disk what
-/// was pasted in the meantime, and its words must count all the same.
+/// A machine without a configuration reads its sources every few seconds. Such a read finds on the disk what was
+/// pasted in the meantime, and its words must count all the same.
 #[tokio::test]
 async fn sources_that_are_read_beside_a_paste_do_not_come_before_it() {
     let mut machine = machine();
     machine.settings = with_words(ConfigOrigin::Default);
-    // No disk of the machine that tests, whatever happens to it.
+    // The test must not open a disk of the host, whatever happens.
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     machine.vault_at = Some(disk.path().to_owned());
     let line = ConsoleDocument::line(b"[node]\nname = \"pasted\"\n");
@@ -184,7 +184,7 @@ async fn sources_that_are_read_beside_a_paste_do_not_come_before_it() {
     let document = ConsoleDocument::parse(&line).expect("whole");
     machine.pasted(with_words(ConfigOrigin::Console), document, 0);
     assert!(machine.remake_from.is_some(), "its words count");
-    // A look that began before it is not what the machine goes back to.
+    // The machine does not go back to the result of a read that began before.
     machine.reread_is_done(0, with_words(ConfigOrigin::Default), 0);
     assert!(machine.timers.reread.is_none());
 }
@@ -199,8 +199,8 @@ async fn what_the_node_took_is_not_undone_by_an_older_look_at_the_sources() {
     assert!(machine.timers.reread.is_some(), "it looks again");
 }
 
-/// A node that was sealed before the owner configured it takes its first configuration while it runs. From then on its
-/// vault says that it has one, whatever becomes of the file.
+/// A node that was sealed before the owner configured it takes its first configuration while it runs. From then on
+/// its vault says that it has one, whatever happens to the file.
 #[tokio::test]
 async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault() {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -230,7 +230,7 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     machine.vault_at = Some(disk.clone());
     machine.state_dir = dir.path().to_owned();
     machine.kept(0, 1, None);
-    // A lock at that moment puts it off.
+    // A lock at that moment delays it.
     machine.keeper.lock();
     machine.conclude_now();
     assert!(!machine.working);
@@ -278,18 +278,18 @@ fn opened_by_share(share: &[u8; 32]) -> OpenAlkv {
     OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::Kms(params, &kek))).expect("made")
 }
 
-/// The other node gives its share, which an attempt to open the vault asked for.
+/// The other node gives its share, which an attempt to open the vault requested.
 fn release(keeper: &VaultHandle, share: &[u8; 32]) {
     let escrow = keeper.escrow();
     escrow.set_network(true);
     let (of, _) = escrow.next(0).expect("it is wanted");
     let share = HexSecret::copy_of(share);
     escrow.came(&of, Ok(helper_task::HelperOutcome::Released { share }), 0);
-    // The machine that is tested starts no child to ask a node.
+    // The test's machine must start no child that asks a node.
     escrow.set_network(false);
 }
 
-/// Handles so many events of the machine's threads.
+/// Handles `count` events of the machine's threads.
 async fn handle(
     machine: &mut InitMachine,
     arriving: &mut mpsc::Receiver<MachineEvent>,
@@ -301,12 +301,12 @@ async fn handle(
     }
 }
 
-/// How the ten minutes in which words can be seen end.
+/// How the ten minutes end in which the console shows the words.
 type WordsEnd = fn(&mut InitMachine);
 
-/// An attacker locks the vault until the ten minutes after the first start are over, or has a vault that the machine
-/// cannot open by itself; or the disk is full when the owner has typed the words. Opened again, the vault must not permit
-/// that its words are shown.
+/// An attacker locks the vault until the ten minutes after the first start are over, or has a vault that the
+/// machine cannot open unattended, or the disk is full when the owner has typed the words. When the vault opens
+/// again, it must not permit that its words are shown.
 #[tokio::test]
 async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it_opens_again() {
     let share = [2; 32];
@@ -314,7 +314,7 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
         words: true,
         ..FirstBootPermissions::default()
     });
-    // And how many threads that starts.
+    // The number of threads that it starts.
     let ways: [(WordsEnd, usize); 3] = [
         (|machine| machine.timers.words = Some(0), 2),
         (
@@ -391,12 +391,12 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
     }
 }
 
-/// An attempt to get at the data is under way, on a disk that an attacker has answer slowly. The vault that the disk
-/// gave is open, and may turn out to be an older one, or one whose owner was reminded.
+/// An attempt to open the data is under way, on a disk that an attacker makes slow. The vault that the disk gave is
+/// open, and may turn out to be an older one, or one whose owner was reminded.
 #[tokio::test]
 async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
     let mut machine = machine();
-    // No disk of the machine that tests, whatever happens to it.
+    // The test must not open a disk of the host, whatever happens.
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     machine.vault_at = Some(disk.path().to_owned());
     let text = "the vault is locked";
@@ -412,7 +412,7 @@ async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
         machine.command(VaultCommand::parse(line).expect(line));
         assert!(!machine.working, "{line}: it was begun");
     }
-    // One that was begun before the vault was locked.
+    // This command began before the vault was locked.
     let words = SecretStr::from("abandon");
     machine.commanded(
         CommandSession::new(VaultCommand::Words),
@@ -422,11 +422,11 @@ async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
     assert!(machine.timers.session.is_none(), "the words are shown");
 }
 
-/// How an attempt to open the vault ends that got as far as it could.
+/// How an attempt to open the vault ends.
 type AttemptEnd = fn(&mut InitMachine);
 
-/// The owner, or an administrator over the network, locks the vault while an attempt to open it waits for a TPM, a slow
-/// disk or Argon2id.
+/// The owner, or an administrator over the network, locks the vault while an attempt to open it waits for a TPM, a
+/// slow disk or Argon2id.
 #[test]
 fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
     let data = |machine: &mut InitMachine| {
@@ -443,7 +443,7 @@ fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
         (vault, true, false),
     ] {
         let (mut machine, found) = machine_with_vault();
-        // The settings of the machine that tests are left alone.
+        // The test must not change the settings of the host.
         machine.life = 1;
         let keeper = Arc::clone(&machine.keeper);
         let log = InitLog::default();
@@ -488,7 +488,7 @@ fn a_machine_that_goes_down_does_not_open_its_vault_again() {
     machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
     let keeper = Arc::clone(&machine.keeper);
     keeper.begin_attempt();
-    // The last step, and the bound where anything hangs before it.
+    // The last step, and the bound if anything hangs before it.
     keeper.lock();
     let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
     let permits = |_: &OpenAlkv| Ok(());
@@ -506,7 +506,7 @@ fn a_machine_that_goes_down_does_not_open_its_vault_again() {
     assert!(!machine.opening && !keeper.is_open());
 }
 
-/// How often the machine has said that, in its log.
+/// How often the machine's log has that text.
 fn said(machine: &InitMachine, text: &str) -> usize {
     let ring = machine.log.ring();
     let lines = ring.since(0);
@@ -515,8 +515,8 @@ fn said(machine: &InitMachine, text: &str) -> usize {
         .count()
 }
 
-/// A machine that is being reset, and never hears what comes of the mark: what of it goes down has gone down already,
-/// since a machine that begins to has a thread that restarts the system after 25 s, which is this host's own.
+/// A machine that is being reset, and never gets the result of the mark. Its shutdown counts as begun, because a
+/// real one starts a thread that restarts the system after 25 s, which would be this host.
 fn being_reset() -> (InitMachine, tempfile::NamedTempFile) {
     let mut machine = machine();
     machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
@@ -532,8 +532,8 @@ fn being_reset() -> (InitMachine, tempfile::NamedTempFile) {
 const SILENT: &str = "the disk does not answer";
 const GOES_DOWN: &str = "a factory reset: the machine goes down";
 
-/// The disk hangs before it has the mark. Restarted then, the machine would come back as it was: it waits, says so, and
-/// opens nothing.
+/// The disk hangs before it has the mark. After a restart the machine would come back as it was, so it waits, says
+/// so, and opens nothing.
 #[tokio::test]
 async fn a_reset_waits_for_the_mark_of_a_disk_that_hangs() {
     let (mut machine, _disk) = being_reset();
@@ -550,7 +550,7 @@ async fn a_reset_waits_for_the_mark_of_a_disk_that_hangs() {
             (times, 0)
         );
     }
-    // What was under way, or is typed now.
+    // Events of what was under way, and of what is typed now.
     machine.waiting = Some(VaultWait::new(
         UnlockPrompt::Passphrase,
         "vault-locked",
@@ -564,7 +564,7 @@ async fn a_reset_waits_for_the_mark_of_a_disk_that_hangs() {
     machine.handle(MachineEvent::Answered(ConsoleInput::Line(line)));
     assert_eq!(machine.supervisor.order(0, 0), None);
     assert!(machine.offer.passphrase.is_none());
-    // The disk answers in the end, and again.
+    // The disk answers in the end, twice.
     for _ in 0..2 {
         machine.reset_marked(Ok(()), 3_600_001);
         machine.wait_for_mark(7_200_000);
@@ -602,8 +602,9 @@ async fn a_machine_that_is_switched_off_before_the_mark_says_that_it_was_not_era
     assert_eq!(said(&machine, "the next start erases it"), 1);
 }
 
-/// The vault opens by its passphrase only, which is not typed when the first configuration comes. An attacker damages
-/// that configuration when the machine is off, and leaves a medium in it: the vault must not permit what is on that.
+/// The vault opens by its passphrase only, which is not typed when the first configuration comes. An attacker
+/// damages that configuration while the machine is off, and leaves a medium in it. The vault must not permit the
+/// configuration on that medium.
 #[tokio::test]
 async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
     let passphrase = || SecretStr::from("correct horse");
@@ -661,7 +662,7 @@ async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
         machine.conclude_now();
         assert_eq!(machine.working, !locks);
         if locks {
-            // What is typed next withdraws it. Until then nothing more is stored.
+            // The next typed passphrase withdraws it. Until then nothing more is stored.
             assert_eq!(machine.keeper.pending(), permitted);
             machine.facts.data.mode = "mounted".to_owned();
             machine.facts.data.cipher = Some("aes-xts-plain64".to_owned());

@@ -41,7 +41,7 @@ impl InitMachine {
     }
 
     pub(super) fn housekept(&mut self, prepared: Box<PreparedData>) {
-        // From the end of the round: a disk that is slow is not asked again at once.
+        // The interval counts from the end of a round, so a slow disk gets no new request at once.
         self.timers.housekeep = boot_ms() + HOUSEKEEP_EVERY_MS;
         self.facts.data = prepared.state.clone();
         self.facts.problems.data.clone_from(&prepared.problems);
@@ -79,7 +79,7 @@ impl InitMachine {
     }
 }
 
-/// Of a full or read-only disk the data's own problems tell.
+/// Whether the data's own problems already report this: a full or read-only disk.
 fn is_reported_by_data(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
     matches!(kind, StorageFull | ReadOnlyFilesystem)

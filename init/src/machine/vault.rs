@@ -1,5 +1,5 @@
-//! The vault in the machine's life: opened before anything is served, locked on request, and the conversation with
-//! the user at the console.
+//! The vault in the machine's life: PID 1 opens it before the node serves anything, locks it on
+//! request, and talks with the user at the console.
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,15 +23,15 @@ use crate::{
     vault::{DialogStep, HelperPurpose, UnlockCredentials, VaultWait},
 };
 
-/// How often an attempt is made without input, ms: a medium may be attached any time.
+/// How often PID 1 makes an attempt without input, ms: a medium may be attached any time.
 const OPEN_EVERY_MS: u64 = 3_000;
-/// How long after another attempt one is made that was asked for meanwhile, ms.
+/// How long PID 1 postpones an attempt that was requested during another one, ms.
 const AGAIN_MS: u64 = 500;
-/// Consoles over the vsock at once.
+/// How many vsock consoles there may be at once.
 const CALLERS_MAX: usize = 4;
 
 impl InitMachine {
-    /// An attempt to get at the data is over.
+    /// Handles the end of an attempt to open the data.
     pub(super) fn opened(&mut self, opened: OpenedData, now: u64) {
         let OpenedData {
             mut prepared,
@@ -61,13 +61,13 @@ impl InitMachine {
         self.adopt(settings, now);
         match &prepared.waiting {
             Some(waiting) => {
-                // Also where the attempt ended in a panic.
+                // This also applies if the attempt ended in a panic.
                 self.keeper.close();
                 self.keeper.forget_words();
                 self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
                 self.offer.keep(offer);
                 if self.timers.typed.is_none() {
-                    // Its time passed while the attempt had it.
+                    // The deadline passed while the attempt had the typed secrets.
                     self.forget_typed();
                 }
                 self.asking.wait_for(Some(waiting));
@@ -84,7 +84,7 @@ impl InitMachine {
         self.vault_changed();
     }
 
-    /// The vault was locked while the data is there, and an attempt to open it again is over.
+    /// Handles the end of an attempt to open the vault again after a lock.
     pub(super) fn unlocked(&mut self, waiting: Option<VaultWait>, now: u64) {
         self.opening = false;
         self.working = false;
@@ -102,7 +102,7 @@ impl InitMachine {
             self.supervisor.start(now);
             self.tell_events();
         } else {
-            // Also where the attempt ended in a panic.
+            // This also applies if the attempt ended in a panic.
             self.keeper.close();
         }
         self.resume_command();
@@ -128,7 +128,8 @@ impl InitMachine {
         self.ask_other_nodes(now);
     }
 
-    /// Forgets what was typed for a new vault: it may be an attacker's, who was at the console before the owner.
+    /// Forgets what was typed for a new vault. An attacker may have typed it, who was at the
+    /// console before the owner.
     fn forget_typed(&mut self) {
         self.timers.typed = None;
         if self.offer.forget_new() {
@@ -137,18 +138,19 @@ impl InitMachine {
         }
     }
 
-    /// Tries with what was just typed for a new vault, which is kept for as long as it takes to type the rest.
+    /// Tries with what was just typed for a new vault. PID 1 keeps it for as long as the user needs
+    /// to type the rest.
     fn open_with_typed(&mut self, now: u64) {
         self.timers.typed = Some(now + ANSWER_MS_MAX);
         self.open();
     }
 
-    /// Whether an attempt or a command waits for what another node has.
+    /// Whether an attempt or a command waits for the share of another node.
     fn wants_helper_tasks(&self) -> bool {
         (self.waiting.is_some() || self.waits_for_share()) && self.shutdown.is_none()
     }
 
-    /// When another node is to be asked, in ms after the kernel's start.
+    /// When PID 1 asks another node next, in ms after the kernel's start.
     pub(super) fn task_due(&self) -> Option<u64> {
         let deadline = self
             .wants_helper_tasks()
@@ -156,7 +158,7 @@ impl InitMachine {
         deadline.flatten()
     }
 
-    /// Sends a child for what the vault wants of another node, beside everything else.
+    /// Sends a child to another node for what the vault wants, while the loop goes on.
     fn ask_other_nodes(&mut self, now: u64) {
         if !self.wants_helper_tasks() {
             return;
@@ -166,7 +168,7 @@ impl InitMachine {
         };
         let lost = MachineEvent::Came(of.clone(), Err("it failed; the log says why".to_owned()));
         self.blocking("a helper task of the vault", lost, move || {
-            // Whatever happens, it counts as over.
+            // The task counts as over even after a panic.
             let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(&task)));
             let outcome = outcome.map_err(|payload| panic_text(&*payload));
             let outcome = outcome.and_then(|run| run.map_err(|error| error.to_string()));
@@ -174,7 +176,7 @@ impl InitMachine {
         });
     }
 
-    /// A child is back.
+    /// Handles the return of a child.
     pub(super) fn came(
         &mut self,
         of: &HelperPurpose,
@@ -186,20 +188,21 @@ impl InitMachine {
             Ok(_) => None,
         };
         let helps = self.keeper.escrow().came(of, outcome, now);
-        // It is asked for every few seconds, and said once.
+        // A helper asks every few seconds, and the log has the same reason once.
         if let Some(why) = why.filter(|why| self.refused_lately.as_ref() != Some(why)) {
             self.log
                 .warn(format_args!("another node gives the vault nothing: {why}"));
             self.refused_lately = Some(why);
         }
         self.share_came();
-        // What is under way does not know of it: the next attempt does.
+        // The attempt under way does not know of the share, but the next one does.
         if helps && self.waiting.is_some() {
             self.timers.open = Some(now);
         }
     }
 
-    /// The network is up, or not any more. Once it is up, an attempt that waited for it is made at once.
+    /// The network went up or down. When it is up, PID 1 makes an attempt that waited for it at
+    /// once.
     pub(super) fn network_is(&mut self, up: bool) {
         let changed = self.keeper.escrow().set_network(up);
         let retries = self.waiting.as_ref().is_some_and(|waiting| waiting.retries);
@@ -215,12 +218,12 @@ impl InitMachine {
         if self.waiting.is_none() || self.reset.is_some() || self.shutdown.is_some() {
             return;
         }
-        // Two changes of the vault at once would lose one of them.
+        // If two changes of the vault ran at once, one of them would be lost.
         if self.opening || self.working {
             self.timers.open = Some(boot_ms() + AGAIN_MS);
             return;
         }
-        // Away for a round of housekeeping: a moment later.
+        // A round of housekeeping has it, so PID 1 tries a moment later.
         let Some(prepared) = self.prepared.take() else {
             self.timers.open = Some(boot_ms() + OPEN_EVERY_MS);
             return;
@@ -256,7 +259,7 @@ impl InitMachine {
         });
     }
 
-    /// What an attempt comes to that ends in a panic: it is still closed, for the same reason.
+    /// The event for an attempt that panics: the vault is still closed, for the same reason.
     fn as_before(&self, prepared: PreparedData) -> MachineEvent {
         MachineEvent::Opened(Box::new(OpenedData {
             prepared,
@@ -266,17 +269,17 @@ impl InitMachine {
         }))
     }
 
-    /// Forgets the seed. What was derived goes on, or ends with the node.
+    /// Forgets the seed. Keys that were derived stay in use, or end with the node.
     pub(super) fn lock(&mut self, hard: bool, by: &str, now: u64) {
         self.log.warn(format_args!("the vault was locked by {by}"));
-        // A node that was asked to has locked it already, and says so now.
+        // A node that was requested to lock has locked the vault already, and reports it now.
         let was_open = self.keeper.is_open() || self.waiting.is_none();
         self.keeper.lock();
         if hard && !self.keeper.facts().tpm2.is_empty() {
             self.close_tpm();
         }
         let end = hard.then(|| self.supervisor.idle(now)).flatten();
-        // What is locked is locked again only where the keys of a node go as well.
+        // A vault that is locked counts as locked again only if the keys of a node go as well.
         if self.keeper.is_locked() && (was_open || end.is_some()) {
             self.keeper.events().add(VaultEvent::Locked { hard });
         }
@@ -291,14 +294,15 @@ impl InitMachine {
         self.vault_changed();
     }
 
-    /// What a vault waits for that was locked. It is not opened again by itself.
+    /// What a locked vault waits for. PID 1 does not open it again unprompted.
     fn locked(&self) -> VaultWait {
         let hint = "type what opens it on the console, or restart the machine";
         let text = "the vault was locked";
         VaultWait::new(self.keeper.asks(), "vault-locked", text, hint)
     }
 
-    /// An attacker who breaks into a machine whose vault is locked hard gets no key from the TPM either.
+    /// Closes the TPM, so that an attacker who breaks into a machine whose vault is locked hard
+    /// gets no key from the TPM either.
     fn close_tpm(&self) {
         tpm::begin_closing();
         let failed = MachineEvent::TpmClosed(Err("it failed; the log says why".to_owned()));
@@ -307,7 +311,8 @@ impl InitMachine {
         });
     }
 
-    /// The TPM opens nothing any more, or why it does: the administrator who locked the vault hard relies on that.
+    /// The result of closing the TPM. The administrator who locked the vault hard relies on the TPM
+    /// opening nothing.
     pub(super) fn tpm_closed(&mut self, outcome: Result<(), String>) {
         self.tpm_is_open = outcome.err();
         if let Some(error) = &self.tpm_is_open {
@@ -317,7 +322,7 @@ impl InitMachine {
         self.vault_changed();
     }
 
-    /// The TPM still opens a vault that was locked hard.
+    /// The problem of a TPM that still opens a vault that was locked hard.
     fn tpm_problem(&self) -> Option<MachineDiagnostic> {
         let error = self.tpm_is_open.as_ref()?;
         Some(MachineDiagnostic {
@@ -328,9 +333,10 @@ impl InitMachine {
         })
     }
 
-    /// The owner of the hypervisor gets a console as well.
+    /// Gives a console to the owner of the hypervisor.
     pub(super) fn called(&mut self, fd: OwnedFd) {
-        // Callers who hung up leave their places only here: no event says so.
+        // Consoles of callers who hung up are removed only here, because no event reports a
+        // hang-up.
         self.callers.retain(InitConsole::is_open);
         if self.callers.len() >= CALLERS_MAX {
             self.log
@@ -349,7 +355,7 @@ impl InitMachine {
         }
     }
 
-    /// The user answered at the console.
+    /// Handles an input of the user at the console.
     pub(super) fn answered(&mut self, answer: ConsoleInput, now: u64) {
         let answer = match answer {
             ConsoleInput::Pasted(line) => return self.paste(&line),
@@ -392,7 +398,7 @@ impl InitMachine {
         self.vault_changed();
     }
 
-    /// Facts, problems and the question, after any change.
+    /// Updates facts, problems and the question after any change.
     pub(super) fn vault_changed(&mut self) {
         self.facts.vault = self.keeper.facts();
         let waiting = self.waiting.iter().map(|waiting| waiting.problem.clone());
@@ -411,22 +417,23 @@ impl InitMachine {
         }
     }
 
-    /// What happened is the node's to write down, by a key of the open vault. What it does not say to
-    /// have written is kept.
+    /// Sends events to the node, which writes them to the log with a key of the open vault. PID 1
+    /// keeps those that the node does not confirm.
     pub(super) fn tell_events(&self) {
         let Some(node) = self.node.as_ref().filter(|_| self.keeper.is_open()) else {
             return;
         };
         let records = self.keeper.events().fresh();
         let count = records.len();
-        // Where there is no room now, the next event finds some.
+        // If the channel is full now, the next event sends them.
         if count > 0 && node.send(NodeMessage::VaultEvents { records }) {
             self.keeper.events().handed(count);
         }
     }
 
-    /// Why words that come with a configuration do not replace the vault; `None` where this machine made it for
-    /// itself, no administrator is configured and its words were not written down: nothing is lost with it.
+    /// Why words that come with a configuration do not replace the vault. `None` if this machine
+    /// made the vault for itself, no administrator is configured and its words were not written
+    /// down: then nothing is lost with it.
     pub(super) fn keeps_its_vault(&self) -> Option<&'static str> {
         if self.vault_at.is_none() {
             return Some("it has no data partition for a vault");
@@ -438,7 +445,7 @@ impl InitMachine {
         has_words.then_some("its own words were written down")
     }
 
-    /// Ends the node, to make the vault of the words in a pasted configuration.
+    /// Ends the node, to make the vault from the words in a pasted configuration.
     pub(super) fn begin_remake(&mut self, document: ConsoleDocument, now: u64) {
         self.keeper.lock();
         self.keeper.take_words();
@@ -454,7 +461,7 @@ impl InitMachine {
         self.vault_changed();
     }
 
-    /// Does so once nothing uses the data.
+    /// Makes that vault once nothing uses the data.
     pub(super) fn remake_vault(&mut self) {
         let is_free = self.node.is_none() && !self.opening && !self.working;
         if !is_free || self.prepared.is_none() || self.shutdown.is_some() {
@@ -471,12 +478,12 @@ impl InitMachine {
         self.keeper.begin_attempt();
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
-        // It is as it was after that.
+        // The reboot restores the state from before.
         let reboot = MachineEvent::Signal(PowerAction::Reboot);
         self.blocking("making a new vault", reboot, move || {
             if let Err(error) = data::erase_data(&device) {
                 log.error(format_args!("no new vault can be made: {error}"));
-                // It is as it was after that.
+                // The reboot restores the state from before.
                 return MachineEvent::Signal(PowerAction::Reboot);
             }
             keeper.forget();

@@ -7,13 +7,13 @@ use alknet_vault::slots::FirstBootPermissions;
 use super::{InitMachine, MachineEvent};
 use crate::{control::MachineDiagnostic, data, stage::boot_ms, vault};
 
-/// How long new words can be seen, ms.
+/// How long the console shows new words, ms.
 const WORDS_MS_MAX: u64 = 600_000;
-/// Work on the vault's permissions of the first boot, as the log calls it.
+/// The part that changes the vault's permissions of the first boot, for the log.
 const CONCLUDING: &str = "ending the first boot";
 
 impl InitMachine {
-    /// New words are shown once; new ones that are encrypted are printed.
+    /// Shows new words once. Prints new words that are encrypted.
     pub(super) fn recall_words(&mut self) {
         if let Some(text) = self.keeper.show_words_age() {
             for console in self.consoles() {
@@ -24,7 +24,8 @@ impl InitMachine {
         if let Some(words) = self.keeper.take_words() {
             let mut bytes = [0; 8];
             let places = vault::places(words.expose().split(' ').count(), || {
-                // Which places are asked for is no secret: without randomness, the same ones.
+                // Which places are asked for is no secret, so without randomness they are always
+                // the same.
                 let _ = getrandom::fill(&mut bytes);
                 u64::from_le_bytes(bytes)
             });
@@ -35,7 +36,7 @@ impl InitMachine {
         }
     }
 
-    /// The owner showed that the words are written down. It counts when that is on the disk.
+    /// The owner showed that the words are written down. That counts once it is on the disk.
     pub(super) fn note_words_kept(&self) {
         let state_dir = self.state_dir.clone();
         let failed = MachineEvent::WordsNoted(Err("it failed; the log says why".to_owned()));
@@ -46,7 +47,7 @@ impl InitMachine {
         });
     }
 
-    /// That the words are kept is on the disk, or why not.
+    /// Whether the disk has the note that the owner has the words.
     pub(super) fn words_noted(&mut self, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => {
@@ -61,14 +62,15 @@ impl InitMachine {
                 self.log.error(format_args!(
                     "that the words were written down is not noted, and does not count: {error}"
                 ));
-                // The ten minutes ended when the last of the three words was typed.
+                // The ten minutes ended when the owner typed the last of the three words.
                 self.remind();
             }
         }
         self.vault_changed();
     }
 
-    /// The ten minutes are over, and the console reminds the owner: after the next start or lock it asks for proof.
+    /// The ten minutes are over, and the console reminds the owner. After the next start or lock
+    /// the console asks for proof.
     pub(super) fn remind(&mut self) {
         self.note_reminder();
         self.conclude(FirstBootPermissions {
@@ -77,8 +79,8 @@ impl InitMachine {
         });
     }
 
-    /// The note beside the data holds where the vault cannot be changed yet: it is locked, or opens by another node's
-    /// share or by typing only.
+    /// Writes a note beside the data. It applies where the vault cannot be changed yet: a vault
+    /// that is locked, or opens only by another node's share or by typing.
     fn note_reminder(&self) {
         self.keeper.owner_was_reminded();
         let state_dir = self.state_dir.clone();
@@ -89,7 +91,7 @@ impl InitMachine {
         });
     }
 
-    /// That the owner was reminded is on the disk, or why not.
+    /// Whether the disk has the note that the owner was reminded.
     pub(super) fn reminder_noted(&self, outcome: Result<(), String>) {
         if let Err(error) = outcome {
             self.log.error(format_args!(
@@ -98,7 +100,8 @@ impl InitMachine {
         }
     }
 
-    /// Only the words would prove who the owner is, and the owner has not confirmed to have them.
+    /// The problem of unconfirmed words: only the words would prove who the owner is, and the owner
+    /// has not confirmed to have them.
     pub(super) fn reminder(&self) -> Option<MachineDiagnostic> {
         // The first ten minutes are for writing them down.
         if self.timers.words.is_some()
@@ -122,10 +125,12 @@ impl InitMachine {
         })
     }
 
-    /// Withdraws permissions of the first boot in the vault on the disk, as soon as nothing else changes it.
+    /// Withdraws permissions of the first boot in the vault on the disk, as soon as nothing else
+    /// changes it.
     pub(super) fn conclude(&mut self, ended: FirstBootPermissions) {
         let ended = self.still_given(ended);
-        // A permission that failed before is tried again together with the next one, and not in every turn.
+        // A permission that failed before is tried again together with the next one, and not in
+        // every turn.
         self.put_off &= ended.is_empty();
         self.concluding = self.concluding.with(ended);
     }
@@ -136,25 +141,26 @@ impl InitMachine {
         still.without(still.without(ended))
     }
 
-    /// Forgets those of the permissions to be withdrawn that the vault on the disk does not give any more.
+    /// Forgets those of the permissions to be withdrawn that the vault on the disk no longer gives.
     pub(super) fn forget_concluded(&mut self) {
         self.concluding = self.still_given(self.concluding);
     }
 
-    /// Does so, on a thread of its own.
+    /// Withdraws them on its own thread, if nothing else changes the vault.
     pub(super) fn conclude_now(&mut self) {
-        // A command under way holds an opened vault, which would be older than the disk after this change.
+        // A command under way holds an opened vault, which would be older than the disk after this
+        // change.
         let is_free = !self.working && !self.opening && self.session.is_none();
         if self.concluding.is_empty() || self.put_off || !is_free || self.shutdown.is_some() {
             return;
         }
-        // A vault that is locked is changed when it is opened again.
+        // PID 1 changes a locked vault when it opens it again.
         let Some(at) = self.vault_at.clone().filter(|_| self.keeper.is_open()) else {
             return;
         };
         let ended = self.concluding;
         self.put_off = true;
-        // The vault is not changed by anything else meanwhile.
+        // Nothing else changes the vault meanwhile.
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
@@ -165,7 +171,7 @@ impl InitMachine {
         });
     }
 
-    /// The vault on the disk permits this much from now on, or why it permits what it did.
+    /// The permissions that the vault on the disk gives from now on, or why they are unchanged.
     pub(super) fn concluded(&mut self, outcome: Result<FirstBootPermissions, String>) {
         self.working = false;
         match outcome {
@@ -181,7 +187,7 @@ impl InitMachine {
             )),
         }
         self.forget_concluded();
-        // Its change may not be counted.
+        // The ledger may not have counted this change.
         self.vault_changed();
         self.resume_command();
         self.vault_changed();

@@ -1,8 +1,9 @@
-//! Secrets of others, such as API keys: sealed by the vault when a medium brings them, kept below the
-//! state directory, and handed to the node as they were sealed.
+//! Secrets of others, such as API keys. The vault seals them when a medium brings them, PID 1
+//! stores them below the state directory, and hands them to the node as they were sealed.
 //!
-//! PID 1 alone writes the folder, which is root's: a node that was taken over cannot replace a record by
-//! another, nor by a link. Rotation is here as well, before there is a node: all records or none.
+//! PID 1 alone writes the folder, which is root's: an attacker who took over a node cannot replace
+//! a record by another, nor by a link. Rotation also happens here, before there is a node: all
+//! records or none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -19,18 +20,18 @@ use crate::control::MachineDiagnostic;
 
 /// Folder of the sealed records below the state directory.
 const FOLDER: &str = "credentials";
-/// Kind of their labels.
+/// The kind in their labels.
 const KIND: &str = "cred";
-/// Bytes of all records, as JSON, that PID 1 sends to the node: half of a line to it.
+/// Bytes of all records, as JSON, that PID 1 sends to the node: half of a message line.
 const SENT_BYTES_MAX: usize = 512 << 10;
 
-/// What there is for the node.
+/// The credentials for the node.
 #[derive(Debug, Default)]
 pub(crate) struct NodeCredentials {
-    /// By the name that the configuration has.
+    /// The records by their names in the configuration.
     pub(crate) records: BTreeMap<String, EncryptedData>,
     pub(crate) problems: Vec<MachineDiagnostic>,
-    /// Nothing of what media have is still to be kept.
+    /// Whether every credential of the media is stored.
     pub(crate) settled: bool,
 }
 
@@ -51,8 +52,8 @@ impl NodeCredentials {
     }
 }
 
-/// Seals what media brought for the credentials of `config`, if it `may_take` any, erases it there, and
-/// reads what is kept. A record that is there is never replaced by a medium. `state_dir` is the data
+/// Seals what media brought for the credentials of `config`, if it `may_take` any, erases it there,
+/// and reads what is stored. A medium never replaces a stored record. `state_dir` is the data
 /// partition, if there is one.
 pub(crate) fn keep(
     keeper: &VaultHandle,
@@ -62,7 +63,7 @@ pub(crate) fn keep(
     paths: &SourcePaths,
 ) -> NodeCredentials {
     let mut kept = NodeCredentials::default();
-    // Each attempt to open it comes here again.
+    // Each attempt to open the vault comes here again.
     if keeper.is_locked() {
         return kept;
     }
@@ -95,18 +96,18 @@ pub(crate) fn keep(
         }
         return kept;
     };
-    // One that cannot be looked into is no missing one: it has the versions of the keys.
+    // A folder that cannot be read is not a missing one: it has the versions of the keys.
     if wanted.is_empty() && matches!(folder.try_exists(), Ok(false)) {
         use_versions(&keeper.vault(), &config.vault, None);
         kept.settled = true;
         return kept;
     }
-    let asked = CredentialRequest {
+    let request = CredentialRequest {
         wanted: &wanted,
         found: &found,
         may_take,
     };
-    match with_store(keeper, &folder, config, &asked, &mut kept) {
+    match with_store(keeper, &folder, config, &request, &mut kept) {
         Ok(left) => {
             kept.settled = true;
             let stay: Vec<_> = unused.into_iter().chain(left).collect();
@@ -121,39 +122,40 @@ pub(crate) fn keep(
     kept
 }
 
-/// What the configuration wants, and what media have of it.
+/// The credentials that the configuration wants, and those that media have.
 struct CredentialRequest<'a> {
     wanted: &'a BTreeSet<&'a str>,
     found: &'a [&'a MediaCredential],
     may_take: bool,
 }
 
-/// Returns those that are not kept, and said to be.
+/// Returns those that are not stored. `kept` has a problem for each.
 fn with_store<'a>(
     keeper: &VaultHandle,
     folder: &Path,
     config: &NodeConfig,
-    asked: &CredentialRequest<'a>,
+    request: &CredentialRequest<'a>,
     kept: &mut NodeCredentials,
 ) -> Result<Vec<&'a MediaCredential>, CredentialsError> {
     let store = VaultCredentials::open(folder)?;
     let vault = keeper.vault();
     rotate(keeper, &store, &vault, &config.vault, kept)?;
     let mut left = Vec::new();
-    for &one in asked.found {
+    for &one in request.found {
         let Some(label) = label(&one.name) else {
             continue;
         };
         let secret = one.secret.expose().as_bytes();
         match store.get(&label) {
-            // It was taken before, and power went before it was erased, or it is there again.
+            // PID 1 stored it before, and the power failed before it was erased, or it is there
+            // again.
             Ok(blob) if opens_to(&vault, &label, &blob, secret) => continue,
             Ok(_) => {
                 kept.not_taken(one, "another one is kept, which no medium replaces");
                 left.push(one);
                 continue;
             }
-            Err(CredentialsError::NotFound(_)) if asked.may_take => {}
+            Err(CredentialsError::NotFound(_)) if request.may_take => {}
             Err(CredentialsError::NotFound(_)) => {
                 kept.not_taken(
                     one,
@@ -162,7 +164,7 @@ fn with_store<'a>(
                 left.push(one);
                 continue;
             }
-            // It is named below.
+            // The loop below reports it.
             Err(_) => continue,
         }
         let sealed = vault.seal(&label, secret);
@@ -175,11 +177,11 @@ fn with_store<'a>(
         tracing::info!("the credential {} of {} is kept", one.name, one.source);
     }
     let mut bytes = 0;
-    for name in asked.wanted {
+    for name in request.wanted {
         let Some(label) = label(name) else { continue };
         let text = match store.get(&label) {
             Ok(blob) => blob.to_json(),
-            // The node says so, with what it knows of it.
+            // The node reports this, with what it knows of it.
             Err(CredentialsError::NotFound(_)) => continue,
             Err(error) => {
                 refused(kept, name, &error);
@@ -207,10 +209,10 @@ fn with_store<'a>(
     Ok(left)
 }
 
-/// Whether that is what the record holds.
+/// Whether the record holds that secret.
 fn opens_to(vault: &Vault, label: &BlobLabel, blob: &SealedBlob, secret: &[u8]) -> bool {
     let opened = vault.open(label, blob);
-    // A record that does not open is reported elsewhere. It may or may not hold this secret.
+    // Another place reports a record that does not open. It may or may not hold this secret.
     opened.is_ok_and(|opened| opened.expose() == secret)
 }
 
@@ -220,8 +222,8 @@ fn refused(kept: &mut NodeCredentials, name: &str, error: &CredentialsError) {
     kept.problem("credential-unusable", text, hint);
 }
 
-/// Seals every record again where the configuration wants a newer key version; records with versions that it
-/// forbids do not open afterwards.
+/// Seals every record again if the configuration wants a newer key version. Records with versions
+/// that it forbids do not open afterwards.
 fn rotate(
     keeper: &VaultHandle,
     store: &VaultCredentials,
@@ -232,7 +234,7 @@ fn rotate(
     let to = version(config.key_version);
     let before = store.versions()?.current;
     if to > before {
-        // For as long as it takes, everything that is there may be read.
+        // During the rotation every stored version may be read.
         let _ = vault.use_versions(KeyVersions {
             current: to,
             oldest: KeyVersion::FIRST,
@@ -260,18 +262,18 @@ fn rotate(
     Ok(())
 }
 
-/// What the configuration says, but never an older key than the records have already.
+/// Uses the versions of the configuration, but never an older key than the records already have.
 fn use_versions(vault: &Vault, config: &VaultSection, kept: Option<KeyVersion>) {
     let current = version(config.key_version);
     let versions = KeyVersions {
         current: kept.map_or(current, |kept| kept.max(current)),
         oldest: version(config.min_version),
     };
-    // In order, as the configuration was found right.
+    // This cannot fail, because the configuration was validated.
     let _ = vault.use_versions(versions);
 }
 
-/// The configuration's, which its own reading has found right.
+/// The version in the configuration, which was validated as it was read.
 fn version(number: u32) -> KeyVersion {
     KeyVersion::new(number).unwrap_or(KeyVersion::FIRST)
 }
@@ -280,7 +282,7 @@ fn label(name: &str) -> Option<BlobLabel> {
     format!("{KIND}:{name}").parse().ok()
 }
 
-/// A place is erased as a whole: one with something that is not kept stays.
+/// Erases locations as a whole: one that has something that is not stored stays.
 fn erase_kept(
     found: &[&MediaCredential],
     unused: &[&MediaCredential],
@@ -321,7 +323,7 @@ mod tests {
         keeper
     }
 
-    /// What a machine finds whose fw_cfg has that document.
+    /// A machine whose fw_cfg has that document.
     fn machine(document: &str) -> (tempfile::TempDir, SourcePaths) {
         let root = tempfile::tempdir().expect("a folder");
         let at = |name: &str| root.path().join(name);
@@ -384,7 +386,7 @@ mod tests {
         .expect("ours");
         let again = kept(&keeper, root.path(), &paths, CONFIG);
         assert_eq!(opened(&keeper, &again, "openai"), "sk-hush");
-        // It is not that one, so it is not erased either.
+        // The medium has another secret, so it is not erased either.
         assert_eq!(codes(&again), ["credential-ignored"]);
         let files = fs::read_dir(root.path().join("data/credentials/set-1")).expect("a set");
         for file in files {
@@ -435,7 +437,7 @@ mod tests {
             assert_eq!(opened(&keeper, &after, name), secret);
         }
         assert_eq!(keeper.vault().versions().oldest.number(), 4);
-        // Taken back, the records stay where they are, and open.
+        // After the version is set back, the records stay where they are, and open.
         let before = kept(&keeper, root.path(), &paths, CONFIG);
         assert_eq!(before.records["openai"].key_version, 4);
         assert_eq!(opened(&keeper, &before, "openai"), "sk-hush");
@@ -451,10 +453,11 @@ mod tests {
         assert!(none.records.is_empty());
         let keeper = keeper();
         let one = kept(&keeper, root.path(), &paths, CONFIG);
-        // The medium has a secret that the configuration does not name, so PID 1 neither erases nor tries it.
+        // The medium has a secret that the configuration does not name, so PID 1 neither erases nor
+        // tries it.
         assert_eq!(codes(&one), ["credential-unused"]);
         assert_eq!(opened(&keeper, &one, "openai"), "sk-hush");
-        // One that was damaged is named, and the others are there.
+        // A damaged record is named, and the others are there.
         let (root, paths) = machine(&format!(
             "[secrets.credentials]\nopenai = \"a\"\nmail = \"b\"\n\n{CONFIG}"
         ));

@@ -1,5 +1,5 @@
-//! What the console asks the user about the vault, and what comes of the answers. No clock, no vault: answers come
-//! in, questions and steps come out.
+//! The console's questions to the user about the vault, and the steps that answers lead to. It has no clock and no
+//! vault: answers come in, questions and steps come out.
 
 use alknet_tpm::TpmPin;
 use alknet_vault::{Entropy, SecretStr};
@@ -9,7 +9,7 @@ use super::commands::{COMMANDS, CommandPrompt, PromptResponse, PromptText, Vault
 use super::{UnlockPrompt, VaultWait, WordsSource};
 use crate::console::{ConsoleInput, ConsoleQuestion};
 
-/// Number of words that the console asks for, to see whether the user wrote them down.
+/// How many words the console asks for, to see whether the user wrote them down.
 const CHECKED: usize = 3;
 /// Columns in which the words are shown.
 const COLUMNS: usize = 4;
@@ -17,18 +17,18 @@ const COLUMNS: usize = 4;
 /// What an answer leads to.
 #[derive(Debug)]
 pub(crate) enum DialogStep {
-    /// The command that is under way is not wanted any more.
+    /// The user drops the command under way.
     Drop,
-    /// The user wants the machine back as it came: everything on the data partition is lost.
+    /// The user wants the machine as it was when it was new: everything on the data partition is lost.
     FactoryReset,
-    /// What the command under way waits for.
+    /// An answer for the command under way.
     Given(PromptResponse),
     Lock {
         hard: bool,
     },
-    /// The next question stands.
+    /// The next question is ready.
     Next,
-    /// Try whatever needs nothing typed.
+    /// Try the slots that need no typed input.
     Retry,
     /// Open the vault, or make it, with this.
     NewPassphrase(SecretStr),
@@ -37,7 +37,7 @@ pub(crate) enum DialogStep {
     Pin(SecretStr),
     Run(VaultCommand),
     Words(WordsSource),
-    /// The words that were shown are written down.
+    /// The user has written the words down.
     WordsKept,
 }
 
@@ -45,11 +45,11 @@ pub(crate) enum DialogStep {
 #[derive(Debug, Default)]
 pub(crate) struct VaultDialog {
     state: DialogState,
-    /// Something the person should know, above the next question.
+    /// A note above the next question.
     note: String,
-    /// Both a PIN and a passphrase help: Enter leads from one question to the other.
+    /// Whether both a PIN and a passphrase help, so that Enter leads from one question to the other.
     other_way: bool,
-    /// Words that wait to be written down while something else is talked about.
+    /// Words that wait to be written down while the conversation is about something else.
     deferred_words: Option<(SecretStr, Vec<usize>)>,
 }
 
@@ -60,7 +60,7 @@ enum DialogState {
         /// Places, counted from 1, that are still to be typed.
         places: Vec<usize>,
     },
-    /// What the last command said, if there was one.
+    /// The lines of the last command, if there was one.
     Command(Vec<String>),
     NewPassphrase,
     NewPassphraseAgain(SecretStr),
@@ -78,11 +78,11 @@ enum DialogState {
 }
 
 impl VaultDialog {
-    /// Asks for what the vault waits for, or for nothing. A conversation about the same goes on.
+    /// Asks for what the vault waits for, or for nothing. A conversation about the same question goes on.
     pub(crate) fn wait_for(&mut self, waiting: Option<&VaultWait>) {
         let other_way = waiting.is_some_and(|waiting| waiting.other_way);
-        let fits = |state: &DialogState, ask: UnlockPrompt| match ask {
-            // A user who chose the other question is left with it.
+        let is_same_question = |state: &DialogState, ask: UnlockPrompt| match ask {
+            // A user who chose the other question keeps it.
             UnlockPrompt::Passphrase | UnlockPrompt::Pin
                 if other_way && matches!(state, DialogState::Passphrase | DialogState::Pin) =>
             {
@@ -125,12 +125,12 @@ impl VaultDialog {
                         | DialogState::Pin
                         | DialogState::Words
                 );
-                // A question of the attempt is over with it; a command that the user is typing is not.
+                // A question of the attempt ends with it. A command that the user is typing does not.
                 if is_over {
                     self.state = DialogState::Nothing;
                 }
             }
-            Some(waiting) if fits(&self.state, waiting.ask) => {}
+            Some(waiting) if is_same_question(&self.state, waiting.ask) => {}
             Some(waiting) => {
                 self.note.clear();
                 self.state = match waiting.ask {
@@ -166,7 +166,7 @@ impl VaultDialog {
         self.state = DialogState::Wanting(PromptText::new(want, note));
     }
 
-    /// Shows what came of a command, and asks for the next.
+    /// Shows the result of a command, and asks for the next.
     pub(crate) fn tell(&mut self, lines: Vec<String>) {
         self.note.clear();
         self.state = DialogState::Command(lines);
@@ -177,7 +177,7 @@ impl VaultDialog {
         matches!(self.state, DialogState::Nothing)
     }
 
-    /// Shows again what was put aside for something else.
+    /// Shows the words again that were put aside for something else.
     pub(crate) fn resume(&mut self) {
         if self.is_idle()
             && let Some((words, places)) = self.deferred_words.take()
@@ -194,7 +194,7 @@ impl VaultDialog {
         }
     }
 
-    /// Nothing is asked any more, and shown words are forgotten.
+    /// Ends the conversation, and forgets words that were shown.
     pub(crate) fn end(&mut self) {
         self.deferred_words = None;
         self.leave();
@@ -205,7 +205,7 @@ impl VaultDialog {
         self.state = DialogState::Nothing;
     }
 
-    /// What is asked now.
+    /// The present question.
     pub(crate) fn question(&self) -> Option<ConsoleQuestion> {
         let note = [self.note.as_str()]
             .into_iter()
@@ -223,18 +223,18 @@ impl VaultDialog {
             }
             DialogState::Pin => ConsoleQuestion::secret("PIN of the TPM").with_lines(note),
             DialogState::NewPin => {
-                let told = "This machine's vault is about to be made. The PIN is asked at every boot; \
+                let notice = "This machine's vault is about to be made. The PIN is asked at every boot; \
                             the TPM counts wrong ones.";
-                ConsoleQuestion::secret("new PIN of the TPM").with_lines(note.chain([told]))
+                ConsoleQuestion::secret("new PIN of the TPM").with_lines(note.chain([notice]))
             }
             DialogState::NewPassphrase => {
-                let told = "This machine's vault is about to be made. Its passphrase is asked at every boot.";
-                ConsoleQuestion::secret("new passphrase").with_lines(note.chain([told]))
+                let notice = "This machine's vault is about to be made. Its passphrase is asked at every boot.";
+                ConsoleQuestion::secret("new passphrase").with_lines(note.chain([notice]))
             }
             DialogState::NewPassphraseAgain(_) | DialogState::NewPinAgain(_) => ConsoleQuestion::secret("the same again"),
             DialogState::Words => {
-                let told = "The words of an earlier node bring it back here, all on one line.";
-                ConsoleQuestion::shown("the words, or Enter for new ones").with_lines(note.chain([told]))
+                let notice = "The words of an earlier node bring it back here, all on one line.";
+                ConsoleQuestion::shown("the words, or Enter for new ones").with_lines(note.chain([notice]))
             }
             DialogState::Command(said) if said.is_empty() => {
                 ConsoleQuestion::shown("vault").with_lines(note.chain(COMMANDS))
@@ -248,8 +248,8 @@ impl VaultDialog {
             ]),
             DialogState::Wanting(wanting) => wanting.question(),
             DialogState::Shown(words) => {
-                let told = "These words are this node. Only you may see them.".to_owned();
-                let lines = [told, String::new()].into_iter().chain(table(words));
+                let notice = "These words are this node. Only you may see them.".to_owned();
+                let lines = [notice, String::new()].into_iter().chain(table(words));
                 ConsoleQuestion::shown("Enter wipes them").with_lines(lines).private()
             }
             DialogState::Checking { words, places } => {
@@ -260,13 +260,13 @@ impl VaultDialog {
                 lines.extend(table(words));
                 lines.push(String::new());
                 lines.extend(note.map(str::to_owned));
-                let place = places.first().copied().unwrap_or(1);
-                ConsoleQuestion::shown(format!("word {place}")).with_lines(lines).private()
+                let number = places.first().copied().unwrap_or(1);
+                ConsoleQuestion::shown(format!("word {number}")).with_lines(lines).private()
             }
         })
     }
 
-    /// Takes an answer.
+    /// Handles an input.
     pub(crate) fn answer(&mut self, answer: ConsoleInput) -> DialogStep {
         let line = match answer {
             // A user who has forgotten what opens the vault may want to reset the machine.
@@ -290,7 +290,7 @@ impl VaultDialog {
                 return DialogStep::Next;
             }
             ConsoleInput::Cancel => return self.cancel(),
-            // The machine takes it before it comes here.
+            // The machine handles it before it comes here.
             ConsoleInput::Pasted(_) => return DialogStep::Next,
             ConsoleInput::Line(line) => line,
         };
@@ -303,7 +303,7 @@ impl VaultDialog {
                         true => DialogState::Pin,
                         false => DialogState::Passphrase,
                     };
-                    // Enter alone: a slot that needs nothing typed may open by now, as with a medium that was
+                    // Enter alone: a slot that needs no input may open by now, for example by a medium that was
                     // attached.
                     return DialogStep::Retry;
                 }
@@ -376,7 +376,7 @@ impl VaultDialog {
         }
     }
 
-    /// A PIN that a TPM can have: what cannot be one costs no attempt.
+    /// Checks that a TPM can have this PIN. An impossible PIN costs no attempt.
     fn pin(&mut self, line: &Zeroizing<String>) -> Option<SecretStr> {
         match TpmPin::new(secret(line)) {
             Ok(_) => Some(secret(line)),
@@ -412,8 +412,8 @@ impl VaultDialog {
             }
             Ok(VaultCommand::Lock { hard }) => DialogStep::Lock { hard },
             Ok(command) => DialogStep::Run(command),
-            Err(wrong) => {
-                self.note = wrong;
+            Err(error) => {
+                self.note = error;
                 self.state = DialogState::Command(Vec::new());
                 DialogStep::Next
             }
@@ -430,23 +430,23 @@ impl VaultDialog {
                 self.leave();
                 DialogStep::Drop
             }
-            // What opens or makes the vault is asked until it is answered.
+            // The console asks for what opens or makes the vault until it is answered.
             _ => DialogStep::Next,
         }
     }
 
     fn check(&mut self, words: SecretStr, mut places: Vec<usize>, line: &str) -> DialogStep {
-        let place = places.first().copied().unwrap_or(1);
-        let wanted = words.expose().split(' ').nth(place.saturating_sub(1));
-        // The words of BIP 39 are in lower case; phones and habit capitalise the first letter.
+        let number = places.first().copied().unwrap_or(1);
+        let expected = words.expose().split(' ').nth(number.saturating_sub(1));
+        // The words of BIP 39 are in lower case. Phones and habit capitalise the first letter.
         let typed = Zeroizing::new(line.trim().to_lowercase());
-        if wanted == Some(typed.as_str()) {
+        if expected == Some(typed.as_str()) {
             places.remove(0);
             if places.is_empty() {
                 return DialogStep::WordsKept;
             }
         } else {
-            self.note = format!("word {place} is another one");
+            self.note = format!("word {number} is another one");
         }
         self.state = DialogState::Checking { words, places };
         DialogStep::Next
@@ -458,7 +458,7 @@ pub(crate) fn places(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize
     let mut places = Vec::new();
     while places.len() < CHECKED.min(count) {
         let mut drawn = usize::try_from(random() % count.max(1) as u64).unwrap_or(0) + 1;
-        // The next that is free, so that it ends whatever is drawn.
+        // Takes the next free place, so that the loop ends whatever `random` draws.
         while places.contains(&drawn) {
             drawn = drawn % count + 1;
         }
@@ -540,7 +540,7 @@ mod tests {
         asking.wait_for(Some(&both(UnlockPrompt::Pin)));
         assert!(prompt(&asking).contains("\"PIN of the TPM, or Enter for the passphrase"));
         assert!(matches!(asking.answer(line("")), DialogStep::Next));
-        // An attempt without input does not take away the question that the user chose.
+        // An attempt without input does not replace the question that the user chose.
         asking.wait_for(Some(&both(UnlockPrompt::Pin)));
         assert!(prompt(&asking).contains("\"passphrase of the vault, or Enter for the PIN"));
         assert!(matches!(
@@ -551,7 +551,7 @@ mod tests {
         assert!(matches!(asking.answer(line("")), DialogStep::Retry));
         asking.wait_for(Some(&both(UnlockPrompt::Pin)));
         assert!(matches!(asking.answer(line("1234")), DialogStep::Pin(_)));
-        // The TPM is locked: only the passphrase is left.
+        // The TPM is locked, so only the passphrase is left.
         asking.wait_for(Some(&waits(UnlockPrompt::Passphrase)));
         assert!(prompt(&asking).contains("or Enter where it opens by itself"));
         asking.wait_for(Some(&waits(UnlockPrompt::Pin)));
@@ -596,7 +596,7 @@ mod tests {
                 goes_on
             );
         }
-        // Something else may be talked about meanwhile.
+        // The user may begin something else meanwhile.
         asking.answer(ConsoleInput::Begin);
         assert!(matches!(asking.answer(line("status")), DialogStep::Run(_)));
         asking.resume();
@@ -662,7 +662,7 @@ mod tests {
         ));
         asking.want(CommandPrompt::Consent, String::new());
         assert!(matches!(asking.answer(line("yes")), DialogStep::Next));
-        // What was locked meanwhile asks for its passphrase, and not for the command's.
+        // The vault was locked meanwhile, so the console asks for its passphrase and not for the command's.
         asking.wait_for(Some(&waits(UnlockPrompt::Passphrase)));
         assert!(matches!(
             asking.answer(line("one")),

@@ -1,9 +1,10 @@
-//! Shares that other nodes of the owner keep: which of them the vault waits for, what came of asking,
-//! and the keys that they make. No process and no clock: helper tasks go out, outcomes come in.
+//! Shares that other nodes of the owner keep: which of them the vault waits for, the results of
+//! requests, and the keys that they make. It has no process and no clock: helper tasks go out,
+//! outcomes come in.
 //!
-//! An attempt to open or to make the vault never waits for a network. It says what it wants here, the machine's
-//! loop sends a child for it meanwhile, and the next attempt finds what the child brought. So a user can type at
-//! the console all the time.
+//! An attempt to open or to make the vault never waits for a network. It registers here what it
+//! wants, the machine's loop sends a child for it meanwhile, and the next attempt finds what the
+//! child brought. So a user can type at the console all the time.
 
 mod source;
 
@@ -17,19 +18,19 @@ use alknet_vault::slots::{Kek, KmsParams, VaultId};
 use super::{UnlockPrompt, VaultWait};
 use crate::helper_task::{HelperOutcome, HelperRefusal, HelperTask, HexSecret};
 
-/// Longest name that a peer may have; the name of the machine and the end of it below.
+/// Longest name that a peer may have: the name of the machine and the suffix below.
 const NAME_CHARS_MAX: usize = 63;
-/// What the slot's key is called at the other node: the machine's own key may be a peer there as well.
+/// Suffix of the key's name at the other node: the machine's own key may be a peer there as well.
 const NAME_END: &str = "-vault";
 
-/// What is wanted of other nodes. See the module.
+/// What the vault wants of other nodes. See the module.
 #[derive(Default)]
 pub(crate) struct EscrowClient(Mutex<EscrowState>);
 
 #[derive(Default)]
 struct EscrowState {
     network: bool,
-    /// A helper task is out.
+    /// Whether a helper runs.
     busy: bool,
     /// The share of a vault that is about to be made.
     deposit: Option<EscrowDeposit>,
@@ -37,7 +38,7 @@ struct EscrowState {
     releases: Vec<EscrowRelease>,
 }
 
-/// A share that is left with another node before the vault is made. It stays the same until then: the
+/// A share that another node takes before the vault is made. It stays the same until then: the
 /// other node takes it once.
 struct EscrowDeposit {
     wanted: VaultKms,
@@ -47,28 +48,28 @@ struct EscrowDeposit {
     half: SecretArr<32>,
     share: SecretArr<32>,
     done: Option<KmsParams>,
-    course: ExchangeProgress,
+    progress: ExchangeProgress,
 }
 
-/// A share that is asked for.
+/// A share that helpers ask for.
 struct EscrowRelease {
     params: KmsParams,
     share: Option<SecretArr<32>>,
-    course: ExchangeProgress,
+    progress: ExchangeProgress,
 }
 
-/// How asking went so far.
+/// The progress of the requests.
 #[derive(Default)]
 struct ExchangeProgress {
-    /// Not before, in ms after the kernel's start.
+    /// The earliest time of the next request, in ms after the kernel's start.
     at: u64,
-    /// What the last attempt came to.
+    /// The result of the last attempt.
     last: Option<String>,
-    /// The other node answered, and did not want to.
+    /// Whether the other node answered and refused.
     refused: bool,
 }
 
-/// What a helper task is for.
+/// The purpose of a helper task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HelperPurpose {
     Deposit(VaultId),
@@ -76,21 +77,21 @@ pub(crate) enum HelperPurpose {
 }
 
 impl EscrowClient {
-    /// The network is up, or not any more. Returns whether that changed.
+    /// The network went up or down. Returns whether that changed.
     pub(crate) fn set_network(&self, up: bool) -> bool {
         let mut state = self.state();
         std::mem::replace(&mut state.network, up) != up
     }
 
-    /// Nothing is wanted any more: the vault is open.
+    /// Forgets all requests: the vault is open.
     pub(crate) fn clear(&self) {
         let mut state = self.state();
         state.deposit = None;
         state.releases.clear();
     }
 
-    /// The slot of a vault that is about to be made, once the other node has its share; until then, what
-    /// is waited for.
+    /// The slot of a vault that is about to be made, once the other node has its share. Until then,
+    /// what the vault waits for.
     pub(crate) fn deposited(
         &self,
         wanted: &VaultKms,
@@ -99,7 +100,7 @@ impl EscrowClient {
     ) -> Result<(VaultId, KmsParams, Kek), VaultWait> {
         let mut state = self.state();
         let network = state.network;
-        // Another configuration is another node, and the key of a medium names another vault.
+        // Another configuration names another node, and the key of a medium names another vault.
         let other = |deposit: &mut EscrowDeposit| {
             deposit.wanted != *wanted || seed.is_some_and(|seed| seed != deposit.vault)
         };
@@ -116,7 +117,7 @@ impl EscrowClient {
             None => {
                 let text = format!(
                     "the node that is to keep a share: {}",
-                    deposit.course.text(network)
+                    deposit.progress.text(network)
                 );
                 let hint = "let this machine in there, with 'alknet hub invite' or 'alknet hub approve'; it \
                             is tried again by itself";
@@ -130,7 +131,7 @@ impl EscrowClient {
         }
     }
 
-    /// What to go for now, if anything.
+    /// The next helper task, if one is due.
     pub(crate) fn next(&self, now: u64) -> Option<(HelperPurpose, HelperTask)> {
         let mut state = self.state();
         // One child at a time: its control group and its user are shared.
@@ -142,16 +143,17 @@ impl EscrowClient {
         Some(task)
     }
 
-    /// When there will be something to go for, in ms after the kernel's start.
+    /// When the next task is due, in ms after the kernel's start.
     pub(crate) fn deadline(&self) -> Option<u64> {
         let state = self.state();
         if state.busy || !state.network {
             return None;
         }
-        state.courses().map(|course| course.at).min()
+        state.progresses().map(|progress| progress.at).min()
     }
 
-    /// A helper task is over. Returns whether another attempt to open or make the vault is worth it.
+    /// A helper task is over. Returns whether another attempt to open or make the vault is worth
+    /// it.
     pub(crate) fn came(
         &self,
         of: &HelperPurpose,
@@ -166,7 +168,7 @@ impl EscrowClient {
             HelperPurpose::Deposit(vault) => {
                 let deposit = state.deposit.as_mut();
                 deposit
-                    // The configuration may have changed while the child was out.
+                    // The configuration may have changed while the child ran.
                     .filter(|deposit| deposit.vault == *vault)
                     .is_some_and(|deposit| deposit.came(outcome, now))
             }
@@ -180,12 +182,12 @@ impl EscrowClient {
     }
 
     fn state(&self) -> MutexGuard<'_, EscrowState> {
-        // Plain values: whole after any panic.
+        // The lock guards plain values, which are whole after any panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Never what is in it.
+/// Does not show any content.
 impl fmt::Debug for EscrowClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EscrowClient(..)")
@@ -193,34 +195,34 @@ impl fmt::Debug for EscrowClient {
 }
 
 impl EscrowState {
-    /// The course of everything that is still wanted.
-    fn courses(&self) -> impl Iterator<Item = &ExchangeProgress> {
+    /// The progress of everything that is still wanted.
+    fn progresses(&self) -> impl Iterator<Item = &ExchangeProgress> {
         let deposit = self.deposit.iter().filter(|deposit| deposit.done.is_none());
         let releases = self
             .releases
             .iter()
             .filter(|release| release.share.is_none());
         deposit
-            .map(|deposit| &deposit.course)
-            .chain(releases.map(|release| &release.course))
+            .map(|deposit| &deposit.progress)
+            .chain(releases.map(|release| &release.progress))
     }
 
     fn due(&self, now: u64) -> Option<(HelperPurpose, HelperTask)> {
-        let wanted = |course: &ExchangeProgress| now >= course.at;
+        let is_due = |progress: &ExchangeProgress| now >= progress.at;
         let deposit = self
             .deposit
             .iter()
-            .find(|it| it.done.is_none() && wanted(&it.course));
+            .find(|it| it.done.is_none() && is_due(&it.progress));
         if let Some(deposit) = deposit {
             return Some((HelperPurpose::Deposit(deposit.vault), deposit.task()));
         }
-        // The one that was left alone for the longest time: several nodes take turns.
-        let due = |it: &&EscrowRelease| it.share.is_none() && wanted(&it.course);
+        // The one that waited for the longest time, so that several nodes take turns.
+        let due = |it: &&EscrowRelease| it.share.is_none() && is_due(&it.progress);
         let release = self
             .releases
             .iter()
             .filter(due)
-            .min_by_key(|it| it.course.at)?;
+            .min_by_key(|it| it.progress.at)?;
         let key = release.params.key().to_owned();
         Some((HelperPurpose::Release(key), release.task()))
     }
@@ -261,7 +263,7 @@ impl EscrowDeposit {
             half: random()?,
             share: random()?,
             done: None,
-            course: ExchangeProgress::default(),
+            progress: ExchangeProgress::default(),
         })
     }
 
@@ -293,14 +295,14 @@ impl EscrowDeposit {
                     }
                     Err(error) => {
                         let text = format!("what the child brought is no slot: {error}");
-                        self.course.failed(HelperRefusal::Unreachable, text, now);
+                        self.progress.failed(HelperRefusal::Unreachable, text, now);
                     }
                 }
             }
-            HelperOutcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
+            HelperOutcome::Refused { refusal, text } => self.progress.failed(refusal, text, now),
             HelperOutcome::Released { .. } => {
                 let text = "the child brought what it was not asked for".to_owned();
-                self.course.failed(HelperRefusal::Unreachable, text, now);
+                self.progress.failed(HelperRefusal::Unreachable, text, now);
             }
         }
         false
@@ -321,14 +323,14 @@ impl EscrowRelease {
         match outcome {
             HelperOutcome::Released { share } => {
                 self.share = Some(SecretArr::copy_of(share.expose()));
-                // Should it not open the slot, it is not asked for again at once.
-                self.course.at = now + HelperRefusal::Denied.pause_ms();
+                // If it does not open the slot, helpers do not ask for it again at once.
+                self.progress.at = now + HelperRefusal::Denied.pause_ms();
                 return true;
             }
-            HelperOutcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
+            HelperOutcome::Refused { refusal, text } => self.progress.failed(refusal, text, now),
             HelperOutcome::Deposited { .. } => {
                 let text = "the child brought what it was not asked for".to_owned();
-                self.course.failed(HelperRefusal::Unreachable, text, now);
+                self.progress.failed(HelperRefusal::Unreachable, text, now);
             }
         }
         false

@@ -1,14 +1,15 @@
-//! What happened to the vault, until it is in the log. The node alone writes that, by a key of the vault:
-//! what happens before there is a node, while the vault is locked, or to a node that ends before it has
-//! written, is kept here and handed to the next one.
+//! Events of the vault that are not in the log yet. The node alone writes the log, by a key of the
+//! vault. PID 1 keeps events from before there is a node, from while the vault is locked, and those
+//! that a node got and did not write before it ended, and hands them to the next node.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use alknet_vault::audit::{AuditEvent, AuditRecord, BootId};
 
-/// Most events kept; the oldest, which tell how it began.
+/// Most events that PID 1 keeps. If there are more, the oldest stay, because they show how it
+/// began.
 const EVENTS_MAX: usize = 1_000;
-/// Events handed over by one message.
+/// Events in one message.
 const BATCH: usize = 100;
 
 /// Events that are not known to be in the log.
@@ -20,11 +21,11 @@ pub(crate) struct UnloggedEvents {
 
 #[derive(Debug, Default)]
 struct UnloggedList {
-    /// As the node reads them, oldest first.
+    /// In the form that the node reads, oldest first.
     records: Vec<String>,
-    /// How many of them the node that runs was handed.
+    /// How many of them the running node got.
     handed: usize,
-    /// How many were not kept, until that is one of the events.
+    /// How many were not kept since the last event that says so.
     dropped: u64,
 }
 
@@ -44,35 +45,35 @@ impl UnloggedEvents {
         self.push(&mut list, event);
     }
 
-    /// The oldest that the node was not handed yet, as it reads them.
+    /// The oldest that the node has not got yet, in the form that it reads.
     pub(crate) fn fresh(&self) -> Vec<String> {
         let list = self.list();
         let fresh = list.records.iter().skip(list.handed).take(BATCH);
         fresh.cloned().collect()
     }
 
-    /// The node was handed so many more.
+    /// The node got `count` more.
     pub(crate) fn handed(&self, count: usize) {
         let mut list = self.list();
         list.handed = list.records.len().min(list.handed + count);
     }
 
-    /// So many of those that the node was handed are in the log: they are forgotten.
+    /// The log has `count` of those that the node got, so PID 1 forgets them.
     pub(crate) fn written(&self, count: u64) {
         let mut list = self.list();
-        // A node cannot have written more than it was handed: what it was not handed stays.
+        // A node cannot have written more than it got. Events that it did not get stay.
         let count = usize::try_from(count).map_or(list.handed, |count| count.min(list.handed));
         list.records.drain(..count);
         list.handed -= count;
         self.tell_dropped(&mut list);
     }
 
-    /// Another node runs, which was handed nothing.
+    /// Another node runs, which got nothing yet.
     pub(crate) fn hand_over_again(&self) {
         self.list().handed = 0;
     }
 
-    /// Once there is room, that there was none before is an event of its own.
+    /// Adds an event about dropped events, once there is room.
     fn tell_dropped(&self, list: &mut UnloggedList) {
         if list.dropped > 0 && list.records.len() < EVENTS_MAX {
             let count = std::mem::take(&mut list.dropped);
@@ -80,7 +81,7 @@ impl UnloggedEvents {
         }
     }
 
-    /// Keeps an event, or counts it.
+    /// Keeps an event, or counts it as dropped.
     fn push(&self, list: &mut UnloggedList, event: AuditEvent) {
         let record = AuditRecord::new(now_ms(), self.boot.clone(), event);
         match record.to_json() {
@@ -90,7 +91,7 @@ impl UnloggedEvents {
     }
 
     fn list(&self) -> MutexGuard<'_, UnloggedList> {
-        // Plain values: whole after any panic.
+        // The lock guards plain values, which are whole after any panic.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,7 +112,7 @@ fn boot_id() -> BootId {
 mod tests {
     use super::*;
 
-    /// Hands over as the machine does, and says what.
+    /// Hands events over as the machine does, and returns them.
     fn hand_over(events: &UnloggedEvents) -> Vec<String> {
         let fresh = events.fresh();
         events.handed(fresh.len());
@@ -130,7 +131,7 @@ mod tests {
         events.written(1);
         events.hand_over_again();
         assert_eq!(hand_over(&events), first[1..]);
-        // No node has written what it was not handed.
+        // A node cannot have written what it did not get.
         events.add(AuditEvent::Rekeyed);
         events.written(u64::MAX);
         assert_eq!(events.fresh().len(), 1);

@@ -1,4 +1,4 @@
-//! The first boot: the words, the vault made of them, and the slots that open it.
+//! The first boot: the words, the vault from them, and the slots that open it.
 
 use std::time::Instant;
 
@@ -20,21 +20,21 @@ use super::{
 };
 use crate::{log::InitLog, tpm};
 
-/// What a first boot goes by.
+/// What determines a first boot.
 #[derive(Debug)]
 pub(crate) struct FirstBoot<'a> {
     pub(crate) config: &'a VaultSection,
-    /// Where that comes from.
+    /// The source of that configuration.
     pub(crate) from: &'a ConfigOrigin,
     pub(crate) media: &'a MediaSecrets,
     pub(crate) offer: &'a UnlockCredentials,
-    /// The machine's name, where one is configured.
+    /// The machine's name, if one is configured.
     pub(crate) name: Option<&'a str>,
-    /// The client through which another node can be asked to keep a share.
+    /// The client that asks another node to keep a share.
     pub(crate) escrow: &'a EscrowClient,
 }
 
-/// A vault that is nowhere yet.
+/// A vault that is on no disk yet.
 #[derive(Debug)]
 pub(crate) struct NewVaultFile {
     open: OpenAlkv,
@@ -43,19 +43,20 @@ pub(crate) struct NewVaultFile {
 }
 
 impl NewVaultFile {
-    /// As it is to be written.
+    /// The opened vault, as PID 1 will write it.
     pub(crate) fn open(&self) -> &OpenAlkv {
         &self.open
     }
 }
 
 impl FirstBoot<'_> {
-    /// Which slots to make: what is configured, else the best that this machine has.
+    /// The slots to make: the configured ones, or else the best that this machine can have.
     fn slots(&self, log: &InitLog) -> Result<Vec<VaultUnlock>, VaultWait> {
         if !self.config.unlock.is_empty() {
             return Ok(self.config.unlock.clone());
         }
-        // One, and not a medium's key beside it that the configuration did not ask for: an attacker may have left it.
+        // One slot, and no medium's key beside it that the configuration did not request: an
+        // attacker may have left that key.
         if tpm::is_usable(log).map_err(|error| no_tpm(&error))? {
             return Ok(vec![VaultUnlock::Tpm2]);
         }
@@ -65,11 +66,11 @@ impl FirstBoot<'_> {
         }])
     }
 
-    /// Whether a key is to open the vault although `vault.unlock` is empty: one that lies where the configuration comes
-    /// from does.
+    /// Whether a key is to open the vault although `vault.unlock` is empty: this holds if the key
+    /// lies where the configuration comes from.
     ///
     /// # Errors
-    /// There is one elsewhere only, which may be an attacker's.
+    /// There is a key only elsewhere, which may be an attacker's.
     fn asks_for_seed(&self) -> Result<bool, VaultWait> {
         let keys = &self.media.seed_keys;
         if keys.iter().any(|found| found.source == *self.from) {
@@ -89,12 +90,12 @@ impl FirstBoot<'_> {
         ))
     }
 
-    /// The key that a medium has for this machine: without a vault, the first.
+    /// The key that a medium has for this machine. There is no vault yet, so this is the first key.
     fn seed(&self) -> Option<&SeedKey> {
         self.media.seed_keys.first().map(|found| &found.key)
     }
 
-    /// Where keys lie of which only one can be the owner's.
+    /// The sources of keys that differ, of which only one can be the owner's.
     fn rival_seeds(&self) -> Option<String> {
         let keys = &self.media.seed_keys;
         let texts: Vec<_> = keys.iter().map(|found| found.key.to_text()).collect();
@@ -105,7 +106,8 @@ impl FirstBoot<'_> {
         (!same).then(|| sources.collect::<Vec<_>>().join(", "))
     }
 
-    /// Where words lie that differ, of which only one can have the owner's: the order of the sources does not tell.
+    /// The sources of words that differ, of which only one can have the owner's. The order of the
+    /// sources does not show which.
     fn rival_words(&self) -> Option<String> {
         let others = &self.media.other_words;
         let all = self.media.words.iter().chain(others);
@@ -113,7 +115,7 @@ impl FirstBoot<'_> {
         (!others.is_empty()).then(|| sources.collect::<Vec<_>>().join(", "))
     }
 
-    /// The vault that the key of a medium names, where the key is to open it.
+    /// The vault that the key of a medium names, if the key is to open it.
     fn named_by_seed(&self, kinds: &[VaultUnlock]) -> Option<VaultId> {
         let has_seed = kinds.contains(&VaultUnlock::Provisioning);
         self.seed().filter(|_| has_seed).map(SeedKey::vault)
@@ -124,7 +126,7 @@ impl FirstBoot<'_> {
         self.config.tpm_pin && kinds.contains(&VaultUnlock::Tpm2)
     }
 
-    /// The PIN that was typed for it.
+    /// The PIN that the user typed for it.
     fn pin(&self) -> Result<Option<TpmPin>, TpmError> {
         let typed = self.offer.new_pin.as_ref();
         let typed = typed.filter(|_| self.config.tpm_pin);
@@ -133,7 +135,7 @@ impl FirstBoot<'_> {
             .transpose()
     }
 
-    /// The slot whose share another node has taken, and the vault that it is of.
+    /// The slot whose share another node has taken, and its vault.
     fn shared(&self, kinds: &[VaultUnlock], log: &InitLog) -> Result<UnboundKmsSlot, VaultWait> {
         let Some(kms) = &self.config.kms else {
             return Err(VaultWait::new(
@@ -161,7 +163,7 @@ impl FirstBoot<'_> {
             again.map_err(failed)
         };
         match (&self.media.words, self.config.init) {
-            // No other words lie beside them: `create` has looked.
+            // No other words lie beside them: `create` has checked that.
             (Some(words), VaultInit::Provisioned) => Ok((copy(&words.entropy)?, false)),
             // An attacker who left the medium would have the words of this node for ever.
             (Some(words), _) => Err(VaultWait::new(
@@ -228,7 +230,8 @@ pub(crate) fn create(first: &FirstBoot<'_>, log: &InitLog) -> Result<NewVaultFil
     if first.config.init == VaultInit::Provisioned
         && let Some(sources) = first.rival_words()
     {
-        // Before a share is left anywhere: an attacker's words would be those of this node for ever.
+        // This check precedes leaving a share with another node. An attacker's words would be those
+        // of this node for ever.
         return Err(VaultWait::new(
             UnlockPrompt::Nothing,
             "vault-waits",
@@ -238,14 +241,15 @@ pub(crate) fn create(first: &FirstBoot<'_>, log: &InitLog) -> Result<NewVaultFil
             "leave the medium attached that has the words of this node, and take the other one away",
         ));
     }
-    // It takes a while and is kept: the console asks for typed secrets after it.
+    // The share takes a while and is kept, so the console asks for typed secrets after it.
     let shared = kinds
         .contains(&VaultUnlock::Kms)
         .then(|| first.shared(&kinds, log))
         .transpose()?;
     randomness(log)?;
     let (entropy, is_new) = first.words()?;
-    // What is typed for it comes last: an attacker may type it while the machine waits for the owner's medium.
+    // Typed secrets come last: an attacker may type them while the machine waits for the owner's
+    // medium.
     if first.wants_pin(&kinds) && first.offer.new_pin.is_none() {
         // Without a usable TPM the console does not ask for a PIN.
         if let Err(error) = tpm::connect() {
@@ -309,7 +313,7 @@ fn hand_over(words: &SecretStr, to: &[String]) -> Result<Option<String>, VaultWa
 }
 
 impl VaultHandle {
-    /// The vault was written and read back: its words count from now on.
+    /// The vault was written and read back, so its words count from now on.
     pub(crate) fn adopt(
         &self,
         made: NewVaultFile,
@@ -333,8 +337,8 @@ impl VaultHandle {
         Ok(open)
     }
 
-    /// New words are encrypted to the recipients that the configuration names, and count as kept once that file
-    /// is on the disk. Without recipients they wait for the owner at the console.
+    /// New words are encrypted to the recipients that the configuration names, and count as kept
+    /// once that file is on the disk. Without recipients they wait for the owner at the console.
     pub(crate) fn present(&self, words: SecretStr, to: &[String]) -> Result<(), VaultWait> {
         let text = hand_over(&words, to)?;
         let mut state = self.state();
@@ -373,7 +377,7 @@ fn with_slots(
         let done = match kind {
             VaultUnlock::Kms => match &shared {
                 Some(shared) => put(NewSlot::Kms(shared.params.clone(), &shared.kek)),
-                // `create` has asked for all of them before.
+                // `create` has requested all of them before.
                 None => continue,
             },
             VaultUnlock::None => put(NewSlot::None),
@@ -407,8 +411,8 @@ fn with_slots(
     made.ok_or_else(|| failed(SlotError::Form("no slot was asked for")))
 }
 
-/// What takes half a second to a second here. Tests of the commands make and open dozens of slots, and take
-/// the cheapest.
+/// The cost that takes half a second to a second here. Tests of the commands make and open dozens
+/// of slots, and take the cheapest.
 pub(super) fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
     if cfg!(test) {
         return Ok(Argon2Params::FLOOR);

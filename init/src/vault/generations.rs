@@ -1,9 +1,9 @@
-//! Whether the vault on the disk is the newest that this machine had.
+//! Decides whether the vault on the disk is the newest that this machine had.
 //!
-//! The encrypted data notes the generation of the vault, so that PID 1 notices an older copy of the vault that was put
-//! back beside it. The TPM counts the changes, so that PID 1 notices an older disk that was put back whole. An older
-//! copy opens only for a person who proves to be its owner. A change that a TPM did not count is owed: PID 1 reports
-//! it, and each later start tries again.
+//! The encrypted data note the generation of the vault, so that PID 1 notices an older copy of the vault beside
+//! them. The TPM counts the changes, so that PID 1 notices an older copy of the whole disk. An older copy opens
+//! only for a person who proves to be its owner. A change that a TPM did not count is owed: PID 1 reports it, and
+//! each later start tries again.
 
 mod note;
 mod tpm;
@@ -25,44 +25,45 @@ use tpm::{chip, is_absent, retire};
 
 pub(crate) use tpm::outdate;
 
-/// How often the counter may rise in a first boot before anything is noted beside the data: where the erasure of the disk
-/// before was not counted, it rises before the note is written. In a first boot that has ended it rose twice.
+/// How often the counter may rise in a first boot before there is a note beside the data. If the erasure of the
+/// disk before was not counted, the counter rises before the note is written. In a first boot that has ended it
+/// rose twice.
 const FIRST_NOTE_RISES_MAX: u64 = 1;
-/// Why nothing says how old the disk is.
+/// The reason if nothing says how old the disk is.
 const FOREIGN: &str =
     "something else is in the place of the TPM's counter, which says how old the disk is";
-/// Why a vault that permits its first boot is an older copy.
+/// The reason why a vault that permits its first boot is an older copy.
 const PAST: &str =
     "it is a copy from its first boot, and the TPM has counted changes of the vault since";
-/// Why it is not known whether it is one.
+/// The reason why it is unknown whether it is one.
 const ELSEWHERE: &str = "it permits what its first boot does, and the TPM that can say whether that has ended is not in \
                          this machine, or switched off";
 
-/// What is at the handle of the TPM's counter.
+/// The content of the handle of the TPM's counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TpmCounterIndex {
     Absent,
     Count(u64),
-    /// Another program's, or an attacker's.
+    /// Another program's index, or an attacker's.
     Foreign,
 }
 
-/// How a note and a counter fit.
+/// How a note compares with a counter.
 #[derive(Debug, PartialEq, Eq)]
 enum NoteFit {
-    /// They say the same.
+    /// Both say the same.
     Same,
-    /// The power went between the two.
+    /// The power failed between the two.
     Behind,
-    /// The TPM counted a change that the disk does not have, or counts no more what it did.
+    /// The TPM counted a change that the disk does not have, or no longer counts what it did.
     Old,
-    /// The TPM has no counter, and something else where it would be.
+    /// The TPM has no counter, and something else at its handle.
     Unknown,
 }
 
 impl NoteFit {
-    /// Of a vault with a slot of this TPM, which was counted when that slot was made. The TPM's owner has no password
-    /// here: an attacker can remove the counter, and put something else at its handle.
+    /// Compares for a vault with a slot of this TPM, which counted when that slot was made. The TPM's owner
+    /// hierarchy has no password here: an attacker can remove the counter, and put something else at its handle.
     fn compare(noted: Option<u64>, index: TpmCounterIndex) -> Self {
         match (noted, index) {
             (_, TpmCounterIndex::Foreign) => Self::Unknown,
@@ -74,23 +75,23 @@ impl NoteFit {
     }
 }
 
-/// Where the newest vault of a disk is noted, and counted.
+/// The note and the counter of the newest vault of a disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GenerationLedger<'a> {
     /// The device of the sealed partition.
     pub(crate) device: &'a Path,
-    /// Tells what is not counted.
+    /// Holds the problems of uncounted changes.
     pub(crate) keeper: &'a VaultHandle,
     pub(crate) log: &'a InitLog,
-    /// Where its data is mounted.
+    /// The folder where its data are mounted.
     pub(crate) state_dir: &'a Path,
 }
 
 impl GenerationLedger<'_> {
-    /// Looks whether the vault of a disk is the newest. `made` just now, it is.
+    /// Checks whether the vault of a disk is the newest. A vault that was just `made` is.
     ///
     /// # Errors
-    /// It is older, and nothing shows that its owner wants it; what would.
+    /// It is older, and nothing proves that its owner wants it. The error says what would prove that.
     pub(crate) fn check(
         &self,
         open: &OpenAlkv,
@@ -99,7 +100,7 @@ impl GenerationLedger<'_> {
     ) -> Result<(), VaultWait> {
         let alkv = open.alkv();
         let read = note::read(self.state_dir);
-        // An attacker who can write to the disk spoils the note without a key, and puts an older vault beside it.
+        // An attacker who can write to the disk can spoil the note without a key, and put an older vault beside it.
         let spoilt = read.as_ref().err().map(|error| {
             format!(
                 "{}, which says which vault is the newest, cannot be read ({error})",
@@ -109,8 +110,8 @@ impl GenerationLedger<'_> {
         let former = read.unwrap_or_default();
         let of_vault = |note: &&GenerationNote| note.vault == alkv.uuid().to_string();
         let noted = former.as_ref().filter(of_vault);
-        // The power may have gone in the first boot, between the counter and the first note. Data with a note, of whichever
-        // vault, had theirs.
+        // The power may have failed in the first boot, between the counter and the first note. Data with a note, of
+        // whichever vault, had their first boot.
         let is_first = !made && spoilt.is_none() && former.is_none() && open.pending().partition;
         let needs_count = !made && (!is_first || open.first_count().is_some());
         let tpms = tpms_of(alkv);
@@ -155,7 +156,7 @@ impl GenerationLedger<'_> {
         Ok(())
     }
 
-    /// Notes a vault that was changed and is on the disk, and has the TPM count it. Nothing older opens while this
+    /// Notes a changed vault that is on the disk, and makes the TPM count it. No older vault opens while this
     /// machine runs.
     pub(crate) fn note(&self, open: &OpenAlkv) {
         self.keeper.is_now(open);
@@ -167,7 +168,7 @@ impl GenerationLedger<'_> {
         self.tell(problems);
     }
 
-    /// TPMs that have not counted, and of which the vault has no slot.
+    /// TPMs that have not counted, and that the vault has no slot of.
     pub(crate) fn owed_without_slot(&self, alkv: &Alkv) -> Vec<String> {
         let tpms = tpms_of(alkv);
         let note = note::read_if_whole(self.state_dir, self.log);
@@ -176,10 +177,10 @@ impl GenerationLedger<'_> {
         owed.filter(|tpm| !tpms.contains(tpm)).collect()
     }
 
-    /// Forgets these: neither a later start nor a factory reset expects that they count.
+    /// Forgets these TPMs: neither a later start nor a factory reset expects that they count.
     ///
     /// # Errors
-    /// That cannot be noted.
+    /// The note cannot be written.
     pub(crate) fn forget_owed(&self, alkv: &Alkv) -> Result<(), String> {
         let tpms = tpms_of(alkv);
         let former = note::read_if_whole(self.state_dir, self.log);
@@ -200,7 +201,7 @@ impl GenerationLedger<'_> {
         self.keeper.set_uncounted(problems);
     }
 
-    /// Whether a note says of a vault with slots of these TPMs what it would say if it were written again.
+    /// Whether a note of a vault with slots of these TPMs would be the same if it were written again.
     fn is_settled(
         &self,
         noted: &GenerationNote,
@@ -224,9 +225,9 @@ impl GenerationLedger<'_> {
             && data::counted_by(self.device) == noted.tpms()
     }
 
-    /// The note first: where the power goes before the TPM has counted, the next start does it. Answers with what is
-    /// not counted. A TPM of the `former` note of which the vault has no slot any more counts for the last time, by
-    /// `retire`: it would open a disk from before. One that has a slot, and is not in the machine, is owed a change.
+    /// Writes the note first: after a power cut before the TPM has counted, the next start makes it count. Returns
+    /// the problems. A TPM in the `former` note without a slot in the vault counts for the last time, by `retire`:
+    /// it would open a disk from before. A TPM with a slot that is not in the machine still owes the count.
     fn write(
         &self,
         alkv: &Alkv,
@@ -301,13 +302,13 @@ impl GenerationLedger<'_> {
         problems
     }
 
-    /// TPMs that did not count that the disk before this one was erased: no note names them yet.
+    /// TPMs that did not count the erasure of the disk before this one: no note names them yet.
     fn of_erased(&self) -> Vec<OwedCount> {
         let tpms = data::counted_by(self.device).into_iter();
         tpms.map(|tpm| OwedCount { tpm, count: None }).collect()
     }
 
-    /// Has the note and the memo of the partition say the same; the memo never less than a note.
+    /// Makes the note and the memo of the partition say the same. The memo never names fewer TPMs than the note.
     fn keep(
         &self,
         note: &GenerationNote,
@@ -327,7 +328,8 @@ impl GenerationLedger<'_> {
                 ));
             }
         };
-        // The memo names both before the note changes: whichever of the two the power leaves, it lacks none.
+        // The memo names both before the note changes. Whichever of the two a power cut leaves, the memo lacks
+        // none.
         set(&memo, &both);
         if former != Some(note)
             && let Err(error) = note::write(self.state_dir, note)
@@ -360,18 +362,18 @@ pub(crate) fn tpms_of(alkv: &Alkv) -> Vec<String> {
     tpms
 }
 
-/// What this machine's TPM is to a vault.
+/// The relation of this machine's TPM to a vault.
 enum TpmPresence {
-    /// The vault has slots of TPMs, and this machine has none of these now; why.
+    /// The vault has slots of TPMs, and this machine has none of these now, for this reason.
     Away(TpmError),
-    /// It has a slot, and counts.
+    /// The vault has a slot of this machine's TPM, which counts.
     Here(VaultCounter),
     /// No slot of the vault is of a TPM.
     Unbound,
 }
 
 impl TpmPresence {
-    /// For a vault with slots of these TPMs.
+    /// Probes the TPM for a vault with slots of these TPMs.
     fn probe(tpms: &[String]) -> Result<Self, TpmError> {
         if tpms.is_empty() {
             return Ok(Self::Unbound);
@@ -384,20 +386,21 @@ impl TpmPresence {
         if !tpms.contains(&key.to_string()) {
             return Ok(Self::Away(TpmError::OtherTpm));
         }
-        // What answers from here on has that key.
+        // Whatever answers from here on has that key.
         let mut tpm = tpm.require(key);
         let index = match tpm.counter() {
             Ok(Some(count)) => TpmCounterIndex::Count(count),
             Ok(None) => TpmCounterIndex::Absent,
-            // No reason to look no further: an attacker can put it there.
+            // This must not end the check: an attacker can put it there.
             Err(TpmError::CounterForeign(_)) => TpmCounterIndex::Foreign,
             Err(error) => return Err(error),
         };
         Ok(Self::Here(VaultCounter { tpm, key, index }))
     }
 
-    /// Why a vault that the TPM had counted so far when it was made (`first`) has its first boot behind it, although it
-    /// permits what that does: it is an older copy. A first boot that was cut short may have counted `rises_max` times.
+    /// Why a vault has its first boot behind it although it permits what that does: it is an older copy. `first` is
+    /// what the TPM had counted when the vault was made. A first boot that was cut short may have counted
+    /// `rises_max` times.
     fn is_past(&self, first: Option<FirstCount>, rises_max: u64) -> Option<&'static str> {
         let first = first?;
         match self {
@@ -409,7 +412,7 @@ impl TpmPresence {
     }
 }
 
-/// The same where that TPM is in the machine, by what is at the handle of its counter.
+/// The same if that TPM is in the machine, by the content of its counter's handle.
 fn is_past(first: u64, index: TpmCounterIndex, rises_max: u64) -> Option<&'static str> {
     match index {
         TpmCounterIndex::Count(count)
@@ -448,8 +451,8 @@ impl VaultCounter {
         }
     }
 
-    /// What the counter will be. It rises at once where it was not noted: a copy of a disk that was erased may be one
-    /// ahead.
+    /// The coming value of the counter. The counter rises at once if it was not noted: a copy of a disk that was
+    /// erased may be one ahead.
     fn begin(&mut self, owed: &[OwedCount]) -> Result<TpmCount, TpmError> {
         let count = match self.index {
             TpmCounterIndex::Count(_) if owed.iter().any(|one| one.count.is_none()) => {
@@ -471,11 +474,12 @@ impl VaultCounter {
     }
 }
 
-/// How far this machine's TPM has counted, for a vault that is about to be made. `None` where it does not say so, or takes
-/// no counter, which the machine reports once the vault is on the disk: nothing tells an early copy of that vault then.
+/// How far this machine's TPM has counted, for a vault that is about to be made. `None` if the TPM does not say it
+/// or takes no counter, which PID 1 reports once the vault is on the disk. Then nothing shows an early copy of that
+/// vault.
 pub(crate) fn first_count() -> Option<FirstCount> {
     let counted = chip().and_then(|(tpm, key)| {
-        // A missing counter is made now: the value that it begins with cannot be known otherwise.
+        // A missing counter is made now, because the value that it begins with cannot be known otherwise.
         let count = tpm.require(key).make_counter()?;
         Ok((key.to_string(), count))
     });
@@ -487,11 +491,12 @@ pub(crate) fn first_count() -> Option<FirstCount> {
     Some(FirstCount { tpm, count })
 }
 
-/// Looks whether a vault that permits its first boot, on a partition without a header, has that behind it. The header is
-/// written before the TPM counts anything of the vault.
+/// Checks whether a vault that permits its first boot, on a partition without a header, has that behind it. PID 1
+/// writes the header before the TPM counts anything of the vault.
 ///
 /// # Errors
-/// It is an older copy, or the TPM does not say whether, and nothing shows that its owner wants it; what would.
+/// It is an older copy, or the TPM does not say whether it is, and nothing proves that its owner wants it. The
+/// error says what would prove that.
 pub(crate) fn check_first_boot(
     open: &OpenAlkv,
     log: &InitLog,
@@ -515,9 +520,9 @@ pub(crate) fn check_first_boot(
     Ok(())
 }
 
-/// Whether a person at the machine, or a medium with the words, shows that the vault's owner opens it. What is typed may
-/// open the other copy on the disk, which an attacker may have made: it proves something only where that has the words
-/// of the vault that opened.
+/// Whether a person at the machine, or a medium with the words, proves that the vault's owner opens it. A typed
+/// secret may open the other copy on the disk, which an attacker may have made, so it proves something only if that
+/// copy has the words of the vault that opened.
 pub(crate) fn is_proven(
     found: &LoadedCopies,
     open: &OpenAlkv,
@@ -547,7 +552,7 @@ pub(crate) fn is_proven(
     by_typing || passphrase() || pin() || medium_has_words()
 }
 
-/// Whether two vaults that opened are of one node. Which id they say proves nothing.
+/// Whether two opened vaults are of one node. The ids that they state prove nothing.
 fn have_same_words(one: &OpenAlkv, other: &OpenAlkv) -> bool {
     match (one.fingerprint(), other.fingerprint()) {
         (Ok(one), Ok(other)) => one == other,
@@ -585,15 +590,15 @@ fn unknown(error: &TpmError) -> VaultWait {
     )
 }
 
-/// What to do where a TPM counts late.
+/// What to do if a TPM counts late.
 const HINT_LATER: &str = "restart this machine with that TPM switched on; until it has counted, a copy of the disk from \
                           before opens by it. If it is gone for good, destroy such copies, and 'tpm forget' at the \
                           console (v) ends this";
-/// What to do where the note is not written.
+/// What to do if the note is not written.
 const HINT_NOTE: &str =
     "look for what keeps the data disk from being written, and restart this machine";
 
-/// The TPM takes no counter: each later start asks for the owner.
+/// The problem of a TPM that takes no counter: each later start asks for the owner.
 fn uncounted(error: &TpmError) -> MachineDiagnostic {
     let hint = match error {
         TpmError::CounterForeign(_) => {
@@ -606,13 +611,13 @@ fn uncounted(error: &TpmError) -> MachineDiagnostic {
     problem("vault-uncounted", text, hint)
 }
 
-/// The TPM, which is there, did not count a change that is noted.
+/// The problem of a TPM that is there and did not count a noted change.
 fn missed(error: &TpmError) -> MachineDiagnostic {
     let text = format!("the TPM did not count a change of the vault: {error}");
     problem("vault-uncounted", text, HINT_LATER)
 }
 
-/// What is to be told of TPMs that have not counted.
+/// The problems of TPMs that have not counted.
 fn owing(note: &GenerationNote) -> Vec<MachineDiagnostic> {
     let of = |owed: &OwedCount| {
         let tpm = short(&owed.tpm);

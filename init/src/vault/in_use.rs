@@ -1,18 +1,19 @@
-//! Which vault is in use: the one that opened since this machine started.
+//! The vault in use: the one that opened since this machine started.
 //!
-//! A vault's id, slots and generation lie in the clear, and a vault that an attacker made with the same id and a
-//! higher generation opens like any other. PID 1 therefore keeps the fingerprint of the vault that opened, over a lock
-//! as well, and compares that of whatever the disk answers later: only a vault of the same words has it. It goes with
-//! the vault ([`VaultHandle::forget`]), or where this machine makes one for a blank disk.
+//! A vault's id, slots and generation lie in the clear, and a vault that an attacker made with the
+//! same id and a higher generation opens like any other. PID 1 therefore keeps the fingerprint of
+//! the vault that opened, over a lock as well, and compares it with that of whatever the disk
+//! answers later: only a vault of the same words has it. PID 1 forgets it with the vault
+//! ([`VaultHandle::forget`]), and when this machine makes a vault for a blank disk.
 
 use alknet_vault::slots::OpenAlkv;
 
 use super::VaultHandle;
 
-/// What to do where the disk answers with something else.
+/// What to do if the disk answers with something else.
 const HINT: &str = "put the disk back that the machine was started with, and type what opens the vault; or restart the \
                     machine, if this disk is to count";
-/// The same where no mistake of the owner's explains it.
+/// The same if no mistake of the owner explains it.
 const HINT_FORGED: &str = "another person can write to this disk: put back what it had, and type what opens the vault; \
                            until then type no words here and paste no configuration";
 
@@ -38,11 +39,11 @@ impl NotInUse {
 }
 
 impl VaultHandle {
-    /// Refuses what opened and is not the vault in use, or an older copy of it: the disk may answer a running machine
-    /// with anything. Derives a key, which takes milliseconds.
+    /// Refuses an opened vault that is not the vault in use, or is an older copy of it: the disk
+    /// may answer a running machine with anything. Derives a key, which takes milliseconds.
     ///
     /// # Errors
-    /// Which of these it is; also where no vault is in use.
+    /// The reason. It is an error as well if no vault is in use.
     pub(crate) fn check_in_use(&self, open: &OpenAlkv) -> Result<(), NotInUse> {
         let fingerprint = open.fingerprint().ok();
         let state = self.state();
@@ -50,7 +51,8 @@ impl VaultHandle {
         if state.vault != Some(alkv.uuid()) {
             return Err(NotInUse::Another);
         }
-        // The id is no secret, so that a vault made elsewhere can have it; the fingerprint is derived from the words.
+        // The id is no secret, so a vault made elsewhere can have it. The fingerprint is derived
+        // from the words.
         if state.fingerprint.is_none() || state.fingerprint != fingerprint {
             return Err(NotInUse::Forged);
         }
@@ -60,11 +62,11 @@ impl VaultHandle {
         Ok(())
     }
 
-    /// Refuses what opened for a disk whose data are closed, where a vault of other words opened since this machine
-    /// started. Which copy of it is the newest is for the data to say.
+    /// Refuses an opened vault, for a disk whose data are closed, if a vault of other words opened
+    /// since this machine started. The data decide which copy is the newest.
     ///
     /// # Errors
-    /// Which of these it is.
+    /// The reason.
     pub(crate) fn check_words(&self, open: &OpenAlkv) -> Result<(), NotInUse> {
         let fingerprint = open.fingerprint().ok();
         let state = self.state();

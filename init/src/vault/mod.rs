@@ -59,7 +59,7 @@ pub(crate) enum UnlockPrompt {
     NewPassphrase,
     /// A PIN for its TPM.
     NewPin,
-    /// Nothing that can be typed: a medium, a corrected configuration.
+    /// Nothing that can be typed: a medium, or a corrected configuration.
     Nothing,
     /// The passphrase of the vault.
     Passphrase,
@@ -76,9 +76,9 @@ pub(crate) struct VaultWait {
     pub(crate) ask: UnlockPrompt,
     /// The same as a problem of the node.
     pub(crate) problem: MachineDiagnostic,
-    /// Something may come by itself: a medium, a corrected configuration.
+    /// Whether something may come without a user: a medium, or a corrected configuration.
     pub(crate) retries: bool,
-    /// Both a PIN and a passphrase help: a user who is asked for one may want to type the other.
+    /// Whether both a PIN and a passphrase help: a user who is asked for one may want to type the other.
     pub(crate) other_way: bool,
 }
 
@@ -96,7 +96,7 @@ impl VaultWait {
         }
     }
 
-    /// For a problem that nothing typed would mend, and that may go away by itself.
+    /// Makes a wait for a problem that no input mends, and that may go away without one.
     pub(crate) fn from_diagnostic(problem: MachineDiagnostic) -> Self {
         Self {
             ask: UnlockPrompt::Nothing,
@@ -106,7 +106,7 @@ impl VaultWait {
         }
     }
 
-    /// Asked for a PIN one may type a passphrase, or the other way round.
+    /// Lets the user type a passphrase at the question for a PIN, or the other way round.
     pub(crate) fn with_other_way(self) -> Self {
         Self {
             other_way: true,
@@ -114,7 +114,7 @@ impl VaultWait {
         }
     }
 
-    /// Only a user at the machine can change it.
+    /// Stops the repeated attempts: only a user at the machine can change the reason.
     pub(crate) fn for_good(self) -> Self {
         Self {
             retries: false,
@@ -136,8 +136,8 @@ pub(crate) struct UnlockCredentials {
 }
 
 impl UnlockCredentials {
-    /// Takes back what an attempt was made with that needs more: what a new vault is made of is asked for
-    /// one after the other. What was to open one is not tried again.
+    /// Takes back the secrets of an attempt that needs more: the console asks for the parts of a new vault one
+    /// after the other. A secret that was to open a vault is not tried again.
     pub(crate) fn keep(&mut self, tried: Self) {
         self.passphrase = None;
         self.pin = None;
@@ -155,7 +155,7 @@ impl UnlockCredentials {
     }
 }
 
-/// Which words the vault is to be made of.
+/// The words for the new vault.
 #[derive(Debug)]
 pub(crate) enum WordsSource {
     /// New ones.
@@ -177,31 +177,32 @@ pub(crate) struct VaultHandle {
 #[derive(Clone, Copy, Debug, Default)]
 struct Locks {
     count: u64,
-    /// When the attempt began that is under way, or was last.
+    /// The count when the current or last attempt began.
     at_attempt: u64,
 }
 
 #[derive(Debug, Default)]
 struct VaultHandleState {
     locks: Locks,
-    /// Which vault all of this is about.
+    /// The vault that all of this is about.
     vault: Option<VaultId>,
     slots: Vec<SlotType>,
     tpm2: Vec<Tpm2Facts>,
     opened_by: Option<SlotName>,
     device: u32,
-    /// Of the vault that opened, or that the console wrote since.
+    /// Generation of the vault that opened, or that the console wrote since.
     generation: u64,
-    /// Of the vault that opened since this machine started; a lock keeps it.
+    /// Fingerprint of the vault that opened since this machine started. A lock keeps it.
     fingerprint: Option<SecretArr<32>>,
     known: bool,
     /// What its first boot still permits, once it was open.
     pending: Option<FirstBootPermissions>,
-    /// The vault's master key, while it is open and its first boot is not over; see [`VaultHandle::settle`].
+    /// The vault's master key, while it is open and its first boot is not over. See [`VaultHandle::settle`].
     master_key: Option<MasterKey>,
-    /// The console may show the words without proof until this machine restarts or the vault is locked.
+    /// Whether the console may show the words without proof, until this machine restarts or the vault is locked.
     shows_words: bool,
-    /// The console has reminded the owner: once `shows_words` is withdrawn it stays so, whatever the vault permits.
+    /// Whether the console has reminded the owner. Once `shows_words` is withdrawn it stays so, whatever the vault
+    /// permits.
     is_reminded: bool,
     words_kept: bool,
     /// New words that were not shown yet.
@@ -209,17 +210,17 @@ struct VaultHandleState {
     /// The words as a file of age.
     words_age: Option<WordsAge>,
     attempts: alknet_vault::slots::Attempts,
-    /// Slots whose refusal was written down.
+    /// Slots whose refusal was recorded.
     refused: Vec<SlotName>,
-    /// What no TPM has counted.
+    /// Changes that no TPM has counted.
     uncounted: Vec<MachineDiagnostic>,
 }
 
 impl VaultHandleState {
-    /// Of no vault; wrong attempts and locks count all the same.
+    /// Forgets the vault. Wrong attempts and locks count all the same.
     fn reset(&mut self) {
         *self = Self {
-            // Else putting another disk in would end the wait after wrong attempts.
+            // Otherwise another disk in the machine would end the wait after wrong attempts.
             attempts: self.attempts,
             locks: self.locks,
             ..Self::default()
@@ -250,19 +251,19 @@ struct WordsAge {
     stage: WordsAgeStage,
 }
 
-/// Where a file of age with the words is.
+/// The place of a file of age with the words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WordsAgeStage {
     /// In memory only.
     Made,
-    /// On the data partition; the console has not shown it yet.
+    /// On the data partition. The console has not shown it yet.
     Written,
     /// On the data partition since earlier.
     Shown,
 }
 
 impl VaultHandle {
-    /// With nothing in it.
+    /// An empty handle.
     ///
     /// # Errors
     /// The kernel gives no memory for it.
@@ -275,7 +276,7 @@ impl VaultHandle {
         })
     }
 
-    /// The memory, for the node; none while there is nothing in it.
+    /// The memory, for the node. `None` while it is empty.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         let open = self.is_open();
         open.then(|| self.area.fd()).flatten()
@@ -290,7 +291,7 @@ impl VaultHandle {
         self.state().known && !self.is_open()
     }
 
-    /// The vault of the node that the memory is of.
+    /// The vault of the node that has this memory.
     pub(crate) fn vault(&self) -> Vault {
         Vault::over(Arc::clone(&self.area), None)
     }
@@ -299,12 +300,13 @@ impl VaultHandle {
         &self.events
     }
 
-    /// What is wanted of other nodes.
+    /// What the vault wants of other nodes.
     pub(crate) fn escrow(&self) -> &EscrowClient {
         &self.escrow
     }
 
-    /// An attempt to open the vault begins, as the machine's loop decides. A lock from here on refuses what it opens.
+    /// Begins an attempt to open the vault, for the machine's loop. A lock from here on refuses what the attempt
+    /// opens.
     pub(crate) fn begin_attempt(&self) {
         let locks = &mut self.state().locks;
         locks.at_attempt = locks.count;
@@ -315,17 +317,16 @@ impl VaultHandle {
         self.state().is_locked_meanwhile()
     }
 
-    /// Takes the words in. Nothing that is known of a vault of other words holds for this one.
+    /// Takes the words in. Facts about a vault of other words do not hold for this one.
     ///
     /// # Errors
-    /// The vault was locked since the attempt began, another one is open, or an older copy of this one would take its
-    /// place.
+    /// The vault was locked since the attempt began, another vault is open, or this is an older copy.
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
         if self.is_open() {
             self.check_in_use(open)?;
         }
         let fingerprint = Some(open.fingerprint()?);
-        // Held until the memory has the seed: a lock comes before that or after it.
+        // The lock is held until the memory has the seed, so that locking the vault comes before that or after it.
         let mut state = self.state();
         if state.is_locked_meanwhile() {
             return Err(AdmitError::Locked);
@@ -344,18 +345,18 @@ impl VaultHandle {
         if self.is_open() {
             return Ok(());
         }
-        // Before the seed: what the node derives depends on the device number.
+        // This precedes the seed: what the node derives depends on the device number.
         self.area.set_device(open.alkv().device())?;
         match self.vault().unlock(open.entropy(), open.passphrase()) {
-            // Opened twice is open.
+            // A vault that was opened twice is open.
             Ok(_) | Err(VaultError::AlreadyUnlocked) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Takes the description of a vault that no slot has opened yet, to ask for what may open it. An attacker who
-    /// writes to the disk can have written that description: once a vault has opened here, nothing is taken from
-    /// it, whatever id it has.
+    /// writes to the disk can have written that description, so once a vault has opened here, the description
+    /// counts no more, whatever id it has.
     pub(crate) fn note(&self, alkv: &Alkv) {
         let mut state = self.state();
         if state.fingerprint.is_none() {
@@ -363,8 +364,8 @@ impl VaultHandle {
         }
     }
 
-    /// Takes what the vault in use says that this machine has just written. One of other words takes its place by
-    /// [`Self::admit`] only.
+    /// Takes the description of the vault in use that this machine has just written. Only [`Self::admit`] puts a
+    /// vault of other words in its place.
     fn is_now(&self, open: &OpenAlkv) {
         if self.check_words(open).is_err() {
             return;
@@ -372,14 +373,14 @@ impl VaultHandle {
         let mut state = self.state();
         state.describe(open.alkv());
         state.generation = open.alkv().generation();
-        // A command may have given it another one.
+        // A command may have given the vault a new master key.
         if state.master_key.is_some() {
             state.master_key = Some(open.master_key());
         }
     }
 
-    /// Forgets the seed. The node, which shares it, has none any more either. An attempt to open the vault that is under
-    /// way puts none in its place.
+    /// Forgets the seed. The node shares the memory, so it has no seed any more either. An attempt to open the
+    /// vault that is under way brings none back.
     pub(crate) fn lock(&self) {
         let mut state = self.state();
         state.locks.count += 1;
@@ -395,12 +396,12 @@ impl VaultHandle {
         self.vault().lock();
         state.opened_by = None;
         state.master_key = None;
-        // The next person at the console may be another one. Opened again, the vault says whether it still permits, unless
-        // the owner has confirmed or was reminded.
+        // Another person may come to the console. When the vault opens again, it says whether it still permits
+        // this, unless the owner has confirmed or was reminded.
         state.shows_words = false;
     }
 
-    /// There is no vault any more. It was locked before.
+    /// Forgets a vault that no longer exists. It was locked before.
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         *state = VaultHandleState {
@@ -409,7 +410,7 @@ impl VaultHandle {
         };
     }
 
-    /// Forgets new words that were not shown yet, and their file of age, which may be in memory only: neither is
+    /// Forgets new words that were not shown yet, and their file of age, which may be in memory only. Neither is
     /// for the next vault that opens, nor for what a medium named meanwhile.
     pub(crate) fn forget_words(&self) {
         let mut state = self.state();
@@ -417,12 +418,12 @@ impl VaultHandle {
         state.words_age = None;
     }
 
-    /// Words to be shown once.
+    /// Words that the console shows once.
     pub(crate) fn take_words(&self) -> Option<SecretStr> {
         self.state().words.take()
     }
 
-    /// The words as a file of age, where it is on the disk and the console has not shown it yet.
+    /// The words as a file of age, if it is on the disk and the console has not shown it yet.
     pub(crate) fn show_words_age(&self) -> Option<String> {
         let mut state = self.state();
         let age = state.words_age.as_mut()?;
@@ -441,8 +442,8 @@ impl VaultHandle {
         state.words = None;
     }
 
-    /// The console has reminded the owner of words that are not confirmed. What it shows without proof it shows until the
-    /// vault is locked or the machine restarts, and not after.
+    /// The console has reminded the owner of unconfirmed words. Words that it shows without proof stay visible
+    /// until the vault is locked or the machine restarts, and not after.
     pub(crate) fn owner_was_reminded(&self) {
         self.state().is_reminded = true;
     }
@@ -460,21 +461,21 @@ impl VaultHandle {
         self.state().shows_words
     }
 
-    /// What its first boot still permits; nothing before it was open.
+    /// What its first boot still permits. Nothing before it was open.
     pub(crate) fn pending(&self) -> FirstBootPermissions {
         self.state().pending.unwrap_or_default()
     }
 
-    /// Takes what the vault on the disk permits, which has just opened or was changed as it opened. Until the first boot
-    /// is over its master key is kept: where a slot opens by typing only, nothing else withdraws the permission to take a
-    /// configuration from a medium when the first one is stored.
+    /// Takes the permissions of the vault on the disk, which has just opened or was changed as it opened. Until the
+    /// first boot is over its master key is kept: if slots open by typing only, nothing else withdraws the
+    /// permission to take a configuration from a medium when the first one is stored.
     pub(crate) fn settle(&self, open: &OpenAlkv) {
         let mut state = self.state();
         state.pending = Some(open.pending());
         state.master_key = lasts(open.pending()).then(|| open.master_key());
     }
 
-    /// The vault on the disk permits this much only.
+    /// Stores the smaller permissions of the vault on the disk.
     pub(crate) fn set_pending(&self, pending: FirstBootPermissions) {
         let mut state = self.state();
         state.pending = Some(pending);
@@ -488,20 +489,20 @@ impl VaultHandle {
         self.state().master_key.is_some()
     }
 
-    /// Forgets the master key: the machine goes down.
+    /// Forgets the master key, because the machine goes down.
     pub(crate) fn forget_master_key(&self) {
         self.state().master_key = None;
     }
 
-    /// Opens what the disk has by the master key of the vault in use, if that is kept and is its own.
+    /// Opens the vault on the disk by the master key of the vault in use, if that is kept and is its own.
     fn open_by_master_key(&self, alkv: &Alkv) -> Option<OpenAlkv> {
         let state = self.state();
         let key = state.master_key.as_ref()?;
         alkv.open_by_master_key(key).ok()
     }
 
-    /// Whether the vault is sealed, was open, and says that the node was configured: it takes no configuration from a
-    /// medium. Before it was open that is not known, and the network may be configured by a medium.
+    /// Whether the vault is sealed, was open, and says that the node was configured: then it takes no configuration
+    /// from a medium. Before it was open that is unknown, and a medium may configure the network.
     pub(crate) fn is_configured(&self) -> bool {
         let pending = self.state().pending;
         self.is_sealed() && pending.is_some_and(|pending| !pending.configuration)
@@ -528,7 +529,7 @@ impl VaultHandle {
         }
     }
 
-    /// What no TPM has counted of the vault's changes, to be told until one has.
+    /// Problems of changes that no TPM has counted, until one has.
     pub(crate) fn uncounted(&self) -> Vec<MachineDiagnostic> {
         self.state().uncounted.clone()
     }
@@ -537,7 +538,7 @@ impl VaultHandle {
         self.state().uncounted = problems;
     }
 
-    /// Which slot opened it.
+    /// The slot that opened it.
     fn opened_by_slot(&self) -> Option<SlotId> {
         self.state().opened_by.map(|slot| slot.id)
     }
@@ -548,7 +549,7 @@ impl VaultHandle {
         state.known && !state.slots.contains(&SlotType::None)
     }
 
-    /// For the console and the node.
+    /// The facts for the console and the node.
     pub(crate) fn facts(&self) -> VaultFacts {
         let open = self.is_open();
         let state = self.state();
@@ -575,7 +576,7 @@ impl VaultHandle {
     }
 
     fn state(&self) -> MutexGuard<'_, VaultHandleState> {
-        // Plain values: whole after any panic.
+        // The lock guards plain values, which are whole after any panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -585,7 +586,7 @@ fn lasts(pending: FirstBootPermissions) -> bool {
     pending.configuration || pending.partition
 }
 
-/// Why an opened vault has no place in memory.
+/// Why an opened vault is not taken into memory.
 #[derive(Debug, thiserror::Error)]
 enum AdmitError {
     #[error(transparent)]
@@ -605,7 +606,7 @@ fn opening_slot(open: &OpenAlkv) -> Option<SlotName> {
     Some(SlotName { kind, id })
 }
 
-/// What a slot of type `tpm2` is bound to.
+/// The binding of a slot of type `tpm2`.
 fn tpm2_facts(slot: &KeySlot) -> Option<Tpm2Facts> {
     let SlotParams::Tpm2(params) = slot.params() else {
         return None;

@@ -1,4 +1,4 @@
-//! Opening a vault that is there: by its unattended slots first, then by what the user typed.
+//! Opens an existing vault: first by its unattended slots, then by what the user typed.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use alknet_vault::slots::{
 use super::{UnlockCredentials, UnlockPrompt, VaultHandle, VaultWait, tpm_unlock};
 use crate::{log::InitLog, stage::boot_ms, tpm};
 
-/// The order in which unattended slots are tried.
+/// The order in which PID 1 tries unattended slots.
 pub(super) const UNATTENDED: [SlotType; 4] = [
     SlotType::Tpm2,
     SlotType::Provisioning,
@@ -22,7 +22,8 @@ pub(super) const UNATTENDED: [SlotType; 4] = [
     SlotType::None,
 ];
 
-/// Opens `found`, and puts its words where the node finds them if `permits` what it says inside: else they go nowhere.
+/// Opens `found`, and puts its words where the node finds them if `permits` accepts the vault's
+/// content. Otherwise they go nowhere.
 pub(crate) fn open(
     found: &LoadedCopies,
     keeper: &VaultHandle,
@@ -63,7 +64,7 @@ pub(crate) fn open(
                 let (kind, id) = (SlotType::Tpm2, slot.id());
                 let name = SlotName { kind, id };
                 keeper.events().add(AuditEvent::UnlockFailed(name));
-                // What the user just typed is what the user wants to hear of.
+                // The user wants the reason that is about the input.
                 refusals = vec![why];
             }
         }
@@ -103,15 +104,15 @@ pub(crate) fn open(
     Err(waiting)
 }
 
-/// What to do where another node keeps a share of the key, and nothing can be typed.
+/// What to do if another node keeps a share of the key, and nothing can be typed.
 const HINT_KMS: &str = "the node that keeps a share of the key is asked again by itself; an administrator \
                         of it sees who waits with 'alknet escrow list'";
 
-/// What to do where the TPM opens it, and nothing can be typed.
+/// What to do if the TPM opens it, and nothing can be typed.
 const HINT_CLOSED: &str = "restart the machine";
 
-/// Opens it by a typed passphrase. Waits first if wrong passphrases came before, and notes a wrong one. The passphrase
-/// of a vault that does not count (`counts`) is wrong.
+/// Opens it by a typed passphrase. Waits first if wrong passphrases came before, and counts a wrong
+/// one. The passphrase of a vault that does not count (`counts`) is wrong.
 pub(super) fn by_passphrase(
     found: &LoadedCopies,
     passphrase: &SecretStr,
@@ -162,7 +163,7 @@ fn waiting(
     };
     let new = |ask, hint| VaultWait::new(ask, "vault-locked", why.clone(), hint);
     match (pin, passphrase) {
-        // Who typed a passphrase is asked for it again.
+        // The console asks again for the passphrase after a wrong one.
         (PinEntry::Now, true) if offer.passphrase.is_some() => {
             let hint = "type the passphrase on the console, or Enter for the PIN";
             new(UnlockPrompt::Passphrase, hint).with_other_way()
@@ -189,7 +190,8 @@ fn waiting(
     }
 }
 
-/// Else why not, and whether that is worth a line of the vault's log.
+/// Opens by the unattended slots of one kind. Otherwise the reason, and whether it is worth a line
+/// of the vault's log.
 pub(super) fn unattended(
     found: &LoadedCopies,
     kind: SlotType,
@@ -200,7 +202,7 @@ pub(super) fn unattended(
         SlotType::Kms => {
             let mut source = keeper.escrow().source();
             let opened = found.open(&mut UnlockKey::Source(kind, &mut source));
-            // A node that was not asked yet has refused nothing.
+            // A node that no helper asked yet has refused nothing.
             if let Err(SlotError::Kek { .. }) = opened {
                 return Err((source.refusals(), source.was_refused()));
             }
@@ -212,7 +214,8 @@ pub(super) fn unattended(
             for seed in media.seed_keys_of(found.newest.uuid()) {
                 match found.open(&mut UnlockKey::Seed(&seed.key)) {
                     Ok(open) => return Ok(open),
-                    // That an attacker changed the vault is worth more than that a key is another's.
+                    // The message that an attacker changed the vault is worth more than the one
+                    // that a key is another's.
                     Err(error) if matches!(refused, Some(SlotError::Tampered)) => drop(error),
                     Err(error) => refused = Some(error),
                 }
@@ -228,7 +231,8 @@ pub(super) fn unattended(
     opened.map_err(|error: SlotError| (error.to_string(), true))
 }
 
-/// The key of a medium for this slot: the one that opens it, else any that names the vault, which an attacker can write.
+/// The key of a medium for this slot: the one that opens it, or else any that names the vault,
+/// which an attacker can write.
 pub(super) fn seed_for<'a>(
     media: &'a MediaSecrets,
     alkv: &Alkv,
@@ -261,13 +265,13 @@ fn admitted(opened: OpenAlkv, keeper: &VaultHandle, log: &InitLog) -> Result<Ope
     Ok(opened)
 }
 
-/// Withdraws permissions of the first boot in the vault on a device, which is opened once more for that: by its master
-/// key, which is kept until the first configuration is stored, or by a slot that needs no typing. Answers what the vault
-/// still permits.
+/// Withdraws permissions of the first boot in the vault on a device. For that PID 1 opens the vault
+/// once more: by its master key, which is kept until the first configuration is stored, or by a
+/// slot that needs no typing. Returns what the vault still permits.
 ///
 /// # Errors
-/// Neither opens it now, or the disk answers with another vault or an older copy, or it cannot be written. The next
-/// start tries again.
+/// Neither opens it now, or the disk answers with another vault or an older copy, or it cannot be
+/// written. The next start tries again.
 pub(crate) fn conclude(
     found: &LoadedCopies,
     ended: FirstBootPermissions,
@@ -285,7 +289,7 @@ pub(crate) fn conclude(
     Ok(open.pending())
 }
 
-/// Opens a vault without anything typed, or says why not.
+/// Opens a vault without typed input, or returns the reason.
 fn reopened(
     found: &LoadedCopies,
     keeper: &VaultHandle,
@@ -296,7 +300,7 @@ fn reopened(
     }
     let slots = found.newest.slots();
     let mut refusals = Vec::new();
-    // Another node is not asked for its share just for this.
+    // PID 1 does not ask another node for its share just for this.
     for kind in UNATTENDED.into_iter().filter(|kind| *kind != SlotType::Kms) {
         let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
         if of_kind.all(tpm_unlock::wants_pin) {
@@ -320,7 +324,7 @@ impl VaultHandle {
         std::thread::sleep(wait);
     }
 
-    /// So many attempts were wrong before this machine started.
+    /// Counts wrong attempts from before this machine started.
     pub(super) fn recall_wrong(&self, wrong: u32) {
         self.state().attempts.recall(wrong, now());
     }
@@ -330,7 +334,7 @@ impl VaultHandle {
         self.state().attempts.wrong_count()
     }
 
-    /// The user typed something else than the console asked for, and it is the secret of no slot.
+    /// Counts an input that is not what the console asked for, and that is the secret of no slot.
     pub(super) fn guessed_wrong(&self) {
         self.state().attempts.failed(now());
     }
@@ -344,7 +348,7 @@ impl VaultHandle {
         self.events().add(AuditEvent::UnlockFailed(slot));
     }
 
-    /// A slot that does not open is tried again and again, and written down once.
+    /// Records the refusal of a slot once, however often the slot is tried.
     fn refused_once(&self, slot: SlotName) {
         let mut state = self.state();
         if state.refused.contains(&slot) {
@@ -387,7 +391,8 @@ mod tests {
             (true, PinEntry::No, &none, UnlockPrompt::Passphrase, false),
             (false, PinEntry::Now, &none, UnlockPrompt::Pin, false),
             (true, PinEntry::Now, &none, UnlockPrompt::Pin, true),
-            // Who typed a passphrase is not asked for something else, which the TPM would count.
+            // The console does not ask for something else after a wrong passphrase, which the TPM
+            // would count.
             (true, PinEntry::Now, &typed, UnlockPrompt::Passphrase, true),
             (
                 true,
@@ -425,7 +430,7 @@ mod tests {
         assert!(offer.words.is_some() && offer.new_passphrase.is_some());
         let pin = offer.new_pin.as_ref().expect("typed last");
         assert_eq!(pin.expose(), "3");
-        // Until no answer follows for too long.
+        // They stay until no answer follows for too long.
         assert!(offer.forget_new());
         assert!(offer.words.is_none() && offer.new_passphrase.is_none() && offer.new_pin.is_none());
         assert!(!offer.forget_new());

@@ -1,4 +1,4 @@
-//! No key is made before the kernel's generator has been fed.
+//! Waits for the kernel's generator, so that PID 1 makes no key before it has been fed.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use crate::log::InitLog;
 
-/// How long it may take.
+/// How long PID 1 waits at most.
 const FED_MAX: Duration = Duration::from_secs(60);
-/// After how long it is said that this is being waited for.
+/// After how long the log says that PID 1 waits for this.
 const SAY_AFTER: Duration = Duration::from_millis(250);
 
-/// Waits until the kernel's generator is ready. Blocks; not for PID 1's loop. Returns whether it is.
+/// Waits until the kernel's generator is ready, and returns whether it is. This blocks, so PID 1's
+/// loop must not call it.
 ///
-/// It has to be asked in a way that waits: only then does a kernel that nothing feeds gather randomness
-/// by itself, from the jitter of the processor. That wait has no end of its own, so a thread waits.
+/// The request has to wait: only then does a kernel that nothing feeds gather randomness itself,
+/// from the jitter of the processor. That wait has no end of its own, so a thread waits.
 pub(crate) fn wait_for_randomness(log: &InitLog) -> bool {
     let (fed, ready) = channel();
     let waiting = thread::Builder::new()

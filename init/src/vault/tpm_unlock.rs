@@ -1,4 +1,4 @@
-//! Slots of type `tpm2`: the unattended ones, and those that want a PIN.
+//! Slots of type `tpm2`: the unattended ones, and those that need a PIN.
 
 use std::fs::File;
 
@@ -13,22 +13,22 @@ use alknet_vault::slots::{
 use super::{UnlockCredentials, VaultHandle};
 use crate::{log::InitLog, tpm};
 
-/// Whether that slot wants a PIN.
+/// Whether that slot needs a PIN.
 pub(super) fn wants_pin(slot: &KeySlot) -> bool {
     matches!(slot.params(), SlotParams::Tpm2(params) if params.pin())
 }
 
-/// Opens by a slot without a PIN, or says why none does.
+/// Opens by a slot without a PIN, or returns why none opens.
 pub(super) fn unattended(found: &LoadedCopies) -> Result<OpenAlkv, String> {
     open(found, None)
 }
 
-/// Opens by a slot that wants this PIN, or says why none does.
+/// Opens by a slot with this PIN, or returns why none opens.
 pub(super) fn with_pin(found: &LoadedCopies, pin: &SecretStr) -> Result<OpenAlkv, String> {
     open(found, self::pin(Some(pin))?)
 }
 
-/// Opens one slot that wants this PIN, or says why not.
+/// Opens one slot with this PIN, or returns why it does not open.
 pub(super) fn slot_with_pin(
     vault: &Alkv,
     slot: &KeySlot,
@@ -45,14 +45,14 @@ pub(super) fn slot_with_pin(
     })
 }
 
-/// What was typed, as a TPM takes it, or why it takes it not.
+/// Checks a typed text as a PIN of a TPM.
 pub(super) fn pin(typed: Option<&SecretStr>) -> Result<Option<TpmPin>, String> {
     let pin = typed.map(|typed| TpmPin::new(SecretStr::from(typed.expose())));
     pin.transpose().map_err(|error| error.to_string())
 }
 
-/// Whether the TPM would give the key of that slot for the right PIN. The TPM gets no PIN here, so that it counts
-/// no wrong one.
+/// Whether the TPM would give the key of that slot for the right PIN. The TPM gets no PIN here, so
+/// that it counts no wrong one.
 pub(super) fn check(slot: &KeySlot) -> Result<(), TpmError> {
     let mut source = tpm::source(None)?;
     match slot.params() {
@@ -61,14 +61,15 @@ pub(super) fn check(slot: &KeySlot) -> Result<(), TpmError> {
     }
 }
 
-/// Why the console does not ask for a PIN now: the TPM would not take the right one either. `None` where a PIN
-/// helps.
+/// Why the console does not ask for a PIN now: the TPM would not take the right one either. `None`
+/// if a PIN helps.
 pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
     let mut first = None;
     for slot in vault.slots().iter().filter(|slot| wants_pin(slot)) {
         match check(slot) {
             Ok(()) => return None,
-            // Other slots may be for another image; the one that only has to wait says more.
+            // Other slots may be for another image. The reason of a slot that only has to wait says
+            // more.
             Err(error @ TpmError::LockedOut(_)) => first = Some(error),
             Err(error) => first = first.or(Some(error)),
         }
@@ -76,7 +77,7 @@ pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
     first
 }
 
-/// Replaces slots that open whatever command line comes from beside the image, and says whether the
+/// Replaces slots that open whatever command line comes from beside the image. Returns whether the
 /// vault has to be written.
 pub(crate) fn cover(
     open: &mut OpenAlkv,
@@ -110,7 +111,7 @@ pub(crate) fn cover(
              {error}"
         )),
     }
-    // Also after an error: slots that were replaced before it have to be written.
+    // This also holds after an error: slots that were replaced before it have to be written.
     open.alkv() != &before
 }
 
@@ -121,30 +122,31 @@ fn is_uncovered(slot: &KeySlot) -> bool {
 fn open(found: &LoadedCopies, pin: Option<TpmPin>) -> Result<OpenAlkv, String> {
     let typed = pin.is_some();
     let source = tpm::source(pin).map_err(|error| error.to_string())?;
-    let mut asked = TpmKekSource {
+    let mut kek_source = TpmKekSource {
         source,
         typed,
         refusals: Vec::new(),
     };
-    let opened = found.open(&mut UnlockKey::Source(SlotType::Tpm2, &mut asked));
-    opened.map_err(|error| match asked.refusals.as_slice() {
+    let opened = found.open(&mut UnlockKey::Source(SlotType::Tpm2, &mut kek_source));
+    opened.map_err(|error| match kek_source.refusals.as_slice() {
         [] => error.to_string(),
         refusals => refusals.join("; "),
     })
 }
 
-/// Answers for slots that want a PIN where one was typed, and for the others where not.
+/// A key source for slots with a PIN if the user typed one, and for the others if not.
 struct TpmKekSource {
     source: TpmSource<File>,
     typed: bool,
-    /// Each of them once.
+    /// Each reason once.
     refusals: Vec<String>,
 }
 
 impl KekSource for TpmKekSource {
     fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
         let wants = matches!(request.params, SlotParams::Tpm2(params) if params.pin());
-        // A PIN that was typed must not be tried at a slot without one, nor the reverse: the TPM counts wrong ones.
+        // A typed PIN must not be tried at a slot without one, nor the reverse: the TPM counts
+        // wrong ones.
         if wants != self.typed {
             return Err(KekError::Absent);
         }

@@ -1,6 +1,7 @@
-//! What the data partition says of the words: that the owner has them, and the file of age with them.
+//! What the data partition says of the words: whether the owner has them, and the file of age with
+//! them.
 //!
-//! Either is the only copy of what it says, so it is on the disk before anything relies on it.
+//! Either is the only copy of its fact, so it is on the disk before anything relies on it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -8,21 +9,23 @@ use std::path::Path;
 
 use super::{VaultHandle, WordsAge, WordsAgeStage};
 
-/// Folder of the state directory that PID 1 alone writes.
+/// Folder of the state directory that only PID 1 writes.
 const FOLDER: &str = "config";
 /// File of that folder that says that the owner has the words.
 const KEPT: &str = "words-kept";
-/// File of that folder that says that the console has reminded the owner of words that are not confirmed. The vault says
-/// so as well, where it can be opened for that without typing and without another node.
+/// File of that folder that says that the console has reminded the owner of unconfirmed words. The
+/// vault says so as well, if it can be opened for that without typing and without another node.
 const REMINDED: &str = "words-reminded";
-/// File of the same folder with the words, encrypted to the recipients that the configuration named.
+/// File of the same folder with the words, encrypted to the recipients that the configuration
+/// named.
 const AGE: &str = "words.age";
-/// Permission bits of all: none tells a secret.
+/// Permission bits of all three files: none has a secret.
 const MODE: u32 = 0o644;
-/// Longest file of age that is read, bytes: what a document of 64 KiB can name recipients for.
+/// Longest file of age that PID 1 reads, bytes: enough for the recipients that a document of 64 KiB
+/// can name.
 const AGE_BYTES_MAX: u64 = 1 << 20;
 
-/// Notes on the disk that the owner has the words. When it returns the note is durable.
+/// Notes on the disk that the owner has the words. The note is durable when this returns.
 ///
 /// # Errors
 /// The data partition cannot be written.
@@ -30,8 +33,8 @@ pub(crate) fn note_kept(state_dir: &Path) -> io::Result<()> {
     note(state_dir, KEPT)
 }
 
-/// Notes on the disk that the console has reminded the owner of words that are not confirmed. When it returns the note
-/// is durable.
+/// Notes on the disk that the console has reminded the owner of unconfirmed words. The note is
+/// durable when this returns.
 ///
 /// # Errors
 /// The data partition cannot be written.
@@ -47,8 +50,8 @@ fn note(state_dir: &Path, name: &str) -> io::Result<()> {
     alknet_durable::replace(&path, b"", MODE)
 }
 
-/// Brings `keeper` and the data partition to the same: writes the file of age that was just made, and the note
-/// that the owner has the words; reads those of earlier starts.
+/// Makes `keeper` and the data partition say the same: writes the file of age that was just made,
+/// and the note that the owner has the words, and reads those of earlier starts.
 ///
 /// # Errors
 /// A new file of age cannot be written: the words would be lost.
@@ -62,7 +65,8 @@ pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
         None => match read(&path) {
             Ok(text) => keeper.recall_age(text),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            // The console can show the words again while the vault permits; no start may fail for this copy.
+            // The console can show the words again while the vault permits it, so no start may fail
+            // for this copy.
             Err(error) => tracing::warn!(%error, path = %path.display(), "it cannot be read"),
         },
     }
@@ -75,7 +79,7 @@ pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
             }
         })
     };
-    // Whether the console asks for proof does not hang on it: the vault itself says that.
+    // This note does not decide whether the console asks for proof: the vault itself says that.
     if let Err(error) = noted {
         tracing::warn!(%error, "the note that the words are kept");
     }
@@ -84,7 +88,8 @@ pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
         Ok(true) => keeper.withhold_words(),
         Err(error) => {
             tracing::warn!(%error, "the note that the owner was reminded of the words");
-            // Unread, it counts as there: an attacker who spoils the note must not be shown the words.
+            // An unreadable note counts as there: the console must not show the words to an
+            // attacker who spoils the note.
             keeper.withhold_words();
         }
     }
@@ -131,7 +136,8 @@ mod tests {
 
     use super::*;
 
-    /// A vault that opens by another node's share or by typing cannot be told in the ten minutes after its first start.
+    /// PID 1 cannot change a vault that opens by another node's share or by typing in the ten
+    /// minutes after its first start.
     #[test]
     fn words_want_proof_after_a_reminder_whatever_the_vault_permits() {
         let dir = tempfile::tempdir().expect("a temporary directory");

@@ -1,9 +1,9 @@
-//! PID 1 of a machine that firmware measured: shows that a vault opens by its TPM after the image that a
-//! slot was made for, and that a slot can be made for an image before that is started.
+//! PID 1 of a machine that firmware measured. It shows that a vault opens by its TPM after the
+//! image that a slot was made for, and that a slot can be made for an image before that is started.
 //!
 //! The vault is on `/dev/vdb`, blank at first. `/dev/vdc` has the image that runs when the vault is
-//! made, `/dev/vdd` the one to be started next; each is behind its length, in 8 bytes, little endian.
-//! It prints one line, `booted machine: ` and what happened.
+//! made, and `/dev/vdd` the one to be started next. Each follows its length, in 8 bytes, little
+//! endian. It prints one line, `booted machine: ` and the result.
 
 use std::error::Error;
 use std::fs::File;
@@ -22,7 +22,7 @@ use nix::mount::{MsFlags, mount};
 
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 const VAULT: &str = "/dev/vdb";
-/// Where the second copy lies.
+/// The position of the second copy.
 const COPY_AT: u64 = 64 << 10;
 
 fn main() {
@@ -31,7 +31,7 @@ fn main() {
         std::process::exit(2);
     }
     match everything() {
-        Ok(told) => println!("booted machine: {told}"),
+        Ok(result) => println!("booted machine: {result}"),
         Err(error) => println!("booted machine: failed: {error}"),
     }
     loop {
@@ -48,7 +48,7 @@ fn everything() -> Result<String, Box<dyn Error>> {
         ("efivarfs", EFI_VARIABLES),
     ] {
         match mount(Some(kind), at, Some(kind), none, None::<&str>) {
-            // The kernel mounts it by itself.
+            // The kernel has mounted it already.
             Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
             Err(error) => return Err(format!("mount {at}: {error}").into()),
         }
@@ -71,7 +71,7 @@ fn everything() -> Result<String, Box<dyn Error>> {
     }
 }
 
-/// A vault with a slot for what runs, and one for what is to run next.
+/// Makes a vault with a slot for the running image, and one for the next.
 fn make(copies: &mut VaultCopies<FileCopyStorage>) -> Result<String, Box<dyn Error>> {
     let mut tpm = Tpm::open()?;
     let choice = choose(Path::new(EFI_VARIABLES));

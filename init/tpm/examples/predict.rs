@@ -1,5 +1,5 @@
-//! Prints what a machine measures that starts a unified image, to compare with what one measured:
-//! `predict IMAGE [PROGRAM…]`, where the programs are those that are loaded before it.
+//! Prints what a machine measures that starts a unified image, to compare it with what a machine
+//! measured: `predict IMAGE [PROGRAM…]`, where the programs are those that are loaded before it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

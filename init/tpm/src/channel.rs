@@ -20,7 +20,7 @@ pub(crate) const HEADER_BYTES: usize = 10;
 pub(crate) struct TpmChannel<T>(pub(crate) T);
 
 impl<T: Read + Write> TpmChannel<T> {
-    /// Sends a whole command and reads a whole answer, again while the TPM is busy.
+    /// Sends a whole command and reads a whole answer. Repeats the command while the TPM is busy.
     pub(crate) fn exchange(&mut self, command: &[u8]) -> Result<TpmResponseFrame, TpmError> {
         let mut wait = RETRY_WAIT;
         for _ in 1..ATTEMPTS_MAX {
@@ -46,7 +46,7 @@ impl<T: Read + Write> TpmChannel<T> {
             {
                 break size;
             }
-            // A socket may give an answer in pieces; the kernel's device gives it at once.
+            // A socket may give an answer in pieces. The kernel's device gives it at once.
             filled += self.read_some(&mut bytes[filled..])?;
         };
         if filled != size {
@@ -71,7 +71,7 @@ impl<T: Read + Write> TpmChannel<T> {
     }
 }
 
-/// The size that an answer states, once that much of it is there.
+/// The size that an answer states, once the size has arrived.
 fn size_of(begun: &[u8]) -> Result<Option<usize>, TpmError> {
     let Some(size) = begun.get(2..6).and_then(|bytes| bytes.first_chunk()) else {
         return Ok(None);
@@ -102,13 +102,14 @@ impl TpmResponseFrame {
         })
     }
 
-    /// What follows the header.
+    /// The part after the header.
     pub(crate) fn body(&self) -> &[u8] {
         &self.bytes[HEADER_BYTES..]
     }
 }
 
-/// Opens the kernel's device for programs that share the TPM: `tpmrm0` in `dev`, which is `/dev`. `sys` is `/sys`.
+/// Opens the kernel's device for programs that share the TPM: `tpmrm0` in `dev`, which is `/dev`.
+/// `sys` is `/sys`.
 pub(crate) fn open(dev: &Path, sys: &Path) -> Result<File, TpmError> {
     let open = |name: &str| {
         OpenOptions::new()
@@ -123,7 +124,7 @@ pub(crate) fn open(dev: &Path, sys: &Path) -> Result<File, TpmError> {
                 return Err(TpmError::Unanswered);
             }
             if dev.join("tpm0").exists() {
-                // The kernel shares a TPM 2.0 only.
+                // The kernel shares only a TPM 2.0.
                 return Err(TpmError::Unsupported(
                     "it is a TPM 1.2; a TPM 2.0 is needed",
                 ));
@@ -134,7 +135,7 @@ pub(crate) fn open(dev: &Path, sys: &Path) -> Result<File, TpmError> {
     }
 }
 
-/// No such node, or a node without a device behind it (ENXIO, ENODEV).
+/// Whether there is no such node, or a node without a device behind it (ENXIO, ENODEV).
 fn is_absent(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || matches!(error.raw_os_error(), Some(6 | 19))
 }
@@ -143,7 +144,7 @@ fn is_absent(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    /// Answers one after the other, whatever it is asked; one byte at a time.
+    /// Answers that come one after the other, whatever the command is, one byte at a time.
     struct ScriptedResponses(Vec<u8>, usize);
 
     impl Read for ScriptedResponses {
@@ -179,7 +180,7 @@ mod tests {
             ]
             .concat()
         };
-        // Yielded, testing, retry: whatever it calls it.
+        // Yielded, testing, retry: each means busy.
         let busy = [0x908, 0x90a, 0x922].map(|code| answer(code, b""));
         let answers = [busy.concat(), answer(0, b"done"), answer(0, b"not read")].concat();
         let mut channel = TpmChannel(ScriptedResponses(answers, 0));
@@ -202,7 +203,7 @@ mod tests {
         assert!(matches!(open(), Err(TpmError::Absent)));
         std::fs::write(dir.path().join("tpm0"), b"").expect("a writable directory");
         assert!(matches!(open(), Err(TpmError::Unsupported(_))));
-        // The kernel gave it up before it was shared.
+        // The kernel gave the TPM up before it was shared.
         let tables = sys.path().join("firmware/acpi/tables");
         std::fs::create_dir_all(&tables).expect("a writable directory");
         std::fs::write(tables.join("TPM2"), b"").expect("a writable directory");

@@ -1,4 +1,4 @@
-//! Which PCRs to seal to.
+//! The choice of PCRs to seal to.
 
 use std::fmt;
 use std::fs::File;
@@ -8,24 +8,25 @@ use std::path::Path;
 use crate::TpmError;
 use crate::limits::PCRS;
 
-/// What firmware calls the variables of Secure Boot (UEFI, section 3.3): name and vendor.
+/// The firmware's variables of Secure Boot (UEFI, section 3.3): name and vendor.
 const SECURE_BOOT: &str = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 const SETUP_MODE: &str = "SetupMode-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 /// Bytes of such a variable in Linux' file system: four of attributes, one of value.
 const VARIABLE_BYTES: usize = 5;
-/// What a TPM answers the values of at once.
+/// How many values a TPM answers at once.
 const PCRS_MAX: usize = 8;
 
-/// How a status says what being bound to PCRs is worth.
+/// How a status describes the protection by PCRs.
 const ENFORCED: &str = "measured and enforced";
 const MEASURED: &str = "measured, not enforced";
 const UNCOVERED: &str = "measured without what comes from beside the image, not enforced";
 
-/// What systemd-stub measures that does not come from the image: a command line of the firmware's boot
-/// entry or of a loader, strings of SMBIOS, add-ons and credentials from beside the image.
+/// The PCR for what systemd-stub measures that does not come from the image: a command line of the
+/// firmware's boot entry or of a loader, strings of SMBIOS, add-ons and credentials from beside the
+/// image.
 pub(crate) const BESIDE_THE_IMAGE: u8 = 12;
 
-/// PCRs of the SHA-256 bank, and what being bound to them is worth.
+/// PCRs of the SHA-256 bank, and the protection by them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PcrChoice {
     pcrs: Vec<u8>,
@@ -33,9 +34,9 @@ pub struct PcrChoice {
 }
 
 impl PcrChoice {
-    /// Secure Boot decides what may start: its keys (7), our program as its stub measured it (11), and that
-    /// nothing from beside it changed its command line (12): the stub appends strings of SMBIOS under Secure
-    /// Boot as well, and no key signs those.
+    /// For a machine on which Secure Boot decides what may start: its keys (7), our program as its
+    /// stub measured it (11), and that nothing from beside it changed its command line (12). The
+    /// stub appends strings of SMBIOS under Secure Boot as well, and no key signs those.
     #[must_use]
     pub fn enforced() -> Self {
         Self {
@@ -44,8 +45,8 @@ impl PcrChoice {
         }
     }
 
-    /// Anything may start; what did is known: the programs themselves (4), ours in parts (11), and that
-    /// nothing from beside it changed its command line (12).
+    /// For a machine on which anything may start, and PCRs show what did: the programs themselves
+    /// (4), ours in parts (11), and that nothing from beside it changed its command line (12).
     #[must_use]
     pub fn measured() -> Self {
         Self {
@@ -54,7 +55,7 @@ impl PcrChoice {
         }
     }
 
-    /// Any other, 1 to 8, in rising order. What it is worth is for the caller to say.
+    /// Any other PCRs, 1 to 8, in rising order. The caller has to know the protection by them.
     ///
     /// # Errors
     /// `BadPcrs`.
@@ -68,9 +69,10 @@ impl PcrChoice {
         Ok(Self { pcrs, enforced })
     }
 
-    /// What a key is worth that is bound to these PCRs, in the words of a status. A key that is bound to PCR
-    /// 7 and 12, and sealed where [`choose`] said so, is released only while Secure Boot decides what
-    /// starts; any other whenever the same programs were started, by an attacker as well.
+    /// The protection of a key that is bound to these PCRs, in the words of a status. A key that is
+    /// bound to PCR 7 and 12, and sealed where [`choose`] said so, is released only while Secure
+    /// Boot decides what starts. Any other key is released whenever the same programs were started,
+    /// by an attacker as well.
     #[must_use]
     pub fn protection(pcrs: &[u8]) -> &'static str {
         if Self::is_uncovered(pcrs) {
@@ -82,8 +84,8 @@ impl PcrChoice {
         }
     }
 
-    /// Whether a slot that is bound to these PCRs was made before slots covered what comes from beside the
-    /// image ([`crate::Tpm::cover_slots`]).
+    /// Whether a slot that is bound to these PCRs was made before slots covered what comes from
+    /// beside the image ([`crate::Tpm::cover_slots`]).
     #[must_use]
     pub fn is_uncovered(pcrs: &[u8]) -> bool {
         !pcrs.contains(&BESIDE_THE_IMAGE)
@@ -108,13 +110,13 @@ impl fmt::Display for PcrChoice {
     }
 }
 
-/// What fits this machine, by the firmware's variables in `efi_vars`, which is
+/// The choice for this machine, by the firmware's variables in `efi_vars`, which is
 /// `/sys/firmware/efi/efivars`: Secure Boot on and out of setup mode, or anything else.
 #[must_use]
 pub fn choose(efi_vars: &Path) -> PcrChoice {
     let flag = |name: &str| flag(&efi_vars.join(name));
-    // In setup mode every program that boots may enrol keys, so that Secure Boot enforces nothing (UEFI, "Firmware/OS
-    // Key Exchange").
+    // In setup mode every program that boots may enrol keys, so Secure Boot enforces nothing (UEFI,
+    // "Firmware/OS Key Exchange").
     if flag(SECURE_BOOT) == Some(true) && flag(SETUP_MODE) == Some(false) {
         PcrChoice::enforced()
     } else {
@@ -122,7 +124,7 @@ pub fn choose(efi_vars: &Path) -> PcrChoice {
     }
 }
 
-/// A variable that is 0 or 1; `None` for anything else.
+/// A variable that is 0 or 1. `None` for anything else.
 fn flag(path: &Path) -> Option<bool> {
     let mut bytes = Vec::new();
     let limit = VARIABLE_BYTES as u64 + 1;

@@ -1,4 +1,4 @@
-//! Numbers of the TPM 2.0 library specification, part 2, as far as they are used here.
+//! Numbers of the TPM 2.0 library specification, part 2, as far as this crate uses them.
 
 pub(crate) mod cc {
     //! Commands, section 6.5.2.
@@ -52,7 +52,8 @@ pub(crate) mod rc {
     pub(crate) const COMMAND_CODE: u32 = 0x143;
     pub(crate) const NV_DEFINED: u32 = 0x14c;
     pub(crate) const LOCKOUT: u32 = 0x921;
-    /// Of format 1, without the number of the parameter, handle or session they are about.
+    /// Codes of format 1, without the number of the parameter, handle or session that they are
+    /// about.
     pub(crate) const VALUE: u32 = 0x084;
     pub(crate) const HANDLE: u32 = 0x08b;
     pub(crate) const AUTH_FAIL: u32 = 0x08e;
@@ -67,13 +68,14 @@ pub(crate) mod rc {
     const NV_RATE: u32 = 0x920;
     const RETRY: u32 = 0x922;
 
-    /// The error itself. Programs between us and the TPM mark theirs in the upper half.
+    /// The error itself. Programs between us and the TPM mark their errors in the upper half.
     pub(crate) fn base(code: u32) -> u32 {
         let code = code & 0xffff;
         if code & FORMAT_1 == 0 {
             code
         } else {
-            // Part 2, 6.6.2: bits 8 to 11 and bit 6 of format 1 say which parameter, handle or session it is about.
+            // Part 2, 6.6.2: bits 8 to 11 and bit 6 of format 1 say which parameter, handle or
+            // session it is about.
             code & 0x0bf
         }
     }
@@ -108,9 +110,10 @@ pub(crate) mod handle {
     pub(crate) const NULL: u32 = 0x4000_0007;
     /// The authorisation by a password, which is empty here.
     pub(crate) const PASSWORD: u32 = 0x4000_0009;
-    /// Where others keep the storage key, if anywhere (TCG's registry of reserved handles).
+    /// The handle at which other programs keep the storage key, if any does (TCG's registry of
+    /// reserved handles).
     pub(crate) const STORAGE_ROOT: u32 = 0x8100_0001;
-    /// Ours, in the range that registry leaves to owners.
+    /// Our handle, in the range that the registry leaves to owners.
     pub(crate) const COUNTER: u32 = 0x0180_414c;
 }
 
@@ -143,6 +146,6 @@ pub(crate) mod property {
     pub(crate) const MAX_AUTH_FAIL: u32 = 0x20f;
     pub(crate) const LOCKOUT_INTERVAL: u32 = 0x210;
     pub(crate) const LOCKOUT_RECOVERY: u32 = 0x211;
-    /// In `PERMANENT`.
+    /// A bit in `PERMANENT`.
     pub(crate) const IN_LOCKOUT: u32 = 1 << 9;
 }

@@ -1,13 +1,13 @@
-//! A number in the TPM that only ever rises.
+//! A number in the TPM that only rises.
 //!
-//! It is for noticing that a whole disk was put back to an older state: data that says how far the
-//! counter was when it was written, and says less than the counter does, is old. The number survives
-//! everything but a new TPM: a counter that is removed and made again starts above every counter that
-//! the TPM ever had (part 1, section 37.2.6.2).
+//! It shows that a whole disk was put back to an older state: data that note how far the counter
+//! was when they were written, and note less than the counter has, are old. The number survives
+//! everything but a new TPM: a counter that is removed and made again starts above every counter
+//! that the TPM ever had (part 1, section 37.2.6.2).
 //!
-//! Every program on the machine that reaches the TPM can let the counter rise, or remove it: it has no secret, since
-//! a secret would have to be on the disk that is not trusted. That makes data look old; it never makes old data look
-//! new.
+//! Every program on the machine that reaches the TPM can raise the counter, or remove it. It has no
+//! secret, since a secret would have to be on the disk that is not trusted. Such a program can make
+//! data look old, but never make old data look new.
 
 use std::io::{Read, Write};
 
@@ -33,7 +33,7 @@ fn public(attributes: u32) -> TpmWriter {
 }
 
 impl<T: Read + Write> Tpm<T> {
-    /// How far the counter is; `None` if it does not exist.
+    /// The value of the counter. `None` if it does not exist.
     ///
     /// # Errors
     /// `CounterForeign`, and what ends a command.
@@ -43,13 +43,13 @@ impl<T: Read + Write> Tpm<T> {
                 written: true,
                 name,
             }) => self.read_counter(&name).map(Some),
-            // Made, but the power went before it had its first value.
+            // The counter was made, but the power failed before it had its first value.
             Some(NvCounterState { written: false, .. }) => self.advance_counter().map(Some),
             None => Ok(None),
         }
     }
 
-    /// Makes the counter if it does not exist, and answers its value.
+    /// Makes the counter if it does not exist, and returns its value.
     ///
     /// # Errors
     /// `OwnerPassword`, `CounterForeign`, and what ends a command.
@@ -71,15 +71,15 @@ impl<T: Read + Write> Tpm<T> {
         };
         match self.run_open(&command) {
             Ok(_) => {}
-            // The power went, or another program was quicker, after it was defined: then it only lacks its first
-            // value.
+            // The power failed after it was defined, or another program was quicker: then it only
+            // lacks its first value.
             Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::NV_DEFINED => {}
             Err(error) => return Err(of_owner(error)),
         }
         self.advance_counter()
     }
 
-    /// Adds one, and answers the new value.
+    /// Adds one, and returns the new value.
     ///
     /// # Errors
     /// `CounterMissing`, `CounterForeign`, and what ends a command.
@@ -96,15 +96,15 @@ impl<T: Read + Write> Tpm<T> {
                 tpm.run_in(session, command, &[], 0).map(|_| ())
             })
         })?;
-        // Read again in a session: the answer to an increment has no value in it.
+        // The value is read in a session, because the answer to an increment has no value.
         self.read_counter(&name(public(ATTRIBUTES | nv::WRITTEN).as_slice()))
     }
 
-    /// Lets the counter, where there is one, be above whatever a disk noted until now. It rises by two: a note may be
-    /// one ahead, since it is written before the counter rises.
+    /// Raises the counter, if there is one, above whatever a disk noted until now. It rises by two:
+    /// a note may be one ahead, since it is written before the counter rises.
     ///
     /// # Errors
-    /// What ends a command. Something of others' in the counter's place is left alone.
+    /// What ends a command. Something of other programs at the counter's handle stays.
     pub fn outrun_notes(&mut self) -> Result<(), TpmError> {
         match self.counter() {
             Ok(Some(_)) => {
@@ -117,7 +117,7 @@ impl<T: Read + Write> Tpm<T> {
         }
     }
 
-    /// Removes the counter, where there is one: for a reset to the state of delivery.
+    /// Removes the counter, if there is one, to reset the machine to its state of delivery.
     ///
     /// # Errors
     /// `OwnerPassword`, `CounterForeign`, and what ends a command.
@@ -201,7 +201,8 @@ impl NvCounterState {
         if !written && !is(ATTRIBUTES) {
             return Err(TpmError::CounterForeign(handle::COUNTER));
         }
-        // The name is the digest of the public area (part 1, 16): sessions then authenticate that very index.
+        // The name is the digest of the public area (part 1, 16), so sessions authenticate that
+        // very index.
         let name = name(area);
         if stated != name {
             return Err(TpmError::Malformed(

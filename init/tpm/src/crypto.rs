@@ -20,7 +20,7 @@ const AES_BLOCK: usize = 16;
 /// How often a scalar is drawn: one in 2³² draws is out of range.
 const SCALARS_MAX: usize = 4;
 
-/// From the operating system.
+/// Random bytes from the operating system.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], TpmError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| TpmError::NoRandomness)?;
@@ -84,7 +84,8 @@ impl EccPublicPoint {
         Some(Self { key, x: x.to_vec() })
     }
 
-    /// A new salt, and what the holder of the private key finds it by: `TPMS_ECC_POINT`.
+    /// A new salt, and the point from which the holder of the private key derives it:
+    /// `TPMS_ECC_POINT`.
     pub(crate) fn salt(&self) -> Result<(SecretArr<DIGEST>, TpmWriter), TpmError> {
         let ephemeral = scalar()?;
         let public = ephemeral.public_key().to_sec1_point(false);
@@ -110,7 +111,7 @@ fn scalar() -> Result<SecretKey, TpmError> {
     Err(TpmError::NoRandomness)
 }
 
-/// Which way a parameter goes.
+/// The direction of a parameter.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     FromTpm,
@@ -127,13 +128,13 @@ pub(crate) fn cfb(
 ) {
     let derived = kdf_a(key, b"CFB", newer, older);
     let (key, iv) = derived.expose().split_at(AES_BLOCK);
-    let fits = "half of a digest is a block";
+    let half_is_a_block = "half of a digest is a block";
     match direction {
         Direction::ToTpm => cfb_mode::Encryptor::<Aes128>::new_from_slices(key, iv)
-            .expect(fits)
+            .expect(half_is_a_block)
             .encrypt(bytes),
         Direction::FromTpm => cfb_mode::Decryptor::<Aes128>::new_from_slices(key, iv)
-            .expect(fits)
+            .expect(half_is_a_block)
             .decrypt(bytes),
     }
 }

@@ -1,34 +1,37 @@
 //! The kernel's driver of the TPM.
 //!
-//! It asks the TPM once, when the machine starts, and gives it up where an answer takes longer than two seconds: on a busy
-//! host that of a virtual machine may. A machine that has a TPM must not be taken for one without, so firmware is asked
-//! which it is, and the driver to begin again.
+//! The driver asks the TPM once, when the machine starts, and gives it up if an answer takes longer
+//! than two seconds. The TPM of a virtual machine on a busy host may take longer. A machine that
+//! has a TPM must not be taken for one without, so this code asks the firmware which it is, and
+//! makes the driver begin again.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
-/// Where firmware's table of its TPM 2.0 is, in `/sys` (TCG ACPI Specification, 7.3).
+/// Path of the firmware's table of its TPM 2.0, in `/sys` (TCG ACPI Specification, 7.3).
 const TABLE: &str = "firmware/acpi/tables/TPM2";
 
 /// The first TPM that the kernel has.
 const DEVICE: &str = "class/tpm/tpm0";
 
-/// What all TPMs 2.0 are called in ACPI's tables (TCG ACPI Specification, 8.1), and the buses on which their drivers look.
+/// The name of all TPMs 2.0 in ACPI's tables (TCG ACPI Specification, 8.1), and the buses on which
+/// their drivers look.
 const NAME: &[u8] = b"MSFT0101";
 const BUSES: [&str; 2] = ["acpi", "platform"];
 
-/// Whether the machine has a TPM 2.0, as firmware says or the kernel did before it gave it up: where the kernel shares
-/// none, that one did not answer in time. `sys` is `/sys`.
+/// Whether the machine has a TPM 2.0, as the firmware says, or the kernel did before it gave the
+/// TPM up. If the kernel then shares none, the TPM did not answer in time. `sys` is `/sys`.
 pub(crate) fn has_one(sys: &Path) -> bool {
     let version = fs::read_to_string(sys.join(DEVICE).join("tpm_version_major"));
     sys.join(TABLE).exists() || version.is_ok_and(|version| version.trim() == "2")
 }
 
-/// Has the driver ask the TPM again; takes as long as that lets it wait, a few seconds. What comes of it is seen at the
-/// device.
+/// Makes the driver ask the TPM again. This takes as long as the driver waits, a few seconds. The
+/// device shows the result.
 pub(crate) fn ask_again(sys: &Path) {
-    // A device of which the driver knows no commands is not shared, and stays until it is let go of.
+    // A device whose commands the driver does not know is not shared, and stays until it is
+    // unbound.
     if let Ok(device) = fs::canonicalize(sys.join(DEVICE).join("device"))
         && let Some(name) = device.file_name()
     {
@@ -45,8 +48,8 @@ pub(crate) fn ask_again(sys: &Path) {
     }
 }
 
-/// Writes a device's name into a file of the kernel's. That refuses where the device has no driver, or has one already:
-/// what came of it is seen at the TPM.
+/// Writes a device's name into a file of the kernel. The kernel refuses if the device has no
+/// driver, or has one already, and the TPM shows the result.
 fn tell(file: &Path, name: &OsStr) {
     let _ = fs::write(file, name.as_encoded_bytes());
 }

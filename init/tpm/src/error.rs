@@ -1,4 +1,4 @@
-//! What can go wrong between a TPM and us, by what the administrator can do about it.
+//! Errors between a TPM and us, sorted by what the administrator can do about them.
 
 use std::io;
 
@@ -12,13 +12,13 @@ pub enum TpmError {
     /// The machine has no TPM.
     #[error("this machine has no TPM")]
     Absent,
-    /// PCRs that cannot be sealed to.
+    /// Nothing can be sealed to these PCRs.
     #[error("PCRs: {0}")]
     BadPcrs(&'static str),
-    /// A PIN that cannot be used.
+    /// The PIN cannot be used.
     #[error("the PIN must be 1 to 32 printable ASCII characters")]
     BadPin,
-    /// No name of a storage key.
+    /// The text is no name of a storage key.
     #[error("the name of a storage key is 64 hex digits, lower case")]
     BadStorageKey,
     /// [`crate::Tpm::close_slots`] was called.
@@ -39,7 +39,7 @@ pub enum TpmError {
          entry, of a loader or of SMBIOS, or an add-on (PCR 12); start the image alone"
     )]
     FromBeside,
-    /// Another TPM than the machine is to have, or something in between.
+    /// The machine is to have another TPM, or something stands in between.
     #[error(
         "the TPM, or what stands in its place, has another storage key than this machine is to have"
     )]
@@ -47,13 +47,13 @@ pub enum TpmError {
     /// The answer does not carry the code that only the TPM with our key can make.
     #[error("an answer of the TPM was forged or altered on the way")]
     Forged,
-    /// Too many wrong PINs.
+    /// There were too many wrong PINs.
     #[error(
         "the TPM is locked after too many wrong PINs{}",
         wait(.0.as_ref().map(|state| state.interval_s))
     )]
     LockedOut(Option<Lockout>),
-    /// An answer that no TPM gives.
+    /// No TPM gives such an answer.
     #[error("the TPM's answer makes no sense: {0}")]
     Malformed(&'static str),
     /// The kernel's generator failed.
@@ -62,49 +62,49 @@ pub enum TpmError {
     /// A PCR has the value of a machine that measured nothing.
     #[error("PCR {0} is empty: nothing was measured into it, so sealing to it protects nothing")]
     NotMeasured(u8),
-    /// It was sealed by another TPM, or by this one before it was cleared.
+    /// Another TPM sealed it, or this one before it was cleared.
     #[error("the key was sealed by another TPM, or before this one was cleared")]
     OtherTpm,
     /// The owner hierarchy has a password, which was not set here.
     #[error("the owner hierarchy of the TPM has a password; clear it in the firmware's setup")]
     OwnerPassword,
-    /// The slot wants one.
+    /// The slot needs a PIN.
     #[error("the slot wants a PIN")]
     PinMissing,
-    /// A refusal that none of the others is.
+    /// Any other refusal.
     #[error("{command} failed with TPM code {code:#x}")]
     Refused {
         /// Name of the TPM command.
         command: &'static str,
-        /// As TPM 2.0 part 2, section 6.6, numbers them.
+        /// The number by TPM 2.0 part 2, section 6.6.
         code: u32,
     },
     /// The connection to the TPM broke.
     #[error("the TPM cannot be talked to ({0})")]
     Transport(#[source] io::Error),
-    /// Firmware says that there is one, and the kernel has none.
+    /// The firmware says that there is a TPM, and the kernel has none.
     #[error(
         "the kernel gave up this machine's TPM, which answered too late when it was first asked"
     )]
     Unanswered,
-    /// It cannot do what is needed.
+    /// The TPM cannot do what is needed.
     #[error("the TPM is not usable: {0}")]
     Unsupported(&'static str),
-    /// What runs here is not what the key is bound to.
+    /// The running software is not what the key is bound to.
     #[error("what was booted is not what the key is bound to{}", others(.changed))]
     WrongPcrs {
-        /// The PCRs that hold something else, as far as the slot notes what they held.
+        /// The PCRs that hold something else, if the slot notes what they held.
         changed: Vec<u8>,
     },
-    /// Not the PIN of the slot.
+    /// The PIN is not that of the slot.
     #[error("wrong PIN{}", tries(.tries_left))]
     WrongPin {
-        /// How many more may be wrong before the TPM locks, if it said so.
+        /// How many more may be wrong before the TPM locks, if the TPM said so.
         tries_left: Option<u32>,
     },
 }
 
-/// Which PCRs are others, and what each stands for on a machine that boots our image.
+/// The changed PCRs, and the meaning of each on a machine that boots our image.
 fn others(changed: &[u8]) -> String {
     let named = |pcr: &u8| match pcr {
         4 => "PCR 4 (the programs that were started)".to_owned(),
@@ -134,7 +134,8 @@ fn tries(left: &Option<u32>) -> String {
     })
 }
 
-/// The TPM's counters against guessing, which are the same for everything it protects so.
+/// The TPM's counters against guessing, which are the same for everything that it protects in this
+/// way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lockout {
     /// Whether it is locked.
@@ -143,9 +144,9 @@ pub struct Lockout {
     pub failed: u32,
     /// How many lock it.
     pub failed_max: u32,
-    /// Seconds with power after which one wrong PIN is forgotten; 0: nothing is counted.
+    /// Seconds with power after which the TPM forgets one wrong PIN. 0: it counts nothing.
     pub interval_s: u32,
-    /// Seconds after which the owner's means to unlock it may be tried again when that went wrong.
+    /// Seconds after which the owner may try to unlock the TPM again if that failed.
     pub recovery_s: u32,
 }
 

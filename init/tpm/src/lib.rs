@@ -51,7 +51,7 @@ pub use slots::AddSlotError;
 pub use source::TpmSource;
 pub use tpm::Tpm;
 
-/// A new key to seal.
+/// Makes a key to seal.
 ///
 /// # Errors
 /// `NoRandomness`.

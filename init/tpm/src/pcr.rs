@@ -1,4 +1,4 @@
-//! PCRs of the SHA-256 bank: which, with what values, and the policies that name them.
+//! PCRs of the SHA-256 bank: their numbers, their values, and the policies that name them.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -13,30 +13,30 @@ use crate::tpm::{Tpm, TpmCommandBody, TpmHandle};
 use crate::wire::{TpmReader, TpmWriter};
 use crate::{PcrChoice, TpmError};
 
-/// A `TPML_PCR_SELECTION` of nothing.
+/// An empty `TPML_PCR_SELECTION`.
 pub(crate) const NO_SELECTION: &[u8] = &[0; 4];
 /// Bytes of the bit mask of 24 PCRs.
 const MASK: usize = 3;
 /// How many values `TPM2_PCR_Read` answers at once (`TPML_DIGEST`, part 2, section 10.9.2).
 const VALUES_AT_ONCE: usize = 8;
 
-/// What a PCR holds that nothing was measured into.
+/// The value of a PCR that nothing was measured into.
 pub(crate) const EMPTY: [u8; DIGEST] = [0; DIGEST];
 
 /// A PCR that every slot is bound to.
 const OF_ALL_SLOTS: u8 = 11;
-/// What is measured into it when nothing more is to be opened.
+/// What is measured into it when the TPM is to open nothing more.
 const CLOSED: &[u8] = b"alknet: closed until the machine restarts";
 
 /// Values of PCRs in the SHA-256 bank, by number.
 pub type PcrValues = BTreeMap<u8, [u8; DIGEST]>;
 
-/// Which values of the chosen PCRs the key is bound to.
+/// The PCR values that the key is bound to.
 #[derive(Clone, Copy, Debug)]
 pub enum ExpectedPcrs<'a> {
-    /// Those of now.
+    /// The present ones.
     Current,
-    /// These, and those of now for the chosen PCRs that are not among them.
+    /// These, and the present ones for the chosen PCRs that are not among them.
     Predicted(&'a PcrValues),
 }
 
@@ -55,8 +55,8 @@ pub(crate) fn selection(pcrs: &[u8]) -> TpmWriter {
         .bytes(&mask)
 }
 
-/// The digest of the policy: these values, and the authorisation value where there is a PIN
-/// (part 3, sections 23.7 and 23.17).
+/// The digest of the policy: these values, and the authorisation value if there is a PIN (part 3,
+/// sections 23.7 and 23.17).
 pub(crate) fn policy(values: &PcrValues, pin: bool) -> [u8; DIGEST] {
     let pcrs: Vec<u8> = values.keys().copied().collect();
     let of_values = crypto::sha256(
@@ -81,7 +81,7 @@ impl<T: Read + Write> Tpm<T> {
     /// The values of these PCRs, as the TPM with the storage key vouches for them.
     ///
     /// # Errors
-    /// `BadPcrs`; `Unsupported` without a SHA-256 bank; whatever ends a command.
+    /// `BadPcrs`, `Unsupported` without a SHA-256 bank, and whatever ends a command.
     pub fn pcr_values(&mut self, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
         let known = pcrs.iter().all(|pcr| *pcr < PCRS);
         if pcrs.is_empty() || pcrs.len() > VALUES_AT_ONCE || !known {
@@ -90,11 +90,11 @@ impl<T: Read + Write> Tpm<T> {
         self.with_parent(None, |tpm, parent| tpm.pcr_values_by(parent, pcrs))
     }
 
-    /// Extends PCR 11: until the machine restarts the TPM opens no slot that is bound to what was booted, to
-    /// no program, whatever else that has.
+    /// Extends PCR 11: until the machine restarts the TPM opens no slot that is bound to what was
+    /// booted, for no program, whatever else that has.
     ///
     /// # Errors
-    /// Those of a command, and `Malformed` where the PCR is as before.
+    /// Those of a command, and `Malformed` if the PCR is as before.
     pub fn close_slots(&mut self) -> Result<(), TpmError> {
         let before = self.pcr_values(&[OF_ALL_SLOTS])?;
         let target = u32::from(OF_ALL_SLOTS);
@@ -112,7 +112,8 @@ impl<T: Read + Write> Tpm<T> {
             makes: false,
         };
         self.run_open(&command)?;
-        // What stands between us and the TPM can answer anything without a session; the values are read in one.
+        // Whatever stands between us and the TPM can answer anything without a session, so the
+        // values are read in one.
         if self.pcr_values(&[OF_ALL_SLOTS])? == before {
             return Err(TpmError::Malformed("it extended a PCR, which is as before"));
         }
@@ -130,18 +131,18 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     fn read_pcrs(&mut self, session: &mut TpmSession, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
-        let asked = selection(pcrs);
+        let requested = selection(pcrs);
         let command = TpmCommandBody {
             code: cc::PCR_READ,
             targets: &[],
-            parameters: asked.clone(),
+            parameters: requested.clone(),
             makes: false,
         };
         let done = self.run_in(session, command, &[], protect::AUDIT)?;
         let mut reader = done.reader();
         let _changes = reader.u32()?;
-        // A TPM without the bank answers a selection that is empty instead of an error.
-        if reader.take(asked.len()).ok() != Some(asked.as_slice()) {
+        // A TPM without the bank answers an empty selection instead of an error.
+        if reader.take(requested.len()).ok() != Some(requested.as_slice()) {
             return Err(TpmError::Unsupported(
                 "its SHA-256 bank of PCRs is switched off",
             ));
@@ -170,15 +171,15 @@ impl<T: Read + Write> Tpm<T> {
         if !open.is_empty() {
             values.extend(self.pcr_values_by(parent, &open)?);
         }
-        // Each slot would take such a command line for the image's own from then on.
+        // Otherwise each slot would take such a command line for the image's own from then on.
         if values
             .get(&BESIDE_THE_IMAGE)
             .is_some_and(|value| *value != EMPTY)
         {
             return Err(TpmError::FromBeside);
         }
-        // The stub that measured the image would have measured something from beside it as well: of a
-        // start with PCR 11, none in PCR 12 is a value like any other.
+        // The stub that measured the image would have measured something from beside it as well.
+        // After a start with PCR 11, an empty PCR 12 is a value like any other.
         let may_be_empty = |pcr: u8| pcr == BESIDE_THE_IMAGE && values.contains_key(&11);
         let unmeasured = values
             .iter()
@@ -205,7 +206,7 @@ impl<T: Read + Write> Tpm<T> {
 /// A `TPML_DIGEST` with the values of these PCRs in rising order.
 fn digests(mut reader: TpmReader<'_>, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
     let mut rising = pcrs.to_vec();
-    // The TPM answers in the order of the bit mask, whatever order was asked for.
+    // The TPM answers in the order of the bit mask, whatever the order of the request.
     rising.sort_unstable();
     rising.dedup();
     if reader.u32()? as usize != rising.len() {

@@ -1,4 +1,5 @@
-//! The storage key: a key on P-256 that the TPM derives from its seed and a template, always the same.
+//! The storage key: a key on P-256 that the TPM derives from its seed and a template, always the
+//! same.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -18,12 +19,13 @@ pub(crate) const NAME: usize = 2 + DIGEST;
 /// Each coordinate in the `unique` of the template.
 const ZERO_COORDINATE: [u8; DIGEST] = [0; DIGEST];
 
-/// Which storage key: of another TPM, or of this one after it was cleared, it is another.
+/// The identity of a storage key. Another TPM has another one, and so has this one after it was
+/// cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageKey([u8; NAME]);
 
 impl StorageKey {
-    /// The one that a slot was sealed under.
+    /// The storage key that a slot was sealed under.
     ///
     /// # Errors
     /// `Damaged`.
@@ -32,7 +34,7 @@ impl StorageKey {
     }
 }
 
-/// The SHA-256 digest that is its name (`TPM2B_NAME` without the algorithm), in hex.
+/// Writes the SHA-256 digest that is its name (`TPM2B_NAME` without the algorithm), in hex.
 impl fmt::Display for StorageKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digest = &self.0[NAME - DIGEST..];
@@ -40,7 +42,7 @@ impl fmt::Display for StorageKey {
     }
 }
 
-/// The lower-case form that `Display` writes, and no other.
+/// Parses the lower-case form that `Display` writes, and no other.
 impl FromStr for StorageKey {
     type Err = TpmError;
 
@@ -79,17 +81,17 @@ impl LoadedStorageKey {
         }
     }
 
-    /// Whether it is one that another program left in the TPM.
+    /// Whether another program left it in the TPM.
     pub(crate) fn is_persistent(&self) -> bool {
         !self.transient
     }
 
-    /// From the public area that the TPM answered.
+    /// Reads the public area that the TPM answered.
     fn read(handle: u32, area: &[u8], transient: bool) -> Result<Self, TpmError> {
         let template = common();
         let unique = area
-            // A key with other attributes could be made outside the TPM, and its holder would know the salt of
-            // sessions.
+            // A key with other attributes could be made outside the TPM, and its holder would know
+            // the salt of sessions.
             .strip_prefix(template.as_slice())
             .ok_or(TpmError::Malformed("a storage key of another kind"))?;
         let mut reader = TpmReader::new(unique);
@@ -104,7 +106,7 @@ impl LoadedStorageKey {
     }
 }
 
-/// The name of what has this public area, under SHA-256.
+/// The name of an object with this public area, under SHA-256.
 pub(crate) fn name(area: &[u8]) -> [u8; NAME] {
     let mut name = [0; NAME];
     name[..2].copy_from_slice(&alg::SHA256.to_be_bytes());
@@ -133,15 +135,16 @@ fn common() -> TpmWriter {
 }
 
 impl<T: Read + Write> Tpm<T> {
-    /// From now on commands that make use of a storage key fail with `ForeignStorageKey` unless it is this
-    /// one: what stands in the place of the TPM has another, and gets nothing that is salted to its own.
+    /// From now on commands that use a storage key fail with `ForeignStorageKey` unless it is this
+    /// one. Whatever stands in the place of the TPM has another key, and gets nothing that is
+    /// salted to its own.
     #[must_use]
     pub fn require(mut self, key: StorageKey) -> Self {
         self.required = Some(key);
         self
     }
 
-    /// Which storage key this TPM has.
+    /// The storage key of this TPM.
     ///
     /// # Errors
     /// `OwnerPassword`, `Unsupported`, `ForeignStorageKey`, and what ends a command.
@@ -149,8 +152,9 @@ impl<T: Read + Write> Tpm<T> {
         self.with_parent(None, |_, parent| Ok(StorageKey(parent.name)))
     }
 
-    /// Runs `work` with the storage key: the one of this name if there is a name, else whichever this
-    /// TPM has, if none is [required](Self::require). One that is kept in the TPM is used first, since making one takes some TPMs a second.
+    /// Runs `work` with the storage key: the one of this name if there is a name, or else the key
+    /// of this TPM, if none is [required](Self::require). A key that is kept in the TPM is used
+    /// first, since making one takes some TPMs a second.
     pub(crate) fn with_parent<R>(
         &mut self,
         wanted: Option<&[u8; NAME]>,
@@ -161,10 +165,10 @@ impl<T: Read + Write> Tpm<T> {
         if wanted.is_some_and(|name| !is_required(name)) {
             return Err(TpmError::OtherTpm);
         }
-        let fits = |parent: &LoadedStorageKey| wanted.is_none_or(|name| *name == parent.name);
+        let is_wanted = |parent: &LoadedStorageKey| wanted.is_none_or(|name| *name == parent.name);
         if wanted.is_some()
             && let Some(parent) = self.persistent()?
-            && fits(&parent)
+            && is_wanted(&parent)
         {
             match work(self, &parent) {
                 // The program that put it there gave it a password.
@@ -175,17 +179,17 @@ impl<T: Read + Write> Tpm<T> {
         let parent = self.create_primary()?;
         let result = if !is_required(&parent.name) {
             Err(TpmError::ForeignStorageKey)
-        } else if fits(&parent) {
+        } else if is_wanted(&parent) {
             work(self, &parent)
         } else {
             Err(TpmError::OtherTpm)
         };
-        // A TPM has room for three objects or so.
+        // A TPM has room for about three objects.
         self.flush(parent.handle);
         result
     }
 
-    /// What is kept at the usual handle, if that is a key of our template.
+    /// The key at the usual handle, if it has our template.
     fn persistent(&mut self) -> Result<Option<LoadedStorageKey>, TpmError> {
         let command = TpmCommandBody {
             code: cc::READ_PUBLIC,
@@ -240,7 +244,7 @@ impl<T: Read + Write> Tpm<T> {
     }
 }
 
-/// Tells a password of the owner hierarchy from other refusals.
+/// Distinguishes a password of the owner hierarchy from other refusals.
 pub(crate) fn of_owner(error: TpmError) -> TpmError {
     match error {
         TpmError::Refused { code, .. }

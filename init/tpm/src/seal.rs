@@ -1,4 +1,4 @@
-//! 32 bytes that the TPM gives back only to the machine they were sealed for.
+//! 32 bytes that the TPM gives back only to the machine that they were sealed for.
 
 use std::io::{Read, Write};
 
@@ -15,13 +15,13 @@ use crate::tpm::{Tpm, TpmCommandBody, TpmHandle};
 use crate::wire::{TpmReader, TpmWriter};
 use crate::{PcrChoice, TpmError};
 
-/// What a person types besides. It is the object's authorisation value as it stands: the TPM counts wrong ones, so
-/// it may be short.
+/// A PIN that a person types as well. It is the object's authorisation value as it stands: the TPM
+/// counts wrong ones, so it may be short.
 #[derive(Debug)]
 pub struct TpmPin(SecretStr);
 
 impl TpmPin {
-    /// 1 to 32 printable ASCII characters.
+    /// A PIN of 1 to 32 printable ASCII characters.
     ///
     /// # Errors
     /// `BadPin`.
@@ -39,13 +39,13 @@ impl TpmPin {
     }
 }
 
-/// The authorisation value: nothing without a PIN.
+/// The authorisation value, which is empty without a PIN.
 fn auth(pin: Option<&TpmPin>) -> &[u8] {
     pin.map_or(&[], TpmPin::bytes)
 }
 
-/// `TPMT_PUBLIC` of a sealed object up to its `unique`. Only the policy opens it, also for changes;
-/// with a PIN the TPM counts wrong attempts.
+/// `TPMT_PUBLIC` of a sealed object up to its `unique`. Only the policy opens it, also for changes.
+/// With a PIN the TPM counts wrong attempts.
 fn template(policy: &[u8; DIGEST], pin: bool) -> TpmWriter {
     let guarded = if pin { 0 } else { object::NO_DA };
     let attributes = object::FIXED_TPM | object::FIXED_PARENT | object::ADMIN_WITH_POLICY | guarded;
@@ -61,8 +61,8 @@ impl<T: Read + Write> Tpm<T> {
     /// Seals a key to the values of PCRs, and to a PIN if there is one.
     ///
     /// # Errors
-    /// `NotMeasured` for a PCR that holds nothing, `FromBeside`, `BadPcrs`, `OwnerPassword`, `Unsupported`, and what
-    /// ends a command.
+    /// `NotMeasured` for a PCR that holds nothing, `FromBeside`, `BadPcrs`, `OwnerPassword`,
+    /// `Unsupported`, and what ends a command.
     pub fn seal(
         &mut self,
         secret: &Kek,
@@ -108,14 +108,14 @@ impl<T: Read + Write> Tpm<T> {
         let done = self.run_in(session, command, &[], both)?;
         let mut reader = done.reader();
         let (private, public) = (reader.sized()?, reader.sized()?);
-        // What stands in the TPM's place could seal under a policy that opens always.
+        // Whatever stands in the TPM's place could seal under a policy that opens always.
         if !is_made_of(public, area) {
             return Err(TpmError::Malformed("it sealed under another policy"));
         }
         let sized = |bytes: &[u8]| TpmWriter::new().sized(bytes);
         Ok(CreatedObject {
             private: sized(private).as_slice().to_vec(),
-            // With the name of the storage key: who answers in its place is found out by that.
+            // The name of the storage key is added, to notice another TPM that answers later.
             public: sized(public).sized(&parent.name).as_slice().to_vec(),
         })
     }
@@ -123,8 +123,8 @@ impl<T: Read + Write> Tpm<T> {
     /// Gives the key back.
     ///
     /// # Errors
-    /// `WrongPcrs`, `FromBeside`, `WrongPin`, `PinMissing`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`,
-    /// `Forged`, and what ends a command.
+    /// `WrongPcrs`, `FromBeside`, `WrongPin`, `PinMissing`, `LockedOut`, `OtherTpm`, `Damaged`,
+    /// `OwnerPassword`, `Forged`, and what ends a command.
     pub fn unseal(&mut self, params: &Tpm2Params, pin: Option<&TpmPin>) -> Result<Kek, TpmError> {
         let sealed = SealedObject::read(params)?;
         let pin = match (params.pin(), pin) {
@@ -139,7 +139,7 @@ impl<T: Read + Write> Tpm<T> {
             tpm.flush(loaded);
             match result {
                 Err(TpmError::WrongPcrs { .. }) => {
-                    // What cannot be read is not named.
+                    // If the PCRs cannot be read, the error names none.
                     let now = tpm.pcr_values_by(parent, params.pcrs());
                     Err(wrong_pcrs(params, &now.unwrap_or_default()))
                 }
@@ -148,16 +148,17 @@ impl<T: Read + Write> Tpm<T> {
         })
     }
 
-    /// Whether the TPM would release the key here and now, given the right PIN if the slot wants one. No attempt is
-    /// counted, so a caller learns whether it makes sense to ask for the PIN.
+    /// Whether the TPM would release the key here and now, given the right PIN if the slot needs
+    /// one. The TPM counts no attempt, so a caller learns whether it makes sense to ask for the
+    /// PIN.
     ///
     /// # Errors
-    /// `WrongPcrs`, `FromBeside`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`, `Forged`, and what ends a
-    /// command.
+    /// `WrongPcrs`, `FromBeside`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`, `Forged`,
+    /// and what ends a command.
     pub fn check(&mut self, params: &Tpm2Params) -> Result<(), TpmError> {
         let sealed = SealedObject::read(params)?;
         self.with_parent(Some(&sealed.parent), |tpm, parent| {
-            // Loaded and let go: it shows whether the record is whole and this TPM's.
+            // Loading it shows whether the record is whole and this TPM's.
             let loaded = tpm.load(parent, &sealed)?;
             tpm.flush(loaded);
             tpm.covered(parent, params)?;
@@ -173,7 +174,7 @@ impl<T: Read + Write> Tpm<T> {
         })
     }
 
-    /// A slot that does not cover what comes from beside the image is used only where that is nothing.
+    /// Uses a slot that does not cover what comes from beside the image only if nothing does.
     fn covered(&mut self, parent: &LoadedStorageKey, params: &Tpm2Params) -> Result<(), TpmError> {
         if PcrChoice::is_uncovered(params.pcrs()) {
             return self.nothing_from_beside(parent);
@@ -181,7 +182,8 @@ impl<T: Read + Write> Tpm<T> {
         Ok(())
     }
 
-    /// An answer altered on the way would only lead to a refusal later, so none has to be authentic.
+    /// Loads the object. An answer that was altered on the way would only lead to a refusal later,
+    /// so it need not be authentic.
     fn load(
         &mut self,
         parent: &LoadedStorageKey,
@@ -216,8 +218,8 @@ impl<T: Read + Write> Tpm<T> {
                 tpm.unseal_by(session, loaded, sealed, pin)
             });
             match result {
-                // A PCR was extended between check and release, perhaps one that is not ours (part 3, 12.7): a new
-                // session tries again.
+                // A PCR was extended between check and release, perhaps one that is not ours (part
+                // 3, 12.7), so a new session tries again.
                 Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::PCR_CHANGED => {}
                 Err(TpmError::Refused { command, code }) => {
                     return Err(self.explain(command, code, pin.is_some()));
@@ -276,7 +278,7 @@ impl<T: Read + Write> Tpm<T> {
         self.run(&command)?.reader().end()
     }
 
-    /// What a refusal to unseal means.
+    /// The meaning of a refusal to unseal.
     fn explain(&mut self, command: &'static str, code: u32, pin: bool) -> TpmError {
         match rc::base(code) {
             rc::POLICY_FAIL => NOT_WHAT_WAS_BOOTED,
@@ -295,7 +297,7 @@ const NOT_WHAT_WAS_BOOTED: TpmError = TpmError::WrongPcrs {
     changed: Vec::new(),
 };
 
-/// The same with the PCRs that are others `now`, as far as the slot notes what they were.
+/// The same with the PCRs that differ `now`, if the slot notes their former values.
 fn wrong_pcrs(params: &Tpm2Params, now: &PcrValues) -> TpmError {
     let noted = params.pcrs().iter().zip(params.values());
     let is_other =
@@ -309,7 +311,7 @@ pub(crate) fn storage_key(params: &Tpm2Params) -> Result<[u8; NAME], TpmError> {
     Ok(SealedObject::read(params)?.parent)
 }
 
-/// What the TPM made of a secret.
+/// The object that the TPM made of a secret.
 struct CreatedObject {
     private: Vec<u8>,
     public: Vec<u8>,
@@ -325,8 +327,9 @@ struct SealedObject<'a> {
 }
 
 impl<'a> SealedObject<'a> {
-    /// An attacker who changes a record makes it useless and gains nothing: the vault binds it to what it opens. The
-    /// checks tell damage from a refusal of the TPM.
+    /// Parses a record. An attacker who changes a record makes it useless and gains nothing,
+    /// because the vault binds it to what it opens. The checks distinguish damage from a refusal of
+    /// the TPM.
     fn read(params: &'a Tpm2Params) -> Result<Self, TpmError> {
         let cut = |_| TpmError::Damaged("it is cut short");
         let long = |_| TpmError::Damaged("it is longer than it says");

@@ -1,8 +1,8 @@
-//! Sessions: what makes an answer the TPM's own, and a parameter unreadable between it and us.
+//! Sessions, which make an answer the TPM's own, and a parameter unreadable between it and us.
 //!
 //! A session's key comes from a salt that only the holder of the storage key can read. Each command
-//! and each answer carries an HMAC under it over everything that matters, and the first parameter of
-//! either can be encrypted (part 1, sections 19.6 and 21).
+//! and each answer carries an HMAC under it over everything that matters, and the first parameter
+//! of either can be encrypted (part 1, sections 19.6 and 21).
 
 use alknet_vault::SecretArr;
 use hmac::Mac;
@@ -15,19 +15,19 @@ use crate::wire::{TpmReader, TpmWriter, first_sized_mut};
 
 /// Attributes of a session for one command (part 2, section 8.4).
 pub(crate) mod protect {
-    /// The session lives on.
+    /// The session outlives the command.
     pub(crate) const CONTINUE: u8 = 1 << 0;
     /// The first parameter of the command is encrypted.
     pub(crate) const COMMAND: u8 = 1 << 5;
-    /// The first parameter of the answer is.
+    /// The first parameter of the answer is encrypted.
     pub(crate) const ANSWER: u8 = 1 << 6;
-    /// Nothing is authorised; the answer is only authenticated.
+    /// The session authorises nothing, and only authenticates the answer.
     pub(crate) const AUDIT: u8 = 1 << 7;
     /// In an answer to such a command: no other command came in between.
     pub(super) const EXCLUSIVE: u8 = 1 << 1;
 }
 
-/// What a session is started for.
+/// The purpose of a session.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TpmSessionKind {
     Hmac = 0,
@@ -50,7 +50,7 @@ pub(crate) struct AuthorisedCommand {
 }
 
 impl TpmSession {
-    /// After `TPM2_StartAuthSession`.
+    /// The session after `TPM2_StartAuthSession`.
     pub(crate) fn new(
         handle: u32,
         salt: &SecretArr<DIGEST>,
@@ -67,8 +67,8 @@ impl TpmSession {
         })
     }
 
-    /// Encrypts what is to be encrypted and authenticates the command. `auth` is the authorisation
-    /// value of what it is about.
+    /// Encrypts the parameter that is to be encrypted, and authenticates the command. `auth` is the
+    /// authorisation value of the object.
     pub(crate) fn authorise(
         &self,
         code: u32,
@@ -79,7 +79,7 @@ impl TpmSession {
     ) -> Result<AuthorisedCommand, TpmError> {
         let nonce = crypto::random::<DIGEST>()?;
         let key = [self.key.expose().as_slice(), auth];
-        // Before the HMAC: it covers the parameter as it is sent (part 1, 19 and 21).
+        // This precedes the HMAC, which covers the parameter as it is sent (part 1, 19 and 21).
         if attributes & protect::COMMAND != 0 {
             let first = first_sized_mut(parameters.as_mut_slice())?;
             crypto::cfb(key, &nonce, &self.tpm_nonce, Direction::ToTpm, first);
@@ -102,7 +102,7 @@ impl TpmSession {
         })
     }
 
-    /// Checks the answer and decrypts in place what is encrypted.
+    /// Checks the answer, and decrypts its encrypted parameter in place.
     pub(crate) fn accept(
         &mut self,
         sent: &AuthorisedCommand,
@@ -126,18 +126,20 @@ impl TpmSession {
         for part in [digest.as_slice(), tpm_nonce, &sent.nonce, &[attributes]] {
             mac.update(part);
         }
-        // In constant time: what stands between could find an HMAC byte by byte.
+        // The comparison takes constant time: otherwise an attacker in between could find an HMAC
+        // byte by byte.
         let genuine: bool = mac.finalize().into_bytes().as_slice().ct_eq(hmac).into();
         if !genuine {
             return Err(TpmError::Forged);
         }
-        // Who encrypts is part of what was authenticated: an answer in the clear is refused.
+        // The attributes say whether the parameter is encrypted and are authenticated, so an answer
+        // in the clear is refused.
         if attributes & !protect::EXCLUSIVE != sent.attributes {
             return Err(TpmError::Malformed(
                 "it changed the attributes of the session",
             ));
         }
-        // The nonce rolls with each command, so that an old answer cannot be replayed.
+        // The nonce changes with each command, so that an old answer cannot be replayed.
         self.tpm_nonce = tpm_nonce.to_vec();
         if attributes & protect::ANSWER != 0 {
             let first = first_sized_mut(parameters)?;

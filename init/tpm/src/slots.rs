@@ -1,5 +1,5 @@
-//! Slots of an open vault that this TPM opens: for what the machine booted, and for an image that it
-//! is to boot next.
+//! Slots of an open vault that this TPM opens: for what the machine booted, and for an image that
+//! it is to boot next.
 
 use std::io::{Read, Write};
 
@@ -15,11 +15,11 @@ use crate::predict::{PredictError, ProgramUpdate};
 use crate::seal::storage_key;
 use crate::{ExpectedPcrs, PcrChoice, PcrValues, Tpm, TpmError, TpmPin, new_kek};
 
-/// Why there is no such slot. The vault is as it was.
+/// Why there is no such slot. The vault is unchanged.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AddSlotError {
-    /// What the image will measure cannot be told.
+    /// What the image will measure cannot be predicted.
     #[error("what the image will measure cannot be predicted: {0}")]
     Predict(#[from] PredictError),
     /// The TPM did not take the key.
@@ -31,8 +31,8 @@ pub enum AddSlotError {
 }
 
 impl<T: Read + Write> Tpm<T> {
-    /// Adds a slot that opens after whatever this machine booted now. The vault has to be written by the
-    /// caller, as after every change.
+    /// Adds a slot that opens after whatever this machine booted now. The caller has to write the
+    /// vault, as after every change.
     ///
     /// # Errors
     /// `Tpm`, `Vault`.
@@ -47,12 +47,12 @@ impl<T: Read + Write> Tpm<T> {
         Ok(open.add(NewSlot::Tpm2(params, &kek))?)
     }
 
-    /// Puts such a slot in the place of one that does not open any more, in one change. That accepts
-    /// what made the old slot refuse: it is for a caller that opened the vault in another way and knows
-    /// why.
+    /// Replaces a slot that no longer opens by such a slot, in one change. This accepts the change
+    /// that made the old slot refuse, so it is for a caller that opened the vault in another way
+    /// and knows why.
     ///
     /// # Errors
-    /// `Tpm`; `Vault` also where that slot is of another type.
+    /// `Tpm`, and `Vault`, also if that slot is of another type.
     pub fn renew_slot(
         &mut self,
         open: &mut OpenAlkv,
@@ -72,8 +72,9 @@ impl<T: Read + Write> Tpm<T> {
         Ok(open.replace(id, slot, Consent::None)?)
     }
 
-    /// Adds a slot that opens after this machine booted `update.next`, and not before. The slots of the
-    /// image that runs stay, so that the way back is open: remove them once the next one proved itself.
+    /// Adds a slot that opens after this machine booted `update.next`, and not before. The slots of
+    /// the running image stay, so that the way back is open: remove them once the next image proved
+    /// itself.
     ///
     /// # Errors
     /// `Predict`, `Tpm`, `Vault`.
@@ -91,12 +92,12 @@ impl<T: Read + Write> Tpm<T> {
         Ok(open.add(NewSlot::Tpm2(params, &kek))?)
     }
 
-    /// Puts slots that cover what comes from beside the image in the place of those of this TPM that do
-    /// not, each bound to the same values as before, and answers which for which. `pin` is the
-    /// PIN that opened `open`, if one did. Other slots with a PIN stay: their PINs are not known here.
+    /// Replaces the slots of this TPM that do not cover what comes from beside the image by slots
+    /// that do, each bound to the same values as before. Returns the pairs of ids. `pin` is the PIN
+    /// that opened `open`, if one did. Other slots with a PIN stay: their PINs are not known here.
     ///
     /// # Errors
-    /// `Tpm`, `Vault`; what was done before that stays done.
+    /// `Tpm`, `Vault`. Slots that were replaced before stay replaced.
     pub fn cover_slots(
         &mut self,
         open: &mut OpenAlkv,
@@ -117,7 +118,7 @@ impl<T: Read + Write> Tpm<T> {
             let Some(values) = bound_to(&params) else {
                 continue;
             };
-            // Of a disk that came from another machine they are for its owner to remove.
+            // Slots of a disk that came from another machine are for its owner to remove.
             match self.with_parent(Some(&storage_key(&params)?), |_, _| Ok(())) {
                 Err(TpmError::OtherTpm) => continue,
                 result => result?,
@@ -132,8 +133,8 @@ impl<T: Read + Write> Tpm<T> {
     }
 }
 
-/// What a slot that covers nothing from beside the image is bound to, and that there is to be nothing.
-/// Values that were not noted, or not as they were sealed, are no answer.
+/// The values that a slot without PCR 12 is bound to, together with an empty PCR 12. `None` for
+/// values that were not noted, or not as they were sealed.
 fn bound_to(params: &Tpm2Params) -> Option<PcrValues> {
     let pcrs = params.pcrs().iter().copied();
     let mut values: PcrValues = pcrs.zip(params.values().iter().copied()).collect();

@@ -1,4 +1,4 @@
-//! The TPM as the vault asks for it.
+//! The TPM as a key source of the vault.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ pub struct TpmSource<T> {
 }
 
 impl TpmSource<File> {
-    /// With the TPM of this machine.
+    /// A source with the TPM of this machine.
     ///
     /// # Errors
     /// As [`Tpm::open`].
@@ -26,19 +26,19 @@ impl TpmSource<File> {
 }
 
 impl<T> TpmSource<T> {
-    /// With this TPM, and the PIN that a person typed.
+    /// A source with this TPM, and the PIN that a person typed.
     #[must_use]
     pub fn new(tpm: Tpm<T>, pin: Option<TpmPin>) -> Self {
         let error = None;
         Self { tpm, pin, error }
     }
 
-    /// Another PIN for the next attempt.
+    /// Sets another PIN for the next attempt.
     pub fn set_pin(&mut self, pin: Option<TpmPin>) {
         self.pin = pin;
     }
 
-    /// What the last refusal was in full: how many attempts are left, or how long to wait.
+    /// The last refusal in full: how many attempts are left, or how long to wait.
     pub fn take_error(&mut self) -> Option<TpmError> {
         self.error.take()
     }

@@ -1,4 +1,4 @@
-//! Commands as a whole: header, handles, authorisation, parameters, and the same way back.
+//! Whole commands: header, handles, authorisation, parameters, and the same for answers.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -21,7 +21,7 @@ use crate::{Lockout, TpmError};
 #[derive(Debug)]
 pub struct Tpm<T> {
     channel: TpmChannel<T>,
-    /// Any other storage key is not this machine's.
+    /// If it is set, another storage key is not this machine's.
     pub(crate) required: Option<StorageKey>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct TpmCommandBody<'a> {
     pub(crate) makes: bool,
 }
 
-/// The answer to it.
+/// The answer to a command.
 pub(crate) struct CommandResponse {
     /// 0 if the command makes none.
     pub(crate) handle: u32,
@@ -53,22 +53,25 @@ impl CommandResponse {
     }
 }
 
-/// Has one at a time ask the driver to begin again.
+/// Lets only one thread at a time make the driver begin again.
 static ASKING: Mutex<()> = Mutex::new(());
 
 impl Tpm<File> {
-    /// The TPM of this machine. One that the kernel gave up when the machine started is asked again, which takes a few
-    /// seconds where it still does not answer, and only root can.
+    /// Opens the TPM of this machine. If the kernel gave it up when the machine started, the driver
+    /// asks it again. That takes a few seconds if the TPM still does not answer, and only root can
+    /// do it.
     ///
     /// # Errors
-    /// `Absent`, `Unanswered`, `Unsupported` for a TPM 1.2, `Transport` where the device cannot be opened.
+    /// `Absent`, `Unanswered`, `Unsupported` for a TPM 1.2, `Transport` if the device cannot be
+    /// opened.
     pub fn open() -> Result<Self, TpmError> {
         let [dev, sys] = ["/dev", "/sys"].map(Path::new);
         let opened = channel::open(dev, sys).or_else(|error| {
             let TpmError::Unanswered = error else {
                 return Err(error);
             };
-            // A thread that waited for another one finds what that came to: a driver that works must not be let go of.
+            // A thread that waited for another one uses that one's result: a working driver must
+            // not be unbound.
             let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
             match channel::open(dev, sys) {
                 Err(TpmError::Unanswered) => {
@@ -83,7 +86,7 @@ impl Tpm<File> {
 }
 
 impl<T: Read + Write> Tpm<T> {
-    /// A TPM that was started (`TPM2_Startup`), which on a machine its firmware does.
+    /// A TPM that was started (`TPM2_Startup`), which the firmware of a machine does.
     #[must_use]
     pub fn new(io: T) -> Self {
         Self {
@@ -98,7 +101,7 @@ impl<T: Read + Write> Tpm<T> {
         self.channel.0
     }
 
-    /// A command that needs no authorisation.
+    /// Runs a command that needs no authorisation.
     pub(crate) fn run(
         &mut self,
         command: &TpmCommandBody<'_>,
@@ -113,7 +116,7 @@ impl<T: Read + Write> Tpm<T> {
         })
     }
 
-    /// A command that an empty password authorises.
+    /// Runs a command that an empty password authorises.
     pub(crate) fn run_open(
         &mut self,
         command: &TpmCommandBody<'_>,
@@ -124,12 +127,13 @@ impl<T: Read + Write> Tpm<T> {
             .u8(protect::CONTINUE)
             .sized(&[]);
         let answer = self.send(command, tag::SESSIONS, area.as_slice())?;
-        // An empty password authenticates nothing: what matters is checked in a session.
+        // An empty password authenticates nothing, so everything that matters is checked in a
+        // session.
         let (done, _) = split(command, &answer)?;
         Ok(done)
     }
 
-    /// A command in a session.
+    /// Runs a command in a session.
     pub(crate) fn run_in(
         &mut self,
         session: &mut TpmSession,
@@ -138,7 +142,7 @@ impl<T: Read + Write> Tpm<T> {
         attributes: u8,
     ) -> Result<CommandResponse, TpmError> {
         let names: Vec<_> = command.targets.iter().map(|target| target.name).collect();
-        // Without it the TPM would end the session with its first command.
+        // Without this attribute the TPM would end the session with its first command.
         let attributes = attributes | protect::CONTINUE;
         let code = command.code;
         let parameters = &mut command.parameters;
@@ -224,7 +228,7 @@ impl<T: Read + Write> Tpm<T> {
         session
     }
 
-    /// Runs `work` in a session and ends that, whatever came of it.
+    /// Runs `work` in a session and ends the session, whatever the result.
     pub(crate) fn with_session<R>(
         &mut self,
         parent: &LoadedStorageKey,
@@ -233,12 +237,13 @@ impl<T: Read + Write> Tpm<T> {
     ) -> Result<R, TpmError> {
         let mut session = self.start(parent, kind)?;
         let result = work(self, &mut session);
-        // A TPM has few places for sessions, and errors must not use them up.
+        // A TPM has room for few sessions, and errors must not use it up.
         self.flush(session.handle);
         result
     }
 
-    /// Lets a session or a loaded object go. What cannot be let go the kernel does when we close.
+    /// Flushes a session or a loaded object. If this fails, the kernel does it when we close the
+    /// device.
     pub(crate) fn flush(&mut self, handle: u32) {
         let command = TpmCommandBody {
             code: cc::FLUSH_CONTEXT,

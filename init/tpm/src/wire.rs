@@ -1,15 +1,15 @@
-//! Big-endian fields of TPM messages, written into one place and read within bounds.
+//! Big-endian fields of TPM messages, written into one buffer and read within bounds.
 //!
-//! By hand and not by a library of message types: the values of those are `Copy` and print their
-//! bytes, so that a secret or a PIN would stay behind in every place it passed through.
+//! This is written by hand, without a library of message types: the values of such libraries are
+//! `Copy` and print their bytes, so a secret or a PIN would stay behind wherever it passed through.
 
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::TpmError;
 use crate::limits::MESSAGE_BYTES_MAX;
 
-/// Bytes being written, wiped when let go. It has its full capacity from the start: growing would
-/// leave a copy behind.
+/// Bytes that are being written, and wiped on drop. The buffer has its full capacity from the
+/// start: growing would leave a copy behind.
 #[derive(Clone)]
 pub(crate) struct TpmWriter(Zeroizing<Vec<u8>>);
 
@@ -55,7 +55,7 @@ impl TpmWriter {
     }
 }
 
-/// What is left to read of an answer or a record.
+/// The unread rest of an answer or a record.
 #[derive(Clone, Copy)]
 pub(crate) struct TpmReader<'a>(&'a [u8]);
 
@@ -109,7 +109,7 @@ impl<'a> TpmReader<'a> {
     }
 }
 
-/// The bytes of the first parameter, if that is a `TPM2B` that lies inside: what sessions encrypt.
+/// The bytes of the first parameter, which sessions encrypt, if it is a `TPM2B` that lies inside.
 pub(crate) fn first_sized_mut(parameters: &mut [u8]) -> Result<&mut [u8], TpmError> {
     let cut = TpmError::Malformed("its first parameter is cut short");
     let Some((length, rest)) = parameters.split_first_chunk_mut::<2>() else {

@@ -1,4 +1,4 @@
-//! What `alknet provision` takes.
+//! The arguments of `alknet provision`.
 
 use std::path::PathBuf;
 
@@ -108,18 +108,19 @@ impl SeedForm {
         }
     }
 
-    /// Whether it may go to standard output, being one text.
+    /// Whether the form is a single text, which may go to standard output.
     pub(crate) const fn is_text(self) -> bool {
         matches!(self, Self::Cmdline | Self::Console | Self::Text)
     }
 
-    /// Whether the node finds it again at every start, and not on the disk that it is to protect.
+    /// Whether the node finds the seed at every start, on something other than the disk that the
+    /// seed key protects.
     pub(crate) const fn stays_apart(self) -> bool {
         matches!(self, Self::FwCfg | Self::NocloudFat | Self::NocloudIso)
     }
 }
 
-/// Where the words come from.
+/// The origin of the words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WordsOrigin {
     /// The node makes them.

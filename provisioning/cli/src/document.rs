@@ -1,30 +1,32 @@
-//! The document: what was given, with the options in it.
+//! The configuration document: the given one with the options added.
 
 use alknet_core::config::NodeConfig;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, TableLike, Value, table, value};
 
 use crate::{ProvisionArgs, ProvisionError, WordsOrigin};
 
-/// A document and what it says.
+/// A document's text and its parsed configuration.
 pub(crate) struct SeedDocument {
     pub(crate) text: String,
     pub(crate) config: NodeConfig,
 }
 
-/// Puts the options into `base`. `own_key` is asked for only where neither names an administrator's
+/// Puts the options into `base`. `own_key` is called only if neither contains an administrator's
 /// key.
 pub(crate) fn build(
     args: &ProvisionArgs,
     base: &str,
     own_key: impl FnOnce() -> Result<String, ProvisionError>,
 ) -> Result<SeedDocument, ProvisionError> {
-    // An editor of Windows writes a byte order mark, and inside the new document it would be no TOML.
+    // Some Windows editors write a byte order mark, which would be a TOML error inside the new
+    // document.
     let base = base.strip_prefix('\u{feff}').unwrap_or(base);
-    // Before anything is added, so that the error is about what the administrator wrote.
+    // The first check, before the options are added, so that its errors are about the
+    // administrator's own text.
     let given = parse(base)?;
     let syntax = |error: toml_edit::TomlError| ProvisionError::Document(error.message().to_owned());
     let mut document: DocumentMut = base.parse().map_err(syntax)?;
-    // Comments without a key to belong to would end up behind everything that is added.
+    // Comments without a key would otherwise come after everything that is added.
     let mut head = String::new();
     if document.is_empty() {
         document = DocumentMut::new();
@@ -43,7 +45,7 @@ pub(crate) fn build(
     let admins = match (&args.admin[..], &given.node.admin_keys[..]) {
         ([], []) => Some(vec![own_key()?]),
         ([], _) => None,
-        // Keys on the command line replace those of the document: they do not add to them.
+        // Keys on the command line replace the document's keys, rather than add to them.
         (keys, _) => Some(keys.to_vec()),
     };
     if let Some(keys) = admins {
@@ -56,9 +58,9 @@ pub(crate) fn build(
     let vault = section(&mut document, "vault")?;
     let init = match args.init {
         Some(init) => Some(init),
-        // What the document says of the words counts, where the command line says nothing.
+        // Without the option, the document's setting counts.
         None if says_init => None,
-        // Words that are to be handed to others must be made by the node itself.
+        // The node itself must make the words that it encrypts to recipients.
         None if args.words_to.is_empty() && given.vault.words_to.is_empty() => {
             Some(WordsOrigin::Provisioned)
         }
@@ -77,7 +79,7 @@ pub(crate) fn build(
         set(vault, "words_to", list(&args.words_to));
     }
     let text = format!("{head}{document}");
-    // Once more, with what the options added: the node would refuse it only at its start.
+    // Checked again with the options, because otherwise the node would refuse it only at its start.
     let config = parse(&text)?;
     Ok(SeedDocument { text, config })
 }
@@ -102,7 +104,7 @@ fn list(texts: &[String]) -> Value {
     Array::from_iter(texts).into()
 }
 
-/// Puts a value in place; the comment beside the old one stays.
+/// Sets a value, and keeps the comment beside the old one.
 fn set(table: &mut dyn TableLike, key: &str, new: impl Into<Value>) {
     let mut new = new.into();
     match table.get_mut(key) {
@@ -126,7 +128,7 @@ fn network(document: &mut DocumentMut, cards: &[String]) -> Result<(), Provision
     let item = document
         .entry("network")
         .or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
-    // An inline array is valid TOML for the same, but tables cannot be added to it.
+    // An inline array is equivalent TOML, but tables cannot be added to it.
     let entries = item.as_array_of_tables_mut().ok_or_else(|| {
         ProvisionError::usage("write network of the document as [[network]] to add to it")
     })?;

@@ -1,4 +1,4 @@
-//! Why nothing was written.
+//! Why the command failed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,29 +6,29 @@ use std::path::{Path, PathBuf};
 use alknet_vault::{MnemonicError, VaultError};
 use thiserror::Error;
 
-/// What can go wrong.
+/// Why the command failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ProvisionError {
-    /// The person at the terminal stopped, or could not say the words.
+    /// The user stopped at the terminal, or did not confirm the words.
     #[error("the words were not confirmed, and nothing was written")]
     Aborted,
-    /// The document would be refused; every mistake of it, one a line.
+    /// The node would refuse the document. All its mistakes, one per line.
     #[error("{0}")]
     Document(String),
-    /// Something of this computer failed.
+    /// Something on this computer failed.
     #[error("{0}")]
     Local(String),
-    /// The reader of the output went away.
+    /// The reader of the output closed it.
     #[error("the reader went away")]
     Pipe,
-    /// The command line or a file it names is wrong.
+    /// The command line or a file that it names is wrong.
     #[error("{0}")]
     Usage(String),
     /// The vault's library failed.
     #[error(transparent)]
     Vault(#[from] VaultError),
-    /// The words are no recovery words.
+    /// The words are not valid recovery words.
     #[error(transparent)]
     Words(#[from] MnemonicError),
     /// A file could not be written.
@@ -54,7 +54,7 @@ impl ProvisionError {
         }
     }
 
-    /// Its stable name.
+    /// The stable name of the error.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ impl ProvisionError {
         }
     }
 
-    /// Of standard output.
+    /// An error of standard output.
     pub(crate) fn output(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::Pipe,

@@ -1,9 +1,10 @@
-//! `alknet provision`: on its owner's computer, makes everything that a node reads at its first start.
+//! `alknet provision`: makes everything that a node reads at its first start, on its owner's
+//! computer.
 //!
-//! Words are made, shown once and asked back; the document is put together and checked as the node will
-//! check it; the seed is written in the form that the machine takes; and the node's key, which follows
-//! from the words, is known before the node has ever started. [`run`] does all of it; whatever belongs
-//! to the computer it runs on comes through [`ProvisionHost`].
+//! The command makes the words, shows them once and asks for some of them. It builds the document
+//! and checks it as the node will. It writes the seed in the form that the machine takes. The
+//! node's key follows from the words, so it is known before the node has started. [`run`] does all
+//! this, and gets what depends on the computer from [`ProvisionHost`].
 
 mod args;
 mod document;
@@ -34,31 +35,31 @@ use seed::{NodeSeed, WrittenFiles};
 /// Longest document read from standard input.
 const INPUT_BYTES_MAX: usize = alknet_core::config::CONFIG_BYTES_MAX + 1;
 
-/// The computer it runs on.
+/// The computer that the command runs on.
 pub trait ProvisionHost {
-    /// The key this computer acts with, as a configuration has it; made on first use.
+    /// The key of this computer's user, in the form of the configuration. Made on first use.
     ///
     /// # Errors
-    /// What is wrong with it, in a line.
+    /// What is wrong with the key, in a line.
     fn admin_key(&mut self) -> Result<String, String>;
 
-    /// The lines of a QR code, for a person's eyes.
+    /// The lines of a QR code for the screen.
     fn qr_code(&self, text: &str) -> Option<Vec<String>>;
 
-    /// At most so many bytes of standard input.
+    /// Reads at most `bytes` bytes of standard input.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// Standard input cannot be read.
     fn stdin(&mut self, bytes: usize) -> io::Result<Vec<u8>>;
 
-    /// Says something beside the answer.
+    /// Prints a line that is not part of the answer.
     fn tell(&mut self, line: &str);
 
-    /// The person at the keyboard, if there is one.
+    /// The user's terminal, if there is one.
     fn terminal(&mut self) -> Option<Box<dyn WordsTerminal>>;
 }
 
-/// What the node will be, and what came of the command.
+/// The node that the seed describes, and what the command wrote.
 struct ProvisionReport<'a> {
     args: &'a ProvisionArgs,
     config: &'a NodeConfig,
@@ -71,7 +72,7 @@ struct ProvisionReport<'a> {
     warnings: Vec<String>,
 }
 
-/// Does what was asked, and prints it to `out`, as JSON where that is asked for.
+/// Runs the command, and prints its result to `out`, as JSON if `json`.
 ///
 /// # Errors
 /// See [`ProvisionError`].
@@ -82,7 +83,7 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), ProvisionError> {
     let form = args.form;
-    // All that can be wrong with the options is found before words are made and shown.
+    // All mistakes in the options are found before words are made and shown.
     let to = target(args, json)?;
     if let Some(path) = to {
         form.check(path, args.force)?;
@@ -115,7 +116,7 @@ pub fn run(
     let Some(path) = to else {
         let text = seed.text(form)?;
         if let Some(identity) = &identity {
-            // Standard output carries the document, so the key goes to the terminal.
+            // The document is on standard output, so the key goes to the terminal.
             host.tell(&format!("the node's key: {identity}"));
         }
         warnings(&seed, form).iter().for_each(|it| host.tell(it));
@@ -146,9 +147,9 @@ pub fn run(
     printed.map_err(|error| ProvisionError::output(&error))
 }
 
-/// Where it goes; nothing for standard output.
+/// The output path. `None` for standard output.
 fn target(args: &ProvisionArgs, json: bool) -> Result<Option<&Path>, ProvisionError> {
-    // `-` as a name means standard output, as it means standard input for what is read.
+    // `-` as a name means standard output, just as it means standard input for what is read.
     let named = args.out.as_deref().filter(|path| path.as_os_str() != "-");
     if named.is_none() && !args.form.is_text() {
         return Err(ProvisionError::usage(format!(
@@ -156,7 +157,7 @@ fn target(args: &ProvisionArgs, json: bool) -> Result<Option<&Path>, ProvisionEr
             args.form.name()
         )));
     }
-    // The document and the report would be mixed in one stream.
+    // Otherwise the document and the report would be mixed in one stream.
     if named.is_none() && (json || args.show_words) {
         return Err(ProvisionError::usage(
             "with --json or --show-words, name a file with --out: one answer goes to standard output",
@@ -169,7 +170,7 @@ fn is_input(file: &Path) -> bool {
     file.as_os_str() == "-"
 }
 
-/// Standard input is read once.
+/// Refuses to read standard input twice.
 fn check_inputs(args: &ProvisionArgs) -> Result<(), ProvisionError> {
     let files = [&args.config, &args.words_file, &args.passphrase_file];
     let inputs = files.into_iter().flatten().filter(|file| is_input(file));
@@ -188,7 +189,7 @@ fn base(args: &ProvisionArgs, host: &mut dyn ProvisionHost) -> Result<String, Pr
     };
     let name = file.display();
     let bytes = if is_input(file) {
-        // Bounded, since what stands behind standard input may have no end.
+        // Bounded, because standard input may never end.
         host.stdin(INPUT_BYTES_MAX)
     } else {
         std::fs::read(file)
@@ -199,7 +200,7 @@ fn base(args: &ProvisionArgs, host: &mut dyn ProvisionHost) -> Result<String, Pr
         .map_err(|_| ProvisionError::usage(format!("{name}: the document is not UTF-8 text")))
 }
 
-/// Options about words are mistakes where they would have no effect.
+/// Refuses options about words that would have no effect.
 fn check_words(args: &ProvisionArgs, config: &NodeConfig) -> Result<(), ProvisionError> {
     let given = args.words_file.is_some()
         || args.words_out.is_some()
@@ -232,7 +233,8 @@ fn identity(
     Ok(format!("ed25519:{}", HEXLOWER.encode(&public)))
 }
 
-/// Where one is asked for; and where nothing is said, on a medium that is not the disk it protects.
+/// Whether the configuration asks for a seed key. If it says nothing, a seed key is made for a
+/// medium other than the disk that it protects.
 fn wants_seed_key(form: SeedForm, config: &NodeConfig) -> bool {
     match (&config.vault.unlock[..], config.vault.init) {
         (_, VaultInit::Off) => false,
@@ -241,12 +243,12 @@ fn wants_seed_key(form: SeedForm, config: &NodeConfig) -> bool {
     }
 }
 
-/// A key for a vault that is yet to be made: the node takes the vault's id from it.
+/// A key for a vault that does not exist yet. The node takes the vault's ID from it.
 fn seed_key() -> Result<SeedKey, ProvisionError> {
     let mut bytes = [0; 16];
     let no_luck = |error| ProvisionError::Local(format!("no random bytes: {error}"));
     getrandom::fill(&mut bytes).map_err(no_luck)?;
-    // Version 4 of RFC 9562, variant 10.
+    // Version 4 and variant 10 of RFC 9562.
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex = HEXLOWER.encode(&bytes);
@@ -262,7 +264,7 @@ fn seed_key() -> Result<SeedKey, ProvisionError> {
     Ok(SeedKey::generate(vault)?)
 }
 
-/// The URI that the node's console will show, where its address can be known.
+/// The URI that the node's console will show, if its address is known.
 fn uri(key: &str, args: &ProvisionArgs, config: &NodeConfig) -> Option<String> {
     let of_card = || {
         let cards = config.network.iter();
@@ -272,24 +274,24 @@ fn uri(key: &str, args: &ProvisionArgs, config: &NodeConfig) -> Option<String> {
     };
     let given = args.address.clone().or_else(|| config.node.domain.clone());
     let host = given.or_else(of_card)?;
-    // An IPv6 address needs brackets before a port can follow it (RFC 3986, 3.2.2); with a dot it is a name or an
-    // IPv4 address and its port.
+    // An IPv6 address needs brackets before a port (RFC 3986, 3.2.2). A text with a dot is a name
+    // or an IPv4 address, perhaps with a port.
     let is_bare_v6 = host.contains(':') && !host.contains(['[', '.']);
     let host = if is_bare_v6 {
         format!("[{host}]")
     } else {
         host
     };
-    // A port that the administrator gave with the host wins over the configured one.
+    // A port that the administrator gave with the host wins over the configured port.
     let has_port = host
         .rsplit_once(':')
         .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let place = if has_port && !is_bare_v6 {
+    let authority = if has_port && !is_bare_v6 {
         host
     } else {
         format!("{host}:{}", config.listen.port)
     };
-    Some(format!("alknet:{key}@{place}"))
+    Some(format!("alknet:{key}@{authority}"))
 }
 
 /// Names of the document's tables and keys.
@@ -299,7 +301,7 @@ fn text_names(text: &str) -> Vec<String> {
     document.map(names).unwrap_or_default()
 }
 
-/// What the owner, who keeps the seed, has to know.
+/// What the owner, who keeps the seed, must know.
 fn warnings(seed: &NodeSeed<'_>, form: SeedForm) -> Vec<String> {
     let mut warnings = Vec::new();
     if seed.words.is_some() {

@@ -1,4 +1,4 @@
-//! A seed in each of its forms, and the files it is.
+//! The forms of a seed, and the files of each.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -13,12 +13,12 @@ use zeroize::Zeroizing;
 use crate::media::{self, VolumeFile};
 use crate::{ProvisionError, SeedForm};
 
-/// Longest word for a kernel's command line, which is 2048 bytes on x86 and holds more than this.
+/// Longest word for a kernel's command line, which is 2048 bytes on x86 and has other words too.
 pub const COMMAND_LINE_BYTES_MAX: usize = 1800;
 /// Longest OEM string.
 const STRING_BYTES_MAX: usize = 1024;
 
-/// Everything that a node gets by its seed.
+/// Everything that a node gets from its seed.
 pub(crate) struct NodeSeed<'a> {
     pub(crate) document: &'a str,
     pub(crate) words: Option<&'a Entropy>,
@@ -28,7 +28,7 @@ pub(crate) struct NodeSeed<'a> {
     pub(crate) credentials: &'a [(String, SecretStr)],
 }
 
-/// A file that is to be written; its path is below the folder that was named, or that file itself.
+/// A file to write. Its path is in the named folder, or is the named file.
 struct SeedFile {
     path: PathBuf,
     content: Zeroizing<Vec<u8>>,
@@ -45,14 +45,15 @@ impl NodeSeed<'_> {
         self.words.is_some() || self.seed_key.is_some() || !self.credentials.is_empty()
     }
 
-    /// The text of a form that is one text, with its line end.
+    /// The text of a form that is a single text, with its line end.
     pub(crate) fn text(&self, form: SeedForm) -> Result<Zeroizing<String>, ProvisionError> {
         let whole = self.whole(true);
         let text = match form {
             SeedForm::Console => ConsoleDocument::line(whole.as_bytes()),
             SeedForm::Cmdline => {
                 let word = strings(whole.as_bytes(), usize::MAX).remove(0);
-                // The kernel cuts a longer line off and says nothing, and the node would find half a document.
+                // The kernel truncates a longer line silently, and the node would find half a
+                // document.
                 if word.len() > COMMAND_LINE_BYTES_MAX {
                     return Err(ProvisionError::usage(format!(
                         "the document is too long for a kernel's command line ({} of \
@@ -67,7 +68,7 @@ impl NodeSeed<'_> {
         Ok(Zeroizing::new(format!("{}\n", *text)))
     }
 
-    /// Writes all of it.
+    /// Writes all files of the seed.
     pub(crate) fn write(
         &self,
         form: SeedForm,
@@ -105,7 +106,7 @@ impl NodeSeed<'_> {
             SeedForm::NocloudFat | SeedForm::NocloudIso => {
                 let folder = self.beside(Path::new(""), ["user-data", "vault.words", "seed.key"]);
                 let mut files = vec![VolumeFile {
-                    // Empty, and there all the same: without this file the volume is no NoCloud volume.
+                    // The file is empty, but without it the volume is not a NoCloud volume.
                     name: "meta-data",
                     content: b"",
                 }];
@@ -135,7 +136,7 @@ impl NodeSeed<'_> {
         }
     }
 
-    /// The document, and a file for each secret, by these names.
+    /// The document, and a file for each secret, with these names.
     fn beside(&self, folder: &Path, [document, words, seed_key]: [&str; 3]) -> Vec<SeedFile> {
         let file = |name: &str, text: &str| SeedFile {
             path: folder.join(name),
@@ -153,9 +154,9 @@ impl NodeSeed<'_> {
         files
     }
 
-    /// Bytes that the text has at most, so that no part of it is left behind by growing.
+    /// Upper limit of the text's bytes, so that the text never grows and leaves a copy in memory.
     fn capacity(&self) -> usize {
-        /// Of a character that is escaped.
+        /// Bytes of an escaped character.
         const ESCAPED_BYTES: usize = 6;
         let one = |(name, secret): &(String, SecretStr)| {
             name.len() + secret.expose().len() * ESCAPED_BYTES + 8
@@ -164,9 +165,10 @@ impl NodeSeed<'_> {
         self.document.len() + credentials + 16_384
     }
 
-    /// The document with the secrets in it that have no file of their own.
+    /// The document with the secrets that have no file of their own.
     fn whole(&self, with_all: bool) -> Zeroizing<String> {
-        // Large enough for all of it: a text that grew would leave a copy of the secrets behind in memory.
+        // Large enough for the whole text, since a text that grows would leave a copy of the
+        // secrets in memory.
         let mut text = Zeroizing::new(String::with_capacity(self.capacity()));
         text.push_str(self.document);
         let has_passphrase = self.words.is_some() && !self.passphrase.is_empty();
@@ -195,7 +197,7 @@ impl NodeSeed<'_> {
             }
         }
         if has_credentials {
-            // A table of its own, which the node erases when it has kept them.
+            // A separate table, which the node erases after it has stored the credentials.
             text.push_str("\n[secrets.credentials]\n");
         }
         for (name, secret) in self.credentials {
@@ -213,9 +215,10 @@ impl SeedForm {
         !matches!(self, Self::Esp | Self::FwCfg | Self::Smbios)
     }
 
-    /// Refuses what could not be written before the owner wrote words down.
+    /// Refuses an output that cannot be written, before the owner writes words down.
     pub(crate) fn check(self, out: &Path, force: bool) -> Result<(), ProvisionError> {
-        // A folder that is made here would not be on the boot partition, and the node would start without its seed.
+        // A new folder would not be on the boot partition, and the node would start without its
+        // seed.
         if self == Self::Esp && !out.is_dir() {
             return Err(ProvisionError::usage(format!(
                 "{}: no folder; mount the boot partition of the flashed image and name where",
@@ -238,13 +241,14 @@ impl SeedForm {
     }
 }
 
-/// A string of TOML; only what must be is escaped.
+/// A TOML string. Only necessary characters are escaped.
 fn quote(text: &str, out: &mut String) {
     out.push('"');
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
-            // TOML takes no control character but the tab in a string, and a secret may hold any.
+            // A TOML string allows no control character except the tab, but a secret may contain
+            // any.
             c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => out.push(c),
         }
@@ -252,11 +256,12 @@ fn quote(text: &str, out: &mut String) {
     out.push('"');
 }
 
-/// Writes the file, which only its owner can read from its first byte on.
+/// Writes the file, which from the start only its owner can read.
 fn store(file: &SeedFile, force: bool) -> Result<(), ProvisionError> {
     let failed = || ProvisionError::write(&file.path);
     if force && file.path.exists() {
-        // Removed and made again: a file that is there keeps its own mode, which may let others read.
+        // Removed and created again, because an existing file keeps its mode, which may let others
+        // read it.
         fs::remove_file(&file.path).map_err(failed())?;
     }
     let mut opened = OpenOptions::new()
@@ -267,11 +272,11 @@ fn store(file: &SeedFile, force: bool) -> Result<(), ProvisionError> {
         .open(&file.path)
         .map_err(failed())?;
     opened.write_all(&file.content).map_err(failed())?;
-    // The medium may be pulled as soon as the command ends.
+    // The user may pull the medium as soon as the command ends.
     opened.sync_all().map_err(failed())
 }
 
-/// How the node gets it: options of QEMU, or what to do.
+/// How the node gets the seed: options of QEMU, or what to do.
 fn usage(form: SeedForm, out: &Path, made: &[SeedFile]) -> Vec<String> {
     let text = match form {
         SeedForm::Cmdline => "add the word to the kernel's command line",

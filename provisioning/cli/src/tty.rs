@@ -1,4 +1,4 @@
-//! The terminal of this process, whatever standard input and output are.
+//! The terminal of this process, even if standard input and output are something else.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::WordsTerminal;
 
-/// Longest line that is listened to.
+/// Longest line that is read.
 const LINE_BYTES_MAX: usize = 1024;
 
 /// `/dev/tty`.
@@ -15,7 +15,7 @@ const LINE_BYTES_MAX: usize = 1024;
 pub struct ControllingTerminal(File);
 
 impl ControllingTerminal {
-    /// Opens it; nothing where the process has none.
+    /// Opens it. `None` if the process has no terminal.
     #[must_use]
     pub fn open() -> Option<Self> {
         let opened = OpenOptions::new().read(true).write(true).open("/dev/tty");
@@ -35,19 +35,20 @@ impl WordsTerminal for ControllingTerminal {
         self.0.flush()
     }
 
-    /// Byte by byte, so that nothing of a secret waits in a buffer.
+    /// Reads byte by byte, so that no part of a secret stays in a buffer.
     fn line(&mut self) -> io::Result<Option<Zeroizing<String>>> {
         let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
         let mut byte = [0];
         loop {
-            // Byte by byte: a larger read could take what is typed for the next question.
+            // A larger read could take what the user types for the next question.
             if self.0.read(&mut byte)? == 0 {
                 return Ok(None);
             }
             if byte[0] == b'\n' {
                 break;
             }
-            // What is too long is read to its end all the same, so that the rest is not taken for the next answer.
+            // A line that is too long is read to its end, so that the rest does not become the next
+            // answer.
             if line.len() < LINE_BYTES_MAX {
                 line.push(byte[0]);
             }

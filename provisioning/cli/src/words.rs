@@ -1,4 +1,4 @@
-//! Where the words come from, and whether the user wrote them down; and the secrets that go with them.
+//! Makes or reads the words, and checks that the user wrote them down. Reads the credentials too.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -16,29 +16,29 @@ use crate::{ProvisionArgs, ProvisionError, ProvisionHost};
 const FILE_BYTES_MAX: usize = 4096;
 /// Permission bits of a file of new words.
 const WORDS_FILE_MODE: u32 = 0o600;
-/// How many words are asked back.
+/// How many words are asked for.
 const QUESTIONS: usize = 3;
-/// How often all of them are shown.
+/// How often all words are shown.
 const ROUNDS_MAX: usize = 5;
-/// Home, the screen, and what was scrolled out of it.
+/// Escape sequences that clear the screen and its scroll-back.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
-/// A terminal with a person at it, who reads and types.
+/// A terminal with a user who reads and types.
 pub trait WordsTerminal {
     /// Shows a text.
     ///
     /// # Errors
-    /// The terminal is gone.
+    /// The terminal is closed.
     fn show(&mut self, text: &str) -> io::Result<()>;
 
-    /// A line that the person typed; `None` if they left.
+    /// A line that the user typed. `None` if the user left.
     ///
     /// # Errors
-    /// The terminal is gone.
+    /// The terminal is closed.
     fn line(&mut self) -> io::Result<Option<Zeroizing<String>>>;
 }
 
-/// The words of this node, as the options have it.
+/// The words of this node, from the options.
 pub(crate) fn obtain(
     args: &ProvisionArgs,
     host: &mut dyn ProvisionHost,
@@ -46,7 +46,7 @@ pub(crate) fn obtain(
     let passphrase = match &args.passphrase_file {
         Some(file) => {
             let text = read(file, host)?;
-            // Only the end of the line goes: spaces may belong to the passphrase.
+            // Only the line end is removed, because spaces may belong to the passphrase.
             SecretStr::from(text.trim_end_matches(['\r', '\n']))
         }
         None => SecretStr::empty(),
@@ -60,7 +60,7 @@ pub(crate) fn obtain(
     };
     if let Some(file) = &args.words_out {
         let entropy = Entropy::generate(count)?;
-        // Before anything is made with them: words that were not kept would lock the node for ever.
+        // Stored before anything else is made, since lost words would lock the node for ever.
         keep(&entropy, file)?;
         return Ok((entropy, passphrase));
     }
@@ -78,12 +78,12 @@ pub(crate) fn obtain(
     Ok((entropy, passphrase))
 }
 
-/// Writes new words to a file of their own, before anything that follows from them is written: a node whose words
-/// were lost has no second chance.
+/// Writes new words to a new file, before anything that depends on them. A node whose words are
+/// lost cannot be recovered.
 fn keep(entropy: &Entropy, path: &Path) -> Result<(), ProvisionError> {
     let made = OpenOptions::new()
         .write(true)
-        // Never over a file: it may hold the words of another node.
+        // An existing file is never overwritten, because it may contain another node's words.
         .create_new(true)
         .mode(WORDS_FILE_MODE)
         .open(path);
@@ -102,7 +102,7 @@ fn keep(entropy: &Entropy, path: &Path) -> Result<(), ProvisionError> {
     written.map_err(ProvisionError::write(path))
 }
 
-/// The credentials that go with the seed.
+/// The credentials for the seed.
 pub(crate) fn credentials(
     args: &ProvisionArgs,
     config: &NodeConfig,
@@ -111,7 +111,7 @@ pub(crate) fn credentials(
     let mut all: Vec<(String, SecretStr)> = Vec::new();
     for given in &args.credential {
         let Some((name, file)) = given.split_once('=') else {
-            // Not quoted: it may be the secret itself.
+            // Not quoted, because it may be the secret itself.
             let text = "--credential is NAME=FILE: the secret is in a file";
             return Err(ProvisionError::usage(text));
         };
@@ -124,7 +124,7 @@ pub(crate) fn credentials(
             ));
         }
         let secret = read(Path::new(file), host)?;
-        // An empty file is most often the wrong file, and an empty secret opens nothing.
+        // An empty file is usually the wrong file, and an empty secret opens nothing.
         if secret.is_empty() {
             return Err(ProvisionError::usage(format!(
                 "{file}: there is nothing in it"
@@ -160,7 +160,7 @@ fn read(file: &Path, host: &mut dyn ProvisionHost) -> Result<Zeroizing<String>, 
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-/// Shows the words once, and asks some of them back. Nothing is left on the screen.
+/// Shows the words once, and asks for some of them. The screen is cleared at the end.
 fn confirm(entropy: &Entropy, terminal: &mut dyn WordsTerminal) -> Result<(), ProvisionError> {
     let gone = |error: io::Error| ProvisionError::Local(format!("the terminal: {error}"));
     let phrase = entropy.phrase();
@@ -169,22 +169,22 @@ fn confirm(entropy: &Entropy, terminal: &mut dyn WordsTerminal) -> Result<(), Pr
     for _ in 0..ROUNDS_MAX {
         terminal.show(&sheet(&words, &remark)).map_err(gone)?;
         let read = terminal.line().map_err(gone)?;
-        // The words leave the screen, and its scroll-back, before some are asked for.
+        // The words are cleared from the screen and its scroll-back before some are asked for.
         terminal.show(CLEAR).map_err(gone)?;
         if read.is_none() {
             return Err(ProvisionError::Aborted);
         }
-        let Some(wrong) = ask(&words, terminal)? else {
+        let Some(number) = ask(&words, terminal)? else {
             terminal.show(CLEAR).map_err(gone)?;
             return Ok(());
         };
-        remark = format!("Word {wrong} was another one. Here they are again.\n\n");
+        remark = format!("Word {number} was another one. Here they are again.\n\n");
     }
     terminal.show(CLEAR).map_err(gone)?;
     Err(ProvisionError::Aborted)
 }
 
-/// Asks for some words; answers the number of one that was wrong.
+/// Asks for some words. Returns the number of a wrong one.
 fn ask(words: &[&str], terminal: &mut dyn WordsTerminal) -> Result<Option<usize>, ProvisionError> {
     let gone = |error: io::Error| ProvisionError::Local(format!("the terminal: {error}"));
     for at in positions(words.len())? {
@@ -220,20 +220,20 @@ fn sheet(words: &[&str], remark: &str) -> Zeroizing<String> {
     text
 }
 
-/// Different places, in order.
+/// Different positions in ascending order.
 fn positions(words: usize) -> Result<BTreeSet<usize>, ProvisionError> {
-    let mut places = BTreeSet::new();
-    while places.len() < QUESTIONS {
+    let mut positions = BTreeSet::new();
+    while positions.len() < QUESTIONS {
         let mut byte = [0];
         let no_luck = |error| ProvisionError::Local(format!("no random bytes: {error}"));
         getrandom::fill(&mut byte).map_err(no_luck)?;
         let byte = usize::from(byte[0]);
-        // Of the highest numbers not every remainder would be as likely.
+        // Higher numbers are discarded, because some remainders would be more likely.
         if byte < 256 / words * words {
-            places.insert(byte % words);
+            positions.insert(byte % words);
         }
     }
-    Ok(places)
+    Ok(positions)
 }
 
 #[cfg(test)]

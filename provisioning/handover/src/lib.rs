@@ -1,11 +1,11 @@
-//! Handing a secret over to the holder of a key: files of age, version 1 (C2SP `age.md`), armored, for
-//! X25519 recipients and for the SSH keys that age takes. This crate writes them and the stock tool
-//! opens them; nothing here reads one.
+//! Encrypts a secret to the holder of a key: files of age, version 1 (C2SP `age.md`), armored, for
+//! X25519 recipients and the SSH keys that age supports. This crate only writes such files. The
+//! standard tool opens them.
 //!
-//! The format is a header with the random file key wrapped for each recipient and a MAC over it, then
-//! the content under a key of its own. The library of that name would bring a second generation of
-//! every cipher here, a translation system and an RSA that also decrypts; the half that encrypts is what
-//! follows.
+//! A file is a header, which has the random file key wrapped for each recipient and a MAC, and then
+//! the content, encrypted with a derived key. The `age` library would bring a second generation of
+//! every cipher, a translation system and an RSA implementation that also decrypts. This crate has
+//! only the encrypting half.
 
 mod recipient;
 mod seal;
@@ -23,36 +23,37 @@ use seal::{chacha, hkdf, random};
 
 /// Most recipients of one file.
 pub const RECIPIENTS_MAX: usize = 8;
-/// Longest content: words and what is said about them; one chunk of the format.
+/// Longest content: words and a text about them, in one chunk of the format.
 pub const CONTENT_BYTES_MAX: usize = 64 << 10;
 
 const FIRST_LINE: &str = "age-encryption.org/v1\n";
 const FILE_KEY_BYTES: usize = 16;
-/// Characters of base64 in one line, of a stanza and of the armor.
+/// Base64 characters per line, in a stanza and in the armor.
 const COLUMNS: usize = 64;
 
-/// Why nothing was handed over.
+/// Why encrypting failed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandoverError {
-    /// The cipher or the generator of random bytes failed.
+    /// The cipher or the random generator failed.
     #[error("the encryption failed")]
     Failed,
     /// No recipient, or too many.
     #[error("{0} recipients; 1 to {RECIPIENTS_MAX} are possible")]
     Recipients(usize),
-    /// A text that is no public key that age takes. Not quoted: it may be a private one.
+    /// A text that is not a public key that age supports. Not quoted, because it may be a private
+    /// key.
     #[error(
         "this is not a public key to encrypt to; write age1… as age-keygen prints it, or a line of \
          ssh-ed25519 or ssh-rsa"
     )]
     Recipient,
-    /// More than one file is made for.
+    /// Longer content than a file may have.
     #[error("{0} bytes are more than {CONTENT_BYTES_MAX}")]
     TooLong(usize),
 }
 
-/// A file of age that each of the recipients can open, as text.
+/// A file of age, as text, that each of the recipients can open.
 ///
 /// ```
 /// let ada = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj".parse()?;
@@ -72,7 +73,7 @@ pub fn encrypt(content: &[u8], recipients: &[AgeRecipient]) -> Result<String, Ha
     }
     let file_key = Zeroizing::new(random::<FILE_KEY_BYTES>()?);
     let mut file = header(&file_key, recipients)?.into_bytes();
-    // Public: it only makes the key of the payload another one for each file.
+    // The nonce is public. It makes the payload's key different for each file.
     let nonce = random::<16>()?;
     file.extend(nonce);
     file.extend(payload(&file_key, &nonce, content)?);
@@ -89,7 +90,7 @@ fn header(
         header += &format!("-> {}\n", stanza.arguments.join(" "));
         header += &body(&stanza.body);
     }
-    // The sum covers the three dashes, but not the space behind them (the age format, C2SP).
+    // The MAC covers the three dashes, but not the space after them (the age format, C2SP).
     header += "---";
     let key = hkdf(&[], file_key, b"header");
     let mut mac = Hmac::<Sha256>::new_from_slice(&*key).map_err(|_| HandoverError::Failed)?;
@@ -98,7 +99,7 @@ fn header(
     Ok(header + " " + &mac + "\n")
 }
 
-/// Base64 in lines, the last of which is not full: an empty one where it would be.
+/// Base64 in lines. The last line is never full, so it may be empty.
 fn body(bytes: &[u8]) -> String {
     let text = BASE64_NOPAD.encode(bytes);
     let full = text.len() / COLUMNS * COLUMNS;
@@ -115,7 +116,7 @@ fn wrapped(text: &str) -> String {
     lines
 }
 
-/// The only chunk, which is the last: number 0, and a 1 at the end of its nonce.
+/// The only chunk is the last one: number 0, and a 1 at the end of its nonce.
 fn payload(
     file_key: &[u8; FILE_KEY_BYTES],
     nonce: &[u8; 16],

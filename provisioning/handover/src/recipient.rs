@@ -1,4 +1,4 @@
-//! Public keys, and what the file key looks like to their holders.
+//! Public keys, and the file key wrapped for their holders.
 
 use std::str::FromStr;
 
@@ -16,7 +16,7 @@ pub struct AgeRecipient(pub(crate) RecipientKind);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RecipientKind {
-    /// A key of age's own.
+    /// A key in age's own format.
     X25519([u8; 32]),
     Ssh(ssh::SshPublicKey),
 }
@@ -62,7 +62,7 @@ impl AgeRecipient {
     }
 }
 
-/// Agrees on a key with the holder of a point by a share made for this once, and wraps the file key
+/// Agrees on a key with the holder of a point, using a new ephemeral key, and wraps the file key
 /// with it. A tweak binds the agreement to more than the point.
 pub(crate) fn agree(
     point: &[u8; 32],
@@ -78,7 +78,7 @@ pub(crate) fn agree(
         None => agreed,
     };
     let agreed = Zeroizing::new(agreed.to_bytes());
-    // A point of small order: every sender would agree on the same.
+    // With a point of small order, every sender would agree on the same key.
     if *agreed == [0; 32] {
         return Err(HandoverError::Recipient);
     }

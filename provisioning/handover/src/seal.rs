@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::HandoverError;
 
-/// 32 bytes of key.
+/// A key of 32 bytes.
 pub(crate) type Key = Zeroizing<[u8; 32]>;
 
 pub(crate) fn hkdf(salt: &[u8], secret: &[u8], info: &[u8]) -> Key {
@@ -22,7 +22,7 @@ pub(crate) fn hkdf(salt: &[u8], secret: &[u8], info: &[u8]) -> Key {
 pub(crate) fn chacha(key: &Key, nonce: [u8; 12], text: &[u8]) -> Result<Vec<u8>, HandoverError> {
     let failed = |_| HandoverError::Failed;
     let key = UnboundKey::new(&CHACHA20_POLY1305, &**key).map_err(failed)?;
-    // Room for the tag, so that the clear text is not left behind where it was.
+    // With room for the tag, so that the vector does not grow and leave the clear text in memory.
     let mut sealed = Vec::with_capacity(text.len() + CHACHA20_POLY1305.tag_len());
     sealed.extend(text);
     LessSafeKey::new(key)

@@ -1,4 +1,4 @@
-//! SSH public keys as recipients: `ssh-ed25519` (RFC 8709) by its point on the curve's other form,
+//! SSH public keys as recipients: `ssh-ed25519` (RFC 8709) by its point in Montgomery form, and
 //! `ssh-rsa` (RFC 4253, 6.6) by OAEP.
 
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
@@ -10,7 +10,7 @@ use crate::recipient::{Stanza, agree};
 use crate::seal::hkdf;
 use crate::{FILE_KEY_BYTES, HandoverError};
 
-/// A key, and its bytes as SSH sends them, by which age tells keys apart.
+/// A key, and its bytes in SSH's wire form, which age identifies keys by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SshPublicKey {
     wire: Vec<u8>,
@@ -19,7 +19,7 @@ pub(crate) struct SshPublicKey {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum SshKeyKind {
-    /// The point in the form that X25519 takes.
+    /// The point in the form for X25519.
     Ed25519([u8; 32]),
     /// DER of a SubjectPublicKeyInfo.
     Rsa(Vec<u8>),
@@ -27,11 +27,12 @@ enum SshKeyKind {
 
 impl SshPublicKey {
     /// # Errors
-    /// The point lies on no curve.
+    /// The point is not on the curve.
     pub(crate) fn ed25519(wire: Vec<u8>, point: [u8; 32]) -> Result<Self, HandoverError> {
         let point = CompressedEdwardsY(point).decompress();
         let point = point.ok_or(HandoverError::Recipient)?;
-        // The exchange is over Curve25519, and the key is written as a point of Ed25519 (RFC 7748, 4.1 has the map).
+        // The exchange uses Curve25519, but the key is a point of Ed25519 (RFC 7748, 4.1 has the
+        // map).
         let kind = SshKeyKind::Ed25519(point.to_montgomery().to_bytes());
         Ok(Self { wire, kind })
     }
@@ -42,7 +43,7 @@ impl SshPublicKey {
     }
 
     pub(crate) fn wrap(&self, file_key: &[u8; FILE_KEY_BYTES]) -> Result<Stanza, HandoverError> {
-        // Four bytes are enough for a reader to try the right key first, and no proof of anything.
+        // Four bytes are enough for a reader to try the right key first, but they prove nothing.
         let tag = BASE64_NOPAD.encode(&Sha256::digest(&self.wire)[..4]);
         match &self.kind {
             SshKeyKind::Ed25519(point) => {
@@ -68,21 +69,21 @@ fn oaep(spki: &[u8], file_key: &[u8]) -> Result<Vec<u8>, HandoverError> {
     let key = PublicEncryptingKey::from_der(spki).map_err(|_| HandoverError::Recipient)?;
     let key = OaepPublicEncryptingKey::new(key).map_err(failed)?;
     let mut sealed = vec![0; key.ciphertext_size()];
-    // The label keeps what was encrypted for another purpose from being taken for this.
+    // The label prevents a ciphertext for another purpose from being used here.
     let label = Some(&b"age-encryption.org/v1/ssh-rsa"[..]);
     key.encrypt(&OAEP_SHA256_MGF1SHA256, file_key, &mut sealed, label)
         .map_err(failed)?;
     Ok(sealed)
 }
 
-/// The key as X.509 has it (RFC 3279, 2.3.1). Both numbers are positive and big endian with their sign,
-/// as SSH and DER have them.
+/// The key in X.509's form (RFC 3279, 2.3.1). Both numbers are positive, big endian and signed, as
+/// in SSH and DER.
 fn spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     const RSA_ENCRYPTION: [u8; 13] = [
         0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00,
     ];
     let numbers = [der(0x02, modulus), der(0x02, exponent)].concat();
-    // A bit string begins with the number of bits that are left over at its end: none here.
+    // A bit string begins with the number of unused bits at its end, here none.
     let key = [&[0], &*der(0x30, &numbers)].concat();
     let both = [der(0x30, &RSA_ENCRYPTION), der(0x03, &key)].concat();
     der(0x30, &both)
@@ -94,7 +95,8 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let skipped = length.iter().take_while(|byte| **byte == 0).count();
     let length = &length[skipped..];
     let head = match content.len() {
-        // Below 128 the length is one byte; above, its bytes are counted first (X.690, 8.1.3).
+        // Below 128 the length is one byte. Above, the number of its bytes comes first (X.690,
+        // 8.1.3).
         short @ 0..0x80 => vec![tag, short as u8],
         _ => [&[tag, 0x80 | length.len() as u8], length].concat(),
     };

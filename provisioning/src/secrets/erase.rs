@@ -1,5 +1,5 @@
-//! Overwrites words and credentials where they lie. Sizes and names of files stay, so that no table of the file system
-//! is written and a power cut leaves the volume whole.
+//! Overwrites words and credentials in place. File sizes and names do not change, so no file system
+//! table is written, and a power cut leaves the volume intact.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,15 +15,14 @@ use super::{MediaLocation, SecretFile};
 use crate::mount::Mounter;
 use crate::{ConfigOrigin, FileSystem, SourceDiagnostic, SourcePaths, file, text};
 
-/// Overwrites the words, or the credentials, at each of the places with spaces, in place, brings that to
-/// the disk, and reads it back. A seed key stays: the medium has to go on holding it. Answers one problem,
-/// `secrets-left`, for each place where they are left; no problem means that none are.
+/// Overwrites the words, or the credentials, at each of the places with spaces, syncs that to the
+/// disk, and reads it back. A seed key stays, because the medium must keep it. Returns one problem,
+/// `secrets-left`, for each place that still has them, so no problem means that all are erased.
 ///
-/// To be called once what they went into was written and read back, and again at each start while a
+/// Call this after the secrets were stored elsewhere and read back, and again at each start while a
 /// medium still has them. Blocks on disks.
 ///
-/// What flash memory keeps of a block that was overwritten, and copies that an editor made, are beyond
-/// it.
+/// Old blocks in flash memory, and copies made by an editor, are out of its reach.
 #[must_use]
 pub fn erase(
     paths: &SourcePaths,
@@ -31,7 +30,7 @@ pub fn erase(
     places: &[MediaLocation],
 ) -> Vec<SourceDiagnostic> {
     let left = |place: &MediaLocation| {
-        // What was pasted lies nowhere: it is not shown, and is wiped from memory.
+        // A pasted document is stored nowhere: it is not shown, and is wiped from memory.
         if place.source == ConfigOrigin::Console {
             return None;
         }
@@ -75,7 +74,7 @@ fn erase_file(paths: &SourcePaths, mounter: &dyn Mounter, place: &SecretFile) ->
         path,
         within,
     } = place;
-    // The kernel's driver of this file system only reads.
+    // The kernel's driver of this file system is read-only.
     if *file_system == FileSystem::Iso9660 {
         return Err(io::ErrorKind::ReadOnlyFilesystem.into());
     }
@@ -83,7 +82,7 @@ fn erase_file(paths: &SourcePaths, mounter: &dyn Mounter, place: &SecretFile) ->
         let mounted = mounter.mount_writable(device, *file_system, &paths.mount_point)?;
         overwrite(&mounted.root().join(path), *within)?;
     }
-    // Mounted again, so that the disk answers and not the cache of what was written.
+    // Mounted again, so that the bytes come from the disk and not from the cache.
     let mounted = mounter.mount(device, *file_system, &paths.mount_point)?;
     let file = file::open(&mounted.root().join(path))?;
     let SecretFileContent { bytes, words } = content(&file, *within)?;
@@ -104,13 +103,14 @@ fn overwrite(path: &Path, within: Option<SecretsPart>) -> io::Result<()> {
     let SecretFileContent { mut bytes, words } = content(&file, within)?;
     for at in words {
         blank(&mut bytes[at.clone()]);
-        // In place, with the same length: a new file would leave the old bytes where they are on the disk.
+        // In place and with the same length, because a new file would leave the old bytes on the
+        // disk.
         file.write_all_at(&bytes[at.clone()], at.start as u64)?;
     }
     file.sync_all()
 }
 
-/// The content of a file, and where in it the words or the credentials are.
+/// The content of a file, and where it contains the words or the credentials.
 struct SecretFileContent {
     bytes: Zeroizing<Vec<u8>>,
     words: Vec<Range<usize>>,
@@ -129,7 +129,7 @@ fn content(file: &File, within: Option<SecretsPart>) -> io::Result<SecretFileCon
     let clean = text::clean(&bytes).unwrap_or_default();
     let text = std::str::from_utf8(clean).map_err(|_| io::ErrorKind::InvalidData)?;
     let within = SecretSpans::parse(text).erasable(part);
-    // The spans are those of the text behind a byte order mark, and what is written is the whole file.
+    // The spans are positions in the text after a byte order mark, but the whole file is written.
     let moved = |at: Range<usize>| at.start + offset..at.end + offset;
     let words = within.into_iter().map(moved).collect();
     Ok(SecretFileContent { bytes, words })

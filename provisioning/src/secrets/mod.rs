@@ -1,5 +1,5 @@
-//! Recovery words, seed keys and credentials that lie on provisioning media: found, read, and erased
-//! where they can be. They are never part of the document that is stored.
+//! Recovery words, seed keys and credentials on provisioning media: finds, reads and erases them if
+//! possible. They are never part of the stored document.
 
 mod erase;
 mod put;
@@ -24,30 +24,30 @@ use split::SecretsPart;
 /// Longest file of words or of a seed key that is read.
 pub const SECRET_BYTES_MAX: usize = 4096;
 
-/// What was found on the media.
+/// The secrets that were found on the media.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct MediaSecrets {
-    /// The words: those of the first source that has some.
+    /// The words of the first source that has some.
     pub words: Option<RecoveryWords>,
-    /// Words of further sources that are others. A vault is made of neither while there are some.
+    /// Different words of further sources. No vault is made while there are some.
     pub other_words: Vec<RecoveryWords>,
-    /// Every seed key, in the order of the sources: each is for one vault.
+    /// Every seed key, in the order of the sources. Each is for one vault.
     pub seed_keys: Vec<MediaSeedKey>,
-    /// Secrets of others, each of the first source that has one of its name.
+    /// Credentials of other services. Each is from the first source that has one with its name.
     pub credentials: Vec<MediaCredential>,
 }
 
 /// Recovery words from a medium.
 #[non_exhaustive]
 pub struct RecoveryWords {
-    /// What the words spell.
+    /// The entropy of the words.
     pub entropy: Entropy,
-    /// BIP39's passphrase; empty for none.
+    /// The BIP39 passphrase. Empty for none.
     pub passphrase: SecretStr,
     /// The first source that has them.
     pub source: ConfigOrigin,
-    /// Everywhere they lie, for [`erase`].
+    /// Every place that has them, for [`erase`].
     pub places: Vec<MediaLocation>,
 }
 
@@ -63,20 +63,20 @@ impl fmt::Debug for RecoveryWords {
 pub struct MediaSeedKey {
     /// The key.
     pub key: SeedKey,
-    /// Where it lies.
+    /// Its source.
     pub source: ConfigOrigin,
 }
 
 /// A credential of another service, from a medium.
 #[non_exhaustive]
 pub struct MediaCredential {
-    /// What the configuration calls it.
+    /// Its name in the configuration.
     pub name: String,
-    /// The secret, as it was written.
+    /// The secret as it was written.
     pub secret: SecretStr,
     /// The first source that has it.
     pub source: ConfigOrigin,
-    /// Everywhere it lies, for [`erase`].
+    /// Every place that has it, for [`erase`].
     pub places: Vec<MediaLocation>,
 }
 
@@ -87,14 +87,14 @@ impl fmt::Debug for MediaCredential {
 }
 
 impl MediaSecrets {
-    /// The keys that name that vault, in the order of the sources. The name is public: a key is the vault's only if it
-    /// opens a slot.
+    /// The keys with this vault's name, in the order of the sources. The name is public, so a key
+    /// belongs to the vault only if it opens a slot.
     pub fn seed_keys_of(&self, vault: VaultId) -> impl Iterator<Item = &MediaSeedKey> {
         let keys = self.seed_keys.iter();
         keys.filter(move |found| found.key.vault() == vault)
     }
 
-    /// Everywhere these words lie, whichever were used; compared in constant time.
+    /// Every place that has these words, whether or not they were used. Compared in constant time.
     #[must_use]
     pub fn places_of(&self, words: &Entropy) -> Vec<MediaLocation> {
         let all = self.words.iter().chain(&self.other_words);
@@ -103,14 +103,15 @@ impl MediaSecrets {
             .collect()
     }
 
-    /// One problem, `provisioning-conflict`, for each medium with words that are not `words`, those of the vault. At the
-    /// first start the medium of an attacker may have been the only one that was there: the owner's shows it later.
+    /// One problem, `provisioning-conflict`, for each medium with words that are not `words`, the
+    /// vault's own. At the first start an attacker's medium may have been the only one, and the
+    /// owner's medium reveals that later.
     #[must_use]
     pub fn conflicts_with(&self, words: &Entropy) -> Vec<SourceDiagnostic> {
         let all = self.words.iter().chain(&self.other_words);
         let others = all.filter(|found| found.entropy != *words);
         let sources = others.flat_map(|found| found.places.iter().map(|place| &place.source));
-        // What was pasted is attached nowhere.
+        // What was pasted is not on a medium.
         let media = sources.filter(|source| **source != ConfigOrigin::Console);
         let conflict = |source: &ConfigOrigin| {
             SourceDiagnostic::new(
@@ -121,19 +122,19 @@ impl MediaSecrets {
             )
         };
         let mut problems: Vec<_> = media.map(conflict).collect();
-        // A document and a file beside it.
+        // A document and a file beside it would be reported twice.
         problems.dedup();
         problems
     }
 }
 
-/// Where secrets lie that can be erased.
+/// A place with secrets that can be erased.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MediaLocation {
     pub(crate) source: ConfigOrigin,
-    /// What they are, for people.
+    /// What they are, as readable text.
     pub(crate) what: &'static str,
-    /// Nothing where it cannot be written.
+    /// `None` if the place cannot be written.
     pub(crate) file: Option<SecretFile>,
 }
 
@@ -143,21 +144,21 @@ pub(crate) struct SecretFile {
     pub(crate) device: PathBuf,
     pub(crate) file_system: FileSystem,
     pub(crate) path: &'static str,
-    /// Only this part of the table of the secrets in it, not all of it.
+    /// The part of the file's secrets table that is meant. `None` for the whole file.
     pub(crate) within: Option<SecretsPart>,
 }
 
-/// A document as it was offered, taken apart.
+/// A document from a source, separated from its secrets.
 #[derive(Default)]
 pub(crate) struct SplitDocument {
-    /// Everything but the secrets.
+    /// Everything except the secrets.
     pub(crate) document: Vec<u8>,
-    /// Why the document cannot be believed: what is wrong and what to do.
+    /// Reasons to refuse the document: what is wrong and what to do.
     pub(crate) mistakes: Vec<(String, String)>,
-    /// There is a table of secrets.
+    /// Whether the document has a table of secrets.
     pub(crate) held_secrets: bool,
     secrets: SecretsTable,
-    /// Why secrets of it are not used.
+    /// Why some of its secrets are not used.
     refused: Vec<(String, String)>,
 }
 
@@ -170,7 +171,7 @@ struct SecretsTable {
     credentials: Vec<(String, Zeroizing<String>)>,
 }
 
-/// Takes the secrets out of a document.
+/// Separates the secrets from a document.
 pub(crate) fn part(bytes: &[u8]) -> SplitDocument {
     let Some(clean) = text::clean(bytes) else {
         let (what, fix) = text::UTF_16;
@@ -202,7 +203,7 @@ pub(crate) fn part(bytes: &[u8]) -> SplitDocument {
 }
 
 impl SplitDocument {
-    /// `apart` says whether credentials can be erased without the rest.
+    /// `apart` is whether credentials can be erased without the rest.
     fn read(&mut self, secrets: &[u8], apart: bool) {
         let text = std::str::from_utf8(secrets).unwrap_or_default();
         let line = |at: usize| 1 + text[..at.min(text.len())].matches('\n').count();
@@ -214,7 +215,7 @@ impl SplitDocument {
                 "correct the TOML syntax here".to_owned(),
             ));
         }
-        // A value that was read around a mistake may be half of a secret.
+        // A value that was parsed next to a mistake may be half of a secret.
         if !mistakes.is_empty() {
             return;
         }
@@ -233,7 +234,7 @@ impl SplitDocument {
         for (key, value) in table {
             let name: &str = key.get_ref();
             let at = line(key.span().start);
-            let place = match name {
+            let field = match name {
                 "words" => &mut self.secrets.words,
                 "words_passphrase" => &mut self.secrets.passphrase,
                 split::SEED_KEY => &mut self.secrets.seed_key,
@@ -241,7 +242,7 @@ impl SplitDocument {
                     self.read_credentials(value.get_ref(), (at, apart), &line);
                     continue;
                 }
-                // Not quoted: it may be a secret in the wrong place.
+                // Not quoted, because it may be a secret in the wrong position.
                 _ => {
                     let what = format!("line {at}, secrets: unknown key");
                     let fix = "known here: words, words_passphrase, seed_key, credentials";
@@ -250,7 +251,7 @@ impl SplitDocument {
                 }
             };
             match value.get_ref().as_str() {
-                Some(text) => *place = Some(Zeroizing::new(text.to_owned())),
+                Some(text) => *field = Some(Zeroizing::new(text.to_owned())),
                 None => {
                     let what = format!("line {at}, secrets.{name}: expected a string in quotes");
                     self.refused
@@ -279,7 +280,7 @@ impl SplitDocument {
         };
         for (key, value) in table {
             let (name, at): (&str, _) = (key.get_ref(), line(key.span().start));
-            // Neither is quoted: either may be a secret in the wrong place.
+            // Neither is quoted, because either may be a secret in the wrong position.
             if !is_credential_name(name) {
                 let fix = "use 1 to 32 of a-z, 0-9 and '-', a letter first";
                 refuse(at, "this is no name of a credential", fix);
@@ -297,7 +298,7 @@ impl SplitDocument {
     }
 }
 
-/// Collects what the offers hold, in their order.
+/// Collects the secrets of all sources, in their order.
 #[derive(Default)]
 pub(crate) struct SecretCollector {
     found: MediaSecrets,
@@ -305,7 +306,7 @@ pub(crate) struct SecretCollector {
 }
 
 impl SecretCollector {
-    /// Takes the secrets of one source: of its document, and of the files beside it.
+    /// Takes the secrets of one source: those in its document, and those in the files beside it.
     pub(crate) fn take(&mut self, offer: &SourceContents, parted: &mut SplitDocument) {
         for (what, fix) in std::mem::take(&mut parted.refused) {
             self.refuse(&offer.source, &what, &fix);
@@ -341,7 +342,7 @@ impl SecretCollector {
         (self.found, self.problems)
     }
 
-    /// The text of a file, if there is one that says something: words that were erased are spaces.
+    /// The text of a file, if the file has some. Erased words are spaces.
     fn file(
         &mut self,
         offer: &SourceContents,
@@ -349,12 +350,13 @@ impl SecretCollector {
         bytes: Option<&Zeroizing<Vec<u8>>>,
     ) -> Option<Zeroizing<String>> {
         let bytes = bytes?;
-        let wrong = if bytes.len() > SECRET_BYTES_MAX {
+        let refusal = if bytes.len() > SECRET_BYTES_MAX {
             let what = format!("{name}: the file is longer than {SECRET_BYTES_MAX} bytes");
             (what, "write what belongs into it, and nothing else")
         } else if let Some(clean) = text::clean(bytes) {
             match std::str::from_utf8(clean) {
-                // An erased file is blank: the node blanks it in place after the first start.
+                // An erased file is blank, because the node blanks it in place after the first
+                // start.
                 Ok(text) if text.trim().is_empty() => return None,
                 Ok(text) => return Some(Zeroizing::new(text.to_owned())),
                 Err(_) => (format!("{name}: the file is no text"), "save it as UTF-8"),
@@ -362,7 +364,7 @@ impl SecretCollector {
         } else {
             (format!("{name}: {}", text::UTF_16.0), text::UTF_16.1)
         };
-        self.refuse(&offer.source, &wrong.0, wrong.1);
+        self.refuse(&offer.source, &refusal.0, refusal.1);
         None
     }
 
@@ -377,7 +379,7 @@ impl SecretCollector {
         let entropy = match Entropy::parse(text) {
             Ok(entropy) => entropy,
             Err(error) => {
-                // The nearest word would tell too much to every reader of a console.
+                // The nearest word would reveal too much to every reader of the console.
                 let what = match error {
                     MnemonicError::UnknownWord { position, .. } => {
                         format!("{name}: word {position} is not in the list")
@@ -397,11 +399,11 @@ impl SecretCollector {
             });
             return;
         };
-        // The same words with another passphrase make other keys.
+        // The same words with another passphrase make different keys.
         if first.entropy == entropy && first.passphrase.expose() == passphrase {
             first.places.push(place);
         } else {
-            // The first offer counts, by the order of the sources; the others are kept to be compared with the vault.
+            // The first source counts. Later ones are kept, to be compared with the vault.
             let (taken, left) = (first.source.clone(), &offer.source);
             self.found.other_words.push(RecoveryWords {
                 entropy,
@@ -429,7 +431,7 @@ impl SecretCollector {
                 source: offer.source.clone(),
                 places: vec![place],
             }),
-            // Each place that holds it is noted, since each is erased.
+            // Every place is recorded, because each must be erased.
             Some(first) if first.secret.expose() == secret => first.places.push(place),
             Some(first) => {
                 let (taken, left) = (&first.source, &offer.source);

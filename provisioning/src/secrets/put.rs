@@ -1,5 +1,5 @@
-//! Puts a seed key on a medium: a new file beside what is there, found by the name that is looked for at
-//! each start only once it is whole.
+//! Writes a seed key to a medium as a new file. The file gets the name that each start looks for
+//! only when it is complete.
 
 use std::fs;
 use std::io;
@@ -13,25 +13,25 @@ use crate::mount::Mounter;
 use crate::sources::{WritableVolume, writable};
 use crate::{ConfigOrigin, FileSystem, SourcePaths, file};
 
-/// Why a seed key is on no medium.
+/// Why a seed key was not written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PutSeedKeyError {
     /// It could not be written.
     #[error("{medium}: the seed.key cannot be written ({why}); use another drive")]
     Failed {
-        /// Medium that it came from.
+        /// The medium.
         medium: ConfigOrigin,
         /// Error of the operating system.
         why: io::Error,
     },
-    /// There is nothing to write it on.
+    /// No medium can be written.
     #[error(
         "no medium is there that can be written; attach a drive with a FAT file system and the label \
          CIDATA (mkfs.vfat -n CIDATA)"
     )]
     Nowhere,
-    /// Only the boot partition could take it, which may be on the disk that it protects.
+    /// Only the boot partition could take it, which may be on the disk that the key protects.
     #[error("only the boot partition, {0}, could take the seed.key")]
     OnlyBoot(ConfigOrigin),
     /// Several volumes could take it, and one of them may be another owner's.
@@ -40,7 +40,7 @@ pub enum PutSeedKeyError {
         names(.0)
     )]
     Several(Vec<ConfigOrigin>),
-    /// There is another there, which something else may need.
+    /// Another key is there, which something else may need.
     #[error("{0} has a seed.key of another vault, which is left there; use another drive")]
     Taken(ConfigOrigin),
 }
@@ -50,11 +50,11 @@ fn names(volumes: &[ConfigOrigin]) -> String {
     names.join(" and ")
 }
 
-/// Puts `key` on the NoCloud volume with FAT; without such a volume, and if `boot`, on the boot partition. When this
-/// returns, the key is on the medium and was read back from there. Blocks on disks.
+/// Puts `key` on the NoCloud volume with FAT. Without such a volume, and if `boot`, it goes to the
+/// boot partition. When this returns, the key is on the medium and was read back. Blocks on disks.
 ///
 /// # Errors
-/// See [`PutSeedKeyError`]; what was on the medium is still there.
+/// See [`PutSeedKeyError`]. Existing files of the medium are unchanged.
 pub fn put_seed_key(
     paths: &SourcePaths,
     mounter: &dyn Mounter,
@@ -64,12 +64,12 @@ pub fn put_seed_key(
     let (boots, drives): (Vec<_>, Vec<_>) = writable(paths)
         .into_iter()
         .partition(|volume| volume.is_boot);
-    // A drive can be taken away from the node, which is what the key is put apart for.
+    // A drive can be removed from the node, which is the purpose of a separate key.
     let volumes = if drives.is_empty() { boots } else { drives };
     let volume = match volumes.as_slice() {
         [] => return Err(PutSeedKeyError::Nowhere),
         [one] => one,
-        // The key opens the vault: which drive gets it is for the administrator to say.
+        // The key opens the vault, so the administrator must choose the drive.
         several => {
             let several = several.iter().map(|volume| volume.source.clone());
             return Err(PutSeedKeyError::Several(several.collect()));
@@ -86,7 +86,7 @@ pub fn put_seed_key(
     }
 }
 
-/// Whether it is there now; not where another is.
+/// Whether it was written. False if another key is there.
 fn put(
     paths: &SourcePaths,
     mounter: &dyn Mounter,
@@ -99,13 +99,13 @@ fn put(
         let mounted =
             mounter.mount_writable(&volume.device, FileSystem::Vfat, &paths.mount_point)?;
         let path = mounted.root().join(volume.seed_key);
-        // A link counts as there too, also one that leads nowhere.
+        // A link counts as a file, even if it leads nowhere.
         if path.symlink_metadata().is_ok() {
             return Ok(false);
         }
         write(&path, text)?;
     }
-    // Mounted again, so that the medium answers and not the cache.
+    // Mounted again, so that the bytes come from the medium and not from the cache.
     let mounted = mounter.mount(&volume.device, FileSystem::Vfat, &paths.mount_point)?;
     let path = mounted.root().join(volume.seed_key);
     let read = file::read_bounded(&path, SECRET_BYTES_MAX).map_err(io::Error::other)?;

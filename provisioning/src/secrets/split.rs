@@ -1,5 +1,5 @@
-//! The table `[secrets]` of a document: where it lies, byte by byte, so that the rest of the document
-//! keeps its lines and comments, and so that the table can be overwritten where it was written.
+//! The byte ranges of the table `[secrets]` in a document. With them, the rest of the document
+//! keeps its lines and comments, and the table can be overwritten in place.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,11 +10,11 @@ use zeroize::Zeroizing;
 
 /// The table's name.
 pub(crate) const TABLE: &str = "secrets";
-/// The table in it whose secrets belong to others, and go into the vault's records one by one.
+/// The subtable with credentials of other services, which the vault stores one by one.
 pub(crate) const CREDENTIALS: &str = "credentials";
-/// The one secret of the table that a medium has to go on holding.
+/// The only secret of the table that a medium must keep.
 pub(crate) const SEED_KEY: &str = "seed_key";
-/// Most levels of arrays and tables in each other, as the TOML library has it.
+/// Most levels of nested arrays and tables, the same as in the TOML library.
 const DEPTH_MAX: u32 = 80;
 
 /// Where the secrets are in a document.
@@ -22,42 +22,44 @@ const DEPTH_MAX: u32 = 80;
 pub(crate) struct SecretSpans {
     /// Everything that belongs to the table.
     ranges: Vec<Range<usize>>,
-    /// Of that, what stays when the words are erased: the headers and the seed key, if there is one,
-    /// and the credentials, which are erased when they are kept elsewhere.
+    /// What remains when the words are erased: headers, the seed key, and the credentials, which
+    /// are erased after they were stored elsewhere.
     kept: Vec<Range<usize>>,
-    /// Of that, the credentials.
+    /// The credentials.
     credentials: Vec<Range<usize>>,
 }
 
-/// What of the table is to be erased.
+/// Which part of the table is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SecretsPart {
-    /// What belongs to others.
+    /// Credentials of other services.
     Credentials,
     /// The words.
     Words,
 }
 
 impl SecretSpans {
-    /// Looks for the table. A document that is no TOML is split as well as can be told: it is refused
+    /// Finds the table. A document that is not TOML is split as well as possible, and is refused
     /// anyway.
     pub(crate) fn parse(text: &str) -> Self {
         let mut finder = SpanFinder::new(text);
-        // By the lexer and not by lines: a header can also stand inside of a string of several lines.
+        // With the lexer and not line by line, because a header can also be inside a multi-line
+        // string.
         let tokens = Source::new(text).lex().into_vec();
         let mut receiver = |event: Event| finder.take(&event);
-        // The parser calls itself for each nested value, and the document may come from an attacker's medium.
+        // The parser recurses for each nested value, and the document may come from an attacker's
+        // medium.
         let mut guard = RecursionGuard::new(&mut receiver, DEPTH_MAX);
         parse_document(&tokens, &mut guard, &mut ());
         finder.finish()
     }
 
-    /// Whether there is such a table.
+    /// Whether there is no such table.
     pub(crate) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// The document without its secrets: spaces stand in their place, and lines end where they did.
+    /// The document with spaces instead of its secrets. Line ends remain.
     pub(crate) fn document(&self, text: &[u8]) -> Vec<u8> {
         let mut document = text.to_vec();
         self.ranges
@@ -66,7 +68,7 @@ impl SecretSpans {
         document
     }
 
-    /// The secrets without their document.
+    /// The secrets without the rest of the document.
     pub(crate) fn secrets(&self, text: &[u8]) -> Zeroizing<Vec<u8>> {
         let mut secrets = Zeroizing::new(text.to_vec());
         for gap in gaps(&self.ranges, 0..text.len()) {
@@ -75,7 +77,7 @@ impl SecretSpans {
         secrets
     }
 
-    /// What has to be overwritten for a part of it to be gone.
+    /// The ranges to overwrite for a part.
     pub(crate) fn erasable(&self, part: SecretsPart) -> Vec<Range<usize>> {
         if part == SecretsPart::Credentials {
             return self.credentials.clone();
@@ -90,7 +92,7 @@ impl SecretSpans {
     }
 }
 
-/// What lies in `whole` and in none of `taken`, which are in order.
+/// The ranges of `whole` that are in none of `taken`, which are ordered.
 fn gaps(taken: &[Range<usize>], whole: Range<usize>) -> Vec<Range<usize>> {
     let mut at = whole.start;
     let mut gaps = Vec::new();
@@ -106,11 +108,11 @@ fn gaps(taken: &[Range<usize>], whole: Range<usize>) -> Vec<Range<usize>> {
     gaps
 }
 
-/// Spaces in the place of everything but line ends.
+/// Replaces everything except line ends by spaces.
 pub(crate) fn blank(bytes: &mut [u8]) {
     for byte in bytes
         .iter_mut()
-        // The ends of lines stay, so that an error of the rest names the right line.
+        // Line ends remain, so that errors in the rest have the right line numbers.
         .filter(|byte| !matches!(byte, b'\n' | b'\r'))
     {
         *byte = b' ';
@@ -121,17 +123,17 @@ pub(crate) fn blank(bytes: &mut [u8]) {
 struct SpanFinder<'a> {
     text: &'a str,
     split: SecretSpans,
-    /// Headers of the table and its seed key, to be kept together or not at all.
+    /// Headers of the table, and its seed key. All are kept, or none.
     kept: Vec<Range<usize>>,
     has_seed_key: bool,
-    /// The header that is being read: where it began, and its first two names.
+    /// The current header: its start, and its first two names.
     header: Option<(usize, Vec<String>)>,
-    /// Where the table began that is being read, if it is ours, and where what it says ends.
+    /// The range of the current table up to its last value, if it is the secrets table.
     table: Option<Range<usize>>,
-    /// Where the header of the table ended, if it is that of the credentials.
+    /// Where the table's header ended, if it is the credentials table.
     credentials: Option<usize>,
     in_root: bool,
-    /// The line that is being read: where it began, and its first name.
+    /// The current line: its start, and its first name.
     line: Option<(usize, String)>,
     depth: usize,
 }
@@ -183,7 +185,7 @@ impl<'a> SpanFinder<'a> {
     }
 
     fn name(&mut self, event: &Event) {
-        // A key inside of a value names no table.
+        // A key inside a value is not a table's name.
         if self.depth > 0 {
             return;
         }
@@ -218,14 +220,14 @@ impl<'a> SpanFinder<'a> {
                 self.kept.push(start..at);
                 self.split.credentials.push(start..at);
             }
-        // `secrets = { … }` and `secrets.words = …` stand before the first header.
+        // `secrets = { … }` and `secrets.words = …` come before the first header.
         } else if self.in_root && name == TABLE {
             self.split.ranges.push(start..at);
         }
     }
 
-    /// A comment right below the last line belongs to the table, and may be an older secret; one
-    /// behind an empty line belongs to what follows.
+    /// A comment directly below the last line belongs to the table, and may be an older secret. A
+    /// comment after an empty line belongs to what follows.
     fn table_ends(&mut self, at: usize) {
         let Some(table) = self.table.take() else {
             return;
@@ -251,7 +253,7 @@ impl<'a> SpanFinder<'a> {
         self.depth = 0;
         self.line_ends(end);
         self.table_ends(end);
-        // Without the headers, what is left below them would be read as something else.
+        // Without the headers, what remains below them would be parsed as something else.
         if self.has_seed_key || self.split.has_credentials() {
             self.split.kept = self.kept;
         }
@@ -378,7 +380,7 @@ mod tests {
             assert!(!after.contains("ww") && !after.contains("cc"), "{after}");
             assert_eq!(split(&after).0, whole);
         }
-        // What is on one line is erased together, so there are no credentials in it.
+        // What is on one line is erased together, so it counts as no separate credentials.
         let split =
             SecretSpans::parse("secrets = { words = \"w\", credentials = { a = \"c\" } }\n");
         assert!(!split.has_credentials() && !split.is_empty());

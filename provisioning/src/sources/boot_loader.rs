@@ -1,11 +1,11 @@
-//! The kernel's command line. An attacker who can edit it owns a machine whose image is not signed; a
-//! machine that starts signed images only does not read it.
+//! The kernel's command line. An attacker who can edit it owns a machine whose image is not signed.
+//! A machine that starts only signed images does not read it.
 
 use super::parts::assemble;
 use super::{SourceContents, unreadable};
 use crate::{ConfigOrigin, SourceDiagnostic, SourcePaths, file};
 
-/// Most bytes read of the command line; x86 takes 2048.
+/// Most bytes of the command line that are read. x86 allows 2048.
 const COMMAND_LINE_BYTES_MAX: usize = 16 << 10;
 /// The variable of the UEFI specification (3.3) that says whether signatures are enforced.
 const SECURE_BOOT: &str = "efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
@@ -23,7 +23,7 @@ pub(super) fn find(
             return None;
         }
     };
-    // A line that is no text holds no document; the kernel's own words are not checked here.
+    // A line that is not UTF-8 contains no document. The kernel's own words are not checked here.
     let line = std::str::from_utf8(&bytes).unwrap_or_default();
     let words = || line.split_ascii_whitespace();
     match assemble(words()) {
@@ -52,12 +52,12 @@ pub(super) fn find(
     }
 }
 
-/// Why the command line has no say, if it has none.
+/// Why the command line is not used, if it is not.
 fn signed<'a>(
     paths: &SourcePaths,
     mut words: impl Iterator<Item = &'a str>,
 ) -> Option<&'static str> {
-    // A locked kernel trusts what was signed, and the line is not.
+    // A locked kernel trusts only what was signed, and the command line is not signed.
     if words.any(|word| word == "lockdown=confidentiality") {
         return Some("the kernel is locked down");
     }
@@ -68,8 +68,8 @@ fn signed<'a>(
     match file::read_bounded(&paths.efi.join(SECURE_BOOT), 16) {
         Ok(Some(variable)) if variable.get(4) == Some(&0) => None,
         Ok(Some(variable)) if variable.len() == 5 => Some("Secure Boot is on"),
-        // Firmware without the variable has no Secure Boot, but variables that cannot be read at all
-        // say nothing.
+        // Firmware without the variable has no Secure Boot, but if no variables can be read at all,
+        // nothing is known.
         Ok(None)
             if paths
                 .efi
@@ -79,7 +79,7 @@ fn signed<'a>(
         {
             None
         }
-        // Where it is not known, the line is taken for the word of an attacker.
+        // If the state is unknown, the line may be an attacker's.
         _ => Some("it is unknown whether Secure Boot is on"),
     }
 }

@@ -1,5 +1,5 @@
-//! A document that an administrator pastes at the console, as one line: `alknet-node-1 <base64url>
-//! <CRC-32 in hex>`. A terminal may break the line and put spaces in.
+//! A document that an administrator pastes at the console as one line: `alknet-node-1 <base64url>
+//! <CRC-32 in hex>`. A terminal may wrap the line and add spaces.
 
 use std::fmt;
 
@@ -10,30 +10,30 @@ use zeroize::Zeroizing;
 
 use super::{Bytes, parts};
 
-/// What the line begins with.
+/// The beginning of the line.
 pub const CONSOLE_HEAD: &str = "alknet-node-1";
-/// Most bytes of the line: the longest document, and as much white space as a terminal may add.
+/// Most bytes of the line: the longest document, and the white space that a terminal may add.
 pub const CONSOLE_LINE_BYTES_MAX: usize = CONFIG_BYTES_MAX / 3 * 4 + 8192;
 
-/// Why a line is no document.
+/// Why a line is not a document.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConsoleDocumentError {
-    /// The middle of the line is no base64url, or too long.
+    /// The middle of the line is not base64url, or is too long.
     #[error("{0}")]
     Document(String),
-    /// It begins otherwise.
+    /// The line has another beginning.
     #[error("a document begins with {CONSOLE_HEAD}; 'alknet provision --form console' prints one")]
     Head,
     /// The line is longer than any document.
     #[error("the line is longer than {CONSOLE_LINE_BYTES_MAX} bytes")]
     Long,
-    /// Something is missing at its end, or was lost on the way.
+    /// Characters are missing at its end, or were lost.
     #[error("characters were lost on the way, or changed; paste the line again, more slowly")]
     Sum,
 }
 
-/// A pasted document. Its bytes are wiped when it is let go.
+/// A pasted document. Its bytes are wiped on drop.
 pub struct ConsoleDocument(pub(crate) Bytes);
 
 impl fmt::Debug for ConsoleDocument {
@@ -43,7 +43,7 @@ impl fmt::Debug for ConsoleDocument {
 }
 
 impl ConsoleDocument {
-    /// Reads the line; white space in it counts for nothing.
+    /// Parses the line. White space in it is ignored.
     ///
     /// # Errors
     /// See [`ConsoleDocumentError`].
@@ -59,16 +59,16 @@ impl ConsoleDocument {
             .rsplit_once(char::is_whitespace)
             .ok_or(ConsoleDocumentError::Sum)?;
         let mut encoded = Zeroizing::new(String::with_capacity(text.len()));
-        // A terminal may have broken the line where it was pasted.
+        // A terminal may have wrapped the line when it was pasted.
         text.split_whitespace()
             .for_each(|part| encoded.push_str(part));
-        // Fewer digits are a line that lost its end.
+        // Fewer digits mean that the line lost its end.
         if sum.len() != 8 {
             return Err(ConsoleDocumentError::Sum);
         }
         let sum = u32::from_str_radix(sum, 16).map_err(|_| ConsoleDocumentError::Sum)?;
         let document = parts::decode(&encoded).map_err(ConsoleDocumentError::Document)?;
-        // The sum finds what a terminal lost; it proves nothing of who wrote the line.
+        // The checksum detects characters that a terminal lost. It does not authenticate the line.
         if crc_32(&document) == sum {
             Ok(Self(document))
         } else {
@@ -76,13 +76,13 @@ impl ConsoleDocument {
         }
     }
 
-    /// The same once more, for another look at all sources.
+    /// A copy, for another reading of all sources.
     #[must_use]
     pub fn copied(&self) -> Self {
         Self(self.0.clone())
     }
 
-    /// The line of a document, without an end.
+    /// The line for a document, without a line end.
     #[must_use]
     pub fn line(document: &[u8]) -> Zeroizing<String> {
         let encoded = Zeroizing::new(BASE64URL_NOPAD.encode(document));
@@ -91,7 +91,7 @@ impl ConsoleDocument {
     }
 }
 
-/// CRC-32 of ISO-HDLC, as zip and gzip have it.
+/// CRC-32 of ISO-HDLC, as in zip and gzip.
 fn crc_32(bytes: &[u8]) -> u32 {
     const REFLECTED: u32 = 0xedb8_8320;
     let step = |sum: u32, _| sum >> 1 ^ (REFLECTED & 0_u32.wrapping_sub(sum & 1));

@@ -1,4 +1,4 @@
-//! What each source offers, in the order in which they count.
+//! The contents of all sources, in order of precedence.
 
 mod boot_loader;
 pub(crate) mod console;
@@ -17,18 +17,18 @@ use crate::{ConfigOrigin, ProvisioningError, SourceDiagnostic, SourcePaths, file
 pub use parts::strings;
 pub(crate) use volumes::{LabelledVolume, VolumeFileNames, WritableVolume, labelled, writable};
 
-/// Bytes that may be secret, wiped when they are let go.
+/// Bytes that may be secret, wiped on drop.
 pub(crate) type Bytes = Zeroizing<Vec<u8>>;
 
-/// What one source holds, as it was read.
+/// The unparsed contents of one source.
 pub(crate) struct SourceContents {
     pub(crate) source: ConfigOrigin,
     pub(crate) document: Option<Bytes>,
     pub(crate) words: Option<Bytes>,
     pub(crate) seed_key: Option<Bytes>,
-    /// What its files are called, if it has files.
+    /// Names of its files, if it has files.
     pub(crate) names: Option<&'static VolumeFileNames>,
-    /// The volume they are on.
+    /// The volume that they are on.
     pub(crate) volume: Option<(std::path::PathBuf, crate::FileSystem)>,
 }
 
@@ -44,7 +44,7 @@ impl SourceContents {
         }
     }
 
-    /// Where secrets of it lie: in a file of their own, or in a part of the document.
+    /// The place of its secrets: a separate file, or a part of the document.
     pub(crate) fn place(
         &self,
         path: Option<&'static str>,
@@ -68,7 +68,7 @@ impl SourceContents {
     }
 }
 
-/// Everything that is offered, in the order in which it counts; `console` is what an administrator pasted.
+/// The contents of all sources, in order of precedence. `console` is what an administrator pasted.
 pub(crate) fn all(
     paths: &SourcePaths,
     mounter: &dyn Mounter,
@@ -122,7 +122,7 @@ fn unreadable(
     )
 }
 
-/// A file of a mounted volume; one that cannot be read is a problem of the whole volume.
+/// A file of a mounted volume. An unreadable file is a problem of the whole volume.
 fn of_volume(
     root: &std::path::Path,
     name: &str,

@@ -1,5 +1,5 @@
-//! A document in strings: `alknet.node=` and base64url, or, where a string cannot be that long,
-//! `alknet.node.0=`, `alknet.node.1=` and so on, whose texts are put together in that order.
+//! A document in strings: `alknet.node=` and base64url. If a string cannot be that long, the parts
+//! are in `alknet.node.0=`, `alknet.node.1=` and so on, and are joined in that order.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) const PARTS_MAX: usize = 4096;
 
 const KEY: &str = "alknet.node";
 
-/// The document of these strings. Nothing where none of them is a part of one.
+/// The document in these strings. `None` if none of them has a part of one.
 pub(super) fn assemble<'a>(
     strings: impl Iterator<Item = &'a str>,
 ) -> Result<Option<Bytes>, String> {
@@ -26,11 +26,11 @@ pub(super) fn assemble<'a>(
         };
         let before = match key.strip_prefix('.') {
             None if key.is_empty() => whole.replace(text),
-            // Another name that begins in the same way.
+            // Another name with the same beginning.
             None => continue,
             Some(number) => parts.insert(part_number(number)?, text),
         };
-        // Which of the two was meant cannot be known.
+        // It is unknown which of the two was meant.
         if before.is_some() {
             return Err(format!("{KEY}{key} is there twice"));
         }
@@ -42,7 +42,8 @@ pub(super) fn assemble<'a>(
         Some(text) => Zeroizing::new(text.to_owned()),
         None if parts.is_empty() => return Ok(None),
         None => {
-            // A part that is missing in the middle would be joined over, and base64 would not show it.
+            // If a middle part is missing, the others would be joined, and base64 would not detect
+            // it.
             if let Some(missing) = (0..parts.len()).find(|number| !parts.contains_key(number)) {
                 return Err(format!("{KEY}.{missing} is missing"));
             }
@@ -54,14 +55,14 @@ pub(super) fn assemble<'a>(
 
 fn part_number(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| *number < PARTS_MAX);
-    // One spelling for each number: `01` and `1` would be two parts of one place.
+    // Each number has one spelling. Otherwise `01` and `1` would be two parts with one number.
     let number = number.filter(|number: &usize| number.to_string() == text);
     number.ok_or_else(|| format!("a part of {KEY} has no number from 0 to {}", PARTS_MAX - 1))
 }
 
-/// A document from base64url; padding may be there.
+/// A document from base64url, with or without padding.
 pub(super) fn decode(text: &str) -> Result<Bytes, String> {
-    // Many encoders add the padding.
+    // Many encoders add padding.
     let text = text.trim_end_matches('=');
     if text.len() > BASE64URL_NOPAD.encode_len(CONFIG_BYTES_MAX) {
         return Err(format!(
@@ -77,7 +78,7 @@ pub(super) fn decode(text: &str) -> Result<Bytes, String> {
     })
 }
 
-/// The strings of a document, none with more than `bytes` bytes of base64url.
+/// The strings of a document, each with at most `bytes` bytes of base64url.
 #[must_use]
 pub fn strings(document: &[u8], bytes: usize) -> Vec<Zeroizing<String>> {
     let encoded = Zeroizing::new(BASE64URL_NOPAD.encode(document));

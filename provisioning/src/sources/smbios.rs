@@ -1,5 +1,5 @@
-//! OEM strings of the firmware's tables: structures of type 11 (DMTF DSP0134, 7.12), which a hypervisor
-//! or a board's maker fills.
+//! OEM strings of the firmware's tables: structures of type 11 (DMTF DSP0134, 7.12), which a
+//! hypervisor or a board's maker fills.
 
 use std::fs;
 
@@ -8,9 +8,9 @@ use super::{Bytes, SourceContents, unreadable};
 use crate::{ConfigOrigin, SourceDiagnostic, SourcePaths, file};
 
 const OEM_STRINGS: u8 = 11;
-/// Most bytes of one structure: as many as a table of SMBIOS 2 could have altogether.
+/// Most bytes of one structure: as many as a whole SMBIOS 2 table could have.
 const STRUCTURE_BYTES_MAX: usize = (64 << 10) * 3 / 2;
-/// Most structures of the kind that are read.
+/// Most structures of this type that are read.
 const STRUCTURES_MAX: usize = 64;
 
 const HINT: &str =
@@ -22,10 +22,10 @@ pub(super) fn find(
 ) -> Option<SourceContents> {
     let entries = fs::read_dir(&paths.dmi).ok()?;
     let name = |entry: std::io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
-    // sysfs names an entry by its type and its number among those of this type.
+    // sysfs names an entry by its type and its number within the type.
     let number = |name: String| name.strip_prefix("11-")?.parse::<u32>().ok();
     let mut numbers: Vec<_> = entries.filter_map(name).filter_map(number).collect();
-    // By number and not by name: `11-10` stands behind `11-9`.
+    // By number and not by name, because `11-10` comes after `11-9`.
     numbers.sort_unstable();
     numbers.truncate(STRUCTURES_MAX);
     let mut structures = Vec::new();
@@ -48,10 +48,10 @@ pub(super) fn find(
     }
 }
 
-/// The strings of a structure, which stand behind its formatted part, each with a zero at its end.
+/// The strings of a structure. They follow its formatted part, and each ends with a zero.
 fn strings(structure: &[u8]) -> impl Iterator<Item = &[u8]> {
     let formatted = match structure {
-        // The strings stand behind the formatted part, whose length is its second byte (SMBIOS, 6.1.3).
+        // The strings follow the formatted part, whose length is its second byte (SMBIOS, 6.1.3).
         [OEM_STRINGS, length, ..] => usize::from(*length),
         _ => structure.len(),
     };

@@ -1,6 +1,6 @@
-//! Volumes: NoCloud's, labelled `cidata` or `CIDATA`, with `meta-data` and `user-data` as cloud-init
-//! defines them, and the boot partition, which people open on a laptop after flashing. Of both only what
-//! carries the label is ever mounted.
+//! Volumes: NoCloud volumes, labelled `cidata` or `CIDATA`, with `meta-data` and `user-data` as
+//! cloud-init defines them, and the boot partition, which users open on a laptop after flashing.
+//! Only volumes with one of these labels are mounted.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::mount::{Mounter, devices};
 use crate::secrets::SECRET_BYTES_MAX;
 use crate::{ConfigOrigin, ProvisioningError, SourceDiagnostic, SourcePaths, file};
 
-/// What the files of a volume are called.
+/// The names of a volume's files.
 #[derive(Debug)]
 pub(crate) struct VolumeFileNames {
     pub(crate) document: &'static str,
@@ -32,7 +32,7 @@ const BOOT: VolumeFileNames = VolumeFileNames {
     seed_key: "alknet/seed.key",
 };
 
-/// The label of our images' boot partition.
+/// The label of the boot partition in this project's images.
 const BOOT_LABEL: &str = "ALKESP";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl VolumeKind {
     }
 }
 
-/// NoCloud volumes, then boot partitions; each kind in the order of device names.
+/// NoCloud volumes, then boot partitions. Each kind is in the order of device names.
 pub(super) fn find(
     paths: &SourcePaths,
     mounter: &dyn Mounter,
@@ -95,7 +95,7 @@ pub(super) fn find(
     offers
 }
 
-/// A volume that carries a label of ours.
+/// A volume with one of this project's labels.
 pub(crate) struct LabelledVolume {
     kind: VolumeKind,
     pub(crate) name: String,
@@ -113,10 +113,10 @@ impl LabelledVolume {
     }
 }
 
-/// Volumes that carry a label of ours: NoCloud's, then boot partitions.
+/// Volumes with one of this project's labels: NoCloud volumes, then boot partitions.
 pub(crate) fn labelled(paths: &SourcePaths) -> Vec<LabelledVolume> {
     let labelled = |name: String| {
-        // sysfs writes a `/` in the name of a device as `!`.
+        // sysfs writes a `/` in a device's name as `!`.
         let device = paths.dev.join(name.replace('!', "/"));
         let (kind, file_system) = kind(&device)?;
         Some(LabelledVolume {
@@ -127,7 +127,7 @@ pub(crate) fn labelled(paths: &SourcePaths) -> Vec<LabelledVolume> {
         })
     };
     let mut found: Vec<_> = devices(paths).into_iter().filter_map(labelled).collect();
-    // The order of the names stays within a kind.
+    // The sort is stable, so the order of names remains within a kind.
     found.sort_by_key(LabelledVolume::is_boot);
     found
 }
@@ -140,7 +140,7 @@ pub(crate) struct WritableVolume {
     pub(crate) is_boot: bool,
 }
 
-/// Those with FAT.
+/// Labelled volumes with FAT.
 pub(crate) fn writable(paths: &SourcePaths) -> Vec<WritableVolume> {
     let fat = |volume: LabelledVolume| {
         // A CD cannot be written.
@@ -156,12 +156,13 @@ pub(crate) fn writable(paths: &SourcePaths) -> Vec<WritableVolume> {
 
 fn kind(device: &Path) -> Option<(VolumeKind, FileSystem)> {
     let mut opened = file::open_device(device).ok()?;
-    // A device that cannot be read is no medium; the code that needs it reports the error.
+    // An unreadable device is not a medium. The code that needs the device reports the error.
     let found = volume_label(&mut opened).ok()??;
     let kind = match (found.label.as_str(), found.file_system) {
-        // FAT has labels in capitals only, and cloud-init knows both.
+        // FAT labels are in capitals, and cloud-init accepts both.
         ("cidata" | "CIDATA", _) => VolumeKind::NoCloud,
-        // Firmware starts from FAT alone, so another file system with this label is not the boot partition.
+        // Firmware starts only from FAT, so another file system with this label is not the boot
+        // partition.
         (BOOT_LABEL, FileSystem::Vfat) => VolumeKind::Boot,
         _ => return None,
     };
@@ -196,7 +197,7 @@ fn read(
     let has_secrets = offer.words.is_some() || offer.seed_key.is_some();
     if kind == VolumeKind::NoCloud {
         let meta_data = of_volume(root, "meta-data", CONFIG_BYTES_MAX)?;
-        // A drive that only opens the vault is no half of a NoCloud volume.
+        // A drive that only opens the vault is not an incomplete NoCloud volume.
         let is_key_only = has_secrets && meta_data.is_none() && offer.document.is_none();
         if !is_key_only {
             missing(
@@ -207,7 +208,7 @@ fn read(
             );
         }
         ignored(device, root, problems);
-        // Without it cloud-init would not take the volume either.
+        // Without it cloud-init would not accept the volume either.
         if meta_data.is_none() {
             offer.document = None;
         }

@@ -1,4 +1,4 @@
-//! Every source, good and damaged, and all of them at once.
+//! Every source, correct and damaged, and all of them at once.
 
 use alknet_core::config::CONFIG_BYTES_MAX;
 use data_encoding::BASE64URL_NOPAD;
@@ -95,7 +95,7 @@ fn editors_of_every_system_may_write_it() {
         );
         let stored = machine.stored("config.toml").expect("stored");
         assert!(!stored.contains(['\0', '\u{feff}']));
-        // Found again, it is the same one.
+        // A document that is found again counts as the same.
         assert_eq!(machine.load().source, ConfigOrigin::Stored);
     }
 }
@@ -301,7 +301,7 @@ fn an_empty_source_lets_the_next_one_count() {
     );
 }
 
-/// A document of so many bytes.
+/// A document with this many bytes.
 fn padded(bytes: usize) -> String {
     let document = document(1);
     let rest = bytes - document.len() - "#\n".len();

@@ -1,4 +1,4 @@
-//! Programs that are started now and next.
+//! The programs that start now and next.
 
 use std::os::unix::fs::symlink;
 
@@ -41,13 +41,13 @@ fn the_next_program_is_of_a_medium_or_of_the_boot_partition() {
         fat16_volume("CIDATA", None),
         &[(NEXT, "of a medium")],
     );
-    // A thief's medium does not take the place of the owner's program.
+    // A thief's medium does not replace the owner's program.
     let both = refused(&machine);
     assert!(both.contains("on vdc and vda2"), "{both}");
     fs::remove_file(boot.join(NEXT)).expect(FILE);
     assert_eq!(of(&machine), ("vdc".to_owned(), b"of a medium".to_vec()));
 
-    // Sparse: nothing of it is read.
+    // A sparse file, which is not read.
     let long = fs::File::create(&started).expect(FILE);
     long.set_len(PROGRAM_BYTES_MAX + 1).expect(FILE);
     assert!(refused(&machine).contains("more than 89478485 bytes"));

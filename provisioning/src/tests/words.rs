@@ -363,7 +363,7 @@ fn words_of_the_vault_are_found_on_every_source_whichever_are_used() {
     );
     let loaded = machine.load();
     assert_eq!(words(&loaded).entropy, entropy(OTHERS));
-    // Those that are not the vault's are named, whichever come first.
+    // The words that are not the vault's are reported, whichever come first.
     for (vault, medium) in [(WORDS, "nocloud (sda1)"), (OTHERS, "nocloud (sdb1)")] {
         let conflicts = loaded.secrets.conflicts_with(&entropy(vault));
         let said: Vec<_> = conflicts.iter().map(|one| one.text.as_str()).collect();
@@ -413,7 +413,7 @@ fn a_seed_key_is_put_on_a_stick_and_never_over_another() {
     assert_eq!(left.count(), 1);
 }
 
-/// An attacker left a drive of their own in the machine.
+/// An attacker left another drive in the machine.
 #[test]
 fn of_two_drives_none_gets_a_seed_key_and_both_are_named() {
     let key = SeedKey::parse(&seed_key()).expect("a key");
@@ -430,7 +430,7 @@ fn of_two_drives_none_gets_a_seed_key_and_both_are_named() {
     }
 }
 
-/// The id of a vault is no secret: an attacker can write a key that names it.
+/// A vault's ID is not secret, so an attacker can write a key that names it.
 #[test]
 fn every_key_that_names_a_vault_is_found() {
     let vault = ID.parse().expect("an id");
@@ -454,7 +454,7 @@ fn every_key_that_names_a_vault_is_found() {
     assert_eq!(found[1].0, "nocloud (sda1)");
 }
 
-/// A document with words and with credentials, on a stick.
+/// A document with words and credentials, on a stick.
 fn with_credentials(machine: &mut DirectoryMachine, credentials: &str) {
     let table = format!("words = \"{WORDS}\"\n[secrets.credentials]\n{credentials}");
     let files = [("alknet.toml", with_secrets(1, &table))];
@@ -488,7 +488,7 @@ fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
             "{stored}"
         );
     }
-    // The words go first; what is not kept yet stays.
+    // The words are erased first, and what is not stored yet stays.
     assert_eq!(erased(&machine, &loaded), []);
     let again = machine.load();
     assert!(again.secrets.words.is_none() && again.secrets.credentials.len() == 2);

@@ -1,4 +1,4 @@
-//! Labels of volumes made by the tools people make them with.
+//! Labels of volumes made with the usual tools.
 
 use std::fs::{self, File};
 use std::path::Path;

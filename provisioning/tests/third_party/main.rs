@@ -1,4 +1,4 @@
-//! Volumes made by the tools people make them with, and read with them.
+//! Volumes made and read with the usual tools.
 
 mod labels;
 mod tools;

@@ -1,4 +1,4 @@
-//! The tools, and a mounter made of them: no test needs a right that its user has not.
+//! The tools, and a mounter that uses them, so that no test needs special permissions.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,7 +8,7 @@ use std::process::Command;
 use alknet_provisioning::{FileSystem, Mounted, Mounter};
 use tempfile::TempDir;
 
-/// Runs a tool that the machine has to have.
+/// Runs a tool that the machine must have.
 pub(crate) fn tool(program: &str, args: &[&str], dir: &Path) {
     let path = format!(
         "{}:/usr/sbin:/sbin",
@@ -23,7 +23,7 @@ pub(crate) fn tool(program: &str, args: &[&str], dir: &Path) {
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
 }
 
-/// Takes the files out of an image, and puts them back when it is looked at again.
+/// Extracts the files of an image, and puts them back when it is read again.
 #[derive(Default)]
 pub(crate) struct ImageExtractor {
     taken: RefCell<Vec<TempDir>>,

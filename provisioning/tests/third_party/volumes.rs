@@ -1,4 +1,4 @@
-//! What a machine takes from real volumes, and what it leaves of them.
+//! What a machine takes from real volumes, and what it leaves on them.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ impl DriveMachine {
         self.paths.dev.join("sda1")
     }
 
-    /// Files in the folder that becomes the volume.
+    /// A folder with these files, which becomes the volume.
     fn files(&self, files: &[(&str, &str)]) -> PathBuf {
         let folder = self.dir.path().join("content");
         fs::create_dir_all(folder.join("alknet")).expect("writable");
@@ -156,7 +156,7 @@ fn a_volume_that_cannot_be_mounted_is_one_clear_line() {
         &[("meta-data", ""), ("user-data", DOCUMENT)],
     );
     let mut bytes = fs::read(machine.drive()).expect("made");
-    // The tables, and with them every chain.
+    // Overwrites the tables, and with them every cluster chain.
     bytes[512..8 << 10].fill(0xa5);
     fs::write(machine.drive(), bytes).expect("writable");
     let paths = machine.paths.clone();
@@ -166,7 +166,7 @@ fn a_volume_that_cannot_be_mounted_is_one_clear_line() {
     assert_eq!(loaded.source, ConfigOrigin::Default);
 }
 
-/// What the kernel answers for a volume that it cannot make sense of.
+/// Fails like the kernel for an invalid volume.
 struct FailingMounter;
 
 impl alknet_provisioning::Mounter for FailingMounter {

@@ -10,10 +10,10 @@ use super::wire::array;
 pub(crate) const SERVER_PORT: u16 = 67;
 pub(crate) const CLIENT_PORT: u16 = 68;
 
-/// What the server gives.
+/// The values that the server gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DhcpLease {
-    /// The one address. A client that asks for another is refused.
+    /// The one address. The server refuses a client that asks for another.
     pub address: Ipv4Addr,
     /// Length of the lease.
     pub lease: Duration,
@@ -21,7 +21,7 @@ pub struct DhcpLease {
     pub router: Ipv4Addr,
     /// The name server.
     pub dns: Ipv4Addr,
-    /// A time server, if one is named.
+    /// A time server, if there is one.
     pub time: Option<Ipv4Addr>,
 }
 
@@ -45,9 +45,9 @@ impl DhcpLease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DhcpQuery {
     pub(crate) kind: u8,
-    /// The address the client uses already.
+    /// The address that the client uses already.
     pub(crate) current: Ipv4Addr,
-    /// The address it asks for.
+    /// The address that the client asks for.
     pub(crate) requested: Option<Ipv4Addr>,
     transaction: [u8; 4],
     flags: [u8; 2],
@@ -68,9 +68,11 @@ const OPTION_REQUESTED: u8 = 50;
 const OPTION_KIND: u8 = 53;
 
 impl DhcpQuery {
-    /// `None` for what is not a client's message.
+    /// Parses a message. `None` for what is not a client's message.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let options = bytes.get(OPTIONS_AT..)?;
+        // Operation 1 is a request, and the options begin with the magic cookie (RFC 2131, section
+        // 3).
         let request = bytes.first() == Some(&1) && array(bytes, 236) == Some(COOKIE);
         let kind = *option(options, OPTION_KIND)?.first()?;
         let requested = option(options, OPTION_REQUESTED).and_then(|bytes| array::<4>(bytes, 0));
@@ -85,7 +87,7 @@ impl DhcpQuery {
         request.then_some(query)
     }
 
-    /// The address this message is about.
+    /// The address that this message is about.
     pub(crate) fn wanted(&self) -> Option<Ipv4Addr> {
         self.requested
             .or_else(|| Some(self.current).filter(|address| !address.is_unspecified()))
@@ -96,7 +98,7 @@ impl DhcpQuery {
 pub(crate) fn answer(query: &DhcpQuery, pool: DhcpLease) -> Option<(u8, Vec<u8>)> {
     let kind = match query.kind {
         DISCOVER => OFFER,
-        // RFC 2131 §4.3.2: a request for another address than the server has is refused.
+        // RFC 2131 §4.3.2: the server refuses a request for another address than it has.
         REQUEST if query.wanted() == Some(pool.address) => ACK,
         REQUEST => NAK,
         _ => return None,
@@ -121,17 +123,21 @@ pub(crate) fn answer(query: &DhcpQuery, pool: DhcpLease) -> Option<(u8, Vec<u8>)
     message.resize(OPTIONS_AT - COOKIE.len(), 0);
     message.extend(COOKIE);
     message.extend([OPTION_KIND, 1, kind]);
+    // Option 54 names the server, in every answer (RFC 2131, table 3).
     push(&mut message, 54, ROUTER_V4.octets());
     if kind != NAK {
         let lease = u32::try_from(pool.lease.as_secs()).unwrap_or(u32::MAX);
+        // Options 51, 1, 3 and 6: lease time, subnet mask, router and name server (RFC 2132).
         push(&mut message, 51, lease.to_be_bytes());
         push(&mut message, 1, [255, 255, 255, 0]);
         push(&mut message, 3, pool.router.octets());
         push(&mut message, 6, pool.dns.octets());
         if let Some(time) = pool.time {
+            // Option 42: time servers (RFC 2132, section 8.3).
             push(&mut message, 42, time.octets());
         }
     }
+    // Option 255 ends the options (RFC 2132, section 3.2).
     message.push(255);
     Some((kind, message))
 }
@@ -144,6 +150,7 @@ fn push(message: &mut Vec<u8>, option: u8, value: [u8; 4]) {
 fn option(mut options: &[u8], wanted: u8) -> Option<&[u8]> {
     loop {
         match *options {
+            // A pad option has no length (RFC 2132, section 3.1).
             [0, ref rest @ ..] => options = rest,
             [code, length, ref rest @ ..] if code != 255 => {
                 let (value, rest) = rest.split_at_checked(length.into())?;

@@ -29,7 +29,7 @@ const OPTION_DNS: u16 = 23;
 /// Lifetimes in seconds: T1, T2, preferred, valid.
 const TIMES: [u32; 4] = [1800, 2880, 3600, 7200];
 
-/// The answer to a client's message. Without an address only information is given.
+/// The answer to a client's message. Without an address the server gives only information.
 pub(crate) fn answer(
     query: &[u8],
     address: Option<Ipv6Addr>,
@@ -44,6 +44,7 @@ pub(crate) fn answer(
         CONFIRM | RELEASE | DECLINE | INFORMATION_REQUEST => (REPLY, false),
         _ => return None,
     };
+    // A network without DHCPv6 addresses leaves requests for one unanswered.
     if gives && address.is_none() {
         return None;
     }
@@ -59,25 +60,31 @@ pub(crate) fn answer(
         &[&[0, 3, 0, 1], server.as_slice()].concat(),
     );
     push(&mut message, OPTION_DNS, &dns.octets());
-    let wanted = option(options, OPTION_IA_NA);
-    if let (true, Some(address), Some(wanted)) = (gives, address, wanted) {
-        push(&mut message, OPTION_IA_NA, &association(wanted, address)?);
+    let requested = option(options, OPTION_IA_NA);
+    if let (true, Some(address), Some(requested)) = (gives, address, requested) {
+        push(
+            &mut message,
+            OPTION_IA_NA,
+            &association(requested, address)?,
+        );
     }
-    // RFC 8415 §18.3.3 and §18.3.7: these are answered with a status.
+    // RFC 8415 §18.3.3 and §18.3.7: the server answers these with a status.
     if matches!(kind, CONFIRM | RELEASE | DECLINE) {
         push(&mut message, OPTION_STATUS, &[0, 0]);
     }
     Some(message)
 }
 
-/// The client's association with our address; any other it still has ends at once.
-fn association(wanted: &[u8], address: Ipv6Addr) -> Option<Vec<u8>> {
+/// The client's association with our address. Any other address that it still has ends at once.
+fn association(requested: &[u8], address: Ipv6Addr) -> Option<Vec<u8>> {
     let [t1, t2, preferred, valid] = TIMES;
-    let mut body = array::<4>(wanted, 0)?.to_vec();
+    let mut body = array::<4>(requested, 0)?.to_vec();
     body.extend(t1.to_be_bytes());
     body.extend(t2.to_be_bytes());
-    let had = option(wanted.get(12..)?, OPTION_IA_ADDRESS).and_then(|bytes| array::<16>(bytes, 0));
-    // RFC 8415 §18.3.4: an address that is no longer given is answered with lifetimes of zero.
+    let had =
+        option(requested.get(12..)?, OPTION_IA_ADDRESS).and_then(|bytes| array::<16>(bytes, 0));
+    // RFC 8415 §18.3.4: the server answers an address that it no longer gives with lifetimes of
+    // zero.
     if let Some(old) = had.filter(|old| *old != address.octets()) {
         push(&mut body, OPTION_IA_ADDRESS, &lease(old, 0, 0));
     }

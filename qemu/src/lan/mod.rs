@@ -1,9 +1,9 @@
 //! A network whose servers a test directs.
 //!
-//! QEMU's own network cannot change a lease, be IPv6 only and still be reached, or fall silent. This
-//! one can: machines are plugged into a small router in this process, which gives addresses by DHCP,
-//! DHCPv6 and router advertisements as the test sets it, and carries UDP between the host and the
-//! machines. It needs no privilege and touches nothing of the host's network. Machines reach the
+//! QEMU's own network cannot change a lease, be IPv6 only and still be reached, or fall silent.
+//! This one can: machines are connected to a small router in this process, which gives addresses by
+//! DHCP, DHCPv6 and router advertisements as the test sets it, and carries UDP between the host and
+//! the machines. It needs no privilege and does not change the host's network. Machines reach the
 //! router and through it the host, not each other.
 
 mod dhcp4;
@@ -54,7 +54,7 @@ impl Lan {
         }
     }
 
-    /// Changes what is offered, and advertises it at once.
+    /// Changes the offered settings, and advertises them at once.
     pub fn set(&self, change: impl FnOnce(&mut LanSettings)) {
         let mut state = self.shared.lock();
         change(&mut state.router.settings);
@@ -64,7 +64,7 @@ impl Lan {
         self.shared.changed.notify_all();
     }
 
-    /// Sends a router advertisement unasked, if any is to be sent.
+    /// Sends an unsolicited router advertisement, if the settings have one.
     pub fn advertise(&self) {
         self.set(|_| {});
     }
@@ -74,7 +74,7 @@ impl Lan {
         self.shared.lock().router.events.clone()
     }
 
-    /// Waits until `event` happened more than `seen` times. `limit` is taken as it is.
+    /// Waits until `event` happened more than `seen` times. `limit` is not scaled.
     pub fn wait_event(&self, event: LanEvent, seen: usize, limit: Duration) -> bool {
         self.shared
             .wait(limit, |router| {
@@ -88,15 +88,19 @@ impl Lan {
             .is_some()
     }
 
-    /// Addresses that machines were seen to use.
+    /// Addresses that machines used.
     pub fn neighbours(&self) -> Vec<IpAddr> {
         self.shared.lock().router.neighbours().collect()
     }
 
-    /// Waits until a machine uses an address that `fits`. `limit` is taken as it is.
-    pub fn wait_neighbour(&self, fits: impl Fn(IpAddr) -> bool, limit: Duration) -> Option<IpAddr> {
+    /// Waits until a machine uses an address that `is_wanted` accepts. `limit` is not scaled.
+    pub fn wait_neighbour(
+        &self,
+        is_wanted: impl Fn(IpAddr) -> bool,
+        limit: Duration,
+    ) -> Option<IpAddr> {
         self.shared.wait(limit, |router| {
-            router.neighbours().find(|address| fits(*address))
+            router.neighbours().find(|address| is_wanted(*address))
         })
     }
 
@@ -111,7 +115,8 @@ impl Lan {
         let index = state.forwards.len();
         state.forwards.push(ours);
         drop(state);
-        // Weak: the thread must not keep a network alive that the test has dropped.
+        // The reference is weak: the thread must not keep a network alive that the test has
+        // dropped.
         let shared = Arc::downgrade(&self.shared);
         thread("lan-host", move || {
             from_host(&shared, &socket, index, guest)
@@ -138,6 +143,7 @@ struct LanShared {
 
 impl LanShared {
     fn lock(&self) -> MutexGuard<'_, LanInner> {
+        // Each change of the state is complete before it can panic, so a later user can go on.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -161,7 +167,7 @@ impl LanShared {
 impl Drop for LanShared {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Threads wait in a read: an end of the cable and a datagram make them look, and leave.
+        // Threads wait in a read. The end of the cable, or a datagram, wakes them, and they end.
         for port in &state.ports {
             let _ = port.shutdown(std::net::Shutdown::Both);
         }
@@ -181,7 +187,8 @@ struct LanInner {
 }
 
 impl LanInner {
-    /// Losses are the network's right: a machine that is gone, a client that left.
+    /// Sends the outputs. A network may lose them: a machine may be gone, or a client may have
+    /// left.
     fn send(&self, outputs: &[RouterOutput]) {
         for output in outputs {
             match output {
@@ -199,8 +206,8 @@ impl LanInner {
         }
     }
 
-    /// To every machine: cards drop what is not for them. A machine that does not read loses frames,
-    /// as on a real cable.
+    /// Sends a frame to every machine, because cards drop what is not for them. A machine that does
+    /// not read loses frames, as on a real cable.
     fn flood(&self, frame: &[u8]) {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         for port in &self.ports {
@@ -219,7 +226,7 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
 
 fn from_guest(shared: &Weak<LanShared>, port: &UnixDatagram) {
     let mut frame = [0; FRAME_BYTES_MAX];
-    // An empty datagram is the shutdown; a machine's frame has at least a header.
+    // An empty datagram is the shutdown. A machine's frame has at least a header.
     while let Ok(length @ 1..) = port.recv(&mut frame) {
         let Some(shared) = shared.upgrade() else {
             return;
@@ -239,7 +246,7 @@ fn from_host(shared: &Weak<LanShared>, socket: &UdpSocket, forward: usize, guest
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        // An error belongs to an earlier send to a client that left; the next read is fine.
+        // The error belongs to an earlier send to a client that left. The next read works.
         let Ok((length, client)) = received else {
             continue;
         };

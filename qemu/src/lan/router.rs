@@ -8,7 +8,7 @@ use super::dhcp4::{self, DhcpLease};
 use super::wire::{self, BROADCAST, EthernetFrame, EthernetPayload, Mac, array};
 use super::{dhcp6, sntp};
 
-/// Address of the router, also name server and DHCP server.
+/// Address of the router, which is also name server and DHCP server.
 pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 
 /// Link-local address of the router.
@@ -17,7 +17,7 @@ pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const ROUTER_MAC: Mac = [0x52, 0x55, 10, 9, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// Ports of the router that stand for clients on the host.
+/// Ports of the router that represent clients on the host.
 const FIRST_NAT_PORT: u16 = 40_000;
 const NAT_PORTS: usize = 20_000;
 
@@ -28,52 +28,52 @@ pub struct LanSettings {
     pub dhcp4: Option<DhcpLease>,
     /// IPv6 by router advertisements.
     pub advertise: Option<RouterAdvertisement>,
-    /// IPv6 by DHCPv6; clients ask only where `managed` is advertised.
+    /// IPv6 by DHCPv6. Clients ask only if `managed` is advertised.
     pub dhcp6: Option<Ipv6Addr>,
-    /// The router is a time server and always says this moment, in seconds since 1970.
+    /// The router is a time server and always answers this moment, in seconds since 1970.
     pub time: Option<u64>,
 }
 
 /// A router advertisement (RFC 4861, RFC 8106).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouterAdvertisement {
-    /// The network's first address; 64 bits long.
+    /// The network's first address, with a prefix of 64 bits.
     pub prefix: Ipv6Addr,
-    /// Machines make their own addresses in it.
+    /// Whether machines make their own addresses in it.
     pub autonomous: bool,
-    /// Addresses are had by DHCPv6.
+    /// Whether machines get addresses by DHCPv6.
     pub managed: bool,
-    /// Other things are had by DHCPv6.
+    /// Whether machines get other settings by DHCPv6.
     pub other: bool,
-    /// The router is a name server.
+    /// Whether the router is a name server.
     pub dns: bool,
     /// How long all of it holds.
     pub lifetime: Duration,
 }
 
-/// What machines did.
+/// An event of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LanEvent {
-    /// A router advertisement was sent.
+    /// The router sent a router advertisement.
     Advertised,
-    /// DHCP: a client looks for a server, and was offered an address.
+    /// DHCP: a client looked for a server, and got an offer.
     Offered(Ipv4Addr),
-    /// DHCP: an address was given, or prolonged.
+    /// DHCP: a client got an address, or a longer lease.
     Given(Ipv4Addr),
-    /// DHCPv6: a message was answered.
+    /// DHCPv6: the server answered a message.
     Given6,
-    /// DHCP: a client asked for an address that is not to be had, and got a refusal.
+    /// DHCP: a client asked for an unavailable address, and got a refusal.
     Refused(Option<Ipv4Addr>),
-    /// DHCP: a client gave its address back.
+    /// DHCP: a client returned its address.
     Released(Ipv4Addr),
     /// SNTP: a client asked for the time and got it.
     Timed,
 }
 
-/// Where something goes.
+/// The destination of an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RouterOutput {
-    /// To the machine of this hardware address, or to all.
+    /// To the machine with this hardware address, or to all.
     Frame(Vec<u8>),
     /// To a client on the host, from the socket of this forward.
     Host {
@@ -101,12 +101,12 @@ impl LanRouter {
         }
     }
 
-    /// Every address a machine was seen to use.
+    /// Every address that a machine used.
     pub(crate) fn neighbours(&self) -> impl Iterator<Item = IpAddr> {
         self.neighbours.keys().copied()
     }
 
-    /// Takes a frame of a machine.
+    /// Handles a frame of a machine.
     pub(crate) fn frame(&mut self, bytes: &[u8]) -> Vec<RouterOutput> {
         let Some(frame) = EthernetFrame::parse(bytes) else {
             return vec![];
@@ -139,7 +139,7 @@ impl LanRouter {
         }
     }
 
-    /// Takes a datagram of a client on the host for `guest`.
+    /// Handles a datagram of a client on the host for `guest`.
     pub(crate) fn datagram(
         &mut self,
         forward: usize,
@@ -153,20 +153,21 @@ impl LanRouter {
             self.clients.push(key);
             self.clients.len() - 1
         });
+        // Each client has its own port of the router, by which answers find their way back.
         let offset = u16::try_from(index).ok().filter(|_| index < NAT_PORTS)?;
         let us = SocketAddr::new(self.address_for(guest.ip()), FIRST_NAT_PORT + offset);
         let them = self
             .neighbours
             .get(&guest.ip())
             .copied()
-            // A machine that was not heard yet takes a broadcast frame as well.
+            // A machine that has not sent anything yet takes a broadcast frame as well.
             .unwrap_or(BROADCAST);
         Some(RouterOutput::Frame(wire::udp(
             ROUTER_MAC, them, us, guest, payload,
         )))
     }
 
-    /// A router advertisement to all nodes, if any is to be sent.
+    /// A router advertisement to all nodes, if the settings have one.
     pub(crate) fn advertise(&mut self) -> Vec<RouterOutput> {
         let Some(advertise) = self.settings.advertise else {
             return vec![];
@@ -180,13 +181,14 @@ impl LanRouter {
         ))]
     }
 
-    /// Machines show their addresses when they speak, and when they ask whether one is taken.
+    /// Learns the addresses of machines from what they send, and from their checks whether an address is free.
     fn learn(&mut self, frame: &EthernetFrame<'_>) {
         let source = match &frame.body {
             EthernetPayload::Arp { sender, .. } => IpAddr::V4(*sender),
             EthernetPayload::Icmp {
                 source, message, ..
-            // RFC 4862 §5.4.2: a machine that asks whether its address is free has none yet, and names it as target.
+            // RFC 4862 §5.4.2: a machine that checks whether its address is free has none yet, and names it as
+            // target.
             } if source.is_unspecified() => {
                 let Some(target) = solicited(message) else {
                     return;
@@ -212,8 +214,8 @@ impl LanRouter {
             (IpAddr::V6(_), ROUTER_SOLICITATION) => self.advertise(),
             (IpAddr::V6(asker), NEIGHBOUR_SOLICITATION) => {
                 let wanted = solicited(message).filter(|wanted| self.ours((*wanted).into()));
-                // A machine that asks whether our own address is free has no address yet: the
-                // answer goes to all nodes.
+                // A machine that checks whether our own address is free has no address yet, so the answer goes to
+                // all nodes.
                 let asker = if asker.is_unspecified() {
                     ALL_NODES
                 } else {
@@ -242,6 +244,7 @@ impl LanRouter {
         if !self.ours(target) {
             return vec![];
         }
+        // An echo reply repeats the request's identifier, number and data (RFC 4443, section 4.2).
         let message = [&[reply, 0], &message[2..]].concat();
         vec![RouterOutput::Frame(wire::icmp(
             ROUTER_MAC, mac, target, source, &message,
@@ -361,6 +364,7 @@ impl LanRouter {
     fn ours(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => {
+                // The lease may name another router, for which this one answers too.
                 let named = self.settings.dhcp4.map(|pool| pool.router);
                 address == ROUTER_V4 || Some(address) == named
             }
@@ -376,7 +380,7 @@ const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
-/// A client without an address is reached by broadcast (RFC 2131 section 4.1).
+/// The address of the answer: a client without an address gets it by broadcast (RFC 2131 section 4.1).
 fn reply_address(query: &dhcp4::DhcpQuery, kind: u8) -> Ipv4Addr {
     if query.current.is_unspecified() || kind == dhcp4::NAK {
         Ipv4Addr::BROADCAST
@@ -385,14 +389,14 @@ fn reply_address(query: &dhcp4::DhcpQuery, kind: u8) -> Ipv4Addr {
     }
 }
 
-/// The address a neighbour solicitation asks for.
+/// The target of a neighbour solicitation.
 fn solicited(message: &[u8]) -> Option<Ipv6Addr> {
     let asks = message.first() == Some(&NEIGHBOUR_SOLICITATION);
     array::<16>(message, 8).filter(|_| asks).map(Ipv6Addr::from)
 }
 
 fn neighbour_advertisement(address: Ipv6Addr) -> Vec<u8> {
-    // Router, solicited, override.
+    // Flags: router, solicited, override.
     let mut message = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, 0xe0, 0, 0, 0];
     message.extend(address.octets());
     // Option 2: our hardware address.
@@ -406,9 +410,10 @@ fn advertisement(advertise: &RouterAdvertisement) -> Vec<u8> {
     let router = u16::try_from(seconds).unwrap_or(u16::MAX);
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
     let flags = flag(advertise.managed, 0x80) | flag(advertise.other, 0x40);
+    // Type, code, checksum, hop limit, flags (RFC 4861, section 4.2).
     let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, flags];
     message.extend(router.to_be_bytes());
-    // Reachable time and retransmission timer: unspecified.
+    // Reachable time and retransmission timer are unspecified.
     message.extend([0; 8]);
     // Option 1: our hardware address.
     message.extend([1, 1]);
@@ -530,7 +535,7 @@ mod tests {
                 payload: b"pong".to_vec()
             }]
         );
-        // From now on the machine's own hardware address is used.
+        // From now on the router uses the machine's own hardware address.
         let again = [router
             .datagram(0, client, guest, b"ping")
             .expect("there are ports")];

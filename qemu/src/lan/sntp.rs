@@ -8,27 +8,27 @@ pub(crate) const PORT: u16 = 123;
 /// Length of a message without authentication.
 const MESSAGE_BYTES: usize = 48;
 
-/// Between 1900 and 1970, in seconds.
+/// Seconds between 1900 and 1970.
 const NTP_TO_UNIX_S: u64 = 2_208_988_800;
 
 /// Mode of a client's message, and of ours.
 const CLIENT: u8 = 3;
 const SERVER: u8 = 4;
 
-/// The answer to `question` of a server that thinks it is `unix_s`, in seconds since 1970.
+/// The answer to `question` of a server whose clock says `unix_s`, in seconds since 1970.
 pub(crate) fn answer(question: &[u8], unix_s: u64) -> Option<Vec<u8>> {
     let (first, sent) = (*question.first()?, array::<8>(question, 40)?);
     if question.len() < MESSAGE_BYTES || first & 7 != CLIENT {
         return None;
     }
-    // Seconds of an era; they do not say which era it is.
+    // The seconds are of an era, and the message does not say which era.
     let stamp = (unix_s.wrapping_add(NTP_TO_UNIX_S) << 32).to_be_bytes();
     // No leap second, the client's version, stratum 1, its poll interval, microseconds.
     let mut message = vec![first & 0x38 | SERVER, 1, *question.get(2)?, 0xec];
     // No distance to the source, which is a clock called LOCL.
     message.extend([0; 8]);
     message.extend(b"LOCL");
-    // Set, asked, received, sent.
+    // The times of setting, asking, receiving and sending.
     for stamp in [stamp, sent, stamp, stamp] {
         message.extend(stamp);
     }

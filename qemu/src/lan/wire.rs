@@ -1,4 +1,4 @@
-//! Ethernet, ARP, IPv4, IPv6, UDP and ICMP, as far as a small router needs them.
+//! The parts of Ethernet, ARP, IPv4, IPv6, UDP and ICMP that a small router needs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -16,10 +16,11 @@ const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
 
-/// Neighbour discovery demands that no router was passed (RFC 4861 section 7.1).
+/// The hop limit of neighbour discovery, which shows that no router forwarded the packet (RFC 4861
+/// section 7.1).
 const HOPS: u8 = 255;
 
-/// A frame, as far as it is understood.
+/// The parts of a frame that the router understands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EthernetFrame<'a> {
     pub(crate) source: Mac,
@@ -27,7 +28,7 @@ pub(crate) struct EthernetFrame<'a> {
     pub(crate) body: EthernetPayload<'a>,
 }
 
-/// What a frame carries.
+/// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EthernetPayload<'a> {
     /// `request` asks who has `target`.
@@ -51,7 +52,7 @@ pub(crate) enum EthernetPayload<'a> {
 }
 
 impl<'a> EthernetFrame<'a> {
-    /// `None` for everything that is malformed or not spoken here.
+    /// Parses a frame. `None` if it is malformed, or of a protocol that the router does not speak.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, rest) = bytes.split_at_checked(ETHERNET_BYTES)?;
         let body = match be16(header, 12)? {
@@ -96,13 +97,13 @@ pub(crate) fn udp(
     datagram.extend([0, 0]);
     datagram.extend(payload);
     let sum = pseudo_sum(source.ip(), target.ip(), PROTOCOL_UDP, &datagram);
-    // Zero would mean that there is no checksum.
+    // Zero would mean that there is no checksum (RFC 768).
     let sum = if sum == 0 { 0xffff } else { sum };
     datagram[6..8].copy_from_slice(&sum.to_be_bytes());
     ip(us, them, source.ip(), target.ip(), PROTOCOL_UDP, &datagram)
 }
 
-/// An ICMP or ICMPv6 message in a frame; its checksum is filled in.
+/// An ICMP or ICMPv6 message in a frame. Its checksum is filled in.
 pub(crate) fn icmp(us: Mac, them: Mac, source: IpAddr, target: IpAddr, message: &[u8]) -> Vec<u8> {
     let mut message = message.to_vec();
     message[2..4].fill(0);
@@ -128,7 +129,7 @@ pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     array(bytes, at).map(u16::from_be_bytes)
 }
 
-/// A piece of fixed length.
+/// An array of bytes at an offset.
 pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
@@ -147,7 +148,7 @@ fn arp(bytes: &[u8]) -> Option<EthernetPayload<'_>> {
 fn ipv4(bytes: &[u8]) -> Option<EthernetPayload<'_>> {
     let header = usize::from(*bytes.first()? & 0xf) * 4;
     let total = usize::from(be16(bytes, 2)?);
-    // Fragments are not put together: nothing here is that long.
+    // Fragments are not reassembled: no datagram here is that long.
     let fragment = be16(bytes, 6)? & 0x3fff != 0;
     let payload = bytes
         .get(header..total)
@@ -199,6 +200,7 @@ fn ip(us: Mac, them: Mac, source: IpAddr, target: IpAddr, protocol: u8, payload:
     match (source, target) {
         (IpAddr::V6(source), IpAddr::V6(target)) => {
             let mut frame = ethernet(them, us, ETHERTYPE_IPV6);
+            // Version 6, no traffic class, no flow label (RFC 8200, section 3).
             frame.extend([0x60, 0, 0, 0]);
             frame.extend(
                 u16::try_from(payload.len())
@@ -215,6 +217,7 @@ fn ip(us: Mac, them: Mac, source: IpAddr, target: IpAddr, protocol: u8, payload:
             let total = u16::try_from(payload.len() + 20)
                 .unwrap_or(u16::MAX)
                 .to_be_bytes();
+            // Version 4, a header of five words, no fragments, 64 hops (RFC 791, section 3.1).
             let mut header = [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, 64, protocol]
                 .into_iter()
                 .chain([0, 0])
@@ -249,12 +252,13 @@ fn pseudo_sum(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> u
 
 /// Sum of 16-bit words (RFC 1071).
 fn sum(bytes: &[u8]) -> u64 {
+    // An odd last byte counts as if a zero followed (RFC 1071).
     let word = |pair: &[u8]| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0));
     bytes.chunks(2).map(word).sum()
 }
 
 fn fold(mut sum: u64) -> u16 {
-    // RFC 1071: the carries are added until none is left.
+    // RFC 1071: the carries are added until no carry is left.
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -291,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_header_checksum_is_that_of_a_known_header() {
-        // From RFC 1071's method on a header published in many textbooks.
+        // RFC 1071's method on a header from many textbooks.
         let header = [
             0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0,
             0xc7,

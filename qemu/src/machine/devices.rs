@@ -17,12 +17,12 @@ impl MachineSpec {
         let head = format!("if=none,id=disk{index},format=raw,discard=unmap");
         let read_only = if disk.read_only { ",readonly=on" } else { "" };
         let drive = match &disk.backing {
-            // The host's page cache survives QEMU, so nothing is gained by syncing it.
+            // The host's page cache survives QEMU, so syncing it gains nothing.
             Backing::File(path) => option(&format!("{head}{read_only},cache=unsafe,file="), path),
             Backing::Snapshot(path) => {
                 option(&format!("{head},snapshot=on,cache=unsafe,file="), path)
             }
-            // Here the guest's flushes must arrive.
+            // The guest's flushes must reach the recorder.
             Backing::Recorder(socket) => option(
                 &format!(
                     "{head}{read_only},cache=writeback,file.driver=nbd,file.server.type=unix,file.server.path="
@@ -48,14 +48,14 @@ impl MachineSpec {
         if let Some(serial) = &disk.serial {
             device.push_str(&format!(",serial={serial}"));
         }
-        // Firmware boots the first disk; with a kernel of its own the machine boots none.
+        // Firmware boots the first disk. A machine with a kernel of its own boots from none.
         if self.kind != MachineKind::Microvm && self.kernel.is_none() {
             device.push_str(&format!(",bootindex={index}"));
         }
         args.pair("-device", device);
     }
 
-    /// A FAT volume that QEMU makes of a folder.
+    /// A FAT volume that QEMU makes from a folder.
     pub(super) fn seed(&self, folder: &Path, args: &mut QemuArguments) {
         let head =
             format!("if=none,id=seed,driver=vvfat,floppy=on,label={SEED_LABEL},read-only=on,dir=");

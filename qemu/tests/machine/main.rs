@@ -1,5 +1,5 @@
 //! The harness against real machines. The guest is one boot sector, so that nothing needs to be
-//! built: it says `ready`, echoes what is typed, and obeys `w` (write a sector), `o` (power off)
+//! built: it prints `ready`, echoes what is typed, and obeys `w` (write a sector), `o` (power off)
 //! and `r` (reset).
 
 mod snapshot;
@@ -17,12 +17,12 @@ use alknet_qemu::{
 /// The guest, assembled from `tests/guest.s`.
 const GUEST: [u8; 133] = *include_bytes!("../guest.bin");
 
-/// First sector the guest writes; each write goes one further.
+/// The first sector that the guest writes. Each write goes one further.
 const FIRST_SECTOR: usize = 8;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Where swtpm keeps what a chip remembers.
+/// The file in which swtpm stores the memory of a chip.
 const TPM_MEMORY: &str = "tpm2-00.permall";
 
 struct QemuBench {
@@ -88,7 +88,7 @@ fn a_tpm_goes_from_one_machine_to_the_next() {
     let mut vm = start();
     let memory = fs::read(folder.join(TPM_MEMORY)).expect("a new chip was made");
     vm.cut_power().expect("it runs");
-    // The first one has ended: its folder is free.
+    // The first one has ended, so its folder is free.
     let second = start();
     drop(vm);
     drop(second);
@@ -266,7 +266,7 @@ fn what_the_guest_writes_is_recorded_and_may_be_lost() {
             .count()
     };
     for seed in 0..20 {
-        // SeaBIOS does not know flushes, so that QEMU makes each write durable before it answers.
+        // SeaBIOS does not know flushes, so QEMU makes each write durable before it answers.
         assert_eq!(left(recording.len(), seed), 4, "seed {seed}");
         assert!(left(1, seed) <= 2, "seed {seed}");
     }

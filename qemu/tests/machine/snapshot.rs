@@ -7,7 +7,7 @@ use alknet_qemu::{ConsoleMark, Error, VirtioDisk, Vm};
 
 use super::{FIRST_SECTOR, LIMIT, QemuBench, sector};
 
-/// A bench, and the folder of a machine on it that said `a-ha` and wrote one sector.
+/// A bench, and the folder of a machine on it that printed `a-ha` and wrote one sector.
 fn saved() -> (QemuBench, PathBuf) {
     let bench = QemuBench::new();
     let folder = bench.dir.path().join("saved");
@@ -23,7 +23,7 @@ fn saved() -> (QemuBench, PathBuf) {
     (bench, folder)
 }
 
-/// Has the guest write so many sectors; it counts in its memory which one is next.
+/// Makes the guest write `sectors` sectors. It counts in its memory which one is next.
 fn writes(vm: &Vm, sectors: usize) {
     for _ in 0..sectors {
         let mark = vm.console().mark();
@@ -77,7 +77,7 @@ fn only_a_machine_that_was_built_for_it_is_saved() {
     let folder = bench.dir.path().join("saved");
     let error = vm.save(&folder, LIMIT).expect_err("it has no file");
     assert!(matches!(error, Error::BadMachine(_)), "{error}");
-    // It goes on.
+    // The machine goes on.
     vm.console().send("still").expect("the console is open");
     let echoed = vm.wait_for_after(ConsoleMark::default(), "still", LIMIT);
     echoed.expect("the guest echoes");

@@ -1,6 +1,7 @@
-//! One host with thousands of addresses, each of which finishes its handshake, proves nothing, and stays.
-//! An administrator gets in all the while, over QUIC and over TCP, by IPv4 and from another IPv6 network than theirs. And
-//! one host that knocks at a hub from all of its networks, while an honest peer waits there.
+//! One host with thousands of addresses. Each finishes its handshake, proves nothing, and stays.
+//! Meanwhile an administrator always gets in, over QUIC and TCP, by IPv4 and from another IPv6
+//! network. Also one host that enrols at a hub from all its networks, while an honest peer waits
+//! there.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -20,33 +21,34 @@ use socket2::{Domain, Socket, Type};
 
 use super::{FloodNamespaces, FloodNode, KnownClient, among, call, full, ip, values};
 
-/// Addresses of the crowd in a run of the tests, and in `cargo xtask soak flood`. Each is more than twice as many as there
-/// are places for all of them.
+/// Addresses of the crowd in a test run, and in `cargo xtask soak flood`. Each is more than twice
+/// the number of connection slots for the crowd.
 pub(super) const CROWD: [usize; 2] = [1024, 4096];
-/// Threads that connect for it.
+/// Threads that connect for the crowd.
 const HANDS: usize = 8;
-/// Between two connections of a thread once it has come from all of its addresses: together they try many times as often
-/// as the node lets one network by default, and leave the processors to the node.
+/// Pause between two connections of a thread after it has used all its addresses. Together the
+/// threads try many times as often as the node allows one network by default, and leave the
+/// processors to the node.
 const RESTLESS_PAUSE: Duration = Duration::from_millis(10);
 
-/// Places that unknown peers get of the 512 that the node has, as on a machine of 128 MiB.
+/// Connection slots for unknown peers, of the node's 512, as on a machine of 128 MiB.
 const FOR_UNKNOWN: f64 = 384.0;
-/// Places that unknown peers of one network get, and those of all networks of a site.
+/// Connection slots for unknown peers of one network, and of all networks of a site.
 const OF_ONE_NETWORK: f64 = 64.0;
 const OF_ONE_SITE: f64 = 4.0 * OF_ONE_NETWORK;
 
-/// No rate keeps the crowd out: the places do.
+/// The connection slots limit the crowd, not a rate.
 const CONFIG: &str =
     "[limits]\nconnections = 512\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
 
-/// How long the administrator may take to get in and to be answered.
+/// How long the administrator may take to connect and get an answer.
 pub(super) const GETS_IN_WITHIN: Duration = Duration::from_secs(2);
 /// How long a member of the crowd waits for the node.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The same over QUIC, where the node may throw away what it refuses.
+/// The same over QUIC, where the node may drop what it refuses.
 const QUIC_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The ends of the cable, in a /48 that has none of the crowd.
+/// The ends of the cable, in a /48 without members of the crowd.
 const NODE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 const OTHERS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 2);
 const NODE_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -54,14 +56,14 @@ const OTHERS_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 /// Every address of the crowd.
 const CROWD_V6: &str = "2001:db8::/44";
 
-/// Where the addresses of the crowd are.
+/// How the addresses of the crowd are spread.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AddressSpread {
     /// All in one /64.
     OneNetwork,
-    /// In all /56 of one /48, which a host may have for itself.
+    /// In all /56 networks of one /48, which one host may own.
     OneSite,
-    /// Each in a /56 of its own, as those of a provider.
+    /// Each in a separate /56, like those of a provider.
     Everywhere,
 }
 
@@ -77,15 +79,16 @@ impl AddressSpread {
 }
 
 impl FloodNamespaces {
-    /// Gives the cable IPv6 addresses, and the others all of those of the crowd.
+    /// Gives the cable IPv6 addresses, and gives the others all addresses of the crowd.
     pub(super) fn crowded(self) -> Self {
         let Self { node, others } = &self;
         for (namespace, address, link_local) in [
             (node, NODE_V6, NODE_LINK_LOCAL),
             (others, OTHERS_V6, OTHERS_LINK_LOCAL),
         ] {
-            // The kernel solicits a neighbour from a link-local address where a packet comes from one of the crowd's.
-            // The one that it makes itself is tentative for a second or two, and no packet leaves until then.
+            // For a packet from one of the crowd's addresses, the kernel solicits the neighbour
+            // from a link-local address. The kernel's own is tentative for a second or two, and no
+            // packet leaves until then.
             for address in [address, link_local] {
                 ip(&format!(
                     "-n {namespace} -6 addr add {address}/64 dev eth0 nodad"
@@ -100,16 +103,16 @@ impl FloodNamespaces {
     }
 }
 
-/// How far the crowd is.
+/// Progress of the crowd.
 #[derive(Default)]
 pub(super) struct FloodProgress {
     /// Members that finished their handshake or were refused.
     pub(super) done: AtomicUsize,
     /// Members that finished it over QUIC.
     over_quic: AtomicUsize,
-    /// They make no more connections, and keep those that they have.
+    /// The members make no more connections, but keep the ones they have.
     pub(super) halt: AtomicBool,
-    /// They may leave.
+    /// The members may leave.
     pub(super) stop: AtomicBool,
 }
 
@@ -123,9 +126,9 @@ impl FloodProgress {
 /// Connections of the crowd.
 pub(super) struct FloodConnections {
     tls: rustls::ClientConfig,
-    /// For every other member, if they dial QUIC; the rest dials TCP.
+    /// For every other member, if they dial QUIC. The rest dial TCP.
     quic: Option<quinn::ClientConfig>,
-    /// It begins again when it has come from all of its addresses, until it halts.
+    /// Whether it starts again after it has used all its addresses, until it halts.
     is_restless: bool,
     name: rustls::pki_types::ServerName<'static>,
     node: SocketAddr,
@@ -166,7 +169,7 @@ impl FloodConnections {
         }
     }
 
-    /// They make connections until they halt, some hundred in a second, from the same addresses.
+    /// Members make connections until they halt, some hundreds per second, from the same addresses.
     pub(super) fn restless(self) -> Self {
         Self {
             is_restless: true,
@@ -174,7 +177,7 @@ impl FloodConnections {
         }
     }
 
-    /// Connects from `address` over QUIC, up to the end of the handshake.
+    /// Connects from `address` over QUIC, until the end of the handshake.
     ///
     /// # Panics
     /// It dials TCP only.
@@ -200,7 +203,7 @@ impl FloodConnections {
         Ok((endpoint, connection))
     }
 
-    /// Connects from `address` over TCP, up to the end of the handshake.
+    /// Connects from `address` over TCP, until the end of the handshake.
     pub(super) fn connect(
         &self,
         address: Ipv6Addr,
@@ -220,9 +223,9 @@ impl FloodConnections {
         Ok((socket, tls))
     }
 
-    /// Connects from every address, and keeps what it gets until it may leave.
+    /// Connects from every address, and keeps the connections until it may leave.
     pub(super) fn come(&self, spread: AddressSpread, progress: &FloodProgress) {
-        // Its thread is in the namespace of the calling one, and answers for the connections over QUIC meanwhile.
+        // Its thread is in the caller's namespace, and handles the QUIC connections meanwhile.
         let drivers = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -253,7 +256,8 @@ impl FloodConnections {
                     while !progress.stop.load(Ordering::SeqCst) {
                         std::thread::sleep(Duration::from_millis(20));
                     }
-                    // The node hears it: the next crowd does not find the places of this one taken.
+                    // The node receives the close, so that the next crowd finds free connection
+                    // slots.
                     handle.block_on(async {
                         for (_, connection) in &over_quic {
                             connection.close(0u32.into(), b"");
@@ -268,7 +272,7 @@ impl FloodConnections {
     }
 }
 
-/// Everything the node counts of unknown peers' connections, and how often it had no place for one.
+/// The node's counters of unknown peers' connections, and of connections without a free slot.
 async fn counted(admin: &KnownClient<'_>) -> (f64, f64) {
     let lasting = admin.connect().await;
     let values = values(&lasting).await;
@@ -277,14 +281,14 @@ async fn counted(admin: &KnownClient<'_>) -> (f64, f64) {
         let found = values.iter().filter(|(name, _)| wanted(name));
         found.filter_map(|(_, value)| value.as_f64()).sum::<f64>()
     };
-    let strangers =
+    let unknown_peers =
         sum(&|name| name.starts_with("alknet_connections{") && name.contains("state=\"stranger\""));
     let refused = sum(&|name| name.starts_with("alknet_limit_hits_total{limit=\"connections"));
-    (strangers, refused)
+    (unknown_peers, refused)
 }
 
-/// The administrator makes new connections and requests, by each of these addresses of the node, until the crowd is
-/// there.
+/// The administrator makes new connections and requests, to each of these addresses of the node,
+/// until the crowd is complete.
 async fn gets_in_throughout(
     admin: &[KnownClient<'_>],
     progress: &FloodProgress,
@@ -304,7 +308,7 @@ async fn gets_in_throughout(
     }
 }
 
-/// How long it takes the administrator to connect and to be answered.
+/// How long the administrator takes to connect and get an answer.
 async fn gets_in(admin: &KnownClient<'_>, carriage: Carriage) -> Duration {
     let way = format!("{carriage} to {}", admin.target.address());
     let began = Instant::now();
@@ -318,7 +322,7 @@ async fn gets_in(admin: &KnownClient<'_>, carriage: Carriage) -> Duration {
     began.elapsed()
 }
 
-/// The node by its IPv6 address. A client dials it from the other end of the cable.
+/// The node by its IPv6 address, which a client dials from the other end of the cable.
 fn by_ipv6(served: &FloodNode) -> Target {
     let address = SocketAddr::from((NODE_V6, served.target.port)).to_string();
     let target: Target = address.parse().expect("a target");
@@ -329,7 +333,7 @@ async fn scenario(admin: &Path, served: &FloodNode) {
     let by_ipv6 = by_ipv6(served);
     let admin = [&served.target, &by_ipv6].map(|target| KnownClient::new(admin, target));
     let crowd = Arc::new(FloodConnections::new(served).with_quic());
-    // From two other networks. They ask nothing until the last crowd has left.
+    // From two other networks. They send nothing until the last crowd has left.
     let mut lasting = Vec::new();
     for one in &admin {
         for carriage in [Carriage::Quic, Carriage::Tcp] {
@@ -338,8 +342,8 @@ async fn scenario(admin: &Path, served: &FloodNode) {
             lasting.push(CallClient::without_operations().attach(connection, None));
         }
     }
-    // By then the ends of the cable know each other: a neighbour that did not answer is asked again after a second
-    // (RFC 4861 section 10), which would count as the node's.
+    // Makes the ends of the cable resolve each other. A neighbour that did not answer is solicited
+    // again after a second (RFC 4861 section 10), which would count as the node's time.
     call(&admin[1].connect().await).await;
     let (_, mut refused) = counted(&admin[0]).await;
     for (spread, most) in [
@@ -353,9 +357,9 @@ async fn scenario(admin: &Path, served: &FloodNode) {
             std::thread::spawn(move || crowd.come(spread, &progress))
         };
         let (times, longest) = gets_in_throughout(&admin, &progress).await;
-        let (strangers, now_refused) = counted(&admin[0]).await;
+        let (unknown_peers, now_refused) = counted(&admin[0]).await;
         println!(
-            "figure crowd {spread:?}: the administrator got in {times} times, after {} ms at most; {strangers} of the crowd are in",
+            "figure crowd {spread:?}: the administrator got in {times} times, after {} ms at most; {unknown_peers} of the crowd are in",
             longest.as_millis()
         );
         took(
@@ -364,7 +368,10 @@ async fn scenario(admin: &Path, served: &FloodNode) {
             longest,
         );
         // Unknown peers that the node evicted for others may not have left yet.
-        assert!(strangers <= most + HANDS as f64, "{spread:?}: {strangers}");
+        assert!(
+            unknown_peers <= most + HANDS as f64,
+            "{spread:?}: {unknown_peers}"
+        );
         assert!(
             now_refused > refused,
             "{spread:?}: the crowd found room for all"
@@ -381,7 +388,8 @@ async fn scenario(admin: &Path, served: &FloodNode) {
     }
 }
 
-/// The administrator comes for the first time once the crowd is there, of which this many are at most.
+/// The administrator comes for the first time after the crowd, of which at most `most` are
+/// connected.
 async fn unseen(admin: &Path, served: &FloodNode, spread: AddressSpread, most: f64) {
     let by_ipv6 = by_ipv6(served);
     let crowd = FloodConnections::new(served).with_quic();
@@ -400,9 +408,9 @@ async fn unseen(admin: &Path, served: &FloodNode, spread: AddressSpread, most: f
             longest = longest.max(gets_in(&admin, carriage).await);
         }
     }
-    let (strangers, refused) = counted(&KnownClient::new(admin, &by_ipv6)).await;
+    let (unknown_peers, refused) = counted(&KnownClient::new(admin, &by_ipv6)).await;
     println!(
-        "figure unseen administrator beside {spread:?}: in after {} ms; {strangers} of the crowd are in",
+        "figure unseen administrator beside {spread:?}: in after {} ms; {unknown_peers} of the crowd are in",
         longest.as_millis()
     );
     took(
@@ -411,22 +419,22 @@ async fn unseen(admin: &Path, served: &FloodNode, spread: AddressSpread, most: f
         longest,
     );
     assert!(
-        strangers > 0.0 && strangers <= most + HANDS as f64,
-        "{spread:?}: {strangers}"
+        unknown_peers > 0.0 && unknown_peers <= most + HANDS as f64,
+        "{spread:?}: {unknown_peers}"
     );
     assert!(refused > 0.0, "{spread:?}: the crowd found room for all");
     progress.stop.store(true, Ordering::SeqCst);
     coming.join().expect("the crowd came");
 }
 
-/// With the rates that a node has by default, from a network that it has not seen before.
+/// With a node's default rates, from a network that it has not seen before.
 #[test]
 fn a_host_with_thousands_of_addresses_lets_an_unseen_administrator_in() {
     for (spread, most) in [
         (AddressSpread::OneNetwork, OF_ONE_NETWORK),
         (AddressSpread::Everywhere, FOR_UNKNOWN),
     ] {
-        // A node of its own for each: it has seen the administrator afterwards.
+        // A separate node for each, because it has seen the administrator afterwards.
         if let Some(lab) = FloodNamespaces::new('u').map(FloodNamespaces::crowded) {
             let bench = TestBench::new();
             let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
@@ -446,11 +454,11 @@ fn a_host_with_thousands_of_addresses_keeps_no_administrator_out() {
     }
 }
 
-/// Keys that may wait at a hub, and those that knock there from one host.
+/// Keys that may wait at a hub, and those that one host enrols there.
 const WAITING: usize = 32;
 const KNOCKS: usize = 100;
 
-/// Knocks with a new key, which is returned.
+/// Sends an enrolment request with a new key, which is returned.
 fn knocks(target: &Target, from: impl Into<IpAddr>) -> PeerKey {
     let key = NodeKey::generate().expect("the system has entropy");
     let public = key.public();
@@ -480,7 +488,7 @@ async fn knocking(admin: &Path, served: &FloodNode) {
     );
 }
 
-/// It takes another key and another /56 each time.
+/// The host uses another key and another /56 each time.
 #[test]
 fn a_host_with_many_networks_evicts_no_waiting_client() {
     if let Some(lab) = FloodNamespaces::new('k').map(FloodNamespaces::crowded) {

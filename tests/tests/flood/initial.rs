@@ -1,5 +1,5 @@
-//! First packets of QUIC connections (RFC 9000 section 17.2.2, RFC 9001 section 5.2) that are right
-//! in every way, but for the address they come from.
+//! First packets of QUIC connections (RFC 9000 section 17.2.2, RFC 9001 section 5.2). Everything in
+//! them is valid, except their source address.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ const FIRST_BYTE: u8 = 0xc3;
 const ID_BYTES: usize = 8;
 const NUMBER_BYTES: usize = 4;
 const TAG_BYTES: usize = 16;
-/// Everything before the packet number: first byte, version, both ids, no token, length.
+/// Everything before the packet number: first byte, version, both IDs, no token, length.
 const HEADER_BYTES: usize = 1 + 4 + 1 + ID_BYTES + 1 + ID_BYTES + 1 + 2;
 const IP_BYTES: usize = 20;
 const UDP_BYTES: usize = 8;
-/// Different clients whose ClientHellos are sent over and over, with other ids each time.
+/// Different clients whose ClientHellos are sent repeatedly, with other IDs each time.
 const CLIENTS: usize = 16;
 
 /// Makes packets.
 pub(crate) struct InitialPackets {
     suite: Suite,
-    /// ClientHello and the source id that is part of it.
+    /// ClientHellos, each with the source ID that it contains.
     hellos: Vec<(Vec<u8>, [u8; ID_BYTES])>,
     random: PacketRng,
 }
@@ -34,8 +34,8 @@ impl InitialPackets {
     /// For the protocol `alpn`.
     pub(crate) fn new(alpn: &[u8]) -> Self {
         let mut provider = (*alknet_tls::provider()).clone();
-        // Without the post-quantum key share a ClientHello fits one packet, so that the server has
-        // all the work with each.
+        // Without the post-quantum key share, a ClientHello fits into one packet, so that each
+        // packet makes the server do all its work.
         provider
             .kx_groups
             .retain(|group| group.name() == rustls::NamedGroup::X25519);
@@ -57,7 +57,8 @@ impl InitialPackets {
         }
     }
 
-    /// An IPv4 packet from anywhere in 10.0.0.0/8 to `port` of `to`, with a whole ClientHello.
+    /// An IPv4 packet from a random address of 10.0.0.0/8 to `port` of `to`, with a whole
+    /// ClientHello.
     pub(crate) fn right(&mut self, to: Ipv4Addr, port: u16) -> Vec<u8> {
         let destination = self.random.id();
         let client = self.random.below(CLIENTS);
@@ -66,7 +67,7 @@ impl InitialPackets {
         self.packet(to, port, &datagram)
     }
 
-    /// The same with something wrong: damaged, cut, or noise.
+    /// The same, but damaged, truncated, or noise.
     pub(crate) fn wrong_packet(&mut self, to: Ipv4Addr, port: u16) -> Vec<u8> {
         let mut packet = self.right(to, port);
         let start = IP_BYTES + UDP_BYTES;
@@ -95,7 +96,7 @@ impl InitialPackets {
         datagram.extend(destination);
         datagram.push(ID_BYTES as u8);
         datagram.extend(source);
-        // No token; then the length of all that follows, as a two-byte integer.
+        // No token, then the length of the rest, as a two-byte integer.
         datagram.push(0);
         let rest = (DATAGRAM_BYTES - HEADER_BYTES) as u16;
         datagram.extend((rest | 0x4000).to_be_bytes());
@@ -121,7 +122,8 @@ impl InitialPackets {
         datagram
     }
 
-    /// Headers of IPv4, whose checksum the kernel fills in, and of UDP, which needs none there.
+    /// Headers of IPv4, whose checksum the kernel fills in, and of UDP, whose checksum is optional
+    /// there.
     fn packet(&mut self, to: Ipv4Addr, port: u16, datagram: &[u8]) -> Vec<u8> {
         let from = Ipv4Addr::from(0x0a00_0000 | (self.random.next() as u32 & 0x00ff_ffff));
         let from_port = 1024 | self.random.next() as u16;
@@ -139,7 +141,7 @@ impl InitialPackets {
     }
 }
 
-/// What a client says first, with transport parameters that name its id (RFC 9000 section 18.2).
+/// A client's first message, with transport parameters that contain its ID (RFC 9000 section 18.2).
 fn hello(config: &Arc<ClientConfig>, source: [u8; ID_BYTES]) -> (Vec<u8>, [u8; ID_BYTES]) {
     let mut parameters = vec![0x0f, ID_BYTES as u8];
     parameters.extend(source);
@@ -150,7 +152,7 @@ fn hello(config: &Arc<ClientConfig>, source: [u8; ID_BYTES]) -> (Vec<u8>, [u8; I
     (hello, source)
 }
 
-/// xorshift64*: the same packets each time.
+/// xorshift64*, so that the packets are the same each time.
 struct PacketRng(u64);
 
 impl PacketRng {

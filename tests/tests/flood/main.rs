@@ -1,6 +1,6 @@
-//! A hundred thousand first packets in ten seconds, all with forged source addresses, and an honest client among
-//! them; and one host with thousands of addresses. In network namespaces of its own: a sender can forge an address
-//! only where no router checks it.
+//! A hundred thousand first packets in ten seconds, all with forged source addresses, and an honest
+//! client among them. Also one host with thousands of addresses. In network namespaces, because a
+//! sender can forge an address only where no router checks it.
 
 mod crowd;
 mod initial;
@@ -26,49 +26,53 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use initial::InitialPackets;
 
-/// Seconds of the flood in a run of the tests, as long as a handshake may take, and in `cargo xtask soak flood`.
+/// Seconds of the flood in a test run, as long as a handshake may take, and in `cargo xtask soak
+/// flood`.
 const SECONDS: [u32; 2] = [5, 10];
-/// Packets that are sent in each.
+/// Packets sent per second.
 const PACKETS_PER_SECOND: u32 = 10_000;
-/// One more in so many is damaged, cut or noise.
+/// After this many packets, one more is damaged, truncated or noise.
 const WRONG_EVERY: u32 = 10;
 /// Packets sent at once.
 const BURST: u32 = 50;
 
-/// What that may cost the node.
+/// How much the node's memory may grow.
 const GROWTH_MAX: u64 = 16 << 20;
-/// What an honest client's p99 may become, in times of what it was. A burst of the flood is answered before the call behind
-/// it, and who floods computes on the same processors: 2.2 times were seen on an AMD EPYC of family 26, 3.1 of family 25.
+/// How many times its former value an honest client's p99 may become. A burst of the flood is
+/// answered before the call after it, and the flood runs on the same processors: 2.2 times were
+/// seen on an AMD EPYC of family 26, 3.1 of family 25.
 const SLOWER_MAX: f64 = 4.0;
 
-/// Of a hundred packets, so many have to come as far as the node's socket…
+/// Of a hundred packets, this many must reach the node's socket…
 const ARRIVE_PERCENT: u64 = 90;
-/// …and the node has to do something about so many, of those that it read and in a campaign of all…
+/// …and the node must process this many, of those that it read and, in a campaign, of all…
 const SEEN_PERCENT: u64 = 90;
-/// …and in a run on a machine at rest of all about so many. A busy one drops those for which the socket has no room.
+/// …and, in a run on an idle machine, about this many of all. A busy one drops those for which the
+/// socket has no room.
 const SEEN_PERCENT_BESIDE_OTHERS: u64 = 50;
 
-/// Calls and connections of an honest client before the flood, in a run of the tests and in a campaign.
+/// Calls and connections of an honest client before the flood, in a test run and in a campaign.
 const CALM_CALLS: [usize; 2] = [500, 2000];
 const CALM_CONNECTIONS: [usize; 2] = [25, 100];
-/// How often there is a new connection: less often than the node lets a known peer connect without a charge to its
-/// address.
+/// How often there is a new connection: less often than a known peer may connect without a charge
+/// to its address.
 const CONNECTION_EVERY: Duration = Duration::from_millis(10);
 /// Calls between two connections.
 const CALLS_EACH: usize = 20;
 
-/// The addresses of the node and of all the clients.
+/// The addresses of the node and of all clients.
 const NODE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const OTHERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-/// An unused address (RFC 5737): the node's resolver, as far as it knows, and where a relay or a clock could be.
+/// An unused address (RFC 5737): the resolver in the node's configuration, and where a relay or a
+/// clock could be.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// The card towards the node.
+/// The MAC address of the card towards the node.
 const OTHERS_MAC: &str = "02:00:00:00:00:02";
 
-/// `IPPROTO_RAW`: packets bring their own header.
+/// `IPPROTO_RAW`: packets have their own header.
 const RAW: i32 = 255;
 
-/// What a campaign has of this, or a run of the tests.
+/// The count for a campaign, or for a test run.
 fn full<T: Copy>(counts: [T; 2]) -> T {
     counts[usize::from(is_campaign())]
 }
@@ -85,15 +89,15 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {error}");
 }
 
-/// Two namespaces with a cable between them; both go away with this.
+/// Two namespaces with a cable between them. Both are removed on drop.
 struct FloodNamespaces {
     node: String,
     others: String,
 }
 
 impl FloodNamespaces {
-    /// Namespaces with this letter in their names. Only root can make them: otherwise there is no lab, and the test is
-    /// recorded as skipped.
+    /// Namespaces with this letter in their names. Only root can make them: otherwise there is no
+    /// lab, and the test is recorded as skipped.
     fn new(letter: char) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             skipped_whole("root", "no network namespaces can be made");
@@ -106,7 +110,8 @@ impl FloodNamespaces {
             others: format!("alk{letter}{id}o"),
         };
         let Self { node, others } = &lab;
-        // Of this host's resolver the node could ask without a packet that leaves: it may be behind `lo`.
+        // The node could query this host's resolver without a packet that leaves, because it may be
+        // behind `lo`.
         let resolver = format!("nameserver {ELSEWHERE}\n");
         let written = std::fs::create_dir_all(lab.etc())
             .and_then(|()| std::fs::write(format!("{}/resolv.conf", lab.etc()), resolver));
@@ -121,7 +126,8 @@ impl FloodNamespaces {
             ip(&format!("-n {namespace} addr add {address}/24 dev eth0"));
             ip(&format!("-n {namespace} link set eth0 up"));
         }
-        // Answers to forged addresses leave over this route, and the node needs no neighbour discovery for them.
+        // Answers to forged addresses leave over this route, so the node needs no neighbour
+        // discovery for them.
         ip(&format!("-n {node} route add default via {OTHERS}"));
         ip(&format!(
             "-n {node} neigh replace {OTHERS} lladdr {OTHERS_MAC} dev eth0 nud permanent"
@@ -129,18 +135,18 @@ impl FloodNamespaces {
         Some(lab)
     }
 
-    /// What `ip netns exec` puts in the place of files of `/etc`.
+    /// The folder whose files `ip netns exec` mounts over those of `/etc`.
     fn etc(&self) -> String {
         format!("/etc/netns/{}", self.node)
     }
 
-    /// The calling thread is among the others from now on.
+    /// Moves the calling thread into the namespace of the others.
     fn enter(&self) {
         let namespace = File::open(format!("/run/netns/{}", self.others)).expect("made just now");
         setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter it");
     }
 
-    /// The node at [`NODE`], and wherever else `listen` says.
+    /// The node at [`NODE`], and at the other addresses in `listen`.
     fn serve(&self, bench: &TestBench, listen: &str, config: &str) -> FloodNode {
         let node = CliRunner::new(bench.path().join("node"));
         let file = bench.path().join("node.toml");
@@ -204,21 +210,21 @@ impl FloodNode {
         self.memory("VmRSS:")
     }
 
-    /// Datagrams that came as far as a socket of the node's network: those that were read, and those that were dropped
-    /// for want of room.
+    /// Datagrams that reached a socket in the node's network: those that were read, and those that
+    /// were dropped for lack of room.
     fn datagrams(&self) -> [u64; 2] {
         let path = format!("/proc/{}/net/snmp", self.child.id());
         udp(&path, ["InDatagrams", "RcvbufErrors"])
     }
 }
 
-/// Datagrams that were sent, but for those with forged addresses, from where the calling thread is.
+/// Datagrams that the calling thread's namespace sent, without those with forged addresses.
 fn sent_honestly() -> u64 {
     let [sent] = udp("/proc/thread-self/net/snmp", ["OutDatagrams"]);
     sent
 }
 
-/// What a file of the kernel says that has these counters of UDP.
+/// The values of these UDP counters in a kernel file.
 fn udp<const N: usize>(path: &str, names: [&str; N]) -> [u64; N] {
     let text = std::fs::read_to_string(path).expect("it runs");
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
@@ -259,7 +265,7 @@ impl<'a> KnownClient<'a> {
         CallClient::without_operations().attach(connection, None)
     }
 
-    /// Calls over a connection that is there, and makes new ones in between.
+    /// Calls over an existing connection, and makes new ones in between.
     async fn use_it(&self, lasting: &CallConnection, times: &mut LatencySamples) {
         let connected = Instant::now();
         let fresh = self.connect().await;
@@ -279,7 +285,7 @@ async fn call(client: &CallConnection) {
     answer.expect("every honest call is answered");
 }
 
-/// How long things took.
+/// Measured durations.
 #[derive(Default)]
 struct LatencySamples {
     calls: Vec<Duration>,
@@ -291,9 +297,9 @@ fn p99(times: &mut [Duration]) -> f64 {
     times[times.len() * 99 / 100].as_secs_f64() * 1000.0
 }
 
-/// All packets of the flood, in the order in which they are sent: those that are right, and after one in
-/// [`WRONG_EVERY`] another that is not. They are made before anything is measured, for who floods has a processor of its
-/// own: their keys would be computed on the node's.
+/// All packets of the flood, in the order in which they are sent: the valid ones, and after each
+/// [`WRONG_EVERY`] of them an invalid one. They are made before the measurement, because a real
+/// attacker has a separate processor, and here the keys would be computed on the node's.
 fn bursts(port: u16) -> Vec<Vec<Vec<u8>>> {
     let mut initials = InitialPackets::new(ALPN);
     let burst = |first: u32| {
@@ -312,7 +318,7 @@ fn bursts(port: u16) -> Vec<Vec<Vec<u8>>> {
         .collect()
 }
 
-/// Sends everything at an even pace; returns how much of it was right.
+/// Sends everything at an even pace. Returns how many packets were valid.
 fn flood(bursts: &[Vec<Vec<u8>>]) -> u32 {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)));
     let socket = socket.expect("root may");
@@ -401,9 +407,9 @@ async fn scenario(lab: Arc<FloodNamespaces>, admin: &Path, served: &FloodNode) {
     }
     assert_eq!(sent, packets());
     let percent = |count: u64| count * 100 / u64::from(packets());
-    // The flood itself makes nine in ten of what arrives; an honest client's packets are few.
+    // The flood itself is nine tenths of what arrives. An honest client's packets are few.
     assert!(percent(arrived) >= ARRIVE_PERCENT, "{arrived} arrived");
-    // However slow the node is, what it reads it does something about.
+    // However slow the node is, it processes what it reads.
     let right = read.saturating_sub(honest + u64::from(packets() / WRONG_EVERY));
     assert!(
         seen * 100 >= right * SEEN_PERCENT,
@@ -436,8 +442,8 @@ fn a_flood_of_forged_addresses_costs_little_and_shuts_no_client_out() {
     }
 }
 
-/// Runs `scenario` among the others. A thread that changed its namespace is not given back to the test
-/// runner.
+/// Runs `scenario` in the namespace of the others. A thread that changed its namespace is not
+/// returned to the test runner.
 fn among(lab: &FloodNamespaces, scenario: impl Future<Output = ()> + Send) {
     let run = || {
         lab.enter();

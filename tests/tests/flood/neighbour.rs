@@ -1,7 +1,8 @@
-//! An administrator in the network of a crowd that uses up that network's handshakes, at the rates that a node has by
-//! default. Only a handshake tells that it is an administrator's, and each costs a signature: at an address that the node
-//! has not seen it gets in when the crowd pauses, or over the carriage that the crowd does not use. At one that it has
-//! seen, and from any other network, it gets in while the crowd goes on.
+//! An administrator in the network of a crowd that uses up that network's handshakes, with a node's
+//! default rates. Only a handshake shows that it is an administrator's, and each costs a signature.
+//! At an address that the node has not seen, the administrator gets in when the crowd pauses, or
+//! over the carriage that the crowd does not use. At an address that the node has seen, and from
+//! any other network, it gets in while the crowd continues.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv6Addr;
@@ -21,28 +22,28 @@ use serde_json::Value;
 use super::crowd::{AddressSpread, CROWD, FloodConnections, FloodProgress, GETS_IN_WITHIN};
 use super::{FloodNamespaces, FloodNode, KnownClient, among, full, values};
 
-/// What only an administrator may ask for.
+/// An operation that only an administrator may call.
 const OPERATION: &str = "node/metrics";
 /// Bytes of a frame's length field.
 const HEADER_BYTES: usize = 4;
 /// Bytes of the longest answer.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// Tries at each address beside a crowd that goes on.
+/// Tries at each address while the crowd continues.
 const TRIES: usize = 5;
-/// Between two tries of a neighbour that is refused.
+/// Pause between two tries of a refused neighbour.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// What the node counts for each handshake that a network cannot pay for.
+/// The node's counter of handshakes that exceed a network's rate.
 const REFUSED: &str = "alknet_limit_hits_total{limit=\"handshake_rate\"}";
-/// Handshakes of the crowd that the node refuses between two tries, one of each of its eight hands.
+/// Refused handshakes of the crowd between two tries: one for each of its eight threads.
 const REFUSED_EACH: f64 = 8.0;
 /// How long the crowd may take for those.
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
-/// How long the crowd may take to come from each of its addresses.
+/// How long the crowd may take to use each of its addresses.
 const COMES_WITHIN: Duration = Duration::from_secs(120);
 
-/// An address of the crowd's /56, in another /64 of it. The first one is that at which the node sees the administrator
+/// An address of the crowd's /56, in another /64. At the first one the node sees the administrator
 /// before the crowd comes.
 fn beside(n: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 7, 0, 0, 0, n + 1)
@@ -56,7 +57,7 @@ fn elsewhere(n: u16) -> Ipv6Addr {
 /// The administrator, at any address of the crowd's prefix.
 struct Administrator {
     ways: Arc<FloodConnections>,
-    /// Addresses of the crowd's network, and of others, at which it was.
+    /// How many addresses of the crowd's network, and of others, it has used.
     used: [u16; 2],
 }
 
@@ -74,22 +75,22 @@ impl Administrator {
         beside(self.used[0])
     }
 
-    /// The same of another network, one for each.
+    /// The same in another network each time.
     fn elsewhere(&mut self) -> Ipv6Addr {
         self.used[1] += 1;
         elsewhere(self.used[1])
     }
 
-    /// Connects over that carriage and is answered as an administrator.
+    /// Connects over `carriage` and gets an administrator's answer.
     async fn asks(&self, carriage: Carriage, from: Ipv6Addr) -> io::Result<()> {
         let request = wire::request("1", OPERATION, &Value::Null);
         let answer = match carriage {
             Carriage::Quic => self.asks_over_quic(&request, from).await?,
-            // It blocks, and a future that blocks would be done before its time is looked at.
+            // It blocks, so as a future it would end before the timeout could be checked.
             _ => {
                 let ways = Arc::clone(&self.ways);
                 let (answered, answer) = tokio::sync::oneshot::channel();
-                // A thread of tokio's pool may not be in the namespace of this one.
+                // A thread of tokio's pool may not be in this thread's namespace.
                 std::thread::spawn(move || answered.send(asks_over_tcp(&ways, &request, from)));
                 answer.await.map_err(io::Error::other)??
             }
@@ -129,7 +130,7 @@ impl Administrator {
         began.elapsed()
     }
 
-    /// How long that takes a client that tries again where it is refused.
+    /// How long that takes a client that retries when it is refused.
     async fn gets_in_at_last(&self, carriage: Carriage, from: Ipv6Addr) -> Duration {
         let began = Instant::now();
         let asks = async {
@@ -160,7 +161,8 @@ fn length(header: [u8; HEADER_BYTES]) -> usize {
     length
 }
 
-/// Runs `beside` while a crowd of one /64 makes connections again and again, once it has come from each of its addresses.
+/// Runs `beside` while a crowd in one /64 connects repeatedly, after it has used each of its
+/// addresses.
 async fn beside_a_crowd(crowd: FloodConnections, beside: impl AsyncFnOnce(&FloodProgress)) {
     let (crowd, progress) = (crowd.restless(), Arc::new(FloodProgress::default()));
     let coming = {
@@ -178,14 +180,15 @@ async fn beside_a_crowd(crowd: FloodConnections, beside: impl AsyncFnOnce(&Flood
     coming.join().expect("the crowd came");
 }
 
-/// Handshakes that a network could not pay for, of all that the node has had.
+/// Total handshakes that exceeded a network's rate.
 async fn refused(watch: &CallConnection) -> f64 {
     let refused = values(watch).await[REFUSED].as_f64();
     refused.expect("it is counted")
 }
 
-/// Waits until the node has refused [`REFUSED_EACH`] more handshakes, while the administrator makes none: the crowd
-/// uses up the rate of its network now, and goes on. How many it has refused in all by then is returned.
+/// Waits until the node has refused [`REFUSED_EACH`] more handshakes, while the administrator makes
+/// none. Then the crowd is using up its network's rate, and continues. Returns the total of refused
+/// handshakes.
 async fn crowd_is_refused(watch: &CallConnection) -> f64 {
     let before = refused(watch).await;
     let rises = async {
@@ -207,12 +210,12 @@ async fn scenario(admin_state: &Path, served: &FloodNode) {
     let mut admin = Administrator::new(served, key);
     let seen = beside(0);
     let mut longest = admin.gets_in(Carriage::Tcp, seen).await;
-    // From the end of the cable, over a connection that is there before the crowds.
+    // From the end of the cable, over a connection made before the crowds.
     let watcher = KnownClient::new(admin_state, &served.target);
     let watch = watcher.connect().await;
     let mut each = [0.0; 2];
 
-    // A crowd that dials TCP only. Each carriage has a rate of its own.
+    // A crowd that dials only TCP. Each carriage has a separate rate.
     beside_a_crowd(FloodConnections::new(served), async |_| {
         let before = crowd_is_refused(&watch).await;
         for _ in 0..TRIES {
@@ -242,7 +245,7 @@ async fn scenario(admin_state: &Path, served: &FloodNode) {
                 let_in += usize::from(matches!(asked, Ok(Ok(()))));
                 each[1] = crowd_is_refused(&watch).await - before;
             }
-            // It keeps its connections, and makes no more.
+            // The crowd keeps its connections, and makes no more.
             progress.halt.store(true, Ordering::SeqCst);
             for carriage in BOTH {
                 let from = admin.beside();

@@ -1,6 +1,6 @@
-//! A node that serves iroh as well, and whose administrator asked it for nothing elsewhere, sends packets only to
-//! the clients that called it. Its default route leads to the clients' namespace, which has none of the hosts that
-//! iroh might look for.
+//! A node that serves iroh too, and whose administrator configured no other hosts, sends packets
+//! only to its clients. Its default route leads to the clients' namespace, which has none of the
+//! hosts that iroh might look for.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -13,10 +13,11 @@ use super::{ELSEWHERE, FloodNamespaces, FloodNode, KnownClient, NODE, among, cal
 /// Serves iroh, and names no relay.
 const CONFIG: &str = "[iroh]\nenabled = true\n";
 
-/// How long the node is left alone once it has answered: what it does by itself it begins at its start.
+/// How long the node is idle after its answer. It starts its own activities when it starts.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
 
-/// Packets that reached the clients' namespace, which the calling thread has entered, and had another destination.
+/// Packets that reached the clients' namespace, which the calling thread has entered, and had
+/// another destination.
 fn strayed() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("Linux");
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
@@ -48,7 +49,7 @@ async fn scenario(lab: &FloodNamespaces, admin: &Path, served: &FloodNode) {
     tokio::time::sleep(LEFT_ALONE).await;
     call(&lasting).await;
     assert_eq!(strayed(), 0, "packets left for others");
-    // What would be seen is seen.
+    // The check detects such a packet.
     stray(lab);
     alknet_test_support::eventually("a packet that strayed", LEFT_ALONE, || strayed() == 1);
 }

@@ -1,4 +1,5 @@
-//! The invariants of docs/ARCHITECTURE.md about which package depends on which, held against the workspace as it is.
+//! Compares the invariants of docs/ARCHITECTURE.md about dependencies between packages with the
+//! workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -15,7 +16,7 @@ struct PackageGraph {
 }
 
 impl PackageGraph {
-    /// The graph of the workspace, which all tests ask.
+    /// The graph of the workspace, which all tests share.
     fn load() -> &'static Self {
         static GRAPH: LazyLock<PackageGraph> =
             LazyLock::new(|| PackageGraph::from_metadata(metadata()));
@@ -52,7 +53,7 @@ impl PackageGraph {
         Self { normal, members }
     }
 
-    /// Everything `package` needs at run time, itself excluded.
+    /// Everything that `package` needs at run time, without itself.
     fn closure(&self, package: &str) -> BTreeSet<String> {
         let mut seen = BTreeSet::new();
         let mut open = vec![package.to_owned()];
@@ -78,7 +79,8 @@ impl PackageGraph {
     }
 }
 
-/// What cargo knows of the workspace. It reads every manifest for that, which takes most of a second: it is asked once.
+/// Cargo's metadata of the workspace. It is read once, because cargo reads every manifest for it,
+/// which takes most of a second.
 fn metadata() -> &'static Value {
     static METADATA: LazyLock<Value> = LazyLock::new(|| {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
@@ -98,7 +100,7 @@ fn metadata() -> &'static Value {
     &METADATA
 }
 
-/// Each links all of its package. `alknet-tests` has one for each system.
+/// Each program links its whole package. `alknet-tests` has one for each system.
 #[test]
 fn a_package_has_one_program_of_integration_tests() {
     let metadata = metadata();
@@ -178,14 +180,14 @@ fn http_reaches_the_network_only_through_core() {
     ] {
         graph.forbid(part, &banned);
     }
-    // What shows and describes knows no server.
+    // Code that shows and describes uses no server.
     for part in ["alknet-gateway", "alknet-openapi", "alknet-page"] {
         graph.forbid(part, &["axum"]);
     }
 }
 
-/// Only what serves HTTP, and what asks others by it, has a library for it; iroh's own copies are in the
-/// endpoint.
+/// Only packages that serve HTTP, or are HTTP clients, have a library for it. iroh's own copies are
+/// in the endpoint.
 #[test]
 fn only_the_http_parts_depend_on_http_libraries() {
     let graph = PackageGraph::load();
@@ -230,7 +232,7 @@ fn hub_reaches_the_network_only_through_core() {
     PackageGraph::load().forbid("alknet-hub", &banned);
 }
 
-/// What keeps shares is given the vault as far as it needs it, and no more.
+/// Code that keeps shares gets only as much of the vault as it needs.
 #[test]
 fn escrow_knows_no_transport_and_no_vault() {
     let banned = [
@@ -331,10 +333,11 @@ fn promotion_starts_no_process_and_opens_no_connection() {
     PackageGraph::load().forbid("alknet-promotion", &banned);
 }
 
-/// The parser of scripts is linked into the node, whose program its workers run as well: which source has it is looked at.
+/// The parser of scripts is linked into the node, whose program its workers run too. So the sources
+/// are checked for its use.
 #[test]
 fn the_node_parses_no_script() {
-    // Looks of its own, for other nodes; it has nothing of the runtime.
+    // Probes for other nodes, without anything of the runtime.
     let looks = "appliance/src/node/self_probe";
     let node = [
         "appliance/src/node/",
@@ -357,7 +360,7 @@ fn the_node_parses_no_script() {
     }
 }
 
-/// What else had the engine would need no parser of the runtime's.
+/// Another user of the engine would not need the runtime's parser.
 #[test]
 fn only_the_runtime_has_the_engine_of_scripts() {
     let graph = PackageGraph::load();
@@ -368,7 +371,7 @@ fn only_the_runtime_has_the_engine_of_scripts() {
     assert_eq!(with, ["alknet-bench", "alknet-runtime"]);
 }
 
-/// What a source uses that parses or runs a script: of what it imports from the runtime, and of the methods of a
+/// The parser or engine of scripts that a source uses: imports from the runtime, and methods of a
 /// set of modules.
 fn parser_of_scripts(source: &str) -> Option<&str> {
     let methods = [
@@ -380,7 +383,7 @@ fn parser_of_scripts(source: &str) -> Option<&str> {
     parser_by_name(source).or_else(|| methods.into_iter().find(|it| source.contains(*it)))
 }
 
-/// The same of what it imports alone.
+/// The same for imports only.
 fn parser_by_name(source: &str) -> Option<&str> {
     fn is_part(c: char) -> bool {
         c.is_ascii_alphanumeric() || c == '_'
@@ -392,7 +395,7 @@ fn parser_by_name(source: &str) -> Option<&str> {
             true => rest.find(';'),
             false => rest.find(|c: char| !is_part(c) && c != ':' && c != '*'),
         };
-        // Everything of it, under whichever name, may be anything of it.
+        // An import of everything, under whichever name, may use anything.
         let whole = rest.starts_with(" as ").then_some(name);
         let words = rest[..end.unwrap_or(rest.len())].split(|c: char| !is_part(c) && c != '*');
         words.chain(whole)
@@ -421,7 +424,7 @@ fn a_parser_of_scripts_is_found_however_it_is_imported() {
     assert_eq!(parser_of_scripts(harmless), None);
 }
 
-/// What else is beneath it, its own tests ask with all of its features.
+/// The vault's own tests use its other dependencies with all features.
 #[test]
 fn the_vault_is_alone() {
     let closure = PackageGraph::load().closure("alknet-vault");
@@ -464,7 +467,7 @@ fn pid_1_knows_no_protocol() {
     }
 }
 
-/// Beneath it are the vault, whose slots it answers for, and libraries.
+/// It depends only on the vault, whose slots it answers for, and on libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {
     let graph = PackageGraph::load();
@@ -491,7 +494,7 @@ fn only_the_appliance_and_the_tools_wire_parts_together() {
     }
 }
 
-/// Asked of `cargo tree`: metadata also names libraries that a feature would only configure.
+/// Uses `cargo tree`, because metadata also lists libraries that a feature would only configure.
 #[test]
 fn one_crypto_provider_is_in_the_binary() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());

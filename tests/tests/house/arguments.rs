@@ -1,14 +1,15 @@
-//! No program that a test starts gets a token as an argument, but slowhttptest, which takes headers in no other way, and
-//! the curl of the pages that `tests/tests/node/start_page.rs` runs as they are written: both have tokens that may read
-//! facts about the node. `/proc` shows arguments to every user of the host, and these nodes run as the user who runs the
-//! tests.
+//! No program that a test starts gets a token as an argument. The exceptions are slowhttptest,
+//! which takes headers only as arguments, and the curl of the pages that
+//! `tests/tests/node/start_page.rs` runs as they are written. Both have tokens that may read facts
+//! about the node. `/proc` shows arguments to every user of the host, and these nodes run as the
+//! tests' user.
 
 use super::tree::sources;
 
-/// The one file that starts curl, which it hands options over by its standard input.
+/// The only file that starts curl, which passes options on standard input.
 const CURL: &str = "tests/src/curl.rs";
 
-/// This file has what it looks for.
+/// This file contains what it searches for.
 const RULE: &str = "tests/tests/house/arguments.rs";
 
 /// How tests name tokens of nodes, and objects that have one.
@@ -32,7 +33,8 @@ fn curl_reads_secrets_from_its_input() {
     }
 }
 
-/// Of a list of arguments the first line is read: a longer one begins with what every run has in common.
+/// Only the first line of a list of arguments is read. A longer list begins with what every run has
+/// in common.
 #[test]
 fn no_argument_is_a_token() {
     let mut arguments = 0;

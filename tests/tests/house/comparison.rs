@@ -1,5 +1,5 @@
-//! docs/comparison.md against the table of README.md: each cell about another system has a source, and each source an
-//! address and a day.
+//! Compares docs/comparison.md with the table of README.md: each cell about another system has a
+//! source, and each source has an address and a date.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,13 +13,14 @@ const TABLE: &str = "What works, and what does not yet";
 /// Columns of README.md before the other systems: the row's name and alknet.
 const OWN_COLUMNS: usize = 2;
 
-/// The table says nothing of the system.
+/// The table says nothing about the system.
 const NOTHING: &str = "–";
 
-/// Cells of README.md that leave a thing to the system below the program.
+/// Cells of README.md that leave a feature to the system below the program.
 const OF_THE_HOST: [&str; 3] = [NOTHING, "by its host", "host"];
 
-/// Rows of the table of README.md, each with its cells about the other systems. Headings of its parts are left out.
+/// Rows of README.md's table, each with its cells about the other systems, without headings of its
+/// parts.
 fn claims() -> Vec<(String, Vec<String>)> {
     let readme = fs::read_to_string(root().join("README.md")).expect("the README");
     let rows = tables(&readme).remove(TABLE).expect("the table");
@@ -32,7 +33,7 @@ fn claims() -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// The first row names the systems, and rows in bold begin a part.
+/// The first row has the systems' names, and rows in bold begin a part.
 fn is_claim(row: &[String]) -> bool {
     let is_heading = row[0].starts_with("**") || row[0].starts_with("| alknet");
     row.len() > OWN_COLUMNS && !is_heading
@@ -45,7 +46,7 @@ fn cells() -> BTreeMap<String, Vec<String>> {
     rows.map(|mut row| (row.remove(0), row)).collect()
 }
 
-/// Each source by its name: what it is, and of which day its copy is.
+/// Each source by its name: its title, and the date of its copy.
 fn sources() -> BTreeMap<String, (String, String)> {
     let rows = tables(&page("comparison.md")).remove("Sources");
     let rows = rows.expect("the table").into_iter();

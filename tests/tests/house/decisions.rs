@@ -1,4 +1,4 @@
-//! docs/decisions.md against the sources: what a line says holds its decision exists.
+//! Compares docs/decisions.md with the sources: the tests and files that a line names exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,22 +6,23 @@ use std::fs;
 use super::promises::{named, page, quoted, tables};
 use super::tree::{root, tests_of};
 
-/// Cells of a line: the decision, its state, why, its door, and what holds it.
+/// Cells of a line: the decision, its state, the reason, its door, and what enforces it.
 const COLUMNS: usize = 5;
 
-/// States that need no part to build something.
+/// States in which no part still has to build something.
 const STATES: [&str; 3] = ["changed", "dropped", "kept"];
 
-/// What a decision that is not built yet says before the name of the part that will build it.
+/// The beginning of a decision that is not built yet, before the name of the part that will build
+/// it.
 const OPEN: &str = "open: ";
 
-/// What holds a decision that the compiler, or one list, holds without a test.
+/// The enforcement of a decision by the compiler, or by one list, without a test.
 const WITHOUT_TEST: &str = ", by its ";
 
-/// Nothing holds it: there is nothing to test.
+/// Nothing enforces it, because there is nothing to test.
 const NOTHING: &str = "–";
 
-/// Lines about decisions, without the headings of their columns.
+/// Lines about decisions, without column headings.
 fn decisions() -> Vec<Vec<String>> {
     let rows = tables(&page("decisions.md")).into_values().flatten();
     rows.filter(|row| row.len() == COLUMNS && row[COLUMNS - 1] != "held by")
@@ -37,7 +38,7 @@ fn parts() -> BTreeSet<String> {
     named.map(str::to_owned).collect()
 }
 
-/// Files and tests that do not exist, and files that name no test and say nothing of what holds the decision instead.
+/// Files and tests that do not exist, and files without a test or another enforcement.
 fn missing(held_by: &str) -> Vec<String> {
     let mut missing = Vec::new();
     for file in quoted(held_by).filter(|word| word.contains('/')) {
@@ -98,7 +99,7 @@ fn a_file_or_a_test_that_does_not_exist_is_found() {
     }
 }
 
-/// A line with a cell too few would be passed over by every test here.
+/// The other tests here would skip a line with too few cells.
 #[test]
 fn each_line_says_what_became_of_its_decision() {
     let parts = parts();

@@ -1,5 +1,6 @@
-//! Pages that docs/README.md lists, tests and files that docs/testing.md names, pictures that pages show, what docs/wasm.md
-//! says is left out, and examples in the documentation of libraries.
+//! Checks the pages listed in docs/README.md, the tests and files named in docs/testing.md, the
+//! pictures on pages, the omissions listed in docs/wasm.md, and the examples in the libraries'
+//! documentation.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -21,17 +22,17 @@ const FOR_WEBASSEMBLY: [&str; 4] = [
     "tensor/src/",
 ];
 
-/// What stands before an item that WebAssembly has not.
+/// The line before an item that WebAssembly does not have.
 const NOT_FOR_WEBASSEMBLY: &str = "#[cfg(not(target_family = \"wasm\"))]";
 
-/// Files that a page links to, without the heading within them.
+/// Files that a page links to, without their headings.
 fn links(text: &str) -> Vec<&str> {
     let targets = text.split("](").skip(1);
     let targets = targets.filter_map(|rest| rest.split([')', '#']).next());
     targets.filter(|target| !target.is_empty()).collect()
 }
 
-/// The reader of the list finds every page, and finds it once.
+/// The list has every page exactly once.
 #[test]
 fn each_page_has_one_row_in_the_list() {
     let list = page(LIST);
@@ -62,8 +63,8 @@ fn the_list_of_pages_links_to_what_exists() {
     }
 }
 
-/// Pages with a table of exit codes: of `alknet`, of `cargo xtask`, and of the program that builds images. Another page
-/// links to the table of its program.
+/// Pages with a table of exit codes: of `alknet`, of `cargo xtask`, and of the program that builds
+/// images. Another page links to the table of its program.
 const EXIT_CODE_PAGES: [&str; 3] = [
     "docs/command-line.md",
     "docs/development.md",
@@ -79,7 +80,7 @@ fn each_program_has_one_table_of_exit_codes() {
     assert_eq!(found, BTreeSet::from(EXIT_CODE_PAGES));
 }
 
-/// What is exported for other targets than WebAssembly.
+/// Items that are exported only for other targets than WebAssembly.
 fn left_out(source: &str) -> BTreeSet<&str> {
     let items = source.split(NOT_FOR_WEBASSEMBLY).skip(1);
     let exports = items.filter_map(|rest| rest.trim_start().strip_prefix("pub use "));
@@ -113,7 +114,7 @@ fn names_that_are_left_out_are_found_one_by_one() {
     assert_eq!(found, ["One", "Two", "three"]);
 }
 
-/// The tables of docs/testing.md that say which test shows what.
+/// The tables of docs/testing.md about which test proves what.
 fn acceptance_tables() -> Vec<String> {
     let page = page("testing.md");
     let sections = page.split("\n## ").map(str::to_owned);
@@ -142,7 +143,7 @@ fn tests_that_the_documentation_names_exist() {
     }
 }
 
-/// Names of the pictures that the text of a page shows.
+/// Names of the pictures on a page.
 fn pictures_in(text: &str) -> BTreeSet<&str> {
     let images = text.split("![").skip(1);
     let targets = images.filter_map(|image| image.split_once("](")?.1.split_once(')'));
@@ -171,16 +172,16 @@ fn pictures_of_a_page_are_found_however_the_page_names_their_folder() {
     assert_eq!(pictures_in(page), BTreeSet::from(["a.png", "b.png"]));
 }
 
-/// Names of tests are sentences.
+/// Test names are sentences.
 fn is_test(word: &str) -> bool {
     let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     word.contains('_') && word.chars().all(letters)
 }
 
-/// Libraries with examples that are not run: they were written before this rule.
+/// Libraries with examples that are not run, because they were written before this rule.
 const NOT_RUN: [&str; 1] = ["compute/host"];
 
-/// Whether an example of Rust stands in the documentation of a file.
+/// Whether a file's documentation has a Rust example.
 pub(super) fn has_example(text: &str) -> bool {
     let (mut is_inside, mut found) = (false, false);
     for line in text.lines() {
@@ -201,7 +202,8 @@ pub(super) fn has_example(text: &str) -> bool {
     found
 }
 
-/// Rustdoc reads a whole library to find that it has no example, which takes as long as to run one.
+/// Rustdoc reads a whole library to find that it has no example, which takes as long as running
+/// one.
 #[test]
 fn a_library_has_its_examples_run_or_has_none() {
     let root = root();

@@ -1,4 +1,5 @@
-//! docs/ARCHITECTURE.md, "Doors": each library is on the page, and each door begins with an example that compiles.
+//! docs/ARCHITECTURE.md, "Doors": each library is on the page, and each door begins with an example
+//! that compiles.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,14 +17,14 @@ const LIBRARY: &str = "library";
 /// Heading of the second column of the table of doors.
 const EXAMPLE: &str = "its example";
 
-/// The file that a library begins with.
+/// The first file of a library.
 const FIRST_FILE: &str = "/src/lib.rs";
 
 /// Folders of libraries.
 #[derive(Default)]
 struct DoorTables {
     doors: BTreeSet<String>,
-    /// Those that a program reaches through a door.
+    /// Libraries that a program reaches through a door.
     behind: BTreeSet<String>,
 }
 

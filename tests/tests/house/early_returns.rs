@@ -1,12 +1,12 @@
-//! No test returns early, passes over cases of its own, or is an `if` that may not hold, where it would pass without
-//! having run.
+//! No test returns early, skips its own cases, or is an `if` that may be false, because it could
+//! pass without having run.
 
 use super::tree::sources;
 
 /// Each test of a file: its first line, and the lines of its body.
 fn tests_of(text: &str) -> Vec<(usize, Vec<&str>)> {
     let lines: Vec<&str> = text.lines().collect();
-    // Those of `alone` are the bodies of tests that run in a process of their own.
+    // Functions named `alone` are the bodies of tests that run in a separate process.
     const MARKS: [&str; 3] = ["#[test]", "#[tokio::test", "#[tokio::main(flavor"];
     let is_mark = |line: &str| MARKS.iter().any(|mark| line.starts_with(mark));
     let marks = lines.iter().enumerate();
@@ -21,8 +21,8 @@ fn tests_of(text: &str) -> Vec<(usize, Vec<&str>)> {
         .collect()
 }
 
-/// So many tests in these files start their program again, as a process that ends where the test's own part
-/// begins.
+/// How many tests in these files start their program again, as a process that ends before the
+/// test's own part.
 const STARTED_AGAIN: [(&str, usize); 7] = [
     ("appliance/identity-store/tests/killed.rs", 1),
     ("crates/runtime/promotion/tests/promotion/killed.rs", 1),
@@ -33,7 +33,8 @@ const STARTED_AGAIN: [(&str, usize); 7] = [
     ("crates/test-support/src/deadline.rs", 1),
 ];
 
-/// So many tests in these files have a closure or a task that returns early. The test itself does not.
+/// How many tests in these files have a closure or a task that returns early. The test itself does
+/// not.
 const RETURNED_FROM_WITHIN: [(&str, usize); 4] = [
     ("crates/call/tests/call/repeat.rs", 1),
     ("crates/runtime/sessions/tests/sessions/calls.rs", 1),
@@ -41,8 +42,8 @@ const RETURNED_FROM_WITHIN: [(&str, usize); 4] = [
     ("tests/tests/node/identities/draining.rs", 1),
 ];
 
-/// Helpers that give a test nothing where the machine lacks something and record that, by the name that calls them, and
-/// the file that each is in.
+/// Helpers that return nothing if the machine lacks something, and record that. Each has the name
+/// that calls it, and its file.
 const RECORD: [(&str, &str); 4] = [
     ("host_on", "tests/src/bench.rs"),
     ("start_on", "tests/src/host.rs"),
@@ -50,14 +51,15 @@ const RECORD: [(&str, &str); 4] = [
     ("FloodNamespaces::new", "tests/tests/flood/main.rs"),
 ];
 
-/// So many tests in these files end with an `if` of whether they are the process that was started again.
+/// How many tests in these files end with an `if` that asks whether they are the restarted process.
 const STARTED_AGAIN_AT_END: [(&str, usize); 2] = [
     ("crates/tasks/src/lib.rs", 3),
     ("crates/test-support/src/port.rs", 1),
 ];
 
-/// So many times tests in these files go on to the next case, or the next event, each for a reason that is right: what
-/// is passed over is no case of the test, or was asserted before, or is counted, and the count is asserted at the end.
+/// How many times tests in these files continue with the next case or event, each for a valid
+/// reason: what is skipped is not a case of the test, was asserted before, or is counted and the
+/// count is asserted at the end.
 const PASSED_OVER: [(&str, usize, &str); 18] = [
     (
         "appliance/identity-store/src/tests.rs",
@@ -147,14 +149,15 @@ const PASSED_OVER: [(&str, usize, &str); 18] = [
     ),
 ];
 
-/// How often code has this keyword, beside what is in its texts and comments: many texts are scripts.
+/// How often code has this keyword, without its strings and comments, because many strings are
+/// scripts.
 fn keywords(code: &str, keyword: &str) -> usize {
     let code = without_texts(code);
     let words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
     words.filter(|word| *word == keyword).count()
 }
 
-/// The code without comments and literals of strings and characters.
+/// The code without comments, strings and character literals.
 fn without_texts(code: &str) -> String {
     let mut kept = String::new();
     let mut rest = code;
@@ -170,15 +173,15 @@ fn without_texts(code: &str) -> String {
     kept
 }
 
-/// Bytes of the comment or literal that the code begins with, after the character `before`; 0 where it begins with
-/// neither. One without an end ends with the code.
+/// Bytes of the comment or literal that the code begins with, after the character `before`. 0 if it
+/// begins with neither. One without an end extends to the end of the code.
 fn text_at_start(code: &str, before: Option<char>) -> usize {
     let until = |from: usize, end: &str| {
         let at = code[from..].find(end);
         at.map_or(code.len(), |at| from + at + end.len())
     };
     if code.starts_with("//") {
-        // The end of the line still divides words.
+        // The line end still separates words.
         return code.find('\n').unwrap_or(code.len());
     }
     if code.starts_with("/*") {
@@ -193,7 +196,7 @@ fn text_at_start(code: &str, before: Option<char>) -> usize {
         });
         return end.map_or(code.len(), |end| end + 2);
     }
-    // `r` as the end of a longer word begins no literal; those of `br` and `cr` do.
+    // `r` at the end of a longer word begins no literal, except in `br` and `cr`.
     let within_word = |c: char| (c.is_alphanumeric() || c == '_') && c != 'b' && c != 'c';
     if let Some(raw) = code.strip_prefix('r')
         && !before.is_some_and(within_word)
@@ -206,7 +209,7 @@ fn text_at_start(code: &str, before: Option<char>) -> usize {
     if let Some(character) = code.strip_prefix('\'') {
         let mut after = character.chars();
         match (after.next(), after.next()) {
-            // The character after the backslash may be a quote itself.
+            // The character after the backslash may itself be a quote.
             (Some('\\'), Some(escaped)) => return until(2 + escaped.len_utf8(), "'"),
             (Some(one), Some('\'')) => return one.len_utf8() + 2,
             // A lifetime.
@@ -248,8 +251,8 @@ fn returns_are_found_however_they_are_written() {
     }
 }
 
-/// A test that returns early passes without having run. `skip!` of `alknet-test-support` returns as well, and
-/// the skip is counted.
+/// A test that returns early passes without having run. `skip!` of `alknet-test-support` returns
+/// too, but the skip is counted.
 #[test]
 fn no_test_returns_early_without_a_named_skip() {
     let mut tests = 0;
@@ -290,8 +293,8 @@ fn a_case_that_is_passed_over_is_found_however_it_is_written() {
     }
 }
 
-/// A test that goes on to the next case where an outcome is not the one it is about passes whatever that outcome is:
-/// one answered 413 to everything.
+/// A test that skips cases with another outcome passes for any outcome: one was answered 413 to
+/// everything.
 #[test]
 fn no_test_passes_over_a_case_without_a_reason() {
     for file in sources() {
@@ -315,7 +318,7 @@ fn no_test_passes_over_a_case_without_a_reason() {
     }
 }
 
-/// What a function takes, and what it does, of code without texts.
+/// The parameters and the body of a function, in code without strings.
 fn parts_of(code: &str) -> Option<(&str, &str)> {
     let code = &code[code.find("fn ")?..];
     let open = code.find('(')?;
@@ -332,8 +335,8 @@ fn parts_of(code: &str) -> Option<(&str, &str)> {
     Some((takes, &does[does.find('{')? + 1..]))
 }
 
-/// The condition of an `if` without an `else` that the test ends with: where it does not hold, nothing is looked at.
-/// In a test that takes something what was drawn decides about it, and that is drawn again and again.
+/// The condition of an `if` without an `else` at the end of a test. If it is false, nothing is
+/// checked. In a test with parameters the random input decides it, and many inputs are tried.
 fn condition_at_end(test: &str) -> Option<String> {
     let code = without_texts(test);
     let (takes, does) = parts_of(&code)?;
@@ -381,7 +384,7 @@ fn last_statement(code: &str) -> &str {
     if rest.is_empty() { last } else { rest }
 }
 
-/// Whether a statement ends with the block that it ends with here, before `rest`.
+/// Whether a statement ends with the block that ends here, before `rest`.
 fn is_over(statement: &str, rest: &str) -> bool {
     const BLOCKS: [&str; 11] = [
         "async", "enum", "fn", "for", "if", "impl", "loop", "match", "struct", "unsafe", "while",
@@ -446,7 +449,7 @@ fn an_if_at_the_end_is_found_however_it_is_written() {
     assert_eq!(condition_at_end(drawn), None);
 }
 
-/// Of each function of this name that may give nothing: its lines.
+/// The lines of each function with this name that may return nothing.
 fn fallible<'a>(text: &'a str, name: &str) -> Vec<Vec<&'a str>> {
     let lines: Vec<&str> = text.lines().collect();
     let head = format!("fn {name}(");
@@ -466,7 +469,7 @@ fn fallible<'a>(text: &'a str, name: &str) -> Vec<Vec<&'a str>> {
     bodies.filter(gives_option).collect()
 }
 
-/// A test that is an `if`, and nothing where that does not hold, passes without having run as one that returns early.
+/// A test that is an `if` without an else passes without having run, as one that returns early.
 #[test]
 fn no_test_ends_with_an_if_of_a_helper_that_records_nothing() {
     for (call, path) in RECORD {
@@ -474,7 +477,7 @@ fn no_test_ends_with_an_if_of_a_helper_that_records_nothing() {
         let file = sources().iter().find(|file| file.path == path);
         let found = fallible(&file.expect("the helper's file").text, name);
         assert!(!found.is_empty(), "no {call} in {path}");
-        // Itself, or by another one of these.
+        // Directly, or through another one of these.
         let others = RECORD.iter().map(|(other, _)| *other);
         let others: Vec<_> = others.filter(|other| *other != call).collect();
         for body in found {

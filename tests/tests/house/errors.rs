@@ -2,10 +2,10 @@
 
 use super::tree::sources;
 
-/// This file has what it looks for.
+/// This file contains what it searches for.
 const RULE: &str = "tests/tests/house/errors.rs";
 
-/// Errors that pass an error of the system on without a path, by their file, and why they need none.
+/// Errors that forward a system error without a path, by their file, and why they need none.
 const WITHOUT_PATH: [(&str, &str); 6] = [
     (
         "compute/embedded-exe/src/lib.rs",

@@ -1,11 +1,11 @@
-//! What docs and the console's hints promise of hardware is what the kernel has drivers for.
+//! The kernel has drivers for all hardware that docs and the console's hints mention.
 
 use std::fs;
 use std::path::Path;
 
 use super::tree::{root, sources};
 
-/// A driver, and words for what it drives.
+/// A driver, and words for its hardware.
 const DRIVERS: [(&str, &[&str]); 5] = [
     ("CONFIG_BT=y", &["bluetooth"]),
     ("CONFIG_CFG80211=y", &["wi-fi", "wifi", "wlan"]),
@@ -28,8 +28,8 @@ const DRIVERS: [(&str, &[&str]); 5] = [
     ),
 ];
 
-/// Sentences with such a word that promise nothing of the machine's hardware: they say what it has not, or mean a
-/// terminal on its serial line or the reader's own computer.
+/// Sentences with such a word that promise nothing about the machine's hardware. They name missing
+/// hardware, a terminal on the serial line, or the reader's own computer.
 const PERMITTED: [&str; 12] = [
     "a page of the docs promised a keyboard",
     "a usb drive, a monitor, wi-fi or an sd card would have passed",
@@ -45,7 +45,7 @@ const PERMITTED: [&str; 12] = [
     "with the uri where the screen has room",
 ];
 
-/// Folders of programs that speak to the owner.
+/// Folders of programs with texts for the owner.
 const PROGRAMS: [&str; 3] = ["appliance/", "init/", "provisioning/"];
 
 #[test]
@@ -101,7 +101,7 @@ fn texts_of_a_source_are_found_without_its_comments() {
     assert_eq!(texts, ["one two three"]);
 }
 
-/// Words for hardware that the configuration has no driver for.
+/// Words for hardware without a driver in the configuration.
 fn words_without_a_driver(kernel: &str) -> Vec<&'static str> {
     let missing = DRIVERS
         .iter()
@@ -115,10 +115,11 @@ fn kernel() -> String {
     fragments.into_iter().map(|(_, text)| text).collect()
 }
 
-/// What readers of docs and owners of machines are shown, each with its file: pages whole, of sources their texts.
+/// Texts for readers of docs and owners of machines, each with its file: whole pages, and strings
+/// of sources.
 fn reader_texts() -> Vec<(String, String)> {
     let mut told = texts_in("docs", "md");
-    // It has names of types, which promise nothing.
+    // It contains names of types, which promise nothing.
     told.retain(|(path, _)| !path.ends_with("docs/renames.md"));
     let readme = fs::read_to_string(root().join("README.md")).expect("readable");
     told.push(("README.md".to_owned(), readme));
@@ -138,7 +139,7 @@ fn reader_texts() -> Vec<(String, String)> {
     told.map(|(path, text)| (path, plain(&text))).collect()
 }
 
-/// Files of a folder with that ending, and what they say.
+/// Files of a folder with that ending, and their texts.
 fn texts_in(folder: &str, ending: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join(folder)).expect("a folder of this repository") {
@@ -151,13 +152,13 @@ fn texts_in(folder: &str, ending: &str) -> Vec<(String, String)> {
     found
 }
 
-/// In lower case, with one space between words: a sentence may go over the end of a line.
+/// In lower case, with one space between words, because a sentence may continue on the next line.
 fn plain(text: &str) -> String {
     let text = text.to_lowercase();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether `text` has that word, or those words, and not only as a part of a longer one.
+/// Whether `text` has that word or phrase as whole words.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word).any(|(at, _)| {
@@ -167,7 +168,7 @@ fn has_word(text: &str, word: &str) -> bool {
     })
 }
 
-/// Texts of the program in a source, without its comments and its tests.
+/// Strings of the program in a source, without its comments and its tests.
 fn texts(source: &str) -> Vec<String> {
     let mut rest = source
         .split("#[cfg(test)]\nmod ")
@@ -183,7 +184,7 @@ fn texts(source: &str) -> Vec<String> {
             texts.push(text);
             rest = next;
         } else {
-            // A quotation mark as a character begins no text.
+            // A quotation mark as a character literal begins no string.
             let marks = ["'\"'", "'\\\"'"];
             let mark = marks.iter().find(|mark| rest.starts_with(**mark));
             rest = &rest[mark.map_or(1, |mark| mark.len())..];
@@ -192,7 +193,7 @@ fn texts(source: &str) -> Vec<String> {
     texts
 }
 
-/// A text up to its closing quotation mark, with spaces for what is escaped, and what follows it.
+/// A string up to its closing quotation mark, with spaces for escapes, and the text after it.
 fn up_to_its_end(source: &str) -> (String, &str) {
     let mut text = String::new();
     let mut chars = source.char_indices();

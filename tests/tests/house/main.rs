@@ -1,4 +1,4 @@
-//! Rules about the code and the program, whatever they do.
+//! Rules about the code and the program as a whole.
 
 mod architecture;
 mod arguments;

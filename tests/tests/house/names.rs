@@ -1,15 +1,15 @@
-//! A name stands for one thing, and comments and pages are in plain words.
+//! A name has one meaning, and comments and pages use plain words.
 
 use std::collections::BTreeMap;
 
 use super::promises::{page, tables};
 use super::tree::{SourceFile, others, root, sources};
 
-/// Names that each module may give a type of its own, which other modules write with its path.
+/// Names that each module may give to its own type. Other modules write them with the path.
 const QUALIFIED: [&str; 2] = ["Error", "Result"];
 
-/// Words that hide the actor of a sentence, or say a rule by its negation. What to write in their place is in
-/// `docs/ARCHITECTURE.md`, "Words".
+/// Words that hide the actor of a sentence, or state a rule by its negation.
+/// `docs/ARCHITECTURE.md`, "Words", has the replacements.
 const AVOIDED: [&str; 15] = [
     "anew",
     "anybody",
@@ -28,10 +28,10 @@ const AVOIDED: [&str; 15] = [
     "whom",
 ];
 
-/// Names of functions that say nothing of what the function does.
+/// Names of functions that do not say what the function does.
 const FUNCTIONS: [&str; 7] = ["anew", "aside", "in_vain", "of", "poke", "whom", "wrong"];
 
-/// Words that no name of a function has, tests included: each hides the actor.
+/// Words that no function name may contain, even in tests, because each hides the actor.
 const PARTS: [&str; 9] = [
     "anew",
     "anybody",
@@ -44,15 +44,15 @@ const PARTS: [&str; 9] = [
     "whom",
 ];
 
-/// Rows that the glossary of the docs may have: readers learn no more words beside the field's terms.
+/// Most rows of the docs' glossary, so that readers learn few words besides the field's terms.
 const GLOSSARY_ROWS_MAX: usize = 20;
 
-/// Sources in other languages, by how their names end.
+/// Sources in other languages, by their endings.
 const LANGUAGES: [&str; 9] = [
     "css", "hbs", "html", "js", "mjs", "py", "ts", "wgsl", "yaml",
 ];
 
-/// Files that list the words, or quote others who write them.
+/// Files that list the words, or quote texts with them.
 const QUOTING: [&str; 2] = ["tests/tests/house/names.rs", "docs/renames.md"];
 
 /// A type that a source declares.
@@ -195,7 +195,7 @@ fn sources_in_other_languages_name_their_actor() {
     let mut found = Vec::new();
     for SourceFile { path, text } in others(&LANGUAGES) {
         let words = words_of_paragraph(&text.replace(['`', '"'], " "));
-        // Python compares with `None` so.
+        // Python compares with `None` in this form.
         let words = words.into_iter().filter(|word| *word != "is none");
         found.extend(words.map(|word| format!("{path}: {word:?}")));
     }
@@ -251,7 +251,7 @@ pub(super) fn declaration(line: &str) -> Option<TypeDeclaration<'_>> {
     is_type.then_some(TypeDeclaration { name, is_public })
 }
 
-/// The alias of a type that a line of a module declares for others, beside the associated types of traits.
+/// The public type alias in a line of a module. Associated types of traits do not count.
 fn alias(line: &str) -> Option<TypeDeclaration<'_>> {
     let rest = line.strip_prefix("pub")?;
     let rest = match rest.strip_prefix('(') {
@@ -267,7 +267,7 @@ fn alias(line: &str) -> Option<TypeDeclaration<'_>> {
     })
 }
 
-/// The documentation comments of a source that have one word, code excepted.
+/// The documentation comments of a source that have one word, without code.
 fn one_word_docs(text: &str) -> impl Iterator<Item = &str> {
     let is_doc = |line: &str| line.trim_start().starts_with("///");
     let lines: Vec<&str> = text.lines().collect();
@@ -285,7 +285,7 @@ fn one_word_docs(text: &str) -> impl Iterator<Item = &str> {
     at.into_iter().filter_map(move |at| text.lines().nth(at))
 }
 
-/// The texts of a source of Rust, what is escaped in them as it is written.
+/// The texts of a Rust source, with escapes as they are written.
 #[derive(Debug, Default)]
 struct SourceWords<'a> {
     literals: Vec<&'a str>,
@@ -323,7 +323,7 @@ impl<'a> SourceWords<'a> {
     }
 }
 
-/// Bytes of a literal up to the quotation mark that ends it, by the code `before` the one that begins it.
+/// Bytes of a literal up to its closing quotation mark, given the code `before` its opening mark.
 fn literal_length(before: &str, rest: &str) -> usize {
     let code = before.trim_end_matches('#');
     let prefix = code
@@ -343,11 +343,12 @@ fn literal_length(before: &str, rest: &str) -> usize {
     end.unwrap_or(rest.len())
 }
 
-/// Bytes of the literal of a character with which a text begins, or of the mark alone where a lifetime follows it.
+/// Bytes of the character literal at the start of a text, or of the mark alone if it begins a
+/// lifetime.
 fn character_length(text: &str) -> usize {
     let mut inner = text[1..].chars();
     match inner.next() {
-        // What is escaped may be a quotation mark itself.
+        // The escaped character may itself be a quotation mark.
         Some('\\') => {
             let escaped = inner.next().map_or(0, char::len_utf8);
             let end = inner.as_str().find('\'').unwrap_or(0);
@@ -358,7 +359,7 @@ fn character_length(text: &str) -> usize {
     }
 }
 
-/// The comments of each source, an empty line between two of them.
+/// The comments of each source, with an empty line between two of them.
 fn comments() -> Vec<(String, String)> {
     let text = |source: &SourceFile| {
         let mut lines = vec![""; source.text.lines().count()];
@@ -372,7 +373,7 @@ fn comments() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Each page of the documentation, README.md included: its path and its text.
+/// Each page of the documentation, with README.md: its path and its text.
 pub(crate) fn pages() -> Vec<(String, String)> {
     let mut pages = vec!["README.md".to_owned()];
     let docs = std::fs::read_dir(root().join("docs")).expect("the docs");
@@ -390,7 +391,7 @@ pub(crate) fn pages() -> Vec<(String, String)> {
     pages.into_iter().map(read).collect()
 }
 
-/// The avoided words of a text, code and quotations left out.
+/// The avoided words in a text, without code and quotations.
 fn words_in(text: &str) -> Vec<&'static str> {
     let mut found = Vec::new();
     let mut paragraph = String::new();
@@ -409,7 +410,8 @@ fn words_in(text: &str) -> Vec<&'static str> {
     found
 }
 
-/// A quotation or a piece of code ends with its paragraph, so that a lone mark does not hide what follows.
+/// A quotation or a piece of code ends with its paragraph, so that a single mark does not hide what
+/// follows.
 fn words_of_paragraph(paragraph: &str) -> Vec<&'static str> {
     let mut plain = " ".to_owned();
     let (mut is_code, mut is_quoted) = (false, false);
@@ -418,7 +420,7 @@ fn words_of_paragraph(paragraph: &str) -> Vec<&'static str> {
             '`' => is_code = !is_code,
             '"' if !is_code => is_quoted = !is_quoted,
             _ if is_code || is_quoted => {}
-            // Two words on both sides of an end are no phrase.
+            // Words on both sides of an end are not a phrase.
             '|' | '.' if plain.ends_with(' ') => plain.push_str("| "),
             '|' | '.' => plain.push_str(" | "),
             c if c.is_alphanumeric() => plain.extend(c.to_lowercase()),

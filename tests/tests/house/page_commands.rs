@@ -1,4 +1,5 @@
-//! The table of docs/adding-tests.md that says which test runs the commands of a page, and pages that sources name.
+//! Checks the table of docs/adding-tests.md, which has the test of each page's commands, and the
+//! pages that sources name.
 
 use std::collections::BTreeSet;
 
@@ -9,16 +10,16 @@ use super::tree::{others, root, sources, tests_of};
 /// The section with the table.
 const SECTION: &str = "Commands on pages";
 
-/// What the second column has where no test runs the commands.
+/// The second column if no test runs the commands.
 const NO_TEST: &str = "none";
 
-/// Packages of Python that the tests of the Model Context Protocol install.
+/// Python packages that the tests of the Model Context Protocol install.
 const PYTHON_PACKAGES: &str = "crates/tasks/python-mcp.txt";
 
-/// Files beside the Rust sources that name pages.
+/// Other files than Rust sources that name pages.
 const ENDS: [&str; 5] = ["config", "py", "sh", "toml", "txt"];
 
-/// Whether a page has a block for a shell, or of a session in one.
+/// Whether a page has a block of shell commands or of a shell session.
 fn has_commands(text: &str) -> bool {
     let mut languages = text.lines().filter_map(|line| {
         let info = line.trim_start().strip_prefix("```")?;
@@ -27,7 +28,7 @@ fn has_commands(text: &str) -> bool {
     languages.any(|language| ["bash", "console", "sh"].contains(&language))
 }
 
-/// The table without the headings of its columns: path of the page from the root, tests, what is not run.
+/// The table without column headings: the page's path from the root, tests, what is not run.
 fn rows() -> Vec<[String; 3]> {
     let mut rows = tables(&page("adding-tests.md"))
         .remove(SECTION)
@@ -89,7 +90,7 @@ fn tests_that_run_the_commands_of_a_page_exist_and_read_it() {
     }
 }
 
-/// A reader of the page gets the packages with which the test runs its program.
+/// A reader of the page gets the same packages as the test of its program.
 #[test]
 fn packages_that_the_first_import_installs_are_those_of_its_test() {
     let page = page("imports-first.md");
@@ -106,7 +107,7 @@ fn packages_that_the_first_import_installs_are_those_of_its_test() {
     }
 }
 
-/// Names of pages in a text, as `docs/` and what follows.
+/// Names of pages in a text, with `docs/`.
 fn named_pages(text: &str) -> BTreeSet<&str> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
     let names = text.split("docs/").skip(1).map(|rest| {

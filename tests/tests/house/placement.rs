@@ -1,10 +1,10 @@
-//! In which files code of a kind may stand.
+//! Limits certain kinds of code to certain files.
 
 use super::tree::{SourceFile, only_in, sources};
 
 #[test]
 fn the_environment_is_read_only_at_the_edges() {
-    // Secrets never travel in the environment; a library that cannot read it cannot be tempted.
+    // Secrets are never in the environment, and libraries do not read it.
     let edges = [
         "appliance/",
         "compute/gpu/src/worker.rs",
@@ -47,9 +47,10 @@ fn the_environment_is_read_only_at_the_edges() {
 
 #[test]
 fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
-    // In crates/worker: starting a process, mapping sealed memory, other threads' clocks, signals;
-    // and the probe of its tests, which does what no honest worker does. In crates/vault: the memory
-    // that PID 1 and the node share the seed in, and the processor's registers. In appliance/src/memory.rs: the allocator.
+    // In crates/worker: starting a process, mapping sealed memory, other threads' clocks, signals,
+    // and the probe of its tests, which does what no honest worker does. In crates/vault: the
+    // memory in which PID 1 and the node share the seed, and the processor's registers. In
+    // appliance/src/memory.rs: the allocator.
     let kernel = [
         "init/",
         "qemu/",
@@ -61,15 +62,16 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
         "crates/vault/src/traces/registers.rs",
         "crates/worker/src/sys/",
         "crates/worker/tests/worker/probe/",
-        // Without a library: it is compiled before anything else is.
+        // Without a library, because it is compiled before anything else.
         "crates/xtask/src/workspace.rs",
     ];
     // Mesa's drivers are C: their two entry points are called there, and generated code finds the C
-    // library's functions there. What is measured beside our shaders asks for every feature.
+    // library's functions there. The program measured beside this project's shaders enables every
+    // feature.
     let drivers = ["compute/driver/src/", "compute/peer/src/"];
-    // The kernels that multiply matrices take addresses. Bytes that the script engine and Rust both see, and code
-    // that the engine wrote itself. Mapping a file is sound only while the file's owner leaves it as it is. What
-    // memory a header costs is measured by an allocator of the tests.
+    // The matrix kernels take addresses. The script engine shares bytes with Rust, and has code
+    // that it wrote itself. Mapping a file is sound only while the file's owner does not change it.
+    // A test allocator measures the memory of a header.
     let memory = [
         "compute/gpu/src/host.rs",
         "compute/gpu/src/host/",
@@ -89,8 +91,8 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
     );
 }
 
-/// Another user may have made a folder whose name can be guessed, or a link in its place, and may replace the
-/// programs that a test puts there and starts.
+/// Another user may have made a folder whose name can be guessed, or a link instead, and may
+/// replace the programs that a test puts there and starts.
 #[test]
 fn temporary_folders_have_unpredictable_names() {
     let made_with_care = ["crates/test-support/src/skip.rs", "qemu/src/scratch.rs"];
@@ -106,7 +108,7 @@ fn temporary_folders_have_unpredictable_names() {
     only_in("a guessable name", &named, &[]);
 }
 
-/// A schema of the node's own waits for its turn however many others wait.
+/// A schema of the node's own is compiled in its turn, however many others wait.
 #[test]
 fn schemas_that_callers_bring_are_compiled_in_their_share() {
     let theirs = [
@@ -133,7 +135,7 @@ fn nothing_is_left_unfinished() {
     );
 }
 
-/// What a node said is shown there so that nothing of it acts on a terminal.
+/// A node's text is printed there in a way that cannot control the terminal.
 #[test]
 fn the_command_line_writes_to_standard_output_in_one_place() {
     const PLACE: &str = "appliance/src/cli/output.rs";
@@ -180,7 +182,7 @@ fn the_command_line_writes_to_standard_error_in_one_place() {
     assert_eq!(places, PLACES);
 }
 
-/// Whether a source has this, and not as the end of a longer name.
+/// Whether a source contains `what`, but not as the end of a longer name.
 fn writes(text: &str, what: &str) -> bool {
     text.match_indices(what).any(|(at, _)| {
         let before = text[..at].chars().next_back();

@@ -1,4 +1,4 @@
-//! Codes of what can be wrong with a node: one spelling, and one list of all.
+//! The codes of a node's problems: one spelling, and one list of all.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::tree::{root, sources};
 
-/// What stands before the code of a problem, in any crate: as it is, or by the name of a constant.
+/// The text before a problem's code in any crate. The code is a literal or a constant's name.
 const BEFORE: [&str; 4] = [
     "code: ",
     "problem(",
@@ -17,10 +17,10 @@ const BEFORE: [&str; 4] = [
 /// Lists of such codes.
 const LISTS: [&str; 2] = ["HARMLESS: [&str;", "NOTICES: [&str;"];
 
-/// Folders of code that is no part of a program, or that is a program of tests.
+/// Folders of code that is not part of a program, or is a test program.
 const OF_TESTS: [&str; 2] = ["tests", "benches"];
 
-/// Where programs live that say what is wrong with a node.
+/// The folders of programs that report a node's problems.
 const SOURCES: [&str; 5] = [
     "appliance/identity-store/src",
     "appliance/src",
@@ -29,7 +29,7 @@ const SOURCES: [&str; 5] = [
     "provisioning/src",
 ];
 
-/// Words of those programs that have the spelling of a code and are none.
+/// Words in those programs that are spelled like a code, but are not codes.
 const NO_CODES: [&str; 45] = [
     "a5b5d94b-6cb1-4e0e-9b1c-5d3c8d1f0a02",
     "aes-256-xts",
@@ -95,7 +95,7 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Whether a text is lower-case words with `-` between them, at least two.
+/// Whether a text is at least two lower-case words with `-` between them.
 fn is_kebab(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let word = |word: &str| !word.is_empty() && word.bytes().all(plain);
@@ -104,7 +104,7 @@ fn is_kebab(text: &str) -> bool {
         && text.split('-').all(word)
 }
 
-/// Literals of that spelling, of the programs and not of their tests.
+/// Literals with that spelling, of the programs without their tests.
 fn written() -> BTreeSet<String> {
     let mut found = Vec::new();
     SOURCES
@@ -114,7 +114,7 @@ fn written() -> BTreeSet<String> {
     for path in found {
         let text = fs::read_to_string(&path).expect("text");
         let own = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-        // Every second part lies between quotes, or between the end of one text and the next.
+        // Every second part is between quotes, or between the end of one string and the next.
         words.extend(
             own.split('"')
                 .filter(|part| is_kebab(part))
@@ -136,7 +136,7 @@ fn programs() -> Vec<&'static str> {
     own.map(Option::unwrap_or_default).collect()
 }
 
-/// What a piece of code begins with: a text, or the name of a constant of this module or another.
+/// What a piece of code begins with: a string, or the name of a constant of this module or another.
 fn beginning(code: &str) -> Option<Word<'_>> {
     let code = code.trim_start();
     if let Some(text) = code.strip_prefix('"') {
@@ -150,14 +150,14 @@ fn beginning(code: &str) -> Option<Word<'_>> {
     named.then_some(Word::Name(name))
 }
 
-/// One code as a program has it.
+/// A code in a program.
 enum Word<'a> {
     Text(&'a str),
     Name(&'a str),
 }
 
-/// Every text that `programs` give for the code of a problem, in any spelling. Codes of the errors of calls are in
-/// capital letters; the function leaves them out.
+/// Every text that `programs` use as the code of a problem, in any spelling. Codes of call errors
+/// are in capital letters and are left out.
 fn given(programs: &[&str]) -> BTreeSet<String> {
     let mut words = Vec::new();
     for text in programs {
@@ -165,7 +165,7 @@ fn given(programs: &[&str]) -> BTreeSet<String> {
             words.extend(text.split(before).skip(1).filter_map(beginning));
         }
         for rest in text.split("VaultWait::new(").skip(1) {
-            // What is to be asked stands before it.
+            // The condition comes before it.
             words.extend(rest.split_once(',').and_then(|(_, code)| beginning(code)));
         }
         for list in LISTS {
@@ -182,7 +182,7 @@ fn given(programs: &[&str]) -> BTreeSet<String> {
             Word::Text(text) => {
                 codes.insert(text.to_owned());
             }
-            // Constants that are no text have no place of this kind.
+            // Constants that are not strings have no such declaration.
             Word::Name(name) => {
                 let declared = format!("const {name}: &str =");
                 let places = programs
@@ -226,7 +226,8 @@ fn every_code_is_in_the_list_once_and_in_one_spelling() {
     assert!(gone.is_empty(), "no program says {gone:?}");
 }
 
-/// `written` above finds only words in kebab case. This test also finds a code of one word, or one with `_` in it.
+/// `written` above finds only words in kebab case. This test also finds a code of one word, or one
+/// with `_` in it.
 #[test]
 fn every_text_that_is_given_as_a_code_is_in_the_list() {
     let set: BTreeSet<_> = listed().into_iter().collect();

@@ -1,5 +1,5 @@
-//! docs/promises.md against docs/SPECIFICATION.md and the sources: every promise that a test shows is listed with
-//! that test, and every number of a promise is the one in the code.
+//! Compares docs/promises.md with docs/SPECIFICATION.md and the sources: every promise with a test
+//! is listed with that test, and every number of a promise is the one in the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::tree::{root, tests_of};
 
-/// Where promises are measured instead of tested; their rows need no test.
+/// Promises that are measured instead of tested. Their rows need no test.
 const MEASURED: &str = "`cargo xtask bench";
 
 /// Parts of docs/performance.md that have the figures of a benchmark.
@@ -32,7 +32,7 @@ const PARTS: [(&str, &[&str]); 7] = [
 /// How a test was judged, at the start of the last column.
 const JUDGED: [&str; 3] = ["pending: ", "read: ", "seen: "];
 
-/// The table of promises.md with tests of attacks that stand beside no promise.
+/// The table of promises.md with tests of attacks that belong to no promise.
 const TESTS_OF_ATTACKS: &str = "Tests of attacks";
 
 pub(super) fn page(name: &str) -> String {
@@ -40,8 +40,8 @@ pub(super) fn page(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Cells of each row of each table below a heading of the second level, by that heading. Rows of headings of
-/// columns come along as rows.
+/// The cells of all table rows below each heading of the second level, by that heading. Rows of
+/// column headings are included.
 pub(super) fn tables(page: &str) -> BTreeMap<String, Vec<Vec<String>>> {
     let mut tables: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
     let mut heading = String::new();
@@ -73,12 +73,12 @@ pub(super) fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// What is not between backquotes.
+/// The text outside of backquotes.
 fn prose(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').step_by(2)
 }
 
-/// Whether the row has a test, and not a benchmark alone.
+/// Whether the row has a test, and not only a benchmark.
 fn is_tested(row: &[String]) -> bool {
     let shown = row[1..].join(" | ") + " |";
     row[0] != "promise" && !shown.starts_with(MEASURED)
@@ -135,7 +135,7 @@ fn every_promise_names_the_test_that_would_notice_its_breach() {
     assert!(rows > 140, "{rows} rows were found");
 }
 
-/// A file that does not have the test leads a reader to the code that the test is about, and shows nothing.
+/// A file without the test would lead a reader to the code under test, and prove nothing.
 #[test]
 fn what_shows_a_promise_has_a_test() {
     let mut files = 0;
@@ -169,12 +169,12 @@ fn a_file_has_a_test_of_its_own_or_in_the_module_below_it() {
     assert!(!has_test("tests/tests/house/tree.rs") && !has_test("tests/tests/house/none.rs"));
 }
 
-/// A command has a space, and a path of HTTP begins with a slash.
+/// A command has a space, and an HTTP path begins with a slash.
 fn is_path(word: &str) -> bool {
     word.contains('/') && !word.contains(' ') && !word.starts_with('/')
 }
 
-/// Whether the file has a test, or the module `tests` below it, or a file of the folder.
+/// Whether the file, the module `tests` below it, or a file of the folder has a test.
 fn has_test(path: &Path) -> bool {
     if path.is_dir() {
         let mut files = fs::read_dir(path).expect("a folder of this repository");
@@ -216,7 +216,7 @@ fn the_table_of_attacks_names_tests_that_exist() {
         let [attack, _, tests] = row.as_slice() else {
             panic!("docs/security.md: three columns: {row:?}");
         };
-        // Of the row above.
+        // Refers to the row above.
         if tests != "the same" {
             assert_tests_exist(attack, tests);
         }

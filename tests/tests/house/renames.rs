@@ -1,4 +1,5 @@
-//! docs/renames.md against the tree: what the page calls the name of today exists, in the package that the row names.
+//! Compares docs/renames.md with the sources: each current name on the page exists, in the package
+//! that the row names.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use super::tree::{root, sources};
 /// Heading of the first column, in both tables.
 const FORMER: &str = "until 2026-11-25";
 
-/// Rows of the table below this heading, without the headings of its columns.
+/// Rows of the table below this heading, without column headings.
 fn rows(heading: &str) -> Vec<Vec<String>> {
     let mut rows = tables(&page("renames.md"))
         .remove(heading)
@@ -18,7 +19,7 @@ fn rows(heading: &str) -> Vec<Vec<String>> {
     rows
 }
 
-/// The only word between backquotes of a cell.
+/// The only word between backquotes in a cell.
 fn name(cell: &str) -> &str {
     let mut words = quoted(cell);
     match (words.next(), words.next()) {
@@ -27,7 +28,7 @@ fn name(cell: &str) -> &str {
     }
 }
 
-/// The type, or the alias of a type, that a line of Rust declares.
+/// The type, or the type alias, that a line of Rust declares.
 fn declared(line: &str) -> Option<&str> {
     if let Some(declared) = declaration(line) {
         return Some(declared.name);
@@ -38,7 +39,7 @@ fn declared(line: &str) -> Option<&str> {
     end.filter(|_| is_item).map(|end| &rest[..end])
 }
 
-/// Whether a file is a source of the package in this folder, and of none below it.
+/// Whether a file is a source of the package in this folder, and not of a package below it.
 fn is_source_of(path: &str, folder: &str) -> bool {
     let path = path.strip_prefix(folder);
     path.is_some_and(|path| path.starts_with("/src/"))

@@ -1,4 +1,4 @@
-//! The binary is one static executable: nothing has to be beside it.
+//! The binary is one static executable, which needs no other files.
 
 use std::process::Command;
 

@@ -1,10 +1,10 @@
-//! The files of the workspace, for what reads them.
+//! The files of the workspace, for the tests that read them.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// They say what is looked for, and so have it themselves.
+/// These files contain the words that are searched for.
 const RULES: [&str; 2] = [
     "tests/tests/house/architecture.rs",
     "tests/tests/house/placement.rs",
@@ -24,7 +24,7 @@ pub(crate) struct SourceFile {
     pub(crate) text: String,
 }
 
-/// Every Rust file of the workspace. Many tests read all of them: they are read once.
+/// Every Rust file of the workspace. They are read once, because many tests read all of them.
 pub(crate) fn sources() -> &'static [SourceFile] {
     static SOURCES: LazyLock<Vec<SourceFile>> = LazyLock::new(|| {
         let root = root();
@@ -35,7 +35,7 @@ pub(crate) fn sources() -> &'static [SourceFile] {
     &SOURCES
 }
 
-/// Every file of the workspace whose name ends so.
+/// Every file of the workspace whose name has this ending.
 pub(crate) fn others(ends: &[&str]) -> Vec<SourceFile> {
     let root = root();
     let mut found = Vec::new();
@@ -54,7 +54,7 @@ fn read(root: &Path, file: &Path) -> SourceFile {
     }
 }
 
-/// Every file below `dir` whose name ends so.
+/// Every file below `dir` whose name has this ending.
 fn files(dir: &Path, ends: &[&str], found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("a readable folder") {
         let path = entry.expect("a readable entry").path();
@@ -74,7 +74,7 @@ fn files(dir: &Path, ends: &[&str], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Names of the functions of a source that are tests.
+/// Names of the test functions in a source.
 pub(crate) fn tests_of(text: &str) -> HashSet<&str> {
     let mut tests = HashSet::new();
     let mut is_test = false;
@@ -89,7 +89,7 @@ pub(crate) fn tests_of(text: &str) -> HashSet<&str> {
     tests
 }
 
-/// Only files whose path begins with one of `allowed` may have one of `needles`.
+/// Only files whose path begins with one of `allowed` may contain one of `needles`.
 #[track_caller]
 pub(crate) fn only_in(what: &str, needles: &[&str], allowed: &[&str]) {
     for SourceFile { path, text } in sources() {

@@ -1,5 +1,4 @@
-//! The access log of a node: one line for each request, over every version, and nothing in it that opens
-//! anything.
+//! A node's access log: one line for each request, over every version, and no secret in it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::task::block_in_place;
 
-/// What the callers of these tests send beside their tokens, and the log must not have.
+/// What the callers of these tests send besides their tokens, and the log must not contain.
 const HUSH: &str = "hush-9f3c";
 
 /// The records of the node's log.
@@ -24,7 +23,7 @@ fn records(bench: &TestBench, web: &WebNode) -> Vec<Value> {
 /// A line of the access log by its fields.
 type LoggedFields = BTreeMap<String, String>;
 
-/// The fields of a line, in order; everything behind `operation` may be missing.
+/// The fields of a line, in order. Everything after `operation` may be missing.
 const FIELDS: [&str; 9] = [
     "id", "addr", "who", "method", "path", "status", "bytes", "ms", "alpn",
 ];
@@ -52,7 +51,7 @@ fn lines(bench: &TestBench, web: &WebNode) -> Vec<LoggedFields> {
     lines.collect()
 }
 
-/// The line of the only request for which these fields are so, once it is there.
+/// Waits for the line of the only request with these fields.
 fn line(bench: &TestBench, web: &WebNode, wanted: &[(&str, &str)]) -> LoggedFields {
     eventually(&format!("a line with {wanted:?}"), || {
         let fits = |line: &LoggedFields| {
@@ -68,7 +67,7 @@ fn line(bench: &TestBench, web: &WebNode, wanted: &[(&str, &str)]) -> LoggedFiel
     })
 }
 
-/// Sends a request of HTTP/1.1 and reads until its answer has begun.
+/// Sends an HTTP/1.1 request and reads until its response has begun.
 async fn begin(raw: &mut RawQuicConnection, request: &str) -> String {
     assert!(raw.say(request.as_bytes()).await, "it reads");
     let mut told = vec![0; 64 << 10];
@@ -107,7 +106,7 @@ fn every_version_has_its_line() {
     no_secrets(&bench, &web, &[]);
 }
 
-/// Holds the line of a call of `node/info` against what it is about.
+/// Compares the line of a call of `node/info` with the call.
 fn check(line: &LoggedFields, alpn: &str, bytes: usize) {
     let bytes = bytes.to_string();
     for (name, value) in [
@@ -125,9 +124,9 @@ fn check(line: &LoggedFields, alpn: &str, bytes: usize) {
     line["ms"].parse::<u64>().expect("milliseconds");
 }
 
-/// Nothing in the whole log opens anything, and nothing of a query or a body is there.
+/// The whole log contains no secret, and nothing of a query or a body.
 fn no_secrets(bench: &TestBench, web: &WebNode, more: &[&str]) {
-    // The secret itself may hold what parts it from the name.
+    // The secret itself may contain the separator between secret and name.
     let secret = |token: &str| token.splitn(3, '_').nth(2).map(str::to_owned);
     let tokens = [&web.admin, &web.reader, &web.expired];
     let tokens = tokens.map(|token| secret(token).expect("the form of a token"));
@@ -148,7 +147,7 @@ fn refused_requests_are_logged_without_their_content() {
     let web = WebNode::start(&bench, "");
     let call = json!({ "operation": "/node/info", "input": HUSH }).to_string();
     let json = ["--json", call.as_str()];
-    // Words that look like an unknown token, at places where no token belongs.
+    // Words that look like an unknown token, in positions where no token belongs.
     let nobodys = format!("alk_00000000_{}", "B".repeat(43));
     let paths = [
         (&web.expired, "/call".to_owned(), "/call", "401"),
@@ -168,11 +167,11 @@ fn refused_requests_are_logged_without_their_content() {
         });
         assert_eq!(found["who"] == "-", status == "401", "{found:?}");
     }
-    // What the operation's schema refuses is named, and not repeated.
+    // An input that the operation's schema refuses is named, but not repeated.
     let told = web.post(&web.admin, "/call", &call);
     let id = told.header("x-request-id").expect("it has a name");
     assert_eq!(line(&bench, &web, &[("id", id)])["operation"], "node/info");
-    // A ticket opens a stream, as long as it was not used.
+    // A ticket opens a stream if it was not used yet.
     let follow = json!({ "operation": "/node/log" }).to_string();
     let later = ["--json", &follow, "--header", "Prefer: respond-async"];
     let ticket = web.curl_as(&web.admin, "/subscribe", &later).json();
@@ -206,7 +205,7 @@ async fn abandoned_and_long_requests_are_in_the_access_log() {
     assert_eq!(left["status"], "499", "{left:?}");
     assert_eq!(left["operation"], "node/log", "{left:?}");
 
-    // A WebSocket, whose token stands where others have the name of a protocol.
+    // A WebSocket, with its token in the field of the protocol's name.
     let mut raw = RawQuicConnection::open(&web.target(), H1).await;
     let request = format!(
         "GET /alknet/call?{HUSH} HTTP/1.1\r\nHost: localhost\r\n\

@@ -1,4 +1,4 @@
-//! A node renews its certificate while clients read: it closes no connection.
+//! A node renews its certificate while clients read, and closes no connection.
 
 use std::io::{BufReader, Read};
 use std::net::SocketAddr;
@@ -12,20 +12,20 @@ use alknet_tests::pebble::{PebbleAddress, PebbleOptions};
 use alknet_tests::{Curl, TestBench, WebNode};
 use serde_json::json;
 
-/// The node's name, which the authority's name server says is here.
+/// The node's name, which the authority's name server resolves to this host.
 const NAME: &str = "edge.example";
 
-/// How long certificates are good, in seconds: they are renewed after two thirds of it.
+/// Lifetime of certificates in seconds. They are renewed after two thirds of it.
 const LIFETIME_S: u64 = 60;
 
-/// How many of a hundred requests the authority refuses because of their nonces. The library asks three
-/// times, and the node again after a minute.
+/// How many of a hundred requests the authority refuses because of their nonces. The library tries
+/// three times, and the node again after a minute.
 const REFUSED_PERCENT: u8 = 15;
 
-/// Length of what is downloaded; a sparse file.
+/// Length of the download, a sparse file.
 const FILE_BYTES: u64 = 64 << 20;
 
-/// What is read of it at once while the renewal is waited for: the rest waits at the node.
+/// How much is read at once while the test waits for the renewal. The rest waits at the node.
 const SOME_BYTES: usize = 64 << 10;
 
 /// Longest run of curl.
@@ -138,7 +138,7 @@ impl Download {
         assert!(self.seen < FILE_BYTES, "it ended before the renewal");
     }
 
-    /// Reads the rest, which is all there is.
+    /// Reads the rest of the file.
     fn end(mut self) {
         let rest = std::io::copy(&mut self.output, &mut std::io::sink());
         let status = self.curl.wait().expect("it is our child");

@@ -21,7 +21,7 @@ impl ForeignSite {
         let address = listener.local_addr().expect("it has an address");
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                // A browser may close the connection in the middle: the test ignores it.
+                // A browser may close the connection early, which does not matter.
                 thread::spawn(move || answer(stream).ok());
             }
         });
@@ -60,7 +60,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     )
 }
 
-/// A call by `fetch`.
+/// A call with `fetch`.
 fn fetch(place: &GatewayTestNode, operation: &str) -> String {
     let request = json!({
         "method": "POST",
@@ -93,7 +93,8 @@ async fn pages_of_permitted_sites_call_and_others_do_not() {
         let answer = browser.evaluate(&fetch(&place, "demo/echo"));
         assert_eq!(answer["output"], "hello", "{answer}");
         assert_eq!(browser.evaluate(&socket), "open");
-        // Asked before and over HTTP/2, the browser opens the WebSocket in the same connection.
+        // The browser opens the WebSocket in the same HTTP/2 connection, because the node announced
+        // this before.
         let shakes = browser.events("Network.webSocketHandshakeResponseReceived");
         let status = |shake: &Value| shake["response"]["status"].as_u64();
         assert!(
@@ -118,13 +119,13 @@ async fn pages_of_permitted_sites_call_and_others_do_not() {
     });
 }
 
-/// A ticket stands for a stream; at its end the browser stays away.
+/// A ticket opens a stream. After the stream's end the browser does not reconnect.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_source_gets_its_events_and_does_not_come_back() {
     let place = GatewayTestNode::start(&[]);
     tokio::task::block_in_place(|| {
         let mut browser = Browser::start(&[spki(place.address())]);
-        // A page of the node itself, which may ask what it likes of it.
+        // A page of the node itself, which may send any request to it.
         browser.command("Page.setBypassCSP", &json!({ "enabled": true }));
         browser.navigate(&place.url("/healthz"));
         let script = format!(
@@ -193,14 +194,14 @@ async fn the_module_works_in_chromium() {
     });
 }
 
-/// The first answers come over HTTP/2. If no public authority signed the node's certificate, Chromium speaks
-/// HTTP/3 with the node only where an option says so.
+/// The first answers come over HTTP/2. If no public authority signed the node's certificate,
+/// Chromium uses HTTP/3 with the node only if an option allows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn chromium_speaks_http2_and_http3() {
     let place = GatewayTestNode::start(&[]);
     tokio::task::block_in_place(|| {
         let keys = [spki(place.address())];
-        // A page that is not there has no policy that keeps it from asking.
+        // A missing page has no policy that prevents it from sending requests.
         let url = place.url("/nothing");
         let hop = "performance.getEntriesByType('navigation')[0].nextHopProtocol";
         let mut browser = Browser::start(&keys);

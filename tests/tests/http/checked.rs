@@ -1,4 +1,4 @@
-//! What a configuration names: files beside it, operations, and scopes.
+//! What a configuration refers to: files beside it, operations, and scopes.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use alknet_tests::tools::client;
 use alknet_tests::{HostNode, HostServer, TestBench, binary, eventually};
 use serde_json::{Value, json};
 
-/// A document with an import whose description lies beside it.
+/// A document with an import whose description is beside it.
 fn importing(port: u16) -> String {
     format!(
         "[[http.import]]\nkind = \"openapi\"\nnamespace = \"api\"\nplain = true\nprivate = [\"127.0.0.1\"]\n\
@@ -16,7 +16,7 @@ fn importing(port: u16) -> String {
     )
 }
 
-/// What `alknet config check --json` says from inside of `folder`, and whether it ends well.
+/// The output of `alknet config check --json` inside `folder`, and whether it succeeds.
 fn check(folder: &Path, arguments: &[&str]) -> (bool, Value) {
     let mut command = Command::new(binary());
     command.args(["config", "check", "--json"]).args(arguments);
@@ -26,7 +26,7 @@ fn check(folder: &Path, arguments: &[&str]) -> (bool, Value) {
     (output.status.success(), said)
 }
 
-/// The folder of a bare name is the one that the process is in.
+/// A bare file name is in the process's working folder.
 #[test]
 fn a_bare_name_of_a_configuration_leads_to_the_files_beside_it() {
     let bench = TestBench::new();
@@ -72,7 +72,8 @@ fn a_check_names_each_file_that_is_not_there() {
     assert!(valid && said["valid"] == true, "{said:#}");
 }
 
-/// Without a node the check knows every operation and every scope that a hub has, and names others.
+/// Without a node, the check knows every operation and every scope of a hub, and reports other
+/// names.
 #[test]
 fn a_check_knows_the_operations_and_scopes_of_a_node() {
     let bench = TestBench::new();
@@ -99,7 +100,7 @@ fn a_check_knows_the_operations_and_scopes_of_a_node() {
             .iter()
             .filter_map(|key| rule[*key].as_array())
             .flatten();
-        // Administrators alone have this one.
+        // Only administrators have this scope.
         let mut needed: Vec<_> = needed.filter_map(Value::as_str).collect();
         needed.retain(|scope| *scope != "admin");
         let key = format!("ed25519:{}", "1".repeat(64));
@@ -114,7 +115,7 @@ fn a_check_knows_the_operations_and_scopes_of_a_node() {
     assert_eq!(said["warnings"].as_array().map(Vec::len), Some(1), "{said}");
 }
 
-/// A node starts with names that match nothing, serves, and says which they are.
+/// A node starts with names that match nothing, serves, and reports them.
 #[test]
 fn a_node_names_tools_and_scopes_that_match_nothing() {
     let bench = TestBench::new();

@@ -1,4 +1,5 @@
-//! Secrets towards other servers on a host: set by `alknet credential`, used by the node, and seen by the server alone.
+//! Credentials for other servers on a host: set by `alknet credential`, used by the node, and sent
+//! only to the server.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 /// A secret that only the server may see.
 const HUSH: &str = "hush-51c8-this-is-for-the-server-alone";
 
-/// Runs `alknet credential` with these words, and with that on its standard input.
+/// Runs `alknet credential` with these arguments and this standard input.
 fn credential(state: &Path, words: &[&str], input: &str) -> CliOutput {
     let runner = CliRunner::new(state.to_owned());
     let all = [&["credential"], words].concat();
@@ -30,7 +31,7 @@ fn bearer(name: &str) -> String {
     format!("[[credentials]]\nname = \"{name}\"\nkind = \"bearer\"\n")
 }
 
-/// What is wrong with a node, by its code, if the text has `word`.
+/// A node's problems by their codes, if their texts contain `word`.
 fn problem(web: &WebNode, word: &str) -> Option<Value> {
     let problems = web.node.call("node/info", &Value::Null)["problems"].take();
     let mut problems = problems.as_array().expect("a list").clone();
@@ -38,7 +39,7 @@ fn problem(web: &WebNode, word: &str) -> Option<Value> {
     problems.pop()
 }
 
-/// Every file below a folder that has these bytes.
+/// Every file below a folder that contains these bytes.
 fn files_with(folder: &Path, bytes: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder") {
@@ -55,7 +56,7 @@ fn files_with(folder: &Path, bytes: &[u8]) -> Vec<String> {
     found
 }
 
-/// A node that imports an API, parts of which are for clients with a token alone.
+/// A node that imports an API, parts of which require a token.
 struct CredentialImportNode {
     bench: TestBench,
     api: HostServer,
@@ -86,7 +87,7 @@ impl CredentialImportNode {
         Self { bench, api, web }
     }
 
-    /// What comes of a call of an operation that needs the token.
+    /// The result of a call of an operation that requires the token.
     fn me(&self) -> Value {
         let (admin, target) = (self.bench.admin(), self.web.node.target());
         RelayOperation::ask(admin, target, "mine/me", &Value::Null)
@@ -105,7 +106,7 @@ impl CredentialImportNode {
 #[test]
 fn an_import_uses_the_credential_that_is_set_on_its_host() {
     let node = CredentialImportNode::start();
-    // The node says what is missing, and which command sets it; nothing is sent to the server.
+    // The node reports what is missing, and which command sets it. It sends nothing to the server.
     assert_eq!(node.reason(), "credential_missing");
     let missing = problem(&node.web, "credential api: it is not set").expect("a problem");
     assert_eq!(missing["code"], "credential-missing");
@@ -122,7 +123,7 @@ fn an_import_uses_the_credential_that_is_set_on_its_host() {
     let listed = node.credential(&["list"], "").json();
     assert_eq!(listed, json!({ "credentials": [row] }));
 
-    // One line end behind the value is no part of it.
+    // One line end after the value is not part of it.
     let set = node
         .credential(&["set", "api"], &format!("{HUSH}\n"))
         .json();
@@ -138,7 +139,7 @@ fn an_import_uses_the_credential_that_is_set_on_its_host() {
     let remote = admin.run(admin.command(&["credential", "list", target]));
     assert_eq!(remote.json()["credentials"][0]["state"], "ready");
 
-    // Only the file of the test itself, which is elsewhere, has the value.
+    // Only the test's own file, which is elsewhere, contains the value.
     let log = node
         .web
         .node
@@ -171,7 +172,7 @@ fn a_node_follows_a_credential_that_is_replaced_and_removed() {
     }
 }
 
-/// Each user of the host sees arguments, and may see what a command prints.
+/// Every user of the host can read arguments, and may see a command's output.
 #[test]
 fn a_value_is_in_no_argument_no_environment_and_no_error() {
     let bench = TestBench::new();
@@ -230,7 +231,7 @@ fn a_terminal_does_not_show_the_value_that_is_typed() {
     let mut command = CliRunner::new(state.clone()).command(&["credential", "set", "api"]);
     let at_terminal = command.stdin(side()).stdout(side()).stderr(side());
     let mut set = at_terminal.spawn().expect("the binary can be started");
-    // It has its copies of the terminal.
+    // The program has its own copies of the terminal.
     drop(command);
     eventually("the terminal shows nothing", || {
         let now = tcgetattr(&pty.slave).expect("a terminal");
@@ -242,7 +243,7 @@ fn a_terminal_does_not_show_the_value_that_is_typed() {
     drop(pty.slave);
     assert!(set.wait().expect("it is our child").success());
     let mut seen = Vec::new();
-    // The kernel ends a terminal without a process by an error, behind everything that was shown.
+    // After the last output, the kernel reports an error for a terminal without a process.
     let _ = keyboard.read_to_end(&mut seen);
     let seen = String::from_utf8_lossy(&seen);
     assert!(seen.contains("value of api: "), "{seen}");
@@ -253,7 +254,8 @@ fn a_terminal_does_not_show_the_value_that_is_typed() {
     );
 }
 
-/// The attacker may write the file, and has no key. A node that runs notices, and so does the next start.
+/// The attacker may write the file, but has no key. A running node notices the change, and so does
+/// the next start.
 #[test]
 fn a_file_that_was_changed_is_named_and_gives_no_value() {
     let bench = TestBench::new();
@@ -291,7 +293,8 @@ fn a_file_that_was_changed_is_named_and_gives_no_value() {
         fs::write(&file, &whole).expect("ours");
         until("they are back", "ready");
     }
-    // Another user may read it from now on. Such a change is not one of the content: the node learns it by SIGHUP.
+    // Another user may read it from now on. The content does not change, so the node notices only
+    // at SIGHUP.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     fs::set_permissions(&file, open).expect("ours");
     let pid = Pid::from_raw(web.node.pid().cast_signed());

@@ -1,5 +1,5 @@
-//! docs/imports-first.md from its first line to its last: its files are written, its commands run, and what they print
-//! is what the page says.
+//! Follows docs/imports-first.md from beginning to end: writes its files, runs its commands, and
+//! compares their output with the page.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -15,11 +15,12 @@ use nix::unistd::Pid;
 
 const PAGE: &str = include_str!("../../../docs/imports-first.md");
 
-/// What stands behind a command that goes on while the next ones run.
+/// The end of a command that continues while the next ones run.
 const OWN_TERMINAL: &str = "# in a terminal of its own";
-/// What stands before the exit code of a command that does not end with 0.
+/// The text before the exit code of a command that does not end with 0.
 const EXIT_CODE: &str = "# exit code ";
-/// Ports of the page, in the place of which the test has free ones: of the node, of the API and of the tools.
+/// Ports on the page, which the test replaces by free ones: of the node, of the API and of the
+/// tools.
 const PORTS: [&str; 3] = ["4433", "8787", "8788"];
 /// Commands of the page, by how they are run.
 const COMMANDS: (usize, usize) = (15, 4);
@@ -34,16 +35,16 @@ struct PageBlock {
 /// A folder in which a reader follows the page.
 struct FirstImportReader {
     bench: TestBench,
-    /// The node, and the servers of others.
+    /// The node, and the other servers.
     running: Vec<(bool, Child)>,
 }
 
-/// The blocks of the page, with these numbers in the place of its ports.
+/// The blocks of the page, with these numbers instead of its ports.
 fn blocks(ports: [u16; 3]) -> Vec<PageBlock> {
     let mut blocks = Vec::new();
     let mut parts = PAGE.split("\n```");
     parts.next();
-    // Each block has a part of its own, and so has the text behind it.
+    // Splitting gives each block a part, and the text after it another.
     while let Some(block) = parts.next() {
         let (info, body) = block.split_once('\n').unwrap_or((block, ""));
         let mut body = format!("{body}\n");
@@ -56,7 +57,7 @@ fn blocks(ports: [u16; 3]) -> Vec<PageBlock> {
     blocks
 }
 
-/// Whether a line is as the page has it, where `…` stands for anything.
+/// Whether a line matches the page's, where `…` matches anything.
 fn fits(expected: &str, line: &str) -> bool {
     let mut parts: Vec<&str> = expected.split('…').collect();
     let last = parts.pop().unwrap_or_default();
@@ -99,7 +100,7 @@ impl FirstImportReader {
         self.bench.path().join("work")
     }
 
-    /// A shell with these commands, as on a computer where nothing of alknet is set up.
+    /// A shell with these commands, as on a computer without any set-up of alknet.
     fn shell(&self, commands: &str) -> Command {
         let path = std::env::var("PATH").unwrap_or_default();
         let bin = self.bench.path().join("bin");
@@ -116,7 +117,7 @@ impl FirstImportReader {
         shell
     }
 
-    /// Writes a file of the page, or adds to it.
+    /// Writes a file of the page, or appends to it.
     fn save(&self, name: &str, body: &str) {
         let mut options = OpenOptions::new();
         let file = options.create(true).append(true);
@@ -125,7 +126,8 @@ impl FirstImportReader {
         written.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
-    /// Starts what goes on. A second node takes the place of the first one, which ends as by Ctrl-C.
+    /// Starts a command that continues. A second node replaces the first one, which ends as by
+    /// Ctrl-C.
     fn start(&mut self, command: &str) {
         let is_node = command.starts_with("alknet serve");
         if is_node {
@@ -139,14 +141,15 @@ impl FirstImportReader {
                 assert!(ended.success(), "{ended:?}");
             }
         }
-        // The program takes the place of the shell, so that a signal reaches it.
+        // The program replaces the shell, so that a signal reaches it.
         let mut shell = self.shell(&format!("exec {command}"));
         let child = shell.stdout(Stdio::null()).spawn();
         self.running
             .push((is_node, child.expect("there is a shell")));
     }
 
-    /// Runs commands until they print what the page says: a server of the page may not serve yet.
+    /// Runs commands until they print the page's output, because a server of the page may not serve
+    /// yet.
     fn run(&self, commands: &str, expected: &str) {
         let code = commands.split_once(EXIT_CODE).map(|(_, rest)| rest);
         let code = code.and_then(|rest| rest.split(':').next());
@@ -194,7 +197,7 @@ fn every_command_of_the_page_does_what_the_page_says() {
                     run += 1;
                 }
             },
-            // It was compared with what the commands before it print.
+            // It was compared with the output of the commands before it.
             ("text", _) => {}
             (_, Some((_, name))) => reader.save(name, &block.body),
             (info, None) => panic!("a block {info:?} that is neither run nor saved"),

@@ -1,4 +1,4 @@
-//! The gateway's paths, by curl.
+//! The gateway's paths, with curl.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -77,13 +77,13 @@ fn a_caller_without_scope_learns_only_that() {
     assert_eq!(error["details"]["missing_scopes"], json!(["admin"]));
     let message = error["message"].as_str().unwrap_or_default();
     assert!(message.contains("'admin'"), "{message}");
-    // An unknown caller learns nothing of the rule.
+    // An unknown caller learns nothing about the rule.
     assert!(
         !unknown_peer.text().contains("missing_scopes"),
         "{unknown_peer:?}"
     );
     assert_eq!(web.post(&web.reader, "/call", info).status, 200);
-    // The node ignores headers in which a client claims to speak for another.
+    // The node ignores headers in which a client claims to act for another.
     let forged = [
         "--header",
         "X-Forwarded-For: 127.0.0.1",
@@ -217,7 +217,7 @@ fn operations_are_found_and_described() {
     );
 }
 
-/// Of every operation there is: who is shown it may call it, and who is not may not.
+/// For every operation: callers who see it may call it, and others may not.
 #[test]
 fn what_is_listed_can_be_called_and_what_is_not_cannot() {
     let bench = TestBench::new();
@@ -317,7 +317,8 @@ fn events_come_as_they_happen_and_end_with_their_reader() {
     assert!(text.ends_with("event: completed\ndata: {}\n\n"), "{text}");
 }
 
-/// As many as an identity may follow at once, whose client then dies: each has ended when there is room for another.
+/// Opens as many streams as an identity may have, and kills the client. All have ended when there
+/// is room for another.
 #[test]
 fn nothing_is_left_running_for_a_client_that_is_gone() {
     let bench = TestBench::new();
@@ -446,7 +447,8 @@ fn pages_of_others_may_what_the_configuration_says() {
     assert_eq!(allowed, Some("https://app.example.org"));
 }
 
-/// A client that could follow here what is open on `alknet/call` would keep an unknown peer's place.
+/// A client that could follow operations open on `alknet/call` here would occupy an unknown peer's
+/// connection slot.
 #[test]
 fn no_client_has_a_stream_of_events() {
     let bench = TestBench::new();
@@ -460,7 +462,7 @@ fn no_client_has_a_stream_of_events() {
         let told = web.curl("/subscribe", &asks);
         assert_eq!(told.status, 401, "{version}: {told:?}");
     }
-    // It is one that a client with a token may follow.
+    // A client with a token may follow this one.
     let mut events = web.events(&web.reader, body[1], &[]);
     assert!(events.next().is_some());
 }

@@ -1,4 +1,4 @@
-//! A node that tells unknown peers nothing, and one that answers to its own names only.
+//! A node that tells unknown peers nothing, and one that answers only to its own names.
 
 use std::process::Command;
 
@@ -20,7 +20,7 @@ const PATHS: [&str; 10] = [
     "/nonsense",
 ];
 
-/// Those where unknown peers may find something on other nodes.
+/// Paths at which unknown peers may find something on other nodes.
 const MORE_PATHS: [&str; 5] = [
     "/",
     "/healthz",
@@ -29,16 +29,16 @@ const MORE_PATHS: [&str; 5] = [
     "/alknet/call",
 ];
 
-/// Everything that is seen from outside, the order of headers too.
+/// Everything that is visible from outside, even the order of headers.
 fn face(told: &CurlResponse) -> (u16, Vec<(String, String)>, Vec<u8>) {
     let mut headers = told.headers.clone();
-    // The clock goes on.
+    // The date changes.
     headers.retain(|(name, _)| name != "date");
     (told.status, headers, told.body.clone())
 }
 
 #[test]
-fn strangers_see_one_and_the_same_nothing() {
+fn unknown_clients_see_one_and_the_same_nothing() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "[http]\nstealth = true\nhealthz = false\n");
     for version in ["--http1.1", "--http2"] {
@@ -64,7 +64,7 @@ fn strangers_see_one_and_the_same_nothing() {
                 assert_eq!(face(&told), nothing, "{version} {path} {ask:?}");
             }
         }
-        // Few of them: who guesses is shut out.
+        // Only a few, because a client that guesses is blocked.
         for path in ["/call", "/mcp", "/nonsense", "/subscribe/t/x"] {
             let told = web.curl_as(&web.expired, path, &[version]);
             assert_eq!(face(&told), nothing, "{version} {path} with a wrong token");
@@ -73,7 +73,8 @@ fn strangers_see_one_and_the_same_nothing() {
     assert_eq!(web.curl_as(&web.reader, "/search", &[]).status, 200);
     let told = web.post(&web.admin, "/call", r#"{"operation":"/node/info"}"#);
     assert_eq!(told.status, 200);
-    // What is too much is refused before the node looks at what it is, and not in words of this program.
+    // Input that is too large is refused before the node reads it, without this program's own
+    // texts.
     let long = "a".repeat(9000);
     let wide = ["--header", "Accept: */*"].repeat(101);
     for (path, more, status) in [
@@ -153,10 +154,10 @@ fn every_client_gets_the_same_alt_svc() {
     ] {
         let host = format!("Host: {host}");
         let host = ["--header", host.as_str()];
-        let stranger = web.curl("/search", &host);
+        let unknown_peer = web.curl("/search", &host);
         let known = web.curl_as(&web.reader, "/search", &host);
-        assert_eq!((stranger.status, known.status), (404, 200));
-        for told in [stranger, known] {
+        assert_eq!((unknown_peer.status, known.status), (404, 200));
+        for told in [unknown_peer, known] {
             assert_eq!(told.header("alt-svc"), Some(services), "{host:?}");
             assert_eq!(told.header("strict-transport-security"), None);
         }

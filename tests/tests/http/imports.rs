@@ -1,4 +1,4 @@
-//! Servers of others as operations of a node: an API that a document describes, and tools.
+//! Other servers as operations of a node: an API that a document describes, and tools.
 
 mod callers;
 mod lists;
@@ -24,14 +24,14 @@ const HUSH: &str = "hush-7c1d-this-is-for-the-server-alone";
 /// SHA-256 of `hello`, as `sha256sum` computes it.
 const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
-/// What the node answers within while schemas of others are checked.
+/// The node answers within this time while foreign schemas are checked.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
-/// What the node may grow by while an input asks for requests that would repeat a long name: the longest that is
-/// written of one, and copies of the input.
+/// How much the node may grow while an input causes requests that would repeat a long name: the
+/// longest that is written of one, and copies of the input.
 const REQUEST_GROWTH_BYTES: u64 = 48 << 20;
 
-/// Lets an import go to this host, without TLS.
+/// Allows an import to use this host, without TLS.
 const HERE: &str = "private = [\"127.0.0.1\"]";
 
 fn openapi(namespace: &str, port: u16, document: &str, more: &str) -> String {
@@ -101,7 +101,7 @@ impl ImportNode {
         RelayOperation::list(self.bench.admin(), self.target(), prefix)
     }
 
-    /// Waits for an operation, which comes when its import is done.
+    /// Waits for an operation, which exists after its import is done.
     fn until_there(&self, operation: &str) {
         eventually(operation, || {
             let listed = self.list(operation);
@@ -110,7 +110,7 @@ impl ImportNode {
         });
     }
 
-    /// What the node answers to an unauthenticated health check.
+    /// The node's answer to an unauthenticated health check.
     fn health(&self) -> String {
         self.web.curl("/healthz", &[]).text()
     }
@@ -121,7 +121,7 @@ impl ImportNode {
         admin.call(self.target(), "node/log", &input, &[]).output
     }
 
-    /// As a model's client asks by hand.
+    /// A request as a model's client would send it, by hand.
     fn model(&self, token: &str, operation: &str, input: &Value) -> CurlResponse {
         let arguments = json!({ "operation": operation, "input": input });
         let params = json!({ "name": "call", "arguments": arguments });
@@ -131,8 +131,8 @@ impl ImportNode {
         self.web.curl_as(token, "/mcp", &arguments)
     }
 
-    /// Has the operation that uses them ask with an input that is longer than an argument of a command, and returns
-    /// what it answers.
+    /// Calls the operation that uses them with an input that is longer than a command's argument
+    /// may be, and returns the answer.
     fn relay(&self, input: &Value) -> CurlResponse {
         let body = json!({ "operation": format!("/{}", RelayOperation::PATH), "input": input });
         let file = self
@@ -148,7 +148,7 @@ impl ImportNode {
         self.web.curl_as(&self.web.admin, "/call", &arguments)
     }
 
-    /// A line of the kernel's about the node's memory, in bytes.
+    /// A value from the kernel about the node's memory, in bytes.
     fn memory(&self, name: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.web.node.pid()));
         let text = text.expect("the node runs");
@@ -157,9 +157,9 @@ impl ImportNode {
         kib.expect("the kernel says it") << 10
     }
 
-    /// By how much `work` made the node grow while it was done.
+    /// How much the node grew during `work`.
     fn growth(&self, what: &str, work: impl FnOnce()) -> u64 {
-        // From now on the peak is that of the work.
+        // Resets the peak, so that it is that of the work.
         let file = format!("/proc/{}/clear_refs", self.web.node.pid());
         fs::write(file, "5").expect("it is our process");
         let before = self.memory("VmRSS:");
@@ -175,7 +175,7 @@ impl ImportNode {
     }
 }
 
-/// What a server was asked at a path.
+/// The requests that a server got at a path.
 fn request_count(server: &HostServer, method: &str, path: &str) -> usize {
     let all = curl(&server.url("/told"), &[]).json();
     let all = all.as_array().expect("a list").iter();
@@ -202,7 +202,7 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
     let all: Vec<_> = all.iter().map(|name| format!("api/{name}")).collect();
     assert_eq!(node.list("api/"), json!(all));
 
-    // Where the server is, the document does not say.
+    // The document does not contain the server's address.
     let note = node.answer("api/getNote", &json!({ "id": "a/b c", "lang": "de" }));
     assert_eq!(note, json!({ "id": 1, "text": "a/b c", "lang": "de" }));
     assert_eq!(
@@ -224,17 +224,17 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
         json!([event(0), event(1), event(2)])
     );
 
-    // What cannot be right is not sent; what the server refuses is said as it says it.
+    // Invalid input is not sent, and the server's refusals are forwarded in its words.
     let wrong = json!({ "body": { "text": "" } });
     assert_eq!(node.code("api/addNote", &wrong), "INVALID_INPUT");
     assert_eq!(request_count(&api, "POST", "/api/notes"), 1);
     let error = node.error("api/getNote", &json!({ "id": "none" }));
     assert_eq!(error["code"], "HTTP_404", "{error:#}");
     assert_eq!(error["details"]["body"]["message"], "no note none");
-    // A question is asked again when the server may answer later, a change is not.
+    // A query is retried if the server may answer later, but a change is not.
     assert_eq!(node.answer("api/busy/ask", &Value::Null), "12");
     assert_eq!(request_count(&api, "GET", "/api/busy"), 3);
-    // The server may have made it all the same.
+    // The server may have made the change all the same.
     let error = node.error("api/busy/change", &Value::Null);
     assert_eq!(
         (&error["code"], &error["retryable"]),
@@ -254,7 +254,7 @@ fn imports_are_reached_through_operations_that_name_them() {
     let (web, id) = (&node.web, json!({ "id": "a" }));
     let note = json!({ "id": 1, "text": "a", "lang": null });
 
-    // Every client that may call the relay operation calls it over every way there is.
+    // Every client that may call the relay operation calls it over every protocol.
     let input = RelayOperation::input("api/getNote", &id);
     let path = format!("/{}", RelayOperation::PATH);
     let answer = node.call(&web.admin, &path, &input).json();
@@ -263,7 +263,7 @@ fn imports_are_reached_through_operations_that_name_them() {
     let output = &answer["result"]["structuredContent"]["output"];
     assert_eq!(*output, note, "{answer:#}");
     assert_eq!(node.call(&web.reader, &path, &input).status, 403);
-    // It reaches what it was given and nothing else of the server.
+    // It reaches the operations it was given and nothing else of the server.
     assert_eq!(node.code("api/me", &Value::Null), "NOT_FOUND");
     assert_eq!(request_count(&api, "GET", "/api/notes/a"), 2);
 }
@@ -303,8 +303,8 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     assert_eq!(node.code("gone/getNote", &id), "UNAVAILABLE");
     assert_eq!(request_count(&api, "GET", "/api/notes/a"), 1);
 
-    // The node reports what is wrong, and lacks only the operations concerned. Another server's failure is no
-    // reason for the supervisor of this node to restart it.
+    // The node reports the problem, and lacks only the operations concerned. Another server's
+    // failure is no reason for the supervisor of this node to restart it.
     let problems = node.web.node.call("node/info", &Value::Null)["problems"].take();
     let codes = problems.as_array().expect("a list").iter();
     let codes: BTreeSet<_> = codes.filter_map(|one| one["code"].as_str()).collect();
@@ -316,13 +316,13 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
         assert!(log.contains(wrong), "{wrong}");
     }
     well("api");
-    // A document that is not there yet is asked for again.
+    // A document that is missing is requested again.
     let later = HostServer::api(port, None);
     node.until_there("later/getNote");
     well("later");
     assert_eq!(request_count(&later, "GET", "/api.yaml"), 1);
 
-    // A server that dies takes nothing along, and is asked as soon as it is back.
+    // A server that dies does not affect others, and is used again when it is back.
     drop(later);
     assert_eq!(node.code("later/getNote", &id), "UNAVAILABLE");
     well("api");
@@ -330,7 +330,8 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     well("later");
 }
 
-/// What happens once the secret is set is in `credentials.rs`, and on a machine in `tests/tests/machine/imports.rs`.
+/// `credentials.rs` tests what happens after the secret is set, and
+/// `tests/tests/machine/imports.rs` tests it on a machine.
 #[test]
 fn an_import_whose_secret_is_not_set_asks_no_server() {
     let bench = TestBench::new();
@@ -373,7 +374,7 @@ fn tools_of_another_server_come_and_go_with_it() {
     let unused = ReservedPort::claim().expect("a port");
     let port = unused.number();
     let node = ImportNode::start(TestBench::new(), &mcp("tools", port), &["tools/*"]);
-    // The server is not there yet: there is nothing to call, and the node is as it was.
+    // The server does not run yet: there is nothing to call, and the node is unaffected.
     let sum = json!({ "a": 2, "b": 3 });
     assert_eq!(node.code("tools/add", &sum), "NOT_FOUND");
     let server = HostServer::mcp(port, None);
@@ -393,20 +394,21 @@ fn tools_of_another_server_come_and_go_with_it() {
     let output = &answer["result"]["structuredContent"]["output"];
     assert_eq!(*output, json!({ "sum": 5 }), "{answer:#}");
 
-    // The server says that it has another tool.
+    // The server announces another tool.
     node.answer("tools/grow", &json!({}));
     node.until_there("tools/late");
     let late = node.answer("tools/late", &json!({}));
     assert_eq!(late["content"][0]["text"], "better late");
 
-    // It dies, and what was imported stays without an answer.
+    // It dies, and the imported operations remain without an answer.
     drop(server);
     assert_eq!(node.code("tools/add", &sum), "UNAVAILABLE");
     assert_eq!(
         node.call(&node.web.admin, "/node/info", &json!({})).status,
         200
     );
-    // It comes back without the tool that it got. It announced that to no client, because none was connected.
+    // It comes back without the new tool. It announced that to no client, because none was
+    // connected.
     let _server = HostServer::mcp(port, None);
     eventually("the tools of the new server", || {
         let listed = node.list("tools/late");
@@ -416,7 +418,7 @@ fn tools_of_another_server_come_and_go_with_it() {
     assert_eq!(node.code("tools/late", &json!({})), "NOT_FOUND");
 }
 
-/// Nothing imported takes the place of an operation of the node's own, or comes to be reached as one.
+/// No imported operation replaces one of the node's own, or is reachable as one.
 #[test]
 fn namespaces_of_the_node_are_its_own() {
     let bench = TestBench::new();
@@ -440,8 +442,9 @@ fn namespaces_of_the_node_are_its_own() {
     }
 }
 
-/// A description that another server writes is a program too: what no value could be checked with is not imported,
-/// and what would take hours for one value is refused for that value.
+/// A description by another server is a kind of program. A schema that no value could be checked
+/// against is not imported, and a schema that would take hours for one value is refused for that
+/// value.
 #[test]
 fn schemas_of_servers_cost_the_node_little_time() {
     let server = HostServer::bombs();
@@ -458,10 +461,11 @@ fn schemas_of_servers_cost_the_node_little_time() {
     for there in ["tools/fine", "tools/numbers"] {
         node.until_there(there);
     }
-    // What no value could be checked with is left out; of an object, what is not given is not checked.
+    // Schemas that no value could be checked against are left out. Missing members of an object are
+    // not checked.
     assert_eq!(node.list("tools/"), json!(["tools/fine", "tools/numbers"]));
     let asked = || curl(&server.url("/asked"), &[]).json();
-    // As many as a tree may have whatever its text is.
+    // The maximum of a tree, whatever its text is.
     let list = json!(vec![7; 10_000]);
     for (operation, input) in [
         ("chain/do", json!({ "body": "x" })),
@@ -491,8 +495,8 @@ fn schemas_of_servers_cost_the_node_little_time() {
     assert_eq!(node.health(), "ok\n");
 }
 
-/// A caller names something once in its input that the request would have for each of 4,000 values: of 256 KiB they
-/// are 1 GiB.
+/// A caller names something once in its input that the request would repeat for each of 4,000
+/// values: 256 KiB become 1 GiB.
 #[test]
 fn a_request_that_would_repeat_a_long_name_is_not_written() {
     let server = HostServer::trees();
@@ -503,7 +507,7 @@ fn a_request_that_would_repeat_a_long_name_is_not_written() {
     let asked = || curl(&server.url("/count/api"), &[]).json();
     let name = "n".repeat(256 << 10);
     let tree = |name: &str| json!({ (name): vec![0; 4_000] });
-    // Asked once, so that what stays of a first call is there.
+    // Called once before, so that the lasting cost of a first call is not measured.
     node.answer("trees/fields", &json!({ "body": { "a": [1, 2] } }));
     let asking = RequestLoop::begin(node.target(), node.bench.admin());
     let grown = node.growth("requests that would repeat a long name", || {
@@ -521,7 +525,7 @@ fn a_request_that_would_repeat_a_long_name_is_not_written() {
                 "{operation}: {message}"
             );
         }
-        // As it looked for a boundary that is in no part: each that it tried is in this one.
+        // The search for a boundary that occurs in no part: this part contains each candidate.
         let guesses: String = (0..20_000).map(|n| format!("alknet-{n:016x} ")).collect();
         let input = RelayOperation::input("trees/parts", &json!({ "body": { "a": guesses } }));
         let answer = node.relay(&input).json();

@@ -1,4 +1,4 @@
-//! HTTP as browsers, programs and those who mean no good meet it: `alknet serve` on this host.
+//! HTTP for browsers, programs and attackers: `alknet serve` on this host.
 
 mod accesslog;
 mod acme;

@@ -1,4 +1,4 @@
-//! Models' way in to a node as it is served: by curl, and by the protocol's own kits.
+//! The interface for models: with curl, and with the protocol's own kits.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -60,7 +60,7 @@ fn models_find_and_call_operations_over_every_version() {
             assert_eq!(output["problems"], json!([]), "{answer}");
         }
     }
-    // What may not be called is neither listed nor there.
+    // Operations that may not be called are not listed either.
     let told = ask(&web, &web.reader, "--http2", &list);
     assert!(!names(&told).contains(&"node_reboot".to_owned()));
     let refused = ask(
@@ -151,7 +151,7 @@ fn typescripts_kit_uses_a_node() {
     let mut node = Command::new("node");
     node.arg(client("mcp_node.mjs"))
         .arg(folder("ALKNET_TEST_MCP_NODE"));
-    // The node's certificate is of its own making.
+    // The node's certificate is self-signed.
     node.env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
     says_fine(&mut node, &web);
 }

@@ -1,4 +1,4 @@
-//! Metrics, as a program that collects them reads them: Prometheus' own client library.
+//! Metrics, as read by a collector: Prometheus' own client library.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// Longest run of Python.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What both ways to the metrics answer, after calls that were counted.
+/// The answers of both interfaces to the metrics, after counted calls.
 fn answers(web: &WebNode) -> Value {
     for operation in ["/node/info", "/no/such"] {
         let call = json!({ "operation": operation }).to_string();

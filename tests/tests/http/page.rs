@@ -1,4 +1,5 @@
-//! The status page, by the command that leads to it and by curl. In a browser: `pictures.rs`.
+//! The status page, with the command that opens it and with curl. `pictures.rs` tests it in a
+//! browser.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use alknet_tests::{Curl, HostNode, TestBench};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
-/// What curl was answered.
+/// The response to curl.
 struct FetchedPage {
     status: u16,
     headers: String,
@@ -23,7 +24,7 @@ impl FetchedPage {
         found.map(|(_, value)| value.trim())
     }
 
-    /// The pair of the cookie that was set.
+    /// The name and value of the cookie that was set.
     fn cookie(&self) -> &str {
         let cookie = self.header("set-cookie").unwrap_or_default();
         cookie.split(';').next().unwrap_or_default()
@@ -78,9 +79,9 @@ fn a_link_lets_in_once_and_what_it_gives_is_good_for_the_page_alone() {
     let bench = TestBench::new();
     let node = bench.host();
     let origin = origin(&node);
-    let stranger = curl(&[&format!("{origin}/")]);
-    assert_eq!(stranger.status, 200);
-    assert!(stranger.body.contains("name=\"token\"") && !stranger.body.contains("Peers"));
+    let unknown_peer = curl(&[&format!("{origin}/")]);
+    assert_eq!(unknown_peer.status, 200);
+    assert!(unknown_peer.body.contains("name=\"token\"") && !unknown_peer.body.contains("Peers"));
 
     let link = open(&bench, &node, &[]);
     assert!(
@@ -113,7 +114,7 @@ fn a_link_lets_in_once_and_what_it_gives_is_good_for_the_page_alone() {
     let policy = page.header("content-security-policy").unwrap_or_default();
     assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
 
-    // Everywhere else the cookie is nothing.
+    // Everywhere else the cookie has no effect.
     for path in ["/search", "/schema?operation=node/info", "/metrics", "/mcp"] {
         let got = curl(&["--header", &cookie, &format!("{origin}{path}")]);
         assert!(matches!(got.status, 401 | 404), "{path}: {}", got.status);
@@ -163,7 +164,7 @@ fn a_token_lets_in_until_it_is_taken_back() {
     assert_eq!(curl(&["--data", &form, &enter]).status, 403);
 }
 
-/// The link is asked for over a connection of some other key, and followed before the token is taken back.
+/// The link is requested over a connection with another key, and used before the token is revoked.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
     let bench = TestBench::new();
@@ -207,7 +208,7 @@ fn what_a_link_is_to_do_is_asked_first_and_the_host_says_it_is_no_machine() {
     let link = open(&bench, &node, &["--action", "reboot"]);
     let asked = curl(&[&link]);
     assert!(asked.status == 200 && asked.body.contains("Restart the machine?"));
-    // The form leads to where it came from.
+    // The form leads back to the page where it was shown.
     let path = &link[origin(&node).len()..];
     assert!(asked.body.contains(&format!("action=\"{path}\"")));
     let done = curl(&["--data", "", &link]);
@@ -245,7 +246,7 @@ fn with_stealth_only_a_link_opens_the_page() {
         let got = curl(&["--header", &cookie, &format!("{origin}{path}")]);
         assert_eq!(got.status, 200, "{path}");
     }
-    // A link to a question asks, and does; once used it is nothing.
+    // A link to a question asks first, and then acts. A used link has no effect.
     let link = open(&bench, &node, &["--action", "reboot"]);
     let asked = curl(&[&link]);
     assert!(asked.status == 200 && asked.body.contains("Restart the machine?"));

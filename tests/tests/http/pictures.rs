@@ -1,4 +1,5 @@
-//! The status page in a browser, of a node in a known state, of which the pictures of the documentation are.
+//! The status page in a browser, for a node in the known state that the documentation's pictures
+//! show.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,25 +13,26 @@ use alknet_tests::{Browser, CliRunner, DOCS_PICTURES, HostNode, TestBench, event
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
-/// The zone of the reader of the page: nine hours east of UTC all year round.
+/// The time zone of the page's reader: nine hours east of UTC all year round.
 const ZONE: &str = "Asia/Tokyo";
 
-/// Widths of a phone, a tablet and a laptop, pixels.
+/// Widths of a phone, a tablet and a laptop, in pixels.
 const WIDTHS: [u32; 3] = [360, 800, 1280];
 
-/// Pixels of height over which one half of the page may be empty beside the other: a heading's or a line's.
+/// Height in pixels over which one half of the page may be empty beside the other: that of a
+/// heading or a line.
 const HALF_EMPTY_MAX: f64 = 60.0;
 
 /// Points of the lines on the pictures: half a minute.
 const POINTS: u64 = 6;
 
-/// Of so many calls one fails, while few are to fail.
+/// One call fails per this many, so that few fail.
 const FAILS_SELDOM: u32 = 40;
 
-/// A client that goes on calling the node over one connection, now faster and now slower.
+/// A client that keeps calling the node over one connection, at a varying rate.
 struct PageTraffic {
     is_over: Arc<AtomicBool>,
-    /// All calls are to an operation that the node does not have.
+    /// Whether all calls are to an operation that the node does not have.
     all_fail: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -87,7 +89,7 @@ async fn call_on(target: &Target, key: &Path, is_over: &AtomicBool, all_fail: &A
     }
 }
 
-/// A node with peers of every state.
+/// A node with peers in every state.
 fn known_node(bench: &TestBench) -> HostNode {
     let key = |name: &str| bench.user(name).identity();
     let (sensor, laptop) = (key("sensor"), key("laptop"));
@@ -114,7 +116,7 @@ fn link(bench: &TestBench, node: &HostNode) -> String {
     answer["url"].as_str().expect("a link").to_owned()
 }
 
-/// Where each run leaves the pictures.
+/// Where each run saves the pictures.
 fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pictures");
     std::fs::create_dir_all(&folder).expect("a folder of ours");
@@ -160,7 +162,7 @@ fn a_browser_shows_it_with_and_without_scripts() {
     browser.look(1280, 900, true);
     assert_well_made(&mut browser, 1280);
 
-    // Few calls fail, and so many points make a plot.
+    // Few calls fail, and this many points make a plot.
     assert_has_lines(&mut browser, POINTS);
     assert_eq!(failures(&mut browser)["alarm"], Value::Null);
     for picture in DOCS_PICTURES {
@@ -190,7 +192,7 @@ fn assert_works_without_scripts(browser: &mut Browser, origin: &str) {
     assert!(at.as_str().is_some_and(|at| at.ends_with(" UTC")), "{at}");
 }
 
-/// Each plot has its lines, and that of calls this many points.
+/// Each plot has its lines, and the plot of calls has this many points.
 fn assert_has_lines(browser: &mut Browser, points: u64) {
     let lines = "document.querySelectorAll('#calls polyline').length";
     let length = "document.querySelector('#calls polyline')?.points.numberOfItems ?? 0";
@@ -215,7 +217,7 @@ fn assert_times_are_in_the_readers_zone(browser: &mut Browser) {
     }
 }
 
-/// Holds what is shown at this width against the rules of accessibility, and against those of its layout: it does not
+/// Checks the page at this width against the rules of accessibility and of its layout: it does not
 /// scroll sideways, and no part of its width is empty beside another part that is not.
 fn assert_well_made(browser: &mut Browser, width: u32) {
     assert_eq!(browser.barriers(), json!([]), "at {width}");
@@ -258,7 +260,8 @@ fn assert_well_made(browser: &mut Browser, width: u32) {
     assert_eq!(layout["short"], json!([]), "rows at {width}");
 }
 
-/// What the page says of calls that fail, and the colours of that, of other facts and of the line of failed calls.
+/// The page's text about failed calls, and the colours of that text, of other facts and of the line
+/// of failed calls.
 fn failures(browser: &mut Browser) -> Value {
     browser.evaluate(
         "(() => {

@@ -1,4 +1,4 @@
-//! Operations of every kind, which the clients of these tests use.
+//! Operations of every kind, for the clients of these tests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// Scope that a caller needs for them.
 pub(crate) const SCOPE: &str = "demo";
 
-/// What the operations count.
+/// The counters of the operations.
 #[derive(Debug, Default)]
 struct HandlerCounts {
     /// Events made.
@@ -19,7 +19,7 @@ struct HandlerCounts {
     running: AtomicUsize,
 }
 
-/// A handler that runs.
+/// A running handler.
 struct RunningHandler(Arc<HandlerCounts>);
 
 impl RunningHandler {
@@ -76,7 +76,7 @@ where
     Registration::new(query(name), HandlerKind::once(handler))
 }
 
-/// What is to be asked of the caller.
+/// What the caller must have.
 fn asked(input: &Value) -> Result<(String, Value), CallError> {
     let operation = input["operation"].as_str();
     let operation = operation.ok_or_else(|| CallError::invalid_input("no operation"))?;

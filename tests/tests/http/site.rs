@@ -1,4 +1,4 @@
-//! Static files, by curl.
+//! Static files, with curl.
 
 use std::os::unix::fs::symlink;
 

@@ -1,5 +1,5 @@
-//! Files that the configuration names and that the node stores: brought by the command line, and by curl with an
-//! archive of GNU tar; served to curl, replaced, refused.
+//! Files that the configuration names and the node stores: uploaded with the command line, and with
+//! curl in an archive of GNU tar. They are served to curl, replaced, and refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn file(bench: &TestBench, web: &WebNode, words: &[&str], paths: &[&Path]) -> Cl
     bench.admin().run(command)
 }
 
-/// A folder with a page that says its number.
+/// A folder with a page that contains its number.
 fn public(bench: &TestBench, number: usize) -> PathBuf {
     let folder = bench.path().join("public");
     fs::create_dir_all(folder.join("docs")).expect("the folder is ours");
@@ -73,7 +73,7 @@ fn a_stored_site_is_served_and_replaced_whole() {
     assert_eq!(web.curl("/.env", &[]).status, 404);
     assert!(!problems(&web).contains(&"stored-file-missing".to_owned()));
 
-    // Each reader gets one version whole, whichever it is.
+    // Each reader gets one complete version, whichever it is.
     thread::scope(|scope| {
         let replaces = scope.spawn(|| {
             for number in 1..=5 {
@@ -118,13 +118,13 @@ fn tar(folder: &Path, options: &[&str], names: &[&str]) -> Vec<u8> {
     told.stdout
 }
 
-/// One step of storing, by curl.
+/// One step of storing, with curl.
 fn step(web: &WebNode, input: &Value) -> Value {
     let call = json!({ "operation": "config/store-file", "input": input });
     web.post(&web.admin, "/call", &call.to_string()).json()
 }
 
-/// Sends an archive by curl; returns what the last step answers.
+/// Sends an archive with curl. Returns the answer of the last step.
 fn send(web: &WebNode, name: &str, archive: &[u8]) -> Value {
     let begun = step(web, &json!({ "name": name }));
     let upload = &begun["output"]["upload"];
@@ -179,7 +179,7 @@ fn an_archive_of_gnu_tar_is_stored_by_curl_and_never_beside_its_folder() {
         "nothing lies beside the site"
     );
 
-    // What one caller began no other goes on with, and no piece comes twice.
+    // What one caller started, no other continues, and no piece is sent twice.
     let begun = step(&web, &json!({ "name": "site/www" }));
     let upload = &begun["output"]["upload"];
     let other = web.node.try_call(
@@ -210,8 +210,8 @@ fn what_may_not_be_stored_or_removed_is_refused() {
         "config/list-files",
         "config/remove-file",
     ] {
-        let stranger = guest.call(target, operation, &input, &[]).code();
-        assert_eq!(stranger, "UNAUTHENTICATED", "{operation}");
+        let unknown_peer = guest.call(target, operation, &input, &[]).code();
+        assert_eq!(unknown_peer, "UNAUTHENTICATED", "{operation}");
         let known = reader.call(target, operation, &input, &[]).code();
         assert_eq!(known, "FORBIDDEN", "{operation}");
         let call = json!({ "operation": operation, "input": input }).to_string();
@@ -258,7 +258,7 @@ fn what_may_not_be_stored_or_removed_is_refused() {
     assert_eq!(tried["warnings"][0]["id"], "http.site", "{tried:#}");
 }
 
-/// A certificate for `edge.example` that signed itself, and its key.
+/// A self-signed certificate for `edge.example`, and its key.
 fn certificate(bench: &TestBench, name: &str) -> (PathBuf, PathBuf) {
     let (chain, key) = (format!("{name}.pem"), format!("{name}.key"));
     let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=edge.example -days 9 \

@@ -1,4 +1,4 @@
-//! Tensor files by curl, which knows nothing of them.
+//! Tensor files with curl, which has no special support for them.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
@@ -11,11 +11,11 @@ use alknet_tests::{Curl, CurlResponse, TestBench, WebNode};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-/// Elements of the first tensor: several blocks of what is read at once.
+/// Elements of the first tensor: several blocks of a single read.
 const LARGE: usize = 600_000;
-/// What the second one holds.
+/// The content of the second one.
 const SMALL: [u8; 5] = [3, 1, 4, 1, 5];
-/// Bytes that are stored at once: they travel as an argument of the command line.
+/// Bytes that are stored at once. They are sent as an argument of the command line.
 const PIECE: usize = 60_000;
 
 /// A safetensors file, made by hand.
@@ -39,7 +39,7 @@ fn header_len(file: &[u8]) -> usize {
     8 + len.expect("more than eight bytes") as usize
 }
 
-/// Stores a file under this path, and says its id.
+/// Stores a file under this path, and returns its ID.
 fn put(web: &WebNode, path: &str, file: &[u8]) -> String {
     let call = |input: Value| web.node.call("tensor/put", &input);
     let (header, data) = file.split_at(header_len(file));
@@ -54,7 +54,7 @@ fn put(web: &WebNode, path: &str, file: &[u8]) -> String {
     stored["id"].as_str().expect("an id").to_owned()
 }
 
-/// What others call these bytes.
+/// The hash of these bytes from another tool.
 fn b3sum(bytes: &[u8]) -> String {
     let mut command = Command::new("b3sum");
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -67,7 +67,7 @@ fn b3sum(bytes: &[u8]) -> String {
     said.split(' ').next().unwrap_or_default().trim().to_owned()
 }
 
-/// Runs curl for the body alone, which may end too early.
+/// Runs curl for the body only, which may end too early.
 fn body(web: &WebNode, token: &str, path: &str, arguments: &[&str]) -> Output {
     let (within, url) = (seconds(Duration::from_secs(300)), web.url(path));
     let bearer = format!("Authorization: Bearer {token}");
@@ -76,13 +76,13 @@ fn body(web: &WebNode, token: &str, path: &str, arguments: &[&str]) -> Output {
     Curl::new(&[&fixed[..], &asks, arguments].concat()).output()
 }
 
-/// A token with this scope and no other.
+/// A token with only this scope.
 fn token(web: &WebNode, scope: &str) -> String {
     let made = web.node.call("token/make", &json!({ "scopes": [scope] }));
     made["token"].as_str().expect("a token").to_owned()
 }
 
-/// The answer without what the request is called.
+/// The answer without the request's ID.
 fn face(told: &CurlResponse) -> (u16, Value) {
     let mut error = told.json();
     error["error"]["request_id"].take();
@@ -143,7 +143,7 @@ fn parts_of_a_file_come_by_curl() {
         let several = get(&["--range", "0-1,5-6"]);
         assert_eq!((several.status, several.body.len()), (200, file.len()));
     }
-    // What was cut goes on where it ended.
+    // An interrupted download continues where it ended.
     let part = bench.path().join("part");
     fs::write(&part, &file[..300_001]).expect("room");
     let target = part.to_str().expect("UTF-8");

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::service::{SCOPE, operations};
 
-/// The node. It ends when dropped.
+/// The node. It ends on drop.
 pub(crate) struct GatewayTestNode {
     server: EndpointServer,
     /// A token that may call the operations.
@@ -39,7 +39,7 @@ impl DescriptionSource for EmptyPage {
 }
 
 impl GatewayTestNode {
-    /// Starts it; pages of these origins may call.
+    /// Starts it. Pages of these origins may call it.
     pub(crate) fn start(origins: &[String]) -> Self {
         let token = AuthToken::generate().expect("the system has entropy");
         let hash = token.hash().expect("a token").to_string();
@@ -95,7 +95,7 @@ impl GatewayTestNode {
         (Ipv4Addr::LOCALHOST, self.server.port()).into()
     }
 
-    /// Of the WebSocket.
+    /// The URL for WebSockets.
     pub(crate) fn session_url(&self) -> String {
         format!("wss://{}/alknet/call", self.address())
     }

@@ -1,4 +1,4 @@
-//! HTTP/3, by aioquic.
+//! HTTP/3, with aioquic.
 
 use alknet_tests::{TestBench, WebNode, http3};
 use serde_json::{Value, json};
@@ -12,8 +12,8 @@ fn the_gateway_answers_over_http3() {
     let events = json!({ "authorization": bearer, "content-type": "application/json", "accept": "text/event-stream" });
     let body = r#"{"operation":"/node/info"}"#;
     let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":2}}"#;
-    // A request without a token, for an operation that any client may follow on `alknet/call`: over HTTP it would
-    // keep an unknown peer's place.
+    // A request without a token, for an operation that any client may follow on `alknet/call`. Over
+    // HTTP it would occupy an unknown peer's connection slot.
     let unknown_peer = json!({ "content-type": "application/json", "accept": "text/event-stream" });
     let watch = r#"{"operation":"/services/watch"}"#;
     let heard = http3(
@@ -25,7 +25,7 @@ fn the_gateway_answers_over_http3() {
             { "method": "GET", "path": "/nonsense" },
             { "method": "GET", "path": "/healthz", "authority": "evil.example" },
             { "method": "POST", "path": "/subscribe", "headers": events, "body": follow, "events": 2 },
-            // The stream before was given up; the connection goes on.
+            // The previous stream was abandoned, and the connection continues.
             { "method": "GET", "path": "/healthz" },
             { "method": "POST", "path": "/subscribe", "headers": unknown_peer, "body": watch },
             { "method": "POST", "path": "/call", "headers": headers, "body": " ".repeat(1 << 20), "times": 9 },
@@ -44,7 +44,7 @@ fn the_gateway_answers_over_http3() {
 }
 
 #[test]
-fn strangers_see_the_same_nothing_over_http3() {
+fn unknown_clients_see_the_same_nothing_over_http3() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "[http]\nstealth = true\nhealthz = false\n");
     let paths = [

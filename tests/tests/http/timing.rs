@@ -1,8 +1,8 @@
-//! A node that tells unknown peers nothing does not tell them by how long it takes, either.
+//! A node that tells unknown peers nothing does not tell them by its response times either.
 //!
-//! What is measured is compared and never held against a number of seconds: two kinds of requests are
-//! asked in turns over one connection, and the two-sample test of Kolmogorov and Smirnov says whether
-//! their times could come from one distribution.
+//! Times are compared with each other and never with a fixed number of seconds. Two kinds of
+//! requests are sent alternately over one connection, and the two-sample Kolmogorov-Smirnov test
+//! decides whether their times could come from one distribution.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -23,40 +23,43 @@ use socket2::{Domain, Socket, Type};
 /// Requests of each kind that are compared.
 const SAMPLES: usize = 2000;
 
-/// How many of them go over one connection. Wrong tokens are counted by the network they come from, a /24, and
-/// each connection comes from another one: with [`LIMITS`] none is shut out.
+/// How many of them go over one connection. Wrong tokens are counted by their network, a /24, and
+/// each connection comes from another one: with [`LIMITS`] none is blocked.
 const ON_ONE_CONNECTION: usize = 500;
 
-/// How often two kinds that are one may be held for two: once in a million comparisons, where times are
-/// independent of each other.
+/// How often two equal kinds may be mistaken for different ones: once in a million comparisons, if
+/// times are independent of each other.
 const FALSE_ALARM: f64 = 1e-6;
 
-/// Comparisons in a row that have to tell two kinds apart. Times are not independent: a burst of the kernel's or
-/// of the host's other guests falls on neighbouring requests, so that the bound is exceeded more often than
-/// [`FALSE_ALARM`] says, also when the test runs alone. Were it once in a hundred comparisons, one of seven
-/// would fail in 7 runs of 100; three in a row do in 7 of a million. It costs little: what one comparison
-/// finds with a probability of 0.99 is found with one of 0.97.
+/// How many comparisons in a row must distinguish two kinds. Times are not independent: a burst of
+/// work by the kernel or by the host's other guests affects neighbouring requests. So the bound is
+/// exceeded more often than [`FALSE_ALARM`] says, even when the test runs alone. If that happened
+/// once in a hundred comparisons, one of seven would fail in 7 runs of 100, but three in a row
+/// would in 7 of a million. The price is small: what one comparison finds with a probability of
+/// 0.99 is found with one of 0.97.
 const IN_A_ROW: usize = 3;
 
-/// Two kinds of requests count as distinguishable only if they are this many times further apart than requests of
-/// one kind, asked right after them: beside other programs times depend on each other so much that those of one
-/// kind are beyond the bound as well.
+/// Two kinds of requests count as distinguishable only if they are this many times further apart
+/// than requests of one kind, sent directly after them. Beside other programs, times depend on each
+/// other so much that even those of one kind exceed the bound.
 const OF_ONE_KIND: f64 = 1.5;
 
-/// How long an answer may take before a test calls it hung.
+/// How long an answer may take before a test counts as hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(120))
 }
 
-/// Room for wrong tokens, and quiet: a line of the log for each request would be most of the work.
+/// Room for wrong tokens, and no logging, because a log line for each request would be most of the
+/// work.
 const LIMITS: &str = "[limits]\nfailures_per_minute = 1000\nhandshake_burst = 10000\n\
                       handshakes_per_second = 10000\n[log]\nlevel = \"warn\"\n\
                       [http]\nstealth = true\n";
 
-/// A header as long as `Authorization`, and as well known: names that the library does not know take longer to read.
+/// A header as long as `Authorization`, and as well known, because the library takes longer to read
+/// names that it does not know.
 const NOT_AUTHORIZATION: &str = "Cache-Control";
 
-/// What the pins of the node are for: here every server may answer.
+/// Replaces the check of the node's pin: here every server may answer.
 #[derive(Debug)]
 struct AcceptAnyCertificate;
 
@@ -98,14 +101,14 @@ impl ServerCertVerifier for AcceptAnyCertificate {
     }
 }
 
-/// A connection of HTTP/1.1 that is kept.
+/// An HTTP/1.1 connection that is kept open.
 struct KeepAliveConnection {
     tls: StreamOwned<ClientConnection, TcpStream>,
     told: Vec<u8>,
 }
 
 impl KeepAliveConnection {
-    /// Opens one to `to`, from an address of this machine.
+    /// Opens a connection to `to`, from an address of this machine.
     fn open(to: SocketAddr, from: Ipv4Addr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         let from = SocketAddr::new(from.into(), 0);
@@ -129,7 +132,7 @@ impl KeepAliveConnection {
         }
     }
 
-    /// Asks, and says how long the answer took to be whole, and what it was but for its date.
+    /// Sends a request. Returns how long the whole answer took, and the answer without its date.
     fn ask(&mut self, request: &str) -> (Duration, String) {
         let began = Instant::now();
         self.tls.write_all(request.as_bytes()).expect("it reads");
@@ -148,7 +151,7 @@ impl KeepAliveConnection {
     }
 }
 
-/// Bytes of an answer that begins so, once its head is there.
+/// Length of an answer with this beginning, if its head is complete.
 fn whole(told: &[u8]) -> Option<usize> {
     let head = memchr::memmem::find(told, b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&told[..head]).expect("a head is text");
@@ -168,7 +171,7 @@ fn request(method: &str, path: &str, header: Option<(&str, &str)>) -> String {
     )
 }
 
-/// How far apart two samples are: the largest difference of their empirical distributions.
+/// The distance of two samples: the largest difference of their empirical distributions.
 fn distance(mut one: Vec<Duration>, mut other: Vec<Duration>) -> f64 {
     one.sort_unstable();
     other.sort_unstable();
@@ -182,7 +185,8 @@ fn distance(mut one: Vec<Duration>, mut other: Vec<Duration>) -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// How far apart two samples of [`SAMPLES`] are of one distribution, but for [`FALSE_ALARM`].
+/// The distance of two samples of [`SAMPLES`] from one distribution, with the probability
+/// [`FALSE_ALARM`] of a larger one.
 fn furthest() -> f64 {
     let samples = SAMPLES as f64;
     (-(FALSE_ALARM / 2.0).ln() / samples).sqrt()
@@ -198,7 +202,7 @@ impl FreshAddresses {
     }
 }
 
-/// Asks both in turns; how far apart their times are.
+/// Sends both alternately. Returns the distance of their times.
 fn compare(node: SocketAddr, fresh: &mut FreshAddresses, [one, other]: [&str; 2]) -> f64 {
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..SAMPLES / ON_ONE_CONNECTION {
@@ -206,7 +210,7 @@ fn compare(node: SocketAddr, fresh: &mut FreshAddresses, [one, other]: [&str; 2]
         let (_, nothing) = kept.ask(one);
         assert!(nothing.starts_with("HTTP/1.1 404 "), "{nothing}");
         for n in 0..ON_ONE_CONNECTION {
-            // What comes second may have it better; neither always does.
+            // The second one may have an advantage, so neither is always second.
             let turns = if n % 2 == 0 { [0, 1] } else { [1, 0] };
             for which in turns {
                 let (took, told) = kept.ask([one, other][which]);
@@ -223,7 +227,7 @@ fn token() -> AuthToken {
     AuthToken::generate().expect("the system has entropy")
 }
 
-/// A node that tells nothing, and a token of it that has ended.
+/// A node that tells nothing, and one of its expired tokens.
 fn start(bench: &TestBench) -> (HostNode, SocketAddr, AuthToken) {
     let expired = token();
     let hash = expired.hash().expect("a token").to_string();
@@ -239,17 +243,17 @@ fn start(bench: &TestBench) -> (HostNode, SocketAddr, AuthToken) {
 }
 
 #[test]
-fn the_time_an_answer_takes_tells_strangers_nothing() {
+fn the_time_an_answer_takes_tells_unknown_clients_nothing() {
     let bench = TestBench::new();
     let (_node, address, expired) = start(&bench);
     let unknown = token();
-    // As long as a token, and none.
+    // One as long as a token, and none.
     let malformed = "x".repeat(expired.expose().len());
-    // Another secret behind a name that is known.
+    // Another secret after a known name.
     let mut guessed = expired.expose().to_owned();
     guessed.replace_range(13.., &unknown.expose()[13..]);
     let wrong = |token: &str| {
-        // As many bytes, of which nothing follows.
+        // With as many bytes, of which no more come.
         let nothing = request("POST", "/cull", Some((NOT_AUTHORIZATION, token)));
         [
             nothing,
@@ -275,7 +279,7 @@ fn the_time_an_answer_takes_tells_strangers_nothing() {
         let mut told_apart = || {
             let distance = compare(address, &mut fresh, [&one, &other]);
             let is_far = distance > furthest();
-            // Beside it, how far the times of one kind are from each other.
+            // For comparison, the distance of the times of one kind.
             let of_one = is_far.then(|| compare(address, &mut fresh, [&one, &one]));
             (distance, of_one)
         };
@@ -303,7 +307,7 @@ fn the_comparison_tells_apart_what_is_apart() {
     let even = micros(|n| n * 7919 % 2003);
     let same = micros(|n| n * 6101 % 2003);
     assert!(distance(even.clone(), same) < furthest());
-    // A tenth of the range later.
+    // Shifted by a tenth of the range.
     let later = micros(|n| n * 7919 % 2003 + 200);
     assert!(distance(even.clone(), later) > furthest());
     let elsewhere = micros(|n| n + 10_000);

@@ -17,13 +17,13 @@ fn importing(namespace: &str, port: u16) -> String {
     )
 }
 
-/// The operation of the node lets the error of the server pass.
+/// The node's operation forwards the server's error.
 #[test]
 fn a_server_that_fails_is_a_bad_gateway_and_not_a_failed_node() {
     let bench = TestBench::new();
     let api = HostServer::api(0, None);
     let gone = ReservedPort::claim().expect("a port");
-    // The kernel takes connections for it, and no process answers.
+    // The kernel accepts connections for it, but no process answers.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let silent_port = silent.local_addr().expect("an address").port();
     fs::copy(client("api.yaml"), bench.path().join("api.yaml")).expect("the folder is ours");
@@ -98,7 +98,8 @@ fn a_server_that_fails_is_a_bad_gateway_and_not_a_failed_node() {
     }
 }
 
-/// The attacker may call the operation, and have its servers fail. Their addresses and their words are not for it.
+/// The attacker may call the operation, and make its servers fail. The attacker must not learn
+/// their addresses or their texts.
 #[test]
 fn a_caller_of_little_right_learns_nothing_of_servers_that_fail() {
     let bench = TestBench::new();
@@ -143,7 +144,7 @@ fn a_caller_of_little_right_learns_nothing_of_servers_that_fail() {
     }
 }
 
-/// The attacker may call the imported operation itself, and has a script that it runs call it.
+/// The attacker may call the imported operation directly, and through a script.
 #[test]
 fn a_caller_of_an_import_learns_nothing_of_how_it_is_reached() {
     let bench = TestBench::new();

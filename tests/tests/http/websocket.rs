@@ -1,5 +1,5 @@
-//! The call protocol over WebSocket, by clients of other authors (Python's `websockets`, `h2` with `wsproto`, `ws`
-//! in Node) and by the module of the documentation.
+//! The call protocol over WebSocket, with clients by other authors (Python's `websockets`, `h2`
+//! with `wsproto`, `ws` in Node) and with the documentation's module.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -19,10 +19,11 @@ use super::test_node::GatewayTestNode;
 const PYTHON_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// The folder of `ws`.
 const WS_VARIABLE: &str = "ALKNET_TEST_WS";
-/// How long all that a client does may take. Of Python's, 100 s are waits for limits of the node.
+/// How long all tests of a client may take. In Python, 100 s of that are waits for the node's
+/// limits.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Tests during which the node is left alone.
+/// Tests during which no other client uses the node.
 const BY_THEMSELVES: [&str; 11] = [
     "answers_in_the_kind_it_was_asked_in",
     "a_header_and_a_pair_and_a_call_say_who_asks",
@@ -34,7 +35,7 @@ const BY_THEMSELVES: [&str; 11] = [
     "pings_are_answered_and_asked_for",
     "http2_carries_it_too",
     "a_client_that_answers_no_ping_is_closed",
-    "a_stranger_who_asks_nothing_is_let_go",
+    "an_unknown_client_that_asks_nothing_is_disconnected",
 ];
 
 fn file(name: &str) -> PathBuf {
@@ -71,7 +72,7 @@ impl PythonWebSocket {
         line.trim_end().to_owned()
     }
 
-    /// Everything else it says, once it has ended well.
+    /// The rest of its output, after it has succeeded.
     fn end(mut self) -> Vec<String> {
         let mut said = Vec::new();
         loop {
@@ -115,7 +116,7 @@ fn python_speaks_it_over_both_versions_of_http() {
     );
 }
 
-/// A token that is taken away ends what it began, and so does a node that ends.
+/// A revoked token ends the calls that it started, and so does a node that ends.
 #[test]
 fn sessions_end_with_what_they_rest_on() {
     let bench = TestBench::new();
@@ -143,7 +144,7 @@ fn sessions_end_with_what_they_rest_on() {
     assert_eq!(python.end(), ["ok a_draining_node_says_so"]);
 }
 
-/// A node in stealth mode answers a client without a valid token as it answers any path that is not there.
+/// A node in stealth mode answers a client without a valid token as it answers a missing path.
 #[test]
 fn a_node_that_hides_says_nothing_of_it() {
     let bench = TestBench::new();
@@ -159,7 +160,7 @@ fn a_node_that_hides_says_nothing_of_it() {
         "--header",
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     ];
-    // All but the time, which may have gone on from one to the next.
+    // Everything except the date, which may change between two answers.
     let ask = |path: &str, more: &[&str]| {
         let mut told = web.curl(path, &[&asks[..], more].concat());
         told.headers.retain(|(name, _)| name != "date");
@@ -175,7 +176,7 @@ fn a_node_that_hides_says_nothing_of_it() {
     }
     let known = ["a_header_and_a_pair_and_a_call_say_who_asks"];
     let mut facts = facts(&web);
-    // An unknown peer may not even connect here: only the first half of that test can pass.
+    // An unknown peer may not even connect here, so only the first half of that test can pass.
     facts["hidden"] = json!(true);
     assert_eq!(
         PythonWebSocket::start(&facts, &known).end(),
@@ -183,9 +184,9 @@ fn a_node_that_hides_says_nothing_of_it() {
     );
 }
 
-/// What Node says that runs the suite of the module.
+/// The output of Node, which runs the module's tests.
 fn node(place: &GatewayTestNode, ws: Option<&str>) -> Vec<String> {
-    // Node takes a file for a module by its name.
+    // Node recognises a module by its file name.
     let folder = tempfile::tempdir().expect("the temporary directory is writable");
     for (from, to) in [
         (file("clients/session.js"), "session.mjs"),
@@ -205,7 +206,7 @@ fn node(place: &GatewayTestNode, ws: Option<&str>) -> Vec<String> {
     let mut node = limited(PATIENCE, "node");
     node.arg("--no-warnings")
         .arg(folder.path().join("run.mjs"))
-        // The node's certificate is its own.
+        // The node's certificate is self-signed.
         .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
     let output = run_with_json(&mut node, &facts);
     let why = String::from_utf8_lossy(&output.stderr);
@@ -214,7 +215,7 @@ fn node(place: &GatewayTestNode, ws: Option<&str>) -> Vec<String> {
     said.lines().map(str::to_owned).collect()
 }
 
-/// How many tests the suite has.
+/// How many tests the module has.
 const SUITE: usize = 9;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,12 +224,12 @@ async fn the_module_works_in_node() {
     let ws = format!("{}/wrapper.mjs", variable(WS_VARIABLE));
     let said = tokio::task::block_in_place(|| node(&place, Some(&ws)));
     assert_eq!(said.len(), SUITE, "{said:?}");
-    // Node has one of its own since version 22, which the set-up puts before Debian's in the path.
+    // Node has had its own since version 22, which the set-up puts before Debian's in the path.
     let said = tokio::task::block_in_place(|| node(&place, None));
     assert_eq!(said.len(), SUITE, "{said:?}");
 }
 
-/// What the page of the documentation shows is JavaScript, and the module needs nothing.
+/// The page of the documentation shows JavaScript, and the module has no dependencies.
 #[test]
 fn the_examples_stand_alone() {
     let module = std::fs::read_to_string(file("../docs/examples/alknet.js")).expect("it is there");

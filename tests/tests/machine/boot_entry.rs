@@ -1,5 +1,5 @@
-//! An attacker gives the firmware's boot entry a command line, which replaces the image's: it is
-//! measured apart from the image, and the TPM opens nothing.
+//! An attacker adds a command line to the firmware's boot entry, which replaces the image's. It is
+//! measured separately from the image, and the TPM opens nothing.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,15 +21,15 @@ use crate::knock;
 use crate::secure_boot::PACKAGES_VARIABLE;
 use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, measured, says, served, set_up, type_line};
 
-/// What the boot entry says: all that makes another program the first one. They name ours here, so that it
-/// starts and can be asked.
+/// The boot entry's command line, enough to run another program first. Here it names the project's
+/// own, so that the machine starts and can be asked.
 const LINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check rdinit=/init init=/init root=/dev/vda";
-/// Bytes of both copies of the vault, which lie one after the other.
+/// Bytes of both copies of the vault, one after the other.
 const COPIES_BYTES: usize = 128 << 10;
 
-/// A TPM slot does not open with an extra command line: neither a slot as the node makes it now nor one that was
-/// made before slots covered the boot entry. The node replaces such a former slot as soon as the passphrase has
-/// opened the vault.
+/// A TPM slot does not open with an extra command line: neither a slot as the node makes it now nor
+/// one that was made before slots covered the boot entry. The node replaces such an old slot as
+/// soon as the passphrase has opened the vault.
 #[test]
 fn a_boot_entry_with_another_command_line_opens_nothing() {
     let (bench, identity) = set_up(WITH_PASSPHRASE);
@@ -74,8 +74,8 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     assert_eq!(node.info()["problems"], json!([]));
     node.end();
 
-    // A copy of the vault with such a slot, written back after the node has replaced the slot, is an older vault,
-    // and the node refuses it as such.
+    // A copy of the vault with such a slot, written back after the node has replaced the slot, is
+    // an older vault, and the node refuses it as such.
     make_former_slot(&bench.raw(), &at("own.tpm"));
     let disk = File::options().read(true).write(true).open(bench.raw());
     let disk = disk.expect("the disk is ours");
@@ -92,7 +92,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     knock::serves_nothing(&vm);
 }
 
-/// Puts a slot as they were made before, for what the machine started, in the place of its own.
+/// Replaces the machine's slot by one in the old form, for what the machine started.
 pub(crate) fn make_former_slot(disk: &Path, chip: &Path) {
     let area = |at| FileCopyStorage::at(disk, RAW_DATA_AT + at);
     let mut copies = VaultCopies::new(area(VAULT_A_AT), area(VAULT_B_AT));

@@ -12,7 +12,7 @@ use alknet_tpm::Tpm;
 /// How long swtpm may take to listen.
 const LISTENS_WITHIN: Duration = Duration::from_secs(30);
 
-/// Works with the TPM whose memory is in `folder`, of which no machine runs. Nothing was measured into it.
+/// Uses the TPM with its state in `folder`, while no machine uses it. It has no measurements.
 pub(crate) fn with_chip<R>(folder: &Path, work: impl FnOnce(Tpm<UnixStream>) -> R) -> R {
     std::fs::create_dir_all(folder).expect("the folder is ours");
     let socket = folder.with_extension("socket");

@@ -1,4 +1,4 @@
-//! Scripts and shaders on the booted image: in workers with every wall, which may die.
+//! Scripts and shaders on the booted image, in fully sandboxed workers that may die.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,19 +17,20 @@ use super::concurrent_clients::ConcurrentClients;
 const MATRIX: &str = "AACAPwAAAEAAAEBAAACAQA==";
 const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
 
-/// Deadline of a call whose shader an emulated processor has to compile, on a machine that others use.
+/// Deadline of a call whose shader an emulated processor has to compile, on a machine that others
+/// use too.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How `alknet gpu selftest` ends where there is no driver, see docs/driver.md.
+/// Exit code of `alknet gpu selftest` without a driver, see docs/driver.md.
 const WITHOUT_DRIVER: i32 = 3;
 
-/// A shader that doubles what it is given.
+/// A shader that doubles its input.
 const TWICE: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
 @compute @workgroup_size(4) fn twice(@builtin(global_invocation_id) id: vec3<u32>) {
     a[id.x] = a[id.x] * 2u;
 }";
 
-/// Asks for the same product as [`product`], from a script.
+/// Requests the same product as [`product`], from a script.
 fn script(variant: &str) -> String {
     format!(
         "const a = {{ inline: '{MATRIX}', dtype: 'F32', shape: [2, 2] }};
@@ -53,7 +54,7 @@ fn scripts_and_shaders_run_behind_every_wall() {
     assert_eq!(node.call("compute/info", &json!({}))["state"], "unprobed");
     assert_eq!(node.call("runtime/stats", &json!({}))["workers"], json!({}));
     assert_eq!(product(node, "host"), SQUARE);
-    // An image without a driver (`--vulkan none`) says so, and computes what needs none.
+    // An image without a driver (`--vulkan none`) reports that, and computes what needs none.
     let has_driver = has_driver();
     if !has_driver {
         skipped("Vulkan driver", "shaders run in no worker");
@@ -65,7 +66,7 @@ fn scripts_and_shaders_run_behind_every_wall() {
     assert_eq!(product(node, variant), SQUARE, "{variant}");
     let pem = PemKeyFiles::from_cli(bench.admin());
     for client in ["call_tls.py", "call_quic.py"] {
-        strangers_get_the_product(client, node, &pem, variant);
+        unknown_clients_get_the_product(client, node, &pem, variant);
     }
     let hash = json!({
         "data": { "inline": "YWJj", "dtype": "U8", "shape": [3] }, "variant": variant
@@ -93,25 +94,28 @@ fn scripts_and_shaders_run_behind_every_wall() {
     assert_eq!(after["problems"], before["problems"], "{after}");
     assert_eq!(after["node_restarts"], 0);
 
-    // On the same machine: its workers are warm, and what they compiled is there to be lost.
+    // On the same machine: its workers are warm, and their compiled code could be lost.
     a_dying_worker_ends_no_other(&web);
 }
 
-/// Tensors one after the other: each is there, and is gone again before the next one.
+/// Tensors one after the other. Each is freed before the next one.
 const ROUNDS: usize = 2;
 
 /// Most of the 128 MiB of a tensor.
 const NOTICED_MIB: u64 = 96;
 
-/// What may be missing after a tensor: memory that counts is the machine's, whose other programs need some as well.
+/// How much memory may be missing after a tensor, because the machine's other programs need some
+/// too.
 const MISSING_MIB: u64 = 16;
 
-/// Looks in a row between which memory changes by no more than this: no program is about to take or give back its own.
+/// The number of checks in a row during which memory changes by no more than this, so that no
+/// program is about to take or free memory.
 const STEADY_LOOKS: u32 = 4;
 const STEADY_MIB: u64 = 2;
 
-/// 128 MiB in a tensor that a shader filled: the machine has them again once the handle is dropped. All
-/// over one connection, for a handle does not outlive that of its last use by much.
+/// 128 MiB in a tensor that a shader filled. The machine gets them back when the handle is dropped.
+/// All this happens over one connection, because a handle does not outlive its last connection for
+/// long.
 fn given_back(node: &MachineNode) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     // The connection is dropped within it too.
@@ -142,15 +146,15 @@ fn given_back(node: &MachineNode) {
         call("compute/dispatch", &fill);
         handle
     };
-    // Once before anything is measured: compiling takes memory of its own, which the worker gives
-    // back when it does something else.
+    // Once before the measurement: compiling needs memory, which the worker frees when it does
+    // something else.
     call("tensor/drop", &filled());
     for _ in 0..ROUNDS {
         let before = steady(available);
         let handle = filled();
         let full = available();
         call("tensor/drop", &handle);
-        // What another program needs meanwhile it gives back; what leaks stays missing.
+        // Other programs free what they need meanwhile, but leaked memory stays missing.
         let after =
             alknet_test_support::eventually("a tensor's memory is given back", PATIENCE, || {
                 let after = available();
@@ -159,7 +163,7 @@ fn given_back(node: &MachineNode) {
                     format!("MiB before, with it, and after: {before}, {full}, {after}")
                 })
             });
-        // What another program had before and gave back is there after it as well.
+        // Memory that another program had before and freed is still free afterwards.
         assert!(
             full + NOTICED_MIB < before.max(after),
             "MiB before, with the tensor, and after it: {before}, {full}, {after}"
@@ -167,7 +171,7 @@ fn given_back(node: &MachineNode) {
     }
 }
 
-/// What `look` says once it says the same several times in a row.
+/// The result of `look` after it was the same several times in a row.
 fn steady(look: impl Fn() -> u64) -> u64 {
     let (mut last, mut agreeing) = (look(), 0);
     eventually("memory that stays the same", || {
@@ -190,7 +194,7 @@ fn a_dying_worker_ends_no_other(web: &WebNode<MachineNode>) {
         let waiting = scope.spawn(|| node.try_call("runtime/eval", &lasting, &[]));
         runs(node);
         let killed = node.call("node/fault", &json!({ "kind": "worker-kill" }));
-        // One that was about to be ready has not all of its walls yet.
+        // A worker that was about to be ready does not have all its restrictions yet.
         for count in ["killed", "walled"] {
             assert!(killed[count].as_u64() >= Some(2), "{count}: {killed}");
         }
@@ -208,25 +212,25 @@ fn a_dying_worker_ends_no_other(web: &WebNode<MachineNode>) {
     assert_eq!(info["node_restarts"], 0, "{info}");
 }
 
-/// One that writes a number into each page of its tensor: all of its memory is in use, and a processor that
-/// is emulated and busy is done within the time on the GPU that a request has.
+/// A shader that writes a number into each page of its tensor, so that all its memory is in use.
+/// Even a busy emulated processor finishes within a request's GPU time.
 const FILL: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
 @compute @workgroup_size(64) fn fill(@builtin(global_invocation_id) id: vec3<u32>) {
     for (var i = id.x * 1024u; i < arrayLength(&a); i += 4096u * 1024u) { a[i] = i; }
 }";
 
-/// A shader that does not end.
+/// An endless shader.
 const ENDLESS: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
 @compute @workgroup_size(1) fn spin() {
     loop { a[0] = a[0] + 1u; if a[1] == 7u { break; } }
 }";
 
-/// One that an adapter without 16-bit floats cannot run.
+/// A shader that an adapter without 16-bit floats cannot run.
 const HALVES: &str = "enable f16;
 @group(0) @binding(0) var<storage, read_write> a: array<u32>;
 @compute @workgroup_size(1) fn half() { a[0] = u32(f16(a[1]) * 2.0h); }";
 
-/// Every function of mathematics, the clock, timers, randomness and sorting, as one number.
+/// Every mathematical function, the clock, timers, randomness and sorting, as one number.
 const EVERYTHING: &str = "
 const bits = new BigUint64Array(1), float = new Float64Array(bits.buffer);
 let hash = 14695981039346656037n;
@@ -244,7 +248,7 @@ await Promise.all([30, 1, 10].map(wait));
 for (const n of [...seen, ...crypto.getRandomValues(new Uint8Array(64)), ...[5, 3, 9, 1].sort()]) feed(BigInt(n));
 export default hash.toString(16);";
 
-/// What a seeded run of it comes to, and how much work it was.
+/// The result of a seeded run, and its amount of work.
 fn everything(node: impl Fn(&str, &Value) -> Value) -> (Value, Value) {
     let input = json!({
         "source": EVERYTHING, "seed": "07".repeat(32),
@@ -263,13 +267,13 @@ fn dispatch(wgsl: &str, entry: &str) -> Value {
     })
 }
 
-/// The oldest processor of its kind, little memory, and everything in it: the adapter's self-test
-/// passes there, and what goes wrong with a shader is its caller's alone.
+/// The oldest processor of its kind, little memory, and everything in the image. The adapter's
+/// self-test passes there, and a shader's failure affects only its caller.
 #[test]
 fn an_old_processor_computes() {
     let bench = TestBench::new();
-    // Enough for a quick shader here, and no longer: one of these does not end. What the node brings along takes longer to
-    // compile on most machines.
+    // Enough for a quick shader here, and no longer, because one of these is endless. The node's
+    // own shaders take longer to compile on most machines.
     let seconds = deadline(Duration::from_secs(2)).as_secs().min(600);
     let admin = bench.admin().identity();
     let node = bench
@@ -299,9 +303,9 @@ fn an_old_processor_computes() {
     );
 }
 
-/// A request is answered whose kernel an emulated processor has to compile first, on a machine whose requests have so many
-/// `seconds` on the GPU. That these do not count compiling, also where that takes no longer, is for
-/// `compute/gpu/tests/gpu/operations/clock.rs`.
+/// A request is answered although an emulated processor must compile its kernel first, on a machine
+/// whose requests have `seconds` of GPU time. `compute/gpu/tests/gpu/operations/clock.rs` tests
+/// that compiling does not count, even if it takes no longer.
 fn our_kernels_are_compiled(node: &MachineNode, seconds: u64) {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": "wgsl" });
@@ -322,8 +326,8 @@ fn judges_shaders(node: &MachineNode) {
     let halves = node.try_call("compute/dispatch", &dispatch(HALVES, "half"), &[]);
     assert_eq!(halves.code(), "SHADER_INVALID", "{halves:?}");
     let endless = node.try_call("compute/dispatch", &dispatch(ENDLESS, "spin"), &[]);
-    // On a busy host an emulated processor gives the worker's other thread no time to show that it lives: the
-    // worker is ended for that, before its time on the GPU is up.
+    // On a busy host an emulated processor may not run the worker's other thread, which shows that
+    // the worker is alive. Then the node ends the worker before its GPU time is used up.
     let starved = alknet_tests::is_busy()
         && endless.code() == "UNAVAILABLE"
         && endless.errors.contains("no sign of life");
@@ -335,11 +339,11 @@ fn judges_shaders(node: &MachineNode) {
     } else {
         assert_eq!(endless.code(), "TIMEOUT", "{endless:?}");
     }
-    // Its worker was killed; the next caller's is another, and has to compile what it runs.
+    // Its worker was killed. The next caller gets a new one, which must compile its shaders.
     doubles(node);
 }
 
-/// A shader of the caller's runs.
+/// A caller's own shader runs.
 fn doubles(node: &MachineNode) {
     let outputs = &node.call("compute/dispatch", &twice())["outputs"];
     assert_eq!(
@@ -364,7 +368,7 @@ fn assert_refused_without_driver(node: &MachineNode) {
     assert_eq!(refused.code(), "UNAVAILABLE", "{refused:?}");
 }
 
-/// Whether the binary under test was built with a driver, as it says on this host.
+/// Whether the binary under test was built with a driver, as it reports on this host.
 fn has_driver() -> bool {
     let mut selftest = Command::new(alknet_tests::binary());
     let ran = selftest.args(["gpu", "selftest", "--json"]).output();
@@ -385,8 +389,13 @@ fn runs(node: &MachineNode) {
     });
 }
 
-/// A client of the documentation asks for the same product.
-fn strangers_get_the_product(client: &str, node: &MachineNode, pem: &PemKeyFiles, variant: &str) {
+/// A client of the documentation requests the same product.
+fn unknown_clients_get_the_product(
+    client: &str,
+    node: &MachineNode,
+    pem: &PemKeyFiles,
+    variant: &str,
+) {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": variant });
     let program = Path::new(env!("CARGO_MANIFEST_DIR"))

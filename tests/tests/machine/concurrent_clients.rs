@@ -1,5 +1,5 @@
-//! Connections of other clients that follow the log while something breaks: over the call protocol, as events over
-//! HTTP, and over WebSocket by the module of the documentation.
+//! Connections of other clients that follow the log during a failure: over the call protocol, as
+//! events over HTTP, and over WebSocket with the documentation's module.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use alknet_tests::tools::{start_with_json, variable};
 use alknet_tests::{CliSubscription, CurlEvents, MachineNode, WebNode};
 use serde_json::{Value, json};
 
-/// Prints each record, for five minutes at most. A connection that is lost ends the subscription with an
-/// error, and so the program.
+/// Prints each record, for at most five minutes. A lost connection ends the subscription with an
+/// error, and so ends the program.
 const FOLLOW: &str = r#"import { readFileSync } from "node:fs";
 import { Alknet } from "./alknet.mjs";
 const { url, token, ws } = JSON.parse(readFileSync(0, "utf8"));
@@ -22,7 +22,7 @@ for await (const record of node.subscribe("node/log", { last: 1, follow: true })
 }
 "#;
 
-/// All of them, each with something under way.
+/// All of them, each with a subscription.
 pub(super) struct ConcurrentClients {
     call: CliSubscription,
     http: CurlEvents,
@@ -30,7 +30,7 @@ pub(super) struct ConcurrentClients {
 }
 
 impl ConcurrentClients {
-    /// Begins, and waits until each has been told something.
+    /// Starts them, and waits until each has received something.
     pub(super) fn start(web: &WebNode<MachineNode>) -> Self {
         let follow = json!({ "last": 1, "follow": true });
         let asked = json!({ "operation": "/node/log", "input": follow });
@@ -45,7 +45,8 @@ impl ConcurrentClients {
         beside
     }
 
-    /// Each receives a record with this word after all; the node closed none of the connections.
+    /// Each receives a record with this word afterwards, so the node closed none of the
+    /// connections.
     pub(super) fn are_reported(&mut self, word: &str) {
         for (name, records) in self.each() {
             assert!(any_contains(records, word), "{name}: the log was cut");
@@ -65,7 +66,7 @@ fn any_contains(mut records: impl Iterator<Item = Value>, word: &str) -> bool {
     records.any(|record| record.to_string().contains(word))
 }
 
-/// The module in Node. It ends when dropped.
+/// The module in Node. It is ended on drop.
 struct NodeJsSession {
     node: Child,
     lines: BufReader<ChildStdout>,
@@ -78,7 +79,7 @@ impl NodeJsSession {
         let module: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../docs/examples/alknet.js"]
             .iter()
             .collect();
-        // Node takes a file for a module by its name.
+        // Node recognises a module by its file name.
         std::fs::copy(module, folder.path().join("alknet.mjs")).expect("the folder is ours");
         let program = folder.path().join("follow.mjs");
         std::fs::write(&program, FOLLOW).expect("the folder is ours");
@@ -91,7 +92,7 @@ impl NodeJsSession {
         command
             .arg("--no-warnings")
             .arg(&program)
-            // The machine's certificate is its own.
+            // The machine's certificate is self-signed.
             .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
         let mut node = start_with_json(&mut command, &facts);
         let lines = BufReader::new(node.stdout.take().expect("it is piped"));
@@ -106,7 +107,7 @@ impl NodeJsSession {
 impl Iterator for NodeJsSession {
     type Item = Value;
 
-    /// The next record; `None` when none comes any more.
+    /// The next record. `None` after the last one.
     fn next(&mut self) -> Option<Value> {
         let mut line = String::new();
         let read = self.lines.read_line(&mut line).ok()?;

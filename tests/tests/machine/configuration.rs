@@ -1,4 +1,4 @@
-//! Where a booted machine finds its configuration, and what it makes of a wrong one.
+//! Where a booted machine finds its configuration, and how it handles a wrong one.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use alknet_tests::tools::iso_volume;
 use alknet_tests::{BootVariant, MachineNode, READY, TestBench, curl};
 use serde_json::{Value, json};
 
-/// The console speaks of a problem right after it says that the node serves, if not before.
+/// How long after its message that the node serves the console may report a problem.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
-/// From a volume put in until the node serves with it: sources are read again every 3 s.
+/// Time from inserting a volume until the node serves with it. Sources are read again every 3 s.
 const APPLIED_WITHIN: Duration = Duration::from_secs(30);
 
-/// Added to a document where no vault is meant, whose making takes half of a first boot.
+/// Added to a document if no vault is needed, because making one takes half of a first boot.
 pub(super) const NO_VAULT: &str = "[vault]\ninit = \"off\"\n";
 
 /// QEMU's name of the CD drive.
@@ -59,7 +59,7 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
     assert_eq!(node.identity(), identity);
     node.end();
 
-    // From now on a refused document changes nothing: not even the name.
+    // From now on a refused document changes nothing, not even the name.
     let node = bench
         .machine(BootVariant::MicrovmErofs)
         .config(misspelt)
@@ -115,7 +115,7 @@ fn what_was_applied_is_kept_over_a_reboot() {
         document(&bench, "alknet"),
         guest.identity()
     );
-    // The sealed disk gets the site in no other way.
+    // There is no other way to put the site on the sealed disk.
     store_site(&bench, &node, "one");
     let list = |node: &MachineNode| guest.call(&node.target(), "peer/list", &Value::Null, &[]);
     assert_eq!(list(&node).code(), "UNAUTHENTICATED");
@@ -132,7 +132,7 @@ fn what_was_applied_is_kept_over_a_reboot() {
     list(&node).json();
     node.end();
 
-    // From the data partition alone: nothing else says who the guest is.
+    // From the data partition alone, since nothing else identifies the guest.
     let node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     let info = node.info();
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
@@ -175,8 +175,8 @@ fn cd_drive(vm: VmBuilder) -> VmBuilder {
         .fold(vm, VmBuilder::argument)
 }
 
-/// Puts a disc into the drive and waits until the node serves under the name that follows from it.
-/// While discs change the drive is seen empty, or not: how often the node restarts is open.
+/// Inserts a disc and waits until the node serves with the name that follows from it. During the
+/// exchange the drive may be seen empty, so the number of restarts varies.
 fn insert(node: &MachineNode, image: &str, name: &str) {
     let mark = node.vm().console().mark();
     change(node.vm(), image);
@@ -192,7 +192,7 @@ fn change(vm: &Vm, image: &str) {
     done.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Asserts that this problem, with these words, is on the console and in `node/info`; returns the
+/// Asserts that this problem, with these words, is on the console and in `node/info`. Returns the
 /// latter.
 fn problem(node: &MachineNode, code: &str, words: &str) -> Value {
     for said in [&format!("alknet: problem {code}: "), words] {

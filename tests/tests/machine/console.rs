@@ -1,5 +1,5 @@
-//! A user at the console gives a booted machine without a configuration one. How the vault is changed there is in
-//! `vault/locking.rs`.
+//! A user at the console gives a booted machine its configuration. `vault/locking.rs` tests how the
+//! vault is changed there.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use alknet_qemu::{ConsoleMark, Vm};
 use alknet_tests::{BootVariant, MachineNode, TestBench};
 use serde_json::{Value, json};
 
-/// From what is typed until what it leads to, on a processor that is not emulated.
+/// Time from typing to the effect, on a native processor.
 const DONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Words that a test has on paper.
@@ -22,7 +22,7 @@ fn an_unconfigured_machine_takes_everything_in_one_line() {
 
     let at = |name: &str| bench.path().join(name);
     std::fs::write(at("words"), PHRASE).expect("the folder is ours");
-    // As long as a document with many comments is.
+    // As long as a document with many comments.
     let comments = "# a line that an owner wrote to remember something by\n".repeat(800);
     let document = format!("{comments}[node]\nname = \"pasted\"\n");
     std::fs::write(at("node.toml"), document).expect("the folder is ours");
@@ -68,8 +68,8 @@ fn an_unconfigured_machine_takes_everything_in_one_line() {
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
 }
 
-/// Opens the list of commands, whatever the console asks now: what a command wants to know is given up by Ctrl-C
-/// only, and new words are shown by the first key. A machine that changes its vault at this moment takes no key.
+/// Opens the list of commands, whatever the console asks now. Only Ctrl-C ends a command's
+/// question, and the first key shows new words. A machine that is changing its vault ignores keys.
 pub(super) fn commands(vm: &Vm) {
     alknet_tests::eventually("the console lists the commands", || {
         let mark = vm.console().mark();
@@ -79,7 +79,7 @@ pub(super) fn commands(vm: &Vm) {
     });
 }
 
-/// Types a line, and waits for what it leads to.
+/// Types a line, and waits for its effect.
 pub(super) fn typed(vm: &Vm, line: &str, leads_to: &str) {
     let mark = vm.console().mark();
     type_line(vm, line);

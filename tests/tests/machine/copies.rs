@@ -1,4 +1,4 @@
-//! Copies of a machine that serves already: what each test that takes one relies on.
+//! Copies of a serving machine: the properties that tests with copies rely on.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use alknet_test_support::took;
 use alknet_tests::{BootVariant, MachineNode, TestBench};
 use serde_json::{Value, json};
 
-/// What docs/adding-tests.md says of a machine that was saved before.
+/// What docs/adding-tests.md says about a machine that was saved before.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// How many tokens were made at a node.
@@ -26,7 +26,7 @@ fn what_is_written_in_one_copy_no_other_copy_sees() {
     assert_eq!(before, (0, 0));
     one.call("token/make", &json!({ "scopes": ["node:read"] }));
     assert_eq!((tokens(&one), tokens(&two)), (1, 0));
-    // It is on the disk of the one copy when that has ended, and on no other.
+    // After that copy has ended, it is on its disk, and on no other.
     one.end();
     let again = benches[0].machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(again.identity(), two.identity());

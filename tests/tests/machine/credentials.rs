@@ -1,5 +1,5 @@
-//! Other services' secrets on a booted machine: brought by a medium and erased there, kept, used by an operation
-//! that never sees them, locked, and sealed again under another key.
+//! Other services' secrets on a booted machine: read from a medium and erased there, stored, used
+//! by an operation that never sees them, locked, and sealed again with another key.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,12 +10,12 @@ use alknet_tests::{BootVariant, CliRunner, MachineBuilder, MachineNode, TestBenc
 use alknet_vault::{Entropy, SecretStr, Vault};
 use serde_json::{Value, json};
 
-/// From a lock until the console asks.
+/// Time from a lock until the console asks.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What is looked for where it must not be.
+/// The text that must not be found in the wrong places.
 const HUSH: &str = "sk-0c1f-this-is-nobodys-business-77aa90d3";
-/// What is signed.
+/// The text to sign.
 const MESSAGE: &str = "one coin";
 
 /// Signs with the capability that the input names.
@@ -55,7 +55,7 @@ impl CredentialUsers {
     }
 }
 
-/// A record sealed with the words of another node.
+/// A record sealed with another node's words.
 fn foreign_record() -> String {
     let vault = Vault::locked();
     let words = Entropy::from_bytes(&[9; 16]).expect("16 bytes");
@@ -128,7 +128,7 @@ fn promote(node: &MachineNode, people: &CredentialUsers, bench: &TestBench) {
     assert_eq!(promoted["active"], true, "{promoted:#}");
 }
 
-/// Whether OpenSSL finds that the node signed with the key of that file.
+/// Whether OpenSSL confirms that the node signed with the key in that file.
 fn is_signed(bench: &TestBench, key: &Path, signature: &Value) {
     let bytes = signature.as_array().expect("bytes").iter();
     let bytes: Vec<u8> = bytes
@@ -190,7 +190,7 @@ fn a_promoted_operation_signs_with_an_imported_key_that_stays_hidden() {
         people.bob.call(&target, "js/mint", &input, &[])
     };
     is_signed(&bench, &key, &mint("mint").json());
-    // Not given to it; and a script of an administrator's has none at all.
+    // It was not given to this script, and an administrator's script has none at all.
     let refused = mint("openai");
     assert!(refused.errors.contains("FORBIDDEN"), "{refused:?}");
     let source = "export default (await capabilities.get('mint')).kind";
@@ -247,7 +247,7 @@ fn a_promoted_operation_signs_with_an_imported_key_that_stays_hidden() {
     }
     drop(disk);
 
-    // Without the medium's secrets, and under a newer key: what was kept is still there.
+    // Without the medium's secrets, and with a newer key: the stored secret still exists.
     let newer = document(&bench, &people, "key_version = 3\nmin_version = 3", "");
     let volume = fat_volume(&bench, "newer", &newer);
     let node = machine(&bench, &volume).boot();

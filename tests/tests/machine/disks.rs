@@ -1,5 +1,5 @@
-//! What PID 1 does with disks as they are found: missing, full, damaged, another system's, larger than before. PID
-//! 1 reports each on the console and in `node/info`.
+//! How PID 1 treats all kinds of disks: missing, full, damaged, another system's, larger than
+//! before. PID 1 reports each on the console and in `node/info`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,25 +15,25 @@ use serde_json::{Value, json};
 
 use crate::knock::{self, SecondCard};
 
-/// The console speaks of a problem right after it says that the node serves, if not before.
+/// How long after its message that the node serves the console may report a problem.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
-/// From power-on until a machine that serves nothing says why.
+/// Time from power-on until a machine that serves nothing says why.
 const CLOSED_WITHIN: Duration = Duration::from_secs(30);
 /// The smallest data disk.
 const SMALL_BYTES: u64 = 128 << 20;
-/// What is left free on a disk filled by a test; less than 4 MiB is full.
+/// How much is left free on a disk filled by a test. Less than 4 MiB counts as full.
 const LEFT_BYTES: usize = 1 << 20;
-/// How the console begins to say that.
+/// The beginning of the console's message about that.
 const DATA_FULL: &str = "alknet: problem data-full: ";
-/// Where ext4 has its superblock, of as many bytes.
+/// Offset of ext4's superblock, and its size.
 const SUPER_AT: u64 = 1024;
 /// Block 1: the group descriptors of a file system with blocks of 4 KiB.
 const GROUPS_AT: u64 = 4096;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
 
-/// Without its disk it does not know its key. One that it made instead would be another node's: the machine shows it to
-/// no client, until the disk is there.
+/// Without its disk the machine does not know its key. A new key would be another node's, so the
+/// machine shows no key to clients until the disk is there.
 #[test]
 fn without_its_data_disk_it_serves_nothing_and_goes_on_with_it() {
     let bench = TestBench::new();
@@ -101,13 +101,14 @@ fn two_disks_of_that_name_serve_nothing() {
     link.hears(&vm, "data-ambiguous");
 }
 
-/// An attacker who puts a plain partition in the place of a sealed one gets no node that takes it for its own.
+/// An attacker who replaces a sealed partition by a plain one gets no node that accepts it as its
+/// own.
 #[test]
 fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
     let bench = TestBench::new();
     let node = small(&bench);
     let identity = node.identity().to_owned();
-    // No configuration is kept that would close the machine at its next start.
+    // No stored configuration closes the machine at its next start.
     let file = bench.path().join("applied.toml");
     let admin = bench.admin().identity();
     fs::write(&file, format!("[node]\nadmin_keys = [\"{admin}\"]\n")).expect("the folder is ours");
@@ -116,28 +117,29 @@ fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
     let applied = bench.admin().run(apply).json();
     assert_eq!(applied["kept"], false, "{applied:#}");
     node.end();
-    // One that was never told of it is closed, and leaves the partition to the node that is: this one's next start.
+    // A node that was never told of it is closed, and leaves the partition to the node that was:
+    // this one's next start.
     let link = SecondCard::new();
     let vm = link.join(bench.machine(BootVariant::MicrovmErofs)).start();
     closed(&vm, "data-unsealed", "does not say vault.init = \"off\"");
     link.hears(&vm, "data-unsealed");
     drop(vm);
-    // Errors were recorded in it meanwhile: it is read, and not written to.
+    // Errors were recorded in it meanwhile, so it is read, but not written.
     debugfs(&bench.data(), "ssv state 2");
     let node = bench.machine(BootVariant::MicrovmErofs).plain().boot();
     let info = problem(&node, "data-damaged");
     assert_eq!(info["data"]["mode"], "read-only", "{info:#}");
     assert_eq!(node.identity(), identity, "it can still be read");
     node.end();
-    // Repaired, and its key lost with a damaged block: it makes no other.
+    // It was repaired, and its key was lost with a damaged block. It makes no new key.
     debugfs(&bench.data(), "ssv state 1");
     debugfs(&bench.data(), "rm identity/node.key");
     let vm = bench.machine(BootVariant::MicrovmErofs).plain().start();
     closed(&vm, "data-damaged", "identity/node.key, cannot be read");
 }
 
-/// Nearly full until a file goes, then without a free block: it serves and keeps what it has, and when the disk became
-/// larger, there is room.
+/// Nearly full until a file is deleted, then without a free block. The machine serves and keeps its
+/// data, and after the disk was enlarged, there is room.
 #[test]
 fn a_full_disk_serves_and_says_so_until_it_became_larger() {
     let bench = TestBench::new();
@@ -158,7 +160,7 @@ fn a_full_disk_serves_and_says_so_until_it_became_larger() {
     };
     let total = |info: &Value| info["data"]["total_bytes"].as_u64().expect("a number");
     let free = |info: &Value| info["data"]["free_bytes"].as_u64().expect("a number");
-    // The rest of an upload: the node deletes it when it starts, and PID 1 has looked before.
+    // The rest of an upload. The node deletes it when it starts, and PID 1 has checked before.
     let left = filler(free_bytes(&image) - LEFT_BYTES);
     debugfs(
         &image,
@@ -177,7 +179,7 @@ fn a_full_disk_serves_and_says_so_until_it_became_larger() {
     assert!(free(&info) > 4 << 20, "{info:#}");
     node.end();
 
-    // A few of the blocks go to the file's own map; the rest of the file is refused.
+    // A few of the blocks hold the file's own map, and the rest of the file is refused.
     debugfs_overfull(&image, &filler(free_bytes(&image)));
     assert_eq!(free_bytes(&image), 0);
     let node = boot("packed");
@@ -200,7 +202,7 @@ fn a_full_disk_serves_and_says_so_until_it_became_larger() {
     assert_clean(&image, 0);
 }
 
-/// What is free in the file system of a disk, as its own tools count it.
+/// The free space of a disk's file system, by its own tools.
 fn free_bytes(image: &Path) -> usize {
     let statistics = tool_says("dumpe2fs", &["-h".as_ref(), image.as_os_str()]);
     let line = statistics
@@ -221,9 +223,9 @@ fn debugfs_overfull(image: &Path, filler: &Path) {
     tool_says("debugfs", &arguments);
 }
 
-/// Its own file system with damaged group descriptors, with a damaged superblock, under another system's file
-/// system and on a disk that cannot be read; another system's encrypted partition, and data where only a disk that
-/// is not blank has any.
+/// Its own file system with damaged group descriptors, with a damaged superblock, below another
+/// system's file system, and on an unreadable disk. Another system's encrypted partition, and data
+/// in a position where only a disk that is not blank has any.
 #[test]
 fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     let bench = TestBench::new();
@@ -288,7 +290,8 @@ fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     }
 }
 
-/// A disk that cryptsetup encrypted as it does by default: noise is where this machine would have its vault.
+/// A disk that cryptsetup encrypted with its defaults: there is noise where this machine would have
+/// its vault.
 fn encrypted_elsewhere(bench: &TestBench) -> PathBuf {
     let image = bench.disk("foreign", SMALL_BYTES);
     let key = bench.path().join("foreign.key");
@@ -334,7 +337,8 @@ fn an_image_on_a_larger_disk_grows_once() {
     assert!(verdict.contains("No problems found"), "{verdict}");
     assert_clean(&image, RAW_DATA_AT);
 
-    // What is done with the disk does not depend on the kind of machine, and this one starts quicker.
+    // The treatment of the disk does not depend on the kind of machine, and this kind starts
+    // faster.
     let machine = bench.machine(BootVariant::MicrovmErofs);
     let node = machine.data(Some(VirtioDisk::file(&image))).plain().boot();
     assert_eq!(node.identity(), identity);
@@ -358,18 +362,18 @@ pub(super) fn small(bench: &TestBench) -> MachineNode {
     snapshot.data_bytes(SMALL_BYTES).plain().restore()
 }
 
-/// The disk of such a machine that was switched off, and who it is.
+/// The disk of such a machine after power off, and the node's identity.
 pub(super) fn small_off(bench: &TestBench) -> String {
     let snapshot = bench.snapshot(BootVariant::MicrovmErofs);
     snapshot.data_bytes(SMALL_BYTES).plain().switched_off()
 }
 
-/// Of all that is on a disk: reading a disk whole takes as long as half of a boot.
+/// A hash of everything on a disk, because comparing whole disks takes half as long as a boot.
 fn checksum(image: &Path) -> u64 {
     alknet_qemu::checksum(image).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Waits until the console says this of a machine, and asserts that it serves nothing.
+/// Waits until the console reports this about a machine, and asserts that it serves nothing.
 fn closed(vm: &Vm, code: &str, text: &str) {
     for said in [&format!("alknet: problem {code}: "), text] {
         let waited = vm.wait_for(said, CLOSED_WITHIN);
@@ -391,7 +395,7 @@ fn problem(node: &MachineNode, code: &str) -> Value {
     info
 }
 
-/// Every message that a node has logged, a line each.
+/// Every message that a node has logged, one per line.
 fn log(node: &MachineNode) -> String {
     let records = node.subscribe("node/log", &json!({ "last": 10_000 }));
     let messages = records.map(|record| record["message"].as_str().unwrap_or_default().to_owned());

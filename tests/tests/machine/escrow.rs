@@ -1,5 +1,5 @@
-//! Two machines of one owner: one keeps a share of the other's key. The other is made, opened, kept waiting and
-//! shut out over the network, without input at a console.
+//! Two machines of one owner: one keeps a share of the other's key. The other one's vault is
+//! created, opened, kept waiting and locked out over the network, without input at a console.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
 
-/// Where a machine on QEMU's network finds the host, and so the ports of the other machine.
+/// The host's address for a machine on QEMU's network, with the ports of the other machine.
 const GATEWAY: &str = "10.0.2.2";
-/// Size of a data disk; sparse.
+/// Size of a data disk, which is sparse.
 const DATA_BYTES: u64 = 1 << 30;
-/// From a reset until the console says what the vault waits for.
+/// Time from a reset until the console says what the vault waits for.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 /// The machine that keeps shares for others.
@@ -27,7 +27,7 @@ name = "escrow"
 scopes = ["escrow"]
 "#;
 
-/// What the key of the other one's slot is called there.
+/// The name of the key of the other machine's slot there.
 const SHARE: &str = "kitchen-vault";
 
 fn machine<'a>(
@@ -49,7 +49,7 @@ fn run(bench: &TestBench, words: &[&str]) -> CliOutput {
     admin.run(admin.command(words))
 }
 
-/// The one share of the node.
+/// The only share of the node.
 fn share(bench: &TestBench, keeper: &MachineNode) -> Value {
     let listed = run(bench, &["escrow", "list", &keeper.target()]).json();
     assert_eq!(
@@ -60,7 +60,7 @@ fn share(bench: &TestBench, keeper: &MachineNode) -> Value {
     listed["shares"][0].clone()
 }
 
-/// Waits until the console says that, after `mark`.
+/// Waits until the console says this after `mark`.
 fn said(node: &MachineNode, mark: ConsoleMark, what: &str) {
     let waited = node.vm().wait_for_after(mark, what, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
@@ -76,7 +76,7 @@ fn reset(node: &MachineNode) -> ConsoleMark {
 #[test]
 fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let bench = TestBench::set_up();
-    // The vault of the machine that keeps the share is no matter of this test.
+    // This test is not about the vault of the machine that keeps the share.
     let keeper = machine(&bench, bench.data(), "attic", KEEPER).boot();
     let address = format!("{GATEWAY}:{}", keeper.address().port());
     let invited = run(

@@ -15,7 +15,7 @@ use crate::power::cut_now;
 fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own() {
     let bench = TestBench::new();
     let (recipient, key) = age_key(&bench, "far-away.key");
-    let (_, stranger) = age_key(&bench, "stranger.key");
+    let (_, other_key) = age_key(&bench, "stranger.key");
     let config = format!("[vault]\nwords_to = [\"{recipient}\"]");
     let machine = |disk: VirtioDisk| {
         let machine = bench.machine(BootVariant::MicrovmErofs).configured(&config);
@@ -44,7 +44,7 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     let file = bench.path().join("words.age");
     std::fs::write(&file, sealed).expect("the folder is ours");
     let file = file.display().to_string();
-    let opened = tool(&age("age"), &["-d", "-i", &stranger, &file]);
+    let opened = tool(&age("age"), &["-d", "-i", &other_key, &file]);
     assert!(!opened.status.success(), "{opened:?}");
     let words = tool_says(&age("age"), &["-d", "-i", &key, &file]);
     assert_eq!(words.split_whitespace().count(), 24);

@@ -1,4 +1,4 @@
-//! Servers that want a secret: a booted machine keeps it sealed, and shows it only to them.
+//! Servers that require a secret: a booted machine keeps it sealed, and shows it only to them.
 
 use std::fs;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use alknet_tests::{
 };
 use serde_json::{Value, json};
 
-/// From a lock until the console asks.
+/// Time from a lock until the console asks.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 
 /// One secret for each server, which no other server may see.
@@ -19,7 +19,7 @@ const SECRETS: [&str; 2] = [
 
 fn document(api: &HostServer, tools: &HostServer) -> String {
     let [first, second] = SECRETS;
-    // What a machine on QEMU's network finds of this host.
+    // This host's servers, as a machine on QEMU's network sees them.
     let place = |kind: &str, namespace: &str, more: &str| {
         format!(
             "[[credentials]]\nname = \"{namespace}\"\nkind = \"bearer\"\n\
@@ -46,7 +46,7 @@ fn shown(api: &HostServer, path: &str) -> Vec<Value> {
     all.map(|one| one["authorization"].clone()).collect()
 }
 
-/// The operations of a machine that use what it imported.
+/// The operations of a machine that use imported ones.
 struct ImportMachine<'a> {
     bench: &'a TestBench,
     node: &'a MachineNode,
@@ -86,7 +86,7 @@ fn secrets_of_imports_are_sent_to_their_own_servers_only() {
     importer.until_there("api/me");
     importer.until_there("tools/add");
 
-    // Both get theirs; where the API asks for none, it is shown none.
+    // Both get their secrets. Where the API requires none, the node sends none.
     let bearer = json!(format!("Bearer {}", SECRETS[0]));
     let sum = json!({ "a": 2, "b": 3 });
     let me = importer.ask("api/me", &Value::Null);

@@ -1,4 +1,5 @@
-//! A machine that is closed, from outside: its port is not served, whatever the console says, and its link hears why.
+//! A closed machine from outside: its port is not served, whatever the console says, and it tells
+//! its link why.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -14,24 +15,26 @@ use alknet_tls::NodeKey;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-/// How long an answer to a datagram is waited for: nothing says that none is to come.
+/// How long to wait for an answer to a datagram, since nothing announces that none will come.
 const NO_ANSWER: Duration = Duration::from_secs(2);
-/// Where a closed machine answers its neighbours.
+/// The port on which a closed machine answers its neighbours.
 const STATUS_PORT: u16 = 7474;
-/// Pause between two questions of a neighbour, and how long an answer to one from afar is waited for.
+/// Pause between two requests of a neighbour, and how long to wait for an answer to one from
+/// outside the link.
 const ASK_EVERY: Duration = Duration::from_millis(300);
-/// From power-on until a machine uses an address; firmware alone takes long when it is emulated.
+/// Time from power-on until a machine uses an address. Firmware alone takes long in emulation.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(60);
-/// The address that the machine is given there, which a router would pass on.
+/// The machine's address there, which a router would forward.
 const FROM_AFAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
 
-/// The network of a second card of a machine, beside that whose port is forwarded.
+/// The network of a machine's second card, beside the card whose port is forwarded.
 pub(super) struct SecondCard(Lan);
 
 impl SecondCard {
     pub(super) fn new() -> Self {
         let lease = DhcpLease {
-            // The machine asks a time server from its address, which this network learns by that. No server answers.
+            // The machine queries a time server from its address, which this network learns from
+            // that. No server answers.
             time: Some(ROUTER_V4),
             ..DhcpLease::for_address(FROM_AFAR)
         };
@@ -46,10 +49,10 @@ impl SecondCard {
         machine.nic(Nic::user()).nic(Nic::lan(&self.0))
     }
 
-    /// Asks a closed machine from its link why it is closed. From an address that a router would pass on, it does not
-    /// answer.
+    /// Asks a closed machine on its link why it is closed. To an address that a router would
+    /// forward, the machine does not answer.
     pub(super) fn hears(&self, vm: &Vm, code: &str) {
-        // A machine that has no address yet answers there in no case.
+        // A machine without an address never answers there.
         let from_afar = self.asking(vm, |address| address == IpAddr::from(FROM_AFAR));
         let beside = self.asking(vm, |address| match address {
             IpAddr::V4(_) => false,
@@ -64,7 +67,8 @@ impl SecondCard {
             Some(String::from_utf8_lossy(&answer[..bytes]).into_owned())
         });
         assert_eq!(answer, format!("alknet: closed: {code}\n"));
-        // Each question from afar was there before the one of the neighbour. One more comes while the machine answers.
+        // Each request from outside was sent before the neighbour's. One more comes while the
+        // machine answers.
         let waits = from_afar.set_read_timeout(Some(vm.scale(ASK_EVERY)));
         waits.expect("a time that is not zero");
         from_afar.send(b"?").expect("a port of this host");
@@ -75,7 +79,8 @@ impl SecondCard {
         );
     }
 
-    /// A client of the status port, at an address that the machine is seen to use, that waits a moment for each answer.
+    /// A client of the status port, at an address that the machine visibly uses, that waits a
+    /// moment for each answer.
     fn asking(&self, vm: &Vm, fits: impl Fn(IpAddr) -> bool) -> UdpSocket {
         let Self(lan) = self;
         let used = lan.wait_neighbour(fits, vm.scale(ADDRESS_WITHIN));
@@ -91,10 +96,10 @@ impl SecondCard {
     }
 }
 
-/// Asserts that a machine which is closed serves nothing: once its network is up, neither carriage of its port is served,
-/// and its console does not say that it serves.
+/// Asserts that a closed machine serves nothing: after its network is up, neither carriage of its
+/// port is served, and its console does not say that it serves.
 pub(super) fn serves_nothing(vm: &Vm) {
-    // Later than a machine that serves says so.
+    // Later than a serving machine would say so.
     let connected = vm.wait_for("alknet: address ", ADDRESS_WITHIN);
     connected.unwrap_or_else(|error| panic!("{error}"));
     no_node_answers(vm.address().expect("a card forwards the port"));
@@ -102,8 +107,8 @@ pub(super) fn serves_nothing(vm: &Vm) {
     assert!(!said.contains(READY), "{said}");
 }
 
-/// Asserts that neither carriage of the port at this address is served: connections over TCP end before a word of
-/// TLS, which QEMU's network accepts first in the place of a machine that then refuses them.
+/// Asserts that neither carriage of the port at this address is served: TCP connections end before
+/// any TLS. QEMU's network accepts them before the machine refuses them.
 fn no_node_answers(address: SocketAddr) {
     let runtime = Runtime::new().expect("a runtime");
     runtime.block_on(async {
@@ -111,7 +116,7 @@ fn no_node_answers(address: SocketAddr) {
         let tcp = dialer.dial_over(Carriage::Tcp, &target, ALPN);
         let (tcp, ()) = tokio::join!(tcp, is_silent(&dialer, &target));
         let tcp = tcp.map(drop);
-        // A server that answers in TLS causes another error: a key that is not the one asked for, or an alert.
+        // A server that answers in TLS causes another error: a wrong key, or an alert.
         let ends = matches!(
             tcp,
             Err(EndpointDialError::Unreachable { .. }
@@ -125,7 +130,8 @@ fn no_node_answers(address: SocketAddr) {
     });
 }
 
-/// A dialer, and the target of a node that is not there: any node that answers has another key, and says so.
+/// A dialer, and the target of a node that does not exist. Any node that answers has another key,
+/// and the error says so.
 fn node_at(address: SocketAddr) -> (EndpointDialer, Target) {
     let key = || NodeKey::generate().expect("the system has entropy");
     let target = format!("{}@{address}", key().public()).parse();

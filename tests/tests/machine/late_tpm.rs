@@ -1,5 +1,5 @@
-//! A TPM that answers too late while the machine starts, as that of a virtual machine on a busy host may, or as an attacker
-//! on the wires can make it.
+//! A TPM that answers too late while the machine starts, as that of a virtual machine on a busy
+//! host may, or as an attacker on the wires can arrange.
 
 use std::io;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use serde_json::{Value, json};
 
 use crate::tpm::measured;
 
-/// `TPM2_GetCapability`, and which of them asks for the banks of PCRs. In a TPM's messages the command's code is at byte
-/// 6, and what it is about at byte 10.
+/// `TPM2_GetCapability`, and the one that queries the banks of PCRs. In a TPM's messages the
+/// command's code is at byte 6, and its first parameter at byte 10.
 const GET_CAPABILITY: [u8; 4] = [0, 0, 1, 0x7a];
 const CAP_PCRS: [u8; 4] = [0, 0, 0, 5];
 
 /// The kernel waits 0.75 s for that.
 const LATE: Duration = Duration::from_secs(3);
 
-/// What the kernel says of a command that was not answered in time.
+/// The kernel's message about a command without an answer in time.
 const GAVE_UP: &str = "tpm tpm0: Operation Timed out";
 
-/// Keeps one response back: the first about the banks of PCRs, without which the kernel has no TPM, or the first about
-/// anything else, with which it has one that it shares with no program.
+/// Delays one response: the first about the banks of PCRs, without which the kernel has no TPM, or
+/// the first about anything else, after which it has one that it shares with no program.
 #[derive(Debug)]
 struct DelayedTpm {
     about_banks: bool,
@@ -48,8 +48,7 @@ impl Interposer for DelayedTpm {
     }
 }
 
-/// At its first start, where the vault gets the slots that the machine has something for: without the TPM a thief could
-/// open it.
+/// At the first start, when the vault gets its slots. Without the TPM a thief could open it.
 #[test]
 fn a_tpm_that_answers_too_late_gets_the_vault_all_the_same() {
     for about_banks in [false, true] {

@@ -1,4 +1,4 @@
-//! The booted appliance and its machine: disks, networks, power, and what breaks.
+//! The booted appliance and its machine: disks, networks, power, and failures.
 
 mod boot_entry;
 mod chip;

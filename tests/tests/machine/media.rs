@@ -1,4 +1,4 @@
-//! A medium that opens the vault: pulled, missed, and put in again.
+//! A medium that opens the vault: removed, missing, and inserted again.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,24 +13,24 @@ use super::console::{commands, typed};
 use super::tpm::leave_commands;
 use super::vault::{asked, shown, type_line};
 
-/// What makes a vault that its medium opens, or else a passphrase.
+/// Makes a vault that its medium or a passphrase opens.
 const UNLOCK: &str = "[vault]\nunlock = [\"provisioning\", \"passphrase\"]";
 const PASSPHRASE: &str = "correct horse";
-/// Looks that are further apart than this are not the same one.
+/// Reads that are further apart than this are different checks.
 const LOOK_LASTS: Duration = Duration::from_secs(1);
-/// The vault that the medium names, which lies in the clear; and another one.
+/// The vault that the medium names, which is not secret, and another one.
 const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
 pub(super) const OTHER_VAULT: &str = "7cccc8ae-7f8c-4f5e-925a-596b2b44a511";
-/// Numbers of the machine's disks: the first one is that of its data.
+/// Numbers of the machine's disks. The first one is the data disk.
 const STICK: usize = 1;
 const OTHER: usize = 2;
 const FORGED: usize = 3;
-/// The byte of which a medium's key is made, and that of a thief's.
+/// The byte that a medium's key is made of, and that of a thief's.
 pub(super) const KEY: u8 = 0x5e;
 const THIEFS_KEY: u8 = 0xe5;
 /// Size of a volume, in KiB.
 const VOLUME_KIB: &str = "1440";
-/// From power-on, or a lock, until the console says what it waits for.
+/// Time from power-on, or a lock, until the console says what it waits for.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 #[test]
@@ -57,7 +57,7 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     let identity = node.identity().to_owned();
     node.end();
 
-    // The medium is there: the console does not ask.
+    // The medium is there, so the console does not ask.
     let node = machine(BootVariant::MicrovmErofs, vec![plugged()]).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
@@ -65,9 +65,9 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     assert_eq!(status["sealed"], true, "{status:#}");
     node.end();
 
-    // It is not: the console asks and says why, and nothing is served. The medium of another vault does not help, nor
-    // does a thief's, whose key names this one; the right one does, without a keystroke, although the machine finds the
-    // thief's before it.
+    // Without it, the console asks and says why, and nothing is served. The medium of another vault
+    // does not help, nor does a thief's, whose key names this vault. The right one does, without a
+    // keystroke, although the machine finds the thief's first.
     let absent =
         [&stick, &other, &forged].map(|medium| VirtioDisk::file(medium).read_only().unplugged());
     let vm = machine(BootVariant::Q35Initramfs, absent.into()).start();
@@ -88,13 +88,13 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     assert_eq!(status["opened_by"], "provisioning", "{status:#}");
 
     makes_no_slot_of_a_thiefs_key(&node);
-    // What is open stays open without it.
+    // An open vault stays open without the medium.
     for disk in [STICK, OTHER] {
         pull(node.vm(), disk);
     }
     assert_eq!(node.info()["problems"], json!([]));
 
-    // Once it is closed the passphrase opens it as well.
+    // After it is closed, the passphrase opens it as well.
     let mark = node.vm().console().mark();
     node.try_call("vault/lock", &json!({ "hard": true }), &[]);
     let closed =
@@ -108,8 +108,8 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     assert_eq!(status["opened_by"], "passphrase", "{status:#}");
 }
 
-/// The owner has a key made for a medium, and a thief left one in the machine that has a key of the thief's: no slot of
-/// the vault opens by that afterwards.
+/// The owner has a key made for a medium, and a thief left a medium with the thief's own key in the
+/// machine. No slot of the vault opens with that key afterwards.
 fn makes_no_slot_of_a_thiefs_key(node: &MachineNode) {
     let slots = || node.call("vault/status", &Value::Null)["slots"].take();
     let before = slots();
@@ -124,7 +124,7 @@ fn makes_no_slot_of_a_thiefs_key(node: &MachineNode) {
     leave_commands(node.vm());
 }
 
-/// Pulls a disk, and waits until the machine has let go of it.
+/// Removes a disk, and waits until the machine has released it.
 fn pull(vm: &Vm, disk: usize) {
     vm.unplug_disk(disk)
         .unwrap_or_else(|error| panic!("{error}"));
@@ -138,8 +138,8 @@ fn pull(vm: &Vm, disk: usize) {
     });
 }
 
-/// Waits until the machine has looked so many times at a disk that was put in: it looks for media every 3 s,
-/// and reads what is on them.
+/// Waits until the machine has checked an inserted disk this many times. It looks for media every 3
+/// s, and reads what is on them.
 fn looked_at(vm: &Vm, disk: usize, times: usize) {
     let device = format!("disk{disk}");
     let reads = || {
@@ -150,7 +150,7 @@ fn looked_at(vm: &Vm, disk: usize, times: usize) {
         one.and_then(|one| one["stats"]["rd_operations"].as_u64())
             .unwrap_or_else(|| panic!("no {device}"))
     };
-    // What is read at once belongs to one look.
+    // Reads close together belong to one check.
     let (mut looks, mut seen, mut last) = (0, reads(), Instant::now());
     eventually("the machine looks at the medium", || {
         let now = reads();
@@ -162,7 +162,7 @@ fn looked_at(vm: &Vm, disk: usize, times: usize) {
     });
 }
 
-/// A volume with nothing but a key for the vault of that name, which is made of one byte.
+/// A volume with only a key, made of one byte, for the vault with that name.
 pub(super) fn stick(bench: &TestBench, name: &str, vault: &str, key: u8) -> PathBuf {
     let image = drive(bench, name);
     let key = BASE64.encode(&[key; 32]);
@@ -175,7 +175,8 @@ pub(super) fn stick(bench: &TestBench, name: &str, vault: &str, key: u8) -> Path
     image
 }
 
-/// An empty volume with the label of a medium, without the table of partitions by which mformat would make it two.
+/// An empty volume with the label of a medium, without the partition table by which mformat would
+/// make it two.
 pub(super) fn drive(bench: &TestBench, name: &str) -> PathBuf {
     let image = bench.path().join(format!("{name}.img"));
     let path = image.display().to_string();

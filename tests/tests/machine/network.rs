@@ -1,4 +1,4 @@
-//! The network changes and the node goes on being served, on the booted image, without a reboot.
+//! The network changes while the booted node is served, without a reboot.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,34 +14,35 @@ use serde_json::{Value, json};
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 21);
 
-/// Of the network with IPv6.
+/// Addresses of the network with IPv6.
 const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0xb, 0, 0, 0, 0);
 const ROUTER_GLOBAL: &str = "fd09:0:0:b::1";
-/// Another one, and the address that its DHCP server gives.
+/// Another network, and the address that its DHCP server gives.
 const OTHER: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0xc, 0, 0, 0, 0);
 const MANAGED: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0xc, 0, 0, 0, 0x77);
 
 /// Port of the node.
 const PORT: u16 = 443;
 
-/// Longest wait for one thing, on a processor that runs guests itself.
+/// Longest wait for one event, on a processor that runs guests natively.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between two questions: each is a handshake, which takes an emulated processor longer than what it waits for.
+/// Pause between two tries. Each is a handshake, which takes an emulated processor longer than the
+/// event itself.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// The hardware clock of a machine whose battery is empty.
 const LONG_AGO: &str = "base=2001-02-03T04:05:06";
 
-/// What the time server says: 2031-05-05T05:05:05Z.
+/// The time server's time: 2031-05-05T05:05:05Z.
 const SERVED_TIME: u64 = 1_935_723_905;
 
-/// A machine whose battery is empty starts with the time of its build, which the network corrects, and then gets a
-/// lease with other values.
+/// A machine whose battery is empty starts with the time of its build, which the network corrects,
+/// and then gets a lease with other values.
 #[test]
 fn a_clock_wrong_by_years_is_set_and_a_lease_with_other_values_moves_the_node() {
     let lease = DhcpLease {
-        // Renewed soon, so that the change is seen soon.
+        // A short lease, so that the change is seen soon.
         lease: Duration::from_secs(20),
         time: Some(ROUTER_V4),
         ..DhcpLease::for_address(FIRST)
@@ -66,7 +67,8 @@ fn a_clock_wrong_by_years_is_set_and_a_lease_with_other_values_moves_the_node() 
     assert_eq!(before["dns"], json!([ROUTER_V4]));
     assert_eq!(before["addresses"], json!([FIRST]));
 
-    // The node's SNTP client asks again by itself; the test does not announce that the server answers now.
+    // The node's SNTP client asks again by itself. The test does not announce that the server
+    // answers now.
     lan.set(|lan| lan.time = Some(SERVED_TIME));
     happens(&node, &lan, LanEvent::Timed);
     let info = eventually(&node, "the server's time", |info| info["clock"] == "sntp");
@@ -92,7 +94,8 @@ fn a_clock_wrong_by_years_is_set_and_a_lease_with_other_values_moves_the_node() 
     never_rebooted(&node, &after);
 }
 
-/// The machine starts with both cables out. Networks appear, change and go, and it is served wherever it has a cable in.
+/// The machine starts with both cables out. Networks appear, change and disappear, and it is served
+/// on every connected card.
 #[test]
 fn a_network_that_appears_after_the_boot_is_used_and_so_is_another_one() {
     let (first, second) = (Lan::new(LanSettings::default()), ipv6(&slaac()));
@@ -118,7 +121,7 @@ fn a_network_that_appears_after_the_boot_is_used_and_so_is_another_one() {
     let sources: Vec<_> = links.iter().map(|link| link["sources"].clone()).collect();
     assert_eq!(sources, [json!(["dhcp4"]), json!(["slaac"])]);
 
-    // A cable goes out and into another network while the second card serves.
+    // A cable moves into another network while the second card serves.
     set_link(&node, 0, false);
     let info = eventually(&node, "a card without a carrier", |info| {
         info["links"][0]["up"] == false
@@ -132,7 +135,7 @@ fn a_network_that_appears_after_the_boot_is_used_and_so_is_another_one() {
         info["links"][0]["up"] == true && info["links"][0]["addresses"] == json!(["10.9.0.21/24"])
     });
 
-    // IPv6 comes to a network that was there without it.
+    // A network gets IPv6 later.
     first.set(|lan| {
         lan.advertise = Some(RouterAdvertisement {
             prefix: OTHER,
@@ -172,8 +175,8 @@ fn a_card_that_is_plugged_in_is_served_and_forgotten_when_it_is_gone() {
     never_rebooted(&node, &info);
 }
 
-/// A machine that never sees IPv4. On one card it makes its address itself; on the other, whose router asks for that, it
-/// takes one by DHCP.
+/// A machine that never sees IPv4. On one card it makes its address itself. On the other, whose
+/// router requests that, it gets one by DHCP.
 #[test]
 fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
     let first = ipv6(&slaac());
@@ -190,12 +193,12 @@ fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
     });
     let bench = TestBench::new();
     let machine = bench.machine(BootVariant::MicrovmErofs).plain();
-    // One cable is out: there is nothing but what the DHCP server gives.
+    // With one cable out, only what the DHCP server gives is available.
     let cards = [Nic::lan(&first).link_down(), Nic::lan(&second)];
     let mut node = cards.into_iter().fold(machine, MachineBuilder::nic).boot();
     happens(&node, &second, LanEvent::Given6);
     served_at(&mut node, &second, MANAGED.into());
-    // The server is asked from a link-local address and names itself by its own.
+    // The server gets requests from a link-local address and identifies itself with its own.
     let info = eventually(&node, "the server's name server", |info| {
         info["dns"] == json!([ROUTER_V6])
     });
@@ -255,7 +258,7 @@ fn ipv6(advertise: &RouterAdvertisement) -> Lan {
     })
 }
 
-/// The router gives a network and a name server, and machines make their addresses themselves.
+/// The router announces a network and a name server, and machines make their addresses themselves.
 fn slaac() -> RouterAdvertisement {
     RouterAdvertisement {
         prefix: PREFIX,

@@ -1,5 +1,5 @@
-//! `alknet provision`, from the workstation to a sealed node that is a peer of a hub: without input at the console, and
-//! with the identity that the command printed.
+//! `alknet provision`, from the workstation to a sealed node that is a peer of a hub: without input
+//! at the console, and with the identity that the command printed.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use alknet_qemu::{VirtioDisk, VmBuilder};
 use alknet_tests::{BootVariant, HUB, HostNode, MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
-/// Where a machine on QEMU's network finds the host.
+/// The host's address for a machine on QEMU's network.
 const GATEWAY: &str = "10.0.2.2";
-/// Size of a data disk; sparse.
+/// Size of a data disk, which is sparse.
 const DATA_BYTES: u64 = 1 << 30;
-/// The console speaks of a problem right after it says that the node serves, if not before.
+/// How long after its message that the node serves the console may report a problem.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
@@ -39,7 +39,7 @@ fn a_blank_disk_and_a_seed_become_an_enrolled_node_unattended() {
     );
     drop(node);
 
-    // Other disks and other ways, and the same words: the same node.
+    // Other disks and other forms, but the same words, give the same node.
     let words = made["words"].as_str().expect("they were asked for");
     let words = written(&bench, "words", words);
     for (form, source, more) in [
@@ -59,8 +59,8 @@ fn a_blank_disk_and_a_seed_become_an_enrolled_node_unattended() {
     }
 }
 
-/// Asserts that the node is the one of the command's answer, opened by what came with the seed and without input
-/// at the console, and that the words that it could not erase are its only problem.
+/// Asserts that the node has the identity in the command's answer, and was opened by the seed
+/// without input at the console. Its only problem must be the words that it could not erase.
 fn is_sealed_as_said(node: &MachineNode, made: &Value, source: &str, left: &str) {
     assert_eq!(made["identity"], node.identity(), "{made:#}");
     let status = node.call("vault/status", &Value::Null);
@@ -98,7 +98,7 @@ fn join(bench: &TestBench, hub: &HostNode) -> String {
     join.unwrap_or_else(|| panic!("no join string: {invited:#}"))
 }
 
-/// What `alknet provision` answers that makes a seed for the kitchen.
+/// The answer of `alknet provision`, which makes a seed for the kitchen.
 fn provision(bench: &TestBench, out: &str, options: &[&str]) -> Value {
     let out = bench.path().join(out).display().to_string();
     let common = ["provision", "--name", "kitchen", "--out", &out];
@@ -110,7 +110,7 @@ fn run(bench: &TestBench, words: &[&str]) -> Value {
     admin.run(admin.command(words)).json()
 }
 
-/// The path of a file with that in it.
+/// The path of a file with this text.
 fn written(bench: &TestBench, name: &str, text: &str) -> String {
     let file = bench.path().join(name);
     std::fs::write(&file, text).expect("the folder is ours");

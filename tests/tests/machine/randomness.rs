@@ -1,4 +1,4 @@
-//! No key before there is randomness to make it of, and no key twice.
+//! No key is made before there is randomness for it, and no key is made twice.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -8,19 +8,19 @@ use std::time::Duration;
 use alknet_qemu::{TCG_CPU, VirtioDisk, VmBuilder};
 use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench};
 
-/// What the processor lacks beside what the harness leaves out: a generator of its own.
+/// The processor's random generator, which it lacks besides what the harness leaves out.
 const GENERATORS: &str = "-rdrand,-rdseed";
-/// A clock that always starts at the same time, and counts the machine's own.
+/// A clock that always starts at the same time, and counts the machine's instructions.
 const CLOCK: &str = "base=2026-11-20T00:00:00,clock=vm";
-/// From power-on until PID 1 waits.
+/// Time from power-on until PID 1 waits.
 const WAITS_WITHIN: Duration = Duration::from_secs(30);
-/// Everything that a vault is written to, at the first boot.
+/// Everything that a vault is written to at the first boot.
 const HEAD_BYTES: usize = 16 << 20;
-/// Bytes of the data disks, so that copies are quick.
+/// Bytes of the data disks, which are small so that copies are quick.
 const DISK_BYTES: u64 = 256 << 20;
 
-/// Nothing feeds the kernel's generator: no device, no processor, and a clock that every machine has
-/// alike.
+/// The kernel's generator gets no input: no device, no processor, and a clock that is the same on
+/// every machine.
 fn poor(vm: VmBuilder) -> VmBuilder {
     let processor = format!("{TCG_CPU},{GENERATORS}");
     ["-cpu", &processor, "-rtc", CLOCK]
@@ -32,7 +32,8 @@ fn poor(vm: VmBuilder) -> VmBuilder {
 fn no_key_is_made_before_the_kernel_has_randomness() {
     let bench = TestBench::new();
     let data = bench.disk("poor", DISK_BYTES);
-    // Counted, a second of gathering is a thousand million instructions: time to look at the disk.
+    // In counted time, a second of gathering is a thousand million instructions, which is long
+    // enough to check the disk.
     let machine = bench
         .machine(BootVariant::MicrovmErofs)
         .data(Some(VirtioDisk::file(&data).data()))
@@ -67,7 +68,7 @@ fn no_key_is_made_before_the_kernel_has_randomness() {
     assert!(order.is_sorted(), "{order:?}: {text}");
 }
 
-/// One machine is stopped while its kernel starts, and goes on twice.
+/// One machine is stopped while its kernel starts, and continues twice.
 #[test]
 fn two_machines_of_one_snapshot_make_different_vaults() {
     let bench = TestBench::new();
@@ -97,7 +98,7 @@ fn two_machines_of_one_snapshot_make_different_vaults() {
         let disk = bench.disk(name, DISK_BYTES);
         let node = machine(&disk).with(|vm| vm.restore(&saved)).boot();
         let identity = node.identity().to_owned();
-        // A node that serves has its header on the disk.
+        // A serving node has its header on the disk.
         drop(node);
         let dump =
             alknet_tests::tools::tool_says("cryptsetup", &["luksUUID".as_ref(), disk.as_os_str()]);

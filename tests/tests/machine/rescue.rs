@@ -1,6 +1,6 @@
-//! What a finder of a sealed disk and its recovery words can read, with programs of other authors: cryptsetup
-//! opens a slot and gives the volume key, Python's `cryptography` decrypts, debugfs reads files. So the host of
-//! the tests needs no device mapper.
+//! What a finder of a sealed disk and its recovery words can read, with programs by other authors:
+//! cryptsetup opens a slot and gives the volume key, Python's `cryptography` decrypts, debugfs
+//! reads files. So the tests' host needs no device mapper.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,7 +17,7 @@ use alknet_tests::{TestBench, binary, run_with_input};
 /// Decrypts all data of a partition.
 const DECRYPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/rescue.py");
 
-/// What `alknet vault recovery-key show` prints of the words: the phrase of a key slot.
+/// The output of `alknet vault recovery-key show` for the words: the phrase of a key slot.
 pub(super) fn recovery_key(words: &str) -> String {
     let mut command = Command::new(binary());
     command.args(["vault", "recovery-key", "show", "--mnemonic-stdin"]);
@@ -31,8 +31,8 @@ pub(super) fn read(bench: &TestBench, disk: &Path, words: &str, file: &str) -> S
     debugfs(&decrypt(bench, disk, words), &format!("cat {file}"))
 }
 
-/// Overwrites each sector of the data on `disk` that holds `text`. It takes the words to know which those are; an
-/// attacker without them tries places. Answers how many there were.
+/// Overwrites each sector of the data on `disk` that contains `text`. The words are needed to find
+/// them, while an attacker without the words tries positions. Returns how many there were.
 pub(super) fn damage(bench: &TestBench, disk: &Path, words: &str, text: &str) -> usize {
     let plain = File::open(decrypt(bench, disk, words)).expect("it was decrypted");
     let encrypted = File::options().write(true).open(disk);
@@ -57,7 +57,7 @@ pub(super) fn damage(bench: &TestBench, disk: &Path, words: &str, text: &str) ->
     damaged
 }
 
-/// All data of `disk` in the clear, in a file of the bench.
+/// All decrypted data of `disk`, in a file of the bench.
 fn decrypt(bench: &TestBench, disk: &Path, words: &str) -> PathBuf {
     let at = |name: &str| bench.path().join(name);
     let (phrase, key, plain) = (at("phrase"), at("volume.key"), at("plain"));

@@ -1,5 +1,5 @@
-//! An older copy of a machine's disk, or of its vault alone, is put back: the TPM opens it, and the machine closes
-//! it again.
+//! An attacker restores an older copy of a machine's disk, or only of its vault: the TPM opens it,
+//! and the machine closes it again.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,7 +22,8 @@ use crate::tpm::{
 
 /// Bytes of a copy of the vault.
 const COPY_BYTES: usize = 64 << 10;
-/// `TPM2_NV_DefineSpace` by the owner, who has no password, of 8 ordinary bytes at the handle of the counter.
+/// `TPM2_NV_DefineSpace` by the owner, who has no password, of 8 ordinary bytes at the handle of
+/// the counter.
 const DEFINE_OTHER: [u8; 45] = [
     0x80, 0x02, 0, 0, 0, 45, 0, 0, 0x01,
     0x2a, // A command with a session, its bytes, its code.
@@ -58,8 +59,8 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     put(&before);
     refused_as_older(&machine().start());
 
-    // The newest disk with the vault of before, whose passphrase was another, and beside that a copy that an attacker made,
-    // who types what opens it.
+    // The newest disk with an older vault, which had another passphrase, and a copy made by an
+    // attacker, who types what opens it.
     put(&now);
     let [from, to] = [&before, &bench.raw()].map(|path| {
         let file = File::options().read(true).write(true).open(path);
@@ -82,8 +83,8 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["state"], "unlocked", "{status:#}");
     node.end();
-    // It counts from then on, the removal of what the TPM opens included: also where the TPM was switched off in the
-    // firmware, so that its owner took it for broken, and is on again.
+    // The count continues, even for the removal of what the TPM opens. This holds after the TPM was
+    // switched off in the firmware, so that its owner thought it broken, and was switched on again.
     let with_slot = bench.path().join("with-slot.raw");
     alknet_qemu::copy(&bench.raw(), &with_slot).unwrap_or_else(|error| panic!("{error}"));
     let by_passphrase = |machine: MachineBuilder<'_>| {
@@ -117,7 +118,8 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     let vm = machine().start();
     refused_as_older(&vm);
 
-    // And a factory reset. What is put back is the disk that opened without a person just before it.
+    // And a factory reset. The attacker restores the disk that opened without input directly before
+    // it.
     type_line(&vm, PASSPHRASE);
     served(&bench, vm).end();
     let counted = bench.path().join("counted.raw");
@@ -136,7 +138,7 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     put(&counted);
     refused_as_older(&machine().start());
 
-    // With something else in the place of the counter the TPM says nothing of the disk's age.
+    // With something else at the counter's handle, the TPM says nothing about the disk's age.
     put(&before);
     replace_counter(&bench.path().join("own.tpm"));
     let vm = machine().start();
@@ -154,7 +156,7 @@ fn refused_as_older(vm: &Vm) {
     knock::serves_nothing(vm);
 }
 
-/// Takes the counter from the TPM, and puts something else at its handle.
+/// Removes the counter from the TPM, and puts something else at its handle.
 fn replace_counter(chip: &Path) {
     with_chip(chip, |mut tpm| {
         tpm.remove_counter().expect("it needs no secret");
@@ -166,7 +168,7 @@ fn replace_counter(chip: &Path) {
     });
 }
 
-/// The passphrase of the vault that was put back, after that of the forged one and that of the newer one.
+/// The passphrase of the restored vault, after that of the forged one and that of the newer one.
 fn wrong_then_right(vm: &Vm) {
     for wrong in [FORGED, "battery staple"] {
         let mark = vm.console().mark();

@@ -1,6 +1,6 @@
-//! The appliance under Secure Boot with a key of its owner's: an image signed with it starts and opens its vault
-//! by the TPM, any other image does not start, and on a machine whose firmware an attacker made to start one, the
-//! TPM opens nothing.
+//! The appliance under Secure Boot with its owner's key: an image signed with it starts and opens
+//! its vault with the TPM, and any other image does not start. On a machine whose firmware an
+//! attacker changed to start another one, the TPM opens nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,31 +14,32 @@ use crate::boot_entry::make_former_slot;
 use crate::knock;
 use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, says, served, shown, type_line};
 
-/// Names the folder of Python packages of other authors.
+/// Names the folder of Python packages by other authors.
 pub(crate) const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
-/// From power-on until the firmware, or the console, said what it has to say.
+/// Time from power-on until the firmware, or the console, has printed its message.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
-/// What firmware says of a program that it does not start.
+/// The firmware's message about a program that it does not start.
 const REFUSED: &str = "Access Denied";
-/// What the console says where other keys decide what starts.
+/// The console's message if other keys decide what starts.
 const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
 
-/// A string of the machine's SMBIOS, which the stub appends to the command line of the image: all that makes another
-/// program the first one. They name ours here, so that it starts and can be asked.
+/// A string in the machine's SMBIOS that the stub appends to the image's command line, enough to
+/// run another program first. Here it names the project's own, so that the machine starts and can
+/// be asked.
 const OEM_STRING: &str =
     "type=11,value=io.systemd.stub.kernel-cmdline-extra=rdinit=/init init=/init root=/dev/vda";
 
-/// Where the EFI system partition begins on the disk, as mtools has it, and our program there.
+/// Where the EFI system partition begins on the disk, for mtools, and the program there.
 const BOOT_AT: &str = "1M";
 pub(crate) const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
 
 #[test]
 fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     let bench = TestBench::new();
-    let [owner, stranger] =
+    let [owner, other_owner] =
         ["owner", "stranger"].map(|name| PlatformOwner::create(bench.path(), name));
-    let [owner, stranger] = [owner, stranger].map(|made| made.expect("keys can be made"));
+    let [owner, other_owner] = [owner, other_owner].map(|made| made.expect("keys can be made"));
     let variables = enrolled(&bench, &owner, "owners");
     let unsigned = program(&bench);
     let machine = |chip: &str, variables: &Path| {
@@ -46,7 +47,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
         let machine = machine.secured(variables);
         machine.configured("[vault]\nunlock = [\"tpm2\"]")
     };
-    // The firmware with the owner's key, up to where it reads what it is going to start.
+    // The firmware with the owner's key, at the point before it reads what it will start.
     let recorder = || machine("recorder", &variables);
     let ready = bench.record("ready", SnapshotPoint::ReadyToBoot, recorder);
     let owners = || machine("own", &variables).resumed(&ready);
@@ -64,18 +65,19 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     node.end();
 
     // Signed with another key, which this firmware does not know.
-    install(&bench, &by(&bench, &stranger, &unsigned, "strangers"));
+    install(&bench, &by(&bench, &other_owner, &unsigned, "strangers"));
     refused(&owners().start());
-    // Who gives the firmware that key has a machine that starts. So has who takes all keys away, which is tried on the
-    // smaller image of the TPM's own tests (`init/tpm/tests/swtpm/enforced.rs`).
-    let theirs = enrolled(&bench, &stranger, "theirs");
+    // An attacker who gives that key to the firmware has a machine that starts. So has one who
+    // removes all keys, which is tested with the smaller image of the TPM's own tests
+    // (`init/tpm/tests/swtpm/enforced.rs`).
+    let theirs = enrolled(&bench, &other_owner, "theirs");
     let vm = machine("own", &theirs).start();
     let waited = vm.wait_line(OTHER_KEYS, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
     knock::serves_nothing(&vm);
     drop(vm);
-    // The machine as it was at its first boot, from power-on, opens its vault as before: what is sealed where firmware
-    // was recorded, firmware that runs now has to open.
+    // The machine as at its first boot, from power-on, opens its vault as before: real firmware
+    // must open what was sealed after recorded firmware.
     install(&bench, &signed);
     let node = machine("own", &variables).boot();
     assert_eq!(node.identity(), identity);
@@ -83,9 +85,10 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
 }
 
-/// A TPM slot does not open with a command line from SMBIOS: neither a slot as the node makes it now nor one that
-/// was made before slots covered SMBIOS. The node replaces such a former slot as soon as the passphrase has opened
-/// the vault. An attacker who switches Secure Boot off for a while can have firmware keep such a string.
+/// A TPM slot does not open with a command line from SMBIOS: neither a slot as the node makes it
+/// now nor one that was made before slots covered SMBIOS. The node replaces such an old slot as
+/// soon as the passphrase has opened the vault. An attacker who switches Secure Boot off for a
+/// while can make firmware keep such a string.
 #[test]
 fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     let bench = TestBench::new();
@@ -144,7 +147,7 @@ fn refused(vm: &Vm) {
     assert!(!vm.console().text().contains("alknet:"), "{}", vm.report());
 }
 
-/// Variables of the firmware that let it start what this owner signed.
+/// Firmware variables that allow what this owner signed.
 fn enrolled(bench: &TestBench, owner: &PlatformOwner, name: &str) -> PathBuf {
     let variables = bench.path().join(name);
     let enrolled = owner.enroll(&variables, variable(PACKAGES_VARIABLE).as_ref());
@@ -164,7 +167,7 @@ pub(super) fn boot_partition(bench: &TestBench) -> String {
     format!("{}@@{BOOT_AT}", bench.raw().display())
 }
 
-/// The program that the disk came with.
+/// The original program of the disk.
 pub(crate) fn program(bench: &TestBench) -> PathBuf {
     let program = bench.path().join("unsigned");
     let disk = boot_partition(bench);
@@ -173,7 +176,7 @@ pub(crate) fn program(bench: &TestBench) -> PathBuf {
     program
 }
 
-/// Puts another in its place.
+/// Replaces the program.
 fn install(bench: &TestBench, program: &Path) {
     put(bench, program, PROGRAM);
 }

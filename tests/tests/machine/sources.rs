@@ -1,5 +1,5 @@
-//! Every source of a configuration on a booted machine, good and damaged: which one counts, and that each
-//! mistake is one line of the console.
+//! Every source of a configuration on a booted machine, correct and damaged: which one counts, and
+//! that the console has one line for each mistake.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,30 +13,30 @@ use serde_json::json;
 use super::configuration::{NO_VAULT, document};
 use super::secure_boot::boot_partition;
 
-/// The console speaks of a problem right after it says that the node serves, if not before.
+/// How long after its message that the node serves the console may report a problem.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
 
-/// What stands before a problem on the console.
+/// The text before a problem on the console.
 const PROBLEM: &str = "alknet: problem ";
-/// The last problem where a document was refused.
+/// The last problem if a document was refused.
 const LAST_GOOD: &str = "config-last-good: the node runs with the stored configuration, not with the \
                          refused document";
 
-/// What a machine finds besides what it has stored, and what comes of it.
+/// The sources of a machine besides its stored configuration, and the expected result.
 #[derive(Default)]
 struct SourceCase<'a> {
-    /// It has nothing that only a PC has: the quickest machine will do.
+    /// Whether only the quickest machine is needed, without anything that only a PC has.
     quick: bool,
-    /// The document of fw_cfg; empty for none.
+    /// The document of fw_cfg. Empty for none.
     fw_cfg: &'a str,
     volumes: &'a [PathBuf],
     /// OEM strings of the firmware.
     strings: Vec<String>,
-    /// A word of the kernel's command line; empty for none.
+    /// A word of the kernel's command line. Empty for none.
     word: String,
     name: &'a str,
     source: &'a str,
-    /// As the console has them.
+    /// In the form of the console.
     problems: &'a [&'a str],
 }
 
@@ -57,8 +57,8 @@ impl SourceCase<'_> {
     }
 }
 
-/// One disk starts with one source after the other: of those that are there one counts, by its rank, and is stored,
-/// unless it was refused. A volume that is left in place is known, and does not count as new.
+/// One disk starts with one source after the other. Of the sources, one counts by its rank, and is
+/// stored unless it was refused. A volume that stays attached is known, and does not count as new.
 #[test]
 fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_console() {
     let bench = TestBench::new();
@@ -105,7 +105,7 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
             ],
             ..SourceCase::default()
         },
-        // All of them at once, each damaged in its own way.
+        // All of them at once, each damaged in another way.
         SourceCase {
             fw_cfg: &long,
             volumes: &damaged,
@@ -139,7 +139,7 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
             source: "config.toml",
             ..SourceCase::default()
         },
-        // Nothing but what is stored.
+        // Only the stored configuration.
         SourceCase {
             quick: true,
             name: "of-a-volume",
@@ -175,7 +175,7 @@ fn a_file_on_the_boot_partition_of_a_flashed_image_is_taken() {
     runs(&node, "of-a-file", "config.toml", &[refused, LAST_GOOD]);
 }
 
-/// Asserts that the node has this name from there, and that these problems and no others are in
+/// Asserts that the node has this name from this source, and that exactly these problems are in
 /// `node/info`, and on the console once each.
 fn runs(node: &MachineNode, name: &str, source: &str, problems: &[&str]) {
     for problem in problems {
@@ -205,7 +205,7 @@ fn runs(node: &MachineNode, name: &str, source: &str, problems: &[&str]) {
     assert_eq!(said, problems);
 }
 
-/// Two strings that are a document, if their numbers are 0 and 1.
+/// Two strings that form a document, if their numbers are 0 and 1.
 fn parts(document: &str, numbers: [usize; 2]) -> Vec<String> {
     let text = BASE64URL_NOPAD.encode(document.as_bytes());
     let (head, tail) = text.split_at(text.len() / 2);
@@ -220,7 +220,7 @@ fn word(document: &str) -> String {
     format!("alknet.node={text}")
 }
 
-/// A document that is right but for its length.
+/// A document that is correct except for its length.
 fn too_long(bench: &TestBench) -> String {
     format!(
         "{}# {}\n",
@@ -229,7 +229,7 @@ fn too_long(bench: &TestBench) -> String {
     )
 }
 
-/// A NoCloud volume with nothing but its document.
+/// A NoCloud volume with only its document.
 fn half_of_nocloud(bench: &TestBench) -> PathBuf {
     let (image, path) = volume(bench, "CIDATA");
     let file = bench.path().join("user-data");
@@ -238,15 +238,15 @@ fn half_of_nocloud(bench: &TestBench) -> PathBuf {
     image
 }
 
-/// A boot partition with a folder where the document belongs.
+/// A boot partition with a folder instead of the document.
 fn boot_with_a_folder(bench: &TestBench) -> PathBuf {
     let (image, path) = volume(bench, "ALKESP");
     tool_says("mmd", &["-i", &path, "::alknet.toml"]);
     image
 }
 
-/// An empty volume with FAT, and its name for mtools. The table of partitions that mformat writes onto a
-/// floppy disk would make each problem two: of the disk, and of its partition.
+/// An empty volume with FAT, and its name for mtools. The partition table that mformat writes onto
+/// a floppy disk would double each problem: for the disk, and for its partition.
 fn volume(bench: &TestBench, label: &str) -> (PathBuf, String) {
     let image = bench.path().join(format!("{label}.img"));
     let path = image.display().to_string();
@@ -254,7 +254,7 @@ fn volume(bench: &TestBench, label: &str) -> (PathBuf, String) {
     (image, path)
 }
 
-/// Puts the document where people edit it after flashing.
+/// Puts the document where users edit it after flashing.
 fn edit(bench: &TestBench, document: &str) {
     let file = bench.path().join("alknet.toml");
     std::fs::write(&file, document).expect("the folder is ours");

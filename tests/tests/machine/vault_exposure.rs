@@ -71,10 +71,10 @@ fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
         assert_eq!(*scopes, json!(["admin"]), "{name}");
     }
     // An unknown peer, which may do nothing, may not call them either.
-    let stranger = bench.user("stranger");
+    let unknown_peer = bench.user("stranger");
     for carriage in ["quic", "tcp"] {
         for name in REACHABLE {
-            let answer = stranger.call(
+            let answer = unknown_peer.call(
                 &node.target(),
                 name,
                 &Value::Null,

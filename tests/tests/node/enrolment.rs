@@ -153,9 +153,9 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     );
 
     // The hub does not pass on a request of an unknown peer.
-    let stranger = info(&bench.user("stranger"), &hub.target, &["--peer", "kitchen"]);
+    let unknown_peer = info(&bench.user("stranger"), &hub.target, &["--peer", "kitchen"]);
     assert_eq!(
-        (stranger.status, stranger.code().as_str()),
+        (unknown_peer.status, unknown_peer.code().as_str()),
         (4, "UNAUTHENTICATED")
     );
 

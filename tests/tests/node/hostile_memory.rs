@@ -1,6 +1,6 @@
-//! Clients that want all of what a small machine has for requests, subscriptions and results: the node refuses
-//! each what is beyond its share, and serves the others. The limits depend on the machine's memory, so the test
-//! sets a small amount.
+//! Clients that want all that a small machine has for requests, subscriptions and results. The node
+//! refuses each what exceeds its share, and serves the others. The limits depend on the machine's
+//! memory, so the test sets a small amount.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -20,10 +20,9 @@ use super::manual_peer::{ManualPeer, caller, dial_over, people, until_attached};
 use super::unread::memory;
 
 const MIB: usize = 1 << 20;
-/// The least machine that there is, as far as requests go: 4 MiB for them, half of it for an identity, and 2 MiB for
-/// results.
+/// The smallest limits: 4 MiB for requests, half of it for one identity, and 2 MiB for results.
 const LEAST: u64 = 32 << 20;
-/// One with twice as much.
+/// A machine with twice as much.
 const SMALL: u64 = 64 << 20;
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
@@ -31,18 +30,18 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(hung, work).await.expect("it hangs")
 }
 
-/// Some bytes less than a text of so many: the rest of the frame is there as well.
+/// Slightly fewer bytes than a text of this length, to leave room for the rest of the frame.
 fn text(bytes: usize) -> Value {
     json!("x".repeat(bytes - 1000))
 }
 
-/// Whether the node answers a request of so many bytes over this connection.
+/// Whether the node answers a request of this length over this connection.
 async fn is_answered(client: &CallConnection, bytes: usize) -> bool {
     let list = json!({ "prefix": text(bytes) });
     within(client.call("services/list", &list)).await.is_ok()
 }
 
-/// A known peer sends a frame of 1 MiB but for its last byte on each of many streams.
+/// A known peer sends a frame of 1 MiB without its last byte on each of many streams.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_that_do_not_end_leave_others_room() {
     const STREAMS: usize = 12;
@@ -50,7 +49,8 @@ async fn frames_that_do_not_end_leave_others_room() {
     let bench = TestBench::new();
     let eve = bench.user("eve");
     if let Some(node) = bench.host_on(LEAST, &people([("eve", &eve, &[][..])])) {
-        // Connected before: a handshake may take long beside the frames, which have half a minute.
+        // Connected before, because a handshake may take long beside the frames, which have half a
+        // minute.
         let (_admins, admin) = caller(&node, bench.admin()).await;
         let (key, _) = NodeKey::load_or_create(&eve.state().join("identity.key")).expect("a key");
         let (dialer, target) = (EndpointDialer::new(Some(key)), target(&node));
@@ -65,23 +65,23 @@ async fn frames_that_do_not_end_leave_others_room() {
                 let (connection, almost) = (connection.clone(), almost.clone());
                 ends.spawn(async move {
                     let (mut send, mut recv) = wire::stream(&connection).await.expect("it goes on");
-                    // It may be refused before it has said all.
+                    // It may be refused before it has sent everything.
                     let _ = send.write_chunk(almost).await;
                     recv.read_chunk(1).await
                 });
             }
             ends
         };
-        // Two of them are half of what there is. They are there before the others begin: frames that grow side by side
-        // may be refused both where one of them had room.
+        // Two of them are half of the room. They are complete before the others begin, because of
+        // frames that grow side by side both may be refused although one has room.
         let mut first = sent_on(FIT);
         block_in_place(|| {
             eventually("two frames are kept", || {
                 (unfinished(&node) >= (FIT * MIB) as f64).then_some(())
             });
         });
-        // Each of the others is refused for want of room (2), and not once its time is over (8), as it would be if
-        // frames that are not complete did not count.
+        // Each of the others is refused for lack of room (2), and not after its time (8), as it
+        // would be if incomplete frames did not count.
         let mut others = sent_on(STREAMS - FIT);
         while let Some(end) = within(others.join_next()).await {
             let end = end.expect("no panic");
@@ -93,17 +93,18 @@ async fn frames_that_do_not_end_leave_others_room() {
     }
 }
 
-/// What two identities keep of frames on the least machine, so that others have a thirty-second of what is left.
+/// How much two identities keep in frames on the smallest machine, so that others have a
+/// thirty-second of the rest.
 const UNFINISHED: usize = 3 * MIB;
 
-/// Bytes of frames that are not complete.
+/// Bytes of incomplete frames.
 fn unfinished(node: &HostNode) -> f64 {
     let metrics = node.call("node/metrics", &Value::Null);
     let bytes = metrics["values"]["alknet_call_unfinished_bytes"].as_f64();
     bytes.expect("it is counted")
 }
 
-/// Sends so many frames of 1 MiB but for their last bytes, each on a stream of its own.
+/// Sends this many frames of 1 MiB without their last bytes, each on a separate stream.
 async fn keeps_frames(node: &HostNode, who: &CliRunner, frames: usize) -> impl Sized {
     let mut frame = wire::frame(&vec![b'{'; MIB]);
     frame.pop();
@@ -119,7 +120,8 @@ async fn keeps_frames(node: &HostNode, who: &CliRunner, frames: usize) -> impl S
     (dialer, connection, streams)
 }
 
-/// A worker over TCP, all of whose answers come on one stream, answers longer than what two identities leave.
+/// A worker over TCP, whose answers all come on one stream, sends answers longer than what two
+/// identities leave.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_that_do_not_end_end_no_worker_over_tcp() {
     let bench = TestBench::new();
@@ -142,7 +144,7 @@ async fn frames_that_do_not_end_end_no_worker_over_tcp() {
             peer: Some("bank".to_owned()),
             ..CallOptions::default()
         };
-        // A frame has half a minute: what was kept to the end of an answer was in its way.
+        // A frame has half a minute, and what was kept to the end of an answer was in its way.
         loop {
             let kept = (
                 keeps_frames(&hub, &eve, 2).await,
@@ -166,7 +168,8 @@ fn target(node: &HostNode) -> Target {
     node.target().parse().expect("the node's own target")
 }
 
-/// A peer behind a hub with keyed mutations: `node/hold`, which does not end, and `node/pay` and `node/long`, which do.
+/// A peer behind a hub with keyed mutations: `node/hold`, which does not end, and `node/pay` and
+/// `node/long`, which do.
 async fn bank(hub: &HostNode, who: &CliRunner) -> ManualPeer {
     let keyed = |name| {
         let mut spec = OperationSpec::mutation(name, "Changes something.").with_scope("bank");
@@ -182,7 +185,7 @@ async fn bank(hub: &HostNode, who: &CliRunner) -> ManualPeer {
 /// Who may call it.
 const CUSTOMER: &[&str] = &["peer:route:bank", "bank"];
 
-/// Calls an operation of the bank's under a key.
+/// Calls an operation of the bank under a key.
 async fn pays(
     client: &CallConnection,
     operation: &str,
@@ -205,7 +208,8 @@ async fn paid(client: &CallConnection, operation: &str, key: &str) {
     assert_eq!(answer, Ok(()), "{operation} {key}");
 }
 
-/// A requester gives up each request at once; the runs of the keys go on at the peer that they were passed on to.
+/// A requester abandons each request at once. The runs of the keys continue at the peer that got
+/// them.
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_without_a_caller_keep_their_bytes_counted() {
     let bench = TestBench::new();
@@ -229,7 +233,7 @@ async fn runs_without_a_caller_keep_their_bytes_counted() {
         }
         let refused = within(pays(&client, "node/hold", "more", &long)).await;
         assert_eq!(refused, Err(ErrorCode::Overloaded));
-        // Neither is there room over another connection.
+        // There is no room over another connection either.
         drop((dialer, client));
         let (_dialer, client) = caller(&hub, &eve).await;
         let refused = within(pays(&client, "node/hold", "more", &long)).await;
@@ -240,7 +244,7 @@ async fn runs_without_a_caller_keep_their_bytes_counted() {
     }
 }
 
-/// One identity makes more keyed mutations with long results than results may have.
+/// One identity makes more keyed mutations with long results than the results' limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn results_of_others_are_kept() {
     const PAYMENTS: usize = 60;
@@ -260,10 +264,10 @@ async fn results_of_others_are_kept() {
         for n in 0..PAYMENTS {
             paid(&eve, "node/long", &n.to_string()).await;
         }
-        // What she repeats has run, and does not run again.
+        // The repeated call has run, and does not run again.
         paid(&ada, "node/pay", "a").await;
         assert_eq!(bank.asked("node/pay"), 1);
-        // Of her own, who has most, the oldest made room, and the newest is kept.
+        // Of the caller's own, which are the most, the oldest made room, and the newest is kept.
         assert_eq!(bank.asked("node/long"), PAYMENTS);
         paid(&eve, "node/long", &(PAYMENTS - 1).to_string()).await;
         assert_eq!(bank.asked("node/long"), PAYMENTS);
@@ -272,7 +276,7 @@ async fn results_of_others_are_kept() {
     }
 }
 
-/// A subscription that is open to unknown peers, and uses nothing of its input.
+/// A subscription that is open to unknown peers, and ignores its input.
 const FOLLOWED: &str = "services/watch";
 
 /// Four identities keep as many padded subscriptions as a connection may have.
@@ -285,7 +289,7 @@ async fn padded_subscriptions_leave_room_for_requests_of_others() {
     let entries = names.iter().zip(&crowd);
     let config = people(entries.map(|(name, who)| (*name, who, &[][..])));
     if let Some(node) = bench.host_on(SMALL, &config) {
-        // A quarter of 8 MiB is for subscriptions, and a quarter of that for those of one identity.
+        // A quarter of 8 MiB is for subscriptions, and a quarter of that for one identity.
         let padding = json!({ "padding": text(64 << 10) });
         let (mut clients, mut held, mut begun) = (Vec::new(), Vec::new(), Vec::new());
         for who in &crowd[..4] {
@@ -317,7 +321,7 @@ async fn padded_subscriptions_leave_room_for_requests_of_others() {
     }
 }
 
-/// Unknown peers of several networks keep padded subscriptions, two for each connection.
+/// Unknown peers in several networks keep padded subscriptions, two for each connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
     const NETWORKS: u8 = 6;
@@ -356,10 +360,10 @@ async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
     }
 }
 
-/// What operations that are gone may cost a hub: 4 MiB, and what the allocator keeps of the texts that they came in.
+/// How much removed operations may cost a hub: 4 MiB, and what the allocator keeps of their texts.
 const OLD_MAX: u64 = 24 << 20;
 
-/// With the largest rule there may be.
+/// With the largest permitted rule.
 fn ruled(name: &str) -> OperationSpec {
     let mut spec = OperationSpec::query(name, "Has a large rule.");
     let width = SCOPE_BYTES_MAX - name.len() - 1;
@@ -370,7 +374,7 @@ fn ruled(name: &str) -> OperationSpec {
     spec
 }
 
-/// Follows what there is on a stream of its own, takes the first event and no more.
+/// Follows the list on a separate stream, reads the first event and no more.
 async fn watches(connection: &Connection, id: usize) -> impl Sized {
     let (mut send, mut recv) = wire::stream(connection).await.expect("it goes on");
     let payload = json!({ "operationId": "/services/watch", "input": {}, "window": 1 });
@@ -383,7 +387,7 @@ async fn watches(connection: &Connection, id: usize) -> impl Sized {
     (send, recv)
 }
 
-/// Waits until each of the peers serves what is named so.
+/// Waits until each of the peers serves operations with this name.
 fn until_all_serve(hub: &HostNode, peers: usize, name: &str) {
     eventually("what is new is read", || {
         let listed = hub.call("services/list-peers", &Value::Null);
@@ -396,7 +400,8 @@ fn until_all_serve(hub: &HostNode, peers: usize, name: &str) {
     });
 }
 
-/// Peers replace all that they serve, 32 times in all, and before each time a known peer begins to watch.
+/// Peers replace everything that they serve, 32 times in all, and each time a known peer has
+/// started to watch.
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_that_take_nothing_keep_no_old_operations() {
     const ROUNDS: usize = 8;
@@ -422,7 +427,7 @@ async fn watchers_that_take_nothing_keep_no_old_operations() {
         block_in_place(|| until_all_serve(&hub, peers.len(), "old/r0-"));
         let (_dialer, connection) = dial_over(Carriage::Quic, &hub, &eve).await;
         let mut watching = vec![watches(&connection, 0).await];
-        // What the first import takes is paid for: from now on there is as much of everything as before.
+        // The cost of the first import is paid: from now on everything exists as often as before.
         let before = memory(&hub, "VmRSS:");
         for n in 1..=ROUNDS {
             for peer in &peers {

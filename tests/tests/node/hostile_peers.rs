@@ -1,6 +1,6 @@
-//! Peers that speak the protocol by hand: with schemas that are written against the hub, which imports them and
-//! checks with them what its own operations and scripts call; one that counts what it is asked; those that read no
-//! requests, or answer none; and those whose answers have binary data.
+//! Peers that use the protocol by hand. Some have schemas that attack the hub, which imports them
+//! and checks the input of its own operations and scripts with them. One counts the requests that
+//! it gets. Some read no requests, or answer none, and the answers of some have binary data.
 
 use std::fs;
 use std::time::Duration;
@@ -15,36 +15,40 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::manual_peer::{ManualPeer, OFTEN, POINTED, caller, dial, people, until_attached};
 use super::unread::memory;
 
-/// What the hub answers within meanwhile.
+/// The hub answers within this time meanwhile.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
-/// What importing from hostile peers and refusing what it would take may make the hub grow by: the long name, written
-/// before each schema behind it, takes 900 MB.
+/// How much the hub may grow by importing from hostile peers and refusing expensive values. The
+/// long name, written before each schema after it, takes 900 MB.
 const SCHEMAS_GROWTH_MAX: u64 = 48 << 20;
 
-/// Inputs of nearly 1 MiB that are passed on, one after the other.
+/// Inputs of nearly 1 MiB that are forwarded, one after the other.
 const PASSED_ON: usize = 48;
-/// What they may make the hub grow by, half of what they have: one is on its way at a time.
+/// How much they may make the hub grow, half of their size, because only one is in transit at a
+/// time.
 const PASSED_ON_GROWTH_MAX: u64 = 24 << 20;
 
-/// Inputs of as many bytes that a peer does not read: more than the windows of its connection take, and the hub keeps.
+/// Inputs of this size that a peer does not read: more than its connection's windows and the hub
+/// can hold.
 const UNREAD: usize = 96;
-/// How many are refused at least, and what all of them may make the hub grow by: 16 MiB wait in the windows of the
-/// connection that they come over, 4 MiB are kept, and the rest is on its way (31,892 KiB were seen for 64).
+/// The smallest number of refusals, and how much all inputs may make the hub grow: 16 MiB wait in
+/// the windows of the connection that they come over, 4 MiB are kept, and the rest is in transit
+/// (31,892 KiB were seen for 64).
 const UNREAD_REFUSED_MIN: usize = 32;
 const UNREAD_GROWTH_MAX: u64 = 48 << 20;
 
-/// What an answer may make the hub grow by that points to the same data thousands of times.
+/// How much the hub may grow for an answer that points to the same data thousands of times.
 const OFTEN_GROWTH_MAX: u64 = 32 << 20;
-/// What two answers with 450,000 short values may make it grow by: a tree of one has 32 MiB and more.
+/// How much it may grow for two answers with 450,000 short values. A tree of one takes 32 MiB or
+/// more.
 const LISTS_GROWTH_MAX: u64 = 24 << 20;
 
-/// How long anything may take before a test calls it hung.
+/// How long anything may take before a test counts as hung.
 const HUNG: Duration = Duration::from_secs(60);
-/// How long nothing happens that is believed to have come to its end.
+/// How long nothing must happen before the test assumes the end.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// A chain of forty, each twice the next.
+/// A chain of forty, each twice as large as the next.
 fn chain() -> Value {
     let mut defs = json!({ "d40": { "type": "string" } });
     for at in 0..40 {
@@ -54,7 +58,7 @@ fn chain() -> Value {
     json!({ "$ref": "#/$defs/d0", "$defs": defs })
 }
 
-/// A name that the library writes before each of the schemas behind it: gigabytes.
+/// A name that the library writes before each of the schemas after it: gigabytes.
 fn long_name() -> Value {
     let mut properties = Map::new();
     properties.insert(
@@ -70,7 +74,8 @@ fn numbers() -> Value {
     json!({ "items": { "enum": numbers } })
 }
 
-/// The code and the text that a script's call of an operation of a peer's ends with; nothing where it is answered.
+/// The code and the text of the error of a script's call to a peer's operation. `None` if the call
+/// is answered.
 fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
     let source = format!(
         "let told = ['', ''];
@@ -94,18 +99,18 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
     let bench = TestBench::new();
     let names = ["fine", "chain", "name", "numbers"];
     let people = names.map(|name| bench.user(name));
-    // Why something is not imported is said at this level.
+    // At this level the hub logs why something is not imported.
     let config = knows(names.iter().copied().zip(&people)) + "[log]\nlevel = \"debug\"\n";
     let hub = bench.host_with(&config);
     let [fine, chained, named, many] = &people;
-    // What is made by the first script stays: a worker, tables, threads.
+    // The first script's lasting allocations: a worker, tables, threads.
     hub.call("runtime/eval", &json!({ "source": "export default 1" }));
     fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
     let held = memory(&hub, "VmRSS:");
-    // From before the first of them is attached until the last was refused.
+    // From before the first of them connects until the last was refused.
     let asking = RequestLoop::begin(hub.target(), bench.admin());
     let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
-    // What is wrong with one operation must not be for lack of another.
+    // An operation's fault must not be the lack of another.
     let both = |schema| vec![does(schema), OperationSpec::query("node/rest", "Rests.")];
     let fine = ManualPeer::start(&hub, fine, does(json!({ "type": "array" }))).await;
     let chained = ManualPeer::serving(&hub, chained, both(chain())).await;
@@ -121,13 +126,14 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
         });
     }
     assert_eq!(called(&hub, "fine", list).0, "");
-    // What would take hours is refused before it begins, and the peer is not asked.
+    // Checks that would take hours are refused before they begin, and the peer gets no request.
     let before = many.asked("node/do");
     let (code, said) = called(&hub, "numbers", list);
     assert_eq!(code, "INVALID_INPUT", "{said}");
     assert!(said.contains("steps"), "{said}");
     assert_eq!(many.asked("node/do"), before);
-    // What no value could be checked against, or compiles to far more than it is, is not imported.
+    // A schema that no value could be checked against, or that compiles to far more than its size,
+    // is not imported.
     for (name, peer) in [("chain", &chained), ("name", &named)] {
         assert!(peer.asked("services/schema") > 0, "{name}");
         let (code, said) = called(&hub, name, "'x'");
@@ -201,7 +207,7 @@ async fn schemas_of_peers_cost_the_hub_little_time_however_wide_or_deep() {
     }
 }
 
-/// A thousand operations, each with patterns that compile to as much as they may.
+/// A thousand operations, each with patterns that compile to the largest permitted size.
 fn patterns() -> Vec<OperationSpec> {
     let operation = |n: usize| {
         let one = |m| json!({ "pattern": format!("^[ab]{{2000}}c{n}-{m}") });
@@ -215,7 +221,7 @@ fn patterns() -> Vec<OperationSpec> {
     (0..1000).map(operation).collect()
 }
 
-/// Each reference looks at the names of members once more.
+/// Each reference reads the names of members once more.
 fn references() -> Value {
     let to = |n: usize| json!({ "$ref": format!("#/$defs/{n}") });
     let all: Vec<_> = (0..2_500).map(to).collect();
@@ -223,13 +229,13 @@ fn references() -> Value {
     json!({ "propertyNames": { "allOf": all }, "$defs": defs })
 }
 
-/// Each keyword goes through the members once more.
+/// Each keyword reads the members once more.
 fn through_members() -> Value {
     json!({ "allOf": vec![json!({ "propertyNames": {} }); 5_000] })
 }
 
-/// What compiling patterns takes is counted for all operations of a peer together, what going through names takes is
-/// counted, and none of them is copied.
+/// The cost of compiling patterns is counted for all operations of a peer together, the cost of
+/// reading names is counted, and none of them is copied.
 #[tokio::test(flavor = "multi_thread")]
 async fn patterns_and_names_of_peers_are_counted() {
     let bench = TestBench::new();
@@ -244,7 +250,7 @@ async fn patterns_and_names_of_peers_are_counted() {
     until_read(&hub, ["patterns"]);
     assert!(refused.asked("services/schema") > 0);
     assert_eq!(called(&hub, "patterns", "'x'").0, "NOT_FOUND");
-    // The first values have the schemas compiled.
+    // The first values make the hub compile the schemas.
     for (name, peer) in [("references", &references), ("members", &members)] {
         eventually(name, || {
             let (code, _) = called(&hub, name, "({})");
@@ -255,7 +261,7 @@ async fn patterns_and_names_of_peers_are_counted() {
     let held = memory(&hub, "VmRSS:");
     let one_name = "({ ['a'.repeat(500000)]: 0 })";
     assert_eq!(called(&hub, "references", one_name).0, "");
-    // JSON has six characters for each of these.
+    // JSON needs six characters for each of these.
     let escaped = "Object.fromEntries([0, 1, 2, 3].map((n) => ['\\u0001'.repeat(37000) + n, 0]))";
     let before = members.asked("node/do");
     let (code, said) = called(&hub, "members", escaped);
@@ -270,7 +276,7 @@ async fn patterns_and_names_of_peers_are_counted() {
     }
 }
 
-/// Waits until the hub has imported what each of these peers serves, or says in its log why it does not.
+/// Waits until the hub has imported each peer's operations, or logs why it did not.
 fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
     eventually("what the peers serve was read", || {
         let listed = hub.call("services/list-peers", &Value::Null);
@@ -292,7 +298,7 @@ fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
     });
 }
 
-/// A requester has them passed on to a peer that is in league with it.
+/// A requester has them forwarded to a peer that cooperates with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
     let bench = TestBench::new();
@@ -304,7 +310,7 @@ async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
     let mut calls: Vec<JoinHandle<_>> = Vec::new();
     let mut before = 0;
     for n in 0..=PASSED_ON {
-        // The first one makes what stays: streams, tables, pages of the allocator.
+        // The first one allocates what stays: streams, tables, pages of the allocator.
         if n == 1 {
             fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
             before = memory(&hub, "VmRSS:");
@@ -355,7 +361,7 @@ async fn inputs_that_a_peer_does_not_read_are_refused() {
             client.call_with("hub/invoke", &input, &options).await
         }
     };
-    // The first one makes what stays.
+    // The first one allocates what stays.
     let mut calls = JoinSet::new();
     calls.spawn(holds());
     eventually("it is passed on", || {
@@ -377,7 +383,7 @@ async fn inputs_that_a_peer_does_not_read_are_refused() {
         assert!(error.message.contains("wait to be read"), "{error}");
         refused += 1;
     }
-    // Of the rest some may be refused still.
+    // Some of the rest may still be refused.
     while let Ok(Some(ended)) = tokio::time::timeout(deadline(QUIET), calls.join_next()).await {
         let error = ended.expect("no panic").expect_err("no peer answers it");
         assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
@@ -392,7 +398,7 @@ async fn inputs_that_a_peer_does_not_read_are_refused() {
     assert_eq!(hub.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
-/// How an answer begins that a requester gets who takes no binary data.
+/// The beginning of an answer for a requester without binary data.
 async fn asked_as_text(hub: &HostNode, who: &CliRunner, operation: &str) -> Value {
     let (_dialer, connection) = dial(hub, who).await;
     let (mut send, mut recv) = wire::stream(&connection).await.expect("it is connected");
@@ -406,8 +412,8 @@ async fn asked_as_text(hub: &HostNode, who: &CliRunner, operation: &str) -> Valu
     event.expect("it hangs").expect("an answer")
 }
 
-/// A peer's answer in which thousands of values point to the same data would be a thousand times as long as text,
-/// for a client that takes no binary data.
+/// If thousands of values in a peer's answer point to the same data, its text for a client without
+/// binary data would be a thousand times as long.
 #[tokio::test(flavor = "multi_thread")]
 async fn binary_data_of_a_peer_is_not_repeated_without_end() {
     let bench = TestBench::new();
@@ -422,7 +428,7 @@ async fn binary_data_of_a_peer_is_not_repeated_without_end() {
     fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
     let before = memory(&hub, "VmRSS:");
     let often = asked_as_text(&hub, bench.admin(), "/node/often").await;
-    // What would be as long stays as it came.
+    // If the text would be equally long, the answer stays as it came.
     let pointer = json!({ "$bin": [0, POINTED] });
     assert_eq!(often["payload"]["output"], json!(vec![pointer; OFTEN]));
     let grown = memory(&hub, "VmHWM:").saturating_sub(before);
@@ -434,7 +440,7 @@ async fn binary_data_of_a_peer_is_not_repeated_without_end() {
     assert_eq!(blob.asked("node/often"), 1);
 }
 
-/// What a peer says of its GPU is not this node's, and nothing is made of the long list that it says beside it.
+/// A peer's GPU time is not this node's, and the long list beside it has no effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_peer_says_of_its_gpu_ends_no_script() {
     let bench = TestBench::new();
@@ -443,7 +449,7 @@ async fn what_a_peer_says_of_its_gpu_ends_no_script() {
     let spec = OperationSpec::query("compute/dispatch", "Lies.");
     let liar = ManualPeer::start(&hub, &liar, spec).await;
     until_attached(&hub);
-    // What is made by the first script stays.
+    // The first script's lasting allocations.
     hub.call("runtime/eval", &json!({ "source": "export default 1" }));
     fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
     let before = memory(&hub, "VmRSS:");
@@ -460,8 +466,8 @@ async fn what_a_peer_says_of_its_gpu_ends_no_script() {
     assert!(grown <= LISTS_GROWTH_MAX, "{grown} bytes");
 }
 
-/// A script that does not know whether its call arrived asks again under the same key. The peer, which runs whatever
-/// it is asked, is asked once for each.
+/// A script that does not know whether its call arrived repeats it with the same key. The peer,
+/// which runs every request, gets one request for each key.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_of_a_script_s_call_has_it_run_once() {
     let bench = TestBench::new();
@@ -483,8 +489,8 @@ async fn the_key_of_a_script_s_call_has_it_run_once() {
     assert_eq!(bank.asked("node/pay"), 3);
 }
 
-/// A script on a worker calls a peer of the worker's, which has no room at first. The client that asked the hub
-/// for the script under an idempotency key asks again.
+/// A script on a worker calls a peer of the worker, which has no room at first. The client that
+/// called the script on the hub with an idempotency key calls again.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_there_was_no_room_is_not_kept_for_a_key() {
     let bench = TestBench::new();
@@ -530,8 +536,9 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
     bank.connection.close(CloseCode::Normal, "");
 }
 
-/// The attacker cuts the connection of a peer that has taken a mutation. The client repeats its call of the hub under
-/// its key where the error allows that, and the hub would ask the other peer, which has not heard of the key.
+/// The attacker cuts the connection of a peer that has received a mutation. The client repeats its
+/// call to the hub with its key if the error allows that. The hub might then call the other peer,
+/// which does not know the key.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mutation_that_one_peer_took_is_not_sent_to_another() {
     let bench = TestBench::new();

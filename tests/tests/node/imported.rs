@@ -1,5 +1,5 @@
-//! What a worker imported from a server, called through its hub: the worker grants the hub the scope of an operation, and
-//! the hub's clients need the same scope there.
+//! Operations that a worker imported from a server, called through its hub. The worker grants the
+//! hub the scope of an operation, and the hub's clients need the same scope there.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ fn worker(join: &str, port: u16) -> String {
     )
 }
 
-/// Paths that the API was asked for.
+/// Paths that the API got requests for.
 fn asked(api: &HostServer) -> Vec<String> {
     let all = curl(&api.url("/told"), &[]).json();
     let paths = all.as_array().expect("a list").iter();
@@ -59,7 +59,7 @@ fn an_import_of_a_worker_is_called_through_its_hub_by_its_scope_on_both() {
     let through = |who: &CliRunner, operation: &str| {
         who.call(&hub.target, operation, &input, &["--peer", "kitchen"])
     };
-    // The hub reads what the worker serves again once the worker has imported it.
+    // The hub reads the worker's operations again after the worker has imported them.
     let answer = eventually("the import of the worker", || {
         let answer = through(&noter, "api/getNote");
         (answer.status == 0).then(|| answer.json())
@@ -82,7 +82,7 @@ fn an_import_of_a_worker_is_called_through_its_hub_by_its_scope_on_both() {
     assert!(refused.errors.contains("'import:api:me'"), "{refused:?}");
     let refused = through(bench.admin(), "api/addNote");
     assert_eq!(refused.code(), "NOT_FOUND", "{refused:?}");
-    // The import is the worker's, and none of the hub's.
+    // The import belongs to the worker, not to the hub.
     let own = noter.call("attic", "api/getNote", &input, &[]);
     assert_eq!(own.code(), "NOT_FOUND", "{own:?}");
     let listed = run(&noter, &["ops", "list", "attic"]).json();

@@ -1,4 +1,4 @@
-//! `alknet serve` with an iroh endpoint: reached by iroh itself, and by `alknet call`.
+//! `alknet serve` with an iroh endpoint: reached with iroh itself, and with `alknet call`.
 
 use alknet_core::PeerKey;
 use alknet_tests::{CliRunner, HostNode, TestBench, wire};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 const ENABLED: &str = "[iroh]\nenabled = true\n";
 
-/// Where a node is, as iroh writes it.
+/// A node's address in iroh's form.
 fn address(target: &str) -> EndpointAddr {
     let (key, address) = target.split_once('@').expect("a pinned target");
     let Ok(PeerKey::Ed25519(key)) = key.parse() else {
@@ -19,7 +19,7 @@ fn address(target: &str) -> EndpointAddr {
     EndpointAddr::new(id).with_ip_addr(address.parse().expect("an address"))
 }
 
-/// A client as iroh makes it, with the key of `who`.
+/// A client made by iroh, with the key of `who`.
 async fn stock(who: &CliRunner) -> Endpoint {
     // The binary makes the key, and its folder.
     who.identity();
@@ -68,14 +68,14 @@ async fn iroh_itself_calls_an_operation_of_a_node() {
         .expect("a target");
     assert_eq!(info["listen"]["iroh"], json!([place]));
 
-    let stranger = stock(&bench.user("stranger")).await;
-    let refused = call(&connect(&stranger, &host).await, "node/info").await;
+    let unknown_peer = stock(&bench.user("stranger")).await;
+    let refused = call(&connect(&unknown_peer, &host).await, "node/info").await;
     assert_eq!(
         refused.pointer("/payload/code").and_then(Value::as_str),
         Some("UNAUTHENTICATED"),
         "{refused}"
     );
-    for client in [admin, stranger] {
+    for client in [admin, unknown_peer] {
         client.close().await;
     }
 }

@@ -1,4 +1,4 @@
-//! A node in this process, which a test can look into.
+//! A node in this process, whose state a test can read.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub(crate) struct LocalNode {
 }
 
 impl LocalNode {
-    /// Serves these operations to the peers of this document.
+    /// Serves these operations to the peers in this document.
     pub(crate) fn start(config: &NodeConfig, operations: Registry, limits: EndpointLimits) -> Self {
         let clock = Arc::new(SystemClock { built_s: 0 });
         let identities = Arc::new(Identities::new(config.entries(), clock));

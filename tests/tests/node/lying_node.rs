@@ -1,4 +1,4 @@
-//! A node that answers its users with what is to act on their terminals and browsers.
+//! A node whose answers attack its users' terminals and browsers.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use tokio::task::block_in_place;
 
 use super::dialling_verbs::left_out;
 
-/// Clears the screen, sets a title, forges a line, erases one, turns the direction, and does the first again in
-/// one character of eight bits.
+/// Clears the screen, sets a title, forges a line, erases one, reverses the text direction, and clears the screen
+/// again with a single 8-bit character.
 const ACTS: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\r\nhealth     ok\u{8}\u{202e}\u{9b}2J\u{7f}";
 
-/// What its second line begins with, as a line of `alknet status` does.
+/// The beginning of its second line, like a line of `alknet status`.
 const FORGED: &str = "health     ok";
 
-/// What leads a browser elsewhere, or has it run a script in a page of the user's own computer.
+/// Texts that lead a browser elsewhere, or make it run a script in a page of the user's computer.
 const PATHS: [&str; 5] = [
     "@evil.example/status/enter/0123456789abcdef0123456789abcdef0123456789a",
     ".evil.example/",
@@ -40,13 +40,12 @@ const PATHS: [&str; 5] = [
     "",
 ];
 
-/// What a browser may follow, at the host that was dialled: a link to the status page, and one that does something
-/// there.
+/// Links that a browser may follow, at the dialled host: to the status page, and one that does something there.
 const TICKET: &str = "0123456789abcdefABCDEF_-0123456789abcdefABC";
 const ENTERS: &str = "/status/enter/";
 const ACTS_BY_LINK: &str = "/status/act/";
 
-/// Names that lead a browser elsewhere, or have it run a script, if they are taken for the host of a link.
+/// Names that lead a browser elsewhere, or make it run a script, if they become the host of a link.
 const NAMES: [&str; 8] = [
     "evil.example",
     "evil.example/\"><script>alert(1)</script>",
@@ -58,10 +57,10 @@ const NAMES: [&str; 8] = [
     ACTS,
 ];
 
-/// A protocol in which each request is a length of 32 bits and JSON, and is answered so.
+/// A protocol in which each request and each answer is a 32-bit length and JSON.
 struct ScriptedProtocol {
     alpns: [AlpnSpec; 1],
-    /// One after the other, and the last one from then on.
+    /// The answers, one after the other. The last one repeats.
     answers: Vec<Value>,
     asked: AtomicUsize,
 }
@@ -110,7 +109,7 @@ impl ProtocolHandler for ScriptedProtocol {
     }
 }
 
-/// Takes another key in the place of that of the connection.
+/// Changes the connection's key.
 fn rotates(hub: PeerKey) -> Registration {
     let spec = OperationSpec::query("peer/rotate-key", ACTS);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
@@ -124,7 +123,7 @@ fn rotates(hub: PeerKey) -> Registration {
     Registration::new(spec, handler)
 }
 
-/// Lists one proposal and ends; of three states the list has no end, each in its way.
+/// Lists one proposal and ends. For three states the list never ends, each in another way.
 fn lists(proposal: Value) -> Registration {
     /// Rows of a page.
     const ROWS: u64 = 256;
@@ -302,7 +301,7 @@ impl LyingNode {
         let refused = json!({ "error": { "code": ACTS, "message": ACTS, "retryable": false } });
         let hub = json!({ "key": key.public(), "names": [ACTS] });
         let taken = json!({ "peer_id": "edge", "name": ACTS, "hub": hub });
-        // As people see it and as JSON.
+        // As text and as JSON.
         let answers = vec![refused.clone(), refused, taken];
         let enrols = ScriptedProtocol::to(b"alknet/enroll", answers);
         handlers.register(enrols).expect("another");
@@ -330,7 +329,7 @@ impl LyingNode {
 }
 
 impl LyingNode {
-    /// What leads to it as to a hub.
+    /// The address to reach it as a hub.
     fn join(&self) -> String {
         let PeerKey::Ed25519(hub) = self.key.public() else {
             panic!("the key of a node is of this kind");
@@ -354,12 +353,12 @@ pub(crate) async fn run(cli: &CliRunner, mut arguments: Vec<String>) -> CliOutpu
     run_alone(arguments).await
 }
 
-/// The same for verbs that ask no node.
+/// The same for verbs that use no node.
 async fn run_alone(arguments: Vec<String>) -> CliOutput {
     let run = move || {
         let mut command = Command::new(binary());
         command.args(arguments);
-        // What scripts are read from.
+        // The folder that scripts are read from.
         run_with_input(command, "1\n")
     };
     tokio::task::spawn_blocking(run).await.expect("it runs")
@@ -394,7 +393,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["call", "@", "node/log"], true),
         (&["call", "@", "node/info", "--also", "@"], true),
         (&["call", "@", "evil/refused"], false),
-        // It passes nothing on, and is asked which peers it has.
+        // It forwards nothing, and is asked for its peers.
         (&["status", "@", "--peer", "kitchen"], true),
         (&["logs", "@"], true),
         (&["ops", "@"], true),
@@ -421,7 +420,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["hub", "label", "@", "edge", "a=b"], true),
         (&["hub", "remove", "@", "edge"], true),
         (&["token", "make", "@", "--scope", "node:read"], true),
-        // What was asked for is repeated.
+        // The output repeats the arguments.
         (&["token", "revoke", "@", "abcdefgh"], false),
         (&["key", "rotate", "@"], true),
         (&["ops", "propose", "@", "DRAFT", "--as", "ada"], true),
@@ -450,7 +449,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["file", "remove", "@", "site/www"], false),
         (&["poweroff", "@", "--yes"], false),
         (&["reboot", "@", "--yes"], false),
-        // Refused, and taken in.
+        // Refused and accepted answers.
         (&["enroll", "JOIN"], true),
         (&["enroll", "JOIN"], true),
     ]
@@ -459,10 +458,10 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     {
         tried.push(arguments);
         for json in [false, true] {
-            // Each with a key of its own: one verb replaces it.
+            // Each with a separate key, because one verb replaces it.
             let cli = CliRunner::new(folder.path().join(format!("{n}-{json}")));
             if arguments[0] == "key" {
-                // There has to be one to replace.
+                // There must be one to replace.
                 block_in_place(|| cli.identity());
             }
             let said = |one: &&str| match *one {
@@ -481,7 +480,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
             let answer = run(&cli, all).await;
             let (said, failed) = (&answer.output, &answer.errors);
             assert!(!acts(said) && !acts(failed), "{arguments:?}: {answer:?}");
-            // It was asked, and answered.
+            // The node got the request, and answered.
             let shown = format!("{said}{failed}");
             assert!(
                 shown.contains("title") || !says_much,
@@ -498,8 +497,8 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     assert!(left_out.is_empty(), "{left_out:?}");
 }
 
-/// The list has new rows on every page, the same row, or none: the command ends all the same, and says that this was
-/// no list.
+/// The list has new rows on every page, the same row, or none. The command still ends, and reports that this is not
+/// a list.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_proposals_without_end_is_ended() {
     /// The most that a node keeps (docs/promotion.md, "Limits").
@@ -548,11 +547,11 @@ fn container(said: &str, name: &str) -> Vec<u8> {
     bytes
 }
 
-/// What was fetched from a node may be anything that a container can say.
+/// Data fetched from a node may be anything that fits into a container.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
     let folder = tempfile::tempdir().expect("a folder");
-    // No name has a control character: no reader takes such a file.
+    // No name has a control character, because readers refuse such a file.
     let name = "title\u{202e}\u{2066}\u{200f}\u{2028}";
     let [first, second] = [("first", ACTS), ("second", "title")].map(|(file, said)| {
         let file = folder.path().join(format!("{file}.safetensors"));
@@ -609,8 +608,8 @@ async fn a_link_that_leads_elsewhere_is_not_opened() {
     }
 }
 
-/// The path is that of a link. Whatever names the node says that it has, a browser is led to the host that the user
-/// dialled, by its address or by a name of it.
+/// The path comes from the link. Whatever names the node reports, a browser is led to the dialled host, by its
+/// address or by its name.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_of_a_node_are_no_part_of_a_link() {
     let folder = tempfile::tempdir().expect("a folder");

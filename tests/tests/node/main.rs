@@ -1,4 +1,5 @@
-//! A node as its users meet it: `alknet serve` on this host, and where it matters a booted appliance.
+//! A node as its users see it: `alknet serve` on this host, and where it matters a booted
+//! appliance.
 
 mod administration;
 mod calling;

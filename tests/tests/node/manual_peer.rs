@@ -1,4 +1,4 @@
-//! A peer that speaks the protocol by hand, and says of itself what it likes.
+//! A peer that uses the protocol by hand, and can claim anything about itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Characters of what `node/long` answers: nearly as many as a result may have to be kept.
+/// Characters in the answer of `node/long`: nearly the longest result that may be kept.
 const LONG: usize = 60_000;
-/// Characters of what `node/wide` answers, which are nearly a frame.
+/// Characters in the answer of `node/wide`, which are nearly a frame.
 const WIDE: usize = 900 << 10;
-/// Values in the answer of `compute/dispatch`, which says an hour.
+/// Values in the answer of `compute/dispatch`, which reports an hour.
 const SHORT: usize = 450_000;
-/// Bytes that the answers of `node/often` and `node/once` point to, the first of them [`OFTEN`] times.
+/// Bytes that the answers of `node/often` and `node/once` point to, the first of them [`OFTEN`]
+/// times.
 pub(super) const POINTED: usize = 300 << 10;
 pub(super) const OFTEN: usize = 2_000;
 /// Bytes of binary data in each event of `node/flow`.
@@ -32,19 +33,19 @@ pub(super) struct ManualPeer {
     _dialer: EndpointDialer,
     served: watch::Sender<Served>,
     pub(super) connection: Connection,
-    /// What it was asked for.
+    /// The requests that it got.
     asked: Arc<Mutex<Vec<String>>>,
-    /// It reads nothing of what comes on new streams.
+    /// Whether it reads nothing on new streams.
     deaf: Arc<AtomicBool>,
-    /// Those that answer, each on a stream.
+    /// The tasks that answer, one for each stream.
     answering: Arc<Mutex<JoinSet<()>>>,
 }
 
-/// What a peer says that it serves.
+/// The operations that a peer reports.
 #[derive(Clone, Default)]
 struct Served {
     specs: Arc<[Value]>,
-    /// How often that changed.
+    /// How often they changed.
     changes: usize,
 }
 
@@ -54,7 +55,7 @@ impl Served {
     }
 }
 
-/// A connection to a node, and what made it.
+/// A connection to a node, and its dialer.
 pub(super) async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, Connection) {
     dial_over(Carriage::Both, node, who).await
 }
@@ -73,7 +74,7 @@ pub(super) async fn dial_over(
     (dialer, dialled.expect("it is known"))
 }
 
-/// A client's call connection to a node, and what made it.
+/// A client's call connection to a node, and its dialer.
 pub(super) async fn caller(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
     let (dialer, connection) = dial(node, who).await;
     let client = CallClient::without_operations().attach(connection, None);
@@ -93,7 +94,7 @@ impl ManualPeer {
         Self::on(dial(hub, who).await, specs)
     }
 
-    /// On a connection that is open, whatever carries it.
+    /// On an open connection of any kind.
     pub(super) fn on(
         (dialer, connection): (EndpointDialer, Connection),
         specs: Vec<OperationSpec>,
@@ -127,7 +128,7 @@ impl ManualPeer {
         peer
     }
 
-    /// From now on it serves these, and tells those that watch on a stream of their own.
+    /// From now on it serves these operations, and informs watchers on a separate stream.
     pub(super) fn serves(&self, specs: Vec<OperationSpec>) {
         self.served.send_modify(|served| {
             served.specs = specs.into_iter().map(|spec| json!(spec)).collect();
@@ -135,22 +136,22 @@ impl ManualPeer {
         });
     }
 
-    /// How often it was asked for an operation.
+    /// How many requests for an operation it got.
     ///
     /// # Panics
-    /// The node sent something else than the protocol has.
+    /// The node sent something outside the protocol.
     pub(super) fn asked(&self, operation: &str) -> usize {
         self.was_well_asked();
         let asked = self.asked.lock().expect("no panic");
         asked.iter().filter(|one| *one == operation).count()
     }
 
-    /// From now on it reads nothing more than what comes on the streams that are there.
+    /// From now on it reads only the existing streams.
     pub(super) fn falls_deaf(&self) {
         self.deaf.store(true, Ordering::SeqCst);
     }
 
-    /// What it has answered until now did not end in a panic.
+    /// None of its answers so far ended in a panic.
     fn was_well_asked(&self) {
         let mut answering = self.answering.lock().expect("no panic");
         let ended: Vec<_> = std::iter::from_fn(|| answering.try_join_next()).collect();
@@ -174,14 +175,14 @@ fn listed(spec: &Value) -> Value {
     json!({ "name": spec["name"], "namespace": spec["namespace"], "op_type": spec["op_type"] })
 }
 
-/// Those that a question names.
+/// The operations that a request names.
 fn asked_for(specs: &[Value], input: &Value) -> Value {
     let names = input["names"].as_array();
     let is_named = |spec: &&Value| names.is_none_or(|names| names.contains(&spec["name"]));
     specs.iter().filter(is_named).cloned().collect()
 }
 
-/// An event with binary data behind its text.
+/// An event with binary data after its text.
 fn mixed(id: &str, output: &Value, data: &[u8]) -> Bytes {
     let payload = json!({ "output": output });
     let text = json!({ "type": "call.responded", "id": id, "payload": payload }).to_string();
@@ -216,10 +217,10 @@ async fn answer(
             };
             let pointer = json!({ "$bin": [0, POINTED] });
             let bytes = match operation.as_str() {
-                // It holds what it is to hold.
+                // It holds the request, as it should.
                 "node/hold" => continue,
                 "services/watch" => {
-                    // Other requests come on the same stream where there is no other.
+                    // Other requests come on the same stream if there is no other.
                     if !is_multi {
                         continue;
                     }
@@ -249,7 +250,7 @@ async fn answer(
     }
 }
 
-/// Tells what the set of operations is called, and again each time that it changes.
+/// Sends the set's current name, and again after each change.
 async fn tell(mut send: SendStream, id: &str, served: &mut watch::Receiver<Served>) {
     loop {
         let registry = served.borrow_and_update().registry();
@@ -279,7 +280,7 @@ fn output(operation: &str, served: &watch::Receiver<Served>, input: &Value) -> V
     }
 }
 
-/// Entries of a configuration for people with these scopes.
+/// Entries of a configuration for users with these scopes.
 pub(super) fn people<'a>(
     people: impl IntoIterator<Item = (&'a str, &'a CliRunner, &'a [&'a str])>,
 ) -> String {
@@ -290,7 +291,7 @@ pub(super) fn people<'a>(
     people.into_iter().map(entry).collect()
 }
 
-/// Waits until an operation of a peer is there.
+/// Waits until an operation of a peer exists.
 pub(super) fn until_attached(hub: &HostNode) {
     eventually("the peer is attached", || {
         let listed = hub.call("services/list-peers", &Value::Null);

@@ -1,4 +1,4 @@
-//! Nodes by name: names of a user's own, the default node, and workers behind a hub, with each verb.
+//! Nodes by name: a user's own names, the default node, and workers behind a hub, with each verb.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ struct HubAndWorker {
     bench: TestBench,
     hub: EnrolmentNode,
     worker: EnrolmentNode,
-    /// The id of the worker on the hub.
+    /// The ID of the worker on the hub.
     id: String,
 }
 
@@ -21,7 +21,7 @@ impl HubAndWorker {
         let bench = TestBench::new();
         let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
         let join = invite(&bench, &hub, &["--role", "worker"]);
-        // The worker lets its hub do everything, so that each verb has something to ask for.
+        // The worker gives its hub all rights, so that each verb gets an answer.
         let config = format!(
             "[node]\nname = \"kitchen\"\nadmin_keys = [\"{}\"]\n[[join]]\ncode = \"{join}\"\n",
             hub.key()
@@ -45,7 +45,7 @@ impl HubAndWorker {
     }
 }
 
-/// `alknet node …`, which ends well.
+/// Runs `alknet node …`, which must succeed.
 fn named(cli: &CliRunner, words: &[&str]) -> Value {
     run(cli, &[&["node"][..], words].concat()).json()
 }
@@ -57,7 +57,7 @@ fn message(output: &CliOutput) -> String {
     message.map_or_else(|| output.errors.clone(), str::to_owned)
 }
 
-/// Who answered `node/info`. `status` prints it also of a node that has problems.
+/// The node that answered `node/info`. `status` prints it even for a node with problems.
 fn identity(cli: &CliRunner, words: &[&str]) -> Value {
     let answer = run(cli, words);
     let info: Value = serde_json::from_str(&answer.output).unwrap_or_default();
@@ -65,7 +65,7 @@ fn identity(cli: &CliRunner, words: &[&str]) -> Value {
     info["identity"].clone()
 }
 
-/// Verbs that need nothing but a node, each with the words behind NODE.
+/// Verbs that need only a node, each with the arguments after NODE.
 const VERBS: [(&[&str], &[&str]); 13] = [
     (&["status"], &[]),
     (&["ops"], &[]),
@@ -97,7 +97,7 @@ fn every_verb_takes_a_name_and_the_default() {
         let answer = run(admin, &words);
         assert_eq!(answer.status, 0, "{words:?}: {answer:?}");
     }
-    // Without a default, and without a node that runs here, a verb says what to do.
+    // Without a default, and without a node on this computer, a verb says what to do.
     let nothing = run(admin, &["ops"]);
     assert_eq!((nothing.status, nothing.code().as_str()), (2, "USAGE"));
     let said = message(&nothing);
@@ -116,14 +116,14 @@ fn every_verb_takes_a_name_and_the_default() {
     assert_eq!(run(admin, &["ops"]).status, 2);
 }
 
-/// An argument that is written behind the options is still the one behind NODE.
+/// An argument after the options still belongs to the verb after NODE.
 #[test]
 fn words_behind_a_node_may_be_parted_by_options() {
     let bench = TestBench::new();
     let node = bench.host();
     let script = bench.path().join("six.js");
     std::fs::write(&script, "export default 2 * 3").expect("the folder is ours");
-    // `--json --state DIR` stand between the node and the file.
+    // `--json --state DIR` are between the node and the file.
     let mut command = bench.admin().command(&["js", "run", node.target()]);
     command.arg(&script);
     assert_eq!(bench.admin().run(command).json()["value"], 6);
@@ -134,7 +134,7 @@ fn words_behind_a_node_may_be_parted_by_options() {
     let mut command = bench.admin().command(&["js", "run"]);
     command.arg(&script);
     assert_eq!(bench.admin().run(command).json()["value"], 6);
-    // The name of a node alone is no file.
+    // A node's name alone is not a file.
     let missing = run(bench.admin(), &["js", "run", "edge-1"]);
     assert_eq!(missing.status, 2, "{missing:?}");
     assert!(
@@ -221,7 +221,7 @@ fn a_worker_is_reached_through_its_hub_with_each_verb() {
     assert_eq!(status["state"], "absent");
     let applied = behind(&["config", "apply"], &[config, "--dry-run"]).json();
     assert_eq!(applied["dry_run"], true);
-    // What each shows is the worker's: its hub knows it by an id, and it is no hub.
+    // Each command shows the worker's data: its hub knows it by an ID, and it is not a hub.
     let [of_hub, of_worker] = ["attic", "oven"].map(|node| run(admin, &["peer", "list", node]));
     assert!(of_hub.output.contains(&fleet.id), "{of_hub:?}");
     assert!(!of_worker.output.contains(&fleet.id), "{of_worker:?}");
@@ -266,7 +266,7 @@ fn a_worker_is_reached_through_its_hub_with_each_verb() {
     }
 }
 
-/// What `alknet pin` prints of a worker has curl trust that worker, and not its hub.
+/// With the output of `alknet pin` for a worker, curl trusts that worker, and not its hub.
 fn pins_a_worker(pinned: &Value, worker: &Value, hub: &str) {
     assert_eq!(pinned["word_of"], "attic", "{pinned}");
     let first = &pinned["keys"][0];
@@ -327,14 +327,14 @@ fn an_absent_peer_and_an_unserved_name_give_different_errors() {
         said.contains("'kitchen' does not serve 'no/such-operation' to 'attic'"),
         "{said}"
     );
-    // What an operation of the peer answers itself stays as it is.
+    // Answers of the peer's own operation are unchanged.
     let own = run(
         admin,
         &["token", "remove", "attic", "k3v9a2mb", "--peer", "kitchen"],
     );
     assert_eq!(own.code(), "NOT_FOUND", "{own:?}");
     assert!(!message(&own).contains("does not serve"), "{own:?}");
-    // A node that is no hub passes nothing on.
+    // A node that is not a hub forwards nothing.
     named(admin, &["add", "box", &fleet.worker.target]);
     let no_hub = run(admin, &["status", "box", "--peer", "kitchen"]);
     assert!(message(&no_hub).contains("'box' is no hub"), "{no_hub:?}");
@@ -344,14 +344,15 @@ fn an_absent_peer_and_an_unserved_name_give_different_errors() {
     assert!(said.contains("an administrator removed it"), "{said}");
 }
 
-/// A caller that may not see the peers of a hub learns nothing of them, and is not sent after an operation.
+/// A caller that may not see the peers of a hub learns nothing about them, and gets no advice about
+/// an operation.
 #[test]
 fn a_caller_that_may_not_see_the_peers_gets_the_hub_s_answer() {
     let fleet = HubAndWorker::start();
     let laptop = fleet.bench.user("laptop");
     let join = invite(&fleet.bench, &fleet.hub, &["--role", "user"]);
     run(&laptop, &["enroll", &join, "--hub", "attic"]).json();
-    // The hub has a name since it was joined.
+    // The hub has had a name since it was joined.
     assert_eq!(
         identity(&laptop, &["status", "kitchen@attic"]),
         json!(fleet.worker.key())
@@ -389,7 +390,7 @@ fn names_that_several_processes_give_at_once_are_all_kept() {
     );
 }
 
-/// A hub that was joined with an earlier version of the program.
+/// A hub that was joined with an older version of the program.
 #[test]
 fn hubs_of_an_earlier_version_are_nodes() {
     let bench = TestBench::new();
@@ -458,13 +459,13 @@ fn a_wrong_command_line_is_one_line_of_json() {
         let message = error["error"]["message"].as_str().unwrap_or_default();
         assert!(message.contains(said), "{words:?}: {message}");
     }
-    // For people it is what it was.
+    // The text output is unchanged.
     let output = Command::new(binary()).arg("frobnicate").output();
     let text = String::from_utf8(output.expect("the binary runs").stderr).expect("it is text");
     assert!(text.contains("Usage: alknet"), "{text}");
 }
 
-/// PID 1 starts its child so, and no user.
+/// PID 1 starts its child this way, and no user does.
 #[test]
 fn the_noun_alone_is_the_child_of_pid_1() {
     let output = Command::new(binary())
@@ -493,7 +494,7 @@ fn a_machine_is_not_switched_off_unasked() {
             "{verb}"
         );
         assert!(message(&refused).contains("--yes"), "{refused:?}");
-        // A node of a host is switched by its owner.
+        // A host's node is switched by its owner.
         let asked = run(bench.admin(), &[verb, "--yes"]);
         assert_eq!(
             (asked.status, asked.code().as_str()),

@@ -1,4 +1,5 @@
-//! A node changes its own key: its hubs know the new one before it is used, whatever fails meanwhile.
+//! A node changes its own key: its hubs know the new key before it is used, whatever fails
+//! meanwhile.
 
 use std::path::PathBuf;
 
@@ -30,7 +31,7 @@ impl HubPair {
         Self { bench, hub, config }
     }
 
-    /// The worker, with whatever it had before.
+    /// The worker, with its earlier state.
     fn worker(&self) -> HostNode {
         let state = self.bench.path().join("worker");
         HostNode::start_with(&state, self.bench.admin(), Some(&self.config))
@@ -63,7 +64,7 @@ fn a_node_changes_its_key_and_stays_the_same_peer() {
     let row = pair.ready(&worker);
     assert_eq!(row["keys"], json!([before]));
 
-    // The hub does not answer: the old key stays in use, after a kill as well.
+    // The hub does not answer: the old key stays in use, even after a kill.
     let hub = Pid::from_raw(pair.hub.pid().cast_signed());
     kill(hub, Signal::SIGSTOP).expect("it runs");
     let waits = worker.call("node/rotate-key", &Value::Null);
@@ -77,7 +78,7 @@ fn a_node_changes_its_key_and_stays_the_same_peer() {
     let same = pair.ready(&worker);
     assert_eq!(same["peer_id"], row["peer_id"]);
 
-    // It goes on with the same new key, which counts from the next start on.
+    // It continues with the same new key, which is used from the next start on.
     let done = worker.call("node/rotate-key", &Value::Null);
     assert_eq!(
         (&done["replaced"], &done["in_use"]),
@@ -115,8 +116,8 @@ fn a_hub_with_workers_keeps_its_key_and_only_administrators_rotate_it() {
     let admin = pair.bench.admin();
     let refused = admin.call(pair.hub.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "CONFLICT", "{refused:?}");
-    let stranger = pair.bench.user("stranger");
-    let refused = stranger.call(worker.target(), "node/rotate-key", &Value::Null, &[]);
+    let unknown_peer = pair.bench.user("stranger");
+    let refused = unknown_peer.call(worker.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED", "{refused:?}");
     let odd = json!({ "drop": ["kitchen"] });
     let refused = admin.call(worker.target(), "node/rotate-key", &odd, &[]);

@@ -27,7 +27,7 @@ const TOKENS: &str = include_str!("../../../docs/tokens.md");
 /// The node of the pages.
 pub(crate) const NODE: &str = "ed25519:…@192.0.2.7:443";
 
-/// What no command has any more once the reader's own values stand in it.
+/// Texts that no command contains after the reader's own values are inserted.
 const PLACEHOLDERS: [&str; 4] = ["…", "192.0.2.", "example.org", "OLD"];
 
 /// The set-up of the tests installs Python, and neither jq nor xxd.
@@ -43,9 +43,9 @@ const BLOCK_MAX: Duration = Duration::from_secs(120);
 /// A page, and the computer of a reader who follows it.
 pub(crate) struct ReferencePage {
     bench: TestBench,
-    /// Blocks that were not followed yet: language and text.
+    /// Blocks that were not run yet: language and text.
     blocks: std::vec::IntoIter<(&'static str, String)>,
-    /// Each text of the page with what the reader writes in its place, and whether the page had it.
+    /// Each text of the page with the reader's replacement, and whether the page contained it.
     values: Vec<(&'static str, String, bool)>,
 }
 
@@ -131,13 +131,14 @@ impl ReferencePage {
         self.save("node.header", format!("Authorization: Bearer {token}\n"));
     }
 
-    /// Writes `value` wherever the page has `written`. The values count in the order in which they were given.
+    /// Writes `value` wherever the page has `written`. Replacements are made in the order in which
+    /// they were given.
     pub(crate) fn put(&mut self, written: &'static str, value: impl Into<String>) {
         self.values.push((written, value.into(), false));
     }
 
-    /// The next block of a language, with the reader's values. Blocks of other languages before it are passed over, and
-    /// no block for a shell is.
+    /// The next block of a language, with the reader's values. Blocks of other languages before it
+    /// are skipped, but no shell block is.
     pub(crate) fn next_block(&mut self, language: &str) -> String {
         let found = self
             .blocks
@@ -151,8 +152,8 @@ impl ReferencePage {
         text
     }
 
-    /// Runs the commands of the next block as this user, with this text on standard input, and returns what they
-    /// printed.
+    /// Runs the commands of the next block as this user, with this text on standard input, and
+    /// returns their output.
     pub(crate) fn follow_as(&mut self, user: &str, input: &str) -> String {
         let code = self.next_block("sh");
         let code = code
@@ -171,7 +172,7 @@ impl ReferencePage {
         self.follow_as("reader", "")
     }
 
-    /// Both outputs of commands that have to succeed.
+    /// Both outputs of commands that must succeed.
     pub(crate) fn shell(&self, user: &str, code: &str, input: &str) -> String {
         let path = std::env::var("PATH").expect("a search path");
         let programs = self.bench.path().join("bin");
@@ -189,7 +190,7 @@ impl ReferencePage {
         said.output
     }
 
-    /// Every command was run, and every value stood for something.
+    /// Every command was run, and every replacement was used.
     pub(crate) fn close(mut self) {
         let left = self.blocks.find(|(info, _)| *info == "sh");
         assert_eq!(left, None, "the page has more commands");
@@ -219,7 +220,7 @@ fn the_commands_of_the_page_of_calls_work() {
         assert!(said.contains(key), "{said}");
     }
 
-    // The page has the batch behind the command that sends it.
+    // On the page, the batch comes after the command that sends it.
     let (_, batch) = blocks(CALLS)
         .into_iter()
         .find(|(info, _)| *info == "json")
@@ -234,19 +235,20 @@ fn the_commands_of_the_page_of_calls_work() {
 fn the_commands_of_the_page_of_credentials_work() {
     let mut page = ReferencePage::open(CREDENTIALS);
     page.save("forge.key", "from-the-file\n");
-    // The first command reads from standard input, as there is no terminal to ask at.
+    // The first command reads from standard input, because there is no terminal.
     let said = page.follow_as("reader", "from-the-input\n");
     let said: Vec<_> = said
         .lines()
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    // Both values were set; list and show have the second one; it is removed.
+    // Both values were set, list and show have the second one, and it is removed.
     assert_eq!(said.len(), 5, "{said:?}");
     assert_eq!(said[2..], ["forge", "forge", "removed"], "{said:?}");
     page.close();
 }
 
-/// Files of a reader: a site, a certificate with its key, a certificate of an authority, and a document.
+/// Files of a reader: a site, a certificate with its key, an authority's certificate, and a
+/// document.
 const READER_FILES: &str = r#"
 mkdir public
 echo hello >public/index.html
@@ -278,7 +280,7 @@ fn the_commands_of_the_page_of_stored_files_work() {
     assert!(said.contains("index.html"), "{said}");
     assert_eq!(stored(), 4);
 
-    // A block of tar with a header has the name of its file at its start.
+    // A tar block with a header begins with its file's name.
     let archive = page.follow();
     let archive = data_encoding::BASE64.decode(archive.as_bytes());
     let archive = archive.expect("base64");
@@ -320,7 +322,7 @@ fn the_commands_of_the_page_of_peers_work() {
         "{said}"
     );
 
-    // The other way to let the peer in; afterwards the entry of the store is the only one again.
+    // The other way to let the peer in. Afterwards only the store's entry exists again.
     let entry = page.next_block("toml");
     page.save("alknet.toml", &entry);
     let said = page.follow();
@@ -336,7 +338,7 @@ fn the_commands_of_the_page_of_peers_work() {
     let peers = node.call("peer/list", &serde_json::Value::Null);
     assert!(!peers.to_string().contains("ada-laptop"), "{peers:#}");
 
-    // A key of the configuration is changed there, and so a peer of both nodes' stores changes its own.
+    // The configuration's key is changed there, so a peer in both nodes' stores changes its own.
     let key = page.user("traveller").identity();
     for node in [&node, &hub] {
         let enrol = format!("alknet peer add {} traveller --key {key}", node.target());

@@ -1,5 +1,5 @@
-//! Callers of promoted operations, which run as their author's: a caller that calls them without end leaves the
-//! author, and other callers, their shares.
+//! Callers of promoted operations, which run with their author's rights. A caller that calls them
+//! endlessly leaves the author, and other callers, their shares.
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -16,19 +16,19 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-/// The operations that are called.
+/// The operations that the tests call.
 const NAMES: [&str; 2] = ["first", "second"];
-/// Calls of each of them that the attacker has under way or tries again at once: together more than all sessions that
-/// one identity may have.
+/// Calls of each of them that the attacker has in progress or retries at once: together more than
+/// all sessions that one identity may have.
 const ATTEMPTS: usize = 140;
-/// Sessions that one caller may have of one author's.
+/// Sessions that one caller may have of one author.
 const CALLER_MAX: usize = 64;
-/// How long each of its calls lasts, in milliseconds.
+/// Duration of each of its calls, in milliseconds.
 const LASTS_MS: u64 = 25_000;
-/// How long it waits before it tries again.
+/// How long it waits before it retries.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// A connection, and what made it.
+/// A connection, and its dialer.
 async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
     let file = who.state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
@@ -39,11 +39,11 @@ async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnecti
     (dialer, client)
 }
 
-/// What is proposed.
+/// A proposal.
 pub(super) struct OperationDraft<'a> {
     pub(super) name: &'a str,
     pub(super) uses: &'a [&'a str],
-    /// What its input is like, and one to which its export `run` answers `'done'`.
+    /// The schema of its input, and an input to which its export `run` answers `'done'`.
     pub(super) input: Value,
     pub(super) example: Value,
     pub(super) source: &'a str,
@@ -91,7 +91,7 @@ pub(super) fn promote(
     assert_eq!(promoted.json()["active"], true);
 }
 
-/// Who is known, and which settings of promotion there are.
+/// The known peers, and the settings of promotion.
 pub(super) fn configuration(settings: &str, people: &[(&str, &CliRunner, &[&str])]) -> String {
     let people = people.iter().map(|(name, who, scopes)| {
         let key = who.identity();
@@ -101,12 +101,13 @@ pub(super) fn configuration(settings: &str, people: &[(&str, &CliRunner, &[&str]
     format!("[promotion]\nactivate = \"live\"\n{settings}{people}")
 }
 
-/// Calls both operations again and again, as often as it is let, over as many connections as that takes.
+/// Calls both operations as often as it may, over as many connections as that needs.
 struct CallAttack {
     _dialers: Vec<EndpointDialer>,
     calls: JoinSet<()>,
     ends: Arc<AtomicBool>,
-    /// Attempts whose first call was refused. What is let in lasts longer than it takes to begin all of them.
+    /// Attempts whose first call was refused. Accepted calls last longer than it takes to start all
+    /// of them.
     refused: Arc<AtomicUsize>,
 }
 
@@ -150,7 +151,7 @@ impl CallAttack {
     }
 }
 
-/// Sessions of an identity's, in which calls run.
+/// Sessions of an identity, in which calls run.
 async fn sessions_of(admin: &CallConnection, tenant: &str) -> usize {
     let listed = admin.call("runtime/sessions", &json!({})).await;
     let listed = listed.expect("it is answered");
@@ -161,7 +162,7 @@ async fn sessions_of(admin: &CallConnection, tenant: &str) -> usize {
     sessions.filter(|it| it["tenant"] == tenant).count()
 }
 
-/// Promotes both operations of ada's.
+/// Promotes both operations of ada.
 fn promote_all(bench: &TestBench, node: &HostNode, ada: &CliRunner, rev: &CliRunner) {
     for name in NAMES {
         promote(
@@ -174,8 +175,8 @@ fn promote_all(bench: &TestBench, node: &HostNode, ada: &CliRunner, rev: &CliRun
     }
 }
 
-/// The metrics of a node with peers that are connected, sessions of an author's, and promoted operations that run: none
-/// of their labels has a name.
+/// The metrics of a node with connected peers, an author's sessions, and running promoted
+/// operations. None of their labels contains a name.
 async fn names_no_identity(admin: &CallConnection) {
     let metrics = admin.call("node/metrics", &Value::Null).await;
     let metrics = metrics.expect("an administrator");
@@ -220,7 +221,8 @@ async fn endless_calls_of_one_caller_leave_the_author_and_others_their_quota() {
     assert!(sessions_of(&admin, "ada").await < 2 * CALLER_MAX);
     names_no_identity(&admin).await;
 
-    // Another caller, and the author's own scripts, which are beside what others have run.
+    // Another caller, and the author's own scripts, which have a share besides other callers'
+    // sessions.
     let (_bobs, bob) = dial(&node, &bob).await;
     let (_adas, ada) = dial(&node, &ada).await;
     for name in NAMES {
@@ -239,7 +241,7 @@ async fn endless_calls_of_one_caller_leave_the_author_and_others_their_quota() {
     assert_eq!(problems.value()["problems"], json!([]));
 }
 
-/// Sends a batch over HTTP, and waits for nothing.
+/// Sends a batch over HTTP, and does not wait.
 fn post_batch(node: &HostNode, token: &str, calls: &Value) -> Child {
     let (_, address) = node.target().rsplit_once('@').expect("key and address");
     let batch = json!({ "calls": calls, "mode": "parallel" });
@@ -250,8 +252,8 @@ fn post_batch(node: &HostNode, token: &str, calls: &Value) -> Child {
     Curl::new(&[&fixed[..], &asks].concat()).start(Stdio::null())
 }
 
-/// All calls of a batch have one id. The first is one of an author's operation; what the others call of the author's
-/// is no part of it.
+/// All calls of a batch have one ID. The first is of an author's operation, and the other calls are
+/// not part of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
     let bench = TestBench::new();
@@ -271,7 +273,7 @@ async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
     let eve = json!({ "scopes": ["runtime:debug", calls[0], calls[1]] });
     let eve = node.call("token/make", &eve);
     let eve = eve["token"].as_str().expect("a token");
-    // As many at once as a script may call, once the first call of the batch runs.
+    // As many at once as a script may call, after the first call of the batch runs.
     let source = format!(
         "await new Promise((done) => setTimeout(done, 1000));
          const calls = Array.from({{ length: 64 }}, (_, n) =>
@@ -308,12 +310,12 @@ async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
     curl.wait().expect("it is our child");
 }
 
-/// A machine with so much memory has 32 MiB for requests, and 16 MiB for those of one identity.
+/// A machine with this much memory has 32 MiB for requests, and 16 MiB for those of one identity.
 const SMALL: u64 = 256 << 20;
-/// Calls with a list of short values, whose trees have 1.6 MB each: together twice as much as that.
+/// Calls with a list of short values, whose trees have 1.6 MB each: together twice the limit.
 const TREES: usize = 20;
 
-/// They are much longer than the frames that they come in, and what the operation is given.
+/// They are much longer than their frames and the operation's input.
 #[tokio::test(flavor = "multi_thread")]
 async fn trees_of_inputs_count_for_who_sent_them() {
     let bench = TestBench::new();
@@ -347,7 +349,7 @@ async fn trees_of_inputs_count_for_who_sent_them() {
             let (eve, list) = (eve.clone(), list(LASTS_MS));
             calls.spawn(async move { eve.call("js/tree", &list).await });
         }
-        // What there is no room for is refused at once, and what there is room for lasts.
+        // Calls without room are refused at once, and calls with room continue.
         for _ in 0..TREES / 2 {
             let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), calls.join_next());
             let ended = ended.await.expect("half of them are refused");
@@ -358,20 +360,21 @@ async fn trees_of_inputs_count_for_who_sent_them() {
         let (_bobs, bob) = dial(&node, &bob).await;
         let answer = bob.call("js/tree", &list(0)).await;
         assert_eq!(answer.expect("there is room").value(), &json!("done"));
-        // A few more may be refused; the rest has room, and goes on.
+        // A few more may be refused. The rest has room, and continues.
         while calls.try_join_next().is_some() {}
         assert!(calls.len() >= TREES / 4, "{} go on", calls.len());
         calls.abort_all();
     }
 }
 
-/// Values of which each takes most of the steps that a check may take: more of them than may wait for their turn.
+/// Values that each need most of the permitted steps of a check: more of them than may wait for
+/// their turn.
 const CHECKED: usize = 200;
 /// Items of each, and how many an item is compared with.
 const ITEMS: usize = 9_000;
 const COMPARED: u32 = 100;
 
-/// One caller has as many large values checked as it can: another's is checked.
+/// One caller has as many large values checked as possible, and another's value is still checked.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_caller_does_not_take_all_checks() {
     let bench = TestBench::new();
@@ -414,7 +417,7 @@ async fn one_caller_does_not_take_all_checks() {
             ErrorCode::Overloaded => refused += 1,
             code => panic!("{code:?}"),
         }
-        // From now on as many of hers wait as may.
+        // From now on, the maximum of its values wait.
         if refused > 0 && answer.is_none() {
             let four = (0..4).map(|_| bob.call("js/picky", &fits));
             answer = Some(join_all(four).await);
@@ -426,10 +429,10 @@ async fn one_caller_does_not_take_all_checks() {
     assert!(checked > 0, "{refused} of {CHECKED} are refused");
 }
 
-/// Calls of a new version: more of them fail than may, if they speak against it.
+/// Calls of a new version: more of them fail than may, if they count against it.
 const FAILING: usize = 30;
 
-/// Ada's operation calls bob's, and bob's has no room left for a caller of both.
+/// Ada's operation calls bob's, which has no room left for a caller of both.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
     let bench = TestBench::new();

@@ -1,4 +1,4 @@
-//! Promoted operations that call peers, which may be in league with their author.
+//! Promoted operations that call peers, which may cooperate with their author.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ use super::promoted_callers::{OperationDraft, configuration, promote};
 /// Calls of which one more fails than may, if they count.
 const FAILING: usize = 21;
 
-/// The new version asks the peer, which never has room, and fails in its own name: a node that takes the peer's word for
-/// an excuse never takes it back.
+/// The new version calls the peer, which never has room, and fails in its own name. A node that
+/// accepts the peer's error as an excuse would never roll it back.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
     let bench = TestBench::new();
@@ -55,7 +55,7 @@ async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
         (told["active"] == 1).then_some(told)
     });
     assert_eq!(told["versions"][0]["errors"], FAILING, "{told}");
-    // The one before asks the same peer, and does not fail for it.
+    // The previous version calls the same peer, and does not fail for it.
     let answer = client.call("js/first", &json!(1)).await;
     assert_eq!(answer.expect("it is back").value(), &json!("done"));
     mate.connection.close(CloseCode::Normal, "");

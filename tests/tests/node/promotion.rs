@@ -1,6 +1,6 @@
-//! An operation written by a script's author, from its draft to its next version, by the command line: drafted,
-//! tested, proposed, promoted by a reviewer, called, replaced, rolled back, kept. Clients call the active version
-//! by HTTP and by a model's client, too.
+//! An operation written by a script's author, from its draft to its next version, with the command
+//! line: drafted, tested, proposed, promoted by a reviewer, called, replaced, rolled back, kept.
+//! Clients call the active version over HTTP and with a model's client too.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,5 +1,5 @@
-//! From a session to a test, by the command line: what a script called on a node is written to a file,
-//! and with that file its test passes where there is no node.
+//! From a session to a test, with the command line: a script's calls on a node are written to a
+//! file, and with that file its test passes without a node.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 const MATRIX: &str = "AACAPwAAAEAAAEBAAACAQA==";
 const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
 
-/// Computes with bytes, with numbers that have no short text, and with an error that may tell a secret: of an operation
-/// that answers with one, and is refused to scripts.
+/// Computes with bytes, with numbers that have no short text, and with an error that may contain a
+/// secret: that of an operation that returns one, and is refused to scripts.
 const SOURCE: &str =
     "export async function door({ inline }: { inline: string }): Promise<unknown> {
   const a = { inline, dtype: 'F32', shape: [2, 2] };
@@ -35,7 +35,7 @@ fn run(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
     who.run(command)
 }
 
-/// Runs a script and has what it calls written to `out`.
+/// Runs a script and writes its calls to `out`.
 fn record(who: &CliRunner, at: &str, out: &Path, script: &Path) -> CliOutput {
     run(
         who,
@@ -49,7 +49,7 @@ fn read(path: &Path) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// A folder as `alknet ops propose` takes it, whose only case expects `output`.
+/// A folder in the form for `alknet ops propose`, whose only case expects `output`.
 fn draft(folder: &Path, calls: &Value, output: &Value) {
     fs::create_dir_all(folder).expect("the folder is ours");
     let operation = json!({
@@ -93,8 +93,8 @@ fn what_a_session_called_is_what_its_test_is_answered_with() {
     );
     fs::write(&script, source).expect("room");
 
-    // Records a real session's calls. The recording replaces the error message about the invitation with
-    // `[secret]`.
+    // Records a real session's calls. The recording replaces the error message about the invitation
+    // with `[secret]`.
     let recorded = folder.join("calls.json");
     let answer = record(&ada, at, &recorded, &script).json();
     let calls = read(&recorded);
@@ -115,7 +115,7 @@ fn what_a_session_called_is_what_its_test_is_answered_with() {
         (&json!("FORBIDDEN"), &json!("FORBIDDEN"))
     );
 
-    // A second session does not take the place of the first.
+    // A second session does not overwrite the first.
     let again = record(&ada, at, &recorded, &script);
     assert_eq!(
         (again.status, again.code().as_str()),
@@ -124,7 +124,7 @@ fn what_a_session_called_is_what_its_test_is_answered_with() {
     );
     assert_eq!(read(&recorded), calls);
 
-    // The file as it stands is what a proposal is tested with; with nothing in it, nothing is known.
+    // A proposal is tested with the file as it is. With an empty file, all answers are unknown.
     let propose = ["ops", "propose", at, "--as", "ada"];
     draft(&folder, &json!("none.json"), value);
     fs::write(folder.join("none.json"), "[]").expect("room");
@@ -133,7 +133,7 @@ fn what_a_session_called_is_what_its_test_is_answered_with() {
     let proposed = run(&ada, &propose, &[&folder]).json();
     assert_eq!(proposed["report"]["passed"], true, "{proposed:#}");
 
-    // It is what a session's own test is answered with as well, in one that reaches nothing.
+    // A session's own test gets its answers from the file too, in a session that reaches nothing.
     let cases = json!([{
         "input": { "inline": MATRIX }, "calls": calls, "expect": { "output": value },
     }]);

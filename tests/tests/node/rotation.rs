@@ -1,5 +1,4 @@
-//! `alknet key rotate` against `alknet serve`, with peers that the node's store and its configuration
-//! know.
+//! `alknet key rotate` with `alknet serve`, for peers in the node's store and in its configuration.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use tokio::time::timeout;
 
 use super::promoted_callers::{OperationDraft, configuration, promote};
 
-/// How long anything may take before a test calls it hung.
+/// How long anything may take before a test counts as hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
@@ -48,7 +47,7 @@ fn entry(name: &str, who: &CliRunner) -> PeerEntry {
     }
 }
 
-/// A node with its state in `name`, whose store knows these.
+/// A node with its state in `name`, whose store has these peers.
 fn node(bench: &TestBench, name: &str, peers: &[(&str, &CliRunner)]) -> HostNode {
     let state = bench.path().join(name);
     let changes = peers
@@ -121,7 +120,8 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
     assert_eq!(me["keys"], json!([before, after]), "{peers:#}");
     let ends = me["key_ends"][&before].as_str().expect("an end");
     assert_eq!(done["targets"][0]["old_key_ends"], ends);
-    // The file of the old key goes no earlier than the node's word; a second may have begun meanwhile.
+    // The file of the old key is not removed before the node's announced time. The next second may
+    // have begun meanwhile.
     let deleted = done["old_key_ends"].as_str().expect("an end");
     assert!(deleted >= ends, "{done:#}");
     let connections = me["connections"].to_string();
@@ -134,7 +134,8 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
         (&json!("admin"), &json!("config"))
     );
 
-    // What lives goes on, and until its end the old key makes connections of the same peer.
+    // Existing connections continue, and until the end of its time the old key makes connections of
+    // the same peer.
     assert!(may_list(&live).await);
     let old = key_file(&edge, ".old");
     let (_dialer, _connection, again) = dial(&old, &target).await;
@@ -143,7 +144,7 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
     let repeated = rotate(&edge, &[]).json();
     assert_eq!(repeated["identity"], after, "one rotation at a time");
 
-    // A node that is killed knows it still. A second of the day is left.
+    // A killed node still knows it. A second of the day is left.
     drop(served);
     let state = bench.path().join("host");
     let (db, stored) = store(&state);
@@ -158,15 +159,15 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
     drop(db);
     let served = HostNode::start(&state, bench.admin());
     let (_dialer, connection, last) = dial(&old, served.target()).await;
-    // Unless this took long: then it is over already.
+    // Unless this took so long that the time is already over.
     may_list(&last).await;
     let ended = timeout(hung(), connection.closed()).await;
     assert!(
         matches!(ended, Ok(CloseReason::Peer(Some(1), _))),
         "{ended:?}"
     );
-    let (_dialer, _connection, stranger) = dial(&old, served.target()).await;
-    assert!(!may_list(&stranger).await);
+    let (_dialer, _connection, unknown_peer) = dial(&old, served.target()).await;
+    assert!(!may_list(&unknown_peer).await);
     assert_eq!(list(&edge, served.target()).status, 0);
 }
 
@@ -201,7 +202,7 @@ fn a_silent_node_learns_the_new_key_later() {
         assert_eq!(list(&edge, served.target()).status, 0);
     }
 
-    // One that is gone is given up.
+    // A peer that is gone is given up.
     let nowhere = format!("{before}@127.0.0.1:1");
     let failed = rotate(&edge, &[&nowhere, "--timeout", &wait]);
     assert_ne!(failed.status, 0, "{failed:?}");
@@ -258,9 +259,9 @@ async fn what_is_refused_says_what_to_do() {
     let target = served.target();
 
     // The key of an unknown peer, and a key of the configuration.
-    let stranger = rotate(&edge, &[target]);
+    let unknown_peer = rotate(&edge, &[target]);
     assert_eq!(
-        (stranger.status, stranger.code().as_str()),
+        (unknown_peer.status, unknown_peer.code().as_str()),
         (4, "UNAUTHENTICATED")
     );
     let admin = rotate(bench.admin(), &[target]);
@@ -272,7 +273,7 @@ async fn what_is_refused_says_what_to_do() {
     let asked = asked.expect("what to sign");
     assert_eq!(asked.value()["peer_id"], "ada");
     assert_eq!(asked.value()["old_key"], ada.identity());
-    // A token is not enough, nor is another's proof or a part of the input.
+    // A token is not enough, nor is another peer's proof or a part of the input.
     let options = CallOptions {
         auth_token: Some(token.expose().to_owned()),
         ..CallOptions::default()
@@ -370,8 +371,8 @@ fn a_damaged_store_is_announced_and_keeps_no_node_from_starting() {
     }
 }
 
-/// A peer that calls another's operation, or runs another's script, is connected with a key that the author would like to
-/// have replaced by one of the author's own.
+/// A peer that calls another's operation, or runs another's script, is connected with a key that
+/// the author wants to replace by its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_operation_and_no_node_in_between_replaces_a_key() {
     let bench = TestBench::new();
@@ -394,7 +395,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
     let served = HostNode::start_with(&state, bench.admin(), Some(&file));
     let target = served.target();
 
-    // All that the node asks for, signed by the author's key.
+    // Everything that the node requires, signed by the author's key.
     let (hub, _) = target.split_once('@').expect("a pinned target");
     let (hub, old): (PeerKey, PeerKey) = (
         hub.parse().expect("a key"),
@@ -411,7 +412,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
         time_s: time,
     };
     let proof = BASE64URL_NOPAD.encode(&taker.sign(&statement.transcript()));
-    // The author has no signature by the old key, and brings one that has its form.
+    // The author has no signature by the old key, and presents one of the same form.
     let input = json!({ "new_key": new, "time": time, "proof": proof, "old_proof": proof });
     let steals = format!(
         "const steal = async () => {{
@@ -435,7 +436,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
     let ran = edge.call(target, "runtime/eval", &script, &[]).json();
     assert_eq!(ran["value"], refused, "{ran}");
 
-    // A node that passes requests on has a key of its own there, and not that of a peer behind it.
+    // A node that forwards requests has its own key there, and not that of a peer behind it.
     let (_dialer, _connection, client) = dial(&key_file(&edge, ""), target).await;
     let options = CallOptions {
         forwarded_for: Some(ForwardedFor::new("somebody")),
@@ -448,8 +449,8 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
         passed_on.message.contains("not for an operation"),
         "{passed_on}"
     );
-    // Where a node does not disclose for which peer it asks, the missing signature of the old key shows that it is
-    // not the holder.
+    // If a node does not disclose for which peer it asks, the missing signature of the old key
+    // shows that it is not the holder.
     let unsaid = client.call("peer/rotate-key", &input).await;
     let unsaid = unsaid.expect_err("the old key did not sign");
     assert!(unsaid.message.contains("the old key"), "{unsaid}");

@@ -1,5 +1,6 @@
-//! A node that answers the call protocol by hand, with what no node of ours can say: lists without end, codes of
-//! several lines, names as long as a frame, and a hub's word for where its peer is.
+//! A node that answers the call protocol by hand, with answers that a real node cannot give:
+//! endless lists, codes of several lines, names as long as a frame, and a hub's claim about its
+//! peer's address.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -22,17 +23,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::lying_node::run;
 
-/// A second line, which looks like one of a command's own.
+/// A second line that looks like one of a command's own.
 const FORGED: &str = "X\r\nhealth     ok\nalknet: all is well";
 
-/// The output or the error that an operation is answered with, by its name and its input.
+/// The output or the error of an operation, by its name and its input.
 type ScriptedAnswer = dyn Fn(&str, &Value) -> Result<Value, Value> + Send + Sync;
 
-/// `alknet/call`, where each request is answered as a test says.
+/// `alknet/call`, where each request gets the test's answer.
 struct ScriptedCalls {
     alpns: [AlpnSpec; 1],
     answer: Box<ScriptedAnswer>,
-    /// Operations that were asked for.
+    /// Operations that were called.
     asked: Mutex<Vec<String>>,
 }
 
@@ -127,13 +128,13 @@ impl ScriptedNode {
         format!("{key}@{}:{port}", Ipv4Addr::LOCALHOST)
     }
 
-    /// How often an operation was asked for.
+    /// How often an operation was called.
     fn asked_for(&self, operation: &str) -> usize {
         let asked = self.calls.asked();
         asked.iter().filter(|name| *name == operation).count()
     }
 
-    /// Runs a command with this node for each `@` that is a word.
+    /// Runs a command with this node's target for each argument `@`.
     async fn run(&self, cli: &CliRunner, words: &[&str]) -> CliOutput {
         let word = |word: &&str| match *word {
             "@" => self.target(),
@@ -147,13 +148,14 @@ fn not_found() -> Value {
     json!({ "code": "NOT_FOUND", "message": "it is not there", "retryable": false })
 }
 
-/// The list has new operations on every page, the same one, or none: the command ends all the same, and says that this
-/// was no list. Before calls of a file the node is asked for its limits, which are on the first page.
+/// The list has new operations on every page, the same one, or none. The command still ends, and
+/// reports that this is not a list. Before the calls in a file, a command requests the node's
+/// limits, which are on the first page.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_operations_without_end_is_ended() {
-    /// Operations of a page.
+    /// Operations per page.
     const ROWS: u64 = 500;
-    /// Pages after which a command that reads them all is let go, to fail.
+    /// Pages after which a command that reads them all is disconnected, so that the test fails.
     const ENDLESS: u64 = 40;
     /// The operations of page `n`.
     type PageRows = fn(u64) -> Vec<u64>;
@@ -192,7 +194,7 @@ async fn a_list_of_operations_without_end_is_ended() {
     }
 }
 
-/// Codes are on the wire as well as messages, and so is what a script's failure is made of.
+/// The peer sends codes as well as messages, and the parts of a script's failure.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_of_a_node_makes_no_line_of_its_own() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -216,7 +218,7 @@ async fn an_error_of_a_node_makes_no_line_of_its_own() {
     ] {
         let refused = node.run(&cli, words).await;
         assert_ne!(refused.status, 0, "{words:?}: {refused:?}");
-        // What is indented is a script's stack.
+        // Indented lines are a script's stack.
         let lines = refused.errors.lines();
         let lines: Vec<_> = lines.filter(|line| !line.starts_with("    ")).collect();
         assert_eq!(lines.len(), errors, "{words:?}: {refused:?}");
@@ -231,7 +233,7 @@ async fn an_error_of_a_node_makes_no_line_of_its_own() {
 /// A name may be as long as a frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_name_is_its_own_row_s_alone() {
-    /// Bytes of a row that has nothing long in it.
+    /// Bytes of a row without a long field.
     const ROW_BYTES_MAX: usize = 300;
     let folder = tempfile::tempdir().expect("a folder");
     let cli = CliRunner::new(folder.path().join("state"));
@@ -276,7 +278,8 @@ async fn a_long_name_is_its_own_row_s_alone() {
     assert!(shown.output.contains(&long), "the row that was asked for");
 }
 
-/// What `open` says to a person at a desktop, and the file that it leads a browser by, if it opens one.
+/// The output of `open` for a user at a desktop, and the file that it opens in a browser, if it
+/// opens one.
 fn open_at_a_desktop(cli: &CliRunner, folder: &Path, node: &str) -> (String, Option<String>) {
     let opener = folder.join("xdg-open");
     if !opener.exists() {
@@ -293,10 +296,10 @@ fn open_at_a_desktop(cli: &CliRunner, folder: &Path, node: &str) -> (String, Opt
         .stdout(Stdio::from(pty.slave))
         .stderr(Stdio::null());
     let mut child = command.spawn().expect("the binary can be started");
-    // From here on the command alone has this side of the terminal.
+    // From here on only the command has this side of the terminal.
     drop(command);
     let mut said = Vec::new();
-    // A terminal that no program has any more is an error behind the last byte.
+    // After the last output, the kernel reports an error for a terminal that no program has open.
     File::from(pty.master).read_to_end(&mut said).ok();
     child.wait().expect("it is our child");
     let led = cli.state().join("open.html");
@@ -305,7 +308,7 @@ fn open_at_a_desktop(cli: &CliRunner, folder: &Path, node: &str) -> (String, Opt
     (String::from_utf8_lossy(&said).into_owned(), opened)
 }
 
-/// The hub made up where its peer is: at a page that asks for a token, say.
+/// The hub invents its peer's address, for example that of a page that asks for a token.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_at_an_address_that_a_hub_names_is_not_opened() {
     const PATH: &str = "/status/enter/0123456789abcdefABCDEF_-0123456789abcdefABC";
@@ -338,7 +341,7 @@ async fn a_page_at_an_address_that_a_hub_names_is_not_opened() {
         let run = Arc::clone(&desktop);
         let opened = tokio::task::spawn_blocking(move || run(target));
         let (said, page) = opened.await.expect("it runs");
-        // The same desktop, where the user wrote the address.
+        // The same desktop, but the user typed the address.
         assert_eq!(said.contains("Opening"), own, "{said}");
         assert_eq!(page.is_some(), own, "{said}");
         assert_eq!(said.contains(SAID), !own, "{said}");

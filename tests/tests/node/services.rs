@@ -1,4 +1,4 @@
-//! A promoted service: what it knows outlives calls and changes of its code, but not its session.
+//! A promoted service: its state outlives calls and changes of its code, but not its session.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const PATH: &str = "js/counter";
 
-/// The folder of a version that counts in steps of so many.
+/// The folder of a version that counts in steps of `step`.
 fn draft(at: &Path, step: u64) -> PathBuf {
     fs::create_dir_all(at).expect("the folder is ours");
     let operation = json!({
@@ -64,7 +64,7 @@ fn promote(bench: &TestBench, at: &str, [ada, rev]: [&CliRunner; 2], step: u64) 
     verb(rev, &["ops", "promote", at, id, "--external"], &[]);
 }
 
-/// Those who propose, promote and call, and what the node knows of them.
+/// The peers who propose, promote and call, and their entries in the node's configuration.
 fn people(bench: &TestBench) -> ([CliRunner; 3], String) {
     let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
     let known = configuration(&[
@@ -75,7 +75,7 @@ fn people(bench: &TestBench) -> ([CliRunner; 3], String) {
     ([ada, rev, bob], known)
 }
 
-/// The one service that runs, once what it took the place of has left.
+/// The only running service, after the one that it replaced has ended.
 fn running(node: &HostNode) -> Value {
     eventually("one service runs", || {
         let listed = node.call("runtime/sessions", &json!({}));
@@ -102,7 +102,7 @@ fn a_service_keeps_what_it_knows_through_a_change_of_its_code() {
         (&first["tenant"], &first["state"]),
         (&json!("ada"), &json!("idle"))
     );
-    // The next version goes on where this one stopped, and so does this one again.
+    // The next version continues where this one stopped, and so does this one again.
     promote(10);
     assert_eq!(count(), json!([10, 12]));
     let second = running(&node);
@@ -114,12 +114,12 @@ fn a_service_keeps_what_it_knows_through_a_change_of_its_code() {
     let kill = json!({ "session": running(&node)["session"] });
     assert_eq!(node.call("runtime/kill", &kill), json!({ "killed": true }));
     assert_eq!(count(), json!([1, 1]));
-    // Taken away, it leaves.
+    // After its removal it ends.
     verb(&rev, &back, &[]);
     assert_eq!(bob.call(at, PATH, &json!({}), &[]).code(), "NOT_FOUND");
 }
 
-/// Calls of one session are limited, and a service has no end.
+/// The number of calls in one session is limited, but a service does not end.
 #[test]
 fn after_a_thousand_calls_a_service_goes_on_in_a_fresh_session() {
     let bench = TestBench::new();
@@ -134,7 +134,7 @@ fn after_a_thousand_calls_a_service_goes_on_in_a_fresh_session() {
     assert_eq!(count(499), json!([1, 2]));
     let first = running(&node);
     assert_eq!(first["calls_out"]["compute/info"], 999, "{first:#}");
-    // Still in the same one, which has made a thousand then.
+    // Still in the same session, which has made a thousand calls by then.
     assert_eq!(count(1), json!([1, 3]));
     assert_eq!(running(&node)["session"], first["session"]);
     assert_eq!(count(1), json!([1, 4]));
@@ -143,7 +143,7 @@ fn after_a_thousand_calls_a_service_goes_on_in_a_fresh_session() {
     assert_eq!(second["calls_out"]["compute/info"], 1, "{second:#}");
 }
 
-/// A node that is ended by the test, and a file with its log.
+/// A node that the test ends, and a file with its log.
 struct ServiceNode {
     child: Child,
     target: String,

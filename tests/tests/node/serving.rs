@@ -1,4 +1,4 @@
-//! Boot, enrol with the key given at provisioning, call: every form of the machine, and the host.
+//! Boot, enrol with the key from provisioning, call: every form of the machine, and the host.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -10,7 +10,7 @@ use alknet_test_support::deadline;
 use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, TestBench, binary};
 use serde_json::{Value, json};
 
-/// What every node offers its administrator.
+/// The operations that every node offers its administrator.
 const OPERATIONS: [&str; 53] = [
     "compute/dispatch",
     "compute/info",
@@ -67,7 +67,7 @@ const OPERATIONS: [&str; 53] = [
     "vault/status",
 ];
 
-/// What every node offers unknown peers.
+/// The operations that every node offers unknown peers.
 const OPEN: [&str; 4] = [
     "services/list",
     "services/schema",
@@ -75,25 +75,25 @@ const OPEN: [&str; 4] = [
     "session/authenticate",
 ];
 
-/// Both ways in.
+/// Both carriages.
 const CARRIAGES: [&str; 2] = ["quic", "tcp"];
 
-/// How a stream ends that was interrupted.
+/// The code of an interrupted stream.
 const INTERRUPTED: i32 = 130;
 
-/// `nobody` of every distribution.
+/// User `nobody` of every distribution.
 const NOBODY: u32 = 65534;
 
 fn null() -> Value {
     Value::Null
 }
 
-/// All that is said of a served node, whatever it runs on.
+/// Everything that holds for a served node, whatever it runs on.
 fn serves(admin: &CliRunner, target: &str) {
     knows_itself(admin, target);
     lists_operations(admin, target);
     streams_its_log(admin, target);
-    refuses_strangers(admin, target);
+    refuses_unknown_peers(admin, target);
     counts(admin, target);
 }
 
@@ -130,7 +130,7 @@ fn lists_operations(admin: &CliRunner, target: &str) {
     assert!(spec["input_schema"]["properties"]["follow"].is_object());
 }
 
-/// What was done above is in the numbers, and in the text.
+/// The numbers and the text contain what was done above.
 fn counts(admin: &CliRunner, target: &str) {
     let metrics = json_of(admin, &["call", target, "node/metrics"]);
     let of = |series: &str| metrics["values"][series].as_f64().unwrap_or(-1.0);
@@ -151,7 +151,7 @@ fn name(operation: &Value) -> &str {
     operation["name"].as_str().unwrap_or_default()
 }
 
-/// The log's kept records, then the new ones: the next connection is among them.
+/// The log's kept records, then the new ones, among them the next connection.
 fn streams_its_log(admin: &CliRunner, target: &str) {
     let kept = admin.call(
         target,
@@ -170,7 +170,7 @@ fn streams_its_log(admin: &CliRunner, target: &str) {
 
     let input = json!({ "last": 1, "follow": true });
     let mut follow = admin.subscribe(target, "node/log", &input);
-    // Once what is kept has come, what comes next is news.
+    // After the kept records, all records are new.
     assert!(follow.next().is_some());
     let other = admin.call(target, "services/list", &null(), &[]);
     assert_eq!(other.status, 0, "{other:?}");
@@ -185,25 +185,25 @@ fn said(record: &Value, what: &str) -> bool {
         .is_some_and(|text| text.contains(what))
 }
 
-fn refuses_strangers(admin: &CliRunner, target: &str) {
-    let stranger = CliRunner::new(admin.state().with_file_name("stranger"));
+fn refuses_unknown_peers(admin: &CliRunner, target: &str) {
+    let unknown_peer = CliRunner::new(admin.state().with_file_name("stranger"));
     for operation in ["node/info", "node/log", "node/poweroff"] {
-        let answer = stranger.call(target, operation, &null(), &[]);
+        let answer = unknown_peer.call(target, operation, &null(), &[]);
         assert_eq!(
             (answer.status, answer.code().as_str()),
             (4, "UNAUTHENTICATED"),
             "{answer:?}"
         );
-        // What an administrator has to add.
-        let key = stranger.identity();
+        // The line that an administrator has to add.
+        let key = unknown_peer.identity();
         assert!(answer.errors.contains(&key), "{answer:?}");
     }
-    let seen = json_of(&stranger, &["ops", target]);
+    let seen = json_of(&unknown_peer, &["ops", target]);
     let seen: Vec<_> = seen.as_array().expect("a list").iter().map(name).collect();
     assert_eq!(seen, OPEN);
 }
 
-/// What only a machine of ours knows about itself.
+/// Facts that only a machine of this project has.
 fn is_an_appliance(node: &MachineNode, boot: BootVariant) {
     let info = node.info();
     assert_eq!(
@@ -225,7 +225,7 @@ fn is_an_appliance(node: &MachineNode, boot: BootVariant) {
             .is_some_and(|release| release.starts_with("6.12"))
     );
     let addresses = info["addresses"].as_array().expect("a list");
-    // What QEMU's network gives the first machine on it.
+    // The address that QEMU's network gives its first machine.
     assert!(addresses.contains(&json!("10.0.2.15")), "{info}");
     let stages = info["boot"]["stages"].as_array().expect("a list");
     let times: Vec<_> = stages.iter().map(|stage| stage["at_ms"].as_u64()).collect();
@@ -272,7 +272,7 @@ fn the_host() {
         (&info["role"], &info["data"]["mode"]),
         (&json!("host"), &json!("host"))
     );
-    // It listens on no other.
+    // It listens on no other address.
     assert_eq!(info["addresses"], json!(["127.0.0.1"]), "{info}");
     serves(bench.admin(), node.target());
     for operation in ["node/reboot", "node/poweroff"] {
@@ -285,11 +285,11 @@ fn the_host() {
     }
 }
 
-/// A user without privileges can serve, too.
+/// A user without privileges can serve too.
 #[test]
 fn the_host_of_an_unprivileged_user() {
     let bench = TestBench::new();
-    // Benches lie in a folder that other users cannot enter.
+    // Benches are in a folder that other users cannot enter.
     let shared = tempfile::tempdir().expect("the temporary directory is writable");
     let (folder, program) = (shared.path().join("nobody"), shared.path().join("alknet"));
     std::fs::create_dir(&folder).expect("the folder is ours");
@@ -378,7 +378,7 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
     let first = serve();
     let (key, _) = first.target.split_once('@').expect("a pinned target");
     let key = key.to_owned();
-    // The state directory is all that `status` needs to find the node.
+    // `status` needs only the state directory to find the node.
     assert!(state.join("serve.json").exists());
     first.stops_on_sigterm();
     assert!(!state.join("serve.json").exists());
@@ -387,7 +387,7 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
     assert!(serve().target.starts_with(&key));
 }
 
-/// Both would serve with one key, and each would write over what the other keeps.
+/// Two nodes would serve with one key, and each would overwrite the other's files.
 #[test]
 fn a_second_process_on_the_folder_of_a_node_is_refused_by_the_first_s_number() {
     let bench = TestBench::new();
@@ -400,7 +400,7 @@ fn a_second_process_on_the_folder_of_a_node_is_refused_by_the_first_s_number() {
         let second = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut second = second.expect("it starts");
         let ended = ends(&mut second);
-        // One that serves has to be stopped, and fails the test.
+        // A second node that serves must be stopped, and fails the test.
         second.kill().ok();
         let said = second.wait_with_output().expect("it is our child").stderr;
         let said = String::from_utf8_lossy(&said).into_owned();
@@ -409,7 +409,7 @@ fn a_second_process_on_the_folder_of_a_node_is_refused_by_the_first_s_number() {
             said.contains(&format!("process {} ", node.pid())),
             "{verb:?}: {said}"
         );
-        // What 'alknet status' finds it by is the first one's still.
+        // The file by which 'alknet status' finds a node is still the first node's.
         let found = std::fs::read_to_string(node.state().join("serve.json")).expect("it serves");
         let found: Value = serde_json::from_str(&found).expect("JSON");
         assert_eq!(found["pid"], node.pid(), "{verb:?}");
@@ -418,12 +418,12 @@ fn a_second_process_on_the_folder_of_a_node_is_refused_by_the_first_s_number() {
     }
     let folder = node.state().to_owned();
     drop(node);
-    // The lock is the process's, and not the file's.
+    // The lock belongs to the process, not to the file.
     assert!(folder.join("serve.lock").exists());
     drop(HostNode::start(&folder, bench.admin()));
 }
 
-/// Its exit status, unless it goes on.
+/// Its exit status, unless it continues.
 fn ends(child: &mut std::process::Child) -> Option<i32> {
     let until = Instant::now() + deadline(Duration::from_secs(20));
     while Instant::now() < until {
@@ -496,7 +496,7 @@ fn every_exit_code_is_as_documented() {
     ends(silence(admin, &pinned), 5, "TIMEOUT");
 }
 
-/// A call to a port that accepts and says nothing.
+/// A call to a port that accepts but sends nothing.
 fn silence(admin: &CliRunner, pinned: &impl Fn(&str) -> String) -> CliOutput {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = silent.local_addr().expect("it is bound").to_string();
@@ -522,7 +522,7 @@ fn input_comes_from_where_it_is() {
     assert_eq!((name(&by_file), &by_file), ("node/info", &by_stdin));
 }
 
-/// Without `--json` the same is said to people.
+/// Without `--json` the same facts are printed as text.
 #[test]
 fn people_read_lines() {
     let bench = TestBench::new();
@@ -610,7 +610,7 @@ fn json_of(cli: &CliRunner, words: &[&str]) -> Value {
     run(cli, words).json()
 }
 
-/// As people run it.
+/// As users run it.
 fn plain(cli: &CliRunner, words: &[&str]) -> CliOutput {
     let mut command = Command::new(binary());
     command

@@ -1,13 +1,14 @@
-//! Shaders of scripts: `gpu` against the operations behind it.
+//! Shaders of scripts: `gpu` compared with the operations behind it.
 
 use alknet_test_support::skip;
 use alknet_tests::{HostNode, TestBench};
 use serde_json::{Value, json};
 
-/// Its example has to run on a node as it stands there.
+/// The documentation's example must run on a node unchanged.
 const PAGE: &str = include_str!("../../../docs/sessions.md");
 
-/// Fills 20 MiB, which take two reads, and adds up some of it twice: into a buffer, and into the answer.
+/// Fills 20 MiB, which take two reads, and sums some of it twice: into a buffer, and into the
+/// answer.
 const SCRIPT: &str = "
 const fill = gpu.module(`@group(0) @binding(0) var<storage, read_write> a: array<u32>;
     @compute @workgroup_size(64) fn fill(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -36,7 +37,7 @@ let after; try { await kept.read(); } catch (e) { after = e.code; }
 export default [long.dtype, long.shape, places, sums, after];
 ";
 
-/// What a node without a driver says to it.
+/// The error of a node without a driver.
 const REFUSED: &str = "
 let code;
 try {
@@ -66,7 +67,7 @@ fn scripts_fill_change_and_read_buffers() {
     assert_eq!(eval(&node, example), json!([2, 4, 6]));
 }
 
-/// Workers that are walled in less than the configuration wants get no work.
+/// Workers with fewer restrictions than the configuration requires get no work.
 #[test]
 fn a_sandbox_below_the_minimum_is_refused() {
     let bench = TestBench::new();
@@ -81,7 +82,7 @@ fn a_sandbox_below_the_minimum_is_refused() {
     }
 }
 
-/// A script has as long as the call that runs it: an emulated processor compiles shaders slowly.
+/// A script has as much time as its call, because an emulated processor compiles shaders slowly.
 fn eval(node: &HostNode, source: &str) -> Value {
     let input = json!({ "source": source, "limits": { "wall_ms": 120_000 } });
     node.call("runtime/eval", &input)["value"].clone()

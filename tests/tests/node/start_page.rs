@@ -1,5 +1,5 @@
-//! docs/start.md and the quick start of README.md, as a reader follows them: every command in order, each in a shell in
-//! the reader's folder, and each with the output that stands below it.
+//! docs/start.md and the quick start of README.md, as a reader follows them: every command in
+//! order, each in a shell in the reader's folder, and each with the output below it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,34 +13,34 @@ use alknet_tests::{TestBench, binary};
 /// The tutorial.
 const START: &str = include_str!("../../../docs/start.md");
 
-/// It begins with the quick start.
+/// The page that has the quick start.
 const README: &str = include_str!("../../../README.md");
 
 /// The heading of the quick start.
 const QUICK_START: &str = "## A node in ten seconds\n";
 
-/// The ports that the pages write. Each run takes free ones in their place.
+/// The ports on the pages. Each run uses free ones instead.
 const PAGE_PORTS: [u16; 4] = [4433, 4434, 4435, 4436];
 
-/// How a command begins that goes on until Ctrl-C.
+/// The beginning of a command that continues until Ctrl-C.
 const SERVES: &str = "alknet serve ";
 
-/// What the pages write in place of a node's key, with the node's address behind it.
+/// The pages' placeholder for a node's key, followed by the node's address.
 const PLACEHOLDER: &str = "ed25519:…@";
 
-/// Stands for any text of a line; alone, for any lines.
+/// Stands for any text in a line, or alone for any lines.
 const ANYTHING: &str = "…";
 
-/// Marks a block whose commands the reader repeats until they print what stands below.
+/// Marks a block whose commands the reader repeats until they print the output below.
 const AGAIN: &str = "again";
 
-/// Says whether the binary has a driver, without which it refuses shaders.
+/// Reports whether the binary has a driver, without which it refuses shaders.
 const PROBE: &str = "alknet call compute/info '{\"probe\":true}'";
 
 /// The digest of FIPS 180-2, appendix B.1, in base64.
 const DIGEST_OF_ABC: &str = "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=";
 
-/// Limit for one block: the first shader of a node is compiled within it.
+/// Limit for one block, in which a node's first shader may be compiled.
 const STEP_MAX: Duration = Duration::from_secs(120);
 
 /// A block of commands, and the output that the page promises.
@@ -49,11 +49,11 @@ struct PageStep {
     code: String,
     /// Without the mark, once is enough.
     is_again: bool,
-    /// `None` where no output stands below.
+    /// `None` if there is no output below.
     printed: Option<String>,
 }
 
-/// The blocks for a shell, each with the block of text behind it.
+/// The shell blocks, each with the text block after it.
 fn steps(page: &str) -> Vec<PageStep> {
     let mut steps: Vec<PageStep> = Vec::new();
     // Blocks have odd numbers.
@@ -102,11 +102,12 @@ fn is_line_like(promised: &str, said: &str) -> bool {
     places.any(|at| is_line_like(after, &rest[at..]))
 }
 
-/// The computer of a reader: a home folder, the program on the search path, and nodes in other terminals.
+/// The computer of a reader: a home folder, the program on the search path, and nodes in other
+/// terminals.
 struct PageReader {
     bench: TestBench,
     ports: [ReservedPort; PAGE_PORTS.len()],
-    /// Address of each node that serves, by its port.
+    /// Address of each serving node, by its port.
     targets: BTreeMap<String, String>,
     serving: Vec<Child>,
 }
@@ -146,7 +147,7 @@ impl PageReader {
         self.bench.path().join("work")
     }
 
-    /// The text of a page with the ports of this run, and with the addresses of the nodes that serve.
+    /// The text of a page with this run's ports, and with the addresses of the serving nodes.
     fn own(&self, text: &str) -> String {
         let mut own = self.with_own_ports(text);
         for (port, target) in &self.targets {
@@ -178,7 +179,7 @@ impl PageReader {
         own + rest
     }
 
-    /// Does one step, and returns what the commands printed.
+    /// Does one step, and returns the commands' output.
     fn follow(&mut self, step: &PageStep) -> String {
         if step.code.starts_with(SERVES) {
             return self.serve(step);
@@ -186,7 +187,7 @@ impl PageReader {
         let code = self.own(&step.code);
         let promised = step.printed.as_deref().map(|text| self.own(text));
         let run = || {
-            // At a terminal both outputs come together.
+            // On a terminal both outputs are mixed.
             let mut shell = self.shell(limited(STEP_MAX, "bash"), &format!("exec 2>&1\n{code}"));
             let output = shell.output().expect("there is a bash");
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -209,7 +210,7 @@ impl PageReader {
         said
     }
 
-    /// Starts a node in a terminal of its own, and waits until it says that it serves.
+    /// Starts a node in a separate terminal, and waits until it reports that it serves.
     fn serve(&mut self, step: &PageStep) -> String {
         let code = self.own(&step.code);
         let name = format!("terminal-{}", self.serving.len());
@@ -254,7 +255,7 @@ fn is_promised(promised: &str, said: &str) -> bool {
     is_like(&promised, &said)
 }
 
-/// A file that the reader's steps left.
+/// A file that the reader's steps created.
 fn has_file(reader: &PageReader, name: impl AsRef<Path>) -> bool {
     reader.work().join(name).exists()
 }

@@ -1,4 +1,4 @@
-//! A user who stops waiting: the node stops working.
+//! A user stops waiting, and the node stops working.
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Mutex, Semaphore};
 
-/// Serves calls, and passes on each connection over which they come.
+/// Serves calls, and reports each connection that they come over.
 struct WatchedCalls {
     calls: Arc<CallHandler>,
     connections: UnboundedSender<Connection>,
@@ -45,13 +45,13 @@ impl ProtocolHandler for WatchedCalls {
         connection: Connection,
         auth: AuthContext,
     ) -> BoxFuture<'static, Result<(), HandlerError>> {
-        // The test may have seen all that it wants to see.
+        // The test may have finished already.
         self.connections.send(connection.clone()).ok();
         Arc::clone(&self.calls).handle(connection, auth)
     }
 }
 
-/// Says when the work that it belongs to is dropped.
+/// Reports when its work is dropped.
 struct DroppedWork(Arc<Semaphore>);
 
 impl Drop for DroppedWork {
@@ -60,18 +60,18 @@ impl Drop for DroppedWork {
     }
 }
 
-/// A node whose one operation is done for one caller at a time, and never ends for the first.
+/// A node whose only operation serves one caller at a time, and never ends for the first.
 struct BusyNode {
     server: EndpointServer,
     key: NodeKey,
     began: Arc<Semaphore>,
-    /// The work for the first caller was dropped.
+    /// Whether the work for the first caller was dropped.
     dropped: Arc<Semaphore>,
     connections: UnboundedReceiver<Connection>,
 }
 
-/// How long the node may take to begin a call, and to drop it: longer than a connection may be silent, so that its end
-/// by silence is seen as such.
+/// How long the node may take to start or drop a call: longer than a connection may be silent, so
+/// that the test recognises an end by silence.
 const BEGINS_OR_ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 impl BusyNode {
@@ -135,15 +135,15 @@ fn interrupt(child: &Child) {
     kill(pid, Signal::SIGINT).expect("the child was not waited for yet");
 }
 
-/// Waits until the node has begun a call, or dropped one.
+/// Waits until the node has started a call, or dropped one.
 async fn seen(what: &Semaphore) {
     let seen = tokio::time::timeout(deadline(BEGINS_OR_ENDS_WITHIN), what.acquire());
     seen.await.expect("it hangs").expect("it is open").forget();
 }
 
-/// Over UDP a node does not notice that a client's process is gone, but by the silence of its connection: unless the
-/// client cancels its call or closes the connection, the next caller would have to wait for a call whose client is
-/// gone.
+/// Over UDP a node notices only by the silence of its connection that a client's process is gone.
+/// Unless the client cancels its call or closes the connection, the next caller would have to wait
+/// for the call of a client that is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_interrupted_ends_at_the_node() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -157,14 +157,14 @@ async fn a_call_that_is_interrupted_ends_at_the_node() {
         let connection = node.connections.recv().await.expect("a call came over it");
         interrupt(&first);
         seen(&node.dropped).await;
-        // The client cancelled the call over a connection that goes on, or closed that.
+        // The client cancelled the call over a connection that continues, or closed the connection.
         let ended = connection.closed().now_or_never();
         assert_ne!(
             ended,
             Some(CloseReason::TimedOut),
             "{carriage}: it said nothing"
         );
-        // A tenth of what the first would have had.
+        // A tenth of the time that the first would have had.
         let next = node.call(&cli, carriage, Duration::from_secs(20));
         let next_cli = cli.clone();
         let next = tokio::task::spawn_blocking(move || next_cli.run(next));
@@ -178,7 +178,7 @@ async fn a_call_that_is_interrupted_ends_at_the_node() {
     }
 }
 
-/// The lines of a child's standard error up to one that has `what`, which is returned.
+/// Reads a child's standard error until a line that contains `what`, and returns that line.
 fn line_with(child: &mut Child, what: &str) -> String {
     let errors = child.stderr.take().expect("it was asked for");
     let mut lines = BufReader::new(errors).lines();
@@ -186,7 +186,7 @@ fn line_with(child: &mut Child, what: &str) -> String {
     found.expect("it says so").expect("text")
 }
 
-/// A person who stops a node sees what it waits for, and does not have to wait with it.
+/// A user who stops a node sees what it waits for, and need not wait for it.
 #[test]
 fn a_node_says_what_it_waits_for_and_a_second_interrupt_ends_it_at_once() {
     let bench = TestBench::new();
@@ -214,7 +214,7 @@ fn a_node_says_what_it_waits_for_and_a_second_interrupt_ends_it_at_once() {
     assert!(line.contains("1 running call and "), "{line}");
     assert!(line.contains("press Ctrl-C again"), "{line}");
     interrupt(&node);
-    // A node that waited for the script would end well.
+    // A node that waited for the script would end normally.
     let status = node.wait().expect("it is our child").code();
     assert_eq!(status, Some(130));
     call.kill().ok();
@@ -227,22 +227,22 @@ const ENDLESS: &str = "@group(0) @binding(0) var<storage, read_write> data: arra
         loop { data[0] = data[0] * 5u + 1u; if data[1] == 7u { break; } }
     }";
 
-/// One that ends at once.
+/// A shader that ends at once.
 const SHORT: &str = "@group(0) @binding(0) var<storage, read_write> data: array<u32>;
     @compute @workgroup_size(1) fn main() { data[0] = 7u; }";
 
-/// How long a request may wait for the one before it: less than it takes until a node notices by silence that a client
-/// over UDP is gone (45 s), and a part of what that one's shader may take.
+/// How long a request may wait for the previous one: less than the time until a node notices by
+/// silence that a client over UDP is gone (45 s), and part of that client's shader time.
 const NEXT_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long it waits on a machine that does nothing else: the worker of the shader that was stopped is ended, and another
-/// is started.
+/// How long it waits on an idle machine: the stopped shader's worker is ended, and another is
+/// started.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// Processor time that an endless shader is let use beyond that of short ones, in ticks of 10 ms.
+/// How much more processor time an endless shader may use than short ones, in ticks of 10 ms.
 const TICKS: u64 = 20;
 
-/// How long a script stays after its shader has ended: the node starts a worker in the place of the one that it took.
+/// How long a script continues after its shader has ended. The node replaces the worker meanwhile.
 const STAYS: Duration = Duration::from_secs(1);
 
 fn shader(wgsl: &str) -> Value {
@@ -252,7 +252,7 @@ fn shader(wgsl: &str) -> Value {
     })
 }
 
-/// A script that has this shader run.
+/// A script that runs this shader.
 fn eval(wgsl: &str) -> Value {
     let stays = deadline(STAYS).as_millis();
     let script = format!(
@@ -263,18 +263,18 @@ fn eval(wgsl: &str) -> Value {
     json!({ "source": script, "limits": { "wall_ms": 600_000 } })
 }
 
-/// A node on which a shader may run for as long as a call.
+/// A node on which a shader may run as long as a call.
 struct ComputeNode {
     bench: TestBench,
     web: WebNode,
-    /// Ticks that a shader which ends at once takes, with the start of its worker and with compiling it.
+    /// Ticks that a shader which ends at once takes, with starting its worker and compiling it.
     short: u64,
-    /// Those, or the ticks that the workers of a script take which has such a shader run: whichever are more.
+    /// Those, or the ticks of the workers of a script that runs such a shader, whichever are more.
     script: u64,
 }
 
 impl ComputeNode {
-    /// Processor time of all that the node started, in ticks.
+    /// Processor time of all processes that the node started, in ticks.
     fn ticks(&self) -> u64 {
         let mut parents = HashMap::new();
         let mut used = HashMap::new();
@@ -288,7 +288,8 @@ impl ComputeNode {
             let Some((_, fields)) = stat.rsplit_once(") ") else {
                 continue;
             };
-            // proc_pid_stat(5): behind the name, the second is the parent, and 12 and 13 are the times.
+            // proc_pid_stat(5): after the name, the second field is the parent, and 12 and 13 are
+            // the times.
             let fields: Vec<_> = fields.split(' ').collect();
             let number = |n: usize| fields.get(n).and_then(|text| text.parse::<u64>().ok());
             let (Some(parent), Some(user), Some(system)) = (number(1), number(11), number(12))
@@ -313,7 +314,8 @@ impl ComputeNode {
         below.map(|(_, ticks)| ticks).sum()
     }
 
-    /// The most ticks that a call was seen to take which ends by itself: workers that have ended do not count any more.
+    /// The most ticks that a call which ends by itself took. Workers that have ended no longer
+    /// count.
     fn ticks_of(&self, mut call: Command) -> u64 {
         let before = self.ticks();
         let call = call.stdout(Stdio::null()).spawn();
@@ -327,15 +329,16 @@ impl ComputeNode {
         most - before
     }
 
-    /// Waits until a shader has run for a while since then. Before it runs, workers may have to be started for the
-    /// script and for the shader, and it is compiled: that takes no more than twice what a short one takes.
+    /// Waits until a shader has run for a while since `before`. First, workers may have to start
+    /// for the script and for the shader, and it is compiled, which takes at most twice the time of
+    /// a short one.
     fn until_busy(&self, since: u64, short: u64) {
         let busy = since + 2 * short + TICKS;
         eventually("the shader runs", || (self.ticks() > busy).then_some(()));
     }
 
-    /// Starts a client over QUIC under a key of its own, whose process is killed: the node learns it by the silence of
-    /// the connection only. Returns what the log calls the key.
+    /// Starts a client over QUIC with a new key, and kills its process, so that the node notices
+    /// only the silence of the connection. Returns the log's name for the key.
     fn falls_silent(&self, name: &str) -> String {
         let client = self.bench.user(name);
         let key: PeerKey = client.identity().parse().expect("a key");
@@ -351,7 +354,7 @@ impl ComputeNode {
         key.short()
     }
 
-    /// Whether the log has a line that begins so about a connection of this key.
+    /// Whether the log has a line with this beginning about a connection of this key.
     fn log_has(&self, event: &str, key8: &str) -> bool {
         let (target, all) = (self.web.node.target(), json!({ "last": 100_000 }));
         let mut log = self.bench.admin().subscribe(target, "node/log", &all);
@@ -369,7 +372,7 @@ impl ComputeNode {
         command
     }
 
-    /// The same identity's next request has its turn.
+    /// The same identity's next request gets its turn.
     fn next_is_served(&self, after: &str) {
         let next = self.call("quic", "compute/dispatch", &shader(SHORT), NEXT_WITHIN);
         let began = Instant::now();
@@ -391,7 +394,7 @@ impl ComputeNode {
         took(&format!("the next after {after}"), AT_ONCE, began.elapsed());
     }
 
-    /// A connection of the administrator's.
+    /// A connection of the administrator.
     async fn client(&self) -> (EndpointDialer, CallConnection) {
         let file = self.bench.admin().state().join("identity.key");
         let (key, _) = NodeKey::load_or_create(&file).expect("a key");
@@ -403,14 +406,14 @@ impl ComputeNode {
     }
 }
 
-/// The longest that an endless shader's call may have.
+/// The longest permitted time of an endless shader's call.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Ctrl-C, over either carriage. The shader ends by what the client says, and not since it says nothing any more.
+/// Ctrl-C, over either carriage. The client's message ends the shader, not its silence.
 fn ctrl_c_stops(node: &ComputeNode, operation: &str, input: &Value, short: u64) {
     for carriage in ["quic", "tcp"] {
-        // Its silence begins before the first comes, and ends its connection before that of the first, if that falls
-        // silent as well. Over TCP the kernel says that a process is gone.
+        // Its silence begins before the first client comes, and ends its connection before that of
+        // the first would end by silence. Over TCP the kernel reports that a process is gone.
         let silent = (carriage == "quic").then(|| {
             let name = operation.replace('/', "-");
             node.falls_silent(&format!("silent-{name}"))
@@ -434,7 +437,7 @@ fn ctrl_c_stops(node: &ComputeNode, operation: &str, input: &Value, short: u64) 
     }
 }
 
-/// A call that is given up on a connection that goes on, and one whose connection ends.
+/// A call that is abandoned on a connection that continues, and one whose connection ends.
 async fn what_a_connection_says_stops(node: &ComputeNode) {
     let (_dialer, client) = node.client().await;
     for ends in [false, true] {
@@ -470,7 +473,7 @@ async fn what_a_connection_says_stops(node: &ComputeNode) {
     }
 }
 
-/// The end of a client that asks over HTTP.
+/// The end of a client that sends its request over HTTP.
 fn the_end_of_curl_stops(node: &ComputeNode, version: &str) {
     let since = node.ticks();
     // Without a time of its own the call would end by itself before the next one gives up.

@@ -165,8 +165,12 @@ fn a_folder_is_served_and_fetched() {
 
     let missing = pull(&admin, &[&node.1, "notes.txt"], &at("none"));
     assert_eq!(missing.code(), "E_NOTFOUND");
-    let stranger = CliRunner::new(at("stranger"));
-    let refused = pull(&stranger, &[&node.1, "small/m.safetensors"], &at("none"));
+    let unknown_peer = CliRunner::new(at("stranger"));
+    let refused = pull(
+        &unknown_peer,
+        &[&node.1, "small/m.safetensors"],
+        &at("none"),
+    );
     assert_ne!(refused.status, 0);
     assert!(!at("none").exists());
 

@@ -1,4 +1,4 @@
-//! Tokens of programs: made, listed and taken back while the node runs.
+//! Tokens of programs: made, listed and revoked while the node runs.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-/// How long anything may take before the test calls it hung.
+/// How long anything may take before the test counts as hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
@@ -29,7 +29,7 @@ fn made(who: &CliRunner, node: &HostNode, more: &[&str]) -> (String, String) {
 }
 
 /// Connects over TCP without a key, as a program without a key does.
-async fn stranger(node: &HostNode) -> (EndpointDialer, Connection, CallConnection) {
+async fn unknown_peer(node: &HostNode) -> (EndpointDialer, Connection, CallConnection) {
     let dialer = EndpointDialer::new(None);
     let target: Target = node.target().parse().expect("a target");
     let connection = dialer.dial_over(Carriage::Tcp, &target, ALPN).await;
@@ -63,14 +63,14 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
     ];
     let (text, key_id) = made(admin, &node, &scopes);
     assert!(text.starts_with(&format!("alk_{key_id}_")), "{key_id}");
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     for (operation, expected) in [("peer/list", "ok"), ("node/metrics", "FORBIDDEN")] {
         assert_eq!(
             code(&client, &text, operation, &Value::Null).await,
             expected
         );
     }
-    // It is no administrator's: it makes no other.
+    // It is not an administrator's token, so it cannot make others.
     let more = json!({ "scopes": ["peer:list"] });
     assert_eq!(code(&client, &text, "token/make", &more).await, "FORBIDDEN");
 
@@ -93,8 +93,8 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
     );
     assert!(one["last_used"].is_string(), "it was used: {one}");
 
-    // A connection that lives by it ends with it.
-    let (_other, live, session) = stranger(&node).await;
+    // A connection that depends on it ends with it.
+    let (_other, live, session) = unknown_peer(&node).await;
     session
         .authenticate(&AuthToken::new(text.clone()))
         .await
@@ -117,7 +117,7 @@ async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     let bench = TestBench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let (text, _) = made(admin, &node, &["--scope", "admin", "--scope", "fs:*"]);
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     for (scopes, expected) in [
         (json!(["admin", "fs:read"]), "ok"),
         (json!(["*"]), "FORBIDDEN"),
@@ -133,7 +133,7 @@ async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     }
     let held = json!({ "scopes": [], "resources": { "fs": ["docs"] } });
     assert_eq!(code(&client, &text, "token/make", &held).await, "FORBIDDEN");
-    // None outlives its maker, whether it asks for that or not.
+    // No token outlives its maker, even if that was requested.
     let (short, _) = made(admin, &node, &["--scope", "admin", "--expires", "1h"]);
     let long = json!({ "scopes": ["admin"], "ttl_s": 7200 });
     assert_eq!(
@@ -149,12 +149,12 @@ async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     assert!(child.expect("less than an hour").value()["expires"].is_string());
     let unknown = client.call("token/list", &Value::Null).await;
     assert_eq!(
-        unknown.expect_err("a stranger").code,
+        unknown.expect_err("an unknown peer").code,
         ErrorCode::Unauthenticated
     );
 }
 
-/// A configuration with one token that may do this, as `config/apply` takes it.
+/// A configuration with one token that has this right, in the form for `config/apply`.
 fn with_token(admin: &str, token: &AuthToken, scopes: &[&str]) -> Value {
     let hash = token.hash().expect("a token").to_string();
     let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
@@ -165,7 +165,8 @@ fn with_token(admin: &str, token: &AuthToken, scopes: &[&str]) -> Value {
     json!({ "document": document })
 }
 
-/// Its lines call with the rights that it was opened with: they may not be more than those of the peer that sends them.
+/// Its lines call with the rights with which it was opened. They must not exceed those of the peer
+/// that sends the lines.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
     let bench = TestBench::new();
@@ -174,7 +175,7 @@ async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
     let admin = admin.identity();
     let grant = |scopes: &[&str]| node.call("config/apply", &with_token(&admin, &token, scopes));
     grant(&["runtime:debug", "peer:list"]);
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     client.authenticate(&token).await.expect("a good token");
     let line = json!({ "repl": "kept", "source": "(await ops.call('peer/list', {})).generation" });
     let line = async || client.call("runtime/eval", &line).await;
@@ -183,7 +184,7 @@ async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
     grant(&["runtime:debug"]);
     let ended = line().await.expect_err("it may no more");
     assert_eq!(ended.code, ErrorCode::Forbidden, "{ended}");
-    // A line of one's own script still runs: that of another REPL, which has what its owner has.
+    // A line of the peer's own script still runs: that of another REPL, with its owner's rights.
     let refused = line().await.expect_err("what it calls is refused");
     assert_eq!(refused.code.name(), "SCRIPT_FAILED", "{refused}");
     grant(&["runtime:debug", "peer:list"]);
@@ -191,8 +192,8 @@ async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
     assert_eq!(refused.code.name(), "SCRIPT_FAILED", "{refused}");
 }
 
-/// The holder of a token calls and calls over its connection while the token gets fewer scopes, and once more when that
-/// was answered.
+/// The holder of a token calls continuously over its connection while the token loses scopes, and
+/// once more after the change was answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
     const ROUNDS: usize = 30;
@@ -212,7 +213,7 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
         applied.expect("an administrator may");
     };
     grant("peer:list").await;
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     client.authenticate(&token).await.expect("a good token");
     let list = async |client: CallConnection| client.call("peer/list", &Value::Null).await;
     for round in 0..ROUNDS {
@@ -239,8 +240,8 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
     }
 }
 
-/// An administrator who is about to be taken off the list makes a token, and a token that is about to be taken
-/// back another one.
+/// An administrator who is about to be removed makes a token, and so does a token that is about to
+/// be revoked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_ends_with_its_maker() {
     let bench = TestBench::new();
@@ -251,7 +252,7 @@ async fn a_token_ends_with_its_maker() {
         let node = bench.host_with(&config);
         let (of_second, _) = made(&second, &node, &list);
         let (maker, maker_id) = made(admin, &node, &["--scope", "admin", "--scope", "peer:list"]);
-        let (_dialer, _connection, client) = stranger(&node).await;
+        let (_dialer, _connection, client) = unknown_peer(&node).await;
         let options = CallOptions {
             auth_token: Some(maker),
             ..CallOptions::default()
@@ -274,7 +275,7 @@ async fn a_token_ends_with_its_maker() {
     };
     // Another document, without the second one.
     let node = bench.host_with("");
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     let asked = code(&client, &of_second, "peer/list", &Value::Null).await;
     assert_eq!(asked, "UNAUTHENTICATED");
     let left = token(admin, "list", &node, &[]).json();
@@ -298,7 +299,7 @@ async fn the_least_token_keeps_no_administrator_out() {
     let dialer = EndpointDialer::new(None);
     let (mut kept, mut in_it) = (Vec::new(), 0);
     for _ in 0..PLACES * 3 {
-        // Those that find no place are ended.
+        // Those without a connection slot are ended.
         let Ok(connection) = dialer.dial_over(Carriage::Tcp, &target, ALPN).await else {
             continue;
         };
@@ -353,6 +354,6 @@ fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
             status
         );
     }
-    let stranger = bench.user("stranger");
-    assert_eq!(token(&stranger, "list", &node, &[]).status, 4);
+    let unknown_peer = bench.user("stranger");
+    assert_eq!(token(&unknown_peer, "list", &node, &[]).status, 4);
 }

@@ -162,7 +162,7 @@ fn a_link_in_a_folder_makes_no_command_write_elsewhere() {
 #[test]
 fn root_acts_with_no_key_of_another_user() {
     /// A user without rights.
-    const STRANGER: u32 = 65_534;
+    const OTHER_USER: u32 = 65_534;
     if !geteuid().is_root() {
         skip!("root", "no file can be given to another user");
     }
@@ -171,7 +171,7 @@ fn root_acts_with_no_key_of_another_user() {
     let admin = bench.admin();
     let key = admin.state().join("identity.key");
     for path in [admin.state(), key.as_path()] {
-        for (owner, refuses) in [(STRANGER, true), (0, false)] {
+        for (owner, refuses) in [(OTHER_USER, true), (0, false)] {
             chown(path, Some(owner), None).expect("root may");
             for words in [&["identity"][..], &["ops", node.target()]] {
                 let answer = run(admin, words);

@@ -1,4 +1,4 @@
-//! What it costs a node that a peer asks and asks, and reads nothing of what it is answered.
+//! What it costs a node that a peer keeps sending requests, and reads no answers.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -32,20 +32,20 @@ use super::manual_peer::{ManualPeer, caller, people, until_attached};
 const KNOWN_MAX: u64 = 36 << 20;
 const UNKNOWN_MAX: u64 = 3 << 20;
 
-/// Streams that a peer asks on: more than an unknown one gets.
+/// Streams that a peer uses for requests: more than an unknown one gets.
 const STREAMS: usize = 64;
 
-/// Requests on each of them; and of a peer that reads.
+/// Requests on each of them, and those of a peer that reads.
 const REQUESTS: usize = 4000;
 const REQUESTS_READ: usize = 200;
 
 /// Requests of one write.
 const TOGETHER: usize = 50;
 
-/// How long a node takes nothing that is believed to wait until it is read.
+/// How long a node must read nothing before it counts as waiting.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// A line of the kernel's about the node's memory, in bytes.
+/// A value from the kernel about the node's memory, in bytes.
 pub(super) fn memory(node: &HostNode, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the node runs");
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -59,8 +59,8 @@ async fn dial(node: &HostNode, dialer: &EndpointDialer) -> Connection {
     dialled.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Asks on every stream that the node lets open until it takes no more, and reads nothing, unless it `reads`. What
-/// is begun ends with the tasks.
+/// Sends requests on every stream that the node allows until it accepts no more, and reads nothing,
+/// unless it `reads`. The requests end with the tasks.
 async fn ask(connection: &Connection, reads: bool) -> Vec<JoinHandle<()>> {
     let taken = Arc::new(AtomicUsize::new(0));
     let ask = |_| {
@@ -91,7 +91,7 @@ async fn ask(connection: &Connection, reads: bool) -> Vec<JoinHandle<()>> {
     let asking = (0..STREAMS).map(ask).collect();
     let mut before = 0;
     loop {
-        // Nothing tells that the node takes no more.
+        // Nothing signals that the node accepts no more.
         tokio::time::sleep(deadline(QUIET)).await;
         let now = taken.load(Ordering::SeqCst);
         if now > 0 && now == before {
@@ -104,7 +104,7 @@ async fn ask(connection: &Connection, reads: bool) -> Vec<JoinHandle<()>> {
 /// Bytes of answers that wait to be read, by the node's own account, once there are as many as stop the node from
 /// beginning more: so the attack asks for more than may wait, and the limit is what stops it.
 fn answers_wait(node: &HostNode, limits: PeerLimits) -> u64 {
-    // As much again may be kept of what was begun. The account is kept in steps.
+    // The same amount may be kept of started answers. The counter changes in steps.
     let (stops, slack) = (limits.queued_bytes as u64, UNREAD_SLACK_BYTES as u64);
     let waits = eventually("no more is begun", || {
         let told = node.call("node/metrics", &Value::Null);
@@ -116,7 +116,7 @@ fn answers_wait(node: &HostNode, limits: PeerLimits) -> u64 {
     waits
 }
 
-/// By how much the node grows for a peer with this key, which has these limits.
+/// How much the node grows for a peer with this key, which has these limits.
 async fn growth(node: &HostNode, key: &NodeKey, limits: PeerLimits) -> u64 {
     let dialer = EndpointDialer::new(Some(key.clone()));
     // A peer that reads makes what stays: tables, threads, pages of the allocator. Not one that does not: the node
@@ -126,7 +126,7 @@ async fn growth(node: &HostNode, key: &NodeKey, limits: PeerLimits) -> u64 {
     asking.iter().for_each(JoinHandle::abort);
     honest.close(CloseCode::Normal, "");
     let connection = dial(node, &dialer).await;
-    // From now on the peak is that of the attack.
+    // Resets the peak, so that it is that of the attack.
     fs::write(format!("/proc/{}/clear_refs", node.pid()), "5").expect("it is our process");
     let before = memory(node, "VmRSS:");
     let asking = ask(&connection, false).await;
@@ -154,7 +154,7 @@ async fn unread_answers_are_bounded_for_the_whole_connection() {
         ),
         ("known", &known, KNOWN_MAX, PeerLimits::AUTHENTICATED),
     ] {
-        // A node of its own: another one would keep what it took for the last.
+        // A separate node, because another one would keep memory of the last case.
         let node = bench.host();
         let grown = growth(&node, key, limits).await;
         println!("figure {who}: {} KiB", grown >> 10);
@@ -164,13 +164,13 @@ async fn unread_answers_are_bounded_for_the_whole_connection() {
     }
 }
 
-/// Requests of a client that asks for no more than that, and reads nothing.
+/// Requests of a client that sends no more than these, and reads nothing.
 const THOUSAND: usize = 1000;
 
 /// Streams that an unknown peer may have open.
 const STREAMS_UNKNOWN: usize = 16;
 
-/// What is open to every peer.
+/// The operations that are open to every peer.
 const OPEN: [&str; 4] = [
     "services/list",
     "services/schema",
@@ -190,7 +190,7 @@ const THOUSAND_OWN_MAX: u64 = 14 << 20;
 /// limit a thousand answers are 900 MiB.
 const THOUSAND_PASSED_ON_MAX: u64 = 40 << 20;
 
-/// Processors of the nodes whose peak is held against a figure.
+/// Processors of the nodes whose peak is compared with a limit.
 const PROCESSORS: usize = 2;
 
 /// What a processor has of answers while it works on one: the value that the operation made, and its text.
@@ -215,10 +215,10 @@ const SAME_LOOKS: usize = 4;
 const WARM: usize = 5;
 const AT_ONCE: usize = 4;
 
-/// What a request that the hub passes on says.
+/// The input of a request that the hub forwards.
 const PEER: &str = "bank";
 
-/// A client that takes a few bytes of each stream and no more: all that it does not take waits at the node.
+/// A client that reads a few bytes of each stream. The rest waits at the node.
 async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Connection) {
     let target: Target = node.target().parse().expect("the node's own target");
     let tls = ClientTls::new(ClientTlsOptions {
@@ -243,8 +243,8 @@ async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Con
     (endpoint, connection.expect("a connection"))
 }
 
-/// Makes a thousand requests on so many streams, each with an id of its own, and reads nothing; they end with what is
-/// returned.
+/// Sends a thousand requests on as many streams, each with a different ID, and reads nothing. They
+/// end when the returned value is dropped.
 fn ask_on(
     connection: &quinn::Connection,
     streams: usize,
@@ -260,7 +260,7 @@ fn ask_on(
             let Ok((mut send, _unread)) = connection.open_bi().await else {
                 return;
             };
-            // The node stops taking them.
+            // The node stops reading them.
             let _ = send.write_all(&requests).await;
             std::future::pending::<()>().await;
         });
@@ -268,7 +268,7 @@ fn ask_on(
     asking
 }
 
-/// Resident memory of the node once it stays the same.
+/// Resident memory of the node after it has stopped changing.
 async fn settled(node: &HostNode) -> u64 {
     let (mut before, mut same) = (0, 0);
     while same < SAME_LOOKS {
@@ -283,14 +283,15 @@ async fn settled(node: &HostNode) -> u64 {
     before
 }
 
-/// What a thousand requests cost a node whose client reads no answer, in bytes.
+/// The cost of a thousand requests for a node whose client reads no answer, in bytes.
 #[derive(Debug)]
 struct UnreadCost {
-    /// Once nothing changes any more.
+    /// After nothing changes any more.
     kept: u64,
     /// The most at a time.
     peak: u64,
-    /// Bytes of the packets that the client sent. The node has not looked at all of them, and keeps those as they came.
+    /// Bytes of the packets that the client sent. The node has not read all of them, and keeps
+    /// those as they came.
     sent: u64,
 }
 
@@ -313,7 +314,7 @@ fn host_on_few_processors(bench: &TestBench, config: &str) -> HostNode {
     for cpu in there.take(PROCESSORS) {
         few.set(cpu).expect("it is one of those");
     }
-    // The node inherits what this thread may use.
+    // The node inherits the processors that this thread may use.
     sched_setaffinity(own, &few).expect("a part of what it has");
     let node = bench.host_at(0, config);
     sched_setaffinity(own, &all).expect("what it had");
@@ -376,7 +377,7 @@ async fn store_long_file(client: &CallConnection) {
     put(json!({ "upload": upload, "commit": true })).await;
 }
 
-/// Each on a stream of its own, of a node that makes the answers itself.
+/// Each on a separate stream, of a node that makes the answers itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_answers_of_a_node_s_own_that_a_known_peer_leaves_cost_little() {
     let bench = TestBench::new();
@@ -410,7 +411,7 @@ async fn a_thousand_answers_of_a_node_s_own_that_a_known_peer_leaves_cost_little
     assert_eq!(served.status, 0, "{served:?}");
 }
 
-/// Each on a stream of its own, through a hub, of a peer whose answers are nearly as long as a frame.
+/// Each on a separate stream, through a hub, of a peer whose answers are nearly as long as a frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
     let bench = TestBench::new();
@@ -462,7 +463,7 @@ async fn a_thousand_answers_that_an_unknown_peer_leaves_cost_little() {
     let asking = ask(&honest, true).await;
     asking.iter().for_each(JoinHandle::abort);
     honest.close(CloseCode::Normal, "");
-    // The longest answer that there is, of 2 KiB.
+    // The longest answer that exists, of 2 KiB.
     let all = json!({ "names": OPEN });
     let request = |id: usize| wire::request(&id.to_string(), "services/schema", &all);
     let limits = Some(PeerLimits::UNAUTHENTICATED);

@@ -6,7 +6,7 @@ use std::process::Command;
 use alknet_tests::{CliOutput, TestBench, binary, run_with_input};
 use serde_json::{Value, json};
 
-/// What the self-test goes through, in this order.
+/// The steps of the self-test, in this order.
 const SUITES: [&str; 10] = [
     "bip39",
     "slip10",
@@ -20,7 +20,7 @@ const SUITES: [&str; 10] = [
     "argon2id-rfc9106",
 ];
 
-/// The words of the published tables, and the node that they are.
+/// The words of the published tables, and the node that they make.
 const WORDS: &str = "abandon abandon abandon abandon abandon abandon \
                      abandon abandon abandon abandon abandon about";
 const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
@@ -29,7 +29,7 @@ const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063
 const IMPORT: &str =
     "import --dir vault --mnemonic-stdin --passphrase-stdin --memory-mib 19 --passes 2";
 
-/// Runs `alknet vault` in a folder; words are parted by spaces.
+/// Runs `alknet vault` in a folder. Words are separated by spaces.
 fn vault(folder: &Path, line: &str, input: &str) -> CliOutput {
     let mut command = Command::new(binary());
     let words = ["vault", "--json"].into_iter().chain(line.split(' '));

@@ -15,7 +15,7 @@ use alknet_tls::NodeKey;
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 
-/// How long anything may take before the test calls it hung.
+/// How long anything may take before the test counts as hung.
 const HUNG: Duration = Duration::from_secs(60);
 
 /// A node whose standard error goes to a file.
@@ -80,7 +80,7 @@ impl LoggedNode {
         fs::read_to_string(&self.log).expect("it is there")
     }
 
-    /// Waits until the log has a line with all of this.
+    /// Waits until the log has a line with all of these texts.
     fn wait_for(&self, parts: &[&str]) -> String {
         eventually(&format!("a line with {parts:?}"), HUNG, || {
             let log = self.log();
@@ -98,7 +98,7 @@ impl Drop for LoggedNode {
     }
 }
 
-/// A certificate for `name`, by OpenSSL; returns the lines that name both files.
+/// A certificate for `name`, by OpenSSL. Returns the lines that name both files.
 fn certificate(folder: &Path, name: &str) -> String {
     let (chain, key) = (
         folder.join(format!("{name}.pem")),
@@ -150,7 +150,7 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
         ),
     );
 
-    // What cannot be served is a problem, and what is served says until when.
+    // A certificate that cannot be served is a problem, and a served one shows its end.
     let info = served.wait_for_problems();
     let problem = &info["problems"][0];
     assert_eq!(problem["code"], "tls-cert-reload-failed", "{info:#}");
@@ -160,20 +160,23 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
         "{info:#}"
     );
 
-    // The code alone, to a client that proves no identity.
+    // Only the code, to a client that proves no identity.
     let (_, address) = served.target.split_once('@').expect("where it serves");
     let health = curl(&format!("https://{address}/healthz"), &[]);
     let said = (health.status, health.text());
     assert_eq!(said, (503, "degraded: tls-cert-reload-failed\n".to_owned()));
 
-    let stranger = served.bench.user("stranger");
-    let refused = stranger.call(&served.target, "node/metrics", &Value::Null, &[]);
+    let unknown_peer = served.bench.user("stranger");
+    let refused = unknown_peer.call(&served.target, "node/metrics", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED");
     let wrong = AuthToken::generate().expect("randomness");
-    let refused = served.metrics(&stranger, &wrong).await;
+    let refused = served.metrics(&unknown_peer, &wrong).await;
     let refused = refused.expect_err("a wrong token");
     assert_eq!(refused.code.name(), "UNAUTHENTICATED");
-    let told = served.metrics(&stranger, &token).await.expect("allowed");
+    let told = served
+        .metrics(&unknown_peer, &token)
+        .await
+        .expect("allowed");
     let told = told.value();
     let values = &told["values"];
     let end = values["alknet_cert_expiry_seconds{name=\"good.test\"}"].as_f64();

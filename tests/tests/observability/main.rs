@@ -1,5 +1,5 @@
-//! What a node tells about itself: every number and line that it should, and no secret. A program of
-//! its own, because it reads the log of the whole process.
+//! What a node reports about itself: every number and line that it should, and no secret. A
+//! separate program, because it reads the log of the whole process.
 
 mod binary;
 mod metrics;

@@ -1,4 +1,4 @@
-//! A node in this process, used in every way, with everything it logs kept.
+//! A node in this process, used in every way, with its whole log kept.
 
 use std::fmt::{self, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
@@ -27,7 +27,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-/// How long anything may take before the test calls it hung.
+/// How long anything may take before the test counts as hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
@@ -37,7 +37,7 @@ const PANIC: &[u8] = b"alknet/panic";
 /// A protocol that no handler serves.
 const NOBODYS: &[u8] = b"alknet/nobodys";
 
-/// In every payload, both ways, and in every name of a scope.
+/// A text in every payload, both ways, and in every name of a scope.
 const PAYLOAD: &str = "b6d1-payload-marker";
 const SCOPE: &str = "b6d1:scope-marker";
 /// The name of the peer: a word that is in no metric.
@@ -46,11 +46,12 @@ const PEER: &str = "b6d1-peer-marker";
 /// Seeds of the keys in use.
 const NODE_SEED: [u8; 32] = [0xd7; 32];
 const PEER_SEED: [u8; 32] = [0xe9; 32];
-const STRANGER_SEED: [u8; 32] = [0xf3; 32];
+const UNKNOWN_PEER_SEED: [u8; 32] = [0xf3; 32];
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
-/// Keeps all that is logged: of ours everything, of libraries what the node's own log has of them.
+/// Keeps the whole log: everything of this project's crates, and of libraries as much as the node's
+/// own log has.
 #[derive(Clone, Default)]
 struct LogCollector(Arc<Mutex<String>>);
 
@@ -201,7 +202,7 @@ impl MetricsLab {
         metrics
     }
 
-    /// Holds every label of what is counted now against the list: nothing says who is connected.
+    /// Compares every label of the current metrics with the list, so that none identifies a peer.
     fn assert_known_labels(&self) {
         let metrics = self.metrics();
         for series in metrics.values().keys() {
@@ -212,7 +213,7 @@ impl MetricsLab {
     /// Waits until no connection is left.
     async fn idle(&self) {
         let empty = async {
-            // Nothing announces it: it is looked for again and again.
+            // Nothing announces it, so the test polls.
             while !self.server.connections().is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -246,7 +247,7 @@ async fn known(lab: &MetricsLab, token: &AuthToken) {
         assert_eq!(code(&client, "demo/echo", Some(token)).await, "ok");
         client.authenticate(token).await.expect("once");
         assert_eq!(code(&client, "demo/echo", None).await, "ok");
-        // A series about a connection goes with it: it is there now.
+        // A connection's series disappears with it. It still exists here.
         assert!(!lab.server.connections().is_empty());
         lab.assert_known_labels();
     }
@@ -257,7 +258,7 @@ async fn known(lab: &MetricsLab, token: &AuthToken) {
     let hanging: Vec<_> = (0..2)
         .map(|_| {
             let client = client.clone();
-            // A question below may have its place while it arrives: it asks again then.
+            // A request below may find no room when it arrives, and is then repeated.
             tokio::spawn(
                 async move { while code(&client, "demo/hang", None).await == "OVERLOADED" {} },
             )
@@ -282,7 +283,7 @@ async fn known(lab: &MetricsLab, token: &AuthToken) {
                 connection.closed().await;
                 return;
             }
-            // The end of a TCP connection shows only to a reader.
+            // Only a reader notices the end of a TCP connection.
             let (_send, mut recv) = connection.accept_bi().await.expect("the one stream");
             let _ = recv.read_chunk(1).await;
         };
@@ -298,28 +299,28 @@ async fn known(lab: &MetricsLab, token: &AuthToken) {
 
 /// The requests of an unknown peer, until the node refuses its guesses.
 async fn unknown(lab: &MetricsLab, token: &AuthToken) -> AuthToken {
-    let stranger = EndpointDialer::new(Some(NodeKey::from_seed(&STRANGER_SEED)));
+    let unknown_peer = EndpointDialer::new(Some(NodeKey::from_seed(&UNKNOWN_PEER_SEED)));
     let wrong = AuthToken::generate().expect("randomness");
-    let (_connection, client) = lab.client(&stranger, Carriage::Tcp).await;
+    let (_connection, client) = lab.client(&unknown_peer, Carriage::Tcp).await;
     assert_eq!(code(&client, "demo/echo", None).await, "UNAUTHENTICATED");
     assert_eq!(code(&client, "demo/echo", Some(token)).await, "ok");
-    let (_connection, client) = lab.client(&stranger, Carriage::Quic).await;
+    let (_connection, client) = lab.client(&unknown_peer, Carriage::Quic).await;
     for _ in 0..limits().failures_per_minute_max {
         assert_eq!(
             code(&client, "demo/echo", Some(&wrong)).await,
             "UNAUTHENTICATED"
         );
     }
-    let (_connection, client) = lab.client(&stranger, Carriage::Quic).await;
+    let (_connection, client) = lab.client(&unknown_peer, Carriage::Quic).await;
     assert_eq!(code(&client, "demo/echo", Some(&wrong)).await, "OVERLOADED");
-    // And a client that speaks another protocol.
+    // And a client with another protocol.
     let failed = || lab.server.counters().handshakes_failed;
     let before = failed();
     let mut noise = TcpStream::connect((Ipv4Addr::LOCALHOST, lab.server.port())).expect("a port");
     std::io::Write::write_all(&mut noise, PAYLOAD.as_bytes()).expect("sent");
     drop(noise);
     let counted = async {
-        // Nothing announces it: it is looked for again and again.
+        // Nothing announces it, so the test polls.
         while failed() == before {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -327,7 +328,7 @@ async fn unknown(lab: &MetricsLab, token: &AuthToken) -> AuthToken {
     timeout(hung(), counted)
         .await
         .expect("noise is no handshake");
-    stranger.close().await;
+    unknown_peer.close().await;
     wrong
 }
 
@@ -450,7 +451,7 @@ async fn everything_is_counted_and_no_secret_appears() {
         secret_part(&wrong),
         hex(NODE_SEED),
         hex(PEER_SEED),
-        hex(STRANGER_SEED),
+        hex(UNKNOWN_PEER_SEED),
         PAYLOAD.to_owned(),
         SCOPE.to_owned(),
     ];
@@ -462,13 +463,13 @@ async fn everything_is_counted_and_no_secret_appears() {
             );
         }
     }
-    // Bytes that were printed as a list are no better.
+    // Bytes printed as a list are equally bad.
     for byte in ["215, 215, 215", "233, 233, 233", "243, 243, 243"] {
         assert!(!log.contains(byte), "{byte} in the log");
     }
 }
 
-/// Every line of the text is one of the format's.
+/// Every line of the text has the format's syntax.
 fn is_prometheus(text: &str) {
     for line in text.lines() {
         if let Some(about) = line.strip_prefix("# ") {

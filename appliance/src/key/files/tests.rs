@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// A key, and what a rotation leaves beside it.
+/// A key, and the files that a rotation leaves beside it.
 struct RotationTestFolder {
     dir: tempfile::TempDir,
     files: KeyFiles,
@@ -21,7 +21,7 @@ impl RotationTestFolder {
         }
     }
 
-    /// Begins, or goes on, as the command does.
+    /// Begins or continues a rotation, as the command does.
     fn begin(&self, targets: &[&str]) -> (RotationKeys, RotationRecord) {
         let mut record = self.files.record().expect("readable");
         for target in targets {
@@ -73,7 +73,7 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
     }
     assert_eq!(record.old_until().as_deref(), Some("2100-01-01T00:00:00Z"));
 
-    // While the overlap lasts the same rotation is shown again; then the old key goes.
+    // While both keys are valid, the same rotation is shown again. Then the old key is deleted.
     let (again, record) = place.begin(&[]);
     assert_eq!(
         (again.stage, again.new.public()),
@@ -85,7 +85,7 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
     place.files.tidy_at(end);
     assert_eq!(place.names(), ["identity.key", "identity.key.nodes"]);
 
-    // The nodes are remembered for the next time.
+    // The record keeps the nodes for the next rotation.
     let (next, record) = place.begin(&[]);
     assert_eq!(next.stage, RotationStage::Before);
     assert_ne!(next.new.public(), keys.new.public());
@@ -98,19 +98,19 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
     );
 }
 
-/// Every moment at which the power can fail, by what is on the disk then.
+/// Every moment at which the power can fail, by the state of the disk.
 #[test]
 fn a_rotation_goes_on_wherever_it_stopped() {
     let place = RotationTestFolder::new();
     let key = |suffix: &str| place.dir.path().join(format!("identity.key{suffix}"));
-    // The power failed after the new key was written and before the record of the rotation was.
+    // The power failed after the new key was written, and before the record of the rotation was.
     let made = NodeKey::generate().expect("a key");
     made.store(&key(".new")).expect("room");
     let (keys, mut record) = place.begin(&["a:443"]);
     assert_eq!(keys.new.public(), made.public());
-    // Noted, and a node told or not.
-    for now_told in [false, true] {
-        record.targets[0].told = now_told;
+    // The rotation is recorded, and a node knows the new key or not.
+    for is_notified in [false, true] {
+        record.targets[0].told = is_notified;
         place.files.write(&record).expect("room");
         let (again, read) = place.begin(&[]);
         assert_eq!(
@@ -119,7 +119,7 @@ fn a_rotation_goes_on_wherever_it_stopped() {
         );
         assert_eq!(read, record);
     }
-    // The old key is kept, and the time of its end noted; the key in use is still the old one.
+    // The old key and the time of its end are stored, and the old key is still in use.
     keys.old
         .as_ref()
         .expect("in use")
@@ -137,7 +137,7 @@ fn a_rotation_goes_on_wherever_it_stopped() {
     place.files.swap(&again, &mut record).expect("room");
     assert_eq!(place.in_use(), made.public());
     assert!(!key(".new").exists());
-    // The power failed after the old key was deleted and before the record of the rotation was.
+    // The power failed after the old key was deleted, and before the record of the rotation was.
     fs::remove_file(key(".old")).expect("ours");
     place.files.tidy_at(u64::MAX);
     let (next, record) = place.begin(&[]);

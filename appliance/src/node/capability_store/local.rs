@@ -1,5 +1,5 @@
-//! Secrets of a node without a vault: read from the folder of `alknet credential`, at the start and whenever they
-//! change there.
+//! Secrets of a node without a vault. The node reads them from the folder of `alknet credential`,
+//! at its start and whenever they change there.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use super::{CapabilityStore, CredentialRefusal, StoredCredential, secret};
 
 /// Code of the problem that a credential was not set.
 const CREDENTIAL_MISSING: &str = "credential-missing";
-/// Code of the problem that one was set and cannot be used.
+/// Code of the problem that a credential is set and cannot be used.
 const CREDENTIAL_UNUSABLE: &str = "credential-unusable";
 
 /// Checks that a secret has the form of its kind.
 ///
 /// # Errors
-/// Why it has not, without anything of it.
+/// Why it does not. The message repeats nothing of the secret.
 pub(crate) fn check_secret(config: &CredentialConfig, secret: &[u8]) -> Result<(), &'static str> {
     secret::power(config, secret).map(drop)
 }
 
 impl CapabilityStore {
-    /// Tells whenever the folder of credentials was read again.
+    /// A receiver that changes whenever the node has read the folder again.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.0.reads.subscribe()
     }
@@ -58,8 +58,8 @@ impl CapabilityStore {
         }
     }
 
-    /// Reads the folder, and fills or empties everything by it. Without a readable folder each credential is empty, as
-    /// it would be after a restart.
+    /// Reads the folder, and fills or empties every capability from it. If the folder cannot be
+    /// read, every credential becomes empty, as it would be after a restart.
     pub(super) fn read_folder(&self, folder: &CredentialFolder) {
         if self.0.held.is_empty() {
             return;
@@ -77,7 +77,8 @@ impl CapabilityStore {
                 Ok(backend) => one.filler.fill(backend),
                 Err(refused) => {
                     one.filler.empty(refused.why);
-                    // A folder that cannot be read is one problem, and not one of each credential.
+                    // A folder that cannot be read is one problem, and not a problem of each
+                    // credential.
                     if found.is_some() {
                         problems.push(one.problem(&refused, folder));
                     }
@@ -94,15 +95,16 @@ impl CapabilityStore {
         self.0.reads.send_modify(|reads| *reads += 1);
     }
 
-    /// Reads the folder again whenever something changes in it. Returns when it cannot be followed.
+    /// Reads the folder again whenever something changes in it. Returns when the watch fails.
     pub(super) async fn follow_folder(self, folder: CredentialFolder) {
         let watch = folder
             .make()
             .and_then(|()| DirectoryWatch::start(&folder.file()));
         let error = match watch {
             Ok(watch) => loop {
-                // What changed before the watch began is read as well.
+                // The first pass reads changes that were made before the watch began.
                 let (store, folder) = (self.clone(), folder.clone());
+                // Reading files and opening values would hold up the other tasks of this thread.
                 let read = tokio::task::spawn_blocking(move || store.read_folder(&folder));
                 if read.await.is_err() {
                     tracing::error!("reading the credentials panicked");
@@ -122,7 +124,7 @@ impl CapabilityStore {
 }
 
 impl StoredCredential {
-    /// What is behind it; nothing was read where `found` is missing.
+    /// Opens what a capability needs. `found` is `None` if the folder could not be read.
     fn local_backend(
         &self,
         found: Option<&LocalCredentials>,
@@ -176,7 +178,7 @@ impl StoredCredential {
     }
 }
 
-/// The command that mends it.
+/// The command that repairs the problem.
 fn set_hint(name: &str, folder: &CredentialFolder) -> String {
     let dir = folder.state_dir().display();
     format!(

@@ -1,8 +1,9 @@
-//! What the operations of this node may do with its secrets: one capability for each credential of the
-//! configuration, filled while the vault is open, and handed to the operations that were given it.
+//! What the operations of this node may do with its secrets: one capability for each credential of
+//! the configuration. The node fills it while the vault is open, and hands it to the operations
+//! that the configuration grants it to.
 //!
-//! This is the only place that has the vault and operations at once. An operation gets its own entries;
-//! a credential that cannot be used is one problem, and the others work.
+//! No other module has both the vault and the operations. An operation gets its own entries. A
+//! credential that cannot be used is one problem, and the others work.
 
 mod local;
 mod sealed;
@@ -30,44 +31,44 @@ use sealed::{DerivedSigner, OperationDataSealer};
 
 pub(crate) use local::check_secret;
 
-/// Kind of the labels of records.
+/// Prefix of the labels of records.
 const KIND: &str = "cred";
-/// How often the node asks the vault whether the other process locked or opened it. A use of a capability asks by
-/// itself: this timer clears the bytes, or brings them back, between uses.
+/// How often the node checks whether PID 1 locked or opened the vault. Each use of a capability
+/// checks by itself: this timer clears the bytes, or brings them back, between uses.
 const NOTICE_EVERY: Duration = Duration::from_secs(1);
 
-/// The capabilities of this node. Clones are the same.
+/// The capabilities of this node. Clones share them.
 #[derive(Clone)]
 pub(crate) struct CapabilityStore(Arc<CapabilityStoreInner>);
 
 struct CapabilityStoreInner {
     vault: Option<Vault>,
-    /// Where the secrets of a node without a vault are.
+    /// The folder of the secrets, on a node without a vault.
     folder: Option<CredentialFolder>,
     held: Vec<StoredCredential>,
     granted: BTreeMap<String, Capabilities>,
     seen: Mutex<CredentialFillState>,
-    /// How often the folder was read.
+    /// Number of times the folder was read.
     reads: watch::Sender<u64>,
 }
 
 /// One credential.
 struct StoredCredential {
     config: CredentialConfig,
-    /// What of the configuration uses it, for people.
+    /// The entries of the configuration that use it, for people.
     uses: Vec<String>,
-    /// The sealed secret, and whether it is the configuration's.
+    /// The sealed secret, and whether it came with the configuration.
     record: Option<(EncryptedData, bool)>,
     capability: Capability,
     filler: CapabilityFiller,
 }
 
-/// What was last done.
+/// State of the last refresh.
 #[derive(Default)]
 struct CredentialFillState {
-    /// Of which opening of the vault the secrets are; none while there are none.
+    /// The opening of the vault that the secrets came from, or `None` while they are empty.
     filled: Option<VaultState>,
-    /// Names of the credentials that the folder has.
+    /// Names of the credentials that are in the folder.
     local: BTreeSet<String>,
     /// The file of the folder that was read last.
     read: Option<SealedFileVersion>,
@@ -75,8 +76,8 @@ struct CredentialFillState {
 }
 
 impl CapabilityStore {
-    /// What `config` wants. `records` are the ones that PID 1 keeps, for credentials without a record of
-    /// their own.
+    /// Makes the capabilities that `config` declares. `records` are those that PID 1 keeps, for
+    /// credentials without a record of their own.
     pub(crate) fn new(
         config: &NodeConfig,
         records: BTreeMap<String, EncryptedData>,
@@ -85,7 +86,8 @@ impl CapabilityStore {
         Self::build(config, records, vault, None)
     }
 
-    /// What `config` wants, on a node without a vault: the secrets are in `folder`.
+    /// Makes the capabilities that `config` declares, on a node without a vault. The secrets are in
+    /// `folder`.
     pub(crate) fn of_folder(config: &NodeConfig, folder: CredentialFolder) -> Self {
         Self::build(config, BTreeMap::new(), None, Some(folder))
     }
@@ -100,12 +102,12 @@ impl CapabilityStore {
             .credentials
             .iter()
             .map(|one| {
-                let kept = records.remove(&one.name).map(|record| (record, false));
+                let stored = records.remove(&one.name).map(|record| (record, false));
                 let is_local = folder.is_some() && one.needs_secret();
                 let (capability, filler) = capability(&one.name, one.kind, gate(vault, is_local));
                 StoredCredential {
                     uses: uses(config, &one.name),
-                    record: one.record.clone().map(|record| (record, true)).or(kept),
+                    record: one.record.clone().map(|record| (record, true)).or(stored),
                     config: one.clone(),
                     capability,
                     filler,
@@ -131,19 +133,19 @@ impl CapabilityStore {
         powers
     }
 
-    /// What each operation was given, by its name.
+    /// The capabilities that each operation was granted, by the operation's name.
     pub(crate) fn granted(&self) -> &BTreeMap<String, Capabilities> {
         &self.0.granted
     }
 
-    /// What stands for a credential of the configuration.
+    /// The capability of a credential of the configuration.
     pub(crate) fn capability(&self, name: &str) -> Option<Capability> {
         let found = self.0.held.iter().find(|one| one.config.name == name);
         found.map(|one| one.capability.clone())
     }
 
-    /// Fills or empties everything, where the vault was opened or locked since. Without a vault it reads the folder of
-    /// credentials again, if the node has one.
+    /// Fills or empties every capability if the vault was opened or locked since the last call. A
+    /// node without a vault reads its folder of credentials again, if it has one.
     pub(crate) fn refresh(&self) {
         if let Some(folder) = &self.0.folder {
             return self.read_folder(folder);
@@ -161,13 +163,14 @@ impl CapabilityStore {
         vault.notice();
         let state = vault.state();
         if state == VaultState::Locked {
-            // Once: capabilities that are empty already are not emptied at each look.
+            // `take` makes this happen once for each lock: a further refresh finds the capabilities
+            // empty.
             if seen.filled.take().is_some() {
                 self.empty(CapabilityError::Locked);
             }
             return;
         }
-        // A use while the vault was locked may have emptied a capability that was filled since.
+        // A use of a capability while the vault was locked may have emptied it after the last fill.
         let emptied =
             |one: &StoredCredential| one.filler.vacancy() == Some(CapabilityError::Locked);
         if seen.filled == Some(state) && !self.0.held.iter().any(emptied) {
@@ -180,7 +183,7 @@ impl CapabilityStore {
                 Ok(power) => one.filler.fill(power),
                 Err(CredentialRefusal { why, text }) => {
                     one.filler.empty(why);
-                    // A vault that was locked meanwhile is no fault of the record's.
+                    // If the vault was locked meanwhile, the record is not at fault.
                     if why != CapabilityError::Locked {
                         let name = &one.config.name;
                         seen.problems
@@ -191,7 +194,7 @@ impl CapabilityStore {
         }
     }
 
-    /// Does so from now on. Must run inside a runtime.
+    /// Refreshes from now on, in the background. Must run inside a runtime.
     pub(crate) fn follow(&self) {
         if self.0.held.is_empty() {
             return;
@@ -205,7 +208,7 @@ impl CapabilityStore {
         let powers = self.clone();
         tokio::spawn(async move {
             let mut ticks = interval(NOTICE_EVERY);
-            // After the machine slept, one look is enough.
+            // After the machine slept, one refresh is enough for all missed ticks.
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
@@ -214,17 +217,20 @@ impl CapabilityStore {
         });
     }
 
-    /// Credentials that cannot be used.
+    /// The problems of credentials that cannot be used.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         self.read_change();
         self.seen().problems.clone()
     }
 
-    /// Names, kinds and state, for administrators: nothing of what they are.
+    /// Names, kinds and states of the credentials, for administrators. It has nothing of the
+    /// secrets.
     pub(crate) fn summaries(&self) -> Value {
         self.read_change();
         let local = self.seen().local.clone();
-        let told = |one: &StoredCredential| {
+        let summary = |one: &StoredCredential| {
+            // The folder is checked first: on a node without a vault, it wins over a sealed record
+            // that the node cannot open.
             let origin = match &one.record {
                 _ if local.contains(&one.config.name) => Some("node"),
                 _ if !one.config.needs_secret() => Some("vault"),
@@ -244,7 +250,7 @@ impl CapabilityStore {
                 "operations": operations,
             })
         };
-        self.0.held.iter().map(told).collect()
+        self.0.held.iter().map(summary).collect()
     }
 
     fn empty(&self, why: CapabilityError) {
@@ -254,7 +260,7 @@ impl CapabilityStore {
     }
 
     fn seen(&self) -> MutexGuard<'_, CredentialFillState> {
-        // Each step leaves it whole.
+        // Each step leaves the state whole, so a panic elsewhere does not make it wrong.
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -265,7 +271,7 @@ impl fmt::Debug for CapabilityStore {
     }
 }
 
-/// Why a credential is not there.
+/// Why a credential has no usable secret.
 struct CredentialRefusal {
     why: CapabilityError,
     text: String,
@@ -294,7 +300,9 @@ impl StoredCredential {
                 .ok()
                 .filter(|purpose| matches!(purpose, KeyPurpose::DnsZone { .. }))
                 .ok_or_else(|| CredentialRefusal::unusable("its key is handed to no operation"))?;
-            let signer = vault.signer(signer).map_err(|error| of_vault(&error))?;
+            let signer = vault
+                .signer(signer)
+                .map_err(|error| from_vault_error(&error))?;
             return Ok(CapabilityBackend::Signer(Box::new(DerivedSigner(signer))));
         }
         let Some((record, _)) = &self.record else {
@@ -304,13 +312,13 @@ impl StoredCredential {
             });
         };
         let opened = sealed::open(vault, &format!("{KIND}:{name}"), record);
-        let opened = opened.map_err(|error| of_vault(&error))?;
+        let opened = opened.map_err(|error| from_vault_error(&error))?;
         let power = secret::power(&self.config, opened.expose());
         power.map_err(CredentialRefusal::unusable)
     }
 }
 
-fn of_vault(error: &VaultError) -> CredentialRefusal {
+fn from_vault_error(error: &VaultError) -> CredentialRefusal {
     let text = match error {
         VaultError::Locked => {
             return CredentialRefusal {
@@ -330,7 +338,8 @@ fn of_vault(error: &VaultError) -> CredentialRefusal {
     CredentialRefusal::unusable(text)
 }
 
-/// A gate that is open while the vault is; without a vault it stays closed, unless the secret is a `local` one.
+/// A gate that is open while the vault is open. A node without a vault has a closed gate, except
+/// for secrets of the folder (`local`).
 fn gate(vault: Option<&Vault>, local: bool) -> CapabilityGate {
     if local {
         return Arc::new(|| true);

@@ -1,4 +1,4 @@
-//! From the bytes of an opened record to what they are for. Nothing of them is ever in a message.
+//! Parses the bytes of an opened record by the credential's kind. No message repeats any of them.
 
 use alknet_core::config::CredentialConfig;
 use alknet_core::{CapabilityBackend, CapabilityKind, Secret, SecretLocation};
@@ -7,21 +7,21 @@ use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 
 use super::sealed::SealedSigner;
 
-/// Longest secret that goes into a header, in bytes.
+/// Maximum length of a secret that goes into a header, in bytes.
 const HEADER_BYTES_MAX: usize = 8 << 10;
-/// What a private key in PEM begins and ends with (RFC 7468).
+/// Begin and end of a private key in PEM (RFC 7468).
 const PEM: (&[u8], &[u8]) = (b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----");
-/// What an Ed25519 key in PKCS #8 (RFC 8410) has before its 32 bytes, behind the length and the version.
+/// Bytes of an Ed25519 key in PKCS #8 (RFC 8410) between its version and its 32 bytes.
 const ED25519: [u8; 11] = [
     0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
-/// Bytes of length and version before that.
+/// Number of bytes of length and version before those.
 const PKCS8_HEAD: usize = 5;
 
-/// What is behind a credential with that secret.
+/// What a capability with this secret does.
 ///
 /// # Errors
-/// Why it is not usable as what it is said to be.
+/// The secret does not have the form of its kind.
 pub(super) fn power(
     config: &CredentialConfig,
     secret: &[u8],
@@ -33,15 +33,15 @@ pub(super) fn power(
             password: header(secret)?,
         },
         CapabilityKind::ApiKey => {
-            let places = [
+            let locations = [
                 (SecretLocation::Header, &config.header),
                 (SecretLocation::Query, &config.query),
                 (SecretLocation::Cookie, &config.cookie),
             ];
-            let named =
+            let configured =
                 |(place, name): (SecretLocation, &Option<String>)| Some((place, name.clone()?));
-            let named = places.into_iter().find_map(named);
-            let (place, name) = named.ok_or("it does not say where its key goes")?;
+            let configured = locations.into_iter().find_map(configured);
+            let (place, name) = configured.ok_or("it does not say where its key goes")?;
             CapabilityBackend::ApiKey {
                 place,
                 name,
@@ -61,22 +61,23 @@ pub(super) fn power(
     })
 }
 
-/// One line that a header may have. A line end, which editors add, is no part of it.
+/// The secret as one line for a header. A line end, which editors add, is not part of it.
 fn header(secret: &[u8]) -> Result<Secret, &'static str> {
-    // An editor ends the last line with this.
+    // Editors end the last line with a line feed, and some with a carriage return before it.
     let line = secret.strip_suffix(b"\n").unwrap_or(secret);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let plain = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
     let at_ends = |byte: Option<&u8>| byte == Some(&b' ');
-    let fits = (1..=HEADER_BYTES_MAX).contains(&line.len()) && line.iter().all(plain);
-    // A recipient takes spaces off the ends of a header's value (RFC 9110, 5.5), so the secret would arrive changed.
-    if fits && !at_ends(line.first()) && !at_ends(line.last()) {
+    let is_printable_line = (1..=HEADER_BYTES_MAX).contains(&line.len()) && line.iter().all(plain);
+    // A recipient removes spaces from the ends of a header's value (RFC 9110, 5.5), so the secret
+    // would arrive changed.
+    if is_printable_line && !at_ends(line.first()) && !at_ends(line.last()) {
         return Ok(Secret::new(line.to_vec()));
     }
     Err("its secret is not one line of 1 to 8192 printable ASCII characters")
 }
 
-/// The 32 bytes of RFC 8032.
+/// The seed of an Ed25519 key: 32 bytes (RFC 8032), in hex or in PEM.
 fn seed(secret: &[u8]) -> Option<SecretArr<32>> {
     let text = secret.trim_ascii();
     if text.len() == 64 {
@@ -84,7 +85,8 @@ fn seed(secret: &[u8]) -> Option<SecretArr<32>> {
         return SecretArr::from_slice(SecretBytes::from_vec(bytes).expose());
     }
     let body = text.strip_prefix(PEM.0)?.strip_suffix(PEM.1)?;
-    // As long as it will be, so that nothing is left behind by growing.
+    // The vector gets its full length at once: growing it would leave copies of the secret in freed
+    // memory.
     let mut base64 = Vec::with_capacity(body.len());
     base64.extend(body.iter().filter(|byte| !byte.is_ascii_whitespace()));
     let base64 = SecretBytes::from_vec(base64);

@@ -85,8 +85,8 @@ fn capability_of(powers: &CapabilityStore, operation: &str, name: &str) -> Capab
 }
 
 fn states(powers: &CapabilityStore) -> Vec<(String, String)> {
-    let told = powers.summaries();
-    let all = told.as_array().expect("a list").iter();
+    let summaries = powers.summaries();
+    let all = summaries.as_array().expect("a list").iter();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     all.map(|one| (text(&one["name"]), text(&one["state"])))
         .collect()
@@ -124,7 +124,7 @@ fn operations_act_with_what_they_were_given_and_with_nothing_else() {
     let derived: KeyPurpose = "dns-zone-3-0".parse().expect("a purpose");
     let derived = vault.signer(derived).expect("open").public();
     assert_eq!(zone.public(), Ok(derived));
-    // One problem, for the credential whose secret was never supplied; the others work.
+    // One problem names the credential without a secret. The other credentials work.
     let problems = powers.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].text.contains("credential none"), "{problems:?}");
@@ -137,10 +137,10 @@ fn operations_act_with_what_they_were_given_and_with_nothing_else() {
     ] {
         assert!(!shown.contains("hush") && !shown.contains(SEED), "{shown}");
     }
-    let told = powers.summaries();
-    assert_eq!(told[0]["origin"], "node");
-    assert_eq!(told[1]["operations"], json!(["js/mint"]));
-    assert_eq!(told[2]["origin"], "vault");
+    let summaries = powers.summaries();
+    assert_eq!(summaries[0]["origin"], "node");
+    assert_eq!(summaries[1]["operations"], json!(["js/mint"]));
+    assert_eq!(summaries[2]["origin"], "vault");
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn what_an_operation_seals_opens_for_it_alone_and_where_it_was_sealed() {
         let refused = own.open(name, bytes).err();
         assert_eq!(refused, Some(CapabilityError::NotOpened));
     }
-    // Not even with the vault at hand: the label says whose it is.
+    // The vault itself refuses as well: the label says which credential the data belongs to.
     let blob = alknet_vault::SealedBlob::parse(&sealed).expect("a record");
     let other = "op:other/a/1".parse().expect("a label");
     assert!(vault.open(&other, &blob).is_err());
@@ -180,7 +180,7 @@ fn a_lock_empties_everything_and_the_next_opening_brings_it_back() {
     let mint = capability_of(&powers, "js/mint", "mint");
     let zone = capability_of(&powers, "js/zone", "zone");
     vault.lock();
-    // Before a task of the store noticed the lock.
+    // The store's task has not noticed the lock yet.
     for one in [&mint, &zone] {
         assert_eq!(one.sign(b"x"), Err(CapabilityError::Locked));
     }
@@ -198,7 +198,7 @@ fn a_lock_empties_everything_and_the_next_opening_brings_it_back() {
     );
     powers.refresh();
     assert!(mint.sign(b"x").is_ok() && zone.sign(b"x").is_ok());
-    // Locked and opened again between two looks.
+    // The vault is locked and opened again between two refreshes.
     vault.lock_hard();
     unlock(&vault, 1);
     powers.refresh();
@@ -241,7 +241,7 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
     for (record, word) in cases {
         look(record, word);
     }
-    // An older key than the configuration lets count.
+    // The record has an older key version than the configuration allows.
     let old = record(&vault, "cred:openai", "sk-hush");
     let only = KeyVersions {
         current: version(4),
@@ -312,7 +312,7 @@ fn without_a_vault_secrets_are_those_of_the_folder() {
     };
     assert_eq!(state("openai"), Some("ready"));
     assert_eq!(state("none"), Some("credential_missing"));
-    // What hangs on the words is not there without them.
+    // Keys that are derived from the recovery words do not exist without them.
     assert_eq!(state("zone"), Some("no_vault"));
     assert_eq!(state("box"), Some("no_vault"));
     assert_eq!(powers.summaries()[0]["origin"], "node");
@@ -347,7 +347,7 @@ fn a_changed_folder_counts_when_it_is_read_again() {
     folder.set("openai", b"sk-newer", 8).expect("room");
     powers.refresh();
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-newer");
-    // A value of another form is one problem, which does not show it.
+    // A value of another form is one problem, which does not show the value.
     folder.set("openai", b"two\nhush", 9).expect("room");
     powers.refresh();
     assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
@@ -363,7 +363,7 @@ fn a_changed_folder_counts_when_it_is_read_again() {
     folder.remove("openai").expect("it is there");
     powers.refresh();
     assert_eq!(bearer(&openai), Err(CapabilityError::Missing));
-    // A file that cannot be read is one problem of the node, and not one of each credential.
+    // A file that cannot be read is one problem of the node, and not a problem of each credential.
     fs::write(folder.file(), "{").expect("ours");
     powers.refresh();
     assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));

@@ -1,4 +1,5 @@
-//! What the vault does for certificates: the account's key, and the seal of the certificates' own.
+//! What the vault does for certificates: it derives the account's key, and seals the certificates'
+//! keys.
 
 use alknet_core::BoxError;
 use alknet_tls::acme::{AccountKey, KeySeal, SealError};
@@ -7,10 +8,10 @@ use alknet_vault::{
 };
 use zeroize::Zeroizing;
 
-/// Kind of the labels of certificates' keys.
+/// Prefix of the labels of certificates' keys.
 const KIND: &str = "tls";
 
-/// The vault, as far as certificates need it.
+/// The vault, restricted to what certificates need.
 pub(super) struct CertificateKeys(Vault);
 
 impl CertificateKeys {
@@ -24,20 +25,21 @@ impl AccountKey for CertificateKeys {
     fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError> {
         let signer = self.0.p256_signer(KeyPurpose::AcmeAccount)?;
         let key = signer.pkcs8(ExportReason::AcmeClient)?;
+        // The `instant-acme` client signs by itself, so it gets the key and not a signer.
         Ok(key.expose().to_vec().into())
     }
 }
 
 impl KeySeal for CertificateKeys {
     fn seal(&self, name: &str, key: &[u8]) -> Result<Vec<u8>, SealError> {
-        let sealed = self.0.seal(&label(name)?, key).map_err(of_vault)?;
+        let sealed = self.0.seal(&label(name)?, key).map_err(from_vault_error)?;
         Ok(sealed.as_bytes().to_vec())
     }
 
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let label = label(name)?;
-        let blob = SealedBlob::parse(sealed).map_err(of_vault)?;
-        let key = self.0.open(&label, &blob).map_err(of_vault)?;
+        let blob = SealedBlob::parse(sealed).map_err(from_vault_error)?;
+        let key = self.0.open(&label, &blob).map_err(from_vault_error)?;
         Ok(Zeroizing::new(key.expose().to_vec()))
     }
 }
@@ -47,7 +49,7 @@ fn label(name: &str) -> Result<BlobLabel, SealError> {
     label.map_err(|error: LabelError| SealError::Refused(error.into()))
 }
 
-fn of_vault(error: VaultError) -> SealError {
+fn from_vault_error(error: VaultError) -> SealError {
     match error {
         VaultError::Locked => SealError::Locked(error.into()),
         other => SealError::Refused(other.into()),
@@ -89,7 +91,7 @@ mod tests {
             for bytes in [&changed[..], &sealed[..20], b""] {
                 assert!(refused(&keys, name, bytes));
             }
-            // The label that others who have the vault can know it by.
+            // Any holder of the vault can open the key under this label.
             let label: BlobLabel = format!("tls:{name}").parse().expect("a label");
             let blob = SealedBlob::parse(&sealed).expect("a record");
             assert_eq!(vault.open(&label, &blob).expect("opened").expose(), KEY);
@@ -107,7 +109,7 @@ mod tests {
         let again = keys.seal("edge.example", KEY);
         assert!(matches!(again, Err(SealError::Locked(_))));
         assert!(keys.pkcs8().is_err());
-        // Longer than a label may be: nothing that waiting would help.
+        // The label is too long, which does not change by waiting.
         let long = "a.".repeat(126) + "a";
         assert!(matches!(keys.seal(&long, KEY), Err(SealError::Refused(_))));
     }

@@ -1,8 +1,8 @@
-//! What the node computes for its callers: scripts and shaders in workers, and the tensors that they
-//! read.
+//! What the node computes for its callers: scripts and shaders in workers, and the tensors that
+//! they read.
 //!
-//! A caller's code and data are compiled, run and mapped in workers, never in the node's own
-//! process. The first request starts them.
+//! Workers compile, run and map a caller's code and data. The node's own process never does. The
+//! first request starts a worker.
 
 mod promoted;
 mod services;
@@ -33,17 +33,20 @@ use stored::TensorStoreView;
 
 use super::facts::memory_total_bytes;
 
-/// Folder of the node's tensors below its state directory.
+/// Folder of the node's tensors, below its state directory.
 const STORE_DIR: &str = "state/tensors";
-/// File of what was proposed and promoted below it.
+/// File of the proposed and promoted operations, below the state directory.
 const PROMOTION_FILE: &str = "state/promotion/promotion.db";
-/// File of how fast this machine computes in which way below it.
+/// File of measured kernel timings on this machine, below the state directory.
 const MEASURED_FILE: &str = "state/compute/measured.json";
-/// Part of the file system that the tensors may fill: the rest is for whatever else the node keeps.
+/// Percentage of the file system that tensors may fill. The rest is for everything else that the
+/// node stores.
 const STORE_PERCENT: u64 = 50;
-/// Part of the machine's memory that copies of stored tensors have, to which requests refer.
+/// One part in this many of the machine's memory is for copies of stored tensors to which requests
+/// refer.
 const REFERENCED_PART: u64 = 4;
-/// What scripts of `runtime/eval` may call, as far as the caller may, beside the namespaces of imports.
+/// The namespaces that scripts of `runtime/eval` may call, within the rights of their caller,
+/// beside the namespaces of imports.
 const REACH: [&str; 9] = [
     "compute/*",
     "config/*",
@@ -89,25 +92,25 @@ pub(super) struct NodeComputing {
     problems: Arc<[MachineDiagnostic]>,
 }
 
-/// What it needs of the node.
+/// What `NodeComputing` needs of the node.
 pub(super) struct ComputingContext<'a> {
     pub(super) state_dir: &'a Path,
-    /// What the node is called in references to its tensors.
+    /// The node's name in references to its tensors.
     pub(super) identity: &'a str,
     pub(super) identities: Arc<Identities>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) promotion: &'a PromotionSection,
     pub(super) runtime: &'a RuntimeSection,
     pub(super) compute: &'a ComputeSection,
-    /// What operations were given, by their names.
+    /// The capabilities that operations were granted, by the operation's name.
     pub(super) capabilities: &'a BTreeMap<String, Capabilities>,
 }
 
 impl NodeComputing {
-    /// Opens the store; no worker is started yet.
+    /// Opens the stores. The first request starts the first worker.
     ///
     /// # Errors
-    /// If the thread that watches over workers cannot be started.
+    /// The thread that supervises workers cannot be started.
     pub(super) fn new(around: &ComputingContext<'_>) -> anyhow::Result<Self> {
         let mut settings = ComputeSettings::default();
         settings.measured = Some(around.state_dir.join(MEASURED_FILE));
@@ -144,14 +147,15 @@ impl NodeComputing {
         })
     }
 
-    /// Adds the operations to a registry. What comes of `imports` scripts of `runtime/eval` reach.
+    /// Adds the operations to a registry. Scripts of `runtime/eval` can call the operations of
+    /// `imports`.
     pub(super) fn register(&self, builder: &mut RegistryBuilder, imports: &[ImportConfig]) {
         for namespace in OWN {
             builder.keep_for_node(namespace);
         }
         for import in imports {
-            // Before a peer attaches: what a script means for the server goes to no peer, also where nothing is
-            // imported yet.
+            // The namespace is reserved before a peer attaches: a call that a script makes to the
+            // imported server never reaches a peer, even before the import has succeeded.
             builder.keep_for_server(&import.namespace);
         }
         let own = REACH.into_iter().map(str::to_owned);
@@ -169,13 +173,15 @@ impl NodeComputing {
         }
     }
 
-    /// Puts in place what was promoted, before the node serves a client.
+    /// Installs the promoted operations, before the node serves a client.
     pub(super) async fn attach(&self, dispatcher: &Arc<Dispatcher>) {
         let Some(promotion) = &self.promotion else {
             return;
         };
         match promotion.attach(dispatcher).await {
             Ok(_) => {
+                // An operation that cannot be installed does not keep the others from being
+                // installed.
                 for left in promotion.left_out() {
                     tracing::warn!("not in place: {left:?}");
                 }
@@ -184,7 +190,7 @@ impl NodeComputing {
         }
     }
 
-    /// Adds what serves protocols of their own.
+    /// Adds the handlers of protocols of their own.
     pub(super) fn serve(&self, handlers: &mut HandlerRegistry) -> anyhow::Result<()> {
         if let Some(store) = &self.store {
             handlers.register(Arc::new(TensorHandler::new(Arc::clone(store))))?;
@@ -192,28 +198,28 @@ impl NodeComputing {
         Ok(())
     }
 
-    /// What is seen of it over HTTP.
+    /// The paths that the node serves over HTTP.
     pub(super) fn mounts(&self) -> Vec<Arc<dyn HttpMount>> {
         let mirror = |store| -> Arc<dyn HttpMount> { Arc::new(Mirror::new(store)) };
         self.store.clone().map(mirror).into_iter().collect()
     }
 
-    /// The processes that scripts and shaders run in.
+    /// The processes that run scripts and shaders.
     pub(super) fn workers(&self) -> &Workers {
         &self.workers
     }
 
-    /// Adds what was counted.
+    /// Adds the counters of sessions to the metrics.
     pub(super) fn collect(&self, metrics: &mut Metrics) {
         self.sessions.collect(metrics);
     }
 
-    /// What could not be opened.
+    /// The problems of what could not be opened.
     pub(super) fn problems(&self) -> Arc<[MachineDiagnostic]> {
         Arc::clone(&self.problems)
     }
 
-    /// That damage to the disk could undo what was decided about promotion.
+    /// The problem that a damaged disk could undo decisions about promotion.
     pub(super) fn unemptied_log(&self) -> Option<MachineDiagnostic> {
         let why = self.promotion.as_ref()?.unemptied_log()?;
         Some(MachineDiagnostic {
@@ -226,7 +232,7 @@ impl NodeComputing {
         })
     }
 
-    /// What a worker did not find that the configuration wants.
+    /// The problem of a driver that the configuration names and that no worker found.
     pub(super) fn missing(&self) -> Option<MachineDiagnostic> {
         Some(MachineDiagnostic {
             code: "compute-driver-missing".to_owned(),
@@ -236,14 +242,15 @@ impl NodeComputing {
         })
     }
 
-    /// Lets the services leave, then ends every worker.
+    /// Ends the services, and then every worker.
+    // Each service writes its state from inside its worker, so the workers end last.
     pub(super) async fn stop(&self) {
         self.services.stop().await;
         self.workers.shutdown().await;
     }
 }
 
-/// The store of the node with this state directory.
+/// Opens the tensor store of the node with this state directory.
 pub(crate) fn tensor_store(state_dir: &Path) -> Result<Arc<TensorStore>, ServeError> {
     let mut options = StoreOptions::default();
     if let Ok(system) = statvfs(state_dir) {
@@ -254,12 +261,12 @@ pub(crate) fn tensor_store(state_dir: &Path) -> Result<Arc<TensorStore>, ServeEr
         options.bytes_max = options.bytes_max.min(most);
     }
     let folder = state_dir.join(STORE_DIR);
-    // Where this fails, opening says why.
+    // If this fails, opening the store fails as well, and its error says why.
     let _ = super::make_private_dir(&folder);
     TensorStore::open(folder, options)
 }
 
-/// The node's tensors. A node that cannot keep any serves everything else.
+/// Opens the node's tensor store. A node that cannot open it serves everything else.
 fn open_store(state_dir: &Path, problems: &mut Vec<MachineDiagnostic>) -> Option<Arc<TensorStore>> {
     let store = tensor_store(state_dir);
     let unusable = |error: &_| {
@@ -269,7 +276,7 @@ fn open_store(state_dir: &Path, problems: &mut Vec<MachineDiagnostic>) -> Option
     store.inspect_err(unusable).ok()
 }
 
-/// Something that is said in the log and among the node's problems.
+/// A problem that goes to the log and to the node's problems.
 fn problem(code: &str, text: String) -> MachineDiagnostic {
     let hint = "correct what the text names and restart the node; everything else is served";
     tracing::warn!("{code}: {text}; {hint}");
@@ -280,7 +287,7 @@ fn problem(code: &str, text: String) -> MachineDiagnostic {
     }
 }
 
-/// Promotion. A node that cannot keep what is proposed serves everything else.
+/// Opens promotion. A node that cannot store proposals serves everything else.
 fn promotion(
     around: &ComputingContext<'_>,
     sessions: &Arc<ScriptSessions>,

@@ -1,4 +1,4 @@
-//! Promoted operations and their tests, in the sessions of this node.
+//! Runs promoted operations and their tests in the sessions of this node.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::services::PromotedServices;
 
-/// The sessions of this node, as promotion uses them.
+/// The sessions of this node, for promotion.
 pub(super) struct PromotionSessions {
     pub(super) sessions: Arc<ScriptSessions>,
     pub(super) services: Arc<PromotedServices>,
@@ -25,12 +25,12 @@ impl TestRunner for PromotionSessions {
     fn run(&self, run: TrialRun) -> BoxFuture<'static, TrialResult> {
         let sessions = Arc::clone(&self.sessions);
         Box::pin(async move {
-            let asked = run.spec();
-            let mut spec = SessionSpec::new(None, ModuleSet::clone(&asked.modules));
-            spec.limits.runtime = asked.limits;
-            spec.clock = asked.clock;
-            spec.seed = asked.seed;
-            spec.frozen = asked.frozen;
+            let tested = run.spec();
+            let mut spec = SessionSpec::new(None, ModuleSet::clone(&tested.modules));
+            spec.limits.runtime = tested.limits;
+            spec.clock = tested.clock;
+            spec.seed = tested.seed;
+            spec.frozen = tested.frozen;
             let replayed = sessions.replay(spec, run.steps, run.calls).await;
             TrialResult {
                 result: replayed.result,
@@ -48,7 +48,8 @@ impl Invoker for PromotionSessions {
         let sessions = Arc::clone(&self.sessions);
         let services = Arc::clone(&self.services);
         Box::pin(async move {
-            // An operation that keeps a service running is answered by it; the others begin a session for each call.
+            // A service answers the calls of its operation. Every other operation begins a session
+            // for each call.
             if let Some(value) = services.call(&mut call).await? {
                 return Ok(value);
             }
@@ -63,7 +64,7 @@ impl Invoker for PromotionSessions {
         let began = async move {
             let (session, last) = begin(&sessions, &mut call).await?;
             let following = session.follow(&call.ctx.env(), last)?;
-            // The session lives as long as the stream holds it.
+            // The stream owns the session, so that the session lives until the stream ends.
             Ok((session, following))
         };
         let items = stream::once(began).map_ok(|(session, following)| {
@@ -80,8 +81,8 @@ impl Invoker for PromotionSessions {
     }
 }
 
-/// A session of the operation's own, which has done all but the last step. Takes the input out of the call: a second
-/// one of it would not be counted.
+/// Opens a session for the operation, and runs all steps but the last. It takes the input out of
+/// the call: a copy of the input would not be counted against a limit.
 async fn begin(
     sessions: &Arc<ScriptSessions>,
     call: &mut PromotedInvocation,
@@ -98,7 +99,7 @@ async fn begin(
     Ok((session, last))
 }
 
-/// What a session for the call is made of. Its values take of what who calls may have.
+/// The specification of a session for the call. The caller's quota pays for the session's values.
 pub(super) fn spec(call: &PromotedInvocation) -> SessionSpec {
     let mut spec = SessionSpec::new(owner(call), ModuleSet::clone(&call.code.modules));
     spec.lent = true;
@@ -109,8 +110,9 @@ pub(super) fn spec(call: &PromotedInvocation) -> SessionSpec {
     spec
 }
 
-/// The identity of the session, which decides whose workers it may be in and what it may do: its author's name, with
-/// the scopes and resources of the operation. The caller's own do not count.
+/// The identity of the session, which decides which workers it may share and what it may do: its
+/// author's name, with the scopes and resources of the operation. The caller's scopes and resources
+/// do not count.
 fn owner(call: &PromotedInvocation) -> Option<Arc<Identity>> {
     let env = call.ctx.env();
     let authority = env.authority()?;

@@ -1,4 +1,4 @@
-//! Promoted services: one session for each, which keeps what it knows from call to call.
+//! Promoted services. Each has one session, which keeps its state from call to call.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,29 +13,30 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::promoted::spec;
 
-/// Calls of other operations after which a service goes on in a fresh session: those of one are
-/// limited, and a service has no end.
+/// Number of calls to other operations after which a service continues in a new session: a session
+/// may make a limited number of calls, and a service runs without an end.
 const RENEW_AFTER: u64 = 1000;
-/// How long a node that ends waits for its services to leave: each has half a second once it is idle.
+/// How long an ending node waits for its services to save their state. Each has half a second once
+/// it is idle.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
 
-/// The running service, if any. A caller locks it for the whole call: a service answers one call at a time, so that the
-/// calls it makes are never taken for another caller's.
+/// The running service, if any. A caller locks it for the whole call: a service answers one call at
+/// a time, so that calls which the service makes are never attributed to another caller.
 type ServiceCell = Arc<tokio::sync::Mutex<Option<ServiceHandle>>>;
 type ServiceGuard = OwnedMutexGuard<Option<ServiceHandle>>;
 
 struct ServiceHandle {
     service: ScriptService,
     is: InstalledService,
-    /// The function that answers.
+    /// The exported function that answers calls.
     export: String,
 }
 
 /// The services of this node.
 pub(super) struct PromotedServices {
     sessions: Arc<ScriptSessions>,
-    /// By the name that each is called by.
-    places: Mutex<BTreeMap<String, ServiceSlot>>,
+    /// The services by the operation's path.
+    entries: Mutex<BTreeMap<String, ServiceSlot>>,
 }
 
 #[derive(Clone)]
@@ -48,63 +49,66 @@ impl PromotedServices {
     pub(super) fn new(sessions: &Arc<ScriptSessions>) -> Self {
         Self {
             sessions: Arc::clone(sessions),
-            places: Mutex::default(),
+            entries: Mutex::default(),
         }
     }
 
-    /// These are in place from now on. What runs of one is changed by the next call, which has the
-    /// rights that `init` needs; of any other, it leaves.
+    /// Installs these services. The next call changes a running service to the new code, because
+    /// that call has the rights that `init` needs. A running service that is not in `services`
+    /// ends.
     pub(super) fn in_place(&self, services: BTreeMap<String, InstalledService>) {
-        let mut places = self.lock();
-        let mut before = std::mem::take(&mut *places);
+        let mut entries = self.lock();
+        let mut before = std::mem::take(&mut *entries);
         for (path, now) in services {
-            let slot = before.remove(&path).map(|place| place.slot);
-            // The slot stays the same over a change, so that a call that waits for it finds the new service.
+            let slot = before.remove(&path).map(|entry| entry.slot);
+            // The cell stays the same over a change, so that a call that waits for its lock finds
+            // the new service.
             let slot = slot.unwrap_or_default();
-            places.insert(path, ServiceSlot { now, slot });
+            entries.insert(path, ServiceSlot { now, slot });
         }
-        drop(places);
-        for (path, place) in before {
-            // Without the lock, and by itself: a service that is busy would hold up the change.
-            tokio::spawn(leave(path, place.slot));
+        drop(entries);
+        for (path, entry) in before {
+            // The task runs without the table's lock: a busy service would otherwise block the
+            // change.
+            tokio::spawn(leave(path, entry.slot));
         }
     }
 
-    /// Calls the service of this name, which takes the input out of the call. `None` where no such service is
-    /// installed, or it was removed.
+    /// Calls the service of this operation, and takes the input out of the call. Returns `None` if
+    /// no such service is installed, or it was removed.
     ///
-    /// A call that began before the present code was in place is answered by whatever runs: it never
-    /// brings back what was replaced.
+    /// The running service answers a call that began before the present code was installed. Such a
+    /// call never brings replaced code back.
     pub(super) async fn call(
         &self,
         call: &mut PromotedInvocation,
     ) -> Result<Option<Value>, ScriptFailure> {
         let path = call.ctx.operation();
-        let Some(place) = self.place(path) else {
+        let Some(entry) = self.entry(path) else {
             return Ok(None);
         };
-        let mut held = place.slot.lock_owned().await;
-        // It may have changed while others were served.
+        let mut held = entry.slot.lock_owned().await;
+        // The service may have changed while this call waited for the lock.
         if let Some(now) = self.now(path, &held)
             && is_of(call, &now)
             && !is_fit(held.as_ref(), &now).await
         {
             held = self.change(held, call, now).await?;
         }
-        let Some(kept) = held.as_ref() else {
+        let Some(service) = held.as_ref() else {
             return Ok(None);
         };
         let (env, input) = (call.ctx.env(), std::mem::take(&mut call.input));
-        let ran = kept.service.call(&env, &kept.export, input).await?;
+        let ran = service.service.call(&env, &service.export, input).await?;
         Ok(Some(ran.value))
     }
 
-    /// Lets all of them leave, as the node ends.
+    /// Ends all services when the node ends.
     pub(super) async fn stop(&self) {
-        let places = std::mem::take(&mut *self.lock());
-        let all = places
+        let entries = std::mem::take(&mut *self.lock());
+        let all = entries
             .into_iter()
-            .map(|(path, place)| leave(path, place.slot));
+            .map(|(path, entry)| leave(path, entry.slot));
         if tokio::time::timeout(LEAVE_MAX, join_all(all))
             .await
             .is_err()
@@ -113,7 +117,7 @@ impl PromotedServices {
         }
     }
 
-    /// Opens what is in place, with what the code before it left.
+    /// Opens the installed service, with the state that the code before it left.
     async fn change(
         &self,
         mut held: ServiceGuard,
@@ -121,17 +125,19 @@ impl PromotedServices {
         now: InstalledService,
     ) -> Result<ServiceGuard, ScriptFailure> {
         let (sessions, env) = (Arc::clone(&self.sessions), call.ctx.env());
-        let (spec, export) = of_service(call)?;
-        // To its end, whether or not the caller waits: half of it would forget what was known.
+        let (spec, export) = service_spec(call)?;
+        // The change runs in a task of its own, to its end even if the caller gives up: half a
+        // change would lose the service's state.
         let changing = tokio::spawn(async move {
             let done = match held.take() {
-                Some(mut kept) => {
-                    let done = kept.service.replace(&env, spec).await;
+                Some(mut running) => {
+                    let done = running.service.replace(&env, spec).await;
                     if done.is_ok() {
-                        (kept.is, kept.export) = (now, export);
+                        (running.is, running.export) = (now, export);
                     }
-                    // Back in its place also where the change failed: the old one serves on.
-                    *held = Some(kept);
+                    // The handle goes back even if the change failed: the old service continues to
+                    // serve.
+                    *held = Some(running);
                     done
                 }
                 None => {
@@ -153,53 +159,55 @@ impl PromotedServices {
         done.map(|()| held)
     }
 
-    /// What is in place of the service that is held.
+    /// The installed service that belongs to the locked cell.
     fn now(&self, path: &str, held: &ServiceGuard) -> Option<InstalledService> {
-        let place = self.place(path)?;
-        Arc::ptr_eq(OwnedMutexGuard::mutex(held), &place.slot).then_some(place.now)
+        let entry = self.entry(path)?;
+        // The cell is compared by address: a removed and installed service has another cell, and
+        // the lock on the old one protects nothing.
+        Arc::ptr_eq(OwnedMutexGuard::mutex(held), &entry.slot).then_some(entry.now)
     }
 
-    fn place(&self, path: &str) -> Option<ServiceSlot> {
+    fn entry(&self, path: &str) -> Option<ServiceSlot> {
         self.lock().get(path).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ServiceSlot>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether the call is one of what is in place, and not of what was before.
+/// Whether the call belongs to the installed code, and not to earlier code.
 fn is_of(call: &PromotedInvocation, now: &InstalledService) -> bool {
     call.code.id == now.code && call.ctx.env().authority() == Some(&now.authority)
 }
 
-/// Whether what runs is what is in place, and may go on.
-async fn is_fit(kept: Option<&ServiceHandle>, now: &InstalledService) -> bool {
-    let Some(kept) = kept.filter(|kept| kept.is == *now) else {
+/// Whether the running service is the installed one, and may make more calls.
+async fn is_fit(running: Option<&ServiceHandle>, now: &InstalledService) -> bool {
+    let Some(running) = running.filter(|running| running.is == *now) else {
         return false;
     };
-    let calls = kept.service.session().await.info().calls;
+    let calls = running.service.session().await.info().calls;
     calls.values().sum::<u64>() < RENEW_AFTER
 }
 
-/// The session of a service, and the function that answers.
-fn of_service(call: &PromotedInvocation) -> Result<(SessionSpec, String), ScriptFailure> {
+/// The session specification of a service, and the function that answers calls.
+fn service_spec(call: &PromotedInvocation) -> Result<(SessionSpec, String), ScriptFailure> {
     let service = call.code.service();
     let (module, export) = service
         .ok_or_else(|| ScriptFailure::new(RuntimeCode::Limit, "the operation is no service"))?;
     let mut spec = spec(call);
     spec.main = Some(module.to_owned());
-    // It outlives the call, and serves all callers.
+    // The session outlives the call and serves all callers, so that no caller's quota pays for it.
     spec.payer = None;
-    // Twice, so that calls under way end before the limit.
+    // The limit is twice as high, so that calls under way end before they reach it.
     spec.limits.runtime.calls = 2 * RENEW_AFTER;
     Ok((spec, export.to_owned()))
 }
 
 async fn leave(path: String, slot: ServiceCell) {
-    let kept = slot.lock().await.take();
-    let Some(kept) = kept else { return };
-    if let Err(failure) = kept.service.dispose().await {
+    let running = slot.lock().await.take();
+    let Some(running) = running else { return };
+    if let Err(failure) = running.service.dispose().await {
         tracing::warn!(operation = path, %failure, "a service left nothing");
     }
 }

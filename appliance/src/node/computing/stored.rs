@@ -1,4 +1,4 @@
-//! Tensors of the node's store, for scripts and shaders.
+//! Gives scripts and shaders the tensors of the node's store.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,13 +16,13 @@ use alknet_tensor_serve::{
 use alknet_worker::RevocableMemfd;
 use serde_json::Value;
 
-/// What a reference begins with: `alknet-tensor://NODE/ID#NAME`.
+/// Prefix of a reference: `alknet-tensor://NODE/ID#NAME`.
 const SCHEME: &str = "alknet-tensor://";
 
-/// The store as scripts and shaders see it.
+/// The tensor store for scripts and shaders.
 pub(super) struct TensorStoreView {
     store: Arc<TensorStore>,
-    /// What this node is called in references.
+    /// The node's name in references.
     identity: String,
 }
 
@@ -38,9 +38,9 @@ impl TensorStoreView {
 impl TensorFiles for TensorStoreView {
     fn open(&self, env: &Env, src: Value) -> BoxFuture<'static, Result<File, CallError>> {
         let store = Arc::clone(&self.store);
-        let asker = TensorRequester::through(env);
+        let requester = TensorRequester::through(env);
         Box::pin(blocking(move || {
-            let id = asker?.resolve(&store, &TensorFileRef::from_value(&src)?)?;
+            let id = requester?.resolve(&store, &TensorFileRef::from_value(&src)?)?;
             Ok(store.file(id)?)
         }))
     }
@@ -53,11 +53,11 @@ impl TensorReferences for TensorStoreView {
         reference: &str,
     ) -> BoxFuture<'static, Result<ReferencedTensor, CallError>> {
         let store = Arc::clone(&self.store);
-        let asker = TensorRequester::from_ctx(ctx);
-        let named = self.named(reference);
+        let requester = TensorRequester::from_ctx(ctx);
+        let reference_parts = self.parse_reference(reference);
         Box::pin(blocking(move || {
-            let (id, name) = named?;
-            let id = asker?.resolve(&store, &TensorFileRef::Id(id))?;
+            let (id, name) = reference_parts?;
+            let id = requester?.resolve(&store, &TensorFileRef::Id(id))?;
             let object = store.object(id)?;
             find(&store, &object, name)
         }))
@@ -65,8 +65,8 @@ impl TensorReferences for TensorStoreView {
 }
 
 impl TensorStoreView {
-    /// The file and the name that a reference means.
-    fn named(&self, reference: &str) -> Result<(FileId, String), CallError> {
+    /// The file id and the tensor name in a reference.
+    fn parse_reference(&self, reference: &str) -> Result<(FileId, String), CallError> {
         let parts = reference.strip_prefix(SCHEME).and_then(|rest| {
             let (node, rest) = rest.split_once('/')?;
             let (id, name) = rest.split_once('#')?;
@@ -87,7 +87,8 @@ impl TensorStoreView {
     }
 }
 
-/// One tensor, and how its bytes are copied to where the store's writers cannot change them.
+/// Finds one tensor. Its bytes are copied into sealed memory, where the store's writers cannot
+/// change them.
 fn find(
     store: &TensorStore,
     object: &Arc<Object>,
@@ -99,6 +100,7 @@ fn find(
         &PartSelector::Tensor(name),
         PartEncoding::Raw,
     )?;
+    // The limit is checked before the copy, which would fill the memory first.
     if part.head.len > TENSOR_BYTES_MAX {
         return Err(too_large(part.head.len));
     }
@@ -112,7 +114,7 @@ fn find(
 }
 
 fn copy(mut part: FilePart) -> Result<RevocableMemfd, CallError> {
-    // What went wrong with the file says more than what the memory says about it.
+    // The error of the file says more than the error that the memory returns for it.
     let mut failed = None;
     let data = RevocableMemfd::written(|memory| {
         loop {

@@ -1,4 +1,4 @@
-//! The processes that scripts and shaders run in.
+//! The worker processes that run scripts and shaders.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,7 @@ use alknet_worker::{
     WorkerRole, Workers, WorkersConfig,
 };
 
-/// Starts nothing but what watches over them: the first session of a role starts the first worker.
+/// Starts the supervision of workers. The first session of a role starts the first worker.
 pub(super) fn start(
     settings: &ComputeSettings,
     minimum: SandboxLevel,
@@ -28,15 +28,15 @@ pub(super) fn start(
     Workers::start(config)
 }
 
-/// Where PID 1 lets this node make groups. On an ordinary host there is no such place, and workers have
-/// the walls that an ordinary user can put up.
+/// The cgroup in which PID 1 lets this node make groups. An ordinary host has none, and its workers
+/// have the confinement that an ordinary user can set up.
 fn delegated() -> Option<DelegatedCgroup> {
     let path = Path::new(WORKERS_CGROUP);
     let path = path.is_dir().then(|| path.to_owned())?;
     Some(DelegatedCgroup { path })
 }
 
-/// What the configuration asks for, as workers have it.
+/// The configured minimum, as the worker crate's type.
 const fn level(minimum: SandboxLevel) -> ConfinementLevel {
     match minimum {
         SandboxLevel::ProcessOnly => ConfinementLevel::ProcessOnly,

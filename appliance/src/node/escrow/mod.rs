@@ -1,5 +1,5 @@
-//! Shares of other nodes' keys: kept here in the node's own vault (`escrow/*`), and asked for elsewhere
-//! by the child that PID 1 sends ([`helper`]).
+//! Shares of other nodes' keys. The node keeps them in its own vault (`escrow/*`). The child that
+//! PID 1 starts asks for its own share elsewhere ([`helper`]).
 
 mod helper;
 
@@ -16,28 +16,28 @@ use super::vault::NodeVault;
 
 pub(crate) use helper::run as run_helper;
 
-/// Folder of shares below the state directory.
+/// Folder of shares, below the state directory.
 const DIR: &str = "state/escrow";
-/// Folder in it of the sealed records.
+/// Folder of the sealed records, in the folder of shares.
 const RECORDS_DIR: &str = "records";
-/// What labels of shares begin with.
+/// Prefix of the labels of shares.
 const KIND: &str = "escrow";
 
-/// The share registry of this node. Without a vault it takes nothing in.
+/// The share registry of this node. Without a vault it accepts no share.
 pub(super) fn share_registry(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<ShareRegistry> {
     let dir = state_dir.join(DIR);
     let records = ShareRecords {
         vault: vault.cloned(),
         dir: dir.join(RECORDS_DIR),
     };
-    // The folder is missing until the first share is deposited, and is not made before.
+    // The folder is missing until the first share is deposited, and then there is nothing to renew.
     if !matches!(records.dir.try_exists(), Ok(false)) {
         records.renew();
     }
     Arc::new(ShareRegistry::open(&dir, Arc::new(records)))
 }
 
-/// What is wrong with it.
+/// The problem of a damaged registry.
 pub(super) fn problem(share_registry: &ShareRegistry) -> Option<MachineDiagnostic> {
     share_registry.broken().map(|text| MachineDiagnostic {
         code: "escrow-damaged".to_owned(),
@@ -49,7 +49,7 @@ pub(super) fn problem(share_registry: &ShareRegistry) -> Option<MachineDiagnosti
     })
 }
 
-/// Shares as records of the node's vault.
+/// Stores shares as records of the node's vault.
 struct ShareRecords {
     vault: Option<NodeVault>,
     dir: std::path::PathBuf,
@@ -60,16 +60,16 @@ impl ShareRecords {
         let vault = self.vault.as_ref().ok_or(EscrowVaultError::Absent)?;
         Ok((
             vault,
-            VaultCredentials::open(&self.dir).map_err(of_records)?,
+            VaultCredentials::open(&self.dir).map_err(from_records_error)?,
         ))
     }
 
-    /// Seals everything with the key version that the configuration names, as long as the older ones
-    /// may be opened.
+    /// Seals every record again with the key version that the configuration names, while the older
+    /// versions may still be opened.
     fn renew(&self) {
         let (vault, records) = match self.opened() {
             Ok(opened) => opened,
-            // Each request for a share is answered with this error.
+            // Each request for a share is answered with this error, so it is not logged here.
             Err(EscrowVaultError::Absent) => return,
             Err(error) => return tracing::error!(%error, "escrow.not-renewed"),
         };
@@ -94,22 +94,28 @@ fn label(id: &ShareId) -> Result<BlobLabel, EscrowVaultError> {
 
 impl EscrowVault for ShareRecords {
     fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), EscrowVaultError> {
-        // What the records lie in is readable by the node alone.
+        // Only the node may read the folder of the records.
         let vault = self.vault.as_ref().ok_or(EscrowVaultError::Absent)?;
         super::make_private_dir(&self.dir)
             .map_err(|error| EscrowVaultError::Failed(error.to_string()))?;
         let label = label(id)?;
-        let sealed = vault.vault().seal(&label, secret).map_err(of_vault)?;
-        // After sealing, so that a locked vault leaves no file behind.
+        let sealed = vault
+            .vault()
+            .seal(&label, secret)
+            .map_err(from_vault_error)?;
+        // The records are opened after sealing, so that a locked vault leaves no file behind.
         let (_, records) = self.opened()?;
-        records.put(&label, &sealed).map_err(of_records)
+        records.put(&label, &sealed).map_err(from_records_error)
     }
 
     fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, EscrowVaultError> {
         let (vault, records) = self.opened()?;
         let label = label(id)?;
-        let sealed = records.get(&label).map_err(of_records)?;
-        let secret = vault.vault().open(&label, &sealed).map_err(of_vault)?;
+        let sealed = records.get(&label).map_err(from_records_error)?;
+        let secret = vault
+            .vault()
+            .open(&label, &sealed)
+            .map_err(from_vault_error)?;
         Ok(Zeroizing::new(secret.expose().to_vec()))
     }
 
@@ -121,23 +127,23 @@ impl EscrowVault for ShareRecords {
         if !there {
             return Ok(());
         }
-        let records = VaultCredentials::open(&self.dir).map_err(of_records)?;
+        let records = VaultCredentials::open(&self.dir).map_err(from_records_error)?;
         match records.remove(&label(id)?) {
-            // A share that is gone already is what the caller wants.
+            // The caller wants the share to be gone, so a missing one is a success.
             Ok(()) | Err(CredentialsError::NotFound(_)) => Ok(()),
-            Err(error) => Err(of_records(error)),
+            Err(error) => Err(from_records_error(error)),
         }
     }
 }
 
-fn of_vault(error: VaultError) -> EscrowVaultError {
+fn from_vault_error(error: VaultError) -> EscrowVaultError {
     match error {
         VaultError::Locked => EscrowVaultError::Locked,
         other => EscrowVaultError::Failed(other.to_string()),
     }
 }
 
-fn of_records(error: CredentialsError) -> EscrowVaultError {
+fn from_records_error(error: CredentialsError) -> EscrowVaultError {
     EscrowVaultError::Failed(error.to_string())
 }
 

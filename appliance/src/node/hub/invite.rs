@@ -1,4 +1,4 @@
-//! `hub/invite`: a join string.
+//! `hub/invite`: makes a join string.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use alknet_hub::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{HubContext, asker};
+use super::{HubContext, requester};
 
-/// Life of a token unless asked for another, in seconds.
+/// Default lifetime of a token, in seconds.
 const TTL_S: u64 = 3600;
-/// The port that a client assumes where an address names none.
+/// The port that a client assumes for an address without one.
 const PORT: u16 = 443;
-/// Numbers of a name pattern unless asked for others.
+/// Default first and last number of a name pattern.
 const NUMBERS: [u32; 2] = [1, 9999];
 
 #[derive(Deserialize)]
@@ -37,7 +37,7 @@ struct InviteInput {
     addresses: Vec<String>,
 }
 
-/// The operation.
+/// `hub/invite`
 pub(super) fn invite(hub: HubContext) -> Registration {
     let spec = OperationSpec::mutation(
         "hub/invite",
@@ -77,7 +77,7 @@ pub(super) fn invite(hub: HubContext) -> Registration {
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let hub = hub.clone();
         async move {
-            let who = asker(&ctx)?;
+            let who = requester(&ctx)?;
             hub.invite(input.parse()?, who).await
         }
     });
@@ -107,7 +107,7 @@ impl HubContext {
         };
         let hub = self.key()?;
         let made = self.enrolment.invite(invitation, self.clock.now_s()).await;
-        let (token, record) = made.map_err(|error| of_invite(&error))?;
+        let (token, record) = made.map_err(|error| from_invite_error(&error))?;
         let code = JoinCode {
             addresses,
             hub,
@@ -126,22 +126,23 @@ impl HubContext {
         }))
     }
 
-    /// Where peers may find this hub: as asked for, or by its domain, and by the addresses it
-    /// listens on.
-    fn addresses(&self, asked: &[String]) -> Result<Vec<PeerAddr>, CallError> {
-        if !asked.is_empty() {
+    /// Addresses at which peers may find this hub: the requested ones, or else the hub's domain and
+    /// the addresses that it listens on.
+    fn addresses(&self, requested: &[String]) -> Result<Vec<PeerAddr>, CallError> {
+        if !requested.is_empty() {
             let parse = |at: &String| {
                 at.parse::<PeerAddr>()
                     .map_err(|error| CallError::invalid_input(format!("'{at}': {error}")))
             };
-            return asked.iter().map(parse).collect();
+            return requested.iter().map(parse).collect();
         }
         let current = self.people.reloader.current();
         let config = &current.config;
         let found = self.about.addresses(&self.facts.load());
-        let places = config.node.domain.iter().chain(&found);
-        let at: Vec<PeerAddr> = places
-            .filter_map(|place| with_port(place, self.about.port()).parse().ok())
+        let hosts = config.node.domain.iter().chain(&found);
+        // An address that does not parse, such as a link-local one with a zone, is left out.
+        let at: Vec<PeerAddr> = hosts
+            .filter_map(|host| with_port(host, self.about.port()).parse().ok())
             .take(ADDRESSES_MAX)
             .collect();
         if at.is_empty() {
@@ -154,22 +155,23 @@ impl HubContext {
     }
 }
 
-fn with_port(place: &str, port: u16) -> String {
-    match (port, place.contains(':')) {
-        (PORT, true) => format!("[{place}]"),
-        (PORT, false) => place.to_owned(),
-        (port, true) => format!("[{place}]:{port}"),
-        (port, false) => format!("{place}:{port}"),
+fn with_port(host: &str, port: u16) -> String {
+    match (port, host.contains(':')) {
+        // RFC 3986, 3.2.2: an IPv6 address in an authority has brackets.
+        (PORT, true) => format!("[{host}]"),
+        (PORT, false) => host.to_owned(),
+        (port, true) => format!("[{host}]:{port}"),
+        (port, false) => format!("{host}:{port}"),
     }
 }
 
-/// The string, without the last addresses where it would be too long with them.
+/// Encodes the string, without the last addresses if it would be too long.
 fn shortened(mut code: JoinCode) -> Result<(String, JoinCode), CallError> {
     loop {
         match code.encode() {
             Ok(text) => return Ok((text, code)),
             Err(JoinError::TooLong) if code.addresses.len() > 1 => {
-                // The last ones are those that matter least: the domain comes first.
+                // The last addresses matter least: the domain comes first.
                 code.addresses.pop();
             }
             Err(error) => return Err(CallError::invalid_input(error.to_string())),
@@ -177,7 +179,7 @@ fn shortened(mut code: JoinCode) -> Result<(String, JoinCode), CallError> {
     }
 }
 
-fn of_invite(error: &InviteError) -> CallError {
+fn from_invite_error(error: &InviteError) -> CallError {
     let message = error.to_string();
     match error {
         InviteError::Name(_) | InviteError::Ttl | InviteError::Uses => {

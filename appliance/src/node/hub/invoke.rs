@@ -1,4 +1,4 @@
-//! `hub/invoke` and `hub/subscribe`: operations of peers, for clients that can only name an
+//! `hub/invoke` and `hub/subscribe`: call operations of peers, for clients that can only name an
 //! operation of the hub.
 
 use std::collections::{BTreeMap, HashSet};
@@ -15,14 +15,14 @@ use serde_json::{Value, json};
 
 use super::HubContext;
 
-/// Scope of those who may have requests passed on; followed by the namespace of the operation, and
-/// by a peer's id where it is good for that peer only.
+/// Scope of callers that may have requests passed on. The namespace of the operation follows it,
+/// and then a peer's id if the scope is for that peer only.
 const SCOPE: &str = "hub:invoke";
-/// Whichever peer is best, also where one is called so.
+/// Stands for the peer that is least busy, even if a peer has this name.
 const ANY: &str = "any";
-/// Most labels that a peer has to carry.
+/// Maximum number of labels that a caller may require of a peer.
 const LABELS_MAX: usize = alknet_hub::LABELS_MAX;
-/// Longest name of an operation, in characters.
+/// Maximum length of an operation's name, in characters.
 const OPERATION_CHARS_MAX: usize = 128;
 
 #[derive(Deserialize)]
@@ -32,7 +32,7 @@ struct InvokeInput {
     #[serde(default)]
     labels: BTreeMap<String, String>,
     operation: String,
-    /// Passed on as it came, and not read here.
+    /// The input goes to the peer unchanged, and the hub does not parse it.
     #[serde(default, rename = "input")]
     _input: IgnoredAny,
 }
@@ -44,11 +44,13 @@ pub(super) fn invoke(hub: HubContext) -> Registration {
         OperationType::Mutation,
         "Calls a query or mutation of a peer: one by its id or name, or any that serves it.",
     );
-    // Under one key a request runs once here. The key that goes along sees to it there where the peer takes one; from
-    // any other peer nothing is asked again that the peer has taken.
+    // This hub runs a request once for each key. If the peer's operation takes keys, the key goes
+    // to the peer, which then runs the request once as well. For any other peer, the hub repeats no
+    // request that the peer has received.
     spec.idempotent = Idempotence::Keyed;
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        // Before the future, which would keep all of the input until the peer answers.
+        // This runs before the future is made, because the future would keep all of the input until
+        // the peer answers.
         let forwarder = hub.forwarder(&input);
         async move {
             let (forwarder, input) = forwarder?;
@@ -75,8 +77,8 @@ pub(super) fn subscribe(hub: HubContext) -> Registration {
     Registration::new(spec, handler).passing_errors_on()
 }
 
-/// The handler decides for each request, by its input, who may: the specification only requires an
-/// identity.
+/// The handler decides for each request, by its input, whether the caller may send it. The
+/// specification only requires an identity.
 fn spec(name: &str, op_type: OperationType, what: &str) -> OperationSpec {
     OperationSpec::new(name, op_type, what)
         .with_input(json!({
@@ -98,19 +100,24 @@ fn spec(name: &str, op_type: OperationType, what: &str) -> OperationSpec {
 
 impl HubContext {
     fn forwarder(&self, input: &CallBody) -> Result<(CallForwarder, CallBody), CallError> {
-        // Read past what is passed on: whatever its size, nothing is made of it here.
-        let asked: InvokeInput = serde_json::from_slice(input.raw())
+        // The parser skips the input that is passed on, so that its size costs no memory here.
+        let request: InvokeInput = serde_json::from_slice(input.raw())
             .map_err(|error| CallError::invalid_input(error.to_string()))?;
-        let operation = asked.operation.trim_start_matches('/').to_owned();
+        let operation = request.operation.trim_start_matches('/').to_owned();
         let namespace = operation.split('/').next().unwrap_or_default().to_owned();
-        let way = move |peer: Option<&str>| way(&namespace, peer);
-        let forwarder = match (asked.peer.as_str(), asked.labels.is_empty()) {
-            (ANY, true) => CallForwarder::to_any(|_| true, &operation, way),
+        let required_access = move |peer: Option<&str>| required_access(&namespace, peer);
+        let forwarder = match (request.peer.as_str(), request.labels.is_empty()) {
+            (ANY, true) => CallForwarder::to_any(|_| true, &operation, required_access),
             (ANY, false) => {
-                let carriers = self.carriers(&asked.labels);
-                CallForwarder::to_any(move |peer| carriers.contains(peer), &operation, way)
+                let carriers = self.carriers(&request.labels);
+                CallForwarder::to_any(
+                    move |peer| carriers.contains(peer),
+                    &operation,
+                    required_access,
+                )
+                // The set is made once: later changes of labels do not count for this call.
             }
-            (peer, true) => CallForwarder::to(peer, &operation, way),
+            (peer, true) => CallForwarder::to(peer, &operation, required_access),
             (_, false) => {
                 let message = "labels choose among peers: give them with peer \"any\"";
                 return Err(CallError::invalid_input(message));
@@ -123,7 +130,7 @@ impl HubContext {
         Ok((forwarder, input))
     }
 
-    /// The peers that carry all of these labels.
+    /// The peers that have all of these labels.
     fn carriers(&self, labels: &BTreeMap<String, String>) -> HashSet<PeerId> {
         let peers = self.people.identities.entries().peers.into_iter();
         let carries = |own: &BTreeMap<String, String>| {
@@ -137,8 +144,8 @@ impl HubContext {
     }
 }
 
-/// One of two scopes: for every peer, or for this one.
-fn way(namespace: &str, peer: Option<&str>) -> AccessControl {
+/// Requires one of two scopes: the one for every peer, or the one for this peer.
+fn required_access(namespace: &str, peer: Option<&str>) -> AccessControl {
     let everywhere = format!("{SCOPE}:{namespace}");
     let there = peer.map(|peer| format!("{everywhere}:{peer}"));
     AccessControl {
@@ -164,7 +171,7 @@ mod tests {
                 resources: BTreeMap::new(),
                 generation: 0,
             };
-            way("fs", peer).check(Some(&who), None, None) == AccessDecision::Allowed
+            required_access("fs", peer).check(Some(&who), None, None) == AccessDecision::Allowed
         };
         for scope in ["*", "hub:invoke:*", "hub:invoke:fs"] {
             assert!(may(scope, None) && may(scope, Some("p1")), "{scope}");
@@ -176,7 +183,7 @@ mod tests {
             assert!(!may(scope, None) && !may(scope, Some("p1")), "{scope}");
         }
         assert_eq!(
-            way("fs", None).check(None, None, None),
+            required_access("fs", None).check(None, None, None),
             AccessDecision::Unauthenticated
         );
     }

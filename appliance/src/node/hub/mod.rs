@@ -20,16 +20,16 @@ use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{IdentityServices, no_identity};
 pub(crate) use tokens::StoredTokens;
 
-/// Peers that may enrol where the document does not say: with enough memory, and without.
+/// Default limits of enrolled peers: with enough memory, and on a small machine.
 const PEERS_MAX: usize = 1000;
 const PEERS_MAX_SMALL: usize = 100;
-/// Memory below which a machine is a small one, in bytes.
+/// Memory up to which a machine counts as small, in bytes.
 const SMALL_BYTES: u64 = 512 << 20;
 
-/// The dispatcher, once there is one; it does not live because of this.
+/// The dispatcher, once it exists. The weak reference does not keep it alive.
 pub(crate) type SharedDispatcher = Arc<OnceLock<Weak<Dispatcher>>>;
 
-/// What the operations stand on. Clones share it.
+/// What the hub's operations use. Clones share it.
 #[derive(Clone)]
 pub(crate) struct HubContext {
     enrolment: Arc<EnrolmentService>,
@@ -41,7 +41,7 @@ pub(crate) struct HubContext {
 }
 
 impl HubContext {
-    /// `None` where the node is no hub.
+    /// Returns `None` if the node is not a hub.
     pub(crate) fn new(
         config: &NodeConfig,
         people: &IdentityServices,
@@ -69,7 +69,7 @@ impl HubContext {
         })
     }
 
-    /// Adds the operations to a registry.
+    /// Adds the hub's operations to a registry.
     pub(crate) fn register(&self, builder: &mut RegistryBuilder) {
         builder.add(invite::invite(self.clone()));
         builder.add(invoke::invoke(self.clone()));
@@ -81,17 +81,17 @@ impl HubContext {
         builder.add(peers::whoami(self.clone()));
     }
 
-    /// Who decides about the peers that enrol.
+    /// The service that decides about peers that enrol.
     pub(crate) fn enrolment(&self) -> Arc<EnrolmentService> {
         Arc::clone(&self.enrolment)
     }
 
-    /// What serves `alknet/enroll`.
+    /// The handler of `alknet/enroll`.
     pub(crate) fn handler(&self) -> EnrolHandler {
         EnrolHandler::new(Arc::clone(&self.enrolment), Arc::clone(&self.clock))
     }
 
-    /// Imports what peers serve, and passes calls on to them.
+    /// Makes a dispatcher import the operations of peers and pass calls on to them.
     pub(crate) fn routing(config: &HubSection, dispatcher: Dispatcher) -> Dispatcher {
         let disclose = match config.disclose {
             HubDisclose::Full => CallerDisclosure::Full,
@@ -102,17 +102,18 @@ impl HubContext {
         dispatcher.with_imports(options).with_routing()
     }
 
-    /// Whose peers `hub/peers` tells of.
+    /// Attaches the dispatcher whose peers `hub/peers` lists.
     pub(crate) fn attach(&self, dispatcher: &Arc<Dispatcher>) {
         self.dispatcher.get_or_init(|| Arc::downgrade(dispatcher));
     }
 
-    /// Another configuration is in force.
+    /// Applies a new configuration.
     pub(crate) fn tune(&self, config: &NodeConfig) {
         self.enrolment.set_policy(policy(&config.hub));
     }
 
-    /// A role of the configuration. `worker`, which may do nothing, is always there.
+    /// The role of this name in the configuration. `worker` always exists, and has no scopes unless
+    /// the configuration gives it some.
     fn role(&self, name: &str) -> Result<EnrolRole, CallError> {
         let config = self.people.reloader.current();
         let roles = &config.config.hub.role;
@@ -138,10 +139,11 @@ impl HubContext {
         Ok(role)
     }
 
-    /// The same where `who` may give this role: an identity gives no scope that it does not hold.
+    /// The same, if `who` may give this role: an identity gives no scope that it does not hold.
     fn role_from(&self, name: &str, who: &Identity) -> Result<EnrolRole, CallError> {
         let role = self.role(name)?;
-        // Else a peer that may invite could admit one with more rights, and act through it.
+        // Without this check, a peer that may invite could admit one with more rights, and act
+        // through it.
         if who.scopes.covers(&role.scopes) {
             return Ok(role);
         }
@@ -164,7 +166,7 @@ impl HubContext {
 
 /// Who asks for something that gives or takes rights beyond the call. An operation that calls on behalf of its
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
-pub(super) fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
+pub(super) fn requester(ctx: &Ctx) -> Result<&Identity, CallError> {
     // On whose behalf an operation calls was not checked, and a peer outlives the call.
     if ctx.internal() {
         let message =
@@ -186,22 +188,22 @@ fn names(config: &NodeConfig, hostname: &str) -> Vec<String> {
 }
 
 fn policy(config: &HubSection) -> EnrolPolicy {
-    let fits = match facts::memory_total_bytes() {
+    let default_max = match facts::memory_total_bytes() {
         bytes if bytes <= SMALL_BYTES => PEERS_MAX_SMALL,
         _ => PEERS_MAX,
     };
-    let asked = config.max_peers.and_then(|max| usize::try_from(max).ok());
+    let configured_max = config.max_peers.and_then(|max| usize::try_from(max).ok());
     EnrolPolicy {
         mode: match config.enroll {
             HubEnroll::Approve => EnrolMode::Approve,
             HubEnroll::Off => EnrolMode::Off,
             HubEnroll::Token => EnrolMode::Token,
         },
-        peers_max: asked.unwrap_or(fits),
+        peers_max: configured_max.unwrap_or(default_max),
     }
 }
 
-/// What the enrolment service refuses, on the call wire.
+/// The call error for a refusal of the enrolment service.
 fn enrolment_error(error: &EnrolError) -> CallError {
     match error {
         EnrolError::Name(_) => CallError::invalid_input(error.to_string()),

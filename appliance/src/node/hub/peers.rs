@@ -13,17 +13,17 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{HubContext, asker, enrolment_error, not_enrolled};
+use super::{HubContext, enrolment_error, not_enrolled, requester};
 use crate::node::identity_services;
 use crate::node::ops::empty_input;
 
-/// Scope of those who look.
+/// Scope of callers that may list peers.
 const READ_SCOPE: &str = "hub:read";
-/// Scope of those who change.
+/// Scope of callers that may change peers.
 const ADMIN_SCOPE: &str = "hub:admin";
 /// The label by which a hub marks what an enrolled peer became.
 const ROLE_LABEL: &str = "role";
-/// What `state` of a row may be.
+/// The values of a row's `state`.
 const STATES: [&str; 8] = [
     CONNECTED,
     "identified",
@@ -34,7 +34,8 @@ const STATES: [&str; 8] = [
     OFFLINE,
     REMOVED,
 ];
-/// Connected by another protocol than that of calls: whether it serves anything is not known.
+/// The peer is connected with another protocol than that of calls. The hub does not know whether it
+/// serves operations.
 const CONNECTED: &str = "connected";
 const OFFLINE: &str = "offline";
 const REMOVED: &str = "removed";
@@ -91,7 +92,7 @@ pub(super) fn approve(hub: HubContext) -> Registration {
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let hub = hub.clone();
         async move {
-            let who = asker(&ctx)?;
+            let who = requester(&ctx)?;
             hub.approve(input.parse()?, who).await
         }
     });
@@ -130,7 +131,7 @@ pub(super) fn label(hub: HubContext) -> Registration {
         let hub = hub.clone();
         async move {
             let input: RelabelInput = input.parse()?;
-            hub.check_may_change(&input.peer, asker(&ctx)?).await?;
+            hub.check_may_change(&input.peer, requester(&ctx)?).await?;
             hub.relabel(input).await
         }
     });
@@ -186,7 +187,7 @@ pub(super) fn remove(hub: HubContext) -> Registration {
         let hub = hub.clone();
         async move {
             let input: RemovePeerInput = input.parse()?;
-            let who = asker(&ctx)?;
+            let who = requester(&ctx)?;
             hub.check_may_change(&input.peer, who).await?;
             hub.remove(input, who).await
         }
@@ -231,7 +232,7 @@ impl HubContext {
         let states = dispatcher.map(|it| it.peer_states()).unwrap_or_default();
         Ok(json!({
             "peers": peers.iter().map(|peer| row(peer, &states, &connections)).collect::<Value>(),
-            "waiting": waiting.iter().map(knock).collect::<Value>(),
+            "waiting": waiting.iter().map(pending_key).collect::<Value>(),
             "invitations": open,
         }))
     }
@@ -288,7 +289,7 @@ impl HubContext {
             true => self.enrolment.remove_and_close(&peer, may_close).await,
             false => self.enrolment.remove(&peer).await,
         };
-        // Before the answer: its reader may rely on the removed peer's connections being closed.
+        // Connections are closed before the answer, because the caller may rely on it.
         if let Some(server) = self.people.server.get() {
             server.sweep();
         }
@@ -351,7 +352,7 @@ fn row(
     connections: &[ConnectionSummary],
 ) -> Value {
     let mine = |one: &&ConnectionSummary| one.peer.as_ref() == Some(&peer.peer_id);
-    // The latest: an older one may be a connection that was lost and not yet noticed.
+    // The latest connection counts: an older one may be lost, and the hub has not noticed yet.
     let connection = connections.iter().rev().find(mine);
     let calls = states.get(&peer.peer_id).copied();
     let state = state(peer.enabled, connection.is_some(), calls);
@@ -367,8 +368,8 @@ fn row(
     })
 }
 
-/// What is said of a peer: whether it is let in, whether it has a connection, and where the one over
-/// which it calls and serves is in its life.
+/// The state of a peer: whether the hub admits it, whether it has a connection, and the state of
+/// the connection over which it calls and serves.
 fn state(enabled: bool, connected: bool, calls: Option<PeerState>) -> &'static str {
     match (enabled, calls) {
         (false, _) => REMOVED,
@@ -383,18 +384,18 @@ fn name_of(peer: &PeerEntry) -> &str {
     name.unwrap_or_else(|| peer.peer_id.as_str())
 }
 
-fn knock(knock: &PendingKey) -> Value {
+fn pending_key(pending_key: &PendingKey) -> Value {
     json!({
-        "key": knock.key,
-        "fingerprint": knock.fingerprint,
-        "name": knock.name,
-        "labels": knock.labels,
-        "addr": knock.from.map(|from| from.to_string()),
-        "seconds": knock.since.elapsed().as_secs(),
+        "key": pending_key.key,
+        "fingerprint": pending_key.fingerprint,
+        "name": pending_key.name,
+        "labels": pending_key.labels,
+        "addr": pending_key.from.map(|from| from.to_string()),
+        "seconds": pending_key.since.elapsed().as_secs(),
     })
 }
 
-/// An invitation, by its name: the token itself is not known any more.
+/// An invitation, by its name. The hub does not know the token itself any more.
 fn invitation(token: &TokenRecord) -> Value {
     json!({
         "key_id": token.hash.key_id,
@@ -405,7 +406,7 @@ fn invitation(token: &TokenRecord) -> Value {
     })
 }
 
-/// RFC 3339.
+/// The time as RFC 3339 writes it.
 pub(super) fn moment(seconds: u64) -> Option<String> {
     let seconds = i64::try_from(seconds).ok()?;
     let at = Timestamp::from_second(seconds).ok()?;

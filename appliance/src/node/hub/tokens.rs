@@ -4,7 +4,7 @@ use alknet_core::{BoxFuture, KeyId};
 use alknet_hub::{TokenRecord, TokenStore, TokenStoreError};
 use alknet_identity_store::{EnrolmentError, EnrolmentRecord, IdentityDb};
 
-/// The table of tokens in the file.
+/// The table of tokens in the identity file.
 #[derive(Clone)]
 pub(crate) struct StoredTokens(IdentityDb);
 
@@ -68,7 +68,7 @@ fn row(record: &TokenRecord) -> Result<EnrolmentRecord, TokenStoreError> {
     })
 }
 
-/// The column counts, whatever revision the text was written with.
+/// Reads a record. The revision is that of the column, whatever revision the text was written with.
 fn read(row: &EnrolmentRecord) -> Result<TokenRecord, TokenStoreError> {
     let record: TokenRecord = serde_json::from_str(&row.record)
         .map_err(|error| TokenStoreError::Failed(error.to_string()))?;

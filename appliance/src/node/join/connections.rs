@@ -1,4 +1,4 @@
-//! Which hubs are connected.
+//! The open connections to hubs.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,19 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use alknet_call::CallConnection;
 use alknet_core::PeerKey;
 
-/// Connections to hubs that know this node, for parts of the node that notify hubs. Clones share
-/// them.
+/// Connections to hubs that know this node, for modules that notify hubs. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct HubConnections(Arc<Mutex<HashMap<PeerKey, (u64, CallConnection)>>>);
 
 impl HubConnections {
-    /// The connection to a hub, if there is one.
+    /// The connection to a hub, if it is open.
     pub(crate) fn get(&self, hub: &PeerKey) -> Option<CallConnection> {
         let found = self.lock();
         found.get(hub).map(|(_, connection)| connection.clone())
     }
 
-    /// Notes a connection until what is returned is dropped.
+    /// Registers a connection until the returned guard is dropped.
     pub(super) fn note(&self, hub: PeerKey, connection: CallConnection) -> HubConnectionGuard {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -36,7 +35,7 @@ impl HubConnections {
     }
 }
 
-/// A connection that is noted.
+/// Removes a registered connection when dropped.
 pub(super) struct HubConnectionGuard {
     reached: HubConnections,
     hub: PeerKey,
@@ -46,7 +45,7 @@ pub(super) struct HubConnectionGuard {
 impl Drop for HubConnectionGuard {
     fn drop(&mut self) {
         let mut all = self.reached.lock();
-        // Another may have been noted in its place.
+        // A newer connection to the same hub may have replaced this one, and stays.
         if all.get(&self.hub).is_some_and(|(n, _)| *n == self.number) {
             all.remove(&self.hub);
         }

@@ -1,4 +1,4 @@
-//! Peers of a store that are added, changed and put out, without a connection.
+//! Adds, changes and removes peers of a store, without a connection.
 
 use alknet_call::Registry;
 use alknet_core::IdentityKind;
@@ -8,10 +8,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::node::{ConfigOverlay, ConfigStore};
 
-/// When the token of the nodes here ends.
+/// When the token of these nodes ends.
 const MONITOR_ENDS: &str = "2090-01-01T00:00:00Z";
 
-/// A node of one administrator, one configured peer, one token that ends, and one role.
+/// A node with one administrator, one configured peer, one token that ends, and one role.
 struct PeerAdminTestNode {
     admin: PeerAdmin,
     _folder: TempDir,
@@ -32,7 +32,7 @@ fn node() -> PeerAdminTestNode {
         "03".repeat(32)
     );
     let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
-    // The folder that a node makes with its key.
+    // A node makes this folder with its key.
     std::fs::create_dir(folder.path().join("identity")).expect("the folder is ours");
     let store = crate::node::store::open(folder.path());
     let (overlay, keeper) = (ConfigOverlay::default(), ConfigStore::nowhere());
@@ -85,7 +85,7 @@ impl PeerAdminTestNode {
     }
 }
 
-/// The code of what was refused.
+/// The error code of a refusal.
 fn code(answer: Result<Value, CallError>) -> ErrorCode {
     answer.expect_err("it is refused").code
 }
@@ -157,7 +157,7 @@ async fn a_name_and_a_key_belong_to_one_peer() {
         let refused = node.add(json!({ "peer_id": id, "keys": [key(n)] })).await;
         assert_eq!(code(refused), expected, "{id} {n}");
     }
-    // Entries of the configuration are changed there.
+    // Entries of the configuration can only be changed in the configuration.
     for peer in ["fixed", "admin"] {
         let refused = node.set(json!({ "peer": peer, "enabled": false })).await;
         assert_eq!(code(refused), ErrorCode::Conflict, "{peer}");
@@ -192,7 +192,7 @@ async fn a_caller_gives_no_more_than_it_holds() {
         code(node.admin.add(input, &weak).await),
         ErrorCode::Forbidden
     );
-    // It would hold what the peer holds.
+    // A caller that adds its own key would gain the peer's rights.
     let own_key = json!({ "peer": "ada", "keys": [key(3)] });
     let own_key = serde_json::from_value(own_key).expect("the input of peer/set");
     assert_eq!(
@@ -200,14 +200,14 @@ async fn a_caller_gives_no_more_than_it_holds() {
         ErrorCode::Forbidden
     );
     assert!(!node.knows(3) && node.knows(1));
-    // What only takes away needs no more than the scope of the operation.
+    // A caller that only takes rights away needs no more than the scope of the operation.
     let off = json!({ "peer": "ada", "enabled": false });
     let off = serde_json::from_value(off).expect("the input of peer/set");
     node.admin.set(off, &weak).await.expect("it is there");
     assert!(!node.knows(1));
 }
 
-/// A key of the caller's own, on a peer without end, would outlive the caller's access.
+/// A caller's own key on a peer without an end would outlive the caller's access.
 #[tokio::test]
 async fn a_caller_gives_access_for_no_longer_than_it_has_itself() {
     let node = node();
@@ -234,7 +234,7 @@ async fn a_caller_gives_access_for_no_longer_than_it_has_itself() {
         );
     }
     assert!(!node.knows(3) && !node.allows(1, "node:read"));
-    // What takes away is for every caller.
+    // Every caller may take rights away.
     let fewer = json!({ "peer": "ada", "keys": [key(1)], "scopes": ["fs:read"] });
     set(fewer).await.expect("it gives nothing");
     set(json!({ "peer": "ada", "enabled": false }))
@@ -242,7 +242,7 @@ async fn a_caller_gives_access_for_no_longer_than_it_has_itself() {
         .expect("it gives nothing");
     let back = set(json!({ "peer": "ada", "enabled": true })).await;
     assert_eq!(code(back), ErrorCode::Forbidden);
-    // With an end that is the caller's own it comes back.
+    // With the caller's own end, the peer is enabled again.
     let ended = set(json!({ "peer": "ada", "enabled": true, "ttl_s": null })).await;
     assert_eq!(ended.expect("it ends")["expires"], MONITOR_ENDS);
     assert!(node.allows(1, "fs:read"));
@@ -291,14 +291,14 @@ async fn a_disabled_peer_keeps_what_it_had_and_a_removed_one_names_its_keys() {
     let on = node.set(json!({ "peer": "ada", "enabled": true })).await;
     on.expect("it is there");
     assert!(node.allows(1, "node:read") && node.knows(2));
-    // A key that such a peer loses stays known, and does not come back.
+    // A key that such a peer loses stays known, and is not admitted again.
     let fewer = json!({ "peer": "ada", "keys": [key(1)] });
     node.set(fewer).await.expect("it is there");
     assert!(node.knows(1) && !node.knows(2));
     let back = node.set(json!({ "peer": "ada", "keys": [key(2)] })).await;
     assert_eq!(code(back), ErrorCode::Conflict);
 
-    // As a hub leaves a peer that it removed.
+    // A hub leaves a removed peer in this state.
     let tombstone = PeerPatch {
         enabled: Some(false),
         scopes: Some(ScopeSet::default()),

@@ -1,6 +1,6 @@
-//! Whether a connection that the node made to a holder of its key came in at this very process. A node made of the same
-//! words has the same key, so that the key does not tell them apart; but the keying material of a connection (RFC 8446
-//! section 7.5) is known to its two ends alone.
+//! Finds out whether a connection that the node made to a holder of its key arrived in this very
+//! process. A node with the same recovery words has the same key, so the key does not distinguish
+//! them. Only the two ends of a connection know its keying material (RFC 8446, 7.5).
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,57 +12,58 @@ use alknet_core::{
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// What the keying material is asked for by (RFC 5705 section 4).
+/// Label of the exported keying material (RFC 5705, 4).
 const LABEL: &[u8] = b"EXPORTER-alknet-self-probe";
-/// Connections of others that are noted while the node looks at itself.
+/// Maximum number of connections that are marked while the node probes itself.
 const MARKS_MAX: usize = 4096;
 
-/// What both ends of a connection know.
+/// Keying material that both ends of a connection can export.
 type ProbeNonce = [u8; 32];
 
-/// The connections that came in while the node looks at itself.
+/// The connections that arrived while the node probes itself.
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals(watch::Sender<ArrivalMarks>);
 
 #[derive(Debug, Default)]
 struct ArrivalMarks {
-    is_looking: bool,
+    is_probing: bool,
     seen: HashSet<ProbeNonce>,
 }
 
 impl Arrivals {
-    /// Begins or ends to note what comes in.
-    pub(super) fn set_probing(&self, is_looking: bool) {
+    /// Starts or stops marking connections.
+    pub(super) fn set_probing(&self, is_probing: bool) {
         self.0.send_modify(|marks| {
             *marks = ArrivalMarks {
-                is_looking,
+                is_probing,
                 seen: HashSet::new(),
             };
         });
     }
 
     fn note(&self, connection: &Connection) {
-        // Between two looks nothing is kept of other peers' connections.
-        if !self.0.borrow().is_looking {
+        // While no probe runs, the node keeps nothing of other peers' connections.
+        if !self.0.borrow().is_probing {
             return;
         }
         if let Some(mark) = mark(connection) {
             self.0.send_modify(|marks| {
-                if marks.is_looking && marks.seen.len() < MARKS_MAX {
+                if marks.is_probing && marks.seen.len() < MARKS_MAX {
                     marks.seen.insert(mark);
                 }
             });
         }
     }
 
-    /// Whether `connection`, which the node made, came in here within `patience`. `None` where that cannot
-    /// be found out: it ended, as one does that this node has no room for, or too many others came.
+    /// Whether `connection`, which the node made, arrived here within `patience`. Returns `None` if
+    /// that cannot be found out: the connection ended, as one does for which the node has no
+    /// connection slot, or too many others arrived.
     pub(super) async fn has(&self, connection: &Connection, patience: Duration) -> Option<bool> {
         let mark = mark(connection)?;
         let mut marks = self.0.subscribe();
         let came = async {
             let known =
-                // Where marks were left out, a missing one proves nothing.
+                // Once the marks are full, a missing mark proves nothing.
                 |marks: &ArrivalMarks| marks.seen.contains(&mark) || marks.seen.len() >= MARKS_MAX;
             let marks = marks.wait_for(known).await.ok()?;
             marks.seen.contains(&mark).then_some(true)
@@ -75,10 +76,10 @@ impl Arrivals {
     }
 }
 
-/// Resolves once the other side ends `connection`, over which nothing is asked.
+/// Resolves once the other side ends `connection`, which carries no request.
 async fn ended(connection: &Connection) {
     if connection.carriage() == Carriage::Tcp {
-        // Only who reads hears of the end.
+        // On TCP, only a reader notices the end.
         if let Ok((_send, mut recv)) = connection.accept_bi().await {
             let _ = recv.read_chunk(1).await;
         }
@@ -93,7 +94,7 @@ fn mark(connection: &Connection) -> Option<ProbeNonce> {
     exported.ok().map(|()| mark)
 }
 
-/// A handler whose connections are noted.
+/// A handler whose connections are marked.
 pub(crate) struct ArrivalHandler {
     handler: Arc<dyn ProtocolHandler>,
     arrivals: Arc<Arrivals>,

@@ -1,4 +1,4 @@
-//! Since when every client trusts the certificates of the node, and of which names for a day.
+//! Since when every client trusts the certificates of the node's names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use super::ProbeFinding;
 
-/// How long the node has to show a certificate that every client trusts before it tells clients to insist on one: a
-/// mistake of the first day is found out before it binds a client.
+/// How long the node has to show a certificate that every client trusts before it tells clients to
+/// insist on one: a mistake of the first day is found before it binds a client.
 const TRUSTED_FOR_S: u64 = 24 * 60 * 60;
-/// Where it is kept since when that is so, below the folder of what TLS keeps.
+/// File of the history, below the folder of TLS files.
 const FILE: &str = "trusted-since.json";
 
-/// Since when every client trusts the certificates of names, in seconds of Unix time. Kept in a file, so that a restart
-/// does not begin the wait again.
+/// Since when every client trusts the certificate of each name, in seconds of Unix time. The
+/// history is in a file, so that a restart does not begin the wait again.
 #[derive(Debug)]
 pub(super) struct TrustHistory {
     file: PathBuf,
@@ -22,25 +22,26 @@ pub(super) struct TrustHistory {
 }
 
 impl TrustHistory {
-    /// Reads the history in `folder`. Where the file cannot be read, the wait begins again; nothing else is lost.
+    /// Reads the history in `folder`. If the file cannot be read, the wait begins again, and
+    /// nothing else is lost.
     pub(super) fn read(folder: &Path) -> Self {
         let file = folder.join(FILE);
-        let kept = fs::read(&file).ok();
-        let kept = kept.and_then(|text| serde_json::from_slice(&text).ok());
+        let stored = fs::read(&file).ok();
+        let stored = stored.and_then(|text| serde_json::from_slice(&text).ok());
         Self {
-            since: kept.unwrap_or_default(),
+            since: stored.unwrap_or_default(),
             file,
         }
     }
 
-    /// Takes over what was found. A name of which nothing was found out keeps its day: that the node
-    /// could not reach itself says nothing about its certificate.
+    /// Records the results of a round of probes. A name without a result keeps its time: a node
+    /// that could not reach itself has learned nothing about its certificate.
     pub(super) fn note(&mut self, names: &[String], found: &[ProbeFinding], now_s: u64) {
         let mut since = BTreeMap::new();
         for name in names {
             let here = found.iter().filter(|one| one.name == *name);
             let trusted = here.filter_map(|one| one.trusted).max();
-            // A clock that was ahead when it was noted.
+            // The clock may have been ahead when the time was recorded.
             let before = self.since.get(name).map(|since| (*since).min(now_s));
             let now = match trusted {
                 Some(true) => Some(before.unwrap_or(now_s)),
@@ -53,20 +54,20 @@ impl TrustHistory {
             return;
         }
         self.since = since;
-        if let Err(error) = self.keep() {
+        if let Err(error) = self.store() {
             let file = self.file.display();
             tracing::warn!("{file}: {error}; a restart begins the day of a certificate again");
         }
     }
 
-    /// The names of which it is true for a day.
+    /// Names whose certificate every client has trusted for a day.
     pub(super) fn long_enough(&self, now_s: u64) -> Vec<String> {
         let old = |since: u64| now_s.saturating_sub(since) >= TRUSTED_FOR_S;
         let names = self.since.iter().filter(|(_, since)| old(**since));
         names.map(|(name, _)| name.clone()).collect()
     }
 
-    fn keep(&self) -> io::Result<()> {
+    fn store(&self) -> io::Result<()> {
         alknet_durable::replace(&self.file, &serde_json::to_vec(&self.since)?, 0o600)
     }
 }
@@ -91,11 +92,11 @@ mod tests {
 
         let mut trusted = read();
         assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
-        // Nothing was found out, and found out again: it goes on.
+        // A round without results does not end the time.
         trusted.note(&names, &[], 2000);
         trusted.note(&names, &both, 3000);
         assert_eq!(read().long_enough(1000 + DAY_S), ["a.example"]);
-        // One of two places is enough.
+        // One of two addresses is enough.
         let one = [
             found("a.example", Some(false)),
             found("a.example", Some(true)),
@@ -107,7 +108,7 @@ mod tests {
         trusted.note(&names, &both, 6000);
         assert!(trusted.long_enough(1000 + DAY_S).is_empty());
         assert_eq!(trusted.long_enough(6000 + DAY_S), ["a.example"]);
-        // It is no name of the node any more.
+        // The node no longer has this name.
         trusted.note(&names[1..], &both, 7000);
         trusted.note(&names, &[], 8000);
         assert!(trusted.long_enough(9000 + DAY_S).is_empty());

@@ -13,19 +13,19 @@ pub(super) const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 /// Why an operation on stored files fails. The text is one line.
 #[derive(Debug)]
 pub(super) enum FileStoreError {
-    /// As many uploads are under way as may be.
+    /// The maximum number of uploads is under way.
     Busy(usize),
-    /// What was sent cannot be stored: what is wrong with it, and what to do.
+    /// The content cannot be stored. The text says what is wrong with it, and what to do.
     Content(String),
     /// The configuration names the file, or the running node uses it.
     InUse { name: StoredFileName, by: String },
-    /// The system failed.
+    /// The file system returned an error.
     Io { what: String, error: io::Error },
-    /// No file of this name.
+    /// There is no file of this name.
     Missing(StoredFileName),
-    /// No upload of this name, or one of another caller.
+    /// There is no upload of this name, or it belongs to another caller.
     NoUpload,
-    /// The piece begins elsewhere than the last one ended.
+    /// The piece does not begin where the last one ended.
     Offset { have: u64 },
     /// There is no room.
     Quota(String),
@@ -34,11 +34,11 @@ pub(super) enum FileStoreError {
 }
 
 impl FileStoreError {
-    /// A failure of the system while it did `what`. A disk without room is an error of its own.
+    /// An error of the file system during `what`. A full disk is an error of its own.
     pub(super) fn io(what: impl Into<String>, error: io::Error) -> Self {
         let what = what.into();
         match error.kind() {
-            // A full disk has its own code: the administrator can mend it without the node's log.
+            // A full disk has its own code: the administrator can repair it without the node's log.
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Quota(format!(
                 "{what}: the disk has no room: remove a stored file first"
             )),

@@ -1,5 +1,6 @@
-//! Files that the configuration names and that an administrator stores by operations: static sites, certificates with
-//! their keys, certificates of authorities, OpenAPI documents. A sealed appliance gets them in no other way.
+//! Files that the configuration names and that an administrator stores by operations: static sites,
+//! certificates with their keys, certificates of authorities, OpenAPI documents. A sealed appliance
+//! gets them in no other way.
 //!
 //! `docs/stored-files.md` is the page for administrators.
 
@@ -22,13 +23,13 @@ use error::FileStoreError;
 use store::FileStore;
 use uploads::{FileUploads, UPLOAD_IDLE};
 
-/// The folder below the node's state directory.
+/// Folder of the store, below the node's state directory.
 const FOLDER: &str = "state/files";
-/// Mode of the data of a machine that keeps nothing over a restart.
+/// Data mode of a machine that loses its data at a restart.
 const VOLATILE: &str = "volatile";
-/// The store cannot be opened.
+/// Code of the problem that the store cannot be opened.
 const FILES_UNUSABLE: &str = "stored-files-unusable";
-/// The configuration names a file that is not stored.
+/// Code of the problem that the configuration names a file that is not stored.
 const FILE_MISSING: &str = "stored-file-missing";
 
 /// The stored files of a node. Clones share them.
@@ -38,17 +39,18 @@ pub(crate) struct StoredFiles(Arc<StoredFilesParts>);
 struct StoredFilesParts {
     /// The store, or why it cannot be opened.
     store: Result<FileStore, String>,
-    /// Where the store is, or would be.
+    /// Folder of the store, even if it cannot be opened.
     folder: PathBuf,
     uploads: Arc<FileUploads>,
-    /// What the running node was started with, which it uses until its next start.
+    /// The files that the running node was started with, and uses until its next start.
     started: Vec<(String, StoredFileName)>,
-    /// Whether they are still there after the next start of the machine.
+    /// Whether the files survive the next start of the machine.
     are_kept: bool,
 }
 
 impl StoredFiles {
-    /// Opens the store of the node with this state directory. A node that cannot open it serves everything else.
+    /// Opens the store of the node with this state directory. A node that cannot open it serves
+    /// everything else.
     pub(crate) fn open(state_dir: &Path, config: &NodeConfig, facts: &MachineFacts) -> Self {
         let folder = state_dir.join(FOLDER);
         let store = FileStore::open(folder.clone());
@@ -72,12 +74,13 @@ impl StoredFiles {
         builder.add(ops::remove(self, reloader));
     }
 
-    /// Where a document is, below which imports read it by its name.
+    /// The folder below which imports read documents by their names.
     pub(crate) fn folder(&self) -> &Path {
         &self.0.folder
     }
 
-    /// `config` with the path of each stored file in the place of its name, for the parts that open paths.
+    /// A copy of `config` that has the path of each stored file instead of its name, for parts that
+    /// open paths.
     pub(crate) fn located(&self, config: &NodeConfig) -> NodeConfig {
         let mut located = config.clone();
         located.locate_stored_files(|name| {
@@ -87,7 +90,7 @@ impl StoredFiles {
         located
     }
 
-    /// The store is unusable, or a file that `config` names is not there.
+    /// The problems of an unusable store, or of files that `config` names and that are not stored.
     pub(crate) fn problems(&self, config: &NodeConfig) -> Vec<MachineDiagnostic> {
         if let Err(error) = &self.0.store {
             return vec![MachineDiagnostic {
@@ -107,7 +110,7 @@ impl StoredFiles {
             .collect()
     }
 
-    /// The same for the administrator who brings `config`.
+    /// The same as warnings, for the administrator who sends `config`.
     pub(super) fn warnings(&self, config: &NodeConfig) -> Vec<ConfigWarning> {
         let missing = self.missing(config).into_iter();
         missing
@@ -134,7 +137,8 @@ impl StoredFiles {
         store.map_err(|why| FileStoreError::Unusable(why.clone()))
     }
 
-    /// Keys that name a file: of the configuration in force, and of the one that the node was started with.
+    /// Keys that name a file, in the configuration in force and in the one that the node was
+    /// started with.
     fn users(&self, name: &StoredFileName, current: &NodeConfig) -> FileUsers {
         let keys = |named: &[(String, StoredFileName)]| {
             let named = named.iter().filter(|(_, other)| other == name);
@@ -142,7 +146,7 @@ impl StoredFiles {
         };
         FileUsers {
             in_force: keys(&current.stored_files()),
-            // The running process was started with it, and may read it again.
+            // The running process was started with the file, and may read it again.
             running: keys(&self.0.started),
         }
     }
@@ -155,7 +159,7 @@ struct FileUsers {
 }
 
 impl FileUsers {
-    /// Why the file has to stay, if it has to.
+    /// Why the file has to stay, if a key names it.
     fn reason(&self) -> Option<String> {
         match (self.in_force.as_slice(), self.running.as_slice()) {
             ([], []) => None,

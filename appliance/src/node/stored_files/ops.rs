@@ -19,13 +19,14 @@ use crate::node::identity_services::no_identity;
 use crate::node::ops::caller;
 use crate::node::reload::Reloader;
 
-/// The scope that lets its holder change the configuration, and what it names.
+/// Scope of callers that may change the configuration and the files that it names.
 const SCOPE: &str = "admin";
-/// Deadline of one step unless the caller names another: a large site is written and synced in one.
+/// Default deadline of one step: a large site is written and synced in one step.
 const STEP_TIMEOUT_MS: u32 = 300_000;
-/// Files of a site that a list names. All names of the largest site would not fit an answer.
+/// Maximum number of files of a site in a list. All names of the largest site would not fit into an
+/// answer.
 const ENTRIES_MAX: usize = 1000;
-/// Longest name, as the schema has it.
+/// Pattern of names, for the schema.
 const NAME_PATTERN: &str = "^(certificate|document|root|site)/[a-z0-9][a-z0-9-]{0,31}$";
 
 /// `config/store-file`
@@ -154,7 +155,7 @@ pub(super) fn remove(files: &StoredFiles, reloader: &Arc<Reloader>) -> Registrat
             let removed = name.clone();
             blocking(move || {
                 let own = files.store()?;
-                // The configuration would name a file that is not there at the next start.
+                // Otherwise the configuration would name a missing file at the next start.
                 if let Some(by) = files.users(&removed, &current.config).reason() {
                     return Err(FileStoreError::InUse { name: removed, by });
                 }
@@ -180,7 +181,7 @@ struct RemoveFileInput {
     name: String,
 }
 
-/// What a call of `config/store-file` asks for.
+/// The step that a call of `config/store-file` asks for.
 enum StoreStep {
     Begin(StoredFileName),
     Add(String, u64),
@@ -188,10 +189,10 @@ enum StoreStep {
 }
 
 impl StoreStep {
-    fn parse(said: &Value) -> Result<Self, CallError> {
-        let upload = said["upload"].as_str().map(str::to_owned);
-        let has = |key: &str| !said[key].is_null();
-        match (said["name"].as_str(), upload, said["offset"].as_u64()) {
+    fn parse(input: &Value) -> Result<Self, CallError> {
+        let upload = input["upload"].as_str().map(str::to_owned);
+        let has = |key: &str| !input[key].is_null();
+        match (input["name"].as_str(), upload, input["offset"].as_u64()) {
             (Some(name), None, None) if !has("bytes") && !has("commit") => {
                 Ok(Self::Begin(parsed(name)?))
             }
@@ -215,13 +216,13 @@ async fn store_step(
     ctx: &Ctx,
 ) -> Result<Value, CallError> {
     direct(ctx)?;
-    // The access rule refuses callers without an identity.
+    // The access rule refuses callers without an identity, so this does not fail.
     let owner = &ctx.identity().ok_or_else(no_identity)?.id;
-    let said = input.try_value()?;
-    match StoreStep::parse(said)? {
+    let fields = input.try_value()?;
+    match StoreStep::parse(fields)? {
         StoreStep::Begin(name) => begin(files, owner, name).await,
         StoreStep::Add(upload, offset) => {
-            let piece = bytes(input, &said["bytes"])?;
+            let piece = bytes(input, &fields["bytes"])?;
             add(files, owner, &upload, (offset, piece)).await
         }
         StoreStep::Commit(upload) => {
@@ -240,7 +241,7 @@ async fn begin(
     owner: &PeerId,
     name: StoredFileName,
 ) -> Result<Value, CallError> {
-    // Before a file is made; two calls at a time are counted again below.
+    // This check comes before a file is made. `keep` checks again, for two calls at a time.
     files.0.uploads.room()?;
     let own = files.clone();
     let upload = blocking(move || own.store()?.begin(name)).await?;
@@ -255,7 +256,8 @@ async fn add(
     (offset, piece): (u64, Bytes),
 ) -> Result<Value, CallError> {
     let uploads = &files.0.uploads;
-    // Held by the thread that writes, so that a call which is given up in the middle loses nothing.
+    // The writing thread holds the lock, so that a call that its caller gives up does not leave a
+    // piece half written.
     let mut held = uploads.lookup(owner, name)?.lock_owned().await;
     let have = held.as_ref().ok_or(FileStoreError::NoUpload)?.have();
     if offset != have {
@@ -269,7 +271,7 @@ async fn add(
     match written.await {
         Ok(have) => Ok(json!({ "have": have })),
         Err(error) => {
-            // Part of the piece may be written, and how much is not known.
+            // An unknown part of the piece may be written.
             uploads.forget(name);
             Err(error.into())
         }
@@ -282,14 +284,16 @@ async fn commit(
     name: &str,
 ) -> Result<StoredFileRow, FileStoreError> {
     let mut held = files.0.uploads.lookup(owner, name)?.lock_owned().await;
-    // Whether it succeeds or not: what came is complete, and cannot be corrected by more pieces.
+    // The upload ends whether or not the commit succeeds: its content is complete, and more pieces
+    // cannot correct it.
     files.0.uploads.forget(name);
     let upload = held.take().ok_or(FileStoreError::NoUpload)?;
     let own = files.clone();
     blocking(move || own.store()?.commit(upload)).await
 }
 
-/// What an operation or a script stores for its caller outlives the call, and may be what a node is known by.
+/// Refuses a call that an operation or a script makes for its caller: the stored file outlives the
+/// call, and may be the node's certificate.
 fn direct(ctx: &Ctx) -> Result<(), CallError> {
     match ctx.internal() {
         false => Ok(()),
@@ -305,7 +309,7 @@ fn parsed(name: &str) -> Result<StoredFileName, CallError> {
     name.map_err(|error| CallError::invalid_input(error.to_string()))
 }
 
-/// Bytes that lie behind the JSON, or stand in it as base64.
+/// Bytes behind the JSON, or as base64 in it.
 fn bytes(input: &CallBody, value: &Value) -> Result<Bytes, CallError> {
     if let Some(bytes) = input.binary(value) {
         return Ok(bytes);
@@ -317,7 +321,7 @@ fn bytes(input: &CallBody, value: &Value) -> Result<Bytes, CallError> {
         .ok_or_else(|| CallError::invalid_input("bytes are {\"$bin\":[offset,length]} or base64"))
 }
 
-/// When a file of this kind counts for a node that uses it.
+/// When a stored file of this kind takes effect on a node that uses it.
 fn counts(kind: StoredFileKind) -> &'static str {
     match kind {
         StoredFileKind::Site => "at once",
@@ -341,7 +345,7 @@ fn shown_row(row: &StoredFileRow, users: &FileUsers) -> Value {
     Value::Object(shown)
 }
 
-/// Adds the files of a site, as many as an answer has room for.
+/// Adds the files of a site, up to [`ENTRIES_MAX`].
 fn add_entries(row: &mut Value, mut files: Vec<(String, u64)>) {
     row["left_out"] = files.len().saturating_sub(ENTRIES_MAX).into();
     files.truncate(ENTRIES_MAX);
@@ -350,7 +354,7 @@ fn add_entries(row: &mut Value, mut files: Vec<(String, u64)>) {
     row["entries"] = files.collect();
 }
 
-/// Does what blocks where that is allowed.
+/// Runs blocking work on a thread where it may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FileStoreError> + Send + 'static,
 ) -> Result<T, FileStoreError> {

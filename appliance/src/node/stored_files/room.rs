@@ -1,13 +1,14 @@
-//! How much of the disk stored files take, and who of those that store at once takes how much of what is left.
+//! The part of the disk that stored files may take, shared by concurrent uploads.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::FileStoreError;
 
-/// Bytes in which file systems give room to a file: those of data disks have blocks of 4 KiB.
+/// Bytes of a block of the file system: those of data disks have 4 KiB.
 const BLOCK_BYTES: u64 = 4 << 10;
-/// Bytes that count for a file or folder beside its content: for its name in the folder above, and for its inode. ext4
-/// has an inode for each 16 KiB, so that a store of empty files in a quarter of the disk leaves half of the inodes.
+/// Bytes that count for a file or folder beside its content: for its name in the folder above, and
+/// for its inode. ext4 has an inode for each 16 KiB, so that a store of empty files in a quarter of
+/// the disk leaves half of the inodes.
 const ENTRY_BYTES: u64 = 8 << 10;
 /// Bytes that a folder takes: its entry, and a block for the first names in it.
 pub(super) const FOLDER_BYTES: u64 = ENTRY_BYTES + BLOCK_BYTES;
@@ -29,7 +30,7 @@ pub(super) struct StoreRoom {
 
 #[derive(Debug, Default)]
 struct RoomCounts {
-    /// Bytes of what is stored, as the folder was last measured.
+    /// Bytes of stored files, as the folder was last measured.
     stored: u64,
     /// Bytes of all claims.
     claimed: u64,
@@ -41,7 +42,7 @@ impl StoreRoom {
         Arc::new(Self { bytes_max, counts })
     }
 
-    /// Bytes that all may have.
+    /// Maximum bytes of all files.
     pub(super) const fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
@@ -51,13 +52,13 @@ impl StoreRoom {
         self.counts().used()
     }
 
-    /// Takes note of a measured folder.
+    /// Sets the measured bytes of stored files.
     pub(super) fn set_stored(&self, bytes: u64) {
         self.counts().stored = bytes;
     }
 
     fn counts(&self) -> MutexGuard<'_, RoomCounts> {
-        // Every change of it is one assignment.
+        // Every change of the counts is one assignment, so a panic leaves them whole.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,7 +69,8 @@ impl RoomCounts {
     }
 }
 
-/// Room for what is being written, which is given back on drop: by then it is removed, or was measured as stored.
+/// Room for a file that is being written. It is released on drop: by then the file was removed, or
+/// measured as stored.
 #[derive(Debug)]
 pub(super) struct RoomClaim {
     room: Arc<StoreRoom>,
@@ -76,7 +78,7 @@ pub(super) struct RoomClaim {
 }
 
 impl RoomClaim {
-    /// A claim of nothing yet.
+    /// An empty claim.
     pub(super) fn new(room: &Arc<StoreRoom>) -> Self {
         Self {
             room: Arc::clone(room),
@@ -84,10 +86,10 @@ impl RoomClaim {
         }
     }
 
-    /// Makes the claim at least so large, before the bytes are written.
+    /// Makes the claim at least this large, before the bytes are written.
     ///
     /// # Errors
-    /// There is less room; the claim stays as it was.
+    /// There is less room. The claim stays as it was.
     pub(super) fn grow_to(&mut self, bytes: u64) -> Result<(), FileStoreError> {
         let more = bytes.saturating_sub(self.bytes);
         let mut counts = self.room.counts();

@@ -1,4 +1,4 @@
-//! The files of a stored site: taken out of an archive, and listed.
+//! Unpacks a site from its archive, and lists its files.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -10,31 +10,35 @@ use super::error::FileStoreError;
 use super::room::{FOLDER_BYTES, RoomClaim, bytes_on_disk};
 use crate::tar::{TarEntry, TarEntryKind, TarReader};
 
-/// Bytes of the archive of a site, headers included: a site of this size takes a minute over a home's uplink, and a
-/// node stores several.
+/// Maximum bytes of the archive of a site, headers included: a site of this size takes a minute
+/// over a home's uplink, and a node stores several.
 pub(super) const SITE_BYTES_MAX: u64 = 256 << 20;
-/// Bytes of one file of a site. Larger ones, such as films, belong on a server made for them.
+/// Maximum bytes of one file of a site. Larger files, such as films, belong on a server made for
+/// them.
 const SITE_FILE_BYTES_MAX: u64 = 64 << 20;
-/// Files and folders of one site. Each takes an inode of the data disk.
+/// Maximum number of files and folders of one site. Each takes an inode of the data disk.
 const SITE_ENTRIES_MAX: usize = 8192;
-/// Longest path of a file, in bytes, and most folders above it: names of files are kept in memory when they are served.
+/// Maximum length of a file's path in bytes, and maximum number of its segments: the node keeps
+/// names of served files in memory.
 const PATH_BYTES_MAX: usize = 512;
 const PATH_SEGMENTS_MAX: usize = 16;
-/// Longest name of a file, in bytes: as long as file systems have it (`NAME_MAX`).
+/// Maximum length of a name in bytes: that of file systems (`NAME_MAX`).
 const SEGMENT_BYTES_MAX: usize = 255;
 
-/// Files and their bytes.
+/// Number of files, and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SiteSize {
     pub(super) files: u64,
     pub(super) bytes: u64,
 }
 
-/// Takes a site out of its archive into `folder`, which is empty and closed to others. The claim grows with it.
+/// Unpacks a site from its archive into `folder`, which is empty and closed to other users. The
+/// claim grows with it.
 ///
 /// # Errors
-/// The archive is damaged, has something else than files and folders, or more than a site may have or than there is
-/// room for; or a path of it is not served. What was taken out is still there.
+/// The archive is damaged, has entries other than files and folders, has more than a site may have
+/// or than there is room for, or has a path that the node would not serve. Files that were unpacked
+/// stay in the folder.
 pub(super) fn unpack(
     archive: impl Read,
     folder: &Path,
@@ -58,10 +62,15 @@ fn unpack_at_most(
         claim,
         on_disk: 0,
     };
-    while let Some(entry) = reader.next_entry().map_err(|error| of_archive(error, ""))? {
+    while let Some(entry) = reader
+        .next_entry()
+        .map_err(|error| from_archive_error(error, ""))?
+    {
         if let Some(mut file) = target.file_of(&entry)? {
             let copied = reader.copy_to(&mut file);
-            copied.map_err(|error| of_archive(error, &String::from_utf8_lossy(&entry.path)))?;
+            copied.map_err(|error| {
+                from_archive_error(error, &String::from_utf8_lossy(&entry.path))
+            })?;
         }
     }
     match target.size.files {
@@ -72,8 +81,8 @@ fn unpack_at_most(
     }
 }
 
-/// An error of the archive, or of the disk.
-fn of_archive(error: io::Error, path: &str) -> FileStoreError {
+/// The error of the archive, or of the disk.
+fn from_archive_error(error: io::Error, path: &str) -> FileStoreError {
     match error.kind() {
         ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
             FileStoreError::Content(format!("the archive cannot be read: {error}"))
@@ -82,26 +91,27 @@ fn of_archive(error: io::Error, path: &str) -> FileStoreError {
     }
 }
 
-/// A path of the archive as an error may repeat it.
+/// A path of the archive, made safe for an error message.
 fn shown(path: &str) -> String {
     let path = path.chars().take(PATH_BYTES_MAX);
     path.map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
 }
 
-/// Where files of an archive come to lie.
+/// Writes the files of an archive below a folder.
 struct SiteFolder<'a> {
     folder: &'a Path,
     entries_max: usize,
     made: BTreeSet<PathBuf>,
     size: SiteSize,
     claim: &'a mut RoomClaim,
-    /// Bytes that the files take.
+    /// Bytes of the disk that the files take.
     on_disk: u64,
 }
 
 impl SiteFolder<'_> {
-    /// An empty file for an entry; `None` for a folder, which is made with its first file.
+    /// Opens an empty file for an entry. Returns `None` for a folder, which is made with its first
+    /// file.
     fn file_of(&mut self, entry: &TarEntry) -> Result<Option<File>, FileStoreError> {
         let text = String::from_utf8_lossy(&entry.path);
         let refused = |why: &str| {
@@ -115,7 +125,8 @@ impl SiteFolder<'_> {
             Err(why) => return refused(why),
         };
         match entry.kind {
-            // Folders are made with the files in them, so that an archive cannot fill the disk with empty ones.
+            // A folder is made with the first file in it, so that an archive cannot fill the disk
+            // with empty folders.
             TarEntryKind::Folder => return Ok(None),
             TarEntryKind::Other => {
                 return refused("a site has files and folders, and no links or devices");
@@ -141,12 +152,13 @@ impl SiteFolder<'_> {
             let text = format!("a site has at most {} files and folders", self.entries_max);
             return Err(FileStoreError::Content(text));
         }
-        // Small files take more than their bytes, and the archive has few of those.
+        // Small files take more of the disk than of the archive, so they are claimed by what they
+        // take.
         self.on_disk = self.on_disk.saturating_add(bytes_on_disk(entry.bytes));
         let folders = FOLDER_BYTES * (self.made.len() as u64 + 1);
         self.claim.grow_to(self.on_disk.saturating_add(folders))?;
         let mut options = OpenOptions::new();
-        // Never over a file that is there, and through no link: this folder has none.
+        // `create_new` writes over no file and follows no link (open(2), `O_EXCL`).
         let made = options.write(true).create_new(true).mode(0o600);
         match made.open(self.folder.join(&path)) {
             Ok(file) => Ok(Some(file)),
@@ -157,10 +169,10 @@ impl SiteFolder<'_> {
         }
     }
 
-    /// Makes every folder above a file that is not there yet.
+    /// Makes the missing folders above a file.
     fn make_folders(&mut self, path: &Path) -> io::Result<()> {
         let mut above: Vec<_> = path.ancestors().skip(1).collect();
-        // The last one is the site itself.
+        // The last ancestor is the site itself.
         above.pop();
         for folder in above.into_iter().rev() {
             if !self.made.contains(folder) {
@@ -175,10 +187,10 @@ impl SiteFolder<'_> {
     }
 }
 
-/// The path below the site that an entry names; empty for the site itself.
+/// The path below the site that an entry names. Empty for the site itself.
 fn site_path(path: &[u8]) -> Result<PathBuf, &'static str> {
     let text = std::str::from_utf8(path).map_err(|_| "its name is not UTF-8")?;
-    // As `tar` writes what lies in the folder where it was started.
+    // `tar` writes the `./` for entries of the folder where it was started.
     let text = text.strip_prefix("./").unwrap_or(text);
     let text = text.strip_suffix('/').unwrap_or(text);
     if text.is_empty() || text == "." {
@@ -198,14 +210,15 @@ fn site_path(path: &[u8]) -> Result<PathBuf, &'static str> {
         match part {
             "" => return Err("its path has two slashes together"),
             "." | ".." => return Err("its path leads out of the site, or nowhere"),
-            // RFC 8615 has `/.well-known`; the node serves those that it knows itself.
+            // The node serves the paths below `/.well-known` (RFC 8615) that it knows itself, and
+            // no other name with a dot.
             part if part.starts_with('.') => {
                 return Err("a name in it begins with a dot, and such files are not served");
             }
             part if part.len() > SEGMENT_BYTES_MAX => {
                 return Err("a name in it is longer than 255 bytes");
             }
-            // The router of paths knows no such name either.
+            // The router of paths refuses such names as well.
             part if part.contains(|c: char| c.is_control() || c == '\\') => {
                 return Err("a name in it has a control character or a backslash");
             }
@@ -215,7 +228,8 @@ fn site_path(path: &[u8]) -> Result<PathBuf, &'static str> {
     Ok(path)
 }
 
-/// The files below a folder with their lengths, in the order of their paths. What is removed meanwhile is left out.
+/// The files below a folder with their lengths, sorted by path. It leaves out files that are
+/// removed meanwhile.
 pub(super) fn files(folder: &Path) -> io::Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
     each_below(folder, |path, about| {
@@ -231,7 +245,7 @@ pub(super) fn files(folder: &Path) -> io::Result<Vec<(String, u64)>> {
 pub(super) fn measure_on_disk(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0_u64;
     each_below(folder, |_, about| {
-        // A folder's own length says nothing on some file systems.
+        // On some file systems a folder's own length says nothing.
         bytes = bytes.saturating_add(match about.is_dir() {
             true => FOLDER_BYTES,
             false => bytes_on_disk(about.len()),
@@ -240,7 +254,8 @@ pub(super) fn measure_on_disk(folder: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Shows `take` each file and folder below a folder. What is removed meanwhile is left out.
+/// Calls `take` with each file and folder below a folder. It leaves out entries that are removed
+/// meanwhile.
 fn each_below(folder: &Path, mut take: impl FnMut(&Path, &Metadata)) -> io::Result<()> {
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
@@ -262,14 +277,14 @@ fn each_below(folder: &Path, mut take: impl FnMut(&Path, &Metadata)) -> io::Resu
     Ok(())
 }
 
-fn unless_gone<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
-    match looked {
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        looked => looked.map(Some),
+        result => result.map(Some),
     }
 }
 
-/// How much lies below a folder.
+/// Number of files below a folder, and their bytes.
 pub(super) fn measure(folder: &Path) -> io::Result<SiteSize> {
     let files = files(folder)?;
     Ok(SiteSize {
@@ -352,14 +367,14 @@ mod tests {
         relabel(&mut link, b'2');
         let error = unpacked(&link).expect_err("a link");
         assert!(error.contains("no links"), "{error}");
-        // Of a length that was never sent.
+        // The header names a length that is not in the archive.
         let mut large = file_header("a", SITE_FILE_BYTES_MAX + 1);
         large.extend(END);
         let error = unpacked(&large).expect_err("too long");
         assert!(error.contains("64 MiB"), "{error}");
     }
 
-    /// Makes the first entry one of another kind, and its header right again.
+    /// Changes the kind of the first entry, and corrects the checksum of its header.
     fn relabel(archive: &mut [u8], kind: u8) {
         let mut sum = u32::from(kind) - u32::from(archive[156]);
         archive[156] = kind;

@@ -32,38 +32,40 @@ use crate::node::identity_services::moment;
 
 /// Folder of the contents of sites.
 const CONTENT: &str = "content";
-/// Folder of what is on its way in.
+/// Folder of uploads under way.
 const UPLOADS: &str = "uploads";
 
-/// Bytes of a certificate with its key and its issuers: a chain of ten certificates has 20 KiB.
+/// Maximum bytes of a certificate with its key and its issuers: a chain of ten certificates has 20
+/// KiB.
 const CERTIFICATE_BYTES_MAX: u64 = 256 << 10;
-/// Bytes of a file of authorities: all that browsers trust have 200 KiB.
+/// Maximum bytes of a file of authorities: all that browsers trust have 200 KiB.
 const ROOT_BYTES_MAX: u64 = 1 << 20;
-/// Bytes of an OpenAPI document, as long as an import reads one.
+/// Maximum bytes of an OpenAPI document, which is also that of an import.
 const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
-/// Stored files of one kind.
+/// Maximum number of stored files of one kind.
 const FILES_PER_KIND_MAX: usize = 64;
-/// Bytes that all stored files take, with what is on its way in, of a large disk. A small one keeps three quarters of
-/// itself for everything else.
+/// Maximum bytes that all stored files and uploads take on a large disk. On a small one they take
+/// at most one part in [`DISK_PART`].
 const STORE_BYTES_MAX: u64 = 1 << 30;
 const DISK_PART: u64 = 4;
 
-/// One stored file, for those who look at the node.
+/// One stored file, for lists.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct StoredFileRow {
     pub(super) name: StoredFileName,
-    /// Files below it: of a site, its own; else one.
+    /// Number of files: for a site, those below it, and otherwise one.
     pub(super) files: u64,
     pub(super) bytes: u64,
     /// When it was stored, RFC 3339.
     pub(super) stored: Option<String>,
-    /// What its kind has beside: names and end of a certificate, number of operations of a document.
+    /// Facts of the file's kind: names and end of a certificate, number of operations of a
+    /// document.
     pub(super) facts: Map<String, Value>,
-    /// What is allowed and probably not meant.
+    /// Findings that are allowed and probably not meant.
     pub(super) warnings: Vec<String>,
 }
 
-/// What is on its way in. The file of it is removed with it.
+/// An upload under way. Its file is removed on drop.
 #[derive(Debug)]
 pub(super) struct FileUpload {
     name: StoredFileName,
@@ -75,7 +77,7 @@ pub(super) struct FileUpload {
 }
 
 impl FileUpload {
-    /// Bytes that came so far.
+    /// Number of bytes that arrived so far.
     pub(super) const fn have(&self) -> u64 {
         self.have
     }
@@ -83,7 +85,8 @@ impl FileUpload {
     /// Adds the next bytes.
     ///
     /// # Errors
-    /// They are more than may come, or cannot be written.
+    /// There are more bytes than the kind allows or than there is room for, or they cannot be
+    /// written.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), FileStoreError> {
         let end = self.have + bytes.len() as u64;
         if end > self.most {
@@ -92,7 +95,7 @@ impl FileUpload {
                 self.name, self.most
             )));
         }
-        // Of uploads that were begun together each has what the others leave.
+        // Concurrent uploads share the room: each has what the others leave.
         self.claim.grow_to(bytes_on_disk(end))?;
         let written = self.file.write_all_at(bytes, self.have);
         written.map_err(|error| FileStoreError::io("cannot keep what was sent", error))?;
@@ -103,7 +106,7 @@ impl FileUpload {
 
 impl Drop for FileUpload {
     fn drop(&mut self) {
-        // The next start would do it too.
+        // If the removal fails, the next start removes the file.
         fs::remove_file(&self.path).ok();
     }
 }
@@ -113,12 +116,14 @@ impl Drop for FileUpload {
 pub(super) struct FileStore {
     folder: PathBuf,
     room: Arc<StoreRoom>,
-    /// Held while a file is put in place or removed: of two such changes the second sees what the first made.
+    /// Held while a file is put in place or removed: of two such changes, the second sees the
+    /// result of the first.
     turn: Mutex<()>,
 }
 
 impl FileStore {
-    /// Opens the store in this folder, makes the folder where it is missing, and removes what a power cut left there.
+    /// Opens the store in this folder, makes the folder if it is missing, and removes what a power
+    /// cut left there.
     ///
     /// # Errors
     /// The folder cannot be made, read or written.
@@ -143,7 +148,7 @@ impl FileStore {
         Ok(store)
     }
 
-    /// The same with room for so many bytes.
+    /// The same with room for this many bytes.
     #[cfg(test)]
     pub(super) fn with_room(mut self, bytes_max: u64) -> Self {
         self.room = StoreRoom::new(bytes_max);
@@ -151,7 +156,7 @@ impl FileStore {
         self
     }
 
-    /// Where a file is, for the parts of the node that open it.
+    /// Path of a file, for the parts of the node that open it.
     pub(super) fn path(&self, name: &StoredFileName) -> PathBuf {
         self.below(name.kind().name()).join(name.name())
     }
@@ -161,17 +166,17 @@ impl FileStore {
         self.path(name).exists()
     }
 
-    /// Bytes of the disk that all may take.
+    /// Maximum bytes of the disk that all files may take.
     pub(super) fn bytes_max(&self) -> u64 {
         self.room.bytes_max()
     }
 
-    /// Bytes of the disk that all take, with what is on its way in.
+    /// Bytes of the disk that all files and uploads take.
     pub(super) fn used(&self) -> u64 {
         self.room.used()
     }
 
-    /// Measures what is stored, of which the room that is left depends. Its caller has the turn.
+    /// Measures the stored files, and so the room that is left. The caller holds the turn.
     fn count(&self) -> Result<(), FileStoreError> {
         let bytes = self.measured();
         let bytes =
@@ -190,10 +195,10 @@ impl FileStore {
         Ok(bytes)
     }
 
-    /// Begins to take a file.
+    /// Begins an upload.
     ///
     /// # Errors
-    /// There is no room, or nothing can be written.
+    /// There is no room, or the file cannot be made.
     pub(super) fn begin(&self, name: StoredFileName) -> Result<FileUpload, FileStoreError> {
         if !self.has(&name) && self.names(name.kind())?.len() >= FILES_PER_KIND_MAX {
             let text = format!(
@@ -202,11 +207,11 @@ impl FileStore {
             );
             return Err(FileStoreError::Quota(text));
         }
-        let of_kind = match name.kind() {
+        let bytes_max = match name.kind() {
             StoredFileKind::Certificate => CERTIFICATE_BYTES_MAX,
             StoredFileKind::Root => ROOT_BYTES_MAX,
             StoredFileKind::Site => SITE_BYTES_MAX,
-            // An import reads no more of any other.
+            // An import does not read a longer document.
             _ => DOCUMENT_BYTES_MAX,
         };
         let mut claim = RoomClaim::new(&self.room);
@@ -228,15 +233,16 @@ impl FileStore {
             path,
             file,
             have: 0,
-            most: of_kind,
+            most: bytes_max,
             claim,
         })
     }
 
-    /// Checks what came, and puts it in the place of the file before it.
+    /// Checks an upload, and puts it in place of the stored file.
     ///
     /// # Errors
-    /// It is not what its name says, there is no room, or it cannot be written: the file before it stays.
+    /// The content does not fit its kind, there is no room, or it cannot be written. The stored
+    /// file stays.
     pub(super) fn commit(&self, upload: FileUpload) -> Result<StoredFileRow, FileStoreError> {
         let _turn = self.turn();
         let name = upload.name.clone();
@@ -244,7 +250,8 @@ impl FileStore {
             let content = self.stage(&upload)?;
             drop(upload);
             let swapped = self.swap(&name, &content);
-            // Where the folder of links could not be synced, the name leads to it all the same.
+            // If only the sync of the links' folder failed, the name already leads to the new
+            // content, which then stays.
             if swapped.is_err() && self.content_of(&name).as_ref() != Some(&content) {
                 discard(&content);
             }
@@ -253,9 +260,9 @@ impl FileStore {
             return self.row(&name);
         }
         let content = read(&upload)?;
-        // Checked before it takes the place of the file that is served.
+        // The content is checked before it replaces a file that may be in use.
         let (facts, warnings) = describe(name.kind(), &content).map_err(FileStoreError::Content)?;
-        // The file before it, what was sent and the new one are on the disk together.
+        // The stored file, the upload and the new file are on the disk at the same time.
         let mut claim = RoomClaim::new(&self.room);
         claim.grow_to(bytes_on_disk(upload.have))?;
         let put = alknet_durable::replace(&self.path(&name), &content, 0o600);
@@ -272,7 +279,7 @@ impl FileStore {
     /// Removes a file.
     ///
     /// # Errors
-    /// It is not there, or stays.
+    /// The file does not exist, or cannot be removed.
     pub(super) fn remove(&self, name: &StoredFileName) -> Result<(), FileStoreError> {
         let _turn = self.turn();
         let path = self.path(name);
@@ -285,13 +292,14 @@ impl FileStore {
         let synced = alknet_durable::sync_folder(&self.below(name.kind().name()));
         synced.map_err(|error| FileStoreError::io(format!("cannot remove {name}"), error))?;
         if let Some(content) = content {
-            // After the link is gone for good: a link without its folder would be served as nothing.
+            // The content goes after the link is durably gone: a link without its folder would be
+            // served as an empty site.
             discard(&content);
         }
         self.count()
     }
 
-    /// Every stored file.
+    /// Lists every stored file.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -300,7 +308,7 @@ impl FileStore {
         for kind in StoredFileKind::ALL {
             for name in self.names(kind)? {
                 match self.row(&name) {
-                    // Removed since the names were read.
+                    // The file was removed after the names were read.
                     Err(FileStoreError::Missing(_)) => {}
                     row => rows.push(row?),
                 }
@@ -309,10 +317,10 @@ impl FileStore {
         Ok(rows)
     }
 
-    /// One stored file.
+    /// Describes one stored file.
     ///
     /// # Errors
-    /// It is not there, or cannot be read.
+    /// The file does not exist, or cannot be read.
     pub(super) fn row(&self, name: &StoredFileName) -> Result<StoredFileRow, FileStoreError> {
         let path = self.path(name);
         let failed = |error: io::Error| match error.kind() {
@@ -338,7 +346,7 @@ impl FileStore {
             return Ok(row);
         }
         if name.kind() == StoredFileKind::Document {
-            // Reading one takes seconds, and it was checked when it came.
+            // Parsing a document takes seconds, and it was checked when it was stored.
             return Ok(row);
         }
         let content = Zeroizing::new(fs::read(&path).map_err(failed)?);
@@ -349,10 +357,10 @@ impl FileStore {
         Ok(row)
     }
 
-    /// The files of a site with their lengths; of every other file nothing.
+    /// The files of a site with their lengths. Empty for every other kind.
     ///
     /// # Errors
-    /// It is not there, or cannot be read.
+    /// The file does not exist, or cannot be read.
     pub(super) fn files(
         &self,
         name: &StoredFileName,
@@ -364,7 +372,7 @@ impl FileStore {
         }
     }
 
-    /// Takes a site out of its archive, durably, beside the one that is served.
+    /// Unpacks a site durably, beside the one that is served.
     pub(super) fn stage(&self, upload: &FileUpload) -> Result<PathBuf, FileStoreError> {
         let mut claim = RoomClaim::new(&self.room);
         let made = unused(&self.below(CONTENT), |path| {
@@ -374,10 +382,11 @@ impl FileStore {
             made.map_err(|error| FileStoreError::io("cannot make a folder", error))?;
         let unpacked = site::unpack(ArchiveFile::new(&upload.file), &content, &mut claim);
         let unpacked = unpacked.and_then(|_| {
-            // One call for thousands of files: each is on the disk before the link leads to it.
+            // One call syncs thousands of files: each is on the disk before the link leads to it
+            // (syncfs(2)).
             let synced = File::open(&content).and_then(|folder| Ok(syncfs(&folder)?));
             synced.map_err(|error| FileStoreError::io("cannot write the site", error))?;
-            // Before the claim ends.
+            // The content is measured before the claim ends, so that its bytes always count.
             self.count()
         });
         if let Err(error) = unpacked {
@@ -387,7 +396,7 @@ impl FileStore {
         Ok(content)
     }
 
-    /// Has the name of a site lead to this content, and removes the one before.
+    /// Points the name of a site to this content, and removes the content before it.
     fn swap(&self, name: &StoredFileName, content: &Path) -> Result<(), FileStoreError> {
         let failed = |error| FileStoreError::io(format!("cannot write {name}"), error);
         let before = self.content_of(name);
@@ -399,7 +408,8 @@ impl FileStore {
         }
         let number = content.file_name().unwrap_or_default();
         symlink(Path::new("..").join(CONTENT).join(number), &new).map_err(failed)?;
-        // Over the link that is there: a request finds either the whole old site or the whole new one.
+        // `rename` replaces the link atomically: a request finds either the whole old site or the
+        // whole new one.
         fs::rename(&new, self.path(name)).map_err(failed)?;
         alknet_durable::sync_folder(&sites).map_err(failed)?;
         if let Some(before) = before {
@@ -414,13 +424,13 @@ impl FileStore {
         Some(self.below(CONTENT).join(target.file_name()?))
     }
 
-    /// Names of one kind, in their order.
+    /// Names of one kind, sorted.
     fn names(&self, kind: StoredFileKind) -> Result<Vec<StoredFileName>, FileStoreError> {
         let failed = |error| FileStoreError::io("cannot look at what is stored", error);
         let mut names = Vec::new();
         for entry in fs::read_dir(self.below(kind.name())).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            // What a power cut left has another name.
+            // Files that a power cut left have names that do not parse, and are skipped.
             let name = format!("{kind}/{}", name.to_string_lossy());
             names.extend(name.parse::<StoredFileName>());
         }
@@ -428,7 +438,7 @@ impl FileStore {
         Ok(names)
     }
 
-    /// Removes uploads and contents that nothing leads to.
+    /// Removes all uploads, and contents that no link leads to.
     fn sweep(&self) -> io::Result<()> {
         for upload in fs::read_dir(self.below(UPLOADS))? {
             fs::remove_file(upload?.path())?;
@@ -437,7 +447,7 @@ impl FileStore {
         let mut used = Vec::new();
         for site in sites {
             let site = site?;
-            // A link that was not put in place.
+            // A power cut left this link before its rename.
             if site.file_name().to_string_lossy().starts_with('.') {
                 fs::remove_file(site.path())?;
             } else if let Ok(target) = fs::read_link(site.path()) {
@@ -458,12 +468,12 @@ impl FileStore {
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
-        // What a panic left in the middle is a folder that nothing leads to.
+        // A panic in the middle leaves at most a folder that no link leads to.
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads a file from its beginning without moving where another reader is.
+/// Reads a file from its beginning, independent of the file's own position.
 struct ArchiveFile<'a> {
     file: &'a File,
     at: u64,
@@ -483,7 +493,7 @@ impl Read for ArchiveFile<'_> {
     }
 }
 
-/// Everything that came of a file that is kept in memory while it is checked.
+/// Reads a whole upload into memory, for its check.
 fn read(upload: &FileUpload) -> Result<Zeroizing<Vec<u8>>, FileStoreError> {
     let mut content = Zeroizing::new(Vec::new());
     let read = ArchiveFile::new(&upload.file).read_to_end(&mut content);
@@ -491,7 +501,7 @@ fn read(upload: &FileUpload) -> Result<Zeroizing<Vec<u8>>, FileStoreError> {
     Ok(content)
 }
 
-/// Makes what has a number for its name, one that is not in use.
+/// Makes an entry whose name is the first unused number.
 fn unused<T>(folder: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<(PathBuf, T)> {
     for number in 1_u64.. {
         let path = folder.join(number.to_string());
@@ -503,7 +513,7 @@ fn unused<T>(folder: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result
     Err(io::Error::from(ErrorKind::QuotaExceeded))
 }
 
-/// Removes the content of a site. The next start would do it too.
+/// Removes the content of a site. If that fails, the next start does it.
 fn discard(content: &Path) {
     if let Err(error) = fs::remove_dir_all(content) {
         let folder = content.display();
@@ -515,7 +525,7 @@ fn rfc3339(at: SystemTime) -> Option<String> {
     moment(at.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// Checks a file of a kind, and says what is in it and what is probably not meant.
+/// Checks the content for its kind. Returns facts about it, and warnings.
 fn describe(
     kind: StoredFileKind,
     content: &[u8],

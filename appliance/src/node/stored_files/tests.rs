@@ -37,20 +37,20 @@ fn site(page: &[u8]) -> Vec<u8> {
     packed(&[("index.html", page), ("docs/a.txt", b"a")])
 }
 
-/// What the site `www` shows.
+/// The index page of the site `www`.
 fn page(store: &FileStore) -> Vec<u8> {
     let index = store.path(&name("site/www")).join("index.html");
     fs::read(index).unwrap_or_default()
 }
 
-/// What lies in one of the store's folders.
+/// Names in one of the store's folders.
 fn entries(folder: &Path, below: &str) -> Vec<String> {
     let entries = fs::read_dir(folder.join("files").join(below)).expect("it is there");
     let names = entries.map(|entry| entry.expect("a readable entry").file_name());
     names.map(|it| it.to_string_lossy().into_owned()).collect()
 }
 
-/// A certificate for `example.org` that signed itself, and its key.
+/// A self-signed certificate for `example.org`, and its key.
 fn certificate(folder: &Path, file: &str) -> (Vec<u8>, Vec<u8>) {
     let (chain, key) = (format!("{file}.pem"), format!("{file}.key"));
     let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x -days 9 \
@@ -76,7 +76,7 @@ fn a_site_takes_the_place_of_the_one_before_it() {
     assert_eq!(page(&store), b"one");
     put(&store, "site/www", &site(b"other")).expect("a site");
     assert_eq!(page(&store), b"other");
-    // Nothing is left of the first one, or of what was sent.
+    // The first site and the upload are gone.
     assert_eq!(entries(dir.path(), "content").len(), 1);
     assert!(entries(dir.path(), "uploads").is_empty());
     let files = store.files(&name("site/www")).expect("it is there");
@@ -100,11 +100,11 @@ fn a_site_that_is_refused_leaves_the_one_before_it() {
         assert_eq!(page(&store), b"one");
     }
     assert_eq!(entries(dir.path(), "content").len(), 1);
-    // Where the path leads to from the folder of the content.
+    // The path leads here from the folder of the content.
     assert!(!dir.path().join("files/content/x").exists());
 }
 
-/// What a power cut leaves: everything up to the rename of the link, and everything after it.
+/// A power cut leaves either the state before the rename of the link, or the one after it.
 #[test]
 fn a_node_that_ends_before_the_swap_serves_the_site_of_before() {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -119,7 +119,7 @@ fn a_node_that_ends_before_the_swap_serves_the_site_of_before() {
     );
     let link = dir.path().join("files/site/.www.new");
     std::os::unix::fs::symlink(&staged, &link).expect("a writable directory");
-    // The process ends here: nothing is dropped.
+    // The process ends here without dropping anything.
     std::mem::forget(upload);
     drop(store);
     assert_eq!(entries(dir.path(), "content").len(), 2);
@@ -167,7 +167,7 @@ fn roots_and_documents_are_checked_before_they_count() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = open(dir.path());
     let (chain, key) = certificate(dir.path(), "authority");
-    // A certificate that signs itself is one of an authority, as OpenSSL makes it.
+    // OpenSSL makes a self-signed certificate that is an authority.
     let row = put(&store, "root/lab", &chain).expect("an authority");
     assert_eq!(row.facts["certificates"], 1);
     let document = b"openapi: 3.1.0\npaths:\n  /a:\n    get: {}\n    post: {}\n";
@@ -192,7 +192,7 @@ fn roots_and_documents_are_checked_before_they_count() {
 fn files_have_so_much_room_and_no_more() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let archive = site(&[b'x'; 40_000]);
-    // Archive and content, and no second archive beside the content.
+    // The room is for the archive and the content, and not for a second archive.
     let room = archive.len() as u64 * 2 + (64 << 10);
     let store = open(dir.path()).with_room(room);
     put(&store, "site/www", &archive).expect("archive and content fit");
@@ -223,7 +223,7 @@ fn uploads_that_begin_together_share_the_room() {
         assert!(matches!(error, FileStoreError::Quota(_)), "{error:?}");
     }
     assert!(store.used() <= ROOM);
-    // What an upload had is there for the others once it ends.
+    // An upload releases its room when it ends.
     drop(first);
     second.write(&PIECE).expect("there is room again");
     drop((second, third));
@@ -244,7 +244,7 @@ fn what_was_stored_since_an_upload_began_counts_for_it() {
     early.write(&[b'x'; 96 << 10]).expect("there is room again");
 }
 
-/// Each takes an inode and a name, and its archive is short.
+/// Each empty file takes an inode and a name, and the archive of many is short.
 #[test]
 fn empty_files_take_room() {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -334,7 +334,7 @@ async fn uploads_are_their_callers_few_and_not_kept_for_ever() {
     assert!(uploads.lookup(&peer("ada"), "u1").is_err());
 }
 
-/// The running node compiles them when they are first needed.
+/// The running node compiles the schemas when they are first needed.
 #[test]
 fn the_schemas_compile() {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -1,4 +1,4 @@
-//! Files that come in pieces, each piece in a call of its own.
+//! Uploads of files, of which each piece comes in a call of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,13 +10,13 @@ use tokio::time::Instant;
 use super::error::FileStoreError;
 use super::store::FileUpload;
 
-/// Uploads at once: together they may have as many bytes as there is room for, and one administrator stores one after
-/// the other.
+/// Maximum number of uploads under way. They share the room, and one administrator stores one file
+/// after another.
 const UPLOADS_MAX: usize = 4;
 /// How long an upload waits for its next piece.
 pub(super) const UPLOAD_IDLE: Duration = Duration::from_secs(600);
 
-/// An upload that one piece at a time is added to; absent once it was stored or has failed.
+/// An upload, to which one call at a time adds a piece. `None` after it was stored or has failed.
 pub(super) type SharedUpload = Arc<tokio::sync::Mutex<Option<FileUpload>>>;
 
 /// Uploads by name.
@@ -40,16 +40,16 @@ struct FileUploadSlot {
 }
 
 impl FileUploads {
-    /// Drops an upload that its caller does not go on with for so long.
+    /// `idle` is the time after which an upload without a new piece is dropped.
     pub(super) fn new(idle: Duration) -> Arc<Self> {
         let table = Mutex::default();
         Arc::new(Self { idle, table })
     }
 
-    /// Whether there is room for another.
+    /// Checks whether another upload may begin.
     ///
     /// # Errors
-    /// As many are under way as may be.
+    /// The maximum number of uploads is under way.
     pub(super) fn room(&self) -> Result<(), FileStoreError> {
         match self.table().slots.len() < UPLOADS_MAX {
             true => Ok(()),
@@ -57,17 +57,17 @@ impl FileUploads {
         }
     }
 
-    /// Keeps an upload, whose name is given back. Must run inside a runtime.
+    /// Adds an upload, and returns its name. Must run inside a runtime.
     ///
     /// # Errors
-    /// As [`room`](Self::room).
+    /// Those of [`room`](Self::room).
     pub(super) fn keep(
         self: &Arc<Self>,
         owner: &PeerId,
         upload: FileUpload,
     ) -> Result<String, FileStoreError> {
         let mut table = self.table();
-        // Counted again with the lock held.
+        // The lock is held now, so two callers that both passed `room` are counted.
         if table.slots.len() >= UPLOADS_MAX {
             return Err(FileStoreError::Busy(UPLOADS_MAX));
         }
@@ -80,15 +80,15 @@ impl FileUploads {
         };
         table.slots.insert(name.clone(), slot);
         drop(table);
-        // The task must not keep the table when the node ends.
+        // The task has a weak reference, so that it does not keep the table when the node ends.
         tokio::spawn(expire(Arc::downgrade(self), name.clone()));
         Ok(name)
     }
 
-    /// The upload of this name, if this caller began it: names can be guessed.
+    /// The upload of this name, if this caller began it: an attacker could guess names.
     ///
     /// # Errors
-    /// It is not there, or another caller's.
+    /// The upload does not exist, or belongs to another caller.
     pub(super) fn lookup(
         &self,
         owner: &PeerId,
@@ -102,7 +102,7 @@ impl FileUploads {
         Ok(Arc::clone(&slot.upload))
     }
 
-    /// Lets go of an upload.
+    /// Removes an upload.
     pub(super) fn forget(&self, name: &str) {
         self.table().slots.remove(name);
     }
@@ -112,7 +112,7 @@ impl FileUploads {
     }
 }
 
-/// Drops the upload once its caller has not gone on with it for too long.
+/// Removes the upload once its caller has sent no piece for too long.
 async fn expire(uploads: Weak<FileUploads>, name: String) {
     loop {
         let Some(uploads) = uploads.upgrade() else {

@@ -1,4 +1,4 @@
-//! What can be removed from the cache, one by one, and when its turn is.
+//! The parts of the cache that can be removed one by one, and their order.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,9 +12,9 @@ use super::units::{self, entries, is_folder};
 use super::usage::{self, DiskUsage};
 use crate::scratch::{self, OrphanFolder};
 
-/// Folders whose entries are removed one by one, as far as their names are of a [form](names) that the
-/// commands write there. What lies elsewhere and is not named below is counted and never removed: it is
-/// small, or nothing makes it again.
+/// Folders whose entries are removed one by one, if their names have a [form](names) that the
+/// commands write there. Other entries that are not named below are counted and never removed: they
+/// are small, or no command makes them again.
 const FOLDERS: [(&str, CandidateKind); 8] = [
     ("bin", CandidateKind::Front),
     ("binary", CandidateKind::Binary),
@@ -39,10 +39,11 @@ const MACHINES: &str = "machines";
 /// Folders in which a command makes temporary ones, and removes them unless it is killed.
 const WITH_TEMPORARY: [&str; 2] = [MACHINES, "up"];
 
-/// These folders have no lock: one whose files nothing touched for this long is not in use.
+/// These folders have no lock. A folder whose files were not touched for this long is not in use.
 const TEMPORARY_AGE: Duration = Duration::from_secs(86_400);
 
-/// The kind of a candidate, which decides what its loss costs. In the order of the list that users see.
+/// The kind of a candidate, which decides what its loss costs. The order is that of the list that
+/// users see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum CandidateKind {
     /// Temporary folder of a command that was killed.
@@ -51,13 +52,13 @@ pub(super) enum CandidateKind {
     FormerUnit,
     /// Any other cargo unit.
     Unit,
-    /// What rustc keeps of one crate in the development profile.
+    /// The data of one crate that rustc stores in the development profile.
     Incremental,
     Binary,
     /// Inputs that fuzzing found interesting.
     Corpus,
     Driver,
-    /// The program that cargo starts in rustc's place.
+    /// The program that cargo starts instead of rustc.
     Front,
     Gpu,
     Image,
@@ -91,7 +92,7 @@ impl CandidateKind {
         }
     }
 
-    /// What many of them are called; the others are named one by one.
+    /// The plural for many of them. The others are named one by one.
     pub(super) const fn plural(self) -> Option<&'static str> {
         match self {
             Self::FormerUnit => Some("artefacts of former versions of this project's packages"),
@@ -101,30 +102,30 @@ impl CandidateKind {
     }
 }
 
-/// When something goes: the first of these first.
+/// The order of removal: the first of these first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EvictionRank {
     /// No command knows it any more.
     Orphan,
-    /// Of a former version of the workspace's own packages.
+    /// It is of a former version of the workspace's own packages.
     Former,
-    /// Not needed by this tree, and perhaps by another one.
+    /// This tree does not need it, and another one may.
     Unneeded,
     /// Never removed.
     Needed,
 }
 
-/// Something that can be removed while all else stays.
+/// A part of the cache that can be removed while all else stays.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub(super) kind: CandidateKind,
     pub(super) rank: EvictionRank,
     /// Its path in the cache, or the first of its paths.
     pub(super) name: String,
-    /// In the order of removal.
+    /// The paths, in the order of removal.
     pub(super) paths: Vec<PathBuf>,
     pub(super) usage: DiskUsage,
-    /// For a unit of the workspace's own packages: equal for all versions of the same one.
+    /// For a unit of the workspace's own packages: equal for all versions of the same unit.
     versions_of: Option<String>,
     /// Held until this is dropped: a test that uses a saved machine, and a command that removes an
     /// orphan, take its lock first.
@@ -173,7 +174,7 @@ pub(super) fn list(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate
     }
     for (folder, kind) in WHOLE {
         let path = cache.join(folder);
-        // Through no link: what it leads to may be another program's.
+        // The check follows no link: the target of a link may be another program's.
         if path.parent().is_some_and(is_folder) && is_folder(&path) {
             candidates.push(Candidate::folder(cache, kind, path, needs));
         }
@@ -182,7 +183,7 @@ pub(super) fn list(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate
     candidates.extend(units_of(cache, needs)?);
     let paths: Vec<_> = candidates.iter().map(|one| one.paths.clone()).collect();
     for (candidate, usage) in candidates.iter_mut().zip(usage::measure(&paths)?) {
-        // A record of the last use knows more than the times of files.
+        // A record of the last use is more reliable than the times of files.
         let recorded = candidate.usage.last_used;
         candidate.usage = DiskUsage {
             last_used: recorded.or(usage.last_used),
@@ -193,14 +194,14 @@ pub(super) fn list(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate
     Ok(candidates)
 }
 
-/// What killed commands left.
+/// The folders that killed commands left.
 fn orphans(cache: &Path) -> io::Result<Vec<Candidate>> {
     let mut orphans = Vec::new();
     for OrphanFolder { path, lock } in scratch::orphans(cache)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if names::is_scratch(&name) {
             let mut orphan = Candidate::orphan(cache, path);
-            // Held until it is removed, so that no command takes it up again.
+            // The lock is held until the folder is removed, so that no command takes it up again.
             orphan._lock = Some(lock);
             orphans.push(orphan);
         }
@@ -219,18 +220,18 @@ fn orphans(cache: &Path) -> io::Result<Vec<Candidate>> {
 fn is_old(path: &Path) -> io::Result<bool> {
     let usage = usage::measure(&[vec![path.to_owned()]])?;
     let last_used = usage.first().and_then(|usage| usage.last_used);
-    // A time in the future is a clock that was set back, and says nothing of the age.
+    // A time in the future means that the clock was set back, and says nothing about the age.
     let age = last_used.and_then(|last| last.elapsed().ok());
     Ok(age.is_some_and(|age| age > TEMPORARY_AGE))
 }
 
-/// The saved machines that no test uses. Each has a lock beside it, which is dated at each use and
-/// stays when the machine goes.
+/// The saved machines that no test uses. Each has a lock beside it, whose date is that of the last
+/// use, and which stays when the machine goes.
 fn machines(cache: &Path) -> io::Result<Vec<Candidate>> {
     let mut machines = Vec::new();
     for entry in entries(&cache.join(MACHINES))? {
         let path = entry.path();
-        // What all machines have in common, as their administrator, is small.
+        // The data that all machines share, such as their administrator, are small.
         let whole = path.join("contents.json").exists();
         let Ok(lock) = File::open(path.with_extension("lock")) else {
             continue;
@@ -248,7 +249,7 @@ fn machines(cache: &Path) -> io::Result<Vec<Candidate>> {
     Ok(machines)
 }
 
-/// What cargo compiled.
+/// The units that cargo compiled.
 fn units_of(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate>> {
     let target = cache.join(TARGET);
     let mut candidates = Vec::new();
@@ -278,8 +279,9 @@ fn units_of(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-/// Tells former versions of the workspace's own units from those that no recorded build used: where one
-/// is needed all others are former ones, otherwise all but the one used last.
+/// Distinguishes former versions of the workspace's own units from those that no recorded build
+/// used. If one version is needed, all others are former ones. Otherwise all but the one used last
+/// are former ones.
 fn rank_versions(candidates: &mut [Candidate]) {
     let mut current: HashMap<String, (bool, Option<SystemTime>)> = HashMap::new();
     for candidate in candidates.iter() {
@@ -301,7 +303,7 @@ fn rank_versions(candidates: &mut [Candidate]) {
     }
 }
 
-/// The greatest of these is the current version.
+/// The key of which the current version has the greatest.
 fn current_by(candidate: &Candidate) -> (bool, Option<SystemTime>) {
     let needed = candidate.rank == EvictionRank::Needed;
     (needed, candidate.usage.last_used)
@@ -309,6 +311,7 @@ fn current_by(candidate: &Candidate) -> (bool, Option<SystemTime>) {
 
 /// The order of removal.
 pub(super) fn order(candidate: &Candidate) -> (EvictionRank, SystemTime, String) {
+    // A candidate without a recorded use counts as the oldest.
     let last_used = candidate.usage.last_used.unwrap_or(SystemTime::UNIX_EPOCH);
     (candidate.rank, last_used, candidate.name.clone())
 }

@@ -1,4 +1,4 @@
-//! What the real cargo makes of a target folder that was pruned.
+//! The behaviour of the real cargo with a target folder that was pruned.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,14 +14,14 @@ use super::prune::prune;
 use super::units;
 use crate::scratch::ScratchFolder;
 
-/// A workspace with a library, a build script, a procedural macro, a program, its test and its example,
-/// beside a package of others that is no member.
+/// A workspace with a library, a build script, a procedural macro, a program, its test and its
+/// example, beside a foreign package that is no member.
 const FILES: [(&str, &str); 12] = [
     (
         "own/Cargo.toml",
         "[workspace]\nresolver = \"3\"\nmembers = [\"app\", \"lib\", \"derive\"]\n",
     ),
-    // As in the real workspace: programs that run while building get a folder of their own.
+    // As in the real workspace: programs that run while building get their own folder.
     (
         "own/.cargo/config.toml",
         "[build]\ntarget = \"host-tuple\"\n",
@@ -83,8 +83,9 @@ fn manifest(lib: &str, third: &str) -> String {
     )
 }
 
-/// A folder in the cache, in which no other user can write, nor in any above it. Cargo takes settings from all of them, and
-/// among them is the name of a program to start: one that any user could write in the folder of temporary files.
+/// A folder in the cache, in which no other user can write, nor in any above it. Cargo takes
+/// settings from all of them, and one setting is the name of a program to start. Any user could
+/// write such a setting in the folder of temporary files.
 struct PrivateCargoTree {
     base: ScratchFolder,
 }
@@ -115,11 +116,12 @@ impl PrivateCargoTree {
         self.cache().join("target")
     }
 
-    /// Builds, checks and builds the tests, and records what was used; how many crates were compiled.
+    /// Builds, checks and builds the tests, and records the used units. Returns how many crates
+    /// were compiled.
     fn build(&self) -> usize {
         let sets: [(BuildSet, &[&str]); 3] = [
             (BuildSet::Binary, &["build", "--workspace"]),
-            // Lints by hand.
+            // The lints of a user.
             (
                 BuildSet::Commands,
                 &["check", "--workspace", "--all-targets"],
@@ -153,7 +155,7 @@ impl PrivateCargoTree {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
         let messages = String::from_utf8(output.stdout).expect("JSON");
-        // Cargo runs the build script again, and writes no message of it.
+        // Cargo runs the build script again, and writes no message about it.
         let compiled = said.contains("Compiling") || said.contains("Checking");
         assert_eq!(compiled, messages.contains("\"fresh\":false"), "{said}");
         messages
@@ -198,13 +200,13 @@ fn after_pruning_a_build_of_the_same_tree_compiles_nothing() {
     assert!(
         of_rank(EvictionRank::Former).count() > 3 && of_rank(EvictionRank::Unneeded).count() > 0
     );
-    // What did not change is needed in both versions.
+    // Unchanged units are needed in both versions.
     assert!(candidates.len() < 2 * first && of_rank(EvictionRank::Needed).count() >= first);
     let other = |name: &str| name.contains("made-third") || name.contains("made_third");
     assert!(of_rank(EvictionRank::Unneeded).all(|candidate| other(&candidate.name)));
     assert!(of_rank(EvictionRank::Former).all(|candidate| candidate.kind == CandidateKind::FormerUnit && !other(&candidate.name)));
 
-    // The limit cannot be met, so that everything goes that may.
+    // The limit cannot be met, so everything goes that may.
     let cache = tree.cache();
     let cache = MarkedCache::find(&cache).expect("marked");
     let pruned = prune(cache, &needs, 1, false).expect("it can be pruned");
@@ -231,7 +233,7 @@ fn program(target: &Path) -> PathBuf {
     programs.find(|path| path.exists()).expect("it was built")
 }
 
-/// Right after a build of all.
+/// Checks this right after a build of all.
 fn every_unit_is_named_in_its_messages(tree: &PrivateCargoTree) {
     let recorded = LastUse::for_target(&tree.target())
         .read()
@@ -247,7 +249,7 @@ fn every_unit_is_named_in_its_messages(tree: &PrivateCargoTree) {
 /// Set in the process that builds the tree while others write among temporary files.
 const BUILDS: &str = "ALKNET_TEST_BUILDS";
 
-/// A setting among temporary files, as every user can write one there.
+/// A setting among temporary files, which every user can write there.
 #[test]
 fn settings_among_temporary_files_start_no_program() {
     let test = "cache::cargo_tests::settings_among_temporary_files_start_no_program";
@@ -272,7 +274,7 @@ fn settings_among_temporary_files_start_no_program() {
             ".cargo/config.toml",
             &format!("[build]\nrustc-wrapper = {program:?}\n"),
         );
-        // What the setting does to a developer who runs cargo below it.
+        // The effect of the setting on a developer who runs cargo below it.
         write(
             "made/Cargo.toml",
             "[package]\nname = \"made\"\n[lib]\npath = \"lib.rs\"\n[workspace]\n",
@@ -293,7 +295,7 @@ fn settings_among_temporary_files_start_no_program() {
             .output()
             .expect("this program runs");
         assert!(child.status.success(), "{child:?}");
-        // By another name it would run no test, and end as well.
+        // With another name the process would run no test, and end as well.
         let said = String::from_utf8_lossy(&child.stdout);
         assert!(said.contains("1 passed"), "{said}");
         assert!(!at("it-ran").exists(), "a program of others ran");

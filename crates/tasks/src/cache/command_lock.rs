@@ -1,14 +1,14 @@
-//! Which commands use the cache at this moment.
+//! The lock of commands that use the cache.
 //!
-//! The build lock keeps two builds apart, and a scratch folder's lock keeps that folder. Neither says
-//! that a machine is being started from an image that another command has just found in the cache. So
-//! every command holds a shared lock as long as it runs, and pruning takes it for itself alone.
+//! The build lock keeps two builds apart, and a scratch folder's lock keeps that folder. Neither
+//! shows that a command starts a machine from an image that it has just found in the cache. So
+//! every command holds a shared lock as long as it runs, and pruning takes it exclusively.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-/// The file in the cache that is locked.
+/// The locked file in the cache.
 const FILE: &str = "running-commands";
 
 /// A lock that is released when this is dropped, or when the process ends.
@@ -18,10 +18,10 @@ pub struct CommandLock {
 }
 
 impl CommandLock {
-    /// Held by a command that uses what lies in the cache; waits while the cache is being pruned.
+    /// Takes the lock for a command that uses the cache. Waits while the cache is being pruned.
     pub(super) fn beside_others(cache: &Path) -> io::Result<Self> {
         let file = open(cache)?;
-        // First without waiting, so that the user is shown what the command waits for.
+        // The first try does not wait, so that the user sees what the command waits for.
         if file.try_lock_shared().is_err() {
             eprintln!("waiting for `cargo xtask cache --prune` ...");
             file.lock_shared()?;
@@ -29,7 +29,7 @@ impl CommandLock {
         Ok(Self { _lock: file })
     }
 
-    /// Held by the command that removes; waits until no other command runs.
+    /// Takes the lock for the command that removes. Waits until no other command runs.
     pub(super) fn alone(cache: &Path) -> io::Result<Self> {
         let file = open(cache)?;
         if file.try_lock().is_err() {
@@ -61,7 +61,8 @@ mod tests {
         let file = open(cache.path()).expect("it is there");
         assert!(file.try_lock().is_err(), "two commands run");
         drop((one, two));
-        // Waits: a child that another test is starting may still hold a copy of the descriptor.
+        // This waits: a child that another test is starting may still hold a copy of the
+        // descriptor.
         file.lock().expect("no command runs");
         drop(file);
         let alone = CommandLock::alone(cache.path()).expect("no command runs");

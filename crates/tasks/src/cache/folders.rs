@@ -1,4 +1,4 @@
-//! What the cache holds by its folders.
+//! The content of the cache by its folders.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use super::needs::TARGET;
 use super::units::{self, entries, is_folder};
 use super::usage::{self, DiskUsage};
 
-/// Folders of a profile that have a row of their own in the table.
+/// Folders of a profile with their own row in the table.
 const PROFILE_ROWS: [&str; 5] = [".fingerprint", "build", "deps", "examples", "incremental"];
 
 /// A line of the table.
@@ -30,7 +30,8 @@ impl FolderUsage {
     }
 }
 
-/// What the cache holds by its folders, the largest first; cargo's target folder by what is in it.
+/// The content of the cache by its folders, the largest first. Cargo's target folder has a row for
+/// each of its parts.
 pub(super) fn rows(cache: &Path) -> io::Result<Vec<FolderUsage>> {
     let named = named_paths(cache)?;
     let paths: Vec<Vec<PathBuf>> = named.values().cloned().collect();
@@ -43,7 +44,7 @@ pub(super) fn rows(cache: &Path) -> io::Result<Vec<FolderUsage>> {
     Ok(rows)
 }
 
-/// The paths of each row. The rest of the target folder stands last: the programs in it have another
+/// The paths of each row. The rest of the target folder comes last: the programs in it have another
 /// name in `deps`, and count there.
 fn named_paths(cache: &Path) -> io::Result<BTreeMap<(bool, String), Vec<PathBuf>>> {
     let mut named: BTreeMap<(bool, String), Vec<PathBuf>> = BTreeMap::new();

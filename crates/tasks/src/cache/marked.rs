@@ -1,4 +1,4 @@
-//! The mark of a cache: pruning touches no folder that lacks it.
+//! The mark of a cache. Pruning does not touch a folder without it.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::failure::{Result, TaskError};
 pub(super) struct MarkedCache<'a>(&'a Path);
 
 impl<'a> MarkedCache<'a> {
-    /// An error that names the folder when it has no mark.
+    /// Fails with an error that names the folder if the folder has no mark.
     pub(super) fn find(cache: &'a Path) -> Result<Self> {
         if is_marked(cache) {
             return Ok(Self(cache));
@@ -31,10 +31,10 @@ impl<'a> MarkedCache<'a> {
     }
 }
 
-/// Marks a folder as the front does, for tests; it is empty, or has nothing in it but entries of a cache.
+/// Marks a folder as the front does, for tests. It is empty, or has only entries of a cache.
 #[cfg(test)]
 pub(super) fn mark(cache: &Path) {
-    // Beside the cache: no folder above it is one that the clone does not lie in.
+    // The clone is beside the cache, so that no folder above the cache lacks it.
     let beside = cache.parent().expect("it lies in a folder");
     let clone = tempfile::tempdir_in(beside).expect("a temporary folder");
     xtask::cache::open(clone.path(), cache).expect("a cache");
@@ -47,7 +47,7 @@ mod tests {
 
     use super::*;
 
-    /// Cargo and others mark their caches, too.
+    /// Cargo and other programs mark their caches, too.
     const OF_CARGO: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# created by cargo.\n";
 
     #[test]

@@ -1,4 +1,4 @@
-//! `cache`: what the cache holds, and how it is kept small.
+//! `cache`: the content of the cache, and how the commands limit its size.
 //!
 //! docs/development.md says which parts go first, and which never.
 
@@ -29,7 +29,7 @@ use self::folders::FolderUsage;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 
-/// The usual limit in GiB. What a tree needs, built, checked and tested, fits in twice.
+/// The default limit in GiB. The needs of a tree that is built, checked and tested fit in twice.
 const LIMIT_GIB: &str = "15";
 
 /// The same in bytes.
@@ -37,14 +37,14 @@ const LIMIT_BYTES: u64 = 15 * GIB;
 
 const GIB: u64 = 1 << 30;
 
-/// Longest time for counting at the end of a command. 200,000 files whose metadata is in memory take
-/// 0.6 s on two busy cores, and three times that when it has to be read from disk.
+/// Longest time for counting at the end of a command. 200,000 files whose metadata are in memory
+/// take 0.6 s on two busy cores, and three times that if the metadata have to be read from disk.
 const AFTER_WITHIN: Duration = Duration::from_millis(800);
 
-/// How long a size is good enough for the hint where counting takes longer than that.
+/// How long a recorded size is good enough for the hint if counting takes longer than that.
 const REMEMBERED_FOR: Duration = Duration::from_secs(7 * 86_400);
 
-/// The file that remembers how large the cache was.
+/// The file with the last known size of the cache.
 const REMEMBERED: &str = "size";
 
 /// Arguments of `cache`.
@@ -109,17 +109,18 @@ pub(crate) fn run(cx: &XtaskContext, arguments: &CacheArgs) -> Result<()> {
     Ok(())
 }
 
-/// To be held by every command that uses the cache, as long as it runs: nothing is pruned meanwhile.
+/// The lock of a command that uses the cache. The command holds it as long as it runs, so that
+/// nothing is pruned meanwhile.
 pub fn in_use(cx: &XtaskContext) -> Result<CommandLock> {
     CommandLock::beside_others(cx.cache()).map_err(TaskError::io("lock the cache"))
 }
 
-/// How large the cache is while a command runs, counted on threads beside its steps.
+/// The size of the cache while a command runs, counted on threads beside its steps.
 #[derive(Debug)]
 pub struct CacheSizeMonitor {
     cache: PathBuf,
     before: Counting,
-    /// Of what is built. It stands in for the count at the end, where that takes too long.
+    /// The count after the build. It replaces the count at the end if that takes too long.
     built: Option<Counting>,
 }
 
@@ -145,8 +146,8 @@ impl CacheSizeMonitor {
         self.built = Some(count(&self.cache));
     }
 
-    /// For the end of a command: how large the cache was and is, and how to make it smaller when it has passed the usual
-    /// limit. Takes less than a second.
+    /// The report for the end of a command: how large the cache was and is, and how to make it
+    /// smaller if it exceeds the default limit. Takes less than a second.
     pub fn report(self) -> String {
         self.report_within(AFTER_WITHIN)
     }
@@ -167,14 +168,14 @@ fn count(cache: &Path) -> Counting {
     thread::spawn(move || Some(usage::measure(&all).ok()?.first()?.bytes))
 }
 
-/// None where the count has not ended: a command that failed at once does not wait for it.
+/// `None` if the count has not ended: a command that failed at once does not wait for it.
 fn counted(counting: Counting) -> Option<u64> {
-    // What is not counted yet is not waited for: the user has the result and wants the prompt.
+    // A count that still runs is not waited for: the user has the result and wants the prompt.
     let has_ended = counting.is_finished();
     has_ended.then(|| counting.join().ok()?)?
 }
 
-/// A line, if anything is known.
+/// A line, if a size is known.
 fn sizes(before: Option<u64>, after: Option<u64>) -> String {
     match (before.map(size), after.map(size)) {
         (Some(before), Some(after)) => format!("  cache: {before} before, {after} now\n"),
@@ -186,7 +187,7 @@ fn sizes(before: Option<u64>, after: Option<u64>) -> String {
     }
 }
 
-/// A line, when the cache has passed the usual limit.
+/// A line, if the cache exceeds the default limit.
 fn hint(bytes: Option<u64>) -> String {
     let Some(bytes) = bytes.filter(|bytes| *bytes > LIMIT_BYTES) else {
         return String::new();
@@ -197,7 +198,7 @@ fn hint(bytes: Option<u64>) -> String {
     )
 }
 
-/// What the cache holds; none where counting takes too long, or it cannot be read.
+/// The size of the cache. `None` if counting takes too long, or the cache cannot be read.
 fn bytes_within(cache: &Path, within: Duration) -> Option<u64> {
     let all: [Vec<PathBuf>; 1] = [vec![cache.to_owned()]];
     let counted = usage::measure_until(&all, Some(Instant::now() + within)).ok()??;
@@ -215,7 +216,7 @@ fn remembered(cache: &Path) -> Option<u64> {
     let age = SystemTime::now()
         .duration_since(written)
         .unwrap_or_default();
-    // The cache may have been cleared or filled by hand since.
+    // The user may have cleared or filled the cache since.
     if age > REMEMBERED_FOR {
         return None;
     }
@@ -245,28 +246,28 @@ fn table(rows: &[FolderUsage]) -> String {
     text
 }
 
-/// A size as people read it.
+/// A size for people.
 fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     let (name, unit) = UNITS
         .into_iter()
         .find(|(_, unit)| bytes >= *unit)
         .unwrap_or(("KiB", 1 << 10));
-    // Tenths, rounded down: what is shown as 15.0 GiB has reached 15 GiB.
+    // Tenths, rounded down: a size shown as 15.0 GiB has reached 15 GiB.
     let tenths = u128::from(bytes) * 10 / u128::from(unit);
     format!("{}.{} {name}", tenths / 10, tenths % 10)
 }
 
-/// A moment in UTC, to the second.
+/// A time in UTC, to the second.
 fn when(time: SystemTime) -> String {
-    // A time that no calendar has, as archives may contain, is shown as the nearest that one has.
+    // A time that no calendar has, as archives may contain, is shown as the nearest possible one.
     jiff::Timestamp::try_from(time)
         .unwrap_or(jiff::Timestamp::MIN)
         .strftime("%FT%TZ")
         .to_string()
 }
 
-/// Bytes of a limit in GiB, which need not be whole.
+/// Bytes of a limit in GiB, which may be a fraction.
 fn limit(text: &str) -> std::result::Result<u64, String> {
     let gib: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if !(gib > 0.0 && gib <= 1e6) {

@@ -1,7 +1,7 @@
-//! Names that the commands give to what they keep in the cache.
+//! The forms of the names that the commands give to entries of the cache.
 //!
-//! Pruning removes nothing under another name: a cache may lie in a folder that has `bin` or `tools` of
-//! its owner beside ours.
+//! Pruning removes no entry with another name: a cache may be in a folder whose owner has `bin` or
+//! `tools` there.
 
 use super::candidates::CandidateKind;
 use crate::digest::{is_hex, is_key};
@@ -9,17 +9,17 @@ use crate::digest::{is_hex, is_key};
 /// Digits of a source's folder, SHA-256.
 const SOURCE_DIGITS: usize = 64;
 
-/// How the compiler's front begins, and that of a copy that is being made.
+/// Prefixes of the compiler's front, and of a copy that is being made.
 const FRONT: &str = "rustc-for-";
 const FRESH_FRONT: &str = "fresh-";
 
-/// How a temporary folder of a program begins.
+/// Prefix of a temporary folder of a program.
 const TEMPORARY: &str = ".tmp";
 
-/// Letters and digits, chosen at random, at the end of a temporary folder's name.
+/// Number of random letters and digits at the end of a temporary folder's name.
 const RANDOM: usize = 6;
 
-/// Whether the commands write entries of this name where candidates of this kind lie.
+/// Whether the commands write entries of this name where candidates of this kind are.
 pub(super) fn is_ours(kind: CandidateKind, name: &str) -> bool {
     match kind {
         CandidateKind::Front => {
@@ -29,7 +29,7 @@ pub(super) fn is_ours(kind: CandidateKind, name: &str) -> bool {
         }
         CandidateKind::Source => is_hex(name, SOURCE_DIGITS),
         CandidateKind::Driver => is_named(name, is_key),
-        // Former versions named some by their versions alone.
+        // Former versions named some tools by their versions alone.
         CandidateKind::Tool => is_named(name, |end| is_key(end) || is_version(end)),
         _ => is_key(name),
     }
@@ -45,13 +45,13 @@ pub(super) fn is_temporary(name: &str) -> bool {
     name.strip_prefix(TEMPORARY).is_some_and(is_random)
 }
 
-/// Whether something stands before the last hyphen, and `end` takes what stands behind it.
+/// Whether there is a text before the last hyphen, and `end` accepts the text behind it.
 fn is_named(name: &str, end: impl Fn(&str) -> bool) -> bool {
     let parts = name.rsplit_once('-');
     parts.is_some_and(|(name, last)| !name.is_empty() && end(last))
 }
 
-/// Whether this is a version as cargo has them, `1.2.3`.
+/// Whether this is a version in cargo's form, `1.2.3`.
 fn is_version(text: &str) -> bool {
     text.split('.').count() == 3 && text.split('.').all(is_number)
 }

@@ -1,4 +1,4 @@
-//! What the tree that is checked out needs of the cache.
+//! The needs of the checked-out tree in the cache.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,19 +17,19 @@ use crate::{binary, gpu, image, kernel, sources, third_party};
 /// Folder of cargo's artefacts in the cache.
 pub(super) const TARGET: &str = "target";
 
-/// What is not to be removed.
+/// The entries that pruning must not remove.
 #[derive(Debug, Default)]
 pub(super) struct CacheNeeds {
     /// Folders of the cache, and files in folders of which each entry counts by itself.
     pub(super) folders: HashSet<PathBuf>,
-    /// Which units the last builds used.
+    /// The units that the last builds used.
     pub(super) units: UseRecord,
     /// Names of the workspace's packages.
     pub(super) members: HashSet<String>,
 }
 
 impl CacheNeeds {
-    /// Looks up what a command would look up, and makes and fetches nothing.
+    /// Finds what a command would find, and makes and fetches nothing.
     pub(super) fn collect(cx: &XtaskContext) -> Result<Self> {
         let mut folders = HashSet::from([rustc::path(cx.cache())]);
         folders.extend(kernel::cached(cx)?.map(|kernel| kernel.folder().to_owned()));
@@ -38,16 +38,17 @@ impl CacheNeeds {
         folders.extend(driver::linked(cx));
         if let Some(gpu) = gpu::cached(cx)? {
             folders.extend(parent(&gpu.packed));
-            // Without the program for GPUs the name of the whole program is not known, nor that of its image.
+            // Without the program for GPUs the name of the whole program is unknown, and so is that
+            // of its image.
             if let Some(binary) = binary::cached(cx, &gpu)? {
                 folders.extend(parent(&binary));
                 folders.extend(image::cached(cx, &binary)?);
             }
         }
-        let kept = cx.cache().join("sources");
+        let store = cx.cache().join("sources");
         let pins = sources::pinned()?.into_iter().flat_map(|(_, pins)| pins);
         // All accepted versions: a command may find any of them first.
-        folders.extend(pins.map(|pin| kept.join(pin.sha256)));
+        folders.extend(pins.map(|pin| store.join(pin.sha256)));
         folders.extend(third_party::pinned(cx)?);
         let units = LastUse::for_target(&cx.cache().join(TARGET)).read();
         Ok(Self {

@@ -1,4 +1,4 @@
-//! Removing candidates from the cache until it is small enough.
+//! Removes candidates from the cache until it is small enough.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -29,19 +29,19 @@ pub(super) struct PruneReport {
     before: u64,
     after: u64,
     limit: u64,
-    /// Bytes that this tree needs, of those that are left.
+    /// Bytes that this tree needs, of the remaining ones.
     needed: u64,
-    /// Builds of which nothing is recorded, so that their artefacts are not known as needed.
+    /// Builds without a record, whose artefacts therefore do not count as needed.
     unrecorded: Vec<BuildSet>,
     dry_run: bool,
 }
 
-/// Brings the cache below `limit` bytes, as far as this tree's needs allow; with `dry_run` nothing is
-/// removed.
+/// Brings the cache below `limit` bytes, as far as this tree's needs allow. With `dry_run` it
+/// removes nothing.
 pub(super) fn run(cx: &XtaskContext, limit: u64, dry_run: bool) -> Result<PruneReport> {
-    // Before the locks: a folder that is no cache of this project gets none.
+    // This precedes the locks: a folder that is no cache of this project gets none.
     let cache = MarkedCache::find(cx.cache())?;
-    // Held until everything is removed and counted again.
+    // The locks are held until everything is removed and counted again.
     let locks = if dry_run {
         None
     } else {
@@ -66,7 +66,7 @@ pub(super) fn prune(
     let is_needed = |candidate: &Candidate| candidate.rank == EvictionRank::Needed;
     let needed = removable.iter().filter(|one| is_needed(one));
     let needed = needed.map(|one| one.usage.bytes).sum();
-    // What others link to as well frees nothing.
+    // Removing files with links elsewhere frees nothing.
     removable.retain(|one| !is_needed(one) && one.usage.freed > 0);
     removable.sort_by_cached_key(candidates::order);
     let mut after = before;
@@ -80,7 +80,7 @@ pub(super) fn prune(
     }
     if !dry_run && !chosen.is_empty() {
         remove(cache, &chosen)?;
-        // Counted again: another program may have written meanwhile.
+        // The size is counted again, because another program may have written meanwhile.
         after = total().map_err(counting())?;
     }
     Ok(PruneReport {
@@ -94,26 +94,29 @@ pub(super) fn prune(
     })
 }
 
-/// Moves each path aside before it is deleted, so that a command that is killed meanwhile leaves no half of a folder
-/// where the next one looks for a whole one. A path that is a mount point or lies behind one is an error: this program
-/// did not put it there.
+/// Moves each path aside before it is deleted, so that a killed command leaves no half of a folder
+/// where the next one looks for a whole one. A path that is a mount point or lies behind one is an
+/// error: this program did not put it there.
 pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
     let aside = ScratchFolder::new(cache, "removed-")?;
     let paths = candidates.iter().flat_map(|one| &one.paths);
     for (n, path) in paths.enumerate() {
         let moved = aside.path().join(n.to_string());
-        // Away from its name in one step: a deletion that is cut short would leave half an artefact in its place.
+        // The path disappears in one step: a deletion that is cut short would leave half an
+        // artefact there.
         let removed = match fs::rename(path, &moved) {
             Ok(()) => delete(&moved),
             Err(error) => match error.kind() {
                 // A command that does not take the lock may have removed it.
                 io::ErrorKind::NotFound => Ok(()),
-                // Overlayfs moves no folder that a lower layer has (its documentation, "Renaming directories").
+                // Overlayfs moves no folder that a lower layer has (its documentation, "Renaming
+                // directories").
                 io::ErrorKind::CrossesDevices if is_same_mount(path, aside.path()) => delete(path),
                 io::ErrorKind::CrossesDevices | io::ErrorKind::ResourceBusy => {
                     return Err(mount_error(path));
                 }
-                // For want of room for one more name, in the moment when room is to be made.
+                // The rename needs room for one more name, which may be missing when room is to be
+                // made.
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => delete(path),
                 _ => Err(error),
             },
@@ -123,7 +126,8 @@ pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
     Ok(())
 }
 
-/// Who mounted something in the cache put it there for a reason that this command does not know.
+/// The error for a mount in the cache. A user mounted it for a reason that this command does not
+/// know.
 fn mount_error(path: &Path) -> TaskError {
     TaskError::Arguments(format!(
         "{} is not removed: it is a mount point, or lies on another file system than the rest of the cache; unmount \
@@ -135,10 +139,11 @@ fn mount_error(path: &Path) -> TaskError {
 /// Whether both are found through the same mount.
 fn is_same_mount(one: &Path, other: &Path) -> bool {
     let ids = (mount_id(one), mount_id(other));
+    // An unreadable id counts as another mount: then the path stays.
     matches!(ids, (Ok(Some(one)), Ok(Some(other))) if one == other)
 }
 
-/// What the kernel calls the mount through which `path` is found, from proc_pid_fdinfo(5).
+/// The kernel's id of the mount through which `path` is found, from proc_pid_fdinfo(5).
 fn mount_id(path: &Path) -> io::Result<Option<String>> {
     let opened = File::options()
         .read(true)
@@ -149,7 +154,7 @@ fn mount_id(path: &Path) -> io::Result<Option<String>> {
     Ok(id.map(|id| id.trim().to_owned()))
 }
 
-/// Deletes a file, a folder, or a symbolic link and not what it leads to.
+/// Deletes a file, a folder, or a symbolic link without its target.
 fn delete(path: &Path) -> io::Result<()> {
     let deleted = match fs::symlink_metadata(path) {
         Ok(data) if data.is_dir() => fs::remove_dir_all(path),
@@ -168,7 +173,7 @@ impl PruneReport {
         self.after
     }
 
-    /// An error when the cache is not below the limit.
+    /// Fails if the cache is not below the limit.
     pub(super) fn check(&self) -> Result<()> {
         if self.after < self.limit {
             return Ok(());
@@ -180,7 +185,7 @@ impl PruneReport {
         })
     }
 
-    /// For people: what was removed, what it costs, and what is left.
+    /// The text for people: what was removed, its cost, and the remaining size.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         if !self.candidates.is_empty() {
@@ -275,7 +280,7 @@ impl PruneLocks {
     }
 }
 
-/// Cargo's own locks: a cargo that was started by hand holds none of ours.
+/// Takes cargo's own locks: a cargo that a user started holds none of ours.
 fn cargo_locks(cache: &Path) -> io::Result<Vec<File>> {
     let hold = |path: &PathBuf| {
         let file = File::options().write(true).open(path)?;

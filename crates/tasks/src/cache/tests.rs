@@ -1,4 +1,4 @@
-//! Made-up caches, counted and pruned.
+//! Invented caches, counted and pruned.
 
 use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -27,7 +27,7 @@ const THREE: &str = "3333333333333333";
 /// The folder of a source.
 const SOURCE: &str = "sources/5555555555555555555555555555555555555555555555555555555555555555";
 
-/// A cache of made-up files, gone when dropped.
+/// A cache of invented files, removed on drop.
 struct FakeCache(tempfile::TempDir);
 
 impl FakeCache {
@@ -49,7 +49,7 @@ impl FakeCache {
         fs::symlink_metadata(self.at(name)).is_ok()
     }
 
-    /// A file of so many bytes that was last used so many days ago, and with it its folders.
+    /// A file of so many bytes that was last used so many days ago, with its folders.
     fn file(&self, name: &str, bytes: usize, days: u64) {
         let path = self.at(name);
         let folder = path.parent().expect("it lies in a folder");
@@ -244,7 +244,7 @@ fn a_dry_run_says_the_same_and_removes_nothing() {
     let removed = |pruned: &PruneReport| pruned.json()["removed"].clone();
     assert_eq!(removed(&dry), removed(&wet));
     assert!(dry.text().contains("would be removed"), "{}", dry.text());
-    // Counted before and after: the folders that held what is gone are left.
+    // The sizes before and after differ by the folders that remain.
     assert!(dry.after().abs_diff(wet.after()) < 64 * KIB as u64);
 }
 
@@ -453,7 +453,7 @@ fn the_table_has_a_row_for_each_folder_and_the_parts_of_target() {
     for name in ["target/.fingerprint", "target/(others)", "(files)"] {
         assert!(names.contains(&name), "{name} in {names:?}");
     }
-    // What the two folders take themselves depends on the file system.
+    // The usage of the two folders themselves depends on the file system.
     let kib = rows[1].usage.bytes / KIB as u64;
     assert!((1536..=1536 + 64).contains(&kib), "{kib}");
     let text = table(&rows);
@@ -486,7 +486,7 @@ fn a_command_says_how_large_the_cache_was_and_is() {
     let text = watch.report_within(long);
     assert_eq!(text, "  cache: 2.0 MiB before, 4.0 MiB now\n");
     assert!(remembered(cache.path()).expect("just counted") >= 4 * MIB as u64);
-    // Where counting takes too long, what it was when all was built is known, or when the command began.
+    // If counting takes too long, the size after the build is known, or the size when the command began.
     let mut watch = begin();
     cache.file("kernel/cccccccccccccccc/bzImage", 2 * MIB, 3);
     watch.built();
@@ -496,7 +496,7 @@ fn a_command_says_how_large_the_cache_was_and_is() {
     let text = begin().report_within(none);
     let line = "  cache: 6.0 MiB before; `cargo xtask cache` counts it again\n";
     assert_eq!(text, line);
-    // What was remembered for too long is not.
+    // A size that was recorded too long ago does not count.
     date(&cache.at(REMEMBERED), 8);
     assert_eq!(remembered(cache.path()), None);
     assert_eq!(sizes(None, Some(GIB)), "  cache: 1.0 GiB now\n");

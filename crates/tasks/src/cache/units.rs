@@ -1,8 +1,8 @@
-//! Cargo's units: which files in the target folder belong together.
+//! Cargo's units: the files in the target folder that belong together.
 //!
-//! Cargo 1.95 keeps a unit's files in several folders beside those of all other units, under names that
-//! end in the unit's hash (`docs/development.md` has the picture). A file is here part of a unit, or it
-//! is left alone: a later cargo that names its files otherwise loses nothing.
+//! Cargo 1.95 keeps a unit's files in several folders beside those of all other units, under names
+//! that end in the unit's hash (`docs/development.md` has the picture). Pruning leaves a file alone
+//! that is no part of a unit, so a later cargo with other file names loses nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirEntry, Metadata};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use xtask::last_use::{BuildUnit, hash_in};
 
-/// Cargo's record of what a unit was made of. Without it cargo makes the unit again.
+/// Cargo's record of a unit's inputs. Without it cargo makes the unit again.
 const FINGERPRINTS: &str = ".fingerprint";
 
 /// The lock that cargo holds while it builds.
@@ -21,15 +21,15 @@ const CARGO_LOCK: &str = ".cargo-lock";
 /// The folders of a unit's other files.
 const OUTPUTS: [&str; 3] = ["build", "deps", "examples"];
 
-/// What cargo made in one step.
+/// The files that cargo made in one step.
 #[derive(Debug, Default)]
 pub(super) struct CargoUnitFiles {
-    /// The package's name; none where the fingerprint is gone, and with it the use of the rest.
+    /// The package's name. `None` if the fingerprint is gone, which makes the rest useless.
     pub(super) package: Option<String>,
-    /// What of the package it is: `lib-NAME`, `bin-NAME`, `test-integration-test-NAME` and the like.
+    /// The part of the package: `lib-NAME`, `bin-NAME`, `test-integration-test-NAME` and the like.
     pub(super) target: String,
-    /// Files and folders, in the order in which they may go: the fingerprint first, so that cargo never
-    /// finds one whose artefacts are gone.
+    /// Files and folders, in the order of removal: the fingerprint first, so that cargo never finds
+    /// one whose artefacts are gone.
     pub(super) paths: Vec<PathBuf>,
 }
 
@@ -42,7 +42,7 @@ pub(super) fn find(target: &Path) -> io::Result<BTreeMap<BuildUnit, CargoUnitFil
     Ok(units)
 }
 
-/// The locks of cargo for each folder of a profile: while they are held no cargo builds there.
+/// The locks of cargo for each folder of a profile. While they are held no cargo builds there.
 pub(super) fn cargo_locks(target: &Path) -> io::Result<Vec<PathBuf>> {
     let layouts = layouts(target)?.into_iter();
     Ok(layouts
@@ -59,7 +59,7 @@ pub(super) fn layouts(target: &Path) -> io::Result<Vec<PathBuf>> {
             found.push(folder);
             continue;
         }
-        // With `--target` each triple has a folder of its own, and the profiles lie below.
+        // With `--target` each triple has a folder, and the profiles are below it.
         let inner = folders(&folder)?.into_iter();
         found.extend(inner.filter(|folder| is_folder(&folder.join(FINGERPRINTS))));
     }
@@ -67,7 +67,7 @@ pub(super) fn layouts(target: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What lies in a folder; nothing where there is no such folder, or a link to one.
+/// The entries of a folder. There are none if the folder is missing or is a link.
 pub(super) fn entries(folder: &Path) -> io::Result<Vec<DirEntry>> {
     if !is_folder(folder) {
         return Ok(Vec::new());
@@ -112,7 +112,8 @@ fn add_layout(
         for entry in entries(&layout.join(output))? {
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(hash) = hash_in(&name) {
-                // Two names of one file: cargo links the finished program to a name without the hash.
+                // Two names of one file: cargo links the finished program to a name without the
+                // hash.
                 if let Some(inode) = linked(&entry) {
                     links.insert(inode, unit(hash));
                 }
@@ -136,7 +137,8 @@ fn add_layout(
     Ok(())
 }
 
-/// The package and target of a folder of fingerprints. Its files are `TARGET`, `TARGET.json` and some with prefixes.
+/// The targets of a folder of fingerprints. Its files are `TARGET`, `TARGET.json` and some with
+/// prefixes.
 fn target_of(fingerprint: &Path) -> io::Result<String> {
     let mut targets = Vec::new();
     for entry in entries(fingerprint)? {
@@ -147,7 +149,7 @@ fn target_of(fingerprint: &Path) -> io::Result<String> {
     Ok(targets.join(" "))
 }
 
-/// Names the file, where it has more than one name.
+/// The identity of a file with more than one name.
 fn linked(entry: &DirEntry) -> Option<(u64, u64)> {
     let several = |data: &Metadata| data.is_file() && data.nlink() > 1;
     let data = entry.metadata().ok().filter(several)?;
@@ -213,7 +215,7 @@ mod tests {
             ]
         );
         assert_eq!(names(target, &units[&unit("a-b/release", ONE)]).len(), 3);
-        // What a killed cargo left: no fingerprint, no package.
+        // A killed cargo left no fingerprint and no package.
         let left = &units[&unit("release", ONE)];
         assert_eq!((left.package.as_deref(), left.paths.len()), (None, 1));
     }

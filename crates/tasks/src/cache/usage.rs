@@ -1,4 +1,4 @@
-//! How much of the disk files take.
+//! The disk usage of files.
 
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
@@ -8,30 +8,30 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Size of the blocks that the system counts in, whatever the file system's own are.
+/// Size of the system's counting blocks, whatever the file system's own are.
 const BLOCK_BYTES: u64 = 512;
 
-/// Threads at most: on a disk that is not in memory more of them still help, beyond this they do not.
+/// Most threads: on a disk that is not in memory more threads help up to here.
 const THREADS_MAX: usize = 8;
 
 /// Fewer folders than this are not worth a thread.
 const FOLDERS_MIN: usize = 16;
 
-/// What one part takes.
+/// The usage of one part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct DiskUsage {
     /// Allocated blocks. A file that several parts have links to counts for the first of them.
     pub(super) bytes: u64,
-    /// What the disk gains when this part alone is removed: without files that have links elsewhere.
+    /// What the disk gains if this part alone is removed: without files that have links elsewhere.
     pub(super) freed: u64,
     /// Files, folders and links, each name once.
     pub(super) entries: u64,
-    /// When something was last written, or a file read as far as the file system keeps that.
+    /// When a file was last written, or read as far as the file system records that.
     pub(super) last_used: Option<SystemTime>,
 }
 
 impl DiskUsage {
-    /// Adds what another part takes.
+    /// Adds the usage of another part.
     pub(super) fn add(&mut self, other: &Self) {
         self.bytes += other.bytes;
         self.freed += other.freed;
@@ -40,14 +40,14 @@ impl DiskUsage {
     }
 }
 
-/// Counts what `parts` take: each is a list of files and folders. Symbolic links are not followed. What
-/// vanishes meanwhile is not counted.
+/// Counts the usage of `parts`, each a list of files and folders. Symbolic links are not followed.
+/// Files that vanish meanwhile are not counted.
 pub(super) fn measure(parts: &[Vec<PathBuf>]) -> io::Result<Vec<DiskUsage>> {
     // Without a deadline there is always an answer.
     Ok(measure_until(parts, None)?.unwrap_or_default())
 }
 
-/// The same, unless it takes longer than until `deadline`.
+/// The same. `None` if it takes longer than until `deadline`.
 pub(super) fn measure_until(
     parts: &[Vec<PathBuf>],
     deadline: Option<Instant>,
@@ -64,7 +64,7 @@ pub(super) fn measure_until(
             }
         }
     }
-    // Level by level: each thread reads some folders and returns their subfolders.
+    // This goes level by level: each thread reads some folders and returns their subfolders.
     while !folders.is_empty() {
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             return Ok(None);
@@ -96,18 +96,18 @@ fn threads() -> usize {
     processors.min(THREADS_MAX)
 }
 
-/// The metadata of a file or folder; none when it has vanished.
+/// The metadata of a file or folder. `None` if it has vanished.
 fn there<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(data) => Ok(Some(data)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // A file has taken the folder's place.
+        // A file has replaced the folder.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// What some folders hold, without what their folders hold.
+/// The content of some folders, without that of their subfolders.
 struct FolderLevel {
     found: UsageSum,
     folders: Vec<(usize, PathBuf)>,
@@ -131,7 +131,7 @@ impl FolderLevel {
                 let Some(entry) = there(entry)? else {
                     continue;
                 };
-                // Of the link itself, where it is one.
+                // For a link, these are the metadata of the link itself.
                 let Some(data) = there(entry.metadata())? else {
                     continue;
                 };
@@ -145,7 +145,7 @@ impl FolderLevel {
     }
 }
 
-/// A file with several names: how often it was met, and where.
+/// A file with several names: how often it was found, and where.
 #[derive(Clone, Copy, Debug)]
 struct HardLinkedFile {
     bytes: u64,
@@ -155,7 +155,7 @@ struct HardLinkedFile {
     last: usize,
 }
 
-/// What was counted so far.
+/// The sum so far.
 struct UsageSum {
     parts: Vec<DiskUsage>,
     /// By device and inode.
@@ -176,7 +176,7 @@ impl UsageSum {
         let usage = &mut self.parts[part];
         usage.entries += 1;
         usage.last_used = usage.last_used.max(last_used(data));
-        // A folder's links are its own entries, and not other names.
+        // The links of a folder are its own entries, and not other names.
         if data.is_dir() || data.nlink() == 1 {
             usage.bytes += bytes;
             usage.freed += bytes;
@@ -216,7 +216,7 @@ impl UsageSum {
         for linked in self.linked.values() {
             let usage = &mut self.parts[linked.first];
             usage.bytes += linked.bytes;
-            // Its bytes come back only with its last name.
+            // Its bytes are freed only with its last name.
             if linked.first == linked.last && linked.met >= linked.links {
                 usage.freed += linked.bytes;
             }
@@ -225,9 +225,10 @@ impl UsageSum {
     }
 }
 
-/// When a file was last written or read. That a folder was read says nothing: counting does it.
+/// When a file was last written or read. The read time of a folder says nothing, because counting
+/// reads it.
 fn last_used(data: &Metadata) -> Option<SystemTime> {
-    // A folder's time of access is that of the last look at it, such as this one.
+    // A folder's time of access is that of the last listing, such as this one.
     let read = if data.is_file() { data.atime() } else { 0 };
     let seconds = u64::try_from(data.mtime().max(read)).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
@@ -282,7 +283,7 @@ mod tests {
             panic!("two parts");
         };
         assert!(one.bytes >= 1 << 20 && two.bytes < 65_536);
-        // Removing one of them frees nothing of the file, removing both does.
+        // Removing one of them frees nothing of the file, and removing both does.
         assert!(one.freed < 65_536 && two.freed < 65_536);
         let both = measure(&[vec![first, second]]).expect("readable")[0];
         assert!(both.freed >= 1 << 20 && both.freed < (1 << 20) + 65_536);

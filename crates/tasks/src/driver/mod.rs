@@ -1,8 +1,9 @@
-//! Builds Mesa's Vulkan drivers as sealed archives, and tells the workspace's build which to link.
+//! Builds Mesa's Vulkan drivers as sealed archives, and sets which of them the workspace's build
+//! links.
 //!
-//! Each driver is one archive with one object in it, which shows two functions to the outside and hides
-//! everything else, LLVM included. It lies in the cache under a name made of everything that decides
-//! its bytes. docs/driver.md explains the steps.
+//! Each driver is one archive with one object in it, which exports two functions and hides
+//! everything else, LLVM included. It lies in the cache under a name of everything that decides its
+//! bytes. docs/driver.md explains the steps.
 
 mod build;
 mod ninja;
@@ -23,7 +24,7 @@ use crate::digest;
 use crate::failure::{Result, TaskError};
 use crate::{kernel, sources, steps, third_party};
 
-/// How a driver is built: a part of its name.
+/// The code that builds a driver, which is a part of its name.
 const STEPS: [&str; 4] = [
     include_str!("build.rs"),
     include_str!("ninja.rs"),
@@ -37,7 +38,7 @@ pub(crate) const MESON: &str = include_str!("../../../../compute/driver/meson.tx
 /// The file that the build of `alknet-vulkan` reads.
 const LINKED: &str = "compute/driver/linked-drivers";
 
-/// The file beside an archive that says which LLVM is in it.
+/// The file beside an archive with the version of its LLVM.
 const LLVM_NOTE: &str = "llvm";
 
 /// The choice of drivers, for the commands that build an image.
@@ -51,9 +52,9 @@ pub struct DriverArgs {
 /// A driver in the cache.
 #[derive(Clone, Debug)]
 pub struct SealedDriver {
-    /// As `--vulkan` names it.
+    /// The name that `--vulkan` has.
     pub name: String,
-    /// Where the archive lies.
+    /// The folder of the archive.
     pub folder: PathBuf,
 }
 
@@ -75,7 +76,7 @@ fn archive_name(driver: &str) -> String {
     format!("libvulkan_{driver}.a")
 }
 
-/// The drivers of this tree that lie in the cache, of those in `selection`.
+/// The drivers of this tree that are in the cache, of those in `selection`.
 pub(crate) fn cached(cx: &XtaskContext, selection: &DriverSelection) -> Result<Vec<SealedDriver>> {
     let recipes = DriverRecipes::own().map_err(TaskError::Arguments)?;
     let wanted = |recipe: &&DriverRecipe| selection.names().contains(&recipe.name);
@@ -111,14 +112,16 @@ fn ensure_one(
 ) -> Result<SealedDriver> {
     let patches = read_patches(cx.root(), recipe)?;
     let known = known_tools(cx.cache(), &recipes.llvm, recipe)?;
-    // Before the packages for compiling are installed, which a driver from the cache does not need.
+    // This precedes the installation of the packages for compiling, which a driver from the cache
+    // does not need.
     if let Some(sealed) = find(cx, recipes, recipe, &patches, &known)? {
         note_llvm(&recipes.llvm, recipe, &sealed)?;
         return Ok(sealed);
     }
     cx.install_compilers()?;
     let tools = installed_tools(&recipes.llvm, recipe)?;
-    // With LLVM the name of a driver is known under which it may lie in the cache all the same.
+    // With LLVM installed, the full name of the driver is known, and the cache may have it all the
+    // same.
     let found = find(cx, recipes, recipe, &patches, slice::from_ref(&tools))?;
     let sealed = match found {
         Some(sealed) => sealed,
@@ -181,13 +184,13 @@ fn key(
     }
     if recipe.libdrm {
         parts.extend(
-            // All accepted versions, since which one is fetched is known only later.
+            // All accepted versions count, because the one that is fetched is known only later.
             sources::accepted("libdrm")?
                 .into_iter()
                 .map(|pin| pin.sha256),
         );
     }
-    // Only what a patch does counts, not what it says about itself.
+    // Only the changes of a patch count, not its description.
     let diffs = patches.iter().map(|(_, text)| text.split_once("\ndiff "));
     parts.extend(diffs.map(|diff| diff.map_or_else(String::new, |diff| diff.1.to_owned())));
     Ok(digest::key(parts.iter().map(String::as_bytes)))
@@ -206,7 +209,8 @@ fn read_patches(root: &Path, recipe: &DriverRecipe) -> Result<Vec<(String, Strin
     recipe.patches.iter().map(read).collect()
 }
 
-/// Compiler, linker, and LLVM where it is used: what a driver is compiled with on this machine.
+/// Compiler, linker, and LLVM if the driver uses it: the tools that compile a driver on this
+/// machine.
 fn installed_tools(llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Result<String> {
     let tools = kernel::tool_versions()?;
     if !recipe.llvm {
@@ -221,8 +225,8 @@ fn installed_tools(llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Result<String> {
     Ok(tools + &installed)
 }
 
-/// The tools of a driver that is taken from the cache: those of this machine. Where LLVM is not installed, every build of
-/// its demanded version that a driver in the cache has in it.
+/// The tools of a driver from the cache, which are those of this machine. If LLVM is not installed,
+/// this has every build of the demanded version that a driver in the cache contains.
 fn known_tools(cache: &Path, llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Result<Vec<String>> {
     let tools = kernel::tool_versions()?;
     if !recipe.llvm {
@@ -235,7 +239,8 @@ fn known_tools(cache: &Path, llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Result
     Ok(noted.map(|noted| format!("{tools}{noted}")).collect())
 }
 
-/// The notes of the driver's archives of the demanded version, those of later builds of the package first.
+/// The notes of the driver's archives of the demanded version, those of later builds of the package
+/// first.
 fn noted_llvms(cache: &Path, llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Vec<String> {
     let prefix = format!("{}-", recipe.name);
     let version = format!("LLVM {} ", llvm.version);
@@ -250,7 +255,8 @@ fn noted_llvms(cache: &Path, llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Vec<St
     notes.into_iter().rev().collect()
 }
 
-/// Notes beside a driver the LLVM in it, unless that stands there. The driver was made with the installed one.
+/// Writes the installed LLVM's version beside a driver, unless a note is there. The driver was made
+/// with that LLVM.
 fn note_llvm(llvm: &LlvmRecipe, recipe: &DriverRecipe, sealed: &SealedDriver) -> Result<()> {
     let note = sealed.folder.join(LLVM_NOTE);
     if !recipe.llvm || note.exists() {
@@ -264,7 +270,8 @@ fn note_llvm(llvm: &LlvmRecipe, recipe: &DriverRecipe, sealed: &SealedDriver) ->
     }
 }
 
-/// A line of the installed LLVM: its version is demanded, its package's is noted. `None` where it is not installed.
+/// A line about the installed LLVM: the recipe demands its version, and the package's version is
+/// noted. `None` if it is not installed.
 fn installed_llvm(llvm: &LlvmRecipe) -> Result<Option<String>> {
     if !Path::new(&llvm.config).exists() {
         return Ok(None);
@@ -277,7 +284,7 @@ fn installed_llvm(llvm: &LlvmRecipe) -> Result<Option<String>> {
         )));
     }
     let package = llvm_package(&version);
-    // Elsewhere than in Debian there is no such package, and its version stays out of the name.
+    // Systems other than Debian have no such package, and its version stays out of the name.
     let built =
         first_line(steps::program("dpkg-query").args(["-W", "-f=${Version}", package.as_str()]));
     Ok(Some(format!(
@@ -286,13 +293,13 @@ fn installed_llvm(llvm: &LlvmRecipe) -> Result<Option<String>> {
     )))
 }
 
-/// The package that has the static archives of a version.
+/// The package with the static archives of a version.
 fn llvm_package(version: &str) -> String {
     let major = version.split('.').next().unwrap_or(version);
     format!("llvm-{major}-dev")
 }
 
-/// What a program says first.
+/// The first line of a program's output.
 fn first_line(command: &mut Command) -> Result<String> {
     let what = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -309,9 +316,9 @@ fn first_line(command: &mut Command) -> Result<String> {
     }
 }
 
-/// Has the next build in the mirror link these drivers. The caller holds the lock.
+/// Makes the next build in the mirror link these drivers. The caller holds the lock.
 pub fn link(cx: &XtaskContext, drivers: &[SealedDriver]) -> Result<()> {
-    tell(&cx.mirror(), drivers)
+    write_linked(&cx.mirror(), drivers)
 }
 
 fn linked_in(root: &Path) -> Vec<PathBuf> {
@@ -320,12 +327,12 @@ fn linked_in(root: &Path) -> Vec<PathBuf> {
     text.lines().filter_map(folder).collect()
 }
 
-/// Writes what is to be linked, unless it stands there already: a new file means a new build.
-fn tell(root: &Path, drivers: &[SealedDriver]) -> Result<()> {
+/// Writes the list of drivers to link, unless it is there already: a new file means a new build.
+fn write_linked(root: &Path, drivers: &[SealedDriver]) -> Result<()> {
     let line = |driver: &SealedDriver| format!("{}={}\n", driver.name, driver.folder.display());
     let text: String = drivers.iter().map(line).collect();
     let file = root.join(LINKED);
-    // Cargo compiles what reads the file again when its time changes.
+    // Cargo compiles the reader of the file again if the file's time changes.
     if fs::read_to_string(&file).is_ok_and(|there| there == text) {
         return Ok(());
     }
@@ -351,7 +358,7 @@ mod tests {
         let mut others = recipes.clone();
         others.drivers[0].options.push("-Dx=y".into());
         assert_ne!(base, name(&others, "m", "d", "t"));
-        // Another driver's recipe is another driver's matter.
+        // Another driver's recipe does not change this driver's name.
         let mut others = recipes;
         others.drivers[1].options.push("-Dx=y".into());
         assert_eq!(base, name(&others, "m", "d", "t"));
@@ -391,19 +398,19 @@ mod tests {
         let root = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir_all(root.path().join("compute/driver")).expect("writable");
         let drivers = [SealedDriver::at(Path::new("/c"), "llvmpipe", "0")];
-        tell(root.path(), &drivers).expect("writable");
+        write_linked(root.path(), &drivers).expect("writable");
         let file = root.path().join(LINKED);
         let old = std::time::SystemTime::UNIX_EPOCH;
         fs::File::open(&file)
             .and_then(|file| file.set_modified(old))
             .expect("ours to date");
-        tell(root.path(), &drivers).expect("writable");
+        write_linked(root.path(), &drivers).expect("writable");
         let data = fs::metadata(&file).expect("it is there");
         assert_eq!(data.modified().expect("dated"), old, "it was not touched");
         let text = fs::read_to_string(&file).expect("readable");
         assert_eq!(text, "llvmpipe=/c/vulkan/llvmpipe-0\n");
         assert_eq!(linked_in(root.path()), [Path::new("/c/vulkan/llvmpipe-0")]);
-        tell(root.path(), &[]).expect("writable");
+        write_linked(root.path(), &[]).expect("writable");
         assert_eq!(fs::read_to_string(&file).expect("readable"), "");
     }
 

@@ -1,11 +1,11 @@
-//! `compute/driver/drivers.toml`: which drivers there are, and how each is made.
+//! `compute/driver/drivers.toml`: the drivers, and how each is made.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Word for no driver at all.
+/// The word for no driver at all.
 const NONE: &str = "none";
 
 /// The whole file.
@@ -23,12 +23,12 @@ pub(super) struct DriverRecipes {
 #[serde(deny_unknown_fields)]
 pub(super) struct LlvmRecipe {
     pub(super) version: String,
-    /// The program that answers where it is.
+    /// The program that prints LLVM's paths.
     pub(super) config: String,
     pub(super) components: Vec<String>,
 }
 
-/// What every driver's build has in common.
+/// What all drivers' builds share.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MesaRecipe {
@@ -40,7 +40,7 @@ pub(super) struct MesaRecipe {
 #[serde(deny_unknown_fields)]
 pub(super) struct DriverRecipe {
     pub(super) name: String,
-    /// The shared library that Mesa would build; ours is made of what that would be linked from.
+    /// The shared library that Mesa would build. Our archive has the objects of that library.
     pub(super) target: String,
     pub(super) options: Vec<String>,
     /// Names of files in `compute/driver/patches`, in order.
@@ -50,7 +50,7 @@ pub(super) struct DriverRecipe {
 }
 
 impl DriverRecipes {
-    /// Those of this clone.
+    /// The recipes of this clone.
     pub(super) fn own() -> Result<Self, String> {
         Self::parse(include_str!("../../../../compute/driver/drivers.toml"))
     }
@@ -64,13 +64,13 @@ impl DriverRecipes {
     }
 }
 
-/// The drivers that someone asked for, in the order of `drivers.toml`, each once.
+/// The requested drivers, in the order of `drivers.toml`, each once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverSelection(Vec<String>);
 
 impl DriverSelection {
-    /// What the command line means when it says nothing: a processor can compute anywhere, but the
-    /// driver is built for this one only.
+    /// The default of the command line: a processor can compute anywhere, but the driver is built
+    /// for x86-64 only.
     pub fn usual() -> Self {
         if cfg!(target_arch = "x86_64") {
             Self(vec!["llvmpipe".to_owned()])
@@ -107,19 +107,20 @@ impl FromStr for DriverSelection {
             return Ok(Self(Vec::new()));
         }
         let recipes = DriverRecipes::own()?;
-        let asked: Vec<&str> = text.split(',').collect();
-        for name in &asked {
+        let requested: Vec<&str> = text.split(',').collect();
+        for name in &requested {
             if recipes.find(name).is_none() {
                 let known = recipes.drivers.iter().map(|driver| driver.name.as_str());
                 let known: Vec<_> = known.chain([NONE]).collect();
                 return Err(format!("no driver \"{name}\", only {}", known.join(", ")));
             }
         }
-        // In the order of the recipes, so that two spellings of one choice make one program.
+        // The names have the order of the recipes, so that two spellings of one choice make one
+        // program.
         let names = recipes.drivers.iter().map(|driver| driver.name.clone());
         Ok(Self(
             names
-                .filter(|name| asked.contains(&name.as_str()))
+                .filter(|name| requested.contains(&name.as_str()))
                 .collect(),
         ))
     }

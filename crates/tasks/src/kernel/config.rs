@@ -1,8 +1,8 @@
-//! Fragments of the kernel's configuration, and whether what they ask for survived.
+//! Fragments of the kernel's configuration, and the check that their requests survived.
 
 use std::collections::BTreeMap;
 
-/// What one fragment line asks of one option.
+/// The request of one fragment line for one option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum KernelOptionValue {
     /// Exactly this line's value: `y`, a number, or a quoted string.
@@ -33,19 +33,20 @@ fn wanted_line(line: &str) -> Option<(String, KernelOptionValue)> {
     Some((name.to_owned(), wanted))
 }
 
-/// One line for each option of `fragments` (name and content) that `config` does not have as asked.
+/// One line for each option of `fragments` (name and content) that `config` does not have as
+/// requested.
 pub(super) fn lost(fragments: &[(String, String)], config: &str) -> Vec<String> {
     let has: BTreeMap<String, KernelOptionValue> = wanted(config).into_iter().collect();
     let mut lost = Vec::new();
     for (fragment, text) in fragments {
-        for (name, asked) in wanted(text) {
-            // Kconfig leaves out what cannot be set at all, which is the same as off.
+        for (name, requested) in wanted(text) {
+            // Kconfig omits an option that cannot be set at all, which is the same as off.
             let got = has.get(&name).unwrap_or(&KernelOptionValue::Off);
-            if *got != asked {
+            if *got != requested {
                 lost.push(format!(
                     "  {name} ({fragment}): asked for {}, got {}",
-                    said(&asked),
-                    said(got)
+                    value_text(&requested),
+                    value_text(got)
                 ));
             }
         }
@@ -53,7 +54,7 @@ pub(super) fn lost(fragments: &[(String, String)], config: &str) -> Vec<String> 
     lost
 }
 
-fn said(wanted: &KernelOptionValue) -> &str {
+fn value_text(wanted: &KernelOptionValue) -> &str {
     match wanted {
         KernelOptionValue::Value(value) => value,
         KernelOptionValue::Off => "n",

@@ -1,7 +1,7 @@
 //! Builds the kernel from the pinned source and the fragments in `kernel-config/`.
 //!
-//! The result lies in the cache under a name made of everything that decides its bytes: the
-//! source's hash, the fragments, the compiler and the steps.
+//! The result lies in the cache under a name of everything that decides its bytes: the source's
+//! hash, the fragments, the compiler and the steps.
 
 mod build;
 mod config;
@@ -14,7 +14,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::{digest, sources, steps};
 
-/// The fragments of the one x86-64 kernel, in the order they are merged.
+/// The fragments of the one x86-64 kernel, in the order in which they are merged.
 pub const X86_64_FRAGMENTS: [&str; 13] = [
     "base",
     "isolation",
@@ -34,7 +34,7 @@ pub const X86_64_FRAGMENTS: [&str; 13] = [
 /// Largest kernel in bytes: docs/SPECIFICATION.md promises at most 9 MB.
 pub const BZIMAGE_BYTES_MAX: u64 = 9_000_000;
 
-/// How it is built: a part of its name.
+/// The code that builds it, which is a part of its name.
 const STEPS: [&str; 2] = [include_str!("build.rs"), include_str!("../steps.rs")];
 
 /// A built kernel.
@@ -52,7 +52,7 @@ pub struct KernelFiles {
 pub fn ensure(cx: &XtaskContext) -> Result<KernelFiles> {
     let fragments = read_fragments(cx.root())?;
     let tools = tool_versions()?;
-    // Before the compilers are installed, which a kernel from the cache does not need.
+    // This precedes the installation of the compilers, which a kernel from the cache does not need.
     if let Some(kernel) = find(cx, &fragments, &tools)? {
         return Ok(kernel);
     }
@@ -63,7 +63,7 @@ pub fn ensure(cx: &XtaskContext) -> Result<KernelFiles> {
     Ok(kernel)
 }
 
-/// The kernel of this tree, if it lies in the cache.
+/// The kernel of this tree, if it is in the cache.
 pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<KernelFiles>> {
     find(cx, &read_fragments(cx.root())?, &tool_versions()?)
 }
@@ -95,7 +95,7 @@ impl KernelFiles {
             .all(|file| file.exists())
     }
 
-    /// Where its files lie.
+    /// The folder of its files.
     pub(crate) fn folder(&self) -> &Path {
         self.bzimage.parent().unwrap_or(&self.bzimage)
     }
@@ -122,7 +122,7 @@ fn read_fragments(root: &Path) -> Result<Vec<(String, String)>> {
     X86_64_FRAGMENTS.iter().map(read).collect()
 }
 
-/// First lines of the compiler's and linker's version texts, of those that the steps start.
+/// First lines of the version texts of the compiler and linker that the steps start.
 pub fn tool_versions() -> Result<String> {
     let mut text = String::new();
     for tool in ["gcc", "ld"] {

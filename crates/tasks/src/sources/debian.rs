@@ -1,7 +1,7 @@
 //! Files out of Debian packages, fetched through the machine's own package configuration.
 //!
 //! The system's configuration and package state are only read. Lists and downloads go to a private
-//! folder; the archive's address is the one this machine already uses.
+//! folder. The archive's address is the one that this machine already uses.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,15 +18,15 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The package client's own downloader, with its configuration of mirrors and proxies.
 const DOWNLOADER: &str = "/usr/lib/apt/apt-helper";
 
-/// Fetches a file by its path in the archive that this machine is configured for. No lists are needed:
-/// the file is judged by its hash.
+/// Fetches a file by its path in this machine's configured archive. No lists are needed, because
+/// the file is checked by its hash.
 pub(super) fn fetch_from_pool(cx: &XtaskContext, path: &str, to: &Path) -> Result<()> {
     let address = format!("{}/{path}", address()?.trim_end_matches('/'));
-    // What is there already would be asked after by its age, and kept.
+    // The downloader would keep an existing file if it is not older.
     fs::remove_file(to).map_err(TaskError::io(format!("replace {}", to.display())))?;
     let mut command = Command::new(DOWNLOADER);
     command
-        // As its own user it could not write into a folder of ours.
+        // As its own user the downloader could not write into our folder.
         .args(["-o", "APT::Sandbox::User=root", "download-file"])
         .arg(&address)
         .arg(to);
@@ -46,14 +46,14 @@ pub(super) fn fetch_from_snapshot(
     extract(&package, member, to)
 }
 
-/// A private view of the archive, gone when dropped.
+/// A private view of the archive, removed on drop.
 #[derive(Debug)]
 pub(crate) struct DebianArchive {
     folder: ScratchFolder,
 }
 
 impl DebianArchive {
-    /// Reads the lists of `suites` from the archive that this machine is configured for.
+    /// Reads the lists of `suites` from this machine's configured archive.
     pub(crate) fn open(cx: &XtaskContext, suites: &[&str]) -> Result<Self> {
         let folder = ScratchFolder::new(cx.cache(), "apt-")?;
         let archive = Self { folder };
@@ -104,11 +104,13 @@ impl DebianArchive {
         ]);
         for option in [
             format!("Dir::Etc::sourcelist={folder}/sources.list"),
-            // Only the list that is written here counts, and nothing of this machine's is changed.
+            // Only the list that is written here counts, and no file of this machine's
+            // configuration is changed.
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State={folder}/state"),
             format!("Dir::Cache={folder}/cache"),
-            // Without it apt would look for the list of installed packages below the folder above.
+            // Without this apt would look for the list of installed packages below the folder
+            // above.
             "Dir::State::status=/var/lib/dpkg/status".to_owned(),
         ] {
             command.args(["-o", &option]);
@@ -127,7 +129,7 @@ fn line(address: &str, suite: &str) -> String {
     format!("deb {keys}{address} {suite} main\n")
 }
 
-/// The archive this machine takes its own packages from.
+/// The archive of this machine's own packages.
 fn address() -> Result<String> {
     let output = Command::new("apt-get")
         .args([
@@ -149,7 +151,7 @@ fn address() -> Result<String> {
         })
 }
 
-/// Without package lists apt names no targets; its configuration still does.
+/// The address in apt's configuration. Without package lists apt names no targets.
 fn configured_address() -> Option<String> {
     let parts = fs::read_dir("/etc/apt/sources.list.d").ok();
     let parts = parts
@@ -183,12 +185,13 @@ fn first_archive(targets: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Security updates lie in an archive of their own, which has none of the other releases.
+/// Whether this is the main archive. Security updates are in their own archive, which has nothing
+/// of the releases.
 fn is_main(address: &str) -> bool {
     !address.is_empty() && !address.contains("security")
 }
 
-/// What a package client put into an empty folder.
+/// The file that a package client put into an empty folder.
 pub(super) fn only_file(folder: &Path) -> Result<PathBuf> {
     let mut entries = fs::read_dir(folder).map_err(TaskError::io("read the download"))?;
     entries

@@ -1,4 +1,4 @@
-//! Heavy sources: pinned by SHA-256, taken from whichever place has a match first.
+//! Heavy sources: pinned by SHA-256, taken from the first origin that has a match.
 
 mod debian;
 mod npm;
@@ -25,9 +25,9 @@ const SNAPSHOT: &str = "https://snapshot.debian.org/archive/debian";
 /// A file whose bytes are those of its pin.
 #[derive(Clone, Debug)]
 pub struct PinnedFile {
-    /// Where it lies.
+    /// Its path.
     pub path: PathBuf,
-    /// Which accepted version it is.
+    /// The accepted version that it is.
     pub pin: SourcePin,
 }
 
@@ -36,16 +36,16 @@ pub fn accepted(name: &str) -> Result<Vec<SourcePin>> {
     Ok(SourcePins::own()?.find(name)?.pins.clone())
 }
 
-/// Every source that is pinned: its name, and its accepted versions.
+/// Every pinned source: its name, and its accepted versions.
 pub(crate) fn pinned() -> Result<Vec<(String, Vec<SourcePin>)>> {
     Ok(SourcePins::own()?.into_all())
 }
 
-/// The first accepted version of a source that lies in the cache, unread, else the best.
+/// The first accepted version of a source that is in the cache, unverified, or else the best.
 pub(crate) fn likely(cx: &XtaskContext, name: &str) -> Result<SourcePin> {
     let pins = accepted(name)?;
-    let kept = cx.cache().join("sources");
-    let there = pins.iter().find(|pin| kept_path(&kept, pin).exists());
+    let store = cx.cache().join("sources");
+    let there = pins.iter().find(|pin| kept_path(&store, pin).exists());
     let likely = there.or_else(|| pins.first()).cloned();
     likely.ok_or_else(|| TaskError::Arguments(format!("sources.toml: {name} has no version")))
 }
@@ -54,20 +54,20 @@ pub(crate) fn likely(cx: &XtaskContext, name: &str) -> Result<SourcePin> {
 pub fn obtain(cx: &XtaskContext, name: &str) -> Result<PinnedFile> {
     let pins = SourcePins::own()?;
     let source = pins.find(name)?;
-    let kept = cx.cache().join("sources");
-    // The folder that the user named comes first: this is how a machine without a network builds.
+    let store = cx.cache().join("sources");
+    // The folder that the user named comes first: a machine without a network builds from it.
     if let Some(folder) = &cx.sources
-        && let Some(found) = in_folder(source, folder, &kept)?
+        && let Some(found) = in_folder(source, folder, &store)?
     {
         return Ok(found);
     }
-    if let Some(found) = in_cache(source, &kept)? {
+    if let Some(found) = in_cache(source, &store)? {
         return Ok(found);
     }
     let mut search = SourceSearch {
         cx,
         source,
-        kept,
+        store,
         attempts: Vec::new(),
     };
     if let Some(found) = search.debian(&pins.suites())? {
@@ -94,21 +94,22 @@ pub fn obtain(cx: &XtaskContext, name: &str) -> Result<PinnedFile> {
     })
 }
 
-/// A file of the right name in the user's folder must have the right bytes: falling back silently would hide that the
-/// folder is not what the user believes. It is copied to `kept`, and the copy is checked and used: every user who can
-/// write in the folder may change the file at any time, and some of these files are programs.
-fn in_folder(source: &PinnedSource, folder: &Path, kept: &Path) -> Result<Option<PinnedFile>> {
+/// Takes a source from the user's folder. A file of the right name must have the right bytes:
+/// falling back silently would hide that the folder is not what the user believes. The file is
+/// copied into `store`, and the copy is checked and used: every user who can write in the folder
+/// may change the file at any time, and some of these files are programs.
+fn in_folder(source: &PinnedSource, folder: &Path, store: &Path) -> Result<Option<PinnedFile>> {
     let mut refused = Vec::new();
     for pin in &source.pins {
         let path = folder.join(&pin.file);
         if !path.exists() {
             continue;
         }
-        let fresh = beside(kept, pin)?;
+        let fresh = beside(store, pin)?;
         File::open(&path)
             .and_then(|mut file| io::copy(&mut file, &mut fresh.as_file()))
             .map_err(TaskError::io(format!("copy {}", path.display())))?;
-        match settle(fresh, kept, pin)? {
+        match settle(fresh, store, pin)? {
             Ok(found) => return Ok(Some(found)),
             Err(got) => refused.push(mismatch(&path, pin, &got)),
         }
@@ -116,20 +117,22 @@ fn in_folder(source: &PinnedSource, folder: &Path, kept: &Path) -> Result<Option
     if refused.is_empty() {
         return Ok(None);
     }
-    // The user named the folder, so a wrong file in it is an error and not a reason to look elsewhere.
+    // The user named the folder, so a wrong file in it is an error and not a reason to look
+    // elsewhere.
     Err(TaskError::Source {
         name: source.name.clone(),
         attempts: refused,
     })
 }
 
-fn in_cache(source: &PinnedSource, kept: &Path) -> Result<Option<PinnedFile>> {
+fn in_cache(source: &PinnedSource, store: &Path) -> Result<Option<PinnedFile>> {
     for pin in &source.pins {
-        let path = kept_path(kept, pin);
+        let path = kept_path(store, pin);
         if !path.exists() {
             continue;
         }
-        // Each time: a disk may have damaged it, or another program changed it.
+        // The file is verified each time: a disk may have damaged it, or another program changed
+        // it.
         if verify(&path, pin)?.is_none() {
             return Ok(Some(PinnedFile {
                 path,
@@ -141,30 +144,30 @@ fn in_cache(source: &PinnedSource, kept: &Path) -> Result<Option<PinnedFile>> {
     Ok(None)
 }
 
-fn kept_path(kept: &Path, pin: &SourcePin) -> PathBuf {
-    kept.join(&pin.sha256).join(&pin.file)
+fn kept_path(store: &Path, pin: &SourcePin) -> PathBuf {
+    store.join(&pin.sha256).join(&pin.file)
 }
 
-/// A file beside the place of a pin's.
-fn beside(kept: &Path, pin: &SourcePin) -> Result<NamedTempFile> {
-    let path = kept_path(kept, pin);
-    let folder = path.parent().unwrap_or(kept);
+/// A temporary file in the folder of a pin's file.
+fn beside(store: &Path, pin: &SourcePin) -> Result<NamedTempFile> {
+    let path = kept_path(store, pin);
+    let folder = path.parent().unwrap_or(store);
     fs::create_dir_all(folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
     NamedTempFile::new_in(folder).map_err(TaskError::io(format!("write in {}", folder.display())))
 }
 
-/// Moves it there if it matches, unless one that matches is there: another command may have started that. Else the hash
-/// that it has.
+/// Moves the file to its path if it matches, unless a matching one is there: another command may
+/// have started that one. Otherwise the hash that it has.
 fn settle(
     fresh: NamedTempFile,
-    kept: &Path,
+    store: &Path,
     pin: &SourcePin,
 ) -> Result<std::result::Result<PinnedFile, String>> {
     if let Some(got) = verify(fresh.path(), pin)? {
         return Ok(Err(got));
     }
-    let path = kept_path(kept, pin);
-    // What is there and right stays, since another command may be reading it.
+    let path = kept_path(store, pin);
+    // A correct file stays, since another command may be reading it.
     if !path.exists() || verify(&path, pin)?.is_some() {
         fresh
             .persist(&path)
@@ -176,7 +179,7 @@ fn settle(
     }))
 }
 
-/// The hash that a file has instead of the pinned one; none when it matches.
+/// The hash that a file has instead of the pinned one. `None` if it matches.
 fn verify(path: &Path, pin: &SourcePin) -> Result<Option<String>> {
     let got = digest::of_file(path).map_err(TaskError::io(format!("read {}", path.display())))?;
     Ok((got != pin.sha256).then_some(got))
@@ -191,11 +194,11 @@ fn mismatch(path: &Path, pin: &SourcePin, got: &str) -> String {
     )
 }
 
-/// Looks in places that cost a download, and remembers what came of it.
+/// Looks at origins that cost a download, and records the results.
 struct SourceSearch<'a> {
     cx: &'a XtaskContext,
     source: &'a PinnedSource,
-    kept: PathBuf,
+    store: PathBuf,
     attempts: Vec<String>,
 }
 
@@ -213,7 +216,7 @@ impl SourceSearch<'_> {
         let archive = match DebianArchive::open(self.cx, suites) {
             Ok(archive) => archive,
             Err(error) => {
-                // Another place may have it.
+                // Another origin may have it.
                 self.attempts.push(format!("  Debian: {error}"));
                 return Ok(None);
             }
@@ -306,19 +309,19 @@ impl SourceSearch<'_> {
         Ok(None)
     }
 
-    /// Fetches beside the final place, and moves the file there only when it matches.
+    /// Fetches beside the final path, and moves the file there only if it matches.
     fn take(
         &mut self,
         pin: &SourcePin,
         what: &str,
         fetch: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Option<PinnedFile>> {
-        let fresh = beside(&self.kept, pin)?;
+        let fresh = beside(&self.store, pin)?;
         if let Err(error) = fetch(fresh.path()) {
             self.attempts.push(format!("  {what}: {error}"));
             return Ok(None);
         }
-        match settle(fresh, &self.kept, pin)? {
+        match settle(fresh, &self.store, pin)? {
             Ok(found) => Ok(Some(found)),
             Err(got) => {
                 let text = mismatch(Path::new(what), pin, &got);
@@ -335,7 +338,7 @@ fn download(cx: &XtaskContext, address: &str, to: &Path) -> Result<()> {
     command
         .args([
             "--fail",
-            // The hash is checked afterwards, so that it does not matter who answers.
+            // The hash is checked afterwards, so it does not matter which server answers.
             "--location",
             "--silent",
             "--show-error",
@@ -385,28 +388,28 @@ mod tests {
     #[test]
     fn any_accepted_version_in_the_users_folder_will_do() {
         let folder = folder_with("abc");
-        let kept = tempfile::tempdir().expect("a temporary folder");
+        let store = tempfile::tempdir().expect("a temporary folder");
         let source = source(vec![pin("2", &"0".repeat(64)), pin("1", ABC)]);
-        let found = in_folder(&source, folder.path(), kept.path())
+        let found = in_folder(&source, folder.path(), store.path())
             .expect("readable")
             .expect("it matches");
         assert_eq!(found.pin.version, "1");
     }
 
-    /// Minutes pass between the look at a file and its use, and some of these files are started.
+    /// Minutes pass between the check of a file and its use, and some of these files are started.
     #[test]
     fn what_is_put_into_the_users_folder_afterwards_is_not_used() {
         let folder = folder_with("abc");
-        let kept = tempfile::tempdir().expect("a temporary folder");
+        let store = tempfile::tempdir().expect("a temporary folder");
         let source = source(vec![pin("1", ABC)]);
-        let obtain = || in_folder(&source, folder.path(), kept.path());
+        let obtain = || in_folder(&source, folder.path(), store.path());
         let found = obtain().expect("readable").expect("it matches");
         let file = folder.path().join("f.tar.xz");
         fs::write(&file, "another program").expect("it is writable");
         assert_eq!(fs::read(&found.path).expect("readable"), b"abc");
         obtain().expect_err("it does not match any more");
         assert_eq!(fs::read(&found.path).expect("readable"), b"abc");
-        // A program that runs is not replaced by the same once more.
+        // A running program is not replaced by the same file once more.
         fs::write(&file, "abc").expect("it is writable");
         let inode = || fs::metadata(&found.path).expect("it is there").ino();
         let before = inode();
@@ -417,9 +420,9 @@ mod tests {
     #[test]
     fn a_mismatch_in_the_users_folder_is_refused_by_name() {
         let folder = folder_with("abd");
-        let kept = tempfile::tempdir().expect("a temporary folder");
+        let store = tempfile::tempdir().expect("a temporary folder");
         let source = source(vec![pin("1", ABC)]);
-        let error = in_folder(&source, folder.path(), kept.path()).expect_err("wrong bytes");
+        let error = in_folder(&source, folder.path(), store.path()).expect_err("wrong bytes");
         let text = error.to_string();
         assert!(
             text.contains("thing") && text.contains("f.tar.xz"),
@@ -434,9 +437,9 @@ mod tests {
 
     #[test]
     fn a_folder_without_the_file_is_no_mistake() {
-        let [folder, kept] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        let [folder, store] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
         let source = source(vec![pin("1", ABC)]);
-        let found = in_folder(&source, folder.path(), kept.path()).expect("fine");
+        let found = in_folder(&source, folder.path(), store.path()).expect("fine");
         assert!(found.is_none());
     }
 

@@ -1,5 +1,5 @@
-//! Packages of npm's registry, fetched by its own client: it knows the address and the way there that
-//! this machine is set up for. Nothing is installed, and no script of a package runs.
+//! Packages of npm's registry, fetched by npm's own client, which knows the address and the proxies
+//! of this machine's configuration. Nothing is installed, and no script of a package runs.
 
 use std::fs;
 use std::path::Path;
@@ -10,17 +10,17 @@ use crate::failure::{Result, TaskError};
 use crate::scratch::ScratchFolder;
 use crate::sources::debian::only_file;
 
-/// Takes the archive of `package`, `NAME@VERSION`, as the registry has it.
+/// Takes the archive of `package`, `NAME@VERSION`, from the registry.
 pub(super) fn fetch(cx: &XtaskContext, package: &str, to: &Path) -> Result<()> {
     cx.install_npm()?;
     let scratch = ScratchFolder::new(cx.cache(), "npm-")?;
-    let [kept, packed] = ["cache", "packed"].map(|name| scratch.path().join(name));
+    let [npm_cache, packed] = ["cache", "packed"].map(|name| scratch.path().join(name));
     fs::create_dir(&packed).map_err(TaskError::io("make a folder for a package"))?;
     let mut command = Command::new("npm");
     command
         .args(["pack", package, "--ignore-scripts", "--no-update-notifier"])
         .arg("--cache")
-        .arg(&kept)
+        .arg(&npm_cache)
         .arg("--pack-destination")
         .arg(&packed)
         .current_dir(scratch.path());

@@ -1,4 +1,4 @@
-//! The pins file: which bytes are accepted, and where they may come from.
+//! The pins file: the accepted bytes, and their possible origins.
 
 use serde::Deserialize;
 
@@ -15,11 +15,11 @@ pub(super) struct SourcePins {
     sources: Vec<PinnedSource>,
 }
 
-/// One part that comes as a file from elsewhere.
+/// One source that comes as a file from another project.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PinnedSource {
-    /// How the rest of this program names it.
+    /// Its name in the rest of this program.
     pub name: String,
     /// Accepted versions, best first.
     #[serde(rename = "pin")]
@@ -30,7 +30,7 @@ pub(super) struct PinnedSource {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourcePin {
-    /// For people.
+    /// The version, for people.
     pub version: String,
     /// Name of the file in a folder.
     pub file: String,
@@ -42,7 +42,7 @@ pub struct SourcePin {
     pub cargo: Option<String>,
     /// The package of npm's registry, as `NAME@VERSION`.
     pub npm: Option<String>,
-    /// Where it lies below the address of Debian's archive, as a part of a source package.
+    /// Its path below the address of Debian's archive, as a part of a source package.
     pub pool: Option<String>,
     /// The upstream project's release address.
     pub upstream: Option<String>,
@@ -60,8 +60,8 @@ pub struct DebianLocation {
     pub suite: String,
     /// Path inside the package, as `dpkg-deb --contents` prints it.
     pub member: String,
-    /// A date on which Debian's archive had the package, and its path there: `20261123T000000Z/pool/…`. The archive itself
-    /// drops a version at the next point release.
+    /// A date on which Debian's archive had the package, and its path there:
+    /// `20261123T000000Z/pool/…`. The archive itself drops a version at the next point release.
     pub snapshot: Option<String>,
 }
 
@@ -202,7 +202,7 @@ mod tests {
                     date.as_bytes()[8] == b'T' && date.ends_with('Z'),
                     "{snapshot}"
                 );
-                // Of exactly the pinned version.
+                // The path has exactly the pinned version.
                 let file = format!("/{}_{}_", place.package, place.version);
                 let is_there = path.starts_with("pool/main/") && path.contains(&file);
                 assert!(is_there && path.ends_with(".deb"), "{snapshot}");

@@ -50,7 +50,7 @@ impl BootArtifacts {
     }
 }
 
-/// Fetches third-party tools while the compilers are busy: the tests use them later.
+/// Fetches third-party tools while the compilers are busy, because the tests use them later.
 fn tools(cx: &XtaskContext) -> Result<()> {
     third_party(cx).map(drop)?;
     third_party::wasm_sysroot(cx).map(drop)?;
@@ -138,7 +138,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
     ])
 }
 
-/// Where programs are looked for, first in `folder`.
+/// The search path of programs, with `folder` first.
 fn path_with_first(folder: PathBuf) -> Result<OsString> {
     let others = std::env::var_os("PATH").unwrap_or_default();
     let all = iter::once(folder).chain(std::env::split_paths(&others));
@@ -149,7 +149,7 @@ fn path_with_first(folder: PathBuf) -> Result<OsString> {
     })
 }
 
-/// The time server, out of its package and runnable.
+/// The time server, taken from its package and made runnable.
 fn chronyd(cx: &XtaskContext) -> Result<PathBuf> {
     let path = sources::obtain(cx, "chronyd")?.path;
     fs::set_permissions(&path, Permissions::from_mode(0o755))

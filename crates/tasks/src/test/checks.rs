@@ -9,7 +9,7 @@ use crate::context::XtaskContext;
 use crate::failure::Result;
 use crate::third_party;
 
-/// The licence and dependency checker, as `sources.toml` names it.
+/// The licence and dependency checker's name in `sources.toml`.
 pub(crate) const DENY: &str = "cargo-deny";
 
 pub(super) fn format(cx: &XtaskContext) -> Result<()> {
@@ -17,8 +17,9 @@ pub(super) fn format(cx: &XtaskContext) -> Result<()> {
     cx.show(command.args(["--all", "--check"]), "format")
 }
 
-/// Licences, bans and sources need no network. Known vulnerabilities need a database that lies on
-/// a code host; where that cannot be reached, the check says so and is not held against the tree.
+/// Checks dependencies. Licences, bans and sources need no network. Known vulnerabilities need a
+/// database on a code host. If that cannot be reached, the check says so and does not fail the
+/// tree.
 pub(super) fn dependencies(cx: &XtaskContext) -> Result<()> {
     let program = deny_program(cx)?;
     let check = |what: &[&str]| {
@@ -39,6 +40,7 @@ pub(super) fn dependencies(cx: &XtaskContext) -> Result<()> {
 
 fn advisories(cx: &XtaskContext, check: &mut Command) -> Result<()> {
     let what = "known vulnerabilities";
+    // git must fail instead of asking for a password, which would hang the run (git(1)).
     check.env("GIT_TERMINAL_PROMPT", "0");
     let Err(error) = cx.run(check, what, "advisories") else {
         return Ok(());
@@ -51,12 +53,12 @@ fn advisories(cx: &XtaskContext, check: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Whether the checker spoke about our dependencies, rather than about its database.
+/// Whether the checker reported our dependencies, and not its database.
 fn is_finding(output: &str) -> bool {
     output.contains("advisories FAILED")
 }
 
-/// The checker; its own dependencies are no part of this workspace.
+/// The checker, whose own dependencies are no part of this workspace.
 pub fn deny_program(cx: &XtaskContext) -> Result<PathBuf> {
     third_party::installed(cx, DENY, "cargo-deny")
 }

@@ -1,10 +1,10 @@
-//! Running one test program, and reading what its harness says.
+//! Runs one test program, and reads its harness's output.
 //!
-//! The harness is asked for JSON with the time of each test. Children of a test write to the same output:
-//! what is no event of the harness is kept as the program's own words. A child that writes an event of the
-//! harness's form is found out where the events do not add up: the harness says first how many tests it runs
-//! and last how they ended, and each test starts once and ends once. Examples in the documentation are run by
-//! cargo, which says in plain lines how they ended.
+//! The harness writes JSON with the time of each test. Children of a test write to the same output:
+//! a line that is no event of the harness is stored as the program's own output. If a child writes
+//! an event of the harness's form, the events do not add up: the harness first says how many tests
+//! it runs and last how they ended, and each test starts once and ends once. Cargo runs the
+//! examples in the documentation, and prints their results in plain lines.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,53 +20,54 @@ use serde::Deserialize;
 
 use crate::group::{self, ProcessGroup};
 
-/// What an event of the harness begins with.
+/// Prefix of an event of the harness.
 const EVENT: &str = "{ \"type\": \"";
 
-/// How often a program is looked at for having said nothing.
+/// How often a silent program is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Most bytes kept of a line, and of all that a program says beside its harness's events.
+/// Most bytes kept of a line, and of a program's output beside its harness's events.
 const SAID_BYTES_MAX: usize = 1 << 20;
 
-/// Longest an escape in JSON text can be, `\u0000`.
+/// Longest escape in JSON text, `\u0000`.
 const ESCAPE_BYTES_MAX: usize = 6;
 
 /// What Rust prints at the beginning of a panic.
 const PANIC: &str = "panicked at ";
 
-/// Most lines shown of a panic: a test that booted a machine prints what stood on the machine's console
-/// after it.
+/// Most lines shown of a panic: a test that booted a machine prints the machine's console after it.
 pub(super) const PANIC_LINES_MAX: usize = 12;
 
-/// In which form a program says how its tests ended.
+/// The form in which a program reports how its tests ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TestOutputFormat {
-    /// One object to a line, as libtest writes it with `--format=json`.
+    /// One object per line, which libtest writes with `--format=json`.
     Json,
     /// Lines for people, which cargo writes for the examples in the documentation.
     Plain,
 }
 
-/// Longest time in which no test of a program ends, on a machine at rest and on the busiest: the second leaves a run that
-/// hangs time to say so within the 90 minutes of continuous integration. No wait for a machine grows beyond 15 minutes.
+/// Longest time in which no test of a program ends, on a machine at rest and on the busiest. The
+/// second leaves a hanging run time to report that within the 90 minutes of continuous integration.
+/// No wait for a machine exceeds 15 minutes.
 const SILENCE: Duration = Duration::from_secs(20 * 60);
 const SILENCE_MAX: Duration = Duration::from_secs(45 * 60);
 
 /// How long a program may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct TestTimeouts {
-    /// Longest time in which no test of it ends: longer than any limit of a test, which fails with what it saw. An
-    /// emulated machine has 900 s for its boot at rest: [`READY_WITHIN`](alknet_qemu::READY_WITHIN), ten times for the
-    /// emulation, three for the tests beside.
+    /// Longest time in which no test of it ends. It is longer than any limit of a test, which fails
+    /// with what it observed. An emulated machine has 900 s for its boot at rest:
+    /// [`READY_WITHIN`](alknet_qemu::READY_WITHIN), ten times for the emulation, three for the
+    /// tests beside.
     pub(super) silence: Duration,
-    /// From SIGABRT, which a program gets after that, to SIGKILL; and from its end to the end of its output,
-    /// which a process outside of its group can hold open.
+    /// The time from SIGABRT, which a program gets after that, to SIGKILL. Also the time from its
+    /// end to the end of its output, which a process outside of its group can hold open.
     pub(super) grace: Duration,
 }
 
 impl TestTimeouts {
-    /// Those of a machine that is slower than one at rest by this factor.
+    /// The limits on a machine that is slower than one at rest by this factor.
     pub(super) fn scaled(slowdown: f64) -> Self {
         Self {
             silence: SILENCE.mul_f64(slowdown).min(SILENCE_MAX),
@@ -81,7 +82,7 @@ pub(super) enum TestVerdict {
     Passed,
     Failed,
     Ignored,
-    /// Its program ended, or was ended, before it did.
+    /// Its program ended before it did.
     Lost,
 }
 
@@ -91,14 +92,14 @@ pub(super) struct TestResult {
     pub(super) name: String,
     pub(super) verdict: TestVerdict,
     pub(super) seconds: f64,
-    /// What it printed, where it failed.
-    pub(super) said: String,
+    /// Its output, if it failed.
+    pub(super) printed: String,
 }
 
 impl TestResult {
-    /// What it printed from its first panic on; nothing where none is known.
+    /// Its output from its first panic on, if there was one.
     pub(super) fn panic(&self) -> impl Iterator<Item = &str> {
-        let lines = self.said.lines();
+        let lines = self.printed.lines();
         lines.skip_while(|line| !line.contains(PANIC))
     }
 }
@@ -109,11 +110,11 @@ pub(super) struct ProgramResult {
     pub(super) tests: Vec<TestResult>,
     pub(super) filtered_out: u64,
     pub(super) wall_seconds: f64,
-    /// Of the program and of all that it started and waited for.
+    /// Processor time of the program and of all that it started and waited for.
     pub(super) cpu_seconds: f64,
-    /// What it printed beside the events.
-    pub(super) said: String,
-    /// Why the program as a whole failed, where its tests do not say so.
+    /// Its output beside the events.
+    pub(super) printed: String,
+    /// Why the program as a whole failed, if its tests do not say so.
     pub(super) broken: Option<String>,
     /// Tests that the harness announced, and that neither ended nor were running at the end.
     pub(super) not_run: u64,
@@ -148,7 +149,7 @@ impl ProgramResult {
                 TestVerdict::Ignored => "ignored",
             };
             lines.push(format!("test {} ... {verdict}", test.name));
-            // Why it failed stands where that is said: a log that is cut holds both or neither.
+            // The reason of a failure stands beside it: a log that is cut holds both or neither.
             let panic = test.panic().take(PANIC_LINES_MAX);
             lines.extend(panic.map(|line| format!("    {line}")));
         }
@@ -202,12 +203,12 @@ pub(super) struct TestOutputReader {
     outcome: ProgramResult,
     running: BTreeSet<String>,
     ended: BTreeSet<String>,
-    /// Suites that began and ended: one, and for [`TestOutputFormat::Plain`] one for each package.
+    /// Suites that began and ended: one, or for [`TestOutputFormat::Plain`] one for each package.
     begun: usize,
     finished: usize,
     /// Tests that all suites together announced.
     announced: u64,
-    /// The first event that cannot be, after those before it.
+    /// The first event that cannot follow those before it.
     odd: Option<String>,
     last_event: Option<Instant>,
 }
@@ -227,7 +228,7 @@ impl TestOutputReader {
         }
     }
 
-    /// Reads a line; `is_cut` when more of it came than is kept.
+    /// Reads a line. `is_cut` if the line was longer than what is kept.
     pub(super) fn line(&mut self, line: &str, is_cut: bool) {
         match self.format {
             TestOutputFormat::Json => self.json(line, is_cut),
@@ -322,8 +323,8 @@ impl TestOutputReader {
         }
     }
 
-    /// A line of the form for people: `test NAME ... ok`. What one that failed printed follows under
-    /// `failures:`, and is kept with everything else.
+    /// Reads a line of the form for people: `test NAME ... ok`. The output of a failed test follows
+    /// under `failures:`, and is kept with everything else.
     fn plain(&mut self, line: &str) {
         let ended = line
             .strip_prefix("test ")
@@ -349,7 +350,7 @@ impl TestOutputReader {
             name: ended.map_or("", |(name, _)| name).to_owned(),
             verdict,
             seconds: 0.0,
-            said: String::new(),
+            printed: String::new(),
         });
     }
 
@@ -358,38 +359,38 @@ impl TestOutputReader {
             let text = format!("the test `{}` ended and was not running", event.name);
             self.odd.get_or_insert(text);
         }
-        // A test has one result; a second one is a fault of the harness, which `odd` records.
+        // A test has one result. A second one is a fault of the harness, which `odd` records.
         if !self.ended.insert(event.name.clone()) {
             return;
         }
-        let mut said = event.stdout;
+        let mut printed = event.stdout;
         if !event.message.is_empty() {
-            said += &event.message;
+            printed += &event.message;
         }
         self.outcome.tests.push(TestResult {
             name: event.name,
             verdict,
             seconds: event.exec_time,
-            said,
+            printed,
         });
     }
 
     fn say(&mut self, text: &str) {
-        let said = &mut self.outcome.said;
-        if !text.is_empty() && said.len() + text.len() < SAID_BYTES_MAX {
-            said.push_str(text);
-            said.push('\n');
+        let printed = &mut self.outcome.printed;
+        if !text.is_empty() && printed.len() + text.len() < SAID_BYTES_MAX {
+            printed.push_str(text);
+            printed.push('\n');
         }
     }
 
-    /// The outcome, for a program that ended with this status.
+    /// The outcome of a program that ended with this status.
     pub(super) fn end(mut self, how: &str, success: bool) -> ProgramResult {
         for name in std::mem::take(&mut self.running) {
             self.outcome.tests.push(TestResult {
                 name,
                 verdict: TestVerdict::Lost,
                 seconds: 0.0,
-                said: format!("its program ended before it did ({how})"),
+                printed: format!("its program ended before it did ({how})"),
             });
         }
         let outcome = &mut self.outcome;
@@ -408,7 +409,7 @@ impl TestOutputReader {
     }
 }
 
-/// The event that the beginning of a line is of, with its last text as far as it came.
+/// The event of a line whose end is missing, with its last text as far as it came.
 fn completed(cut: &str) -> Option<LibtestEvent> {
     // The cut may be within an escape.
     let ends = (0..=ESCAPE_BYTES_MAX).filter_map(|less| cut.get(..cut.len().checked_sub(less)?));
@@ -416,7 +417,7 @@ fn completed(cut: &str) -> Option<LibtestEvent> {
         .next()
 }
 
-/// Calls `each` with every line, without its end, of which it has [`SAID_BYTES_MAX`] bytes at the most, and
+/// Calls `each` with every line, without its end, with at most [`SAID_BYTES_MAX`] bytes of it, and
 /// whether the line was longer.
 fn lines(output: impl Read, mut each: impl FnMut(&[u8], bool)) -> io::Result<()> {
     let mut output = BufReader::new(output);
@@ -448,7 +449,7 @@ fn lines(output: impl Read, mut each: impl FnMut(&[u8], bool)) -> io::Result<()>
     }
 }
 
-/// Runs a program to its end. It is ended with its group when no test of it ends within the limit.
+/// Runs a program to its end. It is ended with its group if no test of it ends within the limit.
 pub(super) fn run(
     command: &mut Command,
     format: TestOutputFormat,
@@ -461,7 +462,7 @@ pub(super) fn run(
         .stdout(writer.try_clone()?)
         .stderr(writer);
     let program = ProcessGroup::start(command, Command::spawn);
-    // Else this process would itself keep the pipe open that it reads to its end.
+    // Otherwise this process would itself hold the pipe open that it reads to its end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut program = program?;
     let reader = Arc::new(Mutex::new(TestOutputReader::new(format)));
@@ -469,7 +470,7 @@ pub(super) fn run(
     let reading = {
         let (reader, done) = (Arc::clone(&reader), Arc::clone(&done));
         thread::spawn(move || {
-            // A pipe that cannot be read ends as one that was closed: the events before it are checked.
+            // A pipe that cannot be read ends like a closed one: the events before it are checked.
             let _ = lines(output, |line, is_cut| {
                 let line = String::from_utf8_lossy(line);
                 let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -488,7 +489,8 @@ pub(super) fn run(
     }
     program.wait()?;
     let cpu_seconds = processor_seconds(program.child().id())?;
-    // What a test left behind would hold the output open. The number of the group is still the program's.
+    // A process that a test left behind would hold the output open. The number of the group is
+    // still the program's.
     program.signal(Signal::SIGKILL);
     let status = program.reap()?;
     let until = Instant::now() + limits.grace;
@@ -514,7 +516,7 @@ pub(super) fn run(
     Ok(outcome)
 }
 
-/// Waits until the program is a zombie, or none of its tests ended for too long: then the result is true.
+/// Waits until the program is a zombie. Returns true if none of its tests ended for too long.
 fn wait(
     program: &ProcessGroup,
     reader: &Mutex<TestOutputReader>,
@@ -541,15 +543,16 @@ fn wait(
     }
 }
 
-/// Processor time of a process that has ended and was not reaped, and of the children it waited for, from
-/// proc(5).
+/// Processor time of a process that has ended and was not reaped, and of the children that it
+/// waited for, from proc(5).
 fn processor_seconds(pid: u32) -> io::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     Ok(ticks(&text) as f64 / 100.0)
 }
 
-/// utime, stime, cutime and cstime, the 14th to 17th field; the 2nd is a name in brackets, which may
-/// have spaces. Linux counts these in hundredths of a second on every processor.
+/// The sum of utime, stime, cutime and cstime, the 14th to 17th field. The 2nd is a name in
+/// brackets, which may have spaces. Linux counts these in hundredths of a second on every
+/// processor.
 fn ticks(stat: &str) -> u64 {
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let fields = fields.split_whitespace().skip(11).take(4);

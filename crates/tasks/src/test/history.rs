@@ -1,4 +1,4 @@
-//! How long the parts of the last whole run took, which decides what starts first and beside what.
+//! The times of the parts in the last whole run, which decide what starts first and beside what.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,10 @@ use super::report::PartResult;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 
-/// Of a processor, what the tests of a part use at most that only wait for time to pass.
+/// The largest share of a processor that a part uses whose tests only wait for time to pass.
 const SLEEPING_SHARE: f64 = 0.2;
 
-/// A part that took less is over before it matters, and its share is chance. In seconds.
+/// A shorter part is over before it matters, and its share is chance. In seconds.
 const SLEEPING_LEAST: f64 = 5.0;
 
 /// Seconds by the name of a part.
@@ -24,7 +24,7 @@ pub(super) struct TestHistory {
 }
 
 impl TestHistory {
-    /// That of the cache; empty where there was no run.
+    /// The history in the cache. It is empty if there was no run.
     pub(super) fn read(cx: &XtaskContext) -> Self {
         let [clock, processors] = files(cx).map(|file| {
             let text = fs::read_to_string(file).unwrap_or_default();
@@ -37,8 +37,8 @@ impl TestHistory {
         Self { clock, processors }
     }
 
-    /// Takes in what passed. Parts that failed, or did not run, stay as they were: one that hung looks like one
-    /// that sleeps, and one that broke off like a short one.
+    /// Adds the parts that passed. Parts that failed, or did not run, keep their times: one that
+    /// hung looks like one that sleeps, and one that broke off like a short one.
     pub(super) fn extend(&mut self, ran: &[PartResult]) {
         let passed = ran.iter().filter(|ran| ran.outcome.passed());
         for PartResult { part, outcome, .. } in passed {
@@ -71,7 +71,7 @@ impl TestHistory {
     }
 }
 
-/// For seconds of the clock, and for those of processors.
+/// The files for seconds of the clock, and for those of processors.
 fn files(cx: &XtaskContext) -> [PathBuf; 2] {
     ["tests", "tests-processors"].map(|name| cx.cache().join("times").join(name))
 }

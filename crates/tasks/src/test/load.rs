@@ -1,4 +1,4 @@
-//! How busy the machine is, and what tests read of it.
+//! The load of the machine, and what tests read of it.
 
 use std::fs;
 use std::thread;
@@ -14,13 +14,13 @@ use crate::failure::{Result, TaskError};
 /// some milliseconds each, even out.
 const WORK: Duration = Duration::from_millis(300);
 
-/// How much longer work takes on this machine now than on one that does nothing else: 1 at rest, 5
-/// beside eight endless loops on two processors. Works on every processor for [`WORK`].
+/// How many times longer work takes on this machine now than on an idle one: 1 at rest, 5 beside
+/// eight endless loops on two processors. The measurement loads every processor for [`WORK`].
 pub(super) fn slowdown(processors: usize) -> f64 {
     slowdown_of(processors, WORK)
 }
 
-/// The same with as many threads as that, each of which uses so much processor time.
+/// The same with so many threads, each of which uses so much processor time.
 fn slowdown_of(threads: usize, work: Duration) -> f64 {
     let threads: Vec<_> = (0..threads)
         .map(|_| thread::spawn(move || share(work)))
@@ -28,7 +28,7 @@ fn slowdown_of(threads: usize, work: Duration) -> f64 {
     greatest(threads.into_iter().filter_map(|thread| thread.join().ok()))
 }
 
-/// The greatest of the factors, and at least 1: the clocks are read one after the other.
+/// The greatest of the factors, and at least 1, because the clocks are read one after the other.
 fn greatest(factors: impl Iterator<Item = f64>) -> f64 {
     factors.fold(1.0, f64::max)
 }
@@ -42,6 +42,7 @@ fn share(work: Duration) -> f64 {
         if used >= work {
             return ratio(started.elapsed(), used);
         }
+        // The compiler must not remove this computation.
         std::hint::black_box((0..10_000_u64).fold(0, u64::wrapping_add));
     }
 }
@@ -52,19 +53,19 @@ fn ratio(wall: Duration, used: Duration) -> f64 {
 }
 
 fn processor_time() -> Duration {
-    // The clock exists on every Linux; without it the loop above would not end.
+    // The clock exists on every Linux. Without it the loop above would not end.
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
     time.map_or(Duration::MAX, Duration::from)
 }
 
-/// Has the machines of this command wait longer where the host is busy now, as those of the tests do.
+/// Makes the machines of this command wait longer if the host is busy now, like those of the tests.
 pub fn lengthen_deadlines() -> Result<()> {
     alknet_qemu::expect_slowdown(Slowdown::set_or_measured()?.at_start);
     Ok(())
 }
 
-/// What tests read from the environment about the machine, and the file in which they note what they
-/// skipped.
+/// The machine's facts that tests read from the environment, and the file in which they record what
+/// they skipped.
 #[derive(Debug)]
 pub(crate) struct TestEnvironment {
     slowdown: f64,
@@ -72,7 +73,7 @@ pub(crate) struct TestEnvironment {
 }
 
 impl TestEnvironment {
-    /// Measures how busy the machine is, unless the user has set that.
+    /// Measures the load of the machine, unless the user has set the factor.
     pub(crate) fn measure() -> Result<Self> {
         Self::with_slowdown(Slowdown::set_or_measured()?.at_start)
     }
@@ -87,7 +88,7 @@ impl TestEnvironment {
         self.slowdown
     }
 
-    /// For the environment of test programs.
+    /// The variables for the environment of test programs.
     pub(crate) fn variables(&self) -> Variables {
         vec![
             (SKIPS_VARIABLE, self.skips.path().into()),
@@ -95,7 +96,7 @@ impl TestEnvironment {
         ]
     }
 
-    /// What tests left out, a line each; empty without any.
+    /// What tests skipped, one line each. Empty if there is nothing.
     pub(crate) fn skipped(&self) -> String {
         report::noted(&self.skips())
     }
@@ -128,7 +129,8 @@ mod tests {
 
     #[test]
     fn more_threads_than_processors_wait_for_each_other() {
-        // Eight for each processor; the scheduler shares fairly, but others run beside this test.
+        // Eight threads for each processor. The scheduler shares fairly, but others run beside this
+        // test.
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let crowded = slowdown_of(processors * 8, WORK / 4);
         assert!(crowded > 2.0, "{crowded}");

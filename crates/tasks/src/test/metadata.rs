@@ -1,4 +1,4 @@
-//! What `cargo metadata` says of the packages of the workspace.
+//! The output of `cargo metadata` about the packages of the workspace.
 
 use std::process::Command;
 
@@ -6,14 +6,14 @@ use serde::de::DeserializeOwned;
 
 use crate::failure::{Result, TaskError};
 
-/// The part of it that `T` reads; `cargo_metadata` is the command without options.
+/// The part of it that `T` reads. `cargo_metadata` is the command without options.
 pub(super) fn read_metadata<T: DeserializeOwned>(cargo_metadata: &mut Command) -> Result<T> {
     let output = cargo_metadata
         .args(["--format-version", "1", "--no-deps", "--offline"])
         .output()
         .map_err(TaskError::io("run cargo"))?;
     serde_json::from_slice(&output.stdout).map_err(|error| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        TaskError::Workspace(format!("cargo metadata: {error}: {}", said.trim()))
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        TaskError::Workspace(format!("cargo metadata: {error}: {}", stderr.trim()))
     })
 }

@@ -1,4 +1,4 @@
-//! `test`: everything continuous integration runs.
+//! `test`: everything that continuous integration runs.
 
 mod booted;
 mod checks;
@@ -40,20 +40,22 @@ use crate::context::XtaskContext;
 use crate::driver;
 use crate::failure::{Result, TaskError};
 
-/// Tests and the harness multiply their deadlines by this decimal number; set by hand, it is not measured.
+/// Tests and the harness multiply their deadlines by this decimal number. If the user sets it, it
+/// is not measured.
 const SLOWDOWN_VARIABLE: &str = "ALKNET_TEST_SLOWDOWN";
 
-/// Memory that the machines of one test may have together, MiB: `MACHINES` of `crates/test-support`.
+/// Memory that the machines of one test may have together, MiB: `MACHINES` of
+/// `crates/test-support`.
 const MACHINES_VARIABLE: &str = "ALKNET_TEST_MACHINES_MIB";
 
-/// Set, it has tests write their snapshots in place of comparing them.
+/// If it is set, tests write their snapshots instead of comparing them.
 const BLESS_VARIABLE: &str = "ALKNET_BLESS";
 
-/// The file in which tests note that they skipped themselves.
+/// The file in which tests record that they skipped themselves.
 const SKIPS_VARIABLE: &str = "ALKNET_TEST_SKIPS";
 
-/// Beyond a thousand times slower a measurement is a mistake, and deadlines would become weeks:
-/// `SLOWDOWN_MAX` of `crates/test-support`, which is a library of tests only.
+/// A measurement of more than a thousand times slower is a mistake, and deadlines would become
+/// weeks. This is `SLOWDOWN_MAX` of `crates/test-support`, which is a library of tests only.
 const SLOWDOWN_MAX: f64 = 1000.0;
 
 /// Arguments of `test`.
@@ -87,10 +89,10 @@ impl TestArgs {
     }
 }
 
-/// Which parts of a whole run the arguments select.
+/// The parts of a whole run that the arguments select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scope {
-    /// Test programs: not when `--since` finds no package.
+    /// Test programs: not if `--since` finds no package.
     tests: bool,
     /// Format, licences and dependencies: they concern the tree, whichever packages are tested.
     checks: bool,
@@ -116,7 +118,7 @@ struct Slowdown {
 }
 
 impl Slowdown {
-    /// As the user has set it, else as the machine is now.
+    /// The factor that the user has set, or else the present one.
     fn set_or_measured() -> Result<Self> {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let set = std::env::var_os(SLOWDOWN_VARIABLE);
@@ -124,7 +126,8 @@ impl Slowdown {
         Self::from_setting(set.as_deref(), || load::slowdown(processors))
     }
 
-    /// The larger of this and a later one: what began meanwhile goes on, and what has ended may come back.
+    /// The larger of this and a later measurement: load that began meanwhile goes on, and load that
+    /// has ended may come back.
     fn or_larger(self, later: Self) -> Self {
         if later.at_start > self.at_start {
             later
@@ -133,7 +136,7 @@ impl Slowdown {
         }
     }
 
-    /// `set` is the value of the variable, if it is set; otherwise the factor is measured.
+    /// `set` is the value of the variable, if it is set. Otherwise the factor is measured.
     fn from_setting(set: Option<&str>, measure: impl FnOnce() -> f64) -> Result<Self> {
         let at_start = match set {
             None => measure(),
@@ -155,7 +158,7 @@ impl Slowdown {
     }
 }
 
-/// Runs the checks and the tests. What failed stands at the end, then how long each step took.
+/// Runs the checks and the tests. The failures stand at the end, followed by the time of each step.
 pub fn run(cx: &mut XtaskContext, arguments: &TestArgs) -> Result<()> {
     let processors = memory::test_processors();
     let mut slowdown = Slowdown::set_or_measured()?;
@@ -189,20 +192,21 @@ fn all(
         "this machine is {:.1} times slower than at rest",
         slowdown.at_start
     ));
-    // How long some of the tests took says nothing of how long all will take.
+    // The time of some of the tests says nothing about the time of all.
     let tests = if arguments.are_whole() {
         "tests"
     } else {
         "chosen tests"
     };
     cx.board().announce(&["images", "build tests", tests]);
-    // From here to the end: programs and pages in the mirror stay those of this clone.
+    // From here to the end, programs and pages in the mirror stay those of this clone.
     let lock = cx.claim()?;
     null.look(cx, "before the run");
     let selection = selection(cx, arguments)?;
     let scope = Scope::from_arguments(arguments, selection.is_some());
     if scope.checks {
-        // It takes two seconds. A run that fails for it shall fail before half an hour of compiling.
+        // It takes two seconds. A run that fails for it shall fail before half an hour of
+        // compiling.
         cx.step("format", |cx| checks::format(cx))?;
     }
     let booted = BootArtifacts::ensure(cx, &arguments.drivers.vulkan)?;
@@ -228,11 +232,11 @@ fn all(
     cx.parallel(jobs)?;
     null.look(cx, "after the tests were built");
     if scope.checks {
-        // Not beside the tests' build: cargo lets one build at a time into the target folder.
+        // Not beside the tests' build: cargo lets only one build at a time into the target folder.
         cx.step("libraries for WebAssembly", |cx| wasm::check(cx))?;
     }
     if scope.tests {
-        // Nothing of this command runs at this moment: it is the load of others that is measured.
+        // No work of this command runs at this moment, so this measures the load of others.
         *slowdown = slowdown.or_larger(Slowdown::set_or_measured()?);
     }
     cache.built();
@@ -264,7 +268,8 @@ fn all(
     judge_lints(scope, built.warnings.len())
 }
 
-/// Warnings of the compiler and of the lints fail a run with checks, whose tests have all passed.
+/// Fails a run with checks for warnings of the compiler and of the lints, after all tests have
+/// passed.
 fn judge_lints(scope: Scope, warnings: usize) -> Result<()> {
     if !scope.checks || warnings == 0 {
         return Ok(());
@@ -280,7 +285,7 @@ fn judge_lints(scope: Scope, warnings: usize) -> Result<()> {
 struct TestSelection {
     /// Arguments of cargo.
     cargo: Vec<String>,
-    /// With `--since`, which of the programs run.
+    /// With `--since`, the programs that run.
     choice: Option<PackageChoice>,
 }
 
@@ -291,9 +296,9 @@ impl TestSelection {
     }
 }
 
-/// What is to be built and run; nothing when no package is concerned.
+/// What is to be built and run. `None` if no package is concerned.
 fn selection(cx: &XtaskContext, arguments: &TestArgs) -> Result<Option<TestSelection>> {
-    // The whole workspace, so that libraries keep the features they were compiled with.
+    // The whole workspace, so that libraries keep the features with which they were compiled.
     let whole = iter::once(WORKSPACE.to_owned());
     let Some(reference) = &arguments.since else {
         return Ok(Some(TestSelection {

@@ -1,5 +1,5 @@
-//! What test programs need of the machine, as the manifests of their packages say it in
-//! `package.metadata.tests`. docs/adding-tests.md has the form.
+//! The needs of test programs, from `package.metadata.tests` in the manifests of their packages.
+//! docs/adding-tests.md has the form.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -14,32 +14,32 @@ use crate::failure::{Result, TaskError};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TestNeeds(BTreeMap<(String, String), ProgramNeeds>);
 
-/// What the tests of one program need.
+/// The needs of the tests of one program.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct ProgramNeeds {
-    /// Its tests mostly wait: each of its modules runs as a process of its own.
+    /// Its tests mostly wait: each of its modules runs as its own process.
     pub(super) waits: bool,
-    /// Nothing else may run beside its tests.
+    /// No other test may run beside its tests.
     pub(super) alone: bool,
     /// Memory of all machines that one test has at the same time, MiB.
     pub(super) machines_mib: u64,
-    /// Modules where they need something else than the others; [`TestNeeds::read`] refuses them for a program that
-    /// does not wait, for that runs as a whole.
+    /// Modules with other needs. [`TestNeeds::read`] refuses them for a program that does not wait,
+    /// because that runs as a whole.
     pub(super) modules: BTreeMap<String, ModuleNeeds>,
 }
 
-/// What the tests of one module need.
+/// The needs of the tests of one module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct ModuleNeeds {
     pub(super) alone: bool,
-    /// In place of the program's.
+    /// Replaces the program's.
     pub(super) machines_mib: Option<u64>,
 }
 
 impl ProgramNeeds {
-    /// Whether nothing else may run beside this module.
+    /// Whether no other test may run beside this module.
     pub(super) fn is_alone(&self, module: &str) -> bool {
         self.alone || self.modules.get(module).is_some_and(|it| it.alone)
     }
@@ -70,7 +70,7 @@ struct PackageMetadata {
 }
 
 impl TestNeeds {
-    /// Of every package of the workspace.
+    /// Reads the needs of every package of the workspace.
     pub(super) fn read(cargo_metadata: &mut Command) -> Result<Self> {
         let needs = Self::of_packages(metadata::read_metadata(cargo_metadata)?);
         needs
@@ -109,7 +109,7 @@ impl TestNeeds {
         self.0.get(&name).cloned().unwrap_or_default()
     }
 
-    /// Names in the manifests that are none of `programs`, which has every test program.
+    /// Names in the manifests that match none of `programs`, which has every test program.
     pub(super) fn unknown(&self, programs: &[TestProgram]) -> Vec<String> {
         let is_known = |(package, target): &(String, String)| {
             let mut all = programs.iter();

@@ -1,8 +1,9 @@
 //! The null device, which any program that runs as root can replace by a file.
 //!
-//! A program that writes its output by renaming does that when its output is `/dev/null`. Tests then read what
-//! others wrote there, and fail for a reason that none of them names. So a run looks at the device before it
-//! begins and after each part, puts it back, and says between which two looks it was lost.
+//! A program that writes its output by renaming does that if its output is `/dev/null`. Tests then
+//! read what others wrote there, and fail for a reason that none of them names. So a run checks the
+//! device before it begins and after each part, restores it, and reports between which two checks
+//! it was lost.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read};
@@ -14,16 +15,16 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use crate::context::XtaskContext;
 
-/// Where every program looks for it.
+/// The device's path for every program.
 const PATH: &str = "/dev/null";
 
 /// Numbers of the device, major and minor.
 const NUMBERS: (u64, u64) = (1, 3);
 
-/// Bytes shown of the file that was found in its place.
+/// Bytes shown of the file that replaced it.
 const SHOWN: u64 = 300;
 
-/// The device, and what was found of it during a run.
+/// The device, and the findings during a run.
 #[derive(Debug)]
 pub(super) struct NullDevice {
     path: PathBuf,
@@ -32,9 +33,9 @@ pub(super) struct NullDevice {
 
 #[derive(Debug, Default)]
 struct NullDeviceFindings {
-    /// A line each.
+    /// One line each.
     texts: Vec<String>,
-    /// It could not be put back: every look would find the same.
+    /// Whether it could not be restored: every check would find the same.
     is_gone: bool,
 }
 
@@ -50,14 +51,14 @@ impl NullDevice {
         }
     }
 
-    /// Puts the device back if it is lost, and prints that; `when` says since when it may be.
+    /// Restores the device if it is lost, and prints that. `when` says since when it may be lost.
     pub(super) fn look(&self, cx: &XtaskContext, when: &str) {
         if let Some(text) = self.find(when) {
             cx.board().print(&text);
         }
     }
 
-    /// What was found during the run, a line each; empty when the device was never lost.
+    /// The findings of the run, one line each. Empty if the device was never lost.
     pub(super) fn report(&self) -> String {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = found.texts.iter().map(|text| format!("  {text}\n"));
@@ -88,11 +89,11 @@ impl NullDevice {
         Some(text)
     }
 
-    /// Who owns it, since when, and how it begins: that names the program which wrote it.
+    /// The owner, the time and the beginning of the file, which identify the program that wrote it.
     fn describe(&self, about: &Metadata) -> String {
         let mut content = Vec::new();
         if about.is_file() {
-            // All that was written to the device since may be in it.
+            // The file may have everything that was written to the device since.
             let read =
                 File::open(&self.path).and_then(|file| file.take(SHOWN).read_to_end(&mut content));
             if let Err(error) = read {
@@ -109,7 +110,8 @@ impl NullDevice {
         )
     }
 
-    /// Makes the device beside the path and moves it there: other programs find the one or the other.
+    /// Makes the device beside the path and moves it there, so that other programs find the one or
+    /// the other.
     fn put_back(&self) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or_else(|| Path::new("/"));
         let device = tempfile::Builder::new()
@@ -117,7 +119,7 @@ impl NullDevice {
             .make_in(folder, |path| {
                 let mode = Mode::from_bits_truncate(0o666);
                 mknod(path, SFlag::S_IFCHR, mode, makedev(NUMBERS.0, NUMBERS.1))?;
-                // The umask may have taken some of it.
+                // The umask may have removed some permissions.
                 fs::set_permissions(path, Permissions::from_mode(0o666))
             })?;
         device.persist(&self.path).map_err(|failed| failed.error)

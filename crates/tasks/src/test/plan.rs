@@ -1,5 +1,5 @@
-//! Runs the test programs by the [schedule](super::schedule), what failed once more alone, and says what came
-//! of it.
+//! Runs the test programs by the [schedule](super::schedule), repeats failed tests alone, and
+//! reports the result.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -75,7 +75,10 @@ impl TestPlan<'_> {
         let failed = self.failed(cx, &parts, &ran, &variables);
         let broken = ran.iter().filter_map(|ran| {
             let why = ran.outcome.broken.as_ref()?;
-            Some(format!("FAILED: {}: {why}\n{}", ran.part, ran.outcome.said))
+            Some(format!(
+                "FAILED: {}: {why}\n{}",
+                ran.part, ran.outcome.printed
+            ))
         });
         let refused = report::refused(&ran, nix::unistd::geteuid().is_root());
         let broken: Vec<String> = broken.chain(refused).collect();
@@ -111,13 +114,13 @@ impl TestPlan<'_> {
         }
     }
 
-    /// Whether the next run can go by this one's times: beside other programs a part that computes gets as
-    /// little of a processor as one that sleeps uses.
+    /// Whether the next run can use this one's times: beside other programs a part that computes
+    /// gets as little of a processor as one that sleeps uses.
     pub(super) fn keeps_times(&self) -> bool {
         self.slowdown < AT_REST
     }
 
-    /// An error where a manifest has needs for a test program that does not exist.
+    /// Fails if a manifest has needs for a test program that does not exist.
     pub(super) fn reject_unknown_programs(&self, programs: &[TestProgram]) -> Result<()> {
         let unknown = self.needs.unknown(programs);
         if unknown.is_empty() {
@@ -129,7 +132,7 @@ impl TestPlan<'_> {
         )))
     }
 
-    /// An error where a manifest has needs for a module that does not exist.
+    /// Fails if a manifest has needs for a module that does not exist.
     fn reject_unknown_modules(
         &self,
         program: &str,
@@ -149,8 +152,8 @@ impl TestPlan<'_> {
         }
     }
 
-    /// The parts in which the programs run, and the programs that cannot be divided. An error where a program or
-    /// module that a manifest has needs for does not exist or has no test.
+    /// The parts in which the programs run, and the programs that cannot be divided. Fails if a
+    /// program or module that a manifest has needs for does not exist or has no test.
     pub(super) fn parts<'a>(
         &self,
         programs: &'a [TestProgram],
@@ -164,7 +167,7 @@ impl TestPlan<'_> {
             let parts = if needs.waits {
                 let tests = match self.listed(program, variables) {
                     Ok(tests) => tests,
-                    // What the other programs find is not lost with this one.
+                    // The findings of the other programs must not be lost with this one.
                     Err(failure) => {
                         unlisted.push(PartResult::broken(&name, &failure));
                         continue;
@@ -190,7 +193,7 @@ impl TestPlan<'_> {
         })
     }
 
-    /// Names of a program's tests, those that the filter matches.
+    /// Names of a program's tests that match the filter.
     fn listed(&self, program: &TestProgram, variables: &Variables) -> Result<Vec<String>> {
         let mut command = Command::new(&program.path);
         command
@@ -215,7 +218,8 @@ impl TestPlan<'_> {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// Runs every part as soon as the [`PartQueue`] has room for it, and returns what came of them in their order.
+    /// Runs every part as soon as the [`PartQueue`] has room for it, and returns the results in the
+    /// order of the parts.
     pub(super) fn run_all(
         &self,
         cx: &XtaskContext,
@@ -250,7 +254,7 @@ impl TestPlan<'_> {
                 ran.insert(index, result);
             }
         });
-        // A part that never fits beside the others is not to be missing without a word.
+        // A part that never fits beside the others must be reported.
         for (index, (_, part)) in parts.iter().enumerate() {
             let why = "it never ran: the plan found no place or no memory for it";
             ran.entry(index)
@@ -273,7 +277,7 @@ impl TestPlan<'_> {
             None => command.args(self.filter),
         };
         let row = cx.board().start(&part.name);
-        // What the other parts did is not lost with this one.
+        // The results of the other parts must not be lost with this one.
         let ran = self
             .harness(&mut command, TestOutputFormat::Json, &part.name)
             .unwrap_or_else(|failure| PartResult::broken(&part.name, &failure));
@@ -293,7 +297,7 @@ impl TestPlan<'_> {
         command
             .current_dir(&program.folder)
             .args(["-Z", "unstable-options", "--format=json", "--report-time"])
-            // The stable compiler's harness knows these, and uses them when this is set.
+            // The stable compiler's harness knows these options, and uses them if this is set.
             .env("RUSTC_BOOTSTRAP", "1")
             .env(MACHINES_VARIABLE, part.machines_mib.to_string())
             .envs(programs::environment(program))
@@ -301,7 +305,7 @@ impl TestPlan<'_> {
         command
     }
 
-    /// Runs one process, which has a file of its own for what its tests skip.
+    /// Runs one process, with its own file for what its tests skip.
     fn harness(
         &self,
         command: &mut Command,
@@ -339,8 +343,8 @@ impl TestPlan<'_> {
         ran
     }
 
-    /// Runs each test that failed once more, alone: what passes then depends on what ran beside it.
-    /// It has failed all the same.
+    /// Runs each failed test once more, alone: a test that then passes depends on what ran beside
+    /// it. It has failed all the same.
     pub(super) fn failed(
         &self,
         cx: &XtaskContext,
@@ -365,7 +369,7 @@ impl TestPlan<'_> {
         all
     }
 
-    /// `None` where it cannot be run once more.
+    /// `None` if it cannot be run once more.
     fn passes_alone(
         &self,
         cx: &XtaskContext,

@@ -1,5 +1,5 @@
-//! Building the test programs, and what cargo says while it does: which programs there are, and what the
-//! lints found.
+//! Builds the test programs, and reads cargo's messages: the programs, and the findings of the
+//! lints.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -13,7 +13,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::group::ProcessGroup;
 
-/// Has cargo build for every package.
+/// Makes cargo build for every package.
 pub(super) const WORKSPACE: &str = "--workspace";
 
 /// A test program.
@@ -21,33 +21,33 @@ pub(super) const WORKSPACE: &str = "--workspace";
 pub(super) struct TestProgram {
     /// Name of its package.
     pub(super) package: String,
-    /// `lib` and `bin` for the tests in the source, otherwise the name of a folder in `tests/`.
+    /// `lib` and `bin` for the tests in the source, or else the name of a folder in `tests/`.
     pub(super) target: String,
     /// The executable.
     pub(super) path: PathBuf,
-    /// Folder of its package: where it runs.
+    /// Folder of its package, in which it runs.
     pub(super) folder: PathBuf,
 }
 
 impl TestProgram {
-    /// As tables name it, `PACKAGE TARGET`.
+    /// Its name in tables, `PACKAGE TARGET`.
     pub(super) fn name(&self) -> String {
         format!("{} {}", self.package, self.target)
     }
 }
 
-/// What a build came to.
+/// The result of a build.
 #[derive(Debug, Default)]
 pub(super) struct TestBuild {
     pub(super) programs: Vec<TestProgram>,
-    /// Warnings as the compiler shows them, each once.
+    /// Warnings in the compiler's form, each once.
     pub(super) warnings: Vec<String>,
 }
 
-/// What a line about something that was compiled begins with.
+/// Prefix of a line about a compiled unit.
 const ARTIFACT: &str = "{\"reason\":\"compiler-artifact\"";
 
-/// One line of what cargo writes with `--message-format=json`.
+/// One line of cargo's output with `--message-format=json`.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "reason")]
 enum CargoMessage {
@@ -113,7 +113,7 @@ impl TestBuild {
         let mut cargo =
             ProcessGroup::start(cargo, Command::spawn).map_err(TaskError::io("run cargo"))?;
         let (stdout, stderr) = (cargo.child().stdout.take(), cargo.child().stderr.take());
-        let said = std::thread::spawn(move || {
+        let stderr_lines = std::thread::spawn(move || {
             let lines = stderr.map(|stderr| BufReader::new(stderr).lines());
             let lines = lines
                 .into_iter()
@@ -137,7 +137,7 @@ impl TestBuild {
                         let (warnings, text) = (&mut built.warnings, message.rendered);
                         match (message.level.as_str(), text) {
                             ("error", Some(text)) => errors += &text,
-                            // Those without a place only count the others.
+                            // Warnings without a position only count the others.
                             ("warning", Some(text))
                                 if (message.code.is_some() || !message.spans.is_empty())
                                     && !warnings.contains(&text) =>
@@ -147,7 +147,7 @@ impl TestBuild {
                             _ => {}
                         }
                     }
-                    // The program that this line names would be left out of the tests.
+                    // The program of this line would be missing from the tests.
                     Err(error) if line.starts_with(ARTIFACT) => {
                         return Err(TaskError::Workspace(format!(
                             "cargo's message about a compiled unit has another form than in this version of \
@@ -161,23 +161,24 @@ impl TestBuild {
             }
         }
         let status = cargo.reap().map_err(TaskError::io("wait for cargo"))?;
-        let said = said.join().unwrap_or_default();
+        let stderr_lines = stderr_lines.join().unwrap_or_default();
         if !status.success() {
             if errors.is_empty() {
-                errors = said.join("\n");
+                errors = stderr_lines.join("\n");
             }
             return Err(TaskError::Workspace(format!(
                 "{errors}\nthe tests do not compile ({status}): cargo's messages are above"
             )));
         }
         cx.record(set, &messages)?;
+        // Cargo's messages come in the order of compilation, which changes from build to build.
         built.programs.sort();
         Ok(built)
     }
 }
 
 impl CargoArtifact {
-    /// The test program that this is, if it is one.
+    /// The test program, if this is one.
     fn program(self) -> Option<TestProgram> {
         let path = self.executable.filter(|_| self.profile.test)?;
         let kind = self.target.kind.first().map_or("", String::as_str);
@@ -241,8 +242,8 @@ mod tests {
         assert_eq!(built(other).expect("no program").programs, []);
     }
 
-    /// By SIGKILL, which the runner cannot handle, at least cargo itself ends; a compiler ends with the job
-    /// that it has.
+    /// After SIGKILL, which the runner cannot handle, at least cargo itself ends. A compiler ends
+    /// with its present job.
     #[test]
     fn cargo_ends_with_the_runner() {
         if group::tests::role().is_some() {

@@ -1,4 +1,4 @@
-//! The result of a run: failures, skips, and how long everything took.
+//! The result of a run: failures, skips, and all times.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
@@ -11,7 +11,7 @@ const LINES_MAX: usize = 40;
 /// Tests in the table of the slowest.
 const SLOWEST: usize = 40;
 
-/// A part of a program that ran, under its name.
+/// A part of a program that ran, with its name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PartResult {
     pub(super) part: String,
@@ -19,25 +19,25 @@ pub(super) struct PartResult {
     pub(super) skips: Vec<TestSkip>,
 }
 
-/// What a test left out because the machine lacks something, or did once more.
+/// What a test skipped because the machine lacks something, or started again.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct TestSkip {
-    /// Name of the test, or the place in the source where it has none.
+    /// Name of the test, or the position in the source if it has none.
     test: String,
     extent: SkipExtent,
-    /// What is lacking, or what was started once more.
+    /// What is lacking, or what was started again.
     need: String,
     why: String,
 }
 
-/// How much of a test a line of it is about.
+/// The extent of a skip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SkipExtent {
     /// The test checked nothing.
     Whole,
     /// One of several checks was left out.
     Part,
-    /// Nothing was left out: a program or a machine that the test needs was started once more.
+    /// No check was left out: a program or a machine that the test needs was started again.
     Again,
 }
 
@@ -51,11 +51,12 @@ impl SkipExtent {
     }
 }
 
-/// What tests call the privilege of making network namespaces, files of other users and the like.
+/// The tests' name for the privilege of making network namespaces, files of other users and the
+/// like.
 const ROOT: &str = "root";
 
 impl PartResult {
-    /// A part whose program could not be run, or not be read.
+    /// A part whose program could not be run, or whose output could not be read.
     pub(super) fn broken(part: &str, why: &dyn Display) -> Self {
         Self {
             part: part.to_owned(),
@@ -67,13 +68,14 @@ impl PartResult {
         }
     }
 
-    /// Tests that passed without checking anything, each once however often it said so.
+    /// Tests that passed without checking anything, each once however often it reported that.
     fn skipped(&self) -> BTreeSet<&str> {
         let whole = self.skips.iter().filter(|skip| self.is_whole(skip));
         whole.map(|skip| skip.test.as_str()).collect()
     }
 
-    /// Whether a test that passed skipped itself. A place in the source stands for a part of some test.
+    /// Whether a test that passed skipped itself. A position in the source stands for a part of
+    /// some test.
     fn is_whole(&self, skip: &TestSkip) -> bool {
         let passed =
             |test: &TestResult| test.name == skip.test && test.verdict == TestVerdict::Passed;
@@ -81,13 +83,13 @@ impl PartResult {
     }
 }
 
-/// A test that did not pass, and how it does alone.
+/// A failed test, and its result alone.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct FailedTest {
     /// Name of the part that it belongs to.
     pub(super) part: String,
     pub(super) test: TestResult,
-    /// `None` when it was not run again: its program failed as a whole.
+    /// `None` if it was not run again, because its program failed as a whole.
     pub(super) passes_alone: Option<bool>,
 }
 
@@ -99,7 +101,7 @@ impl FailedTest {
             None => "",
         };
         let mut text = format!("FAILED: {}: {}{alone}\n", self.part, self.test.name);
-        let lines: Vec<&str> = self.test.said.lines().collect();
+        let lines: Vec<&str> = self.test.printed.lines().collect();
         let last = lines.len().saturating_sub(LINES_MAX);
         let panic = self.test.panic().count();
         if panic > lines.len() - last {
@@ -115,8 +117,9 @@ impl FailedTest {
     }
 }
 
-/// The lines that tests of one process wrote about what they left out or started once more: test, `whole`, `part` or
-/// `again`, need and reason, divided by tabs (`crates/test-support/src/skip.rs`).
+/// Parses the lines that tests of one process wrote about what they skipped or started again: test,
+/// `whole`, `part` or `again`, need and reason, separated by tabs
+/// (`crates/test-support/src/skip.rs`).
 pub(super) fn skips(text: &str) -> Vec<TestSkip> {
     let skip = |line: &str| {
         let mut fields = line.splitn(4, '\t').map(str::to_owned);
@@ -130,13 +133,13 @@ pub(super) fn skips(text: &str) -> Vec<TestSkip> {
     text.lines().filter_map(skip).collect()
 }
 
-/// How many tests checked nothing, each once however often it said so.
+/// How many tests checked nothing, each once however often it reported that.
 pub(super) fn whole(skips: &[TestSkip]) -> usize {
     let whole = skips.iter().filter(|skip| skip.extent == SkipExtent::Whole);
     whole.map(|skip| &skip.test).collect::<BTreeSet<_>>().len()
 }
 
-/// Skips of tests whose outcomes are not known here, a line each; empty without any.
+/// Skips of tests whose outcomes are not known here, one line each. Empty without skips.
 pub(super) fn noted(skips: &[TestSkip]) -> String {
     let line = |skip: &TestSkip| {
         let TestSkip {
@@ -152,8 +155,8 @@ pub(super) fn noted(skips: &[TestSkip]) -> String {
     lines.into_iter().collect()
 }
 
-/// The tables of tests that checked nothing, and of those that checked a part, by what was lacking; empty
-/// without any.
+/// The tables of tests that checked nothing, and of those that checked a part, by what was lacking.
+/// Empty without skips.
 pub(super) fn skipped(ran: &[PartResult]) -> String {
     let mut text = String::new();
     for (whole, what) in [(true, "were skipped"), (false, "ran in part")] {
@@ -180,8 +183,8 @@ pub(super) fn skipped(ran: &[PartResult]) -> String {
     text
 }
 
-/// What tests started once more, a line each below their number; empty without any. It fails no run: what is tried
-/// again, and for which reason alone, stands in docs/testing.md.
+/// What tests started again, one line each below the count. Empty if there is nothing. It fails no
+/// run: docs/testing.md says what is tried again, and for which reason.
 pub(super) fn again(ran: &[PartResult]) -> String {
     let mut lines = Vec::new();
     for PartResult { part, skips, .. } in ran {
@@ -194,8 +197,8 @@ pub(super) fn again(ran: &[PartResult]) -> String {
     format!("started again: {}\n{}", lines.len(), lines.concat())
 }
 
-/// Skips for lack of root in a run as root, a line each: such a test has what it says that it lacks, and checked less
-/// than it could.
+/// Skips for lack of root in a run as root, one line each: such a test has what it reports as
+/// lacking, and checked less than it could.
 pub(super) fn refused(ran: &[PartResult], is_root: bool) -> Vec<String> {
     let line = |part: &str, skip: &TestSkip| {
         let TestSkip { test, why, .. } = skip;
@@ -209,7 +212,7 @@ pub(super) fn refused(ran: &[PartResult], is_root: bool) -> Vec<String> {
     refused
 }
 
-/// How many tests passed and so on, over all processes.
+/// The counts of tests by result, over all processes.
 pub(super) fn summary(ran: &[PartResult]) -> String {
     let sum = |verdict| -> usize { ran.iter().map(|ran| ran.outcome.count(verdict)).sum() };
     let not_run: u64 = ran.iter().map(|ran| ran.outcome.not_run).sum();
@@ -223,14 +226,14 @@ pub(super) fn summary(ran: &[PartResult]) -> String {
     )
 }
 
-/// How busy the machine was when the run began, and by which factor deadlines are longer.
+/// The machine's load when the run began, and the factor of the deadlines.
 pub(super) fn slowdown(at_start: f64, deadlines: f64) -> String {
     format!(
         "slowdown: {at_start:.1} at the start; deadlines are {deadlines:.1} times those of a machine at rest"
     )
 }
 
-/// The error of a run without any test; `None` where tests ran, or where programs that failed as a whole
+/// The error of a run without any test. `None` if tests ran, or if programs that failed as a whole
 /// say more.
 pub(super) fn nothing_ran(ran: &[PartResult], filter: Option<&str>) -> Option<String> {
     let has_run = |ran: &PartResult| !ran.outcome.tests.is_empty() || ran.outcome.broken.is_some();
@@ -247,11 +250,12 @@ pub(super) fn nothing_ran(ran: &[PartResult], filter: Option<&str>) -> Option<St
 /// Seconds of the clock that all tests of a part of the project may take (docs/adding-tests.md).
 const BUDGET_SECONDS: f64 = 60.0;
 
-/// The package whose programs test the whole: each module of them is of the part that it tests.
+/// The package whose programs test the whole. Each of its modules belongs to the part that it
+/// tests.
 const TESTS_OF_ALL: &str = "alknet-tests";
 
-/// Markdown: seconds of each package, and of each module of [`TESTS_OF_ALL`], with a mark where those of the clock are
-/// beyond the budget.
+/// Markdown: seconds of each package, and of each module of [`TESTS_OF_ALL`], with a mark if those
+/// of the clock exceed the budget.
 fn times_by_part(ran: &[PartResult]) -> String {
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for PartResult { part, outcome, .. } in ran {
@@ -280,7 +284,8 @@ fn times_by_part(ran: &[PartResult]) -> String {
     text
 }
 
-/// Markdown: programs and their modules by the time they took, what each part of the project takes, and the slowest tests.
+/// Markdown: programs and their modules by their times, the times of each part of the project, and
+/// the slowest tests.
 pub(super) fn times(ran: &[PartResult]) -> String {
     let mut parts: Vec<&PartResult> = ran.iter().collect();
     parts.sort_by(|one, other| {
@@ -318,7 +323,7 @@ pub(super) fn times(ran: &[PartResult]) -> String {
     text
 }
 
-/// Every test with its time, one to a line: what the table above has no room for.
+/// Every test with its time, one per line, because the table above has no room for all.
 pub(super) fn all(ran: &[PartResult]) -> String {
     let mut text = String::new();
     for PartResult { part, outcome, .. } in ran {
@@ -338,7 +343,7 @@ mod tests {
             name: name.to_owned(),
             verdict,
             seconds,
-            said: String::new(),
+            printed: String::new(),
         }
     }
 
@@ -381,8 +386,8 @@ mod tests {
         assert!(at("| b lib | 2 | 9.0 s | 0.5 s |") < at("| a lib | 2 | 3.0 s"));
         assert!(at("| `slow` | a lib | 7.0 s |") < at("| `bad` | b lib |"));
         assert_eq!(all(&ran()).lines().count(), 4);
-        let said = "2 tests passed, 1 failed, 1 ignored, 0 skipped themselves, in 2 processes";
-        assert_eq!(summary(&ran()), said);
+        let printed = "2 tests passed, 1 failed, 1 ignored, 0 skipped themselves, in 2 processes";
+        assert_eq!(summary(&ran()), printed);
     }
 
     #[test]
@@ -417,7 +422,7 @@ mod tests {
     #[test]
     fn a_failure_is_reported_from_its_end_with_its_outcome_alone() {
         let mut test = test("bad", TestVerdict::Failed, 1.0);
-        test.said = (0..100).map(|n| format!("line {n}\n")).collect();
+        test.printed = (0..100).map(|n| format!("line {n}\n")).collect();
         let failed = FailedTest {
             part: "b lib".to_owned(),
             test,
@@ -434,8 +439,8 @@ mod tests {
     #[test]
     fn a_panic_is_shown_however_much_follows_it() {
         let mut test = test("bad", TestVerdict::Failed, 1.0);
-        test.said = "before\nthread 'bad' panicked at a.rs:1:2:\nit broke\n".to_owned();
-        test.said += &(0..100).map(|n| format!("line {n}\n")).collect::<String>();
+        test.printed = "before\nthread 'bad' panicked at a.rs:1:2:\nit broke\n".to_owned();
+        test.printed += &(0..100).map(|n| format!("line {n}\n")).collect::<String>();
         let failed = FailedTest {
             part: "b lib".to_owned(),
             test,
@@ -456,12 +461,12 @@ mod tests {
     fn tests_that_did_not_run_count_as_failed() {
         let mut ran = ran();
         ran[0].outcome.not_run = 7;
-        let said = "2 tests passed, 8 failed, 1 ignored, 0 skipped themselves, in 2 processes";
-        assert_eq!(summary(&ran), said);
+        let printed = "2 tests passed, 8 failed, 1 ignored, 0 skipped themselves, in 2 processes";
+        assert_eq!(summary(&ran), printed);
     }
 
-    /// `quick` skips itself twice, `slow` a part; a place in the source and a test that failed are no test
-    /// that passed.
+    /// `quick` skips itself twice, `slow` a part. A position in the source and a failed test are no
+    /// passed tests.
     #[test]
     fn tests_that_checked_nothing_are_counted_once() {
         let mut ran = ran();
@@ -470,8 +475,8 @@ mod tests {
              slow\tpart\tAVX-512\tthe other way only\na.rs:7\twhole\troot\ta thread\nbad line\n",
         );
         ran[1].skips = skips("bad\twhole\troot\tno\nquick\twhole\troot\tof another program\n");
-        let said = "1 tests passed, 1 failed, 1 ignored, 1 skipped themselves, in 2 processes";
-        assert_eq!(summary(&ran), said);
+        let printed = "1 tests passed, 1 failed, 1 ignored, 1 skipped themselves, in 2 processes";
+        assert_eq!(summary(&ran), printed);
         let text = skipped(&ran);
         let whole = "1 tests were skipped for lack of:\n  \
                      AVX-512: 1\n    a lib: quick: this processor has none\n  \
@@ -529,7 +534,8 @@ mod tests {
 
     #[test]
     fn the_factor_is_shown_with_that_of_the_deadlines() {
-        let said = "slowdown: 1.2 at the start; deadlines are 3.6 times those of a machine at rest";
-        assert_eq!(slowdown(1.2, 3.6), said);
+        let printed =
+            "slowdown: 1.2 at the start; deadlines are 3.6 times those of a machine at rest";
+        assert_eq!(slowdown(1.2, 3.6), printed);
     }
 }

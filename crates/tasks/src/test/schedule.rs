@@ -1,58 +1,61 @@
-//! Which test programs run at once: the plan of a run, made of what the tests say that they need
-//! ([`TestNeeds`](super::needs::TestNeeds)) and of how long they took the last time.
+//! The schedule of test programs: the plan of a run, from the needs that the tests state
+//! ([`TestNeeds`](super::needs::TestNeeds)) and from their times in the last run.
 //!
-//! Most tests compute; some mostly wait: for a machine to boot, a timer, a client that is not ours. So the
-//! processors are handed out twice: programs that compute share one set of places, programs that wait
-//! another one, and a program of one kind never waits for one of the other. When all that compute have ended,
-//! those that wait get half of their places, too: with all of them, emulated machines and workers miss
-//! limits of the product, which no factor lengthens. What only waited for time to pass in the last run takes
-//! neither: it has places of its own, and starts at once. Within each kind the longest, by the last run, start
-//! first.
+//! Most tests compute. Some mostly wait: for a machine to boot, a timer, a client of another
+//! project. So the processors are allotted twice: programs that compute share one set of places,
+//! programs that wait another one, and a program of one kind never waits for one of the other. When
+//! all that compute have ended, those that wait get half of their places, too. With all of them,
+//! emulated machines and workers would miss limits of the product, which no factor lengthens. A
+//! part that only waited for time to pass in the last run takes neither: it has other places, and
+//! starts at once. Within each kind the longest, by the last run, start first.
 //!
-//! Memory for machines is handed out besides, to parts of all kinds: a part starts when the machines that its tests
-//! have at the same time fit beside those of all parts that run. The longest of those that wait for memory gets it
-//! first, however little a later one needs; parts without machines take the places meanwhile.
+//! Memory for machines is allotted as well, to parts of all kinds: a part starts if the machines
+//! that its tests have at the same time fit beside those of all running parts. The longest of those
+//! that wait for memory gets it first, however little a later one needs. Parts without machines
+//! take the places meanwhile.
 //!
-//! A program that waits runs as one process for each of its modules, one test after the other in each: so
-//! as many of its tests run at a time as there are places just then. What measures time or memory runs at
-//! the end, alone.
+//! A program that waits runs as one process for each of its modules, with one test after the other
+//! in each, so as many of its tests run at a time as there are places just then. Parts that measure
+//! time or memory run at the end, alone.
 
 use std::collections::BTreeMap;
 
 use super::history::TestHistory;
 use super::needs::ProgramNeeds;
 
-/// Tests at a time for each processor in programs that compute: two programs side by side, so that the last
-/// test of one does not leave a processor idle.
+/// Tests at a time for each processor in programs that compute: two programs side by side, so that
+/// the last test of one does not leave a processor idle.
 const COMPUTING_PER_PROCESSOR: usize = 2;
 
 /// Tests at a time for each processor in programs that wait, beside those that compute.
 const WAITING_PER_PROCESSOR: usize = 1;
 
-/// Tests at a time for each processor in programs that slept through the last run, beside all others.
+/// Tests at a time for each processor in programs that slept through the last run, beside all
+/// others.
 const SLEEPING_PER_PROCESSOR: usize = 4;
 
-/// How many tests share a processor at most, without those that sleep: deadlines are multiplied by this.
+/// How many tests share a processor at most, without those that sleep. Deadlines are multiplied by
+/// this.
 pub(super) const CROWD: usize = COMPUTING_PER_PROCESSOR + WAITING_PER_PROCESSOR;
 
-/// Which places a program takes.
+/// The places that a program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PartLoad {
     Computing,
     Waiting,
-    /// Places of its own, beside computing and waiting parts: in the last run its tests used almost no processor
-    /// time.
+    /// Other places, beside computing and waiting parts: in the last run its tests used almost no
+    /// processor time.
     Sleeping,
-    /// All: nothing else runs beside it.
+    /// All places: no other part runs beside it.
     Alone,
 }
 
 /// A part of a program that runs as one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TestPart {
-    /// The program, and the module where it is one module's tests.
+    /// The program, and the module if it has one module's tests.
     pub(super) name: String,
-    /// Names of its tests; `None` for all of the program's.
+    /// Names of its tests. `None` for all of the program's.
     pub(super) tests: Option<Vec<String>>,
     /// Tests at a time.
     pub(super) threads: usize,
@@ -111,7 +114,8 @@ fn by_module(tests: Vec<String>) -> BTreeMap<String, Vec<String>> {
     modules
 }
 
-/// By the last run: which parts sleep, and the longest first; new ones before all others.
+/// Uses the last run: marks the parts that sleep, and sorts the longest first, with new ones before
+/// all others.
 pub(super) fn plan<T>(parts: &mut [(T, TestPart)], last: &TestHistory) {
     for (_, part) in parts.iter_mut() {
         if part.load != PartLoad::Alone && last.slept(&part.name) {
@@ -122,10 +126,11 @@ pub(super) fn plan<T>(parts: &mut [(T, TestPart)], last: &TestHistory) {
     parts.sort_by(|(_, one), (_, other)| seconds(other).total_cmp(&seconds(one)));
 }
 
-/// What has still to start, and what runs.
+/// The pending and the running parts.
 #[derive(Debug)]
 pub(super) struct PartQueue<'a> {
-    /// In the order in which they start where they fit. What has ended stays, so that its place names it.
+    /// In the order in which they start if they fit. Ended parts stay, so that an index names a
+    /// part.
     parts: Vec<(&'a TestPart, PartState)>,
     processors: usize,
     /// Memory of all machines, MiB.
@@ -153,23 +158,25 @@ impl<'a> PartQueue<'a> {
         }
     }
 
-    /// The next part that fits beside what runs, as its place among the parts. It runs from now on.
+    /// The index of the next part that fits beside the running ones. It counts as running from now
+    /// on.
     ///
-    /// None passes an earlier one of its kind in places. What the next one of each kind lacks no other one takes from
-    /// it: it has its memory as soon as that is free, whether it waits for a place or for memory.
+    /// No part overtakes an earlier one of its kind in taking places. No other part takes what the
+    /// next one of each kind lacks: that part gets its memory as soon as it is free, whether it
+    /// waits for a place or for memory.
     pub(super) fn start_next(&mut self) -> Option<usize> {
-        let (mut full, mut kept): (Vec<PartLoad>, Vec<PartLoad>) = Default::default();
+        let (mut full, mut reserved): (Vec<PartLoad>, Vec<PartLoad>) = Default::default();
         let mut taken_mib: u64 = self.running().map(TestPart::all_machines_mib).sum();
         let index = self.parts.iter().position(|(part, state)| {
             if *state != PartState::Pending {
                 return false;
             }
-            // What runs alone waits for all others, which are not to wait for its memory.
+            // A part that runs alone waits for all others, which must not wait for its memory.
             if part.load == PartLoad::Alone && !self.has_places(part) {
                 return false;
             }
             let wanted_mib = part.all_machines_mib();
-            // A part that needs more memory than there is has it alone.
+            // A part that needs more memory than there is gets all of it.
             let has_memory =
                 wanted_mib == 0 || taken_mib == 0 || taken_mib + wanted_mib <= self.machines_mib;
             let has_places = !full.contains(&part.load) && self.has_places(part);
@@ -179,8 +186,8 @@ impl<'a> PartQueue<'a> {
             if has_memory {
                 full.push(part.load);
             }
-            if !kept.contains(&part.load) {
-                kept.push(part.load);
+            if !reserved.contains(&part.load) {
+                reserved.push(part.load);
                 taken_mib += wanted_mib;
             }
             false
@@ -366,7 +373,7 @@ mod tests {
         }
     }
 
-    /// All that start now.
+    /// Starts all that start now.
     fn start(queue: &mut PartQueue<'_>) -> Vec<usize> {
         std::iter::from_fn(|| queue.start_next()).collect()
     }
@@ -389,7 +396,7 @@ mod tests {
         assert_eq!(start(&mut queue), [2]);
         queue.ended(1);
         assert!(start(&mut queue).is_empty());
-        // Half of what computed is free for those that wait.
+        // Half of the places of computing parts are free for those that wait.
         queue.ended(2);
         assert_eq!(start(&mut queue), [6, 7]);
     }
@@ -417,14 +424,15 @@ mod tests {
         let waiting = |mib| part(PartLoad::Waiting, 1, mib);
         let parts = [waiting(512), waiting(1024), waiting(512), waiting(0)];
         let mut queue = PartQueue::new(&parts, 8, 1024);
-        // The third would fit and may not pass the second; the last needs no memory.
+        // The third would fit and may not overtake the second. The last needs no memory.
         assert_eq!(start(&mut queue), [0, 3]);
         queue.ended(0);
         assert_eq!(start(&mut queue), [1]);
         queue.ended(1);
         assert_eq!(start(&mut queue), [2]);
 
-        // What waits for a place keeps its memory: the computing part cannot take it, however often one could start.
+        // A part that waits for a place keeps its memory: the computing part cannot take it,
+        // however often one could start.
         let computing = part(PartLoad::Computing, 2, 256);
         let parts = [waiting(512), waiting(512), waiting(512), computing];
         let mut queue = PartQueue::new(&parts, 1, 1024);
@@ -434,14 +442,14 @@ mod tests {
         queue.ended(1);
         assert_eq!(start(&mut queue), [2, 3]);
 
-        // Memory is kept for the next one of a kind, and not for all that come after it.
+        // Memory is reserved for the next one of a kind, and not for all that come after it.
         let computing = part(PartLoad::Computing, 2, 128);
         let mut parts = vec![waiting(512); 9];
         parts.push(computing);
         let mut queue = PartQueue::new(&parts, 1, 2048);
         assert_eq!(start(&mut queue), [0, 9]);
 
-        // What waits for memory keeps no place, until it has the memory.
+        // A part that waits for memory keeps no place until it has the memory.
         let parts = [waiting(1024), waiting(1024), waiting(0), waiting(0)];
         let mut queue = PartQueue::new(&parts, 1, 1024);
         assert_eq!(start(&mut queue), [0, 2]);

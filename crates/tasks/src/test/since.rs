@@ -1,9 +1,9 @@
 //! `--since REF`: the packages that a change can have broken.
 //!
-//! Those with changed files, and all that depend on them. A file that is in no package touches every package
-//! whose source names it; a page of the docs touches their tests alone, and the program that reads all pages. Tests that start the binary or boot an
-//! image depend on everything that is in it, and those that use a third party's program on the commands that
-//! fetch it: cargo does not know either.
+//! These are the packages with changed files, and all that depend on them. A file that is in no package touches
+//! every package whose source names it. A page of the docs touches their tests alone, and the program that reads
+//! all pages. Tests that start the binary or boot an image depend on everything that is in it, and those that use a
+//! third party's program on the commands that fetch it. Cargo knows neither.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,22 +24,22 @@ const EVERYTHING: [&str; 4] = [
     "deny.toml",
 ];
 
-/// What a package's source says when its tests start the binary or an image with it.
+/// The texts in a package's source if its tests start the binary or an image with it.
 const STARTS_THE_BINARY: [&str; 3] = ["ALKNET_TEST_BIN", "ALKNET_TEST_IMAGE_DIR", "alknet_tests::"];
 
-/// How the names of variables begin that tell tests where programs and packages of third parties are, and those
-/// of them that say something else.
+/// The prefix of variables that name programs and packages of third parties for tests, and the rest of those that
+/// mean something else.
 const TEST_VARIABLES: &str = "ALKNET_TEST_";
 const NO_PROGRAM: [&str; 5] = ["SKIPS", "SLOWDOWN", "MACHINES_", "SUPPORT_", "GROUP_"];
 
-/// The folder of pages and of examples. All pages are read by [`HOUSE`]; what else reads a file of it names that.
+/// The folder of pages and of examples. [`HOUSE`] reads all pages, and any other reader of a file there names it.
 const DOCUMENTATION: &str = "docs";
 
-/// How a page of the docs ends. Tests read pages; no library contains one.
+/// The extension of a page of the docs. Tests read pages, and no library contains one.
 const PAGE: &str = "md";
 
-/// Packages that decide the bytes of the binary and of the images. The first is the binary's own; cargo
-/// knows no dependency between the others and the tests, which find the files in the cache.
+/// Packages that decide the bytes of the binary and of the images. The first is the binary's own. Cargo knows no
+/// dependency between the others and the tests, which find the files in the cache.
 const MAKE_THE_IMAGE: [&str; 5] = [
     "alknet",
     "alknet-gpu",
@@ -48,32 +48,32 @@ const MAKE_THE_IMAGE: [&str; 5] = [
     "alknet-vulkan",
 ];
 
-/// The package of the commands, which builds the kernel, assembles images and fetches the programs that
-/// tests use as clients.
+/// The package of the commands, which builds the kernel, assembles images and fetches the programs that tests use
+/// as clients.
 const COMMANDS: &str = "alknet-tasks";
 
-/// The folder of the kernel's configuration. It is in no package; [`COMMANDS`] reads it.
+/// The folder of the kernel's configuration. It is in no package, and [`COMMANDS`] reads it.
 const KERNEL_CONFIGURATION: &str = "kernel-config";
 
-/// The package whose program [`HOUSE`] reads every package's sources and manifest. A change to a package
-/// that is not in the image does not select it: it would bring the machines' tests with it.
+/// The package whose program [`HOUSE`] reads every package's sources and manifest. A change to a package that is
+/// not in the image does not select it: that would bring the machines' tests as well.
 const READS_EVERY_PACKAGE: &str = "alknet-tests";
 
 /// Its program that reads the tree, and all pages of the docs. It starts no machine.
 const HOUSE: &str = "house";
 
-/// Where that program's source is, in its package's folder.
+/// The folder of that program's source, in its package's folder.
 const HOUSE_SOURCES: &str = "tests/house";
 
 /// A package of the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct WorkspacePackage {
     folder: PathBuf,
-    /// Packages of the workspace it depends on, for tests too.
+    /// Packages of the workspace that it depends on, for tests too.
     needs: BTreeSet<String>,
     /// All of its Rust source.
     text: String,
-    /// What of that is [`HOUSE`]'s, which runs for every page.
+    /// The part of that which is [`HOUSE`]'s, which runs for every page.
     house: String,
 }
 
@@ -89,17 +89,18 @@ impl WorkspacePackage {
 pub(super) struct PackageChoice {
     pub(super) taken: BTreeSet<String>,
     pub(super) left_out: BTreeSet<String>,
-    /// Of [`READS_EVERY_PACKAGE`] only [`HOUSE`] runs: a page has changed, and nothing that its other programs test.
+    /// Whether only [`HOUSE`] of [`READS_EVERY_PACKAGE`] runs: a page has changed, and nothing that its other
+    /// programs test.
     house_alone: bool,
 }
 
 impl PackageChoice {
-    /// Whether the tests of a program run, where its package is taken.
+    /// Whether the tests of a program run, if its package is taken.
     pub(super) fn takes(&self, package: &str, target: &str) -> bool {
         !self.house_alone || package != READS_EVERY_PACKAGE || target == HOUSE
     }
 
-    /// A line that says what does not run besides the packages that are left out.
+    /// A line about what does not run besides the packages that are left out.
     fn beyond_packages(&self) -> String {
         let mut text = "left out: examples in the documentation".to_owned();
         if self.left_out.contains(READS_EVERY_PACKAGE) {
@@ -113,7 +114,7 @@ impl PackageChoice {
 
 #[derive(Deserialize)]
 struct WorkspaceMetadata {
-    /// As cargo sees it: without symbolic links, which the cache's path may have.
+    /// In cargo's form: without symbolic links, which the cache's path may have.
     workspace_root: PathBuf,
     packages: Vec<PackageEntry>,
 }
@@ -130,7 +131,7 @@ struct Dependency {
     name: String,
 }
 
-/// What differs from `reference`, committed or not, decides.
+/// Chooses by what differs from `reference`, committed or not.
 pub(super) fn choose(cx: &XtaskContext, reference: &str) -> Result<PackageChoice> {
     let changed = changed(cx.root(), reference)?;
     let choice = choice(&packages(&mut cx.cargo("metadata"))?, &changed);
@@ -138,8 +139,8 @@ pub(super) fn choose(cx: &XtaskContext, reference: &str) -> Result<PackageChoice
     Ok(choice)
 }
 
-/// Every file that `reference` has otherwise, or has not, or alone has. Of a file that was moved both
-/// names count: the package that it was moved out of has changed, too.
+/// Every file that differs from `reference`, or that only one of both has. Both names of a moved file count: the
+/// package that it came from has changed, too.
 fn changed(root: &Path, reference: &str) -> Result<Vec<String>> {
     let mut files = git(
         root,
@@ -167,10 +168,10 @@ fn git(root: &Path, arguments: &[&str]) -> Result<Vec<String>> {
         .output()
         .map_err(TaskError::io("run git"))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(TaskError::Arguments(format!(
             "--since wants a commit, a branch or a tag of this clone: {}",
-            said.trim()
+            stderr.trim()
         )));
     }
     let text = String::from_utf8_lossy(&output.stdout);
@@ -178,7 +179,7 @@ fn git(root: &Path, arguments: &[&str]) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// The packages of a workspace, as `cargo metadata` lists them.
+/// The packages of a workspace, from `cargo metadata`.
 fn packages(cargo_metadata: &mut Command) -> Result<BTreeMap<String, WorkspacePackage>> {
     let metadata: WorkspaceMetadata = metadata::read_metadata(cargo_metadata)?;
     let names: BTreeSet<String> = metadata.packages.iter().map(|p| p.name.clone()).collect();
@@ -244,7 +245,7 @@ fn choice(packages: &BTreeMap<String, WorkspacePackage>, changed: &[String]) -> 
     }
     spread(packages, &mut taken);
     taken.extend(read_pages);
-    // Where its other programs name a page, all of them run.
+    // If its other programs name a page, all of them run.
     let house_alone = changed.iter().any(|file| is_read_by_house(file))
         && packages.contains_key(READS_EVERY_PACKAGE)
         && taken.insert(READS_EVERY_PACKAGE.to_owned());
@@ -267,7 +268,7 @@ fn is_page(file: &str) -> bool {
     Path::new(file).extension().is_some_and(|end| end == PAGE)
 }
 
-/// The package that contains a file; if none does, the packages whose source names it.
+/// The package that contains a file. Without such a package, the packages whose source names it.
 fn touched(packages: &BTreeMap<String, WorkspacePackage>, file: &str) -> Vec<String> {
     let path = Path::new(file);
     let around = packages
@@ -310,7 +311,7 @@ fn uses_programs(text: &str) -> bool {
         || text.contains(alknet_qemu::FIRMWARE_VARIABLE)
 }
 
-/// Adds all that depends on what is taken, until nothing is added.
+/// Adds all that depends on the taken packages, until there is no more.
 fn spread(packages: &BTreeMap<String, WorkspacePackage>, taken: &mut BTreeSet<String>) {
     loop {
         let before = taken.len();
@@ -432,7 +433,7 @@ mod tests {
         assert_eq!(choice.taken, BTreeSet::from(["alknet-tests".to_owned()]));
         assert!(choice.takes("alknet-tests", "house") && choice.takes("tensor", "lib"));
         assert!(!choice.takes("alknet-tests", "machine"));
-        // What selects the package selects all of its programs.
+        // A change that selects the package selects all of its programs.
         for files in [
             &["docs/testing.md"][..],
             &["docs/tensor.md", "appliance/src/main.rs"],
@@ -544,7 +545,7 @@ mod tests {
         assert!(house.join("main.rs").exists(), "it has another name now");
     }
 
-    /// A repository with one commit, in which `before` lies.
+    /// A repository with one commit, which has `before`.
     fn repository(before: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join(before);

@@ -1,4 +1,4 @@
-//! The command as a whole: what it refuses, what it leaves out, and what a run with skips comes to.
+//! The whole command: what it refuses, what it leaves out, and the result of a run with skips.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ fn this() -> TestProgram {
     program("alknet-tasks lib", here.to_str().expect("a plain path"))
 }
 
-/// What every plan here goes by: one program waits.
+/// The needs of every plan here: one program waits.
 fn needs() -> &'static TestNeeds {
     static NEEDS: OnceLock<TestNeeds> = OnceLock::new();
     let json = br#"{"packages": [{"name": "alknet-tests", "metadata": {"tests":
@@ -61,12 +61,12 @@ fn plan<'a>(filter: Option<&'a str>, null: &'a NullDevice) -> TestPlan<'a> {
 fn run_with(filter: Option<&str>, programs: Vec<TestProgram>, variables: &Variables) -> Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let cx = XtaskContext::in_folder(folder.path());
-    // Not whole: the examples in the documentation would be run.
+    // The run is not whole: it would run the examples in the documentation.
     let arguments = arguments(&["filter"]);
     plan(filter, &NullDevice::new()).run(&cx, programs, variables, &arguments)
 }
 
-/// Other programs that begin while the tests are built.
+/// Other programs begin while the tests are built.
 #[test]
 fn the_larger_of_two_measurements_counts() {
     let measured = |factor: f64| Slowdown::from_setting(None, || factor).expect("a number");
@@ -78,7 +78,7 @@ fn the_larger_of_two_measurements_counts() {
 
 #[test]
 fn a_run_without_a_test_fails() {
-    // In two pieces, or the name of a test could contain it.
+    // The filter is in two pieces, or the name of a test could contain it.
     let filter = ["vu", "alt"].concat();
     let failed = run_with(Some(&filter), vec![this()], &Vec::new());
     let failed = failed.expect_err("a name that is typed wrong").to_string();
@@ -133,7 +133,7 @@ fn needs_of_what_is_not_there_are_an_error() {
     );
 }
 
-/// The variable that has this test fail after it noted a skip, when it is run by itself.
+/// The variable that makes this test fail after it recorded a skip, when it runs by itself.
 const CHILD: &str = "ALKNET_TEST_MOD_CHILD";
 
 #[test]
@@ -156,7 +156,8 @@ fn skips_of_each_run_are_its_own() {
     assert_eq!((ran.len(), ran[0].skips.len()), (1, 1));
 }
 
-/// The variable that names a file, when this test is run by itself: it fails while the file is missing, and makes it.
+/// The variable that names a file, when this test runs by itself: it fails while the file is
+/// missing, and makes it.
 const ONCE_CHILD: &str = "ALKNET_TEST_MOD_ONCE_CHILD";
 
 #[test]
@@ -174,7 +175,7 @@ fn a_failed_test_fails_the_run_although_it_passes_alone() {
         let failed = run_with(Some(name), vec![this()], &variables);
         let failed = failed.expect_err("a test failed").to_string();
         assert!(failed.contains("1 failed"), "{failed}");
-        // It was run twice: the file is there, and a run of it is green.
+        // The test ran twice: the file is there, and another run passes.
         run_with(Some(name), vec![this()], &variables).expect("it passes");
 
         let (cx, programs, null) = (
@@ -207,7 +208,8 @@ fn a_program_that_cannot_be_started_fails_and_the_others_run() {
     assert!(ran[1].outcome.passed() && ran[1].outcome.tests.len() == 1);
 }
 
-/// The programs that wait are listed: `false` lists nothing and exits with 1, and the other cannot be started.
+/// The programs that wait are listed: `false` lists nothing and exits with 1, and the other cannot
+/// be started.
 #[test]
 fn a_program_that_cannot_be_listed_fails_and_the_others_run() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -238,7 +240,7 @@ fn a_program_that_cannot_be_listed_fails_and_the_others_run() {
     assert!(failed.contains("2 failed"), "{failed}");
 }
 
-/// The variable that has this test look at its own limit, when it is run by itself.
+/// The variable that makes this test check its own limit, when it runs by itself.
 const LIMITED_CHILD: &str = "ALKNET_TEST_MOD_LIMITED_CHILD";
 
 #[test]
@@ -264,7 +266,7 @@ fn a_test_gets_the_memory_for_machines_that_its_manifest_says() {
     }
 }
 
-/// The variable with the factor of deadlines that this test has to have, when it is run by itself.
+/// The variable with the factor of deadlines that this test must have, when it runs by itself.
 const SLOWED_CHILD: &str = "ALKNET_TEST_MOD_SLOWED_CHILD";
 
 #[test]
@@ -273,7 +275,7 @@ fn tests_get_the_factor_of_the_runs_deadlines() {
     if let Ok(wanted) = std::env::var(SLOWED_CHILD) {
         assert_eq!(format!("{own:.2}"), wanted);
     } else {
-        // Another one than this process has: the child would inherit that.
+        // A factor other than this process's, because the child would inherit that.
         let (deadlines, wanted) = if own < 7.5 {
             (8.0, "8.00")
         } else {
@@ -288,7 +290,7 @@ fn tests_get_the_factor_of_the_runs_deadlines() {
             deadlines,
             ..plan(Some(name), &null)
         };
-        // Not whole: the examples in the documentation would be run.
+        // The run is not whole: it would run the examples in the documentation.
         let arguments = arguments(&["filter"]);
         let ran = plan.run(&cx, vec![this()], &variables, &arguments);
         ran.expect("the child has the factor");
@@ -312,8 +314,9 @@ fn a_warning_fails_a_run_with_checks_alone() {
     assert_eq!(judge(&["vault"], 2), Ok(()));
 }
 
-/// A machine that waits for others starts before the program that waits for it is ended. The limit of a boot is longer
-/// under emulation, and for the tests that run beside it; on a slower machine both sides grow, the wait does not.
+/// A machine that waits for others starts before the program that waits for it is ended. The limit
+/// of a boot is longer under emulation, and for the tests that run beside it. On a slower machine
+/// both sides grow, but the wait does not.
 #[test]
 fn the_wait_for_a_machine_is_shorter_than_the_longest_silence() {
     let crowd = u32::try_from(schedule::CROWD).expect("a few");
@@ -323,7 +326,7 @@ fn the_wait_for_a_machine_is_shorter_than_the_longest_silence() {
         alknet_qemu::MACHINE_WAIT_MAX + boot < silence,
         "{boot:?} of {silence:?}"
     );
-    // A wait for a machine has a longest as well, however busy the host is.
+    // A wait for a machine has a longest value as well, however busy the host is.
     let busy = TestTimeouts::scaled(6.0).silence;
     let longest = alknet_qemu::SCALED_MAX;
     assert!(

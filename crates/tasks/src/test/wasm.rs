@@ -1,6 +1,6 @@
 //! The check that the packages which a browser can use compile for WebAssembly (`docs/wasm.md`).
 //!
-//! Cargo says by itself what did not change: a check of an unchanged tree takes a second.
+//! Cargo itself knows what did not change, so a check of an unchanged tree takes a second.
 
 use crate::context::XtaskContext;
 use crate::failure::Result;
@@ -14,18 +14,18 @@ const PACKAGES: [&str; 4] = [
     "alknet-typedef",
 ];
 
-/// Between arguments in the variable of cargo that may have spaces within one.
+/// The separator of arguments in the variable of cargo whose arguments may have spaces.
 const SEPARATOR: &str = "\u{1f}";
 
 pub(super) fn check(cx: &XtaskContext) -> Result<()> {
-    // What only this target leaves unused would be seen by no other build.
+    // No other build would show what only this target leaves unused.
     let mut flags = vec!["-Dwarnings".to_owned()];
     if let Some(sysroot) = third_party::wasm_sysroot(cx)? {
         flags.push(format!("--sysroot={}", sysroot.display()));
     }
     let mut command = cx.cargo("check");
-    // With a target named, cargo gives these to no build script and no procedural macro, which need the library of
-    // this machine.
+    // With a named target, cargo gives these to no build script and no procedural macro, which need
+    // the library of this machine.
     command
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR))
         .args(["--release", "--target", WASM]);
@@ -39,7 +39,7 @@ pub(super) fn check(cx: &XtaskContext) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// A package that is checked and not on the page, or the other way round, misleads who builds on it.
+    /// A package that is checked and not on the page, or the reverse, misleads its users.
     #[test]
     fn the_page_lists_the_packages_that_are_checked() {
         let page = include_str!("../../../../docs/wasm.md");

@@ -1,5 +1,5 @@
-//! What cargo changed in the mirror goes into the clone: a lock file, a manifest, sources that a tool
-//! formatted, snapshots that a test wrote.
+//! Copies what cargo changed in the mirror into the clone: a lock file, a manifest, sources that a
+//! tool formatted, snapshots that a test wrote.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,20 +17,20 @@ use super::{
     paths_in, walk,
 };
 
-/// Folders of this name hold what cargo builds.
+/// Folders with this name contain what cargo builds.
 const TARGET: &str = "target";
 
-/// What came of [`bring_back`].
+/// The result of [`bring_back`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BringBackResult {
     /// Copied into the clone.
     pub files: Vec<PathBuf>,
-    /// Changed in the clone as well since it was copied, so that the clone's own content stays.
+    /// Also changed in the clone since it was copied, so the clone's content stays.
     pub conflicts: Vec<PathBuf>,
 }
 
 impl BringBackResult {
-    /// For people: a line for each list that is not empty.
+    /// Readable text: a line for each list that is not empty.
     #[must_use]
     pub fn lines(&self, mirror: &Path) -> Vec<String> {
         let names = |files: &[PathBuf]| {
@@ -56,8 +56,9 @@ impl BringBackResult {
     }
 }
 
-/// Copies into `clone` what was written in `mirror` since the [`sync`](super::sync) that gave `record`,
-/// except what git ignores and new files in folders named `target`. Deleted files are not deleted.
+/// Copies into `clone` what was written in `mirror` since the [`sync`](super::sync) that made
+/// `record`. Files that git ignores and new files in folders named `target` are not copied. Deleted
+/// files are not deleted.
 pub fn bring_back(
     clone: &Path,
     mirror: &Path,
@@ -88,7 +89,7 @@ pub fn bring_back(
     for file in changed {
         let (from, to) = (mirror.join(&file), clone.join(&file));
         let data = fs::symlink_metadata(&from)?;
-        // A link that has taken the folder's place since leads to files that are not the clone's.
+        // If a link replaced the folder, it leads to files that are not part of the clone.
         if is_below_link(clone, &file) {
             brought.conflicts.push(file);
             continue;
@@ -97,7 +98,7 @@ pub fn bring_back(
             continue;
         }
         let there = fs::symlink_metadata(&to).ok();
-        // The clone's file changed since it was copied, so a person is at work on it.
+        // The clone's file changed since it was copied, so the user is editing it.
         if there.as_ref().map(FileStamp::from_metadata) != record.clone.get(&file).copied() {
             brought.conflicts.push(file);
             continue;
@@ -121,7 +122,7 @@ fn is_output(file: &Path) -> bool {
         || GENERATED.iter().any(|name| file == Path::new(name))
 }
 
-/// Those of `files` that git ignores in the clone; none without git.
+/// Those of `files` that git ignores in the clone. Empty without git.
 fn ignored_by_git(clone: &Path, files: &BTreeSet<PathBuf>) -> io::Result<BTreeSet<PathBuf>> {
     if files.is_empty() || fs::symlink_metadata(clone.join(".git")).is_err() {
         return Ok(BTreeSet::new());
@@ -142,16 +143,16 @@ fn ignored_by_git(clone: &Path, files: &BTreeSet<PathBuf>) -> io::Result<BTreeSe
         names.extend_from_slice(file.as_os_str().as_bytes());
         names.push(0);
     }
-    // Git answers while it reads. What it says of a failure matters more than that it read no further.
+    // Git answers while it reads. Its failure matters more than an unfinished write.
     let writer = thread::spawn(move || stdin.write_all(&names));
     let output = child.wait_with_output()?;
     let _ = writer.join();
-    // 1 when it ignores none.
+    // 1 if it ignores none.
     if !matches!(output.status.code(), Some(0 | 1)) {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(io::Error::other(format!(
             "git cannot say which files it ignores: {}",
-            said.trim()
+            stderr.trim()
         )));
     }
     Ok(paths_in(output.stdout))

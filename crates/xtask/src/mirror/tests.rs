@@ -86,7 +86,7 @@ fn only_files_with_other_content_are_written() {
         .open(&kept)
         .expect("it is there");
     file.set_modified(old).expect("ours to date");
-    // The clone's own times do not count: a fresh clone has new ones for old content.
+    // The clone's times do not count, because a fresh clone has new ones for old content.
     folders.write("src/a.rs", "a");
     folders.write("src/b.rs", "c");
     assert_eq!(
@@ -151,7 +151,7 @@ fn a_link_stays_a_link_and_a_program_a_program() {
     assert_eq!(mode.expect("it is there") & 0o777, 0o755);
 }
 
-/// In the clone a link to a folder outside of it takes the place of a folder.
+/// In the clone, replaces a folder by a link to a folder outside of it.
 fn replace_by_link(folders: &Folders, folder: &str) -> PathBuf {
     let elsewhere = folders.0.join("elsewhere");
     fs::create_dir_all(elsewhere.join("driver")).expect("ours");
@@ -167,8 +167,8 @@ fn content_of_others(elsewhere: &Path) -> [String; 2] {
     ["a.rs", "driver/a.rs"].map(|file| fs::read_to_string(elsewhere.join(file)).expect("there"))
 }
 
-/// Git still lists the files of the folder, and they are found through the link. In the mirror the folder holds what the
-/// build generated.
+/// Git still lists the folder's files, and they are found through the link. In the mirror, the
+/// folder contains what the build generated.
 #[test]
 fn a_tracked_folder_may_become_a_link() {
     let folders = Folders::new();
@@ -302,7 +302,7 @@ fn a_large_file_that_is_tracked_is_copied() {
     folders.git(&["add", "table"]);
     assert_eq!(folders.sync().written, 1);
     assert!(fs::read(folders.mirror().join("table")).expect("copied") == content);
-    // A difference behind the first chunk is one.
+    // A difference after the first chunk is found too.
     let mut other = content;
     *other.last_mut().expect("it is long") = b'y';
     fs::write(folders.clone().join("table"), &other).expect("ours");
@@ -323,7 +323,7 @@ fn only_the_owner_reads_the_mirror() {
     folders.sync();
     assert_eq!(mode(&folders.mirror()), 0o700);
     assert_eq!(mode(&folders.mirror().join("src/a.rs")), 0o600);
-    // A mirror of a former version.
+    // A mirror of an older version.
     fs::set_permissions(folders.mirror(), Permissions::from_mode(0o755)).expect("ours");
     folders.sync();
     assert_eq!(mode(&folders.mirror()), 0o700);
@@ -351,7 +351,7 @@ fn a_pipe_in_the_clone_holds_no_command_up() {
     let (clone, mirror) = (folders.clone(), folders.mirror());
     std::thread::spawn(move || {
         let synced = sync(&clone, &mirror, &mirror, SystemTime::UNIX_EPOCH);
-        // The test may have given up.
+        // The test may have failed already.
         let _ = done.send(synced.map(|synced| synced.changes.written));
     });
     let written = waited.recv_timeout(deadline(Duration::from_secs(120)));
@@ -371,7 +371,7 @@ fn what_cargo_changed_and_made_comes_back() {
     folders.in_mirror("src/a.rs", "fn a() {}");
     folders.in_mirror("Cargo.lock", "version = 4");
     folders.in_mirror("snapshots/new.txt", "as it is now");
-    // No sources: ignored, built, and written by the commands themselves.
+    // Not sources: ignored, built, and written by the commands themselves.
     folders.in_mirror("src/a.rs.orig", "fn a( ){}");
     folders.in_mirror("fuzz/target/release/a", "a program");
     folders.in_mirror(GENERATED[0], "llvmpipe=/x");
@@ -390,7 +390,7 @@ fn what_cargo_changed_and_made_comes_back() {
         Some("version = 4")
     );
     assert!(folders.in_clone("src/a.rs.orig").is_none() && !folders.clone().join("fuzz").exists());
-    // A second change of the same file comes back as well, and nothing twice.
+    // A second change of the same file is copied too, and nothing is copied twice.
     assert_eq!(folders.bring_back(&mut record), BringBackResult::default());
     folders.in_mirror("src/a.rs", "fn a() { a() }");
     assert_eq!(folders.bring_back(&mut record).files, files[2..]);

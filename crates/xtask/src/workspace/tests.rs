@@ -8,13 +8,13 @@ use alknet_test_support::deadline;
 use super::*;
 use crate::progress::Board;
 
-/// Names the folder of a test to the process that [`Claiming::start`] starts.
+/// Passes the test's folder to the process that [`Claiming::start`] starts.
 const HELPER: &str = "XTASK_TEST_FOLDER";
 
-/// How long a process may take to say something on a machine at rest.
+/// How long a process may take to print something on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// The tests start programs from there: no other user may have made the folder.
+/// The tests start programs from there, so no other user may have made the folder.
 fn folders() -> (PathBuf, Workspace) {
     let base = tempfile::tempdir()
         .expect("a folder of this test's own")
@@ -86,7 +86,7 @@ fn cargo_runs_in_the_mirror_with_the_compilers_front() {
     fs::remove_dir_all(base).expect("the folder is ours");
 }
 
-/// What the process does that [`Claiming::start`] starts: claims, says so, and runs cargo.
+/// The process that [`Claiming::start`] starts: claims, prints that, and runs cargo.
 fn claim_and_build(base: &Path) -> ! {
     let workspace = Workspace::new(&base.join("clone"), &base.join("cache")).expect("the folders");
     let lock = workspace.claim().expect("it is free in the end");
@@ -96,7 +96,7 @@ fn claim_and_build(base: &Path) -> ! {
     std::process::exit(status.code().unwrap_or(1))
 }
 
-/// A process that claims a workspace, and what it says.
+/// A process that claims a workspace, and what it prints.
 struct Claiming {
     child: Child,
     lines: Receiver<String>,
@@ -131,7 +131,7 @@ impl Claiming {
         Self { child, lines }
     }
 
-    /// The first line from now on that contains `text`.
+    /// The next line that contains `text`.
     fn line(&self, text: &str) -> String {
         let mut said = Vec::new();
         loop {
@@ -143,7 +143,7 @@ impl Claiming {
         }
     }
 
-    /// Ends it by SIGKILL.
+    /// Ends it with SIGKILL.
     fn kill(&mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it was killed");
@@ -183,7 +183,7 @@ fn a_second_clone_waits_and_says_for_which() {
 #[test]
 fn a_killed_command_leaves_the_build_folder_to_its_compilers() {
     let (base, workspace) = folders();
-    // `exec` and `wait` keep the processes whose numbers are said.
+    // `exec` and `wait` keep the processes whose numbers are printed.
     let script = "echo cargo $$ >&2; sh -c 'echo compiler $$ >&2; exec sleep 600' & wait";
     let mut command = Claiming::start(&base, script);
     let number = |what: &str| command.line(what).replace(what, "");
@@ -199,7 +199,7 @@ fn a_killed_command_leaves_the_build_folder_to_its_compilers() {
     let free_beside_compiler = is_free();
     kill(&compiler);
     assert!(!free_beside_cargo && !free_beside_compiler);
-    // Waits for the processes to end.
+    // Waits until the processes end.
     lock_file(&workspace).lock().expect("they do not keep it");
     fs::remove_dir_all(base).expect("the folder is ours");
 }

@@ -3,23 +3,23 @@ use std::{net::Ipv4Addr, time::Duration};
 use super::message::{Dhcp4Reply, code, is_host};
 use crate::dns::valid_name;
 
-/// Shortest lease taken: anything less would renew more often than packets travel.
+/// Minimum lease time in seconds: a shorter lease would be renewed more often than packets travel.
 const LEASE_SECS_MIN: u32 = 4;
-/// A lease that never ends, RFC 2131 §3.3.
+/// Lease time of a lease that never ends, RFC 2131 §3.3.
 const LEASE_FOREVER: u32 = u32::MAX;
-/// Smallest MTU taken: below it IPv6 stops working on the card.
+/// Minimum MTU: IPv6 does not work on a link with a smaller one (RFC 8200 §5).
 const MTU_MIN: u16 = 1280;
-/// Largest list of servers or routes kept; more is of no use and only costs memory.
+/// Maximum number of servers or routes that are kept. More are of no use and only cost memory.
 const LIST_MAX: usize = 16;
 
-/// What a DHCPv4 server granted.
+/// The lease that a DHCPv4 server granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dhcp4Lease {
-    /// The address.
+    /// The leased address.
     pub address: Ipv4Addr,
     /// Prefix length of its network, 1 to 32.
     pub prefix_len: u8,
-    /// Who granted it.
+    /// The address of the server.
     pub server: Ipv4Addr,
     /// Routes as target, prefix length and router; a router of `0.0.0.0` means on this link.
     pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
@@ -29,20 +29,20 @@ pub struct Dhcp4Lease {
     pub domain: Option<String>,
     /// Time servers.
     pub ntp: Vec<Ipv4Addr>,
-    /// Host name the server has for us.
+    /// Host name that the server has for this machine.
     pub hostname: Option<String>,
     /// MTU of the network in bytes.
     pub mtu: Option<u16>,
-    /// How long the lease lasts; `None` for ever.
+    /// Duration of the lease. `None` if it never ends.
     pub lasts: Option<Duration>,
-    /// When to ask its server again, counted from the grant.
+    /// When the client asks the server of the lease again, counted from the grant.
     pub renew_after: Duration,
-    /// When to ask any server, counted from the grant.
+    /// When the client asks any server, counted from the grant.
     pub rebind_after: Duration,
 }
 
 impl Dhcp4Lease {
-    /// `None` when the reply grants nothing that can be used.
+    /// Reads the lease of a reply. Returns `None` if the client cannot use it.
     pub(super) fn read(reply: &Dhcp4Reply) -> Option<Self> {
         let address = reply.your_address;
         let prefix_len = prefix_len(reply)?;
@@ -56,6 +56,7 @@ impl Dhcp4Lease {
             .number32(code::LEASE)
             .filter(|s| *s >= LEASE_SECS_MIN)?;
         let (renew, rebind) = times(secs, reply.number32(code::T1), reply.number32(code::T2));
+        // A server may send 63 addresses in one option, and each costs memory on every card.
         let mut dns = reply.addresses(code::DNS);
         let mut ntp = reply.addresses(code::NTP);
         dns.truncate(LIST_MAX);
@@ -77,7 +78,7 @@ impl Dhcp4Lease {
     }
 }
 
-/// The mask's length; that of the address's class where a server sends none.
+/// The mask's length, or that of the address's class if the server sends no mask.
 fn prefix_len(reply: &Dhcp4Reply) -> Option<u8> {
     // RFC 2132 §3.3 does not require a mask; some servers of single networks leave it out.
     let Some(mask) = reply.number32(code::MASK) else {
@@ -100,7 +101,7 @@ fn usable(address: Ipv4Addr, prefix_len: u8) -> bool {
     is_host(address) && (prefix_len >= 31 || (host != 0 && host != host_bits))
 }
 
-/// T1 and T2 in seconds: the server's where they are in order, else RFC 2131's half and 7/8.
+/// T1 and T2 in seconds: the server's if they are in order, else RFC 2131's half and 7/8.
 fn times(lease: u32, t1: Option<u32>, t2: Option<u32>) -> (u32, u32) {
     let rebind = t2
         .filter(|t| *t > 1 && *t < lease)
@@ -109,7 +110,7 @@ fn times(lease: u32, t1: Option<u32>, t2: Option<u32>) -> (u32, u32) {
     (t1.filter(|t| *t > 0 && *t < rebind).unwrap_or(half), rebind)
 }
 
-/// Classless routes make the router option void (RFC 3442).
+/// The routes of a reply. Classless routes make the router option void (RFC 3442).
 fn routes(reply: &Dhcp4Reply) -> Vec<(Ipv4Addr, u8, Ipv4Addr)> {
     let via_ok = |via: &Ipv4Addr| via.is_unspecified() || is_host(*via);
     let mut routes = reply.routes().unwrap_or_else(|| {
@@ -121,7 +122,7 @@ fn routes(reply: &Dhcp4Reply) -> Vec<(Ipv4Addr, u8, Ipv4Addr)> {
             .map(|r| (Ipv4Addr::UNSPECIFIED, 0, r))
             .collect()
     });
-    // A target within 127/8 or a multicast one would redirect the machine's own traffic.
+    // A target within 127/8, or a multicast target, would redirect the machine's own traffic.
     routes.retain(|(target, len, via)| via_ok(via) && (*len == 0 || is_host(*target)));
     routes.truncate(LIST_MAX);
     routes

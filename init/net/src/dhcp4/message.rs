@@ -1,15 +1,15 @@
 //! DHCPv4 messages (RFC 2131 §2, options RFC 2132, RFC 3396, RFC 3442).
 //!
-//! Read leniently where a fault is harmless and strictly where it is not: an option of the wrong
-//! length counts as absent, so that one careless option does not cost the lease.
+//! The reader tolerates harmless faults and refuses others: an option of the wrong length counts as
+//! absent, so that one careless option does not cost the machine its lease.
 
 use std::net::Ipv4Addr;
 
-/// Fixed part before the options.
+/// Bytes of the fixed part before the options.
 const HEADER_BYTES: usize = 236;
-/// Marks the options as DHCP's.
+/// The magic cookie before the options (RFC 2131 §3).
 const COOKIE: [u8; 4] = [0x63, 0x82, 0x53, 0x63];
-/// Shortest message that old relays and servers forward (RFC 1542 §2.1).
+/// Minimum length of a message that old relays and servers forward (RFC 1542 §2.1).
 const MESSAGE_BYTES_MIN: usize = 300;
 
 pub(super) mod code {
@@ -49,7 +49,7 @@ pub(super) struct Dhcp4Request<'a> {
     pub(super) kind: Dhcp4MessageType,
     pub(super) xid: u32,
     pub(super) secs: u16,
-    /// The answer must come by broadcast: we have no address yet.
+    /// Asks the server to broadcast its reply: the client has no address yet.
     pub(super) broadcast: bool,
     pub(super) client_address: Ipv4Addr,
     pub(super) mac: [u8; 6],
@@ -91,7 +91,8 @@ impl Dhcp4Request<'_> {
         if !self.hostname.is_empty() {
             put(out, code::HOSTNAME, self.hostname.as_bytes());
         }
-        // What an Ethernet frame carries after the IP and UDP headers: an answer is never in fragments.
+        // The payload of an Ethernet frame behind the IP and UDP headers, so that a reply never
+        // comes in fragments.
         put(out, code::SIZE_MAX, &1472_u16.to_be_bytes());
         // RFC 3442 wants the classless routes before the routers.
         let wanted = [
@@ -113,7 +114,8 @@ impl Dhcp4Request<'_> {
 }
 
 fn put(out: &mut Vec<u8>, code: u8, value: &[u8]) {
-    // The length of an option is one byte. Only the host name could come near, and a cut name is only a hint.
+    // The length of an option is one byte. Only the host name could be longer, and a cut name is a
+    // hint all the same.
     let value = &value[..value.len().min(255)];
     out.extend([code, value.len() as u8]);
     out.extend(value);
@@ -130,7 +132,8 @@ pub(super) struct Dhcp4Reply {
 }
 
 impl Dhcp4Reply {
-    /// `None` for anything that is no well-formed server message for an Ethernet card.
+    /// Decodes a message. Returns `None` if it is no well-formed server message for an Ethernet
+    /// card.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let options = bytes.get(HEADER_BYTES + COOKIE.len()..)?;
         // BOOTREPLY for Ethernet. BOOTP replies have no cookie and grant no lease (RFC 2131 §3).
@@ -165,11 +168,11 @@ impl Dhcp4Reply {
         Some(reply)
     }
 
-    /// Options that occur twice are one long one (RFC 3396).
+    /// Reads options. An option that occurs twice is one long option (RFC 3396).
     fn read_options(&mut self, mut bytes: &[u8]) -> Option<()> {
         loop {
             match bytes {
-                // Some servers leave the end option out where the options fill the message.
+                // Some servers omit the end option if the options fill the message.
                 [] | [255, ..] => return Some(()),
                 [0, rest @ ..] => bytes = rest,
                 [code, len, rest @ ..] => {
@@ -204,7 +207,7 @@ impl Dhcp4Reply {
         self.number32(code).map(Ipv4Addr::from_bits)
     }
 
-    /// Addresses a host can have; others in the list are skipped.
+    /// The addresses of an option that a host can have. Others in the list are skipped.
     pub(super) fn addresses(&self, code: u8) -> Vec<Ipv4Addr> {
         let chunks = self.option(code).unwrap_or_default().chunks_exact(4);
         chunks
@@ -219,7 +222,7 @@ impl Dhcp4Reply {
         Some(text.trim_end_matches('\0'))
     }
 
-    /// Classless routes; `None` when absent, cut short at the first malformed entry.
+    /// The classless routes, up to the first malformed entry. `None` if the option is absent.
     pub(super) fn routes(&self) -> Option<Vec<(Ipv4Addr, u8, Ipv4Addr)>> {
         let mut bytes = self.option(code::ROUTES)?;
         let mut routes = Vec::new();
@@ -245,7 +248,7 @@ impl Dhcp4Reply {
     }
 }
 
-/// Whether a machine can have this address: unicast, neither loopback nor "this network".
+/// Whether a machine can have this address: a unicast address outside loopback and "this network".
 pub(super) fn is_host(address: Ipv4Addr) -> bool {
     let first = address.octets()[0];
     // 224 and above are multicast, reserved and broadcast addresses.

@@ -1,11 +1,11 @@
 //! A DHCPv4 client (RFC 2131) as a state machine.
 //!
-//! Bytes and time go in, [`Dhcp4Event`]s come out; the owner sends, receives and keeps the time. Time
-//! is a [`Duration`] since any fixed moment.
+//! Its owner passes in bytes and time, and takes out [`Dhcp4Event`]s. The owner sends, receives and
+//! keeps the time. A time is a [`Duration`] since any fixed moment.
 //!
-//! The client never gives up: without an answer it repeats its question after 1 s, then after twice
-//! as long each time, up to 64 s. A card that lost its carrier asks again when the carrier returns
-//! and keeps its address in the meantime, as long as the lease lasts.
+//! The client never gives up: without a reply it repeats its request after 1 s, and then after
+//! twice as long each time, up to 64 s. When a card loses its carrier, the client keeps the address
+//! as long as the lease lasts, and sends a request when the carrier returns.
 
 mod lease;
 mod message;
@@ -18,33 +18,33 @@ pub use lease::Dhcp4Lease;
 
 use crate::retry::{NetRng, RetransmitBackoff};
 
-/// Port a server listens on.
+/// The port that servers listen on.
 pub const SERVER_PORT: u16 = 67;
-/// Port a client listens on.
+/// The port that clients listen on.
 pub const CLIENT_PORT: u16 = 68;
 
-/// First pause before a question is repeated.
+/// First pause before a request is repeated.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
-/// Longest pause, RFC 2131 §4.1.
+/// Maximum pause, RFC 2131 §4.1.
 const RETRY_MAX: Duration = Duration::from_secs(64);
-/// How far a pause strays, so that machines started together do not ask together.
+/// Random part of a pause, so that machines which start together do not send together.
 const JITTER_PERCENT: u32 = 20;
-/// Requests sent for one offer before looking for another.
+/// Maximum number of requests for one offer before the client looks for another.
 const REQUESTS_MAX: u32 = 4;
-/// Shortest pause between renewals, RFC 2131 §4.4.5.
+/// Minimum pause between renewals, RFC 2131 §4.4.5.
 const RENEW_PAUSE_MIN: Duration = Duration::from_secs(60);
-/// Pause after a refusal, so that a server that always refuses is not flooded.
+/// Pause after a refusal, so that the client does not flood a server that always refuses.
 const NAK_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the owner has to do.
+/// An action for the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dhcp4Event {
-    /// The lease is granted or was extended: configure it. It replaces the one before.
+    /// A server granted or extended the lease: configure it in place of the one before.
     Bound(Dhcp4Lease),
     /// The lease ended: remove its address.
     Lost(LeaseLoss),
-    /// Send this to port [`SERVER_PORT`]; `to` is the broadcast address or a server's.
+    /// Send this to port [`SERVER_PORT`]. `to` is the broadcast address or that of a server.
     Send {
         /// Destination address.
         to: Ipv4Addr,
@@ -57,9 +57,9 @@ pub enum Dhcp4Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseLoss {
-    /// It ended before a server extended it.
+    /// The lease ended before a server extended it.
     Expired,
-    /// The server refused to extend it.
+    /// The server refused to extend the lease.
     Refused,
 }
 
@@ -95,8 +95,8 @@ pub struct Dhcp4Client {
     step: Dhcp4State,
     xid: u32,
     began: Duration,
-    /// When the question that is under way was sent.
-    asked: Duration,
+    /// When the last request was sent.
+    sent_at: Duration,
     send_at: Option<Duration>,
     held: Option<Dhcp4Binding>,
     events: VecDeque<Dhcp4Event>,
@@ -104,8 +104,8 @@ pub struct Dhcp4Client {
 }
 
 impl Dhcp4Client {
-    /// A client that does nothing until [`Dhcp4Client::start`]. `seed` drives transaction numbers and
-    /// jitter.
+    /// A client that does nothing until [`Dhcp4Client::start`]. `seed` determines its transaction
+    /// numbers and its jitter.
     pub fn new(mac: [u8; 6], hostname: &str, seed: u64) -> Self {
         Self {
             mac,
@@ -115,7 +115,7 @@ impl Dhcp4Client {
             step: Dhcp4State::Stopped,
             xid: 0,
             began: Duration::ZERO,
-            asked: Duration::ZERO,
+            sent_at: Duration::ZERO,
             send_at: None,
             held: None,
             events: VecDeque::new(),
@@ -123,45 +123,45 @@ impl Dhcp4Client {
         }
     }
 
-    /// The carrier is there: look for a server at once. A lease held from before stays in use
-    /// and is asked for again.
+    /// The card has a carrier: the client looks for a server at once. A lease from before stays in
+    /// use, and the client asks for it again.
     pub fn start(&mut self, now: Duration) {
         self.discover(now, now);
     }
 
-    /// The carrier went away: be silent. The lease keeps running.
+    /// The card lost its carrier: the client sends nothing. The lease continues.
     pub fn pause(&mut self) {
         self.step = Dhcp4State::Stopped;
         self.send_at = None;
     }
 
-    /// Tells servers another name from now on.
+    /// Sets the host name that the client sends to servers from now on.
     pub fn set_hostname(&mut self, hostname: &str) {
         self.hostname = hostname.to_owned();
     }
 
-    /// The lease held, if any.
+    /// The present lease, if any.
     pub fn lease(&self) -> Option<&Dhcp4Lease> {
         self.held.as_ref().map(|h| &h.lease)
     }
 
-    /// Replies refused: malformed, foreign, implausible or out of turn.
+    /// Number of refused replies: malformed, for another client, implausible or out of turn.
     pub const fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// When [`Dhcp4Client::handle_timeout`] wants to be called; in the past means now.
+    /// When the owner has to call [`Dhcp4Client::handle_timeout`]. A past time means now.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let ends = self.held.as_ref().and_then(Dhcp4Binding::ends);
         self.send_at.into_iter().chain(ends).min()
     }
 
-    /// What to do next; call until `None` after every other call.
+    /// The next action. After every other call, the owner calls this until it returns `None`.
     pub fn poll_event(&mut self) -> Option<Dhcp4Event> {
         self.events.pop_front()
     }
 
-    /// A datagram came from [`SERVER_PORT`].
+    /// Handles a datagram from [`SERVER_PORT`].
     pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
         let taken = Dhcp4Reply::decode(bytes)
             // Replies are broadcast: those to other clients of the link arrive here as well (RFC 2131 §4.1).
@@ -172,10 +172,10 @@ impl Dhcp4Client {
         }
     }
 
-    /// Time has passed.
+    /// Handles the passage of time.
     pub fn handle_timeout(&mut self, now: Duration) {
-        // The end of the lease comes first, so that a question due at the same time no longer asks for the lost
-        // address.
+        // The end of the lease is handled first, so that a request which is due at the same time
+        // does not ask for the lost address.
         if self
             .held
             .as_ref()
@@ -185,11 +185,11 @@ impl Dhcp4Client {
             self.lose(now, LeaseLoss::Expired);
         }
         if self.send_at.is_some_and(|at| now >= at) {
-            self.ask(now);
+            self.send_request(now);
         }
     }
 
-    /// Acts on a reply to the question under way; `None` if the reply does not answer it.
+    /// Acts on a reply to the present request. Returns `None` if the reply does not answer it.
     fn take(&mut self, now: Duration, reply: &Dhcp4Reply) -> Option<()> {
         match (self.step.clone(), reply.kind) {
             (Dhcp4State::Selecting, Dhcp4MessageType::Offer) => {
@@ -197,7 +197,7 @@ impl Dhcp4Client {
                 let offer = Dhcp4Lease::read(reply)?;
                 self.step = Dhcp4State::Requesting { offer, sent: 0 };
                 self.backoff.reset();
-                self.ask(now);
+                self.send_request(now);
             }
             (Dhcp4State::Requesting { offer, .. }, kind) => {
                 self.answer(now, kind, reply, Some(offer.server))?;
@@ -208,7 +208,7 @@ impl Dhcp4Client {
                 self.answer(now, kind, reply, server)?;
             }
             (Dhcp4State::Rebinding, kind) => self.answer(now, kind, reply, None)?,
-            // A second server's offer arrives while the first one's is requested. The client has chosen already.
+            // A second server's offer may arrive after the client has chosen the first one's.
             _ => return None,
         }
         Some(())
@@ -234,8 +234,8 @@ impl Dhcp4Client {
     }
 
     fn bind(&mut self, lease: Dhcp4Lease) {
-        // A lease counts from the question, not from the answer (RFC 2131 §4.4.1).
-        let since = self.asked;
+        // The time of a lease counts from the request, not from the reply (RFC 2131 §4.4.1).
+        let since = self.sent_at;
         self.send_at = lease.lasts.map(|_| since + lease.renew_after);
         self.step = Dhcp4State::Bound;
         self.backoff.reset();
@@ -251,16 +251,17 @@ impl Dhcp4Client {
             self.events.push_back(Dhcp4Event::Lost(loss));
         }
         match (&self.step, loss) {
-            // In both states the client asks for no lease that just ended. To begin again would undo the back-off.
+            // In both states the client asks for no lease that just ended. A new start would undo
+            // the back-off.
             (Dhcp4State::Stopped | Dhcp4State::Selecting, _) => {}
-            // The offer under way replaces the lease that ended.
+            // The offer that the client is requesting replaces the lease that ended.
             (Dhcp4State::Requesting { .. }, LeaseLoss::Expired) => {}
             (_, LeaseLoss::Refused) => self.discover(now, now + NAK_PAUSE),
             (_, LeaseLoss::Expired) => self.discover(now, now),
         }
     }
 
-    /// Starts over; the first question goes out at `at`.
+    /// Starts over. The first request is sent at `at`.
     fn discover(&mut self, now: Duration, at: Duration) {
         self.step = Dhcp4State::Selecting;
         // RFC 2131 §4.1: a new number for each exchange, so that a late reply to the old one is refused.
@@ -269,21 +270,21 @@ impl Dhcp4Client {
         self.backoff.reset();
         self.send_at = Some(at);
         if at <= now {
-            self.ask(now);
+            self.send_request(now);
         }
     }
 
-    /// Asks what this step asks, and sets when to ask again.
-    fn ask(&mut self, now: Duration) {
+    /// Sends the request of the present state, and sets when to repeat it.
+    fn send_request(&mut self, now: Duration) {
         match &mut self.step {
             Dhcp4State::Stopped => self.send_at = None,
-            Dhcp4State::Selecting => self.ask_everyone(now, Dhcp4MessageType::Discover, None, None),
+            Dhcp4State::Selecting => self.broadcast(now, Dhcp4MessageType::Discover, None, None),
             // RFC 2131 §3.1 step 5: after these repetitions the client begins with a DISCOVER.
             Dhcp4State::Requesting { sent, .. } if *sent >= REQUESTS_MAX => self.discover(now, now),
             Dhcp4State::Requesting { offer, sent } => {
                 *sent += 1;
                 let (address, server) = (offer.address, offer.server);
-                self.ask_everyone(now, Dhcp4MessageType::Request, Some(address), Some(server));
+                self.broadcast(now, Dhcp4MessageType::Request, Some(address), Some(server));
             }
             Dhcp4State::Bound => {
                 self.step = Dhcp4State::Renewing;
@@ -293,24 +294,25 @@ impl Dhcp4Client {
         }
     }
 
-    fn ask_everyone(
+    fn broadcast(
         &mut self,
         now: Duration,
         kind: Dhcp4MessageType,
         requested: Option<Ipv4Addr>,
         server: Option<Ipv4Addr>,
     ) {
-        // RFC 2131 §4.4.1: a DISCOVER may name the address that the client wants. After a pause it is the one in use.
+        // RFC 2131 §4.4.1: a DISCOVER may name the address that the client prefers. After a pause
+        // it is the one in use.
         let requested = requested.or_else(|| self.lease().map(|l| l.address));
         let query = Dhcp4Request {
-            // Without an address the kernel drops a unicast answer.
+            // Without an address, the kernel drops a unicast reply.
             broadcast: true,
             requested,
             server,
             ..self.query(now, kind)
         };
         let bytes = query.encode();
-        self.asked = now;
+        self.sent_at = now;
         self.send_at = Some(now + self.backoff.pause(&mut self.rng, JITTER_PERCENT));
         self.events.push_back(Dhcp4Event::Send {
             to: Ipv4Addr::BROADCAST,
@@ -318,7 +320,7 @@ impl Dhcp4Client {
         });
     }
 
-    /// Renews at the server, or after T2 at any.
+    /// Renews the lease at its server, or after T2 at any server.
     fn extend(&mut self, now: Duration) {
         let Some(held) = self.held.clone() else {
             return self.discover(now, now);
@@ -338,7 +340,7 @@ impl Dhcp4Client {
             ..self.query(now, Dhcp4MessageType::Request)
         };
         let bytes = query.encode();
-        self.asked = now;
+        self.sent_at = now;
         // RFC 2131 §4.4.5: half of the time that remains, and never less than a minute.
         let pause = (until.saturating_sub(now) / 2).max(RENEW_PAUSE_MIN);
         self.send_at = Some((now + pause).min(until));
@@ -350,7 +352,8 @@ impl Dhcp4Client {
         Dhcp4Request {
             kind,
             xid: self.xid,
-            // A relay reads the field as "waited for long"; past 18 hours the exact figure says no more.
+            // A relay reads the field as "waited for long". Beyond 18 hours the exact number tells
+            // a relay no more.
             secs: secs.try_into().unwrap_or(u16::MAX),
             broadcast: false,
             client_address: Ipv4Addr::UNSPECIFIED,

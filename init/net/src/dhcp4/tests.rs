@@ -21,7 +21,7 @@ fn events(client: &mut Dhcp4Client) -> Vec<Dhcp4Event> {
     std::iter::from_fn(|| client.poll_event()).collect()
 }
 
-/// The one message the client just sent.
+/// The one message that the client just sent.
 fn sent(client: &mut Dhcp4Client) -> (Ipv4Addr, v4::Message) {
     let mut all = events(client);
     assert_eq!(all.len(), 1, "one event expected: {all:?}");
@@ -37,7 +37,7 @@ fn kind(message: &v4::Message) -> MessageType {
     message.opts().msg_type().expect("has a type")
 }
 
-/// A server's answer to a question, with an hour's lease.
+/// A server's answer to a message, with an hour's lease.
 fn reply(to: &v4::Message, kind: MessageType, change: impl FnOnce(&mut v4::Message)) -> Vec<u8> {
     let mut message = v4::Message::default();
     message
@@ -67,7 +67,7 @@ fn bound() -> Dhcp4Client {
     client
 }
 
-/// Lets the client's own timer run out.
+/// Lets the client's own timer expire.
 fn wait(client: &mut Dhcp4Client) -> Duration {
     let at = client.poll_timeout().expect("a timer is set");
     client.handle_timeout(at);
@@ -121,7 +121,7 @@ fn a_silent_network_is_asked_for_ever_with_longer_pauses() {
         );
         last = at;
     }
-    // A server that appears late is heard at the next question.
+    // The client hears a server that appears late at its next message.
     wait(&mut client);
     let (_, discover) = sent(&mut client);
     client.handle_packet(last, &reply(&discover, MessageType::Offer, |_| {}));

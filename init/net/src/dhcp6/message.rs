@@ -21,7 +21,7 @@ pub(super) mod code {
     pub(crate) const NTP: u16 = 56;
 }
 
-/// Longest server identifier a server may have (RFC 8415 §11.1).
+/// Maximum length of a server identifier (RFC 8415 §11.1).
 const DUID_BYTES_MAX: usize = 130;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,15 +63,15 @@ impl Dhcp6Request<'_> {
         if self.kind == Dhcp6MessageType::Solicit {
             put(&mut out, code::RAPID, &[]);
         }
-        let wanted = [
+        let options = [
             code::DNS,
             code::SEARCH,
             code::SNTP,
             code::NTP,
             code::REFRESH,
         ];
-        let wanted: Vec<u8> = wanted.iter().flat_map(|c| c.to_be_bytes()).collect();
-        put(&mut out, code::WANTED, &wanted);
+        let options: Vec<u8> = options.iter().flat_map(|c| c.to_be_bytes()).collect();
+        put(&mut out, code::WANTED, &options);
         put(&mut out, code::ELAPSED, &self.elapsed.to_be_bytes());
         out
     }
@@ -96,19 +96,19 @@ fn put(out: &mut Vec<u8>, code: u16, value: &[u8]) {
     out.extend(value);
 }
 
-/// DUID-LL of an Ethernet card: it needs no memory across boots.
+/// DUID-LL of an Ethernet card. It follows from the card, so it needs no storage across boots.
 fn duid(mac: [u8; 6]) -> [u8; 10] {
     let mut duid = [0, 3, 0, 1, 0, 0, 0, 0, 0, 0];
     duid[4..].copy_from_slice(&mac);
     duid
 }
 
-/// The one association of a card is named by its card.
+/// Identifier of a card's only association, taken from its MAC address.
 fn association_id(mac: [u8; 6]) -> [u8; 4] {
     [mac[2], mac[3], mac[4], mac[5]]
 }
 
-/// An address granted, lifetimes in seconds.
+/// A granted address. The lifetimes are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IaAddress {
     pub(super) address: Ipv6Addr,
@@ -116,7 +116,7 @@ pub(super) struct IaAddress {
     pub(super) valid: u32,
 }
 
-/// The association of ours in a reply.
+/// The association of this client in a reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct IdentityAssociation {
     pub(super) t1: u32,
@@ -142,7 +142,7 @@ pub(super) struct Dhcp6Reply {
 }
 
 impl Dhcp6Reply {
-    /// `None` for anything that is no well-formed answer to a client with this card.
+    /// Decodes a message. Returns `None` if it is no well-formed reply to a client with this card.
     pub(super) fn decode(bytes: &[u8], mac: [u8; 6]) -> Option<Self> {
         let (header, options) = bytes.split_at_checked(4)?;
         let kind = match header[0] {
@@ -196,7 +196,7 @@ fn read_options(mut bytes: &[u8]) -> Option<Vec<(u16, &[u8])>> {
     Some(options)
 }
 
-/// A cut status counts as a failure.
+/// The status of an option. A status that is cut short counts as a failure.
 fn status(value: &[u8]) -> u16 {
     value.first_chunk().map_or(1, |s| u16::from_be_bytes(*s))
 }
@@ -218,7 +218,7 @@ fn association(value: &[u8]) -> Option<IdentityAssociation> {
     Some(association)
 }
 
-/// An address that a machine can have, with lifetimes in order; anything else is skipped.
+/// A granted address, if a machine can have it and its lifetimes are in order.
 fn granted(value: &[u8]) -> Option<IaAddress> {
     let (fixed, options) = value.split_at_checked(24)?;
     let granted = IaAddress {
@@ -226,6 +226,7 @@ fn granted(value: &[u8]) -> Option<IaAddress> {
         preferred: u32::from_be_bytes(fixed[16..20].try_into().ok()?),
         valid: u32::from_be_bytes(fixed[20..24].try_into().ok()?),
     };
+    // A server reports per address whether it grants it (RFC 8415 §21.13).
     let failed = read_options(options)?
         .iter()
         .any(|(c, v)| *c == code::STATUS && status(v) != 0);
@@ -246,7 +247,7 @@ fn addresses(value: &[u8]) -> Vec<Ipv6Addr> {
     chunks.map(Ipv6Addr::from).filter(|a| is_host(*a)).collect()
 }
 
-/// Unicast servers of option 56; multicast ones and names are left out.
+/// Unicast servers of option 56. Multicast addresses and names are left out.
 fn ntp_addresses(value: &[u8]) -> Vec<Ipv6Addr> {
     let options = read_options(value).unwrap_or_default();
     options

@@ -1,8 +1,8 @@
 //! A DHCPv6 client (RFC 8415) as a state machine.
 //!
-//! Like [`crate::dhcp4`]: bytes and time in, [`Dhcp6Event`]s out, never giving up. It asks for one
-//! address ([`Dhcp6Mode::Stateful`]) or only for name and time servers ([`Dhcp6Mode::Stateless`]), as the
-//! router's advertisement says.
+//! Like [`crate::dhcp4`], it takes bytes and time, gives [`Dhcp6Event`]s, and never gives up. It
+//! asks for one address ([`Dhcp6Mode::Stateful`]) or only for name and time servers
+//! ([`Dhcp6Mode::Stateless`]), as the router's advertisement says.
 
 mod message;
 
@@ -12,40 +12,40 @@ use message::{Dhcp6MessageType, Dhcp6Reply, Dhcp6Request, IdentityAssociation};
 
 use crate::retry::{NetRng, RetransmitBackoff};
 
-/// Port servers listen on.
+/// The port that servers listen on.
 pub const SERVER_PORT: u16 = 547;
-/// Port clients listen on.
+/// The port that clients listen on.
 pub const CLIENT_PORT: u16 = 546;
-/// All servers and relays of a link.
+/// The multicast address of all servers and relays of a link.
 pub const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
 const JITTER_PERCENT: u32 = 10;
 /// First pause of SOLICIT, REQUEST and INFORMATION-REQUEST.
 const ASK_FIRST: Duration = Duration::from_secs(1);
-/// Longest pause. RFC 8415 allows an hour; RFC 3315's two minutes find a server that appears late
-/// soon enough to matter.
+/// Maximum pause. RFC 8415 allows an hour. With the two minutes of RFC 3315, the client finds a
+/// server that appears late soon enough.
 const ASK_MAX: Duration = Duration::from_secs(120);
-/// First and longest pause of RENEW and REBIND.
+/// First and maximum pause of RENEW and REBIND.
 const EXTEND_FIRST: Duration = Duration::from_secs(10);
 const EXTEND_MAX: Duration = Duration::from_secs(600);
-/// Requests sent to one server before looking for another (REQ_MAX_RC).
+/// Maximum number of requests to one server before the client looks for another (REQ_MAX_RC).
 const REQUESTS_MAX: u32 = 10;
-/// When stateless information is asked for again if the server does not say (IRT_DEFAULT), and
-/// the least it may say (IRT_MINIMUM).
+/// When the client asks for stateless information again if the server names no time (IRT_DEFAULT),
+/// and the minimum time that a server may name (IRT_MINIMUM).
 const REFRESH_DEFAULT: Duration = Duration::from_secs(86_400);
 const REFRESH_MIN: Duration = Duration::from_secs(600);
-/// Shortest lifetime taken, in seconds.
+/// Minimum lifetime in seconds.
 const VALID_SECS_MIN: u32 = 4;
-/// Most addresses, servers or domains kept.
+/// Maximum number of addresses, servers or domains that are kept.
 const LIST_MAX: usize = 8;
-/// Lifetime that means for ever.
+/// Lifetime without an end.
 const FOREVER: u32 = u32::MAX;
 
 const STATUS_OK: u16 = 0;
-/// A server that does not know our association wants a REQUEST (RFC 8415 §18.2.10.1).
+/// A server that does not know the client's association expects a REQUEST (RFC 8415 §18.2.10.1).
 const STATUS_NO_BINDING: u16 = 3;
 
-/// What to ask for.
+/// What the client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dhcp6Mode {
     /// An address and servers (flag M).
@@ -54,22 +54,23 @@ pub enum Dhcp6Mode {
     Stateless,
 }
 
-/// What the owner has to do.
+/// An action for the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dhcp6Event {
-    /// The lease is granted or was extended, or servers are known: this replaces what was before.
+    /// A server granted or extended the lease, or the servers are known: this replaces the lease
+    /// before.
     Bound(Dhcp6Lease),
     /// The lease ended: remove its addresses and servers.
     Lost,
-    /// Send to [`SERVERS`], port [`SERVER_PORT`].
+    /// Send this to [`SERVERS`], port [`SERVER_PORT`].
     Send(Vec<u8>),
 }
 
-/// What a DHCPv6 server granted.
+/// The lease that a DHCPv6 server granted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dhcp6Lease {
-    /// Addresses; none in stateless mode.
+    /// The leased addresses. Empty in stateless mode.
     pub addresses: Vec<Dhcp6Address>,
     /// Name servers.
     pub dns: Vec<Ipv6Addr>,
@@ -79,14 +80,14 @@ pub struct Dhcp6Lease {
     pub ntp: Vec<Ipv6Addr>,
 }
 
-/// One address of a lease; lifetimes in seconds, `u32::MAX` for ever.
+/// One address of a lease. The lifetimes are in seconds, and `u32::MAX` means without end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dhcp6Address {
-    /// The address; its prefix length is 128.
+    /// The address. Its prefix length is 128.
     pub address: Ipv6Addr,
-    /// New connections use it this long.
+    /// How long new connections use the address.
     pub preferred_secs: u32,
-    /// It exists this long.
+    /// How long the address exists.
     pub valid_secs: u32,
 }
 
@@ -148,7 +149,8 @@ impl Dhcp6Client {
         }
     }
 
-    /// The link is there: ask at once. Addresses held from before stay and are asked for again.
+    /// The card has a carrier: the client sends a request at once. Addresses from before stay, and
+    /// the client asks for them again.
     pub fn start(&mut self, now: Duration, mode: Dhcp6Mode) {
         let step = match mode {
             Dhcp6Mode::Stateful => Dhcp6State::Soliciting {
@@ -160,33 +162,33 @@ impl Dhcp6Client {
         self.enter(now, step);
     }
 
-    /// The carrier went away: be silent. Lifetimes keep running.
+    /// The card lost its carrier: the client sends nothing. The lifetimes continue.
     pub fn pause(&mut self) {
         self.step = Dhcp6State::Stopped;
         self.send_at = None;
     }
 
-    /// Replies refused: malformed, foreign, implausible or out of turn.
+    /// Number of refused replies: malformed, for another client, implausible or out of turn.
     pub const fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// When [`Dhcp6Client::handle_timeout`] wants to be called.
+    /// When the owner has to call [`Dhcp6Client::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Duration> {
         let ends = self.held.as_ref().and_then(|h| h.ends_at);
         self.send_at.into_iter().chain(ends).min()
     }
 
-    /// What to do next; call until `None` after every other call.
+    /// The next action. After every other call, the owner calls this until it returns `None`.
     pub fn poll_event(&mut self) -> Option<Dhcp6Event> {
         self.events.pop_front()
     }
 
-    /// A datagram came to port [`CLIENT_PORT`].
+    /// Handles a datagram to port [`CLIENT_PORT`].
     pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
         let taken = Dhcp6Reply::decode(bytes, self.mac)
-            // Answers come by unicast from any server of the link; the number is what makes one the answer to our
-            // question.
+            // Replies come by unicast from any server of the link. The transaction number shows
+            // that a reply belongs to the present request.
             .filter(|r| r.xid == self.xid)
             .and_then(|reply| self.take(now, reply));
         if taken.is_none() {
@@ -194,10 +196,10 @@ impl Dhcp6Client {
         }
     }
 
-    /// Time has passed.
+    /// Handles the passage of time.
     pub fn handle_timeout(&mut self, now: Duration) {
         let ends = self.held.as_ref().and_then(|h| h.ends_at);
-        // The loss comes first: it begins again and sets its own time to send.
+        // The loss is handled first: it starts over and sets its own time to send.
         if ends.is_some_and(|end| now >= end) {
             self.lose(now);
         }
@@ -215,8 +217,8 @@ impl Dhcp6Client {
             }
             (Dhcp6State::Soliciting { best, sent }, Dhcp6MessageType::Advertise) => {
                 usable(&reply)?;
-                // RFC 8415 §18.2.1: collect until the first pause ends, unless a server says it
-                // is the best there is.
+                // RFC 8415 §18.2.1: the client collects advertisements until the first pause ends,
+                // unless a server has the maximum preference.
                 if reply.preference == u8::MAX || *sent > 1 {
                     self.request(now, reply);
                 } else if best
@@ -229,8 +231,8 @@ impl Dhcp6Client {
             (Dhcp6State::Requesting { chosen, .. }, Dhcp6MessageType::Reply)
                 if chosen.server == reply.server =>
             {
-                // The chosen server changed its mind. Another SOLICIT finds the next; to ask this one again would
-                // repeat the refusal.
+                // The chosen server changed its mind. Another SOLICIT finds the next server.
+                // Another request to this one would be refused again.
                 if self.bind(now, reply).is_none() {
                     self.refused += 1;
                     self.start(now, Dhcp6Mode::Stateful);
@@ -239,7 +241,7 @@ impl Dhcp6Client {
             (Dhcp6State::Renewing | Dhcp6State::Rebinding, Dhcp6MessageType::Reply) => {
                 self.extended(now, reply)?
             }
-            // Advertisements of further servers arrive after the choice.
+            // Advertisements of further servers may arrive after the choice.
             _ => return None,
         }
         Some(())
@@ -255,9 +257,9 @@ impl Dhcp6Client {
     }
 
     fn inform(&mut self, now: Duration, reply: &Dhcp6Reply) {
-        let asked = reply.refresh.map(|s| Duration::from_secs(s.into()));
+        let requested = reply.refresh.map(|s| Duration::from_secs(s.into()));
         // RFC 8415 §21.23: a smaller value is treated as IRT_MINIMUM.
-        let refresh = asked.unwrap_or(REFRESH_DEFAULT).max(REFRESH_MIN);
+        let refresh = requested.unwrap_or(REFRESH_DEFAULT).max(REFRESH_MIN);
         self.step = Dhcp6State::Informed;
         self.send_at = Some(now + refresh);
         self.events.push_back(Dhcp6Event::Bound(lease(reply)));
@@ -272,7 +274,8 @@ impl Dhcp6Client {
         let association = usable(&reply)?;
         let after = |secs: u32| (secs != FOREVER).then(|| now + Duration::from_secs(secs.into()));
         let (t1, t2) = times(association);
-        // The binding ends with its last address. The kernel ends each of the others by its own lifetime.
+        // The binding ends with its last address. The kernel ends each other address by its own
+        // lifetime.
         let valid = association.addresses.iter().map(|a| a.valid).max()?;
         self.held = Some(Dhcp6Binding {
             server: reply.server.clone(),
@@ -289,7 +292,7 @@ impl Dhcp6Client {
     fn lose(&mut self, now: Duration) {
         self.held = None;
         self.events.push_back(Dhcp6Event::Lost);
-        // A paused client stays silent, and one that solicits asks already.
+        // A paused client stays silent, and a soliciting client is already looking for a server.
         if !matches!(
             self.step,
             Dhcp6State::Stopped | Dhcp6State::Soliciting { .. }
@@ -298,7 +301,7 @@ impl Dhcp6Client {
         }
     }
 
-    /// Begins a step and asks its question.
+    /// Enters a state and sends its request.
     fn enter(&mut self, now: Duration, step: Dhcp6State) {
         let extending = matches!(step, Dhcp6State::Renewing | Dhcp6State::Rebinding);
         self.backoff = if extending {
@@ -310,10 +313,10 @@ impl Dhcp6Client {
         // RFC 8415 §8: the transaction number has 24 bits.
         self.xid = self.rng.next_u32() >> 8;
         self.began = now;
-        self.ask(now);
+        self.send_request(now);
     }
 
-    /// The pause is over: move on or ask again.
+    /// The pause is over: enters the next state, or repeats the request.
     fn turn(&mut self, now: Duration) {
         let rebind = self.held.as_ref().and_then(|h| h.rebind_at);
         match &mut self.step {
@@ -331,14 +334,14 @@ impl Dhcp6Client {
             }
             Dhcp6State::Bound => self.enter(now, Dhcp6State::Renewing),
             Dhcp6State::Renewing if rebind.is_some_and(|at| now >= at) => {
-                // RFC 8415 §18.2.4: RENEW ends at T2; from then on any server may extend.
+                // RFC 8415 §18.2.4: RENEW ends at T2. From then on any server may extend the lease.
                 self.enter(now, Dhcp6State::Rebinding);
             }
-            _ => self.ask(now),
+            _ => self.send_request(now),
         }
     }
 
-    fn ask(&mut self, now: Duration) {
+    fn send_request(&mut self, now: Duration) {
         let held = self.held.as_ref();
         let ours = held.map_or(&[][..], |h| &h.addresses);
         let offered;
@@ -384,7 +387,7 @@ impl Dhcp6Client {
         let next = now + self.backoff.pause(&mut self.rng, JITTER_PERCENT);
         let limit = held
             .and_then(|h| h.rebind_at)
-            // Only a RENEW ends early: the REBIND has to go out at T2 and not a pause later.
+            // Only a RENEW ends early: the REBIND is sent at T2, and not a pause later.
             .filter(|_| kind == Dhcp6MessageType::Renew);
         self.send_at = Some(limit.map_or(next, |limit| next.min(limit)));
     }
@@ -396,7 +399,7 @@ impl IdentityAssociation {
     }
 }
 
-/// The association of a reply that grants something.
+/// The association of a reply that grants at least one address.
 fn usable(reply: &Dhcp6Reply) -> Option<&IdentityAssociation> {
     let association = reply.association.as_ref()?;
     let fine = reply.status == STATUS_OK && association.status == STATUS_OK;
@@ -407,7 +410,7 @@ fn usable(reply: &Dhcp6Reply) -> Option<&IdentityAssociation> {
     (fine && lasts).then_some(association)
 }
 
-/// T1 and T2 in seconds: the server's where they are in order, else half and 4/5 of the shortest
+/// T1 and T2 in seconds: the server's if they are in order, else half and 4/5 of the shortest
 /// preferred lifetime (RFC 8415 §21.4).
 fn times(association: &IdentityAssociation) -> (u32, u32) {
     let alive = association

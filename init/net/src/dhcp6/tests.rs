@@ -258,7 +258,7 @@ fn hostile_replies_are_ignored_and_counted() {
 }
 
 impl Dhcp6Client {
-    /// No cut advertisement may have been taken as the best.
+    /// The client must not have taken a cut advertisement as the best.
     fn pause_check(&self) {
         if let Dhcp6State::Soliciting {
             best: Some(best), ..

@@ -1,7 +1,7 @@
-//! Route netlink messages (rtnetlink(7)): writing requests, reading answers and notifications.
+//! Route netlink messages (rtnetlink(7)): requests, answers and notifications.
 //!
-//! Only what this crate needs; unknown attributes are skipped. The peer is the kernel, yet
-//! everything is read within bounds.
+//! It has only what this crate needs, and skips unknown attributes. The peer is the kernel, and
+//! even so every read is checked against the bounds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -27,7 +27,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 
-/// Set in an attribute's kind when it holds attributes.
+/// Mask of an attribute's kind without its flags.
 const NESTED: u16 = 0x3fff;
 
 /// A request under construction.
@@ -81,7 +81,7 @@ pub(super) struct NetlinkMessage<'a> {
     pub(super) body: &'a [u8],
 }
 
-/// Splits a datagram into messages; what follows a malformed one is dropped.
+/// Splits a datagram into messages. The rest behind a malformed message is dropped.
 pub(super) fn frames(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<'_>> {
     std::iter::from_fn(move || {
         let len = number(bytes, 0)? as usize;
@@ -108,33 +108,32 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+fn attribute(bytes: &[u8], searched: u16) -> Option<&[u8]> {
     attributes(bytes)
-        .find(|(kind, _)| *kind == wanted)
+        .find(|(kind, _)| *kind == searched)
         .map(|(_, value)| value)
 }
 
-/// What the kernel reports.
+/// A notification of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NetlinkNotice {
-    /// An address came, went or changed.
+    /// An address was added, removed or changed.
     Address,
-    /// A card is there or changed.
+    /// A card was added or changed.
     Link(LinkInfo),
-    /// Card with this index is gone.
+    /// The card with this index was removed.
     LinkGone(u32),
-    /// What a router's advertisement said to hosts on a card: one option, kind and length
-    /// included.
+    /// An option of a router's advertisement on a card, including kind and length.
     Neighbour { index: u32, option: Vec<u8> },
-    /// Notifications were lost: read everything again.
+    /// Notifications were lost: everything has to be read again.
     Overrun,
-    /// A router's advertisement changed what IPv6 does on a card: `IF_RA_…`.
+    /// A router's advertisement changed the IPv6 flags of a card: `IF_RA_…`.
     Router { index: u32, flags: u32 },
-    /// A default route came, went or changed.
+    /// A default route was added, removed or changed.
     Route,
 }
 
-/// A network card as the kernel describes it.
+/// A network card, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
     pub(crate) index: u32,
@@ -144,9 +143,9 @@ pub(crate) struct LinkInfo {
     pub(crate) hardware: u16,
     /// `IFF_…`.
     pub(crate) flags: u32,
-    /// Kind of a virtual device, `veth`, `dummy`; none for hardware.
+    /// Kind of a virtual device, such as `veth` or `dummy`. `None` for hardware.
     pub(crate) kind: Option<String>,
-    /// `IF_RA_…`, where the message says.
+    /// `IF_RA_…`, if the message has them.
     pub(crate) ra_flags: Option<u32>,
 }
 
@@ -155,7 +154,8 @@ impl LinkInfo {
         self.flags & libc::IFF_LOOPBACK as u32 != 0
     }
 
-    /// An Ethernet card, real or the end of a virtual cable; no bridge, tunnel or dummy.
+    /// Whether it is an Ethernet card or one end of a virtual cable, and not a bridge, tunnel or
+    /// dummy.
     pub(crate) fn is_card(&self) -> bool {
         let arp = self.flags & libc::IFF_NOARP as u32 == 0;
         let cable = self.kind.as_deref().is_none_or(|k| k == "veth");
@@ -168,7 +168,7 @@ impl LinkInfo {
     }
 }
 
-/// An address as the kernel describes it.
+/// An address, as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AddressInfo {
     pub(crate) index: u32,
@@ -178,7 +178,7 @@ pub(crate) struct AddressInfo {
 }
 
 impl AddressInfo {
-    /// Passed duplicate address detection.
+    /// Whether the address has passed duplicate address detection.
     pub(crate) const fn is_usable(&self) -> bool {
         self.flags & (libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED) == 0
     }
@@ -196,7 +196,7 @@ pub(crate) struct DefaultRoute {
     pub(crate) metric: u32,
 }
 
-/// Reads a notification; `None` for those of no interest.
+/// Reads a notification. Returns `None` if the manager does not need it.
 pub(super) fn notice(frame: NetlinkMessage<'_>) -> Option<NetlinkNotice> {
     match frame.kind {
         // Wireless and bridge code send messages of their own families under the same number.
@@ -210,7 +210,7 @@ pub(super) fn notice(frame: NetlinkMessage<'_>) -> Option<NetlinkNotice> {
         }
         libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(NetlinkNotice::Address),
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-            // A destination of zero bits: the other routes are not shown.
+            // A destination of zero bits is a default route. Other routes are not reported.
             (frame.body.get(1) == Some(&0)).then_some(NetlinkNotice::Route)
         }
         RTM_NEWNDUSEROPT => neighbour(frame.body),
@@ -262,8 +262,8 @@ pub(super) fn address(body: &[u8]) -> Option<AddressInfo> {
     }
     Some(AddressInfo {
         index: number(body, 4)?,
-        // On a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours; IPv6 sends IFA_ADDRESS alone
-        // (linux/if_addr.h).
+        // On a point-to-point link, `IFA_ADDRESS` is the peer's address and `IFA_LOCAL` the
+        // machine's. IPv6 sends `IFA_ADDRESS` alone (linux/if_addr.h).
         prefix: Prefix::new(local.or(peer)?, body[1]),
         flags,
     })

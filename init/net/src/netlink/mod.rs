@@ -1,6 +1,6 @@
-//! Two route netlink sockets: one to ask the kernel, one to hear from it.
+//! Two route netlink sockets: one for requests to the kernel, and one for its notifications.
 //!
-//! Requests block: the kernel answers within the system call, so there is nothing to wait for.
+//! Requests block: the kernel answers within the system call, so there is no time to wait.
 
 mod message;
 
@@ -24,12 +24,13 @@ pub(crate) use message::{AddressInfo, DefaultRoute, LinkInfo, NetlinkNotice};
 
 use crate::{NetError, plan::Prefix};
 
-/// A dump's datagrams are at most this long (NLMSG_GOODSIZE allows no more).
+/// Maximum length of a datagram of a dump (NLMSG_GOODSIZE allows no more).
 const DATAGRAM_BYTES_MAX: usize = 32 * 1024;
-/// Room for a burst of notifications, so that an overrun is rare; it is survived.
+/// Buffer for a burst of notifications, which makes an overrun rare. The manager survives one.
 const RECEIVE_BYTES: usize = 256 * 1024;
 
-/// Notices acted on at once: others get their turn also in a flood.
+/// Maximum number of notices that are handled at once: other events have their turn even in a
+/// flood.
 const BURST_MAX: usize = 256;
 
 /// Notification groups: bit n-1 for RTNLGRP n.
@@ -44,18 +45,18 @@ const IFA_BROADCAST: u16 = 4;
 const IFA_CACHEINFO: u16 = 6;
 const RTA_DST: u16 = 1;
 const RTA_PREFSRC: u16 = 7;
-/// Take the router to be on the link.
+/// The router counts as on the link.
 const RTNH_F_ONLINK: u32 = 4;
 
-/// A lifetime without end.
+/// A lifetime without an end.
 pub(crate) const FOREVER: u32 = u32::MAX;
 
 /// An address to configure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NewAddress {
     pub(crate) prefix: Prefix,
-    /// Seconds, [`FOREVER`] without end: the kernel removes the address itself, even if this
-    /// process has ended.
+    /// In seconds, or [`FOREVER`]. The kernel removes the address at its end, even if this process
+    /// has ended.
     pub(crate) preferred: u32,
     pub(crate) valid: u32,
 }
@@ -67,11 +68,11 @@ pub(crate) struct RouteConfig {
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) source: Option<IpAddr>,
     pub(crate) metric: u32,
-    /// The router is on the link although no address of ours covers it.
+    /// The router is on the link although no address of the card covers it.
     pub(crate) onlink: bool,
 }
 
-/// Asks the kernel.
+/// Sends requests to the kernel.
 #[derive(Debug)]
 pub(crate) struct NetlinkRequests {
     fd: OwnedFd,
@@ -131,7 +132,7 @@ impl NetlinkRequests {
         self.change("set the MTU", request.number(IFLA_MTU, mtu.into()))
     }
 
-    /// Adds an address, or gives one that is there new lifetimes.
+    /// Adds an address, or sets the lifetimes of an existing one.
     pub(crate) fn add_address(&mut self, index: u32, new: NewAddress) -> Result<(), NetError> {
         let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
         let mut request = address_request(libc::RTM_NEWADDR, flags, index, new.prefix);
@@ -146,7 +147,7 @@ impl NetlinkRequests {
         )
     }
 
-    /// Removes an address; one that is gone already is fine.
+    /// Removes an address. A missing address is no error.
     pub(crate) fn remove_address(&mut self, index: u32, prefix: Prefix) -> Result<(), NetError> {
         let request = address_request(libc::RTM_DELADDR, libc::NLM_F_ACK, index, prefix);
         gone_is_fine(
@@ -164,7 +165,7 @@ impl NetlinkRequests {
         )
     }
 
-    /// Removes a route; one that is gone already is fine.
+    /// Removes a route. A missing route is no error.
     pub(crate) fn remove_route(&mut self, index: u32, route: RouteConfig) -> Result<(), NetError> {
         let request = route_request(libc::RTM_DELROUTE, libc::NLM_F_ACK, index, route);
         gone_is_fine(self.change("remove a route", request), Errno::ESRCH)
@@ -200,9 +201,10 @@ impl NetlinkRequests {
         retry(|| send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()))?;
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
-            // Blocking is short: rtnetlink works on a change within `send` and on a dump within `recv`.
+            // The call blocks for a short time: rtnetlink performs a change within `send` and a
+            // dump within `recv`.
             let len = retry(|| recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()))?;
-            // Answers to an earlier request that failed half-way may still be queued.
+            // Answers to an earlier request that failed half-way may be in the queue.
             for frame in frames(&buffer[..len]).filter(|f| f.sequence == self.sequence) {
                 match i32::from(frame.kind) {
                     libc::NLMSG_DONE => return Ok(()),
@@ -214,7 +216,7 @@ impl NetlinkRequests {
     }
 }
 
-/// Hears from the kernel.
+/// Receives the kernel's notifications.
 #[derive(Debug)]
 pub(crate) struct NetlinkNotices {
     fd: AsyncFd<OwnedFd>,
@@ -224,12 +226,13 @@ pub(crate) struct NetlinkNotices {
 impl NetlinkNotices {
     pub(crate) fn open() -> Result<Self, NetError> {
         let fd = open(GROUPS, SockFlag::SOCK_NONBLOCK)?;
-        // Beyond net.core.rmem_max takes CAP_NET_ADMIN, which tests in a namespace may lack.
+        // A buffer beyond net.core.rmem_max requires CAP_NET_ADMIN, which tests in a namespace may
+        // lack.
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BYTES).is_err() {
             tracing::debug!("the system's limit has to do for the netlink buffer");
         }
-        // SAFETY: the descriptor is owned by the `AsyncFd` from here on, which never gives it
-        // out by value: it stays open and the same one as long as it is registered.
+        // SAFETY: the `AsyncFd` owns the descriptor from here on and never gives it out by value.
+        // The descriptor stays open and the same as long as it is registered.
         let registered = unsafe { AsyncFd::register(fd) };
         let fd = registered.map_err(|source| NetError::Socket {
             what: "the route netlink socket",
@@ -241,33 +244,34 @@ impl NetlinkNotices {
         })
     }
 
-    /// Everything that waits to be heard; cancelling loses none.
+    /// Waits for notices, and returns all of them. Dropping the future loses none.
     pub(crate) async fn next(&mut self) -> io::Result<Vec<NetlinkNotice>> {
         loop {
             let mut guard = self.fd.readable().await?;
             let buffer = &mut self.buffer;
-            if let Ok(heard) = guard.try_io(|fd| drain(fd.get_ref(), buffer)) {
-                return heard;
+            if let Ok(notices) = guard.try_io(|fd| drain(fd.get_ref(), buffer)) {
+                return notices;
             }
         }
     }
 }
 
-/// Reads until nothing is left, so that a burst is acted on once; `WouldBlock` if nothing was
-/// there.
+/// Reads until no notice is left, so that a burst is handled once. Returns `WouldBlock` if there
+/// was none.
 fn drain(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Vec<NetlinkNotice>> {
-    let mut heard = Vec::new();
-    while heard.len() < BURST_MAX {
+    let mut notices = Vec::new();
+    while notices.len() < BURST_MAX {
         match retry(|| recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)) {
-            Ok(len) => heard.extend(frames(&buffer[..len]).filter_map(message::notice)),
+            Ok(len) => notices.extend(frames(&buffer[..len]).filter_map(message::notice)),
             // netlink(7): the kernel dropped notifications, and says so once.
-            Err(Errno::ENOBUFS) => heard.push(NetlinkNotice::Overrun),
-            // With nothing heard the error goes up: it tells the runtime that the socket is no longer ready.
-            Err(Errno::EAGAIN) if !heard.is_empty() => break,
+            Err(Errno::ENOBUFS) => notices.push(NetlinkNotice::Overrun),
+            // Without a notice the error is returned: it tells the runtime that the socket is no
+            // longer readable.
+            Err(Errno::EAGAIN) if !notices.is_empty() => break,
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(heard)
+    Ok(notices)
 }
 
 fn open(groups: u32, flags: SockFlag) -> Result<OwnedFd, NetError> {
@@ -308,7 +312,7 @@ fn verdict(body: &[u8]) -> io::Result<()> {
 fn gone_is_fine(done: Result<(), NetError>, gone: Errno) -> Result<(), NetError> {
     match done {
         Err(NetError::Netlink { source, .. })
-            // Where the card is gone, so is everything that was on it.
+            // If the card was removed, everything on it was removed as well.
             if [Some(gone as i32), Some(libc::ENODEV)].contains(&source.raw_os_error()) =>
         {
             Ok(())

@@ -15,27 +15,27 @@ use nix::{
 
 use crate::NetError;
 
-/// Clock of the machine that survives being off.
+/// The hardware clock, which runs while the machine is off.
 const RTC: &str = "/dev/rtc0";
 
-/// What the time keeper needs of a clock; tests have one of their own.
+/// The operations on a clock that the time keeper needs. Tests implement their own.
 pub trait AdjustableClock: Send + Sync + 'static {
     /// Unix time in nanoseconds.
     fn now_ns(&self) -> i64;
-    /// Sets the clock ahead, or back, by this much.
+    /// Adds `offset_ns` to the clock at once.
     ///
     /// # Errors
-    /// [`NetError::Clock`] without the right to.
+    /// [`NetError::Clock`] if the process may not set the clock.
     fn step(&mut self, offset_ns: i64) -> Result<(), NetError>;
-    /// Lets the clock run at most 0.05 % faster or slower until this much is made up for.
+    /// Lets the clock run at most 0.05 % faster or slower until `offset_ns` is made up for.
     ///
     /// # Errors
-    /// [`NetError::Clock`] without the right to.
+    /// [`NetError::Clock`] if the process may not set the clock.
     fn slew(&mut self, offset_ns: i64) -> Result<(), NetError>;
-    /// Carries the time over to the clock that survives being off, where there is one.
+    /// Sets the hardware clock to the time, if there is one.
     ///
     /// # Errors
-    /// [`NetError::Clock`] when it is there and cannot be set.
+    /// [`NetError::Clock`] if it exists and cannot be set.
     fn store(&mut self) -> Result<(), NetError>;
 }
 
@@ -68,22 +68,22 @@ impl AdjustableClock for KernelClock {
     }
 
     fn slew(&mut self, offset_ns: i64) -> Result<(), NetError> {
-        // In microseconds; what an earlier call had left to make up for is replaced.
+        // The offset is in microseconds. It replaces the rest of an earlier call.
         adjust(libc::ADJ_OFFSET_SINGLESHOT, offset_ns / 1000)?;
-        // Synchronised: the kernel tells programs that ask.
+        // The kernel reports the clock as synchronised to programs that ask (adjtimex(2)).
         adjust(libc::ADJ_STATUS, 0)
     }
 
     fn store(&mut self) -> Result<(), NetError> {
         let rtc = match File::open(&self.rtc) {
             Ok(rtc) => rtc,
-            // Many virtual machines have no clock that survives being off.
+            // Many virtual machines have no hardware clock.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(NetError::Clock(e)),
         };
         let time = RtcTime::from_unix(self.now_ns() / 1_000_000_000);
-        // SAFETY: the request takes a pointer to a `struct rtc_time`, which `RtcTime` is, and
-        // only reads it.
+        // SAFETY: the request takes a pointer to a `struct rtc_time`, which `RtcTime` is, and only
+        // reads it.
         let done = unsafe { rtc_set_time(rtc.as_raw_fd(), &raw const time) };
         done.map(drop).map_err(|e| NetError::Clock(e.into()))
     }
@@ -94,7 +94,7 @@ fn adjust(modes: u32, offset_us: i64) -> Result<(), NetError> {
     let mut request: libc::timex = unsafe { std::mem::zeroed() };
     request.modes = modes;
     request.offset = offset_us;
-    // SAFETY: the pointer is to a `timex` of ours that lives across the call.
+    // SAFETY: the pointer is to a local `timex`, which lives across the call.
     match unsafe { libc::adjtimex(&raw mut request) } {
         -1 => Err(NetError::Clock(io::Error::last_os_error())),
         _ => Ok(()),

@@ -1,28 +1,28 @@
-//! When to ask which server, and what to do to the clock: decisions without a clock.
+//! Decides when to ask which server, and what to do to the clock. It has no clock itself.
 
 use std::time::Duration;
 
 use super::sntp::{ClockSample, KissOfDeath};
 
-/// Offsets beyond this are stepped at first, and doubted later.
+/// The first offset beyond this is stepped. A later one is doubted first.
 const STEP_NS: i64 = 500_000_000;
-/// Between answers while all is well: from the first to the last.
+/// First and maximum pause between answers while offsets are small.
 const POLL_MIN: Duration = Duration::from_secs(64);
 const POLL_MAX: Duration = Duration::from_secs(1024);
-/// An offset below this lets the pauses grow; any other sets them back to the first.
+/// The pauses grow after an offset below this. Any larger one resets them.
 const CALM_NS: i64 = 50_000_000;
-/// Pauses between rounds while no server answers.
+/// First and maximum pause between rounds in which no server answers.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(64);
-/// A step after the first takes this many answers in a row that agree within `AGREE_NS`, asked
-/// at this pause: a machine that slept is far off at every answer, one bad answer is not.
+/// After the first step, another one needs this many answers in a row that agree within `AGREE_NS`,
+/// at this pause: a machine that slept is far off at every answer, and a wrong answer comes once.
 const DOUBT_ANSWERS: u32 = 3;
 const DOUBT_PAUSE: Duration = Duration::from_secs(8);
 const AGREE_NS: i64 = 250_000_000;
-/// A server that denies us is left alone this long.
+/// How long a server that denies access is not asked.
 const DENIED_FOR: Duration = Duration::from_secs(86_400);
 
-/// How asking a server ended.
+/// The result of asking a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PollOutcome {
     Kiss(KissOfDeath),
@@ -30,22 +30,22 @@ pub(super) enum PollOutcome {
     Silent,
 }
 
-/// What to do to the clock.
+/// An action on the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClockAction {
     /// Wait for the next answer.
     Nothing,
     /// Every server failed in this round.
     RoundFailed,
-    /// Let it run faster or slower until this is made up for.
+    /// Let the clock run faster or slower until this offset is made up for.
     Slew(i64),
-    /// Set it, by this much.
+    /// Change the clock by this offset at once.
     Step(i64),
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct ClockDiscipline {
-    /// One for each server: not to be asked before.
+    /// For each server, the time before which it is not asked.
     barred: Vec<Duration>,
     current: usize,
     failures: usize,
@@ -72,15 +72,15 @@ impl ClockDiscipline {
         }
     }
 
-    /// Other servers: ask them at once. What is known of the clock stays.
+    /// Takes other servers and asks them at once. What is known about the clock stays.
     pub(super) fn replace(&mut self, servers: usize, now: Duration) {
         let synced = self.synced;
         *self = Self::new(servers, now);
-        // Other servers are no reason to step a clock that was right.
+        // New servers are no reason to step a clock that was right.
         self.synced = synced;
     }
 
-    /// Which server to ask next, and when; `None` without servers.
+    /// The next server, and when to ask it. `None` without servers.
     pub(super) fn next(&self) -> Option<(Duration, usize)> {
         let free = self.barred.get(self.current)?;
         Some((self.next.max(*free), self.current))
@@ -144,13 +144,13 @@ impl ClockDiscipline {
                 self.barred[self.current] = now + self.poll_min;
             }
             KissOfDeath::Deny => self.barred[self.current] = now + DENIED_FOR,
-            // RFC 5905 §7.4: other codes are informational and bar nothing.
+            // RFC 5905 §7.4: other codes are informational and do not bar a server.
             KissOfDeath::Other => {}
         }
         self.failed(now)
     }
 
-    /// On to the next server, after all of them to a pause.
+    /// Moves on to the next server, with a pause after all of them.
     fn failed(&mut self, now: Duration) -> ClockAction {
         // The answers that justify a step must come in a row.
         self.doubt = None;
@@ -169,11 +169,12 @@ impl ClockDiscipline {
         }
     }
 
-    /// The next server that may be asked, or the one that may be asked first.
+    /// Chooses the next server that may be asked, or the one that may be asked first.
     fn advance(&mut self, now: Duration) {
         let count = self.barred.len();
         let order = (1..=count).map(|n| (self.current + n) % count);
-        // `max(now)` makes all that may be asked now equal, so that the first in turn is taken.
+        // `max(now)` makes all servers that may be asked now equal, so that the next in order is
+        // chosen.
         let best = order.min_by_key(|n| self.barred[*n].max(now));
         self.current = best.unwrap_or(0);
     }

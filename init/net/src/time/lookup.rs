@@ -1,5 +1,5 @@
-//! Finds the addresses of a time server, asking the name servers of the network directly: the
-//! C library's resolver reads its file once and blocks a thread.
+//! Finds the addresses of a time server. It asks the network's name servers directly: the C
+//! library's resolver reads its file once and blocks a thread.
 
 use std::{
     io,
@@ -16,17 +16,17 @@ use crate::{
     entropy::secret_u64,
 };
 
-/// How long a name server may take.
+/// Maximum time for a name server to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Longest answer over UDP without extensions, RFC 1035 §2.3.4.
+/// Maximum length of an answer over UDP without extensions, RFC 1035 §2.3.4.
 const ANSWER_BYTES_MAX: usize = 512;
-/// Addresses tried of one name.
+/// Maximum number of addresses that are tried for one name.
 const ADDRESSES_MAX: usize = 4;
-/// Name servers asked for one name.
+/// Maximum number of name servers that are asked for one name.
 const RESOLVERS_MAX: usize = 3;
 
-/// Addresses of `server`: `192.0.2.1`, `2001:db8::1`, `time.example`, each with `:port` if it is
-/// not the usual one (`[2001:db8::1]:1123`).
+/// Addresses of `server`: `192.0.2.1`, `2001:db8::1`, `time.example`, each with `:port` if the port
+/// is not 123 (`[2001:db8::1]:1123`).
 pub(super) async fn lookup(
     server: &str,
     resolvers: &[SocketAddr],
@@ -61,20 +61,21 @@ pub(super) async fn lookup(
     Err(failed(&reason))
 }
 
-/// Both families, the first of each in front.
+/// Addresses of both families, alternating.
 async fn addresses(name: &str, resolver: SocketAddr) -> io::Result<Vec<IpAddr>> {
-    // Both at once: a resolver that drops questions for AAAA would cost its patience before each answer.
+    // Both queries run at once: a resolver that drops queries for AAAA would otherwise add its
+    // timeout to each lookup.
     let (v4, v6) = tokio::join!(
         ask(name, resolver, DnsRecordType::V4),
         ask(name, resolver, DnsRecordType::V6)
     );
     let (v4, v6) = match (v4, v6) {
-        // One family is enough: the network may have no other.
+        // One family is enough: the network may not have the other.
         (Err(e), Err(_)) => return Err(e),
         (v4, v6) => (v4.unwrap_or_default(), v6.unwrap_or_default()),
     };
     let mut found = Vec::new();
-    // Taken in turn, so that one family without a route does not use up all attempts.
+    // The families alternate, so that one without a route does not use up all attempts.
     for n in 0..ADDRESSES_MAX {
         found.extend(v4.get(n));
         found.extend(v6.get(n));
@@ -85,13 +86,13 @@ async fn addresses(name: &str, resolver: SocketAddr) -> io::Result<Vec<IpAddr>> 
 
 async fn ask(name: &str, resolver: SocketAddr, family: DnsRecordType) -> io::Result<Vec<IpAddr>> {
     let socket = connect(resolver).await?;
-    // RFC 5452 §9.2: what an attacker off the path would have to guess, together with the port.
+    // RFC 5452 §9.2: an attacker off the path would have to guess the id and the port.
     let id = secret_u64()? as u16;
     let question = query(id, name, family);
     socket.send(&question).await?;
     let mut buffer = [0; ANSWER_BYTES_MAX];
-    let heard = async {
-        // A forged or late datagram must not end the wait for the true one.
+    let answered = async {
+        // A forged or late datagram must not end the wait for the real answer.
         loop {
             let len = socket.recv(&mut buffer).await?;
             if let Some(found) = answer(&question, &buffer[..len], family) {
@@ -99,12 +100,12 @@ async fn ask(name: &str, resolver: SocketAddr, family: DnsRecordType) -> io::Res
             }
         }
     };
-    timeout(PATIENCE, heard)
+    timeout(PATIENCE, answered)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// A socket of this exchange only: its port is random, and only `peer` can answer.
+/// A socket for one exchange only: its port is random, and only `peer` can answer.
 pub(super) async fn connect(peer: SocketAddr) -> io::Result<UdpSocket> {
     let any: IpAddr = match peer {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

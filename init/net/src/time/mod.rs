@@ -1,9 +1,9 @@
-//! Keeps the machine's clock right from SNTP servers.
+//! Keeps the machine's clock right with SNTP servers.
 //!
-//! The first answer may set the clock at once; after that it is only let run a little faster or
-//! slower, unless three answers in a row say that it is far off (the machine slept). The clock
-//! never goes below the time the binary was built. Plain SNTP is not signed: who sits between us
-//! and the server can lie, who does not cannot.
+//! The first answer may set the clock at once. After that, the clock only runs a little faster or
+//! slower, unless three answers in a row say that it is far off, because the machine slept. The
+//! clock never goes below the build time of the binary. Plain SNTP is not signed: an attacker on
+//! the path to the server can send wrong times, and an attacker off the path cannot.
 
 pub mod sntp;
 
@@ -31,39 +31,39 @@ use sntp::{SntpExchange, SntpReply};
 
 use crate::{NetError, entropy::secret_u64};
 
-/// How long a server may take.
+/// Maximum time for a server to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often the clock that survives being off is set.
+/// How often the hardware clock is set.
 const STORE_EVERY: Duration = Duration::from_secs(3600);
 
-/// Which servers to ask.
+/// The servers to ask.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TimeSources {
-    /// Servers in order: addresses or names, with `:port` if it is not 123.
+    /// Time servers in order: addresses or names, with `:port` if it is not 123.
     pub servers: Vec<String>,
-    /// Name servers, as [`crate::NetState::resolvers`] has them.
+    /// Name servers, as in [`crate::NetState::resolvers`].
     pub resolvers: Vec<SocketAddr>,
 }
 
-/// What the time keeper tells its owner.
+/// What the time keeper sends its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeEvent {
-    /// No server gave the time in this round; it goes on trying.
+    /// No server gave the time in this round. The time keeper continues.
     Failed {
-        /// The last reason.
+        /// The reason of the last failure.
         reason: String,
     },
-    /// The clock was set by `offset_ms`; [`TimeEvent::Synced`] follows.
+    /// The clock was changed by `offset_ms`. [`TimeEvent::Synced`] follows.
     Stepped {
-        /// How far it was off, in milliseconds.
+        /// How far the clock was off, in milliseconds.
         offset_ms: i64,
     },
     /// The clock is right, or is being slewed by `offset_ms`.
     Synced {
-        /// How far it was off, in milliseconds.
+        /// How far the clock was off, in milliseconds.
         offset_ms: i64,
-        /// Who said so, as in [`TimeSources::servers`].
+        /// The server that gave the time, as in [`TimeSources::servers`].
         server: String,
     },
 }
@@ -108,7 +108,7 @@ impl TimeKeeper {
     }
 }
 
-/// The running time keeper; dropping it ends it.
+/// The running time keeper. Dropping it ends the task.
 #[derive(Debug)]
 pub struct TimeHandle {
     sources: watch::Sender<TimeSources>,
@@ -116,7 +116,7 @@ pub struct TimeHandle {
 }
 
 impl TimeHandle {
-    /// Other servers or name servers. The same ones change nothing.
+    /// Sets the servers and name servers. Equal ones change nothing.
     pub fn update(&self, sources: TimeSources) {
         self.sources.send_if_modified(|old| {
             let other = *old != sources;
@@ -125,8 +125,8 @@ impl TimeHandle {
         });
     }
 
-    /// Waits until the task ends, which it never does by itself: says why it did. The caller
-    /// starts another.
+    /// Waits until the task ends, and returns the reason. The task never ends by itself. The caller
+    /// starts another one.
     pub async fn ended(&mut self) -> String {
         match (&mut self.task).await {
             Ok(()) => "the time keeper ended".to_owned(),
@@ -157,7 +157,7 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
         loop {
             let sources = self.sources.borrow_and_update().clone();
             self.discipline.replace(sources.servers.len(), self.now());
-            // A receiver of its own, since `follow` borrows the task.
+            // `changes` is a receiver of its own, because `follow` borrows the task.
             let mut changes = self.sources.clone();
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() {
@@ -172,11 +172,11 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
         self.epoch.elapsed()
     }
 
-    /// Asks these servers for ever.
+    /// Asks these servers for as long as the task runs.
     async fn follow(&mut self, sources: &TimeSources) {
         loop {
             let Some((at, server)) = self.discipline.next() else {
-                // Only other sources can change that, and `run` waits for those.
+                // Only other sources change that, and `run` waits for those.
                 return std::future::pending().await;
             };
             tokio::time::sleep_until(self.epoch + at).await;
@@ -221,11 +221,12 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
         let cookie = secret_u64()?;
         let exchange = SntpExchange::new(cookie, self.build_secs);
         let sent_ns = self.clock.now_ns();
-        // Monotonic: a step of the clock between question and answer would look like a round trip.
+        // The round trip is measured with a monotonic clock: a step of the clock in between would
+        // look like a long trip.
         let sent = Instant::now();
         socket.send(&exchange.question()).await?;
-        let heard = hear(&socket, &exchange, sent_ns, sent);
-        timeout(PATIENCE, heard)
+        let answered = receive_answer(&socket, &exchange, sent_ns, sent);
+        timeout(PATIENCE, answered)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
@@ -249,8 +250,8 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
     async fn step(&mut self, offset_ns: i64) -> Result<i64, NetError> {
         self.clock.step(offset_ns)?;
         let offset_ms = offset_ns / 1_000_000;
-        self.tell(TimeEvent::Stepped { offset_ms }).await;
-        // The clock that survives being off was as wrong; `synced` sets it next.
+        self.send(TimeEvent::Stepped { offset_ms }).await;
+        // The hardware clock was as wrong as the system clock. `synced` sets it next.
         self.stored_at = None;
         Ok(offset_ns)
     }
@@ -258,30 +259,31 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
     async fn synced(&mut self, offset_ns: i64, server: &str) {
         let now = self.now();
         if self.stored_at.is_none_or(|at| now >= at + STORE_EVERY) {
-            // Before the attempt: one that refuses is not tried at each answer.
+            // The time is stored before the attempt, so that a clock which refuses is not set at
+            // each answer.
             self.stored_at = Some(now);
             if let Err(error) = self.clock.store() {
                 tracing::warn!(%error, "the hardware clock was not set");
             }
         }
         let (offset_ms, server) = (offset_ns / 1_000_000, server.to_owned());
-        self.tell(TimeEvent::Synced { offset_ms, server }).await;
+        self.send(TimeEvent::Synced { offset_ms, server }).await;
     }
 
     async fn fail(&self) {
         let reason = self.reason.clone();
-        self.tell(TimeEvent::Failed { reason }).await;
+        self.send(TimeEvent::Failed { reason }).await;
     }
 
-    /// An owner that no longer listens does not stop the clock from being kept.
-    async fn tell(&self, event: TimeEvent) {
+    /// Sends an event. The clock is kept even if the owner no longer listens.
+    async fn send(&self, event: TimeEvent) {
         drop(self.events.send(event).await);
     }
 }
 
-/// Waits for the answer; other datagrams are skipped. The round trip is measured by a clock that is
-/// never set.
-async fn hear(
+/// Waits for the answer, and skips other datagrams. A clock that is never set measures the round
+/// trip.
+async fn receive_answer(
     socket: &UdpSocket,
     exchange: &SntpExchange,
     sent_ns: i64,

@@ -1,49 +1,49 @@
-//! SNTP messages (RFC 4330, RFC 5905): one question, one answer, an offset.
+//! SNTP messages (RFC 4330, RFC 5905): a request, a reply, an offset.
 //!
-//! The question carries a random number where the transmit time would be; an answer counts only
-//! if it returns it. Who cannot see the question can thus not forge an answer, and the question
-//! does not tell our clock.
+//! The request has a random number in place of the transmit time, and a reply counts only if it
+//! returns that number. An attacker who cannot see the request thus cannot forge a reply, and the
+//! request does not reveal the machine's clock.
 
-/// Every SNTP message without authentication is this long.
+/// Length of every SNTP message without authentication.
 pub const MESSAGE_BYTES: usize = 48;
 /// Port of SNTP servers.
 pub const PORT: u16 = 123;
 
-/// Between 1900 and 1970, in seconds.
+/// Seconds from 1900 to 1970.
 const NTP_TO_UNIX_SECS: i64 = 2_208_988_800;
-/// Seconds after which the 32 bits of an NTP time begin again at zero.
+/// Seconds after which the 32 bits of an NTP time start again at zero.
 const ERA_SECS: i64 = 1 << 32;
-/// Times later than the build by more than this are refused: no such machine runs, but servers
-/// with a broken clock do.
+/// A time later than the build by more than this is refused: no machine runs that long after its
+/// build, but servers with a broken clock exist.
 const PLAUSIBLE_SECS: i64 = 50 * 366 * 86_400;
-/// Longest round trip taken: the offset may be wrong by half of it.
+/// Maximum round trip: the offset may be wrong by half of it.
 const DELAY_NS_MAX: i64 = 2_000_000_000;
-/// Longest distance of the server from its own source taken, in 1/65536 s.
+/// Maximum distance of the server from its own source, in 1/65536 s.
 const ROOT_DISTANCE_MAX: u32 = 3 << 16;
 const STRATUM_MAX: u8 = 15;
 
-/// What a valid answer says about our clock; all in nanoseconds.
+/// What a valid reply says about the machine's clock, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockSample {
-    /// To be added to our clock.
+    /// Offset to add to the machine's clock.
     pub offset_ns: i64,
     /// Round trip without the server's own time.
     pub delay_ns: i64,
 }
 
-/// A server that does not want to be asked (RFC 5905 §7.4).
+/// The code of a server that refuses requests (RFC 5905 §7.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KissOfDeath {
-    /// `DENY` or `RSTR`: never again.
+    /// `DENY` or `RSTR`: the server refuses all requests.
     Deny,
-    /// Anything else: not now.
+    /// Any other code: the server refuses this request.
     Other,
-    /// `RATE`: less often.
+    /// `RATE`: the server wants fewer requests.
     Rate,
 }
 
-/// Reading of an answer.
+/// A parsed reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SntpReply {
     /// The server refuses.
@@ -60,29 +60,31 @@ pub struct SntpExchange {
 }
 
 impl SntpExchange {
-    /// `cookie` must be unpredictable; `build_secs` is when the binary was built, in Unix seconds.
+    /// `cookie` must be unpredictable. `build_secs` is the build time of the binary, in Unix
+    /// seconds.
     pub const fn new(cookie: u64, build_secs: i64) -> Self {
         Self { cookie, build_secs }
     }
 
-    /// The message to send: version 4, client.
+    /// The request: version 4, mode client.
     pub fn question(&self) -> [u8; MESSAGE_BYTES] {
         let mut message = [0; MESSAGE_BYTES];
         // Leap 0, version 4, mode 3 (RFC 5905 §7.3).
         message[0] = 0x23;
-        // In place of our time, which a server does not need: it only copies it back (RFC 5905 §8).
+        // The cookie replaces the transmit time, which a server only copies back (RFC 5905 §8).
         message[40..].copy_from_slice(&self.cookie.to_be_bytes());
         message
     }
 
-    /// Reads an answer received at `received_ns` by our clock, in Unix nanoseconds, to the
-    /// question sent at `sent_ns`. `None` for anything else than a plausible answer to it.
+    /// Reads a reply that was received at `received_ns` by the machine's clock, in Unix
+    /// nanoseconds, to the request sent at `sent_ns`. Returns `None` if it is no plausible reply to
+    /// this request.
     pub fn answer(&self, bytes: &[u8], sent_ns: i64, received_ns: i64) -> Option<SntpReply> {
         let message: &[u8; MESSAGE_BYTES] = bytes.first_chunk()?;
         let (leap, version, mode) = (message[0] >> 6, message[0] >> 3 & 7, message[0] & 7);
         let ours = message[24..32] == self.cookie.to_be_bytes();
-        // The origin must be our cookie: an attacker off the path cannot know it. Version 3 servers answer as version
-        // 3.
+        // The origin must be the cookie, which an attacker off the path cannot know. Version 3
+        // servers answer with version 3.
         if mode != 4 || !(3..=4).contains(&version) || !ours {
             return None;
         }
@@ -91,7 +93,7 @@ impl SntpExchange {
             return Some(SntpReply::Kiss(kiss(&message[12..16])));
         }
         let distance = word(message, 4) / 2 + word(message, 8).min(u32::MAX / 2);
-        // RFC 5905 §7.3: leap 3 and stratum 16 say that the server has no time itself.
+        // RFC 5905 §7.3: leap 3 and stratum 16 mean that the server itself has no time.
         if leap == 3 || message[1] > STRATUM_MAX || distance > ROOT_DISTANCE_MAX {
             return None;
         }
@@ -108,10 +110,10 @@ impl SntpExchange {
         let arrived = self.unix_ns(message, 32)?;
         let left = self.unix_ns(message, 40)?;
         let delay = (received.checked_sub(sent)?).checked_sub(left.checked_sub(arrived)?)?;
-        // A server chooses both times; the difference of two `i64` may not fit one.
+        // The server chooses both times, and the difference of two `i64` may not fit into one.
         let there = i128::from(arrived) - i128::from(sent);
         let back = i128::from(left) - i128::from(received);
-        // A server's clock ticks in steps: a delay a little below zero is its coarseness.
+        // A server's clock ticks in steps, so a delay may be a little below zero.
         let plausible = (-1_000_000..=DELAY_NS_MAX).contains(&delay) && left >= arrived;
         plausible.then_some(ClockSample {
             offset_ns: i64::try_from((there + back) / 2).ok()?,
@@ -119,8 +121,8 @@ impl SntpExchange {
         })
     }
 
-    /// Unix time of a timestamp. The era that NTP leaves open is the one that starts with the
-    /// build: nothing answers us from before.
+    /// Unix time of a timestamp. NTP does not say which era a time is in. The era is the one that
+    /// begins with the build, because no server has an earlier time.
     fn unix_ns(&self, message: &[u8; MESSAGE_BYTES], at: usize) -> Option<i64> {
         let (secs, fraction) = (word(message, at), word(message, at + 4));
         if secs == 0 && fraction == 0 {

@@ -15,17 +15,17 @@ use alknet_test_support::{deadline, remove_orphaned_namespaces, skipped_whole};
 use nix::sched::{CloneFlags, setns};
 use tokio::{sync::mpsc, time::timeout};
 
-/// Nothing here takes this long unless it is broken; the pauses of DHCP are seconds.
+/// Nothing here takes this long unless it is broken. The pauses of DHCP are seconds.
 fn patience() -> Duration {
     deadline(Duration::from_secs(60))
 }
 
-/// How the names of namespaces begin; the number of this process follows.
+/// Prefix of the names of namespaces. The number of this process follows.
 const PREFIX: &str = "alkt";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// Two namespaces; both go away with this, with everything in them.
+/// Two namespaces, which go away with this value, with everything in them.
 #[derive(Debug)]
 pub(crate) struct LinkNamespaces {
     id: String,
@@ -34,8 +34,8 @@ pub(crate) struct LinkNamespaces {
 }
 
 impl LinkNamespaces {
-    /// Runs a test with a lab of its own, its thread being inside `client`. Only root can make network namespaces:
-    /// otherwise the test is skipped.
+    /// Runs a test with its own lab, on a thread inside `client`. Only root can make network
+    /// namespaces, so another user's run skips the test.
     pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Self) -> F + Send + 'static) {
         if !nix::unistd::geteuid().is_root() {
             return skipped_whole("root", "no network namespaces can be made");
@@ -78,7 +78,7 @@ impl LinkNamespaces {
         format!("{}c", self.id)
     }
 
-    /// A cable: `srvN` at the server, up, with these addresses; `ethN` at the client.
+    /// A cable: `srvN` at the server, up, with these addresses, and `ethN` at the client.
     pub(crate) fn cable(&self, n: u32, addresses: &[&str]) {
         let (here, there) = (format!("srv{n}"), format!("eth{n}"));
         let mac = format!("02:00:00:00:00:{n:02x}");
@@ -115,7 +115,7 @@ impl LinkNamespaces {
         ]);
     }
 
-    /// Starts dnsmasq at the server with these options; `stop` takes the number.
+    /// Starts dnsmasq at the server with these options. `stop` takes the number.
     pub(crate) fn dnsmasq(&mut self, options: &[&str]) -> usize {
         let leases = self
             .dir
@@ -142,7 +142,8 @@ impl LinkNamespaces {
 
     /// Starts a program at the server.
     pub(crate) fn spawn(&mut self, program: &str, arguments: &[&str]) -> usize {
-        // `ip` would say so on its standard error only, and the test would wait until its deadline.
+        // Without this check, `ip` would report it only on its standard error, and the test would
+        // wait until its deadline.
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut folders = std::env::split_paths(&path);
         assert!(
@@ -188,7 +189,7 @@ impl LinkNamespaces {
         }
     }
 
-    /// What `ip` says in the client's namespace.
+    /// The output of `ip` in the client's namespace.
     pub(crate) fn show(&self, arguments: &[&str]) -> String {
         ip(&[&["-n", &self.client()], arguments].concat())
     }
@@ -210,7 +211,7 @@ impl Drop for LinkNamespaces {
     }
 }
 
-/// A running manager and what it told.
+/// A running manager and its events.
 #[derive(Debug)]
 pub(crate) struct NetManagerProbe {
     pub(crate) handle: NetHandle,
@@ -220,7 +221,7 @@ pub(crate) struct NetManagerProbe {
 }
 
 impl NetManagerProbe {
-    /// Waits until the state is as wanted.
+    /// Waits until `wanted` accepts the state.
     pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&NetState) -> bool) {
         let heard = timeout(patience(), async {
             while !wanted(&self.state) {
@@ -236,7 +237,7 @@ impl NetManagerProbe {
         }
     }
 
-    /// Waits until a card has an address that starts so.
+    /// Waits until a card has an address that starts with `start`.
     pub(crate) async fn address(&mut self, card: &str, start: &str) {
         let what = format!("{start} on {card}");
         self.until(&what, |s| {

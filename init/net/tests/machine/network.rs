@@ -336,7 +336,7 @@ fn after_a_panic_another_manager_takes_over() {
             lab.show(&["addr", "show", "eth0"]).contains("10.9.0."),
             "the address stays"
         );
-        // An address that is not ours is gone once the new manager has its own.
+        // A foreign address is gone once the new manager has its own.
         lab.show(&["addr", "add", "10.6.6.6/24", "dev", "eth0"]);
         let mut net = lab.start(lab.plan());
         net.until("one address again", |s| {

@@ -1,5 +1,5 @@
-//! The time keeper against servers in namespaces and against chrony, with a clock of the test's
-//! own: the machine's is not touched. Needs root, iproute2 and chrony.
+//! The time keeper against servers in namespaces and against chrony, with a clock of the test: the
+//! test does not touch the machine's clock. Needs root, iproute2 and chrony.
 
 use std::{
     sync::{Arc, Mutex},
@@ -87,7 +87,7 @@ async fn next(news: &mut mpsc::Receiver<TimeEvent>) -> TimeEvent {
     heard.expect("told in time").expect("the keeper runs")
 }
 
-/// Answers questions with what `change` makes of a right answer.
+/// Answers requests with what `change` makes of a right answer.
 async fn serve(change: fn(&mut [u8; 48])) -> String {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     let address = socket.local_addr().expect("an address").to_string();
@@ -184,7 +184,7 @@ fn chrony_is_understood() {
             lab.dir.path().display()
         );
         std::fs::write(&config, text).expect("written");
-        // -x: it serves the time and leaves the clock alone.
+        // -x: chronyd serves the time and leaves the clock alone.
         let chronyd = std::env::var("ALKNET_TEST_CHRONYD")
             .expect("cargo xtask test gets chronyd and names it in ALKNET_TEST_CHRONYD");
         lab.spawn(

@@ -1,5 +1,5 @@
-//! The volume key's way into the kernel: a key of type `logon`, which no process can read back, in a
-//! keyring of this process for as long as a table is loaded.
+//! Passes the volume key to the kernel: as a key of type `logon`, which no process can read back,
+//! in a keyring of this process while a table is loaded.
 
 use std::io;
 
@@ -8,14 +8,15 @@ use nix::errno::Errno;
 use crate::error::SealedError;
 use crate::secret::VolumeKey;
 
-/// What device mapper calls the key.
+/// Name of the key for the device mapper.
 const DESCRIPTION: &str = "alknet:data";
 /// `KEY_SPEC_PROCESS_KEYRING`.
 const PROCESS_KEYRING: libc::c_long = -2;
 /// `KEYCTL_UNLINK`.
 const UNLINK: libc::c_long = 9;
 
-/// A volume key in the kernel. It goes with this; what dm-crypt has taken of it stays there.
+/// A volume key in the kernel's keyring. It is removed on drop. The copy that dm-crypt took stays
+/// there.
 #[derive(Debug)]
 pub(crate) struct LoadedKey {
     id: libc::c_long,
@@ -25,8 +26,8 @@ pub(crate) struct LoadedKey {
 impl LoadedKey {
     pub(crate) fn new(key: &VolumeKey) -> Result<Self, SealedError> {
         let secret = key.expose();
-        // SAFETY: the kernel reads two texts that end in zero and `secret.len()` bytes of the key;
-        // all outlive the call.
+        // SAFETY: the kernel reads two texts that end with a zero byte and `secret.len()` bytes of
+        // the key. All of them outlive the call.
         let id = unsafe {
             libc::syscall(
                 libc::SYS_add_key,
@@ -44,15 +45,15 @@ impl LoadedKey {
         })
     }
 
-    /// As a table names it.
+    /// The key's reference in a table.
     pub(crate) fn reference(&self) -> String {
         format!(":{}:logon:{DESCRIPTION}", self.bytes)
     }
 
-    /// Takes it out of the keyring and says whether that worked.
+    /// Removes the key from the keyring, and returns whether that worked.
     pub(crate) fn unlink(self) -> Result<(), SealedError> {
         let outcome = self.remove();
-        // `Drop` would take it out once more.
+        // `Drop` would try to remove the key a second time.
         std::mem::forget(self);
         outcome.map_err(SealedError::Keyring)
     }
@@ -66,7 +67,7 @@ impl LoadedKey {
 
 impl Drop for LoadedKey {
     fn drop(&mut self) {
-        // An error is already on its way to the caller, and the keyring goes with the process.
+        // The caller gets an earlier error already, and the keyring ends with the process.
         let _ = self.remove();
     }
 }
@@ -75,7 +76,7 @@ impl Drop for LoadedKey {
 mod tests {
     use super::*;
 
-    /// Whether the process has a key of that name.
+    /// Whether the process has a key of this name.
     fn is_there() -> bool {
         // KEYCTL_SEARCH
         // SAFETY: the kernel reads two texts that end in zero.

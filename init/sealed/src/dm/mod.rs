@@ -1,7 +1,7 @@
-//! The device mapper, spoken to by its ioctls: no library, no udev, no other program.
+//! The device mapper, called by its ioctls: without a library, udev or another program.
 //!
-//! Mappings are called and numbered as stock cryptsetup does it, which therefore shows, resizes and
-//! closes them.
+//! Mappings have the names and numbers that stock cryptsetup would give them. Hence cryptsetup can
+//! show, resize and close them.
 
 mod keyring;
 mod table;
@@ -23,16 +23,16 @@ use wire::{DmMessage, flags};
 
 use crate::limits::ANSWER_BYTES_MAX;
 
-/// Where the kernel's device mapper is spoken to.
+/// The kernel's control file of the device mapper.
 const CONTROL: &str = "/dev/mapper/control";
-/// Type and number of its ioctls: read and write, a head of 312 bytes.
+/// Type and number of its ioctls: read and write, with a header of 312 bytes.
 const IOCTL: libc::c_ulong = 0xc138_fd00;
-/// The oldest interface that is spoken: 4.2 removes mappings later.
+/// The oldest supported interface: version 4.27 has deferred removal.
 const INTERFACE: (u32, u32) = (4, 27);
-/// Answers are expected to be no longer than this, bytes; longer ones are asked for again.
+/// Expected maximum length of an answer in bytes. A call with a longer answer is repeated.
 const ANSWER_BYTES: usize = 16 << 10;
 
-/// What the kernel is asked for.
+/// The calls of the device mapper.
 #[derive(Clone, Copy, Debug)]
 enum DmIoctl {
     Version = 0,
@@ -62,37 +62,37 @@ impl DmIoctl {
     }
 }
 
-/// Why the device mapper did not do something.
+/// Why a call of the device mapper failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DmError {
-    /// The kernel has none.
+    /// The kernel has no device mapper.
     #[error("{CONTROL} is missing: the kernel needs CONFIG_BLK_DEV_DM and CONFIG_DM_CRYPT")]
     Absent,
-    /// It answered something that cannot be.
+    /// The kernel's answer makes no sense.
     #[error("the device mapper answered what it never should: {0}")]
     Answer(&'static str),
-    /// A process has the mapping open.
+    /// A process has opened the mapping.
     #[error("the mapping {0} is in use; unmount what is on it")]
     Busy(String),
     /// Any other refusal.
     #[error("the device mapper cannot {what}: {source}")]
     Call {
-        /// What was asked, as a verb.
+        /// The call, as a verb.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A mapping of this name or uuid is there.
+    /// A mapping of this name or UUID exists.
     #[error("there is a mapping {0} already; close it first")]
     Exists(String),
-    /// A name is empty, too long or has characters that names do not have.
+    /// The name is empty, too long, or has invalid characters.
     #[error("{0:?} is no name for a mapping")]
     Name(String),
     /// There is no such mapping.
     #[error("there is no mapping {0}")]
     NotFound(String),
-    /// It speaks an interface of before Linux 3.13.
+    /// The interface is older than Linux 3.13.
     #[error("the device mapper speaks {0}.{1}, which is too old")]
     Old(u32, u32),
     /// The kernel refused the table.
@@ -104,7 +104,7 @@ pub enum DmError {
     Refused {
         /// The cipher.
         cipher: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -114,17 +114,17 @@ pub enum DmError {
 pub struct DmStatus {
     /// Its name.
     pub name: String,
-    /// Its uuid, which says who made it.
+    /// Its UUID, which names the program that made it.
     pub uuid: String,
     /// Major and minor number of its block device.
     pub device: (u32, u32),
-    /// How often it is open.
+    /// How many times it is open.
     pub open_count: u32,
-    /// Whether it stands still.
+    /// Whether it is suspended.
     pub suspended: bool,
     /// Whether it has a table.
     pub active: bool,
-    /// Whether it goes when it is no longer open.
+    /// Whether it is removed when it is closed.
     pub leaving: bool,
 }
 
@@ -140,13 +140,13 @@ pub struct DmMapping {
 /// When to remove a mapping that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DmRemoval {
-    /// When the last process has closed it.
+    /// After the last process has closed it.
     Deferred,
-    /// Not at all.
+    /// Never: the removal fails.
     Now,
 }
 
-/// The device mapper.
+/// The open control file of the device mapper.
 #[derive(Debug)]
 pub struct DeviceMapper {
     file: File,
@@ -154,7 +154,7 @@ pub struct DeviceMapper {
 }
 
 impl DeviceMapper {
-    /// Opens it and asks which interface it speaks.
+    /// Opens the control file, and reads the version of its interface.
     pub fn open() -> Result<Self, DmError> {
         Self::open_at(Path::new(CONTROL))
     }
@@ -163,7 +163,7 @@ impl DeviceMapper {
         let file = OpenOptions::new().read(true).write(true).open(path);
         let file = file.map_err(|source| match source.kind() {
             ErrorKind::NotFound => DmError::Absent,
-            // The node may be there without the driver behind it.
+            // The file may exist without the driver behind it.
             _ if source.raw_os_error() == Some(libc::ENODEV) => DmError::Absent,
             _ => DmError::Call {
                 what: "be opened",
@@ -190,7 +190,7 @@ impl DeviceMapper {
         self.version
     }
 
-    /// Makes a mapping without a table.
+    /// Creates a mapping without a table.
     pub fn create(&self, name: &str, uuid: &str) -> Result<DmStatus, DmError> {
         let message = DmMessage::new().name(name)?.uuid(uuid)?;
         match self.call(DmIoctl::Create, message) {
@@ -201,49 +201,50 @@ impl DeviceMapper {
         }
     }
 
-    /// Gives a mapping its next table, which counts from the next [`resume`](Self::resume) on.
+    /// Loads the next table of a mapping, which takes effect at the next [`resume`](Self::resume).
     pub fn load(&self, name: &str, table: &CryptTable) -> Result<(), DmError> {
-        // The kernel wipes its copy of the buffer: the table names the key and where the data are.
+        // The flag makes the kernel wipe its copy of the buffer, which names the key and the place
+        // of the data.
         let flags = flags::SECURE_DATA | if table.read_only { flags::READ_ONLY } else { 0 };
         let message = DmMessage::new().name(name)?.flags(flags).table(table)?;
-        refused(self.named(DmIoctl::Load, name, message), table).map(drop)
+        from_refusal(self.named(DmIoctl::Load, name, message), table).map(drop)
     }
 
-    /// Gives a mapping its table and lets it run with it. If the kernel refuses, it runs on with the
-    /// table it has, if it has one.
+    /// Loads a table and lets the mapping run with it. If the kernel refuses, the mapping continues
+    /// with its present table, if it has one.
     pub fn run(&self, name: &str, table: &CryptTable) -> Result<DmStatus, DmError> {
         self.load(name, table)?;
-        // That the partition is too short is only found out here.
-        let outcome = refused(self.resume(name), table);
+        // Only this call finds that the partition is too short.
+        let outcome = from_refusal(self.resume(name), table);
         if outcome.is_err() {
-            // The refused table must not wait for the next time, and the kernel has stopped the old
-            // one for the change. What was refused matters more than either.
+            // The refused table must not stay for the next resume, and the kernel has suspended the
+            // mapping for the change. The first error matters more than those of these calls.
             drop(self.clear(name));
             drop(self.resume(name));
         }
         outcome
     }
 
-    /// Forgets the next table.
+    /// Removes the loaded next table.
     pub fn clear(&self, name: &str) -> Result<(), DmError> {
         let message = DmMessage::new().name(name)?;
         self.named(DmIoctl::Clear, name, message).map(drop)
     }
 
-    /// Lets a mapping run, with its next table if there is one.
+    /// Lets a mapping run, with its next table if it has one.
     pub fn resume(&self, name: &str) -> Result<DmStatus, DmError> {
-        // What is mounted on it need not stand still for a table that only grew.
+        // A file system on the mapping need not be frozen for a table that only grew.
         let message = DmMessage::new().name(name)?.flags(flags::SKIP_LOCK_FS);
         self.named(DmIoctl::Suspend, name, message)?.status()
     }
 
-    /// Makes a mapping stand still, when everything written to it is on the disk.
+    /// Suspends a mapping, after everything written to it is on the disk.
     pub fn suspend(&self, name: &str) -> Result<DmStatus, DmError> {
         let message = DmMessage::new().name(name)?.flags(flags::SUSPEND);
         self.named(DmIoctl::Suspend, name, message)?.status()
     }
 
-    /// Removes a mapping. Answers whether it is gone; a deferred one goes later.
+    /// Removes a mapping. Returns whether it is gone. With a deferred removal it may go later.
     pub fn remove(&self, name: &str, removal: DmRemoval) -> Result<bool, DmError> {
         let deferred = match removal {
             DmRemoval::Deferred => flags::DEFERRED_REMOVE,
@@ -264,13 +265,13 @@ impl DeviceMapper {
         self.named(DmIoctl::Status, name, message)?.status()
     }
 
-    /// The table that counts. Of a key in the keyring, it has the name.
+    /// The active table. For a key in the keyring it has the key's name.
     pub fn table(&self, name: &str) -> Result<Vec<DmTarget>, DmError> {
         let message = DmMessage::new().name(name)?.flags(flags::STATUS_TABLE);
         self.named(DmIoctl::TableStatus, name, message)?.targets()
     }
 
-    /// Every mapping.
+    /// Lists every mapping.
     pub fn list(&self) -> Result<Vec<DmMapping>, DmError> {
         self.call(DmIoctl::List, DmMessage::new())?.names()
     }
@@ -284,7 +285,7 @@ impl DeviceMapper {
         }
     }
 
-    /// Asks, with more room where the answer did not fit.
+    /// Makes a call, and repeats it with a larger buffer if the answer did not fit.
     fn call(&self, call: DmIoctl, message: DmMessage) -> Result<DmMessage, DmError> {
         let mut room = ANSWER_BYTES;
         loop {
@@ -303,8 +304,8 @@ impl DeviceMapper {
     fn ioctl(&self, call: DmIoctl, message: &mut DmMessage) -> Result<(), DmError> {
         let request = IOCTL | call as libc::c_ulong;
         let bytes = message.bytes_mut();
-        // SAFETY: the kernel reads the length of the buffer from its head, where it is what the
-        // buffer has, and reads and writes no more than that.
+        // SAFETY: the kernel reads the length of the buffer from its header, which has the true
+        // length, and reads and writes no more than that.
         let outcome = unsafe { libc::ioctl(self.file.as_raw_fd(), request, bytes.as_mut_ptr()) };
         let outcome = Errno::result(outcome).map(drop);
         outcome.map_err(|errno| DmError::Call {
@@ -314,9 +315,9 @@ impl DeviceMapper {
     }
 }
 
-/// Makes a node for a block device, where no devtmpfs does it. One that is there is replaced.
+/// Makes a node for a block device, on a system without devtmpfs. It replaces an existing node.
 pub(crate) fn make_node(path: &Path, device: (u32, u32)) -> io::Result<()> {
-    // A node that was left behind may name another device by now.
+    // A node from an earlier mapping may name another device now.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -328,8 +329,8 @@ pub(crate) fn make_node(path: &Path, device: (u32, u32)) -> io::Result<()> {
     Ok(Errno::result(outcome).map(drop)?)
 }
 
-/// What the kernel says against a table.
-fn refused<T>(outcome: Result<T, DmError>, table: &CryptTable) -> Result<T, DmError> {
+/// Converts the kernel's refusal of a table.
+fn from_refusal<T>(outcome: Result<T, DmError>, table: &CryptTable) -> Result<T, DmError> {
     outcome.map_err(|error| match error {
         DmError::Call { source, .. } => DmError::Refused {
             cipher: table.cipher.clone(),
@@ -351,7 +352,7 @@ mod tests {
     fn an_absent_device_mapper_and_a_refusing_one_give_different_errors() {
         let absent = DeviceMapper::open_at(Path::new("/nonexistent/control"));
         assert!(matches!(absent, Err(DmError::Absent)), "{absent:?}");
-        // It opens and knows no such ioctl.
+        // The file opens and has no such ioctl.
         let other = DeviceMapper::open_at(Path::new("/dev/null"));
         assert!(matches!(other, Err(DmError::Call { .. })), "{other:?}");
     }

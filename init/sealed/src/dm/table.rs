@@ -1,29 +1,29 @@
-//! Tables: what a mapping does with each of its sectors.
+//! Tables: how a mapping handles its sectors.
 
 use std::fmt;
 
 /// The table of an encrypted mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CryptTable {
-    /// As device mapper names it.
+    /// Name of the cipher for the device mapper.
     pub cipher: String,
-    /// Where the key is, never the key: `:64:logon:alknet:data`.
+    /// Reference to the key, and never the key itself: `:64:logon:alknet:data`.
     pub key: String,
-    /// Added to the number of each sector, in units of 512 bytes.
+    /// Offset that is added to the number of each sector, in units of 512 bytes.
     pub tweak: u64,
     /// Major and minor number of the partition.
     pub device: (u32, u32),
-    /// Where the data begin on it, in units of 512 bytes.
+    /// Start of the data on the partition, in units of 512 bytes.
     pub offset: u64,
-    /// How much is mapped, in units of 512 bytes.
+    /// Length of the mapping, in units of 512 bytes.
     pub sectors: u64,
     /// Options of dm-crypt.
     pub options: Vec<String>,
-    /// Nothing may be written.
+    /// Whether the mapping refuses writes.
     pub read_only: bool,
 }
 
-/// As the kernel reads it.
+/// The text that the kernel parses.
 impl fmt::Display for CryptTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.device;
@@ -39,15 +39,15 @@ impl fmt::Display for CryptTable {
     }
 }
 
-/// One line of a table that the kernel shows.
+/// One line of a table, as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmTarget {
     /// First sector, in units of 512 bytes.
     pub start: u64,
-    /// How many, in units of 512 bytes.
+    /// Number of sectors, in units of 512 bytes.
     pub sectors: u64,
-    /// `crypt`, or what else device mapper can do.
+    /// Type of the target: `crypt`, or another one.
     pub kind: String,
-    /// Parameters of that kind, as the table gives them.
+    /// Parameters of the target, as in the table.
     pub parameters: String,
 }

@@ -19,17 +19,17 @@
 
 use crate::dm::{CryptTable, DmError, DmMapping, DmStatus, DmTarget};
 
-/// Bytes of the head.
+/// Bytes of the header.
 const HEAD: usize = 312;
 /// Bytes of a target's description before its parameters.
 const SPEC: usize = 40;
-/// Bytes of a target's type, its end included.
+/// Bytes of a target's type, including its terminator.
 const KIND: usize = 16;
 const NAME_AT: usize = 48;
 const NAME: usize = 128;
 const UUID_AT: usize = 176;
 const UUID: usize = 129;
-/// The interface that this speaks; the kernel accepts any minor number up to its own.
+/// The interface version in requests. The kernel accepts any minor number up to its own.
 const VERSION: [u32; 3] = [4, 0, 0];
 
 pub(super) mod flags {
@@ -43,7 +43,7 @@ pub(super) mod flags {
     pub(in crate::dm) const DEFERRED_REMOVE: u32 = 1 << 17;
 }
 
-/// A question or an answer.
+/// A request or an answer.
 #[derive(Clone, Debug)]
 pub(super) struct DmMessage(Vec<u8>);
 
@@ -57,7 +57,7 @@ impl DmMessage {
     }
 
     pub(super) fn name(mut self, name: &str) -> Result<Self, DmError> {
-        // The kernel takes any character; udev and shells that see the name do not.
+        // The kernel accepts any character. Udev and shells that see the name do not.
         let fine = |c: u8| c.is_ascii_alphanumeric() || b"-_.+".contains(&c);
         if name.is_empty() || name.len() >= NAME || !name.bytes().all(fine) {
             return Err(DmError::Name(name.to_owned()));
@@ -80,7 +80,7 @@ impl DmMessage {
         self
     }
 
-    /// One target that is all of the mapping.
+    /// Adds one target that covers the whole mapping.
     pub(super) fn table(mut self, table: &CryptTable) -> Result<Self, DmError> {
         let parameters = table.to_string();
         // The kernel expects each target's description on a multiple of eight bytes (linux/dm-ioctl.h).
@@ -96,7 +96,7 @@ impl DmMessage {
         Ok(self)
     }
 
-    /// The same with room for an answer.
+    /// A copy with room for an answer of this length.
     pub(super) fn with_room(&self, room: usize) -> Self {
         let mut message = self.clone();
         message.0.resize(self.0.len().max(room), 0);
@@ -131,7 +131,7 @@ impl DmMessage {
         })
     }
 
-    /// What a table consists of: each description says where the next one begins.
+    /// Reads the targets of a table: each description says where the next one begins.
     pub(super) fn targets(&self) -> Result<Vec<DmTarget>, DmError> {
         let start = self.data()?;
         let mut at = start;
@@ -147,7 +147,7 @@ impl DmMessage {
                 parameters,
             });
             let next = start + self.u32(at + 20)? as usize;
-            // An answer that points back would never end.
+            // An answer that points back would make an endless loop.
             if next <= at {
                 break;
             }
@@ -156,11 +156,11 @@ impl DmMessage {
         Ok(targets)
     }
 
-    /// The list of mappings: each says how far the next one is.
+    /// Reads the list of mappings: each entry says how far the next one is.
     pub(super) fn names(&self) -> Result<Vec<DmMapping>, DmError> {
         let mut at = self.data()?;
         let mut names = Vec::new();
-        // The device number of the first is zero where the list is empty.
+        // In an empty list, the device number of the first entry is zero.
         while self.u64(at)? != 0 {
             let name = self.0.get(at + 12..);
             names.push(DmMapping {
@@ -202,7 +202,7 @@ impl DmMessage {
     }
 }
 
-/// The kernel's own encoding of a device number.
+/// Decodes the kernel's encoding of a device number.
 fn numbers(device: u64) -> (u32, u32) {
     let device = device as u32;
     (

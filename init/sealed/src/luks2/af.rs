@@ -1,5 +1,5 @@
-//! The anti-forensic splitter: a key is spread over so many bytes that a few lost ones lose all of
-//! it.
+//! The anti-forensic splitter: it spreads a key over so many bytes that a few lost ones lose the
+//! whole key.
 
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -14,8 +14,8 @@ pub(super) fn split(key: &[u8], stripes: usize) -> Result<Zeroizing<Vec<u8>>, Se
     let length = key.len();
     let mut material = Zeroizing::new(vec![0; length * stripes]);
     let (noise, last) = material.split_at_mut(length * (stripes - 1));
-    // Every stripe but the last is random: without any one of them the key cannot be found (LUKS1 specification,
-    // 2.4).
+    // Every stripe but the last is random: without any one of them, the key cannot be found (LUKS1
+    // specification, 2.4).
     getrandom::fill(noise).map_err(|_| SealedError::NoRandomness)?;
     let mut sum = fold(noise, length);
     xor(&mut sum, key);
@@ -23,7 +23,7 @@ pub(super) fn split(key: &[u8], stripes: usize) -> Result<Zeroizing<Vec<u8>>, Se
     Ok(material)
 }
 
-/// The key that `material` holds, into `key`.
+/// Merges the key from `material` into `key`.
 pub(super) fn merge(material: &[u8], key: &mut [u8]) {
     let length = key.len();
     let (noise, last) = material.split_at(material.len() - length);
@@ -31,7 +31,7 @@ pub(super) fn merge(material: &[u8], key: &mut [u8]) {
     xor(key, last);
 }
 
-/// What the stripes before the last come to.
+/// Folds the stripes before the last.
 fn fold(stripes: &[u8], length: usize) -> Zeroizing<Vec<u8>> {
     let mut sum = Zeroizing::new(vec![0; length]);
     for stripe in stripes.chunks_exact(length) {
@@ -41,7 +41,7 @@ fn fold(stripes: &[u8], length: usize) -> Zeroizing<Vec<u8>> {
     sum
 }
 
-/// Eight bytes at once: a quarter of a megabyte goes through here at each start.
+/// Processes eight bytes at once: a quarter of a megabyte goes through here at each start.
 fn xor(into: &mut [u8], other: &[u8]) {
     let (words, last) = into.as_chunks_mut::<8>();
     let (other_words, other_last) = other.as_chunks::<8>();
@@ -53,7 +53,7 @@ fn xor(into: &mut [u8], other: &[u8]) {
     }
 }
 
-/// Each block becomes the digest of its number and itself.
+/// Replaces each block with the digest of its number and itself.
 fn diffuse(bytes: &mut [u8]) {
     for (number, block) in (0_u32..).zip(bytes.chunks_mut(BLOCK)) {
         let mut digest = Zeroizing::new([0; BLOCK]);

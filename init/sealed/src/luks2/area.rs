@@ -1,4 +1,5 @@
-//! A key slot's area: key material encrypted in sectors of 512 bytes, counted from the area's start.
+//! A key slot's area: key material, encrypted in sectors of 512 bytes that count from the area's
+//! start.
 
 use aes::{Aes128, Aes256, cipher::KeyInit};
 use pbkdf2::pbkdf2_hmac;
@@ -13,7 +14,7 @@ use crate::secret::VolumeKey;
 /// Sector of a key slot's area.
 const SECTOR: usize = 512;
 
-/// `aes-xts-plain64`, with 32 or 64 bytes of key.
+/// `aes-xts-plain64`, with a key of 32 or 64 bytes.
 enum KeyslotCipher {
     Long(Box<Xts128<Aes256>>),
     Short(Box<Xts128<Aes128>>),
@@ -56,12 +57,12 @@ pub(super) fn stretch(secret: &[u8], salt: &[u8], rounds: u32, out: &mut [u8]) {
     pbkdf2_hmac::<Sha256>(secret, salt, rounds, out);
 }
 
-/// Bytes of an area that hold key material: whole sectors.
+/// Bytes of an area that have key material, in whole sectors.
 pub(super) fn material_bytes(slot: &LuksSlot) -> usize {
     (slot.key_bytes * slot.stripes).next_multiple_of(SECTOR)
 }
 
-/// What the area of `slot` must contain for `phrase` to open `key`.
+/// The content of the area of `slot` with which `phrase` opens `key`.
 pub(super) fn seal(
     slot: &LuksSlot,
     phrase: &[u8],
@@ -69,7 +70,7 @@ pub(super) fn seal(
 ) -> Result<Zeroizing<Vec<u8>>, SealedError> {
     let mut material = af::split(key.expose(), slot.stripes)?;
     if !material.len().is_multiple_of(SECTOR) {
-        // Never grown in place: the old buffer would stay behind.
+        // The vector never grows in place: the old buffer would stay in freed memory.
         let mut whole = Zeroizing::new(vec![0; material_bytes(slot)]);
         whole[..material.len()].copy_from_slice(&material);
         material = whole;
@@ -78,7 +79,7 @@ pub(super) fn seal(
     Ok(material)
 }
 
-/// What `phrase` makes of the area of `slot`: the volume key, if the phrase is right.
+/// Decrypts the area of `slot` with `phrase`. If the phrase is right, the result is the volume key.
 pub(super) fn open(
     slot: &LuksSlot,
     phrase: &[u8],

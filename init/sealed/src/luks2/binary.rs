@@ -28,7 +28,7 @@ const CHECKSUM_AT: usize = 448;
 const CHECKSUM_FIELD: usize = 64;
 const DIGEST: usize = 32;
 
-/// What both copies say alike.
+/// The fields that both copies have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BinaryHeader {
     pub(super) bytes: u64,
@@ -39,7 +39,7 @@ pub(super) struct BinaryHeader {
 }
 
 impl BinaryHeader {
-    /// Of the copy that begins at `at`.
+    /// Parses the copy that begins at `at`.
     pub(super) fn parse(
         block: &[u8; BINARY_BYTES],
         copy: HeaderCopyId,
@@ -55,7 +55,8 @@ impl BinaryHeader {
         if !is_size(bytes) {
             return Err(HeaderError::Form("it has an unusual size"));
         }
-        // LUKS2 On-Disk Format Specification, 2.1: a copy that was moved, or a backup in a file, must not count.
+        // LUKS2 On-Disk Format Specification, 2.1: a copy that was moved, or a backup in a file, is
+        // not valid.
         if u64::from_be_bytes(field(block, 256)) != at
             || (copy == HeaderCopyId::Second && bytes != at)
         {
@@ -73,7 +74,7 @@ impl BinaryHeader {
         })
     }
 
-    /// A whole copy with `json`, which fits.
+    /// A whole copy with `json`, which the caller has checked to fit.
     pub(super) fn encode(&self, copy: HeaderCopyId, salt: &[u8; 64], json: &[u8]) -> Vec<u8> {
         let at = match copy {
             HeaderCopyId::First => 0,
@@ -102,7 +103,7 @@ impl BinaryHeader {
     }
 }
 
-/// Whether the checksum of a whole copy fits.
+/// Whether the checksum of a whole copy matches.
 pub(super) fn is_whole(copy: &[u8]) -> bool {
     copy[CHECKSUM_AT..CHECKSUM_AT + DIGEST] == checksum(copy)
 }
@@ -117,7 +118,7 @@ fn checksum(copy: &[u8]) -> [u8; DIGEST] {
         .into()
 }
 
-/// Sizes that a copy may have: those of the specification that are read here.
+/// Sizes that a copy may have: those of the specification up to the maximum that is read here.
 pub(super) fn sizes() -> impl Iterator<Item = u64> {
     std::iter::successors(Some(HEADER_BYTES), |size| Some(size * 2))
         .take_while(|size| *size <= HEADER_BYTES_MAX)

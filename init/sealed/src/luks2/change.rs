@@ -1,5 +1,5 @@
-//! Changes of key slots. The order of writes is what makes them safe at a power cut: new key material
-//! lies where nothing was, then the header says so, then the old material goes.
+//! Changes of key slots. The order of writes makes them safe at a power cut: first the new key
+//! material goes to unused room, then the header names it, and then the old material is wiped.
 
 use std::{iter, ops::Range};
 
@@ -13,9 +13,9 @@ use crate::luks2::parts::{LuksSlot, parse_slot, slot_value};
 use crate::secret::VolumeKey;
 
 impl LuksHeader {
-    /// Makes `phrase` open the key slot `number`, which is made if it is not there, and wipes what the
-    /// phrase before it opened. The data stay as they are. At a power cut the slot is opened by the
-    /// phrase before or by the new one.
+    /// Makes `phrase` open the key slot `number`, which is created if it does not exist, and wipes
+    /// the old key material. The data stay as they are. After a power cut, either the old or the
+    /// new phrase opens the slot.
     pub fn set_phrase(
         &mut self,
         disk: &impl BlockStorage,
@@ -28,11 +28,12 @@ impl LuksHeader {
         if number >= SLOTS_MAX {
             return Err(SealedError::NoSlot(number));
         }
-        // A phrase for another volume key would open nothing, and the old one would be gone.
+        // A phrase for another volume key would open nothing, and the old phrase would be lost.
         self.recognise(key)?;
         // Both copies must be whole before one of them is overwritten.
         self.repair(disk)?;
-        // Never over the old material: until the header names the new one, the old phrase has to open.
+        // The new material never overwrites the old: until the header names the new one, the old
+        // phrase has to open the slot.
         let at = self.free_area()?;
         let value = slot_value(key.expose().len(), &random::<SALT>()?, at);
         let slot = parse_slot(&value).map_err(SealedError::Unsupported)?;
@@ -42,7 +43,7 @@ impl LuksHeader {
             write_area(disk, &slot, phrase, key)?;
             disk.flush().map_err(SealedError::io("write"))
         });
-        // Memory must say what the disk does: the header was not written.
+        // The header was not written, so its copy in memory goes back as well.
         if let Err(error) = written {
             self.metadata = before;
             return Err(error);
@@ -52,7 +53,7 @@ impl LuksHeader {
         self.wipe(disk, old)
     }
 
-    /// Removes the key slot `number` and wipes what was in it. The last one that opens the data here
+    /// Removes the key slot `number` and wipes its key material. The last slot that opens the data
     /// stays.
     pub fn remove_slot(
         &mut self,
@@ -69,6 +70,7 @@ impl LuksHeader {
         if !others.any(|slot| slot.number != number) {
             return Err(SealedError::LastSlot(number));
         }
+        // Both copies must be whole before one of them is overwritten.
         self.repair(disk)?;
         self.check_fits()?;
         let old = old_area(&self.metadata, number);
@@ -77,7 +79,7 @@ impl LuksHeader {
         self.wipe(disk, old)
     }
 
-    /// Where one more area has room: the first gap between those in use.
+    /// Position for another area: the first gap between the used ones that is large enough.
     fn free_area(&self) -> Result<u64, SealedError> {
         let gaps = self.gaps()?;
         let gap = gaps
@@ -86,8 +88,7 @@ impl LuksHeader {
         gap.map(|gap| gap.start).ok_or(SealedError::NoRoom)
     }
 
-    /// The unused parts of the room for key slots, in whole pages, up to where the data or the vault
-    /// begin.
+    /// The unused parts of the room for key slots, in whole pages, up to the data or the vault.
     fn gaps(&self) -> Result<Vec<Range<u64>>, SealedError> {
         let segment = self.segment()?;
         let mut room = self.metadata.room(self.binary.bytes);
@@ -113,7 +114,7 @@ impl LuksHeader {
         Ok(gaps)
     }
 
-    /// Overwrites the area of a slot that is gone, and whatever a power cut left in unused ones.
+    /// Overwrites the area of a removed slot, and what a power cut left in unused room.
     fn wipe(&self, disk: &impl BlockStorage, old: Option<Range<u64>>) -> Result<(), SealedError> {
         let near = self.metadata.room(self.binary.bytes).start + WIPE_BYTES;
         for gap in self.gaps()? {

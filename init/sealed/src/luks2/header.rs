@@ -1,4 +1,4 @@
-//! A header: the two copies of it, and the key slots that it describes.
+//! A header: its two copies, and the key slots that it describes.
 
 use std::io::ErrorKind;
 
@@ -27,9 +27,9 @@ pub(super) const SALT: usize = 32;
 /// One of the two copies of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderCopyId {
-    /// At the partition's start.
+    /// The copy at the partition's start.
     First,
-    /// Behind it.
+    /// The copy behind the first one.
     Second,
 }
 
@@ -42,27 +42,27 @@ impl HeaderCopyId {
     }
 }
 
-/// What a new partition is made of.
+/// The properties of a new partition.
 #[derive(Clone, Debug)]
 pub struct NewHeader<'a> {
-    /// Of the partition.
+    /// UUID of the partition.
     pub uuid: Uuid,
-    /// Of the vault, for the token.
+    /// UUID of the vault, for the token.
     pub vault: &'a str,
-    /// How the data will be encrypted.
+    /// Cipher of the data.
     pub cipher: SectorCipher,
-    /// What opens the key slots 0, 1 ….
+    /// The phrases of the key slots 0, 1 ….
     pub phrases: &'a [&'a [u8]],
 }
 
-/// The header that counts, as it was read or written last.
+/// The valid header, as it was last read or written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LuksHeader {
     pub(super) binary: BinaryHeader,
     pub(super) metadata: LuksMetadata,
-    /// Where it was read from.
+    /// The copy that it was read from.
     source: HeaderCopyId,
-    /// The other copy is damaged or older.
+    /// Whether the other copy is damaged or older.
     stale: bool,
 }
 
@@ -76,7 +76,7 @@ impl LuksHeader {
         };
         let chosen = match (first, second) {
             (Ok(first), Ok(second)) => {
-                // Equal numbers mean equal copies; then the first one counts.
+                // Equal numbers mean equal copies, and the first one is used.
                 let newer = second.0.sequence > first.0.sequence;
                 let stale = first.0 != second.0 || first.1 != second.1;
                 let (source, (binary, metadata)) = if newer {
@@ -104,7 +104,7 @@ impl LuksHeader {
         })
     }
 
-    /// Writes the copy that is damaged or older again. Answers which it was.
+    /// Writes the damaged or older copy again. Returns which one it was.
     pub fn repair(
         &mut self,
         disk: &impl BlockStorage,
@@ -118,8 +118,9 @@ impl LuksHeader {
         Ok(Some(copy))
     }
 
-    /// Makes a header, its key slots and a volume key. Nothing but zeroes is left where it lies; the
-    /// vault's two areas are not touched. A power cut leaves the mark that it had begun, or all of it.
+    /// Makes a header, its key slots and a volume key. The rest of the header's room becomes zeros,
+    /// and the vault's two areas are not touched. After a power cut, the partition has either the
+    /// mark of an interrupted formatting or the whole header.
     pub fn format(
         disk: &impl BlockStorage,
         new: &NewHeader<'_>,
@@ -129,8 +130,8 @@ impl LuksHeader {
         Ok((header, key))
     }
 
-    /// Everything of [`format`](Self::format) but the header itself, which [`store`](Self::store)
-    /// writes: until then the partition says that it is being formatted.
+    /// Does everything of [`format`](Self::format) except the header itself, which
+    /// [`store`](Self::store) writes. Until then the partition has the mark of a formatting.
     pub(crate) fn prepare(
         disk: &impl BlockStorage,
         new: &NewHeader<'_>,
@@ -140,9 +141,10 @@ impl LuksHeader {
             return Err(SealedError::NoSlot(SLOTS_MAX));
         }
         let key = VolumeKey::random(new.cipher.key_bytes())?;
-        // First, and flushed: from here on a power cut is known to have left half of a formatting.
+        // The mark is written and flushed first: from here on, a power cut is known to have
+        // interrupted a formatting.
         mark(disk, UnfinishedMark::Formatting)?;
-        // A header of an earlier life must not be found where this one's second copy is lost.
+        // A header of an earlier use must not be found if this one's second copy is lost.
         let rest = TEAR_BYTES as u64;
         disk.zero(rest, VAULT_A_AT - rest)
             .map_err(SealedError::io("clear"))?;
@@ -154,7 +156,8 @@ impl LuksHeader {
             write_area(disk, &slot, phrase, &key)?;
             slots.insert(number.to_string(), value);
         }
-        // Key material before the header that names it: the disk may write in any order until then.
+        // The key material is flushed before the header that names it: the disk may write in any
+        // order until then.
         disk.flush().map_err(SealedError::io("write"))?;
         let names: Vec<_> = slots.keys().cloned().collect();
         let salt = random::<SALT>()?;
@@ -183,19 +186,19 @@ impl LuksHeader {
         String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
     }
 
-    /// The uuid of the vault, if our token is there.
+    /// The UUID of the vault, if the partition has this program's token.
     #[must_use]
     pub fn vault(&self) -> Option<&str> {
         self.metadata.vault()
     }
 
-    /// Whether only one copy is whole and of today.
+    /// Whether only one copy is whole and up to date.
     #[must_use]
     pub const fn has_one_copy(&self) -> bool {
         self.stale
     }
 
-    /// How often the header was changed.
+    /// Number of changes of the header.
     #[must_use]
     pub const fn sequence(&self) -> u64 {
         self.binary.sequence
@@ -217,7 +220,7 @@ impl LuksHeader {
         self.metadata.segment().map_err(SealedError::Unsupported)
     }
 
-    /// The volume key, if `phrase` opens the key slot `number`.
+    /// Opens the key slot `number` with `phrase`. Returns the volume key.
     pub fn unlock(
         &self,
         disk: &impl BlockStorage,
@@ -247,17 +250,17 @@ impl LuksHeader {
         slot.map_err(|why| SealedError::SlotUnsupported { slot: number, why })
     }
 
-    /// Whether `key` is the one that the header's digest is of.
+    /// Checks that `key` matches the header's digest.
     pub(super) fn recognise(&self, key: &VolumeKey) -> Result<(), SealedError> {
         let digest = self.metadata.digest().map_err(SealedError::Unsupported)?;
         let mut found = Zeroizing::new(vec![0; digest.digest.len()]);
         stretch(key.expose(), &digest.salt, digest.rounds, &mut found);
-        // In constant time: the digest is of the volume key.
+        // The comparison takes constant time, because the digest is of the volume key.
         let same: bool = found.ct_eq(&digest.digest).into();
         same.then_some(()).ok_or(SealedError::WrongKey)
     }
 
-    /// Whether the header can be stored once more.
+    /// Checks that the header can be stored once more.
     pub(super) fn check_fits(&self) -> Result<(), SealedError> {
         if self.binary.sequence == u64::MAX {
             return Err(SealedError::Unsupported(
@@ -267,16 +270,17 @@ impl LuksHeader {
         self.text().map(drop)
     }
 
-    /// The JSON, if it has room. What another program wrote may be longer when it is written here.
+    /// The JSON, if it fits. The JSON of another program may become longer when this program writes
+    /// it.
     fn text(&self) -> Result<Vec<u8>, SealedError> {
         let text = self.metadata.to_text();
         // The text is ended by a zero byte.
         let bytes = text.len() + 1 + BINARY_BYTES;
-        let fits = bytes as u64 <= self.binary.bytes;
-        fits.then_some(text).ok_or(SealedError::HeaderFull)
+        let has_room = bytes as u64 <= self.binary.bytes;
+        has_room.then_some(text).ok_or(SealedError::HeaderFull)
     }
 
-    /// Writes both copies with the next sequence number, the one that did not count first.
+    /// Writes both copies with the next sequence number, the copy that was not read first.
     pub(crate) fn store(&mut self, disk: &impl BlockStorage) -> Result<(), SealedError> {
         self.check_fits()?;
         self.binary.sequence += 1;
@@ -297,14 +301,14 @@ impl LuksHeader {
     }
 }
 
-/// Puts a mark in place of the header, and returns when it is on the disk.
+/// Writes a mark in place of the header. Returns when it is on the disk.
 pub(crate) fn mark(disk: &impl BlockStorage, mark: UnfinishedMark) -> Result<(), SealedError> {
     disk.write(&mark.sector(), 0)
         .and_then(|()| disk.flush())
         .map_err(SealedError::io("mark"))
 }
 
-/// The mark that is in place of a header.
+/// Reads the mark in place of the header, if there is one.
 pub(crate) fn read_mark(disk: &impl BlockStorage) -> Result<Option<UnfinishedMark>, SealedError> {
     let mut sector = [0; TEAR_BYTES];
     disk.read(&mut sector, 0).map_err(SealedError::io("read"))?;
@@ -334,13 +338,13 @@ fn read_copy(
     Ok((binary, metadata))
 }
 
-/// The second copy where the first does not tell how large it is.
+/// Finds the second copy if the first one does not say how large it is.
 fn find_second(disk: &impl BlockStorage) -> Result<(BinaryHeader, LuksMetadata), HeaderError> {
     let mut worst = HeaderError::Absent;
     for at in sizes() {
         match read_copy(disk, HeaderCopyId::Second, at) {
             Err(HeaderError::Absent) => {}
-            // What is wrong with a copy that is there says more than that the other places are empty.
+            // The fault of an existing copy says more than that the other positions are empty.
             Err(error) if worst == HeaderError::Absent => worst = error,
             Err(_) => {}
             found => return found,

@@ -1,4 +1,4 @@
-//! The JSON part of a header: what of it is understood here, and what all of it must be.
+//! The JSON part of a header: the parts that this program understands, and the checks of the whole.
 
 use std::ops::Range;
 
@@ -14,20 +14,20 @@ use crate::luks2::parts::{LuksDigest, LuksSegment, LuksSlot, SEGMENT, area, numb
 
 /// Type of the token that names the vault.
 pub(super) const TOKEN: &str = "alknet";
-/// Units in which areas lie.
+/// Unit of the positions of areas.
 const PAGE: u64 = 4096;
 /// A key slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyslotInfo {
     /// Number of the slot.
     pub number: u32,
-    /// `luks2`, or what another program put there.
+    /// `luks2`, or another program's type.
     pub kind: String,
-    /// How the phrase is stretched: `pbkdf2`, `argon2id` ….
+    /// The key derivation of the phrase: `pbkdf2`, `argon2id` ….
     pub kdf: String,
-    /// Whether it can be opened here; else why not.
+    /// Why this program cannot open the slot. `None` if it can.
     pub unsupported: Option<&'static str>,
-    /// Our token names it: no other program added it.
+    /// Whether this program's token names the slot, so that no other program added it.
     pub ours: bool,
 }
 
@@ -36,7 +36,7 @@ pub struct KeyslotInfo {
 pub(super) struct LuksMetadata(Map<String, Value>);
 
 impl LuksMetadata {
-    /// Of a partition with `slots`, which belong to one volume key.
+    /// The metadata of a partition with `slots`, which belong to one volume key.
     pub(super) fn new(
         cipher: SectorCipher,
         slots: Map<String, Value>,
@@ -68,7 +68,8 @@ impl LuksMetadata {
         }
     }
 
-    /// Of a copy of `bytes` bytes: the text up to its first zero byte, and zeroes only behind.
+    /// Parses the JSON of a copy of `bytes` bytes: the text up to its first zero byte, with only
+    /// zeros behind.
     pub(super) fn parse(text: &[u8], bytes: u64) -> Result<Self, HeaderError> {
         let end = text.iter().position(|byte| *byte == 0);
         let end = end.ok_or(HeaderError::Form("its JSON has no end"))?;
@@ -123,32 +124,33 @@ impl LuksMetadata {
         )
     }
 
-    /// Where key slots may lie, in a header whose copies have `bytes` bytes.
+    /// The room for key slots, in a header whose copies have `bytes` bytes.
     pub(super) fn room(&self, bytes: u64) -> Range<u64> {
         let start = 2 * bytes;
         let room = number(&self.0["config"]["keyslots_size"]).unwrap_or(0);
         start..start.saturating_add(room)
     }
 
-    /// Where each key slot's area lies.
+    /// The area of each key slot.
     pub(super) fn areas(&self) -> impl Iterator<Item = (&str, Option<Range<u64>>)> {
         let slots = self.0["keyslots"].as_object().into_iter().flatten();
         slots.map(|(name, slot)| (name.as_str(), area(slot)))
     }
 
-    /// What a program must understand before it may touch the partition.
+    /// Whether the header has requirements that a program must understand before it may touch the
+    /// partition.
     pub(super) fn demands_more(&self) -> bool {
         let mandatory = &self.0["config"]["requirements"]["mandatory"];
         match mandatory {
             Value::Null => false,
-            // LUKS2 On-Disk Format Specification: a program must not touch a device whose mandatory requirements
-            // it does not know.
+            // LUKS2 On-Disk Format Specification: a program must not touch a device with mandatory
+            // requirements that it does not know.
             Value::Array(list) => !list.is_empty(),
             _ => true,
         }
     }
 
-    /// The uuid that our token names.
+    /// The UUID of the vault in this program's token.
     pub(super) fn vault(&self) -> Option<&str> {
         self.token()?["vault"].as_str()
     }
@@ -167,7 +169,7 @@ impl LuksMetadata {
         LuksSegment::parse(segment)
     }
 
-    /// What recognises the volume key of the data.
+    /// The digest by which the data's volume key is recognised.
     pub(super) fn digest(&self) -> Result<LuksDigest, &'static str> {
         let digest = self.digest_value();
         LuksDigest::parse(digest.ok_or("its volume key has no digest")?)
@@ -205,7 +207,7 @@ impl LuksMetadata {
         found
     }
 
-    /// The key slot `number`, or why it cannot be opened here; `None` if it does not exist.
+    /// The key slot `number`, or why this program cannot open it. `None` if it does not exist.
     pub(super) fn slot(&self, number: u32) -> Option<Result<LuksSlot, &'static str>> {
         let slot = self.0["keyslots"].get(number.to_string())?;
         let bound = self.digest().map(|digest| digest.slots.contains(&number));
@@ -216,11 +218,11 @@ impl LuksMetadata {
         })
     }
 
-    /// Puts a key slot in, in place of the one of that number, and binds it to the data's volume key.
+    /// Adds or replaces a key slot, and binds it to the data's volume key.
     pub(super) fn put_slot(&mut self, number: u32, mut slot: Value) {
         let name = number.to_string();
         let slots = self.part("keyslots");
-        // Another program's user set it, and only the phrase changes.
+        // The user of another program set the priority, and only the phrase changes.
         if let Some(priority) = slots.get(&name).and_then(|old| old.get("priority")) {
             slot["priority"] = priority.clone();
         }
@@ -228,20 +230,20 @@ impl LuksMetadata {
         self.each_list(|list, owner| match owner {
             KeyslotOwner::Ours if list.iter().any(|known| *known == name) => {}
             KeyslotOwner::Ours => list.push(Value::String(name.clone())),
-            // It was of another volume key and no longer is.
+            // The slot belonged to another volume key before.
             KeyslotOwner::OtherDigest => list.retain(|known| *known != name),
             KeyslotOwner::OtherToken => {}
         });
     }
 
-    /// Takes a key slot out.
+    /// Removes a key slot.
     pub(super) fn take_slot(&mut self, number: u32) {
         let name = number.to_string();
         self.part("keyslots").remove(&name);
         self.each_list(|list, _| list.retain(|known| *known != name));
     }
 
-    /// Every list of key slots, and whose it is.
+    /// Calls `change` with every list of key slots, and its owner.
     fn each_list(&mut self, mut change: impl FnMut(&mut Vec<Value>, KeyslotOwner)) {
         for (part, other) in [
             ("digests", KeyslotOwner::OtherDigest),
@@ -265,16 +267,16 @@ impl LuksMetadata {
     }
 }
 
-/// Who lists key slots.
+/// The owner of a list of key slots.
 #[derive(Clone, Copy, Debug)]
 enum KeyslotOwner {
     OtherDigest,
     OtherToken,
-    /// The digest of the data's volume key, or our token.
+    /// The digest of the data's volume key, or this program's token.
     Ours,
 }
 
-/// Whether a digest is of the data's volume key.
+/// Whether a digest is that of the data's volume key.
 fn is_of_data(digest: &Value) -> bool {
     let segments = digest["segments"].as_array();
     segments.is_some_and(|segments| segments.iter().any(|name| name == SEGMENT))
@@ -285,7 +287,7 @@ const UNBOUND: &str = "it does not open the data";
 
 fn all_numbered(part: &Value, below: u32) -> bool {
     let names = part.as_object().into_iter().flatten().map(|(name, _)| name);
-    // "007" and "7" would be two names of one slot.
+    // The names "007" and "7" would mean the same slot.
     let mut names = names.map(|name| name.parse::<u32>().map(|n| (n, n.to_string() == *name)));
     names.all(|name| name.is_ok_and(|(number, plain)| plain && number < below))
 }

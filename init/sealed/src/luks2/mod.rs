@@ -1,8 +1,9 @@
-//! The format LUKS2 as far as a sealed partition needs it: read, verified, written. No ioctl here.
+//! The part of LUKS2 that a sealed partition needs: it is read, verified and written here, without
+//! any ioctl.
 //!
-//! After the specification "LUKS2 On-Disk Format" 1.1 and what cryptsetup 2.6 demands of it. Two
-//! copies of a header lie one after the other, each with a salt and a checksum of its own; the newer
-//! valid one counts. Whatever is in the JSON and not known here stays as it is.
+//! It follows the specification "LUKS2 On-Disk Format" 1.1 and the checks of cryptsetup 2.6. Two
+//! copies of a header lie one after the other, each with its own salt and checksum. The newer valid
+//! one is used. Unknown JSON stays as it is.
 
 mod af;
 mod area;
@@ -19,22 +20,22 @@ pub(crate) use header::{mark, read_mark};
 pub use json::KeyslotInfo;
 pub use parts::LuksSegment;
 
-/// What the first sector says while the partition is being formatted.
+/// Content of the first sector while the partition is being formatted.
 const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
-/// What it says while the partition is being erased.
+/// Content of the first sector while the partition is being erased.
 const ERASING: &[u8] = b"alknet: this partition is being erased\n";
-/// What it says once that is done, while a step outside the partition that belongs to it is not: the
-/// next start erases again.
+/// Content of the first sector after the erasure, until a step outside the partition that belongs
+/// to it is done: the next start erases again.
 const UNSETTLED: &[u8] = b"alknet: this partition is erased, and that was not counted\n";
-/// The unit in which disks write: what a power cut can tear is a multiple of it.
+/// Unit in which disks write: a power cut tears a write at a multiple of it.
 pub(crate) const TEAR_BYTES: usize = 512;
 
-/// A mark that a longer piece of work has begun.
+/// A mark of an unfinished operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnfinishedMark {
     Erasing,
     Formatting,
-    /// Everything is erased but this, and something that belongs to it is not done.
+    /// Everything except this mark is erased, and a step that belongs to the erasure is not done.
     Unsettled,
 }
 
@@ -47,7 +48,7 @@ impl UnfinishedMark {
         sector
     }
 
-    /// The mark that `sector` has.
+    /// The mark in `sector`, if it has one.
     pub(crate) fn parse(sector: &[u8]) -> Option<Self> {
         [Self::Erasing, Self::Formatting, Self::Unsettled]
             .into_iter()

@@ -1,4 +1,4 @@
-//! The parts of the JSON that are understood here: how they are written, and what is accepted.
+//! The parts of the JSON that this program understands: how it writes them, and what it accepts.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::limits::{
 };
 use crate::luks2::area::material_bytes;
 
-/// The only cipher of key slots' areas here.
+/// The only supported cipher of key slots' areas.
 const AREA_CIPHER: &str = "aes-xts-plain64";
 /// Unit of an offset on a disk.
 const SECTOR: u64 = 512;
@@ -25,17 +25,17 @@ pub(super) const SEGMENT: &str = "0";
 pub struct LuksSegment {
     /// First byte on the partition.
     pub offset: u64,
-    /// Bytes, or up to the partition's end.
+    /// Length in bytes. `None` means up to the partition's end.
     pub length: Option<u64>,
-    /// Added to the number of each sector, in units of 512 bytes.
+    /// Offset that is added to the number of each sector, in units of 512 bytes.
     pub tweak: u64,
-    /// How it is encrypted.
+    /// Cipher of the data.
     pub cipher: SectorCipher,
     /// Bytes of an encrypted sector.
     pub sector: u32,
 }
 
-/// A key slot that can be opened here.
+/// A key slot that this program can open.
 #[derive(Clone, Debug)]
 pub(super) struct LuksSlot {
     pub(super) key_bytes: usize,
@@ -46,7 +46,7 @@ pub(super) struct LuksSlot {
     pub(super) area_key_bytes: usize,
 }
 
-/// How a volume key is recognised.
+/// The digest by which a volume key is recognised.
 #[derive(Debug)]
 pub(super) struct LuksDigest {
     pub(super) slots: Vec<u32>,
@@ -56,9 +56,10 @@ pub(super) struct LuksDigest {
 }
 
 impl LuksSegment {
-    /// Whether the data lie where [`SealedPartition::format`](crate::SealedPartition::format) puts them. Nothing authenticates the JSON
-    /// of a header: another offset and tweak map the data from a later sector on, so that the file system is
-    /// whatever the content of a file there is. A program that trusts what is in the data refuses such a segment.
+    /// Whether the data lie where [`SealedPartition::format`](crate::SealedPartition::format) puts
+    /// them. The JSON of a header is not authenticated: with another offset and tweak, an attacker
+    /// can map the data from a later sector on, so that the content of a file there becomes the
+    /// file system. A program that trusts the data refuses such a segment.
     #[must_use]
     pub fn is_standard(&self) -> bool {
         self.offset == DATA_AT
@@ -111,7 +112,7 @@ impl LuksDigest {
     }
 }
 
-/// A key slot with one of ours in it.
+/// A key slot with a phrase of this program.
 pub(super) fn slot_value(key_bytes: usize, salt: &[u8], area_at: u64) -> Value {
     json!({
         "type": "luks2",
@@ -146,7 +147,7 @@ pub(super) fn digest_value(slots: &[String], salt: &[u8], digest: &[u8]) -> Valu
     })
 }
 
-/// One written by [`slot_value`], or as good as.
+/// Parses a key slot that [`slot_value`] wrote, or one that is equivalent.
 pub(super) fn parse_slot(slot: &Value) -> Result<LuksSlot, &'static str> {
     if slot["type"] != "luks2" {
         return Err("it is no key slot of a phrase");
@@ -186,17 +187,17 @@ pub(super) fn parse_slot(slot: &Value) -> Result<LuksSlot, &'static str> {
         .ok_or("its area is too small")
 }
 
-/// Where an area lies, if it lies somewhere.
+/// The range of an area, if the JSON has a valid one.
 pub(super) fn area(slot: &Value) -> Option<Range<u64>> {
     let at = number(&slot["area"]["offset"])?;
     let end = at.checked_add(number(&slot["area"]["size"])?)?;
     Some(at..end)
 }
 
-/// LUKS2 writes sizes and offsets as decimal text.
+/// Parses a size or an offset, which LUKS2 writes as decimal text.
 pub(super) fn number(value: &Value) -> Option<u64> {
     let text = value.as_str()?;
-    // `parse` alone takes a plus sign as well.
+    // `parse` alone would accept a plus sign as well.
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
 }

@@ -1,4 +1,4 @@
-//! Headers as they should be, damaged, and made by an attacker.
+//! Headers in order, damaged, and made by an attacker.
 
 use std::sync::OnceLock;
 
@@ -15,7 +15,7 @@ use crate::testing::{BYTES, ONE, TWO, TestDisk, VAULT, new_header};
 
 const COPY: usize = HEADER_BYTES as usize;
 
-/// Formatting takes longer than everything else here.
+/// Formats a disk once, because that takes longer than everything else here.
 fn formatted() -> TestDisk {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     let image = IMAGE.get_or_init(|| {
@@ -26,7 +26,7 @@ fn formatted() -> TestDisk {
     TestDisk::from_image(image.clone())
 }
 
-/// Puts the checksum of both copies right.
+/// Corrects the checksum of both copies.
 fn checksum(disk: &TestDisk) {
     for at in [0, COPY] {
         let copy = disk.image()[at..at + COPY].to_vec();
@@ -46,7 +46,7 @@ fn text(disk: &TestDisk) -> Vec<u8> {
     area[..end].to_vec()
 }
 
-/// Both copies get this JSON, with checksums that fit.
+/// Writes this JSON into both copies, with matching checksums.
 fn put_text(disk: &TestDisk, text: &[u8]) {
     let mut area = vec![0; COPY - BINARY_BYTES];
     let length = text.len().min(area.len());
@@ -360,7 +360,7 @@ fn what_cannot_be_used_is_said() {
     assert!(error.contains("has not finished"), "{error}");
 }
 
-/// An attacker who writes to the disk needs no key to move the data: only the checksum has to fit.
+/// An attacker who writes to the disk needs no key to move the data: only the checksum has to match.
 #[test]
 fn data_that_were_moved_are_not_standard() {
     let standard = |disk: &TestDisk| {
@@ -423,7 +423,7 @@ fn a_full_header_is_not_changed() {
 fn a_copy_that_would_become_longer_is_not_repaired() {
     let disk = formatted();
     let used = text(&disk).len();
-    // Short as it is there, long as it is written here.
+    // The JSON is short there, and long as this program writes it.
     let numbers = "1E9,".repeat((COPY - BINARY_BYTES - used - 100) / 4);
     let json = String::from_utf8(text(&disk)).expect("our own JSON");
     let json = json.replace("\"config\":{", &format!("\"config\":{{\"x\":[{numbers}1],"));
@@ -533,7 +533,7 @@ fn other_disks_are_not_sealed() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Any JSON, by edits of a good one.
+    /// Any JSON, by edits of a valid one.
     #[test]
     fn no_json_makes_it_panic(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), "[\\[\\]{}\",:0-9a-z.+-]{0,8}", 0_usize..12), 1..6),
@@ -573,7 +573,7 @@ proptest! {
         use_it(&disk);
     }
 
-    /// Anything at all.
+    /// Any bytes.
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 600), both in any::<bool>()) {
         let disk = formatted();
@@ -586,7 +586,7 @@ proptest! {
     }
 }
 
-/// Where everything in a JSON value is.
+/// The pointers to all values in a JSON value.
 fn pointers(value: &Value, at: String, found: &mut Vec<String>) {
     if let Value::Object(map) = value {
         for (name, inner) in map {

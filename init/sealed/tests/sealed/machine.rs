@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use alknet_qemu::{MachineKind, VirtioDisk, Vm, blank};
 
-/// Names the folder of the built image, which has the kernel.
+/// The variable with the folder of the built image, which has the kernel.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
-/// Everything takes some seconds.
+/// Each step takes some seconds.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The kernel under test.
@@ -27,7 +27,7 @@ fn kernel() -> PathBuf {
     folder.join(file.expect("an image with a kernel for small machines"))
 }
 
-/// Built with this test: examples lie beside the folder of test programs.
+/// The program, which is built with this test: examples lie beside the folder of test programs.
 fn program() -> PathBuf {
     let own = std::env::current_exe().expect("a running program");
     let folder = own
@@ -43,14 +43,14 @@ fn program() -> PathBuf {
     path
 }
 
-/// Copies a file to the same place below `root`.
+/// Copies a file to the same path below `root`.
 fn take(root: &Path, from: &Path) {
     let to = root.join(from.strip_prefix("/").expect("a whole path"));
     fs::create_dir_all(to.parent().expect("in a folder")).expect("writable");
     fs::copy(from, to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
 }
 
-/// Stock cryptsetup with every library that it needs.
+/// Copies stock cryptsetup with every library that it needs.
 fn take_cryptsetup(root: &Path) {
     let path = ["/usr/sbin/cryptsetup", "/sbin/cryptsetup"]
         .into_iter()

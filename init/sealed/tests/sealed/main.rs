@@ -7,7 +7,7 @@ mod stock;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Stock cryptsetup, which asks nothing.
+/// Runs stock cryptsetup, which asks nothing.
 fn cryptsetup(arguments: &[&str]) -> Output {
     let output = Command::new("cryptsetup")
         .arg("--batch-mode")
@@ -17,7 +17,7 @@ fn cryptsetup(arguments: &[&str]) -> Output {
     output.expect("cryptsetup is installed (package cryptsetup-bin)")
 }
 
-/// The same, and it has to be content.
+/// The same, and it has to succeed.
 #[track_caller]
 fn content(arguments: &[&str]) -> String {
     let output = cryptsetup(arguments);

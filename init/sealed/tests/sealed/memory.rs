@@ -1,4 +1,4 @@
-//! What is left of a volume key in the memory of a process that has let it go.
+//! What is left of a volume key in the memory of a process that has dropped it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,10 +10,10 @@ const PHRASE: &[u8] = b"q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
 const BYTES: u64 = 17 << 20;
 /// So many bytes of a key in a row are no accident.
 const TELLING: usize = 16;
-/// The test's own copies are kept in this disguise.
+/// The mask over the test's own copies.
 const MASK: u8 = 0xa5;
 
-/// Where in this process `masked` lies without its mask.
+/// The positions in this process that hold `masked` without its mask.
 fn places(masked: &[u8]) -> Vec<String> {
     let maps = fs::read_to_string("/proc/self/maps").expect("Linux");
     let memory = File::open("/proc/self/mem").expect("Linux");
@@ -30,7 +30,7 @@ fn places(masked: &[u8]) -> Vec<String> {
         for at in (start..end).step_by(piece.len() - TELLING) {
             let length =
                 usize::try_from(end - at).map_or(piece.len(), |left| left.min(piece.len()));
-            // A guard page, or memory that went meanwhile.
+            // A guard page, or memory that was unmapped meanwhile.
             let Ok(read) = memory.read_at(&mut piece[..length], at) else {
                 continue;
             };

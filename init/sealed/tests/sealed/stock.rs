@@ -1,4 +1,4 @@
-//! What stock cryptsetup says of our headers, and we of those that it made or changed.
+//! Stock cryptsetup reads our headers, and we read those that it made or changed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{content, cryptsetup, text};
 
-/// As the vault makes them: 32 bytes in base64url.
+/// Phrases in the vault's form: 32 bytes in base64url.
 const ONE: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
 const TWO: &str = "EjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8";
 const THREE: &str = "VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjQ";
@@ -77,12 +77,12 @@ impl PartitionFile {
         let (slot, key, disk) = (slot.to_string(), self.key(name), self.disk());
         let open = ["open", "--test-passphrase", "--key-slot", &slot];
         let output = cryptsetup(&[&open[..], &["--key-file", &key, &disk]].concat());
-        // 2 is what it says of a phrase that does not fit.
+        // Exit status 2 means that the phrase opens no slot.
         assert!(matches!(output.status.code(), Some(0 | 2)), "{output:?}");
         output.status.success()
     }
 
-    /// The volume key as cryptsetup finds it.
+    /// The volume key that cryptsetup finds.
     fn volume_key(&self, name: &str) -> Vec<u8> {
         let out = self.path("volume-key");
         let (key, disk) = (self.key(name), self.disk());
@@ -200,7 +200,7 @@ fn what_cryptsetup_changes_is_understood_and_kept() {
         matches!(refused, SealedError::SlotUnsupported { slot: 5, .. }),
         "{refused}"
     );
-    // What we change leaves theirs alone.
+    // Our changes leave its parts alone.
     let mut sealed = sealed;
     sealed
         .set_phrase(0, TWO.as_bytes(), &key)
@@ -327,7 +327,7 @@ fn a_slot_that_cryptsetup_removes_is_gone() {
     let gone = sealed.unlock(0, ONE.as_bytes());
     assert!(matches!(gone, Err(SealedError::NoSlot(0))), "{gone:?}");
     let key = sealed.unlock(1, TWO.as_bytes()).expect("its phrase");
-    // It is made again, and the token names it again.
+    // The slot is made again, and the token names it again.
     sealed
         .set_phrase(0, ONE.as_bytes(), &key)
         .expect("writable");

@@ -6,7 +6,8 @@ const SECTOR: u64 = 512;
 const IMAGE_BYTES: u64 = 24 << 20;
 const GROWN_BYTES: u64 = 40 << 20;
 
-/// A small image like the one we ship, made by another program, whose GUIDs say "from the build".
+/// A small image like the shipped one, which another program made, whose GUIDs say "from the
+/// build".
 fn image(bytes: u64) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.as_file().set_len(IMAGE_BYTES).expect("a sparse file");
@@ -110,7 +111,8 @@ fn subsets(of: &[usize]) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// Only the sectors `written` reached the disk: the next boot still ends in a valid, grown table.
+/// Checks that the next boot ends in a valid, grown table if only the sectors `written` reached the
+/// disk.
 fn recovers(before: &[u8], after: &[u8], written: &[usize]) {
     let mut torn = before.to_vec();
     for at in written {
@@ -180,7 +182,7 @@ fn names_looks_at_both_copies() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
 
-    /// An attacker can write the bytes of a header; whatever it says, reading it ends in an answer.
+    /// An attacker can write any bytes of a header, and reading it must not panic.
     #[test]
     fn hostile_headers_do_not_panic(
         fields in proptest::collection::vec((0_usize..92, proptest::prelude::any::<u8>()), 0..12)

@@ -19,16 +19,16 @@ const COPY: usize = 64 << 10;
 /// A header and a little data.
 const BYTES: usize = DATA_AT as usize + (1 << 20);
 
-/// Of what a disk had not flushed when the power ended, so many chances are tried.
+/// How many random losses are tried of what a disk had not flushed when the power failed.
 const LOSSES: usize = 2;
 
-/// What was done to a disk.
+/// An operation on a disk.
 enum RecordedDiskOp {
     Flush,
     Write { at: usize, bytes: Vec<u8> },
 }
 
-/// A partition in memory that remembers what was done to it.
+/// A partition in memory that records the operations on it.
 #[derive(Clone)]
 struct RecordingPartition {
     image: Rc<RefCell<Vec<u8>>>,
@@ -81,7 +81,8 @@ impl BlockStorage for RecordingPartition {
     }
 }
 
-/// What a disk holds of writes that it kept back, by the number of the write and of the sector in it.
+/// The content of a disk that kept some writes back, by the number of the write and of the sector
+/// in it.
 fn cut(
     flushed: &[u8],
     waiting: &[(usize, &[u8])],
@@ -99,8 +100,9 @@ fn cut(
     RecordingPartition::from_image(image)
 }
 
-/// Shows `each` the partition that began as `image` at every moment at which the power may end. A disk keeps
-/// writes back until it is flushed: until then any sector of them is there or is not.
+/// Calls `each` with the partition that began as `image` at every moment at which the power may
+/// fail. A disk keeps writes back until it is flushed: until then any sector of them is there or is
+/// not.
 fn at_every_cut(image: &[u8], ops: &[RecordedDiskOp], mut each: impl FnMut(&RecordingPartition)) {
     let mut flushed = image.to_vec();
     let mut waiting: Vec<(usize, &[u8])> = Vec::new();
@@ -139,7 +141,7 @@ fn at_every_cut(image: &[u8], ops: &[RecordedDiskOp], mut each: impl FnMut(&Reco
     each(&RecordingPartition::from_image(flushed));
 }
 
-/// A copy of the vault on it.
+/// A copy of the vault on the partition.
 struct PartitionVaultCopy {
     partition: RecordingPartition,
     at: u64,
@@ -158,7 +160,7 @@ impl CopyStorage for PartitionVaultCopy {
     }
 }
 
-/// A vault of new words that opens by itself.
+/// A vault of new words that opens without input.
 pub(crate) fn vault() -> OpenAlkv {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
     OpenAlkv::create(NewVault::new(words, 0), NewSlot::None).expect("made")
@@ -189,7 +191,7 @@ fn rekeyed(old: &OpenAlkv) -> OpenAlkv {
     old.rekey(&mut keys, &[], Consent::None).expect("re-keyed")
 }
 
-/// What a start does, and which of the two vaults it finds.
+/// Does what a start does, and returns which of the two vaults it finds.
 fn start(partition: &RecordingPartition, old: &OpenAlkv) -> (bool, OpenAlkv) {
     let found = partition.copies().load().expect("good").expect("a vault");
     let open = found.open(&mut UnlockKey::Stored).expect("it opens");
@@ -231,7 +233,7 @@ fn a_change_of_the_master_key_survives_a_power_cut_at_any_write() {
         kept > 1 && changed > 1,
         "{kept} of the cuts left the old vault and {changed} the new one"
     );
-    // Where the words lie has not changed, and a second change finds its place.
+    // The words lie where they did, and a second change finds its place.
     let (is_new, open) = start(&partition, &old);
     assert!(is_new);
     let again = rekeyed(&open);

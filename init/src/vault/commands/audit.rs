@@ -1,18 +1,19 @@
-//! The log of what happened to the vault.
+//! The command that shows the log of the vault.
 
 use alknet_vault::audit::{AuditError, AuditLine, newest, verify};
 
 use super::{Attempt, CommandContext, NeedInput};
 
-/// Lines at once: the smallest console has room for them.
+/// How many lines are shown at once: the smallest console has room for them.
 const LINES: usize = 15;
-/// Characters of a line; a longer one would take the room of another.
+/// Characters of a line. A longer one would take the room of another.
 const COLUMNS: usize = 79;
 
-/// Whether the log is as it was written, and its newest lines, or those up to a number.
+/// Whether the log is unchanged since it was written, and its newest lines, or those up to a
+/// number.
 pub(super) fn show(place: &CommandContext<'_>, until: Option<u64>) -> Attempt<Vec<String>> {
     let vault = place.keeper.vault();
-    // The node may be writing: only a break that stays is one.
+    // The node may be writing, so only a break that persists counts.
     let verified = verify(place.audit, &vault).or_else(|_| verify(place.audit, &vault));
     let whole = match verified {
         Ok(found) if found.lines == 0 => "there is no line yet".to_owned(),

@@ -1,11 +1,12 @@
-//! The commands, as they are typed.
+//! The commands, in the form in which the user types them.
 
 use alknet_vault::slots::{SlotId, SlotType};
 
-/// A command of the console for the vault. Its spelling is that of `alknet vault`; docs/vault.md has both in one table.
+/// A console command about the vault. Its spelling is that of `alknet vault`. docs/vault.md has
+/// both in one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VaultCommand {
-    /// The newest lines of the log, or those up to a number.
+    /// Shows the newest lines of the log, or those up to a number.
     Audit {
         until: Option<u64>,
     },
@@ -15,19 +16,19 @@ pub(crate) enum VaultCommand {
     },
     Rekey,
     SlotAdd(SlotType),
-    /// One of type `tpm2` for the image that is to be started next.
+    /// A slot of type `tpm2` for the image that is started next.
     SlotAddNext,
-    /// One of type `tpm2` that wants a PIN.
+    /// A slot of type `tpm2` that needs a PIN.
     SlotAddPin,
     SlotList,
     SlotRemove(SlotId),
-    /// One of type `tpm2` for what runs, in the place of this one.
+    /// A slot of type `tpm2` for the running image, in place of this one.
     SlotRenew(SlotId),
-    /// Another passphrase in the place of the one that the user types.
+    /// A new passphrase in place of the one that the user types.
     SlotSet,
     SlotTest(SlotId),
     Status,
-    /// TPMs that have not counted, and never will.
+    /// Forgets TPMs that have not counted, and never will.
     TpmForget,
     Words,
 }
@@ -54,8 +55,9 @@ pub(crate) const COMMANDS: [&str; 17] = [
 ];
 
 impl VaultCommand {
-    /// Reads a line, or says what is wrong with it. It also reads the spellings of earlier versions, which the console
-    /// does not list: `audit`, `passwd`, `slot rm`, `slots` and `words`.
+    /// Parses a line, or returns an error for the user. It also takes the spellings of earlier
+    /// versions, which the console does not list: `audit`, `passwd`, `slot rm`, `slots` and
+    /// `words`.
     pub(crate) fn parse(line: &str) -> Result<Self, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         Ok(match words.as_slice() {
@@ -80,7 +82,7 @@ impl VaultCommand {
         })
     }
 
-    /// Reads what follows the noun `slot`.
+    /// Parses what follows the noun `slot`.
     fn of_slot(verb: &str, rest: &[&str], line: &str) -> Result<Self, String> {
         Ok(match (verb, rest) {
             ("add", ["tpm2", "next"]) => Self::SlotAddNext,
@@ -105,7 +107,7 @@ impl VaultCommand {
         })
     }
 
-    /// Whether it is for a vault that is open only.
+    /// Whether it needs an open vault.
     pub(crate) fn needs_open(self) -> bool {
         !matches!(
             self,
@@ -208,7 +210,8 @@ mod tests {
         assert!(!VaultCommand::FactoryReset.needs_open() && !VaultCommand::SlotList.needs_open());
     }
 
-    /// Verbs that docs/vault.md lists for the console, each with the spelling of an earlier version if there is one.
+    /// Verbs that docs/vault.md lists for the console, each with the spelling of an earlier version
+    /// if there is one.
     fn on_the_page() -> Vec<(String, Option<String>)> {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vault.md");
         let page = fs::read_to_string(page).expect("the page exists");
@@ -228,7 +231,7 @@ mod tests {
         rows.collect()
     }
 
-    /// A verb with an example of what follows it.
+    /// A verb with an example of its arguments.
     fn example(verb: &str) -> String {
         match verb {
             "slot add" => format!("{verb} passphrase"),
@@ -248,7 +251,7 @@ mod tests {
             }
         }
         let verbs: BTreeSet<&str> = page.iter().map(|(verb, _)| verb.as_str()).collect();
-        // The words of small letters that a line begins with; the last line is a sentence.
+        // The words in small letters at the start of each line. The last line is a sentence.
         let listed = COMMANDS[..COMMANDS.len() - 1].iter().map(|line| {
             let command = line.split("  ").next().unwrap_or_default();
             let typed = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());

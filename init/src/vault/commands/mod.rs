@@ -1,9 +1,10 @@
 //! What a user at the console can do to the vault while the machine runs.
 //!
-//! Nothing here waits for a person. A [`CommandSession`] tries its [`VaultCommand`] with what was typed so far;
-//! where it needs the user, it returns a [`CommandPrompt`], which the console asks for, and the command is tried
-//! again with the answer. The vault's master key is not kept anywhere: each change opens the vault once more, by
-//! an unattended slot or by a passphrase, and the session drops the key when it ends.
+//! No code here waits for a person. A [`CommandSession`] tries its [`VaultCommand`] with what the
+//! user has typed so far. If it needs more, it returns a [`CommandPrompt`]: the console asks for
+//! it, and the session tries the command again with the answer. No variable outlives the session
+//! with the vault's master key: each change opens the vault once more, by an unattended slot or by
+//! a passphrase, and the session drops the key when it ends.
 
 mod audit;
 mod command;
@@ -31,22 +32,22 @@ use crate::{data, log::InitLog, tpm};
 pub(crate) use command::{COMMANDS, VaultCommand};
 pub(crate) use prompt::{PromptResponse, PromptText};
 
-/// Why a command does nothing that needs an open vault.
+/// The reason for refusing a command that needs an open vault.
 pub(crate) const LOCKED: &str = "the vault is locked; open it first";
 
-/// What lies on media.
+/// Access to media.
 pub(crate) trait VaultMediaAccess {
-    /// Everything secret that they hold.
+    /// All secrets on the media.
     fn secrets(&self) -> MediaSecrets;
 
-    /// Puts a key on one that can be written; on the boot partition only if `boot` says so.
+    /// Writes a key to a writable medium. It takes the boot partition only if `boot` is true.
     fn put(&self, key: &SeedKey, boot: bool) -> Result<ConfigOrigin, PutSeedKeyError>;
 
     /// The program that firmware starts, and the one that is to be started next.
     fn programs(&self) -> Result<UpdatePrograms, ProvisioningError>;
 }
 
-/// Where a command works.
+/// The surroundings of a command.
 pub(crate) struct CommandContext<'a> {
     /// The folder of the vault's log, whose files are the node's.
     pub(crate) audit: &'a Path,
@@ -54,7 +55,7 @@ pub(crate) struct CommandContext<'a> {
     pub(crate) device: &'a Path,
     pub(crate) keeper: &'a VaultHandle,
     pub(crate) log: &'a InitLog,
-    /// Where the node's state is kept.
+    /// The folder with the node's state.
     pub(crate) state_dir: &'a Path,
     pub(crate) sources: &'a dyn VaultMediaAccess,
 }
@@ -73,45 +74,45 @@ impl CommandContext<'_> {
 /// What only a user at the console can give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CommandPrompt {
-    /// That one word, after reading what it leads to.
+    /// One word that the user types after reading what it leads to.
     Confirmation {
         lines: Vec<String>,
         word: &'static str,
     },
-    /// That the words of the node are at hand.
+    /// The confirmation that the user has the words of the node at hand.
     Consent,
-    /// A new passphrase, twice.
+    /// A new passphrase, typed twice.
     NewPassphrase,
-    /// A new PIN, twice.
+    /// A new PIN, typed twice.
     NewPin,
     /// The passphrase of any slot.
     Passphrase,
     /// The recovery word at this place, counted from 1.
     Word(usize),
-    /// The passphrase of this slot, or nothing; `or_lose`: which then is lost.
+    /// The passphrase of this slot, or nothing. `or_lose`: without it, the slot is lost.
     PassphraseOf { id: SlotId, or_lose: bool },
     /// The PIN of a slot.
     Pin,
-    /// The PIN of this slot, or nothing; `or_lose`: which then is lost.
+    /// The PIN of this slot, or nothing. `or_lose`: without it, the slot is lost.
     PinOf { id: SlotId, or_lose: bool },
-    /// The share of the key that another node has. A helper fetches it; the user types nothing.
+    /// The share of the key that another node has. A helper fetches it, and the user types nothing.
     Share,
 }
 
-/// What came of trying a command.
+/// The result of trying a command.
 #[derive(Debug)]
 pub(crate) enum CommandOutcome {
-    /// It is done; this is to be read.
+    /// The command is done. The user reads these lines.
     Done(Vec<String>),
-    /// It is not, and will not be; why.
+    /// The command is refused, with the reason.
     Refused(String),
-    /// It waits for the user; the text says what was wrong with the last input.
+    /// The command waits for the user. The text says what was invalid in the last input.
     Wants(CommandPrompt, String),
     /// The words, for the user who asked to see them.
     Words(SecretStr),
 }
 
-/// Why a command went no further.
+/// Why a command did not finish.
 enum NeedInput {
     Refused(String),
     Wants(CommandPrompt, String),
@@ -147,30 +148,30 @@ impl From<VaultError> for NeedInput {
     }
 }
 
-/// What was typed for a command so far.
+/// What the user has typed for a command so far.
 #[derive(Default)]
 struct CommandInput {
     confirmed: bool,
     has_words: bool,
     new: Option<SecretStr>,
-    /// SHA-256 of the program that was shown.
+    /// SHA-256 of the program that the console showed.
     next: Option<[u8; 32]>,
     opening: Option<SecretStr>,
     pin: Option<SecretStr>,
     of_slots: Vec<SlotInput>,
-    /// The words that were asked for were right.
+    /// Whether the requested words were right.
     proved_words: bool,
     word: Option<SecretStr>,
-    /// Words that were typed and not judged yet.
+    /// Words that the user typed and PID 1 has not judged yet.
     words: Vec<SecretStr>,
 }
 
-/// What was typed for one slot.
+/// What the user typed for one slot.
 struct SlotInput {
     id: SlotId,
-    /// Passphrase or PIN; `None` where the user has none.
+    /// Passphrase or PIN. `None` if the user has none.
     secret: Option<SecretStr>,
-    /// It opened the slot.
+    /// Whether it opened the slot.
     is_right: bool,
 }
 
@@ -180,15 +181,15 @@ pub(crate) struct CommandSession {
     typed: CommandInput,
     /// The vault, once something opened it.
     open: Option<OpenAlkv>,
-    /// It waits for another node.
+    /// Whether the command waits for another node.
     waits: bool,
-    /// The user goes on without those shares.
+    /// Whether the user goes on without those shares.
     without_shares: bool,
-    /// What they gave.
+    /// The shares that other nodes gave.
     shares: Vec<(SlotId, SecretArr<32>)>,
 }
 
-/// Never what was typed.
+/// Does not show what the user typed.
 impl std::fmt::Debug for CommandSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "CommandSession({:?}, ..)", self.command)
@@ -207,17 +208,17 @@ impl CommandSession {
         }
     }
 
-    /// Whether it waits for what another node has.
+    /// Whether the command waits for the share of another node.
     pub(crate) fn waits_for_share(&self) -> bool {
         self.waits
     }
 
-    /// Whether it is for a vault that is open only.
+    /// Whether the command needs an open vault.
     pub(crate) fn needs_open(&self) -> bool {
         self.command.needs_open()
     }
 
-    /// Takes what was asked for.
+    /// Stores an answer of the user.
     pub(crate) fn give(&mut self, given: PromptResponse) {
         match given {
             PromptResponse::Confirmed => self.typed.confirmed = true,
@@ -230,7 +231,7 @@ impl CommandSession {
             PromptResponse::WithoutShares => self.without_shares = true,
             PromptResponse::Word(word) => self.typed.word = Some(word),
             PromptResponse::OfSlot(id, secret) => {
-                // What is typed last for a slot counts.
+                // The last input for a slot counts.
                 self.typed.of_slots.retain(|known| known.id != id);
                 self.typed.of_slots.push(SlotInput {
                     id,
@@ -266,7 +267,7 @@ impl CommandSession {
             VaultCommand::Status => status(place),
             VaultCommand::TpmForget => self.tpm_forget(place),
             VaultCommand::Words => return self.words(place).unwrap_or_else(CommandOutcome::from),
-            // The machine does these itself.
+            // The machine runs these commands itself.
             VaultCommand::FactoryReset | VaultCommand::Lock { .. } => Ok(Vec::new()),
         };
         done.map_or_else(CommandOutcome::from, CommandOutcome::Done)
@@ -332,13 +333,13 @@ impl From<NeedInput> for CommandOutcome {
     }
 }
 
-/// The vault as the disk has it: nothing there is believed before a slot opened.
+/// The vault as the disk has it. Nothing in it is trusted before a slot opened.
 fn on_disk(place: &CommandContext<'_>) -> Attempt<Alkv> {
     let found = data::copies(place.device).load()?;
     Ok(found.ok_or(SlotError::Nothing)?.newest)
 }
 
-/// Writes a changed vault, both copies.
+/// Writes both copies of a changed vault.
 fn save(place: &CommandContext<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
     place.ledger().note(open);

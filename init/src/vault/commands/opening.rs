@@ -1,4 +1,4 @@
-//! Opening the vault once more, for a change of it.
+//! Opens the vault once more, for a change of it.
 
 use alknet_provisioning::MediaSecrets;
 use alknet_vault::SecretStr;
@@ -14,7 +14,8 @@ use crate::vault::open::{UNATTENDED, by_passphrase, memory_kib, seed_for, unatte
 use crate::vault::tpm_unlock;
 
 impl CommandSession {
-    /// The vault, opened by an unattended slot, else by the passphrase or PIN that was typed.
+    /// The vault, opened by an unattended slot, or else by the passphrase or PIN that the user
+    /// typed.
     pub(super) fn opened(&mut self, place: &CommandContext<'_>) -> Attempt<&mut OpenAlkv> {
         if self.open.is_none() {
             self.open = match by_itself(place, self.without_shares)? {
@@ -25,7 +26,7 @@ impl CommandSession {
         self.held(place)
     }
 
-    /// The same by a passphrase or a PIN, whatever else opened it.
+    /// The vault, opened by a passphrase or a PIN, whatever else opened it before.
     pub(super) fn opened_by_typing(
         &mut self,
         place: &CommandContext<'_>,
@@ -36,8 +37,9 @@ impl CommandSession {
         self.held(place)
     }
 
-    /// An older copy that is put back while the machine runs may have slots that its owner removed, and another vault
-    /// those of the attacker that made it, also under the id of this one.
+    /// Refuses a vault that is not the one in use. An older copy that an attacker puts back while
+    /// the machine runs may have slots that the owner removed, and another vault has those of the
+    /// attacker that made it, also under the id of this one.
     fn held(&mut self, place: &CommandContext<'_>) -> Attempt<&mut OpenAlkv> {
         let open = self.open.as_mut();
         let open = open.ok_or_else(|| NeedInput::refused("the vault is not open"))?;
@@ -49,7 +51,8 @@ impl CommandSession {
     fn typed_open(&mut self, place: &CommandContext<'_>) -> Attempt<OpenAlkv> {
         let found = data::copies(place.device).load()?;
         let found = found.ok_or(SlotError::Nothing)?;
-        // What opened before says what can be typed; else it is tried.
+        // The vault that opened before says what can be typed. Without one, the copy on the disk
+        // says it.
         let alkv = self.open.as_ref().map_or(&found.newest, OpenAlkv::alkv);
         let (passphrase, pin) = (has_passphrase(alkv), has_pin(alkv));
         if !passphrase {
@@ -58,7 +61,8 @@ impl CommandSession {
                     "nothing here opens the vault for a change; attach the medium that opens it",
                 ));
             }
-            // Taken, so that a wrong one is asked for again and not tried twice: the TPM counts.
+            // The PIN is taken, so that PID 1 asks again for a wrong one and does not try it twice:
+            // the TPM counts.
             let Some(pin) = self.typed.pin.take() else {
                 return Err(NeedInput::wants(CommandPrompt::Pin));
             };
@@ -72,7 +76,7 @@ impl CommandSession {
             .map_err(|error| retry_or_refuse(error, CommandPrompt::Passphrase))
     }
 
-    /// What was typed for a slot, which opened it.
+    /// What the user typed for a slot, if it opened the slot.
     pub(super) fn of_slot(&self, id: SlotId) -> Result<SecretStr, String> {
         let mut given = self.typed.of_slots.iter();
         let given = given.find(|given| given.id == id && given.is_right);
@@ -81,7 +85,8 @@ impl CommandSession {
         Ok(SecretStr::from(secret.expose()))
     }
 
-    /// Whether the passphrase or PIN that was typed for a slot opens it; `false` where the user has none.
+    /// Whether the passphrase that the user typed for a slot opens it. `false` if the user has
+    /// none.
     pub(super) fn slot_by_typing(
         &mut self,
         place: &CommandContext<'_>,
@@ -170,8 +175,8 @@ impl CommandSession {
     }
 }
 
-/// Opens the vault by an unattended slot. Nodes that have a share of the key are asked first, unless the user goes
-/// on `without_shares`.
+/// Opens the vault by an unattended slot. PID 1 first asks nodes that have a share of the key,
+/// unless the user goes on `without_shares`.
 fn by_itself(place: &CommandContext<'_>, without_shares: bool) -> Attempt<Option<OpenAlkv>> {
     let found = data::copies(place.device).load()?;
     let found = found.ok_or(SlotError::Nothing)?;
@@ -185,13 +190,13 @@ fn by_itself(place: &CommandContext<'_>, without_shares: bool) -> Attempt<Option
     for kind in UNATTENDED {
         let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
         if of_kind.any(|slot| !tpm_unlock::wants_pin(slot))
-            // A slot that does not open now is no error: the next kind may.
+            // A slot that does not open now is no error: the next kind may open.
             && let Ok(open) = unattended(&found, kind, place.keeper, &media)
         {
             return Ok(Some(open));
         }
     }
-    // Trying their slots was asking for them.
+    // Trying their slots made the requests for shares.
     if !without_shares && place.keeper.escrow().has_unasked() {
         return Err(NeedInput::wants(CommandPrompt::Share));
     }
@@ -205,7 +210,7 @@ fn was_typed(open: &OpenAlkv) -> bool {
     by.is_some_and(|slot| !slot.kind().is_unattended() || tpm_unlock::wants_pin(slot))
 }
 
-/// A wrong key is asked for again; any other error refuses the command.
+/// PID 1 asks again after a wrong key. Any other error refuses the command.
 fn retry_or_refuse(error: SlotError, again: CommandPrompt) -> NeedInput {
     match error {
         SlotError::WrongKey(_) => NeedInput::Wants(again, "that passphrase is wrong".to_owned()),

@@ -1,10 +1,10 @@
-//! TPMs that have not counted, and never will: gone with their board, or cleared.
+//! The command about TPMs that have not counted and never will: gone with their board, or cleared.
 
 use super::{Attempt, CommandContext, CommandSession, NeedInput};
 
 impl CommandSession {
-    /// Forgets those that the vault has no slot of. Only its owner knows that none of them comes back with a copy of the
-    /// disk.
+    /// Forgets those TPMs that the vault has no slot of. Only its owner knows that none of them
+    /// returns with a copy of the disk.
     pub(super) fn tpm_forget(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         self.authorised(place)?;
         let vault = self.opened(place)?.alkv().clone();

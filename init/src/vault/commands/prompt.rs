@@ -1,4 +1,4 @@
-//! What is asked for a command, and what counts as an answer.
+//! The prompts of a command, and the answers that count.
 
 use alknet_tpm::TpmPin;
 use alknet_vault::SecretStr;
@@ -11,14 +11,14 @@ use crate::console::ConsoleQuestion;
 /// The line that a user types who has the words of the node at hand.
 const HAVE_THE_WORDS: &str = "I HAVE THE WORDS";
 
-/// What was typed.
+/// An answer of the user.
 pub(crate) enum PromptResponse {
     Confirmed,
     HasWords,
     NewPassphrase(SecretStr),
     NewPin(SecretStr),
     Passphrase(SecretStr),
-    /// Passphrase or PIN of this slot; `None` where the user has none.
+    /// Passphrase or PIN of this slot. `None` if the user has none.
     OfSlot(SlotId, Option<SecretStr>),
     Pin(SecretStr),
     /// The user does not wait for other nodes.
@@ -26,20 +26,20 @@ pub(crate) enum PromptResponse {
     Word(SecretStr),
 }
 
-/// Never what it is.
+/// Does not show the answer.
 impl std::fmt::Debug for PromptResponse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("PromptResponse(..)")
     }
 }
 
-/// Something that is asked for.
+/// A prompt at the console.
 #[derive(Debug)]
 pub(crate) struct PromptText {
     want: CommandPrompt,
-    /// What was typed the first time, where it is typed twice.
+    /// The first input, if the user types it twice.
     first: Option<SecretStr>,
-    /// What was wrong with the last answer.
+    /// Why the last answer was not accepted.
     note: String,
 }
 
@@ -61,11 +61,11 @@ impl PromptText {
                 ConsoleQuestion::shown(format!("type {word} to go on")).with_lines(lines)
             }
             (CommandPrompt::Consent, _) => {
-                let told = [
+                let notice = [
                     "It is the last slot that opens by typing. When the device that opens the",
                     "vault is gone, only the words bring this node back.",
                 ];
-                let lines = told.map(str::to_owned).into_iter().chain(note);
+                let lines = notice.map(str::to_owned).into_iter().chain(note);
                 ConsoleQuestion::shown(format!("type {HAVE_THE_WORDS} if you have them"))
                     .with_lines(lines)
             }
@@ -82,14 +82,15 @@ impl PromptText {
                 ConsoleQuestion::secret("passphrase of the vault").with_lines(note)
             }
             (CommandPrompt::Share, _) => {
-                let told =
+                let notice =
                     "Another node is asked for its share of the key, which goes on by itself.";
-                ConsoleQuestion::shown("Enter goes on without it").with_lines([told])
+                ConsoleQuestion::shown("Enter goes on without it").with_lines([notice])
             }
             (CommandPrompt::Pin, _) => ConsoleQuestion::secret("PIN of the TPM").with_lines(note),
             (CommandPrompt::Word(at), _) => {
-                let told = "This machine opens its vault without a secret: show that it is yours.";
-                let lines = Some(told.to_owned()).into_iter().chain(note);
+                let notice =
+                    "This machine opens its vault without a secret: show that it is yours.";
+                let lines = Some(notice.to_owned()).into_iter().chain(note);
                 ConsoleQuestion::secret(format!("word {at} of its recovery words"))
                     .with_lines(lines)
             }
@@ -102,7 +103,7 @@ impl PromptText {
         }
     }
 
-    /// What an answer gives, or nothing: then it is asked again.
+    /// Parses an answer. `None` if the console has to ask again.
     pub(crate) fn answer(&mut self, line: &Zeroizing<String>) -> Option<PromptResponse> {
         self.note.clear();
         match &self.want {
@@ -139,7 +140,7 @@ impl PromptText {
         }
     }
 
-    /// What is the same twice, after `check` has nothing against it.
+    /// Returns an input that the user typed twice and `check` accepts.
     fn twice(
         &mut self,
         line: &Zeroizing<String>,

@@ -1,11 +1,12 @@
-//! Who may see the words, or add what opens the vault.
+//! Decides who may see the words, or add what opens the vault.
 //!
-//! Being at the machine is enough where that is enough to read its disk, and for new words until the owner
-//! confirmed them or was reminded before a restart. Else a TPM or a drive would open the vault for a thief of the
-//! machine: the console then asks for what only its owner has.
+//! Being at the machine suffices if it suffices to read its disk, and for new words until the owner
+//! confirmed them or was reminded before a restart. Otherwise a TPM or a drive would open the vault
+//! for a thief of the machine, so the console asks for what only the owner has.
 //!
-//! Three words are asked for, always the same three of a vault, and judged at once: one that is judged alone is found
-//! in 2048 tries, and a thief who knows some of the words would ask until those are asked for.
+//! The console asks for three words, always the same three of a vault, and PID 1 judges them
+//! together. A word that is judged alone is found in 2048 tries, and a thief who knows some of the
+//! words would ask until the console asks for those.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -19,13 +20,14 @@ use super::{
 };
 use crate::vault::places;
 
-/// File of the configuration's folder with how often the words were wrong in a row, in decimal. The folder is
-/// encrypted, and root's.
+/// File of the configuration's folder with the number of wrong tries in a row, in decimal. The
+/// folder is encrypted, and root's.
 const WRONG: &str = "words-wrong";
 
 impl CommandSession {
-    /// Asks for the passphrase, else for three of the words, where neither would be a formality. The slots of the
-    /// vault that opened decide which: an attacker who writes to the disk can list others there.
+    /// Asks for the passphrase, or else for three of the words, unless both would be a formality.
+    /// The slots of the vault that opened decide which: an attacker who writes to the disk can list
+    /// others there.
     pub(super) fn authorised(&mut self, place: &CommandContext<'_>) -> Attempt<()> {
         let listed = on_disk(place)?;
         let open = if listed.is_sealed() && has_typed(&listed) {
@@ -49,7 +51,7 @@ impl CommandSession {
     fn has_words(&mut self, place: &CommandContext<'_>) -> Attempt<()> {
         let open = self.opened(place)?;
         let (phrase, vault) = (open.entropy().phrase(), open.alkv().uuid());
-        let places = asked(&phrase, vault);
+        let places = places_of_vault(&phrase, vault);
         self.typed.words.extend(self.typed.word.take());
         if let Some(at) = places.get(self.typed.words.len()) {
             return Err(NeedInput::wants(CommandPrompt::Word(*at)));
@@ -67,8 +69,8 @@ impl CommandSession {
     }
 }
 
-/// Whether all of the typed words are those at `places`. It counts as wrong before it is known, and that is on the
-/// disk: cutting the power saves a thief no wait.
+/// Whether all typed words are those at `places`. The disk has the try as a wrong one before the
+/// result is known, so cutting the power saves a thief no wait.
 fn are_right(
     place: &CommandContext<'_>,
     phrase: &SecretStr,
@@ -88,7 +90,8 @@ fn are_right(
     let words: Vec<&str> = phrase.expose().split(' ').collect();
     let is_right = places.len() == typed.len()
         && places.iter().zip(typed).fold(true, |all, (at, word)| {
-            // Each is compared, whatever came of the one before.
+            // Each word is compared, whatever the result of the one before, so the time does not
+            // tell which one is wrong.
             (words.get(at.saturating_sub(1)) == Some(&word.expose())) & all
         });
     if is_right {
@@ -100,8 +103,8 @@ fn are_right(
     Ok(is_right)
 }
 
-/// Three places among the words, which its identifier draws: that is no secret.
-fn asked(phrase: &SecretStr, vault: VaultId) -> Vec<usize> {
+/// Three places among the words. The vault's identifier draws them, which is no secret.
+fn places_of_vault(phrase: &SecretStr, vault: VaultId) -> Vec<usize> {
     let text = vault.to_string();
     let mut state = text.bytes().fold(0xcbf2_9ce4_8422_2325, mixed);
     places(phrase.expose().split(' ').count(), || {
@@ -110,14 +113,14 @@ fn asked(phrase: &SecretStr, vault: VaultId) -> Vec<usize> {
     })
 }
 
-/// FNV-1a with one byte more.
+/// FNV-1a with one more byte.
 fn mixed(state: u64, byte: u8) -> u64 {
     (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
 }
 
 fn noted(folder: &Path) -> io::Result<u32> {
     match fs::read(folder.join(WRONG)) {
-        // What is no number counts as many.
+        // Text that is no number counts as many tries.
         Ok(text) => Ok(String::from_utf8_lossy(&text)
             .trim()
             .parse()
@@ -145,7 +148,7 @@ mod tests {
         let other = "b6a1f3d0-97c4-4a3e-8d55-0f2e6c7b9a18";
         let [first, second, others] = [id, id, other].map(|vault| {
             let vault: VaultId = vault.parse().expect("an identifier");
-            asked(&phrase, vault)
+            places_of_vault(&phrase, vault)
         });
         assert_eq!(first, second);
         assert_ne!(first, others, "places of every vault would be known");

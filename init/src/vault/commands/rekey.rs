@@ -1,4 +1,4 @@
-//! A new master key: for the vault, and with it for the data partition.
+//! The command for a new master key, of the vault and with it of the data partition.
 
 use std::fs::File;
 
@@ -18,7 +18,7 @@ use crate::tpm;
 use crate::vault::open::{memory_kib, seed_for};
 use crate::vault::tpm_unlock;
 
-/// What opens the slots that stay.
+/// The keys of the slots that stay.
 struct RekeyKeys {
     media: MediaSecrets,
     typed: Vec<(SlotId, SecretStr)>,
@@ -26,7 +26,7 @@ struct RekeyKeys {
     shares: Vec<(SlotId, ShareKekSource)>,
 }
 
-/// What another node gave for one slot.
+/// The share that another node gave for one slot.
 struct ShareKekSource(SecretArr<32>);
 
 impl KekSource for ShareKekSource {
@@ -55,13 +55,14 @@ impl CommandSession {
             ));
         }
         if !lost.is_empty() {
-            // As for removing them one by one.
+            // Losing slots needs the same proof as removing them one by one.
             self.authorised(place)?;
         }
         self.confirmed(&warning(&alkv, &lost), "REKEY")?;
         let consent = self.consent();
         let old = self.opened(place)?;
-        // What was confirmed was about the copy on the disk: a change of another one would lose slots.
+        // The user confirmed the change of the copy on the disk. Changing another copy would lose
+        // slots.
         if *old.alkv() != alkv {
             return Err(NeedInput::refused(
                 "the two copies on the disk differ; restart the machine",
@@ -82,7 +83,8 @@ impl CommandSession {
         ])
     }
 
-    /// What opens the slots: on media, in TPMs, at other nodes, and typed. Which of them have nothing.
+    /// The keys of the slots: on media, in TPMs, at other nodes, and typed. Also the slots without
+    /// a key.
     fn keys(&mut self, place: &CommandContext<'_>, alkv: &Alkv) -> Attempt<(RekeyKeys, Vec<Lost>)> {
         let mut keys = RekeyKeys {
             media: place.sources.secrets(),
@@ -113,7 +115,7 @@ impl CommandSession {
         Ok((keys, lost))
     }
 
-    /// The passphrase that was typed for a slot; it is asked for.
+    /// The passphrase that the user typed for a slot. The console asks for it.
     fn typed_for(
         &mut self,
         place: &CommandContext<'_>,
@@ -125,7 +127,7 @@ impl CommandSession {
         Ok(self.of_slot(slot.id()))
     }
 
-    /// The TPM, with the PIN that was typed if the slot wants one.
+    /// The TPM, with the PIN that the user typed if the slot needs one.
     fn tpm_for(
         &mut self,
         place: &CommandContext<'_>,
@@ -145,7 +147,7 @@ impl CommandSession {
         Ok(source.and_then(|source| source.map_err(|error| error.to_string())))
     }
 
-    /// The share that another node gave; it is asked.
+    /// The share that another node gave. A helper asks for it.
     fn share_for(
         &mut self,
         place: &CommandContext<'_>,
@@ -159,7 +161,7 @@ impl CommandSession {
         }
         match place.keeper.escrow().take_share(params) {
             Ok(share) => {
-                // The next attempt has it from here: the other node is asked once.
+                // The next attempt gets it from here, so the other node is asked once.
                 self.shares.push((id, SecretArr::copy_of(share.expose())));
                 Ok(Ok(ShareKekSource(share)))
             }
@@ -168,8 +170,8 @@ impl CommandSession {
         }
     }
 
-    /// Tries every key but those that were typed, which were tried then. One that is there and does not
-    /// fit is as good as none.
+    /// Tries every key but the typed ones, which were tried as they were typed. A key that is there
+    /// and does not open its slot counts as missing.
     fn tried(&mut self, keys: &mut RekeyKeys, alkv: &Alkv) -> Vec<Lost> {
         let mut lost = Vec::new();
         for (id, mut key) in keys.list(alkv) {
@@ -183,7 +185,7 @@ impl CommandSession {
                 Err(error) => lost.push((id, error.to_string())),
             }
         }
-        // The TPM says more than that there is no key.
+        // The TPM's error says more than that there is no key.
         for (id, source) in &mut keys.tpms {
             let known = lost.iter_mut().find(|(lost, _)| lost == id);
             if let Some(((_, why), error)) = known.zip(source.take_error()) {
@@ -225,7 +227,8 @@ impl RekeyKeys {
     }
 }
 
-/// Writes it: the partition's new key slot, the copies, and what is not needed any more.
+/// Writes the change: the partition's new key slot, the copies, and the removal of what is not
+/// needed any more.
 fn change(place: &CommandContext<'_>, old: &OpenAlkv, next: &OpenAlkv) -> Attempt<()> {
     let file = File::options().read(true).write(true).open(place.device);
     let file = file.map_err(NeedInput::refused)?;

@@ -1,4 +1,4 @@
-//! Slots: listed, added, removed, tried.
+//! The commands that list, add, remove and try slots.
 
 use alknet_provisioning::{NEXT, PutSeedKeyError, UpdatePrograms};
 use alknet_tpm::TpmPin;
@@ -50,13 +50,13 @@ impl CommandSession {
         self.add_tpm2(place, pin.as_ref())
     }
 
-    /// For the program that is to be started next. The slot of what runs stays: the way back is open until
-    /// it is removed.
+    /// Adds a slot for the program that is to be started next. The slot of the running image stays:
+    /// the way back is open until it is removed.
     pub(super) fn slot_add_next(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         self.authorised(place)?;
         let programs = place.sources.programs().map_err(NeedInput::refused)?;
         self.agreed_to(&programs)?;
-        // Who opened the vault by a PIN does not want the next image to open it without one.
+        // A user who opened the vault by a PIN does not want the next image to open it without one.
         let wants_pin = super::has_pin(self.opened(place)?.alkv());
         let pin = self.new_pin(wants_pin)?;
         let open = self.opened(place)?;
@@ -78,8 +78,8 @@ impl CommandSession {
         Ok(vec![text])
     }
 
-    /// Shows which program the vault will open for. The file is read again after the answer: it is what was shown, or
-    /// a medium was exchanged meanwhile.
+    /// Shows for which program the vault will open. PID 1 reads the file again after the answer and
+    /// compares it with what was shown, as a medium may be exchanged meanwhile.
     fn agreed_to(&mut self, programs: &UpdatePrograms) -> Attempt<()> {
         let digest = file_digest(&programs.next);
         if *self.typed.next.get_or_insert(digest) != digest {
@@ -100,7 +100,8 @@ impl CommandSession {
         self.confirmed(&lines, "ADD")
     }
 
-    /// For what runs, in the place of a slot that stays shut or is not wanted any more.
+    /// Makes a slot for the running image, in place of a slot that stays shut or is not wanted any
+    /// more.
     pub(super) fn slot_renew(
         &mut self,
         place: &CommandContext<'_>,
@@ -121,7 +122,7 @@ impl CommandSession {
         Ok(vec![text])
     }
 
-    /// The PIN that was typed twice, where one is wanted.
+    /// The PIN that the user typed twice, if one is wanted.
     fn new_pin(&mut self, is_wanted: bool) -> Attempt<Option<TpmPin>> {
         if !is_wanted {
             return Ok(None);
@@ -173,8 +174,9 @@ impl CommandSession {
         self.add(place, slot)
     }
 
-    /// The key goes onto the medium first: without its key on a medium, a slot would be useless. It is always a
-    /// new key: the id of the vault is no secret, and an attacker who wrote a key that names it knows that key.
+    /// Puts the key on a medium first: without its key on a medium, a slot would be useless. It is
+    /// always a new key: the id of the vault is no secret, and an attacker who wrote a key that
+    /// names it knows that key.
     fn add_provisioning(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         let media = place.sources.secrets();
         let alkv = self.opened(place)?.alkv();
@@ -225,7 +227,7 @@ impl CommandSession {
         place: &CommandContext<'_>,
         id: SlotId,
     ) -> Attempt<Vec<String>> {
-        // Who removes the passphrase is not asked for it any more.
+        // A user who removes the passphrase cannot be asked for it afterwards.
         self.authorised(place)?;
         let consent = self.consent();
         let open = self.opened(place)?;
@@ -265,7 +267,7 @@ impl CommandSession {
         Ok(vec![format!("slot {id} ({}) opens", slot.kind().name())])
     }
 
-    /// A new passphrase in the place of the one that was typed, in one change of the vault.
+    /// Replaces the passphrase that was typed by a new one, in one change of the vault.
     pub(super) fn slot_set(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         if !super::has_passphrase(&on_disk(place)?) {
             let text = "no slot is opened by a passphrase; 'slot add passphrase' makes one";
@@ -275,7 +277,8 @@ impl CommandSession {
         let Some(passphrase) = self.typed.new.take() else {
             return Err(NeedInput::wants(CommandPrompt::NewPassphrase));
         };
-        // After the typed one opened: Argon2id is measured only for a user who may change it.
+        // This follows the opening by the typed one: Argon2id is measured only for a user who may
+        // change it.
         let (cost, cap_kib) = affordable()?;
         let open = self.opened_by_typing(place)?;
         let old = open.opened_by();
@@ -298,13 +301,13 @@ impl CommandSession {
     }
 }
 
-/// What a passphrase may cost on this machine, and what of its memory.
+/// The Argon2id cost that a passphrase may have on this machine, and the memory that it may use.
 fn affordable() -> Attempt<(Argon2Params, u32)> {
     let cap_kib = memory_cap_kib(memory_kib());
     Ok((cost(cap_kib)?, cap_kib))
 }
 
-/// One line for each slot, and which of them opened the vault.
+/// One line for each slot, with a mark at the one that opened the vault.
 pub(super) fn lines(alkv: &Alkv, opened_by: Option<SlotId>) -> Vec<String> {
     let line = |slot: &KeySlot| {
         let more = match slot.params() {

@@ -25,22 +25,22 @@ use crate::vault::{FirstBoot, UnlockCredentials, create};
 
 const BYTES: u64 = DATA_AT + (1 << 20);
 
-/// A machine whose disk is a file, and whose medium a folder.
+/// A machine with a file as disk, and a folder as medium.
 struct CommandMachine {
     dir: tempfile::TempDir,
     keeper: VaultHandle,
     log: InitLog,
-    /// A program to be started next, that a medium has.
+    /// The program to be started next, on a medium.
     next: std::cell::Cell<Option<&'static [u8]>>,
 }
 
 impl CommandMachine {
-    /// With a vault that opens by itself.
+    /// A machine with a vault that opens unattended.
     fn new() -> Self {
         Self::with_vault(&vault())
     }
 
-    /// With this vault, which is open.
+    /// A machine with this vault, which is open.
     fn with_vault(open: &OpenAlkv) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let machine = Self {
@@ -92,14 +92,14 @@ impl CommandMachine {
         })
     }
 
-    /// Has fw_cfg bring a document with these secrets.
+    /// Makes fw_cfg bring a document with these secrets.
     fn put_secrets(&self, secrets: &str) {
         let folder = self.paths().fw_cfg.join("node");
         std::fs::create_dir_all(&folder).expect("writable");
         std::fs::write(folder.join("raw"), with_secrets(secrets)).expect("writable");
     }
 
-    /// Has the firmware's strings bring one, which come after fw_cfg.
+    /// Makes the firmware's strings bring a document, which come after fw_cfg.
     fn put_strings(&self, secrets: &str) {
         let folder = self.paths().dmi.join("11-0");
         std::fs::create_dir_all(&folder).expect("writable");
@@ -109,12 +109,12 @@ impl CommandMachine {
         std::fs::write(folder.join("raw"), raw).expect("writable");
     }
 
-    /// Whether a machine without a vault makes one of what the media bring, or why it waits.
+    /// Whether a machine without a vault makes one from the media, or why it waits.
     fn first(&self, config: &VaultSection) -> Result<(), String> {
         self.made(config).map(drop)
     }
 
-    /// What opens the vault that it makes.
+    /// The kinds of the slots of the vault that it makes.
     fn kinds(&self, config: &VaultSection) -> Vec<&'static str> {
         let made = self.made(config).expect("it makes one");
         let slots = made.open().alkv().slots().iter();
@@ -135,7 +135,7 @@ impl CommandMachine {
         made.map_err(|waiting| waiting.problem.text)
     }
 
-    /// A command with all that it asks for, to what becomes of it then.
+    /// Runs a command with all the answers that it asks for, and returns its outcome.
     fn typed(&self, line: &str, given: Vec<PromptResponse>) -> CommandOutcome {
         let mut session = CommandSession::new(VaultCommand::parse(line).expect(line));
         for one in given {
@@ -186,7 +186,7 @@ impl CommandMachine {
         String::from_utf8(bytes).expect("JSON")
     }
 
-    /// Puts a text in the place of a copy, as an attacker who writes to the disk can.
+    /// Replaces a copy by a text, as an attacker who writes to the disk can.
     fn put_copy(&self, at: u64, text: &str) {
         let hash = HEXLOWER.encode(&file_digest(text.as_bytes()));
         let mut bytes = format!("{text}\n{hash}\n").into_bytes();
@@ -194,7 +194,7 @@ impl CommandMachine {
         self.file().write_all_at(&bytes, at).expect("writable");
     }
 
-    /// Gives it a slot whose share another node has, and returns that share.
+    /// Adds a slot whose share another node has, and returns that share.
     fn add_kms(&self) -> [u8; 32] {
         let found = data::copies(&self.device()).load().expect("good");
         let mut open = found
@@ -213,7 +213,7 @@ impl CommandMachine {
         share
     }
 
-    /// What comes of asking the other node for its share.
+    /// Gives the result of asking the other node for its share.
     fn answer(&self, outcome: helper_task::HelperOutcome) {
         let escrow = self.keeper.escrow();
         let (of, _) = escrow.next(0).expect("it is wanted");
@@ -266,7 +266,7 @@ fn with_secrets(secrets: &str) -> String {
     format!("version = 1\n[secrets]\n{secrets}\n")
 }
 
-/// What makes a vault with one slot.
+/// The configuration of a vault with one slot.
 fn opened_by(unlock: VaultUnlock, init: VaultInit) -> VaultSection {
     VaultSection {
         unlock: vec![unlock],
@@ -381,7 +381,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     loop {
         match machine.run(&mut session) {
             CommandOutcome::Wants(CommandPrompt::Word(at), why) => {
-                // One that is wrong is not told from the others: nothing is said before the third.
+                // PID 1 does not say which word is wrong: the console shows nothing before the third.
                 assert_eq!(why.is_empty(), asked.len() != 3, "{why}");
                 let right = phrase[at - 1].as_str();
                 let other = if right == "zoo" { "zero" } else { "zoo" };
@@ -403,7 +403,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     );
     assert_eq!(asked[..3], asked[3..], "always the same");
     assert_eq!(wrong().as_deref(), Some("0"));
-    // What was wrong before a restart waits after it.
+    // Wrong tries before a restart cause a wait after it.
     std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
     let three = (0..3).map(|_| PromptResponse::Word(SecretStr::from("zoo")));
     machine.typed("words show", three.collect());
@@ -420,7 +420,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     assert!(why.contains("attach the medium"), "{why}");
 }
 
-/// An attacker left a medium in a machine before its first start, with words or a key of their own.
+/// An attacker left a medium in a machine before its first start, with the attacker's words or key.
 #[test]
 fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     let machine = CommandMachine::new();
@@ -445,8 +445,8 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     std::fs::remove_dir_all(machine.paths().fw_cfg.join("node")).expect("it is there");
     assert_eq!(machine.first(&by_key), Ok(()));
 
-    // A configuration that does not say what opens the vault: a key that did not come with it is not taken, nor is the
-    // vault left open to every user of the console for it.
+    // A configuration does not say what opens the vault. PID 1 does not take a key that did not come with it, nor
+    // does it leave the vault open to every user of the console.
     let unsaid = VaultSection::default();
     let why = machine.first(&unsaid).expect_err("it has no configuration");
     assert!(why.contains("fw_cfg has a seed.key"), "{why}");
@@ -467,8 +467,8 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     );
 }
 
-/// An attacker left a medium with words of their own, and the owner's medium is there too. Which of them comes first is
-/// up to the attacker.
+/// An attacker left a medium with the attacker's words, and the owner's medium is there too. The attacker decides
+/// which of them comes first.
 #[test]
 fn words_of_two_media_that_differ_make_no_vault() {
     let machine = CommandMachine::new();
@@ -483,7 +483,7 @@ fn words_of_two_media_that_differ_make_no_vault() {
         why.contains("different words (fw_cfg, smbios)"),
         "both are named: {why}"
     );
-    // The same with another passphrase are another node's.
+    // The same words with another passphrase are another node's.
     let with_passphrase = format!("{}\nwords_passphrase = \"TREZOR\"", line(&own));
     machine.put_secrets(&with_passphrase);
     let why = machine.first(&asked).expect_err("which are they?");
@@ -492,8 +492,8 @@ fn words_of_two_media_that_differ_make_no_vault() {
     assert_eq!(machine.first(&asked), Ok(()));
 }
 
-/// An attacker is at the console of a machine that waits for its owner's medium: what is typed then would open the vault
-/// that is made of the owner's words.
+/// An attacker is at the console of a machine that waits for its owner's medium. What is typed then would open the
+/// vault that is made from the owner's words.
 #[test]
 fn nothing_that_opens_a_new_vault_is_typed_before_its_words_are_there() {
     let machine = CommandMachine::new();
@@ -516,7 +516,8 @@ fn nothing_that_opens_a_new_vault_is_typed_before_its_words_are_there() {
     assert!(why.contains("needs a passphrase"), "{why}");
 }
 
-/// Another node keeps a share of the vault's key, and an attacker left a medium with a key that names another vault.
+/// Another node keeps a share of the vault's key, and an attacker left a medium with a key that names another
+/// vault.
 #[test]
 fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
     let machine = CommandMachine::new();
@@ -543,7 +544,7 @@ fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
     assert_ne!(vault, named.to_string());
 }
 
-/// An attacker left a medium with a key of their own that names this vault, whose id lies in the clear.
+/// An attacker left a medium with the attacker's key, which names this vault, whose id lies in the clear.
 #[test]
 fn a_key_that_this_machine_did_not_make_becomes_no_slot_and_hides_no_other() {
     let machine = CommandMachine::new();
@@ -556,7 +557,7 @@ fn a_key_that_this_machine_did_not_make_becomes_no_slot_and_hides_no_other() {
     );
     assert_eq!(machine.slots(), [(0, SlotType::None)]);
 
-    // Where it is found before the right one.
+    // The case in which PID 1 finds it before the right one.
     std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
     machine.done("slot add provisioning", vec![]);
     let folder = machine.paths().fw_cfg.join("node");
@@ -637,7 +638,7 @@ fn on_listed(machine: &CommandMachine) -> Alkv {
     found.expect("a vault").newest
 }
 
-/// A visitor at the console of a machine whose medium opens it, and another node as well.
+/// A visitor at the console of a machine that opens by its medium, and by another node as well.
 #[test]
 fn a_new_master_key_loses_no_slot_without_proof() {
     let machine = CommandMachine::new();
@@ -712,7 +713,7 @@ fn a_new_master_key_changes_the_data_partition_with_it() {
     assert!(sealed.unlock(1, words.expose().as_bytes()).is_ok());
     let events = machine.events();
     assert!(events.contains(r#""ev":"rekeyed""#), "{events}");
-    // Every passphrase that is wrong is asked for again, and none is lost by it.
+    // The console asks again for every wrong passphrase, and the wrong one loses no slot.
     let wrong = machine.typed("rekey", vec![of_slot(1, Some("two"))]);
     assert!(
         matches!(&wrong, CommandOutcome::Wants(CommandPrompt::PassphraseOf { .. }, why) if why.contains("wrong")),
@@ -751,7 +752,7 @@ fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
     );
     escrow.clear();
 
-    // It is asked once, however often the command is tried.
+    // A helper asks once, however often the command is tried.
     let mut session = begun();
     let released = || helper_task::HelperOutcome::Released {
         share: HexSecret::copy_of(&share),
@@ -765,7 +766,7 @@ fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
     escrow.clear();
     assert_eq!(machine.slots(), [(0, SlotType::None), (1, SlotType::Kms)]);
 
-    // The other half is what it was, and opens what the vault is now. No passphrase proves who types: the words do.
+    // The other half is unchanged, and opens the present vault. No passphrase proves who types: the words do.
     let found = data::copies(&machine.device()).load().expect("good");
     let open = found.expect("a vault").open(&mut UnlockKey::Stored);
     let phrase = open.expect("the slot without a secret").entropy().phrase();
@@ -828,7 +829,7 @@ fn the_log_is_shown_with_whether_it_was_changed() {
     let shown = machine.done("audit", vec![]);
     assert!(shown.starts_with("BROKEN: "), "{shown}");
     assert!(shown.contains("vault.log, line 21: "), "{shown}");
-    // What the node put in its place is not followed.
+    // PID 1 does not follow what the node put in its place.
     let elsewhere = machine.dir.path().join("elsewhere");
     std::fs::rename(&file, &elsewhere).expect("writable");
     std::os::unix::fs::symlink(&elsewhere, &file).expect("writable");
@@ -856,7 +857,8 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
     assert!(machine.refused("slot remove 9", vec![]).contains("locked"));
 }
 
-/// A vault whose new words are shown without proof says nothing of another disk's, nor of itself once it was locked.
+/// A vault whose new words are shown without proof says nothing about another disk's vault, nor about itself once
+/// it was locked.
 #[test]
 fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
     let keeper = VaultHandle::new().expect("memory");
@@ -968,7 +970,7 @@ fn an_image_that_is_nowhere_and_a_slot_that_is_no_tpms_are_named() {
         ("slot renew 0", "another type"),
     ] {
         let refused = machine.refused(line, Vec::new());
-        // Where the tests run there may be no TPM.
+        // The host of the tests may have no TPM.
         assert!(
             refused.contains(wrong) || refused.contains("no TPM"),
             "{refused}"

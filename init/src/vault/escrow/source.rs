@@ -1,4 +1,5 @@
-//! Shares for the slots that need them: a share that a helper brought, else why there is no share.
+//! Shares for the slots that need them: a share that a helper brought, or else why there is no
+//! share.
 
 use alknet_vault::SecretArr;
 use alknet_vault::slots::{Kek, KekError, KekRequest, KekSource, KmsParams, SlotParams};
@@ -11,12 +12,13 @@ pub(crate) struct ShareUnavailable {
     pub(crate) why: String,
     /// A helper asked for it and came back without it.
     pub(crate) asked: bool,
-    /// The other node answered, and did not want to.
+    /// The other node answered and refused.
     refused: bool,
 }
 
 impl EscrowClient {
-    /// Answers for slots of type `kms`: with what was brought, else by wanting it.
+    /// A key source for slots of type `kms`. It has the shares that helpers brought, and requests
+    /// missing ones.
     pub(crate) fn source(&self) -> EscrowKekSource<'_> {
         EscrowKekSource {
             escrow: self,
@@ -25,35 +27,36 @@ impl EscrowClient {
         }
     }
 
-    /// The share of that slot, once a helper has brought it; else why there is no share, and helpers ask for it
-    /// from now on. It is given out once: one that does not open the slot is asked for again.
+    /// The share of that slot, once a helper has brought it. Otherwise why there is no share, and
+    /// helpers ask for it from now on. It is given out once: helpers ask again for one that does
+    /// not open the slot.
     pub(crate) fn take_share(&self, params: &KmsParams) -> Result<SecretArr<32>, ShareUnavailable> {
         let mut state = self.state();
         let network = state.network;
         let known = state.releases.iter_mut().find(|it| it.params == *params);
         let Some(release) = known else {
-            let course = ExchangeProgress::default();
-            let none = course.no_share(network);
+            let progress = ExchangeProgress::default();
+            let none = progress.no_share(network);
             state.releases.push(EscrowRelease {
                 params: params.clone(),
                 share: None,
-                course,
+                progress,
             });
             return Err(none);
         };
         if let Some(share) = release.share.take() {
-            release.course.last = Some("what it released does not open the slot".to_owned());
+            release.progress.last = Some("what it released does not open the slot".to_owned());
             return Ok(share);
         }
-        Err(release.course.no_share(network))
+        Err(release.progress.no_share(network))
     }
 
-    /// Whether a node that has a share was not asked yet.
+    /// Whether there is a node with a share that no helper has asked yet.
     pub(crate) fn has_unasked(&self) -> bool {
         let state = self.state();
         state.releases.iter().any(|release| {
-            let course = &release.course;
-            release.share.is_none() && course.last.is_none()
+            let progress = &release.progress;
+            release.share.is_none() && progress.last.is_none()
         })
     }
 }
@@ -77,12 +80,12 @@ pub(crate) struct EscrowKekSource<'a> {
 }
 
 impl EscrowKekSource<'_> {
-    /// Why there is no key, for each node that was wanted.
+    /// Why there is no key, for each node that was asked.
     pub(crate) fn refusals(&self) -> String {
         self.refusals.join("; ")
     }
 
-    /// Whether a node answered and did not want to.
+    /// Whether a node answered and refused.
     pub(crate) fn was_refused(&self) -> bool {
         self.refused
     }

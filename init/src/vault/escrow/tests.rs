@@ -22,7 +22,7 @@ fn wanted() -> VaultKms {
     }
 }
 
-/// A vault with a slot whose share was deposited by a helper task, and the share.
+/// A vault with a slot whose share a helper task deposited, and the share.
 fn made(escrow: &EscrowClient) -> (OpenAlkv, HexSecret) {
     escrow.set_network(true);
     let waiting = escrow.deposited(&wanted(), Some("kitchen"), None);
@@ -81,7 +81,7 @@ fn what_was_deposited_opens_the_slot_again() {
     let (of, _) = escrow.next(again).expect("it is tried again");
     assert!(!escrow.came(&of, Err("it did not answer in time".to_owned()), again));
 
-    // A wrong share opens nothing; the right one opens, and is used once.
+    // A wrong share opens nothing. The right one opens, and is used once.
     for (bytes, opens) in [([9; 32], false), (*share.expose(), true)] {
         let (of, _) = escrow.next(again * 9).expect("it is tried again");
         let share = HexSecret::copy_of(&bytes);
@@ -110,8 +110,8 @@ fn one_deposit_stays_the_same_until_the_vault_is_made() {
     assert_eq!(escrow.deadline(), Some(HelperRefusal::Enrolment.pause_ms()));
     let (of, again, same) = sent(HelperRefusal::Enrolment.pause_ms());
     assert!(share == again && vault == same);
-    // The administrator corrects the configuration meanwhile: the answer to the earlier request counts for
-    // nothing.
+    // The administrator corrects the configuration meanwhile, so the answer to the earlier request
+    // counts for nothing.
     let other = VaultKms {
         code: Some("alkjoin1_B".to_owned()),
         ..VaultKms::default()

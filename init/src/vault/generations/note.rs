@@ -1,4 +1,5 @@
-//! The note beside the data: what the newest vault was, and which TPMs have to count before nothing older opens.
+//! The note beside the data: the newest vault, and the TPMs that have to count before nothing older
+//! opens.
 
 use std::fs;
 use std::io;
@@ -9,21 +10,22 @@ use serde::{Deserialize, Serialize};
 use crate::data::TPMS_MAX;
 use crate::log::InitLog;
 
-/// Its name, in the configuration's folder, which is root's.
+/// Name of the file in the configuration's folder, which is root's.
 const NAME: &str = "vault-newest.json";
-/// Bytes of it: fields of fixed length, of [`TPMS_MAX`] TPMs at most, and some room.
+/// Longest note in bytes: fields of fixed length, of [`TPMS_MAX`] TPMs at most, and some room.
 pub(super) const BYTES_MAX: u64 = 2048;
 
-/// What the newest vault was.
+/// The newest vault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GenerationNote {
     pub(super) vault: String,
     pub(super) generation: u64,
-    /// How often it was changed, by a TPM.
+    /// The count of changes by a TPM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) counted: Option<TpmCount>,
-    /// TPMs that have not counted its last change: each opens a copy of the disk from before as if it were the newest.
+    /// TPMs that have not counted its last change. Each opens a copy of the disk from before as if
+    /// it were the newest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) owed: Vec<OwedCount>,
 }
@@ -32,18 +34,19 @@ pub(super) struct GenerationNote {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TpmCount {
-    /// Of the TPM with this storage key.
+    /// Storage key of the TPM.
     pub(super) tpm: String,
     pub(super) count: u64,
 }
 
-/// What a TPM has yet to count: a change of the vault, the removal of its last slot, or the erasure of the disk before.
+/// What a TPM has yet to count: a change of the vault, the removal of its last slot, or the erasure
+/// of the disk before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OwedCount {
-    /// By its storage key.
+    /// Storage key of the TPM.
     pub(super) tpm: String,
-    /// What its counter was; nothing where only the disk before, which was erased, had that.
+    /// The value of its counter. `None` if only the disk before, which was erased, had it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) count: Option<u64>,
 }
@@ -56,13 +59,13 @@ impl GenerationNote {
         all.take(TPMS_MAX).cloned().collect()
     }
 
-    /// Forgets the TPMs that owe for longest, where there are more than it has room for.
+    /// Forgets the TPMs that owe for longest, if there are more than the note has room for.
     pub(super) fn bound(&mut self) {
         let many = self.owed.len().saturating_sub(TPMS_MAX - 1);
         self.owed.drain(..many);
     }
 
-    /// What a TPM with this storage key is noted to have counted.
+    /// The count in the note of the TPM with this storage key.
     pub(super) fn count_of(&self, tpm: &str) -> Option<u64> {
         let counted = self.counted.iter().find(|one| one.tpm == tpm);
         let owed = || self.owed.iter().find(|one| one.tpm == tpm)?.count;
@@ -83,10 +86,11 @@ pub(super) fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("config").join(NAME)
 }
 
-/// The note, where there is one. It is written by a rename: a power cut leaves none that cannot be read.
+/// Reads the note, if there is one. It is written by a rename, so a power cut leaves no unreadable
+/// note.
 ///
 /// # Errors
-/// It is there and is no note, or the disk does not give it.
+/// There is a file that is no note, or the disk cannot read it.
 pub(super) fn read(state_dir: &Path) -> io::Result<Option<GenerationNote>> {
     let path = path(state_dir);
     let length = match fs::symlink_metadata(&path) {
@@ -94,14 +98,15 @@ pub(super) fn read(state_dir: &Path) -> io::Result<Option<GenerationNote>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    // An attacker who writes to the disk must not have PID 1 read gigabytes.
+    // An attacker who writes to the disk must not make PID 1 read gigabytes.
     if length > BYTES_MAX {
         return Err(io::Error::other("it is too long"));
     }
     Ok(Some(serde_json::from_slice(&fs::read(&path)?)?))
 }
 
-/// The note, where there is one that can be read. Without it the TPM's counter says that the disk is an older one.
+/// The note, if there is a readable one. Without it the TPM's counter shows that the disk is an
+/// older one.
 pub(super) fn read_if_whole(state_dir: &Path, log: &InitLog) -> Option<GenerationNote> {
     read(state_dir).unwrap_or_else(|error| {
         log.error(format_args!("{}: {error}", path(state_dir).display()));
@@ -109,7 +114,7 @@ pub(super) fn read_if_whole(state_dir: &Path, log: &InitLog) -> Option<Generatio
     })
 }
 
-/// Returns when it is on the disk.
+/// Writes the note, and returns when it is on the disk.
 pub(super) fn write(state_dir: &Path, note: &GenerationNote) -> io::Result<()> {
     let text = serde_json::to_vec(note).map_err(io::Error::other)?;
     let path = path(state_dir);
@@ -148,7 +153,7 @@ mod tests {
         assert!(text.len() as u64 <= BYTES_MAX);
         assert_eq!(read_if_whole(dir.path(), &log).as_ref(), Some(&note));
         assert_eq!(note.tpms().len(), TPMS_MAX);
-        // That of a program from before any was owed.
+        // A note from a program that did not know owed counts.
         let before = r#"{"vault":"of this","generation":7,"counted":{"tpm":"ab","count":7}}"#;
         fs::write(&path, before).expect("writable");
         let read_before = read_if_whole(dir.path(), &log).expect("a note");

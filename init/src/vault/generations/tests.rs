@@ -28,7 +28,8 @@ fn a_count_that_the_disk_does_not_have_makes_it_old() {
     }
 }
 
-/// An attacker needs no secret to undefine the index of the counter and to define another at its handle.
+/// An attacker needs no secret to undefine the index of the counter and to define another at its
+/// handle.
 #[test]
 fn without_a_counter_no_disk_is_the_newest() {
     for (noted, index, fit) in [
@@ -40,7 +41,7 @@ fn without_a_counter_no_disk_is_the_newest() {
     }
 }
 
-/// A machine without a TPM, whose disk is a file.
+/// A machine without a TPM, with a file as disk.
 struct LedgerMachine {
     dir: tempfile::TempDir,
     keeper: VaultHandle,
@@ -63,7 +64,7 @@ impl LedgerMachine {
         self.dir.path().join("disk")
     }
 
-    /// What a start, or a change of the vault, does with the ledger of this machine.
+    /// Does what a start, or a change of the vault, does with the ledger of this machine.
     fn with<R>(&self, work: impl FnOnce(GenerationLedger<'_>) -> R) -> R {
         work(GenerationLedger {
             device: &self.device(),
@@ -77,7 +78,7 @@ impl LedgerMachine {
         note::read_if_whole(self.dir.path(), &self.log).expect("it was written")
     }
 
-    /// The problems that it tells.
+    /// The problems that it reports.
     fn problem_codes(&self) -> Vec<String> {
         let problems = self.keeper.uncounted().into_iter();
         problems.map(|problem| problem.code).collect()
@@ -121,7 +122,8 @@ fn slot(tpm: &str) -> Tpm2Params {
     Tpm2Params::new(public, sized(&[6; 9]), vec![4, 11], policy, false).expect("in range")
 }
 
-/// An attacker types a passphrase, or a PIN for a slot that they had the machine's TPM make, of a vault of their own.
+/// An attacker types a passphrase of the attacker's own vault, or a PIN for a slot that the
+/// machine's TPM made for it.
 #[test]
 fn a_vault_of_the_same_id_has_the_same_words_only_if_it_has_them() {
     let made = |id, words: [u8; 32]| {
@@ -144,7 +146,8 @@ fn a_vault_of_the_same_id_has_the_same_words_only_if_it_has_them() {
     assert!(!have_same_words(&open, &made(id, [8; 32])), "it is forged");
 }
 
-/// The owner removes the last slot of the TPM, and an attacker puts a copy of the disk from before back.
+/// The owner removes the last slot of the TPM, and an attacker puts a copy of the disk from before
+/// back.
 #[test]
 fn a_removal_of_the_last_slot_of_the_tpm_is_counted() {
     let machine = LedgerMachine::new();
@@ -162,7 +165,7 @@ fn a_removal_of_the_last_slot_of_the_tpm_is_counted() {
         });
         (machine.noted(), told)
     };
-    // As long as the TPM has not counted it, the next start tries.
+    // Until the TPM has counted it, each start tries.
     let (unanswered, told) = write(&before, false);
     assert_eq!(
         unanswered.owed,
@@ -180,8 +183,9 @@ fn a_removal_of_the_last_slot_of_the_tpm_is_counted() {
     assert_eq!(counter.get(), 8, "once");
 }
 
-/// The attacker switches the TPM off in the firmware, and its owner removes the slot of the TPM that seems broken. With
-/// the TPM on again, a copy of the disk from before would be as new as the TPM knows.
+/// The attacker switches the TPM off in the firmware, and the owner removes the slot of the TPM
+/// that seems broken. With the TPM on again, a copy of the disk from before would be as new as the
+/// TPM knows.
 #[test]
 fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
     let machine = LedgerMachine::new();
@@ -199,7 +203,7 @@ fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
         "for a reset"
     );
 
-    // Each start tells it, and tries again.
+    // Each start reports it, and tries again.
     machine.keeper.set_uncounted(Vec::new());
     let checked = machine.with(|ledger| ledger.check(&vault, false, || false));
     checked.expect("it is the newest");
@@ -220,8 +224,8 @@ fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
     assert_eq!(machine.problem_codes(), [""; 0]);
 }
 
-/// An attacker puts the vault of the first boot beside the newest data, and spoils the block with the note of the newest
-/// one.
+/// An attacker puts the vault of the first boot beside the newest data, and spoils the block with
+/// the note of the newest one.
 #[test]
 fn a_spoilt_note_makes_no_vault_the_newest_without_proof() {
     let machine = LedgerMachine::new();
@@ -253,8 +257,8 @@ fn a_spoilt_note_makes_no_vault_the_newest_without_proof() {
     }
 }
 
-/// An attacker has a copy of the vault from the first boot of an earlier node of these words, and puts it beside the data
-/// of the node that its owner made of them after a reset.
+/// An attacker has a copy of the vault from the first boot of an earlier node of these words, and
+/// puts it beside the data of the node that its owner made from them after a reset.
 #[test]
 fn data_of_another_vault_had_their_first_boot() {
     let machine = LedgerMachine::new();
@@ -301,7 +305,7 @@ fn early(first_count: Option<FirstCount>) -> OpenAlkv {
     early
 }
 
-/// The same as its copy on the disk opens.
+/// The same vault, opened from its copy on the disk.
 fn reread(open: &OpenAlkv) -> OpenAlkv {
     let alkv = Alkv::parse(open.alkv().to_text().as_bytes()).expect("our own");
     let id = alkv.slots()[0].id();
@@ -309,11 +313,12 @@ fn reread(open: &OpenAlkv) -> OpenAlkv {
         .expect("its key lies beside it")
 }
 
-/// An attacker puts a copy of the vault from its first boot back, and blanks the header or takes the data from then as
-/// well.
+/// An attacker puts a copy of the vault from its first boot back, and blanks the header or takes
+/// the data from then as well.
 #[test]
 fn a_copy_from_a_first_boot_is_recognised_by_the_tpm_counter() {
-    // Before the header; between that and the note, where the erasure of the disk before may have to be counted first.
+    // Before the header, and between that and the note, where the erasure of the disk before may
+    // have to be counted first.
     for (index, blank, sealed) in [
         (TpmCounterIndex::Count(7), None, None),
         (TpmCounterIndex::Count(8), Some(PAST), None),
@@ -328,7 +333,8 @@ fn a_copy_from_a_first_boot_is_recognised_by_the_tpm_counter() {
     }
 }
 
-/// The attacker switches that TPM off, and another slot opens the vault: there is nothing to compare with.
+/// The attacker switches that TPM off, and another slot opens the vault: there is nothing to
+/// compare with.
 #[test]
 fn a_copy_from_a_first_boot_stays_closed_while_its_tpm_is_away() {
     let machine = LedgerMachine::new();
@@ -353,10 +359,10 @@ fn a_copy_from_a_first_boot_stays_closed_while_its_tpm_is_away() {
         assert!(note::read(machine.dir.path()).expect("readable").is_none());
     }
     assert!(blank(&counted, true).is_ok(), "its owner wants it");
-    // Vaults of before, and those that no TPM counts.
+    // Earlier vaults, and those that no TPM counts.
     assert!(blank(&early(None), false).is_ok());
     assert!(sealed(&early(None), false).is_ok());
-    // Once the partition is finished the note beside the data says it.
+    // Once the partition is finished, the note beside the data says it.
     let mut finished = reread(&counted);
     finished
         .conclude(FirstBootPermissions::ALL)
@@ -364,7 +370,7 @@ fn a_copy_from_a_first_boot_stays_closed_while_its_tpm_is_away() {
     assert_eq!(finished.first_count(), None);
 }
 
-/// The same where the slot of the TPM stays, and the passphrase is changed or another slot goes.
+/// The same if the slot of the TPM stays, and the passphrase is changed or another slot goes.
 #[test]
 fn a_change_without_the_tpm_is_pending_and_a_start_alone_is_no_change() {
     let machine = LedgerMachine::new();
@@ -397,19 +403,20 @@ fn a_change_without_the_tpm_is_pending_and_a_start_alone_is_no_change() {
         [OwedCount::from(copy.counted.expect("it was counted"))]
     );
     assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
-    // A start without the TPM changes nothing of that, and tells it.
+    // A start without the TPM changes nothing of that, and reports it.
     machine.keeper.set_uncounted(Vec::new());
     start(&vault);
     assert_eq!(machine.noted(), owed);
     assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
-    // With the TPM it is not settled: the note says what the TPM does, and so does that of the copy.
+    // With the TPM it is not settled: the note agrees with the TPM, and so does that of the copy.
     assert_eq!(
         NoteFit::compare(owed.count_of(&own), TpmCounterIndex::Count(7)),
         NoteFit::Same
     );
 }
 
-/// A new vault on a disk that was erased while the TPM was absent. Each start reports what the disk says of it.
+/// A new vault on a disk that was erased while the TPM was absent. Each start reports what the disk
+/// says of it.
 #[test]
 fn a_reset_that_was_not_counted_is_noted_beside_the_new_data() {
     let machine = LedgerMachine::new();
@@ -434,7 +441,7 @@ fn a_reset_that_was_not_counted_is_noted_beside_the_new_data() {
     assert_eq!(data::counted_by(&machine.device()), former[1..]);
 }
 
-/// A note that is too long would be none.
+/// A note that is too long would count as no note.
 #[test]
 fn the_tpms_that_owe_for_longest_are_forgotten() {
     let vault = keyslot_tests::vault();
@@ -449,7 +456,8 @@ fn the_tpms_that_owe_for_longest_are_forgotten() {
     assert_eq!(note.owed[0], owed(1));
 }
 
-/// The power may have gone between the note of a copy and the counter: it says one more than the TPM did then.
+/// The power may have failed between the note of a copy and the counter: then the note is one ahead
+/// of the TPM.
 #[test]
 fn a_copy_from_before_a_reset_is_old_even_where_it_is_one_ahead() {
     let (before, after) = (7, 7 + 2);
@@ -461,7 +469,8 @@ fn a_copy_from_before_a_reset_is_old_even_where_it_is_one_ahead() {
     }
 }
 
-/// And nothing counts beside it: a new vault's counter would rise behind the back of its note when it answers.
+/// No other request counts beside it: a new vault's counter would rise behind its note when the TPM
+/// answers.
 #[test]
 fn a_tpm_that_hangs_holds_no_erasure_up() {
     static UNANSWERED: AtomicBool = AtomicBool::new(false);
@@ -474,7 +483,7 @@ fn a_tpm_that_hangs_holds_no_erasure_up() {
     let asked = within(Duration::from_millis(1), &UNANSWERED, hangs);
     assert!(matches!(asked, Err(TpmError::Transport(_))), "{asked:?}");
     let most = alknet_test_support::deadline(Duration::from_secs(60));
-    // One that panics would be told like one that is not asked.
+    // A panic of the request would look like a missing request.
     let again = within(most, &UNANSWERED, || {
         ASKED.store(true, Ordering::SeqCst);
         Ok(())

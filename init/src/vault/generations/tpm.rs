@@ -1,4 +1,4 @@
-//! The machine's TPM as it is asked to count: it may be absent, another one, or not answer.
+//! Requests of PID 1 that the machine's TPM counts. The TPM may be absent, another one, or silent.
 
 use std::fs::File;
 use std::io;
@@ -11,14 +11,16 @@ use alknet_tpm::{StorageKey, Tpm, TpmError};
 
 use crate::tpm;
 
-/// How long the erasure of a disk waits for the TPM: a machine that goes down ends after 25 s, erased or not.
+/// How long the erasure of a disk waits for the TPM: a machine that goes down ends after 25 s,
+/// erased or not.
 const OUTDATE_MAX: Duration = Duration::from_secs(5);
 
-/// Whether the TPM was asked to count and has not answered. It may do so at any moment: a counter that a new vault began
-/// meanwhile would be ahead of its note then, and the machine would take its own disk for an old one.
+/// Whether the TPM has a request to count and has not answered. It may count at any moment. A
+/// counter that a new vault began meanwhile would then be ahead of its note, and the machine would
+/// take its own disk for an old one.
 static UNANSWERED: AtomicBool = AtomicBool::new(false);
 
-/// Refuses to ask the TPM for its counter while another question about it is open.
+/// Refuses to ask the TPM for its counter while another request about it is open.
 pub(super) fn answered(unanswered: &AtomicBool) -> Result<(), TpmError> {
     match unanswered.load(Ordering::SeqCst) {
         true => Err(TpmError::Transport(io::ErrorKind::TimedOut.into())),
@@ -34,7 +36,8 @@ pub(super) fn chip() -> Result<(Tpm<File>, StorageKey), TpmError> {
     Ok((tpm, key))
 }
 
-/// Whether the machine has no TPM that could count: none, an old one, or one that the image is not for.
+/// Whether the machine has no TPM that could count: none, an old one, or one that the image is not
+/// for.
 pub(super) fn is_absent(error: &TpmError) -> bool {
     matches!(
         error,
@@ -42,10 +45,10 @@ pub(super) fn is_absent(error: &TpmError) -> bool {
     )
 }
 
-/// Has the TPM with this storage key count beyond every note.
+/// Makes the TPM with this storage key count beyond every note.
 ///
 /// # Errors
-/// It has not: it is not in this machine now, or switched off, or does not answer.
+/// It has not counted: it is not in this machine now, or switched off, or does not answer.
 pub(super) fn retire(tpm: &str) -> Result<(), TpmError> {
     let (chip, key) = chip()?;
     if key.to_string() != tpm {
@@ -54,8 +57,9 @@ pub(super) fn retire(tpm: &str) -> Result<(), TpmError> {
     chip.require(key).outrun_notes()
 }
 
-/// Has this machine's TPM count on, if it counts, without a disk that notes it: each copy of a disk from before is an
-/// older one. `by`: which TPMs counted that disk, by their storage keys; `has_to`: there is one, known or not.
+/// Makes this machine's TPM count on, if it counts, without a disk that notes it, so that each
+/// earlier copy of a disk is an older one. `by`: storage keys of the TPMs that counted that disk.
+/// `has_to`: there is one, known or not.
 ///
 /// # Errors
 /// One of them has not counted, or does not answer within [`OUTDATE_MAX`].
@@ -64,7 +68,7 @@ pub(crate) fn outdate(by: &[String], has_to: bool) -> Result<(), TpmError> {
     within(OUTDATE_MAX, &UNANSWERED, move || {
         let counted = tpm::connect().and_then(|mut tpm| {
             if by.is_empty() {
-                // Which TPM counted the disk is not known, and this one may have.
+                // It is unknown which TPM counted the disk, and this one may have.
                 return tpm.outrun_notes();
             }
             let key = tpm.storage_key()?;
@@ -79,8 +83,8 @@ pub(crate) fn outdate(by: &[String], has_to: bool) -> Result<(), TpmError> {
     })
 }
 
-/// A machine without a TPM, or with one that the image is not for, counts nothing: there is nothing to count where no
-/// slot was of a TPM.
+/// Accepts a machine without a TPM, or with one that the image is not for: if no slot was of a TPM,
+/// there is nothing to count.
 pub(super) fn unless_none_has_to(
     counted: Result<(), TpmError>,
     has_to: bool,
@@ -91,8 +95,8 @@ pub(super) fn unless_none_has_to(
     }
 }
 
-/// Asks a TPM on a thread of its own: the kernel waits minutes for one that hangs. `unanswered` until it has answered,
-/// or the machine restarts.
+/// Asks a TPM on its own thread, because the kernel waits minutes for one that hangs. `unanswered`
+/// is true until it has answered, or the machine restarts.
 pub(super) fn within(
     most: Duration,
     unanswered: &'static AtomicBool,
@@ -101,21 +105,21 @@ pub(super) fn within(
     if unanswered.swap(true, Ordering::SeqCst) {
         return Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
     }
-    let (say, heard) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let spawned = thread::Builder::new()
         .name("tpm".to_owned())
         .spawn(move || {
             let answer = ask();
             unanswered.store(false, Ordering::SeqCst);
             // The caller may have given up.
-            drop(say.send(answer));
+            drop(sender.send(answer));
         });
     if let Err(error) = spawned {
         unanswered.store(false, Ordering::SeqCst);
         return Err(TpmError::Transport(error));
     }
-    // The thread stays where it hangs; `unanswered` keeps a later question from passing it.
-    heard
+    // The thread stays where it hangs. `unanswered` keeps a later request from overtaking it.
+    receiver
         .recv_timeout(most)
         .unwrap_or_else(|_| Err(TpmError::Transport(io::ErrorKind::TimedOut.into())))
 }

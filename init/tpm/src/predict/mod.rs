@@ -1,10 +1,11 @@
 //! What a machine will measure when it starts an image, computed from the image's bytes.
 //!
-//! PCR 11 is systemd-stub's: of each section of the unified image that it knows, in its own order,
-//! the name with a zero byte and the contents, each as one extension. PCR 4 is the firmware's: that it
-//! turned to a boot option, that it is done with itself, that options before led to nothing, and the
-//! Authenticode digest of each program it loaded (TCG's PC client platform firmware profile). PCR 12 is
-//! the stub's as well, and empty: it holds what came from beside the image, which nothing does.
+//! systemd-stub extends PCR 11: for each section of the unified image that it knows, in its own
+//! order, by the name with a zero byte and by the contents. The firmware extends PCR 4: that it
+//! turned to a boot option, that it is done with itself, that options before led to nothing, and
+//! the Authenticode digest of each program that it loaded (TCG's PC client platform firmware
+//! profile). PCR 12 is the stub's as well, and empty: it holds what came from beside the image,
+//! which is nothing.
 
 mod pe;
 
@@ -23,18 +24,18 @@ const MEASURED: [&str; 10] = [
     ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat",
     ".pcrpkey",
 ];
-/// Sections of which that stub takes one of several, as the machine decides.
+/// Sections of which that stub takes one of several, by the machine that it runs on.
 const CHOSEN: [&str; 4] = [".profile", ".dtbauto", ".hwids", ".efifw"];
-/// How a stub says which it is, in its section `.sdmagic`.
+/// How a stub names itself, in its section `.sdmagic`.
 const STUB_IS: &[u8] = b"systemd-stub ";
-/// The stub whose ways are known here.
+/// The stub whose behaviour is known here.
 const STUB_VERSION: &[u8] = b"257";
 
 const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
 const RETURNING: &[u8] = b"Returning from EFI Application from Boot Option";
 const SEPARATOR: &[u8] = &[0; 4];
 
-/// SHA-256 of a program's file, as a person can compute it of the one that they mean. PCRs hold other digests of it.
+/// SHA-256 of a program's file, which a person can compute as well. PCRs hold other digests of it.
 #[must_use]
 pub fn file_digest(program: &[u8]) -> [u8; 32] {
     Sha256::digest(program).into()
@@ -44,16 +45,16 @@ pub fn file_digest(program: &[u8]) -> [u8; 32] {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PredictError {
-    /// It is cut short, or its parts lie on or outside each other.
+    /// The file is cut short, or its parts lie on or outside each other.
     #[error("this is no whole EFI program: {0}")]
     Form(&'static str),
-    /// Not what is built here.
+    /// A program that this project does not build.
     #[error("{0}")]
     Unpredictable(String),
-    /// Longer than what is booted may be.
+    /// The program is longer than a bootable one may be.
     #[error("the program has {0} bytes, more than {PE_BYTES_MAX}")]
     TooLarge(usize),
-    /// More than are started one after the other.
+    /// There are more programs than a machine starts one after the other.
     #[error("{0} programs are given; 1 to {BOOTED_PROGRAMS_MAX} are started")]
     TooMany(usize),
     /// A table that no program needs.
@@ -83,7 +84,7 @@ impl PredictedPcr {
 /// PCR 11 after the stub of this unified kernel image started its kernel.
 ///
 /// # Errors
-/// Anything that is no such image, has another stub than systemd's 257, or sections that the stub
+/// The file is no such image, has another stub than systemd's 257, or sections that the stub
 /// chooses among.
 pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
     let pe = PeImage::parse(uki)?;
@@ -95,7 +96,7 @@ pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
     }
     let mut pcr = PredictedPcr::START;
     for name in MEASURED {
-        // One without contents is as one that is not there.
+        // A section without contents counts as missing.
         if let Some(content) = pe.section(name)?.filter(|content| !content.is_empty()) {
             // The stub measures the name with its NUL, then the contents (systemd-stub(7)).
             pcr = pcr.measure(format!("{name}\0").as_bytes()).measure(content);
@@ -104,12 +105,12 @@ pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
     Ok(pcr.0)
 }
 
-/// PCR 4 after firmware tried `failed` boot options that did not start and then started one whose programs load each
-/// other in this order: all that firmware was asked to load, the kernel inside a unified image among them
-/// ([`booted`]).
+/// PCR 4 after firmware tried `failed` boot options that did not start, and then started one whose
+/// programs load each other in this order: every program that firmware was asked to load, with the
+/// kernel inside a unified image ([`booted`]).
 ///
 /// # Errors
-/// What is no EFI program; more than the limits.
+/// One is no EFI program, or there is more than the limits allow.
 pub fn predict_pcr4(failed: u8, programs: &[&[u8]]) -> Result<[u8; 32], PredictError> {
     if failed > FAILED_OPTIONS_MAX {
         let why = format!("more than {FAILED_OPTIONS_MAX} boot options that led to nothing");
@@ -118,8 +119,9 @@ pub fn predict_pcr4(failed: u8, programs: &[&[u8]]) -> Result<[u8; 32], PredictE
     Ok(pcr4(failed, &digests(programs)?).0)
 }
 
-/// How many boot options that did not start this machine tried before it started these programs, by the PCR 4 that
-/// it has; `None` if it started something else. It will do the same with the next image.
+/// How many boot options that did not start this machine tried before it started these programs, by
+/// the PCR 4 that it has. `None` if it started something else. It will do the same with the next
+/// image.
 ///
 /// # Errors
 /// As [`predict_pcr4`].
@@ -139,30 +141,31 @@ fn digests(programs: &[&[u8]]) -> Result<Vec<[u8; 32]>, PredictError> {
 }
 
 fn pcr4(failed: u8, digests: &[[u8; 32]]) -> PredictedPcr {
-    // TCG PC Client Platform Firmware Profile: the boot attempt, then the separator, then each program.
+    // TCG PC Client Platform Firmware Profile: the boot attempt, then the separator, then each
+    // program.
     let first = PredictedPcr::START.measure(CALLING).measure(SEPARATOR);
     let ready = (0..failed).fold(first, |pcr, _| pcr.measure(RETURNING).measure(CALLING));
     digests.iter().fold(ready, |pcr, digest| pcr.extend(digest))
 }
 
-/// An image that is to be started in the place of the one that runs.
+/// An image that is to be started in place of the running one.
 #[derive(Clone, Copy, Debug)]
 pub struct ProgramUpdate<'a> {
     /// The programs before either, in the order of their loading: a boot loader, or nothing.
     pub loaders: &'a [&'a [u8]],
     /// The unified image that this machine started.
     pub running: &'a [u8],
-    /// The one that it is to start.
+    /// The image that it is to start.
     pub next: &'a [u8],
 }
 
 impl ProgramUpdate<'_> {
-    /// Those of the chosen PCRs that will be other than `now`, to seal to
+    /// The values of the chosen PCRs that will differ from `now`, to seal to
     /// ([`crate::ExpectedPcrs::Predicted`]) before the machine starts the next image.
     ///
     /// # Errors
-    /// As [`predict_pcr11`] and [`predict_pcr4`]; `Unpredictable` where PCR 4 shows that something else
-    /// was started than `running`, or PCR 12 that it did not start alone.
+    /// As [`predict_pcr11`] and [`predict_pcr4`]. `Unpredictable` if PCR 4 shows that something
+    /// other than `running` was started, or PCR 12 that it did not start alone.
     pub fn predict(&self, choice: &PcrChoice, now: &PcrValues) -> Result<PcrValues, PredictError> {
         let mut values = PcrValues::new();
         if choice.pcrs().contains(&11) {
@@ -181,7 +184,7 @@ impl ProgramUpdate<'_> {
             values.insert(4, predict_pcr4(failed, &of(self.next)?)?);
         }
         if choice.pcrs().contains(&BESIDE_THE_IMAGE) {
-            // What the running image was given beside itself might be meant for it alone.
+            // What the running image got from beside itself may be meant for it alone.
             if now.get(&BESIDE_THE_IMAGE) != Some(&EMPTY) {
                 let why = "PCR 12 shows a command line or an add-on from beside the running image";
                 return Err(PredictError::Unpredictable(why.into()));
@@ -195,7 +198,7 @@ impl ProgramUpdate<'_> {
 /// The programs that a unified kernel image stands for: itself, and the kernel in it.
 ///
 /// # Errors
-/// As [`predict_pcr11`]; an image without a kernel.
+/// As [`predict_pcr11`], and an image without a kernel.
 pub fn booted(uki: &[u8]) -> Result<[&[u8]; 2], PredictError> {
     let pe = PeImage::parse(uki)?;
     check_stub(&pe)?;
@@ -207,12 +210,12 @@ pub fn booted(uki: &[u8]) -> Result<[&[u8]; 2], PredictError> {
 /// changes.
 ///
 /// # Errors
-/// What is no EFI program.
+/// The file is no EFI program.
 pub fn authenticode(program: &[u8]) -> Result<[u8; 32], PredictError> {
     Ok(PeImage::parse(program)?.authenticode())
 }
 
-/// Other stubs measure other sections in another order.
+/// Refuses other stubs, which measure other sections in another order.
 fn check_stub(pe: &PeImage<'_>) -> Result<(), PredictError> {
     let magic = pe.section(".sdmagic")?.unwrap_or_default();
     let at = magic

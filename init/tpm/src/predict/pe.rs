@@ -1,5 +1,5 @@
-//! PE files as far as firmware measures them: Microsoft's PE/COFF specification, and its "Windows
-//! Authenticode Portable Executable Signature Format" for the digest.
+//! The parts of PE files that firmware measures: Microsoft's PE/COFF specification, and its
+//! "Windows Authenticode Portable Executable Signature Format" for the digest.
 
 use std::ops::Range;
 
@@ -12,13 +12,13 @@ const POINTER_AT: usize = 0x3c;
 const MAGIC: &[u8] = b"PE\0\0";
 const COFF_BYTES: usize = 24;
 const SECTION_BYTES: usize = 40;
-/// Of the optional header: its kind, and where things are in each kind.
+/// Fields of the optional header: its kind, and the offsets in each kind.
 const PE32: u16 = 0x10b;
 const PE32_PLUS: u16 = 0x20b;
 const HEADER_BYTES_AT: usize = 60;
 const CHECKSUM_AT: usize = 64;
 const DIRECTORY_BYTES: usize = 8;
-/// Which of the directories is the table of certificates.
+/// The number of the directory that is the table of certificates.
 const CERTIFICATES: usize = 4;
 
 /// An EFI program.
@@ -26,7 +26,7 @@ const CERTIFICATES: usize = 4;
 pub struct PeImage<'a> {
     bytes: &'a [u8],
     checksum: Range<usize>,
-    /// Where the directory entry of the certificates lies, if there is one.
+    /// The position of the directory entry of the certificates, if there is one.
     certificates: Option<Range<usize>>,
     certificate_bytes: usize,
     header_bytes: usize,
@@ -41,7 +41,7 @@ struct PeSection {
 }
 
 impl<'a> PeImage<'a> {
-    /// Reads the headers; everything they point to lies inside.
+    /// Reads the headers, and checks that everything they point to lies inside.
     ///
     /// # Errors
     /// `Form`, `TooLarge`, `TooManySections`.
@@ -53,7 +53,7 @@ impl<'a> PeImage<'a> {
         if !bytes.get(pe..).is_some_and(|rest| rest.starts_with(MAGIC)) {
             return Err(PredictError::Form("it has no PE header"));
         }
-        // Places below are at most 4 GiB and some, which no sum here overflows.
+        // Offsets below are at most 4 GiB and some, so no sum here overflows.
         let optional = pe + COFF_BYTES;
         let optional_bytes = usize::from(u16_at(bytes, pe + 20)?);
         let directories = match u16_at(bytes, optional)? {
@@ -106,10 +106,10 @@ impl<'a> PeImage<'a> {
         self.find(name).is_some()
     }
 
-    /// What a section holds in memory; the first of that name.
+    /// The content of a section in memory: the first section of that name.
     ///
     /// # Errors
-    /// `Form` for one that is longer in memory than in the file.
+    /// `Form` for a section that is longer in memory than in the file.
     pub fn section(&self, name: &str) -> Result<Option<&'a [u8]>, PredictError> {
         let Some(section) = self.find(name) else {
             return Ok(None);
@@ -127,12 +127,12 @@ impl<'a> PeImage<'a> {
         self.sections.iter().find(|section| section.name == padded)
     }
 
-    /// SHA-256 over the file without checksum, certificates and where they lie: the headers, the
-    /// sections in the order of their places in the file, and what follows them.
+    /// SHA-256 over the file without the checksum, the certificates and their directory entry: the
+    /// headers, the sections in the order of their positions in the file, and what follows them.
     #[must_use]
     pub fn authenticode(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        // A signature changes the checksum and the table of certificates: both are left out.
+        // A signature changes the checksum and the table of certificates, so both are left out.
         hash.update(&self.bytes[..self.checksum.start]);
         match &self.certificates {
             Some(entry) => {
@@ -142,7 +142,8 @@ impl<'a> PeImage<'a> {
             None => hash.update(&self.bytes[self.checksum.end..self.header_bytes]),
         }
         let mut places: Vec<_> = self.sections.iter().map(|section| &section.raw).collect();
-        // Authenticode hashes sections in the order of the file, which need not be that of the table.
+        // Authenticode hashes sections in the order of the file, which need not be that of the
+        // table.
         places.sort_by_key(|raw| raw.start);
         for raw in places {
             hash.update(&self.bytes[raw.clone()]);
@@ -153,7 +154,7 @@ impl<'a> PeImage<'a> {
     }
 }
 
-/// The place of the directory entry, if the header is long enough to have one.
+/// The position of the directory entry, if the header is long enough to have one.
 fn certificates(
     bytes: &[u8],
     optional: usize,
@@ -184,7 +185,7 @@ fn sections(bytes: &[u8], table: usize, count: usize) -> Result<Vec<PeSection>, 
 
 fn section(bytes: &[u8], at: usize) -> Result<PeSection, PredictError> {
     let raw_bytes = u32_at(bytes, at + 16)?;
-    // Without bytes in the file, its place means nothing.
+    // Without bytes in the file, its position means nothing.
     let raw_at = if raw_bytes == 0 {
         0
     } else {

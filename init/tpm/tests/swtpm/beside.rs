@@ -1,4 +1,5 @@
-//! What a stub measures that does not come from the image: a command line of the boot entry, or of SMBIOS.
+//! What a stub measures that does not come from the image: a command line of the boot entry, or of
+//! SMBIOS.
 
 use alknet_tpm::{ExpectedPcrs, PcrChoice, PcrValues, TpmError, TpmSource};
 use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv, SlotId, SlotParams, SlotType, UnlockKey};
@@ -7,7 +8,7 @@ use alknet_vault::{Entropy, WordCount};
 use crate::machine::SwtpmMachine;
 use crate::{kek, pin};
 
-/// As slots were made before they covered it.
+/// The choice of slots from before they covered it.
 fn former() -> PcrChoice {
     PcrChoice::from_pcrs(vec![4, 11]).expect("two of them")
 }
@@ -131,7 +132,7 @@ fn slots_that_do_not_cover_it_are_renewed_for_the_same_programs() {
     assert!(opens(&machine, &open, own, None).is_ok());
     assert!(opens(&machine, &open, enforced, None).is_ok());
     assert!(opens(&machine, &open, of_next, None).is_err());
-    // By a PIN that was typed only the slot that it opened.
+    // With a typed PIN, only the slot that it opened.
     let mut by_pin = opens(&machine, &open, with_pin, Some(pin("1234"))).expect("opens");
     let done = machine
         .tpm()

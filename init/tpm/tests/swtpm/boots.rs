@@ -1,6 +1,6 @@
-//! Real starts: UEFI firmware measures an image of ours, whose PID 1 is the program `booted_machine`,
-//! into a TPM that stays the same from start to start. `measured` does so without Secure Boot, `enforced` under
-//! a key of our own.
+//! Real starts: UEFI firmware measures an image of ours, whose PID 1 is the program
+//! `booted_machine`, into a TPM that stays the same from start to start. `measured` does so without
+//! Secure Boot, `enforced` under our own key.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use alknet_qemu::{MachineKind, PlatformOwner, VirtioDisk, Vm, VmBuilder, blank};
 
-/// Names the folder of the built image, whose stub and kernel are used.
+/// The variable with the folder of the built image, whose stub and kernel the tests use.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
-/// Names the folder of Python packages, which are of other projects.
+/// The variable with the folder of Python packages, which are of other projects.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
-/// From power-on to the line of the program; firmware takes most of it.
+/// From power-on to the line of the program. Firmware takes most of it.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
-/// What the boot disk holds, KiB: an image of some 15 MiB.
+/// Content of the boot disk, KiB: an image of some 15 MiB.
 const DISK_KIB: &str = "65536";
 
-/// An image, a vault and a TPM's state, in a folder of their own.
+/// An image, a vault and a TPM's state, in their own folder.
 pub(super) struct TpmBootBench {
     dir: tempfile::TempDir,
     initrd: Vec<u8>,
@@ -33,7 +33,7 @@ impl TpmBootBench {
         Self { dir, initrd }
     }
 
-    /// The built image with the program of these tests in the place of the appliance, and another
+    /// The built image with the program of these tests in place of the appliance, and another
     /// command line.
     pub(super) fn image(&self, command_line: &str) -> Vec<u8> {
         let line =
@@ -47,7 +47,7 @@ impl TpmBootBench {
         PlatformOwner::create(self.dir.path(), name).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Variables of the firmware with this owner's keys.
+    /// Firmware variables with this owner's keys.
     pub(super) fn enroll(&self, owner: &PlatformOwner, variables: &str) {
         let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
             panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
@@ -64,13 +64,13 @@ impl TpmBootBench {
         fs::read(to).expect("it was written")
     }
 
-    /// Starts an image, and reads what the program says.
+    /// Starts an image, and reads the program's result.
     pub(super) fn boot(&self, image: &[u8], images: [&[u8]; 2], chip: &str) -> String {
         outcome(&self.start(image, images, chip, None))
     }
 
-    /// Starts an image, with the vault and both images beside it. The firmware has Secure Boot if `secure` names
-    /// its variables.
+    /// Starts an image, with the vault and both images beside it. The firmware has Secure Boot if
+    /// `secure` names its variables.
     pub(super) fn start(
         &self,
         image: &[u8],
@@ -88,8 +88,9 @@ impl TpmBootBench {
         vm.start().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Runs firmware once until it is about to read an image. Starts with these variables go on from there, each
-    /// with its own disks and chip; what firmware does before is the same for all of them.
+    /// Runs firmware once until it is about to read an image. Starts with these variables go on
+    /// from there, each with its own disks and chip. The firmware's steps before are the same for
+    /// all of them.
     pub(super) fn record(&self, images: [&[u8]; 2], secure: Option<&str>) {
         let vm = self.machine(images[0], images, "recorder", secure);
         let vm = vm.saveable().start();
@@ -150,7 +151,7 @@ impl TpmBootBench {
     }
 }
 
-/// What the program says.
+/// The program's result.
 pub(super) fn outcome(vm: &Vm) -> String {
     let line = vm.wait_line("booted machine: ", LIMIT);
     let line = line.unwrap_or_else(|error| panic!("{error}"));
@@ -169,7 +170,7 @@ fn built_image() -> PathBuf {
     image.expect("an image for UEFI")
 }
 
-/// Built with this test: examples lie beside the folder of test programs.
+/// The program, which is built with this test: examples lie beside the folder of test programs.
 fn program() -> PathBuf {
     let own = std::env::current_exe().expect("a running program");
     let folder = own.parent().and_then(Path::parent);
@@ -212,7 +213,8 @@ fn run(program: &str, arguments: &[&OsStr]) {
     assert!(output.status.success(), "{program}: {text}");
 }
 
-/// Another content of a section of an EFI program: one that fits, or any in the place of the last.
+/// Replaces the content of a section of an EFI program: by one of the same size, or any in place of
+/// the last.
 fn with_section(mut image: Vec<u8>, name: &[u8; 8], content: &[u8]) -> Vec<u8> {
     const HEADER_BYTES: usize = 40;
     const ALIGNED: usize = 512;

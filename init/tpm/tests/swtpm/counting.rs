@@ -1,4 +1,4 @@
-//! The counter only rises, whatever is done to it.
+//! The counter only rises, whatever an attacker does to it.
 
 use alknet_tpm::TpmError;
 
@@ -32,7 +32,8 @@ fn it_rises_over_resets_and_removal() {
     assert!(tpm.make_counter().expect("a counter") > second);
 }
 
-/// Disks are copied before a factory reset, one of them when its note was written and the counter had not risen.
+/// An attacker copies disks before a factory reset, one of them when its note was written and the
+/// counter had not risen.
 #[test]
 fn it_outruns_every_note_once_and_again() {
     let mut machine = SwtpmMachine::new();
@@ -43,7 +44,7 @@ fn it_outruns_every_note_once_and_again() {
     tpm.outrun_notes().expect("it rises");
     let count = tpm.counter().expect("readable").expect("a counter");
     assert!(count > noted, "{count}, {noted}");
-    // The power goes: the next start has it do so again.
+    // The power fails, so the next start does it again.
     drop(tpm);
     machine.reset();
     machine.tpm().outrun_notes().expect("it rises");

@@ -2,7 +2,8 @@
 
 use super::boots::{TpmBootBench, outcome};
 
-/// That firmware starts nothing else is shown with the appliance (`tests/tests/machine/secure_boot.rs`).
+/// A test with the appliance shows that firmware starts nothing else
+/// (`tests/tests/machine/secure_boot.rs`).
 #[test]
 fn under_secure_boot_updates_of_the_same_key_open_and_nothing_does_without_it() {
     let bench = TpmBootBench::new();
@@ -21,7 +22,7 @@ fn under_secure_boot_updates_of_the_same_key_open_and_nothing_does_without_it() 
     assert_eq!(made, "measured and enforced; slot 1 is for the next image");
     assert_eq!(said(&second, "owners"), "opened by slot 1");
     assert_eq!(said(&first, "owners"), "opened by slot 0");
-    // Signed as well, but without a slot made for it.
+    // It is signed as well, but no slot was made for it.
     let refused = said(&signed(&plain("example=third")), "owners");
     let image = "PCR 11 (the image or its command line)";
     assert!(
@@ -29,7 +30,8 @@ fn under_secure_boot_updates_of_the_same_key_open_and_nothing_does_without_it() 
         "{refused}"
     );
 
-    // Who takes all keys out of the firmware switches Secure Boot off: it starts anything, and that opens nothing.
+    // An attacker who removes all keys from the firmware switches Secure Boot off: it starts
+    // anything, and that opens nothing.
     let refused = said(&first, "none");
     assert!(
         refused.starts_with("locked: ") && refused.contains("PCR 7 (Secure Boot or its keys)"),

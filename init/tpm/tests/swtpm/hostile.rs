@@ -47,7 +47,7 @@ fn noise_in_place_of_a_tpm_ends_in_errors() {
         let count = (noise.next() % 600) as usize;
         let mut answers = noise.bytes(count);
         if round % 4 != 0 {
-            // Headers that are believed: the noise reaches what reads the parameters.
+            // Plausible headers, so that the noise reaches the code that reads the parameters.
             answers = (0..6)
                 .flat_map(|_| {
                     let body = (noise.next() % 200) as usize;
@@ -95,7 +95,7 @@ fn a_man_in_the_middle_changes_a_byte_and_gains_nothing() {
         .tpm()
         .seal(&secret, &choice(), ExpectedPcrs::Current, Some(&pin))
         .expect("sealed");
-    // The first time that it counts PINs, a TPM asks for a second try.
+    // The first time that it counts PINs, a TPM requests a second try.
     let first = machine.tpm().unseal(&slot, Some(&pin));
     assert_eq!(first.expect("unsealed"), secret);
     let plain = TpmTap::new(machine.connect());
@@ -122,7 +122,7 @@ fn a_man_in_the_middle_changes_a_byte_and_gains_nothing() {
                 Ok(unsealed) => assert_eq!(unsealed, secret),
                 Err(_) => {
                     refused += 1;
-                    // What could not be let go, since its handle was changed, a kernel would.
+                    // A kernel would flush what our code could not, since its handle was changed.
                     machine.flush();
                 }
             }

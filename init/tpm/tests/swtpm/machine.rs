@@ -16,7 +16,8 @@ use tempfile::TempDir;
 /// How long swtpm may take to listen.
 const LISTENS_WITHIN: Duration = Duration::from_secs(30);
 
-/// `TPM2_GetCapability` of handles, and the first ones of each kind; more than a TPM has.
+/// `TPM2_GetCapability` of handles, and the first handle of each kind. The count is more than a TPM
+/// has.
 const GET_CAPABILITY: u32 = 0x17a;
 const HANDLES: u32 = 1;
 const TRANSIENT: u32 = 0x8000_0000;
@@ -27,20 +28,20 @@ const HANDLES_MAX: u32 = 100;
 const FLUSH_CONTEXT: u32 = 0x165;
 
 pub(crate) struct SwtpmMachine {
-    /// Dies with this process, however that ends.
+    /// It dies with this process, however that ends.
     running: Option<ChildProcess>,
     dir: TempDir,
 }
 
 impl SwtpmMachine {
-    /// Switched on, with nothing measured yet.
+    /// A TPM that is switched on, with nothing measured yet.
     pub(crate) fn new() -> Self {
         let mut machine = Self::off();
         machine.start();
         machine
     }
 
-    /// What a machine is when our programs run: something was measured.
+    /// The TPM as our programs find it: something was measured.
     pub(crate) fn booted() -> Self {
         let machine = Self::new();
         machine.boot();
@@ -67,7 +68,8 @@ impl SwtpmMachine {
             .stderr(Stdio::null());
         let running = ChildProcess::spawn(command, vec![]);
         let running = running.expect("swtpm is installed (cargo xtask setup)");
-        // The server's socket is bound after the other one, and a connection waits until it is read.
+        // The server's socket is bound after the other one, and a connection waits until it is
+        // read.
         eventually("swtpm listens", LISTENS_WITHIN, || {
             let ended = running.try_wait().expect("our child");
             assert!(ended.is_none(), "swtpm ended: {ended:?}");
@@ -77,14 +79,14 @@ impl SwtpmMachine {
     }
 
     fn stop(&mut self) {
-        // Killed and waited for.
+        // The drop kills the process and waits for it.
         self.running = None;
         for socket in ["tpm", "tpm.ctrl"] {
             let _ = fs::remove_file(self.path(socket));
         }
     }
 
-    /// Power off and on: PCRs are empty, everything else is as it was.
+    /// Switches power off and on: PCRs are empty, everything else is as it was.
     pub(crate) fn reset(&mut self) {
         // Without this a TPM may count the power cut as a wrong PIN. After a change of its banks it
         // refuses.
@@ -112,7 +114,7 @@ impl SwtpmMachine {
         Tpm::new(self.connect())
     }
 
-    /// A program of tpm2-tools that has to succeed. No other client may be connected.
+    /// Runs a program of tpm2-tools that has to succeed. No other client may be connected.
     pub(crate) fn tool(&self, name: &str, args: &[&str]) -> String {
         let out = self.try_tool(name, args);
         let text = String::from_utf8_lossy(&out.stderr);
@@ -129,14 +131,15 @@ impl SwtpmMachine {
             .expect("tpm2-tools are installed (cargo xtask setup)")
     }
 
-    /// Lets go what tools leave loaded in a TPM that no kernel manages. A program of tpm2-tools for each kind would
-    /// take most of the time of tests that do this some hundred times.
+    /// Flushes what tools leave loaded in a TPM that no kernel manages. Running a program of
+    /// tpm2-tools for each kind would take most of the time of tests that do this some hundred
+    /// times.
     pub(crate) fn flush(&self) {
         let mut tpm = self.connect();
         for first in [TRANSIENT, LOADED_SESSIONS, SAVED_SESSIONS] {
             let words = [HANDLES, first, HANDLES_MAX];
             let answer = ask(&mut tpm, GET_CAPABILITY, &words);
-            // Whether there are more, what is listed, and how many.
+            // The answer has whether there are more, the kind of the list, and the count.
             for handle in answer[10 + 1 + 4 + 4..].chunks_exact(4) {
                 let handle = u32::from_be_bytes(handle.try_into().expect("four bytes"));
                 ask(&mut tpm, FLUSH_CONTEXT, &[handle]);
@@ -151,7 +154,7 @@ impl SwtpmMachine {
         );
     }
 
-    /// That nothing of ours is left in it.
+    /// Asserts that nothing of ours is left in it.
     pub(crate) fn assert_clean(&self) {
         for kind in ["handles-transient", "handles-loaded-session"] {
             assert_eq!(self.tool("tpm2_getcap", &[kind]), "", "{kind}");

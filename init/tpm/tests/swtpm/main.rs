@@ -1,4 +1,4 @@
-//! Against a TPM in software, with the tools of others on the other side.
+//! Tests against a TPM in software, with the tools of others on the other side.
 
 mod beside;
 mod boots;

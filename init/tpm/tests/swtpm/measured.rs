@@ -1,6 +1,6 @@
-//! Starts that firmware measures; without Secure Boot, an attacker's image starts as well.
-//! `tests/tests/machine/tpm.rs` shows what the TPM answers to another image, and that recorded firmware measures as
-//! firmware does from power-on.
+//! Starts that firmware measures. Without Secure Boot, an attacker's image starts as well.
+//! `tests/tests/machine/tpm.rs` shows how the TPM answers another image, and that recorded firmware
+//! measures as firmware does from power-on.
 
 use super::boots::TpmBootBench;
 

@@ -1,4 +1,4 @@
-//! Wrong PINs are counted by the TPM, and told from everything else.
+//! The TPM counts wrong PINs, and their error differs from every other.
 
 use alknet_tpm::{ExpectedPcrs, TpmError, TpmPin};
 use alknet_vault::SecretStr;
@@ -10,7 +10,7 @@ use crate::{choice, kek, pin};
 fn a_wrong_pin_costs_a_try_and_too_many_lock() {
     let machine = SwtpmMachine::booted();
     let secret = kek();
-    // Three wrong ones lock; a try comes back after 1000 s, the owner's reset after 2000 s.
+    // Three wrong ones lock. A try comes back after 1000 s, the owner's reset after 2000 s.
     machine.tool(
         "tpm2_dictionarylockout",
         &["-s", "-n", "3", "-t", "1000", "-l", "2000"],
@@ -106,7 +106,7 @@ fn a_slot_without_a_pin_is_not_locked_by_others() {
     assert!(tpm.unseal(&guarded_slot, Some(&pin("2"))).is_err());
     assert!(tpm.lockout().expect("readable").locked);
     assert_eq!(tpm.unseal(&open_slot, None).expect("unsealed"), open);
-    // A PIN where none is wanted changes nothing.
+    // A PIN that no slot needs changes nothing.
     let with = tpm.unseal(&open_slot, Some(&pin("2")));
     assert_eq!(with.expect("unsealed"), open);
 }

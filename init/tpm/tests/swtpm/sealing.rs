@@ -1,4 +1,4 @@
-//! What is sealed comes back here, now, and nowhere and never else.
+//! A sealed key opens only on the same machine in the same state.
 
 use alknet_tpm::{ExpectedPcrs, PcrChoice, PcrValues, Tpm, TpmError, TpmSource};
 use alknet_vault::slots::{

@@ -1,4 +1,4 @@
-//! Connections that listen, or do worse.
+//! Connections that listen, or change answers.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use alknet_test_support::deadline;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What went each way, message by message.
+/// The messages of each direction.
 #[derive(Default)]
 pub(crate) struct RecordedTraffic {
     pub(crate) commands: Vec<Vec<u8>>,
@@ -24,18 +24,18 @@ impl RecordedTraffic {
     }
 }
 
-/// A connection that is listened to, or has one byte of an answer changed.
+/// A connection that records, or changes one byte of an answer.
 pub(crate) struct TpmTap {
     io: UnixStream,
     pub(crate) heard: Rc<RefCell<RecordedTraffic>>,
-    /// Which answer, which byte of it, what is added.
+    /// The number of the answer, the position of its byte, and the change.
     pub(crate) change: Option<(usize, usize, u8)>,
 }
 
 impl TpmTap {
     pub(crate) fn new(io: UnixStream) -> Self {
-        // A reader that expects more than was sent would wait for ever; the kernel's device says that
-        // there is no more.
+        // A reader that expects more than was sent would wait for ever. The kernel's device reports
+        // that there is no more.
         io.set_read_timeout(Some(deadline(PATIENCE)))
             .expect("a socket");
         Self {

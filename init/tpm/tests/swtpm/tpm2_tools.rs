@@ -9,8 +9,8 @@ use crate::{choice, kek, pin};
 const ATTRIBUTES: &str =
     "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
 
-/// The storage key of the guidance: both coordinates of the template are 32 zero bytes. The tool takes
-/// them as they lie in its memory, with room for the longest coordinate there is.
+/// The storage key of the guidance: both coordinates of the template are 32 zero bytes. The tool
+/// takes them as they lie in its memory, with room for the longest coordinate there is.
 fn storage_key(machine: &SwtpmMachine, more: &[&str]) {
     let coordinate = [[32, 0].as_slice(), &[0; 128]].concat();
     let unique = [coordinate.as_slice(), &coordinate].concat();
@@ -31,7 +31,7 @@ fn storage_key(machine: &SwtpmMachine, more: &[&str]) {
 }
 
 fn store(machine: &SwtpmMachine, slot: &Tpm2Params) {
-    // Behind the public part lies the name of the storage key.
+    // The name of the storage key follows the public part.
     let length = 2 + usize::from(u16::from_be_bytes([slot.public()[0], slot.public()[1]]));
     std::fs::write(machine.path("public"), &slot.public()[..length]).expect("writable");
     std::fs::write(machine.path("private"), slot.private()).expect("writable");
@@ -48,7 +48,7 @@ fn load(machine: &SwtpmMachine) {
     machine.tool("tpm2_flushcontext", &["-t"]);
 }
 
-/// By the policy, as a person would.
+/// Unseals by the policy, as a person would.
 fn unseal(machine: &SwtpmMachine, pin: Option<&str>) -> Result<Vec<u8>, String> {
     machine.tool(
         "tpm2_startauthsession",

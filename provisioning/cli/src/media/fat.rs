@@ -1,5 +1,5 @@
-//! FAT12 of the size of a floppy disk (Microsoft's FAT specification, version 1.03), which everything
-//! that reads FAT reads, with long names.
+//! FAT12 of the size of a floppy disk (Microsoft's FAT specification, version 1.03), with long
+//! names. Every reader of FAT reads it.
 
 use zeroize::Zeroizing;
 
@@ -14,7 +14,7 @@ const ROOT: usize = 1 + 2 * TABLE_SECTORS;
 const FIRST_CLUSTER: usize = ROOT + ROOT_ENTRIES * ENTRY / SECTOR;
 const CHAIN_END: u16 = 0xfff;
 const MEDIA: u8 = 0xf0;
-/// 1980-01-01, as FAT writes a day.
+/// 1980-01-01 as a FAT date.
 const DAY: [u8; 2] = [0x21, 0];
 const ATTRIBUTE_LABEL: u8 = 0x08;
 const ATTRIBUTE_LONG: u8 = 0x0f;
@@ -22,17 +22,17 @@ const ATTRIBUTE_FILE: u8 = 0x20;
 /// UTF-16 units of a long name in one entry.
 const UNITS: usize = 13;
 
-/// The whole image, with a serial number; nothing where the files pass it.
+/// The whole image, with a serial number. `None` if the files do not fit.
 pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing<Vec<u8>>> {
     let mut image = Zeroizing::new(vec![0; SECTORS * SECTOR]);
-    // The first two entries belong to no cluster: the medium's byte, and a mark of the end.
+    // The first two entries belong to no cluster: the media byte, and an end mark.
     let mut table = vec![0xf00 | u16::from(MEDIA), CHAIN_END];
     let mut root = entry(*b"CIDATA     ", ATTRIBUTE_LABEL, 0, 0).to_vec();
     debug_assert!(root.starts_with(LABEL.as_bytes()));
     for (number, file) in files.iter().enumerate() {
         let first = table.len();
         let clusters = file.content.len().div_ceil(SECTOR);
-        // The first cluster of the data has the number 2.
+        // Data clusters are numbered from 2.
         let at = (FIRST_CLUSTER + first - 2) * SECTOR;
         if at + clusters * SECTOR > image.len() {
             return None;
@@ -42,7 +42,7 @@ pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing
         table.extend((clusters > 0).then_some(CHAIN_END));
         let short = short_name(number);
         root.extend(long_entries(file.name, &short));
-        // An empty file has no cluster, and states 0.
+        // An empty file has no cluster, and its entry has 0.
         let first = if clusters > 0 { first as u16 } else { 0 };
         let bytes = u32::try_from(file.content.len()).ok()?;
         root.extend(entry(short, ATTRIBUTE_FILE, first, bytes));
@@ -62,7 +62,7 @@ pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing
 
 fn boot_sector(serial: [u8; 4]) -> [u8; SECTOR] {
     let mut out = [0; SECTOR];
-    // Some systems take a volume for FAT only with this name and a jump before it.
+    // Some systems accept a volume as FAT only with this name after a jump.
     put(&mut out, 0, b"\xeb\x3c\x90MSDOS5.0");
     put(&mut out, 11, &(SECTOR as u16).to_le_bytes());
     put(&mut out, 13, &[1, 1, 0, 2]);
@@ -85,7 +85,7 @@ fn packed(table: &[u16]) -> Vec<u8> {
     table.chunks(2).flat_map(pair).collect()
 }
 
-/// A short name that no file has by its long one.
+/// A short name that no file has as its long name.
 fn short_name(number: usize) -> [u8; 11] {
     let mut name = *b"SEED~1  BIN";
     name[5] = b'1' + (number % 9) as u8;
@@ -104,16 +104,16 @@ fn entry(name: [u8; 11], attributes: u8, cluster: u16, bytes: u32) -> [u8; ENTRY
     out
 }
 
-/// The entries of a long name, the last part of the name first.
+/// The entries of a long name, with the name's last part first.
 fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
     let sum = short
         .iter()
-        // The sum of the short name ties the long entries to it: a system that knows only short names may have moved
-        // the file.
+        // The checksum of the short name links the long entries to it. A system that knows only
+        // short names may have moved the file.
         .fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
     let mut units: Vec<u16> = name.encode_utf16().collect();
     let parts = units.len().div_ceil(UNITS);
-    // A zero behind the name, where there is room for it, and ones behind that.
+    // A zero after the name if there is room for it, and 0xffff after that.
     if units.len() < parts * UNITS {
         units.push(0);
     }

@@ -1,4 +1,5 @@
-//! ISO 9660 (ECMA-119) with Joliet names, one folder, and nothing that depends on when it was written.
+//! ISO 9660 (ECMA-119) with Joliet names, one folder, and nothing that depends on the time of
+//! writing.
 
 use zeroize::Zeroizing;
 
@@ -6,21 +7,21 @@ use super::{LABEL, VolumeFile, put};
 
 const SECTOR: usize = 2048;
 const FIRST_DESCRIPTOR: usize = 16;
-/// Tables of paths, in either byte order, of the plain names and then of Joliet's.
+/// Path tables in both byte orders, first with plain names, then with Joliet names.
 const PATH_TABLES: usize = 19;
-/// The two root folders, each of one sector.
+/// The two root folders, of one sector each.
 const ROOTS: usize = 23;
 const FIRST_FILE: usize = 25;
-/// Less than that some drives do not take.
+/// Some drives do not accept fewer sectors.
 const SECTORS_MIN: usize = 64;
-/// 1980-01-01, as folders have it.
+/// 1980-01-01 in the form of a folder record.
 const DAY: [u8; 7] = [80, 1, 1, 0, 0, 0, 0];
 
 /// How names are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum IsoNaming {
     Plain,
-    /// UCS-2, big endian, of any case.
+    /// UCS-2, big endian, upper and lower case.
     Joliet,
 }
 
@@ -32,7 +33,7 @@ impl IsoNaming {
         }
     }
 
-    /// Plain names are upper case and have a dot and a version.
+    /// Plain names are upper case, with a dot and a version.
     fn of_file(self, name: &str) -> Vec<u8> {
         match self {
             Self::Plain => {
@@ -82,7 +83,7 @@ pub(crate) fn iso(files: &[VolumeFile<'_>]) -> Zeroizing<Vec<u8>> {
     sector(FIRST_DESCRIPTOR + 2, b"\xffCD001\x01");
     for names in [IsoNaming::Plain, IsoNaming::Joliet] {
         let root = names.root() as u32;
-        // Each path table is there in both byte orders.
+        // Each path table exists in both byte orders.
         sector(
             names.tables(),
             &path_table(root.to_le_bytes(), 1_u16.to_le_bytes()),
@@ -127,7 +128,7 @@ fn descriptor(names: IsoNaming, sectors: usize) -> [u8; SECTOR] {
     put(&mut out, 140, &(names.tables() as u32).to_le_bytes());
     put(&mut out, 148, &(names.tables() as u32 + 1).to_be_bytes());
     put(&mut out, 156, &record(&[0], names.root(), SECTOR, true));
-    // Digits of zero state that no date is given; zero bytes would not be digits.
+    // Zero digits mean that no date is given. Zero bytes would not be digits.
     for date in [813, 830, 847, 864] {
         put(&mut out, date, b"0000000000000000\0");
     }
@@ -137,7 +138,7 @@ fn descriptor(names: IsoNaming, sectors: usize) -> [u8; SECTOR] {
 
 const PATH_TABLE_BYTES: usize = 10;
 
-/// The root alone.
+/// A path table with only the root.
 fn path_table(root: [u8; 4], parent: [u8; 2]) -> Vec<u8> {
     [&[1, 0], &root[..], &parent, &[0, 0]].concat()
 }
@@ -148,7 +149,7 @@ fn folder(names: IsoNaming, files: &[(VolumeFile<'_>, usize)]) -> Vec<u8> {
         .iter()
         .map(|(file, at)| (names.of_file(file.name), *at, file.content.len()))
         .collect();
-    // The records of a folder are in the order of their names (ECMA-119, 9.3).
+    // A folder's records are in the order of their names (ECMA-119, 9.3).
     entries.sort_unstable();
     let own = [
         record(&[0], root, SECTOR, true),
@@ -162,7 +163,7 @@ fn folder(names: IsoNaming, files: &[(VolumeFile<'_>, usize)]) -> Vec<u8> {
 }
 
 fn record(name: &[u8], at: usize, bytes: usize, is_folder: bool) -> Vec<u8> {
-    // Of an even length, with the length of the name before it.
+    // The length must be even, and the name's length precedes it.
     let length = (33 + name.len()).next_multiple_of(2);
     let mut out = vec![0; length];
     put(&mut out, 0, &[length as u8]);
@@ -176,15 +177,15 @@ fn record(name: &[u8], at: usize, bytes: usize, is_folder: bool) -> Vec<u8> {
     out
 }
 
-/// Little endian, then big.
+/// Little endian, then big endian.
 fn both_u32(number: usize) -> [u8; 8] {
-    // Both byte orders, one behind the other (ECMA-119, 7.3.3).
+    // Both byte orders, one after the other (ECMA-119, 7.3.3).
     let [a, b, c, d] = (number as u32).to_le_bytes();
     [a, b, c, d, d, c, b, a]
 }
 
 fn both_u16(number: u16) -> [u8; 4] {
-    // Both byte orders, one behind the other (ECMA-119, 7.2.3).
+    // Both byte orders, one after the other (ECMA-119, 7.2.3).
     let [a, b] = number.to_le_bytes();
     [a, b, b, a]
 }

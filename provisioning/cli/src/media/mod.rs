@@ -1,4 +1,4 @@
-//! Volumes with a handful of small files in their root, as one image each.
+//! Images of volumes with a few small files in their root.
 
 mod fat;
 mod iso;

@@ -1,4 +1,4 @@
-//! Each form, read by stock tools and by the node.
+//! Each form, read by standard tools and by the node.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use crate::workstation::{AdminWorkstation, IDENTITY, OWN_KEY, WORDS, tool};
 
 const OPTIONS: &str = "--name edge-1 --domain edge.example.org --words-file @words.txt";
 
-/// The node has the configuration, the words, and the seed key of that vault.
+/// The node has the configuration, the words, and the vault's seed key.
 fn check(loaded: &LoadedConfig, vault: Option<&str>) {
     assert_eq!(loaded.problems, []);
     assert_eq!(loaded.config.node.name.as_deref(), Some("edge-1"));
@@ -87,7 +87,7 @@ fn files_for_the_boot_partition_lie_where_the_node_looks() {
             .to_string()
             .contains("seed key is not on a medium of its own")
     );
-    // As people have it: the folder's files on a volume with the image's label.
+    // As users do it: the folder's files on a volume with the image's label.
     let image = workstation.path("esp.img");
     let name = image.to_str().expect("text");
     fs::File::create(&image)

@@ -1,4 +1,4 @@
-//! `alknet provision`, and what the node makes of what it wrote.
+//! `alknet provision`, and how the node reads its output.
 
 mod forms;
 mod page;

@@ -1,4 +1,4 @@
-//! The commands that docs/provisioning.md shows do what it says.
+//! The commands in docs/provisioning.md work as it says.
 
 use std::fs;
 
@@ -37,7 +37,7 @@ fn the_commands_of_the_page_work() {
             false => word.to_owned(),
         });
         let line = words.collect::<Vec<_>>().join(" ");
-        // No person is here to write words down.
+        // There is no user who writes words down.
         let makes = !line.contains("--words-file")
             && !line.contains("--words-to")
             && !line.contains("--init");

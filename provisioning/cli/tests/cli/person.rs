@@ -1,4 +1,4 @@
-//! A person at a real terminal, who writes the words down and is asked for some of them.
+//! A simulated user at a real terminal, who writes the words down and is asked for some of them.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,7 +9,8 @@ use nix::pty::openpty;
 
 use crate::workstation::AdminWorkstation;
 
-/// Sits down at the workstation; answers with all that was on the screen when the terminal is let go.
+/// Starts the user at the workstation. Returns everything that was on the screen, after the
+/// terminal is closed.
 fn sit_down(workstation: &AdminWorkstation, remembers: bool) -> JoinHandle<String> {
     let pair = openpty(None, None).expect("a terminal");
     *workstation.terminal.borrow_mut() = Some(File::from(pair.slave));
@@ -17,7 +18,7 @@ fn sit_down(workstation: &AdminWorkstation, remembers: bool) -> JoinHandle<Strin
     thread::spawn(move || {
         let mut seen = String::new();
         let mut bytes = [0; 4096];
-        // The end of a terminal that no process holds any more is an error of its own kind.
+        // If no process holds the other end of a terminal, a read fails with an error.
         while let Ok(read @ 1..) = screen.read(&mut bytes) {
             seen.push_str(&String::from_utf8_lossy(&bytes[..read]));
             let answer = if seen.ends_with("asked back. ") {
@@ -34,14 +35,14 @@ fn sit_down(workstation: &AdminWorkstation, remembers: bool) -> JoinHandle<Strin
     })
 }
 
-/// The number of the word that is asked for at the end of the screen.
+/// The number of the word that the end of the screen asks for.
 fn asked(seen: &str) -> Option<&str> {
     seen.strip_suffix(": ")?
         .rsplit_once("Word ")
         .map(|(_, number)| number)
 }
 
-/// What stands behind that number on the last sheet.
+/// The word after that number on the last sheet.
 fn word(seen: &str, number: &str) -> Option<String> {
     let (_, sheet) = seen.rsplit_once("shown nowhere else.")?;
     let mut words = sheet.split_whitespace();

@@ -1,4 +1,4 @@
-//! What the command refuses, what it never says, and what its options do.
+//! What the command refuses, what it never prints, and what its options do.
 
 use std::fs;
 
@@ -154,10 +154,10 @@ fn new_words_are_kept_in_a_file_of_their_own() {
         0o600
     );
     assert!(made["words"].is_null(), "the answer has no secret");
-    // They are the words of that node.
+    // They are that node's words.
     let again = workstation.json("--words-file @kept.txt --out @again");
     assert_eq!(again["identity"], made["identity"]);
-    // Words are never written over.
+    // Words are never overwritten.
     let twice = workstation.run("--words-out @kept.txt --force --out @seed", false);
     assert_eq!(twice.expect_err("it is there").exit(), 2);
     let still = fs::read_to_string(workstation.path("kept.txt")).expect("it was made");

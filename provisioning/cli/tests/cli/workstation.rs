@@ -1,4 +1,5 @@
-//! A workstation without a person: a folder, a key, standard input, and the node that reads what was written.
+//! A workstation without a user: a folder, a key, standard input, and the node that reads the
+//! output.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 pub(crate) const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon \
                                 abandon abandon abandon about";
-/// Of these words, device 0, as the table of the brief has it.
+/// The identity of these words, for device 0, from the brief's table.
 pub(crate) const IDENTITY: &str =
     "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
 pub(crate) const OWN_KEY: &str =
@@ -31,7 +32,7 @@ struct ProvisionCommandLine {
 pub(crate) struct AdminWorkstation {
     pub(crate) dir: TempDir,
     pub(crate) input: Vec<u8>,
-    /// The person's terminal, if a person is there.
+    /// The user's terminal, if there is a user.
     pub(crate) terminal: RefCell<Option<File>>,
 }
 
@@ -79,7 +80,7 @@ impl AdminWorkstation {
         self.dir.path().join(name)
     }
 
-    /// Runs a command line; words that begin with `@` are files of the workstation.
+    /// Runs a command line. Words that begin with `@` are files of the workstation.
     pub(crate) fn run(&self, line: &str, json: bool) -> Result<String, ProvisionError> {
         let words = line
             .split_whitespace()
@@ -102,7 +103,7 @@ impl AdminWorkstation {
         serde_json::from_str(&out).expect("JSON")
     }
 
-    /// The paths of a machine that has nothing.
+    /// The paths of an empty machine.
     pub(crate) fn machine(&self) -> SourcePaths {
         let mut paths = SourcePaths::system().with_config_dir(self.path("config"));
         for (name, path) in [
@@ -121,7 +122,7 @@ impl AdminWorkstation {
         paths
     }
 
-    /// What a machine takes that has this image as its drive.
+    /// What a machine loads with this image as its drive.
     pub(crate) fn boot_with(&self, image: &Path) -> LoadedConfig {
         let paths = self.machine();
         fs::create_dir_all(paths.block_class.join("vdb")).expect("writable");
@@ -130,7 +131,7 @@ impl AdminWorkstation {
     }
 }
 
-/// Looks into images with the tools that people use.
+/// Reads images with the tools that users have.
 #[derive(Default)]
 pub(crate) struct ImageTools(RefCell<Vec<TempDir>>);
 
@@ -156,7 +157,7 @@ impl Mounter for ImageTools {
     }
 }
 
-/// Runs a tool that the machine has to have, and answers what it said.
+/// Runs a tool that the machine must have, and returns its output.
 pub(crate) fn tool(program: &str, args: &[&str]) -> String {
     let path = format!(
         "{}:/usr/sbin:/sbin",

@@ -1,4 +1,4 @@
-//! What is handed over opens with the stock tools: Debian's age, with keys of age-keygen and ssh-keygen.
+//! The standard tools open the files: Debian's age, with keys from age-keygen and ssh-keygen.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use alknet_handover::{AgeRecipient, CONTENT_BYTES_MAX, encrypt};
 
 const WORDS: &[u8] = b"abandon abandon ability able about above absent absorb\n";
 
-/// Where the stock tool is: in the folder that `ALKNET_TEST_AGE` names, else the machine's own.
+/// Path of the standard tool: in the folder that `ALKNET_TEST_AGE` names, or else the machine's
+/// own.
 fn age(program: &str) -> PathBuf {
     match std::env::var_os("ALKNET_TEST_AGE") {
         Some(folder) => Path::new(&folder).join(program),
@@ -89,6 +90,7 @@ fn two_files_of_the_same_words_have_nothing_in_common() {
     let ada = [age_key(dir.path(), "age")];
     let [one, two] = [(), ()].map(|()| encrypt(WORDS, &ada).expect("encrypted"));
     let common = one.lines().zip(two.lines()).filter(|(a, b)| a == b).count();
-    // The two lines of the armor, and the first, which holds the version and the beginning of a stanza.
+    // The two lines of the armor, and the first line, with the version and the beginning of a
+    // stanza.
     assert!(common <= 3, "{one}{two}");
 }

@@ -1,4 +1,4 @@
-//! Answers that take much to make, or that the client does not take.
+//! Answers that are expensive to make, or that the client does not read.
 
 use std::time::{Duration, Instant};
 
@@ -17,23 +17,24 @@ use tokio::task::block_in_place;
 
 use super::{GROWTH_BYTES, forget_peak, peak, resident, share, survives};
 
-/// Streams of events of the test below: one identity may have 64.
+/// Streams of events in the test below. One identity may have 64.
 const READERS: u32 = 60;
 
-/// Lines of the access log that all of them are to get, each of them an event of more than 400 bytes: together four
-/// times what the node may grow by.
+/// Lines of the access log that all streams should get, each an event of more than 400 bytes.
+/// Together they are four times the permitted growth.
 const LINES: usize = 4_000;
 
-/// What the log and the streams may cost: the log keeps 1 MiB, and each stream an event and its buffers.
+/// Permitted cost of the log and the streams: the log keeps 1 MiB, and each stream an event and its
+/// buffers.
 const EVENTS_GROWTH_BYTES: u64 = 24 << 20;
 
-/// The clients take one byte of each answer. That is over HTTP/2: over HTTP/1.1 the kernel would take megabytes of each
-/// before anything waits in the node.
+/// The clients read one byte of each answer, over HTTP/2. Over HTTP/1.1 the kernel would receive
+/// megabytes of each before anything waits in the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_streams_of_events_cost_little() {
     let bench = TestBench::new();
     let (web, lines) = chatter(&bench);
-    // The first of them make what stays: threads, tables, the buffers of connections.
+    // The first requests allocate what stays: threads, tables, the buffers of connections.
     lines(&web, 100);
     let before = resident(&web);
     let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
@@ -47,11 +48,11 @@ async fn unread_streams_of_events_cost_little() {
     drop(raw);
 }
 
-/// A node, and what writes lines into its access log that are as long as they may be.
+/// A node, and a client that makes the longest possible lines in its access log.
 fn chatter(bench: &TestBench) -> (WebNode, impl Fn(&WebNode, usize)) {
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("room");
-    // A line of the access log has 256 characters of a path.
+    // A line of the access log has at most 256 characters of a path.
     let name = "x".repeat(250);
     std::fs::write(folder.join(&name), "x").expect("room");
     let web = WebNode::start(bench, &format!("[http]\nsite = \"{}\"\n", folder.display()));
@@ -65,7 +66,7 @@ fn chatter(bench: &TestBench) -> (WebNode, impl Fn(&WebNode, usize)) {
     (web, lines)
 }
 
-/// Each reader asks for all that the log has, and takes one byte of it. A copy for each would be 1 MiB.
+/// Each reader requests the whole log, and reads one byte of it. A copy for each would be 1 MiB.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
     let bench = TestBench::new();
@@ -76,7 +77,7 @@ async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
     let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
     let body = r#"{"operation":"/node/log","input":{"last":100000}}"#;
     ask_all(&mut raw, &web, body).await;
-    // Another answer comes after the first of each of theirs.
+    // Each client receives a first response before the next is requested.
     survives(&web, before);
     let grown = resident(&web).saturating_sub(before);
     println!(
@@ -86,7 +87,8 @@ async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
     assert!(grown < EVENTS_GROWTH_BYTES, "{grown} bytes are held");
     drop(raw);
 
-    // The node reports the events that were gone before the reader came to them, and sends the rest.
+    // The node reports the events that were dropped before the reader reached them, and sends the
+    // rest.
     let dialer = EndpointDialer::new(None);
     let connection = dialer.dial_over(Carriage::Tcp, &web.target(), ALPN).await;
     let connection = connection.expect("every client may connect");
@@ -118,13 +120,13 @@ async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
     assert_ne!(next().await["target"], "log");
 }
 
-/// Batches of the test below, and what each of their answers has: together more than an identity may have of any
-/// machine.
+/// Batches in the test below, and the size of each of their answers: together more than an identity
+/// may have on any machine.
 const BATCHES: u32 = 60;
 const BATCH_BYTES: usize = 8 << 20;
 
-/// The client takes one byte of each answer. A batch has the answers of all its calls, and is written when the last of
-/// them is there.
+/// The client reads one byte of each answer. A batch has the answers of all its calls, and is
+/// written after the last one.
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_that_are_not_read_have_one_share() {
     const CALLS: usize = 4;
@@ -141,7 +143,7 @@ async fn batches_that_are_not_read_have_one_share() {
         .collect();
     let batch = json!({ "calls": calls, "mode": "sequential" }).to_string();
     let post = || block_in_place(|| web.post(&web.admin, "/batch", &batch));
-    // The first makes what stays: a worker, the buffers of connections.
+    // The first batch allocates what stays: a worker, the buffers of connections.
     let told = post();
     assert_eq!(told.status, 200, "{told:?}");
     let results = told.json()["results"].take();
@@ -155,7 +157,7 @@ async fn batches_that_are_not_read_have_one_share() {
         let head = frame(HEADERS, END_HEADERS, stream, &head);
         let body = frame(DATA, END_STREAM, stream, batch.as_bytes());
         raw.say(&[head, body].concat()).await;
-        // One after the other, so that only what was answered is in the way of the next.
+        // One after the other, so that only answered batches compete with the next.
         raw.until(|tally| tally.begun() > n).await;
     }
     let begun = raw.until(|tally| tally.begun() == BATCHES).await;
@@ -165,7 +167,7 @@ async fn batches_that_are_not_read_have_one_share() {
         grown >> 10
     );
     assert!(begun.served > 0, "{begun:?}");
-    // There is no room for one more: what is held is all that may be.
+    // There is no room for another one, so the held answers are the maximum.
     let told = post();
     let refused = |told: &CurlResponse| {
         let answer = told.json();
@@ -176,7 +178,7 @@ async fn batches_that_are_not_read_have_one_share() {
     let most = share() + GROWTH_BYTES;
     assert!(grown < most, "{grown} bytes are held of {most}");
     drop(raw);
-    // They are given back with the connection.
+    // They are released with the connection.
     block_in_place(|| {
         eventually("a batch has room again", || {
             (post().status == 200).then_some(())
@@ -184,7 +186,7 @@ async fn batches_that_are_not_read_have_one_share() {
     });
 }
 
-/// Begins a stream of events for each reader.
+/// Starts a stream of events for each reader.
 async fn ask_all(raw: &mut RawQuicConnection, web: &WebNode, body: &str) {
     for n in 0..READERS {
         let stream = n * 2 + 1;
@@ -201,7 +203,7 @@ fn follows(token: &str) -> Vec<u8> {
     asks_for(token, "/subscribe", "text/event-stream")
 }
 
-/// Fields of a request of JSON.
+/// Fields of a JSON request.
 fn asks_for(token: &str, path: &str, accept: &str) -> Vec<u8> {
     let bearer = format!("Bearer {token}");
     literals(&[
@@ -215,7 +217,7 @@ fn asks_for(token: &str, path: &str, accept: &str) -> Vec<u8> {
     ])
 }
 
-/// Bytes that the node has read, of files above all: what it receives of sockets does not count.
+/// Bytes that the node has read, mostly from files. Bytes received from sockets do not count.
 fn read(web: &WebNode) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/io", web.node.pid()));
     let text = text.expect("the node runs");
@@ -223,7 +225,7 @@ fn read(web: &WebNode) -> u64 {
     line.and_then(|line| line.parse().ok()).expect("a number")
 }
 
-/// How long a client that asks beside others may be without an answer: much more than it takes to start curl.
+/// How long a client may wait for an answer beside others: much longer than starting curl takes.
 const SILENT: Duration = Duration::from_secs(10);
 
 #[test]
@@ -239,7 +241,8 @@ fn a_large_file_is_not_read_before_it_is_sent() {
         &bench,
         &format!("[http]\nsite = \"{}\"\n", folder.display()),
     );
-    // The first request for this file: the node reads now the part that it reads only once, to know the file.
+    // The first request for this file. The node now reads the part that it needs only once to
+    // identify the file.
     let before = read(&web);
     let first = web.curl("/fresh.bin", &["--range", "0-9"]);
     assert_eq!(first.status, 206, "{first:?}");
@@ -255,7 +258,7 @@ fn a_large_file_is_not_read_before_it_is_sent() {
         assert_eq!(web.curl("/healthz", &[]).status, 200);
         longest = longest.max(asked.elapsed());
     }
-    // To read the file once for each took more than a minute, without an answer to another client.
+    // Reading the file once for each took more than a minute, without an answer to another client.
     assert!(!longest.is_zero(), "no other client asked meanwhile");
     assert!(longest < deadline(SILENT), "{longest:?} without an answer");
     let statuses = attack.statuses();
@@ -269,29 +272,29 @@ fn a_large_file_is_not_read_before_it_is_sent() {
     assert!(read < most, "{read} bytes were read for 4,800");
 }
 
-/// Streams of a connection of HTTP/2 that are left.
+/// Streams of an HTTP/2 connection that are not read.
 const STREAMS: u32 = 120;
 
-/// From the first request on, all answers end within that of which the client takes nothing: it may take nothing for
-/// 30 s, and for a second more for each KiB of the 32 KiB that wait for it. The rest is for the requests, and for the
-/// looks.
+/// After the first request, all unread answers end within this time. An answer may stay unread for
+/// 30 s, plus a second for each KiB of the 32 KiB that wait for it. The rest is for the requests,
+/// and for the checks.
 const ENDS_WITHIN: Duration = Duration::from_secs(75);
 
-/// The node has ended each answer of these connections by itself, and served some.
+/// The node has ended each answer of these connections, and has served some.
 fn were_reset(answers: &[Http2Tally]) {
     let served = answers.iter().map(|tally| tally.served).sum::<u32>();
     println!("figure answers over HTTP/2 that are not taken: {served} were served");
     assert!(served > 0, "{answers:?}");
     for tally in answers {
         assert_eq!(tally.begun(), STREAMS, "{tally:?}");
-        // Of what was served nothing came whole: each of these was reset. What was refused may have been short enough.
+        // No served answer came whole: each was reset. A refusal may have been short enough.
         let is_ended = tally.whole <= tally.refused && tally.over() == STREAMS;
         assert!(is_ended, "{tally:?}");
     }
 }
 
-/// Over HTTP/2 each answer has a window of one byte; over HTTP/3 a few of a connection are left where they are
-/// while the client takes others.
+/// Over HTTP/2 each answer has a window of one byte. Over HTTP/3 a few answers of a connection are
+/// not read while the client reads others.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_are_not_taken_end_and_cost_little() {
     const CONNECTIONS: usize = 20;

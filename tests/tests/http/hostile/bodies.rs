@@ -29,7 +29,8 @@ fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
     );
     let before = peak(&web);
     let mut asked = 0;
-    // From another network: an unknown peer of the attack's own network has no place for certain.
+    // From another network, because an unknown peer in the attack's own network certainly has no
+    // connection slot.
     let ask = |path: &str, body: &str| {
         let json = "Content-Type: application/json";
         let elsewhere = ["--interface", "127.0.1.1"];
@@ -52,13 +53,14 @@ fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
     let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
     let (served, refused, unconnected) = (count(200), count(429), count(0));
     assert_eq!(served + refused + unconnected, 200, "{statuses:?}");
-    // A network has so many connections, and no more.
+    // A network has a limited number of connections.
     assert!(served > 0 && served + refused >= 64, "{statuses:?}");
     let grown = peak(&web) - before;
     assert!(grown < share() + GROWTH_BYTES, "{grown} bytes more");
 }
 
-/// With a token of the least scope: heads that say more bytes together than its identity has.
+/// With a token of the least scope: request heads that together announce more bytes than its
+/// identity may have.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_are_only_announced_take_no_memory() {
     let bench = TestBench::new();
@@ -81,7 +83,8 @@ async fn bodies_that_are_only_announced_take_no_memory() {
     }
 }
 
-/// The head shows a token that may ask for what the body asks for, and the body comes when it may no more.
+/// The head shows a token with the right for the body's request, and the body comes after the right
+/// was removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_comes_after_a_change_has_the_rights_of_then() {
     const GO_ON: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -100,7 +103,7 @@ async fn a_body_that_comes_after_a_change_has_the_rights_of_then() {
     for (scope, status) in [("node:read", "200"), ("metrics:read", "403")] {
         let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         assert!(raw.say(head.as_bytes()).await);
-        // The node has read who asks, and waits for what.
+        // The node knows the caller, and waits for the request.
         let mut told = [0; GO_ON.len()];
         let read = within(raw.recv.read_exact(&mut told)).await;
         read.expect("the connection goes on");
@@ -115,7 +118,8 @@ async fn a_body_that_comes_after_a_change_has_the_rights_of_then() {
     }
 }
 
-/// With two tokens of the least scope: long bodies but for their ends, as many as the node takes of each.
+/// With two tokens of the least scope: long bodies without their ends, as many as the node accepts
+/// of each.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
     let bench = TestBench::new();
@@ -134,7 +138,7 @@ async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
                  Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
             );
             assert!(raw.say(head.as_bytes()).await);
-            // It is refused where there is no room.
+            // It is refused if there is no room.
             raw.say(&body).await;
             held.push(raw);
         }
@@ -157,23 +161,24 @@ async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
         let told = block_in_place(|| web.curl_as(&web.admin, "/call", &json));
         assert_eq!(told.status, 200, "{}", told.text());
     }
-    // They held what they may all the while: the first one has no more.
+    // They held their maximum meanwhile: the first one has no more.
     let told = block_in_place(|| web.post(&web.reader, "/call", all));
     assert_eq!(told.status, 429, "{}", told.text());
     drop(held);
 }
 
-/// With a token of the least scope: of each body one byte, which is read together with frames of no kind that there is.
+/// With a token of the least scope: one byte of each body, which is read together with frames of an
+/// unknown type.
 #[tokio::test(flavor = "multi_thread")]
 async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
     const CONNECTIONS: usize = 48;
     const STREAMS: u32 = 100;
-    /// A kind of frames that there is not (RFC 9113 section 6).
+    /// A frame type that does not exist (RFC 9113 section 6).
     const NO_KIND: u8 = 0xfe;
     /// Bytes of the longest frame.
     const FRAME_BYTES: usize = 16 << 10;
-    /// What a request that waits for its body costs: 14 KiB were measured. With the frame that was read together with its
-    /// first byte it would be 16 KiB more.
+    /// The cost of a request that waits for its body: 14 KiB were measured. With the frame that was
+    /// read together with its first byte, it would be 16 KiB more.
     const WAITING_BYTES: u64 = 20 << 10;
     let bench = TestBench::new();
     let web = WebNode::start(
@@ -303,7 +308,7 @@ async fn lists_of_short_values_cost_no_trees() {
         ("/mcp", tool(&shorter), 413),
         ("/mcp", shorter.clone(), 413),
     ];
-    // The longest last: what the node keeps of those before is held against the length of each as well.
+    // The longest last, because what the node keeps of earlier ones also counts for each.
     cases.sort_by_key(|(_, body, _)| body.len());
     let mut most_times: f64 = 0.0;
     for (path, body, status) in cases {
@@ -323,8 +328,9 @@ async fn lists_of_short_values_cost_no_trees() {
         let fine = told.status == status || (status == 0 && [200, 404, 422].contains(&told.status));
         assert!(fine, "{} for {path} {shown}: {}", told.status, told.text());
         let grown = peak(&web).saturating_sub(before);
-        // What is made of it has four times its bytes, and it has itself. What the node's threads keep of bodies before it
-        // does not count for it: a whole run had half a megabyte too much by that.
+        // The parsed body takes four times its bytes, in addition to the body itself. What the
+        // node's threads keep of earlier bodies does not count for it: without that, a whole run
+        // exceeded the limit by half a megabyte.
         let most = 5 * body.len() as u64 + (16 << 20);
         assert!(grown < most, "{grown} for {path} {shown}: {most} at most");
         let kept = before.saturating_sub(first);

@@ -1,4 +1,4 @@
-//! Streams of HTTP/2 that are reset, and pings and settings without end.
+//! HTTP/2 streams that are reset, and endless pings and settings.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,8 @@ async fn streams_reset_at_once_end_the_connection() {
     survives(&web, before);
 }
 
-/// Each reset is read before the next one is sent: the library of the node finds nothing wrong with it, and the node's
-/// own count ends the connection.
+/// Each reset is read before the next one is sent. The node's library accepts that, and the node's
+/// own counter ends the connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_reset_one_by_one_end_the_connection() {
     let bench = TestBench::new();
@@ -35,7 +35,7 @@ async fn streams_reset_one_by_one_end_the_connection() {
     let taken = raw.resets(20_000, 1).await;
     let seconds = u32::try_from(began.elapsed().as_secs() + 1).expect("a few");
     let most = RESETS_BURST + RESETS_PER_SECOND * seconds;
-    // A browser that leaves a page resets what is open of it.
+    // A browser that leaves a page resets the page's open streams.
     assert!(
         (RESETS_BURST..=most).contains(&taken),
         "{taken} were taken in stride, where {RESETS_BURST} to {most} are"
@@ -43,11 +43,12 @@ async fn streams_reset_one_by_one_end_the_connection() {
     survives(&web, before);
 }
 
-/// Bytes of pings or of settings, as many as a node may never take whose answers are not read: the answers are as long,
-/// the kernel keeps some megabytes of each side, and the rest would be twice what the node may grow by.
+/// Bytes of pings or settings, as many as a node must never read if its answers are not read. The
+/// answers are as long, the kernel buffers some megabytes on each side, and the rest would be twice
+/// the permitted growth.
 const TAKEN_BYTES_MAX: usize = 100 << 20;
 
-/// How long a node takes nothing that is believed to wait until it is read.
+/// How long a node must read nothing before it counts as waiting.
 const QUIET: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]

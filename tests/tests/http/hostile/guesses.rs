@@ -8,7 +8,7 @@ use alknet_tls::NodeKey;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
-/// A connection of the administrator's, who proves a key on it, from the address that everything here comes from.
+/// A connection of the administrator, who proves a key on it, from the address of all clients here.
 async fn by_key(
     bench: &TestBench,
     web: &WebNode,
@@ -23,14 +23,14 @@ async fn by_key(
     (dialer, client)
 }
 
-/// Calls what only an administrator may.
+/// Calls an operation that only an administrator may call.
 async fn is_known(client: &CallConnection) {
     let answer = client.call("node/info", &Value::Null).await;
     assert!(answer.is_ok(), "{answer:?}");
 }
 
-/// More wrong tokens than a minute may have, and what else is behind the same address: what tokens opened, and
-/// connections whose peer proved a key.
+/// More wrong tokens than are allowed per minute, and other clients behind the same address: with
+/// earlier tokens, and with proven keys.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guesser_gets_retry_after_and_no_other_client_is_refused() {
     let bench = TestBench::new();

@@ -1,4 +1,4 @@
-//! Heads that come slowly, without end or malformed, and slow bodies.
+//! Heads that are slow, endless or malformed, and slow bodies.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{GROWTH_BYTES, peak, resident, survives};
 
-/// Bytes of a head that are more than what is on its way to a node that has stopped to read.
+/// Bytes of a head that exceed what is in transit to a node that has stopped reading.
 const HEAD_BYTES: usize = 64 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,7 +37,7 @@ Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
     }
     let told = String::from_utf8(body.hear().await).expect("text");
     assert!(told.starts_with("HTTP/1.1 408"), "{told}");
-    // A hang is what this is about, not a time.
+    // The test is about a hang, not about a time.
     assert!(started.elapsed() < hung());
     survives(&web, before);
 }
@@ -67,7 +67,7 @@ async fn heads_without_end_end() {
     }
     let mut raw = RawQuicConnection::open_two(&web.target()).await;
     raw.frame(HEADERS, 0, 1, &asks("/healthz")).await;
-    // CONTINUATION that never ends (CVE-2024-27316): a literal header each.
+    // CONTINUATION that never ends (CVE-2024-27316), with a literal header each.
     let mut more = vec![0x00, 1, b'a', 0x7f, 0xe1, 0x1e];
     more.extend([b'a'; 4000]);
     let mut sent = 0;
@@ -77,7 +77,7 @@ async fn heads_without_end_end() {
     }
     raw.hear().await;
     survives(&web, before);
-    // Also while it lasted: what was given back since is not seen afterwards.
+    // Even at its peak, because released memory is not seen afterwards.
     let grown = peak(&web) - most;
     assert!(grown < GROWTH_BYTES, "{grown} bytes more");
 }

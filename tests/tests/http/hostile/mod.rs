@@ -1,4 +1,4 @@
-//! Those who mean no good, over HTTP: memory stays bounded, and others are served.
+//! Attacks over HTTP: memory stays bounded, and others are served.
 
 mod answers;
 mod bodies;
@@ -12,7 +12,7 @@ mod sockets;
 use alknet_tests::WebNode;
 use tokio::task::block_in_place;
 
-/// What an attack may make the node's memory grow by, and the allocator keep of it.
+/// How much an attack may make the node's memory grow, with what the allocator keeps.
 const GROWTH_BYTES: u64 = 48 << 20;
 
 fn resident(web: &WebNode) -> u64 {
@@ -25,13 +25,13 @@ fn resident(web: &WebNode) -> u64 {
         << 10
 }
 
-/// From now on the [`peak`] is a new one.
+/// Resets [`peak`].
 fn forget_peak(web: &WebNode) {
     let file = format!("/proc/{}/clear_refs", web.node.pid());
     std::fs::write(file, "5").expect("it is our process");
 }
 
-/// The most that the node had of memory until now.
+/// The most memory that the node has used so far.
 fn peak(web: &WebNode) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
     let text = text.expect("the node runs");
@@ -50,8 +50,8 @@ fn survives(web: &WebNode, before: u64) {
     assert!(now < before + GROWTH_BYTES, "{before} became {now}");
 }
 
-/// Bytes of requests that one identity may have under way, as docs/http.md has it, and of frames that are not complete
-/// and of unread answers, as docs/protocol.md has it.
+/// Bytes of requests that one identity may have in progress, as in docs/http.md, and of incomplete
+/// frames and unread answers, as in docs/protocol.md.
 fn share() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
     let total = meminfo

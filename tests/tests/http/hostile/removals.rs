@@ -1,5 +1,5 @@
-//! A peer that is removed, and the tickets that it was given before. Here it is a second administrator, who alone may
-//! follow something.
+//! A peer that is removed, and the tickets that it received before. Here it is a second
+//! administrator, because only administrators may follow the log.
 
 use alknet_tests::{RemovedPeerFixture, TestBench, WebNode};
 use alknet_tls::NodeKey;

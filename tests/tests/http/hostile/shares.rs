@@ -1,6 +1,6 @@
-//! Clients that want all of what a small machine has for requests, answers and tickets: the node refuses each what
-//! is beyond its share, and serves the others. The limits depend on the machine's memory, so the test sets a small
-//! amount.
+//! Clients that want all that a small machine has for requests, answers and tickets. The node
+//! refuses each what exceeds its share, and serves the others. The limits depend on the machine's
+//! memory, so the test sets a small amount.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -23,25 +23,25 @@ use tokio::task::{JoinHandle, block_in_place};
 
 use alknet_tests::raw::{H2, frame, within};
 
-/// The least machine that there is, as far as requests go: 4 MiB for them, half of it for an identity.
+/// The smallest limit for requests: 4 MiB, half of it for one identity.
 const LEAST: u64 = 32 << 20;
 const EACH: usize = 2 << 20;
 
-/// Bytes of the longest request that counts as a small one.
+/// Bytes of the longest request that counts as small.
 const SMALL: usize = 64 << 10;
 
-/// Bytes of one that is short, with the place that it is copied into when it grows.
+/// Bytes of a short one, with the buffer that it is copied into when it grows.
 const SHORT: usize = 28 << 10;
 
-/// Lets one client do much at once: what is attacked here is something else.
+/// Lets one client do much at once, because something else is attacked here.
 const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n";
 
-/// Between two questions whether something has come so far.
+/// Pause between two checks of the progress.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// A connection of HTTP/2.
+/// An HTTP/2 connection.
 struct ShareClient {
     requests: SendRequest<Body>,
     _connection: Connection,
@@ -65,8 +65,8 @@ impl ShareClient {
         }
     }
 
-    /// Posts so many bytes of a body, `said` in its head, and keeps it open where these are more. The request is given
-    /// up with what is returned.
+    /// Posts this many bytes of a body whose head announces `said`, and keeps it open if that is
+    /// more. The request is abandoned when the returned value is dropped.
     fn begin(&mut self, token: &str, path: &str, said: usize, sent: Bytes) -> AbortedRequest {
         let is_whole = said == sent.len();
         let first = stream::iter((!sent.is_empty()).then(|| Ok(Frame::data(sent))));
@@ -78,7 +78,7 @@ impl ShareClient {
             .header("authorization", format!("Bearer {token}"))
             .header("content-type", "application/json")
             .header("content-length", said)
-            // Of a subscription, which is answered with a ticket.
+            // For a subscription, the response is a ticket.
             .header("prefer", "respond-async")
             .body(body)
             .expect("correct headers");
@@ -88,7 +88,7 @@ impl ShareClient {
         }))
     }
 
-    /// Posts all of it, and says how it is answered.
+    /// Posts the whole body, and returns the status.
     async fn post(&mut self, token: &str, path: &str, call: &Value) -> StatusCode {
         let body = Bytes::from(call.to_string());
         let mut begun = self.begin(token, path, body.len(), body);
@@ -96,12 +96,12 @@ impl ShareClient {
         told.expect("an answer")
     }
 
-    /// How a short call is answered.
+    /// The status of a short call.
     async fn calls(&mut self, token: &str) -> StatusCode {
         self.post(token, "/call", &list("x")).await
     }
 
-    /// Resolves once a call with so much is answered so.
+    /// Waits until a call of this size gets this status.
     async fn until(&mut self, token: &str, bytes: usize, status: StatusCode) {
         let call = list(&"x".repeat(bytes));
         within(async {
@@ -113,7 +113,7 @@ impl ShareClient {
     }
 }
 
-/// A request that is given up when it is dropped.
+/// A request that is abandoned on drop.
 struct AbortedRequest(JoinHandle<Option<StatusCode>>);
 
 impl Drop for AbortedRequest {
@@ -135,12 +135,13 @@ fn second(web: &WebNode) -> String {
     made["token"].as_str().expect("a token").to_owned()
 }
 
-/// So much of a body as is not enough: blanks.
+/// An incomplete body of this length: blanks.
 fn blanks(bytes: usize) -> Bytes {
     vec![b' '; bytes].into()
 }
 
-/// By their lengths these would be all that two identities may have, which is all of the node.
+/// By their lengths these would be the maximum of two identities, which is everything that the node
+/// has.
 #[tokio::test(flavor = "multi_thread")]
 async fn short_bodies_that_are_only_announced_leave_others_theirs() {
     let bench = TestBench::new();
@@ -154,7 +155,7 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
                 // Nothing of it, or its first byte.
                 held.push(client.begin(token, "/call", SMALL, blanks(n % 2)));
             }
-            // What comes behind them on the same connection finds them there.
+            // Later requests on the same connection find them there.
             assert_eq!(client.calls(token).await, 200);
             clients.push(client);
         }
@@ -166,8 +167,8 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
     }
 }
 
-/// These come, but for their ends. As small requests they may use what is kept for those, and two identities may have
-/// all of the node.
+/// These come without their ends. As small requests they may use the reserve for those, and two
+/// identities may have everything that the node has.
 #[tokio::test(flavor = "multi_thread")]
 async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
     let bench = TestBench::new();
@@ -180,7 +181,8 @@ async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
             for _ in 0..=EACH / SHORT {
                 held.push(client.begin(token, "/call", SHORT, blanks(SHORT - 100)));
             }
-            // It has all that it may have. While another one asks whether it has, one of these may have been refused.
+            // It has all that it may have. One of these may have been refused while another request
+            // checked that.
             let asks = list(&"x".repeat(SHORT));
             let full = StatusCode::TOO_MANY_REQUESTS;
             within(async {
@@ -200,7 +202,7 @@ async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
     }
 }
 
-/// There is memory for the request of an administrator's token, and none for its answer.
+/// There is memory for the request of an administrator's token, but none for its answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_whose_answer_has_no_room_does_not_run() {
     let bench = TestBench::new();
@@ -211,7 +213,7 @@ async fn a_call_whose_answer_has_no_room_does_not_run() {
         };
         let before = tokens();
         let mut client = ShareClient::open(&web).await;
-        // Less than an answer has at the least.
+        // Less than the smallest answer.
         let left = 5000;
         let said = EACH - left;
         let begin =
@@ -221,7 +223,7 @@ async fn a_call_whose_answer_has_no_room_does_not_run() {
         let asks = list(&"x".repeat(left));
         within(async {
             while client.post(&web.admin, "/call", &asks).await != full {
-                // The last question may have had the room of its end.
+                // The last check may have used the room of its end.
                 if held.0.is_finished() {
                     held = begin(&mut client);
                 }
@@ -248,7 +250,7 @@ async fn a_call_whose_answer_has_no_room_does_not_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tickets_of_one_identity_leave_the_others_theirs() {
-    /// An eighth of all.
+    /// An eighth of everything.
     const SHARE: usize = 128;
     let bench = TestBench::new();
     let web = WebNode::start(&bench, FAST);
@@ -264,7 +266,7 @@ async fn tickets_of_one_identity_leave_the_others_theirs() {
     assert_eq!(told, StatusCode::CREATED);
 }
 
-/// Unknown peers of several networks ask for a large file again and again, over HTTP/2, and take nothing.
+/// Unknown peers in several networks request a large file repeatedly over HTTP/2, and read nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
     const NETWORKS: u8 = 5;
@@ -286,7 +288,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
                 held.push(peer);
             }
         });
-        // A sixteenth of the bytes for each network, a quarter for all, at 32 KiB for each file.
+        // A sixteenth of the bytes for each network, a quarter for all, at 32 KiB per file.
         assert!(served.iter().all(|files| *files <= 8), "{served:?}");
         assert!(served[..4].iter().all(|files| *files > 4), "{served:?}");
         let mut client = ShareClient::open(&web).await;
@@ -298,8 +300,8 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
     }
 }
 
-/// Asks for the file so many times, takes the heads of all answers and no byte of a body, and says how many of them are
-/// the file: that is a field of the static table (RFC 7541 appendix A).
+/// Requests the file this many times, reads the heads of all answers but no bodies, and returns how
+/// many of them are the file: that is a field of the static table (RFC 7541 appendix A).
 fn asks_for_files(peer: &mut RawTcpConnection, files: u32) -> u32 {
     let mut head = vec![0x82, 0x87, 0x04, 10];
     head.extend(b"/large.bin");

@@ -1,5 +1,5 @@
-//! WebSockets in connections of HTTP/2: messages that do not end, and answers that the client does not read, pongs
-//! among them.
+//! WebSockets in HTTP/2 connections: endless messages, and answers that the client does not read,
+//! including pongs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,21 +22,22 @@ use tokio::task::{JoinSet, block_in_place};
 
 use super::{GROWTH_BYTES, forget_peak, peak, resident, share};
 
-/// WebSockets that one connection carries.
+/// WebSockets on one connection.
 const SOCKETS: usize = 16;
 
-/// What one WebSocket and its part of the connection may cost beside its unread and incomplete messages: bytes that
-/// count against no quota, a frame on its way out, and its state.
+/// The cost of one WebSocket and its part of the connection, besides its unread and incomplete
+/// messages: bytes without a quota, a frame that is being sent, and its state.
 const SOCKET_BYTES: u64 = 64 << 10;
 
-/// How long nothing happens that is believed to have come to its end.
+/// How long nothing must happen before the test assumes the end.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Lets one client do much at once: what is attacked here is something else.
+/// Lets one client do much at once, because something else is attacked here.
 const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n\
                     stranger_requests_per_second = 10000\n";
 
-/// With a token of the least scope; text is not passed on in another way than what is binary, and pieces are counted.
+/// With a token of the least scope. Text and binary messages are handled alike, and pieces are
+/// counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_without_their_ends_are_counted_together() {
     // Twice as many as the token's identity has room for.
@@ -53,7 +54,7 @@ async fn messages_without_their_ends_are_counted_together() {
             let mut socket = carrier.socket(Some(&web.reader)).await;
             let bytes = forms[n % 2].clone();
             all.spawn(async move {
-                // It may be refused before it has said all.
+                // It may be refused before it has sent everything.
                 let _ = socket.write_all(&bytes).await;
                 socket
             });
@@ -64,7 +65,8 @@ async fn messages_without_their_ends_are_counted_together() {
     while let Some(socket) = within(all.join_next()).await {
         sockets.push(socket.expect("no panic"));
     }
-    // Another identity has a call of 60,000 bytes answered, and one in pieces over a WebSocket.
+    // Another identity gets an answer to a call of 60,000 bytes, and to one in pieces over a
+    // WebSocket.
     let long = json!({ "prefix": "x".repeat(60_000) });
     let listed = block_in_place(|| web.node.call("services/list", &long));
     assert!(listed["operations"].is_array(), "{listed}");
@@ -76,7 +78,7 @@ async fn messages_without_their_ends_are_counted_together() {
     for mut socket in sockets {
         match closed(&mut socket, deadline(Duration::from_millis(5))).await {
             Some(1013) => refused += 1,
-            // It has room, or had it until it took too long.
+            // It has room, or had it until its timeout.
             None | Some(4408) => {}
             Some(code) => panic!("closed with {code}"),
         }
@@ -89,16 +91,16 @@ async fn messages_without_their_ends_are_counted_together() {
     );
     let most = share() + count as u64 * SOCKET_BYTES + GROWTH_BYTES;
     assert!(grown <= most, "{grown} bytes for {count} messages");
-    // As many as have no room.
+    // As many as find no room.
     let room = share() as usize / MESSAGE_BYTES;
     assert!(refused >= count - room - SOCKETS, "{refused} of {count}");
 }
 
-/// Resolves once the node does not grow any more.
+/// Waits until the node stops growing.
 async fn settled(web: &WebNode) {
     let mut before = 0;
     loop {
-        // Nothing tells that the node keeps no more.
+        // Nothing signals that the node keeps no more.
         tokio::time::sleep(deadline(QUIET)).await;
         let now = peak(web);
         if now == before {
@@ -108,28 +110,28 @@ async fn settled(web: &WebNode) {
     }
 }
 
-/// Connections whose WebSockets read nothing, all of them of one requester.
+/// Connections of one requester whose WebSockets read nothing.
 struct UnreadSockets<'a> {
     token: Option<&'a str>,
-    /// Which part of what the node has for unread answers its requester may have: one in so many.
+    /// The requester's share of the room for unread answers: one part of this number.
     part: f64,
-    /// Bytes that each connection may leave unread, as far as it alone goes, before no more is begun.
+    /// Bytes that each connection alone may leave unread before no more requests are started.
     alone: usize,
-    /// Requests on each WebSocket: those of a connection are answered with more than that.
+    /// Requests on each WebSocket. The answers for a connection exceed that.
     requests: usize,
 }
 
 /// WebSockets of each of these.
 const UNREAD_SOCKETS: usize = 4;
 
-/// Memory of their node's machine. With it 24 connections of one network's unknown peers reach their requester's share,
-/// and of one network there may be 64; on a larger machine there would have to be more.
+/// Memory of their node's machine. With it, 24 connections of one network's unknown peers reach
+/// their requester's share, and one network may have 64. On a larger machine, more would be needed.
 const SMALL_MACHINE_BYTES: u64 = 512 << 20;
 
 /// What others may leave unread meanwhile.
 const OTHERS_BYTES: f64 = (128 << 10) as f64;
 
-/// Bytes of answers that wait by the node's own account, and how many there may be.
+/// The node's counter of waiting answer bytes, and its limit.
 fn unread(web: &WebNode) -> [f64; 2] {
     let told = block_in_place(|| web.node.call("node/metrics", &Value::Null));
     ["alknet_call_unread_bytes", "alknet_call_unread_bytes_max"].map(|name| {
@@ -138,12 +140,12 @@ fn unread(web: &WebNode) -> [f64; 2] {
     })
 }
 
-/// What waits once that is more than half of `room`, and stays the same.
+/// The number of waiting bytes, once it is more than half of `room` and no longer changes.
 fn unread_at_rest(web: &WebNode, room: f64) -> f64 {
     let mut before = 0.0;
     block_in_place(|| {
         eventually("no more is begun", || {
-            // Nothing tells that the node begins no more.
+            // Nothing signals that the node starts no more.
             std::thread::sleep(deadline(QUIET));
             let [waits, _] = unread(web);
             let is_settled = waits == before && waits >= room / 2.0;
@@ -154,12 +156,14 @@ fn unread_at_rest(web: &WebNode, room: f64) -> f64 {
 }
 
 impl UnreadSockets<'_> {
-    /// So many that they would leave half as much again unread as their requester may, if each were bounded by itself.
+    /// So many that they would leave half as much again unread as their requester may, if only each
+    /// were bounded.
     fn connections(&self, room: f64) -> usize {
         (1.5 * room / self.alone as f64).ceil() as usize
     }
 
-    /// Has the node answer until it begins no more: what waits is what the requester may have, and others are served.
+    /// Makes the node answer until it starts no more. What waits is the requester's maximum, and
+    /// others are served.
     async fn are_bounded(&self, web: &WebNode) {
         let [_, most] = unread(web);
         let room = most / self.part;
@@ -170,13 +174,13 @@ impl UnreadSockets<'_> {
         let mut kept = Vec::new();
         let mut all = JoinSet::new();
         for _ in 0..connections {
-            // Not a byte of an answer is taken.
+            // No byte of an answer is read.
             let mut carrier = SocketCarrier::open(&web.target(), 0).await;
             for _ in 0..UNREAD_SOCKETS {
                 let mut socket = carrier.socket(self.token).await;
                 let asks = asks.clone();
                 all.spawn(async move {
-                    // The node stops taking them.
+                    // The node stops reading them.
                     let _ = socket.write_all(&asks).await;
                     std::future::pending::<()>().await;
                 });
@@ -184,7 +188,7 @@ impl UnreadSockets<'_> {
             kept.push(carrier);
         }
         let waits = unread_at_rest(web, room);
-        // Another identity, over a connection of its own: a long answer.
+        // Another identity, over a separate connection: a long answer.
         let listed = block_in_place(|| web.node.call("services/list", &Value::Null));
         assert!(listed["operations"].is_array(), "{listed}");
         let grown = peak(web).saturating_sub(before);
@@ -202,8 +206,8 @@ impl UnreadSockets<'_> {
     }
 }
 
-/// Without a token from one network: each WebSocket follows what is open to every peer, and asks for a list until the
-/// node takes no more. One network has a sixteenth of what the node has.
+/// Without a token from one network: each WebSocket follows what is open to every peer, and
+/// requests a list until the node accepts no more. One network has a sixteenth of the node's room.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_no_socket_reads_are_counted_together() {
     let bench = TestBench::new();
@@ -233,7 +237,8 @@ async fn answers_that_no_socket_of_a_token_reads_are_counted_together() {
     }
 }
 
-/// One token on many connections of the call protocol, each of which alone may have 4 MiB unread, and as much again.
+/// One token on many connections of the call protocol. Each alone may have 4 MiB unread, and as
+/// much again.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
     const CONNECTIONS: usize = 48;
@@ -257,7 +262,7 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
         assert_eq!(answer["type"], "call.responded", "{answer}");
         let asks = asks.clone();
         all.spawn(async move {
-            // The node stops taking them.
+            // The node stops reading them.
             let _ = send.write_chunk(asks).await;
             std::future::pending::<()>().await;
             drop((recv, connection));
@@ -268,17 +273,17 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
     assert!(listed["operations"].is_array(), "{listed}");
     let grown = peak(&web).saturating_sub(before);
     println!("figure {CONNECTIONS} connections: {} KiB", grown >> 10);
-    // Each has two records of TLS and a piece of what it asks besides.
+    // Each has two TLS records and a piece of its next request in addition.
     let most = share() + CONNECTIONS as u64 * (256 << 10) + GROWTH_BYTES;
     assert!(grown <= most, "{grown} bytes: {most} are room");
 }
 
-/// Without a token, and for as long as an unknown peer may stay: each ping is read by itself, and would be answered
-/// behind the answers that the client has not taken.
+/// Without a token, for as long as an unknown peer may stay: each ping is read separately, and
+/// would be answered after the answers that the client has not read.
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_with_unread_answers_are_not_kept() {
     const PINGS: u32 = 100_000;
-    /// What one connection may cost; the answers together would be 12 MiB.
+    /// Permitted cost of one connection. The answers together would be 12 MiB.
     const MOST_BYTES: u64 = 8 << 20;
     let bench = TestBench::new();
     let web = WebNode::start(&bench, FAST);

@@ -1,4 +1,5 @@
-//! Who reaches what a node imported: callers that hold its scope, over every way there is, and the scripts of such callers.
+//! Who can call what a node imported: callers with its scope, over every protocol, and their
+//! scripts.
 
 use alknet_tests::{CliOutput, CliRunner, HostServer, RelayOperation, TestBench};
 use serde_json::{Value, json};
@@ -8,19 +9,19 @@ use super::{HERE, ImportNode, openapi, request_count};
 /// The scope of the operation that the tests call.
 const SCOPE: &str = "import:api:getNote";
 
-/// What the tests call it with, and its answer.
+/// The input of the tests' calls, and its answer.
 fn note() -> (Value, Value) {
     let answer = json!({ "id": 1, "text": "a", "lang": null });
     (json!({ "id": "a" }), answer)
 }
 
-/// A node that imports an API, and two peers of it.
+/// A node that imports an API, and two of its peers.
 struct ImportCallers {
     api: HostServer,
     node: ImportNode,
-    /// Holds the scope of one operation of the API.
+    /// Has the scope of one operation of the API.
     holder: CliRunner,
-    /// Holds that of another, and more that does not lead to the first.
+    /// Has the scope of another, and more that does not include the first.
     other: CliRunner,
 }
 
@@ -57,7 +58,7 @@ impl ImportCallers {
         who.call(self.node.target(), operation, input, &[])
     }
 
-    /// A token with these scopes and no others.
+    /// A token with only these scopes.
     fn token(&self, scopes: &[&str]) -> String {
         let made = self
             .node
@@ -67,7 +68,7 @@ impl ImportCallers {
         made["token"].as_str().expect("a token").to_owned()
     }
 
-    /// What a script of this caller's comes to.
+    /// The result of a script of this caller.
     fn eval(&self, who: &CliRunner, input: &Value) -> Value {
         self.call(who, "runtime/eval", input).json()["value"].take()
     }
@@ -82,13 +83,13 @@ impl ImportCallers {
         told.json()["result"]["tools"].to_string()
     }
 
-    /// How often the API was asked for the note.
+    /// How often the API got a request for the note.
     fn asked(&self) -> usize {
         request_count(&self.api, "GET", "/api/notes/a")
     }
 }
 
-/// Operations of the API in a list, by the member that names each.
+/// Operations of the API in a list, by the member with the name.
 fn names(list: &Value, member: &str) -> Vec<String> {
     let all = list.as_array().expect("a list").iter();
     let names = all.filter_map(|one| one[member].as_str());
@@ -102,13 +103,13 @@ fn who_holds_its_scope_calls_an_import_over_every_way() {
     let (node, web) = (&callers.node, &callers.node.web);
     let ((input, note), token) = (note(), callers.token(&[SCOPE, "import:api:events"]));
 
-    // With a key, by the command line.
+    // With a key, with the command line.
     let answer = callers.call(&callers.holder, "api/getNote", &input);
     assert_eq!(answer.json(), note);
     let list = ["ops", "list", node.target()];
     let listed = callers.holder.run(callers.holder.command(&list)).json();
     assert_eq!(names(&listed, "name"), ["api/getNote"]);
-    // With a token over HTTP, alone and among others, and as a model.
+    // With a token over HTTP, alone and in a batch, and as a model.
     let answer = node.call(&token, "/api/getNote", &input).json();
     assert_eq!(answer["output"], note, "{answer:#}");
     let item =
@@ -139,7 +140,7 @@ fn who_holds_its_scope_calls_an_import_over_every_way() {
         "{events:?}"
     );
     assert_eq!(callers.asked(), 4);
-    // A server that refuses the request is no failure of the node.
+    // A server that refuses the request is not a failure of the node.
     let missing = node.call(&token, "/api/getNote", &json!({ "id": "none" }));
     assert_eq!(missing.status, 404, "{missing:?}");
     let error = missing.json()["error"].take();
@@ -178,10 +179,11 @@ fn who_lacks_its_scope_neither_calls_nor_sees_an_import() {
     let schema = web.curl_as(&token, "/schema?operation=/api/getNote", &[]);
     assert_eq!(schema.status, 404, "{schema:?}");
 
-    // An unknown caller gets the answer of a name that no operation has. Over HTTP the node asks for a token first.
-    let stranger = node.bench.user("stranger");
+    // An unknown caller gets the same answer as for a name without an operation. Over HTTP the node
+    // requires a token first.
+    let unknown_peer = node.bench.user("stranger");
     for operation in ["api/getNote", "api/absent"] {
-        let refused = callers.call(&stranger, operation, &input);
+        let refused = callers.call(&unknown_peer, operation, &input);
         assert_eq!(refused.code(), "NOT_FOUND", "{operation}: {refused:?}");
         let body = json!({ "operation": operation, "input": input }).to_string();
         let refused = web.curl("/call", &["--json", &body]);
@@ -211,11 +213,11 @@ fn scripts_reach_an_import_where_their_caller_and_their_grants_allow() {
         let message = answer["message"].as_str().unwrap_or_default();
         assert!(message.contains(&format!("'{scope}'")), "{message}");
     };
-    // Without a list of its own a script has what its caller may call.
+    // Without its own list, a script has what its caller may call.
     let told = came(&callers.holder, Value::Null);
     assert_eq!((&told[0], &told[1]), (&json!(["api/getNote"]), &note));
     forbids(&told[2], "import:api:me");
-    // A grant gives no scope, and a scope no grant.
+    // A grant gives no scope, and a scope gives no grant.
     let told = came(&callers.holder, json!(["api/me"]));
     assert_eq!(
         (&told[0], &told[1]["code"]),
@@ -229,7 +231,7 @@ fn scripts_reach_an_import_where_their_caller_and_their_grants_allow() {
     for answer in [&told[1], &told[2]] {
         assert_eq!(answer["code"], "NOT_FOUND", "{told}");
     }
-    // A session that stays reaches the same.
+    // A persistent session reaches the same.
     let line = |source: &str| json!({ "repl": "notes", "source": source });
     callers.eval(&callers.holder, &line("globalThis.id = 'a'"));
     let told = callers.eval(
@@ -240,7 +242,7 @@ fn scripts_reach_an_import_where_their_caller_and_their_grants_allow() {
     assert_eq!(callers.asked(), 2);
 }
 
-/// The scopes of a caller add nothing to what a promoted script may do, and take nothing away.
+/// The scopes of a caller neither extend nor reduce what a promoted script may do.
 #[test]
 fn a_promoted_script_reaches_an_import_by_its_authors_scopes_alone() {
     let bench = TestBench::new();

@@ -1,5 +1,5 @@
-//! The document at `/openapi.json`, held against the node that serves it: by schemathesis, which asks for
-//! what it allows and for some of what it does not, and by a client that a generator made of it.
+//! Compares the document at `/openapi.json` with the node that serves it. schemathesis sends
+//! requests that the document allows, and some that it does not. A generated client is used too.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use super::{Faults, SUITE, generated, judge, printed};
 
 const KNOWN: &str = include_str!("document.txt");
 
-/// Requests that are made up for each path. They are the same in every run; in `cargo xtask soak hostile` there are more.
-/// What is known of is found by rule before any is made up.
+/// How many requests are generated for each path. They are the same in every run, and `cargo xtask
+/// soak hostile` has more. Known problems are found by rule before any request is generated.
 const EXAMPLES: &str = "10";
 const EXAMPLES_FULL: &str = "50";
 
-/// Fewer requests than this looked at next to nothing.
+/// With fewer requests, almost nothing was tested.
 const REQUESTS: u64 = 300;
 
 /// Enough for a client that guesses: requests, and unknown tokens.
 const PATIENT: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\nfailures_per_minute = 1000\n\
 [http]\nrequests_per_second = 100000\nrequests_burst = 100000\nstranger_requests_per_second = 100000\n";
 
-/// A node that takes much, and a token that may do no harm.
+/// A node with high limits, and a token without dangerous rights.
 fn patient(bench: &TestBench) -> (WebNode, String) {
     let web = WebNode::start(bench, "");
     let keys = format!("node.admin_keys = [\"{}\"]\n", bench.admin().identity());
@@ -37,7 +37,7 @@ fn patient(bench: &TestBench) -> (WebNode, String) {
     (web, token)
 }
 
-/// What a request was found fault with, in words that stay the same.
+/// The problem of a request, in words that do not vary.
 fn fault(failure: &Value, response: &Value) -> (String, String) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (message, kind) = (text(&failure["message"]), text(&failure["type"]));
@@ -55,7 +55,7 @@ fn fault(failure: &Value, response: &Value) -> (String, String) {
     (name, format!("{} {told}", response["status_code"]))
 }
 
-/// Everything that its report, a line for each event, has to complain about.
+/// All problems in its report, which has a line for each event.
 fn faults(report: &str) -> Faults {
     let mut faults = Faults::new();
     for line in report.lines() {
@@ -75,8 +75,8 @@ fn faults(report: &str) -> Faults {
     faults
 }
 
-/// Its settings, in a file, since every user can see arguments. What is made up by dice is held
-/// against the form of answers only: whether it meets something known is up to them.
+/// Its settings, in a file, because every user can see arguments. For random requests only the form
+/// of the answers is checked, because chance decides whether they meet something known.
 fn settings(token: &str) -> String {
     let headers = format!("Authorization = \"Bearer {token}\"");
     let wait = seconds(Duration::from_secs(30));
@@ -89,7 +89,7 @@ fn settings(token: &str) -> String {
     )
 }
 
-/// What it says in short, and its report.
+/// Its summary, and its report.
 fn schemathesis(bench: &TestBench, web: &WebNode, token: &str) -> (Value, String) {
     let folder = bench.path();
     let examples = match std::env::var("ALKNET_SOAK") {

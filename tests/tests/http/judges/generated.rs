@@ -1,4 +1,5 @@
-//! What a generator makes of a node's document, in use: on this host, and on a booted machine.
+//! The client that a generator makes from a node's document, used on this host and with a booted
+//! machine.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,10 +9,10 @@ use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{TestBench, WebNode};
 use serde_json::json;
 
-/// Longest run of Python. Generous: guests run translated.
+/// Longest run of Python. Long, because guests may run in emulation.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Python with the packages of the generator, in the bench's folder, where its client lies.
+/// Python with the packages of the generator, in the bench's folder, where its client is.
 fn python(bench: &TestBench) -> Command {
     let packages = variable("ALKNET_TEST_OPENAPI_PYTHONPATH");
     let path = std::env::var("PATH").unwrap_or_default();
@@ -27,7 +28,7 @@ fn python(bench: &TestBench) -> Command {
     command
 }
 
-/// Has a client made of the node's document, and calls the node with it.
+/// Generates a client from the node's document, and calls the node with it.
 pub(crate) fn a_client_calls<N>(bench: &TestBench, web: &WebNode<N>) {
     let document = web.curl_as(&web.reader, "/openapi.json", &[]);
     assert_eq!(document.status, 200, "{document:?}");

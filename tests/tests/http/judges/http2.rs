@@ -1,4 +1,4 @@
-//! RFC 9113, rule by rule, by httpwg, which tries what h2spec does.
+//! RFC 9113, rule by rule, with httpwg, which tests the same as h2spec.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use super::{Faults, SUITE, judge, printed};
 
 const KNOWN: &str = include_str!("http2.txt");
 
-/// Fewer cases than this were not all of them.
+/// With fewer cases, some are missing.
 const CASES: usize = 90;
 
-/// The suite does not speak TLS: it connects to this listener, which passes each connection on to the node over
-/// TLS.
+/// The suite does not support TLS. It connects to this listener, which forwards each connection to
+/// the node over TLS.
 async fn carry_all(listener: TcpListener, target: Target) {
     let key = NodeKey::generate().expect("the system has entropy");
     let dialer = EndpointDialer::new(Some(key));
@@ -35,7 +35,7 @@ async fn carry(plain: TcpStream, connection: Connection) {
     let (mut send, mut recv) = streams.expect("a connection over TCP has one stream");
     let (mut from, mut to) = plain.into_split();
     let there = async {
-        // Either side may end in any way, which the other is to see as an end.
+        // Either side may end in any way, and the other should see it as an end.
         let _ = copy(&mut from, &mut send).await;
         let _ = send.shutdown().await;
     };
@@ -46,7 +46,7 @@ async fn carry(plain: TcpStream, connection: Connection) {
     tokio::join!(there, back);
 }
 
-/// A node that answers whatever is asked for at `/`, as often as it is asked.
+/// A node that answers every request for `/`, without a rate limit.
 fn with_a_page(bench: &TestBench) -> WebNode {
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("the folder is ours");
@@ -59,7 +59,7 @@ fn with_a_page(bench: &TestBench) -> WebNode {
     WebNode::start(bench, &config)
 }
 
-/// Cases that failed, and what was said of each. One that panics does not say that it failed.
+/// Failed cases with their messages. A case that panics does not report a failure.
 fn failed(said: &str) -> Faults {
     let mut faults = Faults::new();
     let mut all = 0;
@@ -77,7 +77,8 @@ fn failed(said: &str) -> Faults {
     faults
 }
 
-/// What the suite says where it may not use io_uring, on which it runs: containers are often denied it.
+/// The suite's message if it may not use io_uring, which it requires. Containers are often not
+/// allowed to.
 fn denied(said: &str) -> Option<&str> {
     let errors = ["Operation not permitted", "Function not implemented"];
     let is_error = |line: &&str| errors.iter().any(|error| line.contains(error));
@@ -101,7 +102,7 @@ async fn the_rules_of_http2_are_kept() {
         printed(
             limited(SUITE, variable("ALKNET_TEST_HTTPWG"))
                 .args(["--address", &address.to_string(), "--verbose"])
-                // What never comes is waited for as long.
+                // Waits equally long for what never comes.
                 .args(["--frame-timeout", &milliseconds(2)])
                 .args(["--connect-timeout", &milliseconds(10)])
                 .env("SEQUENTIAL", "1")

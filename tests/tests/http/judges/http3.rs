@@ -1,4 +1,5 @@
-//! RFC 9114 and RFC 9204, rule by rule, by aioquic: what a server does about clients that break them.
+//! RFC 9114 and RFC 9204, rule by rule, with aioquic: how a server treats clients that violate
+//! them.
 
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout};
@@ -21,10 +22,10 @@ use super::{Faults, GROWTH_BYTES, SUITE, judge, resident};
 
 const KNOWN: &str = include_str!("http3.txt");
 
-/// Fewer rules than this were not all of them.
+/// With fewer rules, some are missing.
 const RULES: usize = 90;
 
-/// How long a write may wait before the test calls it hung.
+/// How long a write may wait before the test counts it as hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(30))
 }
@@ -32,7 +33,7 @@ fn hung() -> Duration {
 /// "Nothing is wrong" (RFC 9114 section 8.1).
 const NO_ERROR: u64 = 0x100;
 
-/// Python, telling what it sees, a line each.
+/// Python, which prints a line for each observation.
 struct PythonHttp3 {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -68,7 +69,7 @@ fn read(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
 }
 
-/// Rules that were not kept.
+/// Rules that were violated.
 fn broken(web: &WebNode) -> Faults {
     let mut python = PythonHttp3::start(web, "rules", &web.reader);
     let mut faults = Faults::new();
@@ -87,8 +88,8 @@ fn broken(web: &WebNode) -> Faults {
     faults
 }
 
-/// A node that ends says which requests it has begun, and nothing it serves is not among them: a client
-/// would ask for it again elsewhere.
+/// A node that ends says which requests it has started. They include every request that it serves,
+/// because a client would send any other one again elsewhere.
 fn drained(web: &WebNode, faults: &mut Faults) {
     let mut python = PythonHttp3::start(web, "drain", &web.admin);
     assert_eq!(python.line().as_deref(), Some("drain"));
@@ -115,11 +116,11 @@ fn the_rules_of_http3_are_kept() {
     judge(KNOWN, &faults);
 }
 
-/// A frame that announces more bytes than any client may send is not kept until it is whole, be the client known
-/// or not.
+/// A frame that announces more bytes than any client may send is not buffered until it is complete,
+/// whether or not the client is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_without_end_cost_little() {
-    /// A type that is there to be ignored, with a length of 2^40.
+    /// A type that must be ignored, with a length of 2^40.
     const UNKNOWN: [u8; 9] = [0x21, 0xc0, 0, 1, 0, 0, 0, 0, 0];
     const HEADERS: [u8; 9] = [0x01, 0xc0, 0, 1, 0, 0, 0, 0, 0];
     /// A control stream with SETTINGS.
@@ -147,7 +148,7 @@ async fn frames_without_end_cost_little() {
         said &= stream.write_all(&frame).await.is_ok();
         let piece = vec![0; 1 << 20];
         for _ in 0..SENT_BYTES / piece.len() {
-            // It may well be ended, or read no further.
+            // It may be ended, or not read further.
             said = said && matches!(timeout(hung(), stream.write_all(&piece)).await, Ok(Ok(())));
         }
         let now = resident(&web);

@@ -1,8 +1,8 @@
-//! What tools of others say of our HTTP server.
+//! Tests of the HTTP server by other authors' tools.
 //!
-//! What one of them finds fault with and is meant to be so, or is a library's of others, stands in a list
-//! beside its test, with the reason. A test fails where one fault more is found, and where one of its
-//! list is found no more: then the line is taken out.
+//! If such a tool reports something that is intended, or that is caused by another library, it is
+//! in a list beside its test, with the reason. A test fails if there is one more fault, and also if
+//! one on its list is no longer found, so that the line is removed.
 
 mod document;
 mod generated;
@@ -18,15 +18,15 @@ use std::time::Duration;
 
 use alknet_tests::WebNode;
 
-/// What was found, by the name of each fault.
+/// The faults that were found, by name.
 type Faults = BTreeMap<String, String>;
 
-/// What an attack may make the node's memory grow by, with what the allocator keeps of it.
+/// How much an attack may make the node's memory grow, with what the allocator keeps.
 const GROWTH_BYTES: u64 = 64 << 20;
 
-/// Fails unless `faults` are those that `list` has. Each line of it is a fault's name or its beginning,
-/// ` | ` and the reason; `#` begins a remark. `? ` goes before what is found or not, by which of two things
-/// is faster.
+/// Fails unless `faults` are those in `list`. Each line has a fault's name or its beginning, ` | `
+/// and the reason. `#` begins a remark. `? ` precedes a fault that is found or not, depending on
+/// which of two events is faster.
 fn judge(list: &str, faults: &Faults) {
     let lines = list.lines().map(str::trim);
     let known: Vec<(&str, bool)> = lines
@@ -61,7 +61,7 @@ fn known(line: &str) -> (&str, bool) {
 /// How long a suite of checks may take.
 const SUITE: Duration = Duration::from_secs(350);
 
-/// What a program printed on both of its outputs.
+/// A program's output on both streams.
 fn printed(command: &mut Command) -> String {
     let output = command
         .output()

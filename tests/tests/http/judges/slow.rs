@@ -1,5 +1,5 @@
-//! slowhttptest: heads, bodies and readers that take their time, and ranges without number. Meanwhile
-//! others are served from another network, and the attack has no more connections than one network may.
+//! slowhttptest: slow heads, bodies and readers, and very many ranges. Meanwhile others are served
+//! from another network, and the attack has no more connections than one network may.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -12,53 +12,54 @@ use nix::unistd::Pid;
 
 use super::{GROWTH_BYTES, resident};
 
-/// Connections that an attack tries to have: more than one network may, also with a token.
+/// How many connections an attack tries to have: more than one network may, even with a token.
 const WANTED: &str = "150";
 
 /// Connections that the unknown peers of one network may have (docs/endpoint.md).
 const PER_NETWORK: u64 = 64;
 
-/// Connections that have a known peer's place by one token; further ones are those of unknown peers.
+/// Known peers' connection slots for one token. Further connections count as unknown peers'.
 const PER_TOKEN: u64 = 64;
 
-/// An attack lasts no longer than this, in whole seconds. All that is cut off by a limit ends long before.
+/// Longest duration of an attack, in whole seconds. Everything that a limit ends, ends long before.
 fn lasts() -> String {
     deadline(Duration::from_secs(150)).as_secs().to_string()
 }
 
-/// What it says when the server has ended all of them.
+/// Its message after the server has ended all connections.
 const ALL_ENDED: &str = "No open connections left";
 
-/// Options of a curl from another network: another address of this host.
+/// curl options for another network: another address of this host.
 const OTHERS: [&str; 3] = ["--http2", "--interface", "127.0.1.1"];
 
-/// How long the tool works at a time. Once it has a connection that ended it asks the kernel without a pause which
-/// of them are ready, and takes a whole processor for the few bytes a second that it sends. Between two looks of
-/// the test, 50 ms later at rest, it is stopped: the attack's pauses are seconds, so a stop this short does not
-/// weaken it. It works all the while that others ask to be served.
+/// How long the tool runs at a time. After one of its connections has ended, it polls the kernel
+/// without a pause, and uses a whole processor for the few bytes per second that it sends. So it is
+/// stopped between two checks of the test, 50 ms apart on an idle host. The attack's pauses are
+/// seconds, so a stop this short does not weaken it. It runs all the time while others send
+/// requests.
 const WORKS: Duration = Duration::from_millis(10);
-/// The same while it opens its connections, fifty a second, each with a handshake.
+/// The same while it opens its connections, fifty per second, each with a handshake.
 const WORKS_OPENING: Duration = Duration::from_millis(50);
-/// How long it opens them, on a machine at rest.
+/// How long it opens them, on an idle machine.
 const OPENING: Duration = Duration::from_secs(6);
 
-/// Whether the attackers run to their end or are ended by the server.
+/// Whether the attackers run to their end or the server ends them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AttackEnd {
     Server,
     Either,
 }
 
-/// The tool at work. It is ended when dropped.
+/// The running tool. It is ended on drop.
 struct SlowAttack<'a> {
     web: &'a WebNode,
     tool: Child,
     before: u64,
-    /// Connections that it may have.
+    /// How many connections it may have.
     may: u64,
     /// Most connections that were seen at once.
     most: u64,
-    /// Whether it is stopped between two looks of the test.
+    /// Whether it is stopped between two checks of the test.
     pauses: bool,
     begun: Instant,
 }
@@ -91,13 +92,13 @@ impl<'a> SlowAttack<'a> {
         self
     }
 
-    /// The attack is one that sends as much as it can.
+    /// The attack sends as fast as it can.
     fn without_pause(mut self) -> Self {
         self.pauses = false;
         self
     }
 
-    /// Has the tool go on while that is done, and for a moment at least.
+    /// Lets the tool run during `work`, and at least for a moment.
     fn goes_on_while(&mut self, done: impl FnOnce(&mut Self)) {
         if !self.pauses {
             return done(self);
@@ -113,7 +114,7 @@ impl<'a> SlowAttack<'a> {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// The tool was not waited for yet, so the number is its own.
+    /// The process was not waited for yet, so its number is not reused.
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.tool.id().cast_signed());
         kill(pid, signal).expect("it is our child");
@@ -123,8 +124,8 @@ impl<'a> SlowAttack<'a> {
     fn survives(&mut self) {
         let told = self.web.curl("/healthz", &OTHERS);
         assert_eq!(told.status, 200, "{told:?}");
-        // A connection that gives its place to another one is counted until its end is done, and only those that
-        // had a place can: at no time are there twice as many.
+        // A connection that gives its slot to another one is counted until it has ended completely,
+        // and only connections with a slot can do that. So there are never twice as many.
         let may = self.may;
         let now = eventually("those that gave their places away have ended", || {
             let now = connections(self.web);
@@ -136,8 +137,8 @@ impl<'a> SlowAttack<'a> {
         assert!(now < before + GROWTH_BYTES, "{before} became {now}");
     }
 
-    /// Watches it to its end, and returns the most connections that it was seen to have. Others ask every second:
-    /// each of their requests is a program.
+    /// Watches it to its end, and returns the most connections that it had. Others send a request
+    /// every second, each with a program.
     fn ends(mut self, bench: &TestBench, end: AttackEnd) -> u64 {
         let mut next = Instant::now();
         eventually("the attack ends", || {
@@ -170,7 +171,7 @@ impl Drop for SlowAttack<'_> {
     }
 }
 
-/// Connections of HTTP/1.1, which only the tool speaks here.
+/// HTTP/1.1 connections, which only the tool has here.
 fn connections(web: &WebNode) -> u64 {
     let told = web.curl_as(&web.admin, "/metrics", &OTHERS);
     assert_eq!(told.status, 200, "{told:?}");
@@ -216,17 +217,18 @@ fn slow_bodies_are_ended_and_others_are_served() {
         let arguments = [&body[..], &["-l", &lasts]].concat();
         SlowAttack::begin(&bench, &web, path, &arguments)
     };
-    // From a client that may not call anything: the node need not read its body.
+    // From a client without rights, so the node need not read its body.
     attack("/call", "application/json", "1").ends(&bench, AttackEnd::Server);
-    // From a client that may: it takes places of known peers, and places of unknown ones once its token has no
-    // more.
+    // From a client with rights: it takes slots of known peers, and slots of unknown peers after
+    // its token has no more.
     let most = attack("/call", &known, "1").by_token();
     let most = most.ends(&bench, AttackEnd::Server);
     assert!(
         most > PER_NETWORK,
         "{most} connections: the attack was none"
     );
-    // A form, which any client may send: so slowly that it is not too long before the attack is over.
+    // A form, which any client may send: so slowly that it is still within the limit when the
+    // attack is over.
     let most = attack("/status/enter", form, "10").ends(&bench, AttackEnd::Server);
     assert!(
         most > PER_NETWORK / 2,
@@ -245,8 +247,9 @@ fn ranges_without_number_cost_little() {
     }
 }
 
-/// The node ends a slow reader, but only after longer than this attack lasts, for an answer may take its time.
-/// Until then the reader costs a bounded number of connections and what a connection keeps of its answer.
+/// The node ends a slow reader, but only after longer than this attack lasts, because an answer may
+/// take some time. Until then the reader costs a bounded number of connections and each
+/// connection's buffer for its answer.
 #[test]
 fn slow_readers_cost_little_and_others_are_served() {
     let bench = TestBench::new();

@@ -1,4 +1,4 @@
-//! testssl.sh: versions, ciphers, forward secrecy, headers, and whether any of the known attacks works.
+//! testssl.sh: versions, ciphers, forward secrecy, headers, and whether any known attack works.
 
 use alknet_test_support::limited;
 use alknet_tests::{TestBench, WebNode};
@@ -8,7 +8,7 @@ use super::{Faults, SUITE, judge, printed};
 
 const KNOWN: &str = include_str!("tls.txt");
 
-/// What it has to have looked at and found well: a check that did not run finds no fault either.
+/// Checks that must have run and passed, because a check that did not run finds no fault either.
 const WELL: [&str; 22] = [
     "SSLv2",
     "SSLv3",
@@ -34,7 +34,7 @@ const WELL: [&str; 22] = [
     "LUCKY13",
 ];
 
-/// What is no fault to it, and would be one to us.
+/// Results that the tool accepts, but this project does not.
 const NOT_OFFERED: [&str; 5] = [
     "TLS1",
     "TLS1_1",
@@ -48,7 +48,7 @@ fn report(bench: &TestBench, web: &WebNode) -> Vec<Value> {
     let said = printed(
         limited(SUITE, "testssl")
             .args(["--quiet", "--color", "0", "--warnings", "off"])
-            // Everything it needs is here: it asks no resolver.
+            // Everything that it needs is here, so it needs no resolver.
             .args(["--nodns", "none", "--ip", "127.0.0.1"])
             .args(["--protocols", "--std", "--pfs", "--headers"])
             .arg("--vulnerable")
@@ -58,7 +58,7 @@ fn report(bench: &TestBench, web: &WebNode) -> Vec<Value> {
             .current_dir(bench.path())
             .env("TMPDIR", bench.path()),
     );
-    // It exits with the number of its diagnostics.
+    // Its exit code is the number of its findings.
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{error}: {said}"));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {said}"))
 }

@@ -78,7 +78,7 @@ pub(super) fn is_to_hide(bench: &TestBench, web: &Machine) {
 }
 
 /// The same disk, with what was applied to it: nothing says who speaks there but to those who know.
-pub(super) fn strangers_see_one_and_the_same_nothing(bench: &TestBench, token: &str) {
+pub(super) fn unknown_clients_see_one_and_the_same_nothing(bench: &TestBench, token: &str) {
     let node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     let ask = |path: &str, more: &[&str]| curl(&format!("https://{}{path}", node.address()), more);
     // The order of headers too.

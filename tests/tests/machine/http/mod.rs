@@ -93,5 +93,5 @@ fn a_booted_machine_serves_every_http_client() {
     removed.reads_nothing_more(&web, || hidden::is_to_hide(&bench, &web));
     let token = web.admin.clone();
     page::a_link_restarts_the_machine(&bench, web);
-    hidden::strangers_see_one_and_the_same_nothing(&bench, &token);
+    hidden::unknown_clients_see_one_and_the_same_nothing(&bench, &token);
 }

@@ -24,8 +24,8 @@ fn link(bench: &TestBench, web: &Machine, more: &[&str]) -> String {
 }
 
 pub(super) fn a_link_lets_in_once(bench: &TestBench, web: &Machine) {
-    let stranger = web.curl("/", &[]).text();
-    assert!(stranger.contains("name=\"token\"") && !stranger.contains("Peers"));
+    let unknown_peer = web.curl("/", &[]).text();
+    assert!(unknown_peer.contains("name=\"token\"") && !unknown_peer.contains("Peers"));
     let link = link(bench, web, &[]);
     assert!(link.starts_with(&web.url("/status/enter/")), "{link}");
     let entered = curl(&link, &[]);

@@ -1,4 +1,4 @@
-//! Answers that the client does not read, over HTTP/2 and HTTP/3, of a machine with 512 MiB.
+//! Answers that the client does not read, over HTTP/2 and HTTP/3, on a machine with 512 MiB.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,34 +18,36 @@ use tokio::time::timeout;
 use super::attacks::{ASK_EVERY, MemoryWatcher};
 use super::{LARGE, Machine};
 
-/// What all of it may make of the node's memory. Half a megabyte for each file that is under way is twice as much.
+/// How much all this may make the node's memory grow. Half a megabyte for each active file is twice
+/// what is needed.
 const GROWTH_BYTES: u64 = 32 << 20;
 
-/// Connections of HTTP/3 of which some answers are left, while others are taken.
+/// HTTP/3 connections on which some answers are not read, while others are.
 const CONNECTIONS_THREE: usize = 2;
 
-/// How often these take another one.
+/// How often these read another one.
 const TAKEN_EVERY: Duration = Duration::from_secs(2);
 
-/// Requests of the connection of HTTP/2 that stays: fewer than may be under way to one network, so that others there
-/// are served for as long as it stays.
+/// Requests of the HTTP/2 connection that stays: fewer than one network may have in progress, so
+/// that others there are served meanwhile.
 const STAYS: u32 = 40;
 
-/// Requests of one without a token that stays as well.
+/// Requests of the connection without a token that stays as well.
 const UNKNOWN_STAYS: u32 = 20;
 
-/// From the request on, an answer ends within that of which the client takes nothing: it may take nothing for 30 s,
-/// and for a second more for each KiB of the 32 KiB that wait for it. The rest is for what an emulated machine needs.
+/// An unread answer ends within this time after its request. It may stay unread for 30 s, plus a
+/// second for each KiB of the 32 KiB that wait for it. The rest is for the emulated machine's own
+/// needs.
 const ENDS_WITHIN: Duration = Duration::from_secs(90);
 
-/// Connections of HTTP/2 that come besides, for a moment, and requests of each.
+/// Additional short HTTP/2 connections, and requests of each.
 const CONNECTIONS: usize = 20;
 const STREAMS: u32 = 120;
 
-/// Large files that are under way to one network of unknown clients, with this much memory.
+/// Large files that one network of unknown clients may have in progress, with this much memory.
 const FILES_MAX: u32 = 128;
 
-/// Answers that are left where they are, from [`begin`](Self::begin) on.
+/// Unread answers, from [`begin`](Self::begin) on.
 pub(super) struct UnreadResponses {
     runtime: Runtime,
     three: Vec<JoinHandle<StalledHttp3>>,
@@ -54,8 +56,7 @@ pub(super) struct UnreadResponses {
     is_over: watch::Sender<bool>,
 }
 
-/// What became of the answers of a connection of HTTP/2 that left them, and how long that took since they were asked
-/// for.
+/// How the unread answers of an HTTP/2 connection ended, and how long after their requests.
 #[derive(Debug)]
 struct LeftAnswers {
     tally: Http2Tally,
@@ -63,7 +64,7 @@ struct LeftAnswers {
 }
 
 impl LeftAnswers {
-    /// Each of so many was served, and has ended by itself.
+    /// Each of `count` was served, and the node has ended it.
     fn were_reset(&self, count: u32, whose: &str) {
         let Http2Tally { served, reset, .. } = self.tally;
         assert_eq!((served, reset), (count, count), "{whose}: {self:?}");
@@ -76,11 +77,12 @@ impl LeftAnswers {
 }
 
 impl UnreadResponses {
-    /// Asks for the large file as often as the connections take it, and reads nothing of it: the node refuses what
-    /// is too much, and does not grow by more than it may. A few of the answers are left until [`end`](Self::end).
-    /// Their connections have a token: the node would close a silent connection without one to make room for
-    /// others that come meanwhile. One without a token is left until
-    /// [`end_of_unknown_clients`](Self::end_of_unknown_clients), and nothing that comes until then takes its place.
+    /// Requests the large file as often as the connections accept, and reads nothing of it. The
+    /// node refuses what exceeds the limit, and does not grow by more than allowed. A few of the
+    /// answers are left unread until [`end`](Self::end). Their connections have a token, because
+    /// the node would close a silent connection without one to make room for later ones. One
+    /// without a token is left until [`end_of_unknown_clients`](Self::end_of_unknown_clients), and
+    /// no connection until then takes its slot.
     pub(super) fn begin(web: &Machine) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let mut watcher = MemoryWatcher::new(web);
@@ -139,14 +141,15 @@ impl UnreadResponses {
         }
     }
 
-    /// Each answer to a client without a token has ended by itself: its stream was reset, while its connection went on.
+    /// The node has ended each answer to a client without a token: its stream was reset, while its
+    /// connection continued.
     pub(super) fn end_of_unknown_clients(&mut self) {
         let ended = self.runtime.block_on(&mut self.unknown);
         let ended = ended.expect("the machine goes on");
         ended.were_reset(UNKNOWN_STAYS, "a client without a token");
     }
 
-    /// The same of all others.
+    /// The same for all others.
     pub(super) fn end(self, bench: &TestBench, web: &Machine) {
         let Self {
             runtime,
@@ -171,7 +174,7 @@ impl UnreadResponses {
     }
 }
 
-/// A connection of HTTP/2 that takes a byte of each answer, with so many requests.
+/// An HTTP/2 connection that reads a byte of each answer, with this many requests.
 async fn left(web: &Machine, requests: u32, token: Option<&str>) -> RawQuicConnection {
     let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
     let mut head = asks(LARGE);
@@ -184,8 +187,8 @@ async fn left(web: &Machine, requests: u32, token: Option<&str>) -> RawQuicConne
     raw
 }
 
-/// Memory of the node once it has not grown between so many looks in a row: an emulated machine may do nothing between
-/// two of them.
+/// Memory of the node after it has not grown in this many checks in a row, because an emulated
+/// machine may do nothing between two of them.
 fn settled(watcher: &mut MemoryWatcher<'_>) -> u64 {
     const QUIET_LOOKS: u32 = 3;
     let (mut most, mut quiet) = (0, 0);
@@ -198,7 +201,7 @@ fn settled(watcher: &mut MemoryWatcher<'_>) -> u64 {
     most
 }
 
-/// Reads until so many answers are over, which were asked for then.
+/// Reads until this many answers, which were requested at `since`, have ended.
 async fn until_over(mut raw: RawQuicConnection, count: u32, asked: Instant) -> LeftAnswers {
     let tally = raw.until(|tally| tally.over() == count).await;
     LeftAnswers {
@@ -207,7 +210,7 @@ async fn until_over(mut raw: RawQuicConnection, count: u32, asked: Instant) -> L
     }
 }
 
-/// Takes other answers until that is over.
+/// Reads other answers until that has ended.
 async fn goes_on(mut idle: StalledHttp3, mut over: watch::Receiver<bool>) -> StalledHttp3 {
     loop {
         idle.is_served().await;

@@ -1,4 +1,5 @@
-//! The chip in between: passes commands on, and where it poses as the TPM answers with a key of its own.
+//! The chip between machine and TPM: it forwards commands, and where it impersonates the TPM, it
+//! answers with its own key.
 
 use std::io::{self, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,26 +25,28 @@ const READ_PUBLIC: u32 = 0x173;
 const START_AUTH_SESSION: u32 = 0x176;
 const PCR_READ: u32 = 0x17e;
 const POLICY_PCR: u32 = 0x17f;
-/// Where others keep a storage key; PID 1 asks first whether there is one, while nothing is loaded.
+/// The usual handle of a storage key. PID 1 first checks whether there is one, while nothing is
+/// loaded.
 const STORAGE_ROOT: u32 = 0x8100_0001;
 /// `TPM_RC_AUTH_FAIL` of the first session.
 const AUTH_FAIL: u32 = 0x98e;
 const NO_SESSIONS: u16 = 0x8001;
 const SESSIONS: u16 = 0x8002;
-/// Where the point is in the response to `TPM2_CreatePrimary`: header, handle, two sizes, the template.
+/// Offset of the point in the response to `TPM2_CreatePrimary`: header, handle, two sizes, the
+/// template.
 const POINT_AT: usize = 10 + 4 + 4 + 2 + 22;
 const COORDINATE: usize = 32;
-/// What the kernel keeps of a session that this chip made up.
+/// The kernel's saved context of a session that this chip invented.
 const CONTEXT: &[u8; 4] = b"FAKE";
-/// The lowest number of such a session; a TPM's begin at 0.
+/// The lowest number of such a session. A TPM's begin at 0.
 const FIRST_SESSION: u32 = 0x100;
 
 #[derive(Debug)]
 pub(super) struct TpmImpostor {
     key: SecretKey,
-    /// Of the slot, as it was sealed.
+    /// The slot's, as it was sealed.
     record: Tpm2Params,
-    /// Answers for the TPM; else it only asks beside the machine.
+    /// Whether it answers instead of the TPM. Otherwise it only sends its own commands.
     poses: bool,
     state: Mutex<ImpostorState>,
 }
@@ -54,7 +57,7 @@ struct ImpostorState {
     sessions: Vec<ImpostorSession>,
     pin: Option<String>,
     kek: Option<[u8; 32]>,
-    /// It tried once without a PIN.
+    /// Whether it tried once without a PIN.
     tried: bool,
 }
 
@@ -66,7 +69,7 @@ struct ImpostorSession {
 }
 
 impl TpmImpostor {
-    /// Asks the TPM for the key of that slot as soon as the machine begins to use it.
+    /// Asks the TPM for the key of that slot when the machine begins to use it.
     pub(super) fn silent(record: Tpm2Params) -> Self {
         Self {
             // Any number below the order of the curve.
@@ -77,7 +80,7 @@ impl TpmImpostor {
         }
     }
 
-    /// Poses as the TPM, with a storage key of its own.
+    /// Impersonates the TPM, with its own storage key.
     pub(super) fn posing(record: Tpm2Params) -> Self {
         Self {
             poses: true,
@@ -107,7 +110,7 @@ impl TpmImpostor {
         self.state().kek
     }
 
-    /// The machine used a storage key through it.
+    /// Whether the machine used a storage key through it.
     pub(super) fn was_asked(&self) -> bool {
         self.state().asked
     }
@@ -129,7 +132,7 @@ impl TpmImpostor {
         (x.expect("an affine point"), y.expect("an affine point"))
     }
 
-    /// Asks the TPM itself, while the machine has nothing loaded there.
+    /// Sends the TPM a command while the machine has nothing loaded there.
     fn ask(&self, chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>) {
         let mut state = self.state();
         if state.kek.is_some() || (state.pin.is_none() && state.tried) {
@@ -251,7 +254,7 @@ impl TpmImpostor {
         Ok(message(SESSIONS, 0, &body.concat()))
     }
 
-    /// Which of the PINs of four digits makes the code of this command.
+    /// The four-digit PIN that gives this command's authentication code.
     fn try_pins(&self, command: &[u8]) {
         let auth = authorisation(&command[14..]);
         let mut state = self.state();
@@ -290,7 +293,7 @@ impl Interposer for TpmImpostor {
     }
 }
 
-/// An authorisation area with one session, behind its length.
+/// An authorisation area with one session, after its length.
 struct Authorisation<'a> {
     handle: u32,
     nonce: &'a [u8],
@@ -322,7 +325,7 @@ fn number16(bytes: &[u8]) -> u16 {
     u16::from_be_bytes([bytes[0], bytes[1]])
 }
 
-/// What stands behind its length in two bytes.
+/// The bytes after their two-byte length.
 fn sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
     let length = usize::from(number16(rest));
     let (part, after) = rest[2..].split_at(length);

@@ -1,5 +1,5 @@
-//! A chip on the wires between a machine and its TPM. What it learns without a PIN, and with one; and that it
-//! learns nothing where the image names the TPM's storage key.
+//! A chip on the wires between a machine and its TPM: what it learns without a PIN and with one,
+//! and that it learns nothing if the image names the TPM's storage key.
 
 mod impostor;
 
@@ -41,8 +41,8 @@ fn without_a_pin_it_asks_for_the_key_as_the_machine_does() {
     drop(node);
 }
 
-/// It writes its own key's name into the record on the disk, answers as a TPM with that key, and tries PINs on what
-/// the machine sends.
+/// The attacker writes its own key's name into the record on the disk, answers as a TPM with that
+/// key, and tries PINs on the machine's commands.
 #[test]
 fn with_a_pin_it_learns_that_unless_the_image_names_the_storage_key() {
     let (bench, _) = set_up(WITH_PIN);
@@ -77,7 +77,7 @@ fn with_a_pin_it_learns_that_unless_the_image_names_the_storage_key() {
     says(&vm, "sealed by another TPM");
     learns_nothing(&vm, &impostor);
     drop(vm);
-    // Nor where the record is as it was.
+    // The attack fails with the original record too.
     alknet_qemu::copy(&before, &bench.raw()).unwrap_or_else(|error| panic!("{error}"));
     let vm = with(machine(), &impostor).start();
     says(&vm, "has another storage key than this machine is to have");
@@ -128,7 +128,7 @@ fn params(vault: &Alkv) -> Tpm2Params {
     params.expect("it was asked for")
 }
 
-/// What the impostor learned opens the vault, anywhere.
+/// What the impostor learned opens the vault, on any machine.
 fn assert_opens(vault: &Alkv, impostor: &TpmImpostor) {
     struct InterceptedSecrets(Kek);
     impl KekSource for InterceptedSecrets {
@@ -143,7 +143,8 @@ fn assert_opens(vault: &Alkv, impostor: &TpmImpostor) {
     opened.expect("the key is that of the slot");
 }
 
-/// Writes the name of its own key into the record of both copies: what authenticates the record is inside.
+/// Writes its own key's name into the record of both copies. The authentication of the record is
+/// inside it.
 fn name_its_key(disk: &Path, impostor: &TpmImpostor) {
     let file = File::options().read(true).write(true).open(disk);
     let file = file.expect("the disk is ours");

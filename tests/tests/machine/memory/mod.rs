@@ -1,4 +1,4 @@
-//! What is left in the memory of a machine whose vault was locked: looked at from outside, where nothing
+//! What remains in the memory of a machine whose vault was locked, read from outside, where nothing
 //! can hide.
 
 mod secrets;
@@ -19,20 +19,20 @@ use secrets::{IDENTITY, NamedSecrets, SEED, VOLUME_KEY};
 
 /// Typed at the console.
 const PASSPHRASE: &str = "quagga vexes plumb jinx of nettle wharf dozy";
-/// A node that is ending takes its time, and then the kernel takes its memory back. What stays is named, before
-/// the runner ends a test that says nothing.
+/// A node that is ending takes some time, and then the kernel reclaims its memory. What remains is
+/// reported before the runner ends a silent test.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
-/// From the decision until the machine stands still.
+/// Time from the decision until the machine has stopped.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 
-/// The image that is shipped, on its disk.
+/// The released image, on its disk.
 #[test]
 fn a_locked_machine_remembers_nothing_but_the_key_of_its_data() {
     remembers_nothing(BootVariant::UefiRaw, RAW_DATA_AT, "");
 }
 
-/// The quickest machine, told what the other has on its command line. Its passphrase is asked for at every boot, and
-/// a wrong one refused.
+/// The quickest machine, whose command line has what the other's has. It asks for its passphrase at
+/// every boot, and refuses a wrong one.
 #[test]
 fn a_locked_microvm_remembers_nothing_but_the_key_of_its_data() {
     remembers_nothing(BootVariant::MicrovmErofs, 0, "init_on_free=1");
@@ -47,7 +47,7 @@ fn remembers_nothing(boot: BootVariant, data_at: u64, command_line: &str) {
             BootVariant::UefiRaw => machine.after_firmware(),
             _ => machine.append(command_line),
         };
-        // Memory stays where it is when the machine goes off.
+        // Memory stays at its place when the machine is switched off.
         machine.with(|vm| {
             vm.exit_on_reset()
                 .argument("-action")
@@ -81,11 +81,11 @@ fn remembers_nothing(boot: BootVariant, data_at: u64, command_line: &str) {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["sealed"], true, "{status:#}");
 
-    // After the words came, the passphrase was typed, and everything was made of them.
+    // After the words and the passphrase were typed, and all keys were derived.
     lock_hard(&node, &bench);
     look.sees_only(node.vm(), &[VOLUME_KEY]);
 
-    // The same after the vault was opened again, and when the machine goes off.
+    // The same after the vault was opened again, and when the machine is switched off.
     let mark = node.vm().console().mark();
     type_line(node.vm(), PASSPHRASE);
     node.wait_ready(mark);
@@ -96,7 +96,7 @@ fn remembers_nothing(boot: BootVariant, data_at: u64, command_line: &str) {
     look.sees_only(node.vm(), &[]);
     drop(node);
 
-    // And after a boot at which nothing but the passphrase was there.
+    // And after a boot with only the passphrase.
     let vm = machine("[vault]\nunlock = [\"passphrase\"]").start();
     asked(&vm, "passphrase of the vault");
     type_line(&vm, "wrong horse");
@@ -115,7 +115,7 @@ fn lock_hard(node: &MachineNode, bench: &TestBench) {
         .admin()
         .call(&node.target(), "vault/lock", &json!({ "hard": true }), &[]);
     drop(locked);
-    // A look at a node that is still ending is one for nothing.
+    // Reading the memory of a node that is still ending would be useless.
     let asks = "alknet: asks: passphrase of the vault";
     let asked = node.vm().wait_for_after(mark, asks, OFF_WITHIN);
     asked.unwrap_or_else(|error| panic!("{error}"));
@@ -133,7 +133,7 @@ pub(crate) struct MemoryScan {
 }
 
 impl MemoryScan {
-    /// For what a machine has whose data partition begins at byte `at` of `disk`.
+    /// For the secrets of a machine whose data partition begins at byte `at` of `disk`.
     pub(crate) fn new(
         bench: &TestBench,
         words: &Entropy,
@@ -155,7 +155,7 @@ impl MemoryScan {
             .found_in(&self.dump, &mut self.memory.borrow_mut())
     }
 
-    /// The search finds what a node that serves has to have.
+    /// The search finds what a serving node must have.
     pub(crate) fn sees_what_is_there(&self, vm: &Vm) {
         let found = self.found(vm);
         for name in [IDENTITY, SEED, VOLUME_KEY] {
@@ -164,7 +164,7 @@ impl MemoryScan {
         }
     }
 
-    /// Nothing but these is there, as soon as the node is gone.
+    /// Only these are there, as soon as the node has ended.
     pub(crate) fn sees_only(&self, vm: &Vm, allowed: &[&str]) {
         let until = std::time::Instant::now() + vm.scale(GONE_WITHIN);
         loop {
@@ -180,7 +180,7 @@ impl MemoryScan {
                     .collect();
                 panic!("{} places:\n{}", lines.len(), lines.join("\n"));
             }
-            // Each look stops the machine for as long as it takes: in between it has to get on.
+            // Each read stops the machine while it lasts, so the machine needs time in between.
             eprintln!("{} secrets are there still", found.len());
             std::thread::sleep(Duration::from_secs(1));
         }

@@ -1,5 +1,5 @@
-//! Everything that may not be in the memory of a locked machine, worked out from its words, its
-//! passphrase or its medium, and its disk, and the search for it.
+//! Everything that must not be in the memory of a locked machine, derived from its words, its
+//! passphrase or its medium, and its disk. And the search for it.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,27 +19,27 @@ use hmac::{Hmac, Mac};
 use serde_json::Value;
 use sha2::{Sha256, Sha512};
 
-/// So many bytes of a text in a row are no accident.
+/// This many bytes of a text in a row are no accident.
 const TELLING_TEXT: usize = 16;
-/// So many of a key: a register of the processor.
+/// The same for a key: a register of the processor.
 const TELLING_KEY: usize = 8;
 /// How many bytes on each side of a find are printed.
 const AROUND: usize = 512;
 /// The head of a data partition: its header, its key slots, and the vault.
 const HEAD_BYTES: u64 = 16 << 20;
-/// What the library takes for a partition of its own is larger by this.
+/// How much more the library needs for a partition.
 const MORE_BYTES: u64 = 1 << 20;
-/// Memory that the one passphrase of the tests may take.
+/// Memory that the tests' passphrase may take.
 const CAP_KIB: u32 = 1 << 20;
 
-/// The key of the data: the one that a locked machine still needs.
+/// The key of the data, the only one that a locked machine still needs.
 pub(super) const VOLUME_KEY: &str = "the volume key";
-/// What TLS signs with: in the memory of any node that serves.
+/// TLS signs with this: it is in the memory of any serving node.
 pub(super) const IDENTITY: &str = "the node's key";
-/// What everything is derived from: in the page that PID 1 and the node share.
+/// The seed of all keys, in the page that PID 1 and the node share.
 pub(super) const SEED: &str = "the seed";
 
-/// The paths of docs/vault.md, and what their keys are for.
+/// The paths of docs/vault.md, and the purpose of their keys.
 const PATHS: [(&str, &str); 7] = [
     (IDENTITY, "m/74'/0'/0'/0'"),
     ("the SSH host key", "m/74'/0'/1'/0'"),
@@ -64,8 +64,8 @@ pub(crate) enum Opener<'a> {
 pub(crate) struct NamedSecrets(Vec<(&'static str, Vec<u8>)>);
 
 impl NamedSecrets {
-    /// Of the machine whose data partition begins at byte `at` of `disk`. `head` is a file for a copy of
-    /// that beginning: nothing here writes to the disk of a machine that runs.
+    /// The secrets of a machine whose data partition begins at byte `at` of `disk`. `head` is a
+    /// file for a copy of that beginning, because nothing here writes to a running machine's disk.
     pub(crate) fn collect(
         words: &Entropy,
         opener: Opener<'_>,
@@ -106,8 +106,8 @@ impl NamedSecrets {
         Self(secrets)
     }
 
-    /// Which of them are in a file, a line for each place: all parts of all secrets, wherever they begin, in one
-    /// pass over the memory. It is read into `memory`, whose pages the next look uses again.
+    /// The secrets that are in a file, with a line for each position: all parts of all secrets, at
+    /// any offset, in one pass. The file is read into `memory`, whose pages the next search reuses.
     pub(super) fn found_in(
         &self,
         dump: &Path,
@@ -131,7 +131,7 @@ impl NamedSecrets {
     }
 }
 
-/// Where it is, and what is there, for a developer who looks for the reason.
+/// The position and the bytes around it, for a developer who searches for the cause.
 fn around(memory: &[u8], at: usize) -> String {
     let from = at.saturating_sub(AROUND);
     let to = (at + TELLING_TEXT + AROUND).min(memory.len());
@@ -185,7 +185,8 @@ fn volume_key(head: &Path, phrase: &SecretStr) -> Vec<u8> {
     key.expect("the vault opens it").expose().to_vec()
 }
 
-/// The key of the first slot and what it wraps, by the text of the vault: the library gives out neither.
+/// The key of the first slot and the key that it wraps, from the vault's text, because the library
+/// reveals neither.
 fn master_key(open: &OpenAlkv, opener: Opener<'_>) -> [Vec<u8>; 2] {
     let alkv: Value = serde_json::from_str(&open.alkv().to_text()).expect("it is JSON");
     let slot = &alkv["slots"][0];
@@ -222,7 +223,7 @@ fn bytes(text: &Value) -> Vec<u8> {
     BASE64.decode(text.as_bytes()).expect("base64")
 }
 
-/// Argon2id, with the costs that the slot has.
+/// Argon2id, with the costs of the slot.
 fn key_of_passphrase(typed: &str, params: &Value) -> Vec<u8> {
     let number = |name: &str| {
         let number = params[name].as_u64().expect("a number");
@@ -241,7 +242,7 @@ fn key_of_passphrase(typed: &str, params: &Value) -> Vec<u8> {
     kek
 }
 
-/// HKDF-SHA256 of the bytes of the medium, one block long (RFC 5869).
+/// HKDF-SHA256 of the medium's bytes, one block long (RFC 5869).
 fn key_of_medium(seed: &[u8], uuid: &[u8]) -> Vec<u8> {
     let mac = |key: &[u8], message: &[u8]| {
         let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key);

@@ -1,4 +1,4 @@
-//! Callers with an unknown key or none, with the pin of another key, and of an unknown protocol.
+//! Callers with an unknown key or none, with another key's pin, and with an unknown protocol.
 
 use std::process::{Command, Stdio};
 
@@ -12,18 +12,18 @@ use super::{AttackedNode, CARRIAGES, key, key_of, within};
 async fn unknown_keys_and_no_key_are_refused() {
     let bench = TestBench::new();
     let node = bench.host();
-    let stranger = bench.user("stranger");
+    let unknown_peer = bench.user("stranger");
     for carriage in ["quic", "tcp"] {
         for more in [
             &["--carriage", carriage][..],
             &["--carriage", carriage, "--anonymous"],
         ] {
             for operation in ["node/info", "node/log", "node/reboot"] {
-                let answer = stranger.call(node.target(), operation, &Value::Null, more);
+                let answer = unknown_peer.call(node.target(), operation, &Value::Null, more);
                 let ended = (answer.status, answer.code());
                 assert_eq!(ended, (4, "UNAUTHENTICATED".to_owned()), "{answer:?}");
             }
-            let answer = stranger.call(node.target(), "services/list", &Value::Null, more);
+            let answer = unknown_peer.call(node.target(), "services/list", &Value::Null, more);
             assert_eq!(
                 answer.status, 0,
                 "what is open to unknown peers stays open: {answer:?}"
@@ -73,7 +73,7 @@ async fn an_unknown_protocol_gets_the_alert_for_it() {
     // RFC 7301 section 3.2: no_application_protocol is alert 120.
     let said = s_client(&site, &["-alpn", "alknet/none"]);
     assert!(said.contains("alert number 120"), "{said}");
-    // Who names no protocol is taken to speak HTTP/1.1, as clients from before ALPN do.
+    // A client without ALPN counts as HTTP/1.1, as older clients do.
     let before = site.info(&[])["endpoint"]["no_handler"].as_u64();
     let said = s_client(&site, &[]);
     assert!(said.contains("No ALPN negotiated"), "{said}");

@@ -1,4 +1,4 @@
-//! Many handshakes, finished and unfinished.
+//! Many finished and unfinished handshakes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use tokio::task::{JoinSet, block_in_place};
 
 use super::{AttackedNode, CALL, answers, count, key, key_of, within};
 
-/// Connections that never finish their handshake, in a run of the tests and in `cargo xtask soak hostile`: more than
-/// may be under way.
+/// Connections that never finish their handshake, in a test run and in `cargo xtask soak hostile`:
+/// more than may be in progress.
 const CROWD: [usize; 2] = [250, 500];
 
-/// Handshakes under way that one address may have on TCP, and all unproven ones on QUIC, as
-/// docs/endpoint.md has it.
+/// Handshakes that one address may have in progress on TCP, and all unproven ones on QUIC, as in
+/// docs/endpoint.md.
 const HANDSHAKES_AT_ONCE: usize = 64;
 
-/// Few at a time, so that none has to prove its address before.
+/// Few at a time, so that none has to prove its address first.
 #[tokio::test(flavor = "multi_thread")]
 async fn quic_handshakes_are_charged_without_retry() {
     const BURST: usize = 5;
@@ -34,17 +34,17 @@ async fn quic_handshakes_are_charged_without_retry() {
         admin: bench.admin(),
         target: node.target().to_owned(),
     };
-    // A known peer pays nothing, and leaves no credit that others could use.
+    // A known peer pays nothing, and adds no credit that others could use.
     let admin = EndpointDialer::new(Some(key_of(bench.admin())));
     for _ in 0..DIALLED {
         answers(&site.dial(&admin, Carriage::Quic).await).await;
     }
-    let stranger = EndpointDialer::new(Some(key()));
+    let unknown_peer = EndpointDialer::new(Some(key()));
     let began = Instant::now();
     let mut served = 0;
     for _ in 0..DIALLED {
         let target = site.parsed();
-        let dialled = within(stranger.dial_over(Carriage::Quic, &target, CALL)).await;
+        let dialled = within(unknown_peer.dial_over(Carriage::Quic, &target, CALL)).await;
         if let Ok(connection) = dialled {
             served += usize::from(is_answered(&connection).await);
         }
@@ -57,10 +57,10 @@ async fn quic_handshakes_are_charged_without_retry() {
     assert!(refused.as_u64() > Some(0), "{refused}");
 }
 
-/// By a peer that may do nothing, whose handshakes cost the node a signature each all the same.
+/// By a peer without rights, whose handshakes still cost the node a signature each.
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_of_a_known_peer_have_a_rate() {
-    /// No more than the burst: those under way are paid for until it is clear whose they are.
+    /// No more than the burst: handshakes in progress are charged until their peer is known.
     const TOGETHER: usize = 4;
     let bench = TestBench::new();
     let edge = key();
@@ -73,7 +73,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
     let edge = Arc::new(EndpointDialer::new(Some(edge)));
     let (mut served, mut refused) = (0, 0);
     let until = Instant::now() + super::hung();
-    // Ten a second are for nothing, and forty in a burst.
+    // Ten per second are free, and forty in a burst.
     while refused == 0 {
         let mut dials = JoinSet::new();
         for _ in 0..TOGETHER {
@@ -94,7 +94,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
         assert!(Instant::now() < until, "{served} handshakes");
     }
     println!("figure handshakes of a known peer: {served}");
-    // Once its time has come the administrator, who is behind the same address, sees what there was.
+    // After its time, the administrator behind the same address sees the counters.
     let site = AttackedNode {
         admin: bench.admin(),
         target: node.target().to_owned(),
@@ -112,8 +112,8 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
     assert!(refused.as_u64() > Some(0), "{refused}");
 }
 
-/// A known peer of the least rights shows its key at many addresses, each of which then takes as many handshakes as one
-/// address may have, and says nothing over them.
+/// A known peer with the least rights shows its key at many addresses. Each address then has as
+/// many handshakes as it may have, and sends nothing on them.
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
     const ADDRESSES: u8 = 8;
@@ -146,7 +146,7 @@ async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
             assert_eq!(peer.event().expect("an answer")["type"], "call.responded");
             shown.push(peer);
         }
-        // Half of them take all that there are.
+        // Half of the addresses take all handshakes that exist.
         let mut held: Vec<_> = (1..=ADDRESSES / 2).flat_map(silent).collect();
         // From a client that the node has never seen.
         let honest = RawTcpConnection::tcp(target, from(99)).expect("the node accepts");
@@ -161,7 +161,7 @@ async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
     site.serves();
 }
 
-/// Whether the node answers what every peer may ask.
+/// Whether the node answers a call that every peer may make.
 pub(super) async fn is_answered(connection: &Connection) -> bool {
     let Ok((mut send, mut recv)) = wire::stream(connection).await else {
         return false;
@@ -171,7 +171,7 @@ pub(super) async fn is_answered(connection: &Connection) -> bool {
     asked && matches!(within(recv.read_chunk(1)).await, Ok(Some(_)))
 }
 
-/// What one of a crowd does before it falls silent.
+/// Where a member of a crowd stops.
 #[derive(Clone, Copy, Debug)]
 enum StallPoint {
     /// Connects by TCP.
@@ -180,7 +180,7 @@ enum StallPoint {
     WithinHello,
     /// Sends a whole ClientHello and never answers the node's.
     AfterHello,
-    /// Sends QUIC's first packets and takes no answer.
+    /// Sends QUIC's first packets and receives no answer.
     Quic,
 }
 
@@ -191,7 +191,7 @@ const SILENCES: [StallPoint; 4] = [
     StallPoint::Quic,
 ];
 
-/// Connections that never finish their handshake, for as long as it is kept.
+/// Connections that never finish their handshake, while this is kept.
 struct StalledHandshakes {
     tcp: Vec<TcpStream>,
     quic: JoinSet<Result<Connection, EndpointDialError>>,
@@ -224,22 +224,23 @@ impl StalledHandshakes {
                     continue;
                 }
             };
-            // One after the other: the network of a virtual machine loses packets of many at once, and keeps a connection
-            // open that the machine has never seen.
+            // One after the other, because a virtual machine's network loses packets of many at
+            // once, and keeps a connection open that the machine has never seen.
             let dialled = TcpStream::connect(site.address()).await;
             let mut tcp = dialled.expect("the node accepts");
-            // An earlier one's end may come as a reset of this one's bytes.
+            // The end of an earlier one may reset this one's bytes.
             tcp.write_all(words).await.ok();
             crowd.tcp.push(tcp);
         }
         crowd
     }
 
-    /// Waits until each has ended: by the node's hand on TCP, by its own on UDP, which says no.
+    /// Waits until each has ended: ended by the node on TCP, and by itself on UDP, where the node
+    /// sends nothing.
     async fn disperse(mut self) {
         let mut rest = Vec::new();
         for mut tcp in self.tcp {
-            // A reset is an end, too.
+            // A reset is an end too.
             within(tcp.read_to_end(&mut rest)).await.ok();
         }
         while let Some(dialled) = within(self.quic.join_next()).await {
@@ -252,7 +253,7 @@ impl StalledHandshakes {
     }
 }
 
-/// The first bytes of our own client.
+/// The first bytes of this project's client.
 async fn client_hello(site: &AttackedNode<'_>) -> Vec<u8> {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let here = listener.local_addr().expect("it is bound").to_string();
@@ -295,8 +296,8 @@ async fn a_crowd_shuts_no_known_peer_out(site: &AttackedNode<'_>, kinds: &[Stall
     let before = site.info(&[])["endpoint"].clone();
     let began = Instant::now();
     let crowd = StalledHandshakes::gather(site, kinds.iter().copied().cycle().take(many)).await;
-    // Some are under way, within the limits; the others were ended for these. A few more are under way than the limit
-    // says while many come at once: 68 of 64 were seen.
+    // Some are in progress, within the limits, and the others were ended for them. While many come
+    // at once, slightly more than the limit are in progress: 68 of 64 were seen.
     let under_way = kinds.len().min(2) * HANDSHAKES_AT_ONCE;
     site.counted(&before, many, under_way + under_way / 8, began)
         .await;

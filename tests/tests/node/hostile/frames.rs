@@ -1,4 +1,4 @@
-//! Frames that are malformed, too long, cut off or spoiled.
+//! Frames that are malformed, too long, truncated or corrupted.
 
 use alknet_core::{Carriage, CloseReason, Connection};
 use alknet_endpoint::EndpointDialer;
@@ -10,7 +10,7 @@ use super::{
     AttackedNode, AttackedStreamEnd, CARRIAGES, PROTOCOL, answers, count, key, key_of, send, within,
 };
 
-/// What the node takes as a frame of no peer, with a word why.
+/// Frames that the node rejects from every peer, each with a word for the reason.
 fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     let text = |text: &str| wire::frame(text.as_bytes());
     let id =
@@ -51,12 +51,12 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Lengths that are announced and refused at once, without a byte of the body.
+/// Announced lengths that are refused at once, before any byte of the body.
 fn over_long(limit: u32) -> Vec<u8> {
     (limit + 1).to_be_bytes().to_vec()
 }
 
-/// Every one of them from a peer with this key, over both carriages.
+/// Sends each of them from a peer with this key, over both carriages.
 async fn broken_frames_end_in_code_5(site: &AttackedNode<'_>, key: &NodeKey, limit: u32) {
     let dialer = EndpointDialer::new(Some(key.clone()));
     let mut wrong = malformed();
@@ -83,8 +83,8 @@ async fn broken_frames_end_in_code_5(site: &AttackedNode<'_>, key: &NodeKey, lim
     }
 }
 
-/// A broken stream among others leaves the others alone; where it is the only one, the peer sees the end without a
-/// code.
+/// A broken stream does not affect other streams. If it is the only one, the peer sees the end
+/// without a code.
 async fn survives_or_closes(connection: &Connection, what: &str) {
     if connection.is_multi() {
         answers(connection).await;
@@ -98,7 +98,7 @@ async fn survives_or_closes(connection: &Connection, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_frames_of_strangers() {
+async fn hostile_frames_of_unknown_peers() {
     let bench = TestBench::new();
     let (_node, site) = AttackedNode::on_host(&bench);
     broken_frames_end_in_code_5(&site, &key(), 64 << 10).await;
@@ -113,7 +113,7 @@ async fn hostile_frames_of_a_known_peer() {
     site.serves();
 }
 
-/// An id in flight cannot be used again.
+/// An ID in use cannot be used again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reused_id_ends_in_code_5() {
     let bench = TestBench::new();
@@ -132,7 +132,7 @@ async fn a_reused_id_ends_in_code_5() {
     site.serves();
 }
 
-/// Frames with a few bytes changed: whatever they say now, they are answered or ended in code 5.
+/// Frames with a few changed bytes. They are answered, or ended with code 5.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_noise() {
     let bench = TestBench::new();
@@ -166,7 +166,7 @@ async fn hostile_noise() {
     site.serves();
 }
 
-/// A generator whose every run is the same (xorshift64).
+/// A generator with the same output in every run (xorshift64).
 struct FrameRng(u64);
 
 impl FrameRng {
@@ -177,7 +177,7 @@ impl FrameRng {
         (self.0 >> 16) as usize
     }
 
-    /// Changes up to four bytes; one time in eight, cuts the rest off.
+    /// Changes up to four bytes. One time in eight, cuts the rest off.
     fn spoil(&mut self, frame: &[u8]) -> Vec<u8> {
         let mut bytes = frame.to_vec();
         for _ in 0..=self.next() % 4 {

@@ -1,5 +1,5 @@
-//! What the node does about those who mean it no good: each ends in its documented code, and a
-//! legitimate caller is served meanwhile.
+//! Attacks on the node: each ends with its documented code, and a legitimate caller is served
+//! meanwhile.
 
 mod callers;
 mod crowds;
@@ -19,26 +19,26 @@ use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
-/// How long anything may take before a test calls it hung. Guests run translated.
+/// How long anything may take before a test counts as hung. Guests may run in emulation.
 fn hung() -> Duration {
     deadline(Duration::from_secs(120))
 }
 
-/// How long a handshake may take, as docs/endpoint.md has it.
+/// How long a handshake may take, as in docs/endpoint.md.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 
 /// Codes of docs/endpoint.md, of a connection and of a stream.
 const PROTOCOL: u64 = 5;
 const TIMEOUT: u64 = 8;
 
-/// How long a caller waits before it looks again what the node has counted.
+/// How long a caller waits before it reads the node's counters again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 const CALL: &[u8] = b"alknet/call";
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
-/// Campaigns run for longer than continuous integration has time for.
+/// Campaigns have higher counts than continuous integration has time for.
 fn count(few: usize, many: usize) -> usize {
     if is_campaign() { many } else { few }
 }
@@ -47,14 +47,14 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(hung(), work).await.expect("it hangs")
 }
 
-/// A node under attack, and its administrator, who minds their own business.
+/// A node under attack, and its administrator, who is a legitimate caller.
 struct AttackedNode<'a> {
     admin: &'a CliRunner,
     target: String,
 }
 
 impl<'a> AttackedNode<'a> {
-    /// A node on this host, which ends with the first of the two.
+    /// A node on this host. It ends when the first of the two is dropped.
     fn on_host(bench: &'a TestBench) -> (HostNode, Self) {
         let node = bench.host();
         let site = Self {
@@ -96,9 +96,10 @@ impl<'a> AttackedNode<'a> {
         }
     }
 
-    /// Calls until all of `many` handshakes that began at `began` have ended, but for those that may be under way at once:
-    /// for the node's limits, or out of time. Each call is served, too. No more than may be under way run out of time in each
-    /// [`HANDSHAKE_TIME`]: where the crowd comes within one, the limits ended all the others.
+    /// Calls until all `many` handshakes since `began` have ended, except those that may be in
+    /// progress at once, either by the node's limits or by timeout. Each of these calls is served
+    /// too. In each [`HANDSHAKE_TIME`], at most as many time out as may be in progress. If the
+    /// crowd comes within one, the limits ended all others.
     async fn counted(&self, before: &Value, many: usize, under_way_max: usize, began: Instant) {
         let since = |now: &Value, ends: &[&str]| ended(now, ends) - ended(before, ends);
         let until = Instant::now() + hung();
@@ -123,11 +124,11 @@ impl<'a> AttackedNode<'a> {
     }
 }
 
-/// How handshakes end that a limit leaves no room for, and those that are asked for proof first. Those that run out of
-/// time would end without any limit.
+/// How handshakes end that exceed a limit or must first prove their address. Those that time out
+/// would end without any limit.
 const BY_LIMITS: [&str; 4] = ["evicted", "ignored", "refused", "retried"];
 
-/// Handshakes that ended so.
+/// Handshakes that ended this way.
 fn ended(counters: &Value, ends: &[&str]) -> usize {
     let count = |end| counters[format!("handshakes_{end}")].as_u64();
     ends.iter().filter_map(count).sum::<u64>() as usize
@@ -145,17 +146,17 @@ fn key_of(cli: &CliRunner) -> NodeKey {
         .0
 }
 
-/// How a stream ended under its peer.
+/// How a stream ended for its peer.
 #[derive(Debug, PartialEq, Eq)]
 enum AttackedStreamEnd {
-    /// The connection with it, where there is no other stream.
+    /// The connection ended with it, because there is no other stream.
     Closed,
-    /// On its own.
+    /// Only the stream.
     Reset(u64),
 }
 
 impl AttackedStreamEnd {
-    /// What `code` looks like from outside on this carriage.
+    /// How `code` appears outside on this carriage.
     fn by(code: u64, connection: &Connection) -> Self {
         if connection.is_multi() {
             Self::Reset(code)
@@ -165,11 +166,10 @@ impl AttackedStreamEnd {
     }
 }
 
-/// Sends `bytes` on a stream of its own, leaves that open unless told otherwise, and waits for
-/// its end.
+/// Sends `bytes` on a separate stream, keeps it open unless `finish`, and waits for its end.
 async fn send(connection: &Connection, bytes: &[u8], finish: bool) -> AttackedStreamEnd {
     let (mut send, mut recv) = wire::stream(connection).await.expect("it is connected");
-    // The node may have ended the stream before it has taken everything.
+    // The node may have ended the stream before it received everything.
     send.write_chunk(bytes.to_vec().into()).await.ok();
     if finish {
         send.finish().ok();

@@ -1,4 +1,4 @@
-//! Unknown peers that together take more memory than there is, each within its limits.
+//! Unknown peers that together use more memory than there is, each within its limits.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -18,44 +18,44 @@ use tokio::task::block_in_place;
 use super::{AttackedNode, LOOK_AGAIN, answers, crowds::is_answered, key_of, within};
 use crate::unread::memory;
 
-/// What the machine has, and what the attackers may take of it before little is left: the node acts where less than a
-/// sixteenth is.
+/// The machine's memory, and how much of it the attackers may use before memory is short. The node
+/// acts when less than a sixteenth is available.
 const MACHINE: u64 = 256 << 20;
 const ROOM: u64 = 24 << 20;
 const LEFT_PART: u64 = 16;
 
-/// Connections that they try: they would take several times what is left after that room.
+/// Connections that they try. They would use several times the memory that is left then.
 const CONNECTIONS: usize = 1000;
 const AT_ONCE: usize = 16;
 
-/// Streams of which nothing is read, and bytes on each of them.
+/// Streams that are not read, and bytes on each of them.
 const STREAMS: usize = 3;
 const STREAM_BYTES: usize = 20 << 10;
 
-/// How often the kernel of that machine would know what is left.
+/// How often that machine's kernel would update its numbers.
 const TICK: Duration = Duration::from_millis(10);
 
-/// As many as they like: what the limits of one network stop is shown elsewhere.
+/// Unlimited, because the limits of one network are tested elsewhere.
 const LIMITS: &str = "[limits]\nconnections_per_address = 4096\nhandshake_burst = 10000\n\
                       handshakes_per_second = 10000\n";
 
-/// A line as long as any other of its kind: the file is read while it is written.
+/// All lines have the same length, because the file is read while it is written.
 fn meminfo(available: u64) -> String {
     let line = |name: &str, bytes: u64| format!("{name}: {:>12} kB\n", bytes >> 10);
     let (total, available) = (line("MemTotal", MACHINE), line("MemAvailable", available));
     total + &available
 }
 
-/// Writes what the machine has left, as the node grows and shrinks, until it is dropped.
+/// Writes the machine's available memory, as the node grows and shrinks, until it is dropped.
 struct MemoryMonitor {
     ends: Arc<AtomicBool>,
-    /// The least that was left.
+    /// The least memory that was available.
     least: Arc<AtomicU64>,
     writes: Option<JoinHandle<()>>,
 }
 
 impl MemoryMonitor {
-    /// Other programs have all but `ROOM` of what the node does not have now, and of what is too little.
+    /// Other programs use everything except `ROOM`, the node's memory now, and the reserve.
     fn watch(node: &HostNode, says: &Path) -> Self {
         let file = File::options().write(true).open(says);
         let file = file.expect("the node was started on it");
@@ -100,8 +100,8 @@ impl Drop for MemoryMonitor {
     }
 }
 
-/// Connects, and sends on streams of which nothing is read nearly as much as an unknown peer may. Nothing where it is
-/// not let in.
+/// Connects, and sends nearly as much as an unknown peer may on streams that are not read. `None`
+/// if it is refused.
 async fn fill(
     unknown_peer: &EndpointDialer,
     site: &AttackedNode<'_>,
@@ -149,7 +149,7 @@ async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
                     .flatten(),
             );
             tried += AT_ONCE;
-            // The node answers known peers all the while.
+            // The node answers known peers meanwhile.
             answers(&admin).await;
         }
         let info = site.info(&[]);
@@ -165,7 +165,7 @@ async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
         let told = problems.iter().any(|it| it["code"] == "memory-short");
         assert!(told, "{info}");
 
-        // Once they are gone, other unknown peers are served again.
+        // After they are gone, other unknown peers are served again.
         drop(held);
         let again = async {
             let target = site.parsed();

@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use super::{AttackedNode, AttackedStreamEnd, TIMEOUT, answers, key, send, within};
 
-/// Requests of one write.
+/// Requests in one write.
 const ASKED_TOGETHER: usize = 50;
 
-/// Waits for the end of `what`, which in a campaign comes a second after its time at the latest.
+/// Waits for the end of `what`, which in a campaign comes at most a second after its time.
 async fn timed<T>(what: &str, patience: Duration, end: impl Future<Output = T>) -> T {
     let began = Instant::now();
     let end = end.await;
@@ -23,7 +23,8 @@ async fn timed<T>(what: &str, patience: Duration, end: impl Future<Output = T>) 
     end
 }
 
-/// Begins a request every second, and gives it up, until the node ends the connection: bytes that ask nothing.
+/// Starts a request every second and abandons it, until the node ends the connection: bytes without
+/// a request.
 async fn begins_and_gives_up(connection: &Connection) -> CloseReason {
     let every = Duration::from_secs(1);
     loop {
@@ -37,14 +38,15 @@ async fn begins_and_gives_up(connection: &Connection) -> CloseReason {
     }
 }
 
-/// Asks on one stream until the node takes no more, reads none of the answers, and waits for the stream's end.
+/// Sends requests on one stream until the node accepts no more, reads no answers, and waits for the
+/// stream's end.
 async fn reads_nothing(connection: &Connection) -> AttackedStreamEnd {
     let (mut send, mut recv) = wire::stream(connection).await.expect("it is connected");
     let ids = 0..ASKED_TOGETHER;
     let asks = ids.flat_map(|id| wire::request(&id.to_string(), "services/list", &Value::Null));
     let asks = Bytes::from(asks.collect::<Vec<u8>>());
     while send.write_chunk(asks.clone()).await.is_ok() {}
-    // The node has ended the stream: what was not read is gone with it.
+    // The node has ended the stream, and unread data is lost with it.
     loop {
         match recv.read_chunk(usize::MAX).await {
             Ok(Some(_)) => {}
@@ -54,9 +56,10 @@ async fn reads_nothing(connection: &Connection) -> AttackedStreamEnd {
     }
 }
 
-/// A frame that begins and never ends is given up after half a minute, on either carriage, and so is a stream of which
-/// nothing is read; so is, after three quarters of one, an unknown peer who connects and asks nothing. On QUIC it may keep the connection
-/// open, as the dialer does.
+/// On either carriage, the node ends after half a minute a frame that begins but never ends, and a
+/// stream that is not read. After three quarters of a minute it disconnects an unknown peer that
+/// connects but sends no request. On QUIC the peer may keep the connection alive, as the dialer
+/// does.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_streams_end_in_code_8() {
     let bench = TestBench::new();
@@ -69,17 +72,17 @@ async fn half_open_streams_end_in_code_8() {
     let kept_open = dial(Carriage::Quic).await;
     let busy = dial(Carriage::Quic).await;
     let unread = dial(Carriage::Quic).await;
-    let (frame, stranger) = (Duration::from_secs(30), Duration::from_secs(45));
+    let (frame, unknown_peer) = (Duration::from_secs(30), Duration::from_secs(45));
     let all = async {
         tokio::join!(
             timed("half a frame over QUIC", frame, send(&quic, half, false)),
             timed("half a frame over TCP", frame, send(&tcp, half, false)),
             timed("an unread answer", frame, reads_nothing(&unread)),
-            timed("silence over TCP", stranger, send(&silent, b"", false)),
-            timed("silence over QUIC", stranger, kept_open.closed()),
+            timed("silence over TCP", unknown_peer, send(&silent, b"", false)),
+            timed("silence over QUIC", unknown_peer, kept_open.closed()),
             timed(
                 "bytes that ask nothing",
-                stranger,
+                unknown_peer,
                 begins_and_gives_up(&busy)
             )
         )
@@ -99,7 +102,7 @@ async fn half_open_streams_end_in_code_8() {
         (of_unread, of_silent),
         (AttackedStreamEnd::Reset(TIMEOUT), AttackedStreamEnd::Closed)
     );
-    // The stream alone ends: what is read on another one is answered.
+    // Only this stream ends, and data read on another one is answered.
     answers(&unread).await;
     for reason in [of_kept_open, of_busy] {
         assert!(

@@ -1,4 +1,4 @@
-//! Peers that send, on as many connections as they may have, what the node never reads.
+//! Peers that send, on all connections that they may have, data that the node never reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,31 +16,35 @@ use tokio::task::{JoinSet, block_in_place};
 use super::{AttackedNode, key, within};
 use crate::unread::memory;
 
-/// Connections that a known peer may have, and that have their places by one token, as docs/endpoint.md has it.
+/// Connections that a known peer may have, and those whose slots one token pays for, as in
+/// docs/endpoint.md.
 const OF_PEER: u64 = 16;
 const OF_TOKEN: u64 = 64;
 
-/// Bytes that one of them may send before anything is read: at first, and at most, as docs/endpoint.md has it.
+/// Bytes that one of them may send before anything is read, at first and at most, as in
+/// docs/endpoint.md.
 const FIRST_BYTES: u64 = 64 << 10;
 const START_BYTES: u64 = 2 << 20;
 
-/// Streams of which nothing is read on `alknet/call`: those that have one direction. Each takes a mebibyte.
+/// Streams on `alknet/call` that are not read, which are the unidirectional ones. Each takes a
+/// mebibyte.
 const STREAMS: usize = 4;
 
-/// What a connection costs beside what was sent on it.
+/// The cost of a connection in addition to what was sent on it.
 const CONNECTION_BYTES: u64 = 256 << 10;
 
-/// What the node may have more of for other reasons.
+/// How much more memory the node may use for other reasons.
 const SLACK_BYTES: u64 = 4 << 20;
 
-/// How long nothing is taken, so often in a row, before the node is believed to take no more.
+/// How long nothing is accepted, this many times in a row, before the test assumes that the node
+/// accepts no more.
 const QUIET: Duration = Duration::from_millis(500);
 const QUIET_LOOKS: u32 = 3;
 
-/// One may connect as often as it likes: something else is attacked here.
+/// No limit on connecting, because something else is attacked here.
 const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
 
-/// Bytes that windows of one identity may have before anything is read, as docs/endpoint.md has it.
+/// Bytes that the windows of one identity may have before anything is read, as in docs/endpoint.md.
 fn share() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
     let total = meminfo
@@ -51,13 +55,14 @@ fn share() -> u64 {
     part.clamp(4 << 20, 256 << 20) / 4
 }
 
-/// What so many connections may cost: a quarter of what came is for the packets that it came in (a fifth was seen).
+/// How much this many connections may cost. A quarter of the received bytes is for their packets (a
+/// fifth was seen).
 fn bound(connections: u64) -> u64 {
     let windows = share().min(connections * START_BYTES) + connections * FIRST_BYTES;
     windows + windows / 4 + connections * CONNECTION_BYTES + SLACK_BYTES
 }
 
-/// Sends on these connections until the node takes no more; what is sent stays with the tasks.
+/// Sends on these connections until the node accepts no more. The tasks keep what is sent.
 async fn fill(connections: &[Connection]) -> (u64, JoinSet<()>) {
     let piece = Bytes::from(vec![7; 16 << 10]);
     let (taken, mut tasks) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
@@ -77,7 +82,7 @@ async fn fill(connections: &[Connection]) -> (u64, JoinSet<()>) {
     }
     let (mut before, mut quiet) = (0, 0);
     while quiet < QUIET_LOOKS {
-        // Nothing tells that the node takes no more.
+        // Nothing signals that the node accepts no more.
         tokio::time::sleep(deadline(QUIET)).await;
         let now = taken.load(Ordering::SeqCst);
         let is_quiet = now > 0 && now == before;
@@ -87,7 +92,7 @@ async fn fill(connections: &[Connection]) -> (u64, JoinSet<()>) {
     (before, tasks)
 }
 
-/// Whether the node grows by no more than it may for so many connections, which are read nothing from.
+/// Whether the node grows by no more than allowed for this many unread connections.
 async fn costs_little(node: &HostNode, connections: &[Connection]) {
     let before = memory(node, "VmRSS:");
     let (taken, tasks) = fill(connections).await;
@@ -98,7 +103,7 @@ async fn costs_little(node: &HostNode, connections: &[Connection]) {
         taken >> 10,
         grown >> 10
     );
-    // Less would show nothing: it is what these connections may have together, or nearly.
+    // Less would prove nothing: it is nearly what these connections may have together.
     let least = share().min(count * START_BYTES) / 2;
     assert!(taken >= least, "{taken} bytes were taken, not {least}");
     assert!(grown <= bound(count), "{grown} bytes for {count}");
@@ -118,7 +123,7 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
     let config = format!("{LIMITS}\n{}{}", peer("edge", &edge), peer("other", &other));
     let [edge, other] = [edge, other].map(|key| EndpointDialer::new(Some(key)));
     for of_token in [false, true] {
-        // A node of its own: another one would keep what it took for the last.
+        // A separate node, because another one would keep memory of the last case.
         let node = block_in_place(|| bench.host_with(&config));
         let site = AttackedNode {
             admin: bench.admin(),
@@ -147,7 +152,7 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
             }
         }
         costs_little(&node, &connections).await;
-        // Others have theirs beside it.
+        // Another identity has its own share.
         let beside = site.dial(&other, Carriage::Quic).await;
         let (taken, _tasks) = fill(std::slice::from_ref(&beside)).await;
         assert!(taken >= START_BYTES / 2, "{taken} bytes");
@@ -156,7 +161,7 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
     }
 }
 
-/// Streams of one direction that an unknown peer may have on a connection: of these nothing is read.
+/// Unidirectional streams that an unknown peer may have on a connection. These are not read.
 const OF_UNKNOWN: usize = 3;
 
 /// A connection of an unknown peer, its stream that is read, and those that are not.
@@ -187,7 +192,7 @@ impl MixedStreams {
         written.expect("it is read");
     }
 
-    /// Waits until everything that was said was read.
+    /// Waits until everything that was sent was read.
     async fn is_read(&mut self) {
         let asks = wire::request("1", "services/list", &Value::Null);
         self.say(&asks.into()).await;
@@ -197,17 +202,18 @@ impl MixedStreams {
     }
 }
 
-/// Pieces of one byte that are not read, each among much that is read at once, and that the kernel joins with it. What
-/// is written without a pause is sent together: so this has one thread.
+/// One-byte pieces that are not read, each among much data that is read at once, and that the
+/// kernel joins with it. Data written without a pause is sent together, so this uses one thread.
 #[tokio::test]
 async fn pieces_of_a_byte_do_not_keep_what_they_came_with() {
     const CONNECTIONS: usize = 24;
-    /// On each stream. The library for QUIC copies them together where there are more: 32 KiB of packets.
+    /// For each stream. With more, the QUIC library would copy them together: 32 KiB of packets.
     const PIECES: usize = 22;
-    /// Nearly 1 KiB each, and together more than a client has the kernel send at once.
+    /// Nearly 1 KiB each, and together more than the kernel sends at once for a client.
     const EVENTS: usize = 26;
-    /// For each stream 32 KiB of packets, and twice as much for everything else. With all that a client has the kernel
-    /// send at once, ten packets, it would be three times as much: 14 KiB for each piece, 22 MiB.
+    /// For each stream 32 KiB of packets, and twice that for everything else. With all that the
+    /// kernel sends at once for a client, ten packets, it would be three times that: 14 KiB for
+    /// each piece, 22 MiB.
     const GROWTH_MAX: u64 = 3 * ((CONNECTIONS * OF_UNKNOWN) as u64 * (32 << 10));
 
     let bench = TestBench::new();
@@ -217,14 +223,14 @@ async fn pieces_of_a_byte_do_not_keep_what_they_came_with() {
         target: node.target().to_owned(),
     };
     let unknown_peer = EndpointDialer::new(None);
-    // Of a type that means nothing: it is read and forgotten.
+    // Of an unknown type, so it is read and ignored.
     let event = json!({ "type": "call.nothing", "id": "1", "payload": { "x": "x".repeat(900) } });
     let much = Bytes::from(wire::frame(event.to_string().as_bytes()).repeat(EVENTS));
     let mut all = Vec::new();
     for _ in 0..CONNECTIONS {
         all.push(MixedStreams::begin(&site, &unknown_peer).await);
     }
-    // What each has once, and the allocator keeps, is there before.
+    // What each has once, and the allocator keeps, is allocated before the measurement.
     for mixed in &mut all {
         for _ in 0..4 {
             mixed.say(&much).await;
@@ -239,7 +245,7 @@ async fn pieces_of_a_byte_do_not_keep_what_they_came_with() {
                 let written = within(mixed.unread[at].write_chunk(piece)).await;
                 written.expect("the window has room");
                 mixed.say(&much).await;
-                // All of it is sent now.
+                // Everything is sent now.
                 tokio::task::yield_now().await;
             }
         }

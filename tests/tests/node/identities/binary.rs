@@ -1,4 +1,4 @@
-//! `alknet serve --config FILE` and the commands that change what it says.
+//! `alknet serve --config FILE` and the commands that change the file's effect.
 
 use std::os::unix::fs::{chown, symlink};
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ impl FileNode {
     }
 
     fn write(&self, rest: &str) {
-        // As a careful editor does it: whole, by rename.
+        // As a careful editor does it: the whole file, by rename.
         let new = self.file.with_extension("new");
         std::fs::write(&new, with_admin(&self.bench, rest)).expect("the folder is ours");
         std::fs::rename(&new, &self.file).expect("the folder is ours");
@@ -65,7 +65,7 @@ impl FileNode {
             .json()
     }
 
-    /// Waits until `node/info` says so.
+    /// Waits until `node/info` shows this.
     fn wait_for(&self, what: &str, said: impl Fn(&Value) -> bool) -> Value {
         eventually(what, Duration::from_secs(60), || {
             let info = self.info();
@@ -144,7 +144,7 @@ fn hang_up(child: &Child) {
     kill(pid, Signal::SIGHUP).expect("it runs");
 }
 
-/// When a changed file is read at the latest, and how soon it takes effect then.
+/// The longest time until a changed file is read, and the longest time until it then takes effect.
 const NOTICED_WITHIN: Duration = Duration::from_secs(2);
 const ENDED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -286,7 +286,7 @@ async fn on_sigterm_it_waits_for_a_running_call() {
         ..CallOptions::default()
     };
     let there = async {
-        // Nothing announces it: it is looked for again and again.
+        // Nothing announces it, so the test polls.
         while client
             .call_with("test/ready", &Value::Null, &options)
             .await
@@ -330,7 +330,8 @@ fn a_wrong_file_changes_nothing_until_it_is_right() {
         info["config"]["generation"] == 2
     });
 
-    // The file is damaged while the node is down: the node starts with the last good configuration, and says so.
+    // The file is damaged while the node is down: the node starts with the last good configuration,
+    // and reports that.
     served.child.kill().expect("it runs");
     served.child.wait().expect("it is our child");
     std::fs::write(&served.file, "[node\n").expect("the folder is ours");
@@ -341,7 +342,7 @@ fn a_wrong_file_changes_nothing_until_it_is_right() {
         .into();
     assert_eq!(codes, ["config-refused", "config-last-good"], "{info:#}");
 
-    // Right again: SIGHUP does not wait for the folder to be noticed.
+    // The file is correct again. SIGHUP does not wait for the watch of the folder.
     std::fs::write(&served.file, with_admin(&served.bench, "")).expect("the folder is ours");
     hang_up(&served.child);
     served.wait_for("it is right again", |info| info["problems"] == json!([]));
@@ -373,7 +374,7 @@ fn a_document_is_tried_applied_and_kept() {
         (&applied["generation"], &applied["kept"]),
         (&json!(2), &json!(true))
     );
-    // The port of the command line wins, so that nothing waits for a restart.
+    // The command line's port wins, so no change waits for a restart.
     assert_eq!(applied["restart_required"], json!([]), "{applied}");
     assert_eq!(applied["warnings"][0]["id"], "edge", "{applied}");
     assert_eq!(
@@ -397,7 +398,7 @@ fn a_document_is_tried_applied_and_kept() {
 fn what_is_refused_says_why_and_with_which_code() {
     let served = FileNode::start("");
     let edge = served.bench.user("edge");
-    let stranger = served.bench.user("stranger");
+    let unknown_peer = served.bench.user("stranger");
     served.write(&peer("edge", &edge, ""));
     served.wait_for("the peer is in", |info| info["config"]["generation"] == 2);
     let new = served.bench.path().join("new.toml");
@@ -423,7 +424,7 @@ fn what_is_refused_says_why_and_with_which_code() {
         (2, "INVALID_INPUT")
     );
     assert!(lockout.errors.contains("node.admin_keys"), "{lockout:?}");
-    for (who, code) in [(&edge, "FORBIDDEN"), (&stranger, "UNAUTHENTICATED")] {
+    for (who, code) in [(&edge, "FORBIDDEN"), (&unknown_peer, "UNAUTHENTICATED")] {
         let denied = apply(who, "");
         assert_eq!((denied.status, denied.code().as_str()), (4, code));
         let peers = who.run(who.command(&["peers", &served.target]));
@@ -443,8 +444,8 @@ async fn a_made_token_works_once_its_hash_is_in_the_file() {
         .expect("the binary can be started");
     let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
     let text = |key: &str| made[key].as_str().unwrap_or_default().to_owned();
-    let stranger = served.bench.user("stranger");
-    let (_dialer, _connection, client) = served.dial(&stranger, Carriage::Quic).await;
+    let unknown_peer = served.bench.user("stranger");
+    let (_dialer, _connection, client) = served.dial(&unknown_peer, Carriage::Quic).await;
     let options = CallOptions {
         auth_token: Some(text("token")),
         ..CallOptions::default()

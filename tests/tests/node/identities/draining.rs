@@ -13,14 +13,14 @@ use tokio::time::timeout;
 
 use super::lab::{IdentityLab, TestIdentity, WAIT, document, hung};
 
-/// Calls at once of each peer.
+/// Concurrent calls of each peer.
 const AT_ONCE: usize = 16;
 /// Calls answered before the node starts to drain.
 const BEFORE: u64 = 500;
-/// What a node gives running calls.
+/// How long a node lets running calls continue.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Every call that the node accepted runs and is answered: an unanswered call did not run.
+/// Every call that the node accepted runs and is answered. A call without an answer did not run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_that_was_accepted_is_lost() {
     let peers: Vec<_> = (0..6)
@@ -32,7 +32,7 @@ async fn no_call_that_was_accepted_is_lost() {
     for (n, peer) in peers.iter().enumerate() {
         let carriage = [Carriage::Quic, Carriage::Tcp][n % 2];
         let client = Arc::new(lab.connect(&peer.key, carriage).await);
-        // The client has its connection before the node has let it in.
+        // The client has its connection before the node has accepted it.
         client.work().await.expect("nothing is drained yet");
         answered += 1;
         // Short calls alone would be over before the node could cut any.
@@ -58,7 +58,7 @@ async fn no_call_that_was_accepted_is_lost() {
         }
     }
     let begun = async {
-        // Nothing announces it: it is looked for again and again.
+        // Nothing announces it, so the test polls.
         while lab.worked.load(Ordering::SeqCst) < BEFORE {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -1,4 +1,4 @@
-//! Tokens: right ones, wrong ones, and too many wrong ones.
+//! Tokens: correct ones, wrong ones, and too many wrong ones.
 
 use alknet_call::{CallBody, CallError, CallOptions};
 use alknet_core::{AuthToken, Carriage};
@@ -34,15 +34,17 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
         + &entry(&useless, "\"other\"");
     let lab = IdentityLab::start(&text, EndpointLimits::default());
 
-    let stranger = NodeKey::generate().expect("a key");
-    let stranger = lab.connect(&stranger, Carriage::Quic).await;
-    let refused = stranger.work().await.expect_err("a stranger");
+    let unknown_peer = NodeKey::generate().expect("a key");
+    let unknown_peer = lab.connect(&unknown_peer, Carriage::Quic).await;
+    let refused = unknown_peer.work().await.expect_err("an unknown peer");
     assert_eq!(refused.code.name(), "UNAUTHENTICATED");
-    let answer = with_token(&stranger, &right).await.expect("a right token");
+    let answer = with_token(&unknown_peer, &right)
+        .await
+        .expect("a right token");
     let name = format!("key:{}", right.hash().expect("a token").key_id);
     assert_eq!(answer.value(), name.as_str());
 
-    // The connection's rights do not help a token that lacks them, or an unknown token.
+    // The connection's rights do not extend those of a token, or help an unknown token.
     let peer = lab.connect(&edge.key, Carriage::Quic).await;
     peer.work().await.expect("allowed");
     let refused = with_token(&peer, &useless).await.expect_err("other scopes");
@@ -53,7 +55,9 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
 
     // Revoked with the next document.
     lab.apply(&document(&[edge]));
-    let refused = with_token(&stranger, &right).await.expect_err("revoked");
+    let refused = with_token(&unknown_peer, &right)
+        .await
+        .expect_err("revoked");
     assert_eq!(refused.code.name(), "UNAUTHENTICATED");
 }
 
@@ -92,7 +96,7 @@ async fn guesses_are_refused_and_no_other_client_of_the_network_notices() {
         let refused = with_token(guesser, &token()).await.expect_err("a guess");
         assert_eq!(refused.code.name(), "OVERLOADED");
         assert!(refused.retry_after_ms.is_some_and(|ms| ms > 0));
-        // The right token is accepted even after the guesses.
+        // The correct token is accepted even after the guesses.
         with_token(guesser, &right).await.expect("a right token");
     }
     session.work().await.expect("a session stays");

@@ -23,15 +23,15 @@ use tokio::time::timeout;
 
 use crate::local_node::LocalNode;
 
-/// How long anything may take before a test calls it hung.
+/// How long anything may take before a test counts as hung.
 pub(crate) fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
 
-/// The operation that is called; it wants the scope `work`.
+/// The operation that the tests call. It requires the scope `work`.
 pub(crate) const WORK: &str = "demo/work";
 
-/// The same, and answers once there is a permit.
+/// The same, but it answers once there is a permit.
 pub(crate) const WAIT: &str = "demo/wait";
 
 /// The same as a subscription: one event at once, and no end.
@@ -60,7 +60,7 @@ impl TestIdentity {
     }
 }
 
-/// The document that lets these in.
+/// The document with these peers.
 pub(crate) fn document(peers: &[TestIdentity]) -> String {
     let mut text = String::new();
     for peer in peers {

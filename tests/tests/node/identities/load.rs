@@ -1,5 +1,5 @@
-//! The configuration is replaced a hundred times while peers call: over and over, and ten thousand
-//! calls at once.
+//! The configuration is replaced a hundred times while peers call continuously, and during ten
+//! thousand concurrent calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,13 +18,13 @@ const ROUNDS: usize = 100;
 const IN_FLIGHT: usize = 8;
 /// Calls in flight at once while peers come and go.
 const MANY: usize = 10_000;
-/// How many of them on one connection: a peer may have 256.
+/// How many of them are on one connection. A peer may have 256.
 const MANY_EACH: usize = 250;
-/// Calls in flight of a guest that has to go.
+/// Calls in flight of a guest that will be removed.
 const GUEST_CALLS: usize = 4;
-/// In one of so many rounds a removed guest calls as an unknown peer: the limits count handshakes of unknown
-/// peers.
-const STRANGERS_EVERY: usize = 10;
+/// In one of this many rounds a removed guest calls as an unknown peer. It is not done more often,
+/// because the limits count handshakes of unknown peers.
+const UNKNOWN_EVERY: usize = 10;
 
 fn roomy() -> EndpointLimits {
     EndpointLimits {
@@ -35,7 +35,7 @@ fn roomy() -> EndpointLimits {
     }
 }
 
-/// Calls again and again until told to stop; every call has to be answered.
+/// Calls repeatedly until `stop`. Every call must be answered.
 async fn work_until(
     client: Arc<LabClient>,
     name: String,
@@ -88,7 +88,7 @@ async fn no_allowed_call_is_lost_and_none_that_is_not_allowed_is_answered() {
             client.work().await.expect("a guest is let in");
             inside.push(client);
         }
-        // In flight while the guests go: such calls may be answered or not.
+        // In flight while the guests are removed, so these calls may be answered or not.
         let running: Vec<_> = inside
             .iter()
             .map(|client| {
@@ -109,9 +109,9 @@ async fn no_allowed_call_is_lost_and_none_that_is_not_allowed_is_answered() {
         for call in running {
             call.await.expect("no panic");
         }
-        if round % STRANGERS_EVERY == 0 {
+        if round % UNKNOWN_EVERY == 0 {
             let late = lab.connect(&guests[0].key, Carriage::Quic).await;
-            let refused = late.work().await.expect_err("a stranger");
+            let refused = late.work().await.expect_err("an unknown peer");
             assert_eq!(refused.code.name(), "UNAUTHENTICATED");
         }
     }
@@ -124,7 +124,7 @@ async fn no_allowed_call_is_lost_and_none_that_is_not_allowed_is_answered() {
     assert!(lab.server.counters().revoked >= (ROUNDS / 2) as u64);
 }
 
-/// Begins calls that are answered once they may be.
+/// Starts calls that are answered once they get a permit.
 fn begin(client: &LabClient, calls: usize) -> Vec<tokio::task::JoinHandle<bool>> {
     let options = CallOptions {
         timeout: Some(Duration::from_secs(600)),
@@ -140,7 +140,7 @@ fn begin(client: &LabClient, calls: usize) -> Vec<tokio::task::JoinHandle<bool>>
     (0..calls).map(one).collect()
 }
 
-/// Waits until as many calls have begun at the node.
+/// Waits until this many calls have begun at the node.
 async fn begun(lab: &IdentityLab, calls: usize) {
     let mut waiting = lab.waiting.subscribe();
     let all = waiting.wait_for(|begun| *begun >= calls);

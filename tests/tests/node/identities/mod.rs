@@ -1,4 +1,4 @@
-//! Who may do what, while that changes: in one process, under load, and with the binary.
+//! Who may do what while that changes: in one process, under load, and with the binary.
 
 mod binary;
 mod draining;

@@ -44,10 +44,10 @@ async fn the_older_connection_finishes_its_calls_and_gives_way() {
     newer.work().await.expect("the newest stays");
 }
 
-/// What a superseded connection has to finish, as docs/endpoint.md has it.
+/// How long a superseded connection may finish its calls, as in docs/endpoint.md.
 const FINISHES_WITHIN: Duration = Duration::from_secs(5);
 
-/// Also where nothing of it is ever finished.
+/// Even if its calls never finish.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_older_connection_does_not_stay_for_ever() {
     let edge = TestIdentity::new("edge").with("max_connections = 1");
@@ -59,7 +59,7 @@ async fn the_older_connection_does_not_stay_for_ever() {
     older.work().await.expect("allowed");
     let client = std::sync::Arc::clone(&older.client);
     let options = CallOptions {
-        // The call does not end by itself, and the connection in good order with it.
+        // The call does not end by itself, so neither does the connection.
         timeout: Some(CALL_TIMEOUT_MAX),
         ..CallOptions::default()
     };

@@ -23,7 +23,7 @@ fn entry(name: &str, key: &NodeKey) -> PeerEntry {
     }
 }
 
-/// The test does not call the sweep: the change itself has to reach the open connections.
+/// The test does not call the sweep, because the change itself must reach the open connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_reaches_connections_that_live() {
     for carriage in CARRIAGES {
@@ -63,7 +63,7 @@ async fn what_is_written_reaches_connections_that_live() {
         let code = second.work().await.expect_err("narrower").code;
         assert_eq!(code.name(), "FORBIDDEN");
 
-        // Both keys go with the peer.
+        // Both keys are removed with the peer.
         assert_eq!(lab.identities.remove(id("edge")).await, Ok(true));
         for client in [&first, &second] {
             let expected = (carriage == Carriage::Quic).then_some(1);
@@ -83,7 +83,8 @@ async fn the_configuration_hides_what_the_store_has_and_says_so() {
         .expect("a new peer");
     let mine = lab.connect(&edge.key, Carriage::Quic).await;
     assert_eq!(mine.work().await.expect("allowed").value(), "stored");
-    // The same key under another name: the node closes the connection, whose peer has another identity now.
+    // The same key under another name: the node closes the connection, because its peer now has
+    // another identity.
     let applied = lab.apply(&document(std::slice::from_ref(&edge)));
     assert_eq!(applied.warnings.len(), 1, "{applied:?}");
     assert_eq!(applied.warnings[0].id, "stored");

@@ -1,4 +1,4 @@
-//! Subscriptions and calls that run while the rights behind them are taken away, and calls that come after.
+//! Subscriptions and calls that run while their rights are removed, and later calls.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,14 +15,14 @@ use super::lab::{FOLLOW, IdentityLab, LabClient, TestIdentity, WAIT, document, h
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
-/// What "at once" is on a machine that does nothing else: long before anything looks again by itself.
+/// The meaning of "at once" on an idle machine: long before rights are checked again anyway.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
-/// Half of what passes until rights are looked at again without a change that the node hears of. On a machine that is
-/// busy enough it does not tell one from the other.
+/// Half of the time until rights are checked again without an event. On a very busy machine it
+/// cannot distinguish the two.
 const BEFORE_A_LOOK: Duration = Duration::from_secs(15);
 
-/// For so long nothing may come of a subscription that goes on.
+/// How long nothing must come from a subscription that continues.
 const SILENT: Duration = Duration::from_millis(50);
 
 /// Starts one and waits for its first event.
@@ -99,10 +99,10 @@ async fn a_token_that_is_revoked_ends_what_it_started() {
     let with = |scope: &str| peers.clone() + &api_key(&token, scope);
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&with("work"), EndpointLimits::default());
-        let stranger = NodeKey::generate().expect("a key");
-        let stranger = lab.connect(&stranger, carriage).await;
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let unknown_peer = lab.connect(&unknown_peer, carriage).await;
         let peer = lab.connect(&edge.key, carriage).await;
-        let mut narrowed = follow(&stranger, Some(&token)).await;
+        let mut narrowed = follow(&unknown_peer, Some(&token)).await;
         let mut own = follow(&peer, None).await;
         lab.apply(&with("less"));
         assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
@@ -110,7 +110,7 @@ async fn a_token_that_is_revoked_ends_what_it_started() {
         let mut revoked = follow(&peer, Some(&token)).await;
         let began = Instant::now();
         lab.apply(&peers);
-        // Not the peer's own right, which would do: a token replaces it.
+        // Not the peer's own right, which would suffice: a token replaces it.
         assert_eq!(end(&mut revoked).await.code.name(), "UNAUTHENTICATED");
         took(
             "a subscription ends with its token",
@@ -122,15 +122,15 @@ async fn a_token_that_is_revoked_ends_what_it_started() {
     }
 }
 
-/// The connection acts as a token. Once the token loses the right, the node ends the subscription with
-/// `FORBIDDEN`.
+/// The connection acts as a token. After the token loses the right, the node ends the subscription
+/// with `FORBIDDEN`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
     let token = AuthToken::generate().expect("randomness");
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&api_key(&token, "work"), EndpointLimits::default());
-        let stranger = NodeKey::generate().expect("a key");
-        let client = lab.connect(&stranger, carriage).await;
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let client = lab.connect(&unknown_peer, carriage).await;
         client.client.authenticate(&token).await.expect("known");
         let mut narrowed = follow(&client, None).await;
         let began = Instant::now();
@@ -147,18 +147,18 @@ async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
     }
 }
 
-/// How often rights are taken away and given back, and how many calls race each change.
+/// How often rights are removed and returned, and how many calls race each change.
 const ROUNDS: usize = 50;
 const RACING: usize = 8;
 
-/// The connection acts as a token, whose rights the endpoint does not look after.
+/// The connection acts as a token, whose rights the endpoint does not watch.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_comes_after_a_change_has_no_right_of_before() {
     let token = AuthToken::generate().expect("randomness");
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&api_key(&token, "work"), EndpointLimits::default());
-        let stranger = NodeKey::generate().expect("a key");
-        let client = Arc::new(lab.connect(&stranger, carriage).await);
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let client = Arc::new(lab.connect(&unknown_peer, carriage).await);
         client.client.authenticate(&token).await.expect("known");
         for round in 0..ROUNDS {
             client.work().await.expect("allowed, at once again");
@@ -187,7 +187,7 @@ async fn a_call_that_comes_after_a_change_has_no_right_of_before() {
     }
 }
 
-/// The answer is made after the right to it is gone.
+/// The answer is made after the right to it was removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_is_not_answered_after_the_right_to_it() {
     let edge = TestIdentity::new("edge");
@@ -198,10 +198,14 @@ async fn a_query_is_not_answered_after_the_right_to_it() {
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&wide, EndpointLimits::default());
         let peer = lab.connect(&edge.key, carriage).await;
-        let stranger = NodeKey::generate().expect("a key");
-        let stranger = lab.connect(&stranger, carriage).await;
-        stranger.client.authenticate(&token).await.expect("known");
-        let waiting: Vec<_> = [&peer, &stranger]
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let unknown_peer = lab.connect(&unknown_peer, carriage).await;
+        unknown_peer
+            .client
+            .authenticate(&token)
+            .await
+            .expect("known");
+        let waiting: Vec<_> = [&peer, &unknown_peer]
             .map(|client| Arc::clone(&client.client))
             .map(|client| tokio::spawn(async move { client.call(WAIT, &Value::Null).await }))
             .into();

@@ -26,11 +26,11 @@ fn dial(target: &str, priority: &str, more: &[&str]) -> InteractiveProgram {
 pub(crate) fn with_raw_keys(pem: &PemKeyFiles, target: &str) {
     let files = [pem.key.to_str(), pem.public.to_str()].map(|path| path.expect("a plain path"));
     let more = ["--rawpkkeyfile", files[0], "--rawpkfile", files[1]];
-    let mut stranger = dial(target, RAW_BOTH, &more);
-    let greeting = stranger.until("Handshake was completed");
+    let mut unknown_peer = dial(target, RAW_BOTH, &more);
+    let greeting = unknown_peer.until("Handshake was completed");
     assert!(greeting.contains("Raw Public Key"), "{greeting}");
-    stranger.send(&wire::request("1", "node/info", &Value::Null));
-    let answer = stranger.event();
+    unknown_peer.send(&wire::request("1", "node/info", &Value::Null));
+    let answer = unknown_peer.event();
     assert_eq!(
         (&answer["type"], &answer["id"]),
         (&json!("call.responded"), &json!("1"))
@@ -40,24 +40,24 @@ pub(crate) fn with_raw_keys(pem: &PemKeyFiles, target: &str) {
         .expect("an identity");
     assert!(target.starts_with(identity), "{answer}");
     // A second call on the same connection, and one that is refused.
-    stranger.send(&wire::request(
+    unknown_peer.send(&wire::request(
         "2",
         "services/list",
         &json!({ "prefix": "node/" }),
     ));
-    let answer = stranger.event();
+    let answer = unknown_peer.event();
     let operations = answer["payload"]["output"]["operations"].as_array();
     assert!(operations.is_some_and(|found| found.len() >= 4), "{answer}");
-    stranger.send(&wire::request("3", "node/info", &json!(7)));
-    let answer = stranger.event();
+    unknown_peer.send(&wire::request("3", "node/info", &json!(7)));
+    let answer = unknown_peer.event();
     assert_eq!(answer["payload"]["code"], "INVALID_INPUT", "{answer}");
 }
 
 pub(crate) fn without_a_key(target: &str) {
-    let mut stranger = dial(target, RAW_SERVER, &[]);
-    stranger.until("Handshake was completed");
-    stranger.send(&wire::request("a", "node/info", &Value::Null));
-    let answer = stranger.event();
+    let mut unknown_peer = dial(target, RAW_SERVER, &[]);
+    unknown_peer.until("Handshake was completed");
+    unknown_peer.send(&wire::request("a", "node/info", &Value::Null));
+    let answer = unknown_peer.event();
     assert_eq!(
         (&answer["type"], &answer["id"]),
         (&json!("call.error"), &json!("a"))

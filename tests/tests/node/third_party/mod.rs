@@ -21,7 +21,7 @@ fn address(target: &str) -> (&str, &str) {
 }
 
 /// What programs that know TLS or QUIC and nothing else do with a node of this administrator.
-fn serves_strangers(admin: &CliRunner, target: &str) {
+fn serves_unknown_peers(admin: &CliRunner, target: &str) {
     let pem = PemKeyFiles::from_cli(admin);
     gnutls::with_raw_keys(&pem, target);
     gnutls::without_a_key(target);
@@ -30,15 +30,15 @@ fn serves_strangers(admin: &CliRunner, target: &str) {
 }
 
 #[test]
-fn the_host_serves_strangers() {
+fn the_host_serves_unknown_peers() {
     let bench = TestBench::new();
     let node = bench.host();
-    serves_strangers(bench.admin(), node.target());
+    serves_unknown_peers(bench.admin(), node.target());
 }
 
 #[test]
-fn the_appliance_serves_strangers() {
+fn the_appliance_serves_unknown_peers() {
     let bench = TestBench::new();
     let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
-    serves_strangers(bench.admin(), &node.target());
+    serves_unknown_peers(bench.admin(), &node.target());
 }

@@ -62,9 +62,9 @@ pub(crate) fn in_every_way(pem: &PemKeyFiles, target: &str) {
                 let mut command = s_client(newer(), pem, target);
                 command.args(["-quiet", "-nocommands"]).args(&more);
                 command.stderr(Stdio::null());
-                let mut stranger = InteractiveProgram::start(command);
-                stranger.send(&wire::request("1", "node/info", &Value::Null));
-                let answer = stranger.event();
+                let mut unknown_peer = InteractiveProgram::start(command);
+                unknown_peer.send(&wire::request("1", "node/info", &Value::Null));
+                let answer = unknown_peer.event();
                 let identity = answer["payload"]["output"]["identity"].as_str();
                 assert!(
                     identity.is_some_and(|identity| target.starts_with(identity)),

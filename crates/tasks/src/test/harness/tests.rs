@@ -1,11 +1,11 @@
-//! Programs that end well, badly, too late or not at all.
+//! Programs that end in order, with an error, too late or not at all.
 
 use alknet_test_support::deadline;
 
 use super::*;
 use crate::group::tests::is_gone;
 
-/// What libtest says of three tests, and a child of one between its events.
+/// The output of libtest for three tests, and a child's output between its events.
 const OUTPUT: &str = r#"{ "type": "suite", "event": "started", "test_count": 3 }
 { "type": "test", "event": "started", "name": "one" }
 { "type": "test", "event": "started", "name": "two" }
@@ -17,12 +17,12 @@ and this without an end{ "type": "test", "name": "one", "event": "ok", "exec_tim
 { "type": "suite", "event": "failed", "passed": 1, "failed": 1, "ignored": 1, "measured": 0, "filtered_out": 7, "exec_time": 1.7 }
 "#;
 
-/// Limits of a program that is to end by itself.
+/// Limits of a program that ends without a signal.
 fn limits() -> TestTimeouts {
     TestTimeouts::scaled(alknet_test_support::slowdown())
 }
 
-/// Limits of a program that is to be ended.
+/// Limits of a program that the runner ends.
 fn short() -> TestTimeouts {
     TestTimeouts {
         silence: deadline(Duration::from_millis(700)),
@@ -58,11 +58,14 @@ fn why(outcome: &ProgramResult) -> &str {
 #[test]
 fn events_differ_from_the_output_of_children() {
     let outcome = read(OUTPUT, false);
-    assert_eq!(outcome.said, "a child says this\nand this without an end\n");
+    assert_eq!(
+        outcome.printed,
+        "a child says this\nand this without an end\n"
+    );
     assert_eq!(outcome.filtered_out, 7);
     assert_eq!((&outcome.broken, outcome.not_run), (&None, 0));
     let failed: Vec<_> = outcome.failed().collect();
-    assert_eq!(failed[0].said, "left is not right\n");
+    assert_eq!(failed[0].printed, "left is not right\n");
     assert_eq!(outcome.tests[0].seconds, 0.25);
     let lines = outcome.lines().join("\n");
     assert!(
@@ -78,20 +81,21 @@ fn a_panic_is_said_where_its_test_is() {
     let panic = "a word\\nthread 'two' panicked at a.rs:1:2:\\nleft is not right\\n";
     let outcome = read(&OUTPUT.replace("left is not right\\n", panic), false);
     let lines = outcome.lines().join("\n");
-    let said = "FAILED\n    thread 'two' panicked at a.rs:1:2:\n    left is not right\ntest three";
-    assert!(lines.contains(said), "{lines}");
+    let printed =
+        "FAILED\n    thread 'two' panicked at a.rs:1:2:\n    left is not right\ntest three";
+    assert!(lines.contains(printed), "{lines}");
 }
 
-/// The words of a child can also come between an event and the end of its line.
+/// The output of a child can also come between an event and the end of its line.
 #[test]
 fn an_event_is_read_whatever_stands_beside_it_in_its_line() {
     let text = OUTPUT.replace("\"exec_time\": 0.25 }", "\"exec_time\": 0.25 }and after it");
     let outcome = read(&text, false);
     assert_eq!((outcome.tests.len(), &outcome.broken), (3, &None));
     assert!(
-        outcome.said.ends_with("\nand after it\n"),
+        outcome.printed.ends_with("\nand after it\n"),
         "{}",
-        outcome.said
+        outcome.printed
     );
 }
 
@@ -114,7 +118,7 @@ fn plain_lines_of_examples_are_read() {
     assert_eq!(outcome.broken, None);
     let empty = "running 0 tests\ntest result: ok. 0 passed";
     assert!(read_as(TestOutputFormat::Plain, empty, true).passed());
-    // Of two packages one ended before its result.
+    // One of two packages ended before its result.
     let text = format!("{empty}\nrunning 2 tests\ntest src/a.rs - b (line 3) ... ok\n");
     let outcome = read_as(TestOutputFormat::Plain, &text, true);
     assert_eq!((outcome.not_run, outcome.passed()), (1, false));
@@ -126,7 +130,7 @@ fn plain_lines_of_a_child_are_no_results() {
     let outcome = sh(script, limits());
     assert_eq!(outcome.tests, []);
     assert!(!outcome.passed());
-    assert!(outcome.said.contains("test forged ... ok\n"));
+    assert!(outcome.printed.contains("test forged ... ok\n"));
 }
 
 #[test]
@@ -141,7 +145,7 @@ fn a_test_whose_program_ended_before_it_has_failed_with_those_that_did_not_run()
     );
 }
 
-/// The program is this one, whose tests run one after the other by name: the third aborts.
+/// The program is this one, whose tests run one after the other by name. The third aborts.
 #[test]
 fn tests_after_an_abort_are_counted() {
     const CHILD: &str = "ALKNET_TEST_HARNESS_CHILD";
@@ -177,7 +181,7 @@ fn the_factor_scales_both_limits() {
     let (rest, busy) = (TestTimeouts::scaled(1.0), TestTimeouts::scaled(2.0));
     assert_eq!(busy.silence, rest.silence * 2);
     assert_eq!(busy.grace, rest.grace * 2);
-    // One of a program that hangs has an end.
+    // The limit of a program that hangs does not grow without an end.
     assert!(TestTimeouts::scaled(3.0).silence < rest.silence * 3);
 }
 
@@ -188,16 +192,17 @@ fn a_program_that_says_nothing_has_not_passed() {
     let whole = "{ \"type\": \"suite\", \"event\": \"started\", \"test_count\": 0 }\n\
                  { \"type\": \"suite\", \"event\": \"ok\", \"filtered_out\": 0 }";
     assert!(read(whole, true).passed());
-    // All tests pass and the program fails: an exit handler, say.
+    // All tests pass and the program fails, for example by an exit handler.
     assert!(!read(whole, false).passed());
-    // The harness fails, the program does not.
+    // The harness fails, and the program does not.
     let failed = whole.replace("\"ok\"", "\"failed\"");
     assert!(why(&read(&failed, true)).contains("the harness failed"));
-    // A test failed, and the program says that none did.
+    // A test failed, and the program reports that none did.
     assert!(read(OUTPUT, true).broken.is_some());
 }
 
-/// The runner cannot see in one event whether a child wrote it, but it sees where all do not add up.
+/// The runner cannot see in one event whether a child wrote it, but it sees if all of them do not
+/// add up.
 #[test]
 fn events_that_do_not_add_up_are_found() {
     let event = |name: &str, event: &str| {
@@ -207,7 +212,7 @@ fn events_that_do_not_add_up_are_found() {
         let rest = OUTPUT.strip_prefix(&cut(lines)).expect("its beginning");
         read(&(cut(lines) + forged + rest), false)
     };
-    for (lines, forged, said) in [
+    for (lines, forged, printed) in [
         (3, event("two", "ok"), "`two` ended and was not running"),
         (2, event("three", "ok"), "`three` ended and was not running"),
         (6, event("one", "ok"), "`one` ended and was not running"),
@@ -223,7 +228,7 @@ fn events_that_do_not_add_up_are_found() {
         ),
     ] {
         let outcome = after(lines, &forged);
-        assert!(why(&outcome).contains(said), "{said}: {outcome:?}");
+        assert!(why(&outcome).contains(printed), "{printed}: {outcome:?}");
     }
 }
 
@@ -245,7 +250,7 @@ fn a_line_without_end_is_kept_in_part() {
     assert_eq!(read, [&whole[..], &rest].concat());
 }
 
-/// What the test printed is longer than what is kept of a line, which ends within an escape.
+/// The output of the test is longer than what is kept of a line, which ends within an escape.
 #[test]
 fn a_failure_with_much_output_is_a_failure() {
     let script = format!(
@@ -266,9 +271,9 @@ fn a_failure_with_much_output_is_a_failure() {
         ("long", TestVerdict::Failed)
     );
     assert!(
-        test.said.starts_with("x\n\n\n"),
+        test.printed.starts_with("x\n\n\n"),
         "{} bytes",
-        test.said.len()
+        test.printed.len()
     );
 }
 
@@ -292,11 +297,15 @@ fn a_program_that_hangs_is_ended_with_what_it_left_running() {
         (lost.name.as_str(), lost.verdict),
         ("hangs", TestVerdict::Lost)
     );
-    assert!(lost.said.contains("no test ended within"), "{}", lost.said);
-    is_gone(outcome.said.trim().parse().expect("its number"));
+    assert!(
+        lost.printed.contains("no test ended within"),
+        "{}",
+        lost.printed
+    );
+    is_gone(outcome.printed.trim().parse().expect("its number"));
 }
 
-/// The one is stopped, the other ignores SIGABRT.
+/// One is stopped, and the other ignores SIGABRT.
 #[test]
 fn a_program_that_handles_no_signal_is_ended_too() {
     for script in [
@@ -308,7 +317,7 @@ fn a_program_that_handles_no_signal_is_ended_too() {
             why(&outcome).contains("no test ended within"),
             "{outcome:?}"
         );
-        is_gone(outcome.said.trim().parse().expect("its number"));
+        is_gone(outcome.printed.trim().parse().expect("its number"));
     }
 }
 

@@ -1,8 +1,9 @@
-//! An attacker who controls the disk has it answer the running machine otherwise than at its start.
+//! An attacker who controls the disk makes it answer the running machine otherwise than at its
+//! start.
 //!
-//! On a booted machine the kernel keeps the blocks of the vault in memory for as long as the data are mounted, and asks
-//! the disk again when it needs that memory for something else. No test can wait for that: here the disk is a file, and
-//! what it says is read each time.
+//! On a booted machine the kernel keeps the blocks of the vault in memory for as long as the data
+//! are mounted, and asks the disk again when it needs that memory for something else. No test can
+//! wait for that: here the disk is a file, and it is read each time.
 
 use alknet_vault::slots::{Argon2Params, VaultId};
 
@@ -10,14 +11,14 @@ use super::*;
 use crate::data::DataAccess;
 use crate::vault::{NotInUse, UnlockCredentials, UnlockPrompt};
 
-/// What the newest vault was, beside the data.
+/// The note of the newest vault, beside the data.
 const NOTE: &str = "config/vault-newest.json";
-/// Changes of an attacker's vault, by which it is newer than any other.
+/// Changes of an attacker's vault, which make it newer than any other.
 const CHANGES: usize = 8;
 
 impl CommandMachine {
-    /// One that is sealed by the passphrase "one" and was configured, and its vault from before it was sealed, which
-    /// opens by itself.
+    /// A machine that is sealed by the passphrase "one" and was configured, and its vault from
+    /// before it was sealed, which opens unattended.
     fn sealed() -> (Self, String) {
         let machine = Self::new();
         machine.done("slot add passphrase", vec![new("one")]);
@@ -27,7 +28,8 @@ impl CommandMachine {
         (machine, before)
     }
 
-    /// Nothing is taken from a medium, and nothing is shown or added without the passphrase.
+    /// Asserts that nothing is taken from a medium, and nothing is shown or added without the
+    /// passphrase.
     #[track_caller]
     fn assert_in_use(&self) {
         let facts = self.keeper.facts();
@@ -37,14 +39,15 @@ impl CommandMachine {
         assert_eq!(facts.slots, ["passphrase"]);
     }
 
-    /// From now on both copies say this.
+    /// Makes both copies say this from now on.
     fn answers(&self, text: &str) {
         for at in [VAULT_A_AT, VAULT_B_AT] {
             self.put_copy(at, text);
         }
     }
 
-    /// Tries to open it once more, with what was typed, or says why it stays locked.
+    /// Tries to open the vault once more, with what was typed. Otherwise the reason why it stays
+    /// locked.
     fn reopened(&self, typed: Option<&str>) -> Result<(), String> {
         let offer = UnlockCredentials {
             passphrase: typed.map(SecretStr::from),
@@ -70,7 +73,7 @@ impl CommandMachine {
         self.dir.path().join(NOTE)
     }
 
-    /// Has the data beside the vault be of a later one.
+    /// Makes the data beside the vault those of a later one.
     fn outdate(&self) {
         let noted = std::fs::read_to_string(self.note()).expect("it was changed");
         let mut noted = json(&noted);
@@ -83,7 +86,8 @@ fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).expect("JSON")
 }
 
-/// A vault of an attacker's words that opens by itself, is newer than any other, and permits what a first boot does.
+/// A vault of an attacker's words that opens unattended, is newer than any other, and permits what
+/// a first boot does.
 fn made_as(id: VaultId) -> OpenAlkv {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
     let vault = NewVault {
@@ -98,7 +102,7 @@ fn made_as(id: VaultId) -> OpenAlkv {
     open
 }
 
-/// The same with an id of its own.
+/// The same with its own id.
 fn attackers() -> OpenAlkv {
     made_as(VaultId::generate().expect("random bytes"))
 }
@@ -128,7 +132,7 @@ fn text_of(open: &OpenAlkv) -> String {
     open.alkv().to_text()
 }
 
-/// Locked, a machine would take a configuration from the console if its vault were not sealed.
+/// A locked machine would take a configuration from the console if its vault were not sealed.
 #[test]
 fn slots_that_only_the_disk_lists_take_nothing_from_a_locked_vault() {
     let (machine, _) = CommandMachine::sealed();
@@ -180,8 +184,9 @@ fn a_locked_vault_that_is_older_than_the_data_opens_for_its_owner_only() {
     assert_eq!(machine.reopened(Some("one")), Ok(()));
 }
 
-/// The attacker writes a vault of their own as the second copy, with the id of the machine's, which lies in the clear, and
-/// types what opens it: that proves nothing about the older copy, which a slot opens that needs no person.
+/// The attacker writes their own vault as the second copy, with the id of the machine's, which lies
+/// in the clear, and types what opens it. That proves nothing about the older copy, which opens by
+/// a slot that needs no person.
 #[test]
 fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
     let machine = CommandMachine::new();
@@ -207,7 +212,8 @@ fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
     assert_eq!(machine.keeper.wrong_count(), 0);
 }
 
-/// The vault in use is open. What the disk answers would be changed, and noted as the newest.
+/// The vault in use is open. A command would change what the disk answers, and note it as the
+/// newest.
 #[test]
 fn commands_change_no_other_vault() {
     let (machine, _) = CommandMachine::sealed();
@@ -238,7 +244,8 @@ fn commands_change_no_other_vault() {
     assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
 }
 
-/// Ten minutes after the first start, or when the words are confirmed, the vault is changed while no owner types.
+/// Ten minutes after the first start, or when the words are confirmed, PID 1 changes the vault
+/// while no owner types.
 #[test]
 fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
@@ -276,13 +283,14 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
     }
     machine.answers(&newest);
     assert_eq!(conclude(), Ok(FirstBootPermissions::default()));
-    // What permits more than the newest is an older copy from then on.
+    // A copy that permits more than the newest is an older copy from then on.
     machine.answers(&newest);
     let why = machine.refused("slot add none", vec![]);
     assert!(why.contains("older than"), "{why}");
 }
 
-/// The vault was opened, its data were closed again, and the machine looks for them: another disk may be there by now.
+/// The vault was opened, its data were closed again, and the machine looks for them: another disk
+/// may be there by now.
 #[test]
 fn nothing_is_taken_from_what_a_disk_lists_after_a_vault_opened() {
     let (machine, _) = CommandMachine::sealed();
@@ -293,8 +301,8 @@ fn nothing_is_taken_from_what_a_disk_lists_after_a_vault_opened() {
     }
 }
 
-/// What opens by itself takes the place of the vault in use neither while that is open nor after a lock; an older copy
-/// of it is for the data to judge.
+/// A vault that opens unattended does not replace the vault in use, neither while that is open nor
+/// after a lock. The data judge an older copy of it.
 #[test]
 fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
     let (machine, before) = CommandMachine::sealed();
@@ -319,7 +327,7 @@ fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
     }
     assert_eq!(keeper.check_words(&before), Ok(()));
     assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Older));
-    // The owner had the machine make a new vault.
+    // The owner made the machine make a new vault.
     keeper.forget();
     let (forged, _) = &others[1];
     assert_eq!(keeper.check_words(forged), Ok(()));
