@@ -550,7 +550,7 @@ mod tests {
             let context = context(Arc::clone(&hub) as _);
             let (reached, unwanted) = (context.reached.clone(), context.unwanted.clone());
             let to = place.clone();
-            let kept = tokio::spawn(async move { once(&context, &to).await });
+            let kept = tokio::spawn(async move { run_connection(&context, &to).await });
             let connected = async {
                 while reached.get(&place.key).is_none() {
                     sleep(Duration::from_millis(1)).await;

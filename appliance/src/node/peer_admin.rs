@@ -305,13 +305,13 @@ impl PeerAdmin {
     async fn keeps_keys_of(&self, peer: &PeerEntry) -> Result<bool, CallError> {
         let tokens = StoredTokens::new(self.people.store.clone());
         let has_invitation = alknet_hub::has_invitation(&tokens, peer).await;
-        Ok(has_invitation.map_err(of_enrolment)? || peer.removal.is_some())
+        Ok(has_invitation.map_err(from_enrolment_error)? || peer.removal.is_some())
     }
 
     /// Whether a key that the node does not know may enrol by an invitation, now or once its clock is set.
     async fn is_invitation_open(&self) -> Result<bool, CallError> {
         let tokens = StoredTokens::new(self.people.store.clone()).list().await;
-        let tokens = tokens.map_err(|error| of_enrolment(error.into()))?;
+        let tokens = tokens.map_err(|error| from_enrolment_error(error.into()))?;
         let now_s = self.people.identities.now_s().unwrap_or_default();
         Ok(tokens.iter().any(|token| token.is_open(now_s)))
     }
