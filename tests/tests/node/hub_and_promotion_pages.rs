@@ -80,8 +80,20 @@ fn the_commands_of_the_page_of_hubs_work() {
     page.follow();
     let peers = hub.call("hub/peers", &Value::Null)["peers"].take();
     let removed = peers.as_array().expect("a list").iter();
-    let removed = removed.filter(|row| row["state"] == "removed");
-    assert_eq!(removed.count(), 1, "{peers:#}");
+    let removed: Vec<_> = removed.filter(|row| row["state"] == "removed").collect();
+    assert_eq!(removed.len(), 1, "{peers:#}");
+    // The reader removes the peer a second time, by its id, as the page says.
+    let id = removed[0]["peer_id"].as_str().expect("an id");
+    page.put(
+        "kitchen --close-invitations",
+        format!("{id} --close-invitations"),
+    );
+    let another = format!("alknet hub invite {target} --count 3");
+    page.shell("reader", &another, "");
+    let open = || hub.call("hub/peers", &Value::Null)["invitations"].take();
+    assert_ne!(open(), Value::Array(Vec::new()));
+    page.follow();
+    assert_eq!(open(), Value::Array(Vec::new()));
     page.close();
 }
 
