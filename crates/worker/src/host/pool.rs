@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use super::WorkerLease;
-use crate::WorkerRole;
+use crate::host::quarantine::TenantOperation;
 use crate::limits::{LINGER, SESSIONS_MAX, SESSIONS_SERVED_MAX};
+use crate::{Bytes32, WorkerRole};
 
 /// Every worker that is starting or running.
 #[derive(Debug, Default)]
@@ -175,6 +176,16 @@ impl WorkerPool {
         let idle = idle.filter(|(_, slot)| slot.idle_until().is_some() && counts(slot));
         idle.min_by_key(|(_, slot)| slot.idle_since)
             .map(|(worker, _)| *worker)
+    }
+
+    /// An operation as the tenant of this worker runs it. `None` for a worker without a tenant.
+    pub(super) fn operation_in(&self, worker: u64, operation: Bytes32) -> Option<TenantOperation> {
+        let slot = self.slots.get(&worker)?;
+        Some(TenantOperation {
+            tenant: slot.tenant.clone()?,
+            lent: slot.lent,
+            operation,
+        })
     }
 
     /// Number of workers that the tenant has, of all roles.

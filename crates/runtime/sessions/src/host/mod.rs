@@ -192,7 +192,7 @@ impl ScriptSessions {
             commands.clone(),
             layer,
             spec.limits.clone(),
-            bundle,
+            spec.operation(bundle),
         );
         let actor = SessionActor::new(self, worker, shared, &session, queue, spec, reach);
         tokio::spawn(actor.run());

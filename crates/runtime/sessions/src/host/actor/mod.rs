@@ -50,7 +50,8 @@ pub(super) enum SessionCommand {
 pub(super) struct CallStart {
     pub(super) asked: SessionRequest,
     pub(super) limits: CallLimits,
-    pub(super) bundle: Bytes32,
+    /// What crashes of the worker count against.
+    pub(super) operation: Option<Bytes32>,
     /// In the course of what, and what can be called: nothing without.
     pub(super) env: Option<Env>,
     /// Who takes what the script yields.
@@ -225,7 +226,7 @@ impl SessionActor {
         let farewell = matches!(start.asked, SessionRequest::Farewell);
         let call = match start.asked {
             SessionRequest::Call(request) => {
-                self.worker.call(request, start.limits, Some(start.bundle))
+                self.worker.call(request, start.limits, start.operation)
             }
             SessionRequest::Farewell => self.worker.drain(),
         };
