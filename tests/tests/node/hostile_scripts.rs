@@ -278,6 +278,32 @@ fn a_script_makes_no_token_and_admits_no_peer() {
     assert_eq!(listed["invitations"], json!([]), "{listed}");
 }
 
+/// Lines of scripts that the log takes of one owner in a minute: docs/observability.md. A minute may end meanwhile.
+const LINES_IN_LOG_MAX: usize = 2 * 30;
+
+/// The seed makes the script's clock virtual, so that each of its seconds is over at once.
+#[test]
+fn empty_lines_of_a_script_leave_the_log_to_others() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    node.call(
+        "runtime/eval",
+        &json!({ "source": "console.error('was here before')" }),
+    );
+    let source = "for (let second = 0; second < 40; second++) {
+             for (let i = 0; i < 2000; i++) console.error('');
+             await new Promise((done) => setTimeout(done, 1000));
+         }
+         export default 'done'";
+    let input = json!({ "source": source, "seed": "07".repeat(32) });
+    assert_eq!(node.call("runtime/eval", &input)["value"], json!("done"));
+    let log = node.try_call("node/log", &json!({ "last": 10_000 })).output;
+    assert!(log.contains("script: was here before"), "{log}");
+    let lines = log.matches("script: ").count();
+    println!("figure lines of scripts in the log: {lines}");
+    assert!((2..=LINES_IN_LOG_MAX).contains(&lines), "{lines}");
+}
+
 /// An operation of another peer's is called by the administrator, and has a script run: it is not run as the administrator's.
 #[test]
 fn a_promoted_operation_runs_nothing_as_its_caller() {

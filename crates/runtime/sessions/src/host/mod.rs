@@ -36,6 +36,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::limits::{SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
+pub use actor::CONSOLE_TARGET;
 use actor::{SessionActor, SessionCommand};
 use allow_list::CallAllowList;
 pub use failure::{declared_errors, to_call_error};

@@ -28,6 +28,7 @@ use super::shared::{SessionEndReason, SessionShared};
 use super::{Console, ScriptSession, ScriptSessions, SessionSpec};
 use crate::limits::{HEARD_BYTES, HEARD_EVERY};
 use crate::wire::{self, GuestMessage, HostMessage};
+pub use console::CONSOLE_TARGET;
 use console::LogBudget;
 
 /// What the holders of a session ask for.
