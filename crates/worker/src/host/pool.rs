@@ -26,6 +26,8 @@ struct PoolSlot {
     alone: bool,
     /// Whether it runs the tenant's code for other callers.
     lent: bool,
+    /// The rights that all its sessions have.
+    rights: Option<Bytes32>,
     /// Whether it was started for one lease, with its folders.
     reserved: bool,
     sessions: u32,
@@ -64,6 +66,7 @@ impl WorkerPool {
             tenant: None,
             alone: false,
             lent: false,
+            rights: None,
             reserved,
             sessions: 0,
             served: 0,
@@ -108,6 +111,7 @@ impl WorkerPool {
         slot.tenant = Some(lease.tenant.clone());
         slot.alone |= lease.alone;
         slot.lent = lease.lent;
+        slot.rights = lease.rights;
         slot.sessions += 1;
         slot.served += 1;
         true
@@ -257,7 +261,11 @@ impl PoolSlot {
             && !self.reserved
             && lease.binds.is_empty()
             && tenant.is_none_or(|tenant| {
-                *tenant == lease.tenant && self.lent == lease.lent && !self.alone && !lease.alone
+                *tenant == lease.tenant
+                    && self.lent == lease.lent
+                    && self.rights == lease.rights
+                    && !self.alone
+                    && !lease.alone
             })
             && self.sessions < SESSIONS_MAX
             && self.served < SESSIONS_SERVED_MAX
@@ -311,6 +319,22 @@ mod tests {
         }
         assert_eq!(pool.place(&lease("c")), None, "it was a's once");
         assert_eq!(pool.place(&lease("a")), Some(a));
+    }
+
+    #[test]
+    fn sessions_with_other_rights_do_not_share_a_worker() {
+        let mut pool = pool(2);
+        let with = |digest| lease("a").with_rights(Bytes32([digest; 32]));
+        let first = pool.place(&with(1)).expect("a worker");
+        assert_eq!(pool.place(&with(1)), Some(first), "equal rights share");
+        let second = pool.place(&with(2)).expect("another");
+        assert_ne!(first, second);
+        // Also once the first ones have gone: their code may have stayed.
+        pool.release(first, 0);
+        pool.release(first, 0);
+        assert_eq!(pool.place(&with(3)), None);
+        assert_eq!(pool.place(&lease("a")), None);
+        assert_eq!(pool.place(&with(1)), Some(first));
     }
 
     #[test]

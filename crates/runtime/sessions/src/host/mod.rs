@@ -43,7 +43,7 @@ pub use failure::{declared_errors, to_call_error};
 pub(crate) use failure::{of_open, overloaded};
 use memory::SessionMemoryPool;
 use metrics::SessionCounters;
-use opening::{first_frame, layer, listed, tenant};
+use opening::{first_frame, layer, listed, rights, tenant};
 pub use replay::ReplayOutcome;
 pub use service::ScriptService;
 pub use session::{ScriptSession, SessionOutput, YieldedItems};
@@ -165,7 +165,9 @@ impl ScriptSessions {
         // Before a worker is asked for, which may take a while: those that wait for one count as
         // well.
         let place = self.admit(&tenant, &spec)?;
-        let mut lease = WorkerLease::new(self.config.role, tenant).granted(spec.memory());
+        let mut lease = WorkerLease::new(self.config.role, tenant)
+            .granted(spec.memory())
+            .with_rights(rights(env, &spec));
         if spec.alone {
             lease = lease.alone();
         }
