@@ -64,6 +64,24 @@ fn nothing_outside_can_be_opened_reached_or_signalled() {
     }
 }
 
+/// The answer to each act is an ordinary message over the same socket.
+#[test]
+fn no_worker_sends_or_reads_out_of_band() {
+    let workers = workers();
+    for role in WorkerRole::ALL {
+        let session = open(&workers, role, "hostile");
+        for call in [
+            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
+            libc::SYS_sendmsg,
+            libc::SYS_sendto,
+        ] {
+            let tried = ProbeAct::Try(ProbeSyscall::OutOfBand(call));
+            assert_eq!(errno(&session, &tried), EPERM, "{role} {call}");
+        }
+    }
+}
+
 #[test]
 fn what_no_honest_worker_asks_for_ends_it_at_once() {
     let workers = workers();
@@ -300,6 +318,26 @@ fn user_namespaces() -> bool {
     let mut tried = Command::new("unshare");
     let tried = tried.args(["--user", "true"]).stderr(Stdio::null());
     tried.status().expect("util-linux is there").success()
+}
+
+/// No cgroup was given, and the host looks at each thread of a worker in order to know whether it waits.
+#[test]
+fn threads_are_limited_without_a_cgroup() {
+    if !user_namespaces() {
+        skip!(
+            "user namespaces",
+            "the kernel would count the threads of the whole machine"
+        );
+    }
+    let workers = workers();
+    let session = open(&workers, WorkerRole::Gpu, "hostile");
+    let ProbeReply::Text(started) =
+        said(ask(&session, &ProbeAct::Threads(1000)).expect("an answer"))
+    else {
+        panic!("a number");
+    };
+    let started: u32 = started.parse().expect("a number");
+    assert!((1..=64).contains(&started), "{started}");
 }
 
 /// The same executable as another user: as on a laptop, and as the appliance's node.
