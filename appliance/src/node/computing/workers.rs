@@ -37,7 +37,7 @@ fn delegated() -> Option<DelegatedCgroup> {
 }
 
 /// What the configuration asks for, as workers have it.
-const fn level(minimum: SandboxLevel) -> ConfinementLevel {
+pub(super) const fn level(minimum: SandboxLevel) -> ConfinementLevel {
     match minimum {
         SandboxLevel::ProcessOnly => ConfinementLevel::ProcessOnly,
         SandboxLevel::Partial => ConfinementLevel::Partial,

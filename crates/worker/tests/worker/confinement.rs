@@ -256,6 +256,18 @@ fn bound_folders_are_all_there_is_and_read_only_unless_said() {
     );
 }
 
+/// The kernel refuses the list: as where it has no seccomp.
+#[test]
+fn a_worker_without_its_list_of_system_calls_gets_no_session() {
+    let output = Command::new(probe()).arg("unfiltered").output();
+    let output = output.expect("it starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let expected = "E_POLICY the sandbox is process-only where at least partial is required: \
+                    Some(Gap { wall: Seccomp,";
+    assert!(told.starts_with(expected), "{told} {errors}");
+}
+
 #[test]
 fn walls_that_are_too_low_are_refused() {
     let mut config = config();
