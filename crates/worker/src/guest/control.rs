@@ -88,7 +88,7 @@ impl GuestQueue {
         let waiting = lock(&self.waiting);
         if !waiting.has_room_for_descriptors() {
             // However it ended, the caller looks again.
-            let _ = self.shrunk.wait_timeout(waiting, at_most);
+            drop(self.shrunk.wait_timeout(waiting, at_most));
         }
     }
 
