@@ -54,6 +54,7 @@ const LABELS: &[(&str, &[&str])] = &[
             "stack",
             "start",
             "timeout",
+            "undelivered",
             "violation",
             "wall",
             "worker-lost",

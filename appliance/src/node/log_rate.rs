@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_call::CAUSE_TARGET;
+use alknet_sessions::CONSOLE_TARGET;
 use tracing::Event;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
@@ -30,10 +31,18 @@ const CAUSE_RECORDS_OF_NAMESPACE: u32 = 30;
 /// Number of those that are reserved for the first record of a namespace: if many servers fail
 /// together, each of the others still has one record.
 const CAUSE_RECORDS_OF_FIRSTS: u32 = 20;
+/// Lines of scripts, of each level that scripts write them at, in a period. As many as those above, and as long.
+const SCRIPT_RECORDS_MAX: u32 = 60;
+/// Those of them that scripts of one owner have: it can open as many sessions as it likes, one after another.
+const SCRIPT_RECORDS_OF_OWNER: u32 = 30;
+/// Those that only the first line of an owner may take.
+const SCRIPT_RECORDS_OF_FIRSTS: u32 = 10;
 /// The field that names the operation in a record of a failed server or peer.
 const OPERATION_FIELD: &str = "operation";
 /// The field of the same meaning for a whole import, which names its namespace.
 const IMPORT_FIELD: &str = "import";
+/// The field that names whose script wrote a line.
+const OWNER_FIELD: &str = "owner";
 /// Target of what the node says of its imports: a server decides how often it is read again, and how that fails.
 pub(crate) const IMPORT_TARGET: &str = "alknet::imports";
 /// The namespace of promoted operations, each of which has another author.
@@ -67,8 +76,9 @@ struct CauseShares {
 struct RatedRecord<'a, K> {
     call_site: K,
     target: &'static str,
-    /// The operation, if the record is about a failed server or peer.
-    operation: Option<&'a str>,
+    /// Whose share it takes: the operation that it is about, for records of why servers and peers failed, and the owner
+    /// of a script, for its lines.
+    payer: Option<&'a str>,
 }
 
 /// The decision about a record.
@@ -106,11 +116,12 @@ impl LogRates {
         if !has_rate(target) {
             return RateDecision::Keep { left_out: 0 };
         }
-        let operation = is_cause(target).then(|| OperationField::of_event(event));
+        let has_payer = is_cause(target) || target == CONSOLE_TARGET;
+        let payer = has_payer.then(|| PayerField::of_event(event));
         let record = RatedRecord {
             call_site: metadata.callsite(),
             target,
-            operation: operation.as_deref(),
+            payer: payer.as_deref(),
         };
         self.count_at(record, now)
     }
@@ -126,7 +137,7 @@ impl<K: Eq + Hash> LogRates<K> {
             left_out = period.left_out;
             *period = RatePeriod::new(record.target, now);
         }
-        if period.takes(record.operation) {
+        if period.takes(record.payer) {
             return RateDecision::Keep { left_out };
         }
         period.left_out += 1;
@@ -180,8 +191,11 @@ impl RatePeriod {
     }
 
     /// Whether the call site may have one more record. Counts it if so.
-    fn takes(&mut self, operation: Option<&str>) -> bool {
-        let is_kept = match operation {
+    fn takes(&mut self, payer: Option<&str>) -> bool {
+        let is_kept = match payer {
+            Some(owner) if self.target == CONSOLE_TARGET => {
+                self.causes.takes_line(owner, self.records)
+            }
             Some(operation) => self.causes.takes(operation, self.records),
             None => self.records < LIBRARY_RECORDS_MAX,
         };
@@ -214,13 +228,27 @@ impl CauseShares {
         }
         is_kept
     }
+
+    /// The same for a line of a script of `owner`.
+    fn takes_line(&mut self, owner: &str, records: u32) -> bool {
+        let of_owner = self.operations.get(owner).copied().unwrap_or_default();
+        let most = match of_owner {
+            0 => SCRIPT_RECORDS_MAX,
+            _ => SCRIPT_RECORDS_MAX - SCRIPT_RECORDS_OF_FIRSTS,
+        };
+        let is_kept = records < most && of_owner < SCRIPT_RECORDS_OF_OWNER;
+        if is_kept {
+            self.operations.insert(owner.into(), of_owner + 1);
+        }
+        is_kept
+    }
 }
 
-/// Finds the operation of a record.
+/// Finds whose share a record takes.
 #[derive(Default)]
-struct OperationField(String);
+struct PayerField(String);
 
-impl OperationField {
+impl PayerField {
     /// The operation's name. Empty if the record has none.
     fn of_event(event: &Event<'_>) -> String {
         let mut found = Self::default();
@@ -229,21 +257,21 @@ impl OperationField {
     }
 }
 
-impl Visit for OperationField {
+impl Visit for PayerField {
     // The places that write such records give a string.
     fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        if [OPERATION_FIELD, IMPORT_FIELD].contains(&field.name()) {
+        if [OPERATION_FIELD, IMPORT_FIELD, OWNER_FIELD].contains(&field.name()) {
             value.clone_into(&mut self.0);
         }
     }
 }
 
-/// Whether records of the target have a rate limit. The node limits its own records where it writes
-/// them, except those of failed servers and peers.
+/// Whether records of the target have a rate. What the node says of itself has limits where it happens, but for why
+/// servers and peers failed and for what scripts write.
 fn has_rate(target: &str) -> bool {
-    is_cause(target) || !target.starts_with("alknet")
+    is_cause(target) || target == CONSOLE_TARGET || !target.starts_with("alknet")
 }
 
 /// Whether records of the target say why servers, peers and imports failed.
@@ -261,7 +289,7 @@ mod tests {
         RatedRecord {
             call_site,
             target: "rmcp::service",
-            operation: None,
+            payer: None,
         }
     }
 
@@ -269,8 +297,31 @@ mod tests {
         RatedRecord {
             call_site: "a failure",
             target: CAUSE_TARGET,
-            operation: Some(operation),
+            payer: Some(operation),
         }
+    }
+
+    fn of_script(owner: &str) -> RatedRecord<'_, &'static str> {
+        RatedRecord {
+            place: "a line",
+            target: CONSOLE_TARGET,
+            payer: Some(owner),
+        }
+    }
+
+    #[test]
+    fn lines_of_scripts_have_a_share_for_each_owner_and_one_for_all() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        let kept = |owner: &str, times: u32| {
+            let all = (0..times).filter(|_| rates.count_at(of_script(owner), start) == KEPT);
+            all.count() as u32
+        };
+        assert_eq!(kept("a", 100_000), SCRIPT_RECORDS_OF_OWNER);
+        let rest = SCRIPT_RECORDS_MAX - SCRIPT_RECORDS_OF_FIRSTS - SCRIPT_RECORDS_OF_OWNER;
+        assert_eq!(kept("b", 100_000), rest);
+        assert_eq!(kept("c", 100), 1, "the first line of an owner has a place");
+        assert_eq!(kept("c", 100), 0);
     }
 
     #[test]
@@ -364,5 +415,6 @@ mod tests {
     fn the_node_s_own_records_have_no_rate_but_for_why_servers_failed() {
         assert!(!has_rate("alknet_endpoint::accept"));
         assert!(has_rate(CAUSE_TARGET) && has_rate(IMPORT_TARGET) && has_rate("rmcp::service"));
+        assert!(has_rate(CONSOLE_TARGET) && !has_rate("alknet_sessions::host"));
     }
 }

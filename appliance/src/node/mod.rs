@@ -410,6 +410,7 @@ impl AlknetNode {
         own.chain(certificates)
             .chain(self.unusable.iter().cloned())
             .chain(self.computing.missing())
+            .chain(self.computing.low_sandbox())
             .chain(self.computing.unemptied_log())
             .chain(self.powers.problems())
             .chain(self.web.problems())

@@ -60,6 +60,11 @@ impl SessionClock {
         }
     }
 
+    /// Whole seconds of real time since the session began, also for a virtual clock.
+    pub(crate) fn real_seconds(&self) -> u64 {
+        self.since.elapsed().as_secs()
+    }
+
     /// Advances a virtual clock to a timer's time; a real clock has advanced by itself.
     pub(crate) fn advance_to(&mut self, elapsed_ms: u64) {
         self.moved_ms = self.moved_ms.max(elapsed_ms);

@@ -52,8 +52,11 @@ pub const RECORDED_BYTES_MAX: usize = 512 << 10;
 pub const RECORDED_MEMORY_FACTOR: usize = 8;
 /// Imports, and places that make code of text, that a scan of one source reports.
 pub const LOOKED: usize = 1_000;
-/// Bytes that `console` may write within one second of the session's clock.
+/// Text that `console` may write within one second. A second of the node's clock also where the session's is virtual:
+/// such a session says itself when its second is over.
 pub const LOG_BYTES_PER_SECOND: usize = 64 << 10;
+/// What a line of `console` counts beside its text, in bytes: an empty line is work for the node as well.
+pub const LOG_LINE_EXTRA_BYTES: usize = 32;
 /// The length of one line of `console`; the rest is cut.
 pub const LOG_LINE_BYTES: usize = 8 << 10;
 /// Random bytes of one `crypto.getRandomValues`, as in browsers.

@@ -178,6 +178,9 @@ pub enum WorkerEndReason {
     Silent,
     /// It did not become ready, or has fewer walls than required.
     Start,
+    /// It could not take what its host sent: its descriptors or its memory for messages were used up. A session that
+    /// leaves answers unread can bring this about, so it says nothing about what ran.
+    Undelivered,
     /// It made a system call that no honest worker makes.
     Violation,
     /// It used its wall-clock time and did not stop.
@@ -186,7 +189,7 @@ pub enum WorkerEndReason {
 
 impl WorkerEndReason {
     /// Every reason, in the order of its counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Abort,
         Self::ClosedChannel,
         Self::Cpu,
@@ -203,6 +206,7 @@ impl WorkerEndReason {
         Self::Shutdown,
         Self::Silent,
         Self::Start,
+        Self::Undelivered,
         Self::Violation,
         Self::Wall,
     ];
@@ -227,6 +231,7 @@ impl WorkerEndReason {
             Self::Shutdown => "shutdown",
             Self::Silent => "silent",
             Self::Start => "start",
+            Self::Undelivered => "undelivered",
             Self::Violation => "violation",
             Self::Wall => "wall",
         }

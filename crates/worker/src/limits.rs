@@ -68,6 +68,9 @@ pub const READ_TURN_BYTES: usize = 64 << 10;
 /// Most bytes of frames that a worker queues for its own threads. The control thread reads on, because an abort may
 /// follow.
 pub const GUEST_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Descriptors in this queue from which on the control thread reads no further frame. With those of one more frame, of
+/// the message that a thread handles and of the values that the worker sends, they have to fit into [`NOFILE`].
+pub const GUEST_QUEUE_FDS_MAX: usize = 24;
 
 /// Crashes of one operation within [`CRASH_WINDOW`] that put it into quarantine.
 pub const CRASHES_MAX: usize = 3;

@@ -7,6 +7,8 @@ use crate::{Gap, WorkerError, WorkerRole};
 /// Version of the protocol between host and worker. They are one executable, so that a difference means that two
 /// builds were mixed.
 pub(crate) const VERSION: u16 = 1;
+/// Exit status of a worker that cannot take what its host sends.
+pub(crate) const UNDELIVERED_STATUS: i32 = 76;
 /// Descriptor of the host's socket in a worker.
 pub(crate) const HOST_FD: i32 = 3;
 /// Longest name of a bound folder, in bytes.

@@ -278,6 +278,67 @@ fn a_script_makes_no_token_and_admits_no_peer() {
     assert_eq!(listed["invitations"], json!([]), "{listed}");
 }
 
+/// Each answer of `tensor.open` has a descriptor, of which a worker has few, and the line takes none of the answers
+/// before it is stopped. Without modules, every REPL runs the same code: none.
+#[test]
+fn lines_that_leave_their_answers_close_no_repl_of_others() {
+    let bench = TestBench::new();
+    let bob = bench.user("bob");
+    let node = bench.host_with(&people(
+        &[("bob".to_owned(), bob.clone())],
+        &["runtime:debug"],
+    ));
+    let admin = bench.admin();
+    let header = r#"{"m":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   "#;
+    let length = (header.len() as u64).to_le_bytes();
+    let file = bench.path().join("m.safetensors");
+    fs::write(&file, [&length[..], header.as_bytes(), b"abc"].concat()).expect("writable");
+    let mut push = admin.command(&["tensor", "push", node.target()]);
+    push.arg(&file).arg("small/m");
+    assert_eq!(admin.run(push).json()["path"], "small/m");
+    let opens = "tensor.open({ path: 'small/m' })";
+    let source = format!("for (let i = 0; i < 64; i++) {opens}.catch(() => {{}}); for (;;);");
+    for _ in 0..3 {
+        let limits = json!({ "cpu_ms": 200, "fuel_ticks": 1_000_000 });
+        let input = json!({ "repl": "a", "source": source, "limits": limits });
+        let stopped = node.try_call("runtime/eval", &input);
+        assert_ne!(stopped.code(), "UNAVAILABLE", "{stopped:?}");
+    }
+    let line = json!({ "repl": "a", "source": "20 + 22" });
+    let answer = bob.call(node.target(), "runtime/eval", &line, &[]);
+    assert_eq!(answer.json()["value"], 42);
+    assert_eq!(node.call("runtime/eval", &line)["value"], 42);
+    assert_eq!(node.call("runtime/stats", &json!({}))["quarantined"], 0);
+}
+
+/// Lines of scripts that the log takes of one owner in a minute: docs/observability.md. A minute may end meanwhile.
+const LINES_IN_LOG_MAX: usize = 2 * 30;
+
+/// The seed makes the script's clock virtual, so that each of its seconds is over at once.
+#[test]
+fn empty_lines_of_a_script_leave_the_log_to_others() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    node.call(
+        "runtime/eval",
+        &json!({ "source": "console.error('was here before')" }),
+    );
+    let source = "for (let second = 0; second < 20; second++) {
+             for (let i = 0; i < 2000; i++) console.error('');
+             await new Promise((done) => setTimeout(done, 1000));
+         }
+         export default 'done'";
+    let input = json!({ "source": source, "seed": "07".repeat(32), "limits": {
+        "cpu_ms": 60_000, "fuel_ticks": 1_000_000,
+    } });
+    assert_eq!(node.call("runtime/eval", &input)["value"], json!("done"));
+    let log = node.try_call("node/log", &json!({ "last": 10_000 })).output;
+    assert!(log.contains("script: was here before"), "{log}");
+    let lines = log.matches("script: ").count();
+    println!("figure lines of scripts in the log: {lines}");
+    assert!((2..=LINES_IN_LOG_MAX).contains(&lines), "{lines}");
+}
+
 /// An operation of another peer's is called by the administrator, and has a script run: it is not run as the administrator's.
 #[test]
 fn a_promoted_operation_runs_nothing_as_its_caller() {

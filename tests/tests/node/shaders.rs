@@ -67,7 +67,7 @@ fn scripts_fill_change_and_read_buffers() {
     assert_eq!(eval(&node, example), json!([2, 4, 6]));
 }
 
-/// Workers with fewer restrictions than the configuration requires get no work.
+/// Workers with fewer restrictions than the configuration requires get no work, and the node says so.
 #[test]
 fn a_sandbox_below_the_minimum_is_refused() {
     let bench = TestBench::new();
@@ -75,10 +75,15 @@ fn a_sandbox_below_the_minimum_is_refused() {
     let answer = node.try_call("runtime/eval", &json!({ "source": "export default 1" }));
     let stats = node.call("runtime/stats", &json!({}));
     let level = &stats["sandbox"]["js"]["level"];
+    let info = node.call("node/info", &Value::Null);
+    let problems = info["problems"].as_array().expect("a list");
+    let is_listed = problems.iter().any(|one| one["code"] == "sandbox-low");
     if level == "full" {
         assert_eq!(answer.json()["value"], 1);
+        assert!(!is_listed, "{info}");
     } else {
         assert_eq!(answer.code(), "UNAVAILABLE", "{stats}");
+        assert!(is_listed, "{info}");
     }
 }
 

@@ -25,7 +25,7 @@ use alknet_init::control::MachineDiagnostic;
 use alknet_promotion::{ActivationTime, Promotion, PromotionParts};
 use alknet_sessions::ScriptSessions;
 use alknet_tensor_serve::{Mirror, ServeError, StoreOptions, TensorHandler, TensorStore};
-use alknet_worker::Workers;
+use alknet_worker::{ConfinementLevel, Workers};
 use nix::sys::statvfs::statvfs;
 use promoted::PromotionSessions;
 use services::PromotedServices;
@@ -89,6 +89,8 @@ pub(super) struct NodeComputing {
     store: Option<Arc<TensorStore>>,
     promotion: Option<Arc<Promotion>>,
     services: Arc<PromotedServices>,
+    /// The lowest level at which a worker is used.
+    minimum: ConfinementLevel,
     problems: Arc<[MachineDiagnostic]>,
 }
 
@@ -143,6 +145,7 @@ impl NodeComputing {
             store,
             promotion,
             services,
+            minimum: workers::level(around.runtime.min_sandbox),
             problems: problems.into(),
         })
     }
@@ -238,6 +241,25 @@ impl NodeComputing {
             code: "compute-driver-missing".to_owned(),
             text: format!("no shader runs: {}", self.compute.driver_missing()?),
             hint: "name another driver in compute.driver, or leave it out, and restart the node"
+                .to_owned(),
+        })
+    }
+
+    /// That workers are walled in less than the configuration wants. It is known once one was started.
+    pub(super) fn low_sandbox(&self) -> Option<MachineDiagnostic> {
+        let stats = self.workers.stats();
+        let mut roles = stats.sandbox.iter();
+        let (role, sandbox) = roles.find(|(_, sandbox)| sandbox.level < self.minimum)?;
+        let missing: Vec<_> = sandbox.gaps.iter().map(|gap| gap.why.as_str()).collect();
+        Some(MachineDiagnostic {
+            code: "sandbox-low".to_owned(),
+            text: format!(
+                "no worker of role {role} is used: its sandbox is {} where at least {} is required: {}",
+                sandbox.level,
+                self.minimum,
+                missing.join("; ")
+            ),
+            hint: "use a kernel and an account that can give what is missing, or lower runtime.min_sandbox, and restart the node"
                 .to_owned(),
         })
     }

@@ -37,7 +37,7 @@ fn delegated() -> Option<DelegatedCgroup> {
 }
 
 /// The configured minimum, as the worker crate's type.
-const fn level(minimum: SandboxLevel) -> ConfinementLevel {
+pub(super) const fn level(minimum: SandboxLevel) -> ConfinementLevel {
     match minimum {
         SandboxLevel::ProcessOnly => ConfinementLevel::ProcessOnly,
         SandboxLevel::Partial => ConfinementLevel::Partial,

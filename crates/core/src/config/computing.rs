@@ -28,9 +28,9 @@ pub struct RuntimeSection {
 #[serde(rename_all = "kebab-case")]
 pub enum SandboxLevel {
     /// A process of its own, whatever else is missing.
-    #[default]
     ProcessOnly,
-    /// The list of system calls, and no capability.
+    /// The list of system calls, and no capability. Every kernel that is not built without seccomp can give it.
+    #[default]
     Partial,
     /// Every wall.
     Full,

@@ -29,6 +29,9 @@ pub const LISTED_IMPORTED_BYTES_MAX: usize = 256 << 10;
 pub const UNACKNOWLEDGED: usize = alknet_runtime::limits::UNACKNOWLEDGED;
 /// Bytes that a session may write to its console per second; the rest is counted and dropped.
 pub const LOG_BYTES_PER_S: u64 = 64 << 10;
+/// What a line counts beside its text, bytes: an empty line is work for the node as well. A listener's
+/// [`CONSOLE_LINES`] fit into a second with half of it to spare.
+pub const LOG_LINE_EXTRA_BYTES: u64 = alknet_runtime::limits::LOG_LINE_EXTRA_BYTES as u64;
 /// Lines that wait for the listener of a session's console; the rest is only in the log.
 pub const CONSOLE_LINES: usize = 1024;
 /// Bytes of the data beside a frame: sources, and bytes that accompany a call. The memory of values has limits of its

@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 use crate::error::RuntimeCode;
 use crate::host::ConsoleLevel;
 use crate::isolate::{IsolateState, Timer, read_bytes};
-use crate::limits::{LOG_BYTES_PER_SECOND, LOG_LINE_BYTES, RANDOM_BYTES, TIMERS};
+use crate::limits::{
+    LOG_BYTES_PER_SECOND, LOG_LINE_BYTES, LOG_LINE_EXTRA_BYTES, RANDOM_BYTES, TIMERS,
+};
 
 pub(super) fn install<'js>(
     ctx: &Ctx<'js>,
@@ -100,7 +102,7 @@ fn untimer(shared: &IsolateState, id: f64) {
 /// Passes a line on, within the limit per second. The first line beyond it is replaced by a
 /// warning.
 fn log(shared: &IsolateState, level: u8, mut line: String) {
-    let second = shared.clock.borrow().elapsed_ms() / 1000;
+    let second = shared.clock.borrow().real_seconds();
     let (left, since) = shared.log.get();
     let left = if since == second {
         left
@@ -120,8 +122,8 @@ fn log(shared: &IsolateState, level: u8, mut line: String) {
         3 => ConsoleLevel::Error,
         _ => ConsoleLevel::Info,
     };
-    if left > line.len() {
-        shared.log.set((left - line.len() - 1, second));
+    if let Some(rest) = left.checked_sub(line.len() + LOG_LINE_EXTRA_BYTES) {
+        shared.log.set((rest, second));
         shared.host.log(level, &line);
     } else if left > 0 {
         shared.log.set((0, second));

@@ -97,8 +97,9 @@ fn the_page_tells_the_codes_and_limits_that_there_are() {
         format!("| registered operations | {}", limits::REGISTERED),
         format!("| cases of a test | {}", limits::TEST_CASES),
         format!(
-            "| console | {} KiB a second, {} KiB a line",
+            "| console | {} KiB a second, where a line counts {} bytes more than its text; {} KiB a line",
             limits::LOG_BYTES_PER_SECOND >> 10,
+            limits::LOG_LINE_EXTRA_BYTES,
             limits::LOG_LINE_BYTES >> 10
         ),
         format!("| `getRandomValues` | {} bytes", limits::RANDOM_BYTES),

@@ -191,6 +191,27 @@ fn the_console_is_limited_by_the_second_and_the_line() {
     assert_eq!(lines[lines.len() - 1].1, "next");
 }
 
+/// An empty line has no text, and the second of a virtual clock is over when the script says so.
+#[test]
+fn empty_lines_and_seconds_that_do_not_pass_leave_the_console_limited() {
+    let source = "
+        for (let second = 0; second < 10; second++) {
+            for (let i = 0; i < 3000; i++) console.log('');
+            await new Promise((r) => setTimeout(r, 1000));
+        }";
+    let started = std::time::Instant::now();
+    let mut seeded = spec(source);
+    seeded.clock = SessionTimeSource::Virtual { start_ms: 0 };
+    seeded.limits.cpu = limits::CPU_MAX;
+    let (_, host) = outcome(seeded);
+    // A part of a second at each end counts as a whole one.
+    let seconds = 2 + started.elapsed().as_secs() as usize;
+    let of_second = limits::LOG_BYTES_PER_SECOND / limits::LOG_LINE_EXTRA_BYTES;
+    let lines = host.lines.lock().expect("no poison").len();
+    let most = seconds * (of_second + 1);
+    assert!((of_second..=most).contains(&lines), "{lines} of {most}");
+}
+
 #[test]
 fn a_promise_that_nothing_can_settle_is_an_error() {
     let failure = failure("await new Promise(() => {})");

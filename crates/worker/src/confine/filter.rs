@@ -302,6 +302,18 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fi
         when(1, SeccompCmpOp::Eq, command)
     });
     rules.insert(libc::SYS_fcntl, fcntl.collect::<Result<_, _>>()?);
+    // Out-of-band bytes of Unix sockets are a rarely used part of the kernel, in which attackers found a way out of a
+    // sandbox (CVE-2025-38236). No honest worker sends or reads them.
+    let in_band = |argument| {
+        let mask = SeccompCmpOp::MaskedEq(u64::from(libc::MSG_OOB.unsigned_abs()));
+        when(argument, mask, 0)
+    };
+    for call in [libc::SYS_sendmsg, libc::SYS_recvmsg] {
+        rules.insert(call, vec![in_band(2)?]);
+    }
+    for call in [libc::SYS_sendto, libc::SYS_recvfrom] {
+        rules.insert(call, vec![in_band(3)?]);
+    }
     // The standard library makes a descriptor non-blocking by this call.
     rules.insert(
         libc::SYS_ioctl,

@@ -5,19 +5,19 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::{Guest, GuestCall, lock};
 use crate::frame::channel::{self, ChannelRead};
-use crate::limits::{GUEST_QUEUE_BYTES_MAX, READ_TURN_BYTES};
+use crate::limits::{GUEST_QUEUE_BYTES_MAX, GUEST_QUEUE_FDS_MAX, READ_TURN_BYTES};
+use crate::setup::UNDELIVERED_STATUS;
 use crate::{Decoder, FromWorkerMessage, ToWorkerMessage, WorkerFrameError, sys};
 
-/// Exit statuses of a worker: its host has gone; its host's messages are invalid.
+/// Exit status of a worker whose host has gone.
 const HOST_GONE: i32 = 0;
-const HOST_WRONG: i32 = 76;
 
 /// A message for the worker's threads.
 #[derive(Debug)]
@@ -34,16 +34,38 @@ pub struct GuestInput {
 /// Messages that wait for the worker's threads.
 #[derive(Debug, Default)]
 pub(super) struct GuestQueue {
-    waiting: Mutex<(VecDeque<(usize, GuestInput)>, usize)>,
+    waiting: Mutex<WaitingInput>,
     grown: Condvar,
+    shrunk: Condvar,
+}
+
+/// The messages, with the bytes of each, and what they hold together.
+#[derive(Debug, Default)]
+struct WaitingInput {
+    messages: VecDeque<(usize, GuestInput)>,
+    bytes: usize,
+    fds: usize,
+}
+
+impl WaitingInput {
+    fn pop(&mut self) -> Option<GuestInput> {
+        let (bytes, incoming) = self.messages.pop_front()?;
+        self.bytes -= bytes;
+        self.fds -= incoming.fds.len();
+        Some(incoming)
+    }
+
+    const fn has_room_for_descriptors(&self) -> bool {
+        self.fds < GUEST_QUEUE_FDS_MAX
+    }
 }
 
 impl GuestQueue {
     pub(super) fn pop(&self) -> GuestInput {
         let mut waiting = lock(&self.waiting);
         loop {
-            if let Some((bytes, incoming)) = waiting.0.pop_front() {
-                waiting.1 -= bytes;
+            if let Some(incoming) = waiting.pop() {
+                self.shrunk.notify_one();
                 return incoming;
             }
             let slept = self.grown.wait(waiting);
@@ -52,21 +74,34 @@ impl GuestQueue {
     }
 
     pub(super) fn try_pop(&self) -> Option<GuestInput> {
-        let mut waiting = lock(&self.waiting);
-        let (bytes, incoming) = waiting.0.pop_front()?;
-        waiting.1 -= bytes;
+        let incoming = lock(&self.waiting).pop()?;
+        self.shrunk.notify_one();
         Some(incoming)
+    }
+
+    fn has_room_for_descriptors(&self) -> bool {
+        lock(&self.waiting).has_room_for_descriptors()
+    }
+
+    /// Waits until the worker's threads have taken descriptors, or for this long.
+    fn wait_for_room(&self, at_most: Duration) {
+        let waiting = lock(&self.waiting);
+        if !waiting.has_room_for_descriptors() {
+            // However it ended, the caller looks again.
+            drop(self.shrunk.wait_timeout(waiting, at_most));
+        }
     }
 
     /// Adds a message. Returns false if the queue is full.
     fn push(&self, bytes: usize, incoming: GuestInput) -> bool {
         let mut waiting = lock(&self.waiting);
         // The control thread must not wait for room, because it has to read aborts.
-        if waiting.1 + bytes > GUEST_QUEUE_BYTES_MAX {
+        if waiting.bytes + bytes > GUEST_QUEUE_BYTES_MAX {
             return false;
         }
-        waiting.1 += bytes;
-        waiting.0.push_back((bytes, incoming));
+        waiting.bytes += bytes;
+        waiting.fds += incoming.fds.len();
+        waiting.messages.push_back((bytes, incoming));
         drop(waiting);
         self.grown.notify_one();
         true
@@ -85,7 +120,7 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
                 // The host keeps the end of a worker's output. If it cannot be written, the exit status is all that
                 // the host gets.
                 let _ = writeln!(io::stderr(), "what the host sends cannot be taken: {why}");
-                sys::end_now(HOST_WRONG)
+                sys::end_now(UNDELIVERED_STATUS)
             }
         }
         let calls: Vec<GuestCall> = lock(&guest.0.calls).values().cloned().collect();
@@ -109,9 +144,14 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
     }
 }
 
-/// Reads until the socket is empty. Returns whether the host lives.
+/// Reads until the socket is empty, or the queue holds enough descriptors. Returns whether the host lives.
 fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<bool, String> {
     loop {
+        // The worker has few descriptors, and without a free one the kernel drops those of the next frame. The thread
+        // that takes messages from the queue runs no script, so an abort waits only until it has taken some.
+        if !guest.0.queue.has_room_for_descriptors() {
+            return Ok(true);
+        }
         let text = |error: WorkerFrameError| error.to_string();
         let read = channel::read(&guest.0.host, decoder, scratch).map_err(text)?;
         while let Some((message, fds)) = decoder.next().map_err(text)? {
@@ -174,7 +214,14 @@ fn beat(guest: &Guest, call: &GuestCall) {
     let _ = guest.send(&heartbeat, Vec::new());
 }
 
-fn wait(guest: &Guest, at_most: Option<std::time::Duration>) {
+fn wait(guest: &Guest, at_most: Option<Duration>) {
+    // The socket may be readable, and nothing is read from it now.
+    if !guest.0.queue.has_room_for_descriptors() {
+        return guest
+            .0
+            .queue
+            .wait_for_room(at_most.unwrap_or(guest.0.heartbeat));
+    }
     let at_most = at_most.and_then(|time| Timespec::try_from(time).ok());
     let mut fds = [PollFd::new(&guest.0.host, PollFlags::IN)];
     match poll(&mut fds, at_most.as_ref()) {

@@ -8,7 +8,7 @@ use crate::limits::{
     ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
     TENANT_WORKERS_PART, WORKERS_MAX,
 };
-use crate::{Bind, ConfinementLevel, SealedMemfd, WorkerRole};
+use crate::{Bind, Bytes32, ConfinementLevel, SealedMemfd, WorkerRole};
 
 /// Bytes of one worker: 64 MiB of heap, 256 MiB of external bytes, and 64 MiB for the rest.
 const MEMORY_BYTES: u64 = 384 << 20;
@@ -197,6 +197,7 @@ pub struct WorkerLease {
     pub(super) binds: Vec<Bind>,
     pub(super) memory: u64,
     pub(super) lent: bool,
+    pub(super) rights: Option<Bytes32>,
 }
 
 impl WorkerLease {
@@ -210,6 +211,7 @@ impl WorkerLease {
             binds: Vec::new(),
             memory: 0,
             lent: false,
+            rights: None,
         }
     }
 
@@ -218,6 +220,15 @@ impl WorkerLease {
     #[must_use]
     pub const fn lent(mut self) -> Self {
         self.lent = true;
+        self
+    }
+
+    /// The session shares its worker only with sessions that have the same rights, of which this is a digest. The host
+    /// believes a worker which of its sessions a message belongs to: code that takes over a worker can do whatever any
+    /// session there may.
+    #[must_use]
+    pub const fn with_rights(mut self, digest: Bytes32) -> Self {
+        self.rights = Some(digest);
         self
     }
 

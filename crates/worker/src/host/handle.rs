@@ -198,7 +198,7 @@ impl Workers {
         stats.unwrap_or_else(PoisonError::into_inner).snapshot()
     }
 
-    /// Releases an operation from quarantine. Returns whether it was in quarantine.
+    /// Releases an operation from quarantine, for all tenants. Returns whether it was in quarantine.
     pub async fn release(&self, operation: Bytes32) -> bool {
         let (reply, answer) = oneshot::channel();
         self.0

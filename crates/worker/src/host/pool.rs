@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use super::WorkerLease;
-use crate::WorkerRole;
+use crate::host::quarantine::TenantOperation;
 use crate::limits::{LINGER, SESSIONS_MAX, SESSIONS_SERVED_MAX};
+use crate::{Bytes32, WorkerRole};
 
 /// Every worker that is starting or running.
 #[derive(Debug, Default)]
@@ -25,6 +26,8 @@ struct PoolSlot {
     alone: bool,
     /// Whether it runs the tenant's code for other callers.
     lent: bool,
+    /// The rights that all its sessions have.
+    rights: Option<Bytes32>,
     /// Whether it was started for one lease, with its folders.
     reserved: bool,
     sessions: u32,
@@ -63,6 +66,7 @@ impl WorkerPool {
             tenant: None,
             alone: false,
             lent: false,
+            rights: None,
             reserved,
             sessions: 0,
             served: 0,
@@ -107,6 +111,7 @@ impl WorkerPool {
         slot.tenant = Some(lease.tenant.clone());
         slot.alone |= lease.alone;
         slot.lent = lease.lent;
+        slot.rights = lease.rights;
         slot.sessions += 1;
         slot.served += 1;
         true
@@ -175,6 +180,16 @@ impl WorkerPool {
         let idle = idle.filter(|(_, slot)| slot.idle_until().is_some() && counts(slot));
         idle.min_by_key(|(_, slot)| slot.idle_since)
             .map(|(worker, _)| *worker)
+    }
+
+    /// An operation as the tenant of this worker runs it. `None` for a worker without a tenant.
+    pub(super) fn operation_in(&self, worker: u64, operation: Bytes32) -> Option<TenantOperation> {
+        let slot = self.slots.get(&worker)?;
+        Some(TenantOperation {
+            tenant: slot.tenant.clone()?,
+            lent: slot.lent,
+            operation,
+        })
     }
 
     /// Number of workers that the tenant has, of all roles.
@@ -246,7 +261,11 @@ impl PoolSlot {
             && !self.reserved
             && lease.binds.is_empty()
             && tenant.is_none_or(|tenant| {
-                *tenant == lease.tenant && self.lent == lease.lent && !self.alone && !lease.alone
+                *tenant == lease.tenant
+                    && self.lent == lease.lent
+                    && self.rights == lease.rights
+                    && !self.alone
+                    && !lease.alone
             })
             && self.sessions < SESSIONS_MAX
             && self.served < SESSIONS_SERVED_MAX
@@ -300,6 +319,22 @@ mod tests {
         }
         assert_eq!(pool.place(&lease("c")), None, "it was a's once");
         assert_eq!(pool.place(&lease("a")), Some(a));
+    }
+
+    #[test]
+    fn sessions_with_other_rights_do_not_share_a_worker() {
+        let mut pool = pool(2);
+        let with = |digest| lease("a").with_rights(Bytes32([digest; 32]));
+        let first = pool.place(&with(1)).expect("a worker");
+        assert_eq!(pool.place(&with(1)), Some(first), "equal rights share");
+        let second = pool.place(&with(2)).expect("another");
+        assert_ne!(first, second);
+        // Also once the first ones have gone: their code may have stayed.
+        pool.release(first, 0);
+        pool.release(first, 0);
+        assert_eq!(pool.place(&with(3)), None);
+        assert_eq!(pool.place(&lease("a")), None);
+        assert_eq!(pool.place(&with(1)), Some(first));
     }
 
     #[test]

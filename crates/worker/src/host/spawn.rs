@@ -144,7 +144,11 @@ impl Spawner {
             pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| say("pipe", &e))?;
         let arguments = [PROCESS_NAME, VERB, "--role", role.role.name()].map(plain);
         let environment = environment(role)?;
-        let limits = limits(role);
+        let mut limits = limits(role);
+        // The kernel counts the threads of this worker alone only if the worker has users of its own.
+        if namespaces.user && counts_by_namespace() {
+            limits.push((Resource::Nproc, both(role.pids.into())));
+        }
         let attempt = |cgroup: Option<BorrowedFd<'_>>| {
             let launch = Launch {
                 executable: Some(program.as_fd()),
@@ -298,10 +302,6 @@ fn environment(role: &RoleConfig) -> Result<Vec<CString>, String> {
 
 /// Resource limits of the process, which hold with or without a cgroup.
 fn limits(role: &RoleConfig) -> Vec<(Resource, Rlimit)> {
-    let both = |value: u64| Rlimit {
-        current: Some(value),
-        maximum: Some(value),
-    };
     let address_space = role.memory_bytes.saturating_add(ADDRESS_SPACE_EXTRA);
     vec![
         (Resource::As, both(address_space)),
@@ -311,6 +311,26 @@ fn limits(role: &RoleConfig) -> Vec<(Resource, Rlimit)> {
         (Resource::Nofile, both(NOFILE)),
         (Resource::Stack, both(STACK_BYTES)),
     ]
+}
+
+const fn both(value: u64) -> Rlimit {
+    Rlimit {
+        current: Some(value),
+        maximum: Some(value),
+    }
+}
+
+/// Whether the kernel counts the processes of a user in each user namespace for itself. Kernels before 5.14 count all
+/// of the machine, so that the host's own would use up the limit of a worker.
+fn counts_by_namespace() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    counts_processes_by_namespace(&release)
+}
+
+fn counts_processes_by_namespace(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
+    (number(), number()) >= (Some(5), Some(14))
 }
 
 /// A C string of the crate's own texts, none of which holds a null.
@@ -367,4 +387,23 @@ impl WorkerProgram {
 fn copy(mut from: File) -> io::Result<OwnedFd> {
     let sealed = SealedMemfd::program(|memory| io::copy(&mut from, memory).map(drop))?;
     Ok(sealed.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_count_the_processes_of_all_namespaces_together() {
+        for (release, is_counted_apart) in [
+            ("5.11.0-27-generic", false),
+            ("5.13.19", false),
+            ("5.14.0-503.el9.x86_64", true),
+            ("6.18.44\n", true),
+            ("", false),
+        ] {
+            let counted = counts_processes_by_namespace(release);
+            assert_eq!(counted, is_counted_apart, "{release}");
+        }
+    }
 }

@@ -279,7 +279,7 @@ impl WorkerSupervisor {
         let now = self.now();
         let silence = u64::try_from(self.config.silence.as_micros()).unwrap_or(u64::MAX);
         // The check comes first: a quarantined operation must not reach any worker.
-        if operation.is_some_and(|operation| self.crashes.is_quarantined(&operation)) {
+        if operation.is_some_and(|operation| self.is_quarantined(sid, operation)) {
             return Err((WorkerCallError::Quarantined, reply));
         }
         let open = self.sessions.get(&sid);

@@ -16,6 +16,7 @@ use super::spawn::SpawnedWorker;
 use super::watch::CallWatch;
 use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
+use crate::setup::UNDELIVERED_STATUS;
 use crate::sys::{ABORTED_STATUS, LaunchedProcess, process_cpu_us};
 use crate::{
     Bytes32, Decoder, FromWorkerMessage, Gap, ToWorkerMessage, WorkerCallError, WorkerEndReason,
@@ -311,7 +312,10 @@ impl WorkerProcess {
             Some(Some(Signal::KILL)) if self.ran_out_of_memory() => own(WorkerEndReason::Memory),
             Some(Some(Signal::KILL)) => own(WorkerEndReason::Killed),
             Some(_) => own(WorkerEndReason::Crash),
-            None => own(WorkerEndReason::Exit),
+            None => own(match exit {
+                WorkerExit::Status(UNDELIVERED_STATUS) => WorkerEndReason::Undelivered,
+                _ => WorkerEndReason::Exit,
+            }),
         }
     }
 

@@ -12,10 +12,16 @@ pub(crate) fn process_cpu_us(pid: i32) -> Option<u64> {
     read(!pid << 3 | SCHEDULER)
 }
 
-/// Whether a thread of process `pid` runs, or waits for nothing but a processor.
+/// Threads of one process that are looked at. A worker has half as many; an attacker starts more, to keep the thread
+/// busy that looks.
+const THREADS_SEEN_MAX: usize = 128;
+
+/// Whether a thread of process `pid` runs, or waits for nothing but a processor. Looks at the first
+/// [`THREADS_SEEN_MAX`] threads only.
 pub(crate) fn can_run(pid: i32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
-    let mut threads = threads.into_iter().flatten().flatten();
+    let threads = threads.into_iter().flatten().flatten();
+    let mut threads = threads.take(THREADS_SEEN_MAX);
     threads.any(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         // The name before the state may hold any characters, also parentheses (proc_pid_stat(5)).

@@ -74,6 +74,8 @@ pub(crate) enum ProbeSyscall {
     MapExec,
     Mount,
     Open,
+    /// The call of this number on the host's socket, with `MSG_OOB` among its flags.
+    OutOfBand(i64),
     ProtectExec,
     Ptrace(i32),
     Setns,

@@ -64,6 +64,24 @@ fn nothing_outside_can_be_opened_reached_or_signalled() {
     }
 }
 
+/// The answer to each act is an ordinary message over the same socket.
+#[test]
+fn no_worker_sends_or_reads_out_of_band() {
+    let workers = workers();
+    for role in WorkerRole::ALL {
+        let session = open(&workers, role, "hostile");
+        for call in [
+            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
+            libc::SYS_sendmsg,
+            libc::SYS_sendto,
+        ] {
+            let tried = ProbeAct::Try(ProbeSyscall::OutOfBand(call));
+            assert_eq!(errno(&session, &tried), EPERM, "{role} {call}");
+        }
+    }
+}
+
 #[test]
 fn what_no_honest_worker_asks_for_ends_it_at_once() {
     let workers = workers();
@@ -238,6 +256,18 @@ fn bound_folders_are_all_there_is_and_read_only_unless_said() {
     );
 }
 
+/// The kernel refuses the list: as where it has no seccomp.
+#[test]
+fn a_worker_without_its_list_of_system_calls_gets_no_session() {
+    let output = Command::new(probe()).arg("unfiltered").output();
+    let output = output.expect("it starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let expected = "E_POLICY the sandbox is process-only where at least partial is required: \
+                    Some(Gap { wall: Seccomp,";
+    assert!(told.starts_with(expected), "{told} {errors}");
+}
+
 #[test]
 fn walls_that_are_too_low_are_refused() {
     let mut config = config();
@@ -300,6 +330,26 @@ fn user_namespaces() -> bool {
     let mut tried = Command::new("unshare");
     let tried = tried.args(["--user", "true"]).stderr(Stdio::null());
     tried.status().expect("util-linux is there").success()
+}
+
+/// No cgroup was given, and the host looks at each thread of a worker in order to know whether it waits.
+#[test]
+fn threads_are_limited_without_a_cgroup() {
+    if !user_namespaces() {
+        skip!(
+            "user namespaces",
+            "the kernel would count the threads of the whole machine"
+        );
+    }
+    let workers = workers();
+    let session = open(&workers, WorkerRole::Gpu, "hostile");
+    let ProbeReply::Text(started) =
+        said(ask(&session, &ProbeAct::Threads(1000)).expect("an answer"))
+    else {
+        panic!("a number");
+    };
+    let started: u32 = started.parse().expect("a number");
+    assert!((1..=64).contains(&started), "{started}");
 }
 
 /// The same executable as another user: as on a laptop, and as the appliance's node.

@@ -239,7 +239,7 @@ fn session_looks(session: &WorkerSession) -> bool {
 }
 
 #[test]
-fn three_crashes_quarantine_an_operation_and_no_other() {
+fn three_crashes_quarantine_an_operation_of_one_tenant_and_no_other() {
     let workers = workers();
     let (bad, good) = (Bytes32([1; 32]), Bytes32([2; 32]));
     for _ in 0..3 {
@@ -254,6 +254,11 @@ fn three_crashes_quarantine_an_operation_and_no_other() {
     assert!(matches!(refused, WorkerCallError::Quarantined), "{refused}");
     assert_eq!(workers.stats().quarantined, 1);
     assert!(ask_as(&session, &ProbeAct::Inside, good).is_ok());
+    // Another tenant runs the same code, and so do callers of what this tenant offers.
+    let other = open(&workers, WorkerRole::Js, "b");
+    assert!(ask_as(&other, &ProbeAct::Inside, bad).is_ok());
+    let lent = block_on(workers.open(WorkerLease::new(WorkerRole::Js, "a").lent()));
+    assert!(ask_as(&lent.expect("a session"), &ProbeAct::Inside, bad).is_ok());
     assert!(block_on(workers.release(bad)));
     assert!(ask_as(&session, &ProbeAct::Inside, bad).is_ok());
 }

@@ -117,7 +117,7 @@ fn promotion_waits_for_the_next_start_unless_configured_otherwise() {
 #[test]
 fn workers_have_a_least_sandbox_and_shaders_a_driver() {
     let standard = NodeConfig::default();
-    assert_eq!(standard.runtime.min_sandbox, SandboxLevel::ProcessOnly);
+    assert_eq!(standard.runtime.min_sandbox, SandboxLevel::Partial);
     assert_eq!(standard.compute.driver, None);
     assert!(standard.compute.host_kernels);
     assert_eq!(standard.compute.gpu_seconds, 10);

@@ -36,13 +36,14 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::limits::{SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
+pub use actor::CONSOLE_TARGET;
 use actor::{SessionActor, SessionCommand};
 use allow_list::CallAllowList;
 pub use failure::{declared_errors, to_call_error};
 pub(crate) use failure::{of_open, overloaded};
 use memory::SessionMemoryPool;
 use metrics::SessionCounters;
-use opening::{first_frame, layer, listed, tenant};
+use opening::{first_frame, layer, listed, rights, tenant};
 pub use replay::ReplayOutcome;
 pub use service::ScriptService;
 pub use session::{ScriptSession, SessionOutput, YieldedItems};
@@ -163,7 +164,9 @@ impl ScriptSessions {
         let layer = layer(env, &spec)?;
         // The session counts before a worker is requested, which may take a while: waiting sessions count too.
         let place = self.admit(&tenant, &spec)?;
-        let mut lease = WorkerLease::new(self.config.role, tenant).granted(spec.memory());
+        let mut lease = WorkerLease::new(self.config.role, tenant)
+            .granted(spec.memory())
+            .with_rights(rights(env, &spec));
         if spec.alone {
             lease = lease.alone();
         }
@@ -191,7 +194,7 @@ impl ScriptSessions {
             commands.clone(),
             layer,
             spec.limits.clone(),
-            bundle,
+            spec.operation(bundle),
         );
         let actor = SessionActor::new(self, worker, shared, &session, queue, spec, reach);
         tokio::spawn(actor.run());

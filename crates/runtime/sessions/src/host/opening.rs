@@ -17,6 +17,23 @@ pub(super) fn tenant(identity: Option<&Identity>) -> String {
     identity.map_or_else(String::new, |identity| identity.id.to_string())
 }
 
+/// A digest of what a session that `env` opens may do. Sessions share a worker only if it is the same: the worker says
+/// which of its sessions calls, and code that takes it over has the rights of each.
+pub(super) fn rights(env: &Env, spec: &SessionSpec) -> Bytes32 {
+    let of_opener = env.authority().map(|own| (&own.scopes, &own.resources));
+    let of_identity = spec.identity.as_deref();
+    let of_identity = of_identity.map(|identity| (&identity.scopes, &identity.resources));
+    // Every one of these says all that it holds in its debug output, capabilities by their names.
+    let rights = (
+        of_opener,
+        env.scope(),
+        of_identity,
+        &spec.grants,
+        &spec.capabilities,
+    );
+    Bytes32(*blake3::hash(format!("{rights:?}").as_bytes()).as_bytes())
+}
+
 /// Layer 1 of the session, with its authority and its reach.
 pub(super) fn layer(
     env: &Env,

@@ -76,7 +76,9 @@ impl ScriptSessions {
         let mut value = Value::Null;
         for step in steps {
             let began = Instant::now();
-            let mut call = worker.call(request(step)?, limits, Some(bundle));
+            // A crash counts against no operation: an attacker may replay the code of another identity, with a record
+            // of its own.
+            let mut call = worker.call(request(step)?, limits, None);
             let answer = loop {
                 tokio::select! {
                     answer = &mut call => break answer,

@@ -33,7 +33,7 @@ pub(super) struct WeakSession {
     pub(super) shared: Arc<SessionShared>,
     commands: mpsc::WeakUnboundedSender<SessionCommand>,
     limits: CallLimits,
-    bundle: Bytes32,
+    operation: Option<Bytes32>,
 }
 
 /// The result of a call into a session.
@@ -57,7 +57,7 @@ impl ScriptSession {
         commands: mpsc::UnboundedSender<SessionCommand>,
         layer: alknet_call::SandboxSession,
         limits: SessionLimits,
-        bundle: Bytes32,
+        operation: Option<Bytes32>,
     ) -> Self {
         let weak_session = WeakSession {
             shared,
@@ -67,7 +67,7 @@ impl ScriptSession {
                 cpu: Some(limits.runtime.cpu),
                 gpu: Some(limits.gpu),
             },
-            bundle,
+            operation,
         };
         Self {
             weak_session,
@@ -201,7 +201,7 @@ impl WeakSession {
         let start = CallStart {
             request,
             limits: self.limits,
-            bundle: self.bundle,
+            operation: self.operation,
             env,
             items,
             begun,
@@ -452,7 +452,7 @@ mod tests {
                 cpu: None,
                 gpu: None,
             },
-            bundle: Bytes32([0; 32]),
+            operation: None,
         };
         let entering = tokio::spawn(async move {
             weak_session

@@ -8,6 +8,7 @@ use alknet_core::{Capabilities, Identity};
 use alknet_runtime::{
     IsolateLimits, ModuleSet, RuntimeCode, ScriptFailure, SessionMode, SessionTimeSource,
 };
+use alknet_worker::Bytes32;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -106,6 +107,12 @@ impl SessionSpec {
     pub(crate) fn memory(&self) -> u64 {
         let limits = &self.limits.runtime;
         limits.heap_bytes.saturating_add(limits.external_bytes) as u64
+    }
+
+    /// What crashes of its workers count against. `None` for a REPL: each line is another text, and none of them is a
+    /// part of the bundle.
+    pub(crate) fn operation(&self, bundle: Bytes32) -> Option<Bytes32> {
+        (self.mode != SessionMode::Repl).then_some(bundle)
     }
 
     /// The hash of the code, by which the node recognises code that crashes its workers.

@@ -197,3 +197,16 @@ async fn acts_are_recorded_without_plain_text() {
     assert_eq!(told[3]["input"]["data"], REDACTED);
     assert_eq!(told[4]["output"]["data"], REDACTED);
 }
+
+/// The worker of a session that has no capability, taken over, must not act by those of another session.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_shares_no_worker_with_one_that_has_capabilities() {
+    let lab = SessionLab::new();
+    let request = lab.request().await;
+    let given = given();
+    let mut acts = spec("");
+    acts.capabilities = given.capabilities.clone();
+    let acts = lab.open(&request, acts).await;
+    let plain = lab.open(&request, spec("")).await;
+    assert_ne!(acts.info().pid, plain.info().pid);
+}

@@ -131,8 +131,9 @@ fn the_page_tells_the_limits_that_there_are() {
             RECORDED_BYTES_MAX >> 10
         ),
         format!(
-            "| console | {} KiB a second |",
-            limits::LOG_BYTES_PER_S >> 10
+            "| console | {} KiB a second, where a line counts {} bytes more than its text |",
+            limits::LOG_BYTES_PER_S >> 10,
+            limits::LOG_LINE_EXTRA_BYTES
         ),
         format!(
             "| a value that crosses | {0} MiB in the node's memory, an answer {0} MiB as text |",

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use alknet_runtime::{IsolateWork, RuntimeCode, SessionMode, SessionTimeSource};
 use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
 use alknet_sessions::{
-    SessionConsoleLine, SessionEndReason, SessionSpec, SessionState, SessionsConfig,
+    SessionConsoleLine, SessionEndReason, SessionGrants, SessionSpec, SessionState, SessionsConfig,
 };
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -288,6 +288,28 @@ async fn what_a_worker_dies_of_stays_in_it() {
         let pong = soon(session.run(&env, export("ping", json!(null)))).await;
         assert_eq!(pong.expect("alive").value, json!("pong"));
     }
+}
+
+/// A worker says which of its sessions calls: code that takes it over could do what any session there may.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_sessions_with_equal_rights_share_a_worker() {
+    let lab = SessionLab::new();
+    let request = lab.request().await;
+    let open = async |scopes: &[&str], reach: &str| {
+        let mut spec = spec("");
+        spec.identity = Some(identity("tenant", scopes));
+        spec.grants = SessionGrants::to([reach]);
+        lab.open(&request, spec).await
+    };
+    let first = open(&["*"], "test/*").await;
+    let equal = open(&["*"], "test/*").await;
+    assert_eq!(first.info().pid, equal.info().pid);
+    let reaches_less = open(&["*"], "test/echo").await;
+    let may_less = open(&["paper:read"], "test/*").await;
+    for other in [&reaches_less, &may_less] {
+        assert_ne!(first.info().pid, other.info().pid);
+    }
+    assert_ne!(reaches_less.info().pid, may_less.info().pid);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,13 +9,13 @@ use alknet_call::{
     CallBody, CallError, CallOutput, Env, HandlerKind, OperationSpec, Provenance, Registration,
 };
 use alknet_core::BoxFuture;
-use alknet_runtime::{RuntimeCode, SessionMode};
-use alknet_sessions::{SessionGrants, SessionsConfig, TensorFiles};
+use alknet_runtime::{IsolateWork, ModuleSet, RuntimeCode, SessionMode};
+use alknet_sessions::{ScriptSession, SessionGrants, SessionSpec, SessionsConfig, TensorFiles};
 use alknet_worker::WorkerEndReason;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::support::{SessionLab, code, export, spec, spec_of, until};
+use crate::support::{SessionLab, code, export, identity, soon, spec, spec_of, until};
 
 /// Type, shape and bytes.
 type HeldTensor = (String, Vec<u64>, Vec<u8>);
@@ -440,4 +440,71 @@ async fn a_mapped_file_that_shrinks_ends_its_worker_alone() {
     .await;
     let pong = other.run(&request.env(), export("ping", json!(null))).await;
     assert_eq!(pong.expect("it was not in that worker").value, "pong");
+}
+
+/// Each answer has a descriptor, of which a worker has few, and a script that computes takes none of the answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_a_script_leaves_do_not_end_its_worker() {
+    let lab = stored();
+    let mut leaves = spec(
+        "const open = Array.from({ length: 64 }, () => tensor.open({ path: 'm.mt' }));
+        const until = Date.now() + 500;
+        while (Date.now() < until);
+        const settled = await Promise.allSettled(open);
+        export default [settled.length, settled.some((one) => one.status === 'fulfilled')];",
+    );
+    leaves.grants = SessionGrants::to(["tensor/*"]);
+    let left = lab.run(leaves).await.expect("its worker lives");
+    assert_eq!(left.value, json!([64, true]));
+    let ended = lab.sessions.workers().stats().ended;
+    for reason in [WorkerEndReason::Exit, WorkerEndReason::Undelivered] {
+        assert_eq!(ended.get(&reason).copied().unwrap_or_default(), 0);
+    }
+}
+
+/// A REPL without modules has the same code as every other one: none. Lines that crash their workers must not put that
+/// into quarantine.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_that_crash_their_workers_keep_no_repl_from_opening() {
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    let path = folder.path().join("m.mt");
+    let written = move |bytes: &[u8]| std::fs::write(&path, bytes).is_ok();
+    let resize = HandlerKind::once(move |input: CallBody, _| {
+        let is_whole = input.value()["whole"] == json!(true);
+        let done = written(&if is_whole { container() } else { Vec::new() });
+        async move { Ok::<_, CallError>(CallOutput::from(json!(done))) }
+    });
+    let resize = Registration::new(OperationSpec::query("test/resize", "For tests."), resize);
+    let lab = stored_in(folder, vec![resize]);
+    let request = lab.request().await;
+    let repl = async |tenant: &str| {
+        let mut spec = SessionSpec::new(Some(identity(tenant, &["*"])), ModuleSet::new());
+        spec.mode = SessionMode::Repl;
+        spec.grants = SessionGrants::to(["tensor/*", "test/*"]);
+        lab.open(&request, spec).await
+    };
+    let line = async |repl: &ScriptSession, source: &str| {
+        let source = source.to_owned();
+        let work = IsolateWork::Script { source };
+        soon(repl.run(&request.env(), work)).await
+    };
+    let crashes = "await ops.call('test/resize', { whole: true });
+        const file = await tensor.open({ path: 'm.mt' });
+        const rows = file.view('rows').data();
+        await ops.call('test/resize', { whole: false });
+        rows[5]";
+    for _ in 0..3 {
+        let hostile = repl("tenant").await;
+        assert_eq!(code(line(&hostile, crashes).await), RuntimeCode::WorkerLost);
+    }
+    until("three crashes are counted", || {
+        let ended = lab.sessions.workers().stats().ended;
+        ended.get(&WorkerEndReason::Crash) == Some(&3)
+    })
+    .await;
+    for tenant in ["tenant", "other"] {
+        let answer = line(&repl(tenant).await, "20 + 22").await;
+        assert_eq!(answer.expect("it is open to all").value, json!(42));
+    }
+    assert_eq!(lab.sessions.workers().stats().quarantined, 0);
 }

@@ -7,7 +7,7 @@ use super::incoming::WorkerViolation;
 use crate::frame::channel::ChannelRead;
 use crate::host::spawn::SpawnJob;
 use crate::host::worker::WorkerState;
-use crate::{LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
+use crate::{Bytes32, LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 
 impl WorkerSupervisor {
     /// Kills a worker whose call did not stop at its limit.
@@ -57,6 +57,13 @@ impl WorkerSupervisor {
         }
     }
 
+    /// Whether crashes of its tenant's workers put the operation into quarantine.
+    pub(super) fn is_quarantined(&self, sid: u64, operation: Bytes32) -> bool {
+        let open = self.sessions.get(&sid);
+        let known = open.and_then(|open| self.pool.operation_in(open.worker, operation));
+        known.is_some_and(|known| self.crashes.is_quarantined(&known))
+    }
+
     /// Stops listening to its socket.
     pub(super) fn silence(&self, number: u64) {
         if let Some(worker) = self.workers.get(&number) {
@@ -80,7 +87,8 @@ impl WorkerSupervisor {
             if let Some(operation) = running.operation
                 && alone
                 && loss.reason.is_crash()
-                && self.crashes.crashed(operation, now)
+                && let Some(operation) = self.pool.operation_in(number, operation)
+                && self.crashes.crashed(operation.clone(), now)
             {
                 tracing::warn!(?operation, "an operation is in quarantine");
             }

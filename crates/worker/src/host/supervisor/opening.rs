@@ -18,7 +18,7 @@ use crate::limits::{
     START_PAUSE_MIN,
 };
 use crate::setup::ConfinementReport;
-use crate::{Bind, Sandbox, WorkerEndReason, WorkerError, WorkerRole};
+use crate::{Bind, Bytes32, Sandbox, WorkerEndReason, WorkerError, WorkerRole};
 
 /// Checks that a role may have these folders, and that their names are plain and unique.
 pub(in crate::host) fn check_binds(role: WorkerRole, binds: &[Bind]) -> Result<(), WorkerError> {
@@ -399,17 +399,18 @@ impl WorkerSupervisor {
     }
 }
 
-/// Number of new workers that these sessions take: those of one tenant share theirs, unless they want to be alone.
+/// Number of new workers that these sessions take: those of one tenant with equal rights share theirs, unless they want
+/// to be alone.
 fn workers_for<'a>(leases: impl Iterator<Item = &'a WorkerLease>) -> usize {
     let mut alone = 0;
-    let mut together: HashMap<(WorkerRole, &str, bool), usize> = HashMap::new();
+    let mut together: HashMap<(WorkerRole, &str, bool, Option<Bytes32>), usize> = HashMap::new();
     for lease in leases {
         // No other session may see the folders that are bound for this one.
         if lease.alone || !lease.binds.is_empty() {
             alone += 1;
         } else {
             *together
-                .entry((lease.role, lease.tenant.as_str(), lease.lent))
+                .entry((lease.role, lease.tenant.as_str(), lease.lent, lease.rights))
                 .or_default() += 1;
         }
     }
@@ -453,5 +454,7 @@ mod tests {
         assert_eq!(count(&many), 2);
         // What others have run is beside the tenant's own.
         assert_eq!(count(&[plain(), plain().lent(), plain().lent()]), 2);
+        let with = |digest| plain().with_rights(Bytes32([digest; 32]));
+        assert_eq!(count(&[with(1), with(1), with(2), plain()]), 3);
     }
 }

@@ -7,14 +7,16 @@ mod tricks;
 #[path = "../act.rs"]
 mod act;
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use act::{ProbeAct, ProbeReply, ProbeView};
 use alknet_worker::{
-    CborBody, FrameBlob, FromWorkerMessage, Guest, GuestCall, GuestInput, RoleConfig,
-    ToWorkerMessage, WorkerFault, WorkerLease, WorkerLogLevel, WorkerReply, WorkerRole, Workers,
-    WorkersConfig, enter, started_as_worker,
+    CborBody, ConfinementLevel, FrameBlob, FromWorkerMessage, Guest, GuestCall, GuestInput,
+    RoleConfig, ToWorkerMessage, Wall, WorkerError, WorkerFault, WorkerLease, WorkerLogLevel,
+    WorkerReply, WorkerRole, Workers, WorkersConfig, enter, started_as_worker,
 };
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 /// Threads that take calls: one may be busy while another answers.
 const THREADS: usize = 3;
@@ -28,8 +30,10 @@ fn main() {
     if std::process::id() == 1 {
         machine::run();
     }
-    let stays = std::env::args().nth(1).as_deref() == Some("host");
-    host(stays);
+    match std::env::args().nth(1).as_deref() {
+        Some("unfiltered") => unfiltered(),
+        verb => host(verb == Some("host")),
+    }
 }
 
 /// Starts a worker and reports its properties; then waits to be killed, if it is to stay.
@@ -54,6 +58,33 @@ fn host(stays: bool) {
             std::thread::park();
         }
     }
+    runtime.block_on(workers.shutdown());
+}
+
+/// Starts a worker that cannot install its list of system calls, and reports why it gets no session.
+fn unfiltered() {
+    let rules = BTreeMap::from([(libc::SYS_seccomp, Vec::new())]);
+    let arch = std::env::consts::ARCH.try_into().expect("a known one");
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch);
+    let program: BpfProgram = filter.expect("rules").try_into().expect("a program");
+    // Every process that this one starts has the filter as well.
+    seccompiler::apply_filter(&program).expect("the first one is allowed");
+    let mut config = WorkersConfig::this_executable();
+    config.roles = vec![RoleConfig::new(WorkerRole::Js)];
+    config.minimum = ConfinementLevel::Partial;
+    let workers = Workers::start(config).expect("a supervisor");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let session = runtime.block_on(workers.open(WorkerLease::new(WorkerRole::Js, "probe")));
+    let Err(error @ WorkerError::Policy { .. }) = session else {
+        panic!("a refusal, not {session:?}");
+    };
+    let sandbox = workers.stats().sandbox.remove(&WorkerRole::Js);
+    let gaps = sandbox.map(|sandbox| sandbox.gaps).unwrap_or_default();
+    let gap = gaps.iter().find(|gap| gap.wall == Wall::Seccomp);
+    println!("{} {error}: {gap:?}", error.code());
     runtime.block_on(workers.shutdown());
 }
 

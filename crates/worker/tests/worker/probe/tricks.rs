@@ -248,6 +248,23 @@ unsafe fn raw(call: ProbeSyscall) -> i64 {
             )
             .into(),
             ProbeSyscall::Open => libc::open(c"/etc/passwd".as_ptr(), libc::O_RDONLY).into(),
+            ProbeSyscall::OutOfBand(number) => {
+                let mut byte = 0_u8;
+                let mut part = libc::iovec {
+                    iov_base: (&raw mut byte).cast(),
+                    iov_len: 1,
+                };
+                let mut message: libc::msghdr = std::mem::zeroed();
+                message.msg_iov = &raw mut part;
+                message.msg_iovlen = 1;
+                let flags = libc::MSG_OOB | libc::MSG_DONTWAIT;
+                match number {
+                    libc::SYS_sendmsg | libc::SYS_recvmsg => {
+                        libc::syscall(number, HOST, &raw mut message, flags)
+                    }
+                    _ => libc::syscall(number, HOST, &raw mut byte, 1_usize, flags, none, none),
+                }
+            }
             ProbeSyscall::ProtectExec => {
                 let prot = libc::PROT_READ | libc::PROT_WRITE;
                 let start = pages(prot);

@@ -10,8 +10,37 @@ use serde_json::Value;
 use crate::limits::VALUE_BYTES_MAX;
 use crate::wire::{self, WireReply};
 
+/// A value of the host's that waits until the script takes it.
+#[derive(Debug)]
+pub(super) enum ArrivedValue {
+    /// In this worker's own memory.
+    Own(FrameBlob),
+    /// It had descriptors, which were mapped and closed.
+    Opened(Result<OpReply, OpError>),
+}
+
+impl ArrivedValue {
+    /// Takes a value off its descriptors at once. A script that computes takes no answer, and those of all its calls
+    /// would use up the descriptors of the worker.
+    pub(super) fn new(value: FrameBlob, mut fds: Vec<OwnedFd>) -> Self {
+        let value = taken(value, &mut fds);
+        match fds.is_empty() {
+            true => Self::Own(value),
+            false => Self::Opened(answered(value, &fds)),
+        }
+    }
+
+    /// The isolate's form of it.
+    pub(super) fn into_reply(self) -> Result<OpReply, OpError> {
+        match self {
+            Self::Own(value) => answered(value, &[]),
+            Self::Opened(reply) => reply,
+        }
+    }
+}
+
 /// The isolate's form of an answer.
-pub(super) fn answered(blob: FrameBlob, fds: &[OwnedFd]) -> Result<OpReply, OpError> {
+fn answered(blob: FrameBlob, fds: &[OwnedFd]) -> Result<OpReply, OpError> {
     let answer: WireReply<Value> = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
     Ok(match answer {
         WireReply::Json(value) => OpReply::Json(value),
@@ -44,7 +73,7 @@ pub(super) fn answered(blob: FrameBlob, fds: &[OwnedFd]) -> Result<OpReply, OpEr
 
 /// Moves a value into this worker's own memory. The host wrote it into memory that counts against the host for as
 /// long as it is open here, and a script that computes for long would keep it open.
-pub(super) fn taken(value: FrameBlob, fds: &mut Vec<OwnedFd>) -> FrameBlob {
+fn taken(value: FrameBlob, fds: &mut Vec<OwnedFd>) -> FrameBlob {
     let FrameBlob::Sealed { at, .. } = value else {
         return value;
     };

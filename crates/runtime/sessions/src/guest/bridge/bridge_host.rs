@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::answer::{answered, gone, op_error, unsendable};
+use super::answer::{gone, op_error, unsendable};
 use super::subscription::ScriptSubscription;
 use super::{Bridge, PendingRegistration, Replied};
 use crate::guest::lock;
@@ -210,10 +210,9 @@ fn await_reply(
         let mut wish = wish;
         let answer = answer.await;
         wish.done = true;
-        let (reply, fds) = answer.map_err(|_| gone())?;
-        match reply {
-            alknet_worker::WorkerReply::Ok(blob) => answered(blob, &fds),
-            alknet_worker::WorkerReply::Err(fault) => Err(op_error(&fault)),
+        match answer.map_err(|_| gone())? {
+            Ok(value) => value.into_reply(),
+            Err(fault) => Err(op_error(&fault)),
         }
     })
 }

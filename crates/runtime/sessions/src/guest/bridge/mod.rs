@@ -21,7 +21,9 @@ use alknet_call::ValueSchema;
 use alknet_runtime::{
     ConsoleLevel, EnvOperation, OpError, RuntimeCode, ScriptCallOptions, ScriptFailure,
 };
-use alknet_worker::{CborBody, FrameBlob, FromWorkerMessage, Guest, WorkerEvent, limits};
+use alknet_worker::{
+    CborBody, FrameBlob, FromWorkerMessage, Guest, WorkerEvent, WorkerFault, limits,
+};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -29,7 +31,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::lock;
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::{self, HostMessage, WireCallOptions};
-use answer::{gone, taken, unsendable};
+use answer::{ArrivedValue, gone, unsendable};
 pub(super) use bridge_host::BridgeHost;
 pub(super) use queue::FinalReply;
 use queue::QueuedFrame;
@@ -79,10 +81,10 @@ struct ServedItems {
     sent: VecDeque<u32>,
 }
 
-/// An answer of the host, with its descriptors.
-type Replied = (alknet_worker::WorkerReply, Vec<OwnedFd>);
-/// A part of a subscription, with its descriptors.
-type Happened = (WorkerEvent, Vec<OwnedFd>);
+/// The host's answer.
+type Replied = Result<ArrivedValue, WorkerFault>;
+/// A part of a subscription: an item, or its end.
+type Happened = Result<Option<ArrivedValue>, WorkerFault>;
 
 /// The waiter for an answer of the host.
 #[derive(Debug)]
@@ -110,44 +112,34 @@ impl Bridge {
     }
 
     /// Handles the host's answer to a call, or the end of a subscription.
-    pub(super) fn replied(
-        &self,
-        id: u64,
-        reply: alknet_worker::WorkerReply,
-        mut fds: Vec<OwnedFd>,
-    ) {
+    pub(super) fn replied(&self, id: u64, reply: alknet_worker::WorkerReply, fds: Vec<OwnedFd>) {
         let reply = match reply {
-            alknet_worker::WorkerReply::Ok(value) => {
-                alknet_worker::WorkerReply::Ok(taken(value, &mut fds))
-            }
-            failed @ alknet_worker::WorkerReply::Err(_) => failed,
+            alknet_worker::WorkerReply::Ok(value) => Ok(ArrivedValue::new(value, fds)),
+            alknet_worker::WorkerReply::Err(fault) => Err(fault),
         };
         match lock(&self.state).open.remove(&id) {
             Some(ReplyWaiter::Call(waits)) => {
                 // The waiter may be gone.
-                let _ = waits.send((reply, fds));
+                let _ = waits.send(reply);
             }
             Some(ReplyWaiter::Subscription(waits)) => {
-                let last = match reply {
-                    alknet_worker::WorkerReply::Err(fault) => WorkerEvent::Fail(fault),
-                    alknet_worker::WorkerReply::Ok(_) => WorkerEvent::End,
-                };
-                let _ = waits.send((last, fds));
+                let _ = waits.send(reply.map(|_| None));
             }
             Some(ReplyWaiter::GivenUp) | None => {}
         }
     }
 
     /// Handles an event of a subscription.
-    pub(super) fn happened(&self, id: u64, event: WorkerEvent, mut fds: Vec<OwnedFd>) {
+    pub(super) fn happened(&self, id: u64, event: WorkerEvent, fds: Vec<OwnedFd>) {
         let event = match event {
-            WorkerEvent::Item(value) => WorkerEvent::Item(taken(value, &mut fds)),
-            last => last,
+            WorkerEvent::Item(value) => Ok(Some(ArrivedValue::new(value, fds))),
+            WorkerEvent::End => Ok(None),
+            WorkerEvent::Fail(fault) => Err(fault),
         };
         let mut state = lock(&self.state);
-        let last = matches!(event, WorkerEvent::End | WorkerEvent::Fail(_));
+        let last = !matches!(event, Ok(Some(_)));
         if let Some(ReplyWaiter::Subscription(waits)) = state.open.get(&id) {
-            let _ = waits.send((event, fds));
+            let _ = waits.send(event);
         }
         if last {
             state.open.remove(&id);

@@ -4,12 +4,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use alknet_runtime::{OpError, OpReply};
-use alknet_worker::WorkerEvent;
 use futures_util::Stream;
 use tokio::sync::mpsc;
 
 use super::Happened;
-use super::answer::{answered, gone, op_error};
+use super::answer::{gone, op_error};
 use super::bridge_host::GuestOutgoingCall;
 use crate::guest::lock;
 use crate::limits::UNACKNOWLEDGED;
@@ -60,20 +59,20 @@ impl Stream for ScriptSubscription {
             Poll::Ready(event) => event,
         };
         // The bridge was closed, which drops the other end.
-        let Some((event, fds)) = event else {
+        let Some(event) = event else {
             self.wish.done = true;
             return Poll::Ready(Some(Err(gone())));
         };
         Poll::Ready(match event {
-            WorkerEvent::Item(blob) => {
+            Ok(Some(value)) => {
                 self.yielded += 1;
-                Some(answered(blob, &fds))
+                Some(value.into_reply())
             }
-            WorkerEvent::End => {
+            Ok(None) => {
                 self.wish.done = true;
                 None
             }
-            WorkerEvent::Fail(fault) => {
+            Err(fault) => {
                 self.wish.done = true;
                 Some(Err(op_error(&fault)))
             }

@@ -6,21 +6,27 @@ use alknet_runtime::ConsoleLevel;
 
 use super::SessionActor;
 use crate::host::SessionConsoleLine;
-use crate::limits::LOG_BYTES_PER_S;
+use crate::limits::{LOG_BYTES_PER_S, LOG_LINE_EXTRA_BYTES};
+
+/// Target of the lines of scripts in the log: a script writes as many as it likes, so the log counts them by `owner`.
+pub const CONSOLE_TARGET: &str = "alknet_sessions::console";
 
 impl SessionActor {
     pub(super) fn line(&mut self, level: ConsoleLevel, text: String) {
-        if !self.log.takes(text.len() as u64) {
-            self.shared.count_dropped(text.len() as u64);
+        let bytes = text.len() as u64;
+        if !self.log.takes(bytes + LOG_LINE_EXTRA_BYTES) {
+            self.shared.count_dropped(bytes);
             return;
         }
         let session = self.shared.id();
+        let owner = self.shared.tenant();
+        let owner = owner.as_str();
         // An error of a script is no error of the node.
         match level {
             ConsoleLevel::Error | ConsoleLevel::Warn => {
-                tracing::info!(session, ?level, "script: {text}")
+                tracing::info!(target: CONSOLE_TARGET, session, owner, ?level, "script: {text}")
             }
-            _ => tracing::debug!(session, ?level, "script: {text}"),
+            _ => tracing::debug!(target: CONSOLE_TARGET, session, owner, ?level, "script: {text}"),
         }
         if let Some(console) = &self.console {
             // The log has the lines that the listener does not take in time.

@@ -28,6 +28,7 @@ use super::shared::{SessionEndReason, SessionShared};
 use super::{Console, ScriptSession, ScriptSessions, SessionSpec};
 use crate::limits::{HEARD_BYTES, HEARD_EVERY};
 use crate::wire::{self, GuestMessage, HostMessage};
+pub use console::CONSOLE_TARGET;
 use console::LogBudget;
 
 /// Commands from the holders of a session.
@@ -50,7 +51,8 @@ pub(super) enum SessionCommand {
 pub(super) struct CallStart {
     pub(super) request: SessionRequest,
     pub(super) limits: CallLimits,
-    pub(super) bundle: Bytes32,
+    /// What crashes of the worker count against.
+    pub(super) operation: Option<Bytes32>,
     /// The environment of the request that the call belongs to; without it, the script can call nothing.
     pub(super) env: Option<Env>,
     /// The consumer of the items that the script yields.
@@ -226,7 +228,7 @@ impl SessionActor {
         let farewell = matches!(start.request, SessionRequest::Farewell);
         let call = match start.request {
             SessionRequest::Call(request) => {
-                self.worker.call(request, start.limits, Some(start.bundle))
+                self.worker.call(request, start.limits, start.operation)
             }
             SessionRequest::Farewell => self.worker.drain(),
         };
