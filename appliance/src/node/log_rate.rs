@@ -303,7 +303,7 @@ mod tests {
 
     fn of_script(owner: &str) -> RatedRecord<'_, &'static str> {
         RatedRecord {
-            place: "a line",
+            call_site: "a line",
             target: CONSOLE_TARGET,
             payer: Some(owner),
         }
