@@ -43,7 +43,7 @@ const CORE: [(&str, &str); 7] = [
 /// The language of a module.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Language {
-    /// JavaScript.
+    /// JavaScript without types or elements.
     JavaScript,
     /// JavaScript with elements.
     Jsx,

@@ -192,7 +192,7 @@ fn requests_of_a_server_leave_the_log_to_others() {
 
 /// A server decides how long its names are and how often it is asked: neither fills the node's own answers, or its log.
 #[test]
-fn what_a_server_does_wrong_is_told_in_few_words_and_once() {
+fn mistakes_of_a_server_are_reported_in_few_words_and_once() {
     /// Bytes of one diagnostic's text, as docs/observability.md has it.
     const DIAGNOSTIC_BYTES_MAX: usize = 2 << 10;
     /// The node lists the tools again after five seconds.

@@ -33,7 +33,7 @@ pub enum ActivationTime {
     /// When the node starts next; nothing changes while it runs.
     #[default]
     Boot,
-    /// Immediately.
+    /// At the promotion, while the node runs.
     Live,
 }
 
