@@ -308,7 +308,7 @@ mod tests {
         let command = LocalVerb::augment_subcommands(Command::new("vault"));
         let status = command.find_subcommand(STATUS).expect("it is a verb");
         let about = status.get_about().expect("it has one").to_string();
-        assert!(about.contains("state of a vault"), "{about}");
+        assert!(about.contains("without opening it"), "{about}");
     }
 
     /// The program's own verbs: those that help lists, and the earlier spellings with their present ones.
