@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use alknet_compute_wire::{GpuAdapter, MachineSpeed};
 use serde::{Deserialize, Serialize};
 
-use crate::choose::{TimingEntry, TimingRecords};
+use crate::choose::{TimingEntry, TimingRecords, is_speed};
 
 /// Longest file that is read, in bytes: two kernels, two ways and 22 sizes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -87,7 +87,8 @@ impl TimingsCache {
         if kept.version != VERSION || kept.machine != *machine {
             return None;
         }
-        Some((kept.measured, TimingRecords::restored(kept.records)))
+        let measured = kept.measured.filter(is_speed);
+        Some((measured, TimingRecords::restored(kept.records)))
     }
 
     /// Puts it in the place of what was there, whole or not at all.
