@@ -340,12 +340,9 @@ async fn try_call(
     let answer = answer?;
     match (files, source) {
         (Some(files), Some(source)) => {
-            let place = Some(descriptors.reserve().await);
+            let place = descriptors.reserve().await;
             let file = files.open(&env, source).await?;
-            let mut fds = vec![OwnedFd::from(file)];
-            let answer = WireReply::File(value(&answer)?, 0);
-            let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
-            Ok((blob, AnswerDescriptors { fds, place }))
+            pack_file(&answer, file.into(), place)
         }
         _ if opts.map => Err(CallError::unavailable("this node maps no stored tensors")),
         _ => {
@@ -363,7 +360,19 @@ fn is_gpu_timeout(error: &CallError) -> bool {
     code.and_then(Value::as_str) == Some(RuntimeCode::GpuTimeout.name())
 }
 
-/// An answer in the form of the frames.
+/// An answer with the file that it names, in the form of the frames.
+fn pack_file(
+    answer: &CallBody,
+    file: OwnedFd,
+    place: DescriptorPlace,
+) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
+    let (mut fds, place) = (vec![file], Some(place));
+    let answer = WireReply::File(value(answer)?, 0);
+    let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
+    Ok((blob, AnswerDescriptors { fds, place }))
+}
+
+/// An answer in the form of the frames. A large one waits for its place before memory is made for it.
 async fn pack(
     answer: &CallBody,
     descriptors: &DescriptorRoom,
