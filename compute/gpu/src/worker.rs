@@ -156,6 +156,9 @@ fn answer(guest: &Guest, call: &GuestCall, outcome: GpuResult<Vec<u8>>, bytes: u
         Ok(blob) => WorkerReply::Ok(blob),
         Err(failed) => WorkerReply::Err(failed.fault()),
     };
-    // A host that is gone shows in the next read.
-    let _ = guest.finish(call, reply, fds, 0, bytes);
+    if let Err(error) = guest.finish(call, reply, fds, 0, bytes) {
+        // The kernel refused the descriptor. A host that is gone ends this process.
+        let failed = GpuFault::internal(&format!("the answer cannot be sent: {error}"));
+        let _ = guest.finish(call, WorkerReply::Err(failed.fault()), Vec::new(), 0, bytes);
+    }
 }

@@ -14,6 +14,17 @@ const NEW_SHARE: f64 = 0.3;
 /// Largest class of sizes, because operations are counted in 64 bits.
 const CLASS_MAX: u32 = u64::BITS / STEP_BITS;
 
+/// Slowest and fastest rate that counts as measured, in operations a millisecond: the emulation of a small processor,
+/// and a hundred times the fastest GPU.
+const OPERATIONS_MS_MIN: f64 = 1e-3;
+const OPERATIONS_MS_MAX: f64 = 1e15;
+
+/// Operations a millisecond of a thousand million operations a second.
+const OPERATIONS_MS_OF_GIGA: f64 = 1e6;
+
+/// Largest figure of a machine, in its own unit.
+const FIGURE_MAX: f64 = OPERATIONS_MS_MAX;
+
 /// Kernels that exist in both variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -62,6 +73,9 @@ impl TimingRecords {
             return false;
         }
         let rate = operations / ms;
+        if !is_rate(rate) {
+            return false;
+        }
         let key = (kernel, class(operations), variant == KernelVariant::Host);
         match self.0.get_mut(&key) {
             // A moving average follows the load of the machine without jumping.
@@ -88,9 +102,7 @@ impl TimingRecords {
 
     /// The measurements of a file, without those that cannot be measurements.
     pub(crate) fn restored(entries: Vec<TimingEntry>) -> Self {
-        let sound = |entry: &TimingEntry| {
-            entry.operations_ms.is_finite() && entry.operations_ms > 0.0 && entry.class <= CLASS_MAX
-        };
+        let sound = |entry: &TimingEntry| is_rate(entry.operations_ms) && entry.class <= CLASS_MAX;
         let entries = entries.into_iter().filter(sound).map(|entry| {
             let host = entry.variant == KernelVariant::Host;
             ((entry.kernel, entry.class, host), entry.operations_ms)
@@ -129,6 +141,25 @@ impl TimingRecords {
             _ => (usual(adapter), VariantReason::Class),
         }
     }
+}
+
+/// Whether a machine can have measured it. Workers are not believed: an infinite rate would be kept for ever.
+fn is_rate(operations_ms: f64) -> bool {
+    (OPERATIONS_MS_MIN..=OPERATIONS_MS_MAX).contains(&operations_ms)
+}
+
+/// Whether a machine can have these speeds. One without a device has zeros beside its processor's.
+pub(crate) fn is_speed(measured: &MachineSpeed) -> bool {
+    let host = is_rate(measured.matmul_host * OPERATIONS_MS_OF_GIGA);
+    let others = [
+        measured.matmul_wgsl * OPERATIONS_MS_OF_GIGA,
+        measured.map_bytes_s,
+        measured.dispatch_us,
+        measured.cold_jit_ms,
+    ];
+    host && others
+        .iter()
+        .all(|figure| (0.0..=FIGURE_MAX).contains(figure))
 }
 
 fn faster(host: f64, wgsl: f64) -> KernelVariant {
@@ -209,9 +240,55 @@ mod tests {
             (1.0, 0.0),
             (1.0, f64::NAN),
             (1.0, f64::INFINITY),
+            // Such a rate is infinite, or no machine has it.
+            (1e6, 1e-300),
+            (1e10, 1e-9),
         ] {
             records.record(KernelKind::Sha256, operations, KernelVariant::Host, ms);
         }
         assert!(records.0.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_claims_an_impossible_speed_changes_no_choice() {
+        let mut records = TimingRecords::default();
+        records.record(KernelKind::Matmul, 1e6, KernelVariant::Host, 9.0);
+        records.record(KernelKind::Matmul, 1e6, KernelVariant::Wgsl, 3.0);
+        let choose = |records: &TimingRecords| {
+            let chosen = records.choose(KernelKind::Matmul, 1e6, &info("cpu"), None);
+            chosen.0
+        };
+        assert_eq!(choose(&records), KernelVariant::Wgsl);
+        for ms in [1e-300, 1e-12] {
+            records.record(KernelKind::Matmul, 1e6, KernelVariant::Host, ms);
+            assert_eq!(choose(&records), KernelVariant::Wgsl, "{ms}");
+        }
+        let honest = MachineSpeed {
+            matmul_host: 90.0,
+            matmul_wgsl: 5000.0,
+            map_bytes_s: 1e11,
+            dispatch_us: 20.0,
+            cold_jit_ms: 300.0,
+        };
+        assert!(is_speed(&honest));
+        let no_device = MachineSpeed {
+            matmul_host: 90.0,
+            ..MachineSpeed::default()
+        };
+        assert!(is_speed(&no_device));
+        for figure in [f64::INFINITY, f64::NAN, -1.0, 1e-300, 1e300] {
+            let matmul_host = figure;
+            let claimed = MachineSpeed {
+                matmul_host,
+                ..honest
+            };
+            assert!(!is_speed(&claimed), "{figure}");
+        }
+        let matmul_wgsl = f64::INFINITY;
+        let claimed = MachineSpeed {
+            matmul_wgsl,
+            ..honest
+        };
+        assert!(!is_speed(&claimed));
     }
 }

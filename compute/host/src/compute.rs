@@ -12,7 +12,7 @@ use alknet_compute_wire::{GpuWorkerInfo, KernelVariant, MachineSpeed};
 use alknet_core::BoxFuture;
 use alknet_worker::{RevocableMemfd, RoleConfig, WorkerRole, Workers};
 
-use crate::choose::{KernelKind, TimingRecords, VariantReason};
+use crate::choose::{KernelKind, TimingRecords, VariantReason, is_speed};
 use crate::copies::{CopyBudget, CopyReservation};
 use crate::error::{Error, Result};
 use crate::limits::{
@@ -342,6 +342,11 @@ impl Compute {
     }
 
     pub(crate) fn learn_measured(&self, measured: MachineSpeed) {
+        // All tenants compute by it, also after a restart, and one tenant's worker said it.
+        if !is_speed(&measured) {
+            tracing::warn!(?measured, "a worker measured what no machine has");
+            return;
+        }
         let mut known = lock(&self.0.known);
         known.measured = Some(measured);
         self.keep(&known);

@@ -214,7 +214,7 @@ impl WorkerSlot {
         let mut handed_over = Vec::new();
         for (number, data) in sending.uploads {
             let copied = data.copied()?;
-            hand_over(&live.session, number, &copied)?;
+            hand_over(&live.session, number, &copied).await?;
             handed_over.push(copied);
         }
         let request = WorkerRequest::Role { body: sending.body };
@@ -271,14 +271,17 @@ impl UploadData {
     }
 }
 
-fn hand_over(session: &WorkerSession, number: u64, copied: &CopiedTensors) -> Result<()> {
+async fn hand_over(session: &WorkerSession, number: u64, copied: &CopiedTensors) -> Result<()> {
+    // A worker that does not read ends, which makes room as well.
+    let place = Some(session.room().reserve().await);
     let fd = copied.hand_over();
     let fd = fd.map_err(|error| Error::Internal(error.to_string()))?;
     let len = copied.len();
     let blobs = vec![(number, FrameBlob::Sealed { at: 0, len })];
-    session.tell(
+    session.tell_reserved(
         SessionNotice::Role(CborBody::encode(&ComputeUpload { blobs })?),
         vec![fd],
+        place,
     )?;
     Ok(())
 }

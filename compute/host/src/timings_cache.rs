@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use alknet_compute_wire::{GpuAdapter, MachineSpeed};
 use serde::{Deserialize, Serialize};
 
-use crate::choose::{TimingEntry, TimingRecords};
+use crate::choose::{TimingEntry, TimingRecords, is_speed};
 
 /// Longest file that is read, in bytes: two kernels, two variants and 22 sizes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -88,7 +88,8 @@ impl TimingsCache {
         if cache.version != VERSION || cache.machine != *machine {
             return None;
         }
-        Some((cache.measured, TimingRecords::restored(cache.records)))
+        let measured = cache.measured.filter(is_speed);
+        Some((measured, TimingRecords::restored(cache.records)))
     }
 
     /// Replaces the file, whole or not at all.

@@ -23,6 +23,7 @@ mod control;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub use control::GuestInput;
 use control::GuestQueue;
 
 use crate::frame::channel::{self, ChannelRead};
+use crate::limits::SEND_AGAIN_MAX;
 use crate::setup::{ConfinementReport, Setup, VERSION};
 use crate::{
     CallStats, Decoder, FromWorkerMessage, Gap, GuestError, WorkerFrameError, WorkerReply,
@@ -208,8 +210,12 @@ impl Guest {
         fds: Vec<OwnedFd>,
     ) -> Result<(), WorkerFrameError> {
         let frame = encode(message, fds.len())?;
-        let _one_at_a_time = lock(&self.0.sending);
-        channel::send_all(self.0.host.as_fd(), &frame, &fds)?;
+        let send = || {
+            // Not held in the pause: heartbeats have no descriptors, and pass.
+            let _one_at_a_time = lock(&self.0.sending);
+            channel::send_all(self.0.host.as_fd(), &frame, &fds)
+        };
+        again_while_refused(send, std::thread::sleep)?;
         Ok(())
     }
 
@@ -231,7 +237,6 @@ impl Guest {
             heap_peak,
             external_peak,
         };
-        lock(&self.0.calls).remove(&call.id());
         let (sid, id) = (call.sid(), call.id());
         let result = FromWorkerMessage::Result {
             sid,
@@ -239,11 +244,65 @@ impl Guest {
             reply,
             stats,
         };
-        self.send(&result, fds)
+        // Its heartbeats go on until the host has the answer, which the kernel may refuse for a while.
+        let sent = self.send(&result, fds);
+        lock(&self.0.calls).remove(&id);
+        sent
     }
+}
+
+/// Sends once more, after pauses, while the kernel refuses the descriptors: others of this user left theirs unread.
+/// Gives up after [`SEND_AGAIN_MAX`].
+fn again_while_refused(
+    mut send: impl FnMut() -> io::Result<()>,
+    pause: impl Fn(Duration),
+) -> io::Result<()> {
+    for _ in 0..SEND_AGAIN_MAX.as_millis() {
+        match send() {
+            Err(error) if channel::is_too_many_unread(&error) => pause(Duration::from_millis(1)),
+            sent => return sent,
+        }
+    }
+    send()
 }
 
 /// Locks `mutex`. A thread that panicked while it held the lock left no half-made change: each holds it for one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> io::Error {
+        rustix::io::Errno::TOOMANYREFS.into()
+    }
+
+    #[test]
+    fn descriptors_that_the_kernel_refuses_are_sent_a_little_later() {
+        let mut tries = 0;
+        let sent = again_while_refused(
+            || {
+                tries += 1;
+                if tries < 5 { Err(refused()) } else { Ok(()) }
+            },
+            |_| {},
+        );
+        assert!(sent.is_ok() && tries == 5);
+        // It ends, and with the kernel's own error.
+        let outcome = again_while_refused(|| Err(refused()), |_| {});
+        let error = outcome.expect_err("it is refused for ever");
+        assert!(channel::is_too_many_unread(&error), "{error}");
+        // Another error is no reason to wait.
+        let mut tries = 0;
+        let broken = again_while_refused(
+            || {
+                tries += 1;
+                Err(io::ErrorKind::BrokenPipe.into())
+            },
+            |_| {},
+        );
+        assert!(broken.is_err() && tries == 1);
+    }
 }

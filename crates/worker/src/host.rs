@@ -7,11 +7,13 @@
 mod cgroup;
 mod config;
 mod handle;
+mod idle_frames;
 mod pool;
 mod quarantine;
 mod spawn;
 mod stats;
 mod supervisor;
+mod unread;
 mod watch;
 mod worker;
 
@@ -20,3 +22,4 @@ pub use config::{
 };
 pub use handle::{SessionNotice, WorkerAnswer, WorkerCall, WorkerRequest, WorkerSession, Workers};
 pub use stats::{OverrunStats, WorkerStats};
+pub use unread::{DescriptorPlace, DescriptorRoom};

@@ -63,6 +63,35 @@ pub const MESSAGES_WAITING_MAX: usize = 256;
 pub const MESSAGES_WAITING_BYTES_MAX: usize = 2 << 20;
 /// Most bytes that wait for a worker to read them.
 pub const OUT_BYTES_MAX: usize = 8 << 20;
+/// Most descriptors that wait in the socket of a worker that has not read them; one frame may have more. All workers
+/// of a tenant together have half of what the kernel lets a user with [`NOFILE`] descriptors leave there (unix(7)).
+pub const UNREAD_FDS_MAX: usize = 2;
+/// Time for which a worker may leave descriptors unread. After twice this time it ends. Its control thread reads
+/// whatever the others do, so it takes this long only where it gets no processor.
+pub const UNREAD_MAX: Duration = Duration::from_secs(5);
+/// Shortest and longest pause between looks whether a worker has read its descriptors, while a frame waits for that.
+pub const UNREAD_LOOK_MIN: Duration = Duration::from_micros(100);
+/// The longest one.
+pub const UNREAD_LOOK_MAX: Duration = Duration::from_micros(3200);
+/// Most frames with descriptors that wait for a worker and whose senders wait for room. Each has one or two
+/// descriptors of the host.
+pub const SEALED_FRAMES_RESERVED_MAX: usize = 8;
+/// Most other frames with descriptors that wait for a worker: as many as one promoted operation may have calls.
+pub const SEALED_FRAMES_WAITING_MAX: usize = 128;
+/// Most descriptors of a frame of a worker: of a value and of the bytes beside it.
+pub const FRAME_FDS_FROM_WORKER_MAX: usize = 2;
+/// Time for which a worker tries again to send a descriptor that the kernel refuses, as too many of its user's are
+/// in sockets.
+pub const SEND_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// Frames of a worker in a second that begin and end nothing, and reads of its output: lines of the log, heartbeats,
+/// what is for a session or call that has ended. Twice as many at once.
+pub const IDLE_FRAMES_PER_S: u64 = 1000;
+/// So many more for each running call: an honest one has 50 heartbeats a second.
+pub const IDLE_FRAMES_OF_CALL_PER_S: u64 = 100;
+/// So many more for each call that the host begins: an honest one reports to the GPU's clock a few times.
+pub const IDLE_FRAMES_OF_CALL: u64 = 64;
+/// What a line of the log counts beside its bytes.
+pub const LOG_LINE_BYTES: u64 = 64;
 /// Bytes that the host reads from one worker before it reads from another.
 pub const READ_TURN_BYTES: usize = 64 << 10;
 /// Most bytes of frames that a worker queues for its own threads. The control thread reads on, because an abort may

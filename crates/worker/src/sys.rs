@@ -7,6 +7,7 @@ mod launch;
 mod mapping;
 mod memory;
 mod signal;
+mod socket;
 
 pub(crate) use clock::{ThreadClock, can_run, process_cpu_us};
 pub(crate) use inherited::{take_host, with_host_socket};
@@ -14,3 +15,4 @@ pub(crate) use launch::{Launch, LaunchedProcess, ProcessIdentity};
 pub(crate) use mapping::DescriptorMapping;
 pub use memory::give_back_memory;
 pub(crate) use signal::{ABORTED_STATUS, abort_ends_with_a_status, end_now, unblock_all};
+pub(crate) use socket::is_all_read;

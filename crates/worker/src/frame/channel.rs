@@ -89,6 +89,12 @@ pub(crate) fn send(
     }
 }
 
+/// Whether the kernel refused descriptors because too many of this user's wait unread in sockets (unix(7)). It has
+/// taken no byte then, and takes them later.
+pub(crate) fn is_too_many_unread(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error())
+}
+
 /// Sends a whole frame, and waits as long as that takes.
 pub(crate) fn send_all(socket: impl AsFd, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
     let mut sent = send(socket.as_fd(), frame, fds, true)?;

@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use crate::limits::{
     ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
-    TENANT_WORKERS_PART, WORKERS_MAX,
+    TENANT_WORKERS_PART, UNREAD_MAX, WORKERS_MAX,
 };
 use crate::{Bind, Bytes32, ConfinementLevel, SealedMemfd, WorkerRole};
 
@@ -42,6 +42,8 @@ pub struct WorkersConfig {
     pub silence: Duration,
     /// Time that a worker has to answer an abort before the host kills it.
     pub abort_grace: Duration,
+    /// Time for which a worker may leave descriptors unread; after twice this time the host kills it.
+    pub unread: Duration,
 }
 
 impl WorkersConfig {
@@ -60,6 +62,7 @@ impl WorkersConfig {
             heartbeat: HEARTBEAT_EVERY,
             silence: HEARTBEAT_SILENCE_MAX,
             abort_grace: ABORT_GRACE,
+            unread: UNREAD_MAX,
         }
     }
 

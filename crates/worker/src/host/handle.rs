@@ -15,7 +15,7 @@ use super::spawn::Spawner;
 use super::stats::StatsCounter;
 use super::supervisor::{self, WorkerSupervisor};
 use super::worker::ReplyTo;
-use super::{CallLimits, WorkerLease, WorkerStats, WorkersConfig};
+use super::{CallLimits, DescriptorPlace, DescriptorRoom, WorkerLease, WorkerStats, WorkersConfig};
 use crate::limits::{DRAIN_MAX, OUT_BYTES_MAX};
 use crate::{
     Bytes32, CallStats, CborBody, FrameBlob, FromWorkerMessage, Sandbox, ToWorkerMessage,
@@ -76,6 +76,8 @@ pub(super) enum SupervisorCommand {
 pub(super) struct EncodedFrame {
     pub(super) bytes: Vec<u8>,
     pub(super) fds: Vec<OwnedFd>,
+    #[allow(dead_code)] // held until the frame was sent
+    pub(super) place: Option<DescriptorPlace>,
 }
 
 /// A session that was opened.
@@ -87,6 +89,7 @@ pub(super) struct OpenedSession {
     /// Bytes that wait in the inbox.
     pub(super) unread: Arc<AtomicUsize>,
     pub(super) waiting: Arc<AtomicUsize>,
+    pub(super) room: DescriptorRoom,
     pub(super) sandbox: Sandbox,
 }
 
@@ -299,8 +302,27 @@ impl WorkerSession {
     /// # Errors
     /// The message makes no valid frame, or the worker does not read.
     pub fn tell(&self, notice: SessionNotice, fds: Vec<OwnedFd>) -> Result<(), WorkerCallError> {
+        self.tell_reserved(notice, fds, None)
+    }
+
+    /// Room for frames with descriptors, for senders that can wait for it.
+    #[must_use]
+    pub fn room(&self) -> DescriptorRoom {
+        self.opened.room.clone()
+    }
+
+    /// As [`Self::tell`], in a place that was reserved in [`Self::room`].
+    ///
+    /// # Errors
+    /// As [`Self::tell`].
+    pub fn tell_reserved(
+        &self,
+        notice: SessionNotice,
+        fds: Vec<OwnedFd>,
+        place: Option<DescriptorPlace>,
+    ) -> Result<(), WorkerCallError> {
         let (message, ends) = notice.message(self.sid());
-        let frame = self.frame(&message, fds)?;
+        let frame = self.frame(&message, fds, place)?;
         let sid = self.sid();
         if !self
             .workers
@@ -345,7 +367,7 @@ impl WorkerSession {
         let (reply, answer) = oneshot::channel();
         let sid = self.sid();
         let mut fds = Vec::new();
-        let frame = message(&mut fds).and_then(|message| self.frame(&message, fds));
+        let frame = message(&mut fds).and_then(|message| self.frame(&message, fds, None));
         match frame {
             Err(error) => {
                 // The receiver exists, so that this does not fail.
@@ -376,6 +398,7 @@ impl WorkerSession {
         &self,
         message: &ToWorkerMessage,
         fds: Vec<OwnedFd>,
+        place: Option<DescriptorPlace>,
     ) -> Result<EncodedFrame, WorkerCallError> {
         let bytes = encode(message, fds.len())?;
         let waiting = &self.opened.waiting;
@@ -383,8 +406,9 @@ impl WorkerSession {
         if waiting.load(Ordering::Relaxed) + bytes.len() > OUT_BYTES_MAX {
             return Err(WorkerCallError::Busy);
         }
+        let place = self.opened.room.place(&fds, place)?;
         waiting.fetch_add(bytes.len(), Ordering::Relaxed);
-        Ok(EncodedFrame { bytes, fds })
+        Ok(EncodedFrame { bytes, fds, place })
     }
 }
 

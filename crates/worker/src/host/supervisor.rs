@@ -7,6 +7,7 @@
 mod ending;
 mod incoming;
 mod opening;
+mod sending;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -214,15 +215,7 @@ impl WorkerSupervisor {
         match kind {
             SOCKET => self.read(worker, scratch),
             PROCESS => self.process_ended(worker, scratch),
-            _ => {
-                let Some(it) = self.workers.get_mut(&worker) else {
-                    return;
-                };
-                if !it.listen(scratch) {
-                    // A closed pipe stays readable until it is removed from the set.
-                    let _ = epoll::delete(&self.epoll, it.output());
-                }
-            }
+            _ => self.listen(worker, scratch),
         }
     }
 
@@ -307,7 +300,8 @@ impl WorkerSupervisor {
             reply,
         };
         worker.calls.insert(id, running);
-        worker.queue(frame.bytes, frame.fds, false);
+        worker.idle_frames.begun();
+        worker.queue(frame, false);
         self.flush(number);
         Ok(())
     }
@@ -331,7 +325,7 @@ impl WorkerSupervisor {
         ends.map(|id| open.calls_out.remove(&id));
         let number = open.worker;
         if let Some(worker) = self.workers.get_mut(&number) {
-            worker.queue(frame.bytes, frame.fds, false);
+            worker.queue(frame, false);
             self.flush(number);
         }
     }
@@ -359,31 +353,12 @@ impl WorkerSupervisor {
         self.serve();
     }
 
-    /// Sends as much as the worker's socket takes, and the rest when it is writable again.
-    fn flush(&mut self, number: u64) {
-        let Some(worker) = self.workers.get_mut(&number) else {
-            return;
-        };
-        // A dying worker reads nothing.
-        if matches!(worker.state, WorkerState::Dying(..)) {
-            return;
-        }
-        // A closed socket is noticed by the next read.
-        let waits = worker.flush().unwrap_or(false);
-        let mut flags = epoll::EventFlags::IN;
-        if waits {
-            // A socket is almost always writable, so that the event is requested only while frames wait.
-            flags |= epoll::EventFlags::OUT;
-        }
-        let data = epoll::EventData::new_u64(number * KINDS + SOCKET);
-        let _ = epoll::modify(&self.epoll, worker.socket(), data, flags);
-    }
-
     /// Does everything that is due.
     fn keep_time(&mut self) {
         let now = self.now();
         let numbers: Vec<u64> = self.workers.keys().copied().collect();
         for number in numbers {
+            self.look_at_unread(number, now);
             self.keep_time_of(number, now);
         }
         while let Some(worker) = self.pool.expired(now) {
@@ -588,6 +563,7 @@ impl WorkerSupervisor {
                     .calls
                     .values()
                     .map(|call| call.watch.deadline())
+                    .chain(worker.look_at())
                     .min(),
                 // Its pidfd reports when it has ended.
                 WorkerState::Dying(..) => None,

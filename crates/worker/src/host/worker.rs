@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -12,7 +13,10 @@ use tokio::sync::oneshot;
 
 use super::WorkerAnswer;
 use super::cgroup::WorkerCgroup;
+use super::handle::EncodedFrame;
+use super::idle_frames::IdleFrames;
 use super::spawn::SpawnedWorker;
+use super::unread::{DescriptorRoom, UnreadDescriptors};
 use super::watch::CallWatch;
 use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
@@ -42,6 +46,11 @@ pub(super) struct WorkerProcess {
     pub(super) sessions: Vec<u64>,
     /// Bytes that wait to be sent. The sessions' owners read this before they send more.
     pub(super) waiting: Arc<AtomicUsize>,
+    /// Room for frames with descriptors.
+    pub(super) room: DescriptorRoom,
+    /// Frames that begin and end nothing.
+    pub(super) idle_frames: IdleFrames,
+    unread: UnreadDescriptors,
     pub(super) memory_checked_at: u64,
     /// Bytes that its sessions were granted.
     pub(super) granted: u64,
@@ -88,9 +97,19 @@ pub(super) struct RunningWorkerCall {
 
 #[derive(Debug)]
 struct OutgoingFrame {
-    frame: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    frame: EncodedFrame,
     sent: usize,
+}
+
+/// What became of the frames that waited to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlushOutcome {
+    /// All were sent.
+    Done,
+    /// The socket takes no more.
+    Full,
+    /// The next one waits until the worker has read descriptors, or the kernel takes more.
+    HeldBack,
 }
 
 /// The way in which a process ended.
@@ -107,6 +126,7 @@ impl WorkerProcess {
         binds: bool,
         by: u64,
         memory_max: u64,
+        unread: Duration,
     ) -> Self {
         Self {
             role,
@@ -117,6 +137,9 @@ impl WorkerProcess {
             calls: BTreeMap::new(),
             sessions: Vec::new(),
             waiting: Arc::default(),
+            room: DescriptorRoom::default(),
+            idle_frames: IdleFrames::default(),
+            unread: UnreadDescriptors::new(unread),
             memory_checked_at: 0,
             granted: 0,
             memory_max,
@@ -185,19 +208,20 @@ impl WorkerProcess {
     /// Queues a frame of the host itself. An abort goes before all frames that have not begun to be sent.
     pub(super) fn tell(&mut self, message: &ToWorkerMessage, urgent: bool) {
         // The host's own messages without a body are far below any limit.
-        if let Ok(frame) = encode(message, 0) {
-            self.waiting.fetch_add(frame.len(), Ordering::Relaxed);
-            self.queue(frame, Vec::new(), urgent);
+        if let Ok(bytes) = encode(message, 0) {
+            self.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
+            let frame = EncodedFrame {
+                bytes,
+                fds: Vec::new(),
+                place: None,
+            };
+            self.queue(frame, urgent);
         }
     }
 
     /// Queues a frame that `waiting` counts already.
-    pub(super) fn queue(&mut self, frame: Vec<u8>, fds: Vec<OwnedFd>, urgent: bool) {
-        let outgoing = OutgoingFrame {
-            frame,
-            fds,
-            sent: 0,
-        };
+    pub(super) fn queue(&mut self, frame: EncodedFrame, urgent: bool) {
+        let outgoing = OutgoingFrame { frame, sent: 0 };
         // No frame may interrupt one that is half sent.
         let begun = self.out.front().is_some_and(|first| first.sent > 0);
         match (urgent, begun) {
@@ -207,21 +231,46 @@ impl WorkerProcess {
         }
     }
 
-    /// Sends as much as the socket takes. Returns whether bytes still wait.
-    pub(super) fn flush(&mut self) -> io::Result<bool> {
+    /// Sends as much as the socket takes and the worker has read descriptors for.
+    pub(super) fn flush(&mut self, now: u64) -> io::Result<FlushOutcome> {
         while let Some(first) = self.out.front_mut() {
-            let fds: &[OwnedFd] = if first.sent == 0 { &first.fds } else { &[] };
-            match channel::send(self.socket.as_fd(), &first.frame[first.sent..], fds, false) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(error) => return Err(error),
-                Ok(sent) => first.sent += sent,
+            let begins = first.sent == 0;
+            let fds: &[OwnedFd] = if begins { &first.frame.fds } else { &[] };
+            if begins && self.unread.hold_back(now, fds.len(), &self.socket) {
+                return Ok(FlushOutcome::HeldBack);
             }
-            if first.sent == first.frame.len() {
+            let rest = &first.frame.bytes[first.sent..];
+            match channel::send(self.socket.as_fd(), rest, fds, false) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(FlushOutcome::Full);
+                }
+                // Other processes of this user left descriptors unread: the worker has done nothing wrong.
+                Err(error) if channel::is_too_many_unread(&error) => {
+                    self.unread.wait(now);
+                    return Ok(FlushOutcome::HeldBack);
+                }
+                Err(error) => return Err(error),
+                Ok(sent) => {
+                    self.unread.sent(now, fds.len());
+                    first.sent += sent;
+                }
+            }
+            if first.sent == first.frame.bytes.len() {
                 self.waiting.fetch_sub(first.sent, Ordering::Relaxed);
                 self.out.pop_front();
             }
         }
-        Ok(false)
+        Ok(FlushOutcome::Done)
+    }
+
+    /// The time at which to look whether it has read its descriptors.
+    pub(super) const fn look_at(&self) -> Option<u64> {
+        self.unread.look_at()
+    }
+
+    /// Whether it left descriptors unread for longer than it may.
+    pub(super) fn leaves_descriptors(&mut self, now: u64) -> bool {
+        self.unread.are_left(now, &self.socket)
     }
 
     /// Reads once.

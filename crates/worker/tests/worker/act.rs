@@ -14,10 +14,16 @@ pub(crate) enum ProbeAct {
     Compile(u64),
     /// Calls the host and answers with the host's reply.
     Ask(String),
+    /// Sends this many heartbeats of a call that the host never began.
+    Beats(u64),
     /// SIGBUS: reads a map beyond the end of its memory.
     Bus,
     /// Closes the channel and stays alive.
     CloseChannel,
+    /// Stops the control thread, so that nothing is read, and answers. For hosts that want heartbeats rarely.
+    Deaf,
+    /// Sends this many messages of its session, each with as many descriptors as a frame may have.
+    Descriptors(u64),
     /// Returns its input.
     Echo(CborBody),
     /// Ends with this status.

@@ -3,6 +3,7 @@
 mod act;
 mod confinement;
 mod ends;
+mod floods;
 mod host;
 mod limits;
 mod machine;

@@ -14,7 +14,10 @@ use alknet_call::{
 use alknet_core::Capabilities;
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
 use alknet_runtime::{OpError, OperationSchemas, RecorderTicket, RuntimeCode, SecretMarks};
-use alknet_worker::{FrameBlob, SessionNotice, WorkerEvent, WorkerReply};
+use alknet_worker::limits::INLINE_BYTES_MAX;
+use alknet_worker::{
+    DescriptorPlace, DescriptorRoom, FrameBlob, SessionNotice, WorkerEvent, WorkerReply,
+};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc};
@@ -32,6 +35,9 @@ const MAPPED: &str = "tensor/open";
 
 /// The prefix of operations whose answers state their time on the GPU.
 const COMPUTE: &str = "compute/";
+
+/// More bytes than a frame has around the value and the tail of an answer.
+const AROUND_VALUE_BYTES: usize = 256;
 
 /// The `variant` of an answer that a shader computed.
 const WGSL: &[u8] = br#""wgsl""#;
@@ -59,9 +65,16 @@ pub(super) struct OutgoingCall {
 /// A result, or a part of one.
 pub(super) enum OutgoingReply {
     /// An answer with its time on the GPU.
-    Reply(u64, WorkerReply, Vec<OwnedFd>, Duration),
-    Item(u64, FrameBlob, Vec<OwnedFd>),
+    Reply(u64, WorkerReply, AnswerDescriptors, Duration),
+    Item(u64, FrameBlob, AnswerDescriptors),
     End(u64),
+}
+
+/// The descriptors of an answer, and their place among those that the worker is sent.
+#[derive(Default)]
+pub(super) struct AnswerDescriptors {
+    pub(super) fds: Vec<OwnedFd>,
+    pub(super) place: Option<DescriptorPlace>,
 }
 
 impl OutgoingReply {
@@ -80,7 +93,7 @@ impl OutgoingReply {
     }
 
     /// The form for the worker.
-    pub(super) fn into_notice(self) -> (SessionNotice, Vec<OwnedFd>) {
+    pub(super) fn into_notice(self) -> (SessionNotice, AnswerDescriptors) {
         match self {
             Self::Reply(id, reply, fds, _) => (SessionNotice::Reply { id, reply }, fds),
             Self::Item(id, blob, fds) => {
@@ -89,7 +102,10 @@ impl OutgoingReply {
             }
             Self::End(id) => {
                 let event = WorkerEvent::End;
-                (SessionNotice::Event { id, event }, Vec::new())
+                (
+                    SessionNotice::Event { id, event },
+                    AnswerDescriptors::default(),
+                )
             }
         }
     }
@@ -99,6 +115,8 @@ impl OutgoingReply {
 pub(super) struct OutgoingCalls {
     said: mpsc::UnboundedSender<OutgoingReply>,
     files: Files,
+    /// For the descriptors of answers: a worker that does not read makes the calls wait, and not the node open more.
+    descriptors: DescriptorRoom,
     open: HashMap<u64, OpenOutgoingCall>,
 }
 
@@ -113,10 +131,15 @@ struct OpenOutgoingCall {
 }
 
 impl OutgoingCalls {
-    pub(super) fn new(said: mpsc::UnboundedSender<OutgoingReply>, files: Files) -> Self {
+    pub(super) fn new(
+        said: mpsc::UnboundedSender<OutgoingReply>,
+        files: Files,
+        descriptors: DescriptorRoom,
+    ) -> Self {
         Self {
             said,
             files,
+            descriptors,
             open: HashMap::new(),
         }
     }
@@ -135,15 +158,16 @@ impl OutgoingCalls {
         let said = self.said.clone();
         let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
         let noted = wish.noted.clone().filter(|_| subscribes);
+        let descriptors = self.descriptors.clone();
         let task = match subscribes {
-            true => tokio::spawn(follow(wish, said, Arc::clone(&room))),
+            true => tokio::spawn(follow(wish, said, Arc::clone(&room), descriptors)),
             false => {
                 let files = self
                     .files
                     .clone()
                     .filter(|_| wish.opts.map && wish.name == MAPPED);
                 tokio::spawn(async move {
-                    let (reply, fds, gpu) = call(wish, files).await;
+                    let (reply, fds, gpu) = call(wish, files, &descriptors).await;
                     // A session that has ended receives nothing.
                     let _ = said.send(OutgoingReply::Reply(id, reply, fds, gpu));
                 })
@@ -202,11 +226,15 @@ impl Drop for OutgoingCalls {
 
 type Files = Option<Arc<dyn TensorFiles>>;
 
-async fn call(wish: OutgoingCall, files: Files) -> (WorkerReply, Vec<OwnedFd>, Duration) {
+async fn call(
+    wish: OutgoingCall,
+    files: Files,
+    descriptors: &DescriptorRoom,
+) -> (WorkerReply, AnswerDescriptors, Duration) {
     let (name, noted) = (wish.name.clone(), wish.noted.clone());
     let mut gpu = Duration::ZERO;
     let computes = computes_here(&wish);
-    let answered = try_call(wish, files, computes.then_some(&mut gpu)).await;
+    let answered = try_call(wish, files, descriptors, computes.then_some(&mut gpu)).await;
     match answered {
         Ok((blob, fds)) => (WorkerReply::Ok(blob), fds, gpu),
         Err(error) => {
@@ -214,7 +242,8 @@ async fn call(wish: OutgoingCall, files: Files) -> (WorkerReply, Vec<OwnedFd>, D
             if let Some(noted) = noted {
                 noted.failed(&error);
             }
-            (WorkerReply::Err(op_fault(&error)), Vec::new(), gpu)
+            let none = AnswerDescriptors::default();
+            (WorkerReply::Err(op_fault(&error)), none, gpu)
         }
     }
 }
@@ -266,11 +295,12 @@ fn on_gpu(answer: &CallBody) -> Duration {
 async fn try_call(
     wish: OutgoingCall,
     files: Files,
+    descriptors: &DescriptorRoom,
     gpu: Option<&mut Duration>,
-) -> Result<(FrameBlob, Vec<OwnedFd>), CallError> {
+) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
     if let Some(capabilities) = &wish.capabilities {
         let answer = capability_calls::act(capabilities, &wish.name, &wish.input)?;
-        let packed = pack(&CallBody::json(&answer)?)?;
+        let packed = pack(&CallBody::json(&answer)?, descriptors).await?;
         if let Some(noted) = &wish.noted {
             noted.answered(&answer, None);
         }
@@ -310,15 +340,13 @@ async fn try_call(
     let answer = answer?;
     match (files, source) {
         (Some(files), Some(source)) => {
+            let place = descriptors.reserve().await;
             let file = files.open(&env, source).await?;
-            let mut fds = vec![OwnedFd::from(file)];
-            let answer = WireReply::File(value(&answer)?, 0);
-            let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
-            Ok((blob, fds))
+            pack_file(&answer, file.into(), place)
         }
         _ if opts.map => Err(CallError::unavailable("this node maps no stored tensors")),
         _ => {
-            let packed = pack(&answer)?;
+            let packed = pack(&answer, descriptors).await?;
             if let Some(noted) = noted {
                 note(&noted, &answer);
             }
@@ -335,10 +363,30 @@ fn is_gpu_timeout(error: &CallError) -> bool {
     code.and_then(Value::as_str) == Some(RuntimeCode::GpuTimeout.name())
 }
 
-/// An answer in the form of the frames.
-fn pack(answer: &CallBody) -> Result<(FrameBlob, Vec<OwnedFd>), CallError> {
-    let mut fds = Vec::new();
+/// An answer with the file that it names, in the form of the frames.
+fn pack_file(
+    answer: &CallBody,
+    file: OwnedFd,
+    place: DescriptorPlace,
+) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
+    let (mut fds, place) = (vec![file], Some(place));
+    let answer = WireReply::File(value(answer)?, 0);
+    let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
+    Ok((blob, AnswerDescriptors { fds, place }))
+}
+
+/// An answer in the form of the frames. A large one waits for its place before memory is made for it.
+async fn pack(
+    answer: &CallBody,
+    descriptors: &DescriptorRoom,
+) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
     let value = value(answer)?;
+    let bytes = answer.raw().len() + answer.tail().len() + AROUND_VALUE_BYTES;
+    let place = match bytes > INLINE_BYTES_MAX {
+        true => Some(descriptors.reserve().await),
+        false => None,
+    };
+    let mut fds = Vec::new();
     let answer = match answer.tail() {
         tail if tail.is_empty() => WireReply::Json(value),
         tail => {
@@ -348,7 +396,7 @@ fn pack(answer: &CallBody) -> Result<(FrameBlob, Vec<OwnedFd>), CallError> {
         }
     };
     let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
-    Ok((blob, fds))
+    Ok((blob, AnswerDescriptors { fds, place }))
 }
 
 /// Records an answer, unless it is too long for a record: recording makes a value of it.
@@ -420,9 +468,10 @@ async fn follow(
     wish: OutgoingCall,
     said: mpsc::UnboundedSender<OutgoingReply>,
     room: Arc<Semaphore>,
+    descriptors: DescriptorRoom,
 ) {
     let (id, name, noted) = (wish.id, wish.name.clone(), wish.noted.clone());
-    let last = match try_follow(wish, &said, &room).await {
+    let last = match try_follow(wish, &said, &room, &descriptors).await {
         Ok(()) => {
             if let Some(noted) = noted {
                 noted.left();
@@ -437,7 +486,7 @@ async fn follow(
             OutgoingReply::Reply(
                 id,
                 WorkerReply::Err(op_fault(&error)),
-                Vec::new(),
+                AnswerDescriptors::default(),
                 Duration::ZERO,
             )
         }
@@ -450,6 +499,7 @@ async fn try_follow(
     wish: OutgoingCall,
     said: &mpsc::UnboundedSender<OutgoingReply>,
     room: &Semaphore,
+    descriptors: &DescriptorRoom,
 ) -> Result<(), CallError> {
     let options = options(&wish.name, &wish.opts)?;
     let input = CallBody::from(CallOutput::Value(wish.input));
@@ -465,7 +515,7 @@ async fn try_follow(
         // The permit returns when the script has taken an item.
         permit.forget();
         let item = item?;
-        let (blob, fds) = pack(&item)?;
+        let (blob, fds) = pack(&item, descriptors).await?;
         match &wish.noted {
             Some(noted) if item.tail().is_empty() && item.raw().len() <= RECORDED_BYTES_MAX => {
                 noted.yielded(item.value());

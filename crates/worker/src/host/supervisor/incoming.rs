@@ -3,12 +3,19 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
+use rustix::event::epoll;
+
 use super::WorkerSupervisor;
 use crate::frame::channel::ChannelRead;
 use crate::host::WorkerAnswer;
 use crate::host::worker::WorkerState;
-use crate::limits::{CALLS_OUT_MAX, LEAVING_MAX, LOG_BYTES_PER_S, MESSAGES_WAITING_BYTES_MAX};
-use crate::{CallStats, FromWorkerMessage, WorkerCallError, WorkerEndReason, WorkerReply};
+use crate::limits::{
+    CALLS_OUT_MAX, FRAME_FDS_FROM_WORKER_MAX, LEAVING_MAX, LOG_BYTES_PER_S, LOG_LINE_BYTES,
+    MESSAGES_WAITING_BYTES_MAX,
+};
+use crate::{
+    CallStats, FromWorkerMessage, WorkerCallError, WorkerEndReason, WorkerReply, WorkerRole,
+};
 
 /// A worker broke the protocol or a limit.
 pub(super) struct WorkerViolation(pub(super) WorkerEndReason, pub(super) String);
@@ -89,6 +96,7 @@ impl WorkerSupervisor {
             return Ok(());
         };
         let starting = matches!(worker.state, WorkerState::Starting { .. });
+        may_bring(worker.role, &message, fds.len())?;
         match message {
             FromWorkerMessage::Ready { confined } if starting => {
                 self.ready(number, confined);
@@ -97,10 +105,13 @@ impl WorkerSupervisor {
             FromWorkerMessage::Ready { .. } => Err(protocol_violation("it was ready already")),
             _ if starting => Err(protocol_violation("it spoke before it was ready")),
             FromWorkerMessage::Heartbeat { id, cpu_us, .. } => {
+                // Counted first: each makes this thread read /proc.
+                self.count_idle(number)?;
                 self.heartbeat(number, id, cpu_us);
                 Ok(())
             }
             FromWorkerMessage::Gpu { id, busy, .. } => {
+                self.count_idle(number)?;
                 self.gpu(number, id, busy);
                 Ok(())
             }
@@ -108,6 +119,34 @@ impl WorkerSupervisor {
                 id, reply, stats, ..
             } => self.result(number, id, reply, stats, fds),
             other => self.forward(number, other, fds),
+        }
+    }
+
+    /// Counts a frame that begins and ends nothing.
+    fn count_idle(&mut self, number: u64) -> Result<(), WorkerViolation> {
+        let now = self.now();
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return Ok(());
+        };
+        if worker.idle_frames.take(now, worker.calls.len()) {
+            return Ok(());
+        }
+        let why = "more messages that nothing waits for than it may send".to_owned();
+        Err(WorkerViolation(WorkerEndReason::Flood, why))
+    }
+
+    /// Keeps the end of a worker's output.
+    pub(super) fn listen(&mut self, number: u64, scratch: &mut [u8]) {
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        if !worker.listen(scratch) {
+            // A closed pipe stays readable until it is removed from the set.
+            let _ = epoll::delete(&self.epoll, worker.output());
+            return;
+        }
+        if let Err(WorkerViolation(reason, why)) = self.count_idle(number) {
+            self.end(number, reason, &why);
         }
     }
 
@@ -173,14 +212,15 @@ impl WorkerSupervisor {
         // The session may have been closed after the worker sent the message. A message for another worker's session
         // is ignored.
         let Some(open) = open.filter(|open| open.worker == number) else {
-            return Ok(());
+            return self.count_idle(number);
         };
         match &message {
             FromWorkerMessage::Log { text, .. } => {
                 let bytes = text.len() as u64;
-                if !may_log(&mut open.log, bytes, now) {
+                // An empty line costs as well.
+                if !may_log(&mut open.log, bytes + LOG_LINE_BYTES, now) {
                     self.count().now.log_dropped += bytes;
-                    return Ok(());
+                    return self.count_idle(number);
                 }
             }
             FromWorkerMessage::Call { id, .. } | FromWorkerMessage::Subscribe { id, .. } => {
@@ -200,14 +240,45 @@ impl WorkerSupervisor {
             return Err(WorkerViolation(WorkerEndReason::Flood, why));
         }
         match open.inbox.try_send((message, fds)) {
+            Ok(()) => Ok(()),
             // The session's owner has gone, and the session is about to be closed.
-            Ok(()) | Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => self.count_idle(number),
             Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => {
                 let why = "more messages than its host can read".to_owned();
                 Err(WorkerViolation(WorkerEndReason::Flood, why))
             }
         }
     }
+}
+
+/// Refuses what no honest worker of the role sends. Descriptors are the host's once they are received: a message that
+/// its owner does not read at once would keep them.
+fn may_bring(
+    role: WorkerRole,
+    message: &FromWorkerMessage,
+    fds: usize,
+) -> Result<(), WorkerViolation> {
+    let (with_values, is_of_a_call) = match message {
+        FromWorkerMessage::Call { .. } | FromWorkerMessage::Subscribe { .. } => (true, false),
+        FromWorkerMessage::Result { .. } => (true, true),
+        FromWorkerMessage::Gpu { .. }
+        | FromWorkerMessage::Heartbeat { .. }
+        | FromWorkerMessage::Ready { .. } => (false, true),
+        _ => (false, false),
+    };
+    let most = if with_values {
+        FRAME_FDS_FROM_WORKER_MAX
+    } else {
+        0
+    };
+    if fds > most {
+        return Err(protocol_violation("it sent descriptors that it may not"));
+    }
+    // Its owner reads nothing but answers.
+    if role.is_gpu_only() && !is_of_a_call {
+        return Err(protocol_violation("its role sends no such message"));
+    }
+    Ok(())
 }
 
 fn protocol_violation(why: &str) -> WorkerViolation {

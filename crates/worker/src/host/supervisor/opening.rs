@@ -219,7 +219,7 @@ impl WorkerSupervisor {
         match born {
             Ok(born) => {
                 let memory = self.config.memory_of(role, 0);
-                let worker = WorkerProcess::new(born, role, binds, by, memory);
+                let worker = WorkerProcess::new(born, role, binds, by, memory, self.config.unread);
                 self.count().started(role);
                 let registered = self.listen_to(number, &worker);
                 self.workers.insert(number, worker);
@@ -329,6 +329,7 @@ impl WorkerSupervisor {
             inbox: messages,
             unread: Arc::clone(&unread),
             waiting: worker.waiting.clone(),
+            room: worker.room.clone(),
             sandbox: self
                 .sandboxes
                 .get(&number)

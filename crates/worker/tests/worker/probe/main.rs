@@ -189,6 +189,17 @@ fn perform(
         ProbeAct::Abort => std::process::abort(),
         ProbeAct::Allocate(bytes) => tricks::allocate(bytes),
         ProbeAct::Ask(op) => return Some(ask(guest, call, op)),
+        ProbeAct::Beats(count) => (0..count).for_each(|_| {
+            let beat = FromWorkerMessage::Heartbeat {
+                sid: call.sid(),
+                id: 0,
+                ticks: 0,
+                cpu_us: 0,
+                mem: 0,
+            };
+            // A host that has given up reads no more.
+            let _ = guest.send(&beat, Vec::new());
+        }),
         ProbeAct::Bus => tricks::bus(),
         ProbeAct::CloseChannel => tricks::close_channel(),
         ProbeAct::Compile(ms) => {
@@ -203,6 +214,19 @@ fn perform(
             std::thread::sleep(std::time::Duration::from_millis(ms));
             guest.send(&busy(true), Vec::new()).expect("the host reads");
         }
+        ProbeAct::Deaf => {
+            // Until the control thread has sent the first heartbeat: halted within it, it would keep the channel.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert_eq!(tricks::halt_control_thread(), None, "it is halted");
+        }
+        ProbeAct::Descriptors(count) => (0..count).for_each(|_| {
+            let tell = FromWorkerMessage::Tell {
+                sid: call.sid(),
+                body: CborBody::default(),
+            };
+            // As above.
+            let _ = guest.send(&tell, tricks::hoarded());
+        }),
         ProbeAct::Echo(body) => return Some(Ok(body)),
         ProbeAct::Exit(status) => std::process::exit(status),
         ProbeAct::Flood(count) => (0..count).for_each(|id| send_call(guest, call, id, "flood")),

@@ -61,6 +61,15 @@ pub(crate) fn allocate(bytes: u64) {
     std::mem::forget(memory);
 }
 
+/// As many new descriptors as a frame may have, which the host recognizes by their name.
+pub(crate) fn hoarded() -> Vec<OwnedFd> {
+    let one = |_| {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        rustix::fs::memfd_create(c"hoarded", flags).expect("memory")
+    };
+    (0..alknet_worker::limits::FRAME_FDS_MAX).map(one).collect()
+}
+
 /// Zero when it worked.
 pub(crate) fn share(bytes: u64) -> i32 {
     let bytes = usize::try_from(bytes).expect("it fits");
@@ -172,7 +181,7 @@ extern "C" fn for_ever(_: libc::c_int) {
 
 /// Sends the control thread, which is the first one started, into a signal handler that never returns. Returns an
 /// error number if that did not work.
-fn halt_control_thread() -> Option<i32> {
+pub(crate) fn halt_control_thread() -> Option<i32> {
     // SAFETY: the handler touches nothing; the number of the thread is this process's own.
     unsafe {
         libc::signal(libc::SIGUSR1, for_ever as *const () as usize);

@@ -2,9 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
-use alknet_worker::{CborBody, FromWorkerMessage, Guest, GuestCall, WorkerFault};
+use alknet_worker::{
+    CborBody, FromWorkerMessage, Guest, GuestCall, WorkerEvent, WorkerFault, WorkerFrameError,
+};
 
-use super::{Bridge, BridgeState};
+use super::{Bridge, BridgeState, ReplyWaiter};
 use crate::guest::lock;
 use crate::limits::{UNHEARD_BYTES_MAX, UNHEARD_MAX};
 use crate::wire::{self, GuestMessage};
@@ -111,10 +113,37 @@ impl Bridge {
                     state.unheard.push_back(bytes);
                     state.unheard_bytes += bytes;
                     // A lost host ends this process, and the message was checked to fit into a
-                    // frame before.
-                    let _ = self.guest.send(&message, fds);
+                    // frame before. The kernel may refuse its descriptors.
+                    if let Err(error) = self.guest.send(&message, fds) {
+                        state.unheard.pop_back();
+                        state.unheard_bytes -= bytes;
+                        fail(state, &message, &error);
+                    }
                 }
             }
         }
+    }
+}
+
+/// Fails the call or subscription that could not be sent: its script would wait for ever.
+fn fail(state: &mut BridgeState, message: &FromWorkerMessage, error: &WorkerFrameError) {
+    let (FromWorkerMessage::Call { id, .. } | FromWorkerMessage::Subscribe { id, .. }) = message
+    else {
+        return;
+    };
+    let fault = WorkerFault {
+        code: "OVERLOADED".to_owned(),
+        message: format!("the call cannot be sent: {error}"),
+        details: CborBody::default(),
+    };
+    // The waiter may be gone.
+    match state.open.remove(id) {
+        Some(ReplyWaiter::Call(waits)) => {
+            let _ = waits.send((alknet_worker::WorkerReply::Err(fault), Vec::new()));
+        }
+        Some(ReplyWaiter::Subscription(waits)) => {
+            let _ = waits.send((WorkerEvent::Fail(fault), Vec::new()));
+        }
+        Some(ReplyWaiter::GivenUp) | None => {}
     }
 }

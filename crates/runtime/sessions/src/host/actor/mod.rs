@@ -143,6 +143,7 @@ impl SessionActor {
     ) -> Self {
         let (sender, said) = mpsc::unbounded_channel();
         let files = sessions.config.files.clone();
+        let descriptors = worker.room();
         Self {
             sessions: Arc::clone(sessions),
             worker,
@@ -150,7 +151,7 @@ impl SessionActor {
             weak_session: session.weak_session.clone(),
             layer: session.layer(),
             queue,
-            outgoing: OutgoingCalls::new(sender, files),
+            outgoing: OutgoingCalls::new(sender, files, descriptors),
             said,
             running: Vec::new(),
             offered: HashSet::new(),

@@ -14,7 +14,7 @@ use crate::host::capability_calls;
 use crate::host::exported_operations;
 use crate::host::failure::{op_error, op_fault};
 use crate::host::memory::{MemoryReservation, ReadRefusal};
-use crate::host::outgoing::{self, OutgoingCall, OutgoingReply};
+use crate::host::outgoing::{self, AnswerDescriptors, OutgoingCall, OutgoingReply};
 use crate::wire::{self, HostMessage, SessionOffer, WireCallOptions};
 
 /// An input with its bytes, and the reservation of the node's memory for it.
@@ -185,9 +185,9 @@ impl SessionActor {
             self.spend(call, said.gpu());
         }
         let id = said.id();
-        let (told, fds) = said.into_notice();
+        let (told, AnswerDescriptors { fds, place }) = said.into_notice();
         let last = matches!(told, SessionNotice::Reply { .. });
-        if self.worker.tell(told, fds).is_ok() {
+        if self.worker.tell_reserved(told, fds, place).is_ok() {
             return CONTINUE;
         }
         // The answer is too large for a frame, or the worker does not read.
