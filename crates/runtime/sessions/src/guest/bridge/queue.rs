@@ -139,10 +139,10 @@ fn fail(state: &mut BridgeState, message: &FromWorkerMessage, error: &WorkerFram
     // The waiter may be gone.
     match state.open.remove(id) {
         Some(ReplyWaiter::Call(waits)) => {
-            let _ = waits.send((alknet_worker::WorkerReply::Err(fault), Vec::new()));
+            let _ = waits.send(Err(fault));
         }
         Some(ReplyWaiter::Subscription(waits)) => {
-            let _ = waits.send((WorkerEvent::Fail(fault), Vec::new()));
+            let _ = waits.send(Err(fault));
         }
         Some(ReplyWaiter::GivenUp) | None => {}
     }
