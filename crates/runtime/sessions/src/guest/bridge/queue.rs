@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use alknet_worker::{
-    CborBody, FromWorkerMessage, Guest, GuestCall, WorkerEvent, WorkerFault, WorkerFrameError,
+    CborBody, FromWorkerMessage, Guest, GuestCall, WorkerFault, WorkerFrameError,
 };
 
 use super::{Bridge, BridgeState, ReplyWaiter};
