@@ -2,9 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use alknet_worker::{
-    CborBody, FromWorkerMessage, Guest, GuestCall, WorkerFault, WorkerFrameError,
-};
+use alknet_worker::{CborBody, FromWorkerMessage, Guest, GuestCall, WorkerFault, WorkerFrameError};
 
 use super::{Bridge, BridgeState, ReplyWaiter};
 use crate::guest::lock;
