@@ -7,7 +7,7 @@ use alknet_call::{CallError, CallOptions, ErrorCode, OperationType};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::caller::NodeCaller;
+use super::caller::{NodeCaller, is_unknown_operation};
 use super::dial::CliDialer;
 use super::node_book::check_name;
 use super::target::{NodeArgs, NodeNames, NodeRoute};
@@ -15,6 +15,9 @@ use super::{CommandError, CommandExit, batch, output};
 
 /// Longest input read from a file or standard input: what a call may carry at most.
 const INPUT_BYTES_MAX: u64 = 64 << 20;
+
+/// Least similarity (Jaro-Winkler) at which an operation is offered for another name.
+const SIMILAR_MIN: f64 = 0.85;
 
 /// Arguments of `alknet call`.
 #[derive(Debug, Args)]
@@ -187,7 +190,13 @@ impl CliCallRequest {
             Ok(_) => node.call_retrying(operation, input, self.options()).await,
             // The node may serve what it does not list, such as to this key alone.
             Err(error) if error.code == ErrorCode::NotFound => {
-                node.call_with(operation, input, self.options()).await
+                let answer = node.call_with(operation, input, self.options()).await;
+                match answer {
+                    Err(error) if is_unknown_operation(&error, operation) => {
+                        return Err(unknown_operation(node, operation, error).await);
+                    }
+                    answer => answer,
+                }
             }
             Err(error) => Err(error),
         };
@@ -244,6 +253,29 @@ impl CliCallRequest {
             ..CallOptions::default()
         }
     }
+}
+
+/// The error for an operation that the node does not have for this key, with the one that was probably meant.
+async fn unknown_operation(node: &NodeCaller, operation: &str, error: CallError) -> CommandError {
+    let mut failure = call_error(error);
+    let listed = node.operations().await.unwrap_or_default();
+    let names = listed.iter().map(|listed| listed.name.as_str());
+    let meant = match nearest_operation(names, operation) {
+        Some(name) => format!("did you mean '{}'? ", output::one_line(name)),
+        None => String::new(),
+    };
+    failure.message = format!(
+        "there is no operation '{operation}'; {meant}'alknet ops list' lists those that you may call"
+    );
+    failure
+}
+
+/// The name that is most like `operation`, if it is like it at all.
+fn nearest_operation<'n>(names: impl Iterator<Item = &'n str>, operation: &str) -> Option<&'n str> {
+    let likeness = |name: &'n str| (strsim::jaro_winkler(name, operation), name);
+    let near = names.map(likeness).filter(|near| near.0 > SIMILAR_MIN);
+    near.max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
 }
 
 /// Prints what a node answers, by name where there are several.
@@ -446,6 +478,15 @@ mod tests {
             let refused = words(line).expect_err(line);
             assert_eq!(refused.exit, CommandExit::Usage, "{line}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_mistyped_operation_is_like_the_one_that_was_meant() {
+        let nearest =
+            |word| nearest_operation(["node/info", "node/log", "ops/list"].into_iter(), word);
+        assert_eq!(nearest("node/ifno"), Some("node/info"));
+        assert_eq!(nearest("nodes/info"), Some("node/info"));
+        assert_eq!(nearest("tensor/put"), None);
     }
 
     #[test]

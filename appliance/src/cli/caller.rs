@@ -15,6 +15,8 @@ use super::target::NodeRoute;
 const ATTACHED: &str = "services/list-peers";
 /// What a hub answers about the peers that have enrolled.
 const ENROLLED: &str = "hub/peers";
+/// What the names of the operations begin with that only hubs have.
+const OF_HUBS: &str = "hub/";
 /// What every hub serves to each of its callers.
 const WHOAMI: &str = "hub/whoami";
 
@@ -179,7 +181,9 @@ impl NodeCaller {
 
     async fn explain(&self, operation: &str, error: CallError) -> CallError {
         let Some((hub, peer)) = &self.behind else {
-            return error;
+            return self
+                .explain_hub(operation.trim_start_matches('/'), error)
+                .await;
         };
         // Only this answer is ambiguous: it may mean the hub's table, the peer or the operation.
         if error.code != ErrorCode::NotFound {
@@ -198,6 +202,21 @@ impl NodeCaller {
         peers.explain(hub, peer, operation.trim_start_matches('/'), error)
     }
 
+    /// A node that is no hub has no operation of a hub, and says no more than that.
+    async fn explain_hub(&self, operation: &str, error: CallError) -> CallError {
+        let is_missing = operation.starts_with(OF_HUBS) && is_unknown_operation(&error, operation);
+        if !is_missing || operation == WHOAMI {
+            return error;
+        }
+        let asked = self.connection.call(WHOAMI, &Value::Null).await;
+        match asked {
+            Err(answer) if answer.code == ErrorCode::NotFound => {
+                CallError::new(ErrorCode::NotFound, NO_HUB)
+            }
+            _ => error,
+        }
+    }
+
     /// The attached peers of the hub, with what this key may call there.
     async fn attached(&self) -> Result<Vec<AttachedPeerRow>, CallError> {
         let input = json!({});
@@ -212,6 +231,15 @@ impl NodeCaller {
         let answer: PeerRows<EnrolledPeerRow> = answer.parse().ok()?;
         Some(answer.peers)
     }
+}
+
+/// What a user reads for the operation of a hub at another node.
+const NO_HUB: &str =
+    "this node is no hub: '[hub] enabled = true' in its configuration makes it one";
+
+/// Whether the node answered that it has no such operation. `operation` has no slash in front.
+pub(crate) fn is_unknown_operation(error: &CallError, operation: &str) -> bool {
+    error.code == ErrorCode::NotFound && error.message == CallError::not_found(operation).message
 }
 
 /// The events of a subscription. Ends after its first error; dropping it aborts.
@@ -341,8 +369,7 @@ impl HubPeers {
             (None, None) if says_why(&error) => error.message,
             (None, None) => {
                 // The protocol's own text blames the operation, which may be there.
-                let own = CallError::not_found(operation).message;
-                let said = match error.message == own {
+                let said = match is_unknown_operation(&error, operation) {
                     true => String::new(),
                     false => format!("; the answer was: {}", error.message),
                 };

@@ -70,7 +70,7 @@ pub(crate) struct ApplyArgs {
 pub(crate) struct ConfigShowArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// Show what the next start uses, in the place of what is in force.
+    /// Show what the next start uses, in the place of what is in force. A node without --config keeps nothing for it.
     #[arg(long)]
     next: bool,
 }
@@ -102,8 +102,19 @@ fn shown(answer: &Value) -> Vec<String> {
         answer["generation"],
         text(&answer["source"])
     )];
+    // A node of an earlier version does not say whether it keeps documents.
+    let waiting = match answer["keeps"] == false {
+        true => {
+            lines.push(
+                "# this node was started without --config: its next start uses nothing that was applied"
+                    .to_owned(),
+            );
+            "applied without effect are"
+        }
+        false => "the next start uses other values of",
+    };
     for (name, what) in [
-        ("restart_required", "the next start uses other values of"),
+        ("restart_required", waiting),
         ("withheld", "secrets are withheld at"),
     ] {
         let paths = texts(&answer[name]);
@@ -234,16 +245,24 @@ fn lines(answer: &Value) -> Vec<String> {
             lines.push(format!("{what}: {}", ids.join(", ")));
         }
     }
-    let waiting = texts(&answer["restart_required"]);
-    if !waiting.is_empty() {
-        lines.push(format!("from the next start: {}", waiting.join(", ")));
+    let waiting = texts(&answer["restart_required"]).join(", ");
+    let why = answer["kept_error"].as_str();
+    if !waiting.is_empty() && why.is_none() {
+        lines.push(format!("from the next start: {waiting}"));
     }
     for warning in answer["warnings"].as_array().into_iter().flatten() {
         let (id, what) = (text(&warning["id"]), text(&warning["what"]));
         lines.push(format!("warning: {id}: {what}"));
     }
-    if let Some(why) = answer["kept_error"].as_str() {
-        lines.push(format!("not kept for the next start: {why}"));
+    // What counts from the next start has no effect if that start does not use it.
+    match why {
+        Some(why) if waiting.is_empty() => {
+            lines.push(format!("not kept for the next start: {why}"));
+        }
+        Some(why) => lines.push(format!(
+            "not kept for the next start, and so without effect: {waiting}: {why}"
+        )),
+        None => {}
     }
     lines
 }
@@ -271,11 +290,13 @@ mod tests {
                 "generation 4 is in force",
                 "new: a, b",
                 "gone: c",
-                "from the next start: listen.port",
                 "warning: edge: nothing asks",
-                "not kept for the next start: the disk is full",
+                "not kept for the next start, and so without effect: listen.port: the disk is full",
             ]
         );
+        let mut kept = answer;
+        kept["kept_error"] = Value::Null;
+        assert_eq!(lines(&kept)[3], "from the next start: listen.port");
     }
 
     #[test]
@@ -293,6 +314,15 @@ mod tests {
                 "",
                 "[listen]",
                 "port = 443",
+            ]
+        );
+        let mut unkept = answer;
+        unkept["keeps"] = false.into();
+        assert_eq!(
+            shown(&unkept)[1..3],
+            [
+                "# this node was started without --config: its next start uses nothing that was applied",
+                "# applied without effect are listen.port",
             ]
         );
     }

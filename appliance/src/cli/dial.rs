@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alknet_call::{ALPN, CallClient, CallConnection};
+use alknet_call::{ALPN, CallClient, CallConnection, ErrorCode};
 use alknet_core::{Carriage, Connection, PeerAddr};
 use alknet_endpoint::{EndpointDialError, EndpointDialer};
 use alknet_tls::NodeKey;
@@ -171,7 +171,15 @@ pub(crate) fn reached(
     args: &DialArgs,
     work: impl AsyncFnOnce(&NodeCaller) -> Result<CommandExit, CommandError>,
 ) -> Result<CommandExit, CommandError> {
-    CliDialer::new(args)?.run(async |dialer| dialer.reached(route, work).await)
+    let is_new = !args.anonymous && !args.state.has_key();
+    let result = CliDialer::new(args)?.run(async |dialer| dialer.reached(route, work).await);
+    result.map_err(|mut error| {
+        // The node did not know the key: the user may have meant another one.
+        if !args.anonymous && error.code == ErrorCode::Unauthenticated.name() {
+            error.further.extend(args.state.unknown_key(is_new));
+        }
+        error
+    })
 }
 
 /// What comes of `work`, if it comes in time.

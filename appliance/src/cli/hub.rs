@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use alknet_call::{CallError, ErrorCode};
 use alknet_core::PeerId;
 use alknet_hub::PeerLabel;
 use alknet_init::console::{Charset, qr_code};
@@ -9,7 +10,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::call_error;
-use super::query::{ask, list, show_row, text};
+use super::caller::NodeCaller;
+use super::node_book::name_list;
+use super::query::{ask, ask_or_explain, list, show_row, text};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, duration, output};
@@ -185,7 +188,8 @@ pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError
             let input = json!({
                 "peer": peer, "name": name, "unset": unset, "set": map(&labels),
             });
-            change(&node, "hub/peers/label", &input, json)
+            let of_label = ("hub/peers/label", &input);
+            ask_or_explain(&node, of_label, json, changed, with_peers)
         }
         HubVerb::Show(row) => {
             let (node, peer) = row.arranged()?;
@@ -202,12 +206,38 @@ fn change(
     input: &Value,
     json: bool,
 ) -> Result<CommandExit, CommandError> {
-    let told = |answer: &Value| {
-        let id = text(&answer["peer_id"]);
-        let name = answer["name"].as_str().filter(|name| *name != id);
-        vec![name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}"))]
-    };
-    ask(node, operation, input, json, told)
+    ask(node, operation, input, json, changed)
+}
+
+/// The peer that was enrolled or changed.
+fn changed(answer: &Value) -> Vec<String> {
+    let id = text(&answer["peer_id"]);
+    let name = answer["name"].as_str().filter(|name| *name != id);
+    vec![name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}"))]
+}
+
+/// The error of a hub. If the hub has no such peer, the error names the peers that have enrolled.
+async fn with_peers(hub: &NodeCaller, error: CallError) -> CommandError {
+    let is_unknown = error.code == ErrorCode::NotFound;
+    let mut failure = call_error(error);
+    if is_unknown && let Ok(listed) = hub.call(LIST, &Value::Null).await {
+        failure.message.push_str(&enrolled(listed.value()));
+    }
+    failure
+}
+
+/// The peers of a list that an administrator has not removed, as the end of an error.
+fn enrolled(answer: &Value) -> String {
+    let peers = answer["peers"].as_array().into_iter().flatten();
+    let there = peers.filter(|peer| peer["state"] != "removed");
+    let names: Vec<_> = there.map(|peer| text(&peer["name"])).collect();
+    match names.is_empty() {
+        true => "; no peer has enrolled".to_owned(),
+        false => {
+            let names = name_list(names.into_iter());
+            format!("; enrolled are {}", output::one_line(&names))
+        }
+    }
 }
 
 fn remove(args: RemovePeerArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -219,7 +249,8 @@ fn remove(args: RemovePeerArgs, json: bool) -> Result<CommandExit, CommandError>
     }
     let at = node.route()?.as_argument();
     let told = |answer: &Value| removed(answer, args.close_invitations, &at);
-    ask(&node, "hub/peers/remove", &input, json, told)
+    let of_remove = ("hub/peers/remove", &input);
+    ask_or_explain(&node, of_remove, json, told, with_peers)
 }
 
 /// What is said of a removal. `closes_all`: the command closed every invitation that its caller may close; `at`: the hub
@@ -400,6 +431,16 @@ mod tests {
         assert_eq!(said, ["p1"]);
         let lie = json!({ "peer_id": "p1; reboot", "closed": [], "open": [{}] });
         assert!(!removed(&lie, false, "attic").concat().contains("remove"));
+    }
+
+    #[test]
+    fn an_unknown_peer_gets_the_names_of_those_that_enrolled() {
+        let peers = json!({ "peers": [
+            { "name": "hall", "state": "offline" }, { "name": "cellar", "state": "removed" },
+            { "name": "kitchen", "state": "ready" },
+        ] });
+        assert_eq!(enrolled(&peers), "; enrolled are hall, kitchen");
+        assert_eq!(enrolled(&json!({ "peers": [] })), "; no peer has enrolled");
     }
 
     #[test]

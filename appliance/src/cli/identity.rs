@@ -58,6 +58,35 @@ impl StateArgs {
         let (key, _made) = NodeKey::load_or_create(&path).map_err(CommandError::local)?;
         Ok(key)
     }
+
+    /// Whether there is a key already. Makes nothing.
+    pub(crate) fn has_key(&self) -> bool {
+        let dir = self.state.clone().map_or_else(default_dir, Ok);
+        dir.is_ok_and(|dir| dir.join(KEY_FILE).exists())
+    }
+
+    /// What to say of the key that this command showed to a node that does not know it. `is_new`: this command made it.
+    pub(crate) fn unknown_key(&self, is_new: bool) -> Option<String> {
+        let used = self.state.clone().map_or_else(default_dir, Ok).ok()?;
+        let default = default_dir().ok();
+        unknown_key(&used, default.as_deref(), is_new)
+    }
+}
+
+/// The same where the state is in `used`, and would be in `default` without `--state`.
+fn unknown_key(used: &Path, default: Option<&Path>, is_new: bool) -> Option<String> {
+    let shown = used.display();
+    if is_new {
+        return Some(format!(
+            "This command made the key, in {shown}, so that no node knows it yet. If your key is in another \
+             directory, name that one with --state"
+        ));
+    }
+    let key = |dir: &Path| NodeKey::load(&dir.join(KEY_FILE)).ok().flatten();
+    let (own, other) = (key(used)?.public(), key(default?)?.public());
+    (own != other).then(|| {
+        format!("The key is the one in {shown}; without --state it is another one, which the node may know")
+    })
 }
 
 /// Refuses a file or folder that another user of this computer can have written: what it says of a node and of its
@@ -122,6 +151,29 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_key_that_no_node_knows_is_explained() {
+        let (used, default) = (
+            tempfile::tempdir().expect("a temporary directory"),
+            tempfile::tempdir().expect("a temporary directory"),
+        );
+        let state = StateArgs {
+            state: Some(used.path().to_owned()),
+        };
+        assert!(!state.has_key());
+        state.key().expect("a writable directory");
+        assert!(state.has_key());
+        let said = |is_new| unknown_key(used.path(), Some(default.path()), is_new);
+        assert!(said(true).is_some_and(|text| text.contains("made the key")));
+        assert_eq!(said(false), None);
+        let other = StateArgs {
+            state: Some(default.path().to_owned()),
+        };
+        other.key().expect("a writable directory");
+        assert!(said(false).is_some_and(|text| text.contains("without --state")));
+        assert_eq!(unknown_key(used.path(), Some(used.path()), false), None);
+    }
 
     #[test]
     fn what_another_user_can_have_written_is_refused() {

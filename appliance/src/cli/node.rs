@@ -91,6 +91,12 @@ pub(crate) fn run(verb: NodeVerb, json: bool) -> Result<CommandExit, CommandErro
         }
         NodeVerb::Show { name, state } => show(name.as_deref(), &state, json),
         NodeVerb::Use(args) => {
+            if let Some(address) = args.name.as_deref().filter(|name| is_address(name)) {
+                let text = format!(
+                    "'{address}' is no name: give it a name by 'alknet node add NAME {address}', and use that"
+                );
+                return Err(CommandError::usage(text));
+            }
             let dir = args.state.dir()?;
             NodeBook::change(&dir, |book| book.set_default(args.name.as_deref()))?;
             let text = match &args.name {
@@ -100,6 +106,11 @@ pub(crate) fn run(verb: NodeVerb, json: bool) -> Result<CommandExit, CommandErro
             said(&json!({ "default": args.name }), &text, json)
         }
     }
+}
+
+/// Whether a word says where a node is. No name has one of these characters.
+fn is_address(word: &str) -> bool {
+    word.contains(['@', ':', '.'])
 }
 
 fn add(args: &NodeAddArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -300,6 +311,10 @@ mod tests {
             let refused = node(dir, bad).expect_err(bad);
             assert_eq!(refused.exit, CommandExit::Usage, "{bad}: {refused}");
         }
+        let address = node(dir, "use 192.0.2.7:443")
+            .expect_err("an address")
+            .message;
+        assert!(address.contains("'alknet node add NAME 192.0.2.7:443'"));
         let mistyped = node(dir, "add edge atic")
             .expect_err("no such node")
             .message;

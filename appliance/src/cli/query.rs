@@ -1,8 +1,10 @@
 //! What verbs share that ask a node one thing and print what it answers.
 
+use alknet_call::CallError;
 use serde_json::Value;
 
 use super::call::call_error;
+use super::caller::NodeCaller;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 
@@ -14,8 +16,24 @@ pub(super) fn ask(
     json: bool,
     lines: impl Fn(&Value) -> Vec<String>,
 ) -> Result<CommandExit, CommandError> {
+    ask_or_explain(node, (operation, input), json, lines, async |_, error| {
+        call_error(error)
+    })
+}
+
+/// The same, with an error that `explain` makes of the node's.
+pub(super) fn ask_or_explain(
+    node: &NodeArgs,
+    (operation, input): (&str, &Value),
+    json: bool,
+    lines: impl Fn(&Value) -> Vec<String>,
+    explain: impl AsyncFnOnce(&NodeCaller, CallError) -> CommandError,
+) -> Result<CommandExit, CommandError> {
     node.reached(async |node| {
-        let answer = node.call(operation, input).await.map_err(call_error)?;
+        let answer = match node.call(operation, input).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(explain(node, error).await),
+        };
         if json {
             output::json_line(answer.value())?;
         } else {

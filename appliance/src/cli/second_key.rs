@@ -3,15 +3,18 @@
 //! The node's rule stays: a proposal is reviewed by another peer than its author. The command makes that peer, a second
 //! key of the administrator, and decides by it. Where another peer may review, it refuses: then two persons decide.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use alknet_core::PeerId;
+use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
 use super::caller::NodeCaller;
 use super::dial::CliDialer;
+use super::identity::KEY_FILE;
 use super::promotion::ask;
-use super::review::{SCOPE, has_key, names, reviewers, second_key_dir};
+use super::review::{SCOPE, has_key, names, options, reviewers, second_key_dir};
 use super::target::NodeRoute;
 use super::{CommandError, CommandExit, DialArgs, StateArgs};
 
@@ -25,7 +28,7 @@ const REASON: &str = "decided by a second key of the author's administrator";
 /// The second key of a user.
 #[derive(Debug)]
 pub(super) struct SecondKey {
-    state: StateArgs,
+    dir: PathBuf,
 }
 
 impl SecondKey {
@@ -57,9 +60,7 @@ impl SecondKey {
                 "the second key has a directory of its own: name another one",
             ));
         }
-        Ok(Self {
-            state: StateArgs { state: Some(dir) },
-        })
+        Ok(Self { dir })
     }
 
     /// Decides by `input`, the input of `ops/promote`. `node` is reached by the first key.
@@ -76,22 +77,31 @@ impl SecondKey {
         let proposal = ask(node, dial, "ops/proposals", &json!({ "id": input["id"] })).await?;
         let author = proposal["proposal"]["author"].as_str().unwrap_or_default();
         let listed = ask(node, dial, "peer/list", &Value::Null).await?;
-        let key = self.state.key()?;
-        let public = key.public().to_string();
+        // The key is made behind this check: a refusal leaves nothing behind.
+        let known = NodeKey::load(&self.dir.join(KEY_FILE)).map_err(CommandError::local)?;
+        let known = known.map(|key| key.public().to_string());
         let (own, others): (Vec<_>, Vec<_>) = reviewers(&listed, author)
             .into_iter()
-            .partition(|peer| has_key(peer, &public));
+            .partition(|peer| known.as_deref().is_some_and(|key| has_key(peer, key)));
         if !others.is_empty() {
-            let text = format!(
-                "{} may review this: --second-key is for an administrator who is alone",
-                names(&others)
-            );
-            return Err(CommandError::new(CommandExit::Denied, "FORBIDDEN", text));
+            return Err(not_alone(&others, &route.as_argument(), &options(dial)?));
         }
-        if own.is_empty() {
-            let peer =
-                json!({ "peer_id": free_name(&listed)?, "keys": [public], "scopes": [SCOPE] });
-            ask(node, dial, "peer/add", &peer).await?;
+        let new_name = own.is_empty().then(|| free_name(&listed)).transpose()?;
+        let had_dir = self.dir.exists();
+        let state = StateArgs {
+            state: Some(self.dir.clone()),
+        };
+        let key = state.key()?;
+        if let Some(name) = new_name {
+            let public = key.public().to_string();
+            let peer = json!({ "peer_id": name, "keys": [public], "scopes": [SCOPE] });
+            if let Err(error) = ask(node, dial, "peer/add", &peer).await {
+                // After another error, such as a lost connection, the node may have let the key in.
+                if error.exit == CommandExit::Denied && known.is_none() {
+                    self.forget(had_dir);
+                }
+                return Err(error);
+            }
         }
         let mut input = input.clone();
         if input["reason"] == "" {
@@ -102,6 +112,46 @@ impl SecondKey {
         })
         .await
     }
+
+    /// Removes the key that this command made, and its directory unless that was there before.
+    fn forget(&self, had_dir: bool) {
+        // The refusal is what the user reads. A key that stays is used by the next attempt.
+        fs::remove_file(self.dir.join(KEY_FILE)).ok();
+        if !had_dir {
+            fs::remove_dir(&self.dir).ok();
+        }
+    }
+}
+
+/// The refusal where `others` may review. If earlier runs of this command let all of them in, their keys may be lost:
+/// then the error has the commands that remove them at `node`, with `options`.
+fn not_alone(others: &[&Value], node: &str, options: &str) -> CommandError {
+    let text = format!(
+        "{} may review this: --second-key is for an administrator who is alone",
+        names(others)
+    );
+    let mut refused = CommandError::new(CommandExit::Denied, "FORBIDDEN", text);
+    let made = others.iter().map(|peer| made_here(&peer["peer_id"]));
+    if let Some(made) = made.collect::<Option<Vec<_>>>() {
+        let removals = made
+            .iter()
+            .map(|name| format!("alknet peer remove {node} {name}{options}"));
+        refused.further.push(
+            "If that is a second key of yours that you do not have here any more, remove it, and promote again:"
+                .to_owned(),
+        );
+        refused.further.extend(removals);
+    }
+    refused
+}
+
+/// The name of a peer, if it is one under which this command lets a second key in.
+fn made_here(name: &Value) -> Option<&str> {
+    let name = name.as_str()?;
+    let number = name.strip_prefix(NAME)?;
+    let is_number = |digits: &str| digits.parse().is_ok_and(|n: u32| n <= NAMES_TRIED_MAX);
+    let is_ours = number.is_empty() || number.strip_prefix('-').is_some_and(is_number);
+    is_ours.then_some(name)
 }
 
 /// A name that no peer of the list has.
@@ -142,5 +192,24 @@ mod tests {
             .map(|n| json!({ "peer_id": if n == 1 { NAME.to_owned() } else { format!("{NAME}-{n}") } }))
             .collect();
         assert!(free_name(&json!({ "peers": all })).is_err());
+    }
+
+    #[test]
+    fn a_lost_second_key_can_be_removed() {
+        let (lost, other) = (
+            json!({ "peer_id": "reviewer-2" }),
+            json!({ "peer_id": "ada" }),
+        );
+        let refused = not_alone(&[&lost], "attic", " --state here");
+        assert!(refused.message.starts_with("'reviewer-2' may review this"));
+        assert_eq!(
+            refused.further.last().map(String::as_str),
+            Some("alknet peer remove attic reviewer-2 --state here")
+        );
+        // While another person may review, a removal changes nothing.
+        assert!(not_alone(&[&lost, &other], "attic", "").further.is_empty());
+        for odd in ["reviewers", "reviewer-x; reboot", "reviewer-100"] {
+            assert_eq!(made_here(&json!(odd)), None, "{odd}");
+        }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) fn operation(people: IdentityServices, facts: SharedFacts) -> Registr
             "source": text,
             "restart_required": texts,
             "withheld": texts,
+            "keeps": { "type": "boolean", "description":
+                "Whether the node keeps an applied document for its next start; without --config it does not" },
             "document": { "type": "string", "description": "The configuration as TOML" },
             "config": { "type": "object", "description": "The same as JSON" },
         }
@@ -74,6 +76,7 @@ fn shown(
         "source": facts::config_source(&current, facts),
         "restart_required": current.restart_required,
         "withheld": shown.withheld,
+        "keeps": people.reloader.keeps(),
         "document": document,
         "config": config,
     }))
@@ -120,6 +123,7 @@ mod tests {
             assert_eq!(answer["generation"], 2);
             assert_eq!(answer["restart_required"], json!(["listen.port"]));
             assert_eq!(answer["config"]["log"]["level"], "debug");
+            assert_eq!(answer["keeps"], false);
         }
         assert_eq!(now["config"]["listen"]["port"], 4433);
         assert_eq!(next["config"]["listen"]["port"], 8443);

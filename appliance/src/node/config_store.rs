@@ -21,6 +21,9 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(10);
 const ROOT: u32 = 0;
 /// Write permission of all users, in the mode of a folder.
 const EVERYONE_WRITES: u32 = 0o002;
+/// Why a node keeps no document, if it was started without a file.
+const NO_FILE: &str =
+    "this node was started without a configuration file: start it with --config FILE";
 /// Permissions of the last good copy. A document can have the codes of invitations.
 const LAST_GOOD_MODE: u32 = 0o600;
 
@@ -60,11 +63,13 @@ impl ConfigStore {
                 replace(path, document).and_then(|()| self.keep_last_good(document))
             }
             ConfigLocation::Init(init) => init.keep(document).await,
-            ConfigLocation::Nowhere => Err(
-                "this node was started without a configuration file: start it with --config FILE"
-                    .to_owned(),
-            ),
+            ConfigLocation::Nowhere => Err(NO_FILE.to_owned()),
         }
+    }
+
+    /// Why this node keeps no document at all. `None` if it has a place for one.
+    pub(crate) fn refusal(&self) -> Option<&'static str> {
+        matches!(self.0, ConfigLocation::Nowhere).then_some(NO_FILE)
     }
 
     /// Stores a copy of the document in force, for a start that finds the file damaged. PID 1 keeps

@@ -21,6 +21,8 @@ use crate::credentials::CredentialFolder;
 
 /// Name of the file that a serving node leaves for `alknet status`.
 const SERVE_FILE: &str = "serve.json";
+/// Close code and reason of the connections that are open when the node stops.
+const STOPS: (CloseCode, &str) = (CloseCode::Shutdown, "shutting down");
 /// Time that running calls get after the node was asked to stop.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
@@ -159,8 +161,12 @@ pub(crate) fn serve(
             stopping(activity);
         }
         Ok(tokio::select! {
-            () = node.drain(DRAIN, (CloseCode::Shutdown, "shutting down")) => CommandExit::Ok,
-            () = signals.stop() => CommandExit::Aborted,
+            () = node.drain(DRAIN, STOPS) => CommandExit::Ok,
+            () = signals.stop() => {
+                // Over UDP a client whose connection is not closed would wait until its own time is over.
+                node.server.end_now(STOPS).await;
+                CommandExit::Aborted
+            }
         })
     });
     if matches!(ended, Ok(CommandExit::Aborted)) {

@@ -488,7 +488,7 @@ impl PeerAdmin {
     async fn stored(&self, name: &str) -> Result<PeerEntry, CallError> {
         let identities = &self.people.identities;
         let unknown = || {
-            let message = "there is no such peer; see peer/list";
+            let message = "there is no such peer; 'alknet peer list' shows the peers";
             CallError::new(ErrorCode::NotFound, message)
         };
         let id = identities.by_name(name).ok_or_else(unknown)?;
@@ -531,7 +531,7 @@ fn was_removed(peer: &PeerEntry) -> bool {
 /// Why no peer is added under the name of this one, and what to do.
 fn taken(id: &PeerId, known: Option<&PeerEntry>) -> String {
     let Some(removed) = known.filter(|peer| was_removed(peer)) else {
-        return format!("there is a peer '{id}' already: change it with peer/set");
+        return format!("there is a peer '{id}' already: change it with 'alknet peer set'");
     };
     // The node never forgets one that enrolled.
     let forget = match removed.labels.contains_key(ROLE_LABEL) {

@@ -89,7 +89,7 @@ impl Reloader {
             return Ok(ReloadOutcome {
                 applied,
                 kept: false,
-                kept_error: None,
+                kept_error: self.store.refusal().map(str::to_owned),
             });
         }
         // The document is in force, so problems of an earlier one are over.
@@ -138,6 +138,11 @@ impl Reloader {
             Err(error) => tracing::warn!("{error}"),
             Ok(_) => {}
         }
+    }
+
+    /// Whether the node has a place for the documents that administrators apply.
+    pub(crate) fn keeps(&self) -> bool {
+        self.store.refusal().is_none()
     }
 
     /// The configuration in force.
@@ -411,9 +416,17 @@ mod tests {
         let document = peer(1);
         let source = ConfigSource::Operation("admin".to_owned());
         let change = ConfigChange::of_owner(document.as_bytes(), source);
+        let trial = ConfigChange {
+            dry_run: true,
+            ..change.clone()
+        };
+        let tried = reloader.apply(&trial).await;
+        let tried = tried.expect("a correct document");
+        assert!(tried.kept_error.is_some() && !knows(&identities, 1));
         let outcome = reloader.apply(&change).await;
         let outcome = outcome.expect("a correct document");
         assert!(!outcome.kept && outcome.kept_error.is_some() && knows(&identities, 1));
+        assert!(!reloader.keeps());
         reloader.read_again(ConfigSource::Signal).await;
         assert!(knows(&identities, 1));
     }

@@ -383,7 +383,8 @@ pub(crate) fn revoke(people: IdentityServices) -> Registration {
             let TokenRevokeInput { key_id } = input.parse()?;
             let revoked = people.identities.revoke_token(key_id).await;
             if !revoked.map_err(refused)? {
-                let message = format!("there is no token '{key_id}'; see token/list");
+                let message =
+                    format!("there is no token '{key_id}'; 'alknet token list' shows the tokens");
                 return Err(CallError::new(ErrorCode::NotFound, message));
             }
             tracing::info!(by = who.id.as_str(), %key_id, "token.revoke");

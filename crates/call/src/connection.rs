@@ -22,7 +22,7 @@ use crate::backpressure::{RequesterSource, UnreadBytes, UnreadQuota};
 use crate::call_stream::{self, CallStream, StreamEnd};
 use crate::context::ConnInfo;
 use crate::dispatcher::{Dispatcher, DispatcherCounters};
-use crate::envelope::{CreditPayload, Envelope, EventKind};
+use crate::envelope::{CreditPayload, Envelope, EventKind, GoawayPayload};
 use crate::error::CallError;
 use crate::frame::FrameBody;
 use crate::inbound::Inbound;
@@ -63,6 +63,8 @@ pub(crate) struct CallConnectionState {
     drain: CancellationToken,
     goaway_sent: AtomicBool,
     goaway_received: AtomicBool,
+    /// Whether the peer asked for no more requests because it stops.
+    peer_stops: AtomicBool,
     peer_mixed: AtomicBool,
     /// Whether the peer knows that this side takes mixed frames.
     announced_mixed: AtomicBool,
@@ -168,6 +170,7 @@ impl CallConnectionState {
             drain: CancellationToken::new(),
             goaway_sent: AtomicBool::new(false),
             goaway_received: AtomicBool::new(false),
+            peer_stops: AtomicBool::new(false),
             peer_mixed: AtomicBool::new(false),
             announced_mixed: AtomicBool::new(false),
             // The default holds until the peer announces its own in `services/list`.
@@ -376,6 +379,10 @@ impl CallConnectionState {
             EventKind::Aborted if self.inbound.abort(&event.id) => {}
             EventKind::Credit => self.credit(&event),
             EventKind::Goaway => {
+                // The only other reason of the protocol is a newer connection of this side.
+                let payload = event.members::<GoawayPayload<'_>>();
+                let stops = payload.is_ok_and(|payload| payload.reason != SUPERSEDED);
+                self.peer_stops.store(stops, Ordering::Release);
                 self.goaway_received.store(true, Ordering::Release);
                 // The peer announced that it takes no new requests: routing must stop choosing it.
                 self.life.apply(PeerEvent::Goaway);

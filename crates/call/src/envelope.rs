@@ -244,6 +244,13 @@ pub(crate) struct Response<'a> {
     pub(crate) cursor: Option<&'a RawValue>,
 }
 
+/// Payload of `call.goaway`, as far as this side reads it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct GoawayPayload<'a> {
+    #[serde(default, borrow)]
+    pub(crate) reason: Cow<'a, str>,
+}
+
 /// Payload of `call.credit`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct CreditPayload {

@@ -37,6 +37,9 @@ const EXPIRY_CHECK: Duration = Duration::from_secs(10);
 /// Time for close frames to leave after the drain deadline.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// The same where the server ends at once: time for handlers to end, and again for close frames to leave.
+const HASTY_GOODBYE: Duration = Duration::from_millis(100);
+
 /// The addresses, the port, the limits and the TLS settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -298,28 +301,47 @@ impl EndpointServer {
         why: (CloseCode, &'static str),
     ) -> DrainSummary {
         let until = tokio::time::Instant::now() + deadline;
-        self.shared.stop.send_replace(true);
-        // QUIC takes no first packet from now on. TCP and iroh end their loops by the `stop` channel.
-        for endpoint in &self.endpoints {
-            endpoint.set_server_config(None);
-        }
+        self.stop_accepting();
         let live = &self.shared.live;
         let open = live.len();
         let drained = join_all(self.shared.registry.handlers().map(|h| h.drain()));
         let _ = timeout_at(until, drained).await;
         let _ = timeout_at(until, live.empty()).await;
-        let cut = live.end_all(why);
-        // Handlers get a moment to see the end and to send their last bytes before the endpoints close.
-        let _ = timeout(GOODBYE, live.empty()).await;
-        self.close(why);
-        let idle = join_all(self.endpoints.iter().map(quinn::Endpoint::wait_idle));
-        let iroh = join_all(self.iroh.iter().map(::iroh::Endpoint::close));
-        let _ = timeout(GOODBYE, join(idle, iroh)).await;
+        let cut = self.end_all(why, GOODBYE).await;
         DrainSummary {
             // Handshakes that finished meanwhile added connections, so that more may be cut than were open.
             finished: open.saturating_sub(cut),
             cut,
         }
+    }
+
+    /// Closes every connection with `why`, and waits for no handler's work. Returns once the peers were notified, or
+    /// after 200 ms. May be called while a drain runs or after a caller gave the drain up.
+    pub async fn end_now(&self, why: (CloseCode, &'static str)) {
+        self.stop_accepting();
+        self.end_all(why, HASTY_GOODBYE).await;
+    }
+
+    /// QUIC takes no first packet from now on. TCP and iroh end their loops by the `stop` channel.
+    fn stop_accepting(&self) {
+        self.shared.stop.send_replace(true);
+        for endpoint in &self.endpoints {
+            endpoint.set_server_config(None);
+        }
+    }
+
+    /// Ends every connection and endpoint. Handlers, and then the close frames, get the time `goodbye`. Returns the
+    /// number of connections that were open.
+    async fn end_all(&self, why: (CloseCode, &'static str), goodbye: Duration) -> usize {
+        let live = &self.shared.live;
+        let cut = live.end_all(why);
+        // Handlers get a moment to see the end and to send their last bytes before the endpoints close.
+        let _ = timeout(goodbye, live.empty()).await;
+        self.close(why);
+        let idle = join_all(self.endpoints.iter().map(quinn::Endpoint::wait_idle));
+        let iroh = join_all(self.iroh.iter().map(::iroh::Endpoint::close));
+        let _ = timeout(goodbye, join(idle, iroh)).await;
+        cut
     }
 
     fn close(&self, (code, why): (CloseCode, &'static str)) {

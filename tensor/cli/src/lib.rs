@@ -359,9 +359,9 @@ fn change_line(change: &DiffChange) -> String {
 fn table(listing: &ContainerListing, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(
         out,
-        "level {}, {} tensors, {} bytes, {} of them header",
+        "level {}, {}, {} bytes, {} of them header",
         listing.level,
-        listing.tensors.len(),
+        tensor_count(listing.tensors.len() as u64),
         listing.file_len,
         listing.header_len
     )?;
@@ -405,9 +405,19 @@ fn report_json(report: &VerifyReport) -> serde_json::Value {
 fn report_line(report: &VerifyReport) -> String {
     let verdict = if report.is_good() { "good" } else { "not good" };
     format!(
-        "{verdict}: {} hashes held against {} bytes, {} tensors without a hash",
-        report.hashes, report.bytes, report.unhashed
+        "{verdict}: {} hashes held against {} bytes, {} without a hash",
+        report.hashes,
+        report.bytes,
+        tensor_count(report.unhashed)
     )
+}
+
+/// A number of tensors, in words.
+fn tensor_count(n: u64) -> String {
+    match n {
+        1 => "1 tensor".to_owned(),
+        n => format!("{n} tensors"),
+    }
 }
 
 /// Standard output, whose errors are recorded apart from those of the file that is read.

@@ -338,6 +338,24 @@ fn an_absent_peer_and_an_unserved_name_give_different_errors() {
     named(admin, &["add", "box", &fleet.worker.target]);
     let no_hub = run(admin, &["status", "box", "--peer", "kitchen"]);
     assert!(message(&no_hub).contains("'box' is no hub"), "{no_hub:?}");
+    let no_hub = run(admin, &["hub", "list", "box"]);
+    assert!(
+        message(&no_hub).contains("this node is no hub"),
+        "{no_hub:?}"
+    );
+    // A hub names the peers that it has.
+    let unknown = run(admin, &["hub", "remove", "attic", "kitchn"]);
+    assert_eq!(unknown.code(), "NOT_FOUND", "{unknown:?}");
+    assert!(
+        message(&unknown).ends_with("; enrolled are kitchen"),
+        "{unknown:?}"
+    );
+    let mistyped = run(admin, &["call", "attic", "node/ifno"]);
+    assert_eq!(mistyped.code(), "NOT_FOUND", "{mistyped:?}");
+    assert!(
+        message(&mistyped).contains("did you mean 'node/info'?"),
+        "{mistyped:?}"
+    );
     run(admin, &["hub", "remove", "attic", "kitchen"]).json();
     peer(&fleet.bench, &fleet.hub, &fleet.id, "removed");
     let said = answers(&fleet.id, &["status"]);

@@ -342,6 +342,15 @@ fn an_internal_operation_says_how_peers_reach_it() {
     pasted(admin, &internal.errors);
     assert_eq!(admin.call(at, "js/one", &json!(1), &[]).json(), 1);
 
+    // The second key is lost. The refusal says the way out, and makes no other key.
+    let other = bench.path().join("other");
+    let lost = format!("--second-key={}", other.display());
+    let refused = plain(admin, &["ops", "promote", at, id, &lost], &[]);
+    assert_eq!(refused.status, 4, "{refused:?}");
+    let removal = format!("alknet peer remove {at} reviewer");
+    assert!(refused.errors.contains(&removal), "{refused:?}");
+    assert!(!other.exists(), "{refused:?}");
+
     // As soon as another peer may review, two persons decide.
     let rev = bench.user("rev").identity();
     let add = [

@@ -22,6 +22,9 @@ pub(super) const SUPERSEDED: &str = "a newer connection of this peer took over";
 /// Why calls over an ended connection have no answer.
 pub(super) const ENDED: &str = "the connection ended";
 
+/// The same where the peer had announced that it stops.
+const STOPPED: &str = "the connection ended because the node stopped; call again once it runs";
+
 impl CallConnectionState {
     /// A newer connection of the same peer took over: running calls may finish within `SUPERSEDED_DRAIN`. The
     /// endpoint drains a peer's oldest connection in the same way where the peer has too many. Of the two, the one
@@ -46,8 +49,17 @@ impl CallConnectionState {
         self.inbound
             .abort_where(|request| Arc::ptr_eq(request.stream(), stream));
         if badly || !self.connection.is_multi() || self.has_received_goaway() {
-            self.outbound
-                .fail_where(|on| Arc::ptr_eq(on, stream), "the stream ended");
+            let why = self.why_ended("the stream ended");
+            self.outbound.fail_where(|on| Arc::ptr_eq(on, stream), why);
+        }
+    }
+
+    /// Why calls have no answer where the peer ended the connection or the stream. `otherwise`: if the peer announced
+    /// nothing.
+    fn why_ended(&self, otherwise: &'static str) -> &'static str {
+        match self.peer_stops.load(Ordering::Acquire) {
+            true => STOPPED,
+            false => otherwise,
         }
     }
 
@@ -221,7 +233,7 @@ impl Drop for EndOnDrop {
         let streams: Vec<_> = streams.iter().filter_map(Weak::upgrade).collect();
         // Unsent events must not look like a connection that ended in order.
         let cut = link.has_outbound() || streams.iter().any(|stream| !stream.out.is_idle());
-        link.outbound.close(ENDED);
+        link.outbound.close(link.why_ended(ENDED));
         streams
             .iter()
             .for_each(|stream| stream.out.kill(StreamCode::Cancelled));

@@ -318,6 +318,51 @@ async fn on_sigterm_it_waits_for_a_running_call() {
     assert_eq!(ended.code(), Some(0));
 }
 
+/// The node is asked to stop twice while clients follow its log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_sigterm_ends_subscriptions_at_once() {
+    let mut served = FileNode::start("");
+    let mut followers = Vec::new();
+    for carriage in [Carriage::Quic, Carriage::Tcp] {
+        let (dialer, connection, client) = served.dial(served.bench.admin(), carriage).await;
+        let mut events = client
+            .subscribe("node/log", &json!({ "last": 1, "follow": true }))
+            .await
+            .expect("the connection is open");
+        let first = timeout(hung(), events.next()).await.expect("in time");
+        first.expect("a record").expect("a record");
+        followers.push((carriage, dialer, connection, client, events));
+    }
+    served.tell_to_end();
+    for (_, _, _, client, _) in &followers {
+        let drains = async {
+            while !client.is_draining() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(hung(), drains).await.expect("it says that it ends");
+    }
+    served.tell_to_end();
+    for (carriage, _dialer, connection, _client, mut events) in followers {
+        let ended = async {
+            loop {
+                if let Err(error) = events.next().await.expect("an error is the last event") {
+                    return error;
+                }
+            }
+        };
+        let error = timeout(hung(), ended).await.expect("in time");
+        assert_eq!(error.code.name(), "UNAVAILABLE", "{error:?}");
+        assert!(error.message.contains("the node stopped"), "{error:?}");
+        let reason = timeout(hung(), connection.closed()).await;
+        // Over TCP the end has no code.
+        let is_told = matches!(reason, Ok(CloseReason::Peer(Some(3), _)));
+        assert!(is_told || carriage == Carriage::Tcp, "{reason:?}");
+    }
+    let ended = served.child.wait().expect("it is our child");
+    assert_eq!(ended.code(), Some(130));
+}
+
 #[test]
 fn a_wrong_file_changes_nothing_until_it_is_right() {
     let mut served = FileNode::start("log.level = \"debug\"\n");
