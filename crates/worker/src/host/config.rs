@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use crate::limits::{
-    ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
+    ABORT_GRACE, DRAIN_MAX, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
     TENANT_WORKERS_PART, UNREAD_MAX, WORKERS_MAX,
 };
 use crate::{Bind, Bytes32, ConfinementLevel, SealedMemfd, WorkerRole};
@@ -42,6 +42,8 @@ pub struct WorkersConfig {
     pub silence: Duration,
     /// Time that a worker has to answer an abort before the host kills it.
     pub abort_grace: Duration,
+    /// Time that a service has to dispose of itself when it is drained.
+    pub drain: Duration,
     /// Time for which a worker may leave descriptors unread; after twice this time the host kills it.
     pub unread: Duration,
 }
@@ -62,6 +64,7 @@ impl WorkersConfig {
             heartbeat: HEARTBEAT_EVERY,
             silence: HEARTBEAT_SILENCE_MAX,
             abort_grace: ABORT_GRACE,
+            drain: DRAIN_MAX,
             unread: UNREAD_MAX,
         }
     }

@@ -16,7 +16,7 @@ use super::stats::StatsCounter;
 use super::supervisor::{self, WorkerSupervisor};
 use super::worker::ReplyTo;
 use super::{CallLimits, DescriptorPlace, DescriptorRoom, WorkerLease, WorkerStats, WorkersConfig};
-use crate::limits::{DRAIN_MAX, OUT_BYTES_MAX};
+use crate::limits::OUT_BYTES_MAX;
 use crate::{
     Bytes32, CallStats, CborBody, FrameBlob, FromWorkerMessage, Sandbox, ToWorkerMessage,
     WorkerCallError, WorkerError, WorkerEvent, WorkerReply, encode,
@@ -115,6 +115,7 @@ struct WorkersInner {
     supervisor: SupervisorHandle,
     calls: AtomicU64,
     stats: Arc<Mutex<StatsCounter>>,
+    drain: std::time::Duration,
 }
 
 /// The handle by which commands reach the supervisor.
@@ -163,14 +164,14 @@ impl Workers {
                 starter.send(SupervisorCommand::Started { worker, born });
             });
         })?;
-        let wake = handle.wake.clone();
+        let (wake, drain) = (handle.wake.clone(), config.drain);
         let supervisor = WorkerSupervisor::new(config, queue, wake, jobs, Arc::clone(&stats))?;
         thread("worker-supervisor", move || supervisor.run())?;
-        let calls = AtomicU64::new(0);
         Ok(Self(Arc::new(WorkersInner {
             supervisor: handle,
-            calls,
+            calls: AtomicU64::new(0),
             stats,
+            drain,
         })))
     }
 
@@ -282,13 +283,13 @@ impl WorkerSession {
         })
     }
 
-    /// Lets a service dispose of itself, within [`DRAIN_MAX`]. The result is what it hands to its successor. The
+    /// Lets a service dispose of itself, within [`WorkersConfig::drain`]. The result is what it hands to its successor. The
     /// session cannot be used after that.
     #[must_use]
     pub fn drain(&self) -> WorkerCall {
         let id = self.workers.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
         let limits = CallLimits {
-            wall: DRAIN_MAX,
+            wall: self.workers.0.drain,
             cpu: None,
             gpu: None,
         };

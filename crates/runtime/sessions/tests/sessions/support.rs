@@ -39,6 +39,7 @@ pub(crate) fn workers() -> Workers {
     if !is_campaign() {
         config.abort_grace = deadline(Duration::from_millis(100));
     }
+    config.drain = deadline(config.drain);
     config.roles = vec![RoleConfig::new(WorkerRole::Js)];
     Workers::start(config).expect("a supervisor")
 }
