@@ -19,7 +19,7 @@ if "--token-file" in options:
     token = Path(options[options.index("--token-file") + 1]).read_text().strip()
 
 told = []
-# What a busy server says before it answers.
+# Status and `Retry-After` of the responses that a busy server sends before the answer.
 busy = [(429, "1"), (503, "0")]
 
 

@@ -21,17 +21,17 @@ def chain(prefix):
     return schemas
 
 
-# For each item of a list.
+# A schema with 2000 numbers, which a validator checks for each item of a list.
 NUMBERS = {"type": "array", "items": {"enum": [n + 0.5 for n in range(2000)]}}
-# More of them than a schema may have.
+# The same with more numbers than a schema may have.
 WIDE = {"type": "array", "items": {"enum": [n + 0.5 for n in range(100000)]}}
-# The same, short enough to be read whole by an importer of tools.
+# The same, short enough that an importer of tools reads it whole.
 WIDE_AND_SHORT = {"type": "array", "items": {"enum": list(range(30000))}}
-# Each looks again into all that are within it.
+# At each level a validator checks all levels within it again.
 DEEP = {"type": "number"}
 for _ in range(30):
     DEEP = {"unevaluatedProperties": DEEP}
-# The library writes the name before each of the schemas behind it.
+# The library writes the name before each of the 9000 schemas that follow it.
 LONG_NAME = {"type": "object", "properties": {"x" * 20000: {"anyOf": [{}] * 9000}}}
 TOOLS = {
     "fine": {"type": "object"},

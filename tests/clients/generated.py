@@ -24,7 +24,7 @@ from client.models import (
 
 given = json.load(sys.stdin)
 url, wrong = given["url"], given["wrong"]
-# The node's certificate is of its own making.
+# The node's certificate is self-signed, so the client cannot verify it.
 known = AuthenticatedClient(base_url=url, token=given["token"], verify_ssl=False)
 anonymous = Client(base_url=url, verify_ssl=False)
 

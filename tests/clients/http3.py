@@ -17,8 +17,8 @@ from aioquic.h3.connection import H3_ALPN, H3Connection
 from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 
-# Seconds. Generous: guests run translated, and may take long to read a large body. Longer where the machine
-# is busy.
+# Deadline in seconds. Emulated guests are slow, and may need long to read a large body. A busy machine extends the
+# deadline.
 WAIT = 240 * float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
 
 

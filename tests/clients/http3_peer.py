@@ -11,15 +11,15 @@ from aioquic.buffer import Buffer, encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated, StreamDataReceived, StreamReset
 
-# Seconds. Longer than any limit of the server's, and longer still where the machine is busy.
+# Deadline in seconds. It is longer than any limit of the server, and a busy machine extends it.
 PATIENCE = 60 * float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
 
-# Frames (RFC 9114 section 7.2) and what HTTP/2 had (section 7.2.8).
+# Frame types (RFC 9114 section 7.2), with those that only HTTP/2 has (section 7.2.8).
 DATA, HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID = 0, 1, 3, 4, 5, 7, 13
 OF_HTTP2 = {"PRIORITY": 2, "PING": 6, "WINDOW_UPDATE": 8, "CONTINUATION": 9}
-# A type that is there to be ignored (section 7.2.8).
+# A reserved frame type, which a server must ignore (section 7.2.8).
 GREASE = 0x21
-# Kinds of unidirectional streams (section 6.2, RFC 9204 section 4.2).
+# Types of unidirectional streams (section 6.2, RFC 9204 section 4.2).
 CONTROL, PUSH, ENCODER, DECODER = 0, 1, 2, 3
 
 GET = ((":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/healthz"))
@@ -85,7 +85,7 @@ class Peer(QuicConnectionProtocol):
 
     def quic_event_received(self, event):
         if isinstance(event, ConnectionTerminated):
-            # With a type of frame it is not the application that ended it.
+            # A CONNECTION_CLOSE with a frame type comes from the transport and not from the application.
             self.ended = event.error_code if event.frame_type is None else -1
         elif isinstance(event, (StreamDataReceived, StreamReset)):
             told = self.heard.setdefault(event.stream_id, {"data": b"", "end": False, "reset": None})

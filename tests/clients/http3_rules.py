@@ -34,7 +34,7 @@ from http3_peer import (
     section,
 )
 
-# Errors (section 8.1, RFC 9204 section 6).
+# Error codes (section 8.1, RFC 9204 section 6).
 NO_ERROR = 0x100
 STREAM_CREATION = 0x103
 CLOSED_CRITICAL_STREAM = 0x104
@@ -110,7 +110,7 @@ def streams(name, wanted, *each, end=False, settings=True):
     rule(name, wanted, settings=settings)(act)
 
 
-# Section 4.1: what a request is made of.
+# Section 4.1: the parts of a request.
 BODY = frame(DATA, CALL)
 TRAILERS = head((("x-a", "b"),))
 WHOLE = head(POST) + BODY + TRAILERS
@@ -218,7 +218,7 @@ request("9 unknown frames in a request", SERVED, UNKNOWN + head(POST) + UNKNOWN 
 for name, wanted, first in [
     ("no SETTINGS first", closes(MISSING_SETTINGS), frame(MAX_PUSH_ID, number(0)) + frame(SETTINGS)),
     ("unknown settings", SERVED, frame(SETTINGS, number(GREASE) + number(7))),
-    # This may be overlooked.
+    # The server may ignore this error.
     ("a setting twice", [*closes(SETTINGS_ERROR), *SERVED], frame(SETTINGS, (number(6) + number(9)) * 2)),
     ("SETTINGS cut short", closes(FRAME_ERROR), frame(SETTINGS, number(6))),
 ]:
@@ -255,7 +255,7 @@ async def tried(address, settings, act):
             if stream is None:
                 return await peer.still_serves()
             ended = await peer.until(lambda: peer.outcome(stream))
-            # The end of the connection may come behind an answer.
+            # The connection may end after the answer has arrived.
             await peer.still_serves()
             return peer.outcome(stream) or ended
         except TimeoutError:
@@ -299,7 +299,8 @@ def tell(name, wanted, got):
 
 
 async def rules(address):
-    # These take as long as a client may that asks nothing, and a goodbye that is not taken: the others go on meanwhile.
+    # These checks last as long as the server tolerates an idle client, or a shutdown that the client ignores. The
+    # other checks run at the same time.
     size = await settings_bytes(address)
     silent = {
         "9000 4.6 a client that permits no stream is let go": narrow(0, size),

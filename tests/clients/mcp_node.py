@@ -22,7 +22,7 @@ if asked:
 
 
 def http():
-    # The node's certificate is of its own making.
+    # The node's certificate is self-signed, so the client cannot verify it.
     headers = {"authorization": f"Bearer {token}"}
     return httpx2.AsyncClient(headers=headers, verify=False)
 
@@ -31,7 +31,7 @@ def output(result):
     content = getattr(result, "structured_content", None)
     if content is None:
         content = getattr(result, "structuredContent", None)
-    # Older versions carry what is no object as text alone.
+    # Older versions of the protocol carry a result that is no JSON object only as text.
     return json.loads(result.content[0].text) if content is None else content
 
 

@@ -56,7 +56,7 @@ async def grow(ctx: Context) -> str:
     return "grown"
 
 
-# Names are not what is tried here: a machine calls this host by an address of its own network.
+# This server does not test host names: a machine calls this host by an address of the machine's network.
 anywhere = TransportSecuritySettings(enable_dns_rebinding_protection=False)
 app = server.streamable_http_app(transport_security=anywhere)
 
@@ -72,7 +72,7 @@ async def guarded(scope, receive, send):
 
 async def main():
     listener = socket.socket()
-    # It comes back to its port while connections of the one before it are still remembered.
+    # The server reuses its port while the kernel still remembers connections of the server before it.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", int(port)))
     listener.listen()

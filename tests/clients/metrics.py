@@ -20,7 +20,8 @@ def read(text):
     """Every sample of a text, by its series."""
     found, families = {}, set()
     for family in text_string_to_metric_families(text):
-        # Each has one place with its meaning and its type; what has none is called untyped.
+        # Each metric has one place with its help text and its type. The parser reports a metric without a type as
+        # untyped.
         assert family.name not in families, f"{family.name} is there twice"
         families.add(family.name)
         assert family.type in ("counter", "gauge", "histogram"), family
@@ -28,7 +29,7 @@ def read(text):
         for sample in family.samples:
             assert series(sample) not in found, sample
             assert family.type == "gauge" or sample.value >= 0, sample
-            # The library takes `_total` off a counter that has it, and adds it to one that has not.
+            # The library removes `_total` from the name of a counter, and adds it to a name without it.
             counted = sample.name == family.name + "_total"
             assert counted == (family.type == "counter"), sample
             found[series(sample)] = sample.value
@@ -54,7 +55,7 @@ given = json.load(sys.stdin)
 served, called = read(given["text"]), read(given["output"]["text"])
 assert served.keys() == called.keys(), served.keys() ^ called.keys()
 
-# The values beside the text are the text's.
+# The values beside the text are equal to the text's values.
 values = given["output"]["values"]
 lines = "".join(f"{name} {value}\n" for name, value in values.items())
 beside = {series(one): one.value for family in text_string_to_metric_families(lines) for one in family.samples}

@@ -7,9 +7,9 @@ that passed and ends with the first that did not.
 """
 import asyncio, contextlib, importlib.util, json, os, sys, types
 
-# What a stranger's frame may have, docs/protocol.md.
+# Largest frame of an unknown peer in bytes: docs/protocol.md.
 STRANGERS_FRAME = 64 << 10
-# Longest wait for anything, seconds: guests run translated, and the machine may be busy.
+# Longest wait for one step in seconds. Emulated guests are slow, and the machine may be busy.
 HUNG = 120 * float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
 
 
@@ -75,7 +75,7 @@ async def until(node, true, operation="demo/state"):
     return state
 
 
-# With every node.
+# Tests that run with every node.
 
 async def lists_and_describes():
     async with known() as node:
@@ -131,7 +131,7 @@ async def subscriptions_begin_and_are_given_up():
         async with contextlib.aclosing(node.events("services/watch", {}, window=1)) as events:
             first = await anext(events)
             assert first["registry"] and first["added"] == [], first
-        # The connection, and the name of the operation, are as good as before.
+        # The connection and the operation still work after the client has cancelled the subscription.
         listed = await call(node, "services/list")
         assert listed["registry"] == first["registry"], listed
 
@@ -186,7 +186,7 @@ async def a_quic_stream_may_carry_one_request():
         await ended.wait()
 
 
-# With operations made for it.
+# Tests that need operations made for them.
 
 async def ten_thousand_items_wait_for_a_slow_reader():
     window, count = 16, 10_000
@@ -197,7 +197,7 @@ async def ten_thousand_items_wait_for_a_slow_reader():
                 assert item == expected, (item, expected)
                 expected += 1
                 if expected % 500 == 0:
-                    # The reader rests, and the node with it.
+                    # The reader pauses, and flow control makes the node pause.
                     await asyncio.sleep(0.02)
                     made = (await call(node, "demo/state"))["made"] - before
                     assert made <= min(count, expected + window), (made, expected)
@@ -233,7 +233,7 @@ async def a_keyed_mutation_runs_once():
         assert await call(node, "demo/charge", {"cents": 5}, **key) == first
         error = await refused(node, "demo/charge", {"cents": 6}, **key)
         assert error["code"] == "CONFLICT", error
-    # Another connection of the same identity.
+    # The client opens another connection with the same identity.
     async with known() as node:
         assert await call(node, "demo/charge", {"cents": 5}, **key) == first
         assert await call(node, "demo/charge", {"cents": 5}) == first + 1
@@ -312,6 +312,6 @@ def loads(body):
 
 
 client, facts = load(sys.argv[1]), json.load(sys.stdin)
-# The clients of the documentation announce no `bin1` and so never meet a mixed frame.
+# The clients of the documentation announce no `bin1`, so the node sends them no mixed frame.
 client.json = types.SimpleNamespace(loads=loads, dumps=json.dumps)
 asyncio.run(main())

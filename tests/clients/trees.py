@@ -16,15 +16,15 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# What the node takes of one answer, but for what stands around the list.
+# Bytes that the node accepts in one answer, less the text around the list.
 API_BYTES = (4 << 20) - 1000
 EVENT_BYTES = (1 << 20) - 1000
 MCP_BYTES = (16 << 20) - 1000
 
-# How often /asks/mcp asks for the client's roots.
+# Number of times that /asks/mcp asks for the client's roots.
 ROOTS = 300
 
-# Characters of the path in /wide.json, and tools at /refused/mcp: as many as the node takes in one list.
+# Characters of the path in /wide.json, and tools at /refused/mcp: as many as the node accepts in one list.
 WIDE = 1_200_000
 REFUSED = 1024
 
@@ -39,7 +39,7 @@ def zeros(size):
 API = zeros(API_BYTES)
 EVENT = zeros(EVENT_BYTES)
 MCP = zeros(MCP_BYTES)
-# In place of a list where JSON is written.
+# Placeholder for the list in JSON text.
 HERE = '"put the list here"'
 
 

@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 
-# Some sessions here outlive the block they began in.
+# Some sessions here outlive the block in which they began.
 warnings.simplefilter("ignore", DeprecationWarning)
 
 FACTS = json.load(sys.stdin)
@@ -21,9 +21,9 @@ URL = urllib.parse.urlsplit(FACTS["url"])
 SECURE = URL.scheme == "wss"
 PAIR = ["alknet.call", "alknet.bearer." + FACTS["token"]]
 MIB = 1 << 20
-# How much slower than at rest this machine is, as `cargo xtask test` measured it.
+# Slowdown of this machine compared with the machine at rest, as `cargo xtask test` measured it.
 SLOWDOWN = float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
-# Longest wait for anything, seconds.
+# Longest wait for one step, in seconds.
 WAIT = 60 * SLOWDOWN
 
 
@@ -77,8 +77,8 @@ class Secured:
         try:
             self.flush()
         except OSError:
-            # The node said why before it closed the socket. On a busy machine the library's reading thread
-            # may not have come to that yet, and the library would close the socket without reading it.
+            # The node sent its reason before it closed the socket. On a busy machine the library's reading thread
+            # may not have reached that reason, and the library would close the socket without reading it.
             pass
 
     def recv(self, _):
@@ -202,7 +202,7 @@ def messages_are_bounded_to_the_byte():
         try:
             session.send(b"x" * 600_000 for _ in range(2))
         except websockets.exceptions.ConnectionClosed:
-            # The node may end it before it has everything; its code says why.
+            # The node may close the connection before it has received everything. Its close code gives the reason.
             pass
         assert code(session) == 1009
     with ws() as session:
@@ -216,7 +216,7 @@ def bytes_of(session, data):
     try:
         session.socket.sendall(data)
     except OSError:
-        # The node may end it before it has everything; its code says why.
+        # The node may close the connection before it has received everything. Its close code gives the reason.
         pass
 
 
@@ -260,7 +260,7 @@ def fragment_bombs_and_giants_cost_little():
         except websockets.exceptions.ConnectionClosed:
             pass
         assert code(session) == 1009
-    # Announced and never sent: the head costs nothing.
+    # The client announces a message and never sends its payload. The head alone must cost the node no memory.
     sessions = [ws(PAIR) for _ in range(16)]
     for session in sessions:
         bytes_of(session, b"\x82\xff" + MIB.to_bytes(8, "big") + b"\0\0\0\0")
@@ -304,8 +304,8 @@ def readers_that_never_read_cost_little():
             assert call(honest, "services/list", id=str(n))["type"] == "call.responded"
     grown = memory() - before
     assert grown < 64 * MIB, f"{grown >> 10} KiB"
-    # OpenSSL keeps the number of the descriptor: one that is closed while a thread writes to it may be the
-    # next connection's by then, into which the thread would go on writing.
+    # OpenSSL keeps the number of the descriptor. After a close during a write, the next connection may get the same
+    # number, and the thread would go on writing into that connection.
     for raw in deaf:
         with contextlib.suppress(OSError):
             raw.shutdown(socket.SHUT_RDWR)
@@ -319,7 +319,7 @@ def readers_that_never_read_cost_little():
 def pings_are_answered_and_asked_for():
     with ws(PAIR) as session:
         assert session.ping(b"alive?").wait(WAIT)
-        # With each ping the library answers the node's: 20 s apart.
+        # With each ping the library answers the node's ping, which comes every 20 s.
         assert call(session, "services/list")["type"] == "call.responded"
 
 

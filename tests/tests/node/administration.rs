@@ -1,4 +1,5 @@
-//! Administering a node by the command line: the peers that it lets in, and the configuration in force.
+//! An administrator manages a node with the command line: the peers that the node admits, and the active
+//! configuration.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,12 +16,12 @@ use tokio::time::timeout;
 
 use crate::enrolment::{EnrolmentNode, hub_config, invite, peer, run};
 
-/// How long anything may take before the test calls it hung.
+/// Longest wait for one step. The test fails when a step takes longer.
 fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
 
-/// `alknet peer …` by the administrator.
+/// The administrator runs `alknet peer VERB …` against the node.
 fn administers(bench: &TestBench, verb: &str, node: &HostNode, more: &[&str]) -> CliOutput {
     run(
         bench.admin(),
@@ -28,7 +29,7 @@ fn administers(bench: &TestBench, verb: &str, node: &HostNode, more: &[&str]) ->
     )
 }
 
-/// As people run it, without `--json`.
+/// Runs a command without `--json`, as a person at a terminal does.
 fn plain(who: &CliRunner, words: &[&str]) -> CliOutput {
     let mut command = Command::new(binary());
     command.args(words).arg("--state").arg(who.state());
@@ -60,7 +61,7 @@ fn a_peer_is_let_in_changed_and_put_out_while_the_node_runs() {
     assert_eq!(asks("peer/list").status, 0);
     let twice = administers(&bench, "add", &node, &words);
     assert_eq!((twice.status, twice.code().as_str()), (1, "CONFLICT"));
-    // It is no administrator.
+    // The peer 'ada' is not an administrator, so the node refuses to change a peer for it.
     let own = run(
         &ada,
         &["peer", "set", node.target(), "ada", "--scope", "node:read"],
@@ -81,12 +82,12 @@ fn a_peer_is_let_in_changed_and_put_out_while_the_node_runs() {
     assert_eq!(asks("node/info").code(), "UNAUTHENTICATED");
     let again = administers(&bench, "remove", &node, &["ada"]);
     assert_eq!((again.status, again.code().as_str()), (1, "NOT_FOUND"));
-    // Administrators and peers of the configuration are changed there.
+    // An administrator changes administrators and configured peers in the configuration, and not by `alknet peer`.
     let admin = administers(&bench, "set", &node, &["admin", "--disable"]);
     assert_eq!(admin.code(), "CONFLICT", "{admin:?}");
 }
 
-/// A script takes standard output as it is; what is for people is on standard error.
+/// A script reads standard output unchanged. Texts for people are on standard error.
 #[test]
 fn what_is_made_once_stands_alone_on_standard_output() {
     let bench = TestBench::new();
@@ -114,7 +115,8 @@ fn what_is_made_once_stands_alone_on_standard_output() {
     assert!(drawn > 10, "{drawn} lines of a QR code");
 }
 
-/// The administrator has it in the answer, and on the terminal beside what was made.
+/// The administrator reads the warning in the answer, and at a terminal beside the peer or token that the command
+/// made.
 #[test]
 fn a_misspelt_scope_is_granted_with_a_warning() {
     let bench = TestBench::new();
@@ -187,7 +189,7 @@ async fn what_is_taken_from_a_peer_ends_its_connections() {
         let connection = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
         (dialer, connection.unwrap_or_else(|error| panic!("{error}")))
     };
-    // A server notes a connection, and its end, a moment after the client.
+    // The server registers a connection, and its end, a moment after the client does.
     let has_rows = |wanted: usize| {
         let what = format!("{wanted} connections");
         eventually(&what, || {
@@ -199,7 +201,7 @@ async fn what_is_taken_from_a_peer_ends_its_connections() {
     let (_one, by_first) = connected(&first).await;
     let (_two, by_second) = connected(&second).await;
     has_rows(2);
-    // A key that is left out, and then the peer.
+    // The administrator first removes one key of the peer, and then disables the peer.
     for (change, connection, left) in [
         (&["ada", "--key", texts[1].as_str()][..], by_first, 1),
         (&["ada", "--disable"], by_second, 0),
@@ -214,7 +216,7 @@ async fn what_is_taken_from_a_peer_ends_its_connections() {
     }
 }
 
-/// A peer that an administrator puts out has the text of its invitation, and of another one.
+/// The disabled peer still has the join string by which it enrolled, and a second one that it never used.
 #[test]
 fn a_peer_of_a_hub_that_is_put_out_does_not_join_again() {
     let bench = TestBench::new();
@@ -240,7 +242,7 @@ fn a_peer_of_a_hub_that_is_put_out_does_not_join_again() {
         }
     }
     peer(&bench, &hub, id, "removed");
-    // What it lost does not come back with a word.
+    // Enabling the peer does not give back the keys and invitations that it lost.
     let back = run(bench.admin(), &["peer", "set", &hub.target, id, "--enable"]);
     assert_eq!(back.code(), "CONFLICT", "{back:?}");
 }
@@ -287,14 +289,14 @@ fn the_configuration_in_force_is_shown_without_its_secrets() {
         "# secrets are withheld at api_keys[0].sha256",
         "level = \"debug\"",
         "sha256 = \"(withheld)\"",
-        // What no document says has its default.
+        // A setting that no document contains is shown with its default.
         "requests_per_second = 50",
-        // The options of 'alknet serve' count, too.
+        // The options of 'alknet serve' are part of the active configuration, too.
         &bench.admin().identity(),
     ] {
         assert!(shown.output.contains(said), "{said}: {shown:?}");
     }
-    // What is in force is shown apart from what waits for the next start.
+    // `config show` shows the active configuration. With `--next` it shows what applies at the next start.
     let file = bench.path().join("next.toml");
     std::fs::write(
         &file,
@@ -313,7 +315,7 @@ fn the_configuration_in_force_is_shown_without_its_secrets() {
     assert_eq!(now["config"]["node"]["name"], Value::Null);
     let next = run(bench.admin(), &[&show[..], &["--next"]].concat()).json();
     assert_eq!(next["config"]["node"]["name"], "edge-1");
-    // It is for administrators.
+    // Only administrators may read the configuration.
     let ada = bench.user("ada");
     let words = ["ada", "--key", &ada.identity(), "--scope", "node:read"];
     administers(&bench, "add", &node, &words).json();

@@ -1,5 +1,5 @@
-//! `alknet call` where it is more than one call: several nodes, and files of calls; and the client
-//! library over real sockets.
+//! `alknet call` with more than one call: several nodes, and files of calls. The tests also use the client library
+//! over real sockets.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ fn the_calls_of_a_file_are_answered_in_its_order() {
     for (said, call) in said.iter().zip(&calls) {
         assert_eq!(said["operation"], call["operation"]);
     }
-    // More calls than a node takes at once.
+    // The file has more calls than a node accepts at the same time.
     let many = "{\"operation\":\"services/list\"}\n".repeat(600);
     std::fs::write(&file, many).expect("the folder is ours");
     let mut command = admin.command(&["call", target, "--batch", "-"]);
@@ -73,7 +73,7 @@ fn several_nodes_are_called_at_once() {
         said.iter()
             .all(|said| said["target"] == target && said["output"].is_object())
     );
-    // One that is not who it should be fails alone.
+    // The node at the second target does not have the pinned key. Only the call to that target fails.
     let (_, address) = target.split_once('@').expect("a pinned target");
     let wrong = format!("{}@{address}", admin.identity());
     let answer = run(

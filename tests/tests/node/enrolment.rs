@@ -1,5 +1,5 @@
-//! Joining a hub, with nothing but the binary: invitations, workers that dial out, laptops, and
-//! calls through the hub.
+//! Nodes and laptops join a hub with only the binary: invitations, workers that dial the hub, laptops, and calls
+//! through the hub.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::process::Child;
 use alknet_tests::{CliOutput, CliRunner, HUB, TestBench, eventually, health, serve};
 use serde_json::{Value, json};
 
-/// The roles of a hub beside its workers'.
+/// The hub's roles besides the role of its workers.
 const CALLERS: &str = r#"
 [[hub.role]]
 name = "user"
@@ -23,12 +23,12 @@ name = "porter"
 scopes = ["hub:invite", "hub:admin"]
 "#;
 
-/// A hub with all of them.
+/// The configuration of a hub with all these roles.
 pub(crate) fn hub_config() -> String {
     format!("{HUB}{CALLERS}")
 }
 
-/// `alknet serve` with a configuration file.
+/// A running `alknet serve` with a configuration file.
 pub(crate) struct EnrolmentNode {
     child: Child,
     pub(crate) target: String,
@@ -57,7 +57,7 @@ impl EnrolmentNode {
         self.target.rsplit_once(':').expect("a port").1
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Sends the node SIGTERM, and waits until the process has ended.
     fn stop(mut self) {
         use nix::sys::signal::{Signal, kill};
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
@@ -77,7 +77,7 @@ pub(crate) fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
     cli.run(cli.command(words))
 }
 
-/// A join string.
+/// The hub's administrator makes a join string.
 pub(crate) fn invite(bench: &TestBench, hub: &EnrolmentNode, more: &[&str]) -> String {
     let words = [&["hub", "invite", &hub.target][..], more].concat();
     let answer = run(bench.admin(), &words).json();
@@ -90,7 +90,7 @@ fn hub_peers(bench: &TestBench, hub: &EnrolmentNode) -> Value {
     run(bench.admin(), &["hub", "peers", &hub.target]).json()
 }
 
-/// Waits until a peer of this name is in this state, and returns its row.
+/// Waits until the peer with this name is in this state, and returns its row.
 pub(crate) fn peer(bench: &TestBench, hub: &EnrolmentNode, name: &str, state: &str) -> Value {
     eventually(&format!("{name} {state}"), || {
         let answer = hub_peers(bench, hub);
@@ -123,7 +123,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
         json!({ "pool": "edge", "role": "worker", "room": "cellar" })
     );
 
-    // By name and by id, from the hub's administrator.
+    // The hub's administrator calls the worker by its name and by its id.
     for name in ["kitchen", &id] {
         let answer = info(bench.admin(), &hub.target, &["--peer", name]).json();
         assert_eq!(answer["identity"], worker.key(), "{name}");
@@ -133,7 +133,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     let log = admin.call(&hub.target, "node/log", &json!({}), &["--peer", "kitchen"]);
     assert_eq!(log.code(), "NOT_FOUND", "{log:?}");
 
-    // A laptop joins, and calls by name.
+    // A laptop joins the hub, and calls the worker by its name.
     let laptop = bench.user("laptop");
     let join = invite(&bench, &hub, &["--role", "user"]);
     let words = ["enroll", &join, "--name", "ada", "--hub", "attic"];
@@ -159,7 +159,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
         (4, "UNAUTHENTICATED")
     );
 
-    // Put out, it is out, and its old invitation does not bring it back.
+    // The hub no longer serves a removed peer, and the peer's old invitation does not admit it again.
     let removed = run(admin, &["hub", "remove", &hub.target, "kitchen"]).json();
     assert_eq!(removed["peer_id"], id.as_str());
     let gone = info(admin, &hub.target, &["--peer", &id]);
@@ -190,7 +190,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
         );
         Some(())
     });
-    // A watcher of `/healthz` would restart the worker, which would not help.
+    // A 503 at `/healthz` would make a monitor restart the worker, and a restart would not help.
     let well = health(&worker.target);
     assert_eq!((well.status, &*well.text()), (200, "ok\n"));
 }
@@ -236,7 +236,7 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
     for (answer, code) in [
         (ask("attic", json!({})), "NOT_FOUND"),
         (ask("any", of_room("attic")), "NOT_FOUND"),
-        // What the worker does not grant to the hub.
+        // The worker does not grant these operations to the hub.
         (ask("kitchen", log.clone()), "NOT_FOUND"),
         (ask("kitchen", config), "FORBIDDEN"),
         (ask("kitchen", of_room("kitchen")), "INVALID_INPUT"),
@@ -253,7 +253,7 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
     let log = laptop.call(&hub.target, "hub/subscribe", &subscribed, &[]);
     assert_eq!(log.code(), "NOT_FOUND", "{log:?}");
 
-    // A worker that hangs is not chosen any more, until it answers again.
+    // The hub does not choose a worker that hangs. It chooses the worker again after the worker has answered.
     let pid = nix::unistd::Pid::from_raw(kitchen.child.id().cast_signed());
     let signal = |signal| nix::sys::signal::kill(pid, signal).expect("it runs");
     signal(nix::sys::signal::Signal::SIGSTOP);
@@ -280,7 +280,7 @@ fn a_token_is_for_one_key_and_for_its_time() {
         let enroll = |cli: &CliRunner| run(cli, &["enroll", &join, "--carriage", carriage]);
         let first = enroll(&one).json();
         assert!(first["peer_id"].is_string(), "{first}");
-        // Its answer may have been lost: the same key may ask again.
+        // The hub's first answer may have been lost, so the client may use the token again with the same key.
         assert_eq!(enroll(&one).json()["peer_id"], first["peer_id"]);
         let stolen = enroll(&two);
         assert_eq!(
@@ -305,7 +305,7 @@ fn a_token_is_for_one_key_and_for_its_time() {
     });
     let late = run(&two, &["enroll", &short]);
     assert_eq!((late.status, late.code().as_str()), (4, "ENROLL_INVALID"));
-    // A join string pins its hub: another one at that address gets no token.
+    // A join string pins the key of its hub. Another hub at that address does not get the token.
     let other = EnrolmentNode::start(&bench, "other", &hub_config(), "0");
     let at = format!("127.0.0.1:{}", other.port());
     let astray = invite(&bench, &hub, &["--role", "user", "--address", &at]);
@@ -325,7 +325,7 @@ fn a_token_is_for_one_key_and_for_its_time() {
     assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
 }
 
-/// By the join string that it still has, by another that it was given, and by a key of its own making.
+/// The removed peer tries the join string that it used, a second join string, and a new key of its own.
 #[test]
 fn a_removed_peer_does_not_let_itself_in_again() {
     let bench = TestBench::new();
@@ -339,7 +339,7 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     assert_eq!(info(&one, &hub.target, &[]).json()["identity"], hub.key());
     let removed = run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
     assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
-    // The hub no longer knows its key.
+    // The hub no longer knows the peer's key.
     let out = info(&one, &hub.target, &[]);
     assert_eq!(
         (out.status, out.code().as_str()),
@@ -350,7 +350,8 @@ fn a_removed_peer_does_not_let_itself_in_again() {
         let refused = enroll(cli, join);
         assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
     }
-    // The answer names the one that stays open, by which another key would get in. The second removal closes it.
+    // The answer to the removal names the open invitation, by which another key could still enrol. The second
+    // removal closes that invitation.
     let open = hub_peers(&bench, &hub)["invitations"].clone();
     assert_eq!(open.as_array().map(Vec::len), Some(1), "{open}");
     assert_eq!(removed["open"], open);
@@ -360,12 +361,13 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     assert_eq!(removed["open"], json!([]));
     let refused = enroll(&two, &unused);
     assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
-    // A newer one is good for this key.
+    // An invitation made after the removal admits this key again.
     let newer = invite(&bench, &hub, &count);
     assert_eq!(enroll(&one, &newer).json()["peer_id"], id);
 }
 
-/// A removed peer has the machine: it cuts the power right after the removal, and damages the log of the hub's store.
+/// The removed peer controls the hub's machine: it cuts the power right after the removal, and damages the log of
+/// the hub's store.
 #[test]
 fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
     let bench = TestBench::new();
@@ -376,12 +378,12 @@ fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
     let join = invite(&bench, &hub, &["--role", "user", "--count", "5"]);
     let id = run(&one, &["enroll", &join]).json()["peer_id"].clone();
     let id = id.as_str().expect("an id");
-    // Stopped in order, so that the log has nothing but the removal.
+    // The hub stops in order, so that afterwards its log contains only the removal.
     hub.stop();
     let hub = start(&port);
     assert_eq!(info(&one, &hub.target, &[]).status, 0, "it was let in");
     run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
-    // Killed.
+    // The test kills the hub.
     drop(hub);
     let log = bench.path().join("hub/identity/identity.db-wal");
     let bytes = std::fs::metadata(&log).map_or(0, |found| found.len());
@@ -395,7 +397,7 @@ fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
     assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
 }
 
-/// A peer that may invite, or approve by hand, gives no peer more rights than it has, itself included.
+/// A peer that may invite, or approve by hand, cannot give any peer, itself included, more rights than it has.
 #[test]
 fn an_invitation_gives_no_right_that_its_maker_lacks() {
     let bench = TestBench::new();
@@ -420,7 +422,7 @@ fn an_invitation_gives_no_right_that_its_maker_lacks() {
     assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
 }
 
-/// A peer that is about to be removed, or to lose its rights, makes invitations for keys of its own.
+/// A peer makes invitations for keys of its own before an administrator removes it or takes its rights.
 #[test]
 fn an_invitation_ends_with_who_made_it() {
     let bench = TestBench::new();
@@ -437,7 +439,8 @@ fn an_invitation_ends_with_who_made_it() {
     };
     let [of_porter, of_worker] = ["porter", "worker"].map(invited);
     assert_eq!(run(&one, &["enroll", &of_worker]).status, 0);
-    // It may not give a peer the role of porter any more, so its invitation does not either.
+    // The peer may no longer give another peer the role of porter, so the hub refuses its older invitation to that
+    // role.
     let fewer = invite(&bench, &hub, &["--role", "user"]);
     assert_eq!(run(&porter, &["enroll", &fewer]).status, 0);
     let refused = run(&two, &["enroll", &of_porter]);
@@ -461,7 +464,7 @@ fn hubs_that_forward_to_each_other_stop() {
         listener.local_addr().expect("it is bound").port()
     });
     let names = ["one", "two"];
-    // Each is to know the other's key, which a node makes when it is first served.
+    // Each hub must know the other's key, which a node makes at its first start.
     let keys = names.map(|name| {
         let served = EnrolmentNode::start(&bench, name, "", "0");
         let key = served.key().to_owned();
@@ -482,10 +485,11 @@ fn hubs_that_forward_to_each_other_stop() {
         "{hub}[[peers]]\npeer_id = \"one\"\nkeys = [\"{}\"]\n{known}",
         keys[0]
     );
-    // One connection is enough for both ways.
+    // The two hubs need only one connection for calls in both directions.
     let _two = EnrolmentNode::start(&bench, "two", &peers, &ports[1]);
     let one = EnrolmentNode::start(&bench, "one", &join, &ports[0]);
-    // From the first to the second, back, and so on, and at the end `node/info`.
+    // The first hub passes the request to the second, the second passes it back, and so on. The last hop calls
+    // `node/info`.
     let passed_on = |times: usize| {
         let mut call = ("node/info", Value::Null);
         for n in (0..times).rev() {
@@ -554,7 +558,7 @@ fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
 fn a_worker_comes_back_when_its_hub_does() {
     let bench = TestBench::new();
     let worker_key = {
-        // A node's key is made when it first serves.
+        // A node makes its key at its first start.
         let node = EnrolmentNode::start(&bench, "worker", "", "0");
         node.key().to_owned()
     };

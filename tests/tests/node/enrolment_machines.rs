@@ -1,10 +1,11 @@
-//! A hub and a worker, both booted machines: the worker joins by its configuration, is called through
-//! the hub, comes back after the hub was reset, changes its key, and is put out. Meanwhile a script on the hub calls
-//! the worker, a client gives that up, the hub's configuration is replaced under load, which puts a bystander out and
-//! lets it in again, and the worker restarts with a call under way.
+//! A hub and a worker run on two booted machines. The worker joins by its configuration, the administrator calls the
+//! worker through the hub, the test resets the hub, the worker changes its key, and the administrator removes the
+//! worker. In between, a script on the hub calls the worker, and a client cancels such a call. The administrator
+//! replaces the hub's configuration under load: the new documents remove a bystander and admit it again. The worker
+//! also restarts while it runs a call.
 //!
-//! Each is behind a network of its own, as behind NAT: the worker reaches the hub at the address of its gateway,
-//! and only its administrator reaches the worker.
+//! Each machine is on a network of its own, as behind NAT. The worker reaches the hub at the address of QEMU's
+//! gateway, and only the worker's administrator reaches the worker.
 
 use std::cell::{Cell, RefCell};
 use std::process::{Child, Stdio};
@@ -21,29 +22,30 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// Where a machine on QEMU's network finds the host, and so the ports of the other machine.
+/// Address by which a machine on QEMU's network reaches the host, and with it the forwarded ports of the other
+/// machine.
 const GATEWAY: &str = "10.0.2.2";
-/// Size of a data disk; sparse.
+/// Size of a data disk in bytes. The file is sparse.
 const DATA_BYTES: u64 = 1 << 30;
 
-/// The machine that joins.
+/// Name of the machine that joins the hub.
 const WORKER: &str = "kitchen";
 
-/// What the worker lets its hub do.
+/// Scopes that the worker grants to its hub.
 const GRANTED: &str = "scopes = [\"node:read\", \"runtime:debug\"]";
 
-/// How long the administrator waits before they look again for the peer: each look is a handshake with an emulated
-/// machine, and the worker notices by silence only, after 45 s, that the hub was reset.
+/// Pause between two queries for the peer's state: each query is a handshake with an emulated machine. The worker
+/// detects the hub's reset only by 45 s of silence.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Calls that are under way at the same time while the hub's configuration is replaced.
+/// Number of calls under way at the same time while the administrator replaces the hub's configuration.
 const AT_ONCE: usize = 8;
 
-/// Between two questions of the same client.
+/// Pause between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a client that the configuration does not name any more may be served before the test fails. A second is
-/// promised, which `cargo xtask soak times` checks on the host.
+/// Longest time for which the hub may still serve a client that the configuration no longer names. The promised time
+/// is one second, which `cargo xtask soak times` checks on the host.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(20);
 
 fn document(bench: &TestBench, name: &str, config: &str) -> String {
@@ -53,11 +55,11 @@ fn document(bench: &TestBench, name: &str, config: &str) -> String {
     )
 }
 
-/// A machine with a data disk of its own.
+/// Boots a machine that has a data disk of its own.
 fn boot(bench: &TestBench, name: &str, config: &str) -> MachineNode {
     let disk = VirtioDisk::file(bench.disk(name, DATA_BYTES)).data();
     let document = document(bench, name, config);
-    // The worker changes its key, which one that is derived from words cannot; the hub needs no vault.
+    // The worker changes its key, and a key derived from words cannot change. The hub needs no vault.
     let machine = bench
         .machine(BootVariant::MicrovmErofs)
         .config(document)
@@ -67,7 +69,7 @@ fn boot(bench: &TestBench, name: &str, config: &str) -> MachineNode {
     node
 }
 
-/// A reset starts the machine again from now on; otherwise it ends a microvm here.
+/// Makes QEMU restart the machine at each reset from now on. Without this setting a reset ends a microvm.
 fn boots_again(node: &MachineNode) {
     let set = node
         .vm()
@@ -81,7 +83,7 @@ fn run(bench: &TestBench, words: &[&str]) -> CliOutput {
     admin.run(admin.command(words))
 }
 
-/// A join string that is good for five keys, for a hub at this address.
+/// Makes a join string that admits five keys, for a hub at this address.
 fn invite(bench: &TestBench, hub: &MachineNode, address: &str) -> String {
     let target = hub.target();
     let words = [
@@ -98,12 +100,12 @@ fn invite(bench: &TestBench, hub: &MachineNode, address: &str) -> String {
     join.unwrap_or_else(|| panic!("no join string: {invited:?}"))
 }
 
-/// The one peer of the hub, once it is in this state.
+/// Waits until the hub's only peer is in this state, and returns the peer's row.
 fn peer(bench: &TestBench, hub: &MachineNode, state: &str) -> Value {
     let mut last = Value::Null;
     eventually(&format!("a peer that is {state}"), || {
         let answer = run(bench, &["hub", "peers", &hub.target()]);
-        // The hub may be on its way up.
+        // The hub may still be starting.
         last = serde_json::from_str(&answer.output).unwrap_or_default();
         let row = last["peers"][0].clone();
         let found = (row["state"] == state).then_some(row);
@@ -114,7 +116,7 @@ fn peer(bench: &TestBench, hub: &MachineNode, state: &str) -> Value {
     })
 }
 
-/// Who answers when the hub is asked for the peer.
+/// Returns the key of the worker that answers `node/info` through the hub, or `None` when a call fails.
 fn through(hub: &MachineNode) -> Option<Value> {
     let direct = hub.try_call("node/info", &Value::Null, &["--peer", "kitchen"]);
     let input = json!({ "peer": "any", "labels": { "pool": "edge" }, "operation": "node/info" });
@@ -127,14 +129,14 @@ fn through(hub: &MachineNode) -> Option<Value> {
     Some(direct["identity"].clone())
 }
 
-/// Waits until the worker with this key is reached through the hub.
+/// Waits until the worker with this key answers through the hub.
 fn reached(hub: &MachineNode, key: &str) {
     eventually("a call through the hub", || {
         (through(hub)? == key).then_some(())
     });
 }
 
-/// Waits until so many scripts run there.
+/// Waits until exactly this many scripts run on the machine.
 fn scripts_run(node: &MachineNode, count: usize) {
     eventually(&format!("{count} scripts that run"), || {
         let listed = node.call("runtime/sessions", &json!({}));
@@ -144,7 +146,7 @@ fn scripts_run(node: &MachineNode, count: usize) {
     });
 }
 
-/// A script on the hub calls operations of the worker, as far as the worker lets the hub.
+/// A script on the hub calls operations of the worker. The script may call those that the worker grants to the hub.
 fn a_script_of_the_hub_calls_the_worker(hub: &MachineNode, worker: &MachineNode, id: &str) {
     let source = format!(
         "const there = {{ peer: '{id}' }};
@@ -161,7 +163,8 @@ fn a_script_of_the_hub_calls_the_worker(hub: &MachineNode, worker: &MachineNode,
     assert_eq!(ran["value"], expected, "{ran}");
 }
 
-/// A client gives up what it asked of the hub, which asked the worker: the script on the third machine ends.
+/// A client cancels its call to the hub, and the hub's call to the worker ends with it: the script on the worker
+/// stops.
 fn what_is_given_up_ends_on_the_third_machine(
     bench: &TestBench,
     hub: &MachineNode,
@@ -177,7 +180,8 @@ fn what_is_given_up_ends_on_the_third_machine(
     scripts_run(hub, 0);
 }
 
-/// Calls a script on the hub that waits for one on the worker, which stays for as long as the caller waits.
+/// Calls a script on the hub that waits for a script on the worker. The second script runs for as long as its caller
+/// waits.
 fn a_script_runs_on_both(
     bench: &TestBench,
     hub: &MachineNode,
@@ -201,11 +205,11 @@ fn a_script_runs_on_both(
     call
 }
 
-/// A client that the hub's configuration names at times, and that nothing else depends on.
+/// A client that some of the hub's configurations name. Nothing else in the test depends on it.
 struct Bystander<'a> {
     hub: &'a MachineNode,
     user: CliRunner,
-    /// Its connection, while the hub knows it.
+    /// The client's connection, while the hub knows the client.
     served: RefCell<Option<(EndpointDialer, CallConnection)>>,
 }
 
@@ -218,7 +222,7 @@ impl<'a> Bystander<'a> {
         }
     }
 
-    /// The part of a configuration that lets it in.
+    /// The part of a configuration that admits the client.
     fn entry(&self) -> String {
         format!(
             "[[peers]]\npeer_id = \"monitor\"\nkeys = [\"{}\"]\nscopes = [\"node:read\"]\n",
@@ -226,7 +230,7 @@ impl<'a> Bystander<'a> {
         )
     }
 
-    /// Connects, and is answered.
+    /// The client connects, and the hub answers its call.
     async fn is_served(&self) {
         let (dialer, client) = self.hub.client_of(&self.user).await.expect("it serves");
         let answer = client.call("node/info", &Value::Null).await;
@@ -234,7 +238,7 @@ impl<'a> Bystander<'a> {
         self.served.replace(Some((dialer, client)));
     }
 
-    /// The hub ends the connection over which it served the client, and does not know its key.
+    /// The hub closes the client's connection, and no longer knows the client's key.
     async fn is_cut_off(&self) {
         let (_dialer, client) = self.served.take().expect("it was served");
         let asking = async {
@@ -251,8 +255,9 @@ impl<'a> Bystander<'a> {
     }
 }
 
-/// The hub's configuration is replaced again and again while it passes calls on to the worker. The documents let a
-/// bystander in and put it out by turns, which cuts it off and serves it again. Each call to the worker is answered.
+/// The administrator replaces the hub's configuration repeatedly while the hub passes calls on to the worker. The
+/// documents alternately admit and remove a bystander: the hub cuts it off and serves it again. The hub answers
+/// every call to the worker.
 fn no_call_is_lost_while_the_hub_is_configured(bench: &TestBench, hub: &MachineNode) {
     let input = json!({ "peer": "kitchen", "operation": "node/info" });
     let bystander = Bystander::new(bench, hub);
@@ -290,7 +295,7 @@ fn no_call_is_lost_while_the_hub_is_configured(bench: &TestBench, hub: &MachineN
                     "" => bystander.is_cut_off().await,
                     _ => bystander.is_served().await,
                 }
-                // Calls were under way, and others come after it.
+                // Calls were under way during the change. The test waits until the hub has answered more calls.
                 while answered.get() < before + AT_ONCE {
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -303,8 +308,8 @@ fn no_call_is_lost_while_the_hub_is_configured(bench: &TestBench, hub: &MachineN
     assert!(answered >= documents.len() * AT_ONCE, "{answered} calls");
 }
 
-/// A client asks the worker to restart while it runs a call of a client on the test's host. The worker answers
-/// that call first.
+/// A client asks the worker to restart while the worker runs a call of a client on the test's host. The worker
+/// answers that call first.
 fn what_the_worker_accepted_is_answered_before_it_restarts(
     hub: &MachineNode,
     worker: &mut MachineNode,
@@ -330,7 +335,8 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     let mut hub = boot(&bench, "attic", HUB);
     let address = format!("{GATEWAY}:{}", hub.address().port());
     let from_host = hub.address().to_string();
-    // The worker has one, a laptop that is to be removed as well another, and a third is kept.
+    // The worker uses the first join string, and a laptop that is removed later uses the second. The third stays
+    // unused.
     let join = invite(&bench, &hub, &address);
     let [of_laptop, unused] = [(); 2].map(|()| invite(&bench, &hub, &from_host));
 
@@ -343,7 +349,7 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     let id = enrolled["peer_id"].as_str().expect("an id").to_owned();
     reached(&hub, worker.identity());
 
-    // Everything the hub has in memory is gone; what is on its disk counts.
+    // The reset clears the hub's memory. The hub keeps what is on its disk.
     let (key, mark) = (hub.identity().to_owned(), hub.vm().console().mark());
     let reset = hub.vm().reset_button();
     reset.unwrap_or_else(|error| panic!("{error}"));
@@ -360,7 +366,8 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     what_is_given_up_ends_on_the_third_machine(&bench, &hub, &worker, &id);
     no_call_is_lost_while_the_hub_is_configured(&bench, &hub);
 
-    // The worker changes its key: the hub knows before it is used, and it is used after a restart.
+    // The worker changes its key. The hub knows the new key before the worker uses it, and the worker uses it after
+    // a restart.
     let before = worker.identity().to_owned();
     let rotated = worker.call("node/rotate-key", &Value::Null);
     assert_eq!(
@@ -387,7 +394,8 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     assert_eq!(same["peer_id"], json!(id));
     assert_eq!(same["keys"], json!([before, new]));
 
-    // Put out, it is out, with either key and whatever it shows, and so is what runs over its connection.
+    // The removed worker cannot reach the hub with either key or with its join string. The scripts that run over its
+    // connection end.
     let mut call = a_script_runs_on_both(&bench, &hub, &worker, &id);
     let removed = run(&bench, &["hub", "remove", &hub.target(), "kitchen"]).json();
     assert_eq!(removed["peer_id"], json!(id));
@@ -412,8 +420,8 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     assert_eq!(through(&hub), None);
     peer(&bench, &hub, "removed");
 
-    // A removal outlives every invitation made before it: the one that the peer came by and one that it never used,
-    // with its key and with another. Each is good for five keys.
+    // A removal revokes the invitations made before it: the one that the peer used, and one that it never used. The
+    // hub refuses both with the peer's key and with another key. Each invitation is good for five keys.
     let (laptop, other) = (bench.user("laptop"), bench.user("other"));
     let enroll = |cli: &CliRunner, join: &str| cli.run(cli.command(&["enroll", join]));
     let joined = enroll(&laptop, &of_laptop).json();

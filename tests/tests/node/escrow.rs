@@ -1,5 +1,5 @@
-//! Shares that a node keeps for others: who gets them, over real connections, and what the command line
-//! shows of them.
+//! A node keeps shares for other nodes. The tests check over real connections which peers get a share, and what the
+//! command line shows of the shares.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::local_node::LocalNode;
 
-/// A vault, and the records sealed with it.
+/// A vault, and the records that it has sealed.
 struct SealedShareRecords {
     vault: Vault,
     kept: Mutex<BTreeMap<ShareId, SealedBlob>>,
@@ -104,7 +104,7 @@ impl EscrowFixture {
         let config = config.unwrap_or_else(|errors| panic!("{errors:#?}"));
         let records = Arc::new(SealedShareRecords::open());
         let share_registry = Arc::new(ShareRegistry::open(dir, Arc::clone(&records) as _));
-        // The share registry looks the same people up as the node does.
+        // The share registry and the node look peers up in the same configuration.
         let clock = Arc::new(SystemClock { built_s: 0 });
         let identities = Arc::new(Identities::new(config.entries(), clock));
         let mut builder = Registry::builder();
@@ -166,12 +166,12 @@ async fn a_share_is_released_to_the_key_that_left_it() {
         .await;
     assert_eq!(got.expect("its own")["share"], deposit(7)["share"]);
 
-    // The keys of another peer and of the owner get nothing: a share belongs to one key.
+    // The node refuses a share to the keys of another peer and of the owner: a share belongs to one key.
     for who in ["cellar", "owner"] {
         let answer = scene.call(who, "escrow/release", wanted.clone()).await;
         assert_eq!(code(answer), "NOT_FOUND", "{who}");
     }
-    // A token of the same peer is no key.
+    // A token of the same peer does not replace the peer's key.
     let (_dialer, client) = scene.connect("nobody").await;
     let options = CallOptions {
         auth_token: Some(scene.token.expose().to_owned()),
@@ -179,7 +179,7 @@ async fn a_share_is_released_to_the_key_that_left_it() {
     };
     let answer = client.call_with("escrow/release", &wanted, &options).await;
     assert_eq!(answer.expect_err("refused").code, ErrorCode::Forbidden);
-    // Those who leave shares do not look after them.
+    // A peer that deposits shares may not manage them.
     for operation in [
         "escrow/list",
         "escrow/approve",
@@ -257,7 +257,7 @@ async fn the_owner_binds_approves_and_takes_back() {
     let locked = release().await.expect_err("the vault is locked");
     assert_eq!(locked.code, ErrorCode::Unavailable);
     assert_eq!(locked.details.expect("why")["reason"], "vault_locked");
-    // That is no reason not to take it back.
+    // The owner can revoke a share while the vault is locked.
     owner("escrow/revoke", json!({ "share": "kitchen" })).await;
     assert_eq!(code(release().await), "REVOKED");
     assert!(
@@ -276,7 +276,7 @@ async fn the_owner_binds_approves_and_takes_back() {
     assert_eq!(code(none), "NOT_FOUND");
 }
 
-/// A node without a vault has nowhere to keep a share, and says so.
+/// A node without a vault cannot keep a share, and refuses a deposit with `CONFLICT`.
 #[test]
 fn a_node_without_a_vault_keeps_no_shares() {
     let bench = TestBench::new();

@@ -1,5 +1,5 @@
-//! A hub and its workers in one process, over real sockets on loopback: routing, loss, abort and
-//! key rotation.
+//! A hub and its workers in one process, over real sockets on loopback. The tests cover routing, the loss of a
+//! worker, aborts and key rotation.
 
 use std::future::pending;
 use std::net::Ipv4Addr;
@@ -28,14 +28,15 @@ use tokio::sync::{Notify, watch};
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 
-/// How long anything may take: less than the deadline that a call has by itself, whose end would pass for an abort.
+/// Longest wait for one step. It is shorter than a call's default deadline, because a call that reaches its deadline
+/// looks like an abort.
 const SOON: Duration = Duration::from_secs(20);
 const SOON_MAX: Duration = Duration::from_secs(CALL_TIMEOUT_DEFAULT.as_secs() - 5);
 
-/// Pause between two looks at a state whose changes are not announced.
+/// Pause between two queries of a state that sends no notification of its changes.
 const POLL: Duration = Duration::from_millis(5);
 
-/// A test that hangs fails instead, and says where.
+/// Fails the test when the future takes longer than [`SOON`], and names the caller's line.
 #[track_caller]
 fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let at = Location::caller();
@@ -55,10 +56,10 @@ fn identity(id: &str, scopes: &[&str]) -> Arc<Identity> {
     })
 }
 
-/// When a hub starts.
+/// Unix time at which a hub starts, in seconds.
 const START_S: u64 = 1_800_000_000;
 
-/// Says what a test wants it to say.
+/// A clock that shows the time that the test sets.
 struct FixedTime(AtomicU64);
 
 impl Clock for FixedTime {
@@ -67,10 +68,10 @@ impl Clock for FixedTime {
     }
 }
 
-/// How many of a worker's handlers run.
+/// Number of a worker's handlers that run.
 type Running = watch::Sender<usize>;
 
-/// Lets `container/finish` of a worker finish, and counts how often it did.
+/// Lets `container/finish` of a worker finish, and counts the calls that finished.
 #[derive(Default)]
 struct FinishGate {
     release: Notify,
@@ -196,7 +197,7 @@ impl FarmHub {
         }
     }
 
-    /// Dials with a key of its own, known as `id`.
+    /// Makes a key, registers it as the peer `id`, and dials the hub with it.
     async fn join(
         &self,
         carriage: Carriage,
@@ -308,7 +309,7 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         hub.attached(&["w2", "w3"]).await;
         assert_eq!(ask(&client, "farm/exec", json!({})).await["worker"], "w2");
 
-        // Another key, the same name: everything goes on.
+        // A worker with a new key takes the name of the lost one, and the hub routes calls to it.
         workers[0] = start_worker(hub, carriage, "w1").await;
         hub.attached(&["w2", "w3", "w1"]).await;
         let answer = ask(&client, "farm/exec", json!({ "to": "w1" })).await;
@@ -350,7 +351,7 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
             }
         };
 
-        // One of them is under way for as long as the worker has two connections.
+        // One call is under way for as long as the worker has two connections.
         let mut running = old.running.subscribe();
         let caller = client.clone();
         let long =
@@ -362,7 +363,7 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
         let rotate = hub.known.rotate(id.clone(), old.key.public(), new.public());
         let ends = rotate.await.expect("a rotation").expect("an end");
         assert_eq!(ends, START_S + OVERLAP_S);
-        // Attached with the new key, while the old one still counts.
+        // The worker attaches with its new key while the hub still accepts the old one.
         let serves = CallClient::new(Arc::new(worker("w1", &old.running, &old.finish)));
         let (_dialer, link) = hub.dial(carriage, &new, serves).await;
         let superseded = async {
@@ -380,7 +381,8 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
             .await;
         ask(&with_old, "services/list", Value::Null).await;
 
-        // The day is over: the old key is an unknown peer's, and nothing else changes.
+        // The overlap of a day has ended. The hub treats the old key as the key of an unknown peer, and the new key
+        // still works.
         hub.time.0.store(ends, Ordering::Relaxed);
         hub.server.sweep();
         soon(with_old.closed()).await;
@@ -419,7 +421,7 @@ async fn what_continues_finishes_on_a_third_node_and_nothing_else_does() {
             let error = soon(call).await.expect("no panic").expect_err("closed");
             assert_eq!(error.code, ErrorCode::Unavailable);
         }
-        // Of the two, one ends with its caller.
+        // One of the two calls ends with its caller.
         soon(running.wait_for(|n| *n == 1)).await.expect("one ends");
         let mut finished = worker.finish.finished.subscribe();
         worker.finish.release.notify_one();

@@ -1,4 +1,4 @@
-//! `alknet gpu`: its verbs are this program's, and the work is done by the program that this one carries.
+//! `alknet gpu`: this program parses the verbs, and runs the program for GPUs that it carries to do the work.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -6,14 +6,14 @@ use std::process::{Command, Output};
 use alknet_tests::{TestBench, binary};
 use serde_json::Value;
 
-/// Doubles each word of its buffer.
+/// A shader that doubles each word of its buffer.
 const DOUBLE: &str = "@group(0) @binding(0) var<storage, read_write> words: array<u32>;
 @compute @workgroup_size(8) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     words[id.x] = words[id.x] * 2u;
 }
 ";
 
-/// Exit code of the program without a driver (docs/driver.md).
+/// Exit code of the program for GPUs when it finds no driver (docs/driver.md).
 const WITHOUT_DRIVER: i32 = 3;
 
 fn gpu(bench: &TestBench, line: &str) -> Output {
@@ -27,7 +27,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("it is text")
 }
 
-/// The code of the one error, which is a line of JSON.
+/// The code of the only error, which is a line of JSON on standard error.
 fn error_code(output: &Output) -> String {
     assert!(output.stdout.is_empty(), "{output:?}");
     let text = text(&output.stderr);

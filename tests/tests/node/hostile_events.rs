@@ -1,5 +1,6 @@
-//! Events of a peer that a hub passes on, in many subscriptions of which nothing is taken: they count for the
-//! requester, and keep no other requester's answers waiting on the hub's one connection to the peer.
+//! A hub passes on events of a peer in many subscriptions, and the attacker who subscribed reads none of them. The
+//! hub charges the unread events to the attacker, and still delivers the answers of the same peer to other callers
+//! over its one connection to the peer.
 
 use std::fs;
 use std::time::Duration;
@@ -12,22 +13,23 @@ use serde_json::{Value, json};
 use super::manual_peer::{ManualPeer, caller, people, until_attached};
 use super::unread::memory;
 
-/// A machine with 8 MiB for what is unread, half of it for an identity, and half of that for what is passed on.
+/// Memory of the hub's machine, in bytes. With it the hub allows 8 MiB of unread data, half of it for one identity,
+/// and half of that for what the hub passes on.
 const SMALL: u64 = 64 << 20;
-/// Connections of the attacker's, and subscriptions on each.
+/// Connections of the attacker, and subscriptions on each of them.
 const CONNECTIONS: usize = 4;
 const FLOWS: usize = 16;
-/// What they may make the hub grow by: 4 MiB are kept, and as much in the windows of its connection to the peer,
-/// which take up to two and a half times their bytes; the allocator keeps some of what comes and goes. Two
-/// uncounted events of each subscription, as the hub kept them before, are 87 MiB.
+/// Limit for the growth of the hub, in bytes. The hub keeps 4 MiB of events, and as much in the windows of its
+/// connection to the peer, where data takes up to two and a half times its size. The allocator keeps some freed
+/// memory. Two uncounted events of each subscription, which the hub kept before this limit existed, are 87 MiB.
 const GROWTH_MAX: u64 = 48 << 20;
 /// Calls of another identity, one after the other.
 const CALLS: usize = 8;
 
-/// How long nothing happens that is believed to have come to its end.
+/// Time without a change after which the test considers the hub's growth ended.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Who may call the peer.
+/// Scopes of a peer that may call the subscribed peer.
 const FOLLOWER: &[&str] = &["peer:route:flow"];
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
@@ -45,7 +47,7 @@ fn options(route: CallRoute) -> CallOptions {
     }
 }
 
-/// How a subscription ends of which everything is taken.
+/// Reads a subscription to its end, and returns the error that ended it.
 async fn end(mut events: Subscription) -> Option<CallError> {
     loop {
         match events.next().await {
@@ -56,11 +58,11 @@ async fn end(mut events: Subscription) -> Option<CallError> {
     }
 }
 
-/// The most that the hub ever had, once that grows no more.
+/// Peak of the hub's resident memory in bytes, after the peak has stopped growing.
 async fn peak(hub: &HostNode) -> u64 {
     let mut most = 0;
     loop {
-        // Nothing tells that the hub keeps no more.
+        // The hub sends no signal when it stops keeping events.
         tokio::time::sleep(deadline(QUIET)).await;
         let now = memory(hub, "VmHWM:");
         if now == most {
@@ -70,7 +72,8 @@ async fn peak(hub: &HostNode) -> u64 {
     }
 }
 
-/// One identity, in league with a peer that sends events of 700 KiB for as long as they are taken, and heeds no credit.
+/// One identity cooperates with a peer that sends events of 700 KiB for as long as the hub reads them, and ignores
+/// flow control.
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_events_of_a_peer_end_and_stop_no_other() {
     let bench = TestBench::new();
@@ -93,7 +96,8 @@ async fn unread_events_of_a_peer_end_and_stop_no_other() {
             peer: Some("flow".to_owned()),
             ..CallOptions::default()
         };
-        // The first ones make what stays: streams, tables, pages of the allocator.
+        // The first subscription and call allocate what the hub keeps for its lifetime: streams, tables, pages of
+        // the allocator.
         let one = options(CallRoute::Auto);
         let first = ada.subscribe_with("node/flow", &Value::Null, &one);
         let mut first = within(first).await.expect("it is sent");
@@ -107,7 +111,8 @@ async fn unread_events_of_a_peer_end_and_stop_no_other() {
         let (mut clients, mut left) = (Vec::new(), Vec::new());
         for n in 0..CONNECTIONS {
             let (dialer, client) = caller(&hub, &eve).await;
-            // On one stream with room for one event each, and on streams that are not read.
+            // Half of the connections subscribe on one shared stream with room for one event each. The others
+            // subscribe on separate streams that the attacker does not read.
             let options = options([CallRoute::Shared, CallRoute::Auto][n % 2]);
             for _ in 0..FLOWS {
                 let events = client.subscribe_with("node/flow", &Value::Null, &options);
@@ -123,13 +128,14 @@ async fn unread_events_of_a_peer_end_and_stop_no_other() {
         );
         assert!(grown <= GROWTH_MAX, "{grown} bytes");
         assert!(flow.asked("node/flow") > most / 2, "most came to the peer");
-        // It is the peer that answers, over the connection that its events came by.
+        // The peer itself answers, over the connection that also carried its events.
         for _ in 0..CALLS {
             let answer = within(ada.call_with("node/pay", &Value::Null, &call)).await;
             let answer = answer.expect("nothing is in its way");
             assert_eq!(answer.value(), &json!("done"));
         }
-        // A subscriber that comes back gets what was kept, once its others give room, and then the reason for the end.
+        // When the attacker's other subscriptions have ended, the last one delivers the events that the hub kept,
+        // and then the reason for its end.
         let one = left.swap_remove(0);
         drop(left);
         let error = within(end(one)).await;

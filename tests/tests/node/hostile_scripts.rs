@@ -1,5 +1,5 @@
-//! Scripts that are written against the node itself and not against their own limits: what they hand over
-//! the border must cost the node little memory, and what they make it check little time.
+//! Scripts that attack the node and not their own limits. The values that they pass to the node must cost it little
+//! memory, and the checks that they cause must cost it little time.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -14,19 +14,20 @@ use serde_json::{Map, Value, json};
 
 use super::promoted_callers::{OperationDraft, configuration, promote};
 
-/// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
+/// Memory in bytes that one script, and all scripts together, may use in the node: docs/sessions.md.
 const SESSION_BYTES: u64 = 8 << 20;
 const ALL_BYTES: u64 = 64 << 20;
-/// What the rest of the node may grow by meanwhile: connections, their frames, the allocator's own.
+/// Growth in bytes that the test allows the rest of the node during an attack: connections, their frames, the
+/// allocator's own memory.
 const REST_BYTES: u64 = 24 << 20;
 
-/// What the node answers within meanwhile.
+/// Time within which the node must answer other callers during an attack.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
-/// Sessions at once, each of an identity of its own.
+/// Sessions at the same time, each of a different identity.
 const AT_ONCE: usize = 12;
 
-/// How scripts try it, each with how often it says that it was refused.
+/// Attacks by scripts. Each script returns how often the node refused it.
 const HOARDERS: [(&str, &str); 11] = [
     (
         "an array of holes",
@@ -109,7 +110,7 @@ fn crowd(bench: &TestBench) -> Vec<(String, CliRunner)> {
         .collect()
 }
 
-/// A line of the kernel's about the node's memory, in bytes.
+/// A value in bytes from the kernel's status of the node's process.
 fn memory(node: &HostNode, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the node runs");
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -117,9 +118,9 @@ fn memory(node: &HostNode, name: &str) -> u64 {
     kib.expect("the kernel says it") << 10
 }
 
-/// By how much `work` made the node grow while it was done.
+/// Runs `work`, and returns the growth in bytes of the node's peak memory.
 fn growth(node: &HostNode, work: impl FnOnce()) -> u64 {
-    // From now on the peak is that of the work.
+    // This resets the peak, so that the next value is the peak during `work`.
     fs::write(format!("/proc/{}/clear_refs", node.pid()), "5").expect("it is our process");
     let before = memory(node, "VmRSS:");
     work();
@@ -136,7 +137,7 @@ fn values_of_scripts_cost_the_node_little_memory() {
         let refused = ran.json()["value"].as_u64();
         assert!(refused.is_some_and(|times| times > 0), "{attack}: {ran:?}");
     };
-    // The first makes what stays: a worker, tables, threads.
+    // The first scripts allocate what the node keeps for its lifetime: a worker, tables, threads.
     for (_, who) in &crowd {
         evaluate(who, "await tries(() => ops.call('node/info', NaN))");
     }
@@ -154,10 +155,10 @@ fn values_of_scripts_cost_the_node_little_memory() {
         });
     });
     println!("figure {AT_ONCE} at once: {} KiB", grown >> 10);
-    // What is refused costs nothing for long, so that this is far from what all may have: that is held by
-    // `two_identities_that_keep_values_leave_the_scripts_of_others_room`.
+    // The node frees refused values soon, so the growth stays far below the limit for all scripts. The test
+    // `two_identities_that_keep_values_leave_the_scripts_of_others_room` reaches that limit.
     assert!(grown < ALL_BYTES + REST_BYTES, "{grown} bytes");
-    // A result is refused as well, by its code, and the node is there.
+    // The node refuses a large result too, with an error code, and keeps running.
     let input = json!({ "source": "export default new Array(2e6)" });
     let answer = crowd[0].1.call(node.target(), "runtime/eval", &input, &[]);
     assert_eq!(answer.code(), "INVALID_OUTPUT");
@@ -166,10 +167,10 @@ fn values_of_scripts_cost_the_node_little_memory() {
 
 /// Sessions of each identity that keeps values.
 const KEEPERS_EACH: usize = 4;
-/// How long they are kept.
+/// Time for which the sessions keep their values, in milliseconds.
 const KEPT_MS: u64 = 250_000;
 
-/// Keeps as much as there is room for: inputs of calls of a slow operation of the script's own.
+/// A script that fills its limit with the inputs of calls to a slow operation of its own.
 fn keeper() -> Value {
     let source = format!(
         "await ops.register({{ name: 'slow', kind: 'query' }}, () =>
@@ -189,7 +190,7 @@ fn keeper() -> Value {
     } })
 }
 
-/// Commands that end with the test.
+/// Child processes that are killed when the test ends.
 struct CommandGroup(Vec<Child>);
 
 impl Drop for CommandGroup {
@@ -216,7 +217,7 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
         let keeps = keeps.stdout(Stdio::null()).stderr(Stdio::null());
         keeps.spawn().expect("the binary can be started")
     };
-    // More than `least`, and no more comes.
+    // Waits until scripts keep more than `least` bytes and the amount stops growing. Returns the amount in bytes.
     let kept = |least: u64| {
         let (mut before, mut since) = (0, Instant::now());
         eventually("they keep what they may", || {
@@ -241,7 +242,8 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
     }
     let two = kept(ALL_BYTES / 3 * 2);
     println!("figure kept by two: {} KiB", two >> 10);
-    // Of the last quarter each has little. Without the limit for all, two would keep all of it.
+    // Each identity gets only a small part of the last quarter. Without the limit for all scripts, the two
+    // identities would keep all of it.
     assert!(two <= ALL_BYTES / 4 * 3 + (2 << 20), "{two} bytes of two");
     let source = "await ops.register({ name: 'length', kind: 'query' }, (text) => text.length);
          export default await ops.call('js/length', 'x'.repeat(1 << 16));";
@@ -251,7 +253,8 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
-/// What it makes would outlive the script, and hold what its caller does and not what the script was granted.
+/// A token or peer that a script made would outlive the script, and would have the caller's rights instead of the
+/// rights granted to the script.
 #[test]
 fn a_script_makes_no_token_and_admits_no_peer() {
     let bench = TestBench::new();
@@ -270,7 +273,7 @@ fn a_script_makes_no_token_and_admits_no_peer() {
          }
          export default told";
     let ran = node.call("runtime/eval", &json!({ "source": source }));
-    // Tokens are nothing that a script reaches at all.
+    // No grant lets a script reach the operations for tokens.
     let mut all = vec![json!(["FORBIDDEN", true]); 4];
     all.push(json!(["NOT_FOUND", false]));
     assert_eq!(ran["value"], json!(all), "{ran}");
@@ -278,8 +281,9 @@ fn a_script_makes_no_token_and_admits_no_peer() {
     assert_eq!(listed["invitations"], json!([]), "{listed}");
 }
 
-/// Each answer of `tensor.open` has a descriptor, of which a worker has few, and the line takes none of the answers
-/// before it is stopped. Without modules, every REPL runs the same code: none.
+/// Each answer of `tensor.open` has a descriptor, and a worker has few of them. The node stops the attacker's line
+/// before the line reads any answer. Without modules, all REPLs run the same code, which is empty, and so share a
+/// worker.
 #[test]
 fn lines_that_leave_their_answers_close_no_repl_of_others() {
     let bench = TestBench::new();
@@ -311,10 +315,11 @@ fn lines_that_leave_their_answers_close_no_repl_of_others() {
     assert_eq!(node.call("runtime/stats", &json!({}))["quarantined"], 0);
 }
 
-/// Lines of scripts that the log takes of one owner in a minute: docs/observability.md. A minute may end meanwhile.
+/// Limit for script lines of one owner in the log: twice what the log accepts in a minute (docs/observability.md),
+/// because a new minute may begin during the test.
 const LINES_IN_LOG_MAX: usize = 2 * 30;
 
-/// The seed makes the script's clock virtual, so that each of its seconds is over at once.
+/// The seed makes the script's clock virtual, so each of its seconds passes at once.
 #[test]
 fn empty_lines_of_a_script_leave_the_log_to_others() {
     let bench = TestBench::new();
@@ -339,7 +344,8 @@ fn empty_lines_of_a_script_leave_the_log_to_others() {
     assert!((2..=LINES_IN_LOG_MAX).contains(&lines), "{lines}");
 }
 
-/// An operation of another peer's is called by the administrator, and has a script run: it is not run as the administrator's.
+/// The administrator calls an operation of another peer, and the operation asks the node to run a script. The node
+/// does not run that script with the administrator's rights.
 #[test]
 fn a_promoted_operation_runs_nothing_as_its_caller() {
     let bench = TestBench::new();
@@ -349,7 +355,7 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
         ("rev", &rev, &["ops:promote"]),
     ];
     let node = bench.host_with(&configuration("", &people));
-    // The author as an administrator.
+    // A configuration in which the author is an administrator.
     let (administers, author) = (bench.admin().identity(), ada.identity());
     let document = format!("node.admin_keys = [\"{administers}\", \"{author}\"]\n");
     let input = json!({ "document": document });
@@ -381,14 +387,15 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
     };
     promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     let told = node.call("js/helpful", &json!(true));
-    // Its author may not apply a configuration, whatever peer asks.
+    // The author may not apply a configuration, and no caller of the operation changes that.
     let all = json!([
         ["FORBIDDEN", true],
         ["FORBIDDEN", true],
         ["FORBIDDEN", false]
     ]);
     assert_eq!(told, all);
-    // Nor does a script of the administrator's own: what it puts in force outlives the script.
+    // A script that the administrator started may not change the configuration either, because the change would
+    // outlive the script.
     let peer = json!({ "peer_id": "own", "keys": [author], "scopes": ["node:read"] });
     let source = format!(
         "const told = [];
@@ -412,7 +419,7 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
     assert_eq!(keys, [&json!([administers])], "{peers:#}");
 }
 
-/// A peer's operation is called by another peer, and shows a token of its author's on that peer's connection.
+/// One peer calls another peer's operation. The operation presents its author's token on the caller's connection.
 #[test]
 fn a_promoted_operation_does_not_authenticate_its_caller() {
     let bench = TestBench::new();
@@ -443,11 +450,12 @@ fn a_promoted_operation_does_not_authenticate_its_caller() {
     assert_eq!(told, json!(["FORBIDDEN", true]));
 }
 
-/// What a script is granted and uses, bytes: more than a worker has that was granted nothing.
+/// Bytes that a script is granted, and that it uses. A worker without a grant has less than the script uses.
 const GRANTED: u64 = 768 << 20;
 const USED: u64 = 512 << 20;
 
-/// What a caller grants a script it may use: its worker lives on, and so does a neighbour in it.
+/// A script may use the memory that its caller grants. Its worker survives, and so does another script in the same
+/// worker.
 #[test]
 fn a_script_uses_the_memory_that_it_was_granted() {
     let bench = TestBench::new();
@@ -471,7 +479,7 @@ fn a_script_uses_the_memory_that_it_was_granted() {
     });
 }
 
-/// Schemas that take a validator longer than a century, and values that make them.
+/// Schemas for which a validator would need more than a century, and expressions for the values that cause it.
 const BOMBS: [(&str, &str, &str); 5] = [
     (
         "a chain of forty, each twice the next",
@@ -513,7 +521,7 @@ fn schemas_of_scripts_cost_the_node_little_time() {
     let crowd = crowd(&bench);
     let node = bench.host_with(&people(&crowd, &["runtime:debug", "node:read"]));
     let asking = RequestLoop::begin(node.target(), bench.admin());
-    // As many at once as would take every thread of the node.
+    // The scripts run at the same time, and would occupy every thread of the node.
     thread::scope(|scope| {
         for (at, (_, who)) in crowd.iter().enumerate() {
             let (name, schema, value) = BOMBS[at % BOMBS.len()];
@@ -531,7 +539,7 @@ fn schemas_of_scripts_cost_the_node_little_time() {
                 let input = json!({ "source": source });
                 let ran = who.call(node.target(), "runtime/eval", &input, &[]).json();
                 let codes = &ran["value"];
-                // Refused when it is registered, or when it would be evaluated.
+                // The node refuses the schema when the script registers it, or the call that would evaluate it.
                 let expected = [
                     json!(["INVALID_INPUT", "NOT_FOUND"]),
                     json!(["INVALID_INPUT"]),
@@ -545,7 +553,8 @@ fn schemas_of_scripts_cost_the_node_little_time() {
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
-/// Proposing is enough to have a schema evaluated: the tests of what is proposed are run.
+/// A peer that may only propose can make the node evaluate a schema, because the node runs the tests of each
+/// proposal.
 #[test]
 fn schemas_of_proposals_cost_the_node_little_time() {
     let bench = TestBench::new();
@@ -575,7 +584,7 @@ fn schemas_of_proposals_cost_the_node_little_time() {
         propose(&bench, &node, &author[0].1, (n, schema, answer))
     };
     assert_eq!(proposed(0, &json!({ "type": "number" }), "1").status, 0);
-    // Each is refused for what it would take, and not because its test has another answer.
+    // The node refuses each proposal for the cost of its schema, and not because its test has another answer.
     let bombs = [
         (chain, "1", "takes more steps than a check may"),
         (long_name, "1", "names are too long"),
@@ -592,7 +601,7 @@ fn schemas_of_proposals_cost_the_node_little_time() {
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
-/// Proposes an operation whose test has a schema for its answer.
+/// Proposes an operation whose test compares the answer with a schema.
 fn propose(
     bench: &TestBench,
     node: &HostNode,

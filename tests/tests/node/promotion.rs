@@ -1,6 +1,6 @@
-//! An operation written by a script's author, from its draft to its next version, with the command
-//! line: drafted, tested, proposed, promoted by a reviewer, called, replaced, rolled back, kept.
-//! Clients call the active version over HTTP and with a model's client too.
+//! An author writes an operation, and takes it with the command line from its draft to its next version: drafted,
+//! tested, proposed, promoted by a reviewer, called, replaced, rolled back, and kept over a kill of the node.
+//! Clients also call the active version over HTTP and with an MCP client.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,18 +12,18 @@ use alknet_tests::{CliOutput, CliRunner, CurlResponse, HostNode, TestBench, bina
 use nix::pty::openpty;
 use serde_json::{Value, json};
 
-/// `[[1, 2], [3, 4]]` as little-endian 32-bit floats, and the last number of its square.
+/// `[[1, 2], [3, 4]]` as little-endian 32-bit floats in Base64, its square in the same form, and the last number of
+/// the square.
 const MATRIX: &str = "AACAPwAAAEAAAEBAAACAQA==";
 const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
 const LAST: f64 = 22.0;
 
-/// What it is called once it is promoted.
+/// Path of the promoted operation.
 const PATH: &str = "js/matrix/last";
 
-/// One operation, as its author has it: the path of a call is the only thing that a draft and what is
-/// proposed say differently.
+/// One operation in its author's files. The draft and the proposal differ only in the path that a call names.
 struct PromotedOperation<'a> {
-    /// What `main.ts` computes from the product's last number.
+    /// Expression in `main.ts` that computes the answer from the product's numbers.
     body: &'a str,
     expect: f64,
 }
@@ -67,7 +67,7 @@ export async function last({{ inline }}: Matrix): Promise<number> {{
         })
     }
 
-    /// The folder that is proposed.
+    /// Writes the folder that the author proposes.
     fn folder(&self, at: &Path) -> PathBuf {
         std::fs::create_dir_all(at).expect("the folder is ours");
         let operation = json!({
@@ -78,7 +78,7 @@ export async function last({{ inline }}: Matrix): Promise<number> {{
         at.to_owned()
     }
 
-    /// A script that offers the same in a session and tests it.
+    /// Writes a script that registers the operation in a session and tests it there.
     fn draft(&self, at: &Path) -> PathBuf {
         let folder = self.folder(at);
         let draft = format!(
@@ -107,19 +107,19 @@ fn configuration(people: &[(&str, &CliRunner, &[&str])]) -> String {
         format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
     });
     let peers: String = peers.collect();
-    // It is a tool of its own as soon as it is there.
+    // The node offers the operation as an MCP tool of its own as soon as the operation is active.
     format!("[promotion]\nactivate = \"live\"\n[http.mcp]\ntools = [\"{PATH}\"]\n{peers}")
 }
 
-/// The callers that may call the operation: one with a key, one with a token.
+/// The callers that may call the operation: one with a key, and one with a token.
 struct PermittedCallers<'a> {
     bob: &'a CliRunner,
     token: String,
 }
 
 impl PermittedCallers<'_> {
-    /// Each of them is answered with the same: at the command line, by HTTP, and as a model, which finds
-    /// it with the other operations and as a tool of its own.
+    /// Each caller gets the same answer: at the command line, over HTTP, and as a model, which finds the operation
+    /// in the list of operations and as an MCP tool of its own.
     fn are_reported(&self, node: &HostNode, expected: f64) {
         let input = json!({ "inline": MATRIX });
         let answer = self.bob.call(node.target(), PATH, &input, &[]).json();
@@ -140,7 +140,7 @@ impl PermittedCallers<'_> {
     }
 }
 
-/// A token with these scopes and no others.
+/// A token with only these scopes.
 fn token(node: &HostNode, scopes: &[&str]) -> String {
     let made = node.call("token/make", &json!({ "scopes": scopes }));
     made["token"].as_str().expect("a token").to_owned()
@@ -151,7 +151,7 @@ fn url(node: &HostNode, path: &str) -> String {
     format!("https://{address}{path}")
 }
 
-/// Calls it by HTTP.
+/// Calls the operation over HTTP.
 fn posted(node: &HostNode, token: &str) -> CurlResponse {
     let header = format!("Authorization: Bearer {token}");
     let body = json!({ "operation": format!("/{PATH}"), "input": { "inline": MATRIX } });
@@ -159,7 +159,7 @@ fn posted(node: &HostNode, token: &str) -> CurlResponse {
     curl(&url(node, "/call"), &["--header", &header, "--json", &body])
 }
 
-/// As people run it, without `--json`.
+/// Runs a command without `--json`, as a person at a terminal does.
 fn plain(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
     let mut command = Command::new(binary());
     command
@@ -170,7 +170,8 @@ fn plain(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
     who.run(command)
 }
 
-/// The exit code of a command, what it shows a person at a terminal who types this line, and its errors.
+/// Runs a command at a terminal where a person types this line. Returns the exit code, the terminal's output and the
+/// errors.
 fn typed(who: &CliRunner, words: &[&str], line: &str) -> (Option<i32>, String, String) {
     let pty = openpty(None, None).expect("a terminal");
     let side = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
@@ -178,21 +179,22 @@ fn typed(who: &CliRunner, words: &[&str], line: &str) -> (Option<i32>, String, S
     command.args(words).arg("--state").arg(who.state());
     let at_terminal = command.stdin(side()).stdout(side()).stderr(Stdio::piped());
     let child = at_terminal.spawn().expect("the binary can be started");
-    // The command alone has this side of the terminal from here on, which keeps the line until it is read.
+    // From here on only the command holds this side of the terminal. The terminal keeps the line until the command
+    // reads it.
     drop((command, pty.slave));
     let mut terminal = File::from(pty.master);
     terminal
         .write_all(line.as_bytes())
         .expect("it takes a line");
     let mut shown = Vec::new();
-    // A terminal that no program has any more is an error behind the last byte.
+    // After the last program has closed the terminal, a read returns an error behind the last byte.
     terminal.read_to_end(&mut shown).ok();
     let ended = child.wait_with_output().expect("it is our child");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (ended.status.code(), text(&shown), text(&ended.stderr))
 }
 
-/// An author needs neither its own name nor whole ids, and reads at each step what is missing.
+/// An author gives neither its own name nor whole ids, and each step names the step that is missing.
 #[test]
 fn each_step_to_an_operation_says_what_is_missing() {
     let bench = TestBench::new();
@@ -209,7 +211,7 @@ fn each_step_to_an_operation_says_what_is_missing() {
         expect: LAST,
     };
     let folder = right.folder(&bench.path().join("right"));
-    // The node says by the key who the author is.
+    // The node finds the author by the key of the client.
     let proposed = plain(&ada, &["ops", "propose", at], &[&folder]);
     assert_eq!(proposed.status, 0, "{proposed:?}");
     assert!(proposed.errors.contains("ops promote"), "{proposed:?}");
@@ -224,12 +226,13 @@ fn each_step_to_an_operation_says_what_is_missing() {
     };
     let none = verb(&rev, &["ops", "promote", at, other], &[]);
     assert_eq!((none.status, none.code().as_str()), (1, "NOT_FOUND"));
-    // What was not promoted yet has no path: its name stands for the proposal.
+    // A proposal that was never promoted has no path, so its name selects it.
     for which in [&id[..6], "matrix/last", PATH] {
         let shown = verb(&rev, &["ops", "proposals", at, which], &[]).json();
         assert_eq!(shown["proposal"]["id"], id.as_str(), "{which}");
     }
-    // By then the name may stand for another one than was read: a person compares, and a program gives the id.
+    // The name may select another proposal by the time of the approval. A person compares the printed id, and a
+    // program must give the id.
     let by_name = ["ops", "approve", at, "matrix/last", "--external"];
     let refused = verb(&rev, &by_name, &[]);
     assert_eq!(refused.code(), "USAGE", "{refused:?}");
@@ -250,7 +253,7 @@ fn each_step_to_an_operation_says_what_is_missing() {
     assert_eq!((again.status, again.code().as_str()), (1, "NOT_FOUND"));
 }
 
-/// A folder with an operation that answers with this number.
+/// Makes a folder with an operation that answers with this number.
 fn constant(bench: &TestBench, name: &str, number: u8) -> PathBuf {
     let folder = bench.path().join(name);
     std::fs::create_dir(&folder).expect("the folder is ours");
@@ -264,7 +267,7 @@ fn constant(bench: &TestBench, name: &str, number: u8) -> PathBuf {
     folder
 }
 
-/// Runs the only command of a text as a person who copies it.
+/// Runs the only command in a text, as a person who copies it.
 fn pasted(who: &CliRunner, said: &str) -> CliOutput {
     let commands = commands(said);
     assert_eq!(commands.len(), 1, "{said}");
@@ -280,7 +283,8 @@ fn pasted(who: &CliRunner, said: &str) -> CliOutput {
     ran
 }
 
-/// The one command that a sole administrator reads makes a second key, and promotes by it.
+/// The output of a proposal has one command for a sole administrator. The command makes a second key, and promotes
+/// the proposal with it.
 #[test]
 fn a_sole_administrator_reads_the_command_that_promotes() {
     let bench = TestBench::new();
@@ -292,7 +296,7 @@ fn a_sole_administrator_reads_the_command_that_promotes() {
         &[&constant(&bench, "one", 1)],
     );
     assert_eq!(proposed.status, 0, "{proposed:?}");
-    // The author itself may not decide, and reads the same then.
+    // The author may not promote its own proposal, and the refusal has the same command.
     let listed = verb(admin, &["ops", "proposals", at], &[]).json();
     let id = listed["id"].as_str().expect("one proposal");
     let refused = plain(admin, &["ops", "promote", at, id], &[]);
@@ -321,7 +325,8 @@ fn a_sole_administrator_reads_the_command_that_promotes() {
     );
 }
 
-/// An administrator forgets that peers are to call the operation, and reads which command mends it.
+/// An administrator promotes an operation without `--external`, and the output has the command that opens it to
+/// peers.
 #[test]
 fn an_internal_operation_says_how_peers_reach_it() {
     let bench = TestBench::new();
@@ -338,11 +343,11 @@ fn an_internal_operation_says_how_peers_reach_it() {
     );
     let hidden = admin.call(at, "js/one", &json!(1), &[]);
     assert_eq!(hidden.code(), "NOT_FOUND", "{hidden:?}");
-    // The second key is there, and is let in already.
+    // The second key exists already, and the node knows it.
     pasted(admin, &internal.errors);
     assert_eq!(admin.call(at, "js/one", &json!(1), &[]).json(), 1);
 
-    // The second key is lost. The refusal says the way out, and makes no other key.
+    // The second key is lost. The refusal names the command that removes it, and the client makes no other key.
     let other = bench.path().join("other");
     let lost = format!("--second-key={}", other.display());
     let refused = plain(admin, &["ops", "promote", at, id, &lost], &[]);
@@ -351,7 +356,7 @@ fn an_internal_operation_says_how_peers_reach_it() {
     assert!(refused.errors.contains(&removal), "{refused:?}");
     assert!(!other.exists(), "{refused:?}");
 
-    // As soon as another peer may review, two persons decide.
+    // As soon as another peer may review, the node requires two persons.
     let rev = bench.user("rev").identity();
     let add = [
         "peer",
@@ -369,7 +374,7 @@ fn an_internal_operation_says_how_peers_reach_it() {
     assert!(refused.errors.contains("'rev'"), "{refused:?}");
 }
 
-/// Who takes back the only version reads what callers get, and how it comes back.
+/// A reviewer who rolls back the only version reads which answer callers now get, and how to restore the version.
 #[test]
 fn a_rollback_says_what_is_left() {
     let bench = TestBench::new();
@@ -405,7 +410,7 @@ fn commands(said: &str) -> Vec<&str> {
     lines.filter(|line| line.starts_with("alknet ")).collect()
 }
 
-/// Two reviewers have to agree. An administrator puts the first one out before the second one decides.
+/// Two reviewers have to agree. An administrator removes the first reviewer before the second one decides.
 #[test]
 fn the_vote_of_a_reviewer_who_was_put_out_does_not_count() {
     let bench = TestBench::new();
@@ -430,8 +435,9 @@ fn the_vote_of_a_reviewer_who_was_put_out_does_not_count() {
     assert_eq!(promote(&rev), waits, "the vote of one who is gone");
 }
 
-/// While a reviewer reads a proposal, another decision rejects it, and another author proposes the same code: by the id
-/// alone, the operation would act by the rights of the second author, of which the reviewer read nothing.
+/// While a reviewer reads a proposal, another decision rejects it, and a second author proposes the same code. If
+/// the decision named only the id, the operation would act with the rights of the second author, whose proposal the
+/// reviewer has not read.
 #[test]
 fn a_decision_is_about_the_proposal_that_was_read() {
     let bench = TestBench::new();
@@ -483,7 +489,7 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
         token: token(&node, &["call:js:matrix:last"]),
     };
 
-    // The first draft takes the wrong number; its test says so, and so it is not taken.
+    // The first draft returns the wrong number. Its test fails, and the node refuses the proposal.
     let wrong = PromotedOperation {
         body: "numbers[0]",
         expect: LAST,
@@ -507,7 +513,8 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let proposed = verb(&ada, &propose, &[&folder]).json();
     let id = proposed["id"].as_str().expect("an id");
 
-    // Neither the author nor another caller may promote it; and before it is promoted there is nothing to call.
+    // Neither the author nor another caller may promote the proposal. Before its promotion the operation cannot be
+    // called.
     let promote = ["ops", "promote", at, id, "--external"];
     for who in [&ada, &bob] {
         assert_eq!(verb(who, &promote, &[]).code(), "FORBIDDEN");
@@ -523,7 +530,7 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     );
     callers.are_reported(&node, LAST);
     assert_eq!(posted(&node, &token(&node, &["node:read"])).status, 403);
-    // Bob may call it; what it calls is not his.
+    // Bob may call the operation, and may not call the operations that it uses.
     let matmul = bob.call(at, "compute/matmul", &json!({}), &[]);
     assert_eq!(matmul.code(), "FORBIDDEN");
 
@@ -542,7 +549,8 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     assert_eq!(verb(&rev, &back, &[]).json()["version"], 1);
     callers.are_reported(&node, LAST);
 
-    // It is there after a power cut, with who decided what.
+    // After a kill, as after a power cut, the node still has the operation, its versions and the decisions about
+    // them.
     drop(node);
     let node = bench.host_with(&config);
     callers.are_reported(&node, LAST);

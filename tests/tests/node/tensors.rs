@@ -1,4 +1,4 @@
-//! A folder of tensor files, served and fetched by the command line alone, and computed with where it is.
+//! The command line serves, fetches and computes with a folder of tensor files.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -9,27 +9,27 @@ use serde_json::{Value, json};
 
 use super::promoted_callers::{OperationDraft, configuration, promote};
 
-/// Elements of the large tensor: several groups of what is proven at once.
+/// Number of elements of the large tensor: so many that the node proves them in several groups.
 const LARGE: usize = 100_000;
 
-/// Bytes of a tensor that is too large for a node to compute with.
+/// Size in bytes of a tensor that is too large for a node to compute with.
 const TOO_LARGE: u64 = (128 << 20) + 4;
 
-/// A matrix of two rows, and its square as little-endian 32-bit floats.
+/// A matrix of two rows, and its square as little-endian 32-bit floats in Base64.
 const MATRIX: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
 const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
 
-/// What a safetensors file begins with.
+/// The beginning of a safetensors file: the header's length and the header.
 fn head(entries: &Value) -> Vec<u8> {
     let header = entries.to_string();
-    // So long that what follows lies where a number may begin.
+    // The header's length is rounded up so that the data begins at an aligned offset.
     let len = header.len().next_multiple_of(8);
     let mut file = (len as u64).to_le_bytes().to_vec();
     file.extend(format!("{header:len$}").into_bytes());
     file
 }
 
-/// A safetensors file, made by hand.
+/// A safetensors file, built byte by byte.
 fn file() -> Vec<u8> {
     let mut file = head(&json!({
         "large": { "dtype": "U8", "shape": [LARGE], "data_offsets": [0, LARGE] },
@@ -40,11 +40,11 @@ fn file() -> Vec<u8> {
     file
 }
 
-/// Ended when dropped.
+/// A running `alknet tensor serve` and its target. Dropping it ends the process.
 struct TensorNode(Child, String);
 
 impl TensorNode {
-    /// With these arguments besides.
+    /// Starts a node that serves the folder, with the further arguments in `more`.
     fn start(state: &Path, folder: &Path, admin: &CliRunner, more: &[&Path]) -> Self {
         let node = CliRunner::new(state.to_owned());
         let mut command = node.command(&["tensor", "serve", "--port", "0"]);
@@ -63,14 +63,14 @@ impl Drop for TensorNode {
     }
 }
 
-/// What `alknet tensor pull` says.
+/// Runs `alknet tensor pull`, and returns the command's output.
 fn pull(cli: &CliRunner, what: &[&str], output: &Path) -> CliOutput {
     let mut command = cli.command(&["tensor", "pull"]);
     command.args(what).arg(output);
     cli.run(command)
 }
 
-/// What a verb says that needs no node and no state.
+/// Runs a verb that needs no node and no state, and returns its JSON.
 fn local(cli: &CliRunner, verb: &[&str], file: &Path, more: &[&str]) -> Value {
     let mut command = Command::new(binary());
     command.args(verb).arg("--json").arg(file).args(more);
@@ -150,7 +150,7 @@ fn a_folder_is_served_and_fetched() {
     let again = at("again.safetensors");
     assert_eq!(pull(&admin, &[&address], &again).json()["id"], id);
 
-    // One tensor by its name, several by a pattern.
+    // The command fetches one tensor by its name, and several by a pattern.
     let one = at("one.mt");
     let address = format!("alknet-tensor://{}/small/m.safetensors#a#b", node.1);
     assert_eq!(pull(&admin, &[&address], &one).json()["fetched"], 3);
@@ -174,14 +174,15 @@ fn a_folder_is_served_and_fetched() {
     assert_ne!(refused.status, 0);
     assert!(!at("none").exists());
 
-    // Two nodes would not know of each other's files.
+    // Two nodes on the same folder would not know of each other's files.
     let second = CliRunner::new(at("node"));
     let mut command = second.command(&["tensor", "serve", "--port", "0"]);
     command.arg(at("models"));
     assert_eq!(second.run(command).status, 2);
 }
 
-/// A small file, which `reader` may read, and one whose tensor is too large; `other` may read neither.
+/// A node with a small file, which `reader` may read, and a file whose tensor is too large. `other` may read
+/// neither.
 fn models(bench: &TestBench, reader: &CliRunner, other: &CliRunner) -> TensorNode {
     let folder = bench.path().join("models");
     fs::create_dir_all(folder.join("small")).expect("writable");
@@ -217,7 +218,7 @@ fn models(bench: &TestBench, reader: &CliRunner, other: &CliRunner) -> TensorNod
     TensorNode::start(&bench.path().join("node"), &folder, bench.admin(), &more)
 }
 
-/// What `tensor/open` says a file is called.
+/// The id that `tensor/open` returns for a file.
 fn id(who: &CliRunner, target: &str, path: &str) -> String {
     let input = json!({ "src": { "path": path } });
     let said = who.call(target, "tensor/open", &input, &[]).json();
@@ -241,7 +242,7 @@ fn a_stored_tensor_is_computed_with_by_its_readers() {
 
     let product = square(&reader, target, &reference).json();
     assert_eq!(product["product"]["inline"], SQUARE, "{product}");
-    // A script sees the file where it lies, and hands the reference on.
+    // A script opens the file without copying it, and passes the reference on.
     let script = format!(
         "const file = await tensor.open({{ path: 'small/m.safetensors' }});
         const seen = file.view('m#1'), a = {{ ref: '{reference}' }};
@@ -260,7 +261,7 @@ fn a_stored_tensor_is_computed_with_by_its_readers() {
     });
     assert_eq!(ran["value"], expected, "{ran}");
 
-    // Without the scope there is no such file, by either way, for a script too.
+    // Without the scope the node answers `NOT_FOUND` to a call and to a script.
     assert_eq!(square(&other, target, &reference).code(), "NOT_FOUND");
     let script = format!(
         "const codes = [];
@@ -275,7 +276,7 @@ fn a_stored_tensor_is_computed_with_by_its_readers() {
     refuses_what_is_no_matrix_here(bench.admin(), target, &small);
 }
 
-/// By the code of the call, and by the one inside.
+/// The test checks the code of the call and the code inside its message.
 fn refuses_what_is_no_matrix_here(admin: &CliRunner, target: &str, small: &str) {
     let (node, _) = target.split_once('@').expect("a pinned target");
     let large = id(admin, target, "large.safetensors");
@@ -299,7 +300,7 @@ fn refuses_what_is_no_matrix_here(admin: &CliRunner, target: &str, small: &str) 
     }
 }
 
-/// An operation of an author's who may read nothing, and one of an author's who may.
+/// The author of the first operation may not read the folder, and the author of the second one may.
 #[test]
 fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     let bench = TestBench::new();
@@ -370,12 +371,13 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
         ..OperationDraft::waits("reads")
     };
     promote(&bench, target, ("ada", &ada), &rev, &draft);
-    // The administrator may everything, and lends none of it.
+    // The administrator has every right, and the operation gets none of them.
     let told = bench.admin().call(target, "js/reads", &json!(small), &[]);
     let all = ["NOT_FOUND"; 6];
     assert_eq!(told.json(), json!(all));
 
-    // The same of an author who may reaches all of it; what it would store has no header.
+    // The author of this operation may read and write the folder, so the operation reaches everything. The file that
+    // it tries to store has no header.
     let own = OperationDraft {
         name: "owns",
         input: draft.input.clone(),

@@ -1,5 +1,5 @@
-//! What a command takes for a node: words that are no node's, names that another user wrote, and a certificate that
-//! would vouch for more than the node.
+//! Which nodes a command trusts: the tests give it words that name no node, names that another user wrote, and a
+//! certificate that would be valid for more than the node.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -29,23 +29,23 @@ use serde_json::Value;
 
 use crate::enrolment::run;
 
-/// What a hostile server makes different in its certificate.
+/// A change that a hostile server makes to its certificate.
 type CertificateChange = fn(&mut CertificateParams);
 
-/// What stands before the 32 bytes of an Ed25519 key in PKCS#8 (RFC 8410 section 7).
+/// The bytes before the 32 bytes of an Ed25519 private key in PKCS#8 (RFC 8410 section 7).
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 const SEED: [u8; 32] = [7; 32];
 
-/// The user forgot `ed25519:`. As the name of a peer the key would pin nothing.
+/// The user forgot `ed25519:`. If the command took the key for a peer's name, it would pin no key.
 #[test]
 fn a_key_without_its_kind_is_not_dialled_without_a_pin() {
     let bench = TestBench::new();
     let admin = bench.admin();
     let identity = admin.identity();
     let (_, key) = identity.split_once(':').expect("a key has a kind");
-    // Nothing listens there, so that a dial would fail in another way.
+    // No node listens on port 1, so an attempt to dial would fail with another code.
     let target = format!("{key}@localhost:1");
     for words in [
         &["status", &target][..],
@@ -63,13 +63,13 @@ fn a_key_without_its_kind_is_not_dialled_without_a_pin() {
     }
 }
 
-/// `oven` is a machine at one hub. A machine of the same name at another hub is not switched off in its place.
+/// `oven` is a machine at one hub. The command does not switch off a machine with the same name at another hub.
 #[test]
 fn a_worker_with_a_name_is_not_looked_for_at_another_hub() {
     let bench = TestBench::new();
     let admin = bench.admin();
     for (hub, seed) in [("attic", [1; 32]), ("cellar", [2; 32])] {
-        // Nothing listens there, so that a dial would fail in another way.
+        // No node listens on port 1, so an attempt to dial would fail with another code.
         let target = format!("{}@127.0.0.1:1", NodeKey::from_seed(&seed).public());
         run(admin, &["node", "add", hub, &target]).json();
     }
@@ -86,7 +86,7 @@ fn a_worker_with_a_name_is_not_looked_for_at_another_hub() {
     assert_eq!(right.code(), "UNAVAILABLE", "{right:?}");
 }
 
-/// Another user made the folder that the user names as the state, and chose its default node.
+/// Another user made the folder that the user names as the state, and set its default node.
 #[test]
 fn names_in_a_folder_that_others_may_write_are_not_used() {
     let bench = TestBench::new();
@@ -116,7 +116,8 @@ fn names_in_a_folder_that_others_may_write_are_not_used() {
                 "{words:?}: {refused:?}"
             );
         }
-        // An address needs no name, and a key of its own: that in the folder may be another user's.
+        // A call by address needs no name, but needs the user's key. The key in a foreign folder may belong to
+        // another user.
         let by_address = run(admin, &["ops", node.target()]);
         let is_folder = path == admin.state();
         assert_eq!(by_address.status, i32::from(is_folder), "{by_address:?}");
@@ -127,8 +128,8 @@ fn names_in_a_folder_that_others_may_write_are_not_used() {
     }
 }
 
-/// Another user waits for root to name the folder: with a link in the place of a file the command would make a file
-/// wherever the link leads, and with a pipe it would wait for ever.
+/// An attacker on the same machine waits until root names the folder. Through a link in the place of a file, the
+/// command would create a file at the link's target. At a pipe, the command would wait for ever.
 #[test]
 fn a_link_in_a_folder_makes_no_command_write_elsewhere() {
     let bench = TestBench::new();
@@ -158,10 +159,10 @@ fn a_link_in_a_folder_makes_no_command_write_elsewhere() {
     assert_eq!(run(admin, &words).status, 0);
 }
 
-/// Root may read each file, and would be the user whose key it takes.
+/// Root may read every file. A command of root that took another user's key would act as that user.
 #[test]
 fn root_acts_with_no_key_of_another_user() {
-    /// A user without rights.
+    /// User id of a user without rights.
     const OTHER_USER: u32 = 65_534;
     if !geteuid().is_root() {
         skip!("root", "no file can be given to another user");
@@ -183,14 +184,14 @@ fn root_acts_with_no_key_of_another_user() {
     }
 }
 
-/// The private key of the hostile server in PKCS#8, and as something that signs.
+/// The private key of the hostile server in PKCS#8, and as a signing key pair.
 fn hostile_key() -> (PrivatePkcs8KeyDer<'static>, KeyPair) {
     let pkcs8 = PrivatePkcs8KeyDer::from([&PKCS8_PREFIX[..], &SEED].concat());
     let pair = KeyPair::try_from(&pkcs8).expect("it is a key");
     (pkcs8, pair)
 }
 
-/// What a node writes into the certificate of that key.
+/// The parameters that a node uses for the certificate of this key.
 fn own_params() -> CertificateParams {
     let name = NodeKey::from_seed(&SEED).host_name();
     let mut params = CertificateParams::new(vec![name.clone()]).expect("a name");
@@ -201,7 +202,7 @@ fn own_params() -> CertificateParams {
     params
 }
 
-/// A server with a certificate of its own making, by a key that a user pinned. Answers its port.
+/// Starts a server with a self-signed certificate for a key that a user pinned. Returns the server's port.
 fn hostile_server(change: impl FnOnce(&mut CertificateParams)) -> u16 {
     let (pkcs8, pair) = hostile_key();
     let mut params = own_params();
@@ -222,7 +223,7 @@ fn hostile_server(change: impl FnOnce(&mut CertificateParams)) -> u16 {
         for stream in listener.incoming() {
             let mut stream = stream.expect("a client");
             let mut tls = ServerConnection::new(Arc::clone(&config)).expect("it is usable");
-            // The client may refuse what it sees. Until it has left, the server holds the connection.
+            // The client may refuse the certificate. The server holds the connection until the client has closed it.
             while tls.is_handshaking() && tls.complete_io(&mut stream).is_ok() {}
             stream.read_to_end(&mut Vec::new()).ok();
         }
@@ -230,7 +231,7 @@ fn hostile_server(change: impl FnOnce(&mut CertificateParams)) -> u16 {
     port
 }
 
-/// Whether OpenSSL believes a certificate of a server by that file of authorities.
+/// Whether OpenSSL accepts a server's certificate with this file of authorities.
 fn openssl_believes(authorities: &Path, certificate: &Path) -> bool {
     let words = ["verify", "-purpose", "sslserver", "-no-CApath", "-CAfile"].map(OsStr::new);
     let files = [authorities.as_os_str(), certificate.as_os_str()];
@@ -238,9 +239,9 @@ fn openssl_believes(authorities: &Path, certificate: &Path) -> bool {
     output.status.success()
 }
 
-/// The node signs a certificate for another name, as an authority would. OpenSSL asks whether the node's own
-/// certificate claims that right, and rustls does not: the file is for clients built on OpenSSL alone, which is what
-/// `pin` says.
+/// The node signs a certificate for another name, as an authority would. OpenSSL checks whether the node's own
+/// certificate has the right to issue, and rustls does not. The file is therefore only for clients built on OpenSSL,
+/// and `pin` says so.
 #[test]
 fn a_pinned_node_vouches_for_no_other_name_at_a_client_built_on_openssl() {
     const BANK: &str = "bank.example";
@@ -267,7 +268,8 @@ fn a_pinned_node_vouches_for_no_other_name_at_a_client_built_on_openssl() {
     let issued = issued.expect("it signs");
     fs::write(&leaf, issued.pem()).expect("the folder is ours");
     assert!(!openssl_believes(&file, &leaf), "the node is an authority");
-    // The node itself is believed, and the same signature would be, had the certificate the right to issue.
+    // OpenSSL accepts the node's own certificate. With the right to issue in the node's certificate, OpenSSL would
+    // also accept the other one.
     assert!(openssl_believes(&file, &file));
     assert!(openssl_believes(&authority, &leaf));
     let roots = alknet_tls::roots_from_file(&file).expect("a certificate");
@@ -282,7 +284,7 @@ fn a_pinned_node_vouches_for_no_other_name_at_a_client_built_on_openssl() {
     );
 }
 
-/// The commands set the file for one program at a time, and say for which it is not.
+/// The printed commands set the file for one program at a time, and say for which clients it is not suitable.
 #[test]
 fn the_commands_of_pin_warn_of_clients_built_on_rustls() {
     let bench = TestBench::new();
@@ -299,7 +301,8 @@ fn the_commands_of_pin_warn_of_clients_built_on_rustls() {
     assert!(!is_for_all, "{said:?}");
 }
 
-/// The file goes to clients that take it for an authority: with the right to issue it would vouch for every name.
+/// Clients use the file as an authority. With the right to issue, the node's certificate would be valid for every
+/// name.
 #[test]
 fn a_pinned_node_becomes_no_authority() {
     let bench = TestBench::new();
@@ -328,7 +331,7 @@ fn a_pinned_node_becomes_no_authority() {
         assert_eq!(refused.code(), "PIN_MISMATCH", "{what}: {refused:?}");
         assert!(!file.exists(), "{what}: the file was written");
     }
-    // The same server without a change, and a node.
+    // `pin` accepts the same server without a change, and a node.
     let own = pinned(admin, hostile_server(|_| {}));
     assert_eq!(own.status, 0, "{own:?}");
     fs::remove_file(&file).expect("it was written");
@@ -345,7 +348,7 @@ fn a_pinned_node_becomes_no_authority() {
     is_served_by_its_name(&node, &file, &pinned["keys"][0]);
 }
 
-/// A client that has the file asks by the name in it, which `alknet pin` prints.
+/// A client with the file sends its request to the name in the file, which `alknet pin` prints.
 fn is_served_by_its_name(node: &HostNode, file: &Path, pinned: &Value) {
     let name = pinned["server_name"]
         .as_str()
@@ -358,7 +361,7 @@ fn is_served_by_its_name(node: &HostNode, file: &Path, pinned: &Value) {
         format!("{name}:{port}:{ip}"),
         format!("https://{name}:{port}/healthz"),
     );
-    // A page of another site may have a name that ends alike; it is the name of no key of this node.
+    // An attacker's page may have a name with the same ending. That name belongs to no key of this node.
     let other = NodeKey::from_seed(&SEED).host_name();
     let host = format!("Host: {other}:{port}");
     let (ask, served) = (["--header", &host], format!("https://{address}/healthz"));

@@ -1,4 +1,4 @@
-//! What it costs a node that a peer keeps sending requests, and reads no answers.
+//! Memory that a node spends on a peer that sends requests without reading the answers.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,26 +23,27 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::manual_peer::{ManualPeer, caller, people, until_attached};
 
-/// What that may cost for a known peer, and for an unknown one: what it is answered, and as much again for what it
-/// sends. The node has not looked at all of that, and keeps it in the packets that it came in: of a known peer's, an
-/// eighth of all is for their heads and for packets that are not full (on a busy machine up to 35,052 KiB were seen,
-/// at rest 20,784 to 32,356; of an unknown one's 804 to 2,384). Without the limit for the whole connection each stream has
-/// its own: 64 times 4 MiB for a known peer, as far as one identity may have it, and 4 MiB in all for an unknown one. How
-/// much of it is answers the node counts itself, see [`answers_wait`].
+/// Limits in bytes for that memory, for a known peer and for an unknown peer. Each limit covers the answers, and as
+/// much again for requests. The node keeps the requests that it has not read in the packets in which they arrived.
+/// Of a known peer's limit, an eighth is for the heads of packets and for packets that are not full (measured: up to
+/// 35,052 KiB on a busy machine, 20,784 to 32,356 KiB at rest; for an unknown peer 804 to 2,384 KiB). Without the
+/// limit for the whole connection, each stream would have its own limit: a known peer could use 64 times 4 MiB, up
+/// to the limit of one identity, and an unknown peer 4 MiB in all. The node itself counts the share of the answers,
+/// see [`answers_wait`].
 const KNOWN_MAX: u64 = 36 << 20;
 const UNKNOWN_MAX: u64 = 3 << 20;
 
-/// Streams that a peer uses for requests: more than an unknown one gets.
+/// Streams on which a peer sends requests. An unknown peer gets fewer.
 const STREAMS: usize = 64;
 
-/// Requests on each of them, and those of a peer that reads.
+/// Requests on each stream, and the requests on each stream of a peer that reads.
 const REQUESTS: usize = 4000;
 const REQUESTS_READ: usize = 200;
 
-/// Requests of one write.
+/// Requests in one write.
 const TOGETHER: usize = 50;
 
-/// How long a node must read nothing before it counts as waiting.
+/// Time without a read by the node after which the test considers the node stopped.
 const QUIET: Duration = Duration::from_millis(500);
 
 /// A value from the kernel about the node's memory, in bytes.
@@ -59,8 +60,8 @@ async fn dial(node: &HostNode, dialer: &EndpointDialer) -> Connection {
     dialled.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Sends requests on every stream that the node allows until it accepts no more, and reads nothing,
-/// unless it `reads`. The requests end with the tasks.
+/// Sends requests on every stream that the node allows until the node accepts no more. The client reads answers only
+/// with `reads`. The requests end with the returned tasks.
 async fn ask(connection: &Connection, reads: bool) -> Vec<JoinHandle<()>> {
     let taken = Arc::new(AtomicUsize::new(0));
     let ask = |_| {
@@ -91,7 +92,7 @@ async fn ask(connection: &Connection, reads: bool) -> Vec<JoinHandle<()>> {
     let asking = (0..STREAMS).map(ask).collect();
     let mut before = 0;
     loop {
-        // Nothing signals that the node accepts no more.
+        // The node sends no signal when it stops accepting requests.
         tokio::time::sleep(deadline(QUIET)).await;
         let now = taken.load(Ordering::SeqCst);
         if now > 0 && now == before {
@@ -101,10 +102,10 @@ async fn ask(connection: &Connection, reads: bool) -> Vec<JoinHandle<()>> {
     }
 }
 
-/// Bytes of answers that wait to be read, by the node's own account, once there are as many as stop the node from
-/// beginning more: so the attack asks for more than may wait, and the limit is what stops it.
+/// Waits until enough unread answers make the node stop starting new ones, and returns their bytes as the node
+/// counts them. The attack therefore reaches the limit, and the limit stops it.
 fn answers_wait(node: &HostNode, limits: PeerLimits) -> u64 {
-    // The same amount may be kept of started answers. The counter changes in steps.
+    // The node may keep the same amount again for answers that it has started. The counter changes in steps.
     let (stops, slack) = (limits.queued_bytes as u64, UNREAD_SLACK_BYTES as u64);
     let waits = eventually("no more is begun", || {
         let told = node.call("node/metrics", &Value::Null);
@@ -116,17 +117,18 @@ fn answers_wait(node: &HostNode, limits: PeerLimits) -> u64 {
     waits
 }
 
-/// How much the node grows for a peer with this key, which has these limits.
+/// Growth of the node in bytes for a peer with this key and these limits.
 async fn growth(node: &HostNode, key: &NodeKey, limits: PeerLimits) -> u64 {
     let dialer = EndpointDialer::new(Some(key.clone()));
-    // A peer that reads makes what stays: tables, threads, pages of the allocator. Not one that does not: the node
-    // would keep for the next one what it took for that.
+    // A peer that reads makes the node allocate what it keeps for its lifetime: tables, threads, pages of the
+    // allocator. A peer that reads no answers is unsuitable here, because the node would keep that peer's memory for
+    // the next peer.
     let honest = dial(node, &dialer).await;
     let asking = ask(&honest, true).await;
     asking.iter().for_each(JoinHandle::abort);
     honest.close(CloseCode::Normal, "");
     let connection = dial(node, &dialer).await;
-    // Resets the peak, so that it is that of the attack.
+    // This resets the peak, so that the next value is the peak during the attack.
     fs::write(format!("/proc/{}/clear_refs", node.pid()), "5").expect("it is our process");
     let before = memory(node, "VmRSS:");
     let asking = ask(&connection, false).await;
@@ -154,7 +156,7 @@ async fn unread_answers_are_bounded_for_the_whole_connection() {
         ),
         ("known", &known, KNOWN_MAX, PeerLimits::AUTHENTICATED),
     ] {
-        // A separate node, because another one would keep memory of the last case.
+        // Each case has a separate node, because a shared node would keep memory of the last case.
         let node = bench.host();
         let grown = growth(&node, key, limits).await;
         println!("figure {who}: {} KiB", grown >> 10);
@@ -164,13 +166,13 @@ async fn unread_answers_are_bounded_for_the_whole_connection() {
     }
 }
 
-/// Requests of a client that sends no more than these, and reads nothing.
+/// Requests of a client that sends only these, and reads no answer.
 const THOUSAND: usize = 1000;
 
 /// Streams that an unknown peer may have open.
 const STREAMS_UNKNOWN: usize = 16;
 
-/// The operations that are open to every peer.
+/// The operations that every peer may call.
 const OPEN: [&str; 4] = [
     "services/list",
     "services/schema",
@@ -178,47 +180,50 @@ const OPEN: [&str; 4] = [
     "session/authenticate",
 ];
 
-/// What a node keeps of the answers to a known peer that it makes itself, of 500 KiB each, and at the most has of them
-/// at a time beside those that a processor works on: 8 MiB that are counted, an answer that comes to them, 64 KiB that
-/// the client's window lets the library for QUIC take, some KiB for each of a thousand streams, and what the allocator
-/// keeps (12.9 MiB in all were seen). With what [`PROCESSORS`] work on it is 16 MiB. Without the limit a thousand answers are 500 MiB.
+/// Limit in bytes for what a node keeps of answers to a known peer that the node makes itself, of 500 KiB each. It
+/// is also the limit of the peak, without the answers that a processor works on. The sum has 8 MiB of counted
+/// answers, one answer above them, 64 KiB that the client's window lets the QUIC library accept, some KiB for each
+/// of a thousand streams, and what the allocator keeps (measured: 12.9 MiB in all). With the work of [`PROCESSORS`]
+/// the limit of the peak is 16 MiB. Without the limit for unread answers, a thousand answers are 500 MiB.
 const THOUSAND_OWN_MAX: u64 = 14 << 20;
 
-/// The same where the answers are 900 KiB each and come through a hub. It keeps 8 MiB of answers that are counted.
-/// Beside them the library for QUIC keeps what was sent to it and not acknowledged, up to 8 MiB and 256 KiB, and what
-/// the hub's own peer sent and the hub does not read, up to 16 MiB (22.7 and 25.3 MB in all were seen). Without the
-/// limit a thousand answers are 900 MiB.
+/// The same limit for answers of 900 KiB each that come through a hub. The hub keeps 8 MiB of counted answers. The
+/// QUIC library also keeps data that the hub has sent and the client has not acknowledged, up to 8 MiB and 256 KiB,
+/// and data that the hub's own peer has sent and the hub has not read, up to 16 MiB (measured: 22.7 and 25.3 MB in
+/// all). Without the limit for unread answers, a thousand answers are 900 MiB.
 const THOUSAND_PASSED_ON_MAX: u64 = 40 << 20;
 
-/// Processors of the nodes whose peak is compared with a limit.
+/// Number of processors of the nodes whose peak the tests compare with a limit.
 const PROCESSORS: usize = 2;
 
-/// What a processor has of answers while it works on one: the value that the operation made, and its text.
+/// Bytes that one processor needs to make an answer: the value from the operation, and its text.
 const AT_WORK_BYTES: u64 = 1 << 20;
 
-/// What a node keeps of the answers to an unknown peer, of 2 KiB each, beside what that sent: 512 KiB that are
-/// counted, 64 KiB that the client's window lets the library for QUIC take, and what a connection and its streams
-/// cost. Without the limit it is 2 MiB of answers.
+/// Limit in bytes for what a node keeps of the answers to an unknown peer, of 2 KiB each, without the requests: 512
+/// KiB of counted answers, 64 KiB that the client's window lets the QUIC library accept, and the cost of a
+/// connection and its streams. Without the limit for unread answers, the node would keep 2 MiB of answers.
 const THOUSAND_UNKNOWN_MAX: u64 = 1 << 20;
 
 /// Bytes of each answer that a node makes itself.
 const ANSWER_BYTES: usize = 500 << 10;
 
-/// What leads to a file of tensors that has a text of as many bytes in its header, as `tensor/open` answers.
+/// Path of a tensor file whose header has a text of [`ANSWER_BYTES`], which `tensor/open` returns.
 const LONG_FILE: &str = "long/answer";
 
-/// By how much resident memory may change between two looks that see the same, and how many have to in a row.
+/// Difference in resident memory that still counts as unchanged, in bytes, and the number of unchanged measurements
+/// in a row that the test requires.
 const SAME_BYTES: u64 = 64 << 10;
 const SAME_LOOKS: usize = 4;
 
-/// How often a client has read some answers before, and how many at once: fewer than stop the node from beginning more.
+/// Rounds in which a client reads answers before the measurement, and answers in each round. A round is too small to
+/// make the node stop starting answers.
 const WARM: usize = 5;
 const AT_ONCE: usize = 4;
 
-/// The input of a request that the hub forwards.
+/// Name of the hub's peer to which the hub passes the requests on.
 const PEER: &str = "bank";
 
-/// A client that reads a few bytes of each stream. The rest waits at the node.
+/// Connects a client that reads a few bytes of each stream. The rest of the answers waits at the node.
 async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Connection) {
     let target: Target = node.target().parse().expect("the node's own target");
     let tls = ClientTls::new(ClientTlsOptions {
@@ -243,8 +248,8 @@ async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Con
     (endpoint, connection.expect("a connection"))
 }
 
-/// Sends a thousand requests on as many streams, each with a different ID, and reads nothing. They
-/// end when the returned value is dropped.
+/// Sends a thousand requests over this number of streams, each with a different ID, and reads no answer. The
+/// requests end when the returned value is dropped.
 fn ask_on(
     connection: &quinn::Connection,
     streams: usize,
@@ -260,7 +265,7 @@ fn ask_on(
             let Ok((mut send, _unread)) = connection.open_bi().await else {
                 return;
             };
-            // The node stops reading them.
+            // The node stops reading the requests.
             let _ = send.write_all(&requests).await;
             std::future::pending::<()>().await;
         });
@@ -268,7 +273,7 @@ fn ask_on(
     asking
 }
 
-/// Resident memory of the node after it has stopped changing.
+/// Resident memory of the node in bytes, after it has stopped changing.
 async fn settled(node: &HostNode) -> u64 {
     let (mut before, mut same) = (0, 0);
     while same < SAME_LOOKS {
@@ -283,21 +288,22 @@ async fn settled(node: &HostNode) -> u64 {
     before
 }
 
-/// The cost of a thousand requests for a node whose client reads no answer, in bytes.
+/// Memory that a thousand requests cost a node whose client reads no answer, in bytes.
 #[derive(Debug)]
 struct UnreadCost {
-    /// After nothing changes any more.
+    /// Growth after the node's memory has stopped changing.
     kept: u64,
-    /// The most at a time.
+    /// Growth of the node's peak.
     peak: u64,
-    /// Bytes of the packets that the client sent. The node has not read all of them, and keeps
-    /// those as they came.
+    /// Bytes of the packets that the client sent. The node has not read all requests, and keeps the unread ones in
+    /// the packets in which they arrived.
     sent: u64,
 }
 
 impl UnreadCost {
     /// # Panics
-    /// The node keeps more than `most`, or had at a time more than that and what its processors work on.
+    /// Panics when the node keeps more than `most`, or when its peak is more than `most` and the work of its
+    /// processors.
     fn is_at_most(&self, most: u64) {
         assert!(self.kept <= most, "{self:?} where {most} may be kept");
         let peak = most + PROCESSORS as u64 * AT_WORK_BYTES;
@@ -305,7 +311,7 @@ impl UnreadCost {
     }
 }
 
-/// A node that runs on [`PROCESSORS`], however many the machine has: a node has a thread for each.
+/// Starts a node on [`PROCESSORS`], on a machine with any number of them: a node starts one thread per processor.
 fn host_on_few_processors(bench: &TestBench, config: &str) -> HostNode {
     let own = Pid::from_raw(0);
     let all = sched_getaffinity(own).expect("Linux says");
@@ -321,8 +327,8 @@ fn host_on_few_processors(bench: &TestBench, config: &str) -> HostNode {
     node
 }
 
-/// What a thousand requests of this client on so many streams cost the node: none of the answers is read. Where there
-/// are limits, the answers have to be so long that these stop the node.
+/// Cost of a thousand requests of this client over this number of streams, when the client reads no answer. With
+/// `limits`, the answers must be long enough to make the node stop at them.
 async fn kept_of_a_thousand(
     node: &HostNode,
     key: &NodeKey,
@@ -355,7 +361,7 @@ async fn kept_of_a_thousand(
     cost
 }
 
-/// Stores a file of tensors that is described by [`ANSWER_BYTES`] and more.
+/// Stores a tensor file whose description has at least [`ANSWER_BYTES`].
 async fn store_long_file(client: &CallConnection) {
     let mut header = json!({
         "__metadata__": { "said": "x".repeat(ANSWER_BYTES) },
@@ -377,7 +383,7 @@ async fn store_long_file(client: &CallConnection) {
     put(json!({ "upload": upload, "commit": true })).await;
 }
 
-/// Each on a separate stream, of a node that makes the answers itself.
+/// The client sends each request on a separate stream, and the node makes the answers itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_answers_of_a_node_s_own_that_a_known_peer_leaves_cost_little() {
     let bench = TestBench::new();
@@ -385,7 +391,8 @@ async fn a_thousand_answers_of_a_node_s_own_that_a_known_peer_leaves_cost_little
     let (dialer, client) = caller(&node, bench.admin()).await;
     store_long_file(&client).await;
     let described = json!({ "src": { "path": LONG_FILE } });
-    // A client that reads makes what stays. So many answers at once may wait for it.
+    // A client that reads makes the node allocate what it keeps for its lifetime. The node may keep this number of
+    // answers for the client at the same time.
     for _ in 0..WARM {
         let calls = (0..AT_ONCE).map(|_| client.call("tensor/open", &described));
         for answer in join_all(calls).await {
@@ -397,8 +404,8 @@ async fn a_thousand_answers_of_a_node_s_own_that_a_known_peer_leaves_cost_little
     drop((client, dialer));
     let key = NodeKey::load_or_create(&bench.admin().state().join("identity.key"));
     let key = key.expect("it was made above").0;
-    // A thousand streams with short answers make what streams cost, which is not what is measured: the allocator keeps
-    // it.
+    // A thousand streams with short answers allocate the memory of the streams, which this test does not measure.
+    // The allocator keeps that memory.
     let one = json!({ "limit": 1 });
     let short = |id: usize| wire::request(&id.to_string(), "services/list", &one);
     kept_of_a_thousand(&node, &key, THOUSAND, short, None).await;
@@ -411,7 +418,8 @@ async fn a_thousand_answers_of_a_node_s_own_that_a_known_peer_leaves_cost_little
     assert_eq!(served.status, 0, "{served:?}");
 }
 
-/// Each on a separate stream, through a hub, of a peer whose answers are nearly as long as a frame.
+/// The client sends each request on a separate stream. A peer of the hub makes the answers, which are nearly as long
+/// as a frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
     let bench = TestBench::new();
@@ -427,7 +435,8 @@ async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
         peer: Some(PEER.to_owned()),
         ..CallOptions::default()
     };
-    // A client that reads makes what stays. So many answers at once may wait for it.
+    // A client that reads makes the hub allocate what it keeps for its lifetime. The hub may keep this number of
+    // answers for the client at the same time.
     for _ in 0..WARM {
         let calls = (0..AT_ONCE).map(|_| client.call_with("node/wide", &Value::Null, &options));
         for answer in join_all(calls).await {
@@ -442,7 +451,8 @@ async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
         let event = json!({ "type": "call.requested", "id": id.to_string(), "payload": payload });
         wire::frame(event.to_string().as_bytes())
     };
-    // A thousand streams with short answers make what streams cost, which is not what is measured: the allocator keeps it.
+    // A thousand streams with short answers allocate the memory of the streams, which this test does not measure.
+    // The allocator keeps that memory.
     let one = json!({ "limit": 1 });
     let short = |id: usize| wire::request(&id.to_string(), "services/list", &one);
     kept_of_a_thousand(&hub, &key, THOUSAND, short, None).await;
@@ -451,8 +461,8 @@ async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
     cost.is_at_most(THOUSAND_PASSED_ON_MAX);
 }
 
-/// On as many streams as it may have, of what is open to every peer. No operation of the program that an unknown peer may
-/// call answers longer than that of their schemas.
+/// An unknown peer calls an open operation on as many streams as it may have. The operation that returns the schemas
+/// has the longest answer among those that the program opens to unknown peers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_answers_that_an_unknown_peer_leaves_cost_little() {
     let bench = TestBench::new();
@@ -463,7 +473,7 @@ async fn a_thousand_answers_that_an_unknown_peer_leaves_cost_little() {
     let asking = ask(&honest, true).await;
     asking.iter().for_each(JoinHandle::abort);
     honest.close(CloseCode::Normal, "");
-    // The longest answer that exists, of 2 KiB.
+    // The longest answer that an unknown peer can get, of 2 KiB.
     let all = json!({ "names": OPEN });
     let request = |id: usize| wire::request(&id.to_string(), "services/schema", &all);
     let limits = Some(PeerLimits::UNAUTHENTICATED);

@@ -1,5 +1,4 @@
-//! Who can call what a node imported: callers with its scope, over every protocol, and their
-//! scripts.
+//! Callers of imported operations: peers and tokens with the scope, over every protocol, and their scripts.
 
 use alknet_tests::{CliOutput, CliRunner, HostServer, RelayOperation, TestBench};
 use serde_json::{Value, json};
@@ -19,9 +18,9 @@ fn note() -> (Value, Value) {
 struct ImportCallers {
     api: HostServer,
     node: ImportNode,
-    /// Has the scope of one operation of the API.
+    /// A peer with the scope of one operation of the API.
     holder: CliRunner,
-    /// Has the scope of another, and more that does not include the first.
+    /// A peer with the scope of another operation, and with further scopes that do not include the first operation.
     other: CliRunner,
 }
 
@@ -73,7 +72,7 @@ impl ImportCallers {
         self.call(who, "runtime/eval", input).json()["value"].take()
     }
 
-    /// The tools that a model's client with this token gets.
+    /// The tools that the node lists to an MCP client with this token.
     fn tools(&self, token: &str) -> String {
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {} });
         let accept = "Accept: application/json, text/event-stream";
@@ -83,13 +82,13 @@ impl ImportCallers {
         told.json()["result"]["tools"].to_string()
     }
 
-    /// How often the API got a request for the note.
+    /// How often the API received a request for the note.
     fn asked(&self) -> usize {
         request_count(&self.api, "GET", "/api/notes/a")
     }
 }
 
-/// Operations of the API in a list, by the member with the name.
+/// The names of the API's operations in a list. `member` is the member with the name.
 fn names(list: &Value, member: &str) -> Vec<String> {
     let all = list.as_array().expect("a list").iter();
     let names = all.filter_map(|one| one[member].as_str());
@@ -103,13 +102,13 @@ fn who_holds_its_scope_calls_an_import_over_every_way() {
     let (node, web) = (&callers.node, &callers.node.web);
     let ((input, note), token) = (note(), callers.token(&[SCOPE, "import:api:events"]));
 
-    // With a key, with the command line.
+    // The holder calls the operation by its key, with the command line.
     let answer = callers.call(&callers.holder, "api/getNote", &input);
     assert_eq!(answer.json(), note);
     let list = ["ops", "list", node.target()];
     let listed = callers.holder.run(callers.holder.command(&list)).json();
     assert_eq!(names(&listed, "name"), ["api/getNote"]);
-    // With a token over HTTP, alone and in a batch, and as a model.
+    // A client calls the operation by a token over HTTP, alone and in a batch, and as a model over MCP.
     let answer = node.call(&token, "/api/getNote", &input).json();
     assert_eq!(answer["output"], note, "{answer:#}");
     let item =
@@ -140,7 +139,7 @@ fn who_holds_its_scope_calls_an_import_over_every_way() {
         "{events:?}"
     );
     assert_eq!(callers.asked(), 4);
-    // A server that refuses the request is not a failure of the node.
+    // The node passes on the refusal of another server with that server's status, and reports no failure of its own.
     let missing = node.call(&token, "/api/getNote", &json!({ "id": "none" }));
     assert_eq!(missing.status, 404, "{missing:?}");
     let error = missing.json()["error"].take();
@@ -179,7 +178,7 @@ fn who_lacks_its_scope_neither_calls_nor_sees_an_import() {
     let schema = web.curl_as(&token, "/schema?operation=/api/getNote", &[]);
     assert_eq!(schema.status, 404, "{schema:?}");
 
-    // An unknown caller gets the same answer as for a name without an operation. Over HTTP the node
+    // An unknown caller gets the same answer for an import as for a name without an operation. Over HTTP the node
     // requires a token first.
     let unknown_peer = node.bench.user("stranger");
     for operation in ["api/getNote", "api/absent"] {
@@ -213,11 +212,11 @@ fn scripts_reach_an_import_where_their_caller_and_their_grants_allow() {
         let message = answer["message"].as_str().unwrap_or_default();
         assert!(message.contains(&format!("'{scope}'")), "{message}");
     };
-    // Without its own list, a script has what its caller may call.
+    // Without a list of its own, a script may call the operations that its caller may call.
     let told = came(&callers.holder, Value::Null);
     assert_eq!((&told[0], &told[1]), (&json!(["api/getNote"]), &note));
     forbids(&told[2], "import:api:me");
-    // A grant gives no scope, and a scope gives no grant.
+    // An operation in a script's list needs the caller's scope, and a scope needs the operation in the list.
     let told = came(&callers.holder, json!(["api/me"]));
     assert_eq!(
         (&told[0], &told[1]["code"]),
@@ -231,7 +230,7 @@ fn scripts_reach_an_import_where_their_caller_and_their_grants_allow() {
     for answer in [&told[1], &told[2]] {
         assert_eq!(answer["code"], "NOT_FOUND", "{told}");
     }
-    // A persistent session reaches the same.
+    // A persistent session reaches the same operations.
     let line = |source: &str| json!({ "repl": "notes", "source": source });
     callers.eval(&callers.holder, &line("globalThis.id = 'a'"));
     let told = callers.eval(
@@ -242,7 +241,7 @@ fn scripts_reach_an_import_where_their_caller_and_their_grants_allow() {
     assert_eq!(callers.asked(), 2);
 }
 
-/// The scopes of a caller neither extend nor reduce what a promoted script may do.
+/// The scopes of a caller neither extend nor reduce the rights of a promoted script.
 #[test]
 fn a_promoted_script_reaches_an_import_by_its_authors_scopes_alone() {
     let bench = TestBench::new();

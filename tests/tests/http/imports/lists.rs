@@ -1,4 +1,5 @@
-//! Answers of other servers that are lists of short values: text of a few bytes, of which a parser makes a tree of many.
+//! Answers of other servers that are lists of short values: a parser turns a few bytes of text into a tree of many
+//! bytes.
 
 use std::thread;
 
@@ -7,18 +8,18 @@ use serde_json::{Value, json};
 
 use super::{HERE, ImportNode, mcp_at, openapi};
 
-/// What the node may grow by while an API sends events of 1 MiB, one stream after the other: the line, its data, the
-/// text that is passed on, each in a buffer that may have grown to twice as much, and three more events that wait, some
-/// 10 MiB. A tree of one of them is 38 MiB.
+/// Limit in bytes for the growth of the node while an API sends events of 1 MiB, one stream after the other. The
+/// node needs some 10 MiB: the line, its data and the text that it passes on, each in a buffer that may have grown
+/// to twice the size, and three more events that wait. A tree of one event is 38 MiB.
 const EVENTS_GROWTH_BYTES: u64 = 32 << 20;
 
-/// The same while it answers four calls at once with 4 MiB each: the body in a buffer that may have grown to twice as
-/// much, the text that is checked, and what of it goes to the script, some 18 MiB for each call. A tree of one answer
-/// is 151 MiB.
+/// The limit while the node answers four calls at once with 4 MiB each. Each call needs some 18 MiB: the body in a
+/// buffer that may have grown to twice the size, the text that the node checks, and the part that goes to the
+/// script. A tree of one answer is 151 MiB.
 const LISTS_GROWTH_BYTES: u64 = 128 << 20;
 
-/// The same while servers of tools send 16 MiB: what is counted of one server is 128 MiB at most, beside which buffers
-/// are copied where they grow. A tree of one answer is 600 MiB.
+/// The limit while tool servers send 16 MiB. The node counts 128 MiB of one server at most, and copies buffers when
+/// they grow. A tree of one answer is 600 MiB.
 const TOOLS_GROWTH_BYTES: u64 = 288 << 20;
 
 /// Calls of each kind of answer, and events of each stream.
@@ -28,12 +29,12 @@ const EVENTS: usize = 4;
 /// Values in the list that the API answers with.
 const LIST_VALUES: usize = ((4 << 20) - 1000) / 2;
 
-/// Requests of a server that asks for the roots of its client, and records that the log may have of them: two minutes at
-/// one place in the library.
+/// Requests of a server that asks for the roots of its client, and limit of the log records about them: the records
+/// of two minutes from one place in the library.
 const SERVER_REQUESTS: usize = 300;
 const SERVER_RECORDS_MAX: usize = 2 * 10;
 
-/// Codes of calls whose answer the node did not take, or did not ask for.
+/// Error codes of a call whose answer the node refused, or for which the node sent no request.
 const NOT_TAKEN: [&str; 5] = [
     "FORBIDDEN",
     "NOT_FOUND",
@@ -42,7 +43,7 @@ const NOT_TAKEN: [&str; 5] = [
     "UNAVAILABLE",
 ];
 
-/// A node that imports an API and tools of a server whose answers are lists of short values.
+/// A node that imports an API, and tools of a server whose answers are lists of short values.
 struct ListImports {
     server: HostServer,
     node: ImportNode,
@@ -68,19 +69,19 @@ impl ListImports {
         Self { server, node }
     }
 
-    /// What the server has counted under this name.
+    /// The server's counter with this name.
     fn count(&self, what: &str) -> usize {
         let count = curl(&self.server.url(&format!("/count/{what}")), &[]).json();
         count.as_u64().expect("a number") as usize
     }
 
-    /// From now on it sends these lists.
+    /// Makes the server send these lists from now on.
     fn arm(&self, what: &str) {
         let armed = curl(&self.server.url(&format!("/arm/{what}")), &[]);
         assert_eq!(armed.status, 200);
     }
 
-    /// What the script says of so many calls at once.
+    /// The responses to [`CALLS`] calls of the script at once.
     fn at_once(&self, input: &Value) -> Vec<CurlResponse> {
         thread::scope(|scope| {
             let calls: Vec<_> = (0..CALLS)
@@ -93,13 +94,14 @@ impl ListImports {
         })
     }
 
-    /// `work` makes the node grow by no more than that.
+    /// Asserts that `work` makes the node grow by less than `most` bytes.
     fn grows_by(&self, most: u64, what: &str, work: impl FnOnce()) {
         let grown = self.node.growth(what, work);
         assert!(grown < most, "{what}: {grown} bytes");
     }
 
-    /// First, while the node has had nothing so long: what it has free would hide what the tree of an event takes.
+    /// This test runs first, before the node has had long data: memory that the node has free would hide the tree of
+    /// an event.
     fn events_become_no_tree(&self) {
         self.grows_by(EVENTS_GROWTH_BYTES, "events that are lists", || {
             let before = self.count("api");
@@ -119,7 +121,8 @@ impl ListImports {
             let whole = json!({ "output": LIST_VALUES });
             for told in self.at_once(&input) {
                 let answer = told.json();
-                // Whether a script takes so long a list is its own limits' business. The node took it.
+                // The script's own limits decide whether it accepts a list of this length. The node accepted the
+                // answer.
                 let errors = [&answer["error"], &answer["output"]["error"]];
                 let code = errors.iter().find_map(|error| error["code"].as_str());
                 println!("figure a list in a script: {} {code:?}", told.status);
@@ -140,7 +143,7 @@ impl ListImports {
             self.at_once(&RelayOperation::input("answers/list", &json!({})));
             assert_eq!(self.count("answers"), before + CALLS);
         });
-        // One that comes alone has room, and is refused for what it would become.
+        // A single answer has room, and the node refuses it for the size of its tree.
         let code = self.node.code("answers/list", &json!({}));
         assert_eq!(code, "PAYLOAD_TOO_LARGE");
     }
@@ -155,7 +158,7 @@ impl ListImports {
             });
         });
         assert!(self.count("listing") > 0);
-        // What its list had before is there.
+        // The operations of the server's earlier list still work.
         self.node.answer("listing/list", &json!({}));
     }
 
@@ -175,8 +178,8 @@ impl ListImports {
     }
 }
 
-/// A server asks as often as it likes, and the library writes a record of each request that it refuses: the log keeps a few
-/// of them in a minute, and all others of the node.
+/// A server may send requests without limit, and the library writes a record for each request that it refuses. The
+/// log keeps a few of these records per minute, and all other records of the node.
 #[test]
 fn requests_of_a_server_leave_the_log_to_others() {
     let imports = ListImports::start();
@@ -190,12 +193,13 @@ fn requests_of_a_server_leave_the_log_to_others() {
     assert!((1..=SERVER_RECORDS_MAX).contains(&records), "{records}");
 }
 
-/// A server decides how long its names are and how often it is asked: neither fills the node's own answers, or its log.
+/// A server chooses the length of its names and the number of errors that it causes. Neither may fill the node's own
+/// answers, or its log.
 #[test]
 fn mistakes_of_a_server_are_reported_in_few_words_and_once() {
-    /// Bytes of one diagnostic's text, as docs/observability.md has it.
+    /// Limit for the text of one diagnostic in bytes, from docs/observability.md.
     const DIAGNOSTIC_BYTES_MAX: usize = 2 << 10;
-    /// The node lists the tools again after five seconds.
+    /// Listings in the test: the node lists the tools again after five seconds.
     const LISTINGS: usize = 2;
     let server = HostServer::trees();
     let imports = [
@@ -226,8 +230,8 @@ fn mistakes_of_a_server_are_reported_in_few_words_and_once() {
     assert!(!log.contains("a tool is not imported"), "{log}");
 }
 
-/// A value of two bytes has 72 and more in a tree: an answer of 16 MiB had 600 MiB, and a server of tools could send it
-/// unasked.
+/// A value of two bytes needs 72 bytes or more in a tree. Before this limit, the tree of an answer of 16 MiB took
+/// 600 MiB, and a tool server could send such an answer without a request.
 #[test]
 fn answers_of_servers_cost_no_trees() {
     let imports = ListImports::start();

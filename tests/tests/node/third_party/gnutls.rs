@@ -1,4 +1,4 @@
-//! `gnutls-cli`, with raw public keys.
+//! `gnutls-cli` calls a node with raw public keys.
 
 use alknet_test_support::limited;
 use alknet_tests::{PemKeyFiles, wire};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::typed::InteractiveProgram;
 use super::{PATIENCE, address};
 
-/// Raw keys of both sides, and of the server only.
+/// GnuTLS priorities: raw keys on both sides, and a raw key on the server's side only.
 const RAW_BOTH: &str = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-RAWPK";
 const RAW_SERVER: &str = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-X509";
 
@@ -39,7 +39,7 @@ pub(crate) fn with_raw_keys(pem: &PemKeyFiles, target: &str) {
         .as_str()
         .expect("an identity");
     assert!(target.starts_with(identity), "{answer}");
-    // A second call on the same connection, and one that is refused.
+    // The client sends a second call on the same connection, and a call that the node refuses.
     unknown_peer.send(&wire::request(
         "2",
         "services/list",

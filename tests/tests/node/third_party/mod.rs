@@ -1,5 +1,5 @@
-//! Clients of other authors, with a node on this host and with the appliance: GnuTLS, OpenSSL, and the clients of
-//! the documentation, which use Python's `ssl` and aioquic.
+//! Clients by other authors call a node on this host and the appliance: GnuTLS, OpenSSL, and the clients of the
+//! documentation, which use Python's `ssl` and aioquic.
 
 mod gnutls;
 mod openssl;
@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use alknet_tests::{BootVariant, CliRunner, PemKeyFiles, TestBench};
 
-/// Deadline of a client that is not ours. Guests run translated.
+/// Longest run of a client by another author. Emulated guests are slow.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Where a pinned target is.
+/// The host and the port in a pinned target.
 fn address(target: &str) -> (&str, &str) {
     let (_, address) = target.split_once('@').expect("a pinned target");
     address.rsplit_once(':').expect("an address with a port")
 }
 
-/// What programs that know TLS or QUIC and nothing else do with a node of this administrator.
+/// Programs that know only TLS or QUIC call a node of this administrator.
 fn serves_unknown_peers(admin: &CliRunner, target: &str) {
     let pem = PemKeyFiles::from_cli(admin);
     gnutls::with_raw_keys(&pem, target);

@@ -1,5 +1,5 @@
-//! OpenSSL's `s_client`: that of the system, which knows X.509 over TCP, and a newer one, which also
-//! knows raw public keys, QUIC and post-quantum key exchange.
+//! OpenSSL's `s_client` in two versions: the system's version supports X.509 over TCP, and a newer version also
+//! supports raw public keys, QUIC and post-quantum key exchange.
 
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::typed::InteractiveProgram;
 use super::{PATIENCE, address};
 
-/// The newer one, taken out of its package by the set-up.
+/// Variable with the path of the newer OpenSSL, which the set-up takes out of its package.
 const NEWER_VARIABLE: &str = "ALKNET_TEST_OPENSSL";
 
 fn newer() -> OsString {
@@ -33,7 +33,7 @@ fn s_client(program: OsString, pem: &PemKeyFiles, target: &str) -> Command {
     command
 }
 
-/// It says what was negotiated, and which key it saw.
+/// Asserts that `s_client` prints these facts about the negotiation and the server's key.
 fn says(mut command: Command, facts: &[&str]) {
     let output = command.stdin(Stdio::null()).output();
     let output = output.expect("timeout is part of every Debian");
@@ -43,7 +43,7 @@ fn says(mut command: Command, facts: &[&str]) {
     }
 }
 
-/// The system's own, without any option.
+/// The system's `s_client` connects without any option.
 pub(crate) fn of_the_system(pem: &PemKeyFiles, target: &str) {
     let facts = [
         "ALPN protocol: alknet/call",
@@ -53,7 +53,8 @@ pub(crate) fn of_the_system(pem: &PemKeyFiles, target: &str) {
     says(s_client("openssl".into(), pem, target), &facts);
 }
 
-/// Either side's key raw or in a certificate, on either carriage: the same peer calls the same node.
+/// Each side shows its key raw or in a certificate, over TCP and QUIC. In every combination the same peer calls the
+/// same node.
 pub(crate) fn in_every_way(pem: &PemKeyFiles, target: &str) {
     for carriage in [&[][..], &["-quic"]] {
         for server in [&[][..], &["-enable_server_rpk"]] {
@@ -75,7 +76,7 @@ pub(crate) fn in_every_way(pem: &PemKeyFiles, target: &str) {
     }
     let (key, _) = target.split_once('@').expect("a pinned target");
     let key = key.strip_prefix("ed25519:").expect("an Ed25519 key");
-    // As OpenSSL prints keys.
+    // The format in which OpenSSL prints keys.
     let first: Vec<_> = (0..8).map(|n| &key[2 * n..2 * n + 2]).collect();
     let mut raw = s_client(newer(), pem, target);
     raw.arg("-enable_server_rpk");

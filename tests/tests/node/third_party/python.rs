@@ -1,5 +1,5 @@
-//! The clients of the documentation, as they stand there: they do what the page says, against every
-//! kind of node. What they do is in `tests/clients/suite.py`.
+//! The clients printed in the documentation run unchanged against every kind of node. Their tests are in
+//! `tests/clients/suite.py`.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -12,18 +12,18 @@ use serde_json::{Value, json};
 use super::PATIENCE;
 use super::service::ForeignClientNode;
 
-/// The operations of this project's dependencies in Python, put into the cache by the set-up.
+/// Variable with the path of the clients' Python dependencies, which the set-up puts into the cache.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 
-/// [[1, 2], [3, 4]] times [1, 2], by a shader. What compiles that, an emulated processor translates for a quarter of a
-/// minute: on a machine the clients ask for a product where the tests do, in `tests/tests/machine/computing.rs`.
+/// A shader multiplies [[1, 2], [3, 4]] by [1, 2]. An emulated processor needs a quarter of a minute to translate
+/// the shader compiler. On a machine, `tests/tests/machine/computing.rs` therefore runs the clients with a product.
 const PRODUCT: &str = r#"{
     "a": { "inline": "AACAPwAAAEAAAEBAAACAQA==", "dtype": "F32", "shape": [2, 2] },
     "b": { "inline": "AACAPwAAAEA=", "dtype": "F32", "shape": [2, 1] },
     "variant": "wgsl"
 }"#;
 
-/// What every node can be asked.
+/// Tests that need only operations of every node.
 const EVERYWHERE: [&str; 7] = [
     "lists_and_describes",
     "errors_have_types",
@@ -34,7 +34,7 @@ const EVERYWHERE: [&str; 7] = [
     "a_quic_stream_may_carry_one_request",
 ];
 
-/// What needs operations made for it.
+/// Tests that need operations made for them.
 const SERVICE: [&str; 9] = [
     "ten_thousand_items_wait_for_a_slow_reader",
     "what_is_given_up_ends_at_the_node",
@@ -47,7 +47,7 @@ const SERVICE: [&str; 9] = [
     "a_reset_gives_a_call_up",
 ];
 
-/// Of these, what TCP has not.
+/// Tests among these that need QUIC.
 const OF_QUIC: [&str; 2] = [
     "a_quic_stream_may_carry_one_request",
     "a_reset_gives_a_call_up",
@@ -73,14 +73,14 @@ impl PythonClient {
             .join(name)
     }
 
-    /// Runs it as people do.
+    /// Runs the client as a person at a terminal does.
     fn run(self, words: &[&str]) -> Output {
         let mut command = python();
         command.arg(self.path()).args(words);
         command.output().expect("timeout is part of every Debian")
     }
 
-    /// Runs these tests of the suite with it.
+    /// Runs these tests of the suite with the client, and asserts that they pass.
     fn passes(self, facts: &Value, tests: &[&str]) {
         let fits = |test: &&str| matches!(self, Self::Quic) || !OF_QUIC.contains(test);
         let tests: Vec<_> = tests.iter().copied().filter(fits).collect();
@@ -112,7 +112,8 @@ fn line(output: &Output) -> Value {
     said.unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Both clients from the command line, with a node of this administrator, of which some ask for a product.
+/// Runs both clients from the command line against a node of this administrator. With `computes`, they also ask for
+/// a product.
 fn serves_python(pem: &PemKeyFiles, target: &str, computes: bool) {
     for client in PythonClient::BOTH {
         let listed = line(&client.run(&[target, "services/list"]));
@@ -159,7 +160,7 @@ fn serves_python(pem: &PemKeyFiles, target: &str, computes: bool) {
     }
 }
 
-/// A new token, and the lines that let it in.
+/// Makes a token, and returns it with the configuration lines that admit it.
 fn token(admin: &CliRunner, scopes: &[&str]) -> (Value, String) {
     let mut command = Command::new(alknet_tests::binary());
     command.args(["token", "new", "--json"]);
@@ -170,7 +171,7 @@ fn token(admin: &CliRunner, scopes: &[&str]) -> (Value, String) {
     (made, entry)
 }
 
-/// What the suite has to know of a node that this administrator has.
+/// The facts that the suite needs about a node of this administrator.
 fn facts(name: &str, target: &str, pem: &PemKeyFiles, token: &Value) -> Value {
     let key_id = token["key_id"].as_str().expect("a name");
     json!({
@@ -208,7 +209,8 @@ fn python_calls_the_appliance() {
         bench.admin().identity()
     );
     node.call("config/apply", &json!({ "document": document }));
-    // The clients name no deadline: an emulated processor translates what they use before they do.
+    // The clients set no deadline. These calls make the emulated processor translate the code before the clients
+    // need it.
     for operation in ["services/list", "node/info"] {
         node.call(operation, &Value::Null);
     }
@@ -239,7 +241,7 @@ async fn python_uses_everything_the_protocol_has() {
     }
 }
 
-/// No node is asked for that.
+/// The clients refuse these arguments before they connect to a node.
 #[test]
 fn the_clients_refuse_nonsense() {
     for client in PythonClient::BOTH {
@@ -251,7 +253,7 @@ fn the_clients_refuse_nonsense() {
     }
 }
 
-/// The examples promise a size and what they need.
+/// The documentation promises a maximum length and the modules that the clients need.
 #[test]
 fn the_clients_are_short_and_need_little() {
     for (client, needs) in [

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::local_node::LocalNode;
 
-/// What its operations count.
+/// Counters of the node's operations.
 #[derive(Debug, Default)]
 struct OperationCounts {
     /// Events made.
@@ -30,7 +30,7 @@ struct OperationCounts {
     charged: AtomicUsize,
 }
 
-/// A handler that runs.
+/// A handler that runs, which `running` counts until this value is dropped.
 struct RunningOperation(Arc<OperationCounts>);
 
 impl RunningOperation {
@@ -46,14 +46,14 @@ impl Drop for RunningOperation {
     }
 }
 
-/// The node. It ends when dropped.
+/// A running node. Dropping it ends the node.
 pub(crate) struct ForeignClientNode {
     server: EndpointServer,
     key: NodeKey,
 }
 
 impl ForeignClientNode {
-    /// Starts it with these peers, each with one scope, and with more configuration.
+    /// Starts the node with these peers, each with one scope, and with more configuration.
     pub(crate) fn start(peers: &[(&CliRunner, &str)], more: &str) -> Self {
         let mut document = String::new();
         for (n, (peer, scope)) in peers.iter().enumerate() {
@@ -73,7 +73,7 @@ impl ForeignClientNode {
         }
     }
 
-    /// As the command line takes it.
+    /// The node's target in the form that the command line accepts.
     pub(crate) fn target(&self) -> String {
         let (key, port) = (self.key.public(), self.server.port());
         format!("{key}@{}:{port}", Ipv4Addr::LOCALHOST)
@@ -174,7 +174,7 @@ fn full() -> Registration {
     Registration::new(spec, handler)
 }
 
-/// Repeats the bytes that `data` in its input stands for, twice.
+/// An operation that returns, twice, the bytes that `data` in its input refers to.
 fn binary() -> Registration {
     let handler = HandlerKind::once(|input, _| async move {
         let data = input

@@ -1,14 +1,14 @@
-//! A program of other authors that sends what is typed into it, and prints what it receives.
+//! A program by other authors that sends its standard input, and prints what it receives.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
-/// How every event begins.
+/// The bytes with which every event begins.
 const START: &[u8] = br#"{"type""#;
 
-/// A running program. It ends when its input does, or when dropped.
+/// A running program. It ends when its input ends, or when this value is dropped.
 pub(crate) struct InteractiveProgram {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -25,7 +25,7 @@ impl InteractiveProgram {
         Self { child, output }
     }
 
-    /// What it prints up to a line with `needle`.
+    /// Reads the program's output up to and including a line with `needle`.
     pub(crate) fn until(&mut self, needle: &str) -> String {
         let mut seen = String::new();
         while !seen.contains(needle) {
@@ -43,7 +43,7 @@ impl InteractiveProgram {
         stdin.flush().expect("the program reads");
     }
 
-    /// The next event: of whatever is printed around it, the part that is JSON.
+    /// The next event: the part of the program's output that is JSON.
     pub(crate) fn event(&mut self) -> Value {
         let mut seen = Vec::new();
         let mut byte = [0];
@@ -52,7 +52,7 @@ impl InteractiveProgram {
                 panic!("{error} after {:?}", String::from_utf8_lossy(&seen));
             });
             seen.push(byte[0]);
-            // The length before it can hold any byte, a brace too.
+            // The length before the JSON can contain any byte, including a brace.
             let start = seen.windows(START.len()).position(|w| w == START);
             let json = start.map(|at| &seen[at..]);
             if let Some(value) = json.and_then(|json| serde_json::from_slice(json).ok()) {
