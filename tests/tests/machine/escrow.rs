@@ -1,5 +1,5 @@
-//! Two machines of one owner: one keeps a share of the other's key. The other one's vault is
-//! created, opened, kept waiting and locked out over the network, without input at a console.
+//! Two machines of one owner: one of them keeps a share of the other's key. Over the network the other machine creates
+//! and opens its vault, waits for the share, and loses it, without input at a console.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
 
-/// The host's address for a machine on QEMU's network, with the ports of the other machine.
+/// The host's address as a machine on QEMU's network sees it, with the ports of the other machine.
 const GATEWAY: &str = "10.0.2.2";
-/// Size of a data disk, which is sparse.
+/// Size of a data disk, in bytes; the file is sparse.
 const DATA_BYTES: u64 = 1 << 30;
-/// Time from a reset until the console says what the vault waits for.
+/// Longest wait from a reset until the console says what the vault waits for.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 /// The machine that keeps shares for others.
@@ -27,7 +27,7 @@ name = "escrow"
 scopes = ["escrow"]
 "#;
 
-/// The name of the key of the other machine's slot there.
+/// The keeper's name for the share of the other machine.
 const SHARE: &str = "kitchen-vault";
 
 fn machine<'a>(
@@ -49,7 +49,7 @@ fn run(bench: &TestBench, words: &[&str]) -> CliOutput {
     admin.run(admin.command(words))
 }
 
-/// The only share of the node.
+/// Returns the only share that the keeper has.
 fn share(bench: &TestBench, keeper: &MachineNode) -> Value {
     let listed = run(bench, &["escrow", "list", &keeper.target()]).json();
     assert_eq!(
@@ -60,7 +60,7 @@ fn share(bench: &TestBench, keeper: &MachineNode) -> Value {
     listed["shares"][0].clone()
 }
 
-/// Waits until the console says this after `mark`.
+/// Waits until the console prints `what` after `mark`.
 fn said(node: &MachineNode, mark: ConsoleMark, what: &str) {
     let waited = node.vm().wait_for_after(mark, what, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
@@ -94,7 +94,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let join = invited.json()["join"].as_str().map(str::to_owned);
     let join = join.unwrap_or_else(|| panic!("no join string: {invited:?}"));
 
-    // Blank to served.
+    // A machine with a blank disk starts, and its node serves.
     let config = format!("[vault]\nunlock = [\"kms\"]\n[vault.kms]\ncode = \"{join}\"\n");
     let blank = bench.disk("kitchen", DATA_BYTES);
     let kitchen = machine(&bench, blank, "kitchen", &config);
@@ -117,7 +117,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
 
-    // While the other machine stands still this one waits, and goes on by itself.
+    // While the keeper is paused the other machine waits, and then it goes on by itself.
     let pause = |what: &str| {
         let done = keeper.vm().qmp().execute(what, json!({}));
         done.unwrap_or_else(|error| panic!("{error}"));
@@ -130,7 +130,8 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     assert_eq!(node.identity(), identity);
     assert_eq!(share(&bench, &keeper)["releases"], 1);
 
-    // Another master key, under what the other machine gives once more: both halves stay as they are.
+    // The user makes another master key, and the keeper releases the share once more. Both halves of the key stay as
+    // they are.
     commands(node.vm());
     let mark = node.vm().console().mark();
     typed(node.vm(), "rekey", "type REKEY to go on: _");
@@ -139,7 +140,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     typed(node.vm(), "REKEY", "The vault has a new master key");
     assert_eq!(share(&bench, &keeper)["releases"], 2);
 
-    // An administrator wants to be asked.
+    // From now on the keeper asks an administrator before it releases the share.
     let change = [
         "escrow",
         "change",
@@ -158,7 +159,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
 
-    // The machine was stolen.
+    // The administrator revokes the share, as after a theft of the machine.
     run(&bench, &["escrow", "revoke", &keeper.target(), SHARE]).json();
     let mark = reset(&node);
     said(&node, mark, "this share was revoked");

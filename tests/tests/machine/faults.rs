@@ -1,6 +1,6 @@
-//! Something breaks, on the booted image, and the machine goes on.
+//! The booted image goes on after each injected fault.
 //!
-//! Faults are injected by `node/fault`, which exists only where the hypervisor switched it on.
+//! The operation `node/fault` injects the faults. It exists only on a machine whose hypervisor enabled it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,14 +9,15 @@ use alknet_qemu::WatchdogAction;
 use alknet_tests::{BootVariant, CliSubscription, MachineNode, TestBench, WebNode};
 use serde_json::{Value, json};
 
-/// Longest wait for one thing, on a processor that runs guests itself.
+/// Longest wait for one condition, on a processor that runs guests without emulation.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between two questions: each is a handshake, which takes an emulated processor longer than what it waits for.
+/// Pause between two requests. Each request is a handshake, which takes an emulated processor longer than the condition
+/// for which the test waits.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// How long handlers hang and the node computes in the guest's own time, ms: longer than a node lives that does not
-/// answer for its health and does not compute.
+/// How long handlers hang and the node computes, ms of the guest's time: longer than PID 1 waits for a node that
+/// neither answers its health checks nor computes.
 const HANG_MS: u64 = 25_000;
 
 #[test]
@@ -64,8 +65,8 @@ fn a_broken_part_does_not_take_the_others_along() {
     node.call("node/fault", &json!({ "kind": "init-orphans" }));
     logged(&node, "10000 orphans collected");
 
-    // PID 1 took neither the hung handlers for a hung node, nor one that computes and answers no peer. The machine's clock
-    // goes as fast as this one, and a question before the time is over waits for nothing.
+    // PID 1 keeps a node whose handlers hang, and a node that computes and answers no peer. The guest's clock runs as
+    // fast as the test's, so the test sleeps first: earlier requests would be useless.
     let since = uptime_ms(&node.info());
     let computes = inject(&node, "node-computes");
     thread::sleep(Duration::from_millis(HANG_MS));
@@ -79,7 +80,8 @@ fn a_broken_part_does_not_take_the_others_along() {
     node.end();
 }
 
-/// Work that PID 1 does on a thread of its own may panic as well. The vault can be opened after that.
+/// PID 1 may also panic on a thread of its own that keeps house or opens the vault. The user can open the vault after
+/// such a panic.
 #[test]
 fn a_panic_while_the_vault_is_opened_leaves_it_to_be_opened_again() {
     let bench = TestBench::new();
@@ -163,17 +165,17 @@ fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
     );
 }
 
-/// A machine that breaks when it is asked to: a copy of the one that `computing` has.
+/// A machine with fault injection: a copy of the machine that the tests in `computing` use.
 fn with_faults(bench: &TestBench) -> MachineNode {
     WebNode::restore(bench.snapshot(BootVariant::MicrovmErofs).faults(), "").node
 }
 
-/// Asks for a fault that may take the answer along. The caller gives up when dropped.
+/// Calls `node/fault` for a fault that may end the node before it answers. Dropping the subscription ends the caller.
 fn inject(node: &MachineNode, kind: &str) -> CliSubscription {
     node.subscribe("node/fault", &json!({ "kind": kind }))
 }
 
-/// Waits until the log says this.
+/// Waits until a record of the node's log contains `words`.
 #[track_caller]
 fn logged(node: &MachineNode, words: &str) {
     let mut records = node.subscribe("node/log", &json!({ "last": 1000, "follow": true }));
@@ -184,7 +186,7 @@ fn logged(node: &MachineNode, words: &str) {
     assert!(found, "no {words:?} in the log\n{}", node.vm().report());
 }
 
-/// Asks for the node's facts until they fit.
+/// Requests the node's facts until `fits` accepts them.
 #[track_caller]
 fn eventually(node: &MachineNode, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + node.vm().scale(PATIENCE);

@@ -1,4 +1,4 @@
-//! A vault whose words are encrypted, by stock age, to a recipient elsewhere; and `alknet vault` asking its node.
+//! Stock age encrypts a vault's words to a recipient elsewhere, and `alknet vault` asks its node.
 
 use std::process::Command;
 
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::power::cut_now;
 
-/// The file of age is the only copy of the words that the owner can have: it is on the disk before the node says that
-/// they are kept, whatever happens to the power then.
+/// The file of age is the owner's only possible copy of the words. The machine writes it to the disk before the node
+/// reports the words as kept, so it survives any power cut after that report.
 #[test]
 fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own() {
     let bench = TestBench::new();
@@ -21,7 +21,7 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
         let machine = bench.machine(BootVariant::MicrovmErofs).configured(&config);
         machine.data(Some(disk.data()))
     };
-    // What this disk has not flushed when the power goes it may lose.
+    // This disk may lose what it has not flushed when the power goes.
     let recorder = DiskRecorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
     let mut node = machine(VirtioDisk::recorded(&recorder)).boot();
     let status = node.call("vault/status", &Value::Null);
@@ -30,7 +30,7 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     cut.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(status["words_kept"], true, "{status:#}");
     let sealed = status["words_age"].as_str().expect("the encrypted words");
-    // A user who has only the console can copy it from there.
+    // A user who has only the console can copy the encrypted words from there.
     let text = node.vm().console().text();
     let mut lines = text.lines().map(str::trim_end);
     lines
@@ -62,7 +62,7 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     let identity = node.identity().to_owned();
     drop(node);
 
-    // The node reports them at later starts too, and no longer shows them at the console.
+    // The node reports the encrypted words at later starts too, and no longer shows them at the console.
     let cut = bench.path().join("cut.raw");
     cut_now(&recording, &cut);
     let node = machine(VirtioDisk::file(&cut)).boot();
@@ -78,7 +78,7 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     asked_and_locked(&bench, &node, &status);
 }
 
-/// `alknet vault status` and `alknet vault lock` by the node's administrator and by an unknown peer.
+/// An administrator and an unknown peer run `alknet vault status` and `alknet vault lock`.
 fn asked_and_locked(bench: &TestBench, node: &MachineNode, status: &Value) {
     let ask = |who: &CliRunner| who.run(who.command(&["vault", "status", &node.target()]));
     assert_eq!(ask(bench.admin()).json(), *status);
@@ -98,7 +98,7 @@ fn asked_and_locked(bench: &TestBench, node: &MachineNode, status: &Value) {
     assert_eq!(ask(bench.admin()).json()["state"], "locked");
 }
 
-/// A key that age-keygen made: the recipient to encrypt to, and the file that decrypts.
+/// Returns a recipient that age-keygen made, and the file with the key that decrypts.
 fn age_key(bench: &TestBench, name: &str) -> (String, String) {
     let file = bench.path().join(name);
     let path = file.display().to_string();

@@ -1,6 +1,6 @@
-//! The power goes: suddenly at any moment, by the button, and on request.
+//! A machine loses its power at any moment, and switches off by the power button and by an operation.
 //!
-//! `ALKNET_SOAK=full` asks for the promised 400 power cuts; `ALKNET_SEED` repeats a campaign.
+//! `ALKNET_SOAK=full` makes the 400 power cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -25,24 +25,24 @@ use serde_json::{Value, json};
 use super::disks::small;
 use super::vault::VAULT_A_AT;
 
-/// Set to `full` by `cargo xtask soak`.
+/// Environment variable that `cargo xtask soak` sets to `full`.
 const COUNT_VARIABLE: &str = "ALKNET_SOAK";
-/// Start of the dice, a number; chosen by the clock otherwise.
+/// Environment variable with the seed of the random numbers. Without it the clock gives the seed.
 const SEED_VARIABLE: &str = "ALKNET_SEED";
-/// Cuts of each of the four campaigns that the soak promises. Each says itself how many it makes otherwise: one of each
-/// kind.
+/// Cuts that the soak promises for each of the four campaigns. Outside the soak each campaign names its own count: one
+/// cut of each kind.
 const CUTS_FULL: usize = 100;
-/// Header, key slots and vault of a sealed disk (docs/sealed.md).
+/// Bytes of the header, the key slots and the vault of a sealed disk (docs/sealed.md).
 const HEAD_BYTES: u64 = 16 << 20;
-/// So many losses of each write of the head are looked at.
+/// Number of random losses of each write of the head that the test examines.
 const LOOKS: usize = 4;
-/// Size of the blank data disk that is cut.
+/// Size of the blank data disk whose power the test cuts.
 const DISK_BYTES: u64 = 256 << 20;
-/// Superblock and group descriptors of the data on a disk image.
+/// Where the superblock and the group descriptors of the data lie on a disk image.
 const DESCRIBED: Range<u64> = RAW_DATA_AT..RAW_DATA_AT + 8192;
-/// From the decision to go down until the machine is off: the bound `docs/machine.md` states.
+/// Longest time from the decision to go down until the machine is off: the bound that `docs/machine.md` states.
 const OFF_WITHIN: Duration = Duration::from_secs(25);
-/// Longest wait for all that a caller receives until the node closes its connection.
+/// Longest wait for everything that a caller receives until the node closes its connection.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(30);
 /// Deadline of the call that ends by itself while the node drains.
 const CALL_MS: Duration = Duration::from_secs(3);
@@ -51,7 +51,7 @@ const LONG_CALL: Duration = Duration::from_secs(600);
 
 #[test]
 fn a_power_cut_on_a_blank_disk_never_costs_the_identity() {
-    // What a later boot writes into the same file system is cut on the image that grows.
+    // The campaign on the image that grows cuts what a later boot writes into the same file system.
     let lives = if is_full() {
         RecordedLives::Two
     } else {
@@ -63,13 +63,14 @@ fn a_power_cut_on_a_blank_disk_never_costs_the_identity() {
 
 #[test]
 fn a_power_cut_on_a_blank_disk_that_is_sealed_never_costs_the_identity() {
-    // Cut before the announcement is the head, below.
+    // The test of the head, below, makes the cuts before the announcement.
     campaign(PowerRecording::of_sealing(), None, 1);
 }
 
-/// Power cuts in the writes of the vault's copies, the header and its key slots: few of a campaign's
-/// moments are, and they are those after which nothing would open. All of them are cut and looked at; of what is left
-/// one of each kind is booted, and in a campaign as many as it promises.
+/// Power cuts in the writes of the vault's copies, the header and its key slots. Few moments of a campaign fall into
+/// these writes, and an error in one of them would leave a disk that nothing opens. The test cuts at every such moment
+/// and examines the head. It boots one result of each kind, and in a full campaign also as many as the campaign
+/// promises.
 #[test]
 fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
     let bench = TestBench::new();
@@ -107,7 +108,7 @@ fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
     let one_of_each = kinds.values().map(|cuts| cuts[dice.below(cuts.len())]);
     let mut booted: Vec<_> = one_of_each.collect();
     if is_full() {
-        // One half in the vault.
+        // Every second cut is in the vault.
         booted.extend((0..CUTS_FULL).map(|number| {
             let some = if number % 2 == 0 { &vault } else { &moments };
             (some[dice.below(some.len())], dice.next())
@@ -122,15 +123,15 @@ fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
     }
 }
 
-/// What a start finds in the head of a disk that is sealed.
+/// State of a sealed disk's head, as a start finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct DiskHeadState {
     header: HeaderState,
-    /// Whether a vault was ever finished.
+    /// Whether the machine ever finished a vault.
     vault: bool,
 }
 
-/// What there is of a header.
+/// How much of a header the disk has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum HeaderState {
     None,
@@ -144,7 +145,7 @@ impl DiskHeadState {
         vault: true,
     };
 
-    /// Of the disk in a file; one that a start would not go on with fails the test.
+    /// Reads the head of the disk in the file `disk`. The test fails if a start would refuse that head.
     fn read(disk: &Path) -> Self {
         let file = File::open(disk).expect("it was made");
         let bytes = file.metadata().expect("it was made").len();
@@ -165,12 +166,12 @@ impl DiskHeadState {
 
 #[test]
 fn a_power_cut_on_a_disk_image_that_grows_never_costs_the_identity() {
-    // Cut before the announcement is the growth, below.
+    // The test of the growth, below, makes the cuts before the announcement.
     campaign(PowerRecording::of_growth(), Some(RAW_DATA_AT), 1);
 }
 
-/// Power cuts after which the replay of the journal is what ends the growth: few of a campaign's
-/// moments are, so they are looked for. The first of them is booted, or all.
+/// Power cuts after which the replay of the journal completes the growth. Few moments of a campaign are such moments,
+/// so the test searches for them. It boots the first of them, or in a full campaign all.
 #[test]
 fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
     let bench = TestBench::new();
@@ -199,7 +200,7 @@ fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
     assert_ne!(found, 0, "no moment of the growth was cut");
 }
 
-/// Power cuts after which the superblock counts groups that are described nowhere but in the journal.
+/// Power cuts after which the superblock counts groups whose descriptors only the journal has.
 #[test]
 fn a_power_cut_between_the_count_of_groups_and_their_descriptors_is_made_up_for() {
     const SEEDS: u64 = 64;
@@ -224,13 +225,14 @@ fn a_power_cut_between_the_count_of_groups_and_their_descriptors_is_made_up_for(
     assert_clean(&image.0, RAW_DATA_AT);
 }
 
-/// Boots from what random power cuts leave of a disk. The file system lies at byte `at`; it is sealed where
-/// it lies nowhere. There are `short` cuts, or all that the soak promises.
+/// Boots from what random power cuts leave of a disk. `at` is the byte where the file system lies, and `None` for a
+/// sealed file system. The campaign makes `short` cuts, or all that the soak promises.
 fn campaign(session: &PowerRecording, at: Option<u64>, short: usize) {
     let bench = TestBench::new();
     let mut dice = CampaignRng::from_environment();
     for number in 0..cuts(short) {
-        // One half before the identity was announced, one half after: while things are written.
+        // One half of the cuts comes before the machine announced the identity, and one half after, while the machine
+        // writes.
         let moment = if number % 2 == 0 {
             session.announced + dice.below(session.recording.len() - session.announced + 1)
         } else {
@@ -253,29 +255,29 @@ fn campaign(session: &PowerRecording, at: Option<u64>, short: usize) {
     }
 }
 
-/// How many a campaign makes that otherwise makes `short`.
+/// Number of cuts in a campaign that makes `short` cuts outside the soak.
 fn cuts(short: usize) -> usize {
     if is_full() { CUTS_FULL } else { short }
 }
 
-/// Whether all are asked for that are promised.
+/// Whether the environment requests all cuts that the project promises.
 fn is_full() -> bool {
     std::env::var(COUNT_VARIABLE).is_ok_and(|value| value == "full")
 }
 
-/// Whether the data partition is encrypted, and the identity the vault's.
+/// Whether the data partition is encrypted and the vault derives the identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PartitionEncryption {
     No,
     Yes,
 }
 
-/// How long a machine is recorded.
+/// How long the test records a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RecordedLives {
-    /// From its first boot to an end in order.
+    /// From the machine's first boot to its orderly end.
     One,
-    /// And a second boot, which changes what is stored.
+    /// The same and a second boot, which changes the stored data.
     Two,
 }
 
@@ -288,21 +290,21 @@ enum BaseDisk {
     Image,
 }
 
-/// What a machine wrote in its first life, or its first two.
+/// Recording of what a machine wrote in its first life, or in its first two.
 struct PowerRecording {
     recording: DiskRecording,
-    /// Events on the disk when the identity had been announced.
+    /// Number of events on the disk when the machine had announced the identity.
     announced: usize,
     identity: String,
     base: BaseDisk,
     sealed: PartitionEncryption,
-    /// Where the disk as it was before lies, which every cut begins with. What is in a static is not dropped:
-    /// the next program that starts machines removes it.
+    /// Folder with the disk as it was before the recording, which is the base of every cut. Rust never drops the
+    /// content of a static: the next program that starts machines removes the folder.
     _folder: ScratchDir,
 }
 
 impl PowerRecording {
-    /// Of a blank disk that is sealed, recorded once for all campaigns.
+    /// Recording of a blank disk that a machine seals, made once for all campaigns.
     fn of_sealing() -> &'static Self {
         static ONE: OnceLock<PowerRecording> = OnceLock::new();
         ONE.get_or_init(|| {
@@ -314,7 +316,7 @@ impl PowerRecording {
         })
     }
 
-    /// Of a disk image that grows, recorded once for all campaigns.
+    /// Recording of a disk image that grows, made once for all campaigns.
     fn of_growth() -> &'static Self {
         static ONE: OnceLock<PowerRecording> = OnceLock::new();
         ONE.get_or_init(|| {
@@ -365,7 +367,7 @@ impl PowerRecording {
         if moment >= self.announced {
             assert_eq!(node.identity(), self.identity, "another identity");
         }
-        // From outside only a file system that is not sealed can be looked at.
+        // The test can examine only an unsealed file system from outside the machine.
         if self.sealed == PartitionEncryption::No {
             node.end();
         }
@@ -373,7 +375,7 @@ impl PowerRecording {
 }
 
 impl BaseDisk {
-    /// `disk` as the machine has it.
+    /// Returns `disk` as the machine attaches it.
     fn disk(self, disk: VirtioDisk) -> VirtioDisk {
         match self {
             Self::Blank => disk.data(),
@@ -382,7 +384,7 @@ impl BaseDisk {
     }
 }
 
-/// A machine of this name, with this disk.
+/// A machine with this name and this disk.
 fn machine<'a>(
     bench: &'a TestBench,
     name: &str,
@@ -422,7 +424,7 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
             .power_button()
             .unwrap_or_else(|error| panic!("{error}"));
         hear(&mut log, "the power button").await;
-        // A call that ends within the drain gets its own answer; a longer one gets an error that names the reason.
+        // A call that ends within the drain gets its own answer. A longer call gets an error that names the reason.
         assert_eq!(ending(short).await, ErrorCode::Timeout);
         assert_eq!(ending(long).await, ErrorCode::Unavailable);
         while let Some(event) = log.next().await {
@@ -449,13 +451,13 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     again.end();
 }
 
-/// A machine that can be switched off, without a vault, on which calls can be made to hang.
+/// A machine without a vault that the test can switch off, and on which it can make calls hang.
 fn breakable(bench: &TestBench) -> MachineNode {
     let snapshot = bench.snapshot(BootVariant::Q35Initramfs);
     snapshot.plain().faults().restore()
 }
 
-/// A connection over QUIC, whose end carries a code.
+/// A connection over QUIC, because its close carries a code.
 async fn by_quic(bench: &TestBench, node: &MachineNode) -> (EndpointDialer, CallConnection) {
     let (key, _) = NodeKey::load_or_create(&bench.admin().state().join("identity.key"))
         .expect("the command line made it");
@@ -467,7 +469,7 @@ async fn by_quic(bench: &TestBench, node: &MachineNode) -> (EndpointDialer, Call
     (dialer, client)
 }
 
-/// A call that hangs, with this deadline.
+/// Makes a call that hangs, with `timeout` as its deadline.
 fn hang(
     client: &CallConnection,
     timeout: Duration,
@@ -489,7 +491,7 @@ async fn ending(call: tokio::task::JoinHandle<Result<(), ErrorCode>>) -> ErrorCo
     outcome.expect_err("a call that hangs has no answer")
 }
 
-/// Follows the log until a record says `text`.
+/// Follows the log until a record contains `text`.
 async fn hear(log: &mut Subscription, text: &str) {
     loop {
         let event = log.next().await.expect("the log goes on");
@@ -535,8 +537,8 @@ fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
     assert_clean(&bench.data(), 0);
 }
 
-/// Makes at `image` what the disk of a recording may hold where the power goes now, and the disk loses as much as any of
-/// a few seeds has it lose of what was not flushed.
+/// Makes at `image` what the disk of a recording may hold if the power goes now. Of a few seeds the function takes the
+/// one with which the disk loses most of what it has not flushed.
 pub(super) fn cut_now(recording: &DiskRecording, image: &Path) {
     const SEEDS: u64 = 12;
     let cut = |seed| {
@@ -548,7 +550,7 @@ pub(super) fn cut_now(recording: &DiskRecording, image: &Path) {
     eprintln!("the power goes at {}: {cut:?}", recording.len());
 }
 
-/// The image of a cut. It is kept beside the logs of failed machines when the test fails.
+/// The image of a cut. When the test fails, the image stays beside the logs of failed machines.
 struct Evidence(PathBuf);
 
 impl Drop for Evidence {
@@ -572,7 +574,7 @@ impl Drop for Evidence {
     }
 }
 
-/// SplitMix64: the same seed makes the same campaign.
+/// The random numbers of SplitMix64: the same seed makes the same campaign.
 struct CampaignRng(u64);
 
 impl CampaignRng {

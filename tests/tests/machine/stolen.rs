@@ -1,5 +1,5 @@
-//! A sealed machine in the hands of a thief, who cannot read its disk and can write to it, who attaches media, and
-//! sits at the console: nothing opens, nothing is shown, and no key of another node is served.
+//! A thief has a sealed machine. The thief can write to its disk but cannot read it, attaches media, and sits at the
+//! console: the machine opens nothing, shows nothing, and serves no key of another node.
 
 use std::fs::File;
 use std::io;
@@ -26,46 +26,46 @@ use crate::rescue;
 use crate::tpm::{DONE_WITHIN, TPM_ALONE, leave_commands, measured, set_up, type_line};
 use crate::vault::{VAULT_A_AT, VAULT_B_AT, asked, write_down};
 
-/// From power-on until the console says what is wrong; firmware alone takes long when it is emulated.
+/// Longest wait from power-on until the console says what is wrong. Emulated firmware alone takes long.
 const SAID_WITHIN: Duration = Duration::from_secs(60);
 /// Where the second copy of a header begins (docs/sealed.md).
 const SECOND_HEADER_AT: u64 = 16_384;
-/// Bytes of one copy of it.
+/// Bytes of one copy of a header.
 const HEADER_BYTES: usize = 16_384;
-/// Where the checksum of a copy lies, and its field ends.
+/// Where the checksum of a copy begins, and where its field ends.
 const CHECKSUM: std::ops::Range<usize> = 448..512;
 /// Where the encrypted data begin.
 const DATA_AT: u64 = 16 << 20;
-/// What a machine does not write to while it is closed: everything before the data, and their beginning.
+/// Bytes to which a closed machine does not write: all before the data, and the beginning of the data.
 const HEAD_BYTES: usize = (16 << 20) + (64 << 10);
 /// Bytes of a copy of the vault.
 const COPY_BYTES: usize = 64 << 10;
-/// What the first sector says while the partition is being formatted.
+/// Text in the first sector while a machine formats the partition.
 const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 
-/// A line of the document from which an administrator was taken out.
+/// A line of the document from which the administrator removed another administrator.
 const WITHOUT_FORMER: &str = "# one administrator less: 5d1c0c7e-without-the-former-one";
 /// `TPM2_NV_Increment`.
 const NV_INCREMENT: [u8; 4] = [0, 0, 1, 0x34];
-/// The file of a TPM's folder with what it keeps while it is off.
+/// The file in a TPM's folder with the state that the TPM keeps while it is off.
 const CHIP_STATE: &str = "tpm2-00.permall";
-/// What opens a vault that a thief made.
+/// The passphrase of a vault that a thief made.
 pub(crate) const FORGED: &str = "xyzzy";
 
-/// What stands above words that the console shows.
+/// Text above the words on the console.
 const WORDS: &str = "These words are this node";
-/// How the console asks for proof.
+/// The end of the console's question for proof.
 const PROOF: &str = "of its recovery words: _";
-/// What the console says of three words once all of them are typed.
+/// The console's answer to three wrong words, once the user has typed all of them.
 const WRONG_WORDS: &str = "these are not the words";
-/// Of the vault that a medium opens, which lies beside the machine.
+/// Id of the vault that a medium opens. The medium lies beside the machine.
 const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
-/// What the medium has for it.
+/// The medium's key for this vault.
 const SEED_KEY: [u8; 32] = [0x5e; 32];
 
-/// The TPM would open this machine for every person who switches it on. With a header that was blanked, marked as half
-/// formatted, or overwritten, and with a damaged file system, it stays closed; so it does for a medium that names
-/// other administrators, and other recipients of the words.
+/// The TPM would open this machine for every person who switches it on. The machine stays closed after a thief blanks
+/// its header, marks it as half formatted or overwrites it, or damages the file system. A medium that names other
+/// administrators and other recipients of the words does not open it either.
 #[test]
 fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
     let (bench, identity) = set_up(TPM_ALONE);
@@ -114,7 +114,7 @@ fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
     drop(vm);
     write(&disk, 0, &whole);
 
-    // Nothing is lost: with what was there, the machine opens, and the thief's medium counts for nothing.
+    // The damage loses no data: with its old bytes back the machine opens, and it ignores the thief's medium.
     let mut node = machine(&thiefs).boot();
     assert_eq!(node.identity(), identity);
     let info = node.info();
@@ -128,9 +128,9 @@ fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
     node.end();
 }
 
-/// The owner, who was not reminded of the words before this start, adds a slot that opens by a key on the boot partition.
-/// After a hard lock it alone opens the vault. A thief at the console who has a new master key made then would have the
-/// TPM's slot removed: the console asks for the words first.
+/// Before this start the console had not reminded the owner of the words. The owner adds a slot that opens by a key on
+/// the boot partition. After a hard lock only this slot opens the vault. A thief at the console who made a new master
+/// key would then remove the TPM's slot, so the console asks for the words first.
 fn loses_no_slot_without_proof(node: &mut MachineNode) {
     commands(node.vm());
     typed(node.vm(), "slot add provisioning", "type BOOT to go on: _");
@@ -153,10 +153,10 @@ fn loses_no_slot_without_proof(node: &mut MachineNode) {
     assert_eq!(status["slots"], slots, "{status:#}");
 }
 
-/// The TPM opens the vault that the thief put back as it was during the first boot, beside a header that is blank again:
-/// a first boot that was cut short, but for what the TPM has counted since. The thief's own copy beside it, which has the
-/// machine's id, proves nothing when the thief locks the vault, so as to be asked, and types what opens that copy. With the
-/// TPM as it was then, the same disk is one whose first boot was cut short: the machine ends that.
+/// The thief puts the vault back as it was during the first boot, beside a blank header, and the TPM opens that vault.
+/// This looks like an interrupted first boot, but the TPM has counted changes since. The thief adds a forged copy with
+/// the machine's id, locks the vault to get a question, and types that copy's passphrase: this proves nothing. With the
+/// TPM's old state the same disk is an interrupted first boot, which the machine completes.
 #[test]
 fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
     let bench = TestBench::new();
@@ -196,8 +196,8 @@ fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
     assert_eq!(node.info()["problems"], json!([]));
 }
 
-/// Takes a copy of the vault, and of what the TPM keeps, when that is asked to count for the first time after the vault
-/// was written: its first boot has not ended. In a TPM's messages the command's code is at byte 6.
+/// Copies the vault and the TPM's state when the machine first asks the TPM to count after it wrote the vault: its
+/// first boot has not ended then. In a TPM's messages the command's code is at byte 6.
 #[derive(Debug)]
 struct EarlyCopy {
     disk: PathBuf,
@@ -231,7 +231,7 @@ impl Interposer for EarlyCopy {
             let mut copy = vec![0; COPY_BYTES];
             let disk = File::open(&self.disk)?;
             disk.read_exact_at(&mut copy, RAW_DATA_AT + VAULT_B_AT)?;
-            // The counter rises once before there is a vault.
+            // The TPM's counter rises once before the machine has a vault.
             if copy.starts_with(b"{") {
                 *taken = Some((copy, std::fs::read(&self.chip)?));
             }
@@ -241,11 +241,11 @@ impl Interposer for EarlyCopy {
     }
 }
 
-/// The medium that opens the vault lies beside it. Words that the owner never confirmed can be read during the start
-/// at which the console reminds of that; after the next one only by who has them, also where the vault is put back as
-/// it was during the first boot, and with recipients that another medium names. Who cannot read the encrypted data can
-/// damage what is in them: no document of a medium takes the place of the stored one, although the medium opens the
-/// vault.
+/// The medium that opens the vault lies beside it. During the start at which the console reminds the owner of
+/// unconfirmed words, the console shows them. After the next start it shows them only to a user who has them, even if a
+/// thief puts the vault back as it was during the first boot, and names other recipients on another medium. A thief who
+/// cannot read the encrypted data can damage it: a medium's document never replaces the stored one, although the medium
+/// opens the vault.
 #[test]
 fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_configuration() {
     let bench = TestBench::new();
@@ -255,7 +255,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
         .map(CliRunner::identity)
         .join("\", \"");
     let owners = document(&admins, &format!("{unlock}{}", secrets()));
-    // As the image that is shipped has it on its command line.
+    // The shipped image has the same option on its command line.
     let machine = |document: &str| {
         let machine = bench.machine(BootVariant::MicrovmErofs).config(document);
         machine.append("init_on_free=1")
@@ -282,7 +282,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
         let mut problems = problems.filter(|one| one["code"] == "words-unconfirmed");
         let found = problems.next();
         found.unwrap_or_else(|| panic!("no reminder: {info:#}"));
-        // The medium opened it, and nothing has locked it: the console can be asked for the words.
+        // The medium opened the vault, and no user has locked it: a user can ask the console for the words.
         let status = node.call("vault/status", &Value::Null);
         assert_eq!(status["state"], "unlocked", "{status:#}");
     };
@@ -295,7 +295,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     let shown = node.vm().console().since(mark);
     let (_, table) = shown.split_once(WORDS).expect("they are shown");
     let words = words_in(table);
-    // That they were shown is no confirmation.
+    // Showing the words does not confirm them.
     typed(node.vm(), "", "[ok] node");
     node.end();
 
@@ -304,7 +304,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     remove(&bench, &node, &former, unlock);
     commands(node.vm());
     let first = words_are_judged_together(node.vm(), &words);
-    // Nor does the console let a thief add what opens it.
+    // The console also refuses to let a thief add a slot.
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", PROOF);
     let entropy = Entropy::parse(&words).expect("they are the vault's");
@@ -314,8 +314,8 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     put_back(&bench, &early, first);
     forgets_what_it_opened(&bench, machine(&owners), &look);
 
-    // An attacker without the words tries places; they say which ones matter. Another document than the last one, by
-    // which the former administrator would be one again, is not left.
+    // An attacker without the words would try places; the test uses the words to find those that matter. No older
+    // document is left that names the former administrator.
     let damaged = rescue::damage(&bench, &bench.data(), &words, WITHOUT_FORMER);
     assert!(
         damaged > 1,
@@ -330,7 +330,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     link.hears(&vm, "config-lost");
 }
 
-/// Takes an administrator out of the configuration of a machine that runs.
+/// Removes an administrator from the configuration of a running machine.
 fn remove(bench: &TestBench, node: &MachineNode, former: &CliRunner, more: &str) {
     let info = || former.call(&node.target(), "node/info", &Value::Null, &[]);
     info().json();
@@ -344,8 +344,9 @@ fn remove(bench: &TestBench, node: &MachineNode, former: &CliRunner, more: &str)
     assert_eq!(info().code(), "UNAUTHENTICATED");
 }
 
-/// A sealed machine whose vault opens by typing only, and that gets its first configuration while it runs. A thief damages
-/// that, leaves a medium in the machine, and the owner opens it: the medium's document does not count.
+/// The owner opens this sealed machine's vault only by typing, and pastes its first configuration while it runs. A
+/// thief damages that configuration and leaves a medium in the machine. The owner opens the machine, which ignores the
+/// medium's document.
 #[test]
 fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
     let bench = TestBench::new();
@@ -379,8 +380,8 @@ fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
     stays_closed(&vm, "config-lost", told);
 }
 
-/// The medium opens the vault of a disk whose file system was damaged since. The machine stays closed, and nothing of what
-/// it opened is in its memory: not the words, the seed, a key that is derived from it, the master key, or the key of the data.
+/// A thief damaged the file system of a disk whose vault the medium opens. The machine stays closed, and its memory has
+/// nothing of what it opened: no words, seed, key derived from the seed, master key, or key of the data.
 fn forgets_what_it_opened(bench: &TestBench, machine: MachineBuilder<'_>, look: &MemoryScan) {
     let disk = File::options().read(true).write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
@@ -400,9 +401,8 @@ fn forgets_what_it_opened(bench: &TestBench, machine: MachineBuilder<'_>, look: 
     put(&whole);
 }
 
-/// A thief at the console, who knows some of the words, types them one by one, and learns of none of them whether it is
-/// right: the console asks for three, says nothing before the third, and asks for the same ones again. Returns which word
-/// it asks for first.
+/// A thief at the console knows some of the words, and types them one by one. The console judges them together: it asks
+/// for three, answers after the third, and asks for the same words again. Returns the number of the first.
 fn words_are_judged_together(vm: &Vm, words: &str) -> usize {
     let words: Vec<&str> = words.split(' ').collect();
     let mark = vm.console().mark();
@@ -428,8 +428,8 @@ fn words_are_judged_together(vm: &Vm, words: &str) -> usize {
     first
 }
 
-/// Which of the words the console asks for after this mark, but for one: pictures of the question before may still be on
-/// their way.
+/// Returns the number of the word that the console asks for after `mark`, other than `before`: pictures of the previous
+/// question may still arrive.
 fn asked_word(vm: &Vm, mark: ConsoleMark, before: Option<usize>) -> usize {
     eventually("the console asks for a word", || {
         let text = vm.console().since(mark);
@@ -440,8 +440,8 @@ fn asked_word(vm: &Vm, mark: ConsoleMark, before: Option<usize>) -> usize {
     })
 }
 
-/// Has the bench's disk what a recorded one has after the first boot, and answers with the vault as it was during that:
-/// with all that it permits.
+/// Gives the bench's disk the content of a recorded disk after the first boot. Returns the vault as it was during the
+/// first boot, with everything that the vault permitted then.
 fn after_first_boot(bench: &TestBench, recording: &DiskRecording) -> Vec<u8> {
     let image = bench.path().join("recorded.raw");
     let cut = |at: usize| {
@@ -452,7 +452,7 @@ fn after_first_boot(bench: &TestBench, recording: &DiskRecording) -> Vec<u8> {
     let made = writes(VAULT_B_AT)[0];
     let mut changed = writes(VAULT_A_AT).into_iter();
     let changed = changed.find(|moment| *moment > made);
-    // The other copy is as it was made then.
+    // The other copy of the vault still has its first content then.
     cut(changed.expect("the end of the first boot is noted"));
     let file = File::open(&image).expect("it was made");
     let mut early = vec![0; COPY_BYTES];
@@ -463,10 +463,10 @@ fn after_first_boot(bench: &TestBench, recording: &DiskRecording) -> Vec<u8> {
     early
 }
 
-/// A thief has one copy of the vault say what it did during the first boot, spoils the other, and names himself as the
-/// recipient of the words. When the machine has refused that, the disk answers with a vault of the thief's under the same id, which
-/// opens by itself, and the machine is made to try again; then with what it had. The console asks for the same words as
-/// before the restart, and for `first` of them first.
+/// A thief puts one copy of the vault back as it was during the first boot, spoils the other, and names the thief as
+/// the recipient of the words. The machine refuses that. Then the disk answers with the thief's vault, which has the
+/// same id and opens by itself, and the machine tries again; then the disk answers with its own bytes. The console asks
+/// for the same words as before the restart, and for word `first` first.
 fn put_back(bench: &TestBench, early: &[u8], first: usize) {
     let disk = File::options().read(true).write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
@@ -505,7 +505,7 @@ fn put_back(bench: &TestBench, early: &[u8], first: usize) {
     let told = "the vault on the disk is forged";
     let line = vm.wait_line(told, SAID_WITHIN);
     line.unwrap_or_else(|error| panic!("{error}"));
-    // It goes on by itself, with what was pasted.
+    // The machine goes on by itself, with the pasted document.
     put(&newest);
     let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     let status = node.call("vault/status", &Value::Null);
@@ -521,8 +521,8 @@ fn put_back(bench: &TestBench, early: &[u8], first: usize) {
     node.end();
 }
 
-/// A copy of a vault that a thief made: it has the id of the machine's, which lies in the clear, opens by itself, and
-/// is newer than that.
+/// A copy of a vault that a thief made. It has the id of the machine's vault, which lies in the clear, opens by itself,
+/// and is newer than the machine's.
 fn forged() -> Vec<u8> {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
     let id = VAULT.parse().expect("a vault's id");
@@ -552,7 +552,7 @@ pub(crate) fn forged_beside(copy: &[u8]) -> Vec<u8> {
     copy_of(&open)
 }
 
-/// As it lies on the disk.
+/// Returns the bytes of a copy of the vault, as they lie on the disk.
 fn copy_of(open: &OpenAlkv) -> Vec<u8> {
     let text = open.alkv().to_text();
     let hash = HEXLOWER.encode(&Sha256::digest(text.as_bytes()));
@@ -561,7 +561,7 @@ fn copy_of(open: &OpenAlkv) -> Vec<u8> {
     copy
 }
 
-/// A document as it is pasted at a console, by which `admin` is the administrator.
+/// The line that a user pastes at a console: a document with `admin` as the administrator.
 fn pasted(bench: &TestBench, admin: &CliRunner) -> String {
     let [file, line] = ["pasted.toml", "pasted.line"].map(|name| bench.path().join(name));
     std::fs::write(&file, document(&admin.identity(), "")).expect("the folder is ours");
@@ -573,7 +573,7 @@ fn pasted(bench: &TestBench, admin: &CliRunner) -> String {
     line.trim().to_owned()
 }
 
-/// The words of a table of them, each behind its number.
+/// Returns the words of a table in which each word follows its number.
 fn words_in(table: &str) -> String {
     let cells: Vec<_> = table.split_whitespace().collect();
     let is_word = |cell: &str| cell.bytes().all(|byte| byte.is_ascii_lowercase());
@@ -586,7 +586,7 @@ fn words_in(table: &str) -> String {
     (1..=24).map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// What a medium has that opens the vault.
+/// The secrets on a medium that opens the vault.
 fn secrets() -> String {
     let key = BASE64.encode(&SEED_KEY);
     format!("[secrets]\nseed_key = \"alknet-seed-1 {VAULT} {key}\"\n")
@@ -597,14 +597,14 @@ fn document(admin: &str, more: &str) -> String {
     format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n{more}")
 }
 
-/// One by which the thief would be the administrator, and get the words. `vault` says how that is opened.
+/// A document with the thief as administrator and recipient of the words. `vault` says how to open the vault.
 fn thiefs_document(bench: &TestBench, vault: &str) -> String {
     let recipient = recipient(bench);
     let thief = bench.user("thief").identity();
     document(&thief, &format!("{vault}\nwords_to = [\"{recipient}\"]\n"))
 }
 
-/// The recipient that the thief would have the words encrypted to.
+/// The thief's own recipient for the encrypted words.
 fn recipient(bench: &TestBench) -> String {
     let path = bench.path().join("thief.key");
     if !path.exists() {
@@ -616,14 +616,14 @@ fn recipient(bench: &TestBench) -> String {
     recipient.expect("a public key").to_owned()
 }
 
-/// Waits until the machine says what is wrong, and tries what a thief would at its port and its console.
+/// Waits until the machine reports the problem `code`, and then tries what a thief would at its port and its console.
 fn stays_closed(vm: &Vm, code: &str, told: &str) {
     let problem = vm.wait_for(&format!("alknet: problem {code}: "), SAID_WITHIN);
     problem.unwrap_or_else(|error| panic!("{error}"));
     let line = vm.wait_line(told, SAID_WITHIN);
     line.unwrap_or_else(|error| panic!("{error}"));
     knock::serves_nothing(vm);
-    // One key showed the words of a machine that took this for its first boot.
+    // A machine that took this state for its first boot would show the words at one key.
     commands(vm);
     typed(vm, "words", "the vault is locked; open it first");
     typed(vm, "rekey", "the vault is locked; open it first");
@@ -633,7 +633,7 @@ fn stays_closed(vm: &Vm, code: &str, told: &str) {
     }
 }
 
-/// Both copies of the header of `head`, by which the data begin a sector later and decrypt as before.
+/// Both copies of the header of `head`, changed: the data begin a sector later and decrypt as before.
 fn moved(head: &[u8]) -> Vec<u8> {
     let mut headers = head[..2 * HEADER_BYTES].to_vec();
     for copy in headers.chunks_exact_mut(HEADER_BYTES) {
@@ -653,7 +653,7 @@ fn moved(head: &[u8]) -> Vec<u8> {
     headers
 }
 
-/// What is before the data on the partition, and their beginning.
+/// Bytes before the data on the partition, and the beginning of the data.
 fn head(disk: &Path) -> Vec<u8> {
     let mut head = vec![0; HEAD_BYTES];
     let file = File::open(disk).expect("the disk is ours");

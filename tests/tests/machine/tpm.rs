@@ -1,5 +1,5 @@
-//! A machine that firmware measures: its vault opens by its TPM without input, and once another image was started,
-//! in another chip, or without the PIN, only by the passphrase. A user at the console changes its slots.
+//! The TPM opens the vault of a machine that firmware measures, without input. After a start of another image, with
+//! another chip, or without the PIN, only the passphrase opens it. A user at the console changes its slots.
 
 use std::io;
 use std::sync::Arc;
@@ -16,32 +16,32 @@ use crate::console::{commands, said, typed};
 use crate::media::{self, KEY, OTHER_VAULT, stick};
 use crate::secure_boot::{PROGRAM, program, put};
 
-/// From power-on until the console asks for something; firmware alone takes long when it is emulated.
+/// Longest wait from power-on until the console asks a question. Emulated firmware alone takes long.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
-/// What opens the vault of a machine: its TPM alone, the passphrase as well, or the TPM with a PIN.
+/// Configurations of a machine whose vault opens by its TPM alone, also by a passphrase, or by the TPM with a PIN.
 pub(crate) const TPM_ALONE: &str = "[vault]\nunlock = [\"tpm2\"]";
 pub(crate) const WITH_PASSPHRASE: &str = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
 pub(crate) const WITH_PIN: &str = "[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true";
 pub(crate) const PASSPHRASE: &str = "correct horse";
 pub(crate) const PIN: &str = "1234";
 
-/// From an answer at the console until what it leads to.
+/// Longest wait from an answer at the console until its result.
 pub(crate) const DONE_WITHIN: Duration = Duration::from_secs(30);
 
-/// A word of the image's command line, and one that does the same.
+/// A word of the image's command line, and another word with the same effect.
 const WORD: &[u8] = b"panic=10";
 const OTHER_WORD: &[u8] = b"panic=11";
-/// What an update is called on a medium or the boot partition.
+/// File name of an update on a medium or on the boot partition.
 const NEXT: &str = "alknet-next.efi";
-/// Of an EFI program: the first of its reserved words.
+/// Offset of the first reserved word in an EFI program.
 const RESERVED_AT: usize = 0x28;
 
-/// `TPM2_PCR_Extend`, and the register that every slot is sealed to.
+/// `TPM2_PCR_Extend`, and the register to which the machine seals every slot.
 const PCR_EXTEND: [u8; 4] = [0, 0, 1, 0x82];
 const PCR_OF_ALL_SLOTS: [u8; 4] = [0, 0, 0, 11];
 
-/// Counts how often a chip extended [`PCR_OF_ALL_SLOTS`]. In a TPM's messages the command's or the response's code is at
-/// byte 6, and what a command is about at byte 10.
+/// Counts how often a chip extended [`PCR_OF_ALL_SLOTS`]. In a TPM's messages the code of the command or response is at
+/// byte 6, and the command's handle at byte 10.
 #[derive(Debug, Default)]
 struct Extends(AtomicUsize);
 
@@ -67,13 +67,14 @@ impl Interposer for Extends {
     }
 }
 
-/// A start from power-on needs no input, after a first start that asked for a passphrase as a second way to open
-/// the vault. A start of another image, one by another program that measures the same image, and one with another
-/// chip ask for the passphrase, and say why. The other image is an update, whose administrator makes a slot for it
-/// before it replaces the running image: then it opens the vault as well, and renews the slot of the image before.
+/// The first start asked for a passphrase as a second way to open the vault; a later start from power-on needs no
+/// input. The machine asks for the passphrase and says why if another image starts, if another program starts that
+/// measures the same image, or if the machine has another chip. The other image is an update: the administrator makes a
+/// slot for it before it replaces the running image. Then the update opens the vault as well, and renews the slot of
+/// the previous image.
 #[test]
 fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
-    // What is sealed to measurements of firmware that ran earlier, firmware that runs now has to open.
+    // The firmware that runs now must open a slot that the machine sealed to measurements of an earlier firmware run.
     let (bench, identity) = set_up(WITH_PASSPHRASE);
     let machine = |chip: &str| measured(&bench, chip).configured(WITH_PASSPHRASE);
     // Firmware that has started once wrote its boot entries, which come with this machine.
@@ -102,7 +103,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     };
     add(&node, "no alknet-next.efi in the root");
     leave_commands(node.vm());
-    // After a hard lock it opens nothing before the machine restarts, not even for who presses Enter.
+    // After a hard lock the TPM opens nothing before the machine restarts, even if a user presses Enter.
     let mark = node.vm().console().mark();
     let before = extends.count();
     assert_ne!(before, 0, "the image was measured");
@@ -115,7 +116,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         .vm()
         .wait_for_after(mark, "the TPM opens nothing", DONE_WITHIN);
     let mark = closed.unwrap_or_else(|error| panic!("{error}"));
-    // An attacker in PID 1 could print that line too. But the chip opens no slot either: the register has another
+    // An attacker in PID 1 could print that line too. The chip also opens no slot, because the register has another
     // value.
     alknet_test_support::eventually("the TPM is closed", DONE_WITHIN, || {
         (extends.count() > before).then_some(())
@@ -125,14 +126,15 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     assert_eq!(node.identity(), identity);
     node.end();
 
-    // The next image, by its command line another one. What it is to firmware shows from where that reads it.
+    // The next image differs only in its command line. Firmware takes it for the image when it lies in the image's
+    // place.
     let (image, next) = (program(&bench), bench.path().join("next.efi"));
     let mut other = std::fs::read(&image).expect("the folder is ours");
     let word = word_at(&other, WORD);
     other[word..word + WORD.len()].copy_from_slice(OTHER_WORD);
     std::fs::write(&next, other).expect("the folder is ours");
     put(&bench, &next, PROGRAM);
-    // A thief's medium is there from here on. The key on it, of another vault, makes it a medium like others.
+    // A thief's medium is attached from here on. It has a key of another vault, which makes it a medium like others.
     let medium = stick(&bench, "thiefs", OTHER_VAULT, KEY);
     media::put(&bench, &medium, NEXT, "the thief's program");
     let beside = |chip: &str| machine(chip).disk(VirtioDisk::file(&medium).read_only());
@@ -149,8 +151,8 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     assert_eq!(status["opened_by"], "passphrase", "{status:#}");
     node.end();
 
-    // To firmware another program, with the same image in it: what its stub measures are sections, and this byte is
-    // of reserved words before them all.
+    // Firmware sees another program, with the same image in it: the stub measures sections, and this byte is in
+    // reserved words before all sections.
     let mut reserved = std::fs::read(&image).expect("the folder is ours");
     reserved[RESERVED_AT] = 1;
     let path = bench.path().join("reserved.efi");
@@ -179,7 +181,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
-    // With a program of the thief's beside the owner's, no slot is made for either.
+    // The machine makes no slot for either program while a thief's program lies beside the owner's.
     add(&node, "there is more than one");
     assert_eq!(slots(&node), json!(["tpm2", "passphrase", "tpm2"]));
     typed(node.vm(), "slot test 0", "PCR 11 (the");
@@ -212,7 +214,7 @@ fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["tpm2"][0]["pin"], true, "{status:#}");
-    // A right one takes back none of the wrong ones.
+    // A right PIN does not reduce the count of wrong PINs.
     let mark = node.vm().console().mark();
     node.call("vault/lock", &Value::Null);
     let again = node
@@ -228,8 +230,8 @@ fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
     });
 }
 
-/// One first start makes both; then a user at the console changes the slots, and a new master key keeps the TPM
-/// slots whose PIN was typed or that need none.
+/// The first start makes the PIN and the passphrase. Then a user at the console changes the slots, and a new master key
+/// keeps those TPM slots whose PIN the user typed or that need no PIN.
 #[test]
 fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
     let bench = TestBench::new();
@@ -290,7 +292,7 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
     assert_eq!(slots(&node), json!(["passphrase", "tpm2", "tpm2"]));
     node.end();
 
-    // Each of the slots that stayed opens what the vault is now.
+    // Each of the slots that stayed opens the vault with its new master key.
     let node = machine().boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
@@ -307,7 +309,7 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
     assert_eq!(node.info()["problems"], json!([]));
 }
 
-/// Goes back from the list of commands, which stays over what is asked when the vault is locked.
+/// Leaves the list of commands, which would otherwise stay above the question that follows a lock of the vault.
 pub(crate) fn leave_commands(vm: &Vm) {
     let mark = vm.console().mark();
     let sent = vm.console().send("\x03");
@@ -319,12 +321,13 @@ fn slots(node: &MachineNode) -> Value {
     node.call("vault/status", &Value::Null)["slots"].take()
 }
 
-/// The image on a machine with UEFI, this chip, and variables that stay. Firmware measures it here.
+/// The image on a machine with UEFI, the chip `chip`, and UEFI variables that persist. Firmware measures the image
+/// during the start.
 pub(crate) fn measured<'a>(bench: &'a TestBench, chip: &str) -> MachineBuilder<'a> {
     bench.machine(BootVariant::UefiRaw).measured(chip)
 }
 
-/// The same where firmware has measured the image already.
+/// The same machine from the point at which firmware has measured the image.
 fn after_firmware<'a>(bench: &'a TestBench, chip: &str) -> MachineBuilder<'a> {
     measured(bench, chip).after_firmware()
 }
@@ -333,7 +336,7 @@ pub(crate) fn served(bench: &TestBench, vm: Vm) -> MachineNode {
     MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone())
 }
 
-/// Where a word of the command line is, which is there once.
+/// Returns where the command line's only copy of `WORD` lies.
 fn word_at(image: &[u8], word: &[u8]) -> usize {
     let places: Vec<_> = memchr::memmem::find_iter(image, b"console=ttyS0 quiet ").collect();
     let [at] = places[..] else {
@@ -342,7 +345,7 @@ fn word_at(image: &[u8], word: &[u8]) -> usize {
     at + memchr::memmem::find(&image[at..], word).expect("the word is there")
 }
 
-/// A machine that was set up before as this configuration says, and its identity. Its console asked for
+/// A machine that an earlier start set up with this configuration, and its identity. Its console asked for
 /// [`PASSPHRASE`] or [`PIN`] where the configuration wants one, and for nothing else.
 pub(crate) fn set_up(config: &str) -> (TestBench, String) {
     let wanted = match config {
@@ -362,20 +365,20 @@ pub(crate) fn set_up(config: &str) -> (TestBench, String) {
     })
 }
 
-/// Waits until the unattended console asks for that.
+/// Waits until the unattended console asks for `what`.
 pub(crate) fn asked(vm: &Vm, what: &str) {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for(&line, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Waits until the console said that in one line.
+/// Waits until the console prints a line with `what`.
 pub(crate) fn says(vm: &Vm, what: &str) {
     let waited = vm.wait_line(what, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Waits until the live console shows that.
+/// Waits until the live console shows `what`.
 pub(crate) fn shown(vm: &Vm, what: &str) {
     let waited = vm.wait_for_after(ConsoleMark::default(), what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));

@@ -1,5 +1,5 @@
-//! What the network reaches of a vault: two operations, for administrators, and nothing else under any
-//! name, over any carriage, by any protocol that the port speaks.
+//! The network reaches two operations of a vault, which are for administrators. It reaches nothing else of the vault
+//! under any name, over any carriage, or by any protocol that the port speaks.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use alknet_endpoint::Target;
 use alknet_tests::{BootVariant, MachineNode, TestBench};
 use serde_json::{Value, json};
 
-/// All there is.
+/// All operations of a vault that the network reaches.
 const REACHABLE: [&str; 2] = ["vault/lock", "vault/status"];
 
-/// What a vault can do besides, by the names that it would have.
+/// Names that the vault's other functions would have as operations.
 const ABSENT: [&str; 24] = [
     "vault/audit",
     "vault/derive",
@@ -39,7 +39,7 @@ const ABSENT: [&str; 24] = [
     "vault/words",
 ];
 
-/// How long another protocol may think about a call that it does not know.
+/// Longest wait for another protocol's reaction to a call that it does not know.
 const NO_ANSWER: Duration = Duration::from_secs(3);
 
 #[test]
@@ -50,7 +50,7 @@ fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
         .machine(BootVariant::MicrovmErofs)
         .configured(hub)
         .boot();
-    // The whole registry, as its administrator sees it.
+    // The administrator sees the whole registry.
     let listed = bench
         .admin()
         .run(bench.admin().command(&["ops", &node.target()]));
@@ -70,7 +70,7 @@ fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
         let scopes = &spec.json()["access_control"]["required_scopes"];
         assert_eq!(*scopes, json!(["admin"]), "{name}");
     }
-    // An unknown peer, which may do nothing, may not call them either.
+    // An unknown peer may call no operation, so it may not call these either.
     let unknown_peer = bench.user("stranger");
     for carriage in ["quic", "tcp"] {
         for name in REACHABLE {
@@ -82,7 +82,7 @@ fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
             );
             assert_eq!(answer.code(), "UNAUTHENTICATED", "{name}: {answer:?}");
         }
-        // Not even an administrator finds more, whatever the carriage.
+        // Over every carriage the node answers `NOT_FOUND` even to an administrator.
         let answer = node.try_call("vault/unlock", &Value::Null, &["--carriage", carriage]);
         assert_eq!(answer.code(), "NOT_FOUND", "{answer:?}");
     }
@@ -108,7 +108,7 @@ async fn no_other_name(node: &MachineNode) {
     }
 }
 
-/// A protocol other than the call protocol answers no call, not even an administrator's.
+/// A protocol other than the call protocol answers no call, even if an administrator sends it.
 async fn no_call_by(node: &MachineNode, alpn: &str) {
     let (dialer, _client) = node.client().await.expect("it serves");
     let target: Target = node.target().parse().expect("as the command line takes it");

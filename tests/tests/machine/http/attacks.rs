@@ -1,6 +1,6 @@
-//! Attacks that are about the memory of the machine: 512 MiB of it.
+//! Attacks on the memory of a machine with 512 MiB.
 //!
-//! The attacker is hyper, on threads of the test: many uploads by one curl spin while they wait for the machine, and
+//! The attacker is hyper, on threads of the test. Many uploads by one curl spin while they wait for the machine, and
 //! took as much of the processor as the machine that they attacked.
 
 use std::convert::Infallible;
@@ -29,82 +29,83 @@ use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use super::Machine;
 use super::gateway::{BODY_BYTES_MAX, body};
 
-/// What all of an attack may make of the node's memory.
+/// Most bytes by which a whole attack may make the node's memory grow.
 const GROWTH_BYTES: u64 = 64 << 20;
 
-/// Bodies at once.
+/// Bodies that the attack sends at once.
 const BODIES: usize = 200;
 
-/// Of these, so many on the first connection; each of the others has one of its own, of which a network has so many and
-/// no more.
+/// Number of these bodies on the first connection. Each other body has its own connection, and these connections are as
+/// many as a network may have.
 const ON_THE_FIRST: usize = 100;
 
-/// What requests of one identity have of the machine's memory, at the most. There are as many lists of short values at
-/// once as are so long together: the machine has one processor, and reads one after the other; of more it would be busy
-/// for longer, and take no more memory.
+/// Most bytes of the machine's memory for the requests of one identity. The attack sends lists of short values whose
+/// lengths add up to this limit. The machine has one processor and reads one list after the other: more lists would
+/// keep it busy for longer, and take no more memory.
 const IDENTITY_BYTES: usize = 32 << 20;
 
-/// Bodies of the longest kind for which these have room, beside what each has of its own.
+/// Number of the longest bodies for which this memory has room, beside what each body takes of its own.
 const ROOM: usize = IDENTITY_BYTES / BODY_BYTES_MAX - 1;
 
-/// Longest message for models' tools.
+/// Longest message to the tools for models, in bytes.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// How slowly a body comes: in pieces, with a pause before each.
+/// Pace of a slow body: the bytes of its pieces, and the pause before each piece.
 #[derive(Clone, Copy)]
 pub(super) struct BodyPace {
     pub(super) bytes: usize,
     pub(super) pause: Duration,
 }
 
-/// A megabyte a second.
+/// One megabyte per second.
 const SLOWLY: BodyPace = BodyPace {
     bytes: 64 << 10,
     pause: Duration::from_micros(62_500),
 };
 
-/// Bytes at once of a body that comes as fast as it may.
+/// Bytes of one piece of a body that comes as fast as the node reads it.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Longest wait for an answer of an emulated machine.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
 
-/// From a request that came to nothing until its connection has ended, where that is why.
+/// Longest wait from a failed request until its connection has ended, if the end of the connection is the cause.
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Between two questions about the memory. An attack takes many seconds.
+/// Pause between two requests for the node's memory. An attack takes many seconds.
 pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// So many questions are asked over a connection that was there before, for one over a connection of its own: that is a
-/// handshake and a program, and on an emulated machine those took as long as the attack.
+/// Number of requests over the known connection for each new client. A new client costs a handshake and a program, and
+/// on an emulated machine those took as long as the attack.
 const ASKED_FOR_ONE_WHO_COMES: usize = 4;
 
-/// Clients that come beside the longest bodies, at the least: between two of them as many questions are answered.
+/// Fewest new clients beside the longest bodies. Between two of them the node answers [`ASKED_FOR_ONE_WHO_COMES`]
+/// requests.
 const COME_BESIDE_BODIES: usize = 2;
 
-/// How long a client that was there before may wait for an answer on a machine that does nothing else. Emulated, it
-/// reads lists of up to 8 MiB meanwhile, one after the other.
+/// Longest wait of the known client for an answer, on a machine that does nothing else. An emulated machine reads lists
+/// of up to 8 MiB meanwhile, one after the other.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-/// How often one who comes tries, who is refused.
+/// Most tries of one new client while the node refuses it.
 const TRIES_OF_ONE: usize = 3;
 
-/// With a token of the least scope: 200 of the longest bodies at once, and then bodies of the shortest values there
-/// are.
+/// An attacker with a token of the least scope sends 200 of the longest bodies at once, and then bodies of the shortest
+/// values.
 pub(super) fn bodies_cost_little_memory(web: &Machine) {
     let mut watcher = MemoryWatcher::new(web);
     let before = watcher.memory().expect("no attack yet");
     let most = before.resident + GROWTH_BYTES;
-    // Else the peak would show nothing of this attack.
+    // A higher peak before the attack would hide what this attack takes.
     assert!(before.peak <= most, "before the attack: {before:?}");
 
-    // As fast as they go, each would be answered before the next one begins.
+    // At full speed the node would answer each body before the next one begins.
     let long = body(BODY_BYTES_MAX);
     let attack = at_once(web, "/call", long, BODIES, Some(SLOWLY));
     let outcomes = meanwhile(&mut watcher, attack, COME_BESIDE_BODIES);
     let count = |wanted: AttackOutcome| outcomes.iter().filter(|it| **it == wanted).count();
     let answered = |status: u16| count(AttackOutcome::Answered(status));
-    // An emulated machine reads so many bodies more slowly than a body may come.
+    // An emulated machine reads so many bodies more slowly than a body may come, so some are late.
     let (served, refused, late) = (answered(200), answered(429), answered(408));
     let begun = served + refused + late;
     let without_place = count(AttackOutcome::Ended) + count(AttackOutcome::Unconnected);
@@ -113,7 +114,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
         served > 0 && refused > 0 && begun > BODIES / 2,
         "{outcomes:?}"
     );
-    // As many as their identity has memory for come whole, or would have in time.
+    // All bodies for which their identity has memory arrive whole, or would with more time.
     println!("figure bodies: {served} served, {refused} refused, {late} late");
     assert!(served + late >= ROOM, "{outcomes:?}");
 
@@ -130,7 +131,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
             BODY_BYTES_MAX,
             422,
         ),
-        // A tool says in its answer that it failed.
+        // A tool reports its failure in its answer, which has status 200.
         ("/mcp", tool, MESSAGE_BYTES_MAX, 200),
     ] {
         let lists = IDENTITY_BYTES / longest;
@@ -141,7 +142,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
             outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
             "{path}: {outcomes:?}"
         );
-        // Those that find no room are refused before the node looks at their values.
+        // The node refuses a list without room before it looks at the values.
         assert!(
             outcomes.contains(&AttackOutcome::Answered(most_says)),
             "{path}: no list was read: {outcomes:?}"
@@ -157,20 +158,20 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
     assert_eq!(info["node_restarts"], 0, "{info:#}");
 }
 
-/// What came of a request.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttackOutcome {
-    /// An answer with this status, which came whole.
+    /// The node answered with this status, and the answer came whole.
     Answered(u16),
-    /// The node ended the connection, which was one for this request alone, before it answered: there is no place for
-    /// it, or not any more. TLS does not say why.
+    /// The node ended the connection, which was for this request alone, before it answered: it had no place for the
+    /// connection, or no longer had one. TLS does not say why.
     Ended,
-    /// No connection came about.
+    /// The client got no connection.
     Unconnected,
 }
 
-/// Begins to post that many times at once, with a token of the least scope. Answers are read and thrown away. A request
-/// panics that has no answer in time, or whose stream alone is reset.
+/// Begins to post the body `count` times at once, with a token of the least scope, and discards the answers. A request
+/// panics if it has no answer in time, or if the node resets only its stream.
 fn at_once(
     web: &Machine,
     path: &'static str,
@@ -190,11 +191,11 @@ fn at_once(
     let outcomes = thread::spawn(move || {
         let runtime = Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            // Where it is dropped its connections end.
+            // Dropping the dialer ends its connections.
             let dialer = EndpointDialer::new(None);
             let first = connected(&dialer, &target).await;
-            // Its connection is a known peer's before the others come: of those that have not shown a token the node
-            // ends the oldest, and on a busy host none of its bodies would have arrived.
+            // The node knows the peer of this connection before the others come. Of connections that have shown no
+            // token the node ends the oldest: on a busy host none of this connection's bodies would have arrived.
             if let Some(client) = first.clone() {
                 let small = Bytes::from_static(br#"{"operation":"/services/list"}"#);
                 let small = post("/call", PacedBody::new(&small, None));
@@ -226,15 +227,15 @@ fn at_once(
     UploadAttack { outcomes, arriving }
 }
 
-/// An attack that goes on.
+/// An attack in progress.
 struct UploadAttack {
-    /// What comes of its requests.
+    /// Outcomes of the attack's requests.
     outcomes: JoinHandle<Vec<AttackOutcome>>,
-    /// Connections of its own that are not made yet, and not refused.
+    /// Number of the attack's own connections that are neither made nor refused yet.
     arriving: Arc<AtomicUsize>,
 }
 
-/// Makes requests with this token.
+/// Returns a function that makes requests with `token`.
 pub(super) fn posts(
     web: &Machine,
     token: &str,
@@ -251,15 +252,15 @@ pub(super) fn posts(
     }
 }
 
-/// A connection for HTTP/2.
+/// An HTTP/2 connection.
 #[derive(Clone)]
 pub(super) struct AttackClient {
     requests: SendRequest<PacedBody>,
-    /// Nothing is ever told here. It is closed when the connection has ended.
+    /// This channel never carries a value. It closes when the connection has ended.
     ended: watch::Receiver<()>,
 }
 
-/// A connection for HTTP/2, if the machine has a place for it.
+/// Opens an HTTP/2 connection, if the machine has a place for it.
 pub(super) async fn connected(dialer: &EndpointDialer, target: &Target) -> Option<AttackClient> {
     let connection = dialer.dial_over(Carriage::Tcp, target, b"h2").await.ok()?;
     let (send, recv) = connection.accept_bi().await.ok()?;
@@ -267,14 +268,14 @@ pub(super) async fn connected(dialer: &EndpointDialer, target: &Target) -> Optio
     let (requests, driver) = http2::handshake(TokioExecutor::new(), io).await.ok()?;
     let (alive, ended) = watch::channel(());
     tokio::spawn(async move {
-        // How it ends its requests say. The streams need their connection.
+        // The requests report how the connection ended. Their streams need the connection.
         driver.await.ok();
         drop((connection, alive));
     });
     Some(AttackClient { requests, ended })
 }
 
-/// What comes of a request, which is alone on its connection or not.
+/// Waits for the outcome of a request. `is_alone` says whether the connection carries no other request.
 pub(super) async fn outcome(
     mut client: AttackClient,
     request: Request<PacedBody>,
@@ -283,7 +284,8 @@ pub(super) async fn outcome(
     let answer = match client.requests.send_request(request).await {
         Ok(answer) => answer,
         Err(error) => {
-            // A stream that is reset leaves its connection as it is. One that others use was there first, and stays.
+            // The reset of a stream leaves its connection open. The shared connection was there first, and the node
+            // keeps it.
             let ended = timeout(deadline(ENDED_WITHIN), client.ended.changed()).await;
             assert!(is_alone && ended.is_ok(), "no answer: {error:?}");
             return AttackOutcome::Ended;
@@ -296,7 +298,7 @@ pub(super) async fn outcome(
     AttackOutcome::Answered(status)
 }
 
-/// A body.
+/// A body that comes in pieces, with or without pauses.
 pub(super) struct PacedBody {
     rest: Bytes,
     piece: usize,
@@ -346,20 +348,20 @@ impl Body for PacedBody {
     }
 }
 
-/// Memory of the node, by its own account, in bytes.
+/// Memory of the node in bytes, by the node's own account.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Memory {
     resident: u64,
-    /// The most since it started, between two questions as well.
+    /// Highest value since the node's start, also between two requests.
     peak: u64,
 }
 
-/// An administrator who keeps a connection, and asks for the memory of the node over it. The node knows its token from
-/// the first question on, and may not end it.
+/// An administrator who keeps a connection, and requests the node's memory over it. The node knows the token from the
+/// first request on, and must keep the connection then.
 pub(super) struct MemoryWatcher<'a> {
     web: &'a Machine,
     runtime: Runtime,
-    // Where it is dropped its connections end.
+    // Dropping the dialer ends its connections.
     dialer: EndpointDialer,
     client: Option<AttackClient>,
 }
@@ -374,18 +376,18 @@ impl<'a> MemoryWatcher<'a> {
         }
     }
 
-    /// What the node has of memory now.
+    /// Memory that the node has now, in bytes; `None` as for [`memory`](Self::memory).
     ///
     /// # Panics
-    /// As [`memory`](Self::memory).
+    /// Panics as [`memory`](Self::memory) does.
     pub(super) fn resident(&mut self) -> Option<u64> {
         self.memory().map(|memory| memory.resident)
     }
 
-    /// The node's memory; `None` where it has no place for the connection at the first question.
+    /// The node's memory; `None` if the node has no place for the connection at the first request.
     ///
     /// # Panics
-    /// It ends the connection after that.
+    /// Panics if the node ends the connection after the first request.
     pub(super) fn memory(&mut self) -> Option<Memory> {
         let Self {
             web,
@@ -442,7 +444,8 @@ impl<'a> MemoryWatcher<'a> {
             "--data-binary",
             calls,
         ];
-        // QEMU has one address for all: a connection that has not shown its token yet may have no place there.
+        // QEMU gives every client the same address, so the node may have no place for a connection that has not shown
+        // its token yet.
         let Ok(told) = self.web.try_curl_as(&self.web.admin, "/batch", &batch) else {
             return false;
         };
@@ -452,18 +455,18 @@ impl<'a> MemoryWatcher<'a> {
     }
 }
 
-/// Clients that come while an attack goes on, once all of its connections have arrived, and tries of theirs.
+/// New clients during an attack, once all connections of the attack have arrived, and their tries.
 #[derive(Debug, Default)]
 struct Newcomers {
-    /// Those that were answered at the first try.
+    /// Clients that the node answered at the first try.
     at_once: usize,
-    /// Those that were answered at all.
+    /// Clients that the node answered at any try.
     answered: usize,
     came: usize,
 }
 
 impl Newcomers {
-    /// One comes, and tries again where it finds no place or its handshake takes too long.
+    /// A new client comes. It tries again if the node has no place for it, or if its handshake takes too long.
     fn one_comes(&mut self, watcher: &MemoryWatcher<'_>) {
         let mut tries = (0..TRIES_OF_ONE).map(|_| watcher.answers_who_comes());
         let answered_at = tries.position(|is_answered| is_answered);
@@ -473,12 +476,14 @@ impl Newcomers {
     }
 }
 
-/// What came of an attack. The node answers others all the while: a client that was there before, whose connection it
-/// never ends, and at least `come` clients that come, each at the third try at the latest, and half of them at the
-/// first. An emulated machine that reads bodies may be too slow for a handshake, which has five seconds.
+/// Waits for the outcomes of an attack. The node answers other clients during the attack: the known client, whose
+/// connection it never ends, and at least `come` new clients. Each new client gets its answer at the third try at the
+/// latest, and half of them at the first. An emulated machine that reads bodies may be too slow for a handshake, which
+/// has five seconds.
 ///
-/// While the attacker's own connections arrive, a newcomer from the same network shares its places with them, and may
-/// find none: that is no promise. It is tried until one was answered, and counts for nothing else.
+/// While the attacker's own connections arrive, a new client from the same network shares the network's places with
+/// them, and may find none: the node does not promise one. The test tries until the node has answered one client, and
+/// does not count these tries.
 fn meanwhile(
     watcher: &mut MemoryWatcher<'_>,
     attack: UploadAttack,
@@ -486,7 +491,7 @@ fn meanwhile(
 ) -> Vec<AttackOutcome> {
     let UploadAttack { outcomes, arriving } = attack;
     let mut newcomers = Newcomers::default();
-    // Questions that were answered since all of the attack's connections have arrived.
+    // Requests that the node answered after all of the attack's connections had arrived.
     let (mut asked, mut is_answered) = (0, false);
     let mut longest = Duration::ZERO;
     while !outcomes.is_finished() {
@@ -504,7 +509,7 @@ fn meanwhile(
         thread::sleep(ASK_EVERY);
     }
     let outcomes = outcomes.join().unwrap_or_else(|panic| {
-        // Where the node was started again, the machine says why its predecessor ended.
+        // If PID 1 restarted the node, the machine's facts say why the previous node ended.
         eprintln!("{:#}", watcher.web.node.info());
         resume_unwind(panic)
     });

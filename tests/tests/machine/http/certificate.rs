@@ -1,4 +1,5 @@
-//! A machine with a site and a name: it gets its certificate through port 80, and does nothing else there.
+//! A machine with a site and a name gets its certificate through port 80. That port also redirects, and does nothing
+//! else.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,17 +16,17 @@ use serde_json::json;
 
 use super::{HTTP_PORT, VERSIONS};
 
-/// Size of the data disk; sparse.
+/// Size of the data disk, in bytes; the file is sparse.
 const DATA_BYTES: u64 = 1 << 30;
 
-/// The machine's name, which the authority's name server says is here.
+/// The machine's name, which the authority's name server resolves to this host.
 const NAME: &str = "edge.example";
 
-/// How far the machine's clock is ahead of the authority's, as `date` takes it: a clock that is set to
-/// whole seconds may be behind, and a certificate of this second not valid yet.
+/// How far the machine's clock is ahead of the authority's, in the form that `date` takes. A clock that the test sets
+/// to whole seconds may be behind, and then a certificate of this second would not be valid yet.
 const AHEAD: &str = "60 seconds";
 
-/// How long certificates are good, in seconds: nothing is renewed meanwhile.
+/// Lifetime of certificates in seconds, so long that the machine renews none during the test.
 const LIFETIME_S: u64 = 90 * 86_400;
 
 /// Longest run of curl.
@@ -33,7 +34,7 @@ const DONE_WITHIN: Duration = Duration::from_secs(300);
 
 const PAGE: &str = "<!doctype html><title>a site</title><h1>here</h1>\n";
 const SCRIPT: &str = "document.title = \"run\";\n";
-/// Too large to be kept in memory.
+/// Size of a file that is too large for the node to keep in memory, in bytes.
 const LARGE_BYTES: usize = 1 << 20;
 
 fn document(authority: &PebbleAddress) -> String {
@@ -56,7 +57,7 @@ challenge = "http-01"
     )
 }
 
-/// A data partition that its owner wrote: the site, and the authority to trust.
+/// A data partition that its owner wrote: the site, and the authority that the machine trusts.
 fn disk(bench: &TestBench, authority: &PebbleAddress) -> VirtioDisk {
     let folder = bench.path().join("data.d");
     let www = folder.join("www");
@@ -107,7 +108,7 @@ fn a_site_gets_its_certificate_through_port_80_which_does_nothing_else() {
     port_80_sends_on_and_does_nothing_else(plain);
     files_are_served_and_nothing_beside_them(port);
     let info = node.info();
-    // First what is wrong: of a long message a run shows the beginning.
+    // The test checks the problems first, because a test run shows only the beginning of a long message.
     assert_eq!(info["problems"], json!([]), "{}", info["problems"]);
     assert_eq!(info["node_restarts"], 0, "{info:#}");
     node.end();
@@ -117,7 +118,7 @@ fn at(vm: &Vm, guest_port: u16) -> SocketAddr {
     vm.forward_of(guest_port).expect("it is forwarded")
 }
 
-/// curl that trusts only the authority sees the site under its name.
+/// curl trusts only the authority, and gets the site under its name.
 fn believed(pebble: &Pebble, port: SocketAddr) {
     let root = pebble.root().display().to_string();
     let number = port.port();
@@ -186,7 +187,7 @@ fn port_80_sends_on_and_does_nothing_else(plain: SocketAddr) {
     assert!(!prior.status.success(), "{prior:?}");
 }
 
-/// Options, and then the address.
+/// Runs curl with these arguments: options, and then the address.
 fn asked(arguments: &[&str]) -> Output {
     let within = whole_seconds(DONE_WITHIN);
     let (url, options) = arguments.split_last().expect("an address");

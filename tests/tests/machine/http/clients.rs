@@ -1,5 +1,5 @@
-//! Clients that are programs: aioquic, the module of the documentation in Node, kits of the Model Context
-//! Protocol, and the command line.
+//! Clients that are programs: aioquic, the documentation's module in Node, SDKs of the Model Context Protocol, and the
+//! command line.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::gateway::{BODY_BYTES_MAX, body};
 /// Longest run of a client.
 const DONE_WITHIN: Duration = Duration::from_secs(300);
 
-/// Runs the uses of `module.js` with the facts on standard input.
+/// Program that runs the uses of `module.js` with the facts from standard input.
 const RUN: &str = r#"import { readFileSync } from "node:fs";
 import { use } from "./module.mjs";
 import { Alknet, CallError } from "./alknet.mjs";
@@ -25,10 +25,10 @@ for (const name of await use(Alknet, CallError, facts, { WebSocket })) console.l
 process.exit(0);
 "#;
 
-/// How many uses there are.
+/// Number of uses in `module.js`.
 pub(super) const USES: usize = 5;
 
-/// A file of the project, by its path from here.
+/// Returns the text of a file of the project, by its path from this package.
 pub(super) fn text(path: &str) -> String {
     let path = [env!("CARGO_MANIFEST_DIR"), path]
         .iter()
@@ -36,7 +36,7 @@ pub(super) fn text(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The module of the documentation, and what is done with it.
+/// Paths of the documentation's module, and of the uses that the test makes of it.
 pub(super) const MODULE: &str = "../docs/examples/alknet.js";
 pub(super) const USED: &str = "tests/machine/http/module.js";
 
@@ -65,7 +65,7 @@ pub(super) fn aioquic_speaks_http3(web: &Machine) {
             { "method": "GET", "path": "/search?q=reboot", "headers": headers },
             { "method": "GET", "path": "/nonsense" },
             { "method": "POST", "path": "/subscribe", "headers": events, "body": follow, "events": 2 },
-            // The stream before was given up; the connection goes on.
+            // The client gave up the previous stream, and the connection goes on.
             { "method": "GET", "path": "/healthz" },
         ]),
     );
@@ -80,7 +80,7 @@ pub(super) fn aioquic_speaks_http3(web: &Machine) {
     );
 }
 
-/// To the byte, as over TCP: what is too long is refused, and the connection it came over goes on.
+/// The limit is exact to the byte, as over TCP: the node refuses a longer body, and its connection goes on.
 pub(super) fn bodies_have_the_same_limit_over_http3(web: &Machine) {
     let bearer = format!("Bearer {}", web.admin);
     let headers = json!({ "authorization": bearer, "content-type": "application/json" });
@@ -94,7 +94,7 @@ pub(super) fn bodies_have_the_same_limit_over_http3(web: &Machine) {
         web.address(),
         &json!([
             call(BODY_BYTES_MAX),
-            // Of this one it is not said how long it is.
+            // This request does not announce the length of its body.
             call(BODY_BYTES_MAX + 1),
             told_before,
             call(100),
@@ -106,7 +106,7 @@ pub(super) fn bodies_have_the_same_limit_over_http3(web: &Machine) {
         .iter()
         .map(|one| serde_json::from_slice(&one.body).expect("JSON"))
         .collect();
-    // Only a call that is there to its last byte is JSON, and has an output.
+    // Only a call that arrives to its last byte is JSON and has an output.
     for n in [0, 3] {
         let answer = &answers[n];
         assert!(answer["output"].is_object(), "{answer}");
@@ -118,7 +118,7 @@ pub(super) fn bodies_have_the_same_limit_over_http3(web: &Machine) {
 }
 
 pub(super) fn the_module_works_in_node(web: &Machine) {
-    // Node takes a file for a module by its name.
+    // Node recognises a module by the name of its file.
     let folder = tempfile::tempdir().expect("the temporary directory is writable");
     for (name, content) in [
         ("alknet.mjs", text(MODULE)),
@@ -132,7 +132,7 @@ pub(super) fn the_module_works_in_node(web: &Machine) {
     let mut node = limited(DONE_WITHIN, "node");
     node.arg("--no-warnings")
         .arg(folder.path().join("run.mjs"))
-        // The machine's certificate is its own.
+        // The machine made its certificate itself, so Node accepts it only without verification.
         .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
     let output = run_with_json(&mut node, &facts);
     let why = String::from_utf8_lossy(&output.stderr);
@@ -151,7 +151,7 @@ pub(super) fn models_use_it(web: &Machine) {
     let mut node = limited(DONE_WITHIN, "node");
     node.arg(client("mcp_node.mjs"))
         .arg(variable("ALKNET_TEST_MCP_NODE"))
-        // The machine's certificate is its own.
+        // The machine made its certificate itself, so Node accepts it only without verification.
         .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
     for kit in [&mut python, &mut node] {
         let output = run_with_json(kit, &facts);

@@ -1,4 +1,5 @@
-//! First requests for a large file, many at once: it is not read before it is sent, and others are served meanwhile.
+//! An attacker makes many first requests for a large file at once: the node does not read the whole file before it
+//! sends the first bytes, and serves others meanwhile.
 
 use std::cell::Cell;
 
@@ -10,16 +11,16 @@ use tokio::runtime::Runtime;
 
 use super::{LARGE, Machine};
 
-/// Connections of the attack, and requests of each of them at once: all of them together are fewer than the files
-/// that a network of unknown clients may have under way.
+/// Connections of the attack, and requests that each of them makes at once. Together they are fewer than the files that
+/// a network of unknown clients may have in progress.
 const CONNECTIONS: usize = 2;
 const REQUESTS: u32 = 50;
 
-/// Answers that another client gets, one after the other, before the first of a file has begun. On a processor of which
-/// both have a half, the machine hashed the whole file for as long as some hundred of them take.
+/// Most answers that another client gets, one after the other, before the first answer with the file begins. With half
+/// of a processor the machine hashed the whole file for as long as some hundred of these answers take.
 const OTHERS_FIRST_MAX: u32 = 60;
 
-/// The same before all of them have come.
+/// Most answers that the other client gets before all answers with the file have begun.
 const OTHERS_MAX: u32 = 2_000;
 
 /// This test is the first to request the file.
@@ -32,7 +33,7 @@ pub(super) fn a_large_file_is_not_read_before_it_is_sent(web: &Machine) {
         for _ in 0..CONNECTIONS {
             attackers.push(RawQuicConnection::open_two(&target).await);
         }
-        // An emulated machine translates once what looking for a file executes.
+        // At this request an emulated machine translates the code that looks for a file.
         other.say(&get(1, "/no/such.file")).await;
         other.until(|tally| tally.over() == 1).await;
 
@@ -59,8 +60,8 @@ pub(super) fn a_large_file_is_not_read_before_it_is_sent(web: &Machine) {
     });
 }
 
-/// Asks for the first bytes of the file, so often at once, and waits for all. Returns how many others were answered
-/// before the first of them began.
+/// Requests the first bytes of the file [`REQUESTS`] times at once, and waits for all answers. Returns how many answers
+/// the other client got before the first of them began.
 async fn first_bytes(raw: &mut RawQuicConnection, answered: &Cell<u32>) -> u32 {
     let head = literals(&[
         (":method", "GET"),

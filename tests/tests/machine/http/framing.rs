@@ -1,5 +1,5 @@
-//! Attacks on the framing, against a machine: each connection ends, and others are served. That it ends by what the
-//! machine takes and not by its clock is held by the tests of `alknet-http`, whose node has an hour for a head
+//! Attacks on the framing, against a machine: the machine ends each connection, and serves other clients. The tests of
+//! `alknet-http` show that the amount of data ends such a connection and not the clock: their node gives a head an hour
 //! (`crates/http/tests/http/patience.rs`).
 
 use std::time::Instant;
@@ -9,17 +9,17 @@ use alknet_tests::raw::{CONTINUATION, H1, H2, HEADERS, RawQuicConnection, asks, 
 
 use super::Machine;
 
-/// Resets after which the machine has to have ended the connection.
+/// Number of resets after which the machine must have ended the connection.
 const RESETS: u32 = 4_000;
-/// So many in one write are more than the library takes, which ends the connection then.
+/// Number of resets in one write: more than the library takes, which then ends the connection.
 const AT_ONCE: u32 = 50;
-/// Seconds by which the clock of the machine may be ahead of the test's.
+/// Seconds by which the machine's clock may be ahead of the test's.
 const AHEAD_S: u64 = 2;
 
-/// Bytes of a head that are more than what is on its way to a machine that has stopped to read.
+/// Bytes of a head: more than may be on its way to a machine that has stopped reading.
 const HEAD_BYTES: usize = 32 << 20;
 
-/// Sends a head that begins so and goes on with one piece after the other, until the machine ends the connection.
+/// Sends `begin` of a head and then one `piece` after the other, until the machine ends the connection.
 async fn goes_on_until_ended(web: &Machine, alpn: &'static [u8], begin: &[u8], piece: &[u8]) {
     let target = web.target();
     let mut raw = match alpn {
@@ -44,8 +44,8 @@ pub(super) fn what_does_not_end_is_ended(web: &Machine) {
         let mut raw = RawQuicConnection::open_two(&web.target()).await;
         let taken = raw.resets(RESETS, AT_ONCE).await;
         assert!(taken < RESETS_BURST, "{taken} resets were taken in stride");
-        // One at a time, and the next one when the machine has read it: the library bounds those that wait to be looked
-        // at, and never has two. What ends the connection is the node's own count.
+        // The client sends one reset, and the next one when the machine has read it. The library limits the resets that
+        // wait for it, and here never more than one waits: the node's own count ends the connection.
         let mut raw = RawQuicConnection::open_two(&web.target()).await;
         let began = Instant::now();
         let taken = raw.resets(RESETS, 1).await;
@@ -57,7 +57,7 @@ pub(super) fn what_does_not_end_is_ended(web: &Machine) {
             "{taken} resets were taken, where {RESETS_BURST} to {most} are"
         );
 
-        // CONTINUATION that never ends (CVE-2024-27316): a literal header each.
+        // CONTINUATION frames that never end (CVE-2024-27316), each with a literal header.
         let mut more = vec![0x00, 1, b'a', 0x7f, 0xe1, 0x1e];
         more.extend([b'a'; 4000]);
         let begin = frame(HEADERS, 0, 1, &asks("/healthz"));
@@ -72,7 +72,7 @@ pub(super) fn what_does_not_end_is_ended(web: &Machine) {
             goes_on_until_ended(web, H1, begin, piece.as_bytes()).await;
         }
 
-        // Two lengths: what is behind the first end must be no request.
+        // A request with two lengths: the node must not read a second request behind the first end.
         let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         raw.say(
             b"POST /call HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\

@@ -1,4 +1,4 @@
-//! The gateway's paths, by curl.
+//! curl requests the gateway's paths.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::{HTTP_PORT, Machine, VERSIONS};
 
-/// Longest body.
+/// Longest body, in bytes.
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// How long curl waits for a word that its body is wanted: a machine that runs translated may take more
-/// than the one second that it waits by itself.
+/// How long curl waits until the server asks for its body. An emulated machine may take longer than the one second that
+/// curl waits by default.
 const EXPECT_WITHIN: Duration = Duration::from_secs(120);
 
 pub(super) const JSON: &str = "Content-Type: application/json";
@@ -19,15 +19,15 @@ pub(super) const JSON: &str = "Content-Type: application/json";
 /// Memory of a machine unless a test says otherwise.
 const MEMORY_MIB: u32 = 512;
 
-/// What requests over the call protocol may have at once: an eighth of this machine's memory, which is less than what
-/// they may have on any.
+/// Requests over the call protocol may have an eighth of this machine's memory at once. That is less than the limit
+/// that holds on every machine.
 fn requests_have_their_part_of_the_memory(metrics: &str) {
     let most = metrics
         .lines()
         .find_map(|line| line.strip_prefix("alknet_call_request_bytes_max "));
     let most: f64 = most.expect("it is reported").parse().expect("a number");
     let part = f64::from(MEMORY_MIB << 20) / 8.0;
-    // The kernel keeps some of it to itself.
+    // The kernel keeps some of the memory to itself.
     assert!(most < part && most > part / 4.0 * 3.0, "{most}");
 }
 
@@ -111,7 +111,8 @@ pub(super) fn bodies_have_a_limit_to_the_byte(bench: &TestBench, web: &Machine) 
             assert_eq!(told.status, status, "{version} {bytes}: {told:?}");
         }
     }
-    // Asked first, a node that takes the body says so, and one that does not is sent none.
+    // curl asks before it sends the body. A node that takes the body answers 100, and a node that refuses it gets no
+    // body.
     let expect = [
         "--http1.1",
         "--header",
@@ -134,7 +135,7 @@ pub(super) fn bodies_have_a_limit_to_the_byte(bench: &TestBench, web: &Machine) 
     }
 }
 
-/// A call of this length that changes nothing.
+/// Returns a call of `bytes` bytes that changes nothing.
 pub(super) fn body(bytes: usize) -> String {
     let call =
         |text: &str| format!(r#"{{"operation":"/services/list","input":{{"prefix":"{text}"}}}}"#);
@@ -179,7 +180,7 @@ pub(super) fn a_ticket_streams_once(web: &Machine) {
     assert_eq!(web.curl(&url, &[]).status, 404);
 }
 
-/// The configuration does not open port 80, so it is closed.
+/// Port 80 is closed, because the configuration does not open it.
 pub(super) fn port_80_is_closed(web: &Machine) {
     let plain = web
         .node

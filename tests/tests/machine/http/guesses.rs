@@ -1,11 +1,11 @@
-//! Guessed tokens, from the network that every client of the machine is in.
+//! A client guesses tokens, from the network that every client of the machine is in.
 
 use alknet_tests::{FAILED_LOGINS, TestBench, guesses_refuse_no_other_client, http3, wrong_token};
 use serde_json::{Value, json};
 
 use super::Machine;
 
-/// What QEMU calls the network of every client of the machine.
+/// QEMU's network, which every client of the machine is in.
 const NETWORK: &str = "10.0.2.0/24";
 
 pub(super) fn a_guesser_gets_retry_after_and_no_other_client_is_refused(

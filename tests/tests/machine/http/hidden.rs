@@ -1,14 +1,14 @@
-//! What a machine says to pages of other sites, and one that hides from unknown peers.
+//! Answers of a machine to pages of other sites, and answers of a machine that hides from unknown peers.
 
 use alknet_tests::{BootVariant, CurlResponse, Http3Response, TestBench, curl, http3, wrong_token};
 use serde_json::{Value, json};
 
 use super::{Machine, VERSIONS};
 
-/// The one site whose pages may call.
+/// The only site whose pages may call.
 pub(super) const SITE: &str = "https://app.example.org";
 
-/// Where unknown peers find something on other nodes, and where nothing is.
+/// Paths at which other nodes answer unknown peers, and paths that do not exist.
 const PATHS: [&str; 10] = [
     "/",
     "/call",
@@ -44,7 +44,7 @@ pub(super) fn pages_of_others_may_what_is_configured(web: &Machine) {
         ] {
             let told = preflight(origin);
             assert_eq!(allowed(&told), None, "{version} {origin}: {told:?}");
-            // Without the header a browser shows the page nothing of an answer, either.
+            // A browser also shows the page no answer to a call without this header.
             let header = format!("Origin: {origin}");
             let call = [
                 version,
@@ -59,11 +59,11 @@ pub(super) fn pages_of_others_may_what_is_configured(web: &Machine) {
     }
 }
 
-/// Has the machine hide from its next start on.
+/// Configures the machine to hide from its next start on.
 pub(super) fn is_to_hide(bench: &TestBench, web: &Machine) {
     let admin = bench.admin();
     let file = bench.path().join("hidden.toml");
-    // Every run of curl is a connection of its own.
+    // Each run of curl is a connection of its own.
     let document = format!(
         "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n\
          [node]\nname = \"alknet\"\nadmin_keys = [\"{}\"]\n\
@@ -77,14 +77,14 @@ pub(super) fn is_to_hide(bench: &TestBench, web: &Machine) {
     assert_eq!(applied["kept"], true, "{applied:#}");
 }
 
-/// The same disk, with what was applied to it: nothing says who speaks there but to those who know.
+/// A machine with the same disk and the applied configuration reveals itself only to a client with a known token.
 pub(super) fn unknown_clients_see_one_and_the_same_nothing(bench: &TestBench, token: &str) {
     let node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     let ask = |path: &str, more: &[&str]| curl(&format!("https://{}{path}", node.address()), more);
-    // The order of headers too.
+    // The comparison includes the order of headers.
     let face = |told: &CurlResponse| {
         let mut headers = told.headers.clone();
-        // The clock goes on.
+        // The date changes with the clock.
         headers.retain(|(name, _)| name != "date");
         (told.status, headers, told.body.clone())
     };
@@ -107,7 +107,8 @@ pub(super) fn unknown_clients_see_one_and_the_same_nothing(bench: &TestBench, to
                 assert_eq!(face(&told), nothing, "{version} {path} {more:?}");
             }
         }
-        // Few of them: the node asks a client that guesses to wait, which does not reveal anything else.
+        // The test guesses only once per version, because the node asks a client that guesses often to wait. That
+        // answer reveals nothing else.
         let told = ask("/call", &[version, "--header", &wrong]);
         assert_eq!(face(&told), nothing, "{version} with a wrong token");
     }
@@ -118,7 +119,7 @@ pub(super) fn unknown_clients_see_one_and_the_same_nothing(bench: &TestBench, to
         .map(|path| get(path))
         .collect();
     let heard = http3(node.address(), &json!(asked));
-    // As aioquic tells of them, headers have no order.
+    // aioquic reports headers without an order.
     let face = |answer: &Http3Response| {
         let mut headers = answer.headers.clone();
         let fields = headers.as_object_mut().expect("names and values");

@@ -1,5 +1,5 @@
-//! HTTP on the booted image: one machine, and clients of other authors, one after the other; then attackers, and
-//! unknown clients from which the node hides.
+//! HTTP on the booted image: one machine serves clients of other authors, one after the other. Then attackers come, and
+//! then the node hides from unknown clients.
 
 mod attacks;
 mod certificate;
@@ -28,19 +28,19 @@ use unread::UnreadResponses;
 /// A machine that speaks HTTP.
 type Machine = WebNode<MachineNode>;
 
-/// What models get as a tool of its own, and whose pages may call. The site is all that the image has: its data
-/// partition is sealed, so that the test can put no file there.
+/// The configuration makes `node/info` a tool of its own for models, and lets pages of one site call. The static site
+/// is the whole image: the data partition is sealed, so the test can put no file there.
 const DOCUMENT: &str = "[http]\nenabled = true\nsite = \"/\"\npage = true\n\
                         [http.mcp]\ntools = [\"node/info\"]\n\
                         [http.cors]\norigins = [\"https://app.example.org\"]\n";
 
-/// The only file of the image, and a large one: the program itself.
+/// The only file of the image, which is large: the program itself.
 const LARGE: &str = "/init";
 
-/// Where plain HTTP is expected.
+/// Port of plain HTTP.
 const HTTP_PORT: u16 = 80;
 
-/// Versions over TCP: curl's option, and what curl calls the answer's.
+/// Versions over TCP: curl's option, and curl's name for the version of the answer.
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
 
 #[test]
@@ -51,10 +51,11 @@ fn a_booted_machine_serves_every_http_client() {
     let machine = bench.machine(BootVariant::MicrovmErofs).nic(nic);
     let web = WebNode::boot(machine.config(removed.document(&bench)), DOCUMENT);
 
-    // Before anything that makes the node grow.
+    // These tests precede every test that makes the node grow.
     sockets::pings_whose_answers_are_not_read_are_not_kept(&web);
     files::a_large_file_is_not_read_before_it_is_sent(&web);
-    // These wait for limits of up to a minute: everything up to their ends is served beside them.
+    // These requests wait for limits of up to a minute. The tests from here to the ends of these requests run beside
+    // them.
     let mut unread = UnreadResponses::begin(&web);
     let slow = SlowRequests::begin(&web);
 
@@ -78,7 +79,7 @@ fn a_booted_machine_serves_every_http_client() {
     let browser = page::a_browser_shows_the_machine(&bench, &web);
     page::a_browser_uses_it(browser, &web);
 
-    // Those that come now take the places of unknown clients that are silent.
+    // Clients that come from here on take the places of silent unknown clients.
     unread.end_of_unknown_clients();
     attacks::bodies_cost_little_memory(&web);
     framing::what_does_not_end_is_ended(&web);

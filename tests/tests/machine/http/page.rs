@@ -1,4 +1,4 @@
-//! The status page of a machine, and what a browser does with it besides.
+//! The status page of a machine, and other uses of the machine by a browser.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use serde_json::json;
 use super::Machine;
 use super::clients::{MODULE, USED, USES, facts, text};
 
-/// Longest wait for the end of a machine.
+/// Longest wait until a machine has ended.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 
-/// A link to the page, as `alknet open` prints it.
+/// Returns a link to the page, as `alknet open` prints it.
 fn link(bench: &TestBench, web: &Machine, more: &[&str]) -> String {
     let mut command = bench
         .admin()
@@ -41,18 +41,18 @@ pub(super) fn a_link_lets_in_once(bench: &TestBench, web: &Machine) {
     let cookie = format!("Cookie: {pair}");
     let page = web.curl("/", &["--header", &cookie]);
     assert!(page.text().contains(web.node.identity()), "{}", page.text());
-    // Everywhere else the cookie is nothing.
+    // Outside the page the node ignores the cookie.
     assert_eq!(web.curl("/search", &["--header", &cookie]).status, 401);
 }
 
-/// Where pictures are left for people to look at.
+/// Folder with pictures of the page for people to look at.
 fn pictures() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page-of-a-machine");
     std::fs::create_dir_all(&folder).expect("a folder of ours");
     folder
 }
 
-/// The browser goes on to [`a_browser_uses_it`].
+/// Returns the browser, which goes on to [`a_browser_uses_it`].
 pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> Browser {
     let mut browser = Browser::start(&[spki(web.address())]);
     browser.look(1280, 900, false);
@@ -74,7 +74,7 @@ pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> B
         let lines = browser.evaluate("document.querySelectorAll('#calls polyline').length");
         (lines.as_u64() >= Some(5)).then_some(())
     });
-    // What only a machine has.
+    // Only a machine has these sections.
     for (section, word) in [
         ("vault", "unlocked"),
         ("storage", "mounted"),
@@ -89,7 +89,7 @@ pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> B
     let shown = browser.evaluate("document.body.textContent");
     let shown = shown.as_str().expect("text");
     assert!(!shown.contains("Cannot be shown"), "{shown}");
-    // By the port that led here, which is not the machine's own.
+    // The command names the forwarded port of this request, which is not the machine's own.
     let command = format!("alknet token list {}", web.node.target());
     assert!(shown.contains(&command), "{command}: {shown}");
     for (name, width, dark) in [
@@ -109,7 +109,7 @@ pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> B
 }
 
 pub(super) fn a_browser_uses_it(mut browser: Browser, web: &Machine) {
-    // A page of the node itself, which may ask what it likes of it.
+    // The browser opens a page of the node itself, which may send the node any request.
     browser.command("Page.setBypassCSP", &json!({ "enabled": true }));
     browser.navigate(&web.url("/healthz"));
     let hop = "performance.getEntriesByType('navigation')[0].nextHopProtocol";
@@ -151,7 +151,7 @@ pub(super) fn a_browser_uses_it(mut browser: Browser, web: &Machine) {
     assert_eq!(browser.evaluate("document.body.textContent.trim()"), "ok");
 }
 
-/// A call by `fetch`.
+/// Returns a script that makes a call by `fetch`.
 fn fetch(web: &Machine) -> String {
     let request = json!({
         "method": "POST",
@@ -164,7 +164,7 @@ fn fetch(web: &Machine) -> String {
     format!("await (await fetch('/call', {request})).json()")
 }
 
-/// A ticket, and what an `EventSource` gets for it until it stays away.
+/// Returns a script that gets a ticket, and follows it with an `EventSource` until that gives up.
 fn event_source(web: &Machine) -> String {
     let request = json!({
         "method": "POST",

@@ -1,4 +1,4 @@
-//! A peer of a booted machine that is removed, and the tickets that it was given before.
+//! An administrator removes a peer of a booted machine. The peer still has tickets from before.
 
 use alknet_tests::{RemovedPeerFixture, TestBench};
 use alknet_tls::NodeKey;
@@ -6,7 +6,7 @@ use tokio::runtime::Runtime;
 
 use super::Machine;
 
-/// A second administrator, which the next configuration does not name.
+/// A second administrator. The next configuration does not name it.
 pub(super) struct Removed {
     key: NodeKey,
 }
@@ -18,7 +18,8 @@ impl Removed {
         }
     }
 
-    /// The document of a machine with this administrator beside the bench's: administrators alone may follow something.
+    /// The document of a machine with this administrator beside the bench's: only an administrator may follow an
+    /// operation there.
     pub(super) fn document(&self, bench: &TestBench) -> String {
         let (admin, second) = (bench.admin().identity(), self.key.public());
         format!(
@@ -26,7 +27,7 @@ impl Removed {
         )
     }
 
-    /// It reads nothing more by its tickets, once `removal` has applied another configuration.
+    /// The peer reads nothing more by its tickets once `removal` has applied another configuration.
     pub(super) fn reads_nothing_more(&self, web: &Machine, removal: impl FnOnce()) {
         let runtime = Runtime::new().expect("a runtime");
         let mut follower = runtime.block_on(RemovedPeerFixture::begin(&web.target(), &self.key));

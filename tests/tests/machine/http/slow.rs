@@ -1,4 +1,4 @@
-//! Heads and bodies that come slowly, and never pause for long: each is ended when it has taken too long as a whole.
+//! Heads and bodies come slowly, and never pause for long: the node ends each that has taken too long as a whole.
 
 use std::time::Duration;
 
@@ -12,25 +12,25 @@ use tokio::task::JoinHandle;
 use super::Machine;
 use super::attacks::{AttackOutcome, BodyPace, PacedBody, connected, outcome, posts};
 
-/// Heads that come slowly over each version.
+/// Number of slow heads over HTTP/1.1, HTTP/2 and HTTP/3.
 const HEADS: usize = 8;
 const HEADS_TWO: usize = 4;
 const HEADS_THREE: usize = 2;
 
-/// Between two bytes of a head.
+/// Pause between two bytes of a head.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Twice as fast as a body has to come.
+/// Twice the pace at which a body must come.
 const BODY: BodyPace = BodyPace {
     bytes: 1 << 10,
     pause: Duration::from_millis(500),
 };
 
-/// More than what comes of a body at this pace before it has taken too long, thirty times over: on a busy host the clock
-/// of an emulated machine is much slower than that of the test.
+/// Bytes of a slow body: more than thirty times what arrives at this pace before the body has taken too long. On a busy
+/// host the clock of an emulated machine is much slower than the test's.
 const BODY_BYTES: usize = 4 << 20;
 
-/// Requests that come slowly, from [`begin`](Self::begin) on.
+/// Requests that come slowly from [`begin`](Self::begin) on.
 pub(super) struct SlowRequests {
     runtime: Runtime,
     heads: Vec<JoinHandle<Vec<u8>>>,
@@ -53,12 +53,13 @@ impl SlowRequests {
             }
             for _ in 0..HEADS_TWO {
                 let mut raw = RawQuicConnection::open_two(&target).await;
-                // The first bytes of a frame of 1,000.
+                // The first bytes of a frame of 1,000 bytes.
                 let begin = frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0; 1000]);
                 assert!(raw.say(&begin[..20]).await, "the connection goes on");
                 heads.push(raw);
             }
-            // Not of the one whose bodies take all that it may have meanwhile.
+            // The body has the administrator's token, because the attack's bodies take all memory of the reader's
+            // identity meanwhile.
             let mut body = RawQuicConnection::open(&target, H1).await;
             let head = format!(
                 "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
@@ -92,7 +93,7 @@ impl SlowRequests {
             heads_three,
             body: runtime.spawn(async move {
                 let piece = vec![b' '; BODY.bytes];
-                // Of a body that was answered the node reads on for a while.
+                // After its answer the node reads the rest of a body for a while.
                 let is_answer = |told: &[u8]| told.ends_with(b"}}");
                 body.drip(&piece, BODY.pause, is_answer).await
             }),
@@ -101,7 +102,7 @@ impl SlowRequests {
         }
     }
 
-    /// The node has ended each of them; every other client was served meanwhile.
+    /// The node has ended each of these requests, and has served every other client meanwhile.
     pub(super) fn end(self) {
         self.runtime.block_on(async {
             for head in self.heads {

@@ -1,5 +1,5 @@
-//! WebSockets of a machine with 512 MiB: messages that do not end, answers that the client does not read, and pings; and
-//! tickets of one identity. What waits is compared with the limits by the node's own account.
+//! WebSockets of a machine with 512 MiB: messages that do not end, answers that the client does not read, and pings;
+//! and tickets of one identity. The tests compare what waits, by the node's own account, with the limits.
 
 use std::thread;
 use std::time::Duration;
@@ -23,40 +23,42 @@ use super::attacks::MemoryWatcher;
 /// WebSockets that one connection carries.
 const SOCKETS: usize = 16;
 
-/// Connections whose WebSockets do not end their messages of 1 MiB: half as many messages again as one identity of a
-/// machine with 512 MiB has room for, which is 32.
+/// Connections whose WebSockets do not end their messages of 1 MiB. One identity of a machine with 512 MiB has room for
+/// [`FIT`] messages, and these are half as many again.
 const CONNECTIONS: usize = 3;
 const FIT: usize = 32;
 
-/// Connections of an unknown peer with one WebSocket each. Each alone may leave 256 KiB unread, and has what was begun by
-/// then answered: together half as much again as one network may, with 512 MiB of memory.
+/// Connections of an unknown peer with one WebSocket each. Each connection may leave 256 KiB unread, and the node
+/// answers the requests that it has begun by then. Together this is half as much again as one network may leave unread
+/// with 512 MiB of memory.
 const UNREAD: usize = 24;
-/// Requests on each, of which each is answered with some KiB.
+/// Requests on each connection. The node answers each request with some KiB.
 const REQUESTS: usize = 400;
-/// Of what the node has for unread answers, one network of unknown peers has one in so many.
+/// The node's limit for unread answers, divided by this, is the limit of one network of unknown peers.
 const NETWORK_PART: f64 = 16.0;
-/// What each connection may leave unread beside that.
+/// Bytes that each connection may leave unread beside that.
 const EACH_BYTES: f64 = (8 << 10) as f64;
-/// What others may leave unread meanwhile.
+/// Bytes that other clients may leave unread meanwhile.
 const OTHERS_BYTES: f64 = (128 << 10) as f64;
-/// Between two looks at what waits.
+/// Pause between two readings of the bytes that wait.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Pings, whose answers would be 2.4 MiB and as much again for the places that they are kept in: more than the node
-/// has free of what it took before.
+/// Pings whose answers would take 2.4 MiB, and as much again for their places in the queue: more than the node has free
+/// of the memory that it took before.
 const PINGS: u32 = 20_000;
-/// Pings before these: they make what stays, and their answers would be an eighth of a mebibyte.
+/// Number of earlier pings. They make the node allocate what it keeps, and their answers would take an eighth of a
+/// mebibyte.
 const FIRST_PINGS: u32 = 1_000;
-/// What the others may make of the node's memory.
+/// Bytes by which the later pings may make the node's memory grow.
 const PINGS_BYTES: u64 = 2 << 20;
 
-/// Tickets that one identity may have at once: an eighth of all.
+/// Tickets that one identity may have at once: an eighth of all tickets.
 const TICKETS: usize = 128;
 
-/// How long a WebSocket is asked whether it was closed.
+/// How long the test waits for the close frame of one WebSocket.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// All but the pings, one after the other.
+/// Runs all tests of this module but that of the pings, one after the other.
 pub(super) fn are_bounded(web: &Machine) {
     let runtime = Runtime::new().expect("a runtime");
     messages_without_their_ends_are_counted_together(web, &runtime);
@@ -64,14 +66,15 @@ pub(super) fn are_bounded(web: &Machine) {
     tickets_of_one_identity_leave_the_others_theirs(web, &runtime);
 }
 
-/// What the node counts under these names.
+/// Returns the node's metrics with these names.
 fn counted<const N: usize>(web: &Machine, names: [&str; N]) -> [f64; N] {
     let told = web.node.call("node/metrics", &Value::Null);
     let value = |name: &str| told["values"][name].as_f64();
     names.map(|name| value(name).unwrap_or_else(|| panic!("no {name}: {told:#}")))
 }
 
-/// With a token of the least scope. Of another identity a long message in two pieces is answered.
+/// The attacker has a token of the least scope. Meanwhile the node answers a long message of another identity in two
+/// pieces.
 fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Runtime) {
     let forms = [false, true].map(almost);
     let (carriers, mut sockets) = runtime.block_on(async {
@@ -83,7 +86,7 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
                 let mut socket = carrier.socket(Some(&web.reader)).await;
                 let bytes = forms[n % 2].clone();
                 all.spawn(async move {
-                    // It may be refused before it has said all.
+                    // The node may refuse the message before the client has sent all of it.
                     let _ = socket.write_all(&bytes).await;
                     socket
                 });
@@ -123,14 +126,14 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
 /// WebSockets that the node closed.
 #[derive(Debug, Default)]
 struct Ended {
-    /// For want of room.
+    /// WebSockets for which the node had no room.
     refused: usize,
-    /// Since they took too long, as on a busy machine: what they had is others' then.
+    /// WebSockets that took too long, as on a busy machine: other messages may then have their room.
     late: usize,
 }
 
 impl Ended {
-    /// Counts those that are closed, and returns the rest.
+    /// Counts the closed WebSockets, and returns the others.
     fn count(&mut self, runtime: &Runtime, sockets: Vec<UpgradedSocket>) -> Vec<UpgradedSocket> {
         runtime.block_on(async {
             let mut rest = Vec::new();
@@ -147,19 +150,20 @@ impl Ended {
     }
 }
 
-/// Without a token: each follows what is open to every peer, and asks for a list until the node takes no more.
+/// Clients without a token follow an operation that is open to every peer, and request a list until the node takes no
+/// more requests.
 fn answers_that_no_socket_reads_are_counted_together(web: &Machine, runtime: &Runtime) {
     const WAITS: [&str; 2] = ["alknet_call_unread_bytes", "alknet_call_unread_bytes_max"];
     let asks = asks(REQUESTS);
     let (carriers, asking) = runtime.block_on(async {
         let (mut carriers, mut asking) = (Vec::new(), JoinSet::new());
         for _ in 0..UNREAD {
-            // Not a byte of an answer is taken.
+            // The client reads no byte of an answer.
             let mut carrier = SocketCarrier::open(&web.target(), 0).await;
             let mut socket = carrier.socket(None).await;
             let asks: Bytes = asks.clone();
             asking.spawn(async move {
-                // The node stops taking them.
+                // The node stops taking the requests.
                 let _ = socket.write_all(&asks).await;
                 std::future::pending::<()>().await;
             });
@@ -185,9 +189,9 @@ fn answers_that_no_socket_reads_are_counted_together(web: &Machine, runtime: &Ru
     drop((carriers, asking));
 }
 
-/// Without a token. Each would be answered behind the answers that the client has not read. This is for a node that
-/// nothing has made grow yet: what it has free after other attacks would take the answers, and its memory would not
-/// show them.
+/// The client has no token. The node would put the answer to each ping behind the answers that the client has not read.
+/// The test needs a node that has not grown yet: memory that other attacks left free would take the answers, and the
+/// node's figure would not show them.
 pub(super) fn pings_whose_answers_are_not_read_are_not_kept(web: &Machine) {
     let runtime = Runtime::new().expect("a runtime");
     let mut watcher = MemoryWatcher::new(web);
@@ -211,7 +215,7 @@ pub(super) fn pings_whose_answers_are_not_read_are_not_kept(web: &Machine) {
 }
 
 fn tickets_of_one_identity_leave_the_others_theirs(web: &Machine, runtime: &Runtime) {
-    // An identity of its own: others' requests count for its rate otherwise.
+    // The test makes an identity of its own, because requests of other tests would count for the rate of a shared one.
     let made = web
         .node
         .call("token/make", &json!({ "scopes": ["node:read"] }));

@@ -1,4 +1,4 @@
-//! Answers that the client does not read, over HTTP/2 and HTTP/3, on a machine with 512 MiB.
+//! Answers that the client leaves unread, over HTTP/2 and HTTP/3, on a machine with 512 MiB.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,26 +18,25 @@ use tokio::time::timeout;
 use super::attacks::{ASK_EVERY, MemoryWatcher};
 use super::{LARGE, Machine};
 
-/// How much all this may make the node's memory grow. Half a megabyte for each active file is twice
-/// what is needed.
+/// Most bytes by which the unread answers may make the node's memory grow. Half a megabyte for each active file is
+/// twice what it needs.
 const GROWTH_BYTES: u64 = 32 << 20;
 
-/// HTTP/3 connections on which some answers are not read, while others are.
+/// HTTP/3 connections on which the client leaves some answers unread and reads others.
 const CONNECTIONS_THREE: usize = 2;
 
-/// How often these read another one.
+/// Pause between two other answers that such a connection reads.
 const TAKEN_EVERY: Duration = Duration::from_secs(2);
 
-/// Requests of the HTTP/2 connection that stays: fewer than one network may have in progress, so
-/// that others there are served meanwhile.
+/// Requests of the HTTP/2 connection that stays: fewer than one network may have in progress, so that the node serves
+/// other clients of the network meanwhile.
 const STAYS: u32 = 40;
 
 /// Requests of the connection without a token that stays as well.
 const UNKNOWN_STAYS: u32 = 20;
 
-/// An unread answer ends within this time after its request. It may stay unread for 30 s, plus a
-/// second for each KiB of the 32 KiB that wait for it. The rest is for the emulated machine's own
-/// needs.
+/// The node ends an unread answer within this time after its request. The answer may stay unread for 30 s, plus a
+/// second for each KiB of the 32 KiB that wait for it. The rest of the time is for the emulated machine's own needs.
 const ENDS_WITHIN: Duration = Duration::from_secs(90);
 
 /// Additional short HTTP/2 connections, and requests of each.
@@ -64,7 +63,7 @@ struct LeftAnswers {
 }
 
 impl LeftAnswers {
-    /// Each of `count` was served, and the node has ended it.
+    /// The node served `count` answers and ended each of them.
     fn were_reset(&self, count: u32, whose: &str) {
         let Http2Tally { served, reset, .. } = self.tally;
         assert_eq!((served, reset), (count, count), "{whose}: {self:?}");
@@ -77,12 +76,11 @@ impl LeftAnswers {
 }
 
 impl UnreadResponses {
-    /// Requests the large file as often as the connections accept, and reads nothing of it. The
-    /// node refuses what exceeds the limit, and does not grow by more than allowed. A few of the
-    /// answers are left unread until [`end`](Self::end). Their connections have a token, because
-    /// the node would close a silent connection without one to make room for later ones. One
-    /// without a token is left until [`end_of_unknown_clients`](Self::end_of_unknown_clients), and
-    /// no connection until then takes its slot.
+    /// Requests the large file as often as the connections accept, and reads nothing of it. The node refuses requests
+    /// beyond the limit, and does not grow by more than [`GROWTH_BYTES`]. The client leaves a few of the answers unread
+    /// until [`end`](Self::end). Their connections have a token, because the node would close a silent connection
+    /// without a token to make room for later ones. One connection without a token stays until
+    /// [`end_of_unknown_clients`](Self::end_of_unknown_clients), and no connection until then takes its place.
     pub(super) fn begin(web: &Machine) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let mut watcher = MemoryWatcher::new(web);
@@ -141,15 +139,15 @@ impl UnreadResponses {
         }
     }
 
-    /// The node has ended each answer to a client without a token: its stream was reset, while its
-    /// connection continued.
+    /// The node has ended each answer to a client without a token: it reset the answer's stream, while the connection
+    /// continued.
     pub(super) fn end_of_unknown_clients(&mut self) {
         let ended = self.runtime.block_on(&mut self.unknown);
         let ended = ended.expect("the machine goes on");
         ended.were_reset(UNKNOWN_STAYS, "a client without a token");
     }
 
-    /// The same for all others.
+    /// The node has ended the answers on all other connections as well.
     pub(super) fn end(self, bench: &TestBench, web: &Machine) {
         let Self {
             runtime,
@@ -174,7 +172,7 @@ impl UnreadResponses {
     }
 }
 
-/// An HTTP/2 connection that reads a byte of each answer, with this many requests.
+/// Opens an HTTP/2 connection that makes this many requests and reads a byte of each answer.
 async fn left(web: &Machine, requests: u32, token: Option<&str>) -> RawQuicConnection {
     let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
     let mut head = asks(LARGE);
@@ -187,8 +185,8 @@ async fn left(web: &Machine, requests: u32, token: Option<&str>) -> RawQuicConne
     raw
 }
 
-/// Memory of the node after it has not grown in this many checks in a row, because an emulated
-/// machine may do nothing between two of them.
+/// Returns the node's memory after that has not grown in `QUIET_LOOKS` checks in a row, because an emulated machine may
+/// do nothing between two of them.
 fn settled(watcher: &mut MemoryWatcher<'_>) -> u64 {
     const QUIET_LOOKS: u32 = 3;
     let (mut most, mut quiet) = (0, 0);
@@ -201,7 +199,7 @@ fn settled(watcher: &mut MemoryWatcher<'_>) -> u64 {
     most
 }
 
-/// Reads until this many answers, which were requested at `since`, have ended.
+/// Reads until `count` answers, which the client requested at `asked`, have ended.
 async fn until_over(mut raw: RawQuicConnection, count: u32, asked: Instant) -> LeftAnswers {
     let tally = raw.until(|tally| tally.over() == count).await;
     LeftAnswers {
@@ -210,7 +208,7 @@ async fn until_over(mut raw: RawQuicConnection, count: u32, asked: Instant) -> L
     }
 }
 
-/// Reads other answers until that has ended.
+/// Reads other answers until `over` reports the end of the unread ones.
 async fn goes_on(mut idle: StalledHttp3, mut over: watch::Receiver<bool>) -> StalledHttp3 {
     loop {
         idle.is_served().await;

@@ -1,5 +1,5 @@
-//! A vault that is changed at the console, and one that is closed: locked while its node serves, opened with its
-//! passphrase, and what the log says of both.
+//! A user at the console changes a vault, and an administrator locks a vault while its node serves. The passphrase
+//! opens it again, and the log has both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -15,8 +15,8 @@ use crate::media::{drive, put};
 
 use super::{ASKED_WITHIN, DONE_WITHIN, PHRASE, PICTURE_ENDS, VAULT_A_AT, asked, type_line};
 
-/// Wrong passphrases in a row: the last is one that was waited for, since five may be tried at once. Each is a second
-/// and a half of an emulated processor.
+/// Number of wrong passphrases in a row. The console takes five at once and delays the sixth. An emulated processor
+/// needs a second and a half for each.
 const WRONG: usize = 6;
 /// Bytes of both copies of the vault, which lie one after the other.
 const COPIES_BYTES: usize = 128 << 10;
@@ -53,16 +53,16 @@ fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
     assert_eq!(node.identity(), identity);
 }
 
-/// A hard lock ends the node, which alone writes the log: what happens until the next one is there is not
-/// lost, and can be read at the console. The vault that is locked has a passphrase and a master key that it did not have
-/// when it was made, by which it opens then and after a boot.
+/// A hard lock ends the node, which alone writes the log. PID 1 keeps the events until the next node starts, and the
+/// user can read them at the console. Before the lock the user gives the vault another passphrase and another master
+/// key, and with these it opens then and after a boot.
 #[test]
 fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log() {
     let bench = TestBench::new();
     let mut node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let before = copies(&bench);
-    // A passphrase in place of the key that lies beside the vault, which opens without being typed.
+    // The user adds a passphrase and removes the key that lies beside the vault, which opens it without input.
     let vm = node.vm();
     commands(vm);
     typed(vm, "slot list", "the key lies beside it");
@@ -114,7 +114,7 @@ fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log
     opens_and_is_changed_again(&bench, &identity);
 }
 
-/// The key slot of the old master key is gone, that of the words is where it was.
+/// The data have no key slot of the old master key any more, and the key slot of the words is in its old place.
 fn is_rekeyed(bench: &TestBench) {
     let dump = tool_says(
         "cryptsetup",
@@ -126,8 +126,8 @@ fn is_rekeyed(bench: &TestBench) {
     );
 }
 
-/// The vault from before opens by itself, and its words are still those of the data. It is older than the data, and gets
-/// no key slot of them again.
+/// The old copy of the vault opens by itself, and its words are still those of the data. It is older than the data, so
+/// the machine adds no key slot for it.
 fn gives_no_key_slot_to(before: &[u8], bench: &TestBench) {
     let put = |copies: &[u8]| {
         let disk = File::options().write(true).open(bench.data());
@@ -144,7 +144,7 @@ fn gives_no_key_slot_to(before: &[u8], bench: &TestBench) {
     put(&now);
 }
 
-/// Both copies of the vault.
+/// Returns both copies of the vault.
 fn copies(bench: &TestBench) -> Vec<u8> {
     let mut copies = vec![0; COPIES_BYTES];
     let disk = File::open(bench.data());
@@ -153,9 +153,9 @@ fn copies(bench: &TestBench) -> Vec<u8> {
     copies
 }
 
-/// After a boot it opens by the passphrase, which is changed, and by the new one its words are shown. Two drives are
-/// attached that could take a key, one of them a thief's: neither gets one. The other one has words, of which the vault
-/// was not made, and the machine says so.
+/// After a boot the passphrase opens the vault. The user changes it, and with the new one the console shows the words.
+/// Two attached drives could each take a key, and one of them is a thief's: the machine writes to neither. The owner's
+/// drive has words from which this vault was not made, and the machine reports a conflict.
 fn opens_and_is_changed_again(bench: &TestBench, identity: &str) {
     let drives = ["thiefs", "owners"].map(|name| drive(bench, name));
     put(bench, &drives[1], "vault.words", PHRASE);
@@ -199,15 +199,14 @@ fn opens_and_is_changed_again(bench: &TestBench, identity: &str) {
     assert!(codes.is_subset(&of_drives), "{info:#}");
 }
 
-/// Waits until the console asks for that after a mark, attended or not.
+/// Waits until the console, attended or not, asks for `what` after `mark`.
 fn asked_after(vm: &Vm, mark: ConsoleMark, what: &str) -> ConsoleMark {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for_after(mark, &line, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Every event of the log with its detail, oldest first, as the commands of the console show them page by
-/// page.
+/// Returns every event of the log with its detail, oldest first, as the commands of the console show them page by page.
 fn audited(vm: &Vm) -> Vec<String> {
     let mut events = BTreeMap::new();
     let mut command = "audit".to_owned();
@@ -218,13 +217,13 @@ fn audited(vm: &Vm) -> Vec<String> {
         let drawn = vm.wait_for_after(mark, PICTURE_ENDS, DONE_WITHIN);
         drawn.unwrap_or_else(|error| panic!("{error}"));
         let text = vm.console().since(mark);
-        // The next picture may be there in part.
+        // The text may end with a part of the next picture.
         let text = text.split(PICTURE_ENDS).next().unwrap_or_default();
         assert!(text.contains("are as they were written"), "{text}");
         for line in text.lines() {
             let mut words = line.split_whitespace();
             let number = words.next().and_then(|word| word.parse::<u64>().ok());
-            // Then its time; "12 lines" is no event.
+            // The second word of an event is its time; "12 lines" is no event.
             let is_event = words.next().is_some_and(|word| word.ends_with('Z'));
             if let Some(number) = number.filter(|_| is_event) {
                 events.insert(number, words.collect::<Vec<_>>().join(" "));

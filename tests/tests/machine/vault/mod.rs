@@ -1,5 +1,5 @@
-//! The vault of a booted machine: made, reset, left alone when it is damaged, and brought back by its
-//! words; looked at from outside with programs that we did not write.
+//! A booted machine makes its vault, resets it, leaves a damaged vault alone, and restores one from its words. Programs
+//! of other authors examine the disk from outside.
 
 mod locking;
 
@@ -22,45 +22,46 @@ use crate::knock::{self, SecondCard};
 use crate::power::cut_now;
 use crate::rescue;
 
-/// From power-on until the console asks for something.
+/// Longest wait from power-on until the console asks a question.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
-/// From an answer at the console until what it leads to; Argon2id on an emulated processor is slow.
+/// Longest wait from an answer at the console until its result; Argon2id on an emulated processor is slow.
 const DONE_WITHIN: Duration = Duration::from_secs(30);
-/// What the console says five seconds after a reset was confirmed whose disk does not answer, and every thirty seconds
-/// from then on.
+/// Line that the console prints five seconds after a confirmed reset whose disk does not answer, and every thirty
+/// seconds from then on.
 const DISK_HANGS: &str = "alknet: factory reset: the disk does not answer";
-/// From one of these lines to the next: longer than a machine takes that goes down.
+/// Longest wait from one of these lines to the next: longer than a machine needs to go down.
 const SAID_AGAIN_WITHIN: Duration = Duration::from_secs(60);
-/// How the console begins to say that the machine goes down.
+/// Beginning of the console's line about a machine that goes down.
 const GOES_DOWN: &str = "alknet: going down";
-/// What is before the data of a sealed disk as long as something opens them: the header, its copy, and the vault.
+/// Magic bytes before the data of a sealed disk as long as a key on it opens the data: the header, its copy, and the
+/// vault.
 const OPENS_DATA: [&[u8]; 3] = [b"LUKS", b"SKUL", b"alkv"];
-/// What the last line of a picture with a question begins with.
+/// Beginning of the last line of a picture with a question.
 const PICTURE_ENDS: &str = "Enter answers";
 
 /// Where the vault's copies lie on a data disk (docs/sealed.md).
 pub(super) const VAULT_A_AT: u64 = (16 << 20) - (128 << 10);
 pub(super) const VAULT_B_AT: u64 = (16 << 20) - (64 << 10);
 
-/// What is looked for on a disk.
+/// Text that the tests search for on a disk.
 const MARKER: &str = "4f1c8b2e-this-is-the-marker-of-the-test-77aa90d3e5";
-/// Documents with it that a node with a vault keeps, and how long each is: a megabyte in all.
+/// Number of documents with the marker that a node with a vault stores, and bytes of each: a megabyte in all.
 const APPLIED: usize = 18;
 const APPLIED_BYTES: usize = 60_000;
 
-/// Size of a data disk; sparse.
+/// Size of a data disk, in bytes; the file is sparse.
 const DISK_BYTES: u64 = 1 << 30;
 
 /// The words of the published tables.
 pub(super) const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
                       abandon about";
-/// The node that they are.
+/// Identity of the node with these words.
 const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
 
 #[test]
 fn a_first_boot_makes_a_vault_and_seals_the_disk() {
     let bench = TestBench::new();
-    // It booted from a blank disk, and nothing was asked of it before it was saved.
+    // The machine booted from a blank disk, and the harness asked it nothing before it saved the snapshot.
     let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
@@ -113,7 +114,7 @@ fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
     for start in &first.starts {
         is_theirs(&start.identity, &start.status);
     }
-    // A user types them at the other machine's console.
+    // A user types the words at the other machine's console.
     let second = bench.data();
     let machine = bench.machine(BootVariant::MicrovmErofs);
     let vm = machine.configured("[vault]\ninit = \"prompt\"").start();
@@ -122,7 +123,7 @@ fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
     let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     is_theirs(node.identity(), &node.call("vault/status", &Value::Null));
     drop(node);
-    // The words alone open both, with a program that knows nothing of a vault.
+    // The words alone open both disks, with a program that knows nothing of a vault.
     let key = bench.path().join("recovery.key");
     std::fs::write(&key, rescue::recovery_key(PHRASE)).expect("the folder is ours");
     for disk in [&first.disk(), &second] {
@@ -133,8 +134,8 @@ fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
     }
 }
 
-/// At the first start, and at any later one: a stick that is put in again, or a power cut between the
-/// vault and the erasing.
+/// The machine erases the words at the first start and at each later start: a user may put the stick in again, or a
+/// power cut may come between the vault and the erasing.
 #[test]
 fn words_on_a_stick_are_erased_whenever_they_are_the_vaults() {
     for start in &Provisioned::get().starts {
@@ -159,7 +160,7 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
         let status = node.call("vault/status", &Value::Null);
         (status["words_kept"] == true).then_some(())
     });
-    // They are what the node's key is derived from.
+    // The node's key comes from the words on the console.
     let entropy = Entropy::parse(&words).expect("24 words");
     let vault = Vault::locked();
     vault
@@ -184,7 +185,7 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     let exit = exit.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
     drop(node);
-    // What this disk has not flushed when the power goes it may lose.
+    // This disk may lose what it has not flushed when the power goes.
     let recorder = DiskRecorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
     let machine = |disk: VirtioDisk| {
         bench
@@ -197,8 +198,9 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
 
-    // The power goes while the machine is still on its way down: what the owner gave away the next day would open
-    // for its new owner. The new words are not written down yet: the first key shows them.
+    // The power goes while the machine is still on its way down. Without a finished reset, the disk would open for its
+    // new owner if the owner gave it away the next day. The user has not written down the new words yet: the first key
+    // shows them.
     commands(node.vm());
     typed(node.vm(), "factory-reset", "type RESET to go on: _");
     let mark = node.vm().console().mark();
@@ -221,9 +223,9 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     reset_while_its_disk_hangs(&bench, &mut node, &recorder);
 }
 
-/// The disk answers nothing when the machine is to be reset, and goes on later. A machine that restarted meanwhile would
-/// come back as it was, with its keys, in the hands of who has it by then. The disk hangs until the console says so for the
-/// second time: a machine that went down after the first would be off before that.
+/// The disk answers nothing when the user resets the machine, and goes on later. A machine that restarted meanwhile
+/// would come back with its old keys, perhaps in the hands of a new owner. The disk hangs until the console prints its
+/// line for the second time: a machine that went down after the first line would be off by then.
 fn reset_while_its_disk_hangs(bench: &TestBench, node: &mut MachineNode, recorder: &DiskRecorder) {
     commands(node.vm());
     typed(node.vm(), "factory-reset", "type RESET to go on: _");
@@ -251,7 +253,8 @@ fn reset_while_its_disk_hangs(bench: &TestBench, node: &mut MachineNode, recorde
     assert!(left().is_empty(), "{:?} is left", left());
 }
 
-/// Which of [`OPENS_DATA`] are on a recorded disk if the power goes now. Its image is made at `image`.
+/// Returns which of [`OPENS_DATA`] are on a recorded disk if the power goes now. The function writes the disk's image
+/// to `image`.
 fn opens_data(recorder: &DiskRecorder, image: &Path) -> Vec<&'static [u8]> {
     let recording = recorder.recording();
     let cut = recording.cut(recording.len(), 0, image);
@@ -264,7 +267,7 @@ fn opens_data(recorder: &DiskRecorder, image: &Path) -> Vec<&'static [u8]> {
     left.filter(|wanted| holds(&front, wanted)).collect()
 }
 
-/// A damaged vault is no reason to take a new identity: the node serves nothing, and leaves the disk as it is.
+/// A machine keeps its identity when its vault is damaged: the node serves nothing, and leaves the disk as it is.
 #[test]
 fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     let bench = TestBench::new();
@@ -278,7 +281,7 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
             disk.write_all_at(b"damage", *at).expect("it is a file");
         }
     };
-    // One copy is made good by the other, before the node serves: the power may go right after it.
+    // The machine repairs one copy from the other before the node serves, because the power may go right after that.
     damage(&[VAULT_A_AT + 100]);
     let node = bench.machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
@@ -307,7 +310,7 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     link.hears(&vm, "vault-damaged");
     type_line(&vm, "");
     shown(&vm, "nothing: the vault is locked");
-    // Nor does a user at the console change that.
+    // A user at the console cannot change that either.
     knock::serves_nothing(&vm);
     drop(vm);
     assert_eq!(before, checksum(), "the disk was written to");
@@ -317,14 +320,14 @@ fn copied(from: &Path, to: &Path) {
     alknet_qemu::copy(from, to).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// A megabyte of a marker through the node, its words and the key of its identity: none of them is on the disk of
-/// a machine that is off, and the owner of the words can read the last file all the same. On a machine without a
-/// vault the marker and the key are on the disk.
+/// A node stores a megabyte of a marker, and has words and an identity key. The disk of the machine, while off, has
+/// none of them in the clear, and the owner of the words can still read the last file. Without a vault the marker and
+/// the key are on the disk.
 #[test]
 fn the_disk_of_a_sealed_machine_tells_nothing() {
     let bench = TestBench::new();
     let node = small(&bench);
-    // One shows that what is applied is seen where it is written in the clear.
+    // One document shows that the test finds an applied configuration on an unencrypted disk.
     write_marker(&bench, &node, NO_VAULT, 1);
     node.end();
     let plain = content(&bench.data());
@@ -366,12 +369,12 @@ fn holds(disk: &[u8], wanted: &[u8]) -> bool {
     memchr::memmem::find(disk, wanted).is_some()
 }
 
-/// All that was written to a disk.
+/// Returns every byte that a machine wrote to a disk.
 fn content(disk: &Path) -> Vec<u8> {
     alknet_qemu::content(disk).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Has a node keep so many documents with the marker, one after the other.
+/// Has a node store `documents` documents with the marker, one after the other.
 fn write_marker(bench: &TestBench, node: &MachineNode, more: &str, documents: usize) {
     let file = bench.path().join("applied.toml");
     for round in 0..documents {
@@ -387,21 +390,21 @@ fn write_marker(bench: &TestBench, node: &MachineNode, more: &str, documents: us
     }
 }
 
-/// A machine that found the published words on a stick at its first start, and on the same stick with the words again
-/// at its second, in which the marker was written through its node. Started once for all tests that ask what comes of
-/// the words: a first start that seals the disk is the dearest there is.
+/// A machine that found the published words on a stick at its first start. At its second start it found them on the
+/// same stick again, and the test wrote the marker through its node. All tests about the result share this machine,
+/// because a first start that seals the disk is the dearest of all starts.
 struct Provisioned {
     starts: Vec<StartResult>,
-    /// What is in a static is not dropped: the next program that starts machines removes it.
+    /// Rust never drops the content of a static: the next program that starts machines removes the folder.
     folder: ScratchDir,
 }
 
-/// What a start came to.
+/// Result of a start.
 struct StartResult {
     identity: String,
     info: Value,
     status: Value,
-    /// The stick afterwards.
+    /// Content of the stick after the start.
     stick: Vec<u8>,
 }
 
@@ -454,7 +457,7 @@ impl Provisioned {
     }
 }
 
-/// Reads the words off the console, and types those that it asks for.
+/// Reads the words off the console, and types those that the console asks for.
 pub(super) fn write_down(vm: &Vm) -> String {
     let drawn = |mark| {
         let waited = vm.wait_for_after(mark, PICTURE_ENDS, DONE_WITHIN);
@@ -481,7 +484,7 @@ pub(super) fn write_down(vm: &Vm) -> String {
         let mark = vm.console().mark();
         type_line(vm, &words[&place]);
         if left > 0 {
-            // Pictures of the question before may still be on their way.
+            // Pictures of the previous question may still arrive.
             place = alknet_tests::eventually("the next word is asked for", || {
                 asked(&vm.console().since(mark)).filter(|next| *next != place)
             });
@@ -490,14 +493,14 @@ pub(super) fn write_down(vm: &Vm) -> String {
     words.into_values().collect::<Vec<_>>().join(" ")
 }
 
-/// Waits until the unattended console asks for that.
+/// Waits until the unattended console asks for `what`.
 pub(super) fn asked(vm: &Vm, what: &str) {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for(&line, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Waits until the live console shows that.
+/// Waits until the live console shows `what`.
 pub(super) fn shown(vm: &Vm, what: &str) {
     let waited = vm.wait_for_after(ConsoleMark::default(), what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
