@@ -84,12 +84,8 @@ fn cost(record: &LogRecord) -> usize {
 
 fn cut(message: &mut String) {
     if message.len() > MESSAGE_BYTES_MAX {
-        // Cut between characters: the record is sent as JSON, which is UTF-8.
-        let end = (0..=MESSAGE_BYTES_MAX)
-            .rev()
-            .find(|at| message.is_char_boundary(*at))
-            .unwrap_or(0);
-        message.truncate(end);
+        // The record is sent as JSON, which is UTF-8: half a character would not be.
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
         message.push('…');
     }
 }
