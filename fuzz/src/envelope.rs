@@ -10,7 +10,10 @@ use crate::json::{ParsedDocument, ReferenceParse, opinion};
 pub fn envelope(data: &[u8]) -> bool {
     let unknown = check(data, NESTING_UNAUTHENTICATED);
     let peer = check(data, NESTING_MAX);
-    assert!(peer || !unknown, "a stranger may send what a peer may not");
+    assert!(
+        peer || !unknown,
+        "an unknown peer may send what a peer may not"
+    );
     peer
 }
 

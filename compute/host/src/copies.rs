@@ -309,7 +309,7 @@ mod tests {
         Arc::new(CopyBudget::new(REFERENCED_BYTES_MIN))
     }
 
-    /// A claim that there is room for now.
+    /// A claim for which there is room at this moment.
     fn now(room: &Arc<CopyBudget>, identity: &str, bytes: u64) -> Option<CopyReservation> {
         let claim = room.claim(identity, bytes, REFERENCED_WAIT);
         claim

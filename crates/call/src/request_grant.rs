@@ -41,7 +41,7 @@ pub(crate) struct RequestGrant {
 }
 
 impl InboundRequest {
-    /// The identity that the request acts for now.
+    /// The identity that the request acts for at this moment.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         let before = self.identity()?;
         let grant = self.head.grant.as_ref();

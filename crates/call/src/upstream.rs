@@ -33,7 +33,7 @@ pub(crate) enum UpstreamFailure {
     BadAnswer = 1,
     /// It did not answer in time.
     TimedOut = 2,
-    /// It cannot be reached, or refuses work for now.
+    /// It cannot be reached, or refuses work at this moment.
     Unavailable = 4,
 }
 

@@ -103,7 +103,7 @@ fn name_of_key(web: &WebNode) -> String {
 /// The name in a request does not matter to a client without a token: not a name of the node, not the one that its key
 /// makes, not one that every node of this program could have, and not one of another host.
 #[test]
-fn strangers_do_not_learn_which_names_are_the_node_s() {
+fn unknown_clients_do_not_learn_which_names_are_the_node_s() {
     let bench = TestBench::new();
     let config = "[http]\nstealth = true\nnames = [\"hub.invalid\"]\n";
     let web = WebNode::start(&bench, config);

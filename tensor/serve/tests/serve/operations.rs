@@ -98,9 +98,9 @@ async fn files_are_described() {
 async fn codes_are_those_of_the_table() {
     let (scene, id) = StoreScene::holding("a");
     let node = TensorOperationsNode::new(&scene);
-    let stranger = node.peer(None, &[]);
+    let unknown_peer = node.peer(None, &[]);
     let open = json!({ "src": { "path": "a" } });
-    let (code, _) = refused(&stranger, "tensor/open", open.clone()).await;
+    let (code, _) = refused(&unknown_peer, "tensor/open", open.clone()).await;
     assert_eq!(code, "UNAUTHENTICATED");
     let eve = node.peer(Some("eve"), &["tensor:read:b"]);
     let forbidden = refused(&eve, "tensor/open", open.clone()).await;
@@ -255,8 +255,8 @@ async fn a_file_is_removed_only_with_the_scope_to_write_it() {
             assert_eq!(said, missing, "{scopes:?}");
         }
     }
-    let stranger = node.peer(None, &[]);
-    let (code, _) = refused(&stranger, "tensor/remove", by_path).await;
+    let unknown_peer = node.peer(None, &[]);
+    let (code, _) = refused(&unknown_peer, "tensor/remove", by_path).await;
     assert_eq!(code, "UNAUTHENTICATED");
     let writer = node.peer(Some("ada"), &["tensor:write:id"]);
     let said = refused(&writer, "tensor/remove", by_id.clone()).await;
