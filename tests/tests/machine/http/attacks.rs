@@ -83,6 +83,9 @@ const ASKED_FOR_ONE_WHO_COMES: usize = 4;
 /// requests.
 const COME_BESIDE_BODIES: usize = 2;
 
+/// Most attacks of long bodies until [`COME_BESIDE_BODIES`] new clients came beside one.
+const ATTACKS_MAX: usize = 4;
+
 /// Longest wait of the known client for an answer, on a machine that does nothing else. An emulated machine reads lists
 /// of up to 8 MiB meanwhile, one after the other.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -101,8 +104,15 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
 
     // At full speed the node would answer each body before the next one begins.
     let long = body(BODY_BYTES_MAX);
-    let attack = at_once(web, "/call", long, BODIES, Some(SLOWLY));
-    let outcomes = meanwhile(&mut watcher, attack, COME_BESIDE_BODIES);
+    // On a slow host an attack may be over before all of its connections have arrived, and the test counts only the new
+    // clients that come after them.
+    let mut attacks = (0..ATTACKS_MAX).map(|_| {
+        let attack = at_once(web, "/call", long.clone(), BODIES, Some(SLOWLY));
+        meanwhile(&mut watcher, attack)
+    });
+    let outcomes = attacks
+        .find_map(|(outcomes, came)| (came >= COME_BESIDE_BODIES).then_some(outcomes))
+        .expect("an attack beside which new clients came");
     let count = |wanted: AttackOutcome| outcomes.iter().filter(|it| **it == wanted).count();
     let answered = |status: u16| count(AttackOutcome::Answered(status));
     // An emulated machine reads so many bodies more slowly than a body may come, so some are late.
@@ -136,7 +146,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
     ] {
         let lists = IDENTITY_BYTES / longest;
         let attack = at_once(web, path, text, lists, None);
-        let outcomes = meanwhile(&mut watcher, attack, 0);
+        let (outcomes, _) = meanwhile(&mut watcher, attack);
         let known = [413, 429, most_says].map(AttackOutcome::Answered);
         assert!(
             outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
@@ -477,18 +487,14 @@ impl Newcomers {
 }
 
 /// Waits for the outcomes of an attack. The node answers other clients during the attack: the known client, whose
-/// connection it never ends, and at least `come` new clients. Each new client gets its answer at the third try at the
-/// latest, and half of them at the first. An emulated machine that reads bodies may be too slow for a handshake, which
+/// connection it never ends, and new clients, whose number this returns. Each of them gets its answer at the third try
+/// at the latest, and half of them at the first. An emulated machine that reads bodies may be too slow for a handshake, which
 /// has five seconds.
 ///
 /// While the attacker's own connections arrive, a new client from the same network shares the network's places with
 /// them, and may find none: the node does not promise one. The test tries until the node has answered one client, and
 /// does not count these tries.
-fn meanwhile(
-    watcher: &mut MemoryWatcher<'_>,
-    attack: UploadAttack,
-    come: usize,
-) -> Vec<AttackOutcome> {
+fn meanwhile(watcher: &mut MemoryWatcher<'_>, attack: UploadAttack) -> (Vec<AttackOutcome>, usize) {
     let UploadAttack { outcomes, arriving } = attack;
     let mut newcomers = Newcomers::default();
     // Requests that the node answered after all of the attack's connections had arrived.
@@ -523,12 +529,8 @@ fn meanwhile(
     } = newcomers;
     assert!(is_answered || came > 0, "no client came meanwhile");
     assert!(
-        came >= come,
-        "{came} clients came, {asked} questions were answered"
-    );
-    assert!(
         answered == came && 2 * at_once >= came,
         "{answered} of {came} who came were answered, {at_once} at once"
     );
-    outcomes
+    (outcomes, came)
 }
