@@ -70,7 +70,7 @@ impl NodeSettings {
             Some(pasted) => load_console(paths, &KernelMounter, pasted),
             None => load(paths),
         };
-        tracing::debug!("configuration: {}", loaded.summary());
+        tracing::info!("configuration: {}", loaded.summary());
         let mut lasting = Vec::new();
         if let Some(words) = words {
             let places = loaded.secrets.places_of(words);

@@ -89,14 +89,19 @@ pub(crate) fn refresh(prepared: &mut PreparedData) -> bool {
     let full = prepared.state.mode != "read-only" && prepared.state.free_bytes < FULL_BYTES;
     prepared.problems.retain(|known| known.code != "data-full");
     if full {
-        prepared.problems.push(problem(
-            "data-full",
-            format!(
-                "{} bytes are free on the data disk",
-                prepared.state.free_bytes
+        let free = prepared.state.free_bytes;
+        let (text, hint) = match mounted {
+            true => (
+                format!("{free} bytes are free on the data disk"),
+                "delete what is not needed, or enlarge the disk and reboot: it is grown by itself",
             ),
-            "delete what is not needed, or enlarge the disk and reboot: it is grown by itself",
-        ));
+            // A stateless node keeps its state in memory.
+            false => (
+                format!("{free} bytes are free in the memory that holds this node's state"),
+                "delete what is not needed, or reboot: nothing of it is kept",
+            ),
+        };
+        prepared.problems.push(problem("data-full", text, hint));
     }
     before != (prepared.state.mode.clone(), prepared.problems.clone())
 }

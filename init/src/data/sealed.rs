@@ -153,7 +153,10 @@ fn open_sealed(
     let failed = |error: SealedError| sealed_problem(disk, &error);
     let found = match disk.copies().load() {
         Ok(Some(found)) => found,
-        Ok(None) => return foreign(disk),
+        // Without a token of this program in the header, another system made the partition. With one, the vault was
+        // erased, and the owner can reset the machine and use the words.
+        Ok(None) if header.vault.is_none() => return foreign(disk),
+        Ok(None) => return vault_problem(disk, &SlotError::Corrupt),
         // cryptsetup fills the room for key slots with noise, where this program has the vault.
         Err(SlotError::Corrupt) if header.vault.is_none() => return foreign(disk),
         Err(error) => return vault_problem(disk, &error),

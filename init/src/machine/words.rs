@@ -111,7 +111,7 @@ impl InitMachine {
             return None;
         }
         let hint = if self.keeper.shows_words() {
-            "press v at the console and type 'words': without proof they are shown until the machine restarts or the \
+            "press v at the console and type 'words show': without proof they are shown until the machine restarts or the \
              vault is locked"
         } else {
             "if they are lost, move what this node has elsewhere and reset it: the console shows them only to who \

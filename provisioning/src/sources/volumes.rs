@@ -223,7 +223,7 @@ fn missing(device: &Path, meta_data: bool, user_data: bool, problems: &mut Vec<S
             problems.push(SourceDiagnostic::new(
                 "nocloud-incomplete",
                 format!(
-                    "{}: the NoCloud volume has no {name} and is not used",
+                    "{}: the NoCloud volume has no {name}, and its settings are not used",
                     device.display()
                 ),
                 format!("add {name}; both files must be there, meta-data may be empty"),

@@ -114,7 +114,7 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
             name: "of-fw-cfg",
             source: "config.toml",
             problems: &[
-                "nocloud-incomplete: /dev/vda: the NoCloud volume has no meta-data and is not used",
+                "nocloud-incomplete: /dev/vda: the NoCloud volume has no meta-data, and its settings are not used",
                 "provisioning-unreadable: alknet.toml (vdb): /run/alknet/nocloud/alknet.toml is no \
                  regular file; put a plain file there",
                 "provisioning-unreadable: smbios: alknet.node.1 is missing",

@@ -74,7 +74,9 @@ fn header(secret: &[u8]) -> Result<Secret, &'static str> {
     if is_printable_line && !at_ends(line.first()) && !at_ends(line.last()) {
         return Ok(Secret::new(line.to_vec()));
     }
-    Err("its secret is not one line of 1 to 8192 printable ASCII characters")
+    Err(
+        "its secret is not one line of 1 to 8192 printable ASCII characters without a space at either end",
+    )
 }
 
 /// The seed of an Ed25519 key: 32 bytes (RFC 8032), in hex or in PEM.

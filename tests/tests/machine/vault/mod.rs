@@ -42,6 +42,8 @@ const PICTURE_ENDS: &str = "Enter answers";
 /// Where the vault's copies lie on a data disk (docs/sealed.md).
 pub(super) const VAULT_A_AT: u64 = (16 << 20) - (128 << 10);
 pub(super) const VAULT_B_AT: u64 = (16 << 20) - (64 << 10);
+/// Bytes that each copy may take.
+const COPY_BYTES: usize = 64 << 10;
 
 /// Text that the tests search for on a disk.
 const MARKER: &str = "4f1c8b2e-this-is-the-marker-of-the-test-77aa90d3e5";
@@ -297,6 +299,20 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
 
     copied(&whole, &bench.data());
     damage(&[VAULT_A_AT + 100, VAULT_B_AT + 100]);
+    stays_closed_and_unwritten(&bench);
+    // Nothing is left of the vault. The header still says that this program made the partition.
+    let disk = File::options().write(true).open(bench.data());
+    let disk = disk.expect("the disk is ours");
+    for at in [VAULT_A_AT, VAULT_B_AT] {
+        disk.write_all_at(&[0; VAULT_BYTES], at)
+            .expect("it is a file");
+    }
+    drop(disk);
+    stays_closed_and_unwritten(&bench);
+}
+
+/// Starts a machine whose vault is damaged.
+fn stays_closed_and_unwritten(bench: &TestBench) {
     let checksum = || {
         let sum = alknet_qemu::checksum(&bench.data());
         sum.unwrap_or_else(|error| panic!("{error}"))
