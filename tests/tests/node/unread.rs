@@ -223,6 +223,9 @@ const AT_ONCE: usize = 4;
 /// Name of the hub's peer to which the hub passes the requests on.
 const PEER: &str = "bank";
 
+/// Pause between two packets of a client that has nothing to send.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
 /// Connects a client that reads a few bytes of each stream. The rest of the answers waits at the node.
 async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Connection) {
     let target: Target = node.target().parse().expect("the node's own target");
@@ -239,7 +242,9 @@ async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Con
     let mut transport = quinn::TransportConfig::default();
     transport
         .stream_receive_window(256u32.into())
-        .receive_window((64u32 << 10).into());
+        .receive_window((64u32 << 10).into())
+        // On a busy machine the test waits longer for the node's memory than a silent connection lives.
+        .keep_alive_interval(Some(KEEP_ALIVE));
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
     let endpoint = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).expect("a socket");
