@@ -1,15 +1,20 @@
 //! Builds each form in turn from the inputs, and shares what several forms need.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::disk::{self, UKI_BYTES_MAX};
+use crate::disk::{self, DISK_BYTES, UKI_BYTES_MAX};
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 use crate::ids::BuildIds;
 use crate::inputs::{ImageInputs, InputContents, invalid};
 use crate::manifest::{Manifest, ManifestBoot};
 use crate::out::{OutDir, at};
+use crate::virtual_disk::vhdx::VhdxIds;
+use crate::virtual_disk::vmdk::VmdkKind;
+use crate::virtual_disk::{RawDisk, aws, gce, ova, qcow2, vhd, vhdx, vmdk};
 use crate::{cpio, erofs, kernel, linuxkit, lz4, tree, uki, zstandard};
 
 /// The erofs form's addition to the command line: the drive is the first virtio disk.
@@ -23,6 +28,9 @@ const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
 /// key behind. For that the kernel clears all of the memory once while it starts, which takes about
 /// 170 million instructions for each GiB, so the forms for quick machines do without.
 const SEALABLE: &str = "lockdown=confidentiality init_on_free=1";
+
+/// Google's import takes disks of whole GiB.
+const GCE_DISK_BYTES: u64 = 1 << 30;
 
 /// A step that `build` reports before it takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +77,8 @@ struct ImageBuild<'a> {
     loaded: InputContents,
     ids: BuildIds,
     uki: Option<Rc<[u8]>>,
+    disk: Option<Rc<RawDisk>>,
+    stream: Option<Rc<[u8]>>,
     progress: &'a mut dyn FnMut(BuildProgress),
     done: usize,
     total: usize,
@@ -93,6 +103,8 @@ impl<'a> ImageBuild<'a> {
             loaded,
             ids,
             uki: None,
+            disk: None,
+            stream: None,
             progress,
             done: 0,
             total,
@@ -106,6 +118,23 @@ impl<'a> ImageBuild<'a> {
             ImageForm::Linuxkit => self.linuxkit(out),
             ImageForm::Raw => self.raw(out),
             ImageForm::Uki => self.uki(out),
+            ImageForm::Qcow2 => self.container(form, out, "qcow2", qcow2::write),
+            ImageForm::Vmdk => self.vmdk(out),
+            ImageForm::Ova => self.ova(out),
+            ImageForm::Vhd => {
+                let id = self.ids.uuid("vhd");
+                self.container(form, out, "vhd", |file, disk| vhd::write(file, disk, id))
+            }
+            ImageForm::Vhdx => {
+                let ids = VhdxIds {
+                    file: self.ids.uuid("vhdx-file"),
+                    data: self.ids.uuid("vhdx-data"),
+                    disk: self.ids.uuid("vhdx-disk"),
+                };
+                self.container(form, out, "vhdx", |file, disk| vhdx::write(file, disk, ids))
+            }
+            ImageForm::Gce => self.gce(out),
+            ImageForm::Aws => self.aws(out),
         }
     }
 
@@ -149,8 +178,112 @@ impl<'a> ImageBuild<'a> {
         self.say("writing the disk");
         let name = format!("alknet_{}.raw", self.inputs.version);
         out.with(ImageForm::Raw, OutputRole::Disk, &name, |path| {
-            disk::write(path, &uki, &self.ids).map_err(at(path))
+            let file = writable(path)?;
+            let written = disk::write(file, DISK_BYTES, &uki, &self.ids);
+            written.map(drop).map_err(at(path))
         })
+    }
+
+    /// The raw disk that the containers hold, in a file without a name.
+    fn disk(&mut self, form: ImageForm) -> Result<Rc<RawDisk>, ImageError> {
+        if let Some(made) = &self.disk {
+            return Ok(Rc::clone(made));
+        }
+        let made = Rc::new(self.disk_of(form, DISK_BYTES)?);
+        self.disk = Some(Rc::clone(&made));
+        Ok(made)
+    }
+
+    fn disk_of(&mut self, form: ImageForm, bytes: u64) -> Result<RawDisk, ImageError> {
+        let uki = self.make_uki(form)?;
+        let folder = std::env::temp_dir();
+        let written = tempfile::tempfile().and_then(|file| {
+            let file = disk::write(file, bytes, &uki, &self.ids)?;
+            RawDisk::new(file)
+        });
+        written.map_err(at(&folder))
+    }
+
+    /// Writes the disk as `alknet_<version>.<extension>`.
+    fn container(
+        &mut self,
+        form: ImageForm,
+        out: &mut OutDir<'_>,
+        extension: &str,
+        write: impl FnOnce(&File, &RawDisk) -> io::Result<()>,
+    ) -> Result<(), ImageError> {
+        let disk = self.disk(form)?;
+        self.say("writing the disk");
+        let name = format!("alknet_{}.{extension}", self.inputs.version);
+        out.with(form, OutputRole::Disk, &name, |path| {
+            let file = writable(path)?;
+            write(&file, &disk).map_err(at(path))
+        })
+    }
+
+    fn vmdk(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let name = format!("alknet_{}.vmdk", self.inputs.version);
+        let id = self.content_id();
+        self.container(ImageForm::Vmdk, out, "vmdk", |file, disk| {
+            vmdk::write(file, disk, VmdkKind::MonolithicSparse, &name, id)
+        })
+    }
+
+    /// The compressed disk. Two forms have it, and compressing takes seconds.
+    fn stream(&mut self, form: ImageForm) -> Result<Rc<[u8]>, ImageError> {
+        if let Some(made) = &self.stream {
+            return Ok(Rc::clone(made));
+        }
+        let disk = self.disk(form)?;
+        self.say("compressing the disk");
+        let name = format!("alknet_{}.vmdk", self.inputs.version);
+        let id = self.content_id();
+        let folder = std::env::temp_dir();
+        let written = tempfile::tempfile().and_then(|mut file| {
+            vmdk::write(&file, &disk, VmdkKind::StreamOptimized, &name, id)?;
+            let mut content = Vec::new();
+            file.read_to_end(&mut content)?;
+            Ok(content)
+        });
+        let made: Rc<[u8]> = written.map_err(at(&folder))?.into();
+        self.stream = Some(Rc::clone(&made));
+        Ok(made)
+    }
+
+    /// VMware's number for the content of a disk.
+    fn content_id(&self) -> u32 {
+        self.ids.uuid("vmdk").as_fields().0
+    }
+
+    fn ova(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let vmdk = self.stream(ImageForm::Ova)?;
+        let name = format!("alknet_{}.ova", self.inputs.version);
+        let archive = ova::archive(&self.inputs.version, &vmdk, DISK_BYTES);
+        out.bytes(ImageForm::Ova, OutputRole::Archive, &name, &archive)
+    }
+
+    fn gce(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let disk = self.disk_of(ImageForm::Gce, GCE_DISK_BYTES)?;
+        self.say("compressing the disk");
+        let name = format!("alknet_{}-gce.tar.gz", self.inputs.version);
+        out.with(ImageForm::Gce, OutputRole::Archive, &name, |path| {
+            gce::write(&writable(path)?, &disk).map_err(at(path))
+        })
+    }
+
+    fn aws(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let vmdk = self.stream(ImageForm::Aws)?;
+        let version = &self.inputs.version;
+        let disk = format!("alknet_{version}-aws.vmdk");
+        out.bytes(ImageForm::Aws, OutputRole::Disk, &disk, &vmdk)?;
+        let name = format!("alknet_{version}-aws.json");
+        let parameters = aws::registration(version);
+        out.bytes(
+            ImageForm::Aws,
+            OutputRole::Registration,
+            &name,
+            parameters.as_bytes(),
+        )
     }
 
     fn linuxkit(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
@@ -251,10 +384,16 @@ impl<'a> ImageBuild<'a> {
 fn cmdline(form: ImageForm, base: &str) -> String {
     let words = match form {
         ImageForm::Erofs => [base, EROFS_ROOT],
-        ImageForm::Raw | ImageForm::Uki => [SEALABLE, base],
-        _ => [base, ""],
+        ImageForm::Direct | ImageForm::Linuxkit => [base, ""],
+        _ => [SEALABLE, base],
     };
     words.join(" ").trim().to_owned()
+}
+
+fn writable(path: &Path) -> Result<File, ImageError> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    options.open(path).map_err(at(path))
 }
 
 fn check_size(form: ImageForm, bytes: usize) -> Result<(), ImageError> {
@@ -297,7 +436,7 @@ mod tests {
     fn only_what_can_be_signed_is_locked_down() {
         for form in ImageForm::ALL {
             let line = cmdline(form, "quiet");
-            let sealable = matches!(form, ImageForm::Raw | ImageForm::Uki);
+            let sealable = form.holds_efi_program();
             assert_eq!(line.contains("lockdown="), sealable, "{form}");
             assert_eq!(line.contains("init_on_free=1"), sealable, "{form}");
             assert!(line.contains("quiet"), "{form}");

@@ -3,9 +3,8 @@
 //! The layout is frozen, because no update can change the partition table of a machine in use.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::path::Path;
 
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
@@ -42,24 +41,18 @@ const TYPE_DATA: Uuid = uuid!("0FC63DAF-8483-4772-8E79-3D69D8477DE4");
 
 const FAT_LABEL: [u8; 11] = *b"ALKESP     ";
 
-/// Writes the disk to `path` as a sparse file.
-pub(crate) fn write(path: &Path, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let file = options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)?;
+/// Writes a disk of `bytes` to an empty file, which stays sparse.
+pub(crate) fn write(file: File, bytes: u64, uki: &[u8], ids: &BuildIds) -> io::Result<File> {
     // The disk is a sparse file: only written blocks take space.
-    file.set_len(DISK_BYTES)?;
-    let file = write_table(file, ids)?;
-    write_system_partition(&file, uki, ids)
+    file.set_len(bytes)?;
+    let file = write_table(file, bytes, ids)?;
+    write_system_partition(&file, uki, ids)?;
+    Ok(file)
 }
 
-fn write_table(mut file: File, ids: &BuildIds) -> io::Result<File> {
+fn write_table(mut file: File, bytes: u64, ids: &BuildIds) -> io::Result<File> {
     // UEFI 2.10 §5.2.3: programs that do not know GPT see a full disk.
-    ProtectiveMBR::with_lb_size(lba(DISK_BYTES / LBA_BYTES - 1))
+    ProtectiveMBR::with_lb_size(lba(bytes / LBA_BYTES - 1))
         .overwrite_lba0(&mut file)
         .map_err(io::Error::other)?;
     let mut table = GptConfig::new()
@@ -68,13 +61,13 @@ fn write_table(mut file: File, ids: &BuildIds) -> io::Result<File> {
         .create_from_device(file, Some(ids.uuid("disk")))
         .map_err(io::Error::other)?;
     table
-        .update_partitions(partitions(ids))
+        .update_partitions(partitions(bytes, ids))
         .map_err(io::Error::other)?;
     table.write().map_err(io::Error::other)
 }
 
-fn partitions(ids: &BuildIds) -> BTreeMap<u32, Partition> {
-    let data_last = DISK_BYTES / LBA_BYTES - BACKUP_LBAS - 1;
+fn partitions(bytes: u64, ids: &BuildIds) -> BTreeMap<u32, Partition> {
+    let data_last = bytes / LBA_BYTES - BACKUP_LBAS - 1;
     let partition = |name: &str, guid, first_lba, last_lba| Partition {
         part_type_guid: Type {
             guid,
@@ -129,7 +122,7 @@ mod tests {
 
     #[test]
     fn partitions_neither_overlap_nor_touch_the_tables() {
-        let table = partitions(&BuildIds::new("1", "a"));
+        let table = partitions(DISK_BYTES, &BuildIds::new("1", "a"));
         let mut free = 34;
         for partition in table.values() {
             assert!(partition.first_lba >= free && partition.last_lba >= partition.first_lba);

@@ -30,17 +30,44 @@ pub enum ImageForm {
     Raw,
     /// One EFI executable with kernel, command line and initramfs inside.
     Uki,
+    /// The disk for QEMU, libvirt, Proxmox, OpenStack and most providers.
+    Qcow2,
+    /// The disk for VMware and VirtualBox.
+    Vmdk,
+    /// A virtual machine to import into VMware or VirtualBox: description, hashes and disk.
+    Ova,
+    /// The disk for Azure: fixed, in whole MiB.
+    Vhd,
+    /// The disk for Hyper-V.
+    Vhdx,
+    /// The archive that Google Compute Engine imports.
+    Gce,
+    /// The compressed disk that Amazon imports, and the parameters to register it.
+    Aws,
 }
 
 impl ImageForm {
     /// Every form, in the order in which they are built.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 12] = [
         Self::Direct,
         Self::Erofs,
         Self::Uki,
         Self::Raw,
         Self::Linuxkit,
+        Self::Qcow2,
+        Self::Vmdk,
+        Self::Ova,
+        Self::Vhd,
+        Self::Vhdx,
+        Self::Gce,
+        Self::Aws,
     ];
+
+    /// Whether the form holds the EFI program, which has its command line inside.
+    #[must_use]
+    pub const fn holds_efi_program(self) -> bool {
+        !matches!(self, Self::Direct | Self::Erofs | Self::Linuxkit)
+    }
 
     /// The name used on command lines and in the manifest.
     #[must_use]
@@ -51,6 +78,13 @@ impl ImageForm {
             Self::Linuxkit => "linuxkit",
             Self::Raw => "raw",
             Self::Uki => "uki",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Ova => "ova",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+            Self::Gce => "gce",
+            Self::Aws => "aws",
         }
     }
 }
@@ -71,7 +105,7 @@ impl FromStr for ImageForm {
             .ok_or_else(|| ImageError::Argument {
                 what: "form",
                 value: text.to_owned(),
-                why: "the forms are direct, erofs, uki, raw and linuxkit",
+                why: "the forms are direct, erofs, uki, raw, linuxkit, qcow2, vmdk, ova, vhd, vhdx, gce and aws",
             })
     }
 }
@@ -99,6 +133,10 @@ pub enum OutputRole {
     OciAppliance,
     /// The file that `linuxkit build` reads.
     LinuxkitYml,
+    /// An archive with a description of a virtual machine and its disk.
+    Archive,
+    /// The parameters with which a cloud registers the disk.
+    Registration,
 }
 
 #[cfg(test)]
@@ -114,7 +152,7 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_a_bad_argument_that_lists_the_forms() {
-        let error = "vhd".parse::<ImageForm>().unwrap_err();
+        let error = "floppy".parse::<ImageForm>().unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("linuxkit"), "{error}");
     }

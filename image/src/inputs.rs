@@ -82,7 +82,7 @@ impl InputContents {
             _ => None,
         };
         let stub = match &inputs.stub {
-            Some(path) if wants(&[ImageForm::Uki, ImageForm::Raw]) => Some(EfiStub {
+            Some(path) if forms.iter().any(|form| form.holds_efi_program()) => Some(EfiStub {
                 path: path.clone(),
                 bytes: read("stub", path, &mut files)?,
             }),
@@ -151,7 +151,7 @@ pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageErro
 /// Checks for the stub before anything is built, so that a long build does not end in a missing
 /// option.
 fn check_stub(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageError> {
-    let needs = |form: &&ImageForm| matches!(form, ImageForm::Raw | ImageForm::Uki);
+    let needs = |form: &&ImageForm| form.holds_efi_program();
     match forms.iter().find(needs) {
         Some(form) if inputs.stub.is_none() => Err(stub_needed(*form)),
         _ => Ok(()),

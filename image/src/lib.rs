@@ -40,6 +40,7 @@ mod out;
 mod tar;
 mod tree;
 mod uki;
+mod virtual_disk;
 mod zstandard;
 
 pub use assemble::{BuildProgress, build};

@@ -38,7 +38,7 @@ const COMMIT_DIGITS: &str = "--short=12";
 /// Arguments of `image`.
 #[derive(Debug, clap::Args)]
 pub struct ImageArgs {
-    /// Form to write: direct, erofs, uki, raw or linuxkit; may be repeated [default: all]
+    /// Form to write, such as raw or qcow2; may be repeated [default: all; docs/image.md lists them]
     #[arg(long = "form", value_name = "FORM")]
     forms: Vec<ImageForm>,
     /// Folder the files go to
@@ -144,9 +144,7 @@ fn inputs(
     forms: &[ImageForm],
 ) -> Result<ImageInputs> {
     // The other forms need no stub, which saves the download.
-    let needs_stub = forms
-        .iter()
-        .any(|form| matches!(form, ImageForm::Uki | ImageForm::Raw));
+    let needs_stub = forms.iter().any(|form| form.holds_efi_program());
     let stub = if needs_stub {
         Some(sources::obtain(cx, "systemd-stub")?.path)
     } else {

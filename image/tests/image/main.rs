@@ -1,5 +1,6 @@
 //! The built images, checked by programs of other projects.
 
+mod containers;
 mod forms;
 mod linuxkit;
 mod support;

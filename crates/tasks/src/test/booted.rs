@@ -15,6 +15,15 @@ use crate::failure::{Result, TaskError};
 use crate::parts::ImageParts;
 use crate::{driver, image, sources, third_party};
 
+/// The forms that the tests of machines start.
+const FORMS: [ImageForm; 5] = [
+    ImageForm::Direct,
+    ImageForm::Erofs,
+    ImageForm::Uki,
+    ImageForm::Raw,
+    ImageForm::Linuxkit,
+];
+
 /// Environment of the tests.
 pub(crate) type Variables = Vec<(&'static str, OsString)>;
 
@@ -40,9 +49,7 @@ impl BootArtifacts {
             ),
         ])?;
         let ImageParts { kernel, binary } = parts.ok_or(TaskError::Abandoned)?;
-        let image = cx.step("images", |cx| {
-            image::ensure(cx, &kernel, &binary, &ImageForm::ALL)
-        })?;
+        let image = cx.step("images", |cx| image::ensure(cx, &kernel, &binary, &FORMS))?;
         Ok(Self {
             binary,
             images: image.folder,

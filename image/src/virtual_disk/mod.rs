@@ -1,0 +1,102 @@
+//! The raw disk in the containers that hypervisors and clouds take.
+//!
+//! Each writer fixes every field that other programs fill with a time or a random number, so two builds give the same
+//! bytes. Blocks that have zeros alone are left out wherever the format can leave them out.
+
+pub(crate) mod aws;
+pub(crate) mod gce;
+pub(crate) mod ova;
+pub(crate) mod qcow2;
+pub(crate) mod vhd;
+pub(crate) mod vhdx;
+pub(crate) mod vmdk;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::disk::LBA_BYTES;
+
+/// A finished raw disk.
+#[derive(Debug)]
+pub(crate) struct RawDisk {
+    file: File,
+    bytes: u64,
+}
+
+impl RawDisk {
+    pub(crate) fn new(file: File) -> io::Result<Self> {
+        let bytes = file.metadata()?.len();
+        assert_eq!(bytes % LBA_BYTES, 0, "a disk has whole blocks");
+        Ok(Self { file, bytes })
+    }
+
+    /// Size in bytes.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Number of units of `unit` bytes; the last one may be longer than what is left of the disk.
+    pub(crate) const fn units(&self, unit: u64) -> u64 {
+        self.bytes.div_ceil(unit)
+    }
+
+    /// Reads one unit, with zeros behind the end of the disk. `None` if it has zeros alone.
+    pub(crate) fn unit(&self, unit: u64, index: u64) -> io::Result<Option<Vec<u8>>> {
+        let at = unit * index;
+        let mut content = vec![0; to_usize(unit)];
+        let present = to_usize(unit.min(self.bytes.saturating_sub(at)));
+        self.file.read_exact_at(&mut content[..present], at)?;
+        Ok(content.iter().any(|byte| *byte != 0).then_some(content))
+    }
+
+    /// Which units have another byte than zero.
+    pub(crate) fn used(&self, unit: u64) -> io::Result<Vec<bool>> {
+        (0..self.units(unit))
+            .map(|index| Ok(self.unit(unit, index)?.is_some()))
+            .collect()
+    }
+}
+
+/// A number of bytes in memory.
+pub(crate) fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("images are built on 64-bit machines")
+}
+
+/// Writes fields of a header, one behind the other.
+#[derive(Debug, Default)]
+pub(crate) struct HeaderBytes(pub(crate) Vec<u8>);
+
+impl HeaderBytes {
+    pub(crate) fn put(&mut self, field: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(field);
+        self
+    }
+
+    /// The header, with zeros up to `bytes`.
+    pub(crate) fn padded(&mut self, bytes: usize) -> Vec<u8> {
+        assert!(self.0.len() <= bytes, "the header is fixed");
+        let mut header = std::mem::take(&mut self.0);
+        header.resize(bytes, 0);
+        header
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn units_of_zeros_are_left_out_and_the_last_one_is_filled() {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(&[0; 1024]).expect("writable");
+        file.write_all(&[7; 512]).expect("writable");
+        let disk = RawDisk::new(file).expect("readable");
+        assert_eq!(disk.units(1024), 2);
+        assert_eq!(disk.used(1024).expect("readable"), [false, true]);
+        let last = disk.unit(1024, 1).expect("readable").expect("not zeros");
+        assert_eq!((last[511], last[512], last.len()), (7, 0, 1024));
+    }
+}

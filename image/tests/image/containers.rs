@@ -1,0 +1,171 @@
+//! The forms that hold the raw disk for a hypervisor or a cloud: other programs read each of them back as that disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use alknet_image::{DISK_BYTES, ImageForm, Manifest, OutputRole};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{InputFolder, run, text};
+
+struct BuiltDisks {
+    source: InputFolder,
+    out: TempDir,
+    manifest: Manifest,
+}
+
+impl BuiltDisks {
+    fn new(forms: &[ImageForm]) -> Self {
+        let source = InputFolder::new();
+        let out = tempfile::tempdir().expect("a temporary folder");
+        let forms = [forms, &[ImageForm::Raw]].concat();
+        let manifest = source.build(&forms, out.path());
+        Self {
+            source,
+            out,
+            manifest,
+        }
+    }
+
+    fn path(&self, form: ImageForm, role: OutputRole) -> PathBuf {
+        let found = self.manifest.path(self.out.path(), form, role);
+        found.expect("the form was built")
+    }
+
+    fn raw(&self) -> PathBuf {
+        self.path(ImageForm::Raw, OutputRole::Disk)
+    }
+
+    /// qemu-img reads the same disk from `file` as from the raw one.
+    fn is_the_raw_disk(&self, file: &Path, format: &str) {
+        let told = run(
+            "qemu-img",
+            &["compare", "-f", "raw", "-F", format, text(&self.raw()), text(file)],
+        );
+        assert!(told.contains("Images are identical"), "{told}");
+        let info = info(file, format);
+        assert_eq!(info["virtual-size"], DISK_BYTES, "{info}");
+    }
+
+    /// Unpacks an archive into a new folder.
+    fn unpacked(&self, archive: &Path) -> PathBuf {
+        let folder = self.source.dir.path().join("unpacked");
+        fs::create_dir(&folder).expect("a new folder");
+        run("tar", &["-x", "-S", "-f", text(archive), "-C", text(&folder)]);
+        folder
+    }
+}
+
+fn info(file: &Path, format: &str) -> Value {
+    let told = run("qemu-img", &["info", "--output=json", "-f", format, text(file)]);
+    serde_json::from_str(&told).expect("JSON")
+}
+
+#[test]
+fn qemu_img_reads_each_disk_and_finds_nothing_wrong() {
+    let disks = [
+        (ImageForm::Qcow2, "qcow2"),
+        (ImageForm::Vmdk, "vmdk"),
+        (ImageForm::Vhd, "vpc"),
+        (ImageForm::Vhdx, "vhdx"),
+        (ImageForm::Aws, "vmdk"),
+    ];
+    let built = BuiltDisks::new(&disks.map(|(form, _)| form));
+    let raw_bytes = fs::metadata(built.raw()).expect("written").len();
+    for (form, format) in disks {
+        let file = built.path(form, OutputRole::Disk);
+        built.is_the_raw_disk(&file, format);
+        // The checker knows no fixed VHD.
+        if form != ImageForm::Vhd {
+            let told = run("qemu-img", &["check", "-f", format, text(&file)]);
+            assert!(told.contains("No errors were found"), "{form}: {told}");
+        }
+        // The disk is mostly empty, and only a fixed VHD has all of it.
+        let bytes = fs::metadata(&file).expect("written").len();
+        let is_whole = bytes > raw_bytes / 2;
+        assert_eq!(is_whole, form == ImageForm::Vhd, "{form}: {bytes} bytes");
+    }
+    let kind = |form| {
+        let info = info(&built.path(form, OutputRole::Disk), "vmdk");
+        let kind = &info["format-specific"]["data"]["create-type"];
+        kind.as_str().map(str::to_owned)
+    };
+    assert_eq!(kind(ImageForm::Vmdk).as_deref(), Some("monolithicSparse"));
+    assert_eq!(kind(ImageForm::Aws).as_deref(), Some("streamOptimized"));
+    let qcow2 = info(&built.path(ImageForm::Qcow2, OutputRole::Disk), "qcow2");
+    let version = &qcow2["format-specific"]["data"]["compat"];
+    assert_eq!(version, "1.1", "{qcow2}");
+}
+
+/// Azure takes whole MiB in front of the footer.
+#[test]
+fn a_vhd_has_whole_mebibytes_and_a_footer() {
+    let built = BuiltDisks::new(&[ImageForm::Vhd]);
+    let file = built.path(ImageForm::Vhd, OutputRole::Disk);
+    let content = fs::read(&file).expect("written");
+    let (disk, footer) = content.split_at(content.len() - 512);
+    assert_eq!(disk.len() % (1 << 20), 0);
+    assert!(footer.starts_with(b"conectix"));
+    assert!(disk == fs::read(built.raw()).expect("written"));
+}
+
+#[test]
+fn an_ova_has_description_hashes_and_disk_in_this_order() {
+    let built = BuiltDisks::new(&[ImageForm::Ova]);
+    let archive = built.path(ImageForm::Ova, OutputRole::Archive);
+    let listed = run("tar", &["-t", "-f", text(&archive)]);
+    let names: Vec<&str> = listed.lines().collect();
+    let expected = ["alknet_0.1.0.ovf", "alknet_0.1.0.mf", "alknet_0.1.0.vmdk"];
+    assert_eq!(names, expected);
+    let folder = built.unpacked(&archive);
+    // The hashes are in the form that OpenSSL writes, which Perl's shasum and coreutils read with `--tag`'s order.
+    let hashes = fs::read_to_string(folder.join("alknet_0.1.0.mf")).expect("unpacked");
+    for name in ["alknet_0.1.0.ovf", "alknet_0.1.0.vmdk"] {
+        let sum = run("sha256sum", &[text(&folder.join(name))]);
+        let sum = sum.split_whitespace().next().expect("a hash");
+        assert!(hashes.contains(&format!("SHA256({name})= {sum}\n")), "{hashes}");
+    }
+    built.is_the_raw_disk(&folder.join("alknet_0.1.0.vmdk"), "vmdk");
+    // Python's parser is not ours.
+    let parse = "import sys, xml.dom.minidom as m; d = m.parse(sys.argv[1]); \
+                 print(d.getElementsByTagName('Disk')[0].getAttribute('ovf:capacity'), \
+                 d.getElementsByTagName('File')[0].getAttribute('ovf:href'))";
+    let told = run("python3", &["-c", parse, text(&folder.join("alknet_0.1.0.ovf"))]);
+    assert_eq!(told.trim(), format!("{DISK_BYTES} alknet_0.1.0.vmdk"));
+}
+
+/// The disk in Google's archive is larger than the others, with the backup of its partition table at its own end.
+#[test]
+fn the_archive_for_gce_unpacks_to_a_disk_of_whole_gibibytes() {
+    let built = BuiltDisks::new(&[ImageForm::Gce]);
+    let archive = built.path(ImageForm::Gce, OutputRole::Archive);
+    let bytes = fs::metadata(&archive).expect("written").len();
+    assert!(bytes < 64 << 20, "{bytes} bytes");
+    let listed = run("tar", &["-t", "-v", "-f", text(&archive)]);
+    assert!(listed.contains("disk.raw") && listed.lines().count() == 1, "{listed}");
+    let disk = built.unpacked(&archive).join("disk.raw");
+    assert_eq!(fs::metadata(&disk).expect("unpacked").len(), 1 << 30);
+    let verdict = run("sgdisk", &["-v", text(&disk)]);
+    assert!(verdict.contains("No problems found"), "{verdict}");
+    let part = |disk: &Path| {
+        let part = built.source.dir.path().join("part");
+        let from = format!("if={}", text(disk));
+        let to = format!("of={}", text(&part));
+        run("dd", &[&from, &to, "bs=1M", "skip=1", "count=256", "status=none"]);
+        fs::read(&part).expect("copied")
+    };
+    assert!(part(&disk) == part(&built.raw()), "the system partition differs");
+}
+
+#[test]
+fn the_registration_for_amazon_is_json_with_the_firmware_of_the_disk() {
+    let built = BuiltDisks::new(&[ImageForm::Aws]);
+    let file = built.path(ImageForm::Aws, OutputRole::Registration);
+    let parameters = fs::read(&file).expect("written");
+    let parameters: Value = serde_json::from_slice(&parameters).expect("JSON");
+    assert_eq!(parameters["BootMode"], "uefi");
+    assert_eq!(parameters["EnaSupport"], true);
+    let disk = &parameters["BlockDeviceMappings"][0]["Ebs"];
+    assert_eq!(disk["SnapshotId"], "SNAPSHOT");
+}
