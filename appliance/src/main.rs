@@ -10,6 +10,7 @@ mod memory;
 mod node;
 mod tar;
 mod worker;
+mod writers;
 
 use std::process::ExitCode;
 
