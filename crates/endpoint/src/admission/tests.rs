@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
 
 use super::known_addresses::{ADDRESSES_MAX, PEERS_MAX};
+use super::rates::BUCKETS_MAX;
 use super::*;
 
 fn v4(last: u8) -> IpAddr {
