@@ -305,6 +305,7 @@ where
         };
         event.record(&mut text);
         if left_out > 0 {
+            // Writing to a `String` does not fail.
             write!(text.fields, " left_out={left_out}").ok();
         }
         let metadata = event.metadata();
