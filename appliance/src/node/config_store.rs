@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,12 +15,10 @@ use alknet_init::control::InitMessage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::writers::{OtherWriter, check_writers, own_user};
+
 /// Maximum time for PID 1 to write a document.
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The user who can write every file in any case.
-const ROOT: u32 = 0;
-/// Write permission of all users, in the mode of a folder.
-const EVERYONE_WRITES: u32 = 0o002;
 /// Why a node keeps no document, if it was started without a file.
 const NO_FILE: &str =
     "this node was started without a configuration file: start it with --config FILE";
@@ -124,15 +122,18 @@ pub(crate) fn read_last_good(file: &Path) -> Option<Vec<u8>> {
 
 /// Refuses to keep anything beside `file` in a folder where another user can put links and files: root would write
 /// wherever that user's link leads, and read that user's document as its own.
+///
+/// A folder that a group may write passes. The administrator made it, and chose the group: a private one, where the
+/// umask is 0002; or the node's, which may then write in a folder of root's.
 fn check_folder(file: &Path) -> Result<(), String> {
     let folder = folder_of(file);
     let about = fs::metadata(folder)
         .map_err(|error| format!("{} cannot be read: {error}", folder.display()))?;
-    let us = nix::unistd::geteuid().as_raw();
-    let why = match about.uid() {
-        owner if owner != us && owner != ROOT => format!("belongs to user {owner}"),
-        _ if about.mode() & EVERYONE_WRITES != 0 => "can be written by every user".to_owned(),
-        _ => return Ok(()),
+    let us = own_user();
+    let why = match check_writers(&about, us) {
+        Ok(()) | Err(OtherWriter::Group) => return Ok(()),
+        Err(OtherWriter::Owner(owner)) => format!("belongs to user {owner}"),
+        Err(OtherWriter::Everyone) => "can be written by every user".to_owned(),
     };
     Err(format!(
         "{} {why}, and a node of user {us} keeps nothing there: move the configuration to a folder of its own",
@@ -215,6 +216,8 @@ impl InitConfigStore {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -287,6 +290,17 @@ mod tests {
         assert!(refused.contains("every user"), "{refused}");
         assert!(replace(&file, b"good").is_err() && !file.exists());
         assert_eq!(read_last_good(&file), None);
+    }
+
+    #[test]
+    fn a_document_is_kept_where_a_group_may_write() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let mode = fs::Permissions::from_mode(0o775);
+        fs::set_permissions(dir.path(), mode).expect("our own folder");
+        let keeper = ConfigStore::file_at(file.clone());
+        assert_eq!(keeper.keep_last_good(b"good"), Ok(()));
+        assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
     }
 
     #[tokio::test]

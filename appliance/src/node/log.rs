@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use alknet_core::config::{LogConfig, LogLevel};
 use alknet_init::control::LogRecord;
+use alknet_init::text::cut_text;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -25,7 +26,7 @@ use crate::cli::output::one_line;
 pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
 /// Maximum length of a message in bytes. The log cuts the rest of a longer one.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
-/// Bytes of a line beside its message: level, target, `…`. With them a line is no longer than PID 1 reads at once.
+/// Bytes of a line beside its message: level and target. With them a line is no longer than PID 1 reads at once.
 const LINE_OVERHEAD_BYTES: usize = 96;
 
 /// The bounded ring. Clones share it.
@@ -113,7 +114,7 @@ impl NodeLogRing {
     /// Adds a record, and drops the oldest ones beyond [`RING_BYTES_MAX`].
     pub(crate) fn push(&self, mut record: LogRecord) {
         // The message may repeat what a peer sent, and one long record could push out all others.
-        truncate(&mut record.message, MESSAGE_BYTES_MAX);
+        cut_text(&mut record.message, MESSAGE_BYTES_MAX);
         let mut records = self.lock();
         records.bytes += cost(&record);
         records.queue.push_back(Arc::new(record));
@@ -222,13 +223,6 @@ fn cost(record: &LogRecord) -> usize {
     record.message.len() + record.target.len() + size_of::<LogRecord>()
 }
 
-fn truncate(text: &mut String, max: usize) {
-    if text.len() > max {
-        text.truncate(text.floor_char_boundary(max));
-        text.push('…');
-    }
-}
-
 /// Format of the lines on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StderrFormat {
@@ -311,6 +305,7 @@ where
         };
         event.record(&mut text);
         if left_out > 0 {
+            // Writing to a `String` does not fail.
             write!(text.fields, " left_out={left_out}").ok();
         }
         let metadata = event.metadata();
@@ -322,7 +317,7 @@ where
 impl<C> RingLayer<C> {
     fn write(&self, level: &str, module: &str, mut message: String) {
         // Before it is printed: PID 1 cuts longer lines into pieces. What a client or a server sent may be in it.
-        truncate(&mut message, MESSAGE_BYTES_MAX - LINE_OVERHEAD_BYTES);
+        cut_text(&mut message, MESSAGE_BYTES_MAX - LINE_OVERHEAD_BYTES);
         let record = LogRecord {
             boot_ms: boot_ms(),
             time: now(),
@@ -500,9 +495,7 @@ mod tests {
         let ring = NodeLogRing::new();
         ring.push(record(&"ä".repeat(MESSAGE_BYTES_MAX)));
         let records = past(&ring, 1);
-        assert!(
-            records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8
-        );
+        assert!(records[0].message.ends_with('…') && records[0].message.len() <= MESSAGE_BYTES_MAX);
     }
 
     #[test]

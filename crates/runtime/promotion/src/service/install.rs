@@ -158,6 +158,7 @@ impl Promotion {
                 }
             }
         });
+        // It is called once, when the promotion is made, so the cell is empty.
         let _ = self.following.set(task.abort_handle());
     }
 
