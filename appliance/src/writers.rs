@@ -16,8 +16,8 @@ const EVERYONE_WRITES: u32 = 0o002;
 pub(crate) enum OtherWriter {
     /// The owner, a user with this id.
     Owner(u32),
-    /// The members of its group.
-    Group,
+    /// The members of its group, which has this id.
+    Group(u32),
     /// Every user of this computer.
     Everyone,
 }
@@ -43,7 +43,7 @@ pub(crate) fn check_writers(about: &Metadata, us: u32) -> Result<(), OtherWriter
     } else if mode & EVERYONE_WRITES != 0 {
         Err(OtherWriter::Everyone)
     } else if mode & GROUP_WRITES != 0 {
-        Err(OtherWriter::Group)
+        Err(OtherWriter::Group(about.gid()))
     } else {
         Ok(())
     }
@@ -73,7 +73,11 @@ mod tests {
             assert_eq!(judged(mode, us), Ok(()), "{mode:o}");
         }
         for mode in [0o770, 0o775, 0o2775] {
-            assert_eq!(judged(mode, us), Err(OtherWriter::Group), "{mode:o}");
+            let judged = judged(mode, us);
+            assert!(
+                matches!(judged, Err(OtherWriter::Group(_))),
+                "{mode:o}: {judged:?}"
+            );
         }
         // As `/tmp` is: the sticky bit lets every user add files.
         for mode in [0o702, 0o777, 0o1777] {

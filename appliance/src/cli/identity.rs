@@ -101,7 +101,7 @@ pub(crate) fn refuse_foreign(path: &Path, about: &Metadata, us: u32) -> Result<(
         Err(OtherWriter::Owner(owner)) => format!(
             "it belongs to user {owner} and not to you (user {us}), so that its nodes and its key are not used"
         ),
-        Err(OtherWriter::Group | OtherWriter::Everyone) => format!(
+        Err(OtherWriter::Group(_) | OtherWriter::Everyone) => format!(
             "others may write it (mode {:o}), so that its nodes and its key are not used: once you know what is \
              in it, 'chmod go-w' lets it be used",
             about.mode() & 0o777

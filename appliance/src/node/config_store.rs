@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use alknet_core::config::{CONFIG_BYTES_MAX, ConfigError};
 use alknet_init::control::InitMessage;
+use nix::unistd::getegid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -123,15 +124,18 @@ pub(crate) fn read_last_good(file: &Path) -> Option<Vec<u8>> {
 /// Refuses to keep anything beside `file` in a folder where another user can put links and files: root would write
 /// wherever that user's link leads, and read that user's document as its own.
 ///
-/// A folder that a group may write passes. The administrator made it, and chose the group: a private one, where the
-/// umask is 0002; or the node's, which may then write in a folder of root's.
+/// A folder that the node's own group may write passes: it is the private group of a user whose umask is 0002, or the
+/// one by which a node may write in a folder of root's. A member of another group could lead a node of root's to a
+/// file that only root may write.
 fn check_folder(file: &Path) -> Result<(), String> {
     let folder = folder_of(file);
     let about = fs::metadata(folder)
         .map_err(|error| format!("{} cannot be read: {error}", folder.display()))?;
     let us = own_user();
     let why = match check_writers(&about, us) {
-        Ok(()) | Err(OtherWriter::Group) => return Ok(()),
+        Ok(()) => return Ok(()),
+        Err(OtherWriter::Group(group)) if group == getegid().as_raw() => return Ok(()),
+        Err(OtherWriter::Group(group)) => format!("can be written by the members of group {group}"),
         Err(OtherWriter::Owner(owner)) => format!("belongs to user {owner}"),
         Err(OtherWriter::Everyone) => "can be written by every user".to_owned(),
     };
@@ -293,7 +297,27 @@ mod tests {
     }
 
     #[test]
-    fn a_document_is_kept_where_a_group_may_write() {
+    fn nothing_is_kept_where_another_group_may_write() {
+        /// A group that no process here has.
+        const OTHER: u32 = 65_533;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        if !nix::unistd::geteuid().is_root() {
+            alknet_test_support::skip!("root", "no folder can be given to another group");
+        }
+        std::os::unix::fs::chown(dir.path(), None, Some(OTHER)).expect("root may");
+        for mode in [0o770, 0o775, 0o2775] {
+            let mode = fs::Permissions::from_mode(mode);
+            fs::set_permissions(dir.path(), mode).expect("our own folder");
+            let keeper = ConfigStore::file_at(file.clone());
+            let refused = keeper.keep_last_good(b"good").expect_err("members may");
+            assert!(refused.contains("members of group 65533"), "{refused}");
+            assert!(replace(&file, b"good").is_err() && !file.exists());
+        }
+    }
+
+    #[test]
+    fn a_document_is_kept_where_the_node_s_own_group_may_write() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("node.toml");
         let mode = fs::Permissions::from_mode(0o775);
