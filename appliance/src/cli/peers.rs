@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::duration::{self, Lifetime};
-use super::query::{ask, list, show_row, text};
+use super::query::{RowQuery, ask, list, show_row, text};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
@@ -172,7 +172,14 @@ pub(crate) fn run_verb(verb: PeerVerb, json: bool) -> Result<CommandExit, Comman
                 let rows = answer["peers"].as_array().into_iter().flatten();
                 rows.flat_map(row_lines).collect()
             };
-            show_row(&node, LIST, ("peers", "peer"), json, is_wanted, shown)
+            let query = RowQuery {
+                operation: LIST,
+                list: "peers",
+                what: "peer",
+                name: &peer,
+                lists: "alknet peer list",
+            };
+            show_row(&node, &query, json, is_wanted, shown)
         }
     }
 }

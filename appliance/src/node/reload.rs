@@ -136,6 +136,15 @@ impl Reloader {
         {
             Err(ApplyError::Refused(errors)) => self.refused(&source, &errors),
             Err(error) => tracing::warn!("{error}"),
+            // A change is logged where it is applied. Without this line an administrator who sends SIGHUP could not
+            // tell that the signal arrived. After events of the directory nothing is logged: most are of other files.
+            Ok(outcome) if source == ConfigSource::Signal && !outcome.applied.changed => {
+                let file = self.store.file().unwrap_or_default();
+                tracing::info!(
+                    "{source}: {} was read again, and nothing changed",
+                    file.display()
+                );
+            }
             Ok(_) => {}
         }
     }

@@ -94,6 +94,23 @@ fn several_nodes_are_called_at_once() {
     assert_eq!(error["target"], wrong);
 }
 
+/// The error of one node says the same.
+#[test]
+fn an_unknown_key_is_explained_for_each_of_several_nodes() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let (unknown, target) = (bench.user("unknown"), node.target());
+    let refused = run(&unknown, &["call", target, "node/info", "--also", target]);
+    assert_eq!(refused.status, 4, "{refused:?}");
+    let said = lines(&refused.errors);
+    assert_eq!(said.len(), 2, "{refused:?}");
+    for said in said {
+        assert_eq!(said["error"]["code"], "UNAUTHENTICATED", "{refused:?}");
+        let message = said["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("This command made the key"), "{message}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_dials_through_cores_trait() {
     let bench = TestBench::new();

@@ -346,16 +346,23 @@ fn an_absent_peer_and_an_unserved_name_give_different_errors() {
     // A hub names the peers that it has.
     let unknown = run(admin, &["hub", "remove", "attic", "kitchn"]);
     assert_eq!(unknown.code(), "NOT_FOUND", "{unknown:?}");
+    let said = message(&unknown);
     assert!(
-        message(&unknown).ends_with("; enrolled are kitchen"),
+        said.starts_with("'kitchn': ") && said.ends_with("; enrolled are kitchen"),
         "{unknown:?}"
     );
-    let mistyped = run(admin, &["call", "attic", "node/ifno"]);
-    assert_eq!(mistyped.code(), "NOT_FOUND", "{mistyped:?}");
-    assert!(
-        message(&mistyped).contains("did you mean 'node/info'?"),
-        "{mistyped:?}"
-    );
+    for words in [
+        &["call", "attic", "node/ifno"][..],
+        &["ops", "show", "attic", "node/ifno"],
+        &["ops", "show", "kitchen@attic", "node/ifno"],
+    ] {
+        let mistyped = run(admin, words);
+        assert_eq!(mistyped.code(), "NOT_FOUND", "{words:?}: {mistyped:?}");
+        assert!(
+            message(&mistyped).contains("did you mean 'node/info'?"),
+            "{words:?}: {mistyped:?}"
+        );
+    }
     run(admin, &["hub", "remove", "attic", "kitchen"]).json();
     peer(&fleet.bench, &fleet.hub, &fleet.id, "removed");
     let said = answers(&fleet.id, &["status"]);

@@ -112,6 +112,27 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
     assert_eq!(token(admin, "list", &node, &[]).json()["tokens"], json!([]));
 }
 
+#[test]
+fn a_name_that_no_token_has_is_answered_with_the_tokens_that_there_are() {
+    let bench = TestBench::new();
+    let (node, admin) = (bench.host(), bench.admin());
+    let (_, key_id) = made(admin, &node, &["--scope", "peer:list"]);
+    for verb in ["remove", "show"] {
+        let refused = token(admin, verb, &node, &["bob"]);
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (1, "NOT_FOUND"),
+            "{refused:?}"
+        );
+        let says = |what: &str| refused.errors.contains(what);
+        assert!(
+            says("no token 'bob'") && says("alknet token list"),
+            "{refused:?}"
+        );
+        assert!(verb == "show" || says(&key_id), "{refused:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     let bench = TestBench::new();

@@ -393,6 +393,24 @@ fn a_wrong_file_changes_nothing_until_it_is_right() {
     served.wait_for("it is right again", |info| info["problems"] == json!([]));
 }
 
+/// An administrator who sends SIGHUP learns that it arrived.
+#[test]
+fn a_signal_after_no_change_is_logged() {
+    let served = FileNode::start("");
+    hang_up(&served.child);
+    eventually("the line of the signal", Duration::from_secs(60), || {
+        let log = served.run(&["logs", "--last", "100"], &[&served.target]);
+        match log
+            .output
+            .contains("node.toml was read again, and nothing changed")
+        {
+            true => Ok(()),
+            false => Err(format!("{log:?}")),
+        }
+    });
+    assert_eq!(served.info()["config"]["generation"], 1);
+}
+
 #[test]
 fn a_document_is_tried_applied_and_kept() {
     let served = FileNode::start("");
