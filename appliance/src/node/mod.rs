@@ -82,6 +82,7 @@ use crate::credentials::CredentialFolder;
 use crate::key::KeyFiles;
 
 pub(crate) use capability_store::check_secret;
+pub(crate) use certificates::unprovable;
 pub(crate) use computing::tensor_store;
 pub(crate) use config_store::{folder_of, read as read_document, read_last_good};
 pub(crate) use escrow::run_helper;
