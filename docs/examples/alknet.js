@@ -30,7 +30,7 @@ const plain = (name) => name.replace(/^\//, "");
  */
 export class Alknet {
   #url; #options; #socket; #next = 0; #asked = new Map(); #served = new Map();
-  #delay = DELAY_FIRST_MS; #timer; #closed = false; #open; #opened; #failed; #draining = false; #running = 0; #waiting = [];
+  #delay = DELAY_FIRST_MS; #timer; #closed = false; #open; #opened; #failed; #draining = false; #running = 0; #waiting = new Set();
 
   constructor(url, options = {}) {
     this.#url = String(url);
@@ -46,7 +46,7 @@ export class Alknet {
   /** Calls a query or mutation. `signal` aborts it; `timeoutMs`, `idempotencyKey`, `peer` as documented. */
   async call(operation, input = null, options = {}) {
     const { signal } = options;
-    while (this.#running >= this.#atOnce) await new Promise((turn) => this.#waiting.push(turn));
+    while (this.#running >= this.#atOnce) await this.#turn(signal);
     this.#running += 1;
     try {
       if (signal?.aborted) throw aborted();
@@ -60,7 +60,7 @@ export class Alknet {
       });
     } finally {
       this.#running -= 1;
-      this.#waiting.shift()?.();
+      this.#waiting.values().next().value?.();
     }
   }
 
@@ -124,6 +124,21 @@ export class Alknet {
 
   get #atOnce() {
     return this.#options.atOnce ?? (this.#options.token ? KNOWN_AT_ONCE : STRANGER_AT_ONCE);
+  }
+
+  // Resolves when a call has ended, for the one that has waited longest; fails when `signal` gives it up.
+  #turn(signal) {
+    return new Promise((ok, no) => {
+      const end = (settle) => {
+        this.#waiting.delete(wake);
+        signal?.removeEventListener("abort", give);
+        settle();
+      };
+      const wake = () => end(ok), give = () => end(() => no(aborted()));
+      if (signal?.aborted) return no(aborted());
+      signal?.addEventListener("abort", give, { once: true });
+      this.#waiting.add(wake);
+    });
   }
 
   // The connection.

@@ -55,6 +55,24 @@ export async function suite(Alknet, CallError, { url, token }, options = {}) {
       while ((await node.call("demo/state")).running > 0) await null;
       node.close();
     },
+    async what_waits_for_its_turn_is_given_up_at_once() {
+      const node = connect({ atOnce: 1 });
+      const holding = new AbortController(), giving = new AbortController();
+      const hangs = node.call("demo/hang", null, { signal: holding.signal });
+      const waits = node.call("demo/echo", 1, { signal: giving.signal }).catch(({ code }) => code);
+      const next = node.call("demo/echo", 2);
+      giving.abort();
+      // Without waiting for the node: before the first timer.
+      const timer = new Promise((resolve) => setTimeout(resolve, 0, "it still waits"));
+      equal(await Promise.race([waits, timer]), "ABORTED");
+      const late = node.call("demo/echo", 3, { signal: AbortSignal.abort() }).catch(({ code }) => code);
+      equal(await late, "ABORTED");
+      holding.abort();
+      await fails(hangs, "ABORTED");
+      equal(await next, 2);
+      equal(await node.call("demo/echo", 4), 4);
+      node.close();
+    },
     async subscriptions_wait_for_their_reader() {
       const node = connect();
       const seen = [];

@@ -72,6 +72,7 @@ use web::NodeWeb;
 use crate::credentials::CredentialFolder;
 
 pub(crate) use capability_store::check_secret;
+pub(crate) use certificates::unprovable;
 pub(crate) use computing::tensor_store;
 pub(crate) use config_store::{folder_of, read as read_document, read_last_good};
 pub(crate) use escrow::run_helper;

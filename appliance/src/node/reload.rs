@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::certificates::unprovable;
 use super::config_store::ConfigStore;
 use super::stored_files::StoredFiles;
 
@@ -85,6 +86,9 @@ impl Reloader {
         let mut applied = self.handle.apply(change)?;
         // A missing file is no reason to refuse the document: it may be stored after it.
         applied.warnings.extend(self.missing_files(change.document));
+        applied
+            .warnings
+            .extend(certificate_warnings(change.document));
         if change.dry_run {
             return Ok(ReloadOutcome {
                 applied,
@@ -227,6 +231,18 @@ impl fmt::Debug for Reloader {
             .field("handle", &self.handle)
             .finish_non_exhaustive()
     }
+}
+
+/// Warnings about what a document wants of a certificate authority and no node can prove. The document is applied
+/// anyway: all else in it is correct.
+fn certificate_warnings(document: &[u8]) -> Vec<ConfigWarning> {
+    let config = NodeConfig::parse(document).unwrap_or_default();
+    let found = unprovable(&config).into_iter();
+    let warning = |error: ConfigError| ConfigWarning {
+        what: format!("{}; {}", error.what, error.fix),
+        id: error.path,
+    };
+    found.map(warning).collect()
 }
 
 /// The problems of a node that refuses its file `name`.
@@ -392,6 +408,21 @@ mod tests {
         // The watch notices the node's own write to the file, which changes nothing.
         reloader.read_again(ConfigSource::File).await;
         assert_eq!(reloader.current().generation, 2);
+    }
+
+    /// The rest of the document is in force all the same.
+    #[tokio::test]
+    async fn an_order_that_could_only_fail_is_a_warning() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (reloader, identities) = reloader(ConfigStore::file_at(dir.path().join("node.toml")));
+        let document = format!("{}[tls.acme]\ndomains = [\"*.a.example\"]\n", peer(1));
+        let source = ConfigSource::Operation("admin".to_owned());
+        let change = ConfigChange::of_owner(document.as_bytes(), source);
+        let done = reloader.apply(&change).await.expect("a correct document");
+        assert!(knows(&identities, 1));
+        let warnings = done.applied.warnings.iter();
+        let ids: Vec<_> = warnings.map(|warning| warning.id.as_str()).collect();
+        assert_eq!(ids, ["tls.acme.domains[0]"]);
     }
 
     /// A peer that an operation removes must not come back, even for a moment, because the file was

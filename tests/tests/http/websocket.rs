@@ -216,7 +216,7 @@ fn node(place: &GatewayTestNode, ws: Option<&str>) -> Vec<String> {
 }
 
 /// How many tests the module has.
-const SUITE: usize = 9;
+const SUITE: usize = 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_module_works_in_node() {

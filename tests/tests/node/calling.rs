@@ -1,5 +1,5 @@
-//! `alknet call` with more than one call: several nodes, and files of calls. The tests also use the client library
-//! over real sockets.
+//! `alknet call` with more than one call: several nodes, and files of calls; and the times that `alknet js run` gives a
+//! script. The tests also use the client library over real sockets.
 
 use std::sync::Arc;
 
@@ -17,6 +17,23 @@ fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
 fn lines(text: &str) -> Vec<Value> {
     let parse = |line: &str| serde_json::from_str(line).expect("one JSON value a line");
     text.lines().map(parse).collect()
+}
+
+#[test]
+fn a_script_computes_for_the_time_that_the_command_gives_it() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let script = bench.path().join("busy.js");
+    std::fs::write(&script, "for (;;);").expect("the folder is ours");
+    let busy = script.to_string_lossy();
+    let words = ["js", "run", node.target(), &busy];
+    let run_with = |more: [&str; 2]| run(bench.admin(), &[&words[..], &more].concat());
+    // It has all fuel that it may have, so that the time ends it.
+    let ended = run_with(["--cpu", "0.2"]);
+    assert_eq!(ended.code(), "TIMEOUT", "{ended:?}");
+    let refused = run_with(["--timeout", "2h"]);
+    assert_eq!((refused.status, refused.code().as_str()), (2, "USAGE"));
+    assert!(refused.errors.contains("1h at most"), "{refused:?}");
 }
 
 #[test]

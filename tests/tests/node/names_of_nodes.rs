@@ -246,6 +246,14 @@ fn a_worker_is_reached_through_its_hub_with_each_verb() {
         "{link}"
     );
     pins_a_worker(&behind(&["pin"], &[]).json(), &key, fleet.hub.key());
+    // Its certificate as well: it proves the key that the hub named.
+    let certificate = fleet.bench.path().join("oven.pem");
+    let certificate = certificate.to_str().expect("UTF-8");
+    let written = behind(&["pin"], &["--cert", certificate]).json();
+    assert_eq!(
+        (&written["word_of"], &written["key"]),
+        (&json!("attic"), &key)
+    );
     // Tensor files do not go through a hub.
     let output = fleet.bench.path().join("out.mt");
     let pull = [

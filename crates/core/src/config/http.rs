@@ -45,7 +45,7 @@ pub struct HttpSection {
     pub public_openapi: bool,
     /// Whether calls over WebSocket are taken.
     pub websocket: bool,
-    /// Whether administrators get a page at `/`; by default where there is no stealth, and no site.
+    /// Whether administrators get a page at `/`; by default where there is no stealth, no site and no decoy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub page: Option<bool>,
     /// Folder of a static site, or `store:/site/NAME`.
@@ -57,7 +57,7 @@ pub struct HttpSection {
     /// Requests one identity may make at once before the average counts.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests_burst: u32,
-    /// Requests a second for one address of clients without a known identity.
+    /// Requests a second for one network (/24 of IPv4, /56 of IPv6) of clients without a known identity.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub stranger_requests_per_second: u32,
     /// Which pages of others may call from a browser.

@@ -207,13 +207,14 @@ impl HttpTestNode {
     }
 
     /// One on a machine with so much memory, with a site.
-    pub(crate) fn with_site(memory_bytes: u64, folder: PathBuf) -> Self {
+    pub(crate) fn with_site(memory_bytes: u64, folder: PathBuf, config: &str) -> Self {
         let site = Some(folder);
-        let (config, patience) = ("", HttpTimeouts::default());
+        let patience = HttpTimeouts::default();
         let node = Self::make_with(site, config, patience, None, Vec::new(), Vec::new());
         let node = node.expect("no two mounts have one path");
-        let settings = HttpSettings::new(&NodeConfig::default()).for_memory(memory_bytes);
-        node.http.set(settings);
+        let config = NodeConfig::parse(config.as_bytes()).expect("a configuration");
+        node.http
+            .set(HttpSettings::new(&config).for_memory(memory_bytes));
         node
     }
 

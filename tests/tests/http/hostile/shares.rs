@@ -13,7 +13,7 @@ use alknet_tls::NodeKey;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{Request, StatusCode};
@@ -94,6 +94,16 @@ impl ShareClient {
         let mut begun = self.begin(token, path, body.len(), body);
         let told = within(&mut begun.0).await.expect("no panic");
         told.expect("an answer")
+    }
+
+    /// The status of the answer to a request for a file of the site.
+    async fn gets(&mut self, token: &str, path: &str) -> StatusCode {
+        let request = Request::get(format!("https://localhost{path}"))
+            .header("authorization", format!("Bearer {token}"))
+            .body(BodyExt::boxed(Empty::new()))
+            .expect("correct headers");
+        let told = within(self.requests.send_request(request)).await;
+        told.expect("an answer").status()
     }
 
     /// The status of a short call.
@@ -292,6 +302,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
         assert!(served.iter().all(|files| *files <= 8), "{served:?}");
         assert!(served[..4].iter().all(|files| *files > 4), "{served:?}");
         let mut client = ShareClient::open(&web).await;
+        assert_eq!(client.gets(&web.reader, "/large.bin").await, 200);
         assert_eq!(client.calls(&web.admin).await, 200);
         let long = list(&"x".repeat(300_000));
         let told = client.post(&web.reader, "/call", &long).await;
