@@ -171,7 +171,7 @@ async fn rates_are_kept() {
     );
 }
 
-/// An unknown client gets refusals only so often; public paths are not counted.
+/// An unknown peer gets refusals only so often; public paths are not counted.
 #[tokio::test]
 async fn rates_of_unknown_peers_are_kept() {
     let node = HttpTestNode::new("[http]\nunknown_peer_requests_per_second = 1\n");

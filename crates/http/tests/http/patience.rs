@@ -242,7 +242,7 @@ async fn a_client_that_ignores_goaway_is_closed() {
     }
 }
 
-/// A stream of events may go on for ever: an unauthenticated client gets none, also of what is open on `alknet/call`.
+/// A stream of events may go on for ever: an unknown peer gets none, also of what is open on `alknet/call`.
 #[tokio::test]
 async fn an_unauthenticated_client_gets_no_event_stream() {
     let node = HttpTestNode::new("");
