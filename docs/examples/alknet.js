@@ -4,7 +4,7 @@
 const DELAY_FIRST_MS = 200, DELAY_MAX_MS = 30_000, HELD_MS = 10_000, WINDOW = 64;
 // Calls under way at once; more wait here for their turn. A node takes 256 of a known client and 8 of
 // an unknown one.
-const KNOWN_AT_ONCE = 128, STRANGER_AT_ONCE = 8;
+const KNOWN_AT_ONCE = 128, UNKNOWN_AT_ONCE = 8;
 // Ends that coming back at once does not change: broken, refused, too big, revoked, superseded.
 const FINAL = new Set([1002, 1003, 1007, 1008, 1009, 4401, 4403, 4409]);
 
@@ -123,7 +123,7 @@ export class Alknet {
   }
 
   get #atOnce() {
-    return this.#options.atOnce ?? (this.#options.token ? KNOWN_AT_ONCE : STRANGER_AT_ONCE);
+    return this.#options.atOnce ?? (this.#options.token ? KNOWN_AT_ONCE : UNKNOWN_AT_ONCE);
   }
 
   // Resolves when a call has ended, for the one that has waited longest; fails when `signal` gives it up.

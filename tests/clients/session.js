@@ -1,6 +1,6 @@
-// What docs/examples/alknet.js does with a node that serves demo/…, in browsers and in Node.
-// `suite(Alknet, CallError, facts, options)` runs every test and returns the names of those that passed;
-// `facts`: `url`, `token` of an identity with the scope "demo".
+// Tests of docs/examples/alknet.js with a node that serves demo/…, in browsers and in Node.
+// `suite(Alknet, CallError, facts, options)` runs every test and returns the names of those that passed.
+// `facts`: `url`, and the `token` of an identity with the scope "demo".
 
 const equal = (a, b) => {
   const [x, y] = [JSON.stringify(a), JSON.stringify(b)];
@@ -27,7 +27,7 @@ export async function suite(Alknet, CallError, { url, token }, options = {}) {
       node.close();
       await fails(node.call("demo/echo"), "UNAVAILABLE");
     },
-    async strangers_say_who_they_are() {
+    async unknown_peers_authenticate() {
       const node = connect({ token: undefined });
       await fails(node.call("demo/echo", 1), "UNAUTHENTICATED");
       await fails(node.authenticate(token.replace(/.$/, (c) => (c === "A" ? "B" : "A"))), "UNAUTHENTICATED");

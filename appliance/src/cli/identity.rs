@@ -184,7 +184,7 @@ mod tests {
             assert!(judged(mode, us).is_err(), "{mode:o}");
         }
         // As another user than the one who wrote it; every user takes what root wrote.
-        let stranger = judged(0o600, us + 1);
-        assert_eq!(stranger.is_err(), us != 0, "{stranger:?}");
+        let other_user = judged(0o600, us + 1);
+        assert_eq!(other_user.is_err(), us != 0, "{other_user:?}");
     }
 }

@@ -138,7 +138,7 @@ impl RequestScope<'_> {
         if let Some(refused) = self.oversized(parts) {
             return refused;
         }
-        // A node in stealth mode must not reveal to an unknown client which names are its own. The client gets the
+        // A node in stealth mode must not reveal to an unknown peer which names are its own. The peer gets the
         // response of a web server that serves this site or decoy under every name.
         if !own && !self.settings.stealth {
             return misdirected();
@@ -200,7 +200,7 @@ impl RequestScope<'_> {
         RoutedResponse::api(answer::error(error, &self.id))
     }
 
-    /// Refuses an unknown client. The refusal counts against the rate of the client's network.
+    /// Refuses an unknown peer. The refusal counts against the rate of the peer's network.
     fn refused_unknown(&self, error: &ApiError) -> RoutedResponse {
         let unknown = self.caller(CallerIdentity::default());
         match self.conn.shared.gateway.admit(&unknown) {

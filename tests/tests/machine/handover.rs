@@ -15,7 +15,7 @@ use crate::power::cut_now;
 fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own() {
     let bench = TestBench::new();
     let (recipient, key) = age_key(&bench, "far-away.key");
-    let (_, other_key) = age_key(&bench, "stranger.key");
+    let (_, other_key) = age_key(&bench, "other.key");
     let config = format!("[vault]\nwords_to = [\"{recipient}\"]");
     let machine = |disk: VirtioDisk| {
         let machine = bench.machine(BootVariant::MicrovmErofs).configured(&config);
@@ -89,7 +89,7 @@ fn asked_and_locked(bench: &TestBench, node: &MachineNode, status: &Value) {
     );
 
     let lock = |who: &CliRunner| who.run(who.command(&["vault", "lock", &node.target()]));
-    let refused = lock(&bench.user("stranger"));
+    let refused = lock(&bench.user("unknown-peer"));
     assert_eq!(
         (refused.status, refused.code().as_str()),
         (4, "UNAUTHENTICATED")

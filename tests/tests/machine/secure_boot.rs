@@ -38,7 +38,7 @@ pub(crate) const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
 fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     let bench = TestBench::new();
     let [owner, other_owner] =
-        ["owner", "stranger"].map(|name| PlatformOwner::create(bench.path(), name));
+        ["owner", "other-owner"].map(|name| PlatformOwner::create(bench.path(), name));
     let [owner, other_owner] = [owner, other_owner].map(|made| made.expect("keys can be made"));
     let variables = enrolled(&bench, &owner, "owners");
     let unsigned = program(&bench);
@@ -65,7 +65,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     node.end();
 
     // Signed with another key, which this firmware does not know.
-    install(&bench, &by(&bench, &other_owner, &unsigned, "strangers"));
+    install(&bench, &by(&bench, &other_owner, &unsigned, "other-signed"));
     refused(&owners().start());
     // An attacker who gives that key to the firmware has a machine that starts. So has one who
     // removes all keys, which is tested with the smaller image of the TPM's own tests

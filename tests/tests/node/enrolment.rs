@@ -153,7 +153,11 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     );
 
     // The hub does not pass on a request of an unknown peer.
-    let unknown_peer = info(&bench.user("stranger"), &hub.target, &["--peer", "kitchen"]);
+    let unknown_peer = info(
+        &bench.user("unknown-peer"),
+        &hub.target,
+        &["--peer", "kitchen"],
+    );
     assert_eq!(
         (unknown_peer.status, unknown_peer.code().as_str()),
         (4, "UNAUTHENTICATED")
@@ -266,7 +270,10 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
             ask("kitchen", json!({ "input": { "more": 1 } })),
             "INVALID_INPUT",
         ),
-        (invoke(&bench.user("stranger"), &info), "UNAUTHENTICATED"),
+        (
+            invoke(&bench.user("unknown-peer"), &info),
+            "UNAUTHENTICATED",
+        ),
     ] {
         assert_eq!(answer.code(), code, "{answer:?}");
     }

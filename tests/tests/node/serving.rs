@@ -187,7 +187,7 @@ fn said(record: &Value, what: &str) -> bool {
 }
 
 fn refuses_unknown_peers(admin: &CliRunner, target: &str) {
-    let unknown_peer = CliRunner::new(admin.state().with_file_name("stranger"));
+    let unknown_peer = CliRunner::new(admin.state().with_file_name("unknown-peer"));
     for operation in ["node/info", "node/log", "node/poweroff"] {
         let answer = unknown_peer.call(target, operation, &null(), &[]);
         assert_eq!(

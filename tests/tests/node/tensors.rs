@@ -117,7 +117,7 @@ fn a_file_is_stored_and_removed_and_none_is_written_over_unasked() {
     assert!(fs::read(&output).expect("made") == file());
 
     let remove = |cli: &CliRunner| cli.run(cli.command(&["tensor", "remove", &node.1, "small/m"]));
-    let refused = remove(&CliRunner::new(at("stranger")));
+    let refused = remove(&CliRunner::new(at("unknown-peer")));
     assert_eq!(refused.status, 4, "{refused:?}");
     let removed = remove(&admin).json();
     let expected = json!({ "id": stored["id"], "freed": file().len() });
@@ -253,7 +253,7 @@ fn a_folder_is_served_and_fetched() {
 
     let missing = pull(&admin, &[&node.1, "notes.txt"], &at("none"));
     assert_eq!(missing.code(), "E_NOTFOUND");
-    let unknown_peer = CliRunner::new(at("stranger"));
+    let unknown_peer = CliRunner::new(at("unknown-peer"));
     let refused = pull(
         &unknown_peer,
         &[&node.1, "small/m.safetensors"],

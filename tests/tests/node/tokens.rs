@@ -375,6 +375,6 @@ fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
             status
         );
     }
-    let unknown_peer = bench.user("stranger");
+    let unknown_peer = bench.user("unknown-peer");
     assert_eq!(token(&unknown_peer, "list", &node, &[]).status, 4);
 }

@@ -171,7 +171,7 @@ async fn a_client_that_does_not_authenticate_in_time_is_closed() {
     let node = HttpTestNode::patient(HttpTimeouts {
         head: enough(),
         keep_alive: LONG,
-        stranger: unknown(),
+        unknown_peer: unknown(),
         ..HttpTimeouts::default()
     });
     let whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -232,7 +232,7 @@ async fn a_client_that_ignores_goaway_is_closed() {
         let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive,
-            stranger: unknown_limit,
+            unknown_peer: unknown_limit,
             ..HttpTimeouts::default()
         });
         let (client, served) = H3TestClient::connect(&node, H3StreamPermits::Streams).await;
@@ -242,7 +242,7 @@ async fn a_client_that_ignores_goaway_is_closed() {
     }
 }
 
-/// A stream of events may go on for ever: an unauthenticated client gets none, also of what is open on `alknet/call`.
+/// A stream of events may go on for ever: an unknown peer gets none, also of what is open on `alknet/call`.
 #[tokio::test]
 async fn an_unauthenticated_client_gets_no_event_stream() {
     let node = HttpTestNode::new("");
@@ -268,7 +268,7 @@ async fn no_other_client_is_closed() {
         let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive: LONG,
-            stranger: unknown(),
+            unknown_peer: unknown(),
             event_ping: moment(),
             ..HttpTimeouts::default()
         });

@@ -180,7 +180,7 @@ fn who_lacks_its_scope_neither_calls_nor_sees_an_import() {
 
     // An unknown caller gets the same answer for an import as for a name without an operation. Over HTTP the node
     // requires a token first.
-    let unknown_peer = node.bench.user("stranger");
+    let unknown_peer = node.bench.user("unknown-peer");
     for operation in ["api/getNote", "api/absent"] {
         let refused = callers.call(&unknown_peer, operation, &input);
         assert_eq!(refused.code(), "NOT_FOUND", "{operation}: {refused:?}");

@@ -304,7 +304,7 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     let disk = File::options().write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
     for at in [VAULT_A_AT, VAULT_B_AT] {
-        disk.write_all_at(&[0; VAULT_BYTES], at)
+        disk.write_all_at(&[0; COPY_BYTES], at)
             .expect("it is a file");
     }
     drop(disk);

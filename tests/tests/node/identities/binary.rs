@@ -461,7 +461,7 @@ fn a_document_is_tried_applied_and_kept() {
 fn what_is_refused_says_why_and_with_which_code() {
     let served = FileNode::start("");
     let edge = served.bench.user("edge");
-    let unknown_peer = served.bench.user("stranger");
+    let unknown_peer = served.bench.user("unknown-peer");
     served.write(&peer("edge", &edge, ""));
     served.wait_for("the peer is in", |info| info["config"]["generation"] == 2);
     let new = served.bench.path().join("new.toml");
@@ -507,7 +507,7 @@ async fn a_made_token_works_once_its_hash_is_in_the_file() {
         .expect("the binary can be started");
     let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
     let text = |key: &str| made[key].as_str().unwrap_or_default().to_owned();
-    let unknown_peer = served.bench.user("stranger");
+    let unknown_peer = served.bench.user("unknown-peer");
     let (_dialer, _connection, client) = served.dial(&unknown_peer, Carriage::Quic).await;
     let options = CallOptions {
         auth_token: Some(text("token")),
