@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use alknet_core::config::{CONFIG_BYTES_MAX, ConfigError};
 use alknet_init::control::InitMessage;
+use nix::fcntl::OFlag;
 use nix::unistd::getegid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -23,6 +24,8 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a node keeps no document, if it was started without a file.
 const NO_FILE: &str =
     "this node was started without a configuration file: start it with --config FILE";
+/// Maximum number of bytes to read of a document: as many as it may have, and one more to see that it is too long.
+const DOCUMENT_READ_MAX: u64 = CONFIG_BYTES_MAX as u64 + 1;
 /// Permissions of the last good copy. A document can have the codes of invitations.
 const LAST_GOOD_MODE: u32 = 0o600;
 
@@ -80,7 +83,7 @@ impl ConfigStore {
         check_folder(path)?;
         let path = last_good_of(path);
         // Most calls find the same content, and a write would wear the disk.
-        if fs::read(&path).is_ok_and(|stored| stored == document) {
+        if read_copy(&path).is_ok_and(|stored| stored == document) {
             return Ok(());
         }
         // A link there is replaced: the copy is this node's own, and has what only its owner may read.
@@ -118,7 +121,23 @@ impl ConfigStore {
 /// The document of the copy beside `file`, unless another user can have written it.
 pub(crate) fn read_last_good(file: &Path) -> Option<Vec<u8>> {
     check_folder(file).ok()?;
-    read(&last_good_of(file)).ok()
+    read_copy(&last_good_of(file)).ok()
+}
+
+/// Reads a copy, which this program wrote as a regular file. What another user put in its place is neither followed nor
+/// waited for, and no more of it is read than a document may have.
+fn read_copy(path: &Path) -> io::Result<Vec<u8>> {
+    let mut options = File::options();
+    options.read(true);
+    // A FIFO without a writer would hold the open, and a link may lead to a device without an end (open(2)).
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut document = Vec::new();
+    file.take(DOCUMENT_READ_MAX).read_to_end(&mut document)?;
+    Ok(document)
 }
 
 /// Refuses to keep anything beside `file` in a folder where another user can put links and files: root would write
@@ -158,13 +177,11 @@ pub(crate) fn folder_of(file: &Path) -> &Path {
     parent.unwrap_or_else(|| Path::new("."))
 }
 
-/// Reads a document. It reads no more bytes than a document may have, and one more to see that it
-/// is too long.
+/// Reads a document, at most [`DOCUMENT_READ_MAX`] bytes of it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let mut document = Vec::new();
-    let limit = CONFIG_BYTES_MAX as u64 + 1;
     File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut document))
+        .and_then(|file| file.take(DOCUMENT_READ_MAX).read_to_end(&mut document))
         .map(|_| document)
         .map_err(|error| ConfigError {
             path: String::new(),
@@ -280,6 +297,32 @@ mod tests {
         let copy = fs::symlink_metadata(last_good_of(&file)).expect("it is there");
         assert!(copy.is_file() && copy.mode() & 0o777 == LAST_GOOD_MODE);
         assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
+    }
+
+    /// A reader that follows the link waits for a writer, or reads zeros without an end.
+    #[test]
+    fn what_is_no_file_is_neither_read_nor_waited_for_in_the_place_of_the_copy() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let copy = last_good_of(&file);
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a writable directory");
+        let keeper = ConfigStore::file_at(file.clone());
+        for place in ["/dev/zero", "a pipe", "a link to a pipe"] {
+            match place {
+                "a pipe" => fs::rename(&pipe, &copy).expect("a writable directory"),
+                "a link to a pipe" => {
+                    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)
+                        .expect("a writable directory");
+                    std::os::unix::fs::symlink(&pipe, &copy).expect("a writable directory");
+                }
+                device => std::os::unix::fs::symlink(device, &copy).expect("a writable directory"),
+            }
+            assert_eq!(read_last_good(&file), None, "{place}");
+            keeper.keep_last_good(b"good").expect("the folder is ours");
+            assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
+            fs::remove_file(&copy).expect("our own file");
+        }
     }
 
     #[test]

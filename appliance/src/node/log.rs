@@ -19,6 +19,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
+use super::log_panic::{self, WithinLog};
 use super::log_rate::{LogRates, RateDecision};
 use crate::cli::output::one_line;
 
@@ -261,7 +262,9 @@ pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
     };
     let subscriber = tracing_subscriber::registry().with(layer);
     // A second call keeps the first subscriber, which the tests of one process share.
-    tracing::subscriber::set_global_default(subscriber).ok();
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        log_panic::record_panics();
+    }
 }
 
 /// The `tracing` layer. It reads the time from the clock `C`.
@@ -285,6 +288,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let _within = WithinLog::enter();
         let at = (self.clock)();
         let decision = self.rates.count(event, at);
         for other in self.rates.overdue(at) {

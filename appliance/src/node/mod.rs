@@ -20,6 +20,7 @@ mod join;
 mod key_rotation;
 mod known_names;
 mod log;
+mod log_panic;
 mod log_rate;
 mod memory;
 mod metrics;

@@ -76,18 +76,28 @@ impl<'a> OperationDraft<'a> {
     }
 }
 
-pub(super) fn promote(
+/// Proposes it, and returns the id.
+pub(super) fn propose(
     bench: &TestBench,
     at: &str,
     (name, author): (&str, &CliRunner),
-    rev: &CliRunner,
     draft: &OperationDraft<'_>,
-) {
+) -> String {
     let mut propose = author.command(&["ops", "propose", at, "--as", name]);
     propose.arg(draft.write(bench));
     let proposed = author.run(propose).json();
-    let id = proposed["id"].as_str().expect("an id");
-    let promoted = rev.run(rev.command(&["ops", "promote", at, id, "--external"]));
+    proposed["id"].as_str().expect("an id").to_owned()
+}
+
+pub(super) fn promote(
+    bench: &TestBench,
+    at: &str,
+    author: (&str, &CliRunner),
+    rev: &CliRunner,
+    draft: &OperationDraft<'_>,
+) {
+    let id = propose(bench, at, author, draft);
+    let promoted = rev.run(rev.command(&["ops", "promote", at, &id, "--external"]));
     assert_eq!(promoted.json()["active"], true);
 }
 

@@ -578,3 +578,21 @@ fn root_keeps_no_configuration_in_a_folder_of_another_user() {
     let refused = host.run(command);
     assert_eq!(refused.code(), "USAGE", "{refused:?}");
 }
+
+/// A user who may write to the folder of the configuration makes a named pipe where the node keeps its copy. A node that
+/// opens it waits for a writer.
+#[test]
+fn a_pipe_in_the_place_of_the_copy_does_not_hold_the_node() {
+    let bench = TestBench::new();
+    let copy = bench.path().join("node.last-good.toml");
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    nix::unistd::mkfifo(&copy, mode).expect("the folder is ours");
+    let node = bench.host_with("");
+    let answer = node.call(
+        "config/apply",
+        &json!({ "document": "node.name = \"attic\"" }),
+    );
+    assert_eq!(answer["kept"], true, "{answer}");
+    let kept = std::fs::read_to_string(&copy).expect("a file");
+    assert!(kept.contains("attic"), "{kept}");
+}
