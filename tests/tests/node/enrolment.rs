@@ -381,6 +381,32 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     assert_eq!(enroll(&one, &newer).json()["peer_id"], id);
 }
 
+/// An administrator takes scopes from a peer, which stays let in. The peer tries the join string that it used, and a
+/// second one.
+#[test]
+fn a_peer_gets_no_scope_back_by_an_older_invitation() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let count = ["--role", "user", "--count", "5"];
+    let [came_by, unused] = [(); 2].map(|()| invite(&bench, &hub, &count));
+    let one = bench.user("one");
+    let enroll = |join: &str| run(&one, &["enroll", join]);
+    let id = enroll(&came_by).json()["peer_id"].clone();
+    let id = id.as_str().expect("an id");
+    assert_eq!(info(&one, &hub.target, &[]).status, 0);
+    let fewer = ["peer", "set", &hub.target, id, "--scope", "peer:list"];
+    run(bench.admin(), &fewer).json();
+    for join in [&came_by, &unused] {
+        let refused = enroll(join);
+        assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+        assert_eq!(info(&one, &hub.target, &[]).code(), "FORBIDDEN");
+    }
+    // A newer invitation gives the scopes back.
+    let newer = invite(&bench, &hub, &count);
+    assert_eq!(enroll(&newer).json()["peer_id"], id);
+    assert_eq!(info(&one, &hub.target, &[]).status, 0);
+}
+
 /// The removed peer controls the hub's machine: it cuts the power right after the removal, and damages the log of
 /// the hub's store.
 #[test]
