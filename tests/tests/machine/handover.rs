@@ -69,7 +69,6 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     let identity = node.identity().to_owned();
     drop(node);
 
-    // The node reports the encrypted words at later starts too, and no longer shows them at the console.
     let cut = bench.path().join("cut.raw");
     cut_now(&recording, &cut);
     let medium = DiskRecorder::serve(&drive(&bench, "medium"));
@@ -80,7 +79,17 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
         .configured(&config)
         .data(Some(VirtioDisk::file(&cut).data()));
     let node = machine.disk(VirtioDisk::recorded(&medium)).boot();
+    has_them_at_a_later_start(&node, sealed);
     assert_eq!(node.identity(), identity);
+    let text = node.vm().console().text();
+    assert!(!text.contains(&beginning));
+    a_key_on_a_drive_is_there(&bench, &node, &medium, &cut);
+    let status = node.call("vault/status", &Value::Null);
+    asked_and_locked(&bench, &node, &status);
+}
+
+/// The node reports the encrypted words at later starts too, and no longer shows them at the console.
+fn has_them_at_a_later_start(node: &MachineNode, sealed: &str) {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_age"], sealed, "{status:#}");
     assert_eq!(status["words_kept"], true, "{status:#}");
@@ -88,10 +97,6 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     assert_eq!(info["vault"]["words_age"], sealed, "{info:#}");
     let text = node.vm().console().text();
     assert!(!text.contains("BEGIN AGE"), "{text}");
-    assert!(!text.contains(&beginning));
-    a_key_on_a_drive_is_there(&bench, &node, &medium, &cut);
-    let status = node.call("vault/status", &Value::Null);
-    asked_and_locked(&bench, &node, &status);
 }
 
 /// The user adds a slot that opens by a key on the drive. If the power goes as soon as the console says so, the drive
