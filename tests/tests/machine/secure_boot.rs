@@ -138,6 +138,15 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
         "to: PCR 12 (a command line or add-on from beside the image) has another value",
     );
     knock::serves_nothing(&vm);
+    drop(vm);
+
+    // Without the string, the measurements open the new slot.
+    let node = machine().boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(status["tpm2"], enforced(3), "{status:#}");
+    assert_eq!(node.info()["problems"], json!([]));
 }
 
 /// The firmware does not start what is on the disk.

@@ -58,7 +58,8 @@ const DISK_BYTES: u64 = 1 << 30;
 pub(super) const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
                       abandon about";
 /// Identity of the node with these words.
-const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
+pub(super) const IDENTITY: &str =
+    "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
 
 #[test]
 fn a_first_boot_makes_a_vault_and_seals_the_disk() {
