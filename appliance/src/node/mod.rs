@@ -236,6 +236,7 @@ impl AlknetNode {
         };
         let hub = HubContext::new(config, &people, &about, &facts, clock());
         let inside = WebGateway::new(config, &key, &people);
+        context.meters.set_gateway(&inside.gateway);
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) = handlers(
             config,
