@@ -355,6 +355,7 @@ impl NodeFront {
         let (config, people, about) = (&base.config, &base.people, &parts.about);
         let hub = HubContext::new(config, people, about, &base.facts, clock());
         let inside = WebGateway::new(config, &base.key, people);
+        base.meters.set_gateway(&inside.gateway);
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) = handlers(base, parts, hub.as_ref(), page)?;
         let answers = Arc::clone(&base.certificates.challenges);

@@ -366,6 +366,9 @@ async fn trees_of_inputs_count_for_who_sent_them() {
             let refused = ended.expect("some run").expect("no panic");
             let refused = refused.expect_err("there is no room");
             assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+            // Other limits are `OVERLOADED` as well: those of calls, sessions and workers.
+            let why = "bytes of requests of one identity";
+            assert!(refused.message.contains(why), "{refused}");
         }
         let (_bobs, bob) = dial(&node, &bob).await;
         let answer = bob.call("js/tree", &list(0)).await;

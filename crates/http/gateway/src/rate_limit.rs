@@ -106,6 +106,23 @@ pub(crate) struct QuotaLoad {
     pub(crate) bytes: AtomicUsize,
     /// Bytes of the account's small requests, and as many of each longer one.
     pub(crate) small_bytes: AtomicUsize,
+    /// Bytes that requests were granted, and the most of them at once since the start, of the whole node only. Unlike
+    /// `bytes` they have none of a request that is about to be refused.
+    granted: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl QuotaLoad {
+    /// Notes that the node grants counted bytes to a request.
+    pub(crate) fn granted(&self, bytes: usize) {
+        let now = self.granted.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        self.peak.fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// Notes that a request returns granted bytes.
+    pub(crate) fn returned(&self, bytes: usize) {
+        self.granted.fetch_sub(bytes, Ordering::AcqRel);
+    }
 }
 
 /// The quota of one identity, or of the unknown peers of one network. The server of a connection keeps it between
@@ -320,6 +337,13 @@ impl HttpRateLimiter {
         self.all.bytes.load(Ordering::Acquire)
     }
 
+    /// The bytes that requests have been granted: now, the most at once so far, and their limit.
+    #[must_use]
+    pub(crate) fn granted_bytes(&self) -> [usize; 3] {
+        let [now, peak] = [&self.all.granted, &self.all.peak].map(|it| it.load(Ordering::Acquire));
+        [now, peak, self.quota.load().bytes]
+    }
+
     /// The number of running calls and streams.
     #[must_use]
     pub(crate) fn running(&self) -> (u32, u32) {
@@ -396,6 +420,12 @@ mod tests {
         room.lease(&eve).more(2 * small).expect("room again");
         drop((first, second, third));
         assert_eq!(room.bytes(), 0);
+        let peak = 40 * small + small / 4;
+        assert_eq!(
+            room.granted_bytes(),
+            [0, peak, 64 * small],
+            "without what was refused"
+        );
     }
 
     /// They send what is counted for them, in small requests that they do not end.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
 use alknet_endpoint::EndpointDialer;
+use alknet_gateway::limits::BODY_AHEAD;
 use alknet_tests::{RawTcpConnection, TestBench, WebNode};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
@@ -22,6 +23,8 @@ use serde_json::{Value, json};
 use tokio::task::{JoinHandle, block_in_place};
 
 use alknet_tests::raw::{H2, frame, within};
+
+use super::until_counted;
 
 /// The smallest limit for requests: 4 MiB, half of it for one identity.
 const LEAST: u64 = 32 << 20;
@@ -169,6 +172,10 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
             assert_eq!(client.calls(token).await, 200);
             clients.push(client);
         }
+        // The node counts the first byte of every other one, and has answered none of them.
+        until_counted(&web, (held.len() / 2 * BODY_AHEAD) as u64);
+        let is_answered = held.iter().any(|one| one.0.is_finished());
+        assert!(!is_answered, "a request has an answer");
         let mut other = ShareClient::open(&web).await;
         for token in [&web.reader, &second, &web.admin] {
             assert_eq!(other.calls(token).await, 200);

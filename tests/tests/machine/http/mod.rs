@@ -57,7 +57,7 @@ fn a_booted_machine_serves_every_http_client() {
     // These requests wait for limits of up to a minute. The tests from here to the ends of these requests run beside
     // them.
     let mut unread = UnreadResponses::begin(&web);
-    let slow = SlowRequests::begin(&web);
+    let mut slow = SlowRequests::begin(&web);
 
     gateway::every_path_answers(&web);
     gateway::a_caller_without_scope_gets_forbidden(&web);
@@ -81,6 +81,7 @@ fn a_booted_machine_serves_every_http_client() {
 
     // Clients that come from here on take the places of silent unknown peers.
     unread.end_of_unknown_clients();
+    slow.heads_end(&web);
     attacks::bodies_cost_little_memory(&web);
     framing::what_does_not_end_is_ended(&web);
     sockets::are_bounded(&web);
