@@ -229,6 +229,12 @@ impl WorkerLease {
         self
     }
 
+    /// Whether other callers have the tenant's code run in it.
+    #[must_use]
+    pub const fn is_lent(&self) -> bool {
+        self.lent
+    }
+
     /// The session shares its worker only with sessions that have the same rights, of which this is a digest. The host
     /// believes a worker which of its sessions a message belongs to: code that takes over a worker can do whatever any
     /// session there may.

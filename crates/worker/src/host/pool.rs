@@ -192,6 +192,11 @@ impl WorkerPool {
         })
     }
 
+    /// The tenant of a worker. `None` for a worker without a tenant.
+    pub(super) fn tenant_of_worker(&self, worker: u64) -> Option<&str> {
+        self.slots.get(&worker)?.tenant.as_deref()
+    }
+
     /// Number of workers that the tenant has, of all roles.
     pub(super) fn of_tenant(&self, tenant: &str) -> usize {
         let own = |slot: &&PoolSlot| {

@@ -37,6 +37,7 @@ use crate::{
     WorkerError, WorkerRole,
 };
 
+pub use ending::WORKER_LOSS_TARGET;
 pub(super) use opening::check_binds;
 
 /// Most events of one wait.
