@@ -11,10 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_call::CAUSE_TARGET;
-use alknet_sessions::CONSOLE_TARGET;
+use alknet_http::UNKNOWN_ACCESS_TARGET;
+use alknet_sessions::{CONSOLE_TARGET, SESSION_END_TARGET};
+use alknet_worker::WORKER_LOSS_TARGET;
 use tracing::Event;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
+
+use super::log_ring::network_of;
 
 /// The period in which records are counted.
 pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(60);
@@ -37,6 +41,12 @@ const SCRIPT_RECORDS_MAX: u32 = 60;
 const SCRIPT_RECORDS_OF_OWNER: u32 = 30;
 /// Those that only the first line of an owner may take.
 const SCRIPT_RECORDS_OF_FIRSTS: u32 = 10;
+/// Lines of the access log for requests without an identity in a period: ten a second.
+const UNKNOWN_REQUESTS_MAX: u32 = 600;
+/// Those of them for one network.
+const UNKNOWN_REQUESTS_OF_NETWORK: u32 = 120;
+/// Those that only the first request of a network may take.
+const UNKNOWN_REQUESTS_OF_FIRSTS: u32 = 100;
 /// The field that names the operation in a record of a failed server or peer.
 const OPERATION_FIELD: &str = "operation";
 /// The field of the same meaning for a whole import, which names its namespace.
@@ -47,6 +57,24 @@ const OWNER_FIELD: &str = "owner";
 pub(crate) const IMPORT_TARGET: &str = "alknet::imports";
 /// The namespace of promoted operations, each of which has another author.
 const PROMOTED_NAMESPACE: &str = "js";
+
+/// How owners or networks share the records of a call site.
+struct LineShares {
+    all: u32,
+    of_one: u32,
+    of_firsts: u32,
+}
+
+const SCRIPT_LINES: LineShares = LineShares {
+    all: SCRIPT_RECORDS_MAX,
+    of_one: SCRIPT_RECORDS_OF_OWNER,
+    of_firsts: SCRIPT_RECORDS_OF_FIRSTS,
+};
+const UNKNOWN_REQUESTS: LineShares = LineShares {
+    all: UNKNOWN_REQUESTS_MAX,
+    of_one: UNKNOWN_REQUESTS_OF_NETWORK,
+    of_firsts: UNKNOWN_REQUESTS_OF_FIRSTS,
+};
 
 /// Counts of records by call site. The program has a fixed number of call sites.
 pub(crate) struct LogRates<K = Identifier> {
@@ -116,8 +144,11 @@ impl LogRates {
         if !has_rate(target) {
             return RateDecision::Keep { left_out: 0 };
         }
-        let has_payer = is_cause(target) || target == CONSOLE_TARGET;
-        let payer = has_payer.then(|| PayerField::of_event(event));
+        let payer = match target {
+            UNKNOWN_ACCESS_TARGET => Some(network_of(event)),
+            _ if is_cause(target) || has_owner(target) => Some(PayerField::of_event(event)),
+            _ => None,
+        };
         let record = RatedRecord {
             call_site: metadata.callsite(),
             target,
@@ -193,8 +224,12 @@ impl RatePeriod {
     /// Whether the call site may have one more record. Counts it if so.
     fn takes(&mut self, payer: Option<&str>) -> bool {
         let is_kept = match payer {
-            Some(owner) if self.target == CONSOLE_TARGET => {
-                self.causes.takes_line(owner, self.records)
+            Some(owner) if has_owner(self.target) => {
+                self.causes.takes_line(owner, self.records, &SCRIPT_LINES)
+            }
+            Some(network) if self.target == UNKNOWN_ACCESS_TARGET => {
+                self.causes
+                    .takes_line(network, self.records, &UNKNOWN_REQUESTS)
             }
             Some(operation) => self.causes.takes(operation, self.records),
             None => self.records < LIBRARY_RECORDS_MAX,
@@ -229,14 +264,14 @@ impl CauseShares {
         is_kept
     }
 
-    /// The same for a line of a script of `owner`.
-    fn takes_line(&mut self, owner: &str, records: u32) -> bool {
+    /// The same for a record of a script's `owner`, or of a network.
+    fn takes_line(&mut self, owner: &str, records: u32, shares: &LineShares) -> bool {
         let of_owner = self.operations.get(owner).copied().unwrap_or_default();
         let most = match of_owner {
-            0 => SCRIPT_RECORDS_MAX,
-            _ => SCRIPT_RECORDS_MAX - SCRIPT_RECORDS_OF_FIRSTS,
+            0 => shares.all,
+            _ => shares.all - shares.of_firsts,
         };
-        let is_kept = records < most && of_owner < SCRIPT_RECORDS_OF_OWNER;
+        let is_kept = records < most && of_owner < shares.of_one;
         if is_kept {
             self.operations.insert(owner.into(), of_owner + 1);
         }
@@ -269,9 +304,17 @@ impl Visit for PayerField {
 }
 
 /// Whether records of the target have a rate. What the node says of itself has limits where it happens, but for why
-/// servers and peers failed and for what scripts write.
+/// servers and peers failed, for what scripts and taken-over workers cause, and for requests of unknown clients.
 fn has_rate(target: &str) -> bool {
-    is_cause(target) || target == CONSOLE_TARGET || !target.starts_with("alknet")
+    is_cause(target)
+        || has_owner(target)
+        || target == UNKNOWN_ACCESS_TARGET
+        || !target.starts_with("alknet")
+}
+
+/// Whether records of the target name the owner of a script that caused them.
+fn has_owner(target: &str) -> bool {
+    [CONSOLE_TARGET, SESSION_END_TARGET, WORKER_LOSS_TARGET].contains(&target)
 }
 
 /// Whether records of the target say why servers, peers and imports failed.
@@ -322,6 +365,46 @@ mod tests {
         assert_eq!(kept("b", 100_000), rest);
         assert_eq!(kept("c", 100), 1, "the first line of an owner has a place");
         assert_eq!(kept("c", 100), 0);
+    }
+
+    #[test]
+    fn requests_of_a_network_have_a_share_and_other_networks_a_first_line() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        let kept = |network: &str, times: u32| {
+            let request = || RatedRecord {
+                call_site: "a request",
+                target: UNKNOWN_ACCESS_TARGET,
+                payer: Some(network),
+            };
+            let all = (0..times).filter(|_| rates.count_at(request(), start) == KEPT);
+            all.count() as u32
+        };
+        assert_eq!(kept("192.0.2.0", 5_000), UNKNOWN_REQUESTS_OF_NETWORK);
+        for network in 0..10 {
+            kept(&format!("198.51.{network}.0"), 5_000);
+        }
+        assert_eq!(kept("203.0.113.0", 100), 1);
+    }
+
+    #[test]
+    fn ends_of_sessions_and_workers_have_the_share_of_their_owner() {
+        for target in [SESSION_END_TARGET, WORKER_LOSS_TARGET] {
+            let rates = LogRates::default();
+            let start = Instant::now();
+            let kept = |owner: &str, times: u32| {
+                let end = || RatedRecord {
+                    call_site: "an end",
+                    target,
+                    payer: Some(owner),
+                };
+                let all = (0..times).filter(|_| rates.count_at(end(), start) == KEPT);
+                all.count() as u32
+            };
+            assert!(has_rate(target));
+            assert_eq!(kept("a", 1_000), SCRIPT_RECORDS_OF_OWNER, "{target}");
+            assert_eq!(kept("b", 1), 1, "{target}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod key_rotation;
 mod known_names;
 mod log;
 mod log_rate;
+mod log_ring;
 mod memory;
 mod metrics;
 mod named_files;
