@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use alknet_call::Env;
 use alknet_core::BoxFuture;
-use alknet_runtime::{RuntimeCode, ScriptFailure};
+use alknet_runtime::{RuntimeCode, ScriptFailure, SessionMode};
 use alknet_worker::{Bytes32, WorkerLease, WorkerRole, Workers};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -179,6 +179,10 @@ impl ScriptSessions {
         }
         if spec.lent {
             lease = lease.lent();
+            // A service serves all callers.
+            if spec.mode != SessionMode::Service {
+                lease = lease.for_caller(opening::tenant(spec.payer.as_deref()));
+            }
         }
         let opened = self.worker(lease, &tenant).await;
         let worker = opened.map_err(|error| failure::of_worker(&error))?;

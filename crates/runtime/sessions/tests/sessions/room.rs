@@ -131,7 +131,7 @@ async fn idle_repls_of_four_leave_the_next_caller_a_worker() {
     for user in 0..4 {
         let user = lab.client(&identity(&format!("user-{user}"), &["runtime:debug"]));
         for n in 0..OF_EACH {
-            let uses = [format!("test/{n}")];
+            let uses = [format!("test/r{n}")];
             let line = json!({ "repl": format!("r{n}"), "source": "1", "uses": uses });
             eval(&user, line).await.expect("a REPL");
         }
