@@ -218,6 +218,9 @@ impl ScriptSessions {
 
     /// The services with these sessions, with their locks. `None` if a call has one of them.
     fn reserved(&self, idle: &[IdleSession]) -> Option<Vec<OwnedRwLockWriteGuard<CurrentSession>>> {
+        if idle.is_empty() {
+            return Some(Vec::new());
+        }
         // One search at a time: each looks into services that another one may want.
         let services = lock(&self.services);
         let known = services.iter().filter_map(Weak::upgrade);
