@@ -11,10 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_call::CAUSE_TARGET;
-use alknet_sessions::CONSOLE_TARGET;
+use alknet_http::UNKNOWN_ACCESS_TARGET;
+use alknet_sessions::{CONSOLE_TARGET, SESSION_END_TARGET};
+use alknet_worker::WORKER_LOSS_TARGET;
 use tracing::Event;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
+
+use super::log_ring::network_of;
 
 /// The period in which records are counted.
 pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(60);
@@ -37,6 +41,12 @@ const SCRIPT_RECORDS_MAX: u32 = 60;
 const SCRIPT_RECORDS_OF_OWNER: u32 = 30;
 /// Those that only the first line of an owner may take.
 const SCRIPT_RECORDS_OF_FIRSTS: u32 = 10;
+/// Lines of the access log for requests without an identity in a period: ten a second.
+const UNKNOWN_REQUESTS_MAX: u32 = 600;
+/// Those of them for one network.
+const UNKNOWN_REQUESTS_OF_NETWORK: u32 = 120;
+/// Those that only the first request of a network may take.
+const UNKNOWN_REQUESTS_OF_FIRSTS: u32 = 100;
 /// The field that names the operation in a record of a failed server or peer.
 const OPERATION_FIELD: &str = "operation";
 /// The field of the same meaning for a whole import, which names its namespace.
@@ -56,8 +66,10 @@ struct RecordRate {
     shares: Option<PayerShares>,
 }
 
-/// How the payers of a call site's records share them. A payer is an operation, or the owner of a script.
+/// How the payers of a call site's records share them. A payer is an operation, the owner of a script, or a network.
 struct PayerShares {
+    /// The payer of a record.
+    payer: fn(&Event<'_>) -> String,
     /// The group of a payer.
     group: fn(&str) -> &str,
     /// Maximum number of records of one payer.
@@ -72,20 +84,33 @@ struct PayerShares {
 const CAUSES: RecordRate = RecordRate {
     records_max: CAUSE_RECORDS_MAX,
     shares: Some(PayerShares {
+        payer: PayerField::of_event,
         group: namespace,
         of_payer: CAUSE_RECORDS_OF_OPERATION,
         of_group: CAUSE_RECORDS_OF_NAMESPACE,
         firsts: CAUSE_RECORDS_OF_FIRSTS,
     }),
 };
-/// Rate of the lines of scripts. Each owner is a group of its own.
+/// Rate of the lines of scripts, and of what their workers cause. Each owner is a group of its own.
 const SCRIPT_LINES: RecordRate = RecordRate {
     records_max: SCRIPT_RECORDS_MAX,
     shares: Some(PayerShares {
+        payer: PayerField::of_event,
         group: |owner| owner,
         of_payer: SCRIPT_RECORDS_OF_OWNER,
         of_group: SCRIPT_RECORDS_OF_OWNER,
         firsts: SCRIPT_RECORDS_OF_FIRSTS,
+    }),
+};
+/// Rate of the access log's lines for requests without an identity. Each network is a group of its own.
+const UNKNOWN_REQUESTS: RecordRate = RecordRate {
+    records_max: UNKNOWN_REQUESTS_MAX,
+    shares: Some(PayerShares {
+        payer: network_of,
+        group: |network| network,
+        of_payer: UNKNOWN_REQUESTS_OF_NETWORK,
+        of_group: UNKNOWN_REQUESTS_OF_NETWORK,
+        firsts: UNKNOWN_REQUESTS_OF_FIRSTS,
     }),
 };
 /// Rate of what libraries say.
@@ -94,10 +119,13 @@ const LIBRARIES: RecordRate = RecordRate {
     shares: None,
 };
 /// The node's own targets whose records have a rate. What it says of itself has limits where it happens, but for these.
-static RATES: [(&str, RecordRate); 3] = [
+static RATES: [(&str, RecordRate); 6] = [
     (CAUSE_TARGET, CAUSES),
     (IMPORT_TARGET, CAUSES),
     (CONSOLE_TARGET, SCRIPT_LINES),
+    (SESSION_END_TARGET, SCRIPT_LINES),
+    (WORKER_LOSS_TARGET, SCRIPT_LINES),
+    (UNKNOWN_ACCESS_TARGET, UNKNOWN_REQUESTS),
 ];
 
 /// Counts of records by call site. The program has a fixed number of call sites.
@@ -130,8 +158,8 @@ struct RatedRecord<'a, K> {
     call_site: K,
     target: &'static str,
     rate: &'static RecordRate,
-    /// Whose share it takes: the operation that it is about, for records of why servers and peers failed, and the owner
-    /// of a script, for its lines.
+    /// Whose share it takes: the operation that it is about, for records of why servers and peers failed, the owner of
+    /// a script, for its lines, and the network, for requests of unknown peers.
     payer: Option<&'a str>,
 }
 
@@ -170,7 +198,7 @@ impl LogRates {
         let Some(rate) = rate_of(target) else {
             return RateDecision::Keep { left_out: 0 };
         };
-        let payer = rate.shares.as_ref().map(|_| PayerField::of_event(event));
+        let payer = rate.shares.as_ref().map(|shares| (shares.payer)(event));
         let record = RatedRecord {
             call_site: metadata.callsite(),
             target,
@@ -376,6 +404,47 @@ mod tests {
     }
 
     #[test]
+    fn requests_of_a_network_have_a_share_and_other_networks_a_first_line() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        let kept = |network: &str, times: u32| {
+            let request = || RatedRecord {
+                call_site: "a request",
+                target: UNKNOWN_ACCESS_TARGET,
+                rate: &UNKNOWN_REQUESTS,
+                payer: Some(network),
+            };
+            let all = (0..times).filter(|_| rates.count_at(request(), start) == KEPT);
+            all.count() as u32
+        };
+        assert_eq!(kept("192.0.2.0", 5_000), UNKNOWN_REQUESTS_OF_NETWORK);
+        for network in 0..10 {
+            kept(&format!("198.51.{network}.0"), 5_000);
+        }
+        assert_eq!(kept("203.0.113.0", 100), 1);
+    }
+
+    #[test]
+    fn ends_of_sessions_and_workers_have_the_share_of_their_owner() {
+        for target in [SESSION_END_TARGET, WORKER_LOSS_TARGET] {
+            let rates = LogRates::default();
+            let start = Instant::now();
+            let kept = |owner: &str, times: u32| {
+                let end = || RatedRecord {
+                    call_site: "an end",
+                    target,
+                    rate: rate_of(target).expect("it has a rate"),
+                    payer: Some(owner),
+                };
+                let all = (0..times).filter(|_| rates.count_at(end(), start) == KEPT);
+                all.count() as u32
+            };
+            assert_eq!(kept("a", 1_000), SCRIPT_RECORDS_OF_OWNER, "{target}");
+            assert_eq!(kept("b", 1), 1, "{target}");
+        }
+    }
+
+    #[test]
     fn promoted_operations_that_fail_hide_no_failure_of_another() {
         let rates = LogRates::default();
         let start = Instant::now();
@@ -472,6 +541,7 @@ mod tests {
             (CAUSE_TARGET, CAUSE_RECORDS_MAX),
             (IMPORT_TARGET, CAUSE_RECORDS_MAX),
             (CONSOLE_TARGET, SCRIPT_RECORDS_MAX),
+            (UNKNOWN_ACCESS_TARGET, UNKNOWN_REQUESTS_MAX),
             ("rmcp::service", LIBRARY_RECORDS_MAX),
         ] {
             assert_eq!(records_max(target), Some(most), "{target}");

@@ -22,6 +22,7 @@ mod known_names;
 mod log;
 mod log_panic;
 mod log_rate;
+mod log_ring;
 mod memory;
 mod metrics;
 mod named_files;

@@ -141,7 +141,7 @@ impl RequestScope<'_> {
         // A node in stealth mode must not reveal to an unknown peer which names are its own. The peer gets the
         // response of a web server that serves this site or decoy under every name.
         if !own && !self.settings.stealth {
-            return misdirected();
+            return self.refused_name();
         }
         let path = parts.uri.path();
         // The lookup also runs for the paths of this crate: if such a path were found sooner than an absent one, a
@@ -205,6 +205,16 @@ impl RequestScope<'_> {
         let unknown = self.caller(CallerIdentity::default());
         match self.conn.shared.gateway.admit(&unknown) {
             Ok(()) => self.refused(error),
+            Err(too_many) => self.refused(&too_many),
+        }
+    }
+
+    /// Refuses a name that is not the node's. The client is not known yet, so the refusal counts against the rate of its
+    /// network.
+    fn refused_name(&self) -> RoutedResponse {
+        let unknown = self.caller(CallerIdentity::default());
+        match self.conn.shared.gateway.admit(&unknown) {
+            Ok(()) => misdirected(),
             Err(too_many) => self.refused(&too_many),
         }
     }

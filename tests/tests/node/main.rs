@@ -3,6 +3,7 @@
 
 mod administration;
 mod calling;
+mod crowded_services;
 mod dialling_verbs;
 mod enrolment;
 mod enrolment_machines;

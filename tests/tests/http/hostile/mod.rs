@@ -5,6 +5,7 @@ mod bodies;
 mod frames;
 mod guesses;
 mod heads;
+mod log;
 mod removals;
 mod shares;
 mod sockets;
