@@ -189,9 +189,8 @@ impl LogReader {
     /// The next item that the ring already has.
     fn take(&mut self) -> Option<LogEntry> {
         let records = self.ring.lock();
-        let until = self
-            .end
-            .map_or(records.next(), |end| end.min(records.next()));
+        let next = records.next();
+        let until = self.end.map_or(next, |end| end.min(next));
         self.owed += until.saturating_sub(self.seen);
         self.seen = self.seen.max(until);
         let from = records.position(self.at);

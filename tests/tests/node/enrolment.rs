@@ -206,28 +206,6 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     assert_eq!((well.status, &*well.text()), (200, "ok\n"));
 }
 
-/// The hub answers an administrator by the name that its configuration gives to the key.
-#[test]
-fn a_name_for_a_key_of_the_hubs_configuration_is_refused() {
-    let bench = TestBench::new();
-    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
-    let join = invite(&bench, &hub, &["--role", "user"]);
-    let enroll = |more: &[&str]| run(bench.admin(), &[&["enroll", &join][..], more].concat());
-    let refused = enroll(&["--name", "ada"]);
-    assert_eq!((refused.status, refused.code().as_str()), (2, "USAGE"));
-    assert!(
-        refused.errors.contains("calls it 'admin'") && refused.errors.contains("--name ada"),
-        "{refused:?}"
-    );
-    let nodes = run(bench.admin(), &["node", "list"]).json();
-    assert_eq!(nodes["nodes"], json!([]), "{nodes}");
-    let enrolled = enroll(&["--hub", "attic"]).json();
-    assert_eq!(
-        (&enrolled["name"], &enrolled["hub"]),
-        (&json!("admin"), &json!("attic"))
-    );
-}
-
 #[test]
 fn a_client_that_can_only_name_an_operation_is_passed_on() {
     let bench = TestBench::new();

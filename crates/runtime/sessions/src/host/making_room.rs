@@ -163,7 +163,7 @@ impl ScriptSessions {
         let has = |tenant: &str| of_tenants.get(tenant).copied().unwrap_or_default();
         let mut order: Vec<_> = workers
             .iter()
-            .filter(|(_, worker)| may_end(lacked, worker, &has))
+            .filter(|(_, worker)| may_end(lacked, worker, has))
             .filter_map(|(pid, worker)| Some((Reverse(has(&worker.tenant)), worker.since()?, *pid)))
             .collect();
         order.sort();
