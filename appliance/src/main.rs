@@ -10,6 +10,7 @@ mod memory;
 mod node;
 mod tar;
 mod worker;
+mod writers;
 
 use std::process::ExitCode;
 
@@ -22,7 +23,8 @@ fn main() -> ExitCode {
         return worker::run();
     }
     // The allocator asks for huge pages of 2 MiB, and a process with a few such areas then has four
-    // times the memory that it uses. Workers that compute turn huge pages on again.
+    // times the memory that it uses. Workers that compute turn huge pages on again. A kernel that refuses costs memory
+    // only.
     let _ = nix::sys::prctl::set_thp_disable(true);
     // Only PID 1 pays for the wiping: every other process gives its memory back when it ends.
     if std::process::id() == 1 {

@@ -4,7 +4,7 @@
 const DELAY_FIRST_MS = 200, DELAY_MAX_MS = 30_000, HELD_MS = 10_000, WINDOW = 64;
 // Calls under way at once; more wait here for their turn. A node takes 256 of a known client and 8 of
 // an unknown one.
-const KNOWN_AT_ONCE = 128, STRANGER_AT_ONCE = 8;
+const KNOWN_AT_ONCE = 128, UNKNOWN_AT_ONCE = 8;
 // Ends that coming back at once does not change: broken, refused, too big, revoked, superseded.
 const FINAL = new Set([1002, 1003, 1007, 1008, 1009, 4401, 4403, 4409]);
 
@@ -30,7 +30,7 @@ const plain = (name) => name.replace(/^\//, "");
  */
 export class Alknet {
   #url; #options; #socket; #next = 0; #asked = new Map(); #served = new Map();
-  #delay = DELAY_FIRST_MS; #timer; #closed = false; #open; #opened; #failed; #draining = false; #running = 0; #waiting = [];
+  #delay = DELAY_FIRST_MS; #timer; #closed = false; #open; #opened; #failed; #draining = false; #running = 0; #waiting = new Set();
 
   constructor(url, options = {}) {
     this.#url = String(url);
@@ -46,7 +46,7 @@ export class Alknet {
   /** Calls a query or mutation. `signal` aborts it; `timeoutMs`, `idempotencyKey`, `peer` as documented. */
   async call(operation, input = null, options = {}) {
     const { signal } = options;
-    while (this.#running >= this.#atOnce) await new Promise((turn) => this.#waiting.push(turn));
+    while (this.#running >= this.#atOnce) await this.#turn(signal);
     this.#running += 1;
     try {
       if (signal?.aborted) throw aborted();
@@ -60,7 +60,7 @@ export class Alknet {
       });
     } finally {
       this.#running -= 1;
-      this.#waiting.shift()?.();
+      this.#waiting.values().next().value?.();
     }
   }
 
@@ -123,7 +123,22 @@ export class Alknet {
   }
 
   get #atOnce() {
-    return this.#options.atOnce ?? (this.#options.token ? KNOWN_AT_ONCE : STRANGER_AT_ONCE);
+    return this.#options.atOnce ?? (this.#options.token ? KNOWN_AT_ONCE : UNKNOWN_AT_ONCE);
+  }
+
+  // Resolves when a call has ended, for the one that has waited longest; fails when `signal` gives it up.
+  #turn(signal) {
+    return new Promise((ok, no) => {
+      const end = (settle) => {
+        this.#waiting.delete(wake);
+        signal?.removeEventListener("abort", give);
+        settle();
+      };
+      const wake = () => end(ok), give = () => end(() => no(aborted()));
+      if (signal?.aborted) return no(aborted());
+      signal?.addEventListener("abort", give, { once: true });
+      this.#waiting.add(wake);
+    });
   }
 
   // The connection.

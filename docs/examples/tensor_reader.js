@@ -1,5 +1,5 @@
-// Reads a tensor file out of an ArrayBuffer and copies nothing. Any engine runs it; docs/tensor.md is all
-// that it knows. It trusts the file: check files of strangers first (`alknet tensor verify`).
+// Reads a tensor file out of an ArrayBuffer and copies nothing. Any engine runs it; its author had only docs/tensor.md.
+// The reader does not check the file: check a file of unknown origin with `alknet tensor verify` first.
 
 const ARRAYS = {
   BOOL: Uint8Array, U8: Uint8Array, I8: Int8Array, U16: Uint16Array, I16: Int16Array, U32: Uint32Array,

@@ -154,7 +154,7 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
         .stderr(errors);
     // Without control groups the node runs all the same, and reports that its workers have no
     // limits.
-    let group = groups::node_cgroup().ok();
+    let group = groups::node_cgroup();
     let cgroup_procs = group.as_ref().map(AsRawFd::as_raw_fd);
     // SAFETY: between fork and exec the closure only makes system calls, and allocates no memory.
     let child =

@@ -11,6 +11,8 @@ use alknet_core::EncryptedData;
 use alknet_core::config::NodeConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::text::cut_text;
+
 /// File descriptor of the node's end of the socket pair.
 pub const NODE_FD: i32 = 3;
 
@@ -271,10 +273,7 @@ impl MachineDiagnostic {
     #[must_use]
     pub fn shortened(mut self) -> Self {
         for text in [&mut self.text, &mut self.hint] {
-            if text.len() > DIAGNOSTIC_BYTES_MAX {
-                text.truncate(text.floor_char_boundary(DIAGNOSTIC_BYTES_MAX - '…'.len_utf8()));
-                text.push('…');
-            }
+            cut_text(text, DIAGNOSTIC_BYTES_MAX);
         }
         self
     }

@@ -77,13 +77,14 @@ pub(crate) fn prepare() -> Result<(), InitError> {
 
 /// The file that moves the writing process into the node's group. PID 1 opens it, because the node
 /// may not: the kernel checks the rights of the process that opened the file, and not of the one
-/// that writes.
-pub(crate) fn node_cgroup() -> io::Result<File> {
+/// that writes. `None` if the machine has no control groups, or the file cannot be opened, which is
+/// logged.
+pub(crate) fn node_cgroup() -> Option<File> {
     cgroup_procs(NODE)
 }
 
 /// The same for a helper child.
-pub(crate) fn helper_cgroup() -> io::Result<File> {
+pub(crate) fn helper_cgroup() -> Option<File> {
     cgroup_procs(HELPER)
 }
 
@@ -92,10 +93,17 @@ pub(crate) fn clear_helper_task() -> Result<(), InitError> {
     set(Path::new(HELPER), "cgroup.kill", "1")
 }
 
-fn cgroup_procs(group: &str) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .open(Path::new(group).join("cgroup.procs"))
+fn cgroup_procs(group: &str) -> Option<File> {
+    let file = Path::new(group).join("cgroup.procs");
+    let opened = OpenOptions::new().write(true).open(&file);
+    opened
+        .inspect_err(|error| {
+            // The log has said at the start that the machine has no control groups.
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(%error, "{} cannot be opened: a process runs without limits", file.display());
+            }
+        })
+        .ok()
 }
 
 /// Kills the workers that an earlier node left, and removes their groups.

@@ -34,7 +34,9 @@ pub(crate) fn run(task: &HelperTask) -> io::Result<HelperOutcome> {
     // All processes of the group are killed, whatever the answer was. PID 1 collects every child,
     // so the process id is certain to be the child's only while it has not ended.
     let late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    // Clearing fails on a kernel without control groups, where the child alone can be killed.
     if groups::clear_helper_task().is_err() && outcome.as_ref().is_err_and(late) {
+        // A child that has just ended fails this.
         let _ = child.kill();
     }
     outcome
@@ -42,7 +44,7 @@ pub(crate) fn run(task: &HelperTask) -> io::Result<HelperOutcome> {
 
 fn execute(channel: &UnixStream) -> io::Result<Child> {
     let channel = channel.as_raw_fd();
-    let group = groups::helper_cgroup().ok();
+    let group = groups::helper_cgroup();
     let cgroup_procs = group.as_ref().map(AsRawFd::as_raw_fd);
     let mut command = Command::new("/proc/self/exe");
     command
@@ -63,7 +65,8 @@ fn execute(channel: &UnixStream) -> io::Result<Child> {
 /// thread, disables core dumps, and takes the socket.
 fn confine(channel: i32, group: Option<i32>) -> io::Result<()> {
     if let Some(group) = group {
-        // SAFETY: the descriptor is open, and the text lives as long as the program.
+        // "0" means the writing process. If the write fails, the child runs without limits, until the waiting thread
+        // ends. SAFETY: the descriptor is open, and the text lives as long as the program.
         unsafe { libc::write(group, c"0".as_ptr().cast(), 1) };
     }
     let none = libc::rlimit {

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_text_moves_no_cursor() {
+    fn a_message_of_a_peer_moves_no_cursor() {
         let long = format!("\u{1b}[2J\n{}", "x".repeat(1000));
         match HelperOutcome::refused(HelperRefusal::Denied, long).presentable() {
             HelperOutcome::Refused { text, .. } => {

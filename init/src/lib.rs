@@ -37,6 +37,7 @@ mod wipe;
 pub mod console;
 pub mod control;
 pub mod helper_task;
+pub mod text;
 
 pub use clock::BUILD_TIME_S;
 pub use error::InitError;

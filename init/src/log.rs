@@ -17,7 +17,7 @@ use tracing::{
     span,
 };
 
-use crate::{clock, control::LogRecord, stage::boot_ms};
+use crate::{clock, control::LogRecord, stage::boot_ms, text::cut_text};
 
 /// Bytes of text that the ring holds: some thousand lines, little beside 128 MiB of memory.
 pub(crate) const RING_BYTES_MAX: usize = 256 * 1024;
@@ -48,7 +48,7 @@ pub(crate) struct InitLogRing {
 
 impl InitLogRing {
     pub(crate) fn push(&mut self, author: LogAuthor, mut record: LogRecord) {
-        cut(&mut record.message);
+        cut_text(&mut record.message, MESSAGE_BYTES_MAX);
         self.bytes += cost(&record);
         self.records.push_back((author, record));
         self.next += 1;
@@ -80,14 +80,6 @@ impl InitLogRing {
 
 fn cost(record: &LogRecord) -> usize {
     record.message.len() + record.target.len() + RECORD_BYTES_OVERHEAD
-}
-
-fn cut(message: &mut String) {
-    if message.len() > MESSAGE_BYTES_MAX {
-        // The record is sent as JSON, which is UTF-8: half a character would not be.
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-        message.push('…');
-    }
 }
 
 /// The ring, shared by every task and thread of PID 1.
@@ -310,7 +302,7 @@ mod tests {
         let mut ring = InitLogRing::default();
         ring.push(LogAuthor::Init, record(&"é".repeat(MESSAGE_BYTES_MAX)));
         let kept = &ring.since(0).next().expect("one record").1.message;
-        assert!(kept.len() <= MESSAGE_BYTES_MAX + '…'.len_utf8());
+        assert!(kept.len() <= MESSAGE_BYTES_MAX);
         assert!(kept.ends_with('…'));
     }
 

@@ -2,8 +2,8 @@
 
 python3 api.py PORT [--token-file FILE]
 
-It says its port. /told has what it was asked, and /api.yaml the description. With a file, /api/me and the
-description are for clients that bring the token in it."""
+The server prints its port. /told answers with the requests that came, and /api.yaml with the description. With
+--token-file the server answers /api/me and /api.yaml only to clients that send the token in the file."""
 
 import hashlib
 import json
@@ -108,7 +108,7 @@ class Api(BaseHTTPRequestHandler):
 
 
 def parts(kind, body):
-    """What a form has, read by the library's own reader of mail."""
+    """Length and hash of each part of a multipart form, which Python's mail parser reads."""
     message = BytesParser().parsebytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body)
     found = {}
     for part in message.get_payload():

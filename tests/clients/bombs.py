@@ -1,9 +1,10 @@
-"""A server whose operations have schemas that no validator could check a value against, or compile.
+"""A server whose operations have schemas that a validator cannot compile, or cannot check a value against, in a
+reasonable time.
 
 python3 bombs.py PORT
 
-It says its port. An API is at /api, described by /chain.json, /deep.json, /numbers.json and /wide.json; tools are at
-/mcp. Every call is answered at once, and counted: /asked says how many there were."""
+The server prints its port. It has an API at /api, which /chain.json, /deep.json, /numbers.json and /wide.json
+describe, and tools at /mcp. It answers every call at once. /asked answers with the number of calls."""
 
 import json
 import sys
@@ -13,7 +14,7 @@ asked = 0
 
 
 def chain(prefix):
-    """Forty, each twice the next."""
+    """Forty schemas, each of which refers to the next one twice."""
     schemas = {"d40": {"type": "string"}}
     for at in range(40):
         one = {"$ref": f"{prefix}d{at + 1}"}
@@ -25,13 +26,13 @@ def chain(prefix):
 NUMBERS = {"type": "array", "items": {"enum": [n + 0.5 for n in range(2000)]}}
 # The same with more numbers than a schema may have.
 WIDE = {"type": "array", "items": {"enum": [n + 0.5 for n in range(100000)]}}
-# The same, short enough that an importer of tools reads it whole.
+# The same in a text so short that an importer of tools reads all of it.
 WIDE_AND_SHORT = {"type": "array", "items": {"enum": list(range(30000))}}
-# At each level a validator checks all levels within it again.
+# At each level a validator checks all deeper levels again.
 DEEP = {"type": "number"}
 for _ in range(30):
     DEEP = {"unevaluatedProperties": DEEP}
-# The library writes the name before each of the 9000 schemas that follow it.
+# The validator's library writes the name in front of each of the 9000 schemas below it.
 LONG_NAME = {"type": "object", "properties": {"x" * 20000: {"anyOf": [{}] * 9000}}}
 TOOLS = {
     "fine": {"type": "object"},
@@ -66,7 +67,7 @@ DOCUMENTS = {
 
 
 def told(method, params):
-    """What a tool server answers."""
+    """The result of a tool server's method; None if the server does not have the method."""
     if method == "initialize":
         return {
             "protocolVersion": params["protocolVersion"],

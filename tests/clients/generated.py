@@ -1,5 +1,5 @@
-"""What openapi-python-client makes of a node's document, in use. Reads {"url", "token", "wrong": an operation
-and an input that its schema refuses} from standard input; the folder it runs in has the client.
+"""Uses the client that openapi-python-client generated from a node's document. Reads {"url", "token", "wrong": an
+operation and an input that its schema refuses} from standard input. The working folder has the generated client.
 """
 
 import json
@@ -30,7 +30,7 @@ anonymous = Client(base_url=url, verify_ssl=False)
 
 
 def refused(told, status, code):
-    """An error, as its type."""
+    """The error in a response with this status and code; the generated client has parsed it."""
     assert told.status_code == status, told
     assert isinstance(told.parsed, ErrorResponse), told
     error = told.parsed.error

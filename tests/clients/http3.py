@@ -1,7 +1,8 @@
-"""Requests over HTTP/3, by aioquic. Reads a JSON list of requests from standard input and prints what was
-answered, a line each: {"status", "headers", "body" (base64)}.
+"""Sends requests over HTTP/3 with aioquic. Reads a JSON list of requests from standard input, and prints a line for
+each response: {"status", "headers", "body" (base64)}.
 
-A request: {"method", "path", "headers"?: {...}, "body"?: text, "events"?: stop after so many data frames}
+A request: {"method", "path", "authority"?, "headers"?: {...}, "body"?: text, "times"?: how often the body is repeated,
+"events"?: the number of data frames after which the client cancels the request}
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A client of HTTP/3 that says what it likes: aioquic's QUIC, and frames made by hand."""
+"""A client of HTTP/3 that can send any bytes: it has aioquic's QUIC, and makes the frames itself."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from aioquic.quic.events import ConnectionTerminated, StreamDataReceived, Stream
 # Deadline in seconds. It is longer than any limit of the server, and a busy machine extends it.
 PATIENCE = 60 * float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
 
-# Frame types (RFC 9114 section 7.2), with those that only HTTP/2 has (section 7.2.8).
+# Frame types (RFC 9114 section 7.2), and the types of frames that only HTTP/2 has (section 7.2.8).
 DATA, HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID = 0, 1, 3, 4, 5, 7, 13
 OF_HTTP2 = {"PRIORITY": 2, "PING": 6, "WINDOW_UPDATE": 8, "CONTINUATION": 9}
 # A reserved frame type, which a server must ignore (section 7.2.8).
@@ -55,7 +55,7 @@ def section(fields):
 
 
 def frames(data):
-    """Those that are whole."""
+    """Type and payload of each complete frame."""
     try:
         while not data.eof():
             kind, size = data.pull_uint_var(), data.pull_uint_var()
@@ -69,7 +69,7 @@ def head(fields=GET):
 
 
 def changed(fields, name, *values):
-    """The same with other values of one field, or without it."""
+    """These fields with other values of the field `name`; without the field if there are no values."""
     out = []
     for known, value in fields:
         out += [(known, new) for new in values] if known == name else [(known, value)]
@@ -110,7 +110,7 @@ class Peer(QuicConnectionProtocol):
         return stream
 
     def status(self, stream):
-        """Of the answer on a stream, once its head is there."""
+        """The status of the response on a stream; None until its head has arrived."""
         heard = self.heard.get(stream, {"data": b""})["data"]
         for kind, payload in frames(Buffer(data=heard)):
             if kind == HEADERS:
@@ -119,17 +119,17 @@ class Peer(QuicConnectionProtocol):
         return None
 
     def said(self):
-        """What came on the server's control stream, once something did."""
+        """The bytes of the server's control stream; None until the first has arrived."""
         opened = [self.heard[n]["data"] for n in sorted(self.heard) if n % 4 == 3]
         return next((data for data in opened if data[:1] == number(CONTROL)), None)
 
     def goaways(self):
-        """Identifiers of the GOAWAY frames that came on the server's control stream."""
+        """Identifiers of the GOAWAY frames on the server's control stream."""
         data = Buffer(data=self.said()[1:])
         return [Buffer(data=said).pull_uint_var() for kind, said in frames(data) if kind == GOAWAY]
 
     async def until(self, fact):
-        """Waits until something is known."""
+        """Waits until `fact()` is not None, and returns its value."""
 
         async def wait():
             while (found := fact()) is None:
@@ -140,7 +140,7 @@ class Peer(QuicConnectionProtocol):
         return await asyncio.wait_for(wait(), PATIENCE)
 
     def outcome(self, stream):
-        """How a request ended, if it did."""
+        """How a request ended; None while the client waits for the end."""
         if self.ended is not None:
             return ("closed", self.ended)
         told = self.heard.get(stream)
@@ -151,7 +151,8 @@ class Peer(QuicConnectionProtocol):
         return ("status", self.status(stream)) if told["end"] else None
 
     async def still_serves(self):
-        """What became of the connection: two requests, since the first may overtake what went before it."""
+        """The outcome of two more requests on the connection. There are two, because the first may reach the server
+        before the bytes that were sent in front of it."""
         for _ in range(2):
             stream = self.ask(head())
             ended = await self.until(lambda: self.outcome(stream))
@@ -161,7 +162,7 @@ class Peer(QuicConnectionProtocol):
 
 
 def narrow(streams, size):
-    """Makes clients that permit the server so many streams of one direction, of so many bytes, and never more."""
+    """Makes clients that permit the server `streams` unidirectional streams of `size` bytes, and never more."""
 
     def create(quic, **options):
         limit = quic._local_max_streams_uni

@@ -1,8 +1,8 @@
-"""What RFC 9114 has a server do about a client that breaks its rules, by aioquic's QUIC and frames made by
-hand. Reads {"token"} from standard input and prints a line for each rule: {"rule", "wanted", "got", "kept"}.
+"""Breaks the rules of RFC 9114, and compares what the server does with what the RFC requires. Reads {"token"} from
+standard input and prints a line for each rule: {"rule", "wanted", "got", "kept"}.
 
-With the argument "drain" it prints "drain" while a stream of events is open, and then what the server said
-when it ended: {"open": the stream, "goaway": [identifiers], "closed": code}.
+With the argument "drain" the program opens a stream of events and prints "drain". When the server has closed the
+connection, the program prints {"open": the stream, "goaway": [identifiers], "closed": code}.
 """
 
 import asyncio
@@ -68,8 +68,8 @@ def closes(code):
 
 
 def malformed(code=MESSAGE_ERROR):
-    """An error of the stream, for which the connection may be ended, too (section 8), or an answer that
-    says so (section 4.1.2)."""
+    """The permitted outcomes of a malformed message. The server resets the stream, closes the connection (section 8)
+    or answers with status 400 (section 4.1.2)."""
     return [("reset", code), ("closed", code), ("status", 400)]
 
 
@@ -77,8 +77,8 @@ SERVED = [("status", 200)]
 
 
 def rule(name, wanted, *, settings=True):
-    """Adds a rule. Its function does something, and returns the stream that is looked at, or nothing where
-    the connection is."""
+    """Adds a rule. Its function breaks the rule, and returns the stream whose outcome counts, or None if the
+    connection's outcome counts."""
 
     def add(function):
         RULES.append((name, wanted, settings, function))
@@ -92,7 +92,7 @@ def request(name, wanted, data, *, end=True):
 
 
 def control(name, wanted, *frames, end=False):
-    """More on the control stream."""
+    """Adds a rule about further frames on the control stream."""
 
     def act(peer):
         peer.more(peer.control, b"".join(frames), end)
@@ -101,7 +101,7 @@ def control(name, wanted, *frames, end=False):
 
 
 def streams(name, wanted, *each, end=False, settings=True):
-    """Further unidirectional streams."""
+    """Adds a rule about further unidirectional streams."""
 
     def act(peer):
         for data in each:
@@ -244,7 +244,7 @@ for name, kind in [("encoder", ENCODER), ("decoder", DECODER)]:
 
 
 async def tried(address, settings, act):
-    """How it ended, first of all for the connection."""
+    """The outcome of a rule's function: that of the connection if the connection ended, else that of the stream."""
     async with joined(*address) as peer:
         if settings:
             peer.control = peer.uni(SETTLED)
@@ -267,7 +267,7 @@ def shown(ends):
 
 
 async def let_go(address, create):
-    """How it ended for a client that asks nothing, and says now and then that it is there."""
+    """The outcome for a client that sends no request, and a ping every two seconds."""
 
     async def pings():
         while True:
@@ -287,7 +287,7 @@ async def let_go(address, create):
 
 
 async def settings_bytes(address):
-    """How long the server's control stream is before anything but SETTINGS is on it."""
+    """Length in bytes of the server's control stream when the server has sent only SETTINGS on it."""
     async with joined(*address) as peer:
         peer.control = peer.uni(SETTLED)
         return len(await peer.until(peer.said))

@@ -1,5 +1,6 @@
-// The TypeScript kits of the Model Context Protocol with a node: node mcp_node.mjs PACKAGES.
-// Its input is a JSON object of facts: the address, `url`, and a `token`, which only the client reads.
+// Uses a node with two TypeScript SDKs of the Model Context Protocol: node mcp_node.mjs PACKAGES.
+// The input is a JSON object with the node's `url` and a `token`. The token is not an argument, because every user of
+// the host can read arguments.
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';

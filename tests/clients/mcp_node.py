@@ -1,9 +1,10 @@
-"""The Python kit of the Model Context Protocol with a node.
+"""Uses a node with the Python SDK of the Model Context Protocol.
 
 python3 mcp_node.py [OPERATION INPUT OUTPUT]
 
-Its input is a JSON object of facts: the address, `url`, and a `token`, which only the client reads. It calls an operation that is a tool of its own, both ways: `/node/info`, or the one it is given, with what
-goes in and what has to come out as JSON."""
+The input is a JSON object with the node's `url` and a `token`. The token is not an argument, because every user of the
+host can read arguments. The client calls OPERATION by the tool `call` and by the operation's own tool, with INPUT
+(JSON). The result must be OUTPUT (JSON). Without arguments the operation is `/node/info`."""
 
 import asyncio
 import json

@@ -1,9 +1,9 @@
-"""A server of the Model Context Protocol's Python kit, whose tools a node imports.
+"""A server made with the Python SDK of the Model Context Protocol. A node imports its tools.
 
 python3 mcp_server.py PORT [--token-file FILE]
 
-It says its port. It gets another tool when its tool `grow` is called. With a file, a client that does not bring
-the token in it is turned away."""
+The server prints its port. When a client calls the tool `grow`, the server adds another tool. With --token-file
+the server refuses each request that does not have the token in the file."""
 
 import asyncio
 import socket

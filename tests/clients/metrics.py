@@ -1,7 +1,7 @@
-"""What Prometheus' own client library reads of a node's metrics. Reads {"text": what `/metrics` answered,
-"output": what `node/metrics` answered} from standard input.
+"""Reads a node's metrics with the client library of Prometheus. Reads {"text": the response of `/metrics`, "output":
+the output of `node/metrics`} from standard input.
 
-The library forgives much, so that what it was given is held against the format's rules here.
+The library accepts texts that break the format's rules, so this program checks these rules itself.
 """
 
 import json
@@ -12,12 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 def series(sample):
-    """A sample's name with its labels, whatever their order."""
+    """A sample's name with its labels, without their order."""
     return sample.name, frozenset(sample.labels.items())
 
 
 def read(text):
-    """Every sample of a text, by its series."""
+    """The value of each sample in a text, by the sample's series."""
     found, families = {}, set()
     for family in text_string_to_metric_families(text):
         # Each metric has one place with its help text and its type. The parser reports a metric without a type as
@@ -39,7 +39,7 @@ def read(text):
 
 
 def adds_up(family):
-    """Buckets hold what is in those before them, and the last holds everything."""
+    """Checks that each bucket contains the ones before it, and the last one all samples."""
 
     def named(suffix):
         return [one for one in family.samples if one.name == family.name + suffix]

@@ -1,6 +1,6 @@
-// What docs/examples/alknet.js does with a node that serves demo/…, in browsers and in Node.
-// `suite(Alknet, CallError, facts, options)` runs every test and returns the names of those that passed;
-// `facts`: `url`, `token` of an identity with the scope "demo".
+// Tests of docs/examples/alknet.js with a node that serves demo/…, in browsers and in Node.
+// `suite(Alknet, CallError, facts, options)` runs every test and returns the names of those that passed.
+// `facts`: `url`, and the `token` of an identity with the scope "demo".
 
 const equal = (a, b) => {
   const [x, y] = [JSON.stringify(a), JSON.stringify(b)];
@@ -27,7 +27,7 @@ export async function suite(Alknet, CallError, { url, token }, options = {}) {
       node.close();
       await fails(node.call("demo/echo"), "UNAVAILABLE");
     },
-    async strangers_say_who_they_are() {
+    async unknown_peers_authenticate() {
       const node = connect({ token: undefined });
       await fails(node.call("demo/echo", 1), "UNAUTHENTICATED");
       await fails(node.authenticate(token.replace(/.$/, (c) => (c === "A" ? "B" : "A"))), "UNAUTHENTICATED");
@@ -53,6 +53,24 @@ export async function suite(Alknet, CallError, { url, token }, options = {}) {
       giving.abort();
       await fails(hangs, "ABORTED");
       while ((await node.call("demo/state")).running > 0) await null;
+      node.close();
+    },
+    async what_waits_for_its_turn_is_given_up_at_once() {
+      const node = connect({ atOnce: 1 });
+      const holding = new AbortController(), giving = new AbortController();
+      const hangs = node.call("demo/hang", null, { signal: holding.signal });
+      const waits = node.call("demo/echo", 1, { signal: giving.signal }).catch(({ code }) => code);
+      const next = node.call("demo/echo", 2);
+      giving.abort();
+      // Without waiting for the node: before the first timer.
+      const timer = new Promise((resolve) => setTimeout(resolve, 0, "it still waits"));
+      equal(await Promise.race([waits, timer]), "ABORTED");
+      const late = node.call("demo/echo", 3, { signal: AbortSignal.abort() }).catch(({ code }) => code);
+      equal(await late, "ABORTED");
+      holding.abort();
+      await fails(hangs, "ABORTED");
+      equal(await next, 2);
+      equal(await node.call("demo/echo", 4), 4);
       node.close();
     },
     async subscriptions_wait_for_their_reader() {

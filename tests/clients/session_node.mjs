@@ -1,4 +1,4 @@
-// Runs session.js in Node, with Node's own WebSocket or that of ws. Its input is a JSON object of facts.
+// Runs session.js in Node, with Node's own WebSocket or with the package `ws`. The input is a JSON object of facts.
 import { readFileSync } from "node:fs";
 import { suite } from "./session.js";
 

@@ -1,14 +1,14 @@
-"""What a client of the documentation does with a node, test by test.
+"""Tests of the Python clients in the documentation, with a node.
 
     suite.py CLIENT NAME...
 
-CLIENT is the file with the client; the input is a JSON object about the node. Says `ok NAME` for each test
-that passed and ends with the first that did not.
+CLIENT is the file with the client. The input is a JSON object about the node. The program prints `ok NAME` for each
+test that passed, and ends at the first test that fails.
 """
 import asyncio, contextlib, importlib.util, json, os, sys, types
 
 # Largest frame of an unknown peer in bytes: docs/protocol.md.
-STRANGERS_FRAME = 64 << 10
+UNKNOWN_PEER_FRAME_BYTES = 64 << 10
 # Longest wait for one step in seconds. Emulated guests are slow, and the machine may be busy.
 HUNG = 120 * float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
 
@@ -22,7 +22,7 @@ def load(path):
 
 @contextlib.asynccontextmanager
 async def dialled(cert=None):
-    """A connection to the node, closed in the end."""
+    """A connection to the node, which is closed at the end of the block."""
     if hasattr(client, "reach"):
         async with client.reach(facts["target"], cert) as node:
             yield node
@@ -45,7 +45,7 @@ def is_quic(node):
 
 
 def write(node, data):
-    """Any bytes, on the stream that carries the requests."""
+    """Sends any bytes on the stream that carries the requests."""
     if is_quic(node):
         node._quic.send_stream_data(0, data)
         node.transmit()
@@ -60,7 +60,7 @@ async def call(node, operation, input=None, **more):
 
 
 async def refused(node, operation, input=None, **more):
-    """The error that the call ends with."""
+    """The error with which the call ends."""
     try:
         output = await call(node, operation, input, **more)
     except RuntimeError as error:
@@ -69,7 +69,7 @@ async def refused(node, operation, input=None, **more):
 
 
 async def until(node, true, operation="demo/state"):
-    """Asks for the node's state until it is so."""
+    """Asks the node for its state until `true(state)` holds, and returns the state."""
     while not true(state := await call(node, operation)):
         await asyncio.sleep(0.01)
     return state
@@ -98,10 +98,10 @@ async def lists_and_describes():
         both = {"names": [facts["query"], "services/watch"]}
         specs = (await call(node, "services/schema", both))["specs"]
         assert [spec["op_type"] for spec in specs] == ["query", "subscription"], specs
-    async with dialled() as stranger:
-        seen = await call(stranger, "services/list")
+    async with dialled() as unknown_peer:
+        seen = await call(unknown_peer, "services/list")
         assert len(seen["operations"]) < len(names), seen
-        assert seen["protocol"]["max_frame"] == STRANGERS_FRAME, seen
+        assert seen["protocol"]["max_frame"] == UNKNOWN_PEER_FRAME_BYTES, seen
 
 
 async def errors_have_types():
@@ -113,8 +113,8 @@ async def errors_have_types():
         assert error["code"] == "NOT_FOUND", error
         error = await refused(node, "services/watch", {}, auth_token="alk_wrongone_" + "A" * 43)
         assert error["code"] == "UNAUTHENTICATED", error
-    async with dialled() as stranger:
-        error = await refused(stranger, facts["query"])
+    async with dialled() as unknown_peer:
+        error = await refused(unknown_peer, facts["query"])
         assert error["code"] == "UNAUTHENTICATED", error
 
 
@@ -138,37 +138,37 @@ async def subscriptions_begin_and_are_given_up():
 
 async def tokens_identify_an_unknown_client():
     token = facts["token"]
-    async with dialled() as stranger:
-        as_token = await call(stranger, "services/list", auth_token=token)
-        as_unknown = await call(stranger, "services/list")
+    async with dialled() as unknown_peer:
+        as_token = await call(unknown_peer, "services/list", auth_token=token)
+        as_unknown = await call(unknown_peer, "services/list")
         assert len(as_token["operations"]) > len(as_unknown["operations"])
-        error = await refused(stranger, "session/authenticate", {"token": token[:-1] + "!"})
+        error = await refused(unknown_peer, "session/authenticate", {"token": token[:-1] + "!"})
         assert error["code"] == "UNAUTHENTICATED" and token[:-1] not in json.dumps(error), error
-        who = await call(stranger, "session/authenticate", {"token": token})
+        who = await call(unknown_peer, "session/authenticate", {"token": token})
         assert who == {"id": facts["token_id"], "scopes": facts["token_scopes"]}, who
-        assert await call(stranger, "services/list") == {
+        assert await call(unknown_peer, "services/list") == {
             **as_token, "protocol": {**as_token["protocol"], "max_frame": 1 << 20, "max_inflight": 256}}
-        error = await refused(stranger, "session/authenticate", {"token": token})
+        error = await refused(unknown_peer, "session/authenticate", {"token": token})
         assert error["code"] == "CONFLICT", error
 
 
 async def what_is_too_long_ends_the_stream():
-    for header in [(STRANGERS_FRAME + 1).to_bytes(4, "big"), bytes(4), b"\xff\xff\xff\xff"]:
-        async with dialled() as stranger:
-            assert await call(stranger, "services/list")
-            waiting = asyncio.create_task(refused(stranger, "services/watch", {}, window=0))
+    for header in [(UNKNOWN_PEER_FRAME_BYTES + 1).to_bytes(4, "big"), bytes(4), b"\xff\xff\xff\xff"]:
+        async with dialled() as unknown_peer:
+            assert await call(unknown_peer, "services/list")
+            waiting = asyncio.create_task(refused(unknown_peer, "services/watch", {}, window=0))
             await asyncio.sleep(0)
-            write(stranger, header)
+            write(unknown_peer, header)
             error = await waiting
             assert error["code"] == "UNAVAILABLE", error
-            if is_quic(stranger):
+            if is_quic(unknown_peer):
                 assert error["message"] == "code 5", error
-    async with dialled() as stranger:
-        assert await call(stranger, "services/list")
+    async with dialled() as unknown_peer:
+        assert await call(unknown_peer, "services/list")
 
 
 async def a_quic_stream_may_carry_one_request():
-    """FIN behind the request, FIN behind the answer."""
+    """The client sends FIN after the request, and the node sends FIN after the response."""
     async with known() as node:
         assert is_quic(node)
         ended, received = asyncio.Event(), node.quic_event_received
@@ -284,7 +284,7 @@ async def binary_data_travels_beside_the_json():
 
 
 async def a_reset_gives_a_call_up():
-    """RESET and STOP_SENDING, where a stream carries one request."""
+    """RESET_STREAM and STOP_SENDING cancel the call on a stream that carries one request."""
     async with known() as node:
         assert is_quic(node)
         await call(node, "demo/state")
@@ -303,7 +303,7 @@ async def main():
 
 
 def loads(body):
-    """As `json.loads`, for mixed frames, too; bytes stand where they belong."""
+    """`json.loads` that also reads mixed frames, and puts their bytes in the place of each `$bin`."""
     if body[:1] != b"\x01":
         return json.loads(body)
     end = 5 + int.from_bytes(body[1:5], "big")

@@ -1,14 +1,23 @@
-"""A server whose answers are lists of short values: text of a few bytes, of which a parser makes a tree of many.
+"""A server that answers with lists of many short values: a parser needs much more memory for them than their text has.
 
 python3 trees.py PORT
 
-It says its port. An API is at /api, described by /api.json. Tools are at /answers/mcp, /listing/mcp and /unasked/mcp,
-which behave until a client asks for /arm/answers, /arm/listing or /arm/unasked. /count/api, /count/answers,
-/count/listing and /count/unasked say how many requests came, or how many lists were sent; /count/unasked-streams says how
-many streams clients opened on which a server speaks unasked. At /asks/mcp it asks 300 times for the client's roots once
-/arm/asks was asked for, and /count/asks-answers says how many answers came. /wide.json is a document with one mistake,
-whose place has 1,200,000 characters. None of the 1,024 tools at /refused/mcp can be imported; once /arm/refused was asked
-for they change each second, and /count/refused says how often they were listed."""
+The server prints its port. Its paths:
+
+/api                    an API, which /api.json describes
+/answers/mcp            tools; after a request of /arm/answers, each result is a long list
+/listing/mcp            tools; after a request of /arm/listing, the list of tools contains a long list
+/unasked/mcp            tools; after a request of /arm/unasked, the server sends long lists that no client asked for
+/asks/mcp               tools; after a request of /arm/asks, the server asks 300 times for the client's roots
+/refused/mcp            1,024 tools that a node cannot import; after a request of /arm/refused, they change each second
+/wide.json              a document with one mistake, at a path of 1,200,000 characters
+/count/api              the number of requests, or of events that the server sent
+/count/answers          the number of calls
+/count/listing          the number of long lists of tools that the server sent
+/count/unasked          the number of long lists that the server sent
+/count/unasked-streams  the number of streams that clients opened for the server's own messages
+/count/asks-answers     the number of the client's answers
+/count/refused          how often clients listed the tools"""
 
 import json
 import sys
@@ -119,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.say(404)
 
     def unasked(self, what):
-        """The stream on which a server says what changed."""
+        """Serves the stream on which the server sends its own messages."""
         count[what + "-streams"] += 1
         while what not in armed:
             time.sleep(0.1)
@@ -138,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(1 if what == "refused" else 3600)
 
     def asks(self):
-        """A few at a time: a client ends a stream whose requests are too many at once."""
+        """Sends at most 8 requests at once: a client ends a stream that has too many unanswered ones."""
         for n in range(ROOTS):
             while n - count["asks-answers"] >= 8:
                 time.sleep(0.001)

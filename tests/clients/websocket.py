@@ -1,7 +1,9 @@
-"""WebSocket sessions as Python's `websockets`, and `h2` with `wsproto`, have them.
+"""Tests of WebSocket sessions with the Python packages `websockets`, and `h2` with `wsproto`.
 
-Its input is a JSON object of facts: every user can see arguments. Its arguments are the tests to run; each prints
-`ok NAME`. Facts: `url`; `token` of an identity with `scopes`; `query`, an operation that needs one; `pid` of the node, to see its memory.
+The arguments are the tests to run; the program prints `ok NAME` for each test that passed. The input is a JSON object
+of facts, because every user of the host can read arguments. Facts: `url`; the `token` of an identity with `scopes`;
+`query`, an operation that needs a scope; `pid` of the node, whose memory the tests read; `hidden`, whether the node is a
+stealth node; `h2_port`, if HTTP/2 has another port.
 """
 
 import contextlib, json, os, socket, ssl, sys, threading, urllib.parse, warnings
@@ -13,7 +15,7 @@ from websockets.sync.client import connect
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 
-# Some sessions here outlive the block in which they began.
+# Some tests keep sessions open after the block in which they began.
 warnings.simplefilter("ignore", DeprecationWarning)
 
 FACTS = json.load(sys.stdin)
@@ -36,8 +38,8 @@ def tls(*alpn):
 
 
 class Secured:
-    """A TLS socket for two threads: the library reads in one and writes in the other, and OpenSSL's object
-    must be used by one at a time."""
+    """A TLS socket for two threads. The library reads in one thread and writes in another, and only one thread at a
+    time may use OpenSSL's object."""
 
     def __init__(self, raw):
         self.raw, self.using, self.sending = raw, threading.Lock(), threading.Lock()
@@ -82,7 +84,8 @@ class Secured:
             pass
 
     def recv(self, _):
-        """Everything there is: a reader of the socket gets no event for what is left here."""
+        """All decrypted bytes. The rest would stay in OpenSSL's object, where a reader of the socket does not notice
+        it."""
         data = bytearray()
         while True:
             try:
@@ -225,13 +228,13 @@ def what_is_against_the_rules_ends_with_its_code():
         (b"\x82\x02{}", 1002),  # not masked
         (b"\xc2\x82\0\0\0\0{}", 1002),  # a reserved bit: compressed
         (b"\x83\x80\0\0\0\0", 1002),  # an unassigned opcode
-        (b"\x80\x80\0\0\0\0", 1002),  # continues nothing
+        (b"\x80\x80\0\0\0\0", 1002),  # a continuation without a first frame
         (b"\x09\x80\0\0\0\0", 1002),  # a ping in pieces
-        (b"\x82\xff\x7f" + b"\xff" * 7 + b"\0\0\0\0", 1009),  # 2^63 bytes
-        (b"\x82\xff\xff" + b"\xff" * 7 + b"\0\0\0\0", 1002),  # and more
+        (b"\x82\xff\x7f" + b"\xff" * 7 + b"\0\0\0\0", 1009),  # a length of 2^63 - 1 bytes
+        (b"\x82\xff\xff" + b"\xff" * 7 + b"\0\0\0\0", 1002),  # the first bit of a length must be zero
         (b"\x81\x81\0\0\0\0\xff", 1007),  # text that is not UTF-8
         (b"\x82\x80\0\0\0\0", 1002),  # an empty message
-        (b"\x82\x85\0\0\0\0hello", 1002),  # no JSON
+        (b"\x82\x85\0\0\0\0hello", 1002),  # not JSON
     ]
     for data, expected in cases:
         with ws(PAIR) as session:
@@ -260,7 +263,7 @@ def fragment_bombs_and_giants_cost_little():
         except websockets.exceptions.ConnectionClosed:
             pass
         assert code(session) == 1009
-    # The client announces a message and never sends its payload. The head alone must cost the node no memory.
+    # The client sends the head of a message and no payload. The head alone must not cost the node the payload's memory.
     sessions = [ws(PAIR) for _ in range(16)]
     for session in sessions:
         bytes_of(session, b"\x82\xff" + MIB.to_bytes(8, "big") + b"\0\0\0\0")
@@ -294,7 +297,7 @@ def readers_that_never_read_cost_little():
                 ask = event("services/list", id=str(n)).encode()
                 raw.sendall(b"\x82\xfe" + len(ask).to_bytes(2, "big") + b"\0\0\0\0" + ask)
         except OSError:
-            pass  # It stopped reading, or closed: both are fine.
+            pass  # The node closes the connection, or the test shuts the socket down.
 
     threads = [threading.Thread(target=shout, args=(raw,), daemon=True) for raw in deaf]
     for thread in threads:

@@ -67,7 +67,7 @@ const LABELS: &[(&str, &[&str])] = &[
         ],
     ),
     ("role", &["git", "gpu", "js", "js+gpu"]),
-    ("state", &["draining", "known", "stranger"]),
+    ("state", &["draining", "known", "unknown"]),
     ("version", &[env!("CARGO_PKG_VERSION")]),
 ];
 

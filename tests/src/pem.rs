@@ -40,7 +40,7 @@ impl PemKeyFiles {
         openssl("pkey -inform DER -out", &pem.key, &pkcs8);
         let key = std::fs::read(&pem.key).expect("OpenSSL wrote it");
         openssl("pkey -pubout -out", &pem.public, &key);
-        let certify = "req -x509 -subj /CN=stranger -days 9 -key /dev/stdin -out";
+        let certify = "req -x509 -subj /CN=client -days 9 -key /dev/stdin -out";
         openssl(certify, &pem.certificate, &key);
         let mut certificate = std::fs::read(&pem.certificate).expect("OpenSSL wrote it");
         certificate.extend_from_slice(&key);

@@ -319,6 +319,19 @@ impl RawQuicConnection {
         most
     }
 
+    /// Requests `/healthz` on a new HTTP/2 connection, with a head in two frames, and waits for the
+    /// answer 200. A head that goes on with [`long_field`] for ever begins as this one does.
+    ///
+    /// # Panics
+    /// The node answers something else.
+    pub async fn continued_head_is_served(&mut self) {
+        let first = frame(HEADERS, END_STREAM, 1, &asks("/healthz"));
+        let last = frame(CONTINUATION, END_HEADERS, 1, &long_field());
+        assert!(self.say(&[first, last].concat()).await, "it goes on");
+        let tally = self.until(|tally| tally.over() > 0).await;
+        assert_eq!((tally.served, tally.whole), (1, 1), "{tally:?}");
+    }
+
     /// Whether the node has read all HTTP/2 frames that were sent, and continues: it answers a ping
     /// after them.
     ///
@@ -370,6 +383,15 @@ pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
         }
     }
     block
+}
+
+/// A field with a value of 4,000 bytes, as a literal that is not indexed: 127 bytes and 3,873 more,
+/// seven bits of which stand in each byte (RFC 7541 section 5.1).
+#[must_use]
+pub fn long_field() -> Vec<u8> {
+    let mut field = vec![0x00, 1, b'a', 0x7f, 0xa1, 0x1e];
+    field.extend([b'a'; 4_000]);
+    field
 }
 
 /// A length in one byte.

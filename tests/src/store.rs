@@ -87,7 +87,7 @@ impl SnapshotStore {
         Self { folder }
     }
 
-    /// State folder of the administrator of all machines in the store.
+    /// State directory of the administrator of all machines in the store.
     pub(crate) fn administrator(&self) -> PathBuf {
         let state = self.folder.join("administrator");
         let _one = self.exclusive("administrator");

@@ -30,8 +30,12 @@ pub(crate) fn run(node: &NodeArgs, file: &str, json: bool) -> Result<CommandExit
         "-" => read_stdin()?,
         file => read_file(file)?,
     };
+    let file = match file {
+        "-" => "standard input",
+        file => file,
+    };
     // All of it before the first call: a mistake in the last line would leave the others made.
-    let lines = parse(&text)?;
+    let lines = parse(&text, file)?;
     node.reached(async |node| {
         let mut exit = CommandExit::Ok;
         // The node takes this many requests of one connection at a time, and refuses more.
@@ -48,15 +52,15 @@ pub(crate) fn run(node: &NodeArgs, file: &str, json: bool) -> Result<CommandExit
     })
 }
 
-fn parse(text: &[u8]) -> Result<Vec<BatchLine>, CommandError> {
+/// The requests in a text. `file` is where it is from, for errors.
+fn parse(text: &[u8], file: &str) -> Result<Vec<BatchLine>, CommandError> {
     let lines = text.split(|byte| *byte == b'\n').enumerate();
     // The last line of a file ends with a newline, and so does a line to set others apart.
     let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
     lines
         .map(|(n, line)| {
-            serde_json::from_slice(line).map_err(|error| {
-                CommandError::usage(format!("line {} of the batch: {error}", n + 1))
-            })
+            serde_json::from_slice(line)
+                .map_err(|error| CommandError::usage(format!("line {} of {file}: {error}", n + 1)))
         })
         .collect()
 }
@@ -118,7 +122,7 @@ mod tests {
     #[test]
     fn a_line_that_is_no_request_is_named() {
         let good = b"{\"operation\":\"a/b\"}\n\n  \n{\"operation\":\"a/c\",\"input\":[1]}\n";
-        let lines = parse(good).expect("two lines");
+        let lines = parse(good, "a.jsonl").expect("two lines");
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1].input, json!([1]));
         for (text, number) in [
@@ -126,9 +130,11 @@ mod tests {
             ("{\"operation\":\"a/b\"}\nnode/info", 2),
             ("\n{\"operation\":\"a/b\",\"inptu\":1}", 2),
         ] {
-            let failure = parse(text.as_bytes()).expect_err(text);
+            let failure = parse(text.as_bytes(), "a.jsonl").expect_err(text);
             assert_eq!(failure.exit, CommandExit::Usage);
-            let named = failure.message.contains(&format!("line {number} "));
+            let named = failure
+                .message
+                .starts_with(&format!("line {number} of a.jsonl: "));
             assert!(named, "{failure}");
         }
     }

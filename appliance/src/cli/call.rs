@@ -1,9 +1,10 @@
 //! `alknet call`.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
-use alknet_call::{CallError, CallOptions, ErrorCode, OperationType};
+use alknet_call::{CallError, CallOptions, ErrorCode, OperationSummary, OperationType};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -256,18 +257,27 @@ impl CliCallRequest {
 }
 
 /// The error for an operation that the node does not have for this key, with the one that was probably meant.
-async fn unknown_operation(node: &NodeCaller, operation: &str, error: CallError) -> CommandError {
+pub(crate) async fn unknown_operation(
+    node: &NodeCaller,
+    operation: &str,
+    error: CallError,
+) -> CommandError {
     let mut failure = call_error(error);
     let listed = node.operations().await.unwrap_or_default();
-    let names = listed.iter().map(|listed| listed.name.as_str());
-    let meant = match nearest_operation(names, operation) {
-        Some(name) => format!("did you mean '{}'? ", output::one_line(name)),
-        None => String::new(),
-    };
+    let meant = meant_operation(&listed, operation);
     failure.message = format!(
         "there is no operation '{operation}'; {meant}'alknet ops list' lists those that you may call"
     );
     failure
+}
+
+/// A question with the operation that was probably meant, and a space behind it; empty if none is like it.
+pub(crate) fn meant_operation(listed: &[OperationSummary], operation: &str) -> String {
+    let names = listed.iter().map(|listed| listed.name.as_str());
+    match nearest_operation(names, operation) {
+        Some(name) => format!("did you mean '{}'? ", output::one_line(name)),
+        None => String::new(),
+    }
 }
 
 /// The name that is most like `operation`, if it is like it at all.
@@ -379,16 +389,22 @@ pub(crate) fn show(value: &Value, json: bool) -> Result<(), CommandError> {
 
 /// The input as written, from standard input, or from a file.
 fn parse_input(text: Option<&str>) -> Result<Value, CommandError> {
-    let bytes = match text {
+    let (bytes, from) = match text {
         None => return Ok(Value::Null),
-        Some("-") => read_stdin()?,
+        Some("-") => (read_stdin()?, " from standard input".to_owned()),
         Some(text) => match text.strip_prefix('@') {
-            Some(file) => read_file(file)?,
-            None => text.as_bytes().to_vec(),
+            Some(file) => (read_file(file)?, format!(" from {file}")),
+            None => (text.as_bytes().to_vec(), String::new()),
         },
     };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| CommandError::usage(format!("the input is no JSON: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let mut why = format!("the input{from} is no JSON: {error}");
+        // The sign is easily forgotten, and no JSON is the name of a file.
+        if let Some(file) = text.filter(|text| Path::new(text).is_file()) {
+            why.push_str(&format!("; '@{file}' reads the file"));
+        }
+        CommandError::usage(why)
+    })
 }
 
 /// All of standard input, within [`INPUT_BYTES_MAX`].
@@ -478,6 +494,20 @@ mod tests {
             let refused = words(line).expect_err(line);
             assert_eq!(refused.exit, CommandExit::Usage, "{line}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_given_without_its_sign_is_named_with_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("names.json").display().to_string();
+        std::fs::write(&file, "{").expect("a writable directory");
+        let said = |text: &str| parse_input(Some(text)).expect_err(text).message;
+        let sign = format!("'@{file}' reads the file");
+        assert!(said(&file).contains(&sign), "{}", said(&file));
+        let read = said(&format!("@{file}"));
+        let named = format!("the input from {file} is no JSON: ");
+        assert!(read.starts_with(&named) && !read.contains("'@"), "{read}");
+        assert!(!said("{").contains("'@"));
     }
 
     #[test]

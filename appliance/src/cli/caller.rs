@@ -1,5 +1,7 @@
 //! The node that a verb asks: at the other end of a connection, or a peer of the hub that is there.
 
+use std::time::Duration;
+
 use alknet_call::{
     CallBody, CallConnection, CallError, CallOptions, ErrorCode, OperationSpec, OperationSummary,
     Subscription, SubscriptionEvent,
@@ -17,6 +19,10 @@ const ATTACHED: &str = "services/list-peers";
 const ENROLLED: &str = "hub/peers";
 /// What the names of the operations begin with that only hubs have.
 const OF_HUBS: &str = "hub/";
+/// What lists the operations of a node.
+const LISTED: &str = "services/list";
+/// What describes one of them.
+const DESCRIBED: &str = "services/schema";
 /// What every hub serves to each of its callers.
 const WHOAMI: &str = "hub/whoami";
 
@@ -26,12 +32,18 @@ pub(crate) struct NodeCaller {
     connection: CallConnection,
     /// The hub as the user calls it, and its peer that is asked.
     behind: Option<(String, String)>,
+    /// How long the command waits for an answer.
+    timeout: Duration,
 }
 
 impl NodeCaller {
-    pub(super) fn new(connection: CallConnection, route: &NodeRoute) -> Self {
+    pub(super) fn new(connection: CallConnection, route: &NodeRoute, timeout: Duration) -> Self {
         let behind = route.peer.clone().map(|peer| (route.name.clone(), peer));
-        Self { connection, behind }
+        Self {
+            connection,
+            behind,
+            timeout,
+        }
     }
 
     /// Whether a hub passes the requests on.
@@ -39,13 +51,16 @@ impl NodeCaller {
         self.behind.is_some()
     }
 
-    /// Calls a query or mutation.
+    /// Calls a query or mutation, within the time of the command.
     ///
     /// # Errors
     /// What the node answers, or its hub; `UNAVAILABLE` when the connection is lost.
     pub(crate) async fn call(&self, operation: &str, input: &Value) -> Result<CallBody, CallError> {
-        self.call_with(operation, input, CallOptions::default())
-            .await
+        let options = CallOptions {
+            timeout: Some(self.timeout),
+            ..CallOptions::default()
+        };
+        self.call_with(operation, input, options).await
     }
 
     /// The same, with options.
@@ -60,6 +75,7 @@ impl NodeCaller {
     ) -> Result<CallBody, CallError> {
         let options = self.addressed(options);
         let answer = self.connection.call_with(operation, input, &options).await;
+        let answer = answer.map_err(|error| self.late(operation, options.timeout, error));
         self.explained(operation, answer).await
     }
 
@@ -77,9 +93,36 @@ impl NodeCaller {
         if self.behind.is_some() {
             return self.call_with(operation, input, options).await;
         }
-        self.connection
-            .call_retrying(operation, input, &options)
-            .await
+        let answer = self.connection.call_retrying(operation, input, &options);
+        let answer = answer.await;
+        answer.map_err(|error| self.late(operation, options.timeout, error))
+    }
+
+    /// The error of an answer that did not come in time, with what was asked and how long.
+    fn late(&self, operation: &str, timeout: Option<Duration>, mut error: CallError) -> CallError {
+        // An operation may have a deadline of its own, and says what passed.
+        let is_ours = error.code == ErrorCode::Timeout
+            && error.message == CallError::timeout().message
+            && error.details.is_none();
+        if let Some(timeout) = timeout.filter(|_| is_ours) {
+            let seconds = timeout.as_secs_f64();
+            error.message = format!("'{operation}' gave no answer within {seconds} s");
+            if timeout == self.timeout {
+                error.message.push_str("; --timeout TIME waits longer");
+            }
+        }
+        error
+    }
+
+    /// What comes of a question that takes no options, within the time of the command.
+    async fn in_time<T>(
+        &self,
+        operation: &str,
+        asked: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        let outcome = tokio::time::timeout(self.timeout, asked).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(CallError::timeout()));
+        outcome.map_err(|error| self.late(operation, Some(self.timeout), error))
     }
 
     /// Makes several calls at the same time; returns the outcome of each, in their order.
@@ -128,7 +171,8 @@ impl NodeCaller {
     /// As [`call`](Self::call).
     pub(crate) async fn operations(&self) -> Result<Vec<OperationSummary>, CallError> {
         let Some((hub, peer)) = &self.behind else {
-            return self.connection.operations("").await;
+            let listed = self.connection.operations("");
+            return self.in_time(LISTED, listed).await;
         };
         let attached = self.attached().await?;
         let peers = HubPeers {
@@ -147,7 +191,10 @@ impl NodeCaller {
     /// As [`call`](Self::call); `INVALID_INPUT` for a peer of a hub.
     pub(crate) async fn schema(&self, operation: &str) -> Result<OperationSpec, CallError> {
         match &self.behind {
-            None => self.connection.schema(operation).await,
+            None => {
+                let described = self.connection.schema(operation);
+                self.in_time(DESCRIBED, described).await
+            }
             Some((hub, _)) => Err(CallError::invalid_input(format!(
                 "'{hub}' does not describe the operations of its peers"
             ))),

@@ -153,6 +153,7 @@ fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, Comma
             let line = |it: &MachineDiagnostic| format!("{}; {}", it.text, it.hint);
             let files = with_files.then(|| crate::node::missing_files(&config, folder));
             let files = files.into_iter().flatten().chain(names.errors);
+            let files = files.chain(crate::node::unprovable(&config));
             let files = files.map(|it| it.to_string());
             joins.iter().map(line).chain(files).collect()
         }

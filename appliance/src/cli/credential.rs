@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::call::call_error;
-use super::query::{show_row, text};
+use super::query::{RowQuery, show_row, text};
 use super::target::{HubPeerArgs, NodeArgs};
 use super::vault::of_local;
 use super::{CommandError, CommandExit, DialArgs, StateArgs, output};
@@ -228,6 +228,7 @@ fn remove(args: &CredentialRemoveArgs, json: bool) -> Result<CommandExit, Comman
 
 fn list(args: &CredentialListArgs, json: bool) -> Result<CommandExit, CommandError> {
     if let Some(node) = args.place.node(args.earlier_node.clone()) {
+        args.document.refuse_with_node()?;
         return node.reached(async |node| {
             let answer = node.call(STATUS, &Value::Null).await;
             let answer = answer.map_err(call_error)?;
@@ -242,9 +243,16 @@ fn list(args: &CredentialListArgs, json: bool) -> Result<CommandExit, CommandErr
 fn show(args: &CredentialShowArgs, json: bool) -> Result<CommandExit, CommandError> {
     let (node, name) = args.arranged();
     if let Some(node) = node {
+        args.document.refuse_with_node()?;
         let is_wanted = |row: &Value| row["name"] == name;
-        let what = (LIST, "credential");
-        return show_row(&node, STATUS, what, json, is_wanted, node_lines);
+        let query = RowQuery {
+            operation: STATUS,
+            list: LIST,
+            what: "credential",
+            name,
+            lists: "alknet credential list --node NODE",
+        };
+        return show_row(&node, &query, json, is_wanted, node_lines);
     }
     check_name(name)?;
     let state = &args.place.dial.state;
@@ -352,6 +360,17 @@ fn lines<'r>(
 }
 
 impl UsingConfigArgs {
+    /// Refuses the option in a command that asks a node: the node has its own configuration.
+    fn refuse_with_node(&self) -> Result<(), CommandError> {
+        match &self.config {
+            None => Ok(()),
+            Some(file) => Err(CommandError::usage(format!(
+                "a node says itself what uses its credentials: leave out --config {}",
+                file.display()
+            ))),
+        }
+    }
+
     /// The document that is named, or the one of the node that runs with this state directory. The latter may be in
     /// another state now than when the node read it: what is wrong with it is no error here.
     fn read(&self, state_dir: &Path) -> Result<Option<NodeConfig>, CommandError> {
@@ -402,7 +421,10 @@ fn value(name: &str) -> Result<SecretBytes, CommandError> {
 }
 
 fn not_found(name: &str, dir: &Path) -> CommandError {
-    let text = format!("there is no credential '{name}' in {}", dir.display());
+    let text = format!(
+        "there is no credential '{name}' in {}; 'alknet credential list' lists what there is",
+        dir.display()
+    );
     CommandError::new(CommandExit::Failed, "NOT_FOUND", text)
 }
 
@@ -451,6 +473,18 @@ mod tests {
             assert_eq!(error.code, "USAGE");
             assert!(error.message.contains("standard input"), "{error}");
             assert!(!error.message.contains("hush"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_document_of_this_computer_is_refused_beside_a_node() {
+        for line in [
+            "credential list --node 127.0.0.1:1 --config a.toml",
+            "credential show forge --node 127.0.0.1:1 --config a.toml",
+        ] {
+            let refused = run(read(line), false).expect_err(line);
+            assert_eq!(refused.exit, CommandExit::Usage, "{line}");
+            assert!(refused.message.contains("--config a.toml"), "{refused}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection, ErrorCode};
-use alknet_core::{Carriage, Connection, PeerAddr};
+use alknet_core::{Carriage, Connection, PeerAddr, PeerKey};
 use alknet_endpoint::{EndpointDialError, EndpointDialer};
 use alknet_tls::NodeKey;
 use clap::{Args, ValueEnum};
@@ -53,16 +53,34 @@ pub(crate) struct CliDialer {
     dialer: EndpointDialer,
     carriage: Carriage,
     timeout: Duration,
+    /// The key of this computer, if the connections present it.
+    own: Option<OwnKey>,
+}
+
+/// The key of this computer, for the error of a node that does not know it.
+struct OwnKey {
+    key: PeerKey,
+    state: StateArgs,
+    /// Whether this command made it.
+    is_new: bool,
 }
 
 impl CliDialer {
     pub(crate) fn new(args: &DialArgs) -> Result<Self, CommandError> {
-        let key = if args.anonymous {
-            None
-        } else {
-            Some(args.state.key()?)
+        if args.anonymous {
+            return Ok(Self::with_key(None, args));
+        }
+        let is_new = !args.state.has_key();
+        let key = args.state.key()?;
+        let own = OwnKey {
+            key: key.public(),
+            state: args.state.clone(),
+            is_new,
         };
-        Ok(Self::with_key(key, args))
+        Ok(Self {
+            own: Some(own),
+            ..Self::with_key(Some(key), args)
+        })
     }
 
     /// With another key than the one of this computer.
@@ -71,7 +89,23 @@ impl CliDialer {
             dialer: EndpointDialer::new(key),
             carriage: args.carriage.map_or(Carriage::Both, Into::into),
             timeout: args.timeout,
+            own: None,
         }
+    }
+
+    /// The key that the connections present, if it is the one of this computer.
+    pub(crate) fn own_key(&self) -> Option<PeerKey> {
+        self.own.as_ref().map(|own| own.key)
+    }
+
+    /// The error of a node. If the node did not know the key of this computer, the user may have meant another one.
+    pub(crate) fn explained(&self, mut error: CommandError) -> CommandError {
+        if error.code == ErrorCode::Unauthenticated.name()
+            && let Some(own) = &self.own
+        {
+            error.further.extend(own.state.unknown_key(own.is_new));
+        }
+        error
     }
 
     /// Runs `work` to its end, and sees the goodbyes off.
@@ -103,10 +137,10 @@ impl CliDialer {
     ) -> Result<T, CommandError> {
         let connection = self.dialled(&route.target, ALPN, self.carriage).await;
         let connection = connection.map_err(|error| route.explained(error))?;
-        used(connection, async |connection| {
-            work(&NodeCaller::new(connection.clone(), route)).await
-        })
-        .await
+        let result = used(connection, async |connection| {
+            work(&NodeCaller::new(connection.clone(), route, self.timeout)).await
+        });
+        result.await.map_err(|error| self.explained(error))
     }
 
     /// The same by another key than that of the command, beside its own connection.
@@ -171,15 +205,7 @@ pub(crate) fn reached(
     args: &DialArgs,
     work: impl AsyncFnOnce(&NodeCaller) -> Result<CommandExit, CommandError>,
 ) -> Result<CommandExit, CommandError> {
-    let is_new = !args.anonymous && !args.state.has_key();
-    let result = CliDialer::new(args)?.run(async |dialer| dialer.reached(route, work).await);
-    result.map_err(|mut error| {
-        // The node did not know the key: the user may have meant another one.
-        if !args.anonymous && error.code == ErrorCode::Unauthenticated.name() {
-            error.further.extend(args.state.unknown_key(is_new));
-        }
-        error
-    })
+    CliDialer::new(args)?.run(async |dialer| dialer.reached(route, work).await)
 }
 
 /// What comes of `work`, if it comes in time.

@@ -102,11 +102,19 @@ pub(crate) fn lifetime(text: &str) -> Result<Lifetime, String> {
 /// # Errors
 /// The text is no time, or none that the command line accepts.
 pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
+    up_to(text, TIMEOUT_MAX)
+}
+
+/// A time in milliseconds, `max` at most.
+///
+/// # Errors
+/// The text is no time, is shorter than a millisecond, or is longer.
+pub(crate) fn up_to(text: &str, max: Duration) -> Result<Duration, String> {
     let time = parse(text).ok_or_else(|| no_time(text, ""))?;
     match time {
         time if time < TIMEOUT_MIN => Err(format!("'{text}' is too short: 0.001 at least")),
-        time if time > TIMEOUT_MAX => {
-            let max = shown(TIMEOUT_MAX.as_secs());
+        time if time > max => {
+            let max = shown(max.as_secs());
             Err(format!("'{text}' is too long: {max} at most"))
         }
         time => Ok(time),
@@ -114,7 +122,7 @@ pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
 }
 
 /// Seconds as the command line takes them, by the largest unit that fits.
-fn shown(seconds: u64) -> String {
+pub(crate) fn shown(seconds: u64) -> String {
     let mut units = UNITS.iter().rev();
     let fits = units.find(|(_, unit)| seconds.is_multiple_of(*unit));
     let (letter, unit) = fits.copied().unwrap_or(UNITS[0]);

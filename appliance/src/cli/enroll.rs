@@ -49,6 +49,7 @@ pub(crate) fn run(args: &EnrollArgs, json: bool) -> Result<CommandExit, CommandE
     // A file that cannot be read is found before the token is used.
     NodeBook::load(&dir)?;
     let (enrolled, at) = ask(args, &code)?;
+    let other_name = other_name(args.name.as_deref(), &enrolled)?;
     let named = NamedNode {
         peer_id: Some(enrolled.peer_id.to_string()),
         peer_name: Some(enrolled.name.clone()),
@@ -70,8 +71,37 @@ pub(crate) fn run(args: &EnrollArgs, json: bool) -> Result<CommandExit, CommandE
         "{} is peer {} of the hub, which is called '{hub}' here.",
         enrolled.name, enrolled.peer_id
     ))?;
+    if let Some(note) = other_name {
+        output::note(&note);
+    }
     output::line(&format!("try: alknet ops {hub}"))?;
     Ok(CommandExit::Ok)
+}
+
+/// What to say of a name that the user asked for and that the hub did not give.
+///
+/// # Errors
+/// The key is one of the hub's configuration. The hub has changed nothing, and the invitation is as good as before.
+fn other_name(
+    asked: Option<&str>,
+    enrolled: &JoinAcceptance,
+) -> Result<Option<String>, CommandError> {
+    let Some(asked) = asked.filter(|asked| *asked != enrolled.name) else {
+        return Ok(None);
+    };
+    let (name, id) = (enrolled.name.as_str(), enrolled.peer_id.as_str());
+    // A peer that enrolled by this name has an id of its own beside it. Of an entry of the configuration the hub
+    // answers the id in both places.
+    if name == id {
+        return Err(CommandError::usage(format!(
+            "the configuration of the hub has this key, and calls it '{name}': leave out --name {asked}, or enrol with \
+             another key by --state DIR"
+        )));
+    }
+    Ok(Some(format!(
+        "The hub did not take the name {asked}: an invitation may name its peers, and a peer that enrolled before \
+         keeps its name. 'alknet hub set' changes it."
+    )))
 }
 
 fn ask(args: &EnrollArgs, code: &JoinCode) -> Result<(JoinAcceptance, PeerAddr), CommandError> {
@@ -110,5 +140,37 @@ fn of_enrol(error: EnrolClientError) -> CommandError {
         EnrolClientError::Dial(error) => of_dial_kind(&error),
         EnrolClientError::Silent => CommandError::new(CommandExit::Timeout, "TIMEOUT", error),
         error => CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::PeerKey;
+    use alknet_hub::HubCard;
+
+    use super::*;
+
+    fn answer(peer_id: &str, name: &str) -> JoinAcceptance {
+        JoinAcceptance {
+            peer_id: peer_id.parse().expect("a peer id"),
+            name: name.to_owned(),
+            hub: HubCard {
+                key: PeerKey::Ed25519([7; 32]),
+                names: Vec::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_name_that_the_hub_did_not_give_is_not_dropped_in_silence() {
+        let enrolled = answer("p1", "ada");
+        assert_eq!(other_name(None, &enrolled), Ok(None));
+        assert_eq!(other_name(Some("ada"), &enrolled), Ok(None));
+        let note = other_name(Some("bob"), &enrolled).expect("it has enrolled");
+        assert!(note.is_some_and(|note| note.contains("did not take the name bob")));
+        let configured = other_name(Some("ada"), &answer("admin", "admin"));
+        let refused = configured.expect_err("the hub's configuration names it");
+        assert_eq!(refused.exit, CommandExit::Usage);
+        assert!(refused.message.contains("calls it 'admin'"), "{refused}");
     }
 }

@@ -1,9 +1,11 @@
 //! `alknet escrow`: the shares that a node keeps for others.
 
+use alknet_call::ErrorCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::query::{ask, list, show_row, text};
+use super::call::call_error;
+use super::query::{RowQuery, ask_or_explain, list, show_row, text};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, duration};
@@ -110,7 +112,14 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<CommandExit, CommandEr
         EscrowVerb::Show(which) => {
             let (node, share) = which.arranged()?;
             let is_wanted = |row: &Value| row["id"] == share.as_str() || called(row) == share;
-            show_row(&node, LIST, ("shares", "share"), json, is_wanted, lines)
+            let query = RowQuery {
+                operation: LIST,
+                list: "shares",
+                what: "share",
+                name: &share,
+                lists: "alknet escrow list",
+            };
+            show_row(&node, &query, json, is_wanted, lines)
         }
     }
 }
@@ -122,7 +131,18 @@ fn change(
     json: bool,
 ) -> Result<CommandExit, CommandError> {
     let told = |answer: &Value| vec![format!("{}  {}", text(&answer["id"]), called(answer))];
-    ask(node, operation, input, json, told)
+    ask_or_explain(node, (operation, input), json, told, async |_, error| {
+        let is_unknown = error.code == ErrorCode::NotFound;
+        let mut failure = call_error(error);
+        if is_unknown {
+            failure.message = format!(
+                "'{}': {}; 'alknet escrow list' lists the shares",
+                text(&input["share"]),
+                failure.message
+            );
+        }
+        failure
+    })
 }
 
 /// How long an approval counts.

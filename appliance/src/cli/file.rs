@@ -29,6 +29,8 @@ const STORE: &str = "config/store-file";
 const LIST: &str = "config/list-files";
 /// Bytes of one piece. As base64 it is half of the frame that a node takes.
 const PIECE_BYTES: usize = 384 << 10;
+/// Longest file, in bytes, of every kind but a site: 16 MiB, which a document may have.
+const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Longest wait for the last step, in which the node writes and syncs a whole site.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -132,8 +134,10 @@ pub(crate) fn run(verb: StoredFileVerb, json: bool) -> Result<CommandExit, Comma
 struct FileSource {
     bytes: u64,
     content: Box<dyn Read>,
-    /// What of it is not sent, for the user.
-    note: Option<String>,
+    /// What is sent, for errors.
+    shown: String,
+    /// How many names are not sent, because they begin with a dot and no node serves them.
+    left_out: usize,
 }
 
 impl FileSource {
@@ -153,14 +157,11 @@ impl FileSource {
 
     fn of_site(folder: &Path) -> Result<Self, CommandError> {
         let archive = SiteArchive::open(folder)?;
-        let note = (archive.left_out > 0).then(|| {
-            let n = archive.left_out;
-            format!("left out, since no node serves them: {n} names that begin with a dot")
-        });
         Ok(Self {
             bytes: archive.bytes,
+            shown: folder.display().to_string(),
+            left_out: archive.left_out,
             content: Box::new(archive),
-            note,
         })
     }
 
@@ -168,10 +169,7 @@ impl FileSource {
     fn of_files(paths: &[&PathBuf]) -> Result<Self, CommandError> {
         let mut content = Zeroizing::new(Vec::new());
         for path in paths {
-            let read = fs::read(path).map(Zeroizing::new);
-            let read = read.map_err(|error| {
-                CommandError::usage(format!("cannot read {}: {error}", path.display()))
-            })?;
+            let read = read_whole(path)?;
             content.extend_from_slice(&read);
             // Two PEM blocks must not run together in one line.
             if !read.ends_with(b"\n") && paths.len() > 1 {
@@ -181,7 +179,11 @@ impl FileSource {
         Ok(Self {
             bytes: content.len() as u64,
             content: Box::new(Cursor::new(content)),
-            note: None,
+            shown: paths
+                .first()
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
+            left_out: 0,
         })
     }
 
@@ -190,9 +192,33 @@ impl FileSource {
         let mut piece = Zeroizing::new(Vec::with_capacity(PIECE_BYTES));
         let mut part = self.content.by_ref().take(PIECE_BYTES as u64);
         let read = part.read_to_end(&mut piece);
-        read.map_err(CommandError::local)?;
+        read.map_err(|error| CommandError::local(format!("cannot read {}: {error}", self.shown)))?;
         Ok(piece)
     }
+}
+
+/// The content of a file, within [`FILE_BYTES_MAX`]. It may be a private key.
+fn read_whole(path: &Path) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+    let refused =
+        |why: String| CommandError::usage(format!("cannot read {}: {why}", path.display()));
+    let mut file = fs::File::open(path).map_err(|error| refused(error.to_string()))?;
+    let len = file
+        .metadata()
+        .map_or(0, |about| about.len())
+        .min(FILE_BYTES_MAX);
+    // With room for all, no copy of a key stays where a shorter buffer was. The cast keeps the value: the limit is below
+    // what memory can address.
+    let mut content = Zeroizing::new(Vec::with_capacity(len as usize + 1));
+    let read = file
+        .by_ref()
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut content);
+    read.map_err(|error| refused(error.to_string()))?;
+    // A device has no end.
+    if content.len() as u64 > FILE_BYTES_MAX {
+        return Err(refused(format!("it is longer than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(content)
 }
 
 fn add(args: AddFileArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -203,15 +229,23 @@ fn add(args: AddFileArgs, json: bool) -> Result<CommandExit, CommandError> {
     }
     let mut source = FileSource::open(name.kind(), &paths)?;
     node.reached(async |node| {
-        let answer = sent(node, &name, &mut source, json).await?;
+        let mut answer = sent(node, &name, &mut source, json).await?;
         if json {
+            if let Some(answer) = answer.as_object_mut().filter(|_| source.left_out > 0) {
+                answer.insert("left_out".to_owned(), source.left_out.into());
+            }
             output::json_line(&answer)?;
             return Ok(CommandExit::Ok);
         }
         for line in stored_lines(&answer) {
             output::line(&line)?;
         }
-        source.note.iter().for_each(|note| output::note(note));
+        if source.left_out > 0 {
+            let n = source.left_out;
+            output::note(&format!(
+                "left out, since no node serves them: {n} names that begin with a dot"
+            ));
+        }
         if answer["kept"] == false {
             output::note("This machine keeps nothing over a restart: store it again then.");
         }
@@ -331,6 +365,9 @@ fn line(row: &Value) -> String {
     if let Some(end) = row["expires"].as_str() {
         line.push_str(&format!("  until {end}"));
     }
+    if let Some(at) = row["stored"].as_str() {
+        line.push_str(&format!("  stored {at}"));
+    }
     let keys = texts(&row["used_by"]);
     if !keys.is_empty() {
         line.push_str(&format!("  used by {}", keys.join(", ")));
@@ -431,12 +468,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_read_up_to_its_limit() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("large.yaml");
+        let file = fs::File::create(&path).expect("a writable directory");
+        file.set_len(FILE_BYTES_MAX).expect("a writable directory");
+        let read = read_whole(&path).expect("it is not too long");
+        assert_eq!(read.len() as u64, FILE_BYTES_MAX);
+        file.set_len(FILE_BYTES_MAX + 1)
+            .expect("a writable directory");
+        for path in [path.as_path(), Path::new("/dev/zero")] {
+            let refused = read_whole(path).expect_err("it is too long");
+            let named = refused.message.contains(&path.display().to_string());
+            assert!(
+                named && refused.message.contains("longer than"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
     fn the_list_reads_well() {
         let answer = json!({ "bytes": 12, "bytes_max": 100, "files": [
             { "name": "certificate/edge", "kind": "certificate", "files": 1, "bytes": 9,
               "names": ["a.example", "b.example"], "expires": "2030-01-01T00:00:00Z",
               "used_by": ["tls.files[0].chain"], "warnings": ["no issuer"] },
             { "name": "site/www", "kind": "site", "files": 2, "bytes": 3, "used_by": [],
+              "stored": "2029-12-31T23:59:59Z",
               "warnings": [], "left_out": 1, "entries": [{ "path": "index.html", "bytes": 3 }] },
         ] });
         let lines = list_lines(&answer);
@@ -446,7 +504,7 @@ mod tests {
                 "certificate/edge  9 bytes  for a.example, b.example  until 2030-01-01T00:00:00Z  \
                  used by tls.files[0].chain",
                 "  warning: no issuer",
-                "site/www  3 bytes in 2 files",
+                "site/www  3 bytes in 2 files  stored 2029-12-31T23:59:59Z",
                 "12 of 100 bytes are in use",
             ]
         );

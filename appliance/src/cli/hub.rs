@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::call::call_error;
 use super::caller::NodeCaller;
 use super::node_book::name_list;
-use super::query::{ask, ask_or_explain, list, show_row, text};
+use super::query::{RowQuery, ask, ask_or_explain, list, show_row, text};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, duration, output};
@@ -185,17 +185,30 @@ pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError
         HubVerb::Set(args) => {
             let (name, unset) = (args.name.clone(), args.unset.clone());
             let (node, peer, labels) = args.arranged()?;
+            if labels.is_empty() && unset.is_empty() && name.is_none() {
+                let text = "nothing to change: give LABEL as NAME=VALUE, --unset or --name";
+                return Err(CommandError::usage(text));
+            }
             let input = json!({
                 "peer": peer, "name": name, "unset": unset, "set": map(&labels),
             });
             let of_label = ("hub/peers/label", &input);
-            ask_or_explain(&node, of_label, json, changed, with_peers)
+            ask_or_explain(&node, of_label, json, changed, async |hub, error| {
+                with_peers(hub, &peer, error).await
+            })
         }
         HubVerb::Show(row) => {
             let (node, peer) = row.arranged()?;
             let is_wanted =
                 |row: &Value| row["peer_id"] == peer.as_str() || row["name"] == peer.as_str();
-            show_row(&node, LIST, ("peers", "peer"), json, is_wanted, lines)
+            let query = RowQuery {
+                operation: LIST,
+                list: "peers",
+                what: "peer",
+                name: &peer,
+                lists: "alknet hub list",
+            };
+            show_row(&node, &query, json, is_wanted, lines)
         }
     }
 }
@@ -217,11 +230,14 @@ fn changed(answer: &Value) -> Vec<String> {
 }
 
 /// The error of a hub. If the hub has no such peer, the error names the peers that have enrolled.
-async fn with_peers(hub: &NodeCaller, error: CallError) -> CommandError {
+async fn with_peers(hub: &NodeCaller, peer: &str, error: CallError) -> CommandError {
     let is_unknown = error.code == ErrorCode::NotFound;
     let mut failure = call_error(error);
-    if is_unknown && let Ok(listed) = hub.call(LIST, &Value::Null).await {
-        failure.message.push_str(&enrolled(listed.value()));
+    if is_unknown {
+        failure.message = format!("'{peer}': {}", failure.message);
+        if let Ok(listed) = hub.call(LIST, &Value::Null).await {
+            failure.message.push_str(&enrolled(listed.value()));
+        }
     }
     failure
 }
@@ -250,7 +266,9 @@ fn remove(args: RemovePeerArgs, json: bool) -> Result<CommandExit, CommandError>
     let at = node.route()?.as_argument();
     let told = |answer: &Value| removed(answer, args.close_invitations, &at);
     let of_remove = ("hub/peers/remove", &input);
-    ask_or_explain(&node, of_remove, json, told, with_peers)
+    ask_or_explain(&node, of_remove, json, told, async |hub, error| {
+        with_peers(hub, &peer, error).await
+    })
 }
 
 /// What is said of a removal. `closes_all`: the command closed every invitation that its caller may close; `at`: the hub
@@ -391,7 +409,27 @@ fn numbers(text: &str) -> Result<(u32, u32), String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct HubTestCli {
+        #[command(subcommand)]
+        verb: HubVerb,
+    }
+
+    #[test]
+    fn a_change_of_nothing_is_refused_before_the_hub_is_dialled() {
+        let words = ["hub", "set", "127.0.0.1:1", "kitchen"];
+        let parsed = HubTestCli::try_parse_from(words).expect("a hub and a peer");
+        let refused = run(parsed.verb, false).expect_err("nothing to change");
+        assert_eq!(refused.exit, CommandExit::Usage);
+        assert!(
+            refused.message.starts_with("nothing to change"),
+            "{refused}"
+        );
+    }
 
     #[test]
     fn times_and_ranges_are_read() {

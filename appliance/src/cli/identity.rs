@@ -9,13 +9,10 @@ use serde_json::json;
 
 use super::{CommandError, CommandExit, StateArgs, output};
 use crate::key::KeyFiles;
+use crate::writers::{OtherWriter, check_writers, own_user};
 
 /// File of the key inside the state directory.
 pub(crate) const KEY_FILE: &str = "identity.key";
-/// Permission bits by which users beside the owner write.
-const OTHERS_WRITE: u32 = 0o022;
-/// The user that can write everything anyhow.
-const ROOT: u32 = 0;
 
 impl StateArgs {
     /// The state directory, made with mode 0700 if it is missing.
@@ -93,29 +90,24 @@ fn unknown_key(used: &Path, default: Option<&Path>, is_new: bool) -> Option<Stri
 /// key would be that user's word, and the key in it would be that user's. `us` is the user of this process; only
 /// root writes what is root's.
 ///
+/// What a group may write is refused as well. Commands make the directory and its files for their owner alone,
+/// whatever the umask is, so that permission for a group came later.
+///
 /// # Errors
 /// It belongs to another user than `us` and root, or others may write it.
 pub(crate) fn refuse_foreign(path: &Path, about: &Metadata, us: u32) -> Result<(), CommandError> {
-    let refused = |why: String| Err(CommandError::local(format!("{}: {why}", path.display())));
-    let (owner, mode) = (about.uid(), about.mode() & 0o777);
-    // Root can write any file of the user's in any case.
-    if owner != us && owner != ROOT {
-        return refused(format!(
+    let why = match check_writers(about, us) {
+        Ok(()) => return Ok(()),
+        Err(OtherWriter::Owner(owner)) => format!(
             "it belongs to user {owner} and not to you (user {us}), so that its nodes and its key are not used"
-        ));
-    }
-    if mode & OTHERS_WRITE != 0 {
-        return refused(format!(
-            "others may write it (mode {mode:o}), so that its nodes and its key are not used: once you know what is \
-             in it, 'chmod go-w' lets it be used"
-        ));
-    }
-    Ok(())
-}
-
-/// The user of this process.
-pub(crate) fn own_user() -> u32 {
-    nix::unistd::geteuid().as_raw()
+        ),
+        Err(OtherWriter::Group(_) | OtherWriter::Everyone) => format!(
+            "others may write it (mode {:o}), so that its nodes and its key are not used: once you know what is \
+             in it, 'chmod go-w' lets it be used",
+            about.mode() & 0o777
+        ),
+    };
+    Err(CommandError::local(format!("{}: {why}", path.display())))
 }
 
 /// The XDG state directory of the person at the keyboard.
@@ -192,7 +184,7 @@ mod tests {
             assert!(judged(mode, us).is_err(), "{mode:o}");
         }
         // As another user than the one who wrote it; every user takes what root wrote.
-        let stranger = judged(0o600, us + 1);
-        assert_eq!(stranger.is_err(), us != ROOT, "{stranger:?}");
+        let other_user = judged(0o600, us + 1);
+        assert_eq!(other_user.is_err(), us != 0, "{other_user:?}");
     }
 }

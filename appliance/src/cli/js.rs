@@ -5,16 +5,19 @@ mod recording;
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use alknet_call::{CallError, CallOptions};
+use alknet_runtime::limits::CPU_MAX;
 use alknet_runtime::{EnvOperation, declarations};
+use alknet_sessions::limits::{FUEL_MAX, WALL_MAX_ONE_SHOT};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::caller::NodeCaller;
 use super::target::NodeArgs;
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::{CommandError, CommandExit, DialArgs, duration, output};
 use bundle::JsBundle;
 use recording::CallRecording;
 
@@ -38,7 +41,8 @@ alknet js repl attic --record calls.json")]
         override_usage = "alknet js run [OPTIONS] [NODE] <FILE>",
         after_help = "Examples:\n  alknet js run attic report.ts\n  \
 alknet js run attic - < report.js\n  \
-alknet js run attic report.ts --uses 'fs/*' --uses node/info\n  \
+alknet js run attic report.ts --uses 'node/*' --uses services/list\n  \
+alknet js run attic report.ts --timeout 10m --cpu 2m\n  \
 alknet js run attic report.ts --record calls.json"
     )]
     Run(RunArgs),
@@ -68,6 +72,9 @@ pub(crate) struct RunArgs {
     /// [default: all operations that you may call]
     #[arg(long, value_name = "OPERATION")]
     uses: Vec<String>,
+    /// Let the script compute for this time, 5m at most; --timeout also counts its waiting [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = cpu_time)]
+    cpu: Option<Duration>,
     /// Write the calls that the script makes, with their answers and without secrets, to this new file. A test of
     /// an operation can replay them.
     #[arg(long, value_name = "OUT")]
@@ -97,8 +104,7 @@ fn file(args: RunArgs, json: bool) -> Result<CommandExit, CommandError> {
     if !args.uses.is_empty() {
         input["uses"] = json!(args.uses);
     }
-    // The node reports an end by its own limit.
-    input["limits"] = json!({ "wall_ms": millis(&node.dial) });
+    input["limits"] = limits(node.dial.timeout, args.cpu)?;
     let mut recording = args.record.as_deref().map(CallRecording::to).transpose()?;
     if recording.is_some() {
         input["record"] = json!(true);
@@ -295,10 +301,35 @@ async fn eval(node: &NodeCaller, args: &DialArgs, input: &Value) -> Result<Value
     Ok(answer.value().clone())
 }
 
-fn millis(args: &DialArgs) -> u64 {
-    u64::try_from(args.timeout.as_millis())
-        .unwrap_or(u64::MAX)
-        .max(1)
+/// How long a script may compute.
+///
+/// # Errors
+/// The text is no time, or longer than a node lets a script compute.
+fn cpu_time(text: &str) -> Result<Duration, String> {
+    duration::up_to(text, CPU_MAX)
+}
+
+/// The limits of a script. With them the node reports an end by its own limit.
+///
+/// # Errors
+/// The command waits longer than a node lets a script run.
+fn limits(timeout: Duration, cpu: Option<Duration>) -> Result<Value, CommandError> {
+    if timeout > WALL_MAX_ONE_SHOT {
+        let max = duration::shown(WALL_MAX_ONE_SHOT.as_secs());
+        let text = format!("a script runs for {max} at most: write --timeout {max}, or less");
+        return Err(CommandError::usage(text));
+    }
+    let mut limits = json!({ "wall_ms": millis(timeout) });
+    if let Some(cpu) = cpu {
+        limits["cpu_ms"] = json!(millis(cpu));
+        // The usual fuel would end before a longer time does.
+        limits["fuel_ticks"] = json!(FUEL_MAX);
+    }
+    Ok(limits)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// What the script wrote goes where what is not its result goes.
@@ -356,6 +387,34 @@ mod tests {
         for open in ["f(\n", "{ a: [\n", "`a\n", "/* a\n", "f(')'\n"] {
             assert!(!is_whole(open), "{open}");
         }
+    }
+
+    #[test]
+    fn a_script_has_the_times_that_its_caller_gives() {
+        let wall = Duration::from_secs(600);
+        let usual = limits(wall, None).expect("in range");
+        assert_eq!(usual, json!({ "wall_ms": 600_000 }));
+        let more = limits(wall, Some(Duration::from_secs(120))).expect("in range");
+        let expected = json!({ "wall_ms": 600_000, "cpu_ms": 120_000, "fuel_ticks": FUEL_MAX });
+        assert_eq!(more, expected);
+        assert!(limits(WALL_MAX_ONE_SHOT, None).is_ok());
+        let refused = limits(WALL_MAX_ONE_SHOT * 2, None).expect_err("two hours");
+        assert_eq!(refused.exit, CommandExit::Usage);
+        assert!(
+            refused.message.contains("1h at most"),
+            "{}",
+            refused.message
+        );
+    }
+
+    #[test]
+    fn the_time_to_compute_is_bounded() {
+        for (text, seconds) in [("5m", 300), ("300", 300), ("90s", 90)] {
+            assert_eq!(cpu_time(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        let longer = cpu_time("10m").expect_err("it is longer");
+        assert_eq!(longer, "'10m' is too long: 5m at most");
+        duration::samples::refuses_what_is_no_time("", cpu_time);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::CommandError;
-use super::identity::{own_user, refuse_foreign};
+use super::identity::refuse_foreign;
+use crate::writers::own_user;
 
 /// File of the nodes inside the state directory.
 const NODES_FILE: &str = "nodes.json";

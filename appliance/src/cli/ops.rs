@@ -1,10 +1,13 @@
 //! `alknet ops`: the operations of a node.
 
-use alknet_call::OperationSummary;
+use alknet_call::{ErrorCode, OperationSummary};
 use clap::{Args, Command, Subcommand};
 use serde_json::json;
 
-use super::call::{call_error, check_operation, is_operation, no_operation, show};
+use super::call::{
+    call_error, check_operation, is_operation, meant_operation, no_operation, show,
+    unknown_operation,
+};
 use super::promotion::{self, PromotionVerb};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
@@ -133,13 +136,22 @@ fn describe(node: &NodeArgs, operation: &str, json: bool) -> Result<CommandExit,
     node.reached(async |node| {
         // A hub lists the operations of its peers, but does not describe them.
         if !node.is_behind_hub() {
-            let spec = node.schema(operation).await.map_err(call_error)?;
+            let spec = match node.schema(operation).await {
+                Ok(spec) => spec,
+                Err(error) if error.code == ErrorCode::NotFound => {
+                    return Err(unknown_operation(node, operation, error).await);
+                }
+                Err(error) => return Err(call_error(error)),
+            };
             show(&json!(spec), json)?;
             return Ok(CommandExit::Ok);
         }
         let found = node.operations().await.map_err(call_error)?;
         let Some(summary) = found.iter().find(|op| op.name == operation) else {
-            let text = format!("the peer serves no '{operation}' to the hub");
+            let meant = meant_operation(&found, operation);
+            let text = format!(
+                "the peer serves no '{operation}' to the hub; {meant}'alknet ops list' lists those that it serves"
+            );
             return Err(CommandError::new(CommandExit::Failed, "NOT_FOUND", text));
         };
         show(&json!(summary), json)?;

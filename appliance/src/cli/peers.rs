@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::duration::{self, Lifetime};
-use super::query::{ask, list, show_row, text};
+use super::query::{RowQuery, ask, list, show_row, text};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
@@ -172,7 +172,14 @@ pub(crate) fn run_verb(verb: PeerVerb, json: bool) -> Result<CommandExit, Comman
                 let rows = answer["peers"].as_array().into_iter().flatten();
                 rows.flat_map(row_lines).collect()
             };
-            show_row(&node, LIST, ("peers", "peer"), json, is_wanted, shown)
+            let query = RowQuery {
+                operation: LIST,
+                list: "peers",
+                what: "peer",
+                name: &peer,
+                lists: "alknet peer list",
+            };
+            show_row(&node, &query, json, is_wanted, shown)
         }
     }
 }
@@ -240,11 +247,12 @@ fn lines(answer: &Value) -> Vec<String> {
         lines.push(line.trim_end().to_owned());
         lines.extend(connections.iter().map(connection));
     }
-    if answer["strangers"].as_u64() > Some(0) {
-        lines.push(format!(
-            "connections of unknown peers: {}",
-            answer["strangers"]
-        ));
+    // A node of an earlier version uses the former name.
+    let unknown_peers = answer
+        .get("unknown_peers")
+        .or_else(|| answer.get("strangers"));
+    if let Some(count) = unknown_peers.and_then(Value::as_u64).filter(|n| *n > 0) {
+        lines.push(format!("connections of unknown peers: {count}"));
     }
     lines
 }
@@ -395,7 +403,7 @@ mod tests {
 
     #[test]
     fn peers_and_their_connections_read_well() {
-        let answer = json!({ "strangers": 2, "peers": [
+        let answer = json!({ "unknown_peers": 2, "peers": [
             { "peer_id": "admin", "kind": "admin", "source": "config", "enabled": true,
               "connections": [
                 { "alpn": "alknet/call", "carriage": "quic", "addr": "192.0.2.1:50000",
@@ -416,6 +424,11 @@ mod tests {
                 "connections of unknown peers: 2",
             ]
         );
+        assert_eq!(
+            lines(&json!({ "strangers": 3 })),
+            ["connections of unknown peers: 3"]
+        );
+        assert!(lines(&json!({ "unknown_peers": 0 })).is_empty());
         assert!(lines(&json!({})).is_empty());
     }
 }

@@ -94,6 +94,14 @@ impl PinSubject {
         })
     }
 
+    /// Says to a program whose word it is: `answer`, with the hub's name if it is a hub's.
+    fn marked(&self, mut answer: Value) -> Value {
+        if let Some(hub) = &self.word_of {
+            answer["word_of"] = json!(hub);
+        }
+        answer
+    }
+
     /// Says to a person whose word it is.
     fn warn(&self) {
         if let Some(hub) = &self.word_of {
@@ -208,11 +216,12 @@ fn pem(label: &str, der: &[u8]) -> String {
 /// Writes the certificate of the node to `file`. A client that takes the file for an authority trusts it for what it
 /// says, so that nothing but the certificate that a node makes of this key is written.
 fn written(
-    target: &PeerAddr,
+    subject: &PinSubject,
     file: &Path,
     within: Duration,
     json: bool,
 ) -> Result<CommandExit, CommandError> {
+    let target = &subject.target;
     let mut keys = target.pins.iter();
     let Some(key) = keys.find(|key| matches!(key, PeerKey::Ed25519(_))) else {
         let text = format!(
@@ -225,7 +234,8 @@ fn written(
     alknet_durable::replace(file, text.as_bytes(), CERT_MODE)
         .map_err(|error| CommandError::local(format!("{}: {error}", file.display())))?;
     if json {
-        output::json_line(&json!({ "target": target, "cert": file, "key": key }))?;
+        let answer = json!({ "target": target, "cert": file, "key": key });
+        output::json_line(&subject.marked(answer))?;
     } else {
         output::line(&format!(
             "wrote {}: the certificate of {key}",
@@ -278,7 +288,7 @@ pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandErro
         subject.warn();
     }
     if let Some(file) = &args.cert {
-        return written(target, file, dial.timeout, json);
+        return written(&subject, file, dial.timeout, json);
     }
     let pins: Vec<_> = target
         .pins
@@ -292,11 +302,8 @@ pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandErro
     if json {
         let keys: Vec<_> = pins.iter().map(KeyPin::json).collect();
         let url = format!("https://{}", target.address());
-        let mut answer = json!({ "target": target, "url": url, "keys": keys });
-        if let Some(hub) = &subject.word_of {
-            answer["word_of"] = json!(hub);
-        }
-        output::json_line(&answer)?;
+        let answer = json!({ "target": target, "url": url, "keys": keys });
+        output::json_line(&subject.marked(answer))?;
         return Ok(CommandExit::Ok);
     }
     let lines: Vec<_> = pins.iter().flat_map(|pin| pin.lines(target)).collect();
@@ -353,6 +360,8 @@ mod tests {
         let mut book = NodeBook::default();
         let said = PinSubject::said(&info, &book, &route).expect("it says both");
         assert_eq!(said.target.to_string(), format!("{KEY}@203.0.113.6:444"));
+        let marked = said.marked(json!({ "cert": "node.pem" }));
+        assert_eq!(marked["word_of"], "attic");
         assert_eq!(
             (said.word_of.as_deref(), said.target.pins),
             (Some("attic"), vec![key])
@@ -363,6 +372,7 @@ mod tests {
         let own = format!("{KEY}@192.0.2.9:8443").parse().expect("a target");
         book.add("oven", NamedNode::direct(&own)).expect("a name");
         let known = PinSubject::said(&info, &book, &route).expect("it is known");
+        assert_eq!(known.marked(json!({})), json!({}));
         assert_eq!((known.target, known.word_of), (own, None));
     }
 

@@ -65,31 +65,51 @@ pub(super) fn list(
     ask(node, operation, &Value::Null, json, lines)
 }
 
+/// What a user looks for in a list of a node.
+pub(super) struct RowQuery<'q> {
+    /// The operation that lists.
+    pub(super) operation: &'static str,
+    /// The member of its answer that has the rows.
+    pub(super) list: &'static str,
+    /// What a row is, for errors.
+    pub(super) what: &'static str,
+    /// What the user calls the row.
+    pub(super) name: &'q str,
+    /// The command that lists all.
+    pub(super) lists: &'static str,
+}
+
+impl RowQuery<'_> {
+    /// The error of a node that has no such row.
+    fn not_found(&self) -> CommandError {
+        let Self {
+            what, name, lists, ..
+        } = self;
+        let text = format!("the node has no {what} '{name}'; '{lists}' lists what it has");
+        CommandError::new(CommandExit::Failed, "NOT_FOUND", text)
+    }
+}
+
 /// Prints the one row of a list for which `is_wanted` holds: whole as JSON, else by `lines`, which get the list
 /// with that row alone.
 pub(super) fn show_row(
     node: &NodeArgs,
-    operation: &str,
-    (list, what): (&str, &str),
+    query: &RowQuery<'_>,
     json: bool,
     is_wanted: impl Fn(&Value) -> bool,
     lines: impl Fn(&Value) -> Vec<String>,
 ) -> Result<CommandExit, CommandError> {
     node.reached(async |node| {
-        let answer = node
-            .call(operation, &Value::Null)
-            .await
-            .map_err(call_error)?;
-        let rows = answer.value()[list].as_array();
-        let Some(row) = rows.into_iter().flatten().find(|row| is_wanted(row)) else {
-            let text = format!("the node has no {what} of this name");
-            return Err(CommandError::new(CommandExit::Failed, "NOT_FOUND", text));
-        };
+        let answer = node.call(query.operation, &Value::Null).await;
+        let answer = answer.map_err(call_error)?;
+        let rows = answer.value()[query.list].as_array();
+        let row = rows.into_iter().flatten().find(|row| is_wanted(row));
+        let row = row.ok_or_else(|| query.not_found())?;
         if json {
             output::json_line(row)?;
             return Ok(CommandExit::Ok);
         }
-        let alone = serde_json::json!({ list: [row] });
+        let alone = serde_json::json!({ (query.list): [row] });
         lines(&alone)
             .iter()
             .try_for_each(|line| output::line(line))?;

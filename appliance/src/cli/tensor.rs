@@ -1,14 +1,17 @@
 //! `alknet tensor`: files of typed data, here and on nodes.
 
 mod share;
+mod stored;
+mod transfer_error;
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use alknet_core::{Carriage, PeerAddr};
-use alknet_tensor::FileId;
+use alknet_call::ErrorCode;
+use alknet_core::Carriage;
+use alknet_tensor::{FileId, TensorErrorCode};
 use alknet_tensor_cli::{
     ByteProgress, LocalTensorVerb, TensorCliError, TensorCliOutcome, fits, run as run_local,
 };
@@ -17,11 +20,14 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use share::TensorServeArgs;
+use stored::StoredTensorsArgs;
+use transfer_error::{TransferNames, TransferWay, scope_for, stored_name};
 
-use super::dial::CliDialer;
-use super::query::ask;
+use super::call::call_error;
+use super::dial::{CarriageArg, CliDialer};
+use super::query::ask_or_explain;
 use super::row::{NodeRowArgs, RowWord};
-use super::target::{HubPeerArgs, NodeNames, no_node};
+use super::target::{HubPeerArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet tensor`.
@@ -61,6 +67,12 @@ You need the scope tensor:write for the path. A client that is fetching the file
 alknet tensor pull ed25519:…@192.0.2.7:443 bert/model.safetensors bert.safetensors"
     )]
     Serve(TensorServeArgs),
+    /// List the files of a node's store that you may read, by their paths: bytes, id and path of each.
+    #[command(
+        after_help = "Examples:\n  alknet tensor stored\n  alknet tensor stored attic --below models\n\n\
+You need the scope tensor:read for a path. A file to which no path leads is not listed."
+    )]
+    Stored(StoredTensorsArgs),
 }
 
 /// Arguments of `alknet tensor pull`.
@@ -110,6 +122,7 @@ pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<CommandExit, CommandEr
         TensorVerb::Push(args) => push(&args, json),
         TensorVerb::Remove(row) => remove(row, json),
         TensorVerb::Serve(args) => share::run(args, json),
+        TensorVerb::Stored(args) => stored::run(&args, json),
         TensorVerb::Local(verb) => {
             let is_bytes = matches!(verb, LocalTensorVerb::Cat(_)) && !json;
             if is_bytes && output::is_terminal() {
@@ -149,24 +162,19 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
         );
         return Err(CommandError::usage(text));
     }
-    let only = match (&tensor, &args.only) {
-        (Some(_), Some(_)) => {
-            return Err(CommandError::usage(
-                "the address names a tensor, and so does --only",
-            ));
-        }
-        (Some(name), None) => Some(TensorSelector::Name(name)),
-        (None, Some(glob)) => Some(TensorSelector::Glob(glob)),
-        (None, None) => None,
+    let only = TensorSelector::read(tensor.as_deref(), args.only.as_deref())?;
+    let route = store_of(node.as_deref(), args.what.first(), (&args.peer, &args.dial))?;
+    let names = TransferNames {
+        way: TransferWay::Pull,
+        file: &made,
+        node: &route.name,
+        stored: &src,
     };
-    let target = store_of(node.as_deref(), args.what.first(), (&args.peer, &args.dial))?;
     let told = !json && std::io::stderr().is_terminal();
     let progress = ByteProgress::new("pull", None, told);
     let tell = |done, total| progress.set(done, total);
-    let pulled = CliDialer::new(&args.dial)?.run(async |reach| {
-        // Served on QUIC alone: each request has a stream.
-        let connection = reach.dialled(&target, ALPN, Carriage::Quic).await?;
-        let client = TensorClient::new(connection);
+    let pulled = CliDialer::new(&args.dial)?.run(async |dialer| {
+        let client = dialled(dialer, &route).await?;
         let pulled = match &only {
             None => client.pull(&src, &made, &tell).await,
             Some(only) => {
@@ -174,7 +182,15 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
                 client.pull_some(&src, &made, &keep, &tell).await
             }
         };
-        pulled.map_err(|error| of_client(&error))
+        pulled.map_err(|error| {
+            let mut failure = names.error(&error, dialer);
+            if let (Some(only), ClientError::Wrong(wrong)) = (&only, &error)
+                && wrong.code() == TensorErrorCode::NotFound
+            {
+                failure.message.push_str(&format!(": '{}'", only.text()));
+            }
+            failure
+        })
     })?;
     drop(progress);
     let id = pulled.id.to_string();
@@ -193,7 +209,13 @@ fn store_of(
     node: Option<&str>,
     first: Option<&OsString>,
     (peer, dial): (&HubPeerArgs, &DialArgs),
-) -> Result<PeerAddr, CommandError> {
+) -> Result<NodeRoute, CommandError> {
+    if let Some(carriage) = dial.carriage.filter(|it| *it != CarriageArg::Quic) {
+        let carriage = Carriage::from(carriage);
+        return Err(CommandError::usage(format!(
+            "tensor files travel over QUIC only: leave out --carriage {carriage}"
+        )));
+    }
     let names = NodeNames::load(&dial.state);
     if node.is_none() {
         let first = first.and_then(|word| word.to_str()).unwrap_or_default();
@@ -202,34 +224,58 @@ fn store_of(
             return Err(CommandError::usage(text));
         }
     }
-    let route = names.route(node, peer)?;
-    route.ok_or_else(no_node)?.direct("files")
+    let route = names.route(node, peer)?.ok_or_else(no_node)?;
+    route.clone().direct("files")?;
+    Ok(route)
+}
+
+/// A connection for files. They are served on QUIC alone: each request has a stream.
+async fn dialled(dialer: &CliDialer, route: &NodeRoute) -> Result<TensorClient, CommandError> {
+    let connection = dialer.dialled(&route.target, ALPN, Carriage::Quic).await;
+    let connection = connection.map_err(|error| route.explained(error))?;
+    Ok(TensorClient::new(connection))
 }
 
 fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
     let (node, file, path) = match args.what.as_slice() {
         [file, path] => (None, file, path),
         [node, file, path] => (Some(node), file, path),
-        _ => return Err(CommandError::usage("say NODE FILE PATH")),
+        _ => {
+            let text = "FILE and PATH are two words: alknet tensor push [NODE] FILE PATH";
+            return Err(CommandError::usage(text));
+        }
     };
     let text = |word: &OsString| {
         let text = word.to_str().map(str::to_owned);
         text.ok_or_else(|| CommandError::usage("nodes and paths of theirs are called in UTF-8"))
     };
-    let path = StorePath::parse(&text(path)?).map_err(CommandError::usage)?;
+    let path = store_path(&text(path)?)?;
     let file = PathBuf::from(file);
     let opened = File::open(&file)
         .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", file.display())))?;
+    if file.is_dir() {
+        let text = format!(
+            "{} is a folder: 'alknet tensor pack' makes a file of it",
+            file.display()
+        );
+        return Err(CommandError::usage(text));
+    }
     let node = node.map(text).transpose()?;
-    let target = store_of(node.as_deref(), args.what.first(), (&args.peer, &args.dial))?;
+    let route = store_of(node.as_deref(), args.what.first(), (&args.peer, &args.dial))?;
+    let stored = TensorFileRef::Path(path.clone());
+    let names = TransferNames {
+        way: TransferWay::Push,
+        file: &file,
+        node: &route.name,
+        stored: &stored,
+    };
     let told = !json && std::io::stderr().is_terminal();
     let progress = ByteProgress::new("push", None, told);
     let tell = |done, total| progress.set(done, total);
     let id = CliDialer::new(&args.dial)?.run(async |dialer| {
-        let connection = dialer.dialled(&target, ALPN, Carriage::Quic).await?;
-        let client = TensorClient::new(connection);
-        let stored = client.put(opened, Some(path.as_str()), &tell).await;
-        stored.map_err(|error| of_client(&error))
+        let client = dialled(dialer, &route).await?;
+        let put = client.put(opened, Some(path.as_str()), &tell).await;
+        put.map_err(|error| names.error(&error, dialer))
     })?;
     drop(progress);
     if json {
@@ -242,7 +288,8 @@ fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
 
 fn remove(row: NodeRowArgs<StoredTensorRow>, json: bool) -> Result<CommandExit, CommandError> {
     let (node, file) = row.arranged()?;
-    let src = match source(&file)? {
+    let stored = source(&file)?;
+    let src = match &stored {
         TensorFileRef::Id(id) => json!({ "id": id.to_string() }),
         TensorFileRef::Path(path) => json!({ "path": path.as_str() }),
     };
@@ -252,7 +299,22 @@ fn remove(row: NodeRowArgs<StoredTensorRow>, json: bool) -> Result<CommandExit, 
             Some(bytes) => format!("{file} is removed: {bytes} bytes are free again"),
         }]
     };
-    ask(&node, "tensor/remove", &json!({ "src": src }), json, lines)
+    let input = json!({ "src": src });
+    let of_remove = ("tensor/remove", &input);
+    ask_or_explain(&node, of_remove, json, lines, async |_, error| {
+        let is_missing = error.code == ErrorCode::NotFound;
+        let mut failure = call_error(error);
+        // A node gives one answer for a file that it does not have and for one that the caller may not remove.
+        if is_missing {
+            failure.message = format!(
+                "{}: {}; the node has no such file, or you lack the scope {}",
+                stored_name(&stored),
+                failure.message,
+                scope_for("write", &stored)
+            );
+        }
+        failure
+    })
 }
 
 /// What addresses of files begin with, as references to tensors do.
@@ -264,7 +326,23 @@ enum TensorSelector<'a> {
     Name(&'a str),
 }
 
-impl TensorSelector<'_> {
+impl<'a> TensorSelector<'a> {
+    /// The tensor that the address names, or those of `--only`; `None` is the whole file.
+    fn read(name: Option<&'a str>, glob: Option<&'a str>) -> Result<Option<Self>, CommandError> {
+        match (name, glob) {
+            (Some(name), Some(_)) => Err(CommandError::usage(format!(
+                "the address names the tensor '{name}': leave out --only"
+            ))),
+            (Some(name), None) => Ok(Some(Self::Name(name))),
+            (None, glob) => Ok(glob.map(Self::Glob)),
+        }
+    }
+
+    const fn text(&self) -> &'a str {
+        let (Self::Glob(text) | Self::Name(text)) = self;
+        text
+    }
+
     fn wants(&self, name: &str) -> bool {
         match self {
             Self::Glob(glob) => fits(glob, name),
@@ -307,7 +385,10 @@ impl TensorPullRequest {
                 }
             },
             [node, file, output] => (Some(text(node)?), text(file)?, None, output),
-            _ => return Err(CommandError::usage("say NODE FILE OUTPUT")),
+            _ => {
+                let text = "FILE and OUTPUT are two words: alknet tensor pull [NODE] FILE OUTPUT";
+                return Err(CommandError::usage(text));
+            }
         };
         Ok(Self {
             node,
@@ -322,10 +403,14 @@ impl TensorPullRequest {
 fn source(text: &str) -> Result<TensorFileRef, CommandError> {
     match text.parse::<FileId>() {
         Ok(id) => Ok(TensorFileRef::Id(id)),
-        Err(_) => StorePath::parse(text)
-            .map(TensorFileRef::Path)
-            .map_err(CommandError::usage),
+        Err(_) => store_path(text).map(TensorFileRef::Path),
     }
+}
+
+/// A path of a store.
+fn store_path(text: &str) -> Result<StorePath, CommandError> {
+    StorePath::parse(text)
+        .map_err(|error| CommandError::usage(format!("'{text}' is no path of a store: {error}")))
 }
 
 fn of_cli(error: &TensorCliError) -> CommandError {
@@ -335,14 +420,6 @@ fn of_cli(error: &TensorCliError) -> CommandError {
         _ => CommandExit::Usage,
     };
     CommandError::new(exit, error.code(), error.message())
-}
-
-fn of_client(error: &ClientError) -> CommandError {
-    let exit = match error {
-        ClientError::Stream(_) => CommandExit::Unreachable,
-        _ => CommandExit::Failed,
-    };
-    CommandError::new(exit, error.code(), error)
 }
 
 #[cfg(test)]

@@ -1,19 +1,23 @@
 //! `alknet token`: bearer tokens of a node that runs; and with `add --offline` one for a configuration, for which no
 //! node is asked.
 
-use alknet_core::AuthToken;
+use alknet_call::ErrorCode;
+use alknet_core::{AuthToken, KeyId};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::duration::{self, Lifetime};
-use super::query::{ask, list, show_row, text, warn};
+use super::node_book::name_list;
+use super::query::{RowQuery, ask_or_explain, list, show_row, text, warn};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, dial, output};
 
 /// The operation that lists the tokens.
 const LIST: &str = "token/list";
+/// What tokens begin with.
+const TOKEN_PREFIX: &str = "alk_";
 
 /// The verbs below `alknet token`.
 #[derive(Debug, Subcommand)]
@@ -94,17 +98,63 @@ pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<CommandExit, CommandErr
         TokenVerb::List(node) => list(&node, LIST, json, lines),
         TokenVerb::New => new(json),
         TokenVerb::Remove(row) => {
-            let (node, key_id) = row.arranged()?;
-            let input = json!({ "key_id": key_id });
-            let told = |_: &Value| vec![format!("{key_id} is no token any more")];
-            ask(&node, "token/revoke", &input, json, told)
+            let (node, word) = row.arranged()?;
+            remove(&node, id_of_token(&word), json)
         }
         TokenVerb::Show(row) => {
-            let (node, key_id) = row.arranged()?;
-            let is_wanted = |row: &Value| row["key_id"] == key_id.as_str();
-            show_row(&node, LIST, ("tokens", "token"), json, is_wanted, lines)
+            let (node, word) = row.arranged()?;
+            let key_id = id_of_token(&word);
+            let is_wanted = |row: &Value| row["key_id"] == key_id;
+            let query = RowQuery {
+                operation: LIST,
+                list: "tokens",
+                what: "token",
+                name: key_id,
+                lists: "alknet token list",
+            };
+            show_row(&node, &query, json, is_wanted, lines)
         }
     }
+}
+
+/// The id of a token. A user may give the whole token in its place: no error repeats more of it than the id.
+fn id_of_token(word: &str) -> &str {
+    let Some(rest) = word.strip_prefix(TOKEN_PREFIX) else {
+        return word;
+    };
+    rest.split_once('_').map_or(rest, |(key_id, _)| key_id)
+}
+
+fn remove(node: &NodeArgs, key_id: &str, json: bool) -> Result<CommandExit, CommandError> {
+    let input = json!({ "key_id": key_id });
+    let told = |_: &Value| vec![format!("{key_id} is no token any more")];
+    let of_revoke = ("token/revoke", &input);
+    ask_or_explain(node, of_revoke, json, told, async |node, error| {
+        // The schema of the operation refuses a word that is no id, such as the name of a peer.
+        let is_no_id = error.code == ErrorCode::InvalidInput && key_id.parse::<KeyId>().is_err();
+        if error.code != ErrorCode::NotFound && !is_no_id {
+            return call_error(error);
+        }
+        // A node that cannot be asked for its tokens has said why: it may be a hub without the peer that is meant.
+        match node.call(LIST, &Value::Null).await {
+            Ok(listed) => no_token(key_id, listed.value()),
+            Err(_) => call_error(error),
+        }
+    })
+}
+
+/// The error for a token that the node does not have, with the ids of those that it has.
+fn no_token(key_id: &str, listed: &Value) -> CommandError {
+    let tokens = listed["tokens"].as_array().into_iter().flatten();
+    let ids = name_list(tokens.map(|one| text(&one["key_id"])));
+    let has = match ids.is_empty() {
+        true => "no tokens".to_owned(),
+        false => output::one_line(&ids).into_owned(),
+    };
+    let message = format!(
+        "there is no token '{key_id}': the node has {has}; 'alknet token list' says whose each is"
+    );
+    CommandError::new(CommandExit::Failed, ErrorCode::NotFound.name(), message)
 }
 
 fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -244,6 +294,30 @@ mod tests {
         ] {
             assert!(read(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_whole_token_stands_for_its_id() {
+        for (word, key_id) in [
+            ("k3v9a2mb", "k3v9a2mb"),
+            ("alk_k3v9a2mb_secret_too", "k3v9a2mb"),
+            ("alk_k3v9a2mb", "k3v9a2mb"),
+            ("bob", "bob"),
+        ] {
+            assert_eq!(id_of_token(word), key_id, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_not_there_is_answered_with_those_that_are() {
+        let one = json!({ "tokens": [{ "key_id": "k3v9a2mb" }] });
+        let said = no_token("bob", &one).message;
+        assert!(
+            said.starts_with("there is no token 'bob': the node has k3v9a2mb; "),
+            "{said}"
+        );
+        let none = no_token("bob", &json!({ "tokens": [] })).message;
+        assert!(none.contains("the node has no tokens"), "{none}");
     }
 
     #[test]

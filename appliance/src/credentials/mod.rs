@@ -1,4 +1,4 @@
-//! Credentials of a node without a vault. `alknet credential` seals them in the state folder, and
+//! Credentials of a node without a vault. `alknet credential` seals them in the state directory, and
 //! `alknet serve` opens them there.
 //!
 //! The sealed values are in one file, and the key that seals them is in another one beside the key
@@ -24,9 +24,9 @@ use file::{SealedEntry, SealedFile};
 /// Maximum length of a value in bytes: twice the longest that fits into a header, and enough for
 /// any private key.
 pub(crate) const VALUE_BYTES_MAX: usize = 16 << 10;
-/// Maximum number of credentials in a state folder, which is also that of a configuration.
+/// Maximum number of credentials in a state directory, which is also that of a configuration.
 const ENTRIES_MAX: usize = 256;
-/// Folder of the sealed values below the state folder. It has no other files, so that each change
+/// Folder of the sealed values below the state directory. It has no other files, so that each change
 /// in it is a change of a credential.
 const FOLDER: &str = "credentials";
 /// File of the sealed values in that folder.
@@ -43,7 +43,7 @@ const MODE: u32 = 0o600;
 /// Permission bits of the folders that this module makes.
 const FOLDER_MODE: u32 = 0o700;
 
-/// The credentials folder of one state folder.
+/// The credentials folder of one state directory.
 #[derive(Clone, Debug)]
 pub(crate) struct CredentialFolder {
     state_dir: PathBuf,
@@ -67,14 +67,14 @@ pub(crate) struct LocalCredentials {
 }
 
 impl CredentialFolder {
-    /// The credentials of this state folder.
+    /// The credentials of this state directory.
     pub(crate) fn new(state_dir: &Path) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
         }
     }
 
-    /// The state folder.
+    /// The state directory.
     pub(crate) fn state_dir(&self) -> &Path {
         &self.state_dir
     }

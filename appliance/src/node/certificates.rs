@@ -6,7 +6,7 @@ mod keys;
 use std::path::Path;
 use std::sync::Arc;
 
-use alknet_core::config::{AcmeChallenge, NodeConfig, Port80, TlsSection};
+use alknet_core::config::{AcmeChallenge, ConfigError, NodeConfig, Port80, TlsSection};
 use alknet_core::{BoxError, BoxFuture, DialAllowList};
 use alknet_endpoint::EndpointDialer;
 use alknet_http_client::{ClientOptions, HttpClient, Redirects};
@@ -109,7 +109,7 @@ impl NodeCertificates {
             problems: Arc::clone(&self.problems),
             alpn: Arc::clone(&self.served.challenges),
             http: answers,
-            // The DNS server will provide this.
+            // The DNS server will provide this, and `unprovable` will then refuse nothing.
             dns: None,
             account_key: keys.clone().map(|keys| keys as _),
             key_seal: keys.map(|keys| keys as _),
@@ -119,6 +119,29 @@ impl NodeCertificates {
             Err(error) => self.problems.set(ACME_FAILED, &subject, error.to_string()),
         }
     }
+}
+
+/// What `config` wants of a certificate authority that no node can prove: control over a name by a record in its zone
+/// (RFC 8555 section 8.4), which is the only way for a name with `*`. A node with such a document orders nothing.
+pub(crate) fn unprovable(config: &NodeConfig) -> Vec<ConfigError> {
+    let acme = &config.tls.acme;
+    let refused = |path: String, what: &str, fix: &str| ConfigError {
+        path,
+        line: None,
+        what: format!("{what} needs a DNS zone that this node serves, and no node serves one yet"),
+        fix: fix.to_owned(),
+    };
+    let challenge = (acme.challenge == Some(AcmeChallenge::Dns01)).then(|| {
+        let fix = "leave it out, or write tls-alpn-01 or http-01";
+        refused("tls.acme.challenge".to_owned(), "the challenge dns-01", fix)
+    });
+    let names = acme.domains.iter().enumerate();
+    let names = names.filter(|(_, name)| name.starts_with("*."));
+    let names = names.map(|(n, name)| {
+        let fix = "list each name without '*', or name a certificate for it in tls.files";
+        refused(format!("tls.acme.domains[{n}]"), &format!("'{name}'"), fix)
+    });
+    challenge.into_iter().chain(names).collect()
 }
 
 /// The problems with certificates, as the console and `node/info` show them.
@@ -267,6 +290,10 @@ fn kind(challenge: AcmeChallenge) -> ChallengeKind {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use alknet_test_support::deadline;
+
     use super::*;
 
     #[tokio::test]
@@ -289,6 +316,47 @@ mod tests {
             assert!(!problems[0].hint.is_empty());
             assert!(!dir.path().join("acme").exists());
         }
+    }
+
+    #[test]
+    fn what_only_dns_proves_is_refused_with_a_remedy() {
+        let found = |text: &str| {
+            let config = NodeConfig::parse(text.as_bytes()).expect("a correct document");
+            unprovable(&config)
+        };
+        assert_eq!(
+            found("[tls.acme]\ndomains = [\"a.example\"]\nchallenge = \"http-01\"\n"),
+            []
+        );
+        let both =
+            "[tls.acme]\ndomains = [\"a.example\", \"*.a.example\"]\nchallenge = \"dns-01\"\n";
+        let both = found(both);
+        let paths: Vec<_> = both.iter().map(|error| error.path.as_str()).collect();
+        assert_eq!(paths, ["tls.acme.challenge", "tls.acme.domains[1]"]);
+        for error in &both {
+            let text = error.to_string();
+            assert!(
+                text.contains("no node serves one yet") && !error.fix.is_empty(),
+                "{text}"
+            );
+        }
+    }
+
+    /// The rest of the document is in force, and the node runs; the authority is not asked.
+    #[tokio::test]
+    async fn a_node_orders_nothing_that_only_dns_proves() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let document =
+            "[tls.acme]\ndomains = [\"*.a.example\"]\ndirectory = \"https://127.0.0.1:1/\"\n";
+        let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+        let key = NodeKey::from_seed(&[1; 32]);
+        let certificates = NodeCertificates::start(&config, &key, dir.path(), None);
+        let mut seen = certificates.problems.watch();
+        let waits = seen.wait_for(|list| !list.is_empty());
+        let seen = tokio::time::timeout(deadline(Duration::from_secs(60)), waits).await;
+        let found = seen.expect("a problem").expect("the node runs")[0].clone();
+        assert_eq!(found.code, ACME_FAILED);
+        assert!(found.text.contains("no node serves one yet"), "{found}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,18 +12,20 @@ use std::time::Duration;
 
 use alknet_core::config::{CONFIG_BYTES_MAX, ConfigError};
 use alknet_init::control::InitMessage;
+use nix::fcntl::OFlag;
+use nix::unistd::getegid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::writers::{OtherWriter, check_writers, own_user};
+
 /// Maximum time for PID 1 to write a document.
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The user who can write every file in any case.
-const ROOT: u32 = 0;
-/// Write permission of all users, in the mode of a folder.
-const EVERYONE_WRITES: u32 = 0o002;
 /// Why a node keeps no document, if it was started without a file.
 const NO_FILE: &str =
     "this node was started without a configuration file: start it with --config FILE";
+/// Maximum number of bytes to read of a document: as many as it may have, and one more to see that it is too long.
+const DOCUMENT_READ_MAX: u64 = CONFIG_BYTES_MAX as u64 + 1;
 /// Permissions of the last good copy. A document can have the codes of invitations.
 const LAST_GOOD_MODE: u32 = 0o600;
 
@@ -81,7 +83,7 @@ impl ConfigStore {
         check_folder(path)?;
         let path = last_good_of(path);
         // Most calls find the same content, and a write would wear the disk.
-        if fs::read(&path).is_ok_and(|stored| stored == document) {
+        if read_copy(&path).is_ok_and(|stored| stored == document) {
             return Ok(());
         }
         // A link there is replaced: the copy is this node's own, and has what only its owner may read.
@@ -119,20 +121,42 @@ impl ConfigStore {
 /// The document of the copy beside `file`, unless another user can have written it.
 pub(crate) fn read_last_good(file: &Path) -> Option<Vec<u8>> {
     check_folder(file).ok()?;
-    read(&last_good_of(file)).ok()
+    read_copy(&last_good_of(file)).ok()
+}
+
+/// Reads a copy, which this program wrote as a regular file. What another user put in its place is neither followed nor
+/// waited for, and no more of it is read than a document may have.
+fn read_copy(path: &Path) -> io::Result<Vec<u8>> {
+    let mut options = File::options();
+    options.read(true);
+    // A FIFO without a writer would hold the open, and a link may lead to a device without an end (open(2)).
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut document = Vec::new();
+    file.take(DOCUMENT_READ_MAX).read_to_end(&mut document)?;
+    Ok(document)
 }
 
 /// Refuses to keep anything beside `file` in a folder where another user can put links and files: root would write
 /// wherever that user's link leads, and read that user's document as its own.
+///
+/// A folder that the node's own group may write passes: it is the private group of a user whose umask is 0002, or the
+/// one by which a node may write in a folder of root's. A member of another group could lead a node of root's to a
+/// file that only root may write.
 fn check_folder(file: &Path) -> Result<(), String> {
     let folder = folder_of(file);
     let about = fs::metadata(folder)
         .map_err(|error| format!("{} cannot be read: {error}", folder.display()))?;
-    let us = nix::unistd::geteuid().as_raw();
-    let why = match about.uid() {
-        owner if owner != us && owner != ROOT => format!("belongs to user {owner}"),
-        _ if about.mode() & EVERYONE_WRITES != 0 => "can be written by every user".to_owned(),
-        _ => return Ok(()),
+    let us = own_user();
+    let why = match check_writers(&about, us) {
+        Ok(()) => return Ok(()),
+        Err(OtherWriter::Group(group)) if group == getegid().as_raw() => return Ok(()),
+        Err(OtherWriter::Group(group)) => format!("can be written by the members of group {group}"),
+        Err(OtherWriter::Owner(owner)) => format!("belongs to user {owner}"),
+        Err(OtherWriter::Everyone) => "can be written by every user".to_owned(),
     };
     Err(format!(
         "{} {why}, and a node of user {us} keeps nothing there: move the configuration to a folder of its own",
@@ -153,13 +177,11 @@ pub(crate) fn folder_of(file: &Path) -> &Path {
     parent.unwrap_or_else(|| Path::new("."))
 }
 
-/// Reads a document. It reads no more bytes than a document may have, and one more to see that it
-/// is too long.
+/// Reads a document, at most [`DOCUMENT_READ_MAX`] bytes of it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let mut document = Vec::new();
-    let limit = CONFIG_BYTES_MAX as u64 + 1;
     File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut document))
+        .and_then(|file| file.take(DOCUMENT_READ_MAX).read_to_end(&mut document))
         .map(|_| document)
         .map_err(|error| ConfigError {
             path: String::new(),
@@ -215,6 +237,8 @@ impl InitConfigStore {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -275,6 +299,32 @@ mod tests {
         assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
     }
 
+    /// A reader that follows the link waits for a writer, or reads zeros without an end.
+    #[test]
+    fn what_is_no_file_is_neither_read_nor_waited_for_in_the_place_of_the_copy() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let copy = last_good_of(&file);
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a writable directory");
+        let keeper = ConfigStore::file_at(file.clone());
+        for place in ["/dev/zero", "a pipe", "a link to a pipe"] {
+            match place {
+                "a pipe" => fs::rename(&pipe, &copy).expect("a writable directory"),
+                "a link to a pipe" => {
+                    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)
+                        .expect("a writable directory");
+                    std::os::unix::fs::symlink(&pipe, &copy).expect("a writable directory");
+                }
+                device => std::os::unix::fs::symlink(device, &copy).expect("a writable directory"),
+            }
+            assert_eq!(read_last_good(&file), None, "{place}");
+            keeper.keep_last_good(b"good").expect("the folder is ours");
+            assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
+            fs::remove_file(&copy).expect("our own file");
+        }
+    }
+
     #[test]
     fn nothing_is_kept_where_every_user_may_write() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -287,6 +337,37 @@ mod tests {
         assert!(refused.contains("every user"), "{refused}");
         assert!(replace(&file, b"good").is_err() && !file.exists());
         assert_eq!(read_last_good(&file), None);
+    }
+
+    #[test]
+    fn nothing_is_kept_where_another_group_may_write() {
+        /// A group that no process here has.
+        const OTHER: u32 = 65_533;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        if !nix::unistd::geteuid().is_root() {
+            alknet_test_support::skip!("root", "no folder can be given to another group");
+        }
+        std::os::unix::fs::chown(dir.path(), None, Some(OTHER)).expect("root may");
+        for mode in [0o770, 0o775, 0o2775] {
+            let mode = fs::Permissions::from_mode(mode);
+            fs::set_permissions(dir.path(), mode).expect("our own folder");
+            let keeper = ConfigStore::file_at(file.clone());
+            let refused = keeper.keep_last_good(b"good").expect_err("members may");
+            assert!(refused.contains("members of group 65533"), "{refused}");
+            assert!(replace(&file, b"good").is_err() && !file.exists());
+        }
+    }
+
+    #[test]
+    fn a_document_is_kept_where_the_node_s_own_group_may_write() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let mode = fs::Permissions::from_mode(0o775);
+        fs::set_permissions(dir.path(), mode).expect("our own folder");
+        let keeper = ConfigStore::file_at(file.clone());
+        assert_eq!(keeper.keep_last_good(b"good"), Ok(()));
+        assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
     }
 
     #[tokio::test]

@@ -141,10 +141,10 @@ pub(crate) fn list(people: IdentityServices) -> Registration {
         .with_input(empty_input())
         .with_output(json!({
             "type": "object",
-            "required": ["generation", "peers", "strangers"],
+            "required": ["generation", "peers", "unknown_peers"],
             "properties": {
                 "generation": { "type": "integer" },
-                "strangers": { "type": "integer", "description": "Connections of unknown peers" },
+                "unknown_peers": { "type": "integer", "description": "Connections of unknown peers" },
                 "peers": { "type": "array", "items": { "type": "object",
                     "required": ["peer_id", "kind", "source", "enabled", "connections"] } },
             }
@@ -188,7 +188,7 @@ fn listed(
     json!({
         "generation": generation,
         "peers": admins.chain(peers).chain(keys).collect::<Vec<_>>(),
-        "strangers": unknown_peers,
+        "unknown_peers": unknown_peers,
     })
 }
 
@@ -294,7 +294,7 @@ mod tests {
         let connections = [of(Some("edge")), of(None)];
         let answer = listed(3, &entries, |id| id.as_str() != "edge", &connections);
         assert_eq!(
-            (&answer["generation"], &answer["strangers"]),
+            (&answer["generation"], &answer["unknown_peers"]),
             (&json!(3), &json!(1))
         );
         let peers = answer["peers"].as_array().expect("a list");

@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 58] = [
+const OPERATIONS: [&str; 59] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -55,6 +55,7 @@ const OPERATIONS: [&str; 58] = [
     "session/authenticate",
     "tensor/create",
     "tensor/drop",
+    "tensor/list",
     "tensor/open",
     "tensor/put",
     "tensor/read",

@@ -1,7 +1,6 @@
 //! The log. Every record goes to standard error and into a bounded ring that `node/log` reads.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
@@ -11,6 +10,7 @@ use std::time::Instant;
 
 use alknet_core::config::{LogConfig, LogLevel};
 use alknet_init::control::LogRecord;
+use alknet_init::text::cut_text;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -18,14 +18,16 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
+use super::log_panic::{self, WithinLog};
 use super::log_rate::{LogRates, RateDecision};
+use super::log_ring::{LogRecords, RecordPayer};
 use crate::cli::output::one_line;
 
-/// Maximum size of the ring's text in bytes. The ring drops the oldest records first.
+/// Maximum size of the ring's text in bytes. Beyond it, [`LogRecords::push`] drops records.
 pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
 /// Maximum length of a message in bytes. The log cuts the rest of a longer one.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
-/// Bytes of a line beside its message: level, target, `…`. With them a line is no longer than PID 1 reads at once.
+/// Bytes of a line beside its message: level and target. With them a line is no longer than PID 1 reads at once.
 const LINE_OVERHEAD_BYTES: usize = 96;
 
 /// The bounded ring. Clones share it.
@@ -46,22 +48,6 @@ struct SharedLogRing {
 struct LogSettings {
     level: Level,
     hash_addresses: bool,
-}
-
-/// The records of the ring. Each has a number, counted from the start of the node.
-#[derive(Default)]
-struct LogRecords {
-    queue: VecDeque<Arc<LogRecord>>,
-    bytes: usize,
-    /// Number of the oldest record.
-    first: u64,
-}
-
-impl LogRecords {
-    /// The number that the next record gets.
-    fn next(&self) -> u64 {
-        self.first + self.queue.len() as u64
-    }
 }
 
 impl NodeLogRing {
@@ -110,20 +96,17 @@ impl NodeLogRing {
         format!("#{:08x}", hash >> 32)
     }
 
-    /// Adds a record, and drops the oldest ones beyond [`RING_BYTES_MAX`].
-    pub(crate) fn push(&self, mut record: LogRecord) {
+    /// Adds a record that another process sent. Its target is its payer.
+    pub(crate) fn push(&self, record: LogRecord) {
+        let payer = RecordPayer::Node(self.0.hashes.hash_one(&record.target));
+        self.push_for(record, payer);
+    }
+
+    /// Adds a record. Other records give way to it, see [`LogRecords::push`].
+    fn push_for(&self, mut record: LogRecord, payer: RecordPayer) {
         // The message may repeat what a peer sent, and one long record could push out all others.
-        truncate(&mut record.message, MESSAGE_BYTES_MAX);
-        let mut records = self.lock();
-        records.bytes += cost(&record);
-        records.queue.push_back(Arc::new(record));
-        while records.bytes > RING_BYTES_MAX
-            && let Some(oldest) = records.queue.pop_front()
-        {
-            records.bytes -= cost(&oldest);
-            records.first += 1;
-        }
-        drop(records);
+        cut_text(&mut record.message, MESSAGE_BYTES_MAX);
+        self.lock().push(record, payer);
         self.0.came.send_replace(());
     }
 
@@ -131,12 +114,15 @@ impl NodeLogRing {
     pub(crate) fn read(&self, last: usize, follows: bool) -> LogReader {
         let came = self.0.came.subscribe();
         let records = self.lock();
-        let skip = records.queue.len().saturating_sub(last);
+        let skip = records.len().saturating_sub(last);
+        let next = records.next();
         LogReader {
             ring: self.clone(),
             came,
-            at: records.first + skip as u64,
-            end: (!follows).then(|| records.next()),
+            at: records.get(skip).map_or(next, |(number, _)| number),
+            end: (!follows).then_some(next),
+            owed: (records.len() - skip) as u64,
+            seen: next,
         }
     }
 
@@ -153,7 +139,7 @@ impl NodeLogRing {
 impl fmt::Debug for NodeLogRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeLogRing")
-            .field("bytes", &self.lock().bytes)
+            .field("bytes", &self.lock().bytes())
             .finish()
     }
 }
@@ -166,6 +152,10 @@ pub(crate) struct LogReader {
     at: u64,
     /// Number of the record before which the reader ends.
     end: Option<u64>,
+    /// How many records with numbers below `seen` it has not read yet, whether or not the ring
+    /// still has them.
+    owed: u64,
+    seen: u64,
 }
 
 /// The next item of a reader.
@@ -199,33 +189,27 @@ impl LogReader {
     /// The next item that the ring already has.
     fn take(&mut self) -> Option<LogEntry> {
         let records = self.ring.lock();
-        let most = self.end.unwrap_or(u64::MAX);
-        let oldest = records.first.min(most);
-        if self.at < oldest {
-            let lost = oldest - self.at;
+        let next = records.next();
+        let until = self.end.map_or(next, |end| end.min(next));
+        self.owed += until.saturating_sub(self.seen);
+        self.seen = self.seen.max(until);
+        let from = records.position(self.at);
+        let present = (records.position(until) - from) as u64;
+        if self.owed > present {
+            let lost = self.owed - present;
             // The reader continues with the oldest record that is left, and shows that some are
             // missing.
-            self.at = oldest;
+            self.owed = present;
             return Some(LogEntry::Lost(lost));
         }
-        if self.at >= most {
+        if present == 0 {
             return None;
         }
-        let index = usize::try_from(self.at - records.first).ok()?;
-        let record = Arc::clone(records.queue.get(index)?);
-        self.at += 1;
+        let (number, record) = records.get(from)?;
+        let record = Arc::clone(record);
+        self.at = number + 1;
+        self.owed -= 1;
         Some(LogEntry::Record(record))
-    }
-}
-
-fn cost(record: &LogRecord) -> usize {
-    record.message.len() + record.target.len() + size_of::<LogRecord>()
-}
-
-fn truncate(text: &mut String, max: usize) {
-    if text.len() > max {
-        text.truncate(text.floor_char_boundary(max));
-        text.push('…');
     }
 }
 
@@ -267,7 +251,9 @@ pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
     };
     let subscriber = tracing_subscriber::registry().with(layer);
     // A second call keeps the first subscriber, which the tests of one process share.
-    tracing::subscriber::set_global_default(subscriber).ok();
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        log_panic::record_panics();
+    }
 }
 
 /// The `tracing` layer. It reads the time from the clock `C`.
@@ -291,6 +277,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let _within = WithinLog::enter();
         let at = (self.clock)();
         let decision = self.rates.count(event, at);
         for other in self.rates.overdue(at) {
@@ -298,7 +285,8 @@ where
                 "records of the last minutes were left out left_out={}",
                 other.left_out
             );
-            self.write("warn", other.target, text);
+            let payer = RecordPayer::Node(self.ring.0.hashes.hash_one(other.target));
+            self.write("warn", other.target, text, payer);
         }
         let RateDecision::Keep { left_out } = decision else {
             return;
@@ -311,18 +299,20 @@ where
         };
         event.record(&mut text);
         if left_out > 0 {
+            // Writing to a `String` does not fail.
             write!(text.fields, " left_out={left_out}").ok();
         }
         let metadata = event.metadata();
         let level = metadata.level().as_str().to_ascii_lowercase();
-        self.write(&level, metadata.target(), text.finish());
+        let payer = RecordPayer::from_event(event, &self.ring.0.hashes);
+        self.write(&level, metadata.target(), text.finish(), payer);
     }
 }
 
 impl<C> RingLayer<C> {
-    fn write(&self, level: &str, module: &str, mut message: String) {
+    fn write(&self, level: &str, module: &str, mut message: String, payer: RecordPayer) {
         // Before it is printed: PID 1 cuts longer lines into pieces. What a client or a server sent may be in it.
-        truncate(&mut message, MESSAGE_BYTES_MAX - LINE_OVERHEAD_BYTES);
+        cut_text(&mut message, MESSAGE_BYTES_MAX - LINE_OVERHEAD_BYTES);
         let record = LogRecord {
             boot_ms: boot_ms(),
             time: now(),
@@ -331,7 +321,7 @@ impl<C> RingLayer<C> {
             message,
         };
         self.print(&record);
-        self.ring.push(record);
+        self.ring.push_for(record, payer);
     }
 
     fn print(&self, record: &LogRecord) {
@@ -463,7 +453,8 @@ mod tests {
             clock: Instant::now,
         };
         for length in [MESSAGE_BYTES_MAX - 20, MESSAGE_BYTES_MAX, 1 << 20] {
-            layer.write("warn", "alknet_sessions::host", "é".repeat(length / 2));
+            let text = "é".repeat(length / 2);
+            layer.write("warn", "alknet_sessions::host", text, RecordPayer::Node(1));
         }
         let records = past(&ring, usize::MAX);
         assert_eq!(records.len(), 3);
@@ -487,7 +478,7 @@ mod tests {
             (RING_BYTES_MAX / 2..=RING_BYTES_MAX).contains(&text),
             "{text} bytes of text"
         );
-        assert!(ring.lock().bytes <= RING_BYTES_MAX);
+        assert!(ring.lock().bytes() <= RING_BYTES_MAX);
         assert!(
             records
                 .last()
@@ -500,9 +491,7 @@ mod tests {
         let ring = NodeLogRing::new();
         ring.push(record(&"ä".repeat(MESSAGE_BYTES_MAX)));
         let records = past(&ring, 1);
-        assert!(
-            records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8
-        );
+        assert!(records[0].message.ends_with('…') && records[0].message.len() <= MESSAGE_BYTES_MAX);
     }
 
     #[test]
@@ -576,6 +565,28 @@ mod tests {
         LogEntry::Record(Arc::new(record(message)))
     }
 
+    /// A record in the middle gives way to those of a payer that has less.
+    #[test]
+    fn a_reader_learns_of_records_that_are_missing_between_others() {
+        let ring = NodeLogRing::new();
+        let long = "x".repeat(MESSAGE_BYTES_MAX);
+        let push = |text: &str, payer| ring.push_for(record(text), RecordPayer::Other(payer));
+        push("kept", 1);
+        let mut reader = ring.read(1, true);
+        let fills = RING_BYTES_MAX / MESSAGE_BYTES_MAX;
+        for _ in 0..2 * fills {
+            push(&long, 2);
+        }
+        let entries = there(&mut reader);
+        let there_is = ring.lock().len() as u64;
+        let lost = ring.lock().next() - there_is;
+        assert!(entries.contains(&LogEntry::Lost(lost)));
+        assert!(entries.contains(&entry("kept")));
+        assert_eq!(entries.len() as u64 - 1 + lost, 2 * fills as u64 + 1);
+        // What was missing when a reader began is no loss of its own.
+        assert_eq!(past(&ring, usize::MAX).len(), ring.lock().len());
+    }
+
     #[tokio::test]
     async fn followers_get_the_past_once_and_then_the_present() {
         let ring = NodeLogRing::new();
@@ -602,19 +613,20 @@ mod tests {
         ring.push(record("b"));
         let mut readers: Vec<_> = (0..64).map(|n| ring.read(2, n % 2 == 0)).collect();
         // The reader has the ring's own record, and no copy of it.
-        let kept = Arc::downgrade(&ring.lock().queue[0]);
+        let kept = ring.lock().get(0).map(|(_, record)| Arc::downgrade(record));
+        let kept = kept.expect("a record");
         assert_eq!(kept.strong_count(), 1);
         let fills = RING_BYTES_MAX / MESSAGE_BYTES_MAX + 2;
         for _ in 0..fills {
             ring.push(record(&long));
         }
         assert_eq!(kept.strong_count(), 0, "it is dropped");
-        let first = ring.lock().first;
-        let there_is = ring.lock().queue.len();
+        let there_is = ring.lock().len();
+        let dropped = ring.lock().next() - there_is as u64;
         for (n, reader) in readers.iter_mut().enumerate() {
             let follows = n % 2 == 0;
             let mut entries = there(reader).into_iter();
-            let lost = if follows { first } else { 2 };
+            let lost = if follows { dropped } else { 2 };
             assert_eq!(entries.next(), Some(LogEntry::Lost(lost)), "{n}");
             assert_eq!(entries.count(), if follows { there_is } else { 0 }, "{n}");
         }

@@ -11,10 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_call::CAUSE_TARGET;
-use alknet_sessions::CONSOLE_TARGET;
+use alknet_http::UNKNOWN_ACCESS_TARGET;
+use alknet_sessions::{CONSOLE_TARGET, SESSION_END_TARGET};
+use alknet_worker::WORKER_LOSS_TARGET;
 use tracing::Event;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
+
+use super::log_ring::network_of;
 
 /// The period in which records are counted.
 pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(60);
@@ -37,6 +41,12 @@ const SCRIPT_RECORDS_MAX: u32 = 60;
 const SCRIPT_RECORDS_OF_OWNER: u32 = 30;
 /// Those that only the first line of an owner may take.
 const SCRIPT_RECORDS_OF_FIRSTS: u32 = 10;
+/// Lines of the access log for requests without an identity in a period: ten a second.
+const UNKNOWN_REQUESTS_MAX: u32 = 600;
+/// Those of them for one network.
+const UNKNOWN_REQUESTS_OF_NETWORK: u32 = 120;
+/// Those that only the first request of a network may take.
+const UNKNOWN_REQUESTS_OF_FIRSTS: u32 = 100;
 /// The field that names the operation in a record of a failed server or peer.
 const OPERATION_FIELD: &str = "operation";
 /// The field of the same meaning for a whole import, which names its namespace.
@@ -48,6 +58,76 @@ pub(crate) const IMPORT_TARGET: &str = "alknet::imports";
 /// The namespace of promoted operations, each of which has another author.
 const PROMOTED_NAMESPACE: &str = "js";
 
+/// What the records of one target may take.
+struct RecordRate {
+    /// Maximum number of records that each call site has in a period.
+    records_max: u32,
+    /// How payers share these records. `None` if a record has no payer.
+    shares: Option<PayerShares>,
+}
+
+/// How the payers of a call site's records share them. A payer is an operation, the owner of a script, or a network.
+struct PayerShares {
+    /// The payer of a record.
+    payer: fn(&Event<'_>) -> String,
+    /// The group of a payer.
+    group: fn(&str) -> &str,
+    /// Maximum number of records of one payer.
+    of_payer: u32,
+    /// Maximum number of records of the payers of one group.
+    of_group: u32,
+    /// Number of records that only the first one of a group may take.
+    firsts: u32,
+}
+
+/// Rate of what says why servers, peers and imports failed.
+const CAUSES: RecordRate = RecordRate {
+    records_max: CAUSE_RECORDS_MAX,
+    shares: Some(PayerShares {
+        payer: PayerField::of_event,
+        group: namespace,
+        of_payer: CAUSE_RECORDS_OF_OPERATION,
+        of_group: CAUSE_RECORDS_OF_NAMESPACE,
+        firsts: CAUSE_RECORDS_OF_FIRSTS,
+    }),
+};
+/// Rate of the lines of scripts, and of what their workers cause. Each owner is a group of its own.
+const SCRIPT_LINES: RecordRate = RecordRate {
+    records_max: SCRIPT_RECORDS_MAX,
+    shares: Some(PayerShares {
+        payer: PayerField::of_event,
+        group: |owner| owner,
+        of_payer: SCRIPT_RECORDS_OF_OWNER,
+        of_group: SCRIPT_RECORDS_OF_OWNER,
+        firsts: SCRIPT_RECORDS_OF_FIRSTS,
+    }),
+};
+/// Rate of the access log's lines for requests without an identity. Each network is a group of its own.
+const UNKNOWN_REQUESTS: RecordRate = RecordRate {
+    records_max: UNKNOWN_REQUESTS_MAX,
+    shares: Some(PayerShares {
+        payer: network_of,
+        group: |network| network,
+        of_payer: UNKNOWN_REQUESTS_OF_NETWORK,
+        of_group: UNKNOWN_REQUESTS_OF_NETWORK,
+        firsts: UNKNOWN_REQUESTS_OF_FIRSTS,
+    }),
+};
+/// Rate of what libraries say.
+const LIBRARIES: RecordRate = RecordRate {
+    records_max: LIBRARY_RECORDS_MAX,
+    shares: None,
+};
+/// The node's own targets whose records have a rate. What it says of itself has limits where it happens, but for these.
+static RATES: [(&str, RecordRate); 6] = [
+    (CAUSE_TARGET, CAUSES),
+    (IMPORT_TARGET, CAUSES),
+    (CONSOLE_TARGET, SCRIPT_LINES),
+    (SESSION_END_TARGET, SCRIPT_LINES),
+    (WORKER_LOSS_TARGET, SCRIPT_LINES),
+    (UNKNOWN_ACCESS_TARGET, UNKNOWN_REQUESTS),
+];
+
 /// Counts of records by call site. The program has a fixed number of call sites.
 pub(crate) struct LogRates<K = Identifier> {
     call_sites: Mutex<HashMap<K, RatePeriod>>,
@@ -58,26 +138,28 @@ pub(crate) struct LogRates<K = Identifier> {
 /// Counts of one call site since `since`.
 struct RatePeriod {
     target: &'static str,
+    rate: &'static RecordRate,
     since: Instant,
     records: u32,
     left_out: u64,
-    causes: CauseShares,
+    used: UsedShares,
 }
 
-/// The operations and namespaces that used a call site's records. Only records that are kept add a
+/// The payers and their groups that used a call site's records. Only records that are kept add a
 /// name, so there are no more names than records.
 #[derive(Default)]
-struct CauseShares {
-    operations: HashMap<Box<str>, u32>,
-    namespaces: HashMap<Box<str>, u32>,
+struct UsedShares {
+    payers: HashMap<Box<str>, u32>,
+    groups: HashMap<Box<str>, u32>,
 }
 
 /// A record with a rate limit.
 struct RatedRecord<'a, K> {
     call_site: K,
     target: &'static str,
-    /// Whose share it takes: the operation that it is about, for records of why servers and peers failed, and the owner
-    /// of a script, for its lines.
+    rate: &'static RecordRate,
+    /// Whose share it takes: the operation that it is about, for records of why servers and peers failed, the owner of
+    /// a script, for its lines, and the network, for requests of unknown peers.
     payer: Option<&'a str>,
 }
 
@@ -113,14 +195,14 @@ impl LogRates {
     pub(crate) fn count(&self, event: &Event<'_>, now: Instant) -> RateDecision {
         let metadata = event.metadata();
         let target = metadata.target();
-        if !has_rate(target) {
+        let Some(rate) = rate_of(target) else {
             return RateDecision::Keep { left_out: 0 };
-        }
-        let has_payer = is_cause(target) || target == CONSOLE_TARGET;
-        let payer = has_payer.then(|| PayerField::of_event(event));
+        };
+        let payer = rate.shares.as_ref().map(|shares| (shares.payer)(event));
         let record = RatedRecord {
             call_site: metadata.callsite(),
             target,
+            rate,
             payer: payer.as_deref(),
         };
         self.count_at(record, now)
@@ -129,15 +211,21 @@ impl LogRates {
 
 impl<K: Eq + Hash> LogRates<K> {
     fn count_at(&self, record: RatedRecord<'_, K>, now: Instant) -> RateDecision {
+        let RatedRecord {
+            call_site,
+            target,
+            rate,
+            payer,
+        } = record;
+        let begun = || RatePeriod::new(target, rate, now);
         let mut call_sites = self.lock();
-        let call_site_entry = call_sites.entry(record.call_site);
-        let period = call_site_entry.or_insert_with(|| RatePeriod::new(record.target, now));
+        let period = call_sites.entry(call_site).or_insert_with(begun);
         let mut left_out = 0;
         if period.has_ended(now) {
             left_out = period.left_out;
-            *period = RatePeriod::new(record.target, now);
+            *period = begun();
         }
-        if period.takes(record.payer) {
+        if period.takes(payer) {
             return RateDecision::Keep { left_out };
         }
         period.left_out += 1;
@@ -176,13 +264,14 @@ impl<K: Eq + Hash> LogRates<K> {
 }
 
 impl RatePeriod {
-    fn new(target: &'static str, now: Instant) -> Self {
+    fn new(target: &'static str, rate: &'static RecordRate, now: Instant) -> Self {
         Self {
             target,
+            rate,
             since: now,
             records: 0,
             left_out: 0,
-            causes: CauseShares::default(),
+            used: UsedShares::default(),
         }
     }
 
@@ -192,53 +281,33 @@ impl RatePeriod {
 
     /// Whether the call site may have one more record. Counts it if so.
     fn takes(&mut self, payer: Option<&str>) -> bool {
-        let is_kept = match payer {
-            Some(owner) if self.target == CONSOLE_TARGET => {
-                self.causes.takes_line(owner, self.records)
+        let is_kept = match (&self.rate.shares, payer) {
+            (Some(shares), Some(payer)) => {
+                self.used
+                    .takes(shares, payer, self.records, self.rate.records_max)
             }
-            Some(operation) => self.causes.takes(operation, self.records),
-            None => self.records < LIBRARY_RECORDS_MAX,
+            _ => self.records < self.rate.records_max,
         };
         self.records += u32::from(is_kept);
         is_kept
     }
 }
 
-impl CauseShares {
-    /// Whether a record of `operation` is kept, when the call site already has `records`. Counts it
-    /// if so.
-    fn takes(&mut self, operation: &str, records: u32) -> bool {
-        let namespace = match operation.split('/').next().unwrap_or_default() {
-            // A caller that can make three of them fail must not hide why the others do.
-            PROMOTED_NAMESPACE => operation,
-            namespace => namespace,
+impl UsedShares {
+    /// Whether a record of `payer` is kept, when the call site already has `records` of at most `records_max`. Counts
+    /// it if so.
+    fn takes(&mut self, shares: &PayerShares, payer: &str, records: u32, records_max: u32) -> bool {
+        let group = (shares.group)(payer);
+        let of_payer = self.payers.get(payer).copied().unwrap_or_default();
+        let of_group = self.groups.get(group).copied().unwrap_or_default();
+        let most = match of_group {
+            0 => records_max,
+            _ => records_max - shares.firsts,
         };
-        let of_operation = self.operations.get(operation).copied().unwrap_or_default();
-        let of_namespace = self.namespaces.get(namespace).copied().unwrap_or_default();
-        let most = match of_namespace {
-            0 => CAUSE_RECORDS_MAX,
-            _ => CAUSE_RECORDS_MAX - CAUSE_RECORDS_OF_FIRSTS,
-        };
-        let is_kept = records < most
-            && of_operation < CAUSE_RECORDS_OF_OPERATION
-            && of_namespace < CAUSE_RECORDS_OF_NAMESPACE;
+        let is_kept = records < most && of_payer < shares.of_payer && of_group < shares.of_group;
         if is_kept {
-            self.operations.insert(operation.into(), of_operation + 1);
-            self.namespaces.insert(namespace.into(), of_namespace + 1);
-        }
-        is_kept
-    }
-
-    /// The same for a line of a script of `owner`.
-    fn takes_line(&mut self, owner: &str, records: u32) -> bool {
-        let of_owner = self.operations.get(owner).copied().unwrap_or_default();
-        let most = match of_owner {
-            0 => SCRIPT_RECORDS_MAX,
-            _ => SCRIPT_RECORDS_MAX - SCRIPT_RECORDS_OF_FIRSTS,
-        };
-        let is_kept = records < most && of_owner < SCRIPT_RECORDS_OF_OWNER;
-        if is_kept {
-            self.operations.insert(owner.into(), of_owner + 1);
+            self.payers.insert(payer.into(), of_payer + 1);
+            self.groups.insert(group.into(), of_group + 1);
         }
         is_kept
     }
@@ -268,15 +337,22 @@ impl Visit for PayerField {
     }
 }
 
-/// Whether records of the target have a rate. What the node says of itself has limits where it happens, but for why
-/// servers and peers failed and for what scripts write.
-fn has_rate(target: &str) -> bool {
-    is_cause(target) || target == CONSOLE_TARGET || !target.starts_with("alknet")
+/// The group of an operation whose failures are recorded: its namespace.
+fn namespace(operation: &str) -> &str {
+    match operation.split('/').next().unwrap_or_default() {
+        // A caller that can make three of them fail must not hide why the others do.
+        PROMOTED_NAMESPACE => operation,
+        namespace => namespace,
+    }
 }
 
-/// Whether records of the target say why servers, peers and imports failed.
-fn is_cause(target: &str) -> bool {
-    [CAUSE_TARGET, IMPORT_TARGET].contains(&target)
+/// The rate of a target's records. `None` if they have no rate.
+fn rate_of(target: &str) -> Option<&'static RecordRate> {
+    let own = RATES.iter().find(|(rated, _)| *rated == target);
+    match own {
+        Some((_, rate)) => Some(rate),
+        None => (!target.starts_with("alknet")).then_some(&LIBRARIES),
+    }
 }
 
 #[cfg(test)]
@@ -289,6 +365,7 @@ mod tests {
         RatedRecord {
             call_site,
             target: "rmcp::service",
+            rate: &LIBRARIES,
             payer: None,
         }
     }
@@ -297,6 +374,7 @@ mod tests {
         RatedRecord {
             call_site: "a failure",
             target: CAUSE_TARGET,
+            rate: &CAUSES,
             payer: Some(operation),
         }
     }
@@ -305,6 +383,7 @@ mod tests {
         RatedRecord {
             call_site: "a line",
             target: CONSOLE_TARGET,
+            rate: &SCRIPT_LINES,
             payer: Some(owner),
         }
     }
@@ -322,6 +401,47 @@ mod tests {
         assert_eq!(kept("b", 100_000), rest);
         assert_eq!(kept("c", 100), 1, "the first line of an owner has a place");
         assert_eq!(kept("c", 100), 0);
+    }
+
+    #[test]
+    fn requests_of_a_network_have_a_share_and_other_networks_a_first_line() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        let kept = |network: &str, times: u32| {
+            let request = || RatedRecord {
+                call_site: "a request",
+                target: UNKNOWN_ACCESS_TARGET,
+                rate: &UNKNOWN_REQUESTS,
+                payer: Some(network),
+            };
+            let all = (0..times).filter(|_| rates.count_at(request(), start) == KEPT);
+            all.count() as u32
+        };
+        assert_eq!(kept("192.0.2.0", 5_000), UNKNOWN_REQUESTS_OF_NETWORK);
+        for network in 0..10 {
+            kept(&format!("198.51.{network}.0"), 5_000);
+        }
+        assert_eq!(kept("203.0.113.0", 100), 1);
+    }
+
+    #[test]
+    fn ends_of_sessions_and_workers_have_the_share_of_their_owner() {
+        for target in [SESSION_END_TARGET, WORKER_LOSS_TARGET] {
+            let rates = LogRates::default();
+            let start = Instant::now();
+            let kept = |owner: &str, times: u32| {
+                let end = || RatedRecord {
+                    call_site: "an end",
+                    target,
+                    rate: rate_of(target).expect("it has a rate"),
+                    payer: Some(owner),
+                };
+                let all = (0..times).filter(|_| rates.count_at(end(), start) == KEPT);
+                all.count() as u32
+            };
+            assert_eq!(kept("a", 1_000), SCRIPT_RECORDS_OF_OWNER, "{target}");
+            assert_eq!(kept("b", 1), 1, "{target}");
+        }
     }
 
     #[test]
@@ -413,8 +533,18 @@ mod tests {
 
     #[test]
     fn the_node_s_own_records_have_no_rate_but_for_why_servers_failed() {
-        assert!(!has_rate("alknet_endpoint::accept"));
-        assert!(has_rate(CAUSE_TARGET) && has_rate(IMPORT_TARGET) && has_rate("rmcp::service"));
-        assert!(has_rate(CONSOLE_TARGET) && !has_rate("alknet_sessions::host"));
+        let records_max = |target| rate_of(target).map(|rate| rate.records_max);
+        for target in ["alknet_endpoint::accept", "alknet_sessions::host"] {
+            assert_eq!(records_max(target), None, "{target}");
+        }
+        for (target, most) in [
+            (CAUSE_TARGET, CAUSE_RECORDS_MAX),
+            (IMPORT_TARGET, CAUSE_RECORDS_MAX),
+            (CONSOLE_TARGET, SCRIPT_RECORDS_MAX),
+            (UNKNOWN_ACCESS_TARGET, UNKNOWN_REQUESTS_MAX),
+            ("rmcp::service", LIBRARY_RECORDS_MAX),
+        ] {
+            assert_eq!(records_max(target), Some(most), "{target}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use alknet_call::{CallError, Dispatcher, HandlerKind, OperationSpec, Registration};
 use alknet_core::Metrics;
 use alknet_core::metrics::CONTENT_TYPE;
+use alknet_gateway::Gateway;
 use alknet_tls::CertificateStore;
 use serde_json::json;
 
@@ -30,6 +31,7 @@ struct MetricsSources {
     dispatcher: OnceLock<Weak<Dispatcher>>,
     certificates: OnceLock<Arc<CertificateStore>>,
     computing: OnceLock<NodeComputing>,
+    gateway: OnceLock<Arc<Gateway>>,
 }
 
 impl NodeMetrics {
@@ -54,6 +56,10 @@ impl NodeMetrics {
 
     pub(crate) fn set_computing(&self, computing: &NodeComputing) {
         self.parts.computing.get_or_init(|| computing.clone());
+    }
+
+    pub(crate) fn set_gateway(&self, gateway: &Arc<Gateway>) {
+        self.parts.gateway.get_or_init(|| Arc::clone(gateway));
     }
 
     /// Reads every metric.
@@ -81,6 +87,9 @@ impl NodeMetrics {
         let dispatcher = self.parts.dispatcher.get().and_then(Weak::upgrade);
         if let Some(dispatcher) = dispatcher {
             dispatcher.collect(&mut metrics);
+        }
+        if let Some(gateway) = self.parts.gateway.get() {
+            gateway.collect(&mut metrics);
         }
         if let Some(store) = self.parts.certificates.get() {
             certificates(store, &mut metrics);

@@ -20,7 +20,9 @@ mod join;
 mod key_rotation;
 mod known_names;
 mod log;
+mod log_panic;
 mod log_rate;
+mod log_ring;
 mod memory;
 mod metrics;
 mod named_files;
@@ -29,6 +31,7 @@ mod peer_admin;
 mod reload;
 mod rotate;
 mod self_probe;
+mod start;
 mod state_lock;
 mod store;
 mod stored_files;
@@ -43,45 +46,35 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use alknet_call::{CallHandler, Dispatcher, Registry};
+use alknet_call::Dispatcher;
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
-use alknet_core::{
-    CloseCode, EncryptedData, HandlerRegistry, Identities, StoredIdentities, SystemClock,
-};
-use alknet_endpoint::{EndpointLimits, EndpointServer, IrohOptions, ServerOptions};
+use alknet_core::{CloseCode, EncryptedData, Identities, StoredIdentities, SystemClock};
+use alknet_endpoint::{EndpointLimits, EndpointServer};
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::{InitMessage, MachineDiagnostic, MachineFacts, NodeStatus};
-use alknet_page::AdminPage;
-use alknet_tls::{NodeDiagnostics, NodeKey};
-use arc_swap::ArcSwap;
-use serde_json::{Map, Value};
+use alknet_tls::NodeDiagnostics;
 use tokio::sync::mpsc;
 
 use capability_store::CapabilityStore;
-use certificates::NodeCertificates;
-use computing::{ComputingContext, NodeComputing};
-use condition::{CertificateHealth, InitProblems, NodeHealth, NodeProblemSource};
+use computing::NodeComputing;
+use condition::InitProblems;
 use config_store::ConfigStore;
 use facts::{NodeDescription, SharedFacts};
 use hub::HubContext;
 use identity_services::{IdentityServices, SharedServer};
-use imports::{DocumentFolders, NodeImports};
-use join::{HubConnections, HubMemberships, JoinContext};
-use key_rotation::NodeKeyRotation;
+use imports::NodeImports;
+use join::HubMemberships;
 use log::NodeLogRing;
 use memory::MemoryRelief;
-use metrics::NodeMetrics;
-use ops::NodeContext;
 use reload::Reloader;
-use self_probe::{ArrivalHandler, Arrivals, SelfProbe};
 use stored_files::StoredFiles;
 use vault::NodeVault;
-use web::{NodeWeb, WebGateway};
+use web::NodeWeb;
 
 use crate::credentials::CredentialFolder;
-use crate::key::KeyFiles;
 
 pub(crate) use capability_store::check_secret;
+pub(crate) use certificates::unprovable;
 pub(crate) use computing::tensor_store;
 pub(crate) use config_store::{folder_of, read as read_document, read_last_good};
 pub(crate) use escrow::run_helper;
@@ -92,11 +85,6 @@ pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;
 pub(crate) use supervised::supervised;
-
-/// Folder of TLS files, below the state directory.
-const TLS_DIR: &str = "tls";
-/// File of the node's key, below its state directory.
-const KEY_FILE: &str = "identity/node.key";
 
 /// What a node is made from.
 struct NodeOptions<'a> {
@@ -156,200 +144,6 @@ pub(crate) struct NodeActivity {
 }
 
 impl AlknetNode {
-    /// Loads or makes the key, builds the operations, and binds the port. Must run inside a runtime.
-    async fn start(options: NodeOptions<'_>) -> anyhow::Result<Self> {
-        let key_path = options.state_dir.join(KEY_FILE);
-        let tls_dir = options.state_dir.join(TLS_DIR);
-        make_private_dir(&tls_dir)?;
-        let key = match &options.vault {
-            Some(vault) => vault.identity()?,
-            None => key_of_file(&key_path)?,
-        };
-        let mut config = options.config.clone();
-        join::fill_in(&mut config);
-        let config = &config;
-        let mut problems = options.problems;
-        problems.extend(join::problems(config));
-        let store = store::open(options.state_dir);
-        let people = people(config, options.overlay, options.keeper, problems, store);
-        let files = StoredFiles::open(options.state_dir, config, &options.facts);
-        people.reloader.know_files(files.clone());
-        // These parts open paths. The reloader compares documents by their names of files.
-        let located = files.located(config);
-        let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
-        let meters = NodeMetrics::new(people.clone());
-        let certificates =
-            NodeCertificates::start(&located, &key, &tls_dir, options.vault.as_ref());
-        let served = Arc::clone(&certificates.served.certificates);
-        meters.set_certificates(Arc::clone(&served));
-        tokio::spawn(dialler::follow(
-            Arc::clone(&certificates.dialer),
-            Arc::clone(&people.identities),
-        ));
-        // With port 0, which tests use, the kernel chooses the port at the bind.
-        let about = Arc::new(NodeDescription::new(key.public().to_string(), options.role));
-        let reached = HubConnections::default();
-        let key_files = options.vault.is_none().then(|| KeyFiles::at(key_path));
-        let own_key = NodeKeyRotation::new(
-            key_files,
-            key.clone(),
-            people.clone(),
-            reached.clone(),
-            Arc::clone(&certificates.problems),
-        );
-        let of_node = options.vault.as_ref().map(NodeVault::vault);
-        let powers = match options.credentials {
-            Some(folder) => CapabilityStore::of_folder(config, folder),
-            None => CapabilityStore::new(config, options.records, of_node),
-        };
-        powers.follow();
-        let computing = NodeComputing::new(&ComputingContext {
-            state_dir: options.state_dir,
-            identity: about.identity(),
-            identities: Arc::clone(&people.identities),
-            clock: clock(),
-            promotion: &config.promotion,
-            runtime: &config.runtime,
-            compute: &config.compute,
-            capabilities: powers.granted(),
-        })?;
-        let escrow = escrow::share_registry(options.state_dir, options.vault.as_ref());
-        let computings = computing.problems();
-        let unusable = computings.iter().cloned();
-        let unusable: Arc<[MachineDiagnostic]> = unusable.chain(escrow::problem(&escrow)).collect();
-        let store_problems = NodeProblemSource::default();
-        let context = NodeContext {
-            store_problems: Arc::clone(&store_problems),
-            powers: powers.clone(),
-            own_key: Arc::new(own_key),
-            vault: options.vault.clone(),
-            about: Arc::clone(&about),
-            facts: Arc::clone(&facts),
-            ring: options.ring.clone(),
-            to_init: options.to_init.clone(),
-            counters: {
-                let server = Arc::clone(&people.server);
-                Arc::new(move || server.get().map_or(Value::Null, |s| counters_of(s)))
-            },
-            people: people.clone(),
-            meters,
-        };
-        let hub = HubContext::new(config, &people, &about, &facts, clock());
-        let inside = WebGateway::new(config, &key, &people);
-        let page = inside.page.as_ref();
-        let (mut handlers, dispatcher) = handlers(
-            config,
-            &context,
-            hub.as_ref(),
-            &computing,
-            &escrow,
-            page,
-            &files,
-        )?;
-        let answers = Arc::clone(&certificates.challenges);
-        let sent_problems = InitProblems::default();
-        let condition = NodeHealth {
-            own: Arc::clone(&store_problems),
-            facts: Arc::clone(&facts),
-            sent_problems: Arc::clone(&sent_problems),
-            certified: CertificateHealth {
-                names: config.certificate_names(),
-                store: Arc::clone(&served),
-                clock: clock(),
-            },
-        };
-        let mounts = computing.mounts();
-        let web = NodeWeb::new(&located, inside, &dispatcher, answers, condition, mounts)?;
-        let arrivals = Arc::<Arrivals>::default();
-        if let Some(http) = web.handler() {
-            handlers.register(Arc::new(ArrivalHandler::new(http, Arc::clone(&arrivals))))?;
-        }
-        computing.attach(&dispatcher).await;
-        about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
-        let mut server = EndpointServer::bind(
-            ServerOptions {
-                addrs: config.listen.addrs.clone(),
-                port: config.listen.port,
-                limits: limits(&config.limits),
-                tls: certificates.served,
-            },
-            &key,
-            handlers,
-            Arc::clone(&people.identities) as _,
-        )?;
-        about.set_bound(server.addresses().to_vec());
-        if config.iroh.enabled {
-            server.add_iroh(&key, &iroh_options(config)).await?;
-        }
-        about.set_iroh(server.iroh_addresses());
-        let server = Arc::new(server);
-        people.server.set(Arc::clone(&server)).ok();
-        tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
-        let file = people.reloader.file();
-        let folder = file.as_deref().map(|it| folder_of(it).to_owned());
-        let folder = folder.unwrap_or_else(|| options.state_dir.join("config"));
-        let folders = DocumentFolders {
-            beside: folder,
-            stored: files.folder().to_owned(),
-        };
-        let imports =
-            NodeImports::start(config, &folders, &dispatcher, &certificates.dialer, &powers);
-        let joins = HubMemberships::start(JoinContext {
-            reloader: Arc::clone(&people.reloader),
-            dispatcher: Arc::clone(&dispatcher),
-            dialer: certificates.dialer,
-            own: key.public(),
-            reached,
-            unwanted: Default::default(),
-        });
-        let relief = Arc::<MemoryRelief>::default();
-        let workers = computing.workers().clone();
-        tokio::spawn(Arc::clone(&relief).keep(Arc::clone(&server), workers));
-        let node = Self {
-            hub,
-            joins: Arc::new(joins),
-            computing,
-            powers,
-            web,
-            imports,
-            files,
-            unusable,
-            sent_problems,
-            relief,
-            dispatcher,
-            server,
-            about,
-            facts,
-            people,
-            certificates: certificates.problems,
-            ring: options.ring,
-            verbose: options.verbose,
-        };
-        node.tune();
-        node.web.serve_port80(config, node.about.port());
-        if let Some(http) = node.web.handler() {
-            let probe = SelfProbe {
-                http,
-                h3: config.http.h3,
-                reloader: Arc::clone(&node.people.reloader),
-                facts: Arc::clone(&node.facts),
-                certificates: served,
-                arrivals,
-                problems: Arc::clone(&node.certificates),
-                own: key.public(),
-                port: node.about.port(),
-                tls_dir,
-                clock: clock(),
-            };
-            tokio::spawn(probe.run());
-        }
-        let known = node.clone();
-        store_problems.get_or_init(|| Box::new(move || known.problems()));
-        tokio::spawn(node.clone().keep_tuned(options.to_init));
-        tokio::spawn(tokens::keep_uses(Arc::clone(&node.people.identities)));
-        Ok(node)
-    }
-
     /// Applies the limits and the log settings of the configuration in force.
     fn tune(&self) {
         let current = self.people.reloader.current();
@@ -448,16 +242,6 @@ impl AlknetNode {
     }
 }
 
-/// The key in a file. The node makes one if the file does not exist.
-fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
-    make_private_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
-    let (key, made) = NodeKey::load_or_create(path)?;
-    if made {
-        tracing::info!("made this node's identity {}", key.public());
-    }
-    Ok(key)
-}
-
 /// The identities that the node knows, and the means to change them.
 fn people(
     config: &NodeConfig,
@@ -491,64 +275,6 @@ fn clock() -> Arc<SystemClock> {
     Arc::new(SystemClock {
         built_s: alknet_init::BUILD_TIME_S,
     })
-}
-
-/// The handlers of every protocol of this node, and the dispatcher of its calls.
-fn handlers(
-    config: &NodeConfig,
-    context: &NodeContext,
-    hub: Option<&HubContext>,
-    computing: &NodeComputing,
-    escrow: &Arc<alknet_escrow::ShareRegistry>,
-    page: Option<&AdminPage>,
-    files: &StoredFiles,
-) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
-    let mut builder = Registry::builder();
-    ops::register(&mut builder, context);
-    files.register(&mut builder, &context.people.reloader);
-    peer_admin::register(&mut builder, &context.people, hub);
-    alknet_escrow::register(&mut builder, escrow, &context.people.identities);
-    computing.register(&mut builder, &config.http.import);
-    context.meters.set_computing(computing);
-    if let Some(hub) = hub {
-        hub.register(&mut builder);
-    }
-    if let Some(page) = page {
-        builder.add(page.operation());
-    }
-    let granted = context.powers.granted();
-    builder.equip(|name| granted.get(name).cloned().unwrap_or_default());
-    let registry = builder.build_lazily()?;
-    let identities = Arc::clone(&context.people.identities);
-    let mut dispatcher = Dispatcher::new(registry)
-        .with_memory(facts::memory_total_bytes())
-        .with_identities(identities)
-        .with_node(context.about.identity());
-    if hub.is_some() {
-        dispatcher = HubContext::routing(&config.hub, dispatcher);
-    }
-    let dispatcher = Arc::new(dispatcher);
-    let serves = Arc::downgrade(&dispatcher);
-    let reloader = &context.people.reloader;
-    reloader.know_scopes(move || known_names::asked_scopes(serves.upgrade().as_deref()));
-    context.meters.set_dispatcher(&dispatcher);
-    let mut handlers = HandlerRegistry::new();
-    handlers.register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))?;
-    if let Some(hub) = hub {
-        hub.attach(&dispatcher);
-        handlers.register(Arc::new(hub.handler()))?;
-    }
-    computing.serve(&mut handlers)?;
-    Ok((handlers, dispatcher))
-}
-
-/// The configured options of iroh endpoints.
-fn iroh_options(config: &NodeConfig) -> IrohOptions {
-    IrohOptions {
-        addrs: config.listen.addrs.clone(),
-        port: config.iroh.port.unwrap_or_default(),
-        relays: config.iroh.relays.clone(),
-    }
 }
 
 /// The configured limits, with defaults for this machine's memory.
@@ -597,16 +323,6 @@ fn guesses(server: &EndpointServer) -> Option<MachineDiagnostic> {
                programs, give it a token that is good"
             .to_owned(),
     })
-}
-
-fn counters_of(server: &EndpointServer) -> Value {
-    let mut map: Map<String, Value> = server
-        .counters()
-        .iter()
-        .map(|(name, n)| (name.to_owned(), n.into()))
-        .collect();
-    map.insert("connections".to_owned(), server.connections().len().into());
-    Value::Object(map)
 }
 
 /// `alknet:` and the target with the first address that another machine can reach.

@@ -488,7 +488,8 @@ impl PeerAdmin {
     async fn stored(&self, name: &str) -> Result<PeerEntry, CallError> {
         let identities = &self.people.identities;
         let unknown = || {
-            let message = "there is no such peer; 'alknet peer list' shows the peers";
+            let name: String = name.chars().take(NAME_CHARS_MAX).collect();
+            let message = format!("there is no peer '{name}'; 'alknet peer list' shows the peers");
             CallError::new(ErrorCode::NotFound, message)
         };
         let id = identities.by_name(name).ok_or_else(unknown)?;

@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::certificates::unprovable;
 use super::config_store::ConfigStore;
 use super::stored_files::StoredFiles;
 
@@ -28,11 +29,22 @@ pub(crate) struct Reloader {
     store: ConfigStore,
     /// Held from the check of a document until it is stored, and while the file is read: the stored
     /// document is the one in force.
-    turn: tokio::sync::Mutex<()>,
+    turn: tokio::sync::Mutex<SeenFile>,
     /// Problems of the file. Empty while the file is valid.
     problems: ArcSwap<Vec<MachineDiagnostic>>,
     /// The stored files that a document may name.
     files: OnceLock<StoredFiles>,
+}
+
+/// What the node knows about its file.
+#[derive(Default)]
+struct SeenFile {
+    /// The content that was read last, or that was there when an operation brought a document: the
+    /// document in force is no older than it. `None` before the first reading.
+    content: Option<Vec<u8>>,
+    /// Whether an operation brought the document in force, the document could not be kept, and the
+    /// log does not say yet that the file is older.
+    is_outdated: bool,
 }
 
 /// The result of applying a document, for the caller that sent it.
@@ -77,14 +89,21 @@ impl Reloader {
         &self,
         change: &ConfigChange<'_>,
     ) -> Result<ReloadOutcome, ApplyError> {
-        let _turn = self.turn.lock().await;
-        self.apply_in_turn(change).await
+        let mut seen = self.turn.lock().await;
+        self.apply_in_turn(&mut seen, change).await
     }
 
-    async fn apply_in_turn(&self, change: &ConfigChange<'_>) -> Result<ReloadOutcome, ApplyError> {
+    async fn apply_in_turn(
+        &self,
+        seen: &mut SeenFile,
+        change: &ConfigChange<'_>,
+    ) -> Result<ReloadOutcome, ApplyError> {
         let mut applied = self.handle.apply(change)?;
         // A missing file is no reason to refuse the document: it may be stored after it.
         applied.warnings.extend(self.missing_files(change.document));
+        applied
+            .warnings
+            .extend(certificate_warnings(change.document));
         if change.dry_run {
             return Ok(ReloadOutcome {
                 applied,
@@ -105,6 +124,7 @@ impl Reloader {
             // The document came from the file, which is not written to.
             _ => self.store.keep_last_good(change.document),
         };
+        self.compare(seen, change, kept.is_ok());
         if let Err(error) = &kept {
             tracing::warn!("the configuration in force is not kept: {error}");
         }
@@ -115,13 +135,32 @@ impl Reloader {
         })
     }
 
-    /// Reads the file again, because it changed or an administrator sent a signal. Errors in the
-    /// file go to the log and to the node's problems, and the node keeps the configuration in
+    /// Remembers how the file compares to a document that has come into force.
+    fn compare(&self, seen: &mut SeenFile, change: &ConfigChange<'_>, is_kept: bool) {
+        seen.is_outdated = false;
+        let is_operation = matches!(change.source, ConfigSource::Operation(_));
+        if !is_operation || self.store.file().is_none() {
+            return;
+        }
+        if is_kept {
+            seen.content = Some(change.document.to_vec());
+        } else if let Some(Ok(there)) = self.store.read() {
+            // The attempt to keep the document raises events in the folder of the file, and so does whatever else is
+            // written there. What is there now is older than the document.
+            seen.is_outdated = there != change.document;
+            seen.content = Some(there);
+        }
+    }
+
+    /// Reads the file again, because something in its folder changed or an administrator sent a
+    /// signal. After a change in the folder, the node does not use a file again that has the
+    /// content that the node has seen: an operation may have brought a newer document. Errors in
+    /// the file go to the log and to the node's problems, and the node keeps the configuration in
     /// force.
     pub(crate) async fn read_again(&self, source: ConfigSource) {
         // The lock is taken before the file is read: a document that an operation applies meanwhile
         // becomes the file, and an older copy would undo it.
-        let _turn = self.turn.lock().await;
+        let mut seen = self.turn.lock().await;
         let Some(document) = self.store.read() else {
             tracing::warn!("{source}: this node reads no file; use 'alknet config apply'");
             return;
@@ -130,13 +169,40 @@ impl Reloader {
             Ok(document) => document,
             Err(error) => return self.refused(&source, &[error]),
         };
-        match self
-            .apply_in_turn(&ConfigChange::of_owner(&document, source.clone()))
-            .await
-        {
+        if source == ConfigSource::File && seen.content.as_ref() == Some(&document) {
+            return self.pass_over(&mut seen, &document);
+        }
+        seen.content = Some(document.clone());
+        let change = ConfigChange::of_owner(&document, source.clone());
+        match self.apply_in_turn(&mut seen, &change).await {
             Err(ApplyError::Refused(errors)) => self.refused(&source, &errors),
             Err(error) => tracing::warn!("{error}"),
+            // A change is logged where it is applied. Without this line an administrator who sends SIGHUP could not
+            // tell that the signal arrived. After events of the directory nothing is logged: most are of other files.
+            Ok(outcome) if source == ConfigSource::Signal && !outcome.applied.changed => {
+                let file = self.store.file().unwrap_or_default();
+                tracing::info!(
+                    "{source}: {} was read again, and nothing changed",
+                    file.display()
+                );
+            }
             Ok(_) => {}
+        }
+    }
+
+    /// Leaves the configuration in force as it is, because the file has not changed. The file may
+    /// have been unreadable meanwhile, so the problems are set again.
+    fn pass_over(&self, seen: &mut SeenFile, document: &[u8]) {
+        match NodeConfig::parse(document) {
+            Err(errors) => self.refused(&ConfigSource::File, &errors),
+            Ok(_) => self.problems.store(Arc::default()),
+        }
+        if std::mem::take(&mut seen.is_outdated) {
+            let file = self.store.file().unwrap_or_default();
+            tracing::warn!(
+                "{} is older than the configuration in force, which could not be kept, and is not used: change it, or send SIGHUP to use it as it is",
+                file.display()
+            );
         }
     }
 
@@ -220,6 +286,18 @@ impl fmt::Debug for Reloader {
     }
 }
 
+/// Warnings about what a document wants of a certificate authority and no node can prove. The document is applied
+/// anyway: all else in it is correct.
+fn certificate_warnings(document: &[u8]) -> Vec<ConfigWarning> {
+    let config = NodeConfig::parse(document).unwrap_or_default();
+    let found = unprovable(&config).into_iter();
+    let warning = |error: ConfigError| ConfigWarning {
+        what: format!("{}; {}", error.what, error.fix),
+        id: error.path,
+    };
+    found.map(warning).collect()
+}
+
 /// The problems of a node that refuses its file `name`.
 pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<MachineDiagnostic> {
     let refused = errors.iter().map(|error| MachineDiagnostic {
@@ -262,6 +340,7 @@ fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use alknet_core::{Identities, IdentityProvider, PeerKey, SystemClock};
@@ -385,6 +464,76 @@ mod tests {
         assert_eq!(reloader.current().generation, 2);
     }
 
+    /// The rest of the document is in force all the same.
+    #[tokio::test]
+    async fn an_order_that_could_only_fail_is_a_warning() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (reloader, identities) = reloader(ConfigStore::file_at(dir.path().join("node.toml")));
+        let document = format!("{}[tls.acme]\ndomains = [\"*.a.example\"]\n", peer(1));
+        let source = ConfigSource::Operation("admin".to_owned());
+        let change = ConfigChange::of_owner(document.as_bytes(), source);
+        let done = reloader.apply(&change).await.expect("a correct document");
+        assert!(knows(&identities, 1));
+        let warnings = done.applied.warnings.iter();
+        let ids: Vec<_> = warnings.map(|warning| warning.id.as_str()).collect();
+        assert_eq!(ids, ["tls.acme.domains[0]"]);
+    }
+
+    /// The operation removes a peer, and the folder is open to every user, so that the node keeps no
+    /// document there. What changes in the folder then is another file.
+    #[tokio::test]
+    async fn a_document_that_is_not_kept_stays_until_the_file_changes() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let write = |text: &str| std::fs::write(&file, text).expect("a writable directory");
+        let (reloader, identities) = reloader(ConfigStore::file_at(file.clone()));
+        write(&peer(1));
+        let source = ConfigSource::Operation("admin".to_owned());
+        let remove = async |document: &str| {
+            let change = ConfigChange::of_owner(document.as_bytes(), source.clone());
+            let done = reloader.apply(&change).await;
+            assert!(!done.expect("a correct document").kept);
+        };
+        let mode = std::fs::Permissions::from_mode(0o1777);
+        std::fs::set_permissions(dir.path(), mode).expect("our own folder");
+        // Also where the watch has not read the file yet.
+        for _ in 0..2 {
+            remove(&peer(2)).await;
+            reloader.read_again(ConfigSource::File).await;
+            assert!(!knows(&identities, 1) && knows(&identities, 2));
+            reloader.read_again(ConfigSource::Signal).await;
+            assert!(knows(&identities, 1), "an administrator asked for the file");
+        }
+        remove(&peer(2)).await;
+        write(&format!("{}# changed", peer(1)));
+        reloader.read_again(ConfigSource::File).await;
+        assert!(knows(&identities, 1), "the change is later");
+    }
+
+    /// A file that is gone for a moment, and comes back as it was, has no problem.
+    #[tokio::test]
+    async fn a_file_that_comes_back_has_the_problems_that_it_had() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let (reloader, _) = reloader(ConfigStore::file_at(file.clone()));
+        for (text, problems) in [(&*peer(1), 0), ("peers = 1", 2)] {
+            for there in [true, false, true] {
+                let count = match there {
+                    true => {
+                        std::fs::write(&file, text).expect("a writable directory");
+                        problems
+                    }
+                    false => {
+                        std::fs::remove_file(&file).expect("it is there");
+                        2
+                    }
+                };
+                reloader.read_again(ConfigSource::File).await;
+                assert_eq!(reloader.problems().len(), count, "{text}: {there}");
+            }
+        }
+    }
+
     /// A peer that an operation removes must not come back, even for a moment, because the file was
     /// read before.
     #[tokio::test]
@@ -395,13 +544,13 @@ mod tests {
         let (reloader, identities) = reloader(ConfigStore::file_at(file.clone()));
         reloader.read_again(ConfigSource::File).await;
         // The operation is running: its document is in force, and then becomes the file.
-        let turn = reloader.turn.lock().await;
+        let mut turn = reloader.turn.lock().await;
         let mut again = std::pin::pin!(reloader.read_again(ConfigSource::File));
         assert!(futures_util::poll!(&mut again).is_pending());
         let document = peer(2);
         let source = ConfigSource::Operation("admin".to_owned());
         let change = ConfigChange::of_owner(document.as_bytes(), source);
-        let done = reloader.apply_in_turn(&change).await;
+        let done = reloader.apply_in_turn(&mut turn, &change).await;
         assert!(done.expect("a correct document").kept);
         let generation = reloader.current().generation;
         drop(turn);

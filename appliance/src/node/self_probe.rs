@@ -400,8 +400,8 @@ domains = ["*.apps.example.org", "apps.example.org"]
         let arrivals = Arc::default();
         let (server, at) = serve(&key, &arrivals);
         let ours = probe(&key, &arrivals, 60);
-        let stranger = NodeKey::generate().expect("the system has entropy");
-        let other = probe(&stranger, &arrivals, 60);
+        let other_key = NodeKey::generate().expect("the system has entropy");
+        let other = probe(&other_key, &arrivals, 60);
         for (carriage, alpn) in WAYS {
             assert_eq!(ours.finds(&at, carriage, alpn).await, AddressHolder::Us);
             assert_eq!(other.finds(&at, carriage, alpn).await, AddressHolder::Other);

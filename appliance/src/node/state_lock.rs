@@ -1,4 +1,4 @@
-//! The lock on a node's state folder, which one process has at a time.
+//! The lock on a node's state directory, which one process has at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -144,9 +144,14 @@ impl Observer for AuditListener {
 
 impl AuditWriter {
     fn send(&self, one: AuditMessage) {
-        // A channel is whole after any panic. Its other end lives as long as the process.
+        // A channel is whole after any panic. Its other end lives as long as the process, unless the thread that
+        // writes has panicked.
         let sender = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = sender.send(one);
+        if sender.send(one).is_err() {
+            tracing::error!(
+                "the vault's audit log has no writer any more: an event of the vault is lost"
+            );
+        }
     }
 }
 

@@ -73,7 +73,7 @@ impl DescriptionSource for OpenApiCache {
 /// The gateway from HTTP to the operations, and the page that uses it, if the configuration wants
 /// one. They exist before the operations, because one operation makes links to the page.
 pub(crate) struct WebGateway {
-    gateway: Arc<Gateway>,
+    pub(crate) gateway: Arc<Gateway>,
     pub(crate) page: Option<AdminPage>,
     /// The name in the node's own certificate.
     key_name: Arc<str>,

@@ -1,6 +1,7 @@
 //! Chooses the variant of a kernel: by the class of the adapter, and by measurements on this machine.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use alknet_compute_wire::{GpuAdapter, GpuWorkerInfo, KernelVariant, MachineSpeed};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,14 @@ const OPERATIONS_MS_OF_GIGA: f64 = 1e6;
 /// Largest figure of a machine, in its own unit.
 const FIGURE_MAX: f64 = OPERATIONS_MS_MAX;
 
+/// One in this many choices of a kernel and size takes the variant that was measured to be slower. Otherwise that
+/// variant would not be measured again, and a worker that once claimed it to be slow would decide for ever.
+const TRIAL_EVERY: u32 = 256;
+
+/// So many times the time of the chosen variant has to fit into the time of a request for such a trial: no slower
+/// variant may make a request fail.
+const TRIAL_SLOWER_MAX: f64 = 100.0;
+
 /// Kernels that exist in both variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,11 +52,17 @@ pub(crate) enum VariantReason {
     Class,
     /// Measurements on this machine were faster with it.
     Measured,
+    /// It was measured to be slower, and is measured again.
+    Trial,
 }
 
 /// The measured operations in a second, by kernel, size and variant.
 #[derive(Debug, Default)]
-pub(crate) struct TimingRecords(HashMap<(KernelKind, u32, bool), f64>);
+pub(crate) struct TimingRecords {
+    rates: HashMap<(KernelKind, u32, bool), f64>,
+    /// How often a variant was chosen by measurements, by kernel and size.
+    choices: HashMap<(KernelKind, u32), u32>,
+}
 
 /// One measurement in the form of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,10 +92,10 @@ impl TimingRecords {
             return false;
         }
         let key = (kernel, class(operations), variant == KernelVariant::Host);
-        match self.0.get_mut(&key) {
+        match self.rates.get_mut(&key) {
             // A moving average follows the load of the machine without jumping.
             Some(known) => *known += (rate - *known) * NEW_SHARE,
-            None => return self.0.insert(key, rate).is_none(),
+            None => return self.rates.insert(key, rate).is_none(),
         }
         false
     }
@@ -97,7 +112,7 @@ impl TimingRecords {
             },
             operations_ms: *rate,
         };
-        self.0.iter().map(entry).collect()
+        self.rates.iter().map(entry).collect()
     }
 
     /// The measurements of a file, without those that cannot be measurements.
@@ -107,12 +122,37 @@ impl TimingRecords {
             let host = entry.variant == KernelVariant::Host;
             ((entry.kernel, entry.class, host), entry.operations_ms)
         });
-        Self(entries.collect())
+        Self {
+            rates: entries.collect(),
+            choices: HashMap::new(),
+        }
     }
 
     fn rate(&self, kernel: KernelKind, operations: f64, variant: KernelVariant) -> Option<f64> {
         let key = (kernel, class(operations), variant == KernelVariant::Host);
-        self.0.get(&key).copied()
+        self.rates.get(&key).copied()
+    }
+
+    /// Whether a request takes the other variant than the `chosen` one, of which it has the time `most`. Counts the
+    /// choice.
+    pub(crate) fn is_trial(
+        &mut self,
+        kernel: KernelKind,
+        operations: f64,
+        chosen: KernelVariant,
+        most: Duration,
+    ) -> bool {
+        let Some(rate) = self.rate(kernel, operations, chosen) else {
+            return false;
+        };
+        let choices = self.choices.entry((kernel, class(operations))).or_default();
+        *choices += 1;
+        if *choices < TRIAL_EVERY {
+            return false;
+        }
+        *choices = 0;
+        let slower = Duration::try_from_secs_f64(operations / rate / 1e3 * TRIAL_SLOWER_MAX);
+        slower.is_ok_and(|slower| slower <= most)
     }
 
     /// The better variant for `operations` operations.
@@ -140,6 +180,24 @@ impl TimingRecords {
             ),
             _ => (usual(adapter), VariantReason::Class),
         }
+    }
+}
+
+/// The time of a kernel in milliseconds that a worker claims, as far as the node's own clock allows: a kernel took no
+/// longer than its request.
+pub(crate) fn claimed_ms(ms: f64, elapsed: Duration) -> f64 {
+    match ms.is_finite() {
+        true => ms.min(elapsed.as_secs_f64() * 1e3),
+        // It is no measurement.
+        false => ms,
+    }
+}
+
+/// The other variant.
+pub(crate) const fn other(variant: KernelVariant) -> KernelVariant {
+    match variant {
+        KernelVariant::Host => KernelVariant::Wgsl,
+        KernelVariant::Wgsl => KernelVariant::Host,
     }
 }
 
@@ -246,7 +304,64 @@ mod tests {
         ] {
             records.record(KernelKind::Sha256, operations, KernelVariant::Host, ms);
         }
-        assert!(records.0.is_empty());
+        assert!(records.rates.is_empty());
+    }
+
+    /// A taken-over worker claims that the shader is slow, and then ends.
+    #[test]
+    fn a_worker_that_claims_slowness_decides_for_a_while_only() {
+        let (operations, most) = (1e6, Duration::from_secs(10));
+        let mut records = TimingRecords::default();
+        let took = |records: &mut TimingRecords, variant, ms| {
+            records.record(KernelKind::Matmul, operations, variant, ms);
+        };
+        took(&mut records, KernelVariant::Host, 9.0);
+        took(&mut records, KernelVariant::Wgsl, 3.0);
+        let choose = |records: &TimingRecords| {
+            let chosen = records.choose(KernelKind::Matmul, operations, &info("cpu"), None);
+            chosen.0
+        };
+        assert_eq!(choose(&records), KernelVariant::Wgsl);
+        for _ in 0..20 {
+            took(&mut records, KernelVariant::Wgsl, 1e9);
+        }
+        assert_eq!(choose(&records), KernelVariant::Host);
+        let mut requests = 0;
+        while choose(&records) == KernelVariant::Host {
+            let is_trial =
+                records.is_trial(KernelKind::Matmul, operations, KernelVariant::Host, most);
+            // What each of them really takes.
+            match is_trial {
+                true => took(&mut records, KernelVariant::Wgsl, 3.0),
+                false => took(&mut records, KernelVariant::Host, 9.0),
+            }
+            requests += 1;
+            assert!(requests < 10 * TRIAL_EVERY, "the lie stays");
+        }
+        // Most requests do not pay for it.
+        assert!(requests >= TRIAL_EVERY, "{requests}");
+    }
+
+    #[test]
+    fn a_request_that_has_no_time_for_the_slower_variant_does_not_try_it() {
+        let mut records = TimingRecords::default();
+        records.record(KernelKind::Matmul, 1e9, KernelVariant::Host, 900.0);
+        let host = KernelVariant::Host;
+        let tried = |records: &mut TimingRecords, most| {
+            let all =
+                (0..TRIAL_EVERY).filter(|_| records.is_trial(KernelKind::Matmul, 1e9, host, most));
+            all.count()
+        };
+        assert_eq!(tried(&mut records, Duration::from_secs(10)), 0);
+        assert_eq!(tried(&mut records, Duration::from_secs(100)), 1);
+    }
+
+    #[test]
+    fn a_kernel_takes_no_longer_than_its_request() {
+        let elapsed = Duration::from_millis(20);
+        assert_eq!(claimed_ms(1e9, elapsed), 20.0);
+        assert_eq!(claimed_ms(3.0, elapsed), 3.0);
+        assert!(claimed_ms(f64::NAN, elapsed).is_nan());
     }
 
     #[test]

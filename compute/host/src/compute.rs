@@ -12,7 +12,7 @@ use alknet_compute_wire::{GpuWorkerInfo, KernelVariant, MachineSpeed};
 use alknet_core::BoxFuture;
 use alknet_worker::{RevocableMemfd, RoleConfig, WorkerRole, Workers};
 
-use crate::choose::{KernelKind, TimingRecords, VariantReason, is_speed};
+use crate::choose::{KernelKind, TimingRecords, VariantReason, claimed_ms, is_speed, other};
 use crate::copies::{CopyBudget, CopyReservation};
 use crate::error::{Error, Result};
 use crate::limits::{
@@ -352,13 +352,16 @@ impl Compute {
         self.keep(&known);
     }
 
+    /// Records the time that a worker claims for a kernel; the node waited `elapsed` for the answer.
     pub(crate) fn record(
         &self,
         kernel: KernelKind,
         operations: f64,
         variant: KernelVariant,
         ms: f64,
+        elapsed: Duration,
     ) {
+        let ms = claimed_ms(ms, elapsed);
         let mut known = lock(&self.0.known);
         // A correction of a known record is not worth a write.
         if known.records.record(kernel, operations, variant, ms) {
@@ -376,8 +379,15 @@ impl Compute {
         if !self.0.settings.host_kernels && info.adapter.is_some() {
             return (KernelVariant::Wgsl, VariantReason::Class);
         }
-        let known = lock(&self.0.known);
-        (known.records).choose(kernel, operations, info, known.measured.as_ref())
+        let mut known = lock(&self.0.known);
+        let known = &mut *known;
+        let records = &mut known.records;
+        let (variant, why) = records.choose(kernel, operations, info, known.measured.as_ref());
+        let most = self.0.settings.gpu_time;
+        if why == VariantReason::Measured && records.is_trial(kernel, operations, variant, most) {
+            return (other(variant), VariantReason::Trial);
+        }
+        (variant, why)
     }
 }
 

@@ -166,9 +166,10 @@ impl From<WorkerError> for Error {
     fn from(error: WorkerError) -> Self {
         let message = error.to_string();
         match error {
-            WorkerError::Overloaded | WorkerError::Relieved | WorkerError::TenantShare => {
-                Self::Overloaded(message)
-            }
+            WorkerError::CallerShare
+            | WorkerError::Overloaded
+            | WorkerError::Relieved
+            | WorkerError::TenantShare => Self::Overloaded(message),
             WorkerError::Policy { .. } | WorkerError::NotConfigured(_) => Self::Policy(message),
             _ => Self::Worker(message),
         }

@@ -52,6 +52,31 @@ fn wall_time(wanted: Duration, gpu: Option<Duration>) -> Duration {
     })
 }
 
+/// A request with its uploads and limits, as it goes to the worker. `wanted` is the time for which its caller would
+/// wait, and `gpu_time` the limit of time on the GPU.
+fn prepared(
+    ask: &ComputeRequest,
+    uploads: Vec<(u64, UploadData)>,
+    operation: Option<Bytes32>,
+    (wanted, gpu_time): (Duration, Duration),
+) -> Result<PreparedRequest> {
+    // The node makes these requests itself, and they take longer on a slow processor.
+    let own = matches!(ask, ComputeRequest::Info | ComputeRequest::Measure { .. });
+    let gpu = (!own).then_some(gpu_time);
+    let holds_copies = uploads.iter().any(|(_, data)| data.is_stored());
+    Ok(PreparedRequest {
+        body: CborBody::encode(ask)?,
+        limits: CallLimits {
+            wall: wall_time(wanted, gpu.filter(|_| holds_copies)),
+            // The worker's threads use several seconds of processor time in one second.
+            cpu: None,
+            gpu,
+        },
+        uploads,
+        operation,
+    })
+}
+
 /// The form in which a caller wants a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -121,12 +146,15 @@ impl WorkerTurn {
         operation: Option<Bytes32>,
     ) -> Result<Vec<u8>> {
         let lost = || Error::Internal("a request came to no end".to_owned());
-        let sending = PreparedRequest {
-            body: CborBody::encode(ask)?,
-            limits: self.limits(ask),
-            uploads: std::mem::take(&mut self.uploads),
-            operation,
+        let left = |deadline: tokio::time::Instant| {
+            deadline.saturating_duration_since(tokio::time::Instant::now())
         };
+        let times = (
+            self.ctx.deadline().map_or(WALL_TIME, left),
+            self.compute.0.settings.gpu_time,
+        );
+        let uploads = std::mem::take(&mut self.uploads);
+        let sending = prepared(ask, uploads, operation, times)?;
         let mut worker_slot = self.worker_slot.take().ok_or_else(lost)?;
         let tenant = Arc::clone(&self.tenant);
         let (sender, outcome) = oneshot::channel();
@@ -143,23 +171,6 @@ impl WorkerTurn {
         self.worker_slot = Some(worker_slot);
         self.tenant.touch();
         result
-    }
-
-    fn limits(&self, ask: &ComputeRequest) -> CallLimits {
-        // The node makes these requests itself, and they take longer on a slow processor.
-        let own = matches!(ask, ComputeRequest::Info | ComputeRequest::Measure { .. });
-        let left = |deadline: tokio::time::Instant| {
-            deadline.saturating_duration_since(tokio::time::Instant::now())
-        };
-        let gpu = (!own).then_some(self.compute.0.settings.gpu_time);
-        let holds_copies = self.uploads.iter().any(|(_, data)| data.is_stored());
-        let wall = self.ctx.deadline().map_or(WALL_TIME, left);
-        CallLimits {
-            wall: wall_time(wall, gpu.filter(|_| holds_copies)),
-            // The worker's threads use several seconds of processor time in one second.
-            cpu: None,
-            gpu,
-        }
     }
 
     /// Resolves and copies the tensors to which a request refers. A request that waits for its turn has no copies,
@@ -341,14 +352,32 @@ mod tests {
 
     #[test]
     fn copies_of_stored_tensors_are_held_for_a_bounded_time() {
+        let bytes = || UploadData::Bytes(Bytes::from_static(b"abc"));
+        let copy = || {
+            let copied = CopiedTensors::from_bytes(b"abc").expect("memory");
+            UploadData::CopiedTensors(Arc::new(copied))
+        };
+        let ask = ComputeRequest::Read {
+            buffer: 1,
+            offset: 0,
+            len: 3,
+        };
+        // The limits with which a request with these uploads goes to the worker.
+        let limits = |uploads: Vec<UploadData>, wanted: Duration, gpu_time: Duration| {
+            let uploads = (1..).zip(uploads).collect();
+            let sending = prepared(&ask, uploads, None, (wanted, gpu_time));
+            sending.expect("a request").limits
+        };
         let longest = Duration::from_secs(600);
-        assert_eq!(wall_time(longest, None), longest);
-        let held = wall_time(longest, Some(GPU_TIME));
-        assert_eq!(held, GPU_TIME + REFERENCED_BESIDES);
+        let without = limits(vec![bytes()], longest, GPU_TIME);
+        assert_eq!((without.wall, without.gpu), (longest, Some(GPU_TIME)));
+        let held = limits(vec![bytes(), copy()], longest, GPU_TIME);
+        let most = GPU_TIME + REFERENCED_BESIDES;
+        assert_eq!((held.wall, held.gpu), (most, Some(GPU_TIME)));
         // A request without a deadline of its own has no less.
-        assert_eq!(wall_time(WALL_TIME, Some(GPU_TIME)), WALL_TIME);
+        assert_eq!(limits(vec![copy()], WALL_TIME, GPU_TIME).wall, WALL_TIME);
         let short = Duration::from_secs(1);
-        assert_eq!(wall_time(short, Some(GPU_TIME)), short);
-        assert_eq!(wall_time(longest, Some(Duration::MAX)), longest);
+        assert_eq!(limits(vec![copy()], short, GPU_TIME).wall, short);
+        assert_eq!(limits(vec![copy()], longest, Duration::MAX).wall, longest);
     }
 }

@@ -315,7 +315,9 @@ impl CallError {
         Self::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS)
     }
 
-    pub(crate) fn timeout() -> Self {
+    /// The error of a request whose deadline passed.
+    #[must_use]
+    pub fn timeout() -> Self {
         Self::new(ErrorCode::Timeout, "the deadline passed")
     }
 

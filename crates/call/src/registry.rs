@@ -248,6 +248,7 @@ impl RegistryBuilder {
             imported: ArcSwap::default(),
             server_namespaces: self.server_namespaces,
             node_namespaces: self.node_namespaces,
+            node_names: ArcSwap::default(),
         })
     }
 }
@@ -273,6 +274,8 @@ pub struct Registry {
     server_namespaces: BTreeSet<Box<str>>,
     /// Namespaces in which a call that names no peer finds operations of this node alone.
     node_namespaces: BTreeSet<Box<str>>,
+    /// The same for single names outside them.
+    node_names: ArcSwap<BTreeSet<Box<str>>>,
 }
 
 impl Registry {
@@ -292,6 +295,7 @@ impl Registry {
             imported: ArcSwap::default(),
             server_namespaces: BTreeSet::new(),
             node_namespaces: BTreeSet::new(),
+            node_names: ArcSwap::default(),
         }
     }
 
@@ -381,19 +385,28 @@ impl Registry {
         self.imported.load().serves(source, name)
     }
 
+    /// Keeps these names for operations of this node, whether it has these operations or not, as
+    /// [`keep_for_node`](RegistryBuilder::keep_for_node) keeps a namespace: for paths to which operations were promoted.
+    /// They replace the names that were kept so before.
+    pub fn keep_names(&self, names: BTreeSet<Box<str>>) {
+        self.node_names.store(Arc::new(names));
+    }
+
     /// The present imports from servers that are no peers.
     pub(crate) fn imported(&self) -> Arc<ServerImports> {
         self.imported.load_full()
     }
 
     /// Whether a call to this name, which names `peer`, finds no operation of a caller's connection, and on peers only
-    /// what its scope pins or routes there; see [`keep_for_server`](RegistryBuilder::keep_for_server) and
-    /// [`keep_for_node`](RegistryBuilder::keep_for_node).
+    /// what its scope pins or routes there; see [`keep_for_server`](RegistryBuilder::keep_for_server),
+    /// [`keep_for_node`](RegistryBuilder::keep_for_node) and [`keep_names`](Self::keep_names).
     pub(crate) fn is_kept(&self, name: &str, peer: Option<&PeerRef>) -> bool {
         let namespace = name.split('/').next().unwrap_or_default();
         let names_peer = matches!(peer, Some(PeerRef::Specific(_)));
         self.server_namespaces.contains(namespace)
-            || (!names_peer && self.node_namespaces.contains(namespace))
+            || (!names_peer
+                && (self.node_namespaces.contains(namespace)
+                    || self.node_names.load().contains(name)))
     }
 
     /// Checks `input` against the schema of an operation without calling it, for planning.

@@ -287,6 +287,10 @@ impl IdentityProvider for Identities {
         current(&index, index.by_id(id)?, self.now_s())
     }
 
+    fn lasting_key(&self, id: &PeerId, shown: Option<PeerKey>) -> Option<PeerKey> {
+        self.entries().lasting_key(id, shown)
+    }
+
     fn watch(&self) -> watch::Receiver<u64> {
         self.0.generation.subscribe()
     }

@@ -403,6 +403,12 @@ pub trait IdentityProvider: Send + Sync + 'static {
         None
     }
 
+    /// A key by which the holder of `id` is known again: `shown`, which it proved just now, or another one that lasts.
+    /// `None` if it has no key, such as the token of a program.
+    fn lasting_key(&self, id: &PeerId, shown: Option<PeerKey>) -> Option<PeerKey> {
+        shown.filter(|key| self.by_key(key).is_some_and(|holder| holder.id == *id))
+    }
+
     /// How long `token` still belongs to an identity, if its end is known. The end itself is not announced.
     fn token_ends_in(&self, _token: &AuthToken) -> Option<Duration> {
         None

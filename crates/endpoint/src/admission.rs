@@ -8,8 +8,10 @@
 //! Unknown peers are counted by network. A share of the connection slots is for known peers, which also take the slot
 //! of an unknown peer where no other is left.
 
+mod decision;
 mod handshakes;
 mod known_addresses;
+mod rates;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -25,10 +27,11 @@ use crate::windows::WindowOwner;
 
 use handshakes::Handshakes;
 use known_addresses::KnownAddresses;
+use rates::{HandshakeBuckets, RateLimit, RateWindow};
 
-/// Rates that the node remembers, of networks, sites and known peers' addresses. Beyond this number it forgets the
-/// rate that was not used for longest.
-const BUCKETS_MAX: usize = 8192;
+pub(crate) use decision::{
+    AddressValidation, AdmissionLimit, CapacityScope, QuicDecision, TcpDecision,
+};
 
 /// A site's unknown peers may have this many times what those of one network may have. A site has 256 networks, and
 /// one host may have all their addresses.
@@ -52,47 +55,6 @@ const UNSERVED_MAX: usize = 128;
 /// handshake proves who they are.
 const CLOSING_TIMES: u32 = 2;
 
-/// What to do with a first QUIC packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum QuicDecision {
-    /// Start the handshake after ending `evict`. A handshake that was not `paid` for is charged once the client has
-    /// proved its address by finishing it.
-    Accept {
-        ticket: HandshakeId,
-        evict: Option<HandshakeId>,
-        paid: bool,
-    },
-    /// Drop the packet and answer nothing.
-    Ignore,
-    /// Answer that the node has no room.
-    Refuse(AdmissionLimit),
-    /// Ask for proof of the address, because of a limit or because the client has not proved it yet.
-    Retry(Option<AdmissionLimit>),
-}
-
-/// Whether a client has proved the address from which its first QUIC packet came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AddressValidation {
-    /// The client has proved it.
-    Proven,
-    /// An attacker may have forged it.
-    Unproven,
-    /// An attacker may have forged it, and the node cannot send it the reason for a failed handshake.
-    Unanswerable,
-}
-
-/// What to do with an accepted TCP connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TcpDecision {
-    /// Start the handshake after ending `evict`.
-    Accept {
-        ticket: HandshakeId,
-        evict: Option<HandshakeId>,
-    },
-    /// Drop the connection.
-    Refuse(AdmissionLimit),
-}
-
 /// Number of one handshake under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct HandshakeId(u64);
@@ -101,63 +63,6 @@ pub(crate) struct HandshakeId(u64);
 impl HandshakeId {
     pub(crate) fn from_number(number: u64) -> Self {
         Self(number)
-    }
-}
-
-/// The limits of admission, each of which has a counter in the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AdmissionLimit {
-    Connections,
-    ConnectionsPerAddress,
-    ConnectionsPerPeer,
-    FailedLogins,
-    HandshakeRate,
-    Handshakes,
-    HandshakesUnproven,
-    Memory,
-    Retries,
-}
-
-impl AdmissionLimit {
-    /// Each limit with its name in metrics, in the order of the enum.
-    pub(crate) const ALL: [(Self, &'static str); 9] = [
-        (Self::Connections, "connections"),
-        (Self::ConnectionsPerAddress, "connections_per_address"),
-        (Self::ConnectionsPerPeer, "connections_per_peer"),
-        (Self::FailedLogins, "failed_logins"),
-        (Self::HandshakeRate, "handshake_rate"),
-        (Self::Handshakes, "handshakes"),
-        (Self::HandshakesUnproven, "handshakes_unproven"),
-        (Self::Memory, "memory"),
-        (Self::Retries, "retries"),
-    ];
-}
-
-/// The limit at which a new connection finds no free slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CapacityScope {
-    /// All slots are taken: a known peer takes the slot of an unknown one.
-    All,
-    /// The slots of unknown peers of this network are taken.
-    Network(NetworkPrefix),
-    /// The slots of unknown peers of a site are taken. The new peer came from this network of the site.
-    Site(NetworkPrefix),
-    /// The slots of all unknown peers are taken. The new peer came from this network.
-    UnknownPeers(NetworkPrefix),
-    /// The library still has the memory of too many ended connections, of one network, one site or all unknown peers.
-    /// Ending another connection frees none of it soon.
-    Closing,
-}
-
-impl CapacityScope {
-    /// The limit that was reached.
-    pub(crate) const fn limit(self) -> AdmissionLimit {
-        match self {
-            Self::All | Self::UnknownPeers(_) => AdmissionLimit::Connections,
-            Self::Network(_) | Self::Site(_) | Self::Closing => {
-                AdmissionLimit::ConnectionsPerAddress
-            }
-        }
     }
 }
 
@@ -207,7 +112,7 @@ pub(crate) struct Admission {
     /// Connections of all clients that the library has and the node does not serve.
     unserved: UnservedConnections,
     penalties: PenaltyBox,
-    buckets: HashMap<(Carriage, HandshakePayer), TokenBucket>,
+    buckets: HandshakeBuckets,
     known_addresses: KnownAddresses,
 }
 
@@ -232,7 +137,7 @@ impl Admission {
             unserved: UnservedConnections::default(),
             penalties: PenaltyBox::default(),
             known_addresses: KnownAddresses::default(),
-            buckets: HashMap::new(),
+            buckets: HandshakeBuckets::default(),
         }
     }
 
@@ -327,76 +232,20 @@ impl Admission {
 
     /// Takes one handshake from the network of `from` and from its site; false when either has used up its rate.
     pub(crate) fn charge(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
-        let mut payers = self.payers(from);
-        // All payers are asked first: a handshake that the site cannot pay for must not cost its network anything.
-        let allowed = payers.all(|payer| self.bucket(carriage, payer, now).has_one());
-        if allowed {
-            for payer in self.payers(from) {
-                self.bucket(carriage, payer, now).take();
-            }
-        }
-        allowed
-    }
-
-    /// The bucket of a payer, refilled up to now.
-    fn bucket(
-        &mut self,
-        carriage: Carriage,
-        payer: HandshakePayer,
-        now: Instant,
-    ) -> &mut TokenBucket {
-        let key = (carriage, payer);
-        if !self.buckets.contains_key(&key) {
-            self.forget_one(now);
-        }
-        let rate = self.rate(payer);
-        // A payer without a bucket starts with its whole burst, which is also what a forgotten bucket has earned
-        // back.
-        let full = || TokenBucket::full(rate, now);
-        let bucket = self.buckets.entry(key).or_insert_with(full);
-        bucket.refill(rate, now);
-        bucket
-    }
-
-    /// The rate and burst of handshakes that a payer may have.
-    fn rate(&self, payer: HandshakePayer) -> RateLimit {
-        match payer {
-            HandshakePayer::Address(_) | HandshakePayer::Network(_) => self.rate_times(1),
-            HandshakePayer::Site(_) => self.rate_times(SITE_NETWORKS),
-        }
-    }
-
-    /// This many times the rate and burst of one network.
-    fn rate_times(&self, times: u32) -> RateLimit {
-        let limits = &self.limits;
-        RateLimit {
-            burst: f64::from(limits.handshake_burst.saturating_mul(times)),
-            per_second: f64::from(limits.handshakes_per_second.saturating_mul(times)),
-        }
+        let payers = self.payers(from);
+        self.buckets.charge(&self.limits, carriage, payers, now)
     }
 
     /// Whether the payers of `from` cannot pay for another handshake now.
     fn is_spent(&self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
-        self.payers(from).any(|payer| {
-            let rate = self.rate(payer);
-            let bucket = self.buckets.get(&(carriage, payer));
-            bucket.is_some_and(|bucket| {
-                // A copy is refilled: a packet whose address may be forged must not create or change a bucket.
-                let mut bucket = *bucket;
-                bucket.refill(rate, now);
-                !bucket.has_one()
-            })
-        })
+        let payers = self.payers(from);
+        self.buckets.is_spent(&self.limits, carriage, payers, now)
     }
 
     /// Returns a handshake that was paid for to its payers, because the peer turned out to be known.
     fn refund(&mut self, carriage: Carriage, from: IpAddr) {
-        for payer in self.payers(from) {
-            let rate = self.rate(payer);
-            if let Some(bucket) = self.buckets.get_mut(&(carriage, payer)) {
-                bucket.give_back(rate);
-            }
-        }
+        let payers = self.payers(from);
+        self.buckets.refund(&self.limits, carriage, payers);
     }
 
     /// The handshake from `from` turned out to be the known `peer`'s, which showed `key`. The peer pays nothing, and
@@ -411,7 +260,7 @@ impl Admission {
         paid: bool,
         now: Instant,
     ) -> bool {
-        let rate = self.rate_times(PEER_TIMES);
+        let rate = RateLimit::times(&self.limits, PEER_TIMES);
         let is_free = self.known_addresses.takes_free(peer, rate, now);
         let allowed = match (is_free, paid) {
             (true, true) => {
@@ -427,7 +276,7 @@ impl Admission {
     }
 
     /// All payers of a handshake from `from`.
-    fn payers(&self, from: IpAddr) -> impl Iterator<Item = HandshakePayer> + use<> {
+    fn payers(&self, from: IpAddr) -> impl Iterator<Item = HandshakePayer> + Clone + use<> {
         let network = NetworkPrefix::from_ip(from);
         let (payer, site) = if self.known_addresses.contains(from) {
             (HandshakePayer::Address(from), None)
@@ -697,93 +546,6 @@ impl Admission {
     fn ticket(&mut self) -> HandshakeId {
         self.next += 1;
         HandshakeId(self.next)
-    }
-
-    /// Makes room for one more bucket. Full buckets go first, because a new one would be the same; then the oldest.
-    fn forget_one(&mut self, now: Instant) {
-        if self.buckets.len() < BUCKETS_MAX {
-            return;
-        }
-        let refill = f64::from(self.limits.handshake_burst)
-            / f64::from(self.limits.handshakes_per_second.max(1));
-        let refill = Duration::from_secs_f64(refill);
-        self.buckets
-            .retain(|_, bucket| now.saturating_duration_since(bucket.at) < refill);
-        if self.buckets.len() >= BUCKETS_MAX
-            && let Some(oldest) = self.buckets.iter().min_by_key(|(_, bucket)| bucket.at)
-        {
-            let oldest = *oldest.0;
-            self.buckets.remove(&oldest);
-        }
-    }
-}
-
-/// A rate of handshakes: its burst and what it earns back.
-#[derive(Clone, Copy, Debug)]
-struct RateLimit {
-    burst: f64,
-    /// Handshakes earned back in a second.
-    per_second: f64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct TokenBucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl TokenBucket {
-    fn full(rate: RateLimit, now: Instant) -> Self {
-        Self {
-            tokens: rate.burst,
-            at: now,
-        }
-    }
-
-    fn refill(&mut self, rate: RateLimit, now: Instant) {
-        let seconds = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + seconds * rate.per_second).min(rate.burst);
-        self.at = now;
-    }
-
-    fn has_one(&self) -> bool {
-        self.tokens >= 1.0
-    }
-
-    /// Takes one token; false if the bucket is empty.
-    fn take(&mut self) -> bool {
-        let has = self.has_one();
-        if has {
-            self.tokens -= 1.0;
-        }
-        has
-    }
-
-    fn give_back(&mut self, rate: RateLimit) {
-        self.tokens = (self.tokens + 1.0).min(rate.burst);
-    }
-}
-
-/// Counts events within one second.
-#[derive(Clone, Copy, Debug, Default)]
-struct RateWindow {
-    start: Option<Instant>,
-    count: u32,
-}
-
-impl RateWindow {
-    fn take(&mut self, max: u32, now: Instant) -> bool {
-        let fresh = self
-            .start
-            .is_none_or(|start| now.saturating_duration_since(start) >= Duration::from_secs(1));
-        if fresh {
-            *self = Self {
-                start: Some(now),
-                count: 0,
-            };
-        }
-        self.count += 1;
-        self.count <= max
     }
 }
 

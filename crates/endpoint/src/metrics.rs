@@ -253,7 +253,7 @@ fn connections(shared: &EndpointShared, into: &mut Metrics) {
         let carriages = [Carriage::Iroh, Carriage::Quic, Carriage::Tcp];
         for carriage in carriages.into_iter().filter(|c| spec.carriage.covers(*c)) {
             // Every series exists from the start, with zero: a series that comes and goes reads as missing.
-            for state in ["draining", "known", "stranger"] {
+            for state in ["draining", "known", "unknown"] {
                 counts.insert(
                     (meters[spec.id].name.as_str(), carriage.to_string(), state),
                     0,
@@ -273,7 +273,7 @@ fn connections(shared: &EndpointShared, into: &mut Metrics) {
             let state = match one {
                 _ if draining || one.connection.is_asked_to_drain() => "draining",
                 OpenConnection { known: true, .. } => "known",
-                OpenConnection { known: false, .. } => "stranger",
+                OpenConnection { known: false, .. } => "unknown",
             };
             let carriage = one.connection.carriage().to_string();
             *counts

@@ -1,15 +1,17 @@
 //! The life of one connection after its handshake.
 
+mod permit;
+
 use std::any::Any;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, Carriage, CloseCode, ConnId, Connection, ConnectionInfo,
-    HandlerError, HandlerRegistry, Identity, IdentityProvider, NetworkPrefix, PeerId, PeerKey,
-    PollOnWake, ProtocolHandler, StreamSource,
+    HandlerError, HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey, PollOnWake,
+    ProtocolHandler, StreamSource,
 };
 use alknet_tls::PeerProof;
 use futures_util::FutureExt;
@@ -17,13 +19,15 @@ use tokio::sync::watch;
 
 use crate::accept::HandshakeTasks;
 use crate::admission::{Admission, AdmissionLimit, CapacityScope};
-use crate::closing::ClosingConnection;
-use crate::connection_slots::SlotDecision;
 use crate::counters::EndpointTotals;
 use crate::limits::EndpointLimits;
 use crate::live::{End, LiveConnections};
 use crate::metrics::EndpointMeters;
-use crate::windows::{ReceiveWindow, ReceiveWindows, WindowCredit, WindowOwner};
+use crate::windows::{ReceiveWindows, WindowCredit};
+
+use permit::ConnectionPermit;
+
+pub(crate) use permit::ConnectionReservation;
 
 /// Time for which a connection whose handler has finished waits until the peer has taken what was sent: QUIC throws
 /// unacknowledged data away when it closes.
@@ -485,167 +489,5 @@ impl Drop for ConnectionLog<'_> {
             streams = traffic.streams.get(),
             code = self.code.map(CloseCode::code)
         );
-    }
-}
-
-/// One connection's part of the limits. Dropping it gives that back.
-struct ConnectionPermit<'a> {
-    shared: &'a Arc<EndpointShared>,
-    from: IpAddr,
-    conn: ConnId,
-    peer: Option<PeerId>,
-    /// The peer that the connection belongs to, whether or not there is room for it.
-    slot_peer: Option<PeerId>,
-    /// Its receive window, where the carriage has one.
-    credit: Option<Arc<WindowCredit>>,
-}
-
-/// A connection that ended. The library drops this guard together with all that it has of the connection.
-struct ClosingConnectionGuard {
-    shared: Weak<EndpointShared>,
-    kept: ClosingConnection,
-}
-
-impl Drop for ClosingConnectionGuard {
-    fn drop(&mut self) {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.admission().let_go(&self.kept);
-        }
-    }
-}
-
-/// A QUIC connection from its first packet until it has a slot. Dropped before that, it counts for its owner until
-/// the library has let go of it: its handshake failed or was ended for a newer one, or the node refused it
-/// afterwards.
-pub(crate) struct ConnectionReservation {
-    shared: Arc<EndpointShared>,
-    from: IpAddr,
-    window: Arc<ReceiveWindow>,
-    /// `None` where the address may be forged: such a connection counts for no network, but among those that the node
-    /// does not serve.
-    owner: Option<WindowOwner>,
-}
-
-impl ConnectionReservation {
-    /// `paid`: its address is proven, and its network has paid.
-    pub(crate) fn new(shared: &Arc<EndpointShared>, from: IpAddr, paid: bool) -> Self {
-        let one = shared.admission().unserved().begin();
-        Self {
-            shared: Arc::clone(shared),
-            from,
-            window: ReceiveWindow::new(one),
-            owner: paid.then(|| WindowOwner::Network(NetworkPrefix::from_ip(from))),
-        }
-    }
-
-    pub(crate) fn window(&self) -> Arc<ReceiveWindow> {
-        Arc::clone(&self.window)
-    }
-
-    /// The handshake is done, which proves the address, and the identity if `who` has one.
-    fn belongs_to(&mut self, who: Option<&Resolved>) {
-        self.owner = Some(match who {
-            Some((_, Some(identity))) => WindowOwner::Peer(identity.id.clone()),
-            _ => WindowOwner::Network(NetworkPrefix::from_ip(self.from)),
-        });
-    }
-
-    /// Ends the reservation, because the slot counts the connection from now on.
-    fn release(mut self) {
-        self.owner = None;
-    }
-}
-
-impl Drop for ConnectionReservation {
-    fn drop(&mut self) {
-        if let Some(owner) = self.owner.take() {
-            let kept = self.shared.admission().keep(owner, self.from);
-            let shared = Arc::downgrade(&self.shared);
-            self.window.keep(ClosingConnectionGuard { shared, kept });
-        }
-    }
-}
-
-impl<'a> ConnectionPermit<'a> {
-    fn take(
-        shared: &'a Arc<EndpointShared>,
-        connection: &Connection,
-        from: IpAddr,
-        known: bool,
-        is_kept: bool,
-    ) -> Result<Self, End> {
-        let conn = connection.id();
-        if !known && shared.live.is_short() {
-            shared.meters.hit(AdmissionLimit::Memory);
-            return Err(RELIEF_END);
-        }
-        let taken = shared.admission().connect(conn, from, known, is_kept);
-        if let Err(full) = taken {
-            shared.meters.hit(full.limit());
-            if !shared.evict(full) {
-                return Err((CloseCode::Overload, "too many connections"));
-            }
-            shared.admission().connect_for(conn, from, known);
-        }
-        Ok(Self {
-            shared,
-            from,
-            conn,
-            peer: None,
-            slot_peer: None,
-            credit: None,
-        })
-    }
-
-    /// Gives the connection the limits of the identity that its peer proves.
-    fn watch(&mut self, connection: &Connection, credit: Option<Arc<WindowCredit>>) {
-        self.credit.clone_from(&credit);
-        let (watching, conn) = (Arc::downgrade(self.shared), self.conn);
-        connection.on_authenticated(move |who| {
-            if let Some(credit) = &credit {
-                credit.identify(who);
-            }
-            let (shared, is_kept) = (watching.upgrade(), credit.is_some());
-            shared.is_some_and(|shared| shared.admission().authenticated(conn, who, is_kept))
-        });
-    }
-
-    fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {
-        self.slot_peer = Some(peer.clone());
-        let own_max = self.shared.identities.max_connections(peer);
-        let is_kept = self.credit.is_some();
-        let mut admission = self.shared.admission();
-        let entry = admission.identify(peer, self.conn, newest_wins, own_max, is_kept);
-        drop(admission);
-        match entry {
-            SlotDecision::Full => {
-                self.shared.totals.peer_limit_hits.add();
-                self.shared.meters.hit(AdmissionLimit::ConnectionsPerPeer);
-                return Err((CloseCode::Overload, "too many connections of this peer"));
-            }
-            SlotDecision::Supersedes { drain, end } => {
-                self.shared.meters.hit(AdmissionLimit::ConnectionsPerPeer);
-                self.shared.supersede(drain, end);
-            }
-            SlotDecision::Welcome => {}
-        }
-        self.peer = Some(peer.clone());
-        Ok(())
-    }
-}
-
-impl Drop for ConnectionPermit<'_> {
-    fn drop(&mut self) {
-        let mut admission = self.shared.admission();
-        let owner = admission.disconnect(self.conn, self.peer.as_ref());
-        let owner = self.slot_peer.take().map(WindowOwner::Peer).or(owner);
-        let closing = self.credit.take().zip(owner);
-        let closing = closing.map(|(credit, owner)| (credit, admission.keep(owner, self.from)));
-        // The lock is released first: the library may drop the window at once, and its guard takes the lock.
-        drop(admission);
-        if let Some((credit, kept)) = closing {
-            let shared = Arc::downgrade(self.shared);
-            credit.keep(ClosingConnectionGuard { shared, kept });
-        }
     }
 }

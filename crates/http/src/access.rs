@@ -13,6 +13,12 @@ use http_body::Body;
 
 use crate::routes::TICKET;
 
+/// Target of the lines for requests with an identity.
+const ACCESS_TARGET: &str = "alknet_access";
+/// Target of the lines for requests without an identity. An unknown client makes as many as it likes, so the log counts
+/// them by their network.
+pub const UNKNOWN_ACCESS_TARGET: &str = "alknet_access::unknown";
+
 /// The logged status of a request whose client disconnected before the end. The node never sends this code.
 const GONE: u16 = 499;
 
@@ -139,22 +145,30 @@ impl Drop for AccessLogEntry {
         let method = self.method.as_str();
         let ended = self.ended.unwrap_or_else(Instant::now);
         let time = ended.saturating_duration_since(self.began);
-        tracing::info!(
-            target: "alknet_access",
-            id = self.id.as_str(),
-            addr = self.remote.map(tracing::field::display),
-            who = self.who.as_ref().map_or(NOTHING, |who| who.id.as_str()),
-            // A valid method is ASCII (RFC 9110 section 9.1), so it can be cut at any byte. `get` returns `None` for
-            // a method that is shorter.
-            method = method.get(..METHOD_BYTES).unwrap_or(method),
-            path = self.path.as_str(),
-            status = self.status(),
-            bytes = self.bytes,
-            ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
-            alpn = self.alpn,
-            operation = self.operation.as_deref(),
-            "http.request",
-        );
+        macro_rules! line {
+            ($target:ident) => {
+                tracing::info!(
+                    target: $target,
+                    id = self.id.as_str(),
+                    addr = self.remote.map(tracing::field::display),
+                    who = self.who.as_ref().map_or(NOTHING, |who| who.id.as_str()),
+                    // A valid method is ASCII (RFC 9110 section 9.1), so it can be cut at any byte.
+                    // `get` returns `None` for a method that is shorter.
+                    method = method.get(..METHOD_BYTES).unwrap_or(method),
+                    path = self.path.as_str(),
+                    status = self.status(),
+                    bytes = self.bytes,
+                    ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+                    alpn = self.alpn,
+                    operation = self.operation.as_deref(),
+                    "http.request",
+                )
+            };
+        }
+        match self.who {
+            Some(_) => line!(ACCESS_TARGET),
+            None => line!(UNKNOWN_ACCESS_TARGET),
+        }
     }
 }
 

@@ -39,7 +39,7 @@ fn port(authority: &Authority) -> u16 {
     authority.port_u16().unwrap_or(HTTPS)
 }
 
-/// Offers HTTP/3 at the port that the client used. Known and unknown clients get the same header.
+/// Offers HTTP/3 at the port that the client used. Known and unknown peers get the same header.
 pub(crate) fn alt_svc(
     h3: bool,
     seen: &PublicReachability,

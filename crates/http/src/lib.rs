@@ -110,6 +110,7 @@ use tokio::sync::watch;
 use connection::HttpConnection;
 use framing::TcpHttpVersion;
 
+pub use access::UNKNOWN_ACCESS_TARGET;
 pub use alt_svc::PublicReachability;
 pub use routes::RouteError;
 pub use settings::HttpSettings;

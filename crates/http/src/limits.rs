@@ -110,7 +110,7 @@ pub struct HttpTimeouts {
     pub keep_alive: Duration,
     /// The limit for authentication, whatever the client requests meanwhile. After it, the node accepts no further
     /// request of the client.
-    pub stranger: Duration,
+    pub unknown_peer: Duration,
     /// The limit for more bytes of an incomplete body.
     pub body_idle: Duration,
     /// The limit for a body that is slower than [`BODY_BYTES_PER_SECOND`].
@@ -128,7 +128,7 @@ impl Default for HttpTimeouts {
         Self {
             head: HEADER_TIMEOUT,
             keep_alive: KEEP_ALIVE,
-            stranger: UNKNOWN_CONNECTION_MAX,
+            unknown_peer: UNKNOWN_CONNECTION_MAX,
             body_idle: BODY_IDLE,
             body_grace: BODY_GRACE,
             body_time: BODY_TIME,

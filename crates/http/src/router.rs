@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use alknet_core::{BoxError, HttpMount, MountBody, MountCaller};
+use alknet_core::{BoxError, HttpMount, Identity, MountBody, MountCaller};
 use alknet_gateway::{
     ApiError, CallerIdentity, Code, HttpCaller, HttpIngress, MemoryLease, NO_TOKEN, RequestId,
     RequestText,
@@ -138,10 +138,10 @@ impl RequestScope<'_> {
         if let Some(refused) = self.oversized(parts) {
             return refused;
         }
-        // A node in stealth mode must not reveal to an unknown client which names are its own. The client gets the
+        // A node in stealth mode must not reveal to an unknown peer which names are its own. The peer gets the
         // response of a web server that serves this site or decoy under every name.
         if !own && !self.settings.stealth {
-            return misdirected();
+            return self.refused_name();
         }
         let path = parts.uri.path();
         // The lookup also runs for the paths of this crate: if such a path were found sooner than an absent one, a
@@ -178,7 +178,7 @@ impl RequestScope<'_> {
         }
         let hidden = self.settings.stealth && who.is_none();
         if kind == RouteKind::Other || (hidden && !(own && self.shown(kind, parts))) {
-            return RoutedResponse::plain(self.nothing(parts).await);
+            return RoutedResponse::plain(self.nothing(parts, who.map(AsRef::as_ref)).await);
         }
         if !matches!(kind, RouteKind::Page | RouteKind::Ticket)
             && let Some(origin) = cors::allowed(self.settings, &parts.headers)
@@ -191,7 +191,7 @@ impl RequestScope<'_> {
             (RouteKind::Page, known) => self.page(arrived, known.unwrap_or_default()).await,
             (RouteKind::Session, Ok(known)) => self.session(arrived, &self.caller(known)),
             (_, Ok(known)) => self.route(kind, arrived, &self.caller(known), entry).await,
-            (_, Err(_)) if hidden => RoutedResponse::plain(self.nothing(parts).await),
+            (_, Err(_)) if hidden => RoutedResponse::plain(self.nothing(parts, None).await),
             (_, Err(error)) => self.refused_unknown(&error),
         }
     }
@@ -200,11 +200,21 @@ impl RequestScope<'_> {
         RoutedResponse::api(answer::error(error, &self.id))
     }
 
-    /// Refuses an unknown client. The refusal counts against the rate of the client's network.
+    /// Refuses an unknown peer. The refusal counts against the rate of the peer's network.
     fn refused_unknown(&self, error: &ApiError) -> RoutedResponse {
         let unknown = self.caller(CallerIdentity::default());
         match self.conn.shared.gateway.admit(&unknown) {
             Ok(()) => self.refused(error),
+            Err(too_many) => self.refused(&too_many),
+        }
+    }
+
+    /// Refuses a name that is not the node's. The client is not known yet, so the refusal counts against the rate of its
+    /// network.
+    fn refused_name(&self) -> RoutedResponse {
+        let unknown = self.caller(CallerIdentity::default());
+        match self.conn.shared.gateway.admit(&unknown) {
+            Ok(()) => misdirected(),
             Err(too_many) => self.refused(&too_many),
         }
     }
@@ -237,24 +247,32 @@ impl RequestScope<'_> {
         }
     }
 
-    /// Memory for a response that every client may get counts against the client's address.
-    fn lease(&self) -> MemoryLease {
-        let account = self.conn.account(None);
+    /// Memory for a response that every client may get. It counts against the identity that the request proved, and
+    /// otherwise against the network of the client: unknown peers of some networks take no files from known ones.
+    fn lease(&self, who: Option<&Identity>) -> MemoryLease {
+        let account = self.conn.account(who);
         self.conn.shared.gateway.lease_of(&account)
     }
 
-    async fn nothing(&self, parts: &Parts) -> Response<Body> {
+    /// The answer where the node has nothing else: a file of the site, or the decoy. `who` decides only whose memory it
+    /// counts against, and no byte of it.
+    async fn nothing(&self, parts: &Parts, who: Option<&Identity>) -> Response<Body> {
         let site = self.conn.shared.site.as_ref();
         if let Some(site) = site
-            && let Some(page) = site.answer(parts, self.lease()).await
+            && let Some(page) = site.answer(parts, self.lease(who)).await
         {
             return page;
         }
         let first_page = match site {
-            Some(site) => site.first_page(self.lease()).await,
+            Some(site) => site.first_page(self.lease(who)).await,
             None => None,
         };
         answer::decoy(self.settings, first_page)
+    }
+
+    /// The answer for a path that this node does not serve.
+    async fn absent(&self, parts: &Parts, caller: &HttpCaller) -> RoutedResponse {
+        RoutedResponse::plain(self.nothing(parts, caller.identity.as_deref()).await)
     }
 
     async fn route(
@@ -268,7 +286,7 @@ impl RequestScope<'_> {
         if kind == RouteKind::Ticket {
             return match api::ticket(shared, &arrived.parts, self.settings.stealth, entry) {
                 Some(response) => RoutedResponse::api(response),
-                None => RoutedResponse::plain(self.nothing(&arrived.parts).await),
+                None => self.absent(&arrived.parts, caller).await,
             };
         }
         let open = kind == RouteKind::Custom
@@ -299,13 +317,13 @@ impl RequestScope<'_> {
                     }
                     Err(error) => answer::error(&error, &self.id),
                 },
-                None => return RoutedResponse::plain(self.nothing(&arrived.parts).await),
+                None => return self.absent(&arrived.parts, caller).await,
             },
             RouteKind::Custom => {
                 let request = arrived.take();
                 self.custom(request, caller).await
             }
-            _ => return RoutedResponse::plain(self.nothing(&arrived.parts).await),
+            _ => return self.absent(&arrived.parts, caller).await,
         };
         RoutedResponse::api(response)
     }
@@ -413,7 +431,8 @@ impl RequestScope<'_> {
 
     async fn page(&self, arrived: &mut IncomingRequest, known: CallerIdentity) -> RoutedResponse {
         let Some(page) = &self.conn.shared.page else {
-            return RoutedResponse::plain(self.nothing(&arrived.parts).await);
+            let who = known.identity.as_deref();
+            return RoutedResponse::plain(self.nothing(&arrived.parts, who).await);
         };
         let request = arrived.take();
         let caller = self.caller(known).via(HttpIngress::Page);

@@ -103,10 +103,10 @@ fn quota(http: &HttpSection) -> Quota {
         per_second: http.requests_per_second,
         // A burst below the rate would make the rate unreachable.
         burst: http.requests_burst.max(http.requests_per_second),
-        stranger_per_second: http.stranger_requests_per_second,
-        stranger_burst: standard
-            .stranger_burst
-            .max(http.stranger_requests_per_second),
+        unknown_peer_per_second: http.unknown_peer_requests_per_second,
+        unknown_peer_burst: standard
+            .unknown_peer_burst
+            .max(http.unknown_peer_requests_per_second),
         ..standard
     }
 }
@@ -128,8 +128,8 @@ mod tests {
             streams_each: 16,
             bytes: 64 << 20,
             bytes_each: 32 << 20,
-            stranger_bytes: 16 << 20,
-            stranger_bytes_each: 4 << 20,
+            unknown_peer_bytes: 16 << 20,
+            unknown_peer_bytes_each: 4 << 20,
             ..usual
         };
         assert_eq!(small.quota, quarter);

@@ -26,6 +26,7 @@ use crate::wire::{HubCard, JoinAcceptance, JoinRequest};
 pub use error::{ApproveError, EnrolError, InviteError};
 pub use removal::{change_peer, has_invitation, shut_out};
 
+use maker::may_change;
 use names::NameRequest;
 
 /// Longest life of a token, in seconds: 30 days.
@@ -150,14 +151,9 @@ impl EnrolmentService {
         // The inviter may have been removed since its call was let through. An invitation that it made after its
         // removal would be newer than that, and good again once it is let in again.
         let all = self.peers.list().await?;
-        if !self.may_give(
-            &invitation.made_by,
-            invitation.made_by_key.as_ref(),
-            &invitation.role,
-            &all,
-        ) {
-            return Err(InviteError::Maker);
-        }
+        let maker_key = invitation.made_by_key.as_ref();
+        self.giver(&invitation.made_by, maker_key, &invitation.role, &all)
+            .ok_or(InviteError::Maker)?;
         self.forget_old_tokens(now).await?;
         let token = EnrolToken::generate()?;
         let record = TokenRecord {
@@ -215,9 +211,10 @@ impl EnrolmentService {
         let all = self.peers.list().await?;
         // An invitation ends with its maker, and with the maker's right to give its role.
         let maker_key = record.made_by_key.as_ref();
-        if !self.may_give(&record.made_by, maker_key, &record.role, &all) {
-            return Err(EnrolError::Invalid);
-        }
+        let maker = self.giver(&record.made_by, maker_key, &record.role, &all);
+        let maker = maker.ok_or(EnrolError::Invalid)?;
+        // A peer that an administrator put out comes back by an administrator, unless the maker could have put it out.
+        let is_kept_out = |peer: &PeerEntry| !peer.enabled && !may_change(&maker, peer);
         let outlived = |peer: &PeerEntry| {
             let removed = peer.removal.is_some() || !peer.enabled;
             removed && !record.is_newer_than(peer)
@@ -226,7 +223,7 @@ impl EnrolmentService {
         // is gone.
         if all
             .iter()
-            .any(|peer| peer.keys.contains(&key) && outlived(peer))
+            .any(|peer| peer.keys.contains(&key) && (outlived(peer) || is_kept_out(peer)))
         {
             return Err(EnrolError::Invalid);
         }
@@ -397,9 +394,8 @@ impl EnrolmentService {
         let _turn = self.turn.lock().await;
         // The approver may have been removed, or have lost rights, since its call was let through.
         let all = self.peers.list().await.map_err(EnrolError::from)?;
-        if !self.may_give(&made_by, made_by_key.as_ref(), &role, &all) {
-            return Err(ApproveError::Approver);
-        }
+        let approver = self.giver(&made_by, made_by_key.as_ref(), &role, &all);
+        let approver = approver.ok_or(ApproveError::Approver)?;
         let knock = self.pending().find(which, now);
         let PendingKey {
             key,
@@ -412,6 +408,13 @@ impl EnrolmentService {
             labels,
         };
         let held = self.holder(&key).await?;
+        // The entry of a peer that an administrator added, or put out, is the administrator's to change.
+        if held
+            .as_ref()
+            .is_some_and(|peer| !may_change(&approver, peer))
+        {
+            return Err(ApproveError::Peer);
+        }
         refuse_ended(held.as_ref(), &key)?;
         self.check_room(true).await?;
         let id = match &held {

@@ -213,7 +213,7 @@ declare module "alknet:core/pubsub" {
   /** A loop over it hears what is published from its beginning on. */
   interface Topic<T> extends AsyncIterable<T> {
     readonly name: string;
-    /** Calls every listener, and answers how many there were. */
+    /** Calls every listener, and returns how many it called. */
     publish(value: T): number;
     subscribe(listener: (value: T) => void, options?: { signal?: AbortSignal }): () => void;
   }

@@ -3,6 +3,7 @@
 //! Limits that a session may set are fields of [`IsolateLimits`]; the others are constants. `docs/scripts.md` lists
 //! them all, and a test reaches each.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -97,24 +98,39 @@ impl IsolateLimits {
     /// ```
     ///
     /// # Errors
-    /// [`RuntimeCode::Limit`] with the name of the field.
+    /// [`RuntimeCode::Limit`] with the name of the limit and its range, as [`out_of_range`] gives them.
     pub fn checked(self) -> Result<Self, ScriptFailure> {
-        let heap = (HEAP_BYTES_MIN..=HEAP_BYTES_MAX).contains(&self.heap_bytes);
-        let stack = (STACK_BYTES_MIN..=STACK_BYTES_MAX).contains(&self.stack_bytes);
+        let heap = HEAP_BYTES_MIN as u64..=HEAP_BYTES_MAX as u64;
+        let stack = STACK_BYTES_MIN as u64..=STACK_BYTES_MAX as u64;
+        let cpu = !self.cpu.is_zero() && self.cpu <= CPU_MAX;
+        let is_heap = heap.contains(&(self.heap_bytes as u64));
+        let is_stack = stack.contains(&(self.stack_bytes as u64));
         let checks = [
-            (self.fuel_ticks > 0, "fuel_ticks"),
-            (!self.cpu.is_zero() && self.cpu <= CPU_MAX, "cpu"),
-            (heap, "heap_bytes"),
-            (stack, "stack_bytes"),
+            (self.fuel_ticks > 0, "fuel_ticks", 1..=u64::MAX),
+            (cpu, "cpu_ms", 1..=CPU_MAX.as_secs() * 1000),
+            (is_heap, "heap_bytes", heap),
+            (is_stack, "stack_bytes", stack),
         ];
-        match checks.into_iter().find(|(is_valid, _)| !is_valid) {
-            Some((_, field)) => Err(ScriptFailure::new(
-                RuntimeCode::Limit,
-                format!("the limit {field} is out of its range"),
-            )),
+        match checks.into_iter().find(|(is_valid, ..)| !is_valid) {
+            Some((_, field, range)) => Err(out_of_range(field, &range)),
             None => Ok(self),
         }
     }
+}
+
+/// The refusal of a limit outside of its range. `field` is the name that the input of `runtime/eval` has for it, where
+/// times are in milliseconds.
+#[must_use]
+pub fn out_of_range(field: &str, range: &RangeInclusive<u64>) -> ScriptFailure {
+    let least = range.start();
+    let text = match *range.end() {
+        u64::MAX => format!("{least} at least"),
+        most => format!("{least} to {most}"),
+    };
+    ScriptFailure::new(
+        RuntimeCode::Limit,
+        format!("the limit {field} is out of its range: {text}"),
+    )
 }
 
 impl Default for IsolateLimits {

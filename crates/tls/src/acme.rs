@@ -64,6 +64,9 @@ const CLOCK_PAUSE: Duration = Duration::from_secs(10);
 /// Pause between attempts to seal or open a key, which take no request to the authority.
 const KEY_PAUSE: Duration = Duration::from_secs(10);
 
+/// Pause between checks whether the node can prove its names, which take no request to the authority.
+const WAY_PAUSE: Duration = Duration::from_secs(60);
+
 /// Shortest and longest pause between questions to the authority for its renewal window (RFC 9773 section 4.3.2).
 const WINDOW_PAUSE_MIN: Duration = Duration::from_secs(600);
 const WINDOW_PAUSE_MAX: Duration = Duration::from_secs(86_400);
@@ -277,6 +280,12 @@ impl Acme {
 
     async fn order(&mut self) {
         let subject = self.subject();
+        // The authority would count an order that can only fail.
+        if let Some(name) = self.answers.unprovable(&self.options.names) {
+            let error = AcmeError::NoWay(name.to_owned());
+            self.problems.set(ACME_FAILED, &subject, error.to_string());
+            return self.clock.sleep(WAY_PAUSE).await;
+        }
         let (fresh, stored) = match self.fresh_key() {
             Ok(keys) => keys,
             Err(error) => {

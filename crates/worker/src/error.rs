@@ -94,6 +94,9 @@ pub enum WorkerError {
     /// The supervisor could not be set up.
     #[error("the supervisor could not be set up")]
     Supervisor(#[source] io::Error),
+    /// The caller of a tenant's operations has its share of the workers for such callers.
+    #[error("this caller has as many of these workers as one may have")]
+    CallerShare,
     /// The tenant has its share of the workers, and each has a session.
     #[error("this identity has as many workers as one may have")]
     TenantShare,
@@ -105,7 +108,7 @@ impl WorkerError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Policy { .. } => "E_POLICY",
-            Self::Overloaded | Self::Relieved | Self::TenantShare => "E_QUOTA",
+            Self::CallerShare | Self::Overloaded | Self::Relieved | Self::TenantShare => "E_QUOTA",
             _ => "E_WORKER_LOST",
         }
     }

@@ -22,4 +22,5 @@ pub use config::{
 };
 pub use handle::{SessionNotice, WorkerAnswer, WorkerCall, WorkerRequest, WorkerSession, Workers};
 pub use stats::{OverrunStats, WorkerStats};
+pub use supervisor::WORKER_LOSS_TARGET;
 pub use unread::{DescriptorPlace, DescriptorRoom};

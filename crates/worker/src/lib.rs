@@ -82,8 +82,8 @@ pub use guest::{
 };
 pub use host::{
     CallLimits, DelegatedCgroup, DescriptorPlace, DescriptorRoom, Executable, OverrunStats,
-    ProgramMaker, RoleConfig, SessionNotice, WorkerAnswer, WorkerCall, WorkerLease, WorkerRequest,
-    WorkerSession, WorkerStats, Workers, WorkersConfig,
+    ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer, WorkerCall,
+    WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
 };
 pub use level::{ConfinementLevel, Gap, Sandbox, Wall};
 pub use message::{

@@ -123,6 +123,7 @@ impl InitConsole {
 
     /// Prints one line as it is, such as a last message before power-off.
     pub fn say(&self, line: impl Into<String>) {
+        // A full queue means that the terminal lags, as for `log`: no caller waits for a terminal.
         let _ = self.events.try_send(ConsoleEvent::Say(line.into()));
     }
 

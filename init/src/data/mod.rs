@@ -94,7 +94,11 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     let sys = Path::new("/sys");
     let log = access.log;
     // An earlier attempt of this boot may have panicked and left a mount. In most cases it did not.
-    let _ = close();
+    if let Err(error) = close() {
+        log.warn(format!(
+            "what an earlier attempt left open cannot be closed: {error}"
+        ));
+    }
     let opened = match locate(sys, log) {
         Ok(found) => open(sys, &found, access),
         Err(problem) => without_disk(*problem, access),

@@ -234,7 +234,8 @@ fn rotate(
     let to = version(config.key_version);
     let before = store.versions()?.current;
     if to > before {
-        // During the rotation every stored version may be read.
+        // During the rotation every stored version may be read. The vault refuses only an oldest version after the
+        // current one.
         let _ = vault.use_versions(KeyVersions {
             current: to,
             oldest: KeyVersion::FIRST,

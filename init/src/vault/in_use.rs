@@ -45,6 +45,7 @@ impl VaultHandle {
     /// # Errors
     /// The reason. It is an error as well if no vault is in use.
     pub(crate) fn check_in_use(&self, open: &OpenAlkv) -> Result<(), NotInUse> {
+        // A vault whose fingerprint cannot be derived is refused below, as one of other words.
         let fingerprint = open.fingerprint().ok();
         let state = self.state();
         let alkv = open.alkv();
@@ -68,6 +69,7 @@ impl VaultHandle {
     /// # Errors
     /// The reason.
     pub(crate) fn check_words(&self, open: &OpenAlkv) -> Result<(), NotInUse> {
+        // As above.
         let fingerprint = open.fingerprint().ok();
         let state = self.state();
         if state.fingerprint.is_none() || state.fingerprint == fingerprint {

@@ -1,6 +1,7 @@
 //! Why a command of `alknet tensor` failed, with its codes and message.
 
 use std::io;
+use std::path::Path;
 
 use alknet_tensor::{TensorError, TensorErrorCode};
 use thiserror::Error;
@@ -54,6 +55,19 @@ impl TensorCliError {
         match self {
             Self::Tensor(error) => error.what().to_owned(),
             other => other.to_string(),
+        }
+    }
+
+    /// The same with the file that the command worked on, unless its text names the file. Other errors are about no
+    /// file.
+    pub(crate) fn about(self, file: &Path) -> Self {
+        let shown = file.display().to_string();
+        match self {
+            Self::Tensor(error) if !error.what().contains(&shown) => {
+                let what = format!("{shown}: {}", error.what());
+                TensorError::new(error.code(), what).into()
+            }
+            other => other,
         }
     }
 }

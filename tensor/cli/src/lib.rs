@@ -127,7 +127,8 @@ impl TensorCli {
                 let what = "--npy is bytes and --json is text: take one of them";
                 return Err(TensorCliError::Usage(what.to_owned()));
             }
-            let values = values::values(&reader, &args.name, args.rows)?;
+            let values = values::values(&reader, &args.name, args.rows);
+            let values = values.map_err(|error| error.about(&args.file))?;
             writeln!(out, "{values}")?;
         } else {
             // `sink` remembers an error of standard output, which ends the command otherwise than an error of the
@@ -140,7 +141,7 @@ impl TensorCli {
             if let Some(error) = sink.failed {
                 return Err(error.into());
             }
-            written?;
+            written.map_err(|error| TensorCliError::from(error).about(&args.file))?;
         }
         // A full pipe or disk may fail here first, and the exit code must say so.
         out.flush()?;
@@ -164,12 +165,13 @@ impl TensorCli {
         let name = args.input.file_stem().and_then(|stem| stem.to_str());
         let limits = ContainerLimits::safetensors();
         let output = args.output.as_path();
-        tools::convert_source(
+        let converted = tools::convert_source(
             (source, name, from),
             (output, to),
             args.layout.into(),
             &limits,
-        )?;
+        );
+        converted.map_err(|error| TensorCliError::from(error).about(&args.input))?;
         drop(progress);
         self.made(output, None, out)
     }
@@ -195,7 +197,8 @@ impl TensorCli {
 
     fn hash(&self, file: &Path, out: &mut dyn Write) -> Result<TensorCliOutcome, TensorCliError> {
         let (progress, reader) = self.open("hash", file)?;
-        let hashes = tools::hashes(&reader)?;
+        let hashes = tools::hashes(&reader);
+        let hashes = hashes.map_err(|error| TensorCliError::from(error).about(file))?;
         drop(progress);
         let hex = |hash: &alknet_tensor::Hash| hash.to_hex().to_string();
         if self.json {
@@ -240,7 +243,8 @@ impl TensorCli {
         // The size of the output is not known before the folder was read.
         let progress = ByteProgress::new("pack", None, self.shows_progress);
         let sink = progress.watch(AtomicFile::create(output)?);
-        let (written, sink) = tools::pack(folder, sink, layout.into())?;
+        let packed = tools::pack(folder, sink, layout.into());
+        let (written, sink) = packed.map_err(|error| TensorCliError::from(error).about(folder))?;
         // The output gets its name only once it is complete.
         sink.into_inner().commit()?;
         drop(progress);
@@ -254,7 +258,8 @@ impl TensorCli {
         out: &mut dyn Write,
     ) -> Result<TensorCliOutcome, TensorCliError> {
         let (progress, reader) = self.open("strip", input)?;
-        let (written, file) = tools::strip(&reader, AtomicFile::create(output)?)?;
+        let stripped = tools::strip(&reader, AtomicFile::create(output)?);
+        let (written, file) = stripped.map_err(|error| TensorCliError::from(error).about(input))?;
         // The output gets its name only once it is complete.
         file.commit()?;
         drop(progress);
@@ -272,7 +277,8 @@ impl TensorCli {
             (false, false) => VerifyDepth::Hash,
         };
         let (progress, reader) = self.open("verify", &args.file)?;
-        let report = verify(&reader, level, Some(&SchemaLayouts::default()))?;
+        let report = verify(&reader, level, Some(&SchemaLayouts::default()));
+        let report = report.map_err(|error| TensorCliError::from(error).about(&args.file))?;
         drop(progress);
         if self.json {
             writeln!(out, "{}", report_json(&report))?;

@@ -33,4 +33,7 @@ pub use part::{FilePart, TensorResponseHead};
 pub use path::{StorePath, TensorFileRef};
 pub use request::{Fetch, PartEncoding, PartSelector, TensorRequest};
 pub use requester::TensorRequester;
-pub use store::{Object, StoreOptions, TensorRemoval, TensorStore, TensorUpload};
+pub use store::{
+    Object, StoreOptions, StoredPathPage, StoredTensorPath, TensorRemoval, TensorStore,
+    TensorUpload,
+};

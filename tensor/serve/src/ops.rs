@@ -1,4 +1,4 @@
-//! The operations of a store: `tensor/open`, `stat`, `fetch`, `put` and `remove`.
+//! The operations of a store: `tensor/list`, `open`, `stat`, `fetch`, `put` and `remove`.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
 use crate::handler::{NAMELESS, blocking, read_on};
-use crate::limits::UPLOAD_IDLE;
+use crate::limits::{PATH_BYTES, UPLOAD_IDLE};
 use crate::part::FilePart;
 use crate::path::StorePath;
 use crate::path::TensorFileRef;
@@ -30,12 +30,76 @@ use crate::uploads::Uploads;
 pub fn operations(store: &Arc<TensorStore>) -> Vec<Registration> {
     let uploads = Uploads::new(UPLOAD_IDLE);
     vec![
+        list(store),
         open(store),
         stat(store),
         fetch(store),
         put(store, &uploads),
         remove(store),
     ]
+}
+
+/// Paths in one answer of `tensor/list`: with ids and sizes they take less than 700 KB of a frame.
+const LISTED_MAX: usize = 1000;
+
+fn list(store: &Arc<TensorStore>) -> Registration {
+    let path = json!({ "type": "string", "maxLength": PATH_BYTES });
+    let spec = OperationSpec::query(
+        "tensor/list",
+        "Lists the paths of the stored files that the caller may read, in order and in pages.",
+    )
+    .with_input(json!({
+        "type": ["object", "null"], "additionalProperties": false,
+        "properties": { "below": path, "after": path },
+    }))
+    .with_output(json!({
+        "type": "object", "required": ["files"],
+        "properties": {
+            "files": { "type": "array", "items": {
+                "type": "object", "required": ["path", "id", "bytes"],
+                "properties": {
+                    "path": { "type": "string" }, "id": { "type": "string" },
+                    "bytes": { "type": "integer" },
+                } } },
+            "next": { "type": "string", "description": "If there are more: the after of the next page" },
+        },
+    }))
+    .with_identity();
+    let store = Arc::clone(store);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let store = Arc::clone(&store);
+        async move { listed(store, input.try_value()?, &ctx).await }
+    });
+    Registration::new(spec, handler)
+}
+
+async fn listed(
+    store: Arc<TensorStore>,
+    input: &Value,
+    ctx: &Ctx,
+) -> Result<CallOutput, CallError> {
+    let asker = TensorRequester::from_ctx(ctx)?;
+    let path = |name: &str| input[name].as_str().map(StorePath::parse).transpose();
+    let (below, after) = (path("below")?, path("after")?);
+    let page = blocking(move || {
+        let is_below = |path: &str| match &below {
+            None => true,
+            Some(below) => path
+                .strip_prefix(below.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        };
+        let is_shown = |path: &str| is_below(path) && asker.may_read(path);
+        Ok(store.list(after, LISTED_MAX, is_shown))
+    });
+    let page = page.await?;
+    let rows = page.files.iter().map(|file| {
+        json!({ "path": file.path.as_str(), "id": file.id.to_string(), "bytes": file.bytes })
+    });
+    let mut answer = json!({ "files": rows.collect::<Vec<_>>() });
+    if let Some(last) = page.files.last().filter(|_| page.has_more) {
+        answer["next"] = last.path.as_str().into();
+    }
+    Ok(answer.into())
 }
 
 fn open(store: &Arc<TensorStore>) -> Registration {

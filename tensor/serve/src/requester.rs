@@ -80,11 +80,20 @@ impl TensorRequester {
         }
     }
 
+    /// Whether both may read the file of a path.
+    pub(crate) fn may_read(&self, place: &str) -> bool {
+        self.may(TensorAccess::Read, place)
+    }
+
     /// Whether both may store at a path.
     pub(crate) fn may_write(&self, place: &str) -> bool {
+        self.may(TensorAccess::Write, place)
+    }
+
+    fn may(&self, access: TensorAccess, place: &str) -> bool {
         let calls = self.calls.iter().map(|calls| &calls.scopes);
         let mut all = iter::once(&self.identity.scopes).chain(calls);
-        all.all(|scopes| allows(scopes, TensorAccess::Write, place))
+        all.all(|scopes| allows(scopes, access, place))
     }
 
     /// The peer whose limits the request counts against.

@@ -282,7 +282,7 @@ async fn counted(admin: &KnownClient<'_>) -> (f64, f64) {
         found.filter_map(|(_, value)| value.as_f64()).sum::<f64>()
     };
     let unknown_peers =
-        sum(&|name| name.starts_with("alknet_connections{") && name.contains("state=\"stranger\""));
+        sum(&|name| name.starts_with("alknet_connections{") && name.contains("state=\"unknown\""));
     let refused = sum(&|name| name.starts_with("alknet_limit_hits_total{limit=\"connections"));
     (unknown_peers, refused)
 }

@@ -174,7 +174,7 @@ async fn the_module_works_in_chromium() {
              await suite(Alknet, CallError, {facts})"
         );
         let passed = browser.evaluate(&script);
-        assert_eq!(passed.as_array().map(Vec::len), Some(9), "{passed}");
+        assert_eq!(passed.as_array().map(Vec::len), Some(10), "{passed}");
 
         // The page of the documentation, filled in and sent.
         browser.navigate(&format!("{}/browser.html", site.origin));

@@ -115,6 +115,36 @@ fn a_check_knows_the_operations_and_scopes_of_a_node() {
     assert_eq!(said["warnings"].as_array().map(Vec::len), Some(1), "{said}");
 }
 
+/// No node serves DNS zones, so that such an order could only fail.
+#[test]
+fn a_check_refuses_what_only_a_dns_zone_proves() {
+    let bench = TestBench::new();
+    let file = bench.path().join("names.toml");
+    let check_of = |acme: &str| {
+        fs::write(&file, format!("[tls.acme]\n{acme}\n")).expect("the folder is ours");
+        check(bench.path(), &["names.toml"])
+    };
+    for (acme, key) in [
+        (
+            "domains = [\"edge.example\"]\nchallenge = \"dns-01\"",
+            "tls.acme.challenge: ",
+        ),
+        (
+            "domains = [\"edge.example\", \"*.edge.example\"]",
+            "tls.acme.domains[1]: ",
+        ),
+    ] {
+        let (valid, said) = check_of(acme);
+        let errors = said["errors"].as_array().expect("a list");
+        assert!(!valid && errors.len() == 1, "{said:#}");
+        let text = errors[0].as_str().expect("a text");
+        assert!(text.starts_with(key), "{text}");
+        assert!(text.contains("no node serves one yet"), "{text}");
+    }
+    let (valid, said) = check_of("domains = [\"edge.example\"]");
+    assert!(valid, "{said:#}");
+}
+
 /// A node starts with names that match nothing, serves, and reports them.
 #[test]
 fn a_node_names_tools_and_scopes_that_match_nothing() {

@@ -68,6 +68,8 @@ fn a_stored_site_is_served_and_replaced_whole() {
         ),
         "{stored:#}"
     );
+    // The name that begins with a dot.
+    assert_eq!(stored["left_out"], 1, "{stored:#}");
     assert_eq!(web.curl("/", &[]).text(), "version 0\n");
     assert_eq!(web.curl("/docs/", &[]).text(), "<h1>docs</h1>");
     assert_eq!(web.curl("/.env", &[]).status, 404);

@@ -50,7 +50,7 @@ impl GatewayTestNode {
         writeln!(
             document,
             "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n\
-             stranger_requests_per_second = 10000\ncors = {{ origins = {origins:?} }}"
+             unknown_peer_requests_per_second = 10000\ncors = {{ origins = {origins:?} }}"
         )
         .expect("text grows");
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");

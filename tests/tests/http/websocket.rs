@@ -98,7 +98,7 @@ fn facts(web: &WebNode) -> Value {
 }
 
 const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n\
-                    stranger_requests_per_second = 10000\n";
+                    unknown_peer_requests_per_second = 10000\n";
 
 #[test]
 fn python_speaks_it_over_both_versions_of_http() {
@@ -216,7 +216,7 @@ fn node(place: &GatewayTestNode, ws: Option<&str>) -> Vec<String> {
 }
 
 /// How many tests the module has.
-const SUITE: usize = 9;
+const SUITE: usize = 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_module_works_in_node() {

@@ -11,7 +11,9 @@ use std::time::Duration;
 use alknet_qemu::{VirtioDisk, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
 use alknet_tests::{BootVariant, MachineNode, TestBench, eventually};
+use data_encoding::BASE64;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use crate::knock::{self, SecondCard};
 
@@ -29,6 +31,9 @@ const DATA_FULL: &str = "alknet: problem data-full: ";
 const SUPER_AT: u64 = 1024;
 /// Block 1: the group descriptors of a file system with blocks of 4 KiB.
 const GROUPS_AT: u64 = 4096;
+/// Uploads of files that the node accepts at the same time, and bytes of each piece of one.
+const UPLOADS: usize = 4;
+const PIECE_BYTES: usize = 512 << 10;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
 
@@ -200,6 +205,53 @@ fn a_full_disk_serves_and_says_so_until_it_became_larger() {
     assert!(free(&info) > 2 * before, "{info:#} after {before}");
     node.end();
     assert_clean(&image, 0);
+}
+
+/// Each of the uploads begins while the store is empty, and could have all the room that stored files may take of the
+/// disk. Their pieces come in turn, until one has no room.
+#[test]
+fn uploads_that_begin_together_share_the_room_of_a_small_disk() {
+    let bench = TestBench::new();
+    let node = small(&bench);
+    let listed = node.call("config/list-files", &Value::Null);
+    let room = listed["bytes_max"].as_u64().expect("a number");
+    assert!(room < SMALL_BYTES / 4, "{listed:#}");
+    let runtime = Runtime::new().expect("a runtime");
+    let sent = runtime.block_on(send_in_turn(&node, room));
+    let pieces = room / PIECE_BYTES as u64;
+    assert!(sent + 2 > pieces, "{sent} pieces of {pieces} had room");
+    let listed = node.call("config/list-files", &Value::Null);
+    let bytes = listed["bytes"].as_u64().expect("a number");
+    assert!(bytes <= room, "{listed:#}");
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+}
+
+/// Begins all uploads, and sends pieces until the node refuses one. Returns how many it accepted, which may not have
+/// more than `room` bytes.
+async fn send_in_turn(node: &MachineNode, room: u64) -> u64 {
+    let (_dialer, client) = node.client().await.expect("it serves");
+    let step = async |input: Value| client.call("config/store-file", &input).await;
+    let mut uploads = Vec::new();
+    for number in 0..UPLOADS {
+        let begun = step(json!({ "name": format!("site/s{number}") })).await;
+        let begun = begun.unwrap_or_else(|error| panic!("{error}"));
+        uploads.push(begun.value()["upload"].clone());
+    }
+    let bytes = BASE64.encode(&vec![b'x'; PIECE_BYTES]);
+    let mut sent = 0;
+    loop {
+        let upload = &uploads[sent % UPLOADS];
+        let offset = sent / UPLOADS * PIECE_BYTES;
+        let piece = json!({ "upload": upload, "offset": offset, "bytes": bytes });
+        if let Err(error) = step(piece).await {
+            assert_eq!(error.code.to_string(), "QUOTA_EXCEEDED", "{error}");
+            return sent as u64;
+        }
+        sent += 1;
+        let all = (sent * PIECE_BYTES) as u64;
+        assert!(all <= room, "{all} bytes were accepted, and {room} may be");
+    }
 }
 
 /// The free space of a disk's file system, by its own tools.

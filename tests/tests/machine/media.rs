@@ -125,7 +125,7 @@ fn makes_no_slot_of_a_thiefs_key(node: &MachineNode) {
 }
 
 /// Removes a disk, and waits until the machine has released it.
-fn pull(vm: &Vm, disk: usize) {
+pub(super) fn pull(vm: &Vm, disk: usize) {
     vm.unplug_disk(disk)
         .unwrap_or_else(|error| panic!("{error}"));
     let device = format!("plugged{disk}");
@@ -140,7 +140,7 @@ fn pull(vm: &Vm, disk: usize) {
 
 /// Waits until the machine has checked an inserted disk this many times. It looks for media every 3
 /// s, and reads what is on them.
-fn looked_at(vm: &Vm, disk: usize, times: usize) {
+pub(super) fn looked_at(vm: &Vm, disk: usize, times: usize) {
     let device = format!("disk{disk}");
     let reads = || {
         let all = vm.qmp().execute("query-blockstats", json!({}));

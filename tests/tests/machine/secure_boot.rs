@@ -38,7 +38,7 @@ pub(crate) const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
 fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     let bench = TestBench::new();
     let [owner, other_owner] =
-        ["owner", "stranger"].map(|name| PlatformOwner::create(bench.path(), name));
+        ["owner", "other-owner"].map(|name| PlatformOwner::create(bench.path(), name));
     let [owner, other_owner] = [owner, other_owner].map(|made| made.expect("keys can be made"));
     let variables = enrolled(&bench, &owner, "owners");
     let unsigned = program(&bench);
@@ -65,7 +65,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     node.end();
 
     // Signed with another key, which this firmware does not know.
-    install(&bench, &by(&bench, &other_owner, &unsigned, "strangers"));
+    install(&bench, &by(&bench, &other_owner, &unsigned, "other-signed"));
     refused(&owners().start());
     // An attacker who gives that key to the firmware has a machine that starts. So has one who
     // removes all keys, which is tested with the smaller image of the TPM's own tests
@@ -138,6 +138,15 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
         "to: PCR 12 (a command line or add-on from beside the image) has another value",
     );
     knock::serves_nothing(&vm);
+    drop(vm);
+
+    // Without the string, the measurements open the new slot.
+    let node = machine().boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(status["tpm2"], enforced(3), "{status:#}");
+    assert_eq!(node.info()["problems"], json!([]));
 }
 
 /// The firmware does not start what is on the disk.

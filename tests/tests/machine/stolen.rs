@@ -1,6 +1,10 @@
 //! A thief has a sealed machine. The thief can write to its disk but cannot read it, attaches media, and sits at the
 //! console: the machine opens nothing, shows nothing, and serves no key of another node.
 
+mod forgery;
+mod medium;
+mod words;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -9,16 +13,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alknet_qemu::{ConsoleMark, DiskRecorder, DiskRecording, Interposer, VirtioDisk, Vm};
-use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
+use alknet_tests::tools::RAW_DATA_AT;
 use alknet_tests::{
     BootVariant, CliRunner, MachineBuilder, MachineNode, READY, TestBench, eventually,
 };
 use alknet_vault::slots::{Alkv, Argon2Params, NewSlot, NewVault, OpenAlkv};
 use alknet_vault::{Entropy, SecretStr, WordCount};
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use self::medium::{ThiefsMedium, document, pasted, secrets, thiefs_document};
+use self::words::shown_words;
 use crate::console::{commands, typed};
 use crate::knock::{self, SecondCard};
 use crate::memory::{MemoryScan, Opener};
@@ -26,18 +32,16 @@ use crate::rescue;
 use crate::tpm::{DONE_WITHIN, TPM_ALONE, leave_commands, measured, set_up, type_line};
 use crate::vault::{VAULT_A_AT, VAULT_B_AT, asked, write_down};
 
+use forgery::{after_first_boot, forged, head, moved, write};
+
+pub(crate) use forgery::forged_beside;
+
 /// Longest wait from power-on until the console says what is wrong. Emulated firmware alone takes long.
 const SAID_WITHIN: Duration = Duration::from_secs(60);
 /// Where the second copy of a header begins (docs/sealed.md).
 const SECOND_HEADER_AT: u64 = 16_384;
-/// Bytes of one copy of a header.
-const HEADER_BYTES: usize = 16_384;
-/// Where the checksum of a copy begins, and where its field ends.
-const CHECKSUM: std::ops::Range<usize> = 448..512;
 /// Where the encrypted data begin.
 const DATA_AT: u64 = 16 << 20;
-/// Bytes to which a closed machine does not write: all before the data, and the beginning of the data.
-const HEAD_BYTES: usize = (16 << 20) + (64 << 10);
 /// Bytes of a copy of the vault.
 const COPY_BYTES: usize = 64 << 10;
 /// Text in the first sector while a machine formats the partition.
@@ -52,6 +56,8 @@ const CHIP_STATE: &str = "tpm2-00.permall";
 /// The passphrase of a vault that a thief made.
 pub(crate) const FORGED: &str = "xyzzy";
 
+/// The console's words about a damaged file system in a sealed partition.
+const NO_FILE_SYSTEM: &str = "was decrypted, and no file system known here is in it";
 /// Text above the words on the console.
 const WORDS: &str = "These words are this node";
 /// The end of the console's question for proof.
@@ -64,15 +70,15 @@ const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
 const SEED_KEY: [u8; 32] = [0x5e; 32];
 
 /// The TPM would open this machine for every person who switches it on. The machine stays closed after a thief blanks
-/// its header, marks it as half formatted or overwrites it, or damages the file system. A medium that names other
-/// administrators and other recipients of the words does not open it either.
+/// its header, marks it as half formatted or overwrites it, moves the data or damages the file system. A drive with a
+/// document that names other administrators and other recipients of the words does not open it either.
 #[test]
 fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
     let (bench, identity) = set_up(TPM_ALONE);
-    let machine = |document: &str| measured(&bench, "own").after_firmware().config(document);
+    let medium = ThiefsMedium::new(&bench, TPM_ALONE);
+    let machine = || medium.machine(&bench, "own");
     let disk = bench.raw();
     let whole = head(&disk);
-    let thiefs = thiefs_document(&bench, TPM_ALONE);
     let zeroes = vec![0; 1 << 20];
     let mut mark = vec![0; 512];
     mark[..FORMATTING.len()].copy_from_slice(FORMATTING);
@@ -90,32 +96,20 @@ fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
             vec![(0, &garbage[..]), (SECOND_HEADER_AT, &garbage[..])],
             "the header of the encrypted data disk vda3 was overwritten",
         ),
-        (
-            "with a damaged file system",
-            vec![(DATA_AT, &garbage[..])],
-            "was decrypted, and no file system known here is in it",
-        ),
     ] {
         for (at, bytes) in places {
             write(&disk, at, bytes);
         }
         let damaged = head(&disk);
-        let vm = machine(&thiefs).start();
+        let vm = machine().start();
         stays_closed(&vm, "data-damaged", told);
         drop(vm);
         assert!(head(&disk) == damaged, "a disk {what} was written to");
         write(&disk, 0, &whole);
     }
 
-    write(&disk, 0, &moved(&whole));
-    let vm = machine(&thiefs).start();
-    let told = "places the data where this machine does not put them";
-    stays_closed(&vm, "data-damaged", told);
-    drop(vm);
-    write(&disk, 0, &whole);
-
     // The damage loses no data: with its old bytes back the machine opens, and it ignores the thief's medium.
-    let mut node = machine(&thiefs).boot();
+    let mut node = machine().boot();
     assert_eq!(node.identity(), identity);
     let info = node.info();
     let codes = info["problems"].as_array().into_iter().flatten();
@@ -124,13 +118,19 @@ fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["slots"], json!(["tpm2"]), "{status:#}");
     assert_eq!(status["words_age"], Value::Null, "{status:#}");
+    let entropy = Entropy::parse(&shown_words(node.vm())).expect("they are the vault's");
+    let look = MemoryScan::new(&bench, &entropy, Opener::Tpm, &disk, RAW_DATA_AT);
+    look.sees_what_is_there(node.vm());
     loses_no_slot_without_proof(&mut node);
     node.end();
+
+    forgets_what_opened_unattended(&disk, machine, &look);
 }
 
 /// Before this start the console had not reminded the owner of the words. The owner adds a slot that opens by a key on
 /// the boot partition. After a hard lock only this slot opens the vault. A thief at the console who made a new master
-/// key would then remove the TPM's slot, so the console asks for the words first.
+/// key would then remove the TPM's slot, so the console asks for the words first. It also asks before it shows the
+/// words, which it showed without proof before the lock.
 fn loses_no_slot_without_proof(node: &mut MachineNode) {
     commands(node.vm());
     typed(node.vm(), "slot add provisioning", "type BOOT to go on: _");
@@ -147,16 +147,43 @@ fn loses_no_slot_without_proof(node: &mut MachineNode) {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "provisioning", "{status:#}");
     assert_eq!(status["slots"], slots, "{status:#}");
-    commands(node.vm());
-    typed(node.vm(), "rekey", PROOF);
+    for command in ["words", "rekey"] {
+        commands(node.vm());
+        typed(node.vm(), command, PROOF);
+    }
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["slots"], slots, "{status:#}");
+}
+
+/// The vault opens by itself although the file system is damaged, and the closed machine forgets what it opened. If the
+/// header places the data elsewhere, the machine opens nothing.
+fn forgets_what_opened_unattended<'a>(
+    disk: &Path,
+    machine: impl Fn() -> MachineBuilder<'a>,
+    look: &MemoryScan,
+) {
+    let whole = head(disk);
+    let elsewhere = "places the data where this machine does not put them";
+    for (at, bytes, told) in [
+        (DATA_AT, &[0xa5; 8192][..], NO_FILE_SYSTEM),
+        (0, &moved(&whole)[..], elsewhere),
+    ] {
+        write(disk, at, bytes);
+        let damaged = head(disk);
+        let vm = machine().start();
+        stays_closed(&vm, "data-damaged", told);
+        look.sees_only(&vm, &[]);
+        drop(vm);
+        assert!(head(disk) == damaged, "it was written to: {told}");
+        write(disk, 0, &whole);
+    }
 }
 
 /// The thief puts the vault back as it was during the first boot, beside a blank header, and the TPM opens that vault.
 /// This looks like an interrupted first boot, but the TPM has counted changes since. The thief adds a forged copy with
 /// the machine's id, locks the vault to get a question, and types that copy's passphrase: this proves nothing. With the
-/// TPM's old state the same disk is an interrupted first boot, which the machine completes.
+/// TPM's old state the same disk is an interrupted first boot, which the machine completes. The thief's drive, with
+/// other administrators and recipients of the words, is attached.
 #[test]
 fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
     let bench = TestBench::new();
@@ -170,11 +197,12 @@ fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
     let identity = node.identity().to_owned();
     node.end();
     let (early, counted) = early.taken();
+    let medium = ThiefsMedium::new(&bench, TPM_ALONE);
     write(&disk, VAULT_A_AT, &early);
     write(&disk, VAULT_B_AT, &forged_beside(&early));
     write(&disk, 0, &vec![0; 1 << 20]);
     let blanked = head(&disk);
-    let vm = machine().config(thiefs_document(&bench, TPM_ALONE)).start();
+    let vm = medium.machine(&bench, "own").start();
     let told = "the TPM has counted changes of the vault since";
     stays_closed(&vm, "vault-old", told);
     typed(&vm, "lock", "passphrase of the vault");
@@ -288,15 +316,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     };
     let node = boot();
     reminded(&node);
-    commands(node.vm());
-    typed(node.vm(), "words", "type SHOW to go on: _");
-    let mark = node.vm().console().mark();
-    typed(node.vm(), "SHOW", "Enter wipes them: _");
-    let shown = node.vm().console().since(mark);
-    let (_, table) = shown.split_once(WORDS).expect("they are shown");
-    let words = words_in(table);
-    // Showing the words does not confirm them.
-    typed(node.vm(), "", "[ok] node");
+    let words = shown_words(node.vm());
     node.end();
 
     let node = boot();
@@ -394,8 +414,7 @@ fn forgets_what_it_opened(bench: &TestBench, machine: MachineBuilder<'_>, look: 
     };
     put(&[0xa5; 8192]);
     let vm = machine.start();
-    let told = "was decrypted, and no file system known here is in it";
-    stays_closed(&vm, "data-damaged", told);
+    stays_closed(&vm, "data-damaged", NO_FILE_SYSTEM);
     look.sees_only(&vm, &[]);
     drop(vm);
     put(&whole);
@@ -438,29 +457,6 @@ fn asked_word(vm: &Vm, mark: ConsoleMark, before: Option<usize>) -> usize {
         let place = place.trim().parse().ok()?;
         (Some(place) != before).then_some(place)
     })
-}
-
-/// Gives the bench's disk the content of a recorded disk after the first boot. Returns the vault as it was during the
-/// first boot, with everything that the vault permitted then.
-fn after_first_boot(bench: &TestBench, recording: &DiskRecording) -> Vec<u8> {
-    let image = bench.path().join("recorded.raw");
-    let cut = |at: usize| {
-        let cut = recording.cut(at, 0, &image);
-        cut.unwrap_or_else(|error| panic!("{error}"));
-    };
-    let writes = |at: u64| recording.writes_in(at..at + COPY_BYTES as u64);
-    let made = writes(VAULT_B_AT)[0];
-    let mut changed = writes(VAULT_A_AT).into_iter();
-    let changed = changed.find(|moment| *moment > made);
-    // The other copy of the vault still has its first content then.
-    cut(changed.expect("the end of the first boot is noted"));
-    let file = File::open(&image).expect("it was made");
-    let mut early = vec![0; COPY_BYTES];
-    let read = file.read_exact_at(&mut early, VAULT_B_AT);
-    read.expect("the disk is longer");
-    cut(recording.len());
-    alknet_qemu::copy(&image, &bench.data()).unwrap_or_else(|error| panic!("{error}"));
-    early
 }
 
 /// A thief puts one copy of the vault back as it was during the first boot, spoils the other, and names the thief as
@@ -521,101 +517,6 @@ fn put_back(bench: &TestBench, early: &[u8], first: usize) {
     node.end();
 }
 
-/// A copy of a vault that a thief made. It has the id of the machine's vault, which lies in the clear, opens by itself,
-/// and is newer than the machine's.
-fn forged() -> Vec<u8> {
-    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
-    let id = VAULT.parse().expect("a vault's id");
-    let vault = NewVault::new(words, 0);
-    let open = OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::None));
-    let mut open = open.expect("made");
-    for _ in 0..8 {
-        open.add(NewSlot::None).expect("there is room");
-    }
-    copy_of(&open)
-}
-
-/// A copy of a vault that a thief made to lie beside `copy`: it has the same id, is no newer, and [`FORGED`] opens it.
-pub(crate) fn forged_beside(copy: &[u8]) -> Vec<u8> {
-    let end = copy.iter().position(|byte| *byte == b'\n');
-    let beside = Alkv::parse(&copy[..end.expect("it is whole")]).expect("a vault");
-    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
-    let (passphrase, cost) = (SecretStr::from(FORGED), Argon2Params::FLOOR);
-    let slot = NewSlot::Passphrase {
-        passphrase: &passphrase,
-        cost,
-        cap_kib: cost.kib(),
-    };
-    let open = OpenAlkv::create_as(beside.uuid(), NewVault::new(words, 0), |_| Ok(slot));
-    let open = open.expect("made");
-    assert!(open.alkv().generation() <= beside.generation());
-    copy_of(&open)
-}
-
-/// Returns the bytes of a copy of the vault, as they lie on the disk.
-fn copy_of(open: &OpenAlkv) -> Vec<u8> {
-    let text = open.alkv().to_text();
-    let hash = HEXLOWER.encode(&Sha256::digest(text.as_bytes()));
-    let mut copy = format!("{text}\n{hash}\n").into_bytes();
-    copy.resize(COPY_BYTES, 0);
-    copy
-}
-
-/// The line that a user pastes at a console: a document with `admin` as the administrator.
-fn pasted(bench: &TestBench, admin: &CliRunner) -> String {
-    let [file, line] = ["pasted.toml", "pasted.line"].map(|name| bench.path().join(name));
-    std::fs::write(&file, document(&admin.identity(), "")).expect("the folder is ours");
-    let mut provision = admin.command(&["provision", "--form", "console"]);
-    provision.arg("--config").arg(&file).arg("--out").arg(&line);
-    provision.args(["--words-to", &recipient(bench)]);
-    admin.run(provision).json();
-    let line = std::fs::read_to_string(&line).expect("it was written");
-    line.trim().to_owned()
-}
-
-/// Returns the words of a table in which each word follows its number.
-fn words_in(table: &str) -> String {
-    let cells: Vec<_> = table.split_whitespace().collect();
-    let is_word = |cell: &str| cell.bytes().all(|byte| byte.is_ascii_lowercase());
-    let word = |number: usize| {
-        let number = number.to_string();
-        let mut cells = cells.windows(2);
-        let found = cells.find(|cell| cell[0] == number && is_word(cell[1]));
-        found.unwrap_or_else(|| panic!("no word {number} in {table}"))[1]
-    };
-    (1..=24).map(word).collect::<Vec<_>>().join(" ")
-}
-
-/// The secrets on a medium that opens the vault.
-fn secrets() -> String {
-    let key = BASE64.encode(&SEED_KEY);
-    format!("[secrets]\nseed_key = \"alknet-seed-1 {VAULT} {key}\"\n")
-}
-
-/// The document of an owner.
-fn document(admin: &str, more: &str) -> String {
-    format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n{more}")
-}
-
-/// A document with the thief as administrator and recipient of the words. `vault` says how to open the vault.
-fn thiefs_document(bench: &TestBench, vault: &str) -> String {
-    let recipient = recipient(bench);
-    let thief = bench.user("thief").identity();
-    document(&thief, &format!("{vault}\nwords_to = [\"{recipient}\"]\n"))
-}
-
-/// The thief's own recipient for the encrypted words.
-fn recipient(bench: &TestBench) -> String {
-    let path = bench.path().join("thief.key");
-    if !path.exists() {
-        tool_says(&age("age-keygen"), &["-o", &path.display().to_string()]);
-    }
-    let key = std::fs::read_to_string(path).expect("it was made");
-    let mut lines = key.lines();
-    let recipient = lines.find_map(|line| line.strip_prefix("# public key: "));
-    recipient.expect("a public key").to_owned()
-}
-
 /// Waits until the machine reports the problem `code`, and then tries what a thief would at its port and its console.
 fn stays_closed(vm: &Vm, code: &str, told: &str) {
     let problem = vm.wait_for(&format!("alknet: problem {code}: "), SAID_WITHIN);
@@ -631,40 +532,4 @@ fn stays_closed(vm: &Vm, code: &str, told: &str) {
     for shown in [READY, "BEGIN AGE", WORDS] {
         assert!(!text.contains(shown), "{shown:?} in {text}");
     }
-}
-
-/// Both copies of the header of `head`, changed: the data begin a sector later and decrypt as before.
-fn moved(head: &[u8]) -> Vec<u8> {
-    let mut headers = head[..2 * HEADER_BYTES].to_vec();
-    for copy in headers.chunks_exact_mut(HEADER_BYTES) {
-        for (from, to) in [
-            ("\"offset\":\"16777216\"", "\"offset\":\"16781312\""),
-            ("\"iv_tweak\":\"0\"", "\"iv_tweak\":\"8\""),
-        ] {
-            let mut places = copy.windows(from.len());
-            let at = places.position(|bytes| bytes == from.as_bytes());
-            let at = at.expect("it describes the data");
-            copy[at..at + to.len()].copy_from_slice(to.as_bytes());
-        }
-        copy[CHECKSUM].fill(0);
-        let sum = Sha256::digest(&*copy);
-        copy[CHECKSUM.start..CHECKSUM.start + sum.len()].copy_from_slice(&sum);
-    }
-    headers
-}
-
-/// Bytes before the data on the partition, and the beginning of the data.
-fn head(disk: &Path) -> Vec<u8> {
-    let mut head = vec![0; HEAD_BYTES];
-    let file = File::open(disk).expect("the disk is ours");
-    file.read_exact_at(&mut head, RAW_DATA_AT)
-        .expect("it is longer");
-    head
-}
-
-fn write(disk: &Path, at: u64, bytes: &[u8]) {
-    let file = File::options().write(true).open(disk);
-    let file = file.expect("the disk is ours");
-    file.write_all_at(bytes, RAW_DATA_AT + at)
-        .expect("it is a file");
 }

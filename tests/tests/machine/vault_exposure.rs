@@ -71,7 +71,7 @@ fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
         assert_eq!(*scopes, json!(["admin"]), "{name}");
     }
     // An unknown peer may call no operation, so it may not call these either.
-    let unknown_peer = bench.user("stranger");
+    let unknown_peer = bench.user("unknown-peer");
     for carriage in ["quic", "tcp"] {
         for name in REACHABLE {
             let answer = unknown_peer.call(

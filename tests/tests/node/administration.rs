@@ -80,8 +80,15 @@ fn a_peer_is_let_in_changed_and_put_out_while_the_node_runs() {
     let removed = administers(&bench, "remove", &node, &["ada"]).json();
     assert_eq!(removed["known"], false);
     assert_eq!(asks("node/info").code(), "UNAUTHENTICATED");
-    let again = administers(&bench, "remove", &node, &["ada"]);
-    assert_eq!((again.status, again.code().as_str()), (1, "NOT_FOUND"));
+    for verb in ["remove", "show"] {
+        let again = administers(&bench, verb, &node, &["ada"]);
+        assert_eq!((again.status, again.code().as_str()), (1, "NOT_FOUND"));
+        let says = |what: &str| again.errors.contains(what);
+        assert!(
+            says("no peer 'ada'") && says("alknet peer list"),
+            "{again:?}"
+        );
+    }
     // An administrator changes administrators and configured peers in the configuration, and not by `alknet peer`.
     let admin = administers(&bench, "set", &node, &["admin", "--disable"]);
     assert_eq!(admin.code(), "CONFLICT", "{admin:?}");

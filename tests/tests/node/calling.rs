@@ -1,5 +1,5 @@
-//! `alknet call` with more than one call: several nodes, and files of calls. The tests also use the client library
-//! over real sockets.
+//! `alknet call` with more than one call: several nodes, and files of calls; and the times that `alknet js run` gives a
+//! script. The tests also use the client library over real sockets.
 
 use std::sync::Arc;
 
@@ -17,6 +17,23 @@ fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
 fn lines(text: &str) -> Vec<Value> {
     let parse = |line: &str| serde_json::from_str(line).expect("one JSON value a line");
     text.lines().map(parse).collect()
+}
+
+#[test]
+fn a_script_computes_for_the_time_that_the_command_gives_it() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let script = bench.path().join("busy.js");
+    std::fs::write(&script, "for (;;);").expect("the folder is ours");
+    let busy = script.to_string_lossy();
+    let words = ["js", "run", node.target(), &busy];
+    let run_with = |more: [&str; 2]| run(bench.admin(), &[&words[..], &more].concat());
+    // It has all fuel that it may have, so that the time ends it.
+    let ended = run_with(["--cpu", "0.2"]);
+    assert_eq!(ended.code(), "TIMEOUT", "{ended:?}");
+    let refused = run_with(["--timeout", "2h"]);
+    assert_eq!((refused.status, refused.code().as_str()), (2, "USAGE"));
+    assert!(refused.errors.contains("1h at most"), "{refused:?}");
 }
 
 #[test]
@@ -92,6 +109,23 @@ fn several_nodes_are_called_at_once() {
     let error = &lines(&answer.errors)[0];
     assert_eq!(error["error"]["code"], "PIN_MISMATCH");
     assert_eq!(error["target"], wrong);
+}
+
+/// The error of one node says the same.
+#[test]
+fn an_unknown_key_is_explained_for_each_of_several_nodes() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let (unknown, target) = (bench.user("unknown"), node.target());
+    let refused = run(&unknown, &["call", target, "node/info", "--also", target]);
+    assert_eq!(refused.status, 4, "{refused:?}");
+    let said = lines(&refused.errors);
+    assert_eq!(said.len(), 2, "{refused:?}");
+    for said in said {
+        assert_eq!(said["error"]["code"], "UNAUTHENTICATED", "{refused:?}");
+        let message = said["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("This command made the key"), "{message}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

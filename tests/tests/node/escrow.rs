@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use alknet_call::{ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, Registry};
 use alknet_core::config::NodeConfig;
-use alknet_core::{AuthToken, Identities, SystemClock};
+use alknet_core::{AuthToken, Connection, Identities, SystemClock};
 use alknet_endpoint::{EndpointDialer, EndpointLimits, Target};
 use alknet_escrow::{EscrowVault, EscrowVaultError, ShareId, ShareRegistry, register};
-use alknet_tests::TestBench;
+use alknet_tests::{TestBench, wire};
 use alknet_tls::NodeKey;
 use alknet_vault::{BlobLabel, Entropy, SealedBlob, SecretStr, Vault, VaultError, WordCount};
 use serde_json::{Value, json};
@@ -127,6 +127,14 @@ impl EscrowFixture {
     }
 
     async fn connect(&self, who: &str) -> (EndpointDialer, CallConnection) {
+        let (dialer, connection) = self.dial(who).await;
+        (
+            dialer,
+            CallClient::without_operations().attach(connection, None),
+        )
+    }
+
+    async fn dial(&self, who: &str) -> (EndpointDialer, Connection) {
         let dialer = EndpointDialer::new(Some(self.keys[who].clone()));
         let target = Target {
             pins: vec![self.here.key.public()],
@@ -134,10 +142,7 @@ impl EscrowFixture {
             port: self.here.server.port(),
         };
         let connection = dialer.dial(&target, ALPN).await.expect("it serves");
-        (
-            dialer,
-            CallClient::without_operations().attach(connection, None),
-        )
+        (dialer, connection)
     }
 }
 
@@ -205,6 +210,35 @@ async fn a_share_is_released_to_the_key_that_left_it() {
         let answer = scene.call("cellar", "escrow/deposit", bad).await;
         assert_eq!(code(answer), "INVALID_INPUT");
     }
+}
+
+/// A hub passes a request of its client on, and does not name the client. The request has the hub's key, and only the
+/// number of hops shows that the hub does not ask for itself.
+#[tokio::test]
+async fn a_share_is_kept_and_released_through_no_node_in_between() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let scene = EscrowFixture::start(dir.path());
+    let (_dialer, connection) = scene.dial("kitchen").await;
+    let ask = async |operation: &str, input: Value, hops: u8| {
+        let id = format!("{operation}-{hops}");
+        let operation = format!("/{operation}");
+        let payload = json!({ "operationId": operation, "input": input, "hops": hops });
+        let event = json!({ "type": "call.requested", "id": id, "payload": payload });
+        let (mut send, mut recv) = wire::stream(&connection).await.expect("it is open");
+        let frame = wire::frame(event.to_string().as_bytes());
+        send.write_chunk(frame.into()).await.expect("it is open");
+        wire::event(&mut recv).await.expect("an answer")
+    };
+    let passed_on = ask("escrow/deposit", deposit(8), 1).await;
+    assert_eq!(passed_on["payload"]["code"], "FORBIDDEN", "{passed_on}");
+    // The client behind the hub has not taken the place of the hub's own share.
+    let own = ask("escrow/deposit", deposit(7), 0).await;
+    assert_eq!(own["type"], "call.responded", "{own}");
+    let wanted = json!({ "id": own["payload"]["output"]["id"] });
+    let passed_on = ask("escrow/release", wanted.clone(), 1).await;
+    assert_eq!(passed_on["payload"]["code"], "FORBIDDEN", "{passed_on}");
+    let own = ask("escrow/release", wanted, 0).await;
+    assert_eq!(own["payload"]["output"]["share"], deposit(7)["share"]);
 }
 
 #[tokio::test]

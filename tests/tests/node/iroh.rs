@@ -68,7 +68,7 @@ async fn iroh_itself_calls_an_operation_of_a_node() {
         .expect("a target");
     assert_eq!(info["listen"]["iroh"], json!([place]));
 
-    let unknown_peer = stock(&bench.user("stranger")).await;
+    let unknown_peer = stock(&bench.user("unknown-peer")).await;
     let refused = call(&connect(&unknown_peer, &host).await, "node/info").await;
     assert_eq!(
         refused.pointer("/payload/code").and_then(Value::as_str),
@@ -90,7 +90,7 @@ fn the_command_line_calls_over_iroh() {
     let info = call(bench.admin(), target).json();
     assert_eq!(info["endpoint"]["connections_iroh"], 1, "{info:#}");
     assert_eq!(
-        call(&bench.user("stranger"), target).code(),
+        call(&bench.user("unknown-peer"), target).code(),
         "UNAUTHENTICATED"
     );
     let (_, place) = target.split_once('@').expect("a pinned target");

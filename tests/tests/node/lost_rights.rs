@@ -1,9 +1,13 @@
 //! What an administrator takes from a peer of a hub, and what the peer, or the thief of its key, tries then.
 
-use alknet_tests::{CliRunner, TestBench};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use alknet_tests::{CliRunner, HostNode, TestBench, eventually};
 use serde_json::{Value, json};
 
 use super::enrolment::{EnrolmentNode, hub_config, invite, run};
+use super::promoted_callers::{OperationDraft, configuration, propose};
 
 /// Enrols, and returns the id.
 fn enrolled(cli: &CliRunner, join: &str) -> String {
@@ -101,6 +105,97 @@ fn an_invitation_does_not_pass_to_another_peer_of_the_same_name() {
     // The peer that made it is back.
     apply(&entry(&mate));
     enrolled(&two, join);
+}
+
+/// The thief of one of the keys of a peer of the configuration makes an invitation with it. The administrator takes that
+/// key out, and the peer keeps the other one.
+#[test]
+fn an_invitation_ends_with_the_key_that_made_it() {
+    let bench = TestBench::new();
+    let [mate, stolen, one, two] = ["mate", "stolen", "one", "two"].map(|name| bench.user(name));
+    let config = |keys: &[String]| {
+        let hub =
+            "[hub]\nenabled = true\n[[peers]]\npeer_id = \"mate\"\nscopes = [\"hub:invite\"]\n";
+        format!("{hub}keys = {keys:?}\n")
+    };
+    let keys = [mate.identity(), stolen.identity()];
+    let node = EnrolmentNode::start(&bench, "hub", &config(&keys), "0");
+    let joins = [&mate, &stolen].map(|who| {
+        let words = ["hub", "invite", &node.target, "--count", "5"];
+        let answer = run(who, &words).json();
+        answer["join"].as_str().expect("a join string").to_owned()
+    });
+    for join in &joins {
+        enrolled(&one, join);
+    }
+    let document = json!({ "document": config(&keys[..1]) });
+    let admin = bench.admin();
+    admin
+        .call(&node.target, "config/apply", &document, &[])
+        .json();
+    are_refused(&[&two], &joins[1]);
+    enrolled(&two, &joins[0]);
+}
+
+/// The administrator takes out the key of a peer, and the node cannot keep that, as every user may write to the folder of
+/// its configuration. Something else that is written there makes the node read the older file.
+#[test]
+fn a_key_stays_out_where_the_configuration_without_it_is_not_kept() {
+    let bench = TestBench::new();
+    let [mate, other] = ["mate", "other"].map(|name| bench.user(name));
+    let config = |who: &CliRunner| configuration("", &[("mate", who, &["node:read"])]);
+    let folder = bench.path().join("open");
+    fs::create_dir(&folder).expect("the folder is ours");
+    let file = folder.join("node.toml");
+    fs::write(&file, config(&mate)).expect("the folder is ours");
+    let node = HostNode::start_with(&bench.path().join("host"), bench.admin(), Some(&file));
+    let known = |who: &CliRunner| who.call(node.target(), "node/info", &Value::Null, &[]);
+    assert_eq!(known(&mate).status, 0);
+    let open = fs::Permissions::from_mode(0o1777);
+    fs::set_permissions(&folder, open).expect("the folder is ours");
+    let answer = node.call("config/apply", &json!({ "document": "" }));
+    assert_eq!(answer["kept"], false, "{answer}");
+    fs::write(folder.join("another"), "").expect("the folder is ours");
+    eventually("the node passes over the file", || {
+        assert_eq!(known(&mate).code(), "UNAUTHENTICATED");
+        let log = node.try_call("node/log", &json!({ "last": 100 }));
+        log.output
+            .contains("is older than the configuration in force")
+            .then_some(())
+    });
+    assert_eq!(known(&mate).code(), "UNAUTHENTICATED");
+    // A change of the file counts.
+    fs::write(&file, config(&other)).expect("the folder is ours");
+    eventually("the node reads the changed file", || {
+        (known(&other).status == 0).then_some(())
+    });
+    assert_eq!(known(&mate).code(), "UNAUTHENTICATED");
+}
+
+/// Two reviewers have to agree. The first is taken out of the configuration, and another peer gets its name.
+#[test]
+fn the_vote_of_a_reviewer_does_not_pass_to_another_peer_of_its_name() {
+    let bench = TestBench::new();
+    let [ada, rev, bob, other] = ["ada", "rev", "bob", "other"].map(|name| bench.user(name));
+    let config = |rev: &CliRunner| {
+        let people: [(_, _, &[&str]); 3] = [
+            ("ada", &ada, &["ops:propose"]),
+            ("rev", rev, &["ops:promote"]),
+            ("bob", &bob, &["ops:promote"]),
+        ];
+        configuration("reviews = 2\n", &people)
+    };
+    let node = bench.host_with(&config(&rev));
+    let draft = OperationDraft::waits("first");
+    let id = propose(&bench, node.target(), ("ada", &ada), &draft);
+    let accept = |who: &CliRunner| {
+        let vote = json!({ "id": id, "accept": true });
+        who.call(node.target(), "ops/promote", &vote, &[]).json()
+    };
+    assert_eq!(accept(&rev)["reviews"], 1);
+    node.call("config/apply", &json!({ "document": config(&other) }));
+    assert_eq!(accept(&bob)["reviews"], 1, "it waits");
+    assert_eq!(accept(&other)["active"], true, "it has a vote of its own");
 }
 
 /// What a peer with `hub:admin` would do to another one.
@@ -206,4 +301,46 @@ fn the_label_of_a_role_is_no_callers_to_change() {
             assert_eq!(refused.code(), "INVALID_INPUT", "{change}: {refused:?}");
         }
     }
+}
+
+/// An administrator added the peer and put it out. It knocks, and has a new invitation of a peer with `hub:invite`.
+#[test]
+fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
+    let bench = TestBench::new();
+    let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
+    let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
+    let [porter, mate] = ["porter", "mate"].map(|name| bench.user(name));
+    enrolled(&porter, &invite(&bench, &hub, &["--role", "porter"]));
+    // A node makes its key at its first start.
+    let node = EnrolmentNode::start(&bench, "cellar", "", "0");
+    let knocking = node.key().to_owned();
+    drop(node);
+    let admin = bench.admin();
+    for (name, key) in [("cellar", &knocking), ("mate", &mate.identity())] {
+        run(admin, &["peer", "add", &hub.target, name, "--key", key]).json();
+        run(admin, &["peer", "set", &hub.target, name, "--disable"]).json();
+    }
+    let words = ["hub", "invite", &hub.target];
+    let answer = run(&porter, &words).json();
+    are_refused(&[&mate], answer["join"].as_str().expect("a join string"));
+    let (key, address) = hub.target.split_once('@').expect("a pinned target");
+    let join = format!("[[join]]\naddress = \"{address}\"\nkey = \"{key}\"\n");
+    let join = format!("[node]\nname = \"attic\"\n{join}");
+    let _node = EnrolmentNode::start(&bench, "cellar", &join, "0");
+    eventually("a knock", || {
+        let listed = run(admin, &["hub", "peers", &hub.target]).json();
+        let waiting = listed["waiting"].as_array()?;
+        waiting
+            .iter()
+            .any(|it| it["key"] == *knocking)
+            .then_some(())
+    });
+    let approve = |who: &CliRunner| {
+        let words = ["hub", "approve", &hub.target, &knocking, "--role", "worker"];
+        run(who, &words)
+    };
+    let refused = approve(&porter);
+    assert_eq!(refused.code(), "FORBIDDEN", "{refused:?}");
+    assert_eq!(approve(admin).json()["peer_id"], "cellar");
+    assert_eq!(enrolled(&mate, &invite(&bench, &hub, &[])), "mate");
 }

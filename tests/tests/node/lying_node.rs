@@ -231,7 +231,7 @@ impl LyingNode {
         let invitation = json!({ "join": ACTS, "role": ACTS, "expires": ACTS, "count": 1 });
         let made = json!({ "token": ACTS, "key_id": ACTS, "expires": ACTS, "scopes": [ACTS],
                            "warnings": [{ "id": ACTS, "what": ACTS }] });
-        let kept = json!({ "id": ACTS, "name": ACTS });
+        let kept = json!({ "id": ACTS, "name": ACTS, "path": ACTS });
         let proposal = json!({ "id": ACTS, "state": ACTS, "author": ACTS, "name": ACTS });
         let reviewed = json!({
             "proposal": proposal, ACTS: ACTS, "grants": [{ "text": ACTS }],
@@ -256,7 +256,7 @@ impl LyingNode {
             .with(says("escrow/change", kept.clone()))
             .with(says("node/poweroff", kept.clone()))
             .with(says("node/reboot", kept.clone()))
-            .with(says("escrow/revoke", kept))
+            .with(says("escrow/revoke", kept.clone()))
             .with(says("vault/lock", json!({ "state": ACTS, "hard": ACTS })))
             .with(says("token/list", json!({ "tokens": [token] })))
             .with(says("hub/peers", of_hub))
@@ -277,6 +277,7 @@ impl LyingNode {
             .with(says("peer/set", row.clone()))
             .with(says("peer/remove", row))
             .with(says("tensor/remove", json!({ "id": ACTS, "freed": ACTS })))
+            .with(says("tensor/list", json!({ "files": [kept] })))
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
@@ -434,6 +435,8 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["tensor", "pull", "@", "models/bert", "OUTPUT"], true),
         // What was asked for is repeated.
         (&["tensor", "remove", "@", "models/bert"], false),
+        (&["file", "remove", "@", "site/www"], false),
+        (&["tensor", "stored", "@"], true),
         (&["vault", "lock", "@"], true),
         (&["credential", "list", "@"], true),
         (&["credential", "show", "@", ACTS], true),
@@ -445,8 +448,6 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["ops", "list", "@"], true),
         (&["ops", "show", "@", "node/info"], true),
         (&["tensor", "push", "@", "TENSORS", "models/bert"], true),
-        // What was asked for is repeated.
-        (&["file", "remove", "@", "site/www"], false),
         (&["poweroff", "@", "--yes"], false),
         (&["reboot", "@", "--yes"], false),
         // Refused and accepted answers.

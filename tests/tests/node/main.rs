@@ -3,12 +3,14 @@
 
 mod administration;
 mod calling;
+mod crowded_services;
 mod dialling_verbs;
 mod enrolment;
 mod enrolment_machines;
 mod escrow;
 mod farm;
 mod gpu_verbs;
+mod hoarders;
 mod hostile;
 mod hostile_events;
 mod hostile_memory;
@@ -18,6 +20,7 @@ mod hub_and_promotion_pages;
 mod identities;
 mod imported;
 mod iroh;
+mod largest_schemas;
 mod local_node;
 mod lost_rights;
 mod lying_node;

@@ -246,6 +246,14 @@ fn a_worker_is_reached_through_its_hub_with_each_verb() {
         "{link}"
     );
     pins_a_worker(&behind(&["pin"], &[]).json(), &key, fleet.hub.key());
+    // Its certificate as well: it proves the key that the hub named.
+    let certificate = fleet.bench.path().join("oven.pem");
+    let certificate = certificate.to_str().expect("UTF-8");
+    let written = behind(&["pin"], &["--cert", certificate]).json();
+    assert_eq!(
+        (&written["word_of"], &written["key"]),
+        (&json!("attic"), &key)
+    );
     // Tensor files do not go through a hub.
     let output = fleet.bench.path().join("out.mt");
     let pull = [
@@ -346,16 +354,23 @@ fn an_absent_peer_and_an_unserved_name_give_different_errors() {
     // A hub names the peers that it has.
     let unknown = run(admin, &["hub", "remove", "attic", "kitchn"]);
     assert_eq!(unknown.code(), "NOT_FOUND", "{unknown:?}");
+    let said = message(&unknown);
     assert!(
-        message(&unknown).ends_with("; enrolled are kitchen"),
+        said.starts_with("'kitchn': ") && said.ends_with("; enrolled are kitchen"),
         "{unknown:?}"
     );
-    let mistyped = run(admin, &["call", "attic", "node/ifno"]);
-    assert_eq!(mistyped.code(), "NOT_FOUND", "{mistyped:?}");
-    assert!(
-        message(&mistyped).contains("did you mean 'node/info'?"),
-        "{mistyped:?}"
-    );
+    for words in [
+        &["call", "attic", "node/ifno"][..],
+        &["ops", "show", "attic", "node/ifno"],
+        &["ops", "show", "kitchen@attic", "node/ifno"],
+    ] {
+        let mistyped = run(admin, words);
+        assert_eq!(mistyped.code(), "NOT_FOUND", "{words:?}: {mistyped:?}");
+        assert!(
+            message(&mistyped).contains("did you mean 'node/info'?"),
+            "{words:?}: {mistyped:?}"
+        );
+    }
     run(admin, &["hub", "remove", "attic", "kitchen"]).json();
     peer(&fleet.bench, &fleet.hub, &fleet.id, "removed");
     let said = answers(&fleet.id, &["status"]);
@@ -553,4 +568,26 @@ fn the_log_is_read_from_a_time_on() {
     );
     child.kill().expect("it runs");
     child.wait().expect("it is our child");
+}
+
+/// The hub answers an administrator by the name that its configuration gives to the key.
+#[test]
+fn a_name_for_a_key_of_the_hubs_configuration_is_refused() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let join = invite(&bench, &hub, &["--role", "user"]);
+    let enroll = |more: &[&str]| run(bench.admin(), &[&["enroll", &join][..], more].concat());
+    let refused = enroll(&["--name", "ada"]);
+    assert_eq!((refused.status, refused.code().as_str()), (2, "USAGE"));
+    assert!(
+        refused.errors.contains("calls it 'admin'") && refused.errors.contains("--name ada"),
+        "{refused:?}"
+    );
+    let nodes = run(bench.admin(), &["node", "list"]).json();
+    assert_eq!(nodes["nodes"], json!([]), "{nodes}");
+    let enrolled = enroll(&["--hub", "attic"]).json();
+    assert_eq!(
+        (&enrolled["name"], &enrolled["hub"]),
+        (&json!("admin"), &json!("attic"))
+    );
 }

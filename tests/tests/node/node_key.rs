@@ -116,7 +116,7 @@ fn a_hub_with_workers_keeps_its_key_and_only_administrators_rotate_it() {
     let admin = pair.bench.admin();
     let refused = admin.call(pair.hub.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "CONFLICT", "{refused:?}");
-    let unknown_peer = pair.bench.user("stranger");
+    let unknown_peer = pair.bench.user("unknown-peer");
     let refused = unknown_peer.call(worker.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED", "{refused:?}");
     let odd = json!({ "drop": ["kitchen"] });

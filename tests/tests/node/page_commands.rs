@@ -567,6 +567,8 @@ fn the_commands_of_the_page_of_the_tensor_store_work() {
         "{said} {stored}"
     );
     let said = page.follow();
+    assert!(said.contains("  models/bert"), "{said}");
+    let said = page.follow();
     assert!(said.contains("models/bert is removed"), "{said}");
     let said = page.follow();
     assert!(said.contains("serving ed25519:"), "{said}");

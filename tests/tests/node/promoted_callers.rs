@@ -76,18 +76,28 @@ impl<'a> OperationDraft<'a> {
     }
 }
 
-pub(super) fn promote(
+/// Proposes it, and returns the id.
+pub(super) fn propose(
     bench: &TestBench,
     at: &str,
     (name, author): (&str, &CliRunner),
-    rev: &CliRunner,
     draft: &OperationDraft<'_>,
-) {
+) -> String {
     let mut propose = author.command(&["ops", "propose", at, "--as", name]);
     propose.arg(draft.write(bench));
     let proposed = author.run(propose).json();
-    let id = proposed["id"].as_str().expect("an id");
-    let promoted = rev.run(rev.command(&["ops", "promote", at, id, "--external"]));
+    proposed["id"].as_str().expect("an id").to_owned()
+}
+
+pub(super) fn promote(
+    bench: &TestBench,
+    at: &str,
+    author: (&str, &CliRunner),
+    rev: &CliRunner,
+    draft: &OperationDraft<'_>,
+) {
+    let id = propose(bench, at, author, draft);
+    let promoted = rev.run(rev.command(&["ops", "promote", at, &id, "--external"]));
     assert_eq!(promoted.json()["active"], true);
 }
 
@@ -356,6 +366,9 @@ async fn trees_of_inputs_count_for_who_sent_them() {
             let refused = ended.expect("some run").expect("no panic");
             let refused = refused.expect_err("there is no room");
             assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+            // Other limits are `OVERLOADED` as well: those of calls, sessions and workers.
+            let why = "bytes of requests of one identity";
+            assert!(refused.message.contains(why), "{refused}");
         }
         let (_bobs, bob) = dial(&node, &bob).await;
         let answer = bob.call("js/tree", &list(0)).await;
@@ -365,6 +378,59 @@ async fn trees_of_inputs_count_for_who_sent_them() {
         assert!(calls.len() >= TREES / 4, "{} go on", calls.len());
         calls.abort_all();
     }
+}
+
+/// Operations of one author, each with other rights, so that no two share a worker. One caller may have four of the
+/// workers for the author's callers (docs/workers.md).
+const PLACES: [&str; 6] = [
+    "place-a", "place-b", "place-c", "place-d", "place-e", "place-f",
+];
+const PLACES_OF_CALLER: usize = 4;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_calls_of_operations_with_other_rights_leave_other_callers_workers() {
+    let bench = TestBench::new();
+    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.user(name));
+    let calls = PLACES.map(|name| format!("call:js:{name}"));
+    let calls = calls.each_ref().map(String::as_str);
+    let config = configuration(
+        "",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("eve", &eve, &calls),
+            ("bob", &bob, &calls),
+        ],
+    );
+    let node = bench.host_with(&config);
+    for name in PLACES {
+        let other = format!("js/other-{name}");
+        let draft = OperationDraft {
+            uses: &[&other],
+            ..OperationDraft::waits(name)
+        };
+        promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    }
+    let (_eves, eve) = dial(&node, &eve).await;
+    let mut calls = JoinSet::new();
+    for name in PLACES {
+        let eve = eve.clone();
+        calls.spawn(async move { eve.call(&format!("js/{name}"), &json!(LASTS_MS)).await });
+    }
+    for _ in PLACES_OF_CALLER..PLACES.len() {
+        let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), calls.join_next());
+        let ended = ended.await.expect("the rest is refused");
+        let refused = ended.expect("some run").expect("no panic");
+        let refused = refused.expect_err("she has her share");
+        assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    }
+    let (_bobs, bob) = dial(&node, &bob).await;
+    for name in PLACES {
+        let answer = bob.call(&format!("js/{name}"), &json!(0)).await;
+        assert_eq!(answer.expect("there is room").value(), &json!("done"));
+    }
+    assert_eq!(calls.len(), PLACES_OF_CALLER, "they go on");
+    calls.abort_all();
 }
 
 /// Values that each need most of the permitted steps of a check: more of them than may wait for

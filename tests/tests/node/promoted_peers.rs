@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use alknet_call::{ErrorCode, OperationSpec};
+use alknet_call::{CallConnection, ErrorCode, OperationSpec};
 use alknet_core::CloseCode;
-use alknet_tests::{HostNode, TestBench, eventually};
+use alknet_tests::{CliRunner, HostNode, TestBench, eventually};
 use serde_json::{Value, json};
 
 use super::manual_peer::{ManualPeer, caller, until_attached};
-use super::promoted_callers::{OperationDraft, configuration, promote};
+use super::promoted_callers::{OperationDraft, configuration, promote, propose};
 
 /// Calls of which one more fails than may, if they count.
 const FAILING: usize = 21;
@@ -61,12 +61,19 @@ async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
     mate.connection.close(CloseCode::Normal, "");
 }
 
+/// Namespaces of the node in which this one may have no operation.
+const WITHOUT_OPERATIONS: [&str; 3] = ["capability", "channel", "escrow"];
+
+/// A name in a namespace that is not the node's: a call of it that names no peer reaches the peer.
+const OF_PEERS: &str = "shop/pay";
+
 /// A name that the node does not have in each namespace of its operations. Those of the protocol no peer serves.
 fn names_of_its_own(node: &HostNode) -> Vec<String> {
     let listed = node.call("services/list", &Value::Null);
     let rows = listed["operations"].as_array().expect("a list").iter();
-    let namespaces: BTreeSet<_> = rows.filter_map(|row| row["namespace"].as_str()).collect();
+    let mut namespaces: BTreeSet<_> = rows.filter_map(|row| row["namespace"].as_str()).collect();
     assert!(namespaces.contains("node"), "{namespaces:?}");
+    namespaces.extend(WITHOUT_OPERATIONS);
     let protocol = ["services", "session"];
     let others = namespaces.iter().filter(|it| !protocol.contains(it));
     let names = others.map(|namespace| format!("{namespace}/stray"));
@@ -89,39 +96,123 @@ async fn no_peer_takes_the_place_of_an_operation_of_the_node() {
         ],
     );
     let node = bench.host_with(&config);
-    let names = names_of_its_own(&node);
+    let own = names_of_its_own(&node);
+    let mut names: Vec<_> = own.iter().map(String::as_str).collect();
+    names.push(OF_PEERS);
     let specs = names
         .iter()
         .map(|name| OperationSpec::mutation(name, "Takes what it gets."));
     let mate = ManualPeer::serving(&node, &mate, specs.collect()).await;
     until_attached(&node);
-    let tries = format!(
-        "const told = {{}};
-         for (const name of {}) {{
-             try {{ told[name] = await ops.call(name, {{ card: 42 }}); }}
-             catch (error) {{ told[name] = error.code; }}
-         }}",
-        json!(names)
-    );
+    let tries = |names: Value| {
+        format!(
+            "const told = {{}};
+             for (const name of {names}) {{
+                 try {{ told[name] = await ops.call(name, {{ card: 42 }}); }}
+                 catch (error) {{ told[name] = error.code; }}
+             }}"
+        )
+    };
     let source = format!(
-        "export const run = async (n) => {{ if (!n) return 'done'; {tries} return told; }};"
+        "export const run = async (n) => {{ if (!n) return 'done'; {} return told; }};",
+        tries(json!(names))
     );
     let draft = OperationDraft {
-        uses: &names.iter().map(String::as_str).collect::<Vec<_>>(),
+        uses: &names,
         source: &source,
         ..OperationDraft::waits("first")
     };
     promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
-    let unknown: BTreeMap<_, _> = names.iter().map(|name| (name, "NOT_FOUND")).collect();
+    let unknown = own.iter().map(|name| (name.as_str(), "NOT_FOUND"));
+    let unknown: BTreeMap<_, _> = unknown.collect();
     let (_dialer, client) = caller(&node, &eve).await;
     let promoted = client.call("js/first", &json!(1)).await;
-    assert_eq!(promoted.expect("it answers").value(), &json!(unknown));
+    // The operation reaches the peer where the name may be a peer's.
+    let mut told = unknown.clone();
+    told.insert(OF_PEERS, "done");
+    assert_eq!(promoted.expect("it answers").value(), &json!(told));
+    assert_eq!(mate.asked(OF_PEERS), 1);
     // Nor where an administrator runs a script, unless it names the peer.
     let run = |source: &str| node.call("runtime/eval", &json!({ "source": source }));
-    let ran = run(&format!("{tries} export default told"));
+    let ran = run(&format!("{} export default told", tries(json!(own))));
     assert_eq!(ran["value"], json!(unknown), "{ran}");
-    assert!(names.iter().all(|name| mate.asked(name) == 0));
+    assert!(own.iter().all(|name| mate.asked(name) == 0));
     let ran = run("export default await ops.call('js/pay', {}, { peer: 'mate' })");
     assert_eq!((&ran["value"], mate.asked("js/pay")), (&json!("done"), 1));
     mate.connection.close(CloseCode::Normal, "");
+}
+
+/// The path of the operation is in no namespace of the node. The peer serves its name, and waits for a call that means
+/// the operation: while reviewers vote, and after the operation was taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_peer_takes_the_place_of_a_promoted_operation_that_is_not_there() {
+    let bench = TestBench::new();
+    let [ada, mate, rev, bob, eve] =
+        ["ada", "mate", "rev", "bob", "eve"].map(|name| bench.user(name));
+    let config = configuration(
+        "reviews = 2\n[hub]\nenabled = true\n",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("mate", &mate, &[]),
+            ("rev", &rev, &["ops:promote"]),
+            ("bob", &bob, &["ops:promote"]),
+            ("eve", &eve, &["call:js:first"]),
+        ],
+    );
+    let node = bench.host_with(&config);
+    let spec = || OperationSpec::query("billing/pay", "Takes what it gets.");
+    let accept = |who: &CliRunner, id: &str, terms: &Value| {
+        let mut vote = terms.clone();
+        (vote["id"], vote["accept"]) = (json!(id), json!(true));
+        who.call(node.target(), "ops/promote", &vote, &[]).json()
+    };
+    let first = OperationDraft {
+        uses: &["billing/pay"],
+        source: "export const run = async (n) => {
+            if (!n) return 'done';
+            try { return await ops.call('billing/pay', { card: 42 }); }
+            catch (error) { return error.code; }
+        };",
+        ..OperationDraft::waits("first")
+    };
+    let pay = OperationDraft {
+        input: json!({ "type": ["integer", "object"] }),
+        source: "export const run = (it) => it ? 'ours' : 'done';",
+        ..OperationDraft::waits("pay")
+    };
+    let [first, pay] =
+        [&first, &pay].map(|draft| propose(&bench, node.target(), ("ada", &ada), draft));
+    for who in [&rev, &bob] {
+        accept(who, &first, &json!({ "external": true }));
+    }
+    let peer = ManualPeer::start(&node, &mate, spec()).await;
+    until_attached(&node);
+    let (_dialer, client) = caller(&node, &eve).await;
+    let said = async |client: &CallConnection| {
+        let answer = client.call("js/first", &json!(1)).await;
+        answer.expect("it answers").value().clone()
+    };
+    // The name says nothing about this node yet.
+    assert_eq!(
+        (said(&client).await, peer.asked("billing/pay")),
+        (json!("done"), 1)
+    );
+    let terms = json!({ "path": "billing/pay" });
+    assert_eq!(accept(&rev, &pay, &terms)["reviews"], 1);
+    assert_eq!(said(&client).await, "NOT_FOUND");
+    assert_eq!(accept(&bob, &pay, &terms)["active"], true);
+    assert_eq!(said(&client).await, "ours");
+    node.call("ops/rollback", &terms);
+    assert_eq!(said(&client).await, "NOT_FOUND");
+    assert_eq!(peer.asked("billing/pay"), 1);
+    peer.connection.close(CloseCode::Normal, "");
+    // The next start knows it as well.
+    drop(node);
+    let node = bench.host_with(&config);
+    let peer = ManualPeer::start(&node, &mate, spec()).await;
+    until_attached(&node);
+    let (_dialer, client) = caller(&node, &eve).await;
+    assert_eq!(said(&client).await, "NOT_FOUND");
+    assert_eq!(peer.asked("billing/pay"), 0);
+    peer.connection.close(CloseCode::Normal, "");
 }

@@ -9,13 +9,14 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, BoxFuture, Connection, HandlerError, HandlerRegistry,
     Identities, IdentityEntries, ProtocolHandler, RecvStream, SendStream, SystemClock,
 };
 use alknet_endpoint::{EndpointServer, ServerOptions};
-use alknet_tests::{CliOutput, CliRunner, binary, wire};
+use alknet_tests::{CliOutput, CliRunner, binary, whole_seconds, wire};
 use alknet_tls::NodeKey;
 use nix::pty::openpty;
 use serde_json::{Value, json};
@@ -26,7 +27,7 @@ use crate::lying_node::run;
 /// A second line that looks like one of a command's own.
 const FORGED: &str = "X\r\nhealth     ok\nalknet: all is well";
 
-/// The output or the error of an operation, by its name and its input.
+/// The output or the error of an operation, by its name and its input. An error of null is no answer.
 type ScriptedAnswer = dyn Fn(&str, &Value) -> Result<Value, Value> + Send + Sync;
 
 /// `alknet/call`, where each request gets the test's answer.
@@ -56,6 +57,8 @@ impl ScriptedCalls {
             self.asked().push(operation.to_owned());
             let (kind, said) = match (self.answer)(operation, &event["payload"]["input"]) {
                 Ok(output) => ("call.responded", json!({ "output": output })),
+                // The test wants no answer.
+                Err(Value::Null) => continue,
                 Err(error) => ("call.error", error),
             };
             let answer = json!({ "type": kind, "id": event["id"], "payload": said });
@@ -146,6 +149,24 @@ impl ScriptedNode {
 
 fn not_found() -> Value {
     json!({ "code": "NOT_FOUND", "message": "it is not there", "retryable": false })
+}
+
+/// The node takes the request and never answers it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verb_waits_for_an_answer_as_long_as_its_option_says() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [one, two] = ["one", "two"].map(|name| CliRunner::new(folder.path().join(name)));
+    let node = ScriptedNode::start(|_, _| Err(Value::Null));
+    // Long enough for the connection.
+    let within = whole_seconds(Duration::from_secs(2));
+    let listed = ["token", "list", "@", "--timeout", &within];
+    let shown = ["ops", "show", "@", "node/info", "--timeout", &within];
+    let (listed, shown) = tokio::join!(node.run(&one, &listed), node.run(&two, &shown));
+    for (silent, operation) in [(listed, "token/list"), (shown, "services/schema")] {
+        assert_eq!(silent.status, 5, "{silent:?}");
+        let said = format!("'{operation}' gave no answer within {within} s");
+        assert!(silent.errors.contains(&said), "{silent:?}");
+    }
 }
 
 /// The list has new operations on every page, the same one, or none. The command still ends, and

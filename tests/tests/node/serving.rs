@@ -11,7 +11,7 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// The operations that every node offers its administrator.
-const OPERATIONS: [&str; 53] = [
+const OPERATIONS: [&str; 54] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -55,6 +55,7 @@ const OPERATIONS: [&str; 53] = [
     "tensor/create",
     "tensor/drop",
     "tensor/fetch",
+    "tensor/list",
     "tensor/open",
     "tensor/put",
     "tensor/read",
@@ -186,7 +187,7 @@ fn said(record: &Value, what: &str) -> bool {
 }
 
 fn refuses_unknown_peers(admin: &CliRunner, target: &str) {
-    let unknown_peer = CliRunner::new(admin.state().with_file_name("stranger"));
+    let unknown_peer = CliRunner::new(admin.state().with_file_name("unknown-peer"));
     for operation in ["node/info", "node/log", "node/poweroff"] {
         let answer = unknown_peer.call(target, operation, &null(), &[]);
         assert_eq!(

@@ -1,7 +1,12 @@
 //! Shaders of scripts: `gpu` compared with the operations behind it.
 
+use std::collections::BTreeMap;
+use std::thread;
+
 use alknet_test_support::skip;
 use alknet_tests::{HostNode, TestBench};
+use nix::libc;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::{Value, json};
 
 /// The documentation's example must run on a node unchanged.
@@ -85,6 +90,40 @@ fn a_sandbox_below_the_minimum_is_refused() {
         assert_eq!(answer.code(), "UNAVAILABLE", "{stats}");
         assert!(is_listed, "{info}");
     }
+}
+
+/// Starts a node on a kernel that refuses every list of system calls, as a kernel without seccomp does.
+fn without_seccomp(bench: &TestBench) -> HostNode {
+    let rules = BTreeMap::from([(libc::SYS_seccomp, Vec::new())]);
+    let arch = std::env::consts::ARCH.try_into().expect("a known one");
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch);
+    let program: BpfProgram = filter.expect("rules").try_into().expect("a program");
+    // The filter is that of one thread, and of the processes that this thread starts.
+    thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            seccompiler::apply_filter(&program).expect("the first one is allowed");
+            bench.host()
+        });
+        started.join().expect("it serves")
+    })
+}
+
+/// The configuration has no setting for it.
+#[test]
+fn a_worker_without_its_list_of_system_calls_is_refused_by_default() {
+    let bench = TestBench::new();
+    let node = without_seccomp(&bench);
+    let answer = node.try_call("runtime/eval", &json!({ "source": "export default 1" }));
+    assert_eq!(answer.code(), "UNAVAILABLE", "{answer:?}");
+    let why = "process-only where at least partial is required";
+    assert!(answer.errors.contains(why), "{answer:?}");
+    let stats = node.call("runtime/stats", &json!({}));
+    assert_eq!(stats["sandbox"]["js"]["level"], "process-only", "{stats}");
+    let info = node.call("node/info", &Value::Null);
+    let problems = info["problems"].as_array().expect("a list");
+    let is_listed = problems.iter().any(|one| one["code"] == "sandbox-low");
+    assert!(is_listed, "{info}");
 }
 
 /// A script has as much time as its call, because an emulated processor compiles shaders slowly.

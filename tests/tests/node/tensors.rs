@@ -95,10 +95,14 @@ fn a_file_is_stored_and_removed_and_none_is_written_over_unasked() {
         command.arg(at("m.safetensors")).arg("small/m");
         cli.run(command)
     };
-    let refused = push(&CliRunner::new(at("stranger")));
-    assert_ne!(refused.status, 0, "{refused:?}");
     let stored = push(&admin).json();
     assert_eq!(stored["path"], "small/m");
+    let list = |below: &str| {
+        let words = ["tensor", "stored", &node.1, "--below", below];
+        admin.run(admin.command(&words)).json()["files"].clone()
+    };
+    let row = json!({ "path": "small/m", "id": stored["id"], "bytes": file().len() });
+    assert_eq!((list("small"), list("smal")), (json!([row]), json!([])));
 
     let output = at("whole.safetensors");
     let what = [node.1.as_str(), "small/m"];
@@ -113,7 +117,7 @@ fn a_file_is_stored_and_removed_and_none_is_written_over_unasked() {
     assert!(fs::read(&output).expect("made") == file());
 
     let remove = |cli: &CliRunner| cli.run(cli.command(&["tensor", "remove", &node.1, "small/m"]));
-    let refused = remove(&CliRunner::new(at("stranger")));
+    let refused = remove(&CliRunner::new(at("unknown-peer")));
     assert_eq!(refused.status, 4, "{refused:?}");
     let removed = remove(&admin).json();
     let expected = json!({ "id": stored["id"], "freed": file().len() });
@@ -129,6 +133,90 @@ fn a_file_is_stored_and_removed_and_none_is_written_over_unasked() {
         audit.is_some_and(|line| line.contains("small/m")),
         "{log:?}"
     );
+}
+
+/// A node says nothing of its files to an unknown peer, and to a known peer without a scope no more than that a file is
+/// missing. The command adds what the user needs.
+#[test]
+fn an_error_of_a_transfer_names_the_file_the_node_and_what_is_missing() {
+    let scratch = tempfile::tempdir().expect("writable");
+    let at = |name: &str| scratch.path().join(name);
+    let [admin, guest, unknown] = ["admin", "guest", "unknown"].map(|it| CliRunner::new(at(it)));
+    fs::create_dir(at("models")).expect("writable");
+    let config = format!(
+        "[[peers]]\npeer_id = \"guest\"\nkeys = [\"{}\"]\n",
+        guest.identity()
+    );
+    let config_file = at("node.toml");
+    fs::write(&config_file, config).expect("writable");
+    let more = [Path::new("--config"), &config_file];
+    let node = TensorNode::start(&at("node"), &at("models"), &admin, &more);
+    fs::write(at("m.safetensors"), file()).expect("writable");
+    fs::write(at("notes.txt"), "words and no tensors").expect("writable");
+    fs::write(at("short"), "abc").expect("writable");
+    let push = |cli: &CliRunner, name: &str| {
+        let mut command = cli.command(&["tensor", "push", &node.1]);
+        command.arg(at(name)).arg("small/m");
+        cli.run(command)
+    };
+    let other_carriage = ["--carriage", "tcp", &node.1, "small/m"];
+    let over_tcp = pull(&admin, &other_carriage, &at("out"));
+    let fetch = |cli: &CliRunner| pull(cli, &[&node.1, "small/m"], &at("out"));
+    let remove = |cli: &CliRunner| cli.run(cli.command(&["tensor", "remove", &node.1, "small/m"]));
+    let at_node = format!("small/m on {}", node.1);
+    let key = unknown.identity();
+    for (output, status, code, parts) in [
+        (over_tcp, 2, "USAGE", &["--carriage tcp"][..]),
+        (
+            push(&admin, "notes.txt"),
+            2,
+            "E_LIMIT",
+            &["notes.txt is no tensor file"][..],
+        ),
+        (
+            push(&admin, "short"),
+            2,
+            "E_HEADER",
+            &["short is no tensor file", "3 bytes"],
+        ),
+        (push(&admin, "models"), 2, "USAGE", &["models is a folder"]),
+        (
+            push(&guest, "m.safetensors"),
+            4,
+            "E_NOTFOUND",
+            &[&*at_node, "tensor:write:small/m"],
+        ),
+        (
+            fetch(&guest),
+            1,
+            "E_NOTFOUND",
+            &[&*at_node, "tensor:read:small/m"],
+        ),
+        (
+            remove(&guest),
+            1,
+            "NOT_FOUND",
+            &["small/m: ", "tensor:write:small/m"],
+        ),
+        (
+            push(&unknown, "m.safetensors"),
+            4,
+            "UNAUTHENTICATED",
+            &[&*key, "tensor:write:small/m"],
+        ),
+        (
+            fetch(&unknown),
+            4,
+            "UNAUTHENTICATED",
+            &[&*key, "tensor:read:small/m"],
+        ),
+    ] {
+        let found = (output.status, output.code());
+        assert_eq!(found, (status, code.to_owned()), "{output:?}");
+        for part in parts {
+            assert!(output.errors.contains(part), "{part}: {output:?}");
+        }
+    }
 }
 
 #[test]
@@ -165,7 +253,7 @@ fn a_folder_is_served_and_fetched() {
 
     let missing = pull(&admin, &[&node.1, "notes.txt"], &at("none"));
     assert_eq!(missing.code(), "E_NOTFOUND");
-    let unknown_peer = CliRunner::new(at("stranger"));
+    let unknown_peer = CliRunner::new(at("unknown-peer"));
     let refused = pull(
         &unknown_peer,
         &[&node.1, "small/m.safetensors"],

@@ -112,6 +112,27 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
     assert_eq!(token(admin, "list", &node, &[]).json()["tokens"], json!([]));
 }
 
+#[test]
+fn a_name_that_no_token_has_is_answered_with_the_tokens_that_there_are() {
+    let bench = TestBench::new();
+    let (node, admin) = (bench.host(), bench.admin());
+    let (_, key_id) = made(admin, &node, &["--scope", "peer:list"]);
+    for verb in ["remove", "show"] {
+        let refused = token(admin, verb, &node, &["bob"]);
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (1, "NOT_FOUND"),
+            "{refused:?}"
+        );
+        let says = |what: &str| refused.errors.contains(what);
+        assert!(
+            says("no token 'bob'") && says("alknet token list"),
+            "{refused:?}"
+        );
+        assert!(verb == "show" || says(&key_id), "{refused:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     let bench = TestBench::new();
@@ -284,6 +305,41 @@ async fn a_token_ends_with_its_maker() {
     assert_eq!(gone, [&json!(true)], "{left:?}");
 }
 
+/// The holder of a token that ends within the hour has every right. What the holder gives a peer, which may be the
+/// holder's own, ends no later.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_token_that_ends_gives_no_peer_access_without_an_end() {
+    let bench = TestBench::new();
+    let (node, admin) = (bench.host(), bench.admin());
+    let [key, other] = ["ada", "bob"].map(|name| bench.user(name).identity());
+    let add = ["peer", "add", node.target(), "ada", "--key", &key];
+    let mut add = admin.command(&add);
+    add.args(["--scope", "peer:list"]);
+    admin.run(add).json();
+    let (short, _) = made(admin, &node, &["--scope", "*", "--expires", "1h"]);
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
+    let set = async |input: Value| code(&client, &short, "peer/set", &input).await;
+    for gives in [
+        json!({ "peer": "ada", "keys": [key, other] }),
+        json!({ "peer": "ada", "scopes": ["node:read"] }),
+        json!({ "peer": "ada", "ttl_s": 7200 }),
+    ] {
+        assert_eq!(set(gives.clone()).await, "FORBIDDEN", "{gives}");
+    }
+    // Every caller may take rights away, and give them back until the caller's own end.
+    let enabled = |enabled: bool| json!({ "peer": "ada", "enabled": enabled });
+    assert_eq!(set(enabled(false)).await, "ok");
+    assert_eq!(set(enabled(true)).await, "FORBIDDEN");
+    let until_then = json!({ "peer": "ada", "enabled": true, "ttl_s": null });
+    assert_eq!(set(until_then).await, "ok");
+    let listed = node.call("peer/list", &Value::Null);
+    let mut peers = listed["peers"].as_array().expect("a list").iter();
+    let ada = peers.find(|peer| peer["peer_id"] == "ada");
+    let ada = ada.expect("it is known");
+    assert!(ada["expires"].is_string(), "{ada:#}");
+    assert_eq!(ada["keys"].as_array().map(Vec::len), Some(1), "{ada:#}");
+}
+
 /// A client with a token of the least scope connects as a known peer.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_least_token_keeps_no_administrator_out() {
@@ -354,6 +410,6 @@ fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
             status
         );
     }
-    let unknown_peer = bench.user("stranger");
+    let unknown_peer = bench.user("unknown-peer");
     assert_eq!(token(&unknown_peer, "list", &node, &[]).status, 4);
 }

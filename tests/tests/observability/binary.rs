@@ -166,7 +166,7 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
     let said = (health.status, health.text());
     assert_eq!(said, (503, "degraded: tls-cert-reload-failed\n".to_owned()));
 
-    let unknown_peer = served.bench.user("stranger");
+    let unknown_peer = served.bench.user("unknown-peer");
     let refused = unknown_peer.call(&served.target, "node/metrics", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED");
     let wrong = AuthToken::generate().expect("randomness");
@@ -217,7 +217,7 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
     for key in [
         "host/identity/node.key",
         "admin/identity.key",
-        "stranger/identity.key",
+        "unknown-peer/identity.key",
     ] {
         let seed = file(key);
         secrets.extend([HEXLOWER.encode(&seed), BASE64.encode(&seed)]);

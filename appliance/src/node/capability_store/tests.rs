@@ -283,7 +283,7 @@ fn a_node_without_a_vault_says_so_and_has_nothing_behind_them() {
     assert!(none.problems().is_empty() && none.granted().is_empty());
 }
 
-/// A state folder with these credentials.
+/// A state directory with these credentials.
 fn local(values: &[(&str, &str)]) -> (tempfile::TempDir, CredentialFolder) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let folder = CredentialFolder::new(dir.path());

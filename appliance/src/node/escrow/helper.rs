@@ -31,7 +31,7 @@ const CALL_TIME: Duration = Duration::from_secs(15);
 pub(crate) fn run() -> Result<CommandExit, CommandError> {
     let channel = channel().map_err(CommandError::usage)?;
     // The kernel then lets no other process of this user trace or dump this one, which has the
-    // keys.
+    // keys. It refuses only other values than 0 and 1 (PR_SET_DUMPABLE(2const)).
     let _ = nix::sys::prctl::set_dumpable(false);
     let task = read(&channel).map_err(CommandError::local)?;
     let outcome = tokio::runtime::Builder::new_current_thread()

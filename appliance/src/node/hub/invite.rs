@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_core::{Identity, PeerAddr};
+use alknet_core::{Identity, PeerAddr, PeerKey};
 use alknet_hub::{
     ADDRESSES_MAX, Invitation, InviteError, JoinCode, JoinError, NamePattern, TokenKind,
 };
@@ -78,14 +78,21 @@ pub(super) fn invite(hub: HubContext) -> Registration {
         let hub = hub.clone();
         async move {
             let who = requester(&ctx)?;
-            hub.invite(input.parse()?, who).await
+            let maker = hub.key_of_maker(&ctx, &who.id);
+            hub.invite(input.parse()?, who, maker).await
         }
     });
     Registration::new(spec, handler)
 }
 
 impl HubContext {
-    async fn invite(&self, input: InviteInput, who: &Identity) -> Result<Value, CallError> {
+    /// `made_by_key` is the key of `who` that counts as the maker.
+    async fn invite(
+        &self,
+        input: InviteInput,
+        who: &Identity,
+        made_by_key: Option<PeerKey>,
+    ) -> Result<Value, CallError> {
         let addresses = self.addresses(&input.addresses)?;
         let mut role = self.role_from(&input.role, who)?;
         role.labels.extend(input.labels);
@@ -103,7 +110,7 @@ impl HubContext {
             },
             ttl_s: input.ttl_s.unwrap_or(TTL_S),
             made_by: who.id.to_string(),
-            made_by_key: self.key_of_maker(&who.id),
+            made_by_key,
         };
         let hub = self.key()?;
         let made = self.enrolment.invite(invitation, self.clock.now_s()).await;

@@ -151,9 +151,11 @@ impl HubContext {
         Err(CallError::new(ErrorCode::Forbidden, message))
     }
 
-    /// A key by which the maker of an invitation is known again: the first one of a peer that is not being replaced.
-    fn key_of_maker(&self, maker: &PeerId) -> Option<PeerKey> {
-        self.people.identities.entries().lasting_key(maker, None)
+    /// A key by which the maker of an invitation is known again: the one that it used now, unless another one replaces
+    /// that. If an administrator takes that key from the peer, what its thief made ends with it.
+    fn key_of_maker(&self, ctx: &Ctx, maker: &PeerId) -> Option<PeerKey> {
+        let entries = self.people.identities.entries();
+        entries.lasting_key(maker, ctx.conn().key)
     }
 
     fn key(&self) -> Result<[u8; 32], CallError> {

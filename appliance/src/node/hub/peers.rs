@@ -6,7 +6,7 @@ use std::time::Instant;
 use alknet_call::{
     CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, PeerState, Registration,
 };
-use alknet_core::{Identity, IdentityKind, PeerEntry, PeerId};
+use alknet_core::{Identity, IdentityKind, PeerEntry, PeerId, PeerKey};
 use alknet_endpoint::ConnectionSummary;
 use alknet_hub::{Alias, Approval, ApproveError, PendingKey, TokenRecord};
 use jiff::Timestamp;
@@ -93,7 +93,8 @@ pub(super) fn approve(hub: HubContext) -> Registration {
         let hub = hub.clone();
         async move {
             let who = requester(&ctx)?;
-            hub.approve(input.parse()?, who).await
+            let approver = hub.key_of_maker(&ctx, &who.id);
+            hub.approve(input.parse()?, who, approver).await
         }
     });
     Registration::new(spec, handler)
@@ -237,13 +238,19 @@ impl HubContext {
         }))
     }
 
-    async fn approve(&self, input: ApprovePeerInput, who: &Identity) -> Result<Value, CallError> {
+    /// `made_by_key` is the key of `who` that counts as the approver.
+    async fn approve(
+        &self,
+        input: ApprovePeerInput,
+        who: &Identity,
+        made_by_key: Option<PeerKey>,
+    ) -> Result<Value, CallError> {
         let role = self.role_from(&input.role, who)?;
         let approval = Approval {
             role,
             name: alias(input.name.as_deref())?,
             made_by: who.id.to_string(),
-            made_by_key: self.key_of_maker(&who.id),
+            made_by_key,
         };
         let now_s = self.clock.now_s();
         let approved = self
@@ -252,7 +259,7 @@ impl HubContext {
         match approved.await {
             Ok(enrolled) => Ok(json!({ "peer_id": enrolled.peer_id, "name": enrolled.name })),
             Err(ApproveError::Enrol(error)) => Err(enrolment_error(&error)),
-            Err(error @ ApproveError::Approver) => {
+            Err(error @ (ApproveError::Approver | ApproveError::Peer)) => {
                 Err(CallError::new(ErrorCode::Forbidden, error.to_string()))
             }
             Err(error) => Err(CallError::new(ErrorCode::NotFound, error.to_string())),

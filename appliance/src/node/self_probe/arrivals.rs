@@ -79,7 +79,7 @@ impl Arrivals {
 /// Resolves once the other side ends `connection`, which carries no request.
 async fn ended(connection: &Connection) {
     if connection.carriage() == Carriage::Tcp {
-        // On TCP, only a reader notices the end.
+        // On TCP, only a reader notices the end. A byte, which does not belong there, is an end as well.
         if let Ok((_send, mut recv)) = connection.accept_bi().await {
             let _ = recv.read_chunk(1).await;
         }

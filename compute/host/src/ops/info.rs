@@ -15,13 +15,13 @@ struct InfoInput {
     probe: bool,
 }
 
-pub(super) fn operation(compute: &Compute) -> Registration {
+fn spec() -> OperationSpec {
     let input = json!({
         "type": ["object", "null"],
         "additionalProperties": false,
         "properties": {
             "probe": { "type": "boolean", "default": false,
-                       "description": "Whether to start a worker and measure it if none runs" },
+                       "description": "Whether to measure the device and the processor; a worker starts if none runs" },
         }
     });
     let output = json!({
@@ -35,14 +35,17 @@ pub(super) fn operation(compute: &Compute) -> Registration {
             "selftest": { "type": "object" }, "measured": { "type": "object" },
             "host_kernels": { "type": "array", "items": { "type": "string" } },
             "threads": { "type": "integer" },
-            "shader_cache": { "enum": ["disk", "warmup", "none"] },
+            "shader_cache": { "enum": ["none"] },
         }
     });
-    let spec = OperationSpec::query("compute/info", "Returns what this node computes with.")
+    OperationSpec::query("compute/info", "Returns what this node computes with.")
         .with_input(input)
         .with_output(output)
-        .with_scope("compute:read");
-    register(compute, spec, |compute, input, ctx| async move {
+        .with_scope("compute:read")
+}
+
+pub(super) fn operation(compute: &Compute) -> Registration {
+    register(compute, spec(), |compute, input, ctx| async move {
         // A call without an input is a plain question.
         let input: InfoInput = if input.is_null() {
             InfoInput::default()
@@ -143,6 +146,17 @@ fn versions(driver: &str, wgpu: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A probe measures each time, and no node keeps compiled shaders.
+    #[test]
+    fn the_schemas_say_what_a_node_does() {
+        let spec = spec();
+        let probe = &spec.input_schema["properties"]["probe"]["description"];
+        let probe = probe.as_str().expect("a text");
+        assert!(probe.starts_with("Whether to measure "), "{probe}");
+        let cache = &spec.output_schema["properties"]["shader_cache"];
+        assert_eq!(cache["enum"], json!(["none"]));
+    }
 
     /// With and without compiling are two figures.
     #[test]

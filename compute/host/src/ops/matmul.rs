@@ -1,5 +1,7 @@
 //! `compute/matmul`: the product of two matrices.
 
+use std::time::Instant;
+
 use alknet_call::{CallBody, CallOutput, Ctx, OperationSpec, Registration};
 use alknet_compute_wire::limits::SIDE_MAX;
 use alknet_compute_wire::{ComputeRequest, KernelReply, KernelVariant, MatmulRequest, Matrix};
@@ -87,7 +89,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
         "properties": {
             "product": schema::tensor(),
             "variant": { "enum": ["host", "wgsl"] },
-            "chosen": { "enum": ["asked", "class", "measured"] },
+            "chosen": { "enum": ["asked", "class", "measured", "trial"] },
             "ms": { "type": "number" }, "jit_ms": { "type": "number" },
         }
     });
@@ -129,6 +131,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         threads: compute.0.settings.threads,
         to,
     });
+    let asked = Instant::now();
     let done: KernelReply = turn.ask(&ask, None).await?;
     compute.record(
         KernelKind::Matmul,
@@ -137,6 +140,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         // A worker compiles a kernel once in its life; counting that would make the shader look
         // slow.
         done.ms - done.jit_ms,
+        asked.elapsed(),
     );
     let mut tail = BinaryTail::default();
     let product = tail.tensor(&mut turn, to, &kind, done.bytes.as_ref())?;

@@ -1,5 +1,7 @@
 //! `compute/sha256`: hashes many messages at once.
 
+use std::time::Instant;
+
 use alknet_call::{CallBody, CallOutput, Ctx, OperationSpec, Registration};
 use alknet_compute_wire::limits::MESSAGES_MAX;
 use alknet_compute_wire::{ComputeRequest, KernelReply, Sha256Request};
@@ -47,7 +49,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
         "properties": {
             "digests": schema::tensor(),
             "variant": { "enum": ["host", "wgsl"] },
-            "chosen": { "enum": ["asked", "class", "measured"] },
+            "chosen": { "enum": ["asked", "class", "measured", "trial"] },
             "ms": { "type": "number" }, "jit_ms": { "type": "number" },
         }
     });
@@ -91,12 +93,14 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         variant,
         to,
     });
+    let asked = Instant::now();
     let done: KernelReply = turn.ask(&ask, None).await?;
     compute.record(
         KernelKind::Sha256,
         operations,
         variant,
         done.ms - done.jit_ms,
+        asked.elapsed(),
     );
     let mut tail = BinaryTail::default();
     let digests = tail.tensor(&mut turn, to, &kind, done.bytes.as_ref())?;

@@ -160,7 +160,7 @@ impl BootBench {
     /// The same node on the host: from its start to its first answer.
     pub(super) fn host_ms(&self) -> Result<f64> {
         let state = tempfile::tempdir_in(self.scratch.path())
-            .map_err(TaskError::io("make a state folder"))?;
+            .map_err(TaskError::io("make a state directory"))?;
         let own = NodeCli::at(&self.usual.binary, state.path());
         // The identity is made once in a node's life, not at each start: the first one is not
         // measured.

@@ -130,7 +130,7 @@ impl HttpBenchNode {
         let dispatcher = Dispatcher::new(registry).with_identities(who);
         // A client that asks without a pause would be at its limits at once.
         let text = "[http]\nrequests_per_second = 1000000\nrequests_burst = 1000000\n\
-stranger_requests_per_second = 1000000\n";
+unknown_peer_requests_per_second = 1000000\n";
         let config = NodeConfig::parse(text.as_bytes());
         let config = config.map_err(|errors| failed("configuring")(errors[0].to_string()))?;
         let parts = HttpHandlerParts {

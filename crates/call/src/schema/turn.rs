@@ -11,7 +11,7 @@ use crate::sync::lock;
 /// The limit of waiting checks: each holds a thread.
 pub(super) const WAITING_MAX: usize = 64;
 /// The limit of running and waiting checks of one identity: with a limit for all alone, one identity with many
-/// requests would have the checks of all others refused. Unauthenticated peers have one share together.
+/// requests would have the checks of all others refused. Unknown peers have one share together.
 const SHARE_MAX: usize = 8;
 
 /// The share of the turns that a check counts in.

@@ -67,7 +67,7 @@ async fn a_key_runs_once_for_each_identity() {
         // Two unknown peers are not one.
         let (one, two) = (node.client(carriage, None), node.client(carriage, None));
         for (client, n) in [(&one, 4), (&one, 4), (&two, 5)] {
-            let answer = call(client, "a", json!({})).await.expect("a stranger");
+            let answer = call(client, "a", json!({})).await.expect("an unknown peer");
             assert_eq!(*answer.value(), json!(n));
         }
         // Without a key, and where keys mean nothing, every call runs.

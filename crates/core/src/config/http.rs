@@ -45,7 +45,7 @@ pub struct HttpSection {
     pub public_openapi: bool,
     /// Whether calls over WebSocket are taken.
     pub websocket: bool,
-    /// Whether administrators get a page at `/`; by default where there is no stealth, and no site.
+    /// Whether administrators get a page at `/`; by default where there is no stealth, no site and no decoy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub page: Option<bool>,
     /// Folder of a static site, or `store:/site/NAME`.
@@ -57,9 +57,10 @@ pub struct HttpSection {
     /// Requests one identity may make at once before the average counts.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests_burst: u32,
-    /// Requests a second for one address of clients without a known identity.
+    /// Requests a second for the unknown peers of one network (a /24 of IPv4, a /56 of IPv6).
+    #[serde(alias = "stranger_requests_per_second")]
     #[schemars(range(min = 1, max = 1_000_000))]
-    pub stranger_requests_per_second: u32,
+    pub unknown_peer_requests_per_second: u32,
     /// Which pages of others may call from a browser.
     pub cors: HttpCors,
     /// HTTP Strict Transport Security (RFC 6797).
@@ -90,7 +91,7 @@ impl Default for HttpSection {
             site: None,
             requests_per_second: 50,
             requests_burst: 200,
-            stranger_requests_per_second: 10,
+            unknown_peer_requests_per_second: 10,
             cors: HttpCors::default(),
             hsts: HttpHsts::default(),
             mcp: HttpMcp::default(),
@@ -199,18 +200,7 @@ pub(super) fn section(
     let public = section.key("public_openapi");
     let public_openapi = public.as_ref().and_then(|value| value.bool(notes));
     let public_openapi = public_openapi.unwrap_or(standard.public_openapi);
-    let mut rate = |key, otherwise, notes: &mut ConfigDiagnostics<'_>| {
-        let value: Option<ConfigValue<'_, '_>> = section.key(key);
-        let value = value.and_then(|value| value.number(1..=RATE_MAX, notes));
-        value.unwrap_or(otherwise)
-    };
-    let requests_per_second = rate("requests_per_second", standard.requests_per_second, notes);
-    let requests_burst = rate("requests_burst", standard.requests_burst, notes);
-    let stranger_requests_per_second = rate(
-        "stranger_requests_per_second",
-        standard.stranger_requests_per_second,
-        notes,
-    );
+    let rates = rates(&mut section, &standard, notes);
     let names = listed(&section.list("names", notes), values::domain, notes);
     let decoy = section.key("decoy");
     let redirect = section.key("redirect");
@@ -263,15 +253,48 @@ pub(super) fn section(
         websocket,
         page,
         site,
-        requests_per_second,
-        requests_burst,
-        stranger_requests_per_second,
+        requests_per_second: rates.each,
+        requests_burst: rates.burst,
+        unknown_peer_requests_per_second: rates.unknown_peers,
         cors: cors.map_or_else(HttpCors::default, |section| {
             cors_of(section, stealth, notes)
         }),
         hsts: hsts.map_or_else(HttpHsts::default, |section| hsts_of(section, notes)),
         mcp: mcp.map_or_else(HttpMcp::default, |section| mcp_of(section, notes)),
         import: import::imports(&imports, known, notes),
+    }
+}
+
+/// How many requests the node takes.
+struct RequestRates {
+    /// Requests per second of one identity, on average.
+    each: u32,
+    /// Requests that one identity may make at once.
+    burst: u32,
+    /// Requests per second of the unknown peers of one network.
+    unknown_peers: u32,
+}
+
+fn rates(
+    section: &mut ConfigTable<'_, '_>,
+    standard: &HttpSection,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> RequestRates {
+    let each = section.key("requests_per_second");
+    let burst = section.key("requests_burst");
+    let unknown_peers = section.renamed(
+        "unknown_peer_requests_per_second",
+        "stranger_requests_per_second",
+        notes,
+    );
+    let mut rate = |value: Option<ConfigValue<'_, '_>>, otherwise| {
+        let value = value.and_then(|value| value.number(1..=RATE_MAX, notes));
+        value.unwrap_or(otherwise)
+    };
+    RequestRates {
+        each: rate(each, standard.requests_per_second),
+        burst: rate(burst, standard.requests_burst),
+        unknown_peers: rate(unknown_peers, standard.unknown_peer_requests_per_second),
     }
 }
 
@@ -465,6 +488,39 @@ mcp = { tools = ["/node/info"] }
         assert!(http.enabled && !http.stealth && http.page == Some(false));
         let hsts = &http.hsts;
         assert!(hsts.enabled && hsts.include_subdomains && hsts.preload);
+    }
+
+    /// A node that was updated reads the document that it stored before.
+    #[test]
+    fn a_key_is_read_under_its_former_name_and_shown_under_its_own() {
+        const FORMER: &str = "stranger_requests_per_second";
+        let document = format!("[http]\n{FORMER} = 7\n");
+        let config =
+            NodeConfig::parse(document.as_bytes()).expect("a document of an earlier version");
+        assert_eq!(config.http.unknown_peer_requests_per_second, 7);
+        assert_eq!(toml::from_str::<NodeConfig>(&document), Ok(config.clone()));
+        let shown = config.without_secrets().to_toml().expect("TOML");
+        assert!(
+            shown.contains("\nunknown_peer_requests_per_second = 7\n"),
+            "{shown}"
+        );
+        assert!(!shown.contains(FORMER), "{shown}");
+        assert!(!NodeConfig::json_schema().to_string().contains(FORMER));
+
+        let both = refused(&format!("{document}unknown_peer_requests_per_second = 8\n"));
+        for words in [
+            &format!("line 2, http.{FORMER}: "),
+            "the former name of 'unknown_peer_requests_per_second'",
+            &format!("leave out http.{FORMER}"),
+        ] {
+            assert!(both.contains(words), "{words}: {both}");
+        }
+        // No message proposes the former name.
+        let misspelt = refused(&format!("[http]\nx{FORMER} = 7\n"));
+        assert!(!misspelt.contains(&format!("'{FORMER}'")), "{misspelt}");
+        let out_of_range = refused(&format!("[http]\n{FORMER} = 0\n"));
+        let place = format!("http.{FORMER}: ");
+        assert!(out_of_range.contains(&place), "{out_of_range}");
     }
 
     #[test]

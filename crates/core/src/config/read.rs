@@ -313,6 +313,8 @@ pub(super) struct ConfigTable<'t, 'i> {
     at: Range<usize>,
     table: &'t DeTable<'i>,
     known_keys: Vec<&'static str>,
+    /// Names of keys in earlier versions of the program. The reader takes them, and no message proposes them.
+    former_keys: Vec<&'static str>,
 }
 
 /// Least similarity (Jaro-Winkler) at which a message suggests a known key for an unknown one.
@@ -325,11 +327,33 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
             at,
             table,
             known_keys: Vec::new(),
+            former_keys: Vec::new(),
         }
     }
 
     pub(super) fn key(&mut self, key: &'static str) -> Option<ConfigValue<'t, 'i>> {
         self.known_keys.push(key);
+        self.value_of(key)
+    }
+
+    /// A key that earlier versions of the program called `former`. A node reads the document that it stored before
+    /// its update. The same key under both names is a mistake, because the two values may differ.
+    pub(super) fn renamed(
+        &mut self,
+        key: &'static str,
+        former: &'static str,
+        notes: &mut ConfigDiagnostics<'_>,
+    ) -> Option<ConfigValue<'t, 'i>> {
+        self.former_keys.push(former);
+        let (value, earlier) = (self.key(key), self.value_of(former));
+        if let (Some(_), Some(earlier)) = (&value, &earlier) {
+            let what = format!("this is the former name of '{key}', which the table has too");
+            earlier.report(notes, what, format!("leave out {}", earlier.path));
+        }
+        value.or(earlier)
+    }
+
+    fn value_of(&self, key: &str) -> Option<ConfigValue<'t, 'i>> {
         self.table.get(key).map(|value| ConfigValue {
             path: self.path_of(key),
             value,
@@ -371,7 +395,7 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
     pub(super) fn finish(self, notes: &mut ConfigDiagnostics<'_>) {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
-            if !self.known_keys.contains(&name) {
+            if !self.known_keys.contains(&name) && !self.former_keys.contains(&name) {
                 let what = format!("unknown key {}", quote(name));
                 notes.report(&self.path_of(name), key.span(), what, self.advice(name));
             }

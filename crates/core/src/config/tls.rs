@@ -88,7 +88,7 @@ impl Default for AcmeSection {
 /// A way to prove to an authority that the node controls a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AcmeChallenge {
-    /// A record in a zone that this node serves.
+    /// A record in a zone that this node serves, which no node does yet.
     #[serde(rename = "dns-01")]
     Dns01,
     /// A document on port 80.
@@ -214,7 +214,7 @@ fn domains(
         let by_dns = challenge.is_none_or(|kind| kind == AcmeChallenge::Dns01);
         // Only a record in the zone shows control over every name below it.
         if name.starts_with("*.") && !by_dns {
-            let fix = "set tls.acme.challenge = \"dns-01\", or leave it out";
+            let fix = "list each name without '*', or name a certificate for it in tls.files";
             entry.report(notes, "a name with '*' can be shown by DNS only", fix);
         }
         if names.contains(&name) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use alknet_core::{PeerId, PeerKey};
 
-use super::{RateLimit, TokenBucket};
+use super::rates::{RateLimit, TokenBucket};
 
 /// Addresses that the node remembers of one peer. One more replaces the one not seen for longest. A peer of the least
 /// rights can have its key seen at any number of addresses, and a remembered address has rights that others do not

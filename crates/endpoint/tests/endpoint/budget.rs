@@ -204,7 +204,7 @@ async fn measure() {
         "{streams} streams"
     );
     let grown = resident().saturating_sub(before);
-    assert!(grown < GROWTH_MAX, "{grown} bytes for one stranger");
+    assert!(grown < GROWTH_MAX, "{grown} bytes for one unknown peer");
     unknown_peer.close(0u32.into(), b"");
     held.into_iter().for_each(|task| task.abort());
 

@@ -10,7 +10,7 @@ use alknet_call::{
     CallError, CallOutput, LocalCallError, LocalCaller, LocalEvent, LocalEvents, LocalRequest,
     ResolvedOperation,
 };
-use alknet_core::{AuthToken, Identity};
+use alknet_core::{AuthToken, Identity, Metrics};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
@@ -323,6 +323,30 @@ impl Gateway {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.room.bytes()
+    }
+
+    /// Adds the bytes of requests and responses to the node's metrics.
+    pub fn collect(&self, into: &mut Metrics) {
+        let [now, peak, most] = self.room.granted_bytes();
+        for (name, help, bytes) in [
+            (
+                "alknet_http_bytes",
+                "Bytes of requests and answers over HTTP that are under way.",
+                now,
+            ),
+            (
+                "alknet_http_bytes_max",
+                "How many there may be at once.",
+                most,
+            ),
+            (
+                "alknet_http_peak_bytes",
+                "The most that there were at once since the node started.",
+                peak,
+            ),
+        ] {
+            into.gauge(name, help, &[], bytes as f64);
+        }
     }
 
     /// Starts a subscription. Dropping it ends the work behind it.

@@ -58,9 +58,9 @@ pub const REQUESTS_PER_SECOND: u32 = 50;
 /// Requests that one identity may make at once before the average counts.
 pub const REQUESTS_BURST: u32 = 200;
 /// Requests per second without an identity, for one network (a /24 of IPv4, a /56 of IPv6).
-pub const STRANGER_REQUESTS_PER_SECOND: u32 = 10;
+pub const UNKNOWN_PEER_REQUESTS_PER_SECOND: u32 = 10;
 /// Requests that an unknown peer may make at once before the average counts.
-pub const STRANGER_REQUESTS_BURST: u32 = 40;
+pub const UNKNOWN_PEER_REQUESTS_BURST: u32 = 40;
 /// Identities and networks whose requests are counted at once.
 pub const ACCOUNTS_MAX: usize = 8192;
 /// How long a ticket for a stream of events is valid.

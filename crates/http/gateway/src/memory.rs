@@ -104,11 +104,12 @@ impl MemoryLease {
         let add = |counter: &AtomicUsize, bytes| counter.fetch_add(bytes, Ordering::AcqRel) + bytes;
         // The bytes are added before the check, so that two concurrent requests cannot both take the last room.
         let had = self.bytes.fetch_add(bytes, Ordering::AcqRel);
-        self.refusal(self.sums(had, bytes, add))
-            .map_or(Ok(()), |refused| {
-                self.less(bytes);
-                Err(refused)
-            })
+        if let Some(refused) = self.refusal(self.sums(had, bytes, add)) {
+            self.uncount(bytes);
+            return Err(refused);
+        }
+        self.all.granted(bytes);
+        Ok(())
     }
 
     /// Checks whether further bytes could be counted now. Nothing is counted, so they may be taken when they are
@@ -166,6 +167,13 @@ impl MemoryLease {
 
     /// Returns counted bytes.
     pub fn less(&self, bytes: usize) {
+        // First, so that the granted bytes are never more than the counted ones.
+        self.all.returned(bytes);
+        self.uncount(bytes);
+    }
+
+    /// Takes bytes from the counters again.
+    fn uncount(&self, bytes: usize) {
         let had = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         let left = had.saturating_sub(bytes);
         let take = |counter: &AtomicUsize, bytes| counter.fetch_sub(bytes, Ordering::AcqRel);

@@ -22,9 +22,9 @@ pub struct Quota {
     /// Requests that one identity may make at once before the average counts.
     pub burst: u32,
     /// Requests per second of the unknown peers of one network, on average.
-    pub stranger_per_second: u32,
-    /// Requests that they may make at once.
-    pub stranger_burst: u32,
+    pub unknown_peer_per_second: u32,
+    /// Requests that they may make at once before the average counts.
+    pub unknown_peer_burst: u32,
     /// Concurrent calls of the whole node.
     pub calls: usize,
     /// Concurrent calls of one identity.
@@ -36,9 +36,9 @@ pub struct Quota {
     /// The same for one identity.
     pub bytes_each: usize,
     /// The same for all unknown peers together.
-    pub stranger_bytes: usize,
+    pub unknown_peer_bytes: usize,
     /// The same for the unknown peers of one network.
-    pub stranger_bytes_each: usize,
+    pub unknown_peer_bytes_each: usize,
 }
 
 impl Default for Quota {
@@ -46,15 +46,15 @@ impl Default for Quota {
         Self {
             per_second: limits::REQUESTS_PER_SECOND,
             burst: limits::REQUESTS_BURST,
-            stranger_per_second: limits::STRANGER_REQUESTS_PER_SECOND,
-            stranger_burst: limits::STRANGER_REQUESTS_BURST,
+            unknown_peer_per_second: limits::UNKNOWN_PEER_REQUESTS_PER_SECOND,
+            unknown_peer_burst: limits::UNKNOWN_PEER_REQUESTS_BURST,
             calls: limits::CALLS_PER_NODE,
             calls_each: limits::CALLS_PER_IDENTITY,
             streams_each: limits::STREAMS_PER_IDENTITY,
             bytes: 0,
             bytes_each: 0,
-            stranger_bytes: 0,
-            stranger_bytes_each: 0,
+            unknown_peer_bytes: 0,
+            unknown_peer_bytes_each: 0,
         }
         .with_bytes(limits::BYTES_PER_NODE)
     }
@@ -69,12 +69,12 @@ impl Quota {
 
     /// The same with this many bytes under way, and the shares of them.
     fn with_bytes(self, bytes: usize) -> Self {
-        let stranger_bytes = bytes / limits::BYTES_UNKNOWN_PEERS;
+        let unknown_peer_bytes = bytes / limits::BYTES_UNKNOWN_PEERS;
         Self {
             bytes,
             bytes_each: bytes / limits::BYTES_SHARE,
-            stranger_bytes,
-            stranger_bytes_each: stranger_bytes / limits::BYTES_UNKNOWN_PEERS_SHARE,
+            unknown_peer_bytes,
+            unknown_peer_bytes_each: unknown_peer_bytes / limits::BYTES_UNKNOWN_PEERS_SHARE,
             ..self
         }
     }
@@ -83,7 +83,7 @@ impl Quota {
     fn requests(&self, known: bool) -> (u32, u32) {
         match known {
             true => (self.per_second, self.burst),
-            false => (self.stranger_per_second, self.stranger_burst),
+            false => (self.unknown_peer_per_second, self.unknown_peer_burst),
         }
     }
 }
@@ -106,6 +106,23 @@ pub(crate) struct QuotaLoad {
     pub(crate) bytes: AtomicUsize,
     /// Bytes of the account's small requests, and as many of each longer one.
     pub(crate) small_bytes: AtomicUsize,
+    /// Bytes that requests were granted, and the most of them at once since the start, of the whole node only. Unlike
+    /// `bytes` they have none of a request that is about to be refused.
+    granted: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl QuotaLoad {
+    /// Notes that the node grants counted bytes to a request.
+    pub(crate) fn granted(&self, bytes: usize) {
+        let now = self.granted.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        self.peak.fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// Notes that a request returns granted bytes.
+    pub(crate) fn returned(&self, bytes: usize) {
+        self.granted.fetch_sub(bytes, Ordering::AcqRel);
+    }
 }
 
 /// The quota of one identity, or of the unknown peers of one network. The server of a connection keeps it between
@@ -299,10 +316,10 @@ impl HttpRateLimiter {
         let quota = self.quota.load();
         let most = MemoryCaps {
             node: quota.bytes,
-            unknown_peers: quota.stranger_bytes,
+            unknown_peers: quota.unknown_peer_bytes,
             each: match account.known {
                 true => quota.bytes_each,
-                false => quota.stranger_bytes_each,
+                false => quota.unknown_peer_bytes_each,
             },
         };
         let unknown_peers = (!account.known).then(|| Arc::clone(&self.unknown_peers));
@@ -318,6 +335,13 @@ impl HttpRateLimiter {
     #[must_use]
     pub(crate) fn bytes(&self) -> usize {
         self.all.bytes.load(Ordering::Acquire)
+    }
+
+    /// The bytes that requests have been granted: now, the most at once so far, and their limit.
+    #[must_use]
+    pub(crate) fn granted_bytes(&self) -> [usize; 3] {
+        let [now, peak] = [&self.all.granted, &self.all.peak].map(|it| it.load(Ordering::Acquire));
+        [now, peak, self.quota.load().bytes]
     }
 
     /// The number of running calls and streams.
@@ -356,15 +380,15 @@ mod tests {
         HttpRateLimiter::new(Quota {
             per_second: 10,
             burst: 3,
-            stranger_per_second: 1,
-            stranger_burst: 1,
+            unknown_peer_per_second: 1,
+            unknown_peer_burst: 1,
             calls: 3,
             calls_each: 2,
             streams_each: 1,
             bytes: 64 * limits::SMALL_BYTES,
             bytes_each: 32 * limits::SMALL_BYTES,
-            stranger_bytes: 16 * limits::SMALL_BYTES,
-            stranger_bytes_each: 4 * limits::SMALL_BYTES,
+            unknown_peer_bytes: 16 * limits::SMALL_BYTES,
+            unknown_peer_bytes_each: 4 * limits::SMALL_BYTES,
         })
     }
 
@@ -396,6 +420,12 @@ mod tests {
         room.lease(&eve).more(2 * small).expect("room again");
         drop((first, second, third));
         assert_eq!(room.bytes(), 0);
+        let peak = 40 * small + small / 4;
+        assert_eq!(
+            room.granted_bytes(),
+            [0, peak, 64 * small],
+            "without what was refused"
+        );
     }
 
     /// They send what is counted for them, in small requests that they do not end.

@@ -427,7 +427,7 @@ mod tests {
         let peers: Vec<_> = (0..ROWS_MAX + 3)
             .map(|n| json!({ "peer_id": format!("p{n}"), "kind": "api_key" }))
             .collect();
-        let section = peers_section(&json!({ "peers": peers, "strangers": 2 }), NOW);
+        let section = peers_section(&json!({ "peers": peers, "unknown_peers": 2 }), NOW);
         let table = section.table.expect("a table");
         assert_eq!((table.rows.len(), table.left_out), (ROWS_MAX, Some(3)));
         assert_eq!(

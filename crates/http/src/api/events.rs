@@ -79,7 +79,7 @@ pub(crate) fn ticket(
         return None;
     }
     // A browser that lost the connection asks again, and stops for good at a 204. It also stops at a 404, which an
-    // unknown client gets from a node that hides.
+    // unknown peer gets from a node that hides.
     if parts.headers.contains_key(LAST_EVENT_ID) && !stealth {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;

@@ -65,7 +65,7 @@ async fn over(conn: &HttpConnection, draining: watch::Receiver<bool>) -> HttpClo
     let HttpTimeouts {
         head,
         keep_alive,
-        stranger: unknown_limit,
+        unknown_peer: unknown_limit,
         reader,
         ..
     } = conn.patience();

@@ -30,7 +30,7 @@ impl AccessLogCapture {
 
     /// The lines since the last look.
     fn lines(&self) -> Vec<CapturedLine> {
-        self.0.take(|line| line.target == "alknet_access")
+        self.0.take(|line| line.target.starts_with("alknet_access"))
     }
 
     /// The only line since the last look, once it is there.

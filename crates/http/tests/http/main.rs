@@ -12,7 +12,7 @@ mod visible;
 
 use std::time::Instant;
 
-use alknet_gateway::limits::STRANGER_REQUESTS_BURST;
+use alknet_gateway::limits::UNKNOWN_PEER_REQUESTS_BURST;
 use http::{Method, StatusCode};
 use serde_json::json;
 
@@ -171,17 +171,17 @@ async fn rates_are_kept() {
     );
 }
 
-/// An unknown client gets refusals only so often; public paths are not counted.
+/// An unknown peer gets refusals only so often; public paths are not counted.
 #[tokio::test]
 async fn rates_of_unknown_peers_are_kept() {
-    let node = HttpTestNode::new("[http]\nstranger_requests_per_second = 1\n");
+    let node = HttpTestNode::new("[http]\nunknown_peer_requests_per_second = 1\n");
     let body = json!({ "operation": "/test/echo" });
     for n in 0.. {
-        assert!(n < 10 * STRANGER_REQUESTS_BURST, "nothing is refused");
+        assert!(n < 10 * UNKNOWN_PEER_REQUESTS_BURST, "nothing is refused");
         let token = (n % 2 == 0).then_some("bad");
         let told = node.post("h2", token, "/call", &body).await;
         if told.status == StatusCode::TOO_MANY_REQUESTS {
-            assert!(n >= STRANGER_REQUESTS_BURST, "{n}");
+            assert!(n >= UNKNOWN_PEER_REQUESTS_BURST, "{n}");
             assert_eq!(told.header("retry-after"), Some("1"));
             break;
         }
@@ -196,11 +196,11 @@ async fn rates_of_unknown_peers_are_kept() {
     }
 }
 
-/// Strangers who are to learn nothing are not counted: that would be something.
+/// A stealth node does not count the requests of unknown peers: a refusal by rate would tell them that it is a node.
 #[tokio::test]
 async fn unauthenticated_clients_get_the_same_empty_answer_each_time() {
-    let node = HttpTestNode::new("[http]\nstealth = true\nstranger_requests_per_second = 1\n");
-    for n in 0..2 * STRANGER_REQUESTS_BURST {
+    let node = HttpTestNode::new("[http]\nstealth = true\nunknown_peer_requests_per_second = 1\n");
+    for n in 0..2 * UNKNOWN_PEER_REQUESTS_BURST {
         let told = node.get("h2", None, "/search").await;
         assert_eq!(told.status, StatusCode::NOT_FOUND, "{n}");
     }

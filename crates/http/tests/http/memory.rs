@@ -147,7 +147,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
     let folder = tempfile::tempdir().expect("room");
     std::fs::write(folder.path().join("large.bin"), vec![7; 4 << 20]).expect("room");
     // The least there is: 4 MiB for the node.
-    let node = HttpTestNode::with_site(0, folder.path().to_owned());
+    let node = HttpTestNode::with_site(0, folder.path().to_owned(), "");
     let from = |network: u8| SocketAddr::from((Ipv4Addr::new(192, 0, network, 1), 1024));
     let mut held = Vec::new();
     let mut served = 0;
@@ -171,6 +171,49 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
     assert_eq!(told.status, 200);
     drop(held);
     node.until_bytes(0).await;
+}
+
+/// Clients of four networks have all memory that unknown peers may have for files. An identity gets the same answers as
+/// every client got before, also from a node that hides.
+#[tokio::test]
+async fn files_that_unknown_peers_leave_keep_no_identity_from_the_site() {
+    let folder = tempfile::tempdir().expect("room");
+    std::fs::write(folder.path().join("large.bin"), vec![7; 4 << 20]).expect("room");
+    std::fs::write(folder.path().join("index.html"), "<p>here</p>").expect("room");
+    let from = |network: u8| SocketAddr::from((Ipv4Addr::new(192, 0, network, 1), 1024));
+    for stealth in [false, true] {
+        let site = folder.path().display();
+        let config = format!("[http]\nsite = \"{site}\"\ndecoy = \"site\"\nstealth = {stealth}\n");
+        // The least there is: 4 MiB for the node.
+        let node = HttpTestNode::with_site(0, folder.path().to_owned(), &config);
+        let answers = async |token: Option<&str>| {
+            let mut answers = Vec::new();
+            for version in VERSIONS {
+                // A file, and a path that leads to the first page.
+                for path in ["/large.bin", "/nothing"] {
+                    let mut told = node.get(version, token, path).await;
+                    told.headers.remove("date");
+                    answers.push((told.status, told.headers, told.body));
+                }
+            }
+            answers
+        };
+        let before = answers(None).await;
+        assert!(before.iter().all(|(status, ..)| *status == 200));
+        node.until_bytes(0).await;
+        let mut held = Vec::new();
+        // A network has a sixteenth of the bytes, at 32 KiB for each file.
+        for n in 0..4 * 8 {
+            let (status, begun) = node.leaves(from(n % 4), "/large.bin").await;
+            assert!(status.ends_with("200"), "{n}: {status}");
+            held.push(begun);
+        }
+        let unknown = answers(None).await;
+        assert!(unknown.iter().all(|(status, ..)| *status == 503));
+        assert!(answers(Some("good")).await == before, "stealth: {stealth}");
+        drop(held);
+        node.until_bytes(0).await;
+    }
 }
 
 /// There is memory for the request, and none for its answer.

@@ -1,5 +1,8 @@
 //! A node without a port, and clients of it.
 
+mod client;
+mod operations;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +41,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+pub(crate) use client::{HttpTestClient, HttpTestResponse, ServeTask, UnfinishedRequest};
+use operations::registry;
 
 pub(crate) const VERSIONS: [&str; 2] = ["h1", "h2"];
 
@@ -83,23 +89,6 @@ impl StreamSource for AddressedConnection {
 /// How long anything may take before a test calls it hung.
 pub(crate) fn hung() -> Duration {
     deadline(Duration::from_secs(60))
-}
-
-#[derive(Debug)]
-pub(crate) struct HttpTestResponse {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Vec<u8>,
-}
-
-impl HttpTestResponse {
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).expect("JSON")
-    }
-
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
 }
 
 struct HttpTestIdentities {
@@ -181,105 +170,6 @@ pub(crate) struct HttpTestNode {
     who: Arc<HttpTestIdentities>,
 }
 
-/// Bytes of what `test/change` answers.
-const CHANGED_BYTES: usize = 3000;
-
-/// Counts how often it ran.
-fn change(ran: &Arc<AtomicUsize>) -> Registration {
-    let ran = Arc::clone(ran);
-    let mut spec = OperationSpec::mutation("test/change", "A test.");
-    spec.access_control.identified = true;
-    Registration::new(
-        spec,
-        HandlerKind::once(move |_, _| {
-            ran.fetch_add(1, Ordering::SeqCst);
-            async { Ok(Value::from("x".repeat(CHANGED_BYTES))) }
-        }),
-    )
-}
-
-/// Counts when it is dropped before its work was done.
-struct CancelCounter(Arc<AtomicUsize>);
-
-impl Drop for CancelCounter {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-fn registry(dropped: &Arc<AtomicUsize>, ran: &Arc<AtomicUsize>) -> Registry {
-    let query = |name: &str| OperationSpec::query(name, "A test.");
-    let echo = || {
-        HandlerKind::once(|input: alknet_call::CallBody, _| async move {
-            Ok(CallOutput::Raw(input.raw().clone()))
-        })
-    };
-    let identified = |mut spec: OperationSpec| {
-        spec.access_control.identified = true;
-        spec
-    };
-    let mut full = query("test/full");
-    full.error_schemas.push(ErrorDef {
-        code: "DISK_FULL".to_owned(),
-        description: String::new(),
-        schema: Value::Null,
-        http_status: Some(507),
-    });
-    let dropped = Arc::clone(dropped);
-    Registry::builder()
-        .with(Registration::new(identified(query("test/echo")), echo()))
-        .with(Registration::new(query("test/hidden").internal(), echo()))
-        .with(Registration::new(
-            query("test/admin").with_scope("admin"),
-            echo(),
-        ))
-        .with(Registration::new(
-            query("test/number").with_input(json!({ "type": "number" })),
-            echo(),
-        ))
-        .with(Registration::new(
-            full,
-            HandlerKind::once(|_, _| async {
-                let code = ErrorCode::from_name("DISK_FULL");
-                Err::<Value, _>(CallError::new(code, "full"))
-            }),
-        ))
-        .with(Registration::new(
-            query("test/panic"),
-            HandlerKind::once(|_, _| async {
-                if true {
-                    panic!("as the test wants it");
-                }
-                Ok(Value::Null)
-            }),
-        ))
-        .with(Registration::new(
-            query("test/wait"),
-            HandlerKind::once(move |_, _| {
-                let given = CancelCounter(Arc::clone(&dropped));
-                async move {
-                    std::future::pending::<()>().await;
-                    drop(given);
-                    Ok(Value::Null)
-                }
-            }),
-        ))
-        .with(Registration::new(
-            OperationSpec::subscription("test/count", "A test."),
-            HandlerKind::stream(|input: alknet_call::CallBody, _| {
-                let most = input.value().as_u64().unwrap_or_default();
-                stream::iter((0..most).map(|n| Ok::<_, CallError>(Value::from(n))))
-            }),
-        ))
-        .with(Registration::new(
-            identified(OperationSpec::subscription("test/silent", "A test.")),
-            HandlerKind::stream(|_, _| stream::pending::<Result<Value, CallError>>()),
-        ))
-        .with(change(ran))
-        .build()
-        .expect("the operations are fine")
-}
-
 impl HttpTestNode {
     pub(crate) fn new(config: &str) -> Self {
         Self::make(
@@ -317,13 +207,14 @@ impl HttpTestNode {
     }
 
     /// One on a machine with so much memory, with a site.
-    pub(crate) fn with_site(memory_bytes: u64, folder: PathBuf) -> Self {
+    pub(crate) fn with_site(memory_bytes: u64, folder: PathBuf, config: &str) -> Self {
         let site = Some(folder);
-        let (config, patience) = ("", HttpTimeouts::default());
+        let patience = HttpTimeouts::default();
         let node = Self::make_with(site, config, patience, None, Vec::new(), Vec::new());
         let node = node.expect("no two mounts have one path");
-        let settings = HttpSettings::new(&NodeConfig::default()).for_memory(memory_bytes);
-        node.http.set(settings);
+        let config = NodeConfig::parse(config.as_bytes()).expect("a configuration");
+        node.http
+            .set(HttpSettings::new(&config).for_memory(memory_bytes));
         node
     }
 
@@ -676,72 +567,5 @@ impl HttpTestNode {
     ) -> HttpTestResponse {
         let request = self.subscribe(token, body);
         self.client(version).await.response(request).await
-    }
-}
-
-/// A request that began.
-pub(crate) struct UnfinishedRequest {
-    send: SendStream,
-    _recv: RecvStream,
-    _dialled: Connection,
-    _served: JoinHandle<Result<(), HandlerError>>,
-}
-
-impl UnfinishedRequest {
-    pub(crate) async fn says(&mut self, text: &[u8]) {
-        self.send.write_all(text).await.expect("it reads");
-    }
-}
-
-/// The serving of one connection.
-pub(crate) struct ServeTask(JoinHandle<Result<(), HandlerError>>);
-
-impl ServeTask {
-    /// Waits until the node ends it.
-    pub(crate) async fn ended(self) {
-        let ended = tokio::time::timeout(hung(), self.0)
-            .await
-            .expect("it hangs");
-        let ended = ended.expect("it does not panic");
-        ended.expect("it is no failure");
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        self.0.is_finished()
-    }
-}
-
-pub(crate) enum HttpTestClient {
-    H1(http1::SendRequest<Full<Bytes>>),
-    H2(http2::SendRequest<Full<Bytes>>),
-}
-
-impl HttpTestClient {
-    pub(crate) async fn ask(&mut self, mut request: Request<Full<Bytes>>) -> Response<Incoming> {
-        match self {
-            Self::H1(sender) => {
-                // Only proxies get the whole address (RFC 9112 section 3.2).
-                let path = request.uri().path_and_query().expect("a path").clone();
-                *request.uri_mut() = path.as_str().parse().expect("a path");
-                sender.send_request(request).await.expect("an answer")
-            }
-            Self::H2(sender) => {
-                request.headers_mut().remove(HOST);
-                sender.send_request(request).await.expect("an answer")
-            }
-        }
-    }
-
-    pub(crate) async fn response(mut self, request: Request<Full<Bytes>>) -> HttpTestResponse {
-        let work = async {
-            let (head, body) = self.ask(request).await.into_parts();
-            let body = body.collect().await.expect("a whole body");
-            HttpTestResponse {
-                status: head.status,
-                headers: head.headers,
-                body: body.to_bytes().to_vec(),
-            }
-        };
-        tokio::time::timeout(hung(), work).await.expect("it hangs")
     }
 }

@@ -150,14 +150,16 @@ async fn heads_without_end_are_ended_by_what_is_taken_of_them() {
         &frame(HEADERS, 1, &block),
     ]
     .concat();
-    let mut more = vec![0x00, 1, b'a', 0x7f, 0xe1, 0x1e];
+    // A value of 4,000 bytes: 127 and 3,873 more (RFC 7541 section 5.1). With another length the head would be
+    // malformed, which ends it as well.
+    let mut more = vec![0x00, 1, b'a', 0x7f, 0xa1, 0x1e];
     more.extend([b'a'; 4000]);
     let piece = frame(CONTINUATION, 1, &more);
     let heard = node.floods(b"h2", &begin, &piece, FLOOD_BYTES_MAX).await;
-    // The error, and not NO_ERROR, with which a clock would say goodbye.
+    // Too much came: ENHANCE_YOUR_CALM (RFC 9113 section 7). A clock would say goodbye with NO_ERROR.
     let goodbye = frames(&heard).find(|(kind, _)| *kind == GOAWAY);
     let (_, goodbye) = goodbye.unwrap_or_else(|| panic!("{heard:?}"));
-    assert_ne!(goodbye[4..8], [0; 4], "{goodbye:?}");
+    assert_eq!(goodbye[4..8], [0, 0, 0, 11], "{goodbye:?}");
 }
 
 /// How long a connection is kept whose client has not proved who it is.
@@ -171,7 +173,7 @@ async fn a_client_that_does_not_authenticate_in_time_is_closed() {
     let node = HttpTestNode::patient(HttpTimeouts {
         head: enough(),
         keep_alive: LONG,
-        stranger: unknown(),
+        unknown_peer: unknown(),
         ..HttpTimeouts::default()
     });
     let whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -232,7 +234,7 @@ async fn a_client_that_ignores_goaway_is_closed() {
         let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive,
-            stranger: unknown_limit,
+            unknown_peer: unknown_limit,
             ..HttpTimeouts::default()
         });
         let (client, served) = H3TestClient::connect(&node, H3StreamPermits::Streams).await;
@@ -242,7 +244,7 @@ async fn a_client_that_ignores_goaway_is_closed() {
     }
 }
 
-/// A stream of events may go on for ever: an unauthenticated client gets none, also of what is open on `alknet/call`.
+/// A stream of events may go on for ever: an unknown peer gets none, also of what is open on `alknet/call`.
 #[tokio::test]
 async fn an_unauthenticated_client_gets_no_event_stream() {
     let node = HttpTestNode::new("");
@@ -268,7 +270,7 @@ async fn no_other_client_is_closed() {
         let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive: LONG,
-            stranger: unknown(),
+            unknown_peer: unknown(),
             event_ping: moment(),
             ..HttpTimeouts::default()
         });

@@ -124,6 +124,11 @@ pub enum ApproveError {
     /// As for every other caller.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
+    /// The key is of a peer that did not enrol, or that may do more than the approver, who is no administrator.
+    #[error(
+        "the key is of a peer that did not enrol here, or that may do more than you: an administrator lets it in"
+    )]
+    Peer,
     /// No applicant waits under this key or fingerprint.
     #[error(
         "no applicant waits under this key or fingerprint: at most {max} wait, for 10 minutes",

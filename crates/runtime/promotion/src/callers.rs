@@ -13,7 +13,7 @@ use alknet_core::PeerId;
 
 use crate::limits::{AUTHOR_CALLS_MAX, CALL_RETRY_MS, CALLER_CALLS_MAX, CALLER_CALLS_SPARE};
 
-/// The caller; `None` is an unauthenticated peer.
+/// The caller; `None` is an unknown peer.
 type Caller = Option<PeerId>;
 
 /// A call of an operation, by the node's own number for it. The id of a request is unsuitable: its sender chooses it,

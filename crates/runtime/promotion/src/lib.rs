@@ -42,6 +42,6 @@ pub use service::{
 pub use store::{
     AuditAct, AuditEntry, AuthoritySnapshot, BundleFindings, NewProposal, OperationVersion,
     PromotionStore, PromotionStoreError, PromotionTerms, Proposal, ProposalFilter, ProposalState,
-    ReviewResult, RollbackResult, TallyCounts,
+    ReviewResult, ReviewVote, RollbackResult, TallyCounts,
 };
 pub use trial::{TestRunner, TrialResult, TrialRun};

@@ -100,7 +100,8 @@ async fn promote(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result
         external: input.external.unwrap_or(false),
         scopes: input.scopes,
     };
-    let done = promotion.accept(input.id, input.digest, wanted, &who, &input.reason);
+    let reviewer = (&*who, ctx.conn().key);
+    let done = promotion.accept(input.id, input.digest, wanted, reviewer, &input.reason);
     Ok(done.await?)
 }
 

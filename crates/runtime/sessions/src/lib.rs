@@ -76,9 +76,9 @@ mod ops;
 mod wire;
 
 pub use host::{
-    CONSOLE_TARGET, Console, PeerSelector, ReplayOutcome, ScriptService, ScriptSession,
-    ScriptSessions, SessionConsoleLine, SessionEndReason, SessionGrant, SessionGrants, SessionInfo,
-    SessionLimits, SessionOutput, SessionSpec, SessionState, SessionsConfig, TensorFiles,
-    YieldedItems, declared_errors, to_call_error,
+    CONSOLE_TARGET, Console, PeerSelector, ReplayOutcome, SESSION_END_TARGET, ScriptService,
+    ScriptSession, ScriptSessions, SessionConsoleLine, SessionEndReason, SessionGrant,
+    SessionGrants, SessionInfo, SessionLimits, SessionOutput, SessionSpec, SessionState,
+    SessionsConfig, TensorFiles, YieldedItems, declared_errors, to_call_error,
 };
 pub use ops::operations;

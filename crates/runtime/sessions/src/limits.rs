@@ -80,6 +80,9 @@ pub(crate) const PULSE: Duration = Duration::from_millis(5);
 /// How long a script may take to react to the abort of its call before it is stopped: the host kills the worker 20 ms
 /// after the abort.
 pub(crate) const ABORT_LISTEN: Duration = Duration::from_millis(5);
+/// How often the opening of a session ends idle sessions of others before it is refused: another session may take the
+/// room first.
+pub(crate) const ROOM_TRIES_MAX: usize = 8;
 /// REPLs that one identity may have at once.
 pub const REPLS_OF_TENANT_MAX: usize = 8;
 /// How long an unused REPL stays open.

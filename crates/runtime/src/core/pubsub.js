@@ -12,13 +12,14 @@ class Topic {
   #listeners = new Set();
   constructor(name) { Object.defineProperty(this, 'name', { value: name, enumerable: true }); }
 
-  // Calls every listener before it returns, and says how many there were.
+  // Calls every listener before it returns, and says how many it called.
   publish(value) {
     const errors = [];
-    const now = [...this.#listeners];
-    for (const entry of now) {
+    let called = 0;
+    for (const entry of [...this.#listeners]) {
       // One that left meanwhile hears no more.
       if (!this.#listeners.has(entry)) continue;
+      called += 1;
       try {
         entry.listener(value);
       } catch (error) {
@@ -27,7 +28,7 @@ class Topic {
     }
     if (errors.length === 1) throw errors[0];
     if (errors.length > 1) throw new AggregateError(errors, `${errors.length} listeners of ${this.name} failed`);
-    return now.length;
+    return called;
   }
 
   subscribe(listener, { signal } = {}) {

@@ -35,6 +35,30 @@ fn limits_out_of_range_are_refused() {
 }
 
 #[test]
+fn a_refused_limit_has_its_name_and_its_range() {
+    let refused = |limits: IsolateLimits| limits.checked().expect_err("out of range").message;
+    let most = limits::CPU_MAX * 2;
+    let slow = IsolateLimits {
+        cpu: most,
+        ..IsolateLimits::default()
+    };
+    let cpu = "the limit cpu_ms is out of its range: 1 to 300000";
+    assert_eq!(refused(slow), cpu);
+    let small = IsolateLimits {
+        heap_bytes: 1,
+        ..IsolateLimits::default()
+    };
+    let heap = "the limit heap_bytes is out of its range: 1048576 to 1073741824";
+    assert_eq!(refused(small), heap);
+    let idle = IsolateLimits {
+        fuel_ticks: 0,
+        ..IsolateLimits::default()
+    };
+    let fuel = "the limit fuel_ticks is out of its range: 1 at least";
+    assert_eq!(refused(idle), fuel);
+}
+
+#[test]
 fn the_least_heap_holds_the_globals() {
     let mut least = spec("export default 1");
     least.limits.heap_bytes = limits::HEAP_BYTES_MIN;

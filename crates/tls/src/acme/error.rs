@@ -35,8 +35,9 @@ pub enum AcmeError {
     Names(String),
     /// The node can answer no challenge that the authority offers.
     #[error(
-        "no way to show the authority that {0} is ours; a name with '*' needs DNS, and any way \
-         that tls.acme.challenge names must be there"
+        "no way to show the authority that {0} is ours: dns-01, the only way for a name with '*', \
+         needs a DNS zone that the node serves, and no node serves one yet; http-01 needs \
+         http.port80"
     )]
     NoWay(String),
     /// The issued certificate cannot be used.

@@ -57,6 +57,15 @@ impl ChallengeResponders {
         ways.retain(|way| self.only.is_none_or(|only| only == *way));
         ways
     }
+
+    /// The first of `names` that no challenge can work for.
+    pub(super) fn unprovable<'a>(&self, names: &'a [String]) -> Option<&'a str> {
+        let mut names = names.iter().map(String::as_str);
+        names.find(|name| {
+            let below = name.strip_prefix("*.");
+            self.ways(below.unwrap_or(name), below.is_some()).is_empty()
+        })
+    }
 }
 
 /// A new key, and the signing request for its certificate.
@@ -321,5 +330,11 @@ mod tests {
         assert_eq!(answers.ways("ours.example", true), []);
         answers.only = Some(Dns01);
         assert_eq!(answers.ways("elsewhere.example", false), [Dns01]);
+        let names = ["ours.example", "*.ours.example"].map(str::to_owned);
+        assert_eq!(answers.unprovable(&names), None);
+        answers.dns = None;
+        assert_eq!(answers.unprovable(&names), Some("ours.example"));
+        answers.only = None;
+        assert_eq!(answers.unprovable(&names), Some("*.ours.example"));
     }
 }

@@ -69,11 +69,20 @@ impl AcmeTestState {
     }
 
     fn start(&self, seal: &Arc<FakeSeal>) -> Acme {
+        self.start_for(seal, &[NAME], None)
+    }
+
+    fn start_for(
+        &self,
+        seal: &Arc<FakeSeal>,
+        names: &[&str],
+        challenge: Option<ChallengeKind>,
+    ) -> Acme {
         let options = AcmeOptions {
             directory: "https://localhost/dir".to_owned(),
             contact: Vec::new(),
-            names: vec![NAME.to_owned()],
-            challenge: None,
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+            challenge,
             profile: None,
             state_dir: self.state.path().to_owned(),
             clock_floor: 0,
@@ -218,6 +227,30 @@ async fn nothing_is_ordered_whose_key_cannot_be_sealed() {
     assert_eq!(acme.plan.history(), &AcmeHistory::default());
     assert_eq!(acme.disk.history::<AcmeHistory>(), AcmeHistory::default());
     assert_eq!(acme.plan.next(acme.now()), AcmeStep::Order);
+}
+
+/// The node has no DNS part.
+#[tokio::test]
+async fn nothing_is_ordered_that_the_node_cannot_prove() {
+    for (names, challenge) in [
+        (&["*.a.example"][..], None),
+        (&[NAME, "*.a.example"], None),
+        (&[NAME], Some(ChallengeKind::Dns01)),
+    ] {
+        let state = AcmeTestState::new();
+        let mut acme = state.start_for(&seal(1), names, challenge);
+        let mut problems = state.problems.watch();
+        tokio::select! {
+            biased;
+            () = acme.order() => panic!("it waits"),
+            changed = problems.wait_for(|list| !list.is_empty()) => assert!(changed.is_ok()),
+        }
+        let text = state.problems.list()[0].text.clone();
+        assert!(text.contains("no node serves one yet"), "{text}");
+        assert_eq!(state.requests(), 0, "{names:?}");
+        assert_eq!(acme.plan.history(), &AcmeHistory::default());
+        assert_eq!(acme.plan.next(acme.now()), AcmeStep::Order);
+    }
 }
 
 #[test]

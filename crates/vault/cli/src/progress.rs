@@ -26,6 +26,7 @@ impl ProgressMessage {
             }
             // The message was shown and does not end yet.
             if wait == EVERY {
+                // As above.
                 writeln!(io::stderr()).ok();
             }
         };
@@ -40,6 +41,7 @@ impl Drop for ProgressMessage {
     fn drop(&mut self) {
         if let Some((end, thread)) = self.0.take() {
             drop(end);
+            // A thread that panicked has shown that, and the message is no part of the result.
             thread.join().ok();
         }
     }

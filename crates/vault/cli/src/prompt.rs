@@ -99,6 +99,7 @@ impl TerminalPrompt {
         }
         // The question goes to standard error, because standard output is the result and may go into a file.
         eprint!("{what}: ");
+        // A person without the question still has the cursor.
         io::stderr().flush().ok();
         if shown {
             return line(&mut from, false);

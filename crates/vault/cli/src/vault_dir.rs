@@ -132,7 +132,8 @@ impl VaultDir {
             Err(error) => Err(VaultCliError::file(path)(error)),
         };
         match seed {
-            // The user did not name this file, but may wonder why it does not open the vault.
+            // The user did not name this file, but may wonder why it does not open the vault. The result is dropped,
+            // because an error about standard error cannot be shown.
             Err(error) if named.is_none() => {
                 writeln!(std::io::stderr(), "{} is not used: {error}", path.display()).ok();
                 Ok(None)
@@ -270,6 +271,7 @@ impl OpenVaultDir {
             // into a new one.
             Err(AuditError::Broken { .. }) => {
                 let text = "the end of the log is broken; it is put aside and another is begun";
+                // As above.
                 writeln!(std::io::stderr(), "{text}").ok();
                 AuditLog::restart_chain(&dir)?
             }

@@ -83,6 +83,16 @@ impl WorkersConfig {
         self.workers_of_tenant_max() / 2
     }
 
+    /// The part of these that one caller may take.
+    pub(super) fn workers_of_caller_max(&self) -> usize {
+        self.workers_lent_max().div_ceil(2)
+    }
+
+    /// The part of these that only callers without a worker may take.
+    pub(super) fn workers_of_first_callers(&self) -> usize {
+        self.workers_lent_max() / 4
+    }
+
     /// Bytes that a worker of `role` may hold whose sessions were granted `granted` bytes; 0 means that none was
     /// granted any.
     pub(super) fn memory_of(&self, role: WorkerRole, granted: u64) -> u64 {
@@ -204,6 +214,7 @@ pub struct WorkerLease {
     pub(super) memory: u64,
     pub(super) lent: bool,
     pub(super) rights: Option<Bytes32>,
+    pub(super) caller: Option<String>,
 }
 
 impl WorkerLease {
@@ -218,6 +229,7 @@ impl WorkerLease {
             memory: 0,
             lent: false,
             rights: None,
+            caller: None,
         }
     }
 
@@ -227,6 +239,19 @@ impl WorkerLease {
     pub const fn lent(mut self) -> Self {
         self.lent = true;
         self
+    }
+
+    /// The caller for whom a lent session runs. One caller gets half of the workers for a tenant's callers.
+    #[must_use]
+    pub fn for_caller(mut self, caller: impl Into<String>) -> Self {
+        self.caller = Some(caller.into());
+        self
+    }
+
+    /// Whether other callers have the tenant's code run in it.
+    #[must_use]
+    pub const fn is_lent(&self) -> bool {
+        self.lent
     }
 
     /// The session shares its worker only with sessions that have the same rights, of which this is a digest. The host

@@ -33,6 +33,8 @@ struct PoolSlot {
     sessions: u32,
     served: u32,
     idle_since: u64,
+    /// How many of its sessions run for each caller of the tenant's operations.
+    callers: BTreeMap<String, u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,7 @@ impl WorkerPool {
             sessions: 0,
             served: 0,
             idle_since: 0,
+            callers: BTreeMap::new(),
         };
         self.slots.insert(self.next, slot);
         self.next
@@ -114,7 +117,24 @@ impl WorkerPool {
         slot.rights = lease.rights;
         slot.sessions += 1;
         slot.served += 1;
+        if let Some(caller) = &lease.caller {
+            *slot.callers.entry(caller.clone()).or_default() += 1;
+        }
         true
+    }
+
+    /// Removes a session that ran for this caller, beside [`release`](Self::release).
+    pub(super) fn release_caller(&mut self, worker: u64, caller: &str) {
+        let slot = self.slots.get_mut(&worker);
+        let Some(callers) = slot.map(|slot| &mut slot.callers) else {
+            return;
+        };
+        if let Some(sessions) = callers.get_mut(caller) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                callers.remove(caller);
+            }
+        }
     }
 
     /// Removes a session from its worker.
@@ -192,6 +212,11 @@ impl WorkerPool {
         })
     }
 
+    /// The tenant of a worker. `None` for a worker without a tenant.
+    pub(super) fn tenant_of_worker(&self, worker: u64) -> Option<&str> {
+        self.slots.get(&worker)?.tenant.as_deref()
+    }
+
     /// Number of workers that the tenant has, of all roles.
     pub(super) fn of_tenant(&self, tenant: &str) -> usize {
         let own = |slot: &&PoolSlot| {
@@ -202,12 +227,31 @@ impl WorkerPool {
 
     /// The part of these that run the tenant's code for other callers.
     pub(super) fn lent_by(&self, tenant: &str) -> usize {
-        let own = |slot: &&PoolSlot| {
+        self.lent_slots(tenant).count()
+    }
+
+    /// The part of these that have a session.
+    pub(super) fn lent_in_use(&self, tenant: &str) -> usize {
+        let used = |slot: &&PoolSlot| slot.sessions > 0;
+        self.lent_slots(tenant).filter(used).count()
+    }
+
+    /// The part of these whose sessions all run for this caller.
+    pub(super) fn lent_to(&self, tenant: &str, caller: &str) -> usize {
+        let alone = |slot: &&PoolSlot| {
+            let own = slot.callers.get(caller).copied().unwrap_or_default();
+            own > 0 && own == slot.sessions
+        };
+        self.lent_slots(tenant).filter(alone).count()
+    }
+
+    /// The workers that run the tenant's code for other callers.
+    fn lent_slots(&self, tenant: &str) -> impl Iterator<Item = &PoolSlot> {
+        self.slots.values().filter(move |slot| {
             slot.lent
                 && slot.phase != WorkerPhase::Leaving
                 && slot.tenant.as_deref() == Some(tenant)
-        };
-        self.slots.values().filter(own).count()
+        })
     }
 
     /// The largest worker, by its bytes, of the tenant whose workers hold most together. It is not the largest of

@@ -37,6 +37,7 @@ use crate::{
     WorkerError, WorkerRole,
 };
 
+pub use ending::WORKER_LOSS_TARGET;
 pub(super) use opening::check_binds;
 
 /// Most events of one wait.
@@ -93,6 +94,8 @@ struct OpenSession {
     worker: u64,
     /// Bytes that were granted to it.
     granted: u64,
+    /// The caller for whom it runs.
+    caller: Option<String>,
     inbox: mpsc::Sender<(FromWorkerMessage, Vec<OwnedFd>)>,
     /// Bytes that wait in the inbox.
     unread: Arc<AtomicUsize>,
@@ -337,6 +340,9 @@ impl WorkerSupervisor {
         };
         self.count().now.sessions = self.sessions.len() as u64;
         self.pool.release(open.worker, now);
+        if let Some(caller) = &open.caller {
+            self.pool.release_caller(open.worker, caller);
+        }
         if let Some(worker) = self.workers.get_mut(&open.worker) {
             worker.sessions.retain(|session| *session != sid);
             worker.granted = worker.granted.saturating_sub(open.granted);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use alknet_worker::limits::SESSIONS_MAX;
 use alknet_worker::{
-    RoleConfig, WorkerCallError, WorkerEndReason, WorkerError, WorkerLease, WorkerRole, Workers,
+    Bytes32, RoleConfig, WorkerCallError, WorkerEndReason, WorkerError, WorkerLease, WorkerRole,
+    Workers,
 };
 
 use crate::act::ProbeAct;
@@ -148,6 +149,40 @@ fn what_others_have_run_leaves_the_tenant_half_of_its_workers() {
     let shared = |lease: WorkerLease| block_on(workers.open(lease)).expect("a session").pid();
     let called = shared(WorkerLease::new(WorkerRole::Js, "other").lent());
     assert_ne!(shared(WorkerLease::new(WorkerRole::Js, "other")), called);
+}
+
+/// A caller calls operations with different rights, as many at once as there are workers for the author's callers.
+#[test]
+fn one_caller_leaves_the_other_callers_workers_of_the_author() {
+    let mut config = config();
+    config.workers_max = 32;
+    let workers = Workers::start(config).expect("a supervisor");
+    let called = |caller: &str, rights: u8| {
+        let lease = WorkerLease::new(WorkerRole::Js, "author").lent();
+        let lease = lease.with_rights(Bytes32([rights; 32]));
+        block_on(workers.open(lease.for_caller(caller)))
+    };
+    let eve = [called("eve", 1), called("eve", 2)];
+    let eve = eve.map(|session| session.expect("half of the author's four"));
+    let refused = called("eve", 3);
+    assert!(
+        matches!(refused, Err(WorkerError::CallerShare)),
+        "{refused:?}"
+    );
+    let same = called("eve", 2).expect("beside her other one");
+    assert_eq!(same.pid(), eve[1].pid());
+    let bob = called("bob", 3).expect("a worker");
+    let second = called("bob", 4);
+    assert!(
+        matches!(second, Err(WorkerError::TenantShare)),
+        "the last one is for others: {second:?}"
+    );
+    let ada = called("ada", 5).expect("the last one");
+    assert!([&eve[0], &same, &bob, &ada].into_iter().all(answers));
+    // What has ended counts for no caller.
+    drop(eve);
+    drop(same);
+    assert!(answers(&called("eve", 6).expect("a worker")));
 }
 
 /// Sessions that share their workers are no more than these hold; a tenant that opens several at once is not refused

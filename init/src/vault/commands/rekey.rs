@@ -141,7 +141,10 @@ impl CommandSession {
             if !self.slot_by_pin(place, slot.id(), true)? {
                 return Ok(Err("its PIN was not typed".to_owned()));
             }
-            pin = self.of_slot(slot.id()).ok();
+            pin = match self.of_slot(slot.id()) {
+                Ok(typed) => Some(typed),
+                Err(why) => return Ok(Err(why)),
+            };
         }
         let source = tpm_unlock::pin(pin.as_ref()).map(tpm::source);
         Ok(source.and_then(|source| source.map_err(|error| error.to_string())))

@@ -62,13 +62,13 @@ fn only_each_recipient_opens_it() {
         ssh_key(dir, "rsa2048", &["-t", "rsa", "-b", "2048"]),
         ssh_key(dir, "rsa3072", &["-t", "rsa", "-b", "3072"]),
     ];
-    age_key(dir, "stranger");
+    age_key(dir, "other");
     let file = encrypt(WORDS, &recipients).expect("encrypted");
     fs::write(dir.join("file.age"), file).expect("a writable directory");
     for key in ["age", "ed25519", "rsa2048", "rsa3072"] {
         assert_eq!(good(opened(dir, key)), WORDS, "{key}");
     }
-    assert!(!opened(dir, "stranger").status.success());
+    assert!(!opened(dir, "other").status.success());
 }
 
 #[test]

@@ -46,7 +46,14 @@ fn every_failure_has_its_code() {
     fs::remove_file(shell.path("notes.txt")).expect("just written");
     let said = refused(&shell, "ls /", "USAGE", 2);
     assert!(said.contains("is a folder"), "{said}");
-    refused(&shell, "cat /sample.mt other", "E_NOTFOUND", 2);
+    for (line, code) in [
+        ("cat /sample.mt other", "E_NOTFOUND"),
+        ("convert /wrong.npy /out.mt", "E_HEADER"),
+    ] {
+        let said = refused(&shell, line, code, 2);
+        let file = line.split(' ').nth(1).unwrap_or_default();
+        assert!(said.contains(&format!("{file}: ")), "{said}");
+    }
     refused(&shell, "cat /sample.mt weights --rows 1:9", "E_SHAPE", 2);
     refused(
         &shell,
@@ -63,7 +70,6 @@ fn every_failure_has_its_code() {
     refused(&shell, "cat /sample.mt weights --npy --json", "USAGE", 2);
     refused(&shell, "convert /sample.mt /out.txt", "USAGE", 2);
     refused(&shell, "convert /sample.mt /out.npy", "E_SHAPE", 2);
-    refused(&shell, "convert /wrong.npy /out.mt", "E_HEADER", 2);
     refused(&shell, "strip /sample.mt /no/folder/out.mt", "E_IO", 1);
     refused(&shell, "pack /sample.mt /out.mt", "E_IO", 1);
     assert_eq!(shell.names(), ["sample.mt", "short.mt", "wrong.npy"]);

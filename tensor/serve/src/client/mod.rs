@@ -7,7 +7,7 @@ mod whole;
 use std::io::Read;
 use std::ops::Range;
 
-use alknet_core::{Connection, RecvStream, SendStream, StreamCode, StreamError};
+use alknet_core::{CloseReason, Connection, RecvStream, SendStream, StreamCode, StreamError};
 use alknet_tensor::{
     ContainerLimits, FileId, Hash, Meta, PREFIX_BYTES, TensorError, TensorErrorCode, header_len,
 };
@@ -55,6 +55,18 @@ impl ClientError {
             Self::Local(error) | Self::Wrong(error) => error.code().as_str(),
             Self::Refused { code, .. } => code,
             Self::Stream(_) => TensorErrorCode::Io.as_str(),
+        }
+    }
+
+    /// Why the connection ended, if the error is its end.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<&CloseReason> {
+        let Self::Stream(error) = self else {
+            return None;
+        };
+        match error.get_ref()?.downcast_ref() {
+            Some(StreamError::Closed(reason)) => Some(reason),
+            _ => None,
         }
     }
 
@@ -129,11 +141,15 @@ impl TensorClient {
         path: Option<&str>,
         on_progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<FileId, ClientError> {
-        let mut header = vec![0; PREFIX_BYTES as usize];
-        source
-            .read_exact(&mut header)
-            .map_err(local("read a header"))?;
-        let len = header_len(&header, u64::MAX, &self.limits).map_err(ClientError::Local)?;
+        let mut header = Vec::with_capacity(PREFIX_BYTES as usize);
+        let read = source.by_ref().take(PREFIX_BYTES).read_to_end(&mut header);
+        read.map_err(local("read a header"))?;
+        // Only a source that ends within the prefix has a known length.
+        let source_len = match header.len() as u64 {
+            PREFIX_BYTES => u64::MAX,
+            len => len,
+        };
+        let len = header_len(&header, source_len, &self.limits).map_err(ClientError::Local)?;
         let read = source.by_ref().take(len).read_to_end(&mut header);
         read.map_err(local("read a header"))?;
         let text = header.get(PREFIX_BYTES as usize..).unwrap_or_default();

@@ -9,6 +9,7 @@
 //!
 //! An object is stored whole or not at all, never changes, and this process never maps it.
 
+mod listing;
 mod object;
 mod outboard;
 mod upload;
@@ -30,6 +31,7 @@ use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES};
 use crate::path::{StorePath, TensorFileRef};
 use crate::pending::BytesInFlight;
 
+pub use listing::{StoredPathPage, StoredTensorPath};
 pub use object::Object;
 pub use upload::TensorUpload;
 

@@ -9,7 +9,7 @@ use alknet_call::{
 };
 use alknet_core::{AuthContext, Carriage, ProtocolHandler, memory_pair};
 use alknet_tensor_serve::limits::UPLOADS_PER_PEER;
-use alknet_tensor_serve::{StoreOptions, operations};
+use alknet_tensor_serve::{StoreOptions, StorePath, operations};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -92,6 +92,41 @@ async fn files_are_described() {
         (&json!("struct"), &json!(16), &json!(64))
     );
     assert_eq!(stat["fields"][1]["path"], "/n");
+}
+
+#[tokio::test]
+async fn a_list_has_the_paths_that_the_caller_may_read() {
+    let (scene, id) = StoreScene::holding("models/a");
+    let other = StorePath::parse("models-b").expect("a path");
+    let added = scene.store.add(file().as_slice(), Some(other));
+    added.expect("room for a path");
+    let node = TensorOperationsNode::new(&scene);
+    let listed = async |scopes: &[&str], input: Value| {
+        let peer = node.peer(Some("ada"), scopes);
+        let answer = peer.call("tensor/list", &input).await;
+        let answer = answer.expect("a list").value().clone();
+        assert_eq!(answer["next"], Value::Null, "{answer}");
+        answer["files"].clone()
+    };
+    let row = |path: &str| json!({ "path": path, "id": id.to_string(), "bytes": file().len() });
+    let (one, two) = (row("models/a"), row("models-b"));
+    let all = listed(&["tensor:read:*"], Value::Null).await;
+    assert_eq!(all, json!([two, one]));
+    let below = listed(&["tensor:read:*"], json!({ "below": "models" })).await;
+    assert_eq!(below, json!([one]));
+    let after = listed(&["tensor:read:*"], json!({ "after": "models-b" })).await;
+    assert_eq!(after, json!([one]));
+    assert_eq!(
+        listed(&["tensor:read:models"], Value::Null).await,
+        json!([one])
+    );
+    assert_eq!(listed(&["tensor:write:*"], Value::Null).await, json!([]));
+    let unknown_peer = node.peer(None, &[]);
+    let (code, _) = refused(&unknown_peer, "tensor/list", Value::Null).await;
+    assert_eq!(code, "UNAUTHENTICATED");
+    let peer = node.peer(Some("ada"), &["tensor:read:*"]);
+    let wrong = refused(&peer, "tensor/list", json!({ "below": "../x" })).await;
+    assert_eq!(wrong, ("INVALID_INPUT".to_owned(), json!("E_VALUE")));
 }
 
 #[tokio::test]

@@ -115,8 +115,10 @@ async fn files_travel_both_ways_over_quic() {
 async fn unknown_peers_and_tcp_reach_nothing() {
     let (scene, _) = StoreScene::holding("models/a");
     let node = TensorQuicNode::start(&scene);
-    let stranger = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
-    let connection = stranger.dial_over(Carriage::Quic, &node.target, ALPN).await;
+    let unknown_peer = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
+    let connection = unknown_peer
+        .dial_over(Carriage::Quic, &node.target, ALPN)
+        .await;
     // Who the peer is may be known only after the handshake has ended for this side.
     if let Ok(connection) = connection {
         let closed = tokio::time::timeout(hung(), connection.closed()).await;

@@ -48,7 +48,8 @@ async fn unread_streams_of_events_cost_little() {
     drop(raw);
 }
 
-/// A node, and a client that makes the longest possible lines in its access log.
+/// A node, and a client that makes the longest possible lines in its access log. It has an identity: the log takes few
+/// lines of one that has none.
 fn chatter(bench: &TestBench) -> (WebNode, impl Fn(&WebNode, usize)) {
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("room");
@@ -59,7 +60,8 @@ fn chatter(bench: &TestBench) -> (WebNode, impl Fn(&WebNode, usize)) {
     let path = format!("/{name}");
     let lines = move |web: &WebNode, count: usize| {
         let paths = vec![&*path; count];
-        let statuses = block_in_place(|| web.at_once(bench, &paths, 32, "http2\n").statuses());
+        let options = format!("http2\nheader = \"authorization: Bearer {}\"\n", web.admin);
+        let statuses = block_in_place(|| web.at_once(bench, &paths, 32, &options).statuses());
         let served = statuses.iter().filter(|status| **status == 200).count();
         assert_eq!(served, count);
     };

@@ -1,17 +1,22 @@
 //! Large bodies, announced bodies, and bodies of many small values.
 
+use alknet_gateway::limits::BODY_AHEAD;
 use alknet_tests::raw::{
-    DATA, END_HEADERS, H1, HEADERS, RawQuicConnection, frame, literals, within,
+    DATA, END_HEADERS, H1, HEADERS, Http2Tally, RawQuicConnection, frame, literals, within,
 };
-use alknet_tests::{TestBench, WebNode};
+use alknet_tests::{TestBench, WebNode, eventually};
+use futures_util::FutureExt;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, forget_peak, peak, resident, share};
+use super::{GROWTH_BYTES, counted, forget_peak, peak, resident, share, until_counted};
 
 /// Bytes of the longest body.
 const BODY_BYTES: usize = 8 << 20;
+
+/// Bytes that the node counts for short requests of others and their answers, a few at once.
+const OTHERS_BYTES: u64 = 256 << 10;
 
 #[test]
 fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
@@ -57,6 +62,12 @@ fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
     assert!(served > 0 && served + refused >= 64, "{statuses:?}");
     let grown = peak(&web) - before;
     assert!(grown < share() + GROWTH_BYTES, "{grown} bytes more");
+    // By the node's own count no more than its identity may have, beside the others' requests.
+    let [_, most] = counted(&web);
+    println!("figure counted for bodies: {} KiB", most >> 10);
+    assert!(most > 2 * BODY_BYTES as u64, "{most} bytes are counted");
+    assert!(most <= share() + OTHERS_BYTES, "{most} bytes are counted");
+    until_counted(&web, 0);
 }
 
 /// With a token of the least scope: request heads that together announce more bytes than its
@@ -76,11 +87,26 @@ async fn bodies_that_are_only_announced_take_no_memory() {
         assert!(raw.say(head.as_bytes()).await);
         held.push(raw);
     }
+    // The node has read each head and the byte behind it, and waits for more: it counts none that it
+    // has answered.
+    until_counted(&web, (held.len() * BODY_AHEAD) as u64);
     let list = r#"{"operation":"/services/list","input":{}}"#;
     for token in [&web.reader, &web.admin] {
         let told = block_in_place(|| web.post(token, "/call", list));
         assert_eq!(told.status, 200, "{}", told.text());
     }
+    for raw in &mut held {
+        let mut told = Vec::new();
+        // On a slow host the rest of the body is overdue.
+        raw.recv.read_buf(&mut told).now_or_never();
+        let told = String::from_utf8_lossy(&told);
+        assert!(
+            told.is_empty() || told.starts_with("HTTP/1.1 408 "),
+            "{told}"
+        );
+    }
+    drop(held);
+    until_counted(&web, 0);
 }
 
 /// The head shows a token with the right for the body's request, and the body comes after the right
@@ -209,11 +235,23 @@ async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
             ];
             assert!(raw.say(&begins.concat()).await, "it takes the stream");
         }
+        assert!(raw.until_read().await, "it goes on");
+        // They wait for the rest of their bodies.
+        let tally = raw.until(|_| true).await;
+        assert_eq!(tally, Http2Tally::default(), "a request has an answer");
         held.push(raw);
     }
     for raw in &mut held {
         assert!(raw.until_read().await, "it goes on");
     }
+    // The node counts none that it refuses. On a slow host the first bodies are overdue before the
+    // last ones begin.
+    let least = (CONNECTIONS * STREAMS as usize * BODY_AHEAD / 2) as u64;
+    block_in_place(|| {
+        eventually("at least half of them wait at once", || {
+            (counted(&web)[1] >= least).then_some(())
+        });
+    });
     let grown = peak(&web).saturating_sub(before);
     let count = CONNECTIONS * STREAMS as usize;
     println!("figure {count} first bytes: {} KiB", grown >> 10);
@@ -311,6 +349,7 @@ async fn lists_of_short_values_cost_no_trees() {
     // The longest last, because what the node keeps of earlier ones also counts for each.
     cases.sort_by_key(|(_, body, _)| body.len());
     let mut most_times: f64 = 0.0;
+    let longest = cases.last().map_or(0, |(_, body, _)| body.len()) as u64;
     for (path, body, status) in cases {
         std::fs::write(&file, &body).expect("room");
         let arguments = [
@@ -335,7 +374,22 @@ async fn lists_of_short_values_cost_no_trees() {
         assert!(grown < most, "{grown} for {path} {shown}: {most} at most");
         let kept = before.saturating_sub(first);
         assert!(kept < most, "{kept} kept before {path} {shown}");
+        // By the node's own count: the body, and four times its bytes of what is made of it.
+        let [_, made] = counted(&web);
+        let made = made.saturating_sub(body.len() as u64);
+        let most = 4 * body.len() as u64 + OTHERS_BYTES;
+        assert!(
+            made <= most,
+            "{made} made of {path} {shown}: {most} at most"
+        );
         most_times = most_times.max(grown as f64 / body.len() as f64);
     }
+    let [_, most] = counted(&web);
+    println!(
+        "figure counted for bodies of short values: {} KiB",
+        most >> 10
+    );
+    // A table of the values counts beside the body.
+    assert!(most >= 2 * longest, "{most} bytes are counted");
     println!("figure memory for a body of short values: {most_times:.1} times its bytes at most");
 }

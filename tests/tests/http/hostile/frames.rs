@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use alknet_http::limits::{RESETS_BURST, RESETS_PER_SECOND};
+use alknet_http::limits::{RESETS_BURST, RESETS_MAX, RESETS_PER_SECOND};
 use alknet_test_support::deadline;
 use alknet_tests::raw::{PING, RawQuicConnection, SETTINGS, frame};
 use alknet_tests::{TestBench, WebNode};
@@ -15,6 +15,10 @@ async fn streams_reset_at_once_end_the_connection() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     let before = resident(&web);
+    // The node takes a few at once: their number is what ends the connections below.
+    let few = (RESETS_MAX / 2) as u32;
+    let mut raw = RawQuicConnection::open_two(&web.target()).await;
+    assert_eq!(raw.resets(few, few).await, few);
     for _ in 0..4 {
         let mut raw = RawQuicConnection::open_two(&web.target()).await;
         let taken = raw.resets(20_000, 50).await;

@@ -5,11 +5,13 @@ mod bodies;
 mod frames;
 mod guesses;
 mod heads;
+mod log;
 mod removals;
 mod shares;
 mod sockets;
 
-use alknet_tests::WebNode;
+use alknet_tests::{WebNode, eventually};
+use serde_json::Value;
 use tokio::task::block_in_place;
 
 /// How much an attack may make the node's memory grow, with what the allocator keeps.
@@ -40,6 +42,26 @@ fn peak(web: &WebNode) -> u64 {
     kib.and_then(|kib| kib.parse::<u64>().ok())
         .expect("a number")
         << 10
+}
+
+/// Bytes of requests and answers over HTTP, by the node's own count: those under way, and the most
+/// at once so far.
+fn counted(web: &WebNode) -> [u64; 2] {
+    let told = block_in_place(|| web.node.call("node/metrics", &Value::Null));
+    ["alknet_http_bytes", "alknet_http_peak_bytes"].map(|name| {
+        let bytes = told["values"][name].as_f64();
+        bytes.unwrap_or_else(|| panic!("no {name}: {told:#}")) as u64
+    })
+}
+
+/// Waits until the node counts exactly so many bytes under way: it has read the first bytes of every
+/// body, and has refused none of the requests, because a refused one does not count.
+fn until_counted(web: &WebNode, bytes: u64) {
+    block_in_place(|| {
+        eventually(&format!("{bytes} bytes are counted"), || {
+            (counted(web)[0] == bytes).then_some(())
+        });
+    });
 }
 
 /// The node answers others, and has not grown.

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
 use alknet_endpoint::EndpointDialer;
+use alknet_gateway::limits::BODY_AHEAD;
 use alknet_tests::{RawTcpConnection, TestBench, WebNode};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{Request, StatusCode};
@@ -22,6 +23,8 @@ use serde_json::{Value, json};
 use tokio::task::{JoinHandle, block_in_place};
 
 use alknet_tests::raw::{H2, frame, within};
+
+use super::until_counted;
 
 /// The smallest limit for requests: 4 MiB, half of it for one identity.
 const LEAST: u64 = 32 << 20;
@@ -96,6 +99,16 @@ impl ShareClient {
         told.expect("an answer")
     }
 
+    /// The status of the answer to a request for a file of the site.
+    async fn gets(&mut self, token: &str, path: &str) -> StatusCode {
+        let request = Request::get(format!("https://localhost{path}"))
+            .header("authorization", format!("Bearer {token}"))
+            .body(BodyExt::boxed(Empty::new()))
+            .expect("correct headers");
+        let told = within(self.requests.send_request(request)).await;
+        told.expect("an answer").status()
+    }
+
     /// The status of a short call.
     async fn calls(&mut self, token: &str) -> StatusCode {
         self.post(token, "/call", &list("x")).await
@@ -159,6 +172,10 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
             assert_eq!(client.calls(token).await, 200);
             clients.push(client);
         }
+        // The node counts the first byte of every other one, and has answered none of them.
+        until_counted(&web, (held.len() / 2 * BODY_AHEAD) as u64);
+        let is_answered = held.iter().any(|one| one.0.is_finished());
+        assert!(!is_answered, "a request has an answer");
         let mut other = ShareClient::open(&web).await;
         for token in [&web.reader, &second, &web.admin] {
             assert_eq!(other.calls(token).await, 200);
@@ -292,6 +309,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
         assert!(served.iter().all(|files| *files <= 8), "{served:?}");
         assert!(served[..4].iter().all(|files| *files > 4), "{served:?}");
         let mut client = ShareClient::open(&web).await;
+        assert_eq!(client.gets(&web.reader, "/large.bin").await, 200);
         assert_eq!(client.calls(&web.admin).await, 200);
         let long = list(&"x".repeat(300_000));
         let told = client.post(&web.reader, "/call", &long).await;

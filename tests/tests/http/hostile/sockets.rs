@@ -34,7 +34,7 @@ const QUIET: Duration = Duration::from_millis(500);
 
 /// Lets one client do much at once, because something else is attacked here.
 const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n\
-                    stranger_requests_per_second = 10000\n";
+                    unknown_peer_requests_per_second = 10000\n";
 
 /// With a token of the least scope. Text and binary messages are handled alike, and pieces are
 /// counted.

@@ -120,7 +120,13 @@ fn who_holds_its_scope_calls_an_import_over_every_way() {
     assert_eq!(second["status"], 403, "{answer:#}");
     let answer = node.model(&token, "/api/getNote", &input).json();
     assert_eq!(answer["result"]["structuredContent"], note, "{answer:#}");
-    assert!(callers.tools(&token).contains("\"api_getNote\""));
+    let tools: Value = serde_json::from_str(&callers.tools(&token)).expect("a list");
+    let mut tools = tools.as_array().expect("a list").iter();
+    let tool = tools.find(|tool| tool["name"] == "api_getNote");
+    let hints = &tool.expect("it is listed")["annotations"];
+    // The API says that the operation only reads, for which the node does not vouch.
+    let hints = (&hints["readOnlyHint"], &hints["openWorldHint"]);
+    assert_eq!(hints, (&Value::Null, &json!(true)));
     let found = web.curl_as(&token, "/search?q=api/", &[]).json();
     let seen = names(&found["operations"], "operation");
     assert_eq!(seen, ["api/events", "api/getNote"]);
@@ -180,7 +186,7 @@ fn who_lacks_its_scope_neither_calls_nor_sees_an_import() {
 
     // An unknown caller gets the same answer for an import as for a name without an operation. Over HTTP the node
     // requires a token first.
-    let unknown_peer = node.bench.user("stranger");
+    let unknown_peer = node.bench.user("unknown-peer");
     for operation in ["api/getNote", "api/absent"] {
         let refused = callers.call(&unknown_peer, operation, &input);
         assert_eq!(refused.code(), "NOT_FOUND", "{operation}: {refused:?}");

@@ -23,7 +23,7 @@ const REQUESTS: u64 = 300;
 
 /// Enough for a client that guesses: requests, and unknown tokens.
 const PATIENT: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\nfailures_per_minute = 1000\n\
-[http]\nrequests_per_second = 100000\nrequests_burst = 100000\nstranger_requests_per_second = 100000\n";
+[http]\nrequests_per_second = 100000\nrequests_burst = 100000\nunknown_peer_requests_per_second = 100000\n";
 
 /// A node with high limits, and a token without dangerous rights.
 fn patient(bench: &TestBench) -> (WebNode, String) {

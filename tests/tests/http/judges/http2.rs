@@ -53,7 +53,7 @@ fn with_a_page(bench: &TestBench) -> WebNode {
     std::fs::write(folder.join("index.html"), "<!doctype html>\n").expect("room");
     let config = format!(
         "[http]\nsite = \"{}\"\ndecoy = \"site\"\nrequests_per_second = 10000\n\
-         requests_burst = 10000\nstranger_requests_per_second = 10000\n",
+         requests_burst = 10000\nunknown_peer_requests_per_second = 10000\n",
         folder.display()
     );
     WebNode::start(bench, &config)

@@ -164,6 +164,10 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
     let grown = after.peak.saturating_sub(before.resident);
     println!("figure growth by bodies, at the peak: {} KiB", grown >> 10);
     assert!(after.peak <= most, "{before:?} became {after:?}");
+    // The node counted the bodies, and no more of them than the growth that is permitted.
+    println!("figure counted for bodies: {} KiB", after.counted >> 10);
+    let counted = 2 * BODY_BYTES_MAX as u64..=GROWTH_BYTES;
+    assert!(counted.contains(&after.counted), "{after:?}");
     let info = web.node.info();
     assert_eq!(info["node_restarts"], 0, "{info:#}");
 }
@@ -364,6 +368,8 @@ pub(super) struct Memory {
     resident: u64,
     /// Highest value since the node's start, also between two requests.
     peak: u64,
+    /// Most bytes of requests and answers over HTTP that the node has counted at once since its start.
+    counted: u64,
 }
 
 /// An administrator who keeps a connection, and requests the node's memory over it. The node knows the token from the
@@ -442,6 +448,7 @@ impl<'a> MemoryWatcher<'a> {
         Some(Memory {
             resident: bytes("alknet_resident_bytes"),
             peak: bytes("alknet_resident_peak_bytes"),
+            counted: bytes("alknet_http_peak_bytes"),
         })
     }
 

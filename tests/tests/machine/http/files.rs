@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use super::{LARGE, Machine};
 
 /// Connections of the attack, and requests that each of them makes at once. Together they are fewer than the files that
-/// a network of unknown clients may have in progress.
+/// a network of unknown peers may have in progress.
 const CONNECTIONS: usize = 2;
 const REQUESTS: u32 = 50;
 

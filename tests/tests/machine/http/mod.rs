@@ -1,5 +1,5 @@
 //! HTTP on the booted image: one machine serves clients of other authors, one after the other. Then attackers come, and
-//! then the node hides from unknown clients.
+//! then the node hides from unknown peers.
 
 mod attacks;
 mod certificate;
@@ -57,7 +57,7 @@ fn a_booted_machine_serves_every_http_client() {
     // These requests wait for limits of up to a minute. The tests from here to the ends of these requests run beside
     // them.
     let mut unread = UnreadResponses::begin(&web);
-    let slow = SlowRequests::begin(&web);
+    let mut slow = SlowRequests::begin(&web);
 
     gateway::every_path_answers(&web);
     gateway::a_caller_without_scope_gets_forbidden(&web);
@@ -79,8 +79,9 @@ fn a_booted_machine_serves_every_http_client() {
     let browser = page::a_browser_shows_the_machine(&bench, &web);
     page::a_browser_uses_it(browser, &web);
 
-    // Clients that come from here on take the places of silent unknown clients.
+    // Clients that come from here on take the places of silent unknown peers.
     unread.end_of_unknown_clients();
+    slow.heads_end(&web);
     attacks::bodies_cost_little_memory(&web);
     framing::what_does_not_end_is_ended(&web);
     sockets::are_bounded(&web);

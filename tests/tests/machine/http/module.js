@@ -1,6 +1,6 @@
-// What docs/examples/alknet.js does with a booted machine, in browsers and in Node: `use(Alknet, CallError,
-// facts, options)` returns the names of what passed; `facts`: `url`, `token` of an administrator, `identity`
-// of the machine.
+// Tests of docs/examples/alknet.js with a booted machine, in browsers and in Node.
+// `use(Alknet, CallError, facts, options)` runs every test and returns the names of those that passed.
+// `facts`: `url`, the `token` of an administrator, and the `identity` of the machine.
 
 const equal = (a, b) => {
   const [x, y] = [JSON.stringify(a), JSON.stringify(b)];
@@ -24,7 +24,7 @@ export async function use(Alknet, CallError, { url, token, identity }, options =
       await fails(node.call("node/info", { x: 1 }), "INVALID_INPUT");
       node.close();
     },
-    async strangers_say_who_they_are() {
+    async unknown_peers_authenticate() {
       const node = connect({ token: undefined });
       await fails(node.call("node/info"), "UNAUTHENTICATED");
       await node.authenticate(token);

@@ -35,12 +35,24 @@ pub(super) struct SlowRequests {
     runtime: Runtime,
     heads: Vec<JoinHandle<Vec<u8>>>,
     heads_three: Vec<JoinHandle<()>>,
+    /// The counts of [`ended_for_room`] before the first of them.
+    ended_before: [u64; 2],
     body: JoinHandle<Vec<u8>>,
     body_two: JoinHandle<AttackOutcome>,
 }
 
+/// Connections that the node has ended because others needed their places, or because memory ran short.
+fn ended_for_room(web: &Machine) -> [u64; 2] {
+    let info = web.node.info();
+    ["evicted", "relieved"].map(|name| {
+        let count = info["endpoint"][name].as_u64();
+        count.unwrap_or_else(|| panic!("no {name}: {info:#}"))
+    })
+}
+
 impl SlowRequests {
     pub(super) fn begin(web: &Machine) -> Self {
+        let ended_before = ended_for_room(web);
         let runtime = Runtime::new().expect("a runtime");
         let target = web.target();
         let (heads, body) = runtime.block_on(async {
@@ -91,6 +103,7 @@ impl SlowRequests {
         Self {
             heads: heads.collect(),
             heads_three,
+            ended_before,
             body: runtime.spawn(async move {
                 let piece = vec![b' '; BODY.bytes];
                 // After its answer the node reads the rest of a body for a while.
@@ -102,17 +115,25 @@ impl SlowRequests {
         }
     }
 
-    /// The node has ended each of these requests, and has served every other client meanwhile.
-    pub(super) fn end(self) {
+    /// The node has ended the connection of each slow head. Nothing but their time ended them: until now no connection
+    /// had to make room for another one.
+    pub(super) fn heads_end(&mut self, web: &Machine) {
         self.runtime.block_on(async {
-            for head in self.heads {
+            for head in self.heads.drain(..) {
                 let told = head.await.expect("its connection has ended");
                 let told = String::from_utf8_lossy(&told);
                 assert!(!told.contains("ok\n"), "it was answered: {told}");
             }
-            for head in self.heads_three {
+            for head in self.heads_three.drain(..) {
                 head.await.expect("its connection has ended");
             }
+        });
+        assert_eq!(ended_for_room(web), self.ended_before);
+    }
+
+    /// The node has ended each slow body as well, and has served every other client meanwhile.
+    pub(super) fn end(self) {
+        self.runtime.block_on(async {
             let told = self.body.await.expect("it was answered");
             let told = String::from_utf8_lossy(&told);
             assert!(told.starts_with("HTTP/1.1 408 "), "{told}");

@@ -43,7 +43,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(90);
 const CONNECTIONS: usize = 20;
 const STREAMS: u32 = 120;
 
-/// Large files that one network of unknown clients may have in progress, with this much memory.
+/// Large files that one network of unknown peers may have in progress, with this much memory.
 const FILES_MAX: u32 = 128;
 
 /// Unread answers, from [`begin`](Self::begin) on.

@@ -1,5 +1,5 @@
 //! Everything that must not be in the memory of a locked machine, derived from its words, its
-//! passphrase or its medium, and its disk. And the search for it.
+//! passphrase or its medium, if the vault has one of these, and its disk. And the search for it.
 
 use std::fs::File;
 use std::io::Read;
@@ -39,13 +39,19 @@ pub(super) const IDENTITY: &str = "the node's key";
 /// The seed of all keys, in the page that PID 1 and the node share.
 pub(super) const SEED: &str = "the seed";
 
+/// Key slots of the data: for the vault, and for the words (docs/sealed.md).
+const BY_VAULT: u32 = 0;
+const BY_WORDS: u32 = 1;
+/// The name of a key that opens the data with the words alone.
+const RECOVERY_KEY: &str = "the data recovery key";
+
 /// The paths of docs/vault.md, and the purpose of their keys.
 const PATHS: [(&str, &str); 7] = [
     (IDENTITY, "m/74'/0'/0'/0'"),
     ("the SSH host key", "m/74'/0'/1'/0'"),
     ("the SSH authority", "m/74'/0'/1'/1'"),
     ("the key of credentials", "m/74'/2'/0'/0'"),
-    ("the data recovery key", "m/74'/2'/1'/0'"),
+    (RECOVERY_KEY, "m/74'/2'/1'/0'"),
     ("the key of the audit log", "m/74'/2'/2'/0'"),
     ("the branch of identities", "m/74'/0'/0'"),
 ];
@@ -57,6 +63,9 @@ pub(crate) enum Opener<'a> {
     Medium([u8; 32]),
     /// Typed at the console.
     Passphrase(&'a str),
+    /// The machine's TPM. It gives the key to no program of the tests, which search for what follows
+    /// from the words.
+    Tpm,
 }
 
 /// Names and bytes.
@@ -74,7 +83,6 @@ impl NamedSecrets {
         head: &Path,
     ) -> Self {
         copy_head(disk, at, head);
-        let open = open(head, opener);
         let nothing = SecretStr::empty();
         let mut secrets = vec![
             ("the entropy", words.bytes().to_vec()),
@@ -87,22 +95,28 @@ impl NamedSecrets {
         for (name, path) in PATHS {
             let path = DerivationPath::parse(path, Curve::Ed25519).expect("a path of the table");
             let key = words.key_at(&nothing, &path).expect("24 words");
-            if name == "the data recovery key" {
-                let phrase = luks_phrase(&key).expose().as_bytes().to_vec();
-                secrets.push(("the phrase of the recovery key", phrase));
+            if name == RECOVERY_KEY {
+                let phrase = luks_phrase(&key);
+                let text = phrase.expose().as_bytes().to_vec();
+                secrets.push(("the phrase of the recovery key", text));
+                secrets.push((VOLUME_KEY, volume_key(head, BY_WORDS, &phrase)));
             }
             secrets.push((name, key.expose().to_vec()));
         }
-        let [kek, master] = master_key(&open, opener);
-        let data = open.data_secret();
-        let phrase = luks_phrase(&data);
-        secrets.extend([
-            ("the key of the slot", kek),
-            ("the vault's master key", master),
-            ("the data secret", data.expose().to_vec()),
-            ("its phrase", phrase.expose().as_bytes().to_vec()),
-            (VOLUME_KEY, volume_key(head, &phrase)),
-        ]);
+        if let Some((open, [kek, master])) = opened(head, opener) {
+            let data = open.data_secret();
+            let phrase = luks_phrase(&data);
+            let text = phrase.expose().as_bytes().to_vec();
+            let volume_key = volume_key(head, BY_VAULT, &phrase);
+            let is_same = secrets.contains(&(VOLUME_KEY, volume_key));
+            assert!(is_same, "both slots of the data have one key");
+            secrets.extend([
+                ("the key of the slot", kek),
+                ("the vault's master key", master),
+                ("the data secret", data.expose().to_vec()),
+                ("its phrase", text),
+            ]);
+        }
         Self(secrets)
     }
 
@@ -149,23 +163,29 @@ fn copy_head(disk: &Path, at: u64, head: &Path) {
     length.expect("the file is ours");
 }
 
-fn open(head: &Path, opener: Opener<'_>) -> OpenAlkv {
+/// The vault, the key of its first slot, and its master key. `None` if only the TPM opens the slot.
+fn opened(head: &Path, opener: Opener<'_>) -> Option<(OpenAlkv, [Vec<u8>; 2])> {
     let area = |at| FileCopyStorage::at(head, at);
     let mut copies = VaultCopies::new(area(super::VAULT_A_AT), area(super::VAULT_B_AT));
     let found = copies.load().expect("a vault").expect("a vault");
+    let uuid = found.newest.uuid();
     match opener {
+        Opener::Tpm => None,
         Opener::Medium(bytes) => {
-            let (uuid, bytes) = (found.newest.uuid(), BASE64.encode(&bytes));
-            let line = format!("alknet-seed-1 {uuid} {bytes}");
+            let line = format!("alknet-seed-1 {uuid} {}", BASE64.encode(&bytes));
             let seed = SeedKey::parse(&line).expect("as docs/vault.md has it");
-            found.open(&mut UnlockKey::Seed(&seed)).expect("its medium")
+            let open = found.open(&mut UnlockKey::Seed(&seed)).expect("its medium");
+            let keys = master_key(&open, |_| key_of_medium(&bytes, &uuid.bytes()));
+            Some((open, keys))
         }
         Opener::Passphrase(typed) => {
             let mut key = UnlockKey::Passphrase {
                 passphrase: &SecretStr::from(typed),
                 cap_kib: CAP_KIB,
             };
-            found.open(&mut key).expect("its passphrase")
+            let open = found.open(&mut key).expect("its passphrase");
+            let keys = master_key(&open, |params| key_of_passphrase(typed, params));
+            Some((open, keys))
         }
     }
 }
@@ -177,24 +197,21 @@ fn seed(words: &Entropy) -> Vec<u8> {
     seed
 }
 
-fn volume_key(head: &Path, phrase: &SecretStr) -> Vec<u8> {
+fn volume_key(head: &Path, slot: u32, phrase: &SecretStr) -> Vec<u8> {
     let file = File::options().read(true).write(true).open(head);
     let file = file.expect("the file is ours");
     let sealed = SealedPartition::load(file, HEAD_BYTES + MORE_BYTES).expect("a header");
-    let key = sealed.unlock(0, phrase.expose().as_bytes());
-    key.expect("the vault opens it").expose().to_vec()
+    let key = sealed.unlock(slot, phrase.expose().as_bytes());
+    key.expect("the slot opens").expose().to_vec()
 }
 
-/// The key of the first slot and the key that it wraps, from the vault's text, because the library
-/// reveals neither.
-fn master_key(open: &OpenAlkv, opener: Opener<'_>) -> [Vec<u8>; 2] {
+/// The key of the first slot, which `kek` computes from the slot's parameters, and the key that it
+/// wraps, from the vault's text, because the library reveals neither.
+fn master_key(open: &OpenAlkv, kek: impl FnOnce(&Value) -> Vec<u8>) -> [Vec<u8>; 2] {
     let alkv: Value = serde_json::from_str(&open.alkv().to_text()).expect("it is JSON");
     let slot = &alkv["slots"][0];
     let uuid = open.alkv().uuid().bytes();
-    let kek = match opener {
-        Opener::Medium(bytes) => key_of_medium(&bytes, &uuid),
-        Opener::Passphrase(typed) => key_of_passphrase(typed, &slot["params"]),
-    };
+    let kek = kek(&slot["params"]);
     let kind = slot["type"].as_str().expect("a text");
     let id = u32::try_from(slot["id"].as_u64().expect("a number")).expect("it is small");
     let length = u16::try_from(kind.len()).expect("it is short");

@@ -58,7 +58,8 @@ const DISK_BYTES: u64 = 1 << 30;
 pub(super) const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
                       abandon about";
 /// Identity of the node with these words.
-const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
+pub(super) const IDENTITY: &str =
+    "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
 
 #[test]
 fn a_first_boot_makes_a_vault_and_seals_the_disk() {
@@ -304,7 +305,7 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     let disk = File::options().write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
     for at in [VAULT_A_AT, VAULT_B_AT] {
-        disk.write_all_at(&[0; VAULT_BYTES], at)
+        disk.write_all_at(&[0; COPY_BYTES], at)
             .expect("it is a file");
     }
     drop(disk);

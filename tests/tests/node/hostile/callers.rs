@@ -12,7 +12,7 @@ use super::{AttackedNode, CARRIAGES, key, key_of, within};
 async fn unknown_keys_and_no_key_are_refused() {
     let bench = TestBench::new();
     let node = bench.host();
-    let unknown_peer = bench.user("stranger");
+    let unknown_peer = bench.user("unknown-peer");
     for carriage in ["quic", "tcp"] {
         for more in [
             &["--carriage", carriage][..],

@@ -393,6 +393,24 @@ fn a_wrong_file_changes_nothing_until_it_is_right() {
     served.wait_for("it is right again", |info| info["problems"] == json!([]));
 }
 
+/// An administrator who sends SIGHUP learns that it arrived.
+#[test]
+fn a_signal_after_no_change_is_logged() {
+    let served = FileNode::start("");
+    hang_up(&served.child);
+    eventually("the line of the signal", Duration::from_secs(60), || {
+        let log = served.run(&["logs", "--last", "100"], &[&served.target]);
+        match log
+            .output
+            .contains("node.toml was read again, and nothing changed")
+        {
+            true => Ok(()),
+            false => Err(format!("{log:?}")),
+        }
+    });
+    assert_eq!(served.info()["config"]["generation"], 1);
+}
+
 #[test]
 fn a_document_is_tried_applied_and_kept() {
     let served = FileNode::start("");
@@ -443,7 +461,7 @@ fn a_document_is_tried_applied_and_kept() {
 fn what_is_refused_says_why_and_with_which_code() {
     let served = FileNode::start("");
     let edge = served.bench.user("edge");
-    let unknown_peer = served.bench.user("stranger");
+    let unknown_peer = served.bench.user("unknown-peer");
     served.write(&peer("edge", &edge, ""));
     served.wait_for("the peer is in", |info| info["config"]["generation"] == 2);
     let new = served.bench.path().join("new.toml");
@@ -489,7 +507,7 @@ async fn a_made_token_works_once_its_hash_is_in_the_file() {
         .expect("the binary can be started");
     let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
     let text = |key: &str| made[key].as_str().unwrap_or_default().to_owned();
-    let unknown_peer = served.bench.user("stranger");
+    let unknown_peer = served.bench.user("unknown-peer");
     let (_dialer, _connection, client) = served.dial(&unknown_peer, Carriage::Quic).await;
     let options = CallOptions {
         auth_token: Some(text("token")),
@@ -559,4 +577,22 @@ fn root_keeps_no_configuration_in_a_folder_of_another_user() {
     command.arg("--config").arg(&served.file);
     let refused = host.run(command);
     assert_eq!(refused.code(), "USAGE", "{refused:?}");
+}
+
+/// A user who may write to the folder of the configuration makes a named pipe where the node keeps its copy. A node that
+/// opens it waits for a writer.
+#[test]
+fn a_pipe_in_the_place_of_the_copy_does_not_hold_the_node() {
+    let bench = TestBench::new();
+    let copy = bench.path().join("node.last-good.toml");
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    nix::unistd::mkfifo(&copy, mode).expect("the folder is ours");
+    let node = bench.host_with("");
+    let answer = node.call(
+        "config/apply",
+        &json!({ "document": "node.name = \"attic\"" }),
+    );
+    assert_eq!(answer["kept"], true, "{answer}");
+    let kept = std::fs::read_to_string(&copy).expect("a file");
+    assert!(kept.contains("attic"), "{kept}");
 }

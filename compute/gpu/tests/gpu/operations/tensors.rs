@@ -116,7 +116,7 @@ fn an_identity_reaches_only_its_own_tensors() {
     let again = NODE.person("owner");
     assert_eq!(read(&again, &handle, Value::Null).1, b"abc");
     // A caller without the scope may do nothing at all.
-    let stranger = NODE.person_with("stranger", &["node:read"]);
+    let reader = NODE.person_with("reader", &["node:read"]);
     for operation in [
         "tensor/create",
         "compute/info",
@@ -124,7 +124,7 @@ fn an_identity_reaches_only_its_own_tensors() {
         "compute/matmul",
     ] {
         assert_eq!(
-            stranger.refused(operation, &json!({})).0,
+            reader.refused(operation, &json!({})).0,
             "FORBIDDEN",
             "{operation}"
         );

@@ -117,3 +117,19 @@ fn the_schema_refuses_unknown_keys_everywhere() {
         );
     }
 }
+
+/// The gateway counts the requests of unknown peers by their networks, and a decoy switches the page off as a site does.
+#[test]
+fn the_schema_says_of_http_what_the_node_does() {
+    let schema = NodeConfig::json_schema();
+    let keys = schema.pointer("/$defs/HttpSection/properties");
+    let keys = keys.and_then(|keys| keys.as_object()).expect("the section");
+    let text = |key: &str| keys[key]["description"].as_str().expect("a text");
+    let rates = keys
+        .keys()
+        .filter(|key| key.ends_with("_requests_per_second"));
+    let rates: Vec<_> = rates.map(|key| text(key)).collect();
+    assert_eq!(rates.len(), 1, "{rates:?}");
+    assert!(rates[0].contains("one network"), "{rates:?}");
+    assert!(text("page").contains("decoy"), "{}", text("page"));
+}

@@ -38,7 +38,7 @@ impl RoleCase {
 
 const PEER: &str = "peer";
 const PROGRAM: &str = "program";
-const UNKNOWN_ROLE: &str = "stranger";
+const UNKNOWN_ROLE: &str = "unknown peer";
 /// Name of a peer, of a program's token.
 const EDGE: ExpectedOutcome = ExpectedOutcome::As("edge");
 const TOOL: ExpectedOutcome = ExpectedOutcome::As("key:tool0001");

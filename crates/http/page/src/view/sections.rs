@@ -222,7 +222,7 @@ pub(super) fn peers(section: &mut PageSection, answer: &Value, now: NodeTime<'_>
         "Scopes: what it may call",
     ];
     section.rows("Peers and tokens that this node knows", &columns, rows);
-    if let Some(unknown_peers) = answer["strangers"].as_u64().filter(|n| *n > 0) {
+    if let Some(unknown_peers) = answer["unknown_peers"].as_u64().filter(|n| *n > 0) {
         section.note = Some(format!("Connections of unknown peers: {unknown_peers}"));
     }
     section.how(

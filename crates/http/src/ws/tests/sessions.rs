@@ -160,7 +160,7 @@ async fn silent_slow_and_unauthenticated_sockets_are_closed() {
     }
 }
 
-/// A call that runs on, such as a subscription, does not keep an unknown client's session for ever.
+/// A call that runs on, such as a subscription, does not keep an unknown peer's session for ever.
 #[tokio::test]
 async fn a_socket_unauthenticated_for_too_long_is_closed() {
     // Enough for a client to send what it has.

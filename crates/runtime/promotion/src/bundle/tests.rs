@@ -92,8 +92,12 @@ fn every_member_is_signed() {
     content.modules.insert("./other.js".to_owned(), other);
     let bundle = sign(&content).expect("a bundle");
     let value: Value = serde_json::from_str(bundle.document()).expect("JSON");
-    let stranger = Ed25519KeyPair::from_seed_unchecked(&[8; 32]).expect("a seed");
-    let stranger = stranger.public_key().as_ref().try_into().expect("32 bytes");
+    let other_key = Ed25519KeyPair::from_seed_unchecked(&[8; 32]).expect("a seed");
+    let other_key = other_key
+        .public_key()
+        .as_ref()
+        .try_into()
+        .expect("32 bytes");
     let changes = [
         ("/author", json!("eve")),
         ("/engine", json!("another")),
@@ -101,7 +105,7 @@ fn every_member_is_signed() {
         ("/export", json!("other")),
         ("/fuel/p50", json!(0)),
         ("/fuel/p99", json!(2)),
-        ("/key", json!(PeerKey::Ed25519(stranger))),
+        ("/key", json!(PeerKey::Ed25519(other_key))),
         (
             "/modules",
             json!({ "./main.js": "export const total = () => 1" }),

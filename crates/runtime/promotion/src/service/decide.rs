@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_call::{Registry, RegistryError, is_operation_name};
-use alknet_core::{Identity, IdentityProvider, PeerId};
+use alknet_core::{Identity, IdentityProvider, PeerKey};
 use alknet_runtime::ops::{ScriptTestReport, tells};
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use crate::limits::{FINDINGS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX};
 use crate::operations::PROMOTE;
 use crate::store::{
     AuditAct, AuthoritySnapshot, BundleFindings, NewProposal, PromotionTerms, Proposal,
-    ProposalState, REPLACED, ReviewResult, TallyCounts,
+    ProposalState, REPLACED, ReviewResult, ReviewVote, TallyCounts,
 };
 use crate::tally::{CallTally, TallyVerdict};
 use crate::trial;
@@ -98,7 +98,8 @@ impl Promotion {
 
     /// Records that a reviewer accepts a proposal. The node scans and tests the bundle again. Once enough reviewers
     /// have agreed to the same terms, the node promotes the bundle. If the proposal is already promoted, the vote is
-    /// about who may call the operation. `read` is the digest of the document that the reviewer read, if it is known.
+    /// about who may call the operation. `read` is the digest of the document that the reviewer read, if it is known,
+    /// and `shown` is the key that the reviewer proved.
     ///
     /// # Errors
     /// There is no such proposal, its digest is not `read`, it waits for no review, the reviewer is its author, its
@@ -108,7 +109,7 @@ impl Promotion {
         id: Blake3Hash,
         read: Option<Blake3Hash>,
         wanted: ReviewTerms,
-        who: &Identity,
+        (who, shown): (&Identity, Option<PeerKey>),
         note: &str,
     ) -> Result<Value, PromotionError> {
         let (proposal, bundle) = self.reviewed(id, read, who).await?;
@@ -124,6 +125,7 @@ impl Promotion {
         let judged = self.judge(&bundle).await?;
         let terms = self.terms(wanted, &bundle, judged.code)?;
         let (needed, live) = (self.parts.config.reviews, self.is_live());
+        let key = self.parts.identities.lasting_key(&who.id, shown);
         let (at_s, who, note) = (self.now(), who.id.clone(), note.to_owned());
         self.to_its_end(move |me| async move {
             let _one_at_a_time = me.deciding.lock().await;
@@ -134,10 +136,12 @@ impl Promotion {
                     at_s,
                     note: &note,
                 };
-                let counts = |reviewer: &PeerId| is_reviewer(&*identities, reviewer);
-                store.accept(&proposal, &terms, needed, counts, act)
+                let counts = |vote: &ReviewVote| is_reviewer(&*identities, vote);
+                store.accept(&proposal, &terms, needed, counts, key, act)
             });
-            let version = match reviewed.await? {
+            let reviewed = reviewed.await?;
+            me.keep_paths().await;
+            let version = match reviewed {
                 ReviewResult::Promoted(version) => version,
                 ReviewResult::Waiting(agree) => {
                     return Ok(json!({
@@ -185,6 +189,8 @@ impl Promotion {
             store.reject(id, act)
         })
         .await?;
+        let _one_at_a_time = self.deciding.lock().await;
+        self.keep_paths().await;
         Ok(json!({ "id": id, "state": ProposalState::Rejected }))
     }
 
@@ -449,10 +455,11 @@ impl Promotion {
     }
 }
 
-/// Whether the vote of a reviewer counts now.
-fn is_reviewer(identities: &dyn IdentityProvider, reviewer: &PeerId) -> bool {
-    let known = identities.by_id(reviewer);
-    known.is_some_and(|known| known.scopes.allows(PROMOTE))
+/// Whether an earlier vote counts now: the reviewer that gave it still has its key, its name and the right to review.
+/// Another one may have got its name since.
+fn is_reviewer(identities: &dyn IdentityProvider, vote: &ReviewVote) -> bool {
+    let known = vote.key.and_then(|key| identities.by_key(&key));
+    known.is_some_and(|known| known.id == vote.reviewer && known.scopes.allows(PROMOTE))
 }
 
 /// Checks that a proposal waits for its review.

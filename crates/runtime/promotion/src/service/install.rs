@@ -120,6 +120,22 @@ impl Promotion {
         Ok(generation)
     }
 
+    /// Keeps the paths of operations for this node: those that were promoted once, also after a rollback, and those that
+    /// reviewers have voted for. A peer that serves such a name would get the inputs meant for the operation. The
+    /// caller holds `deciding`.
+    pub(super) async fn keep_paths(&self) {
+        let kept = async {
+            let paths = self.stored(PromotionStore::paths).await?;
+            let names = paths.into_iter().map(String::into_boxed_str).collect();
+            self.dispatcher()?.registry().keep_names(names);
+            Ok::<_, PromotionError>(())
+        };
+        // The decision is stored, and its caller has to learn that.
+        if let Err(error) = kept.await {
+            tracing::warn!(%error, "the names that are kept for promoted operations stay as they were");
+        }
+    }
+
     /// Gives the installed versions the authority that their authors have now.
     async fn authorise(&self) -> Result<(), PromotionError> {
         let _one_at_a_time = self.deciding.lock().await;
@@ -158,6 +174,7 @@ impl Promotion {
                 }
             }
         });
+        // It is called once, when the promotion is made, so the cell is empty.
         let _ = self.following.set(task.abort_handle());
     }
 

@@ -142,6 +142,7 @@ impl Promotion {
             let text = "promotion is attached already".to_owned();
             return Err(PromotionError::Conflict(text));
         }
+        self.keep_paths().await;
         let generation = self.install().await?;
         self.follow();
         Ok(generation)

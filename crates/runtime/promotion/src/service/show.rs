@@ -153,7 +153,8 @@ impl Promotion {
                 None => None,
             };
             let reviews = store.reviews(id)?.into_iter();
-            let reviews = reviews.map(|(who, terms)| json!({ "reviewer": who, "terms": terms }));
+            let reviews =
+                reviews.map(|vote| json!({ "reviewer": vote.reviewer, "terms": vote.terms }));
             Ok(ProposalDetails {
                 reviews: reviews.collect(),
                 audit: json!(store.audit(id)?),

@@ -7,12 +7,12 @@ mod file;
 mod read;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_core::PeerId;
+use alknet_core::{PeerId, PeerKey};
 use alknet_runtime::ops::ScriptTestReport;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,18 @@ pub struct PromotionTerms {
     pub external: bool,
     /// The scopes that peers need for it. If the list is empty, every known identity may call it.
     pub scopes: Vec<String>,
+}
+
+/// The vote of a reviewer that accepts a proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReviewVote {
+    /// The reviewer.
+    pub reviewer: PeerId,
+    /// A key by which the reviewer is known again, because another one may get its name. `None` if the reviewer had no
+    /// key, and in votes that an earlier version of this program stored.
+    pub key: Option<PeerKey>,
+    /// The terms that the reviewer agreed to.
+    pub terms: PromotionTerms,
 }
 
 /// One proposal.
@@ -279,6 +291,14 @@ impl PromotionStore {
         self.read(|connection| Ok((read::generation(connection)?, read::heads(connection)?)))
     }
 
+    /// Every path that has had a version, or for which a reviewer of a proposal has voted.
+    ///
+    /// # Errors
+    /// As [`heads`](Self::heads).
+    pub fn paths(&self) -> Result<BTreeSet<String>, PromotionStoreError> {
+        self.read(read::paths)
+    }
+
     /// A proposal.
     ///
     /// # Errors
@@ -343,14 +363,11 @@ impl PromotionStore {
         self.read(|connection| read::versions(connection, path))
     }
 
-    /// The reviewers that agreed to a proposal, and their terms.
+    /// The votes for a proposal, by reviewer.
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn reviews(
-        &self,
-        id: Blake3Hash,
-    ) -> Result<Vec<(PeerId, PromotionTerms)>, PromotionStoreError> {
+    pub fn reviews(&self, id: Blake3Hash) -> Result<Vec<ReviewVote>, PromotionStoreError> {
         self.read(|connection| read::reviews(connection, id))
     }
 

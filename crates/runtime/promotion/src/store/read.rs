@@ -1,15 +1,17 @@
 //! Reads rows as values.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use alknet_core::PeerId;
+use alknet_core::PeerKey;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{
     AuditEntry, OperationVersion, PromotionStoreError, PromotionTerms, Proposal, ProposalFilter,
-    ProposalState,
+    ProposalState, ReviewVote,
 };
 use crate::bundle::Blake3Hash;
 use crate::limits::AUDIT_SHOWN_MAX;
@@ -76,14 +78,42 @@ pub(super) fn document(
     Ok(found.optional()?)
 }
 
+/// A vote, in the column `terms`. Votes that an earlier version of this program stored have no key.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StoredVote<T> {
+    #[serde(flatten)]
+    pub(super) terms: T,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<PeerKey>,
+}
+
 pub(super) fn reviews(
     connection: &Connection,
     id: Blake3Hash,
-) -> Result<Vec<(PeerId, PromotionTerms)>, PromotionStoreError> {
+) -> Result<Vec<ReviewVote>, PromotionStoreError> {
     let sql = "SELECT reviewer, terms FROM reviews WHERE id = ?1 ORDER BY reviewer";
     all(connection, sql, [id.to_string()], |row| {
-        Ok((parsed(&text(row, 0)?)?, json(&text(row, 1)?)?))
+        let StoredVote { terms, key } = json(&text(row, 1)?)?;
+        Ok(ReviewVote {
+            reviewer: parsed(&text(row, 0)?)?,
+            key,
+            terms,
+        })
     })
+}
+
+pub(super) fn paths(connection: &Connection) -> Result<BTreeSet<String>, PromotionStoreError> {
+    let versions = "SELECT DISTINCT path FROM versions";
+    let mut paths: BTreeSet<_> = all(connection, versions, [], |row| text(row, 0))?
+        .into_iter()
+        .collect();
+    let votes = all(connection, "SELECT terms FROM reviews", [], |row| {
+        // A damaged vote promotes nothing, and must not keep promoted operations from being installed.
+        let vote = json::<StoredVote<PromotionTerms>>(&text(row, 0)?);
+        Ok(vote.ok().map(|vote| vote.terms.path))
+    })?;
+    paths.extend(votes.into_iter().flatten());
+    Ok(paths)
 }
 
 pub(super) fn audit(

@@ -1,12 +1,12 @@
 //! Changes the store. Each function is one transaction.
 
-use alknet_core::PeerId;
+use alknet_core::PeerKey;
 use rusqlite::{Connection, params};
 use serde::Serialize;
 
 use super::{
     AuditAct, BundleFindings, OperationVersion, PromotionStore, PromotionStoreError,
-    PromotionTerms, Proposal, ProposalState, read,
+    PromotionTerms, Proposal, ProposalState, ReviewVote, read, read::StoredVote,
 };
 use crate::bundle::{Blake3Hash, PromotionBundle};
 use crate::limits::{BUNDLES_MAX, PATHS_MAX, STORE_BYTES_MAX, WAITING_PER_AUTHOR_MAX};
@@ -88,7 +88,8 @@ impl PromotionStore {
     /// Stores that a reviewer accepts a proposal. Once `needed` reviewers have agreed to the same terms, the store
     /// promotes it. A proposal that is already promoted becomes another version of its operation, for other callers.
     ///
-    /// The vote of the present reviewer counts. The vote of another reviewer counts if `counts` returns true for it.
+    /// `key` is a key by which the present reviewer is known again. Its vote counts. An earlier vote counts if `counts`
+    /// returns true for it.
     ///
     /// # Errors
     /// There is no such proposal, another one replaced the `judged` one, it waits for no review, it is already active
@@ -98,7 +99,8 @@ impl PromotionStore {
         judged: &Proposal,
         terms: &PromotionTerms,
         needed: u32,
-        counts: impl Fn(&PeerId) -> bool,
+        counts: impl Fn(&ReviewVote) -> bool,
+        key: Option<PeerKey>,
         act: AuditAct<'_>,
     ) -> Result<ReviewResult, PromotionStoreError> {
         let id = judged.id;
@@ -115,12 +117,13 @@ impl PromotionStore {
             }
             // A reviewer's second agreement replaces the first, so each reviewer counts once.
             let sql = "INSERT OR REPLACE INTO reviews (id, reviewer, terms) VALUES (?1, ?2, ?3)";
-            connection.execute(sql, params![id.to_string(), act.who, json(terms)?])?;
+            let vote = json(&StoredVote { terms, key })?;
+            connection.execute(sql, params![id.to_string(), act.who, vote])?;
             let reviews = read::reviews(connection, id)?;
             // Reviewers count together only if they agreed to the same terms. A reviewer may have been removed, or may
-            // have lost the scope, since its vote.
-            let agrees = |(who, theirs): &&(PeerId, PromotionTerms)| {
-                theirs == terms && (who.as_str() == act.who || counts(who))
+            // have lost the scope, since its vote, and another one may have its name.
+            let agrees = |vote: &&ReviewVote| {
+                vote.terms == *terms && (vote.reviewer.as_str() == act.who || counts(vote))
             };
             let agree = reviews.iter().filter(agrees).count();
             let agree = u32::try_from(agree).unwrap_or(u32::MAX);

@@ -60,7 +60,7 @@ fn step(store: &PromotionStore, n: u64) -> Result<u64, PromotionStoreError> {
         external: false,
         scopes: Vec::new(),
     };
-    let accepted = store.accept(&proposal, &terms, 1, |_| true, act("eve"))?;
+    let accepted = store.accept(&proposal, &terms, 1, |_| true, None, act("eve"))?;
     let ReviewResult::Promoted(promoted) = accepted else {
         return Err(PromotionStoreError::Conflict("one is enough".to_owned()));
     };

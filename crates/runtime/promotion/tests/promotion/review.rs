@@ -4,6 +4,7 @@ use alknet_call::ErrorCode;
 use alknet_promotion::{
     ActivationTime, BundleFindings, NewProposal, Promotion, PromotionBundle, PromotionConfig,
     PromotionError, PromotionParts, PromotionStore, PromotionStoreError, PromotionTerms,
+    ReviewResult,
 };
 use serde_json::{Value, json};
 
@@ -102,9 +103,63 @@ async fn the_vote_of_a_reviewer_who_may_review_no_more_does_not_count() {
     assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
     node.people.set("eve", &["call:*"]);
     assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
-    // Her vote counts again once she may review again.
+    // Her vote counts again once she may review again, with the same key.
     node.people.set("eve", &["ops:promote"]);
     let done = node.call("bob", "ops/promote", &yes).await;
+    assert_eq!(done.expect("two agree")["state"], "promoted");
+}
+
+/// The first reviewer is put out, and another peer gets its name, as the next administrator gets the name of one that
+/// is gone.
+#[tokio::test]
+async fn the_vote_of_a_reviewer_does_not_pass_to_another_peer_of_its_name() {
+    let folder = folder();
+    let config = PromotionConfig {
+        reviews: 2,
+        ..live()
+    };
+    let node = PromotionNode::start(folder.path(), config).await;
+    let id = proposed(&node, &says("a/b", &json!(1))).await;
+    let yes = json!({ "id": id, "accept": true });
+    let waits = Ok(json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 }));
+    assert_eq!(node.call("eve", "ops/promote", &yes).await, waits);
+    node.people.forget("eve");
+    node.people.set_key("eve", key("mallory"), &["ops:promote"]);
+    assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
+    // The other one has a vote of its own, in the place of the first.
+    let done = node.call("eve", "ops/promote", &yes).await;
+    assert_eq!(done.expect("two agree")["state"], "promoted");
+}
+
+/// Versions of this program that did not store the key of a vote wrote the same row as a vote without a key has.
+#[tokio::test]
+async fn a_vote_that_was_stored_without_a_key_has_to_be_given_again() {
+    let folder = folder();
+    let config = PromotionConfig {
+        reviews: 2,
+        ..live()
+    };
+    let node = PromotionNode::start(folder.path(), config).await;
+    let id = proposed(&node, &says("b", &json!(1))).await;
+    let file = node.file.clone();
+    node.stop().await;
+    let store = PromotionStore::open(&file).expect("a file");
+    let which = id.as_str().expect("an id").parse().expect("an id");
+    let known = store.proposal(which).expect("it is read");
+    let terms = PromotionTerms {
+        path: "js/b".to_owned(),
+        external: false,
+        scopes: Vec::new(),
+    };
+    let judged = known.expect("it was proposed");
+    let voted = store.accept(&judged, &terms, 2, |_| true, None, act("eve"));
+    assert_eq!(voted, Ok(ReviewResult::Waiting(1)));
+    drop(store);
+    let node = PromotionNode::start(folder.path(), config).await;
+    let yes = json!({ "id": id, "accept": true });
+    let waits = Ok(json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 }));
+    assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
+    let done = node.call("eve", "ops/promote", &yes).await;
     assert_eq!(done.expect("two agree")["state"], "promoted");
 }
 
@@ -163,7 +218,7 @@ fn what_was_replaced_while_it_was_judged_is_not_promoted() {
             external: false,
             scopes: Vec::new(),
         };
-        let refused = store.accept(&judged, &terms, 1, |_| true, act("eve"));
+        let refused = store.accept(&judged, &terms, 1, |_| true, None, act("eve"));
         let is_conflict = matches!(refused, Err(PromotionStoreError::Conflict(_)));
         assert!(is_conflict, "{}: {refused:?}", other.author);
     }

@@ -52,18 +52,23 @@ pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
     })
 }
 
-/// Who is known, by name.
+/// Who is known, by name, and with which key.
 #[derive(Default)]
 pub(crate) struct PromotionIdentities {
-    known: Mutex<BTreeMap<String, Arc<Identity>>>,
+    known: Mutex<BTreeMap<String, (PeerKey, Arc<Identity>)>>,
     changed: watch::Sender<u64>,
 }
 
 impl PromotionIdentities {
     pub(crate) fn set(&self, name: &str, scopes: &[&str]) {
+        self.set_key(name, key(name), scopes);
+    }
+
+    /// The same with another key than the name's own.
+    pub(crate) fn set_key(&self, name: &str, key: PeerKey, scopes: &[&str]) {
         let who = identity(name, scopes);
         let mut known = self.known.lock().expect("no poison");
-        known.insert(name.to_owned(), who);
+        known.insert(name.to_owned(), (key, who));
         drop(known);
         self.changed.send_modify(|n| *n += 1);
     }
@@ -73,16 +78,16 @@ impl PromotionIdentities {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    pub(crate) fn get(&self, name: &str) -> Arc<Identity> {
+    pub(crate) fn get(&self, name: &str) -> (PeerKey, Arc<Identity>) {
         let known = self.known.lock().expect("no poison");
-        Arc::clone(known.get(name).expect("a known name"))
+        known.get(name).expect("a known name").clone()
     }
 }
 
 impl IdentityProvider for PromotionIdentities {
     fn by_key(&self, asked: &PeerKey) -> Option<Arc<Identity>> {
         let known = self.known.lock().expect("no poison");
-        let found = known.iter().find(|(name, _)| key(name) == *asked);
+        let found = known.values().find(|(key, _)| key == asked);
         found.map(|(_, who)| Arc::clone(who))
     }
 
@@ -92,7 +97,8 @@ impl IdentityProvider for PromotionIdentities {
 
     fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
         let known = self.known.lock().expect("no poison");
-        known.get(id.as_str()).map(Arc::clone)
+        let found = known.get(id.as_str());
+        found.map(|(_, who)| Arc::clone(who))
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
@@ -227,9 +233,10 @@ impl PromotionNode {
     /// A connection of the peer with this name.
     pub(crate) fn client(&self, name: &str) -> CallConnection {
         let (dialled, accepted) = memory_pair(ALPN);
+        let (key, who) = self.people.get(name);
         let auth = AuthContext {
-            identity: Some(self.people.get(name)),
-            key: Some(key(name)),
+            identity: Some(who),
+            key: Some(key),
             alpn: ALPN.into(),
             sni: None,
             remote_addr: None,

@@ -128,7 +128,10 @@ pub(crate) fn of_fault(fault: &WorkerFault) -> ScriptFailure {
 pub(crate) fn of_worker(error: &WorkerError) -> ScriptFailure {
     let code = match error {
         WorkerError::Policy { .. } => RuntimeCode::Policy,
-        WorkerError::Overloaded | WorkerError::Relieved | WorkerError::TenantShare => {
+        WorkerError::CallerShare
+        | WorkerError::Overloaded
+        | WorkerError::Relieved
+        | WorkerError::TenantShare => {
             return ScriptFailure::no_room(error.to_string());
         }
         _ => RuntimeCode::WorkerLost,

@@ -41,12 +41,19 @@ impl SessionMemoryPool {
     pub(super) fn used(&self) -> usize {
         lock(&self.0).all.bytes
     }
+
+    /// The most bytes that were in use at once.
+    pub(super) fn peak(&self) -> usize {
+        lock(&self.0).peak
+    }
 }
 
 /// The accounts of the node's memory.
 #[derive(Debug, Default)]
 struct MemoryAccounts {
     all: AccountBytes,
+    /// The most bytes of all sessions at once so far.
+    peak: usize,
     tenants: HashMap<Arc<str>, AccountBytes>,
 }
 
@@ -104,6 +111,7 @@ impl MemoryAccounts {
         if has_room {
             self.tenants.insert(Arc::clone(tenant), own);
             self.all = all;
+            self.peak = self.peak.max(all.bytes);
         }
         has_room
     }
@@ -351,6 +359,8 @@ mod tests {
         assert_eq!(more(&theirs), ReadRefusal::TooMuch);
         drop((held, all));
         assert_eq!(memory.used(), 0);
+        let most = MEMORY_OF_TENANT_MAX + MEMORY_OF_SESSION_MAX;
+        assert_eq!(memory.peak(), most, "without what was refused");
         assert!(lock(&memory.0).tenants.is_empty(), "they are forgotten");
     }
 

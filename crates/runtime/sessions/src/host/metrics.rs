@@ -53,6 +53,9 @@ impl ScriptSessions {
         let help = "Bytes of the node's memory that values of scripts take.";
         let used = self.memory.used();
         into.gauge("alknet_script_memory_bytes", help, &[], used as f64);
+        let help = "The most of these bytes at once since the node started.";
+        let peak = self.memory.peak();
+        into.gauge("alknet_script_memory_peak_bytes", help, &[], peak as f64);
         for (reason, count) in lock(&self.counters.closed).iter() {
             let help = "Script sessions that ended, by reason.";
             let labels = [("reason", reason.name())];

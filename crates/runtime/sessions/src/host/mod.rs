@@ -1,6 +1,7 @@
 //! The node's side of script sessions.
 //!
 //! The modules: `spec` describes a session, `opening` begins it, `session_table` counts it among the others,
+//! `making_room` ends idle sessions where others need their place,
 //! `session` is the handle for the rest of the node, `actor` is the task that exchanges messages with its worker,
 //! `capability_calls` has the capability actions, `memory` counts the memory of scripts' values, `allow_list` has the
 //! grants, `outgoing` is a call of the script through the registry, `exported_operations` has the operations that the
@@ -11,6 +12,7 @@ mod allow_list;
 mod capability_calls;
 mod exported_operations;
 mod failure;
+mod making_room;
 mod memory;
 mod metrics;
 mod opening;
@@ -26,11 +28,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use alknet_call::Env;
 use alknet_core::BoxFuture;
-use alknet_runtime::{RuntimeCode, ScriptFailure};
+use alknet_runtime::{RuntimeCode, ScriptFailure, SessionMode};
 use alknet_worker::{Bytes32, WorkerLease, WorkerRole, Workers};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -41,12 +43,14 @@ use actor::{SessionActor, SessionCommand};
 use allow_list::CallAllowList;
 pub use failure::{declared_errors, to_call_error};
 pub(crate) use failure::{of_open, overloaded};
+use making_room::ServiceSession;
 use memory::SessionMemoryPool;
 use metrics::SessionCounters;
 use opening::{first_frame, layer, listed, rights, tenant};
 pub use replay::ReplayOutcome;
 pub use service::ScriptService;
 pub use session::{ScriptSession, SessionOutput, YieldedItems};
+pub use session_table::SESSION_END_TARGET;
 use session_table::SessionEntry;
 pub use shared::{SessionEndReason, SessionInfo, SessionState};
 pub use spec::{
@@ -110,6 +114,8 @@ pub struct ScriptSessions {
     table: Mutex<BTreeMap<u64, SessionEntry>>,
     counters: SessionCounters,
     memory: SessionMemoryPool,
+    /// The services, which may end while no call has them.
+    services: Mutex<Vec<Weak<ServiceSession>>>,
 }
 
 impl ScriptSessions {
@@ -123,6 +129,7 @@ impl ScriptSessions {
             table: Mutex::default(),
             counters: SessionCounters::default(),
             memory: SessionMemoryPool::default(),
+            services: Mutex::default(),
         })
     }
 
@@ -163,8 +170,8 @@ impl ScriptSessions {
         let reach = CallAllowList::new(&spec.grants, spec.identity.as_ref())?;
         let layer = layer(env, &spec)?;
         // The session counts before a worker is requested, which may take a while: waiting sessions count too.
-        let place = self.admit(&tenant, &spec)?;
-        let mut lease = WorkerLease::new(self.config.role, tenant)
+        let place = self.place(&tenant, &spec).await?;
+        let mut lease = WorkerLease::new(self.config.role, tenant.clone())
             .granted(spec.memory())
             .with_rights(rights(env, &spec));
         if spec.alone {
@@ -172,8 +179,12 @@ impl ScriptSessions {
         }
         if spec.lent {
             lease = lease.lent();
+            // A service serves all callers.
+            if spec.mode != SessionMode::Service {
+                lease = lease.for_caller(opening::tenant(spec.payer.as_deref()));
+            }
         }
-        let opened = self.workers.open(lease).await;
+        let opened = self.worker(lease, &tenant).await;
         let worker = opened.map_err(|error| failure::of_worker(&error))?;
         let operations = listed(&layer.env(env), &spec.grants);
         let bundle = Bytes32(spec.bundle());

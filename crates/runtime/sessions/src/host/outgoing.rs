@@ -436,6 +436,11 @@ fn options(name: &str, opts: &WireCallOptions) -> Result<InvokeOptions, CallErro
     })
 }
 
+/// Whether a call reaches an operation.
+pub(super) fn exists(env: &Env, name: &str, opts: &WireCallOptions) -> bool {
+    options(name, opts).is_ok_and(|options| env.find(name, &options).is_some())
+}
+
 /// What the operation that a call reaches marks as secret; `None` if the call reaches none.
 pub(super) fn marks(env: &Env, name: &str, opts: &WireCallOptions) -> Option<SecretMarks> {
     let found = env.find(name, &options(name, opts).ok()?)?;

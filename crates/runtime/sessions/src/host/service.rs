@@ -5,9 +5,10 @@ use std::sync::Arc;
 use alknet_call::Env;
 use alknet_runtime::{IsolateWork, ModuleSet, RuntimeCode, ScriptFailure, SessionMode};
 use serde_json::Value;
-use tokio::sync::RwLock;
 
+use super::making_room::ServiceSession;
 use super::session::{ScriptSession, SessionOutput};
+use super::session_table::SESSION_END_TARGET;
 use super::shared::SessionState;
 use super::{ScriptSessions, SessionSpec};
 
@@ -21,14 +22,49 @@ const INIT: &str = "init";
 pub struct ScriptService {
     sessions: Arc<ScriptSessions>,
     /// Each call holds a read lock, so a change of the code waits for running calls.
-    current: RwLock<CurrentSession>,
+    current: Arc<ServiceSession>,
 }
 
 #[derive(Debug)]
-struct CurrentSession {
+pub(super) struct CurrentSession {
     session: ScriptSession,
     /// The settings for opening the session again.
     spec: SessionSpec,
+    /// The state of a session that ended for others. It counts against the memory of the service's account.
+    rested: Option<SessionOutput>,
+}
+
+impl CurrentSession {
+    /// The number of its session.
+    pub(super) fn id(&self) -> u64 {
+        self.session.id()
+    }
+
+    /// Ends the session. The next call opens it again, with the state that its `dispose` returns.
+    pub(super) async fn rest(&mut self) {
+        match self.session.farewell().await {
+            Ok(state) => self.rested = Some(state),
+            Err(failure) => log_no_state(&self.session, &failure),
+        }
+        self.session.end().await;
+    }
+
+    /// Opens an ended session again, with its state if it ended for others.
+    async fn open_again(
+        &mut self,
+        sessions: &Arc<ScriptSessions>,
+        env: &Env,
+    ) -> Result<(), ScriptFailure> {
+        let session = open(sessions, env, &self.spec).await?;
+        let state = self.rested.as_ref().map(|state| state.value.clone());
+        let begun = init(&session, env, main(&self.spec)?, state.unwrap_or_default());
+        let begun = begun.await;
+        // A state with which the service does not begin would keep it from beginning for ever.
+        if !matches!(&begun, Err(failure) if failure.is_no_room()) {
+            self.rested = None;
+        }
+        begun.map(|()| self.session = session)
+    }
 }
 
 impl ScriptService {
@@ -45,14 +81,22 @@ impl ScriptService {
         spec.mode = SessionMode::Service;
         let session = open(sessions, env, &spec).await?;
         init(&session, env, main(&spec)?, Value::Null).await?;
+        let current = CurrentSession {
+            session,
+            spec,
+            rested: None,
+        };
+        let current = Arc::new(ServiceSession::new(current));
+        sessions.register_service(&current);
         Ok(Self {
             sessions: Arc::clone(sessions),
-            current: RwLock::new(CurrentSession { session, spec }),
+            current,
         })
     }
 
     /// Calls an export of the module for the request that `env` belongs to. If a limit or a crash has ended the
-    /// session, it is opened again first, without its state.
+    /// session, it is opened again first, without its state. If the session ended because others needed its place, it
+    /// is opened again with its state.
     ///
     /// # Errors
     /// The script's failure.
@@ -71,9 +115,7 @@ impl ScriptService {
             let mut changing = self.current.write().await;
             // Another call may have opened the session while this one waited.
             if is_over(&changing.session) {
-                let session = open(&self.sessions, env, &changing.spec).await?;
-                init(&session, env, main(&changing.spec)?, Value::Null).await?;
-                changing.session = session;
+                changing.open_again(&self.sessions, env).await?;
             }
             // The downgrade leaves no gap, so a change of the code cannot come between.
             current = changing.downgrade();
@@ -120,11 +162,16 @@ impl ScriptService {
         // The session is opened before the lock is taken, so the old code serves meanwhile.
         let fresh = open(&self.sessions, env, &spec).await?;
         let mut current = self.current.write().await;
-        let prev = match current.session.dispose(env).await {
+        let disposed = match current.rested.take() {
+            // Its session has ended already.
+            Some(state) => Ok(state),
+            None => current.session.dispose(env).await,
+        };
+        let prev = match disposed {
             Ok(ran) => ran.value,
             // Code that does not return in time passes no state on, and must not prevent its replacement.
             Err(failure) => {
-                tracing::warn!(session = current.session.id(), %failure, "a service left nothing");
+                log_no_state(&current.session, &failure);
                 Value::Null
             }
         };
@@ -133,6 +180,7 @@ impl ScriptService {
                 *current = CurrentSession {
                     session: fresh,
                     spec,
+                    rested: None,
                 };
                 Ok(())
             }
@@ -163,7 +211,10 @@ impl ScriptService {
     /// # Errors
     /// The failure of `dispose`.
     pub async fn stop(self, env: &Env) -> Result<Value, ScriptFailure> {
-        let current = self.current.into_inner();
+        let mut current = self.current.write().await;
+        if let Some(state) = current.rested.take() {
+            return Ok(state.value);
+        }
         current.session.dispose(env).await.map(|ran| ran.value)
     }
 
@@ -172,7 +223,10 @@ impl ScriptService {
     /// # Errors
     /// The failure of `dispose`.
     pub async fn dispose(self) -> Result<Value, ScriptFailure> {
-        let current = self.current.into_inner();
+        let mut current = self.current.write().await;
+        if let Some(state) = current.rested.take() {
+            return Ok(state.value);
+        }
         current.session.farewell().await.map(|ran| ran.value)
     }
 
@@ -180,6 +234,18 @@ impl ScriptService {
     pub async fn session(&self) -> ScriptSession {
         self.current.read().await.session.clone()
     }
+}
+
+/// A service's author decides how its `dispose` fails, and its callers how often it is called.
+fn log_no_state(session: &ScriptSession, failure: &ScriptFailure) {
+    let owner = session.info().tenant;
+    tracing::warn!(
+        target: SESSION_END_TARGET,
+        session = session.id(),
+        owner = owner.as_str(),
+        %failure,
+        "a service left nothing"
+    );
 }
 
 fn main(spec: &SessionSpec) -> Result<&str, ScriptFailure> {

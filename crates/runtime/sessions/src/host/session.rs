@@ -24,7 +24,7 @@ pub struct ScriptSession {
     pub(super) weak_session: WeakSession,
     layer: Arc<alknet_call::SandboxSession>,
     /// This sender keeps the session open.
-    _commands: mpsc::UnboundedSender<SessionCommand>,
+    commands: mpsc::UnboundedSender<SessionCommand>,
 }
 
 /// A handle that does not keep the session open.
@@ -72,7 +72,7 @@ impl ScriptSession {
         Self {
             weak_session,
             layer: Arc::new(layer),
-            _commands: commands,
+            commands,
         }
     }
 
@@ -139,6 +139,13 @@ impl ScriptSession {
     /// Ends the session and all calls in it.
     pub fn kill(&self) {
         self.weak_session.close(SessionEndReason::Abort);
+    }
+
+    /// Ends a session whose work is done, and waits until its worker has one session less.
+    pub(super) async fn end(&self) {
+        self.weak_session.close(SessionEndReason::Done);
+        // The actor drops its worker before its queue.
+        self.commands.closed().await;
     }
 
     /// Sets the listener of the session's console, in addition to the log.

@@ -11,6 +11,10 @@ use super::actor::SessionCommand;
 use super::shared::{SessionEndReason, SessionShared};
 use super::{ScriptSessions, SessionInfo, SessionSpec, lock, opening};
 
+/// Target of what the log says of ended sessions: a script ends as often and as it likes, so the log counts them by
+/// `owner`.
+pub const SESSION_END_TARGET: &str = "alknet_sessions::end";
+
 #[derive(Debug)]
 pub(super) struct SessionEntry {
     pub(super) shared: Arc<SessionShared>,
@@ -71,7 +75,7 @@ impl ScriptSessions {
             *lock(&self.counters.closed)
                 .entry(shared.reason())
                 .or_default() += 1;
-            log_end(&shared.info(), shared.reason());
+            log_end(&shared.info(), &shared.called(), shared.reason());
         }
     }
 }
@@ -87,13 +91,15 @@ fn account(tenant: &str, spec: &SessionSpec) -> String {
 }
 
 /// Logs how a session ended, at a higher level if it ended before its work was done.
-fn log_end(info: &SessionInfo, outcome: SessionEndReason) {
+fn log_end(info: &SessionInfo, called: &[String], outcome: SessionEndReason) {
+    let calls_out: u64 = info.calls.values().sum();
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
+                target: SESSION_END_TARGET,
                 session = info.id,
-                tenant = info.tenant,
+                owner = info.tenant.as_str(),
                 %outcome,
                 calls = info.ended,
                 fuel = info.ticks,
@@ -102,7 +108,8 @@ fn log_end(info: &SessionInfo, outcome: SessionEndReason) {
                 gpu_ms = millis(info.gpu),
                 heap_peak = info.heap_peak,
                 external_peak = info.external_peak,
-                calls_out = ?info.calls,
+                calls_out,
+                called = called.join(","),
                 "a script session is over"
             )
         };

@@ -14,6 +14,8 @@ use super::memory::MemoryShare;
 
 /// The operations whose calls are counted by name; calls of further ones are counted together.
 const PATHS_MAX: usize = 64;
+/// Operations that the log names when a session ends. With names of the longest kind its record stays below 1 KiB.
+const NAMED_MAX: usize = 4;
 /// The name for the calls of further operations.
 const OTHERS: &str = "…";
 
@@ -151,6 +153,10 @@ pub(super) struct SessionShared {
     info: Mutex<SessionInfo>,
     memory: MemoryShare,
     lent: bool,
+    /// Since when no call runs in it. `None` while one does, and before the first one.
+    idle_since: Mutex<Option<Instant>>,
+    /// The first operations that it called and that exist: a script may call any text.
+    called: Mutex<Vec<String>>,
 }
 
 impl SessionShared {
@@ -176,6 +182,8 @@ impl SessionShared {
             info: Mutex::new(info),
             memory,
             lent: false,
+            idle_since: Mutex::default(),
+            called: Mutex::default(),
         }
     }
 
@@ -201,6 +209,21 @@ impl SessionShared {
         lock(&self.info).tenant.clone()
     }
 
+    pub(super) fn mode(&self) -> SessionMode {
+        lock(&self.info).mode
+    }
+
+    /// The process id of its worker; 0 while it has none.
+    pub(super) fn pid(&self) -> i32 {
+        lock(&self.info).pid
+    }
+
+    /// Since when it waits for its next call. `None` if a call runs, if it has had none yet, or if it has ended.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let is_open = !matches!(lock(&self.info).state, SessionState::Closed(_));
+        lock(&self.idle_since).filter(|_| is_open)
+    }
+
     pub(super) fn info(&self) -> SessionInfo {
         lock(&self.info).clone()
     }
@@ -213,6 +236,7 @@ impl SessionShared {
 
     /// Sets the number of running calls.
     pub(super) fn set_running(&self, calls: usize, draining: bool) {
+        *lock(&self.idle_since) = (calls == 0).then(Instant::now);
         let mut info = lock(&self.info);
         info.state = match (info.state, calls) {
             // The session has ended, whatever call still ends in it.
@@ -237,6 +261,20 @@ impl SessionShared {
         let path = if known { path } else { OTHERS };
         *info.calls.entry(path.to_owned()).or_default() += 1;
         info.calls.values().sum()
+    }
+
+    /// Remembers an operation that was called, for the log. `exists` says whether it is one.
+    pub(super) fn note_called(&self, path: &str, exists: impl FnOnce() -> bool) {
+        let mut called = lock(&self.called);
+        let is_new = || called.iter().all(|known| known != path);
+        if called.len() < NAMED_MAX && is_new() && exists() {
+            called.push(path.to_owned());
+        }
+    }
+
+    /// The first operations that it called.
+    pub(super) fn called(&self) -> Vec<String> {
+        lock(&self.called).clone()
     }
 
     pub(super) fn count_dropped(&self, bytes: u64) {

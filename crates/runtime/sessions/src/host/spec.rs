@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use alknet_call::{NameSet, ScopedPeerEnv};
 use alknet_core::{Capabilities, Identity};
-use alknet_runtime::{
-    IsolateLimits, ModuleSet, RuntimeCode, ScriptFailure, SessionMode, SessionTimeSource,
-};
+use alknet_runtime::limits::out_of_range;
+use alknet_runtime::{IsolateLimits, ModuleSet, ScriptFailure, SessionMode, SessionTimeSource};
 use alknet_worker::Bytes32;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -74,32 +73,30 @@ impl SessionSpec {
 
     /// Refuses settings that no session may have.
     pub(crate) fn check(&self) -> Result<(), ScriptFailure> {
-        self.limits.runtime.clone().checked()?;
         let wall_max = match self.mode {
             SessionMode::OneShot => WALL_MAX_ONE_SHOT,
             _ => WALL_MAX,
         };
         let limits = &self.limits;
+        let runtime = &limits.runtime;
+        let fuel = 1..=FUEL_MAX;
+        let in_flight = IsolateLimits::default().calls_in_flight;
+        let is_external = runtime.external_bytes <= EXTERNAL_BYTES_MAX;
+        let is_in_flight = runtime.calls_in_flight <= in_flight;
+        let is_wall = !limits.wall.is_zero() && limits.wall <= wall_max;
+        let is_gpu = !limits.gpu.is_zero() && limits.gpu <= GPU_MAX;
         let checks = [
-            (limits.runtime.fuel_ticks <= FUEL_MAX, "fuel_ticks"),
-            (
-                limits.runtime.external_bytes <= EXTERNAL_BYTES_MAX,
-                "external_bytes",
-            ),
-            (limits.runtime.calls <= CALLS_MAX, "calls"),
-            (
-                limits.runtime.calls_in_flight <= IsolateLimits::default().calls_in_flight,
-                "calls_in_flight",
-            ),
-            (!limits.wall.is_zero() && limits.wall <= wall_max, "wall"),
-            (!limits.gpu.is_zero() && limits.gpu <= GPU_MAX, "gpu"),
+            (fuel.contains(&runtime.fuel_ticks), "fuel_ticks", fuel),
+            (is_external, "external_bytes", 0..=EXTERNAL_BYTES_MAX as u64),
+            (runtime.calls <= CALLS_MAX, "calls", 0..=CALLS_MAX),
+            (is_in_flight, "calls_in_flight", 0..=in_flight as u64),
+            (is_wall, "wall_ms", 1..=wall_max.as_secs() * 1000),
+            (is_gpu, "gpu_ms", 1..=GPU_MAX.as_secs() * 1000),
         ];
-        match checks.into_iter().find(|(is_valid, _)| !is_valid) {
-            Some((_, field)) => {
-                let text = format!("the limit {field} is out of its range");
-                Err(ScriptFailure::new(RuntimeCode::Limit, text))
-            }
-            None => Ok(()),
+        match checks.into_iter().find(|(is_valid, ..)| !is_valid) {
+            Some((_, field, range)) => Err(out_of_range(field, &range)),
+            // The isolate knows the ranges of the others.
+            None => runtime.clone().checked().map(drop),
         }
     }
 
@@ -265,6 +262,8 @@ pub struct SessionConsoleLine {
 
 #[cfg(test)]
 mod tests {
+    use alknet_runtime::RuntimeCode;
+
     use super::*;
 
     #[test]
@@ -321,5 +320,29 @@ mod tests {
             s.limits.wall = WALL_MAX;
         };
         assert_eq!(refused(service), None);
+    }
+
+    /// The input of `runtime/eval` has these names, and times in milliseconds.
+    #[test]
+    fn a_refused_limit_is_named_as_callers_write_it() {
+        for (change, expected) in [
+            (
+                (|s| s.limits.wall = WALL_MAX_ONE_SHOT * 2) as fn(&mut SessionSpec),
+                "wall_ms is out of its range: 1 to 3600000",
+            ),
+            (
+                |s| s.limits.runtime.cpu = Duration::from_secs(301),
+                "cpu_ms is out of its range: 1 to 300000",
+            ),
+            (
+                |s| s.limits.runtime.fuel_ticks = 0,
+                "fuel_ticks is out of its range: 1 to 10000000",
+            ),
+        ] {
+            let mut spec = SessionSpec::new(None, ModuleSet::new());
+            change(&mut spec);
+            let failure = spec.check().expect_err(expected);
+            assert_eq!(failure.message, format!("the limit {expected}"));
+        }
     }
 }

@@ -209,4 +209,7 @@ async fn an_operation_shares_no_worker_with_one_that_has_capabilities() {
     let acts = lab.open(&request, acts).await;
     let plain = lab.open(&request, spec("")).await;
     assert_ne!(acts.info().pid, plain.info().pid);
+    // Sessions without capabilities share one: the capabilities make the difference.
+    let also_plain = lab.open(&request, spec("")).await;
+    assert_eq!(plain.info().pid, also_plain.info().pid);
 }

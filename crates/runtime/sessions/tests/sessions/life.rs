@@ -392,9 +392,9 @@ async fn what_no_session_may_have_is_refused() {
     };
     assert_eq!(refused(constraint).await, Some(RuntimeCode::Limit));
     // An operation that calls nothing itself opens nothing that calls.
-    let stranger = identity("stranger", &[]);
+    let unscoped = identity("unscoped", &[]);
     let mut spec = spec("export default await ops.call('test/paper', {})");
-    spec.identity = Some(stranger);
+    spec.identity = Some(unscoped);
     let failure = lab.run(spec).await.expect_err("no scope");
     assert_eq!(failure.operation.expect("an error").code, "FORBIDDEN");
 }

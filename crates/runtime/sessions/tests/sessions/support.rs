@@ -19,6 +19,7 @@ use alknet_sessions::{
     SessionsConfig, operations,
 };
 use alknet_test_support::{deadline, is_campaign};
+use alknet_worker::limits::WORKERS_MAX;
 use alknet_worker::{Executable, RoleConfig, WorkerRole, Workers};
 use futures_util::stream;
 use serde_json::{Value, json};
@@ -32,10 +33,16 @@ fn long() -> Duration {
 /// Patient workers: a loaded machine must not be taken for a silent worker. In a campaign, which measures how soon
 /// they are killed, they have the time to answer an abort that they have everywhere.
 pub(crate) fn workers() -> Workers {
+    workers_at_most(WORKERS_MAX)
+}
+
+/// The same, as many at once as are named.
+fn workers_at_most(most: usize) -> Workers {
     let mut config = alknet_worker::WorkersConfig::this_executable();
     config.executable =
         Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
     config.silence = long();
+    config.workers_max = most;
     if !is_campaign() {
         config.abort_grace = deadline(Duration::from_millis(100));
     }
@@ -75,8 +82,17 @@ impl SessionLab {
         Self::with(SessionsConfig::default(), Vec::new())
     }
 
+    /// With so many workers at once.
+    pub(crate) fn with_workers(most: usize) -> Self {
+        Self::of_workers(workers_at_most(most), SessionsConfig::default(), Vec::new())
+    }
+
     pub(crate) fn with(config: SessionsConfig, more: Vec<Registration>) -> Self {
-        let sessions = ScriptSessions::new(workers(), config);
+        Self::of_workers(workers(), config, more)
+    }
+
+    fn of_workers(workers: Workers, config: SessionsConfig, more: Vec<Registration>) -> Self {
+        let sessions = ScriptSessions::new(workers, config);
         let probe = Arc::default();
         let (enter, entered) = mpsc::unbounded_channel();
         let mut builder = Registry::builder();

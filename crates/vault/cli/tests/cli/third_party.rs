@@ -9,7 +9,7 @@ use crate::shell::{CommandFolder, WORDS};
 const SSH_HOST: &str = "6a9dd5c41915fba6cc22b8760263aba45b068cae7bead1d069c7b8eeb0118134";
 
 /// What a program prints that ends well, in the shell's folder.
-fn stranger(shell: &CommandFolder, program: &str, words: &[&str]) -> String {
+fn output_of(shell: &CommandFolder, program: &str, words: &[&str]) -> String {
     let output = Command::new(program)
         .args(words)
         .current_dir(shell.path(""))
@@ -36,13 +36,13 @@ fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
     let shell = CommandFolder::new();
     let export = "key export ssh-host --mnemonic-stdin";
     fs::write(shell.path("host.pem"), shell.good(export, WORDS)).expect("written");
-    let text = stranger(
+    let text = output_of(
         &shell,
         "openssl",
         &["pkey", "-in", "host.pem", "-noout", "-text"],
     );
     assert_eq!(hex_under(&text, "pub:"), SSH_HOST, "{text}");
-    let public = stranger(&shell, "openssl", &["pkey", "-in", "host.pem", "-pubout"]);
+    let public = output_of(&shell, "openssl", &["pkey", "-in", "host.pem", "-pubout"]);
     assert_eq!(
         public,
         shell.good("key show ssh-host --pem --mnemonic-stdin", WORDS)
@@ -50,7 +50,7 @@ fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
 
     let export = "key export acme-account --mnemonic-stdin";
     fs::write(shell.path("acme.pem"), shell.good(export, WORDS)).expect("written");
-    let text = stranger(
+    let text = output_of(
         &shell,
         "openssl",
         &["pkey", "-in", "acme.pem", "-noout", "-text"],
@@ -63,7 +63,7 @@ fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
             .good("key show acme-account --mnemonic-stdin", WORDS)
             .trim()
     );
-    let public = stranger(&shell, "openssl", &["pkey", "-in", "acme.pem", "-pubout"]);
+    let public = output_of(&shell, "openssl", &["pkey", "-in", "acme.pem", "-pubout"]);
     assert_eq!(
         public,
         shell.good("key show acme-account --pem --mnemonic-stdin", WORDS)
@@ -106,9 +106,9 @@ fn ssh_keygen_has_the_same_key() {
         fs::set_permissions(shell.path(&file), Permissions::from_mode(0o600)).expect("ours");
         let public = shell.good(&format!("key show {purpose} --ssh --mnemonic-stdin"), WORDS);
         fs::write(shell.path("key.pub"), &public).expect("written");
-        let shown = stranger(&shell, "ssh-keygen", &["-l", "-f", "key.pub"]);
+        let shown = output_of(&shell, "ssh-keygen", &["-l", "-f", "key.pub"]);
         assert!(shown.contains(purpose), "{shown}");
-        let derived = stranger(&shell, "ssh-keygen", &["-y", "-f", &file]);
+        let derived = output_of(&shell, "ssh-keygen", &["-y", "-f", &file]);
         let key = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
         assert_eq!(key(derived.trim()), key(public.trim()));
     }

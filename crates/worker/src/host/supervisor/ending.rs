@@ -9,6 +9,10 @@ use crate::host::spawn::SpawnJob;
 use crate::host::worker::WorkerState;
 use crate::{Bytes32, LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 
+/// Target of what the log says of lost workers: code that has taken a worker over lets workers die as often as it
+/// likes, with output of its own, so the log counts these records by `owner`.
+pub const WORKER_LOSS_TARGET: &str = "alknet_worker::loss";
+
 impl WorkerSupervisor {
     /// Kills a worker whose call did not stop at its limit.
     pub(super) fn kill_for(&mut self, number: u64, id: u64, cause: LimitCause) {
@@ -23,6 +27,7 @@ impl WorkerSupervisor {
 
     /// Kills a worker, and answers its calls at once.
     pub(super) fn end(&mut self, number: u64, reason: WorkerEndReason, detail: &str) {
+        let owner = self.pool.tenant_of_worker(number).unwrap_or_default();
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
@@ -35,7 +40,15 @@ impl WorkerSupervisor {
         worker.state = WorkerState::Dying(reason, detail.to_owned());
         let (role, pid) = (worker.role, worker.pid());
         if reason.is_crash() || starting {
-            tracing::warn!(%role, pid, %reason, detail, "a worker was killed");
+            tracing::warn!(
+                target: WORKER_LOSS_TARGET,
+                owner,
+                %role,
+                pid,
+                %reason,
+                detail,
+                "a worker was killed"
+            );
         } else {
             tracing::debug!(%role, pid, %reason, detail, "a worker was ended");
         }
@@ -90,7 +103,13 @@ impl WorkerSupervisor {
                 && let Some(operation) = self.pool.operation_in(number, operation)
                 && self.crashes.crashed(operation.clone(), now)
             {
-                tracing::warn!(?operation, "an operation is in quarantine");
+                let owner = operation.tenant.as_str();
+                tracing::warn!(
+                    target: WORKER_LOSS_TARGET,
+                    owner,
+                    ?operation,
+                    "an operation is in quarantine"
+                );
             }
             let error = match running.watch.ended() {
                 Some((cause, _)) => WorkerCallError::Limit {
@@ -142,7 +161,15 @@ impl WorkerSupervisor {
         let starting = !worker.was_ready && !by_us;
         let leaf = worker.take_leaf();
         if !by_us {
-            tracing::warn!(%role, pid, %loss, "a worker was lost");
+            let owner = self.pool.tenant_of_worker(number).unwrap_or_default();
+            tracing::warn!(
+                target: WORKER_LOSS_TARGET,
+                owner,
+                %role,
+                pid,
+                %loss,
+                "a worker was lost"
+            );
         }
         self.answer_all(number, &loss);
         if let Some(worker) = self.workers.get(&number) {

@@ -45,7 +45,7 @@ impl WorkerSupervisor {
         // One worker cannot be halved.
         lease.lent &= self.config.workers_lent_max() > 0;
         match self.find(&lease) {
-            Ok(WorkerChoice::Now(worker)) => self.hand_over(worker, lease.memory, reply),
+            Ok(WorkerChoice::Now(worker)) => self.hand_over(worker, lease, reply),
             Ok(WorkerChoice::Later(worker)) => self.waiting.push(LeaseWaiter {
                 lease,
                 worker,
@@ -119,6 +119,7 @@ impl WorkerSupervisor {
         let lent = workers_for(lent.chain([lease]));
         let all = workers_for(own.into_iter().chain([lease]));
         if lease.lent {
+            self.keep_to_share_of_caller(lease)?;
             self.keep_to(lent, self.config.workers_lent_max(), |pool| {
                 (pool.lent_by(tenant), pool.evictable_lent_by(tenant))
             })?;
@@ -126,6 +127,31 @@ impl WorkerSupervisor {
         self.keep_to(all, self.config.workers_of_tenant_max(), |pool| {
             (pool.of_tenant(tenant), pool.evictable_of(tenant))
         })
+    }
+
+    /// Refuses another worker to a caller of the tenant's operations that has its share of those for such callers.
+    fn keep_to_share_of_caller(&self, lease: &WorkerLease) -> Result<(), WorkerError> {
+        let Some(caller) = &lease.caller else {
+            return Ok(());
+        };
+        let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
+        let lent: Vec<_> = waiting
+            .filter(|other| other.lent && other.tenant == lease.tenant)
+            .chain([lease])
+            .collect();
+        let own = lent.iter().copied();
+        let own = workers_for(own.filter(|other| other.caller == lease.caller));
+        let own = self.pool.lent_to(&lease.tenant, caller) + own;
+        if own > self.config.workers_of_caller_max() {
+            return Err(WorkerError::CallerShare);
+        }
+        let all = self.pool.lent_in_use(&lease.tenant) + workers_for(lent.into_iter());
+        let kept = self.config.workers_of_first_callers();
+        // The last ones are for callers that have none.
+        if own > 1 && all + kept > self.config.workers_lent_max() {
+            return Err(WorkerError::TenantShare);
+        }
+        Ok(())
     }
 
     /// Ends workers without a session until `wanted` more fit into `most`. `of` returns how many there are, and one
@@ -295,7 +321,7 @@ impl WorkerSupervisor {
             match found {
                 Some(worker) => {
                     let waiting = self.waiting.remove(at);
-                    self.hand_over(worker, waiting.lease.memory, waiting.reply);
+                    self.hand_over(worker, waiting.lease, waiting.reply);
                 }
                 // A later request of another tenant may fit where this one does not.
                 None => at += 1,
@@ -307,10 +333,11 @@ impl WorkerSupervisor {
     fn hand_over(
         &mut self,
         number: u64,
-        granted: u64,
+        lease: WorkerLease,
         reply: oneshot::Sender<Result<OpenedSession, WorkerError>>,
     ) {
         let now = self.now();
+        let granted = lease.memory;
         self.next_session += 1;
         let sid = self.next_session;
         let Some(worker) = self.workers.get_mut(&number) else {
@@ -339,6 +366,7 @@ impl WorkerSupervisor {
         let open = OpenSession {
             worker: number,
             granted,
+            caller: lease.caller,
             inbox,
             unread,
             calls_out: HashSet::new(),

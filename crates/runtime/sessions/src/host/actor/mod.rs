@@ -37,6 +37,8 @@ pub(super) enum SessionCommand {
     Close(SessionEndReason),
     /// Sets the listener of the console.
     Console(Option<Console>),
+    /// Ends the session if no call runs in it. Otherwise the actor replies.
+    EndIfIdle(oneshot::Sender<()>),
     /// A call into the session has ended. The actor replies once it has handled all earlier messages.
     Ended(u64, Option<oneshot::Sender<()>>),
     /// Sets the recorder of the script's calls.
@@ -75,6 +77,7 @@ impl std::fmt::Debug for SessionCommand {
         f.write_str(match self {
             Self::Close(_) => "Close",
             Self::Console(_) => "Console",
+            Self::EndIfIdle(_) => "EndIfIdle",
             Self::Ended(..) => "Ended",
             Self::Record(_) => "Record",
             Self::Start(_) => "Start",
@@ -103,6 +106,7 @@ struct RunningScriptCall {
 
 pub(super) struct SessionActor {
     sessions: Arc<ScriptSessions>,
+    /// Before `queue`: a closed queue says that the worker has one session less.
     worker: alknet_worker::WorkerSession,
     shared: Arc<SessionShared>,
     weak_session: WeakSession,
@@ -197,6 +201,13 @@ impl SessionActor {
         match command {
             SessionCommand::Close(reason) => return ControlFlow::Break(reason),
             SessionCommand::Console(console) => self.console = console,
+            SessionCommand::EndIfIdle(busy) => {
+                if self.running.is_empty() {
+                    return ControlFlow::Break(SessionEndReason::Done);
+                }
+                // The session that wanted the room may have been given up.
+                let _ = busy.send(());
+            }
             SessionCommand::Ended(id, heard) => {
                 while let Some((message, fds)) = self.worker.try_next() {
                     if let stop @ ControlFlow::Break(_) = self.hear(message, fds) {

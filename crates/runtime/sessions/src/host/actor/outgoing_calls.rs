@@ -88,6 +88,9 @@ impl SessionActor {
             }
             return self.refuse(id, &op_error(&error, name), noted.as_ref());
         }
+        // A grant may be a pattern that any text fits.
+        self.shared
+            .note_called(name, || is_act || outgoing::exists(&env, name, &opts));
         let wish = OutgoingCall {
             id,
             call,

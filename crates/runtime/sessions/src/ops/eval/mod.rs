@@ -71,6 +71,26 @@ pub(super) struct EvalService {
     sessions: Arc<ScriptSessions>,
     reach: Vec<String>,
     repls: Mutex<HashMap<Name, Repl>>,
+    /// How many REPLs are being opened for each owner. Locked after `repls`.
+    opening: Mutex<HashMap<String, usize>>,
+}
+
+/// A place among an owner's REPLs, until the REPL is open.
+struct ReplPlace<'a> {
+    evals: &'a EvalService,
+    owner: &'a str,
+}
+
+impl Drop for ReplPlace<'_> {
+    fn drop(&mut self) {
+        let mut opening = self.evals.lock_opening();
+        if let Some(places) = opening.get_mut(self.owner) {
+            *places -= 1;
+            if *places == 0 {
+                opening.remove(self.owner);
+            }
+        }
+    }
 }
 
 impl EvalService {
@@ -79,6 +99,7 @@ impl EvalService {
             sessions: Arc::clone(sessions),
             reach,
             repls: Mutex::default(),
+            opening: Mutex::default(),
         })
     }
 
@@ -221,14 +242,9 @@ impl EvalService {
         request: &EvalRequest,
         ctx: &Ctx,
     ) -> Result<(ScriptSession, Arc<tokio::sync::Mutex<()>>), CallError> {
-        let own = self
-            .lock()
-            .keys()
-            .filter(|(tenant, _)| *tenant == name.0)
-            .count();
-        if own >= REPLS_OF_TENANT_MAX {
-            return Err(overloaded("as many REPLs as one caller may have are open"));
-        }
+        // The place is taken before the session is opened, which may take a while: REPLs that begin at the same time
+        // count too.
+        let _place = self.reserve(&name.0)?;
         let spec = self.spec(request, ctx, SessionMode::Repl)?;
         let opened = self.sessions.open(&ctx.env(), spec).await;
         let session = opened.map_err(|failure| unopened(&failure, ctx))?;
@@ -243,6 +259,19 @@ impl EvalService {
         self.lock().insert(name.clone(), repl);
         self.forget_when_idle(name.clone(), session.id());
         Ok((session, turn))
+    }
+
+    /// A place for a further REPL of this owner.
+    fn reserve<'a>(&'a self, owner: &'a str) -> Result<ReplPlace<'a>, CallError> {
+        let repls = self.lock();
+        let open = repls.keys().filter(|(tenant, _)| tenant == owner).count();
+        let mut opening = self.lock_opening();
+        let places = opening.get(owner).copied().unwrap_or_default();
+        if open + places >= REPLS_OF_TENANT_MAX {
+            return Err(overloaded("as many REPLs as one caller may have are open"));
+        }
+        opening.insert(owner.to_owned(), places + 1);
+        Ok(ReplPlace { evals: self, owner })
     }
 
     /// Closes a REPL that has not been used for [`REPL_IDLE`].
@@ -297,6 +326,10 @@ impl EvalService {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Name, Repl>> {
         self.repls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_opening(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

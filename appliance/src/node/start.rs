@@ -1,0 +1,519 @@
+//! Builds the parts of a node, in the order in which they need each other, and starts it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use alknet_call::{CallHandler, Dispatcher, Registry};
+use alknet_core::config::NodeConfig;
+use alknet_core::{EncryptedData, HandlerRegistry, PeerKey};
+use alknet_endpoint::{EndpointServer, IrohOptions, ServerOptions};
+use alknet_escrow::ShareRegistry;
+use alknet_init::control::{InitMessage, MachineDiagnostic, MachineFacts};
+use alknet_page::AdminPage;
+use alknet_tls::NodeKey;
+use arc_swap::ArcSwap;
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+use super::capability_store::CapabilityStore;
+use super::certificates::NodeCertificates;
+use super::computing::{ComputingContext, NodeComputing};
+use super::condition::{CertificateHealth, InitProblems, NodeHealth, NodeProblemSource};
+use super::config_store::{ConfigStore, folder_of};
+use super::facts::{NodeDescription, SharedFacts};
+use super::host::ConfigOverlay;
+use super::hub::HubContext;
+use super::identity_services::IdentityServices;
+use super::imports::{DocumentFolders, NodeImports};
+use super::join::{HubConnections, HubMemberships, JoinContext};
+use super::key_rotation::NodeKeyRotation;
+use super::log::NodeLogRing;
+use super::memory::MemoryRelief;
+use super::metrics::NodeMetrics;
+use super::ops::NodeContext;
+use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
+use super::stored_files::StoredFiles;
+use super::vault::NodeVault;
+use super::web::{NodeWeb, WebGateway};
+use super::{
+    AlknetNode, NodeOptions, clock, dialler, escrow, facts, join, known_names, limits,
+    make_private_dir, ops, peer_admin, people, store, tokens,
+};
+use crate::credentials::CredentialFolder;
+use crate::key::KeyFiles;
+
+/// Folder of TLS files, below the state directory.
+const TLS_DIR: &str = "tls";
+/// File of the node's key, below its state directory.
+const KEY_FILE: &str = "identity/node.key";
+
+/// What a node finds around it, and every part may use.
+struct NodeSurroundings<'a> {
+    state_dir: &'a Path,
+    /// Folder of TLS files.
+    tls_dir: PathBuf,
+    /// The vault that derives the key. `None` if the key is in a file.
+    vault: Option<NodeVault>,
+    role: &'static str,
+    ring: NodeLogRing,
+    verbose: bool,
+    to_init: Option<mpsc::Sender<InitMessage>>,
+}
+
+/// The configuration that a node starts with, and its place.
+struct NodeDocument<'a> {
+    config: &'a NodeConfig,
+    overlay: ConfigOverlay,
+    keeper: ConfigStore,
+    problems: Vec<MachineDiagnostic>,
+}
+
+/// What all other parts rest on.
+struct NodeFoundation {
+    key: NodeKey,
+    /// The configuration of the start, with the keys of its join strings.
+    config: NodeConfig,
+    /// The same with the paths of stored files, for parts that open paths. The reloader compares documents by their
+    /// names of files.
+    located: NodeConfig,
+    people: IdentityServices,
+    files: StoredFiles,
+    facts: SharedFacts,
+    meters: NodeMetrics,
+    certificates: NodeCertificates,
+}
+
+/// The parts that operations use.
+struct NodeParts {
+    about: Arc<NodeDescription>,
+    reached: HubConnections,
+    powers: CapabilityStore,
+    computing: NodeComputing,
+    escrow: Arc<ShareRegistry>,
+    /// Problems of what could not be opened.
+    unusable: Arc<[MachineDiagnostic]>,
+    context: NodeContext,
+}
+
+/// What the handlers of the port need.
+struct NodeFront {
+    hub: Option<HubContext>,
+    dispatcher: Arc<Dispatcher>,
+    web: NodeWeb,
+    /// The connections that arrived for HTTP.
+    arrivals: Arc<Arrivals>,
+    sent_problems: InitProblems,
+}
+
+impl AlknetNode {
+    /// Loads or makes the key, builds the operations, and binds the port. Must run inside a runtime.
+    pub(super) async fn start(options: NodeOptions<'_>) -> anyhow::Result<Self> {
+        let around = NodeSurroundings {
+            state_dir: options.state_dir,
+            tls_dir: options.state_dir.join(TLS_DIR),
+            vault: options.vault,
+            role: options.role,
+            ring: options.ring,
+            verbose: options.verbose,
+            to_init: options.to_init,
+        };
+        let document = NodeDocument {
+            config: options.config,
+            overlay: options.overlay,
+            keeper: options.keeper,
+            problems: options.problems,
+        };
+        let base = NodeFoundation::lay(&around, document, options.facts)?;
+        let parts = NodeParts::make(&around, &base, options.records, options.credentials)?;
+        let (front, handlers) = NodeFront::build(&base, &parts).await?;
+        let server = bind(&base, &parts.about, handlers).await?;
+        let arrivals = Arc::clone(&front.arrivals);
+        let store_problems = Arc::clone(&parts.context.store_problems);
+        let node = Self::assemble(&around, &base, parts, front, server);
+        node.tune();
+        node.web.serve_port80(&base.config, node.about.port());
+        if let Some(probe) = node.self_probe(&around, &base, arrivals) {
+            tokio::spawn(probe.run());
+        }
+        let known = node.clone();
+        store_problems.get_or_init(|| Box::new(move || known.problems()));
+        tokio::spawn(node.clone().keep_tuned(around.to_init));
+        tokio::spawn(tokens::keep_uses(Arc::clone(&node.people.identities)));
+        Ok(node)
+    }
+
+    /// Starts what reaches other nodes and servers and what watches the memory, and puts all parts together.
+    fn assemble(
+        around: &NodeSurroundings<'_>,
+        base: &NodeFoundation,
+        parts: NodeParts,
+        front: NodeFront,
+        server: Arc<EndpointServer>,
+    ) -> Self {
+        let (dispatcher, dialer) = (front.dispatcher, &base.certificates.dialer);
+        let folders = document_folders(around, base);
+        let imports =
+            NodeImports::start(&base.config, &folders, &dispatcher, dialer, &parts.powers);
+        let joins = HubMemberships::start(JoinContext {
+            reloader: Arc::clone(&base.people.reloader),
+            dispatcher: Arc::clone(&dispatcher),
+            dialer: Arc::clone(dialer) as _,
+            own: base.own(),
+            reached: parts.reached,
+            unwanted: Default::default(),
+        });
+        let relief = Arc::<MemoryRelief>::default();
+        let workers = parts.computing.workers().clone();
+        tokio::spawn(Arc::clone(&relief).keep(Arc::clone(&server), workers));
+        Self {
+            hub: front.hub,
+            joins: Arc::new(joins),
+            computing: parts.computing,
+            powers: parts.powers,
+            web: front.web,
+            imports,
+            files: base.files.clone(),
+            unusable: parts.unusable,
+            sent_problems: front.sent_problems,
+            relief,
+            dispatcher,
+            server,
+            about: parts.about,
+            facts: Arc::clone(&base.facts),
+            people: base.people.clone(),
+            certificates: Arc::clone(&base.certificates.problems),
+            ring: around.ring.clone(),
+            verbose: around.verbose,
+        }
+    }
+
+    /// The node's look at itself from outside. `None` on a node without HTTP.
+    fn self_probe(
+        &self,
+        around: &NodeSurroundings<'_>,
+        base: &NodeFoundation,
+        arrivals: Arc<Arrivals>,
+    ) -> Option<SelfProbe> {
+        Some(SelfProbe {
+            http: self.web.handler()?,
+            h3: base.config.http.h3,
+            reloader: Arc::clone(&self.people.reloader),
+            facts: Arc::clone(&self.facts),
+            certificates: Arc::clone(&base.certificates.served.certificates),
+            arrivals,
+            problems: Arc::clone(&self.certificates),
+            own: base.own(),
+            port: self.about.port(),
+            tls_dir: around.tls_dir.clone(),
+            clock: clock(),
+        })
+    }
+}
+
+impl NodeFoundation {
+    /// Loads or makes the key, opens the stores of peers and files, and starts the certificates and the dialler.
+    fn lay(
+        around: &NodeSurroundings<'_>,
+        document: NodeDocument<'_>,
+        facts: MachineFacts,
+    ) -> anyhow::Result<Self> {
+        make_private_dir(&around.tls_dir)?;
+        let key = match &around.vault {
+            Some(vault) => vault.identity()?,
+            None => key_of_file(&around.state_dir.join(KEY_FILE))?,
+        };
+        let mut config = document.config.clone();
+        join::fill_in(&mut config);
+        let mut problems = document.problems;
+        problems.extend(join::problems(&config));
+        let store = store::open(around.state_dir);
+        let (overlay, keeper) = (document.overlay, document.keeper);
+        let people = people(&config, overlay, keeper, problems, store);
+        let files = StoredFiles::open(around.state_dir, &config, &facts);
+        people.reloader.know_files(files.clone());
+        let located = files.located(&config);
+        let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(facts));
+        let meters = NodeMetrics::new(people.clone());
+        let vault = around.vault.as_ref();
+        let certificates = NodeCertificates::start(&located, &key, &around.tls_dir, vault);
+        meters.set_certificates(Arc::clone(&certificates.served.certificates));
+        tokio::spawn(dialler::follow(
+            Arc::clone(&certificates.dialer),
+            Arc::clone(&people.identities),
+        ));
+        Ok(Self {
+            key,
+            config,
+            located,
+            people,
+            files,
+            facts,
+            meters,
+            certificates,
+        })
+    }
+
+    /// The key that the node proves to its peers.
+    fn own(&self) -> PeerKey {
+        self.key.public()
+    }
+}
+
+impl NodeParts {
+    /// Opens the node's secrets, the stores of what computes, and the shares of other nodes' vaults.
+    fn make(
+        around: &NodeSurroundings<'_>,
+        base: &NodeFoundation,
+        records: BTreeMap<String, EncryptedData>,
+        credentials: Option<CredentialFolder>,
+    ) -> anyhow::Result<Self> {
+        let (config, vault) = (&base.config, around.vault.as_ref());
+        // With port 0, which tests use, the kernel chooses the port at the bind.
+        let about = Arc::new(NodeDescription::new(base.own().to_string(), around.role));
+        let reached = HubConnections::default();
+        let own_key = own_key(around, base, &reached);
+        let powers = match credentials {
+            Some(folder) => CapabilityStore::of_folder(config, folder),
+            None => CapabilityStore::new(config, records, vault.map(NodeVault::vault)),
+        };
+        powers.follow();
+        let computing = NodeComputing::new(&ComputingContext {
+            state_dir: around.state_dir,
+            identity: about.identity(),
+            identities: Arc::clone(&base.people.identities),
+            clock: clock(),
+            promotion: &config.promotion,
+            runtime: &config.runtime,
+            compute: &config.compute,
+            capabilities: powers.granted(),
+        })?;
+        let escrow = escrow::share_registry(around.state_dir, vault);
+        let computings = computing.problems();
+        let unusable = computings.iter().cloned();
+        let unusable = unusable.chain(escrow::problem(&escrow)).collect();
+        let context = node_context(around, base, &about, own_key, powers.clone());
+        Ok(Self {
+            about,
+            reached,
+            powers,
+            computing,
+            escrow,
+            unusable,
+            context,
+        })
+    }
+}
+
+/// The node's key and its rotation.
+fn own_key(
+    around: &NodeSurroundings<'_>,
+    base: &NodeFoundation,
+    reached: &HubConnections,
+) -> NodeKeyRotation {
+    let path = around.state_dir.join(KEY_FILE);
+    let key_files = around.vault.is_none().then(|| KeyFiles::at(path));
+    NodeKeyRotation::new(
+        key_files,
+        base.key.clone(),
+        base.people.clone(),
+        reached.clone(),
+        Arc::clone(&base.certificates.problems),
+    )
+}
+
+/// What the node's own operations use.
+fn node_context(
+    around: &NodeSurroundings<'_>,
+    base: &NodeFoundation,
+    about: &Arc<NodeDescription>,
+    own_key: NodeKeyRotation,
+    powers: CapabilityStore,
+) -> NodeContext {
+    let server = Arc::clone(&base.people.server);
+    NodeContext {
+        store_problems: NodeProblemSource::default(),
+        powers,
+        own_key: Arc::new(own_key),
+        vault: around.vault.clone(),
+        about: Arc::clone(about),
+        facts: Arc::clone(&base.facts),
+        ring: around.ring.clone(),
+        to_init: around.to_init.clone(),
+        counters: Arc::new(move || server.get().map_or(Value::Null, |s| counters_of(s))),
+        people: base.people.clone(),
+        meters: base.meters.clone(),
+    }
+}
+
+impl NodeFront {
+    /// Builds the handlers of every protocol, HTTP last, and says in the node's description which these are.
+    async fn build(
+        base: &NodeFoundation,
+        parts: &NodeParts,
+    ) -> anyhow::Result<(Self, HandlerRegistry)> {
+        let (config, people, about) = (&base.config, &base.people, &parts.about);
+        let hub = HubContext::new(config, people, about, &base.facts, clock());
+        let inside = WebGateway::new(config, &base.key, people);
+        base.meters.set_gateway(&inside.gateway);
+        let page = inside.page.as_ref();
+        let (mut handlers, dispatcher) = handlers(base, parts, hub.as_ref(), page)?;
+        let answers = Arc::clone(&base.certificates.challenges);
+        let sent_problems = InitProblems::default();
+        let condition = NodeHealth {
+            own: Arc::clone(&parts.context.store_problems),
+            facts: Arc::clone(&base.facts),
+            sent_problems: Arc::clone(&sent_problems),
+            certified: CertificateHealth {
+                names: config.certificate_names(),
+                store: Arc::clone(&base.certificates.served.certificates),
+                clock: clock(),
+            },
+        };
+        let mounts = parts.computing.mounts();
+        let web = NodeWeb::new(
+            &base.located,
+            inside,
+            &dispatcher,
+            answers,
+            condition,
+            mounts,
+        )?;
+        let arrivals = Arc::<Arrivals>::default();
+        if let Some(http) = web.handler() {
+            handlers.register(Arc::new(ArrivalHandler::new(http, Arc::clone(&arrivals))))?;
+        }
+        parts.computing.attach(&dispatcher).await;
+        about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
+        let front = Self {
+            hub,
+            dispatcher,
+            web,
+            arrivals,
+            sent_problems,
+        };
+        Ok((front, handlers))
+    }
+}
+
+/// Binds the port, over iroh as well where the configuration has it, and notes the addresses.
+async fn bind(
+    base: &NodeFoundation,
+    about: &NodeDescription,
+    handlers: HandlerRegistry,
+) -> anyhow::Result<Arc<EndpointServer>> {
+    let config = &base.config;
+    let mut server = EndpointServer::bind(
+        ServerOptions {
+            addrs: config.listen.addrs.clone(),
+            port: config.listen.port,
+            limits: limits(&config.limits),
+            tls: base.certificates.served.clone(),
+        },
+        &base.key,
+        handlers,
+        Arc::clone(&base.people.identities) as _,
+    )?;
+    about.set_bound(server.addresses().to_vec());
+    if config.iroh.enabled {
+        server.add_iroh(&base.key, &iroh_options(config)).await?;
+    }
+    about.set_iroh(server.iroh_addresses());
+    let server = Arc::new(server);
+    // Only this function fills the cell, once for each node.
+    base.people.server.set(Arc::clone(&server)).ok();
+    tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
+    Ok(server)
+}
+
+/// Where imports find the files that the configuration names.
+fn document_folders(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> DocumentFolders {
+    let file = base.people.reloader.file();
+    let folder = file.as_deref().map(|it| folder_of(it).to_owned());
+    DocumentFolders {
+        beside: folder.unwrap_or_else(|| around.state_dir.join("config")),
+        stored: base.files.folder().to_owned(),
+    }
+}
+
+/// The key in a file. The node makes one if the file does not exist.
+fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
+    make_private_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
+    let (key, made) = NodeKey::load_or_create(path)?;
+    if made {
+        tracing::info!("made this node's identity {}", key.public());
+    }
+    Ok(key)
+}
+
+/// The handlers of every protocol of this node, and the dispatcher of its calls.
+fn handlers(
+    base: &NodeFoundation,
+    parts: &NodeParts,
+    hub: Option<&HubContext>,
+    page: Option<&AdminPage>,
+) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
+    let NodeFoundation { config, files, .. } = base;
+    let NodeParts {
+        context,
+        computing,
+        escrow,
+        ..
+    } = parts;
+    let mut builder = Registry::builder();
+    ops::register(&mut builder, context);
+    files.register(&mut builder, &context.people.reloader);
+    peer_admin::register(&mut builder, &context.people, hub);
+    alknet_escrow::register(&mut builder, escrow, &context.people.identities);
+    computing.register(&mut builder, &config.http.import);
+    context.meters.set_computing(computing);
+    if let Some(hub) = hub {
+        hub.register(&mut builder);
+    }
+    if let Some(page) = page {
+        builder.add(page.operation());
+    }
+    let granted = context.powers.granted();
+    builder.equip(|name| granted.get(name).cloned().unwrap_or_default());
+    let registry = builder.build_lazily()?;
+    let identities = Arc::clone(&context.people.identities);
+    let mut dispatcher = Dispatcher::new(registry)
+        .with_memory(facts::memory_total_bytes())
+        .with_identities(identities)
+        .with_node(context.about.identity());
+    if hub.is_some() {
+        dispatcher = HubContext::routing(&config.hub, dispatcher);
+    }
+    let dispatcher = Arc::new(dispatcher);
+    let serves = Arc::downgrade(&dispatcher);
+    let reloader = &context.people.reloader;
+    reloader.know_scopes(move || known_names::asked_scopes(serves.upgrade().as_deref()));
+    context.meters.set_dispatcher(&dispatcher);
+    let mut handlers = HandlerRegistry::new();
+    handlers.register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))?;
+    if let Some(hub) = hub {
+        hub.attach(&dispatcher);
+        handlers.register(Arc::new(hub.handler()))?;
+    }
+    computing.serve(&mut handlers)?;
+    Ok((handlers, dispatcher))
+}
+
+/// The configured options of iroh endpoints.
+fn iroh_options(config: &NodeConfig) -> IrohOptions {
+    IrohOptions {
+        addrs: config.listen.addrs.clone(),
+        port: config.iroh.port.unwrap_or_default(),
+        relays: config.iroh.relays.clone(),
+    }
+}
+
+fn counters_of(server: &EndpointServer) -> Value {
+    let mut map: Map<String, Value> = server
+        .counters()
+        .iter()
+        .map(|(name, n)| (name.to_owned(), n.into()))
+        .collect();
+    map.insert("connections".to_owned(), server.connections().len().into());
+    Value::Object(map)
+}
