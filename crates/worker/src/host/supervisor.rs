@@ -94,7 +94,7 @@ struct OpenSession {
     worker: u64,
     /// Bytes that were granted to it.
     granted: u64,
-    /// The caller for whom it runs.
+    /// The caller that it runs for.
     caller: Option<String>,
     inbox: mpsc::Sender<(FromWorkerMessage, Vec<OwnedFd>)>,
     /// Bytes that wait in the inbox.

@@ -113,7 +113,7 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::SESSIONS_OF_TENANT_MAX
         ),
         format!(
-            "| REPLs of one caller | {}, each closed after {} s without a line |",
+            "| REPLs of one caller, with those that begin | {}, each closed after {} s without a line, or earlier",
             limits::REPLS_OF_TENANT_MAX,
             limits::REPL_IDLE.as_secs()
         ),

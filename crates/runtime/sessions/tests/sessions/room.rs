@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{SessionLab, code, identity, soon, spec, until};
 
-/// A service that counts, and that waits where it is told to.
+/// A service that counts, and that waits where its input says so.
 const COUNTER: &str = "let n = 0; export const init = (prev) => { n = prev?.n ?? 0; };
      export const dispose = () => ({ n });
      export const add = (by) => n += by;
