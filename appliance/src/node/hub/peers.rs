@@ -301,7 +301,7 @@ impl HubContext {
             server.sweep();
         }
         let closed = removed.map_err(|error| enrolment_error(&error))?;
-        tracing::info!(%peer, "hub.remove");
+        tracing::info!(by = who.id.as_str(), %peer, "hub.remove");
         let open = self.open_invitations().await?;
         Ok(json!({ "peer_id": peer, "closed": closed, "open": open }))
     }
