@@ -19,9 +19,10 @@ const TRIES: usize = 1000;
 /// there. When this returns, it is on the disk.
 ///
 /// A power cut before that leaves the file of before or the new one, each whole, or on FAT an empty one,
-/// and perhaps a part of the new one beside it as `.NAME.new`. The next call for the same file removes that part and makes its
-/// own file: it never writes into one with other permission bits, or one that another process has open.
-/// Several calls for one file, of one process or of many, come after each other.
+/// and perhaps a part of the new one beside it as `.NAME.new`. The next call for the same file removes
+/// that part and makes its own file: it never writes into one with other permission bits, or one that
+/// another process has open. Several calls for one file, of one process or of many, come after each
+/// other.
 ///
 /// A link at `path` is replaced, not followed.
 ///
