@@ -94,7 +94,7 @@ struct OpenSession {
     worker: u64,
     /// Bytes that were granted to it.
     granted: u64,
-    /// The callers for whom something runs in it, by the numbers of their charges.
+    /// The callers that something in it runs for, by the numbers of their charges.
     charges: Vec<(u64, String)>,
     inbox: mpsc::Sender<(FromWorkerMessage, Vec<OwnedFd>)>,
     /// Bytes that wait in the inbox.

@@ -134,7 +134,7 @@ impl ScriptSession {
             .await
     }
 
-    /// The same, with room that the node takes for the result before it calls `dispose`. `None` if there is none:
+    /// The same, with room that the node takes for the result before it calls `dispose`. `None` without such room:
     /// then it calls nothing, and the state stays in the session.
     pub(super) async fn hand_over(
         &self,

@@ -121,7 +121,7 @@ fn asking_spec() -> SessionSpec {
 
 /// The author has one session for callers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_for_whom_a_service_cannot_begin_takes_no_state_from_it() {
+async fn a_caller_who_cannot_begin_a_service_takes_no_state_from_it() {
     let config = SessionsConfig {
         of_tenant_max: 2,
         ..SessionsConfig::default()
