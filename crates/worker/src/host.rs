@@ -20,7 +20,9 @@ mod worker;
 pub use config::{
     CallLimits, DelegatedCgroup, Executable, ProgramMaker, RoleConfig, WorkerLease, WorkersConfig,
 };
-pub use handle::{SessionNotice, WorkerAnswer, WorkerCall, WorkerRequest, WorkerSession, Workers};
+pub use handle::{
+    CallerCharge, SessionNotice, WorkerAnswer, WorkerCall, WorkerRequest, WorkerSession, Workers,
+};
 pub use stats::{OverrunStats, WorkerStats};
 pub use supervisor::WORKER_LOSS_TARGET;
 pub use unread::{DescriptorPlace, DescriptorRoom};

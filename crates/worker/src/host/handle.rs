@@ -38,8 +38,13 @@ pub(super) enum SupervisorCommand {
         farewell: bool,
         reply: ReplyTo,
     },
+    Charge(ChargeRequest),
     Close {
         sid: u64,
+    },
+    Discharge {
+        sid: u64,
+        id: u64,
     },
     Kill {
         sid: u64,
@@ -69,6 +74,18 @@ pub(super) enum SupervisorCommand {
         /// The call or subscription of the worker that ends with this message.
         ends: Option<u64>,
     },
+}
+
+/// The number of the charge that a session's lease brings: calls and further charges count from one.
+pub(super) const LEASE_CHARGE: u64 = 0;
+
+/// A request to count the worker of a session for a caller.
+#[derive(Debug)]
+pub(super) struct ChargeRequest {
+    pub(super) sid: u64,
+    pub(super) id: u64,
+    pub(super) caller: String,
+    pub(super) reply: oneshot::Sender<Result<(), WorkerError>>,
 }
 
 /// A frame that is ready to be sent.
@@ -195,6 +212,45 @@ impl Workers {
         })
     }
 
+    /// Counts the worker of a session for a caller whose call is to run there, until the charge is dropped. A worker
+    /// of the tenant's own work counts for no caller.
+    ///
+    /// # Errors
+    /// [`WorkerError::CallerShare`], as for a session that is opened for this caller; [`WorkerError::Stopped`].
+    pub async fn charge(
+        &self,
+        sid: u64,
+        caller: impl Into<String>,
+    ) -> Result<CallerCharge, WorkerError> {
+        let id = self.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let (reply, answer) = oneshot::channel();
+        // The charge exists before it is requested: it ends also if this future is dropped.
+        let charge = self.charge_with(sid, id);
+        let request = ChargeRequest {
+            sid,
+            id,
+            caller: caller.into(),
+            reply,
+        };
+        self.0.supervisor.send(SupervisorCommand::Charge(request));
+        answer.await.map_err(|_| WorkerError::Stopped)??;
+        Ok(charge)
+    }
+
+    /// The charge that the session's lease brought, so that it ends before the session.
+    #[must_use]
+    pub fn charge_of_lease(&self, sid: u64) -> CallerCharge {
+        self.charge_with(sid, LEASE_CHARGE)
+    }
+
+    fn charge_with(&self, sid: u64, id: u64) -> CallerCharge {
+        CallerCharge {
+            workers: self.clone(),
+            sid,
+            id,
+        }
+    }
+
     /// The present numbers.
     #[must_use]
     pub fn stats(&self) -> WorkerStats {
@@ -240,6 +296,23 @@ impl Drop for WorkersInner {
     fn drop(&mut self) {
         self.supervisor
             .send(SupervisorCommand::Shutdown { done: None });
+    }
+}
+
+/// A worker counts for a caller until this is dropped.
+#[derive(Debug)]
+pub struct CallerCharge {
+    workers: Workers,
+    sid: u64,
+    id: u64,
+}
+
+impl Drop for CallerCharge {
+    fn drop(&mut self) {
+        let (sid, id) = (self.sid, self.id);
+        let discharge = SupervisorCommand::Discharge { sid, id };
+        // A supervisor that has ended counts nothing.
+        let _ = self.workers.0.supervisor.send(discharge);
     }
 }
 
