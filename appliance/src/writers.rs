@@ -28,7 +28,7 @@ pub(crate) enum OtherWriter {
 /// - The sticky bit changes nothing. In a folder such as `/tmp` it keeps other users from replacing a file, and not
 ///   from adding links and files.
 /// - The members of the group are not looked up: a list of users in the network may have more of them. Hence the
-///   private group of a user, to whom alone it belongs, is named as [`OtherWriter::Group`] as well, and the caller
+///   private group of one user is named as [`OtherWriter::Group`] as well, and the caller
 ///   decides about it. An entry of an access control list that lets another user write is part of the group's bits
 ///   (acl(5)).
 /// - The folders above are not judged. A user who can write one of them can put another folder in this one's place,

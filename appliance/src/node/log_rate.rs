@@ -18,7 +18,7 @@ use tracing::Event;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 
-use super::log_ring::network_of;
+use super::log_ring::{SITE_END, site_and_network};
 
 /// The period in which records are counted.
 pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(60);
@@ -45,7 +45,9 @@ const SCRIPT_RECORDS_OF_FIRSTS: u32 = 10;
 const UNKNOWN_REQUESTS_MAX: u32 = 600;
 /// Those of them for one network.
 const UNKNOWN_REQUESTS_OF_NETWORK: u32 = 120;
-/// Those that only the first request of a network may take.
+/// Those for all networks of one site, two networks' lines: one client may have all 256 networks of an IPv6 /48.
+const UNKNOWN_REQUESTS_OF_SITE: u32 = 240;
+/// Those that only the first request of a site may take.
 const UNKNOWN_REQUESTS_OF_FIRSTS: u32 = 100;
 /// The field that names the operation in a record of a failed server or peer.
 const OPERATION_FIELD: &str = "operation";
@@ -102,14 +104,14 @@ const SCRIPT_LINES: RecordRate = RecordRate {
         firsts: SCRIPT_RECORDS_OF_FIRSTS,
     }),
 };
-/// Rate of the access log's lines for requests without an identity. Each network is a group of its own.
+/// Rate of the access log's lines for requests without an identity. The networks of a site are a group.
 const UNKNOWN_REQUESTS: RecordRate = RecordRate {
     records_max: UNKNOWN_REQUESTS_MAX,
     shares: Some(PayerShares {
-        payer: network_of,
-        group: |network| network,
+        payer: site_and_network,
+        group: site,
         of_payer: UNKNOWN_REQUESTS_OF_NETWORK,
-        of_group: UNKNOWN_REQUESTS_OF_NETWORK,
+        of_group: UNKNOWN_REQUESTS_OF_SITE,
         firsts: UNKNOWN_REQUESTS_OF_FIRSTS,
     }),
 };
@@ -346,6 +348,11 @@ fn namespace(operation: &str) -> &str {
     }
 }
 
+/// The group of a client without an identity: the site of its network.
+fn site(network: &str) -> &str {
+    network.split(SITE_END).next().unwrap_or_default()
+}
+
 /// The rate of a target's records. `None` if they have no rate.
 fn rate_of(target: &str) -> Option<&'static RecordRate> {
     let own = RATES.iter().find(|(rated, _)| *rated == target);
@@ -357,6 +364,12 @@ fn rate_of(target: &str) -> Option<&'static RecordRate> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    use tracing::Subscriber;
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
     use super::*;
 
     const KEPT: RateDecision = RateDecision::Keep { left_out: 0 };
@@ -422,6 +435,47 @@ mod tests {
             kept(&format!("198.51.{network}.0"), 5_000);
         }
         assert_eq!(kept("203.0.113.0", 100), 1);
+    }
+
+    /// Counts events at the time `at`.
+    struct CountingLayer {
+        rates: LogRates,
+        at: Instant,
+        kept: Arc<AtomicU32>,
+    }
+
+    impl<S: Subscriber> Layer<S> for CountingLayer {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let is_kept = self.rates.count(event, self.at) == KEPT;
+            self.kept.fetch_add(u32::from(is_kept), Ordering::Relaxed);
+        }
+    }
+
+    /// One client has all 256 networks of an IPv6 /48.
+    #[test]
+    fn all_networks_of_a_site_have_one_share_and_other_networks_theirs() {
+        let kept = Arc::new(AtomicU32::new(0));
+        let subscriber = tracing_subscriber::registry().with(CountingLayer {
+            rates: LogRates::default(),
+            at: Instant::now(),
+            kept: Arc::clone(&kept),
+        });
+        let requests = |addr: &str, times: u32| {
+            for _ in 0..times {
+                tracing::info!(target: UNKNOWN_ACCESS_TARGET, addr = %addr, who = "-", "http.request");
+            }
+            kept.swap(0, Ordering::Relaxed)
+        };
+        tracing::subscriber::with_default(subscriber, || {
+            let network = |n: u32| format!("[2001:db8:0:{n:x}00::1]:51123");
+            let first = requests(&network(0), 200);
+            assert_eq!(first, UNKNOWN_REQUESTS_OF_NETWORK);
+            let of_site: u32 = (1..256).map(|n| requests(&network(n), 200)).sum();
+            assert_eq!(first + of_site, UNKNOWN_REQUESTS_OF_SITE);
+            for other in ["192.0.2.7:51123", "[2001:db8:1::1]:51123"] {
+                assert_eq!(requests(other, 1), 1, "{other}");
+            }
+        });
     }
 
     #[test]

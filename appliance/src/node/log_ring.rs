@@ -2,11 +2,16 @@
 //!
 //! Clients, servers and scripts cause records. If the oldest record gave way, the log would soon
 //! have only the records of one client that causes them without an end: a rate bounds what comes in
-//! a minute, and not what is left after an hour. So the payer that has most gives way, and half of
-//! the bytes are for what the node says of itself.
+//! minute, and not what is left after an hour. So the payer that has most gives way, and half of
+//! the bytes are for what the node says of itself. Of the other half, one half is for clients
+//! without an identity, and one for the rest, as a client may have many networks.
+//!
+//! What an identity did (`by=`) is a record of the node. One that may make tokens can act under as
+//! many names as it likes. So of the node's records, the place in the code that has most gives
+//! way, and of its records those of the identity that has most there.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +26,15 @@ use super::log::RING_BYTES_MAX;
 
 /// Bytes of the ring that only records of the node itself may take.
 const OWN_BYTES: usize = RING_BYTES_MAX / 2;
+/// Bytes of the other half that clients without an identity leave to others, and others to them.
+const NETWORK_BYTES: usize = (RING_BYTES_MAX - OWN_BYTES) / 2;
+/// Maximum number of records in the ring: each takes the size of its type, and its text.
+const RECORDS_MAX: usize = RING_BYTES_MAX / size_of::<LogRecord>();
+/// Maximum number of bytes that are moved in memory, a few microseconds, when a record gives way.
+/// All else costs steps in proportion to the logarithm of the number of payers, at most.
+const MOVED_BYTES_MAX: usize = 96 << 10;
+// `VecDeque::remove` moves the shorter side of the queue.
+const _: () = assert!(RECORDS_MAX / 2 * size_of::<KeptRecord>() <= MOVED_BYTES_MAX);
 
 /// The fields that name who caused a record, the most telling one first.
 const PAYER_FIELDS: [&str; 7] = [
@@ -36,19 +50,25 @@ const PAYER_FIELDS: [&str; 7] = [
 const ADDRESS_FIELD: &str = "addr";
 /// The field that names an operation.
 const OPERATION_FIELD: &str = "operation";
-/// The field that names an administrator. What administrators did is a record of the node.
+/// The field that names the identity that made a change. What identities did is a record of the node.
 const BY_FIELD: &str = "by";
 /// The namespace of promoted operations, each of which has another author.
 const PROMOTED: &str = "js/";
 /// The text of an absent value.
 const NOTHING: &str = "-";
+/// Stands between a site and a network in it.
+pub(super) const SITE_END: char = ' ';
 
 /// Whose share of the ring a record takes, by a hash of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum RecordPayer {
     /// A place in the node's own code.
     Node(u64),
-    /// An identity, a network, a server, or a place in the code of a library.
+    /// A place in the node's own code, and the identity that caused what it says.
+    Author { place: u64, by: u64 },
+    /// The site of a client without an identity.
+    Site(u64),
+    /// An identity, a server, or a place in the code of a library.
     Other(u64),
 }
 
@@ -57,34 +77,43 @@ impl RecordPayer {
     pub(super) fn from_event(event: &Event<'_>, hashes: &RandomState) -> Self {
         let metadata = event.metadata();
         let fields = PayerFields::read(event, &PAYER_FIELDS);
-        match fields.text {
-            Some(text) if !fields.has_author => Self::Other(hashes.hash_one(text)),
-            // What a library says is about what a client or a server sent.
-            _ if !metadata.target().starts_with("alknet") => {
-                Self::Other(hashes.hash_one(metadata.callsite()))
-            }
-            _ => Self::Node(hashes.hash_one(metadata.callsite())),
+        let place = hashes.hash_one(metadata.callsite());
+        if let Some(by) = fields.author {
+            let by = hashes.hash_one(by);
+            return Self::Author { place, by };
         }
-    }
-
-    const fn is_other(self) -> bool {
-        matches!(self, Self::Other(_))
+        match fields.found {
+            Some((ADDRESS_FIELD, text)) => Self::Site(hashes.hash_one(site(&text))),
+            Some((OPERATION_FIELD, text)) => Self::Other(hashes.hash_one(namespace(text))),
+            Some((_, text)) => Self::Other(hashes.hash_one(text)),
+            // What a library says is about what a client or a server sent.
+            None if !metadata.target().starts_with("alknet") => Self::Other(place),
+            None => Self::Node(place),
+        }
     }
 }
 
-/// The network of the client that caused an event. Empty if the event has no address.
-pub(super) fn network_of(event: &Event<'_>) -> String {
+/// The site of the client that caused an event, [`SITE_END`], and the client's network. Empty if the event has no
+/// address.
+pub(super) fn site_and_network(event: &Event<'_>) -> String {
     let fields = PayerFields::read(event, &[ADDRESS_FIELD]);
-    fields.text.unwrap_or_default()
+    let Some((_, address)) = fields.found else {
+        return String::new();
+    };
+    match network(&address) {
+        Some(network) => format!("{}{SITE_END}{network}", network.site()),
+        None => address,
+    }
 }
 
 /// Finds the first of these fields that an event has.
 struct PayerFields {
     names: &'static [&'static str],
     rank: usize,
-    text: Option<String>,
-    /// Whether an administrator caused the event.
-    has_author: bool,
+    /// The name and the text of the field.
+    found: Option<(&'static str, String)>,
+    /// The identity that caused the event, if the event is about what an identity did.
+    author: Option<String>,
 }
 
 impl PayerFields {
@@ -92,28 +121,25 @@ impl PayerFields {
         let mut found = Self {
             names,
             rank: names.len(),
-            text: None,
-            has_author: false,
+            found: None,
+            author: None,
         };
         event.record(&mut found);
         found
     }
 
     fn take(&mut self, name: &str, text: impl FnOnce() -> String) {
-        self.has_author |= name == BY_FIELD;
-        let Some(rank) = self.names.iter().position(|known| *known == name) else {
-            return;
-        };
-        if rank >= self.rank {
+        if name == BY_FIELD {
+            self.author = Some(text());
             return;
         }
-        let text = match (name, text()) {
-            (ADDRESS_FIELD, text) => network(&text),
-            (OPERATION_FIELD, text) => namespace(text),
-            (_, text) => text,
+        let known = self.names.iter().position(|known| *known == name);
+        let Some(rank) = known.filter(|rank| *rank < self.rank) else {
+            return;
         };
+        let text = text();
         if !text.is_empty() && text != NOTHING {
-            (self.rank, self.text) = (rank, Some(text));
+            (self.rank, self.found) = (rank, Some((self.names[rank], text)));
         }
     }
 }
@@ -128,13 +154,16 @@ impl Visit for PayerFields {
     }
 }
 
-/// The network of an address: a client may have each address of its own.
-fn network(address: &str) -> String {
+/// The network of an address: one client may have all its addresses. `None` for what is no address of IP.
+fn network(address: &str) -> Option<NetworkPrefix> {
     let ip = address.parse::<SocketAddr>().map(|address| address.ip());
-    match ip.or_else(|_| address.parse::<IpAddr>()) {
-        Ok(ip) => NetworkPrefix::from_ip(ip).to_string(),
-        Err(_) => address.to_owned(),
-    }
+    let ip = ip.or_else(|_| address.parse::<IpAddr>()).ok()?;
+    Some(NetworkPrefix::from_ip(ip))
+}
+
+/// The site of an address: one client may have all its networks.
+fn site(address: &str) -> String {
+    network(address).map_or_else(|| address.to_owned(), |it| it.site().to_string())
 }
 
 /// The server of an operation: one server may have hundreds of operations.
@@ -152,9 +181,14 @@ pub(super) struct LogRecords {
     /// By number. The numbers of dropped records are missing.
     queue: VecDeque<KeptRecord>,
     payers: HashMap<RecordPayer, PayerRecords>,
-    bytes: usize,
-    /// Bytes of records that others caused.
-    others_bytes: usize,
+    /// The places in the node's own code.
+    node: PayerWeights<u64>,
+    /// Of each of these places, what it says of itself and of each identity.
+    places: HashMap<u64, PayerWeights<RecordPayer>>,
+    /// Clients without an identity.
+    sites: PayerWeights<RecordPayer>,
+    /// All others.
+    others: PayerWeights<RecordPayer>,
     /// The number that the next record gets.
     next: u64,
 }
@@ -172,48 +206,118 @@ struct PayerRecords {
     numbers: VecDeque<u64>,
 }
 
+impl PayerRecords {
+    /// `None` if it has no records.
+    fn weight(&self) -> Option<PayerWeight> {
+        let oldest = self.numbers.front()?;
+        Some((self.bytes, Reverse(*oldest)))
+    }
+}
+
+/// What decides between payers: the bytes of their records, and of two that have as much the number
+/// of the oldest record. The greatest gives way.
+type PayerWeight = (usize, Reverse<u64>);
+
+/// Payers in the order of their weights, so that no record costs a look at each payer.
+struct PayerWeights<K> {
+    bytes: usize,
+    by_weight: BTreeMap<PayerWeight, K>,
+}
+
+impl<K> Default for PayerWeights<K> {
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            by_weight: BTreeMap::new(),
+        }
+    }
+}
+
+impl<K: Copy> PayerWeights<K> {
+    /// Replaces a payer's weight. `None` for a payer without records.
+    fn replace(&mut self, payer: K, old: Option<PayerWeight>, new: Option<PayerWeight>) {
+        if let Some(old) = old {
+            self.by_weight.remove(&old);
+            self.bytes -= old.0;
+        }
+        if let Some(new) = new {
+            self.by_weight.insert(new, payer);
+            self.bytes += new.0;
+        }
+    }
+
+    fn heaviest(&self) -> Option<K> {
+        self.by_weight.last_key_value().map(|(_, payer)| *payer)
+    }
+
+    /// The weight of all payers at `place` together. `None` if it has no records.
+    fn of_place(&self, place: u64) -> Option<PayerWeight> {
+        // Of two places that have as much, either may give way, and no two have one hash.
+        (self.bytes > 0).then_some((self.bytes, Reverse(place)))
+    }
+}
+
 impl LogRecords {
-    /// Adds a record. Beyond [`RING_BYTES_MAX`], the payer that has most loses its oldest record:
-    /// one of the others while they have more than half of the bytes, and otherwise a place in the
-    /// node's own code.
+    /// Adds a record. Beyond [`RING_BYTES_MAX`], a payer that has most loses its oldest record. While
+    /// the node's own records have less than half of the bytes, it is one of the others: of clients
+    /// without an identity while these have more than [`NETWORK_BYTES`], and otherwise of the rest.
     pub(super) fn push(&mut self, record: LogRecord, payer: RecordPayer) {
         let (number, cost) = (self.next, cost(&record));
         self.next += 1;
         let records = self.payers.entry(payer).or_default();
+        let old = records.weight();
         records.bytes += cost;
         records.numbers.push_back(number);
-        self.bytes += cost;
-        if payer.is_other() {
-            self.others_bytes += cost;
-        }
+        let new = records.weight();
+        self.weigh(payer, old, new);
         let record = Arc::new(record);
         self.queue.push_back(KeptRecord { number, record });
-        while self.bytes > RING_BYTES_MAX && self.drop_one().is_some() {}
+        while self.bytes() > RING_BYTES_MAX && self.drop_one().is_some() {}
+    }
+
+    /// Replaces the weight of a payer, and of its place in the node's own code.
+    fn weigh(&mut self, payer: RecordPayer, old: Option<PayerWeight>, new: Option<PayerWeight>) {
+        let place = match payer {
+            RecordPayer::Site(_) => return self.sites.replace(payer, old, new),
+            RecordPayer::Other(_) => return self.others.replace(payer, old, new),
+            RecordPayer::Node(place) | RecordPayer::Author { place, .. } => place,
+        };
+        let at_place = self.places.entry(place).or_default();
+        let old_place = at_place.of_place(place);
+        at_place.replace(payer, old, new);
+        let new_place = at_place.of_place(place);
+        self.node.replace(place, old_place, new_place);
+        if new_place.is_none() {
+            self.places.remove(&place);
+        }
+    }
+
+    /// The payer whose oldest record gives way.
+    fn next_to_lose(&self) -> Option<RecordPayer> {
+        if self.sites.bytes + self.others.bytes <= RING_BYTES_MAX - OWN_BYTES {
+            let place = self.node.heaviest()?;
+            return self.places.get(&place)?.heaviest();
+        }
+        match self.sites.bytes > NETWORK_BYTES {
+            true => self.sites.heaviest(),
+            false => self.others.heaviest(),
+        }
     }
 
     /// Drops the record that gives way.
     fn drop_one(&mut self) -> Option<()> {
-        let is_others_turn = self.others_bytes > RING_BYTES_MAX - OWN_BYTES;
-        let may_lose = self
-            .payers
-            .iter()
-            .filter(|(payer, _)| payer.is_other() == is_others_turn);
-        // Of two payers that have as much, the one with the older record.
-        let heaviest = may_lose
-            .max_by_key(|(_, records)| (records.bytes, Reverse(records.numbers.front().copied())));
-        let payer = *heaviest?.0;
+        let payer = self.next_to_lose()?;
         let records = self.payers.get_mut(&payer)?;
+        let old = records.weight();
         let number = records.numbers.pop_front()?;
         let at = self.queue.partition_point(|kept| kept.number < number);
         let cost = cost(&self.queue.remove(at)?.record);
         records.bytes -= cost;
-        if records.numbers.is_empty() {
+        let new = records.weight();
+        if new.is_none() {
             self.payers.remove(&payer);
         }
-        self.bytes -= cost;
-        if payer.is_other() {
-            self.others_bytes -= cost;
-        }
+        self.weigh(payer, old, new);
         Some(())
     }
 
@@ -229,7 +333,7 @@ impl LogRecords {
 
     /// Bytes of all records.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.node.bytes + self.sites.bytes + self.others.bytes
     }
 
     /// The place of the first record with this number or a later one.
@@ -250,6 +354,11 @@ fn cost(record: &LogRecord) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tracing::Subscriber;
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
     use super::*;
 
     fn record(message: &str) -> LogRecord {
@@ -312,11 +421,150 @@ mod tests {
 
     #[test]
     fn addresses_of_one_network_are_one_payer() {
-        let one = network("192.0.2.7:51123");
-        assert_eq!(one, network("192.0.2.200"));
-        assert_ne!(one, network("192.0.3.7:51123"));
+        let one = site("192.0.2.7:51123");
+        assert_eq!(one, site("192.0.2.200"));
+        assert_ne!(one, site("192.0.3.7:51123"));
+        assert_eq!(site("[2001:db8::1]:1"), site("[2001:db8:0:ff::2]:9"));
         assert_eq!(network("[2001:db8::1]:1"), network("[2001:db8:0:ff::2]:9"));
+        assert_eq!(site("[2001:db8::1]:1"), site("[2001:db8:0:100::2]:9"));
+        assert_ne!(site("[2001:db8::1]:1"), site("[2001:db8:1::2]:9"));
         assert_eq!(namespace("forge/a".to_owned()), "forge");
         assert_eq!(namespace("js/a".to_owned()), "js/a");
+    }
+
+    /// Keeps the payer of each event.
+    #[derive(Clone, Default)]
+    struct PayerLayer {
+        payers: Arc<Mutex<Vec<RecordPayer>>>,
+        hashes: RandomState,
+    }
+
+    impl<S: Subscriber> Layer<S> for PayerLayer {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let payer = RecordPayer::from_event(event, &self.hashes);
+            self.payers.lock().expect("no panic").push(payer);
+        }
+    }
+
+    /// The payers of the events that `causes` makes, in their order.
+    fn payers(causes: impl FnOnce()) -> Vec<RecordPayer> {
+        let layer = PayerLayer::default();
+        let subscriber = tracing_subscriber::registry().with(layer.clone());
+        tracing::subscriber::with_default(subscriber, causes);
+        std::mem::take(&mut *layer.payers.lock().expect("no panic"))
+    }
+
+    /// A full ring, all of it from one place in the node's code.
+    fn full_ring() -> LogRecords {
+        let mut records = LogRecords::default();
+        for _ in 0..FLOOD {
+            records.push(record(&"x".repeat(4 << 10)), RecordPayer::Node(0));
+        }
+        records
+    }
+
+    /// Adds 50 short records.
+    fn push_fifty(records: &mut LogRecords, who: &str, payer: RecordPayer) {
+        for n in 0..50 {
+            let text = format!("{who} {n} {}", "x".repeat(200));
+            records.push(record(&text), payer);
+        }
+    }
+
+    /// How many of these records the ring has.
+    fn count(records: &LogRecords, who: &str) -> usize {
+        let start = format!("{who} ");
+        let kept = records.queue.iter();
+        kept.filter(|kept| kept.record.message.starts_with(&start))
+            .count()
+    }
+
+    /// One client has all 256 networks of an IPv6 /48.
+    #[test]
+    fn a_site_of_many_networks_displaces_only_its_own_records() {
+        let request = |who: &str, addr: &str| tracing::info!(addr = %addr, who, "http.request");
+        let payers = payers(|| {
+            request("-", "192.0.2.7:51123");
+            request("ada", "[2001:db8:0:100::9]:51123");
+            for n in 0..256 {
+                request("-", &format!("[2001:db8:0:{n:x}00::1]:51123"));
+            }
+        });
+        let [neighbour, ada, networks @ ..] = payers.as_slice() else {
+            panic!("{payers:?}");
+        };
+        assert_eq!(networks.len(), 256);
+        let mut records = full_ring();
+        records.push(record("of another network"), *neighbour);
+        push_fifty(&mut records, "ada", *ada);
+        let long = "x".repeat(4 << 10);
+        for payer in networks.iter().cycle().take(10 * FLOOD) {
+            records.push(record(&long), *payer);
+        }
+        assert!(has(&records, "of another network"));
+        assert_eq!(count(&records, "ada"), 50);
+    }
+
+    #[test]
+    fn many_sites_and_many_identities_leave_each_other_a_quarter() {
+        let mut records = full_ring();
+        push_fifty(&mut records, "ada", RecordPayer::Other(0));
+        let long = "x".repeat(4 << 10);
+        for site in 0..10 * FLOOD as u64 {
+            records.push(record(&long), RecordPayer::Site(site));
+        }
+        assert_eq!(count(&records, "ada"), 50);
+        assert!(records.sites.bytes > NETWORK_BYTES);
+        for identity in 0..10 * FLOOD as u64 {
+            records.push(record(&long), RecordPayer::Other(identity));
+        }
+        let of_sites = records.sites.bytes;
+        assert!(of_sites > NETWORK_BYTES - (8 << 10), "{of_sites} bytes");
+    }
+
+    /// The identity repeats one action, such as making and revoking tokens.
+    #[test]
+    fn what_one_identity_does_displaces_no_record_of_another() {
+        let make = |by: &str| tracing::info!(by, "token.make");
+        let payers = payers(|| {
+            make("ada");
+            make("mallory");
+        });
+        let [ada, mallory] = payers.as_slice() else {
+            panic!("{payers:?}");
+        };
+        let mut records = full_ring();
+        push_fifty(&mut records, "node", RecordPayer::Node(1));
+        push_fifty(&mut records, "ada", *ada);
+        for n in 0..40 * FLOOD {
+            records.push(record(&format!("mallory {n}")), *mallory);
+        }
+        assert_eq!(count(&records, "node"), 50);
+        assert_eq!(count(&records, "ada"), 50);
+    }
+
+    /// Each token is an identity, and may make the next one.
+    #[test]
+    fn identities_without_number_displace_only_records_of_what_they_do() {
+        let make = |by: &str| tracing::info!(by, "token.make");
+        let payers = payers(|| {
+            for n in 0..40 * FLOOD {
+                make(&format!("token {n}"));
+            }
+            tracing::info!(by = "ada", "config.apply");
+        });
+        let (ada, tokens) = payers.split_last().expect("events");
+        let mut records = full_ring();
+        push_fifty(&mut records, "node", RecordPayer::Node(1));
+        push_fifty(&mut records, "ada", *ada);
+        for (n, token) in tokens.iter().enumerate() {
+            records.push(record(&format!("token {n}")), *token);
+        }
+        assert_eq!(count(&records, "node"), 50);
+        assert_eq!(count(&records, "ada"), 50);
+        assert!(records.bytes() <= RING_BYTES_MAX);
+        let of_payers: usize = records.payers.values().map(|payer| payer.bytes).sum();
+        assert_eq!(of_payers, records.bytes());
+        assert!(records.len() <= RECORDS_MAX);
     }
 }

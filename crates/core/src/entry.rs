@@ -44,6 +44,10 @@ pub struct PeerEntry {
     /// not by a clock, which can be set back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal: Option<u64>,
+    /// The scopes that it lost since it was disabled, such as by its removal. They give no right; who lets it in again
+    /// without being an administrator has to hold them.
+    #[serde(default, skip_serializing_if = "ScopeSet::is_empty")]
+    pub lost_scopes: ScopeSet,
 }
 
 impl PeerEntry {
@@ -64,7 +68,14 @@ impl PeerEntry {
             expires: None,
             max_connections: None,
             removal: None,
+            lost_scopes: ScopeSet::default(),
         }
+    }
+
+    /// Whether `scopes` allow everything that this peer may do, and what it could do when it was put out.
+    #[must_use]
+    pub fn is_covered_by(&self, scopes: &ScopeSet) -> bool {
+        scopes.covers(&self.scopes) && scopes.covers(&self.lost_scopes)
     }
 
     /// This entry with the changes of `patch`.
@@ -80,12 +91,19 @@ impl PeerEntry {
         // A key that is added again later must not have its end from before.
         self.key_ends.retain(|key, _| self.keys.contains(key));
         set(&mut self.token_hashes, patch.token_hashes);
+        let had = self.scopes.clone();
         set(&mut self.scopes, patch.scopes);
         set(&mut self.resources, patch.resources);
         set(&mut self.addresses, patch.addresses);
         set(&mut self.display_name, patch.display_name);
         set(&mut self.labels, patch.labels);
         set(&mut self.enabled, patch.enabled);
+        if self.enabled {
+            self.lost_scopes = ScopeSet::default();
+        } else if self.scopes != had {
+            // What an earlier removal took stays.
+            self.lost_scopes = self.lost_scopes.union(had);
+        }
         set(&mut self.expires, patch.expires);
         set(&mut self.max_connections, patch.max_connections);
         set(&mut self.removal, patch.removal.map(Some));
@@ -204,5 +222,33 @@ mod tests {
             ..PeerPatch::default()
         });
         assert!(other.key_ends.is_empty(), "the key is gone, and its end");
+    }
+
+    #[test]
+    fn a_disabled_peer_is_known_by_the_scopes_that_it_lost() {
+        let scopes = |scopes: &[&str]| scopes.iter().collect::<ScopeSet>();
+        let mut entry = PeerEntry::new("edge".parse().expect("a peer id"));
+        entry.scopes = scopes(&["node:read", "fs:*"]);
+        let removes = PeerPatch {
+            enabled: Some(false),
+            scopes: Some(ScopeSet::default()),
+            ..PeerPatch::default()
+        };
+        let once = entry.clone().patched(removes.clone());
+        let removed = once.clone().patched(removes);
+        assert_eq!((&removed.scopes, &once), (&ScopeSet::default(), &removed));
+        assert!(!removed.is_covered_by(&scopes(&["node:read"])));
+        assert!(removed.is_covered_by(&entry.scopes));
+        let stored = serde_json::to_string(&removed).expect("it is stored");
+        let read: PeerEntry = serde_json::from_str(&stored).expect("it is read");
+        assert_eq!(read, removed);
+        let back = removed.patched(PeerPatch {
+            enabled: Some(true),
+            ..PeerPatch::default()
+        });
+        assert!(back.is_covered_by(&ScopeSet::default()));
+        // Nothing of it is in a file of an earlier version.
+        let stored = serde_json::to_string(&back).expect("it is stored");
+        assert!(!stored.contains("lost_scopes"), "{stored}");
     }
 }

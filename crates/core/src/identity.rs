@@ -278,6 +278,12 @@ impl ScopeSet {
                 && other.prefixes.iter().all(below))
     }
 
+    /// This set and the scopes of `other`.
+    pub(crate) fn union(&self, other: Self) -> Self {
+        let both = [self.clone(), other].map(Vec::<String>::from);
+        both.into_iter().flatten().collect()
+    }
+
     /// Whether the set allows no scope.
     #[must_use]
     pub fn is_empty(&self) -> bool {

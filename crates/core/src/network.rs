@@ -24,6 +24,14 @@ pub struct NetworkPrefix(IpAddr);
 
 /// The /48 of IPv6 that an IPv6 network is in, which has 256 networks: one party may have all of them. For IPv4 it is
 /// the network itself.
+///
+/// ```
+/// use alknet_core::NetworkPrefix;
+///
+/// let site = NetworkPrefix::from_ip("2001:db8:0:100::1".parse()?).site();
+/// assert_eq!(site.to_string(), "2001:db8::/48");
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SitePrefix(IpAddr);
 
@@ -71,6 +79,13 @@ impl fmt::Display for NetworkPrefix {
     }
 }
 
+impl fmt::Display for SitePrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = if self.0.is_ipv4() { V4_BITS } else { SITE_BITS };
+        write!(f, "{}/{bits}", self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +120,6 @@ mod tests {
         assert!(network("2001:db8::").has_neighbours() && !network("192.0.2.1").has_neighbours());
         assert_eq!(network("192.0.2.9").to_string(), "192.0.2.0/24");
         assert_eq!(network("2001:db8::9").to_string(), "2001:db8::/56");
+        assert_eq!(network("192.0.2.9").site().to_string(), "192.0.2.0/24");
     }
 }

@@ -18,16 +18,18 @@ const TRIES: usize = 1000;
 /// Puts a file with this content and exactly these permission bits at `path`; the folder has to be
 /// there. When this returns, it is on the disk.
 ///
-/// A power cut before that leaves the file of before or the new one, each whole, and perhaps a part of
-/// the new one beside it as `.NAME.new`. The next call for the same file removes that part and makes its
-/// own file: it never writes into one with other permission bits, or one that another process has open.
-/// Several calls for one file, of one process or of many, come after each other.
+/// A power cut before that leaves the file of before or the new one, each whole, or on FAT an empty one,
+/// and perhaps a part of the new one beside it as `.NAME.new`. The next call for the same file removes
+/// that part and makes its own file: it never writes into one with other permission bits, or one that
+/// another process has open. Several calls for one file, of one process or of many, come after each
+/// other.
 ///
 /// A link at `path` is replaced, not followed.
 ///
 /// # Errors
-/// Those of the disk. The file is the one before then, with nothing beside it; only where the folder
-/// could not be synced it is the new one, and a power cut may bring the old one back.
+/// Those of the disk. The file is the one before then, with nothing beside it; only where the new name
+/// could not be synced it is the new one, and a power cut may bring the old one back, or on FAT an empty
+/// one.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let new = beside(path)?;
     // Locked until the end.
@@ -38,6 +40,9 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         fs::remove_file(&new).ok();
     }
     put?;
+    // On FAT the entry of the new name says that the file is empty until the file itself is synced again
+    // (`vfat_rename` in Linux). On other file systems this costs nothing beside the folder.
+    file.sync_all()?;
     sync_folder(path.parent().unwrap_or(path))
 }
 

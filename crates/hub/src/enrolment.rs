@@ -12,7 +12,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use alknet_core::{IdentityStore, IdentityStoreError, PeerEntry, PeerId, PeerKey, PeerPatch};
+use alknet_core::{
+    IdentityStore, IdentityStoreError, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
+};
 use arc_swap::ArcSwap;
 
 use crate::id::new_peer_id;
@@ -591,6 +593,7 @@ fn entry(
         entry.keys.push(key);
     }
     entry.enabled = true;
+    entry.lost_scopes = ScopeSet::default();
     entry.scopes = role.scopes.clone();
     entry.display_name = alias.map(String::from);
     let given = own_labels(role);

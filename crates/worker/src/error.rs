@@ -94,7 +94,8 @@ pub enum WorkerError {
     /// The supervisor could not be set up.
     #[error("the supervisor could not be set up")]
     Supervisor(#[source] io::Error),
-    /// The caller of a tenant's operations has its share of the workers for such callers.
+    /// The caller of a tenant's operations has its share of the workers for such callers, or has one and the last ones
+    /// are for callers that have none.
     #[error("this caller has as many of these workers as one may have")]
     CallerShare,
     /// The tenant has its share of the workers, and each has a session.

@@ -10,6 +10,7 @@ mod handle;
 mod idle_frames;
 mod pool;
 mod quarantine;
+mod request;
 mod spawn;
 mod stats;
 mod supervisor;
@@ -20,7 +21,8 @@ mod worker;
 pub use config::{
     CallLimits, DelegatedCgroup, Executable, ProgramMaker, RoleConfig, WorkerLease, WorkersConfig,
 };
-pub use handle::{SessionNotice, WorkerAnswer, WorkerCall, WorkerRequest, WorkerSession, Workers};
+pub use handle::{CallerCharge, WorkerAnswer, WorkerCall, WorkerSession, Workers};
+pub use request::{SessionNotice, WorkerRequest};
 pub use stats::{OverrunStats, WorkerStats};
 pub use supervisor::WORKER_LOSS_TARGET;
 pub use unread::{DescriptorPlace, DescriptorRoom};

@@ -81,9 +81,9 @@ pub use guest::{
     ConfinedGuest, Guest, GuestCall, GuestInput, ThreadCallGuard, enter, started_as_worker,
 };
 pub use host::{
-    CallLimits, DelegatedCgroup, DescriptorPlace, DescriptorRoom, Executable, OverrunStats,
-    ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer, WorkerCall,
-    WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
+    CallLimits, CallerCharge, DelegatedCgroup, DescriptorPlace, DescriptorRoom, Executable,
+    OverrunStats, ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer,
+    WorkerCall, WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
 };
 pub use level::{ConfinementLevel, Gap, Sandbox, Wall};
 pub use message::{

@@ -23,7 +23,7 @@ mod store;
 mod uploads;
 mod wire;
 
-pub use access::{TensorAccess, allows};
+pub use access::{ReadablePaths, TensorAccess, allows};
 pub use client::{ClientError, PullResult, TensorClient};
 pub use error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
 pub use handler::{ALPN, ServeTimeouts, TensorHandler};

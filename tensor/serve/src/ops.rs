@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde_json::{Map, Value, json};
 
+use crate::access::ReadablePaths;
 use crate::error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
 use crate::handler::{NAMELESS, blocking, read_on};
 use crate::limits::{PATH_BYTES, UPLOAD_IDLE};
@@ -39,7 +40,8 @@ pub fn operations(store: &Arc<TensorStore>) -> Vec<Registration> {
     ]
 }
 
-/// Paths in one answer of `tensor/list`: with ids and sizes they take less than 700 KB of a frame.
+/// Paths in one answer of `tensor/list`, and paths that the node looks at for it: with ids and sizes they take less
+/// than 700 KB of a frame.
 const LISTED_MAX: usize = 1000;
 
 fn list(store: &Arc<TensorStore>) -> Registration {
@@ -81,23 +83,22 @@ async fn listed(
     let asker = TensorRequester::from_ctx(ctx)?;
     let path = |name: &str| input[name].as_str().map(StorePath::parse).transpose();
     let (below, after) = (path("below")?, path("after")?);
-    let page = blocking(move || {
-        let is_below = |path: &str| match &below {
-            None => true,
-            Some(below) => path
-                .strip_prefix(below.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-        };
-        let is_shown = |path: &str| is_below(path) && asker.may_read(path);
-        Ok(store.list(after, LISTED_MAX, is_shown))
-    });
+    let readable = asker.readable().ok_or_else(|| {
+        let text = "a list needs a scope for reading, such as 'tensor:read:PATH'";
+        CallError::new(ErrorCode::Forbidden, text)
+    })?;
+    let within = match below {
+        Some(below) => readable.and(ReadablePaths::below([below])),
+        None => readable,
+    };
+    let page = blocking(move || Ok(store.list(&within, after.as_ref(), LISTED_MAX)));
     let page = page.await?;
     let rows = page.files.iter().map(|file| {
         json!({ "path": file.path.as_str(), "id": file.id.to_string(), "bytes": file.bytes })
     });
     let mut answer = json!({ "files": rows.collect::<Vec<_>>() });
-    if let Some(last) = page.files.last().filter(|_| page.has_more) {
-        answer["next"] = last.path.as_str().into();
+    if let Some(next) = &page.next {
+        answer["next"] = next.as_str().into();
     }
     Ok(answer.into())
 }

@@ -1,5 +1,6 @@
 //! The name of a file in a store: its path, or its id.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use alknet_tensor::{FileId, TensorErrorCode};
@@ -43,6 +44,13 @@ impl StorePath {
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+// Paths are ordered as their texts are, so a map of paths is searched by texts that are no paths.
+impl Borrow<str> for StorePath {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

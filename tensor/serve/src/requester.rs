@@ -7,7 +7,7 @@ use alknet_call::{CompositionAuthority, Ctx, Env};
 use alknet_core::{Identity, PeerId, ScopeSet};
 use alknet_tensor::FileId;
 
-use crate::access::{TensorAccess, allows};
+use crate::access::{ReadablePaths, TensorAccess, allows};
 use crate::error::ServeError;
 use crate::path::TensorFileRef;
 use crate::store::TensorStore;
@@ -80,20 +80,20 @@ impl TensorRequester {
         }
     }
 
-    /// Whether both may read the file of a path.
-    pub(crate) fn may_read(&self, place: &str) -> bool {
-        self.may(TensorAccess::Read, place)
+    /// The paths that both may read; `None` if one of them has no scope for reading.
+    pub(crate) fn readable(&self) -> Option<ReadablePaths> {
+        let own = ReadablePaths::from_scopes(&self.identity.scopes)?;
+        match &self.calls {
+            Some(calls) => Some(own.and(ReadablePaths::from_scopes(&calls.scopes)?)),
+            None => Some(own),
+        }
     }
 
     /// Whether both may store at a path.
     pub(crate) fn may_write(&self, place: &str) -> bool {
-        self.may(TensorAccess::Write, place)
-    }
-
-    fn may(&self, access: TensorAccess, place: &str) -> bool {
         let calls = self.calls.iter().map(|calls| &calls.scopes);
         let mut all = iter::once(&self.identity.scopes).chain(calls);
-        all.all(|scopes| allows(scopes, access, place))
+        all.all(|scopes| allows(scopes, TensorAccess::Write, place))
     }
 
     /// The peer whose limits the request counts against.

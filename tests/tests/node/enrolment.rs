@@ -354,6 +354,12 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     assert_eq!(info(&one, &hub.target, &[]).json()["identity"], hub.key());
     let removed = run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
     assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
+    let log = run(bench.admin(), &["logs", &hub.target]).output;
+    let record = log.lines().find(|line| line.contains("hub.remove"));
+    assert!(
+        record.is_some_and(|it| it.contains(" by=admin") && it.contains(id)),
+        "{log}"
+    );
     // The hub no longer knows the peer's key.
     let out = info(&one, &hub.target, &[]);
     assert_eq!(

@@ -309,7 +309,7 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
     let bench = TestBench::new();
     let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
     let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
-    let [porter, mate] = ["porter", "mate"].map(|name| bench.user(name));
+    let [porter, mate, user] = ["porter", "mate", "user"].map(|name| bench.user(name));
     enrolled(&porter, &invite(&bench, &hub, &["--role", "porter"]));
     // A node makes its key at its first start.
     let node = EnrolmentNode::start(&bench, "cellar", "", "0");
@@ -320,9 +320,15 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
         run(admin, &["peer", "add", &hub.target, name, "--key", key]).json();
         run(admin, &["peer", "set", &hub.target, name, "--disable"]).json();
     }
+    // It enrolled, and could do more than the porter before its removal.
+    let above = enrolled(&user, &invite(&bench, &hub, &["--role", "user"]));
+    run(admin, &["hub", "remove", &hub.target, &above]).json();
     let words = ["hub", "invite", &hub.target];
     let answer = run(&porter, &words).json();
-    are_refused(&[&mate], answer["join"].as_str().expect("a join string"));
+    are_refused(
+        &[&mate, &user],
+        answer["join"].as_str().expect("a join string"),
+    );
     let (key, address) = hub.target.split_once('@').expect("a pinned target");
     let join = format!("[[join]]\naddress = \"{address}\"\nkey = \"{key}\"\n");
     let join = format!("[node]\nname = \"attic\"\n{join}");
@@ -343,4 +349,5 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
     assert_eq!(refused.code(), "FORBIDDEN", "{refused:?}");
     assert_eq!(approve(admin).json()["peer_id"], "cellar");
     assert_eq!(enrolled(&mate, &invite(&bench, &hub, &[])), "mate");
+    assert_eq!(enrolled(&user, &invite(&bench, &hub, &[])), above);
 }

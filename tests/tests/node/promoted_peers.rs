@@ -143,12 +143,13 @@ async fn no_peer_takes_the_place_of_an_operation_of_the_node() {
 }
 
 /// The path of the operation is in no namespace of the node. The peer serves its name, and waits for a call that means
-/// the operation: while reviewers vote, and after the operation was taken back.
+/// the operation: while reviewers vote, and after the operation was taken back. A reviewer that alone wants this path
+/// for another proposal keeps the name no longer than the proposal waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_peer_takes_the_place_of_a_promoted_operation_that_is_not_there() {
     let bench = TestBench::new();
-    let [ada, mate, rev, bob, eve] =
-        ["ada", "mate", "rev", "bob", "eve"].map(|name| bench.user(name));
+    let [ada, mate, rev, bob, dan, eve] =
+        ["ada", "mate", "rev", "bob", "dan", "eve"].map(|name| bench.user(name));
     let config = configuration(
         "reviews = 2\n[hub]\nenabled = true\n",
         &[
@@ -156,6 +157,7 @@ async fn no_peer_takes_the_place_of_a_promoted_operation_that_is_not_there() {
             ("mate", &mate, &[]),
             ("rev", &rev, &["ops:promote"]),
             ("bob", &bob, &["ops:promote"]),
+            ("dan", &dan, &["ops:promote"]),
             ("eve", &eve, &["call:js:first"]),
         ],
     );
@@ -180,8 +182,9 @@ async fn no_peer_takes_the_place_of_a_promoted_operation_that_is_not_there() {
         source: "export const run = (it) => it ? 'ours' : 'done';",
         ..OperationDraft::waits("pay")
     };
-    let [first, pay] =
-        [&first, &pay].map(|draft| propose(&bench, node.target(), ("ada", &ada), draft));
+    let other = OperationDraft::waits("other");
+    let [first, pay, other] =
+        [&first, &pay, &other].map(|draft| propose(&bench, node.target(), ("ada", &ada), draft));
     for who in [&rev, &bob] {
         accept(who, &first, &json!({ "external": true }));
     }
@@ -198,13 +201,22 @@ async fn no_peer_takes_the_place_of_a_promoted_operation_that_is_not_there() {
         (json!("done"), 1)
     );
     let terms = json!({ "path": "billing/pay" });
+    assert_eq!(accept(&rev, &other, &terms)["reviews"], 1);
+    assert_eq!(said(&client).await, "NOT_FOUND");
+    for who in [&bob, &dan] {
+        accept(who, &other, &json!({}));
+    }
+    assert_eq!(
+        (said(&client).await, peer.asked("billing/pay")),
+        (json!("done"), 2)
+    );
     assert_eq!(accept(&rev, &pay, &terms)["reviews"], 1);
     assert_eq!(said(&client).await, "NOT_FOUND");
     assert_eq!(accept(&bob, &pay, &terms)["active"], true);
     assert_eq!(said(&client).await, "ours");
     node.call("ops/rollback", &terms);
     assert_eq!(said(&client).await, "NOT_FOUND");
-    assert_eq!(peer.asked("billing/pay"), 1);
+    assert_eq!(peer.asked("billing/pay"), 2);
     peer.connection.close(CloseCode::Normal, "");
     // The next start knows it as well.
     drop(node);

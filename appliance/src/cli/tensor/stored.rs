@@ -50,7 +50,7 @@ async fn all(node: &NodeCaller, below: Option<&str>) -> Result<Vec<Value>, Comma
     if let Some(below) = below {
         input.insert("below".to_owned(), below.into());
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut seen) = (Vec::new(), 0);
     loop {
         let page = node.call(LIST, &json!(input)).await.map_err(call_error)?;
         let page = page.value();
@@ -59,8 +59,9 @@ async fn all(node: &NodeCaller, below: Option<&str>) -> Result<Vec<Value>, Comma
         let Some(next) = page["next"].as_str() else {
             return Ok(rows);
         };
-        // A node could go on for ever: no store has more paths.
-        if files.is_empty() || rows.len() > PATHS {
+        // A node could go on for ever: no store has more paths. A page may be empty if files of the store are missing.
+        seen += files.len().max(1);
+        if seen > PATHS {
             let text = "the node gives a list of files without an end";
             return Err(CommandError::new(
                 CommandExit::Failed,

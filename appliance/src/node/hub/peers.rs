@@ -301,7 +301,7 @@ impl HubContext {
             server.sweep();
         }
         let closed = removed.map_err(|error| enrolment_error(&error))?;
-        tracing::info!(%peer, "hub.remove");
+        tracing::info!(by = who.id.as_str(), %peer, "hub.remove");
         let open = self.open_invitations().await?;
         Ok(json!({ "peer_id": peer, "closed": closed, "open": open }))
     }
@@ -333,7 +333,7 @@ impl HubContext {
             return Ok(());
         };
         let refused = match entry.labels.contains_key(ROLE_LABEL) {
-            true if who.scopes.covers(&entry.scopes) => return Ok(()),
+            true if entry.is_covered_by(&who.scopes) => return Ok(()),
             true => "this peer may do more than you: an administrator changes it",
             false => {
                 "this peer did not enrol here: an administrator changes it by peer/set or peer/remove"

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::entry::{ApiKey, PeerEntry};
 use crate::identities::IdentityEntries;
-use crate::identity::{PeerId, PeerIdError};
+use crate::identity::{PeerId, PeerIdError, ScopeSet};
 use crate::token::TokenHash;
 
 use super::{ApiKeyConfig, NodeConfig, PeerConfig, hub};
@@ -88,6 +88,7 @@ fn peer(peer: &PeerConfig) -> Option<PeerEntry> {
         expires: peer.expires.map(seconds),
         max_connections: peer.max_connections,
         removal: None,
+        lost_scopes: ScopeSet::default(),
     })
 }
 

@@ -13,10 +13,11 @@ use super::{EnrolmentService, ROLE_LABEL};
 const ADMIN_SCOPE: &str = "admin";
 
 /// Whether `maker`, of an invitation or an approval, may change a peer of the store by it. An administrator may change
-/// every peer, and another one only those that enrolled and may do no more than itself.
+/// every peer, and another one only those that enrolled and may do no more than itself, or could do no more when they
+/// were put out.
 pub(super) fn may_change(maker: &Identity, peer: &PeerEntry) -> bool {
     let enrolled = peer.labels.contains_key(ROLE_LABEL);
-    maker.scopes.allows(ADMIN_SCOPE) || (enrolled && maker.scopes.covers(&peer.scopes))
+    maker.scopes.allows(ADMIN_SCOPE) || (enrolled && peer.is_covered_by(&maker.scopes))
 }
 
 impl EnrolmentService {

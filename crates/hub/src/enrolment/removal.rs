@@ -166,7 +166,7 @@ fn takes_keys(before: &PeerEntry, change: &PeerPatch) -> bool {
     before.keys.iter().any(is_lost)
 }
 
-/// What a removed peer keeps: its id and its keys.
+/// What a removed peer keeps: its id and its keys. Its entry says which scopes it lost.
 fn tombstone() -> PeerPatch {
     PeerPatch {
         scopes: Some(ScopeSet::default()),

@@ -51,6 +51,15 @@ pub const MEMORY_MAX: usize = 64 << 20;
 pub const REGISTERED_MAX: usize = MEMORY_MAX / 4;
 /// The same for all sessions of a tenant: half of it, with the last quarter as above.
 pub const REGISTERED_OF_TENANT_MAX: usize = REGISTERED_MAX / 2;
+/// The share of the states of services that ended for others, of all services, in the memory of [`MEMORY_MAX`]: a
+/// state stays until the next call. Beside these and the registered operations, values keep a quarter of the memory.
+pub const RESTED_MAX: usize = MEMORY_MAX / 2;
+/// The same for all services of an author: a quarter of it. Two authors that use all of theirs leave a third one room
+/// for [`RESTED_VALUE_MAX`].
+pub const RESTED_OF_TENANT_MAX: usize = RESTED_MAX / 4;
+/// Bytes that the node reserves for what a service leaves, before it asks the service: the largest value, and what is
+/// around it in its frame.
+pub const RESTED_VALUE_MAX: usize = alknet_runtime::limits::JSON_BYTES + (4 << 10);
 /// The memory of a registered operation, as a multiple of the weight of its specification, with the spare room of
 /// growing vectors. The worker compiles its schemas.
 pub(crate) const REGISTERED_FACTOR: usize = 3;

@@ -241,7 +241,8 @@ impl WorkerLease {
         self
     }
 
-    /// The caller for whom a lent session runs. One caller gets half of the workers for a tenant's callers.
+    /// The caller that a lent session runs for, until it ends or its
+    /// [charge](super::Workers::charge_of_lease) does. One caller gets half of the workers for a tenant's callers.
     #[must_use]
     pub fn for_caller(mut self, caller: impl Into<String>) -> Self {
         self.caller = Some(caller.into());

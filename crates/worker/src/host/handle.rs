@@ -1,7 +1,6 @@
 //! The handles of the node: the workers, a session, a running call. None of their methods blocks: the supervisor's
 //! thread does the work, and answers whatever the async executor is doing.
 
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,6 +10,7 @@ use std::task::{Context, Poll};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc, oneshot};
 
+use super::request::{SessionNotice, WorkerRequest};
 use super::spawn::Spawner;
 use super::stats::StatsCounter;
 use super::supervisor::{self, WorkerSupervisor};
@@ -18,8 +18,8 @@ use super::worker::ReplyTo;
 use super::{CallLimits, DescriptorPlace, DescriptorRoom, WorkerLease, WorkerStats, WorkersConfig};
 use crate::limits::OUT_BYTES_MAX;
 use crate::{
-    Bytes32, CallStats, CborBody, FrameBlob, FromWorkerMessage, Sandbox, ToWorkerMessage,
-    WorkerCallError, WorkerError, WorkerEvent, WorkerReply, encode,
+    Bytes32, CallStats, FromWorkerMessage, Sandbox, ToWorkerMessage, WorkerCallError, WorkerError,
+    WorkerReply, encode,
 };
 
 /// A command to the supervisor.
@@ -38,8 +38,13 @@ pub(super) enum SupervisorCommand {
         farewell: bool,
         reply: ReplyTo,
     },
+    Charge(ChargeRequest),
     Close {
         sid: u64,
+    },
+    Discharge {
+        sid: u64,
+        id: u64,
     },
     Kill {
         sid: u64,
@@ -69,6 +74,18 @@ pub(super) enum SupervisorCommand {
         /// The call or subscription of the worker that ends with this message.
         ends: Option<u64>,
     },
+}
+
+/// The number of the charge that a session's lease brings: calls and further charges count from one.
+pub(super) const LEASE_CHARGE: u64 = 0;
+
+/// A request to count the worker of a session for a caller.
+#[derive(Debug)]
+pub(super) struct ChargeRequest {
+    pub(super) sid: u64,
+    pub(super) id: u64,
+    pub(super) caller: String,
+    pub(super) reply: oneshot::Sender<Result<(), WorkerError>>,
 }
 
 /// A frame that is ready to be sent.
@@ -195,6 +212,45 @@ impl Workers {
         })
     }
 
+    /// Counts the worker of a session for a caller whose call is to run there, until the charge is dropped. A worker
+    /// of the tenant's own work counts for no caller.
+    ///
+    /// # Errors
+    /// [`WorkerError::CallerShare`], as for a session that is opened for this caller; [`WorkerError::Stopped`].
+    pub async fn charge(
+        &self,
+        sid: u64,
+        caller: impl Into<String>,
+    ) -> Result<CallerCharge, WorkerError> {
+        let id = self.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let (reply, answer) = oneshot::channel();
+        // The charge exists before it is requested: it ends also if this future is dropped.
+        let charge = self.charge_with(sid, id);
+        let request = ChargeRequest {
+            sid,
+            id,
+            caller: caller.into(),
+            reply,
+        };
+        self.0.supervisor.send(SupervisorCommand::Charge(request));
+        answer.await.map_err(|_| WorkerError::Stopped)??;
+        Ok(charge)
+    }
+
+    /// The charge that the session's lease brought, so that it ends before the session.
+    #[must_use]
+    pub fn charge_of_lease(&self, sid: u64) -> CallerCharge {
+        self.charge_with(sid, LEASE_CHARGE)
+    }
+
+    fn charge_with(&self, sid: u64, id: u64) -> CallerCharge {
+        CallerCharge {
+            workers: self.clone(),
+            sid,
+            id,
+        }
+    }
+
     /// The present numbers.
     #[must_use]
     pub fn stats(&self) -> WorkerStats {
@@ -240,6 +296,23 @@ impl Drop for WorkersInner {
     fn drop(&mut self) {
         self.supervisor
             .send(SupervisorCommand::Shutdown { done: None });
+    }
+}
+
+/// A worker counts for a caller until this is dropped.
+#[derive(Debug)]
+pub struct CallerCharge {
+    workers: Workers,
+    sid: u64,
+    id: u64,
+}
+
+impl Drop for CallerCharge {
+    fn drop(&mut self) {
+        let (sid, id) = (self.sid, self.id);
+        let discharge = SupervisorCommand::Discharge { sid, id };
+        // A supervisor that has ended counts nothing.
+        let _ = self.workers.0.supervisor.send(discharge);
     }
 }
 
@@ -494,151 +567,6 @@ pub struct WorkerAnswer {
     pub fds: Vec<OwnedFd>,
     /// The cost of the call, by the worker's own account.
     pub stats: CallStats,
-}
-
-/// A request to a session.
-#[derive(Clone)]
-#[non_exhaustive]
-pub enum WorkerRequest {
-    /// Run a module.
-    Eval {
-        /// Its name.
-        module: String,
-        /// The hash of its source.
-        source_hash: Bytes32,
-        /// Its source.
-        source: Vec<u8>,
-    },
-    /// Call an operation that the session registered.
-    Invoke {
-        /// Its name.
-        op: String,
-        /// Its input, CBOR.
-        input: Vec<u8>,
-    },
-    /// A request in the role's own protocol.
-    Role {
-        /// The content, as CBOR.
-        body: CborBody,
-    },
-}
-
-impl WorkerRequest {
-    /// A request in the role's own protocol, as CBOR.
-    #[must_use]
-    pub const fn role(cbor: Vec<u8>) -> Self {
-        Self::Role {
-            body: CborBody::from_cbor(cbor),
-        }
-    }
-
-    fn message(
-        self,
-        sid: u64,
-        id: u64,
-        fds: &mut Vec<OwnedFd>,
-    ) -> Result<ToWorkerMessage, WorkerCallError> {
-        Ok(match self {
-            Self::Eval {
-                module,
-                source_hash,
-                source,
-            } => ToWorkerMessage::Eval {
-                sid,
-                id,
-                module,
-                source_hash,
-                source: FrameBlob::pack(source, fds)?,
-            },
-            Self::Invoke { op, input } => ToWorkerMessage::Invoke {
-                sid,
-                id,
-                op,
-                input: FrameBlob::pack(input, fds)?,
-            },
-            Self::Role { body } => ToWorkerMessage::Run { sid, id, body },
-        })
-    }
-}
-
-/// Shows names only: sources and inputs are long, and may be secret.
-impl fmt::Debug for WorkerRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Eval { module, .. } => write!(f, "Eval({module:?})"),
-            Self::Invoke { op, .. } => write!(f, "Invoke({op:?})"),
-            Self::Role { body } => write!(f, "Role({body:?})"),
-        }
-    }
-}
-
-/// A message of the host to a session.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum SessionNotice {
-    /// A part of a subscription of the session.
-    Event {
-        /// The subscription.
-        id: u64,
-        /// The part.
-        event: WorkerEvent,
-    },
-    /// The beginning of the session, before any other message.
-    Open {
-        /// Its capabilities, in the role's own terms.
-        caps: CborBody,
-        /// Its limits, in the role's own terms.
-        limits: CborBody,
-        /// The bundle it runs.
-        bundle_hash: Option<Bytes32>,
-        /// The seed of its randomness.
-        seed: Option<Bytes32>,
-        /// Its clock, in the role's own terms.
-        clock: CborBody,
-    },
-    /// The response to a call of the session.
-    Reply {
-        /// The call.
-        id: u64,
-        /// The answer.
-        reply: WorkerReply,
-    },
-    /// A message in the role's own protocol.
-    Role(CborBody),
-}
-
-impl SessionNotice {
-    /// The message, and the call or subscription of the worker that ends with it.
-    fn message(self, sid: u64) -> (ToWorkerMessage, Option<u64>) {
-        match self {
-            Self::Event { id, event } => {
-                let last = matches!(event, WorkerEvent::End | WorkerEvent::Fail(_));
-                (
-                    ToWorkerMessage::Event { sid, id, event },
-                    last.then_some(id),
-                )
-            }
-            Self::Open {
-                caps,
-                limits,
-                bundle_hash,
-                seed,
-                clock,
-            } => {
-                let open = ToWorkerMessage::Open {
-                    sid,
-                    caps,
-                    limits,
-                    bundle_hash,
-                    seed,
-                    clock,
-                };
-                (open, None)
-            }
-            Self::Reply { id, reply } => (ToWorkerMessage::Reply { sid, id, reply }, Some(id)),
-            Self::Role(body) => (ToWorkerMessage::Tell { sid, body }, None),
-        }
-    }
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), WorkerError> {

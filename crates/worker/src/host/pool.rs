@@ -33,7 +33,8 @@ struct PoolSlot {
     sessions: u32,
     served: u32,
     idle_since: u64,
-    /// How many of its sessions run for each caller of the tenant's operations.
+    /// How many of its sessions run for each caller of the tenant's operations. A session that waits for its next
+    /// call runs for no caller.
     callers: BTreeMap<String, u32>,
 }
 
@@ -96,6 +97,23 @@ impl WorkerPool {
         self.bind(worker, lease).then_some(worker)
     }
 
+    /// Puts a session of `lease` into a worker of the tenant's in which a call of this caller runs, or with `others`
+    /// one of any caller.
+    pub(super) fn place_beside(
+        &mut self,
+        lease: &WorkerLease,
+        caller: &str,
+        others: bool,
+    ) -> Option<u64> {
+        let is_suitable = |slot: &PoolSlot| {
+            slot.tenant.is_some()
+                && (slot.serves(caller) || others && slot.is_busy())
+                && slot.takes(lease)
+        };
+        let (&worker, _) = self.slots.iter().find(|(_, slot)| is_suitable(slot))?;
+        self.bind(worker, lease).then_some(worker)
+    }
+
     /// As [`place`](Self::place), among the workers that the tenant has already.
     pub(super) fn place_with_own(&mut self, lease: &WorkerLease) -> Option<u64> {
         let is_suitable = |slot: &PoolSlot| slot.tenant.is_some() && slot.takes(lease);
@@ -118,12 +136,19 @@ impl WorkerPool {
         slot.sessions += 1;
         slot.served += 1;
         if let Some(caller) = &lease.caller {
-            *slot.callers.entry(caller.clone()).or_default() += 1;
+            self.charge(worker, caller);
         }
         true
     }
 
-    /// Removes a session that ran for this caller, beside [`release`](Self::release).
+    /// Counts the worker for this caller, until [`release_caller`](Self::release_caller).
+    pub(super) fn charge(&mut self, worker: u64, caller: &str) {
+        if let Some(slot) = self.slots.get_mut(&worker) {
+            *slot.callers.entry(caller.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// Counts the worker once less for this caller.
     pub(super) fn release_caller(&mut self, worker: u64, caller: &str) {
         let slot = self.slots.get_mut(&worker);
         let Some(callers) = slot.map(|slot| &mut slot.callers) else {
@@ -230,19 +255,36 @@ impl WorkerPool {
         self.lent_slots(tenant).count()
     }
 
-    /// The part of these that have a session.
+    /// The part of these in which something runs for a caller.
     pub(super) fn lent_in_use(&self, tenant: &str) -> usize {
-        let used = |slot: &&PoolSlot| slot.sessions > 0;
-        self.lent_slots(tenant).filter(used).count()
+        self.lent_slots(tenant)
+            .filter(|slot| slot.is_busy())
+            .count()
     }
 
-    /// The part of these whose sessions all run for this caller.
+    /// The part of these in which something runs for this caller, also beside others' sessions: two callers in the
+    /// same workers could otherwise keep all of them.
     pub(super) fn lent_to(&self, tenant: &str, caller: &str) -> usize {
-        let alone = |slot: &&PoolSlot| {
-            let own = slot.callers.get(caller).copied().unwrap_or_default();
-            own > 0 && own == slot.sessions
-        };
-        self.lent_slots(tenant).filter(alone).count()
+        self.lent_slots(tenant)
+            .filter(|slot| slot.serves(caller))
+            .count()
+    }
+
+    /// The tenant of a worker that runs its code for other callers.
+    pub(super) fn lender(&self, worker: u64) -> Option<&str> {
+        let slot = self.slots.get(&worker).filter(|slot| slot.lent)?;
+        slot.tenant.as_deref()
+    }
+
+    /// Whether something runs in the worker for this caller.
+    pub(super) fn serves(&self, worker: u64, caller: &str) -> bool {
+        let slot = self.slots.get(&worker);
+        slot.is_some_and(|slot| slot.serves(caller))
+    }
+
+    /// Whether something runs in the worker for any caller.
+    pub(super) fn is_busy(&self, worker: u64) -> bool {
+        self.slots.get(&worker).is_some_and(PoolSlot::is_busy)
     }
 
     /// The workers that run the tenant's code for other callers.
@@ -298,6 +340,16 @@ impl WorkerPool {
 }
 
 impl PoolSlot {
+    /// Whether something runs for this caller.
+    fn serves(&self, caller: &str) -> bool {
+        self.callers.contains_key(caller)
+    }
+
+    /// Whether something runs for a caller.
+    fn is_busy(&self) -> bool {
+        !self.callers.is_empty()
+    }
+
     fn takes(&self, lease: &WorkerLease) -> bool {
         let tenant = self.tenant.as_ref();
         self.phase == WorkerPhase::Ready

@@ -94,8 +94,8 @@ struct OpenSession {
     worker: u64,
     /// Bytes that were granted to it.
     granted: u64,
-    /// The caller for whom it runs.
-    caller: Option<String>,
+    /// The callers that something in it runs for, by the numbers of their charges.
+    charges: Vec<(u64, String)>,
     inbox: mpsc::Sender<(FromWorkerMessage, Vec<OwnedFd>)>,
     /// Bytes that wait in the inbox.
     unread: Arc<AtomicUsize>,
@@ -240,7 +240,13 @@ impl WorkerSupervisor {
                     let _ = reply.send(Err(error));
                 }
             }
+            SupervisorCommand::Charge(charge) => {
+                let charged = self.charge(charge.sid, charge.id, charge.caller);
+                // The caller may have gone: then it discharges what it has charged.
+                let _ = charge.reply.send(charged);
+            }
             SupervisorCommand::Close { sid } => self.close(sid),
+            SupervisorCommand::Discharge { sid, id } => self.discharge(sid, id),
             SupervisorCommand::Kill { sid } => {
                 if let Some(worker) = self.sessions.get(&sid).map(|open| open.worker) {
                     self.end(worker, WorkerEndReason::Abort, "its session was killed");
@@ -340,7 +346,7 @@ impl WorkerSupervisor {
         };
         self.count().now.sessions = self.sessions.len() as u64;
         self.pool.release(open.worker, now);
-        if let Some(caller) = &open.caller {
+        for (_, caller) in &open.charges {
             self.pool.release_caller(open.worker, caller);
         }
         if let Some(worker) = self.workers.get_mut(&open.worker) {

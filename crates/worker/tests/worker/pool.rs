@@ -174,7 +174,7 @@ fn one_caller_leaves_the_other_callers_workers_of_the_author() {
     let bob = called("bob", 3).expect("a worker");
     let second = called("bob", 4);
     assert!(
-        matches!(second, Err(WorkerError::TenantShare)),
+        matches!(second, Err(WorkerError::CallerShare)),
         "the last one is for others: {second:?}"
     );
     let ada = called("ada", 5).expect("the last one");
@@ -183,6 +183,102 @@ fn one_caller_leaves_the_other_callers_workers_of_the_author() {
     drop(eve);
     drop(same);
     assert!(answers(&called("eve", 6).expect("a worker")));
+}
+
+/// Two callers call the same operations, so that each worker has a session of both, and go on by turns.
+#[test]
+fn two_callers_in_the_same_workers_leave_others_workers_of_the_author() {
+    let mut config = config();
+    config.workers_max = 64;
+    let workers = Workers::start(config).expect("a supervisor");
+    let called = |caller: &str, rights: u8| {
+        let lease = WorkerLease::new(WorkerRole::Js, "author").lent();
+        let lease = lease.with_rights(Bytes32([rights; 32]));
+        block_on(workers.open(lease.for_caller(caller)))
+    };
+    let (mut held, mut beside) = (Vec::new(), Vec::new());
+    for rights in 1..=4 {
+        held.push(called("eve", rights).expect("four of the author's eight"));
+        beside.push(called("mallory", rights).expect("in the same worker"));
+    }
+    for (caller, rights) in [("eve", 5), ("mallory", 5), ("eve", 6)] {
+        let refused = called(caller, rights);
+        assert!(
+            matches!(refused, Err(WorkerError::CallerShare)),
+            "{caller}: {refused:?}"
+        );
+    }
+    // One of them leaves and begins again elsewhere: together they have six.
+    drop(beside);
+    for (caller, rights) in [("mallory", 5), ("mallory", 6)] {
+        held.push(called(caller, rights).expect("a worker"));
+    }
+    let refused = called("mallory", 7);
+    assert!(refused.is_err(), "{refused:?}");
+    for (caller, rights) in [("ada", 7), ("bob", 8)] {
+        let session = called(caller, rights).expect("the last two are for these");
+        assert!(answers(&session), "{caller}");
+        held.push(session);
+    }
+}
+
+/// An idle worker that lingers with the rights of an operation is no way around the share.
+#[test]
+fn a_caller_gets_no_more_workers_by_calling_each_operation_before() {
+    let mut config = config();
+    config.workers_max = 32;
+    let workers = Workers::start(config).expect("a supervisor");
+    let called = |rights: u8| {
+        let lease = WorkerLease::new(WorkerRole::Js, "author").lent();
+        let lease = lease.with_rights(Bytes32([rights; 32]));
+        block_on(workers.open(lease.for_caller("eve")))
+    };
+    for rights in 1..=4 {
+        drop(called(rights).expect("one at a time"));
+    }
+    let held = [called(1), called(2)];
+    assert!(held.iter().all(Result::is_ok), "{held:?}");
+    for rights in [3, 4] {
+        let refused = called(rights);
+        assert!(
+            matches!(refused, Err(WorkerError::CallerShare)),
+            "{refused:?}"
+        );
+    }
+}
+
+/// A service has its session for all callers, one call after the other: its worker counts for the one whose call runs.
+#[test]
+fn a_session_for_all_callers_counts_for_the_one_whose_call_runs() {
+    let mut config = config();
+    config.workers_max = 32;
+    let workers = Workers::start(config).expect("a supervisor");
+    let service = |rights: u8| {
+        let lease = WorkerLease::new(WorkerRole::Js, "author").lent();
+        let lease = lease.with_rights(Bytes32([rights; 32]));
+        let session = block_on(workers.open(lease.for_caller("opener"))).expect("a worker");
+        drop(workers.charge_of_lease(session.sid()));
+        session
+    };
+    let services = [1, 2, 3, 4].map(service);
+    let charged = |at: usize, caller: &str| block_on(workers.charge(services[at].sid(), caller));
+    let eve = [charged(0, "eve"), charged(1, "eve")];
+    assert!(eve.iter().all(Result::is_ok), "{eve:?}");
+    let refused = charged(2, "eve");
+    assert!(
+        matches!(refused, Err(WorkerError::CallerShare)),
+        "{refused:?}"
+    );
+    assert!(charged(0, "eve").is_ok(), "it counts already");
+    let bob = charged(2, "bob").expect("his first");
+    let second = charged(3, "bob");
+    assert!(
+        matches!(second, Err(WorkerError::CallerShare)),
+        "the last one is for others: {second:?}"
+    );
+    assert!(charged(3, "ada").is_ok());
+    drop((eve, bob));
+    assert!(charged(2, "eve").is_ok(), "her calls have ended");
 }
 
 /// Sessions that share their workers are no more than these hold; a tenant that opens several at once is not refused

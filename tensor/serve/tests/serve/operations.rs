@@ -120,7 +120,10 @@ async fn a_list_has_the_paths_that_the_caller_may_read() {
         listed(&["tensor:read:models"], Value::Null).await,
         json!([one])
     );
-    assert_eq!(listed(&["tensor:write:*"], Value::Null).await, json!([]));
+    assert_eq!(listed(&["tensor:read:b"], Value::Null).await, json!([]));
+    let writer = node.peer(Some("ada"), &["tensor:write:*"]);
+    let (code, _) = refused(&writer, "tensor/list", Value::Null).await;
+    assert_eq!(code, "FORBIDDEN");
     let unknown_peer = node.peer(None, &[]);
     let (code, _) = refused(&unknown_peer, "tensor/list", Value::Null).await;
     assert_eq!(code, "UNAUTHENTICATED");

@@ -1,6 +1,6 @@
 //! What ends with a peer that is removed or loses rights: its keys, invitations and approvals.
 
-use alknet_core::{IdentityProvider, ScopeSet};
+use alknet_core::IdentityProvider;
 
 use super::*;
 use crate::fingerprint::fingerprint;
@@ -370,6 +370,49 @@ async fn scopes_that_are_given_close_no_invitation() {
     let closed = hub.enrolment.change(&peer, more).await.expect("a peer");
     assert!(closed.is_empty(), "{closed:?}");
     assert_eq!(hub.code(2, &ask, NOW).await, "taken");
+}
+
+/// A maker with few scopes could not have removed the first peer, and could have removed the second one.
+#[tokio::test]
+async fn who_could_not_remove_a_peer_does_not_let_it_in_again() {
+    let hub = hub(EnrolMode::Approve);
+    let maker = hub.worker_with("hub:admin").await;
+    let reader = EnrolRole {
+        scopes: ["node:read", "relay:accept"].into_iter().collect(),
+        ..worker()
+    };
+    let mut peers = Vec::new();
+    for (n, role) in [(2, reader), (3, worker())] {
+        let token = hub.token(TokenKind::Once, role).await;
+        let joined = hub.enrol(n, &request(Some(&token), None), NOW).await;
+        peers.push(joined.expect("taken").peer_id);
+        let last = peers.last().expect("it joined");
+        hub.enrolment.remove(last).await.expect("a peer");
+    }
+    let knock = request(None, None);
+    // A second removal takes nothing, and forgets nothing of the first.
+    for repeated in [false, true] {
+        if repeated {
+            hub.enrolment.remove(&peers[0]).await.expect("a peer");
+        }
+        let token = hub.token_by(maker.as_str(), None).await;
+        let ask = request(Some(&token), None);
+        assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
+        assert_eq!(hub.code(2, &knock, NOW).await, "ENROLL_PENDING");
+        let approval = approval(maker.as_str());
+        let approved = hub
+            .enrolment
+            .approve(&fingerprint(&key(2)), approval, Some(NOW), hub.start)
+            .await;
+        assert!(matches!(approved, Err(ApproveError::Peer)), "{approved:?}");
+    }
+    assert!(hub.peers.by_key(&key(2)).is_none());
+    let token = hub.token_by(maker.as_str(), None).await;
+    let back = hub.enrol(3, &request(Some(&token), None), NOW).await;
+    assert_eq!(back.expect("the maker could remove it").peer_id, peers[1]);
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let back = hub.enrol(2, &request(Some(&token), None), NOW).await;
+    assert_eq!(back.expect("an administrator's").peer_id, peers[0]);
 }
 
 /// One of its keys was taken, and it was removed for that.

@@ -457,7 +457,7 @@ impl Promotion {
 
 /// Whether an earlier vote counts now: the reviewer that gave it still has its key, its name and the right to review.
 /// Another one may have got its name since.
-fn is_reviewer(identities: &dyn IdentityProvider, vote: &ReviewVote) -> bool {
+pub(super) fn is_reviewer(identities: &dyn IdentityProvider, vote: &ReviewVote) -> bool {
     let known = vote.key.and_then(|key| identities.by_key(&key));
     known.is_some_and(|known| known.id == vote.reviewer && known.scopes.allows(PROMOTE))
 }

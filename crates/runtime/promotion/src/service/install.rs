@@ -7,6 +7,7 @@ use alknet_call::{Generation, Registration};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::decide::is_reviewer;
 use super::{Promotion, lock};
 use crate::bundle::{Imported, OperationCode, PromotionBundle};
 use crate::error::PromotionError;
@@ -121,11 +122,14 @@ impl Promotion {
     }
 
     /// Keeps the paths of operations for this node: those that were promoted once, also after a rollback, and those that
-    /// reviewers have voted for. A peer that serves such a name would get the inputs meant for the operation. The
-    /// caller holds `deciding`.
+    /// a reviewer has voted for whose vote counts now, for a proposal that waits. A peer that serves such a name would
+    /// get the inputs meant for the operation. The caller holds `deciding`.
     pub(super) async fn keep_paths(&self) {
         let kept = async {
-            let paths = self.stored(PromotionStore::paths).await?;
+            let identities = Arc::clone(&self.parts.identities);
+            let paths =
+                self.stored(move |store| store.paths(|vote| is_reviewer(&*identities, vote)));
+            let paths = paths.await?;
             let names = paths.into_iter().map(String::into_boxed_str).collect();
             self.dispatcher()?.registry().keep_names(names);
             Ok::<_, PromotionError>(())
@@ -136,9 +140,12 @@ impl Promotion {
         }
     }
 
-    /// Gives the installed versions the authority that their authors have now.
+    /// Gives the installed versions the authority that their authors have now, and keeps the paths for which votes
+    /// count now.
     async fn authorise(&self) -> Result<(), PromotionError> {
         let _one_at_a_time = self.deciding.lock().await;
+        // The votes of a reviewer that was removed keep no name, and count again if it comes back.
+        self.keep_paths().await;
         let dispatcher = self.dispatcher()?;
         let mut changed = false;
         let mut versions = lock(&self.active).versions.clone();

@@ -291,12 +291,16 @@ impl PromotionStore {
         self.read(|connection| Ok((read::generation(connection)?, read::heads(connection)?)))
     }
 
-    /// Every path that has had a version, or for which a reviewer of a proposal has voted.
+    /// Every path that has had a version, or for which a proposal that waits for its review has a vote for which
+    /// `counts` returns true.
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn paths(&self) -> Result<BTreeSet<String>, PromotionStoreError> {
-        self.read(read::paths)
+    pub fn paths(
+        &self,
+        counts: impl Fn(&ReviewVote) -> bool,
+    ) -> Result<BTreeSet<String>, PromotionStoreError> {
+        self.read(|connection| read::paths(connection, counts))
     }
 
     /// A proposal.

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AuditEntry, OperationVersion, PromotionStoreError, PromotionTerms, Proposal, ProposalFilter,
-    ProposalState, ReviewVote,
+    AuditEntry, OperationVersion, PromotionStoreError, Proposal, ProposalFilter, ProposalState,
+    ReviewVote,
 };
 use crate::bundle::Blake3Hash;
 use crate::limits::AUDIT_SHOWN_MAX;
@@ -93,27 +93,37 @@ pub(super) fn reviews(
 ) -> Result<Vec<ReviewVote>, PromotionStoreError> {
     let sql = "SELECT reviewer, terms FROM reviews WHERE id = ?1 ORDER BY reviewer";
     all(connection, sql, [id.to_string()], |row| {
-        let StoredVote { terms, key } = json(&text(row, 1)?)?;
-        Ok(ReviewVote {
-            reviewer: parsed(&text(row, 0)?)?,
-            key,
-            terms,
-        })
+        vote(&text(row, 0)?, &text(row, 1)?)
     })
 }
 
-pub(super) fn paths(connection: &Connection) -> Result<BTreeSet<String>, PromotionStoreError> {
+pub(super) fn paths(
+    connection: &Connection,
+    counts: impl Fn(&ReviewVote) -> bool,
+) -> Result<BTreeSet<String>, PromotionStoreError> {
     let versions = "SELECT DISTINCT path FROM versions";
     let mut paths: BTreeSet<_> = all(connection, versions, [], |row| text(row, 0))?
         .into_iter()
         .collect();
-    let votes = all(connection, "SELECT terms FROM reviews", [], |row| {
+    // No operation comes of a vote for a proposal that was promoted to another path, and no reviewer can withdraw it.
+    let waiting = "SELECT r.reviewer, r.terms FROM reviews r JOIN proposals p ON p.id = r.id \
+         WHERE p.state = 'proposed'";
+    let votes = all(connection, waiting, [], |row| {
         // A damaged vote promotes nothing, and must not keep promoted operations from being installed.
-        let vote = json::<StoredVote<PromotionTerms>>(&text(row, 0)?);
-        Ok(vote.ok().map(|vote| vote.terms.path))
+        Ok(vote(&text(row, 0)?, &text(row, 1)?).ok())
     })?;
-    paths.extend(votes.into_iter().flatten());
+    let votes = votes.into_iter().flatten().filter(counts);
+    paths.extend(votes.map(|vote| vote.terms.path));
     Ok(paths)
+}
+
+fn vote(reviewer: &str, stored: &str) -> Result<ReviewVote, PromotionStoreError> {
+    let StoredVote { terms, key } = json(stored)?;
+    Ok(ReviewVote {
+        reviewer: parsed(reviewer)?,
+        key,
+        terms,
+    })
 }
 
 pub(super) fn audit(

@@ -1,6 +1,11 @@
 //! Who decides, about what, and from when on it holds.
 
-use alknet_call::ErrorCode;
+use std::sync::Arc;
+
+use alknet_call::{
+    CallClient, CallConnection, CallError, CallOutput, CompositionAuthority, Ctx, Dispatcher,
+    ErrorCode, HandlerKind, ImportOptions, OperationSpec, Registration, Registry, ScopedPeerEnv,
+};
 use alknet_promotion::{
     ActivationTime, BundleFindings, NewProposal, Promotion, PromotionBundle, PromotionConfig,
     PromotionError, PromotionParts, PromotionStore, PromotionStoreError, PromotionTerms,
@@ -129,6 +134,98 @@ async fn the_vote_of_a_reviewer_does_not_pass_to_another_peer_of_its_name() {
     // The other one has a vote of its own, in the place of the first.
     let done = node.call("eve", "ops/promote", &yes).await;
     assert_eq!(done.expect("two agree")["state"], "promoted");
+}
+
+/// An operation of the program that calls `home/lights`, and one that imports what its caller serves.
+fn lights() -> [Registration; 2] {
+    let asks = HandlerKind::once(|_, ctx: Ctx| async move {
+        let answer = ctx.env().invoke("home/lights", &Value::Null).await?;
+        Ok::<CallOutput, CallError>(answer.into())
+    });
+    let asks = Registration::new(OperationSpec::query("door/asks", "Asks."), asks).composing(
+        CompositionAuthority::new("door/asks", [""; 0]),
+        ScopedPeerEnv::new(["home/*"]),
+    );
+    let reads = HandlerKind::once(|_, ctx: Ctx| async move {
+        let imported = ctx.caller().import(&ImportOptions::default()).await;
+        let imported = imported.map_err(|error| CallError::internal(error.to_string()))?;
+        Ok::<Value, CallError>(json!(imported.operations))
+    });
+    let reads = Registration::new(OperationSpec::query("door/import", "Reads."), reads);
+    [asks, reads]
+}
+
+/// A caller that serves `home/lights`.
+async fn with_lights(node: &PromotionNode) -> CallConnection {
+    let serves = HandlerKind::once(|_, _| async { Ok::<Value, CallError>(json!("of a peer")) });
+    let spec = OperationSpec::query("home/lights", "Another node's.");
+    let mut theirs = Registry::builder();
+    theirs.add(Registration::new(spec, serves));
+    let theirs = Dispatcher::new(theirs.build().expect("every rule is kept"));
+    let client = node.client_of("cal", &CallClient::new(Arc::new(theirs)));
+    let read = soon(client.call("door/import", &Value::Null)).await;
+    assert_eq!(read.expect("it is imported").value(), &json!(1));
+    client
+}
+
+/// Whether a call of `home/lights` that names no peer reaches the peer that serves it.
+async fn reaches_peer(client: &CallConnection) -> bool {
+    match soon(client.call("door/asks", &Value::Null)).await {
+        Ok(answer) => {
+            assert_eq!(answer.value(), &json!("of a peer"));
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.code, ErrorCode::NotFound, "{error}");
+            false
+        }
+    }
+}
+
+/// The node follows changes of its peers in a task of its own.
+async fn until_reached(client: &CallConnection, expected: bool) {
+    soon(async {
+        while reaches_peer(client).await != expected {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// A reviewer votes for a name that a peer serves, and no other reviewer agrees: the name would be the node's for ever.
+#[tokio::test]
+async fn a_vote_without_effect_keeps_no_name() {
+    let folder = folder();
+    let config = PromotionConfig {
+        reviews: 2,
+        ..live()
+    };
+    let people = Arc::new(PromotionIdentities::default());
+    people.set("ada", &["ops:propose", "config:read"]);
+    people.set("cal", &["call:*"]);
+    for name in ["bob", "dan", "eve"] {
+        people.set(name, &["ops:promote"]);
+    }
+    let program = program().into_iter().chain(lights()).collect();
+    let node = PromotionNode::start_with(folder.path(), config, people, program).await;
+    let client = with_lights(&node).await;
+    let id = proposed(&node, &says("x", &json!(1))).await;
+    assert!(reaches_peer(&client).await);
+    let vote = json!({ "id": id, "accept": true, "path": "home/lights" });
+    let waits = Ok(json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 }));
+    assert_eq!(node.call("eve", "ops/promote", &vote).await, waits);
+    assert!(!reaches_peer(&client).await, "the vote counts");
+    node.people.forget("eve");
+    until_reached(&client, true).await;
+    // It counts again once its reviewer is back.
+    node.people.set("eve", &["ops:promote"]);
+    until_reached(&client, false).await;
+    let yes = json!({ "id": id, "accept": true });
+    assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
+    assert!(!reaches_peer(&client).await, "the vote counts");
+    let done = node.call("dan", "ops/promote", &yes).await;
+    assert_eq!(done.expect("two agree")["path"], "js/x");
+    assert!(reaches_peer(&client).await);
 }
 
 /// Versions of this program that did not store the key of a vote wrote the same row as a vote without a key has.
@@ -484,7 +581,7 @@ async fn a_configuration_needs_one_to_sixteen_reviews() {
             invoker: node.isolates.clone(),
             identities: node.people.clone(),
             capabilities: Default::default(),
-            clock: std::sync::Arc::new(NoonClock),
+            clock: Arc::new(NoonClock),
             config: PromotionConfig { reviews, ..live() },
         };
         let refused = Promotion::new(parts).expect_err("out of its range");

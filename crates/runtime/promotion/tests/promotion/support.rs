@@ -232,6 +232,11 @@ impl PromotionNode {
 
     /// A connection of the peer with this name.
     pub(crate) fn client(&self, name: &str) -> CallConnection {
+        self.client_of(name, &CallClient::without_operations())
+    }
+
+    /// The same, with what `client` serves.
+    pub(crate) fn client_of(&self, name: &str, client: &CallClient) -> CallConnection {
         let (dialled, accepted) = memory_pair(ALPN);
         let (key, who) = self.people.get(name);
         let auth = AuthContext {
@@ -245,7 +250,7 @@ impl PromotionNode {
         };
         let handler: Arc<dyn ProtocolHandler> = Arc::clone(&self.handler) as _;
         tokio::spawn(handler.handle(accepted, auth));
-        CallClient::without_operations().attach(dialled, None)
+        client.attach(dialled, None)
     }
 
     pub(crate) async fn call(

@@ -27,8 +27,8 @@ enum LackedRoom<'a> {
     Session(&'a str),
     /// A worker of its tenant's share.
     Share(&'a WorkerLease, &'a str),
-    /// A worker of the node's.
-    Worker(&'a WorkerLease, &'a str),
+    /// A worker of the node's, beside so many others that the tenant is about to get.
+    Worker(&'a WorkerLease, &'a str, usize),
 }
 
 /// A session in which no call runs, and that can be opened again.
@@ -105,7 +105,7 @@ impl ScriptSessions {
         self.admit(tenant, spec)
     }
 
-    /// A session of a worker. Where workers are used up, idle sessions give up theirs.
+    /// A worker's session for the session with this number. Where workers are used up, idle sessions give up theirs.
     ///
     /// # Errors
     /// The errors of [`alknet_worker::Workers::open`].
@@ -113,12 +113,16 @@ impl ScriptSessions {
         self: &Arc<Self>,
         lease: WorkerLease,
         tenant: &str,
+        session: u64,
     ) -> Result<WorkerSession, WorkerError> {
-        for _ in 0..ROOM_TRIES_MAX {
+        for tries in 0..ROOM_TRIES_MAX {
             let opened = self.workers.open(lease.clone()).await;
             let lacked = match &opened {
                 Err(WorkerError::TenantShare) => LackedRoom::Share(&lease, tenant),
-                Err(WorkerError::Overloaded) => LackedRoom::Worker(&lease, tenant),
+                Err(WorkerError::Overloaded) => {
+                    let beside = self.opening_beside(tenant, session, tries > 0);
+                    LackedRoom::Worker(&lease, tenant, beside)
+                }
                 _ => return opened,
             };
             if !self.make_room(&lacked).await {
@@ -160,6 +164,9 @@ impl ScriptSessions {
         for worker in workers.values() {
             *of_tenants.entry(&worker.tenant).or_default() += 1;
         }
+        if let LackedRoom::Worker(_, tenant, beside) = *lacked {
+            *of_tenants.entry(tenant).or_default() += beside;
+        }
         let has = |tenant: &str| of_tenants.get(tenant).copied().unwrap_or_default();
         let mut order: Vec<_> = workers
             .iter()
@@ -171,6 +178,20 @@ impl ScriptSessions {
         let idle = order.into_iter();
         idle.filter_map(|(.., pid)| workers.remove(&pid)?.idle)
             .collect()
+    }
+
+    /// The tenant's other sessions that wait for a worker. Each may be about to get one: several that begin at once
+    /// could otherwise end more sessions of others than one after the other. Those that began later count only with
+    /// `later`: if all counted each other, none would get a worker. A session that has made room counts them, since one
+    /// of them may have taken that room.
+    fn opening_beside(&self, tenant: &str, session: u64, later: bool) -> usize {
+        let table = self.lock();
+        let others = table
+            .iter()
+            .filter(|(id, _)| **id < session || later && **id > session);
+        others
+            .filter(|(_, it)| it.shared.pid() == 0 && it.shared.tenant() == tenant)
+            .count()
     }
 
     fn sessions_by_worker(&self) -> BTreeMap<i32, WorkerSessions> {
@@ -194,8 +215,8 @@ impl ScriptSessions {
         workers
     }
 
-    /// Ends these sessions, all of them or none, but for a REPL whose line begins at this moment. Returns whether all
-    /// have ended.
+    /// Ends these sessions, if no call has a service among them. A REPL stays whose line begins at this moment, and a
+    /// service for whose state there is no room. Returns whether all have ended.
     async fn end_all(&self, idle: Vec<IdleSession>) -> bool {
         let is_service = |idle: &IdleSession| idle.mode == SessionMode::Service;
         let (services, repls): (Vec<_>, Vec<_>) = idle.into_iter().partition(is_service);
@@ -205,13 +226,14 @@ impl ScriptSessions {
         // The end runs in a task of its own, to its end even if the caller gives up: half of it would lose the state
         // of a service.
         let ending = tokio::spawn(async move {
-            let rest = |mut service: OwnedRwLockWriteGuard<CurrentSession>| async move {
-                service.rest().await;
-                true
-            };
-            let rested = join_all(services.into_iter().map(rest)).await;
+            // One after the other: while its `dispose` runs, each needs room for the largest state.
+            for mut service in services {
+                if !service.rest().await {
+                    return false;
+                }
+            }
             let ended = join_all(repls.into_iter().map(IdleSession::end)).await;
-            rested.into_iter().chain(ended).all(|ended| ended)
+            ended.into_iter().all(|ended| ended)
         });
         ending.await.unwrap_or_default()
     }
@@ -236,7 +258,7 @@ fn may_end(lacked: &LackedRoom<'_>, worker: &WorkerSessions, has: impl Fn(&str) 
     let (lease, tenant, others) = match *lacked {
         LackedRoom::Session(_) => return false,
         LackedRoom::Share(lease, tenant) => (lease, tenant, false),
-        LackedRoom::Worker(lease, tenant) => (lease, tenant, true),
+        LackedRoom::Worker(lease, tenant, _) => (lease, tenant, true),
     };
     if worker.tenant == tenant {
         // Callers of a tenant's operations end no session of the tenant itself.

@@ -19,7 +19,7 @@ use serde_json::json;
 use super::lock;
 use crate::limits::{
     MEMORY_MAX, MEMORY_OF_SESSION_MAX, MEMORY_OF_TENANT_MAX, REGISTERED_FACTOR, REGISTERED_MAX,
-    REGISTERED_OF_TENANT_MAX, VALUE_BYTES_MAX,
+    REGISTERED_OF_TENANT_MAX, RESTED_MAX, RESTED_OF_TENANT_MAX, RESTED_VALUE_MAX, VALUE_BYTES_MAX,
 };
 use crate::wire;
 
@@ -63,21 +63,25 @@ struct AccountBytes {
     bytes: usize,
     /// The bytes of registered operations among them, which stay as long as their session.
     registered: usize,
+    /// The bytes of services' states among them, which stay until the service is called.
+    rested: usize,
 }
 
 impl AccountBytes {
     fn with_kind(bytes: usize, kind: ReservationKind) -> Self {
-        let registered = match kind {
-            ReservationKind::Passing => 0,
-            ReservationKind::Registered => bytes,
-        };
-        Self { bytes, registered }
+        let only = |counts: bool| if counts { bytes } else { 0 };
+        Self {
+            bytes,
+            registered: only(kind == ReservationKind::Registered),
+            rested: only(kind == ReservationKind::Rested),
+        }
     }
 
     const fn plus(self, more: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(more.bytes),
             registered: self.registered.saturating_add(more.registered),
+            rested: self.rested.saturating_add(more.rested),
         }
     }
 
@@ -85,6 +89,7 @@ impl AccountBytes {
         Self {
             bytes: self.bytes - less.bytes,
             registered: self.registered - less.registered,
+            rested: self.rested - less.rested,
         }
     }
 }
@@ -96,6 +101,8 @@ enum ReservationKind {
     Passing,
     /// As long as an operation is registered.
     Registered,
+    /// Until the next call of a service whose session ended for others.
+    Rested,
 }
 
 impl MemoryAccounts {
@@ -103,11 +110,15 @@ impl MemoryAccounts {
     fn take(&mut self, tenant: &Arc<str>, more: AccountBytes) -> bool {
         let own = self.tenants.get(tenant).copied().unwrap_or_default();
         let (own, all) = (own.plus(more), self.all.plus(more));
-        let has_room = own.bytes <= MEMORY_OF_TENANT_MAX
-            && leaves_room(own.bytes, all.bytes, MEMORY_MAX)
+        // Bytes that only change their kind take no more of the whole.
+        let has_room = (more.bytes == 0
+            || own.bytes <= MEMORY_OF_TENANT_MAX && leaves_room(own.bytes, all.bytes, MEMORY_MAX))
             && (more.registered == 0
                 || own.registered <= REGISTERED_OF_TENANT_MAX
-                    && leaves_room(own.registered, all.registered, REGISTERED_MAX));
+                    && leaves_room(own.registered, all.registered, REGISTERED_MAX))
+            && (more.rested == 0
+                || own.rested <= RESTED_OF_TENANT_MAX
+                    && leaves_room(own.rested, all.rested, RESTED_MAX));
         if has_room {
             self.tenants.insert(Arc::clone(tenant), own);
             self.all = all;
@@ -194,14 +205,18 @@ impl MemoryShare {
         fds: &[OwnedFd],
     ) -> Result<(T, MemoryReservation), ReadRefusal> {
         // The bytes themselves are counted before they are read.
-        let mut held = self.take(len(&blob)?, ReservationKind::Passing)?;
-        let bytes = blob
-            .read(fds, VALUE_BYTES_MAX)
-            .map_err(|_| ReadRefusal::Wrong)?;
-        // A short text may become a large value, so its weight counts before it is parsed.
-        let weight = wire::weigh(&bytes).map_err(|_| ReadRefusal::Wrong)?;
-        held.becomes(weight.max(bytes.len()))?;
-        Ok((wire::unpack(&bytes).map_err(|_| ReadRefusal::Wrong)?, held))
+        let held = self.take(len(&blob)?, ReservationKind::Passing)?;
+        held.open(blob, fds)
+    }
+
+    /// Room for what a service leaves, before it is asked for that: until its next session has it.
+    pub(super) fn for_successor(&self) -> Result<MemoryReservation, ReadRefusal> {
+        self.take(RESTED_VALUE_MAX, ReservationKind::Passing)
+    }
+
+    /// The same for a service whose session ends for others: until its next call.
+    pub(super) fn for_rest(&self) -> Result<MemoryReservation, ReadRefusal> {
+        self.take(RESTED_VALUE_MAX, ReservationKind::Rested)
     }
 
     /// Reads a value in a frame.
@@ -277,6 +292,41 @@ impl MemoryReservation {
             None => self.own.give(self.bytes - bytes, self.kind),
         }
         self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Reads a worker's value into this reservation, which becomes as large as the value.
+    pub(super) fn open<T: DeserializeOwned>(
+        mut self,
+        blob: FrameBlob,
+        fds: &[OwnedFd],
+    ) -> Result<(T, Self), ReadRefusal> {
+        let len = len(&blob)?;
+        if len > self.bytes {
+            self.becomes(len)?;
+        }
+        let bytes = blob
+            .read(fds, VALUE_BYTES_MAX)
+            .map_err(|_| ReadRefusal::Wrong)?;
+        // A short text may become a large value, so its weight counts before it is parsed.
+        let weight = wire::weigh(&bytes).map_err(|_| ReadRefusal::Wrong)?;
+        self.becomes(weight.max(bytes.len()))?;
+        Ok((wire::unpack(&bytes).map_err(|_| ReadRefusal::Wrong)?, self))
+    }
+
+    /// Counts the same bytes as those of a service whose session has ended.
+    pub(super) fn rests(&mut self) -> Result<(), ReadRefusal> {
+        if self.kind != ReservationKind::Passing {
+            return Ok(());
+        }
+        let more = AccountBytes {
+            rested: self.bytes,
+            ..AccountBytes::default()
+        };
+        match lock(&self.own.memory.0).take(&self.own.tenant, more) {
+            true => self.kind = ReservationKind::Rested,
+            false => return Err(ReadRefusal::Full),
+        }
         Ok(())
     }
 
@@ -424,6 +474,54 @@ mod tests {
         drop(held);
         let accounts = lock(&memory.0);
         assert_eq!((accounts.all.bytes, accounts.all.registered), (0, 0));
+    }
+
+    /// Services that are not called keep their states without an end, and values have deadlines.
+    #[test]
+    fn states_of_resting_services_leave_others_room() {
+        let memory = SessionMemoryPool::default();
+        let rest = |tenant: &str, bytes: usize| -> Vec<MemoryReservation> {
+            let state = || {
+                let mut held = memory.share(tenant).for_rest().ok()?;
+                held.becomes(bytes).ok()?;
+                Some(held)
+            };
+            std::iter::from_fn(state).collect()
+        };
+        let mut held = rest("lent eve", 1 << 20);
+        held.extend(rest("lent eve", 64 << 10));
+        held.extend(rest("lent mallory", 1 << 20));
+        assert!(memory.used() > RESTED_OF_TENANT_MAX - RESTED_VALUE_MAX);
+        assert!(memory.used() <= 2 * RESTED_OF_TENANT_MAX);
+        let filled = ["eve", "mallory"].map(|tenant| {
+            let share = memory.share(&format!("lent {tenant}"));
+            let mut all = fills(&share, 1 << 20, ReservationKind::Rested);
+            all.extend(fills(&share, 1 << 10, ReservationKind::Rested));
+            all
+        });
+        assert_eq!(memory.used(), 2 * RESTED_OF_TENANT_MAX);
+        let third = memory.share("lent ada").for_rest();
+        assert!(third.is_ok(), "a third author's service can rest");
+        let ada = memory.share("ada");
+        assert!(ada.take(4 << 20, ReservationKind::Passing).is_ok());
+        drop((held, filled, third));
+        let accounts = lock(&memory.0);
+        assert_eq!((accounts.all.bytes, accounts.all.rested), (0, 0));
+    }
+
+    #[test]
+    fn a_state_that_is_to_rest_counts_with_the_others() {
+        let memory = SessionMemoryPool::default();
+        let share = memory.share("lent eve");
+        let mut state = share.for_successor().expect("room");
+        assert_eq!(lock(&memory.0).all.rested, 0);
+        state.rests().expect("room");
+        assert_eq!(lock(&memory.0).all.rested, RESTED_VALUE_MAX);
+        let mut second = memory.share("lent eve").for_successor().expect("room");
+        assert_eq!(second.rests(), Err(ReadRefusal::Full), "the author's share");
+        drop((state, second));
+        let accounts = lock(&memory.0);
+        assert_eq!((accounts.all.bytes, accounts.all.rested), (0, 0));
     }
 
     /// Values of others leave by themselves; those of the session leave when its own calls end.

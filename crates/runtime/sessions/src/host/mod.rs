@@ -179,12 +179,14 @@ impl ScriptSessions {
         }
         if spec.lent {
             lease = lease.lent();
-            // A service serves all callers.
-            if spec.mode != SessionMode::Service {
-                lease = lease.for_caller(opening::tenant(spec.payer.as_deref()));
-            }
+            // A service serves all callers, and is opened for the one that calls it now.
+            let caller = match spec.mode {
+                SessionMode::Service => env.identity().map(AsRef::as_ref),
+                _ => spec.payer.as_deref(),
+            };
+            lease = lease.for_caller(opening::tenant(caller));
         }
-        let opened = self.worker(lease, &tenant).await;
+        let opened = self.worker(lease, &tenant, place.shared.id()).await;
         let worker = opened.map_err(|error| failure::of_worker(&error))?;
         let operations = listed(&layer.env(env), &spec.grants);
         let bundle = Bytes32(spec.bundle());
@@ -197,7 +199,7 @@ impl ScriptSessions {
         let sent = worker.tell(opening, fds);
         sent.map_err(|error| failure::of_call(&error))?;
         let shared = place.keep();
-        shared.set_worker(worker.pid());
+        shared.set_worker(worker.pid(), worker.sid());
         let (commands, queue) = mpsc::unbounded_channel();
         self.know(&shared, &commands);
         let session = ScriptSession::new(

@@ -67,7 +67,7 @@ impl ScriptSessions {
                 )
             })?;
         worker.tell(opening, fds).map_err(|error| of_call(&error))?;
-        place.shared.set_worker(worker.pid());
+        place.shared.set_worker(worker.pid(), worker.sid());
         let limits = CallLimits {
             wall: spec.limits.wall,
             cpu: Some(spec.limits.runtime.cpu),

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use alknet_call::Env;
 use alknet_runtime::{IsolateWork, ModuleSet, RuntimeCode, ScriptFailure, SessionMode};
+use alknet_worker::CallerCharge;
 use serde_json::Value;
 
+use super::failure::of_worker;
 use super::making_room::ServiceSession;
 use super::session::{ScriptSession, SessionOutput};
 use super::session_table::SESSION_END_TARGET;
 use super::shared::SessionState;
-use super::{ScriptSessions, SessionSpec};
+use super::{ScriptSessions, SessionSpec, opening};
 
 /// The export that takes the state of the earlier code.
 const INIT: &str = "init";
@@ -40,31 +42,68 @@ impl CurrentSession {
         self.session.id()
     }
 
-    /// Ends the session. The next call opens it again, with the state that its `dispose` returns.
-    pub(super) async fn rest(&mut self) {
-        match self.session.farewell().await {
-            Ok(state) => self.rested = Some(state),
-            Err(failure) => log_no_state(&self.session, &failure),
+    /// Ends the session. The next call opens it again, with the state that its `dispose` returns. Returns false if
+    /// the node has no room for the state: then the session goes on.
+    pub(super) async fn rest(&mut self) -> bool {
+        match self.session.rest().await {
+            None => return false,
+            Some(Ok(state)) => self.rested = Some(state),
+            Some(Err(failure)) => log_no_state(&self.session, &failure),
         }
         self.session.end().await;
+        true
     }
 
-    /// Opens an ended session again, with its state if it ended for others.
+    /// Opens an ended session again, with its state if it ended for others. Returns what counts its worker for the
+    /// caller.
     async fn open_again(
         &mut self,
         sessions: &Arc<ScriptSessions>,
         env: &Env,
-    ) -> Result<(), ScriptFailure> {
-        let session = open(sessions, env, &self.spec).await?;
+    ) -> Result<CallerCharge, ScriptFailure> {
+        let (session, charge) = open(sessions, env, &self.spec).await?;
         let state = self.rested.as_ref().map(|state| state.value.clone());
         let begun = init(&session, env, main(&self.spec)?, state.unwrap_or_default());
-        let begun = begun.await;
-        // A state with which the service does not begin would keep it from beginning for ever.
-        if !matches!(&begun, Err(failure) if failure.is_no_room()) {
-            self.rested = None;
+        match begun.await {
+            Ok(()) => self.rested = None,
+            Err(failure) => {
+                // A state with which the service does not begin would keep it from beginning for ever.
+                if is_by_itself(&session, &failure) {
+                    self.rested = None;
+                }
+                // The next call needs its place.
+                session.end().await;
+                return Err(failure);
+            }
         }
-        begun.map(|()| self.session = session)
+        self.session = session;
+        Ok(charge)
     }
+
+    /// Counts the worker for the caller that `env` belongs to, whose call is to run. `None` for a service that runs
+    /// for its owner alone.
+    async fn charge(
+        &self,
+        sessions: &ScriptSessions,
+        env: &Env,
+    ) -> Result<Option<CallerCharge>, ScriptFailure> {
+        if !self.spec.lent {
+            return Ok(None);
+        }
+        let caller = opening::tenant(env.identity().map(AsRef::as_ref));
+        let charged = sessions
+            .workers
+            .charge(self.session.worker_session(), caller);
+        let charged = charged.await.map_err(|error| of_worker(&error))?;
+        Ok(Some(charged))
+    }
+}
+
+/// Whether `init` failed without anything that its caller may have caused. A caller decides which calls of `init` are
+/// refused, by its rights, its place in a chain of calls and the calls beside it. Callers together use up the room
+/// for values.
+fn is_by_itself(session: &ScriptSession, failure: &ScriptFailure) -> bool {
+    failure.code != RuntimeCode::Quota && session.info().calls.is_empty()
 }
 
 impl ScriptService {
@@ -79,7 +118,7 @@ impl ScriptService {
         mut spec: SessionSpec,
     ) -> Result<Self, ScriptFailure> {
         spec.mode = SessionMode::Service;
-        let session = open(sessions, env, &spec).await?;
+        let (session, _charge) = open(sessions, env, &spec).await?;
         init(&session, env, main(&spec)?, Value::Null).await?;
         let current = CurrentSession {
             session,
@@ -99,7 +138,8 @@ impl ScriptService {
     /// is opened again with its state.
     ///
     /// # Errors
-    /// The script's failure.
+    /// The script's failure; that there is no room, also if calls of this caller run in as many workers as one caller
+    /// may have.
     pub async fn call(
         &self,
         env: &Env,
@@ -109,17 +149,23 @@ impl ScriptService {
         let is_over =
             |session: &ScriptSession| matches!(session.info().state, SessionState::Closed(_));
         let mut current = self.current.read().await;
+        let mut charge = None;
         if is_over(&current.session) {
             // The write lock waits for all readers, including this one.
             drop(current);
             let mut changing = self.current.write().await;
             // Another call may have opened the session while this one waited.
             if is_over(&changing.session) {
-                changing.open_again(&self.sessions, env).await?;
+                charge = Some(changing.open_again(&self.sessions, env).await?);
             }
             // The downgrade leaves no gap, so a change of the code cannot come between.
             current = changing.downgrade();
         }
+        // Until the call ends: one caller's slow calls would otherwise keep all workers of the author's callers.
+        let _charge = match charge {
+            Some(charge) => Some(charge),
+            None => current.charge(&self.sessions, env).await?,
+        };
         let work = IsolateWork::Export {
             module: main(&current.spec)?.to_owned(),
             export: export.to_owned(),
@@ -147,8 +193,9 @@ impl ScriptService {
         let mut spec = self.current.read().await.spec.clone();
         spec.modules = modules;
         // Tests leave state behind, so the session that serves is opened separately.
-        let trial = open(&self.sessions, env, &spec).await?;
+        let (trial, charge) = open(&self.sessions, env, &spec).await?;
         test(trial).await?;
+        drop(charge);
         self.replace(env, spec).await
     }
 
@@ -160,22 +207,20 @@ impl ScriptService {
         spec.mode = SessionMode::Service;
         let main = main(&spec)?.to_owned();
         // The session is opened before the lock is taken, so the old code serves meanwhile.
-        let fresh = open(&self.sessions, env, &spec).await?;
+        let (fresh, charge) = open(&self.sessions, env, &spec).await?;
         let mut current = self.current.write().await;
-        let disposed = match current.rested.take() {
-            // Its session has ended already.
-            Some(state) => Ok(state),
-            None => current.session.dispose(env).await,
-        };
-        let prev = match disposed {
-            Ok(ran) => ran.value,
-            // Code that does not return in time passes no state on, and must not prevent its replacement.
-            Err(failure) => {
-                log_no_state(&current.session, &failure);
-                Value::Null
+        if current.rested.is_none() {
+            let left = current.session.hand_over(env).await;
+            match left.ok_or_else(|| ScriptFailure::no_room("no room for the service's state"))? {
+                Ok(state) => current.rested = Some(state),
+                // Code that does not return in time passes no state on, and must not prevent its replacement.
+                Err(failure) => log_no_state(&current.session, &failure),
             }
-        };
-        match init(&fresh, env, &main, prev.clone()).await {
+            // It answers no further call. A change that is given up here goes on with the old code and its state.
+            current.session.end().await;
+        }
+        let prev = current.rested.as_ref().map(|state| state.value.clone());
+        match init(&fresh, env, &main, prev.unwrap_or_default()).await {
             Ok(()) => {
                 *current = CurrentSession {
                     session: fresh,
@@ -185,25 +230,30 @@ impl ScriptService {
                 Ok(())
             }
             Err(failure) => {
-                current.session = self.again(env, &current, prev).await?;
+                drop((fresh, charge));
+                self.go_back(env, &mut current).await?;
                 Err(failure)
             }
         }
     }
 
-    /// Opens the old code with its state. If that fails too, the next call begins with a fresh session.
-    async fn again(
-        &self,
-        env: &Env,
-        old: &CurrentSession,
-        prev: Value,
-    ) -> Result<ScriptSession, ScriptFailure> {
-        let opened = async {
-            let back = open(&self.sessions, env, &old.spec).await?;
-            init(&back, env, main(&old.spec)?, prev).await?;
-            Ok::<_, ScriptFailure>(back)
-        };
-        opened.await.inspect_err(|_| old.session.kill())
+    /// Opens the old code with its state. If that fails too, the next call tries it again, unless the state itself is
+    /// the reason.
+    async fn go_back(&self, env: &Env, old: &mut CurrentSession) -> Result<(), ScriptFailure> {
+        let opened = old.open_again(&self.sessions, env).await;
+        if let Some(state) = &mut old.rested
+            && !state.rests()
+        {
+            old.rested = None;
+            let owner = old.session.info().tenant;
+            tracing::warn!(
+                target: SESSION_END_TARGET,
+                session = old.session.id(),
+                owner = owner.as_str(),
+                "there is no room for the state of a service"
+            );
+        }
+        opened.map(drop)
     }
 
     /// Ends the service: waits for running calls, then for its `dispose`.
@@ -255,16 +305,17 @@ fn main(spec: &SessionSpec) -> Result<&str, ScriptFailure> {
         .ok_or_else(|| ScriptFailure::new(RuntimeCode::Limit, text))
 }
 
-/// Opens the session and evaluates its module.
+/// Opens the session and evaluates its module. The charge counts its worker for the caller that `env` belongs to.
 async fn open(
     sessions: &Arc<ScriptSessions>,
     env: &Env,
     spec: &SessionSpec,
-) -> Result<ScriptSession, ScriptFailure> {
+) -> Result<(ScriptSession, CallerCharge), ScriptFailure> {
     let module = main(spec)?.to_owned();
     let session = sessions.open(env, spec.clone()).await?;
+    let charge = sessions.workers.charge_of_lease(session.worker_session());
     session.run(env, IsolateWork::Module { module }).await?;
-    Ok(session)
+    Ok((session, charge))
 }
 
 async fn init(

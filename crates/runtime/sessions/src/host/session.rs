@@ -48,7 +48,15 @@ pub struct SessionOutput {
     /// The resources that the call used, as the worker reports them.
     pub stats: CallStats,
     /// The value counts against the session's memory until this is dropped.
-    _held: Arc<MemoryReservation>,
+    held: Arc<MemoryReservation>,
+}
+
+impl SessionOutput {
+    /// Counts the value as the state of a service whose session has ended. Returns false if there is no room for it,
+    /// or if others have the value as well.
+    pub(super) fn rests(&mut self) -> bool {
+        Arc::get_mut(&mut self.held).is_some_and(|held| held.rests().is_ok())
+    }
 }
 
 impl ScriptSession {
@@ -126,6 +134,35 @@ impl ScriptSession {
             .await
     }
 
+    /// The same, with room that the node takes for the result before it calls `dispose`. `None` without such room:
+    /// then it calls nothing, and the state stays in the session.
+    pub(super) async fn hand_over(
+        &self,
+        env: &Env,
+    ) -> Option<Result<SessionOutput, ScriptFailure>> {
+        let room = match self.weak_session.shared.memory().for_successor() {
+            Ok(room) => room,
+            // What the session itself has registered must not prevent its replacement.
+            Err(ReadRefusal::TooMuch) => return Some(self.dispose(env).await),
+            Err(_) => return None,
+        };
+        let env = Some(self.layer.env(env));
+        let left = self.weak_session.leave(env, room);
+        Some(left.await)
+    }
+
+    /// The same without a request, for a service whose session ends for others: `dispose` can call nothing.
+    pub(super) async fn rest(&self) -> Option<Result<SessionOutput, ScriptFailure>> {
+        let room = self.weak_session.shared.memory().for_rest().ok()?;
+        let left = self.weak_session.leave(None, room);
+        Some(left.await)
+    }
+
+    /// The number of its worker's session.
+    pub(super) fn worker_session(&self) -> u64 {
+        self.weak_session.shared.worker_session()
+    }
+
     /// The same without a request: `dispose` can call nothing.
     ///
     /// # Errors
@@ -200,6 +237,27 @@ impl WeakSession {
         env: Option<Env>,
         items: Option<mpsc::Sender<YieldedItem>>,
     ) -> Result<SessionOutput, ScriptFailure> {
+        self.enter_with(request, env, items, None).await
+    }
+
+    /// Calls the `dispose` of a service. `room` is for the result.
+    async fn leave(
+        &self,
+        env: Option<Env>,
+        room: MemoryReservation,
+    ) -> Result<SessionOutput, ScriptFailure> {
+        self.enter_with(SessionRequest::Farewell, env, None, Some(room))
+            .await
+    }
+
+    /// Calls the session. The result takes its memory from `room`, if the caller has taken it before.
+    async fn enter_with(
+        &self,
+        request: SessionRequest,
+        env: Option<Env>,
+        items: Option<mpsc::Sender<YieldedItem>>,
+        room: Option<MemoryReservation>,
+    ) -> Result<SessionOutput, ScriptFailure> {
         let over = || ScriptFailure::new(RuntimeCode::Disposed, "the session is over");
         let course = env.clone();
         let (begun, call) = oneshot::channel();
@@ -239,7 +297,7 @@ impl WeakSession {
                 let _ = self.answered(everything).await;
             }
         }
-        self.ran(outcome, course.as_ref(), began.elapsed())
+        self.ran(outcome, course.as_ref(), began.elapsed(), room)
     }
 
     fn ran(
@@ -247,11 +305,16 @@ impl WeakSession {
         outcome: Result<alknet_worker::WorkerAnswer, alknet_worker::WorkerCallError>,
         course: Option<&Env>,
         wall: Duration,
+        room: Option<MemoryReservation>,
     ) -> Result<SessionOutput, ScriptFailure> {
         let (failure, stats) = match outcome {
             Ok(answer) => match answer.reply {
                 WorkerReply::Ok(blob) => {
-                    match self.shared.memory().open::<CallResult>(blob, &answer.fds) {
+                    let read = match room {
+                        Some(room) => room.open::<CallResult>(blob, &answer.fds),
+                        None => self.shared.memory().open(blob, &answer.fds),
+                    };
+                    match read {
                         Ok((done, held)) => {
                             self.shared.count_ended(Some(answer.stats), wall);
                             return Ok(SessionOutput {
@@ -259,7 +322,7 @@ impl WeakSession {
                                 shown: done.shown,
                                 calls: done.calls,
                                 stats: answer.stats,
-                                _held: Arc::new(held),
+                                held: Arc::new(held),
                             });
                         }
                         Err(full @ (ReadRefusal::Full | ReadRefusal::TooMuch)) => {

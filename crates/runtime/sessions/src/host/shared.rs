@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use alknet_call::limits::OPERATION_BYTES_MAX;
@@ -153,6 +154,8 @@ pub(super) struct SessionShared {
     info: Mutex<SessionInfo>,
     memory: MemoryShare,
     lent: bool,
+    /// The number of its worker's session.
+    worker_session: AtomicU64,
     /// Since when no call runs in it. `None` while one does, and before the first one.
     idle_since: Mutex<Option<Instant>>,
     /// The first operations that it called and that exist: a script may call any text.
@@ -182,6 +185,7 @@ impl SessionShared {
             info: Mutex::new(info),
             memory,
             lent: false,
+            worker_session: AtomicU64::new(0),
             idle_since: Mutex::default(),
             called: Mutex::default(),
         }
@@ -218,6 +222,11 @@ impl SessionShared {
         lock(&self.info).pid
     }
 
+    /// The number of its worker's session; 0 while it has none.
+    pub(super) fn worker_session(&self) -> u64 {
+        self.worker_session.load(Ordering::Relaxed)
+    }
+
     /// Since when it waits for its next call. `None` if a call runs, if it has had none yet, or if it has ended.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let is_open = !matches!(lock(&self.info).state, SessionState::Closed(_));
@@ -228,7 +237,9 @@ impl SessionShared {
         lock(&self.info).clone()
     }
 
-    pub(super) fn set_worker(&self, pid: i32) {
+    pub(super) fn set_worker(&self, pid: i32, session: u64) {
+        // Only the number matters: it orders no other memory access.
+        self.worker_session.store(session, Ordering::Relaxed);
         let mut info = lock(&self.info);
         info.pid = pid;
         info.state = SessionState::Idle;

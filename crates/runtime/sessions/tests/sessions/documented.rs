@@ -113,7 +113,7 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::SESSIONS_OF_TENANT_MAX
         ),
         format!(
-            "| REPLs of one caller | {}, each closed after {} s without a line |",
+            "| REPLs of one caller, with those that begin | {}, each closed after {} s without a line, or",
             limits::REPLS_OF_TENANT_MAX,
             limits::REPL_IDLE.as_secs()
         ),
@@ -151,8 +151,15 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::REGISTERED_MAX >> 20
         ),
         format!(
-            "16 MiB of values and {} MiB of registered operations",
-            limits::REGISTERED_MAX >> 22
+            "of an author's, of all | {}, {} MiB; while a `dispose` runs, its state counts {} MiB |",
+            limits::RESTED_OF_TENANT_MAX >> 20,
+            limits::RESTED_MAX >> 20,
+            limits::RESTED_VALUE_MAX >> 20
+        ),
+        format!(
+            "16 MiB of values, {} MiB of registered operations and {} MiB of services' states",
+            limits::REGISTERED_MAX >> 22,
+            limits::RESTED_MAX >> 22
         ),
         format!(
             "each value in it counts {} bytes",

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use alknet_call::{CallConnection, CallError};
+use alknet_call::{CallConnection, CallError, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_runtime::SessionMode;
-use alknet_sessions::limits::REPLS_OF_TENANT_MAX;
+use alknet_sessions::limits::{REPLS_OF_TENANT_MAX, RESTED_OF_TENANT_MAX, RESTED_VALUE_MAX};
 use alknet_sessions::{
     SESSION_END_TARGET, ScriptService, SessionGrants, SessionSpec, SessionsConfig,
 };
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{SessionLab, code, identity, soon, spec, until};
 
-/// A service that counts, and that waits where it is told to.
+/// A service that counts, and that waits where its input says so.
 const COUNTER: &str = "let n = 0; export const init = (prev) => { n = prev?.n ?? 0; };
      export const dispose = () => ({ n });
      export const add = (by) => n += by;
@@ -53,10 +53,11 @@ async fn an_idle_service_gives_up_its_worker_and_keeps_its_state() {
             assert_eq!(counted, json!(round), "{place}");
         }
     }
-    // While calls run in both, the third one has to wait.
+    // While calls of two callers run in both, the third one has to wait.
+    let others = [lab.request_by("ada").await, lab.request_by("bob").await];
     let mut busy = JoinSet::new();
-    for (at, service) in services.iter().take(2).enumerate() {
-        let (service, env) = (Arc::clone(service), env.clone());
+    for (at, (service, other)) in services.iter().zip(&others).enumerate() {
+        let (service, env) = (Arc::clone(service), other.env());
         busy.spawn(async move { service.call(&env, "hang", json!(null)).await });
         let started = || lab.probe.started.load(Ordering::SeqCst) == at as u64 + 1;
         until("it hangs", started).await;
@@ -92,6 +93,149 @@ async fn a_service_that_rests_passes_its_state_to_its_next_version() {
     assert_eq!(counted.expect("a sum").value, json!(6));
     let left = soon(second.stop(&env)).await.expect("a state");
     assert_eq!(left, json!({ "n": 0 }));
+}
+
+/// An operation that answers one caller alone.
+fn for_one_caller() -> Registration {
+    let answer = HandlerKind::once(|_, ctx| async move {
+        let caller = ctx.identity().map(|who| who.id.to_string());
+        match caller.as_deref() {
+            Some("lab") => Ok(json!("yes")),
+            _ => Err(CallError::new(ErrorCode::Forbidden, "not for this caller")),
+        }
+    });
+    Registration::new(OperationSpec::query("test/one", "For tests."), answer)
+}
+
+/// As [`service_spec`], for a service that calls this operation before it takes its state.
+fn asking_spec() -> SessionSpec {
+    let source = "let n = 0;
+         export const init = async (prev) => { await ops.call('test/one', {}); n = prev?.n ?? 0; };
+         export const dispose = () => ({ n });
+         export const add = (by) => n += by;";
+    let mut spec = spec(source);
+    spec.lent = true;
+    spec.grants = SessionGrants::to(["test/one"]);
+    spec
+}
+
+/// The author has one session for callers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_cannot_begin_a_service_takes_no_state_from_it() {
+    let config = SessionsConfig {
+        of_tenant_max: 2,
+        ..SessionsConfig::default()
+    };
+    let lab = SessionLab::with(config, vec![for_one_caller()]);
+    let request = lab.request().await;
+    let env = request.env();
+    let service = lab.service(&request, asking_spec()).await;
+    let counted = soon(service.call(&env, "add", json!(5))).await;
+    assert_eq!(counted.expect("a sum").value, json!(5));
+    // It rests for the other one.
+    let other = lab.service(&request, service_spec(0)).await;
+    let eve = lab.request_by("eve").await;
+    for _ in 0..2 {
+        let refused = soon(service.call(&eve.env(), "add", json!(1))).await;
+        let refused = refused.expect_err("its init gets no answer");
+        assert!(!refused.is_no_room(), "{refused}");
+    }
+    let counted = soon(service.call(&env, "add", json!(1))).await;
+    assert_eq!(counted.expect("a sum").value, json!(6));
+    drop(other);
+}
+
+/// Neither the new code nor the old one can begin for the caller who brings the change about.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_fails_for_its_caller_takes_no_state_from_a_service() {
+    let lab = SessionLab::with(SessionsConfig::default(), vec![for_one_caller()]);
+    let request = lab.request().await;
+    let env = request.env();
+    let service = lab.service(&request, asking_spec()).await;
+    let counted = soon(service.call(&env, "add", json!(5))).await;
+    assert_eq!(counted.expect("a sum").value, json!(5));
+    let eve = lab.request_by("eve").await;
+    let changed = soon(service.replace(&eve.env(), asking_spec())).await;
+    assert!(changed.is_err(), "{changed:?}");
+    let counted = soon(service.call(&env, "add", json!(1))).await;
+    assert_eq!(counted.expect("a sum").value, json!(6));
+}
+
+/// Bytes of a state, of which two leave no room for a third one that is as large as a value may be.
+const LARGE_STATE_BYTES: usize = RESTED_OF_TENANT_MAX / 2 - RESTED_VALUE_MAX / 2 + (64 << 10);
+
+/// Four services where the author has two sessions for callers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_for_whose_state_there_is_no_room_goes_on() {
+    let config = SessionsConfig {
+        of_tenant_max: 4,
+        ..SessionsConfig::default()
+    };
+    let lab = SessionLab::with(config, Vec::new());
+    let request = lab.request().await;
+    let env = request.env();
+    let source = format!(
+        "export const dispose = () => 'x'.repeat({LARGE_STATE_BYTES});
+         export const get = () => 7;"
+    );
+    let mut large = spec(&source);
+    large.lent = true;
+    let mut resting = Vec::new();
+    for _ in 0..2 {
+        resting.push(lab.service(&request, large.clone()).await);
+    }
+    let mut small = Vec::new();
+    for _ in 0..2 {
+        small.push(lab.service(&request, service_spec(0)).await);
+    }
+    let open = || lab.sessions.list().into_iter().map(|session| session.id);
+    let before: Vec<u64> = open().collect();
+    let refused = soon(resting[0].call(&env, "get", json!(null))).await;
+    assert!(refused.expect_err("no service can rest").is_no_room());
+    assert_eq!(open().collect::<Vec<_>>(), before, "both go on");
+    for service in &small {
+        let counted = soon(service.call(&env, "add", json!(1))).await;
+        assert_eq!(counted.expect("a sum").value, json!(1));
+    }
+}
+
+/// Services with other rights, one call of each at once: a caller gets half of the author's four workers for callers.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_calls_of_services_leave_other_callers_workers() {
+    const OF_CALLER: u64 = 2;
+    let lab = SessionLab::with_workers(32);
+    let request = lab.request().await;
+    let mut services: Vec<Arc<ScriptService>> = Vec::new();
+    for place in 0..4 {
+        services.push(Arc::new(lab.service(&request, service_spec(place)).await));
+    }
+    let eve = lab.request_by("eve").await;
+    let mut calls = JoinSet::new();
+    for service in &services {
+        let (service, env) = (Arc::clone(service), eve.env());
+        calls.spawn(async move { service.call(&env, "hang", json!(null)).await });
+    }
+    for _ in OF_CALLER..4 {
+        let ended = soon(calls.join_next()).await.expect("some run");
+        let refused = ended.expect("no panic").expect_err("she has her share");
+        assert!(refused.is_no_room(), "{refused}");
+    }
+    until("the others run", || {
+        lab.probe.started.load(Ordering::SeqCst) == OF_CALLER
+    })
+    .await;
+    // A fifth operation, beside those whose calls hang.
+    let bob = lab.request_by("bob").await;
+    let fifth = soon(ScriptService::start(
+        &lab.sessions,
+        &bob.env(),
+        service_spec(4),
+    ))
+    .await
+    .expect("a worker");
+    let counted = soon(fifth.call(&bob.env(), "add", json!(1))).await;
+    assert_eq!(counted.expect("it has a worker").value, json!(1));
+    assert_eq!(calls.len() as u64, OF_CALLER, "hers go on");
 }
 
 /// Three services with equal rights where the author has two sessions for callers.
@@ -141,6 +285,37 @@ async fn idle_repls_of_four_leave_the_next_caller_a_worker() {
     let ran = eval(&admin, json!({ "source": "export default 42" })).await;
     assert_eq!(ran.expect("it has a worker")["value"], 42);
     assert_eq!(open_repls(&lab), 4 * OF_EACH - 1, "one has ended");
+}
+
+/// As many identities as there are workers have one REPL each, and another one wants several workers at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_begin_at_once_end_one_repl_of_those_with_no_more() {
+    const WORKERS: usize = 12;
+    const AT_ONCE: usize = 3;
+    let lab = SessionLab::with_workers(WORKERS);
+    for user in 0..WORKERS {
+        let user = lab.client(&identity(&format!("user-{user}"), &["runtime:debug"]));
+        let line = json!({ "repl": "a", "source": "1" });
+        eval(&user, line).await.expect("a REPL");
+    }
+    assert_eq!(open_repls(&lab), WORKERS);
+    let eve = lab.client(&identity("eve", &["runtime:debug"]));
+    let mut scripts = JoinSet::new();
+    for n in 0..AT_ONCE {
+        let eve = eve.clone();
+        let source = "export default await ops.call('test/hang', {})";
+        let uses = ["test/hang".to_owned(), format!("test/r{n}")];
+        let script = json!({ "source": source, "uses": uses });
+        scripts.spawn(async move { eval(&eve, script).await });
+    }
+    for _ in 1..AT_ONCE {
+        let ended = soon(scripts.join_next()).await.expect("some run");
+        let refused = ended.expect("no panic").expect_err("all have as many");
+        assert_eq!(refused.code.name(), "OVERLOADED");
+    }
+    until("one runs", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(open_repls(&lab), WORKERS - 1, "one has ended");
+    scripts.abort_all();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -145,7 +145,12 @@ impl SessionLab {
 
     /// A request that lasts until it is dropped.
     pub(crate) async fn request(&self) -> SessionTestRequest {
-        let client = self.client(&identity("lab", &["*"]));
+        self.request_by("lab").await
+    }
+
+    /// The same of another identity with every right.
+    pub(crate) async fn request_by(&self, name: &str) -> SessionTestRequest {
+        let client = self.client(&identity(name, &["*"]));
         let mut entered = self.entered.lock().await;
         let subscription = tokio::spawn(async move {
             let subscribed = client.subscribe("lab/enter", &json!({})).await;

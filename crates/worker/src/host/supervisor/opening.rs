@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{LeaseWaiter, OpenSession, StartBackoff, WorkerSupervisor};
 use crate::host::WorkerLease;
-use crate::host::handle::OpenedSession;
+use crate::host::handle::{LEASE_CHARGE, OpenedSession};
 use crate::host::pool::WorkerPool;
 use crate::host::spawn::{SpawnJob, SpawnedWorker};
 use crate::host::worker::{WorkerProcess, WorkerState};
@@ -77,6 +77,9 @@ impl WorkerSupervisor {
         config.binds.extend(lease.binds.iter().cloned());
         check_binds(role, &config.binds)?;
         self.used.insert(role);
+        if let Some(worker) = self.place_for_caller(lease)? {
+            return Ok(WorkerChoice::Now(worker));
+        }
         // This comes before the share: a worker that the tenant has already takes no more of it.
         if let Some(worker) = self.pool.place_with_own(lease) {
             return Ok(WorkerChoice::Now(worker));
@@ -119,7 +122,6 @@ impl WorkerSupervisor {
         let lent = workers_for(lent.chain([lease]));
         let all = workers_for(own.into_iter().chain([lease]));
         if lease.lent {
-            self.keep_to_share_of_caller(lease)?;
             self.keep_to(lent, self.config.workers_lent_max(), |pool| {
                 (pool.lent_by(tenant), pool.evictable_lent_by(tenant))
             })?;
@@ -129,29 +131,100 @@ impl WorkerSupervisor {
         })
     }
 
-    /// Refuses another worker to a caller of the tenant's operations that has its share of those for such callers.
-    fn keep_to_share_of_caller(&self, lease: &WorkerLease) -> Result<(), WorkerError> {
-        let Some(caller) = &lease.caller else {
+    /// A worker in which calls of the tenant's callers run already, for a lease of such a caller.
+    ///
+    /// # Errors
+    /// The caller has its share of these workers. Each worker in which something runs for a caller counts, also if
+    /// another caller's lease opened it: otherwise two callers could keep all of them.
+    fn place_for_caller(&mut self, lease: &WorkerLease) -> Result<Option<u64>, WorkerError> {
+        let Some(caller) = lease.caller.as_deref().filter(|_| lease.lent) else {
+            return Ok(None);
+        };
+        if let Some(worker) = self.pool.place_beside(lease, caller, false) {
+            return Ok(Some(worker));
+        }
+        let own = self.workers_of_caller(&lease.tenant, caller, Some(lease));
+        self.keep_to_share_of_caller(own)?;
+        if let Some(worker) = self.pool.place_beside(lease, caller, true) {
+            return Ok(Some(worker));
+        }
+        let all = self.workers_of_callers(&lease.tenant, Some(lease));
+        self.keep_for_first_callers(own, all)?;
+        Ok(None)
+    }
+
+    /// Counts the worker of a session for a caller whose call is to run there, until
+    /// [`discharge`](Self::discharge).
+    pub(super) fn charge(&mut self, sid: u64, id: u64, caller: String) -> Result<(), WorkerError> {
+        // A call into a session that has ended fails by itself.
+        let Some(number) = self.sessions.get(&sid).map(|open| open.worker) else {
             return Ok(());
         };
-        let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
-        let lent: Vec<_> = waiting
-            .filter(|other| other.lent && other.tenant == lease.tenant)
-            .chain([lease])
-            .collect();
-        let own = lent.iter().copied();
-        let own = workers_for(own.filter(|other| other.caller == lease.caller));
-        let own = self.pool.lent_to(&lease.tenant, caller) + own;
-        if own > self.config.workers_of_caller_max() {
-            return Err(WorkerError::CallerShare);
+        let Some(tenant) = self.pool.lender(number) else {
+            return Ok(());
+        };
+        if !self.pool.serves(number, &caller) {
+            let own = self.workers_of_caller(tenant, &caller, None) + 1;
+            self.keep_to_share_of_caller(own)?;
+            if !self.pool.is_busy(number) {
+                let all = self.workers_of_callers(tenant, None) + 1;
+                self.keep_for_first_callers(own, all)?;
+            }
         }
-        let all = self.pool.lent_in_use(&lease.tenant) + workers_for(lent.into_iter());
-        let kept = self.config.workers_of_first_callers();
-        // The last ones are for callers that have none.
-        if own > 1 && all + kept > self.config.workers_lent_max() {
-            return Err(WorkerError::TenantShare);
+        self.pool.charge(number, &caller);
+        if let Some(open) = self.sessions.get_mut(&sid) {
+            open.charges.push((id, caller));
         }
         Ok(())
+    }
+
+    /// Counts the worker of a session no longer for the caller of this charge.
+    pub(super) fn discharge(&mut self, sid: u64, id: u64) {
+        let Some(open) = self.sessions.get_mut(&sid) else {
+            return;
+        };
+        // A refused charge is not there.
+        if let Some(at) = open.charges.iter().position(|(charge, _)| *charge == id) {
+            let (_, caller) = open.charges.swap_remove(at);
+            self.pool.release_caller(open.worker, &caller);
+        }
+    }
+
+    /// Number of the tenant's workers in which something runs for this caller, or will once they are ready; `also`
+    /// counts with those that wait.
+    fn workers_of_caller(&self, tenant: &str, caller: &str, also: Option<&WorkerLease>) -> usize {
+        let waiting = self.lent_waiting(tenant);
+        let own = waiting.filter(|lease| lease.caller.as_deref() == Some(caller));
+        self.pool.lent_to(tenant, caller) + workers_for(own.chain(also))
+    }
+
+    /// The same for all callers.
+    fn workers_of_callers(&self, tenant: &str, also: Option<&WorkerLease>) -> usize {
+        let waiting = self.lent_waiting(tenant);
+        self.pool.lent_in_use(tenant) + workers_for(waiting.chain(also))
+    }
+
+    /// The waiting leases for callers of the tenant's operations.
+    fn lent_waiting(&self, tenant: &str) -> impl Iterator<Item = &WorkerLease> {
+        let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
+        waiting.filter(move |lease| lease.lent && lease.tenant == tenant)
+    }
+
+    fn keep_to_share_of_caller(&self, own: usize) -> Result<(), WorkerError> {
+        match own > self.config.workers_of_caller_max() {
+            true => Err(WorkerError::CallerShare),
+            false => Ok(()),
+        }
+    }
+
+    /// Keeps the last workers for callers that have none. `own` and `all` count the worker that is wanted.
+    fn keep_for_first_callers(&self, own: usize, all: usize) -> Result<(), WorkerError> {
+        let kept = self.config.workers_of_first_callers();
+        match own > 1 && all + kept > self.config.workers_lent_max() {
+            // Not the tenant's: to end idle sessions would give this caller nothing.
+            true => Err(WorkerError::CallerShare),
+            false => Ok(()),
+        }
     }
 
     /// Ends workers without a session until `wanted` more fit into `most`. `of` returns how many there are, and one
@@ -342,6 +415,9 @@ impl WorkerSupervisor {
         let sid = self.next_session;
         let Some(worker) = self.workers.get_mut(&number) else {
             self.pool.release(number, now);
+            if let Some(caller) = &lease.caller {
+                self.pool.release_caller(number, caller);
+            }
             let _ = reply.send(Err(WorkerError::Stopped));
             return;
         };
@@ -366,7 +442,11 @@ impl WorkerSupervisor {
         let open = OpenSession {
             worker: number,
             granted,
-            caller: lease.caller,
+            charges: lease
+                .caller
+                .map(|caller| (LEASE_CHARGE, caller))
+                .into_iter()
+                .collect(),
             inbox,
             unread,
             calls_out: HashSet::new(),
