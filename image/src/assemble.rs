@@ -15,7 +15,9 @@ use crate::out::{OutDir, at};
 use crate::virtual_disk::vhdx::VhdxIds;
 use crate::virtual_disk::vmdk::VmdkKind;
 use crate::virtual_disk::{RawDisk, aws, gce, ova, qcow2, vhd, vhdx, vmdk};
-use crate::{cpio, erofs, kernel, linuxkit, lz4, tree, uki, zstandard};
+use crate::{
+    container_images, cpio, erofs, kernel, linuxkit, lz4, network_boot, tree, uki, zstandard,
+};
 
 /// The erofs form's addition to the command line: the drive is the first virtio disk.
 const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
@@ -77,6 +79,7 @@ struct ImageBuild<'a> {
     loaded: InputContents,
     ids: BuildIds,
     uki: Option<Rc<[u8]>>,
+    initrd: Option<Rc<[u8]>>,
     disk: Option<Rc<RawDisk>>,
     stream: Option<Rc<[u8]>>,
     progress: &'a mut dyn FnMut(BuildProgress),
@@ -103,6 +106,7 @@ impl<'a> ImageBuild<'a> {
             loaded,
             ids,
             uki: None,
+            initrd: None,
             disk: None,
             stream: None,
             progress,
@@ -135,21 +139,81 @@ impl<'a> ImageBuild<'a> {
             }
             ImageForm::Gce => self.gce(out),
             ImageForm::Aws => self.aws(out),
+            ImageForm::Oci => self.oci(out),
+            ImageForm::Containerdisk => self.container_disk(out),
+            ImageForm::Kernelboot => self.kernel_boot(out),
+            ImageForm::Pxe => self.pxe(out),
         }
     }
 
     fn direct(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.kernels(ImageForm::Direct, out)?;
+        self.write_initrd(ImageForm::Direct, out)
+    }
+
+    fn write_initrd(&mut self, form: ImageForm, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let initrd = self.initrd();
+        out.bytes(form, OutputRole::Initrd, "initrd.cpio.lz4", &initrd)
+    }
+
+    /// The initramfs for a loader that takes kernel and initramfs. Three forms have it.
+    fn initrd(&mut self) -> Rc<[u8]> {
+        if let Some(made) = &self.initrd {
+            return Rc::clone(made);
+        }
         self.say("compressing the initramfs");
         // A hypervisor that loads a kernel apart from it has a quick disk, so the time to unpack it
         // counts.
-        let initrd = lz4::legacy_frame(&self.archive());
-        out.bytes(
-            ImageForm::Direct,
-            OutputRole::Initrd,
-            "initrd.cpio.lz4",
-            &initrd,
-        )
+        let made: Rc<[u8]> = lz4::legacy_frame(&self.archive()).into();
+        self.initrd = Some(Rc::clone(&made));
+        made
+    }
+
+    fn oci(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        self.say("laying out the container image");
+        let layout = container_images::service(&self.inputs.version, &self.loaded.binary);
+        let name = format!("alknet_{}.oci.tar", self.inputs.version);
+        out.bytes(ImageForm::Oci, OutputRole::OciImage, &name, &layout)
+    }
+
+    fn container_disk(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let disk = self.disk(ImageForm::Containerdisk)?;
+        self.say("laying out the container image");
+        let folder = std::env::temp_dir();
+        let written = tempfile::tempfile().and_then(|mut file| {
+            qcow2::write(&file, &disk)?;
+            let mut content = Vec::new();
+            file.read_to_end(&mut content)?;
+            Ok(content)
+        });
+        let qcow2 = written.map_err(at(&folder))?;
+        let layout = container_images::container_disk(&self.inputs.version, &qcow2);
+        let name = format!("alknet_{}-containerdisk.oci.tar", self.inputs.version);
+        let role = OutputRole::OciImage;
+        out.bytes(ImageForm::Containerdisk, role, &name, &layout)
+    }
+
+    fn kernel_boot(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let initrd = self.initrd();
+        self.say("laying out the container image");
+        let version = &self.inputs.version;
+        let layout = container_images::kernel_boot(version, &self.loaded.kernel, &initrd);
+        let name = format!("alknet_{version}-kernelboot.oci.tar");
+        out.bytes(ImageForm::Kernelboot, OutputRole::OciImage, &name, &layout)
+    }
+
+    fn pxe(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let form = ImageForm::Pxe;
+        self.say("copying the kernel");
+        out.bytes(form, OutputRole::Kernel, "bzImage", &self.loaded.kernel)?;
+        self.write_initrd(form, out)?;
+        let line = cmdline(form, &self.inputs.cmdline);
+        let script = network_boot::ipxe(&line);
+        let role = OutputRole::IpxeScript;
+        out.bytes(form, role, "boot.ipxe", script.as_bytes())?;
+        let config = network_boot::pxelinux(&line);
+        let role = OutputRole::PxelinuxConfig;
+        out.bytes(form, role, "pxelinux.cfg", config.as_bytes())
     }
 
     fn erofs(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
@@ -384,8 +448,8 @@ impl<'a> ImageBuild<'a> {
 fn cmdline(form: ImageForm, base: &str) -> String {
     let words = match form {
         ImageForm::Erofs => [base, EROFS_ROOT],
-        ImageForm::Direct | ImageForm::Linuxkit => [base, ""],
-        _ => [SEALABLE, base],
+        form if form.holds_efi_program() => [SEALABLE, base],
+        _ => [base, ""],
     };
     words.join(" ").trim().to_owned()
 }

@@ -44,11 +44,19 @@ pub enum ImageForm {
     Gce,
     /// The compressed disk that Amazon imports, and the parameters to register it.
     Aws,
+    /// A container that runs the node, for Docker, Podman and Kubernetes.
+    Oci,
+    /// The disk in a container image, for virtual machines of KubeVirt.
+    Containerdisk,
+    /// Kernel and initramfs in a container image, for virtual machines of KubeVirt.
+    Kernelboot,
+    /// Kernel, initramfs and scripts for a server from which machines start over the network.
+    Pxe,
 }
 
 impl ImageForm {
     /// Every form, in the order in which they are built.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Direct,
         Self::Erofs,
         Self::Uki,
@@ -61,12 +69,19 @@ impl ImageForm {
         Self::Vhdx,
         Self::Gce,
         Self::Aws,
+        Self::Oci,
+        Self::Containerdisk,
+        Self::Kernelboot,
+        Self::Pxe,
     ];
 
     /// Whether the form holds the EFI program, which has its command line inside.
     #[must_use]
     pub const fn holds_efi_program(self) -> bool {
-        !matches!(self, Self::Direct | Self::Erofs | Self::Linuxkit)
+        !matches!(
+            self,
+            Self::Direct | Self::Erofs | Self::Linuxkit | Self::Oci | Self::Kernelboot | Self::Pxe
+        )
     }
 
     /// The name used on command lines and in the manifest.
@@ -85,6 +100,10 @@ impl ImageForm {
             Self::Vhdx => "vhdx",
             Self::Gce => "gce",
             Self::Aws => "aws",
+            Self::Oci => "oci",
+            Self::Containerdisk => "containerdisk",
+            Self::Kernelboot => "kernelboot",
+            Self::Pxe => "pxe",
         }
     }
 }
@@ -105,7 +124,8 @@ impl FromStr for ImageForm {
             .ok_or_else(|| ImageError::Argument {
                 what: "form",
                 value: text.to_owned(),
-                why: "the forms are direct, erofs, uki, raw, linuxkit, qcow2, vmdk, ova, vhd, vhdx, gce and aws",
+                why: "the forms are direct, erofs, uki, raw, linuxkit, qcow2, vmdk, ova, vhd, vhdx, gce, aws, oci, containerdisk, \
+                      kernelboot and pxe",
             })
     }
 }
@@ -137,6 +157,12 @@ pub enum OutputRole {
     Archive,
     /// The parameters with which a cloud registers the disk.
     Registration,
+    /// OCI layout of a container image.
+    OciImage,
+    /// The script for iPXE.
+    IpxeScript,
+    /// The configuration for PXELINUX.
+    PxelinuxConfig,
 }
 
 #[cfg(test)]

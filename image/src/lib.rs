@@ -22,6 +22,7 @@
 //! ```
 
 mod assemble;
+mod container_images;
 mod cpio;
 mod disk;
 mod elf;
@@ -35,6 +36,7 @@ mod kernel;
 mod linuxkit;
 mod lz4;
 mod manifest;
+mod network_boot;
 mod oci;
 mod out;
 mod tar;

@@ -1,6 +1,8 @@
 //! LinuxKit's inputs: a kernel package, the appliance as init package, and the file that names
 //! both.
 
+use serde_json::json;
+
 use crate::oci::{OciPackage, layout};
 
 /// The file in a kernel package, which `linuxkit.yml` names as `binary`.
@@ -10,8 +12,10 @@ const KERNEL_FILE: &str = "kernel";
 pub(crate) fn kernel_package(series: &str, kernel: &[u8]) -> Vec<u8> {
     layout(&OciPackage {
         reference: &format!("docker.io/alknet/kernel:{series}"),
+        folders: &[],
         files: &[(KERNEL_FILE, 0o644, kernel)],
-        entrypoint: None,
+        owner: 0,
+        config: json!({}),
     })
 }
 
@@ -19,8 +23,10 @@ pub(crate) fn kernel_package(series: &str, kernel: &[u8]) -> Vec<u8> {
 pub(crate) fn appliance_package(version: &str, binary: &[u8]) -> Vec<u8> {
     layout(&OciPackage {
         reference: &format!("docker.io/alknet/appliance:{version}"),
+        folders: &[],
         files: &[("init", 0o755, binary)],
-        entrypoint: Some("/init"),
+        owner: 0,
+        config: json!({"Entrypoint": ["/init"]}),
     })
 }
 

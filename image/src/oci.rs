@@ -20,21 +20,25 @@ const ARCHITECTURE: &str = "amd64";
 pub(crate) struct OciPackage<'a> {
     /// Full reference with registry and tag. LinuxKit accepts no shorter one.
     pub(crate) reference: &'a str,
+    /// Folders of the layer: name with a slash behind it, permissions.
+    pub(crate) folders: &'a [(&'a str, u32)],
     /// Files of the layer: name, permissions, contents.
     pub(crate) files: &'a [(&'a str, u32, &'a [u8])],
-    /// The program of a container, if the image can run as one.
-    pub(crate) entrypoint: Option<&'a str>,
+    /// User and group of folders and files.
+    pub(crate) owner: u32,
+    /// How a container runs (OCI image specification 1.1, the member `config`).
+    pub(crate) config: Value,
 }
 
 /// The layout: root index → image index (one per architecture) → manifest → configuration, layer.
 pub(crate) fn layout(package: &OciPackage<'_>) -> Vec<u8> {
     let mut blobs = Blobs::default();
-    let layer = blobs.add(LAYER, layer(package.files));
+    let layer = blobs.add(LAYER, layer(package));
     let config = json!({
         "created": EPOCH,
         "architecture": ARCHITECTURE,
         "os": "linux",
-        "config": entrypoint(package.entrypoint),
+        "config": package.config,
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
         "history": [{"created": EPOCH}],
     });
@@ -56,16 +60,15 @@ pub(crate) fn layout(package: &OciPackage<'_>) -> Vec<u8> {
     blobs.pack(&index(&image))
 }
 
-fn layer(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
-    let mut tar = Tar::default();
-    for (name, mode, contents) in files {
+fn layer(package: &OciPackage<'_>) -> Vec<u8> {
+    let mut tar = Tar::owned_by(package.owner);
+    for (name, mode) in package.folders {
+        tar.folder(name, *mode);
+    }
+    for (name, mode, contents) in package.files {
         tar.file(name, *mode, contents);
     }
     tar.finish()
-}
-
-fn entrypoint(program: Option<&str>) -> Value {
-    program.map_or_else(|| json!({}), |program| json!({"Entrypoint": [program]}))
 }
 
 fn index(descriptor: &Value) -> Value {

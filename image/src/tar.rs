@@ -3,17 +3,37 @@
 const BLOCK_BYTES: usize = 512;
 const NAME_BYTES_MAX: usize = 100;
 
-/// An unfinished archive of plain files, owned by root at time zero.
+/// The types of a plain file and of a folder.
+const FILE: &str = "0";
+const FOLDER: &str = "5";
+
+/// An unfinished archive of plain files and folders, owned by one user and group with the same number, at time zero.
 #[derive(Debug, Default)]
 pub(crate) struct Tar {
     out: Vec<u8>,
+    /// 0 is root.
+    owner: u32,
 }
 
 impl Tar {
+    /// An archive whose entries belong to this user and group.
+    pub(crate) const fn owned_by(owner: u32) -> Self {
+        Self {
+            out: Vec::new(),
+            owner,
+        }
+    }
+
+    /// Adds a folder. Its name ends in a slash.
+    pub(crate) fn folder(&mut self, name: &str, mode: u32) {
+        self.out
+            .extend_from_slice(&header(name, mode, self.owner, 0, FOLDER));
+    }
+
     /// Adds a file. `name` is one of ours: ASCII and at most 100 bytes.
     pub(crate) fn file(&mut self, name: &str, mode: u32, contents: &[u8]) {
         self.out
-            .extend_from_slice(&header(name, mode, contents.len()));
+            .extend_from_slice(&header(name, mode, self.owner, contents.len(), FILE));
         self.out.extend_from_slice(contents);
         self.out
             .resize(self.out.len().next_multiple_of(BLOCK_BYTES), 0);
@@ -27,7 +47,7 @@ impl Tar {
     }
 }
 
-fn header(name: &str, mode: u32, bytes: usize) -> [u8; BLOCK_BYTES] {
+fn header(name: &str, mode: u32, owner: u32, bytes: usize, kind: &str) -> [u8; BLOCK_BYTES] {
     assert!(
         name.len() <= NAME_BYTES_MAX,
         "names of OCI blobs are 77 bytes, the others shorter"
@@ -37,14 +57,13 @@ fn header(name: &str, mode: u32, bytes: usize) -> [u8; BLOCK_BYTES] {
     put(0, name);
     // Mode, owner, group, size and time are in octal.
     put(100, &format!("{mode:07o}"));
-    put(108, "0000000");
-    put(116, "0000000");
+    put(108, &format!("{owner:07o}"));
+    put(116, &format!("{owner:07o}"));
     put(124, &format!("{bytes:011o}"));
     put(136, "00000000000");
     // The sum counts its own field as blanks.
     put(148, "        ");
-    // The type of a plain file.
-    put(156, "0");
+    put(156, kind);
     put(257, "ustar\x0000");
     let sum: u32 = out.iter().map(|&byte| u32::from(byte)).sum();
     out[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());

@@ -259,6 +259,7 @@ pub const PACKAGES: &[DebianPackage] = &[
     command("qemu-utils", "qemu-img", "tests: disk images"),
     command("rsync", "rsync", "compiling the kernel: headers"),
     command("sbsigntool", "sbsign", "tests: signs EFI programs"),
+    command("skopeo", "skopeo", "tests: reads our container images"),
     command(
         "slowhttptest",
         "slowhttptest",
@@ -271,6 +272,7 @@ pub const PACKAGES: &[DebianPackage] = &[
         "tpm2_unseal",
         "tests: a TPM client of another project",
     ),
+    command("umoci", "umoci", "tests: unpacks our container images"),
     command("xorriso", "xorriso", "tests: NoCloud volumes on CDs"),
     command("xz-utils", "xz", "kernel source is packed with it"),
     file(

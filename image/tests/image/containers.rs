@@ -41,7 +41,15 @@ impl BuiltDisks {
     fn is_the_raw_disk(&self, file: &Path, format: &str) {
         let told = run(
             "qemu-img",
-            &["compare", "-f", "raw", "-F", format, text(&self.raw()), text(file)],
+            &[
+                "compare",
+                "-f",
+                "raw",
+                "-F",
+                format,
+                text(&self.raw()),
+                text(file),
+            ],
         );
         assert!(told.contains("Images are identical"), "{told}");
         let info = info(file, format);
@@ -52,13 +60,19 @@ impl BuiltDisks {
     fn unpacked(&self, archive: &Path) -> PathBuf {
         let folder = self.source.dir.path().join("unpacked");
         fs::create_dir(&folder).expect("a new folder");
-        run("tar", &["-x", "-S", "-f", text(archive), "-C", text(&folder)]);
+        run(
+            "tar",
+            &["-x", "-S", "-f", text(archive), "-C", text(&folder)],
+        );
         folder
     }
 }
 
 fn info(file: &Path, format: &str) -> Value {
-    let told = run("qemu-img", &["info", "--output=json", "-f", format, text(file)]);
+    let told = run(
+        "qemu-img",
+        &["info", "--output=json", "-f", format, text(file)],
+    );
     serde_json::from_str(&told).expect("JSON")
 }
 
@@ -124,14 +138,20 @@ fn an_ova_has_description_hashes_and_disk_in_this_order() {
     for name in ["alknet_0.1.0.ovf", "alknet_0.1.0.vmdk"] {
         let sum = run("sha256sum", &[text(&folder.join(name))]);
         let sum = sum.split_whitespace().next().expect("a hash");
-        assert!(hashes.contains(&format!("SHA256({name})= {sum}\n")), "{hashes}");
+        assert!(
+            hashes.contains(&format!("SHA256({name})= {sum}\n")),
+            "{hashes}"
+        );
     }
     built.is_the_raw_disk(&folder.join("alknet_0.1.0.vmdk"), "vmdk");
     // Python's parser is not ours.
     let parse = "import sys, xml.dom.minidom as m; d = m.parse(sys.argv[1]); \
                  print(d.getElementsByTagName('Disk')[0].getAttribute('ovf:capacity'), \
                  d.getElementsByTagName('File')[0].getAttribute('ovf:href'))";
-    let told = run("python3", &["-c", parse, text(&folder.join("alknet_0.1.0.ovf"))]);
+    let told = run(
+        "python3",
+        &["-c", parse, text(&folder.join("alknet_0.1.0.ovf"))],
+    );
     assert_eq!(told.trim(), format!("{DISK_BYTES} alknet_0.1.0.vmdk"));
 }
 
@@ -143,7 +163,10 @@ fn the_archive_for_gce_unpacks_to_a_disk_of_whole_gibibytes() {
     let bytes = fs::metadata(&archive).expect("written").len();
     assert!(bytes < 64 << 20, "{bytes} bytes");
     let listed = run("tar", &["-t", "-v", "-f", text(&archive)]);
-    assert!(listed.contains("disk.raw") && listed.lines().count() == 1, "{listed}");
+    assert!(
+        listed.contains("disk.raw") && listed.lines().count() == 1,
+        "{listed}"
+    );
     let disk = built.unpacked(&archive).join("disk.raw");
     assert_eq!(fs::metadata(&disk).expect("unpacked").len(), 1 << 30);
     let verdict = run("sgdisk", &["-v", text(&disk)]);
@@ -152,10 +175,16 @@ fn the_archive_for_gce_unpacks_to_a_disk_of_whole_gibibytes() {
         let part = built.source.dir.path().join("part");
         let from = format!("if={}", text(disk));
         let to = format!("of={}", text(&part));
-        run("dd", &[&from, &to, "bs=1M", "skip=1", "count=256", "status=none"]);
+        run(
+            "dd",
+            &[&from, &to, "bs=1M", "skip=1", "count=256", "status=none"],
+        );
         fs::read(&part).expect("copied")
     };
-    assert!(part(&disk) == part(&built.raw()), "the system partition differs");
+    assert!(
+        part(&disk) == part(&built.raw()),
+        "the system partition differs"
+    );
 }
 
 #[test]
@@ -168,4 +197,105 @@ fn the_registration_for_amazon_is_json_with_the_firmware_of_the_disk() {
     assert_eq!(parameters["EnaSupport"], true);
     let disk = &parameters["BlockDeviceMappings"][0]["Ebs"];
     assert_eq!(disk["SnapshotId"], "SNAPSHOT");
+}
+
+/// Unpacks a layout as other programs read it, and returns the root of the container.
+fn container(built: &BuiltDisks, form: ImageForm, name: &str) -> PathBuf {
+    let archive = built.path(form, OutputRole::OciImage);
+    let layout = built.source.dir.path().join("layout");
+    let bundle = built.source.dir.path().join("bundle");
+    let from = format!("oci-archive:{}", text(&archive));
+    let to = format!("oci:{}:image", text(&layout));
+    run("skopeo", &["--insecure-policy", "copy", &from, &to]);
+    let told = run("skopeo", &["inspect", &from]);
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(told["Architecture"], "amd64", "{name}: {told}");
+    let image = format!("{}:image", text(&layout));
+    run(
+        "umoci",
+        &["unpack", "--rootless", "--image", &image, text(&bundle)],
+    );
+    bundle.join("rootfs")
+}
+
+#[test]
+fn a_container_disk_has_one_file_that_the_user_of_qemu_reads() {
+    let built = BuiltDisks::new(&[ImageForm::Containerdisk]);
+    let root = container(&built, ImageForm::Containerdisk, "disk");
+    let disk = root.join("disk/alknet.qcow2");
+    let mode = fs::metadata(&disk).expect("unpacked").permissions();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+        0o444
+    );
+    built.is_the_raw_disk(&disk, "qcow2");
+    assert_eq!(
+        fs::read_dir(root.join("disk")).expect("unpacked").count(),
+        1
+    );
+    // The owner that rootless unpacking leaves out.
+    let layer = largest_blob(&built.source.dir.path().join("layout"));
+    let listed = run("tar", &["-t", "-v", "--numeric-owner", "-f", text(&layer)]);
+    assert!(
+        listed.lines().all(|line| line.contains(" 107/107 ")),
+        "{listed}"
+    );
+}
+
+#[test]
+fn a_kernel_boot_image_has_the_kernel_and_initramfs_of_direct() {
+    let built = BuiltDisks::new(&[ImageForm::Kernelboot, ImageForm::Direct]);
+    let root = container(&built, ImageForm::Kernelboot, "boot");
+    for (name, role) in [
+        ("boot/bzImage", OutputRole::Kernel),
+        ("boot/initrd.cpio.lz4", OutputRole::Initrd),
+    ] {
+        let expected = fs::read(built.path(ImageForm::Direct, role)).expect("written");
+        assert!(
+            fs::read(root.join(name)).expect("unpacked") == expected,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_service_runs_the_binary_as_a_user_without_rights() {
+    let built = BuiltDisks::new(&[ImageForm::Oci]);
+    let archive = built.path(ImageForm::Oci, OutputRole::OciImage);
+    let from = format!("oci-archive:{}", text(&archive));
+    let told = run("skopeo", &["inspect", "--config", &from]);
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    let config = &told["config"];
+    assert_eq!(config["User"], "65532:65532", "{told}");
+    assert_eq!(config["Entrypoint"], serde_json::json!(["/alknet"]));
+    assert_eq!(config["Cmd"], serde_json::json!(["serve"]));
+    let root = container(&built, ImageForm::Oci, "service");
+    // It is this test program. Listing its tests shows that the kernel loads it.
+    let listed = run(text(&root.join("alknet")), &["--list"]);
+    assert!(listed.contains("a_service_runs_the_binary"));
+    assert!(root.join("data").is_dir() && root.join("tmp").is_dir());
+}
+
+/// The largest file of a layout: the layer.
+fn largest_blob(layout: &Path) -> PathBuf {
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).expect("a layout");
+    let blobs = blobs.map(|entry| entry.expect("readable").path());
+    let size = |path: &PathBuf| fs::metadata(path).map_or(0, |about| about.len());
+    blobs.max_by_key(size).expect("a layer")
+}
+
+#[test]
+fn the_scripts_for_a_network_boot_name_files_that_lie_beside_them() {
+    let built = BuiltDisks::new(&[ImageForm::Pxe]);
+    let line = built.manifest.cmdline(ImageForm::Pxe).expect("built");
+    for role in [OutputRole::IpxeScript, OutputRole::PxelinuxConfig] {
+        let script = built.path(ImageForm::Pxe, role);
+        let script = fs::read_to_string(&script).expect("written");
+        assert!(script.contains(line), "{script}");
+        for role in [OutputRole::Kernel, OutputRole::Initrd] {
+            let file = built.path(ImageForm::Pxe, role);
+            let name = file.file_name().and_then(|name| name.to_str());
+            assert!(script.contains(name.expect("plain names")), "{script}");
+        }
+    }
 }
