@@ -362,6 +362,9 @@ fn work_rows(work: CallWork, samples: &Samples) -> Vec<BenchRow> {
 mod tests {
     use super::*;
 
+    /// Most tries until every side did something.
+    const TRIES: u32 = 4;
+
     /// The figures of so short a time mean nothing; that there are any shows that every side works.
     #[test]
     fn every_case_is_measured() {
@@ -369,7 +372,9 @@ mod tests {
             warm_up: alknet_test_support::deadline(Duration::from_millis(20)),
             window: alknet_test_support::deadline(Duration::from_millis(50)),
         };
-        let rows = measure(plan, 1).expect("loopback works");
+        // On a busy machine a side may do nothing in its short time.
+        let mut tries = (0..TRIES).map(|_| measure(plan, 1));
+        let rows = tries.find_map(Result::ok).expect("loopback works");
         let cases: std::collections::BTreeSet<_> = rows.iter().map(|row| &row.case).collect();
         assert_eq!(cases.len(), 2 * 4 + 2 * 2 + 4, "{cases:?}");
         for row in rows {
