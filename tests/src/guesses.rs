@@ -50,9 +50,9 @@ impl TokenSessions {
     /// The stream has new events, and the connection still has its token's rights.
     fn go_on<N>(mut self, web: &WebNode<N>) {
         is_answered(&mut self.calls, "3", "node/info", &Value::Null);
-        // The log contains the request, however the node answers it. The stream has lines of the
-        // guesses before it.
-        web.curl(AFTER, &[]);
+        // The log contains the request of an identity, however the node answers it. The stream has
+        // lines of the guesses before it.
+        web.curl_as(&web.reader, AFTER, &[]);
         let told = self.log.any(|record| record.to_string().contains(AFTER));
         assert!(told, "the stream that a token opened has ended");
     }
