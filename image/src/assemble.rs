@@ -65,7 +65,7 @@ pub fn build(
         .into_iter()
         .filter(|form| forms.contains(form))
         .collect();
-    let mut job = ImageBuild::new(inputs, &forms, progress)?;
+    let mut job = ImageBuild::new(inputs, &forms, out_dir, progress)?;
     let mut out = OutDir::open(out_dir)?;
     for (done, form) in forms.iter().enumerate() {
         job.done = done;
@@ -76,6 +76,8 @@ pub fn build(
 
 struct ImageBuild<'a> {
     inputs: &'a ImageInputs,
+    /// Where the outputs go, and files without a name meanwhile.
+    folder: &'a Path,
     loaded: InputContents,
     ids: BuildIds,
     uki: Option<Rc<[u8]>>,
@@ -91,6 +93,7 @@ impl<'a> ImageBuild<'a> {
     fn new(
         inputs: &'a ImageInputs,
         forms: &[ImageForm],
+        folder: &'a Path,
         progress: &'a mut dyn FnMut(BuildProgress),
     ) -> Result<Self, ImageError> {
         progress(BuildProgress {
@@ -103,6 +106,7 @@ impl<'a> ImageBuild<'a> {
         let total = forms.len();
         Ok(Self {
             inputs,
+            folder,
             loaded,
             ids,
             uki: None,
@@ -179,14 +183,13 @@ impl<'a> ImageBuild<'a> {
     fn container_disk(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         let disk = self.disk(ImageForm::Containerdisk)?;
         self.say("laying out the container image");
-        let folder = std::env::temp_dir();
-        let written = tempfile::tempfile().and_then(|mut file| {
+        let written = tempfile::tempfile_in(self.folder).and_then(|mut file| {
             qcow2::write(&file, &disk)?;
             let mut content = Vec::new();
             file.read_to_end(&mut content)?;
             Ok(content)
         });
-        let qcow2 = written.map_err(at(&folder))?;
+        let qcow2 = written.map_err(at(self.folder))?;
         let layout = container_images::container_disk(&self.inputs.version, &qcow2);
         let name = format!("alknet_{}-containerdisk.oci.tar", self.inputs.version);
         let role = OutputRole::OciImage;
@@ -260,12 +263,11 @@ impl<'a> ImageBuild<'a> {
 
     fn disk_of(&mut self, form: ImageForm, bytes: u64) -> Result<RawDisk, ImageError> {
         let uki = self.make_uki(form)?;
-        let folder = std::env::temp_dir();
-        let written = tempfile::tempfile().and_then(|file| {
+        let written = tempfile::tempfile_in(self.folder).and_then(|file| {
             let file = disk::write(file, bytes, &uki, &self.ids)?;
             RawDisk::new(file)
         });
-        written.map_err(at(&folder))
+        written.map_err(at(self.folder))
     }
 
     /// Writes the disk as `alknet_<version>.<extension>`.
@@ -302,14 +304,13 @@ impl<'a> ImageBuild<'a> {
         self.say("compressing the disk");
         let name = format!("alknet_{}.vmdk", self.inputs.version);
         let id = self.content_id();
-        let folder = std::env::temp_dir();
-        let written = tempfile::tempfile().and_then(|mut file| {
+        let written = tempfile::tempfile_in(self.folder).and_then(|mut file| {
             vmdk::write(&file, &disk, VmdkKind::StreamOptimized, &name, id)?;
             let mut content = Vec::new();
             file.read_to_end(&mut content)?;
             Ok(content)
         });
-        let made: Rc<[u8]> = written.map_err(at(&folder))?.into();
+        let made: Rc<[u8]> = written.map_err(at(self.folder))?.into();
         self.stream = Some(Rc::clone(&made));
         Ok(made)
     }

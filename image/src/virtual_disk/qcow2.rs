@@ -91,21 +91,17 @@ pub(crate) fn write(file: &File, disk: &RawDisk) -> io::Result<()> {
         .collect();
     file.write_all_at(&counts, layout.first_count() * CLUSTER_BYTES)?;
 
-    let mut next_l2 = layout.first_l2();
     let mut next_data = layout.first_data();
-    for (number, group) in groups
-        .iter()
-        .enumerate()
-        .filter(|(_, group)| has_data(group))
-    {
-        let entry = (next_l2 * CLUSTER_BYTES) | COPIED;
-        let at = layout.first_l1() * CLUSTER_BYTES + number as u64 * ENTRY_BYTES;
+    let with_data = (0_u64..).zip(&groups).filter(|(_, group)| has_data(group));
+    for (table, (number, group)) in (layout.first_l2()..).zip(with_data) {
+        let entry = (table * CLUSTER_BYTES) | COPIED;
+        let at = layout.first_l1() * CLUSTER_BYTES + number * ENTRY_BYTES;
         file.write_all_at(&entry.to_be_bytes(), at)?;
         let mut entries = Vec::with_capacity(to_usize(CLUSTER_BYTES));
         for (index, is_used) in group.iter().enumerate() {
             let mut entry = 0;
             if *is_used {
-                let cluster = number as u64 * L2_ENTRIES + index as u64;
+                let cluster = number * L2_ENTRIES + index as u64;
                 let content = disk.unit(CLUSTER_BYTES, cluster)?;
                 let at = next_data * CLUSTER_BYTES;
                 file.write_all_at(&content.unwrap_or_default(), at)?;
@@ -114,8 +110,7 @@ pub(crate) fn write(file: &File, disk: &RawDisk) -> io::Result<()> {
             }
             entries.extend_from_slice(&entry.to_be_bytes());
         }
-        file.write_all_at(&entries, next_l2 * CLUSTER_BYTES)?;
-        next_l2 += 1;
+        file.write_all_at(&entries, table * CLUSTER_BYTES)?;
     }
     // The last table may end in zeros that were not written.
     file.set_len(layout.total * CLUSTER_BYTES)
