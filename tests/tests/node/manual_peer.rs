@@ -42,7 +42,7 @@ pub(super) struct ManualPeer {
 }
 
 /// The operations that a peer reports.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Served {
     specs: Arc<[Value]>,
     /// How often they changed.
@@ -50,6 +50,13 @@ struct Served {
 }
 
 impl Served {
+    fn new(specs: Vec<OperationSpec>, changes: usize) -> Self {
+        Self {
+            specs: specs.into_iter().map(|spec| json!(spec)).collect(),
+            changes,
+        }
+    }
+
     fn registry(&self) -> String {
         format!("r{}", self.changes)
     }
@@ -101,7 +108,8 @@ impl ManualPeer {
     ) -> Self {
         let (asked, deaf) = (Arc::default(), Arc::<AtomicBool>::default());
         let answering = Arc::<Mutex<JoinSet<()>>>::default();
-        let (served, serves) = watch::channel(Served::default());
+        // Before any request is answered: the node may ask in the first millisecond.
+        let (served, serves) = watch::channel(Served::new(specs, 1));
         let is_multi = connection.is_multi();
         let (incoming, note, is_deaf) = (connection.clone(), Arc::clone(&asked), Arc::clone(&deaf));
         let answers = Arc::clone(&answering);
@@ -116,23 +124,20 @@ impl ManualPeer {
                 }
             }
         });
-        let peer = Self {
+        Self {
             _dialer: dialer,
             served,
             connection,
             asked,
             deaf,
             answering,
-        };
-        peer.serves(specs);
-        peer
+        }
     }
 
     /// From now on it serves these operations, and informs watchers on a separate stream.
     pub(super) fn serves(&self, specs: Vec<OperationSpec>) {
         self.served.send_modify(|served| {
-            served.specs = specs.into_iter().map(|spec| json!(spec)).collect();
-            served.changes += 1;
+            *served = Served::new(specs, served.changes + 1);
         });
     }
 
