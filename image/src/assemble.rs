@@ -183,13 +183,7 @@ impl<'a> ImageBuild<'a> {
     fn container_disk(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         let disk = self.disk(ImageForm::Containerdisk)?;
         self.say("laying out the container image");
-        let written = tempfile::tempfile_in(self.folder).and_then(|mut file| {
-            qcow2::write(&file, &disk)?;
-            let mut content = Vec::new();
-            file.read_to_end(&mut content)?;
-            Ok(content)
-        });
-        let qcow2 = written.map_err(at(self.folder))?;
+        let qcow2 = self.content_of(|file| qcow2::write(file, &disk))?;
         let layout = container_images::container_disk(&self.inputs.version, &qcow2);
         let name = format!("alknet_{}-containerdisk.oci.tar", self.inputs.version);
         let role = OutputRole::OciImage;
@@ -304,15 +298,25 @@ impl<'a> ImageBuild<'a> {
         self.say("compressing the disk");
         let name = format!("alknet_{}.vmdk", self.inputs.version);
         let id = self.content_id();
-        let written = tempfile::tempfile_in(self.folder).and_then(|mut file| {
-            vmdk::write(&file, &disk, VmdkKind::StreamOptimized, &name, id)?;
+        let made =
+            self.content_of(|file| vmdk::write(file, &disk, VmdkKind::StreamOptimized, &name, id))?;
+        let made: Rc<[u8]> = made.into();
+        self.stream = Some(Rc::clone(&made));
+        Ok(made)
+    }
+
+    /// The bytes of a container that another file holds.
+    fn content_of(
+        &self,
+        write: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<Vec<u8>, ImageError> {
+        let read = tempfile::tempfile_in(self.folder).and_then(|mut file| {
+            write(&file)?;
             let mut content = Vec::new();
             file.read_to_end(&mut content)?;
             Ok(content)
         });
-        let made: Rc<[u8]> = written.map_err(at(self.folder))?.into();
-        self.stream = Some(Rc::clone(&made));
-        Ok(made)
+        read.map_err(at(self.folder))
     }
 
     /// VMware's number for the content of a disk.

@@ -23,7 +23,7 @@ const COPIED: u64 = 1 << 63;
 const HEADER_BYTES: u32 = 104;
 
 /// Numbers of clusters of each part, in the order of the file: header, table of counts, counts, level 1, level 2, data.
-struct Layout {
+struct Qcow2Layout {
     count_tables: u64,
     counts: u64,
     l1: u64,
@@ -31,7 +31,7 @@ struct Layout {
     total: u64,
 }
 
-impl Layout {
+impl Qcow2Layout {
     fn new(l1_entries: u64, l2: u64, data: u64) -> Self {
         let l1 = (l1_entries * ENTRY_BYTES).div_ceil(CLUSTER_BYTES);
         let fixed = 1 + l1 + l2 + data;
@@ -79,7 +79,7 @@ pub(crate) fn write(file: &File, disk: &RawDisk) -> io::Result<()> {
     let l2_count = groups.iter().filter(|group| has_data(group)).count() as u64;
     let data = used.iter().filter(|is_used| **is_used).count() as u64;
     let l1_entries = groups.len() as u64;
-    let layout = Layout::new(l1_entries, l2_count, data);
+    let layout = Qcow2Layout::new(l1_entries, l2_count, data);
     file.write_all_at(&header(disk.bytes(), l1_entries, &layout), 0)?;
 
     let table: Vec<u8> = (0..layout.counts)
@@ -116,7 +116,7 @@ pub(crate) fn write(file: &File, disk: &RawDisk) -> io::Result<()> {
     file.set_len(layout.total * CLUSTER_BYTES)
 }
 
-fn header(bytes: u64, l1_entries: u64, layout: &Layout) -> Vec<u8> {
+fn header(bytes: u64, l1_entries: u64, layout: &Qcow2Layout) -> Vec<u8> {
     let number = |value: u64| u32::try_from(value).expect("tables are far smaller");
     HeaderBytes::default()
         .put(b"QFI\xfb")
@@ -152,7 +152,7 @@ mod tests {
             REFCOUNTS - 3,
             40 * REFCOUNTS,
         ] {
-            let layout = Layout::new(1, 1, data);
+            let layout = Qcow2Layout::new(1, 1, data);
             assert_eq!(layout.first_data() + data, layout.total);
             assert!(layout.counts * REFCOUNTS >= layout.total, "{data}");
             assert!((layout.counts - 1) * REFCOUNTS < layout.total, "{data}");

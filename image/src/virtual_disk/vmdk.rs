@@ -88,13 +88,13 @@ fn descriptor(bytes: u64, kind: VmdkKind, name: &str, content_id: u32) -> String
 }
 
 /// Sectors of the parts in front of the grains.
-struct Layout {
+struct VmdkLayout {
     /// Tables, each with [`TABLE_GRAINS`].
     tables: u64,
     directory_sectors: u64,
 }
 
-impl Layout {
+impl VmdkLayout {
     const fn new(disk: &RawDisk) -> Self {
         let tables = disk.units(GRAIN_BYTES * TABLE_GRAINS);
         Self {
@@ -123,7 +123,7 @@ impl Layout {
 }
 
 fn sparse(file: &File, disk: &RawDisk) -> io::Result<()> {
-    let layout = Layout::new(disk);
+    let layout = VmdkLayout::new(disk);
     let mut next = layout.first_grain();
     let mut entries = Vec::new();
     for index in 0..layout.tables * TABLE_GRAINS {
