@@ -255,8 +255,13 @@ impl CallConnectionState {
         }
         self.send_goaway().await;
         self.tasks.close();
+        let late = self.turn_late_streams_away();
+        tokio::pin!(late);
         loop {
-            self.tasks.wait().await;
+            tokio::select! {
+                () = self.tasks.wait() => {}
+                () = &mut late => {}
+            }
             // A request may have opened a stream of its own after the last stream ended. From here on requests find
             // the connection closed before they send anything, and can go over another connection.
             if self.outbound.close_if_empty(ENDED) || self.tasks.is_empty() {
@@ -274,6 +279,26 @@ impl CallConnectionState {
                 Err(error) => tracing::debug!(%error, "a stream could not be accepted"),
             }
         }
+    }
+
+    /// Ends every stream that the peer opened before it read the notice of the drain, with that notice. Requests on a
+    /// stream that nothing reads would otherwise have no answer until the connection ends, which other requests may
+    /// delay for as long as the drain lasts. Never resolves.
+    async fn turn_late_streams_away(self: &Arc<Self>) {
+        // The only stream of a single carriage is there from the start.
+        while self.connection.is_multi() {
+            match self.connection.accept_bi().await {
+                Ok((send, recv)) => {
+                    let stream = CallStream::new();
+                    // Before the stream runs: its writer ends it as soon as nothing is left to write.
+                    stream.out.push(|out| self.append_goaway(out));
+                    self.spawn_stream(stream, send, recv);
+                }
+                Err(StreamError::Closed(_) | StreamError::Timeout) => break,
+                Err(error) => tracing::debug!(%error, "a stream could not be accepted"),
+            }
+        }
+        std::future::pending().await
     }
 
     fn spawn_stream(

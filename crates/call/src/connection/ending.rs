@@ -177,13 +177,8 @@ impl CallConnectionState {
     /// Announces the drain to the peer on every stream that it may be reading, or on a new one.
     pub(super) async fn send_goaway(self: &Arc<Self>) {
         let streams = self.live_streams();
-        let why = if self.is_superseded() {
-            SUPERSEDED
-        } else {
-            "the node is shutting down"
-        };
         let say = |stream: &Arc<CallStream>| {
-            let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
+            let text = |out: &mut Vec<u8>| self.append_goaway(out);
             stream.out.push(text).is_some()
         };
         let notified = streams.iter().filter(|stream| say(stream)).count();
@@ -197,6 +192,15 @@ impl CallConnectionState {
         // After the event is queued: a writer that sees the flag may finish its stream at once.
         self.goaway_sent.store(true, Ordering::Release);
         streams.iter().for_each(|stream| stream.out.wake_writer());
+    }
+
+    pub(super) fn append_goaway(&self, out: &mut Vec<u8>) {
+        let why = if self.is_superseded() {
+            SUPERSEDED
+        } else {
+            "the node is shutting down"
+        };
+        envelope::append_goaway(out, why, DRAIN_RETRY_MS);
     }
 
     pub(crate) fn wake_writers(&self) {

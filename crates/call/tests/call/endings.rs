@@ -399,3 +399,41 @@ async fn a_request_behind_the_end_of_its_stream_does_not_run() {
     assert_eq!(node.probe.started.load(Ordering::SeqCst), 1);
     node.probe.release.notify_waiters();
 }
+
+/// A peer may open a stream before it reads the notice of the drain. Its requests must fail at once, and not when the
+/// running ones have ended, which may take as long as the drain.
+#[tokio::test]
+async fn a_request_on_a_stream_opened_during_the_drain_fails_at_once() {
+    for supersedes in [false, true] {
+        let node = CallTestNode::new();
+        let (dialled, accepted) = memory_pair(ALPN);
+        let _served = node.serve_end(&accepted, None);
+        let mut runs = RawPeer::new(dialled).await;
+        runs.request("1", "/test/hang", Value::Null).await;
+        node.probe.wait(|p| &p.started, 1).await;
+        let dispatcher = Arc::clone(&node.dispatcher);
+        if supersedes {
+            assert!(accepted.ask_to_drain());
+        } else {
+            tokio::spawn(async move { dispatcher.drain().await });
+        }
+        assert_eq!(runs.event().await.0, EventKind::Goaway);
+        let mut late = RawPeer::new(runs.connection.clone()).await;
+        late.request("2", "/test/echo", Value::Null).await;
+        let mut notified = false;
+        // The stream ends while the other request runs.
+        while let Some((kind, _, payload)) = late.recv().await.expect("it ends in order") {
+            match kind {
+                EventKind::Goaway => notified = true,
+                EventKind::Error => assert_eq!(payload["code"], "UNAVAILABLE"),
+                // Only a node that stops refuses what it reads before its own end of the stream.
+                kind => assert_eq!((kind, supersedes), (EventKind::Responded, true)),
+            }
+        }
+        assert!(notified, "the peer learns why the stream ended");
+        node.probe.release.notify_one();
+        let (kind, id, answer) = runs.event().await;
+        assert_eq!((kind, id.as_str()), (EventKind::Responded, "1"));
+        assert_eq!(answer, json!({ "output": "released" }));
+    }
+}
