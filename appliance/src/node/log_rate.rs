@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use alknet_call::CAUSE_TARGET;
 use alknet_http::UNKNOWN_ACCESS_TARGET;
+use alknet_hub::ENROL_REFUSED_TARGET;
 use alknet_sessions::{CONSOLE_TARGET, SESSION_END_TARGET};
 use alknet_worker::WORKER_LOSS_TARGET;
 use tracing::Event;
@@ -41,7 +42,7 @@ const SCRIPT_RECORDS_MAX: u32 = 60;
 const SCRIPT_RECORDS_OF_OWNER: u32 = 30;
 /// Those that only the first line of an owner may take.
 const SCRIPT_RECORDS_OF_FIRSTS: u32 = 10;
-/// Lines of the access log for requests without an identity in a period: ten a second.
+/// Lines for requests without an identity in a period: ten a second.
 const UNKNOWN_REQUESTS_MAX: u32 = 600;
 /// Those of them for one network.
 const UNKNOWN_REQUESTS_OF_NETWORK: u32 = 120;
@@ -104,7 +105,8 @@ const SCRIPT_LINES: RecordRate = RecordRate {
         firsts: SCRIPT_RECORDS_OF_FIRSTS,
     }),
 };
-/// Rate of the access log's lines for requests without an identity. The networks of a site are a group.
+/// Rate of the lines for requests without an identity, in the access log and to join a hub. The networks of a site are a
+/// group.
 const UNKNOWN_REQUESTS: RecordRate = RecordRate {
     records_max: UNKNOWN_REQUESTS_MAX,
     shares: Some(PayerShares {
@@ -121,13 +123,14 @@ const LIBRARIES: RecordRate = RecordRate {
     shares: None,
 };
 /// The node's own targets whose records have a rate. What it says of itself has limits where it happens, but for these.
-static RATES: [(&str, RecordRate); 6] = [
+static RATES: [(&str, RecordRate); 7] = [
     (CAUSE_TARGET, CAUSES),
     (IMPORT_TARGET, CAUSES),
     (CONSOLE_TARGET, SCRIPT_LINES),
     (SESSION_END_TARGET, SCRIPT_LINES),
     (WORKER_LOSS_TARGET, SCRIPT_LINES),
     (UNKNOWN_ACCESS_TARGET, UNKNOWN_REQUESTS),
+    (ENROL_REFUSED_TARGET, UNKNOWN_REQUESTS),
 ];
 
 /// Counts of records by call site. The program has a fixed number of call sites.
@@ -466,15 +469,25 @@ mod tests {
             }
             kept.swap(0, Ordering::Relaxed)
         };
-        tracing::subscriber::with_default(subscriber, || {
+        let joins = |addr: &str, times: u32| {
+            for _ in 0..times {
+                tracing::info!(target: ENROL_REFUSED_TARGET, addr = %addr, "enrol.refused");
+            }
+            kept.swap(0, Ordering::Relaxed)
+        };
+        let have_shares = |lines: &dyn Fn(&str, u32) -> u32| {
             let network = |n: u32| format!("[2001:db8:0:{n:x}00::1]:51123");
-            let first = requests(&network(0), 200);
+            let first = lines(&network(0), 200);
             assert_eq!(first, UNKNOWN_REQUESTS_OF_NETWORK);
-            let of_site: u32 = (1..256).map(|n| requests(&network(n), 200)).sum();
+            let of_site: u32 = (1..256).map(|n| lines(&network(n), 200)).sum();
             assert_eq!(first + of_site, UNKNOWN_REQUESTS_OF_SITE);
             for other in ["192.0.2.7:51123", "[2001:db8:1::1]:51123"] {
-                assert_eq!(requests(other, 1), 1, "{other}");
+                assert_eq!(lines(other, 1), 1, "{other}");
             }
+        };
+        tracing::subscriber::with_default(subscriber, || {
+            have_shares(&requests);
+            have_shares(&joins);
         });
     }
 

@@ -356,9 +356,11 @@ fn cost(record: &LogRecord) -> usize {
 mod tests {
     use std::sync::Mutex;
 
+    use alknet_core::config::{ChangedIds, ConfigApplyResult, ConfigSource};
     use tracing::Subscriber;
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
+    use super::super::reload::audit;
     use super::*;
 
     fn record(message: &str) -> LogRecord {
@@ -483,17 +485,21 @@ mod tests {
     #[test]
     fn a_site_of_many_networks_displaces_only_its_own_records() {
         let request = |who: &str, addr: &str| tracing::info!(addr = %addr, who, "http.request");
+        let join = |addr: &str| tracing::info!(addr = %addr, code = "EXPIRED", "enrol.refused");
         let payers = payers(|| {
             request("-", "192.0.2.7:51123");
+            join("192.0.2.7:51124");
             request("ada", "[2001:db8:0:100::9]:51123");
             for n in 0..256 {
                 request("-", &format!("[2001:db8:0:{n:x}00::1]:51123"));
+                join(&format!("[2001:db8:0:{n:x}00::1]:51124"));
             }
         });
-        let [neighbour, ada, networks @ ..] = payers.as_slice() else {
+        let [neighbour, guess, ada, networks @ ..] = payers.as_slice() else {
             panic!("{payers:?}");
         };
-        assert_eq!(networks.len(), 256);
+        assert_eq!(networks.len(), 512);
+        assert_eq!(neighbour, guess, "a client has one share of all its lines");
         let mut records = full_ring();
         records.push(record("of another network"), *neighbour);
         push_fifty(&mut records, "ada", *ada);
@@ -522,13 +528,31 @@ mod tests {
         assert!(of_sites > NETWORK_BYTES - (8 << 10), "{of_sites} bytes");
     }
 
-    /// The identity repeats one action, such as making and revoking tokens.
+    /// The identity repeats one action, such as making and revoking tokens, or applying one document and another.
     #[test]
     fn what_one_identity_does_displaces_no_record_of_another() {
-        let make = |by: &str| tracing::info!(by, "token.make");
+        displaces_no_record_of_another(|by| tracing::info!(by, "token.make"));
+        displaces_no_record_of_another(|by| {
+            let source = ConfigSource::Operation(by.to_owned());
+            audit(&source, &applied());
+        });
+    }
+
+    fn applied() -> ConfigApplyResult {
+        ConfigApplyResult {
+            generation: 2,
+            dry_run: false,
+            changed: true,
+            restart_required: Vec::new(),
+            warnings: Vec::new(),
+            peers: ChangedIds::default(),
+        }
+    }
+
+    fn displaces_no_record_of_another(acts: fn(&str)) {
         let payers = payers(|| {
-            make("ada");
-            make("mallory");
+            acts("ada");
+            acts("mallory");
         });
         let [ada, mallory] = payers.as_slice() else {
             panic!("{payers:?}");
@@ -551,7 +575,7 @@ mod tests {
             for n in 0..40 * FLOOD {
                 make(&format!("token {n}"));
             }
-            tracing::info!(by = "ada", "config.apply");
+            tracing::info!(by = "ada", source = "operation by ada", "config.apply");
         });
         let (ada, tokens) = payers.split_last().expect("events");
         let mut records = full_ring();

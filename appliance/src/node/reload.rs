@@ -315,7 +315,7 @@ pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<MachineDiagnost
 
 /// Logs a change: its source, and the peers that it concerns. The log gets no secret of a key and
 /// no token.
-fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
+pub(super) fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
     let ids = |ids: &[String]| {
         let more = ids.len().saturating_sub(IDS_LOGGED_MAX);
         let mut text = ids[..ids.len() - more].join(",");
@@ -326,6 +326,8 @@ fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
     };
     tracing::info!(
         generation = applied.generation,
+        // An administrator pays in the log for the changes that it made, and for no others.
+        by = source.author(),
         source = %source,
         added = ids(&applied.peers.added),
         changed = ids(&applied.peers.changed),

@@ -178,7 +178,7 @@ impl ShareRegistry {
             return Err(error.into());
         }
         tracing::info!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
-            addr = ?asked.address, vault = deposit.vault, "escrow.deposited");
+            addr = asked.address.map(tracing::field::display), vault = deposit.vault, "escrow.deposited");
         Ok(id)
     }
 
@@ -196,7 +196,7 @@ impl ShareRegistry {
             if !quiet {
                 live.told = Some(asked.now);
                 tracing::warn!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
-                    addr = ?asked.address, %error, "escrow.refused");
+                    addr = asked.address.map(tracing::field::display), %error, "escrow.refused");
             }
         }
         // Requests for unknown ids leave nothing behind.
@@ -263,7 +263,7 @@ impl ShareRegistry {
         live.releases.note(asked.now);
         live.waiting = None;
         tracing::info!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
-            addr = ?asked.address, "escrow.released");
+            addr = asked.address.map(tracing::field::display), "escrow.released");
         Ok(share)
     }
 

@@ -14,6 +14,8 @@ use tokio::time::timeout;
 use crate::enrolment::{Applicant, EnrolError, EnrolmentService};
 use crate::wire::{self, JoinAcceptance, JoinReply, JoinRequest};
 
+/// Target of the records of refused requests, which any client can cause: the node's log gives them a rate.
+pub const ENROL_REFUSED_TARGET: &str = "alknet_hub::refused";
 /// Time for the request to arrive.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Time for the reply to be read.
@@ -115,14 +117,18 @@ fn parse(message: &[u8]) -> Result<JoinRequest, HandlerError> {
 fn log(connection: &Connection, auth: &AuthContext, outcome: &Result<JoinAcceptance, EnrolError>) {
     let conn = connection.id().0;
     let key8 = auth.key.map(|key| key.short());
+    let addr = auth.remote_addr.map(tracing::field::display);
     match outcome {
         Ok(enrolled) => {
-            tracing::info!(conn, key8, peer = %enrolled.peer_id, name = enrolled.name.as_str(), "enrol.taken");
+            tracing::info!(conn, key8, addr, peer = %enrolled.peer_id, name = enrolled.name.as_str(), "enrol.taken");
         }
         Err(error) if error.code() == "INTERNAL" => {
-            tracing::error!(conn, key8, %error, "enrol.failed");
+            tracing::error!(conn, key8, addr, %error, "enrol.failed");
         }
-        Err(error) => tracing::info!(conn, key8, code = error.code(), "enrol.refused"),
+        Err(error) => {
+            let code = error.code();
+            tracing::info!(target: ENROL_REFUSED_TARGET, conn, key8, addr, code, "enrol.refused");
+        }
     }
 }
 

@@ -44,7 +44,7 @@ pub use enrolment::{
     Invitation, InviteError, change_peer, has_invitation, shut_out,
 };
 pub use fingerprint::fingerprint;
-pub use handler::EnrolHandler;
+pub use handler::{ENROL_REFUSED_TARGET, EnrolHandler};
 pub use id::new_peer_id;
 pub use join::{ADDRESSES_MAX, JOIN_CHARS_MAX, JoinCode, JoinError};
 pub use names::{

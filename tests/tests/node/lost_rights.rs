@@ -105,6 +105,16 @@ fn an_invitation_does_not_pass_to_another_peer_of_the_same_name() {
     // The peer that made it is back.
     apply(&entry(&mate));
     enrolled(&two, join);
+    // Whoever causes many of these records displaces its own: the log knows the client and the administrator.
+    let mut log = admin.subscribe(&node.target, "node/log", &json!({ "last": 1000 }));
+    let records: Vec<_> = log.by_ref().map(|it| it["message"].to_string()).collect();
+    for (event, payer) in [
+        ("enrol.refused", " addr=127.0.0.1:"),
+        ("config.apply", " by="),
+    ] {
+        let has = |text: &String| text.contains(event) && text.contains(payer);
+        assert!(records.iter().any(has), "{event}{payer}: {records:#?}");
+    }
 }
 
 /// The thief of one of the keys of a peer of the configuration makes an invitation with it. The administrator takes that

@@ -353,6 +353,7 @@ fn promotion(
             reviews,
             rollback_on_errors,
         },
+        recheck: alknet_promotion::RECHECK_PERIOD,
     };
     Ok(Some(Promotion::new(parts)?))
 }

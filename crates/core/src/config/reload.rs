@@ -52,6 +52,17 @@ pub enum ConfigSource {
     Start,
 }
 
+impl ConfigSource {
+    /// The name of the identity that made the change, if an identity did.
+    #[must_use]
+    pub fn author(&self) -> Option<&str> {
+        match self {
+            Self::Operation(by) => Some(by),
+            Self::File | Self::Signal | Self::Start => None,
+        }
+    }
+}
+
 impl fmt::Display for ConfigSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -37,7 +37,7 @@ pub use generation::{InstalledService, Invoker, PromotedInvocation};
 pub use grants::BundleGrant;
 pub use service::{
     ActivationTime, OmittedVersion, Promotion, PromotionConfig, PromotionParts, ProposalQuery,
-    ProposalRequest, ReviewTerms,
+    ProposalRequest, RECHECK_PERIOD, ReviewTerms,
 };
 pub use store::{
     AuditAct, AuditEntry, AuthoritySnapshot, BundleFindings, NewProposal, OperationVersion,

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_call::{Generation, Registration};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::decide::is_reviewer;
 use super::{Promotion, lock};
@@ -172,8 +174,9 @@ impl Promotion {
     pub(super) fn follow(&self) {
         let mut changes = self.parts.identities.watch();
         let me = self.me.clone();
+        let recheck = self.parts.recheck;
         let task = tokio::spawn(async move {
-            while changed(&mut changes).await {
+            while changed_or_due(&mut changes, recheck).await {
                 // The task must not keep the promotion alive.
                 let Some(me) = me.upgrade() else { return };
                 if let Err(error) = me.authorise().await {
@@ -230,8 +233,12 @@ fn services(versions: &[LoadedVersion]) -> BTreeMap<String, InstalledService> {
     services.collect()
 }
 
-async fn changed(changes: &mut watch::Receiver<u64>) -> bool {
-    changes.changed().await.is_ok()
+/// Waits for a change, at most for `recheck`. False once there are no more changes.
+async fn changed_or_due(changes: &mut watch::Receiver<u64>, recheck: Duration) -> bool {
+    match timeout(recheck, changes.changed()).await {
+        Ok(changed) => changed.is_ok(),
+        Err(_) => true,
+    }
 }
 
 fn load(

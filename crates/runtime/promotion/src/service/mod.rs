@@ -7,6 +7,7 @@ mod show;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use alknet_call::{Dispatcher, Generation, Registration};
 use alknet_core::{Capabilities, Clock, Identity, IdentityProvider};
@@ -76,7 +77,13 @@ pub struct PromotionParts {
     pub capabilities: BTreeMap<String, Capabilities>,
     /// The administrator's settings.
     pub config: PromotionConfig,
+    /// How often rights are looked at that no change announces; usually [`RECHECK_PERIOD`].
+    pub recheck: Duration,
 }
+
+/// How often the node looks at the rights of authors and reviewers when nothing announced a change: an identity that
+/// ends by its date changes no table.
+pub const RECHECK_PERIOD: Duration = Duration::from_secs(60);
 
 impl fmt::Debug for PromotionParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

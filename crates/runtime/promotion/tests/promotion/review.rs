@@ -1,6 +1,7 @@
 //! Who decides, about what, and from when on it holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_call::{
     CallClient, CallConnection, CallError, CallOutput, CompositionAuthority, Ctx, Dispatcher,
@@ -9,7 +10,7 @@ use alknet_call::{
 use alknet_promotion::{
     ActivationTime, BundleFindings, NewProposal, Promotion, PromotionBundle, PromotionConfig,
     PromotionError, PromotionParts, PromotionStore, PromotionStoreError, PromotionTerms,
-    ReviewResult,
+    RECHECK_PERIOD, ReviewResult,
 };
 use serde_json::{Value, json};
 
@@ -226,6 +227,32 @@ async fn a_vote_without_effect_keeps_no_name() {
     let done = node.call("dan", "ops/promote", &yes).await;
     assert_eq!(done.expect("two agree")["path"], "js/x");
     assert!(reaches_peer(&client).await);
+}
+
+/// A reviewer votes for a name that a peer serves, and its entry ends by its date: no table of peers changes then.
+#[tokio::test]
+async fn the_vote_of_a_reviewer_whose_entry_ends_keeps_no_name() {
+    let folder = folder();
+    let config = PromotionConfig {
+        reviews: 2,
+        ..live()
+    };
+    let people = Arc::new(PromotionIdentities::default());
+    people.set("ada", &["ops:propose", "config:read"]);
+    people.set("cal", &["call:*"]);
+    people.set("eve", &["ops:promote"]);
+    let program = program().into_iter().chain(lights()).collect();
+    let often = Duration::from_millis(20);
+    let node = PromotionNode::start_checking(folder.path(), config, people, program, often).await;
+    let client = with_lights(&node).await;
+    let id = proposed(&node, &says("x", &json!(1))).await;
+    let vote = json!({ "id": id, "accept": true, "path": "home/lights" });
+    node.call("eve", "ops/promote", &vote)
+        .await
+        .expect("a vote");
+    assert!(!reaches_peer(&client).await, "the vote counts");
+    node.people.end("eve");
+    until_reached(&client, true).await;
 }
 
 /// Versions of this program that did not store the key of a vote wrote the same row as a vote without a key has.
@@ -583,6 +610,7 @@ async fn a_configuration_needs_one_to_sixteen_reviews() {
             capabilities: Default::default(),
             clock: Arc::new(NoonClock),
             config: PromotionConfig { reviews, ..live() },
+            recheck: RECHECK_PERIOD,
         };
         let refused = Promotion::new(parts).expect_err("out of its range");
         assert!(matches!(refused, PromotionError::Input(_)));

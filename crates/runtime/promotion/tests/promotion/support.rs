@@ -15,7 +15,7 @@ use alknet_core::{
 };
 use alknet_promotion::{
     ActivationTime, BundleContent, BundleError, FuelPercentiles, Promotion, PromotionBundle,
-    PromotionConfig, PromotionParts, PromotionStore,
+    PromotionConfig, PromotionParts, PromotionStore, RECHECK_PERIOD,
 };
 use alknet_runtime::ENGINE;
 use alknet_test_support::deadline;
@@ -71,6 +71,11 @@ impl PromotionIdentities {
         known.insert(name.to_owned(), (key, who));
         drop(known);
         self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// The identity ends by its date, which nothing announces.
+    pub(crate) fn end(&self, name: &str) {
+        self.known.lock().expect("no poison").remove(name);
     }
 
     pub(crate) fn forget(&self, name: &str) {
@@ -199,6 +204,17 @@ impl PromotionNode {
         people: Arc<PromotionIdentities>,
         program: Vec<Registration>,
     ) -> Self {
+        Self::start_checking(folder, config, people, program, RECHECK_PERIOD).await
+    }
+
+    /// The same, which looks at rights that end by date as often as `recheck`.
+    pub(crate) async fn start_checking(
+        folder: &Path,
+        config: PromotionConfig,
+        people: Arc<PromotionIdentities>,
+        program: Vec<Registration>,
+        recheck: Duration,
+    ) -> Self {
         let file = folder.join("promotion.db");
         let isolates = Arc::new(Isolates::default());
         let parts = PromotionParts {
@@ -209,6 +225,7 @@ impl PromotionNode {
             capabilities: Default::default(),
             clock: Arc::new(NoonClock),
             config,
+            recheck,
         };
         let promotion = Promotion::new(parts).expect("a configuration");
         let mut registry = Registry::builder();
