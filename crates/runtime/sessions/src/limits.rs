@@ -92,6 +92,9 @@ pub(crate) const ABORT_LISTEN: Duration = Duration::from_millis(5);
 /// How often the opening of a session ends idle sessions of others before it is refused: another session may take the
 /// room first.
 pub(crate) const ROOM_TRIES_MAX: usize = 8;
+/// How long the opening of a session waits for idle sessions to end: a worker may have sixteen services, and each has
+/// half a second for its `dispose`. Two of these fit.
+pub const ROOM_TIME_MAX: Duration = Duration::from_secs(1);
 /// REPLs that one identity may have at once.
 pub const REPLS_OF_TENANT_MAX: usize = 8;
 /// How long an unused REPL stays open.

@@ -1,6 +1,8 @@
 //! The host's configuration of its workers.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -88,6 +90,15 @@ impl WorkersConfig {
         self.workers_lent_max().div_ceil(2)
     }
 
+    /// What one tenant may have of the workers.
+    pub(super) fn tenant_shares(&self) -> TenantShares {
+        TenantShares {
+            of_tenant: self.workers_of_tenant_max(),
+            lent: self.workers_lent_max(),
+            of_caller: self.workers_of_caller_max(),
+        }
+    }
+
     /// The part of these that only callers without a worker may take.
     pub(super) fn workers_of_first_callers(&self) -> usize {
         self.workers_lent_max() / 4
@@ -103,6 +114,16 @@ impl WorkersConfig {
         };
         own.min(self.memory_bytes)
     }
+}
+
+/// How many workers one tenant may have at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TenantShares {
+    pub(super) of_tenant: usize,
+    /// The part of these for callers of its operations.
+    pub(super) lent: usize,
+    /// The part of these for one caller.
+    pub(super) of_caller: usize,
 }
 
 /// The machine's memory for workers. If the kernel does not tell it, workers are bounded by their roles and by what
@@ -215,6 +236,8 @@ pub struct WorkerLease {
     pub(super) lent: bool,
     pub(super) rights: Option<Bytes32>,
     pub(super) caller: Option<String>,
+    /// 0 until the lease claims a worker.
+    claim: Arc<AtomicU64>,
 }
 
 impl WorkerLease {
@@ -230,7 +253,26 @@ impl WorkerLease {
             lent: false,
             rights: None,
             caller: None,
+            claim: Arc::default(),
         }
+    }
+
+    /// The place of this lease among those that claim a worker, in the order in which they began to. A lease claims one
+    /// from its first refusal with [`WorkerError::Overloaded`](crate::WorkerError::Overloaded) on, or when it gets a
+    /// worker that its tenant did not have, which may have to start. `None` for any other lease, such as one that is
+    /// refused for its tenant's or its caller's share. Clones of a lease have one place.
+    #[must_use]
+    pub fn claim(&self) -> Option<u64> {
+        // The channel of the supervisor's answers orders this after what the supervisor set before an answer.
+        let place = self.claim.load(Ordering::Relaxed);
+        (place > 0).then_some(place)
+    }
+
+    /// Gives it this place, unless it has one.
+    pub(super) fn claims(&self, place: u64) {
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        // A lease that is requested again keeps its place.
+        let _ = self.claim.compare_exchange(0, place, set, get);
     }
 
     /// Marks a session in which other callers have the tenant's code run, as often as they like. Such sessions have

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc, oneshot};
 
+use super::config::TenantShares;
 use super::request::{SessionNotice, WorkerRequest};
 use super::spawn::Spawner;
 use super::stats::StatsCounter;
@@ -133,6 +134,7 @@ struct WorkersInner {
     calls: AtomicU64,
     stats: Arc<Mutex<StatsCounter>>,
     drain: std::time::Duration,
+    shares: TenantShares,
 }
 
 /// The handle by which commands reach the supervisor.
@@ -181,7 +183,7 @@ impl Workers {
                 starter.send(SupervisorCommand::Started { worker, born });
             });
         })?;
-        let (wake, drain) = (handle.wake.clone(), config.drain);
+        let (wake, drain, shares) = (handle.wake.clone(), config.drain, config.tenant_shares());
         let supervisor = WorkerSupervisor::new(config, queue, wake, jobs, Arc::clone(&stats))?;
         thread("worker-supervisor", move || supervisor.run())?;
         Ok(Self(Arc::new(WorkersInner {
@@ -189,6 +191,7 @@ impl Workers {
             calls: AtomicU64::new(0),
             stats,
             drain,
+            shares,
         })))
     }
 
@@ -210,6 +213,14 @@ impl Workers {
             workers: self.clone(),
             opened,
         })
+    }
+
+    /// Number of workers that these leases of one tenant may get together, where it has `has` workers of their kind:
+    /// either all of them are [lent](WorkerLease::lent), or none is. Leases that can share a worker count as one, and
+    /// those of one caller as no more than the workers that one caller may have.
+    #[must_use]
+    pub fn claimed(&self, leases: &[WorkerLease], has: usize) -> usize {
+        supervisor::workers_claimed(leases, has, self.0.shares)
     }
 
     /// Counts the worker of a session for a caller whose call is to run there, until the charge is dropped. A worker

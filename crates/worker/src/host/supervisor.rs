@@ -38,7 +38,7 @@ use crate::{
 };
 
 pub use ending::WORKER_LOSS_TARGET;
-pub(super) use opening::check_binds;
+pub(super) use opening::{check_binds, workers_claimed};
 
 /// Most events of one wait.
 const EVENTS: usize = 64;
@@ -80,6 +80,8 @@ pub(super) struct WorkerSupervisor {
     sessions: HashMap<u64, OpenSession>,
     next_session: u64,
     waiting: Vec<LeaseWaiter>,
+    /// How many leases have claimed a worker so far.
+    claims: u64,
     pauses: HashMap<WorkerRole, StartBackoff>,
     /// Tenants whose workers ended for the machine's memory a moment ago.
     relieved: HashMap<String, RecentRelief>,
@@ -157,6 +159,7 @@ impl WorkerSupervisor {
             sessions: HashMap::new(),
             next_session: 0,
             waiting: Vec::new(),
+            claims: 0,
             pauses: HashMap::new(),
             relieved: HashMap::new(),
             crashes: OperationCrashes::default(),

@@ -5,12 +5,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alknet_runtime::{ScriptFailure, SessionMode};
 use alknet_worker::{WorkerError, WorkerLease, WorkerSession};
 use futures_util::future::join_all;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
+use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::time::timeout_at;
 
 use super::actor::SessionCommand;
 use super::service::CurrentSession;
@@ -27,8 +28,31 @@ enum LackedRoom<'a> {
     Session(&'a str),
     /// A worker of its tenant's share.
     Share(&'a WorkerLease, &'a str),
-    /// A worker of the node's, beside so many others that the tenant is about to get.
-    Worker(&'a WorkerLease, &'a str, usize),
+    /// A worker of the node's. With `true` all other sessions count that claim one, and otherwise those that claimed
+    /// one earlier.
+    Worker(&'a WorkerLease, &'a str, bool),
+}
+
+/// The time that the opening of one session may spend on making room.
+#[derive(Debug)]
+pub(super) struct RoomSearch {
+    most: Duration,
+    /// The end of that time, from the first lack on.
+    until: Option<tokio::time::Instant>,
+}
+
+impl RoomSearch {
+    pub(super) const fn new(most: Duration) -> Self {
+        Self { most, until: None }
+    }
+
+    /// When this search ends. It begins now, unless it has begun.
+    fn until(&mut self) -> tokio::time::Instant {
+        let most = self.most;
+        *self
+            .until
+            .get_or_insert_with(|| tokio::time::Instant::now() + most)
+    }
 }
 
 /// A session in which no call runs, and that can be opened again.
@@ -92,20 +116,22 @@ impl ScriptSessions {
         self: &Arc<Self>,
         tenant: &str,
         spec: &SessionSpec,
+        search: &mut RoomSearch,
     ) -> Result<SessionPermit, ScriptFailure> {
         for _ in 0..ROOM_TRIES_MAX {
             let admitted = self.admit(tenant, spec);
             if admitted.is_ok() || !spec.lent {
                 return admitted;
             }
-            if !self.make_room(&LackedRoom::Session(tenant)).await {
+            let lacked = LackedRoom::Session(tenant);
+            if !self.make_room(&lacked, search.until()).await {
                 return admitted;
             }
         }
         self.admit(tenant, spec)
     }
 
-    /// A worker's session for the session with this number. Where workers are used up, idle sessions give up theirs.
+    /// A worker's session for this lease. Where workers are used up, idle sessions give up theirs.
     ///
     /// # Errors
     /// The errors of [`alknet_worker::Workers::open`].
@@ -113,19 +139,16 @@ impl ScriptSessions {
         self: &Arc<Self>,
         lease: WorkerLease,
         tenant: &str,
-        session: u64,
+        search: &mut RoomSearch,
     ) -> Result<WorkerSession, WorkerError> {
         for tries in 0..ROOM_TRIES_MAX {
             let opened = self.workers.open(lease.clone()).await;
             let lacked = match &opened {
                 Err(WorkerError::TenantShare) => LackedRoom::Share(&lease, tenant),
-                Err(WorkerError::Overloaded) => {
-                    let beside = self.opening_beside(tenant, session, tries > 0);
-                    LackedRoom::Worker(&lease, tenant, beside)
-                }
+                Err(WorkerError::Overloaded) => LackedRoom::Worker(&lease, tenant, tries > 0),
                 _ => return opened,
             };
-            if !self.make_room(&lacked).await {
+            if !self.make_room(&lacked, search.until()).await {
                 return opened;
             }
         }
@@ -139,10 +162,17 @@ impl ScriptSessions {
         services.push(Arc::downgrade(service));
     }
 
-    /// Ends the idle sessions of one worker, or one idle session. Returns whether there were any.
-    async fn make_room(&self, lacked: &LackedRoom<'_>) -> bool {
+    /// Ends the idle sessions of one worker, or one idle session. Returns whether there were any that ended in time.
+    async fn make_room(
+        self: &Arc<Self>,
+        lacked: &LackedRoom<'_>,
+        until: tokio::time::Instant,
+    ) -> bool {
         for idle in self.idle(lacked) {
-            if self.end_all(idle).await {
+            if tokio::time::Instant::now() >= until {
+                break;
+            }
+            if self.end_all(idle, until).await {
                 return true;
             }
         }
@@ -159,19 +189,33 @@ impl ScriptSessions {
             idle.sort_by_key(|idle| idle.since);
             return idle.into_iter().map(|idle| vec![idle]).collect();
         }
+        // Before the workers: a session that gets one meanwhile counts twice then, and otherwise not at all.
+        let claimed = match *lacked {
+            LackedRoom::Worker(lease, tenant, later) => self.claimed_beside(lease, tenant, later),
+            _ => Vec::new(),
+        };
         let workers = self.sessions_by_worker();
-        let mut of_tenants: HashMap<&str, usize> = HashMap::new();
+        // Callers of a tenant's operations use other workers than the tenant itself. What they hold or claim must not
+        // keep the tenant's own sessions from a worker, and the other way round.
+        let mut counts: HashMap<(&str, bool), usize> = HashMap::new();
         for worker in workers.values() {
-            *of_tenants.entry(&worker.tenant).or_default() += 1;
+            *counts
+                .entry((worker.tenant.as_str(), worker.lent))
+                .or_default() += 1;
         }
-        if let LackedRoom::Worker(_, tenant, beside) = *lacked {
-            *of_tenants.entry(tenant).or_default() += beside;
+        if let LackedRoom::Worker(lease, tenant, _) = *lacked {
+            let has = counts.entry((tenant, lease.is_lent())).or_default();
+            *has += self.workers.claimed(&claimed, *has);
         }
-        let has = |tenant: &str| of_tenants.get(tenant).copied().unwrap_or_default();
+        let has =
+            |tenant: &str, lent: bool| counts.get(&(tenant, lent)).copied().unwrap_or_default();
         let mut order: Vec<_> = workers
             .iter()
             .filter(|(_, worker)| may_end(lacked, worker, has))
-            .filter_map(|(pid, worker)| Some((Reverse(has(&worker.tenant)), worker.since()?, *pid)))
+            .filter_map(|(pid, worker)| {
+                let count = has(&worker.tenant, worker.lent);
+                Some((Reverse(count), worker.since()?, *pid))
+            })
             .collect();
         order.sort();
         let mut workers = workers;
@@ -180,18 +224,22 @@ impl ScriptSessions {
             .collect()
     }
 
-    /// The tenant's other sessions that wait for a worker. Each may be about to get one: several that begin at once
-    /// could otherwise end more sessions of others than one after the other. Those that began later count only with
-    /// `later`: if all counted each other, none would get a worker. A session that has made room counts them, since one
-    /// of them may have taken that room.
-    fn opening_beside(&self, tenant: &str, session: u64, later: bool) -> usize {
+    /// The leases of the tenant's other sessions of this kind that claim a worker. Each may be about to get one:
+    /// several that begin at once could otherwise end more sessions of others than one after the other. Those that
+    /// claimed one later count only with `later`: if all counted each other, none would get a worker. A session that
+    /// has made room counts them, since one of them may have taken that room.
+    fn claimed_beside(&self, lease: &WorkerLease, tenant: &str, later: bool) -> Vec<WorkerLease> {
+        let counts = |other: &WorkerLease| {
+            other.is_lent() == lease.is_lent()
+                && match later {
+                    true => other.claim() != lease.claim(),
+                    false => other.claim() < lease.claim(),
+                }
+        };
         let table = self.lock();
-        let others = table
-            .iter()
-            .filter(|(id, _)| **id < session || later && **id > session);
-        others
-            .filter(|(_, it)| it.shared.pid() == 0 && it.shared.tenant() == tenant)
-            .count()
+        let own = table.values().filter(|it| it.shared.tenant() == tenant);
+        let claiming = own.filter_map(|it| it.shared.claiming());
+        claiming.filter(counts).collect()
     }
 
     fn sessions_by_worker(&self) -> BTreeMap<i32, WorkerSessions> {
@@ -216,45 +264,91 @@ impl ScriptSessions {
     }
 
     /// Ends these sessions, if no call has a service among them. A REPL stays whose line begins at this moment, and a
-    /// service for whose state there is no room. Returns whether all have ended.
-    async fn end_all(&self, idle: Vec<IdleSession>) -> bool {
+    /// service for whose state there is no room. Returns whether all have ended in time.
+    async fn end_all(
+        self: &Arc<Self>,
+        idle: Vec<IdleSession>,
+        until: tokio::time::Instant,
+    ) -> bool {
         let is_service = |idle: &IdleSession| idle.mode == SessionMode::Service;
         let (services, repls): (Vec<_>, Vec<_>) = idle.into_iter().partition(is_service);
-        let Some(services) = self.reserved(&services) else {
+        let Some(services) = self.uncalled(&services) else {
             return false;
         };
+        let sessions = Arc::clone(self);
         // The end runs in a task of its own, to its end even if the caller gives up: half of it would lose the state
         // of a service.
         let ending = tokio::spawn(async move {
-            // One after the other: while its `dispose` runs, each needs room for the largest state.
-            for mut service in services {
-                if !service.rest().await {
-                    return false;
-                }
+            if !sessions.rest(services, until).await {
+                return false;
             }
             let ended = join_all(repls.into_iter().map(IdleSession::end)).await;
             ended.into_iter().all(|ended| ended)
         });
-        ending.await.unwrap_or_default()
+        matches!(timeout_at(until, ending).await, Ok(Ok(true)))
     }
 
-    /// The services with these sessions, with their locks. `None` if a call has one of them.
-    fn reserved(&self, idle: &[IdleSession]) -> Option<Vec<OwnedRwLockWriteGuard<CurrentSession>>> {
+    /// The services with these sessions. `None` if a call has one of them, or if there is no room for what they left
+    /// when they last ended: then the first of them would end for nothing.
+    fn uncalled(&self, idle: &[IdleSession]) -> Option<Vec<(u64, Arc<ServiceSession>)>> {
         if idle.is_empty() {
             return Some(Vec::new());
         }
         // One search at a time: each looks into services that another one may want.
         let services = lock(&self.services);
-        let known = services.iter().filter_map(Weak::upgrade);
-        let free = known.filter_map(|service| service.try_write_owned().ok());
-        let is_one = |id| idle.iter().any(|idle| idle.id == id);
-        let reserved: Vec<_> = free.filter(|service| is_one(service.id())).collect();
-        (reserved.len() == idle.len()).then_some(reserved)
+        let mut found = Vec::new();
+        let (mut states, mut has_room) = (0, true);
+        for service in services.iter().filter_map(Weak::upgrade) {
+            // A call that has it keeps the lock.
+            let Ok(current) = service.try_write() else {
+                continue;
+            };
+            let id = current.id();
+            if idle.iter().any(|idle| idle.id == id) {
+                has_room &= current.may_rest_beside(states);
+                states += current.left_bytes();
+                drop(current);
+                found.push((id, service));
+            }
+        }
+        (found.len() == idle.len() && has_room).then_some(found)
+    }
+
+    /// Ends the sessions of these services, one after the other: while its `dispose` runs, each needs room for the
+    /// largest state. A call of another one of them does not wait meanwhile. Returns false if a call has one of them,
+    /// if there is no room for a state, or at the end of the search's time.
+    async fn rest(
+        &self,
+        services: Vec<(u64, Arc<ServiceSession>)>,
+        until: tokio::time::Instant,
+    ) -> bool {
+        for (id, service) in services {
+            if tokio::time::Instant::now() >= until {
+                return false;
+            }
+            let current = {
+                let _one_search = lock(&self.services);
+                service.try_write_owned()
+            };
+            let Ok(mut current) = current else {
+                return false;
+            };
+            // A service that was opened again meanwhile has another session, which may be in another worker.
+            if current.id() == id && !current.rest().await {
+                return false;
+            }
+        }
+        true
     }
 }
 
-/// Whether the sessions of a worker may end for what is lacked. `has` is the number of workers of a tenant.
-fn may_end(lacked: &LackedRoom<'_>, worker: &WorkerSessions, has: impl Fn(&str) -> usize) -> bool {
+/// Whether the sessions of a worker may end for what is lacked. `has` is the number of workers of a tenant itself, or
+/// with `true` of the callers of its operations.
+fn may_end(
+    lacked: &LackedRoom<'_>,
+    worker: &WorkerSessions,
+    has: impl Fn(&str, bool) -> usize,
+) -> bool {
     let (lease, tenant, others) = match *lacked {
         LackedRoom::Session(_) => return false,
         LackedRoom::Share(lease, tenant) => (lease, tenant, false),
@@ -265,5 +359,5 @@ fn may_end(lacked: &LackedRoom<'_>, worker: &WorkerSessions, has: impl Fn(&str) 
         return worker.lent || !lease.is_lent();
     }
     // A tenant ends no session of another one that has no more than itself.
-    others && has(&worker.tenant) > has(tenant)
+    others && has(&worker.tenant, worker.lent) > has(tenant, lease.is_lent())
 }

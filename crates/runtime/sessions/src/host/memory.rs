@@ -101,30 +101,35 @@ enum ReservationKind {
     Passing,
     /// As long as an operation is registered.
     Registered,
-    /// Until the next call of a service whose session ended for others.
+    /// Until the next session of a service whose session ended for others or for other code.
     Rested,
 }
 
 impl MemoryAccounts {
-    /// Takes bytes. Returns whether there was room.
-    fn take(&mut self, tenant: &Arc<str>, more: AccountBytes) -> bool {
+    /// The bytes of the tenant and of all with so many more. `None` without room for them.
+    fn with(&self, tenant: &str, more: AccountBytes) -> Option<(AccountBytes, AccountBytes)> {
         let own = self.tenants.get(tenant).copied().unwrap_or_default();
         let (own, all) = (own.plus(more), self.all.plus(more));
-        // Bytes that only change their kind take no more of the whole.
-        let has_room = (more.bytes == 0
-            || own.bytes <= MEMORY_OF_TENANT_MAX && leaves_room(own.bytes, all.bytes, MEMORY_MAX))
+        let has_room = own.bytes <= MEMORY_OF_TENANT_MAX
+            && leaves_room(own.bytes, all.bytes, MEMORY_MAX)
             && (more.registered == 0
                 || own.registered <= REGISTERED_OF_TENANT_MAX
                     && leaves_room(own.registered, all.registered, REGISTERED_MAX))
             && (more.rested == 0
                 || own.rested <= RESTED_OF_TENANT_MAX
                     && leaves_room(own.rested, all.rested, RESTED_MAX));
-        if has_room {
-            self.tenants.insert(Arc::clone(tenant), own);
-            self.all = all;
-            self.peak = self.peak.max(all.bytes);
-        }
-        has_room
+        has_room.then_some((own, all))
+    }
+
+    /// Takes bytes. Returns whether there was room.
+    fn take(&mut self, tenant: &Arc<str>, more: AccountBytes) -> bool {
+        let Some((own, all)) = self.with(tenant, more) else {
+            return false;
+        };
+        self.tenants.insert(Arc::clone(tenant), own);
+        self.all = all;
+        self.peak = self.peak.max(all.bytes);
+        true
     }
 
     fn give(&mut self, tenant: &Arc<str>, less: AccountBytes) {
@@ -209,14 +214,28 @@ impl MemoryShare {
         held.open(blob, fds)
     }
 
-    /// Room for what a service leaves, before it is asked for that: until its next session has it.
-    pub(super) fn for_successor(&self) -> Result<MemoryReservation, ReadRefusal> {
-        self.take(RESTED_VALUE_MAX, ReservationKind::Passing)
-    }
-
-    /// The same for a service whose session ends for others: until its next call.
+    /// Room for what a service leaves whose session ends for others, before it is asked for that: until its next call.
     pub(super) fn for_rest(&self) -> Result<MemoryReservation, ReadRefusal> {
         self.take(RESTED_VALUE_MAX, ReservationKind::Rested)
+    }
+
+    /// The same for a service whose code changes: until its next session has it. If the session has used up most of
+    /// its own memory, this is what it has left: what it has registered must not prevent its replacement.
+    pub(super) fn for_successor(&self) -> Result<MemoryReservation, ReadRefusal> {
+        let used = self.0.bytes.load(Ordering::Relaxed);
+        let left = MEMORY_OF_SESSION_MAX.saturating_sub(used);
+        self.take(left.min(RESTED_VALUE_MAX), ReservationKind::Rested)
+    }
+
+    /// Whether a service could leave as much as it may now, beside so many bytes of other states of its account.
+    pub(super) fn may_rest_beside(&self, states: usize) -> bool {
+        let used = self.0.bytes.load(Ordering::Relaxed);
+        if used.saturating_add(RESTED_VALUE_MAX) > MEMORY_OF_SESSION_MAX {
+            return false;
+        }
+        let bytes = states.saturating_add(RESTED_VALUE_MAX);
+        let more = AccountBytes::with_kind(bytes, ReservationKind::Rested);
+        lock(&self.0.memory.0).with(&self.0.tenant, more).is_some()
     }
 
     /// Reads a value in a frame.
@@ -314,20 +333,8 @@ impl MemoryReservation {
         Ok((wire::unpack(&bytes).map_err(|_| ReadRefusal::Wrong)?, self))
     }
 
-    /// Counts the same bytes as those of a service whose session has ended.
-    pub(super) fn rests(&mut self) -> Result<(), ReadRefusal> {
-        if self.kind != ReservationKind::Passing {
-            return Ok(());
-        }
-        let more = AccountBytes {
-            rested: self.bytes,
-            ..AccountBytes::default()
-        };
-        match lock(&self.own.memory.0).take(&self.own.tenant, more) {
-            true => self.kind = ReservationKind::Rested,
-            false => return Err(ReadRefusal::Full),
-        }
-        Ok(())
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Takes the same amount again, for the text in which the value is passed on.
@@ -513,13 +520,20 @@ mod tests {
     fn a_state_that_is_to_rest_counts_with_the_others() {
         let memory = SessionMemoryPool::default();
         let share = memory.share("lent eve");
-        let mut state = share.for_successor().expect("room");
-        assert_eq!(lock(&memory.0).all.rested, 0);
-        state.rests().expect("room");
+        let state = share.for_successor().expect("room");
         assert_eq!(lock(&memory.0).all.rested, RESTED_VALUE_MAX);
-        let mut second = memory.share("lent eve").for_successor().expect("room");
-        assert_eq!(second.rests(), Err(ReadRefusal::Full), "the author's share");
-        drop((state, second));
+        let second = memory.share("lent eve");
+        assert!(!second.may_rest_beside(0), "one beside it is too much");
+        let refused = second.for_successor().map(drop);
+        assert_eq!(refused, Err(ReadRefusal::Full), "the author's share");
+        drop(state);
+        assert!(second.may_rest_beside(RESTED_OF_TENANT_MAX - RESTED_VALUE_MAX));
+        assert!(!second.may_rest_beside(RESTED_OF_TENANT_MAX - RESTED_VALUE_MAX + 1));
+        // What the session itself has registered leaves less for its state, and the service can be changed.
+        let registered = second.take(MEMORY_OF_SESSION_MAX - 1, ReservationKind::Registered);
+        let state = second.for_successor().expect("the rest");
+        assert_eq!(lock(&memory.0).all.rested, 1);
+        drop((state, registered.expect("room")));
         let accounts = lock(&memory.0);
         assert_eq!((accounts.all.bytes, accounts.all.rested), (0, 0));
     }

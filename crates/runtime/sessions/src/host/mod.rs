@@ -29,6 +29,7 @@ use std::fmt;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use alknet_call::Env;
 use alknet_core::BoxFuture;
@@ -37,13 +38,13 @@ use alknet_worker::{Bytes32, WorkerLease, WorkerRole, Workers};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::limits::{SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
+use crate::limits::{ROOM_TIME_MAX, SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
 pub use actor::CONSOLE_TARGET;
 use actor::{SessionActor, SessionCommand};
 use allow_list::CallAllowList;
 pub use failure::{declared_errors, to_call_error};
 pub(crate) use failure::{of_open, overloaded};
-use making_room::ServiceSession;
+use making_room::{RoomSearch, ServiceSession};
 use memory::SessionMemoryPool;
 use metrics::SessionCounters;
 use opening::{first_frame, layer, listed, rights, tenant};
@@ -84,6 +85,8 @@ pub struct SessionsConfig {
     pub of_tenant_max: usize,
     /// The source of stored tensors; without it the node refuses `tensor.open`.
     pub files: Option<Arc<dyn TensorFiles>>,
+    /// How long the opening of a session waits for idle sessions to end.
+    pub room_time: Duration,
 }
 
 impl Default for SessionsConfig {
@@ -93,6 +96,7 @@ impl Default for SessionsConfig {
             sessions_max: SESSIONS_MAX,
             of_tenant_max: SESSIONS_OF_TENANT_MAX,
             files: None,
+            room_time: ROOM_TIME_MAX,
         }
     }
 }
@@ -170,7 +174,8 @@ impl ScriptSessions {
         let reach = CallAllowList::new(&spec.grants, spec.identity.as_ref())?;
         let layer = layer(env, &spec)?;
         // The session counts before a worker is requested, which may take a while: waiting sessions count too.
-        let place = self.place(&tenant, &spec).await?;
+        let mut search = RoomSearch::new(self.config.room_time);
+        let place = self.place(&tenant, &spec, &mut search).await?;
         let mut lease = WorkerLease::new(self.config.role, tenant.clone())
             .granted(spec.memory())
             .with_rights(rights(env, &spec));
@@ -186,7 +191,8 @@ impl ScriptSessions {
             };
             lease = lease.for_caller(opening::tenant(caller));
         }
-        let opened = self.worker(lease, &tenant, place.shared.id()).await;
+        place.shared.set_lease(lease.clone());
+        let opened = self.worker(lease, &tenant, &mut search).await;
         let worker = opened.map_err(|error| failure::of_worker(&error))?;
         let operations = listed(&layer.env(env), &spec.grants);
         let bundle = Bytes32(spec.bundle());

@@ -11,7 +11,6 @@ use super::failure::of_worker;
 use super::making_room::ServiceSession;
 use super::session::{ScriptSession, SessionOutput};
 use super::session_table::SESSION_END_TARGET;
-use super::shared::SessionState;
 use super::{ScriptSessions, SessionSpec, opening};
 
 /// The export that takes the state of the earlier code.
@@ -34,6 +33,8 @@ pub(super) struct CurrentSession {
     spec: SessionSpec,
     /// The state of a session that ended for others. It counts against the memory of the service's account.
     rested: Option<SessionOutput>,
+    /// Bytes of the state that it left when it last ended; 0 before that.
+    left_bytes: usize,
 }
 
 impl CurrentSession {
@@ -42,16 +43,35 @@ impl CurrentSession {
         self.session.id()
     }
 
+    /// Bytes of the state that it left when it last ended; 0 before that.
+    pub(super) const fn left_bytes(&self) -> usize {
+        self.left_bytes
+    }
+
+    /// Whether the node has room for its state beside so many bytes of other states of its account.
+    pub(super) fn may_rest_beside(&self, states: usize) -> bool {
+        self.session.memory().may_rest_beside(states)
+    }
+
     /// Ends the session. The next call opens it again, with the state that its `dispose` returns. Returns false if
     /// the node has no room for the state: then the session goes on.
     pub(super) async fn rest(&mut self) -> bool {
+        // Another search may have ended it meanwhile, and has kept its state then.
+        if self.session.is_over() {
+            return true;
+        }
         match self.session.rest().await {
             None => return false,
-            Some(Ok(state)) => self.rested = Some(state),
+            Some(Ok(state)) => self.keep(state),
             Some(Err(failure)) => log_no_state(&self.session, &failure),
         }
         self.session.end().await;
         true
+    }
+
+    fn keep(&mut self, state: SessionOutput) {
+        self.left_bytes = state.bytes();
+        self.rested = Some(state);
     }
 
     /// Opens an ended session again, with its state if it ended for others. Returns what counts its worker for the
@@ -101,9 +121,9 @@ impl CurrentSession {
 
 /// Whether `init` failed without anything that its caller may have caused. A caller decides which calls of `init` are
 /// refused, by its rights, its place in a chain of calls and the calls beside it. Callers together use up the room
-/// for values.
+/// for values and for registered operations, which `init` sees as an error that it may pass on.
 fn is_by_itself(session: &ScriptSession, failure: &ScriptFailure) -> bool {
-    failure.code != RuntimeCode::Quota && session.info().calls.is_empty()
+    failure.code != RuntimeCode::Quota && session.info().calls.is_empty() && !session.has_met_full()
 }
 
 impl ScriptService {
@@ -124,6 +144,7 @@ impl ScriptService {
             session,
             spec,
             rested: None,
+            left_bytes: 0,
         };
         let current = Arc::new(ServiceSession::new(current));
         sessions.register_service(&current);
@@ -146,16 +167,14 @@ impl ScriptService {
         export: &str,
         input: Value,
     ) -> Result<SessionOutput, ScriptFailure> {
-        let is_over =
-            |session: &ScriptSession| matches!(session.info().state, SessionState::Closed(_));
         let mut current = self.current.read().await;
         let mut charge = None;
-        if is_over(&current.session) {
+        if current.session.is_over() {
             // The write lock waits for all readers, including this one.
             drop(current);
             let mut changing = self.current.write().await;
             // Another call may have opened the session while this one waited.
-            if is_over(&changing.session) {
+            if changing.session.is_over() {
                 charge = Some(changing.open_again(&self.sessions, env).await?);
             }
             // The downgrade leaves no gap, so a change of the code cannot come between.
@@ -212,7 +231,7 @@ impl ScriptService {
         if current.rested.is_none() {
             let left = current.session.hand_over(env).await;
             match left.ok_or_else(|| ScriptFailure::no_room("no room for the service's state"))? {
-                Ok(state) => current.rested = Some(state),
+                Ok(state) => current.keep(state),
                 // Code that does not return in time passes no state on, and must not prevent its replacement.
                 Err(failure) => log_no_state(&current.session, &failure),
             }
@@ -226,34 +245,18 @@ impl ScriptService {
                     session: fresh,
                     spec,
                     rested: None,
+                    left_bytes: current.left_bytes,
                 };
                 Ok(())
             }
             Err(failure) => {
                 drop((fresh, charge));
-                self.go_back(env, &mut current).await?;
+                // If the old code does not begin either, the next call tries it again with its state, unless the
+                // state itself is the reason.
+                current.open_again(&self.sessions, env).await?;
                 Err(failure)
             }
         }
-    }
-
-    /// Opens the old code with its state. If that fails too, the next call tries it again, unless the state itself is
-    /// the reason.
-    async fn go_back(&self, env: &Env, old: &mut CurrentSession) -> Result<(), ScriptFailure> {
-        let opened = old.open_again(&self.sessions, env).await;
-        if let Some(state) = &mut old.rested
-            && !state.rests()
-        {
-            old.rested = None;
-            let owner = old.session.info().tenant;
-            tracing::warn!(
-                target: SESSION_END_TARGET,
-                session = old.session.id(),
-                owner = owner.as_str(),
-                "there is no room for the state of a service"
-            );
-        }
-        opened.map(drop)
     }
 
     /// Ends the service: waits for running calls, then for its `dispose`.

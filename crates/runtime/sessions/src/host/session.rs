@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::actor::{CallStart, SessionCommand, SessionRequest, YieldedItem};
 use super::failure::{is_relieved, of_call, of_fault};
-use super::memory::{MemoryReservation, ReadRefusal};
-use super::shared::{SessionEndReason, SessionShared};
+use super::memory::{MemoryReservation, MemoryShare, ReadRefusal};
+use super::shared::{SessionEndReason, SessionShared, SessionState};
 use super::{SessionInfo, SessionLimits};
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::{self, CallResult};
@@ -52,10 +52,9 @@ pub struct SessionOutput {
 }
 
 impl SessionOutput {
-    /// Counts the value as the state of a service whose session has ended. Returns false if there is no room for it,
-    /// or if others have the value as well.
-    pub(super) fn rests(&mut self) -> bool {
-        Arc::get_mut(&mut self.held).is_some_and(|held| held.rests().is_ok())
+    /// Bytes of the node's memory that the value takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.held.bytes()
     }
 }
 
@@ -135,17 +134,13 @@ impl ScriptSession {
     }
 
     /// The same, with room that the node takes for the result before it calls `dispose`. `None` without such room:
-    /// then it calls nothing, and the state stays in the session.
+    /// then it calls nothing, and the state stays in the session. The room is that of a service that rests: if neither
+    /// its successor nor its old code begins, the state may have to wait for the next call.
     pub(super) async fn hand_over(
         &self,
         env: &Env,
     ) -> Option<Result<SessionOutput, ScriptFailure>> {
-        let room = match self.weak_session.shared.memory().for_successor() {
-            Ok(room) => room,
-            // What the session itself has registered must not prevent its replacement.
-            Err(ReadRefusal::TooMuch) => return Some(self.dispose(env).await),
-            Err(_) => return None,
-        };
+        let room = self.weak_session.shared.memory().for_successor().ok()?;
         let env = Some(self.layer.env(env));
         let left = self.weak_session.leave(env, room);
         Some(left.await)
@@ -156,6 +151,21 @@ impl ScriptSession {
         let room = self.weak_session.shared.memory().for_rest().ok()?;
         let left = self.weak_session.leave(None, room);
         Some(left.await)
+    }
+
+    /// Whether the session has ended.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.info().state, SessionState::Closed(_))
+    }
+
+    /// The share of the node's memory for its values.
+    pub(super) fn memory(&self) -> &MemoryShare {
+        self.weak_session.shared.memory()
+    }
+
+    /// Whether something of its script was refused because others had used up the memory for values.
+    pub(super) fn has_met_full(&self) -> bool {
+        self.weak_session.shared.has_met_full()
     }
 
     /// The number of its worker's session.

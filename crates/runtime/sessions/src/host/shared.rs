@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use alknet_call::limits::OPERATION_BYTES_MAX;
 use alknet_runtime::{RuntimeCode, SessionMode};
-use alknet_worker::CallStats;
+use alknet_worker::{CallStats, WorkerLease};
 
 use super::lock;
 use super::memory::MemoryShare;
@@ -154,8 +154,12 @@ pub(super) struct SessionShared {
     info: Mutex<SessionInfo>,
     memory: MemoryShare,
     lent: bool,
+    /// The lease of a session that waits for a worker.
+    lease: Mutex<Option<WorkerLease>>,
     /// The number of its worker's session.
     worker_session: AtomicU64,
+    /// Whether something of its worker was refused because others had used up the memory for values.
+    met_full: AtomicBool,
     /// Since when no call runs in it. `None` while one does, and before the first one.
     idle_since: Mutex<Option<Instant>>,
     /// The first operations that it called and that exist: a script may call any text.
@@ -185,7 +189,9 @@ impl SessionShared {
             info: Mutex::new(info),
             memory,
             lent: false,
+            lease: Mutex::default(),
             worker_session: AtomicU64::new(0),
+            met_full: AtomicBool::new(false),
             idle_since: Mutex::default(),
             called: Mutex::default(),
         }
@@ -237,12 +243,40 @@ impl SessionShared {
         lock(&self.info).clone()
     }
 
+    /// Sets the lease that it asks a worker for.
+    pub(super) fn set_lease(&self, lease: WorkerLease) {
+        *lock(&self.lease) = Some(lease);
+    }
+
+    /// The lease that it waits for a worker with, if it [claims](WorkerLease::claim) one.
+    pub(super) fn claiming(&self) -> Option<WorkerLease> {
+        let lease = lock(&self.lease);
+        lease
+            .as_ref()
+            .filter(|lease| lease.claim().is_some())
+            .cloned()
+    }
+
+    /// Remembers that something of its worker was refused because others had used up the memory for values.
+    pub(super) fn meet_full(&self) {
+        // Only the flag matters: it orders no other memory access.
+        self.met_full.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_met_full(&self) -> bool {
+        self.met_full.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_worker(&self, pid: i32, session: u64) {
         // Only the number matters: it orders no other memory access.
         self.worker_session.store(session, Ordering::Relaxed);
-        let mut info = lock(&self.info);
-        info.pid = pid;
-        info.state = SessionState::Idle;
+        {
+            let mut info = lock(&self.info);
+            info.pid = pid;
+            info.state = SessionState::Idle;
+        }
+        // After the process id, so that another session's search for room finds one of them.
+        *lock(&self.lease) = None;
     }
 
     /// Sets the number of running calls.

@@ -162,6 +162,10 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::RESTED_MAX >> 22
         ),
         format!(
+            "have not ended after {} s, the new one gets `OVERLOADED`",
+            limits::ROOM_TIME_MAX.as_secs()
+        ),
+        format!(
             "each value in it counts {} bytes",
             alknet_runtime::weight::VALUE
         ),

@@ -10,6 +10,7 @@ mod limits;
 mod memory;
 mod operations;
 mod recorded;
+mod resting;
 mod room;
 mod service;
 mod spent;

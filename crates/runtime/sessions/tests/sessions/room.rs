@@ -14,7 +14,7 @@ use alknet_test_support::log_capture::LogCapture;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::support::{SessionLab, code, identity, soon, spec, until};
+use crate::support::{SessionLab, code, identity, soon, spec, spec_of, until};
 
 /// A service that counts, and that waits where its input says so.
 const COUNTER: &str = "let n = 0; export const init = (prev) => { n = prev?.n ?? 0; };
@@ -316,6 +316,65 @@ async fn sessions_that_begin_at_once_end_one_repl_of_those_with_no_more() {
     until("one runs", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
     assert_eq!(open_repls(&lab), WORKERS - 1, "one has ended");
     scripts.abort_all();
+}
+
+/// A session of ada's operation, for a call of mallory.
+fn called_by_mallory() -> SessionSpec {
+    let mut spec = spec_of("ada", "");
+    spec.lent = true;
+    spec.payer = Some(identity("mallory", &["*"]));
+    spec
+}
+
+/// Calls of ada's operation wait for the worker of a service that takes its time to end. Then ada runs a script. One
+/// more worker has an idle REPL, and all others are busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_of_an_author_keep_no_worker_from_the_author() {
+    const WORKERS: usize = 8;
+    const BUSY: usize = WORKERS - 2;
+    const CALLS: usize = 20;
+    let lab = Arc::new(SessionLab::with_workers(WORKERS));
+    let request = lab.request_by("mallory").await;
+    let mut slow = spec(
+        "export const dispose = () => new Promise((done) => setTimeout(done, 400));
+         export const get = () => 7;",
+    );
+    slow.lent = true;
+    let service = lab.service(&request, slow).await;
+    let rita = lab.client(&identity("rita", &["runtime:debug"]));
+    let line = json!({ "repl": "a", "source": "1" });
+    eval(&rita, line).await.expect("a REPL");
+    let mut busy = JoinSet::new();
+    for n in 0..BUSY {
+        let user = lab.client(&identity(&format!("user-{n}"), &["runtime:debug"]));
+        let source = "export default await ops.call('test/hang', {})";
+        let script = json!({ "source": source, "uses": ["test/hang"] });
+        busy.spawn(async move { eval(&user, script).await });
+    }
+    until("all workers are in use", || {
+        lab.probe.started.load(Ordering::SeqCst) == BUSY as u64
+    })
+    .await;
+    let mut calls = JoinSet::new();
+    for _ in 0..CALLS {
+        let (lab, env) = (Arc::clone(&lab), request.env());
+        calls.spawn(async move { lab.sessions.open(&env, called_by_mallory()).await });
+    }
+    until("the service ends", || {
+        let sessions = lab.sessions.list();
+        sessions.iter().any(|it| it.state.name() == "draining")
+    })
+    .await;
+    assert_eq!(open_repls(&lab), 1, "the calls have not ended it");
+    let ada = lab.client(&identity("ada", &["runtime:debug"]));
+    let ran = eval(&ada, json!({ "source": "export default 42" })).await;
+    assert_eq!(ran.expect("it has a worker")["value"], 42);
+    assert_eq!(open_repls(&lab), 0, "it has ended for ada");
+    let opened = soon(calls.join_all()).await;
+    let opened = opened.into_iter().filter(Result::is_ok).count();
+    assert!(opened > 0, "the first call has the service's worker");
+    busy.abort_all();
+    drop(service);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -91,7 +91,9 @@ impl SessionLab {
         Self::of_workers(workers(), config, more)
     }
 
-    fn of_workers(workers: Workers, config: SessionsConfig, more: Vec<Registration>) -> Self {
+    fn of_workers(workers: Workers, mut config: SessionsConfig, more: Vec<Registration>) -> Self {
+        // A loaded machine must not be taken for services that do not end.
+        config.room_time = deadline(config.room_time);
         let sessions = ScriptSessions::new(workers, config);
         let probe = Arc::default();
         let (enter, entered) = mpsc::unbounded_channel();

@@ -1,6 +1,6 @@
 //! Puts sessions into workers, and starts workers for sessions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{LeaseWaiter, OpenSession, StartBackoff, WorkerSupervisor};
 use crate::host::WorkerLease;
+use crate::host::config::TenantShares;
 use crate::host::handle::{LEASE_CHARGE, OpenedSession};
 use crate::host::pool::WorkerPool;
 use crate::host::spawn::{SpawnJob, SpawnedWorker};
@@ -44,7 +45,11 @@ impl WorkerSupervisor {
     ) {
         // One worker cannot be halved.
         lease.lent &= self.config.workers_lent_max() > 0;
-        match self.find(&lease) {
+        let found = self.find(&lease);
+        if let Ok(WorkerChoice::Later(_)) | Err(WorkerError::Overloaded) = found {
+            self.claim(&lease);
+        }
+        match found {
             Ok(WorkerChoice::Now(worker)) => self.hand_over(worker, lease, reply),
             Ok(WorkerChoice::Later(worker)) => self.waiting.push(LeaseWaiter {
                 lease,
@@ -57,6 +62,13 @@ impl WorkerSupervisor {
             }
         }
         self.fill();
+    }
+
+    /// Notes that the lease takes, or wants, a worker that its tenant does not have yet. This comes before the answer:
+    /// a lease that is answered later finds it.
+    fn claim(&mut self, lease: &WorkerLease) {
+        self.claims += 1;
+        lease.claims(self.claims);
     }
 
     fn find(&mut self, lease: &WorkerLease) -> Result<WorkerChoice, WorkerError> {
@@ -87,6 +99,7 @@ impl WorkerSupervisor {
         // A tenant that asked for many workers could otherwise keep all of them.
         self.keep_to_share(lease)?;
         if let Some(worker) = self.pool.place(lease) {
+            self.claim(lease);
             return Ok(WorkerChoice::Now(worker));
         }
         // A role whose workers fail at their start would otherwise start a process for each request.
@@ -528,6 +541,32 @@ fn workers_for<'a>(leases: impl Iterator<Item = &'a WorkerLease>) -> usize {
     alone + shared.sum::<usize>()
 }
 
+/// Number of workers that these leases of one tenant may get together, where it has `has` workers of their kind: either
+/// all of them are lent, or none is. One caller's leases count no more than the workers that one caller may have.
+pub(in crate::host) fn workers_claimed(
+    leases: &[WorkerLease],
+    has: usize,
+    shares: TenantShares,
+) -> usize {
+    let together = workers_for(leases.iter());
+    // One worker cannot be halved.
+    if shares.lent == 0 || !leases.iter().any(WorkerLease::is_lent) {
+        return together.min(shares.of_tenant.saturating_sub(has));
+    }
+    let mut of_callers: BTreeMap<Option<&str>, Vec<&WorkerLease>> = BTreeMap::new();
+    for lease in leases {
+        let caller = lease.caller.as_deref();
+        of_callers.entry(caller).or_default().push(lease);
+    }
+    let each = of_callers.into_iter().map(|(caller, own)| {
+        let most = caller.map_or(usize::MAX, |_| shares.of_caller);
+        workers_for(own.into_iter()).min(most)
+    });
+    // Sessions of two callers may share a worker.
+    let each = each.sum::<usize>().min(together);
+    each.min(shares.lent.saturating_sub(has))
+}
+
 /// The choice of a worker for a session.
 enum WorkerChoice {
     /// Into this worker.
@@ -565,5 +604,36 @@ mod tests {
         assert_eq!(count(&[plain(), plain().lent(), plain().lent()]), 2);
         let with = |digest| plain().with_rights(Bytes32([digest; 32]));
         assert_eq!(count(&[with(1), with(1), with(2), plain()]), 3);
+    }
+
+    /// Were each of them counted, a caller could keep the author's other callers from a worker by calls that are about
+    /// to be refused.
+    #[test]
+    fn leases_claim_no_more_workers_than_they_can_get() {
+        let shares = TenantShares {
+            of_tenant: 16,
+            lent: 8,
+            of_caller: 4,
+        };
+        let own =
+            |digest| WorkerLease::new(WorkerRole::Js, "ada").with_rights(Bytes32([digest; 32]));
+        let lent = |caller: &str, digest| own(digest).lent().for_caller(caller);
+        let claim = |leases: &[WorkerLease], has| workers_claimed(leases, has, shares);
+        let calls: Vec<_> = (0..20).map(|_| lent("mallory", 1)).collect();
+        assert_eq!(claim(&calls, 0), 2, "sixteen share a worker");
+        let many = |caller: &str, first: u8| -> Vec<_> {
+            (first..first + 10)
+                .map(|digest| lent(caller, digest))
+                .collect()
+        };
+        assert_eq!(claim(&many("mallory", 0), 0), 4, "a caller's share");
+        let others = [lent("mallory", 1), lent("bob", 1)];
+        assert_eq!(claim(&others, 0), 1, "two callers share a worker");
+        let others = [many("mallory", 0), many("bob", 10), many("eve", 20)].concat();
+        assert_eq!(claim(&others, 0), 8, "the share of all callers");
+        assert_eq!(claim(&others, 7), 1, "beside those that they have");
+        let scripts: Vec<_> = (0..20).map(own).collect();
+        assert_eq!(claim(&scripts, 0), 16, "the author's own share");
+        assert_eq!(claim(&[], 0), 0);
     }
 }

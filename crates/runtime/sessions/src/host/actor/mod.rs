@@ -379,6 +379,7 @@ impl SessionActor {
     /// refused.
     fn excuse(&self, refused: ReadRefusal) {
         if refused == ReadRefusal::Full {
+            self.shared.meet_full();
             let courses = self.running.iter().filter_map(|it| it.env.as_ref());
             courses.for_each(Env::excuse);
         }
