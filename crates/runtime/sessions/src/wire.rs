@@ -16,6 +16,7 @@ use alknet_worker::{CborBody, FrameBlob, WorkerFrameError};
 pub(crate) use json::Json;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 pub(crate) use text::JsonText;
 pub(crate) use weigh::weigh;
 
@@ -149,6 +150,28 @@ pub(crate) enum GuestMessage {
     Lines(Vec<(ConsoleLevel, String)>),
 }
 
+/// An export that the host calls, in the place of the name of a registered handler.
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct InvokedExport {
+    pub(crate) module: String,
+    pub(crate) export: String,
+}
+
+impl InvokedExport {
+    /// No name of a handler has a brace.
+    const MARK: char = '{';
+
+    pub(crate) fn to_op(&self) -> String {
+        json!({ "module": self.module, "export": self.export }).to_string()
+    }
+
+    /// `None` for the name of a handler.
+    pub(crate) fn from_op(op: &str) -> Option<Self> {
+        op.starts_with(Self::MARK)
+            .then(|| serde_json::from_str(op).ok())?
+    }
+}
+
 /// A message of the host to a script worker.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum HostMessage {
@@ -162,9 +185,20 @@ pub(crate) enum HostMessage {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
+
+    #[test]
+    fn an_export_is_no_handler() {
+        let export = InvokedExport {
+            module: "./a\"b\n".to_owned(),
+            export: "init".to_owned(),
+        };
+        let op = export.to_op();
+        assert_eq!(InvokedExport::from_op(&op), Some(export));
+        assert_eq!(InvokedExport::from_op("js/init"), None);
+    }
 
     #[test]
     fn values_of_the_deepest_kind_cross_and_numbers_stay_what_they_are() {

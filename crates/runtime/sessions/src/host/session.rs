@@ -16,7 +16,7 @@ use super::memory::{MemoryReservation, MemoryShare, ReadRefusal};
 use super::shared::{SessionEndReason, SessionShared, SessionState};
 use super::{SessionInfo, SessionLimits};
 use crate::limits::UNACKNOWLEDGED;
-use crate::wire::{self, CallResult};
+use crate::wire::{self, CallResult, InvokedExport};
 
 /// An open session. Clones are the same session, which ends when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -215,7 +215,7 @@ impl WeakSession {
         input: &Value,
         env: Env,
     ) -> Result<SessionOutput, ScriptFailure> {
-        let request = SessionRequest::Call(handler(name, input)?);
+        let request = SessionRequest::Call(invocation(name.to_owned(), input)?);
         self.enter(request, Some(env), None).await
     }
 
@@ -226,7 +226,10 @@ impl WeakSession {
         input: &Value,
         env: Env,
     ) -> Result<YieldedItems, ScriptFailure> {
-        Ok(self.follow(SessionRequest::Call(handler(name, input)?), env))
+        Ok(self.follow(
+            SessionRequest::Call(invocation(name.to_owned(), input)?),
+            env,
+        ))
     }
 
     fn follow(&self, request: SessionRequest, env: Env) -> YieldedItems {
@@ -483,16 +486,22 @@ pub(super) fn request(work: IsolateWork) -> Result<WorkerRequest, ScriptFailure>
         IsolateWork::Script { source } if !source.is_empty() => {
             evaluate("./repl".to_owned(), source.into_bytes())
         }
-        IsolateWork::Handler { name, input } => handler(&name, &input)?,
+        IsolateWork::Handler { name, input } => invocation(name, &input)?,
+        // An input may be longer than a frame, in which everything else of the request travels.
+        IsolateWork::Export {
+            module,
+            export,
+            input,
+        } => invocation(InvokedExport { module, export }.to_op(), &input)?,
         other => WorkerRequest::Role {
             body: CborBody::from_cbor(wire::pack(&other).map_err(|error| unsendable(&error))?),
         },
     })
 }
 
-fn handler(name: &str, input: &Value) -> Result<WorkerRequest, ScriptFailure> {
+fn invocation(op: String, input: &Value) -> Result<WorkerRequest, ScriptFailure> {
     Ok(WorkerRequest::Invoke {
-        op: name.to_owned(),
+        op,
         input: wire::pack(input).map_err(|error| unsendable(&error))?,
     })
 }
