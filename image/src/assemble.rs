@@ -31,6 +31,10 @@ const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
 /// 170 million instructions for each GiB, so the forms for quick machines do without.
 const SEALABLE: &str = "lockdown=confidentiality init_on_free=1";
 
+/// Kernel messages also go to the screen of a machine that has one. It stands before the caller's consoles, the last of
+/// which is `/dev/console`; PID 1 draws on the screen besides.
+const SCREEN: &str = "console=tty0";
+
 /// Google's import takes disks of whole GiB.
 const GCE_DISK_BYTES: u64 = 1 << 30;
 
@@ -452,9 +456,9 @@ impl<'a> ImageBuild<'a> {
 
 fn cmdline(form: ImageForm, base: &str) -> String {
     let words = match form {
-        ImageForm::Erofs => [base, EROFS_ROOT],
-        form if form.holds_efi_program() => [SEALABLE, base],
-        _ => [base, ""],
+        ImageForm::Erofs => ["", base, EROFS_ROOT],
+        form if form.holds_efi_program() => [SEALABLE, SCREEN, base],
+        _ => ["", base, ""],
     };
     words.join(" ").trim().to_owned()
 }

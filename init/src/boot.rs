@@ -1,7 +1,7 @@
 //! The boot, from the kernel's hand-over to the running loop.
 
 use std::{
-    io,
+    fs, io,
     panic::{self, AssertUnwindSafe},
     path::Path,
     sync::Arc,
@@ -45,6 +45,8 @@ const FATAL_PAUSE: Duration = Duration::from_secs(10);
 /// Maximum time to prepare the disk: growing a file system of many terabytes on a slow disk takes
 /// minutes. PID 1 feeds the watchdog for this long, and no longer.
 const DISK_MAX: Duration = Duration::from_secs(300);
+/// The first virtual terminal: what the screen shows until its keyboard switches to another.
+const SCREEN: &str = "/dev/tty1";
 /// Maximum number of console inputs that wait for the loop.
 const ANSWERS_MAX: usize = 16;
 /// How often the watchdog is fed while the disk is prepared.
@@ -171,8 +173,8 @@ async fn serve(
     if let Err(error) = vsock::watch(&events) {
         tracing::debug!(%error, "no console over the vsock");
     }
-    let console = open_console(&log, &events);
-    let mut machine = InitMachine::new(booted, log, events, watchdog, console);
+    let consoles = open_consoles(&log, &events);
+    let mut machine = InitMachine::new(booted, log, events, watchdog, consoles);
     // The first turn starts the node now, and not with the first event.
     machine.turn(MachineEvent::Tick);
     loop {
@@ -184,13 +186,43 @@ async fn serve(
     }
 }
 
-/// Opens the console, and shows the log on it. A machine without a console serves all the same.
-fn open_console(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Option<InitConsole> {
-    let console = InitConsole::open(Path::new("/dev/console"), listener(events))
-        .inspect_err(|error| log.warn(format_args!("no console: {error}")))
-        .ok()?;
-    tokio::spawn(show_log(console.clone(), log.clone()));
-    Some(console)
+/// Opens the console, and the screen with its keyboard beside it where the machine has one, and shows the log on
+/// both. A machine without either serves all the same.
+fn open_consoles(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Vec<InitConsole> {
+    let open = |path: &str| {
+        let console = InitConsole::open(Path::new(path), listener(events))
+            .inspect_err(|error| log.warn(format_args!("no console at {path}: {error}")))
+            .ok()?;
+        tokio::spawn(show_log(console.clone(), log.clone()));
+        Some(console)
+    };
+    let screen = has_screen().then(|| open(SCREEN)).flatten();
+    open("/dev/console").into_iter().chain(screen).collect()
+}
+
+/// Whether the kernel draws virtual terminals on a screen, and `/dev/console` is not one of them.
+fn has_screen() -> bool {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let terminals = fs::read_dir("/sys/class/vtconsole");
+    let mut names = terminals
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|one| read(&format!("{}/name", one.path().display())));
+    !is_virtual_terminal(&read("/sys/class/tty/console/active")) && names.any(|name| draws(&name))
+}
+
+/// Whether `/dev/console` leads to a virtual terminal: to the last one in the kernel's list of active consoles.
+fn is_virtual_terminal(active: &str) -> bool {
+    let last = active.split_whitespace().last().unwrap_or_default();
+    let number = last.strip_prefix("tty");
+    number.is_some_and(|number| number.parse::<u8>().is_ok())
+}
+
+/// Whether a driver of virtual terminals has a screen, by its name in sysfs: text by the card (BIOS) or a frame buffer
+/// (UEFI). Without either the kernel has the dummy device, which draws nothing.
+fn draws(name: &str) -> bool {
+    name.contains("VGA") || name.contains("frame buffer")
 }
 
 /// The channel for the inputs of a console.
@@ -356,5 +388,26 @@ mod tests {
             ring.since(0)
                 .any(|(_, record)| record.message.contains("seen"))
         );
+    }
+
+    #[test]
+    fn a_screen_is_a_terminal_that_the_kernel_draws_and_the_console_is_not() {
+        for (name, drawn) in [
+            ("(S) dummy device\n", false),
+            ("(S) VGA+\n", true),
+            ("(M) frame buffer device\n", true),
+            ("", false),
+        ] {
+            assert_eq!(draws(name), drawn, "{name}");
+        }
+        for (active, virtual_terminal) in [
+            ("tty0 ttyS0\n", false),
+            ("ttyS0 tty0\n", true),
+            ("ttyS0\n", false),
+            ("hvc0\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_virtual_terminal(active), virtual_terminal, "{active}");
+        }
     }
 }

@@ -125,8 +125,8 @@ pub(crate) struct InitMachine {
     events: mpsc::Sender<MachineEvent>,
     facts: InitFacts,
     sent_facts: MachineFacts,
-    /// `None` on a machine whose console cannot be opened.
-    console: Option<InitConsole>,
+    /// The serial line and the screen, as far as the machine has them.
+    own_consoles: Vec<InitConsole>,
     /// Consoles of the hypervisor's owner.
     callers: Vec<InitConsole>,
     status: Option<NodeStatus>,
@@ -207,7 +207,7 @@ impl InitMachine {
         log: InitLog,
         events: mpsc::Sender<MachineEvent>,
         watchdog: Option<Watchdog>,
-        console: Option<InitConsole>,
+        own_consoles: Vec<InitConsole>,
     ) -> Self {
         let BootResult {
             mut facts,
@@ -217,7 +217,7 @@ impl InitMachine {
         facts.watchdog = watchdog.as_ref().map(|one| one.kind().to_owned());
         let settings = opened.settings.clone();
         let mut machine = Self {
-            console,
+            own_consoles,
             watchdog,
             ..Self::at_rest(facts, keeper, settings, log, events)
         };
@@ -242,7 +242,7 @@ impl InitMachine {
             link_status: LinkStatus::default(),
             events,
             sent_facts: MachineFacts::default(),
-            console: None,
+            own_consoles: Vec::new(),
             callers: Vec::new(),
             status: None,
             sent_status: None,
@@ -390,9 +390,9 @@ impl InitMachine {
         self.tell();
     }
 
-    /// The machine's own console and those of callers at the vsock.
+    /// The machine's own consoles and those of callers at the vsock.
     fn consoles(&self) -> impl Iterator<Item = &InitConsole> {
-        self.console.iter().chain(&self.callers)
+        self.own_consoles.iter().chain(&self.callers)
     }
 
     fn is_current(&self, life: u64) -> bool {

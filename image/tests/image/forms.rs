@@ -148,7 +148,8 @@ fn objdump_reads_the_efi_program() {
         (".linux", support::kernel()),
         (
             ".cmdline",
-            b"lockdown=confidentiality init_on_free=1 console=ttyS0 quiet panic=10\0".to_vec(),
+            b"lockdown=confidentiality init_on_free=1 console=tty0 console=ttyS0 quiet panic=10\0"
+                .to_vec(),
         ),
         (".uname", RELEASE.as_bytes().to_vec()),
     ] {

@@ -26,6 +26,7 @@ mod provision;
 mod randomness;
 mod rescue;
 mod rollback;
+mod screen;
 mod secure_boot;
 mod sources;
 mod stolen;
