@@ -8,15 +8,17 @@ use std::rc::Rc;
 use crate::disk::{self, DISK_BYTES, UKI_BYTES_MAX};
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
+use crate::grub::NOTICE_FILE;
 use crate::ids::BuildIds;
 use crate::inputs::{ImageInputs, InputContents, invalid};
+use crate::iso::IsoMedium;
 use crate::manifest::{Manifest, ManifestBoot};
 use crate::out::{OutDir, at};
 use crate::virtual_disk::vhdx::VhdxIds;
 use crate::virtual_disk::vmdk::VmdkKind;
 use crate::virtual_disk::{RawDisk, aws, gce, ova, qcow2, vhd, vhdx, vmdk};
 use crate::{
-    container_images, cpio, erofs, kernel, linuxkit, lz4, network_boot, tree, uki, zstandard,
+    container_images, cpio, erofs, iso, kernel, linuxkit, lz4, network_boot, tree, uki, zstandard,
 };
 
 /// The erofs form's addition to the command line: the drive is the first virtio disk.
@@ -124,11 +126,16 @@ impl<'a> ImageBuild<'a> {
     }
 
     fn form(&mut self, form: ImageForm, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        if form.holds_grub() {
+            let notice = &self.loaded.grub(form)?.notice;
+            out.bytes(form, OutputRole::Notice, NOTICE_FILE, notice.as_bytes())?;
+        }
         match form {
             ImageForm::Direct => self.direct(out),
             ImageForm::Erofs => self.erofs(out),
             ImageForm::Linuxkit => self.linuxkit(out),
             ImageForm::Raw => self.raw(out),
+            ImageForm::Iso => self.iso(out),
             ImageForm::Uki => self.uki(out),
             ImageForm::Qcow2 => self.container(form, out, "qcow2", qcow2::write),
             ImageForm::Vmdk => self.vmdk(out),
@@ -241,11 +248,29 @@ impl<'a> ImageBuild<'a> {
     fn raw(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         let uki = self.make_uki(ImageForm::Raw)?;
         self.say("writing the disk");
+        let grub = &self.loaded.grub(ImageForm::Raw)?.loader;
         let name = format!("alknet_{}.raw", self.inputs.version);
         out.with(ImageForm::Raw, OutputRole::Disk, &name, |path| {
             let file = writable(path)?;
-            let written = disk::write(file, DISK_BYTES, &uki, &self.ids);
+            let written = disk::write(file, DISK_BYTES, &uki, grub, &self.ids);
             written.map(drop).map_err(at(path))
+        })
+    }
+
+    fn iso(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let uki = self.make_uki(ImageForm::Iso)?;
+        self.say("writing the medium");
+        let grub = self.loaded.grub(ImageForm::Iso)?;
+        let medium = IsoMedium {
+            uki: &uki,
+            core: &grub.cd_core,
+            hybrid_sector: &grub.hybrid_sector,
+            notice: &grub.notice,
+            ids: &self.ids,
+        };
+        let name = format!("alknet_{}.iso", self.inputs.version);
+        out.with(ImageForm::Iso, OutputRole::Disk, &name, |path| {
+            iso::write(&medium, path)
         })
     }
 
@@ -261,8 +286,9 @@ impl<'a> ImageBuild<'a> {
 
     fn disk_of(&mut self, form: ImageForm, bytes: u64) -> Result<RawDisk, ImageError> {
         let uki = self.make_uki(form)?;
+        let grub = &self.loaded.grub(form)?.loader;
         let written = tempfile::tempfile_in(self.folder).and_then(|file| {
-            let file = disk::write(file, bytes, &uki, &self.ids)?;
+            let file = disk::write(file, bytes, &uki, grub, &self.ids)?;
             RawDisk::new(file)
         });
         written.map_err(at(self.folder))
@@ -411,15 +437,16 @@ impl<'a> ImageBuild<'a> {
         // The check precedes the joining, because it is cheap.
         check_size(form, self.loaded.kernel.len() + initrd.len())?;
         self.say("joining the EFI program");
+        let cmdline = cmdline(ImageForm::Uki, &self.inputs.cmdline);
         let sections = uki::sections(
             uki::os_release(&self.inputs.version, &self.inputs.git),
-            &cmdline(ImageForm::Uki, &self.inputs.cmdline),
+            &cmdline,
             &self.loaded.kernel_release,
             &self.loaded.kernel,
             &initrd,
         );
         let stub = self.loaded.stub(form)?;
-        let made: Rc<[u8]> = uki::append(&stub.bytes, &sections)
+        let made: Rc<[u8]> = uki::unified(&stub.bytes, &cmdline, sections)
             .map_err(|why| invalid("EFI stub", &stub.path, why))?
             .into();
         check_size(form, made.len())?;

@@ -1,10 +1,12 @@
-//! A whole disk: GPT, the EFI system partition with our EFI program on it, and room for data.
+//! A whole disk: GPT, GRUB for machines with a BIOS, the EFI system partition with our EFI program
+//! on it, and room for data.
 //!
 //! The layout is frozen, because no update can change the partition table of a machine in use.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
@@ -14,14 +16,18 @@ use gpt::partition_types::{OperatingSystem, Type};
 use uuid::{Uuid, uuid};
 
 use crate::fat::{self, FatNode, FatVolume, ShortName};
+use crate::grub::GrubLoader;
 use crate::ids::BuildIds;
 
 /// Bytes of a logical block.
 pub const LBA_BYTES: u64 = 512;
-/// First block of the gap that is kept for a BIOS loader, behind the partition table.
+/// First block of the gap behind the partition table, in which GRUB's core image lies.
 pub const BIOS_FIRST_LBA: u64 = 34;
 /// Last block of that gap.
 pub const BIOS_LAST_LBA: u64 = ESP_FIRST_LBA - 1;
+/// First of the two blocks at the end of the gap that are kept for the state of the boot: which of
+/// two programs to start, and how often it was tried. GRUB never reaches them.
+pub const BOOT_STATE_FIRST_LBA: u64 = BIOS_LAST_LBA - 1;
 /// First block of the EFI system partition: 1 MiB, to which every tool aligns.
 pub const ESP_FIRST_LBA: u64 = 2048;
 /// Bytes of the EFI system partition: two EFI programs, one being written, and a loader.
@@ -40,12 +46,23 @@ const TYPE_ESP: Uuid = uuid!("C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
 const TYPE_DATA: Uuid = uuid!("0FC63DAF-8483-4772-8E79-3D69D8477DE4");
 
 const FAT_LABEL: [u8; 11] = *b"ALKESP     ";
+/// Small enough that 256 MiB are FAT32 and not FAT16, large enough that the tables stay at 1 MiB.
+const CLUSTER_SECTORS: u32 = 4;
 
 /// Writes a disk of `bytes` to an empty file, which stays sparse.
-pub(crate) fn write(file: File, bytes: u64, uki: &[u8], ids: &BuildIds) -> io::Result<File> {
+pub(crate) fn write(
+    file: File,
+    bytes: u64,
+    uki: &[u8],
+    grub: &GrubLoader,
+    ids: &BuildIds,
+) -> io::Result<File> {
     // The disk is a sparse file: only written blocks take space.
     file.set_len(bytes)?;
     let file = write_table(file, bytes, ids)?;
+    // The code lies before the partitions of the protective MBR, which stay as they are.
+    file.write_all_at(grub.boot_code(), 0)?;
+    file.write_all_at(grub.core(), BIOS_FIRST_LBA * LBA_BYTES)?;
     write_system_partition(&file, uki, ids)?;
     Ok(file)
 }
@@ -99,13 +116,38 @@ fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result
     let volume = FatVolume {
         first_lba: lba(ESP_FIRST_LBA),
         sectors: lba(ESP_BYTES / LBA_BYTES),
+        cluster_sectors: CLUSTER_SECTORS,
         id: ids.fat_volume(),
         label: FAT_LABEL,
     };
-    // Firmware looks for \EFI\BOOT\BOOTX64.EFI on a disk that no boot entry names.
+    fat::write(file, &volume, &system_folders(uki))
+}
+
+/// An EFI system partition in a file of its own, for a medium that has no other file system to
+/// write to. It is as small as FAT32 can be, and has at least `room` bytes free.
+pub(crate) fn write_system_image(
+    file: &File,
+    uki: &[u8],
+    room: u64,
+    ids: &BuildIds,
+) -> io::Result<()> {
+    let sectors = fat::sectors_for(uki.len() as u64 + room);
+    file.set_len(u64::from(sectors) * LBA_BYTES)?;
+    let volume = FatVolume {
+        first_lba: 0,
+        sectors,
+        cluster_sectors: 1,
+        id: ids.fat_volume(),
+        label: FAT_LABEL,
+    };
+    fat::write(file, &volume, &system_folders(uki))
+}
+
+/// Firmware looks for `\EFI\BOOT\BOOTX64.EFI` on a disk that no boot entry names.
+fn system_folders(uki: &[u8]) -> [FatNode<'_>; 1] {
     let program = FatNode::File(name("BOOTX64.EFI"), uki);
     let boot = FatNode::Folder(name("BOOT"), vec![program]);
-    fat::write(file, &volume, &[FatNode::Folder(name("EFI"), vec![boot])])
+    [FatNode::Folder(name("EFI"), vec![boot])]
 }
 
 fn lba(value: u64) -> u32 {

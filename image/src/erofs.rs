@@ -8,19 +8,18 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, Output};
 
 use uuid::Uuid;
 
 use crate::error::ImageError;
+use crate::tool::ImageTool;
 use crate::tree::{TreeEntry, TreeEntryKind};
 
-const TOOL: &str = "mkfs.erofs";
-const PACKAGE: &str = "erofs-utils";
-/// The tool's path for a user whose search path lacks the system's own folder.
-const FALLBACK: &str = "/usr/sbin/mkfs.erofs";
-/// How much of a failed tool's output an error keeps, in bytes.
-const STDERR_BYTES_MAX: usize = 2000;
+const MKFS: ImageTool = ImageTool {
+    name: "mkfs.erofs",
+    package: "erofs-utils",
+    fallback: Some("/usr/sbin/mkfs.erofs"),
+};
 
 /// Writes the tree to `output`, without device nodes: an ordinary user cannot stage them, and the
 /// kernel mounts `/dev` on a root drive itself.
@@ -37,8 +36,17 @@ pub(crate) fn write(tree: &[TreeEntry<'_>], uuid: Uuid, output: &Path) -> Result
         .tempdir_in(dir)
         .map_err(at)?;
     stage(tree, staging.path()).map_err(at)?;
-    let result = run(uuid, output, staging.path())?;
-    check(&result)
+    run(uuid, output, staging.path())
+}
+
+fn run(uuid: Uuid, output: &Path, root: &Path) -> Result<(), ImageError> {
+    MKFS.run(output, |command| {
+        // Times and owners are fixed, because two builds must give the same bytes.
+        command
+            .args(["-T0", "--all-root", "-U", &uuid.to_string()])
+            .arg(output)
+            .arg(root);
+    })
 }
 
 fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
@@ -61,73 +69,15 @@ fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn run(uuid: Uuid, output: &Path, root: &Path) -> Result<Output, ImageError> {
-    let run = |program: &str| {
-        Command::new(program)
-            // Times and owners are fixed, because two builds must give the same bytes.
-            .args(["-T0", "--all-root", "-U", &uuid.to_string()])
-            .arg(output)
-            .arg(root)
-            .env("LC_ALL", "C")
-            .output()
-    };
-    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    match run(TOOL) {
-        // sbin is not in the PATH of an ordinary user.
-        Err(error) if missing(&error) => run(FALLBACK),
-        other => other,
-    }
-    .map_err(|error| could_not_start(error, output))
-}
-
-fn could_not_start(error: io::Error, output: &Path) -> ImageError {
-    if error.kind() == io::ErrorKind::NotFound {
-        return ImageError::ToolMissing {
-            tool: TOOL,
-            package: PACKAGE,
-        };
-    }
-    ImageError::Output {
-        path: output.to_owned(),
-        source: error,
-    }
-}
-
-fn check(result: &Output) -> Result<(), ImageError> {
-    if result.status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&result.stderr);
-    let stderr = stderr.trim();
-    // The end of a tool's output has the reason.
-    let start = stderr.ceil_char_boundary(stderr.len().saturating_sub(STDERR_BYTES_MAX));
-    Err(ImageError::ToolFailed {
-        tool: TOOL,
-        status: result.status.to_string(),
-        stderr: stderr[start..].to_owned(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_tool_names_its_package() {
-        let error = could_not_start(io::ErrorKind::NotFound.into(), Path::new("x"));
-        assert_eq!(error.exit_code(), 4);
-        assert!(error.to_string().contains("erofs-utils"), "{error}");
-    }
-
-    #[test]
     fn a_failed_tool_is_quoted_by_its_last_words() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let result = run(
-            Uuid::nil(),
-            &dir.path().join("out"),
-            &dir.path().join("missing"),
-        );
-        let error = check(&result.expect("erofs-utils is installed")).expect_err("no such folder");
+        let [out, missing] = ["out", "missing"].map(|name| dir.path().join(name));
+        let error = run(Uuid::nil(), &out, &missing).expect_err("no such folder");
         assert!(matches!(&error, ImageError::ToolFailed { stderr, .. } if !stderr.is_empty()));
     }
 }

@@ -8,11 +8,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 const SECTOR_BYTES: u32 = 512;
-/// Small enough that 256 MiB are FAT32 and not FAT16, large enough that the tables stay at 1 MiB.
-const CLUSTER_SECTORS: u32 = 4;
-const CLUSTER_BYTES: usize = (CLUSTER_SECTORS * SECTOR_BYTES) as usize;
+/// Clusters that a sector of a table describes.
+const CLUSTERS_OF_SECTOR: u32 = SECTOR_BYTES / 4;
 /// Fewest clusters of a FAT32 volume. With fewer, drivers read it as FAT16.
 const CLUSTERS_MIN: u32 = 65_525;
+/// Clusters that a volume has beyond those of its files and beyond the fewest that it may have.
+const SPARE_CLUSTERS: u32 = 64;
 const RESERVED_SECTORS: u32 = 32;
 const TABLES: u32 = 2;
 const INFO_SECTOR: u32 = 1;
@@ -34,6 +35,8 @@ pub(crate) struct FatVolume {
     pub(crate) first_lba: u32,
     /// Size of the volume in such blocks.
     pub(crate) sectors: u32,
+    /// Blocks of a cluster: a power of two.
+    pub(crate) cluster_sectors: u32,
     pub(crate) id: u32,
     pub(crate) label: [u8; 11],
 }
@@ -76,7 +79,7 @@ impl ShortName {
 /// Writes the volume into a range of a file that reads as zeros.
 pub(crate) fn write(file: &File, volume: &FatVolume, root: &[FatNode<'_>]) -> io::Result<()> {
     let geometry = FatGeometry::for_volume(volume)?;
-    let mut layout = FatLayout::new();
+    let mut layout = FatLayout::new(volume.cluster_sectors);
     layout.folder(root, None, Some(volume.label));
     // The first two entries of the table belong to no cluster.
     let used = layout.table.len() as u32 - ROOT_CLUSTER;
@@ -104,10 +107,21 @@ pub(crate) fn write(file: &File, volume: &FatVolume, root: &[FatNode<'_>]) -> io
         file.write_all_at(&table, at(RESERVED_SECTORS + copy * geometry.table_sectors))?;
     }
     for (cluster, bytes) in &layout.contents {
-        let sector = geometry.data_sector + (cluster - ROOT_CLUSTER) * CLUSTER_SECTORS;
+        let sector = geometry.data_sector + (cluster - ROOT_CLUSTER) * volume.cluster_sectors;
         file.write_all_at(bytes.as_ref(), at(sector))?;
     }
     Ok(())
+}
+
+/// Sectors of a volume with clusters of one sector for this many bytes of files: whole MiB, and never
+/// fewer than FAT32 has. Folders of one sector each, and the ends of files, fit into what is added.
+pub(crate) fn sectors_for(bytes: u64) -> u32 {
+    const MIB_SECTORS: u32 = 2048;
+    let content = bytes.div_ceil(u64::from(SECTOR_BYTES)) + u64::from(SPARE_CLUSTERS);
+    let content = u32::try_from(content).unwrap_or(u32::MAX / 2);
+    let clusters = content.max(CLUSTERS_MIN + SPARE_CLUSTERS);
+    let tables = TABLES * (clusters + ROOT_CLUSTER).div_ceil(CLUSTERS_OF_SECTOR);
+    (RESERVED_SECTORS + tables + clusters).next_multiple_of(MIB_SECTORS)
 }
 
 struct FatGeometry {
@@ -120,9 +134,10 @@ impl FatGeometry {
     fn for_volume(volume: &FatVolume) -> io::Result<Self> {
         let shared = volume.sectors.saturating_sub(RESERVED_SECTORS);
         // The specification's formula: one sector of each table serves 128 clusters.
-        let table_sectors = shared.div_ceil((128 * 2 * CLUSTER_SECTORS + TABLES) / 2);
+        let per_sector = CLUSTERS_OF_SECTOR * TABLES * volume.cluster_sectors + TABLES;
+        let table_sectors = shared.div_ceil(per_sector / TABLES);
         let data_sector = RESERVED_SECTORS + TABLES * table_sectors;
-        let clusters = volume.sectors.saturating_sub(data_sector) / CLUSTER_SECTORS;
+        let clusters = volume.sectors.saturating_sub(data_sector) / volume.cluster_sectors;
         if clusters < CLUSTERS_MIN {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -139,6 +154,7 @@ impl FatGeometry {
 
 /// Allocates clusters in order, and has their content.
 struct FatLayout<'a> {
+    cluster_bytes: usize,
     table: Vec<u32>,
     contents: Vec<(u32, FatContents<'a>)>,
 }
@@ -158,11 +174,12 @@ impl AsRef<[u8]> for FatContents<'_> {
 }
 
 impl<'a> FatLayout<'a> {
-    fn new() -> Self {
+    fn new(cluster_sectors: u32) -> Self {
         // The specification requires the media byte in the first entry and an end mark in the
         // second.
         let media = CHAIN_END & !0xff | u32::from(MEDIA_DISK);
         Self {
+            cluster_bytes: (cluster_sectors * SECTOR_BYTES) as usize,
             table: vec![media, CHAIN_END],
             contents: Vec::new(),
         }
@@ -224,7 +241,7 @@ impl<'a> FatLayout<'a> {
     fn reserve(&mut self, bytes: usize) -> u32 {
         let first = self.table.len() as u32;
         // A folder has at least one cluster, also without entries.
-        let count = bytes.div_ceil(CLUSTER_BYTES).max(1) as u32;
+        let count = bytes.div_ceil(self.cluster_bytes).max(1) as u32;
         self.table.extend(first + 1..first + count);
         self.table.push(CHAIN_END);
         first
@@ -253,7 +270,7 @@ fn boot_sector(volume: &FatVolume, geometry: &FatGeometry) -> [u8; SECTOR_BYTES 
     // The specification recommends this name, because some drivers look at it.
     put(&mut out, 3, b"MSWIN4.1");
     put(&mut out, 11, &(SECTOR_BYTES as u16).to_le_bytes());
-    put(&mut out, 13, &[CLUSTER_SECTORS as u8]);
+    put(&mut out, 13, &[volume.cluster_sectors as u8]);
     put(&mut out, 14, &(RESERVED_SECTORS as u16).to_le_bytes());
     put(&mut out, 16, &[TABLES as u8]);
     put(&mut out, 21, &[MEDIA_DISK]);
@@ -302,6 +319,7 @@ mod tests {
         FatVolume {
             first_lba: 0,
             sectors,
+            cluster_sectors: 4,
             id: 0x1234_5678,
             label: *b"ALKESP     ",
         }
@@ -320,8 +338,8 @@ mod tests {
 
     #[test]
     fn fsck_accepts_deep_empty_and_many_entries() {
-        let big = vec![7; 3 * CLUSTER_BYTES + 1];
-        let exact = vec![8; CLUSTER_BYTES];
+        let big = vec![7; 3 * 2048 + 1];
+        let exact = vec![8; 2048];
         let many = (0..200)
             .map(|i| FatNode::File(name(&format!("F{i}.BIN")), &exact))
             .collect();
@@ -332,6 +350,30 @@ mod tests {
             FatNode::File(name("EMPTY"), &[]),
         ];
         let file = image(SECTORS, &root).expect("fits");
+        fsck_accepts(&file);
+    }
+
+    /// The smallest volume has files of its size, to the last byte.
+    #[test]
+    fn fsck_accepts_clusters_of_one_sector_up_to_the_last() {
+        for bytes in [0, 40 << 20] {
+            let sectors = sectors_for(bytes);
+            let volume = FatVolume {
+                cluster_sectors: 1,
+                ..volume(sectors)
+            };
+            let content = vec![7; usize::try_from(bytes).expect("64-bit")];
+            let file = tempfile::NamedTempFile::new().expect("a temporary file");
+            file.as_file()
+                .set_len(u64::from(sectors) * 512)
+                .expect("sparse");
+            let folder = FatNode::Folder(name("A"), vec![FatNode::File(name("X"), &content)]);
+            write(file.as_file(), &volume, &[folder]).expect("fits");
+            fsck_accepts(&file);
+        }
+    }
+
+    fn fsck_accepts(file: &tempfile::NamedTempFile) {
         let checked = Command::new("/usr/sbin/fsck.vfat")
             .arg("-n")
             .arg(file.path())

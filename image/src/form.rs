@@ -26,8 +26,11 @@ pub enum ImageForm {
     Erofs,
     /// OCI layouts that `linuxkit cache import` accepts, and the file for `linuxkit build`.
     Linuxkit,
-    /// A whole disk: GPT, EFI system partition, room for data. Boots under UEFI.
+    /// A whole disk: GPT, EFI system partition, room for data. Boots under UEFI and under a BIOS.
     Raw,
+    /// A medium that boots as a CD and as a disk, under UEFI and under a BIOS, without room for
+    /// data.
+    Iso,
     /// One EFI executable with kernel, command line and initramfs inside.
     Uki,
     /// The disk for QEMU, libvirt, Proxmox, OpenStack and most providers.
@@ -56,11 +59,12 @@ pub enum ImageForm {
 
 impl ImageForm {
     /// Every form, in the order in which they are built.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Direct,
         Self::Erofs,
         Self::Uki,
         Self::Raw,
+        Self::Iso,
         Self::Linuxkit,
         Self::Qcow2,
         Self::Vmdk,
@@ -84,6 +88,12 @@ impl ImageForm {
         )
     }
 
+    /// Whether the form has GRUB on it, for machines with a BIOS.
+    #[must_use]
+    pub const fn holds_grub(self) -> bool {
+        self.holds_efi_program() && !matches!(self, Self::Uki)
+    }
+
     /// The name used on command lines and in the manifest.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -92,6 +102,7 @@ impl ImageForm {
             Self::Erofs => "erofs",
             Self::Linuxkit => "linuxkit",
             Self::Raw => "raw",
+            Self::Iso => "iso",
             Self::Uki => "uki",
             Self::Qcow2 => "qcow2",
             Self::Vmdk => "vmdk",
@@ -124,7 +135,7 @@ impl FromStr for ImageForm {
             .ok_or_else(|| ImageError::Argument {
                 what: "form",
                 value: text.to_owned(),
-                why: "the forms are direct, erofs, uki, raw, linuxkit, qcow2, vmdk, ova, vhd, vhdx, gce, aws, oci, containerdisk, \
+                why: "the forms are direct, erofs, uki, raw, iso, linuxkit, qcow2, vmdk, ova, vhd, vhdx, gce, aws, oci, containerdisk, \
                       kernelboot and pxe",
             })
     }
@@ -145,8 +156,10 @@ pub enum OutputRole {
     Root,
     /// The EFI executable.
     Uki,
-    /// The disk.
+    /// The disk, or the medium.
     Disk,
+    /// The licence of GRUB, and the offer of its source code.
+    Notice,
     /// OCI layout of the kernel package.
     OciKernel,
     /// OCI layout of the appliance package.

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use crate::elf::StaticElf;
 use crate::error::ImageError;
 use crate::form::ImageForm;
+use crate::grub::{self, GrubLoader, GrubPart};
 use crate::kernel;
 use crate::manifest::{ManifestInput, hex_sha256};
 
 /// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), without the
-/// terminating NUL and the 64 bytes for a form's additions.
-pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 64;
+/// terminating NUL and the 96 bytes for a form's additions and for the name of the kernel that GRUB
+/// puts first.
+pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 96;
 
 /// Longest version in bytes. With the rest of its file name it stays a plain FAT long name.
 const VERSION_BYTES_MAX: usize = 64;
@@ -31,14 +33,35 @@ pub struct ImageInputs {
     pub kernel_config: Option<PathBuf>,
     /// The one binary: a static x86-64 executable. The build strips it.
     pub binary: PathBuf,
-    /// systemd's `linuxx64.efi.stub`, which `uki` and `raw` need.
+    /// systemd's `linuxx64.efi.stub`, which the forms with an EFI program need.
     pub stub: Option<PathBuf>,
+    /// GRUB, which `iso` and the forms that hold the disk need.
+    pub grub: Option<GrubFiles>,
     /// Kernel command line, printable ASCII, without a root: each form adds its own.
     pub cmdline: String,
     /// Version without build metadata, such as `0.1.0` or `0.2.0-rc.1`.
     pub version: String,
     /// The commit of the build. Together with the version it seeds every identifier.
     pub git: String,
+}
+
+/// The parts of GRUB for PCs with a BIOS.
+///
+/// `grub-mkimage` makes the core images, one in each of [`GRUB_FORMATS`](crate::GRUB_FORMATS), of
+/// [`GRUB_MODULES`](crate::GRUB_MODULES) with [`GRUB_CONFIG`](crate::GRUB_CONFIG) and
+/// [`GRUB_PREFIX`](crate::GRUB_PREFIX). The other files come with GRUB.
+#[derive(Clone, Debug)]
+pub struct GrubFiles {
+    /// `boot.img`, the first sector of a disk.
+    pub boot_sector: PathBuf,
+    /// `boot_hybrid.img`, the first sector of a CD that was written to a disk.
+    pub hybrid_sector: PathBuf,
+    /// The core image for a disk, in the format `i386-pc`.
+    pub core: PathBuf,
+    /// The core image for a CD, in the format `i386-pc-eltorito`.
+    pub cd_core: PathBuf,
+    /// The version of GRUB's source package, for the offer of the source code.
+    pub version: String,
 }
 
 /// The contents of the inputs.
@@ -50,6 +73,7 @@ pub(crate) struct InputContents {
     pub(crate) vmlinux: Option<Vec<u8>>,
     pub(crate) binary: Vec<u8>,
     stub: Option<EfiStub>,
+    grub: Option<GrubContents>,
     pub(crate) files: Vec<ManifestInput>,
 }
 
@@ -60,11 +84,45 @@ pub(crate) struct EfiStub {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// GRUB, with its parts checked.
+#[derive(Debug)]
+pub(crate) struct GrubContents {
+    pub(crate) loader: GrubLoader,
+    pub(crate) hybrid_sector: Vec<u8>,
+    pub(crate) cd_core: Vec<u8>,
+    /// The text that accompanies every form with GRUB.
+    pub(crate) notice: String,
+}
+
+impl GrubContents {
+    fn read(grub: &GrubFiles, files: &mut Vec<ManifestInput>) -> Result<Self, ImageError> {
+        let boot_sector = read("GRUB boot sector", &grub.boot_sector, files)?;
+        let core = read("GRUB core image", &grub.core, files)?;
+        let loader = GrubLoader::new(&boot_sector, &core).map_err(|(part, why)| match part {
+            GrubPart::BootSector => invalid("GRUB boot sector", &grub.boot_sector, why),
+            GrubPart::Core => invalid("GRUB core image", &grub.core, why),
+        })?;
+        let hybrid_sector = read("GRUB hybrid boot sector", &grub.hybrid_sector, files)?;
+        grub::check_boot_sector(&hybrid_sector)
+            .map_err(|why| invalid("GRUB hybrid boot sector", &grub.hybrid_sector, why))?;
+        let cd_core = read("GRUB core image for CDs", &grub.cd_core, files)?;
+        grub::check_cd_core(&cd_core)
+            .map_err(|why| invalid("GRUB core image for CDs", &grub.cd_core, why))?;
+        Ok(Self {
+            loader,
+            hybrid_sector,
+            cd_core,
+            notice: grub::notice(&grub.version),
+        })
+    }
+}
+
 impl InputContents {
     pub(crate) fn read(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<Self, ImageError> {
         // Texts are checked first: a typing error should not cost reading hundreds of megabytes.
         check_text(inputs)?;
-        check_stub(inputs, forms)?;
+        check_words(inputs, forms)?;
+        check_parts(inputs, forms)?;
         let mut files = Vec::new();
         let kernel = read("kernel", &inputs.kernel, &mut files)?;
         let kernel_release =
@@ -88,6 +146,12 @@ impl InputContents {
             }),
             _ => None,
         };
+        let grub = match &inputs.grub {
+            Some(grub) if forms.iter().any(|form| form.holds_grub()) => {
+                Some(GrubContents::read(grub, &mut files)?)
+            }
+            _ => None,
+        };
         let kernel_config_sha256 = match &inputs.kernel_config {
             Some(path) => Some(hex_sha256(&read_file("kernel configuration", path)?)),
             None => None,
@@ -99,6 +163,7 @@ impl InputContents {
             vmlinux,
             binary,
             stub,
+            grub,
             files,
         })
     }
@@ -106,6 +171,11 @@ impl InputContents {
     /// The stub, which `form` needs.
     pub(crate) fn stub(&self, form: ImageForm) -> Result<&EfiStub, ImageError> {
         self.stub.as_ref().ok_or_else(|| stub_needed(form))
+    }
+
+    /// GRUB, which `form` needs.
+    pub(crate) fn grub(&self, form: ImageForm) -> Result<&GrubContents, ImageError> {
+        self.grub.as_ref().ok_or_else(|| grub_needed(form))
     }
 }
 
@@ -148,12 +218,30 @@ pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageErro
     }
 }
 
-/// Checks for the stub before anything is built, so that a long build does not end in a missing
-/// option.
-fn check_stub(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageError> {
-    let needs = |form: &&ImageForm| form.holds_efi_program();
-    match forms.iter().find(needs) {
-        Some(form) if inputs.stub.is_none() => Err(stub_needed(*form)),
+/// Checks for the stub and for GRUB before anything is built, so that a long build does not end in
+/// a missing option.
+fn check_parts(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageError> {
+    for form in forms {
+        if form.holds_efi_program() && inputs.stub.is_none() {
+            return Err(stub_needed(*form));
+        }
+        if form.holds_grub() && inputs.grub.is_none() {
+            return Err(grub_needed(*form));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a command line that a BIOS machine would start with in another form than a UEFI machine.
+/// An EFI program may be put on a disk later, so its command line is checked wherever it is built.
+fn check_words(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageError> {
+    let joins = forms.iter().any(|form| form.holds_efi_program());
+    match grub::altered(&inputs.cmdline) {
+        Some(_) if joins => Err(ImageError::Argument {
+            what: "command line",
+            value: inputs.cmdline.clone(),
+            why: "leave out \" ' and \\, which GRUB passes to the kernel in another form",
+        }),
         _ => Ok(()),
     }
 }
@@ -162,6 +250,13 @@ const fn stub_needed(form: ImageForm) -> ImageError {
     ImageError::InputNeeded {
         form,
         what: "systemd's EFI stub (linuxx64.efi.stub)",
+    }
+}
+
+const fn grub_needed(form: ImageForm) -> ImageError {
+    ImageError::InputNeeded {
+        form,
+        what: "GRUB for machines with a BIOS (grub-pc-bin)",
     }
 }
 
@@ -186,7 +281,7 @@ fn check_text(inputs: &ImageInputs) -> Result<(), ImageError> {
     }
     let cmdline = &inputs.cmdline;
     if cmdline.len() > CMDLINE_BYTES_MAX {
-        return refuse("command line", cmdline, "it is longer than 1983 bytes");
+        return refuse("command line", cmdline, "it is longer than 1951 bytes");
     }
     if !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return refuse("command line", cmdline, "use printable ASCII on one line");
@@ -226,6 +321,7 @@ mod tests {
             kernel_config: None,
             binary: "/nonexistent/alknet".into(),
             stub: None,
+            grub: None,
             cmdline: "console=ttyS0 quiet".into(),
             version: "0.1.0".into(),
             git: "abc".into(),
@@ -242,6 +338,36 @@ mod tests {
             .expect_err("no stub");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("form raw needs"), "{error}");
+    }
+
+    #[test]
+    fn forms_with_grub_are_refused_without_it() {
+        let stubbed = ImageInputs {
+            stub: Some("/nonexistent/stub".into()),
+            ..inputs()
+        };
+        for form in ImageForm::ALL {
+            let error = InputContents::read(&stubbed, &[form]).expect_err("no file");
+            let refused = error.to_string().contains("needs GRUB");
+            assert_eq!(refused, form.holds_grub(), "{form}: {error}");
+        }
+        assert!(ImageForm::Iso.holds_grub() && !ImageForm::Uki.holds_grub());
+    }
+
+    #[test]
+    fn what_grub_would_change_is_refused_where_an_efi_program_has_it() {
+        for letter in ['"', '\'', '\\'] {
+            let inputs = ImageInputs {
+                cmdline: format!("a={letter}"),
+                stub: Some("/nonexistent/stub".into()),
+                ..inputs()
+            };
+            let code = |form| {
+                let error = InputContents::read(&inputs, &[form]).expect_err("no file");
+                error.exit_code()
+            };
+            assert_eq!((code(ImageForm::Uki), code(ImageForm::Pxe)), (2, 3));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //!     kernel_config: None,
 //!     binary: "alknet".into(),
 //!     stub: Some("linuxx64.efi.stub".into()),
+//!     grub: None,
 //!     cmdline: "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check".into(),
 //!     version: "0.1.0".into(),
 //!     git: "0123abc".into(),
@@ -30,8 +31,10 @@ mod erofs;
 mod error;
 mod fat;
 mod form;
+mod grub;
 mod ids;
 mod inputs;
+mod iso;
 mod kernel;
 mod linuxkit;
 mod lz4;
@@ -40,6 +43,7 @@ mod network_boot;
 mod oci;
 mod out;
 mod tar;
+mod tool;
 mod tree;
 mod uki;
 mod virtual_disk;
@@ -47,10 +51,12 @@ mod zstandard;
 
 pub use assemble::{BuildProgress, build};
 pub use disk::{
-    BIOS_FIRST_LBA, BIOS_LAST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
+    BIOS_FIRST_LBA, BIOS_LAST_LBA, BOOT_STATE_FIRST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA,
+    LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use error::ImageError;
 pub use form::{ImageForm, OutputRole};
-pub use inputs::{CMDLINE_BYTES_MAX, ImageInputs};
+pub use grub::{GRUB_CONFIG, GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX};
+pub use inputs::{CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
 pub use linuxkit::yml as linuxkit_yml;
 pub use manifest::{MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput};

@@ -40,7 +40,7 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ManifestInput {
-    /// `kernel`, `binary`, `vmlinux` or `stub`.
+    /// `kernel`, `binary`, `vmlinux`, `stub`, or the name of a part of GRUB.
     pub name: String,
     /// Size in bytes.
     pub bytes: u64,
@@ -54,8 +54,8 @@ pub struct ManifestInput {
 pub struct ManifestBoot {
     /// The form.
     pub form: ImageForm,
-    /// The kernel command line: built in for `uki` and `raw`, and for the loader to pass in the
-    /// others.
+    /// The kernel command line: built into the forms with an EFI program, and for the loader to pass
+    /// in the others. GRUB puts `BOOT_IMAGE=` and the kernel's name before it.
     pub cmdline: String,
 }
 

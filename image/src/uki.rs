@@ -4,6 +4,9 @@
 //! specification of unified kernel images.
 
 use std::borrow::Cow;
+use std::ops::Range;
+
+use crate::grub::{self, SCRIPT_AT, SCRIPT_BYTES};
 
 const PE_POINTER_AT: usize = 0x3c;
 const PE_MAGIC: &[u8] = b"PE\0\0";
@@ -64,6 +67,55 @@ pub(crate) fn os_release(version: &str, git: &str) -> String {
         "ID=alknet\nNAME=\"alknet\"\nPRETTY_NAME=\"alknet {version}\"\nVERSION_ID={version}\n\
          BUILD_ID={git}\n"
     )
+}
+
+/// The stub with `sections` and with the script by which GRUB starts the same kernel under a BIOS.
+/// The error says what is unusable in the stub.
+pub(crate) fn unified(
+    stub: &[u8],
+    cmdline: &str,
+    sections: [UkiSection<'_>; 5],
+) -> Result<Vec<u8>, String> {
+    let layout = StubLayout::parse(stub)?;
+    let first = stub.len().next_multiple_of(layout.file_align as usize);
+    let before = SCRIPT_AT.checked_sub(first).ok_or_else(|| {
+        format!(
+            "it is {} bytes, and GRUB reads its script from byte {SCRIPT_AT} on; take a smaller stub",
+            stub.len()
+        )
+    })?;
+    // The bytes before the script belong to its section: programs that sign or check an EFI program
+    // disagree about bytes between sections.
+    let mut script = vec![0; before];
+    // GRUB skips empty lines.
+    script.resize(before + SCRIPT_BYTES, b'\n');
+    let script = UkiSection {
+        name: ".grubcfg",
+        data: Cow::Owned(script),
+    };
+    let all: Vec<_> = [script].into_iter().chain(sections).collect();
+    let mut out = append(stub, &all)?;
+    let [kernel, initrd] = [".linux", ".initrd"].map(|name| raw_range(&out, name));
+    let text = grub::script(kernel?, initrd?, cmdline)?;
+    put(&mut out, SCRIPT_AT, text.as_bytes());
+    Ok(out)
+}
+
+/// Where the contents of a section lie in the file, with the zeros that pad them. Of several
+/// sections of this name the last one counts, which is not the stub's.
+fn raw_range(image: &[u8], name: &str) -> Result<Range<usize>, String> {
+    let layout = StubLayout::parse(image)?;
+    let mut wanted = [0; 8];
+    put(&mut wanted, 0, name.as_bytes());
+    let headers = (0..layout.count).rev();
+    for header in headers.map(|index| layout.table + index * SECTION_HEADER_BYTES) {
+        if array_at::<8>(image, header)? == wanted {
+            let bytes = u32_at(image, header + 16)? as usize;
+            let at = u32_at(image, header + 20)? as usize;
+            return Ok(at..at + bytes);
+        }
+    }
+    Err(format!("it has no section {name}"))
 }
 
 /// Appends `sections` to the stub. The error says what is unusable in the stub.
@@ -301,6 +353,48 @@ mod tests {
         assert_eq!(uki.len(), at + 5120);
     }
 
+    fn program(stub: &[u8]) -> Result<Vec<u8>, String> {
+        let text = os_release("0.1.0", "abc");
+        let sections = sections(text, "quiet panic=10", "6.12", &[7; 5000], &[9; 700]);
+        unified(stub, "quiet panic=10", sections)
+    }
+
+    #[test]
+    fn the_script_is_at_its_place_and_no_byte_is_outside_of_sections() {
+        let program = program(&stub()).expect("has room");
+        let script = &program[SCRIPT_AT..SCRIPT_AT + SCRIPT_BYTES];
+        let [kernel, initrd] = [".linux", ".initrd"].map(|name| raw_range(&program, name));
+        let (kernel, initrd) = (kernel.expect("appended"), initrd.expect("appended"));
+        let wanted = grub::script(kernel.clone(), initrd.clone(), "quiet panic=10");
+        let wanted = wanted.expect("usable");
+        let (text, filling) = script.split_at(wanted.len());
+        assert_eq!(text, wanted.as_bytes());
+        assert!(filling.iter().all(|byte| *byte == b'\n'));
+        assert_eq!(program[kernel.start..kernel.start + 5000], [7; 5000]);
+        assert_eq!(program[initrd.start..initrd.start + 700], [9; 700]);
+
+        // Signing tools hash sections, and what follows the last one.
+        let layout = StubLayout::parse(&program).expect("a PE file");
+        let mut end = layout.header_bytes;
+        for index in 0..layout.count {
+            let header = layout.table + index * SECTION_HEADER_BYTES;
+            let [bytes, at] = [16, 20].map(|field| u32_at(&program, header + field));
+            assert_eq!(at.expect("inside") as usize, end, "section {index}");
+            end += bytes.expect("inside") as usize;
+        }
+        assert_eq!(end, program.len());
+    }
+
+    #[test]
+    fn a_stub_that_reaches_the_script_is_refused() {
+        let mut large = stub();
+        large.resize(SCRIPT_AT, 0);
+        program(&large).expect("exactly fits");
+        large.push(0);
+        let why = program(&large).expect_err("one byte too many");
+        assert!(why.contains("262145"), "{why}");
+    }
+
     #[test]
     fn a_stub_without_room_is_refused_with_the_version_to_take() {
         let layout = StubLayout::parse(&stub()).expect("a PE file");
@@ -355,6 +449,7 @@ mod tests {
             }
             bytes.truncate(keep.max(8));
             let _ = append(&bytes, &two_sections());
+            let _ = program(&bytes);
         }
     }
 }

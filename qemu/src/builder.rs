@@ -107,6 +107,12 @@ impl VmBuilder {
         self
     }
 
+    /// Puts an image into a CD drive, from which firmware boots first. Not on microvm.
+    pub fn cd(mut self, image: impl Into<PathBuf>) -> Self {
+        self.machine.cd = Some(image.into());
+        self
+    }
+
     /// Adds a network card. A machine without a card gets one on QEMU's own network only on
     /// request.
     pub fn nic(mut self, nic: Nic) -> Self {

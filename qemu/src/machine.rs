@@ -19,6 +19,8 @@ pub enum MachineKind {
     /// Small and quick: virtio over MMIO, no PCI, no ACPI. It can reboot but not power off, and has
     /// no power button and no watchdog.
     Microvm,
+    /// An older PC with SeaBIOS, PCI and ACPI (i440FX), without hot-plug.
+    Pc,
     /// An ordinary PC with SeaBIOS, PCI Express and ACPI.
     Q35,
     /// The same with UEFI firmware, whose variables are fresh unless they are kept.
@@ -56,6 +58,8 @@ pub(crate) struct MachineSpec {
     pub(crate) memory: GuestMemory,
     pub(crate) cpus: u32,
     pub(crate) disks: Vec<VirtioDisk>,
+    /// Image in the CD drive, from which firmware boots first.
+    pub(crate) cd: Option<PathBuf>,
     pub(crate) fw_cfg: Vec<(String, Vec<u8>)>,
     pub(crate) seed: Option<Vec<u8>>,
     pub(crate) nics: Vec<Nic>,
@@ -123,6 +127,7 @@ impl MachineSpec {
             memory: GuestMemory::Anonymous,
             cpus: 1,
             disks: vec![],
+            cd: None,
             fw_cfg: vec![],
             seed: None,
             nics: vec![],
@@ -156,6 +161,12 @@ impl MachineSpec {
         if microvm && self.hot_plugs() {
             return refuse("microvm cannot hot-plug; use q35");
         }
+        if self.kind == MachineKind::Pc && self.hot_plugs() {
+            return refuse("this PC has no slots of PCI Express to hot-plug; use q35");
+        }
+        if microvm && self.cd.is_some() {
+            return refuse("microvm has no CD drive; use q35");
+        }
         if self.kernel.is_none() && (self.initrd.is_some() || !self.append.is_empty()) {
             return refuse("an initrd or a command line needs a kernel");
         }
@@ -168,6 +179,7 @@ impl MachineSpec {
             .into_iter()
             .flatten()
             .chain(disks)
+            .chain(self.cd.as_deref())
             .try_for_each(file_is_there)
     }
 
@@ -184,6 +196,11 @@ impl MachineSpec {
         self.add_channel_arguments(layout, &mut args);
         for (index, disk) in self.disks.iter().enumerate() {
             self.disk(index, disk, &mut args);
+        }
+        if let Some(path) = &self.cd {
+            let drive = "if=none,id=cd,media=cdrom,format=raw,readonly=on,file=";
+            args.pair("-drive", option(drive, path));
+            args.pair("-device", "ide-cd,drive=cd,bootindex=0");
         }
         if let Some(folder) = &layout.seed {
             self.seed(folder, &mut args);
@@ -208,6 +225,7 @@ impl MachineSpec {
             kernel: self.kernel.as_ref().map(|_| generic_path("kernel")),
             initrd: self.initrd.as_ref().map(|_| generic_path("initrd")),
             disks: self.disks.iter().map(VirtioDisk::anywhere).collect(),
+            cd: self.cd.as_ref().map(|_| generic_path("cd")),
             ..self.clone()
         };
         let is_uefi = self.kind == MachineKind::Q35Uefi;
@@ -240,6 +258,7 @@ impl MachineSpec {
             // Only the firmware writes its variables, from a mode of the processor of its own.
             MachineKind::Q35Uefi if self.secure_boot => format!("q35,accel={accel},smm=on"),
             MachineKind::Q35 | MachineKind::Q35Uefi => format!("q35,accel={accel}"),
+            MachineKind::Pc => format!("pc,accel={accel}"),
         };
         let machine = match &layout.memory {
             None => machine,

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{BuildProgress, ImageForm, ImageInputs, MANIFEST_FILE, Manifest};
+use alknet_image::{BuildProgress, GrubFiles, ImageForm, ImageInputs, MANIFEST_FILE, Manifest};
 
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::kernel::KernelFiles;
 use crate::parts::ImageParts;
-use crate::{cached, digest, driver, sources};
+use crate::{cached, digest, driver, grub, sources};
 
 /// The kernel command line of every form: serial console, few messages, reboot 10 s after a panic.
 ///
@@ -150,12 +150,15 @@ fn inputs(
     } else {
         None
     };
+    let needs_grub = forms.iter().any(|form| form.holds_grub());
+    let grub = needs_grub.then(|| grub::ensure(cx)).transpose()?;
     Ok(ImageInputs {
         kernel: kernel.bzimage.clone(),
         vmlinux: Some(kernel.vmlinux.clone()),
         kernel_config: Some(kernel.config.clone()),
         binary: binary.to_owned(),
         stub,
+        grub,
         cmdline: CMDLINE.to_owned(),
         version: VERSION.to_owned(),
         git: commit(cx.root()),
@@ -198,8 +201,20 @@ fn key(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<String> {
         // The code that assembles images is in this program, whichever version runs now.
         hash(Path::new(THIS_PROGRAM))?,
     ];
+    for part in inputs.grub.iter().flat_map(grub_parts) {
+        parts.push(hash(part)?);
+    }
     parts.extend(forms.iter().map(ToString::to_string));
     Ok(digest::key(parts.iter().map(String::as_bytes)))
+}
+
+fn grub_parts(grub: &GrubFiles) -> [&Path; 4] {
+    [
+        &grub.boot_sector,
+        &grub.hybrid_sector,
+        &grub.core,
+        &grub.cd_core,
+    ]
 }
 
 #[cfg(test)]
@@ -228,6 +243,7 @@ mod tests {
             kernel_config: None,
             binary: binary.to_owned(),
             stub: None,
+            grub: None,
             cmdline: String::new(),
             version: String::new(),
             git: String::new(),
@@ -239,17 +255,36 @@ mod tests {
     #[test]
     fn another_kernel_under_the_same_name_is_another_image() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let names = ["bzImage", "vmlinux", "config", "stub", "alknet"];
+        let names = [
+            "bzImage", "vmlinux", "config", "stub", "alknet", "boot", "hybrid", "core", "cd",
+        ];
         let files = names.map(|name| folder.path().join(name));
         for file in &files {
             fs::write(file, "as built").expect("writable");
         }
-        let [kernel, vmlinux, config, stub, binary] = files.clone();
+        let [
+            kernel,
+            vmlinux,
+            config,
+            stub,
+            binary,
+            boot_sector,
+            hybrid_sector,
+            core,
+            cd_core,
+        ] = files.clone();
         let inputs = ImageInputs {
             kernel,
             vmlinux: Some(vmlinux),
             kernel_config: Some(config),
             stub: Some(stub),
+            grub: Some(GrubFiles {
+                boot_sector,
+                hybrid_sector,
+                core,
+                cd_core,
+                version: "1".into(),
+            }),
             ..inputs_of(&binary)
         };
         let name = || key(&inputs, &[ImageForm::Direct]).expect("readable");

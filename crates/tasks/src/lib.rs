@@ -11,6 +11,7 @@ pub mod failure;
 mod fuzz;
 pub mod gpu;
 mod group;
+mod grub;
 pub mod image;
 pub mod kernel;
 pub mod node;

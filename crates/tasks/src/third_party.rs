@@ -12,7 +12,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::scratch::ScratchFolder;
 use crate::sources::{self, SourcePin};
-use crate::{cached, digest, driver, test};
+use crate::{cached, digest, driver, grub, test};
 
 /// The packages, each pinned by SHA-256.
 const PYTHON_PACKAGES: &str = include_str!("../python.txt");
@@ -455,6 +455,7 @@ pub(crate) fn pinned(cx: &XtaskContext) -> Result<Vec<PathBuf>> {
         let parts: Vec<SourcePin> = parts.collect::<Result<_>>()?;
         folders.push(parts_folder(cx, name, parts.iter()));
     }
+    folders.push(grub::pinned(cx)?);
     let python = python_version()?;
     let lists = PYTHON_LISTS.iter().chain([&driver::MESON]);
     folders.extend(lists.map(|list| python_place(cx, list, &python)));

@@ -273,7 +273,11 @@ pub const PACKAGES: &[DebianPackage] = &[
         "tests: a TPM client of another project",
     ),
     command("umoci", "umoci", "tests: unpacks our container images"),
-    command("xorriso", "xorriso", "tests: NoCloud volumes on CDs"),
+    command(
+        "xorriso",
+        "xorriso",
+        "the medium for CD drives; tests make NoCloud volumes with it",
+    ),
     command("xz-utils", "xz", "kernel source is packed with it"),
     file(
         "zlib1g-dev",

@@ -138,7 +138,9 @@ fn objdump_reads_the_efi_program() {
         "{kind}"
     );
     let headers = run("objdump", &["-h", text(&uki)]);
-    for name in [".osrel", ".cmdline", ".uname", ".linux", ".initrd"] {
+    for name in [
+        ".osrel", ".cmdline", ".uname", ".linux", ".initrd", ".grubcfg",
+    ] {
         assert!(
             headers.lines().any(|line| line.contains(name)),
             "{name}: {headers}"
@@ -327,6 +329,14 @@ fn bad_inputs_end_in_their_exit_codes_and_leave_no_manifest() {
         result.expect_err("must be refused")
     };
     assert_eq!(refusal(&|s| s.inputs.stub = None).exit_code(), 2);
+    assert_eq!(refusal(&|s| s.inputs.grub = None).exit_code(), 2);
+    let long = refusal(&|s| {
+        let core = s.dir.path().join("long");
+        fs::write(&core, vec![1; 2013 * 512]).expect("writable");
+        s.inputs.grub.as_mut().expect("it is set").core = core;
+    });
+    assert_eq!(long.exit_code(), 3);
+    assert!(long.to_string().contains("2012 fit"), "{long}");
     assert_eq!(
         refusal(&|s| s.inputs.kernel = "/nonexistent".into()).exit_code(),
         3

@@ -1,5 +1,6 @@
 //! The built images, checked by programs of other projects.
 
+mod bios;
 mod containers;
 mod forms;
 mod linuxkit;

@@ -1,20 +1,26 @@
 //! Inputs for the tests: the test program itself as the static binary, a stand-in for the kernel,
-//! and the real EFI stub if there is one.
+//! and the real EFI stub and GRUB if there are any.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use alknet_image::{ImageForm, ImageInputs, Manifest, build};
+use alknet_image::{GrubFiles, ImageForm, ImageInputs, Manifest, build};
 use tempfile::TempDir;
 
 /// The variable that names systemd's EFI stub for the tests.
 pub(crate) const STUB_VAR: &str = "ALKNET_TEST_STUB";
+/// The variable that names the folder with GRUB's parts for the tests.
+pub(crate) const GRUB_VAR: &str = "ALKNET_TEST_GRUB";
 /// The variable that names a LinuxKit executable for the tests, if it is not on the search path.
 pub(crate) const LINUXKIT_VAR: &str = "ALKNET_LINUXKIT";
 
 const STUB_INSTALLED: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 const KERNEL_BYTES: usize = 300_000;
+/// Bytes of a core image that stands in for GRUB's: not whole sectors.
+const CORE_BYTES: usize = 99_999;
+/// Version of GRUB in the tests.
+pub(crate) const GRUB_VERSION: &str = "2.06-13+deb12u2";
 pub(crate) const RELEASE: &str = "6.12.95-alknet";
 
 /// A folder of inputs.
@@ -38,6 +44,7 @@ impl InputFolder {
             kernel_config: Some(write("config", b"CONFIG_EXPERT=y\n")),
             binary: write("alknet", &this),
             stub: Some(write("stub", &stub())),
+            grub: Some(grub(&write)),
             cmdline: "console=ttyS0 quiet panic=10".into(),
             version: "0.1.0".into(),
             git: "0123abc".into(),
@@ -50,15 +57,50 @@ impl InputFolder {
     }
 }
 
-/// A file with a bzImage's header and contents that do not repeat.
-pub(crate) fn kernel() -> Vec<u8> {
+/// Bytes that do not repeat.
+fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 1_u32;
-    let mut out: Vec<u8> = std::iter::repeat_with(|| {
+    std::iter::repeat_with(|| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 24) as u8
     })
-    .take(KERNEL_BYTES)
-    .collect();
+    .take(bytes)
+    .collect()
+}
+
+/// GRUB's parts if the test run has them, or else files of their form, which `write` makes. The
+/// test records that the latter replace them.
+fn grub(write: &impl Fn(&str, &[u8]) -> PathBuf) -> GrubFiles {
+    let named = std::env::var_os(GRUB_VAR).map(PathBuf::from);
+    let [boot_sector, hybrid_sector, core, cd_core] = match named {
+        Some(folder) => ["boot.img", "boot_hybrid.img", "core.img", "eltorito.img"]
+            .map(|name| folder.join(name)),
+        None => {
+            let why = format!("{GRUB_VAR} is not set; made-up files stand in");
+            alknet_test_support::skipped("GRUB", why);
+            let mut sector = noise(512);
+            sector[510..].copy_from_slice(&[0x55, 0xaa]);
+            let core = noise(CORE_BYTES);
+            [
+                write("boot.img", &sector),
+                write("boot_hybrid.img", &sector),
+                write("core.img", &core),
+                write("eltorito.img", &core),
+            ]
+        }
+    };
+    GrubFiles {
+        boot_sector,
+        hybrid_sector,
+        core,
+        cd_core,
+        version: GRUB_VERSION.into(),
+    }
+}
+
+/// A file with a bzImage's header and contents that do not repeat.
+pub(crate) fn kernel() -> Vec<u8> {
+    let mut out = noise(KERNEL_BYTES);
     out[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     out[0x202..0x206].copy_from_slice(b"HdrS");
     out[0x20e..0x210].copy_from_slice(&0x3000_u16.to_le_bytes());

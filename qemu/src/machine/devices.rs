@@ -50,7 +50,8 @@ impl MachineSpec {
         }
         // Firmware boots the first disk. A machine with a kernel of its own boots from none.
         if self.kind != MachineKind::Microvm && self.kernel.is_none() {
-            device.push_str(&format!(",bootindex={index}"));
+            let first = usize::from(self.cd.is_some());
+            device.push_str(&format!(",bootindex={}", first + index));
         }
         args.pair("-device", device);
     }

@@ -189,6 +189,27 @@ fn a_disk_for_later_has_its_drive_and_a_slot() {
     );
 }
 
+/// Firmware that tried a disk first would take its time about one without a boot sector.
+#[test]
+fn firmware_boots_from_the_cd_before_it_looks_at_disks() {
+    for kind in [MachineKind::Pc, MachineKind::Q35, MachineKind::Q35Uefi] {
+        let mut machine = machine(kind);
+        machine.disks = vec![VirtioDisk::file("/d")];
+        let disk = |line: &str, index: u32| {
+            let wanted = format!("virtio-blk-pci,drive=disk0,bootindex={index}");
+            assert!(line.contains(&wanted), "{line}");
+        };
+        disk(&line(&machine), 0);
+        machine.cd = Some("/c,d".into());
+        let line = line(&machine);
+        disk(&line, 1);
+        assert!(line.contains("readonly=on,file=/c,,d -device"), "{line}");
+        assert!(line.contains("ide-cd,drive=cd,bootindex=0"), "{line}");
+        let old = line.contains("-M pc,accel=tcg");
+        assert_eq!(old, kind == MachineKind::Pc, "{line}");
+    }
+}
+
 #[test]
 fn what_a_machine_cannot_have_is_refused() {
     let mut watched = machine(MachineKind::Microvm);
@@ -203,7 +224,13 @@ fn what_a_machine_cannot_have_is_refused() {
     kept.variables = Some("/vars".into());
     let mut enforcing = machine(MachineKind::Q35);
     enforcing.secure_boot = true;
-    for machine in [watched, hot, headless, sealed, kept, enforcing] {
+    let mut slotless = machine(MachineKind::Pc);
+    slotless.nics = vec![Nic::user().unplugged()];
+    let mut driveless = machine(MachineKind::Microvm);
+    driveless.cd = Some("/cd".into());
+    for machine in [
+        watched, hot, headless, sealed, kept, enforcing, slotless, driveless,
+    ] {
         let error = machine.check().expect_err("it cannot be built");
         assert!(matches!(error, Error::BadMachine(_)), "{error}");
     }

@@ -11,6 +11,7 @@ mod credentials;
 mod disks;
 mod escrow;
 mod faults;
+mod firmware;
 mod first_start;
 mod handover;
 mod http;

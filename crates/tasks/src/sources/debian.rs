@@ -33,17 +33,17 @@ pub(super) fn fetch_from_pool(cx: &XtaskContext, path: &str, to: &Path) -> Resul
     cx.run(&mut command, &format!("download {address}"), "apt-download")
 }
 
-/// Takes one file out of the package at this address.
+/// Takes the package at this address, or one file out of it.
 pub(super) fn fetch_from_snapshot(
     cx: &XtaskContext,
     address: &str,
-    member: &str,
+    member: Option<&str>,
     to: &Path,
 ) -> Result<()> {
     let scratch = ScratchFolder::new(cx.cache(), "snapshot-")?;
     let package = scratch.path().join("package.deb");
     super::download(cx, address, &package)?;
-    extract(&package, member, to)
+    take(&package, member, to)
 }
 
 /// A private view of the archive, removed on drop.
@@ -64,7 +64,7 @@ impl DebianArchive {
         Ok(archive)
     }
 
-    /// Takes one file out of a package of exactly the pinned version.
+    /// Takes a package of exactly the pinned version, or one file out of it.
     pub(crate) fn fetch(&self, cx: &XtaskContext, place: &DebianLocation, to: &Path) -> Result<()> {
         let folder = tempfile::tempdir_in(self.folder.path())
             .map_err(TaskError::io("make a folder for a package"))?;
@@ -79,7 +79,7 @@ impl DebianArchive {
             "apt-download",
         )?;
         let package = only_file(folder.path())?;
-        extract(&package, &place.member, to)
+        take(&package, place.member.as_deref(), to)
     }
 
     fn prepare(&self, suites: &[&str]) -> Result<()> {
@@ -199,6 +199,15 @@ pub(super) fn only_file(folder: &Path) -> Result<PathBuf> {
         .ok_or_else(|| TaskError::Arguments("the package client downloaded nothing".to_owned()))
 }
 
+fn take(package: &Path, member: Option<&str>, to: &Path) -> Result<()> {
+    match member {
+        Some(member) => extract(package, member, to),
+        None => fs::copy(package, to)
+            .map(drop)
+            .map_err(TaskError::io(format!("copy {}", package.display()))),
+    }
+}
+
 fn extract(package: &Path, member: &str, to: &Path) -> Result<()> {
     let out = File::create(to).map_err(TaskError::io(format!("write {}", to.display())))?;
     let mut unpack = Command::new("dpkg-deb")
@@ -273,10 +282,16 @@ mod tests {
         assert!(built.status.success(), "{built:?}");
         let cx = XtaskContext::in_folder(&folder.path().join("cache"));
         let to = folder.path().join("taken");
-        let fetch = |address: &str| fetch_from_snapshot(&cx, address, "./usr/bin/made", &to);
-        fetch(&format!("file://{}", package.display())).expect("it is there");
+        let fetch = |address: &str, member| fetch_from_snapshot(&cx, address, member, &to);
+        let address = format!("file://{}", package.display());
+        let member = Some("./usr/bin/made");
+        fetch(&address, member).expect("it is there");
         assert_eq!(fs::read_to_string(&to).expect("readable"), "a program");
-        fetch(&format!("file://{}.gone", package.display())).expect_err("it is not");
+        fetch(&format!("{address}.gone"), member).expect_err("it is not");
+        // The package itself, for what has many files.
+        fetch(&address, None).expect("it is there");
+        let same = fs::read(&to).expect("readable") == fs::read(&package).expect("readable");
+        assert!(same, "it is another file");
     }
 
     #[test]

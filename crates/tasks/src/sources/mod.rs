@@ -299,8 +299,8 @@ impl SourceSearch<'_> {
                 continue;
             };
             let address = format!("{SNAPSHOT}/{snapshot}");
-            let fetch =
-                |to: &Path| debian::fetch_from_snapshot(self.cx, &address, &place.member, to);
+            let member = place.member.as_deref();
+            let fetch = |to: &Path| debian::fetch_from_snapshot(self.cx, &address, member, to);
             let found = self.take(pin, &address, fetch)?;
             if found.is_some() {
                 return Ok(found);

@@ -48,7 +48,7 @@ pub struct SourcePin {
     pub upstream: Option<String>,
 }
 
-/// A file inside a Debian package.
+/// A Debian package, or a file inside it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DebianLocation {
@@ -58,8 +58,9 @@ pub struct DebianLocation {
     pub version: String,
     /// Release that carries it.
     pub suite: String,
-    /// Path inside the package, as `dpkg-deb --contents` prints it.
-    pub member: String,
+    /// Path inside the package, as `dpkg-deb --contents` prints it. Without it the package itself
+    /// is the source.
+    pub member: Option<String>,
     /// A date on which Debian's archive had the package, and its path there:
     /// `20261123T000000Z/pool/…`. The archive itself drops a version at the next point release.
     pub snapshot: Option<String>,
@@ -202,8 +203,10 @@ mod tests {
                     date.as_bytes()[8] == b'T' && date.ends_with('Z'),
                     "{snapshot}"
                 );
-                // The path has exactly the pinned version.
-                let file = format!("/{}_{}_", place.package, place.version);
+                // The path has exactly the pinned version, without its epoch.
+                let version = place.version.split_once(':');
+                let version = version.map_or(&*place.version, |(_, version)| version);
+                let file = format!("/{}_{version}_", place.package);
                 let is_there = path.starts_with("pool/main/") && path.contains(&file);
                 assert!(is_there && path.ends_with(".deb"), "{snapshot}");
                 checked += 1;

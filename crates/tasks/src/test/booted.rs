@@ -13,14 +13,15 @@ use super::deny_program;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::parts::ImageParts;
-use crate::{driver, image, sources, third_party};
+use crate::{driver, grub, image, sources, third_party};
 
 /// The forms that the tests of machines start.
-const FORMS: [ImageForm; 5] = [
+const FORMS: [ImageForm; 6] = [
     ImageForm::Direct,
     ImageForm::Erofs,
     ImageForm::Uki,
     ImageForm::Raw,
+    ImageForm::Iso,
     ImageForm::Linuxkit,
 ];
 
@@ -92,6 +93,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
         ),
         ("ALKNET_TEST_AXE", third_party::axe(cx)?.into()),
         ("ALKNET_TEST_CHRONYD", chronyd(cx)?.into()),
+        ("ALKNET_TEST_GRUB", grub::ensure_folder(cx)?.0.into()),
         ("ALKNET_TEST_HTTPWG", third_party::httpwg(cx)?.into()),
         ("ALKNET_TEST_MCP_NODE", third_party::node_mcp(cx)?.into()),
         (
