@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use alknet_image::{ImageForm, OutputRole};
-use alknet_qemu::{DiskFormat, MachineKind, Nic, NicModel, VirtioDisk, Vm};
+use alknet_qemu::{DiskController, DiskFormat, MachineKind, Nic, NicModel, VirtioDisk, Vm};
 use alknet_tests::tools::{iso_volume, tool_says};
 use alknet_tests::{BuiltImageFolder, TestBench, serve};
 use serde_json::{Value, json};
@@ -86,12 +86,13 @@ fn a_machine_of_kubevirt_starts_from_kernel_and_initramfs() {
         .append(line)
         // The kernel of each form is the same, and firmware would start each processor once more.
         .cpus(8)
-        .disk(volume)
+        // A manifest may name this bus as well, on which a disk says its serial number in another way.
+        .disk(volume.on(DiskController::VirtioScsi))
         .disk(secret)
         .nic(Nic::user());
     let info = serving(&bench, machine).info();
     assert_eq!(info["name"], "in-a-pod", "{info:#}");
-    assert_eq!(info["data"]["device"], "/dev/vda", "{info:#}");
+    assert_eq!(info["data"]["device"], "/dev/sda", "{info:#}");
     assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
     assert_eq!(info["problems"], json!([]), "{info:#}");
 }

@@ -15,7 +15,7 @@
 //! | `raw` | written by the commands of a page | AHCI | e1000e | 512 | 1 | grown |
 //! | `gce` | unpacked; in `forms_large.rs` | virtio-scsi | virtio | 4096 | 1 | grown |
 //! | `containerdisk` | unpacked; in `containers.rs` | virtio-blk | virtio | 512 | 1 | left, and another one |
-//! | `kernelboot` | unpacked; there, without firmware | virtio-blk | virtio | 512 | 8 | none, and another one |
+//! | `kernelboot` | unpacked; there, without firmware | virtio-scsi | virtio | 512 | 8 | none, and another one |
 //! | `pxe` | by a server; in `network_boot.rs`, by BIOS | none | virtio | 512 | 1 | none |
 
 use std::fs::{self, File};
