@@ -41,6 +41,10 @@ const RESCUE: &str = include_str!("../../../docs/deploy-rescue.md");
 /// Size of a disk that was made larger than the image.
 const GROWN_BYTES: u64 = 2 << 30;
 
+/// The console's message about the first address, and how long after it serves a machine may lack one.
+const ADDRESS: &str = "alknet: address ";
+const ADDRESS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Limit for the commands of a page.
 const COMMANDS_WITHIN: Duration = Duration::from_secs(120);
 
@@ -216,10 +220,13 @@ pub(super) fn uefi(disk: VirtioDisk, model: NicModel) -> VmBuilder {
         .nic(Nic::user().model(model))
 }
 
-/// Starts the machine, and waits until it serves.
+/// Starts the machine, and waits until it serves and has an address: some cards negotiate with the cable for seconds.
 pub(super) fn serving(bench: &TestBench, vm: VmBuilder) -> MachineNode {
     let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
-    MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone())
+    let node = MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone());
+    let waited = node.vm().wait_for(ADDRESS, ADDRESS_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+    node
 }
 
 /// A node that keeps nothing answers. Returns its answer.
