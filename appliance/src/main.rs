@@ -27,9 +27,15 @@ fn main() -> ExitCode {
     // only.
     let _ = nix::sys::prctl::set_thp_disable(true);
     // Only PID 1 pays for the wiping: every other process gives its memory back when it ends.
-    if std::process::id() == 1 {
+    if std::process::id() == 1 && !is_command_of_container() {
         memory::wipe_what_is_freed();
         alknet_init::run();
     }
     cli::main()
+}
+
+/// Whether a container runs this process as its first one, with a command. Words of a kernel's command line are no
+/// command: they come to the first process of a machine.
+fn is_command_of_container() -> bool {
+    std::env::args_os().len() > 1 && alknet_init::in_container()
 }

@@ -142,7 +142,7 @@ fn start() -> Result<(), InitError> {
 
 /// Whether this process is PID 1 of a container, which has another PID namespace than the first. On
 /// a machine there is no `/proc` before this program mounts it. A container always has one.
-fn in_container() -> bool {
+pub(crate) fn in_container() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|found| found.ino() != MACHINE_PID_NAMESPACE)
 }

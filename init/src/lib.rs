@@ -47,3 +47,10 @@ pub use error::InitError;
 pub fn run() -> ! {
     boot::run()
 }
+
+/// Whether this process is in another PID namespace than the machine's, as in a container. A
+/// process 1 for which this is true is not the machine's.
+#[must_use]
+pub fn in_container() -> bool {
+    boot::in_container()
+}

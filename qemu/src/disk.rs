@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::controller::{DiskController, DiskFormat};
 use crate::error::{Error, Result};
 use crate::record::DiskRecorder;
 
@@ -15,10 +16,12 @@ pub const DATA_SERIAL: &str = "alk-data";
 const PAGE_BYTES: usize = 4096;
 const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
-/// A virtio disk.
+/// A disk, by virtio unless it is put [on](Self::on) another controller.
 #[derive(Clone, Debug)]
 pub struct VirtioDisk {
     pub(crate) backing: Backing,
+    pub(crate) controller: DiskController,
+    pub(crate) format: DiskFormat,
     pub(crate) read_only: bool,
     pub(crate) serial: Option<String>,
     pub(crate) plugged: bool,
@@ -33,12 +36,12 @@ pub(crate) enum Backing {
 }
 
 impl VirtioDisk {
-    /// A raw image, written in place.
+    /// An image, written in place. It is raw unless it has another [`format`](Self::format).
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self::with(Backing::File(path.into()))
     }
 
-    /// A raw image that stays as it is: the guest's writes are lost when the machine ends.
+    /// An image that stays as it is: the guest's writes are lost when the machine ends.
     pub fn snapshot(path: impl Into<PathBuf>) -> Self {
         Self::with(Backing::Snapshot(path.into()))
     }
@@ -51,6 +54,20 @@ impl VirtioDisk {
     /// A disk whose writes are recorded, for power cuts.
     pub fn recorded(recorder: &DiskRecorder) -> Self {
         Self::with(Backing::Recorder(recorder.socket().to_owned()))
+    }
+
+    /// Hangs the disk on another controller than virtio's. Not on microvm.
+    #[must_use]
+    pub fn on(mut self, controller: DiskController) -> Self {
+        self.controller = controller;
+        self
+    }
+
+    /// Sets the format of the image.
+    #[must_use]
+    pub fn format(mut self, format: DiskFormat) -> Self {
+        self.format = format;
+        self
     }
 
     /// Forbids the guest to write.
@@ -68,7 +85,7 @@ impl VirtioDisk {
     }
 
     /// Keeps the disk out until [`Vm::plug_disk`](crate::Vm::plug_disk), with a slot that waits for
-    /// it. Not on microvm.
+    /// it. Virtio only, and not on microvm.
     #[must_use]
     pub fn unplugged(mut self) -> Self {
         self.plugged = false;
@@ -108,6 +125,8 @@ impl VirtioDisk {
     fn with(backing: Backing) -> Self {
         Self {
             backing,
+            controller: DiskController::VirtioBlk,
+            format: DiskFormat::Raw,
             read_only: false,
             serial: None,
             plugged: true,

@@ -167,6 +167,9 @@ impl MachineSpec {
         if microvm && self.cd.is_some() {
             return refuse("microvm has no CD drive; use q35");
         }
+        if let Some(why) = self.unfit_device() {
+            return refuse(why);
+        }
         if self.kernel.is_none() && (self.initrd.is_some() || !self.append.is_empty()) {
             return refuse("an initrd or a command line needs a kernel");
         }

@@ -1,14 +1,54 @@
 //! A machine's network cards.
 
+use crate::error::Result;
 use crate::lan::Lan;
+use crate::tools;
 
 /// The port that every node serves.
 pub const NODE_PORT: u16 = 443;
 
-/// A virtio network card.
+/// The model of a network card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NicModel {
+    /// The card of QEMU and KVM.
+    #[default]
+    Virtio,
+    /// Intel's 82540EM of 2002, which VirtualBox and old hosts emulate.
+    E1000,
+    /// Intel's 82574L.
+    E1000e,
+    /// Intel's 82576. In QEMU since 8.0.
+    Igb,
+    /// VMware's.
+    Vmxnet3,
+}
+
+impl NicModel {
+    /// QEMU's device. `None` for virtio, whose device depends on the kind of machine.
+    pub(crate) fn device(self) -> Option<&'static str> {
+        match self {
+            Self::Virtio => None,
+            Self::E1000 => Some("e1000"),
+            Self::E1000e => Some("e1000e"),
+            Self::Igb => Some("igb"),
+            Self::Vmxnet3 => Some("vmxnet3"),
+        }
+    }
+
+    /// Whether the installed QEMU emulates this card.
+    ///
+    /// # Errors
+    /// QEMU cannot be started.
+    pub fn is_emulated(self) -> Result<bool> {
+        self.device().map_or(Ok(true), tools::has_device)
+    }
+}
+
+/// A network card, virtio's unless it is of another [model](Self::model).
 #[derive(Clone, Debug)]
 pub struct Nic {
     pub(crate) wire: NicBackend,
+    pub(crate) model: NicModel,
     pub(crate) link_up: bool,
     pub(crate) plugged: bool,
 }
@@ -39,6 +79,13 @@ impl Nic {
         Self::with(NicBackend::Lan(lan.clone()))
     }
 
+    /// Makes it a card of another model than virtio's. Not on microvm.
+    #[must_use]
+    pub fn model(mut self, model: NicModel) -> Self {
+        self.model = model;
+        self
+    }
+
     /// Forwards one more port of the guest, UDP and TCP. Only on QEMU's own network.
     #[must_use]
     pub fn forward(mut self, guest_port: u16) -> Self {
@@ -55,7 +102,7 @@ impl Nic {
         self
     }
 
-    /// Keeps the card out of the machine until `Vm::plug` puts it in. q35 only.
+    /// Keeps the card out of the machine until `Vm::plug` puts it in. Virtio on q35 only.
     #[must_use]
     pub fn unplugged(mut self) -> Self {
         self.plugged = false;
@@ -78,6 +125,7 @@ impl Nic {
     fn with(wire: NicBackend) -> Self {
         Self {
             wire,
+            model: NicModel::Virtio,
             link_up: true,
             plugged: true,
         }

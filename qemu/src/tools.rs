@@ -88,6 +88,14 @@ pub fn version() -> Result<String> {
     Ok(version)
 }
 
+/// Whether the emulator has this device.
+pub(crate) fn has_device(name: &str) -> Result<bool> {
+    let output = Command::new(qemu()).args(["-device", "help"]).output();
+    let answer = output.map_err(Error::io("asking QEMU for its devices"))?;
+    let list = String::from_utf8_lossy(&answer.stdout);
+    Ok(list.contains(&format!("name \"{name}\",")))
+}
+
 /// UEFI firmware.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct UefiFirmware {

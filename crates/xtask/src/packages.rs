@@ -122,7 +122,7 @@ pub const PACKAGES: &[DebianPackage] = &[
     command(
         "dnsmasq-base",
         "dnsmasq",
-        "tests: DHCP, DHCPv6 and router advertisements",
+        "tests: DHCP, DHCPv6, router advertisements, and start over the network",
     ),
     command(
         "dosfstools",
@@ -175,6 +175,16 @@ pub const PACKAGES: &[DebianPackage] = &[
         ],
         "kernel build: certificate tools",
     ),
+    command(
+        "libvirt-clients",
+        "virt-xml-validate",
+        "tests: checks our example for libvirt",
+    ),
+    command(
+        "libxml2-utils",
+        "xmllint",
+        "tests: libvirt checks examples with it",
+    ),
     file(
         "libzstd-dev",
         &["/usr/lib/x86_64-linux-gnu/libzstd.a"],
@@ -226,6 +236,11 @@ pub const PACKAGES: &[DebianPackage] = &[
     command("pebble", "pebble", "tests: an ACME certificate authority"),
     command("perl", "perl", "kernel build: scripts"),
     command("pkg-config", "pkg-config", "Vulkan drivers: Mesa's build"),
+    file(
+        "pxelinux",
+        &["/usr/lib/PXELINUX/pxelinux.0"],
+        "tests: a loader for start over the network",
+    ),
     command(
         "python3",
         "python3",
@@ -258,6 +273,7 @@ pub const PACKAGES: &[DebianPackage] = &[
     ),
     command("qemu-utils", "qemu-img", "tests: disk images"),
     command("rsync", "rsync", "compiling the kernel: headers"),
+    command("runc", "runc", "tests: runs our container image"),
     command("sbsigntool", "sbsign", "tests: signs EFI programs"),
     command("skopeo", "skopeo", "tests: reads our container images"),
     command(
@@ -266,6 +282,11 @@ pub const PACKAGES: &[DebianPackage] = &[
         "tests: clients that take their time over HTTP",
     ),
     command("swtpm", "swtpm", "tests: a TPM in software"),
+    file(
+        "syslinux-common",
+        &["/usr/lib/syslinux/modules/bios/ldlinux.c32"],
+        "tests: part of PXELINUX",
+    ),
     command("testssl.sh", "testssl", "tests: what others say of our TLS"),
     command(
         "tpm2-tools",
@@ -522,122 +543,4 @@ impl Installer<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_package_is_missed_by_what_it_provides() {
-        let folders = [PathBuf::from("/bin"), PathBuf::from("/usr/sbin")];
-        let present = ["/usr/sbin/sgdisk", "/usr/share/OVMF/OVMF_CODE.fd"];
-        let lacking = missing_with(PACKAGES, &folders, |path| {
-            present.iter().any(|file| Path::new(file) == path)
-        });
-        let lacking = names(&lacking);
-        assert!(
-            !lacking.contains(&"gdisk"),
-            "found in a folder for administrators"
-        );
-        assert!(!lacking.contains(&"ovmf"), "either firmware file will do");
-        assert!(lacking.contains(&"make") && lacking.contains(&"libelf-dev"));
-        assert_eq!(lacking.len(), PACKAGES.len() - 2);
-    }
-
-    #[test]
-    fn the_line_to_run_names_each_package_once() {
-        let line = install_line(PACKAGES);
-        for package in PACKAGES {
-            let count = line.split(' ').filter(|word| *word == package.name).count();
-            assert_eq!(count, 1, "{}", package.name);
-        }
-    }
-
-    #[test]
-    fn a_boot_needs_no_browser_and_no_judge_of_others() {
-        let built: Vec<_> = PACKAGES.iter().filter(|p| !p.is_for_tests()).collect();
-        for (name, for_tests) in [("chromium", true), ("make", false), ("e2fsprogs", false)] {
-            let package = PACKAGES.iter().find(|package| package.name == name);
-            assert_eq!(
-                package.map(DebianPackage::is_for_tests),
-                Some(for_tests),
-                "{name}"
-            );
-        }
-        assert!(
-            built
-                .iter()
-                .all(|package| !package.why.starts_with("tests"))
-        );
-        assert!(built.len() < PACKAGES.len());
-    }
-
-    #[test]
-    fn what_compiles_kernel_and_driver_is_needed_there_only() {
-        let needed = |compile, test| {
-            let purpose = PackagePurpose {
-                compile,
-                test,
-                npm: true,
-            };
-            let needed = PACKAGES.iter().filter(|package| purpose.needs(package));
-            needed.map(|package| package.name).collect::<Vec<_>>()
-        };
-        let (boots, tests) = (needed(false, false), needed(false, true));
-        for name in ["bc", "libelf-dev", "llvm-19-dev", "ninja-build"] {
-            assert!(!boots.contains(&name) && !tests.contains(&name), "{name}");
-            assert!(needed(true, false).contains(&name), "{name}");
-        }
-        // These are inputs of the cached kernels' and drivers' names, and tests use others.
-        for name in ["binutils", "g++", "lz4", "make", "python3-pip", "xz-utils"] {
-            assert!(boots.contains(&name) && tests.contains(&name), "{name}");
-        }
-        assert_eq!(needed(true, true).len(), PACKAGES.len());
-        // The prefix is the same wherever a package is needed only there.
-        let compiling = |package: &&DebianPackage| package.why.starts_with("compiling");
-        let compiling: Vec<_> = PACKAGES.iter().filter(compiling).collect();
-        assert!(compiling.iter().all(|package| package.is_for_compiling()));
-        assert_eq!(compiling.len(), PACKAGES.len() - tests.len());
-    }
-
-    #[test]
-    fn npm_is_needed_where_something_is_fetched_with_it() {
-        let npm = |npm| {
-            let purpose = PackagePurpose {
-                compile: true,
-                test: true,
-                npm,
-            };
-            let mut needed = PACKAGES.iter().filter(|package| purpose.needs(package));
-            needed.any(|package| package.name == "npm")
-        };
-        assert!(npm(true) && !npm(false));
-    }
-
-    #[test]
-    fn packages_are_sorted_and_say_why() {
-        assert!(PACKAGES.windows(2).all(|pair| pair[0].name < pair[1].name));
-        assert!(PACKAGES.iter().all(|package| !package.why.is_empty()));
-    }
-
-    #[test]
-    fn a_container_is_known_by_its_root() {
-        let disk = "23 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw";
-        let layer = "61 23 0:40 / / rw,relatime - overlay overlay rw,lowerdir=/a,upperdir=/b";
-        let elsewhere = "61 23 0:40 / /mnt rw,relatime - overlay overlay rw,lowerdir=/a";
-        assert!(root_is_overlay(layer));
-        assert!(
-            root_is_overlay(&[disk, layer].join("\n")),
-            "the later one covers"
-        );
-        assert!(!root_is_overlay(&[layer, disk].join("\n")));
-        assert!(!root_is_overlay(&[disk, elsewhere].join("\n")));
-        assert!(!root_is_overlay(""));
-    }
-
-    #[test]
-    fn what_went_while_others_came_is_known() {
-        let [one, two, three] = [PACKAGES[0], PACKAGES[1], PACKAGES[2]];
-        // One was installed, two is still missing, and three was removed.
-        let gone = beside(&[two, three], &[one, two]);
-        assert_eq!(names(&gone), [three.name]);
-    }
-}
+mod tests;

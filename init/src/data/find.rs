@@ -8,6 +8,9 @@ use std::{
 /// GPT partition label and disk serial of the data.
 pub(crate) const LABEL: &str = "alk-data";
 
+/// Bytes of the head of a page of facts about a SCSI device (SPC-4, section 7.8.1).
+const PAGE_HEAD_BYTES: usize = 4;
+
 /// A block device with the label or serial of the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DataDevice {
@@ -104,10 +107,16 @@ fn identify(sys: &Path, name: String) -> Option<DataDevice> {
         let disk = parent(&folder).ok()?;
         return (label == LABEL).then_some(DataDevice::Partition { name, disk });
     }
-    // virtio has the serial in the disk's folder, and NVMe and others in the device's.
-    let named = ["serial", "device/serial"].iter().any(|file| {
-        fs::read(folder.join(file)).is_ok_and(|serial| serial.trim_ascii() == LABEL.as_bytes())
-    });
+    let is_named = |file: &str, serial_at: usize| {
+        let content = fs::read(folder.join(file)).unwrap_or_default();
+        let serial = content.get(serial_at..).map(<[u8]>::trim_ascii);
+        serial == Some(LABEL.as_bytes())
+    };
+    // virtio has the serial in the disk's folder, and NVMe in the device's. SCSI and SATA disks have
+    // it in the page "Unit Serial Number" (SPC-4, section 7.8.16), behind the head of the page.
+    let named = is_named("serial", 0)
+        || is_named("device/serial", 0)
+        || is_named("device/vpd_pg80", PAGE_HEAD_BYTES);
     named.then_some(DataDevice::Disk { name })
 }
 
@@ -176,6 +185,24 @@ mod tests {
         assert_eq!(found, [partition, disk.clone()]);
         assert_eq!(choose(&found), Ok(Some(&disk)));
         assert_eq!(disks(root.path()), ["vda", "vdb", "vdc"]);
+    }
+
+    #[test]
+    fn a_disk_of_scsi_or_sata_has_its_serial_in_a_page() {
+        let root = sys(&[("sda", ""), ("sdb", ""), ("sdc", "")], &[]);
+        let page = |name: &str, content: &[u8]| {
+            let folder = root.path().join("devices").join(name).join("device");
+            fs::create_dir_all(&folder).expect("writable");
+            fs::write(folder.join("vpd_pg80"), content).expect("writable");
+        };
+        page("sda", b"\0\x80");
+        // SATA fills the field with blanks.
+        page("sdb", b"\0\x80\0\x14alk-data            ");
+        page("sdc", b"\0\x80\0\x09alk-data2");
+        let disk = DataDevice::Disk {
+            name: "sdb".to_owned(),
+        };
+        assert_eq!(scan(root.path()), [disk]);
     }
 
     #[test]

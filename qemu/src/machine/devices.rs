@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::{MachineKind, MachineResources, MachineSpec, QemuArguments, WatchdogAction, option};
+use crate::controller::DiskController;
 use crate::disk::{Backing, VirtioDisk};
-use crate::nic::{Nic, NicBackend};
+use crate::nic::{Nic, NicBackend, NicModel};
 
 /// The same as NoCloud's label, in FAT's letters.
 const SEED_LABEL: &str = "CIDATA";
@@ -13,8 +14,25 @@ const UNREADABLE: &str = "file.driver=blkdebug,file.inject-error.0.event=none,\
                           file.inject-error.0.iotype=read,file.inject-error.0.errno=5";
 
 impl MachineSpec {
+    /// Why this machine cannot have one of its disks or cards, if it cannot.
+    pub(super) fn unfit_device(&self) -> Option<&'static str> {
+        let is_virtio = |disk: &VirtioDisk| disk.controller == DiskController::VirtioBlk;
+        let is_virtio_card = |nic: &Nic| nic.model == NicModel::Virtio;
+        if self.kind == MachineKind::Microvm {
+            let all = self.disks.iter().all(is_virtio) && self.nics.iter().all(is_virtio_card);
+            return (!all)
+                .then_some("microvm has no PCI, and so disks and cards of virtio only; use q35");
+        }
+        let mut later_disks = self.disks.iter().filter(|disk| !disk.plugged);
+        let mut later_cards = self.nics.iter().filter(|nic| !nic.plugged);
+        // The commands that plug a device in name virtio's.
+        let all = later_disks.all(is_virtio) && later_cards.all(is_virtio_card);
+        (!all).then_some("only disks and cards of virtio are plugged into a running machine")
+    }
+
     pub(super) fn disk(&self, index: usize, disk: &VirtioDisk, args: &mut QemuArguments) {
-        let head = format!("if=none,id=disk{index},format=raw,discard=unmap");
+        let format = disk.format.driver();
+        let head = format!("if=none,id=disk{index},format={format},discard=unmap");
         let read_only = if disk.read_only { ",readonly=on" } else { "" };
         let drive = match &disk.backing {
             // The host's page cache survives QEMU, so syncing it gains nothing.
@@ -44,8 +62,17 @@ impl MachineSpec {
             );
             return;
         }
-        let mut device = format!("{},drive=disk{index}", self.device("virtio-blk"));
-        if let Some(serial) = &disk.serial {
+        if let Some(host) = disk.controller.host(index) {
+            args.pair("-device", host);
+        }
+        let device = disk.controller.device(index);
+        let device = device.unwrap_or_else(|| self.device("virtio-blk"));
+        let mut device = format!("{device},drive=disk{index}");
+        // QEMU makes no NVMe disk without a serial number.
+        let needed = disk.controller == DiskController::Nvme;
+        let serial = disk.serial.clone();
+        let serial = serial.or_else(|| needed.then(|| format!("disk{index}")));
+        if let Some(serial) = serial {
             device.push_str(&format!(",serial={serial}"));
         }
         // Firmware boots the first disk. A machine with a kernel of its own boots from none.
@@ -91,10 +118,9 @@ impl MachineSpec {
             ",romfile="
         };
         let mac = nic.mac(index);
-        format!(
-            "{},id=nic{index},netdev=net{index},mac={mac}{rom}",
-            self.device("virtio-net")
-        )
+        let device = nic.model.device().map(str::to_owned);
+        let device = device.unwrap_or_else(|| self.device("virtio-net"));
+        format!("{device},id=nic{index},netdev=net{index},mac={mac}{rom}")
     }
 
     pub(super) fn watchdog(&self, args: &mut QemuArguments) {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::controller::{DiskController, DiskFormat};
+use crate::nic::NicModel;
 
 fn machine(kind: MachineKind) -> MachineSpec {
     MachineSpec {
@@ -211,6 +213,62 @@ fn firmware_boots_from_the_cd_before_it_looks_at_disks() {
 }
 
 #[test]
+fn a_disk_hangs_on_the_controller_and_has_the_format_that_it_was_given() {
+    let mut machine = machine(MachineKind::Q35Uefi);
+    for (controller, wanted) in [
+        (
+            DiskController::VirtioBlk,
+            "-device virtio-blk-pci,drive=disk0,bootindex=0",
+        ),
+        (
+            DiskController::VirtioScsi,
+            "-device virtio-scsi-pci,id=diskhost0 -device scsi-hd,bus=diskhost0.0,drive=disk0,bootindex=0",
+        ),
+        (
+            DiskController::Ahci,
+            "-device ahci,id=diskhost0 -device ide-hd,bus=diskhost0.0,drive=disk0,bootindex=0",
+        ),
+        (
+            DiskController::Nvme,
+            "-device nvme,drive=disk0,serial=disk0,bootindex=0",
+        ),
+        (
+            DiskController::UsbStorage,
+            "-device qemu-xhci,id=diskhost0 \
+             -device usb-storage,removable=on,bus=diskhost0.0,drive=disk0,bootindex=0",
+        ),
+    ] {
+        let disk = VirtioDisk::snapshot("/d").format(DiskFormat::Vhd);
+        machine.disks = vec![disk.on(controller)];
+        let line = line(&machine);
+        assert!(line.contains(wanted), "{controller:?}: {line}");
+        let drive = "-drive if=none,id=disk0,format=vpc,discard=unmap,snapshot=on";
+        assert!(line.contains(drive), "{line}");
+    }
+    machine.disks = vec![VirtioDisk::file("/d").on(DiskController::Nvme).data()];
+    let line = line(&machine);
+    assert!(line.contains("nvme,drive=disk0,serial=alk-data"), "{line}");
+}
+
+#[test]
+fn a_card_is_of_the_model_that_it_was_given() {
+    let mut machine = machine(MachineKind::Q35);
+    for (model, device) in [
+        (NicModel::Virtio, "virtio-net-pci"),
+        (NicModel::E1000, "e1000"),
+        (NicModel::E1000e, "e1000e"),
+        (NicModel::Igb, "igb"),
+        (NicModel::Vmxnet3, "vmxnet3"),
+    ] {
+        machine.nics = vec![Nic::user().model(model)];
+        let line = line(&machine);
+        let wanted = format!("-device {device},id=nic0,netdev=net0,");
+        assert!(line.contains(&wanted), "{line}");
+        assert!(line.contains(",romfile="), "{line}");
+    }
+}
+
+#[test]
 fn what_a_machine_cannot_have_is_refused() {
     let mut watched = machine(MachineKind::Microvm);
     watched.watchdog = Some(WatchdogAction::Reset);
@@ -228,8 +286,28 @@ fn what_a_machine_cannot_have_is_refused() {
     slotless.nics = vec![Nic::user().unplugged()];
     let mut driveless = machine(MachineKind::Microvm);
     driveless.cd = Some("/cd".into());
+    let mut small = machine(MachineKind::Microvm);
+    small.disks = vec![VirtioDisk::file("/d").on(DiskController::Ahci)];
+    let mut carded = machine(MachineKind::Microvm);
+    carded.nics = vec![Nic::user().model(NicModel::E1000e)];
+    let mut plugged_later = machine(MachineKind::Q35);
+    let later = VirtioDisk::file("/d").on(DiskController::Nvme);
+    plugged_later.disks = vec![later.unplugged()];
+    let mut card_later = machine(MachineKind::Q35);
+    card_later.nics = vec![Nic::user().model(NicModel::Vmxnet3).unplugged()];
     for machine in [
-        watched, hot, headless, sealed, kept, enforcing, slotless, driveless,
+        watched,
+        hot,
+        headless,
+        sealed,
+        kept,
+        enforcing,
+        small,
+        carded,
+        plugged_later,
+        card_later,
+        slotless,
+        driveless,
     ] {
         let error = machine.check().expect_err("it cannot be built");
         assert!(matches!(error, Error::BadMachine(_)), "{error}");

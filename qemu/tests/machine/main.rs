@@ -7,11 +7,12 @@ mod snapshot;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use alknet_qemu::{
-    Accel, ConsoleMark, DhcpLease, DiskRecorder, Error, Lan, LanEvent, LanSettings, MachineKind,
-    Nic, VirtioDisk, Vm, VmBuilder, blank,
+    Accel, ConsoleMark, DhcpLease, DiskController, DiskFormat, DiskRecorder, Error, Lan, LanEvent,
+    LanSettings, MachineKind, Nic, NicModel, VirtioDisk, Vm, VmBuilder, blank,
 };
 
 /// The guest, assembled from `tests/guest.s`.
@@ -233,6 +234,45 @@ fn instructions_are_counted() {
         vm.instructions() > Some(counted),
         "an echo takes instructions"
     );
+}
+
+/// SeaBIOS knows each of the controllers, and QEMU each of the formats.
+#[test]
+fn a_machine_starts_from_each_controller_and_each_format() {
+    let bench = QemuBench::new();
+    for (controller, format, model) in [
+        (DiskController::VirtioBlk, DiskFormat::Raw, NicModel::Virtio),
+        (
+            DiskController::VirtioScsi,
+            DiskFormat::Qcow2,
+            NicModel::E1000,
+        ),
+        (DiskController::Ahci, DiskFormat::Vmdk, NicModel::Vmxnet3),
+        (DiskController::Nvme, DiskFormat::Vhdx, NicModel::E1000e),
+        (DiskController::UsbStorage, DiskFormat::Vhd, NicModel::E1000),
+    ] {
+        let image = bench.dir.path().join(format.driver());
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", format.driver()]);
+        let done = convert.arg(bench.disk()).arg(&image).status();
+        assert!(done.expect("qemu-utils is installed").success());
+        let disk = VirtioDisk::snapshot(&image).format(format);
+        let machine = bench.machine().disk(disk.on(controller));
+        let machine = machine.nic(Nic::user().model(model)).start();
+        let vm = machine.unwrap_or_else(|error| panic!("{controller:?}, {format:?}: {error}"));
+        let ready = vm.wait_for("ready", LIMIT);
+        ready.unwrap_or_else(|error| panic!("{controller:?}, {format:?}: {error}"));
+    }
+}
+
+#[test]
+fn qemu_says_which_cards_it_has() {
+    let is_emulated = |model: NicModel| model.is_emulated().expect("QEMU is installed");
+    assert!(is_emulated(NicModel::Virtio) && is_emulated(NicModel::Vmxnet3));
+    // Debian 12 has QEMU 7.2, and the card came with 8.0.
+    let version = alknet_qemu::version().expect("QEMU is installed");
+    let is_old = version.contains("version 7.");
+    assert_eq!(is_emulated(NicModel::Igb), !is_old, "{version}");
 }
 
 #[test]

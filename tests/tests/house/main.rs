@@ -9,6 +9,7 @@ mod documentation;
 mod doors;
 mod early_returns;
 mod errors;
+mod examples;
 mod hardware;
 mod names;
 mod page_commands;

@@ -15,14 +15,24 @@ use crate::failure::{Result, TaskError};
 use crate::parts::ImageParts;
 use crate::{driver, grub, image, sources, third_party};
 
-/// The forms that the tests of machines start.
-const FORMS: [ImageForm; 6] = [
+/// The forms that the tests of machines start. `qcow2` is left out: `containerdisk` holds the same file.
+const FORMS: [ImageForm; 16] = [
     ImageForm::Direct,
     ImageForm::Erofs,
     ImageForm::Uki,
     ImageForm::Raw,
     ImageForm::Iso,
     ImageForm::Linuxkit,
+    ImageForm::Vmdk,
+    ImageForm::Ova,
+    ImageForm::Vhd,
+    ImageForm::Vhdx,
+    ImageForm::Gce,
+    ImageForm::Aws,
+    ImageForm::Oci,
+    ImageForm::Containerdisk,
+    ImageForm::Kernelboot,
+    ImageForm::Pxe,
 ];
 
 /// Environment of the tests.
