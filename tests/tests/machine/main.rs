@@ -20,6 +20,7 @@ mod knock;
 mod late_tpm;
 mod media;
 mod memory;
+mod metadata;
 mod network;
 mod power;
 mod provision;
