@@ -104,10 +104,10 @@ fn read_elements<'a>(text: &'a str, mut found: impl FnMut(&[&'a str], &'a str)) 
     let mut path: Vec<&str> = Vec::new();
     let mut has_root = false;
     loop {
-        let (before, tag) = match rest.split_once('<') {
-            Some(split) => split,
+        let Some((before, tag)) = rest.split_once('<') else {
             // The end: everything that was opened is closed, and no text follows.
-            None => return (has_root && path.is_empty() && rest.trim().is_empty()).then_some(()),
+            let is_whole = has_root && path.is_empty() && rest.trim().is_empty();
+            return is_whole.then_some(());
         };
         let (tag, behind) = tag.split_once('>')?;
         rest = behind;
