@@ -12,6 +12,7 @@ mod hello;
 mod join;
 mod json;
 mod key;
+mod metadata;
 mod mixed;
 mod openapi;
 mod records;
@@ -29,6 +30,7 @@ pub use frame::frame;
 pub use hello::hello;
 pub use join::join;
 pub use key::key;
+pub use metadata::metadata;
 pub use mixed::mixed;
 pub use openapi::openapi;
 pub use records::records;
@@ -77,6 +79,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "key",
         run: key,
+    },
+    FuzzTarget {
+        name: "metadata",
+        run: metadata,
     },
     FuzzTarget {
         name: "mixed",

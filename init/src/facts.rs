@@ -14,6 +14,8 @@ pub(crate) struct DiagnosticsByPart {
     /// Problems that the running node reports.
     pub(crate) reported: Vec<MachineDiagnostic>,
     pub(crate) config: Vec<MachineDiagnostic>,
+    /// Problems with the services of the cloud on which the machine runs.
+    pub(crate) cloud: Vec<MachineDiagnostic>,
     pub(crate) data: Vec<MachineDiagnostic>,
     pub(crate) vault: Vec<MachineDiagnostic>,
     pub(crate) network: Vec<MachineDiagnostic>,
@@ -41,6 +43,7 @@ impl DiagnosticsByPart {
             &self.node,
             &self.reported,
             &self.config,
+            &self.cloud,
             &self.vault,
             &self.data,
             &self.network,

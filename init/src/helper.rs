@@ -12,9 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::child::{check, duplicate_above};
 use crate::groups;
-use crate::helper_task::{
-    HELPER_FD, HELPER_TIME, HELPER_VERB, HelperOutcome, HelperTask, LINE_BYTES_MAX,
-};
+use crate::helper_task::{HELPER_FD, HELPER_VERB, HelperOutcome, HelperTask, LINE_BYTES_MAX};
 
 /// User and group of such a child. It differs from the node's: a running node must not be able to
 /// read the child's memory.
@@ -22,15 +20,15 @@ const HELPER_UID: u32 = 1001;
 /// Process name of the child.
 const HELPER_NAME: &str = "alknet-helper";
 
-/// Runs a task to its end. Blocks for up to [`HELPER_TIME`], so PID 1's loop must not call it. Run
-/// one at a time.
+/// Runs a task to its end. Blocks for up to [`HelperTask::time`], so PID 1's loop must not call it.
+/// Run one at a time.
 pub(crate) fn run(task: &HelperTask) -> io::Result<HelperOutcome> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut child = execute(&theirs)?;
     // PID 1 drops its copy of the child's end: otherwise the stream would not end when the child
     // does.
     drop(theirs);
-    let outcome = exchange(&ours, task, HELPER_TIME);
+    let outcome = exchange(&ours, task, task.time());
     // All processes of the group are killed, whatever the answer was. PID 1 collects every child,
     // so the process id is certain to be the child's only while it has not ended.
     let late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;

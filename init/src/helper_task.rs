@@ -1,5 +1,5 @@
 //! The task that PID 1 gives to a child of the same binary, because PID 1 itself speaks no
-//! protocol, and the node does not run while its vault is locked.
+//! protocol, and the node does not run while its vault is locked, or before it has a configuration.
 //!
 //! PID 1 starts the child as [`HELPER_VERB`]. The child has a stream socket at [`HELPER_FD`], reads
 //! one line of JSON, a [`HelperTask`], and writes one, a [`HelperOutcome`]. Lines are at most
@@ -10,7 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use alknet_vault::SecretArr;
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -19,10 +19,14 @@ use zeroize::Zeroizing;
 pub const HELPER_VERB: &str = "helper";
 /// File descriptor of the child's end of the socket pair.
 pub const HELPER_FD: i32 = 3;
-/// Maximum length of a line in either direction, in bytes.
-pub const LINE_BYTES_MAX: usize = 16 << 10;
+/// Maximum length of a line in either direction, in bytes: the longest document in base64, and the
+/// rest of the line.
+pub const LINE_BYTES_MAX: usize = 96 << 10;
 /// Maximum time for a child: it tries every address of the other node for 10 s each.
 pub const HELPER_TIME: Duration = Duration::from_secs(60);
+/// How long PID 1 waits for a child that asks a cloud beyond the time that the child has, for the
+/// start and the end of a process.
+const CHILD_TIME: Duration = Duration::from_secs(2);
 /// Maximum length of a refusal's text that is shown, in characters.
 const TEXT_CHARS_MAX: usize = 300;
 
@@ -49,6 +53,22 @@ pub enum HelperTask {
         /// Whether each release needs an approval.
         approve: bool,
     },
+    /// Ask the metadata service of the cloud for the node's document.
+    Metadata {
+        /// The service, by its key in `alknet_provisioning`.
+        service: String,
+        /// The card over which it is asked.
+        interface: String,
+        /// The time for everything, in milliseconds.
+        ms: u64,
+    },
+    /// Report to Azure that the machine is ready.
+    ReportReady {
+        /// The card over which the report goes.
+        interface: String,
+        /// The time for everything, in milliseconds.
+        ms: u64,
+    },
     /// Request the share.
     Release {
         /// The node's key, `ed25519:<64 hex>`.
@@ -67,8 +87,23 @@ impl fmt::Debug for HelperTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Deposit { .. } => "Deposit(..)",
+            Self::Metadata { .. } => "Metadata(..)",
             Self::Release { .. } => "Release(..)",
+            Self::ReportReady { .. } => "ReportReady(..)",
         })
+    }
+}
+
+impl HelperTask {
+    /// How long PID 1 waits for the outcome.
+    #[must_use]
+    pub fn time(&self) -> Duration {
+        match self {
+            Self::Deposit { .. } | Self::Release { .. } => HELPER_TIME,
+            Self::Metadata { ms, .. } | Self::ReportReady { ms, .. } => {
+                Duration::from_millis(*ms) + CHILD_TIME
+            }
+        }
     }
 }
 
@@ -85,6 +120,11 @@ pub enum HelperOutcome {
         /// The id of the share at that node.
         id: String,
     },
+    /// The metadata service answered.
+    Fetched {
+        /// The user data of this machine, if it has some.
+        document: Option<FetchedDocument>,
+    },
     /// The other node refused, or could not be reached.
     Refused {
         /// The kind of the refusal, which decides when PID 1 tries again.
@@ -98,6 +138,8 @@ pub enum HelperOutcome {
         /// The share itself.
         share: HexSecret,
     },
+    /// Azure took the report.
+    Reported,
 }
 
 /// Kinds of refusals.
@@ -208,9 +250,82 @@ impl<'de> Deserialize<'de> for HexSecret {
     }
 }
 
+/// Bytes of a document, which may have secrets. `Debug` does not show them, and they are wiped when
+/// the value is dropped. JSON has them in base64.
+#[derive(PartialEq, Eq)]
+pub struct FetchedDocument(Zeroizing<Vec<u8>>);
+
+impl FetchedDocument {
+    /// A document of these bytes.
+    #[must_use]
+    pub fn new(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for FetchedDocument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FetchedDocument({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for FetchedDocument {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&Zeroizing::new(BASE64.encode(&self.0)))
+    }
+}
+
+impl<'de> Deserialize<'de> for FetchedDocument {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Base64Text;
+
+        impl Visitor<'_> for Base64Text {
+            type Value = FetchedDocument;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("base64")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<FetchedDocument, E> {
+                // The error does not quote the text, which may have a secret.
+                let bytes = BASE64.decode(text.as_bytes()).map(Zeroizing::new);
+                bytes
+                    .map(FetchedDocument)
+                    .map_err(|_| E::custom("this is no base64"))
+            }
+        }
+        from.deserialize_str(Base64Text).map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_document_of_any_bytes_passes_and_is_not_shown() {
+        let bytes = vec![0xff; 64 << 10];
+        let document = Some(FetchedDocument::new(Zeroizing::new(bytes)));
+        let outcome = HelperOutcome::Fetched { document };
+        assert!(!format!("{outcome:?}").contains("255"));
+        let line = serde_json::to_string(&outcome).expect("it is JSON");
+        assert!(line.len() < LINE_BYTES_MAX, "{}", line.len());
+        let read: HelperOutcome = serde_json::from_str(&line).expect("its own line");
+        assert_eq!(read, outcome);
+        let none = HelperOutcome::Fetched { document: None };
+        let line = serde_json::to_string(&none).expect("it is JSON");
+        let read: HelperOutcome = serde_json::from_str(&line).expect("its own line");
+        assert_eq!(read, none);
+        let broken = "{\"t\":\"fetched\",\"document\":\"secret!\"}";
+        let error = serde_json::from_str::<HelperOutcome>(broken).expect_err("no base64");
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
 
     #[test]
     fn lines_say_what_they_mean_and_hide_what_they_must() {

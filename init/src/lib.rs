@@ -10,6 +10,7 @@
 mod boot;
 mod child;
 mod clock;
+mod cloud;
 mod data;
 mod error;
 mod facts;

@@ -1,6 +1,7 @@
 //! The loop of PID 1. Everything that happens arrives here as an event, and each turn does what is
 //! due without blocking.
 
+mod cloud;
 mod commands;
 mod configuration;
 mod going_down;
@@ -23,11 +24,12 @@ use alknet_provisioning::ConsoleDocument;
 use alknet_vault::slots::FirstBootPermissions;
 use tokio::sync::mpsc;
 
-use self::{configuration::ConfigChanges, reset::Reset};
+use self::{cloud::MachineCloud, configuration::ConfigChanges, reset::Reset};
 
 use crate::{
     boot::{BootResult, OpenedData},
     child::NodeProcess,
+    cloud::CloudPurpose,
     console::{ConsoleInput, InitConsole},
     control::{InitMessage, MachineFacts, NodeMessage, NodeStatus, PowerAction},
     data::PreparedData,
@@ -63,6 +65,8 @@ pub(crate) enum MachineEvent {
     Answered(ConsoleInput),
     /// A helper's child returned from another node.
     Came(HelperPurpose, Result<helper_task::HelperOutcome, String>),
+    /// A helper's child returned from the services of the cloud.
+    CameFromCloud(CloudPurpose, Result<helper_task::HelperOutcome, String>),
     /// The owner of the hypervisor opened a connection to the console.
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
@@ -153,6 +157,7 @@ pub(crate) struct InitMachine {
     /// housekeeping does.
     breaks_opening: bool,
     breaks_housekeeping: bool,
+    cloud: MachineCloud,
     /// Counts configurations that came while the machine ran.
     config_changes: ConfigChanges,
     /// The configuration with the words for the new vault, which PID 1 makes once the node has
@@ -219,6 +224,7 @@ impl InitMachine {
         let mut machine = Self {
             own_consoles,
             watchdog,
+            cloud: MachineCloud::detect(),
             ..Self::at_rest(facts, keeper, settings, log, events)
         };
         let now = boot_ms();
@@ -259,6 +265,7 @@ impl InitMachine {
             put_off: false,
             breaks_opening: false,
             breaks_housekeeping: false,
+            cloud: MachineCloud::default(),
             config_changes: ConfigChanges::default(),
             remake_from: None,
             vault_at: None,
@@ -319,6 +326,7 @@ impl InitMachine {
             timers.typed,
             timers.words,
             self.task_due(),
+            self.cloud_due(),
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
         Duration::from_millis(next.saturating_sub(boot_ms()))
@@ -333,6 +341,9 @@ impl InitMachine {
             MachineEvent::Answered(answer) => wipe::after(|| self.answered(answer, now)),
             MachineEvent::Caller(fd) => self.called(fd),
             MachineEvent::Came(of, outcome) => self.came(&of, outcome, now),
+            MachineEvent::CameFromCloud(purpose, outcome) => {
+                self.came_from_cloud(purpose, outcome, now);
+            }
             MachineEvent::Children => self.collect(),
             MachineEvent::Concluded(outcome) => self.concluded(outcome),
             MachineEvent::Commanded(done) => self.commanded(done.0, done.1, now),
@@ -378,6 +389,7 @@ impl InitMachine {
         self.housekeep(now);
         self.reread(now);
         self.keep_open(now);
+        self.attend_cloud(now);
         self.wait_for_mark(now);
         self.forget_command(now);
         self.remake_vault();

@@ -2,8 +2,8 @@
 
 use alknet_core::config::VaultSection;
 use alknet_provisioning::{
-    ConfigOrigin, ConsoleDocument, KernelMounter, MediaSecrets, ProvisioningError, PutSeedKeyError,
-    SourcePaths, UpdatePrograms, load, load_console, programs, put_seed_key,
+    ConfigOrigin, ConsoleDocument, KernelMounter, MediaSecrets, MetadataService, ProvisioningError,
+    PutSeedKeyError, SourcePaths, UpdatePrograms, load, load_console, programs, put_seed_key,
 };
 use alknet_vault::slots::{Alkv, SeedKey, SlotType};
 
@@ -26,6 +26,21 @@ impl VaultMedia {
     /// Reads every source, and the configuration that the user pasted. This blocks on disks, so PID
     /// 1's loop must not call it.
     pub(crate) fn read(pasted: Option<&ConsoleDocument>) -> Result<Self, VaultWait> {
+        Self::load(pasted).map(|(media, _)| media)
+    }
+
+    /// The same for a first boot. If no source has a configuration, and a metadata service may have
+    /// one, it is asked first: a vault that is made stays.
+    pub(crate) fn read_first(pasted: Option<&ConsoleDocument>) -> Result<Self, VaultWait> {
+        match Self::load(pasted)? {
+            (_, Some(service)) => Err(VaultWait::for_cloud(service)),
+            (media, None) => Ok(media),
+        }
+    }
+
+    fn load(
+        pasted: Option<&ConsoleDocument>,
+    ) -> Result<(Self, Option<MetadataService>), VaultWait> {
         let paths = paths();
         let loaded = match pasted {
             Some(pasted) => load_console(&paths, &KernelMounter, pasted.copied()),
@@ -49,13 +64,14 @@ impl VaultMedia {
                 &problem.hint,
             ));
         }
-        Ok(Self {
+        let media = Self {
             vault: loaded.config.vault,
             from: loaded.source,
             stateless: loaded.config.node.stateless,
             name: loaded.config.node.name,
             secrets: loaded.secrets,
-        })
+        };
+        Ok((media, loaded.asks))
     }
 
     /// The secrets for an existing vault. PID 1 reads no medium if none would help.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use alknet_core::EncryptedData;
 use alknet_core::config::{NodeConfig, Port80, VaultInit};
 use alknet_provisioning::{
-    ConfigOrigin, ConsoleDocument, KernelMounter, LoadedConfig, SourcePaths, erase, load,
-    load_console, settle_credentials,
+    ConfigOrigin, ConsoleDocument, KernelMounter, LoadedConfig, MetadataService, SourcePaths,
+    erase, load, load_console, settle_credentials,
 };
 use alknet_vault::Entropy;
 
@@ -37,6 +37,8 @@ pub(crate) struct NodeSettings {
     settled: bool,
     /// Whether the node is sealed and was configured before, and its configuration is gone.
     lost: bool,
+    /// The metadata service that may have the configuration, while no source has one.
+    asks: Option<MetadataService>,
     /// Problems that another read of the sources does not find: words that a medium still has, or
     /// that are not the vault's.
     lasting: Vec<MachineDiagnostic>,
@@ -117,6 +119,7 @@ impl NodeSettings {
         Self {
             settled: loaded.is_stored,
             lost,
+            asks: loaded.asks,
             config: loaded.config,
             source: loaded.source.to_string(),
             problems: problems
@@ -145,6 +148,11 @@ impl NodeSettings {
     /// Whether this machine has no configuration yet.
     pub(crate) fn is_default(&self) -> bool {
         self.source == ConfigOrigin::Default.to_string()
+    }
+
+    /// The metadata service that may have the configuration, while no source has one.
+    pub(crate) fn asks(&self) -> Option<MetadataService> {
+        self.asks
     }
 
     /// Whether the configuration is on the disk, with everything that came with it, so that no
@@ -269,8 +277,18 @@ pub(crate) mod tests {
             brings_words: false,
             settled: false,
             lost: false,
+            asks: None,
             lasting: Vec::new(),
             pasted: Vec::new(),
+        }
+    }
+
+    /// Settings of a machine without a configuration, whose cloud may have one.
+    pub(crate) fn of_cloud(asks: Option<MetadataService>) -> NodeSettings {
+        NodeSettings {
+            source: ConfigOrigin::Default.to_string(),
+            asks,
+            ..settings(None)
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A provisioning medium comes from outside the node, and the data partition has what the node last
 //! accepted. The order of the media is: QEMU's fw_cfg, NoCloud volumes, the boot partition, SMBIOS
-//! strings, the kernel's command line if the image is not signed, the console. [`load`] always
-//! returns a configuration, with all problems that it met:
+//! strings, the kernel's command line if the image is not signed, a cloud's metadata service, the
+//! console. [`load`] always returns a configuration, with all problems that it met:
 //!
 //! 1. If a medium's document differs from the one last taken from a medium, and is correct, it
 //!    becomes the stored configuration, with a copy for a start that finds it damaged.
@@ -47,7 +47,7 @@ pub use source::{ConfigOrigin, SourceDiagnostic};
 pub use sources::console::{
     CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleDocumentError,
 };
-pub use sources::strings;
+pub use sources::{MetadataService, strings};
 
 use secrets::SecretCollector;
 use store::StoredConfig;
@@ -70,6 +70,8 @@ pub struct SourcePaths {
     pub command_line: PathBuf,
     /// Where a volume is mounted while it is read.
     pub mount_point: PathBuf,
+    /// Answers of metadata services since the machine started, in memory.
+    pub metadata: PathBuf,
     /// The folder of the stored configuration. `None` while there is no data partition.
     pub config_dir: Option<PathBuf>,
     /// Whether the configuration is kept sealed. Then media provision the node only once. Otherwise
@@ -94,6 +96,7 @@ impl SourcePaths {
             efi: "/sys/firmware/efi".into(),
             command_line: "/proc/cmdline".into(),
             mount_point: "/run/alknet/nocloud".into(),
+            metadata: "/run/alknet/metadata".into(),
             config_dir: None,
             is_sealed: false,
             is_configured: false,
@@ -144,6 +147,10 @@ pub struct LoadedConfig {
     pub takes_credentials: bool,
     /// Whether a correct document is stored, so that the next start needs no medium.
     pub is_stored: bool,
+    /// The metadata service that may have a document, if no source has one, nothing is stored, and
+    /// the service was not asked since the machine started. `None` on every machine whose firmware
+    /// names no cloud.
+    pub asks: Option<MetadataService>,
 }
 
 impl LoadedConfig {
@@ -219,6 +226,11 @@ fn load_all(
     };
     let (config, source, salvaged, set) = choice.choose(medium, store.as_ref());
     let settled = store.as_ref().is_some_and(StoredConfig::is_settled);
+    // A sealed node that was configured takes no document, so it asks for none.
+    let asks = (source == ConfigOrigin::Default && !choice.is_configured)
+        .then(|| MetadataService::detect(paths))
+        .flatten()
+        .filter(|service| !service.was_asked(paths));
     LoadedConfig {
         config,
         source,
@@ -230,6 +242,7 @@ fn load_all(
         // restore old ones.
         takes_credentials: !(paths.is_sealed && (settled || paths.is_configured)),
         is_stored: store.as_ref().is_some_and(StoredConfig::has_correct),
+        asks,
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use alknet_core::config::ConfigError;
 
-use crate::store;
+use crate::{MetadataService, store};
 
 /// Where a configuration came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum ConfigOrigin {
     FwCfg,
     /// `config.last-good.toml`, because `config.toml` is damaged.
     LastGood,
+    /// User data of a cloud's metadata service.
+    Metadata { service: MetadataService },
     /// A NoCloud volume on the block device of this name.
     NoCloud { device: String },
     /// OEM strings of the firmware's tables.
@@ -41,7 +43,7 @@ impl ConfigOrigin {
             Self::CommandLine => "boot-loader",
             Self::Console => "console",
             Self::Default => "built-in",
-            Self::FwCfg | Self::Smbios => "hypervisor",
+            Self::FwCfg | Self::Metadata { .. } | Self::Smbios => "hypervisor",
             Self::LastGood | Self::Stored => "data-partition",
             Self::NoCloud { .. } => "medium",
         }
@@ -57,6 +59,7 @@ impl fmt::Display for ConfigOrigin {
             Self::Default => f.write_str("default"),
             Self::FwCfg => f.write_str("fw_cfg"),
             Self::LastGood => f.write_str(store::LAST_GOOD),
+            Self::Metadata { service } => write!(f, "metadata ({service})"),
             Self::NoCloud { device } => write!(f, "nocloud ({device})"),
             Self::Smbios => f.write_str("smbios"),
             Self::Stored => f.write_str(store::LIVE),

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod clouds;
 mod media;
 mod sealed;
 mod updates;
@@ -58,6 +59,7 @@ impl DirectoryMachine {
             efi: at("efi"),
             command_line: at("cmdline"),
             mount_point: at("mnt"),
+            metadata: at("metadata"),
             config_dir: Some(at("config")),
             is_sealed: false,
             is_configured: false,

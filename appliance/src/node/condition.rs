@@ -17,7 +17,7 @@ use super::memory::MEMORY_SHORT;
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has
 /// something to do, here or at another node or server.
-const HARMLESS: [&str; 16] = [
+const HARMLESS: [&str; 17] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
@@ -29,6 +29,7 @@ const HARMLESS: [&str; 16] = [
     "mcp-tool-unknown",
     "nocloud-ignored",
     "provisioning-ignored",
+    "ready-not-reported",
     "reset-uncounted",
     "scope-unknown",
     "secrets-left",

@@ -24,6 +24,7 @@ mod log_panic;
 mod log_rate;
 mod log_ring;
 mod memory;
+mod metadata;
 mod metrics;
 mod named_files;
 mod ops;

@@ -43,7 +43,7 @@ impl DialAllowList {
 }
 
 /// Ranges of IPv4 that are not part of the public Internet: RFC 6890 and its registry, with multicast.
-const SPECIAL_V4: [([u8; 4], u8); 15] = [
+const SPECIAL_V4: [([u8; 4], u8); 16] = [
     // RFC 1122, section 3.2.1.3: this host on this network.
     ([0, 0, 0, 0], 8),
     // RFC 1918: private, as 172.16.0.0/12 and 192.168.0.0/16.
@@ -52,6 +52,9 @@ const SPECIAL_V4: [([u8; 4], u8); 15] = [
     ([100, 64, 0, 0], 10),
     // RFC 1122, section 3.2.1.3: loopback.
     ([127, 0, 0, 0], 8),
+    // Azure's wire server, which gives a machine its certificates and settings. The address is
+    // public by its range, and leads there from every machine of Azure.
+    ([168, 63, 129, 16], 32),
     // RFC 3927: link-local. Clouds serve a machine's secrets at 169.254.169.254.
     ([169, 254, 0, 0], 16),
     ([172, 16, 0, 0], 12),
@@ -150,6 +153,8 @@ mod tests {
             "11.0.0.0",
             "100.63.255.255",
             "100.128.0.0",
+            "168.63.129.15",
+            "168.63.129.17",
             "172.15.255.255",
             "172.32.0.0",
             "192.0.1.0",
@@ -172,6 +177,8 @@ mod tests {
             "100.64.0.1",
             "127.0.0.1",
             "127.255.255.255",
+            "168.63.129.16",
+            "::ffff:168.63.129.16",
             "169.254.169.254",
             "172.16.0.1",
             "172.31.255.255",

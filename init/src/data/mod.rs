@@ -161,7 +161,7 @@ fn without_disk(
 ) -> Result<PreparedData, DataError> {
     let waits = |waiting| DataError::Waiting(Box::new(waiting), None);
     if problem.code == MISSING {
-        let media = VaultMedia::read(access.offer.pasted.as_ref()).map_err(waits)?;
+        let media = VaultMedia::read_first(access.offer.pasted.as_ref()).map_err(waits)?;
         if media.stateless {
             return Ok(stateless());
         }

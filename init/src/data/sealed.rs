@@ -324,7 +324,7 @@ pub(super) fn first(
 ) -> Result<Option<PreparedData>, DataError> {
     recall(&disk.path());
     let pasted = access.offer.pasted.as_ref();
-    let media = VaultMedia::read(pasted).map_err(|waiting| waits(disk, waiting))?;
+    let media = VaultMedia::read_first(pasted).map_err(|waiting| waits(disk, waiting))?;
     if media.stateless {
         access
             .log

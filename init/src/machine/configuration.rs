@@ -88,6 +88,7 @@ impl InitMachine {
                 self.obey(order, now);
             }
         }
+        self.settle_cloud(now);
     }
 
     /// Stores a document that the node took over for the next start, and gives its peers and tokens

@@ -194,6 +194,10 @@ impl InitMachine {
                     .info(format_args!("the node serves port {}", status.port));
                 self.learn(status);
                 self.note_key();
+                // Once in each start of the machine, and not for each node.
+                if std::mem::take(&mut self.cloud.wants_report) {
+                    self.cloud.dialog.report_ready(now);
+                }
             }
             InitMessage::Status { status } => self.learn(status),
             InitMessage::VaultEventsWritten { count } => {

@@ -1,3 +1,4 @@
+mod clouds;
 mod erasing;
 
 use std::fs::File;

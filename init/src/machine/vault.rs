@@ -2,21 +2,19 @@
 //! request, and talks with the user at the console.
 
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use alknet_provisioning::ConsoleDocument;
 use alknet_vault::audit::AuditEvent as VaultEvent;
 use alknet_vault::slots::FirstBootPermissions;
 
-use super::{InitMachine, MachineEvent, commands::ANSWER_MS_MAX, panic_text};
+use super::{InitMachine, MachineEvent, cloud::helper_outcome, commands::ANSWER_MS_MAX};
 use crate::{
     boot::{self, OpenedData},
     console::{ConsoleInput, InitConsole},
     control::{MachineDiagnostic, NodeMessage, PowerAction},
     data::{self, DataAccess, PreparedData},
     facts::ClockState,
-    helper,
     helper_task::HelperOutcome,
     stage::boot_ms,
     tpm,
@@ -58,7 +56,16 @@ impl InitMachine {
         self.state_dir.clone_from(&prepared.state_dir);
         self.vault_at.clone_from(&prepared.vault_at);
         self.waiting.clone_from(&prepared.waiting);
+        // While the data are closed, only a wait for the cloud is a reason to ask it: the disk may
+        // have a configuration.
+        let asks = match &prepared.waiting {
+            Some(waiting) => waiting.asks,
+            None => settings.asks(),
+        };
         self.adopt(settings, now);
+        if let Some(service) = asks {
+            self.ask_cloud(service, now);
+        }
         match &prepared.waiting {
             Some(waiting) => {
                 // This also applies if the attempt ended in a panic.
@@ -77,7 +84,7 @@ impl InitMachine {
                 self.timers.typed = None;
                 self.asking.wait_for(None);
                 self.recall_words();
-                self.supervisor.start(now);
+                self.start_unheld(now);
             }
         }
         self.prepared = Some(Box::new(prepared));
@@ -147,7 +154,8 @@ impl InitMachine {
 
     /// Whether an attempt or a command waits for the share of another node.
     fn wants_helper_tasks(&self) -> bool {
-        (self.waiting.is_some() || self.waits_for_share()) && self.shutdown.is_none()
+        let is_wanted = self.waiting.is_some() || self.waits_for_share();
+        is_wanted && !self.cloud.helping && self.shutdown.is_none()
     }
 
     /// When PID 1 asks another node next, in ms after the kernel's start.
@@ -166,13 +174,10 @@ impl InitMachine {
         let Some((of, task)) = self.keeper.escrow().next(now) else {
             return;
         };
+        self.cloud.helping = true;
         let lost = MachineEvent::Came(of.clone(), Err("it failed; the log says why".to_owned()));
         self.blocking("a helper task of the vault", lost, move || {
-            // The task counts as over even after a panic.
-            let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(&task)));
-            let outcome = outcome.map_err(|payload| panic_text(&*payload));
-            let outcome = outcome.and_then(|run| run.map_err(|error| error.to_string()));
-            MachineEvent::Came(of, outcome)
+            MachineEvent::Came(of, helper_outcome(&task))
         });
     }
 
@@ -183,6 +188,7 @@ impl InitMachine {
         outcome: Result<HelperOutcome, String>,
         now: u64,
     ) {
+        self.cloud.helping = false;
         let why = match &outcome {
             Ok(HelperOutcome::Refused { text, .. }) | Err(text) => Some(text.clone()),
             Ok(_) => None,

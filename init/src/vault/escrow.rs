@@ -300,7 +300,9 @@ impl EscrowDeposit {
                 }
             }
             HelperOutcome::Refused { refusal, text } => self.progress.failed(refusal, text, now),
-            HelperOutcome::Released { .. } => {
+            HelperOutcome::Fetched { .. }
+            | HelperOutcome::Released { .. }
+            | HelperOutcome::Reported => {
                 let text = "the child brought what it was not asked for".to_owned();
                 self.progress.failed(HelperRefusal::Unreachable, text, now);
             }
@@ -328,7 +330,9 @@ impl EscrowRelease {
                 return true;
             }
             HelperOutcome::Refused { refusal, text } => self.progress.failed(refusal, text, now),
-            HelperOutcome::Deposited { .. } => {
+            HelperOutcome::Deposited { .. }
+            | HelperOutcome::Fetched { .. }
+            | HelperOutcome::Reported => {
                 let text = "the child brought what it was not asked for".to_owned();
                 self.progress.failed(HelperRefusal::Unreachable, text, now);
             }

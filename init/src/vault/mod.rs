@@ -25,7 +25,7 @@ mod words;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_provisioning::ConsoleDocument;
+use alknet_provisioning::{ConsoleDocument, MetadataService};
 use alknet_tpm::PcrChoice;
 use alknet_vault::audit::SlotName;
 use alknet_vault::slots::{
@@ -80,6 +80,8 @@ pub(crate) struct VaultWait {
     pub(crate) retries: bool,
     /// Whether both a PIN and a passphrase help: a user who is asked for one may want to type the other.
     pub(crate) other_way: bool,
+    /// The metadata service whose answer decides how the vault is made.
+    pub(crate) asks: Option<MetadataService>,
 }
 
 impl VaultWait {
@@ -88,6 +90,7 @@ impl VaultWait {
             ask,
             retries: ask == UnlockPrompt::Nothing,
             other_way: false,
+            asks: None,
             problem: MachineDiagnostic {
                 code: code.to_owned(),
                 text: text.into(),
@@ -102,7 +105,20 @@ impl VaultWait {
             ask: UnlockPrompt::Nothing,
             retries: true,
             other_way: false,
+            asks: None,
             problem,
+        }
+    }
+
+    /// A wait for the answer of a metadata service, which may have the configuration.
+    pub(crate) fn for_cloud(service: MetadataService) -> Self {
+        let text = format!("the metadata service of {service} is being asked for a configuration");
+        let hint = "nothing: the machine goes on after 3 seconds at the latest";
+        Self {
+            asks: Some(service),
+            // The answer makes the next attempt.
+            retries: false,
+            ..Self::new(UnlockPrompt::Nothing, "vault-waits", text, hint)
         }
     }
 

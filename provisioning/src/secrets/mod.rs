@@ -449,6 +449,12 @@ impl SecretCollector {
     }
 
     fn seed_key(&mut self, offer: &SourceContents, name: &str, text: &str) {
+        if matches!(offer.source, ConfigOrigin::Metadata { .. }) {
+            // The vault would be made with a slot that opens at no later start.
+            let what = format!("{name}: a closed vault asks no metadata service for its key");
+            let fix = "remove it; let a TPM, a passphrase or another node open the vault";
+            return self.refuse(&offer.source, &what, fix);
+        }
         match SeedKey::parse(text) {
             Ok(key) => self.found.seed_keys.push(MediaSeedKey {
                 key,

@@ -2,6 +2,7 @@
 
 mod boot_loader;
 pub(crate) mod console;
+mod metadata;
 mod parts;
 mod smbios;
 mod volumes;
@@ -14,6 +15,7 @@ use crate::secrets::split::SecretsPart;
 use crate::secrets::{MediaLocation, SECRET_BYTES_MAX, SecretFile};
 use crate::{ConfigOrigin, ProvisioningError, SourceDiagnostic, SourcePaths, file};
 
+pub use metadata::MetadataService;
 pub use parts::strings;
 pub(crate) use volumes::{LabelledVolume, VolumeFileNames, WritableVolume, labelled, writable};
 
@@ -80,6 +82,7 @@ pub(crate) fn all(
     offers.extend(volumes::find(paths, mounter, problems));
     offers.extend(smbios::find(paths, problems));
     offers.extend(boot_loader::find(paths, problems));
+    offers.extend(metadata::find(paths, problems));
     offers
         .extend(console.map(|document| SourceContents::document(ConfigOrigin::Console, document)));
     offers

@@ -36,7 +36,7 @@ pub(super) fn find(
             Err(error) => problems.push(unreadable(&ConfigOrigin::Smbios, error, HINT)),
         }
     }
-    let texts = structures.iter().flat_map(|it| strings(it));
+    let texts = structures.iter().flat_map(|it| strings(it, OEM_STRINGS));
     match assemble(texts.filter_map(|it| std::str::from_utf8(it).ok())) {
         Ok(document) => {
             document.map(|it: Bytes| SourceContents::document(ConfigOrigin::Smbios, it))
@@ -48,11 +48,12 @@ pub(super) fn find(
     }
 }
 
-/// The strings of a structure. They follow its formatted part, and each ends with a zero.
-fn strings(structure: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The strings of a structure of this type. They follow its formatted part, and each ends with a
+/// zero.
+pub(super) fn strings(structure: &[u8], kind: u8) -> impl Iterator<Item = &[u8]> {
     let formatted = match structure {
         // The strings follow the formatted part, whose length is its second byte (SMBIOS, 6.1.3).
-        [OEM_STRINGS, length, ..] => usize::from(*length),
+        [found, length, ..] if *found == kind => usize::from(*length),
         _ => structure.len(),
     };
     let strings = structure.get(formatted..).unwrap_or_default();
@@ -71,7 +72,7 @@ mod tests {
     #[test]
     fn strings_stand_behind_the_formatted_part() {
         let structure = b"\x0b\x05\x00\x0b\x02first\0alknet.node=YQ\0\0after";
-        let found: Vec<_> = strings(structure).collect();
+        let found: Vec<_> = strings(structure, OEM_STRINGS).collect();
         assert_eq!(found, [&b"first"[..], b"alknet.node=YQ"]);
         for none in [
             &b""[..],
@@ -80,14 +81,14 @@ mod tests {
             b"\x01\x05\0\0\0a\0\0",
             b"\x0b\x05\0\0\0\0\0",
         ] {
-            assert_eq!(strings(none).count(), 0, "{none:?}");
+            assert_eq!(strings(none, OEM_STRINGS).count(), 0, "{none:?}");
         }
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = strings(&bytes).count();
+            let _ = strings(&bytes, OEM_STRINGS).count();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The router of a harness network: frames in, frames and datagrams out, no sockets and no clock.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use super::dhcp4::{self, DhcpLease};
@@ -14,7 +14,7 @@ pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 /// Link-local address of the router.
 pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-const ROUTER_MAC: Mac = [0x52, 0x55, 10, 9, 0, 1];
+pub(crate) const ROUTER_MAC: Mac = [0x52, 0x55, 10, 9, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// Ports of the router that represent clients on the host.
@@ -56,6 +56,8 @@ pub struct RouterAdvertisement {
 pub enum LanEvent {
     /// The router sent a router advertisement.
     Advertised,
+    /// TCP: a client began to connect to this address, whether there is a service or not.
+    Connecting(SocketAddrV4),
     /// DHCP: a client looked for a server, and got an offer.
     Offered(Ipv4Addr),
     /// DHCP: a client got an address, or a longer lease.
@@ -126,6 +128,15 @@ impl LanRouter {
                 ))]
             }
             EthernetPayload::Arp { .. } => vec![],
+            // The network carries it to a service of the host.
+            EthernetPayload::Tcp {
+                target, segment, ..
+            } => {
+                if segment.flags & wire::SYN != 0 {
+                    self.events.push(LanEvent::Connecting(target));
+                }
+                vec![]
+            }
             EthernetPayload::Icmp {
                 source,
                 target,
@@ -196,6 +207,7 @@ impl LanRouter {
                 target.into()
             }
             EthernetPayload::Icmp { source, .. } => *source,
+            EthernetPayload::Tcp { source, .. } => IpAddr::V4(*source.ip()),
             EthernetPayload::Udp { source, .. } => source.ip(),
         };
         if !source.is_unspecified() {

@@ -1,6 +1,6 @@
-//! The parts of Ethernet, ARP, IPv4, IPv6, UDP and ICMP that a small router needs.
+//! The parts of Ethernet, ARP, IPv4, IPv6, UDP, TCP and ICMP that a small router needs.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 /// Hardware address.
 pub(crate) type Mac = [u8; 6];
@@ -13,8 +13,16 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
+
+/// Flags of a segment (RFC 9293, 3.1).
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PUSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
 
 /// The hop limit of neighbour discovery, which shows that no router forwarded the packet (RFC 4861
 /// section 7.1).
@@ -43,12 +51,27 @@ pub(crate) enum EthernetPayload<'a> {
         target: IpAddr,
         message: &'a [u8],
     },
+    /// A segment of TCP, over IPv4 only.
+    Tcp {
+        source: SocketAddrV4,
+        target: SocketAddrV4,
+        segment: TcpSegment<'a>,
+    },
     /// A datagram.
     Udp {
         source: SocketAddr,
         target: SocketAddr,
         payload: &'a [u8],
     },
+}
+
+/// The parts of a segment that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcpSegment<'a> {
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) flags: u8,
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> EthernetFrame<'a> {
@@ -101,6 +124,27 @@ pub(crate) fn udp(
     let sum = if sum == 0 { 0xffff } else { sum };
     datagram[6..8].copy_from_slice(&sum.to_be_bytes());
     ip(us, them, source.ip(), target.ip(), PROTOCOL_UDP, &datagram)
+}
+
+/// A segment in a frame.
+pub(crate) fn tcp(
+    (us, them): (Mac, Mac),
+    source: SocketAddrV4,
+    target: SocketAddrV4,
+    segment: &TcpSegment<'_>,
+) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(20 + segment.payload.len());
+    bytes.extend(source.port().to_be_bytes());
+    bytes.extend(target.port().to_be_bytes());
+    bytes.extend(segment.seq.to_be_bytes());
+    bytes.extend(segment.ack.to_be_bytes());
+    // A header of five words, the largest window, no checksum yet, nothing urgent.
+    bytes.extend([0x50, segment.flags, 0xff, 0xff, 0, 0, 0, 0]);
+    bytes.extend(segment.payload);
+    let (from, to) = (IpAddr::V4(*source.ip()), IpAddr::V4(*target.ip()));
+    let sum = pseudo_sum(from, to, PROTOCOL_TCP, &bytes);
+    bytes[16..18].copy_from_slice(&sum.to_be_bytes());
+    ip(us, them, from, to, PROTOCOL_TCP, &bytes)
 }
 
 /// An ICMP or ICMPv6 message in a frame. Its checksum is filled in.
@@ -179,6 +223,22 @@ fn transport(
                 target,
                 message: payload,
             }),
+        (PROTOCOL_TCP, IpAddr::V4(source)) => {
+            let IpAddr::V4(target) = target else {
+                return None;
+            };
+            let header = usize::from(*payload.get(12)? >> 4) * 4;
+            Some(EthernetPayload::Tcp {
+                source: SocketAddrV4::new(source, be16(payload, 0)?),
+                target: SocketAddrV4::new(target, be16(payload, 2)?),
+                segment: TcpSegment {
+                    seq: u32::from_be_bytes(array(payload, 4)?),
+                    ack: u32::from_be_bytes(array(payload, 8)?),
+                    flags: *payload.get(13)?,
+                    payload: payload.get(header..).filter(|_| header >= 20)?,
+                },
+            })
+        }
         (PROTOCOL_UDP, _) => Some(EthernetPayload::Udp {
             source: (source, be16(payload, 0)?).into(),
             target: (target, be16(payload, 2)?).into(),
@@ -291,6 +351,32 @@ mod tests {
             );
             assert_eq!((frame.source, frame.target), (US, THEM));
         }
+    }
+
+    #[test]
+    fn a_segment_comes_out_as_it_went_in() {
+        let [source, target] = ["10.0.0.1:7", "169.254.169.254:80"]
+            .map(|text| text.parse::<SocketAddrV4>().expect("written here"));
+        let segment = TcpSegment {
+            seq: u32::MAX,
+            ack: 7,
+            flags: PUSH | ACK,
+            payload: b"odd",
+        };
+        let mut bytes = tcp((US, THEM), source, target, &segment);
+        let frame = EthernetFrame::parse(&bytes).expect("it is well-formed");
+        let expected = EthernetPayload::Tcp {
+            source,
+            target,
+            segment,
+        };
+        assert_eq!(frame.body, expected);
+        // A receiver that sums the segment with its checksum gets zero (RFC 1071).
+        let (from, to) = (IpAddr::V4(*source.ip()), IpAddr::V4(*target.ip()));
+        let at = ETHERNET_BYTES + 20;
+        assert_eq!(pseudo_sum(from, to, PROTOCOL_TCP, &bytes[at..]), 0);
+        bytes[at + 12] = 0x40;
+        assert_eq!(EthernetFrame::parse(&bytes), None, "a header of four words");
     }
 
     #[test]

@@ -459,6 +459,7 @@ fn pid_1_knows_no_protocol() {
             &[
                 "alknet-call",
                 "alknet-endpoint",
+                "alknet-metadata",
                 "alknet-tls",
                 "quinn",
                 "rustls",

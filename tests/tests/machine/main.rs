@@ -24,6 +24,7 @@ mod knock;
 mod late_tpm;
 mod media;
 mod memory;
+mod metadata;
 mod namespace;
 mod network;
 mod network_boot;

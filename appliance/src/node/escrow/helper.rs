@@ -1,6 +1,6 @@
 //! `alknet helper`: the child process that PID 1 starts to ask another node for a share of its
-//! vault's key. It is not a command for people. It reads one line, writes one line, and has sixty
-//! seconds.
+//! vault's key, or a cloud for its document. It is not a command for people. It reads one line,
+//! writes one line, and has sixty seconds.
 
 use std::fmt::Display;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::cli::{CommandError, CommandExit};
+use crate::node::metadata;
 
 /// Maximum time for everything that is asked of the other node. PID 1 waits a little longer.
 const TIME_MAX: Duration = Duration::from_secs(50);
@@ -34,11 +35,22 @@ pub(crate) fn run() -> Result<CommandExit, CommandError> {
     // keys. It refuses only other values than 0 and 1 (PR_SET_DUMPABLE(2const)).
     let _ = nix::sys::prctl::set_dumpable(false);
     let task = read(&channel).map_err(CommandError::local)?;
-    let outcome = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map(|runtime| runtime.block_on(run_within_time(task)))
-        .map_err(CommandError::local)?;
+    let outcome = match task {
+        // Both keep to the time that PID 1 gave them.
+        HelperTask::Metadata {
+            service,
+            interface,
+            ms,
+        } => metadata::fetch_document(&service, &interface, ms),
+        HelperTask::ReportReady { interface, ms } => metadata::report(&interface, ms),
+        HelperTask::Deposit { .. } | HelperTask::Release { .. } => {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map(|runtime| runtime.block_on(run_within_time(task)))
+                .map_err(CommandError::local)?
+        }
+    };
     write(&channel, &outcome).map_err(CommandError::local)?;
     Ok(CommandExit::Ok)
 }
@@ -111,6 +123,10 @@ async fn perform(task: HelperTask) -> HelperOutcome {
             Ok(share_server) => share_server.release(&id).await,
             Err(no) => Err(no),
         },
+        HelperTask::Metadata { .. } | HelperTask::ReportReady { .. } => {
+            let text = "this task asks no other node";
+            Err(EscrowRefusal::new(HelperRefusal::Denied, text))
+        }
     };
     outcome
         .unwrap_or_else(|EscrowRefusal { refusal, text }| HelperOutcome::Refused { refusal, text })
