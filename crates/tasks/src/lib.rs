@@ -13,6 +13,8 @@ pub mod gpu;
 mod group;
 pub mod image;
 pub mod kernel;
+mod licenses;
+mod linked;
 pub mod node;
 pub mod parts;
 mod scratch;
@@ -73,6 +75,8 @@ enum XtaskCommand {
     Image(image::ImageArgs),
     /// Build the kernel, or find it in the cache, and say where it is
     Kernel,
+    /// Compare the list of licences that the binary contains with its crates, or write it
+    Licenses(licenses::LicensesArgs),
     /// Get everything the other commands need, and stop there
     Setup,
     /// Run the long campaigns at full count, and write a summary
@@ -141,6 +145,7 @@ fn perform(cx: &mut XtaskContext, task: XtaskCommand) -> Result<()> {
             );
             Ok(())
         }
+        XtaskCommand::Licenses(arguments) => licenses::run(cx, &arguments),
         XtaskCommand::Setup => {
             test::BootArtifacts::ensure(cx, &driver::DriverSelection::usual()).map(drop)
         }
