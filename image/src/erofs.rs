@@ -4,15 +4,17 @@
 //! all instructions from power-on to the first answered call. A drive that travels is compressed
 //! whole.
 
+use std::env;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use uuid::Uuid;
 
 use crate::error::ImageError;
+use crate::manifest::{ManifestSource, hex_sha256};
 use crate::tree::{TreeEntry, TreeEntryKind};
 
 const TOOL: &str = "mkfs.erofs";
@@ -80,6 +82,26 @@ fn run(uuid: Uuid, output: &Path, root: &Path) -> Result<Output, ImageError> {
     .map_err(|error| could_not_start(error, output))
 }
 
+/// The tool for the manifest: its version, and the hash of its file.
+pub(crate) fn tool() -> Option<ManifestSource> {
+    let program = executable()?;
+    // The exit status does not count: 1.5 has no such option, and prints its version first all the same.
+    let said = Command::new(&program).arg("--version").output().ok()?;
+    let said = String::from_utf8_lossy(&said.stdout);
+    // "mkfs.erofs 1.5", and since 1.8 "mkfs.erofs (erofs-utils) 1.8.6".
+    let version = said.lines().next()?.split_whitespace().next_back()?;
+    let hash = fs::read(&program).ok().map(|bytes| hex_sha256(&bytes));
+    Some(ManifestSource::new(TOOL, Some(version.to_owned()), hash))
+}
+
+/// The file that [`run`] starts.
+fn executable() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|folder| folder.join(TOOL));
+    let mut found = found.chain([PathBuf::from(FALLBACK)]);
+    found.find(|program| program.is_file())
+}
+
 fn could_not_start(error: io::Error, output: &Path) -> ImageError {
     if error.kind() == io::ErrorKind::NotFound {
         return ImageError::ToolMissing {
@@ -111,6 +133,17 @@ fn check(result: &Output) -> Result<(), ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tool_is_known_by_its_version_and_its_hash() {
+        let tool = tool().expect("erofs-utils is installed");
+        let version = tool.version.expect("it prints one");
+        assert!(
+            version.starts_with(|c: char| c.is_ascii_digit()),
+            "{version}"
+        );
+        assert!(tool.sha256.is_some_and(|hash| hash.len() == 64));
+    }
 
     #[test]
     fn a_missing_tool_names_its_package() {

@@ -9,7 +9,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::kernel::KernelFiles;
 use crate::parts::ImageParts;
-use crate::{cached, digest, driver, sources};
+use crate::{cached, digest, driver, provenance, sources};
 
 /// The kernel command line of every form: serial console, few messages, reboot 10 s after a panic.
 ///
@@ -120,7 +120,8 @@ pub(crate) fn cached(cx: &XtaskContext, binary: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.map(|entry| entry.path()).filter(holds).collect())
 }
 
-fn write(
+/// Writes the forms into a folder.
+pub(crate) fn write(
     inputs: &ImageInputs,
     forms: &[ImageForm],
     out: &Path,
@@ -137,7 +138,8 @@ fn write(
     Ok(alknet_image::build(inputs, forms, out, &mut progress)?)
 }
 
-fn inputs(
+/// The inputs of an image with this kernel and this binary.
+pub(crate) fn inputs(
     cx: &XtaskContext,
     kernel: &KernelFiles,
     binary: &Path,
@@ -159,6 +161,7 @@ fn inputs(
         cmdline: CMDLINE.to_owned(),
         version: VERSION.to_owned(),
         git: commit(cx.root()),
+        provenance: provenance::provenance(cx, kernel)?,
     })
 }
 
@@ -199,12 +202,18 @@ fn key(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<String> {
         hash(Path::new(THIS_PROGRAM))?,
     ];
     parts.extend(forms.iter().map(ToString::to_string));
+    let made_of = &inputs.provenance;
+    let made_of = (&made_of.components, &made_of.sources, made_of.seconds);
+    let made_of = serde_json::to_string(&made_of);
+    parts.push(made_of.map_err(|error| TaskError::Workspace(error.to_string()))?);
     Ok(digest::key(parts.iter().map(String::as_bytes)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use alknet_image::BuildProvenance;
 
     use super::*;
 
@@ -231,6 +240,7 @@ mod tests {
             cmdline: String::new(),
             version: String::new(),
             git: String::new(),
+            provenance: BuildProvenance::default(),
         }
     }
 

@@ -17,6 +17,7 @@ mod licenses;
 mod linked;
 pub mod node;
 pub mod parts;
+mod provenance;
 mod scratch;
 mod soak;
 pub mod sources;

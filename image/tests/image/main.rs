@@ -3,4 +3,5 @@
 mod containers;
 mod forms;
 mod linuxkit;
+mod sbom;
 mod support;
