@@ -19,6 +19,7 @@ pub mod node;
 pub mod parts;
 mod provenance;
 mod scratch;
+mod sizes;
 mod soak;
 pub mod sources;
 mod steps;
@@ -80,6 +81,8 @@ enum XtaskCommand {
     Licenses(licenses::LicensesArgs),
     /// Get everything the other commands need, and stop there
     Setup,
+    /// Print what each crate, the kernel, the program for GPUs and each form weigh, and what changed
+    Sizes(sizes::SizesArgs),
     /// Run the long campaigns at full count, and write a summary
     Soak(soak::SoakArgs),
     /// Everything continuous integration runs
@@ -150,6 +153,7 @@ fn perform(cx: &mut XtaskContext, task: XtaskCommand) -> Result<()> {
         XtaskCommand::Setup => {
             test::BootArtifacts::ensure(cx, &driver::DriverSelection::usual()).map(drop)
         }
+        XtaskCommand::Sizes(arguments) => sizes::run(cx, &arguments),
         XtaskCommand::Soak(arguments) => soak::run(cx, &arguments),
         XtaskCommand::Test(arguments) => test::run(cx, &arguments),
         XtaskCommand::Up(arguments) => up::run(cx, &arguments),
