@@ -18,6 +18,7 @@ mod linked;
 pub mod node;
 pub mod parts;
 mod provenance;
+mod reproduce;
 mod scratch;
 mod sizes;
 mod soak;
@@ -79,6 +80,8 @@ enum XtaskCommand {
     Kernel,
     /// Compare the list of licences that the binary contains with its crates, or write it
     Licenses(licenses::LicensesArgs),
+    /// Build every form twice, in two places, and compare the bytes
+    Reproduce(reproduce::ReproduceArgs),
     /// Get everything the other commands need, and stop there
     Setup,
     /// Print what each crate, the kernel, the program for GPUs and each form weigh, and what changed
@@ -150,6 +153,7 @@ fn perform(cx: &mut XtaskContext, task: XtaskCommand) -> Result<()> {
             Ok(())
         }
         XtaskCommand::Licenses(arguments) => licenses::run(cx, &arguments),
+        XtaskCommand::Reproduce(arguments) => reproduce::run(cx, &arguments),
         XtaskCommand::Setup => {
             test::BootArtifacts::ensure(cx, &driver::DriverSelection::usual()).map(drop)
         }
