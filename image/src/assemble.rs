@@ -18,7 +18,8 @@ use crate::virtual_disk::vhdx::VhdxIds;
 use crate::virtual_disk::vmdk::VmdkKind;
 use crate::virtual_disk::{RawDisk, aws, gce, ova, qcow2, vhd, vhdx, vmdk};
 use crate::{
-    container_images, cpio, erofs, iso, kernel, linuxkit, lz4, network_boot, tree, uki, zstandard,
+    container_images, cpio, erofs, iso, kernel, linuxkit, lz4, network_boot, sbom, tree, uki,
+    zstandard,
 };
 
 /// The erofs form's addition to the command line: the drive is the first virtio disk.
@@ -77,6 +78,7 @@ pub fn build(
         job.done = done;
         job.form(*form, &mut out)?;
     }
+    job.sbom(&forms, &mut out)?;
     out.finish(job.manifest(&forms))
 }
 
@@ -159,6 +161,25 @@ impl<'a> ImageBuild<'a> {
             ImageForm::Kernelboot => self.kernel_boot(out),
             ImageForm::Pxe => self.pxe(out),
         }
+    }
+
+    /// Writes the bill of materials. Each form lists it, because owners pass on single forms.
+    fn sbom(&self, forms: &[ImageForm], out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let ImageInputs {
+            version,
+            git,
+            provenance,
+            ..
+        } = self.inputs;
+        if provenance.components.is_empty() {
+            return Ok(());
+        }
+        let document = sbom::document(provenance, version, git, &self.ids);
+        let name = sbom::file_name(version);
+        for form in forms {
+            out.bytes(*form, OutputRole::Sbom, &name, &document)?;
+        }
+        Ok(())
     }
 
     fn direct(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
@@ -459,6 +480,14 @@ impl<'a> ImageBuild<'a> {
             form: *form,
             cmdline: cmdline(*form, &self.inputs.cmdline),
         };
+        let mut sources = self.inputs.provenance.sources.clone();
+        // The forms that programs of the system write.
+        if forms.contains(&ImageForm::Erofs) {
+            sources.extend(erofs::tool());
+        }
+        if forms.contains(&ImageForm::Iso) {
+            sources.extend(iso::tool());
+        }
         Manifest {
             version: self.inputs.version.clone(),
             git: self.inputs.git.clone(),
@@ -466,6 +495,7 @@ impl<'a> ImageBuild<'a> {
             kernel_release: self.loaded.kernel_release,
             kernel_config_sha256: self.loaded.kernel_config_sha256,
             inputs: self.loaded.files,
+            sources,
             boot: forms.iter().map(boot).collect(),
             outputs: Vec::new(),
         }

@@ -12,6 +12,7 @@ use std::path::Path;
 use uuid::Uuid;
 
 use crate::error::ImageError;
+use crate::manifest::ManifestSource;
 use crate::tool::ImageTool;
 use crate::tree::{TreeEntry, TreeEntryKind};
 
@@ -67,6 +68,11 @@ fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
         fs::set_permissions(&path, Permissions::from_mode(entry.mode))?;
     }
     Ok(())
+}
+
+/// The tool for the manifest: its version, and the hash of its file.
+pub(crate) fn tool() -> Option<ManifestSource> {
+    MKFS.source()
 }
 
 #[cfg(test)]

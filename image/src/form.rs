@@ -176,6 +176,8 @@ pub enum OutputRole {
     IpxeScript,
     /// The configuration for PXELINUX.
     PxelinuxConfig,
+    /// The software bill of materials, which all forms share.
+    Sbom,
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::form::ImageForm;
 use crate::grub::{self, GrubLoader, GrubPart};
 use crate::kernel;
 use crate::manifest::{ManifestInput, hex_sha256};
+use crate::provenance::BuildProvenance;
 
 /// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), without the
 /// terminating NUL and the 96 bytes for a form's additions and for the name of the kernel that GRUB
@@ -43,6 +44,8 @@ pub struct ImageInputs {
     pub version: String,
     /// The commit of the build. Together with the version it seeds every identifier.
     pub git: String,
+    /// What the inputs are made from, for the SBOM and the manifest.
+    pub provenance: BuildProvenance,
 }
 
 /// The parts of GRUB for PCs with a BIOS.
@@ -325,6 +328,7 @@ mod tests {
             cmdline: "console=ttyS0 quiet".into(),
             version: "0.1.0".into(),
             git: "abc".into(),
+            provenance: BuildProvenance::default(),
         }
     }
 

@@ -16,6 +16,7 @@ use crate::disk;
 use crate::error::ImageError;
 use crate::grub::NOTICE_FILE;
 use crate::ids::BuildIds;
+use crate::manifest::ManifestSource;
 use crate::out::at;
 use crate::tool::ImageTool;
 
@@ -31,6 +32,11 @@ const FIRST_DAY_SECS: &str = "315532800";
 const FIRST_DAY: &str = "1980010100000000";
 /// Bytes that are free on the EFI system partition, for a configuration.
 const ROOM_BYTES: u64 = 1 << 20;
+
+/// The tool for the manifest: its version, and the hash of its file.
+pub(crate) fn tool() -> Option<ManifestSource> {
+    XORRISO.source()
+}
 
 /// What the medium is made of.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! byte-identical when it is built again from the same inputs, wherever the folders lie.
 //!
 //! ```no_run
-//! use alknet_image::{ImageForm, ImageInputs, build};
+//! use alknet_image::{BuildProvenance, ImageForm, ImageInputs, build};
 //!
 //! let inputs = ImageInputs {
 //!     kernel: "bzImage".into(),
@@ -16,6 +16,7 @@
 //!     cmdline: "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check".into(),
 //!     version: "0.1.0".into(),
 //!     git: "0123abc".into(),
+//!     provenance: BuildProvenance::default(),
 //! };
 //! let manifest = build(&inputs, &[ImageForm::Uki], "out".as_ref(), &mut |_| {})?;
 //! println!("{}", manifest.outputs[0].file);
@@ -42,6 +43,8 @@ mod manifest;
 mod network_boot;
 mod oci;
 mod out;
+mod provenance;
+mod sbom;
 mod tar;
 mod tool;
 mod tree;
@@ -59,4 +62,7 @@ pub use form::{ImageForm, OutputRole};
 pub use grub::{GRUB_CONFIG, GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX};
 pub use inputs::{CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
 pub use linuxkit::yml as linuxkit_yml;
-pub use manifest::{MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput};
+pub use manifest::{
+    MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput, ManifestSource,
+};
+pub use provenance::BuildProvenance;

@@ -30,6 +30,9 @@ pub struct Manifest {
     pub kernel_config_sha256: Option<String>,
     /// The inputs, before stripping.
     pub inputs: Vec<ManifestInput>,
+    /// The sources that the inputs were made from, and the tools whose version decides bytes.
+    #[serde(default)]
+    pub sources: Vec<ManifestSource>,
     /// The command line of each form.
     pub boot: Vec<ManifestBoot>,
     /// Every file of every form. A file that several forms share is listed once for each.
@@ -46,6 +49,32 @@ pub struct ManifestInput {
     pub bytes: u64,
     /// SHA-256 in lower-case hexadecimal.
     pub sha256: String,
+}
+
+/// A source or a tool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ManifestSource {
+    /// Such as `linux`, `Cargo.lock` or `mkfs.erofs`.
+    pub name: String,
+    /// The version, in the words of its project.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub version: Option<String>,
+    /// SHA-256 of the archive or the file, in lower-case hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sha256: Option<String>,
+}
+
+impl ManifestSource {
+    /// A source with its version, its hash, or both.
+    #[must_use]
+    pub fn new(name: impl Into<String>, version: Option<String>, sha256: Option<String>) -> Self {
+        Self {
+            name: name.into(),
+            version,
+            sha256,
+        }
+    }
 }
 
 /// The start of a form.

@@ -1,10 +1,11 @@
 //! Programs of other projects that write a form, from a folder that is staged for them.
 
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::{env, fs, io};
 
 use crate::error::ImageError;
+use crate::manifest::{ManifestSource, hex_sha256};
 
 /// How much of a failed program's output an error keeps, in bytes.
 const STDERR_BYTES_MAX: usize = 2000;
@@ -27,6 +28,27 @@ impl ImageTool {
     ) -> Result<(), ImageError> {
         let result = self.output(output, arguments)?;
         self.check(&result)
+    }
+
+    /// The program for the manifest: its version, and the hash of its file. `None` if it is missing.
+    pub(crate) fn source(&self) -> Option<ManifestSource> {
+        let program = self.executable()?;
+        // The exit status does not count: mkfs.erofs 1.5 has no such option, and prints its version first all the same.
+        let said = Command::new(&program).arg("--version").output().ok()?;
+        let said = String::from_utf8_lossy(&said.stdout);
+        // "mkfs.erofs 1.5", "mkfs.erofs (erofs-utils) 1.8.6", "xorriso 1.5.4 : RockRidge filesystem manipulator, …".
+        let mut words = said.lines().find(|line| !line.is_empty())?.split_whitespace();
+        let version = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+        let hash = fs::read(&program).ok().map(|bytes| hex_sha256(&bytes));
+        Some(ManifestSource::new(self.name, Some(version.to_owned()), hash))
+    }
+
+    /// The file that [`run`](Self::run) starts.
+    fn executable(&self) -> Option<PathBuf> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let found = env::split_paths(&path).map(|folder| folder.join(self.name));
+        let mut found = found.chain(self.fallback.map(PathBuf::from));
+        found.find(|program| program.is_file())
     }
 
     fn output(
@@ -86,6 +108,21 @@ mod tests {
         package: "erofs-utils",
         fallback: None,
     };
+
+    #[test]
+    fn a_tool_is_known_by_its_version_and_its_hash() {
+        for name in ["mkfs.erofs", "xorriso"] {
+            let tool = ImageTool {
+                name,
+                fallback: Some("/usr/sbin/mkfs.erofs"),
+                ..MISSING
+            };
+            let source = tool.source().expect("it is installed");
+            let version = source.version.expect("it prints one");
+            assert!(version.contains('.'), "{name}: {version}");
+            assert!(source.sha256.is_some_and(|hash| hash.len() == 64));
+        }
+    }
 
     #[test]
     fn a_missing_tool_names_its_package() {

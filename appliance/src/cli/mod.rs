@@ -18,6 +18,7 @@ mod hub;
 mod identity;
 mod js;
 mod key;
+mod licenses;
 mod machine;
 mod man;
 mod node;
@@ -133,6 +134,11 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Show or replace the key of this command line.
     #[command(subcommand)]
     Key(key::KeyVerb),
+    /// List the parts of this program and of its image, with their licences.
+    #[command(
+        after_help = "Examples:\n  alknet licenses\n  alknet licenses Linux\n  alknet licenses --texts"
+    )]
+    Licenses(licenses::LicenseListArgs),
     /// Print the log of a node, and with -f each new record.
     #[command(
         after_help = "Examples:\n  alknet logs attic -f\n  alknet logs --since 1h\n  \
@@ -268,6 +274,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Identity(args) => identity::run(&args, json),
         AlknetCommand::Js(verb) => js::run(verb, json),
         AlknetCommand::Key(verb) => key::run(verb, json),
+        AlknetCommand::Licenses(args) => licenses::run(&args, json),
         AlknetCommand::Logs(args) => machine::logs(&args, json),
         AlknetCommand::Man(args) => man::run(&args, json),
         AlknetCommand::Node(verb) => node::run(verb, json),

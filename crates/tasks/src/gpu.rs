@@ -18,7 +18,7 @@ use crate::failure::{Result, TaskError};
 use crate::{digest, kernel};
 
 /// The executable's name.
-const NAME: &str = "alknet-gpu";
+pub(crate) const NAME: &str = "alknet-gpu";
 
 /// Largest executable in bytes, stripped, as docs/driver.md promises.
 pub const BYTES_MAX: u64 = 75_000_000;

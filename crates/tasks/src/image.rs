@@ -9,7 +9,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::kernel::KernelFiles;
 use crate::parts::ImageParts;
-use crate::{cached, digest, driver, grub, sources};
+use crate::{cached, digest, driver, grub, provenance, sources};
 
 /// The kernel command line of every form: serial console, few messages, reboot 10 s after a panic.
 ///
@@ -120,7 +120,8 @@ pub(crate) fn cached(cx: &XtaskContext, binary: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.map(|entry| entry.path()).filter(holds).collect())
 }
 
-fn write(
+/// Writes the forms into a folder.
+pub(crate) fn write(
     inputs: &ImageInputs,
     forms: &[ImageForm],
     out: &Path,
@@ -137,7 +138,8 @@ fn write(
     Ok(alknet_image::build(inputs, forms, out, &mut progress)?)
 }
 
-fn inputs(
+/// The inputs of an image with this kernel and this binary.
+pub(crate) fn inputs(
     cx: &XtaskContext,
     kernel: &KernelFiles,
     binary: &Path,
@@ -162,6 +164,7 @@ fn inputs(
         cmdline: CMDLINE.to_owned(),
         version: VERSION.to_owned(),
         git: commit(cx.root()),
+        provenance: provenance::provenance(cx, kernel)?,
     })
 }
 
@@ -205,6 +208,10 @@ fn key(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<String> {
         parts.push(hash(part)?);
     }
     parts.extend(forms.iter().map(ToString::to_string));
+    let made_of = &inputs.provenance;
+    let made_of = (&made_of.components, &made_of.sources, made_of.seconds);
+    let made_of = serde_json::to_string(&made_of);
+    parts.push(made_of.map_err(|error| TaskError::Workspace(error.to_string()))?);
     Ok(digest::key(parts.iter().map(String::as_bytes)))
 }
 
@@ -220,6 +227,8 @@ fn grub_parts(grub: &GrubFiles) -> [&Path; 4] {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use alknet_image::BuildProvenance;
 
     use super::*;
 
@@ -247,6 +256,7 @@ mod tests {
             cmdline: String::new(),
             version: String::new(),
             git: String::new(),
+            provenance: BuildProvenance::default(),
         }
     }
 

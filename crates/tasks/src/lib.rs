@@ -14,9 +14,14 @@ mod group;
 mod grub;
 pub mod image;
 pub mod kernel;
+mod licenses;
+mod linked;
 pub mod node;
 pub mod parts;
+mod provenance;
+mod reproduce;
 mod scratch;
+mod sizes;
 mod soak;
 pub mod sources;
 mod steps;
@@ -74,8 +79,14 @@ enum XtaskCommand {
     Image(image::ImageArgs),
     /// Build the kernel, or find it in the cache, and say where it is
     Kernel,
+    /// Compare the list of licences that the binary contains with its crates, or write it
+    Licenses(licenses::LicensesArgs),
+    /// Build every form twice, in two places, and compare the bytes
+    Reproduce(reproduce::ReproduceArgs),
     /// Get everything the other commands need, and stop there
     Setup,
+    /// Print what each crate, the kernel, the program for GPUs and each form weigh, and what changed
+    Sizes(sizes::SizesArgs),
     /// Run the long campaigns at full count, and write a summary
     Soak(soak::SoakArgs),
     /// Everything continuous integration runs
@@ -142,9 +153,12 @@ fn perform(cx: &mut XtaskContext, task: XtaskCommand) -> Result<()> {
             );
             Ok(())
         }
+        XtaskCommand::Licenses(arguments) => licenses::run(cx, &arguments),
+        XtaskCommand::Reproduce(arguments) => reproduce::run(cx, &arguments),
         XtaskCommand::Setup => {
             test::BootArtifacts::ensure(cx, &driver::DriverSelection::usual()).map(drop)
         }
+        XtaskCommand::Sizes(arguments) => sizes::run(cx, &arguments),
         XtaskCommand::Soak(arguments) => soak::run(cx, &arguments),
         XtaskCommand::Test(arguments) => test::run(cx, &arguments),
         XtaskCommand::Up(arguments) => up::run(cx, &arguments),

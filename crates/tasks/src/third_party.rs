@@ -43,13 +43,17 @@ const PYTHON_MCP_OLDER: &str = include_str!("../python-mcp-older.txt");
 /// The program that checks answers against their document of OpenAPI.
 const PYTHON_SCHEMATHESIS: &str = include_str!("../python-schemathesis.txt");
 
+/// SPDX's own tools, which judge a bill of materials.
+const PYTHON_SPDX: &str = include_str!("../python-spdx.txt");
+
 /// Every list of Python packages above.
-const PYTHON_LISTS: [&str; 5] = [
+const PYTHON_LISTS: [&str; 6] = [
     PYTHON_PACKAGES,
     PYTHON_MCP,
     PYTHON_MCP_OLDER,
     OPENAPI_PYTHON,
     PYTHON_SCHEMATHESIS,
+    PYTHON_SPDX,
 ];
 
 /// The protocol's kits for TypeScript and its conformance suite: the requested packages, and their
@@ -179,6 +183,11 @@ pub fn python_mcp_older(cx: &XtaskContext) -> Result<PathBuf> {
 /// The folder in which Python finds the program that checks answers against their document.
 pub fn python_schemathesis(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_SCHEMATHESIS)
+}
+
+/// The folder in which Python finds SPDX's own tools.
+pub fn python_spdx(cx: &XtaskContext) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_SPDX)
 }
 
 /// The program that tries the cases of RFC 9113 on a server.
@@ -389,6 +398,13 @@ fn wasm_source(version: &str) -> Result<String> {
     )))
 }
 
+/// The compiler's version, with its commit and date: `1.95.0 (f2d3ce0bd 2026-03-21)`.
+pub(crate) fn rustc_version(cx: &XtaskContext) -> Result<String> {
+    let said = rustc(cx, &["-V"])?;
+    let said = said.trim();
+    Ok(said.strip_prefix("rustc ").unwrap_or(said).to_owned())
+}
+
 /// The answer of the compiler that cargo starts in the mirror.
 fn rustc(cx: &XtaskContext, arguments: &[&str]) -> Result<String> {
     let program = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -554,7 +570,7 @@ mod tests {
 
     #[test]
     fn every_python_package_is_pinned() {
-        for (packages, files) in PYTHON_LISTS.into_iter().zip([33, 34, 22, 48, 35]) {
+        for (packages, files) in PYTHON_LISTS.into_iter().zip([33, 34, 22, 48, 35, 14]) {
             for package in packages
                 .lines()
                 .filter(|line| !line.starts_with(['#', ' ']))

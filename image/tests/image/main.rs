@@ -4,4 +4,5 @@ mod bios;
 mod containers;
 mod forms;
 mod linuxkit;
+mod sbom;
 mod support;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use alknet_image::{GrubFiles, ImageForm, ImageInputs, Manifest, build};
+use alknet_image::{BuildProvenance, GrubFiles, ImageForm, ImageInputs, Manifest, build};
 use tempfile::TempDir;
 
 /// The variable that names systemd's EFI stub for the tests.
@@ -48,6 +48,7 @@ impl InputFolder {
             cmdline: "console=ttyS0 quiet panic=10".into(),
             version: "0.1.0".into(),
             git: "0123abc".into(),
+            provenance: BuildProvenance::default(),
         };
         Self { dir, inputs }
     }

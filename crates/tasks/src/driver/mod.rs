@@ -316,6 +316,11 @@ fn first_line(command: &mut Command) -> Result<String> {
     }
 }
 
+/// The note in a driver's folder about its LLVM: version and version of the package.
+pub(crate) fn llvm_of(folder: &Path) -> Option<String> {
+    fs::read_to_string(folder.join(LLVM_NOTE)).ok()
+}
+
 /// Makes the next build in the mirror link these drivers. The caller holds the lock.
 pub fn link(cx: &XtaskContext, drivers: &[SealedDriver]) -> Result<()> {
     write_linked(&cx.mirror(), drivers)

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use self::build::KernelBuild;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
-use crate::{digest, sources, steps};
+use crate::sources::{self, SourcePin};
+use crate::{digest, steps};
 
 /// The fragments of the one x86-64 kernel, in the order in which they are merged.
 pub const X86_64_FRAGMENTS: [&str; 14] = [
@@ -67,6 +68,18 @@ pub fn ensure(cx: &XtaskContext) -> Result<KernelFiles> {
 /// The kernel of this tree, if it is in the cache.
 pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<KernelFiles>> {
     find(cx, &read_fragments(cx.root())?, &tool_versions()?)
+}
+
+/// The source that a kernel was built from.
+pub(crate) fn source(cx: &XtaskContext, kernel: &KernelFiles) -> Result<SourcePin> {
+    let (fragments, tools) = (read_fragments(cx.root())?, tool_versions()?);
+    let mut pins = sources::accepted("linux")?.into_iter();
+    let built = pins.find(|pin| {
+        let key = key(&pin.sha256, &fragments, &tools);
+        KernelFiles::at(cx.cache(), &key).bzimage == kernel.bzimage
+    });
+    // Another compiler may have built it.
+    built.map_or_else(|| sources::likely(cx, "linux"), Ok)
 }
 
 fn find(

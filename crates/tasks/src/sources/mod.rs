@@ -36,6 +36,14 @@ pub fn accepted(name: &str) -> Result<Vec<SourcePin>> {
     Ok(SourcePins::own()?.find(name)?.pins.clone())
 }
 
+/// The public address of a version: its project's, or that in Debian's archive of all times. `None` if
+/// only a registry of packages has it.
+pub(crate) fn address(pin: &SourcePin) -> Option<String> {
+    let snapshot = pin.debian.as_ref().and_then(|it| it.snapshot.as_ref());
+    let archived = snapshot.map(|snapshot| format!("{SNAPSHOT}/{snapshot}"));
+    pin.upstream.clone().or(archived)
+}
+
 /// Every pinned source: its name, and its accepted versions.
 pub(crate) fn pinned() -> Result<Vec<(String, Vec<SourcePin>)>> {
     Ok(SourcePins::own()?.into_all())

@@ -147,6 +147,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
             "ALKNET_TEST_SCHEMATHESIS",
             third_party::python_schemathesis(cx)?.into(),
         ),
+        ("ALKNET_TEST_SPDX", third_party::python_spdx(cx)?.into()),
         ("ALKNET_TEST_TEST262", third_party::test262(cx)?.into()),
         ("ALKNET_TEST_TYPEBOX", third_party::typebox(cx)?.into()),
         (

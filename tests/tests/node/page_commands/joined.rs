@@ -71,5 +71,11 @@ fn the_commands_of_the_page_of_the_command_line_work() {
     ] {
         assert!(share.join(made).exists(), "{made}");
     }
+
+    // A megabyte of texts, which no message should have.
+    let said = page.follow();
+    for part in ["Linux ", "\nserde_json 1.", "GNU GENERAL PUBLIC LICENSE"] {
+        assert!(said.contains(part), "the lists and texts lack {part:?}");
+    }
     page.close();
 }
