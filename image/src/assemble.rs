@@ -435,6 +435,7 @@ impl<'a> ImageBuild<'a> {
             kernel_release: self.loaded.kernel_release,
             kernel_config_sha256: self.loaded.kernel_config_sha256,
             inputs: self.loaded.files,
+            disk: None,
             boot: forms.iter().map(boot).collect(),
             outputs: Vec::new(),
         }

@@ -163,6 +163,14 @@ pub enum OutputRole {
     IpxeScript,
     /// The configuration for PXELINUX.
     PxelinuxConfig,
+    /// The disk, compressed for a download.
+    PackedDisk,
+    /// The map of the disk for bmaptool.
+    BlockMap,
+    /// The list for Raspberry Pi Imager.
+    RpiImager,
+    /// The signature of a file, as minisign writes it.
+    Signature,
 }
 
 #[cfg(test)]

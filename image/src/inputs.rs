@@ -9,6 +9,18 @@ use crate::form::ImageForm;
 use crate::kernel;
 use crate::manifest::{ManifestInput, hex_sha256};
 
+/// The kernel command line of every form, unless the caller says another: serial console, few messages, reboot 10 s
+/// after a panic.
+///
+/// `noreplace-smp`: with one processor the kernel would rewrite its 8,600 lock prefixes, each with
+/// a switch of address spaces. That takes a fifth of the time to `/init` under emulation, and saves
+/// a few cycles per atomic operation later.
+///
+/// `no_timer_check`: the kernel waits for a few ticks of the legacy timer, 160 ms by the
+/// processor's clock, and panics if none came. An emulator that shares its processors with other
+/// programs may not deliver one by then. Under KVM the kernel does not check in any case.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check";
+
 /// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), without the
 /// terminating NUL and the 64 bytes for a form's additions.
 pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 64;
