@@ -496,6 +496,7 @@ impl<'a> ImageBuild<'a> {
             kernel_config_sha256: self.loaded.kernel_config_sha256,
             inputs: self.loaded.files,
             sources,
+            disk: None,
             boot: forms.iter().map(boot).collect(),
             outputs: Vec::new(),
         }

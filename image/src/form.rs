@@ -178,6 +178,14 @@ pub enum OutputRole {
     PxelinuxConfig,
     /// The software bill of materials, which all forms share.
     Sbom,
+    /// The disk, compressed for a download.
+    PackedDisk,
+    /// The map of the disk for bmaptool.
+    BlockMap,
+    /// The list for Raspberry Pi Imager.
+    RpiImager,
+    /// The signature of a file, as minisign writes it.
+    Signature,
 }
 
 #[cfg(test)]

@@ -27,9 +27,11 @@ mod assemble;
 mod container_images;
 mod cpio;
 mod disk;
+mod disk_parts;
 mod elf;
 mod erofs;
 mod error;
+mod esp;
 mod fat;
 mod form;
 mod grub;
@@ -47,6 +49,7 @@ mod provenance;
 mod sbom;
 mod tar;
 mod tool;
+mod travel;
 mod tree;
 mod uki;
 mod virtual_disk;
@@ -57,12 +60,15 @@ pub use disk::{
     BIOS_FIRST_LBA, BIOS_LAST_LBA, BOOT_STATE_FIRST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA,
     LBA_BYTES, UKI_BYTES_MAX,
 };
+pub use disk_parts::{DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion};
 pub use error::ImageError;
+pub use esp::{EspFile, EspVolume};
 pub use form::{ImageForm, OutputRole};
 pub use grub::{GRUB_CONFIG, GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX};
-pub use inputs::{CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
+pub use inputs::{CMDLINE, CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
 pub use linuxkit::yml as linuxkit_yml;
 pub use manifest::{
     MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput, ManifestSource,
 };
 pub use provenance::BuildProvenance;
+pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};

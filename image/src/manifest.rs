@@ -8,6 +8,7 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 
@@ -35,6 +36,9 @@ pub struct Manifest {
     pub sources: Vec<ManifestSource>,
     /// The command line of each form.
     pub boot: Vec<ManifestBoot>,
+    /// The parts of the disk of the form `raw` that stay the same on a disk in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ManifestDisk>,
     /// Every file of every form. A file that several forms share is listed once for each.
     pub outputs: Vec<ManifestOutput>,
 }
@@ -110,13 +114,23 @@ impl Manifest {
     /// # Errors
     /// The file is missing or is not one of ours.
     pub fn read(dir: &Path) -> Result<Self, ImageError> {
-        let path = dir.join(MANIFEST_FILE);
-        let bytes = fs::read(&path).map_err(|source| ImageError::InputUnreadable {
+        Self::read_file(&dir.join(MANIFEST_FILE))
+    }
+
+    /// Reads a manifest of any name.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`].
+    pub fn read_file(path: &Path) -> Result<Self, ImageError> {
+        let bytes = fs::read(path).map_err(|source| ImageError::InputUnreadable {
             what: "image manifest",
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         })?;
-        serde_json::from_slice(&bytes).map_err(|source| ImageError::Manifest { path, source })
+        serde_json::from_slice(&bytes).map_err(|source| ImageError::Manifest {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// The file with `role` in `form`, inside the folder `dir`.

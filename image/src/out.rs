@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
+use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput};
+use crate::travel::MANIFEST_SIGNATURE_FILE;
 
 /// Bytes read at once when a finished file is hashed.
 const READ_BYTES: usize = 1 << 20;
@@ -35,6 +37,25 @@ impl<'a> OutDir<'a> {
         }
     }
 
+    /// Adds files to a finished folder. Its manifest, of which the outputs that `is_kept` are carried over, stays until
+    /// [`finish`](Self::finish) replaces it.
+    pub(crate) fn add_to(
+        dir: &'a Path,
+        manifest: &Manifest,
+        is_kept: impl Fn(&ManifestOutput) -> bool,
+    ) -> Self {
+        let outputs = manifest.outputs.iter().filter(|it| is_kept(it)).cloned();
+        Self {
+            dir,
+            outputs: outputs.collect(),
+        }
+    }
+
+    /// The file of this name, if it was written.
+    pub(crate) fn output(&self, name: &str) -> Option<&ManifestOutput> {
+        self.outputs.iter().find(|output| output.file == name)
+    }
+
     /// Writes bytes as `name`, unless an earlier form has already written the same file.
     pub(crate) fn bytes(
         &mut self,
@@ -43,7 +64,7 @@ impl<'a> OutDir<'a> {
         name: &str,
         bytes: &[u8],
     ) -> Result<(), ImageError> {
-        if let Some(shared) = self.outputs.iter().find(|output| output.file == name) {
+        if let Some(shared) = self.output(name) {
             let output = ManifestOutput {
                 form,
                 role,
@@ -86,6 +107,15 @@ impl<'a> OutDir<'a> {
     /// Writes the manifest, which shows that everything that it names is complete.
     pub(crate) fn finish(self, mut manifest: Manifest) -> Result<Manifest, ImageError> {
         manifest.outputs = self.outputs;
+        manifest.disk = ManifestDisk::among(self.dir, &manifest.outputs)?;
+        // The signature of an earlier manifest does not hold for this one.
+        let signature = self.dir.join(MANIFEST_SIGNATURE_FILE);
+        match fs::remove_file(&signature) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(at(&signature)(source));
+            }
+            _ => {}
+        }
         let part = PartialFile(self.dir.join(format!(".{MANIFEST_FILE}.part")));
         fs::write(&part.0, manifest.to_json()).map_err(at(&part.0))?;
         let path = self.dir.join(MANIFEST_FILE);

@@ -24,23 +24,10 @@ const PROGRAM: [&str; 2] = ["grub-mkimage", "libdevmapper"];
 
 /// The folder of a PC's modules in the package.
 const MODULES_FOLDER: &str = "usr/lib/grub/i386-pc";
-/// The first sectors of a disk, and of a CD that was written to a disk.
-const SECTORS: [&str; 2] = ["boot.img", "boot_hybrid.img"];
-/// The core images, in the order of their formats.
-const CORES: [&str; 2] = ["core.img", "eltorito.img"];
-
 /// Finds the parts of GRUB in the cache, or makes them.
 pub(crate) fn ensure(cx: &XtaskContext) -> Result<GrubFiles> {
     let (folder, version) = ensure_folder(cx)?;
-    let [boot_sector, hybrid_sector] = SECTORS.map(|name| folder.join(name));
-    let [core, cd_core] = CORES.map(|name| folder.join(name));
-    Ok(GrubFiles {
-        boot_sector,
-        hybrid_sector,
-        core,
-        cd_core,
-        version,
-    })
+    Ok(GrubFiles::in_folder(&folder, version))
 }
 
 /// The folder with the parts, and the version of their source package.
@@ -96,13 +83,13 @@ fn make(cx: &XtaskContext, package: &Path, program: &[PathBuf], scratch: &Path) 
             fs::copy(part, &copy)?;
             fs::set_permissions(&copy, Permissions::from_mode(0o755))?;
         }
-        for name in SECTORS {
+        for name in GrubFiles::SECTORS {
             fs::copy(modules.join(name), fresh.join(name))?;
         }
         fs::write(&early, GRUB_CONFIG)
     };
     prepare().map_err(TaskError::io(format!("make {}", fresh.display())))?;
-    for (format, name) in GRUB_FORMATS.into_iter().zip(CORES) {
+    for (format, name) in GRUB_FORMATS.into_iter().zip(GrubFiles::CORES) {
         let mut command = Command::new(libraries.join("grub-mkimage"));
         command
             .env("LD_LIBRARY_PATH", &libraries)

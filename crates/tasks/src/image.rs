@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{BuildProgress, GrubFiles, ImageForm, ImageInputs, MANIFEST_FILE, Manifest};
+use alknet_image::{
+    BuildProgress, GrubFiles, ImageForm, ImageInputs, MANIFEST_FILE, Manifest, PackOptions,
+};
 
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
@@ -11,16 +13,8 @@ use crate::kernel::KernelFiles;
 use crate::parts::ImageParts;
 use crate::{cached, digest, driver, grub, provenance, sources};
 
-/// The kernel command line of every form: serial console, few messages, reboot 10 s after a panic.
-///
-/// `noreplace-smp`: with one processor the kernel would rewrite its 8,600 lock prefixes, each with
-/// a switch of address spaces. That takes a fifth of the time to `/init` under emulation, and saves
-/// a few cycles per atomic operation later.
-///
-/// `no_timer_check`: the kernel waits for a few ticks of the legacy timer, 160 ms by the
-/// processor's clock, and panics if none came. An emulator that shares its processors with other
-/// programs may not deliver one by then. Under KVM the kernel does not check in any case.
-pub const CMDLINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check";
+/// The kernel command line of every form.
+pub use alknet_image::CMDLINE;
 
 /// Package version, which is also the image's.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -47,6 +41,12 @@ pub struct ImageArgs {
     /// Words to add to the kernel's command line, such as `alknet.tpm=…`
     #[arg(long, value_name = "WORDS", default_value = "")]
     append: String,
+    /// Also pack the disk of the form raw: compressed, with its map, and a list for Raspberry Pi Imager
+    #[arg(long)]
+    packed: bool,
+    /// With --packed: the URL of the folder from which the files will be downloaded
+    #[arg(long, value_name = "URL", requires = "packed")]
+    url: Option<String>,
     #[command(flatten)]
     drivers: driver::DriverArgs,
 }
@@ -72,9 +72,22 @@ pub fn run(cx: &mut XtaskContext, arguments: &ImageArgs) -> Result<()> {
     if !arguments.append.is_empty() {
         inputs.cmdline = format!("{} {}", inputs.cmdline, arguments.append);
     }
-    let manifest = cx.step("image", |cx| {
+    let mut manifest = cx.step("image", |cx| {
         write(&inputs, &forms, &arguments.out, |doing| cx.say(doing))
     })?;
+    if arguments.packed {
+        let options = PackOptions {
+            url: arguments.url.clone(),
+            release_date: commit_day(cx.root()),
+        };
+        manifest = cx.step("packed", |cx| {
+            Ok(alknet_image::pack(
+                &arguments.out,
+                &options,
+                &mut |doing| cx.say(doing),
+            )?)
+        })?;
+    }
     for output in &manifest.outputs {
         println!(
             "{:10} {:>11}  {}  {}",
@@ -183,6 +196,18 @@ pub fn commit(root: &Path) -> String {
     } else {
         text.to_owned()
     }
+}
+
+/// The day of the checked-out commit, such as `2027-01-31`: every build of the commit has the same. A copy without
+/// history has none.
+fn commit_day(root: &Path) -> Option<String> {
+    let output = crate::git(root)
+        .args(["show", "--no-patch", "--format=%cs", "HEAD"])
+        .output();
+    let text = String::from_utf8_lossy(&output.ok()?.stdout)
+        .trim()
+        .to_owned();
+    (!text.is_empty()).then_some(text)
 }
 
 /// A name by the bytes of the inputs. The name of the kernel's folder would not do: another program

@@ -1,0 +1,187 @@
+//! The parts of the shipped disk that stay the same on a disk in use, with their hashes.
+//!
+//! A machine changes some bytes of its disk at the first boot, so the hash of the whole file does not hold for a disk
+//! that was started. These hashes do.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::disk::{BIOS_FIRST_LBA, BIOS_LAST_LBA, LBA_BYTES};
+use crate::error::ImageError;
+use crate::esp::EspVolume;
+use crate::form::{ImageForm, OutputRole};
+use crate::manifest::{ManifestOutput, hex_sha256};
+use crate::out::at;
+
+/// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
+const BOOT_CODE_BYTES: u64 = 440;
+/// The last blocks of the gap for a BIOS loader have the state by which loaders choose a version.
+const BOOT_STATE_LBAS: u64 = 2;
+
+/// Parts of a disk that [`ManifestDisk`] leaves out, each with the reason.
+pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 4] = [
+    (
+        "partition table",
+        "the first boot gives disk and partitions identities of their own, and the last partition the rest of the disk",
+    ),
+    (
+        "boot state",
+        "the loader counts the starts of a new version there",
+    ),
+    (
+        "other files of the EFI system partition",
+        "a configuration lies there until the first boot, and firmware may keep files of its own there",
+    ),
+    ("data partition", "the machine writes its data there"),
+];
+
+/// What every disk written from this image has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ManifestDisk {
+    /// Ranges of the disk.
+    pub regions: Vec<ManifestRegion>,
+    /// Files of the EFI system partition.
+    pub files: Vec<ManifestEspFile>,
+}
+
+/// A range of the disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ManifestRegion {
+    /// `boot code` or `BIOS loader`.
+    pub name: String,
+    /// First byte.
+    pub offset: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// A file of the EFI system partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ManifestEspFile {
+    /// The path from the root, with `/` between the names.
+    pub path: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+impl ManifestDisk {
+    /// Reads the parts of a disk, or of its image.
+    ///
+    /// # Errors
+    /// The disk cannot be read, or has no EFI system partition of this project.
+    pub fn read(disk: &File) -> io::Result<Self> {
+        let loader_end = (BIOS_LAST_LBA + 1 - BOOT_STATE_LBAS) * LBA_BYTES;
+        let ranges = [
+            ("boot code", 0, BOOT_CODE_BYTES),
+            ("BIOS loader", BIOS_FIRST_LBA * LBA_BYTES, loader_end),
+        ];
+        let regions = ranges.into_iter().map(|(name, start, end)| {
+            let mut content = vec![0; (end - start) as usize];
+            disk.read_exact_at(&mut content, start)?;
+            Ok(ManifestRegion {
+                name: name.to_owned(),
+                offset: start,
+                bytes: end - start,
+                sha256: hex_sha256(&content),
+            })
+        });
+        let regions = regions.collect::<io::Result<_>>()?;
+        let volume = EspVolume::open(disk)?;
+        let files = volume.files()?.into_iter().map(|file| {
+            let mut hasher = HashWriter(Sha256::new());
+            volume.copy(&file, &mut hasher)?;
+            Ok(ManifestEspFile {
+                path: file.path,
+                bytes: file.bytes,
+                sha256: HEXLOWER.encode(&hasher.0.finalize()),
+            })
+        });
+        let files = files.collect::<io::Result<_>>()?;
+        Ok(Self { regions, files })
+    }
+
+    /// The parts of the disk among `outputs`, if there is one.
+    pub(crate) fn among(
+        dir: &Path,
+        outputs: &[ManifestOutput],
+    ) -> Result<Option<Self>, ImageError> {
+        let is_raw =
+            |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
+        let Some(output) = outputs.iter().find(is_raw) else {
+            return Ok(None);
+        };
+        let path = dir.join(&output.file);
+        let read = File::open(&path).and_then(|disk| Self::read(&disk));
+        read.map(Some).map_err(at(&path))
+    }
+}
+
+/// Hashes what is written to it.
+struct HashWriter(Sha256);
+
+impl io::Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{self, DISK_BYTES};
+    use crate::ids::BuildIds;
+
+    fn written(git: &str) -> File {
+        let file = tempfile::tempfile().expect("a temporary file");
+        let ids = BuildIds::new("1", git);
+        disk::write(file, DISK_BYTES, b"program", &ids).expect("the disk is written")
+    }
+
+    #[test]
+    fn identities_change_no_part_and_another_program_does() {
+        let disk = written("a");
+        let parts = ManifestDisk::read(&disk).expect("readable");
+        assert_eq!(parts, ManifestDisk::read(&written("b")).expect("readable"));
+        let program = hex_sha256(b"program");
+        assert!(parts.files.iter().any(|file| file.sha256 == program));
+        // The table is not among the parts, the gap behind it is.
+        let table = LBA_BYTES + 56;
+        disk.write_all_at(b"another identity", table)
+            .expect("writable");
+        assert_eq!(ManifestDisk::read(&disk).expect("readable"), parts);
+        disk.write_all_at(b"x", BIOS_FIRST_LBA * LBA_BYTES)
+            .expect("writable");
+        let changed = ManifestDisk::read(&disk).expect("readable");
+        assert_eq!(changed.regions[0], parts.regions[0]);
+        assert_ne!(changed.regions[1], parts.regions[1]);
+    }
+
+    #[test]
+    fn the_boot_state_is_left_out() {
+        let disk = written("a");
+        let parts = ManifestDisk::read(&disk).expect("readable");
+        let state = (BIOS_LAST_LBA - 1) * LBA_BYTES;
+        disk.write_all_at(b"tries=2", state).expect("writable");
+        assert_eq!(ManifestDisk::read(&disk).expect("readable"), parts);
+        disk.write_all_at(b"x", state - 1).expect("writable");
+        assert_ne!(ManifestDisk::read(&disk).expect("readable"), parts);
+    }
+}

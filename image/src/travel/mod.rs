@@ -1,0 +1,125 @@
+//! Files for a disk that travels: compressed for a download, with the map by which bmaptool writes it, and the list
+//! that Raspberry Pi Imager reads.
+
+mod bmap;
+mod rpi_imager;
+mod signatures;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+pub use signatures::{MANIFEST_SIGNATURE_FILE, SIGNATURE_ENDING, sign_folder};
+
+use crate::error::ImageError;
+use crate::form::{ImageForm, OutputRole};
+use crate::inputs::invalid;
+use crate::manifest::{Manifest, ManifestOutput};
+use crate::out::{OutDir, at};
+use rpi_imager::DownloadFacts;
+
+/// The disk is mostly the EFI program, which is compressed already: higher levels take longer and save nothing.
+const LEVEL: i32 = 6;
+/// Roles of the files that [`pack`] writes.
+const PACKED: [OutputRole; 3] = [
+    OutputRole::BlockMap,
+    OutputRole::PackedDisk,
+    OutputRole::RpiImager,
+];
+
+/// What the packed files say about the release.
+#[derive(Clone, Debug, Default)]
+pub struct PackOptions {
+    /// The URL of the folder from which the files are downloaded, without a slash at its end.
+    pub url: Option<String>,
+    /// The day of the release, such as `2027-01-31`. A build cannot know it and be repeatable, so the caller says it.
+    pub release_date: Option<String>,
+}
+
+/// Packs the disk of the form `raw` in a finished folder, and adds the files to its manifest.
+///
+/// The files are the disk as one frame of Zstandard (`.zst`), its map for bmaptool (`.bmap`), and the list for Raspberry
+/// Pi Imager (`rpi-imager.json`). They are the same for the same disk and the same options.
+///
+/// # Errors
+/// The folder has no manifest or no such disk, or cannot be written. The folder's manifest is as before then.
+pub fn pack(
+    dir: &Path,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Manifest, ImageError> {
+    check_date(options)?;
+    let manifest = Manifest::read(dir)?;
+    let is_raw = |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
+    let Some(disk) = manifest.outputs.iter().find(is_raw).cloned() else {
+        return Err(ImageError::Argument {
+            what: "folder",
+            value: dir.display().to_string(),
+            why: "it has no disk of the form raw, which is the one that travels; build this form, too",
+        });
+    };
+    let path = dir.join(&disk.file);
+    let raw = File::open(&path).map_err(at(&path))?;
+    let bytes = raw.metadata().map_err(at(&path))?.len();
+    if bytes != disk.bytes {
+        let why = format!("the manifest says {} bytes, and it has {bytes}", disk.bytes);
+        return Err(invalid("disk", &path, why));
+    }
+    let kept = |it: &ManifestOutput| !PACKED.contains(&it.role) && it.role != OutputRole::Signature;
+    let mut out = OutDir::add_to(dir, &manifest, kept);
+    progress("compressing the disk");
+    let packed = format!("{}.zst", disk.file);
+    out.with(ImageForm::Raw, OutputRole::PackedDisk, &packed, |path| {
+        compress(&raw, bytes, path).map_err(at(path))
+    })?;
+    progress("mapping the disk");
+    let map = bmap::text(&raw, bytes).map_err(at(&path))?;
+    let name = format!("{}.bmap", disk.file);
+    out.bytes(ImageForm::Raw, OutputRole::BlockMap, &name, map.as_bytes())?;
+    let download = out.output(&packed).cloned();
+    let facts = DownloadFacts {
+        version: &manifest.version,
+        disk: &disk,
+        download: download.as_ref(),
+        options,
+    };
+    out.bytes(
+        ImageForm::Raw,
+        OutputRole::RpiImager,
+        "rpi-imager.json",
+        facts.list().as_bytes(),
+    )?;
+    out.finish(manifest)
+}
+
+/// A date is shown to people as it is, so it has one form only.
+fn check_date(options: &PackOptions) -> Result<(), ImageError> {
+    let Some(date) = &options.release_date else {
+        return Ok(());
+    };
+    let is_digit = |(place, byte): (usize, u8)| match place {
+        4 | 7 => byte == b'-',
+        _ => byte.is_ascii_digit(),
+    };
+    match date.len() == 10 && date.bytes().enumerate().all(is_digit) {
+        true => Ok(()),
+        false => Err(ImageError::Argument {
+            what: "release date",
+            value: date.clone(),
+            why: "write it as 2027-01-31",
+        }),
+    }
+}
+
+/// One frame with its size and a checksum. One thread makes it, because the bytes of several depend on their number.
+fn compress(raw: &File, bytes: u64, path: &Path) -> io::Result<()> {
+    let mut encoder = zstd::Encoder::new(File::create(path)?, LEVEL)?;
+    encoder.set_pledged_src_size(Some(bytes))?;
+    encoder.include_contentsize(true)?;
+    encoder.include_checksum(true)?;
+    let mut raw = io::BufReader::with_capacity(1 << 20, raw);
+    io::Seek::seek(&mut raw, io::SeekFrom::Start(0))?;
+    io::copy(&mut raw, &mut encoder)?;
+    encoder.finish()?;
+    Ok(())
+}
