@@ -12,7 +12,7 @@
 //! | `vhdx` | opened by QEMU | USB | e1000 | 256 | 1 | left |
 //! | `ova` | unpacked, converted to qcow2 | AHCI | e1000 | 512 | 1 | grown |
 //! | `aws` | converted to raw | NVMe | igb | 512 | 2 | grown |
-//! | `raw` | written by the commands of a page | AHCI | e1000e | 512 | 1 | grown |
+//! | `raw` | written by the commands of a page | USB | e1000e | 512 | 1 | grown |
 //! | `gce` | unpacked; in `forms_large.rs` | virtio-scsi | virtio | 4096 | 1 | grown |
 //! | `containerdisk` | unpacked; in `containers.rs` | virtio-blk | virtio | 512 | 1 | left, and another one |
 //! | `kernelboot` | unpacked; there, without firmware | virtio-scsi | virtio | 512 | 8 | none, and another one |
@@ -115,7 +115,8 @@ fn a_drive_that_was_written_in_a_rescue_system_starts() {
             .replace("conv=fsync", "conv=fsync,notrunc");
         run_commands(bench.path(), &commands);
     }
-    let disk = VirtioDisk::file(&drive).on(DiskController::Ahci);
+    // A stick: its configuration and its data are behind a bus on which devices appear late.
+    let disk = VirtioDisk::file(&drive).on(DiskController::UsbStorage);
     let node = serving(&bench, uefi(disk, NicModel::E1000e));
     let info = node.info();
     assert_eq!(info["name"], "of-the-page", "{info:#}");
