@@ -261,6 +261,7 @@ async fn show_log(console: InitConsole, log: InitLog) {
 
 /// Does everything that waits for disks: the data, the clock's note, the configuration.
 fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> BootResult {
+    data::wait_for_usb_drives(Path::new("/sys"), log);
     let opened = open(&keeper, UnlockCredentials::default(), log);
     stage::reach(&mut facts.stages, BootStageName::Data);
     facts.fault_injection =

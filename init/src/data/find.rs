@@ -64,13 +64,45 @@ pub(crate) fn disks(sys: &Path) -> Vec<String> {
 /// Drivers of SCSI hosts that find their disks before PID 1 starts: the kernel waits for them.
 const SETTLED_HOSTS: [&str; 2] = ["ahci", "ata_piix"];
 
+/// Class of USB interfaces to drives (USB Mass Storage Class Specification Overview 1.4, section 2).
+const USB_MASS_STORAGE: &str = "08";
+
 /// Whether a disk may still appear: a host on this machine finds its disks after PID 1 has started.
 pub(crate) fn may_appear(sys: &Path) -> bool {
-    ["scsi_host", "nvme", "mmc_host"].iter().any(|name| {
+    let mut hosts = ["scsi_host", "nvme", "mmc_host"].iter().flat_map(|name| {
         let hosts = fs::read_dir(sys.join("class").join(name));
-        let mut hosts = hosts.into_iter().flatten().flatten();
-        hosts.any(|host| !is_settled(&host.path()))
+        hosts.into_iter().flatten().flatten()
+    });
+    hosts.any(|host| !is_settled(&host.path())) || usb_devices(sys).next().is_some()
+}
+
+/// Whether a drive at USB has announced itself and has no disk yet: the kernel waits for a second before it asks the
+/// drive what it is, because many drives do not answer earlier.
+pub(crate) fn is_usb_drive_starting(sys: &Path) -> bool {
+    usb_devices(sys).any(|interface| {
+        let class = fs::read_to_string(interface.join("bInterfaceClass"));
+        class.is_ok_and(|class| class.trim() == USB_MASS_STORAGE) && !has_disk(&interface)
     })
+}
+
+/// USB's hubs, devices and interfaces.
+fn usb_devices(sys: &Path) -> impl Iterator<Item = PathBuf> {
+    let devices = fs::read_dir(sys.join("bus/usb/devices"));
+    let devices = devices.into_iter().flatten().flatten();
+    devices.map(|device| device.path())
+}
+
+/// Whether a disk is below a USB interface: `host0/target0:0:0/0:0:0:0/block`.
+fn has_disk(interface: &Path) -> bool {
+    let below = |folder: PathBuf, name: &'static str| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let entries = entries.filter(move |it| it.file_name().to_string_lossy().starts_with(name));
+        entries.map(|entry| entry.path())
+    };
+    below(interface.to_owned(), "host")
+        .flat_map(|host| below(host, "target"))
+        .flat_map(|target| below(target, ""))
+        .any(|unit| unit.join("block").exists())
 }
 
 fn is_settled(host: &Path) -> bool {
@@ -233,5 +265,28 @@ mod tests {
         assert!(!may_appear(root.path()), "the kernel waited for SATA");
         host("host1", "virtio_scsi\n");
         assert!(may_appear(root.path()));
+    }
+
+    #[test]
+    fn a_drive_at_usb_is_waited_for_until_it_has_a_disk() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let sys = root.path();
+        let interface = |name: &str, class: &str| {
+            let folder = sys.join("bus/usb/devices").join(name);
+            fs::create_dir_all(&folder).expect("writable");
+            fs::write(folder.join("bInterfaceClass"), class).expect("writable");
+            folder
+        };
+        assert!(!may_appear(sys) && !is_usb_drive_starting(sys));
+        interface("1-1:1.0", "03\n");
+        assert!(may_appear(sys), "a drive beside the keyboard may be slow");
+        assert!(!is_usb_drive_starting(sys));
+        let drive = interface("2-1:1.0", "08\n");
+        assert!(is_usb_drive_starting(sys));
+        let unit = drive.join("host0/target0:0:0/0:0:0:0");
+        fs::create_dir_all(&unit).expect("writable");
+        assert!(is_usb_drive_starting(sys));
+        fs::create_dir(unit.join("block")).expect("writable");
+        assert!(!is_usb_drive_starting(sys));
     }
 }

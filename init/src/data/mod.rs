@@ -48,6 +48,8 @@ pub(crate) use volume::{close, erase_data};
 
 /// Maximum time for a disk on a slow bus to appear.
 const APPEAR_MAX: Duration = Duration::from_secs(3);
+/// The same for a drive at USB that has announced itself.
+const USB_DRIVE_MAX: Duration = Duration::from_secs(8);
 /// How often PID 1 looks for the disk.
 const APPEAR_POLL: Duration = Duration::from_millis(50);
 /// Code of the problem of a machine without a disk for its data.
@@ -182,6 +184,19 @@ fn refuse<T>(code: &str, text: String, hint: &str) -> Result<T, Box<MachineDiagn
     Err(Box::new(problem(code, text, hint)))
 }
 
+/// Waits for drives at USB that have announced themselves: a configuration, words or a seed key may be on one of them,
+/// and the sources are read once.
+pub(crate) fn wait_for_usb_drives(sys: &Path, log: &InitLog) {
+    let begun = Instant::now();
+    while find::is_usb_drive_starting(sys) {
+        if begun.elapsed() >= USB_DRIVE_MAX {
+            log.warn("a drive at USB has no disk yet: the machine goes on without it");
+            return;
+        }
+        std::thread::sleep(APPEAR_POLL);
+    }
+}
+
 /// Finds the device with the data, and waits for it if it may still appear.
 fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic>> {
     let begun = Instant::now();
@@ -206,7 +221,8 @@ fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic
         if partition::repair_tables(sys, log) {
             continue;
         }
-        if begun.elapsed() >= APPEAR_MAX || !find::may_appear(sys) {
+        let starts = find::is_usb_drive_starting(sys) && begun.elapsed() < USB_DRIVE_MAX;
+        if !starts && (begun.elapsed() >= APPEAR_MAX || !find::may_appear(sys)) {
             return refuse(
                 MISSING,
                 format!(
