@@ -516,9 +516,9 @@ fn a_request_that_would_repeat_a_long_name_is_not_written() {
             ("trees/parts", json!({ "body": tree(&name) })),
             ("trees/find", json!({ "created": tree(&name) })),
         ] {
-            let mut answer = node.relay(&RelayOperation::input(operation, &input)).json();
-            let error = answer["output"]["error"].take();
-            assert_eq!(error["code"], "INVALID_INPUT", "{operation}: {error}");
+            let answer = node.relay(&RelayOperation::input(operation, &input)).json();
+            let error = &answer["output"]["error"];
+            assert_eq!(error["code"], "INVALID_INPUT", "{operation}: {answer}");
             let message = error["message"].as_str().unwrap_or_default();
             assert!(
                 message.contains("the request would have"),

@@ -105,7 +105,7 @@ fn an_invitation_does_not_pass_to_another_peer_of_the_same_name() {
     // The peer that made it is back.
     apply(&entry(&mate));
     enrolled(&two, join);
-    // Whoever causes many of these records displaces its own: the log knows the client and the administrator.
+    // A client or an administrator that causes many of these records displaces only its own: the log knows both.
     let mut log = admin.subscribe(&node.target, "node/log", &json!({ "last": 1000 }));
     let records: Vec<_> = log.by_ref().map(|it| it["message"].to_string()).collect();
     for (event, payer) in [
