@@ -147,12 +147,13 @@ impl io::Write for HashWriter {
 mod tests {
     use super::*;
     use crate::disk::{self, DISK_BYTES};
+    use crate::grub::tests::loader;
     use crate::ids::BuildIds;
 
     fn written(git: &str) -> File {
         let file = tempfile::tempfile().expect("a temporary file");
         let ids = BuildIds::new("1", git);
-        disk::write(file, DISK_BYTES, b"program", &ids).expect("the disk is written")
+        disk::write(file, DISK_BYTES, b"program", &loader(), &ids).expect("the disk is written")
     }
 
     #[test]

@@ -244,7 +244,7 @@ fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::CMDLINE_BYTES_MAX;
 
@@ -254,6 +254,11 @@ mod tests {
         let mut sector = vec![0xcc; SECTOR];
         put(&mut sector, 510, &[0x55, 0xaa]);
         sector
+    }
+
+    /// A loader for a disk whose code no test starts.
+    pub(crate) fn loader() -> GrubLoader {
+        GrubLoader::new(&boot_sector(), &[0xee; 3 * SECTOR]).expect("usable")
     }
 
     #[test]

@@ -37,10 +37,17 @@ impl ImageTool {
         let said = Command::new(&program).arg("--version").output().ok()?;
         let said = String::from_utf8_lossy(&said.stdout);
         // "mkfs.erofs 1.5", "mkfs.erofs (erofs-utils) 1.8.6", "xorriso 1.5.4 : RockRidge filesystem manipulator, …".
-        let mut words = said.lines().find(|line| !line.is_empty())?.split_whitespace();
+        let mut words = said
+            .lines()
+            .find(|line| !line.is_empty())?
+            .split_whitespace();
         let version = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
         let hash = fs::read(&program).ok().map(|bytes| hex_sha256(&bytes));
-        Some(ManifestSource::new(self.name, Some(version.to_owned()), hash))
+        Some(ManifestSource::new(
+            self.name,
+            Some(version.to_owned()),
+            hash,
+        ))
     }
 
     /// The file that [`run`](Self::run) starts.

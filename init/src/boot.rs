@@ -144,7 +144,7 @@ fn start() -> Result<(), InitError> {
 /// a machine there is no `/proc` before this program mounts it. A container always has one.
 pub(crate) fn in_container() -> bool {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|found| found.ino() != MACHINE_PID_NAMESPACE)
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|found| found.ino() != MACHINE_PID_NAMESPACE)
 }
 
 /// Makes a panic of any task a line of the log. The code that catches the panic decides what it

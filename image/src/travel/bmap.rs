@@ -117,6 +117,7 @@ fn hash(disk: &File, run: &Range<u64>, bytes: u64) -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::disk::{self, DISK_BYTES};
+    use crate::grub::tests::loader;
     use crate::ids::BuildIds;
 
     #[test]
@@ -132,7 +133,8 @@ mod tests {
         let mut program = vec![1; 1 << 20];
         program[1 << 19..].fill(0);
         let ids = BuildIds::new("1", "a");
-        let disk = disk::write(file, DISK_BYTES, &program, &ids).expect("the disk is written");
+        let disk =
+            disk::write(file, DISK_BYTES, &program, &loader(), &ids).expect("the disk is written");
         let text = text(&disk, DISK_BYTES).expect("readable");
         let rows = text.lines().filter_map(|line| line.split_once("\">"));
         let places: Vec<&str> = rows
