@@ -1,7 +1,7 @@
-//! A disk that is built and packed once for all tests of this program.
+//! A disk that is built and packed for all tests that run at the same time.
 
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use alknet_image::{ImageForm, Manifest, OutputRole, PackOptions, pack};
 use tempfile::TempDir;
@@ -15,14 +15,19 @@ pub(crate) struct ReleaseFolder {
 }
 
 impl ReleaseFolder {
-    pub(crate) fn shared() -> &'static Self {
-        static SHARED: LazyLock<ReleaseFolder> = LazyLock::new(|| {
-            let dir = tempfile::tempdir().expect("a temporary folder");
-            InputFolder::new().build(&[ImageForm::Uki, ImageForm::Raw], dir.path());
-            let manifest = pack(dir.path(), &options(), &mut |_| {}).expect("a disk is there");
-            ReleaseFolder { dir, manifest }
-        });
-        &SHARED
+    /// The folder that tests share. It goes away with the last of them: a static would leave it behind.
+    pub(crate) fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<ReleaseFolder>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(release) = shared.upgrade() {
+            return release;
+        }
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        InputFolder::new().build(&[ImageForm::Uki, ImageForm::Raw], dir.path());
+        let manifest = pack(dir.path(), &options(), &mut |_| {}).expect("a disk is there");
+        let release = Arc::new(Self { dir, manifest });
+        *shared = Arc::downgrade(&release);
+        release
     }
 
     pub(crate) fn path(&self) -> &Path {
