@@ -107,6 +107,11 @@ pub const PACKAGES: &[DebianPackage] = &[
         "bison",
         "compiling the kernel: configuration parser; and Vulkan drivers",
     ),
+    command(
+        "bmap-tools",
+        "bmaptool",
+        "tests: writes a disk by our map of it",
+    ),
     command("chromium", "chromium", "tests: a browser"),
     command("cpio", "cpio", "tests: reads our initramfs"),
     command(
@@ -187,6 +192,11 @@ pub const PACKAGES: &[DebianPackage] = &[
     ),
     command("lz4", "lz4", "kernel build: compression"),
     command("make", "make", "kernel build"),
+    command(
+        "minisign",
+        "minisign",
+        "tests: checks our signatures of files, and makes some",
+    ),
     command("mtools", "mcopy", "tests: reads our FAT file systems"),
     command(
         "ngtcp2-client",

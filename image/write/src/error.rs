@@ -1,0 +1,146 @@
+//! Why a disk was not written.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why a disk was refused, or was not written to the end.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FlashError {
+    /// The path cannot be opened, or what the kernel says about it cannot be read.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The path is something else than a disk.
+    #[error("{} is no disk; to write the image to a file, give --to-file", path.display())]
+    NotDisk {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file was to be written, and the path is something else.
+    #[error("{} is no regular file; leave --to-file out to write to a disk", path.display())]
+    NotFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path is a partition.
+    #[error("{partition} is a partition; name its disk {disk}, of which everything is overwritten")]
+    Partition {
+        /// The partition's name.
+        partition: String,
+        /// The disk's name.
+        disk: String,
+    },
+    /// The system runs from the disk.
+    #[error("the system runs from {disk}: it is mounted at {}", places.join(", "))]
+    SystemDisk {
+        /// The disk's name.
+        disk: String,
+        /// Where its file systems are mounted.
+        places: Vec<String>,
+    },
+    /// File systems on the disk are mounted.
+    #[error("{disk} is mounted at {}; unmount it first", places.join(", "))]
+    Mounted {
+        /// The disk's name.
+        disk: String,
+        /// Where its file systems are mounted.
+        places: Vec<String>,
+    },
+    /// The system swaps to the disk.
+    #[error("the system swaps to {}; give 'swapoff' first", devices.join(", "))]
+    Swap {
+        /// The devices.
+        devices: Vec<String>,
+    },
+    /// Other block devices are made of the disk.
+    #[error("{disk} is a part of {}: a volume group, an encrypted volume or a RAID; stop it first", holders.join(", "))]
+    Held {
+        /// The disk's name.
+        disk: String,
+        /// The devices that are made of it.
+        holders: Vec<String>,
+    },
+    /// The kernel says that the disk is in use.
+    #[error("{disk} is in use by another program or a file system; end it first")]
+    Busy {
+        /// The disk's name.
+        disk: String,
+    },
+    /// The disk takes no writes.
+    #[error("{disk} is read-only; look for a switch on the medium, or 'blockdev --setrw'")]
+    ReadOnly {
+        /// The disk's name.
+        disk: String,
+    },
+    /// The image does not fit.
+    #[error("{disk} is too small: the image needs {needed} bytes, and it has {present}")]
+    TooSmall {
+        /// The disk's name.
+        disk: String,
+        /// Bytes of the image; at least so many if the image has no known size.
+        needed: u64,
+        /// Bytes of the disk.
+        present: u64,
+    },
+    /// The source cannot be read.
+    #[error("cannot read the image: {source}")]
+    Source {
+        /// The reason of the system, of the server or of the decompressor.
+        source: io::Error,
+    },
+    /// The source is no raw disk.
+    #[error(
+        "the source is {what}, and no disk image; take the file of the form raw, .raw or .raw.zst"
+    )]
+    NotImage {
+        /// What it looks like.
+        what: &'static str,
+    },
+    /// The source has another content than the caller said.
+    #[error(
+        "the image has the SHA-256 {actual}, and {expected} was asked for; the disk has no partition table"
+    )]
+    OtherContent {
+        /// In lower-case hexadecimal.
+        actual: String,
+        /// The same.
+        expected: String,
+    },
+    /// The disk refuses a write or a read.
+    #[error("{disk}: {what}: {source}; the disk has no valid image now")]
+    Device {
+        /// The disk's name.
+        disk: String,
+        /// What was done.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The disk has other bytes than were written.
+    #[error(
+        "{disk} does not keep what is written to it ({what}); it has no valid image, and should not be used"
+    )]
+    ReadBack {
+        /// The disk's name.
+        disk: String,
+        /// What was compared.
+        what: &'static str,
+    },
+    /// The configuration cannot be placed on the disk.
+    #[error(
+        "cannot place the configuration on {disk}: {source}; the disk has no partition table, and boots nothing"
+    )]
+    Seed {
+        /// The disk's name.
+        disk: String,
+        /// Why not.
+        source: io::Error,
+    },
+}

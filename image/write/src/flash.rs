@@ -1,0 +1,372 @@
+//! Writes an image, reads it back, and makes the disk bootable at the very end.
+//!
+//! The first MiB, in which the partition table lies, is wiped first and written last. A disk whose writing was
+//! interrupted has no partition table, so no firmware starts anything from it.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use alknet_image::EspVolume;
+use data_encoding::HEXLOWER;
+use nix::fcntl::{FallocateFlags, fallocate};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::error::FlashError;
+use crate::read_back::{DirectReader, READ_BYTES, forget};
+use crate::source::{HEAD_BYTES, ImageSource};
+use crate::sys;
+use crate::target::DiskTarget;
+
+/// Bytes that are written at once.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Runs of zeros are found in units of so many bytes.
+const ZERO_UNIT: usize = 64 << 10;
+/// After so many bytes the disk is waited for. Otherwise they would fill the memory, and the progress would show what
+/// memory takes and not what the disk takes.
+const SYNC_BYTES: u64 = 32 << 20;
+
+/// How a disk is written.
+#[derive(Clone, Debug, Default)]
+pub struct FlashOptions<'a> {
+    /// The SHA-256 that the unpacked image must have, in lower-case hexadecimal.
+    pub sha256: Option<String>,
+    /// Files for the EFI system partition.
+    pub files: &'a [PlacedFile],
+}
+
+/// A file that is placed on the EFI system partition.
+#[derive(Clone, Debug)]
+pub struct PlacedFile {
+    /// The path from the root, with `/` between the names.
+    pub path: String,
+    /// The content, which may have secrets.
+    pub content: Zeroizing<Vec<u8>>,
+}
+
+/// How far the work is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FlashStep {
+    /// So many bytes of the image are on the disk.
+    Writing {
+        /// Bytes so far.
+        bytes: u64,
+        /// Bytes of the image, if they are known.
+        total: Option<u64>,
+    },
+    /// So many bytes were read back.
+    Reading {
+        /// Bytes so far.
+        bytes: u64,
+        /// Bytes of the image.
+        total: u64,
+    },
+    /// The partition table is being written. From here on the disk should not be interrupted.
+    Finishing,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FlashReport {
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Bytes of zeros that the disk made itself, or that a file leaves out.
+    pub skipped: u64,
+    /// SHA-256 of the image in lower-case hexadecimal, before files were placed.
+    pub sha256: String,
+    /// Whether the kernel knows the new partitions. If not, the disk has to be connected again.
+    pub partitions_known: bool,
+}
+
+/// Writes the image in `source` to `target`, and compares what the disk has with what was read.
+///
+/// # Errors
+/// The image does not fit, the source or the disk fails, or the disk returns other bytes. The disk has no partition
+/// table then, unless it failed while the table was written.
+pub fn flash(
+    source: &mut ImageSource,
+    target: &DiskTarget,
+    options: &FlashOptions<'_>,
+    tell: &mut dyn FnMut(FlashStep),
+) -> Result<FlashReport, FlashError> {
+    target.check_fits(source)?;
+    wipe(target).map_err(target.failed("cannot be wiped"))?;
+    let mut writer = ImageWriter::new(target);
+    let sha256 = writer.copy(source, tell)?;
+    let total = writer.at;
+    if let Some(expected) = options.sha256.as_ref().filter(|it| **it != sha256) {
+        return Err(FlashError::OtherContent {
+            actual: sha256,
+            expected: expected.clone(),
+        });
+    }
+    compare(source.head(), target, total, &sha256, tell)?;
+    place(target, options.files)?;
+    tell(FlashStep::Finishing);
+    finish(source.head(), target)?;
+    let known = !target.is_device() || sys::read_partition_table(target.handle()).is_ok();
+    Ok(FlashReport {
+        bytes: total,
+        skipped: writer.skipped,
+        sha256,
+        partitions_known: known,
+    })
+}
+
+impl DiskTarget {
+    /// Checks that the image fits, as far as its size is known. [`flash`] checks it, too, before it writes.
+    ///
+    /// # Errors
+    /// The disk is too small.
+    pub fn check_fits(&self, source: &ImageSource) -> Result<(), FlashError> {
+        check_size(self, source.bytes().unwrap_or(0).max(HEAD_BYTES as u64))
+    }
+}
+
+fn check_size(target: &DiskTarget, needed: u64) -> Result<(), FlashError> {
+    let present = target.facts().bytes;
+    match target.is_device() && needed > present {
+        true => Err(FlashError::TooSmall {
+            disk: target.facts().name.clone(),
+            needed,
+            present,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Removes the partition table and its backup at the end, by which firmware would start what the disk had before.
+fn wipe(target: &DiskTarget) -> io::Result<()> {
+    let disk = target.handle();
+    if !target.is_device() {
+        // A file begins empty, so whatever is not written reads as zeros.
+        disk.set_len(0)?;
+        return disk.set_len(HEAD_BYTES as u64);
+    }
+    let zeros = vec![0; HEAD_BYTES];
+    let end = target.facts().bytes - HEAD_BYTES as u64;
+    disk.write_all_at(&zeros, 0)?;
+    disk.write_all_at(&zeros, end)?;
+    disk.sync_all()
+}
+
+/// Writes everything behind the head.
+struct ImageWriter<'t> {
+    target: &'t DiskTarget,
+    at: u64,
+    /// Zeros that were read and not written yet.
+    zeros: Range<u64>,
+    skipped: u64,
+    unsynced: u64,
+    /// Whether the disk makes zeros itself.
+    makes_zeros: bool,
+}
+
+impl<'t> ImageWriter<'t> {
+    const fn new(target: &'t DiskTarget) -> Self {
+        Self {
+            target,
+            at: HEAD_BYTES as u64,
+            zeros: 0..0,
+            skipped: 0,
+            unsynced: 0,
+            makes_zeros: true,
+        }
+    }
+
+    /// Copies the source to its end, and returns the SHA-256 of the whole image.
+    fn copy(
+        &mut self,
+        source: &mut ImageSource,
+        tell: &mut dyn FnMut(FlashStep),
+    ) -> Result<String, FlashError> {
+        let mut hasher = Sha256::new();
+        hasher.update(source.head());
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = source.fill(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            let chunk = &chunk[..read];
+            hasher.update(chunk);
+            check_size(self.target, self.at + read as u64)?;
+            let failed = self.target.failed("cannot be written");
+            self.write(chunk).map_err(failed)?;
+            tell(FlashStep::Writing {
+                bytes: self.at,
+                total: source.bytes(),
+            });
+        }
+        let failed = self.target.failed("cannot be written");
+        self.end().map_err(failed)?;
+        Ok(HEXLOWER.encode(&hasher.finalize()))
+    }
+
+    fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        for unit in chunk.chunks(ZERO_UNIT) {
+            let next = self.at + unit.len() as u64;
+            if unit.iter().all(|byte| *byte == 0) {
+                if self.zeros.is_empty() {
+                    self.zeros = self.at..self.at;
+                }
+                self.zeros.end = next;
+            } else {
+                self.write_zeros()?;
+                self.target.handle().write_all_at(unit, self.at)?;
+                self.unsynced += unit.len() as u64;
+            }
+            self.at = next;
+        }
+        match self.unsynced >= SYNC_BYTES {
+            true => self.sync(),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes the zeros that were put off. What a disk has there is not known, also after a discard, so they are skipped
+    /// only where the kernel promises that the range reads as zeros.
+    fn write_zeros(&mut self) -> io::Result<()> {
+        let range = std::mem::take(&mut self.zeros);
+        let bytes = range.end - range.start;
+        if bytes == 0 {
+            return Ok(());
+        }
+        if !self.target.is_device() {
+            self.skipped += bytes;
+            return Ok(());
+        }
+        if self.makes_zeros {
+            // On a block device the kernel makes zeros by this or refuses; it never leaves the old bytes (Linux 4.9,
+            // blkdev_issue_zeroout with BLKDEV_ZERO_NOFALLBACK).
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let (start, length) = (range.start.cast_signed(), bytes.cast_signed());
+            match fallocate(self.target.handle(), flags, start, length) {
+                Ok(()) => {
+                    self.skipped += bytes;
+                    return Ok(());
+                }
+                // An older kernel, a disk without the command, or a range that its blocks do not fit.
+                Err(_) => self.makes_zeros = false,
+            }
+        }
+        let zeros = vec![0; ZERO_UNIT];
+        let mut at = range.start;
+        while at < range.end {
+            let length = (range.end - at).min(ZERO_UNIT as u64);
+            self.target
+                .handle()
+                .write_all_at(&zeros[..length as usize], at)?;
+            at += length;
+            self.unsynced += length;
+            if self.unsynced >= SYNC_BYTES {
+                self.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.unsynced = 0;
+        self.target.handle().sync_data()?;
+        forget(self.target.handle(), 0, self.at);
+        Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.write_zeros()?;
+        if !self.target.is_device() {
+            // Zeros at the end are left out, but they belong to the disk.
+            self.target.handle().set_len(self.at)?;
+        }
+        self.target.handle().sync_all()?;
+        forget(self.target.handle(), 0, self.at);
+        Ok(())
+    }
+}
+
+/// Compares the disk behind the head with the hash of what was read.
+fn compare(
+    head: &[u8],
+    target: &DiskTarget,
+    total: u64,
+    sha256: &str,
+    tell: &mut dyn FnMut(FlashStep),
+) -> Result<(), FlashError> {
+    let failed = || target.failed("cannot be read back");
+    let mut reader = DirectReader::new(target.handle()).map_err(failed())?;
+    let mut hasher = Sha256::new();
+    hasher.update(head);
+    let mut at = head.len() as u64;
+    while at < total {
+        let wanted = (total - at).min(READ_BYTES as u64) as usize;
+        hasher.update(reader.read(at, wanted).map_err(failed())?);
+        at += wanted as u64;
+        tell(FlashStep::Reading { bytes: at, total });
+    }
+    match HEXLOWER.encode(&hasher.finalize()) == sha256 {
+        true => Ok(()),
+        false => Err(other_bytes(target, "the image")),
+    }
+}
+
+/// Places files on the EFI system partition, and reads them back.
+fn place(target: &DiskTarget, files: &[PlacedFile]) -> Result<(), FlashError> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let failed = |source| FlashError::Seed {
+        disk: target.facts().name.clone(),
+        source,
+    };
+    let disk = target.handle();
+    let mut volume = EspVolume::open(disk).map_err(failed)?;
+    for file in files {
+        volume.add(&file.path, &file.content).map_err(failed)?;
+    }
+    disk.sync_all().map_err(failed)?;
+    // No length: to the end of the disk (posix_fadvise(2)).
+    forget(disk, 0, 0);
+    let volume = EspVolume::open(disk).map_err(failed)?;
+    let found = volume.files().map_err(failed)?;
+    for file in files {
+        let there = found.iter().find(|it| it.path == file.path);
+        let mut content = Zeroizing::new(Vec::with_capacity(file.content.len()));
+        if let Some(there) = there {
+            volume.copy(there, &mut *content).map_err(failed)?;
+        }
+        if there.is_none() || *content != *file.content {
+            return Err(other_bytes(target, "the configuration"));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the head: the first block last, without which the rest is no partition table.
+fn finish(head: &[u8], target: &DiskTarget) -> Result<(), FlashError> {
+    let failed = || target.failed("cannot be written");
+    let disk = target.handle();
+    let write = |content: &[u8], at: u64| {
+        disk.write_all_at(content, at)?;
+        disk.sync_all()
+    };
+    let (first, rest) = head.split_at(512);
+    write(rest, first.len() as u64).map_err(failed())?;
+    write(first, 0).map_err(failed())?;
+    forget(disk, 0, head.len() as u64);
+    let mut reader = DirectReader::new(disk).map_err(failed())?;
+    match reader.read(0, head.len()).map_err(failed())? == head {
+        true => Ok(()),
+        false => Err(other_bytes(target, "the partition table")),
+    }
+}
+
+fn other_bytes(target: &DiskTarget, what: &'static str) -> FlashError {
+    FlashError::ReadBack {
+        disk: target.facts().name.clone(),
+        what,
+    }
+}

@@ -1,0 +1,193 @@
+//! The image that is written: raw, or one or more frames of Zstandard.
+
+use std::io::{self, Read};
+
+use zstd::zstd_safe;
+
+use crate::error::FlashError;
+
+/// The beginning of a disk that is kept back and written last: the partition table lies in it.
+pub(crate) const HEAD_BYTES: usize = 1 << 20;
+/// Bytes that are read to learn the form: the head of a frame has at most 18 (RFC 8878 section 3.1.1.1).
+const MAGIC_BYTES: usize = 18;
+const ZSTANDARD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// The end of the first block of each disk with a partition table (UEFI 2.10 section 5.2.3).
+const TABLE_MARK: [u8; 2] = [0x55, 0xaa];
+
+/// Forms that are no raw disk, by their first bytes.
+const OTHER_FORMS: [(&[u8], &str); 10] = [
+    (b"QFI\xfb", "a qcow2 container"),
+    (b"KDMV", "a VMDK container"),
+    (b"vhdxfile", "a VHDX container"),
+    (b"conectix", "a VHD container"),
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"\xfd7zXZ", "compressed with xz"),
+    (b"BZh", "compressed with bzip2"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"MZ", "an EFI program"),
+    (b"\x7fELF", "a program or a kernel"),
+];
+
+/// An image, of which the beginning was read and checked.
+pub struct ImageSource {
+    rest: Box<dyn Read>,
+    head: Vec<u8>,
+    bytes: Option<u64>,
+}
+
+impl ImageSource {
+    /// Reads the beginning of an image from `from`, which has `bytes` in all if that is known.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no raw disk.
+    pub fn new(mut from: Box<dyn Read>, bytes: Option<u64>) -> Result<Self, FlashError> {
+        let read = |source| FlashError::Source { source };
+        let magic = filled(&mut from, MAGIC_BYTES).map_err(read)?;
+        let is_packed = magic.starts_with(&ZSTANDARD);
+        let bytes = match is_packed {
+            // A frame may leave its size out, and several frames may follow each other.
+            true => zstd_safe::get_frame_content_size(&magic).ok().flatten(),
+            false => bytes,
+        };
+        let whole = io::Cursor::new(magic).chain(from);
+        let mut rest: Box<dyn Read> = match is_packed {
+            true => Box::new(zstd::Decoder::new(whole).map_err(read)?),
+            false => Box::new(whole),
+        };
+        let head = filled(&mut rest, HEAD_BYTES).map_err(read)?;
+        let other = OTHER_FORMS
+            .iter()
+            .find(|(magic, _)| head.starts_with(magic));
+        if let Some((_, what)) = other {
+            return Err(FlashError::NotImage { what });
+        }
+        if head.len() < HEAD_BYTES {
+            return Err(FlashError::NotImage {
+                what: "shorter than 1 MiB",
+            });
+        }
+        if head[510..512] != TABLE_MARK {
+            return Err(FlashError::NotImage {
+                what: "without a partition table",
+            });
+        }
+        Ok(Self { rest, head, bytes })
+    }
+
+    /// Bytes of the unpacked image, if they are known.
+    #[must_use]
+    pub const fn bytes(&self) -> Option<u64> {
+        self.bytes
+    }
+
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Fills the buffer from what follows the head; fewer bytes are the end.
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, FlashError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.rest.read(&mut buffer[done..]) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(FlashError::Source { source }),
+            }
+        }
+        Ok(done)
+    }
+}
+
+impl std::fmt::Debug for ImageSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ImageSource({:?} bytes)", self.bytes)
+    }
+}
+
+/// As many of `bytes` as there are.
+fn filled(from: &mut dyn Read, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(bytes);
+    from.take(bytes as u64).read_to_end(&mut out)?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk() -> Vec<u8> {
+        let mut disk = vec![3; HEAD_BYTES + 5000];
+        disk[510..512].copy_from_slice(&TABLE_MARK);
+        disk
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<ImageSource, FlashError> {
+        ImageSource::new(Box::new(io::Cursor::new(bytes)), None)
+    }
+
+    fn content(mut source: ImageSource) -> Vec<u8> {
+        let mut rest = vec![0; 10_000];
+        let read = source.fill(&mut rest).expect("readable");
+        [source.head(), &rest[..read]].concat()
+    }
+
+    #[test]
+    fn a_packed_image_is_unpacked_and_says_its_size() {
+        let packed = zstd::bulk::compress(&disk(), 1).expect("compressible");
+        let source = read(packed).expect("an image");
+        assert_eq!(source.bytes(), Some(disk().len() as u64));
+        assert_eq!(content(source), disk());
+    }
+
+    #[test]
+    fn several_frames_are_one_image() {
+        let disk = disk();
+        let (first, second) = disk.split_at(HEAD_BYTES / 2);
+        let pack = |part: &[u8]| zstd::bulk::compress(part, 1).expect("compressible");
+        let source = read([pack(first), pack(second)].concat()).expect("an image");
+        assert_eq!(content(source), disk);
+    }
+
+    #[test]
+    fn a_raw_image_is_read_as_it_is() {
+        let source = ImageSource::new(Box::new(io::Cursor::new(disk())), Some(7));
+        let source = source.expect("an image");
+        assert_eq!(source.bytes(), Some(7));
+        assert_eq!(content(source), disk());
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_by_its_name() {
+        let mut qcow2 = disk();
+        qcow2[..4].copy_from_slice(b"QFI\xfb");
+        let mut plain = disk();
+        plain[510] = 0;
+        let packed = zstd::bulk::compress(&qcow2, 1).expect("compressible");
+        for (bytes, expected) in [
+            (qcow2, "a qcow2 container"),
+            (packed, "a qcow2 container"),
+            (b"\x1f\x8b\x08".to_vec(), "compressed with gzip"),
+            (plain, "without a partition table"),
+            (disk()[..HEAD_BYTES - 1].to_vec(), "shorter than 1 MiB"),
+            (Vec::new(), "shorter than 1 MiB"),
+        ] {
+            let Err(FlashError::NotImage { what }) = read(bytes) else {
+                panic!("{expected}: it was taken");
+            };
+            assert_eq!(what, expected);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_short_is_an_error() {
+        let mut packed = zstd::bulk::compress(&disk(), 1).expect("compressible");
+        packed.truncate(packed.len() - 8);
+        let refused = read(packed);
+        let refused = match refused {
+            Ok(mut source) => source.fill(&mut [0; 10_000]).expect_err("cut short"),
+            Err(error) => error,
+        };
+        assert!(matches!(refused, FlashError::Source { .. }), "{refused}");
+    }
+}

@@ -1,0 +1,282 @@
+//! Checks a file, or a disk that was written, against the manifest of its build.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use alknet_image::{
+    BIOS_FIRST_LBA, BIOS_LAST_LBA, DISK_PARTS_LEFT_OUT, ESP_BYTES, ESP_FIRST_LBA, ImageForm,
+    LBA_BYTES, Manifest, ManifestDisk, ManifestOutput, OutputRole,
+};
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::read_back::{DirectReader, READ_BYTES, forget};
+
+/// Bytes of an entry of the partition table, and places of its first and last block (UEFI 2.10 section 5.3.3).
+const ENTRY_BYTES: usize = 128;
+const FIRST_LBA_AT: usize = 32;
+const LAST_LBA_AT: usize = 40;
+
+/// Why a file or a disk is not what the manifest says.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file or disk.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The manifest has no such file.
+    #[error("the manifest has no file {name}; of a written disk or its copy, give --disk")]
+    NotListed {
+        /// The file's name.
+        name: String,
+    },
+    /// The file has other bytes than the manifest says.
+    #[error(
+        "{name} is not the file of the manifest: it has {actual}, and the manifest says {expected}"
+    )]
+    OtherContent {
+        /// The file's name.
+        name: String,
+        /// Its size, or its SHA-256.
+        actual: String,
+        /// The same of the manifest.
+        expected: String,
+    },
+    /// The manifest has no disk to compare with.
+    #[error("the manifest has no disk of the form raw: build that form, and take its manifest")]
+    NoDisk,
+    /// The disk is smaller than the image.
+    #[error("{} has {present} bytes, and the image {needed}", path.display())]
+    TooShort {
+        /// The disk.
+        path: PathBuf,
+        /// Bytes of the image.
+        needed: u64,
+        /// Bytes of the disk.
+        present: u64,
+    },
+    /// A part of the disk has other bytes.
+    #[error("{} differs from the manifest: {part}", path.display())]
+    OtherPart {
+        /// The disk.
+        path: PathBuf,
+        /// The part.
+        part: String,
+    },
+}
+
+/// A part that was compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckedPart {
+    /// Its name.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+/// What was checked, and is as the manifest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageCheck {
+    /// The parts that were compared.
+    pub checked: Vec<CheckedPart>,
+    /// The parts that were not, by rule, each with the reason. Empty if everything was compared.
+    pub left_out: Vec<(&'static str, &'static str)>,
+    /// Files of the EFI system partition that the manifest does not have.
+    pub others: Vec<String>,
+}
+
+impl ImageCheck {
+    fn whole(name: &str, bytes: u64) -> Self {
+        Self {
+            checked: vec![CheckedPart {
+                name: name.to_owned(),
+                bytes,
+            }],
+            left_out: Vec::new(),
+            others: Vec::new(),
+        }
+    }
+}
+
+/// Checks a file that the manifest lists under the same name.
+///
+/// # Errors
+/// See [`VerifyError`].
+pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, VerifyError> {
+    let unreadable = |source| VerifyError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let listed = manifest.outputs.iter().find(|it| it.file == name);
+    let Some(listed) = listed else {
+        return Err(VerifyError::NotListed {
+            name: name.into_owned(),
+        });
+    };
+    let differs = |actual: String, expected: String| VerifyError::OtherContent {
+        name: listed.file.clone(),
+        actual,
+        expected,
+    };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let bytes = file.metadata().map_err(unreadable)?.len();
+    if bytes != listed.bytes {
+        let say = |bytes| format!("{bytes} bytes");
+        return Err(differs(say(bytes), say(listed.bytes)));
+    }
+    let sha256 = hash(&mut file).map_err(unreadable)?;
+    match sha256 == listed.sha256 {
+        true => Ok(ImageCheck::whole(&listed.file, bytes)),
+        false => {
+            let say = |hash: &str| format!("the SHA-256 {hash}");
+            Err(differs(say(&sha256), say(&listed.sha256)))
+        }
+    }
+}
+
+/// Checks a disk that was written from the form `raw`, or a copy of it.
+///
+/// A disk that no machine was started from is compared as a whole. Of another one the parts are compared that stay as
+/// they are, and [`ImageCheck::left_out`] names the others.
+///
+/// # Errors
+/// See [`VerifyError`].
+pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, VerifyError> {
+    let unreadable = |source| VerifyError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let is_raw = |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
+    let image = manifest.outputs.iter().find(is_raw);
+    let (Some(image), Some(expected)) = (image, &manifest.disk) else {
+        return Err(VerifyError::NoDisk);
+    };
+    let mut disk = File::open(path).map_err(unreadable)?;
+    let present = disk.seek(SeekFrom::End(0)).map_err(unreadable)?;
+    if present < image.bytes {
+        return Err(VerifyError::TooShort {
+            path: path.to_owned(),
+            needed: image.bytes,
+            present,
+        });
+    }
+    if hash_disk(&disk, image.bytes).map_err(unreadable)? == image.sha256 {
+        return Ok(ImageCheck::whole("the whole image", image.bytes));
+    }
+    // What the kernel remembers may be older than what the disk has.
+    forget(&disk, 0, 0);
+    let differs = |part: String| VerifyError::OtherPart {
+        path: path.to_owned(),
+        part,
+    };
+    check_table(&disk, image.bytes)
+        .map_err(unreadable)?
+        .map_or(Ok(()), |part| Err(differs(part)))?;
+    let found = ManifestDisk::read(&disk).map_err(unreadable)?;
+    compared(expected, &found).map_err(differs)
+}
+
+/// Compares the parts, and returns the name of the first that differs.
+fn compared(expected: &ManifestDisk, found: &ManifestDisk) -> Result<ImageCheck, String> {
+    let mut checked = vec![CheckedPart {
+        name: "places of the partitions".to_owned(),
+        bytes: 0,
+    }];
+    for region in &expected.regions {
+        if !found.regions.contains(region) {
+            return Err(region.name.clone());
+        }
+        checked.push(CheckedPart {
+            name: region.name.clone(),
+            bytes: region.bytes,
+        });
+    }
+    for file in &expected.files {
+        if !found.files.contains(file) {
+            let is_there = found.files.iter().any(|it| it.path == file.path);
+            let why = if is_there { "" } else { " is missing" };
+            return Err(format!("{} of the EFI system partition{why}", file.path));
+        }
+        checked.push(CheckedPart {
+            name: file.path.clone(),
+            bytes: file.bytes,
+        });
+    }
+    let is_other = |path: &String| !expected.files.iter().any(|it| it.path == *path);
+    let others = found.files.iter().map(|it| it.path.clone());
+    Ok(ImageCheck {
+        checked,
+        left_out: DISK_PARTS_LEFT_OUT.to_vec(),
+        others: others.filter(is_other).collect(),
+    })
+}
+
+/// Whether the three partitions begin and end where the layout says; the last one may have grown. Returns what differs.
+fn check_table(disk: &File, image_bytes: u64) -> io::Result<Option<String>> {
+    let mut table = vec![0; 2 * LBA_BYTES as usize];
+    disk.read_exact_at(&mut table, LBA_BYTES)?;
+    if !table.starts_with(b"EFI PART") {
+        return Ok(Some("it has no partition table".to_owned()));
+    }
+    let entries = &table[LBA_BYTES as usize..];
+    let number = |entry: usize, at: usize| {
+        let at = entry * ENTRY_BYTES + at;
+        let mut digits = [0; 8];
+        digits.copy_from_slice(&entries[at..at + 8]);
+        u64::from_le_bytes(digits)
+    };
+    let data = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
+    let ends = [BIOS_LAST_LBA, data - 1];
+    for (entry, first) in [BIOS_FIRST_LBA, ESP_FIRST_LBA, data]
+        .into_iter()
+        .enumerate()
+    {
+        let (begins, last) = (number(entry, FIRST_LBA_AT), number(entry, LAST_LBA_AT));
+        let is_right = match ends.get(entry) {
+            Some(end) => last == *end,
+            // The machine only makes it larger.
+            None => last > first && (last + 1) * LBA_BYTES > image_bytes - (1 << 20),
+        };
+        if begins != first || !is_right {
+            return Ok(Some(format!("place of partition {}", entry + 1)));
+        }
+    }
+    Ok(None)
+}
+
+/// SHA-256 of the first bytes of a disk.
+fn hash_disk(disk: &File, bytes: u64) -> io::Result<String> {
+    let mut reader = DirectReader::new(disk)?;
+    let mut hasher = Sha256::new();
+    let mut at = 0;
+    while at < bytes {
+        let wanted = (bytes - at).min(READ_BYTES as u64) as usize;
+        hasher.update(reader.read(at, wanted)?);
+        at += wanted as u64;
+    }
+    Ok(HEXLOWER.encode(&hasher.finalize()))
+}
+
+fn hash(file: &mut dyn Read) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(HEXLOWER.encode(&hasher.finalize())),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

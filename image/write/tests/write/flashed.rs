@@ -1,0 +1,397 @@
+//! Disks that are written: to a file, and as root to a loop device.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use alknet_image::OutputRole;
+use alknet_image_write::{
+    DiskTarget, FlashError, FlashOptions, FlashReport, FlashStep, ImageSource, PlacedFile,
+    SystemFolders, VerifyError, flash, verify_disk, verify_file,
+};
+use zeroize::Zeroizing;
+
+use crate::released::ReleaseFolder;
+use crate::support::{output, run, text};
+
+const SEED: &[u8] = b"[node]\nname = \"edge-1\"\n";
+/// Place of the EFI system partition.
+const ESP_AT: u64 = 1 << 20;
+const ESP_BYTES: u64 = 256 << 20;
+
+fn source(path: &Path) -> ImageSource {
+    let file = File::open(path).expect("readable");
+    let bytes = file.metadata().expect("readable").len();
+    ImageSource::new(Box::new(file), Some(bytes)).expect("an image")
+}
+
+fn write(
+    mut source: ImageSource,
+    target: &DiskTarget,
+    options: &FlashOptions<'_>,
+) -> Result<FlashReport, FlashError> {
+    flash(&mut source, target, options, &mut |_| {})
+}
+
+fn seed() -> [PlacedFile; 1] {
+    [PlacedFile {
+        path: "alknet.toml".into(),
+        content: Zeroizing::new(SEED.to_vec()),
+    }]
+}
+
+fn head(path: &Path) -> Vec<u8> {
+    let mut head = vec![0; 1 << 20];
+    let disk = File::open(path).expect("readable");
+    disk.read_exact_at(&mut head, 0).expect("readable");
+    head
+}
+
+/// Where a disk of a test is.
+struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        Self { dir }
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    fn target(&self) -> DiskTarget {
+        DiskTarget::file(&self.disk()).expect("a file")
+    }
+}
+
+#[test]
+fn a_packed_image_is_written_and_read_back() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    // What the file had before is gone, also where the image has zeros.
+    fs::write(scratch.disk(), vec![0xff; 3 << 20]).expect("writable");
+    let mut steps = Vec::new();
+    let packed = release.file(OutputRole::PackedDisk);
+    let report = flash(
+        &mut source(&packed),
+        &scratch.target(),
+        &FlashOptions::default(),
+        &mut |step| steps.push(step),
+    );
+    let report = report.expect("it fits");
+    run("cmp", &[text(&scratch.disk()), text(&release.raw())]);
+    let disk = fs::metadata(scratch.disk()).expect("written");
+    assert_eq!(disk.len(), report.bytes);
+    assert!(disk.blocks() * 512 < report.bytes / 2, "it is not sparse");
+    let known = Some(report.bytes);
+    assert!(steps.contains(&FlashStep::Writing {
+        bytes: report.bytes,
+        total: known
+    }));
+    let total = report.bytes;
+    assert!(steps.contains(&FlashStep::Reading {
+        bytes: total,
+        total
+    }));
+    assert_eq!(steps.last(), Some(&FlashStep::Finishing));
+    let check = verify_disk(&scratch.disk(), &release.manifest).expect("the same");
+    assert_eq!((check.checked.len(), check.left_out.len()), (1, 0));
+}
+
+#[test]
+fn a_configuration_is_placed_where_the_machine_looks_for_it() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    let files = seed();
+    let options = FlashOptions {
+        files: &files,
+        ..FlashOptions::default()
+    };
+    write(source(&release.raw()), &scratch.target(), &options).expect("it fits");
+    let esp = scratch.dir.path().join("esp");
+    let cut = format!(
+        "dd if='{}' of='{}' bs=1M skip={} count={} conv=sparse status=none",
+        text(&scratch.disk()),
+        text(&esp),
+        ESP_AT >> 20,
+        ESP_BYTES >> 20
+    );
+    run("sh", &["-c", &cut]);
+    run("fsck.vfat", &["-n", text(&esp)]);
+    let placed = run("mtype", &["-i", text(&esp), "::/alknet.toml"]);
+    assert_eq!(placed.as_bytes(), SEED);
+    assert!(run("sgdisk", &["-v", text(&scratch.disk())]).contains("No problems found"));
+    let check = verify_disk(&scratch.disk(), &release.manifest).expect("the parts are the same");
+    assert_eq!(check.others, ["alknet.toml"]);
+    let left_out: Vec<_> = check.left_out.iter().map(|(name, _)| *name).collect();
+    assert!(left_out.contains(&"partition table") && left_out.contains(&"data partition"));
+    assert!(
+        check
+            .checked
+            .iter()
+            .any(|part| part.name.ends_with("BOOTX64.EFI")),
+        "{check:?}"
+    );
+}
+
+/// The first bytes of an image, and then an error.
+struct BrokenReader {
+    file: File,
+    left: u64,
+}
+
+impl Read for BrokenReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = self.left.min(buffer.len() as u64) as usize;
+        let read = self.file.read(&mut buffer[..most])?;
+        self.left -= read as u64;
+        match read {
+            0 => Err(io::Error::other("the line went dead")),
+            read => Ok(read),
+        }
+    }
+}
+
+#[test]
+fn a_write_that_breaks_off_leaves_a_disk_that_boots_nothing() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    // The disk had a system before.
+    write(
+        source(&release.raw()),
+        &scratch.target(),
+        &FlashOptions::default(),
+    )
+    .expect("it fits");
+    assert_eq!(&head(&scratch.disk())[510..520], b"\x55\xaaEFI PART");
+    let broken = BrokenReader {
+        file: File::open(release.raw()).expect("readable"),
+        left: 40 << 20,
+    };
+    let broken = ImageSource::new(Box::new(broken), None).expect("its head is whole");
+    let refused = write(broken, &scratch.target(), &FlashOptions::default());
+    let refused = refused.expect_err("it breaks off");
+    assert!(
+        refused.to_string().contains("the line went dead"),
+        "{refused}"
+    );
+    assert!(head(&scratch.disk()).iter().all(|byte| *byte == 0));
+    let refused = verify_disk(&scratch.disk(), &release.manifest).expect_err("no disk");
+    assert!(matches!(refused, VerifyError::TooShort { .. }), "{refused}");
+}
+
+#[test]
+fn an_image_of_another_hash_leaves_no_partition_table() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    let options = FlashOptions {
+        sha256: Some("0".repeat(64)),
+        ..FlashOptions::default()
+    };
+    let refused = write(source(&release.raw()), &scratch.target(), &options);
+    let refused = refused.expect_err("another hash");
+    assert!(
+        matches!(refused, FlashError::OtherContent { .. }),
+        "{refused}"
+    );
+    assert!(head(&scratch.disk()).iter().all(|byte| *byte == 0));
+    let disk = release
+        .manifest
+        .outputs
+        .iter()
+        .find(|it| it.role == OutputRole::Disk);
+    let options = FlashOptions {
+        sha256: disk.map(|it| it.sha256.clone()),
+        ..FlashOptions::default()
+    };
+    write(source(&release.raw()), &scratch.target(), &options).expect("the right hash");
+}
+
+#[test]
+fn a_configuration_needs_a_disk_with_the_system_partition() {
+    let scratch = Scratch::new();
+    let mut foreign = vec![0; 3 << 20];
+    foreign[510..512].copy_from_slice(&[0x55, 0xaa]);
+    foreign[2 << 20] = 1;
+    let foreign = ImageSource::new(Box::new(io::Cursor::new(foreign)), None).expect("a disk");
+    let files = seed();
+    let options = FlashOptions {
+        files: &files,
+        ..FlashOptions::default()
+    };
+    let refused = write(foreign, &scratch.target(), &options).expect_err("no such partition");
+    assert!(matches!(refused, FlashError::Seed { .. }), "{refused}");
+    assert!(head(&scratch.disk()).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_disk_that_was_changed_differs_from_one_that_was_started() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    run(
+        "cp",
+        &[
+            "--sparse=always",
+            text(&release.raw()),
+            text(&scratch.disk()),
+        ],
+    );
+    let disk = File::options()
+        .read(true)
+        .write(true)
+        .open(scratch.disk())
+        .expect("ours");
+    // What a first boot changes: the identity of the disk, and the data partition.
+    disk.write_all_at(b"another identity", 512 + 56)
+        .expect("writable");
+    disk.write_all_at(b"data", ESP_AT + ESP_BYTES)
+        .expect("writable");
+    verify_disk(&scratch.disk(), &release.manifest).expect("nothing else changed");
+    // What nothing changes: the program on the EFI system partition, found by its last bytes.
+    let used = {
+        let volume = alknet_image::EspVolume::open(&disk).expect("ours");
+        volume.used_end()
+    };
+    disk.write_all_at(b"evil", used - 3000).expect("writable");
+    let refused = verify_disk(&scratch.disk(), &release.manifest).expect_err("changed");
+    let said = refused.to_string();
+    assert!(said.contains("of the EFI system partition"), "{said}");
+}
+
+#[test]
+fn partitions_at_other_places_are_another_disk() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    run(
+        "cp",
+        &[
+            "--sparse=always",
+            text(&release.raw()),
+            text(&scratch.disk()),
+        ],
+    );
+    let disk = File::options()
+        .write(true)
+        .open(scratch.disk())
+        .expect("ours");
+    // The first block of the second partition.
+    disk.write_all_at(&[1], 1024 + 128 + 32).expect("writable");
+    let refused = verify_disk(&scratch.disk(), &release.manifest).expect_err("moved");
+    assert!(
+        refused.to_string().contains("place of partition 2"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_file_is_compared_with_the_manifest_by_its_name() {
+    let release = ReleaseFolder::shared();
+    let packed = release.file(OutputRole::PackedDisk);
+    let check = verify_file(&packed, &release.manifest).expect("as it was built");
+    assert_eq!(check.checked.len(), 1);
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let copy = dir.path().join(packed.file_name().expect("a name"));
+    let mut bytes = fs::read(&packed).expect("readable");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&copy, &bytes).expect("writable");
+    let refused = verify_file(&copy, &release.manifest).expect_err("changed");
+    assert!(refused.to_string().contains("SHA-256"), "{refused}");
+    fs::write(&copy, &bytes[..last]).expect("writable");
+    let refused = verify_file(&copy, &release.manifest).expect_err("cut short");
+    assert!(refused.to_string().contains("bytes"), "{refused}");
+    let other = dir.path().join("other");
+    fs::write(&other, "").expect("writable");
+    let refused = verify_file(&other, &release.manifest).expect_err("unknown");
+    assert!(
+        matches!(refused, VerifyError::NotListed { .. }),
+        "{refused}"
+    );
+}
+
+/// A loop device over a file, which goes away with this.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None` where this user or this kernel makes none.
+    fn new(file: &Path, bytes: u64) -> Option<Self> {
+        let backing = File::create(file).expect("ours");
+        backing.set_len(bytes).expect("sparse");
+        let made = output("losetup", &["--find", "--show", text(file)]);
+        let name = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        (made.status.success() && !name.is_empty()).then_some(Self(name))
+    }
+
+    fn target(&self) -> Result<DiskTarget, FlashError> {
+        DiskTarget::disk(self.0.as_ref(), &SystemFolders::default())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        output("losetup", &["--detach", &self.0]);
+    }
+}
+
+#[test]
+fn a_block_device_with_old_bytes_is_written_whole() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    let bytes = 300 << 20;
+    let Some(device) = LoopDevice::new(&scratch.disk(), bytes) else {
+        alknet_test_support::skip!("loop devices", "losetup makes none here");
+    };
+    let disk = File::options().write(true).open(&device.0).expect("ours");
+    // Old bytes where the image has zeros: in the gap, in the tables, in the data partition and at the end.
+    for at in [
+        600 << 10,
+        (1 << 20) + (300 << 10),
+        ESP_AT + ESP_BYTES,
+        bytes - 512,
+    ] {
+        disk.write_all_at(&[0xff; 512], at).expect("writable");
+    }
+    drop(disk);
+    let target = device.target().expect("it is not in use");
+    assert_eq!(target.facts().bytes, bytes);
+    let report = write(source(&release.raw()), &target, &FlashOptions::default());
+    let report = report.expect("it fits");
+    assert!(report.bytes < bytes);
+    drop(target);
+    let size = report.bytes.to_string();
+    run("cmp", &["-n", &size, &device.0, text(&release.raw())]);
+    let mut end = vec![1; 512];
+    let disk = File::open(&device.0).expect("ours");
+    disk.read_exact_at(&mut end, bytes - 512).expect("readable");
+    assert_eq!(end, [0; 512], "the backup of an older table is still there");
+}
+
+#[test]
+fn a_block_device_that_is_too_small_or_in_use_is_refused() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    let Some(device) = LoopDevice::new(&scratch.disk(), 16 << 20) else {
+        alknet_test_support::skip!("loop devices", "losetup makes none here");
+    };
+    let target = device.target().expect("it is not in use");
+    let disk = File::options().write(true).open(&device.0).expect("ours");
+    disk.write_all_at(b"kept", 0).expect("writable");
+    let refused = write(source(&release.raw()), &target, &FlashOptions::default());
+    let refused = refused.expect_err("too small").to_string();
+    let needed = fs::metadata(release.raw()).expect("it exists").len();
+    assert!(
+        refused.contains(&needed.to_string()) && refused.contains("16777216"),
+        "{refused}"
+    );
+    let mut kept = [0; 4];
+    let read = File::open(&device.0).expect("ours");
+    read.read_exact_at(&mut kept, 0).expect("readable");
+    assert_eq!(&kept, b"kept", "something was written");
+    // While one program writes to it, another one does not.
+    let refused = device.target().expect_err("it is in use");
+    assert!(matches!(refused, FlashError::Busy { .. }), "{refused}");
+}

@@ -1,0 +1,11 @@
+//! Disks that are packed, written, checked and signed, with programs of other projects as the judges.
+
+mod efi;
+mod flashed;
+mod packed;
+mod released;
+mod signed;
+// The inputs of the tests of `alknet-image`. Not all of its helpers are of use here.
+#[allow(dead_code)]
+#[path = "../../../tests/image/support.rs"]
+mod support;
