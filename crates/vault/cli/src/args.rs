@@ -28,6 +28,14 @@ pub struct VaultOpenArgs {
     pub(crate) passphrase_stdin: bool,
 }
 
+impl VaultOpenArgs {
+    /// Whether passphrases come from standard input.
+    #[must_use]
+    pub const fn reads_stdin(&self) -> bool {
+        self.passphrase_stdin
+    }
+}
+
 /// Recovery words instead of a vault.
 #[derive(Clone, Debug, Args)]
 pub struct WordsArgs {

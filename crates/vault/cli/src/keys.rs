@@ -3,7 +3,8 @@
 use alknet_vault::audit::{AuditEvent, ExportedSecret};
 use alknet_vault::slots::luks_phrase;
 use alknet_vault::{
-    Curve, DerivationPath, ExportReason, KeyPurpose, SecretArr, SecretBytes, SecretStr, Vault,
+    Curve, DerivationPath, Ed25519Signer, ExportReason, KeyPurpose, SecretArr, SecretBytes,
+    SecretStr, Vault,
 };
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::json;
@@ -15,7 +16,7 @@ use crate::args::{
 use crate::new::typed_words;
 use crate::vault_dir::{OpenVaultDir, offline};
 use crate::verbs::DerivedKeyVerb;
-use crate::{VaultCli, VaultCliError};
+use crate::{SecretPrompt, VaultCli, VaultCliError};
 
 /// The bytes before the key in a SubjectPublicKeyInfo: RFC 8410 for Ed25519, and RFC 5480 for an
 /// uncompressed point of P-256.
@@ -214,6 +215,23 @@ impl VaultCli<'_> {
         opened.finish()?;
         got
     }
+}
+
+/// Opens the vault of a directory, or that of typed words, and lets `act` sign with its key for `purpose`.
+///
+/// # Errors
+/// The vault cannot be opened, or has no such key.
+pub fn with_signer<T>(
+    purpose: KeyPurpose,
+    words: &WordsArgs,
+    open: &VaultOpenArgs,
+    ask: &mut dyn SecretPrompt,
+    act: impl FnOnce(&Ed25519Signer) -> T,
+) -> Result<T, VaultCliError> {
+    let out = &mut std::io::sink();
+    let json = false;
+    let mut cli = VaultCli { json, out, ask };
+    cli.with_vault(words, open, |vault| Ok(act(&vault.signer(purpose)?)))
 }
 
 /// A private key in the format of the arguments.

@@ -33,6 +33,7 @@ pub use args::{
 };
 pub use earlier::{EarlierVaultVerb, PasswdArgs};
 pub use error::VaultCliError;
+pub use keys::with_signer;
 pub use prompt::{SecretPrompt, TerminalPrompt};
 pub use verbs::{
     AuditVerb, DerivedKeyVerb, OfflineVaultVerb, RecordVerb, RecoveryKeyCommandArgs,
