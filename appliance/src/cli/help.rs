@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{AlknetCli, CommandError, CommandExit, output};
 
 /// Verbs that deal with a vault or with recovery words, and so have the exit codes of [`OF_VAULTS`].
-const VAULT_VERBS: [&str; 2] = ["provision", "vault"];
+const VAULT_VERBS: [&str; 3] = ["provision", "sign", "vault"];
 /// Exit codes that other verbs do not have.
 const OF_VAULTS: [CommandExit; 4] = [
     CommandExit::Locked,
@@ -196,7 +196,8 @@ mod tests {
         each_verb(&mut all, &mut |name, verb| {
             let help = verb.render_long_help().to_string();
             let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-            let of_vault = name.starts_with("alknet vault") || name == "alknet provision";
+            let is_one = ["alknet provision", "alknet image sign"].contains(&name);
+            let of_vault = name.starts_with("alknet vault") || is_one;
             for exit in CommandExit::ALL {
                 let listed = help.contains(&format!(" {} {}", exit as u8, exit.meaning()));
                 // The program that these verbs become has codes of its own.

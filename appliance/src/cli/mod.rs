@@ -16,6 +16,7 @@ mod gpu;
 mod help;
 mod hub;
 mod identity;
+mod image;
 mod js;
 mod key;
 mod machine;
@@ -127,6 +128,9 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Print the public key of this command line. The first use makes the key.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
+    /// Write an image to a disk; build images; check and sign them.
+    #[command(subcommand)]
+    Image(image::ImageVerb),
     /// Run scripts on a node.
     #[command(subcommand)]
     Js(js::JsVerb),
@@ -266,6 +270,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Help(args) => help::run(&args, json),
         AlknetCommand::Hub(verb) => hub::run(verb, json),
         AlknetCommand::Identity(args) => identity::run(&args, json),
+        AlknetCommand::Image(verb) => image::run(verb, json),
         AlknetCommand::Js(verb) => js::run(verb, json),
         AlknetCommand::Key(verb) => key::run(verb, json),
         AlknetCommand::Logs(args) => machine::logs(&args, json),

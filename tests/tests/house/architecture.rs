@@ -525,7 +525,6 @@ fn the_binary_carries_no_build_tool() {
         "alknet",
         &[
             "alknet-bench",
-            "alknet-image",
             "alknet-qemu",
             "alknet-tasks",
             "alknet-test-support",

@@ -18,6 +18,7 @@ mod hostile_peers;
 mod hostile_scripts;
 mod hub_and_promotion_pages;
 mod identities;
+mod image_verbs;
 mod imported;
 mod iroh;
 mod largest_schemas;

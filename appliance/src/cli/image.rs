@@ -1,0 +1,183 @@
+//! `alknet image`: images of the appliance on this computer, without a node.
+
+mod build;
+mod download;
+mod interrupt;
+mod sign;
+mod verify;
+mod write;
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use alknet_image::ImageError;
+use alknet_image_write::{FlashError, VerifyError};
+use clap::Subcommand;
+
+use super::{CommandError, CommandExit};
+
+/// The code of a disk that is not written, and so keeps what it has.
+const DISK_REFUSED: &str = "DISK_REFUSED";
+/// The code of a source that is no image.
+const NOT_IMAGE: &str = "NOT_IMAGE";
+/// The code of a file or a disk that is not what its manifest or its signature says.
+const IMAGE_DIFFERS: &str = "IMAGE_DIFFERS";
+
+/// The verbs below `alknet image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    /// Put a kernel and this program into every bootable form.
+    #[command(
+        after_help = "Examples:\n  alknet image build --kernel bzImage --form oci --out out\n  \
+alknet image build --kernel bzImage --stub linuxx64.efi.stub --form raw --packed --out out"
+    )]
+    Build(build::ImageBuildArgs),
+    /// Sign the files of an image as minisign does, or an EFI program for Secure Boot.
+    #[command(
+        after_help = "Examples:\n  alknet image sign out --key minisign.key\n  \
+alknet image sign out --dir vault\n  \
+alknet image sign alknet.efi --efi-key owner.key --efi-cert owner.pem --out signed.efi"
+    )]
+    Sign(sign::ImageSignArgs),
+    /// Check a file or a written disk against the manifest of its build, and against signatures.
+    #[command(
+        after_help = "Examples:\n  alknet image verify alknet_0.1.0.raw.zst --manifest manifest.json --key minisign.pub\n  \
+alknet image verify /dev/sdb --manifest manifest.json\n  alknet image verify manifest.json --key minisign.pub"
+    )]
+    Verify(verify::ImageVerifyArgs),
+    /// Write an image to a disk of this computer, read it back and compare. Everything on the disk is lost.
+    #[command(
+        after_help = "Examples:\n  alknet image write alknet_0.1.0.raw.zst /dev/sdb\n  \
+alknet image write https://example.org/alknet_0.1.0.raw.zst /dev/sdb --seed node.toml\n  \
+curl -s https://example.org/alknet_0.1.0.raw.zst | alknet image write - /dev/sdb --serial S4EVNX0N --yes"
+    )]
+    Write(write::ImageWriteArgs),
+}
+
+/// Runs it.
+pub(crate) fn run(verb: ImageVerb, json: bool) -> Result<CommandExit, CommandError> {
+    match verb {
+        ImageVerb::Build(args) => build::run(&args, json),
+        ImageVerb::Sign(args) => sign::run(&args, json),
+        ImageVerb::Verify(args) => verify::run(&args, json),
+        ImageVerb::Write(args) => write::run(&args, json),
+    }
+}
+
+/// The content of a file of at most `most` bytes.
+fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, CommandError> {
+    let failed = |error: std::io::Error| {
+        CommandError::usage(format!("cannot read {}: {error}", path.display()))
+    };
+    let mut content = Vec::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    file.take(most + 1)
+        .read_to_end(&mut content)
+        .map_err(failed)?;
+    match content.len() as u64 > most {
+        true => {
+            let text = format!("{} is longer than {most} bytes", path.display());
+            Err(CommandError::usage(text))
+        }
+        false => Ok(content),
+    }
+}
+
+/// The same as text.
+fn read_text(path: &Path, most: u64) -> Result<String, CommandError> {
+    String::from_utf8(read_bounded(path, most)?)
+        .map_err(|_| CommandError::usage(format!("{} is no text", path.display())))
+}
+
+fn of_image(error: &ImageError) -> CommandError {
+    match error.exit_code() {
+        2 => CommandError::usage(error),
+        _ => CommandError::local(error),
+    }
+}
+
+fn of_flash(error: &FlashError) -> CommandError {
+    match error {
+        FlashError::NotImage { .. } => CommandError::new(CommandExit::Usage, NOT_IMAGE, error),
+        FlashError::OtherContent { .. } => {
+            CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
+        }
+        FlashError::NotDisk { .. }
+        | FlashError::NotFile { .. }
+        | FlashError::Partition { .. }
+        | FlashError::SystemDisk { .. }
+        | FlashError::Mounted { .. }
+        | FlashError::Swap { .. }
+        | FlashError::Held { .. }
+        | FlashError::Busy { .. }
+        | FlashError::ReadOnly { .. }
+        | FlashError::TooSmall { .. } => {
+            CommandError::new(CommandExit::Denied, DISK_REFUSED, error)
+        }
+        _ => CommandError::local(error),
+    }
+}
+
+fn of_verify(error: &VerifyError) -> CommandError {
+    match error {
+        VerifyError::OtherContent { .. }
+        | VerifyError::OtherPart { .. }
+        | VerifyError::TooShort { .. } => {
+            CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
+        }
+        VerifyError::NotListed { .. } | VerifyError::NoDisk => CommandError::usage(error),
+        _ => CommandError::local(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_keeps_its_content_is_refused_and_another_failure_is_not() {
+        let disk = || "sda".to_owned();
+        let places = || vec!["/".to_owned()];
+        for error in [
+            FlashError::Busy { disk: disk() },
+            FlashError::ReadOnly { disk: disk() },
+            FlashError::Mounted {
+                disk: disk(),
+                places: places(),
+            },
+            FlashError::SystemDisk {
+                disk: disk(),
+                places: places(),
+            },
+            FlashError::TooSmall {
+                disk: disk(),
+                needed: 2,
+                present: 1,
+            },
+        ] {
+            let refused = of_flash(&error);
+            assert_eq!(
+                (refused.exit, refused.code.as_str()),
+                (CommandExit::Denied, DISK_REFUSED)
+            );
+        }
+        let failed = of_flash(&FlashError::ReadBack {
+            disk: disk(),
+            what: "the image",
+        });
+        assert_eq!(failed.exit, CommandExit::Failed);
+    }
+
+    #[test]
+    fn a_file_beyond_its_limit_is_not_read() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("file");
+        fs::write(&path, "12345").expect("writable");
+        assert_eq!(read_text(&path, 5).expect("it fits"), "12345");
+        let refused = read_text(&path, 4).expect_err("too long");
+        assert!(refused.message.contains("longer than 4 bytes"), "{refused}");
+        fs::write(&path, [0xff]).expect("writable");
+        assert!(read_text(&path, 4).is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! `alknet image build`: what `cargo xtask image` does, for owners without the source.
+
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+
+use alknet_image::{
+    BuildProgress, CMDLINE, ImageForm, ImageInputs, Manifest, PackOptions, build, pack,
+};
+use clap::Args;
+
+use super::of_image;
+use crate::cli::{CommandError, CommandExit, output};
+
+/// This program, also if another file has its name by now.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// Arguments of `alknet image build`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageBuildArgs {
+    /// The kernel as bzImage, such as the one of the form direct.
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The program that the machine runs [default: this program]
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// The same kernel as ELF, for machines without firmware.
+    #[arg(long, value_name = "FILE")]
+    vmlinux: Option<PathBuf>,
+    /// The EFI stub of systemd, linuxx64.efi.stub, which forms with an EFI program need.
+    #[arg(long, value_name = "FILE")]
+    stub: Option<PathBuf>,
+    /// The form to build, for example raw or oci; may be repeated.
+    #[arg(long = "form", value_name = "FORM", required = true)]
+    forms: Vec<ImageForm>,
+    /// The folder for the files.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Words to add to the kernel's command line.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    append: String,
+    /// The version of the image.
+    #[arg(long, value_name = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
+    image_version: String,
+    /// The commit that the image names. With the version it makes every identifier of the image.
+    #[arg(long, value_name = "COMMIT", default_value = "unknown")]
+    commit: String,
+    /// Also pack the disk of the form raw: compressed, with its map, and a list for Raspberry Pi Imager.
+    #[arg(long)]
+    packed: bool,
+    #[command(flatten)]
+    release: ReleaseArgs,
+}
+
+/// What packed files say.
+#[derive(Debug, Args)]
+struct ReleaseArgs {
+    /// With --packed: the URL of the folder from which the files will be downloaded.
+    #[arg(long, value_name = "URL", requires = "packed")]
+    url: Option<String>,
+    /// With --packed: the day of the release, for example 2027-01-31.
+    #[arg(long, value_name = "DAY", requires = "packed")]
+    release_date: Option<String>,
+}
+
+/// Runs it.
+pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let inputs = ImageInputs {
+        kernel: args.kernel.clone(),
+        vmlinux: args.vmlinux.clone(),
+        kernel_config: None,
+        binary: args.binary.clone().unwrap_or_else(|| THIS_PROGRAM.into()),
+        stub: args.stub.clone(),
+        cmdline: format!("{CMDLINE} {}", args.append).trim().to_owned(),
+        version: args.image_version.clone(),
+        git: args.commit.clone(),
+    };
+    let is_shown = !json && stderr().is_terminal();
+    let mut progress = |step: BuildProgress| {
+        if is_shown {
+            let (at, total) = (step.done + 1, step.total);
+            output::note(&format!("{} ({at} of {total})", step.doing));
+        }
+    };
+    let built = build(&inputs, &args.forms, &args.out, &mut progress);
+    let mut manifest = built.map_err(|error| of_image(&error))?;
+    if args.packed {
+        let options = PackOptions {
+            url: args.release.url.clone(),
+            release_date: args.release.release_date.clone(),
+        };
+        let mut progress = |doing: &str| {
+            if is_shown {
+                output::note(doing);
+            }
+        };
+        let packed = pack(&args.out, &options, &mut progress);
+        manifest = packed.map_err(|error| of_image(&error))?;
+    }
+    show(&manifest, json)?;
+    Ok(CommandExit::Ok)
+}
+
+/// The files, as `cargo xtask image` prints them.
+fn show(manifest: &Manifest, json: bool) -> Result<(), CommandError> {
+    if json {
+        return output::json_line(manifest);
+    }
+    for file in &manifest.outputs {
+        output::line(&format!(
+            "{:10} {:>11}  {}  {}",
+            file.form.name(),
+            file.bytes,
+            file.sha256,
+            file.file
+        ))?;
+    }
+    Ok(())
+}

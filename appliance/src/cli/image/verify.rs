@@ -1,0 +1,142 @@
+//! `alknet image verify`: whether a file or a disk is what its build says.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use alknet_image::{Manifest, SIGNATURE_ENDING};
+use alknet_image_write::minisign::{MinisignKey, MinisignSignature, TEXT_BYTES_MAX};
+use alknet_image_write::{ImageCheck, verify_disk, verify_file};
+use clap::Args;
+use serde_json::json;
+
+use super::{IMAGE_DIFFERS, of_image, of_verify, read_text};
+use crate::cli::{CommandError, CommandExit, output};
+
+/// Arguments of `alknet image verify`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageVerifyArgs {
+    /// The file or the disk.
+    what: PathBuf,
+    /// The manifest of the build. With --key its signature is checked, which lies beside it.
+    #[arg(long, value_name = "FILE", required_unless_present = "key")]
+    manifest: Option<PathBuf>,
+    /// The public key: a file of minisign, or its line that begins with RW. Without --manifest the signature of the file
+    /// itself is checked, which lies beside it.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// The file is a written disk, or a copy of one.
+    #[arg(long, requires = "manifest")]
+    disk: bool,
+}
+
+/// Runs it.
+pub(super) fn run(args: &ImageVerifyArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let key = match &args.key {
+        Some(text) => Some(public_key(text)?),
+        None => None,
+    };
+    // The signature comes first: an unsigned manifest says nothing.
+    let signed = args.manifest.as_ref().unwrap_or(&args.what);
+    let comment = match &key {
+        Some(key) => Some(check_signature(signed, key)?),
+        None => None,
+    };
+    let check = match &args.manifest {
+        Some(manifest) => Some(check(args, manifest)?),
+        None => None,
+    };
+    show(args, comment.as_deref(), check.as_ref(), json)?;
+    Ok(CommandExit::Ok)
+}
+
+fn check(args: &ImageVerifyArgs, manifest: &Path) -> Result<ImageCheck, CommandError> {
+    let manifest = Manifest::read_file(manifest).map_err(|error| of_image(&error))?;
+    let is_device = fs::metadata(&args.what).is_ok_and(|it| it.file_type().is_block_device());
+    let checked = match args.disk || is_device {
+        true => verify_disk(&args.what, &manifest),
+        false => verify_file(&args.what, &manifest),
+    };
+    checked.map_err(|error| of_verify(&error))
+}
+
+/// A key that is written out, or a file with it.
+fn public_key(text: &str) -> Result<MinisignKey, CommandError> {
+    if let Ok(key) = text.parse() {
+        return Ok(key);
+    }
+    let path = Path::new(text);
+    let content = read_text(path, TEXT_BYTES_MAX)?;
+    content
+        .parse()
+        .map_err(|error| CommandError::usage(format!("{}: {error}", path.display())))
+}
+
+/// Checks the signature beside a file, and returns its trusted comment.
+fn check_signature(path: &Path, key: &MinisignKey) -> Result<String, CommandError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(SIGNATURE_ENDING);
+    let beside = PathBuf::from(beside);
+    let text = read_text(&beside, TEXT_BYTES_MAX)?;
+    let differs = |error: &dyn std::fmt::Display| {
+        let text = format!("{}: {error}", beside.display());
+        CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, text)
+    };
+    let signature: MinisignSignature = text.parse().map_err(|error| differs(&error))?;
+    let mut file = File::open(path)
+        .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", path.display())))?;
+    signature
+        .verify(key, &mut file)
+        .map_err(|error| differs(&error))?;
+    Ok(signature.trusted_comment().to_owned())
+}
+
+fn show(
+    args: &ImageVerifyArgs,
+    comment: Option<&str>,
+    check: Option<&ImageCheck>,
+    json: bool,
+) -> Result<(), CommandError> {
+    let name = args.what.display();
+    if json {
+        let checked = check.map(|check| {
+            let parts = check.checked.iter();
+            let parts = parts.map(|part| json!({ "name": part.name, "bytes": part.bytes }));
+            let left_out = check.left_out.iter();
+            let left_out = left_out.map(|(part, why)| json!({ "name": part, "why": why }));
+            json!({
+                "checked": parts.collect::<Vec<_>>(),
+                "left_out": left_out.collect::<Vec<_>>(),
+                "others": check.others,
+            })
+        });
+        let is_signed = comment.is_some();
+        return output::json_line(&json!({
+            "file": args.what,
+            "signature": is_signed,
+            "trusted_comment": comment,
+            "manifest": checked,
+        }));
+    }
+    if let Some(check) = check {
+        output::line(&format!("{name} is what the manifest says:"))?;
+        for part in &check.checked {
+            output::line(&format!("  checked   {}", part.name))?;
+        }
+        for (part, why) in &check.left_out {
+            output::line(&format!("  left out  {part}: {why}"))?;
+        }
+        for file in &check.others {
+            output::line(&format!("  other     {file} on the EFI system partition"))?;
+        }
+    }
+    match comment {
+        Some(comment) => output::line(&format!("the signature holds: {comment}")),
+        None => {
+            output::note(
+                "alknet: no signature was checked; give --key to check that of the manifest",
+            );
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! `alknet image write`: an image onto a disk of this computer.
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Read, stderr, stdin};
+use std::path::{Path, PathBuf};
+
+use alknet_core::config::{CONFIG_BYTES_MAX, NodeConfig};
+use alknet_image_write::{
+    DiskFacts, DiskTarget, FlashOptions, FlashReport, FlashStep, ImageSource, PlacedFile,
+    SystemFolders, flash,
+};
+use alknet_provision_cli::{ControllingTerminal, WordsTerminal};
+use alknet_tensor_cli::ByteProgress;
+use clap::Args;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::download::{ImageDownload, is_url};
+use super::interrupt::InterruptNotice;
+use super::{DISK_REFUSED, of_flash, read_bounded};
+use crate::cli::machine::is_yes;
+use crate::cli::{CommandError, CommandExit, output};
+
+/// The source that is standard input.
+const STDIN: &str = "-";
+/// Where a machine looks for its configuration on the EFI system partition, and for what belongs to it.
+const SEED_FILES: [&str; 3] = ["alknet.toml", "alknet/vault.words", "alknet/seed.key"];
+/// Bytes that a drive must have before the first boot: 257 MiB before the data partition, and 128 MiB for the file
+/// system on it, rounded up.
+const DRIVE_BYTES_MIN: u64 = 400 << 20;
+
+/// Arguments of `alknet image write`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageWriteArgs {
+    /// The image: a file, a URL that begins with https:// or http://, or - for standard input; raw, or packed with
+    /// Zstandard.
+    source: String,
+    /// The disk, for example /dev/sdb.
+    disk: PathBuf,
+    /// The configuration for the first boot: a file, or a folder that 'alknet provision --form esp' made.
+    #[arg(long, value_name = "FILE")]
+    seed: Option<PathBuf>,
+    /// The serial number of the disk. Without this option a person types it.
+    #[arg(long, value_name = "SERIAL")]
+    serial: Option<String>,
+    /// With --serial or --to-file: do not ask for confirmation.
+    #[arg(long, short)]
+    yes: bool,
+    /// The SHA-256 that the unpacked image must have. A disk with another one gets no partition table.
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    sha256: Option<String>,
+    /// Write to a regular file instead of a disk.
+    #[arg(long)]
+    to_file: bool,
+}
+
+/// Runs it.
+pub(super) fn run(args: &ImageWriteArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let files = match &args.seed {
+        Some(path) => seed(path)?,
+        None => Vec::new(),
+    };
+    // The disk is looked at first: a refusal should not cost a download.
+    let target = target(args, json)?;
+    let mut source = open(&args.source)?;
+    target
+        .check_fits(&source)
+        .map_err(|error| of_flash(&error))?;
+    if !args.to_file {
+        confirm(args, target.facts(), json)?;
+    }
+    let name = target.facts().name.clone();
+    let text = format!(
+        "interrupted: {name} has no partition table now, and boots nothing; write it again"
+    );
+    let notice = InterruptNotice::watch(text, json)?;
+    let options = FlashOptions {
+        sha256: args.sha256.clone(),
+        files: &files,
+    };
+    let mut progress = StepProgress::new(!json && stderr().is_terminal());
+    let written = flash(&mut source, &target, &options, &mut |step| {
+        if step == FlashStep::Finishing {
+            notice.finishing();
+        }
+        progress.show(step);
+    });
+    drop(progress);
+    let report = written.map_err(|error| of_flash(&error))?;
+    show(&report, target.facts(), &files, args, json)?;
+    Ok(CommandExit::Ok)
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match is_hash {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("a SHA-256 has 64 hexadecimal digits".to_owned()),
+    }
+}
+
+fn target(args: &ImageWriteArgs, json: bool) -> Result<DiskTarget, CommandError> {
+    let path = &args.disk;
+    if !args.to_file {
+        let opened = DiskTarget::disk(path, &SystemFolders::default());
+        return opened.map_err(|error| of_flash(&error));
+    }
+    let has_content = fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0);
+    if has_content && !args.yes {
+        let question = format!("Overwrite {}? [y/N] ", path.display());
+        ask_yes(&question, args, json)?;
+    }
+    DiskTarget::file(path).map_err(|error| of_flash(&error))
+}
+
+fn open(source: &str) -> Result<ImageSource, CommandError> {
+    let (from, bytes): (Box<dyn Read>, _) = if source == STDIN {
+        (Box::new(stdin()), None)
+    } else if is_url(source) {
+        let (download, bytes) = ImageDownload::open(source)?;
+        (Box::new(download), bytes)
+    } else {
+        let failed =
+            |error: io::Error| CommandError::usage(format!("cannot read {source}: {error}"));
+        let file = File::open(source).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?;
+        let bytes = found.is_file().then_some(found.len());
+        (Box::new(file), bytes)
+    };
+    ImageSource::new(from, bytes).map_err(|error| of_flash(&error))
+}
+
+/// The files of a seed: a document, or a folder with the names of the EFI system partition.
+fn seed(path: &Path) -> Result<Vec<PlacedFile>, CommandError> {
+    let found = fs::metadata(path);
+    let is_folder = found.is_ok_and(|found| found.is_dir());
+    let mut files = Vec::new();
+    for name in SEED_FILES {
+        let from = match is_folder {
+            true => path.join(name),
+            false => path.to_owned(),
+        };
+        let is_document = name == SEED_FILES[0];
+        // A folder may lack the secrets, and a file is the document alone.
+        if !is_document && (!is_folder || !from.exists()) {
+            continue;
+        }
+        let content = Zeroizing::new(read_bounded(&from, CONFIG_BYTES_MAX as u64)?);
+        if is_document {
+            // The machine would refuse it, on a console that this person may not see.
+            NodeConfig::parse(&content).map_err(|errors| {
+                let lines = errors.iter().map(ToString::to_string);
+                CommandError::of_lines(CommandExit::Usage, "USAGE", lines)
+            })?;
+        }
+        files.push(PlacedFile {
+            path: name.to_owned(),
+            content,
+        });
+    }
+    Ok(files)
+}
+
+/// Makes sure that this is the disk that the person means.
+fn confirm(args: &ImageWriteArgs, facts: &DiskFacts, json: bool) -> Result<(), CommandError> {
+    let proof = facts.proof();
+    let disk = facts.description();
+    if let Some(serial) = &args.serial {
+        if serial.trim() != proof {
+            let text = format!("the serial number of {disk} is '{proof}', and not '{serial}'");
+            return Err(CommandError::new(CommandExit::Denied, DISK_REFUSED, text));
+        }
+        let question = format!("Overwrite everything on {disk}? [y/N] ");
+        return match args.yes {
+            true => Ok(()),
+            false => ask_yes(&question, args, json),
+        };
+    }
+    let mut terminal = terminal(args, json).ok_or_else(|| {
+        CommandError::usage(format!(
+            "no person is asked here: give --serial with the serial number of {}, and --yes",
+            facts.name
+        ))
+    })?;
+    let what = match facts.serial.is_some() {
+        true => "serial number",
+        false => "model and size",
+    };
+    let shown = output::one_line(&disk).into_owned();
+    let question = format!(
+        "Everything on {shown} will be lost.\nThe {what} is: {}\nType it to go on: ",
+        output::one_line(&proof)
+    );
+    let failed = |error| CommandError::usage(format!("cannot read the answer: {error}"));
+    terminal.show(&question).map_err(failed)?;
+    let typed = terminal.line().map_err(failed)?;
+    match typed.is_some_and(|typed| typed.trim() == proof) {
+        true => Ok(()),
+        false => Err(not_confirmed()),
+    }
+}
+
+/// The terminal at which a person sits. Standard input may be the image.
+fn terminal(args: &ImageWriteArgs, json: bool) -> Option<ControllingTerminal> {
+    let is_there =
+        !json && stderr().is_terminal() && (args.source == STDIN || stdin().is_terminal());
+    ControllingTerminal::open().filter(|_| is_there)
+}
+
+fn ask_yes(question: &str, args: &ImageWriteArgs, json: bool) -> Result<(), CommandError> {
+    let Some(mut terminal) = terminal(args, json) else {
+        return Err(CommandError::usage("no person is asked here: give --yes"));
+    };
+    let failed = |error| CommandError::usage(format!("cannot read the answer: {error}"));
+    terminal.show(&output::one_line(question)).map_err(failed)?;
+    let typed = terminal.line().map_err(failed)?.unwrap_or_default();
+    match is_yes(&mut typed.as_bytes())? {
+        true => Ok(()),
+        false => Err(not_confirmed()),
+    }
+}
+
+fn not_confirmed() -> CommandError {
+    CommandError::new(
+        CommandExit::Aborted,
+        "ABORTED",
+        "not confirmed: nothing was written",
+    )
+}
+
+/// A line for each part of the work.
+struct StepProgress {
+    shown: bool,
+    line: Option<ByteProgress>,
+    is_reading: bool,
+}
+
+impl StepProgress {
+    const fn new(shown: bool) -> Self {
+        Self {
+            shown,
+            line: None,
+            is_reading: false,
+        }
+    }
+
+    fn show(&mut self, step: FlashStep) {
+        let (what, bytes, total) = match step {
+            FlashStep::Writing { bytes, total } => ("write", bytes, total.unwrap_or(0)),
+            FlashStep::Reading { bytes, total } => ("read back", bytes, total),
+            // Short, and the last: the line ends.
+            _ => {
+                self.line = None;
+                return;
+            }
+        };
+        let is_reading = matches!(step, FlashStep::Reading { .. });
+        if is_reading != self.is_reading {
+            self.is_reading = is_reading;
+            self.line = None;
+        }
+        let shown = self.shown;
+        let line = self
+            .line
+            .get_or_insert_with(|| ByteProgress::new(what, None, shown));
+        line.set(bytes, total);
+    }
+}
+
+fn show(
+    report: &FlashReport,
+    facts: &DiskFacts,
+    files: &[PlacedFile],
+    args: &ImageWriteArgs,
+    json: bool,
+) -> Result<(), CommandError> {
+    let placed: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+    let is_small = !args.to_file && facts.bytes < DRIVE_BYTES_MIN;
+    if json {
+        return output::json_line(&json!({
+            "disk": facts.name,
+            "serial": facts.serial,
+            "bytes": report.bytes,
+            "skipped": report.skipped,
+            "sha256": report.sha256,
+            "placed": placed,
+            "partitions_known": report.partitions_known,
+            "large_enough": !is_small,
+        }));
+    }
+    output::line(&format!(
+        "{}: {} bytes are written, and are the same when they are read back",
+        facts.name, report.bytes
+    ))?;
+    output::line(&format!("SHA-256 {}", report.sha256))?;
+    if !placed.is_empty() {
+        output::line(&format!("placed: {}", placed.join(", ")))?;
+    }
+    if !report.partitions_known {
+        output::note("alknet: the kernel does not know the new partitions; connect the disk again");
+    }
+    if is_small {
+        output::note(&format!(
+            "alknet: the disk has less than {DRIVE_BYTES_MIN} bytes, so a machine keeps no data on it"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_read_in_either_case_and_nothing_else_is_one() {
+        let digits = "0123456789abcdefABCDEF0123456789abcdefABCDEF0123456789abcdef0123";
+        assert_eq!(sha256(digits), Ok(digits.to_ascii_lowercase()));
+        for text in [
+            "",
+            "0123",
+            &format!("{}g", &digits[1..]),
+            &format!("{digits}0"),
+        ] {
+            assert!(sha256(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_seed_is_a_correct_document_with_the_secrets_of_its_folder() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let document = dir.path().join("alknet.toml");
+        fs::write(&document, "[node]\nname = \"edge-1\"\n").expect("writable");
+        fs::create_dir(dir.path().join("alknet")).expect("creatable");
+        fs::write(dir.path().join("alknet/seed.key"), "key").expect("writable");
+        let names = |path: &Path| {
+            let files = seed(path).expect("a seed");
+            files.into_iter().map(|file| file.path).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&document), ["alknet.toml"]);
+        assert_eq!(names(dir.path()), ["alknet.toml", "alknet/seed.key"]);
+        fs::write(&document, "[node]\nnmae = \"edge-1\"\n").expect("writable");
+        let refused = seed(&document).expect_err("a mistake");
+        assert!(refused.message.contains("nmae"), "{refused}");
+        assert!(seed(&dir.path().join("missing")).is_err());
+    }
+}

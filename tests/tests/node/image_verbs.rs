@@ -1,0 +1,438 @@
+//! `alknet image`: disks, files and signatures on this computer, without a node.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use alknet_image::{ImageForm, MANIFEST_FILE, OutputRole};
+use alknet_test_support::limited;
+use alknet_tests::tools::{tool, tool_says};
+use alknet_tests::{BuiltImageFolder, CliOutput, TestBench, binary, eventually, run_with_input};
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+
+use crate::page_commands::blocks;
+
+const PAGE: &str = include_str!("../../../docs/image.md");
+/// The sections whose commands run here.
+const SECTIONS: [&str; 3] = ["Check it", "Sign it", "Write it to a disk"];
+/// Limit for one block of the page.
+const BLOCK_MAX: Duration = Duration::from_secs(120);
+/// Words of a vault that exists in tests only.
+const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
+/// Exit codes of docs/command-line.md.
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const UNREACHABLE: i32 = 3;
+const DENIED: i32 = 4;
+const ABORTED: i32 = 130;
+
+/// A folder of a user, with the program on its search path.
+struct ImageUser {
+    bench: TestBench,
+}
+
+impl ImageUser {
+    fn new() -> Self {
+        let bench = TestBench::new();
+        fs::create_dir(bench.path().join("bin")).expect("the folder is ours");
+        symlink(binary(), bench.path().join("bin/alknet")).expect("the folder is ours");
+        Self { bench }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.bench.path().join(name)
+    }
+
+    /// The program with these words, in the folder.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .arg("image")
+            .args(words)
+            .current_dir(self.bench.path());
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> CliOutput {
+        run_with_input(self.command(words), "")
+    }
+
+    /// A disk of 2 MiB, raw, and packed with the program of Zstandard.
+    fn small_disk(&self) -> Vec<u8> {
+        let mut disk = vec![0; 2 << 20];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[1_500_000..1_500_004].copy_from_slice(b"disk");
+        fs::write(self.file("disk.raw"), &disk).expect("the folder is ours");
+        let [raw, packed] = ["disk.raw", "disk.raw.zst"].map(|name| self.file(name));
+        tool_says(
+            "zstd",
+            &[
+                "-q".as_ref(),
+                raw.as_os_str(),
+                "-o".as_ref(),
+                packed.as_os_str(),
+            ],
+        );
+        disk
+    }
+
+    /// The shipped disk in `out`, with a manifest of it alone. Returns the version.
+    fn release(&self) -> String {
+        let built = BuiltImageFolder::get();
+        let out = self.file("out");
+        fs::create_dir(&out).expect("the folder is ours");
+        let raw = built.file(ImageForm::Raw, OutputRole::Disk);
+        let copied = tool(
+            "cp",
+            &["--sparse=always".as_ref(), raw.as_os_str(), out.as_os_str()],
+        );
+        assert!(copied.status.success(), "{copied:?}");
+        let manifest = fs::read(built.folder().join(MANIFEST_FILE)).expect("it was built");
+        let mut manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+        let outputs = manifest["outputs"].as_array_mut().expect("a list");
+        outputs.retain(|output| output["form"] == "raw");
+        fs::write(out.join(MANIFEST_FILE), manifest.to_string()).expect("the folder is ours");
+        built.manifest().version.clone()
+    }
+
+    /// Runs commands of the page, and returns what they print.
+    fn shell(&self, code: &str) -> String {
+        let path = std::env::var("PATH").expect("a search path");
+        let mut shell = limited(BLOCK_MAX, "bash");
+        shell
+            .args(["-euo", "pipefail", "-c", &format!("exec 2>&1\n{code}")])
+            .current_dir(self.bench.path())
+            .env(
+                "PATH",
+                format!("{}:{path}:/usr/sbin:/sbin", self.file("bin").display()),
+            );
+        let said = run_with_input(shell, "");
+        assert_eq!(said.status, 0, "the commands\n{code}\nsaid {said:?}");
+        said.output
+    }
+}
+
+fn error(output: &CliOutput) -> (i32, String) {
+    (output.status, output.code())
+}
+
+#[test]
+fn the_commands_of_the_page_of_images_work() {
+    let user = ImageUser::new();
+    let version = user.release();
+    fs::write(user.file("node.toml"), "[node]\nname = \"edge-1\"\n").expect("the folder is ours");
+    let sections = PAGE.split("\n## ").filter(|section| {
+        let title = section.lines().next().unwrap_or_default();
+        SECTIONS.contains(&title)
+    });
+    let mut said = Vec::new();
+    for (info, code) in sections.flat_map(blocks) {
+        if info == "sh" {
+            // The test has a file in the place of the disk.
+            let code = code
+                .replace("VERSION", &version)
+                .replace("/dev/sdX --seed", "disk.raw --to-file --seed")
+                .replace("verify /dev/sdX", "verify disk.raw --disk");
+            assert!(!code.contains("/dev/"), "{code}");
+            said.push(user.shell(&code));
+        }
+    }
+    let [written, checked, signed, efi] = &said[..] else {
+        panic!("{} blocks: {said:?}", said.len());
+    };
+    assert!(
+        written.contains("are the same when they are read back"),
+        "{written}"
+    );
+    assert!(written.contains("placed: alknet.toml"), "{written}");
+    assert!(checked.contains("other     alknet.toml"), "{checked}");
+    assert!(checked.contains("left out  data partition"), "{checked}");
+    assert!(signed.contains("out/manifest.json.minisig"), "{signed}");
+    assert!(signed.contains("the signature holds"), "{signed}");
+    assert!(efi.contains("Signature verification OK"), "{efi}");
+}
+
+/// A loop device, which goes away with this.
+struct LoopDisk(String);
+
+impl LoopDisk {
+    /// `None` where this user or this kernel makes none.
+    fn new(file: &Path, bytes: u64) -> Option<Self> {
+        let backing = File::create(file).expect("the folder is ours");
+        backing.set_len(bytes).expect("sparse");
+        let made = tool(
+            "losetup",
+            &["--find".as_ref(), "--show".as_ref(), file.as_os_str()],
+        );
+        let name = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        (made.status.success() && !name.is_empty()).then_some(Self(name))
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        tool("losetup", &["--detach", &self.0]);
+    }
+}
+
+#[test]
+fn a_disk_is_written_only_if_its_serial_number_is_given() {
+    let user = ImageUser::new();
+    let disk = user.small_disk();
+    let bytes = 16 << 20;
+    let Some(device) = LoopDisk::new(&user.file("backing"), bytes) else {
+        alknet_test_support::skip!("loop devices", "losetup makes none here");
+    };
+    let path = device.0.as_str();
+    let name = path.strip_prefix("/dev/").expect("its folder");
+    // A loop device has neither a serial number nor a model.
+    let serial = format!("{name} {bytes}");
+    let write = |more: &[&str]| {
+        let words = [&["write", "disk.raw.zst", path, "--json"], more].concat();
+        user.run(&words)
+    };
+    for (more, expected) in [
+        (&[][..], (USAGE, "USAGE")),
+        (&["--yes"], (USAGE, "USAGE")),
+        (&["--serial", &serial], (USAGE, "USAGE")),
+        (&["--serial", "S4EVNX0N", "--yes"], (DENIED, "DISK_REFUSED")),
+    ] {
+        let refused = write(more);
+        let (status, code) = error(&refused);
+        assert_eq!((status, code.as_str()), expected, "{more:?}: {refused:?}");
+        let mut head = [1; 512];
+        let opened = File::open(path).expect("ours");
+        opened.read_exact_at(&mut head, 0).expect("readable");
+        assert_eq!(head, [0; 512], "{more:?} wrote something");
+    }
+    let report = write(&["--serial", &serial, "--yes"]).json();
+    assert_eq!(report["bytes"], disk.len());
+    assert_eq!(report["large_enough"], false);
+    let mut written = vec![0; disk.len()];
+    let opened = File::open(path).expect("ours");
+    opened.read_exact_at(&mut written, 0).expect("readable");
+    assert!(written == disk, "the disk has other bytes");
+}
+
+/// A server of Python's own library for the files of a folder.
+struct FileServer {
+    child: Child,
+    port: String,
+}
+
+impl FileServer {
+    fn start(folder: &Path) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-u", "-m", "http.server", "--bind", "127.0.0.1", "0"])
+            .current_dir(folder)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Python is installed");
+        let mut line = String::new();
+        let said = child.stdout.take().expect("it was asked for above");
+        BufReader::new(said)
+            .read_line(&mut line)
+            .expect("it says its port");
+        // Serving HTTP on 127.0.0.1 port 41234 (http://127.0.0.1:41234/) ...
+        let port = line.split_whitespace().nth(5).expect("a port").to_owned();
+        Self { child, port }
+    }
+}
+
+impl Drop for FileServer {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn an_image_comes_from_a_server_and_from_standard_input() {
+    let user = ImageUser::new();
+    let disk = user.small_disk();
+    let server = FileServer::start(user.bench.path());
+    let url = format!("http://127.0.0.1:{}/disk.raw.zst", server.port);
+    user.run(&["write", &url, "one", "--to-file", "--json"])
+        .json();
+    assert!(fs::read(user.file("one")).expect("written") == disk);
+    let missing = format!("{url}.missing");
+    let refused = user.run(&["write", &missing, "none", "--to-file", "--json"]);
+    assert_eq!(error(&refused), (UNREACHABLE, "UNAVAILABLE".to_owned()));
+    assert!(refused.errors.contains("404"), "{refused:?}");
+    let mut command = user.command(&["write", "-", "two", "--to-file", "--json"]);
+    command.stdin(File::open(user.file("disk.raw.zst")).expect("ours"));
+    let written = command.output().expect("the binary runs");
+    assert!(written.status.success(), "{written:?}");
+    assert!(fs::read(user.file("two")).expect("written") == disk);
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_with_its_reason() {
+    let user = ImageUser::new();
+    let disk = user.small_disk();
+    let mut qcow2 = disk;
+    qcow2[..4].copy_from_slice(b"QFI\xfb");
+    fs::write(user.file("disk.qcow2"), qcow2).expect("the folder is ours");
+    fs::write(user.file("full"), "content").expect("the folder is ours");
+    fs::write(user.file("wrong.toml"), "[node]\nnmae = 1\n").expect("the folder is ours");
+    let zeros = "0".repeat(64);
+    for (words, status, code, text) in [
+        (
+            &["disk.qcow2", "a", "--to-file"][..],
+            USAGE,
+            "NOT_IMAGE",
+            "qcow2",
+        ),
+        (&["missing", "a", "--to-file"], USAGE, "USAGE", "missing"),
+        (&["disk.raw", "full"], DENIED, "DISK_REFUSED", "--to-file"),
+        (&["disk.raw", "full", "--to-file"], USAGE, "USAGE", "--yes"),
+        (
+            &["disk.raw", "a", "--to-file", "--sha256", &zeros],
+            FAILED,
+            "IMAGE_DIFFERS",
+            "SHA-256",
+        ),
+        (
+            &["disk.raw", "a", "--to-file", "--seed", "wrong.toml"],
+            USAGE,
+            "USAGE",
+            "nmae",
+        ),
+    ] {
+        let refused = user.run(&[&["write", "--json"], words].concat());
+        assert_eq!(
+            error(&refused),
+            (status, code.to_owned()),
+            "{words:?}: {refused:?}"
+        );
+        assert!(refused.errors.contains(text), "{words:?}: {refused:?}");
+    }
+    assert_eq!(fs::read(user.file("full")).expect("it stays"), b"content");
+}
+
+#[test]
+fn ctrl_c_says_what_the_disk_is_worth() {
+    let user = ImageUser::new();
+    let disk = user.small_disk();
+    let mut command = user.command(&["write", "-", "disk", "--to-file"]);
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut input = child.stdin.take().expect("it was asked for above");
+    // The head, and not the end, for which it waits.
+    input
+        .write_all(&disk[..(1 << 20) + 70_000])
+        .expect("it reads");
+    let begun = || {
+        let found = fs::metadata(user.file("disk")).ok()?;
+        (found.len() >= 1 << 20).then_some(())
+    };
+    eventually("the disk is begun", begun);
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    kill(pid, Signal::SIGINT).expect("it is our child");
+    let ended = child.wait_with_output().expect("it is our child");
+    drop(input);
+    assert_eq!(ended.status.code(), Some(ABORTED), "{ended:?}");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        said.contains("ABORTED") && said.contains("no partition table"),
+        "{said}"
+    );
+    let mut head = vec![1; 1 << 20];
+    let opened = File::open(user.file("disk")).expect("ours");
+    opened.read_exact_at(&mut head, 0).expect("readable");
+    assert!(head.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn the_image_key_of_a_vault_signs_for_minisign() {
+    let user = ImageUser::new();
+    fs::write(user.file("file"), "what is signed").expect("the folder is ours");
+    let sign = user.command(&["sign", "file", "--mnemonic-stdin", "--json"]);
+    let signed = run_with_input(sign, WORDS).json();
+    let key = signed["public_key"].as_str().expect("a key");
+    let file = user.file("file");
+    let said = tool_says(
+        "minisign",
+        &[
+            "-V".as_ref(),
+            "-P".as_ref(),
+            key.as_ref(),
+            "-m".as_ref(),
+            file.as_os_str(),
+        ],
+    );
+    assert!(said.contains("file:file hashed"), "{said}");
+    let checked = user.run(&["verify", "file", "--key", key, "--json"]).json();
+    assert_eq!(checked["signature"], true);
+    // It is the key that the vault shows for this purpose.
+    let mut show = Command::new(binary());
+    show.args([
+        "vault",
+        "key",
+        "show",
+        "image-signing",
+        "--mnemonic-stdin",
+        "--json",
+    ]);
+    let shown = run_with_input(show, WORDS).json();
+    let raw = data_encoding::BASE64
+        .decode(key.as_bytes())
+        .expect("base64");
+    let hex = data_encoding::HEXLOWER.encode(&raw[10..]);
+    assert_eq!(shown["hex"], hex.as_str());
+    // Another file does not have this signature.
+    fs::write(&file, "something else").expect("the folder is ours");
+    let refused = user.run(&["verify", "file", "--key", key, "--json"]);
+    assert_eq!(error(&refused), (FAILED, "IMAGE_DIFFERS".to_owned()));
+}
+
+#[test]
+fn an_image_is_built_from_a_kernel_and_this_program() {
+    let user = ImageUser::new();
+    let built = BuiltImageFolder::get();
+    let kernel = built.file(ImageForm::Direct, OutputRole::Kernel);
+    let kernel = kernel.to_str().expect("text");
+    let words = [
+        "build", "--kernel", kernel, "--form", "oci", "--out", "out", "--json",
+    ];
+    let manifest = user.run(&words).json();
+    assert_eq!(manifest["outputs"][0]["role"], "oci-image");
+    assert_eq!(manifest["version"], built.manifest().version.as_str());
+    let sha256 = |name: &str| {
+        let inputs = manifest["inputs"].as_array().expect("a list");
+        let found = inputs.iter().find(|it| it["name"] == name);
+        found.expect("an input")["sha256"].clone()
+    };
+    let mut shipped = built.manifest().inputs.iter();
+    let shipped = shipped.find(|input| input.name == "kernel");
+    assert_eq!(sha256("kernel"), shipped.expect("an input").sha256.as_str());
+    let program = tool_says("sha256sum", &[binary()]);
+    assert!(
+        program.starts_with(sha256("binary").as_str().expect("a hash")),
+        "{program}"
+    );
+    let refused = user.run(&[
+        "build", "--kernel", kernel, "--form", "raw", "--out", "x", "--json",
+    ]);
+    assert_eq!(error(&refused), (USAGE, "USAGE".to_owned()));
+    assert!(refused.errors.contains("linuxx64.efi.stub"), "{refused:?}");
+    let kernels = [
+        "build",
+        "--kernel",
+        "/nonexistent",
+        "--form",
+        "oci",
+        "--out",
+        "x",
+        "--json",
+    ];
+    assert_eq!(error(&user.run(&kernels)), (FAILED, "LOCAL".to_owned()));
+}
