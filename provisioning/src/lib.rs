@@ -41,7 +41,7 @@ pub use mount::{KernelMounter, Mounted, Mounter};
 pub use programs::{NEXT, PROGRAM_BYTES_MAX, UpdatePrograms, programs};
 pub use secrets::{
     MediaCredential, MediaLocation, MediaSecrets, MediaSeedKey, PutSeedKeyError, RecoveryWords,
-    SECRET_BYTES_MAX, erase, put_seed_key,
+    SECRET_BYTES_MAX, configuration_part, erase, put_seed_key,
 };
 pub use source::{ConfigOrigin, SourceDiagnostic};
 pub use sources::console::{

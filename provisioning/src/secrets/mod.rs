@@ -19,10 +19,21 @@ use crate::{ConfigOrigin, FileSystem, SourceDiagnostic, text};
 
 pub use erase::erase;
 pub use put::{PutSeedKeyError, put_seed_key};
-use split::SecretsPart;
+use split::{SecretSpans, SecretsPart};
 
 /// Longest file of words or of a seed key that is read.
 pub const SECRET_BYTES_MAX: usize = 4096;
+
+/// The part of a medium's document that is a configuration: with spaces in the place of its table `[secrets]`, so that
+/// errors in the rest have the right line numbers.
+#[must_use]
+pub fn configuration_part(document: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(document) {
+        Ok(text) => SecretSpans::parse(text).document(document),
+        // The reader of the configuration refuses it.
+        Err(_) => document.to_vec(),
+    }
+}
 
 /// The secrets that were found on the media.
 #[derive(Debug, Default)]
@@ -189,7 +200,7 @@ pub(crate) fn part(bytes: &[u8]) -> SplitDocument {
         Ok(text) if clean.len() <= CONFIG_BYTES_MAX => text,
         _ => return whole(),
     };
-    let split = split::SecretSpans::parse(text);
+    let split = SecretSpans::parse(text);
     if split.is_empty() {
         return whole();
     }

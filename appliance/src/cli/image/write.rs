@@ -10,6 +10,7 @@ use alknet_image_write::{
     SystemFolders, flash,
 };
 use alknet_provision_cli::{ControllingTerminal, WordsTerminal};
+use alknet_provisioning::configuration_part;
 use alknet_tensor_cli::ByteProgress;
 use clap::Args;
 use serde_json::json;
@@ -147,8 +148,8 @@ fn seed(path: &Path) -> Result<Vec<PlacedFile>, CommandError> {
         }
         let content = Zeroizing::new(read_bounded(&from, CONFIG_BYTES_MAX as u64)?);
         if is_document {
-            // The machine would refuse it, on a console that this person may not see.
-            NodeConfig::parse(&content).map_err(|errors| {
+            // The machine would refuse it, on a console that this person may not see. It takes the secrets out first.
+            NodeConfig::parse(&configuration_part(&content)).map_err(|errors| {
                 let lines = errors.iter().map(ToString::to_string);
                 CommandError::of_lines(CommandExit::Usage, "USAGE", lines)
             })?;
@@ -329,7 +330,8 @@ mod tests {
     fn a_seed_is_a_correct_document_with_the_secrets_of_its_folder() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let document = dir.path().join("alknet.toml");
-        fs::write(&document, "[node]\nname = \"edge-1\"\n").expect("writable");
+        let text = "[node]\nname = \"edge-1\"\n[secrets]\nwords_passphrase = \"x\"\n";
+        fs::write(&document, text).expect("writable");
         fs::create_dir(dir.path().join("alknet")).expect("creatable");
         fs::write(dir.path().join("alknet/seed.key"), "key").expect("writable");
         let names = |path: &Path| {
