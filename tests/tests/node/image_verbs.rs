@@ -400,11 +400,21 @@ fn an_image_is_built_from_a_kernel_and_this_program() {
     let built = BuiltImageFolder::get();
     let kernel = built.file(ImageForm::Direct, OutputRole::Kernel);
     let kernel = kernel.to_str().expect("text");
+    let [public, secret] = ["key.pub", "key.sec"].map(|name| user.file(name));
+    let [public, secret] = [&public, &secret].map(|path| path.to_str().expect("text"));
+    tool_says("minisign", &["-G", "-W", "-p", public, "-s", secret]);
     let words = [
-        "build", "--kernel", kernel, "--form", "oci", "--out", "out", "--json",
+        "build", "--kernel", kernel, "--form", "oci", "--out", "out", "--key", secret, "--json",
     ];
     let manifest = user.run(&words).json();
-    assert_eq!(manifest["outputs"][0]["role"], "oci-image");
+    let outputs = manifest["outputs"].as_array().expect("a list");
+    let roles: Vec<_> = outputs.iter().map(|output| &output["role"]).collect();
+    assert_eq!(roles, ["oci-image", "signature"]);
+    let signed = user.file("out/manifest.json");
+    tool_says(
+        "minisign",
+        &["-V", "-p", public, "-m", signed.to_str().expect("text")],
+    );
     assert_eq!(manifest["version"], built.manifest().version.as_str());
     let sha256 = |name: &str| {
         let inputs = manifest["inputs"].as_array().expect("a list");

@@ -9,6 +9,7 @@ use alknet_image::{
 use clap::Args;
 
 use super::of_image;
+use super::sign::sign_built;
 use crate::cli::{CommandError, CommandExit, output};
 
 /// This program, also if another file has its name by now.
@@ -49,6 +50,12 @@ pub(crate) struct ImageBuildArgs {
     packed: bool,
     #[command(flatten)]
     release: ReleaseArgs,
+    /// Sign the files by this secret key of minisign, as 'alknet image sign' does.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// With --key: read the password of the key from the first line of standard input, instead of asking for it.
+    #[arg(long, requires = "key")]
+    passphrase_stdin: bool,
 }
 
 /// What packed files say.
@@ -95,6 +102,9 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
         };
         let packed = pack(&args.out, &options, &mut progress);
         manifest = packed.map_err(|error| of_image(&error))?;
+    }
+    if let Some(key) = &args.key {
+        manifest = sign_built(&args.out, key, args.passphrase_stdin)?;
     }
     show(&manifest, json)?;
     Ok(CommandExit::Ok)

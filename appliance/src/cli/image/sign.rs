@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageError, SIGNATURE_ENDING, sign_folder};
+use alknet_image::{ImageError, Manifest, SIGNATURE_ENDING, sign_folder};
 use alknet_image_write::authenticode::{EfiSigner, sign as sign_program};
 use alknet_image_write::minisign::{
     EncryptedKey, MinisignError, MinisignKey, MinisignSecretKey, TEXT_BYTES_MAX,
@@ -89,7 +89,7 @@ pub(super) fn run(args: &ImageSignArgs, json: bool) -> Result<CommandExit, Comma
     }
     let mut ask = TerminalPrompt::new();
     if let Some(path) = &args.key {
-        let key = secret_key(path, args, &mut ask)?;
+        let key = secret_key(path, args.open.reads_stdin(), &mut ask)?;
         return signed(&args.what, &FileSigner::Minisign(key), json);
     }
     let purpose = KeyPurpose::ImageSigning;
@@ -154,10 +154,22 @@ impl From<ImageError> for SignFolderError {
     }
 }
 
+/// Signs every file of a folder that was built, by a secret key of minisign. Returns the manifest with the signatures.
+pub(super) fn sign_built(
+    folder: &Path,
+    key: &Path,
+    reads_stdin: bool,
+) -> Result<Manifest, CommandError> {
+    let key = secret_key(key, reads_stdin, &mut TerminalPrompt::new())?;
+    let signer = FileSigner::Minisign(key);
+    let mut sign = |path: &Path| Ok::<_, SignFolderError>(signer.sign(path)?);
+    sign_folder(folder, &mut sign).map_err(|error| error.0)
+}
+
 /// Opens a secret key of minisign. Its password comes from the terminal or from standard input.
 fn secret_key(
     path: &Path,
-    args: &ImageSignArgs,
+    reads_stdin: bool,
     ask: &mut dyn SecretPrompt,
 ) -> Result<MinisignSecretKey, CommandError> {
     let text = Zeroizing::new(read_text(path, TEXT_BYTES_MAX)?);
@@ -176,7 +188,7 @@ fn secret_key(
     if !key.needs_password() {
         return key.open(None).map_err(failed);
     }
-    if args.open.reads_stdin() {
+    if reads_stdin {
         ask.use_stdin();
     }
     let question = format!("password of {}", path.display());
