@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 
+use alknet_fat::{FatNode, FilePartition, NewFatVolume, ShortName};
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
@@ -13,7 +14,6 @@ use gpt::partition::Partition;
 use gpt::partition_types::{OperatingSystem, Type};
 use uuid::{Uuid, uuid};
 
-use crate::fat::{self, FatNode, FatVolume, ShortName};
 use crate::ids::BuildIds;
 
 /// Bytes of a logical block.
@@ -96,8 +96,8 @@ fn partitions(bytes: u64, ids: &BuildIds) -> BTreeMap<u32, Partition> {
 }
 
 fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
-    let volume = FatVolume {
-        first_lba: lba(ESP_FIRST_LBA),
+    let volume = NewFatVolume {
+        hidden_sectors: lba(ESP_FIRST_LBA),
         sectors: lba(ESP_BYTES / LBA_BYTES),
         id: ids.fat_volume(),
         label: FAT_LABEL,
@@ -105,7 +105,9 @@ fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result
     // Firmware looks for \EFI\BOOT\BOOTX64.EFI on a disk that no boot entry names.
     let program = FatNode::File(name("BOOTX64.EFI"), uki);
     let boot = FatNode::Folder(name("BOOT"), vec![program]);
-    fat::write(file, &volume, &[FatNode::Folder(name("EFI"), vec![boot])])
+    let root = [FatNode::Folder(name("EFI"), vec![boot])];
+    let mut partition = FilePartition::new(file, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
+    Ok(alknet_fat::create(&mut partition, &volume, &root)?)
 }
 
 fn lba(value: u64) -> u32 {

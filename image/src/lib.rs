@@ -28,7 +28,6 @@ mod disk;
 mod elf;
 mod erofs;
 mod error;
-mod fat;
 mod form;
 mod ids;
 mod inputs;
