@@ -7,6 +7,7 @@
 mod address;
 mod config;
 mod envelope;
+mod fat;
 mod frame;
 mod hello;
 mod join;
@@ -25,6 +26,7 @@ mod vault;
 pub use address::address;
 pub use config::config;
 pub use envelope::envelope;
+pub use fat::fat;
 pub use frame::frame;
 pub use hello::hello;
 pub use join::join;
@@ -61,6 +63,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "envelope",
         run: envelope,
+    },
+    FuzzTarget {
+        name: "fat",
+        run: fat,
     },
     FuzzTarget {
         name: "frame",
