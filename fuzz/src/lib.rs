@@ -7,6 +7,7 @@
 mod address;
 mod config;
 mod envelope;
+mod fat;
 mod frame;
 mod hello;
 mod join;
@@ -26,6 +27,7 @@ mod vault;
 pub use address::address;
 pub use config::config;
 pub use envelope::envelope;
+pub use fat::fat;
 pub use frame::frame;
 pub use hello::hello;
 pub use join::join;
@@ -63,6 +65,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "envelope",
         run: envelope,
+    },
+    FuzzTarget {
+        name: "fat",
+        run: fat,
     },
     FuzzTarget {
         name: "frame",

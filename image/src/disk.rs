@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use alknet_fat::{FatNode, FilePartition, NewFatVolume, ShortName};
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
@@ -15,7 +16,6 @@ use gpt::partition::Partition;
 use gpt::partition_types::{OperatingSystem, Type};
 use uuid::{Uuid, uuid};
 
-use crate::fat::{self, FatNode, FatVolume, ShortName};
 use crate::grub::GrubLoader;
 use crate::ids::BuildIds;
 
@@ -113,14 +113,19 @@ fn partitions(bytes: u64, ids: &BuildIds) -> BTreeMap<u32, Partition> {
 }
 
 fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
-    let volume = FatVolume {
-        first_lba: lba(ESP_FIRST_LBA),
+    let volume = NewFatVolume {
+        hidden_sectors: lba(ESP_FIRST_LBA),
         sectors: lba(ESP_BYTES / LBA_BYTES),
         cluster_sectors: CLUSTER_SECTORS,
         id: ids.fat_volume(),
         label: FAT_LABEL,
     };
-    fat::write(file, &volume, &system_folders(uki))
+    let mut partition = FilePartition::new(file, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
+    Ok(alknet_fat::create(
+        &mut partition,
+        &volume,
+        &system_folders(uki),
+    )?)
 }
 
 /// An EFI system partition in a file of its own, for a medium that has no other file system to
@@ -131,16 +136,22 @@ pub(crate) fn write_system_image(
     room: u64,
     ids: &BuildIds,
 ) -> io::Result<()> {
-    let sectors = fat::sectors_for(uki.len() as u64 + room);
-    file.set_len(u64::from(sectors) * LBA_BYTES)?;
-    let volume = FatVolume {
-        first_lba: 0,
+    let sectors = alknet_fat::sectors_for(uki.len() as u64 + room);
+    let bytes = u64::from(sectors) * LBA_BYTES;
+    file.set_len(bytes)?;
+    let volume = NewFatVolume {
+        hidden_sectors: 0,
         sectors,
         cluster_sectors: 1,
         id: ids.fat_volume(),
         label: FAT_LABEL,
     };
-    fat::write(file, &volume, &system_folders(uki))
+    let mut partition = FilePartition::new(file, 0, bytes);
+    Ok(alknet_fat::create(
+        &mut partition,
+        &volume,
+        &system_folders(uki),
+    )?)
 }
 
 /// Firmware looks for `\EFI\BOOT\BOOTX64.EFI` on a disk that no boot entry names.

@@ -32,7 +32,6 @@ mod elf;
 mod erofs;
 mod error;
 mod esp;
-mod fat;
 mod form;
 mod grub;
 mod ids;

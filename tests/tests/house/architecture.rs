@@ -442,6 +442,15 @@ fn what_seals_the_data_is_alone() {
 }
 
 #[test]
+fn what_reads_and_writes_fat_is_alone() {
+    let graph = PackageGraph::load();
+    let closure = graph.closure("alknet-fat");
+    let ours = closure.iter().filter(|name| graph.members.contains(*name));
+    assert_eq!(ours.collect::<Vec<_>>(), Vec::<&String>::new());
+    graph.forbid("alknet-fat", &["tokio", "nix"]);
+}
+
+#[test]
 fn pid_1_knows_no_protocol() {
     let graph = PackageGraph::load();
     let packages = [

@@ -1,0 +1,5 @@
+//! Volumes between this crate and dosfstools and mtools: each reads what the other writes.
+
+mod damage;
+mod exchange;
+mod support;
