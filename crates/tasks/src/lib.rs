@@ -13,6 +13,7 @@ pub mod gpu;
 mod group;
 pub mod image;
 pub mod kernel;
+pub mod loader;
 pub mod node;
 pub mod parts;
 mod scratch;
