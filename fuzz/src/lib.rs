@@ -5,6 +5,7 @@
 //! function, name it in [`TARGETS`], in `targets/` and in `Cargo.toml`, and give it a folder of seeds in `corpus/`.
 
 mod address;
+mod boot;
 mod config;
 mod envelope;
 mod fat;
@@ -25,6 +26,7 @@ mod typedef;
 mod vault;
 
 pub use address::address;
+pub use boot::boot;
 pub use config::config;
 pub use envelope::envelope;
 pub use fat::fat;
@@ -57,6 +59,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "address",
         run: address,
+    },
+    FuzzTarget {
+        name: "boot",
+        run: boot,
     },
     FuzzTarget {
         name: "config",

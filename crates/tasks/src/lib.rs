@@ -16,6 +16,7 @@ pub mod image;
 pub mod kernel;
 mod licenses;
 mod linked;
+pub mod loader;
 pub mod node;
 pub mod parts;
 mod provenance;

@@ -81,15 +81,34 @@ const FIRMWARE_PARTS: [&str; 3] = ["ovmf-code", "ovmf-code-secboot", "ovmf-vars"
 /// Folders around the language's tests in the source of the engine that carries them.
 const TEST262_DEPTH: u32 = 5;
 
-/// WebAssembly without a host, by rustc's name of the target.
-pub(crate) const WASM: &str = "wasm32-unknown-unknown";
+/// A target of the compiler other than this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossTarget {
+    /// Rustc's name of it.
+    pub triple: &'static str,
+    /// The name in `sources.toml` of the compiler's standard library for it. The compiler's version
+    /// follows.
+    library: &'static str,
+}
 
-/// The name in `sources.toml` of the compiler's standard library for that target. The compiler's
-/// version follows.
-const WASM_STD: &str = "rust-std-wasm32-";
+/// WebAssembly without a host.
+pub const WASM: CrossTarget = CrossTarget {
+    triple: "wasm32-unknown-unknown",
+    library: "rust-std-wasm32-",
+};
+
+/// Programs that UEFI firmware starts.
+pub const UEFI: CrossTarget = CrossTarget {
+    triple: "x86_64-unknown-uefi",
+    library: "rust-std-uefi-",
+};
+
+/// The separator of arguments in `CARGO_ENCODED_RUSTFLAGS`, cargo's variable whose arguments may
+/// have spaces.
+pub(crate) const FLAGS_SEPARATOR: &str = "\u{1f}";
 
 /// Folders around the library in its archive.
-const WASM_STD_DEPTH: u32 = 2;
+const RUST_STD_DEPTH: u32 = 2;
 
 /// The folder of the libraries that both C libraries can load.
 const SYSTEM_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
@@ -369,32 +388,33 @@ pub fn test262(cx: &XtaskContext) -> Result<PathBuf> {
     unpacked(cx, "test262", &["*/js/src/tests/test262/*"], TEST262_DEPTH)
 }
 
-/// The folder that rustc takes as its sysroot to find the standard library for WebAssembly. `None`
-/// if the toolchain has that library itself.
-pub fn wasm_sysroot(cx: &XtaskContext) -> Result<Option<PathBuf>> {
-    let own = rustc(cx, &["--print", "target-libdir", "--target", WASM])?;
+/// The folder that rustc takes as its sysroot to find the standard library for `target`. `None` if
+/// the toolchain has that library itself.
+pub fn sysroot(cx: &XtaskContext, target: &CrossTarget) -> Result<Option<PathBuf>> {
+    let own = rustc(cx, &["--print", "target-libdir", "--target", target.triple])?;
     if Path::new(own.trim()).exists() {
         return Ok(None);
     }
-    let name = wasm_source(&rustc(cx, &["-vV"])?)?;
-    let library = unpacked(cx, &name, &["*/lib/rustlib/*"], WASM_STD_DEPTH)?;
+    let name = library_source(target, &rustc(cx, &["-vV"])?)?;
+    let library = unpacked(cx, &name, &["*/lib/rustlib/*"], RUST_STD_DEPTH)?;
     Ok(Some(library))
 }
 
-/// The source of the standard library for WebAssembly that fits the compiler with this version
-/// text.
-fn wasm_source(version: &str) -> Result<String> {
+/// The source of the standard library for `target` that fits the compiler with this version text.
+fn library_source(target: &CrossTarget, version: &str) -> Result<String> {
     let release = version
         .lines()
         .find_map(|line| line.strip_prefix("release: "))
         .unwrap_or_default();
-    let name = format!("{WASM_STD}{release}");
+    let name = format!("{}{release}", target.library);
     let is_pinned = sources::pinned()?.iter().any(|(pinned, _)| *pinned == name);
     if is_pinned {
         return Ok(name);
     }
+    let triple = target.triple;
     Err(TaskError::Arguments(format!(
-        "sources.toml pins no {name}, the standard library of this Rust for {WASM}: pin it, or install the          target with `rustup target add {WASM}`"
+        "sources.toml pins no {name}, the standard library of this Rust for {triple}: pin it, or \
+         install the target with `rustup target add {triple}`"
     )))
 }
 
@@ -549,23 +569,27 @@ mod tests {
         }
     }
 
-    /// The check for WebAssembly ends with what to do about a compiler whose library is not pinned.
+    /// Without it, the build ends with what to do about a compiler whose library is not pinned.
     #[test]
-    fn the_library_for_webassembly_is_that_of_the_compiler() {
+    fn the_library_for_another_target_is_that_of_the_compiler() {
         let workspace: toml::Table =
             toml::from_str(include_str!("../../../Cargo.toml")).expect("a manifest");
         let oldest = workspace["workspace"]["package"]["rust-version"]
             .as_str()
             .expect("a version");
         let said = |release: &str| format!("rustc {release}\nbinary: rustc\nrelease: {release}\n");
-        let pinned = wasm_source(&said(&format!("{oldest}.0"))).expect("the oldest is pinned");
-        assert_eq!(pinned, format!("{WASM_STD}{oldest}.0"));
-        let error = wasm_source(&said("1.0.0")).expect_err("no release for WebAssembly");
-        let error = error.to_string();
-        assert!(
-            error.contains("rust-std-wasm32-1.0.0") && error.contains("rustup target add"),
-            "{error}"
-        );
+        for target in [WASM, UEFI] {
+            let pinned = library_source(&target, &said(&format!("{oldest}.0")));
+            let pinned = pinned.expect("the oldest is pinned");
+            assert_eq!(pinned, format!("{}{oldest}.0", target.library));
+            let error = library_source(&target, &said("1.0.0")).expect_err("no such release");
+            let error = error.to_string();
+            assert!(
+                error.contains(&format!("{}1.0.0", target.library))
+                    && error.contains(&format!("rustup target add {}", target.triple)),
+                "{error}"
+            );
+        }
     }
 
     #[test]

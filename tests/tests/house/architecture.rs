@@ -477,6 +477,19 @@ fn pid_1_knows_no_protocol() {
     }
 }
 
+/// The loader for UEFI has it, where there is no allocator and no standard library.
+#[test]
+fn the_boot_state_depends_on_nothing() {
+    let graph = PackageGraph::load();
+    assert_eq!(graph.closure("alknet-boot-state"), BTreeSet::new());
+    let sources = sources().iter();
+    let own = sources.filter(|it| it.path.starts_with("crates/boot-state/src/"));
+    let own: Vec<_> = own.collect();
+    let library = own.iter().find(|it| it.path.ends_with("/lib.rs"));
+    assert!(library.is_some_and(|it| it.text.contains("#![no_std]")));
+    assert!(own.iter().all(|it| !it.text.contains("extern crate")));
+}
+
 /// It depends only on the vault, whose slots it answers for, and on libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {

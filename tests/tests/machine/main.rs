@@ -22,6 +22,7 @@ mod imports;
 mod interposer;
 mod knock;
 mod late_tpm;
+mod loader;
 mod media;
 mod memory;
 mod metadata;

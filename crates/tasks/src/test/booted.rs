@@ -12,8 +12,10 @@ use alknet_image::ImageForm;
 use super::deny_program;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
+use crate::loader::{self, LoaderPrograms};
 use crate::parts::ImageParts;
-use crate::{driver, grub, image, sources, third_party};
+use crate::third_party::{self, UEFI, WASM};
+use crate::{driver, grub, image, sources};
 
 /// The forms that the tests of machines start. `qcow2` is left out: `containerdisk` holds the same file.
 const FORMS: [ImageForm; 16] = [
@@ -43,6 +45,7 @@ pub(crate) type Variables = Vec<(&'static str, OsString)>;
 pub struct BootArtifacts {
     binary: PathBuf,
     images: PathBuf,
+    loader: LoaderPrograms,
 }
 
 impl BootArtifacts {
@@ -61,9 +64,11 @@ impl BootArtifacts {
         ])?;
         let ImageParts { kernel, binary } = parts.ok_or(TaskError::Abandoned)?;
         let image = cx.step("images", |cx| image::ensure(cx, &kernel, &binary, &FORMS))?;
+        let loader = cx.step("loader", |cx| loader::ensure(cx))?;
         Ok(Self {
             binary,
             images: image.folder,
+            loader,
         })
     }
 }
@@ -71,7 +76,9 @@ impl BootArtifacts {
 /// Fetches third-party tools while the compilers are busy, because the tests use them later.
 fn tools(cx: &XtaskContext) -> Result<()> {
     third_party(cx).map(drop)?;
-    third_party::wasm_sysroot(cx).map(drop)?;
+    for target in [WASM, UEFI] {
+        third_party::sysroot(cx, &target)?;
+    }
     deny_program(cx).map(drop)
 }
 
@@ -89,6 +96,11 @@ pub(super) fn variables(cx: &XtaskContext, booted: &BootArtifacts) -> Result<Var
         ("ALKNET_CACHE", cx.cache().into()),
         ("ALKNET_TEST_BIN", booted.binary.clone().into()),
         ("ALKNET_TEST_IMAGE_DIR", booted.images.clone().into()),
+        ("ALKNET_TEST_LOADER", booted.loader.loader.clone().into()),
+        (
+            "ALKNET_TEST_SLOT_PROBE",
+            booted.loader.slot_probe.clone().into(),
+        ),
     ]);
     Ok(variables)
 }

@@ -4,7 +4,7 @@
 
 use crate::context::XtaskContext;
 use crate::failure::Result;
-use crate::third_party::{self, WASM};
+use crate::third_party::{self, FLAGS_SEPARATOR, WASM};
 
 /// The packages that compile for WebAssembly, each as a whole library.
 const PACKAGES: [&str; 4] = [
@@ -14,21 +14,18 @@ const PACKAGES: [&str; 4] = [
     "alknet-typedef",
 ];
 
-/// The separator of arguments in the variable of cargo whose arguments may have spaces.
-const SEPARATOR: &str = "\u{1f}";
-
 pub(super) fn check(cx: &XtaskContext) -> Result<()> {
     // No other build would show what only this target leaves unused.
     let mut flags = vec!["-Dwarnings".to_owned()];
-    if let Some(sysroot) = third_party::wasm_sysroot(cx)? {
+    if let Some(sysroot) = third_party::sysroot(cx, &WASM)? {
         flags.push(format!("--sysroot={}", sysroot.display()));
     }
     let mut command = cx.cargo("check");
     // With a named target, cargo gives these to no build script and no procedural macro, which need
     // the library of this machine.
     command
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR))
-        .args(["--release", "--target", WASM]);
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(FLAGS_SEPARATOR))
+        .args(["--release", "--target", WASM.triple]);
     for package in PACKAGES {
         command.args(["--package", package]);
     }

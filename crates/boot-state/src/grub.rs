@@ -1,0 +1,84 @@
+//! The same decision in GRUB's script language, and the record as a file of GRUB's.
+
+use crate::record::{RECORD_BYTES, RECORD_LBA, SECTOR_BYTES};
+
+/// A part of `grub.cfg` that defines the function `alknet_choose`, which decides as [`loader_choice`].
+///
+/// Before the call, the caller sets `alknet_state` to [`GRUB_STATE_FILE`], and each of `alknet_a` and `alknet_b` to `1`
+/// if that slot has a program, else to nothing. Afterwards `alknet_slot` is the slot to start, or nothing. If it cannot
+/// be started, the caller empties that slot's variable and calls again. The script needs the modules `echo`, `loadenv`,
+/// `normal`, `part_gpt`, `tar` and `test`.
+///
+/// GRUB checks only the variables that it needs. A record that [`parse`] refuses for another one is used there.
+///
+/// [`loader_choice`]: crate::loader_choice
+/// [`parse`]: crate::BootRecord::parse
+pub const GRUB_SCRIPT: &str = include_str!("choose.cfg");
+
+/// GRUB's name of the record, on the disk that GRUB was started from.
+///
+/// A list of blocks, `(hd0)2046+2`, would not do: GRUB 2.06 reads it and does not write it. Its `save_env` asks the file
+/// system on which blocks the file lies, and the code for lists of blocks does not answer ("sparse file not allowed").
+/// So the partition `alk-bios` is a [tar archive](grub_archive), which GRUB can write to in place.
+pub const GRUB_STATE_FILE: &str = "(,gpt1)/state";
+
+/// The sector of the disk at which GRUB's core image begins, behind the first header of the archive.
+pub const GRUB_CORE_LBA: u64 = ARCHIVE_LBA + 1;
+
+/// Most bytes of GRUB's core image.
+pub const GRUB_CORE_BYTES_MAX: u64 = (STATE_HEADER_LBA - GRUB_CORE_LBA) * SECTOR_BYTES as u64;
+
+/// The first sector of the partition `alk-bios`.
+const ARCHIVE_LBA: u64 = 34;
+
+/// The sector before the record.
+const STATE_HEADER_LBA: u64 = RECORD_LBA - 1;
+
+/// The sectors that make the partition `alk-bios` a tar archive of two files, each with its number on the disk: the
+/// header of GRUB's core image and the header of the record. They are written once, with the image. The core image and
+/// the record are the content of the files.
+#[must_use]
+pub fn grub_archive() -> [(u64, [u8; SECTOR_BYTES]); 2] {
+    [
+        (ARCHIVE_LBA, header(b"core.img", GRUB_CORE_BYTES_MAX)),
+        (STATE_HEADER_LBA, header(b"state", RECORD_BYTES as u64)),
+    ]
+}
+
+/// A header in the form of POSIX.1-1988 (`ustar`) of a file that every user may read, with the date of 1970.
+fn header(name: &[u8], bytes: u64) -> [u8; SECTOR_BYTES] {
+    let mut out = [0; SECTOR_BYTES];
+    put(&mut out, 0, name);
+    // Mode, user and group.
+    put(&mut out, 100, b"0000444\0");
+    put(&mut out, 108, b"0000000\00000000\0");
+    put(&mut out, 124, &octal::<11>(bytes));
+    put(&mut out, 136, &octal::<11>(0));
+    // An ordinary file.
+    put(&mut out, 156, b"0");
+    put(&mut out, 257, b"ustar\x0000");
+    // The sum is over the header with spaces in the sum's place.
+    put(&mut out, 148, b"        ");
+    let sum = out.iter().map(|byte| u64::from(*byte)).sum();
+    put(&mut out, 148, &octal::<6>(sum));
+    put(&mut out, 154, b"\0 ");
+    out
+}
+
+/// The last digits of a number to the base of eight.
+fn octal<const DIGITS: usize>(mut number: u64) -> [u8; DIGITS] {
+    let mut out = [b'0'; DIGITS];
+    for digit in out.iter_mut().rev() {
+        // Three bits.
+        *digit = b'0' + (number % 8) as u8;
+        number /= 8;
+    }
+    out
+}
+
+fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
+    let place = out.iter_mut().skip(at);
+    for (to, from) in place.zip(bytes) {
+        *to = *from;
+    }
+}
