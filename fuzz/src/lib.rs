@@ -20,6 +20,7 @@ mod sealed;
 mod tensor;
 mod token;
 mod typedef;
+mod update;
 mod vault;
 
 pub use address::address;
@@ -37,6 +38,7 @@ pub use sealed::sealed;
 pub use tensor::tensor;
 pub use token::token;
 pub use typedef::typedef;
+pub use update::update;
 pub use vault::vault;
 
 /// One parser and the checks of its results.
@@ -109,6 +111,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "typedef",
         run: typedef,
+    },
+    FuzzTarget {
+        name: "update",
+        run: update,
     },
     FuzzTarget {
         name: "vault",
