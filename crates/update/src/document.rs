@@ -1,6 +1,6 @@
 //! The documents of TUF: read from JSON, checked for themselves, and verified by keys.
 //!
-//! Sections are those of the TUF specification 1.0.33.
+//! Sections are those of the TUF specification 1.0.34.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +25,7 @@ const SPECIFICATION_MAJOR: &str = "1";
 /// The version that documents of this program name.
 pub(crate) const SPECIFICATION_VERSION: &str = "1.0.31";
 
-/// The length of `2030-01-01T00:00:00Z`, the only form of a time (section 4.2.1).
+/// The length of `2030-01-01T00:00:00Z`, the only form of a time (section 4.2.3).
 const TIME_CHARS: usize = 20;
 
 /// A top-level role (section 2.1). This client follows no delegation.
@@ -192,7 +192,7 @@ impl SignedDocument {
         object.ok_or_else(|| self.malformed(format_args!("'{name}' is no object")))
     }
 
-    /// The version of the document: 1 and up (section 4.2.1).
+    /// The version of the document: 1 and up (section 4.3).
     pub(crate) fn version(&self) -> Result<u64, UpdateError> {
         let version = self.member("version")?.as_u64().filter(|it| *it > 0);
         version.ok_or_else(|| self.malformed("its version is no number from 1"))
@@ -241,7 +241,7 @@ impl SignedDocument {
         })
     }
 
-    /// The documents that a timestamp or a snapshot names (sections 4.4 and 4.5).
+    /// The documents that a timestamp or a snapshot names (sections 4.6 and 4.4).
     pub(crate) fn meta(&self) -> Result<BTreeMap<String, MetaEntry>, UpdateError> {
         let meta = self.object("meta")?;
         if meta.len() > SNAPSHOT_FILES_MAX {
@@ -256,7 +256,7 @@ impl SignedDocument {
         meta.iter().map(read).collect()
     }
 
-    /// The files of a release (section 4.6). Delegations are not followed: their targets are unknown targets.
+    /// The files of a release (section 4.5). Delegations are not followed: their targets are unknown targets.
     pub(crate) fn targets(&self) -> Result<BTreeMap<String, UpdateTarget>, UpdateError> {
         let targets = self.object("targets")?;
         if targets.len() > TARGETS_MAX {

@@ -72,7 +72,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 /// The canonical form: names sorted by code point, no white space, and only `"` and `\` escaped.
 ///
 /// Fractions have no canonical form. They are written as JSON writes them, which no signature of another
-/// implementation matches; [`StrictJson`] has none.
+/// implementation matches; documents of other signers with fractions are refused before.
 pub fn canonical(value: &Value) -> Vec<u8> {
     let mut out = Vec::new();
     write(value, &mut out);

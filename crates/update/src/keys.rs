@@ -71,7 +71,7 @@ impl TufPublicKey {
     }
 
     pub(crate) fn verifies(&self, payload: &[u8], signature: &[u8]) -> bool {
-        let key = UnparsedPublicKey::new(&ED25519, &self.0);
+        let key = UnparsedPublicKey::new(&ED25519, self.0);
         key.verify(payload, signature).is_ok()
     }
 }
@@ -306,7 +306,7 @@ mod tests {
         assert!(!key(1).verifies(&[0x72], &signature));
     }
 
-    /// The file of RFC 8410 section 10.3, and what is none.
+    /// The file of RFC 8410 section 10.3, and texts that have no such key.
     #[test]
     fn a_key_file_is_read() {
         let pem = "-----BEGIN PRIVATE KEY-----\n\

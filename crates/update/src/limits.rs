@@ -18,7 +18,7 @@ pub const BUNDLE_METADATA_BYTES_MAX: u64 = 2 << 20;
 /// Files of metadata in a bundle: every root, and the four current documents.
 pub const BUNDLE_METADATA_FILES_MAX: usize = 300;
 
-/// New roots that a client verifies in one refresh (section 5.3.3 asks for a limit).
+/// New roots that a client verifies in one refresh (section 5.3.3 asks for a limit). The next refresh goes on behind them.
 pub const ROOT_ROTATIONS_MAX: u64 = 256;
 
 /// Keys of a root document, and signatures of any document. Each costs a verification of 60 µs.

@@ -1,4 +1,4 @@
-//! The client workflow of TUF (specification 1.0.33, section 5), without input and output.
+//! The client workflow of TUF (specification 1.0.34, section 5), without input and output.
 //!
 //! [`UpdateRefresh`] names the file that it needs, and takes the file's bytes. So the same code verifies a folder,
 //! a bundle that streams by, and files that another node sends.
@@ -142,11 +142,12 @@ impl UpdateRefresh {
         let name = wanted.name;
         let step = mem::replace(&mut self.step, RefreshStep::Failed);
         let Some(bytes) = file else {
-            return match step {
-                // Section 5.3.3: the trusted root is the newest one.
-                RefreshStep::NextRoot => self.end_roots(),
-                _ => Err(UpdateError::Missing { file: name }),
-            };
+            // Section 5.3.3: without a next root, the trusted one is the newest.
+            if !matches!(step, RefreshStep::NextRoot) {
+                return Err(UpdateError::Missing { file: name });
+            }
+            self.step = self.end_roots()?;
+            return Ok(());
         };
         if bytes.len() as u64 > wanted.bytes_max {
             return Err(UpdateError::TooLarge {
@@ -184,11 +185,6 @@ impl UpdateRefresh {
 
     /// Section 5.3: each root is signed by the keys of the one before and by its own, and is the next version.
     fn next_root(&mut self, name: &str, bytes: &[u8]) -> Result<RefreshStep, UpdateError> {
-        self.rotations += 1;
-        if self.rotations > ROOT_ROTATIONS_MAX {
-            let why = format_args!("more than {ROOT_ROTATIONS_MAX} new roots follow each other");
-            return Err(UpdateError::malformed(name, why));
-        }
         let document = SignedDocument::parse(name, TufRole::Root, bytes)?;
         let trusted = self.trusted_root(name)?;
         // 5.3.4: an arbitrary software attack ends here.
@@ -210,6 +206,11 @@ impl UpdateRefresh {
         }
         // 5.3.6 and 5.3.8: its expiry does not matter, because a later root may follow.
         self.trust.adopt_root(bytes, body);
+        self.rotations += 1;
+        // 5.3.3: an endless chain ends here. The next refresh goes on with the root of this one.
+        if self.rotations >= ROOT_ROTATIONS_MAX {
+            return self.end_roots();
+        }
         Ok(RefreshStep::NextRoot)
     }
 
@@ -221,12 +222,11 @@ impl UpdateRefresh {
     }
 
     /// Section 5.3.10: the last root must be valid.
-    fn end_roots(&mut self) -> Result<(), UpdateError> {
+    fn end_roots(&mut self) -> Result<RefreshStep, UpdateError> {
         let root = self.trusted_root("root.json")?;
         let (name, expires_s) = (format!("{}.root.json", root.version), root.expires_s);
         self.check_expiry(&name, expires_s)?;
-        self.step = RefreshStep::Timestamp;
-        Ok(())
+        Ok(RefreshStep::Timestamp)
     }
 
     /// Fails if a document is not valid any more.

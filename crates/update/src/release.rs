@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{CHANGES_BYTES_MAX, LIST_MAX, TEXT_BYTES_MAX};
 use crate::version::ReleaseVersion;
 
-/// The name of the member of `custom` (section 4.6 of the TUF specification leaves it to the application).
+/// The name of the member of `custom` (section 4.5 of the TUF specification leaves it to the application).
 pub(crate) const MEMBER: &str = "alknet";
 
 /// The description of a program that a machine can boot.

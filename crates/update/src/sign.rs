@@ -96,7 +96,7 @@ impl RootPlan {
     }
 }
 
-/// The members that each document has (section 4.2.1).
+/// The members that each document has (section 4.3).
 fn header(role: TufRole, version: u64, expires: UnixSeconds) -> Result<Value, SigningError> {
     let time = Timestamp::from_second(expires.0).map_err(|_| SigningError::Expiry(expires))?;
     Ok(json!({

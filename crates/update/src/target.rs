@@ -59,7 +59,7 @@ impl UpdateTarget {
         Ok(target)
     }
 
-    /// Reads an entry of a targets document (section 4.6).
+    /// Reads an entry of a targets document (section 4.5).
     pub(crate) fn read(file: &str, name: &str, target: &Value) -> Result<Self, UpdateError> {
         let malformed = |why: &str| {
             let shown: String = name.chars().take(TARGET_NAME_BYTES_MAX).collect();

@@ -163,7 +163,7 @@ impl UpdateTrust {
         let format = format.map_err(|error| damaged(error.to_string()))?.format;
         if format != FORMAT {
             return Err(damaged(format!(
-                "its format {format} is newer than {FORMAT}, which this version reads"
+                "its format is {format}, and this version reads format {FORMAT}"
             )));
         }
         let file = serde_json::from_slice::<TrustFile>(&bytes);

@@ -62,7 +62,7 @@ fn a_target_is_left_out() {
     let trust = UpdateTrust::new(publisher.anchor());
     let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut reader);
     let verified = verified.expect("a good bundle");
-    let next = |reader: &BundleReader<_>| {
+    let next = |reader: &BundleReader<&[u8]>| {
         let next = reader.next_target(&verified).expect("signed");
         next.map(|target| target.name.clone())
     };
@@ -131,7 +131,7 @@ fn a_bundle_that_was_cut_off_is_refused_at_every_length() {
     let bundle = publisher.bundle(1, "1.1.0");
     // The last two blocks end the archive, of which a reader needs the first.
     let whole = bundle.len() - 512;
-    for end in (0..whole).step_by(7).chain([whole - 1]) {
+    for end in (0..whole).step_by(13).chain([whole - 1]) {
         assert!(installed(&publisher, &bundle[..end]).is_err(), "{end}");
     }
     assert_eq!(
@@ -256,12 +256,10 @@ proptest! {
         let mut bundle = publisher.bundle(1, "1.1.0");
         let at = at % bundle.len();
         bundle[at] = to;
-        if let Ok(slot) = installed(&publisher, &bundle) {
-            prop_assert_eq!(slot, PROGRAM);
-        }
+        let slot = installed(&publisher, &bundle).ok();
+        prop_assert!(slot.is_none_or(|slot| slot == PROGRAM));
         let (_, verified) = read(UpdateTrust::new(publisher.anchor()), &bundle);
-        if let Ok(verified) = verified {
-            prop_assert_eq!(verified.target("alknet.efi").ok(), Some(&target("1.1.0")));
-        }
+        let expected = target("1.1.0");
+        prop_assert!(verified.ok().is_none_or(|it| it.target("alknet.efi").ok() == Some(&expected)));
     }
 }

@@ -26,7 +26,7 @@ fn owners_keys_replace_the_release_keys() {
     trust.save(&path).expect("saved");
     let anchor = || TrustAnchor::keys(keys(&[&owner.signer], 1));
     let trust = UpdateTrust::load(&path, anchor()).expect("the saved file");
-    // The floor is of the machine, and stays whoever signs.
+    // The floor is of the machine, and stays with any keys.
     assert_eq!(
         trust.floor().map(ToString::to_string).as_deref(),
         Some("1.1.0")

@@ -3,22 +3,31 @@
 use std::fs;
 
 use alknet_update::{
-    RootPlan, TrustAnchor, UnixSeconds, UpdateClock, UpdateTrust, limits, sign_root,
+    MetadataSigner as _, RootPlan, TrustAnchor, UnixSeconds, UpdateClock, UpdateTrust, limits,
+    sign_root,
 };
 
 use crate::support::{LATE, NOW, Publisher, keys, read, read_at, refusal, signer, target};
 
-/// A second root by another key, which the first key has signed too.
+/// The same publisher with one more root, by another key.
 fn replaced(publisher: &Publisher, by: u8) -> Publisher {
+    let mut replaced = Publisher {
+        roots: publisher.roots.clone(),
+        signer: signer(1),
+    };
+    assert_eq!(replaced.signer.public_key(), publisher.signer.public_key());
+    replace(&mut replaced, by);
+    replaced
+}
+
+/// Adds a root by another key, which the key before has signed too.
+fn replace(publisher: &mut Publisher, by: u8) {
+    let version = publisher.roots.len() as u64 + 1;
     let new = signer(by);
-    let plan = RootPlan::with_keys(2, LATE, &keys(&[&new], 1));
-    let signers = [&publisher.signer, &new];
-    let signers = signers.map(|it| it as &dyn alknet_update::MetadataSigner);
-    let root = sign_root(&plan, Some(publisher.root()), &signers).expect("both keys sign");
-    Publisher {
-        roots: vec![publisher.roots[0].clone(), root],
-        signer: new,
-    }
+    let plan = RootPlan::with_keys(version, LATE, &keys(&[&new], 1));
+    let root = sign_root(&plan, Some(publisher.root()), &[&publisher.signer, &new]);
+    publisher.roots.push(root.expect("both keys sign"));
+    publisher.signer = new;
 }
 
 #[test]
@@ -139,7 +148,7 @@ fn a_damaged_file_is_named() {
     assert_eq!(
         refused(br#"{"format":2,"other":true}"#),
         format!(
-            "{name} cannot be used: its format 2 is newer than 1, which this version reads. Restore it from a backup, or remove \
+            "{name} cannot be used: its format is 2, and this version reads format 1. Restore it from a backup, or remove \
              it: then this machine forgets which metadata it has seen, and trusts the keys that it began with"
         )
     );
@@ -192,4 +201,31 @@ fn the_root_of_a_newer_image_counts_and_forgets_nothing() {
     let trust = UpdateTrust::load(&path, old.anchor()).expect("the saved file");
     let text = refusal(trust, &old.bundle(9, "1.9.0"));
     assert!(text.contains("in root version 2"), "{text}");
+}
+
+/// Section 5.3.3: an endless chain of roots ends, and a machine that was off for long still gets to its end.
+#[test]
+fn a_long_chain_of_roots_is_followed_over_several_refreshes() {
+    let mut publisher = Publisher::new(1);
+    let rotations = limits::ROOT_ROTATIONS_MAX + 1;
+    for version in 2..=rotations + 1 {
+        let plan = RootPlan::with_keys(version, LATE, &keys(&[&publisher.signer], 1));
+        let root = sign_root(&plan, Some(publisher.root()), &[&publisher.signer]).expect("signed");
+        publisher.roots.push(root);
+    }
+    replace(&mut publisher, 2);
+    let mut files = publisher.files(&Publisher::plan(1, vec![target("1.1.0")]));
+    let trust = UpdateTrust::new(publisher.anchor());
+    // The first refresh ends at a root whose timestamp key is another one.
+    let (trust, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut files);
+    let error = verified
+        .expect_err("the newest root is further away")
+        .to_string();
+    let reached = limits::ROOT_ROTATIONS_MAX + 1;
+    let expected = format!(
+        "timestamp.json has 0 valid signatures by keys of the timestamp role in root version {reached},"
+    );
+    assert!(error.starts_with(&expected), "{error}");
+    let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut files);
+    assert_eq!(verified.expect("the end of the chain").version(), 1);
 }
