@@ -17,7 +17,8 @@ use crate::target::UpdateTarget;
 use crate::trust::{SeenTimestamp, UpdateTrust};
 use crate::version::{DowngradeConsent, ReleaseVersion, UpdateStep, judge_version};
 
-/// What a machine knows about the time.
+/// What a machine knows about the time. PID 1 names the source of its clock: `rtc` and `sntp` are known times, `stored`
+/// and `build-time` are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateClock {
     /// The true time is this or later: the clock was never set, and shows the time of the build or the last one noted.

@@ -107,7 +107,7 @@ fn header(role: TufRole, version: u64, expires: UnixSeconds) -> Result<Value, Si
     }))
 }
 
-/// The document in the canonical form, with a signature of each of these keys, in the order of their IDs.
+/// The document with a signature of each of these keys, in the order of their IDs.
 fn signed(body: Value, signers: &[&dyn MetadataSigner]) -> Result<Vec<u8>, SigningError> {
     let payload = canonical(&body);
     let mut signatures = BTreeMap::new();
@@ -121,9 +121,10 @@ fn signed(body: Value, signers: &[&dyn MetadataSigner]) -> Result<Vec<u8>, Signi
     let signatures: Vec<_> = signatures
         .map(|(id, signature)| json!({ "keyid": id, "sig": signature }))
         .collect();
-    Ok(canonical(
-        &json!({ "signatures": signatures, "signed": body }),
-    ))
+    let document = json!({ "signatures": signatures, "signed": body });
+    // Not the canonical form, which leaves line breaks in texts as they are and is no JSON then. Members keep the
+    // order in which they were put in, so one plan still has one document.
+    Ok(document.to_string().into_bytes())
 }
 
 /// Makes and signs a root document.
