@@ -5,9 +5,11 @@ use std::io;
 
 use alknet_update::{
     BundleReader, DowngradeConsent, MetadataSigner as _, RootPlan, TufRole, UnixSeconds,
-    UpdateClock, UpdateTrust, limits, sign_root,
+    UpdateClock, UpdateTrust, canonical, limits, sign_root,
 };
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{
     LATE, NOW, Publisher, body, keys, machine, read, refusal, release, signed, signer, target,
@@ -361,6 +363,42 @@ fn a_root_with_two_members_of_one_name() {
         files.insert("2.root.json".to_owned(), doubled.into_bytes());
     });
     assert!(text.contains("'version' is there twice"), "{text}");
+}
+
+/// A key object may have members that this client does not know, so one key can have two IDs.
+#[test]
+fn one_key_under_two_names_counts_once() {
+    let publisher = Publisher::new(1);
+    let id = publisher.signer_id();
+    let mut root = body(publisher.root());
+    let mut other = root["keys"][&id].clone();
+    other["comment"] = "the same key".into();
+    let other_id = HEXLOWER.encode(&Sha256::digest(canonical(&other)));
+    root["version"] = 2.into();
+    root["keys"][&other_id] = other;
+    root["roles"]["timestamp"] = json!({ "keyids": [id, other_id], "threshold": 2 });
+    let text = refused_files(&publisher, |files| {
+        files.insert(
+            "2.root.json".to_owned(),
+            signed(&root, &[&publisher.signer]),
+        );
+        let mut timestamp: Value = serde_json::from_slice(&files["timestamp.json"]).expect("JSON");
+        let mut again = timestamp["signatures"][0].clone();
+        again["keyid"] = other_id.as_str().into();
+        timestamp["signatures"]
+            .as_array_mut()
+            .expect("a list")
+            .push(again);
+        files.insert(
+            "timestamp.json".to_owned(),
+            timestamp.to_string().into_bytes(),
+        );
+    });
+    assert_eq!(
+        text,
+        "timestamp.json has 1 valid signatures by keys of the timestamp role in root version 2, and 2 are necessary. Use a \
+         bundle that the holders of these keys have signed"
+    );
 }
 
 #[test]
