@@ -23,6 +23,7 @@ mod sealed;
 mod tensor;
 mod token;
 mod typedef;
+mod update;
 mod vault;
 
 pub use address::address;
@@ -43,6 +44,7 @@ pub use sealed::sealed;
 pub use tensor::tensor;
 pub use token::token;
 pub use typedef::typedef;
+pub use update::update;
 pub use vault::vault;
 
 /// One parser and the checks of its results.
@@ -127,6 +129,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "typedef",
         run: typedef,
+    },
+    FuzzTarget {
+        name: "update",
+        run: update,
     },
     FuzzTarget {
         name: "vault",

@@ -490,6 +490,19 @@ fn the_boot_state_depends_on_nothing() {
     assert!(own.iter().all(|it| !it.text.contains("extern crate")));
 }
 
+/// PID 1 verifies updates, so what holds for PID 1 holds for them.
+#[test]
+fn updates_know_no_network() {
+    let graph = PackageGraph::load();
+    let closure = graph.closure("alknet-update");
+    let ours: Vec<_> = closure
+        .iter()
+        .filter(|name| name.starts_with("alknet"))
+        .collect();
+    assert_eq!(ours, ["alknet-durable", "alknet-vault"]);
+    graph.forbid("alknet-update", &["tokio", "rustls", "hyper"]);
+}
+
 /// It depends only on the vault, whose slots it answers for, and on libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {

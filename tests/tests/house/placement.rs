@@ -23,6 +23,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "crates/runtime/sessions/tests/",
         "crates/runtime/tests/",
         "crates/typedef/tests/",
+        "crates/update/tests/",
         "crates/vault/cli/tests/",
         "crates/worker/tests/",
         "compute/driver/build.rs",

@@ -1,0 +1,10 @@
+//! Bundles from outside: what a publisher signs, what a machine accepts and refuses, and what the reference
+//! implementation of TUF says about both.
+
+mod attacks;
+mod bundles;
+mod owners;
+mod reference;
+mod refusals;
+mod support;
+mod trusted;

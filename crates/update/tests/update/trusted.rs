@@ -1,0 +1,231 @@
+//! What a machine keeps between two updates: the trusted root, the versions seen, the floor and the latest time.
+
+use std::fs;
+
+use alknet_update::{
+    MetadataSigner as _, RootPlan, TrustAnchor, UnixSeconds, UpdateClock, UpdateTrust, limits,
+    sign_root,
+};
+
+use crate::support::{LATE, NOW, Publisher, keys, read, read_at, refusal, signer, target};
+
+/// The same publisher with one more root, by another key.
+fn replaced(publisher: &Publisher, by: u8) -> Publisher {
+    let mut replaced = Publisher {
+        roots: publisher.roots.clone(),
+        signer: signer(1),
+    };
+    assert_eq!(replaced.signer.public_key(), publisher.signer.public_key());
+    replace(&mut replaced, by);
+    replaced
+}
+
+/// Adds a root by another key, which the key before has signed too.
+fn replace(publisher: &mut Publisher, by: u8) {
+    let version = publisher.roots.len() as u64 + 1;
+    let new = signer(by);
+    let plan = RootPlan::with_keys(version, LATE, &keys(&[&new], 1));
+    let root = sign_root(&plan, Some(publisher.root()), &[&publisher.signer, &new]);
+    publisher.roots.push(root.expect("both keys sign"));
+    publisher.signer = new;
+}
+
+#[test]
+fn what_was_seen_survives_a_restart() {
+    let publisher = Publisher::new(1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("update.trust");
+    let trust =
+        UpdateTrust::load(&path, publisher.anchor()).expect("a machine that has seen nothing");
+    let (mut trust, verified) = read(trust, &publisher.bundle(7, "1.2.0"));
+    verified.expect("a good bundle");
+    trust.raise_floor(Some(&"1.1.0".parse().expect("a version")));
+    trust.save(&path).expect("saved");
+    let trust = UpdateTrust::load(&path, publisher.anchor()).expect("the saved file");
+    assert_eq!(
+        trust.floor().map(ToString::to_string).as_deref(),
+        Some("1.1.0")
+    );
+    assert_eq!(trust.latest(), NOW);
+    let text = refusal(trust, &publisher.bundle(6, "1.1.0"));
+    assert!(
+        text.starts_with("timestamp.json has version 6, and this machine has seen version 7"),
+        "{text}"
+    );
+}
+
+/// Section 5.3.8: the keys that a new root revoked stay revoked, whatever was wrong behind it.
+#[test]
+fn a_new_root_counts_even_beside_an_expired_timestamp() {
+    let old = Publisher::new(1);
+    let new = replaced(&old, 2);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("update.trust");
+    let mut plan = Publisher::plan(1, vec![target("1.1.0")]);
+    plan.timestamp_expires = UnixSeconds(1_000_000_000);
+    let (trust, verified) = read(UpdateTrust::new(old.anchor()), &new.bundle_of(&plan));
+    let error = verified.expect_err("expired").to_string();
+    assert!(
+        error.starts_with("timestamp.json expired at 2001-09-09T01:46:40Z"),
+        "{error}"
+    );
+    trust.save(&path).expect("saved");
+    let trust = UpdateTrust::load(&path, old.anchor()).expect("the saved file");
+    let text = refusal(trust, &old.bundle(9, "1.9.0"));
+    assert!(
+        text.starts_with(
+            "timestamp.json has 0 valid signatures by keys of the timestamp role in root version 2"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_clock_that_was_set_back_makes_nothing_valid_again() {
+    let publisher = Publisher::new(1);
+    let trust = UpdateTrust::new(publisher.anchor());
+    let (trust, verified) = read(trust, &publisher.bundle(1, "1.1.0"));
+    verified.expect("a good bundle");
+    let mut plan = Publisher::plan(2, vec![target("1.2.0")]);
+    plan.timestamp_expires = UnixSeconds(NOW.0 - 1000);
+    let earlier = UpdateClock::Known(UnixSeconds(NOW.0 - 2000));
+    let (_, verified) = read_at(trust, &publisher.bundle_of(&plan), earlier);
+    let error = verified.expect_err("expired").to_string();
+    assert!(
+        error.contains("and it is 2033-05-18T03:33:20Z now"),
+        "{error}"
+    );
+}
+
+/// A clock that runs ahead moves the latest time at most to the expiry of a valid document, so later documents are
+/// valid again.
+#[test]
+fn a_clock_that_runs_ahead_does_not_end_updates_for_ever() {
+    let publisher = Publisher::new(1);
+    let mut plan = Publisher::plan(1, vec![target("1.1.0")]);
+    plan.timestamp_expires = UnixSeconds(NOW.0 + 1000);
+    let bundle = publisher.bundle_of(&plan);
+    let ahead = UpdateClock::Known(UnixSeconds(3_900_000_000));
+    let trust = UpdateTrust::new(publisher.anchor());
+    let (trust, verified) = read_at(trust, &bundle, ahead);
+    verified.expect_err("expired, by this clock");
+    let almost = UpdateClock::Known(UnixSeconds(NOW.0 + 999));
+    let (trust, verified) = read_at(trust, &bundle, almost);
+    verified.expect("still valid");
+    plan.version = 2;
+    plan.timestamp_expires = UnixSeconds(NOW.0 + 2000);
+    let (_, verified) = read(trust, &publisher.bundle_of(&plan));
+    verified.expect("the next timestamp is valid for longer");
+}
+
+#[test]
+fn a_machine_without_a_clock_updates_and_says_so() {
+    let publisher = Publisher::new(1);
+    let unset = UpdateClock::AtLeast(UnixSeconds(1_700_000_000));
+    let trust = UpdateTrust::new(publisher.anchor());
+    let (trust, verified) = read_at(trust, &publisher.bundle(1, "1.1.0"), unset);
+    assert!(!verified.expect("not known to have expired").is_time_known());
+    // What has expired even at the earliest possible time is refused.
+    let mut plan = Publisher::plan(2, vec![target("1.2.0")]);
+    plan.timestamp_expires = UnixSeconds(1_600_000_000);
+    let (trust, verified) = read_at(trust, &publisher.bundle_of(&plan), unset);
+    verified.expect_err("expired");
+    let (_, verified) = read(trust, &publisher.bundle(2, "1.2.0"));
+    assert!(verified.expect("a good bundle").is_time_known());
+}
+
+#[test]
+fn a_damaged_file_is_named() {
+    let publisher = Publisher::new(1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("update.trust");
+    let refused = |content: &[u8]| {
+        fs::write(&path, content).expect("written");
+        let loaded = UpdateTrust::load(&path, publisher.anchor());
+        loaded.expect_err("refused").to_string()
+    };
+    let name = path.display();
+    assert_eq!(
+        refused(br#"{"format":2,"other":true}"#),
+        format!(
+            "{name} cannot be used: its format is 2, and this version reads format 1. Restore it from a backup, or remove \
+             it: then this machine forgets which metadata it has seen, and trusts the keys that it began with"
+        )
+    );
+    for content in [&b""[..], b"{}", b"{\"format\":1}", b"[1]"] {
+        let text = refused(content);
+        assert!(
+            text.starts_with(&format!("{name} cannot be used: ")),
+            "{text}"
+        );
+    }
+    let (trust, _) = read(
+        UpdateTrust::new(publisher.anchor()),
+        &publisher.bundle(1, "1.1.0"),
+    );
+    trust.save(&path).expect("saved");
+    let saved = fs::read_to_string(&path).expect("saved");
+    assert!(UpdateTrust::load(&path, publisher.anchor()).is_ok());
+    // The root in the file has to be signed like any other.
+    let changed = saved.replace("2096-10-02", "2097-10-02");
+    assert_ne!(saved, changed);
+    let text = refused(changed.as_bytes());
+    assert!(text.contains("its root has 0 valid signatures"), "{text}");
+    let long = vec![b' '; usize::try_from(limits::TRUST_BYTES_MAX).expect("small") + 1];
+    assert!(refused(&long).contains("has more than 262144 bytes"));
+}
+
+/// A new image brings the root of its time. What the machine saw before still counts.
+#[test]
+fn the_root_of_a_newer_image_counts_and_forgets_nothing() {
+    let old = Publisher::new(1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("update.trust");
+    let (trust, verified) = read(UpdateTrust::new(old.anchor()), &old.bundle(7, "1.2.0"));
+    verified.expect("a good bundle");
+    trust.save(&path).expect("saved");
+    // The same keys, in a root of version 2.
+    let plan = RootPlan::with_keys(2, LATE, &keys(&[&old.signer], 1));
+    let root = sign_root(&plan, Some(old.root()), &[&old.signer]).expect("signed");
+    let newer = TrustAnchor::root(&root).expect("a root");
+    let trust = UpdateTrust::load(&path, newer).expect("the saved file");
+    let text = refusal(trust, &old.bundle(6, "1.1.0"));
+    assert!(text.contains("this machine has seen version 7"), "{text}");
+    // With other keys, the versions of the old ones say nothing.
+    let other = TrustAnchor::root(replaced(&old, 2).root()).expect("a root");
+    let trust = UpdateTrust::load(&path, other).expect("the saved file");
+    let (trust, verified) = read(trust, &replaced(&old, 2).bundle(1, "1.3.0"));
+    verified.expect("the new keys begin at 1");
+    trust.save(&path).expect("saved");
+    // An image from before the new root does not bring the old keys back.
+    let trust = UpdateTrust::load(&path, old.anchor()).expect("the saved file");
+    let text = refusal(trust, &old.bundle(9, "1.9.0"));
+    assert!(text.contains("in root version 2"), "{text}");
+}
+
+/// Section 5.3.3: an endless chain of roots ends, and a machine that was off for long still gets to its end.
+#[test]
+fn a_long_chain_of_roots_is_followed_over_several_refreshes() {
+    let mut publisher = Publisher::new(1);
+    let rotations = limits::ROOT_ROTATIONS_MAX + 1;
+    for version in 2..=rotations + 1 {
+        let plan = RootPlan::with_keys(version, LATE, &keys(&[&publisher.signer], 1));
+        let root = sign_root(&plan, Some(publisher.root()), &[&publisher.signer]).expect("signed");
+        publisher.roots.push(root);
+    }
+    replace(&mut publisher, 2);
+    let mut files = publisher.files(&Publisher::plan(1, vec![target("1.1.0")]));
+    let trust = UpdateTrust::new(publisher.anchor());
+    // The first refresh ends at a root whose timestamp key is another one.
+    let (trust, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut files);
+    let error = verified
+        .expect_err("the newest root is further away")
+        .to_string();
+    let reached = limits::ROOT_ROTATIONS_MAX + 1;
+    let expected = format!(
+        "timestamp.json has 0 valid signatures by keys of the timestamp role in root version {reached},"
+    );
+    assert!(error.starts_with(&expected), "{error}");
+    let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut files);
+    assert_eq!(verified.expect("the end of the chain").version(), 1);
+}
