@@ -257,7 +257,7 @@ impl<'a> ImageBuild<'a> {
 
     fn uki(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         let uki = self.make_uki(ImageForm::Uki)?;
-        // A loader with boot counting expects this name.
+        // The name by which systemd-boot sorts versions, for owners who use it.
         out.bytes(
             ImageForm::Uki,
             OutputRole::Uki,

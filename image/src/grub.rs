@@ -346,7 +346,7 @@ pub(crate) mod tests {
         script(1 << 29..1 << 30, 1 << 30..1 << 31, &words).expect("fits");
         // GRUB puts the name of the kernel first, and what the kernel cannot hold is cut off.
         let name = "BOOT_IMAGE=(uki)1048576+1048576 ";
-        let sealable = "lockdown=confidentiality init_on_free=1 ";
+        let sealable = "lockdown=confidentiality init_on_free=1 console=tty0 ";
         assert!(name.len() + sealable.len() + CMDLINE_BYTES_MAX < 2048);
     }
 

@@ -12,11 +12,12 @@ pub(crate) fn registration(version: &str) -> String {
         "Description": "alknet appliance",
         "Architecture": "x86_64",
         "VirtualizationType": "hvm",
+        // The disk also starts by a BIOS, but there is no TPM then: Amazon gives NitroTPM to machines of this mode only.
         "BootMode": "uefi",
-        // Both are in the kernel.
+        // The kernel has drivers for both.
         "EnaSupport": true,
         "TpmSupport": "v2.0",
-        // The node asks for credentials of the machine's role with a token, which other programs on it cannot forge.
+        // The node asks for its document with a token only.
         "ImdsSupport": "v2.0",
         "RootDeviceName": "/dev/xvda",
         "BlockDeviceMappings": [{

@@ -126,7 +126,7 @@ fn the_script_in_the_efi_program_names_the_sectors_of_kernel_and_initramfs() {
     let (kernel_at, words) = split(linux, "linux (uki)");
     assert_eq!(
         words,
-        "'lockdown=confidentiality' 'init_on_free=1' 'console=ttyS0' 'quiet' 'panic=10'"
+        "'lockdown=confidentiality' 'init_on_free=1' 'console=tty0' 'console=ttyS0' 'quiet' 'panic=10'"
     );
     let kernel = support::kernel();
     let found = &uki[range(kernel_at)];
