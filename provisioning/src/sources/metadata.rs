@@ -31,7 +31,7 @@ type SmbiosField = (u8, usize);
 pub enum MetadataService {
     /// Microsoft Azure.
     Azure,
-    /// DigitalOcean.
+    /// Droplets of DigitalOcean.
     DigitalOcean,
     /// Amazon EC2.
     Ec2,

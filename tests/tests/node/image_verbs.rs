@@ -94,7 +94,7 @@ impl ImageUser {
         let manifest = fs::read(built.folder().join(MANIFEST_FILE)).expect("it was built");
         let mut manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
         let outputs = manifest["outputs"].as_array_mut().expect("a list");
-        outputs.retain(|output| output["form"] == "raw");
+        outputs.retain(|output| output["form"] == "raw" && output["role"] == "disk");
         fs::write(out.join(MANIFEST_FILE), manifest.to_string()).expect("the folder is ours");
         built.manifest().version.clone()
     }

@@ -16,7 +16,7 @@ use alknet_worker::{CborBody, FrameBlob, WorkerFrameError};
 pub(crate) use json::Json;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 pub(crate) use text::JsonText;
 pub(crate) use weigh::weigh;
 
@@ -150,6 +150,21 @@ pub(crate) enum GuestMessage {
     Lines(Vec<(ConsoleLevel, String)>),
 }
 
+/// A value whose members may have names of any length. `serde_json` reads the name of a member as a `str`, and ciborium
+/// has 4 KiB for one; an untagged enum reads everything as what it is first.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum LongNamed {
+    Value(Value),
+}
+
+impl LongNamed {
+    pub(crate) fn into_value(self) -> Value {
+        let Self::Value(value) = self;
+        value
+    }
+}
+
 /// An export that the host calls, in the place of the name of a registered handler.
 #[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct InvokedExport {
@@ -185,9 +200,24 @@ pub(crate) enum HostMessage {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
+
+    #[test]
+    fn members_have_names_of_any_length() {
+        let long = "n".repeat(100_000);
+        let value = json!({ (long): [0, 0.1, { "a": null }], "b": u64::MAX });
+        let bytes = pack(&value).expect("CBOR");
+        let back = unpack::<LongNamed>(&bytes).expect("the same");
+        assert_eq!(back.into_value(), value);
+        let text = value.to_string();
+        let answer = WireReply::Json(JsonText(text.as_bytes()));
+        let bytes = pack(&answer).expect("CBOR");
+        let WireReply::Json(back) = unpack::<WireReply<LongNamed>>(&bytes).expect("the same")
+        else {
+            panic!("another kind");
+        };
+        assert_eq!(back.into_value(), value);
+    }
 
     #[test]
     fn an_export_is_no_handler() {

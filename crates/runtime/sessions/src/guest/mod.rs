@@ -28,7 +28,7 @@ use alknet_worker::{
 use tokio::sync::mpsc;
 
 use crate::limits::{THREAD_STACK_BYTES, VALUE_BYTES_MAX};
-use crate::wire::{self, InvokedExport, SessionOpening};
+use crate::wire::{self, InvokedExport, LongNamed, SessionOpening};
 use bridge::{Bridge, BridgeHost};
 use watchdog::CallWatchdog;
 
@@ -195,14 +195,17 @@ impl FrameDispatcher {
             }
             ToWorkerMessage::Invoke { sid, op, input, .. } => {
                 let work = wire::open(input, &fds).map_err(|error| unreadable(&error));
-                let work = work.map(|input| match InvokedExport::from_op(&op) {
-                    Some(InvokedExport { module, export }) => IsolateWork::Export {
-                        module,
-                        export,
-                        input,
-                    },
-                    None => IsolateWork::Handler { name: op, input },
-                });
+                let work =
+                    work.map(LongNamed::into_value).map(|input| {
+                        match InvokedExport::from_op(&op) {
+                            Some(InvokedExport { module, export }) => IsolateWork::Export {
+                                module,
+                                export,
+                                input,
+                            },
+                            None => IsolateWork::Handler { name: op, input },
+                        }
+                    });
                 self.start(sid, call, work);
             }
             ToWorkerMessage::Run { sid, body, .. } => {

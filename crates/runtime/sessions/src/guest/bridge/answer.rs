@@ -5,10 +5,9 @@ use std::os::fd::OwnedFd;
 use alknet_runtime::{OpError, OpReply};
 use alknet_worker::{CborBody, FrameBlob, SealedMapping, WorkerFault, WorkerFrameError};
 use bytes::Bytes;
-use serde_json::Value;
 
 use crate::limits::VALUE_BYTES_MAX;
-use crate::wire::{self, WireReply};
+use crate::wire::{self, LongNamed, WireReply};
 
 /// A value of the host's that waits until the script takes it.
 #[derive(Debug)]
@@ -41,9 +40,9 @@ impl ArrivedValue {
 
 /// The isolate's form of an answer.
 fn answered(blob: FrameBlob, fds: &[OwnedFd]) -> Result<OpReply, OpError> {
-    let answer: WireReply<Value> = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
+    let answer: WireReply<LongNamed> = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
     Ok(match answer {
-        WireReply::Json(value) => OpReply::Json(value),
+        WireReply::Json(value) => OpReply::Json(value.into_value()),
         WireReply::Mixed(value, tail) => {
             let mapped = tail.mapped(fds).map_err(|error| unsendable(&error))?;
             let bytes = match mapped {
@@ -53,14 +52,14 @@ fn answered(blob: FrameBlob, fds: &[OwnedFd]) -> Result<OpReply, OpError> {
                     .map_err(|error| unsendable(&error))?
                     .into(),
             };
-            OpReply::Mixed(value, bytes)
+            OpReply::Mixed(value.into_value(), bytes)
         }
         WireReply::File(value, at) => {
             let fd = fds.get(at).ok_or_else(gone)?.try_clone();
             let fd = fd.map_err(|error| unsendable(&error.into()))?;
             let mapped = SealedMapping::of_file(fd).map_err(|error| unsendable(&error))?;
             let bytes = Bytes::from_owner(mapped);
-            let mut value = value;
+            let mut value = value.into_value();
             if let Some(members) = value.as_object_mut() {
                 // `tensor.open` looks for the whole file here.
                 let whole = serde_json::json!({ "$bin": [0, bytes.len()] });
