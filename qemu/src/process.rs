@@ -1,14 +1,16 @@
 //! QEMU as a child process that cannot outlive its parent.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
@@ -26,7 +28,8 @@ impl ChildProcess {
     /// Starts `command`. The descriptors in `fds` become 3, 4, 5 … of the child.
     ///
     /// The kernel sends the parent-death signal when the *thread* that forked ends, so one thread
-    /// that never ends forks all children.
+    /// that never ends forks all children. They are in the network namespace of the thread that
+    /// calls this all the same, as they would be if it forked them.
     pub fn spawn(command: Command, fds: Vec<OwnedFd>) -> io::Result<Self> {
         let (answer, result) = channel();
         let gone = || io::Error::other("the thread that starts machines is gone");
@@ -34,6 +37,7 @@ impl ChildProcess {
             .send(SpawnRequest {
                 command,
                 fds,
+                network: network()?,
                 answer,
             })
             .map_err(|_| gone())?;
@@ -134,6 +138,8 @@ const PAGE_BYTES: u64 = 4096;
 struct SpawnRequest {
     command: Command,
     fds: Vec<OwnedFd>,
+    /// The network namespace for the child.
+    network: File,
     answer: Sender<io::Result<Child>>,
 }
 
@@ -146,10 +152,12 @@ fn spawner() -> Sender<SpawnRequest> {
             for SpawnRequest {
                 command,
                 fds,
+                network,
                 answer,
             } in jobs
             {
-                let _ = answer.send(fork(command, &fds));
+                let forked = enter(&network).and_then(|()| fork(command, &fds));
+                let _ = answer.send(forked);
             }
         });
         Mutex::new(sender)
@@ -158,6 +166,20 @@ fn spawner() -> Sender<SpawnRequest> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone()
+}
+
+/// The network namespace of the calling thread.
+fn network() -> io::Result<File> {
+    File::open("/proc/thread-self/ns/net")
+}
+
+/// Moves the calling thread into a network namespace, unless it is there. Only root may move.
+fn enter(wanted: &File) -> io::Result<()> {
+    let is_there = network()?.metadata()?.ino() == wanted.metadata()?.ino();
+    if is_there {
+        return Ok(());
+    }
+    Ok(setns(wanted, CloneFlags::CLONE_NEWNET)?)
 }
 
 fn fork(mut command: Command, fds: &[OwnedFd]) -> io::Result<Child> {

@@ -12,6 +12,8 @@ use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{MachineKind, NODE_PORT, Vm};
 use alknet_test_support::{limited, skipped_whole};
 use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::configuration::document;
@@ -197,7 +199,9 @@ impl BootServer {
 impl Drop for BootServer {
     fn drop(&mut self) {
         for program in &mut self.programs {
-            let _ = program.kill();
+            // `timeout` passes this signal on to the program, and SIGKILL would end `timeout` alone.
+            let pid = Pid::from_raw(program.id().cast_signed());
+            let _ = kill(pid, Signal::SIGTERM);
             let _ = program.wait();
         }
     }
