@@ -24,13 +24,13 @@ use alknet_vault::slots::OpenAlkv;
 
 use crate::{
     InitError, clock,
-    console::{ConsoleInput, InitConsole},
+    console::{ConsoleId, ConsoleInput, InitConsole},
     control::PowerAction,
     data::{self, DataAccess, PreparedData},
     facts::{ClockState, InitFacts},
     groups,
     log::{InitLog, RingSubscriber},
-    machine::{EVENTS_MAX, InitMachine, MachineEvent, panic_text},
+    machine::{EVENTS_MAX, InitMachine, MachineConsole, MachineEvent, panic_text},
     mount, power,
     settings::{self, NodeSettings},
     stage::{self, BootStageName},
@@ -188,13 +188,14 @@ async fn serve(
 
 /// Opens the console, and the screen with its keyboard beside it where the machine has one, and shows the log on
 /// both. A machine without either serves all the same.
-fn open_consoles(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Vec<InitConsole> {
+fn open_consoles(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Vec<MachineConsole> {
     let open = |path: &str| {
-        let console = InitConsole::open(Path::new(path), listener(events))
+        let (id, answers) = listener(events);
+        let console = InitConsole::open(Path::new(path), answers)
             .inspect_err(|error| log.warn(format_args!("no console at {path}: {error}")))
             .ok()?;
         tokio::spawn(show_log(console.clone(), log.clone()));
-        Some(console)
+        Some(MachineConsole { id, console })
     };
     let screen = has_screen().then(|| open(SCREEN)).flatten();
     open("/dev/console").into_iter().chain(screen).collect()
@@ -225,20 +226,30 @@ fn draws(name: &str) -> bool {
     name.contains("VGA") || name.contains("frame buffer")
 }
 
-/// The channel for the inputs of a console.
-pub(crate) fn listener(events: &mpsc::Sender<MachineEvent>) -> mpsc::Sender<ConsoleInput> {
+/// The id of a new console, and the channel for its inputs.
+pub(crate) fn listener(
+    events: &mpsc::Sender<MachineEvent>,
+) -> (ConsoleId, mpsc::Sender<ConsoleInput>) {
     let (answers, typed) = mpsc::channel(ANSWERS_MAX);
-    tokio::spawn(listen(typed, events.clone()));
-    answers
+    let console = ConsoleId::unique();
+    tokio::spawn(listen(console, typed, events.clone()));
+    (console, answers)
 }
 
-/// Passes on the user's inputs to the loop.
-async fn listen(mut typed: mpsc::Receiver<ConsoleInput>, events: mpsc::Sender<MachineEvent>) {
-    while let Some(answer) = typed.recv().await {
-        if events.send(MachineEvent::Answered(answer)).await.is_err() {
+/// Passes on the user's inputs at a console to the loop, and at last that the console is gone.
+async fn listen(
+    console: ConsoleId,
+    mut typed: mpsc::Receiver<ConsoleInput>,
+    events: mpsc::Sender<MachineEvent>,
+) {
+    while let Some(input) = typed.recv().await {
+        let answered = MachineEvent::Answered { console, input };
+        if events.send(answered).await.is_err() {
             return;
         }
     }
+    // The loop ends only with the machine.
+    let _ = events.send(MachineEvent::ConsoleGone(console)).await;
 }
 
 async fn show_log(console: InitConsole, log: InitLog) {

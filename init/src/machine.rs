@@ -4,6 +4,7 @@
 mod cloud;
 mod commands;
 mod configuration;
+mod consoles;
 mod going_down;
 mod node;
 mod reset;
@@ -24,13 +25,14 @@ use alknet_provisioning::ConsoleDocument;
 use alknet_vault::slots::FirstBootPermissions;
 use tokio::sync::mpsc;
 
+pub(crate) use self::consoles::MachineConsole;
 use self::{cloud::MachineCloud, configuration::ConfigChanges, reset::Reset};
 
 use crate::{
     boot::{BootResult, OpenedData},
     child::NodeProcess,
     cloud::CloudPurpose,
-    console::{ConsoleInput, InitConsole},
+    console::{ConsoleId, ConsoleInput},
     control::{InitMessage, MachineFacts, NodeMessage, NodeStatus, PowerAction},
     data::PreparedData,
     facts::InitFacts,
@@ -61,8 +63,11 @@ const PART_PAUSE_MS: u64 = 1_000;
 /// Something that happened.
 #[derive(Debug)]
 pub(crate) enum MachineEvent {
-    /// The user answered at the console.
-    Answered(ConsoleInput),
+    /// The user answered at this console.
+    Answered {
+        console: ConsoleId,
+        input: ConsoleInput,
+    },
     /// A helper's child returned from another node.
     Came(HelperPurpose, Result<helper_task::HelperOutcome, String>),
     /// A helper's child returned from the services of the cloud.
@@ -74,6 +79,8 @@ pub(crate) enum MachineEvent {
     /// Result of withdrawing permissions of the first boot: the permissions that the vault still
     /// gives, or why none was withdrawn.
     Concluded(Result<FirstBootPermissions, String>),
+    /// The caller at this console hung up. No input of it follows.
+    ConsoleGone(ConsoleId),
     /// A command about the vault ended, or needs the user.
     Commanded(Box<(CommandSession, CommandOutcome)>),
     /// The node of this life has ended, and its last lines are in the log.
@@ -130,9 +137,9 @@ pub(crate) struct InitMachine {
     facts: InitFacts,
     sent_facts: MachineFacts,
     /// The serial line and the screen, as far as the machine has them.
-    own_consoles: Vec<InitConsole>,
+    own_consoles: Vec<MachineConsole>,
     /// Consoles of the hypervisor's owner.
-    callers: Vec<InitConsole>,
+    callers: Vec<MachineConsole>,
     status: Option<NodeStatus>,
     sent_status: Option<NodeStatus>,
     settings: NodeSettings,
@@ -212,7 +219,7 @@ impl InitMachine {
         log: InitLog,
         events: mpsc::Sender<MachineEvent>,
         watchdog: Option<Watchdog>,
-        own_consoles: Vec<InitConsole>,
+        own_consoles: Vec<MachineConsole>,
     ) -> Self {
         let BootResult {
             mut facts,
@@ -338,7 +345,9 @@ impl InitMachine {
             return;
         }
         match event {
-            MachineEvent::Answered(answer) => wipe::after(|| self.answered(answer, now)),
+            MachineEvent::Answered { console, input } => {
+                wipe::after(|| self.answered(console, input, now));
+            }
             MachineEvent::Caller(fd) => self.called(fd),
             MachineEvent::Came(of, outcome) => self.came(&of, outcome, now),
             MachineEvent::CameFromCloud(purpose, outcome) => {
@@ -347,6 +356,7 @@ impl InitMachine {
             MachineEvent::Children => self.collect(),
             MachineEvent::Concluded(outcome) => self.concluded(outcome),
             MachineEvent::Commanded(done) => self.commanded(done.0, done.1, now),
+            MachineEvent::ConsoleGone(console) => self.console_gone(console),
             MachineEvent::Ended { life, end } => self.ended(life, end, now),
             MachineEvent::Failed { part, why } => self.failed(part, &why, now),
             MachineEvent::Housekept(prepared) => self.housekept(prepared),
@@ -400,11 +410,6 @@ impl InitMachine {
         // in one message.
         self.tell_link();
         self.tell();
-    }
-
-    /// The machine's own consoles and those of callers at the vsock.
-    fn consoles(&self) -> impl Iterator<Item = &InitConsole> {
-        self.own_consoles.iter().chain(&self.callers)
     }
 
     fn is_current(&self, life: u64) -> bool {

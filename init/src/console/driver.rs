@@ -23,6 +23,9 @@ const SETTLE_MS: u64 = 1000;
 /// How long the first plain picture waits for the node, in milliseconds: a picture of a starting
 /// machine is of no use, unless starting takes this long.
 const FIRST_PICTURE_MS: u64 = 10_000;
+/// How long a live console waits for a key before it becomes plain again, in milliseconds. People
+/// walk away from a screen without pressing `q`. It is as long as words are shown.
+pub(super) const LIVE_IDLE_MS: u64 = 600_000;
 /// Maximum number of log lines for the screen, which is more than any screen has rows.
 const LOG_LINES_MAX: usize = 200;
 /// Maximum length of a log line for the screen, in characters.
@@ -41,6 +44,9 @@ const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 /// VT100: clear to the end of the screen.
 const CLEAR_BELOW: &str = "\x1b[J";
+/// Erases private text. First in place: some terminals move what `ESC [2J` erases to the lines above
+/// the screen. `ESC [3J` erases those lines (xterm, and the kernel's virtual terminals).
+const ERASE: &str = "\x1b[H\x1b[J\x1b[2J\x1b[3J";
 
 /// The console without its terminal.
 #[derive(Debug)]
@@ -76,6 +82,14 @@ pub struct ConsoleDriver {
     has_begun_typing: bool,
     /// Whether the terminal still has the keys of an answer that was typed or given up.
     terminal_has_keys: bool,
+    /// Whether a key came since the last call of [`Self::take`].
+    had_key: bool,
+    /// When the last key came, while the console is live.
+    last_key_ms: u64,
+    /// Whether the user asked for what the present question offers.
+    has_looked: bool,
+    /// Whether the terminal may still have private text.
+    has_private_text: bool,
 }
 
 impl ConsoleDriver {
@@ -107,6 +121,10 @@ impl ConsoleDriver {
             answers: Vec::new(),
             has_begun_typing: false,
             terminal_has_keys: false,
+            had_key: false,
+            last_key_ms: 0,
+            has_looked: false,
+            has_private_text: false,
         }
     }
 
@@ -116,12 +134,12 @@ impl ConsoleDriver {
         if self.question == question {
             return;
         }
-        let was_private = self
-            .question
-            .as_ref()
-            .is_some_and(ConsoleQuestion::is_private);
+        let was_private = self.is_question_private();
         self.give_up_typed();
         self.question = question;
+        // The user has pressed a key for this.
+        let was_wanted = mem::take(&mut self.has_looked);
+        self.state.live |= was_wanted && self.is_question_private();
         self.is_due |= self.state.live && (was_private || self.state.view == ConsoleView::Question);
         match &self.question {
             Some(question) => {
@@ -138,6 +156,17 @@ impl ConsoleDriver {
             }
             None => {}
         }
+    }
+
+    fn is_question_private(&self) -> bool {
+        let question = self.question.as_ref();
+        question.is_some_and(ConsoleQuestion::is_private)
+    }
+
+    /// Whether the picture is of private text. Then no line is printed, which would push the text
+    /// up and out of reach.
+    fn shows_private(&self) -> bool {
+        self.state.live && self.state.view == ConsoleView::Question && self.is_question_private()
     }
 
     /// Whether the terminal still has the keys of answers, or of text that was given up.
@@ -205,7 +234,12 @@ impl ConsoleDriver {
         if self.changed {
             self.changed_ms.get_or_insert(now_ms);
         }
-        let mut output = self.take_lines();
+        self.leave_when_idle(now_ms);
+        let mut output = String::new();
+        if !self.shows_private() {
+            self.erase_private(&mut output);
+            self.take_lines(&mut output);
+        }
         if self.due_ms(now_ms) == Some(0) {
             self.draw(now_ms, time, &mut output);
         }
@@ -215,7 +249,8 @@ impl ConsoleDriver {
     /// Milliseconds until [`Self::take`] has text, if nothing happens before.
     #[must_use]
     pub fn due_ms(&self, now_ms: u64) -> Option<u64> {
-        if !self.lines.is_empty() || self.is_due {
+        let has_lines = !self.lines.is_empty() || self.has_private_text;
+        if self.is_due || (has_lines && !self.shows_private()) {
             return Some(0);
         }
         let due_ms = match (self.state.live, self.changed) {
@@ -237,8 +272,41 @@ impl ConsoleDriver {
         }
     }
 
-    fn take_lines(&mut self) -> String {
-        let mut output = String::new();
+    /// Makes a console plain at which no key was pressed for long.
+    fn leave_when_idle(&mut self, now_ms: u64) {
+        if mem::take(&mut self.had_key) || !self.state.live {
+            self.last_key_ms = now_ms;
+        }
+        if now_ms.saturating_sub(self.last_key_ms) < LIVE_IDLE_MS {
+            return;
+        }
+        if self.paste.bytes().is_some() {
+            // As if the user had given it up.
+            let _ = self.paste.take(ESC);
+            self.terminal_has_keys = true;
+            self.state.pasted = 0;
+        }
+        self.give_up_typed();
+        self.state.view = ConsoleView::Status;
+        // The page goes as well, whatever it showed.
+        self.has_private_text = true;
+        self.leave();
+    }
+
+    /// Erases private text that is no longer to be shown.
+    fn erase_private(&mut self, output: &mut String) {
+        if !mem::take(&mut self.has_private_text) {
+            return;
+        }
+        output.push_str(ERASE);
+        if self.state.live {
+            // Lines that were held back go where the cursor is behind a picture.
+            output.push_str(&format!("\x1b[{};1H", self.state.rows));
+            self.is_due = true;
+        }
+    }
+
+    fn take_lines(&mut self, output: &mut String) {
         if self.state.live && !self.lines.is_empty() {
             // The cursor is behind the picture, which the lines then push up.
             output.push('\n');
@@ -248,7 +316,6 @@ impl ConsoleDriver {
             output.push_str(&line);
             output.push('\n');
         }
-        output
     }
 
     fn draw(&mut self, now_ms: u64, time: Timestamp, output: &mut String) {
@@ -270,6 +337,7 @@ impl ConsoleDriver {
         let compared = self.compared(&picture);
         if self.is_due || compared != self.picture {
             if self.state.live {
+                self.has_private_text |= self.shows_private();
                 live(&picture, output);
             } else {
                 plain(&picture, self.state.columns, output);
@@ -309,6 +377,8 @@ impl ConsoleDriver {
     }
 
     fn key(&mut self, key: u8) {
+        // Noise on a serial line is mostly NUL, or no ASCII.
+        self.had_key |= key.is_ascii() && key != 0;
         if self.paste_key(key) {
             return;
         }
@@ -316,6 +386,9 @@ impl ConsoleDriver {
             && !self.state.live
             && (is_typing(key) || matches!(key, b'\r' | b'\n'))
         {
+            if question.is_on_request() {
+                return self.look();
+            }
             self.state.live = true;
             self.state.view = ConsoleView::Question;
             if question.is_private() {
@@ -396,8 +469,20 @@ impl ConsoleDriver {
         self.typed.clear();
     }
 
+    /// Asks the machine for what the question offers. The next picture is of that.
+    fn look(&mut self) {
+        self.has_looked = true;
+        self.answers.push(ConsoleInput::Look);
+    }
+
     /// Handles a key while there is a question.
     fn type_key(&mut self, key: u8) {
+        let question = self.question.as_ref();
+        if question.is_some_and(ConsoleQuestion::is_on_request)
+            && (is_typing(key) || matches!(key, b'\r' | b'\n'))
+        {
+            return self.look();
+        }
         self.is_due = true;
         match key {
             b'\r' | b'\n' => {

@@ -10,6 +10,9 @@
 //! without a single escape code, so that a recorded serial line reads like a log. From the first key on it is
 //! *live*: redrawn in place, at most once a second, only on change.
 //!
+//! A live console becomes plain again by itself, and while it shows private text it prints no lines:
+//! text that scrolls out of a picture stays in the memory of a terminal or of a graphics card.
+//!
 //! Where the machine asks something (a passphrase, a word), keys are the answer and go to the machine's loop; the
 //! console itself decides nothing. A pasted configuration is known by its head wherever it is typed, and goes
 //! there as well.
@@ -38,7 +41,7 @@ use crate::control::{LogRecord, MachineFacts, NodeStatus};
 
 pub use driver::ConsoleDriver;
 pub use qr::qr_code;
-pub use question::{ANSWER_BYTES_MAX, ConsoleInput, ConsoleQuestion};
+pub use question::{ANSWER_BYTES_MAX, ConsoleId, ConsoleInput, ConsoleQuestion};
 pub use screen::{ConsoleView, ScreenState};
 pub use text::Charset;
 

@@ -1,6 +1,7 @@
 //! Questions of the console to a person, and the answers.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zeroize::{Zeroize, Zeroizing};
 
@@ -21,6 +22,9 @@ pub struct ConsoleQuestion {
     /// Whether the lines are secret: they are shown only once a user is at the keyboard, and wiped
     /// from the screen.
     private: bool,
+    /// Whether it only offers something secret, which the machine sends to the console where a user
+    /// asks for it.
+    on_request: bool,
 }
 
 impl ConsoleQuestion {
@@ -32,6 +36,17 @@ impl ConsoleQuestion {
             prompt: prompt.into(),
             shown: false,
             private: false,
+            on_request: false,
+        }
+    }
+
+    /// A question in place of a private one: the machine sends that to the console where a user
+    /// presses a key, and to no other. It has no secret itself.
+    #[must_use]
+    pub fn on_request<T: Into<String>>(lines: impl IntoIterator<Item = T>) -> Self {
+        Self {
+            on_request: true,
+            ..Self::shown("Enter shows them here").with_lines(lines)
         }
     }
 
@@ -63,7 +78,11 @@ impl ConsoleQuestion {
         self.private
     }
 
-    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn is_on_request(&self) -> bool {
+        self.on_request
+    }
+
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().map(|line| line.as_str())
     }
 
@@ -73,7 +92,8 @@ impl ConsoleQuestion {
 
     /// The line for an unattended terminal.
     pub(super) fn announcement(&self) -> Option<String> {
-        (!self.private).then(|| format!("alknet: asks: {}", self.prompt))
+        let is_public = !self.private && !self.on_request;
+        is_public.then(|| format!("alknet: asks: {}", self.prompt))
     }
 
     /// The visible form of an answer.
@@ -95,6 +115,19 @@ impl fmt::Debug for ConsoleQuestion {
     }
 }
 
+/// Tells a console from all others of this process, also from earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConsoleId(u64);
+
+impl ConsoleId {
+    /// An id that no console had before.
+    #[must_use]
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// An input of the user at the keyboard.
 #[derive(PartialEq, Eq)]
 pub enum ConsoleInput {
@@ -104,6 +137,8 @@ pub enum ConsoleInput {
     Cancel,
     /// The user typed this line.
     Line(Zeroizing<String>),
+    /// The user wants to see, at this console, what a question offers.
+    Look,
     /// The user pasted a configuration, or a part of one.
     Pasted(Zeroizing<String>),
 }
@@ -114,6 +149,7 @@ impl fmt::Debug for ConsoleInput {
             Self::Begin => "Begin",
             Self::Cancel => "Cancel",
             Self::Line(_) => "Line(..)",
+            Self::Look => "Look",
             Self::Pasted(_) => "Pasted(..)",
         })
     }

@@ -1,3 +1,4 @@
+mod private;
 mod questions;
 
 use std::io::{Read, Write};

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::{InitMachine, MachineEvent};
 use crate::{
-    console::ConsoleInput,
     media::SystemSources,
     vault::{CommandContext, CommandOutcome, CommandSession, LOCKED, PromptResponse, VaultCommand},
 };
@@ -93,6 +92,7 @@ impl InitMachine {
             return self.asking.tell(vec![LOCKED.to_owned()]);
         }
         self.working = true;
+        self.asking.try_begins();
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         let state_dir = self.state_dir.clone();
@@ -115,6 +115,7 @@ impl InitMachine {
     /// Handles the result of a command's try.
     pub(super) fn commanded(&mut self, session: CommandSession, outcome: CommandOutcome, now: u64) {
         self.working = false;
+        let is_expected = self.asking.try_ended();
         // A command that wants more may need the shares for its next step.
         if !matches!(outcome, CommandOutcome::Wants(..)) {
             self.forget_shares();
@@ -123,8 +124,11 @@ impl InitMachine {
         let is_closed = self.waiting.is_some();
         if is_closed && session.needs_open() && !matches!(outcome, CommandOutcome::Refused(_)) {
             // The vault was locked meanwhile, so the console shows nothing of the result.
+            if is_expected {
+                self.asking.end_command();
+            }
             self.asking.wait_for(self.waiting.as_ref());
-        } else {
+        } else if is_expected {
             match outcome {
                 CommandOutcome::Done(lines) => self.asking.tell(lines),
                 CommandOutcome::Refused(why) => self.asking.tell(vec![why]),
@@ -139,6 +143,11 @@ impl InitMachine {
                 }
             }
         }
+        if !is_expected {
+            // The conversation at its console is over: a lock ended it, or the caller hung up. The
+            // result is for no other console. A command that another console began meanwhile waits.
+            self.resume_command();
+        }
         self.tell_events();
         self.vault_changed();
     }
@@ -148,7 +157,7 @@ impl InitMachine {
     pub(super) fn forget_command(&mut self, now: u64) {
         if self.timers.session.is_some_and(|at| now >= at) {
             self.drop_command();
-            self.asking.answer(ConsoleInput::Cancel);
+            self.asking.end_command();
             self.ask_again();
             self.vault_changed();
         }
@@ -158,18 +167,25 @@ impl InitMachine {
     pub(super) fn command_failed(&mut self, part: &str) {
         if part == PART {
             self.working = false;
-            let text = "it failed; the log says why";
-            self.asking.tell(vec![text.to_owned()]);
+            if self.asking.try_ended() {
+                let text = "it failed; the log says why";
+                self.asking.tell(vec![text.to_owned()]);
+            } else {
+                self.resume_command();
+            }
             self.vault_changed();
         }
     }
 
-    /// If the console asks nothing, it asks again for what the vault waits for.
+    /// If no command is under way and the consoles ask nothing, they ask again for what the vault
+    /// waits for.
     pub(super) fn ask_again(&mut self) {
-        if self.asking.is_idle() && !self.opening && !self.working {
-            self.timers.session = None;
+        if self.opening || self.working || self.session.is_some() || self.asking.has_command() {
+            return;
+        }
+        self.timers.session = None;
+        if self.asking.is_idle() {
             self.asking.wait_for(self.waiting.as_ref());
-            self.asking.resume();
         }
     }
 }

@@ -48,6 +48,10 @@ impl InitMachine {
         // This comes before anything that could hang: from here on a thread ends the machine when
         // the bound is over.
         shutdown::guard(action, Arc::clone(&self.keeper));
+        // Words would stay on a screen that keeps its picture through a restart.
+        self.drop_command();
+        self.asking.end_private();
+        self.vault_changed();
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }

@@ -169,7 +169,7 @@ impl InitMachine {
     pub(super) fn takes(&self, event: &MachineEvent) -> bool {
         let changes = matches!(
             event,
-            MachineEvent::Answered(_)
+            MachineEvent::Answered { .. }
                 | MachineEvent::Came(..)
                 | MachineEvent::Commanded(_)
                 | MachineEvent::Opened(_)

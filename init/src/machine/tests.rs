@@ -1,4 +1,5 @@
 mod clouds;
+mod consoles;
 mod erasing;
 
 use std::fs::File;
@@ -21,6 +22,12 @@ use crate::{
     supervise::SupervisorAction,
     vault::{self, UnlockPrompt, VaultCommand},
 };
+
+/// The id of a console, the same in all tests.
+fn console() -> ConsoleId {
+    static CONSOLE: std::sync::OnceLock<ConsoleId> = std::sync::OnceLock::new();
+    *CONSOLE.get_or_init(ConsoleId::unique)
+}
 
 /// A machine at rest whose vault is open and whose disk is gone.
 fn machine() -> InitMachine {
@@ -68,7 +75,7 @@ fn a_vault_locked_before_its_node_ended_prompts_again() {
     );
     // The node has the same memory, and so it sees the lock.
     machine.keeper.vault().lock();
-    assert!(machine.asking.question().is_none());
+    assert!(machine.asking.question(console()).is_none());
     machine.spawn(0);
     assert!(machine.node.is_none(), "it would make a key of its own");
     assert_eq!(machine.supervisor.order(0, 0), None);
@@ -77,7 +84,7 @@ fn a_vault_locked_before_its_node_ended_prompts_again() {
     let told = &machine.facts.problems.vault;
     assert_eq!(told.as_slice(), std::slice::from_ref(&waiting.problem));
     assert_eq!(told[0].code, "vault-locked");
-    assert!(machine.asking.question().is_some());
+    assert!(machine.asking.question(console()).is_some());
     assert_eq!(locked(&machine), 1);
 
     // One entry is enough, and what opens the vault starts the node.
@@ -129,7 +136,7 @@ fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {
         machine.prepared = None;
         for _ in 0..2 {
             let line = Zeroizing::new("an attacker's".to_owned());
-            machine.answered(ConsoleInput::Line(line), 0);
+            machine.answered(console(), ConsoleInput::Line(line), 0);
         }
         assert!(machine.offer.new_passphrase.is_some());
     };
@@ -471,7 +478,7 @@ fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
         assert_eq!(machine.supervisor.order(0, 0), None, "no node is started");
         let waiting = machine.waiting.as_ref().expect("it waits");
         assert_eq!(waiting.problem.text, "the vault was locked");
-        assert!(machine.asking.question().is_some());
+        assert!(machine.asking.question(console()).is_some());
         assert_eq!(machine.timers.open, None, "nor opens it by itself");
 
         keeper.begin_attempt();

@@ -1,7 +1,6 @@
 //! The vault in the machine's life: PID 1 opens it before the node serves anything, locks it on
 //! request, and talks with the user at the console.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use alknet_provisioning::ConsoleDocument;
@@ -11,22 +10,19 @@ use alknet_vault::slots::FirstBootPermissions;
 use super::{InitMachine, MachineEvent, cloud::helper_outcome, commands::ANSWER_MS_MAX};
 use crate::{
     boot::{self, OpenedData},
-    console::{ConsoleInput, InitConsole},
     control::{MachineDiagnostic, NodeMessage, PowerAction},
     data::{self, DataAccess, PreparedData},
     facts::ClockState,
     helper_task::HelperOutcome,
     stage::boot_ms,
     tpm,
-    vault::{DialogStep, HelperPurpose, UnlockCredentials, VaultWait},
+    vault::{HelperPurpose, UnlockCredentials, VaultWait},
 };
 
 /// How often PID 1 makes an attempt without input, ms: a medium may be attached any time.
 const OPEN_EVERY_MS: u64 = 3_000;
 /// How long PID 1 postpones an attempt that was requested during another one, ms.
 const AGAIN_MS: u64 = 500;
-/// How many vsock consoles there may be at once.
-const CALLERS_MAX: usize = 4;
 
 impl InitMachine {
     /// Handles the end of an attempt to open the data.
@@ -139,6 +135,7 @@ impl InitMachine {
     /// console before the owner.
     fn forget_typed(&mut self) {
         self.timers.typed = None;
+        self.asking.forget_maker();
         if self.offer.forget_new() {
             self.log
                 .warn("what was typed for the new vault is forgotten: two minutes passed, and the vault is not made yet");
@@ -147,7 +144,7 @@ impl InitMachine {
 
     /// Tries with what was just typed for a new vault. PID 1 keeps it for as long as the user needs
     /// to type the rest.
-    fn open_with_typed(&mut self, now: u64) {
+    pub(super) fn open_with_typed(&mut self, now: u64) {
         self.timers.typed = Some(now + ANSWER_MS_MAX);
         self.open();
     }
@@ -339,71 +336,6 @@ impl InitMachine {
         })
     }
 
-    /// Gives a console to the owner of the hypervisor.
-    pub(super) fn called(&mut self, fd: OwnedFd) {
-        // Consoles of callers who hung up are removed only here, because no event reports a
-        // hang-up.
-        self.callers.retain(InitConsole::is_open);
-        if self.callers.len() >= CALLERS_MAX {
-            self.log
-                .warn("more callers at the vsock than there are places");
-            return;
-        }
-        match InitConsole::new(fd, boot::listener(&self.events)) {
-            Ok(console) => {
-                console.update(self.facts.snapshot(), self.status.clone());
-                console.ask(self.asking.question());
-                self.callers.push(console);
-            }
-            Err(error) => self
-                .log
-                .warn(format_args!("a caller at the vsock: {error}")),
-        }
-    }
-
-    /// Handles an input of the user at the console.
-    pub(super) fn answered(&mut self, answer: ConsoleInput, now: u64) {
-        let answer = match answer {
-            ConsoleInput::Pasted(line) => return self.paste(&line),
-            answer => answer,
-        };
-        match self.asking.answer(answer) {
-            DialogStep::Drop => self.drop_command(),
-            DialogStep::Given(given) => self.given(given),
-            DialogStep::Run(command) => self.command(command),
-            DialogStep::FactoryReset => self.factory_reset(now),
-            DialogStep::Lock { hard } => self.lock(hard, "a person at the console", now),
-            DialogStep::Next => {}
-            DialogStep::Retry => self.open(),
-            DialogStep::NewPassphrase(passphrase) => {
-                self.offer.new_passphrase = Some(passphrase);
-                self.open_with_typed(now);
-            }
-            DialogStep::Passphrase(passphrase) => {
-                self.offer.passphrase = Some(passphrase);
-                self.open();
-            }
-            DialogStep::NewPin(pin) => {
-                self.offer.new_pin = Some(pin);
-                self.open_with_typed(now);
-            }
-            DialogStep::Pin(pin) => {
-                self.offer.pin = Some(pin);
-                self.open();
-            }
-            DialogStep::Words(words) => {
-                self.offer.words = Some(words);
-                self.open_with_typed(now);
-            }
-            DialogStep::WordsKept => {
-                self.timers.words = None;
-                self.note_words_kept();
-            }
-        }
-        self.ask_again();
-        self.vault_changed();
-    }
-
     /// Updates facts, problems and the question after any change.
     pub(super) fn vault_changed(&mut self) {
         self.facts.vault = self.keeper.facts();
@@ -415,12 +347,7 @@ impl InitMachine {
         problems.extend(self.tpm_problem());
         problems.extend(self.keeper.uncounted());
         self.facts.problems.vault = problems;
-        let busy = self.opening || self.working;
-        // While an attempt runs, an answer would go to a question that may be over.
-        let question = self.asking.question().filter(|_| !busy);
-        for console in self.consoles() {
-            console.ask(question.clone());
-        }
+        self.ask_consoles();
     }
 
     /// Sends events to the node, which writes them to the log with a key of the open vault. PID 1

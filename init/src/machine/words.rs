@@ -13,7 +13,7 @@ const WORDS_MS_MAX: u64 = 600_000;
 const CONCLUDING: &str = "ending the first boot";
 
 impl InitMachine {
-    /// Shows new words once. Prints new words that are encrypted.
+    /// Shows new words once, at one console. Prints new words that are encrypted.
     pub(super) fn recall_words(&mut self) {
         if let Some(text) = self.keeper.show_words_age() {
             for console in self.consoles() {
@@ -34,6 +34,7 @@ impl InitMachine {
             self.log
                 .warn("the words of this node can be seen at the console for ten minutes");
         }
+        self.asking.forget_maker();
     }
 
     /// The owner showed that the words are written down. That counts once it is on the disk.

@@ -1,24 +1,28 @@
 //! The console's questions to the user about the vault, and the steps that answers lead to. It has no clock and no
 //! vault: answers come in, questions and steps come out.
 
+mod command_line;
+mod new_words;
+
 use alknet_tpm::TpmPin;
 use alknet_vault::{Entropy, SecretStr};
 use zeroize::Zeroizing;
 
-use super::commands::{COMMANDS, CommandPrompt, PromptResponse, PromptText, VaultCommand};
+use self::command_line::{CommandLine, CommandStage};
+use self::new_words::NewWords;
+use super::commands::{CommandPrompt, PromptResponse, PromptText, VaultCommand};
 use super::{UnlockPrompt, VaultWait, WordsSource};
-use crate::console::{ConsoleInput, ConsoleQuestion};
+use crate::console::{ConsoleId, ConsoleInput, ConsoleQuestion};
 
-/// How many words the console asks for, to see whether the user wrote them down.
-const CHECKED: usize = 3;
-/// Columns in which the words are shown.
-const COLUMNS: usize = 4;
+pub(crate) use self::new_words::places;
 
 /// What an answer leads to.
 #[derive(Debug)]
 pub(crate) enum DialogStep {
     /// The user drops the command under way.
     Drop,
+    /// Another console has what the user asks for. The text is for the user.
+    Elsewhere(&'static str),
     /// The user wants the machine as it was when it was new: everything on the data partition is lost.
     FactoryReset,
     /// An answer for the command under way.
@@ -41,339 +45,436 @@ pub(crate) enum DialogStep {
     WordsKept,
 }
 
-/// A conversation at the console.
+/// What a console says whose user asks for words that another console shows.
+const SHOWN_ELSEWHERE: &str = "the words of this node are shown at another console";
+
+/// The conversations at the consoles.
+///
+/// Every console asks for what opens the vault, and takes the answer. All else belongs to one
+/// console: the commands to the one where the user began them, so that a proof that is typed there
+/// gives nothing to a person at another, and new words to the one where the user asked for them.
 #[derive(Debug, Default)]
 pub(crate) struct VaultDialog {
-    state: DialogState,
-    /// A note above the next question.
+    unlock: UnlockQuestion,
+    /// A note above the next question of `unlock`.
     note: String,
     /// Whether both a PIN and a passphrase help, so that Enter leads from one question to the other.
     other_way: bool,
-    /// Words that wait to be written down while the conversation is about something else.
-    deferred_words: Option<(SecretStr, Vec<usize>)>,
+    /// The console where the user has typed a part of what makes the vault. The rest is asked for
+    /// there, and the new words are shown there.
+    maker: Option<ConsoleId>,
+    /// At most one for each console, and at most one of them is busy.
+    commands: Vec<CommandLine>,
+    /// Numbers the conversations about commands.
+    begun: u64,
+    /// The conversation whose command is being tried.
+    tried: Option<u64>,
+    new_words: Option<NewWords>,
 }
 
+/// What the vault waits for.
 #[derive(Debug, Default)]
-enum DialogState {
-    Checking {
-        words: SecretStr,
-        /// Places, counted from 1, that are still to be typed.
-        places: Vec<usize>,
-    },
-    /// The lines of the last command, if there was one.
-    Command(Vec<String>),
+enum UnlockQuestion {
     NewPassphrase,
-    NewPassphraseAgain(SecretStr),
+    /// The second time, at the console of the first.
+    NewPassphraseAgain(ConsoleId, SecretStr),
     NewPin,
-    NewPinAgain(SecretStr),
+    /// The second time, at the console of the first.
+    NewPinAgain(ConsoleId, SecretStr),
     #[default]
     Nothing,
     Passphrase,
     Pin,
-    Reset,
-    /// The words of the vault, for a user who asked to see them.
-    Shown(SecretStr),
-    Wanting(PromptText),
     Words,
+}
+
+impl UnlockQuestion {
+    /// Whether it is the question of `ask`. `other_way`: a user who chose the other question keeps it.
+    fn is_for(&self, ask: UnlockPrompt, other_way: bool) -> bool {
+        match ask {
+            UnlockPrompt::Passphrase | UnlockPrompt::Pin
+                if other_way && matches!(self, Self::Passphrase | Self::Pin) =>
+            {
+                true
+            }
+            UnlockPrompt::NewPin => matches!(self, Self::NewPin | Self::NewPinAgain(..)),
+            UnlockPrompt::Pin => matches!(self, Self::Pin),
+            UnlockPrompt::NewPassphrase => {
+                matches!(self, Self::NewPassphrase | Self::NewPassphraseAgain(..))
+            }
+            UnlockPrompt::Nothing => matches!(self, Self::Nothing),
+            UnlockPrompt::Passphrase => matches!(self, Self::Passphrase),
+            UnlockPrompt::Words => matches!(self, Self::Words),
+        }
+    }
 }
 
 impl VaultDialog {
     /// Asks for what the vault waits for, or for nothing. A conversation about the same question goes on.
     pub(crate) fn wait_for(&mut self, waiting: Option<&VaultWait>) {
-        let other_way = waiting.is_some_and(|waiting| waiting.other_way);
-        let is_same_question = |state: &DialogState, ask: UnlockPrompt| match ask {
-            // A user who chose the other question keeps it.
-            UnlockPrompt::Passphrase | UnlockPrompt::Pin
-                if other_way && matches!(state, DialogState::Passphrase | DialogState::Pin) =>
-            {
-                true
-            }
-            UnlockPrompt::NewPin => {
-                matches!(state, DialogState::NewPin | DialogState::NewPinAgain(_))
-            }
-            UnlockPrompt::Pin => matches!(
-                state,
-                DialogState::Pin | DialogState::Command(_) | DialogState::Reset
-            ),
-            UnlockPrompt::NewPassphrase => {
-                matches!(
-                    state,
-                    DialogState::NewPassphrase | DialogState::NewPassphraseAgain(_)
-                )
-            }
-            UnlockPrompt::Nothing => matches!(
-                state,
-                DialogState::Nothing | DialogState::Command(_) | DialogState::Reset
-            ),
-            UnlockPrompt::Passphrase => {
-                matches!(
-                    state,
-                    DialogState::Passphrase | DialogState::Command(_) | DialogState::Reset
-                )
-            }
-            UnlockPrompt::Words => matches!(state, DialogState::Words),
+        self.other_way = waiting.is_some_and(|waiting| waiting.other_way);
+        let Some(waiting) = waiting else {
+            // A question of the attempt ends with it. Commands that users are typing do not.
+            self.unlock = UnlockQuestion::Nothing;
+            return;
         };
-        match waiting {
-            None => {
-                let is_over = matches!(
-                    self.state,
-                    DialogState::NewPassphrase
-                        | DialogState::NewPassphraseAgain(_)
-                        | DialogState::NewPin
-                        | DialogState::NewPinAgain(_)
-                        | DialogState::Passphrase
-                        | DialogState::Pin
-                        | DialogState::Words
-                );
-                // A question of the attempt ends with it. A command that the user is typing does not.
-                if is_over {
-                    self.state = DialogState::Nothing;
-                }
-            }
-            Some(waiting) if is_same_question(&self.state, waiting.ask) => {}
-            Some(waiting) => {
-                self.note.clear();
-                self.state = match waiting.ask {
-                    UnlockPrompt::NewPassphrase => DialogState::NewPassphrase,
-                    UnlockPrompt::NewPin => DialogState::NewPin,
-                    UnlockPrompt::Nothing => DialogState::Nothing,
-                    UnlockPrompt::Passphrase => DialogState::Passphrase,
-                    UnlockPrompt::Pin => DialogState::Pin,
-                    UnlockPrompt::Words => DialogState::Words,
-                };
-            }
+        self.new_words = None;
+        let allows_commands = matches!(
+            waiting.ask,
+            UnlockPrompt::Nothing | UnlockPrompt::Passphrase | UnlockPrompt::Pin
+        );
+        // A command that is being tried ends with its try.
+        self.commands.retain(|line| match line.stage {
+            CommandStage::Running => true,
+            CommandStage::Menu(_) | CommandStage::Reset => allows_commands,
+            CommandStage::Shown(_) | CommandStage::Wanting(_) => false,
+        });
+        if !self.unlock.is_for(waiting.ask, self.other_way) {
+            self.unlock = match waiting.ask {
+                UnlockPrompt::NewPassphrase => UnlockQuestion::NewPassphrase,
+                UnlockPrompt::NewPin => UnlockQuestion::NewPin,
+                UnlockPrompt::Nothing => UnlockQuestion::Nothing,
+                UnlockPrompt::Passphrase => UnlockQuestion::Passphrase,
+                UnlockPrompt::Pin => UnlockQuestion::Pin,
+                UnlockPrompt::Words => UnlockQuestion::Words,
+            };
         }
-        self.other_way = other_way;
-        if let Some(waiting) = waiting {
-            self.note.clone_from(&waiting.problem.text);
-        }
+        self.note.clone_from(&waiting.problem.text);
     }
 
-    /// Shows `words`, and asks for the words at `places`.
+    /// Shows new `words`, and asks for the words at `places`: at the console where the user typed
+    /// what made the vault, else at the first one where a user asks for them.
     pub(crate) fn show(&mut self, words: SecretStr, places: Vec<usize>) {
         self.note.clear();
-        self.state = DialogState::Checking { words, places };
+        self.new_words = Some(NewWords::new(words, places, self.maker.take()));
     }
 
-    /// Shows words to a user who asked for them, until the user ends that.
-    pub(crate) fn reveal(&mut self, words: SecretStr) {
-        self.note.clear();
-        self.state = DialogState::Shown(words);
+    /// Forgets which console has typed for a new vault: what was typed there is forgotten, or the
+    /// vault is made.
+    pub(crate) fn forget_maker(&mut self) {
+        self.maker = None;
     }
 
-    /// Asks for what a command waits for.
-    pub(crate) fn want(&mut self, want: CommandPrompt, note: String) {
-        self.state = DialogState::Wanting(PromptText::new(want, note));
+    /// Notes that the machine tries the command under way: with an answer, or with what another node
+    /// gave while the console asked.
+    pub(crate) fn try_begins(&mut self) {
+        self.tried = self.under_way().map(|line| {
+            line.stage = CommandStage::Running;
+            line.number
+        });
     }
 
-    /// Shows the result of a command, and asks for the next.
-    pub(crate) fn tell(&mut self, lines: Vec<String>) {
-        self.note.clear();
-        self.state = DialogState::Command(lines);
+    /// Whether the conversation still waits for the try that has ended.
+    pub(crate) fn try_ended(&mut self) -> bool {
+        let tried = self.tried.take();
+        tried.is_some() && self.under_way().map(|line| line.number) == tried
     }
 
-    /// Whether the console asks nothing.
-    pub(crate) fn is_idle(&self) -> bool {
-        matches!(self.state, DialogState::Nothing)
+    /// The conversation with a command that is not over.
+    fn under_way(&mut self) -> Option<&mut CommandLine> {
+        let mut lines = self.commands.iter_mut();
+        lines.find(|line| matches!(line.stage, CommandStage::Running | CommandStage::Wanting(_)))
     }
 
-    /// Shows the words again that were put aside for something else.
-    pub(crate) fn resume(&mut self) {
-        if self.is_idle()
-            && let Some((words, places)) = self.deferred_words.take()
-        {
-            self.state = DialogState::Checking { words, places };
+    fn set_result(&mut self, stage: CommandStage) {
+        if let Some(line) = self.under_way() {
+            line.stage = stage;
         }
+    }
+
+    /// Shows words to the user who asked for them, until the user ends that.
+    pub(crate) fn reveal(&mut self, words: SecretStr) {
+        self.set_result(CommandStage::Shown(words));
+    }
+
+    /// Asks for what the command waits for.
+    pub(crate) fn want(&mut self, want: CommandPrompt, note: String) {
+        self.set_result(CommandStage::Wanting(PromptText::new(want, note)));
+    }
+
+    /// Shows the result of the command, and asks for the next.
+    pub(crate) fn tell(&mut self, lines: Vec<String>) {
+        self.set_result(CommandStage::Menu(lines));
+    }
+
+    /// Whether a command is under way at a console, or its private result is shown.
+    pub(crate) fn has_command(&self) -> bool {
+        self.commands.iter().any(CommandLine::is_busy)
+    }
+
+    /// Whether the consoles ask for nothing that opens or makes the vault.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.unlock, UnlockQuestion::Nothing)
     }
 
     /// Forgets words that were not written down.
     pub(crate) fn forget_words(&mut self) {
-        self.deferred_words = None;
-        if matches!(self.state, DialogState::Checking { .. }) {
-            self.end();
-        }
+        self.new_words = None;
     }
 
-    /// Ends the conversation, and forgets words that were shown.
+    /// Ends the command under way, and forgets words that it shows.
+    pub(crate) fn end_command(&mut self) {
+        self.commands.retain(|line| !line.is_busy());
+    }
+
+    /// Ends what only one console may show: commands, and new words.
+    pub(crate) fn end_private(&mut self) {
+        self.commands.clear();
+        self.new_words = None;
+    }
+
+    /// Ends the conversations, and forgets words that were shown.
     pub(crate) fn end(&mut self) {
-        self.deferred_words = None;
-        self.leave();
-    }
-
-    fn leave(&mut self) {
+        self.end_private();
+        self.maker = None;
         self.note.clear();
-        self.state = DialogState::Nothing;
+        self.unlock = UnlockQuestion::Nothing;
     }
 
-    /// The present question.
-    pub(crate) fn question(&self) -> Option<ConsoleQuestion> {
+    /// Takes what belongs to a console that is gone from it. New words are for the next console
+    /// that asks. Returns whether a command under way has ended.
+    pub(crate) fn release(&mut self, gone: ConsoleId) -> bool {
+        self.maker = self.maker.filter(|console| *console != gone);
+        if let Some(words) = &mut self.new_words {
+            words.console = words.console.filter(|console| *console != gone);
+        }
+        let had_command = self.has_command();
+        self.commands.retain(|line| line.console != gone);
+        had_command && !self.has_command()
+    }
+
+    fn command_of(&mut self, console: ConsoleId) -> Option<&mut CommandLine> {
+        let mut lines = self.commands.iter_mut();
+        lines.find(|line| line.console == console)
+    }
+
+    /// Whether `console` asks for what opens or makes the vault. Once a user has typed a part of
+    /// what makes it, only that console asks for the rest.
+    fn asks_unlock(&self, console: ConsoleId) -> bool {
+        matches!(
+            self.unlock,
+            UnlockQuestion::Nothing | UnlockQuestion::Passphrase | UnlockQuestion::Pin
+        ) || self.maker.is_none_or(|maker| maker == console)
+    }
+
+    /// The present question at a console.
+    pub(crate) fn question(&self, console: ConsoleId) -> Option<ConsoleQuestion> {
+        if let Some(line) = self.commands.iter().find(|line| line.console == console) {
+            return line.question();
+        }
+        let words = self.new_words.as_ref();
+        if let Some(question) = words.and_then(|words| words.question(console)) {
+            return Some(question);
+        }
+        if !self.asks_unlock(console) {
+            return None;
+        }
+        self.unlock_question(console)
+    }
+
+    fn unlock_question(&self, console: ConsoleId) -> Option<ConsoleQuestion> {
         let note = [self.note.as_str()]
             .into_iter()
             .filter(|note| !note.is_empty());
-        Some(match &self.state {
-            DialogState::Nothing => return None,
-            DialogState::Passphrase if self.other_way => {
-                ConsoleQuestion::secret("passphrase of the vault, or Enter for the PIN").with_lines(note)
+        Some(match &self.unlock {
+            UnlockQuestion::Nothing => return None,
+            UnlockQuestion::Passphrase if self.other_way => {
+                ConsoleQuestion::secret("passphrase of the vault, or Enter for the PIN")
+                    .with_lines(note)
             }
-            DialogState::Passphrase => {
-                ConsoleQuestion::secret("passphrase of the vault, or Enter where it opens by itself").with_lines(note)
+            UnlockQuestion::Passphrase => ConsoleQuestion::secret(
+                "passphrase of the vault, or Enter where it opens by itself",
+            )
+            .with_lines(note),
+            UnlockQuestion::Pin if self.other_way => {
+                ConsoleQuestion::secret("PIN of the TPM, or Enter for the passphrase")
+                    .with_lines(note)
             }
-            DialogState::Pin if self.other_way => {
-                ConsoleQuestion::secret("PIN of the TPM, or Enter for the passphrase").with_lines(note)
+            UnlockQuestion::Pin => ConsoleQuestion::secret("PIN of the TPM").with_lines(note),
+            UnlockQuestion::NewPassphraseAgain(first, _)
+            | UnlockQuestion::NewPinAgain(first, _)
+                if *first == console =>
+            {
+                ConsoleQuestion::secret("the same again")
             }
-            DialogState::Pin => ConsoleQuestion::secret("PIN of the TPM").with_lines(note),
-            DialogState::NewPin => {
+            UnlockQuestion::NewPin | UnlockQuestion::NewPinAgain(..) => {
                 let notice = "This machine's vault is about to be made. The PIN is asked at every boot; \
                             the TPM counts wrong ones.";
                 ConsoleQuestion::secret("new PIN of the TPM").with_lines(note.chain([notice]))
             }
-            DialogState::NewPassphrase => {
+            UnlockQuestion::NewPassphrase | UnlockQuestion::NewPassphraseAgain(..) => {
                 let notice = "This machine's vault is about to be made. Its passphrase is asked at every boot.";
                 ConsoleQuestion::secret("new passphrase").with_lines(note.chain([notice]))
             }
-            DialogState::NewPassphraseAgain(_) | DialogState::NewPinAgain(_) => ConsoleQuestion::secret("the same again"),
-            DialogState::Words => {
+            UnlockQuestion::Words => {
                 let notice = "The words of an earlier node bring it back here, all on one line.";
-                ConsoleQuestion::shown("the words, or Enter for new ones").with_lines(note.chain([notice]))
-            }
-            DialogState::Command(said) if said.is_empty() => {
-                ConsoleQuestion::shown("vault").with_lines(note.chain(COMMANDS))
-            }
-            DialogState::Command(said) => {
-                ConsoleQuestion::shown("vault").with_lines(note.chain(said.iter().map(String::as_str)))
-            }
-            DialogState::Reset => ConsoleQuestion::shown("type RESET to go on").with_lines([
-                "Everything on the data partition, the vault and its keys included, is lost for ever.",
-                "The words, if you have them, make the same node again. Ctrl-C goes back.",
-            ]),
-            DialogState::Wanting(wanting) => wanting.question(),
-            DialogState::Shown(words) => {
-                let notice = "These words are this node. Only you may see them.".to_owned();
-                let lines = [notice, String::new()].into_iter().chain(table(words));
-                ConsoleQuestion::shown("Enter wipes them").with_lines(lines).private()
-            }
-            DialogState::Checking { words, places } => {
-                let mut lines = vec![
-                    "These words are this node. Write them down; they are shown this once.".to_owned(),
-                    String::new(),
-                ];
-                lines.extend(table(words));
-                lines.push(String::new());
-                lines.extend(note.map(str::to_owned));
-                let number = places.first().copied().unwrap_or(1);
-                ConsoleQuestion::shown(format!("word {number}")).with_lines(lines).private()
+                ConsoleQuestion::shown("the words, or Enter for new ones")
+                    .with_lines(note.chain([notice]))
             }
         })
     }
 
-    /// Handles an input.
-    pub(crate) fn answer(&mut self, answer: ConsoleInput) -> DialogStep {
-        let line = match answer {
-            // A user who has forgotten what opens the vault may want to reset the machine.
-            ConsoleInput::Begin
-                if matches!(
-                    self.state,
-                    DialogState::Nothing | DialogState::Passphrase | DialogState::Pin
-                ) =>
-            {
-                self.tell(Vec::new());
-                return DialogStep::Next;
-            }
-            ConsoleInput::Begin => {
-                match std::mem::take(&mut self.state) {
-                    DialogState::Checking { words, places } => {
-                        self.deferred_words = Some((words, places));
-                        self.tell(Vec::new());
-                    }
-                    other => self.state = other,
-                }
-                return DialogStep::Next;
-            }
-            ConsoleInput::Cancel => return self.cancel(),
+    /// Handles an input at a console.
+    pub(crate) fn answer(&mut self, console: ConsoleId, input: ConsoleInput) -> DialogStep {
+        match input {
+            ConsoleInput::Begin => self.begin(console),
+            ConsoleInput::Cancel => self.cancel(console),
+            ConsoleInput::Look => self.look(console),
             // The machine handles it before it comes here.
-            ConsoleInput::Pasted(_) => return DialogStep::Next,
-            ConsoleInput::Line(line) => line,
+            ConsoleInput::Pasted(_) => DialogStep::Next,
+            ConsoleInput::Line(line) => self.line(console, &line),
+        }
+    }
+
+    /// Begins a conversation about commands. A user who has forgotten what opens the vault may want
+    /// to reset the machine.
+    fn begin(&mut self, console: ConsoleId) -> DialogStep {
+        let allows_commands = matches!(
+            self.unlock,
+            UnlockQuestion::Nothing | UnlockQuestion::Passphrase | UnlockQuestion::Pin
+        );
+        if allows_commands && self.command_of(console).is_none() {
+            self.begun += 1;
+            self.commands.push(CommandLine::new(console, self.begun));
+        }
+        DialogStep::Next
+    }
+
+    /// Shows the new words at the first console that asks for them.
+    fn look(&mut self, console: ConsoleId) -> DialogStep {
+        let Some(words) = &mut self.new_words else {
+            return DialogStep::Next;
         };
-        self.note.clear();
-        match std::mem::take(&mut self.state) {
-            DialogState::Nothing => DialogStep::Next,
-            DialogState::Passphrase => {
-                if line.is_empty() {
-                    self.state = match self.other_way {
-                        true => DialogState::Pin,
-                        false => DialogState::Passphrase,
-                    };
-                    // Enter alone: a slot that needs no input may open by now, for example by a medium that was
-                    // attached.
-                    return DialogStep::Retry;
-                }
-                self.state = DialogState::Passphrase;
-                DialogStep::Passphrase(secret(&line))
-            }
-            DialogState::Pin if line.is_empty() && self.other_way => {
-                self.state = DialogState::Passphrase;
+        match *words.console.get_or_insert(console) == console {
+            true => DialogStep::Next,
+            false => DialogStep::Elsewhere(SHOWN_ELSEWHERE),
+        }
+    }
+
+    fn cancel(&mut self, console: ConsoleId) -> DialogStep {
+        // The console asks for what opens or makes the vault until it is answered.
+        let Some(line) = self.command_of(console) else {
+            return DialogStep::Next;
+        };
+        let step = match line.stage {
+            // The machine cannot stop a try.
+            CommandStage::Running => return DialogStep::Next,
+            CommandStage::Wanting(_) => DialogStep::Drop,
+            CommandStage::Menu(_) | CommandStage::Reset | CommandStage::Shown(_) => {
                 DialogStep::Next
             }
-            DialogState::Pin if line.is_empty() => {
-                self.state = DialogState::Pin;
+        };
+        self.commands.retain(|line| line.console != console);
+        step
+    }
+
+    fn line(&mut self, console: ConsoleId, line: &Zeroizing<String>) -> DialogStep {
+        let mut others = self.commands.iter().filter(|one| one.console != console);
+        let is_free = !others.any(CommandLine::is_busy);
+        if let Some(command) = self.command_of(console) {
+            let step = command.answer(line, is_free);
+            if matches!(
+                step,
+                None | Some(DialogStep::FactoryReset | DialogStep::Lock { .. })
+            ) {
+                self.commands.retain(|line| line.console != console);
+            }
+            return step.unwrap_or(DialogStep::Next);
+        }
+        match &mut self.new_words {
+            Some(words) if words.console == Some(console) => {
+                if !words.check(line) {
+                    return DialogStep::Next;
+                }
+                self.new_words = None;
+                return DialogStep::WordsKept;
+            }
+            // This line came before the question whether to show them.
+            Some(words) if words.console.is_none() => return DialogStep::Next,
+            _ => {}
+        }
+        if !self.asks_unlock(console) {
+            return DialogStep::Next;
+        }
+        self.note.clear();
+        let step = self.unlock_line(console, line);
+        if matches!(
+            step,
+            DialogStep::NewPassphrase(_) | DialogStep::NewPin(_) | DialogStep::Words(_)
+        ) {
+            self.maker = Some(console);
+        }
+        step
+    }
+
+    fn unlock_line(&mut self, console: ConsoleId, line: &Zeroizing<String>) -> DialogStep {
+        match std::mem::take(&mut self.unlock) {
+            UnlockQuestion::Nothing => DialogStep::Next,
+            UnlockQuestion::Passphrase if line.is_empty() => {
+                self.unlock = match self.other_way {
+                    true => UnlockQuestion::Pin,
+                    false => UnlockQuestion::Passphrase,
+                };
+                // Enter alone: a slot that needs no input may open by now, for example by a medium that was
+                // attached.
                 DialogStep::Retry
             }
-            DialogState::Pin => {
-                self.state = DialogState::Pin;
-                match self.pin(&line) {
-                    Some(pin) => DialogStep::Pin(pin),
-                    None => DialogStep::Next,
+            UnlockQuestion::Passphrase => {
+                self.unlock = UnlockQuestion::Passphrase;
+                DialogStep::Passphrase(secret(line))
+            }
+            UnlockQuestion::Pin if line.is_empty() && self.other_way => {
+                self.unlock = UnlockQuestion::Passphrase;
+                DialogStep::Next
+            }
+            UnlockQuestion::Pin => {
+                self.unlock = UnlockQuestion::Pin;
+                match line.is_empty() {
+                    true => DialogStep::Retry,
+                    false => self.pin(line).map_or(DialogStep::Next, DialogStep::Pin),
                 }
             }
-            DialogState::NewPin => {
-                self.state = match self.pin(&line) {
-                    Some(pin) => DialogState::NewPinAgain(pin),
-                    None => DialogState::NewPin,
+            UnlockQuestion::NewPinAgain(by, first) if by == console => {
+                if first.expose() == line.as_str() {
+                    return DialogStep::NewPin(first);
+                }
+                self.differ(UnlockQuestion::NewPin)
+            }
+            // At another console this is the first time that it is typed.
+            UnlockQuestion::NewPin | UnlockQuestion::NewPinAgain(..) => {
+                self.unlock = match self.pin(line) {
+                    Some(pin) => UnlockQuestion::NewPinAgain(console, pin),
+                    None => UnlockQuestion::NewPin,
                 };
                 DialogStep::Next
             }
-            DialogState::NewPinAgain(first) if first.expose() == line.as_str() => {
-                DialogStep::NewPin(first)
-            }
-            DialogState::NewPinAgain(_) => {
-                self.note = "the two differ".to_owned();
-                self.state = DialogState::NewPin;
-                DialogStep::Next
-            }
-            DialogState::NewPassphrase if line.is_empty() => {
-                self.note = "an empty passphrase protects nothing".to_owned();
-                self.state = DialogState::NewPassphrase;
-                DialogStep::Next
-            }
-            DialogState::NewPassphrase => {
-                self.state = DialogState::NewPassphraseAgain(secret(&line));
-                DialogStep::Next
-            }
-            DialogState::NewPassphraseAgain(first) if first.expose() == line.as_str() => {
-                DialogStep::NewPassphrase(first)
-            }
-            DialogState::NewPassphraseAgain(_) => {
-                self.note = "the two differ".to_owned();
-                self.state = DialogState::NewPassphrase;
-                DialogStep::Next
-            }
-            DialogState::Words => self.words(&line),
-            DialogState::Command(_) => self.command(&line),
-            DialogState::Reset if line.as_str() == "RESET" => DialogStep::FactoryReset,
-            DialogState::Reset => {
-                self.state = DialogState::Command(Vec::new());
-                DialogStep::Next
-            }
-            DialogState::Shown(_) => DialogStep::Next,
-            DialogState::Wanting(mut wanting) => match wanting.answer(&line) {
-                Some(given) => DialogStep::Given(given),
-                None => {
-                    self.state = DialogState::Wanting(wanting);
-                    DialogStep::Next
+            UnlockQuestion::NewPassphraseAgain(by, first) if by == console => {
+                if first.expose() == line.as_str() {
+                    return DialogStep::NewPassphrase(first);
                 }
-            },
-            DialogState::Checking { words, places } => self.check(words, places, &line),
+                self.differ(UnlockQuestion::NewPassphrase)
+            }
+            UnlockQuestion::NewPassphrase | UnlockQuestion::NewPassphraseAgain(..) => {
+                self.new_passphrase(console, line)
+            }
+            UnlockQuestion::Words => self.words(line),
         }
+    }
+
+    fn new_passphrase(&mut self, console: ConsoleId, line: &Zeroizing<String>) -> DialogStep {
+        self.unlock = if line.is_empty() {
+            self.note = "an empty passphrase protects nothing".to_owned();
+            UnlockQuestion::NewPassphrase
+        } else {
+            UnlockQuestion::NewPassphraseAgain(console, secret(line))
+        };
+        DialogStep::Next
+    }
+
+    fn differ(&mut self, again: UnlockQuestion) -> DialogStep {
+        self.note = "the two differ".to_owned();
+        self.unlock = again;
+        DialogStep::Next
     }
 
     /// Checks that a TPM can have this PIN. An impossible PIN costs no attempt.
@@ -395,89 +496,11 @@ impl VaultDialog {
             Ok(words) => DialogStep::Words(WordsSource::These(words)),
             Err(error) => {
                 self.note = error.to_string();
-                self.state = DialogState::Words;
+                self.unlock = UnlockQuestion::Words;
                 DialogStep::Next
             }
         }
     }
-
-    fn command(&mut self, line: &Zeroizing<String>) -> DialogStep {
-        if line.trim().is_empty() {
-            return DialogStep::Next;
-        }
-        match VaultCommand::parse(line) {
-            Ok(VaultCommand::FactoryReset) => {
-                self.state = DialogState::Reset;
-                DialogStep::Next
-            }
-            Ok(VaultCommand::Lock { hard }) => DialogStep::Lock { hard },
-            Ok(command) => DialogStep::Run(command),
-            Err(error) => {
-                self.note = error;
-                self.state = DialogState::Command(Vec::new());
-                DialogStep::Next
-            }
-        }
-    }
-
-    fn cancel(&mut self) -> DialogStep {
-        match self.state {
-            DialogState::Command(_) | DialogState::Reset | DialogState::Shown(_) => {
-                self.leave();
-                DialogStep::Next
-            }
-            DialogState::Wanting(_) => {
-                self.leave();
-                DialogStep::Drop
-            }
-            // The console asks for what opens or makes the vault until it is answered.
-            _ => DialogStep::Next,
-        }
-    }
-
-    fn check(&mut self, words: SecretStr, mut places: Vec<usize>, line: &str) -> DialogStep {
-        let number = places.first().copied().unwrap_or(1);
-        let expected = words.expose().split(' ').nth(number.saturating_sub(1));
-        // The words of BIP 39 are in lower case. Phones and habit capitalise the first letter.
-        let typed = Zeroizing::new(line.trim().to_lowercase());
-        if expected == Some(typed.as_str()) {
-            places.remove(0);
-            if places.is_empty() {
-                return DialogStep::WordsKept;
-            }
-        } else {
-            self.note = format!("word {number} is another one");
-        }
-        self.state = DialogState::Checking { words, places };
-        DialogStep::Next
-    }
-}
-
-/// Three different places of `count`, drawn by `random`.
-pub(crate) fn places(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize> {
-    let mut places = Vec::new();
-    while places.len() < CHECKED.min(count) {
-        let mut drawn = usize::try_from(random() % count.max(1) as u64).unwrap_or(0) + 1;
-        // Takes the next free place, so that the loop ends whatever `random` draws.
-        while places.contains(&drawn) {
-            drawn = drawn % count + 1;
-        }
-        places.push(drawn);
-    }
-    places
-}
-
-/// The words with their numbers, down the columns.
-fn table(words: &SecretStr) -> Vec<String> {
-    let words: Vec<&str> = words.expose().split(' ').collect();
-    let rows = words.len().div_ceil(COLUMNS);
-    let cell = |at: usize| {
-        words
-            .get(at)
-            .map(|word| format!("{:>3} {word:<12}", at + 1))
-    };
-    let row = |row: usize| (0..COLUMNS).filter_map(move |column| cell(column * rows + row));
-    (0..rows).map(|n| row(n).collect::<String>()).collect()
 }
 
 fn secret(line: &Zeroizing<String>) -> SecretStr {

@@ -37,6 +37,8 @@ use alknet_vault::{
 
 use crate::control::{MachineDiagnostic, Tpm2Facts, VaultFacts};
 
+#[cfg(test)]
+pub(crate) use commands::CommandPrompt;
 pub(crate) use commands::{
     CommandContext, CommandOutcome, CommandSession, LOCKED, PromptResponse, VaultCommand,
     VaultMediaAccess,

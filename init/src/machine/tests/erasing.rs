@@ -48,7 +48,10 @@ async fn a_reset_waits_for_the_mark_of_a_disk_that_hangs() {
     assert!(!machine.opening);
     machine.handle(MachineEvent::Unlocked(None));
     let line = Zeroizing::new("a passphrase".to_owned());
-    machine.handle(MachineEvent::Answered(ConsoleInput::Line(line)));
+    machine.handle(MachineEvent::Answered {
+        console: console(),
+        input: ConsoleInput::Line(line),
+    });
     assert_eq!(machine.supervisor.order(0, 0), None);
     assert!(machine.offer.passphrase.is_none());
     // The disk answers in the end, twice.
