@@ -123,6 +123,7 @@ fn of_verify(error: &VerifyError) -> CommandError {
     match error {
         VerifyError::OtherContent { .. }
         | VerifyError::OtherPart { .. }
+        | VerifyError::OtherFiles { .. }
         | VerifyError::TooShort { .. } => {
             CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
         }
