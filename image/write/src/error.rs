@@ -29,6 +29,16 @@ pub enum FlashError {
         /// The path.
         path: PathBuf,
     },
+    /// Another disk is in the place of the one that a person confirmed.
+    #[error("{disk} is another disk now: it was {before}, and is {now}; nothing was written")]
+    OtherDisk {
+        /// The disk's name.
+        disk: String,
+        /// What named it before the confirmation.
+        before: String,
+        /// What names it now.
+        now: String,
+    },
     /// The path is a partition.
     #[error("{partition} is a partition; name its disk {disk}, of which everything is overwritten")]
     Partition {

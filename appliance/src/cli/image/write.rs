@@ -69,6 +69,10 @@ pub(super) fn run(args: &ImageWriteArgs, json: bool) -> Result<CommandExit, Comm
         .map_err(|error| of_flash(&error))?;
     if !args.to_file {
         confirm(args, target.facts(), json)?;
+        // A person may take minutes.
+        target
+            .check_unchanged()
+            .map_err(|error| of_flash(&error))?;
     }
     let name = target.facts().name.clone();
     let text = format!(
