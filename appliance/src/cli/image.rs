@@ -105,6 +105,7 @@ fn of_flash(error: &FlashError) -> CommandError {
         }
         FlashError::NotDisk { .. }
         | FlashError::NotFile { .. }
+        | FlashError::NotOwn { .. }
         | FlashError::OtherDisk { .. }
         | FlashError::Partition { .. }
         | FlashError::SystemDisk { .. }

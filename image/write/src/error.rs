@@ -29,6 +29,12 @@ pub enum FlashError {
         /// The path.
         path: PathBuf,
     },
+    /// A configuration was to be written to a file of another user, who could read it.
+    #[error("{} belongs to another user, who could read the configuration; name another file", path.display())]
+    NotOwn {
+        /// The path.
+        path: PathBuf,
+    },
     /// Another disk is in the place of the one that a person confirmed.
     #[error("{disk} is another disk now: it was {before}, and is {now}; nothing was written")]
     OtherDisk {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::libc;
@@ -11,6 +11,9 @@ use crate::disk_use::refuse_used;
 use crate::error::FlashError;
 use crate::facts::{DiskFacts, SystemFolders, device_folder, name_of};
 use crate::sys;
+
+/// Mode of a file that only its owner reads and writes.
+const PRIVATE_MODE: u32 = 0o600;
 
 /// A disk or a file, opened for writing. Of a disk, no other program can mount or claim any part while it is open.
 #[derive(Debug)]
@@ -124,13 +127,60 @@ impl DiskTarget {
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        // A configuration that is placed on the disk may have secrets.
-        options.mode(0o600);
+        options.mode(PRIVATE_MODE);
         let file = options.open(path).map_err(|source| FlashError::Open {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Self {
+        Ok(Self::by_file(file, path))
+    }
+
+    /// Opens a regular file for an image with a configuration, which may have secrets: only its owner, who is the user
+    /// of this process, can read it from here on. A link is not followed.
+    ///
+    /// # Errors
+    /// As [`DiskTarget::file`]; or the file belongs to another user.
+    pub fn private_file(path: &Path) -> Result<Self, FlashError> {
+        let open = |source| FlashError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        // Another user may have put a pipe there, for whose other end an open would wait.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        options.mode(PRIVATE_MODE).custom_flags(flags);
+        let file = match options.open(path) {
+            Ok(file) => file,
+            Err(source) => {
+                let is_other = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
+                return Err(match is_other {
+                    true => FlashError::NotFile {
+                        path: path.to_owned(),
+                    },
+                    false => open(source),
+                });
+            }
+        };
+        let found = file.metadata().map_err(open)?;
+        if !found.is_file() {
+            return Err(FlashError::NotFile {
+                path: path.to_owned(),
+            });
+        }
+        if found.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(FlashError::NotOwn {
+                path: path.to_owned(),
+            });
+        }
+        // The mode of above is that of a new file only.
+        let mode = fs::Permissions::from_mode(PRIVATE_MODE);
+        file.set_permissions(mode).map_err(open)?;
+        Ok(Self::by_file(file, path))
+    }
+
+    fn by_file(file: File, path: &Path) -> Self {
+        Self {
             file,
             facts: DiskFacts {
                 name: path.display().to_string(),
@@ -140,7 +190,7 @@ impl DiskTarget {
                 is_read_only: false,
             },
             device: None,
-        })
+        }
     }
 
     /// What it is.
@@ -316,6 +366,42 @@ mod tests {
         let refused = target.check_unchanged().expect_err("another serial number");
         let said = refused.to_string();
         assert!(said.contains("FIRST") && said.contains("THIRD"), "{said}");
+    }
+
+    #[test]
+    fn a_file_for_a_configuration_is_of_its_owner_alone_and_no_link() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("file");
+        fs::write(&file, "content").expect("writable");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("ours");
+        let target = DiskTarget::private_file(&file).expect("ours");
+        let mode = target.handle().metadata().expect("ours").mode();
+        assert_eq!(mode & 0o777, PRIVATE_MODE);
+        assert_eq!(fs::read(&file).expect("readable"), b"content");
+        let link = dir.path().join("link");
+        symlink(&file, &link).expect("creatable");
+        let refused = DiskTarget::private_file(&link).expect_err("a link");
+        assert!(matches!(refused, FlashError::NotFile { .. }), "{refused}");
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("creatable");
+        let refused = DiskTarget::private_file(&pipe).expect_err("a pipe");
+        assert!(matches!(refused, FlashError::NotFile { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_file_of_another_user_gets_no_configuration() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("file");
+        fs::write(&file, "content").expect("writable");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("ours");
+        let other = nix::unistd::Uid::from_raw(12_345);
+        if nix::unistd::chown(&file, Some(other), None).is_err() {
+            alknet_test_support::skip!("root", "only root gives a file to another user");
+        }
+        let refused = DiskTarget::private_file(&file).expect_err("another user's");
+        assert!(matches!(refused, FlashError::NotOwn { .. }), "{refused}");
+        let mode = fs::metadata(&file).expect("readable").mode();
+        assert_ne!(mode & 0o777, PRIVATE_MODE, "it was changed");
     }
 
     #[test]

@@ -70,9 +70,7 @@ pub(super) fn run(args: &ImageWriteArgs, json: bool) -> Result<CommandExit, Comm
     if !args.to_file {
         confirm(args, target.facts(), json)?;
         // A person may take minutes.
-        target
-            .check_unchanged()
-            .map_err(|error| of_flash(&error))?;
+        target.check_unchanged().map_err(|error| of_flash(&error))?;
     }
     let name = target.facts().name.clone();
     let text = format!(
@@ -115,7 +113,11 @@ fn target(args: &ImageWriteArgs, json: bool) -> Result<DiskTarget, CommandError>
         let question = format!("Overwrite {}? [y/N] ", path.display());
         ask_yes(&question, args, json)?;
     }
-    DiskTarget::file(path).map_err(|error| of_flash(&error))
+    let opened = match args.seed {
+        Some(_) => DiskTarget::private_file(path),
+        None => DiskTarget::file(path),
+    };
+    opened.map_err(|error| of_flash(&error))
 }
 
 fn open(source: &str) -> Result<ImageSource, CommandError> {
