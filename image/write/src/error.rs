@@ -129,6 +129,18 @@ pub enum FlashError {
         /// The same.
         expected: String,
     },
+    /// The image ends early, or is longer than its source said.
+    #[error(
+        "the image has {actual} bytes, and its {said_by} says {expected}; no partition table was written"
+    )]
+    OtherLength {
+        /// Bytes that came.
+        actual: u64,
+        /// Bytes that should have come.
+        expected: u64,
+        /// What says so.
+        said_by: &'static str,
+    },
     /// The disk refuses a write or a read.
     #[error("{disk}: {what}: {source}; the disk has no valid image now")]
     Device {

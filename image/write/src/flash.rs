@@ -93,10 +93,13 @@ pub fn flash(
     tell: &mut dyn FnMut(FlashStep),
 ) -> Result<FlashReport, FlashError> {
     target.check_fits(source)?;
+    // A file that is known to be cut off need not cost the disk its content.
+    source.check_announced()?;
     wipe(target).map_err(target.failed("cannot be wiped"))?;
     let mut writer = ImageWriter::new(target);
     let sha256 = writer.copy(source, tell)?;
     let total = writer.at;
+    source.check_length(total)?;
     if let Some(expected) = options.sha256.as_ref().filter(|it| **it != sha256) {
         return Err(FlashError::OtherContent {
             actual: sha256,

@@ -184,6 +184,49 @@ fn a_write_that_breaks_off_leaves_a_disk_that_boots_nothing() {
     assert!(matches!(refused, VerifyError::TooShort { .. }), "{refused}");
 }
 
+/// A reader with an end before that of the disk, as a pipe has one if the program before it was ended.
+fn cut(file: &Path, bytes: u64) -> Box<dyn Read> {
+    Box::new(File::open(file).expect("readable").take(bytes))
+}
+
+#[test]
+fn an_image_that_ends_early_leaves_no_partition_table() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    let short = 100 << 20;
+    let whole = fs::metadata(release.raw()).expect("it exists").len();
+    for said in [None, Some(whole)] {
+        let source = ImageSource::new(cut(&release.raw(), short), said).expect("its head is whole");
+        let refused = write(source, &scratch.target(), &FlashOptions::default());
+        let refused = refused.expect_err("it ends early");
+        let FlashError::OtherLength {
+            actual, expected, ..
+        } = refused
+        else {
+            panic!("{said:?}: {refused}");
+        };
+        assert_eq!((actual, expected), (short, whole), "{said:?}");
+        assert!(head(&scratch.disk()).iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_off_costs_the_disk_nothing() {
+    let release = ReleaseFolder::shared();
+    let scratch = Scratch::new();
+    fs::write(scratch.disk(), "content").expect("writable");
+    let short = 100 << 20;
+    let source = ImageSource::new(cut(&release.raw(), short), Some(short));
+    let source = source.expect("its head is whole");
+    let refused = write(source, &scratch.target(), &FlashOptions::default());
+    let refused = refused.expect_err("it is cut off");
+    assert!(
+        matches!(refused, FlashError::OtherLength { .. }),
+        "{refused}"
+    );
+    assert_eq!(fs::read(scratch.disk()).expect("readable"), b"content");
+}
+
 #[test]
 fn an_image_of_another_hash_leaves_no_partition_table() {
     let release = ReleaseFolder::shared();
