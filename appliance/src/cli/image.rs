@@ -99,7 +99,9 @@ fn of_image(error: &ImageError) -> CommandError {
 
 fn of_flash(error: &FlashError) -> CommandError {
     match error {
-        FlashError::NotImage { .. } => CommandError::new(CommandExit::Usage, NOT_IMAGE, error),
+        FlashError::NotImage { .. } | FlashError::NoLayout => {
+            CommandError::new(CommandExit::Usage, NOT_IMAGE, error)
+        }
         FlashError::OtherContent { .. } | FlashError::OtherLength { .. } => {
             CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
         }

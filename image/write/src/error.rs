@@ -161,6 +161,12 @@ pub enum FlashError {
         /// What was compared.
         what: &'static str,
     },
+    /// The image has no place for a configuration. Nothing was written.
+    #[error(
+        "the image has no EFI system partition where alknet has it, so it takes no configuration; take the file of the \
+         form raw"
+    )]
+    NoLayout,
     /// The configuration cannot be placed on the disk.
     #[error(
         "cannot place the configuration on {disk}: {source}; the disk has no partition table, and boots nothing"

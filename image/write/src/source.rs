@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use alknet_image::disk_bytes_by_head;
+use alknet_image::{disk_bytes_by_head, head_has_layout};
 use zstd::zstd_safe;
 
 use crate::error::FlashError;
@@ -86,6 +86,17 @@ impl ImageSource {
     #[must_use]
     pub const fn bytes(&self) -> Option<u64> {
         self.bytes
+    }
+
+    /// Checks whether a configuration can be placed on the image. [`flash`](crate::flash) checks it, too, before it writes.
+    ///
+    /// # Errors
+    /// [`FlashError::NoLayout`].
+    pub fn check_takes_files(&self) -> Result<(), FlashError> {
+        match head_has_layout(&self.head) {
+            true => Ok(()),
+            false => Err(FlashError::NoLayout),
+        }
     }
 
     /// Compares the bytes of the image, which came or are about to come, with what its source and its partition table say.

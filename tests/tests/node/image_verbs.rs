@@ -283,6 +283,7 @@ fn what_cannot_be_written_is_refused_with_its_reason() {
     qcow2[..4].copy_from_slice(b"QFI\xfb");
     fs::write(user.file("disk.qcow2"), qcow2).expect("the folder is ours");
     fs::write(user.file("full"), "content").expect("the folder is ours");
+    fs::write(user.file("node.toml"), "[node]\nname = \"edge-1\"\n").expect("the folder is ours");
     fs::write(user.file("wrong.toml"), "[node]\nnmae = 1\n").expect("the folder is ours");
     let zeros = "0".repeat(64);
     for (words, status, code, text) in [
@@ -306,6 +307,12 @@ fn what_cannot_be_written_is_refused_with_its_reason() {
             USAGE,
             "USAGE",
             "nmae",
+        ),
+        (
+            &["disk.raw", "a", "--to-file", "--yes", "--seed", "node.toml"],
+            USAGE,
+            "NOT_IMAGE",
+            "takes no configuration",
         ),
     ] {
         let refused = user.run(&[&["write", "--json"], words].concat());

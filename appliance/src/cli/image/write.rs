@@ -67,6 +67,11 @@ pub(super) fn run(args: &ImageWriteArgs, json: bool) -> Result<CommandExit, Comm
     target
         .check_fits(&source)
         .map_err(|error| of_flash(&error))?;
+    if !files.is_empty() {
+        source
+            .check_takes_files()
+            .map_err(|error| of_flash(&error))?;
+    }
     if !args.to_file {
         confirm(args, target.facts(), json)?;
         // A person may take minutes.
