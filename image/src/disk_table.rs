@@ -39,6 +39,14 @@ const PROTECTIVE: [u8; 18] = [
     0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0,
 ];
 const PROTECTIVE_AT: usize = 440;
+/// Bytes of the data partition in which a volume for firmware would have its marks.
+const DATA_BEGIN_BYTES: usize = 64 << 10;
+/// First byte of a volume of FAT, exFAT or NTFS, as EDK2 takes it for one.
+const JUMPS: [u8; 3] = [0xe9, 0xeb, 0x49];
+/// Where the descriptors of ISO 9660 and UDF begin, bytes of each, and their marks (ECMA-119 and ECMA-167).
+const OPTICAL_AT: usize = 32 << 10;
+const OPTICAL_BYTES: usize = 2048;
+const OPTICAL_MARKS: [&[u8; 5]; 4] = [b"CD001", b"BEA01", b"NSR02", b"NSR03"];
 /// Where the other three records of that table are.
 const OTHER_RECORDS: std::ops::Range<usize> = 462..510;
 
@@ -97,7 +105,24 @@ pub fn table_difference(
             "backup of the partition table: it is another table".to_owned(),
         ));
     }
-    Ok(primary.difference(blocks, last))
+    match primary.difference(blocks, last) {
+        Some(what) => Ok(Some(what)),
+        None => data_difference(disk),
+    }
+}
+
+/// Firmware starts programs from each volume that it can read, whatever the type of its partition, and looks for more
+/// partitions within one. Returns whether it could find either in the data partition, which is encrypted or ext4.
+fn data_difference(disk: &File) -> io::Result<Option<String>> {
+    let mut begin = vec![0; DATA_BEGIN_BYTES];
+    disk.read_exact_at(&mut begin, DATA_FIRST_LBA * LBA_BYTES)?;
+    let is_volume = JUMPS.contains(&begin[0]) || begin[510..512] == [0x55, 0xaa];
+    let is_table = begin[512..].starts_with(&MAGIC[..8]);
+    let descriptors = begin[OPTICAL_AT..].chunks_exact(OPTICAL_BYTES);
+    let mut marks = descriptors.map(|descriptor| &descriptor[1..6]);
+    let is_optical = marks.any(|mark| OPTICAL_MARKS.iter().any(|it| mark == *it));
+    let is_other = is_volume || is_table || is_optical;
+    Ok(is_other.then(|| "data partition: firmware may start a program from it".to_owned()))
 }
 
 fn is_protective(first: &[u8]) -> bool {
@@ -266,6 +291,32 @@ mod tests {
         assert_eq!(disk_bytes_by_head(&head[..600]), None);
         head[512] = 0;
         assert!(!head_has_layout(&head));
+    }
+
+    #[test]
+    fn a_volume_for_firmware_in_the_data_partition_is_named() {
+        let data = DATA_FIRST_LBA * LBA_BYTES;
+        for (at, bytes) in [
+            (0, &b"\xeb\x58\x90"[..]),
+            (510, b"\x55\xaa"),
+            (512, b"EFI PART"),
+            (32_769, b"CD001"),
+            (32_769 + 2048, b"NSR03"),
+        ] {
+            let disk = written();
+            disk.write_all_at(bytes, data + at).expect("writable");
+            let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+            let found = found.unwrap_or_else(|| panic!("{bytes:?} is not looked at"));
+            assert!(found.contains("data partition"), "{bytes:?}: {found}");
+        }
+        // The beginning of an encrypted partition, and the superblock of ext4.
+        let disk = written();
+        disk.write_all_at(b"LUKS\xba\xbe\0\x02", data)
+            .expect("writable");
+        disk.write_all_at(&[0x53, 0xef], data + 1024 + 56)
+            .expect("writable");
+        let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+        assert_eq!(found, None);
     }
 
     #[test]
