@@ -37,13 +37,13 @@ pub const DISK_BYTES: u64 = ESP_BYTES + (16 << 20);
 /// Largest EFI program in bytes: three must fit into the EFI system partition.
 pub const UKI_BYTES_MAX: u64 = ESP_BYTES / 3;
 
-const DATA_FIRST_LBA: u64 = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
+pub(crate) const DATA_FIRST_LBA: u64 = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
 /// Blocks of the backup partition table at the end: 32 of entries and a header.
-const BACKUP_LBAS: u64 = 33;
+pub(crate) const BACKUP_LBAS: u64 = 33;
 
-const TYPE_BIOS: Uuid = uuid!("21686148-6449-6E6F-744E-656564454649");
-const TYPE_ESP: Uuid = uuid!("C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
-const TYPE_DATA: Uuid = uuid!("0FC63DAF-8483-4772-8E79-3D69D8477DE4");
+pub(crate) const TYPE_BIOS: Uuid = uuid!("21686148-6449-6E6F-744E-656564454649");
+pub(crate) const TYPE_ESP: Uuid = uuid!("C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
+pub(crate) const TYPE_DATA: Uuid = uuid!("0FC63DAF-8483-4772-8E79-3D69D8477DE4");
 
 const FAT_LABEL: [u8; 11] = *b"ALKESP     ";
 /// Small enough that 256 MiB are FAT32 and not FAT16, large enough that the tables stay at 1 MiB.

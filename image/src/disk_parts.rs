@@ -8,13 +8,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use alknet_fat::{FatVolume, FilePartition};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::disk::{BIOS_FIRST_LBA, BIOS_LAST_LBA, LBA_BYTES};
+use crate::disk::{BIOS_FIRST_LBA, BIOS_LAST_LBA, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
 use crate::error::ImageError;
-use crate::esp::EspVolume;
 use crate::form::{ImageForm, OutputRole};
 use crate::manifest::{ManifestOutput, hex_sha256};
 use crate::out::at;
@@ -35,8 +35,8 @@ pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 4] = [
         "the loader counts the starts of a new version there",
     ),
     (
-        "other files of the EFI system partition",
-        "a configuration lies there until the first boot, and firmware may keep files of its own there",
+        "configuration on the EFI system partition",
+        "it lies there until the first boot",
     ),
     ("data partition", "the machine writes its data there"),
 ];
@@ -81,7 +81,8 @@ impl ManifestDisk {
     /// Reads the parts of a disk, or of its image.
     ///
     /// # Errors
-    /// The disk cannot be read, or has no EFI system partition of this project.
+    /// The disk cannot be read, or its EFI system partition is one that not every firmware reads in the same way. The
+    /// latter has the kind [`InvalidData`](io::ErrorKind::InvalidData) or [`InvalidInput`](io::ErrorKind::InvalidInput).
     pub fn read(disk: &File) -> io::Result<Self> {
         let loader_end = (BIOS_LAST_LBA + 1 - BOOT_STATE_LBAS) * LBA_BYTES;
         let ranges = [
@@ -99,13 +100,14 @@ impl ManifestDisk {
             })
         });
         let regions = regions.collect::<io::Result<_>>()?;
-        let volume = EspVolume::open(disk)?;
-        let files = volume.files()?.into_iter().map(|file| {
+        let partition = FilePartition::new(disk, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
+        let volume = FatVolume::open(partition)?;
+        let files = volume.unambiguous_files()?.into_iter().map(|file| {
             let mut hasher = HashWriter(Sha256::new());
-            volume.copy(&file, &mut hasher)?;
+            io::copy(&mut volume.open_file(&file.path)?, &mut hasher)?;
             Ok(ManifestEspFile {
                 path: file.path,
-                bytes: file.bytes,
+                bytes: file.bytes.into(),
                 sha256: HEXLOWER.encode(&hasher.0.finalize()),
             })
         });

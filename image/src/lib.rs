@@ -28,6 +28,7 @@ mod container_images;
 mod cpio;
 mod disk;
 mod disk_parts;
+mod disk_table;
 mod elf;
 mod erofs;
 mod error;
@@ -60,6 +61,7 @@ pub use disk::{
     LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use disk_parts::{DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion};
+pub use disk_table::{disk_bytes_by_head, head_has_layout, table_difference};
 pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};
 pub use form::{ImageForm, OutputRole};

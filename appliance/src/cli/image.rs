@@ -99,12 +99,16 @@ fn of_image(error: &ImageError) -> CommandError {
 
 fn of_flash(error: &FlashError) -> CommandError {
     match error {
-        FlashError::NotImage { .. } => CommandError::new(CommandExit::Usage, NOT_IMAGE, error),
-        FlashError::OtherContent { .. } => {
+        FlashError::NotImage { .. } | FlashError::NoLayout => {
+            CommandError::new(CommandExit::Usage, NOT_IMAGE, error)
+        }
+        FlashError::OtherContent { .. } | FlashError::OtherLength { .. } => {
             CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
         }
         FlashError::NotDisk { .. }
         | FlashError::NotFile { .. }
+        | FlashError::NotOwn { .. }
+        | FlashError::OtherDisk { .. }
         | FlashError::Partition { .. }
         | FlashError::SystemDisk { .. }
         | FlashError::Mounted { .. }
@@ -123,6 +127,7 @@ fn of_verify(error: &VerifyError) -> CommandError {
     match error {
         VerifyError::OtherContent { .. }
         | VerifyError::OtherPart { .. }
+        | VerifyError::OtherFiles { .. }
         | VerifyError::TooShort { .. } => {
             CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
         }

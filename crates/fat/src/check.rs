@@ -19,9 +19,14 @@ impl<D: BlockDevice> FatVolume<D> {
     /// The device cannot be read, or the volume passes one of the [`limits`](crate::limits).
     pub fn check(&self, own: &[&str]) -> Result<FatReport, FatError> {
         let scan = VolumeScan::read(&self.device, &self.geometry)?;
-        let mut report = self.count_files(&scan, own);
-        self.check_state(&scan, &mut report)?;
-        self.check_entries(&scan, &mut report);
+        self.report(&scan, own)
+    }
+
+    /// What is not in order in what was read.
+    pub(crate) fn report(&self, scan: &VolumeScan, own: &[&str]) -> Result<FatReport, FatError> {
+        let mut report = self.count_files(scan, own);
+        self.check_state(scan, &mut report)?;
+        self.check_entries(scan, &mut report);
         Ok(report)
     }
 

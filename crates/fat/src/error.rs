@@ -24,6 +24,12 @@ pub enum FatError {
     /// The volume is sound and of a kind that this operation does not serve.
     #[error("{0}")]
     Unsupported(&'static str),
+    /// Systems may find different files on the volume.
+    #[error("not every system reads the FAT volume in the same way: {what}")]
+    Ambiguous {
+        /// What they may read differently.
+        what: String,
+    },
     /// The volume is larger than what [`limits`](crate::limits) allow. Nothing was changed.
     #[error("the volume has more {what} than the {limit} that are allowed")]
     Limit {
@@ -110,9 +116,10 @@ impl From<FatError> for io::Error {
 
         let kind = match &error {
             FatError::Io { source, .. } => source.kind(),
-            FatError::NotFat(_) | FatError::Damaged { .. } | FatError::NeedsRepair(_) => {
-                ErrorKind::InvalidData
-            }
+            FatError::NotFat(_)
+            | FatError::Ambiguous { .. }
+            | FatError::Damaged { .. }
+            | FatError::NeedsRepair(_) => ErrorKind::InvalidData,
             FatError::Unsupported(_) => ErrorKind::Unsupported,
             FatError::NotFound { .. } => ErrorKind::NotFound,
             FatError::NotAFile { .. } => ErrorKind::IsADirectory,

@@ -15,6 +15,8 @@ pub(crate) const FREE_MARK: u8 = 0xe5;
 pub(crate) const ATTRIBUTE_LABEL: u8 = 0x08;
 pub(crate) const ATTRIBUTE_FOLDER: u8 = 0x10;
 pub(crate) const ATTRIBUTE_ARCHIVE: u8 = 0x20;
+/// Bits that the specification reserves. Some systems compare attributes without them.
+const ATTRIBUTES_RESERVED: u8 = 0xc0;
 /// All of read-only, hidden, system and label together, which no file has.
 const ATTRIBUTE_LONG: u8 = 0x0f;
 const ATTRIBUTE_LONG_MASK: u8 = 0x3f;
@@ -142,6 +144,42 @@ impl RawFolder {
     pub(crate) fn is_long_part(&self, slot: usize) -> bool {
         let slot = self.slot(slot);
         slot[0] != FREE_MARK && slot[0] != END_MARK && is_long(slot)
+    }
+
+    /// How many slots in use some systems may take for files and others not: labels in another place than the root or
+    /// with content, `.` and `..` elsewhere than at the beginning, reserved attributes, and what lies behind the end.
+    pub(crate) fn strays(&self, is_root: bool) -> u32 {
+        let mut strays = 0;
+        let (mut is_behind_end, mut has_label) = (false, false);
+        for number in 0..self.slots() {
+            let slot = self.slot(number);
+            let (first, attributes) = (slot[0], slot[11]);
+            is_behind_end |= first == END_MARK;
+            if first == END_MARK || first == FREE_MARK {
+                continue;
+            }
+            // Linux reads on behind the end, and EDK2 does not.
+            let is_stray = if is_behind_end || attributes & ATTRIBUTES_RESERVED != 0 {
+                true
+            } else if is_long(slot) {
+                false
+            } else if attributes & ATTRIBUTE_LABEL != 0 {
+                let is_plain = attributes & !ATTRIBUTE_ARCHIVE == ATTRIBUTE_LABEL
+                    && u16_at(slot, 20) == 0
+                    && u16_at(slot, 26) == 0
+                    && u32_at(slot, 28) == 0;
+                let is_second = std::mem::replace(&mut has_label, true);
+                !is_root || is_second || !is_plain
+            } else if slot[..SHORT_BYTES] == ShortName::DOT.0 {
+                is_root || number != 0
+            } else if slot[..SHORT_BYTES] == ShortName::DOT_DOT.0 {
+                is_root || number != 1
+            } else {
+                false
+            };
+            strays += u32::from(is_stray);
+        }
+        strays
     }
 
     /// The entries of the folder.

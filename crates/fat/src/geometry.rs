@@ -17,7 +17,7 @@ pub(crate) const FAT32_MASK: u32 = 0x0fff_ffff;
 const FAT32_CLUSTERS_MAX: u32 = 0x0fff_fff5;
 /// Fewest clusters of FAT16 and of FAT32 by the specification.
 const FAT16_CLUSTERS_MIN: u64 = 4085;
-const FAT32_CLUSTERS_MIN: u64 = 65_525;
+pub(crate) const FAT32_CLUSTERS_MIN: u64 = 65_525;
 /// Bit of `BPB_ExtFlags`: only one of the tables is in use.
 const FLAG_ONE_TABLE: u16 = 0x80;
 

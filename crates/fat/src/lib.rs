@@ -66,6 +66,7 @@ mod scan;
 mod table;
 #[cfg(test)]
 mod testing;
+mod uniform;
 mod volume;
 mod write;
 mod writer;
@@ -79,5 +80,6 @@ pub use geometry::{FatGeometry, FatKind};
 pub use name::ShortName;
 pub use repair::{NameChoice, NamedChain, RepairReport, RepairRules};
 pub use report::{ChainDamage, EntryDamage, FatFinding, FatReport};
+pub use uniform::ListedFile;
 pub use volume::FatVolume;
 pub use writer::FatFileWriter;

@@ -68,6 +68,8 @@ pub(crate) struct VolumeScan {
     pub(crate) entries: Vec<ScanEntry>,
     /// Slots of long names that belong to no entry.
     pub(crate) orphans: u32,
+    /// Slots in use that systems may or may not take for files.
+    pub(crate) strays: u32,
     /// The boot sector's byte with the state of the volume.
     pub(crate) state: u8,
     owners: ClusterOwners,
@@ -106,6 +108,7 @@ impl VolumeScan {
             differences,
             entries: vec![ScanEntry::root(geometry)],
             orphans: 0,
+            strays: 0,
             state: boot[geometry.state_byte()],
             owners: ClusterOwners {
                 owner: vec![0; count],
@@ -206,6 +209,7 @@ impl VolumeScan {
     ) -> Result<Vec<usize>, FatError> {
         let parsed = raw.parse(geometry.kind);
         self.orphans += parsed.orphans;
+        self.strays += raw.strays(folder == ROOT);
         // Without slots it was read before, under another name.
         if raw.slots() > 0 {
             self.check_dots(geometry, folder, &parsed);

@@ -29,6 +29,22 @@ pub enum FlashError {
         /// The path.
         path: PathBuf,
     },
+    /// A configuration was to be written to a file of another user, who could read it.
+    #[error("{} belongs to another user, who could read the configuration; name another file", path.display())]
+    NotOwn {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another disk is in the place of the one that a person confirmed.
+    #[error("{disk} is another disk now: it was {before}, and is {now}; nothing was written")]
+    OtherDisk {
+        /// The disk's name.
+        disk: String,
+        /// What named it before the confirmation.
+        before: String,
+        /// What names it now.
+        now: String,
+    },
     /// The path is a partition.
     #[error("{partition} is a partition; name its disk {disk}, of which everything is overwritten")]
     Partition {
@@ -113,6 +129,18 @@ pub enum FlashError {
         /// The same.
         expected: String,
     },
+    /// The image ends early, or is longer than its source said.
+    #[error(
+        "the image has {actual} bytes, and its {said_by} says {expected}; no partition table was written"
+    )]
+    OtherLength {
+        /// Bytes that came.
+        actual: u64,
+        /// Bytes that should have come.
+        expected: u64,
+        /// What says so.
+        said_by: &'static str,
+    },
     /// The disk refuses a write or a read.
     #[error("{disk}: {what}: {source}; the disk has no valid image now")]
     Device {
@@ -133,6 +161,12 @@ pub enum FlashError {
         /// What was compared.
         what: &'static str,
     },
+    /// The image has no place for a configuration. Nothing was written.
+    #[error(
+        "the image has no EFI system partition where alknet has it, so it takes no configuration; take the file of the \
+         form raw"
+    )]
+    NoLayout,
     /// The configuration cannot be placed on the disk.
     #[error(
         "cannot place the configuration on {disk}: {source}; the disk has no partition table, and boots nothing"

@@ -63,6 +63,8 @@ pub enum FlashStep {
         /// Bytes of the image.
         total: u64,
     },
+    /// The files are on the disk, and are about to be read back.
+    Placed,
     /// The partition table is being written. From here on the disk should not be interrupted.
     Finishing,
 }
@@ -93,10 +95,16 @@ pub fn flash(
     tell: &mut dyn FnMut(FlashStep),
 ) -> Result<FlashReport, FlashError> {
     target.check_fits(source)?;
+    if !options.files.is_empty() {
+        source.check_takes_files()?;
+    }
+    // A file that is known to be cut off need not cost the disk its content.
+    source.check_announced()?;
     wipe(target).map_err(target.failed("cannot be wiped"))?;
     let mut writer = ImageWriter::new(target);
     let sha256 = writer.copy(source, tell)?;
     let total = writer.at;
+    source.check_length(total)?;
     if let Some(expected) = options.sha256.as_ref().filter(|it| **it != sha256) {
         return Err(FlashError::OtherContent {
             actual: sha256,
@@ -104,7 +112,7 @@ pub fn flash(
         });
     }
     compare(source.head(), target, total, &sha256, tell)?;
-    place(target, options.files)?;
+    place(target, options.files, tell)?;
     tell(FlashStep::Finishing);
     finish(source.head(), target)?;
     let known = !target.is_device() || sys::read_partition_table(target.handle()).is_ok();
@@ -314,7 +322,11 @@ fn compare(
 }
 
 /// Places files on the EFI system partition, and reads them back.
-fn place(target: &DiskTarget, files: &[PlacedFile]) -> Result<(), FlashError> {
+fn place(
+    target: &DiskTarget,
+    files: &[PlacedFile],
+    tell: &mut dyn FnMut(FlashStep),
+) -> Result<(), FlashError> {
     if files.is_empty() {
         return Ok(());
     }
@@ -328,6 +340,7 @@ fn place(target: &DiskTarget, files: &[PlacedFile]) -> Result<(), FlashError> {
         volume.add(&file.path, &file.content).map_err(failed)?;
     }
     disk.sync_all().map_err(failed)?;
+    tell(FlashStep::Placed);
     // No length: to the end of the disk (posix_fadvise(2)).
     forget(disk, 0, 0);
     let volume = EspVolume::open(disk).map_err(failed)?;

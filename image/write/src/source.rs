@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use alknet_image::{disk_bytes_by_head, head_has_layout};
 use zstd::zstd_safe;
 
 use crate::error::FlashError;
@@ -33,6 +34,8 @@ pub struct ImageSource {
     rest: Box<dyn Read>,
     head: Vec<u8>,
     bytes: Option<u64>,
+    /// Whether `bytes` is that of the whole image, and not of the first of several frames.
+    is_exact: bool,
 }
 
 impl ImageSource {
@@ -71,13 +74,61 @@ impl ImageSource {
                 what: "without a partition table",
             });
         }
-        Ok(Self { rest, head, bytes })
+        Ok(Self {
+            rest,
+            head,
+            bytes,
+            is_exact: !is_packed,
+        })
     }
 
     /// Bytes of the unpacked image, if they are known.
     #[must_use]
     pub const fn bytes(&self) -> Option<u64> {
         self.bytes
+    }
+
+    /// Checks whether a configuration can be placed on the image. [`flash`](crate::flash) checks it, too, before it writes.
+    ///
+    /// # Errors
+    /// [`FlashError::NoLayout`].
+    pub fn check_takes_files(&self) -> Result<(), FlashError> {
+        match head_has_layout(&self.head) {
+            true => Ok(()),
+            false => Err(FlashError::NoLayout),
+        }
+    }
+
+    /// Compares the bytes of the image, which came or are about to come, with what its source and its partition table say.
+    ///
+    /// # Errors
+    /// [`FlashError::OtherLength`].
+    pub(crate) fn check_length(&self, actual: u64) -> Result<(), FlashError> {
+        let other = |expected, said_by| {
+            Err(FlashError::OtherLength {
+                actual,
+                expected,
+                said_by,
+            })
+        };
+        if let Some(expected) = self.bytes
+            && (actual < expected || (self.is_exact && actual > expected))
+        {
+            return other(expected, "source");
+        }
+        // A disk may have more behind the backup of its table, and never less.
+        match disk_bytes_by_head(&self.head) {
+            Some(expected) if actual < expected => other(expected, "partition table"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same before anything is written, if the source says the length of the whole image.
+    pub(crate) fn check_announced(&self) -> Result<(), FlashError> {
+        match self.bytes.filter(|_| self.is_exact) {
+            Some(bytes) => self.check_length(bytes),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn head(&self) -> &[u8] {

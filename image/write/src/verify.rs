@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    BIOS_FIRST_LBA, BIOS_LAST_LBA, DISK_PARTS_LEFT_OUT, ESP_BYTES, ESP_FIRST_LBA, ImageForm,
-    LBA_BYTES, Manifest, ManifestDisk, ManifestOutput, OutputRole,
+    DISK_PARTS_LEFT_OUT, ImageForm, Manifest, ManifestDisk, ManifestOutput, OutputRole,
+    table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -15,10 +14,9 @@ use thiserror::Error;
 
 use crate::read_back::{DirectReader, READ_BYTES, forget};
 
-/// Bytes of an entry of the partition table, and places of its first and last block (UEFI 2.10 section 5.3.3).
-const ENTRY_BYTES: usize = 128;
-const FIRST_LBA_AT: usize = 32;
-const LAST_LBA_AT: usize = 40;
+/// What an administrator places on the EFI system partition, for the first boot.
+const CONFIGURATION_FILE: &str = "alknet.toml";
+const CONFIGURATION_FOLDER: &str = "alknet/";
 
 /// Why a file or a disk is not what the manifest says.
 #[derive(Debug, Error)]
@@ -71,6 +69,19 @@ pub enum VerifyError {
         /// The part.
         part: String,
     },
+    /// The EFI system partition has files that the manifest does not have. Firmware or the loader of systemd may load
+    /// them beside the program.
+    #[error(
+        "{} has files on its EFI system partition that the manifest does not have: {}",
+        path.display(),
+        files.join(", ")
+    )]
+    OtherFiles {
+        /// The disk.
+        path: PathBuf,
+        /// Their paths from the root of the partition.
+        files: Vec<String>,
+    },
 }
 
 /// A part that was compared.
@@ -91,7 +102,7 @@ pub struct ImageCheck {
     pub checked: Vec<CheckedPart>,
     /// The parts that were not, by rule, each with the reason. Empty if everything was compared.
     pub left_out: Vec<(&'static str, &'static str)>,
-    /// Files of the EFI system partition that the manifest does not have.
+    /// Files of the EFI system partition that the manifest does not have: those of a configuration.
     pub others: Vec<String>,
 }
 
@@ -148,7 +159,9 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 /// Checks a disk that was written from the form `raw`, or a copy of it.
 ///
 /// A disk that no machine was started from is compared as a whole. Of another one the parts are compared that stay as
-/// they are, and [`ImageCheck::left_out`] names the others.
+/// they are, and [`ImageCheck::left_out`] names the others. The partition table and its backup must have the layout of the
+/// image, and every firmware must find the same files on the EFI system partition: those of the manifest, and a
+/// configuration.
 ///
 /// # Errors
 /// See [`VerifyError`].
@@ -180,17 +193,31 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
         path: path.to_owned(),
         part,
     };
-    check_table(&disk, image.bytes)
+    table_difference(&disk, image.bytes, present)
         .map_err(unreadable)?
         .map_or(Ok(()), |part| Err(differs(part)))?;
-    let found = ManifestDisk::read(&disk).map_err(unreadable)?;
-    compared(expected, &found).map_err(differs)
+    let found = ManifestDisk::read(&disk).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+            differs(format!("EFI system partition: {error}"))
+        }
+        _ => unreadable(error),
+    })?;
+    let check = compared(expected, &found).map_err(differs)?;
+    let foreign = check.others.iter().filter(|it| !is_configuration(it));
+    let files: Vec<String> = foreign.cloned().collect();
+    match files.is_empty() {
+        true => Ok(check),
+        false => Err(VerifyError::OtherFiles {
+            path: path.to_owned(),
+            files,
+        }),
+    }
 }
 
 /// Compares the parts, and returns the name of the first that differs.
 fn compared(expected: &ManifestDisk, found: &ManifestDisk) -> Result<ImageCheck, String> {
     let mut checked = vec![CheckedPart {
-        name: "places of the partitions".to_owned(),
+        name: "partition table and its backup, but for identities".to_owned(),
         bytes: 0,
     }];
     for region in &expected.regions {
@@ -222,37 +249,10 @@ fn compared(expected: &ManifestDisk, found: &ManifestDisk) -> Result<ImageCheck,
     })
 }
 
-/// Whether the three partitions begin and end where the layout says; the last one may have grown. Returns what differs.
-fn check_table(disk: &File, image_bytes: u64) -> io::Result<Option<String>> {
-    let mut table = vec![0; 2 * LBA_BYTES as usize];
-    disk.read_exact_at(&mut table, LBA_BYTES)?;
-    if !table.starts_with(b"EFI PART") {
-        return Ok(Some("it has no partition table".to_owned()));
-    }
-    let entries = &table[LBA_BYTES as usize..];
-    let number = |entry: usize, at: usize| {
-        let at = entry * ENTRY_BYTES + at;
-        let mut digits = [0; 8];
-        digits.copy_from_slice(&entries[at..at + 8]);
-        u64::from_le_bytes(digits)
-    };
-    let data = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
-    let ends = [BIOS_LAST_LBA, data - 1];
-    for (entry, first) in [BIOS_FIRST_LBA, ESP_FIRST_LBA, data]
-        .into_iter()
-        .enumerate()
-    {
-        let (begins, last) = (number(entry, FIRST_LBA_AT), number(entry, LAST_LBA_AT));
-        let is_right = match ends.get(entry) {
-            Some(end) => last == *end,
-            // The machine only makes it larger.
-            None => last > first && (last + 1) * LBA_BYTES > image_bytes - (1 << 20),
-        };
-        if begins != first || !is_right {
-            return Ok(Some(format!("place of partition {}", entry + 1)));
-        }
-    }
-    Ok(None)
+/// Whether a file is a part of a configuration, which no firmware loads.
+fn is_configuration(path: &str) -> bool {
+    let path = path.to_ascii_lowercase();
+    path == CONFIGURATION_FILE || path.starts_with(CONFIGURATION_FOLDER)
 }
 
 /// SHA-256 of the first bytes of a disk.

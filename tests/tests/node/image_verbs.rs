@@ -150,6 +150,10 @@ fn the_commands_of_the_page_of_images_work() {
     );
     assert!(written.contains("placed: alknet.toml"), "{written}");
     assert!(checked.contains("other     alknet.toml"), "{checked}");
+    assert!(
+        checked.contains(&format!("the manifest of version {version}")),
+        "{checked}"
+    );
     assert!(checked.contains("left out  data partition"), "{checked}");
     assert!(signed.contains("out/manifest.json.minisig"), "{signed}");
     assert!(signed.contains("the signature holds"), "{signed}");
@@ -279,6 +283,7 @@ fn what_cannot_be_written_is_refused_with_its_reason() {
     qcow2[..4].copy_from_slice(b"QFI\xfb");
     fs::write(user.file("disk.qcow2"), qcow2).expect("the folder is ours");
     fs::write(user.file("full"), "content").expect("the folder is ours");
+    fs::write(user.file("node.toml"), "[node]\nname = \"edge-1\"\n").expect("the folder is ours");
     fs::write(user.file("wrong.toml"), "[node]\nnmae = 1\n").expect("the folder is ours");
     let zeros = "0".repeat(64);
     for (words, status, code, text) in [
@@ -302,6 +307,12 @@ fn what_cannot_be_written_is_refused_with_its_reason() {
             USAGE,
             "USAGE",
             "nmae",
+        ),
+        (
+            &["disk.raw", "a", "--to-file", "--yes", "--seed", "node.toml"],
+            USAGE,
+            "NOT_IMAGE",
+            "takes no configuration",
         ),
     ] {
         let refused = user.run(&[&["write", "--json"], words].concat());
@@ -392,6 +403,26 @@ fn the_image_key_of_a_vault_signs_for_minisign() {
     fs::write(&file, "something else").expect("the folder is ours");
     let refused = user.run(&["verify", "file", "--key", key, "--json"]);
     assert_eq!(error(&refused), (FAILED, "IMAGE_DIFFERS".to_owned()));
+}
+
+#[test]
+fn a_signature_holds_for_no_file_of_another_name() {
+    let user = ImageUser::new();
+    let version = user.release();
+    let sign = user.command(&["sign", "out/manifest.json", "--mnemonic-stdin", "--json"]);
+    let signed = run_with_input(sign, WORDS).json();
+    let key = signed["public_key"].as_str().expect("a key");
+    let checked = user.run(&["verify", "out/manifest.json", "--key", key, "--json"]);
+    let comment = format!("file:manifest.json version:{version} hashed");
+    assert_eq!(checked.json()["trusted_comment"], comment.as_str());
+    for ending in ["", ".minisig"] {
+        let from = user.file(&format!("out/manifest.json{ending}"));
+        let to = user.file(&format!("out/newer.json{ending}"));
+        fs::rename(from, to).expect("the folder is ours");
+    }
+    let refused = user.run(&["verify", "out/newer.json", "--key", key, "--json"]);
+    assert_eq!(error(&refused), (FAILED, "IMAGE_DIFFERS".to_owned()));
+    assert!(refused.errors.contains("newer.json"), "{refused:?}");
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageError, Manifest, SIGNATURE_ENDING, sign_folder};
+use alknet_image::{ImageError, MANIFEST_FILE, Manifest, SIGNATURE_ENDING, sign_folder};
 use alknet_image_write::authenticode::{EfiSigner, sign as sign_program};
 use alknet_image_write::minisign::{
-    EncryptedKey, MinisignError, MinisignKey, MinisignSecretKey, TEXT_BYTES_MAX,
+    EncryptedKey, MinisignError, MinisignKey, MinisignSecretKey, TEXT_BYTES_MAX, file_comment,
 };
 use alknet_vault::{Ed25519Signer, KeyPurpose};
 use alknet_vault_cli::{SecretPrompt, TerminalPrompt, VaultOpenArgs, WordsArgs, with_signer};
@@ -67,8 +67,12 @@ impl FileSigner<'_> {
     /// The content of the signature of a file.
     fn sign(&self, path: &Path) -> Result<String, CommandError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // Without a time, so that the same file always has the same signature.
-        let trusted = format!("file:{name} hashed");
+        // The manifest of every release has the same name. Its version tells them apart.
+        let manifest = match name == MANIFEST_FILE {
+            true => Manifest::read_file(path).ok(),
+            false => None,
+        };
+        let trusted = file_comment(&name, manifest.as_ref().map(|it| it.version.as_str()));
         let signed = File::open(path).and_then(|mut file| match self {
             Self::Minisign(key) => key.sign(&mut file, &trusted),
             Self::Vault(public, signer) => {

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{Manifest, SIGNATURE_ENDING};
-use alknet_image_write::minisign::{MinisignKey, MinisignSignature, TEXT_BYTES_MAX};
+use alknet_image_write::minisign::{MinisignKey, MinisignSignature, TEXT_BYTES_MAX, comment_names};
 use alknet_image_write::{ImageCheck, verify_disk, verify_file};
 use clap::Args;
 use serde_json::json;
@@ -30,6 +30,12 @@ pub(crate) struct ImageVerifyArgs {
     disk: bool,
 }
 
+/// What was compared with a manifest.
+struct ManifestCheck {
+    version: String,
+    check: ImageCheck,
+}
+
 /// Runs it.
 pub(super) fn run(args: &ImageVerifyArgs, json: bool) -> Result<CommandExit, CommandError> {
     let key = match &args.key {
@@ -50,14 +56,18 @@ pub(super) fn run(args: &ImageVerifyArgs, json: bool) -> Result<CommandExit, Com
     Ok(CommandExit::Ok)
 }
 
-fn check(args: &ImageVerifyArgs, manifest: &Path) -> Result<ImageCheck, CommandError> {
+fn check(args: &ImageVerifyArgs, manifest: &Path) -> Result<ManifestCheck, CommandError> {
     let manifest = Manifest::read_file(manifest).map_err(|error| of_image(&error))?;
     let is_device = fs::metadata(&args.what).is_ok_and(|it| it.file_type().is_block_device());
     let checked = match args.disk || is_device {
         true => verify_disk(&args.what, &manifest),
         false => verify_file(&args.what, &manifest),
     };
-    checked.map_err(|error| of_verify(&error))
+    let check = checked.map_err(|error| of_verify(&error))?;
+    Ok(ManifestCheck {
+        version: manifest.version,
+        check,
+    })
 }
 
 /// A key that is written out, or a file with it.
@@ -88,23 +98,32 @@ fn check_signature(path: &Path, key: &MinisignKey) -> Result<String, CommandErro
     signature
         .verify(key, &mut file)
         .map_err(|error| differs(&error))?;
-    Ok(signature.trusted_comment().to_owned())
+    let comment = signature.trusted_comment();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // The same key signs every release, so a signature that holds may be that of an older file under a new name.
+    match comment_names(comment, &name) {
+        Some(false) => Err(differs(&format!(
+            "it is not a signature of {name}: it says '{comment}'"
+        ))),
+        Some(true) | None => Ok(comment.to_owned()),
+    }
 }
 
 fn show(
     args: &ImageVerifyArgs,
     comment: Option<&str>,
-    check: Option<&ImageCheck>,
+    check: Option<&ManifestCheck>,
     json: bool,
 ) -> Result<(), CommandError> {
     let name = args.what.display();
     if json {
-        let checked = check.map(|check| {
+        let checked = check.map(|ManifestCheck { version, check }| {
             let parts = check.checked.iter();
             let parts = parts.map(|part| json!({ "name": part.name, "bytes": part.bytes }));
             let left_out = check.left_out.iter();
             let left_out = left_out.map(|(part, why)| json!({ "name": part, "why": why }));
             json!({
+                "version": version,
                 "checked": parts.collect::<Vec<_>>(),
                 "left_out": left_out.collect::<Vec<_>>(),
                 "others": check.others,
@@ -118,8 +137,11 @@ fn show(
             "manifest": checked,
         }));
     }
-    if let Some(check) = check {
-        output::line(&format!("{name} is what the manifest says:"))?;
+    if let Some(ManifestCheck { version, check }) = check {
+        let version = output::one_line(version);
+        output::line(&format!(
+            "{name} is what the manifest of version {version} says:"
+        ))?;
         for part in &check.checked {
             output::line(&format!("  checked   {}", part.name))?;
         }

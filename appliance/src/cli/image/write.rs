@@ -67,8 +67,15 @@ pub(super) fn run(args: &ImageWriteArgs, json: bool) -> Result<CommandExit, Comm
     target
         .check_fits(&source)
         .map_err(|error| of_flash(&error))?;
+    if !files.is_empty() {
+        source
+            .check_takes_files()
+            .map_err(|error| of_flash(&error))?;
+    }
     if !args.to_file {
         confirm(args, target.facts(), json)?;
+        // A person may take minutes.
+        target.check_unchanged().map_err(|error| of_flash(&error))?;
     }
     let name = target.facts().name.clone();
     let text = format!(
@@ -111,7 +118,11 @@ fn target(args: &ImageWriteArgs, json: bool) -> Result<DiskTarget, CommandError>
         let question = format!("Overwrite {}? [y/N] ", path.display());
         ask_yes(&question, args, json)?;
     }
-    DiskTarget::file(path).map_err(|error| of_flash(&error))
+    let opened = match args.seed {
+        Some(_) => DiskTarget::private_file(path),
+        None => DiskTarget::file(path),
+    };
+    opened.map_err(|error| of_flash(&error))
 }
 
 fn open(source: &str) -> Result<ImageSource, CommandError> {

@@ -12,6 +12,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod comment;
 mod secret;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use data_encoding::BASE64;
 use ed25519_dalek::{Signature, VerifyingKey};
 use thiserror::Error;
 
+pub use comment::{comment_names, file_comment};
 pub use secret::{EncryptedKey, MinisignSecretKey};
 
 /// An Ed25519 signature of the file itself.

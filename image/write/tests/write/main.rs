@@ -9,3 +9,4 @@ mod signed;
 #[allow(dead_code)]
 #[path = "../../../tests/image/support.rs"]
 mod support;
+mod tampered;

@@ -1,0 +1,337 @@
+//! Whether the partition table of a disk is the one of this project's layout, in each copy from which firmware may read
+//! it (UEFI 2.10 sections 5.2 and 5.3).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crc::{CRC_32_ISO_HDLC, Crc};
+
+use crate::disk::{
+    BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, ESP_FIRST_LBA, LBA_BYTES,
+    TYPE_BIOS, TYPE_DATA, TYPE_ESP,
+};
+
+const SUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+/// What a header of revision 1.0 begins with.
+const MAGIC: &[u8; 12] = b"EFI PART\0\0\x01\0";
+/// Bytes of a header that its checksum covers.
+const HEADER_BYTES: usize = 92;
+/// Entries of the table, and bytes of each.
+const ENTRIES: usize = 128;
+const ENTRY_BYTES: usize = 128;
+/// Blocks of all entries.
+const ENTRIES_LBAS: u64 = (ENTRIES * ENTRY_BYTES) as u64 / LBA_BYTES;
+/// Places of a header's fields.
+const SUM_AT: usize = 16;
+const OWN_LBA_AT: usize = 24;
+const OTHER_LBA_AT: usize = 32;
+const FIRST_USABLE_AT: usize = 40;
+const LAST_USABLE_AT: usize = 48;
+const DISK_ID_AT: usize = 56;
+const ENTRIES_LBA_AT: usize = 72;
+const ENTRIES_SUM_AT: usize = 88;
+/// The data partition of an image ends less than so many bytes before the image does.
+const TAIL_BYTES_MAX: u64 = 1 << 20;
+/// The first block behind the code for a BIOS, without the number of blocks in the one record: a disk identity of zero,
+/// and the record of a protective table.
+const PROTECTIVE: [u8; 18] = [
+    0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0,
+];
+const PROTECTIVE_AT: usize = 440;
+/// Bytes of the data partition in which a volume for firmware would have its marks.
+const DATA_BEGIN_BYTES: usize = 64 << 10;
+/// First byte of a volume of FAT, exFAT or NTFS, as EDK2 takes it for one.
+const JUMPS: [u8; 3] = [0xe9, 0xeb, 0x49];
+/// Where the descriptors of ISO 9660 and UDF begin, bytes of each, and their marks (ECMA-119 and ECMA-167).
+const OPTICAL_AT: usize = 32 << 10;
+const OPTICAL_BYTES: usize = 2048;
+const OPTICAL_MARKS: [&[u8; 5]; 4] = [b"CD001", b"BEA01", b"NSR02", b"NSR03"];
+/// Where the other three records of that table are.
+const OTHER_RECORDS: std::ops::Range<usize> = 462..510;
+
+/// Sizes by which a table is judged, in blocks.
+#[derive(Clone, Copy, Debug)]
+struct DiskBlocks {
+    image: u64,
+    disk: u64,
+}
+
+/// One copy of the table, whose checksums hold.
+#[derive(Debug)]
+struct TableCopy {
+    header: Vec<u8>,
+    entries: Vec<u8>,
+}
+
+/// Compares the partition table of a disk, and its backup, with the layout of an image. The identities of disk and
+/// partitions may be others, and the last partition may have grown. Returns what differs.
+///
+/// The backup lies at the end of the disk, or of the image as long as no machine was started from the disk.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn table_difference(
+    disk: &File,
+    image_bytes: u64,
+    disk_bytes: u64,
+) -> io::Result<Option<String>> {
+    let blocks = DiskBlocks {
+        image: image_bytes / LBA_BYTES,
+        disk: disk_bytes / LBA_BYTES,
+    };
+    if blocks.disk.min(blocks.image) <= DATA_FIRST_LBA + BACKUP_LBAS {
+        return Ok(Some("it is shorter than the layout".to_owned()));
+    }
+    let mut first = vec![0; LBA_BYTES as usize];
+    disk.read_exact_at(&mut first, 0)?;
+    if !is_protective(&first) {
+        return Ok(Some("the first block behind the boot code".to_owned()));
+    }
+    let primary = match TableCopy::read(disk, 1, 2)? {
+        Ok(copy) => copy,
+        Err(what) => return Ok(Some(format!("partition table: {what}"))),
+    };
+    let last = primary.number(OTHER_LBA_AT);
+    if ![blocks.disk - 1, blocks.image - 1].contains(&last) {
+        return Ok(Some("partition table: place of its backup".to_owned()));
+    }
+    let backup = match TableCopy::read(disk, last, last - ENTRIES_LBAS)? {
+        Ok(copy) => copy,
+        Err(what) => return Ok(Some(format!("backup of the partition table: {what}"))),
+    };
+    if backup.number(OTHER_LBA_AT) != 1 || !primary.is_same(&backup) {
+        return Ok(Some(
+            "backup of the partition table: it is another table".to_owned(),
+        ));
+    }
+    match primary.difference(blocks, last) {
+        Some(what) => Ok(Some(what)),
+        None => data_difference(disk),
+    }
+}
+
+/// Firmware starts programs from each volume that it can read, whatever the type of its partition, and looks for more
+/// partitions within one. Returns whether it could find either in the data partition, which is encrypted or ext4.
+fn data_difference(disk: &File) -> io::Result<Option<String>> {
+    let mut begin = vec![0; DATA_BEGIN_BYTES];
+    disk.read_exact_at(&mut begin, DATA_FIRST_LBA * LBA_BYTES)?;
+    let is_volume = JUMPS.contains(&begin[0]) || begin[510..512] == [0x55, 0xaa];
+    let is_table = begin[512..].starts_with(&MAGIC[..8]);
+    let descriptors = begin[OPTICAL_AT..].chunks_exact(OPTICAL_BYTES);
+    let mut marks = descriptors.map(|descriptor| &descriptor[1..6]);
+    let is_optical = marks.any(|mark| OPTICAL_MARKS.iter().any(|it| mark == *it));
+    let is_other = is_volume || is_table || is_optical;
+    Ok(is_other.then(|| "data partition: firmware may start a program from it".to_owned()))
+}
+
+fn is_protective(first: &[u8]) -> bool {
+    first[PROTECTIVE_AT..PROTECTIVE_AT + PROTECTIVE.len()] == PROTECTIVE
+        && first[OTHER_RECORDS].iter().all(|byte| *byte == 0)
+        && first[OTHER_RECORDS.end..] == [0x55, 0xaa]
+}
+
+impl TableCopy {
+    /// Reads the copy at a block, with its entries where the layout has them. The inner error says what is wrong.
+    fn read(disk: &File, at: u64, entries_at: u64) -> io::Result<Result<Self, &'static str>> {
+        let mut header = vec![0; LBA_BYTES as usize];
+        disk.read_exact_at(&mut header, at * LBA_BYTES)?;
+        let mut copy = Self {
+            header,
+            entries: vec![0; ENTRIES * ENTRY_BYTES],
+        };
+        if !copy.header.starts_with(MAGIC) {
+            return Ok(Err("it does not exist"));
+        }
+        let mut summed = copy.header[..HEADER_BYTES].to_vec();
+        summed[SUM_AT..SUM_AT + 4].fill(0);
+        let is_sound = copy.small(12) == HEADER_BYTES as u32
+            && copy.small(SUM_AT) == SUM.checksum(&summed)
+            && copy.number(OWN_LBA_AT) == at;
+        if !is_sound {
+            return Ok(Err("its checksum"));
+        }
+        let has_place = copy.number(ENTRIES_LBA_AT) == entries_at
+            && copy.small(80) == ENTRIES as u32
+            && copy.small(84) == ENTRY_BYTES as u32;
+        if !has_place {
+            return Ok(Err("place or number of its entries"));
+        }
+        disk.read_exact_at(&mut copy.entries, entries_at * LBA_BYTES)?;
+        match copy.small(ENTRIES_SUM_AT) == SUM.checksum(&copy.entries) {
+            true => Ok(Ok(copy)),
+            false => Ok(Err("the checksum of its entries")),
+        }
+    }
+
+    /// Whether a restored copy would be this table.
+    fn is_same(&self, other: &Self) -> bool {
+        let fields = [FIRST_USABLE_AT, LAST_USABLE_AT];
+        fields
+            .iter()
+            .all(|at| self.number(*at) == other.number(*at))
+            && self.header[DISK_ID_AT..DISK_ID_AT + 16] == other.header[DISK_ID_AT..DISK_ID_AT + 16]
+            && self.entries == other.entries
+    }
+
+    /// What differs from the layout, with the backup in block `last`.
+    fn difference(&self, blocks: DiskBlocks, last: u64) -> Option<String> {
+        let usable_end = last - BACKUP_LBAS;
+        if self.number(FIRST_USABLE_AT) != BIOS_FIRST_LBA
+            || self.number(LAST_USABLE_AT) != usable_end
+        {
+            return Some("partition table: its usable blocks".to_owned());
+        }
+        let layout = [
+            ("alk-bios", TYPE_BIOS, BIOS_FIRST_LBA, Some(BIOS_LAST_LBA)),
+            ("alk-esp", TYPE_ESP, ESP_FIRST_LBA, Some(DATA_FIRST_LBA - 1)),
+            ("alk-data", TYPE_DATA, DATA_FIRST_LBA, None),
+        ];
+        for (number, (name, kind, begin, end)) in layout.into_iter().enumerate() {
+            let entry = &self.entries[number * ENTRY_BYTES..][..ENTRY_BYTES];
+            let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
+            let is_right = match end {
+                Some(end) => last == end,
+                // The machine only makes it larger.
+                None => {
+                    let least = blocks.image.saturating_sub(TAIL_BYTES_MAX / LBA_BYTES);
+                    last > first && last >= least && last <= usable_end
+                }
+            };
+            let number = number + 1;
+            if first != begin || !is_right {
+                return Some(format!("place of partition {number}"));
+            }
+            // No attribute: one of them makes firmware ignore a partition.
+            if entry[..16] != kind.to_bytes_le() || u64_at(entry, 48) != 0 {
+                return Some(format!("type of partition {number}"));
+            }
+            if entry[56..] != name_field(name) {
+                return Some(format!("name of partition {number}"));
+            }
+        }
+        let others = &self.entries[layout.len() * ENTRY_BYTES..];
+        match others.iter().all(|byte| *byte == 0) {
+            true => None,
+            false => Some("partition table: it has more than three partitions".to_owned()),
+        }
+    }
+
+    fn number(&self, at: usize) -> u64 {
+        u64_at(&self.header, at)
+    }
+
+    fn small(&self, at: usize) -> u32 {
+        let mut digits = [0; 4];
+        digits.copy_from_slice(&self.header[at..at + 4]);
+        u32::from_le_bytes(digits)
+    }
+}
+
+/// A partition's name as an entry has it: UTF-16, padded with zeros.
+fn name_field(name: &str) -> [u8; 72] {
+    let mut field = [0; 72];
+    for (place, unit) in field.chunks_exact_mut(2).zip(name.encode_utf16()) {
+        place.copy_from_slice(&unit.to_le_bytes());
+    }
+    field
+}
+
+/// Bytes of the disk whose beginning this is, by the place of its table's backup. `None` without a table.
+#[must_use]
+pub fn disk_bytes_by_head(head: &[u8]) -> Option<u64> {
+    let header = head.get(LBA_BYTES as usize..)?.get(..HEADER_BYTES)?;
+    if !header.starts_with(MAGIC) {
+        return None;
+    }
+    u64_at(header, OTHER_LBA_AT)
+        .checked_add(1)?
+        .checked_mul(LBA_BYTES)
+}
+
+/// Whether the beginning of a disk has a table with this project's EFI system partition.
+#[must_use]
+pub fn head_has_layout(head: &[u8]) -> bool {
+    let entry = 2 * LBA_BYTES as usize + ENTRY_BYTES;
+    let entry = head.get(entry..entry + ENTRY_BYTES);
+    disk_bytes_by_head(head).is_some()
+        && entry.is_some_and(|entry| {
+            entry[..16] == TYPE_ESP.to_bytes_le() && u64_at(entry, 32) == ESP_FIRST_LBA
+        })
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut digits = [0; 8];
+    digits.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{self, DISK_BYTES};
+    use crate::grub::tests::loader;
+    use crate::ids::BuildIds;
+
+    fn written() -> File {
+        let file = tempfile::tempfile().expect("a temporary file");
+        let ids = BuildIds::new("1", "a");
+        disk::write(file, DISK_BYTES, b"program", &loader(), &ids).expect("the disk is written")
+    }
+
+    #[test]
+    fn the_table_that_is_written_is_the_layout_and_its_head_says_so() {
+        let disk = written();
+        let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+        assert_eq!(found, None);
+        let mut head = vec![0; 1 << 20];
+        disk.read_exact_at(&mut head, 0).expect("readable");
+        assert_eq!(disk_bytes_by_head(&head), Some(DISK_BYTES));
+        assert!(head_has_layout(&head));
+        assert_eq!(disk_bytes_by_head(&head[..600]), None);
+        head[512] = 0;
+        assert!(!head_has_layout(&head));
+    }
+
+    #[test]
+    fn a_volume_for_firmware_in_the_data_partition_is_named() {
+        let data = DATA_FIRST_LBA * LBA_BYTES;
+        for (at, bytes) in [
+            (0, &b"\xeb\x58\x90"[..]),
+            (510, b"\x55\xaa"),
+            (512, b"EFI PART"),
+            (32_769, b"CD001"),
+            (32_769 + 2048, b"NSR03"),
+        ] {
+            let disk = written();
+            disk.write_all_at(bytes, data + at).expect("writable");
+            let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+            let found = found.unwrap_or_else(|| panic!("{bytes:?} is not looked at"));
+            assert!(found.contains("data partition"), "{bytes:?}: {found}");
+        }
+        // The beginning of an encrypted partition, and the superblock of ext4.
+        let disk = written();
+        disk.write_all_at(b"LUKS\xba\xbe\0\x02", data)
+            .expect("writable");
+        disk.write_all_at(&[0x53, 0xef], data + 1024 + 56)
+            .expect("writable");
+        let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+        assert_eq!(found, None);
+    }
+
+    #[test]
+    fn other_records_in_the_first_block_are_named() {
+        let disk = written();
+        // A machine writes the number of blocks there, and nothing else.
+        disk.write_all_at(&[1], 458).expect("writable");
+        let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+        assert_eq!(found, None);
+        for at in [446, 450, 462, 511] {
+            let disk = written();
+            disk.write_all_at(&[7], at).expect("writable");
+            let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+            let found = found.unwrap_or_else(|| panic!("byte {at} is not looked at"));
+            assert!(found.contains("first block"), "{at}: {found}");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Disks that boot other code than their manifest has, each in another way, and one that a machine uses.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use alknet_image::EspVolume;
+use alknet_image_write::{ImageCheck, VerifyError, verify_disk};
+
+use crate::released::ReleaseFolder;
+use crate::support::{run, text};
+
+const BLOCK: u64 = 512;
+/// Place of the EFI system partition.
+const ESP_AT: u64 = 1 << 20;
+const ENTRY_BYTES: usize = 128;
+/// Blocks of all entries of a partition table.
+const ENTRIES_BLOCKS: u64 = 32;
+/// Bytes of a slot of a folder.
+const SLOT: usize = 32;
+const EVIL: &[u8] = b"another program";
+
+/// A copy of the released disk.
+struct DiskCopy {
+    release: Arc<ReleaseFolder>,
+    dir: tempfile::TempDir,
+    disk: File,
+}
+
+impl DiskCopy {
+    fn new(release: &Arc<ReleaseFolder>) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("disk");
+        run(
+            "cp",
+            &["--sparse=always", text(&release.raw()), text(&path)],
+        );
+        let disk = File::options().read(true).write(true).open(&path);
+        let copy = Self {
+            release: Arc::clone(release),
+            dir,
+            disk: disk.expect("ours"),
+        };
+        // The identity that a first boot gives, so that the disk is not compared as a whole.
+        let mut table = copy.table();
+        table.header[56..72].copy_from_slice(&[0x44; 16]);
+        copy.put(&table);
+        copy
+    }
+
+    fn verify(&self) -> Result<ImageCheck, VerifyError> {
+        verify_disk(&self.dir.path().join("disk"), &self.release.manifest)
+    }
+
+    /// What the command says of the disk, which it must refuse.
+    fn refused(&self, what: &str) -> String {
+        match self.verify() {
+            Ok(check) => panic!("{what}: {check:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn read(&self, at: u64, bytes: usize) -> Vec<u8> {
+        let mut content = vec![0; bytes];
+        self.disk.read_exact_at(&mut content, at).expect("readable");
+        content
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        self.disk.write_all_at(bytes, at).expect("writable");
+    }
+
+    fn blocks(&self) -> u64 {
+        self.disk.metadata().expect("ours").len() / BLOCK
+    }
+
+    fn table(&self) -> DiskTable {
+        DiskTable {
+            header: self.read(BLOCK, 92),
+            entries: self.read(2 * BLOCK, ENTRIES_BLOCKS as usize * BLOCK as usize),
+        }
+    }
+
+    /// Writes both copies of a table, each with its checksums.
+    fn put(&self, table: &DiskTable) {
+        let last = self.blocks() - 1;
+        self.put_copy(table, 1, last, 2);
+        self.put_copy(table, last, 1, last - ENTRIES_BLOCKS);
+    }
+
+    fn put_copy(&self, table: &DiskTable, own: u64, other: u64, entries: u64) {
+        let mut header = table.header.clone();
+        for (at, number) in [(24, own), (32, other), (72, entries)] {
+            header[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        header[88..92].copy_from_slice(&crc32(&table.entries).to_le_bytes());
+        header[16..20].fill(0);
+        let sum = crc32(&header);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        self.write(entries * BLOCK, &table.entries);
+        self.write(own * BLOCK, &header);
+    }
+
+    /// Adds a file to the EFI system partition, with the folders above it.
+    fn add(&self, path: &str) {
+        let mut volume = EspVolume::open(&self.disk).expect("ours");
+        volume.add(path, EVIL).expect("it fits");
+    }
+
+    /// The place of a folder's first cluster.
+    fn folder(&self, path: &[&[u8; 11]]) -> u64 {
+        let boot = self.read(ESP_AT, 512);
+        let reserved = u64::from(u16::from_le_bytes([boot[14], boot[15]]));
+        let tables = u64::from(boot[16]) * u64::from(u32_at(&boot, 36));
+        let data = ESP_AT + (reserved + tables) * BLOCK;
+        let cluster_at = |number: u32| data + u64::from(number - 2) * u64::from(boot[13]) * BLOCK;
+        let mut at = cluster_at(u32_at(&boot, 44));
+        for name in path {
+            let slot = self.read(self.slot(at, *name), SLOT);
+            at = cluster_at(
+                u32::from(slot[21]) << 24 | u32::from(slot[20]) << 16 | u32_at(&slot, 26) & 0xffff,
+            );
+        }
+        at
+    }
+
+    /// The place of an entry in the folder at `at`.
+    fn slot(&self, at: u64, name: &[u8; 11]) -> u64 {
+        let content = self.read(at, 2048);
+        let mut slots = content.chunks_exact(SLOT);
+        let number = slots.position(|slot| slot.starts_with(name));
+        at + (number.expect("it has it") * SLOT) as u64
+    }
+
+    /// Gives an entry another short name, and takes its long name from it.
+    fn rename(&self, folder: u64, from: &[u8; 11], to: &[u8; 11]) {
+        let slot = self.slot(folder, from);
+        self.write(slot, to);
+        let mut long = slot - SLOT as u64;
+        while long >= folder && self.read(long, SLOT)[11] == 0x0f {
+            self.write(long, &[0xe5]);
+            long -= SLOT as u64;
+        }
+    }
+}
+
+/// A partition table that a test changes.
+#[derive(Clone)]
+struct DiskTable {
+    header: Vec<u8>,
+    entries: Vec<u8>,
+}
+
+impl DiskTable {
+    fn entry(&mut self, number: usize) -> &mut [u8] {
+        &mut self.entries[number * ENTRY_BYTES..][..ENTRY_BYTES]
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut digits = [0; 4];
+    digits.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(digits)
+}
+
+/// CRC-32 of ISO 3309, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |sum: u32| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg());
+    !bytes.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| step(sum))
+    })
+}
+
+const EFI: &[u8; 11] = b"EFI        ";
+const BOOT: &[u8; 11] = b"BOOT       ";
+const PROGRAM: &[u8; 11] = b"BOOTX64 EFI";
+const OTHER: &[u8; 11] = b"EVIL~1  EFI";
+
+/// A disk with a second program in the folder of the first one. Returns the folder's place.
+fn with_second_program(copy: &DiskCopy) -> u64 {
+    copy.add("EFI/BOOT/EVIL.EFI");
+    let folder = copy.folder(&[EFI, BOOT]);
+    copy.rename(folder, OTHER, PROGRAM);
+    folder
+}
+
+#[test]
+fn a_second_program_of_the_same_name_is_seen_behind_the_first_and_before_it() {
+    let release = ReleaseFolder::shared();
+    let copy = DiskCopy::new(&release);
+    let folder = with_second_program(&copy);
+    let said = copy.refused("behind");
+    assert!(said.contains("twice"), "{said}");
+    // The two entries change places.
+    let first = copy.slot(folder, PROGRAM);
+    let content = copy.read(folder, 2048);
+    let slots: Vec<usize> = content
+        .chunks_exact(SLOT)
+        .enumerate()
+        .filter(|(_, slot)| slot.starts_with(PROGRAM))
+        .map(|(number, _)| number)
+        .collect();
+    assert_eq!(slots.len(), 2, "{slots:?}");
+    let second = folder + (slots[1] * SLOT) as u64;
+    let (ours, evil) = (copy.read(first, SLOT), copy.read(second, SLOT));
+    copy.write(first, &evil);
+    copy.write(second, &ours);
+    let said = copy.refused("before");
+    assert!(said.contains("twice"), "{said}");
+}
+
+#[test]
+fn a_second_folder_of_the_same_name_is_seen() {
+    let release = ReleaseFolder::shared();
+    let copy = DiskCopy::new(&release);
+    copy.add("EVILDIR/BOOT/BOOTX64.EFI");
+    let root = copy.folder(&[]);
+    copy.rename(root, b"EVILDI~1   ", EFI);
+    let said = copy.refused("a second folder EFI");
+    assert!(said.contains("twice"), "{said}");
+}
+
+#[test]
+fn a_volume_that_another_system_reads_otherwise_is_refused() {
+    let release = ReleaseFolder::shared();
+    for (what, at, bytes) in [
+        ("the second table is in use", 40, &[0x81][..]),
+        ("a table of 16 bits", 22, &[1, 0]),
+        ("another version", 42, &[1]),
+        ("a fixed root folder", 17, &[16, 0]),
+    ] {
+        let copy = DiskCopy::new(&release);
+        copy.write(ESP_AT + at, bytes);
+        let said = copy.refused(what);
+        assert!(said.contains("EFI system partition"), "{what}: {said}");
+    }
+}
+
+#[test]
+fn files_that_a_loader_would_take_are_named() {
+    let release = ReleaseFolder::shared();
+    for path in [
+        "EFI/BOOT/BOOTX64.EFI.extra.d/evil.addon.efi",
+        "loader/credentials/evil.cred",
+    ] {
+        let copy = DiskCopy::new(&release);
+        copy.add(path);
+        let refused = copy.verify().expect_err("another file");
+        let VerifyError::OtherFiles { files, .. } = &refused else {
+            panic!("{refused}");
+        };
+        assert_eq!(files, &[path]);
+        assert!(refused.to_string().contains(path), "{refused}");
+    }
+}
+
+/// What an attacker does to a disk.
+type TableAttack = fn(&DiskCopy);
+
+#[test]
+fn a_partition_table_that_leads_to_another_program_is_refused() {
+    let release = ReleaseFolder::shared();
+    let attacks: [(&str, TableAttack, &str); 8] = [
+        ("another place", other_place, "place of partition 2"),
+        ("a moved array", moved_array, "place or number"),
+        ("a broken primary", broken_primary, "checksum"),
+        ("another backup", other_backup, "another table"),
+        ("a fourth partition", fourth_partition, "more than three"),
+        ("swapped types", swapped_types, "type of partition 2"),
+        (
+            "a hidden partition",
+            hidden_partition,
+            "type of partition 2",
+        ),
+        ("another first block", other_first_block, "first block"),
+    ];
+    for (what, attack, expected) in attacks {
+        let copy = DiskCopy::new(&release);
+        attack(&copy);
+        let said = copy.refused(what);
+        assert!(said.contains(expected), "{what}: {said}");
+    }
+}
+
+fn other_place(copy: &DiskCopy) {
+    let mut table = copy.table();
+    table.entry(1)[32..40].copy_from_slice(&500_000_u64.to_le_bytes());
+    copy.put(&table);
+}
+
+/// The primary table names an array in the gap, in which the EFI system partition lies elsewhere. The old one stays.
+fn moved_array(copy: &DiskCopy) {
+    let ours = copy.table();
+    let mut table = ours.clone();
+    table.entry(1)[32..40].copy_from_slice(&500_000_u64.to_le_bytes());
+    copy.put_copy(&table, 1, copy.blocks() - 1, 1000);
+    assert_eq!(copy.table().entries, ours.entries);
+}
+
+/// Firmware finds no valid primary, and restores it from the backup.
+fn broken_primary(copy: &DiskCopy) {
+    other_backup(copy);
+    copy.write(BLOCK + 16, &[0; 4]);
+}
+
+fn other_backup(copy: &DiskCopy) {
+    let mut table = copy.table();
+    table.entry(1)[32..40].copy_from_slice(&500_000_u64.to_le_bytes());
+    let last = copy.blocks() - 1;
+    copy.put_copy(&table, last, 1, last - ENTRIES_BLOCKS);
+}
+
+fn fourth_partition(copy: &DiskCopy) {
+    let mut table = copy.table();
+    let mut entry = table.entry(1).to_vec();
+    entry[32..40].copy_from_slice(&530_000_u64.to_le_bytes());
+    entry[40..48].copy_from_slice(&540_000_u64.to_le_bytes());
+    // Readers may stop at an entry that is not in use, or go on.
+    table.entry(100).copy_from_slice(&entry);
+    copy.put(&table);
+}
+
+fn swapped_types(copy: &DiskCopy) {
+    let mut table = copy.table();
+    let kinds = [1, 2].map(|number| table.entry(number)[..16].to_vec());
+    table.entry(1)[..16].copy_from_slice(&kinds[1]);
+    table.entry(2)[..16].copy_from_slice(&kinds[0]);
+    copy.put(&table);
+}
+
+fn hidden_partition(copy: &DiskCopy) {
+    let mut table = copy.table();
+    // Firmware ignores a partition with this attribute (UEFI 2.10 section 5.3.3).
+    table.entry(1)[48] = 2;
+    copy.put(&table);
+}
+
+/// A partition of the old kind beside the protective one.
+fn other_first_block(copy: &DiskCopy) {
+    copy.write(462, &[0x80, 0, 0, 0, 0xef]);
+}
+
+#[test]
+fn a_disk_that_a_machine_grew_is_what_its_manifest_says() {
+    let release = ReleaseFolder::shared();
+    let copy = DiskCopy::new(&release);
+    copy.disk
+        .set_len((copy.blocks() + 100_000) * BLOCK)
+        .expect("sparse");
+    let last = copy.blocks() - 1;
+    let mut table = copy.table();
+    let usable = last - ENTRIES_BLOCKS - 1;
+    table.header[48..56].copy_from_slice(&usable.to_le_bytes());
+    // The end of the last partition, at a whole MiB, and an identity of its own.
+    let end = (usable + 1) / 2048 * 2048 - 1;
+    table.entry(2)[40..48].copy_from_slice(&end.to_le_bytes());
+    table.entry(2)[16..32].copy_from_slice(&[0x42; 16]);
+    copy.put(&table);
+    copy.write(458, &u32::try_from(last).expect("small").to_le_bytes());
+    let path = copy.dir.path().join("disk");
+    assert!(run("sgdisk", &["-v", text(&path)]).contains("No problems found"));
+    let check = copy.verify().expect("as a machine leaves it");
+    assert!(check.others.is_empty(), "{check:?}");
+}
