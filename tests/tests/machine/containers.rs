@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{DiskController, DiskFormat, MachineKind, Nic, NicModel, VirtioDisk, Vm};
+use alknet_test_support::skipped_whole;
 use alknet_tests::tools::{iso_volume, tool_says};
 use alknet_tests::{BuiltImageFolder, TestBench, serve};
 use serde_json::{Value, json};
@@ -29,6 +30,9 @@ const VOLUME_BYTES: u64 = 1 << 30;
 #[test]
 fn a_container_serves_as_a_user_without_rights_and_ends_in_order() {
     in_network_namespace(|| {
+        if !has_cgroups() {
+            return skipped_whole("cgroups", "runc needs their file system");
+        }
         // As Docker sets it in the namespace of a container, and Kubernetes on request.
         fs::write(FIRST_PORT, "0").expect("root may");
         let bench = TestBench::new();
@@ -103,6 +107,12 @@ fn volumes(bench: &TestBench) -> [VirtioDisk; 2] {
     let secret = VirtioDisk::file(iso_volume(bench, "secret", &config));
     let volume = VirtioDisk::file(bench.disk("volume", VOLUME_BYTES));
     [volume.data(), secret.read_only()]
+}
+
+/// Whether a file system of control groups is mounted here. A root in which another system is built has none.
+fn has_cgroups() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("every Linux has it");
+    mounts.contains(" - cgroup")
 }
 
 /// The root file system of an image, as umoci unpacks it.
