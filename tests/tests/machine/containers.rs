@@ -29,10 +29,7 @@ const VOLUME_BYTES: u64 = 1 << 30;
 
 #[test]
 fn a_container_serves_as_a_user_without_rights_and_ends_in_order() {
-    in_network_namespace(|| {
-        if !has_cgroups() {
-            return skipped_whole("cgroups", "runc needs their file system");
-        }
+    with_cgroups(|| {
         // As Docker sets it in the namespace of a container, and Kubernetes on request.
         fs::write(FIRST_PORT, "0").expect("root may");
         let bench = TestBench::new();
@@ -109,10 +106,14 @@ fn volumes(bench: &TestBench) -> [VirtioDisk; 2] {
     [volume.data(), secret.read_only()]
 }
 
-/// Whether a file system of control groups is mounted here. A root in which another system is built has none.
-fn has_cgroups() -> bool {
+/// Runs a test in a network namespace where a file system of control groups is mounted, which runc needs. A root in
+/// which another system is built has none.
+fn with_cgroups(test: impl FnOnce() + Send + 'static) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("every Linux has it");
-    mounts.contains(" - cgroup")
+    if !mounts.contains(" - cgroup") {
+        return skipped_whole("cgroups", "runc needs their file system");
+    }
+    in_network_namespace(test);
 }
 
 /// The root file system of an image, as umoci unpacks it.
