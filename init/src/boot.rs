@@ -191,7 +191,11 @@ async fn serve(
 fn open_consoles(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Vec<MachineConsole> {
     let open = |path: &str| {
         let (id, answers) = listener(events);
-        let console = InitConsole::open(Path::new(path), answers)
+        let opens = match path {
+            SCREEN => InitConsole::open_screen,
+            _ => InitConsole::open,
+        };
+        let console = opens(Path::new(path), answers)
             .inspect_err(|error| log.warn(format_args!("no console at {path}: {error}")))
             .ok()?;
         tokio::spawn(show_log(console.clone(), log.clone()));

@@ -90,6 +90,8 @@ pub struct ConsoleDriver {
     has_looked: bool,
     /// Whether the terminal may still have private text.
     has_private_text: bool,
+    /// Whether the terminal is the machine's screen.
+    on_screen: bool,
 }
 
 impl ConsoleDriver {
@@ -125,7 +127,16 @@ impl ConsoleDriver {
             last_key_ms: 0,
             has_looked: false,
             has_private_text: false,
+            on_screen: false,
         }
+    }
+
+    /// The same for a screen. A card keeps lines that were scrolled out of its picture, so nothing is printed while it
+    /// has private text.
+    #[must_use]
+    pub const fn on_screen(mut self) -> Self {
+        self.on_screen = true;
+        self
     }
 
     /// Sets the present question, or none. The text typed so far is dropped, unless the question
@@ -163,8 +174,7 @@ impl ConsoleDriver {
         question.is_some_and(ConsoleQuestion::is_private)
     }
 
-    /// Whether the picture is of private text. Then no line is printed, which would push the text
-    /// up and out of reach.
+    /// Whether the picture is of private text.
     fn shows_private(&self) -> bool {
         self.state.live && self.state.view == ConsoleView::Question && self.is_question_private()
     }
@@ -238,6 +248,8 @@ impl ConsoleDriver {
         let mut output = String::new();
         if !self.shows_private() {
             self.erase_private(&mut output);
+        }
+        if !self.holds_lines() {
             self.take_lines(&mut output);
         }
         if self.due_ms(now_ms) == Some(0) {
@@ -249,8 +261,8 @@ impl ConsoleDriver {
     /// Milliseconds until [`Self::take`] has text, if nothing happens before.
     #[must_use]
     pub fn due_ms(&self, now_ms: u64) -> Option<u64> {
-        let has_lines = !self.lines.is_empty() || self.has_private_text;
-        if self.is_due || (has_lines && !self.shows_private()) {
+        let has_lines = !self.lines.is_empty() && !self.holds_lines();
+        if self.is_due || has_lines || (self.has_private_text && !self.shows_private()) {
             return Some(0);
         }
         let due_ms = match (self.state.live, self.changed) {
@@ -291,6 +303,11 @@ impl ConsoleDriver {
         // The page goes as well, whatever it showed.
         self.has_private_text = true;
         self.leave();
+    }
+
+    /// Whether lines wait for the end of private text. Programs follow a serial line, and they wait for none.
+    fn holds_lines(&self) -> bool {
+        self.on_screen && self.shows_private()
     }
 
     /// Erases private text that is no longer to be shown.

@@ -88,7 +88,15 @@ impl InitConsole {
     /// # Errors
     /// The terminal cannot be opened.
     pub fn open(path: &Path, answers: mpsc::Sender<ConsoleInput>) -> io::Result<Self> {
-        Ok(Self::start(ConsoleTty::open(path)?, answers))
+        Ok(Self::start(ConsoleTty::open(path)?, answers, false))
+    }
+
+    /// The same for a virtual terminal, which the kernel draws on the machine's screen.
+    ///
+    /// # Errors
+    /// The terminal cannot be opened.
+    pub fn open_screen(path: &Path, answers: mpsc::Sender<ConsoleInput>) -> io::Result<Self> {
+        Ok(Self::start(ConsoleTty::open(path)?, answers, true))
     }
 
     /// Starts the screen on an open terminal or file, which is made non-blocking.
@@ -96,7 +104,7 @@ impl InitConsole {
     /// # Errors
     /// The kernel refuses that.
     pub fn new(fd: OwnedFd, answers: mpsc::Sender<ConsoleInput>) -> io::Result<Self> {
-        Ok(Self::start(ConsoleTty::new(fd)?, answers))
+        Ok(Self::start(ConsoleTty::new(fd)?, answers, false))
     }
 
     /// Shows these facts from now on. `node` is `None` while the node does not serve.
@@ -130,10 +138,13 @@ impl InitConsole {
         let _ = self.events.try_send(ConsoleEvent::Say(line.into()));
     }
 
-    fn start(tty: ConsoleTty, answers: mpsc::Sender<ConsoleInput>) -> Self {
+    fn start(tty: ConsoleTty, answers: mpsc::Sender<ConsoleInput>, on_screen: bool) -> Self {
         let (latest, updates) = watch::channel(ConsoleSnapshot::default());
         let (events, queue) = mpsc::channel(EVENTS_MAX);
-        let driver = ConsoleDriver::new(kernel(), tty.size());
+        let mut driver = ConsoleDriver::new(kernel(), tty.size());
+        if on_screen {
+            driver = driver.on_screen();
+        }
         tokio::spawn(run(driver, tty, updates, queue, answers));
         Self { latest, events }
     }

@@ -12,8 +12,8 @@ fn words() -> ConsoleQuestion {
 }
 
 #[test]
-fn no_line_is_printed_while_private_text_is_drawn() {
-    let mut driver = driver();
+fn no_line_is_printed_on_a_screen_while_it_has_private_text() {
+    let mut driver = driver().on_screen();
     driver.keys(b" ");
     take(&mut driver, 0);
     driver.ask(Some(words()));
@@ -35,6 +35,19 @@ fn no_line_is_printed_while_private_text_is_drawn() {
     let held = after.find("alknet: held back\n").expect("it is printed");
     assert!(erased < held && after.contains("alknet: ready"), "{after}");
     assert!(!take(&mut driver, 5000).contains(ERASED), "once");
+}
+
+/// Programs follow the serial line.
+#[test]
+fn a_serial_line_says_that_the_machine_is_ready_while_words_are_shown() {
+    let mut driver = driver();
+    driver.keys(b" ");
+    take(&mut driver, 0);
+    driver.ask(Some(words()));
+    assert!(take(&mut driver, 1).contains("abandon"));
+    driver.update(healthy(), Some(node()));
+    assert_eq!(driver.due_ms(2), Some(0));
+    assert!(take(&mut driver, 2).contains("alknet: ready"));
 }
 
 #[test]
