@@ -236,9 +236,9 @@ mod tests {
     use super::*;
 
     /// A reader without an end, which counts what was read.
-    struct Endless(u64);
+    struct EndlessTarget(u64);
 
-    impl Read for Endless {
+    impl Read for EndlessTarget {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             buffer.fill(0);
             self.0 += buffer.len() as u64;
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn an_endless_stream_is_read_for_one_buffer_and_not_written() {
-        let (mut input, mut output) = (Endless(0), Vec::new());
+        let (mut input, mut output) = (EndlessTarget(0), Vec::new());
         let copied = target(b"kernel").copy(&mut input, &mut output);
         assert!(
             matches!(copied, Err(UpdateError::Length { .. })),

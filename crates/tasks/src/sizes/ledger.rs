@@ -175,10 +175,11 @@ pub(super) fn shortened(commit: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn ledger(commit: &str, sizes: &[(&str, &str, u64)]) -> SizeLedger {
+    /// A ledger of a commit with these groups, names and bytes.
+    pub(in crate::sizes) fn ledger(commit: &str, sizes: &[(&str, &str, u64)]) -> SizeLedger {
         let mut ledger = SizeLedger {
             commit: commit.to_owned(),
             ..SizeLedger::default()

@@ -121,18 +121,7 @@ pub(super) fn largest_growth(earlier: Option<&SizeLedger>, changes: &[SizeChange
 mod tests {
     use super::*;
     use crate::sizes::ledger::KERNEL;
-
-    fn ledger(commit: &str, sizes: &[(&str, &str, u64)]) -> SizeLedger {
-        let mut ledger = SizeLedger {
-            commit: commit.to_owned(),
-            ..SizeLedger::default()
-        };
-        for (group, name, bytes) in sizes {
-            let group = ledger.groups.entry((*group).to_owned()).or_default();
-            group.insert((*name).to_owned(), *bytes);
-        }
-        ledger
-    }
+    use crate::sizes::ledger::tests::ledger;
 
     #[test]
     fn the_table_has_sizes_changes_sums_and_duplicates() {

@@ -136,8 +136,8 @@ fn hostile_answers_are_refused() {
 #[test]
 fn an_endless_answer_ends_at_the_limits() {
     /// Sends the beginning and then the same byte for ever.
-    struct Endless(Cursor<&'static [u8]>);
-    impl Read for Endless {
+    struct EndlessAnswer(Cursor<&'static [u8]>);
+    impl Read for EndlessAnswer {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             match self.0.read(buffer)? {
                 0 => {
@@ -159,7 +159,7 @@ fn an_endless_answer_ends_at_the_limits() {
             HttpAnswerError::Chunks,
         ),
     ] {
-        let read = HttpAnswer::receive(&mut Endless(Cursor::new(beginning)), BYTES_MAX);
+        let read = HttpAnswer::receive(&mut EndlessAnswer(Cursor::new(beginning)), BYTES_MAX);
         match read {
             Err(MetadataError::Answer(found)) => assert_eq!(found, error),
             other => panic!("{other:?}"),
