@@ -119,7 +119,7 @@ const ANY_SCOPE: &str = "*";
 const NAMES_LISTED_MAX: usize = 8;
 
 /// Hint for names that match nothing.
-const SPELLING: &str = "write it as 'alknet ops TARGET' and the pages of the operations do";
+const SPELLING: &str = "write it as 'alknet ops NODE' prints it";
 
 /// Names of a document that the program does not have.
 #[derive(Debug, Default)]

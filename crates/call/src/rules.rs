@@ -56,7 +56,8 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
     PROTOCOL.contains(&namespace)
 }
 
-/// Namespaces of the node's own operations: no import and no session's operation may lie there.
+/// Namespaces in which only the node registers operations, for every program that uses this library. A configuration
+/// reserves more for imports (`crates/core/src/config/import.rs`): those of the parts of the appliance.
 const RESERVED: [&str; 11] = [
     "capability",
     "channel",

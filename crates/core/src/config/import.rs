@@ -27,7 +27,8 @@ const URL_BYTES_MAX: usize = 1024;
 const DOCUMENT_BYTES_MAX: usize = 255;
 /// Prefix of a document in the folder of the configuration.
 const CONFIG_FOLDER: &str = "cfg:/";
-/// Namespaces of the node's own operations.
+/// Namespaces that no import may have: those of the node's own operations, with those of parts to come. The library of
+/// calls reserves fewer (`crates/call/src/rules.rs`), because it knows no other part.
 const RESERVED: [&str; 24] = [
     "audit",
     "blob",
