@@ -48,7 +48,7 @@ pub(crate) fn give_back() {
     }
 }
 
-/// See the module.
+/// mimalloc as the global allocator, whose requests the calling thread counts.
 #[derive(Debug)]
 pub(crate) struct NodeAllocator;
 

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use alknet_core::config::CONFIG_BYTES_MAX;
-use alknet_metadata::{GoalState, HttpAnswer, USER_DATA_BYTES_MAX, read_user_data};
+use alknet_metadata::{GoalState, MetadataResponse, USER_DATA_BYTES_MAX, read_user_data};
 use alknet_provisioning::MetadataService;
 
 /// A reader that gives one byte at a time.
@@ -35,12 +35,12 @@ pub fn metadata(data: &[u8]) -> bool {
 }
 
 fn user_data(service: MetadataService, bytes: &[u8]) -> bool {
-    let answer = HttpAnswer::receive(&mut io::Cursor::new(bytes), USER_DATA_BYTES_MAX);
-    let slow = HttpAnswer::receive(&mut SlowReader(bytes), USER_DATA_BYTES_MAX);
+    let answer = MetadataResponse::receive(&mut io::Cursor::new(bytes), USER_DATA_BYTES_MAX);
+    let slow = MetadataResponse::receive(&mut SlowReader(bytes), USER_DATA_BYTES_MAX);
     assert_eq!(
         answer.as_ref().ok(),
         slow.as_ref().ok(),
-        "the parts in which an answer comes change it"
+        "the parts in which a response comes change it"
     );
     let Ok(answer) = answer else {
         return false;

@@ -109,7 +109,7 @@ fn fatal(reason: &str) -> ! {
 
 fn start() -> Result<(), InitError> {
     let mut facts = InitFacts::default();
-    stage::reach(&mut facts.stages, BootStageName::Init);
+    stage::record_stage(&mut facts.stages, BootStageName::Init);
     // The check comes before the first mount: PID 1 must not change a container's mounts.
     if in_container() {
         return Err(InitError::NotTheMachine);
@@ -118,7 +118,7 @@ fn start() -> Result<(), InitError> {
     // Without a console there is nowhere to report an error.
     let streams = mount::standard_streams();
     mount::apply_settings();
-    stage::reach(&mut facts.stages, BootStageName::Mounts);
+    stage::record_stage(&mut facts.stages, BootStageName::Mounts);
     // The log exists before anything that may report.
     let log = InitLog::default();
     record_panics(&log);
@@ -278,13 +278,13 @@ async fn show_log(console: InitConsole, log: InitLog) {
 fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> BootResult {
     data::wait_for_usb_drives(Path::new("/sys"), log);
     let opened = open(&keeper, UnlockCredentials::default(), log);
-    stage::reach(&mut facts.stages, BootStageName::Data);
+    stage::record_stage(&mut facts.stages, BootStageName::Data);
     facts.fault_injection =
         alknet_provisioning::fault_injection(&alknet_provisioning::SourcePaths::system());
     if facts.fault_injection {
         log.warn("fault injection is switched on by the hypervisor: this is a test machine");
     }
-    stage::reach(&mut facts.stages, BootStageName::Config);
+    stage::record_stage(&mut facts.stages, BootStageName::Config);
     BootResult {
         facts,
         opened,

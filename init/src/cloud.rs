@@ -3,21 +3,21 @@
 //! helper tasks go out, outcomes come in.
 //!
 //! ```text
-//! Asking ──a document──▶ Reading ──it was read──▶ nothing
+//! InFlight ──a document──▶ Reading ──it was read──▶ nothing
 //!   │ └──no document, or none of ours──▶ nothing
-//!   └──no answer──▶ Waiting ──after a pause──▶ Asking
+//!   └──no answer──▶ Waiting ──after a pause──▶ InFlight
 //! ```
 //!
-//! The node's start waits for the first question, and not for a later one.
+//! The node's start waits for the first query, and not for a later one.
 
 use alknet_provisioning::MetadataService;
 
 use crate::control::MachineDiagnostic;
 use crate::helper_task::{FetchedDocument, HelperOutcome, HelperRefusal, HelperTask};
 
-/// How long a question may take, ms: the wait for an address, and for the service. The node's start
+/// How long a query may take, ms: the wait for an address, and for the service. The node's start
 /// waits for it.
-const QUESTION_MS_MAX: u64 = 3_000;
+const QUERY_MS_MAX: u64 = 3_000;
 /// The pause before a service that did not answer is asked again, ms. It doubles each time.
 const AGAIN_MS_MIN: u64 = 10_000;
 /// The longest of these pauses, ms.
@@ -41,15 +41,15 @@ pub(crate) enum CloudPurpose {
 /// What is due.
 #[derive(Debug)]
 pub(crate) enum CloudStep {
-    /// The question's time is over.
+    /// The time of the query is over.
     GiveUp(MetadataService, MachineDiagnostic),
     /// A helper is to do this.
     Send(CloudPurpose, HelperTask),
 }
 
-/// The result of a question.
+/// The result of a query.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum CloudAnswer {
+pub(crate) enum MetadataResult {
     /// The document, which is to be stored and read.
     Document(FetchedDocument),
     /// The service has none.
@@ -58,30 +58,30 @@ pub(crate) enum CloudAnswer {
     Problem(MachineDiagnostic),
 }
 
-/// See the module.
+/// Decides what is asked of the cloud and when. One for each machine, from its start to its end.
 #[derive(Debug, Default)]
-pub(crate) struct CloudDialog {
-    question: Option<CloudQuestion>,
+pub(crate) struct CloudClient {
+    query: Option<MetadataQuery>,
     report: Option<CloudReport>,
     unanswered: Option<MachineDiagnostic>,
     unreported: Option<MachineDiagnostic>,
 }
 
 #[derive(Debug)]
-struct CloudQuestion {
+struct MetadataQuery {
     service: MetadataService,
-    stage: QuestionStage,
+    state: QueryState,
     /// Whether the node's start waits for the answer.
-    holds: bool,
-    /// The pause after the next question without an answer, ms.
+    blocks_start: bool,
+    /// The pause after the next query without an answer, ms.
     pause: u64,
 }
 
 #[derive(Debug)]
-enum QuestionStage {
-    /// The question ends at `until`, in ms after the kernel's start. A helper has it once it is
+enum QueryState {
+    /// The query ends at `until`, in ms after the kernel's start. A helper has it once it is
     /// `sent`.
-    Asking { until: u64, sent: bool },
+    InFlight { until: u64, sent: bool },
     /// The document is stored, and the sources are being read.
     Reading,
     /// It is asked again at `at`.
@@ -95,35 +95,34 @@ struct CloudReport {
     sent: u32,
 }
 
-impl CloudDialog {
+impl CloudClient {
     /// Begins to ask. Returns whether it was not under way yet.
     pub(crate) fn ask(&mut self, service: MetadataService, now: u64) -> bool {
-        if self.question.is_some() {
+        if self.query.is_some() {
             return false;
         }
-        self.question = Some(CloudQuestion {
+        self.query = Some(MetadataQuery {
             service,
-            stage: QuestionStage::Asking {
-                until: now + QUESTION_MS_MAX,
+            state: QueryState::InFlight {
+                until: now + QUERY_MS_MAX,
                 sent: false,
             },
-            holds: true,
+            blocks_start: true,
             pause: AGAIN_MS_MIN,
         });
         true
     }
 
     /// Whether the node's start waits for the answer.
-    pub(crate) fn holds(&self) -> bool {
-        self.question.as_ref().is_some_and(|it| it.holds)
+    pub(crate) fn blocks_start(&self) -> bool {
+        self.query.as_ref().is_some_and(|it| it.blocks_start)
     }
 
     /// The sources were read, and the machine has a configuration or still has none.
-    pub(crate) fn settle(&mut self, has_configuration: bool) {
-        let is_over = |it: &mut CloudQuestion| {
-            has_configuration || matches!(it.stage, QuestionStage::Reading)
-        };
-        self.question.take_if(is_over);
+    pub(crate) fn finish(&mut self, has_configuration: bool) {
+        let is_over =
+            |it: &mut MetadataQuery| has_configuration || matches!(it.state, QueryState::Reading);
+        self.query.take_if(is_over);
         if has_configuration {
             self.unanswered
                 .take_if(|problem| problem.code == "metadata-unanswered");
@@ -147,22 +146,22 @@ impl CloudDialog {
     /// When something is due, in ms after the kernel's start. `can_send` is whether there is a card
     /// with an address and no helper runs.
     pub(crate) fn deadline(&self, can_send: bool) -> Option<u64> {
-        let question = self.question.as_ref().and_then(|it| match it.stage {
-            QuestionStage::Asking { until, .. } => Some(until),
-            QuestionStage::Reading => None,
-            QuestionStage::Waiting { at } => Some(at),
+        let query = self.query.as_ref().and_then(|it| match it.state {
+            QueryState::InFlight { until, .. } => Some(until),
+            QueryState::Reading => None,
+            QueryState::Waiting { at } => Some(at),
         });
         // A report waits for the network without a deadline.
         let report = self.report.as_ref().filter(|_| can_send);
         let report = report.and_then(|report| report.at);
-        question.into_iter().chain(report).min()
+        query.into_iter().chain(report).min()
     }
 
     /// What is due. `interface` is a card with an address, over which a helper may be sent now.
     pub(crate) fn next(&mut self, now: u64, interface: Option<&str>) -> Option<CloudStep> {
-        if let Some(question) = &mut self.question {
-            question.wake(now);
-            if let Some(step) = question.next(now, interface) {
+        if let Some(query) = &mut self.query {
+            query.wake(now);
+            if let Some(step) = query.next(now, interface) {
                 if let CloudStep::GiveUp(_, problem) = &step {
                     self.unanswered = Some(problem.clone());
                 }
@@ -185,19 +184,19 @@ impl CloudDialog {
         &mut self,
         outcome: Result<HelperOutcome, String>,
         now: u64,
-    ) -> Option<CloudAnswer> {
-        let question = self.question.as_mut()?;
+    ) -> Option<MetadataResult> {
+        let query = self.query.as_mut()?;
         let (refusal, why) = match outcome {
             Ok(HelperOutcome::Fetched { document }) => {
                 self.unanswered = None;
                 return Some(match document {
                     Some(document) => {
-                        question.stage = QuestionStage::Reading;
-                        CloudAnswer::Document(document)
+                        query.state = QueryState::Reading;
+                        MetadataResult::Document(document)
                     }
                     None => {
-                        self.question = None;
-                        CloudAnswer::Nothing
+                        self.query = None;
+                        MetadataResult::Nothing
                     }
                 });
             }
@@ -209,8 +208,8 @@ impl CloudDialog {
             Err(why) => (HelperRefusal::Unreachable, why),
         };
         let problem = if refusal == HelperRefusal::Denied {
-            let service = question.service;
-            self.question = None;
+            let service = query.service;
+            self.query = None;
             MachineDiagnostic {
                 code: "metadata-refused".to_owned(),
                 text: format!("the metadata service of {service}: {why}"),
@@ -219,11 +218,11 @@ impl CloudDialog {
                     .to_owned(),
             }
         } else {
-            question.put_off(now);
-            unanswered(question.service, &why)
+            query.put_off(now);
+            unanswered(query.service, &why)
         };
         self.unanswered = Some(problem.clone());
-        Some(CloudAnswer::Problem(problem))
+        Some(MetadataResult::Problem(problem))
     }
 
     /// A helper that reported came back. Returns the line for the log.
@@ -264,19 +263,19 @@ impl CloudDialog {
     }
 }
 
-impl CloudQuestion {
+impl MetadataQuery {
     /// Asks again once the pause is over.
     fn wake(&mut self, now: u64) {
-        if matches!(self.stage, QuestionStage::Waiting { at } if now >= at) {
-            self.stage = QuestionStage::Asking {
-                until: now + QUESTION_MS_MAX,
+        if matches!(self.state, QueryState::Waiting { at } if now >= at) {
+            self.state = QueryState::InFlight {
+                until: now + QUERY_MS_MAX,
                 sent: false,
             };
         }
     }
 
     fn next(&mut self, now: u64, interface: Option<&str>) -> Option<CloudStep> {
-        let QuestionStage::Asking { until, sent } = &mut self.stage else {
+        let QueryState::InFlight { until, sent } = &mut self.state else {
             return None;
         };
         if now >= *until {
@@ -300,12 +299,12 @@ impl CloudQuestion {
 
     /// Asks again after a pause. The node does not wait for that.
     fn put_off(&mut self, now: u64) {
-        self.holds = false;
-        // A question that was given up may still get its answer.
-        if matches!(self.stage, QuestionStage::Waiting { .. }) {
+        self.blocks_start = false;
+        // A query that was given up may still get its answer.
+        if matches!(self.state, QueryState::Waiting { .. }) {
             return;
         }
-        self.stage = QuestionStage::Waiting {
+        self.state = QueryState::Waiting {
             at: now + self.pause,
         };
         self.pause = (self.pause * 2).min(AGAIN_MS_MAX);
@@ -330,11 +329,11 @@ mod tests {
 
     const SERVICE: MetadataService = MetadataService::Hetzner;
 
-    fn asking() -> CloudDialog {
-        let mut dialog = CloudDialog::default();
-        assert!(dialog.ask(SERVICE, 1_000));
-        assert!(!dialog.ask(SERVICE, 1_500), "it is under way");
-        dialog
+    fn in_flight() -> CloudClient {
+        let mut client = CloudClient::default();
+        assert!(client.ask(SERVICE, 1_000));
+        assert!(!client.ask(SERVICE, 1_500), "it is under way");
+        client
     }
 
     fn document() -> HelperOutcome {
@@ -355,64 +354,64 @@ mod tests {
         }
     }
 
-    fn codes(dialog: &CloudDialog) -> Vec<String> {
-        let problems = dialog.problems().into_iter();
+    fn codes(client: &CloudClient) -> Vec<String> {
+        let problems = client.problems().into_iter();
         problems.map(|problem| problem.code).collect()
     }
 
     #[test]
     fn a_machine_of_no_cloud_has_nothing_to_do() {
-        let mut dialog = CloudDialog::default();
-        assert!(dialog.next(0, Some("eth0")).is_none());
-        assert_eq!(dialog.deadline(true), None);
-        assert!(!dialog.holds());
+        let mut client = CloudClient::default();
+        assert!(client.next(0, Some("eth0")).is_none());
+        assert_eq!(client.deadline(true), None);
+        assert!(!client.blocks_start());
     }
 
     #[test]
     fn a_document_is_asked_for_once_there_is_an_address_and_holds_the_node_until_it_is_read() {
-        let mut dialog = asking();
-        assert!(dialog.next(1_400, None).is_none());
-        assert_eq!(dialog.deadline(false), Some(4_000));
-        assert_eq!(sent(dialog.next(1_500, Some("eth0"))), 2_500);
-        assert!(dialog.next(1_600, Some("eth0")).is_none(), "one at a time");
-        let answer = dialog.answered(Ok(document()), 1_700);
-        assert!(matches!(answer, Some(CloudAnswer::Document(_))));
-        assert!(dialog.holds() && dialog.deadline(true).is_none());
-        dialog.settle(true);
-        assert!(!dialog.holds());
-        assert_eq!(codes(&dialog), Vec::<String>::new());
+        let mut client = in_flight();
+        assert!(client.next(1_400, None).is_none());
+        assert_eq!(client.deadline(false), Some(4_000));
+        assert_eq!(sent(client.next(1_500, Some("eth0"))), 2_500);
+        assert!(client.next(1_600, Some("eth0")).is_none(), "one at a time");
+        let answer = client.answered(Ok(document()), 1_700);
+        assert!(matches!(answer, Some(MetadataResult::Document(_))));
+        assert!(client.blocks_start() && client.deadline(true).is_none());
+        client.finish(true);
+        assert!(!client.blocks_start());
+        assert_eq!(codes(&client), Vec::<String>::new());
         // An answer that comes later is not wanted.
-        assert_eq!(dialog.answered(Ok(document()), 9_000), None);
+        assert_eq!(client.answered(Ok(document()), 9_000), None);
     }
 
     #[test]
     fn a_silent_service_holds_the_node_for_three_seconds_and_is_asked_again_with_growing_pauses() {
-        let mut dialog = asking();
-        sent(dialog.next(1_000, Some("eth0")));
-        assert!(dialog.next(3_999, Some("eth0")).is_none());
-        assert!(dialog.holds());
+        let mut client = in_flight();
+        sent(client.next(1_000, Some("eth0")));
+        assert!(client.next(3_999, Some("eth0")).is_none());
+        assert!(client.blocks_start());
         let mut now = 4_000;
         for pause in [10_000, 20_000, 40_000, 80_000, 160_000, 300_000, 300_000] {
-            let step = dialog.next(now, Some("eth0"));
+            let step = client.next(now, Some("eth0"));
             assert!(matches!(step, Some(CloudStep::GiveUp(SERVICE, _))));
-            assert!(!dialog.holds());
-            assert_eq!(codes(&dialog), ["metadata-unanswered"]);
-            assert_eq!(dialog.deadline(true), Some(now + pause));
+            assert!(!client.blocks_start());
+            assert_eq!(codes(&client), ["metadata-unanswered"]);
+            assert_eq!(client.deadline(true), Some(now + pause));
             now += pause;
-            assert_eq!(sent(dialog.next(now, Some("eth0"))), 3_000);
-            assert!(!dialog.holds(), "the node serves already");
+            assert_eq!(sent(client.next(now, Some("eth0"))), 3_000);
+            assert!(!client.blocks_start(), "the node serves already");
             now += 3_000;
         }
         // A document that comes at last is taken.
-        let answer = dialog.answered(Ok(document()), now);
-        assert!(matches!(answer, Some(CloudAnswer::Document(_))));
-        assert_eq!(codes(&dialog), Vec::<String>::new());
+        let answer = client.answered(Ok(document()), now);
+        assert!(matches!(answer, Some(MetadataResult::Document(_))));
+        assert_eq!(codes(&client), Vec::<String>::new());
     }
 
     #[test]
     fn a_machine_without_an_address_says_so() {
-        let mut dialog = asking();
-        match dialog.next(4_000, None) {
+        let mut client = in_flight();
+        match client.next(4_000, None) {
             Some(CloudStep::GiveUp(_, problem)) => {
                 assert!(problem.text.contains("IPv4 address"), "{}", problem.text);
             }
@@ -421,26 +420,29 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_no_document_ends_the_question() {
-        let mut dialog = asking();
+    fn an_answer_that_is_no_document_ends_the_query() {
+        let mut client = in_flight();
         let none = HelperOutcome::Fetched { document: None };
-        assert_eq!(dialog.answered(Ok(none), 1_100), Some(CloudAnswer::Nothing));
-        assert!(!dialog.holds() && dialog.deadline(true).is_none());
+        assert_eq!(
+            client.answered(Ok(none), 1_100),
+            Some(MetadataResult::Nothing)
+        );
+        assert!(!client.blocks_start() && client.deadline(true).is_none());
 
-        let mut dialog = asking();
+        let mut client = in_flight();
         let denied = HelperOutcome::refused(HelperRefusal::Denied, "its user data are a script");
-        match dialog.answered(Ok(denied), 1_100) {
-            Some(CloudAnswer::Problem(problem)) => {
+        match client.answered(Ok(denied), 1_100) {
+            Some(MetadataResult::Problem(problem)) => {
                 assert_eq!(problem.code, "metadata-refused");
                 let text = "the metadata service of Hetzner: its user data are a script";
                 assert_eq!(problem.text, text);
             }
             other => panic!("{other:?}"),
         }
-        assert!(!dialog.holds() && dialog.deadline(true).is_none());
+        assert!(!client.blocks_start() && client.deadline(true).is_none());
         // The owner sees it, also after another way gave a configuration.
-        dialog.settle(true);
-        assert_eq!(codes(&dialog), ["metadata-refused"]);
+        client.finish(true);
+        assert_eq!(codes(&client), ["metadata-refused"]);
     }
 
     #[test]
@@ -451,31 +453,31 @@ mod tests {
             Ok(HelperOutcome::Reported),
             Err("it died".to_owned()),
         ] {
-            let mut dialog = asking();
-            let answer = dialog.answered(outcome, 1_100);
-            assert!(matches!(answer, Some(CloudAnswer::Problem(_))));
-            assert_eq!(codes(&dialog), ["metadata-unanswered"]);
-            assert!(!dialog.holds());
-            assert_eq!(dialog.deadline(true), Some(11_100));
+            let mut client = in_flight();
+            let answer = client.answered(outcome, 1_100);
+            assert!(matches!(answer, Some(MetadataResult::Problem(_))));
+            assert_eq!(codes(&client), ["metadata-unanswered"]);
+            assert!(!client.blocks_start());
+            assert_eq!(client.deadline(true), Some(11_100));
         }
     }
 
     #[test]
-    fn a_configuration_from_elsewhere_ends_the_question() {
-        let mut dialog = asking();
-        dialog.settle(false);
-        assert!(dialog.holds(), "it has none yet");
-        dialog.settle(true);
-        assert!(!dialog.holds() && dialog.next(2_000, Some("eth0")).is_none());
+    fn a_configuration_from_elsewhere_ends_the_query() {
+        let mut client = in_flight();
+        client.finish(false);
+        assert!(client.blocks_start(), "it has none yet");
+        client.finish(true);
+        assert!(!client.blocks_start() && client.next(2_000, Some("eth0")).is_none());
     }
 
     #[test]
     fn azure_gets_the_report_until_it_takes_it_or_the_tries_are_over() {
-        let mut dialog = CloudDialog::default();
-        dialog.report_ready(5_000);
-        assert!(dialog.next(5_000, None).is_none(), "no network");
+        let mut client = CloudClient::default();
+        client.report_ready(5_000);
+        assert!(client.next(5_000, None).is_none(), "no network");
         assert_eq!(
-            (dialog.deadline(false), dialog.deadline(true)),
+            (client.deadline(false), client.deadline(true)),
             (None, Some(5_000))
         );
         let refused = || {
@@ -484,33 +486,33 @@ mod tests {
                 "status 503",
             ))
         };
-        let sends = |dialog: &mut CloudDialog, now| {
-            let step = dialog.next(now, Some("eth0"));
+        let sends = |client: &mut CloudClient, now| {
+            let step = client.next(now, Some("eth0"));
             matches!(step, Some(CloudStep::Send(CloudPurpose::Report, _)))
         };
-        assert!(sends(&mut dialog, 5_000));
-        assert!(!sends(&mut dialog, 5_000), "a helper has it");
-        assert!(dialog.reported(refused(), 6_000).is_some());
-        assert_eq!(codes(&dialog), ["ready-not-reported"]);
-        assert!(!sends(&mut dialog, 20_999));
-        assert!(sends(&mut dialog, 21_000));
-        assert_eq!(dialog.reported(refused(), 22_000), None, "said already");
-        assert!(sends(&mut dialog, 40_000));
+        assert!(sends(&mut client, 5_000));
+        assert!(!sends(&mut client, 5_000), "a helper has it");
+        assert!(client.reported(refused(), 6_000).is_some());
+        assert_eq!(codes(&client), ["ready-not-reported"]);
+        assert!(!sends(&mut client, 20_999));
+        assert!(sends(&mut client, 21_000));
+        assert_eq!(client.reported(refused(), 22_000), None, "said already");
+        assert!(sends(&mut client, 40_000));
         assert!(
-            dialog
+            client
                 .reported(Ok(HelperOutcome::Reported), 41_000)
                 .is_some()
         );
-        assert_eq!(codes(&dialog), Vec::<String>::new());
-        assert_eq!(dialog.deadline(true), None);
+        assert_eq!(codes(&client), Vec::<String>::new());
+        assert_eq!(client.deadline(true), None);
 
-        dialog.report_ready(0);
+        client.report_ready(0);
         let mut now = 0;
-        while sends(&mut dialog, now) {
-            dialog.reported(refused(), now);
+        while sends(&mut client, now) {
+            client.reported(refused(), now);
             now += REPORT_PAUSE_MS;
         }
         assert_eq!(now, u64::from(REPORTS_MAX) * REPORT_PAUSE_MS);
-        assert_eq!(codes(&dialog), ["ready-not-reported"]);
+        assert_eq!(codes(&client), ["ready-not-reported"]);
     }
 }

@@ -71,7 +71,7 @@ pub(crate) enum MachineEvent {
     /// A helper's child returned from another node.
     Came(HelperPurpose, Result<helper_task::HelperOutcome, String>),
     /// A helper's child returned from the services of the cloud.
-    CameFromCloud(CloudPurpose, Result<helper_task::HelperOutcome, String>),
+    CloudHelperExited(CloudPurpose, Result<helper_task::HelperOutcome, String>),
     /// The owner of the hypervisor opened a connection to the console.
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
@@ -350,8 +350,8 @@ impl InitMachine {
             }
             MachineEvent::Caller(fd) => self.called(fd),
             MachineEvent::Came(of, outcome) => self.came(&of, outcome, now),
-            MachineEvent::CameFromCloud(purpose, outcome) => {
-                self.came_from_cloud(purpose, outcome, now);
+            MachineEvent::CloudHelperExited(purpose, outcome) => {
+                self.on_helper_exit(purpose, outcome, now);
             }
             MachineEvent::Children => self.collect(),
             MachineEvent::Concluded(outcome) => self.concluded(outcome),
@@ -366,7 +366,7 @@ impl InitMachine {
             MachineEvent::PowerButton => {
                 self.go_down(PowerAction::Poweroff, "the power button", now)
             }
-            MachineEvent::Kept { life, n, error } => self.kept(life, n, error),
+            MachineEvent::Kept { life, n, error } => self.config_stored(life, n, error),
             MachineEvent::ReminderNoted(outcome) => self.reminder_noted(outcome),
             MachineEvent::ResetMarked(outcome) => self.reset_marked(outcome, now),
             MachineEvent::Said { life, message } if self.is_current(life) => {

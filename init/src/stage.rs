@@ -29,7 +29,7 @@ impl BootStageName {
 }
 
 /// Records a stage the first time the boot reaches it.
-pub(crate) fn reach(stages: &mut Vec<BootStage>, stage: BootStageName) {
+pub(crate) fn record_stage(stages: &mut Vec<BootStage>, stage: BootStageName) {
     if stages.iter().all(|known| known.name != stage.name()) {
         stages.push(BootStage {
             name: stage.name().to_owned(),
@@ -60,7 +60,7 @@ mod tests {
             BootStageName::Init,
             BootStageName::Ready,
         ] {
-            reach(&mut stages, stage);
+            record_stage(&mut stages, stage);
         }
         let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
         assert_eq!(names, ["init", "mounts", "ready"]);

@@ -47,7 +47,7 @@ pub enum Error {
     /// A file that the machine needs does not exist.
     #[error("{what} not found at {path}; {hint}")]
     Missing {
-        /// What it is.
+        /// The kind of file, for the sentence of the error.
         what: &'static str,
         /// The path at which it was expected.
         path: PathBuf,

@@ -180,7 +180,7 @@ impl Browser {
 
     /// Sets the size of the page in pixels, and whether the page sees a user who prefers dark
     /// colours.
-    pub fn look(&mut self, width: u32, height: u32, dark: bool) {
+    pub fn emulate_screen(&mut self, width: u32, height: u32, dark: bool) {
         let size = json!({
             "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600,
         });
@@ -207,7 +207,7 @@ impl Browser {
     }
 
     /// The part of the page in the window, from the top, as a PNG of the size set by
-    /// [`look`](Self::look).
+    /// [`emulate_screen`](Self::emulate_screen).
     pub fn window(&mut self) -> Vec<u8> {
         self.evaluate("scrollTo(0, 0)");
         self.capture(&json!({ "format": "png" }))

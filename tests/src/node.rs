@@ -395,14 +395,14 @@ impl MachineNode {
     /// The host's end of the node's port.
     ///
     /// # Panics
-    /// No card forwards it and [`reach`](Self::reach) was not called.
+    /// No card forwards it and [`use_address`](Self::use_address) was not called.
     pub fn address(&self) -> SocketAddr {
         self.address
             .expect("a card forwards the port, or the test says how to reach the node")
     }
 
     /// Uses this host address for the node from now on.
-    pub fn reach(&mut self, address: SocketAddr) {
+    pub fn use_address(&mut self, address: SocketAddr) {
         self.address = Some(address);
     }
 

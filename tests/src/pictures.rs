@@ -74,7 +74,7 @@ impl DocsPicture {
     /// # Panics
     /// The picture has another size or looks different, or a folder cannot be written.
     pub fn take(&self, browser: &mut Browser, folder: &Path) {
-        browser.look(self.width, self.height, self.dark);
+        browser.emulate_screen(self.width, self.height, self.dark);
         let picture = browser.window();
         let size = png_size(&picture);
         assert_eq!(size, Some((self.width, self.height)), "{}", self.file);

@@ -44,7 +44,7 @@ pub struct RelayOperation {
 }
 
 impl RelayOperation {
-    /// Its name.
+    /// The name under which the operation is proposed and called.
     pub const PATH: &str = "js/relay";
 
     /// A relay that reaches `uses`, which are names, or everything below a name, such as `fs/*`.

@@ -103,7 +103,7 @@ impl CredentialPlaceArgs {
 /// Arguments of `alknet credential remove`.
 #[derive(Debug, Args)]
 pub(crate) struct CredentialRemoveArgs {
-    /// Its name.
+    /// A name of 'alknet credential list'.
     name: String,
     #[command(flatten)]
     state: StateArgs,
@@ -126,7 +126,7 @@ pub(crate) struct CredentialSetArgs {
 /// Arguments of `alknet credential show`.
 #[derive(Debug, Args)]
 pub(crate) struct CredentialShowArgs {
-    /// Its name.
+    /// A name of 'alknet credential list'.
     #[arg(value_name = "NAME")]
     name: String,
     /// The name behind the node, as scripts may have it from an earlier version.

@@ -23,7 +23,7 @@ pub(super) struct DecisionNote<'d> {
 impl DecisionNote<'_> {
     /// After `ops promote` of the proposal `id`. `again` are the options that another `ops promote` of it needs.
     pub(super) fn of_promotion(&self, id: &str, again: &str) -> Vec<String> {
-        self.reach(id, again)
+        self.callers_note(id, again)
             .into_iter()
             .chain(self.missing())
             .collect()
@@ -39,7 +39,7 @@ impl DecisionNote<'_> {
     }
 
     /// Who can call what was promoted. A node names no path that would be another word of a command.
-    fn reach(&self, id: &str, again: &str) -> Option<String> {
+    fn callers_note(&self, id: &str, again: &str) -> Option<String> {
         let Self { node, options, .. } = self;
         let path = self.answer["path"].as_str();
         let path = path.filter(|path| is_operation_name(path))?;

@@ -102,7 +102,9 @@ impl AddFileArgs {
 }
 
 /// The node, and the file that a verb is about.
-fn named(row: NodeRowArgs<NamedFileRow>) -> Result<(NodeArgs, StoredFileName), CommandError> {
+fn node_and_file(
+    row: NodeRowArgs<NamedFileRow>,
+) -> Result<(NodeArgs, StoredFileName), CommandError> {
     let (node, name) = row.arranged()?;
     Ok((node, parsed(&name)?))
 }
@@ -117,13 +119,13 @@ pub(crate) fn run(verb: StoredFileVerb, json: bool) -> Result<CommandExit, Comma
         StoredFileVerb::Add(args) => add(args, json),
         StoredFileVerb::List(node) => ask(&node, LIST, &Value::Null, json, list_lines),
         StoredFileVerb::Remove(row) => {
-            let (node, name) = named(row)?;
+            let (node, name) = node_and_file(row)?;
             let input = json!({ "name": name.to_string() });
             let told = |_: &Value| vec![format!("{name} is removed")];
             ask(&node, "config/remove-file", &input, json, told)
         }
         StoredFileVerb::Show(row) => {
-            let (node, name) = named(row)?;
+            let (node, name) = node_and_file(row)?;
             let input = json!({ "name": name.to_string() });
             ask(&node, LIST, &input, json, shown_lines)
         }

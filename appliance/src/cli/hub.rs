@@ -366,10 +366,10 @@ fn lines(answer: &Value) -> Vec<String> {
         );
         lines.push(line.trim_end().to_owned());
     }
-    for knock in list("waiting") {
-        let name = knock["name"].as_str().unwrap_or("-");
-        let from = knock["addr"].as_str().unwrap_or("nowhere");
-        let words = text(&knock["fingerprint"]);
+    for waiting in list("waiting") {
+        let name = waiting["name"].as_str().unwrap_or("-");
+        let from = waiting["addr"].as_str().unwrap_or("nowhere");
+        let words = text(&waiting["fingerprint"]);
         lines.push(format!("waiting: {words}  {name}  from {from}"));
     }
     lines.extend(list("invitations").iter().map(invitation_line));

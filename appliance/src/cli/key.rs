@@ -61,7 +61,7 @@ fn rotate(args: &KeyRotateArgs, json: bool) -> Result<CommandExit, CommandError>
     files.tidy();
     let mut record = files.record()?;
     let names = NodeNames::load(&args.dial.state);
-    let target = |node: &String| names.named(node)?.direct("the change of a key");
+    let target = |node: &String| names.resolve(node)?.direct("the change of a key");
     for node in &args.targets {
         record.add(&target(node)?.to_string());
     }

@@ -19,7 +19,7 @@ mod identity;
 mod image;
 mod js;
 mod key;
-mod licenses;
+mod license;
 mod machine;
 mod man;
 mod node;
@@ -138,11 +138,15 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Show or replace the key of this command line.
     #[command(subcommand)]
     Key(key::KeyVerb),
-    /// List the parts of this program and of its image, with their licences.
+    /// List the parts of this program and of its image with their licences, and show the texts of one.
+    #[command(subcommand)]
+    License(license::LicenseVerb),
+    /// As 'alknet license list' and 'alknet license show NAME'.
     #[command(
-        after_help = "Examples:\n  alknet licenses\n  alknet licenses Linux\n  alknet licenses --texts"
+        hide = true,
+        after_help = "Examples:\n  alknet licenses\n  alknet licenses Linux"
     )]
-    Licenses(licenses::LicenseListArgs),
+    Licenses(license::LicensesArgs),
     /// Print the log of a node, and with -f each new record.
     #[command(
         after_help = "Examples:\n  alknet logs attic -f\n  alknet logs --since 1h\n  \
@@ -279,7 +283,8 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Image(verb) => image::run(verb, json),
         AlknetCommand::Js(verb) => js::run(verb, json),
         AlknetCommand::Key(verb) => key::run(verb, json),
-        AlknetCommand::Licenses(args) => licenses::run(&args, json),
+        AlknetCommand::License(verb) => license::run(&verb, json),
+        AlknetCommand::Licenses(args) => license::run(&args.into(), json),
         AlknetCommand::Logs(args) => machine::logs(&args, json),
         AlknetCommand::Man(args) => man::run(&args, json),
         AlknetCommand::Node(verb) => node::run(verb, json),

@@ -24,7 +24,7 @@ joined has a name already."
     /// Remove the name of a node. The command does not dial the node.
     #[command(after_help = "Example:\n  alknet node remove edge-1")]
     Remove {
-        /// Its name.
+        /// A name of 'alknet node list'.
         name: String,
         #[command(flatten)]
         state: StateArgs,
@@ -65,7 +65,7 @@ pub(crate) struct NodeAddArgs {
 /// Arguments of `alknet node use`.
 #[derive(Debug, Args)]
 pub(crate) struct NodeUseArgs {
-    /// Its name.
+    /// The name of the node that commands without NODE go to.
     #[arg(required_unless_present = "none")]
     name: Option<String>,
     /// Remove the default.
@@ -116,7 +116,7 @@ fn is_address(word: &str) -> bool {
 fn add(args: &NodeAddArgs, json: bool) -> Result<CommandExit, CommandError> {
     check_name(&args.name)?;
     let names = NodeNames::load(&args.state);
-    let node = named(args, &names)?;
+    let node = node_to_add(args, &names)?;
     let row = NodeBook::change(&args.state.dir()?, |book| {
         book.add(&args.name, node)?;
         if args.default {
@@ -128,7 +128,7 @@ fn add(args: &NodeAddArgs, json: bool) -> Result<CommandExit, CommandError> {
 }
 
 /// The node that the words describe.
-fn named(args: &NodeAddArgs, names: &NodeNames) -> Result<NamedNode, CommandError> {
+fn node_to_add(args: &NodeAddArgs, names: &NodeNames) -> Result<NamedNode, CommandError> {
     if let Some(hub) = &args.via {
         let peer = args.target.as_ref().unwrap_or(&args.name);
         return Ok(NamedNode::behind(hub, peer));
@@ -143,7 +143,7 @@ fn named(args: &NodeAddArgs, names: &NodeNames) -> Result<NamedNode, CommandErro
         }
         return Ok(NamedNode::behind(hub, peer));
     }
-    let route = names.named(target)?;
+    let route = names.resolve(target)?;
     if let Some(hint) = route.hint() {
         // A host of one label is written with its port: a word alone is rather a name that was mistyped.
         let text = format!(

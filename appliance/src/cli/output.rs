@@ -16,7 +16,7 @@ use super::{CommandError, CommandExit};
 /// Whether a character does something to a terminal, or to the text around it, instead of being shown: those of
 /// category Cc, which are the ones of ASCII and `U+0080` to `U+009F`, line and paragraph separators, and what sets
 /// directions (UAX #9).
-fn acts(c: char) -> bool {
+fn is_control_or_bidi(c: char) -> bool {
     c.is_control()
         || matches!(
             c,
@@ -27,7 +27,7 @@ fn acts(c: char) -> bool {
 
 /// The text with `\u{…}` for each character that acts, but for those in `kept`.
 fn escaped<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
-    let acts = |c: char| acts(c) && !kept.contains(&c);
+    let acts = |c: char| is_control_or_bidi(c) && !kept.contains(&c);
     // Most text has none, and is shown without a copy.
     if !text.contains(acts) {
         return Cow::Borrowed(text);
@@ -54,7 +54,7 @@ pub(crate) fn lines(text: &str) -> Cow<'_, str> {
 
 /// JSON text that says the same, and in which nothing acts. Its own escapes leave out what is beyond ASCII.
 fn safe_json(text: &str) -> Cow<'_, str> {
-    let acts = |c: char| acts(c) && !c.is_ascii_control() || c == '\u{7f}';
+    let acts = |c: char| is_control_or_bidi(c) && !c.is_ascii_control() || c == '\u{7f}';
     if !text.contains(acts) {
         return Cow::Borrowed(text);
     }

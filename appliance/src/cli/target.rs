@@ -228,7 +228,7 @@ impl NodeNames {
     ///
     /// # Errors
     /// The text is no node.
-    pub(crate) fn named(&self, text: &str) -> Result<NodeRoute, CommandError> {
+    pub(crate) fn resolve(&self, text: &str) -> Result<NodeRoute, CommandError> {
         // As the console of a machine shows it, in the code that is scanned.
         let text = text.strip_prefix("alknet:").unwrap_or(text);
         if let Some((peer, hub)) = worker_of(text)? {
@@ -252,7 +252,7 @@ impl NodeNames {
 
     /// A peer of a hub.
     fn behind(&self, hub: &str, peer: &str) -> Result<NodeRoute, CommandError> {
-        let hub = self.named(hub)?;
+        let hub = self.resolve(hub)?;
         if let Some(other) = &hub.peer {
             return Err(CommandError::usage(format!(
                 "'{other}' is behind the hub '{}', which passes on for no second hub",
@@ -297,7 +297,7 @@ impl NodeNames {
                 }
             }
             (None, Some(peer)) => self.behind(node, peer),
-            (None, None) => self.named(node),
+            (None, None) => self.resolve(node),
         }
     }
 
@@ -533,7 +533,7 @@ mod tests {
         for key in [hex, &hex.to_uppercase(), base32, &base32.to_uppercase()] {
             for hub in ["node.example", "192.0.2.7:443", "attic"] {
                 let text = format!("{key}@{hub}");
-                let refused = names.named(&text).expect_err(&text);
+                let refused = names.resolve(&text).expect_err(&text);
                 assert_eq!(refused.exit, CommandExit::Usage, "{refused}");
                 let right = format!("ed25519:{key}@{hub}");
                 assert!(refused.message.contains(&right), "{refused}");
@@ -543,7 +543,7 @@ mod tests {
         // An id that a hub makes, and a long name.
         for peer in ["p01aryz6s4100000000000000000", &"a".repeat(63)] {
             let text = format!("{peer}@attic");
-            let route = names.named(&text).expect("it is a peer");
+            let route = names.resolve(&text).expect("it is a peer");
             assert_eq!(route.peer.as_deref(), Some(peer));
         }
     }
@@ -573,7 +573,7 @@ mod tests {
     /// A name that is not known may be a host's: the dial says whether it is, and the error what is known.
     #[test]
     fn an_error_says_which_names_are_known() {
-        let route = names(None, None).named("atic").expect("it may be a host");
+        let route = names(None, None).resolve("atic").expect("it may be a host");
         assert_eq!(route.target.address(), "atic:443");
         let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
         let said = route.explained(lost).message;
@@ -582,7 +582,7 @@ mod tests {
             "{said}"
         );
         assert!(said.contains("attic, edge-1, oven"), "{said}");
-        let known = names(None, None).named("attic").expect("it is known");
+        let known = names(None, None).resolve("attic").expect("it is known");
         let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
         assert_eq!(known.explained(lost.clone()), lost);
     }

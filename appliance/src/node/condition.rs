@@ -38,20 +38,20 @@ const HARMLESS: [&str; 17] = [
 ];
 
 /// The problems that the node sees. The cell is empty until the node has started.
-pub(crate) type NodeProblemSource =
+pub(crate) type NodeDiagnosticSource =
     Arc<OnceLock<Box<dyn Fn() -> Vec<MachineDiagnostic> + Send + Sync>>>;
 
 /// The node's problems as it last sent them to PID 1. PID 1 repeats them beside its own until the
 /// node sends others.
-pub(crate) type InitProblems = Arc<ArcSwap<Vec<MachineDiagnostic>>>;
+pub(crate) type InitDiagnostics = Arc<ArcSwap<Vec<MachineDiagnostic>>>;
 
 /// The sources of the answer to `/healthz`.
 pub(crate) struct NodeHealth {
     /// The problems that the node found.
-    pub(crate) own: NodeProblemSource,
+    pub(crate) own: NodeDiagnosticSource,
     /// The problems that PID 1 found.
     pub(crate) facts: SharedFacts,
-    pub(crate) sent_problems: InitProblems,
+    pub(crate) sent_problems: InitDiagnostics,
     pub(crate) certified: CertificateHealth,
 }
 
@@ -134,7 +134,7 @@ mod tests {
     /// it.
     fn condition(own: &[&str], sent_problems: &[&str], machine: &[&str]) -> NodeHealth {
         let own = problems(own);
-        let store_problems = NodeProblemSource::default();
+        let store_problems = NodeDiagnosticSource::default();
         store_problems.get_or_init(|| Box::new(move || own.clone()));
         let facts = MachineFacts {
             problems: problems(machine),
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn nothing_is_wrong_before_there_is_a_node() {
         let mut early = condition(&[], &[], &["data-full"]);
-        early.own = NodeProblemSource::default();
+        early.own = NodeDiagnosticSource::default();
         assert_eq!(early.degraded(), None);
     }
 

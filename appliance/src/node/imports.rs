@@ -37,12 +37,12 @@ const PARTLY: &str = "everything else of this server is imported";
 const LEFT_OUT_LISTED_MAX: usize = 8;
 
 /// The problems of imports, by the import's namespace.
-type ImportProblems = Arc<Mutex<BTreeMap<String, MachineDiagnostic>>>;
+type ImportDiagnostics = Arc<Mutex<BTreeMap<String, MachineDiagnostic>>>;
 
 /// The imports of a node. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodeImports {
-    problems: ImportProblems,
+    problems: ImportDiagnostics,
 }
 
 /// Folders of documents that are files.
@@ -60,7 +60,7 @@ struct ImportContext {
     dialer: Arc<dyn Dialer>,
     folders: DocumentFolders,
     powers: CapabilityStore,
-    problems: ImportProblems,
+    problems: ImportDiagnostics,
     /// Memory that all imported servers together may use in the node.
     memory: ImportMemory,
 }

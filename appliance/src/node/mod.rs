@@ -58,7 +58,7 @@ use tokio::sync::mpsc;
 
 use capability_store::CapabilityStore;
 use computing::NodeComputing;
-use condition::InitProblems;
+use condition::InitDiagnostics;
 use config_store::ConfigStore;
 use facts::{NodeDescription, SharedFacts};
 use hub::HubContext;
@@ -130,7 +130,7 @@ struct AlknetNode {
     /// Problems of what could not be opened at the start.
     unusable: Arc<[MachineDiagnostic]>,
     /// The problems that the node last sent to PID 1.
-    sent_problems: InitProblems,
+    sent_problems: InitDiagnostics,
     relief: Arc<MemoryRelief>,
     dispatcher: Arc<Dispatcher>,
 }

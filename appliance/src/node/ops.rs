@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::capability_store::CapabilityStore;
-use super::condition::NodeProblemSource;
+use super::condition::NodeDiagnosticSource;
 use super::config_show;
 use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{self, IdentityServices};
@@ -55,7 +55,7 @@ pub(crate) struct NodeContext {
     /// The sources of the metrics.
     pub(crate) meters: NodeMetrics,
     /// The problems that only the node knows.
-    pub(crate) store_problems: NodeProblemSource,
+    pub(crate) store_problems: NodeDiagnosticSource,
     /// The node's key, and its rotation.
     pub(crate) own_key: Arc<NodeKeyRotation>,
     /// `None` if the key is in a file.

@@ -250,7 +250,7 @@ impl Reloader {
     }
 
     /// Passes on PID 1's answer to a document that it was to store.
-    pub(crate) fn kept(&self, n: u64, error: Option<String>) {
+    pub(crate) fn config_stored(&self, n: u64, error: Option<String>) {
         self.store.answered(n, error);
     }
 

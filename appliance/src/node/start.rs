@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::capability_store::CapabilityStore;
 use super::certificates::NodeCertificates;
 use super::computing::{ComputingContext, NodeComputing};
-use super::condition::{CertificateHealth, InitProblems, NodeHealth, NodeProblemSource};
+use super::condition::{CertificateHealth, InitDiagnostics, NodeDiagnosticSource, NodeHealth};
 use super::config_store::{ConfigStore, folder_of};
 use super::facts::{NodeDescription, SharedFacts};
 use super::host::ConfigOverlay;
@@ -103,7 +103,7 @@ struct NodeFront {
     web: NodeWeb,
     /// The connections that arrived for HTTP.
     arrivals: Arc<Arrivals>,
-    sent_problems: InitProblems,
+    sent_problems: InitDiagnostics,
 }
 
 impl AlknetNode {
@@ -332,7 +332,7 @@ fn node_context(
 ) -> NodeContext {
     let server = Arc::clone(&base.people.server);
     NodeContext {
-        store_problems: NodeProblemSource::default(),
+        store_problems: NodeDiagnosticSource::default(),
         powers,
         own_key: Arc::new(own_key),
         vault: around.vault.clone(),
@@ -359,7 +359,7 @@ impl NodeFront {
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) = handlers(base, parts, hub.as_ref(), page)?;
         let answers = Arc::clone(&base.certificates.challenges);
-        let sent_problems = InitProblems::default();
+        let sent_problems = InitDiagnostics::default();
         let condition = NodeHealth {
             own: Arc::clone(&parts.context.store_problems),
             facts: Arc::clone(&base.facts),

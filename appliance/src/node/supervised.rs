@@ -77,7 +77,9 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
         };
         match message {
             None => bail!("PID 1 closed the channel"),
-            Some(NodeMessage::ConfigKept { n, error }) => node.people.reloader.kept(n, error),
+            Some(NodeMessage::ConfigKept { n, error }) => {
+                node.people.reloader.config_stored(n, error)
+            }
             Some(NodeMessage::Drain {
                 deadline_ms,
                 reason,

@@ -200,7 +200,7 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<BenchRow> {
                 });
                 // The plain forms are measured at one side only.
                 if let (Some(ours), Some(theirs)) = (of(ours), theirs) {
-                    let case = format!("{case}, {}", counted(threads));
+                    let case = format!("{case}, {}", thread_count(threads));
                     let row = BenchRow::higher(BENCH, case, unit, ours).beside(peer, theirs);
                     rows.push(match goal {
                         Some(goal) => row.goal(Goal::Ratio(goal)),
@@ -224,7 +224,7 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<BenchRow> {
     rows
 }
 
-fn counted(threads: usize) -> String {
+fn thread_count(threads: usize) -> String {
     match threads {
         1 => "1 thread".to_owned(),
         threads => format!("{threads} threads"),

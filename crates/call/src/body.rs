@@ -50,7 +50,7 @@ impl CallBody {
 
     /// As before, and memory that is made of it counts in `memory`.
     #[must_use]
-    pub fn counted(mut self, memory: Option<Arc<dyn InputMemory>>) -> Self {
+    pub fn with_memory(mut self, memory: Option<Arc<dyn InputMemory>>) -> Self {
         self.memory = memory;
         self
     }
@@ -205,7 +205,7 @@ impl CallBody {
     pub fn member(&self, name: &str) -> Option<Self> {
         let text = json::member(&self.raw, name)?.get().as_bytes();
         let member = Self::from_parts(self.raw.slice_ref(text), self.tail.clone());
-        Some(member.counted(self.memory.clone()))
+        Some(member.with_memory(self.memory.clone()))
     }
 
     /// The bytes of a `{"$bin":[offset,length]}`, if `value` is one and its range exists.
@@ -527,8 +527,9 @@ mod tests {
 
     #[test]
     fn nothing_large_is_made_of_a_list_of_short_values() {
-        let of =
-            |text: String| CallBody::from_text(text.into()).counted(Some(Arc::new(EndlessValue)));
+        let of = |text: String| {
+            CallBody::from_text(text.into()).with_memory(Some(Arc::new(EndlessValue)))
+        };
         let long = of(format!("[{}0]", "0,".repeat(1 << 20)));
         assert!(long.parse::<Vec<u8>>().is_err());
         assert!(long.try_value().is_err());

@@ -144,7 +144,7 @@ impl CallConnectionState {
         let session: Arc<TokenSession> = Arc::default();
         let requester_source = requester_source(&connection, &session);
         let share = || UnreadQuota::new(&dispatcher.unread_bytes, &requester_source);
-        let carrier = dispatcher.carried(&connection);
+        let carrier = dispatcher.unread_of_outermost(&connection);
         // Only a proved key makes a peer, not an identity that another layer set.
         let holder = auth.filter(|auth| auth.key.is_some());
         let holder = holder.and_then(|auth| auth.identity.as_ref());

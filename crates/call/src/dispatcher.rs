@@ -375,7 +375,7 @@ impl Dispatcher {
 
     /// The count of unread bytes for a connection that another one carries. It is that of the outermost connection,
     /// which has no more however many it carries.
-    pub(crate) fn carried(&self, connection: &Connection) -> Option<Arc<UnreadBytes>> {
+    pub(crate) fn unread_of_outermost(&self, connection: &Connection) -> Option<Arc<UnreadBytes>> {
         let outermost = connection.carriers().last()?;
         let mut carriers = lock(&self.carriers);
         // Ended connections leave dead entries, which only this call removes.

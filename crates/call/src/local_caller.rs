@@ -355,7 +355,7 @@ impl LocalCaller {
         let checked = admission::check_key(&payload).and_then(|()| {
             let input = || {
                 let input = input.map_or_else(CallBody::null, CallBody::from_text);
-                input.counted(memory)
+                input.with_memory(memory)
             };
             let identify = |_: &Payload<'_>| {
                 let proof = token.as_deref();

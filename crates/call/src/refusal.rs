@@ -116,8 +116,8 @@ impl<'a> MissingScopes<'a> {
         let is_odd = !all.iter().all(can_hold)
             || any.is_some_and(|any| any.iter().filter(can_hold).count() == 0);
         let mut missing = Self {
-            all: named(all),
-            any: named(any.unwrap_or_default()),
+            all: valid_scopes(all),
+            any: valid_scopes(any.unwrap_or_default()),
             is_odd,
         };
         // One of a single scope means all.
@@ -146,7 +146,7 @@ impl<'a> MissingScopes<'a> {
 }
 
 /// The scopes that an identity can have. Others may have any characters, since peers announce rules as well.
-fn named<'a>(scopes: impl IntoIterator<Item = &'a String>) -> Vec<&'a str> {
+fn valid_scopes<'a>(scopes: impl IntoIterator<Item = &'a String>) -> Vec<&'a str> {
     let scopes = scopes.into_iter().map(String::as_str);
     scopes.filter(|scope| is_scope(scope)).collect()
 }

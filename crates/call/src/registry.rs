@@ -428,7 +428,7 @@ impl Registry {
             return Some(Arc::clone(found));
         }
         let promoted = self.generation.load().get(name).map(Arc::clone);
-        promoted.or_else(|| self.imported.load().offered(name).map(Arc::clone))
+        promoted.or_else(|| self.imported.load().get_external(name).map(Arc::clone))
     }
 
     /// An operation of the program by its name.

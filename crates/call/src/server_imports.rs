@@ -60,7 +60,7 @@ impl ServerImports {
     }
 
     /// The same where requests from outside reach the operation.
-    pub(crate) fn offered(&self, name: &str) -> Option<&Arc<CompiledOperation>> {
+    pub(crate) fn get_external(&self, name: &str) -> Option<&Arc<CompiledOperation>> {
         self.get(name).filter(|one| is_offered(one))
     }
 

@@ -32,7 +32,7 @@ const FEATURES: [&str; 3] = ["bin1", "credit1", "goaway1"];
 /// One operation of a listing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationSummary {
-    /// Its name.
+    /// All segments: `node/info`.
     pub name: String,
     /// The first segment of its name.
     pub namespace: String,

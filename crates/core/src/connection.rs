@@ -222,7 +222,7 @@ impl Connection {
     pub async fn accept_uni(&self) -> Result<RecvStream, StreamError> {
         let stream = self.0.source.accept_uni().await?;
         self.0.traffic.streams.add(1);
-        Ok(stream.counted(&self.0.traffic))
+        Ok(stream.count_in(&self.0.traffic))
     }
 
     /// Opens a unidirectional stream.
@@ -232,13 +232,13 @@ impl Connection {
     pub async fn open_uni(&self) -> Result<SendStream, StreamError> {
         let stream = self.0.source.open_uni().await?;
         self.0.traffic.streams.add(1);
-        Ok(stream.counted(&self.0.traffic))
+        Ok(stream.count_in(&self.0.traffic))
     }
 
     fn count(&self, (send, recv): (SendStream, RecvStream)) -> (SendStream, RecvStream) {
         let traffic = &self.0.traffic;
         traffic.streams.add(1);
-        (send.counted(traffic), recv.counted(traffic))
+        (send.count_in(traffic), recv.count_in(traffic))
     }
 
     /// The bytes and streams so far.

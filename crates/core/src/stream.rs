@@ -138,7 +138,7 @@ impl SendStream {
     }
 
     /// Counts its bytes in `traffic` from now on.
-    pub(crate) fn counted(self, traffic: &Arc<Traffic>) -> Self {
+    pub(crate) fn count_in(self, traffic: &Arc<Traffic>) -> Self {
         Self(self.0.by(traffic))
     }
 
@@ -248,7 +248,7 @@ impl RecvStream {
     }
 
     /// Counts its bytes in `traffic` from now on.
-    pub(crate) fn counted(self, traffic: &Arc<Traffic>) -> Self {
+    pub(crate) fn count_in(self, traffic: &Arc<Traffic>) -> Self {
         Self(self.0.by(traffic))
     }
 

@@ -26,6 +26,15 @@ const TRIES: usize = 1000;
 ///
 /// A link at `path` is replaced, not followed.
 ///
+/// ```
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("node.key");
+/// alknet_durable::replace(&file, b"first", 0o600)?;
+/// alknet_durable::replace(&file, b"second", 0o600)?;
+/// assert_eq!(std::fs::read(&file)?, b"second");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
 /// # Errors
 /// Those of the disk. The file is the one before then, with nothing beside it; only where the new name
 /// could not be synced it is the new one, and a power cut may bring the old one back, or on FAT an empty

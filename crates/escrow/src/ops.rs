@@ -105,8 +105,8 @@ impl EscrowContext {
         Some(peer.display_name.unwrap_or_else(|| entry.peer.to_string()))
     }
 
-    fn named(&self, text: &str) -> Result<ShareId, EscrowError> {
-        self.share_registry.named(text, |entry| self.name(entry))
+    fn find_share(&self, text: &str) -> Result<ShareId, EscrowError> {
+        self.share_registry.find_id(text, |entry| self.name(entry))
     }
 
     fn shown(&self, listed: &ShareListing) -> Value {
@@ -278,7 +278,7 @@ fn approve(on: EscrowContext) -> Registration {
     operation(on, limited(spec), |on, ctx, input: ApproveInput| {
         let by = by(ctx);
         Ok(Box::new(move || {
-            let id = on.named(&input.share)?;
+            let id = on.find_share(&input.share)?;
             let lasts = Duration::from_secs(input.seconds.min(APPROVAL_S_MAX));
             let entry = on.share_registry.approve(&id, lasts, &by, Instant::now())?;
             Ok(short(&on, &entry))
@@ -316,7 +316,7 @@ fn change(on: EscrowContext) -> Registration {
     operation(on, limited(spec), |on, ctx, input: ChangeInput| {
         let by = by(ctx);
         Ok(Box::new(move || {
-            let id = on.named(&input.share)?;
+            let id = on.find_share(&input.share)?;
             let change = ShareChange {
                 from: input.from,
                 approve: input.approve,
@@ -349,7 +349,7 @@ fn revoke(on: EscrowContext) -> Registration {
     operation(on, limited(spec), |on, ctx, input: ShareRevokeInput| {
         let (by, now_s) = (by(ctx), on.identities.now_s());
         Ok(Box::new(move || {
-            let id = on.named(&input.share)?;
+            let id = on.find_share(&input.share)?;
             let entry = on.share_registry.revoke(&id, &by, now_s)?;
             Ok(short(&on, &entry))
         }))

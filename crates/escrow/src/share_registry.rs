@@ -368,7 +368,7 @@ impl ShareRegistry {
     }
 
     /// The share that a person means: by its id, else by the name of its peer as `name` knows it.
-    pub fn named(
+    pub fn find_id(
         &self,
         text: &str,
         name: impl Fn(&ShareEntry) -> Option<String>,

@@ -351,20 +351,25 @@ fn people_name_shares_by_their_peers() {
     let names = |entry: &ShareEntry| Some(format!("{}-vault", entry.peer));
     let same = |_: &ShareEntry| Some("kitchen".to_owned());
     assert_eq!(
-        share_registry.named(one.as_str(), names).expect("an id"),
+        share_registry.find_id(one.as_str(), names).expect("an id"),
         one
     );
-    assert_eq!(share_registry.named("peer-2", names).expect("a peer"), two);
     assert_eq!(
-        share_registry.named("peer-2-vault", names).expect("a name"),
+        share_registry.find_id("peer-2", names).expect("a peer"),
+        two
+    );
+    assert_eq!(
+        share_registry
+            .find_id("peer-2-vault", names)
+            .expect("a name"),
         two
     );
     assert!(matches!(
-        share_registry.named("cellar", names),
+        share_registry.find_id("cellar", names),
         Err(EscrowError::Unknown)
     ));
     assert!(matches!(
-        share_registry.named("kitchen", same),
+        share_registry.find_id("kitchen", same),
         Err(EscrowError::Ambiguous)
     ));
     share_registry
@@ -372,7 +377,7 @@ fn people_name_shares_by_their_peers() {
         .expect("taken back");
     assert_eq!(
         share_registry
-            .named("kitchen", same)
+            .find_id("kitchen", same)
             .expect("the one that is left"),
         two
     );

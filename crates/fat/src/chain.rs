@@ -64,12 +64,14 @@ impl<'a, D: BlockDevice> TableCursor<'a, D> {
         let mut extents: Vec<FatExtent> = Vec::new();
         let mut cluster = first;
         while left > 0 {
+            // The first number is that of the entry, which may be any (FAT specification, `DIR_FstClusLO`).
             if !self.geometry.has_cluster(cluster) {
                 return Ok(Err(ChainDamage::Outside));
             }
             let (at, bytes) = (self.geometry.cluster_at(cluster), left.min(cluster_bytes));
             let is_full = extents.len() == FILE_EXTENTS_MAX;
             match extents.last_mut() {
+                // Neighbours are one piece, so a file without gaps needs one, whatever its size.
                 Some(last) if last.at + last.bytes == at => last.bytes += bytes,
                 _ if is_full => {
                     return Err(FatError::Limit {
@@ -118,6 +120,7 @@ impl<'a, D: BlockDevice> TableCursor<'a, D> {
 /// Clusters of the largest folder.
 pub(crate) fn folder_clusters_max(geometry: &FatGeometry) -> usize {
     let bytes = FOLDER_SLOTS_MAX as usize * ENTRY_BYTES;
+    // Rounded up, because a single cluster may be larger than the largest folder.
     bytes.div_ceil(geometry.cluster_bytes() as usize)
 }
 

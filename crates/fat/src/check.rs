@@ -49,6 +49,7 @@ impl<D: BlockDevice> FatVolume<D> {
                 report.folders += 1;
             } else {
                 report.files += 1;
+                // What firmware or another system put there takes room that no update may free.
                 if !own.contains(&index) {
                     report.foreign_files += 1;
                     report.foreign_bytes += u64::from(entry.size);

@@ -84,6 +84,7 @@ pub(crate) fn write(
         });
     }
     let at = |sector: u32| u64::from(sector) * u64::from(SECTOR_BYTES);
+    // A reader refuses a volume that ends behind its device, so no part of one is written.
     if at(volume.sectors) > device.len() {
         return Err(FatError::Unsupported(
             "the device is shorter than the volume",
@@ -122,10 +123,17 @@ pub(crate) fn write(
 
 /// Sectors of a volume with clusters of one sector for this many bytes of files: whole MiB, and never
 /// fewer than FAT32 has. Folders of one sector each, and the ends of files, fit into what is added.
+///
+/// ```
+/// // The smallest FAT32 volume has 33 MiB. 100 MiB of files need more than 100.
+/// assert_eq!(alknet_fat::sectors_for(1), 33 * 2048);
+/// assert!(alknet_fat::sectors_for(100 << 20) > 100 * 2048);
+/// ```
 #[must_use]
 pub fn sectors_for(bytes: u64) -> u32 {
     const MIB_SECTORS: u32 = 2048;
     let content = bytes.div_ceil(u64::from(SECTOR_BYTES)) + u64::from(SPARE_CLUSTERS);
+    // More than the format has is refused by `create`. Half of the range keeps the sums below from overflowing.
     let content = u32::try_from(content).unwrap_or(u32::MAX / 2);
     let clusters = content.max(CLUSTERS_MIN + SPARE_CLUSTERS);
     let tables = TABLES * (clusters + ROOT_CLUSTER).div_ceil(CLUSTERS_OF_SECTOR);
@@ -219,6 +227,7 @@ impl<'a> FatLayout<'a> {
             let up = if parent == ROOT_CLUSTER { 0 } else { parent };
             bytes.extend(entry_bytes(ShortName::DOT_DOT, ATTRIBUTE_FOLDER, up, 0));
         }
+        // The root alone has an entry with the name of the volume (FAT specification, `ATTR_VOLUME_ID`).
         bytes.extend(
             label
                 .into_iter()
@@ -229,6 +238,7 @@ impl<'a> FatLayout<'a> {
                 FatNode::File(name, data) => {
                     entry_bytes(*name, ATTRIBUTE_ARCHIVE, self.file(data), data.len() as u32)
                 }
+                // The size of a folder is 0, and its chain says how long it is (FAT specification, `DIR_FileSize`).
                 FatNode::Folder(name, nodes) => entry_bytes(
                     *name,
                     ATTRIBUTE_FOLDER,

@@ -56,6 +56,18 @@ impl<D: BlockDevice + ?Sized> BlockDevice for &mut D {
 /// A range of a file or of a block device: `FilePartition<File>`, or `FilePartition<&File>`.
 ///
 /// [`flush`](BlockDevice::flush) is [`File::sync_data`].
+///
+/// ```no_run
+/// use alknet_fat::{FatVolume, FilePartition};
+///
+/// // The EFI system partition of a disk of alknet: 256 MiB from block 2048 on.
+/// let disk = std::fs::File::open("/dev/sda")?;
+/// let volume = FatVolume::open(FilePartition::new(disk, 2048 * 512, 256 << 20))?;
+/// for entry in volume.list(r"\EFI\BOOT")? {
+///     println!("{} {}", entry.name(), entry.size());
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct FilePartition<F> {
     file: F,
@@ -91,6 +103,7 @@ impl<F: Borrow<File>> FilePartition<F> {
 
     /// The position of a range of the partition in the file.
     fn position(&self, at: u64, length: usize) -> io::Result<u64> {
+        // Another partition lies behind this one, and no number in the volume may lead there.
         within(at, length, self.bytes)?;
         let position = self.first_byte.checked_add(at);
         position.ok_or_else(|| ErrorKind::InvalidInput.into())
@@ -109,6 +122,7 @@ impl<F: Borrow<File>> BlockDevice for FilePartition<F> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        // The size stays, so the rest of the metadata, such as times, need not be on the device.
         self.file().sync_data()
     }
 

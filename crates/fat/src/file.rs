@@ -46,6 +46,7 @@ impl<D: BlockDevice> Read for FatFile<'_, D> {
         let Some(extent) = self.extents.get(self.piece) else {
             return Ok(0);
         };
+        // A read ends with the piece, because the next one lies elsewhere on the device.
         let left = extent.bytes - self.taken;
         let length = buffer
             .len()

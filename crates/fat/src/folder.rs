@@ -108,6 +108,7 @@ impl RawFolder {
             }
             FolderPlace::Clusters(clusters) => {
                 let cluster_bytes = geometry.cluster_bytes() as usize;
+                // The caller has counted the clusters, so a hostile chain does not decide about the memory.
                 bytes.resize(clusters.len() * cluster_bytes, 0);
                 for (cluster, out) in clusters.iter().zip(bytes.chunks_exact_mut(cluster_bytes)) {
                     let read = device.read_at(out, geometry.cluster_at(*cluster));
@@ -164,6 +165,7 @@ impl RawFolder {
             } else if is_long(slot) {
                 false
             } else if attributes & ATTRIBUTE_LABEL != 0 {
+                // A label has neither a chain nor a size (FAT specification, `ATTR_VOLUME_ID`).
                 let is_plain = attributes & !ATTRIBUTE_ARCHIVE == ATTRIBUTE_LABEL
                     && u16_at(slot, 20) == 0
                     && u16_at(slot, 26) == 0
@@ -191,6 +193,7 @@ impl RawFolder {
         for number in 0..self.slots() {
             let slot = self.slot(number);
             match slot[0] {
+                // The folder ends here. The bytes behind may be those of a file that had the cluster before.
                 END_MARK => break,
                 FREE_MARK => parsed.orphans += end_of(&mut long, &mut waiting),
                 _ if is_long(slot) => {

@@ -85,6 +85,7 @@ impl FatGeometry {
         let tables = u32::from(boot[16]);
         let slots = u32::from(u16_at(boot, 17));
         let total = total_sectors(boot);
+        // Each later position follows from these sizes, so this check keeps all of them on the device.
         if u64::from(total) * u64::from(sector_bytes) > device_bytes {
             return Err(FatError::NotFat("it is longer than its device"));
         }
@@ -100,6 +101,7 @@ impl FatGeometry {
             u64::from(reserved_sectors) + u64::from(tables) * u64::from(table_sectors);
         let data_sector = root_sector + u64::from(root_bytes / sector_bytes);
         let data_sectors = u64::from(total).saturating_sub(data_sector);
+        // Sectors behind the last whole cluster belong to no file.
         let clusters = data_sectors / u64::from(cluster_sectors);
         if clusters == 0 {
             return Err(FatError::NotFat("it has no room for data"));
@@ -123,6 +125,7 @@ impl FatGeometry {
             clusters: clusters as u32,
             info_sector: None,
         };
+        // Entries of the last clusters would otherwise be read from the next table, or from data.
         if geometry.table_entries_end() > geometry.table_bytes() {
             return Err(FatError::NotFat("its tables are shorter than its data"));
         }
@@ -135,9 +138,11 @@ impl FatGeometry {
     /// The fields that only FAT32 has.
     fn parse_fat32(&mut self, boot: &[u8; BOOT_BYTES]) -> Result<(), FatError> {
         let flags = u16_at(boot, 40);
+        // A driver must leave a volume of a later version alone (FAT specification, `BPB_FSVer`).
         if u16_at(boot, 42) != 0 {
             return Err(FatError::NotFat("its version of FAT32 is unknown"));
         }
+        // The low four bits name a table only if the tables are not copies (`BPB_ExtFlags`).
         if flags & FLAG_ONE_TABLE != 0 {
             self.is_mirrored = false;
             self.active_table = u32::from(flags & 0xf);
@@ -244,6 +249,7 @@ impl FatGeometry {
             0 => ChainLink::Free,
             next if self.has_cluster(next) => ChainLink::Next(next),
             mark if mark == bad => ChainLink::Bad,
+            // Systems write different ends: all numbers above the mark of bad clusters are ends.
             mark if mark > bad => ChainLink::End,
             other => ChainLink::Outside(other),
         }

@@ -31,9 +31,19 @@ impl ShortName {
     pub(crate) const DOT_DOT: Self = Self(*b"..         ");
 
     /// Splits `NAME.EXT`. `None` if it does not fit or has a character that FAT would change.
+    ///
+    /// ```
+    /// use alknet_fat::ShortName;
+    ///
+    /// assert!(ShortName::new("BOOTX64.EFI").is_some());
+    /// for other in ["bootx64.efi", "ALKNET.TOML", "A.B.C", ".EFI"] {
+    ///     assert_eq!(ShortName::new(other), None);
+    /// }
+    /// ```
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
+        // Lower case would need a long name beside the short one.
         let plain = |text: &str| {
             text.bytes()
                 .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
@@ -127,6 +137,7 @@ impl LongNameParts {
 
     /// Continues with the next entry. `None` if it does not belong to the name.
     pub(crate) fn with(mut self, slot: &[u8]) -> Option<Self> {
+        // The numbers count down to 1, so a part of another name ends this one.
         if usize::from(slot[0]) + 1 != self.part || slot[0] == 0 {
             return None;
         }

@@ -193,6 +193,7 @@ pub(crate) fn allocate(usable: impl Iterator<Item = u32>, count: u32) -> Option<
             _ => runs.push(ClusterRun { first, count: 1 }),
         }
     }
+    // Firmware reads a file in one piece by fewer transfers.
     if let Some(run) = runs.iter().find(|run| run.count >= count) {
         return Some(vec![ClusterRun { count, ..*run }]);
     }

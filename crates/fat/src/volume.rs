@@ -81,6 +81,7 @@ impl<D: BlockDevice> FatVolume<D> {
             return Err(FatError::NotAFolder { path: path.into() });
         }
         let mut entries = self.parsed_folder(&found, path)?.entries;
+        // A name with a forbidden byte, such as a slash, could be taken for another path.
         entries.retain(|entry| entry.has_name);
         Ok(entries)
     }
@@ -118,6 +119,7 @@ impl<D: BlockDevice> FatVolume<D> {
     /// Those of [`open_file`](Self::open_file) and of the device, and [`FatError::TooLarge`].
     pub fn read_file(&self, path: &str, limit: u32) -> Result<Vec<u8>, FatError> {
         let mut file = self.open_file(path)?;
+        // Before the memory is reserved: the size is what the volume says.
         if file.size() > limit {
             return Err(FatError::TooLarge {
                 size: file.size().into(),

@@ -56,6 +56,7 @@ impl<D: BlockDevice> FatVolume<D> {
     /// Writes the entries of the table that changed in memory, and returns when they are on the device.
     pub(crate) fn write_table(&mut self, scan: &mut VolumeScan) -> Result<(), FatError> {
         if scan.table.write(&mut self.device, &self.geometry)? {
+            // What is written next relies on these entries, and a cut must not leave it without them.
             self.flush()?;
         }
         Ok(())
@@ -86,6 +87,7 @@ impl<D: BlockDevice> FatVolume<D> {
 
     /// Makes FSInfo say what the table says. The caller flushes. Returns whether something was written.
     pub(crate) fn write_info(&mut self, scan: &VolumeScan) -> Result<bool, FatError> {
+        // Its numbers are hints (FAT specification, `FSI_Free_Count`), so a volume may do without it.
         let (Some(sector), Some(old)) = (self.geometry.info_sector, self.read_info()?) else {
             return Ok(false);
         };

@@ -44,11 +44,11 @@ pub(crate) fn leased(
     body: Bytes,
     lease: MemoryLease,
 ) -> Response<Body> {
-    api(status, kind, Bytes::new()).map(|_| counted(Full::new(body), lease))
+    api(status, kind, Bytes::new()).map(|_| lease_body(Full::new(body), lease))
 }
 
 /// A body that counts against `lease` until the client has received it.
-pub(crate) fn counted<B>(body: B, lease: MemoryLease) -> Body
+pub(crate) fn lease_body<B>(body: B, lease: MemoryLease) -> Body
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<axum::BoxError>,

@@ -84,13 +84,13 @@ pub(crate) struct AuthorityCache(Mutex<Option<Arc<AuthorityInfo>>>);
 
 impl AuthorityCache {
     /// The result for a request's authority.
-    pub(crate) fn named(
+    pub(crate) fn get_or_find(
         &self,
         request: &Parts,
         shared: &HttpShared,
         settings: &Arc<HttpSettings>,
     ) -> Arc<AuthorityInfo> {
-        let seen: Guard<Arc<PublicReachability>> = shared.outside();
+        let seen: Guard<Arc<PublicReachability>> = shared.reachability();
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(named) = last
             .as_ref()

@@ -42,7 +42,9 @@ pub(crate) async fn answer(
     entry: &mut AccessLogEntry,
 ) -> Response<Body> {
     let settings = Arc::clone(&conn.shared.settings());
-    let named = conn.last.named(&arrived.parts, &conn.shared, &settings);
+    let named = conn
+        .last
+        .get_or_find(&arrived.parts, &conn.shared, &settings);
     let head = arrived.parts.method == Method::HEAD;
     let origin = cors::allowed(&settings, &arrived.parts.headers);
     let scope = RequestScope {
@@ -345,7 +347,7 @@ impl RequestScope<'_> {
         };
         let answered = answered.await;
         let mut response = match answered {
-            Ok(response) => response.map(|body| answer::counted(body, lease)),
+            Ok(response) => response.map(|body| answer::lease_body(body, lease)),
             Err(error) => answer::error(&error, &self.id),
         };
         answer::private(&mut response);
@@ -375,7 +377,7 @@ impl RequestScope<'_> {
         };
         let answered = answered.await;
         match answered {
-            Ok(response) => response.map(|body| answer::counted(body, lease)),
+            Ok(response) => response.map(|body| answer::lease_body(body, lease)),
             Err(error) => answer::error(&error, &self.id),
         }
     }

@@ -147,7 +147,7 @@ impl HttpShared {
         self.outside.store(Arc::new(seen));
     }
 
-    pub(crate) fn outside(&self) -> arc_swap::Guard<Arc<PublicReachability>> {
+    pub(crate) fn reachability(&self) -> arc_swap::Guard<Arc<PublicReachability>> {
         self.outside.load()
     }
 }

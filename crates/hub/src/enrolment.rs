@@ -41,7 +41,7 @@ const ROLE_LABEL: &str = "role";
 /// Who may join.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EnrolMode {
-    /// Holders of a token; other keys may knock and wait for an administrator to let them in.
+    /// Holders of a token; other keys may ask and wait for an administrator to let them in.
     Approve,
     /// No key: enrolment is off.
     Off,
@@ -192,7 +192,7 @@ impl EnrolmentService {
         let _turn = self.turn.lock().await;
         match &applicant.request.token {
             Some(token) => self.by_token(applicant.key, token, wish, now_s).await,
-            None => self.knock(applicant, wish, now).await,
+            None => self.enqueue(applicant, wish, now).await,
         }
     }
 
@@ -350,13 +350,13 @@ impl EnrolmentService {
         Ok(self.taken(&entry))
     }
 
-    async fn knock(
+    async fn enqueue(
         &self,
         applicant: &Applicant<'_>,
         wish: NameRequest,
         now: Instant,
     ) -> Result<JoinAcceptance, EnrolError> {
-        // An applicant that an administrator let in since its last knock learns it here, whatever
+        // An applicant that an administrator let in since its last request learns it here, whatever
         // the mode is by now.
         if let Some(known) = self.peers.by_key(&applicant.key) {
             let held = self.holder(&applicant.key).await?;
@@ -369,9 +369,9 @@ impl EnrolmentService {
         }
         refuse_ended(self.holder(&applicant.key).await?.as_ref(), &applicant.key)?;
         let mut pending = self.pending();
-        let knock = pending.knock(applicant.key, wish.name, wish.labels, applicant.from, now);
-        match knock {
-            Some(knock) => Err(EnrolError::Pending(knock.fingerprint.clone())),
+        let added = pending.add(applicant.key, wish.name, wish.labels, applicant.from, now);
+        match added {
+            Some(waiting) => Err(EnrolError::Pending(waiting.fingerprint.clone())),
             None => Err(EnrolError::Overloaded("too many wait already")),
         }
     }
@@ -398,13 +398,13 @@ impl EnrolmentService {
         let all = self.peers.list().await.map_err(EnrolError::from)?;
         let approver = self.giver(&made_by, made_by_key.as_ref(), &role, &all);
         let approver = approver.ok_or(ApproveError::Approver)?;
-        let knock = self.pending().find(which, now);
+        let found = self.pending().find(which, now);
         let PendingKey {
             key,
             labels,
             name: asked,
             ..
-        } = knock.ok_or(ApproveError::Unknown)?;
+        } = found.ok_or(ApproveError::Unknown)?;
         let wish = NameRequest {
             name: name.or(asked),
             labels,

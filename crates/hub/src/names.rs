@@ -210,9 +210,7 @@ impl NamePattern {
 /// One label: `pool=edge`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerLabel {
-    /// What is said about the peer.
     pub name: String,
-    /// What it is.
     pub value: String,
 }
 

@@ -1,4 +1,4 @@
-//! Keys that knocked and wait for an administrator to let them in.
+//! Keys that sent an enrolment request without a token, and wait for an administrator to let them in.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use crate::names::Alias;
 
 /// Most keys that wait.
 pub const PENDING_MAX: usize = 32;
-/// How long one waits since it last knocked.
+/// How long a key waits after its last request.
 pub const PENDING_TIME: Duration = Duration::from_secs(600);
 
-/// How long after its last knock one makes room for any other: a node that waits knocks every five seconds, and a
-/// program that keeps others out with many keys has to go on with each of them.
+/// How long after its last request a key makes room for any other: a node that waits asks again every five seconds, and
+/// a program that keeps others out with many keys has to go on with each of them.
 const LATE: Duration = Duration::from_secs(60);
 
 /// A key that waits.
@@ -29,23 +29,23 @@ pub struct PendingKey {
     pub name: Option<Alias>,
     /// What it says about itself.
     pub labels: BTreeMap<String, String>,
-    /// Where it knocked from.
+    /// Where its last request came from.
     pub from: Option<SocketAddr>,
-    /// When it knocked first.
+    /// When its first request came.
     pub since: Instant,
-    /// When it knocked last.
+    /// When its last request came.
     pub last: Instant,
 }
 
-/// Those who wait. Knows no clock: every call says what time it is.
+/// The keys that wait. Knows no clock: every call says what time it is.
 #[derive(Debug, Default)]
 pub struct PendingKeys(Vec<PendingKey>);
 
 impl PendingKeys {
-    /// Lets a key wait, or wait on. Where too many wait, one makes room that did not knock again in time, or one of
-    /// the site and the network that have more than those of the new one: keys cost nothing, and one host would
-    /// keep all others from knocking. Keys without an address make room for one another. `None` where none makes room.
-    pub fn knock(
+    /// Lets a key wait, or wait on. Where too many wait, a key makes room that did not ask again in time, or one of the
+    /// site and the network that have more than those of the new one: keys cost nothing, and one host would keep all
+    /// others out. Keys without an address make room for one another. `None` where no key makes room.
+    pub fn add(
         &mut self,
         key: PeerKey,
         name: Option<Alias>,
@@ -54,7 +54,7 @@ impl PendingKeys {
         now: Instant,
     ) -> Option<&PendingKey> {
         self.forget_late(now);
-        let known = self.0.iter().position(|knock| knock.key == key);
+        let known = self.0.iter().position(|waiting| waiting.key == key);
         if known.is_none() && self.0.len() >= PENDING_MAX {
             let leaves = self
                 .late(now)
@@ -66,7 +66,7 @@ impl PendingKeys {
             Some(at) => self.0.remove(at).since,
             None => now,
         };
-        // Behind all others: `late` takes the order of the list for that of the last knocks.
+        // Behind all others: `late` takes the order of the list for that of the last requests.
         self.0.push(PendingKey {
             fingerprint: fingerprint(&key),
             key,
@@ -79,7 +79,7 @@ impl PendingKeys {
         self.0.last()
     }
 
-    /// Those who wait now, the last to knock last.
+    /// The keys that wait now, in the order of their last requests.
     pub fn list(&mut self, now: Instant) -> Vec<PendingKey> {
         self.forget_late(now);
         self.0.clone()
@@ -88,58 +88,59 @@ impl PendingKeys {
     /// What waits under this key or fingerprint.
     pub fn find(&mut self, which: &str, now: Instant) -> Option<PendingKey> {
         self.forget_late(now);
-        let wanted = |knock: &&PendingKey| {
-            knock.fingerprint == which || which.parse().is_ok_and(|key: PeerKey| key == knock.key)
+        let wanted = |waiting: &&PendingKey| {
+            waiting.fingerprint == which
+                || which.parse().is_ok_and(|key: PeerKey| key == waiting.key)
         };
         self.0.iter().find(wanted).cloned()
     }
 
     /// Forgets a key.
     pub fn remove(&mut self, key: &PeerKey) {
-        self.0.retain(|knock| knock.key != *key);
+        self.0.retain(|waiting| waiting.key != *key);
     }
 
-    /// The key whose last knock is the oldest, if that is long ago.
+    /// The key whose last request is the oldest, if that is long ago.
     fn late(&self, now: Instant) -> Option<usize> {
-        let is_late = |knock: &PendingKey| now.saturating_duration_since(knock.last) >= LATE;
+        let is_late = |waiting: &PendingKey| now.saturating_duration_since(waiting.last) >= LATE;
         self.0.iter().position(is_late)
     }
 
     /// A key of the site that has the most, and of the network there that has the most, if they have more than those
-    /// of `comer` would: sites first, since one host may have all 256 networks of one. Of those, one that knocked
-    /// once before those that knocked again.
+    /// of `comer` would: sites first, since one host may have all 256 networks of one. Of those, one that asked
+    /// once before those that asked again.
     fn crowded(&self, comer: Option<NetworkPrefix>) -> Option<usize> {
         let crowd = PendingCounts::from_keys(&self.0);
-        let may_go = |knock: &PendingKey| crowd.is_fuller(network(knock.from), comer);
-        let rank = |knock: &PendingKey| {
-            let (site, network) = crowd.counts(network(knock.from));
-            (site, network, knock.since == knock.last)
+        let may_go = |waiting: &PendingKey| crowd.is_fuller(network(waiting.from), comer);
+        let rank = |waiting: &PendingKey| {
+            let (site, network) = crowd.counts(network(waiting.from));
+            (site, network, waiting.since == waiting.last)
         };
         // The last maximum is taken: the one that waits longest comes last.
         let all = self.0.iter().enumerate().rev();
         let leaves = all
-            .filter(|(_, knock)| may_go(knock))
-            .max_by_key(|(_, knock)| rank(knock));
+            .filter(|(_, waiting)| may_go(waiting))
+            .max_by_key(|(_, waiting)| rank(waiting));
         leaves.map(|(at, _)| at)
     }
 
     /// For a comer through a relay, of those who came through one the key that waits longest. All of them count as one
-    /// network, in which one program may have any number of keys and knock again with each in time: none of them
+    /// network, in which one program may have any number of keys and ask again with each in time: none of them
     /// tells an honest node from those. So each has its turn, and a node that was pushed out is there again with its
-    /// next knock.
+    /// next request.
     fn without_address(&self, from: Option<SocketAddr>) -> Option<usize> {
         if from.is_some() {
             return None;
         }
         let all = self.0.iter().enumerate();
-        let relayed = all.filter(|(_, knock)| knock.from.is_none());
-        let longest = relayed.min_by_key(|(_, knock)| knock.since);
+        let relayed = all.filter(|(_, waiting)| waiting.from.is_none());
+        let longest = relayed.min_by_key(|(_, waiting)| waiting.since);
         longest.map(|(at, _)| at)
     }
 
     fn forget_late(&mut self, now: Instant) {
         self.0
-            .retain(|knock| now.saturating_duration_since(knock.last) < PENDING_TIME);
+            .retain(|waiting| now.saturating_duration_since(waiting.last) < PENDING_TIME);
     }
 }
 
@@ -155,7 +156,7 @@ impl PendingCounts {
             networks: HashMap::new(),
             sites: HashMap::new(),
         };
-        for network in all.iter().map(|knock| network(knock.from)) {
+        for network in all.iter().map(|waiting| network(waiting.from)) {
             *crowd.networks.entry(network).or_default() += 1;
             *crowd
                 .sites
@@ -183,7 +184,7 @@ impl PendingCounts {
     }
 }
 
-/// What counts as one place that knocks come from.
+/// What counts as one place that requests come from.
 fn network(from: Option<SocketAddr>) -> Option<NetworkPrefix> {
     from.map(|from| NetworkPrefix::from_ip(from.ip()))
 }
@@ -197,17 +198,17 @@ mod tests {
     }
 
     /// Each from a site of its own.
-    fn knock(pending: &mut PendingKeys, n: usize, now: Instant) -> bool {
+    fn ask(pending: &mut PendingKeys, n: usize, now: Instant) -> bool {
         let from = format!("192.0.{n}.1:1").parse().expect("an address");
-        let knock = pending.knock(key(n), None, BTreeMap::new(), Some(from), now);
-        knock.is_some()
+        let added = pending.add(key(n), None, BTreeMap::new(), Some(from), now);
+        added.is_some()
     }
 
-    /// At how many of a hundred moments an honest node waits that knocks through a relay, beside an attacker who
-    /// knocks through one at every so many moments with the next of so many keys.
+    /// At how many of a hundred moments an honest node waits that asks through a relay, beside an attacker who
+    /// asks through one at every so many moments with the next of so many keys.
     fn waits_beside(keys: u16, every: u32) -> u32 {
         const MOMENT: Duration = Duration::from_millis(50);
-        // A node that waits knocks every five seconds.
+        // A node that waits asks again every five seconds.
         const HONEST_EVERY: u32 = 100;
         const FIRST: u32 = 1000;
         const LAST: u32 = 4000;
@@ -217,19 +218,19 @@ mod tests {
         let mut pending = PendingKeys::default();
         let (mut now, mut there) = (Instant::now(), 0);
         for n in 0..LAST {
-            let mut knock = |key, from| {
-                let knock = pending.knock(key, None, BTreeMap::new(), from, now);
-                knock.is_some()
+            let mut ask = |key, from| {
+                let added = pending.add(key, None, BTreeMap::new(), from, now);
+                added.is_some()
             };
             if n % every == 0 {
                 let turn = u16::try_from(n / every).expect("a small number");
-                knock(key(turn % keys), None);
+                ask(key(turn % keys), None);
             }
             if n >= FIRST && n % HONEST_EVERY == 0 {
-                assert!(knock(honest, None) && knock(direct, address), "{n}");
+                assert!(ask(honest, None) && ask(direct, address), "{n}");
             }
             if n > FIRST {
-                let waits = |key| pending.0.iter().any(|knock| knock.key == key);
+                let waits = |key| pending.0.iter().any(|waiting| waiting.key == key);
                 assert!(waits(direct), "one with an address stays: {n}");
                 there += u32::from(waits(honest));
             }
@@ -240,7 +241,7 @@ mod tests {
 
     /// All who come through relays count as one network.
     #[test]
-    fn keys_that_come_through_a_relay_do_not_keep_others_from_knocking() {
+    fn keys_that_come_through_a_relay_do_not_keep_others_out() {
         // As many as may wait, each again within half a minute.
         let kept = u16::try_from(PENDING_MAX).expect("a small number");
         let waits = waits_beside(kept, 18);
@@ -254,94 +255,98 @@ mod tests {
     fn so_many_wait_and_no_more() {
         let mut pending = PendingKeys::default();
         let now = Instant::now();
-        assert!((0..PENDING_MAX).all(|n| knock(&mut pending, n, now)));
-        assert!(!knock(&mut pending, PENDING_MAX, now));
+        assert!((0..PENDING_MAX).all(|n| ask(&mut pending, n, now)));
+        assert!(!ask(&mut pending, PENDING_MAX, now));
         assert!(
-            knock(&mut pending, 0, now),
+            ask(&mut pending, 0, now),
             "a waiting applicant may ask again"
         );
         pending.remove(&key(1));
-        assert!(knock(&mut pending, PENDING_MAX, now));
+        assert!(ask(&mut pending, PENDING_MAX, now));
     }
 
     /// From 4,096 addresses of one network, or from all over.
     #[test]
-    fn one_host_does_not_keep_others_from_knocking() {
+    fn one_host_does_not_keep_others_out() {
         let mut pending = PendingKeys::default();
         let now = Instant::now();
-        let mut knock_from = |n: usize, from: &str| {
+        let mut ask_from = |n: usize, from: &str| {
             let from = from.parse().expect("an address");
-            let knock = pending.knock(key(n), None, BTreeMap::new(), Some(from), now);
-            knock.is_some()
+            let added = pending.add(key(n), None, BTreeMap::new(), Some(from), now);
+            added.is_some()
         };
-        assert!((0..PENDING_MAX).all(|n| knock_from(n, &format!("[2001:db8::{n}]:1"))));
-        assert!(!knock_from(100, "[2001:db8::1:1]:1"));
+        assert!((0..PENDING_MAX).all(|n| ask_from(n, &format!("[2001:db8::{n}]:1"))));
+        assert!(!ask_from(100, "[2001:db8::1:1]:1"));
         let other = |n: usize| format!("192.0.2.{n}:1");
-        assert!((0..PENDING_MAX / 2).all(|n| knock_from(101 + n, &other(n))));
-        assert!(!knock_from(200, &other(200)), "no more than the first");
-        assert!(!knock_from(100, "[2001:db8::1:1]:1"));
+        assert!((0..PENDING_MAX / 2).all(|n| ask_from(101 + n, &other(n))));
+        assert!(!ask_from(200, &other(200)), "no more than the first");
+        assert!(!ask_from(100, "[2001:db8::1:1]:1"));
         assert_eq!(pending.list(now).len(), PENDING_MAX);
         assert!(pending.find(&key(101).to_string(), now).is_some());
     }
 
-    /// A host that has all networks of a /48 knocks with another key from another one, again and again.
+    /// A host that has all networks of a /48 asks with another key from another one, again and again.
     #[test]
     fn a_host_with_many_networks_does_not_push_out_those_that_wait() {
         let mut pending = PendingKeys::default();
         let now = Instant::now();
-        let knock_from = |pending: &mut PendingKeys, n: u16, from: &str, now| {
+        let ask_from = |pending: &mut PendingKeys, n: u16, from: &str, now| {
             let key = PeerKey::Spki(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
             let from = from.parse().expect("an address");
-            let knock = pending.knock(key, None, BTreeMap::new(), Some(from), now);
-            knock.map(|knock| knock.key)
+            let added = pending.add(key, None, BTreeMap::new(), Some(from), now);
+            added.map(|added| added.key)
         };
         let host = |n: u16| format!("[2001:db8:0:{:x}::1]:1", (n % 256) << 8);
-        let honest = knock_from(&mut pending, 5000, "192.0.2.1:1", now).expect("it waits");
-        let neighbour = knock_from(&mut pending, 5001, "[2001:db8:0:7700::7]:1", now);
+        let honest = ask_from(&mut pending, 5000, "192.0.2.1:1", now).expect("it waits");
+        let neighbour = ask_from(&mut pending, 5001, "[2001:db8:0:7700::7]:1", now);
         let neighbour = neighbour.expect("it waits");
         let mut later = now;
         for n in 0..1200 {
-            knock_from(&mut pending, n, &host(n), later);
-            // Ten a second; those that wait knock every five seconds.
+            ask_from(&mut pending, n, &host(n), later);
+            // Ten a second; those that wait ask every five seconds.
             later += Duration::from_millis(100);
             if n % 50 == 0 {
-                knock_from(&mut pending, 5000, "192.0.2.1:1", later);
-                knock_from(&mut pending, 5001, "[2001:db8:0:7700::7]:1", later);
+                ask_from(&mut pending, 5000, "192.0.2.1:1", later);
+                ask_from(&mut pending, 5001, "[2001:db8:0:7700::7]:1", later);
             }
-            let waits = |key| pending.0.iter().any(|knock| knock.key == key);
+            let waits = |key| pending.0.iter().any(|waiting| waiting.key == key);
             assert!(waits(honest) && waits(neighbour), "{n}");
         }
-        let new = knock_from(&mut pending, 5002, "203.0.113.1:1", later);
+        let new = ask_from(&mut pending, 5002, "203.0.113.1:1", later);
         assert!(new.is_some(), "there is room for another");
     }
 
-    /// Thirty-two sites, each with one key that knocked once.
+    /// Thirty-two sites, each with one key that asked once.
     #[test]
-    fn who_does_not_knock_again_in_time_makes_room() {
+    fn a_key_that_does_not_ask_again_in_time_makes_room() {
         let mut pending = PendingKeys::default();
         let now = Instant::now();
-        let mut knock_from = |n: usize, now| {
+        let mut ask_from = |n: usize, now| {
             let from = format!("192.0.{n}.1:1").parse().expect("an address");
-            let knock = pending.knock(key(n), None, BTreeMap::new(), Some(from), now);
-            knock.is_some()
+            let added = pending.add(key(n), None, BTreeMap::new(), Some(from), now);
+            added.is_some()
         };
-        assert!((0..PENDING_MAX).all(|n| knock_from(n, now)));
-        assert!(!knock_from(100, now), "each has as many as the new one");
+        assert!((0..PENDING_MAX).all(|n| ask_from(n, now)));
+        assert!(!ask_from(100, now), "each has as many as the new one");
         let later = now + LATE;
-        assert!(knock_from(0, later) && knock_from(100, later));
-        assert!(pending.0.iter().any(|knock| knock.key == key(0)));
-        assert!(pending.0.iter().all(|knock| knock.key != key(1)));
+        assert!(ask_from(0, later) && ask_from(100, later));
+        assert!(pending.0.iter().any(|waiting| waiting.key == key(0)));
+        assert!(pending.0.iter().all(|waiting| waiting.key != key(1)));
     }
 
     #[test]
     fn an_applicant_that_stays_away_is_forgotten() {
         let mut pending = PendingKeys::default();
         let now = Instant::now();
-        assert!(knock(&mut pending, 1, now) && knock(&mut pending, 2, now));
+        assert!(ask(&mut pending, 1, now) && ask(&mut pending, 2, now));
         let later = now + PENDING_TIME / 2;
-        assert!(knock(&mut pending, 2, later));
+        assert!(ask(&mut pending, 2, later));
         let late = now + PENDING_TIME;
-        let waiting: Vec<_> = pending.list(late).iter().map(|knock| knock.key).collect();
+        let waiting: Vec<_> = pending
+            .list(late)
+            .iter()
+            .map(|waiting| waiting.key)
+            .collect();
         assert_eq!(waiting, [key(2)]);
         assert_eq!(pending.list(late)[0].since, now);
         let words = fingerprint(&key(2));

@@ -19,7 +19,7 @@ pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JoinRequest {
-    /// The enrolment token; without one it is a knock.
+    /// The enrolment token; without one the key waits for approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// What it wants to be called.

@@ -128,6 +128,7 @@ impl SoftwareComponent {
     #[must_use]
     pub fn download_location(&self) -> Option<String> {
         match (&self.version, self.is_crate) {
+            // The address follows from name and version, so it is not stored for each of the crates.
             (Some(version), true) => {
                 let name = &self.name;
                 Some(format!(
@@ -176,6 +177,17 @@ impl LicenseInventory {
 
     /// The inventory of this binary.
     ///
+    /// ```
+    /// use alknet_licenses::LicenseInventory;
+    ///
+    /// let inventory = LicenseInventory::own()?;
+    /// let kernel = inventory.components.iter().find(|it| it.name == "Linux");
+    /// let kernel = kernel.expect("every image has it");
+    /// assert!(kernel.license.starts_with("GPL-2.0-only"));
+    /// assert!(inventory.texts_of(kernel).any(|text| text.text.contains("GNU GENERAL PUBLIC LICENSE")));
+    /// # Ok::<(), alknet_licenses::InventoryError>(())
+    /// ```
+    ///
     /// # Errors
     /// The file of this program is damaged.
     pub fn own() -> Result<Self, InventoryError> {
@@ -187,6 +199,7 @@ impl LicenseInventory {
     /// # Errors
     /// The frame or the text in it is damaged, or unpacks to more than [`INVENTORY_BYTES_MAX`].
     pub fn unpack(frame: &[u8]) -> Result<Self, InventoryError> {
+        // The limit is for the text: a damaged frame of a few bytes could unpack to gigabytes.
         let json =
             zstd::bulk::decompress(frame, INVENTORY_BYTES_MAX).map_err(InventoryError::Frame)?;
         serde_json::from_slice(&json).map_err(InventoryError::Json)
@@ -207,6 +220,7 @@ impl LicenseInventory {
         component: &'a SoftwareComponent,
     ) -> impl Iterator<Item = &'a LicenseText> {
         let find = move |name: &String| self.texts.iter().find(|text| text.name == *name);
+        // A missing text hides no other: the list is shown with what there is.
         component.texts.iter().filter_map(find)
     }
 }

@@ -89,19 +89,19 @@ fn type_of(schema: &Value, depth: usize) -> String {
         }
     }
     match schema.get("type") {
-        Some(Value::String(name)) => named(name, schema, depth),
+        Some(Value::String(name)) => type_of_name(name, schema, depth),
         Some(Value::Array(names)) => union(
             names
                 .iter()
                 .filter_map(Value::as_str)
-                .map(|name| named(name, schema, depth)),
+                .map(|name| type_of_name(name, schema, depth)),
         ),
-        _ if schema.contains_key("properties") => named("object", schema, depth),
+        _ if schema.contains_key("properties") => type_of_name("object", schema, depth),
         _ => "unknown".to_owned(),
     }
 }
 
-fn named(name: &str, schema: &serde_json::Map<String, Value>, depth: usize) -> String {
+fn type_of_name(name: &str, schema: &serde_json::Map<String, Value>, depth: usize) -> String {
     match name {
         "null" => "null".to_owned(),
         "boolean" => "boolean".to_owned(),

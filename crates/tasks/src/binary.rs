@@ -15,7 +15,7 @@ use crate::gpu::{self, GpuExecutable};
 use crate::scratch::ScratchFolder;
 use crate::{cached, digest};
 
-/// Its name.
+/// The file name of the binary.
 pub const NAME: &str = "alknet";
 
 /// How both are put together: a part of the name.

@@ -37,11 +37,11 @@ static FACTOR: OnceLock<f64> = OnceLock::new();
 ///
 /// Where the variable is not a number of at least 1.
 pub fn slowdown() -> f64 {
-    *FACTOR.get_or_init(|| named().unwrap_or(1.0))
+    *FACTOR.get_or_init(|| slowdown_from_env().unwrap_or(1.0))
 }
 
 /// The factor of the environment.
-fn named() -> Option<f64> {
+fn slowdown_from_env() -> Option<f64> {
     let text = std::env::var_os(SLOWDOWN)?;
     let factor = parse_slowdown(&text.to_string_lossy());
     Some(factor.unwrap_or_else(|error| panic!("{error}")))
@@ -56,7 +56,7 @@ fn named() -> Option<f64> {
 pub fn expect_slowdown(factor: f64) {
     let measured = factor.clamp(1.0, SLOWDOWN_MAX);
     // A second call, or a late one, changes nothing.
-    let _ = FACTOR.set(named().unwrap_or(measured));
+    let _ = FACTOR.set(slowdown_from_env().unwrap_or(measured));
 }
 
 /// The factor in a value of `ALKNET_TEST_SLOWDOWN`, [`SLOWDOWN_MAX`] at the most; the error names the variable.

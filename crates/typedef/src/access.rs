@@ -119,7 +119,7 @@ fn put(
             put.map_err(|why| TypedefError::access("", why))
         }
         (NodeShape::Struct(members), RecordValue::Struct(values)) => {
-            named(members.iter().map(|member| &member.name), values)?;
+            check_field_names(members.iter().map(|member| &member.name), values)?;
             for (member, (name, value)) in members.iter().zip(values) {
                 let room = part_mut(out, member.off, &member.node);
                 let put = put(&member.node, value, room, budget);
@@ -128,7 +128,7 @@ fn put(
             Ok(())
         }
         (NodeShape::Array(list), RecordValue::Array(values)) => {
-            counted(list.count, values.len())?;
+            check_item_count(list.count, values.len())?;
             for (i, value) in (0_u64..).zip(values) {
                 let room = part_mut(out, i * list.stride, &list.item);
                 let put = put(&list.item, value, room, budget);
@@ -150,7 +150,7 @@ fn put(
 }
 
 /// Checks that a value of a struct has the fields, in their order.
-pub(crate) fn named<'n>(
+pub(crate) fn check_field_names<'n>(
     mut names: impl ExactSizeIterator<Item = &'n String>,
     values: &[(String, RecordValue)],
 ) -> Result<()> {
@@ -166,7 +166,7 @@ pub(crate) fn named<'n>(
 }
 
 /// Checks that an array has an allowed number of items.
-pub(crate) fn counted(count: ArrayCount, items: usize) -> Result<()> {
+pub(crate) fn check_item_count(count: ArrayCount, items: usize) -> Result<()> {
     let items = items as u64;
     let (min, max) = match count {
         ArrayCount::Fixed(count) => (count, count),
@@ -183,7 +183,7 @@ pub(crate) fn variant<'u>(
     union: &'u UnionLayout,
     name: &str,
 ) -> Result<&'u crate::model::UnionVariant> {
-    let found = union.named(name);
+    let found = union.variant_named(name);
     found.ok_or_else(|| TypedefError::access("", format!("the union has no variant '{name}'")))
 }
 

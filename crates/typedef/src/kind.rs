@@ -129,7 +129,7 @@ impl FieldKind {
         }
     }
 
-    /// Its name.
+    /// The keyword without its prefix `TypeDef:`.
     #[must_use]
     pub fn name(self) -> &'static str {
         &self.keyword()[PREFIX.len()..]

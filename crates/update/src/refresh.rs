@@ -109,14 +109,14 @@ impl UpdateRefresh {
                 ..plain(TufRole::Root, true)
             }),
             RefreshStep::Timestamp => Some(plain(TufRole::Timestamp, false)),
-            RefreshStep::Snapshot(entry) => Some(self.named(TufRole::Snapshot, entry)),
-            RefreshStep::Targets(entry) => Some(self.named(TufRole::Targets, entry)),
+            RefreshStep::Snapshot(entry) => Some(self.listed_document(TufRole::Snapshot, entry)),
+            RefreshStep::Targets(entry) => Some(self.listed_document(TufRole::Targets, entry)),
             RefreshStep::Done(_) | RefreshStep::Failed => None,
         }
     }
 
     /// A document that another one names with its version, and perhaps with its length.
-    fn named(&self, role: TufRole, entry: &MetaEntry) -> MetadataRequest {
+    fn listed_document(&self, role: TufRole, entry: &MetaEntry) -> MetadataRequest {
         let name = match self.trust.root.as_ref().is_some_and(|root| root.consistent) {
             true => format!("{}.{role}.json", entry.version),
             false => format!("{role}.json"),

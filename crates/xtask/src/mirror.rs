@@ -106,9 +106,9 @@ pub fn sync(
         // Through a link in the mirror, files would be written outside of it.
         if is_below_link(mirror, &file) {
             let error = io::Error::other("a folder above it is a symbolic link");
-            return Err(named(&to, &error));
+            return Err(error_at(&to, &error));
         }
-        let copied = copy(&from, &to, Some(date)).map_err(|error| named(&from, &error))?;
+        let copied = copy(&from, &to, Some(date)).map_err(|error| error_at(&from, &error))?;
         synced.changes.written += usize::from(copied);
         // Read after the copy, so that what cargo changes later differs from it.
         let there = fs::symlink_metadata(&to)?;
@@ -401,6 +401,6 @@ fn read_full(file: &mut File, chunk: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-fn named(path: &Path, error: &io::Error) -> io::Error {
+fn error_at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

@@ -126,7 +126,7 @@ pub enum FlashError {
     OtherContent {
         /// In lower-case hexadecimal.
         actual: String,
-        /// The same.
+        /// In lower-case hexadecimal, as the caller or the checksum file gave it.
         expected: String,
     },
     /// The image ends early, or is longer than its source said.
@@ -174,7 +174,6 @@ pub enum FlashError {
     Seed {
         /// The disk's name.
         disk: String,
-        /// Why not.
         source: io::Error,
     },
 }

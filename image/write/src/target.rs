@@ -193,7 +193,7 @@ impl DiskTarget {
         }
     }
 
-    /// What it is.
+    /// Read when the target was opened; a drive that is exchanged later keeps them.
     #[must_use]
     pub const fn facts(&self) -> &DiskFacts {
         &self.facts

@@ -88,7 +88,7 @@ pub enum VerifyError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckedPart {
-    /// Its name.
+    /// As the manifest calls the file or the part of the disk.
     pub name: String,
     /// Size in bytes.
     pub bytes: u64,

@@ -31,7 +31,7 @@ impl SectorCipher {
         }
     }
 
-    pub(crate) fn named(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         [Self::Adiantum, Self::AesXts]
             .into_iter()
             .find(|cipher| cipher.name() == name)
@@ -81,11 +81,11 @@ mod tests {
     #[test]
     fn names_are_found_again_and_others_are_not() {
         for cipher in [SectorCipher::Adiantum, SectorCipher::AesXts] {
-            assert_eq!(SectorCipher::named(cipher.name()), Some(cipher));
+            assert_eq!(SectorCipher::from_name(cipher.name()), Some(cipher));
             assert!(cipher.takes(cipher.key_bytes()));
             assert!(!cipher.takes(16));
         }
-        assert_eq!(SectorCipher::named("aes-cbc-essiv:sha256"), None);
+        assert_eq!(SectorCipher::from_name("aes-cbc-essiv:sha256"), None);
         assert!(!SectorCipher::Adiantum.takes(64));
     }
 

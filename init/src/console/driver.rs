@@ -404,7 +404,7 @@ impl ConsoleDriver {
             && (is_typing(key) || matches!(key, b'\r' | b'\n'))
         {
             if question.is_on_request() {
-                return self.look();
+                return self.request_offer();
             }
             self.state.live = true;
             self.state.view = ConsoleView::Question;
@@ -487,7 +487,7 @@ impl ConsoleDriver {
     }
 
     /// Asks the machine for what the question offers. The next picture is of that.
-    fn look(&mut self) {
+    fn request_offer(&mut self) {
         self.has_looked = true;
         self.answers.push(ConsoleInput::Look);
     }
@@ -498,7 +498,7 @@ impl ConsoleDriver {
         if question.is_some_and(ConsoleQuestion::is_on_request)
             && (is_typing(key) || matches!(key, b'\r' | b'\n'))
         {
-            return self.look();
+            return self.request_offer();
         }
         self.is_due = true;
         match key {

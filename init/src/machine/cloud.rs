@@ -9,7 +9,7 @@ use alknet_provisioning::{MetadataService, SourcePaths};
 
 use super::{InitMachine, MachineEvent, panic_text};
 use crate::{
-    cloud::{CloudAnswer, CloudDialog, CloudPurpose, CloudStep},
+    cloud::{CloudClient, CloudPurpose, CloudStep, MetadataResult},
     control::{LinkFacts, MachineDiagnostic},
     helper,
     helper_task::{HelperOutcome, HelperTask},
@@ -19,12 +19,12 @@ use crate::{
 /// The machine's side of its cloud.
 #[derive(Debug)]
 pub(super) struct MachineCloud {
-    pub(super) dialog: CloudDialog,
+    pub(super) client: CloudClient,
     /// Where the answers of metadata services are stored.
     pub(super) answers: SourcePaths,
     /// Whether a helper runs, for the cloud or for the vault. Their user and their control group
     /// are shared, so one runs at a time.
-    pub(super) helping: bool,
+    pub(super) helper_is_running: bool,
     /// Whether the cloud wants to know that the machine is ready.
     pub(super) wants_report: bool,
 }
@@ -33,9 +33,9 @@ impl Default for MachineCloud {
     /// A machine that runs on no cloud.
     fn default() -> Self {
         Self {
-            dialog: CloudDialog::default(),
+            client: CloudClient::default(),
             answers: SourcePaths::system(),
-            helping: false,
+            helper_is_running: false,
             wants_report: false,
         }
     }
@@ -55,29 +55,29 @@ impl MachineCloud {
 impl InitMachine {
     /// Begins to ask the metadata service for the node's document.
     pub(super) fn ask_cloud(&mut self, service: MetadataService, now: u64) {
-        if self.cloud.dialog.ask(service, now) {
-            self.say_of_cloud(&format!(
+        if self.cloud.client.ask(service, now) {
+            self.log_cloud(&format!(
                 "asking the metadata service of {service} for a configuration"
             ));
         }
     }
 
-    /// Ends a question that a configuration has answered, and lets the node start that waited for
-    /// it.
-    pub(super) fn settle_cloud(&mut self, now: u64) {
-        let held = self.cloud.dialog.holds();
-        self.cloud.dialog.settle(!self.settings.is_default());
-        self.facts.problems.cloud = self.cloud.dialog.problems();
-        if held {
-            self.start_unheld(now);
+    /// Ends a query that a configuration made needless, and starts the node if it
+    /// waited for it.
+    pub(super) fn finish_cloud(&mut self, now: u64) {
+        let was_blocked = self.cloud.client.blocks_start();
+        self.cloud.client.finish(!self.settings.is_default());
+        self.facts.problems.cloud = self.cloud.client.problems();
+        if was_blocked {
+            self.start_unblocked(now);
         }
     }
 
     /// Starts the node if its data are open, unless it waits for the metadata service.
-    pub(super) fn start_unheld(&mut self, now: u64) {
+    pub(super) fn start_unblocked(&mut self, now: u64) {
         let is_open = self.waiting.is_none() && !self.opening && self.remake_from.is_none();
         let goes_down = self.shutdown.is_some() || self.reset.is_some();
-        if is_open && !self.cloud.dialog.holds() && !goes_down {
+        if is_open && !self.cloud.client.blocks_start() && !goes_down {
             self.supervisor.start(now);
         }
     }
@@ -88,18 +88,18 @@ impl InitMachine {
             return;
         }
         if !self.settings.is_default() {
-            self.settle_cloud(now);
+            self.finish_cloud(now);
         }
         let interface = self.cloud_interface();
-        match self.cloud.dialog.next(now, interface.as_deref()) {
+        match self.cloud.client.next(now, interface.as_deref()) {
             None => {}
             Some(CloudStep::GiveUp(service, problem)) => self.unanswered(service, problem, now),
             Some(CloudStep::Send(purpose, task)) => {
-                self.cloud.helping = true;
+                self.cloud.helper_is_running = true;
                 let why = "it failed; the log says why".to_owned();
-                let lost = MachineEvent::CameFromCloud(purpose, Err(why));
+                let lost = MachineEvent::CloudHelperExited(purpose, Err(why));
                 self.blocking("a helper task at the cloud", lost, move || {
-                    MachineEvent::CameFromCloud(purpose, helper_outcome(&task))
+                    MachineEvent::CloudHelperExited(purpose, helper_outcome(&task))
                 });
             }
         }
@@ -110,7 +110,7 @@ impl InitMachine {
         let is_quiet = self.shutdown.is_some() || self.reset.is_some();
         let can_send = self.cloud_interface().is_some();
         (!is_quiet)
-            .then(|| self.cloud.dialog.deadline(can_send))
+            .then(|| self.cloud.client.deadline(can_send))
             .flatten()
     }
 
@@ -121,46 +121,46 @@ impl InitMachine {
             link.up && addresses.any(|address| is_ipv4(address))
         };
         let link = self.facts.links.iter().find(has_address);
-        link.filter(|_| !self.cloud.helping)
+        link.filter(|_| !self.cloud.helper_is_running)
             .map(|link| link.name.clone())
     }
 
     /// Handles the return of a helper from the cloud.
-    pub(super) fn came_from_cloud(
+    pub(super) fn on_helper_exit(
         &mut self,
         purpose: CloudPurpose,
         outcome: Result<HelperOutcome, String>,
         now: u64,
     ) {
-        self.cloud.helping = false;
+        self.cloud.helper_is_running = false;
         match purpose {
-            CloudPurpose::Document(service) => match self.cloud.dialog.answered(outcome, now) {
+            CloudPurpose::Document(service) => match self.cloud.client.answered(outcome, now) {
                 None => {}
-                Some(CloudAnswer::Document(document)) => {
+                Some(MetadataResult::Document(document)) => {
                     let bytes = document.expose();
                     let length = bytes.len();
-                    self.say_of_cloud(&format!(
+                    self.log_cloud(&format!(
                         "the metadata service of {service} gave a document of {length} bytes"
                     ));
                     self.store_answer(service, bytes);
                     self.read_answer(now);
                 }
-                Some(CloudAnswer::Nothing) => {
-                    self.say_of_cloud(&format!(
+                Some(MetadataResult::Nothing) => {
+                    self.log_cloud(&format!(
                         "the metadata service of {service} has no document for this machine"
                     ));
                     self.store_answer(service, b"");
                     self.go_on(now);
                 }
-                Some(CloudAnswer::Problem(problem)) => self.unanswered(service, problem, now),
+                Some(MetadataResult::Problem(problem)) => self.unanswered(service, problem, now),
             },
             CloudPurpose::Report => {
-                if let Some(line) = self.cloud.dialog.reported(outcome, now) {
+                if let Some(line) = self.cloud.client.reported(outcome, now) {
                     self.log.info(line);
                 }
             }
         }
-        self.facts.problems.cloud = self.cloud.dialog.problems();
+        self.facts.problems.cloud = self.cloud.client.problems();
     }
 
     /// Goes on without a document.
@@ -171,7 +171,7 @@ impl InitMachine {
                 .warn(format_args!("{}: {}", problem.code, problem.text));
         }
         self.store_answer(service, b"");
-        self.facts.problems.cloud = self.cloud.dialog.problems();
+        self.facts.problems.cloud = self.cloud.client.problems();
         self.go_on(now);
     }
 
@@ -189,7 +189,7 @@ impl InitMachine {
             // The next attempt makes the vault.
             self.timers.open = Some(now);
         } else {
-            self.start_unheld(now);
+            self.start_unblocked(now);
         }
     }
 
@@ -209,7 +209,7 @@ impl InitMachine {
         self.waiting.as_ref().is_some_and(asks)
     }
 
-    fn say_of_cloud(&self, text: &str) {
+    fn log_cloud(&self, text: &str) {
         self.log.info(text);
         for console in self.consoles() {
             console.say(format!("alknet: {text}"));

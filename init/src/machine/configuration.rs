@@ -88,7 +88,7 @@ impl InitMachine {
                 self.obey(order, now);
             }
         }
-        self.settle_cloud(now);
+        self.finish_cloud(now);
     }
 
     /// Stores a document that the node took over for the next start, and gives its peers and tokens
@@ -100,7 +100,7 @@ impl InitMachine {
             Ok(config) => config,
             Err(errors) => {
                 let error = errors.first().map(ToString::to_string);
-                return self.kept(life, n, Some(error.unwrap_or_default()));
+                return self.config_stored(life, n, Some(error.unwrap_or_default()));
             }
         };
         // A stored contradiction would close the machine at the next start.
@@ -109,15 +109,15 @@ impl InitMachine {
         // The document is in force whether it is stored or not: the node already runs with it.
         self.settings.take(config);
         if let Some(problem) = contradiction {
-            return self.kept(life, n, Some(problem.text));
+            return self.config_stored(life, n, Some(problem.text));
         }
         let Some(dir) = settings::data_dir(&self.facts.data.mode, &self.state_dir) else {
             let error = "there is no data partition: it holds until the machine restarts";
-            return self.kept(life, n, Some(error.to_owned()));
+            return self.config_stored(life, n, Some(error.to_owned()));
         };
         if self.first_configuration_waits() {
             let error = "the vault is locked: it holds until the machine restarts";
-            return self.kept(life, n, Some(error.to_owned()));
+            return self.config_stored(life, n, Some(error.to_owned()));
         }
         let error = Some("it failed; the log says why".to_owned());
         let failed = MachineEvent::Kept { life, n, error };
@@ -128,7 +128,7 @@ impl InitMachine {
         });
     }
 
-    pub(super) fn kept(&mut self, life: u64, n: u64, error: Option<String>) {
+    pub(super) fn config_stored(&mut self, life: u64, n: u64, error: Option<String>) {
         match &error {
             None => {
                 let source = alknet_provisioning::ConfigOrigin::Stored.to_string();

@@ -87,7 +87,7 @@ impl InitMachine {
         match NodeProcess::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
             Ok(node) => {
                 self.supervisor.spawned(now);
-                stage::reach(&mut self.facts.stages, BootStageName::NodeStart);
+                stage::record_stage(&mut self.facts.stages, BootStageName::NodeStart);
                 node.send(NodeMessage::Start {
                     config: Box::new(self.settings.config.clone()),
                     state_dir: self.state_dir.display().to_string(),
@@ -188,7 +188,7 @@ impl InitMachine {
             InitMessage::Power { action, by } => self.go_down(action, &by, now),
             InitMessage::Ready { status } => {
                 self.supervisor.ready(now);
-                stage::reach(&mut self.facts.stages, BootStageName::Ready);
+                stage::record_stage(&mut self.facts.stages, BootStageName::Ready);
                 self.facts.problems.node.clear();
                 self.log
                     .info(format_args!("the node serves port {}", status.port));
@@ -196,7 +196,7 @@ impl InitMachine {
                 self.note_key();
                 // Once in each start of the machine, and not for each node.
                 if std::mem::take(&mut self.cloud.wants_report) {
-                    self.cloud.dialog.report_ready(now);
+                    self.cloud.client.report_ready(now);
                 }
             }
             InitMessage::Status { status } => self.learn(status),

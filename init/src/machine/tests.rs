@@ -239,7 +239,7 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
         InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
     machine.vault_at = Some(disk.clone());
     machine.state_dir = dir.path().to_owned();
-    machine.kept(0, 1, None);
+    machine.config_stored(0, 1, None);
     // A lock at that moment delays it.
     machine.keeper.lock();
     machine.conclude_now();
@@ -581,7 +581,7 @@ async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
             machine.lock(false, "an administrator", 0);
             assert!(!machine.keeper.has_master_key());
         }
-        machine.kept(0, 1, None);
+        machine.config_stored(0, 1, None);
         machine.conclude_now();
         assert_eq!(machine.working, !locks);
         if locks {

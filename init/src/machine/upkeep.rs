@@ -67,7 +67,7 @@ impl InitMachine {
         match news {
             NetworkEvent::Links { links, dns, ready } => {
                 if ready {
-                    stage::reach(&mut self.facts.stages, BootStageName::Network);
+                    stage::record_stage(&mut self.facts.stages, BootStageName::Network);
                 }
                 self.network_is(ready);
                 self.facts.links = links;

@@ -80,7 +80,7 @@ impl InitMachine {
                 self.timers.typed = None;
                 self.asking.wait_for(None);
                 self.recall_words();
-                self.start_unheld(now);
+                self.start_unblocked(now);
             }
         }
         self.prepared = Some(Box::new(prepared));
@@ -152,7 +152,7 @@ impl InitMachine {
     /// Whether an attempt or a command waits for the share of another node.
     fn wants_helper_tasks(&self) -> bool {
         let is_wanted = self.waiting.is_some() || self.waits_for_share();
-        is_wanted && !self.cloud.helping && self.shutdown.is_none()
+        is_wanted && !self.cloud.helper_is_running && self.shutdown.is_none()
     }
 
     /// When PID 1 asks another node next, in ms after the kernel's start.
@@ -171,7 +171,7 @@ impl InitMachine {
         let Some((of, task)) = self.keeper.escrow().next(now) else {
             return;
         };
-        self.cloud.helping = true;
+        self.cloud.helper_is_running = true;
         let lost = MachineEvent::Came(of.clone(), Err("it failed; the log says why".to_owned()));
         self.blocking("a helper task of the vault", lost, move || {
             MachineEvent::Came(of, helper_outcome(&task))
@@ -185,7 +185,7 @@ impl InitMachine {
         outcome: Result<HelperOutcome, String>,
         now: u64,
     ) {
-        self.cloud.helping = false;
+        self.cloud.helper_is_running = false;
         let why = match &outcome {
             Ok(HelperOutcome::Refused { text, .. }) | Err(text) => Some(text.clone()),
             Ok(_) => None,

@@ -335,16 +335,16 @@ mod tests {
         (root, paths)
     }
 
-    fn kept(
+    fn keep_loaded(
         keeper: &VaultHandle,
         root: &Path,
         paths: &SourcePaths,
         config: &str,
     ) -> NodeCredentials {
-        kept_if(true, keeper, root, paths, config)
+        keep_loaded_if(true, keeper, root, paths, config)
     }
 
-    fn kept_if(
+    fn keep_loaded_if(
         may_take: bool,
         keeper: &VaultHandle,
         root: &Path,
@@ -373,7 +373,7 @@ mod tests {
         let keeper = keeper();
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
-        let first = kept(&keeper, root.path(), &paths, CONFIG);
+        let first = keep_loaded(&keeper, root.path(), &paths, CONFIG);
         // PID 1 cannot erase the hypervisor's copy.
         assert_eq!(codes(&first), ["secrets-left"]);
         assert!(first.problems[0].text.contains("credentials"));
@@ -385,7 +385,7 @@ mod tests {
             "[secrets.credentials]\nopenai = \"other\"\n",
         )
         .expect("ours");
-        let again = kept(&keeper, root.path(), &paths, CONFIG);
+        let again = keep_loaded(&keeper, root.path(), &paths, CONFIG);
         assert_eq!(opened(&keeper, &again, "openai"), "sk-hush");
         // The medium has another secret, so it is not erased either.
         assert_eq!(codes(&again), ["credential-ignored"]);
@@ -406,7 +406,7 @@ mod tests {
         fs::remove_dir(root.path().join("data")).expect("ours");
         fs::write(root.path().join("data"), "no folder").expect("ours");
         let none_wanted = "[node]\nname = \"attic\"\n";
-        let looked = kept(&keeper, root.path(), &paths, none_wanted);
+        let looked = keep_loaded(&keeper, root.path(), &paths, none_wanted);
         assert_eq!(codes(&looked), ["credentials-not-kept"]);
         assert!(!looked.settled);
     }
@@ -415,10 +415,10 @@ mod tests {
     fn a_node_that_may_not_take_any_leaves_them_and_says_so() {
         let keeper = keeper();
         let (root, paths) = machine("[secrets.credentials]\nopenai = \"sk-hush\"\n");
-        assert!(kept(&keeper, root.path(), &paths, CONFIG).settled);
+        assert!(keep_loaded(&keeper, root.path(), &paths, CONFIG).settled);
         let both = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
         fs::write(paths.fw_cfg.join("node/raw"), both).expect("ours");
-        let later = kept_if(false, &keeper, root.path(), &paths, CONFIG);
+        let later = keep_loaded_if(false, &keeper, root.path(), &paths, CONFIG);
         assert_eq!(codes(&later), ["credential-ignored"]);
         assert!(later.problems[0].text.contains("mail: not taken"));
         assert!(!later.records.contains_key("mail"));
@@ -430,16 +430,16 @@ mod tests {
         let keeper = keeper();
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
-        kept(&keeper, root.path(), &paths, CONFIG);
+        keep_loaded(&keeper, root.path(), &paths, CONFIG);
         let newer = format!("{CONFIG}[vault]\nkey_version = 4\nmin_version = 4\n");
-        let after = kept(&keeper, root.path(), &paths, &newer);
+        let after = keep_loaded(&keeper, root.path(), &paths, &newer);
         for (name, secret) in [("openai", "sk-hush"), ("mail", "pw")] {
             assert_eq!(after.records[name].key_version, 4);
             assert_eq!(opened(&keeper, &after, name), secret);
         }
         assert_eq!(keeper.vault().versions().oldest.number(), 4);
         // After the version is set back, the records stay where they are, and open.
-        let before = kept(&keeper, root.path(), &paths, CONFIG);
+        let before = keep_loaded(&keeper, root.path(), &paths, CONFIG);
         assert_eq!(before.records["openai"].key_version, 4);
         assert_eq!(opened(&keeper, &before, "openai"), "sk-hush");
     }
@@ -449,11 +449,11 @@ mod tests {
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nother = \"x\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
         let closed = VaultHandle::new().expect("memory");
-        let none = kept(&closed, root.path(), &paths, CONFIG);
+        let none = keep_loaded(&closed, root.path(), &paths, CONFIG);
         assert_eq!(codes(&none), ["credential-unused", "credentials-not-kept"]);
         assert!(none.records.is_empty());
         let keeper = keeper();
-        let one = kept(&keeper, root.path(), &paths, CONFIG);
+        let one = keep_loaded(&keeper, root.path(), &paths, CONFIG);
         // The medium has a secret that the configuration does not name, so PID 1 neither erases nor
         // tries it.
         assert_eq!(codes(&one), ["credential-unused"]);
@@ -462,7 +462,7 @@ mod tests {
         let (root, paths) = machine(&format!(
             "[secrets.credentials]\nopenai = \"a\"\nmail = \"b\"\n\n{CONFIG}"
         ));
-        kept(&keeper, root.path(), &paths, CONFIG);
+        keep_loaded(&keeper, root.path(), &paths, CONFIG);
         let folder = root.path().join("data/credentials/set-1");
         for file in fs::read_dir(folder).expect("a set") {
             let path = file.expect("a file").path();
@@ -473,7 +473,7 @@ mod tests {
                 fs::write(&path, "cred:mail\n{}\n").expect("ours");
             }
         }
-        let rest = kept(&keeper, root.path(), &paths, CONFIG);
+        let rest = keep_loaded(&keeper, root.path(), &paths, CONFIG);
         assert_eq!(opened(&keeper, &rest, "openai"), "a");
         let damaged = rest
             .problems

@@ -319,7 +319,7 @@ impl VaultDialog {
         match input {
             ConsoleInput::Begin => self.begin(console),
             ConsoleInput::Cancel => self.cancel(console),
-            ConsoleInput::Look => self.look(console),
+            ConsoleInput::Look => self.show_new_words(console),
             // The machine handles it before it comes here.
             ConsoleInput::Pasted(_) => DialogStep::Next,
             ConsoleInput::Line(line) => self.line(console, &line),
@@ -341,7 +341,7 @@ impl VaultDialog {
     }
 
     /// Shows the new words at the first console that asks for them.
-    fn look(&mut self, console: ConsoleId) -> DialogStep {
+    fn show_new_words(&mut self, console: ConsoleId) -> DialogStep {
         let Some(words) = &mut self.new_words else {
             return DialogStep::Next;
         };

@@ -10,7 +10,7 @@ pub struct ProvisionArgs {
     /// The form of the seed.
     #[arg(long, value_enum, default_value = "nocloud-iso")]
     pub(crate) form: SeedForm,
-    /// The output: a file, or a folder for esp, fw-cfg and smbios; - is standard output, for cmdline, console
+    /// The output: a file, or a folder for esp, fw-cfg and smbios, which is made if it is new; - is standard output, for cmdline, console
     /// and text.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,

@@ -76,6 +76,7 @@ impl NodeSeed<'_> {
         force: bool,
     ) -> Result<WrittenFiles, ProvisionError> {
         let made = self.files(form, out)?;
+        let is_new_folder = !form.is_one_file() && !out.exists();
         for file in &made {
             if let Some(folder) = file.path.parent().filter(|_| !form.is_one_file()) {
                 fs::create_dir_all(folder).map_err(ProvisionError::write(folder))?;
@@ -83,7 +84,7 @@ impl NodeSeed<'_> {
             store(file, force)?;
         }
         Ok(WrittenFiles {
-            usage: usage(form, out, &made),
+            usage: usage(form, out, &made, is_new_folder),
             paths: made.into_iter().map(|file| file.path).collect(),
         })
     }
@@ -217,11 +218,12 @@ impl SeedForm {
 
     /// Refuses an output that cannot be written, before the owner writes words down.
     pub(crate) fn check(self, out: &Path, force: bool) -> Result<(), ProvisionError> {
-        // A new folder would not be on the boot partition, and the node would start without its
-        // seed.
-        if self == Self::Esp && !out.is_dir() {
+        // Without its parent, the path of a mounted boot partition is mistyped, or nothing is
+        // mounted there, and the node would start without its seed.
+        if self == Self::Esp && !out.is_dir() && !can_make_folder(out) {
             return Err(ProvisionError::usage(format!(
-                "{}: no folder; mount the boot partition of the flashed image and name where",
+                "{}: no folder, and cannot make it; name where the boot partition of the flashed \
+                 image is mounted, or a new folder in one that exists",
                 out.display()
             )));
         }
@@ -239,6 +241,17 @@ impl SeedForm {
         }
         Ok(())
     }
+}
+
+/// Whether only the last component of a path is missing.
+fn can_make_folder(path: &Path) -> bool {
+    let parent = match path.parent() {
+        // The parent of a single name is the current folder.
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return false,
+    };
+    parent.is_dir() && !path.exists()
 }
 
 /// A TOML string. Only necessary characters are escaped.
@@ -277,8 +290,16 @@ fn store(file: &SeedFile, force: bool) -> Result<(), ProvisionError> {
 }
 
 /// How the node gets the seed: options of QEMU, or what to do.
-fn usage(form: SeedForm, out: &Path, made: &[SeedFile]) -> Vec<String> {
+fn usage(form: SeedForm, out: &Path, made: &[SeedFile], is_new_folder: bool) -> Vec<String> {
     let text = match form {
+        // The folder may be where the owner thought that a boot partition was mounted.
+        SeedForm::Esp if is_new_folder => {
+            return vec![format!(
+                "{} is a new folder: copy its files onto the boot partition, or name it with \
+                 `alknet image write --seed`",
+                out.display()
+            )];
+        }
         SeedForm::Cmdline => "add the word to the kernel's command line",
         SeedForm::Console => "paste the line at the node's console",
         SeedForm::Esp => "unmount the boot partition, and start the node from it",

@@ -4,15 +4,15 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::http::HttpAnswerError;
+use crate::http::ResponseParseError;
 
 /// Why a metadata service gave no document, or took no report.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MetadataError {
-    /// The answer breaks HTTP/1.1 or a limit.
-    #[error("it answered something that is no answer: {0}")]
-    Answer(#[from] HttpAnswerError),
+    /// The response breaks HTTP/1.1 or a limit.
+    #[error("it answered something that is no HTTP response: {0}")]
+    Response(#[from] ResponseParseError),
     /// The content is not base64, which Azure uses.
     #[error("its user data are no base64")]
     Base64,
@@ -29,10 +29,10 @@ pub enum MetadataError {
     #[error("its user data are {0}, and not an alknet document")]
     NotADocument(&'static str),
     /// Another program than Google's metadata server answered.
-    #[error("the answer has no Metadata-Flavor: Google, so it is not of a metadata server")]
+    #[error("the response has no Metadata-Flavor: Google, so it is not of a metadata server")]
     NoFlavor,
     /// EC2 gave no token. Its older protocol without a token is not used, because every request
-    /// that a client makes for an attacker gets an answer there.
+    /// that a client makes for an attacker gets a response there.
     #[error("it gives no token of IMDSv2 ({0}), and IMDSv1 is not used")]
     NoToken(&'static str),
     /// The service sends the client elsewhere.
@@ -57,12 +57,12 @@ impl MetadataError {
         }
     }
 
-    /// Whether the same request gets the same answer until the owner changes something at the
+    /// Whether the same request gets the same response until the owner changes something at the
     /// cloud.
     #[must_use]
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Base64 | Self::NotADocument(_))
-            || matches!(self, Self::Answer(HttpAnswerError::BodyLong(_)))
+            || matches!(self, Self::Response(ResponseParseError::BodyLong(_)))
     }
 
     /// An error of a socket whose time ends with that of the whole request.

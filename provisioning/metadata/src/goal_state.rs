@@ -11,8 +11,8 @@ const VERSION: (&str, &str) = ("x-ms-version", "2012-11-30");
 const AGENT: (&str, &str) = ("x-ms-agent-name", "custom-provisioning");
 /// Most bytes of a goal state. One of a machine with many extensions has 5 KB.
 const GOAL_STATE_BYTES_MAX: usize = 64 << 10;
-/// Most bytes of the answer to a report, which is not read.
-const REPORT_ANSWER_BYTES_MAX: usize = 16 << 10;
+/// Most bytes of the response to a report, which is not read.
+const REPORT_RESPONSE_BYTES_MAX: usize = 16 << 10;
 /// Most elements within each other.
 const DEPTH_MAX: usize = 16;
 /// Most characters of a value. An id is a UUID, or a UUID and the name of a role.
@@ -38,6 +38,17 @@ pub struct GoalState {
 
 impl GoalState {
     /// Reads a goal state. `bytes` is untrusted.
+    ///
+    /// ```
+    /// use alknet_metadata::GoalState;
+    ///
+    /// let text = "<GoalState><Incarnation>1</Incarnation><Container><ContainerId>c</ContainerId>\
+    ///     <RoleInstanceList><RoleInstance><InstanceId>i</InstanceId></RoleInstance></RoleInstanceList>\
+    ///     </Container></GoalState>";
+    /// let report = GoalState::parse(text.as_bytes())?.ready();
+    /// assert!(report.contains("<State>Ready</State>"));
+    /// # Ok::<(), alknet_metadata::MetadataError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MetadataError::GoalState`] names what is missing or malformed.
@@ -153,17 +164,17 @@ pub(crate) fn report_once(access: &MetadataAccess) -> Result<(), MetadataError> 
         body: "",
         bytes_max: GOAL_STATE_BYTES_MAX,
     };
-    let answer = access.ask(access.wire_server, &question)?;
-    accepted(answer.status())?;
-    let goal_state = GoalState::parse(answer.body())?;
+    let response = access.send_request(access.wire_server, &question)?;
+    accepted(response.status())?;
+    let goal_state = GoalState::parse(response.body())?;
     let report = HttpRequest {
         method: "POST",
         path: "/machine?comp=health",
         fields: &[VERSION, AGENT, ("Content-Type", "text/xml;charset=utf-8")],
         body: &goal_state.ready(),
-        bytes_max: REPORT_ANSWER_BYTES_MAX,
+        bytes_max: REPORT_RESPONSE_BYTES_MAX,
     };
-    accepted(access.ask(access.wire_server, &report)?.status())
+    accepted(access.send_request(access.wire_server, &report)?.status())
 }
 
 fn accepted(status: u16) -> Result<(), MetadataError> {

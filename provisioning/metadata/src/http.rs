@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 (RFC 9112) as metadata services need: one request and one answer on a
+//! As much of HTTP/1.1 (RFC 9112) as metadata services need: one request and one response on a
 //! connection. The reader is strict. It refuses what two readers could understand differently.
 
 use std::fmt::Write as _;
@@ -10,19 +10,19 @@ use zeroize::Zeroizing;
 
 use crate::MetadataError;
 
-/// Most bytes of an answer's status line and header fields together.
+/// Most bytes of a response's status line and header fields together.
 pub const HEAD_BYTES_MAX: usize = 8 << 10;
-/// Most header fields of an answer.
+/// Most header fields of a response.
 const FIELDS_MAX: usize = 64;
 /// Most bytes of the lines with the sizes of chunks, and of the trailer, together.
-pub const FORM_BYTES_MAX: usize = 8 << 10;
+pub const CHUNK_OVERHEAD_BYTES_MAX: usize = 8 << 10;
 /// Bytes that are read at once. The end of the head need not be the end of a read.
 const READ_BYTES: usize = 2048;
 
-/// Why bytes are not an answer.
+/// Why bytes are not a response.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum HttpAnswerError {
+pub enum ResponseParseError {
     /// More content than the limit, in bytes.
     #[error("it is longer than {0} bytes")]
     BodyLong(usize),
@@ -57,7 +57,7 @@ pub(crate) struct HttpRequest<'a> {
     /// Header fields besides those that every request has.
     pub(crate) fields: &'a [(&'static str, &'a str)],
     pub(crate) body: &'a str,
-    /// Most bytes of the answer's content.
+    /// Most bytes of the response's content.
     pub(crate) bytes_max: usize,
 }
 
@@ -68,6 +68,7 @@ impl HttpRequest<'_> {
         stream: &mut impl Write,
     ) -> Result<(), MetadataError> {
         let host = to.ip();
+        // One request on a connection, so that a response without a length ends with it (RFC 9112, 6.3).
         let mut head = Zeroizing::new(format!(
             "{} {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: alknet\r\nAccept: */*\r\nConnection: close\r\n",
             self.method, self.path
@@ -76,6 +77,7 @@ impl HttpRequest<'_> {
             // Writing to a string does not fail.
             let _ = write!(head, "{name}: {value}\r\n");
         }
+        // Without a length the server would wait for content (RFC 9110, 8.6).
         if self.method != "GET" {
             let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
         }
@@ -89,7 +91,7 @@ impl HttpRequest<'_> {
 
 /// How the end of the content is known (RFC 9112, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AnswerBodyEnd {
+enum BodyFraming {
     /// With the connection.
     Close,
     /// Chunks of known sizes.
@@ -98,41 +100,41 @@ enum AnswerBodyEnd {
     Length(usize),
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug, PartialEq, Eq)]
-pub struct HttpAnswer {
+pub struct MetadataResponse {
     status: u16,
     fields: Vec<(String, String)>,
     body: Zeroizing<Vec<u8>>,
 }
 
-impl HttpAnswer {
-    /// Reads one answer, whose content has at most `bytes_max` bytes.
+impl MetadataResponse {
+    /// Reads one response, whose content has at most `bytes_max` bytes.
     ///
     /// # Errors
-    /// [`MetadataError::Answer`] for bytes that are no answer within the limits, and errors of the
+    /// [`MetadataError::Response`] for bytes that are no response within the limits, and errors of the
     /// reader.
     pub fn receive(stream: &mut impl Read, bytes_max: usize) -> Result<Self, MetadataError> {
-        let mut input = AnswerInput::new(stream);
+        let mut input = ResponseReader::new(stream);
         let head = input.read_head()?;
-        let head = std::str::from_utf8(&head).map_err(|_| HttpAnswerError::Field)?;
+        let head = std::str::from_utf8(&head).map_err(|_| ResponseParseError::Field)?;
         let mut lines = head.split("\r\n");
         let status = read_status(lines.next().unwrap_or_default())?;
         let fields = read_fields(lines)?;
-        let mut answer = Self {
+        let mut response = Self {
             status,
             fields,
             body: Zeroizing::new(Vec::new()),
         };
         // These have no content, whatever their header says (RFC 9110, 15.3.5 and 15.4.5).
         if !matches!(status, 204 | 304) {
-            answer.body = match answer.body_end()? {
-                AnswerBodyEnd::Close => input.read_to_close(bytes_max)?,
-                AnswerBodyEnd::Chunks => input.read_chunks(bytes_max)?,
-                AnswerBodyEnd::Length(length) => input.read_length(length, bytes_max)?,
+            response.body = match response.body_framing()? {
+                BodyFraming::Close => input.read_to_close(bytes_max)?,
+                BodyFraming::Chunks => input.read_chunks(bytes_max)?,
+                BodyFraming::Length(length) => input.read_length(length, bytes_max)?,
             };
         }
-        Ok(answer)
+        Ok(response)
     }
 
     /// The status code, 200 to 599.
@@ -159,68 +161,69 @@ impl HttpAnswer {
         found.map(|(_, value)| value.as_str())
     }
 
-    fn body_end(&self) -> Result<AnswerBodyEnd, HttpAnswerError> {
+    fn body_framing(&self) -> Result<BodyFraming, ResponseParseError> {
         // A document is short, so no service has a reason to compress it.
         let mut encodings = self.values("content-encoding");
         if encodings.any(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
-            return Err(HttpAnswerError::Encoded);
+            return Err(ResponseParseError::Encoded);
         }
         let mut lengths = self.values("content-length");
         let mut transfer = self.values("transfer-encoding");
         match (lengths.next(), transfer.next()) {
-            (None, None) => Ok(AnswerBodyEnd::Close),
+            (None, None) => Ok(BodyFraming::Close),
             (Some(length), None) if lengths.next().is_none() => {
+                // `parse` takes a sign, which the field may not have (RFC 9110, 8.6).
                 let digits = length.bytes().all(|byte| byte.is_ascii_digit());
                 let length = length.parse().ok().filter(|_| digits);
                 length
-                    .map(AnswerBodyEnd::Length)
-                    .ok_or(HttpAnswerError::Length)
+                    .map(BodyFraming::Length)
+                    .ok_or(ResponseParseError::Length)
             }
             (None, Some(coding)) if transfer.next().is_none() => coding
                 .eq_ignore_ascii_case("chunked")
-                .then_some(AnswerBodyEnd::Chunks)
-                .ok_or(HttpAnswerError::Encoded),
+                .then_some(BodyFraming::Chunks)
+                .ok_or(ResponseParseError::Encoded),
             // Both of them, or one of them twice, would be read differently by other readers
             // (RFC 9112, 6.3).
-            _ => Err(HttpAnswerError::Length),
+            _ => Err(ResponseParseError::Length),
         }
     }
 }
 
-fn read_status(line: &str) -> Result<u16, HttpAnswerError> {
+fn read_status(line: &str) -> Result<u16, ResponseParseError> {
     let rest = line.strip_prefix("HTTP/1.");
     let rest = rest.and_then(|rest| rest.strip_prefix(['0', '1'])?.strip_prefix(' '));
-    let rest = rest.ok_or(HttpAnswerError::StatusLine)?;
+    let rest = rest.ok_or(ResponseParseError::StatusLine)?;
     let (code, reason) = rest
         .split_at_checked(3)
-        .ok_or(HttpAnswerError::StatusLine)?;
+        .ok_or(ResponseParseError::StatusLine)?;
     let digits = code.bytes().all(|byte| byte.is_ascii_digit());
     let code = code.parse().ok().filter(|_| digits);
     let ends = reason.is_empty() || reason.starts_with(' ');
-    // No interim answer is asked for, so none may come (RFC 9110, 15.2).
+    // No interim response is asked for, so none may come (RFC 9110, 15.2).
     code.filter(|code| ends && (200..600).contains(code))
-        .ok_or(HttpAnswerError::StatusLine)
+        .ok_or(ResponseParseError::StatusLine)
 }
 
 fn read_fields<'a>(
     lines: impl Iterator<Item = &'a str>,
-) -> Result<Vec<(String, String)>, HttpAnswerError> {
+) -> Result<Vec<(String, String)>, ResponseParseError> {
     let mut fields = Vec::new();
     for line in lines {
-        let (name, value) = line.split_once(':').ok_or(HttpAnswerError::Field)?;
+        let (name, value) = line.split_once(':').ok_or(ResponseParseError::Field)?;
         // A line that begins with a space continues the one before, which is obsolete (RFC 9112,
         // 5.2). Its name is no token.
         let is_token =
             |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if name.is_empty() || !name.bytes().all(is_token) {
-            return Err(HttpAnswerError::Field);
+            return Err(ResponseParseError::Field);
         }
         let value = value.trim_matches([' ', '\t']);
         if value.chars().any(|c| c.is_control() && c != '\t') {
-            return Err(HttpAnswerError::Field);
+            return Err(ResponseParseError::Field);
         }
         if fields.len() == FIELDS_MAX {
-            return Err(HttpAnswerError::HeadLong);
+            return Err(ResponseParseError::HeadLong);
         }
         fields.push((name.to_ascii_lowercase(), value.to_owned()));
     }
@@ -228,22 +231,22 @@ fn read_fields<'a>(
 }
 
 /// A reader, and what was read from it and not used yet.
-struct AnswerInput<'a, R> {
+struct ResponseReader<'a, R> {
     stream: &'a mut R,
     ahead: Zeroizing<Vec<u8>>,
     /// Where the part of `ahead` begins that was not used.
     used: usize,
     /// Bytes of lines between chunks so far.
-    form: usize,
+    chunk_overhead: usize,
 }
 
-impl<'a, R: Read> AnswerInput<'a, R> {
+impl<'a, R: Read> ResponseReader<'a, R> {
     fn new(stream: &'a mut R) -> Self {
         Self {
             stream,
             ahead: Zeroizing::new(Vec::with_capacity(HEAD_BYTES_MAX + 4 + READ_BYTES)),
             used: 0,
-            form: 0,
+            chunk_overhead: 0,
         }
     }
 
@@ -275,10 +278,10 @@ impl<'a, R: Read> AnswerInput<'a, R> {
             }
             // The end may still come in part: the four bytes belong to no line.
             if self.ahead.len() >= HEAD_BYTES_MAX + 4 {
-                return Err(HttpAnswerError::HeadLong.into());
+                return Err(ResponseParseError::HeadLong.into());
             }
             if !self.fill()? {
-                return Err(HttpAnswerError::End.into());
+                return Err(ResponseParseError::End.into());
             }
         }
     }
@@ -301,7 +304,7 @@ impl<'a, R: Read> AnswerInput<'a, R> {
         bytes_max: usize,
     ) -> Result<Zeroizing<Vec<u8>>, MetadataError> {
         if length > bytes_max {
-            return Err(HttpAnswerError::BodyLong(bytes_max).into());
+            return Err(ResponseParseError::BodyLong(bytes_max).into());
         }
         let mut body = Zeroizing::new(Vec::with_capacity(length));
         self.read_exactly(length, &mut body)?;
@@ -312,7 +315,7 @@ impl<'a, R: Read> AnswerInput<'a, R> {
         let end = to.len() + count;
         while to.len() < end {
             if !self.take(end - to.len(), to)? {
-                return Err(HttpAnswerError::End.into());
+                return Err(ResponseParseError::End.into());
             }
         }
         Ok(())
@@ -323,7 +326,7 @@ impl<'a, R: Read> AnswerInput<'a, R> {
         let mut body = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
         while self.take(bytes_max + 1 - body.len(), &mut body)? {
             if body.len() > bytes_max {
-                return Err(HttpAnswerError::BodyLong(bytes_max).into());
+                return Err(ResponseParseError::BodyLong(bytes_max).into());
             }
         }
         Ok(body)
@@ -335,15 +338,16 @@ impl<'a, R: Read> AnswerInput<'a, R> {
         loop {
             let size = chunk_size(&self.read_line()?)?;
             if size == 0 {
+                // The trailer has no field that is wanted, and an empty line ends it (RFC 9112, 7.1.2).
                 while !self.read_line()?.is_empty() {}
                 return Ok(body);
             }
             if size > bytes_max - body.len() {
-                return Err(HttpAnswerError::BodyLong(bytes_max).into());
+                return Err(ResponseParseError::BodyLong(bytes_max).into());
             }
             self.read_exactly(size, &mut body)?;
             if !self.read_line()?.is_empty() {
-                return Err(HttpAnswerError::Chunks.into());
+                return Err(ResponseParseError::Chunks.into());
             }
         }
     }
@@ -353,11 +357,11 @@ impl<'a, R: Read> AnswerInput<'a, R> {
         let mut line = Vec::new();
         loop {
             if !self.take(1, &mut line)? {
-                return Err(HttpAnswerError::End.into());
+                return Err(ResponseParseError::End.into());
             }
-            self.form += 1;
-            if self.form > FORM_BYTES_MAX {
-                return Err(HttpAnswerError::Chunks.into());
+            self.chunk_overhead += 1;
+            if self.chunk_overhead > CHUNK_OVERHEAD_BYTES_MAX {
+                return Err(ResponseParseError::Chunks.into());
             }
             if line.ends_with(b"\r\n") {
                 line.truncate(line.len() - 2);
@@ -367,14 +371,14 @@ impl<'a, R: Read> AnswerInput<'a, R> {
     }
 }
 
-fn chunk_size(line: &[u8]) -> Result<usize, HttpAnswerError> {
+fn chunk_size(line: &[u8]) -> Result<usize, ResponseParseError> {
     let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
     let digits = digits.trim_ascii_end();
     let text = std::str::from_utf8(digits).ok();
     // Without this check, a sign would be read as a part of the number.
     let text = text.filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()));
     text.and_then(|text| usize::from_str_radix(text, 16).ok())
-        .ok_or(HttpAnswerError::Chunks)
+        .ok_or(ResponseParseError::Chunks)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Asks a cloud's metadata service for the node's document, and reports to Azure that the machine
-//! is ready. The child process that PID 1 starts calls this: PID 1 parses no answer of a network.
+//! is ready. The child process that PID 1 starts calls this: PID 1 parses no response of a network.
 //!
 //! The services speak HTTP/1.1 at [`METADATA`] and [`WIRE_SERVER`], without names and without TLS.
 //! The client here is for them alone. It follows no redirect, uses no proxy, resolves no name, and
-//! bounds header, document and time. Every answer is untrusted.
+//! bounds header, document and time. Every response is untrusted.
 //!
 //! [`fetch`] returns the bytes of the user data. They have to be an alknet document: the client
 //! refuses compressed and cloud-init content, and never unpacks or runs anything.
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 pub use error::MetadataError;
 pub use goal_state::GoalState;
-pub use http::{FORM_BYTES_MAX, HEAD_BYTES_MAX, HttpAnswer, HttpAnswerError};
+pub use http::{CHUNK_OVERHEAD_BYTES_MAX, HEAD_BYTES_MAX, MetadataResponse, ResponseParseError};
 pub use service::{USER_DATA_BYTES_MAX, read_user_data};
 
 use http::HttpRequest;
@@ -62,10 +62,14 @@ impl MetadataAccess {
     }
 
     /// One request on a connection of its own.
-    fn ask(&self, to: SocketAddr, request: &HttpRequest<'_>) -> Result<HttpAnswer, MetadataError> {
+    fn send_request(
+        &self,
+        to: SocketAddr,
+        request: &HttpRequest<'_>,
+    ) -> Result<MetadataResponse, MetadataError> {
         let mut stream = TimedStream::connect(to, self.interface.as_deref(), self.until)?;
         request.write(&to, &mut stream)?;
-        Ok(HttpAnswer::receive(&mut stream, request.bytes_max)?)
+        MetadataResponse::receive(&mut stream, request.bytes_max)
     }
 
     /// Runs `attempt` again while it fails for now and there is time.

@@ -5,10 +5,10 @@ use alknet_provisioning::MetadataService;
 use data_encoding::BASE64;
 use zeroize::Zeroizing;
 
-use crate::http::{HttpAnswer, HttpRequest};
+use crate::http::{HttpRequest, MetadataResponse};
 use crate::{MetadataAccess, MetadataError};
 
-/// Most bytes of an answer with user data: the longest document in base64, which Azure uses, and
+/// Most bytes of a response with user data: the longest document in base64, which Azure uses, and
 /// some line ends.
 pub const USER_DATA_BYTES_MAX: usize = CONFIG_BYTES_MAX / 3 * 4 + 4096;
 /// Most bytes of a token of EC2, which has 56 today.
@@ -45,9 +45,9 @@ pub(crate) fn fetch_once(
             body: "",
             bytes_max: USER_DATA_BYTES_MAX,
         };
-        access.ask(access.metadata, &request)
+        access.send_request(access.metadata, &request)
     };
-    let answer = match service {
+    let response = match service {
         MetadataService::Azure => get(
             "/metadata/instance/compute/userData?api-version=2021-01-01&format=text",
             &[("Metadata", "true")],
@@ -67,7 +67,7 @@ pub(crate) fn fetch_once(
         MetadataService::Hetzner => get("/hetzner/v1/userdata", &[]),
         _ => get("/openstack/latest/user_data", &[]),
     }?;
-    read_user_data(service, &answer)
+    read_user_data(service, &response)
 }
 
 /// A token of EC2 (IMDSv2), which proves that this client can send a request of its own, with a
@@ -80,15 +80,15 @@ fn token(access: &MetadataAccess) -> Result<Zeroizing<String>, MetadataError> {
         body: "",
         bytes_max: TOKEN_BYTES_MAX,
     };
-    let answer = access.ask(access.metadata, &request)?;
-    match answer.status() {
+    let response = access.send_request(access.metadata, &request)?;
+    match response.status() {
         200 => {}
         status @ 300..400 => return Err(MetadataError::Redirect(status)),
         403 => return Err(MetadataError::NoToken("the service is switched off")),
         404 | 405 => return Err(MetadataError::NoToken("it knows no tokens")),
         status => return Err(MetadataError::Status(status)),
     }
-    let token = std::str::from_utf8(answer.body())
+    let token = std::str::from_utf8(response.body())
         .unwrap_or_default()
         .trim();
     // The token becomes a header field, so it must be one word.
@@ -98,16 +98,16 @@ fn token(access: &MetadataAccess) -> Result<Zeroizing<String>, MetadataError> {
     Ok(Zeroizing::new(token.to_owned()))
 }
 
-/// The user data in an answer of `service`. `None` if it has no user data.
+/// The user data in a response of `service`. `None` if it has no user data.
 ///
 /// ```
-/// use alknet_metadata::{HttpAnswer, USER_DATA_BYTES_MAX, read_user_data};
+/// use alknet_metadata::{MetadataResponse, USER_DATA_BYTES_MAX, read_user_data};
 /// use alknet_provisioning::MetadataService;
 ///
-/// let mut answer = &b"HTTP/1.1 200 OK\r\n\r\nversion = 1\n"[..];
-/// let answer = HttpAnswer::receive(&mut answer, USER_DATA_BYTES_MAX)?;
-/// let document = read_user_data(MetadataService::Hetzner, &answer)?;
-/// let document = document.expect("the answer has some");
+/// let mut response = &b"HTTP/1.1 200 OK\r\n\r\nversion = 1\n"[..];
+/// let response = MetadataResponse::receive(&mut response, USER_DATA_BYTES_MAX)?;
+/// let document = read_user_data(MetadataService::Hetzner, &response)?;
+/// let document = document.expect("the response has some");
 /// assert_eq!(document.as_slice(), b"version = 1\n");
 /// # Ok::<(), alknet_metadata::MetadataError>(())
 /// ```
@@ -116,26 +116,26 @@ fn token(access: &MetadataAccess) -> Result<Zeroizing<String>, MetadataError> {
 /// [`MetadataError`] for another status than 200, 204 and 404, and for content that is no document.
 pub fn read_user_data(
     service: MetadataService,
-    answer: &HttpAnswer,
+    response: &MetadataResponse,
 ) -> Result<Option<Zeroizing<Vec<u8>>>, MetadataError> {
-    match answer.status() {
+    match response.status() {
         200 => {}
         204 | 404 => return Ok(None),
         status @ 300..400 => return Err(MetadataError::Redirect(status)),
         status => return Err(MetadataError::Status(status)),
     }
     // Google documents the field as the proof that its metadata server answered.
-    if service == MetadataService::Gce && answer.field("metadata-flavor") != Some("Google") {
+    if service == MetadataService::Gce && response.field("metadata-flavor") != Some("Google") {
         return Err(MetadataError::NoFlavor);
     }
     let data = match service {
-        MetadataService::Azure => decode(answer.body())?,
-        _ => Zeroizing::new(answer.body().to_vec()),
+        MetadataService::Azure => decode(response.body())?,
+        _ => Zeroizing::new(response.body().to_vec()),
     };
     if data.trim_ascii().is_empty() {
         return Ok(None);
     }
-    match foreign(&data) {
+    match other_format(&data) {
         Some(what) => Err(MetadataError::NotADocument(what)),
         None => Ok(Some(data)),
     }
@@ -150,7 +150,7 @@ fn decode(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, MetadataError> {
 }
 
 /// What the data are, if they are known not to be an alknet document.
-fn foreign(data: &[u8]) -> Option<&'static str> {
+fn other_format(data: &[u8]) -> Option<&'static str> {
     if data.starts_with(GZIP) {
         return Some("compressed with gzip");
     }
@@ -176,28 +176,29 @@ mod tests {
 
     fn read(
         service: MetadataService,
-        answer: &[u8],
+        response: &[u8],
     ) -> Result<Option<Zeroizing<Vec<u8>>>, MetadataError> {
-        let answer = HttpAnswer::receive(&mut io::Cursor::new(answer), USER_DATA_BYTES_MAX)?;
-        read_user_data(service, &answer)
+        let response =
+            MetadataResponse::receive(&mut io::Cursor::new(response), USER_DATA_BYTES_MAX)?;
+        read_user_data(service, &response)
     }
 
-    fn refusal(service: MetadataService, answer: &str) -> String {
-        let refused = read(service, answer.as_bytes());
-        refused.expect_err(answer).to_string()
+    fn refusal(service: MetadataService, response: &str) -> String {
+        let refused = read(service, response.as_bytes());
+        refused.expect_err(response).to_string()
     }
 
     #[test]
     fn missing_and_empty_user_data_are_no_document() {
-        for answer in [
+        for response in [
             "HTTP/1.1 404 Not Found\r\n\r\nno such thing",
             "HTTP/1.1 204 No Content\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
             "HTTP/1.1 200 OK\r\n\r\n \r\n\t",
         ] {
             for service in [MetadataService::Hetzner, MetadataService::Ec2] {
-                let found = read(service, answer.as_bytes()).expect("an answer");
-                assert_eq!(found, None, "{answer}");
+                let found = read(service, response.as_bytes()).expect("a response");
+                assert_eq!(found, None, "{response}");
             }
         }
     }
@@ -218,10 +219,10 @@ mod tests {
             ),
             ("MIME-Version: 1.0\n", "a MIME message"),
         ] {
-            let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+            let mut response = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
             // Each character stands for the byte of its number.
-            answer.extend(content.chars().map(|c| u8::try_from(c).expect("a byte")));
-            let error = read(MetadataService::OpenStack, &answer).expect_err(content);
+            response.extend(content.chars().map(|c| u8::try_from(c).expect("a byte")));
+            let error = read(MetadataService::OpenStack, &response).expect_err(content);
             assert!(error.is_final(), "{error}");
             let text = error.to_string();
             assert!(text.contains(what), "{text}");
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_redirect_and_other_codes_are_refusals() {
-        for (answer, text) in [
+        for (response, text) in [
             (
                 "HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\n\r\n",
                 "it redirects (status 302), and no redirect is followed",
@@ -239,33 +240,33 @@ mod tests {
             ("HTTP/1.1 500 Oops\r\n\r\n", "it refused with status 500"),
             ("HTTP/1.1 401 No\r\n\r\n", "it refused with status 401"),
         ] {
-            assert_eq!(refusal(MetadataService::DigitalOcean, answer), text);
+            assert_eq!(refusal(MetadataService::DigitalOcean, response), text);
         }
     }
 
     #[test]
     fn google_has_to_answer_with_its_flavor() {
-        let answer = |field: &str| format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\nversion = 1\n");
-        let right = answer("Metadata-Flavor: Google");
-        let found = read(MetadataService::Gce, right.as_bytes()).expect("an answer");
+        let response = |field: &str| format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\nversion = 1\n");
+        let right = response("Metadata-Flavor: Google");
+        let found = read(MetadataService::Gce, right.as_bytes()).expect("a response");
         assert_eq!(found.expect("a document").as_slice(), b"version = 1\n");
         for field in ["Server: x", "Metadata-Flavor: Googol"] {
-            let text = refusal(MetadataService::Gce, &answer(field));
+            let text = refusal(MetadataService::Gce, &response(field));
             assert!(text.contains("Metadata-Flavor: Google"), "{text}");
         }
     }
 
     #[test]
     fn azure_encodes_its_user_data() {
-        let answer = |content: &str| format!("HTTP/1.1 200 OK\r\n\r\n{content}");
+        let response = |content: &str| format!("HTTP/1.1 200 OK\r\n\r\n{content}");
         let encoded = BASE64.encode(b"version = 1\n");
         let broken = format!("{}\r\n{}\n", &encoded[..4], &encoded[4..]);
         for content in [encoded, broken] {
-            let found = read(MetadataService::Azure, answer(&content).as_bytes());
-            let found = found.expect("an answer").expect("a document");
+            let found = read(MetadataService::Azure, response(&content).as_bytes());
+            let found = found.expect("a response").expect("a document");
             assert_eq!(found.as_slice(), b"version = 1\n");
         }
-        let text = refusal(MetadataService::Azure, &answer("version = 1"));
+        let text = refusal(MetadataService::Azure, &response("version = 1"));
         assert_eq!(text, "its user data are no base64");
     }
 
@@ -277,11 +278,11 @@ mod tests {
             let mut encoded = plain.clone();
             plain.extend(&document);
             encoded.extend(BASE64.encode(&document).as_bytes());
-            for (service, answer) in [
+            for (service, response) in [
                 (MetadataService::Hetzner, plain),
                 (MetadataService::Azure, encoded),
             ] {
-                let found = read(service, &answer);
+                let found = read(service, &response);
                 assert_eq!(found.is_ok(), passes, "{service} {length}");
                 assert!(found.err().is_none_or(|error| error.is_final()));
             }
@@ -291,9 +292,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_content_is_read(content in prop::collection::vec(any::<u8>(), 0..60), at in 0_usize..6) {
-            let mut answer = b"HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\n\r\n".to_vec();
-            answer.extend(content);
-            let _ = read(MetadataService::ALL[at], &answer);
+            let mut response = b"HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\n\r\n".to_vec();
+            response.extend(content);
+            let _ = read(MetadataService::ALL[at], &response);
         }
     }
 }

@@ -83,6 +83,16 @@ impl ConsoleDocument {
     }
 
     /// The line for a document, without a line end.
+    ///
+    /// ```
+    /// use alknet_provisioning::ConsoleDocument;
+    ///
+    /// let line = ConsoleDocument::line(b"[node]\nname = \"edge-1\"\n");
+    /// assert!(line.starts_with("alknet-node-1 "));
+    /// assert!(ConsoleDocument::parse(&line).is_ok());
+    /// // A serial line that lost its last character is noticed.
+    /// assert!(ConsoleDocument::parse(&line[..line.len() - 1]).is_err());
+    /// ```
     #[must_use]
     pub fn line(document: &[u8]) -> Zeroizing<String> {
         let encoded = Zeroizing::new(BASE64URL_NOPAD.encode(document));

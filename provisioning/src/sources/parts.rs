@@ -79,6 +79,12 @@ pub(super) fn decode(text: &str) -> Result<Bytes, String> {
 }
 
 /// The strings of a document, each with at most `bytes` bytes of base64url.
+///
+/// ```
+/// let strings = alknet_provisioning::strings(b"version = 1\n", 10);
+/// assert_eq!(strings.len(), 2);
+/// assert_eq!(strings[0].as_str(), "alknet.node.0=dmVyc2lvbi");
+/// ```
 #[must_use]
 pub fn strings(document: &[u8], bytes: usize) -> Vec<Zeroizing<String>> {
     let encoded = Zeroizing::new(BASE64URL_NOPAD.encode(document));

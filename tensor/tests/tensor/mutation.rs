@@ -214,7 +214,7 @@ fn judge(file: &[u8], tally: &mut MutationTally) {
                 let stock = stock.unwrap_or_else(|error| panic!("{error}: {}", said()));
                 assert_eq!(stock.len(), reader.meta().entries().len());
             }
-            look(&reader);
+            read_everything(&reader);
         }
         Err(error) => {
             tally.refused += 1;
@@ -247,7 +247,7 @@ fn excused(error: &TensorError, file: &str) {
 }
 
 /// Everything that can be asked of a file is answered, well or with an error.
-fn look(reader: &ContainerReader<&[u8]>) {
+fn read_everything(reader: &ContainerReader<&[u8]>) {
     for tensor in reader.meta().tensors() {
         let name = tensor.name();
         let view = reader.view(name).expect("its bytes are in memory");

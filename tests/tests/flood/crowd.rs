@@ -273,7 +273,7 @@ impl FloodConnections {
 }
 
 /// The node's counters of unknown peers' connections, and of connections without a free slot.
-async fn counted(admin: &KnownClient<'_>) -> (f64, f64) {
+async fn connection_counters(admin: &KnownClient<'_>) -> (f64, f64) {
     let lasting = admin.connect().await;
     let values = values(&lasting).await;
     let values = values.as_object().expect("an object");
@@ -345,7 +345,7 @@ async fn scenario(admin: &Path, served: &FloodNode) {
     // Makes the ends of the cable resolve each other. A neighbour that did not answer is solicited
     // again after a second (RFC 4861 section 10), which would count as the node's time.
     call(&admin[1].connect().await).await;
-    let (_, mut refused) = counted(&admin[0]).await;
+    let (_, mut refused) = connection_counters(&admin[0]).await;
     for (spread, most) in [
         (AddressSpread::OneNetwork, OF_ONE_NETWORK),
         (AddressSpread::OneSite, OF_ONE_SITE),
@@ -357,7 +357,7 @@ async fn scenario(admin: &Path, served: &FloodNode) {
             std::thread::spawn(move || crowd.come(spread, &progress))
         };
         let (times, longest) = gets_in_throughout(&admin, &progress).await;
-        let (unknown_peers, now_refused) = counted(&admin[0]).await;
+        let (unknown_peers, now_refused) = connection_counters(&admin[0]).await;
         println!(
             "figure crowd {spread:?}: the administrator got in {times} times, after {} ms at most; {unknown_peers} of the crowd are in",
             longest.as_millis()
@@ -408,7 +408,7 @@ async fn unseen(admin: &Path, served: &FloodNode, spread: AddressSpread, most: f
             longest = longest.max(gets_in(&admin, carriage).await);
         }
     }
-    let (unknown_peers, refused) = counted(&KnownClient::new(admin, &by_ipv6)).await;
+    let (unknown_peers, refused) = connection_counters(&KnownClient::new(admin, &by_ipv6)).await;
     println!(
         "figure unseen administrator beside {spread:?}: in after {} ms; {unknown_peers} of the crowd are in",
         longest.as_millis()
@@ -456,10 +456,10 @@ fn a_host_with_thousands_of_addresses_keeps_no_administrator_out() {
 
 /// Keys that may wait at a hub, and those that one host enrols there.
 const WAITING: usize = 32;
-const KNOCKS: usize = 100;
+const REQUESTS: usize = 100;
 
 /// Sends an enrolment request with a new key, which is returned.
-fn knocks(target: &Target, from: impl Into<IpAddr>) -> PeerKey {
+fn requests_enrolment(target: &Target, from: impl Into<IpAddr>) -> PeerKey {
     let key = NodeKey::generate().expect("the system has entropy");
     let public = key.public();
     let connection = RawTcpConnection::connect(target, from, Some(key), b"alknet/enroll");
@@ -470,11 +470,11 @@ fn knocks(target: &Target, from: impl Into<IpAddr>) -> PeerKey {
     public
 }
 
-async fn knocking(admin: &Path, served: &FloodNode) {
-    let honest = knocks(&served.target, super::OTHERS);
+async fn enrolment_requests(admin: &Path, served: &FloodNode) {
+    let honest = requests_enrolment(&served.target, super::OTHERS);
     let by_ipv6 = by_ipv6(served);
-    for n in 0..KNOCKS {
-        knocks(&by_ipv6, AddressSpread::OneSite.address(n));
+    for n in 0..REQUESTS {
+        requests_enrolment(&by_ipv6, AddressSpread::OneSite.address(n));
     }
     let admin = KnownClient::new(admin, &served.target).connect().await;
     let peers = admin.call("hub/peers", &Value::Null).await;
@@ -483,7 +483,7 @@ async fn knocking(admin: &Path, served: &FloodNode) {
     assert_eq!(waiting.len(), WAITING, "all places are taken");
     let honest = honest.to_string();
     assert!(
-        waiting.iter().any(|knock| knock["key"] == honest),
+        waiting.iter().any(|one| one["key"] == honest),
         "{waiting:?}"
     );
 }
@@ -496,6 +496,6 @@ fn a_host_with_many_networks_evicts_no_waiting_client() {
         let config = format!("{CONFIG}[hub]\nenabled = true\nenroll = \"approve\"\n");
         let served = lab.serve(&bench, "::", &config);
         let admin = bench.admin().state().to_owned();
-        among(&lab, knocking(&admin, &served));
+        among(&lab, enrolment_requests(&admin, &served));
     }
 }

@@ -10,14 +10,14 @@ use serde_json::Value;
 use super::tree::{only_in, root, sources};
 
 /// Every package of the resolved graph with what it needs at run time.
-struct PackageGraph {
+pub(super) struct PackageGraph {
     normal: BTreeMap<String, BTreeSet<String>>,
-    members: BTreeSet<String>,
+    pub(super) members: BTreeSet<String>,
 }
 
 impl PackageGraph {
     /// The graph of the workspace, which all tests share.
-    fn load() -> &'static Self {
+    pub(super) fn load() -> &'static Self {
         static GRAPH: LazyLock<PackageGraph> =
             LazyLock::new(|| PackageGraph::from_metadata(metadata()));
         &GRAPH
@@ -420,7 +420,7 @@ fn a_parser_of_scripts_is_found_however_it_is_imported() {
         assert!(parser_of_scripts(source).is_some(), "{source}");
     }
     let harmless = "use alknet_runtime::{Looked, Work};\n/// [`Look`](alknet_runtime::Work::Look)\n\
-                    let seen = trial::look(runner, bundle).await?;";
+                    let seen = trial::scan_sources(runner, bundle).await?;";
     assert_eq!(parser_of_scripts(harmless), None);
 }
 

@@ -10,18 +10,18 @@ const EXAMPLES_MIN: f64 = 0.45;
 
 /// Counts of one source, or of many.
 #[derive(Debug, Default, PartialEq)]
-struct CommentCounts {
+pub(super) struct CommentCounts {
     /// Lines with code on them, outside tests.
-    code: usize,
+    pub(super) code: usize,
     /// Runs of lines that begin with `//`, outside tests: a reason each.
-    reasons: usize,
+    pub(super) reasons: usize,
     /// Examples that a test compiles.
-    examples: usize,
+    pub(super) examples: usize,
 }
 
 impl CommentCounts {
     /// Of one file, whose module of tests is its last part.
-    fn count(text: &str) -> Self {
+    pub(super) fn count(text: &str) -> Self {
         let text = text
             .split("#[cfg(test)]\nmod tests {")
             .next()
@@ -47,12 +47,12 @@ impl CommentCounts {
         counts
     }
 
-    fn per_thousand(&self, count: usize) -> f64 {
+    pub(super) fn per_thousand(&self, count: usize) -> f64 {
         count as f64 * 1000.0 / self.code as f64
     }
 }
 
-fn is_test(path: &str) -> bool {
+pub(super) fn is_test(path: &str) -> bool {
     path.starts_with("tests/")
         || path.contains("/tests/")
         || path.ends_with("/tests.rs")

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::promises::{named, page, quoted, tables};
+use super::promises::{page, quoted, tables, tests_named};
 use super::tree::{root, tests_of};
 
 /// Cells of a line: the decision, its state, the reason, its door, and what enforces it.
@@ -45,12 +45,12 @@ fn missing(held_by: &str) -> Vec<String> {
         if !root().join(file).is_file() {
             missing.push(format!("no file {file}"));
         }
-        let has_test = named(held_by).iter().any(|(of, _)| *of == file);
+        let has_test = tests_named(held_by).iter().any(|(of, _)| *of == file);
         if !has_test && !held_by.contains(WITHOUT_TEST) {
             missing.push(format!("no test of {file} is named"));
         }
     }
-    for (file, test) in named(held_by) {
+    for (file, test) in tests_named(held_by) {
         let source = fs::read_to_string(root().join(file)).unwrap_or_default();
         if !tests_of(&source).contains(test) {
             missing.push(format!("no test {test} in {file:?}"));
@@ -72,7 +72,9 @@ fn what_holds_a_decision_exists() {
         wrong.extend(missing.into_iter().map(|what| (&row[0], what)));
     }
     assert!(wrong.is_empty(), "docs/decisions.md: {wrong:#?}");
-    let with_test = decisions.iter().filter(|row| !named(&row[4]).is_empty());
+    let with_test = decisions
+        .iter()
+        .filter(|row| !tests_named(&row[4]).is_empty());
     assert!(with_test.count() > 250, "lines with a test are found");
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::names::pages;
-use super::promises::{named, page, tables};
+use super::promises::{page, tables, tests_named};
 use super::tree::{others, root, sources, tests_of};
 
 /// The section with the table.
@@ -12,6 +12,9 @@ const SECTION: &str = "Commands on pages";
 
 /// The second column if no test runs the commands.
 const NO_TEST: &str = "none";
+
+/// Pages whose blocks still have the language of commands that a test runs, although none does.
+const NOT_MARKED_YET: [&str; 1] = ["docs/tpm.md"];
 
 /// Python packages that the tests of the Model Context Protocol install.
 const PYTHON_PACKAGES: &str = "crates/tasks/python-mcp.txt";
@@ -26,6 +29,15 @@ fn has_commands(text: &str) -> bool {
         info.split(' ').next()
     });
     languages.any(|language| ["bash", "console", "sh"].contains(&language))
+}
+
+/// Whether a page has a block of commands that a reader takes for tested ones.
+fn has_tested_block(text: &str) -> bool {
+    let mut languages = text.lines().filter_map(|line| {
+        let info = line.trim_start().strip_prefix("```")?;
+        info.split(' ').next()
+    });
+    languages.any(|language| language == "sh")
 }
 
 /// The table without column headings: the page's path from the root, tests, what is not run.
@@ -75,7 +87,7 @@ fn tests_that_run_the_commands_of_a_page_exist_and_read_it() {
         assert_ne!(rest, "nothing", "{path}: the row says why no test runs it");
     }
     for [path, tests, _] in run {
-        let tests = named(&tests);
+        let tests = tests_named(&tests);
         assert!(!tests.is_empty(), "{path}: a test, or '{NO_TEST}'");
         for (file, test) in tests {
             let source = sources().iter().find(|it| it.path == file);
@@ -88,6 +100,23 @@ fn tests_that_run_the_commands_of_a_page_exist_and_read_it() {
             );
         }
     }
+}
+
+/// In `bash` blocks are commands that no test runs, so a page without a test has no others.
+#[test]
+fn a_page_without_a_test_marks_its_commands_as_such() {
+    let pages = pages();
+    let rows = rows();
+    let not_run = rows.iter().filter(|[_, tests, _]| tests == NO_TEST);
+    let not_run: BTreeSet<&str> = not_run.map(|[path, ..]| path.as_str()).collect();
+    assert!(not_run.len() > 5, "{not_run:?}");
+    let tested = pages.iter().filter(|(_, text)| has_tested_block(text));
+    let tested: BTreeSet<&str> = tested.map(|(path, _)| path.as_str()).collect();
+    let unmarked: Vec<_> = not_run.intersection(&tested).copied().collect();
+    assert_eq!(
+        unmarked, NOT_MARKED_YET,
+        "no test runs the commands: write them into blocks of `bash`"
+    );
 }
 
 /// A reader of the page gets the same packages as the test of its program.
@@ -141,4 +170,5 @@ fn names_of_pages_are_found_with_and_without_marks() {
     let found: Vec<_> = named_pages(&text).into_iter().collect();
     assert_eq!(found, ["a-b.md", "c.md"]);
     assert!(has_commands("a\n   ```sh again\nb\n```") && !has_commands("```text\nsh\n```"));
+    assert!(has_tested_block("   ```sh again\nb\n```") && !has_tested_block("```bash\nsh\n```"));
 }

@@ -89,7 +89,7 @@ fn is_judged(cell: &str) -> bool {
 }
 
 /// Tests that a cell names, each with the file before it.
-pub(super) fn named(cell: &str) -> Vec<(&str, &str)> {
+pub(super) fn tests_named(cell: &str) -> Vec<(&str, &str)> {
     let mut file = "";
     let mut named = Vec::new();
     for word in quoted(cell) {
@@ -235,11 +235,14 @@ fn every_test_of_an_attack_says_how_it_is_known_that_it_fails() {
             continue;
         };
         if is_judged(judged) {
-            known.extend(named(tests));
+            known.extend(tests_named(tests));
         }
     }
     let attacks = attacks();
-    let of_attacks: BTreeSet<_> = attacks.iter().flat_map(|row| named(&row[2])).collect();
+    let of_attacks: BTreeSet<_> = attacks
+        .iter()
+        .flat_map(|row| tests_named(&row[2]))
+        .collect();
     assert!(of_attacks.len() > 200, "{} tests", of_attacks.len());
     let unknown: Vec<_> = of_attacks.difference(&known).collect();
     assert!(
@@ -255,7 +258,7 @@ fn every_test_of_an_attack_says_how_it_is_known_that_it_fails() {
             is_judged(judged),
             "{judged:?} begins with none of {JUDGED:?}"
         );
-        for test in named(tests) {
+        for test in tests_named(tests) {
             assert!(of_attacks.contains(&test), "no attack names {test:?}");
         }
     }
@@ -314,7 +317,7 @@ fn what_was_seen_to_fail_is_counted() {
     let (read, seen) = (with(&rows, "read: "), with(&rows, "seen: "));
     let (mut tests, mut failed) = (0, 0);
     for row in rows_of_attacks(&listed) {
-        let count = named(&row[0]).len();
+        let count = tests_named(&row[0]).len();
         tests += count;
         if row[1].starts_with("seen: ") {
             failed += count;

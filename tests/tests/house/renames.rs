@@ -8,7 +8,7 @@ use super::promises::{page, quoted, tables};
 use super::tree::{root, sources};
 
 /// Heading of the first column, in both tables.
-const FORMER: &str = "until 2026-11-25";
+const FORMER: &str = "until 2026-11-26";
 
 /// Rows of the table below this heading, without column headings.
 fn rows(heading: &str) -> Vec<Vec<String>> {

@@ -58,7 +58,7 @@ fn a_renewal_ends_no_download_and_no_stream() {
     assert!(events.next().is_some(), "a stream of events");
 
     pebble.certificate_at(web.address(), NAME, Some(&first), || {
-        downloads.iter_mut().for_each(Download::some);
+        downloads.iter_mut().for_each(Download::read_some);
     });
     for download in downloads {
         download.end();
@@ -125,12 +125,12 @@ impl Download {
             seen: 0,
             version,
         };
-        download.some();
+        download.read_some();
         download
     }
 
     /// Reads a little more.
-    fn some(&mut self) {
+    fn read_some(&mut self) {
         let mut some = vec![0; SOME_BYTES];
         let read = self.output.read_exact(&mut some);
         read.unwrap_or_else(|error| panic!("{}: {error} after {}", self.version, self.seen));

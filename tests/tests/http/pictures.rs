@@ -131,7 +131,7 @@ fn a_browser_shows_it_with_and_without_scripts() {
     let address = own["https://".len()..].parse().expect("an address");
     let mut browser = Browser::start(&[spki(address)]);
     browser.zone(ZONE);
-    browser.look(1280, 900, false);
+    browser.emulate_screen(1280, 900, false);
     browser.navigate(&format!("{own}/"));
     assert_eq!(browser.barriers(), json!([]), "the form");
 
@@ -156,10 +156,10 @@ fn a_browser_shows_it_with_and_without_scripts() {
     }
     assert_times_are_in_the_readers_zone(&mut browser);
     for width in WIDTHS {
-        browser.look(width, 900, false);
+        browser.emulate_screen(width, 900, false);
         assert_well_made(&mut browser, width);
     }
-    browser.look(1280, 900, true);
+    browser.emulate_screen(1280, 900, true);
     assert_well_made(&mut browser, 1280);
 
     // Few calls fail, and this many points make a plot.

@@ -28,7 +28,7 @@ use alknet_qemu::{
 };
 use alknet_test_support::{limited, skipped};
 use alknet_tests::tools::{RAW_DATA_AT, tool_says};
-use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench};
+use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, binary};
 use serde_json::{Value, json};
 
 use super::configuration::{NO_VAULT, document};
@@ -104,13 +104,14 @@ fn a_snapshot_of_amazon_becomes_a_volume_and_grows() {
 fn a_drive_that_was_written_in_a_rescue_system_starts() {
     let bench = TestBench::new();
     let drive = bench.disk("drive", GROWN_BYTES);
-    let config = document(&bench, "of-the-page") + NO_VAULT;
-    fs::write(bench.path().join("node.toml"), config).expect("the folder is ours");
+    let admin = format!("--admin {} --form esp", bench.admin().identity());
     let image = built(ImageForm::Raw, OutputRole::Disk);
     for commands in shell_blocks(RESCUE) {
         let commands = commands
             .replace("out/alknet_VERSION.raw", &image.display().to_string())
             .replace("/dev/sdX", &drive.display().to_string())
+            // The key of the command line that calls the machine below.
+            .replace("--form esp", &admin)
             // A drive keeps its size by itself.
             .replace("conv=fsync", "conv=fsync,notrunc");
         run_commands(bench.path(), &commands);
@@ -119,7 +120,7 @@ fn a_drive_that_was_written_in_a_rescue_system_starts() {
     let disk = VirtioDisk::file(&drive).on(DiskController::UsbStorage);
     let node = serving(&bench, uefi(disk, NicModel::E1000e));
     let info = node.info();
-    assert_eq!(info["name"], "of-the-page", "{info:#}");
+    assert_eq!(info["name"], "edge-1", "{info:#}");
     assert_eq!(info["config"]["source"], "alknet.toml (sda2)", "{info:#}");
     has_data(&info, "/dev/sda3", GROWN_BYTES);
 }
@@ -135,10 +136,6 @@ fn the_commands_of_the_pages_make_an_image_with_a_document() {
         ),
     ] {
         let bench = TestBench::new();
-        let config = document(&bench, "of-the-page");
-        let boot = bench.path().join("boot");
-        fs::create_dir(&boot).expect("the folder is ours");
-        fs::write(boot.join("alknet.toml"), &config).expect("the folder is ours");
         let image = built(ImageForm::Raw, OutputRole::Disk)
             .display()
             .to_string();
@@ -155,7 +152,11 @@ fn the_commands_of_the_pages_make_an_image_with_a_document() {
             assert!(said.contains("Images are identical"), "{said}");
         }
         let read = ["-i", &format!("{raw}@@1M"), "::alknet.toml"];
-        assert_eq!(tool_says("mtype", &read), config);
+        let document = fs::read_to_string(bench.path().join("boot/alknet.toml"));
+        let document = document.expect("the page made it");
+        assert!(document.contains("name = \"edge-1\""), "{document}");
+        assert!(document.contains("admin_keys = [\"ed25519:"), "{document}");
+        assert_eq!(tool_says("mtype", &read), document);
     }
 }
 
@@ -275,7 +276,13 @@ pub(super) fn run_commands(folder: &Path, commands: &str) {
     let output = File::create(&log).expect("the folder is ours");
     let errors = output.try_clone().expect("an open file");
     let mut shell = limited(COMMANDS_WITHIN, "bash");
-    shell.args(["-euo", "pipefail", "-c", commands]);
+    // The program by its name, and a user of this folder alone.
+    let commands = format!(
+        "alknet() {{ '{}' \"$@\"; }}\n{commands}",
+        binary().display()
+    );
+    shell.args(["-euo", "pipefail", "-c", &commands]);
+    shell.env("HOME", folder).env("XDG_STATE_HOME", folder);
     shell.current_dir(folder).stdout(output).stderr(errors);
     let status = shell.status().expect("every system has bash");
     let said = fs::read_to_string(&log).expect("just written");

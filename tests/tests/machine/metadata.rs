@@ -46,9 +46,9 @@ fn machine<'b>(bench: &'b TestBench, lan: &Lan, strings: &str) -> MachineBuilder
 
 /// Asks for the node's facts until it has this name.
 #[track_caller]
-fn named(node: &mut MachineNode, lan: &Lan, name: &str) -> Value {
+fn info_when_named(node: &mut MachineNode, lan: &Lan, name: &str) -> Value {
     let forward = lan.forward((ADDRESS, PORT).into());
-    node.reach(forward.unwrap_or_else(|error| panic!("{error}")));
+    node.use_address(forward.unwrap_or_else(|error| panic!("{error}")));
     let deadline = Instant::now() + node.vm().scale(PATIENCE);
     loop {
         let answer = node.try_call("node/info", &Value::Null, &[]);
@@ -82,7 +82,7 @@ fn a_machine_of_ec2_takes_its_document_and_sealed_with_it_asks_nothing() {
     let lan = cloud(&model);
     let strings = "type=1,manufacturer=Amazon EC2,product=t3.micro";
     let mut node = machine(&bench, &lan, strings).boot();
-    let info = named(&mut node, &lan, "of-user-data");
+    let info = info_when_named(&mut node, &lan, "of-user-data");
     let source = info["config"]["source"].as_str();
     assert_eq!(source, Some("metadata (Amazon EC2)"), "{info:#}");
     let console = node.vm().console().text();
@@ -94,7 +94,7 @@ fn a_machine_of_ec2_takes_its_document_and_sealed_with_it_asks_nothing() {
     node.end();
 
     let mut node = machine(&bench, &lan, strings).boot();
-    let info = named(&mut node, &lan, "of-user-data");
+    let info = info_when_named(&mut node, &lan, "of-user-data");
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
     assert_eq!(connections(&lan, METADATA), asked, "nothing was asked");
     let console = node.vm().console().text();
@@ -115,7 +115,7 @@ fn a_silent_service_delays_the_node_and_its_document_is_taken_once_it_speaks() {
     );
     let speaks = ModelService::serving(ServedCloud::Hetzner, &document(&bench, "of-hetzner"));
     lan.serve(METADATA, speaks.address());
-    let info = named(&mut node, &lan, "of-hetzner");
+    let info = info_when_named(&mut node, &lan, "of-hetzner");
     let source = info["config"]["source"].as_str();
     assert_eq!(source, Some("metadata (Hetzner)"), "{info:#}");
     assert_eq!(speaks.refusals(), Vec::<String>::new());
@@ -131,7 +131,7 @@ fn a_configured_machine_of_azure_asks_for_no_document_and_reports_that_it_is_rea
     let given = document(&bench, "of-fw-cfg") + "stateless = true\n";
     let machine = machine(&bench, &lan, strings).data(None).config(given);
     let mut node = machine.boot();
-    let info = named(&mut node, &lan, "of-fw-cfg");
+    let info = info_when_named(&mut node, &lan, "of-fw-cfg");
     assert_eq!(info["config"]["source"], "fw_cfg", "{info:#}");
     let deadline = Instant::now() + node.vm().scale(PATIENCE);
     let report = loop {

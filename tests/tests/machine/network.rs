@@ -286,7 +286,7 @@ fn all_of(list: &Value) -> BTreeSet<String> {
 /// Reaches the node at `address` from now on, and asks it for its facts there.
 fn served_at(node: &mut MachineNode, lan: &Lan, address: IpAddr) -> Value {
     let forward = lan.forward((address, PORT).into());
-    node.reach(forward.unwrap_or_else(|error| panic!("{error}")));
+    node.use_address(forward.unwrap_or_else(|error| panic!("{error}")));
     eventually(node, "an answer that names the address", |info| {
         let addresses = info["addresses"].as_array();
         addresses.is_some_and(|all| all.contains(&json!(address)))

@@ -177,7 +177,7 @@ impl BootServer {
         eventually("the machine has its address", || {
             TcpStream::connect_timeout(&address, CONNECT_WITHIN).ok()
         });
-        node.reach(address);
+        node.use_address(address);
         node.translate_handshakes();
         let info = node.info();
         assert_eq!(info["name"], "of-the-network", "{info:#}");

@@ -567,7 +567,7 @@ fn hubs_that_forward_to_each_other_stop() {
 }
 
 #[test]
-fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
+fn a_worker_that_waits_is_let_in_by_its_fingerprint() {
     let bench = TestBench::new();
     let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
     let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
@@ -577,15 +577,15 @@ fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
         hub.key()
     );
     let worker = EnrolmentNode::start(&bench, "worker", &config, "0");
-    let knock = eventually("a knock", || {
+    let waiting = eventually("a request that waits", || {
         let waiting = hub_peers(&bench, &hub)["waiting"].clone();
         waiting.as_array()?.first().cloned()
     });
     assert_eq!(
-        (&knock["key"], &knock["name"]),
+        (&waiting["key"], &waiting["name"]),
         (&json!(worker.key()), &json!("cellar"))
     );
-    let words = knock["fingerprint"].as_str().expect("words");
+    let words = waiting["fingerprint"].as_str().expect("words");
     assert_eq!(words.split('-').count(), 6, "{words}");
     let approve = ["hub", "approve", &hub.target, words, "--role", "worker"];
     assert_eq!(run(bench.admin(), &approve).json()["name"], "cellar");

@@ -52,7 +52,7 @@ fn memory(node: &HostNode, name: &str) -> u64 {
 }
 
 /// Bytes of values of scripts, by the node's own count: those that it has now, and the most at once so far.
-fn counted(node: &HostNode) -> [u64; 2] {
+fn script_bytes(node: &HostNode) -> [u64; 2] {
     let told = node.call("node/metrics", &Value::Null);
     [
         "alknet_script_memory_bytes",
@@ -92,13 +92,13 @@ fn values_of_scripts_cost_the_node_little_memory() {
         println!("figure {name}: {} KiB", grown >> 10);
         assert!(grown < SESSION_BYTES + REST_BYTES, "{name}: {grown} bytes");
         // By the node's own count no more than a session may have, and nothing is left of it.
-        let [_, most] = counted(&node);
+        let [_, most] = script_bytes(&node);
         assert!(most <= SESSION_BYTES, "{name}: {most} bytes are counted");
         eventually("its values are given back", || {
-            (counted(&node)[0] == 0).then_some(())
+            (script_bytes(&node)[0] == 0).then_some(())
         });
     }
-    let [_, most] = counted(&node);
+    let [_, most] = script_bytes(&node);
     println!("figure counted for one: {} KiB", most >> 10);
     assert!(most > SESSION_BYTES / 2, "{most} bytes are counted");
     let grown = growth(&node, || {
@@ -113,7 +113,7 @@ fn values_of_scripts_cost_the_node_little_memory() {
     // The node frees refused values soon, so the growth stays far below the limit for all scripts. The test
     // `two_identities_that_keep_values_leave_the_scripts_of_others_room` reaches that limit.
     assert!(grown < ALL_BYTES + REST_BYTES, "{grown} bytes");
-    let [_, most] = counted(&node);
+    let [_, most] = script_bytes(&node);
     println!("figure counted for {AT_ONCE}: {} KiB", most >> 10);
     assert!(most <= ALL_BYTES, "{most} bytes are counted");
     // The node refuses a large result too, with an error code, and keeps running.
@@ -179,7 +179,7 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
     let kept = |least: u64| {
         let (mut before, mut since) = (0, Instant::now());
         eventually("they keep what they may", || {
-            let [now, _] = counted(&node);
+            let [now, _] = script_bytes(&node);
             if now != before {
                 (before, since) = (now, Instant::now());
             }

@@ -61,7 +61,7 @@ fn the_commands_of_the_page_of_hubs_work() {
     let said = page.follow();
     assert!(said.contains("ready"), "{said}");
 
-    // The page's entry has no token: the node knocks.
+    // The page's entry has no token: the node waits for approval.
     let entry = page.next_block("toml");
     let cellar = format!("[node]\nname = \"cellar\"\n{entry}");
     let _cellar = page.node_with("cellar", &cellar);

@@ -313,7 +313,7 @@ fn the_label_of_a_role_is_no_callers_to_change() {
     }
 }
 
-/// An administrator added the peer and put it out. It knocks, and has a new invitation of a peer with `hub:invite`.
+/// An administrator added the peer and put it out. It sends an enrolment request, and has a new invitation of a peer with `hub:invite`.
 #[test]
 fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
     let bench = TestBench::new();
@@ -323,10 +323,10 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
     enrolled(&porter, &invite(&bench, &hub, &["--role", "porter"]));
     // A node makes its key at its first start.
     let node = EnrolmentNode::start(&bench, "cellar", "", "0");
-    let knocking = node.key().to_owned();
+    let applicant = node.key().to_owned();
     drop(node);
     let admin = bench.admin();
-    for (name, key) in [("cellar", &knocking), ("mate", &mate.identity())] {
+    for (name, key) in [("cellar", &applicant), ("mate", &mate.identity())] {
         run(admin, &["peer", "add", &hub.target, name, "--key", key]).json();
         run(admin, &["peer", "set", &hub.target, name, "--disable"]).json();
     }
@@ -343,16 +343,23 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
     let join = format!("[[join]]\naddress = \"{address}\"\nkey = \"{key}\"\n");
     let join = format!("[node]\nname = \"attic\"\n{join}");
     let _node = EnrolmentNode::start(&bench, "cellar", &join, "0");
-    eventually("a knock", || {
+    eventually("a request that waits", || {
         let listed = run(admin, &["hub", "peers", &hub.target]).json();
         let waiting = listed["waiting"].as_array()?;
         waiting
             .iter()
-            .any(|it| it["key"] == *knocking)
+            .any(|it| it["key"] == *applicant)
             .then_some(())
     });
     let approve = |who: &CliRunner| {
-        let words = ["hub", "approve", &hub.target, &knocking, "--role", "worker"];
+        let words = [
+            "hub",
+            "approve",
+            &hub.target,
+            &applicant,
+            "--role",
+            "worker",
+        ];
         run(who, &words)
     };
     let refused = approve(&porter);

@@ -365,7 +365,7 @@ async fn run_alone(arguments: Vec<String>) -> CliOutput {
     tokio::task::spawn_blocking(run).await.expect("it runs")
 }
 
-fn acts(text: &str) -> bool {
+fn has_control_or_bidi(text: &str) -> bool {
     let turns = |c: char| {
         let marks = ['\u{61c}', '\u{200e}', '\u{200f}'];
         marks.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -480,7 +480,10 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
             }
             let answer = run(&cli, all).await;
             let (said, failed) = (&answer.output, &answer.errors);
-            assert!(!acts(said) && !acts(failed), "{arguments:?}: {answer:?}");
+            assert!(
+                !has_control_or_bidi(said) && !has_control_or_bidi(failed),
+                "{arguments:?}: {answer:?}"
+            );
             // The node got the request, and answered.
             let shown = format!("{said}{failed}");
             assert!(
@@ -582,8 +585,11 @@ async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
             let answer = run_alone(all).await;
             let (said, failed) = (&answer.output, &answer.errors);
             let is_bytes = verb == ["cat", "1", name] && !json;
-            assert!(is_bytes || !acts(said), "{verb:?}: {answer:?}");
-            assert!(!acts(failed), "{verb:?}: {answer:?}");
+            assert!(
+                is_bytes || !has_control_or_bidi(said),
+                "{verb:?}: {answer:?}"
+            );
+            assert!(!has_control_or_bidi(failed), "{verb:?}: {answer:?}");
             let shows = !is_bytes && verb[0] != "verify";
             assert!(
                 !shows || format!("{said}{failed}").contains("title"),

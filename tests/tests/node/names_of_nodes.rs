@@ -40,13 +40,13 @@ impl HubAndWorker {
     /// The administrator, who calls the hub `attic`.
     fn admin(&self) -> &CliRunner {
         let admin = self.bench.admin();
-        named(admin, &["add", "attic", &self.hub.target]);
+        node_verb(admin, &["add", "attic", &self.hub.target]);
         admin
     }
 }
 
 /// Runs `alknet node …`, which must succeed.
-fn named(cli: &CliRunner, words: &[&str]) -> Value {
+fn node_verb(cli: &CliRunner, words: &[&str]) -> Value {
     run(cli, &[&["node"][..], words].concat()).json()
 }
 
@@ -87,7 +87,7 @@ fn every_verb_takes_a_name_and_the_default() {
     let bench = TestBench::new();
     let node = bench.host();
     let admin = bench.admin();
-    named(admin, &["add", "edge-1", node.target()]);
+    node_verb(admin, &["add", "edge-1", node.target()]);
     let more = [
         (&["ops", "show"][..], &["node/info"][..]),
         (&["vault", "status"], &[]),
@@ -105,13 +105,13 @@ fn every_verb_takes_a_name_and_the_default() {
         said.contains("alknet node use") && said.contains("alknet serve"),
         "{said}"
     );
-    named(admin, &["use", "edge-1"]);
+    node_verb(admin, &["use", "edge-1"]);
     for (verb, behind) in VERBS.iter().chain(&more) {
         let words = [*verb, *behind].concat();
         let answer = run(admin, &words);
         assert_eq!(answer.status, 0, "{words:?}: {answer:?}");
     }
-    let forgotten = named(admin, &["remove", "edge-1"]);
+    let forgotten = node_verb(admin, &["remove", "edge-1"]);
     assert_eq!(forgotten["was_default"], true);
     assert_eq!(run(admin, &["ops"]).status, 2);
 }
@@ -127,7 +127,7 @@ fn words_behind_a_node_may_be_parted_by_options() {
     let mut command = bench.admin().command(&["js", "run", node.target()]);
     command.arg(&script);
     assert_eq!(bench.admin().run(command).json()["value"], 6);
-    named(
+    node_verb(
         bench.admin(),
         &["add", "edge-1", node.target(), "--default"],
     );
@@ -152,7 +152,7 @@ fn the_node_of_a_state_directory_needs_no_name() {
     assert_eq!(listed.status, 0, "{listed:?}");
     // The default comes first.
     let other = EnrolmentNode::start(&bench, "other", "", "0");
-    named(&here, &["add", "other", &other.target, "--default"]);
+    node_verb(&here, &["add", "other", &other.target, "--default"]);
     let chosen = run(&here, &["status"]);
     assert_eq!(
         (chosen.status, chosen.code().as_str()),
@@ -161,7 +161,7 @@ fn the_node_of_a_state_directory_needs_no_name() {
     drop(other);
     let gone = run(&here, &["ops", "--carriage", "tcp"]);
     assert_eq!((gone.status, gone.code().as_str()), (3, "UNAVAILABLE"));
-    named(&here, &["use", "--none"]);
+    node_verb(&here, &["use", "--none"]);
     assert_eq!(run(&here, &["ops"]).status, 0);
 }
 
@@ -169,7 +169,7 @@ fn the_node_of_a_state_directory_needs_no_name() {
 fn a_worker_is_reached_through_its_hub_with_each_verb() {
     let fleet = HubAndWorker::start();
     let admin = fleet.admin();
-    named(admin, &["add", "oven", "kitchen@attic"]);
+    node_verb(admin, &["add", "oven", "kitchen@attic"]);
     let key = json!(fleet.worker.key());
     let direct = fleet.hub.target.as_str();
     let through = format!("kitchen@{direct}");
@@ -193,7 +193,7 @@ fn a_worker_is_reached_through_its_hub_with_each_verb() {
         assert_eq!(identity(admin, &call), key, "{way:?}");
     }
     // The hub by default, and the worker by its name there.
-    named(admin, &["use", "attic"]);
+    node_verb(admin, &["use", "attic"]);
     let call = ["call", "node/info", "--peer", "kitchen"];
     assert_eq!(identity(admin, &call), key);
     assert_eq!(
@@ -343,7 +343,7 @@ fn an_absent_peer_and_an_unserved_name_give_different_errors() {
     assert_eq!(own.code(), "NOT_FOUND", "{own:?}");
     assert!(!message(&own).contains("does not serve"), "{own:?}");
     // A node that is not a hub forwards nothing.
-    named(admin, &["add", "box", &fleet.worker.target]);
+    node_verb(admin, &["add", "box", &fleet.worker.target]);
     let no_hub = run(admin, &["status", "box", "--peer", "kitchen"]);
     assert!(message(&no_hub).contains("'box' is no hub"), "{no_hub:?}");
     let no_hub = run(admin, &["hub", "list", "box"]);
@@ -415,7 +415,7 @@ fn names_that_several_processes_give_at_once_are_all_kept() {
         let ended = child.wait().expect("it is our child");
         assert!(ended.success(), "{ended}");
     }
-    let listed = named(admin, &["list"]);
+    let listed = node_verb(admin, &["list"]);
     assert_eq!(
         listed["nodes"].as_array().map(Vec::len),
         Some(8),
@@ -435,14 +435,14 @@ fn hubs_of_an_earlier_version_are_nodes() {
     let file = admin.state().join("hubs.json");
     std::fs::write(&file, hubs.to_string()).expect("the folder is ours");
     assert_eq!(run(admin, &["status", "attic"]).status, 0);
-    named(admin, &["use", "attic"]);
-    let shown = named(admin, &["show"]);
+    node_verb(admin, &["use", "attic"]);
+    let shown = node_verb(admin, &["show"]);
     assert_eq!(
         (&shown["name"], &shown["own_name"], &shown["target"]),
         (&json!("attic"), &json!("ada"), &json!(node.target()))
     );
-    named(admin, &["remove", "attic"]);
-    assert_eq!(named(admin, &["list"])["nodes"], json!([]));
+    node_verb(admin, &["remove", "attic"]);
+    assert_eq!(node_verb(admin, &["list"])["nodes"], json!([]));
     assert!(!file.exists(), "it would bring the name back");
 }
 
@@ -451,7 +451,7 @@ fn a_mistyped_name_is_answered_with_those_that_are_known() {
     let bench = TestBench::new();
     let admin = bench.admin();
     let at = format!("{}@127.0.0.1:1", admin.identity());
-    named(admin, &["add", "attic", &at]);
+    node_verb(admin, &["add", "attic", &at]);
     // It may be a host of the local network: only the dial shows that no such host exists.
     let mistyped = run(admin, &["status", "atic", "--timeout", "5s"]);
     assert_ne!(mistyped.status, 0, "{mistyped:?}");
@@ -515,7 +515,7 @@ fn the_noun_alone_is_the_child_of_pid_1() {
 fn a_machine_is_not_switched_off_unasked() {
     let bench = TestBench::new();
     let node = bench.host();
-    named(
+    node_verb(
         bench.admin(),
         &["add", "edge-1", node.target(), "--default"],
     );

@@ -1,8 +1,8 @@
 //! The commands of pages in docs/ as a reader follows them: every block for a shell in order, with the nodes and keys of
 //! the reader in the place of the page's.
 
+mod backup_and_service;
 mod joined;
-mod kept;
 
 use std::fs;
 use std::path::PathBuf;

@@ -90,7 +90,7 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
         cmdline: format!("{CMDLINE} {}", args.append).trim().to_owned(),
         version: args.image_version.clone(),
         git: args.commit.clone(),
-        // What this program's own crates are is in 'alknet licenses'; the kernel may be another one.
+        // What this program's own crates are is in 'alknet license list'; the kernel may be another one.
         provenance: BuildProvenance::default(),
     };
     let is_shown = !json && stderr().is_terminal();

@@ -273,7 +273,7 @@ impl HubContext {
                 "the label '{ROLE_LABEL}' says what the peer enrolled as, and stays"
             )));
         }
-        let peer = self.named(&input.peer)?;
+        let peer = self.enrolled_peer(&input.peer)?;
         let name = alias(input.name.as_deref())?;
         let changed = self.enrolment.relabel(&peer, name, |labels| {
             labels.retain(|name, _| !input.unset.contains(name));
@@ -288,7 +288,7 @@ impl HubContext {
     }
 
     async fn remove(&self, input: RemovePeerInput, who: &Identity) -> Result<Value, CallError> {
-        let peer = self.named(&input.peer)?;
+        let peer = self.enrolled_peer(&input.peer)?;
         // What the caller cannot make it does not close either: other peers wait with it.
         let is_admin = who.scopes.allows(identity_services::ADMIN_SCOPE);
         let may_close = |token: &TokenRecord| is_admin || who.scopes.covers(&token.role.scopes);
@@ -325,7 +325,7 @@ impl HubContext {
         if who.scopes.allows(identity_services::ADMIN_SCOPE) {
             return Ok(());
         }
-        let peer = self.named(name)?;
+        let peer = self.enrolled_peer(name)?;
         let all = self.enrolment.peers().await;
         let all = all.map_err(|error| enrolment_error(&error))?;
         // An entry of the configuration is not among them: the store refuses to change it.
@@ -342,7 +342,7 @@ impl HubContext {
         Err(CallError::new(ErrorCode::Forbidden, refused))
     }
 
-    fn named(&self, name: &str) -> Result<PeerId, CallError> {
+    fn enrolled_peer(&self, name: &str) -> Result<PeerId, CallError> {
         let found = self.enrolment.peer_named(name);
         found.ok_or_else(|| CallError::new(ErrorCode::NotFound, not_enrolled()))
     }

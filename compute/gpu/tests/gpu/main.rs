@@ -60,11 +60,11 @@ fn drivers() -> Vec<String> {
 /// the test would have asked of it; one with drivers for real GPUs only is not tested on machines without
 /// them.
 fn adapter() -> Result<(), &'static str> {
-    static FOUND: LazyLock<Result<(), String>> = LazyLock::new(look);
+    static FOUND: LazyLock<Result<(), String>> = LazyLock::new(find_adapter);
     FOUND.as_ref().copied().map_err(String::as_str)
 }
 
-fn look() -> Result<(), String> {
+fn find_adapter() -> Result<(), String> {
     let drivers = drivers();
     if drivers.iter().any(|name| name == "llvmpipe") {
         return Ok(());

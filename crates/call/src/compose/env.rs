@@ -49,7 +49,7 @@ impl ResolvedOperation {
         &self.operation.spec
     }
 
-    /// Its name.
+    /// The name under which this node knows the operation.
     #[must_use]
     pub fn operation(&self) -> &str {
         &self.operation.spec.name

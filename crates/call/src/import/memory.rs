@@ -50,7 +50,7 @@ struct ReservedBytes {
 }
 
 impl ReservedBytes {
-    fn counted(&self, used: usize) -> usize {
+    fn charge(&self, used: usize) -> usize {
         self.bytes.max(used)
     }
 }
@@ -80,16 +80,16 @@ impl ImportTotals {
 impl ImportUsage {
     /// The bytes in the account before and after a claim of `held` bytes changes to `bytes`. Within a reservation, a
     /// claim changes nothing up to the reservation's size.
-    fn counted(&self, reservation: Option<u64>, held: usize, bytes: usize) -> (usize, usize) {
+    fn charges(&self, reservation: Option<u64>, held: usize, bytes: usize) -> (usize, usize) {
         match reservation.and_then(|id| self.reservations.get(&id)) {
             None => (held, bytes),
-            Some(it) => (it.counted(it.used), it.counted(it.used - held + bytes)),
+            Some(it) => (it.charge(it.used), it.charge(it.used - held + bytes)),
         }
     }
 
     /// Counts a claim with `bytes` instead of `held`.
     fn set(&mut self, share: &ImportShare, held: usize, bytes: usize) {
-        let (before, after) = self.counted(share.reservation, held, bytes);
+        let (before, after) = self.charges(share.reservation, held, bytes);
         self.replace(share, before, after);
         let reservation = share.reservation;
         if let Some(it) = reservation.and_then(|id| self.reservations.get_mut(&id)) {
@@ -285,7 +285,7 @@ impl Drop for ImportReservation {
     fn drop(&mut self) {
         let mut taken = lock(&self.share.account.taken);
         if let Some(it) = taken.reservations.remove(&self.id) {
-            taken.replace(&self.share, it.counted(it.used), it.used);
+            taken.replace(&self.share, it.charge(it.used), it.used);
         }
     }
 }
@@ -312,7 +312,7 @@ impl ImportClaim {
     pub fn becomes(&mut self, bytes: usize) -> Result<(), CallError> {
         let share = &self.share;
         let mut taken = lock(&share.account.taken);
-        let (before, after) = taken.counted(share.reservation, self.bytes, bytes);
+        let (before, after) = taken.charges(share.reservation, self.bytes, bytes);
         // A claim that shrinks always has room.
         if after > before {
             let most = share.most();

@@ -154,7 +154,7 @@ impl CallForwarder {
         }
         let identity = ctx.identity().map(AsRef::as_ref);
         let found = match &self.to {
-            ForwardingTarget::Named(name) => self.named(name, identity, ctx),
+            ForwardingTarget::Named(name) => self.resolve_named(name, identity, ctx),
             ForwardingTarget::Any(suits) => self.any(&**suits, identity, ctx, except),
         }?;
         let resource = resource(&found.operation, identity, input)?;
@@ -181,7 +181,7 @@ impl CallForwarder {
         check_rule(&found.operation, now.as_deref(), resource, ctx)
     }
 
-    fn named(
+    fn resolve_named(
         &self,
         name: &str,
         identity: Option<&Identity>,

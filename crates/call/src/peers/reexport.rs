@@ -25,7 +25,7 @@ use crate::spec::{OperationSpec, OperationType};
 /// use alknet_call::*;
 ///
 /// let exec = ReExport::new(OperationType::Mutation, "container/exec", PeerRef::Any)
-///     .named("farm/exec")
+///     .with_name("farm/exec")
 ///     .with_scope("farm:exec");
 /// let registry = Registry::builder().with(exec.into()).build();
 /// assert!(registry.expect("a scope is required").spec("farm/exec").is_some());
@@ -52,7 +52,7 @@ impl ReExport {
 
     /// Under another name.
     #[must_use]
-    pub fn named(mut self, name: &str) -> Self {
+    pub fn with_name(mut self, name: &str) -> Self {
         let named = OperationSpec::new(name, self.spec.op_type, "");
         self.spec.name = named.name;
         self.spec.namespace = named.namespace;

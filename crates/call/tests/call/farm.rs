@@ -107,7 +107,7 @@ pub(crate) fn hub() -> CallTestNode {
         }))
         .with(
             ReExport::new(OperationType::Mutation, "container/exec", PeerRef::Any)
-                .named("shared/exec")
+                .with_name("shared/exec")
                 .with_scope("shared:exec")
                 .into(),
         )
@@ -117,7 +117,7 @@ pub(crate) fn hub() -> CallTestNode {
                 "work/count",
                 PeerRef::Specific(peer("w2")),
             )
-            .named("shared/count")
+            .with_name("shared/count")
             .into(),
         )
         .build()

@@ -261,7 +261,7 @@ async fn a_connection_is_authenticated_by_no_node_in_between() {
 #[tokio::test]
 async fn nodes_that_forward_in_a_circle_stop() {
     let circle = |own: &str, others: &str| {
-        let export = ReExport::new(OperationType::Query, others, PeerRef::Any).named(own);
+        let export = ReExport::new(OperationType::Query, others, PeerRef::Any).with_name(own);
         let registry = Registry::builder().with(export.into()).build();
         let imports = ImportOptions::default().with_disclose(CallerDisclosure::None);
         let dispatcher = Dispatcher::new(registry.expect("every rule is kept"));

@@ -46,7 +46,7 @@ pub struct CredentialConfig {
     /// What operations ask for it by.
     #[schemars(regex(pattern = r"^[a-z][a-z0-9-]{0,31}$"))]
     pub name: String,
-    /// What it does.
+    /// What operations can do with the secret: send it in requests, sign, or encrypt.
     pub kind: CapabilityKind,
     /// The secret, sealed by the vault of this node's words under the label `cred:` and the name.
     #[serde(default, skip_serializing_if = "Option::is_none")]

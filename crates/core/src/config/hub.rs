@@ -46,7 +46,7 @@ pub struct HubSection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HubEnroll {
-    /// Holders of a token; other keys may knock and wait to be let in.
+    /// Holders of a token; other keys may send an enrolment request and wait for an administrator's approval.
     Approve,
     /// No peer: enrolment is off.
     Off,

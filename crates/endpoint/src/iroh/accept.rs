@@ -182,7 +182,7 @@ mod tests {
     use crate::admission::Admission;
     use crate::limits::EndpointLimits;
 
-    /// Others knock with as many keys as they like.
+    /// Other clients try as many keys as they like.
     #[test]
     fn a_known_peer_behind_a_relay_has_a_rate_of_its_own() {
         let (own, now) = (relayed(&[1; 32]), Instant::now());
@@ -195,7 +195,7 @@ mod tests {
         assert!(admission.charge(Carriage::Iroh, own, now));
     }
 
-    /// Were the relay charged, all clients behind it would share one rate with the client that knocks there most.
+    /// Were the relay charged, all clients behind it would share one rate with the client that dials most through it.
     #[test]
     fn a_client_behind_a_relay_is_charged_and_not_the_relay() {
         let through = |relay: &str, key: u8| {

@@ -130,7 +130,7 @@ impl Gateway {
     /// # Errors
     /// The caller sent too many requests lately.
     pub fn admit(&self, caller: &HttpCaller) -> Result<(), ApiError> {
-        self.room.request(&self.counted(caller), caller.began)
+        self.room.request(&self.quota_of(caller), caller.began)
     }
 
     /// The quota against which the requests of `identity`, or of an unknown peer at `remote`, count. The server of a
@@ -145,7 +145,7 @@ impl Gateway {
         self.room.account(id, remote.map(|remote| remote.ip()))
     }
 
-    fn counted<'a>(&self, caller: &'a HttpCaller) -> Cow<'a, Arc<CallerQuota>> {
+    fn quota_of<'a>(&self, caller: &'a HttpCaller) -> Cow<'a, Arc<CallerQuota>> {
         match &caller.account {
             Some(account) => Cow::Borrowed(account),
             None => Cow::Owned(self.account(caller.identity.as_deref(), caller.remote)),
@@ -230,7 +230,7 @@ impl Gateway {
         caller: &HttpCaller,
         call: GatewayCall,
     ) -> Result<CallOutput, ApiError> {
-        let _permit = self.room.call(&self.counted(caller))?;
+        let _permit = self.room.call(&self.quota_of(caller))?;
         let incoming = incoming(caller, &call, caller.request_id.as_str());
         let outcome = caller.gate.call(incoming).await;
         outcome.map_err(|refused| refuse(caller, refused))
@@ -310,7 +310,7 @@ impl Gateway {
     /// A lease of memory for the caller's request and response, of which nothing is taken yet.
     #[must_use]
     pub fn lease(&self, caller: &HttpCaller) -> MemoryLease {
-        self.room.lease(&self.counted(caller))
+        self.room.lease(&self.quota_of(caller))
     }
 
     /// The same for the caller of a quota.
@@ -358,7 +358,7 @@ impl Gateway {
         caller: HttpCaller,
         call: GatewayCall,
     ) -> Result<GatewaySubscription, ApiError> {
-        let permit = self.room.stream(&self.counted(&caller))?;
+        let permit = self.room.stream(&self.quota_of(&caller))?;
         let incoming = incoming(&caller, &call, caller.request_id.as_str());
         let events = caller.gate.subscribe(incoming);
         let events = events.map_err(|refused| refuse(&caller, refused))?;
@@ -374,7 +374,7 @@ impl Gateway {
     /// # Errors
     /// The caller has the maximum number of streams.
     pub fn stream(&self, caller: &HttpCaller) -> Result<GatewayPermit, ApiError> {
-        let _permit = self.room.stream(&self.counted(caller))?;
+        let _permit = self.room.stream(&self.quota_of(caller))?;
         Ok(GatewayPermit { _permit })
     }
 }

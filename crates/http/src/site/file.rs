@@ -393,7 +393,7 @@ impl OpenSiteFile {
         if let Some(content) = &self.cached.content {
             let part = range.start as usize..range.end as usize;
             lease.more(part.len())?;
-            return Ok(answer::counted(Full::new(content.slice(part)), lease));
+            return Ok(answer::lease_body(Full::new(content.slice(part)), lease));
         }
         // `open` returns either the content or the open file.
         let Some(file) = self.file else {

@@ -12,8 +12,8 @@ use crate::store::TokenStoreError;
 use crate::token::EnrolTokenError;
 use crate::wire::JoinRefusal;
 
-/// How long an applicant that waits leaves the hub alone between two knocks, in milliseconds.
-const KNOCK_AGAIN_MS: u64 = 5_000;
+/// How long an applicant that waits leaves the hub alone between two requests, in milliseconds.
+const REQUEST_AGAIN_MS: u64 = 5_000;
 /// The same for an applicant that finds no room.
 const OVERLOADED_MS: u64 = 10_000;
 
@@ -96,7 +96,7 @@ impl EnrolError {
     #[must_use]
     pub fn refusal(&self) -> JoinRefusal {
         let retry_after_ms = match self {
-            Self::Pending(_) => Some(KNOCK_AGAIN_MS),
+            Self::Pending(_) => Some(REQUEST_AGAIN_MS),
             Self::Guesses(left) => Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             Self::Overloaded(_) => Some(OVERLOADED_MS),
             _ => None,

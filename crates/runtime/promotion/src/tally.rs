@@ -104,32 +104,35 @@ mod tests {
 
     use super::*;
 
-    fn counted(calls: u32, errors: u32) -> TallyCounts {
+    fn tally_counts(calls: u32, errors: u32) -> TallyCounts {
         TallyCounts { calls, errors }
     }
 
     #[test]
     fn more_than_a_fifth_beyond_the_version_before_is_too_much() {
-        let tally = CallTally::new(counted(0, 0), counted(0, 0));
+        let tally = CallTally::new(tally_counts(0, 0), tally_counts(0, 0));
         let verdicts = (0..20).filter_map(|_| tally.count(true)).count();
         assert_eq!(verdicts, 0, "a fifth is allowed");
         assert_eq!(
             tally.count(true),
-            Some(TallyVerdict::Failing(counted(21, 21)))
+            Some(TallyVerdict::Failing(tally_counts(21, 21)))
         );
         assert_eq!(tally.count(true), None, "told once");
-        let worse = CallTally::new(counted(50, 5), counted(0, 0));
+        let worse = CallTally::new(tally_counts(50, 5), tally_counts(0, 0));
         assert_eq!((0..30).filter_map(|_| worse.count(true)).count(), 0);
         assert!(matches!(worse.count(true), Some(TallyVerdict::Failing(_))));
     }
 
     #[test]
     fn the_first_hundred_calls_count() {
-        let tally = CallTally::new(counted(0, 0), counted(0, 0));
+        let tally = CallTally::new(tally_counts(0, 0), tally_counts(0, 0));
         let mut verdicts = (0..200).filter_map(|n| tally.count(n % 5 == 0));
-        assert_eq!(verdicts.next(), Some(TallyVerdict::Over(counted(100, 20))));
+        assert_eq!(
+            verdicts.next(),
+            Some(TallyVerdict::Over(tally_counts(100, 20)))
+        );
         assert_eq!(verdicts.next(), None);
-        let done = CallTally::new(counted(0, 0), counted(100, 0));
+        let done = CallTally::new(tally_counts(0, 0), tally_counts(100, 0));
         assert_eq!((0..200).filter_map(|_| done.count(true)).count(), 0);
     }
 

@@ -65,7 +65,7 @@ pub struct TrialResult {
 ///
 /// # Errors
 /// The worker was lost, or its answer is malformed.
-pub(crate) async fn look(
+pub(crate) async fn scan_sources(
     runner: &dyn TestRunner,
     bundle: &PromotionBundle,
 ) -> Result<crate::check::Seen, ScriptFailure> {

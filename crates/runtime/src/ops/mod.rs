@@ -213,7 +213,7 @@ fn call<'js>(
     let answer = shared.host.call(path, input, options);
     let path = path.to_owned();
     let work: LocalBoxFuture<'static, _> = answer
-        .map(|answer| answer.map(Some).map_err(|error| named(error, path)))
+        .map(|answer| answer.map(Some).map_err(|error| with_path(error, path)))
         .boxed_local();
     Ok(shared.pending_calls.borrow_mut().start(settle, work) as f64)
 }
@@ -248,7 +248,7 @@ fn call_with_bytes<'js>(
         .map(move |answer| {
             // The copy counts until the host has answered.
             drop(reserved);
-            answer.map(Some).map_err(|error| named(error, path))
+            answer.map(Some).map_err(|error| with_path(error, path))
         })
         .boxed_local();
     shared.pending_calls.borrow_mut().start(settle, work);
@@ -256,7 +256,7 @@ fn call_with_bytes<'js>(
 }
 
 /// An error without a path is the called operation's own.
-fn named(mut error: OpError, path: String) -> OpError {
+fn with_path(mut error: OpError, path: String) -> OpError {
     if error.path.is_empty() {
         error.path = path;
     }

@@ -173,7 +173,7 @@ impl<'w> SecretWalk<'w> {
             return (self.meet)(value);
         };
         self.steps = steps;
-        let Some(named) = named(self.root, schema) else {
+        let Some(named) = referenced_schemas(self.root, schema) else {
             return (self.meet)(value);
         };
         for also in applied(schema).chain(named) {
@@ -212,7 +212,7 @@ fn applied(schema: &Map<String, Value>) -> impl Iterator<Item = &Value> {
 }
 
 /// The schemas that this one refers to; `None` if one of them is missing.
-fn named<'s>(root: &'s Value, schema: &Map<String, Value>) -> Option<Vec<&'s Value>> {
+fn referenced_schemas<'s>(root: &'s Value, schema: &Map<String, Value>) -> Option<Vec<&'s Value>> {
     let words = ["$ref", "$dynamicRef"].into_iter();
     let names = words.filter_map(|word| schema.get(word));
     let found = names.map(|name| root.pointer(name.as_str()?.strip_prefix('#')?));

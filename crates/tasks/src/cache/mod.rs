@@ -154,7 +154,10 @@ impl CacheSizeMonitor {
 
     fn report_within(self, within: Duration) -> String {
         let now = bytes_within(&self.cache, within);
-        let (before, built) = (counted(self.before), self.built.and_then(counted));
+        let (before, built) = (
+            result_if_ended(self.before),
+            self.built.and_then(result_if_ended),
+        );
         let after = now.or(built);
         if let Some(bytes) = after.or(before) {
             remember(&self.cache, bytes);
@@ -169,7 +172,7 @@ fn count(cache: &Path) -> Counting {
 }
 
 /// `None` if the count has not ended: a command that failed at once does not wait for it.
-fn counted(counting: Counting) -> Option<u64> {
+fn result_if_ended(counting: Counting) -> Option<u64> {
     // A count that still runs is not waited for: the user has the result and wants the prompt.
     let has_ended = counting.is_finished();
     has_ended.then(|| counting.join().ok()?)?

@@ -75,7 +75,7 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &SizesArgs) -> Result<()> {
     let is_changed = is_changed(cx.root());
     // A wrong name is reported before a build.
     let earlier = match &arguments.against {
-        Some(commit) => Some(named(cx, commit)?),
+        Some(commit) => Some(ledger_of_commit(cx, commit)?),
         None => SizeLedger::nearest(cx.cache(), cx.root(), is_changed),
     };
     let selection = &arguments.drivers.vulkan;
@@ -112,7 +112,7 @@ fn is_changed(root: &Path) -> bool {
 }
 
 /// The ledger of a commit that the user named.
-fn named(cx: &XtaskContext, commit: &str) -> Result<SizeLedger> {
+fn ledger_of_commit(cx: &XtaskContext, commit: &str) -> Result<SizeLedger> {
     let output = crate::git(cx.root())
         .args(["rev-parse", "--verify", "--quiet", "--end-of-options"])
         .arg(format!("{commit}^{{commit}}"))
@@ -356,7 +356,7 @@ mod tests {
     fn a_commit_that_was_not_measured_is_named_with_what_to_do() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let cx = XtaskContext::in_folder(folder.path());
-        let error = named(&cx, "no-such-branch").expect_err("git knows none");
+        let error = ledger_of_commit(&cx, "no-such-branch").expect_err("git knows none");
         assert_eq!(error.exit_code(), 2);
         let error = error.to_string();
         assert!(error.contains("no-such-branch"), "{error}");

@@ -201,7 +201,7 @@ fn all(
     cx.board().announce(&["images", "build tests", tests]);
     // From here to the end, programs and pages in the mirror stay those of this clone.
     let lock = cx.claim()?;
-    null.look(cx, "before the run");
+    null.restore_if_lost(cx, "before the run");
     let selection = selection(cx, arguments)?;
     let scope = Scope::from_arguments(arguments, selection.is_some());
     if scope.checks {
@@ -210,7 +210,7 @@ fn all(
         cx.step("format", |cx| checks::format(cx))?;
     }
     let booted = BootArtifacts::ensure(cx, &arguments.drivers.vulkan)?;
-    null.look(cx, "after the images were built");
+    null.restore_if_lost(cx, "after the images were built");
     if !scope.documentation {
         cx.board().print("documentation examples are left out");
     }
@@ -230,7 +230,7 @@ fn all(
         jobs.push(("dependencies", Box::new(|cx| checks::dependencies(cx))));
     }
     cx.parallel(jobs)?;
-    null.look(cx, "after the tests were built");
+    null.restore_if_lost(cx, "after the tests were built");
     if scope.checks {
         // Not beside the tests' build: cargo lets only one build at a time into the target folder.
         cx.step("libraries for WebAssembly", |cx| wasm::check(cx))?;

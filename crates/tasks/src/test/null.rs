@@ -52,7 +52,7 @@ impl NullDevice {
     }
 
     /// Restores the device if it is lost, and prints that. `when` says since when it may be lost.
-    pub(super) fn look(&self, cx: &XtaskContext, when: &str) {
+    pub(super) fn restore_if_lost(&self, cx: &XtaskContext, when: &str) {
         if let Some(text) = self.find(when) {
             cx.board().print(&text);
         }

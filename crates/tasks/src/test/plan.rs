@@ -282,7 +282,8 @@ impl TestPlan<'_> {
             .harness(&mut command, TestOutputFormat::Json, &part.name)
             .unwrap_or_else(|failure| PartResult::broken(&part.name, &failure));
         drop(row);
-        self.null.look(cx, &format!("when {} ended", part.name));
+        self.null
+            .restore_if_lost(cx, &format!("when {} ended", part.name));
         let outcome = &ran.outcome;
         if !outcome.tests.is_empty() || outcome.broken.is_some() || self.filter.is_none() {
             let mut lines = vec![String::new(), format!("     Running {}", part.name)];

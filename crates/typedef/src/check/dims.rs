@@ -48,7 +48,7 @@ fn walk(node: &LayoutNode, value: &Value, path: &str, dims: &mut Dims) -> Result
         NodeShape::Union(union) => match &union.field {
             Some(field) => {
                 let name = value.get(field).and_then(Value::as_str).unwrap_or_default();
-                let variant = union.named(name);
+                let variant = union.variant_named(name);
                 variant.map_or(Ok(()), |variant| walk(&variant.node, value, path, dims))
             }
             None => {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::access::{counted, variant};
+use crate::access::{check_item_count, variant};
 use crate::budget::DecodeBudget;
 use crate::error::TypedefError;
 use crate::leaf::LeafType;
@@ -57,7 +57,7 @@ impl JsonDecoder<'_> {
                 let items = value
                     .as_array()
                     .ok_or_else(|| decode_error("it is no array"))?;
-                counted(list.count, items.len())?;
+                check_item_count(list.count, items.len())?;
                 let item = |(i, item): (usize, &Value)| {
                     let item = self.node(&list.item, item, None);
                     item.map_err(|error| error.under(&i.to_string()))

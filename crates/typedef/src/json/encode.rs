@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::ExternalData;
-use crate::access::{counted, named, other, variant};
+use crate::access::{check_field_names, check_item_count, other, variant};
 use crate::error::TypedefError;
 use crate::leaf::{Fit, LeafType};
 use crate::model::{LayoutNode, NodeShape};
@@ -68,7 +68,7 @@ fn node(
     };
     match (&node_.shape, value) {
         (NodeShape::Array(list), RecordValue::Array(items)) => {
-            counted(list.count, items.len())?;
+            check_item_count(list.count, items.len())?;
             let items = items.iter().enumerate();
             items
                 .map(|(i, item)| inner(&list.item, item, PathSegment::Index(i)))
@@ -85,7 +85,7 @@ fn node(
             values.map(Value::Object)
         }
         (NodeShape::Struct(members), RecordValue::Struct(values)) => {
-            named(members.iter().map(|member| &member.name), values)?;
+            check_field_names(members.iter().map(|member| &member.name), values)?;
             let mut object = Map::with_capacity(values.len());
             for (member, (name, value)) in members.iter().zip(values) {
                 object.insert(

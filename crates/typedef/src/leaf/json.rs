@@ -41,7 +41,7 @@ impl LeafType {
     fn integer_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let integer = match value {
             // Many readers of JSON hold numbers as floats, which are exact up to 2^53 only.
-            Value::String(text) if self.is_wide() => wide(text)?,
+            Value::String(text) if self.is_wide() => integer_from_text(text)?,
             _ => integer(value).ok_or("it is no whole number")?,
         };
         self.check_integer(integer)?;
@@ -134,7 +134,7 @@ fn integer(value: &Value) -> Option<i128> {
 }
 
 /// A whole number as text: only beyond the exact JSON numbers, and in one spelling only.
-fn wide(text: &str) -> Fit<i128> {
+fn integer_from_text(text: &str) -> Fit<i128> {
     let value: Option<i128> = text.parse().ok();
     let value = value.filter(|value| value.to_string() == text);
     let value = value.ok_or("it is no whole number in decimal digits")?;

@@ -120,7 +120,7 @@ impl NodeShape {
 
 impl UnionLayout {
     /// The variant of that name.
-    pub(crate) fn named(&self, name: &str) -> Option<&UnionVariant> {
+    pub(crate) fn variant_named(&self, name: &str) -> Option<&UnionVariant> {
         self.variants.iter().find(|variant| variant.name == name)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::access::counted;
+use crate::access::check_item_count;
 use crate::budget::DecodeBudget;
 use crate::error::TypedefError;
 use crate::leaf::{LeafType, PREFIX_BYTES, take_bits};
@@ -93,7 +93,7 @@ impl<'b> PackedReader<'b> {
             ArrayCount::Between(..) => self.length(big)?,
         };
         // A count beyond a `usize` exceeds the budget before it matters.
-        counted(list.count, usize::try_from(count).unwrap_or(usize::MAX))?;
+        check_item_count(list.count, usize::try_from(count).unwrap_or(usize::MAX))?;
         // The list grows as items come: the count alone must not cost memory.
         let mut items = Vec::new();
         for i in 0..count {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::access::{counted, named, other, variant};
+use crate::access::{check_field_names, check_item_count, other, variant};
 use crate::budget::DecodeBudget;
 use crate::error::TypedefError;
 use crate::leaf::{LeafType, PREFIX_BYTES, put_bits};
@@ -41,7 +41,7 @@ impl PackedWriter<'_> {
         budget.enter(|budget| match (&node.shape, value) {
             (NodeShape::Leaf(leaf), _) => self.leaf(leaf, node.big, value),
             (NodeShape::Array(list), RecordValue::Array(items)) => {
-                counted(list.count, items.len())?;
+                check_item_count(list.count, items.len())?;
                 if matches!(list.count, ArrayCount::Between(..)) {
                     self.length(items.len(), node.big)?;
                 }
@@ -55,7 +55,7 @@ impl PackedWriter<'_> {
                 self.record(node.big, each, values, budget)
             }
             (NodeShape::Struct(members), RecordValue::Struct(values)) => {
-                named(members.iter().map(|member| &member.name), values)?;
+                check_field_names(members.iter().map(|member| &member.name), values)?;
                 for (member, (name, value)) in members.iter().zip(values) {
                     let written = self.node(&member.node, value, budget);
                     written.map_err(|error| error.under(name))?;

@@ -1,7 +1,7 @@
 //! Sealed records in a directory: secrets from outside that a node or an administrator stores.
 //!
 //! ```text
-//! lock       whoever changes something holds a lock on it
+//! lock       a process that changes something holds a lock on it
 //! current    {"credentials":1,"set":3,"version":4}
 //! set-3/     one file for each record, called by the SHA-256 of its label:
 //!            the label, a line end, the record's JSON form, a line end

@@ -13,7 +13,7 @@ use std::thread;
 use crate::git::git;
 
 use super::{
-    FileStamp, GENERATED, LARGEST_UNTRACKED, MirrorRecord, copy, is_below_link, is_same, named,
+    FileStamp, GENERATED, LARGEST_UNTRACKED, MirrorRecord, copy, error_at, is_below_link, is_same,
     paths_in, walk,
 };
 
@@ -103,7 +103,7 @@ pub fn bring_back(
             brought.conflicts.push(file);
             continue;
         }
-        copy(&from, &to, None).map_err(|error| named(&to, &error))?;
+        copy(&from, &to, None).map_err(|error| error_at(&to, &error))?;
         record
             .mirror
             .insert(file.clone(), FileStamp::from_metadata(&data));

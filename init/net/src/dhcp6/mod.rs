@@ -355,7 +355,7 @@ impl Dhcp6Client {
                 offered = chosen
                     .association
                     .as_ref()
-                    .map(IdentityAssociation::offered);
+                    .map(IdentityAssociation::address_list);
                 let addresses = offered.as_deref().unwrap_or_default();
                 (
                     Dhcp6MessageType::Request,
@@ -394,7 +394,7 @@ impl Dhcp6Client {
 }
 
 impl IdentityAssociation {
-    fn offered(&self) -> Vec<Ipv6Addr> {
+    fn address_list(&self) -> Vec<Ipv6Addr> {
         self.addresses.iter().map(|a| a.address).collect()
     }
 }

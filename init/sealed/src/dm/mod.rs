@@ -112,7 +112,7 @@ pub enum DmError {
 /// The state of a mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmStatus {
-    /// Its name.
+    /// No other mapping has the same.
     pub name: String,
     /// Its UUID, which names the program that made it.
     pub uuid: String,
@@ -131,7 +131,6 @@ pub struct DmStatus {
 /// A mapping in the kernel's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmMapping {
-    /// Its name.
     pub name: String,
     /// Major and minor number of its block device.
     pub device: (u32, u32),
@@ -207,7 +206,7 @@ impl DeviceMapper {
         // of the data.
         let flags = flags::SECURE_DATA | if table.read_only { flags::READ_ONLY } else { 0 };
         let message = DmMessage::new().name(name)?.flags(flags).table(table)?;
-        from_refusal(self.named(DmIoctl::Load, name, message), table).map(drop)
+        from_refusal(self.call_for(DmIoctl::Load, name, message), table).map(drop)
     }
 
     /// Loads a table and lets the mapping run with it. If the kernel refuses, the mapping continues
@@ -228,20 +227,20 @@ impl DeviceMapper {
     /// Removes the loaded next table.
     pub fn clear(&self, name: &str) -> Result<(), DmError> {
         let message = DmMessage::new().name(name)?;
-        self.named(DmIoctl::Clear, name, message).map(drop)
+        self.call_for(DmIoctl::Clear, name, message).map(drop)
     }
 
     /// Lets a mapping run, with its next table if it has one.
     pub fn resume(&self, name: &str) -> Result<DmStatus, DmError> {
         // A file system on the mapping need not be frozen for a table that only grew.
         let message = DmMessage::new().name(name)?.flags(flags::SKIP_LOCK_FS);
-        self.named(DmIoctl::Suspend, name, message)?.status()
+        self.call_for(DmIoctl::Suspend, name, message)?.status()
     }
 
     /// Suspends a mapping, after everything written to it is on the disk.
     pub fn suspend(&self, name: &str) -> Result<DmStatus, DmError> {
         let message = DmMessage::new().name(name)?.flags(flags::SUSPEND);
-        self.named(DmIoctl::Suspend, name, message)?.status()
+        self.call_for(DmIoctl::Suspend, name, message)?.status()
     }
 
     /// Removes a mapping. Returns whether it is gone. With a deferred removal it may go later.
@@ -251,7 +250,7 @@ impl DeviceMapper {
             DmRemoval::Now => 0,
         };
         let message = DmMessage::new().name(name)?.flags(deferred);
-        match self.named(DmIoctl::Remove, name, message) {
+        match self.call_for(DmIoctl::Remove, name, message) {
             Err(DmError::Call { source, .. }) if is(&source, Errno::EBUSY) => {
                 Err(DmError::Busy(name.to_owned()))
             }
@@ -262,13 +261,14 @@ impl DeviceMapper {
     /// The state of a mapping.
     pub fn status(&self, name: &str) -> Result<DmStatus, DmError> {
         let message = DmMessage::new().name(name)?;
-        self.named(DmIoctl::Status, name, message)?.status()
+        self.call_for(DmIoctl::Status, name, message)?.status()
     }
 
     /// The active table. For a key in the keyring it has the key's name.
     pub fn table(&self, name: &str) -> Result<Vec<DmTarget>, DmError> {
         let message = DmMessage::new().name(name)?.flags(flags::STATUS_TABLE);
-        self.named(DmIoctl::TableStatus, name, message)?.targets()
+        self.call_for(DmIoctl::TableStatus, name, message)?
+            .targets()
     }
 
     /// Lists every mapping.
@@ -276,7 +276,12 @@ impl DeviceMapper {
         self.call(DmIoctl::List, DmMessage::new())?.names()
     }
 
-    fn named(&self, call: DmIoctl, name: &str, message: DmMessage) -> Result<DmMessage, DmError> {
+    fn call_for(
+        &self,
+        call: DmIoctl,
+        name: &str,
+        message: DmMessage,
+    ) -> Result<DmMessage, DmError> {
         match self.call(call, message) {
             Err(DmError::Call { source, .. }) if is(&source, Errno::ENXIO) => {
                 Err(DmError::NotFound(name.to_owned()))

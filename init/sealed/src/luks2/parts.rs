@@ -72,7 +72,9 @@ impl LuksSegment {
         if !segment["integrity"].is_null() {
             return Err("its data carry integrity tags");
         }
-        let cipher = segment["encryption"].as_str().and_then(SectorCipher::named);
+        let cipher = segment["encryption"]
+            .as_str()
+            .and_then(SectorCipher::from_name);
         let length = match &segment["size"] {
             Value::String(text) if text == "dynamic" => None,
             other => Some(number(other).ok_or("its data have no length")?),

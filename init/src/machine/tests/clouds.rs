@@ -49,7 +49,7 @@ async fn the_node_waits_until_the_document_of_its_cloud_was_read() {
     assert!(!starts(&mut machine, 0));
     let asks = "asking the metadata service of Hetzner for a configuration";
     assert_eq!(said(&machine, asks), 1);
-    machine.came_from_cloud(QUESTION, Ok(fetched(Some(b"version = 1\n"))), 700);
+    machine.on_helper_exit(QUESTION, Ok(fetched(Some(b"version = 1\n"))), 700);
     assert_eq!(said(&machine, "gave a document of 12 bytes"), 1);
     assert_eq!(answer_file(&answers), b"version = 1\n");
     assert_eq!(machine.timers.reread, Some(700), "it is read at once");
@@ -68,7 +68,7 @@ async fn without_a_document_the_node_starts_and_says_why() {
         (Err("it died".to_owned()), &["metadata-unanswered"]),
     ] {
         let (mut machine, answers) = booted(None);
-        machine.came_from_cloud(QUESTION, outcome, 500);
+        machine.on_helper_exit(QUESTION, outcome, 500);
         assert_eq!(answer_file(&answers), b"");
         assert!(starts(&mut machine, 500));
         let found = machine.facts.problems.cloud.iter();
@@ -87,7 +87,7 @@ async fn a_service_that_is_not_reached_delays_the_node_by_three_seconds() {
     assert_eq!(answer_file(&answers), b"");
     assert_eq!(machine.facts.problems.cloud[0].code, "metadata-unanswered");
     // A late document is read all the same.
-    machine.came_from_cloud(QUESTION, Ok(fetched(Some(b"version = 1\n"))), 4_000);
+    machine.on_helper_exit(QUESTION, Ok(fetched(Some(b"version = 1\n"))), 4_000);
     assert_eq!(machine.timers.reread, Some(4_000));
     assert!(machine.facts.problems.cloud.is_empty());
 }
@@ -97,7 +97,7 @@ async fn a_vault_is_made_once_the_service_was_asked() {
     for document in [Some(&b"version = 1\n"[..]), None] {
         let (mut machine, _answers) = booted(Some(VaultWait::for_cloud(SERVICE)));
         assert_eq!(machine.timers.open, None, "the answer makes the attempt");
-        machine.came_from_cloud(QUESTION, Ok(fetched(document)), 600);
+        machine.on_helper_exit(QUESTION, Ok(fetched(document)), 600);
         assert_eq!(machine.timers.open, Some(600));
         assert!(!starts(&mut machine, 600));
         // The attempt found no configuration, or one.
@@ -139,7 +139,7 @@ async fn a_pasted_configuration_ends_the_question() {
     pasted.source = ConfigOrigin::Console.to_string();
     machine.pasted(pasted, document, 100);
     assert!(starts(&mut machine, 100));
-    machine.came_from_cloud(QUESTION, Ok(fetched(Some(b"version = 1\n"))), 200);
+    machine.on_helper_exit(QUESTION, Ok(fetched(Some(b"version = 1\n"))), 200);
     assert!(!answers.path().join("hetzner").exists(), "too late");
     assert_eq!(machine.cloud_due(), None);
 }
@@ -161,9 +161,9 @@ async fn azure_gets_its_report_once_after_the_node_serves() {
     };
     machine.said(ready(), 50);
     assert_eq!(machine.cloud_due(), Some(50));
-    machine.cloud.helping = true;
+    machine.cloud.helper_is_running = true;
     assert_eq!(machine.cloud_due(), None, "another helper runs");
-    machine.came_from_cloud(CloudPurpose::Report, Ok(HelperOutcome::Reported), 60);
+    machine.on_helper_exit(CloudPurpose::Report, Ok(HelperOutcome::Reported), 60);
     assert_eq!(said(&machine, "Azure has the report"), 1);
     // A restarted node is not news.
     machine.said(ready(), 70);

@@ -111,6 +111,22 @@ fn files_for_the_boot_partition_lie_where_the_node_looks() {
     check(&loaded, answer["vault"].as_str());
 }
 
+/// A folder that was mistyped is not where the boot partition is mounted, so the command says that it made one.
+#[test]
+fn a_folder_for_the_boot_partition_is_made_if_the_one_around_it_exists() {
+    let workstation = AdminWorkstation::new();
+    let usage = |line: &str| workstation.json(line)["usage"].to_string();
+    let made = usage("--init off --form esp --out @boot");
+    assert!(made.contains("is a new folder"), "{made}");
+    assert!(workstation.path("boot/alknet.toml").is_file());
+    let mounted = usage("--init off --form esp --force --out @boot");
+    assert!(mounted.contains("unmount the boot partition"), "{mounted}");
+    assert!(!workstation.path("one").exists());
+    let deeper = workstation.run("--init off --form esp --out @one/two", false);
+    assert_eq!(deeper.expect_err("two are missing").exit(), 2);
+    assert!(!workstation.path("one").exists());
+}
+
 #[test]
 fn entries_of_fw_cfg_are_what_the_options_name() {
     let workstation = AdminWorkstation::new();

@@ -11,7 +11,7 @@ use crate::workstation::AdminWorkstation;
 
 /// Starts the user at the workstation. Returns everything that was on the screen, after the
 /// terminal is closed.
-fn sit_down(workstation: &AdminWorkstation, remembers: bool) -> JoinHandle<String> {
+pub(crate) fn sit_down(workstation: &AdminWorkstation, remembers: bool) -> JoinHandle<String> {
     let pair = openpty(None, None).expect("a terminal");
     *workstation.terminal.borrow_mut() = Some(File::from(pair.slave));
     let mut screen = File::from(pair.master);

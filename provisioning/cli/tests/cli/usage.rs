@@ -51,8 +51,12 @@ fn mistakes_of_the_command_line_write_nothing() {
         ("--out @seed --words-to age1x", "vault.words_to[0]"),
         ("--out @seed --config @nowhere", "cannot read"),
         (
-            "--out @nowhere --form esp --words-file @words.txt",
-            "mount the boot partition",
+            "--out @nowhere/boot --form esp --words-file @words.txt",
+            "where the boot partition",
+        ),
+        (
+            "--out @words.txt --form esp --words-file @words.txt",
+            "no folder",
         ),
         ("--out @words.txt --words-file @words.txt", "--force"),
         (

@@ -20,21 +20,24 @@ impl Read for ByteByByte<'_> {
     }
 }
 
-fn receive(bytes: &[u8]) -> Result<HttpAnswer, HttpAnswerError> {
-    let answer = |read: Result<HttpAnswer, MetadataError>| match read {
-        Ok(answer) => Ok(answer),
-        Err(MetadataError::Answer(error)) => Err(error),
+fn receive(bytes: &[u8]) -> Result<MetadataResponse, ResponseParseError> {
+    let response = |read: Result<MetadataResponse, MetadataError>| match read {
+        Ok(response) => Ok(response),
+        Err(MetadataError::Response(error)) => Err(error),
         Err(other) => panic!("{other}"),
     };
-    let whole = answer(HttpAnswer::receive(&mut Cursor::new(bytes), BYTES_MAX));
-    let slow = answer(HttpAnswer::receive(&mut ByteByByte(bytes), BYTES_MAX));
+    let whole = response(MetadataResponse::receive(
+        &mut Cursor::new(bytes),
+        BYTES_MAX,
+    ));
+    let slow = response(MetadataResponse::receive(&mut ByteByByte(bytes), BYTES_MAX));
     assert_eq!(whole, slow, "the parts in which it comes change nothing");
     whole
 }
 
-fn body(answer: &str) -> Result<String, HttpAnswerError> {
-    let answer = receive(answer.as_bytes())?;
-    Ok(String::from_utf8_lossy(answer.body()).into_owned())
+fn body(response: &str) -> Result<String, ResponseParseError> {
+    let response = receive(response.as_bytes())?;
+    Ok(String::from_utf8_lossy(response.body()).into_owned())
 }
 
 #[test]
@@ -55,7 +58,7 @@ fn a_request_has_what_every_server_needs() {
 
 #[test]
 fn content_is_read_however_its_end_is_marked() {
-    for answer in [
+    for response in [
         "HTTP/1.1 200 OK\r\n\r\nhello",
         "HTTP/1.0 200\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello and more",
@@ -63,7 +66,7 @@ fn content_is_read_however_its_end_is_marked() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3;x=y\r\nllo\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5 \r\nhello\r\n0\r\nTrailer: x\r\n\r\n",
     ] {
-        assert_eq!(body(answer).as_deref(), Ok("hello"), "{answer}");
+        assert_eq!(body(response).as_deref(), Ok("hello"), "{response}");
     }
     let empty = "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n";
     assert_eq!(body(empty).as_deref(), Ok(""));
@@ -71,22 +74,22 @@ fn content_is_read_however_its_end_is_marked() {
 
 #[test]
 fn fields_are_found_by_their_names_in_lower_case() {
-    let answer = receive(b"HTTP/1.1 404 Not Found\r\nMetadata-Flavor: \t Google \r\n\r\n");
-    let answer = answer.expect("an answer");
-    assert_eq!(answer.status(), 404);
-    assert_eq!(answer.field("metadata-flavor"), Some("Google"));
-    assert_eq!(answer.field("server"), None);
+    let response = receive(b"HTTP/1.1 404 Not Found\r\nMetadata-Flavor: \t Google \r\n\r\n");
+    let response = response.expect("a response");
+    assert_eq!(response.status(), 404);
+    assert_eq!(response.field("metadata-flavor"), Some("Google"));
+    assert_eq!(response.field("server"), None);
 }
 
 #[test]
-fn hostile_answers_are_refused() {
-    use HttpAnswerError::{BodyLong, Chunks, Encoded, End, Field, HeadLong, Length, StatusLine};
+fn hostile_responses_are_refused() {
+    use ResponseParseError::{BodyLong, Chunks, Encoded, End, Field, HeadLong, Length, StatusLine};
     let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nhello");
     let chunked =
         |rest: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{rest}");
     let long_name = "x".repeat(HEAD_BYTES_MAX);
     let many = "a: b\r\n".repeat(FIELDS_MAX + 1);
-    for (answer, error) in [
+    for (response, error) in [
         (String::new(), End),
         ("HTTP/1.1 200 OK\r\nA: b\r\n".to_owned(), End),
         ("HTTP/1.1 200 OK\n\nhello".to_owned(), End),
@@ -127,17 +130,17 @@ fn hostile_answers_are_refused() {
         (chunked("65\r\n"), BodyLong(BYTES_MAX)),
         (chunked("ffffffffffffffff\r\n"), BodyLong(BYTES_MAX)),
         (chunked("fffffffffffffffff\r\n"), Chunks),
-        (chunked(&"1;".repeat(FORM_BYTES_MAX)), Chunks),
+        (chunked(&"1;".repeat(CHUNK_OVERHEAD_BYTES_MAX)), Chunks),
     ] {
-        assert_eq!(receive(answer.as_bytes()), Err(error), "{answer:.60}");
+        assert_eq!(receive(response.as_bytes()), Err(error), "{response:.60}");
     }
 }
 
 #[test]
-fn an_endless_answer_ends_at_the_limits() {
+fn an_endless_response_ends_at_the_limits() {
     /// Sends the beginning and then the same byte for ever.
-    struct EndlessAnswer(Cursor<&'static [u8]>);
-    impl Read for EndlessAnswer {
+    struct EndlessResponse(Cursor<&'static [u8]>);
+    impl Read for EndlessResponse {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             match self.0.read(buffer)? {
                 0 => {
@@ -149,19 +152,20 @@ fn an_endless_answer_ends_at_the_limits() {
         }
     }
     for (beginning, error) in [
-        (&b"HTTP/1.1 200 OK\r\n"[..], HttpAnswerError::HeadLong),
+        (&b"HTTP/1.1 200 OK\r\n"[..], ResponseParseError::HeadLong),
         (
             b"HTTP/1.1 200 OK\r\n\r\n",
-            HttpAnswerError::BodyLong(BYTES_MAX),
+            ResponseParseError::BodyLong(BYTES_MAX),
         ),
         (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-            HttpAnswerError::Chunks,
+            ResponseParseError::Chunks,
         ),
     ] {
-        let read = HttpAnswer::receive(&mut EndlessAnswer(Cursor::new(beginning)), BYTES_MAX);
+        let read =
+            MetadataResponse::receive(&mut EndlessResponse(Cursor::new(beginning)), BYTES_MAX);
         match read {
-            Err(MetadataError::Answer(found)) => assert_eq!(found, error),
+            Err(MetadataError::Response(found)) => assert_eq!(found, error),
             other => panic!("{other:?}"),
         }
     }
@@ -173,8 +177,8 @@ proptest! {
         fields in "(Content-Length: [0-9]{1,3}|Transfer-Encoding: chunked|a: b|\r\n){0,5}",
         rest in prop::collection::vec(any::<u8>(), 0..80),
     ) {
-        let mut answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n").into_bytes();
-        answer.extend(rest);
-        let _ = receive(&answer);
+        let mut response = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n").into_bytes();
+        response.extend(rest);
+        let _ = receive(&response);
     }
 }

@@ -106,7 +106,7 @@ fn a_hundred_megabytes_are_not_read() {
 fn garbage_is_refused_and_a_silent_service_costs_its_time_alone() {
     let model = ModelService::misbehaving(Misbehaviour::Garbage);
     let error = fetched(MetadataService::Hetzner, &model).expect_err("garbage");
-    assert!(matches!(error, MetadataError::Answer(_)), "{error}");
+    assert!(matches!(error, MetadataError::Response(_)), "{error}");
     for misbehaviour in [Misbehaviour::Hangs, Misbehaviour::Drips] {
         let model = ModelService::misbehaving(misbehaviour);
         let service = MetadataService::Hetzner;
@@ -166,9 +166,9 @@ fn a_server_of_another_project_is_understood() {
         .and_then(|it| it.parse().ok());
     let port = port.unwrap_or_else(|| panic!("{line:?}"));
     let at = access((Ipv4Addr::LOCALHOST, port).into(), deadline(PATIENCE));
-    let found = fetch(MetadataService::Hetzner, &at).expect("an answer");
+    let found = fetch(MetadataService::Hetzner, &at).expect("a response");
     assert_eq!(found.expect("a document").as_slice(), DOCUMENT.as_bytes());
-    let missing = fetch(MetadataService::OpenStack, &at).expect("an answer");
+    let missing = fetch(MetadataService::OpenStack, &at).expect("a response");
     assert_eq!(missing, None);
     server.kill().expect("it runs");
     server.wait().expect("it was killed");

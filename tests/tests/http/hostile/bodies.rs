@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, counted, forget_peak, peak, resident, share, until_counted};
+use super::{GROWTH_BYTES, forget_peak, http_bytes, peak, resident, share, until_counted};
 
 /// Bytes of the longest body.
 const BODY_BYTES: usize = 8 << 20;
@@ -63,7 +63,7 @@ fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
     let grown = peak(&web) - before;
     assert!(grown < share() + GROWTH_BYTES, "{grown} bytes more");
     // By the node's own count no more than its identity may have, beside the others' requests.
-    let [_, most] = counted(&web);
+    let [_, most] = http_bytes(&web);
     println!("figure counted for bodies: {} KiB", most >> 10);
     assert!(most > 2 * BODY_BYTES as u64, "{most} bytes are counted");
     assert!(most <= share() + OTHERS_BYTES, "{most} bytes are counted");
@@ -249,7 +249,7 @@ async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
     let least = (CONNECTIONS * STREAMS as usize * BODY_AHEAD / 2) as u64;
     block_in_place(|| {
         eventually("at least half of them wait at once", || {
-            (counted(&web)[1] >= least).then_some(())
+            (http_bytes(&web)[1] >= least).then_some(())
         });
     });
     let grown = peak(&web).saturating_sub(before);
@@ -375,7 +375,7 @@ async fn lists_of_short_values_cost_no_trees() {
         let kept = before.saturating_sub(first);
         assert!(kept < most, "{kept} kept before {path} {shown}");
         // By the node's own count: the body, and four times its bytes of what is made of it.
-        let [_, made] = counted(&web);
+        let [_, made] = http_bytes(&web);
         let made = made.saturating_sub(body.len() as u64);
         let most = 4 * body.len() as u64 + OTHERS_BYTES;
         assert!(
@@ -384,7 +384,7 @@ async fn lists_of_short_values_cost_no_trees() {
         );
         most_times = most_times.max(grown as f64 / body.len() as f64);
     }
-    let [_, most] = counted(&web);
+    let [_, most] = http_bytes(&web);
     println!(
         "figure counted for bodies of short values: {} KiB",
         most >> 10

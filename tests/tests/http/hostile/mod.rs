@@ -46,7 +46,7 @@ fn peak(web: &WebNode) -> u64 {
 
 /// Bytes of requests and answers over HTTP, by the node's own count: those under way, and the most
 /// at once so far.
-fn counted(web: &WebNode) -> [u64; 2] {
+fn http_bytes(web: &WebNode) -> [u64; 2] {
     let told = block_in_place(|| web.node.call("node/metrics", &Value::Null));
     ["alknet_http_bytes", "alknet_http_peak_bytes"].map(|name| {
         let bytes = told["values"][name].as_f64();
@@ -59,7 +59,7 @@ fn counted(web: &WebNode) -> [u64; 2] {
 fn until_counted(web: &WebNode, bytes: u64) {
     block_in_place(|| {
         eventually(&format!("{bytes} bytes are counted"), || {
-            (counted(web)[0] == bytes).then_some(())
+            (http_bytes(web)[0] == bytes).then_some(())
         });
     });
 }

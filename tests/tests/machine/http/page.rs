@@ -55,7 +55,7 @@ fn pictures() -> PathBuf {
 /// Returns the browser, which goes on to [`a_browser_uses_it`].
 pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> Browser {
     let mut browser = Browser::start(&[spki(web.address())]);
-    browser.look(1280, 900, false);
+    browser.emulate_screen(1280, 900, false);
     browser.navigate(&web.url("/"));
     assert_eq!(browser.barriers(), json!([]), "the form");
     browser.screenshot(&pictures().join("enter.png"));
@@ -98,7 +98,7 @@ pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> B
         ("dark", 1280, true),
         ("phone", 390, false),
     ] {
-        browser.look(width, 900, dark);
+        browser.emulate_screen(width, 900, dark);
         assert_eq!(browser.barriers(), json!([]), "{name}");
         let fits = "document.documentElement.scrollWidth <= innerWidth";
         assert_eq!(browser.evaluate(fits), true, "{name} scrolls sideways");

@@ -67,7 +67,7 @@ pub(super) fn are_bounded(web: &Machine) {
 }
 
 /// Returns the node's metrics with these names.
-fn counted<const N: usize>(web: &Machine, names: [&str; N]) -> [f64; N] {
+fn metric_values<const N: usize>(web: &Machine, names: [&str; N]) -> [f64; N] {
     let told = web.node.call("node/metrics", &Value::Null);
     let value = |name: &str| told["values"][name].as_f64();
     names.map(|name| value(name).unwrap_or_else(|| panic!("no {name}: {told:#}")))
@@ -95,7 +95,7 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
         }
         (carriers, within(all.join_all()).await)
     });
-    let [kept, most] = counted(
+    let [kept, most] = metric_values(
         web,
         [
             "alknet_call_unfinished_bytes",
@@ -174,7 +174,7 @@ fn answers_that_no_socket_reads_are_counted_together(web: &Machine, runtime: &Ru
     let mut before = 0.0;
     let (waits, room) = eventually("no more is begun", || {
         thread::sleep(deadline(QUIET));
-        let [waits, most] = counted(web, WAITS);
+        let [waits, most] = metric_values(web, WAITS);
         let room = most / NETWORK_PART;
         let is_settled = waits == before && waits >= room / 2.0;
         before = waits;

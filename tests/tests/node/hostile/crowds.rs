@@ -299,7 +299,7 @@ async fn a_crowd_shuts_no_known_peer_out(site: &AttackedNode<'_>, kinds: &[Stall
     // Some are in progress, within the limits, and the others were ended for them. While many come
     // at once, slightly more than the limit are in progress: 68 of 64 were seen.
     let under_way = kinds.len().min(2) * HANDSHAKES_AT_ONCE;
-    site.counted(&before, many, under_way + under_way / 8, began)
+    site.served_until_handshakes_end(&before, many, under_way + under_way / 8, began)
         .await;
     site.serves();
     crowd.disperse().await;

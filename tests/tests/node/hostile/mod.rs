@@ -100,7 +100,13 @@ impl<'a> AttackedNode<'a> {
     /// progress at once, either by the node's limits or by timeout. Each of these calls is served
     /// too. In each [`HANDSHAKE_TIME`], at most as many time out as may be in progress. If the
     /// crowd comes within one, the limits ended all others.
-    async fn counted(&self, before: &Value, many: usize, under_way_max: usize, began: Instant) {
+    async fn served_until_handshakes_end(
+        &self,
+        before: &Value,
+        many: usize,
+        under_way_max: usize,
+        began: Instant,
+    ) {
         let since = |now: &Value, ends: &[&str]| ended(now, ends) - ended(before, ends);
         let until = Instant::now() + hung();
         loop {

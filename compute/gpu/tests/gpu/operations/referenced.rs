@@ -52,11 +52,11 @@ impl SlowStore {
         let copied = RevocableMemfd::written(|memory| memory.write_all(&vec![7; bytes]));
         let copied = copied.map_err(|error| CallError::internal(error.to_string()))?;
         let kept = copied.hand_over().expect("a descriptor");
-        self.kept().push(kept.into());
+        self.kept_files().push(kept.into());
         Ok(copied)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<File>> {
+    fn kept_files(&self) -> MutexGuard<'_, Vec<File>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -220,9 +220,9 @@ fn copies_are_taken_back_from_a_worker_that_keeps_their_descriptors() {
         let read = person.ask("tensor/read", &last);
         assert_eq!(binary(&read, &read.value()["bytes"]), [7; 4]);
         person.ask("tensor/drop", &json!({ "handle": last["handle"] }));
-        assert_eq!(store.kept().len(), count);
+        assert_eq!(store.kept_files().len(), count);
         // By then there is room for another one.
-        let lengths = store.kept().iter().map(length).sum::<u64>();
+        let lengths = store.kept_files().iter().map(length).sum::<u64>();
         assert_eq!(lengths, 0, "after {count}");
     }
 }

@@ -292,7 +292,7 @@ fn answer_of(body: Bytes) -> ObservedOutcome {
     match (event.kind, &payload["output"], payload["code"].as_str()) {
         (EventKind::Responded, Value::String(name), _) => ObservedOutcome::As(name.clone()),
         (EventKind::Responded, other, _) => ObservedOutcome::Other(other.to_string()),
-        (_, _, Some("UNAUTHENTICATED")) => ObservedOutcome::Nobody,
+        (_, _, Some("UNAUTHENTICATED")) => ObservedOutcome::UnknownPeer,
         (_, _, code) => ObservedOutcome::Other(format!("{code:?}")),
     }
 }

@@ -105,7 +105,7 @@ enum ExpectedOutcome {
     /// It acts as this identity.
     As(&'static str),
     /// The node serves it as an unknown peer: an operation that needs an identity answers `UNAUTHENTICATED`.
-    Nobody,
+    UnknownPeer,
     /// The node ends the connection: code 1, which TLS cannot carry.
     Closed,
     /// The handshake fails, and no handler gets the connection.
@@ -118,7 +118,7 @@ impl ExpectedOutcome {
     fn text(self, column: TransportColumn) -> String {
         match (self, column) {
             (Self::As(name), _) => format!("as `{name}`"),
-            (Self::Nobody, _) => "unknown peer".to_owned(),
+            (Self::UnknownPeer, _) => "unknown peer".to_owned(),
             (Self::Closed, TransportColumn::Iroh | TransportColumn::Quic) => {
                 "closed, code 1".to_owned()
             }
@@ -133,7 +133,7 @@ impl ExpectedOutcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ObservedOutcome {
     As(String),
-    Nobody,
+    UnknownPeer,
     Closed(Option<u64>),
     Refused,
     Impossible,
@@ -144,7 +144,7 @@ impl fmt::Display for ObservedOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::As(name) => write!(f, "as `{name}`"),
-            Self::Nobody => f.write_str("unknown peer"),
+            Self::UnknownPeer => f.write_str("unknown peer"),
             Self::Closed(Some(code)) => write!(f, "closed, code {code}"),
             Self::Closed(None) => f.write_str("closed"),
             Self::Refused => f.write_str("no handshake"),

@@ -90,7 +90,7 @@ fn key(
         change: EntryChange::Never,
         call: is,
         keyed: match is {
-            ExpectedOutcome::Nobody => ExpectedOutcome::Closed,
+            ExpectedOutcome::UnknownPeer => ExpectedOutcome::Closed,
             other => other,
         },
     }
@@ -111,7 +111,7 @@ fn token(
             proof,
             Shows::Nothing,
             entry,
-            ExpectedOutcome::Nobody,
+            ExpectedOutcome::UnknownPeer,
         )
     }
 }
@@ -123,7 +123,7 @@ fn live(row: RoleCase, after: RolePeerEntry) -> RoleCase {
     }
 }
 
-fn away(row: RoleCase, after: RolePeerEntry) -> RoleCase {
+fn changed_while_away(row: RoleCase, after: RolePeerEntry) -> RoleCase {
     RoleCase {
         change: EntryChange::Away(after),
         ..row
@@ -131,7 +131,7 @@ fn away(row: RoleCase, after: RolePeerEntry) -> RoleCase {
 }
 
 pub(super) fn rows() -> Vec<RoleCase> {
-    use ExpectedOutcome::{Closed, Nobody, Refused};
+    use ExpectedOutcome::{Closed, Refused, UnknownPeer};
     use KnownKeyForm::{Certificate, Next, Own, Spki};
     use Shows::{
         Ec, EcOther, EcRenewed, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
@@ -145,7 +145,13 @@ pub(super) fn rows() -> Vec<RoleCase> {
         key(PEER, "raw key, known", Raw, own, EDGE),
         key(PEER, "raw key, rotating: the old one", Raw, both, EDGE),
         key(PEER, "raw key, rotating: the new one", NextRaw, both, EDGE),
-        key(PEER, "raw key, rotated: the old one", Raw, next, Nobody),
+        key(
+            PEER,
+            "raw key, rotated: the old one",
+            Raw,
+            next,
+            UnknownPeer,
+        ),
         key(PEER, "raw key, rotated: the new one", NextRaw, next, EDGE),
         live(
             key(
@@ -167,32 +173,38 @@ pub(super) fn rows() -> Vec<RoleCase> {
             ),
             next,
         ),
-        away(
+        changed_while_away(
             key(
                 PEER,
                 "raw key, rotated away, back with a ticket",
                 Raw,
                 own,
-                Nobody,
+                UnknownPeer,
             ),
             next,
         ),
-        key(PEER, "raw key, revoked", Raw, none, Nobody),
+        key(PEER, "raw key, revoked", Raw, none, UnknownPeer),
         live(
             key(PEER, "raw key, revoked while connected", Raw, own, Closed),
             none,
         ),
-        away(
+        changed_while_away(
             key(
                 PEER,
                 "raw key, revoked, back with a ticket",
                 Raw,
                 own,
-                Nobody,
+                UnknownPeer,
             ),
             none,
         ),
-        key(PEER, "raw key, entry disabled", Raw, disabled(own), Nobody),
+        key(
+            PEER,
+            "raw key, entry disabled",
+            Raw,
+            disabled(own),
+            UnknownPeer,
+        ),
         live(
             key(
                 PEER,
@@ -203,8 +215,14 @@ pub(super) fn rows() -> Vec<RoleCase> {
             ),
             disabled(own),
         ),
-        key(PEER, "raw key, entry expired", Raw, expired(own), Nobody),
-        key(UNKNOWN_ROLE, "unknown raw key", Raw, none, Nobody),
+        key(
+            PEER,
+            "raw key, entry expired",
+            Raw,
+            expired(own),
+            UnknownPeer,
+        ),
+        key(UNKNOWN_ROLE, "unknown raw key", Raw, none, UnknownPeer),
         key(
             UNKNOWN_ROLE,
             "raw key of a peer, without the private key",
@@ -253,7 +271,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
             "X.509, rotated: the old key",
             Wrapped(CertificateFlaw::None),
             next,
-            Nobody,
+            UnknownPeer,
         ),
         key(PEER, "X.509, rotated: the new key", NextWrapped, next, EDGE),
         key(
@@ -261,7 +279,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
             "X.509, revoked",
             Wrapped(CertificateFlaw::None),
             none,
-            Nobody,
+            UnknownPeer,
         ),
         live(
             key(
@@ -273,13 +291,13 @@ pub(super) fn rows() -> Vec<RoleCase> {
             ),
             none,
         ),
-        away(
+        changed_while_away(
             key(
                 PEER,
                 "X.509, revoked, back with a ticket",
                 Wrapped(CertificateFlaw::None),
                 own,
-                Nobody,
+                UnknownPeer,
             ),
             none,
         ),
@@ -303,14 +321,14 @@ pub(super) fn rows() -> Vec<RoleCase> {
             "X.509, known by `SHA256:`, renewed",
             EcRenewed,
             knows(&[Certificate]),
-            Nobody,
+            UnknownPeer,
         ),
         key(
             UNKNOWN_ROLE,
             "X.509 of an authority for a peer's name",
             EcOther,
             knows(&[Spki]),
-            Nobody,
+            UnknownPeer,
         ),
         key(
             UNKNOWN_ROLE,
@@ -337,32 +355,32 @@ pub(super) fn rows() -> Vec<RoleCase> {
             "token of a disabled peer",
             disabled(tokens(TokenCase::Peers)),
             Sends::Token,
-            Nobody,
+            UnknownPeer,
         ),
         token(
             "token, expired",
             tokens(TokenCase::Expired),
             Sends::Token,
-            Nobody,
+            UnknownPeer,
         ),
         token(
             "token, unknown",
             tokens(TokenCase::Unknown),
             Sends::Token,
-            Nobody,
+            UnknownPeer,
         ),
         token(
             "no token, but something like it",
             tokens(TokenCase::Good),
             Sends::Nonsense,
-            Nobody,
+            UnknownPeer,
         ),
         live(
             token(
                 "token, revoked while connected",
                 tokens(TokenCase::Good),
                 Sends::Token,
-                Nobody,
+                UnknownPeer,
             ),
             none,
         ),
@@ -401,7 +419,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
                 "raw key, known, and an unknown token",
                 own,
                 Sends::Token,
-                Nobody,
+                UnknownPeer,
             )
         },
         // The same from a client whose key this node does not know.
@@ -420,7 +438,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
                 "unknown raw key, and an unknown token",
                 tokens(TokenCase::Unknown),
                 Sends::Token,
-                Nobody,
+                UnknownPeer,
             )
         },
         live(
@@ -437,6 +455,6 @@ pub(super) fn rows() -> Vec<RoleCase> {
             none,
         ),
         // No proof.
-        key(UNKNOWN_ROLE, "nothing", Shows::Nothing, own, Nobody),
+        key(UNKNOWN_ROLE, "nothing", Shows::Nothing, own, UnknownPeer),
     ]
 }

@@ -107,7 +107,7 @@ impl FromMcp {
         *lock(&self.listed) = Some(Instant::now());
         self.remote.authorise(self.capability.as_ref());
         // The memory counts until the import has taken over the schemas, which do not grow by that.
-        let counted = self.remote.counted();
+        let counted = self.remote.answer_meter();
         let tools = timeout(LISTING_TIMEOUT, self.remote.list(&counted)).await;
         let tools = tools.unwrap_or_else(|_| Err(remote::McpCallError::late(LISTING_TIMEOUT)))?;
         let McpImport {

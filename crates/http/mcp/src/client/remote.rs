@@ -96,7 +96,7 @@ impl McpRemote {
     }
 
     /// A meter for one request, or for several whose answers are kept together.
-    pub(super) fn counted(&self) -> AnswerMeter {
+    pub(super) fn answer_meter(&self) -> AnswerMeter {
         AnswerMeter::new(&self.memory)
     }
 

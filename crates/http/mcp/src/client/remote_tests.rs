@@ -133,7 +133,7 @@ async fn a_connection_keeps_no_schema_of_tools_with_ever_new_names() {
     let remote = Arc::new(NewestMcpServer::default()).remote(&memory).await;
     let mut schemas = Vec::new();
     for listing in 0..50 {
-        let counted = remote.counted();
+        let counted = remote.answer_meter();
         let list = remote.list(&counted).await.expect("a list");
         assert!(list.takes_headers, "this version is the newest");
         let names: Vec<_> = list
@@ -163,7 +163,7 @@ async fn a_list_that_answers_a_call_is_no_list_either() {
         headers: ParamHeaders::default(),
     };
     for _ in 0..2 {
-        let counted = remote.counted();
+        let counted = remote.answer_meter();
         let answer = remote
             .ask(&tool, None, &counted, None)
             .await
@@ -186,7 +186,7 @@ async fn a_server_gets_the_headers_that_its_schema_asks_for() {
         typed: false,
         headers: ParamHeaders::from_schema(&object(schema)).expect("headers"),
     };
-    let counted = remote.counted();
+    let counted = remote.answer_meter();
     let arguments = object(json!({"region": "eu", "text": "none"}));
     let answer = remote.ask(&tool, Some(arguments), &counted, None).await;
     answer.expect("an answer");

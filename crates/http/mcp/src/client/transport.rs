@@ -338,16 +338,16 @@ impl StreamableHttpClient for McpHttpTransport {
 
 /// The meter of a request's answer; a message that is no request of this node has none.
 fn meter(message: &ClientJsonRpcMessage) -> Option<AnswerMeter> {
-    carried(message).cloned()
+    request_extension(message).cloned()
 }
 
 /// The arguments that the request's server requires as headers.
 fn param_headers(message: &ClientJsonRpcMessage) -> Option<&HeaderMap> {
-    carried(message).map(|ParamHeaderValues(values)| values)
+    request_extension(message).map(|ParamHeaderValues(values)| values)
 }
 
 /// A value that the client attached to a request for the transport.
-fn carried<T: Send + Sync + 'static>(message: &ClientJsonRpcMessage) -> Option<&T> {
+fn request_extension<T: Send + Sync + 'static>(message: &ClientJsonRpcMessage) -> Option<&T> {
     match message {
         ClientJsonRpcMessage::Request(request) => request.request.extensions().get(),
         _ => None,

@@ -36,7 +36,7 @@ struct ToolContent {
 /// 413 if the output has too many values for its length, or needs more memory than there is.
 pub(super) fn value(output: &CallOutput, lease: &Arc<MemoryLease>) -> Result<Value, ApiError> {
     let memory: Arc<dyn InputMemory> = Arc::clone(lease) as _;
-    let body = CallBody::from(output.clone()).counted(Some(memory));
+    let body = CallBody::from(output.clone()).with_memory(Some(memory));
     body.try_into_value().map_err(|error| {
         let message = format!("the answer is too large for a tool: {}", error.message);
         ApiError::new(

@@ -328,7 +328,7 @@ fn value(
         _ => CallOutput::Raw(base64_text(&body)?),
     };
     drop(body);
-    counted(output, claim)
+    hold_output(output, claim)
 }
 
 /// The JSON text of `body` in base64.
@@ -343,7 +343,10 @@ fn base64_text(body: &[u8]) -> Result<Bytes, CallError> {
 }
 
 /// The same output; its bytes count until it is dropped.
-pub(super) fn counted(output: CallOutput, mut claim: ImportClaim) -> Result<CallOutput, CallError> {
+pub(super) fn hold_output(
+    output: CallOutput,
+    mut claim: ImportClaim,
+) -> Result<CallOutput, CallError> {
     Ok(match output {
         CallOutput::Raw(text) => {
             claim.becomes(text.len())?;

@@ -410,7 +410,7 @@ impl Following {
                 if let CallOutput::Raw(text) = &event {
                     claim.becomes(text.len())?;
                 }
-                return answer::counted(event, claim).map(Some);
+                return answer::hold_output(event, claim).map(Some);
             }
             let Some(frame) = self.body.frame().await else {
                 return Ok(None);
@@ -437,7 +437,7 @@ fn only_event(output: CallOutput, call: &OpenApiCall) -> Result<CallOutput, Call
     let mut claim = call.memory().claim();
     claim.becomes(body.raw().len())?;
     let event = "message";
-    answer::counted(CallOutput::json(&Only { event, data })?, claim)
+    answer::hold_output(CallOutput::json(&Only { event, data })?, claim)
 }
 
 #[cfg(test)]

@@ -448,7 +448,7 @@ impl<'r> Text<'r> {
         Ok(())
     }
 
-    fn named(&mut self, name: &str) -> Result<(), CallError> {
+    fn name_and_equals(&mut self, name: &str) -> Result<(), CallError> {
         self.mark(";")?;
         self.push(name)?;
         self.mark("=")
@@ -469,7 +469,7 @@ impl<'r> Text<'r> {
     fn matrix(&mut self, name: &str, value: &Value, explode: bool) -> Result<(), CallError> {
         match value {
             Value::Array(values) if explode => values.iter().try_for_each(|one| {
-                self.named(name)?;
+                self.name_and_equals(name)?;
                 self.scalar(one)
             }),
             // The names of the members replace the parameter's name (RFC 6570 section 3.2.7).
@@ -478,7 +478,7 @@ impl<'r> Text<'r> {
                 self.members(value, "=", ";")
             }
             value => {
-                self.named(name)?;
+                self.name_and_equals(name)?;
                 match value {
                     Value::Array(values) => self.list(values, ","),
                     Value::Object(value) => self.members(value, ",", ","),

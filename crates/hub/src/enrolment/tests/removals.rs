@@ -389,7 +389,7 @@ async fn who_could_not_remove_a_peer_does_not_let_it_in_again() {
         let last = peers.last().expect("it joined");
         hub.enrolment.remove(last).await.expect("a peer");
     }
-    let knock = request(None, None);
+    let without_token = request(None, None);
     // A second removal takes nothing, and forgets nothing of the first.
     for repeated in [false, true] {
         if repeated {
@@ -398,7 +398,7 @@ async fn who_could_not_remove_a_peer_does_not_let_it_in_again() {
         let token = hub.token_by(maker.as_str(), None).await;
         let ask = request(Some(&token), None);
         assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
-        assert_eq!(hub.code(2, &knock, NOW).await, "ENROLL_PENDING");
+        assert_eq!(hub.code(2, &without_token, NOW).await, "ENROLL_PENDING");
         let approval = approval(maker.as_str());
         let approved = hub
             .enrolment
@@ -446,9 +446,9 @@ async fn only_the_key_that_is_let_in_again_comes_back_after_a_removal() {
 async fn a_key_that_ended_changes_nothing_of_the_peer_that_had_it() {
     let hub = hub(EnrolMode::Approve);
     let peer = hub.worker_with("jobs:run").await;
-    let knock = request(None, Some("kitchen"));
+    let without_token = request(None, Some("kitchen"));
     // Waits before it is one that ended.
-    assert_eq!(hub.code(5, &knock, NOW).await, "ENROLL_PENDING");
+    assert_eq!(hub.code(5, &without_token, NOW).await, "ENROLL_PENDING");
     let all = hub.enrolment.peers().await.expect("listed");
     let own = all.into_iter().find(|entry| entry.peer_id == peer);
     let mut own = own.expect("it was taken");
@@ -462,7 +462,7 @@ async fn a_key_that_ended_changes_nothing_of_the_peer_that_had_it() {
     let token = hub.token(TokenKind::Once, worker()).await;
     let ask = request(Some(&token), Some("kitchen"));
     assert_eq!(hub.code(1, &ask, NOW).await, "ENROLL_INVALID");
-    assert_eq!(hub.code(1, &knock, NOW).await, "ENROLL_INVALID");
+    assert_eq!(hub.code(1, &without_token, NOW).await, "ENROLL_INVALID");
     let waits = fingerprint(&key(5));
     let approved = hub
         .enrolment

@@ -313,7 +313,7 @@ impl Promotion {
             return Err(PromotionError::Conflict(text));
         }
         let runner = self.parts.runner.as_ref();
-        let seen = trial::look(runner, bundle).await?;
+        let seen = trial::scan_sources(runner, bundle).await?;
         let imports = check::imports(&seen);
         let (of, names) = (Arc::clone(bundle), imports.clone());
         let code = self.stored(move |store| install::code(store, &of, &names));

@@ -128,11 +128,11 @@ async fn an_ended_service_starts_again() {
         matches!(ended, RuntimeCode::Timeout | RuntimeCode::Fuel),
         "{ended}"
     );
-    let anew = soon(service.call(&env, "add", json!(1)))
+    let restarted = soon(service.call(&env, "add", json!(1)))
         .await
         .expect("a sum")
         .value;
-    assert_eq!(anew, json!([1, 1]));
+    assert_eq!(restarted, json!([1, 1]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

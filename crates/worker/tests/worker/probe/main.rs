@@ -233,7 +233,7 @@ fn perform(
         ProbeAct::Garbage(bytes) => tricks::send_raw(&bytes),
         ProbeAct::Inside => return say(&ProbeReply::Inside(seen.clone())),
         ProbeAct::Kept => {
-            let (count, bytes) = tricks::kept();
+            let (count, bytes) = tricks::kept_descriptors();
             return say(&ProbeReply::Text(format!("{count} of {bytes}")));
         }
         ProbeAct::Log(lines, bytes) => {

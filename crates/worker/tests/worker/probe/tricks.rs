@@ -40,7 +40,7 @@ pub(crate) fn keep(fds: Vec<OwnedFd>) {
 }
 
 /// How many there are, and the memory behind them.
-pub(crate) fn kept() -> (usize, usize) {
+pub(crate) fn kept_descriptors() -> (usize, usize) {
     let kept = KEPT.lock().expect("no thread panics with it");
     (kept.len(), kept.iter().map(|fd| about(fd).1).sum())
 }

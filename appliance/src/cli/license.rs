@@ -1,7 +1,7 @@
-//! `alknet licenses`: the parts of this program and of its image, with their licences.
+//! `alknet license`: the parts of this program and of its image, with their licences.
 
 use alknet_licenses::{LicenseInventory, SoftwareComponent};
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{CommandError, CommandExit, output};
@@ -9,10 +9,30 @@ use super::{CommandError, CommandExit, output};
 /// Likeness from which on a name is proposed in the place of one that does not exist.
 const SIMILAR_MIN: f64 = 0.8;
 
-/// Arguments of `alknet licenses`.
+/// The verbs of `alknet license`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LicenseVerb {
+    /// List the components, with version, place and licence.
+    #[command(
+        after_help = "Examples:\n  alknet license list\n  alknet license list --texts --json"
+    )]
+    List {
+        /// Also print the text of each licence once, below the list.
+        #[arg(long)]
+        texts: bool,
+    },
+    /// Show a component with the texts of its licences.
+    #[command(after_help = "Example:\n  alknet license show Linux")]
+    Show {
+        /// A component of 'alknet license list'.
+        name: String,
+    },
+}
+
+/// Arguments of `alknet licenses`, the earlier spelling of both verbs.
 #[derive(Debug, Args)]
-pub(crate) struct LicenseListArgs {
-    /// A component of the list. The command prints the component with the texts of its licences.
+pub(crate) struct LicensesArgs {
+    /// A component of the list.
     #[arg(value_name = "NAME")]
     name: Option<String>,
     /// Also print the text of each licence once, below the list.
@@ -20,15 +40,24 @@ pub(crate) struct LicenseListArgs {
     texts: bool,
 }
 
-/// Prints the list, or one component with its texts.
-pub(crate) fn run(args: &LicenseListArgs, json: bool) -> Result<CommandExit, CommandError> {
+impl From<LicensesArgs> for LicenseVerb {
+    fn from(args: LicensesArgs) -> Self {
+        match args.name {
+            Some(name) => Self::Show { name },
+            None => Self::List { texts: args.texts },
+        }
+    }
+}
+
+/// Runs a verb of `alknet license`.
+pub(crate) fn run(verb: &LicenseVerb, json: bool) -> Result<CommandExit, CommandError> {
     let inventory = LicenseInventory::own().map_err(CommandError::local)?;
-    match &args.name {
-        Some(name) => show(&inventory, name, json)?,
-        None if json => output::json_line(&listed(&inventory, args.texts))?,
-        None => {
+    match verb {
+        LicenseVerb::Show { name } => show(&inventory, name, json)?,
+        LicenseVerb::List { texts } if json => output::json_line(&listed(&inventory, *texts))?,
+        LicenseVerb::List { texts } => {
             output::text(rows(&inventory).trim_end())?;
-            if args.texts {
+            if *texts {
                 output::text(&all_texts(&inventory))?;
             }
         }
@@ -81,7 +110,7 @@ fn title(component: &SoftwareComponent) -> String {
 
 /// Prints each version of a component with its texts.
 fn show(inventory: &LicenseInventory, name: &str, json: bool) -> Result<(), CommandError> {
-    let found = named(inventory, name);
+    let found = components_named(inventory, name);
     if found.is_empty() {
         return Err(CommandError::usage(unknown(inventory, name)));
     }
@@ -119,7 +148,7 @@ fn details(component: &SoftwareComponent) -> String {
 }
 
 /// The components of a name, in which case, hyphens and underscores do not count.
-fn named<'a>(inventory: &'a LicenseInventory, name: &str) -> Vec<&'a SoftwareComponent> {
+fn components_named<'a>(inventory: &'a LicenseInventory, name: &str) -> Vec<&'a SoftwareComponent> {
     let wanted = folded(name);
     let components = inventory.components.iter();
     components.filter(|it| folded(&it.name) == wanted).collect()
@@ -140,7 +169,9 @@ fn unknown(inventory: &LicenseInventory, name: &str) -> String {
     let nearest = near.max_by(|one, other| one.0.total_cmp(&other.0));
     match nearest {
         Some((_, near)) => format!("'{name}' is no part of this program; did you mean '{near}'?"),
-        None => format!("'{name}' is no part of this program; 'alknet licenses' lists all parts"),
+        None => {
+            format!("'{name}' is no part of this program; 'alknet license list' lists all parts")
+        }
     }
 }
 
@@ -180,11 +211,11 @@ mod tests {
     fn a_component_is_found_however_its_name_is_written() {
         let inventory = inventory();
         for name in ["serde_json", "Serde-JSON", "serde-json"] {
-            let found = named(&inventory, name);
+            let found = components_named(&inventory, name);
             let found: Vec<_> = found.iter().map(|it| it.name.as_str()).collect();
             assert_eq!(found, ["serde_json"], "{name}");
         }
-        let facts = details(named(&inventory, "serde_json")[0]);
+        let facts = details(components_named(&inventory, "serde_json")[0]);
         assert!(
             facts.contains("source: https://static.crates.io/"),
             "{facts}"
@@ -193,6 +224,19 @@ mod tests {
         assert!(near.contains("did you mean 'serde_json'"), "{near}");
         let far = unknown(&inventory, "0123456789");
         assert!(far.contains("lists all parts"), "{far}");
+    }
+
+    /// Scripts have the earlier spelling.
+    #[test]
+    fn the_earlier_spelling_lists_and_shows() {
+        let verb = |name: Option<&str>, texts| {
+            let name = name.map(str::to_owned);
+            LicenseVerb::from(LicensesArgs { name, texts })
+        };
+        let shown = verb(Some("Linux"), false);
+        assert!(matches!(&shown, LicenseVerb::Show { name } if name == "Linux"));
+        let listed = verb(None, true);
+        assert!(matches!(listed, LicenseVerb::List { texts: true }));
     }
 
     #[test]

@@ -21,7 +21,7 @@ fn imported(name: &str, outcome: Result<Value, CallError>) -> Registration {
 }
 
 /// An imported operation that callers reach by its scope.
-fn offered(name: &str) -> Registration {
+fn imported_with_scope(name: &str) -> Registration {
     imported(name, Ok(json!("of the server"))).with_import_scope()
 }
 
@@ -75,7 +75,11 @@ async fn refused(client: &CallConnection, name: &str) -> CallError {
 async fn callers_reach_and_see_an_imported_operation_by_its_scope() {
     let node = node([]);
     let inner = imported("api/inner", Ok(json!("for operations alone")));
-    let all = vec![offered("api/note"), offered("api/tag"), inner];
+    let all = vec![
+        imported_with_scope("api/note"),
+        imported_with_scope("api/tag"),
+        inner,
+    ];
     node.dispatcher
         .import("api", all)
         .expect("no name is taken");
@@ -119,7 +123,9 @@ async fn callers_reach_and_see_an_imported_operation_by_its_scope() {
 #[tokio::test]
 async fn an_unknown_caller_gets_the_answer_of_a_name_that_is_none() {
     let node = node([]);
-    let import = node.dispatcher.import("api", vec![offered("api/note")]);
+    let import = node
+        .dispatcher
+        .import("api", vec![imported_with_scope("api/note")]);
     import.expect("no name is taken");
     let client = node.client(Carriage::Memory, None);
     assert!(names(&client).await.is_empty());
@@ -138,7 +144,9 @@ async fn an_operation_calls_an_imported_one_by_its_own_scopes_alone() {
         uses("app/may", &["import:api:note"]),
         uses("app/may-not", &["import:api:tag"]),
     ]);
-    let import = node.dispatcher.import("api", vec![offered("api/note")]);
+    let import = node
+        .dispatcher
+        .import("api", vec![imported_with_scope("api/note")]);
     import.expect("no name is taken");
     let note = json!("api/note");
     // The scopes of the caller add nothing and remove nothing.
@@ -177,7 +185,9 @@ async fn watchers_hear_of_imports_that_they_may_call() {
     let nothing: (Vec<String>, Vec<String>) = Default::default();
     let note = vec!["api/note".to_owned()];
     assert_eq!(heard().await, [nothing.clone(), nothing.clone()]);
-    let import = node.dispatcher.import("api", vec![offered("api/note")]);
+    let import = node
+        .dispatcher
+        .import("api", vec![imported_with_scope("api/note")]);
     import.expect("no name is taken");
     assert_eq!(heard().await, [(note.clone(), Vec::new()), nothing.clone()]);
     node.dispatcher.import("api", Vec::new()).expect("nothing");
@@ -260,7 +270,9 @@ fn routes(name: &str, scopes: &[&str]) -> Registration {
 #[tokio::test]
 async fn what_a_peer_imported_is_reached_there_by_its_scope_and_that_of_the_way() {
     let worker = node([]);
-    let import = worker.dispatcher.import("api", vec![offered("api/note")]);
+    let import = worker
+        .dispatcher
+        .import("api", vec![imported_with_scope("api/note")]);
     import.expect("no name is taken");
     let registry = Registry::builder()
         .with(routes("app/may", &["peer:route:worker", "import:api:note"]))
