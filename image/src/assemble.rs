@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::disk::{self, DISK_BYTES, UKI_BYTES_MAX};
+use crate::disk::{self, DISK_BYTES, DiskContent, UKI_BYTES_MAX};
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 use crate::grub::NOTICE_FILE;
@@ -14,6 +14,7 @@ use crate::inputs::{ImageInputs, InputContents, invalid};
 use crate::iso::IsoMedium;
 use crate::manifest::{Manifest, ManifestBoot};
 use crate::out::{OutDir, at};
+use crate::tree::RootFiles;
 use crate::virtual_disk::vhdx::VhdxIds;
 use crate::virtual_disk::vmdk::VmdkKind;
 use crate::virtual_disk::{RawDisk, aws, gce, ova, qcow2, vhd, vhdx, vmdk};
@@ -248,7 +249,8 @@ impl<'a> ImageBuild<'a> {
     fn erofs(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.kernels(ImageForm::Erofs, out)?;
         self.say("writing the erofs root drive");
-        let tree = tree::root(&self.loaded.binary);
+        let version = self.version_line();
+        let tree = tree::root(self.root_files(&version));
         let uuid = self.ids.uuid("erofs");
         out.with(ImageForm::Erofs, OutputRole::Root, "root.erofs", |path| {
             erofs::write(&tree, uuid, path)
@@ -269,11 +271,11 @@ impl<'a> ImageBuild<'a> {
     fn raw(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         let uki = self.make_uki(ImageForm::Raw)?;
         self.say("writing the disk");
-        let grub = &self.loaded.grub(ImageForm::Raw)?.loader;
+        let content = self.disk_content(ImageForm::Raw, &uki)?;
         let name = format!("alknet_{}.raw", self.inputs.version);
         out.with(ImageForm::Raw, OutputRole::Disk, &name, |path| {
             let file = writable(path)?;
-            let written = disk::write(file, DISK_BYTES, &uki, grub, &self.ids);
+            let written = disk::write(file, DISK_BYTES, &content, &self.ids);
             written.map(drop).map_err(at(path))
         })
     }
@@ -307,9 +309,9 @@ impl<'a> ImageBuild<'a> {
 
     fn disk_of(&mut self, form: ImageForm, bytes: u64) -> Result<RawDisk, ImageError> {
         let uki = self.make_uki(form)?;
-        let grub = &self.loaded.grub(form)?.loader;
+        let content = self.disk_content(form, &uki)?;
         let written = tempfile::tempfile_in(self.folder).and_then(|file| {
-            let file = disk::write(file, bytes, &uki, grub, &self.ids)?;
+            let file = disk::write(file, bytes, &content, &self.ids)?;
             RawDisk::new(file)
         });
         written.map_err(at(self.folder))
@@ -444,7 +446,32 @@ impl<'a> ImageBuild<'a> {
     }
 
     fn archive(&self) -> Vec<u8> {
-        cpio::archive(&tree::root(&self.loaded.binary))
+        cpio::archive(&tree::root(self.root_files(&self.version_line())))
+    }
+
+    fn version_line(&self) -> String {
+        format!("{}\n", self.inputs.version)
+    }
+
+    fn root_files<'f>(&'f self, version: &'f str) -> RootFiles<'f> {
+        RootFiles {
+            binary: &self.loaded.binary,
+            version: version.as_bytes(),
+            update_root: self.loaded.update_root.as_deref(),
+        }
+    }
+
+    /// What is on the disk of `form`, whose program is `uki`.
+    fn disk_content<'f>(
+        &'f self,
+        form: ImageForm,
+        uki: &'f [u8],
+    ) -> Result<DiskContent<'f>, ImageError> {
+        Ok(DiskContent {
+            uki,
+            loader: self.loaded.loader(form)?,
+            grub: &self.loaded.grub(form)?.loader,
+        })
     }
 
     fn make_uki(&mut self, form: ImageForm) -> Result<Rc<[u8]>, ImageError> {

@@ -1,5 +1,5 @@
-//! A whole disk: GPT, GRUB for machines with a BIOS, the EFI system partition with our EFI program
-//! on it, and room for data.
+//! A whole disk: GPT, GRUB for machines with a BIOS, the EFI system partition with the loader and our
+//! EFI program in the first of two boot slots, and room for data.
 //!
 //! The layout is frozen, because no update can change the partition table of a machine in use.
 
@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use alknet_boot_state::{BootRecord, BootSlot, RECORD_OFFSET, grub_archive};
 use alknet_fat::{FatNode, FilePartition, NewFatVolume, ShortName};
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
@@ -21,13 +22,11 @@ use crate::ids::BuildIds;
 
 /// Bytes of a logical block.
 pub const LBA_BYTES: u64 = 512;
-/// First block of the gap behind the partition table, in which GRUB's core image lies.
+/// First block of the gap behind the partition table. It is a tar archive with GRUB's core image and
+/// configuration, and with the state of the boot at its end.
 pub const BIOS_FIRST_LBA: u64 = 34;
 /// Last block of that gap.
 pub const BIOS_LAST_LBA: u64 = ESP_FIRST_LBA - 1;
-/// First of the two blocks at the end of the gap that are kept for the state of the boot: which of
-/// two programs to start, and how often it was tried. GRUB never reaches them.
-pub const BOOT_STATE_FIRST_LBA: u64 = BIOS_LAST_LBA - 1;
 /// First block of the EFI system partition: 1 MiB, to which every tool aligns.
 pub const ESP_FIRST_LBA: u64 = 2048;
 /// Bytes of the EFI system partition: two EFI programs, one being written, and a loader.
@@ -45,25 +44,44 @@ pub(crate) const TYPE_BIOS: Uuid = uuid!("21686148-6449-6E6F-744E-656564454649")
 pub(crate) const TYPE_ESP: Uuid = uuid!("C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
 pub(crate) const TYPE_DATA: Uuid = uuid!("0FC63DAF-8483-4772-8E79-3D69D8477DE4");
 
+/// The folder of the boot slots.
+const SLOTS_FOLDER: &str = "ALKNET";
+
 const FAT_LABEL: [u8; 11] = *b"ALKESP     ";
 /// Small enough that 256 MiB are FAT32 and not FAT16, large enough that the tables stay at 1 MiB.
 const CLUSTER_SECTORS: u32 = 4;
+
+/// What is on a disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DiskContent<'a> {
+    /// The program of the first boot slot.
+    pub(crate) uki: &'a [u8],
+    /// The program that firmware starts.
+    pub(crate) loader: &'a [u8],
+    pub(crate) grub: &'a GrubLoader,
+}
 
 /// Writes a disk of `bytes` to an empty file, which stays sparse.
 pub(crate) fn write(
     file: File,
     bytes: u64,
-    uki: &[u8],
-    grub: &GrubLoader,
+    content: &DiskContent<'_>,
     ids: &BuildIds,
 ) -> io::Result<File> {
     // The disk is a sparse file: only written blocks take space.
     file.set_len(bytes)?;
     let file = write_table(file, bytes, ids)?;
     // The code lies before the partitions of the protective MBR, which stay as they are.
-    file.write_all_at(grub.boot_code(), 0)?;
-    file.write_all_at(grub.core(), BIOS_FIRST_LBA * LBA_BYTES)?;
-    write_system_partition(&file, uki, ids)?;
+    file.write_all_at(content.grub.boot_code(), 0)?;
+    for (lba, sectors) in content.grub.sectors() {
+        file.write_all_at(sectors, lba * LBA_BYTES)?;
+    }
+    for (lba, header) in grub_archive() {
+        file.write_all_at(&header, lba * LBA_BYTES)?;
+    }
+    let record = BootRecord::new(BootSlot::A);
+    file.write_all_at(&record.encode(), RECORD_OFFSET)?;
+    write_system_partition(&file, content, ids)?;
     Ok(file)
 }
 
@@ -112,7 +130,11 @@ fn partitions(bytes: u64, ids: &BuildIds) -> BTreeMap<u32, Partition> {
     ])
 }
 
-fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
+fn write_system_partition(
+    file: &File,
+    content: &DiskContent<'_>,
+    ids: &BuildIds,
+) -> io::Result<()> {
     let volume = NewFatVolume {
         hidden_sectors: lba(ESP_FIRST_LBA),
         sectors: lba(ESP_BYTES / LBA_BYTES),
@@ -121,11 +143,13 @@ fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result
         label: FAT_LABEL,
     };
     let mut partition = FilePartition::new(file, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
-    Ok(alknet_fat::create(
-        &mut partition,
-        &volume,
-        &system_folders(uki),
-    )?)
+    let program = FatNode::File(name(BootSlot::A.file_name()), content.uki);
+    let slots = FatNode::Folder(name(SLOTS_FOLDER), vec![program]);
+    let folders = [FatNode::Folder(
+        name("EFI"),
+        vec![started(content.loader), slots],
+    )];
+    Ok(alknet_fat::create(&mut partition, &volume, &folders)?)
 }
 
 /// An EFI system partition in a file of its own, for a medium that has no other file system to
@@ -147,18 +171,15 @@ pub(crate) fn write_system_image(
         label: FAT_LABEL,
     };
     let mut partition = FilePartition::new(file, 0, bytes);
-    Ok(alknet_fat::create(
-        &mut partition,
-        &volume,
-        &system_folders(uki),
-    )?)
+    let folders = [FatNode::Folder(name("EFI"), vec![started(uki)])];
+    Ok(alknet_fat::create(&mut partition, &volume, &folders)?)
 }
 
-/// Firmware looks for `\EFI\BOOT\BOOTX64.EFI` on a disk that no boot entry names.
-fn system_folders(uki: &[u8]) -> [FatNode<'_>; 1] {
-    let program = FatNode::File(name("BOOTX64.EFI"), uki);
-    let boot = FatNode::Folder(name("BOOT"), vec![program]);
-    [FatNode::Folder(name("EFI"), vec![boot])]
+/// The folder with the program that firmware starts: it looks for `\EFI\BOOT\BOOTX64.EFI` on a disk
+/// that no boot entry names.
+fn started(program: &[u8]) -> FatNode<'_> {
+    let program = FatNode::File(name("BOOTX64.EFI"), program);
+    FatNode::Folder(name("BOOT"), vec![program])
 }
 
 fn lba(value: u64) -> u32 {
@@ -170,8 +191,20 @@ fn name(text: &str) -> ShortName {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::grub::tests::loader;
+
+    /// A disk with this program in its first boot slot, and with `loader` as the loader, of this commit.
+    pub(crate) fn written(uki: &[u8], git: &str) -> File {
+        let file = tempfile::tempfile().expect("a temporary file");
+        let content = DiskContent {
+            uki,
+            loader: b"loader",
+            grub: &loader(),
+        };
+        write(file, DISK_BYTES, &content, &BuildIds::new("1", git)).expect("the disk is written")
+    }
 
     #[test]
     fn partitions_neither_overlap_nor_touch_the_tables() {

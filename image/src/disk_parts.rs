@@ -8,12 +8,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use alknet_boot_state::{GRUB_CONFIG_BYTES, GRUB_CONFIG_LBA, RECORD_OFFSET};
 use alknet_fat::{FatVolume, FilePartition};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::disk::{BIOS_FIRST_LBA, BIOS_LAST_LBA, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use crate::disk::{BIOS_FIRST_LBA, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 use crate::manifest::{ManifestOutput, hex_sha256};
@@ -21,11 +22,11 @@ use crate::out::at;
 
 /// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
 const BOOT_CODE_BYTES: u64 = 440;
-/// The last blocks of the gap for a BIOS loader have the state by which loaders choose a version.
-const BOOT_STATE_LBAS: u64 = 2;
+/// Where the boot note begins: behind GRUB's configuration and a header of the archive.
+const NOTE_OFFSET: u64 = GRUB_CONFIG_LBA * LBA_BYTES + GRUB_CONFIG_BYTES + LBA_BYTES;
 
 /// Parts of a disk that [`ManifestDisk`] leaves out, each with the reason.
-pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 4] = [
+pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 6] = [
     (
         "partition table",
         "the first boot gives disk and partitions identities of their own, and the last partition the rest of the disk",
@@ -33,6 +34,14 @@ pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 4] = [
     (
         "boot state",
         "the loader counts the starts of a new version there",
+    ),
+    (
+        "boot note",
+        "a new version writes there how far its start came",
+    ),
+    (
+        "second boot slot",
+        "an update writes another version there; compare the file EFI/ALKNET/B.EFI with the files of that version",
     ),
     (
         "configuration on the EFI system partition",
@@ -55,7 +64,7 @@ pub struct ManifestDisk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ManifestRegion {
-    /// `boot code` or `BIOS loader`.
+    /// `boot code`, `BIOS loader` or `header of the boot state`.
     pub name: String,
     /// First byte.
     pub offset: u64,
@@ -84,10 +93,14 @@ impl ManifestDisk {
     /// The disk cannot be read, or its EFI system partition is one that not every firmware reads in the same way. The
     /// latter has the kind [`InvalidData`](io::ErrorKind::InvalidData) or [`InvalidInput`](io::ErrorKind::InvalidInput).
     pub fn read(disk: &File) -> io::Result<Self> {
-        let loader_end = (BIOS_LAST_LBA + 1 - BOOT_STATE_LBAS) * LBA_BYTES;
         let ranges = [
             ("boot code", 0, BOOT_CODE_BYTES),
-            ("BIOS loader", BIOS_FIRST_LBA * LBA_BYTES, loader_end),
+            ("BIOS loader", BIOS_FIRST_LBA * LBA_BYTES, NOTE_OFFSET),
+            (
+                "header of the boot state",
+                RECORD_OFFSET - LBA_BYTES,
+                RECORD_OFFSET,
+            ),
         ];
         let regions = ranges.into_iter().map(|(name, start, end)| {
             let mut content = vec![0; (end - start) as usize];
@@ -147,15 +160,13 @@ impl io::Write for HashWriter {
 
 #[cfg(test)]
 mod tests {
+    use alknet_boot_state::grub_archive;
+
     use super::*;
-    use crate::disk::{self, DISK_BYTES};
-    use crate::grub::tests::loader;
-    use crate::ids::BuildIds;
+    use crate::disk;
 
     fn written(git: &str) -> File {
-        let file = tempfile::tempfile().expect("a temporary file");
-        let ids = BuildIds::new("1", git);
-        disk::write(file, DISK_BYTES, b"program", &loader(), &ids).expect("the disk is written")
+        disk::tests::written(b"program", git)
     }
 
     #[test]
@@ -163,8 +174,17 @@ mod tests {
         let disk = written("a");
         let parts = ManifestDisk::read(&disk).expect("readable");
         assert_eq!(parts, ManifestDisk::read(&written("b")).expect("readable"));
-        let program = hex_sha256(b"program");
-        assert!(parts.files.iter().any(|file| file.sha256 == program));
+        let files: Vec<_> = parts
+            .files
+            .iter()
+            .map(|it| (&*it.path, &*it.sha256))
+            .collect();
+        let [program, loader] = [&b"program"[..], b"loader"].map(hex_sha256);
+        let expected = [
+            ("EFI/ALKNET/A.EFI", &*program),
+            ("EFI/BOOT/BOOTX64.EFI", &loader),
+        ];
+        assert_eq!(files, expected);
         // The table is not among the parts, the gap behind it is.
         let table = LBA_BYTES + 56;
         disk.write_all_at(b"another identity", table)
@@ -177,14 +197,28 @@ mod tests {
         assert_ne!(changed.regions[1], parts.regions[1]);
     }
 
+    /// A machine writes the note and the record. The archive by which GRUB finds them stays.
     #[test]
-    fn the_boot_state_is_left_out() {
+    fn note_and_record_are_left_out_and_what_is_beside_them_is_not() {
         let disk = written("a");
         let parts = ManifestDisk::read(&disk).expect("readable");
-        let state = (BIOS_LAST_LBA - 1) * LBA_BYTES;
-        disk.write_all_at(b"tries=2", state).expect("writable");
-        assert_eq!(ManifestDisk::read(&disk).expect("readable"), parts);
-        disk.write_all_at(b"x", state - 1).expect("writable");
-        assert_ne!(ManifestDisk::read(&disk).expect("readable"), parts);
+        let note = 2037 * LBA_BYTES..2045 * LBA_BYTES;
+        let record = 2046 * LBA_BYTES..2048 * LBA_BYTES;
+        for part in [&note, &record] {
+            for at in [part.start, part.end - 1] {
+                disk.write_all_at(b"n", at).expect("writable");
+                assert_eq!(ManifestDisk::read(&disk).expect("readable"), parts, "{at}");
+            }
+        }
+        for at in [note.start - 1, note.end, record.start - 1] {
+            let mut before = [0];
+            disk.read_exact_at(&mut before, at).expect("readable");
+            disk.write_all_at(&[!before[0]], at).expect("writable");
+            assert_ne!(ManifestDisk::read(&disk).expect("readable"), parts, "{at}");
+            disk.write_all_at(&before, at).expect("writable");
+        }
+        for (lba, _) in grub_archive() {
+            assert!(!note.contains(&(lba * LBA_BYTES)) && !record.contains(&(lba * LBA_BYTES)));
+        }
     }
 }

@@ -270,13 +270,9 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::disk::{self, DISK_BYTES};
-    use crate::grub::tests::loader;
-    use crate::ids::BuildIds;
 
     fn written() -> File {
-        let file = tempfile::tempfile().expect("a temporary file");
-        let ids = BuildIds::new("1", "a");
-        disk::write(file, DISK_BYTES, b"program", &loader(), &ids).expect("the disk is written")
+        disk::tests::written(b"program", "a")
     }
 
     #[test]

@@ -94,6 +94,12 @@ impl ImageForm {
         self.holds_efi_program() && !matches!(self, Self::Uki)
     }
 
+    /// Whether the form is a disk with two boot slots, which the loader for UEFI chooses from.
+    #[must_use]
+    pub const fn holds_loader(self) -> bool {
+        self.holds_grub() && !matches!(self, Self::Iso)
+    }
+
     /// The name used on command lines and in the manifest.
     #[must_use]
     pub const fn name(self) -> &'static str {

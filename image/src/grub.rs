@@ -1,13 +1,18 @@
-//! GRUB, which starts the kernel of the EFI program on a machine with a BIOS.
+//! GRUB, which starts the kernel of an EFI program on a machine with a BIOS.
 //!
-//! The firmware loads the first sector of the disk, that sector loads the core image from the gap
-//! before the first file system, and the core image reads a script out of the EFI program. The
-//! script has the places of kernel and initramfs in the same file, so an update that replaces the
-//! file replaces everything that GRUB reads, and both firmwares start the same bytes.
+//! The firmware loads the first sector of the disk, and that sector loads the core image from the gap
+//! before the first file system. On a disk the core image reads a configuration that lies behind it,
+//! which chooses a boot slot; on a medium there is one program. Then GRUB reads a script out of the
+//! EFI program. The script has the places of kernel and initramfs in the same file, so an update that
+//! replaces the file replaces everything that GRUB reads, and both firmwares start the same bytes.
 
 use std::ops::Range;
 
-use crate::disk::{BIOS_FIRST_LBA, BOOT_STATE_FIRST_LBA, LBA_BYTES};
+use alknet_boot_state::{
+    GRUB_CONFIG_BYTES, GRUB_CONFIG_LBA, GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA, GRUB_SCRIPT,
+};
+
+use crate::disk::LBA_BYTES;
 use crate::virtual_disk::to_usize;
 
 /// Byte of the EFI program at which the script begins. The core image stays on a disk when the EFI
@@ -17,33 +22,71 @@ pub(crate) const SCRIPT_AT: usize = 256 << 10;
 pub(crate) const SCRIPT_BYTES: usize = 8 << 10;
 
 /// The modules of GRUB in its core image: disks of the BIOS, the file systems on the way to the
-/// EFI program, the commands of the script and of [`GRUB_CONFIG`], and both consoles.
-pub const GRUB_MODULES: [&str; 12] = [
+/// EFI program, the commands of the scripts and of the core images' configurations, and both
+/// consoles.
+pub const GRUB_MODULES: [&str; 18] = [
     "biosdisk",
     "boot",
     "configfile",
     "echo",
     "fat",
+    "file",
     "linux",
+    "loadenv",
     "loopback",
+    "normal",
     "part_gpt",
     "reboot",
+    "regexp",
     "serial",
     "sleep",
+    "tar",
     "terminal",
+    "test",
 ];
 
 /// The folder of GRUB's files. Without a drive before the comma GRUB takes the drive that the
 /// firmware started it from, so on a machine with two of our disks each starts its own programs.
-/// The partition is the EFI system partition, the second one of every form. The folder has no file:
-/// everything that GRUB needs is in its core image.
+/// The partition is the EFI system partition, the second one of every form. The folder has no file
+/// of GRUB's: its modules are in its core image.
 pub const GRUB_PREFIX: &str = "(,gpt2)/EFI";
 
-/// The commands in GRUB's core image. There is no menu and no prompt: the kernel starts, or the
-/// machine starts again after half a minute.
-///
+/// A kind of core image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrubFormat {
+    /// GRUB's name of the kind.
+    pub name: &'static str,
+    /// The commands in the core image. There is no menu and no prompt: the kernel starts, or the
+    /// machine starts again after half a minute. GRUB parses these commands without `if`; it can do
+    /// more in files that `source` reads.
+    pub config: &'static str,
+}
+
+/// The core images: for a drive, and for a CD.
+pub const GRUB_FORMATS: [GrubFormat; 2] = [
+    GrubFormat {
+        name: "i386-pc",
+        config: DISK_CONFIG,
+    },
+    GrubFormat {
+        name: "i386-pc-eltorito",
+        config: MEDIUM_CONFIG,
+    },
+];
+
+/// GRUB names the drive it was started from only in `root`, with the partition of [`GRUB_PREFIX`].
+const DISK_CONFIG: &str = "\
+serial --unit=0 --speed=115200
+terminal_output console serial
+regexp --set=1:alknet_disk '^([^,]*),' \"${root}\"
+source (${alknet_disk},gpt1)/grub.cfg
+echo 'alknet: GRUB cannot start \\EFI\\ALKNET\\A.EFI or B.EFI. Next try in 30 s'
+sleep 30
+reboot
+";
+
 /// The numbers behind `(uki)` are those of the script, in sectors.
-pub const GRUB_CONFIG: &str = "\
+const MEDIUM_CONFIG: &str = "\
 serial --unit=0 --speed=115200
 terminal_output console serial
 loopback uki /EFI/BOOT/BOOTX64.EFI
@@ -53,8 +96,8 @@ sleep 30
 reboot
 ";
 
-/// GRUB's names of the two kinds of core images: for a drive, and for a CD.
-pub const GRUB_FORMATS: [&str; 2] = ["i386-pc", "i386-pc-eltorito"];
+/// The rest of a disk's configuration, behind the function that chooses a boot slot.
+const START: &str = include_str!("start.cfg");
 
 /// Bytes of the first sector that are code. A number of the disk and the partition table follow.
 const BOOT_CODE_BYTES: usize = 440;
@@ -69,8 +112,8 @@ const NO_OPERATION: u8 = 0x90;
 const BLOCK_LIST_AT: usize = 0x1f4;
 /// The segment behind the first sector of the core image, which is loaded at 0x8000.
 const REST_SEGMENT: u16 = 0x820;
-/// Most sectors of the core image: the state of the boot follows it in the gap.
-const CORE_SECTORS_MAX: u64 = BOOT_STATE_FIRST_LBA - BIOS_FIRST_LBA;
+/// Most sectors of the core image: its configuration and the state of the boot follow it in the gap.
+const CORE_SECTORS_MAX: u64 = GRUB_CORE_BYTES_MAX / LBA_BYTES;
 /// Fewest bytes of a core image for a CD: xorriso writes the image's place behind these.
 const CD_CORE_BYTES_MIN: usize = 2560;
 
@@ -81,11 +124,12 @@ const LICENCE: &str = include_str!("../notices/GPL-3.txt");
 /// The file with the licence of GRUB and the offer of its source code.
 pub(crate) const NOTICE_FILE: &str = "GRUB.txt";
 
-/// GRUB on the disk: the code of the first sector, and the core image.
+/// GRUB on the disk: the code of the first sector, the core image, and its configuration.
 #[derive(Debug)]
 pub(crate) struct GrubLoader {
     boot_code: [u8; BOOT_CODE_BYTES],
     core: Vec<u8>,
+    config: Vec<u8>,
 }
 
 impl GrubLoader {
@@ -95,9 +139,13 @@ impl GrubLoader {
         let core = located(core).map_err(|why| (GrubPart::Core, why))?;
         let mut boot_code = [0; BOOT_CODE_BYTES];
         boot_code.copy_from_slice(&boot_sector[..BOOT_CODE_BYTES]);
-        put(&mut boot_code, CORE_LBA_AT, &BIOS_FIRST_LBA.to_le_bytes());
+        put(&mut boot_code, CORE_LBA_AT, &GRUB_CORE_LBA.to_le_bytes());
         put(&mut boot_code, DRIVE_CHECK_AT, &[NO_OPERATION; 2]);
-        Ok(Self { boot_code, core })
+        Ok(Self {
+            boot_code,
+            core,
+            config: config(),
+        })
     }
 
     /// The code for the beginning of the first sector.
@@ -105,10 +153,22 @@ impl GrubLoader {
         &self.boot_code
     }
 
-    /// The core image, which belongs at [`BIOS_FIRST_LBA`].
-    pub(crate) fn core(&self) -> &[u8] {
-        &self.core
+    /// The core image and its configuration, each with its first sector on the disk.
+    pub(crate) fn sectors(&self) -> [(u64, &[u8]); 2] {
+        [(GRUB_CORE_LBA, &self.core), (GRUB_CONFIG_LBA, &self.config)]
     }
+}
+
+/// The configuration of a disk: it chooses a boot slot, and starts it.
+fn config() -> Vec<u8> {
+    let mut config = [GRUB_SCRIPT, START].concat().into_bytes();
+    debug_assert!(
+        config.len() <= to_usize(GRUB_CONFIG_BYTES),
+        "a test has its length"
+    );
+    // GRUB skips empty lines.
+    config.resize(to_usize(GRUB_CONFIG_BYTES), b'\n');
+    config
 }
 
 /// A part of GRUB that can be unusable.
@@ -139,7 +199,7 @@ pub(crate) fn check_cd_core(core: &[u8]) -> Result<(), String> {
             "it is {} bytes, and at least {CD_CORE_BYTES_MIN} make a core image; make it by \
              grub-mkimage -O {}",
             core.len(),
-            GRUB_FORMATS[1]
+            GRUB_FORMATS[1].name
         ));
     }
     Ok(())
@@ -157,24 +217,25 @@ fn located(core: &[u8]) -> Result<Vec<u8>, String> {
     }
     if sectors > CORE_SECTORS_MAX {
         return Err(format!(
-            "it has {sectors} sectors, and {CORE_SECTORS_MAX} fit before the state of the boot; \
+            "it has {sectors} sectors, and {CORE_SECTORS_MAX} fit before its configuration; \
              leave modules out"
         ));
     }
     let mut core = core.to_vec();
     core.resize(to_usize(sectors * LBA_BYTES), 0);
     let rest = u16::try_from(sectors - 1).map_err(|error| error.to_string())?;
-    put(
-        &mut core,
-        BLOCK_LIST_AT,
-        &(BIOS_FIRST_LBA + 1).to_le_bytes(),
-    );
+    put(&mut core, BLOCK_LIST_AT, &(GRUB_CORE_LBA + 1).to_le_bytes());
     put(&mut core, BLOCK_LIST_AT + 8, &rest.to_le_bytes());
     put(&mut core, BLOCK_LIST_AT + 10, &REST_SEGMENT.to_le_bytes());
     Ok(core)
 }
 
 /// The script for an EFI program whose file has kernel and initramfs in these ranges of bytes.
+///
+/// A disk's configuration first runs the script with `alknet_probe`, to learn that the program has
+/// one, and then with the words for the kernel in `alknet_arguments`. Disks in use keep their
+/// configuration, so both names and `alknet_found` never change. Without `if`, a kernel whose
+/// initramfs cannot be read would start without it, and the other slot would not get its turn.
 ///
 /// # Errors
 /// A range does not begin at a sector, or the command line has a character that GRUB changes.
@@ -187,7 +248,15 @@ pub(crate) fn script(
     // Within these marks the words have no character with a meaning. GRUB joins them by spaces.
     let words = cmdline.split_ascii_whitespace();
     let words: String = words.map(|word| format!(" '{word}'")).collect();
-    let script = format!("linux {}{words}\ninitrd {}\nboot\n", kernel?, initrd?);
+    let (kernel, initrd) = (kernel?, initrd?);
+    // An empty variable outside of quotation marks is no word.
+    let script = format!(
+        "set alknet_found=1\n\
+         if [ \"${{alknet_probe}}\" != \"1\" ]; then\n\
+         if linux {kernel} ${{alknet_arguments}}{words}; then\n\
+         if initrd {initrd}; then\n\
+         boot\nfi\nfi\nfi\n"
+    );
     if let Some(letter) = altered(cmdline) {
         return Err(format!(
             "GRUB passes {letter} to the kernel in another form"
@@ -226,15 +295,16 @@ pub(crate) fn altered(cmdline: &str) -> Option<char> {
 /// The licence of GRUB, the offer of its source code, and how its parts were made.
 pub(crate) fn notice(version: &str) -> String {
     let modules = GRUB_MODULES.join(" ");
-    let command = |format: &str| {
+    let command = |GrubFormat { name, config }| {
+        let lines = config.lines().map(|line| format!("\n    {line}"));
+        let lines: String = lines.collect();
         format!(
-            "    grub-mkimage -O {format} -p '{GRUB_PREFIX}' -c early.cfg \\\n        {modules}"
+            "    grub-mkimage -O {name} -p '{GRUB_PREFIX}' -c {name}.cfg \\\n        {modules}\n\n    \
+             {name}.cfg:\n{lines}"
         )
     };
-    let lines = GRUB_CONFIG.lines().map(|line| format!("    {line}"));
     OFFER
-        .replace("@COMMANDS@", &GRUB_FORMATS.map(command).join("\n"))
-        .replace("@CONFIG@", &lines.collect::<Vec<_>>().join("\n"))
+        .replace("@COMMANDS@", &GRUB_FORMATS.map(command).join("\n\n"))
         .replace("@VERSION@", version)
         .replace("@LICENCE@", LICENCE)
 }
@@ -245,6 +315,8 @@ fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use alknet_boot_state::{BootSlot, GRUB_CONFIG_FILE, GRUB_STATE_FILE};
+
     use super::*;
     use crate::CMDLINE_BYTES_MAX;
 
@@ -266,31 +338,66 @@ pub(crate) mod tests {
         let core = vec![0xee; 3 * SECTOR + 1];
         let loader = GrubLoader::new(&boot_sector(), &core).expect("usable");
         let code = loader.boot_code();
-        assert_eq!(code[CORE_LBA_AT..][..8], [34, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(code[CORE_LBA_AT..][..8], [35, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(code[DRIVE_CHECK_AT..][..2], [0x90, 0x90]);
         let changed = |at: &usize| code[*at] != 0xcc;
         let changed: Vec<_> = (0..BOOT_CODE_BYTES).filter(changed).collect();
         assert_eq!(changed.len(), 10, "{changed:?}");
 
-        assert_eq!(loader.core().len(), 4 * SECTOR);
-        let list = &loader.core()[BLOCK_LIST_AT..SECTOR];
-        assert_eq!(list, [35, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0x20, 8]);
-        assert_eq!(loader.core()[SECTOR..3 * SECTOR + 1], core[SECTOR..]);
-        assert!(loader.core()[..BLOCK_LIST_AT] == core[..BLOCK_LIST_AT]);
+        let [(first, located), _] = loader.sectors();
+        assert_eq!((first, located.len()), (35, 4 * SECTOR));
+        let list = &located[BLOCK_LIST_AT..SECTOR];
+        assert_eq!(list, [36, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0x20, 8]);
+        assert_eq!(located[SECTOR..3 * SECTOR + 1], core[SECTOR..]);
+        assert!(located[..BLOCK_LIST_AT] == core[..BLOCK_LIST_AT]);
     }
 
-    /// The state of the boot is the last two sectors of the gap, whatever GRUB needs.
+    /// The headers of the archive lie before the configuration, and before the boot note at 2037.
     #[test]
-    fn the_largest_core_image_ends_before_the_state_of_the_boot() {
-        assert_eq!(BOOT_STATE_FIRST_LBA, 2046);
+    fn the_largest_core_image_and_the_configuration_end_before_the_next_header() {
         let largest = vec![1; to_usize(CORE_SECTORS_MAX) * SECTOR];
         let loader = GrubLoader::new(&boot_sector(), &largest).expect("exactly fits");
-        let end = BIOS_FIRST_LBA + (loader.core().len() / SECTOR) as u64;
-        assert_eq!(end, BOOT_STATE_FIRST_LBA);
+        let ends = loader.sectors().map(|(first, content)| {
+            assert!(content.len().is_multiple_of(SECTOR));
+            first + (content.len() / SECTOR) as u64
+        });
+        assert_eq!(ends, [GRUB_CONFIG_LBA - 1, 2036]);
         let larger = [&largest[..], &[1]].concat();
         let (part, why) = GrubLoader::new(&boot_sector(), &larger).expect_err("too large");
         assert_eq!(part, GrubPart::Core);
-        assert!(why.contains("2013 sectors"), "{why}");
+        assert!(why.contains("1970 sectors"), "{why}");
+    }
+
+    #[test]
+    fn the_configuration_is_whole_and_ends_in_a_line_feed() {
+        let whole = [GRUB_SCRIPT, START].concat();
+        assert!(config().starts_with(whole.as_bytes()), "it was cut");
+        assert!(GRUB_SCRIPT.ends_with('\n') && config().ends_with(b"\n"));
+    }
+
+    /// The names that the parts of the configuration share.
+    #[test]
+    fn the_configuration_finds_the_record_the_slots_and_the_script() {
+        let state = format!("set alknet_state=\"{GRUB_STATE_FILE}\"\n");
+        for (config, wanted) in [
+            (DISK_CONFIG, format!("\nsource {GRUB_CONFIG_FILE}\n")),
+            (START, state),
+            (
+                START,
+                "\nalknet_choose\n".replace('\n', "\n  ").trim_end().into(),
+            ),
+        ] {
+            assert!(config.contains(&wanted), "{wanted}");
+        }
+        for slot in BootSlot::ALL {
+            let file = slot.file_name();
+            assert_eq!(START.matches(&format!(" /EFI/ALKNET/{file}\n")).count(), 2);
+            assert!(START.contains(&format!("set alknet_{slot}=\"${{alknet_found}}\"")));
+        }
+        let script = script(0..512, 512..1024, "quiet").expect("usable");
+        for name in ["alknet_found", "alknet_probe", "alknet_arguments"] {
+            assert!(script.contains(name) && START.contains(name), "{name}");
+        }
     }
 
     #[test]
@@ -313,21 +420,22 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_core_image_reads_the_script_where_it_is() {
+    fn grub_reads_the_script_where_it_is() {
         let place = block_list(&(SCRIPT_AT..SCRIPT_AT + SCRIPT_BYTES)).expect("whole sectors");
-        assert!(
-            GRUB_CONFIG.contains(&format!("\nsource {place}\n")),
-            "{place}"
-        );
+        let reads = format!("source {place}\n");
+        assert_eq!(MEDIUM_CONFIG.matches(&reads).count(), 1, "{reads}");
+        assert_eq!(START.matches(&reads).count(), 2, "{reads}");
     }
 
     #[test]
     fn the_script_names_whole_sectors_and_every_word() {
         let cmdline = "console=ttyS0 a=$b;c  x={1..2}";
         let script = script(1024..2000, 4096..9216, cmdline).expect("usable");
-        let expected = "linux (uki)2+2 'console=ttyS0' 'a=$b;c' 'x={1..2}'\n\
-                        initrd (uki)8+10\n\
-                        boot\n";
+        let expected = "set alknet_found=1\n\
+                        if [ \"${alknet_probe}\" != \"1\" ]; then\n\
+                        if linux (uki)2+2 ${alknet_arguments} 'console=ttyS0' 'a=$b;c' 'x={1..2}'; then\n\
+                        if initrd (uki)8+10; then\n\
+                        boot\nfi\nfi\nfi\n";
         assert_eq!(script, expected);
         script_error(1025..2000, "quiet", "byte 1025");
         for letter in ['"', '\'', '\\'] {
@@ -346,8 +454,9 @@ pub(crate) mod tests {
         script(1 << 29..1 << 30, 1 << 30..1 << 31, &words).expect("fits");
         // GRUB puts the name of the kernel first, and what the kernel cannot hold is cut off.
         let name = "BOOT_IMAGE=(uki)1048576+1048576 ";
+        let slot = "alknet.slot=a ";
         let sealable = "lockdown=confidentiality init_on_free=1 console=tty0 ";
-        assert!(name.len() + sealable.len() + CMDLINE_BYTES_MAX < 2048);
+        assert!(name.len() + slot.len() + sealable.len() + CMDLINE_BYTES_MAX < 2048);
     }
 
     #[test]
@@ -358,6 +467,7 @@ pub(crate) mod tests {
             "grub-mkimage -O i386-pc -p",
             "grub-mkimage -O i386-pc-eltorito -p",
             "    source (uki)512+16\n",
+            "    source (${alknet_disk},gpt1)/grub.cfg\n",
             "GNU GENERAL PUBLIC LICENSE",
             "END OF TERMS AND CONDITIONS",
         ] {

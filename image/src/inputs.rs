@@ -10,6 +10,7 @@ use crate::grub::{self, GrubLoader, GrubPart};
 use crate::kernel;
 use crate::manifest::{ManifestInput, hex_sha256};
 use crate::provenance::BuildProvenance;
+use crate::uki;
 
 /// The kernel command line of every form, unless the caller says another: serial console, few messages, reboot 10 s
 /// after a panic.
@@ -24,15 +25,18 @@ use crate::provenance::BuildProvenance;
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check";
 
 /// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), without the
-/// terminating NUL and the 96 bytes for a form's additions and for the name of the kernel that GRUB
-/// puts first.
-pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 96;
+/// terminating NUL and the 112 bytes for a form's additions, and for the name of the kernel and the
+/// boot slot that GRUB puts first.
+pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 112;
 
 /// Longest version in bytes. With the rest of its file name it stays a plain FAT long name.
 const VERSION_BYTES_MAX: usize = 64;
 
 /// Largest input in bytes: far beyond what an image can hold, below what its formats can describe.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
+
+/// Largest root document of updates in bytes: what machines read.
+const UPDATE_ROOT_BYTES_MAX: usize = 64 << 10;
 
 /// The inputs of an image. No output depends on the paths.
 #[derive(Clone, Debug)]
@@ -50,6 +54,12 @@ pub struct ImageInputs {
     pub stub: Option<PathBuf>,
     /// GRUB, which `iso` and the forms that hold the disk need.
     pub grub: Option<GrubFiles>,
+    /// The loader for UEFI, which the forms that hold the disk need: an EFI program that chooses a
+    /// boot slot. It may be signed.
+    pub loader: Option<PathBuf>,
+    /// The root document of updates that machines with this image trust. Without it they trust only
+    /// keys of their owner.
+    pub update_root: Option<PathBuf>,
     /// Kernel command line, printable ASCII, without a root: each form adds its own.
     pub cmdline: String,
     /// Version without build metadata, such as `0.1.0` or `0.2.0-rc.1`.
@@ -63,7 +73,7 @@ pub struct ImageInputs {
 /// The parts of GRUB for PCs with a BIOS.
 ///
 /// `grub-mkimage` makes the core images, one in each of [`GRUB_FORMATS`](crate::GRUB_FORMATS), of
-/// [`GRUB_MODULES`](crate::GRUB_MODULES) with [`GRUB_CONFIG`](crate::GRUB_CONFIG) and
+/// [`GRUB_MODULES`](crate::GRUB_MODULES) with the format's configuration and
 /// [`GRUB_PREFIX`](crate::GRUB_PREFIX). The other files come with GRUB.
 #[derive(Clone, Debug)]
 pub struct GrubFiles {
@@ -110,6 +120,8 @@ pub(crate) struct InputContents {
     pub(crate) binary: Vec<u8>,
     stub: Option<EfiStub>,
     grub: Option<GrubContents>,
+    loader: Option<Vec<u8>>,
+    pub(crate) update_root: Option<Vec<u8>>,
     pub(crate) files: Vec<ManifestInput>,
 }
 
@@ -188,6 +200,18 @@ impl InputContents {
             }
             _ => None,
         };
+        let loader = match &inputs.loader {
+            Some(path) if forms.iter().any(|form| form.holds_loader()) => {
+                let loader = read("loader", path, &mut files)?;
+                uki::check_program(&loader).map_err(|why| invalid("loader", path, why))?;
+                Some(loader)
+            }
+            _ => None,
+        };
+        let update_root = match &inputs.update_root {
+            Some(path) => Some(update_root(path, &mut files)?),
+            None => None,
+        };
         let kernel_config_sha256 = match &inputs.kernel_config {
             Some(path) => Some(hex_sha256(&read_file("kernel configuration", path)?)),
             None => None,
@@ -200,6 +224,8 @@ impl InputContents {
             binary,
             stub,
             grub,
+            loader,
+            update_root,
             files,
         })
     }
@@ -213,6 +239,32 @@ impl InputContents {
     pub(crate) fn grub(&self, form: ImageForm) -> Result<&GrubContents, ImageError> {
         self.grub.as_ref().ok_or_else(|| grub_needed(form))
     }
+
+    /// The loader for UEFI, which `form` needs.
+    pub(crate) fn loader(&self, form: ImageForm) -> Result<&[u8], ImageError> {
+        self.loader.as_deref().ok_or_else(|| loader_needed(form))
+    }
+}
+
+/// Reads the root document of updates. Its signatures are for the machine to verify; another file in
+/// its place would make machines refuse every update.
+fn update_root(path: &Path, files: &mut Vec<ManifestInput>) -> Result<Vec<u8>, ImageError> {
+    let what = "root document of updates";
+    let document = read(what, path, files)?;
+    if document.len() > UPDATE_ROOT_BYTES_MAX {
+        let why = format!(
+            "it is {} bytes, and machines read {UPDATE_ROOT_BYTES_MAX}",
+            document.len()
+        );
+        return Err(invalid(what, path, why));
+    }
+    let parsed: Result<serde_json::Value, _> = serde_json::from_slice(&document);
+    let parsed = parsed.map_err(|error| invalid(what, path, error.to_string()))?;
+    if parsed["signed"]["_type"] != "root" {
+        let why = "it is no root document; alknet image root makes one";
+        return Err(invalid(what, path, why.to_owned()));
+    }
+    Ok(document)
 }
 
 fn read(
@@ -254,7 +306,7 @@ pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageErro
     }
 }
 
-/// Checks for the stub and for GRUB before anything is built, so that a long build does not end in
+/// Checks for the stub, GRUB and the loader before anything is built, so that a long build does not end in
 /// a missing option.
 fn check_parts(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageError> {
     for form in forms {
@@ -263,6 +315,9 @@ fn check_parts(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageErr
         }
         if form.holds_grub() && inputs.grub.is_none() {
             return Err(grub_needed(*form));
+        }
+        if form.holds_loader() && inputs.loader.is_none() {
+            return Err(loader_needed(*form));
         }
     }
     Ok(())
@@ -296,6 +351,13 @@ const fn grub_needed(form: ImageForm) -> ImageError {
     }
 }
 
+const fn loader_needed(form: ImageForm) -> ImageError {
+    ImageError::InputNeeded {
+        form,
+        what: "the loader for UEFI (alknet-loader.efi, or BOOTX64.EFI of another image)",
+    }
+}
+
 fn check_text(inputs: &ImageInputs) -> Result<(), ImageError> {
     let refuse = |what, value: &str, why| {
         Err(ImageError::Argument {
@@ -317,7 +379,7 @@ fn check_text(inputs: &ImageInputs) -> Result<(), ImageError> {
     }
     let cmdline = &inputs.cmdline;
     if cmdline.len() > CMDLINE_BYTES_MAX {
-        return refuse("command line", cmdline, "it is longer than 1951 bytes");
+        return refuse("command line", cmdline, "it is longer than 1935 bytes");
     }
     if !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return refuse("command line", cmdline, "use printable ASCII on one line");
@@ -358,6 +420,8 @@ mod tests {
             binary: "/nonexistent/alknet".into(),
             stub: None,
             grub: None,
+            loader: None,
+            update_root: None,
             cmdline: "console=ttyS0 quiet".into(),
             version: "0.1.0".into(),
             git: "abc".into(),
@@ -389,6 +453,43 @@ mod tests {
             assert_eq!(refused, form.holds_grub(), "{form}: {error}");
         }
         assert!(ImageForm::Iso.holds_grub() && !ImageForm::Uki.holds_grub());
+    }
+
+    #[test]
+    fn forms_with_a_disk_are_refused_without_the_loader() {
+        let with_grub = ImageInputs {
+            stub: Some("/nonexistent/stub".into()),
+            grub: Some(GrubFiles::in_folder(Path::new("/nonexistent"), "1".into())),
+            ..inputs()
+        };
+        for form in ImageForm::ALL {
+            let error = InputContents::read(&with_grub, &[form]).expect_err("no file");
+            let refused = error.to_string().contains("needs the loader");
+            assert_eq!(refused, form.holds_loader(), "{form}: {error}");
+            assert_eq!(error.exit_code(), if refused { 2 } else { 3 }, "{form}");
+        }
+        assert!(ImageForm::Gce.holds_loader() && !ImageForm::Iso.holds_loader());
+    }
+
+    #[test]
+    fn another_document_than_a_root_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("root.json");
+        let refused = |text: &str| {
+            fs::write(&path, text).expect("writable");
+            let refused = update_root(&path, &mut Vec::new());
+            let error = refused.expect_err("must be refused");
+            assert_eq!(error.exit_code(), 3, "{error}");
+            error.to_string()
+        };
+        let targets = r#"{"signed":{"_type":"targets"},"signatures":[]}"#;
+        assert!(refused(targets).contains("no root document"));
+        assert!(refused("MZ").contains("root.json"));
+        assert!(refused(&" ".repeat(UPDATE_ROOT_BYTES_MAX + 1)).contains("65537 bytes"));
+        let root = r#"{"signed":{"_type":"root"},"signatures":[]}"#;
+        fs::write(&path, root).expect("writable");
+        let read = update_root(&path, &mut Vec::new()).expect("a root document");
+        assert_eq!(read, root.as_bytes());
     }
 
     #[test]

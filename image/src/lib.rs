@@ -13,6 +13,8 @@
 //!     binary: "alknet".into(),
 //!     stub: Some("linuxx64.efi.stub".into()),
 //!     grub: None,
+//!     loader: None,
+//!     update_root: None,
 //!     cmdline: "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check".into(),
 //!     version: "0.1.0".into(),
 //!     git: "0123abc".into(),
@@ -57,15 +59,14 @@ mod zstandard;
 
 pub use assemble::{BuildProgress, build};
 pub use disk::{
-    BIOS_FIRST_LBA, BIOS_LAST_LBA, BOOT_STATE_FIRST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA,
-    LBA_BYTES, UKI_BYTES_MAX,
+    BIOS_FIRST_LBA, BIOS_LAST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use disk_parts::{DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion};
 pub use disk_table::{disk_bytes_by_head, head_has_layout, table_difference};
 pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};
 pub use form::{ImageForm, OutputRole};
-pub use grub::{GRUB_CONFIG, GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX};
+pub use grub::{GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFormat};
 pub use inputs::{CMDLINE, CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
 pub use linuxkit::yml as linuxkit_yml;
 pub use manifest::{

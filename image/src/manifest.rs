@@ -47,7 +47,7 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ManifestInput {
-    /// `kernel`, `binary`, `vmlinux`, `stub`, or the name of a part of GRUB.
+    /// `kernel`, `binary`, `vmlinux`, `stub`, `loader`, `root document of updates`, or the name of a part of GRUB.
     pub name: String,
     /// Size in bytes.
     pub bytes: u64,

@@ -1,4 +1,4 @@
-//! The root tree: one executable, and the empty folders on which PID 1 mounts.
+//! The root tree: one executable, what the image says about itself, and the empty folders on which PID 1 mounts.
 
 /// One entry of the tree. Parents come before their children, and names are sorted.
 #[derive(Debug)]
@@ -35,12 +35,23 @@ impl TreeEntryKind<'_> {
     }
 }
 
-/// The root tree around `binary`, which becomes `/init`.
+/// The files of the root tree.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RootFiles<'a> {
+    /// The executable, which becomes `/init`.
+    pub(crate) binary: &'a [u8],
+    /// The version of the image, in a line.
+    pub(crate) version: &'a [u8],
+    /// The root document of updates.
+    pub(crate) update_root: Option<&'a [u8]>,
+}
+
+/// The root tree around these files.
 ///
 /// `/dev/console` and `/dev/null` are there because standard input and output, and a runtime that
 /// requires three open descriptors, come before the first mount. A root drive omits them: the
 /// kernel mounts `/dev` on it itself.
-pub(crate) fn root(binary: &[u8]) -> Vec<TreeEntry<'_>> {
+pub(crate) fn root(files: RootFiles<'_>) -> Vec<TreeEntry<'_>> {
     let dir = |path, mode| TreeEntry {
         path,
         mode,
@@ -51,7 +62,12 @@ pub(crate) fn root(binary: &[u8]) -> Vec<TreeEntry<'_>> {
         mode,
         kind: TreeEntryKind::Char { major, minor },
     };
-    vec![
+    let file = |path, mode, bytes| TreeEntry {
+        path,
+        mode,
+        kind: TreeEntryKind::File(bytes),
+    };
+    let mut tree = vec![
         dir("data", 0o755),
         dir("dev", 0o755),
         node("dev/console", 0o600, 5, 1),
@@ -63,25 +79,32 @@ pub(crate) fn root(binary: &[u8]) -> Vec<TreeEntry<'_>> {
             mode: 0o777,
             kind: TreeEntryKind::Link("/run/resolv.conf"),
         },
-        TreeEntry {
-            path: "init",
-            mode: 0o755,
-            kind: TreeEntryKind::File(binary),
-        },
+        file("init", 0o755, files.binary),
         dir("proc", 0o555),
         dir("run", 0o755),
         dir("sys", 0o555),
         dir("tmp", 0o1777),
-    ]
+    ];
+    if let Some(document) = files.update_root {
+        tree.push(file("update-root.json", 0o444, document));
+    }
+    tree.push(file("version", 0o444, files.version));
+    tree
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const FILES: RootFiles<'_> = RootFiles {
+        binary: b"x",
+        version: b"1\n",
+        update_root: Some(b"{}"),
+    };
+
     #[test]
     fn the_tree_is_sorted_and_parents_come_first() {
-        let tree = root(b"");
+        let tree = root(FILES);
         assert!(tree.is_sorted_by_key(|entry| entry.path));
         for entry in &tree {
             let Some((parent, _)) = entry.path.rsplit_once('/') else {
@@ -95,13 +118,23 @@ mod tests {
     }
 
     #[test]
-    fn the_binary_is_the_only_file() {
-        let tree = root(b"x");
-        let files: Vec<_> = tree
-            .iter()
-            .filter(|e| matches!(e.kind, TreeEntryKind::File(_)))
-            .collect();
-        assert_eq!(files.len(), 1);
-        assert_eq!((files[0].path, files[0].mode), ("init", 0o755));
+    fn the_binary_is_the_only_executable() {
+        let files = |update_root| {
+            let tree = root(RootFiles {
+                update_root,
+                ..FILES
+            });
+            let files = tree.into_iter();
+            let files = files.filter(|entry| matches!(entry.kind, TreeEntryKind::File(_)));
+            files.map(|entry| (entry.path, entry.mode)).collect()
+        };
+        let all: Vec<_> = files(FILES.update_root);
+        let (init, root, version) = (
+            ("init", 0o755),
+            ("update-root.json", 0o444),
+            ("version", 0o444),
+        );
+        assert_eq!(all, [init, root, version]);
+        assert_eq!(files(None), [init, version]);
     }
 }

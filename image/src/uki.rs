@@ -158,6 +158,31 @@ pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>
     Ok(out)
 }
 
+/// Refuses a file that no x86-64 firmware would start. A signed program passes.
+pub(crate) fn check_program(program: &[u8]) -> Result<(), String> {
+    if !program.starts_with(b"MZ") {
+        return Err("it is no EFI program".into());
+    }
+    headers(program).map(drop)
+}
+
+/// The places of the PE header and of the optional header of a program for x86-64.
+fn headers(program: &[u8]) -> Result<(usize, usize), String> {
+    let pe = u32_at(program, PE_POINTER_AT)? as usize;
+    let begins = program.get(pe..);
+    if begins.is_none_or(|rest| !rest.starts_with(PE_MAGIC)) {
+        return Err("it is no PE file; name the file of an EFI program".into());
+    }
+    let machine = u16_at(program, pe + 4)?;
+    let optional = pe + 24;
+    if machine != MACHINE_AMD64 || u16_at(program, optional)? != OPTIONAL_MAGIC_64 {
+        return Err(format!(
+            "it is for PE machine {machine:#x}, not x86-64 (0x8664)"
+        ));
+    }
+    Ok((pe, optional))
+}
+
 /// The positions in the stub.
 struct StubLayout {
     pe: usize,
@@ -174,20 +199,7 @@ struct StubLayout {
 
 impl StubLayout {
     fn parse(stub: &[u8]) -> Result<Self, String> {
-        let pe = u32_at(stub, PE_POINTER_AT)? as usize;
-        if stub
-            .get(pe..)
-            .is_none_or(|rest| !rest.starts_with(PE_MAGIC))
-        {
-            return Err("it is no PE file; name linuxx64.efi.stub".into());
-        }
-        let machine = u16_at(stub, pe + 4)?;
-        let optional = pe + 24;
-        if machine != MACHINE_AMD64 || u16_at(stub, optional)? != OPTIONAL_MAGIC_64 {
-            return Err(format!(
-                "it is for PE machine {machine:#x}, not x86-64 (0x8664)"
-            ));
-        }
+        let (pe, optional) = headers(stub)?;
         if u32_at(stub, optional + CERTIFICATES_AT + 4)? != 0 {
             return Err(
                 "it is signed, and appending breaks the signature; take an unsigned stub".into(),

@@ -19,6 +19,16 @@ pub const NODE_FD: i32 = 3;
 /// File descriptor of the vault's memory, if the machine has a vault.
 pub const VAULT_FD: i32 = 4;
 
+/// File descriptor of the node's end of the stream on which it sends update bundles to PID 1, in frames
+/// ([`UpdateRequest::Stage`]).
+pub const UPDATE_FD: i32 = 5;
+
+/// Most bytes of a frame on [`UPDATE_FD`].
+pub const UPDATE_FRAME_BYTES_MAX: u32 = 64 << 10;
+
+/// The length of the frame on [`UPDATE_FD`] by which the node gives a bundle up.
+pub const UPDATE_FRAME_ABORT: u32 = u32::MAX;
+
 /// Maximum length of a line on the control channel, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
@@ -57,6 +67,8 @@ pub enum NodeMessage {
         #[serde(default)]
         records: BTreeMap<String, EncryptedData>,
     },
+    /// Answer to the [`InitMessage::Update`] of the same number.
+    UpdateAnswer { n: u64, answer: UpdateAnswer },
     /// Events of the vault for its log, in the vault's own form. PID 1 sends them while the vault
     /// is open, and sends them to the next node again unless [`InitMessage::VaultEventsWritten`]
     /// arrives.
@@ -78,6 +90,13 @@ pub enum InitMessage {
     Ready { status: NodeStatus },
     /// The protocols, the identity or the enrolment URI changed.
     Status { status: NodeStatus },
+    /// A request about updates. PID 1 answers it with [`NodeMessage::UpdateAnswer`].
+    Update {
+        n: u64,
+        request: UpdateRequest,
+        /// The peer that asks, for the log.
+        by: String,
+    },
     /// The log has this many more records of [`NodeMessage::VaultEvents`], in their order.
     VaultEventsWritten { count: u64 },
     /// The node locked the vault for an administrator. A hard lock ends the node, so that it
@@ -86,6 +105,93 @@ pub enum InitMessage {
     /// Fault injection, which PID 1 accepts only if the hypervisor switched it on: PID 1
     /// misbehaves.
     Fault { kind: String },
+}
+
+/// What the node asks of PID 1 about updates. PID 1 verifies everything itself: the node only carries bytes and wishes of
+/// administrators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum UpdateRequest {
+    /// Reads an update bundle of `bytes` bytes from [`UPDATE_FD`], verifies it, and writes its program to the boot slot
+    /// that does not run.
+    ///
+    /// The bundle is a row of frames, each with its length before it as four bytes, big endian. A length of zero ends the
+    /// bundle, and [`UPDATE_FRAME_ABORT`] gives it up. PID 1 reads to one of these also after it has refused the bundle.
+    Stage {
+        bytes: u64,
+        /// The one older version that an administrator permits.
+        downgrade: Option<String>,
+        /// Verifies and plans, and changes nothing on the disk.
+        dry_run: bool,
+    },
+    /// Puts the staged version on trial and restarts the machine.
+    Apply,
+    /// Makes the version on trial the good one without waiting for the health gate.
+    Confirm,
+    /// Puts the version before the last update on trial and restarts the machine, takes back a version that was not
+    /// started yet, or gives up the trial.
+    Rollback,
+    /// Reads the newest records of what updates did.
+    Log,
+}
+
+/// The answer of PID 1 to an [`UpdateRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum UpdateAnswer {
+    /// Done; or the machine restarts now.
+    Done,
+    /// The version was staged, or with `dry_run` could be.
+    Planned { plan: UpdatePlan },
+    /// The records, the oldest first.
+    Log { records: Vec<UpdateRecord> },
+    /// Nothing was changed.
+    Refused {
+        /// Stable name, such as `signature` or `below-floor`, from docs/update.md.
+        code: String,
+        /// What was wrong, and what to do.
+        text: String,
+    },
+}
+
+/// What an update does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdatePlan {
+    /// The version that runs.
+    pub from: String,
+    /// The version of the bundle.
+    pub to: String,
+    /// `upgrade`, `same` or `downgrade`.
+    pub step: String,
+    /// Bytes of the program.
+    pub bytes: u64,
+    /// SHA-256 of the program, in hex.
+    pub sha256: String,
+    /// What the release says about its changes.
+    pub changes: String,
+    /// The floor after the confirmation, if the release raises it.
+    pub floor: Option<String>,
+    /// What a person has to do at the next start: `pin`, `passphrase` or `medium`. `None` if the vault opens by itself.
+    pub needs_person: Option<String>,
+    /// Whether the machine knew the time when it verified the bundle.
+    pub time_known: bool,
+}
+
+/// One event of updates.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateRecord {
+    /// RFC 3339, UTC. `None` while the clock is not set.
+    pub time: Option<String>,
+    /// `staged`, `refused`, `applied`, `confirmed`, `failed`, `rolled-back`.
+    pub event: String,
+    /// The version that it is about.
+    pub version: String,
+    /// Who asked, or `the machine`.
+    pub by: String,
+    /// The reason of a refusal or a failure, else empty.
+    pub reason: String,
 }
 
 /// The power state that an administrator asks for.
@@ -162,6 +268,8 @@ pub struct MachineFacts {
     pub watchdog: Option<String>,
     /// Whether the hypervisor switched fault injection on.
     pub fault_injection: bool,
+    /// The boot slots, and the update under way.
+    pub update: UpdateFacts,
 }
 
 /// One stage of the boot.
@@ -232,6 +340,53 @@ pub struct Tpm2Facts {
     /// comes from beside the image, not enforced`: the TPM opens the slot under any command line
     /// from beside the image.
     pub protection: String,
+}
+
+/// The boot slots of the machine, and the update under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateFacts {
+    /// `idle`, `staged`, `pending`, `trial`, `good`, `failed`: the state of the slot that is not the good one. `absent`
+    /// on a machine without boot slots, `unreadable` if the disk does not say.
+    pub state: String,
+    /// Why the state is `absent` or `unreadable`.
+    pub detail: Option<String>,
+    /// The version that runs.
+    pub version: String,
+    /// The boot slot that runs: `a` or `b`.
+    pub slot: Option<String>,
+    /// The boot slot of the version that was confirmed last.
+    pub good: Option<String>,
+    /// The version in the slot that does not run.
+    pub other_version: Option<String>,
+    /// How many more times a loader starts the version on trial.
+    pub tries: u8,
+    /// The oldest version that may run.
+    pub floor: Option<String>,
+    /// Whose signatures count: `owner`, `release` or `none`.
+    pub keys: String,
+    /// Bytes of the bundle under way that PID 1 has read, and the bytes that it was announced with.
+    pub staging: Option<(u64, u64)>,
+    /// What the health gate still waits for while the version that runs is on trial.
+    pub gate: Vec<String>,
+    /// How the last update ended.
+    pub last: Option<UpdateEnd>,
+}
+
+/// How an update ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateEnd {
+    /// The version.
+    pub version: String,
+    /// `confirmed`, `failed` or `rolled-back`.
+    pub outcome: String,
+    /// The stage of the boot that the version reached last, as in [`BootStage`]. Empty if it reached none.
+    pub stage: String,
+    /// Why it failed. Empty if it did not.
+    pub reason: String,
+    /// Codes of the problems that it had.
+    pub problems: Vec<String>,
 }
 
 /// One network card.

@@ -2,7 +2,7 @@
 
 use crate::{
     clock::ClockSource,
-    control::{BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, VaultFacts},
+    control::{BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, UpdateFacts, VaultFacts},
 };
 
 /// Problems by part, so that each part replaces its own.
@@ -71,6 +71,7 @@ pub(crate) struct InitFacts {
     pub(crate) last_words: Option<String>,
     pub(crate) watchdog: Option<String>,
     pub(crate) fault_injection: bool,
+    pub(crate) update: UpdateFacts,
 }
 
 /// Source of the time.
@@ -109,6 +110,7 @@ impl InitFacts {
             last_words: self.last_words.clone(),
             watchdog: self.watchdog.clone(),
             fault_injection: self.fault_injection,
+            update: self.update.clone(),
         }
     }
 }

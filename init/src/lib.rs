@@ -31,6 +31,7 @@ mod stage;
 mod supervise;
 mod tpm;
 mod vault;
+mod version;
 mod vsock;
 mod watchdog;
 mod wipe;
@@ -42,6 +43,7 @@ pub mod text;
 
 pub use clock::BUILD_TIME_S;
 pub use error::InitError;
+pub use version::image_version;
 
 /// Runs the machine until it is switched off. The process that the kernel started as PID 1 calls
 /// this before anything else. In any other process it prints an error and ends with status 2.

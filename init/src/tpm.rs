@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use alknet_provisioning::UpdatePrograms;
 use alknet_tpm::predict::ProgramUpdate;
 use alknet_tpm::{
     AddSlotError, ExpectedPcrs, PcrChoice, StorageKey, Tpm, TpmError, TpmPin, TpmSource, choose,
@@ -116,18 +117,17 @@ pub(crate) fn seal(pin: Option<&TpmPin>) -> Result<(Kek, Tpm2Params), TpmError> 
     Ok((kek, params))
 }
 
-/// Adds a slot for `next`, which replaces `started` at the next start.
+/// Adds a slot for the next program, which is started in the place of the one that runs.
 pub(crate) fn add_slot_for(
     vault: &mut OpenAlkv,
-    started: &[u8],
-    next: &[u8],
+    programs: &UpdatePrograms,
     pin: Option<&TpmPin>,
 ) -> Result<SlotId, AddSlotError> {
+    let loader = programs.loader.as_deref();
     let update = ProgramUpdate {
-        // The boot partition has no loader: firmware starts the image.
-        loaders: &[],
-        running: started,
-        next,
+        loaders: loader.as_slice(),
+        running: &programs.started,
+        next: &programs.next,
     };
     open()?.add_slot_for(vault, &choice(), &update, pin)
 }

@@ -25,6 +25,7 @@ mod label;
 mod mount;
 mod programs;
 mod secrets;
+mod slot;
 mod source;
 mod sources;
 mod store;
@@ -43,6 +44,7 @@ pub use secrets::{
     MediaCredential, MediaLocation, MediaSecrets, MediaSeedKey, PutSeedKeyError, RecoveryWords,
     SECRET_BYTES_MAX, configuration_part, erase, put_seed_key,
 };
+pub use slot::running_slot;
 pub use source::{ConfigOrigin, SourceDiagnostic};
 pub use sources::console::{
     CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleDocumentError,

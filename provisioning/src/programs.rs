@@ -3,15 +3,19 @@
 use std::io::Read;
 use std::path::Path;
 
+use alknet_boot_state::BootSlot;
+
 use crate::mount::Mounter;
+use crate::slot::running_slot;
 use crate::sources::{LabelledVolume, labelled};
 use crate::{ProvisioningError, SourcePaths, file};
 
 /// Most bytes of an EFI program: a third of the boot partition, which is also the limit for the
 /// image's program.
 pub const PROGRAM_BYTES_MAX: u64 = (256 << 20) / 3;
-/// Where firmware finds a program without a boot entry (UEFI, section 3.5.1.1).
-const STARTED: &str = if cfg!(target_arch = "aarch64") {
+/// Where firmware finds a program without a boot entry (UEFI, section 3.5.1.1): the loader, or the program itself on a
+/// medium with one program.
+const FIRST: &str = if cfg!(target_arch = "aarch64") {
     "EFI/BOOT/BOOTAA64.EFI"
 } else {
     "EFI/BOOT/BOOTX64.EFI"
@@ -22,7 +26,9 @@ pub const NEXT: &str = "alknet-next.efi";
 /// The programs of an update.
 #[derive(Debug)]
 pub struct UpdatePrograms {
-    /// The program that firmware starts from the boot partition.
+    /// The program that firmware starts first, if that one starts the others.
+    pub loader: Option<Vec<u8>>,
+    /// The program that runs, as the boot partition has it.
     pub started: Vec<u8>,
     /// The program that will replace it.
     pub next: Vec<u8>,
@@ -30,7 +36,7 @@ pub struct UpdatePrograms {
     pub next_from: String,
 }
 
-/// Reads the program that firmware starts from the boot partition, and the file [`NEXT`] of the
+/// Reads the program that runs and its loader from the boot partition, and the file [`NEXT`] of the
 /// only volume that has one, which may be a NoCloud volume or a boot partition. Blocks on disks.
 ///
 /// # Errors
@@ -68,20 +74,37 @@ pub fn programs(
     let missing = |name, place| ProvisioningError::NoProgram { name, place };
     let place = "the boot partition, or of an attached volume with the label CIDATA";
     let (next, next_from) = next.ok_or_else(|| missing(NEXT, place))?;
-    let mut started = None;
+    let slot = running_slot(paths);
+    let name = slot.map_or(FIRST, slot_path);
     // Firmware starts from the boot partition, so a program of this name elsewhere is not the
     // running one.
     for volume in volumes.iter().filter(|volume| volume.is_boot()) {
-        started = find(volume, STARTED)?;
-        if started.is_some() {
-            break;
-        }
+        let Some(started) = find(volume, name)? else {
+            continue;
+        };
+        let loader = match slot {
+            Some(_) => {
+                let loader = find(volume, FIRST)?;
+                Some(loader.ok_or_else(|| missing(FIRST, "the boot partition"))?)
+            }
+            None => None,
+        };
+        return Ok(UpdatePrograms {
+            loader,
+            started,
+            next,
+            next_from,
+        });
     }
-    Ok(UpdatePrograms {
-        started: started.ok_or_else(|| missing(STARTED, "the boot partition"))?,
-        next,
-        next_from,
-    })
+    Err(missing(name, "the boot partition"))
+}
+
+/// The program of a slot, from the root of the boot partition.
+const fn slot_path(slot: BootSlot) -> &'static str {
+    match slot {
+        BootSlot::A => "EFI/ALKNET/A.EFI",
+        BootSlot::B => "EFI/ALKNET/B.EFI",
+    }
 }
 
 /// The content of a regular file. `None` if it does not exist.

@@ -108,7 +108,7 @@ fn ask(args: &EnrollArgs, code: &JoinCode) -> Result<(JoinAcceptance, PeerAddr),
     let request = JoinRequest {
         token: Some(code.token.expose().to_string()),
         name: args.name.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: alknet_init::image_version().to_owned(),
         arch: std::env::consts::ARCH.to_owned(),
         ..JoinRequest::default()
     };

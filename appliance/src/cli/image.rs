@@ -30,7 +30,7 @@ pub(crate) enum ImageVerb {
     /// Put a kernel and this program into every bootable form.
     #[command(
         after_help = "Examples:\n  alknet image build --kernel bzImage --form oci --out out\n  \
-alknet image build --kernel bzImage --stub linuxx64.efi.stub --form raw --packed --out out"
+alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out"
     )]
     Build(build::ImageBuildArgs),
     /// Sign the files of an image as minisign does, or an EFI program for Secure Boot.

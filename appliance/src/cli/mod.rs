@@ -58,7 +58,7 @@ use machine::PowerVerb;
 #[derive(Debug, Parser)]
 #[command(
     name = "alknet",
-    version,
+    version = alknet_init::image_version(),
     propagate_version = true,
     disable_help_subcommand = true
 )]

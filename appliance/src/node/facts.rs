@@ -122,7 +122,7 @@ pub(crate) fn info(
         "name": facts.hostname,
         "identity": about.identity(),
         "role": about.role,
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": alknet_init::image_version(),
         "kernel": kernel_release(),
         "arch": std::env::consts::ARCH,
         "time": log::now(),

@@ -369,7 +369,7 @@ async fn enrol_with(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd
     let request = JoinRequest {
         token: hub.token(),
         name: context.reloader.current().config.node.name.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: alknet_init::image_version().to_owned(),
         arch: std::env::consts::ARCH.to_owned(),
         ..JoinRequest::default()
     };

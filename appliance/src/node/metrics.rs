@@ -68,7 +68,7 @@ impl NodeMetrics {
         metrics.gauge(
             "alknet_build_info",
             "Always 1; the label says what runs.",
-            &[("version", env!("CARGO_PKG_VERSION"))],
+            &[("version", alknet_init::image_version())],
             1.0,
         );
         metrics.gauge(

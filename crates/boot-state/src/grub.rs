@@ -2,7 +2,7 @@
 
 use crate::record::{RECORD_BYTES, RECORD_LBA, SECTOR_BYTES};
 
-/// A part of `grub.cfg` that defines the function `alknet_choose`, which decides as [`loader_choice`].
+/// A part of GRUB's configuration that defines the function `alknet_choose`, which decides as [`loader_choice`].
 ///
 /// Before the call, the caller sets `alknet_state` to [`GRUB_STATE_FILE`], and each of `alknet_a` and `alknet_b` to `1`
 /// if that slot has a program, else to nothing. Afterwards `alknet_slot` is the slot to start, or nothing. If it cannot
@@ -15,32 +15,54 @@ use crate::record::{RECORD_BYTES, RECORD_LBA, SECTOR_BYTES};
 /// [`parse`]: crate::BootRecord::parse
 pub const GRUB_SCRIPT: &str = include_str!("choose.cfg");
 
-/// GRUB's name of the record, on the disk that GRUB was started from.
+/// GRUB's name of the record, where `alknet_disk` is the name of the disk that GRUB was started from, such as `hd0`.
+/// Only in its prefix does GRUB fill an empty name in.
 ///
 /// A list of blocks, `(hd0)2046+2`, would not do: GRUB 2.06 reads it and does not write it. Its `save_env` asks the file
 /// system on which blocks the file lies, and the code for lists of blocks does not answer ("sparse file not allowed").
 /// So the partition `alk-bios` is a [tar archive](grub_archive), which GRUB can write to in place.
-pub const GRUB_STATE_FILE: &str = "(,gpt1)/state";
+pub const GRUB_STATE_FILE: &str = "(${alknet_disk},gpt1)/state";
+
+/// GRUB's name of its configuration, in the same way.
+pub const GRUB_CONFIG_FILE: &str = "(${alknet_disk},gpt1)/grub.cfg";
 
 /// The sector of the disk at which GRUB's core image begins, behind the first header of the archive.
 pub const GRUB_CORE_LBA: u64 = ARCHIVE_LBA + 1;
 
 /// Most bytes of GRUB's core image.
-pub const GRUB_CORE_BYTES_MAX: u64 = (STATE_HEADER_LBA - GRUB_CORE_LBA) * SECTOR_BYTES as u64;
+pub const GRUB_CORE_BYTES_MAX: u64 = (CONFIG_HEADER_LBA - GRUB_CORE_LBA) * SECTOR_BYTES as u64;
+
+/// The sector of the disk at which GRUB's configuration begins.
+pub const GRUB_CONFIG_LBA: u64 = CONFIG_HEADER_LBA + 1;
+
+/// Bytes of GRUB's configuration, with the line feeds that fill it up.
+pub const GRUB_CONFIG_BYTES: u64 = (NOTE_HEADER_LBA - GRUB_CONFIG_LBA) * SECTOR_BYTES as u64;
 
 /// The first sector of the partition `alk-bios`.
 const ARCHIVE_LBA: u64 = 34;
 
+/// The sector before GRUB's configuration, which takes 31 sectors.
+const CONFIG_HEADER_LBA: u64 = NOTE_HEADER_LBA - 32;
+
+/// The sector before the boot note.
+const NOTE_HEADER_LBA: u64 = STATE_HEADER_LBA - NOTE_SECTORS - 1;
+
+/// Sectors of the boot note.
+const NOTE_SECTORS: u64 = 8;
+
 /// The sector before the record.
 const STATE_HEADER_LBA: u64 = RECORD_LBA - 1;
 
-/// The sectors that make the partition `alk-bios` a tar archive of two files, each with its number on the disk: the
-/// header of GRUB's core image and the header of the record. They are written once, with the image. The core image and
-/// the record are the content of the files.
+/// The sectors that make the partition `alk-bios` a tar archive of four files, each with its number on the disk: the
+/// headers of GRUB's core image, of its configuration, of the boot note, and of the record. They are written once, with
+/// the image.
 #[must_use]
-pub fn grub_archive() -> [(u64, [u8; SECTOR_BYTES]); 2] {
+pub fn grub_archive() -> [(u64, [u8; SECTOR_BYTES]); 4] {
+    let sector = SECTOR_BYTES as u64;
     [
         (ARCHIVE_LBA, header(b"core.img", GRUB_CORE_BYTES_MAX)),
+        (CONFIG_HEADER_LBA, header(b"grub.cfg", GRUB_CONFIG_BYTES)),
+        (NOTE_HEADER_LBA, header(b"note", NOTE_SECTORS * sector)),
         (STATE_HEADER_LBA, header(b"state", RECORD_BYTES as u64)),
     ]
 }

@@ -40,7 +40,10 @@ mod transition;
 
 pub use choice::{BootChoice, loader_choice};
 pub use error::{BootRecordError, BootRefusal};
-pub use grub::{GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA, GRUB_SCRIPT, GRUB_STATE_FILE, grub_archive};
+pub use grub::{
+    GRUB_CONFIG_BYTES, GRUB_CONFIG_FILE, GRUB_CONFIG_LBA, GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA,
+    GRUB_SCRIPT, GRUB_STATE_FILE, grub_archive,
+};
 pub use record::{
     BootRecord, FOREIGN_BYTES_MAX, RECORD_BYTES, RECORD_LBA, RECORD_OFFSET, SECTOR_BYTES,
     VARIABLES_BYTES_MAX,

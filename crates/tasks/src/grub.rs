@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_image::{GRUB_CONFIG, GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFiles};
+use alknet_image::{GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFiles};
 
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
@@ -61,8 +61,10 @@ pub(crate) fn pinned(cx: &XtaskContext) -> Result<PathBuf> {
 
 fn folder(cx: &XtaskContext, pins: &[SourcePin]) -> PathBuf {
     let modules = GRUB_MODULES.join(" ");
-    let own = [&modules, GRUB_CONFIG, GRUB_PREFIX].map(str::as_bytes);
-    let key = digest::key(pins.iter().map(|pin| pin.sha256.as_bytes()).chain(own));
+    let configs = GRUB_FORMATS.iter().map(|format| format.config);
+    let own = [&modules, GRUB_PREFIX].into_iter().chain(configs);
+    let pins = pins.iter().map(|pin| pin.sha256.as_bytes());
+    let key = digest::key(pins.chain(own.map(str::as_bytes)));
     cx.cache().join("tools").join(format!("grub-{key}"))
 }
 
@@ -73,7 +75,6 @@ fn make(cx: &XtaskContext, package: &Path, program: &[PathBuf], scratch: &Path) 
     unpack.arg("--extract").arg(package).arg(scratch);
     cx.run(&mut unpack, "unpack GRUB's modules", "grub-modules")?;
     let modules = scratch.join(MODULES_FOLDER);
-    let early = scratch.join("early.cfg");
     let prepare = || -> io::Result<()> {
         fs::create_dir(&fresh)?;
         fs::create_dir(&libraries)?;
@@ -86,22 +87,29 @@ fn make(cx: &XtaskContext, package: &Path, program: &[PathBuf], scratch: &Path) 
         for name in GrubFiles::SECTORS {
             fs::copy(modules.join(name), fresh.join(name))?;
         }
-        fs::write(&early, GRUB_CONFIG)
+        for format in GRUB_FORMATS {
+            fs::write(scratch.join(format.name), format.config)?;
+        }
+        Ok(())
     };
     prepare().map_err(TaskError::io(format!("make {}", fresh.display())))?;
     for (format, name) in GRUB_FORMATS.into_iter().zip(GrubFiles::CORES) {
         let mut command = Command::new(libraries.join("grub-mkimage"));
         command
             .env("LD_LIBRARY_PATH", &libraries)
-            .args(["--format", format, "--prefix", GRUB_PREFIX])
+            .args(["--format", format.name, "--prefix", GRUB_PREFIX])
             .arg("--directory")
             .arg(&modules)
             .arg("--config")
-            .arg(&early)
+            .arg(scratch.join(format.name))
             .arg("--output")
             .arg(fresh.join(name))
             .args(GRUB_MODULES);
-        cx.run(&mut command, &format!("GRUB {format}"), "grub-mkimage")?;
+        cx.run(
+            &mut command,
+            &format!("GRUB {}", format.name),
+            "grub-mkimage",
+        )?;
     }
     Ok(fresh)
 }

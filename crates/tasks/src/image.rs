@@ -11,12 +11,12 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::kernel::KernelFiles;
 use crate::parts::ImageParts;
-use crate::{cached, digest, driver, grub, provenance, sources};
+use crate::{cached, digest, driver, grub, loader, provenance, sources};
 
 /// The kernel command line of every form.
 pub use alknet_image::CMDLINE;
 
-/// Package version, which is also the image's.
+/// Version of the image, unless the caller says another.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Folders of images that stay in the cache. An older one is built again on demand.
@@ -47,6 +47,12 @@ pub struct ImageArgs {
     /// With --packed: the URL of the folder from which the files will be downloaded
     #[arg(long, value_name = "URL", requires = "packed")]
     url: Option<String>,
+    /// Version of the image, such as 0.2.0-rc.1 [default: that of the package]
+    #[arg(long, value_name = "VERSION")]
+    image_version: Option<String>,
+    /// Root document of the updates that machines with this image trust, which `alknet image root` makes
+    #[arg(long, value_name = "FILE")]
+    update_root: Option<PathBuf>,
     #[command(flatten)]
     drivers: driver::DriverArgs,
 }
@@ -71,6 +77,10 @@ pub fn run(cx: &mut XtaskContext, arguments: &ImageArgs) -> Result<()> {
     let mut inputs = cx.step("sources", |cx| inputs(cx, &kernel, &binary, &forms))?;
     if !arguments.append.is_empty() {
         inputs.cmdline = format!("{} {}", inputs.cmdline, arguments.append);
+    }
+    inputs.update_root.clone_from(&arguments.update_root);
+    if let Some(version) = &arguments.image_version {
+        inputs.version.clone_from(version);
     }
     let mut manifest = cx.step("image", |cx| {
         write(&inputs, &forms, &arguments.out, |doing| cx.say(doing))
@@ -167,6 +177,8 @@ pub(crate) fn inputs(
     };
     let needs_grub = forms.iter().any(|form| form.holds_grub());
     let grub = needs_grub.then(|| grub::ensure(cx)).transpose()?;
+    let needs_loader = forms.iter().any(|form| form.holds_loader());
+    let loader = needs_loader.then(|| loader::ensure(cx)).transpose()?;
     Ok(ImageInputs {
         kernel: kernel.bzimage.clone(),
         vmlinux: Some(kernel.vmlinux.clone()),
@@ -174,6 +186,8 @@ pub(crate) fn inputs(
         binary: binary.to_owned(),
         stub,
         grub,
+        loader: loader.map(|programs| programs.loader),
+        update_root: None,
         cmdline: CMDLINE.to_owned(),
         version: VERSION.to_owned(),
         git: commit(cx.root()),
@@ -223,6 +237,8 @@ fn key(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<String> {
         optional(&inputs.kernel_config)?,
         hash(&inputs.binary)?,
         optional(&inputs.stub)?,
+        optional(&inputs.loader)?,
+        optional(&inputs.update_root)?,
         inputs.cmdline.clone(),
         inputs.version.clone(),
         inputs.git.clone(),
@@ -278,6 +294,8 @@ mod tests {
             binary: binary.to_owned(),
             stub: None,
             grub: None,
+            loader: None,
+            update_root: None,
             cmdline: String::new(),
             version: String::new(),
             git: String::new(),
@@ -292,6 +310,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let names = [
             "bzImage", "vmlinux", "config", "stub", "alknet", "boot", "hybrid", "core", "cd",
+            "loader", "root",
         ];
         let files = names.map(|name| folder.path().join(name));
         for file in &files {
@@ -307,6 +326,8 @@ mod tests {
             hybrid_sector,
             core,
             cd_core,
+            loader,
+            update_root,
         ] = files.clone();
         let inputs = ImageInputs {
             kernel,
@@ -320,6 +341,8 @@ mod tests {
                 cd_core,
                 version: "1".into(),
             }),
+            loader: Some(loader),
+            update_root: Some(update_root),
             ..inputs_of(&binary)
         };
         let name = || key(&inputs, &[ImageForm::Direct]).expect("readable");

@@ -100,6 +100,10 @@ fn moved(inputs: &ImageInputs, kernel: &KernelFiles, folder: &Path) -> Result<Im
             Some(stub) => Some(copy(stub, "efi-stub")?),
             None => None,
         },
+        loader: match &inputs.loader {
+            Some(loader) => Some(copy(loader, "efi-loader")?),
+            None => None,
+        },
         ..inputs.clone()
     })
 }

@@ -4,15 +4,11 @@ use std::process::Command;
 
 use super::*;
 use crate::disk::{self, DISK_BYTES};
-use crate::grub::tests::loader;
-use crate::ids::BuildIds;
 
 const PROGRAM: [u8; 5000] = [7; 5000];
 
 fn written() -> File {
-    let file = tempfile::tempfile().expect("a temporary file");
-    let ids = BuildIds::new("1", "a");
-    disk::write(file, DISK_BYTES, &PROGRAM, &loader(), &ids).expect("the disk is written")
+    disk::tests::written(&PROGRAM, "a")
 }
 
 fn content(volume: &EspVolume<'_>, path: &str) -> Vec<u8> {

@@ -117,8 +117,6 @@ fn hash(disk: &File, run: &Range<u64>, bytes: u64) -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::disk::{self, DISK_BYTES};
-    use crate::grub::tests::loader;
-    use crate::ids::BuildIds;
 
     #[test]
     fn runs_are_joined() {
@@ -128,13 +126,10 @@ mod tests {
 
     #[test]
     fn zeros_that_a_machine_reads_are_in_the_map() {
-        let file = tempfile::tempfile().expect("a temporary file");
         // The second half of the program has zeros alone.
         let mut program = vec![1; 1 << 20];
         program[1 << 19..].fill(0);
-        let ids = BuildIds::new("1", "a");
-        let disk =
-            disk::write(file, DISK_BYTES, &program, &loader(), &ids).expect("the disk is written");
+        let disk = disk::tests::written(&program, "a");
         let text = text(&disk, DISK_BYTES).expect("readable");
         let rows = text.lines().filter_map(|line| line.split_once("\">"));
         let places: Vec<&str> = rows

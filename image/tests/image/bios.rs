@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use alknet_boot_state::{BootRecord, BootSlot, GRUB_CORE_LBA, GRUB_SCRIPT, RECORD_LBA};
 use alknet_image::{
-    BIOS_FIRST_LBA, BOOT_STATE_FIRST_LBA, ESP_FIRST_LBA, GRUB_CONFIG, ImageForm, LBA_BYTES,
-    Manifest, OutputRole,
+    BIOS_FIRST_LBA, ESP_FIRST_LBA, GRUB_FORMATS, ImageForm, LBA_BYTES, Manifest, OutputRole,
 };
 use tempfile::TempDir;
 
@@ -74,14 +74,11 @@ fn differences(one: &[u8], other: &[u8]) -> Vec<usize> {
 }
 
 #[test]
-fn grub_lies_before_the_partitions_and_leaves_the_state_of_the_boot_alone() {
+fn the_first_sector_loads_the_core_image_and_the_protective_partition_stays() {
     let built = BuiltMedia::new(&[ImageForm::Raw]);
     let disk = built.path(ImageForm::Raw, OutputRole::Disk);
-    let gap = (ESP_FIRST_LBA - BIOS_FIRST_LBA) * LBA_BYTES;
-    let [first, gap] = [(0, LBA_BYTES), (BIOS_FIRST_LBA * LBA_BYTES, gap)]
-        .map(|(at, bytes)| read(&disk, at, bytes));
-
-    // The protective partition stays: one, of type EE, from sector 1 on (UEFI 2.10 section 5.2.3).
+    let first = read(&disk, 0, LBA_BYTES);
+    // One partition, of type EE, from sector 1 on (UEFI 2.10 section 5.2.3).
     assert_eq!(first[446 + 4], 0xee);
     assert_eq!(first[446 + 8..446 + 12], [1, 0, 0, 0]);
     assert_eq!(first[510..], [0x55, 0xaa]);
@@ -90,23 +87,48 @@ fn grub_lies_before_the_partitions_and_leaves_the_state_of_the_boot_alone() {
     let places = |at: &usize| (0x5c..0x64).contains(at) || (0x66..0x68).contains(at);
     assert!(!changed.is_empty(), "GRUB's sector does not know the disk");
     assert!(changed.iter().all(places), "{changed:?}");
-    assert_eq!(first[0x5c..0x64], BIOS_FIRST_LBA.to_le_bytes());
+    assert_eq!(first[0x5c..0x64], GRUB_CORE_LBA.to_le_bytes());
+}
+
+/// GRUB finds its configuration and the record as files of the partition, so tar does as well.
+#[test]
+fn the_first_partition_is_an_archive_of_grub_and_the_state_of_the_boot() {
+    let built = BuiltMedia::new(&[ImageForm::Raw]);
+    let disk = built.path(ImageForm::Raw, OutputRole::Disk);
+    let at = BIOS_FIRST_LBA * LBA_BYTES;
+    let archive = built.cut(&disk, "alk-bios", at, ESP_FIRST_LBA * LBA_BYTES - at);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run(
+        "tar",
+        &["-x", "-f", text(&archive), "-C", text(folder.path())],
+    );
+    let file = |name: &str| fs::read(folder.path().join(name)).expect("it was unpacked");
 
     let core = built.grub(|grub| &grub.core);
-    let changed = differences(&gap[..core.len()], &core);
+    let located = file("core.img");
+    let changed = differences(&located[..core.len()], &core);
     assert!(
         changed.iter().all(|at| (0x1f4..0x200).contains(at)),
         "{changed:?}"
     );
-    assert_eq!(gap[0x1f4..0x1fc], (BIOS_FIRST_LBA + 1).to_le_bytes());
+    assert_eq!(located[0x1f4..0x1fc], (GRUB_CORE_LBA + 1).to_le_bytes());
     let rest = core.len().div_ceil(512) - 1;
     assert_eq!(
-        usize::from(u16::from_le_bytes([gap[0x1fc], gap[0x1fd]])),
+        usize::from(u16::from_le_bytes([located[0x1fc], located[0x1fd]])),
         rest
     );
-    assert!(gap[core.len()..].iter().all(|byte| *byte == 0));
-    let state = (BOOT_STATE_FIRST_LBA - BIOS_FIRST_LBA) * LBA_BYTES;
-    assert!((core.len() as u64) < state, "{} bytes", core.len());
+    assert!(located[core.len()..].iter().all(|byte| *byte == 0));
+    let config = String::from_utf8(file("grub.cfg")).expect("a script");
+    assert!(config.starts_with(GRUB_SCRIPT) && config.contains("/EFI/ALKNET/B.EFI"));
+    assert!(file("note").iter().all(|byte| *byte == 0));
+    // A new disk has one version, the good one.
+    assert_eq!(file("state"), BootRecord::new(BootSlot::A).encode());
+    let record = read(&disk, RECORD_LBA * LBA_BYTES, 2 * LBA_BYTES);
+    assert_eq!(
+        record,
+        file("state"),
+        "the loader for UEFI reads it by its place"
+    );
 }
 
 /// GRUB reads kernel and initramfs by sectors of the file that UEFI starts.
@@ -114,24 +136,29 @@ fn grub_lies_before_the_partitions_and_leaves_the_state_of_the_boot_alone() {
 fn the_script_in_the_efi_program_names_the_sectors_of_kernel_and_initramfs() {
     let built = BuiltMedia::new(&[]);
     let uki = built.uki();
-    let place = GRUB_CONFIG
+    let [_, medium] = GRUB_FORMATS;
+    let place = medium
+        .config
         .lines()
         .find_map(|line| line.strip_prefix("source (uki)"));
     let script = &uki[range(place.expect("the core image reads a script"))];
     let script = str::from_utf8(script).expect("text and line feeds");
     let lines: Vec<_> = script.lines().filter(|line| !line.is_empty()).collect();
-    let [linux, initrd, "boot"] = lines[..] else {
+    let [_, _, linux, initrd, "boot", "fi", "fi", "fi"] = lines[..] else {
         panic!("{lines:?}");
     };
-    let (kernel_at, words) = split(linux, "linux (uki)");
+    let [linux, initrd] =
+        [linux, initrd].map(|line| line.strip_suffix("; then").expect("a condition"));
+    let (kernel_at, words) = split(linux, "if linux (uki)");
     assert_eq!(
         words,
-        "'lockdown=confidentiality' 'init_on_free=1' 'console=tty0' 'console=ttyS0' 'quiet' 'panic=10'"
+        "${alknet_arguments} 'lockdown=confidentiality' 'init_on_free=1' 'console=tty0' 'console=ttyS0' \
+         'quiet' 'panic=10'"
     );
     let kernel = support::kernel();
     let found = &uki[range(kernel_at)];
     assert!(found.starts_with(&kernel) && found.len() < kernel.len() + 512);
-    let (initrd_at, _) = split(initrd, "initrd (uki)");
+    let (initrd_at, _) = split(initrd, "if initrd (uki)");
     let initrd = range(initrd_at);
     assert!(uki[initrd.clone()].starts_with(&ZSTANDARD));
     assert_eq!(initrd.end, uki.len(), "it is the last section");

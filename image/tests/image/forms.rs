@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use alknet_image::{ImageError, ImageForm, Manifest, OutputRole, UKI_BYTES_MAX, build};
 use tempfile::TempDir;
 
-use crate::support::{self, InputFolder, RELEASE, output, run, text};
+use crate::support::{self, InputFolder, RELEASE, UPDATE_ROOT, output, run, text};
 
 struct BuiltImage {
     source: InputFolder,
@@ -66,7 +66,17 @@ fn cpio_and_lz4_read_the_initramfs() {
         listing.contains("etc/resolv.conf -> /run/resolv.conf"),
         "{listing}"
     );
-    assert_eq!(listing.lines().count(), 11, "{listing}");
+    assert!(
+        has("-r--r--r-- 1 root root 6 Jan 1 1970 version"),
+        "{listing}"
+    );
+    assert_eq!(listing.lines().count(), 13, "{listing}");
+    let text_of = |name| {
+        let unpack = format!("cpio -i --to-stdout --quiet {name} < '{}'", text(&archive));
+        run("sh", &["-c", &unpack])
+    };
+    assert_eq!(text_of("version"), "0.1.0\n");
+    assert_eq!(text_of("update-root.json").as_bytes(), UPDATE_ROOT);
 }
 
 #[test]
@@ -229,14 +239,22 @@ fn sgdisk_and_fsck_read_the_disk() {
         run("file", &["-b", text(&esp)]).contains("FAT (32 bit)"),
         "{said}"
     );
-    let copy = built.scratch("bootx64");
-    run(
-        "mcopy",
-        &["-i", text(&esp), "::/EFI/BOOT/BOOTX64.EFI", text(&copy)],
+    let loader = built.source.inputs.loader.clone().expect("it is set");
+    let uki = built.path(ImageForm::Uki, OutputRole::Uki);
+    for (file, expected) in [("BOOT/BOOTX64.EFI", loader), ("ALKNET/A.EFI", uki)] {
+        let copy = built.scratch("copy");
+        let place = format!("::/EFI/{file}");
+        run("mcopy", &["-o", "-i", text(&esp), &place, text(&copy)]);
+        let same = fs::read(&copy).expect("copied") == fs::read(&expected).expect("written");
+        assert!(same, "{file} is not {}", expected.display());
+    }
+    // The other boot slot is empty until an update.
+    let listed = run("mdir", &["-b", "-/", "-i", text(&esp), "::/"]);
+    assert_eq!(
+        listed.lines().filter(|line| line.ends_with(".EFI")).count(),
+        2,
+        "{listed}"
     );
-    let same = fs::read(&copy).expect("copied")
-        == fs::read(built.path(ImageForm::Uki, OutputRole::Uki)).expect("written");
-    assert!(same, "the program on the disk is not the EFI program");
 }
 
 #[test]
@@ -330,13 +348,21 @@ fn bad_inputs_end_in_their_exit_codes_and_leave_no_manifest() {
     };
     assert_eq!(refusal(&|s| s.inputs.stub = None).exit_code(), 2);
     assert_eq!(refusal(&|s| s.inputs.grub = None).exit_code(), 2);
+    assert_eq!(refusal(&|s| s.inputs.loader = None).exit_code(), 2);
+    for change in [
+        &|s: &mut InputFolder| s.inputs.loader = s.inputs.vmlinux.clone(),
+        &|s: &mut InputFolder| s.inputs.update_root = s.inputs.vmlinux.clone(),
+    ] as [&dyn Fn(&mut InputFolder); 2]
+    {
+        assert_eq!(refusal(change).exit_code(), 3);
+    }
     let long = refusal(&|s| {
         let core = s.dir.path().join("long");
-        fs::write(&core, vec![1; 2013 * 512]).expect("writable");
+        fs::write(&core, vec![1; 1970 * 512]).expect("writable");
         s.inputs.grub.as_mut().expect("it is set").core = core;
     });
     assert_eq!(long.exit_code(), 3);
-    assert!(long.to_string().contains("2012 fit"), "{long}");
+    assert!(long.to_string().contains("1969 fit"), "{long}");
     assert_eq!(
         refusal(&|s| s.inputs.kernel = "/nonexistent".into()).exit_code(),
         3

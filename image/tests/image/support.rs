@@ -21,6 +21,8 @@ const KERNEL_BYTES: usize = 300_000;
 const CORE_BYTES: usize = 99_999;
 /// Version of GRUB in the tests.
 pub(crate) const GRUB_VERSION: &str = "2.06-13+deb12u2";
+/// A root document of updates, as far as the build looks at it.
+pub(crate) const UPDATE_ROOT: &[u8] = br#"{"signatures":[],"signed":{"_type":"root"}}"#;
 pub(crate) const RELEASE: &str = "6.12.95-alknet";
 
 /// A folder of inputs.
@@ -45,6 +47,8 @@ impl InputFolder {
             binary: write("alknet", &this),
             stub: Some(write("stub", &stub())),
             grub: Some(grub(&write)),
+            loader: Some(write("loader.efi", &small_stub())),
+            update_root: Some(write("root.json", UPDATE_ROOT)),
             cmdline: "console=ttyS0 quiet panic=10".into(),
             version: "0.1.0".into(),
             git: "0123abc".into(),

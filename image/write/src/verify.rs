@@ -18,6 +18,9 @@ use crate::read_back::{DirectReader, READ_BYTES, forget};
 const CONFIGURATION_FILE: &str = "alknet.toml";
 const CONFIGURATION_FOLDER: &str = "alknet/";
 
+/// The other boot slot, to which an update writes. [`DISK_PARTS_LEFT_OUT`] names it.
+const SECOND_SLOT: &str = "EFI/ALKNET/B.EFI";
+
 /// Why a file or a disk is not what the manifest says.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -102,7 +105,8 @@ pub struct ImageCheck {
     pub checked: Vec<CheckedPart>,
     /// The parts that were not, by rule, each with the reason. Empty if everything was compared.
     pub left_out: Vec<(&'static str, &'static str)>,
-    /// Files of the EFI system partition that the manifest does not have: those of a configuration.
+    /// Files of the EFI system partition that the manifest does not have: those of a configuration, and the program in
+    /// the second boot slot.
     pub others: Vec<String>,
 }
 
@@ -160,8 +164,8 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 ///
 /// A disk that no machine was started from is compared as a whole. Of another one the parts are compared that stay as
 /// they are, and [`ImageCheck::left_out`] names the others. The partition table and its backup must have the layout of the
-/// image, and every firmware must find the same files on the EFI system partition: those of the manifest, and a
-/// configuration.
+/// image, and every firmware must find the same files on the EFI system partition: those of the manifest, a
+/// configuration, and the program of the second boot slot.
 ///
 /// # Errors
 /// See [`VerifyError`].
@@ -203,7 +207,8 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
         _ => unreadable(error),
     })?;
     let check = compared(expected, &found).map_err(differs)?;
-    let foreign = check.others.iter().filter(|it| !is_configuration(it));
+    let is_foreign = |it: &&String| !is_configuration(it) && *it != SECOND_SLOT;
+    let foreign = check.others.iter().filter(is_foreign);
     let files: Vec<String> = foreign.cloned().collect();
     match files.is_empty() {
         true => Ok(check),

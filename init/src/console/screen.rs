@@ -167,7 +167,7 @@ impl ScreenPainter<'_> {
 
     fn title(&self) -> String {
         let MachineFacts { hostname, .. } = self.facts;
-        let version = env!("CARGO_PKG_VERSION");
+        let version = crate::image_version();
         let name = if hostname.is_empty() {
             "alknet"
         } else {

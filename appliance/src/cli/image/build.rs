@@ -38,6 +38,14 @@ pub(crate) struct ImageBuildArgs {
     /// The version of GRUB's source package, for the offer of the source code.
     #[arg(long, value_name = "VERSION", requires = "grub")]
     grub_version: Option<String>,
+    /// The loader for UEFI, alknet-loader.efi, which forms with a disk need. It is BOOTX64.EFI on the disk of another
+    /// image.
+    #[arg(long, value_name = "FILE")]
+    loader: Option<PathBuf>,
+    /// The root document of the updates that machines with this image trust, which 'alknet image root' makes. Without
+    /// it they trust only keys of their owner.
+    #[arg(long, value_name = "FILE")]
+    update_root: Option<PathBuf>,
     /// The form to build, for example raw or oci; may be repeated.
     #[arg(long = "form", value_name = "FORM", required = true)]
     forms: Vec<ImageForm>,
@@ -87,6 +95,8 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
         binary: args.binary.clone().unwrap_or_else(|| THIS_PROGRAM.into()),
         stub: args.stub.clone(),
         grub: grub.map(|(folder, version)| GrubFiles::in_folder(folder, version)),
+        loader: args.loader.clone(),
+        update_root: args.update_root.clone(),
         cmdline: format!("{CMDLINE} {}", args.append).trim().to_owned(),
         version: args.image_version.clone(),
         git: args.commit.clone(),

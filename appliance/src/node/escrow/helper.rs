@@ -298,7 +298,7 @@ impl ShareServerAccess {
         let mut request = JoinRequest {
             token: self.token.clone(),
             name,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: alknet_init::image_version().to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             ..JoinRequest::default()
         };

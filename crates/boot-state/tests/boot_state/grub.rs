@@ -7,9 +7,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use alknet_boot_state::{
-    BootRecord, BootSlot, GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA, GRUB_SCRIPT, GRUB_STATE_FILE,
-    RECORD_OFFSET, SECTOR_BYTES, TRIES, grub_archive,
+    BootRecord, BootSlot, GRUB_CONFIG_BYTES, GRUB_CONFIG_FILE, GRUB_CONFIG_LBA,
+    GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA, GRUB_SCRIPT, GRUB_STATE_FILE, RECORD_OFFSET, SECTOR_BYTES,
+    TRIES, grub_archive,
 };
+
+/// Where the boot note lies, which a machine in use writes in place.
+const NOTE_LBA: u64 = 2037;
+const NOTE_BYTES: u64 = 4096;
 
 /// The script's code, without comments.
 fn code() -> impl Iterator<Item = &'static str> {
@@ -117,7 +122,7 @@ fn tar(partition: &[u8], arguments: &[&str]) -> Vec<u8> {
 
 /// GRUB writes the record where the file system says that the file is.
 #[test]
-fn the_partition_of_the_record_is_a_tar_archive_that_ends_with_it() {
+fn the_partition_is_a_tar_archive_that_ends_with_the_record() {
     let sector = SECTOR_BYTES as u64;
     let first = GRUB_CORE_LBA - 1;
     let at = |byte: u64| usize::try_from(byte - first * sector).expect("below a MiB");
@@ -129,19 +134,26 @@ fn the_partition_of_the_record_is_a_tar_archive_that_ends_with_it() {
     }
     let core = at(GRUB_CORE_LBA * sector);
     partition[core..core + 4].copy_from_slice(b"core");
+    let config = at(GRUB_CONFIG_LBA * sector);
+    partition[config..config + 6].copy_from_slice(b"config");
+    let note = at(NOTE_LBA * sector);
+    partition[note..note + 4].copy_from_slice(b"note");
     partition[at(RECORD_OFFSET)..].copy_from_slice(&record);
 
     let names = tar(&partition, &["--list", "--file=-"]);
-    assert_eq!(names, b"core.img\nstate\n");
-    let (_, name) = GRUB_STATE_FILE
-        .split_once('/')
-        .expect("a file of a partition");
-    let state = tar(&partition, &["--extract", "--to-stdout", "--file=-", name]);
-    assert_eq!(state, record);
-    let image = tar(
-        &partition,
-        &["--extract", "--to-stdout", "--file=-", "core.img"],
-    );
-    assert_eq!(image.len() as u64, GRUB_CORE_BYTES_MAX);
-    assert!(image.starts_with(b"core"));
+    assert_eq!(names, b"core.img\ngrub.cfg\nnote\nstate\n");
+    let extracted = |name| tar(&partition, &["--extract", "--to-stdout", "--file=-", name]);
+    let named = |file: &'static str| {
+        let (_, name) = file.split_once('/').expect("a file of a partition");
+        extracted(name)
+    };
+    assert_eq!(named(GRUB_STATE_FILE), record);
+    for (content, bytes, begins) in [
+        (extracted("core.img"), GRUB_CORE_BYTES_MAX, &b"core"[..]),
+        (named(GRUB_CONFIG_FILE), GRUB_CONFIG_BYTES, b"config"),
+        (extracted("note"), NOTE_BYTES, b"note"),
+    ] {
+        assert_eq!(content.len() as u64, bytes);
+        assert!(content.starts_with(begins));
+    }
 }

@@ -173,40 +173,80 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 const EFI: &[u8; 11] = b"EFI        ";
 const BOOT: &[u8; 11] = b"BOOT       ";
-const PROGRAM: &[u8; 11] = b"BOOTX64 EFI";
+const ALKNET: &[u8; 11] = b"ALKNET     ";
+const LOADER: &[u8; 11] = b"BOOTX64 EFI";
+const PROGRAM: &[u8; 11] = b"A       EFI";
 const OTHER: &[u8; 11] = b"EVIL~1  EFI";
 
-/// A disk with a second program in the folder of the first one. Returns the folder's place.
-fn with_second_program(copy: &DiskCopy) -> u64 {
-    copy.add("EFI/BOOT/EVIL.EFI");
-    let folder = copy.folder(&[EFI, BOOT]);
-    copy.rename(folder, OTHER, PROGRAM);
+/// A disk with a second file beside one, with the same name. Returns the folder's place.
+fn with_second_file(copy: &DiskCopy, folder: &[u8; 11], name: &[u8; 11]) -> u64 {
+    let path = String::from_utf8_lossy(folder);
+    copy.add(&format!("EFI/{}/EVIL.EFI", path.trim_end()));
+    let folder = copy.folder(&[EFI, folder]);
+    copy.rename(folder, OTHER, name);
     folder
 }
 
 #[test]
-fn a_second_program_of_the_same_name_is_seen_behind_the_first_and_before_it() {
+fn a_second_file_of_the_same_name_is_seen_behind_the_first_and_before_it() {
+    let release = ReleaseFolder::shared();
+    for (folder, name) in [(BOOT, LOADER), (ALKNET, PROGRAM)] {
+        let copy = DiskCopy::new(&release);
+        let folder = with_second_file(&copy, folder, name);
+        let said = copy.refused("behind");
+        assert!(said.contains("twice"), "{said}");
+        // The two entries change places.
+        let first = copy.slot(folder, name);
+        let content = copy.read(folder, 2048);
+        let slots: Vec<usize> = content
+            .chunks_exact(SLOT)
+            .enumerate()
+            .filter(|(_, slot)| slot.starts_with(name))
+            .map(|(number, _)| number)
+            .collect();
+        assert_eq!(slots.len(), 2, "{slots:?}");
+        let second = folder + (slots[1] * SLOT) as u64;
+        let (ours, evil) = (copy.read(first, SLOT), copy.read(second, SLOT));
+        copy.write(first, &evil);
+        copy.write(second, &ours);
+        let said = copy.refused("before");
+        assert!(said.contains("twice"), "{said}");
+    }
+}
+
+/// The loader and the program are what firmware and the loader start.
+#[test]
+fn another_loader_and_another_program_are_refused() {
+    let release = ReleaseFolder::shared();
+    for (folder, name, path) in [
+        (BOOT, LOADER, "EFI/BOOT/BOOTX64.EFI"),
+        (ALKNET, PROGRAM, "EFI/ALKNET/A.EFI"),
+    ] {
+        let copy = DiskCopy::new(&release);
+        let entry = copy.slot(copy.folder(&[EFI, folder]), name);
+        // The file is a byte shorter.
+        let bytes = u32_at(&copy.read(entry, SLOT), 28) - 1;
+        copy.write(entry + 28, &bytes.to_le_bytes());
+        let said = copy.refused(path);
+        assert!(said.contains(path), "{said}");
+    }
+}
+
+#[test]
+fn the_program_of_the_second_slot_is_listed_and_any_other_beside_it_is_refused() {
     let release = ReleaseFolder::shared();
     let copy = DiskCopy::new(&release);
-    let folder = with_second_program(&copy);
-    let said = copy.refused("behind");
-    assert!(said.contains("twice"), "{said}");
-    // The two entries change places.
-    let first = copy.slot(folder, PROGRAM);
-    let content = copy.read(folder, 2048);
-    let slots: Vec<usize> = content
-        .chunks_exact(SLOT)
-        .enumerate()
-        .filter(|(_, slot)| slot.starts_with(PROGRAM))
-        .map(|(number, _)| number)
-        .collect();
-    assert_eq!(slots.len(), 2, "{slots:?}");
-    let second = folder + (slots[1] * SLOT) as u64;
-    let (ours, evil) = (copy.read(first, SLOT), copy.read(second, SLOT));
-    copy.write(first, &evil);
-    copy.write(second, &ours);
-    let said = copy.refused("before");
-    assert!(said.contains("twice"), "{said}");
+    copy.add("EFI/ALKNET/B.EFI");
+    let check = copy.verify().expect("a disk after an update");
+    assert_eq!(check.others, ["EFI/ALKNET/B.EFI"]);
+    let left_out = |name: &str| check.left_out.iter().any(|(it, _)| *it == name);
+    assert!(
+        left_out("second boot slot") && left_out("boot note"),
+        "{check:?}"
+    );
+    copy.add("EFI/ALKNET/C.EFI");
+    let said = copy.refused("a third slot");
+    assert!(said.contains("C.EFI") && !said.contains("B.EFI"), "{said}");
 }
 
 #[test]

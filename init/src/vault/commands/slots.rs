@@ -60,9 +60,7 @@ impl CommandSession {
         let wants_pin = super::has_pin(self.opened(place)?.alkv());
         let pin = self.new_pin(wants_pin)?;
         let open = self.opened(place)?;
-        let (started, next) = (&programs.started, &programs.next);
-        let id =
-            tpm::add_slot_for(open, started, next, pin.as_ref()).map_err(NeedInput::refused)?;
+        let id = tpm::add_slot_for(open, &programs, pin.as_ref()).map_err(NeedInput::refused)?;
         let added = find(open.alkv(), id)?;
         save(place, open)?;
         place

@@ -256,6 +256,7 @@ impl VaultMediaAccess for CommandMachine {
         match self.next.get() {
             None => alknet_provisioning::programs(&self.paths(), &KernelMounter),
             Some(next) => Ok(UpdatePrograms {
+                loader: None,
                 started: b"what runs".to_vec(),
                 next: next.to_vec(),
                 next_from: "vdb".to_owned(),
