@@ -1,8 +1,8 @@
 //! The boot state record of a disk, and the boot note beside it.
 
 use alknet_boot_state::{
-    BootNote, BootPhase, BootRecord, BootSlot, BootSlots, NOTE_BYTES, NoteArea, NoteText, RECORD_BYTES, SECTOR_BYTES,
-    TRIES, loader_choice,
+    BootNote, BootPhase, BootRecord, BootSlot, BootSlots, NOTE_BYTES, NoteArea, NoteText,
+    RECORD_BYTES, SECTOR_BYTES, TRIES, loader_choice,
 };
 
 /// The input is the record's beginning; the rest is filled up as GRUB fills up, so that the engine need not find 1,024

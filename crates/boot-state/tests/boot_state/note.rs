@@ -1,9 +1,8 @@
 //! The boot note: written in turn, read by other versions, and refused after any damage.
 
 use alknet_boot_state::{
-    BootNote, BootNoteError, BootSlot, NOTE_BYTES,
-    NOTE_CODES_BYTES_MAX, NOTE_HALF_BYTES, NOTE_LBA, NOTE_LINE_BYTES_MAX, NOTE_OFFSET, NoteArea,
-    NoteText, RECORD_LBA, SECTOR_BYTES,
+    BootNote, BootNoteError, BootSlot, NOTE_BYTES, NOTE_CODES_BYTES_MAX, NOTE_HALF_BYTES, NOTE_LBA,
+    NOTE_LINE_BYTES_MAX, NOTE_OFFSET, NoteArea, NoteText, RECORD_LBA, SECTOR_BYTES,
 };
 use proptest::prelude::*;
 
@@ -109,7 +108,11 @@ fn what_contradicts_the_format_is_refused_by_its_name() {
         ("slot=b\n", "slot=c\n", BootNoteError::Value("slot")),
         ("person=0\n", "person=2\n", BootNoteError::Value("person")),
         ("starts=1\n", "starts=256\n", BootNoteError::Value("starts")),
-        ("stage=init\n", "stage=a\u{1b}b\n", BootNoteError::Value("stage")),
+        (
+            "stage=init\n",
+            "stage=a\u{1b}b\n",
+            BootNoteError::Value("stage"),
+        ),
         ("from=1.1.0\n", "from=1\nfrom=2\n", BootNoteError::Duplicate),
     ];
     for (from, to, error) in cases {
