@@ -1,12 +1,14 @@
-//! The boot state record of a disk.
+//! The boot state record of a disk, and the boot note beside it.
 
 use alknet_boot_state::{
-    BootPhase, BootRecord, BootSlot, BootSlots, RECORD_BYTES, SECTOR_BYTES, TRIES, loader_choice,
+    BootNote, BootPhase, BootRecord, BootSlot, BootSlots, NOTE_BYTES, NoteArea, NoteText,
+    RECORD_BYTES, SECTOR_BYTES, TRIES, loader_choice,
 };
 
 /// The input is the record's beginning; the rest is filled up as GRUB fills up, so that the engine need not find 1,024
 /// bytes. A longer input is cut.
 pub fn boot(data: &[u8]) -> bool {
+    note(data);
     let mut bytes = [b'#'; RECORD_BYTES];
     let length = data.len().min(RECORD_BYTES);
     bytes[..length].copy_from_slice(&data[..length]);
@@ -29,6 +31,8 @@ pub fn boot(data: &[u8]) -> bool {
         record.confirm(BootSlot::B),
         record.give_up(),
         record.rollback(),
+        record.take_over(BootSlot::A),
+        record.take_over(BootSlot::B),
     ];
     for next in changed.into_iter().flatten() {
         reads_back(&next);
@@ -64,4 +68,24 @@ fn starts(record: Option<BootRecord>, present: BootSlots) {
     assert!(last.write.is_none(), "the record is settled");
     let is_over = now.is_none_or(|record| record.phase() != BootPhase::Trial);
     assert!(is_over || present == BootSlots::NONE);
+}
+
+/// Any bytes are a note or refused, and the next note is read whatever was there before. The engine does not find the
+/// checksum of a note, so the input is also the texts of one.
+fn note(data: &[u8]) {
+    let mut bytes = [0; NOTE_BYTES];
+    let length = data.len().min(NOTE_BYTES);
+    bytes[..length].copy_from_slice(&data[..length]);
+    let mut area = NoteArea::new(bytes);
+    let text = String::from_utf8_lossy(data);
+    let mut next = area.read().unwrap_or(BootNote::new(BootSlot::B));
+    next.reason = NoteText::new(&text);
+    next.stage = NoteText::new(&text);
+    text.split('\n').for_each(|code| {
+        next.add_problem(code);
+    });
+    for _ in 0..3 {
+        area.put(&next);
+        assert_eq!(area.read(), Ok(next));
+    }
 }

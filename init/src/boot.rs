@@ -34,6 +34,7 @@ use crate::{
     mount, power,
     settings::{self, NodeSettings},
     stage::{self, BootStageName},
+    update::{self, UpdateStart},
     vault::{UnlockCredentials, VaultHandle},
     vsock,
     watchdog::Watchdog,
@@ -65,6 +66,7 @@ pub(crate) struct BootResult {
     pub(crate) facts: InitFacts,
     pub(crate) opened: OpenedData,
     pub(crate) keeper: Arc<VaultHandle>,
+    pub(crate) update: UpdateStart,
 }
 
 /// The result of an attempt to open the data.
@@ -94,6 +96,7 @@ pub(crate) fn run() -> ! {
 }
 
 fn fatal(reason: &str) -> ! {
+    update::note_place(reason);
     eprintln!("\nalknet: fatal: {reason}");
     eprintln!("alknet: rebooting in {} seconds", FATAL_PAUSE.as_secs());
     // The data are synced before the pause: a user who reads the reason may switch the machine off.
@@ -153,6 +156,7 @@ fn record_panics(log: &InitLog) {
     let log = log.clone();
     panic::set_hook(Box::new(move |info| {
         log.error(format_args!("panic: {info}"));
+        update::note_panic(info);
     }));
 }
 
@@ -277,7 +281,11 @@ async fn show_log(console: InitConsole, log: InitLog) {
 /// Does everything that waits for disks: the data, the clock's note, the configuration.
 fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> BootResult {
     data::wait_for_usb_drives(Path::new("/sys"), log);
+    // Before anything that may hang: a version on trial notes how far it came.
+    let begun = UpdateStart::begin(log);
     let opened = open(&keeper, UnlockCredentials::default(), log);
+    // The disk may have been slow to appear, and was waited for with the data.
+    let update = begun.again_if_missing(log);
     stage::record_stage(&mut facts.stages, BootStageName::Data);
     facts.fault_injection =
         alknet_provisioning::fault_injection(&alknet_provisioning::SourcePaths::system());
@@ -289,6 +297,7 @@ fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> Boo
         facts,
         opened,
         keeper,
+        update,
     }
 }
 

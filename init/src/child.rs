@@ -32,7 +32,7 @@ use tokio::{
 
 use crate::{
     InitError,
-    control::{InitMessage, LINE_BYTES_MAX, NODE_FD, NodeMessage, VAULT_FD},
+    control::{InitMessage, LINE_BYTES_MAX, NODE_FD, NodeMessage, UPDATE_FD, VAULT_FD},
     data::NODE_UID,
     groups,
     log::{InitLog, LogAuthor, MESSAGE_BYTES_MAX, TARGET_NODE, split_priority},
@@ -49,6 +49,8 @@ const RECORDS_BATCH: usize = 64;
 const OOM_SCORE_ADJ: &str = "-500";
 /// How long PID 1 waits for the last lines of an ended node.
 const LAST_LINES_MAX: Duration = Duration::from_millis(200);
+/// How long the node may be silent within a bundle: longer than it waits for the sender of one.
+const BUNDLE_SILENT_MAX: Duration = Duration::from_secs(900);
 /// Process name of the node.
 const NODE_NAME: &str = "alknet";
 
@@ -58,6 +60,8 @@ pub(crate) struct NodeProcess {
     pid: Pid,
     life: u64,
     messages: mpsc::Sender<NodeMessage>,
+    /// PID 1's end of the stream with update bundles.
+    bundles: StdStream,
     output: JoinHandle<()>,
 }
 
@@ -70,12 +74,17 @@ impl NodeProcess {
         events: mpsc::Sender<MachineEvent>,
     ) -> Result<Self, InitError> {
         let (ours, theirs) = StdStream::pair().map_err(InitError::Spawn)?;
+        let (bundles, updates) = StdStream::pair().map_err(InitError::Spawn)?;
+        bundles
+            .set_read_timeout(Some(BUNDLE_SILENT_MAX))
+            .map_err(InitError::Spawn)?;
         let (output, input) =
             pipe2(OFlag::O_CLOEXEC).map_err(|error| InitError::Spawn(error.into()))?;
         if let Err(error) = groups::clear_workers() {
             log.warn(error);
         }
-        let pid = execute(&theirs, keeper.descriptor(), input).map_err(InitError::Spawn)?;
+        let pid =
+            execute((&theirs, &updates), keeper.descriptor(), input).map_err(InitError::Spawn)?;
         // PID 1 lowers the score: the child would need CAP_SYS_RESOURCE to do it after it gave up
         // root.
         let score = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
@@ -93,6 +102,7 @@ impl NodeProcess {
             pid,
             life,
             messages,
+            bundles,
             output: tokio::spawn(read_output(output, life, log.clone())),
         })
     }
@@ -115,6 +125,11 @@ impl NodeProcess {
         self.life
     }
 
+    /// PID 1's end of the stream with update bundles, for a thread that reads it.
+    pub(crate) fn bundles(&self) -> io::Result<StdStream> {
+        self.bundles.try_clone()
+    }
+
     /// Sends a message without waiting. Returns whether the queue had room.
     pub(crate) fn send(&self, message: NodeMessage) -> bool {
         self.messages.try_send(message).is_ok()
@@ -134,8 +149,12 @@ impl NodeProcess {
 }
 
 /// Forks and executes. PID 1 collects every child, so this does not wait for it.
-fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) -> io::Result<Pid> {
-    let control = control.as_raw_fd();
+fn execute(
+    (control, updates): (&StdStream, &StdStream),
+    vault: Option<BorrowedFd<'_>>,
+    output: OwnedFd,
+) -> io::Result<Pid> {
+    let streams = (control.as_raw_fd(), updates.as_raw_fd());
     let vault = vault.map(|area| area.as_raw_fd());
     let errors = output.try_clone()?;
     // This path is the running program, even if its file was replaced.
@@ -158,7 +177,7 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
     let cgroup_procs = group.as_ref().map(AsRawFd::as_raw_fd);
     // SAFETY: between fork and exec the closure only makes system calls, and allocates no memory.
     let child =
-        unsafe { command.pre_exec(move || confine(control, vault, cgroup_procs)) }.spawn()?;
+        unsafe { command.pre_exec(move || confine(streams, vault, cgroup_procs)) }.spawn()?;
     i32::try_from(child.id())
         .map(Pid::from_raw)
         .map_err(io::Error::other)
@@ -166,7 +185,11 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
 
 /// Runs in the child: joins its control group, gives up gaining privileges, ends with PID 1, and
 /// takes the control channel and the vault's memory.
-fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<()> {
+fn confine(
+    (control, updates): (i32, i32),
+    vault: Option<i32>,
+    group: Option<i32>,
+) -> io::Result<()> {
     if let Some(group) = group {
         // "0" means the writing process. If the write fails, the node's workers have no groups, and
         // the node reports it. SAFETY: the descriptor is open, and the text lives as long as the
@@ -181,8 +204,10 @@ fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<(
         check(libc::setsid())?;
         // The originals may have the numbers that `dup2` assigns below, so they are moved first.
         let control = duplicate(control)?;
+        let updates = duplicate(updates)?;
         let vault = vault.map(duplicate).transpose()?;
         check(libc::dup2(control, NODE_FD))?;
+        check(libc::dup2(updates, UPDATE_FD))?;
         match vault {
             Some(area) => check(libc::dup2(area, VAULT_FD)),
             None => Ok(()),
@@ -192,7 +217,7 @@ fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<(
 
 /// Copies a descriptor to a number above those that the node uses. The copy is closed at exec.
 fn duplicate(fd: i32) -> io::Result<i32> {
-    duplicate_above(fd, VAULT_FD)
+    duplicate_above(fd, UPDATE_FD)
 }
 
 /// The same above another number.

@@ -66,6 +66,10 @@ pub enum NodeMessage {
         /// Credentials that PID 1 keeps for the node, sealed, by their names.
         #[serde(default)]
         records: BTreeMap<String, EncryptedData>,
+        /// Whether the version that runs is on trial. The node then migrates no stored data: the version before has to
+        /// read them if the trial fails.
+        #[serde(default)]
+        trial: bool,
     },
     /// Answer to the [`InitMessage::Update`] of the same number.
     UpdateAnswer { n: u64, answer: UpdateAnswer },

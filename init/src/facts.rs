@@ -2,7 +2,9 @@
 
 use crate::{
     clock::ClockSource,
-    control::{BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, UpdateFacts, VaultFacts},
+    control::{
+        BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, UpdateFacts, VaultFacts,
+    },
 };
 
 /// Problems by part, so that each part replaces its own.
@@ -19,6 +21,8 @@ pub(crate) struct DiagnosticsByPart {
     pub(crate) data: Vec<MachineDiagnostic>,
     pub(crate) vault: Vec<MachineDiagnostic>,
     pub(crate) network: Vec<MachineDiagnostic>,
+    /// Problems with the boot slots, and the end of the last update.
+    pub(crate) update: Vec<MachineDiagnostic>,
 }
 
 /// Maximum number of internal problems: a part that fails repeatedly reports nothing new.
@@ -38,6 +42,15 @@ impl DiagnosticsByPart {
     }
 
     fn all(&self) -> Vec<MachineDiagnostic> {
+        self.iter().cloned().collect()
+    }
+
+    /// The codes of all problems.
+    pub(crate) fn codes(&self) -> impl Iterator<Item = &str> {
+        self.iter().map(|problem| problem.code.as_str())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &MachineDiagnostic> {
         [
             &self.internal,
             &self.node,
@@ -47,11 +60,10 @@ impl DiagnosticsByPart {
             &self.vault,
             &self.data,
             &self.network,
+            &self.update,
         ]
         .into_iter()
         .flatten()
-        .cloned()
-        .collect()
     }
 }
 

@@ -30,6 +30,7 @@ mod shutdown;
 mod stage;
 mod supervise;
 mod tpm;
+mod update;
 mod vault;
 mod version;
 mod vsock;

@@ -10,6 +10,7 @@ mod node;
 mod reset;
 #[cfg(test)]
 mod tests;
+mod update;
 mod upkeep;
 mod vault;
 mod words;
@@ -26,7 +27,12 @@ use alknet_vault::slots::FirstBootPermissions;
 use tokio::sync::mpsc;
 
 pub(crate) use self::consoles::MachineConsole;
-use self::{cloud::MachineCloud, configuration::ConfigChanges, reset::Reset};
+use self::{
+    cloud::MachineCloud,
+    configuration::ConfigChanges,
+    reset::Reset,
+    update::{MachineUpdate, UpdateEvent},
+};
 
 use crate::{
     boot::{BootResult, OpenedData},
@@ -120,6 +126,8 @@ pub(crate) enum MachineEvent {
     Signal(PowerAction),
     /// A deadline passed.
     Tick,
+    /// A piece of work about updates ended.
+    Update(Box<UpdateEvent>),
     /// Whether the TPM refuses to open slots after a hard lock.
     TpmClosed(Result<(), String>),
     /// An attempt to open the locked vault again ended. With a value, the vault still waits for
@@ -188,6 +196,8 @@ pub(crate) struct InitMachine {
     shutdown: Option<Shutdown>,
     /// The factory reset under way, if there is one.
     reset: Option<Reset>,
+    /// The boot slots, and what happens to them.
+    update: MachineUpdate,
     alone: bool,
     orphans: u64,
     timers: MachineTimers,
@@ -225,6 +235,7 @@ impl InitMachine {
             mut facts,
             opened,
             keeper,
+            update,
         } = booted;
         facts.watchdog = watchdog.as_ref().map(|one| one.kind().to_owned());
         let settings = opened.settings.clone();
@@ -232,6 +243,7 @@ impl InitMachine {
             own_consoles,
             watchdog,
             cloud: MachineCloud::detect(),
+            update: MachineUpdate::new(update),
             ..Self::at_rest(facts, keeper, settings, log, events)
         };
         let now = boot_ms();
@@ -250,10 +262,11 @@ impl InitMachine {
     ) -> Self {
         let now = boot_ms();
         Self {
-            log,
             network: InitNetwork::new(events.clone()),
             link_status: LinkStatus::default(),
+            update: MachineUpdate::absent(&log),
             events,
+            log,
             sent_facts: MachineFacts::default(),
             own_consoles: Vec::new(),
             callers: Vec::new(),
@@ -334,6 +347,7 @@ impl InitMachine {
             timers.words,
             self.task_due(),
             self.cloud_due(),
+            self.update_due(),
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
         Duration::from_millis(next.saturating_sub(boot_ms()))
@@ -380,6 +394,7 @@ impl InitMachine {
             } => self.reread_is_done(config_changes, *settings, now),
             MachineEvent::Signal(action) => self.go_down(action, "a signal", now),
             MachineEvent::TpmClosed(outcome) => self.tpm_closed(outcome),
+            MachineEvent::Update(event) => self.updated(*event, now),
             MachineEvent::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
             MachineEvent::WordsNoted(outcome) => self.words_noted(outcome),
         }
@@ -403,6 +418,7 @@ impl InitMachine {
         self.wait_for_mark(now);
         self.forget_command(now);
         self.remake_vault();
+        self.attend_update(now);
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }

@@ -1,5 +1,7 @@
 //! What a first boot takes from provisioning media before the machine can store anything.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use alknet_core::config::VaultSection;
 use alknet_provisioning::{
     ConfigOrigin, ConsoleDocument, KernelMounter, MediaSecrets, MetadataService, ProvisioningError,
@@ -8,6 +10,17 @@ use alknet_provisioning::{
 use alknet_vault::slots::{Alkv, SeedKey, SlotType};
 
 use crate::vault::{UnlockPrompt, VaultMediaAccess, VaultWait};
+
+/// Held while PID 1 mounts volumes, and while it reads or writes the boot partition itself.
+static MEDIA: Mutex<()> = Mutex::new(());
+
+/// Waits until no other part of PID 1 uses the media. Two readers of one file system, of which one writes it past the
+/// kernel, would damage it; the kernel refuses that as well, and the second one would fail. Do not call it twice on one
+/// thread.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    // It guards no value that a panic could leave half changed.
+    MEDIA.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What the media say about the vault.
 #[derive(Debug)]
@@ -42,6 +55,7 @@ impl VaultMedia {
         pasted: Option<&ConsoleDocument>,
     ) -> Result<(Self, Option<MetadataService>), VaultWait> {
         let paths = paths();
+        let _media = alone();
         let loaded = match pasted {
             Some(pasted) => load_console(&paths, &KernelMounter, pasted.copied()),
             None => load(&paths),
@@ -79,6 +93,7 @@ impl VaultMedia {
         let mut slots = vault.slots().iter();
         // Reading media mounts volumes, which takes seconds on slow drives.
         if slots.any(|slot| slot.kind() == SlotType::Provisioning) {
+            let _media = alone();
             load(&paths()).secrets
         } else {
             MediaSecrets::default()
@@ -91,14 +106,17 @@ pub(crate) struct SystemSources;
 
 impl VaultMediaAccess for SystemSources {
     fn secrets(&self) -> MediaSecrets {
+        let _media = alone();
         load(&paths()).secrets
     }
 
     fn put(&self, key: &SeedKey, boot: bool) -> Result<ConfigOrigin, PutSeedKeyError> {
+        let _media = alone();
         put_seed_key(&paths(), &KernelMounter, key, boot)
     }
 
     fn programs(&self) -> Result<UpdatePrograms, ProvisioningError> {
+        let _media = alone();
         programs(&paths(), &KernelMounter)
     }
 }

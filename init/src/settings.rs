@@ -12,6 +12,7 @@ use alknet_provisioning::{
 use alknet_vault::Entropy;
 
 use crate::control::MachineDiagnostic;
+use crate::media;
 use crate::vault::{KeptCredentials, VaultHandle, keep_credentials};
 
 /// Host name of a machine without a configured name.
@@ -68,15 +69,20 @@ impl NodeSettings {
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
-        let loaded = match pasted {
-            Some(pasted) => load_console(paths, &KernelMounter, pasted),
-            None => load(paths),
+        let loaded = {
+            let _media = media::alone();
+            match pasted {
+                Some(pasted) => load_console(paths, &KernelMounter, pasted),
+                None => load(paths),
+            }
         };
         tracing::info!("configuration: {}", loaded.summary());
         let mut lasting = Vec::new();
         if let Some(words) = words {
             let places = loaded.secrets.places_of(words);
+            let media = media::alone();
             lasting = erase(paths, &KernelMounter, &places);
+            drop(media);
             lasting.extend(loaded.secrets.conflicts_with(words));
         }
         let found = (

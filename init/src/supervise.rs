@@ -101,6 +101,8 @@ struct RunningNode {
     /// When PID 1 last asked the node, and the processor time that it had used by then.
     last_asked: (u64, u64),
     unwell: u32,
+    /// Whether the last answer was good.
+    answered_well: bool,
     /// When PID 1 asked the question that got the first of the present row of "unwell" answers.
     unwell_since: Option<u64>,
     /// Whether the node computed before the last of those answers.
@@ -258,6 +260,7 @@ impl NodeSupervisor {
             ask_at: u64::MAX,
             last_asked: (now, 0),
             unwell: 0,
+            answered_well: false,
             unwell_since: None,
             unwell_computing: false,
         });
@@ -282,6 +285,7 @@ impl NodeSupervisor {
         let Some(question) = running.asked.take_if(|asked| asked.number == number) else {
             return;
         };
+        running.answered_well = well;
         if !well {
             running.said_unwell(&question, now, computed);
             return;
@@ -375,6 +379,17 @@ impl NodeSupervisor {
     pub(crate) const fn alive(&self, now: u64) -> bool {
         matches!(self.state, SupervisorState::Idle)
             || now.saturating_sub(self.last_well) <= GRACE_MS
+    }
+
+    /// Whether the node serves its port.
+    pub(crate) const fn serves(&self) -> bool {
+        matches!(&self.state, SupervisorState::Running(running) if running.ready)
+    }
+
+    /// Whether the node serves, and its last answer to a question about its health was good. A node that has not
+    /// answered yet is not well.
+    pub(crate) const fn is_well(&self) -> bool {
+        matches!(&self.state, SupervisorState::Running(running) if running.ready && running.answered_well)
     }
 
     /// How often the node ended without a request.

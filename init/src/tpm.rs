@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alknet_provisioning::UpdatePrograms;
-use alknet_tpm::predict::ProgramUpdate;
+use alknet_tpm::predict::{ImageUpdate, ProgramUpdate};
 use alknet_tpm::{
     AddSlotError, ExpectedPcrs, PcrChoice, StorageKey, Tpm, TpmError, TpmPin, TpmSource, choose,
 };
@@ -130,6 +130,14 @@ pub(crate) fn add_slot_for(
         next: &programs.next,
     };
     open()?.add_slot_for(vault, &choice(), &update, pin)
+}
+
+/// Adds a slot for the next image of an update. It opens without a person.
+pub(crate) fn add_slot_for_image(
+    vault: &mut OpenAlkv,
+    update: &ImageUpdate<'_>,
+) -> Result<SlotId, AddSlotError> {
+    open()?.add_slot_for_image(vault, &choice(), update, None)
 }
 
 /// Replaces a slot by one for what was booted.

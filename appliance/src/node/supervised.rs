@@ -37,6 +37,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
                 facts,
                 vault,
                 records,
+                trial: _,
             }) => break (config, state_dir, facts, vault, records),
             Some(NodeMessage::Log { record }) => ring.push(record),
             // PID 1 may send these messages before the start. The node answers them after it.

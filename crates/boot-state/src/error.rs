@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::note::NOTE_HALF_BYTES;
 use crate::record::{FOREIGN_BYTES_MAX, RECORD_BYTES, VARIABLES_BYTES_MAX};
 
 /// Why bytes are no boot state record.
@@ -61,6 +62,48 @@ impl fmt::Display for BootRecordError {
 }
 
 impl core::error::Error for BootRecordError {}
+
+/// Why bytes are no boot note.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BootNoteError {
+    /// No version has written one.
+    Absent,
+    /// The checksum is that of other bytes: a write was torn, or the disk is failing.
+    Checksum,
+    /// A variable is there twice.
+    Duplicate,
+    /// A later version wrote it, in a format of this number.
+    Format(u64),
+    /// There are so many bytes, and not [`NOTE_HALF_BYTES`].
+    Length(usize),
+    /// A line is no variable with a value.
+    Line,
+    /// This variable is missing.
+    Missing(&'static str),
+    /// The first line is not that of a note.
+    Signature,
+    /// This variable has a value that it cannot have.
+    Value(&'static str),
+}
+
+impl fmt::Display for BootNoteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("there is no note"),
+            Self::Checksum => f.write_str("its checksum is that of other bytes"),
+            Self::Duplicate => f.write_str("a variable is there twice"),
+            Self::Format(number) => write!(f, "it has the format {number} of a later version"),
+            Self::Length(bytes) => write!(f, "it has {bytes} bytes and not {NOTE_HALF_BYTES}"),
+            Self::Line => f.write_str("a line is no variable"),
+            Self::Missing(name) => write!(f, "the variable `{name}` is missing"),
+            Self::Signature => f.write_str("it does not begin as a note"),
+            Self::Value(name) => write!(f, "the variable `{name}` has an impossible value"),
+        }
+    }
+}
+
+impl core::error::Error for BootNoteError {}
 
 /// Why a record has no such transition. The record stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

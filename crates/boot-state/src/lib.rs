@@ -4,6 +4,8 @@
 //! system. The loader for UEFI, GRUB on a BIOS and PID 1 read and write the same record. `docs/boot.md` has the format,
 //! the states and the hazards.
 //!
+//! Beside the record lies the [`BootNote`], in which a version on trial writes how far it came.
+//!
 //! This crate decides and does no I/O: each transition is a function from a record to a new record, and
 //! [`loader_choice`] is what a loader does at power-on. It allocates nothing, so that the loader can use it.
 //!
@@ -33,16 +35,21 @@
 mod choice;
 mod error;
 mod grub;
+mod note;
 mod record;
 mod slot;
 mod text;
 mod transition;
 
 pub use choice::{BootChoice, loader_choice};
-pub use error::{BootRecordError, BootRefusal};
+pub use error::{BootNoteError, BootRecordError, BootRefusal};
 pub use grub::{
     GRUB_CONFIG_BYTES, GRUB_CONFIG_FILE, GRUB_CONFIG_LBA, GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA,
     GRUB_SCRIPT, GRUB_STATE_FILE, grub_archive,
+};
+pub use note::{
+    BootNote, NOTE_BYTES, NOTE_CODES_BYTES_MAX, NOTE_HALF_BYTES, NOTE_LBA, NOTE_LINE_BYTES_MAX,
+    NOTE_NAME_BYTES_MAX, NOTE_OFFSET, NOTE_VERSION_BYTES_MAX, NoteArea, NoteText,
 };
 pub use record::{
     BootRecord, FOREIGN_BYTES_MAX, RECORD_BYTES, RECORD_LBA, RECORD_OFFSET, SECTOR_BYTES,

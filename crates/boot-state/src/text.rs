@@ -30,18 +30,7 @@ impl TextWriter {
     }
 
     pub(crate) fn number(&mut self, number: u64) {
-        let mut digits = [0; NUMBER_BYTES_MAX];
-        let mut left = number;
-        let mut first = NUMBER_BYTES_MAX;
-        for (at, digit) in digits.iter_mut().enumerate().rev() {
-            // The remainder of a division by ten is below ten.
-            *digit = b'0' + (left % 10) as u8;
-            left /= 10;
-            first = at;
-            if left == 0 {
-                break;
-            }
-        }
+        let (digits, first) = digits(number);
         self.text(digits.get(first..).unwrap_or_default());
     }
 
@@ -56,6 +45,23 @@ impl TextWriter {
     pub(crate) const fn finish(self) -> [u8; RECORD_BYTES] {
         self.bytes
     }
+}
+
+/// The decimal digits of a number, and where the first of them is.
+pub(crate) fn digits(number: u64) -> ([u8; NUMBER_BYTES_MAX], usize) {
+    let mut digits = [0; NUMBER_BYTES_MAX];
+    let mut left = number;
+    let mut first = NUMBER_BYTES_MAX;
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        // The remainder of a division by ten is below ten.
+        *digit = b'0' + (left % 10) as u8;
+        left /= 10;
+        first = at;
+        if left == 0 {
+            break;
+        }
+    }
+    (digits, first)
 }
 
 /// Reads a decimal number in its only form: without a sign and without leading zeros.

@@ -151,6 +151,24 @@ impl BootRecord {
         }
     }
 
+    /// Makes the slot that runs the good one, because the good one did not start: the other slot holds nothing of use then
+    /// and can be written.
+    ///
+    /// # Errors
+    /// [`OnTrial`](BootRefusal::OnTrial) in the phases [`Pending`](BootPhase::Pending) and [`Trial`](BootPhase::Trial);
+    /// [`NotRunningTrial`](BootRefusal::NotRunningTrial) if the good slot runs.
+    pub fn take_over(&self, running: BootSlot) -> Result<Self, BootRefusal> {
+        if matches!(self.other, OtherSlot::Trial { .. }) {
+            return Err(BootRefusal::OnTrial);
+        }
+        if running == self.good {
+            return Err(BootRefusal::NotRunningTrial);
+        }
+        let mut next = self.changed(OtherSlot::Unused);
+        next.good = running;
+        Ok(next)
+    }
+
     const fn changed(&self, other: OtherSlot) -> Self {
         let mut next = *self;
         next.other = other;

@@ -28,6 +28,7 @@ mod question;
 mod screen;
 mod text;
 mod tty;
+mod update;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::qr::qr_code;
 use super::question::{ConsoleQuestion, SecretInput};
 use super::text::{Charset, clean, fit, wrap};
+use super::update::version_lines;
 use crate::control::{DataState, MachineDiagnostic, MachineFacts, NodeStatus, VaultFacts};
 
 /// The views of the screen.
@@ -219,6 +220,9 @@ impl ScreenPainter<'_> {
         field("Data", vec![data(&facts.data)]);
         if let Some(state) = vault(&facts.vault) {
             field("Vault", vec![state]);
+        }
+        if let Some(lines) = version_lines(&facts.update) {
+            field("Version", lines);
         }
         field("Clock", vec![clock(&facts.clock).to_owned()]);
         if facts.node_restarts > 0 {

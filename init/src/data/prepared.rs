@@ -31,6 +31,7 @@ const TREE: &[(&str, u32, bool)] = &[
     ("log", 0o700, true),
     ("state", 0o700, true),
     ("tls", 0o700, true),
+    ("update", 0o755, false),
 ];
 
 /// The result of preparing the data.

@@ -15,7 +15,7 @@ pub(super) const ANSWER_MS_MAX: u64 = 120_000;
 /// How long words that the user asked for stay on the console, ms.
 const SHOWN_MS_MAX: u64 = 600_000;
 /// Folder of the state directory with the vault's log, which the node writes.
-const AUDIT_DIR: &str = "audit";
+pub(super) const AUDIT_DIR: &str = "audit";
 /// The name of a command in the log, if it fails.
 const PART: &str = "a command about the vault";
 

@@ -177,7 +177,9 @@ impl InitMachine {
         if self.shutdown.is_some() || self.timers.reread.is_none_or(|at| now < at) {
             return;
         }
-        if self.config_changes.are_read() || self.first_configuration_waits() {
+        // Staging has the boot partition for itself for as long as a bundle takes.
+        let is_staging = self.update.is_staging();
+        if self.config_changes.are_read() || self.first_configuration_waits() || is_staging {
             self.timers.reread = Some(now + REREAD_EVERY_MS);
             return;
         }

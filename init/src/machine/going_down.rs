@@ -52,6 +52,7 @@ impl InitMachine {
         self.drop_command();
         self.asking.end_private();
         self.vault_changed();
+        self.update.goes_down(by);
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }

@@ -94,6 +94,7 @@ impl InitMachine {
                     facts: Box::new(self.facts.snapshot()),
                     vault: self.keeper.is_open(),
                     records: self.settings.records.clone(),
+                    trial: self.update.is_trial(),
                 });
                 self.node = Some(node);
                 // Events that the previous node did not confirm may be lost with it.
@@ -144,6 +145,7 @@ impl InitMachine {
 
     pub(super) fn ended(&mut self, life: u64, end: ProcessExit, now: u64) {
         self.status = None;
+        self.update.node_ended();
         // Problems that the node reported of itself ended with it.
         self.facts.problems.reported.clear();
         let unexpected = self.supervisor.exited(now);
@@ -200,6 +202,7 @@ impl InitMachine {
                 }
             }
             InitMessage::Status { status } => self.learn(status),
+            InitMessage::Update { n, request, by } => self.update_request(n, request, by, now),
             InitMessage::VaultEventsWritten { count } => {
                 self.keeper.events().written(count);
                 self.tell_events();

@@ -30,12 +30,12 @@ fn console() -> ConsoleId {
 }
 
 /// A machine at rest whose vault is open and whose disk is gone.
-fn machine() -> InitMachine {
+pub(super) fn machine() -> InitMachine {
     machine_with_vault().0
 }
 
 /// The same with the content of its disk.
-fn machine_with_vault() -> (InitMachine, LoadedCopies) {
+pub(super) fn machine_with_vault() -> (InitMachine, LoadedCopies) {
     let log = InitLog::default();
     let keeper = VaultHandle::new().expect("memory");
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -17,6 +17,7 @@ use alknet_vault::{BlobLabel, KeyVersion, KeyVersions, SealedBlob, Vault};
 
 use super::VaultHandle;
 use crate::control::MachineDiagnostic;
+use crate::media;
 
 /// Folder of the sealed records below the state directory.
 const FOLDER: &str = "credentials";
@@ -299,7 +300,10 @@ fn erase_kept(
             gone.push(place.clone());
         }
     }
-    for problem in erase(paths, &KernelMounter, &gone) {
+    let media = media::alone();
+    let left = erase(paths, &KernelMounter, &gone);
+    drop(media);
+    for problem in left {
         kept.problem(problem.code, problem.text, &problem.hint);
     }
 }

@@ -41,7 +41,7 @@ use crate::control::{MachineDiagnostic, Tpm2Facts, VaultFacts};
 pub(crate) use commands::CommandPrompt;
 pub(crate) use commands::{
     CommandContext, CommandOutcome, CommandSession, LOCKED, PromptResponse, VaultCommand,
-    VaultMediaAccess,
+    VaultMediaAccess, add_program_slot, program_slots, remove_program_slots,
 };
 pub(crate) use credentials::{NodeCredentials as KeptCredentials, keep as keep_credentials};
 pub(crate) use dialog::{DialogStep, VaultDialog, places};
@@ -559,6 +559,29 @@ impl VaultHandle {
     /// The slot that opened it.
     fn opened_by_slot(&self) -> Option<SlotId> {
         self.state().opened_by.map(|slot| slot.id)
+    }
+
+    /// What a person has to do at each start for the vault to open: `pin`, `passphrase`, or `medium` if only a medium
+    /// opens it. `None` without a vault, and if it opens by itself.
+    pub(crate) fn needs_person(&self) -> Option<&'static str> {
+        let state = self.state();
+        let has = |kind| state.slots.contains(&kind);
+        let by_tpm = state.tpm2.iter().any(|slot| !slot.pin);
+        if !state.known || by_tpm || has(SlotType::None) || has(SlotType::Kms) {
+            return None;
+        }
+        if has(SlotType::Provisioning) {
+            return Some("medium");
+        }
+        let pin = state.tpm2.iter().any(|slot| slot.pin);
+        Some(if pin { "pin" } else { "passphrase" })
+    }
+
+    /// Whether only the TPM opens the vault without a person.
+    pub(crate) fn needs_tpm(&self) -> bool {
+        let state = self.state();
+        let others = [SlotType::None, SlotType::Kms, SlotType::Provisioning];
+        !others.iter().any(|kind| state.slots.contains(kind))
     }
 
     /// Whether there is a vault that nothing beside it opens.

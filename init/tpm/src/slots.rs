@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::choice::BESIDE_THE_IMAGE;
 use crate::pcr::{self, EMPTY};
-use crate::predict::{PredictError, ProgramUpdate};
+use crate::predict::{ImageUpdate, PredictError, ProgramUpdate};
 use crate::seal::storage_key;
 use crate::{ExpectedPcrs, PcrChoice, PcrValues, Tpm, TpmError, TpmPin, new_kek};
 
@@ -87,8 +87,34 @@ impl<T: Read + Write> Tpm<T> {
     ) -> Result<SlotId, AddSlotError> {
         let now = self.pcr_values(choice.pcrs())?;
         let then = update.predict(choice, &now)?;
+        self.add_predicted(open, choice, &then, pin)
+    }
+
+    /// The same for images of which only the digests are in memory.
+    ///
+    /// # Errors
+    /// As [`add_slot_for`](Self::add_slot_for).
+    pub fn add_slot_for_image(
+        &mut self,
+        open: &mut OpenAlkv,
+        choice: &PcrChoice,
+        update: &ImageUpdate<'_>,
+        pin: Option<&TpmPin>,
+    ) -> Result<SlotId, AddSlotError> {
+        let now = self.pcr_values(choice.pcrs())?;
+        let then = update.predict(choice, &now)?;
+        self.add_predicted(open, choice, &then, pin)
+    }
+
+    fn add_predicted(
+        &mut self,
+        open: &mut OpenAlkv,
+        choice: &PcrChoice,
+        then: &PcrValues,
+        pin: Option<&TpmPin>,
+    ) -> Result<SlotId, AddSlotError> {
         let kek = new_kek()?;
-        let params = self.seal(&kek, choice, ExpectedPcrs::Predicted(&then), pin)?;
+        let params = self.seal(&kek, choice, ExpectedPcrs::Predicted(then), pin)?;
         Ok(open.add(NewSlot::Tpm2(params, &kek))?)
     }
 

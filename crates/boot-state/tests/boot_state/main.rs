@@ -2,6 +2,7 @@
 
 mod cuts;
 mod grub;
+mod note;
 mod record;
 mod transitions;
 
@@ -25,6 +26,8 @@ fn successors(record: &BootRecord) -> Vec<BootRecord> {
         record.confirm(BootSlot::B),
         record.give_up(),
         record.rollback(),
+        record.take_over(BootSlot::A),
+        record.take_over(BootSlot::B),
     ];
     let choices = PRESENT.map(|present| loader_choice(Some(record), present).write);
     let made = transitions.into_iter().filter_map(Result::ok);

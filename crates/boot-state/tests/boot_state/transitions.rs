@@ -171,3 +171,22 @@ fn without_a_record_slot_a_is_the_good_one_and_nothing_is_written() {
     }
     assert_eq!(BootRecord::FALLBACK, BootRecord::new(BootSlot::A));
 }
+
+/// The good version did not start, so the machine runs the other one and can write the good slot again.
+#[test]
+fn the_slot_that_runs_takes_over_unless_a_version_is_on_trial() {
+    for record in reachable() {
+        let (good, other) = (record.good(), record.good().other());
+        let is_on_trial = record.trial().is_some();
+        assert!(record.take_over(good).is_err(), "{record:?}");
+        match record.take_over(other) {
+            Ok(next) => {
+                assert!(!is_on_trial, "{record:?}");
+                assert_eq!(state(&next), (other, BootPhase::Idle));
+                assert_eq!(next.seq(), record.seq() + 1);
+                assert!(next.stage().is_ok());
+            }
+            Err(error) => assert_eq!((error, is_on_trial), (BootRefusal::OnTrial, true)),
+        }
+    }
+}

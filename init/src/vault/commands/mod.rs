@@ -10,6 +10,7 @@ mod audit;
 mod command;
 mod opening;
 mod owed;
+mod program_slots;
 mod prompt;
 mod proof;
 mod rekey;
@@ -30,6 +31,7 @@ use super::{VaultHandle, tpm_unlock};
 use crate::{data, log::InitLog, tpm};
 
 pub(crate) use command::{COMMANDS, VaultCommand};
+pub(crate) use program_slots::{add_program_slot, program_slots, remove_program_slots};
 pub(crate) use prompt::{PromptResponse, PromptText};
 
 /// The reason for refusing a command that needs an open vault.

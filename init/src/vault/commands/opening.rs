@@ -177,7 +177,10 @@ impl CommandSession {
 
 /// Opens the vault by an unattended slot. PID 1 first asks nodes that have a share of the key,
 /// unless the user goes on `without_shares`.
-fn by_itself(place: &CommandContext<'_>, without_shares: bool) -> Attempt<Option<OpenAlkv>> {
+pub(super) fn by_itself(
+    place: &CommandContext<'_>,
+    without_shares: bool,
+) -> Attempt<Option<OpenAlkv>> {
     let found = data::copies(place.device).load()?;
     let found = found.ok_or(SlotError::Nothing)?;
     let slots = found.newest.slots();

@@ -177,22 +177,100 @@ impl ProgramUpdate<'_> {
                 Some(pcr_4) => failed_options(pcr_4, &of(self.running)?)?,
                 None => None,
             };
-            let failed = found.ok_or_else(|| {
-                let why = "PCR 4 is not what starting the running image gives";
-                PredictError::Unpredictable(why.into())
-            })?;
+            let failed = found.ok_or_else(other_start)?;
             values.insert(4, predict_pcr4(failed, &of(self.next)?)?);
         }
         if choice.pcrs().contains(&BESIDE_THE_IMAGE) {
-            // What the running image got from beside itself may be meant for it alone.
-            if now.get(&BESIDE_THE_IMAGE) != Some(&EMPTY) {
-                let why = "PCR 12 shows a command line or an add-on from beside the running image";
-                return Err(PredictError::Unpredictable(why.into()));
-            }
+            require_alone(now)?;
             values.insert(BESIDE_THE_IMAGE, EMPTY);
         }
         Ok(values)
     }
+}
+
+/// What firmware and the stub measure of a unified kernel image. It stands for the image where two of them would take too
+/// much memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeasuredImage {
+    pcr_11: [u8; 32],
+    programs: [[u8; 32]; 2],
+}
+
+impl MeasuredImage {
+    /// Computes what is measured of an image.
+    ///
+    /// # Errors
+    /// As [`predict_pcr11`] and [`booted`].
+    pub fn read(uki: &[u8]) -> Result<Self, PredictError> {
+        let [image, kernel] = booted(uki)?;
+        Ok(Self {
+            pcr_11: predict_pcr11(uki)?,
+            programs: [authenticode(image)?, authenticode(kernel)?],
+        })
+    }
+
+    /// PCR 11 after its start. Two images with the same value have the same sections.
+    #[must_use]
+    pub fn pcr_11(&self) -> &[u8; 32] {
+        &self.pcr_11
+    }
+}
+
+/// An image that is to be started in place of the running one, without the bytes of either.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageUpdate<'a> {
+    /// The [digests](authenticode) of the programs before either, in the order of their loading.
+    pub loaders: &'a [[u8; 32]],
+    /// The image that this machine started.
+    pub running: &'a MeasuredImage,
+    /// The image that it is to start.
+    pub next: &'a MeasuredImage,
+}
+
+impl ImageUpdate<'_> {
+    /// As [`ProgramUpdate::predict`].
+    ///
+    /// # Errors
+    /// `Unpredictable` and `TooMany`, as there.
+    pub fn predict(&self, choice: &PcrChoice, now: &PcrValues) -> Result<PcrValues, PredictError> {
+        let mut values = PcrValues::new();
+        if choice.pcrs().contains(&11) {
+            values.insert(11, self.next.pcr_11);
+        }
+        if choice.pcrs().contains(&4) {
+            let count = self.loaders.len() + 2;
+            if count > BOOTED_PROGRAMS_MAX {
+                return Err(PredictError::TooMany(count));
+            }
+            let digests = |image: &MeasuredImage| [self.loaders, &image.programs].concat();
+            let running = digests(self.running);
+            let mut failed = 0..=FAILED_OPTIONS_MAX;
+            let failed = now
+                .get(&4)
+                .and_then(|pcr_4| failed.find(|failed| pcr4(*failed, &running).0 == *pcr_4));
+            let failed = failed.ok_or_else(other_start)?;
+            values.insert(4, pcr4(failed, &digests(self.next)).0);
+        }
+        if choice.pcrs().contains(&BESIDE_THE_IMAGE) {
+            require_alone(now)?;
+            values.insert(BESIDE_THE_IMAGE, EMPTY);
+        }
+        Ok(values)
+    }
+}
+
+fn other_start() -> PredictError {
+    let why = "PCR 4 is not what starting the running image gives";
+    PredictError::Unpredictable(why.into())
+}
+
+/// Refuses a start with something from beside the image: it may be meant for the running image alone.
+fn require_alone(now: &PcrValues) -> Result<(), PredictError> {
+    if now.get(&BESIDE_THE_IMAGE) == Some(&EMPTY) {
+        return Ok(());
+    }
+    let why = "PCR 12 shows a command line or an add-on from beside the running image";
+    Err(PredictError::Unpredictable(why.into()))
 }
 
 /// The programs that a unified kernel image stands for: itself, and the kernel in it.

@@ -1,0 +1,322 @@
+//! Updates in the machine's life: requests of the node, the gate of a version on trial, its boot note, and facts.
+
+mod facts;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod trial;
+mod trial_vault;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use alknet_boot_state::{BootNote, NoteText};
+use alknet_core::config::NodeConfig;
+
+use self::requests::refused;
+use self::trial_vault::TrialVault;
+use super::{InitMachine, MachineEvent};
+use crate::control::{PowerAction, UpdateAnswer, UpdatePlan};
+use crate::log::InitLog;
+use crate::settings;
+use crate::update::{
+    FramesEnd, GateBaseline, NoteKeeper, RefusalCode, StageOrder, StartKind, StartReport,
+    UpdateAnchor, UpdateGate, UpdateLook, UpdateRefusal, UpdateStart, UpdateSystem,
+};
+
+/// How often the progress of staging is new in the facts, ms.
+const PROGRESS_EVERY_MS: u64 = 1_000;
+
+/// A request of the node, with its answer still to come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UpdateTicket {
+    life: u64,
+    n: u64,
+    by: String,
+}
+
+/// The end of a piece of work about updates.
+#[derive(Debug)]
+pub(crate) enum UpdateEvent {
+    /// A request of the node is done; the machine may have to restart.
+    Answered {
+        ticket: UpdateTicket,
+        answer: UpdateAnswer,
+        restarts: bool,
+    },
+    /// The gate's own confirmation.
+    Confirmed(Result<(), UpdateRefusal>),
+    /// The boot note has the reason why the gate gives up.
+    GaveUp,
+    /// The disk was read.
+    Looked(Box<UpdateLook>),
+    NoteWritten(bool),
+    /// A bundle is refused, and its frames are being read to their end.
+    Refused {
+        ticket: UpdateTicket,
+        refusal: UpdateRefusal,
+    },
+    /// The slots of the TPM for a program that is not wanted any more are gone.
+    SlotsRemoved(Result<usize, String>),
+    /// The frames of a bundle ended. Without an outcome the bundle was refused before.
+    Staged {
+        ticket: UpdateTicket,
+        outcome: Option<Result<UpdatePlan, UpdateRefusal>>,
+        end: FramesEnd,
+    },
+}
+
+/// A bundle whose frames are or will be on the stream.
+#[derive(Debug)]
+struct QueuedBundle {
+    ticket: UpdateTicket,
+    order: StageOrder,
+    /// Its frames are only read to their end.
+    is_refused: bool,
+}
+
+/// A bundle that a thread reads.
+#[derive(Debug)]
+struct StagingBundle {
+    announced: u64,
+    taken: Arc<AtomicU64>,
+    is_answered: bool,
+    dry_run: bool,
+}
+
+/// The boot slots in the machine's life.
+#[derive(Debug)]
+pub(super) struct MachineUpdate {
+    system: UpdateSystem,
+    /// The release keys of the image.
+    image: UpdateAnchor,
+    report: Option<StartReport>,
+    /// What this start has to log once the data are there.
+    owes_report: bool,
+    /// Whether slots of the TPM for the program in the other slot may be left.
+    owes_slots: bool,
+    /// Whether the facts are to be read from the disk.
+    owes_look: bool,
+    is_looking: bool,
+    gate: Option<UpdateGate>,
+    /// When the gate may ask again for a confirmation that failed.
+    again_at: Option<u64>,
+    /// The note of this trial, without what the machine's facts add.
+    note: Option<BootNote>,
+    keeper: NoteKeeper,
+    /// A request under way that is not about a bundle.
+    request: Option<UpdateTicket>,
+    staging: Option<StagingBundle>,
+    bundles: VecDeque<QueuedBundle>,
+    progress_at: u64,
+}
+
+impl MachineUpdate {
+    pub(super) fn new(start: UpdateStart) -> Self {
+        let UpdateStart {
+            system,
+            report,
+            note,
+        } = start;
+        let is_trial = |report: &StartReport| report.kind == StartKind::Trial;
+        let gate = report.as_ref().filter(|report| is_trial(report)).map(|_| {
+            // The limit counts from the kernel's start.
+            UpdateGate::new(
+                GateBaseline::from_note(note.as_ref()),
+                crate::stage::boot_ms(),
+            )
+        });
+        let note = note.filter(|_| gate.is_some());
+        Self {
+            owes_slots: report.is_some() && gate.is_none(),
+            owes_report: report.is_some(),
+            keeper: note.map(NoteKeeper::new).unwrap_or_default(),
+            gate,
+            note,
+            report,
+            ..Self::with(system)
+        }
+    }
+
+    /// A machine without boot slots.
+    pub(super) fn absent(log: &InitLog) -> Self {
+        Self::with(UpdateSystem::absent(log))
+    }
+
+    fn with(system: UpdateSystem) -> Self {
+        Self {
+            system,
+            image: UpdateAnchor::of_image(),
+            report: None,
+            owes_report: false,
+            owes_slots: false,
+            owes_look: true,
+            is_looking: false,
+            gate: None,
+            again_at: None,
+            note: None,
+            keeper: NoteKeeper::default(),
+            request: None,
+            staging: None,
+            bundles: VecDeque::new(),
+            progress_at: 0,
+        }
+    }
+
+    /// Whether the version that runs is on trial.
+    pub(super) fn is_trial(&self) -> bool {
+        self.gate.is_some()
+    }
+
+    /// Whether a thread has the boot partition for a bundle.
+    pub(super) fn is_staging(&self) -> bool {
+        self.staging.is_some()
+    }
+
+    /// The frames that the node still owed ended with it.
+    pub(super) fn node_ended(&mut self) {
+        self.bundles.clear();
+    }
+
+    /// The machine goes down: a trial notes for which reason.
+    pub(super) fn goes_down(&mut self, by: &str) {
+        if let Some(note) = &mut self.note
+            && note.reason.is_empty()
+        {
+            note.reason = NoteText::new(&format!(
+                "the machine was restarted or switched off by {by}"
+            ));
+        }
+    }
+
+    /// Why a new request has to wait, if another one is under way.
+    fn busy(&self) -> Option<UpdateRefusal> {
+        let is_staging = self.staging.as_ref().is_some_and(|one| !one.is_answered);
+        let is_busy = is_staging || self.request.is_some();
+        is_busy.then(|| {
+            UpdateRefusal::new(
+                RefusalCode::Busy,
+                "another request about updates is under way; wait until it ends",
+            )
+        })
+    }
+}
+
+impl InitMachine {
+    /// The vault, for a thread that changes its slots.
+    fn trial_vault(&self) -> TrialVault {
+        TrialVault {
+            device: self.vault_at.clone(),
+            state_dir: self.state_dir.clone(),
+            keeper: Arc::clone(&self.keeper),
+            log: self.log.clone(),
+        }
+    }
+
+    fn anchor(&self) -> UpdateAnchor {
+        let (keys, threshold) = owner_keys(&self.settings.config);
+        self.update.image.with_owner(&keys, threshold)
+    }
+
+    /// Handles the end of a piece of work.
+    pub(super) fn updated(&mut self, event: UpdateEvent, now: u64) {
+        match event {
+            UpdateEvent::Answered {
+                ticket,
+                answer,
+                restarts,
+            } => self.request_ended(&ticket, answer, restarts, now),
+            UpdateEvent::Confirmed(outcome) => self.gate_confirmed(outcome, now),
+            UpdateEvent::GaveUp => {
+                self.go_down(
+                    PowerAction::Reboot,
+                    "a version on trial that is not well",
+                    now,
+                );
+            }
+            UpdateEvent::Looked(look) => self.looked(*look),
+            UpdateEvent::NoteWritten(is_ok) => self.update.keeper.written(is_ok),
+            UpdateEvent::Refused { ticket, refusal } => {
+                self.answer(&ticket, refused(&refusal));
+                if let Some(staging) = &mut self.update.staging {
+                    staging.is_answered = true;
+                }
+            }
+            UpdateEvent::SlotsRemoved(outcome) => {
+                self.working = false;
+                if let Err(error) = outcome {
+                    self.log.warn(format_args!(
+                        "slots of the TPM for a program that is not wanted any more stay: {error}"
+                    ));
+                }
+                self.resume_command();
+                self.tell_events();
+                self.vault_changed();
+            }
+            UpdateEvent::Staged {
+                ticket,
+                outcome,
+                end,
+            } => self.bundle_ended(&ticket, outcome, end, now),
+        }
+    }
+
+    /// Does what is due about updates.
+    pub(super) fn attend_update(&mut self, now: u64) {
+        let dir = settings::data_dir(&self.facts.data.mode, &self.state_dir);
+        if self.update.system.set_data(dir.as_deref()) {
+            self.update.owes_look = true;
+        }
+        self.refresh_update_facts(now);
+        if self.shutdown.is_none() {
+            self.pass_gate(now);
+            self.remove_slots();
+            self.look();
+        }
+        self.keep_note(now);
+    }
+
+    /// When something about updates is due next, in ms after the kernel's start.
+    pub(super) fn update_due(&self) -> Option<u64> {
+        let update = &self.update;
+        let gate = update.gate.as_ref().and_then(UpdateGate::deadline);
+        let note = update.note.map(|note| self.noted(note));
+        let note = note.and_then(|note| update.keeper.deadline(&note));
+        let progress = update.staging.as_ref();
+        let progress = progress.map(|_| update.progress_at + PROGRESS_EVERY_MS);
+        let due = [gate, note, progress, update.again_at];
+        due.into_iter().flatten().min()
+    }
+
+    /// Removes slots of the TPM for a program that is not wanted any more, once the vault is open and free.
+    fn remove_slots(&mut self) {
+        let is_free = !self.working && !self.opening && self.update.staging.is_none();
+        let is_open = self.keeper.is_open() && self.waiting.is_none();
+        if !self.update.owes_slots || !is_free || !is_open {
+            return;
+        }
+        self.update.owes_slots = false;
+        // One slot is for what runs.
+        if self.facts.vault.tpm2.len() < 2 || !self.update.system.has_slots() {
+            return;
+        }
+        self.working = true;
+        let system = self.update.system.clone();
+        let place = self.trial_vault();
+        let event = |outcome| MachineEvent::Update(Box::new(UpdateEvent::SlotsRemoved(outcome)));
+        let failed = event(Err("it failed; the log says why".to_owned()));
+        self.blocking("slots of the TPM for updates", failed, move || {
+            event(place.remove_unwanted(&system))
+        });
+    }
+}
+
+/// How the note names a vault that a person opened by a PIN, and by a passphrase.
+const PIN: &str = "tpm2-pin";
+const PASSPHRASE: &str = "passphrase";
+
+/// The owner's keys for updates, and how many of them have to sign.
+fn owner_keys(_config: &NodeConfig) -> (Vec<String>, u32) {
+    (Vec::new(), 1)
+}

@@ -1,0 +1,133 @@
+//! What the node and the consoles learn about the boot slots, and the problems with them.
+
+use std::sync::atomic::Ordering;
+
+use super::{InitMachine, MachineEvent, PROGRESS_EVERY_MS, UpdateEvent};
+use crate::control::{MachineDiagnostic, UpdateFacts};
+use crate::update::{StartKind, UpdateLook};
+
+impl InitMachine {
+    pub(super) fn refresh_update_facts(&mut self, now: u64) {
+        let keys = self.anchor().source().name();
+        let system = &self.update.system;
+        let facts = &mut self.facts.update;
+        facts.version = system.version().to_owned();
+        facts.slot = system.running().map(|slot| slot.letter().to_owned());
+        facts.keys = keys.to_owned();
+        if let Some(staging) = &self.update.staging
+            && (facts.staging.is_none() || now >= self.update.progress_at + PROGRESS_EVERY_MS)
+        {
+            let taken = staging.taken.load(Ordering::Relaxed);
+            facts.staging = Some((taken, staging.announced));
+            self.update.progress_at = now;
+        }
+    }
+
+    /// Reads the disk for the facts, on a thread, and logs what this start has to log.
+    pub(super) fn look(&mut self) {
+        // A thread that stages has the disk.
+        let is_free = !self.update.is_looking && self.update.staging.is_none();
+        if !self.update.owes_look || !is_free {
+            return;
+        }
+        self.update.owes_look = false;
+        self.update.is_looking = true;
+        let (system, anchor) = (self.update.system.clone(), self.anchor());
+        let is_first = std::mem::take(&mut self.update.owes_report);
+        let report = self.update.report.clone().filter(|_| is_first);
+        let failed = UpdateLook {
+            state: "unreadable".to_owned(),
+            detail: Some("it failed; the log says why".to_owned()),
+            ..UpdateLook::default()
+        };
+        let failed = MachineEvent::Update(Box::new(UpdateEvent::Looked(Box::new(failed))));
+        self.blocking("looking at the boot slots", failed, move || {
+            if let Some(end) = report.as_ref().and_then(|report| report.ended.as_ref()) {
+                system.report_end(end);
+            }
+            if report.is_some_and(|report| report.kind == StartKind::Good) {
+                system.settle(&anchor);
+            }
+            let look = Box::new(system.look(&anchor));
+            MachineEvent::Update(Box::new(UpdateEvent::Looked(look)))
+        });
+    }
+
+    pub(super) fn looked(&mut self, look: UpdateLook) {
+        self.update.is_looking = false;
+        let UpdateLook {
+            state,
+            detail,
+            good,
+            other_version,
+            tries,
+            floor,
+            last,
+        } = look;
+        // The note knows more of a trial that failed than the log, until the slot is used again.
+        let report = self.update.report.as_ref();
+        let ended = report.and_then(|report| report.ended.clone());
+        let ended = ended.filter(|_| state == "failed");
+        self.facts.update = UpdateFacts {
+            state,
+            detail,
+            good,
+            other_version,
+            tries,
+            floor,
+            last: ended.or(last),
+            ..std::mem::take(&mut self.facts.update)
+        };
+        self.facts.problems.update = self.update_problems();
+    }
+
+    fn update_problems(&self) -> Vec<MachineDiagnostic> {
+        let facts = &self.facts.update;
+        let problem = |code: &str, text: String, hint: &str| MachineDiagnostic {
+            code: code.to_owned(),
+            text,
+            hint: hint.to_owned(),
+        };
+        let kind = self.update.report.as_ref().map(|report| report.kind);
+        let good = facts.good.as_deref().unwrap_or("?");
+        let of_start = match kind {
+            Some(StartKind::StateLost) => Some(problem(
+                "boot-state-lost",
+                "the boot state record could not be read; a new one says that the slot that runs is good".to_owned(),
+                "an update that was under way has to be made again; if it happens again, replace the disk",
+            )),
+            Some(StartKind::SlotDamaged) if facts.good != facts.slot => Some(problem(
+                "slot-damaged",
+                format!("the good version in boot slot {good} did not start, so the other one runs"),
+                "update the machine, which writes that slot again",
+            )),
+            Some(StartKind::Uncounted) if facts.state == "trial" || facts.state == "pending" => {
+                Some(problem(
+                    "boot-state-lost",
+                    "a version is on trial, and the loader could not write that down, so the good version runs".to_owned(),
+                    "roll back, and update again; if it happens again, replace the disk",
+                ))
+            }
+            _ => None,
+        };
+        let failed = facts
+            .last
+            .as_ref()
+            .filter(|last| facts.state == "failed" && last.outcome == "failed");
+        let failed = failed.map(|last| {
+            let stage = match last.stage.as_str() {
+                "" => "no stage of the boot".to_owned(),
+                stage => format!("the stage '{stage}'"),
+            };
+            problem(
+                "update-failed",
+                format!(
+                    "version {} failed its trial and the machine returned to {}; it reached {stage}: {}",
+                    last.version, facts.version, last.reason
+                ),
+                "update to another version; 'alknet update log' has the history",
+            )
+        });
+        of_start.into_iter().chain(failed).collect()
+    }
+}

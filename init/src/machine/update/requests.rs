@@ -1,0 +1,329 @@
+//! Requests of the node about updates, and the bundles that it sends.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::{
+    InitMachine, MachineEvent, PASSPHRASE, PIN, QueuedBundle, StagingBundle, UpdateEvent,
+    UpdateTicket,
+};
+use crate::clock::ClockSource;
+use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
+use crate::facts::ClockState;
+use crate::update::{
+    BundleFrames, FramesEnd, RefusalCode, RollbackPlan, StageOrder, TrialWish, UpdateRefusal,
+};
+
+/// Bundles whose frames wait behind those of another one. A node sends one at a time.
+const BUNDLES_MAX: usize = 4;
+
+impl InitMachine {
+    /// Handles a request of the node.
+    pub(in crate::machine) fn update_request(
+        &mut self,
+        n: u64,
+        request: UpdateRequest,
+        by: String,
+        now: u64,
+    ) {
+        let life = self.life;
+        let ticket = UpdateTicket { life, n, by };
+        let busy = match self.shutdown {
+            Some(_) => Some(UpdateRefusal::new(
+                RefusalCode::Busy,
+                "the machine goes down; ask again when it is up",
+            )),
+            None => self.update.busy(),
+        };
+        match (request, busy) {
+            (
+                UpdateRequest::Stage {
+                    bytes,
+                    downgrade,
+                    dry_run,
+                },
+                busy,
+            ) => {
+                let order = StageOrder {
+                    bytes,
+                    downgrade,
+                    dry_run,
+                };
+                self.queue_bundle(ticket, order, busy, now);
+            }
+            (UpdateRequest::Log, _) => {
+                let system = self.update.system.clone();
+                self.answer_by(ticket, move || {
+                    let records = system.records();
+                    Ok((UpdateAnswer::Log { records }, false))
+                });
+            }
+            (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
+            (UpdateRequest::Apply, None) => self.begin_trial(ticket, false),
+            (UpdateRequest::Rollback, None) => self.begin_trial(ticket, true),
+            (UpdateRequest::Confirm, None) => {
+                self.update.request = Some(ticket.clone());
+                let (system, anchor) = (self.update.system.clone(), self.anchor());
+                let by = ticket.by.clone();
+                self.answer_by(ticket, move || {
+                    system.confirm(&by, &anchor)?;
+                    Ok((UpdateAnswer::Done, false))
+                });
+            }
+        }
+    }
+
+    /// Sends an answer to the node that asked.
+    pub(super) fn answer(&self, ticket: &UpdateTicket, answer: UpdateAnswer) {
+        // A node of another life would take the number for one of its own.
+        if let Some(node) = self.node.as_ref().filter(|node| node.life() == ticket.life)
+            && !node.send(NodeMessage::UpdateAnswer {
+                n: ticket.n,
+                answer,
+            })
+        {
+            self.log
+                .warn("the node does not read the answer to its request about updates");
+        }
+    }
+
+    /// Answers a request by work on a thread, which says whether the machine has to restart.
+    fn answer_by(
+        &self,
+        ticket: UpdateTicket,
+        work: impl FnOnce() -> Result<(UpdateAnswer, bool), UpdateRefusal> + Send + 'static,
+    ) {
+        let failed = answered(ticket.clone(), Err(UpdateRefusal::failed()));
+        self.blocking("a request about updates", failed, move || {
+            answered(ticket, work())
+        });
+    }
+
+    /// The frames of each bundle have to be read, also of one that is refused.
+    fn queue_bundle(
+        &mut self,
+        ticket: UpdateTicket,
+        order: StageOrder,
+        busy: Option<UpdateRefusal>,
+        now: u64,
+    ) {
+        if let Some(refusal) = &busy {
+            self.answer(&ticket, refused(refusal));
+        }
+        if self.update.bundles.len() >= BUNDLES_MAX {
+            self.log
+                .warn("the node sends more bundles at once than it may: it is ended");
+            return self.supervisor.lost(now);
+        }
+        self.update.bundles.push_back(QueuedBundle {
+            ticket,
+            order,
+            is_refused: busy.is_some(),
+        });
+        self.read_bundle(now);
+    }
+
+    /// Reads the next bundle on a thread.
+    pub(super) fn read_bundle(&mut self, now: u64) {
+        if self.update.staging.is_some() {
+            return;
+        }
+        let Some(bundle) = self.update.bundles.pop_front() else {
+            return;
+        };
+        let QueuedBundle {
+            ticket,
+            order,
+            is_refused,
+        } = bundle;
+        let stream = self.node.as_ref().filter(|node| node.life() == ticket.life);
+        let stream = match stream.map(|node| node.bundles()) {
+            Some(Ok(stream)) => stream,
+            Some(Err(error)) => {
+                self.log
+                    .warn(format_args!("no stream of update bundles: {error}"));
+                return self.supervisor.lost(now);
+            }
+            None => return,
+        };
+        let taken = Arc::new(AtomicU64::new(0));
+        self.update.staging = Some(StagingBundle {
+            announced: order.bytes,
+            taken: Arc::clone(&taken),
+            is_answered: is_refused,
+            dry_run: order.dry_run,
+        });
+        self.update.progress_at = now;
+        let mut frames = BundleFrames::new(stream, order.bytes, taken);
+        let (system, anchor) = (self.update.system.clone(), self.anchor());
+        let is_time_known = matches!(
+            self.facts.clock,
+            ClockState::Sntp | ClockState::Local(ClockSource::Rtc)
+        );
+        let events = self.events.clone();
+        let failed = MachineEvent::Update(Box::new(UpdateEvent::Staged {
+            ticket: ticket.clone(),
+            outcome: Some(Err(UpdateRefusal::failed())),
+            end: FramesEnd::Broken("a part of PID 1 failed".to_owned()),
+        }));
+        self.blocking("staging an update", failed, move || {
+            let outcome =
+                (!is_refused).then(|| system.stage(&mut frames, &order, &anchor, is_time_known));
+            match &outcome {
+                Some(Ok(plan)) if !order.dry_run => {
+                    system.append("staged", &plan.to, &ticket.by, "");
+                }
+                Some(Err(refusal)) => {
+                    system.append("refused", "", &ticket.by, &refusal.text);
+                    // The node need not send the rest.
+                    let early = UpdateEvent::Refused {
+                        ticket: ticket.clone(),
+                        refusal: refusal.clone(),
+                    };
+                    // The loop ends only with the machine.
+                    let _ = events.blocking_send(MachineEvent::Update(Box::new(early)));
+                }
+                _ => {}
+            }
+            let end = frames.drain();
+            MachineEvent::Update(Box::new(UpdateEvent::Staged {
+                ticket,
+                outcome,
+                end,
+            }))
+        });
+    }
+
+    /// Puts a version on trial: the staged one, or the one before.
+    fn begin_trial(&mut self, ticket: UpdateTicket, rolls_back: bool) {
+        if self.opening || self.working {
+            let text = "the vault is in use for something else; try again in a moment";
+            return self.answer(
+                &ticket,
+                refused(&UpdateRefusal::new(RefusalCode::Busy, text)),
+            );
+        }
+        // If two changes of the vault ran at once, one of them would be lost.
+        self.working = true;
+        self.update.request = Some(ticket.clone());
+        let vault = &self.facts.vault;
+        let needs_person = self.keeper.needs_person();
+        let wish = TrialWish {
+            by: ticket.by.clone(),
+            vault: match (vault.state.as_str(), needs_person) {
+                ("unlocked", Some("pin")) => PIN.to_owned(),
+                ("unlocked", Some("passphrase")) => PASSPHRASE.to_owned(),
+                ("unlocked", _) => vault.opened_by.clone().unwrap_or_default(),
+                (state, _) => state.to_owned(),
+            },
+            needs_person: matches!(needs_person, Some("pin" | "passphrase")),
+            data: self.facts.data.mode.clone(),
+        };
+        let (system, anchor) = (self.update.system.clone(), self.anchor());
+        let place = self.trial_vault();
+        self.answer_by(ticket, move || {
+            let plan = if rolls_back {
+                match system.plan_rollback(&wish.by, &anchor)? {
+                    RollbackPlan::TakenBack => return Ok((UpdateAnswer::Done, false)),
+                    RollbackPlan::GiveUp(record) => {
+                        system.give_up(&record, &wish.by)?;
+                        return Ok((UpdateAnswer::Done, true));
+                    }
+                    RollbackPlan::Trial(plan) => plan,
+                }
+            } else {
+                system.plan_apply(&anchor)?
+            };
+            place.prepare(&system)?;
+            system.begin_trial(&plan, &wish)?;
+            Ok((UpdateAnswer::Done, true))
+        });
+    }
+
+    pub(super) fn request_ended(
+        &mut self,
+        ticket: &UpdateTicket,
+        answer: UpdateAnswer,
+        restarts: bool,
+        now: u64,
+    ) {
+        let is_done = answer == UpdateAnswer::Done;
+        self.answer(ticket, answer);
+        if self.update.request.as_ref() != Some(ticket) {
+            return;
+        }
+        self.update.request = None;
+        self.update.owes_look = true;
+        if std::mem::take(&mut self.working) {
+            self.resume_command();
+            self.tell_events();
+            self.vault_changed();
+        } else if is_done {
+            // A confirmation that an administrator asked for.
+            self.trial_is_over();
+        }
+        if restarts {
+            // The reason is in the note already, or is none.
+            self.update.note = None;
+            let by = format!("{}, who asked for an update", ticket.by);
+            self.go_down(PowerAction::Reboot, &by, now);
+        }
+    }
+
+    pub(super) fn bundle_ended(
+        &mut self,
+        ticket: &UpdateTicket,
+        outcome: Option<Result<UpdatePlan, UpdateRefusal>>,
+        end: FramesEnd,
+        now: u64,
+    ) {
+        let staging = self.update.staging.take();
+        self.facts.update.staging = None;
+        let is_answered = staging.as_ref().is_some_and(|one| one.is_answered);
+        let needs_person = self.keeper.needs_person().map(str::to_owned);
+        match outcome {
+            Some(Ok(plan)) => {
+                let plan = UpdatePlan {
+                    needs_person,
+                    ..plan
+                };
+                self.answer(ticket, UpdateAnswer::Planned { plan });
+            }
+            Some(Err(refusal)) if !is_answered => self.answer(ticket, refused(&refusal)),
+            _ => {}
+        }
+        self.update.owes_look |= staging.is_some_and(|one| !one.dry_run);
+        if let FramesEnd::Broken(why) = end
+            && self.is_current(ticket.life)
+            && self.shutdown.is_none()
+        {
+            self.log
+                .warn(format_args!("the stream of update bundles broke: {why}"));
+            self.supervisor.lost(now);
+            return;
+        }
+        self.read_bundle(now);
+    }
+}
+
+pub(super) fn refused(refusal: &UpdateRefusal) -> UpdateAnswer {
+    UpdateAnswer::Refused {
+        code: refusal.code.name().to_owned(),
+        text: refusal.text.clone(),
+    }
+}
+
+fn answered(
+    ticket: UpdateTicket,
+    outcome: Result<(UpdateAnswer, bool), UpdateRefusal>,
+) -> MachineEvent {
+    let (answer, restarts) = match outcome {
+        Ok(done) => done,
+        Err(refusal) => (refused(&refusal), false),
+    };
+    MachineEvent::Update(Box::new(UpdateEvent::Answered {
+        ticket,
+        answer,
+        restarts,
+    }))
+}

@@ -1,0 +1,201 @@
+use alknet_boot_state::BootSlot;
+use alknet_vault::Entropy;
+use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
+
+use super::*;
+use crate::control::{BootStage, MachineDiagnostic, UpdateEnd};
+use crate::data;
+use crate::machine::tests::machine;
+use crate::update::{GateVault, UpdateLook};
+use crate::vault::{UnlockPrompt, VaultWait};
+
+fn trial(machine: &mut InitMachine, vault: &str) {
+    let mut note = BootNote::new(BootSlot::B);
+    note.vault = NoteText::new(vault);
+    note.data = NoteText::new("mounted");
+    machine.update.gate = Some(UpdateGate::new(GateBaseline::from_note(Some(&note)), 0));
+    machine.update.note = Some(note);
+}
+
+#[test]
+fn a_vault_that_waits_for_what_opened_it_before_is_no_failure_and_any_other_one_is() {
+    use UnlockPrompt::{Nothing, Passphrase, Pin};
+    let mut machine = machine();
+    assert_eq!(machine.gate_view().vault, GateVault::Open);
+    for (before, ask, vault) in [
+        (PIN, Pin, GateVault::AsksAsBefore),
+        // The TPM does not take the PIN, because this is another program.
+        (PIN, Passphrase, GateVault::Closed),
+        (PASSPHRASE, Passphrase, GateVault::AsksAsBefore),
+        ("tpm2", Passphrase, GateVault::Closed),
+        ("tpm2", Pin, GateVault::Closed),
+        ("tpm2", Nothing, GateVault::Closed),
+        ("none", Passphrase, GateVault::Closed),
+    ] {
+        trial(&mut machine, before);
+        machine.waiting = Some(VaultWait::new(ask, "vault-locked", "closed", "open it"));
+        assert_eq!(machine.gate_view().vault, vault, "{before} {ask:?}");
+    }
+    machine.waiting = None;
+    machine.keeper.lock();
+    assert_eq!(machine.gate_view().vault, GateVault::Closed);
+}
+
+#[test]
+fn the_note_says_how_far_a_trial_came_and_what_was_wrong() {
+    let mut machine = machine();
+    machine.facts.stages = vec![BootStage {
+        name: "node-start".to_owned(),
+        at_ms: 7,
+    }];
+    machine.facts.last_words = Some("signal 6\nand more".to_owned());
+    machine.facts.problems.config = vec![MachineDiagnostic {
+        code: "config-refused".to_owned(),
+        ..MachineDiagnostic::default()
+    }];
+    trial(&mut machine, "none");
+    let note = machine.noted(machine.update.note.expect("a trial"));
+    assert_eq!(note.stage.as_str(), "node-start");
+    assert_eq!(note.node_end.as_str(), "signal 6");
+    assert_eq!(note.problems().collect::<Vec<_>>(), ["config-refused"]);
+    machine.update.note = Some(note);
+    // A problem that ended stays in the note.
+    machine.facts.problems.config.clear();
+    let later = machine.noted(note);
+    assert_eq!(later, note);
+    machine.update.goes_down("a person");
+    let note = machine.update.note.expect("a trial");
+    assert!(note.reason.as_str().ends_with("by a person"));
+    machine.update.goes_down("a signal");
+    assert_eq!(machine.update.note, Some(note), "the first reason counts");
+}
+
+#[test]
+fn one_request_at_a_time_and_a_refused_bundle_is_no_request() {
+    let mut machine = machine();
+    let ticket = UpdateTicket {
+        life: 1,
+        n: 1,
+        by: "a test".to_owned(),
+    };
+    assert_eq!(machine.update.busy(), None);
+    let staging = |is_answered| StagingBundle {
+        announced: 9,
+        taken: Arc::default(),
+        is_answered,
+        dry_run: false,
+    };
+    machine.update.staging = Some(staging(false));
+    let code = |machine: &InitMachine| machine.update.busy().map(|refusal| refusal.code);
+    assert_eq!(code(&machine), Some(RefusalCode::Busy));
+    machine.update.staging = Some(staging(true));
+    assert_eq!(code(&machine), None, "its frames are read to their end");
+    machine.update.request = Some(ticket);
+    assert_eq!(code(&machine), Some(RefusalCode::Busy));
+}
+
+#[test]
+fn the_node_learns_of_a_trial_until_it_is_over() {
+    let mut machine = machine();
+    assert!(!machine.update.is_trial());
+    trial(&mut machine, "none");
+    assert!(machine.update.is_trial());
+    machine.facts.update.gate = vec!["something".to_owned()];
+    machine.gate_confirmed(Err(UpdateRefusal::failed()), 5);
+    assert!(machine.update.is_trial());
+    assert_eq!(machine.update.again_at, Some(10_005));
+    machine.gate_confirmed(Ok(()), 5);
+    assert!(!machine.update.is_trial() && machine.facts.update.gate.is_empty());
+    assert!(machine.update.owes_slots, "those of the version before");
+}
+
+#[test]
+fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
+    let mut machine = machine();
+    let end = UpdateEnd {
+        version: "1.1.0".to_owned(),
+        outcome: "failed".to_owned(),
+        stage: "data".to_owned(),
+        reason: "it stopped".to_owned(),
+        problems: vec!["vault-locked".to_owned()],
+    };
+    let look = |state: &str, good: &str| UpdateLook {
+        state: state.to_owned(),
+        good: Some(good.to_owned()),
+        ..UpdateLook::default()
+    };
+    let codes = |machine: &InitMachine| -> Vec<String> {
+        let problems = machine.facts.problems.update.iter();
+        problems.map(|problem| problem.code.clone()).collect()
+    };
+    machine.facts.update.slot = Some("a".to_owned());
+    let report = |kind, ended| Some(StartReport { kind, ended });
+    machine.update.report = report(StartKind::Failed, Some(end.clone()));
+    machine.looked(look("failed", "a"));
+    assert_eq!(codes(&machine), ["update-failed"]);
+    let text = &machine.facts.problems.update[0].text;
+    assert!(text.contains("1.1.0") && text.contains("'data'") && text.contains("it stopped"));
+    assert_eq!(machine.facts.update.last, Some(end.clone()));
+    // The next version is staged, and the problem is over.
+    machine.looked(look("staged", "a"));
+    assert_eq!(codes(&machine), [""; 0]);
+    let rolled_back = UpdateEnd {
+        outcome: "rolled-back".to_owned(),
+        ..end
+    };
+    machine.update.report = report(StartKind::Failed, Some(rolled_back));
+    machine.looked(look("failed", "a"));
+    assert_eq!(codes(&machine), [""; 0], "an administrator wanted that");
+    for (kind, state, good, code) in [
+        (StartKind::StateLost, "idle", "a", "boot-state-lost"),
+        (StartKind::SlotDamaged, "good", "b", "slot-damaged"),
+        (StartKind::Uncounted, "trial", "a", "boot-state-lost"),
+    ] {
+        machine.update.report = report(kind, None);
+        machine.looked(look(state, good));
+        assert_eq!(codes(&machine), [code]);
+    }
+    machine.update.report = report(StartKind::SlotDamaged, None);
+    machine.looked(look("staged", "a"));
+    assert_eq!(codes(&machine), [""; 0], "the slot that runs took over");
+}
+
+/// A vault that only a TPM opens without a person, on a disk.
+fn sealed_machine() -> (tempfile::TempDir, InitMachine) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let disk = dir.path().join("disk");
+    let file = std::fs::File::create_new(&disk).expect("a new file");
+    let bytes = alknet_sealed::limits::DATA_AT;
+    file.set_len(bytes).expect("a sparse file");
+    let params = Tpm2Params::new(vec![1], vec![2], vec![11], [3; 32], false);
+    let params = params.expect("within bounds");
+    let kek = Kek::copy_of(&[4; 32]);
+    let vault = NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0);
+    let made = OpenAlkv::create(vault, NewSlot::Tpm2(params, &kek)).expect("made");
+    data::copies(&disk).create(&made).expect("written");
+    let mut machine = machine();
+    machine.vault_at = Some(disk);
+    machine.state_dir = dir.path().to_owned();
+    (dir, machine)
+}
+
+/// The vault would wait for a person at the next start.
+#[test]
+fn a_version_does_not_go_on_trial_while_the_vault_of_the_tpm_is_locked() {
+    let (_dir, machine) = sealed_machine();
+    machine.keeper.lock();
+    machine.keeper.forget();
+    machine.keeper.note(&{
+        let found = data::copies(machine.vault_at.as_deref().expect("a disk")).load();
+        found.expect("readable").expect("a vault").newest
+    });
+    machine.keeper.lock();
+    let place = machine.trial_vault();
+    let refused = place.prepare(&machine.update.system).expect_err("locked");
+    assert_eq!(refused.code, RefusalCode::Locked, "{}", refused.text);
+    // Without a vault there is nothing to prepare.
+    let mut bare = machine;
+    bare.vault_at = None;
+    let place = bare.trial_vault();
+    assert_eq!(place.prepare(&bare.update.system), Ok(()));
+}

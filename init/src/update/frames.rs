@@ -1,0 +1,195 @@
+//! The stream on which the node sends bundles: frames, read once and never more than one at a time.
+
+use std::io::{self, ErrorKind, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::control::{UPDATE_FRAME_ABORT, UPDATE_FRAME_BYTES_MAX};
+
+/// Bytes of a frame's length.
+const LENGTH_BYTES: usize = 4;
+
+/// How the frames of a bundle ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FramesEnd {
+    /// By a frame of length zero.
+    Ended,
+    /// The node gave the bundle up.
+    Aborted,
+    /// The stream has something else than frames, or more bytes than announced. Nothing behind it can be read.
+    Broken(String),
+}
+
+/// The frames of one bundle, which read as its bytes.
+#[derive(Debug)]
+pub(crate) struct BundleFrames<R> {
+    input: R,
+    /// Bytes left of the frame that is being read.
+    left: u32,
+    end: Option<FramesEnd>,
+    announced: u64,
+    /// Bytes that were read, for those who follow the progress.
+    taken: Arc<AtomicU64>,
+}
+
+impl<R: Read> BundleFrames<R> {
+    /// The frames of a bundle that was announced with so many bytes.
+    pub(crate) fn new(input: R, announced: u64, taken: Arc<AtomicU64>) -> Self {
+        Self {
+            input,
+            left: 0,
+            end: None,
+            announced,
+            taken,
+        }
+    }
+
+    /// How the bundle ended, if its end was read.
+    pub(crate) fn end(&self) -> Option<&FramesEnd> {
+        self.end.as_ref()
+    }
+
+    /// Reads to the end of the bundle, so that the next bundle begins with the stream.
+    pub(crate) fn drain(&mut self) -> FramesEnd {
+        let mut buffer = vec![0; UPDATE_FRAME_BYTES_MAX as usize];
+        loop {
+            if let Some(end) = &self.end {
+                return end.clone();
+            }
+            // An error is in `end` as well.
+            let _ = self.read(&mut buffer);
+        }
+    }
+
+    /// Reads the length of the next frame.
+    fn begin(&mut self) -> io::Result<()> {
+        let mut length = [0; LENGTH_BYTES];
+        self.fill(&mut length)?;
+        match u32::from_be_bytes(length) {
+            0 => self.end = Some(FramesEnd::Ended),
+            UPDATE_FRAME_ABORT => {
+                self.end = Some(FramesEnd::Aborted);
+                return Err(aborted());
+            }
+            long if long > UPDATE_FRAME_BYTES_MAX => {
+                let why = format!("a frame of {long} bytes, {UPDATE_FRAME_BYTES_MAX} at most");
+                return Err(self.broken(why));
+            }
+            length => self.left = length,
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        let read = self.input.read_exact(buffer);
+        read.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => self.broken("the node closed it".to_owned()),
+            _ => self.broken(error.to_string()),
+        })
+    }
+
+    fn broken(&mut self, why: String) -> io::Error {
+        self.end = Some(FramesEnd::Broken(why.clone()));
+        io::Error::other(why)
+    }
+}
+
+fn aborted() -> io::Error {
+    io::Error::new(ErrorKind::ConnectionAborted, "the node gave the bundle up")
+}
+
+impl<R: Read> Read for BundleFrames<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.left == 0 && self.end.is_none() {
+            self.begin()?;
+        }
+        match &self.end {
+            Some(FramesEnd::Ended) => return Ok(0),
+            Some(FramesEnd::Aborted) => return Err(aborted()),
+            Some(FramesEnd::Broken(why)) => return Err(io::Error::other(why.clone())),
+            None => {}
+        }
+        let length = buffer.len().min(self.left as usize);
+        self.fill(&mut buffer[..length])?;
+        self.left -= length as u32;
+        let sum = self.taken.fetch_add(length as u64, Ordering::Relaxed) + length as u64;
+        if sum > self.announced {
+            return Err(self.broken(format!("more bytes than the announced {}", self.announced)));
+        }
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::testing::framed;
+
+    fn frames(bytes: &[u8], announced: u64) -> BundleFrames<&[u8]> {
+        BundleFrames::new(bytes, announced, Arc::default())
+    }
+
+    #[test]
+    fn a_bundle_is_read_and_the_next_one_begins_behind_it() {
+        let long = vec![7; UPDATE_FRAME_BYTES_MAX as usize + 9];
+        let mut stream = framed(&long, 70_000);
+        stream.extend(framed(b"next", 3));
+        let mut input = &stream[..];
+        let mut first = BundleFrames::new(&mut input, long.len() as u64, Arc::default());
+        let mut found = Vec::new();
+        first.read_to_end(&mut found).expect("whole");
+        assert!(found == long);
+        assert_eq!(first.drain(), FramesEnd::Ended);
+        let mut next = BundleFrames::new(&mut input, 4, Arc::default());
+        let mut found = String::new();
+        next.read_to_string(&mut found).expect("whole");
+        assert_eq!(found, "next");
+    }
+
+    #[test]
+    fn a_bundle_that_is_given_up_ends_in_an_error() {
+        let mut stream = framed(b"begin", 5);
+        stream.truncate(stream.len() - LENGTH_BYTES);
+        stream.extend(UPDATE_FRAME_ABORT.to_be_bytes());
+        stream.extend(framed(b"next", 4));
+        let mut input = &stream[..];
+        let mut given_up = BundleFrames::new(&mut input, 100, Arc::default());
+        let error = given_up.read_to_end(&mut Vec::new()).expect_err("given up");
+        assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+        assert_eq!(given_up.drain(), FramesEnd::Aborted);
+        assert_eq!(&input[LENGTH_BYTES..LENGTH_BYTES + 4], b"next");
+    }
+
+    #[test]
+    fn what_is_no_frame_breaks_the_stream() {
+        let long = (UPDATE_FRAME_BYTES_MAX + 1).to_be_bytes();
+        for (bytes, announced, why) in [
+            (&long[..], 9, "a frame of 65537 bytes, 65536 at most"),
+            (&[0, 0], 9, "the node closed it"),
+            (&[0, 0, 0, 2, 1], 9, "the node closed it"),
+            (
+                &[0, 0, 0, 2, 1, 1, 0, 0, 0, 0],
+                1,
+                "more bytes than the announced 1",
+            ),
+        ] {
+            let mut frames = frames(bytes, announced);
+            assert!(frames.read_to_end(&mut Vec::new()).is_err());
+            assert_eq!(frames.drain(), FramesEnd::Broken(why.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_counted() {
+        let taken = Arc::new(AtomicU64::new(0));
+        let stream = framed(&[1; 1000], 100);
+        let mut frames = BundleFrames::new(&stream[..], 1000, Arc::clone(&taken));
+        frames.read_exact(&mut [0; 300]).expect("within");
+        assert_eq!(taken.load(Ordering::Relaxed), 300);
+        assert_eq!(frames.drain(), FramesEnd::Ended);
+        assert_eq!(taken.load(Ordering::Relaxed), 1000);
+    }
+}

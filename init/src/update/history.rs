@@ -1,0 +1,133 @@
+//! The log of updates: a bounded file on the data partition, one record a line.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::control::UpdateRecord;
+use crate::text::cut_text;
+
+/// Name of the file in the folder of updates.
+const FILE: &str = "log.jsonl";
+/// The node may read it, and nothing in it is secret.
+const MODE: u32 = 0o644;
+/// Most records. The oldest give way.
+pub(super) const RECORDS_MAX: usize = 256;
+/// Most bytes of a reason and of a name.
+pub(super) const TEXT_BYTES_MAX: usize = 1 << 10;
+/// Most bytes of the file that are read: more than all records can have.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// The events that end a trial.
+pub(super) const ENDS: [&str; 3] = ["confirmed", "failed", "rolled-back"];
+
+/// A record with what PID 1 itself needs to know of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct LoggedUpdate {
+    #[serde(flatten)]
+    record: UpdateRecord,
+    /// The number of transitions of the boot state record when this happened: a trial that ended is logged once, however
+    /// often the machine starts afterwards.
+    #[serde(default)]
+    seq: u64,
+}
+
+/// Adds a record to the log in `folder`.
+pub(super) fn append(folder: &Path, mut record: UpdateRecord, seq: u64) -> io::Result<()> {
+    for text in [&mut record.reason, &mut record.by, &mut record.version] {
+        cut_text(text, TEXT_BYTES_MAX);
+    }
+    if record.time.is_none() {
+        record.time = clock::rfc3339_now();
+    }
+    let mut all = read_all(folder);
+    all.push(LoggedUpdate { record, seq });
+    let first = all.len().saturating_sub(RECORDS_MAX);
+    let mut bytes = Vec::new();
+    for record in &all[first..] {
+        serde_json::to_writer(&mut bytes, record)?;
+        bytes.push(b'\n');
+    }
+    alknet_durable::replace(&folder.join(FILE), &bytes, MODE)
+}
+
+/// The records, the oldest first.
+pub(super) fn read(folder: &Path) -> Vec<UpdateRecord> {
+    let all = read_all(folder).into_iter();
+    all.map(|logged| logged.record).collect()
+}
+
+/// Whether the log has the end of the trial with this number.
+pub(super) fn has_end(folder: &Path, seq: u64) -> bool {
+    let mut all = read_all(folder).into_iter();
+    all.any(|logged| logged.seq == seq && ENDS.contains(&logged.record.event.as_str()))
+}
+
+/// Lines that cannot be read are left out: a log must not keep a machine from updating.
+fn read_all(folder: &Path) -> Vec<LoggedUpdate> {
+    let path = folder.join(FILE);
+    let is_short = fs::metadata(&path).is_ok_and(|about| about.len() <= BYTES_MAX);
+    let text = is_short.then(|| fs::read(path).ok()).flatten();
+    let text = text.unwrap_or_default();
+    let lines = text.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(event: &str, version: &str) -> UpdateRecord {
+        UpdateRecord {
+            event: event.to_owned(),
+            version: version.to_owned(),
+            ..UpdateRecord::default()
+        }
+    }
+
+    #[test]
+    fn the_newest_records_are_kept_and_the_oldest_come_first() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert!(read(dir.path()).is_empty());
+        for number in 0..RECORDS_MAX + 3 {
+            let record = record("staged", &number.to_string());
+            append(dir.path(), record, number as u64).expect("writable");
+        }
+        let found = read(dir.path());
+        assert_eq!(found.len(), RECORDS_MAX);
+        assert_eq!(found[0].version, "3");
+        assert_eq!(
+            found[RECORDS_MAX - 1].version,
+            (RECORDS_MAX + 2).to_string()
+        );
+        assert!(!has_end(dir.path(), 100), "staging is no end");
+    }
+
+    #[test]
+    fn an_end_is_known_by_its_number_and_damage_is_left_out() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        append(dir.path(), record("failed", "2.0.0"), 7).expect("writable");
+        let path = dir.path().join(FILE);
+        let mut bytes = fs::read(&path).expect("written");
+        bytes.extend_from_slice(b"{\"event\":\"fai\xff\n\n{}\n");
+        fs::write(&path, bytes).expect("writable");
+        append(dir.path(), record("staged", "2.0.1"), 8).expect("writable");
+        assert!(has_end(dir.path(), 7) && !has_end(dir.path(), 8));
+        let events: Vec<_> = read(dir.path()).into_iter().map(|it| it.event).collect();
+        assert_eq!(events, ["failed", "", "staged"]);
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut long = record("refused", "1.0.0");
+        long.reason = "x".repeat(TEXT_BYTES_MAX * 2);
+        append(dir.path(), long, 1).expect("writable");
+        assert_eq!(read(dir.path())[0].reason.len(), TEXT_BYTES_MAX);
+    }
+}

@@ -1,0 +1,188 @@
+//! What a start of the machine means, by the record, the slot that runs and the boot note. It has no disk.
+
+use alknet_boot_state::{BootNote, BootPhase, BootRecord, BootSlot};
+
+use crate::control::UpdateEnd;
+
+use super::system::ROLLED_BACK;
+
+/// What PID 1 has to do about a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StartKind {
+    /// The version that runs is on trial: the gate decides.
+    Trial,
+    /// The good version runs, after a trial that ended.
+    Failed,
+    /// The good version runs.
+    Good,
+    /// The good version did not start.
+    SlotDamaged,
+    /// The record cannot be read: a new one says that the slot that runs is good.
+    StateLost,
+    /// A version is on trial, and the good one runs: the loader could not count, or its program is gone.
+    Uncounted,
+}
+
+/// A start of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StartReport {
+    pub(crate) kind: StartKind,
+    /// How the last trial ended, if this is the first version that runs afterwards.
+    pub(crate) ended: Option<UpdateEnd>,
+}
+
+/// Judges a start of `running`. `note` is what the disk says of the last trial, if it can be read.
+pub(super) fn judge(
+    record: Option<&BootRecord>,
+    running: BootSlot,
+    note: Option<&BootNote>,
+    failed_version: Option<&str>,
+) -> StartReport {
+    let Some(record) = record else {
+        return StartReport {
+            kind: StartKind::StateLost,
+            ended: None,
+        };
+    };
+    let is_good = record.good() == running;
+    let kind = match record.phase() {
+        BootPhase::Trial if !is_good => StartKind::Trial,
+        BootPhase::Pending | BootPhase::Trial if is_good => StartKind::Uncounted,
+        BootPhase::Failed if is_good => StartKind::Failed,
+        _ if is_good => StartKind::Good,
+        // Without a trial of it, the other slot runs only where the good one did not start.
+        _ => StartKind::SlotDamaged,
+    };
+    let ended = record
+        .failed()
+        .map(|slot| end_of(note.filter(|note| note.slot == slot), failed_version));
+    StartReport { kind, ended }
+}
+
+/// How a trial ended, as far as its note says it.
+fn end_of(note: Option<&BootNote>, version: Option<&str>) -> UpdateEnd {
+    let Some(note) = note else {
+        return UpdateEnd {
+            version: version.unwrap_or_default().to_owned(),
+            outcome: "failed".to_owned(),
+            reason: "it left no note that can be read".to_owned(),
+            ..UpdateEnd::default()
+        };
+    };
+    let is_rollback = note.reason.as_str() == ROLLED_BACK;
+    let outcome = if is_rollback { "rolled-back" } else { "failed" };
+    UpdateEnd {
+        version: note.version.as_str().to_owned(),
+        outcome: outcome.to_owned(),
+        stage: note.stage.as_str().to_owned(),
+        reason: reason_of(note),
+        problems: note.problems().map(str::to_owned).collect(),
+    }
+}
+
+/// The reason in one sentence, from the most to the least certain.
+fn reason_of(note: &BootNote) -> String {
+    let texts = [
+        ("", note.reason.as_str()),
+        ("a part of it panicked: ", note.panic.as_str()),
+        ("its node ended: ", note.node_end.as_str()),
+    ];
+    let found: Vec<_> = texts
+        .iter()
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(what, text)| format!("{what}{text}"))
+        .collect();
+    if !found.is_empty() {
+        return found.join("; ");
+    }
+    match note.starts {
+        0 => "its program or its kernel did not start".to_owned(),
+        _ => "it stopped or restarted without a word: a hang, a crash of the kernel or a power cut"
+            .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_boot_state::{BootSlots, NoteText, TRIES, loader_choice};
+
+    use super::*;
+
+    fn staged() -> BootRecord {
+        let vacated = BootRecord::new(BootSlot::A).vacate().expect("it runs a");
+        vacated.stage().expect("vacated")
+    }
+
+    fn started(record: BootRecord, times: u8) -> BootRecord {
+        (0..times).fold(record, |record, _| {
+            let choice = loader_choice(Some(&record), BootSlots::ALL);
+            choice.write.unwrap_or(record)
+        })
+    }
+
+    fn note() -> BootNote {
+        let mut note = BootNote::new(BootSlot::B);
+        note.version = NoteText::new("1.1.0");
+        note.starts = 1;
+        note
+    }
+
+    #[test]
+    fn each_start_is_judged_by_what_runs() {
+        let pending = staged().arm().expect("staged");
+        let trial = started(pending, 1);
+        let failed = started(pending, TRIES + 1);
+        let confirmed = trial.confirm(BootSlot::B).expect("it runs");
+        let (a, b) = (BootSlot::A, BootSlot::B);
+        for (record, running, kind) in [
+            (None, a, StartKind::StateLost),
+            (Some(BootRecord::new(a)), a, StartKind::Good),
+            (Some(BootRecord::new(a)), b, StartKind::SlotDamaged),
+            (Some(staged()), a, StartKind::Good),
+            (Some(staged()), b, StartKind::SlotDamaged),
+            (Some(pending), a, StartKind::Uncounted),
+            (Some(trial), b, StartKind::Trial),
+            (Some(trial), a, StartKind::Uncounted),
+            (Some(failed), a, StartKind::Failed),
+            (Some(failed), b, StartKind::SlotDamaged),
+            (Some(confirmed), b, StartKind::Good),
+            (Some(confirmed), a, StartKind::SlotDamaged),
+        ] {
+            let report = judge(record.as_ref(), running, None, None);
+            assert_eq!(report.kind, kind, "{record:?} {running}");
+            let is_failed = record.is_some_and(|record| record.failed().is_some());
+            assert_eq!(report.ended.is_some(), is_failed);
+        }
+    }
+
+    #[test]
+    fn the_reason_of_a_failure_comes_from_the_note_of_its_slot() {
+        let failed = started(staged().arm().expect("staged"), TRIES + 1);
+        let end = |note: Option<&BootNote>| {
+            let report = judge(Some(&failed), BootSlot::A, note, Some("1.1.0"));
+            report.ended.expect("it failed")
+        };
+        let none = end(None);
+        assert_eq!((&*none.version, &*none.outcome), ("1.1.0", "failed"));
+        assert_eq!(none.reason, "it left no note that can be read");
+        let mut other = note();
+        other.slot = BootSlot::A;
+        assert_eq!(end(Some(&other)), none);
+
+        let mut found = note();
+        assert!(end(Some(&found)).reason.contains("without a word"));
+        found.starts = 0;
+        assert!(end(Some(&found)).reason.contains("did not start"));
+        found.stage = NoteText::new("data");
+        found.add_problem("vault-locked");
+        found.node_end = NoteText::new("signal 6");
+        found.panic = NoteText::new("init/src/x.rs:7");
+        let told = end(Some(&found));
+        assert_eq!(told.stage, "data");
+        assert_eq!(told.problems, ["vault-locked"]);
+        let parts = "a part of it panicked: init/src/x.rs:7; its node ended: signal 6";
+        assert_eq!(told.reason, parts);
+        found.reason = NoteText::new(ROLLED_BACK);
+        assert_eq!(end(Some(&found)).outcome, "rolled-back");
+    }
+}

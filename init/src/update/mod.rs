@@ -1,0 +1,37 @@
+//! Updates of the appliance: the two boot slots of its disk, the record that says which of them starts, and the gate that
+//! a new version has to pass.
+//!
+//! Everything here but the gate and the judgement about a start waits for disks, so it runs on the blocking threads of
+//! PID 1. `machine/update.rs` connects it with the loop. `docs/update.md` has the states, the limits and the hazards.
+
+mod anchor;
+mod apply;
+mod direct;
+mod disk;
+mod frames;
+mod gate;
+mod history;
+mod judge;
+mod note_keeper;
+mod place;
+mod program;
+mod refusal;
+mod running;
+mod stage;
+mod staged;
+mod system;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod trust_store;
+
+pub(crate) use anchor::UpdateAnchor;
+pub(crate) use apply::RollbackPlan;
+pub(crate) use frames::{BundleFrames, FramesEnd};
+pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
+pub(crate) use judge::{StartKind, StartReport};
+pub(crate) use note_keeper::{NoteKeeper, note_panic, note_place};
+pub(crate) use refusal::{RefusalCode, UpdateRefusal};
+pub(crate) use stage::StageOrder;
+pub(crate) use system::{TrialWish, UpdateLook, UpdateStart, UpdateSystem};

@@ -1,0 +1,168 @@
+//! Keeps the boot note of a version on trial: in place, at most once in a while, and at once where something panics.
+
+use std::panic::PanicHookInfo;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use alknet_boot_state::{BootNote, NoteText};
+
+use super::direct::DirectDevice;
+use super::disk::write_note;
+
+/// Shortest time between two writes of what changed, ms.
+const WRITE_EVERY_MS: u64 = 1_000;
+/// Most writes because of panics in one start: a part that panics all the time must not wear a disk out.
+const PANIC_WRITES_MAX: u32 = 8;
+
+/// The note of this start, if it is a trial. The panic hook finds it here.
+static NOTE: Mutex<Option<KeptNote>> = Mutex::new(None);
+
+#[derive(Debug)]
+struct KeptNote {
+    /// The device of `alk-bios`.
+    bios: PathBuf,
+    note: BootNote,
+    panics: u32,
+}
+
+/// The note as the loop keeps it: what it has to say, and when it may be written next.
+#[derive(Debug, Default)]
+pub(crate) struct NoteKeeper {
+    /// The last note that was written or is being written.
+    sent: Option<BootNote>,
+    /// When the next write may begin, in ms after the kernel's start.
+    next: u64,
+    is_writing: bool,
+}
+
+impl NoteKeeper {
+    /// A keeper of a note that the disk has.
+    pub(crate) fn new(note: BootNote) -> Self {
+        Self {
+            sent: Some(note),
+            next: 0,
+            is_writing: false,
+        }
+    }
+
+    /// The note to write now, if `note` says something else than the disk and the last write was long enough ago.
+    /// [`written`](Self::written) has to follow.
+    pub(crate) fn take_due(&mut self, note: &BootNote, now: u64) -> Option<BootNote> {
+        if self.is_writing || self.sent.as_ref() == Some(note) || now < self.next {
+            return None;
+        }
+        self.is_writing = true;
+        self.next = now + WRITE_EVERY_MS;
+        self.sent = Some(*note);
+        Some(*note)
+    }
+
+    /// The write ended. One that failed is tried again.
+    pub(crate) fn written(&mut self, is_ok: bool) {
+        self.is_writing = false;
+        if !is_ok {
+            self.sent = None;
+        }
+    }
+
+    /// When to ask again, if `note` waits for its turn.
+    pub(crate) fn deadline(&self, note: &BootNote) -> Option<u64> {
+        (!self.is_writing && self.sent.as_ref() != Some(note)).then_some(self.next)
+    }
+}
+
+/// From now on panics are written to this note.
+pub(super) fn arm(bios: PathBuf, note: BootNote) {
+    *kept() = Some(KeptNote {
+        bios,
+        note,
+        panics: 0,
+    });
+}
+
+/// The trial is over.
+pub(super) fn disarm() {
+    *kept() = None;
+}
+
+/// Writes the note to the disk, with what panics have added to it. Blocks on the disk.
+pub(super) fn write(note: &BootNote) -> Result<(), String> {
+    let mut kept = kept();
+    let Some(kept) = kept.as_mut() else {
+        return Ok(());
+    };
+    let panic = kept.note.panic;
+    kept.note = *note;
+    kept.note.panic = panic;
+    kept.write()
+}
+
+impl KeptNote {
+    fn write(&self) -> Result<(), String> {
+        let mut bios = DirectDevice::open(&self.bios, false).map_err(|error| error.to_string())?;
+        write_note(&mut bios, &self.note).map_err(|error| error.to_string())
+    }
+}
+
+/// Notes a panic of any part of PID 1, at once: the machine may not get further. Blocks on the disk, for a version on
+/// trial only.
+pub(crate) fn note_panic(info: &PanicHookInfo<'_>) {
+    let place = info.location().map(ToString::to_string);
+    note_place(&place.unwrap_or_else(|| "an unknown place".to_owned()));
+}
+
+/// The same for the reason for which PID 1 cannot go on.
+pub(crate) fn note_place(place: &str) {
+    // The thread that panics may have the lock, and would wait for itself.
+    let mut kept = match NOTE.try_lock() {
+        Ok(kept) => kept,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return,
+    };
+    if let Some(kept) = kept.as_mut()
+        && kept.panics < PANIC_WRITES_MAX
+    {
+        kept.panics += 1;
+        kept.note.panic = NoteText::new(place);
+        if let Err(error) = kept.write() {
+            tracing::debug!(%error, "the boot note is not written");
+        }
+    }
+}
+
+fn kept() -> MutexGuard<'static, Option<KeptNote>> {
+    // The value is changed as a whole.
+    NOTE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_boot_state::BootSlot;
+
+    use super::*;
+
+    fn note(stage: &str) -> BootNote {
+        let mut note = BootNote::new(BootSlot::B);
+        note.stage = NoteText::new(stage);
+        note
+    }
+
+    #[test]
+    fn what_changed_is_written_once_and_not_too_often() {
+        let mut keeper = NoteKeeper::new(note("init"));
+        assert_eq!(keeper.take_due(&note("init"), 0), None);
+        assert_eq!(keeper.take_due(&note("data"), 10), Some(note("data")));
+        assert_eq!(
+            keeper.take_due(&note("ready"), 5_000),
+            None,
+            "a write is under way"
+        );
+        keeper.written(true);
+        assert_eq!(keeper.deadline(&note("data")), None);
+        assert_eq!(keeper.take_due(&note("ready"), 1_009), None);
+        assert_eq!(keeper.deadline(&note("ready")), Some(1_010));
+        assert_eq!(keeper.take_due(&note("ready"), 1_010), Some(note("ready")));
+        keeper.written(false);
+        assert_eq!(keeper.take_due(&note("ready"), 2_010), Some(note("ready")));
+    }
+}

@@ -1,0 +1,253 @@
+//! Finds the disk with the boot slots: by the labels of its partitions, never by its order.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use alknet_boot_state::{GRUB_CORE_LBA, RECORD_BYTES, RECORD_LBA, SECTOR_BYTES};
+
+/// GPT label of the partition with the record.
+const BIOS_LABEL: &str = "alk-bios";
+/// GPT label of the boot partition.
+const ESP_LABEL: &str = "alk-esp";
+
+/// The first sector of `alk-bios`: the header before GRUB's core image.
+pub(super) const BIOS_LBA: u64 = GRUB_CORE_LBA - 1;
+/// Sectors of `alk-bios`, which ends with the record.
+const BIOS_SECTORS: u64 = RECORD_LBA + (RECORD_BYTES / SECTOR_BYTES) as u64 - BIOS_LBA;
+
+/// The partitions of the disk with the boot slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DiskPlace {
+    /// Name of the disk below `/dev`.
+    pub(super) disk: String,
+    /// The device of `alk-bios`.
+    pub(super) bios: PathBuf,
+    /// The device of `alk-esp`.
+    pub(super) esp: PathBuf,
+}
+
+impl DiskPlace {
+    /// The device of the partition with the record and the boot note.
+    pub(super) fn bios(&self) -> PathBuf {
+        self.bios.clone()
+    }
+}
+
+/// Why there is no disk with boot slots.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PlaceError {
+    /// Several disks have both partitions.
+    #[error("several disks have the partitions {BIOS_LABEL} and {ESP_LABEL}: {}; detach all but one", .0.join(", "))]
+    Ambiguous(Vec<String>),
+    /// The disk counts in other sectors than the record.
+    #[error(
+        "the disk {disk} has sectors of {bytes} bytes, and the record is for those of {SECTOR_BYTES}"
+    )]
+    Blocks { disk: String, bytes: u64 },
+    /// The partition with the record lies elsewhere.
+    #[error(
+        "the partition {BIOS_LABEL} of {disk} has sectors {start} and {sectors} more, and not those of an image with boot slots"
+    )]
+    Geometry {
+        disk: String,
+        start: u64,
+        sectors: u64,
+    },
+    /// No disk has both partitions.
+    #[error(
+        "no disk has the partitions {BIOS_LABEL} and {ESP_LABEL}: it was not started from a disk image with boot slots"
+    )]
+    Missing,
+}
+
+/// A partition as the kernel lists it.
+struct ListedPartition {
+    disk: String,
+    name: String,
+    label: String,
+    /// The GUID of the partition, if the kernel says it.
+    uuid: String,
+    start: u64,
+    sectors: u64,
+}
+
+/// Finds the disk. `started_from` is the GUID of the boot partition that firmware started the machine from, if it says
+/// so: it decides between several disks.
+pub(crate) fn find(sys: &Path, started_from: Option<&str>) -> Result<DiskPlace, PlaceError> {
+    let listed = partitions(sys);
+    let esps = listed.iter().filter(|one| one.label == ESP_LABEL);
+    let pairs: Vec<_> = esps
+        .filter_map(|esp| {
+            let is_beside =
+                |one: &&ListedPartition| one.label == BIOS_LABEL && one.disk == esp.disk;
+            Some((listed.iter().find(is_beside)?, esp))
+        })
+        .collect();
+    let is_started = |esp: &ListedPartition| {
+        started_from.is_some_and(|uuid| esp.uuid.eq_ignore_ascii_case(uuid))
+    };
+    let started: Vec<_> = pairs.iter().filter(|(_, esp)| is_started(esp)).collect();
+    let (bios, esp) = match (pairs.as_slice(), started.as_slice()) {
+        ([], _) => return Err(PlaceError::Missing),
+        (_, [only]) => **only,
+        ([only], _) => *only,
+        (several, _) => {
+            let names = several.iter().map(|(_, esp)| esp.disk.clone());
+            return Err(PlaceError::Ambiguous(names.collect()));
+        }
+    };
+    check(sys, bios)?;
+    let device = |name: &str| Path::new("/dev").join(name);
+    Ok(DiskPlace {
+        disk: esp.disk.clone(),
+        bios: device(&bios.name),
+        esp: device(&esp.name),
+    })
+}
+
+fn check(sys: &Path, bios: &ListedPartition) -> Result<(), PlaceError> {
+    let disk = bios.disk.clone();
+    if (bios.start, bios.sectors) != (BIOS_LBA, BIOS_SECTORS) {
+        return Err(PlaceError::Geometry {
+            disk,
+            start: bios.start,
+            sectors: bios.sectors,
+        });
+    }
+    let path = class(sys, &disk).join("queue/logical_block_size");
+    match number(&path) {
+        Some(bytes) if bytes != SECTOR_BYTES as u64 => Err(PlaceError::Blocks { disk, bytes }),
+        _ => Ok(()),
+    }
+}
+
+fn partitions(sys: &Path) -> Vec<ListedPartition> {
+    let entries = fs::read_dir(sys.join("class/block"));
+    let entries = entries.into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut listed: Vec<_> = names.filter_map(|name| partition(sys, name)).collect();
+    // The kernel lists devices in no order, and messages name them.
+    listed.sort_by(|one, other| one.name.cmp(&other.name));
+    listed
+}
+
+fn partition(sys: &Path, name: String) -> Option<ListedPartition> {
+    let folder = class(sys, &name);
+    let uevent = fs::read_to_string(folder.join("uevent")).ok()?;
+    let value = |key: &str| {
+        let mut lines = uevent.lines();
+        lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
+    };
+    let label = value("PARTNAME")?;
+    // The folder of the disk contains that of the partition.
+    let real = fs::canonicalize(&folder).ok()?;
+    let disk = real.parent()?.file_name()?.to_str()?.to_owned();
+    Some(ListedPartition {
+        disk,
+        label,
+        uuid: value("PARTUUID").unwrap_or_default(),
+        // sysfs counts units of 512 bytes, whatever the size of the disk's sectors.
+        start: number(&folder.join("start"))?,
+        sectors: number(&folder.join("size"))?,
+        name,
+    })
+}
+
+fn class(sys: &Path, name: &str) -> PathBuf {
+    sys.join("class/block").join(name)
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A `/sys` with these partitions: disk, name, label, GUID.
+    fn sys(partitions: &[(&str, &str, &str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let classes = root.path().join("class/block");
+        fs::create_dir_all(&classes).expect("writable");
+        for (disk, name, label, uuid) in partitions {
+            let device = root.path().join("devices").join(disk).join(name);
+            fs::create_dir_all(&device).expect("writable");
+            let (start, size) = if *label == BIOS_LABEL {
+                ("34\n", "2014\n")
+            } else {
+                ("2048\n", "524288\n")
+            };
+            fs::write(device.join("start"), start).expect("writable");
+            fs::write(device.join("size"), size).expect("writable");
+            let uevent = format!("DEVTYPE=partition\nPARTNAME={label}\nPARTUUID={uuid}\n");
+            fs::write(device.join("uevent"), uevent).expect("writable");
+            symlink(&device, classes.join(name)).expect("writable");
+            let queue = root.path().join("devices").join(disk).join("queue");
+            fs::create_dir_all(&queue).expect("writable");
+            fs::write(queue.join("logical_block_size"), "512\n").expect("writable");
+            let link = classes.join(disk);
+            if !link.exists() {
+                symlink(root.path().join("devices").join(disk), link).expect("writable");
+            }
+        }
+        root
+    }
+
+    const ONE: [(&str, &str, &str, &str); 3] = [
+        ("vda", "vda1", "alk-bios", "1"),
+        ("vda", "vda2", "alk-esp", "ab-2"),
+        ("vda", "vda3", "alk-data", "3"),
+    ];
+    const STICK: [(&str, &str, &str, &str); 2] = [
+        ("sda", "sda1", "alk-bios", "4"),
+        ("sda", "sda2", "alk-esp", "cd-5"),
+    ];
+
+    #[test]
+    fn both_partitions_of_one_disk_are_found() {
+        let root = sys(&ONE);
+        let found = find(root.path(), None).expect("one disk");
+        assert_eq!(found.disk, "vda");
+        assert_eq!(found.bios, Path::new("/dev/vda1"));
+        assert_eq!(found.esp, Path::new("/dev/vda2"));
+    }
+
+    #[test]
+    fn a_part_of_a_disk_is_no_disk_with_boot_slots() {
+        assert_eq!(find(sys(&[]).path(), None), Err(PlaceError::Missing));
+        assert_eq!(find(sys(&ONE[1..]).path(), None), Err(PlaceError::Missing));
+        let apart = [ONE[0], STICK[1]];
+        assert_eq!(find(sys(&apart).path(), None), Err(PlaceError::Missing));
+    }
+
+    #[test]
+    fn between_several_disks_only_firmware_decides() {
+        let root = sys(&[&ONE[..], &STICK[..]].concat());
+        let refused = find(root.path(), None).expect_err("two disks");
+        assert_eq!(
+            refused.to_string(),
+            "several disks have the partitions alk-bios and alk-esp: sda, vda; detach all but one"
+        );
+        let found = find(root.path(), Some("AB-2")).expect("firmware named one");
+        assert_eq!(found.disk, "vda");
+        assert!(find(root.path(), Some("ee-6")).is_err(), "of a third disk");
+    }
+
+    #[test]
+    fn another_geometry_is_refused() {
+        let root = sys(&ONE);
+        let folder = root.path().join("devices/vda");
+        fs::write(folder.join("queue/logical_block_size"), "4096\n").expect("writable");
+        let refused = find(root.path(), None).expect_err("4,096 bytes");
+        assert!(matches!(refused, PlaceError::Blocks { bytes: 4096, .. }));
+        fs::write(folder.join("vda1/size"), "2000\n").expect("writable");
+        let refused = find(root.path(), None).expect_err("another partition");
+        assert!(matches!(
+            refused,
+            PlaceError::Geometry { sectors: 2000, .. }
+        ));
+    }
+}

@@ -1,0 +1,253 @@
+//! Why PID 1 refuses a request about updates: a stable name, and a sentence for a person.
+
+use std::fmt;
+
+use alknet_boot_state::BootRefusal;
+use alknet_fat::FatError;
+use alknet_update::{UpdateError, VersionRefusal};
+
+use super::disk::BootDiskError;
+use super::place::PlaceError;
+
+/// The stable name of a refusal. `docs/update.md` lists all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RefusalCode {
+    /// The node gave the bundle up.
+    Aborted,
+    /// The version is older than the floor.
+    BelowFloor,
+    /// Another request about updates or the vault is under way.
+    Busy,
+    /// The disk cannot be read or written, or did not keep what was written.
+    Disk,
+    /// The version is older than the one that runs, and no administrator named it.
+    Downgrade,
+    /// A document of the bundle has expired.
+    Expired,
+    /// A part of PID 1 failed.
+    Failed,
+    /// The boot partition has too little room.
+    Full,
+    /// A document or the program has other bytes than the signed hash says.
+    Hash,
+    /// The vault has to be open.
+    Locked,
+    /// The bundle or its program is not what it has to be.
+    Malformed,
+    /// The machine has no key that could have signed an update.
+    NoKeys,
+    /// There is no version to return to.
+    NoPrevious,
+    /// The machine has no boot slots.
+    NoSlots,
+    /// No version is on trial.
+    NotOnTrial,
+    /// No version is staged.
+    NotStaged,
+    /// A version is on trial.
+    OnTrial,
+    /// The bundle is for other machines.
+    OtherMachine,
+    /// The metadata are older than some that this machine has seen.
+    Rollback,
+    /// The documents lack every necessary signature.
+    Signature,
+    /// A program on the boot partition is damaged.
+    SlotDamaged,
+    /// The boot state record cannot be read.
+    StateLost,
+    /// Fewer keys have signed than have to.
+    Threshold,
+    /// The bundle or a file in it is larger than any may be.
+    TooLarge,
+    /// The bundle ended early.
+    Truncated,
+    /// The machine's own file of what it trusts is damaged.
+    TrustDamaged,
+    /// The TPM would not open the vault for the next program.
+    Unpredictable,
+}
+
+impl RefusalCode {
+    /// Every code, for the page that lists them.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 27] = [
+        Self::Aborted,
+        Self::BelowFloor,
+        Self::Busy,
+        Self::Disk,
+        Self::Downgrade,
+        Self::Expired,
+        Self::Failed,
+        Self::Full,
+        Self::Hash,
+        Self::Locked,
+        Self::Malformed,
+        Self::NoKeys,
+        Self::NoPrevious,
+        Self::NoSlots,
+        Self::NotOnTrial,
+        Self::NotStaged,
+        Self::OnTrial,
+        Self::OtherMachine,
+        Self::Rollback,
+        Self::Signature,
+        Self::SlotDamaged,
+        Self::StateLost,
+        Self::Threshold,
+        Self::TooLarge,
+        Self::Truncated,
+        Self::TrustDamaged,
+        Self::Unpredictable,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Aborted => "aborted",
+            Self::BelowFloor => "below-floor",
+            Self::Busy => "busy",
+            Self::Disk => "disk",
+            Self::Downgrade => "downgrade",
+            Self::Expired => "expired",
+            Self::Failed => "failed",
+            Self::Full => "full",
+            Self::Hash => "hash",
+            Self::Locked => "locked",
+            Self::Malformed => "malformed",
+            Self::NoKeys => "no-keys",
+            Self::NoPrevious => "no-previous",
+            Self::NoSlots => "no-slots",
+            Self::NotOnTrial => "not-on-trial",
+            Self::NotStaged => "not-staged",
+            Self::OnTrial => "on-trial",
+            Self::OtherMachine => "other-machine",
+            Self::Rollback => "rollback",
+            Self::Signature => "signature",
+            Self::SlotDamaged => "slot-damaged",
+            Self::StateLost => "state-lost",
+            Self::Threshold => "threshold",
+            Self::TooLarge => "too-large",
+            Self::Truncated => "truncated",
+            Self::TrustDamaged => "trust-damaged",
+            Self::Unpredictable => "unpredictable",
+        }
+    }
+}
+
+/// A request was refused. Both boot slots and the record are as they were, unless the text says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct UpdateRefusal {
+    pub(crate) code: RefusalCode,
+    /// What was wrong, and what to do.
+    pub(crate) text: String,
+}
+
+impl UpdateRefusal {
+    pub(crate) fn new(code: RefusalCode, text: impl fmt::Display) -> Self {
+        let text = text.to_string();
+        Self { code, text }
+    }
+
+    pub(crate) fn no_slots(why: impl fmt::Display) -> Self {
+        Self::new(
+            RefusalCode::NoSlots,
+            format_args!(
+                "this machine has no boot slots to update: {why}; write a new image to it, as docs/update.md says"
+            ),
+        )
+    }
+
+    /// A part of PID 1 panicked.
+    pub(crate) fn failed() -> Self {
+        Self::new(
+            RefusalCode::Failed,
+            "a part of PID 1 failed; nothing was staged: the log says why, please report it, and try again",
+        )
+    }
+}
+
+impl From<UpdateError> for UpdateRefusal {
+    fn from(error: UpdateError) -> Self {
+        let code = match &error {
+            UpdateError::Expired { .. } => RefusalCode::Expired,
+            UpdateError::Hash { .. } => RefusalCode::Hash,
+            UpdateError::OtherMachine { .. } => RefusalCode::OtherMachine,
+            UpdateError::Equivocation { .. }
+            | UpdateError::Removed { .. }
+            | UpdateError::Rollback { .. } => RefusalCode::Rollback,
+            UpdateError::Signatures { valid: 0, .. } => RefusalCode::Signature,
+            UpdateError::Signatures { .. } => RefusalCode::Threshold,
+            UpdateError::Source { .. } => RefusalCode::Truncated,
+            UpdateError::TooLarge { .. } => RefusalCode::TooLarge,
+            UpdateError::Trust { .. } => RefusalCode::TrustDamaged,
+            UpdateError::Version(VersionRefusal::BelowFloor { .. }) => RefusalCode::BelowFloor,
+            UpdateError::Version(VersionRefusal::Downgrade { .. }) => RefusalCode::Downgrade,
+            _ => RefusalCode::Malformed,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<FatError> for UpdateRefusal {
+    fn from(error: FatError) -> Self {
+        match &error {
+            FatError::Full { needed, free } => Self::new(
+                RefusalCode::Full,
+                format_args!(
+                    "the boot partition has {free} bytes free, and {needed} are necessary; remove foreign files from it"
+                ),
+            ),
+            other => Self::new(
+                RefusalCode::Disk,
+                format_args!(
+                    "the boot partition cannot be used: {other}; check the disk, or write a new image to another one"
+                ),
+            ),
+        }
+    }
+}
+
+impl From<BootDiskError> for UpdateRefusal {
+    fn from(error: BootDiskError) -> Self {
+        let (code, hint) = match &error {
+            BootDiskError::Record(_) => (
+                RefusalCode::StateLost,
+                "restart the machine, which writes a new one",
+            ),
+            BootDiskError::Changed { .. } | BootDiskError::Io { .. } => {
+                (RefusalCode::Disk, "check the disk, or replace it")
+            }
+        };
+        Self::new(code, format_args!("{error}; {hint}"))
+    }
+}
+
+impl From<PlaceError> for UpdateRefusal {
+    fn from(error: PlaceError) -> Self {
+        Self::no_slots(error)
+    }
+}
+
+impl From<BootRefusal> for UpdateRefusal {
+    fn from(refusal: BootRefusal) -> Self {
+        let (code, hint) = match refusal {
+            BootRefusal::NoPrevious => (
+                RefusalCode::NoPrevious,
+                "stage an older version, which an administrator has to name",
+            ),
+            BootRefusal::NotStaged | BootRefusal::NotVacated => {
+                (RefusalCode::NotStaged, "stage one first")
+            }
+            BootRefusal::OnTrial => (
+                RefusalCode::OnTrial,
+                "`alknet rollback` gives it up, and `alknet update` continues after its confirmation",
+            ),
+            _ => (
+                RefusalCode::NotOnTrial,
+                "`alknet update` stages and applies one",
+            ),
+        };
+        Self::new(code, format_args!("{refusal}; {hint}"))
+    }
+}

@@ -1,0 +1,537 @@
+//! Stages a version: verifies a bundle while it streams, and writes its program to the boot slot that does not run.
+
+use std::io::{self, Read, Write};
+
+use alknet_boot_state::{BootPhase, BootRecord, BootSlot};
+use alknet_fat::{
+    BlockDevice, FatError, FatFileWriter, FatFinding, FatReport, FatVolume, NameChoice, NamedChain,
+    RepairRules,
+};
+use alknet_update::limits::{BUNDLE_METADATA_BYTES_MAX, TARGET_BYTES_MAX, TARGETS_MAX};
+use alknet_update::{
+    BundleReader, ChosenTarget, DowngradeConsent, ReleaseInfo, ReleaseVersion, UpdateClock,
+    UpdateError, UpdateMachine, UpdateStep, UpdateTarget, VerifiedTargets,
+};
+use data_encoding::HEXLOWER;
+
+use super::anchor::UpdateAnchor;
+use super::disk::{BootDisk, LOADER, SlotFile, slot_path};
+use super::frames::{BundleFrames, FramesEnd};
+use super::program::{PassingProgram, read_version};
+use super::refusal::{RefusalCode, UpdateRefusal};
+use super::staged::StagedRelease;
+use super::system::SlotPrograms;
+use super::trust_store::TrustStore;
+use crate::control::UpdatePlan;
+use crate::log::InitLog;
+
+/// Longest bundle: metadata and targets as long as any.
+const BUNDLE_BYTES_MAX: u64 = BUNDLE_METADATA_BYTES_MAX + TARGETS_MAX as u64 * TARGET_BYTES_MAX;
+/// Bytes that are read back at a time.
+const READ_BYTES: usize = 64 << 10;
+/// Room for folders of the boot partition, in clusters, beside the program.
+const FOLDER_CLUSTERS: u64 = 4;
+
+/// What an administrator asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StageOrder {
+    /// Bytes of the bundle.
+    pub(crate) bytes: u64,
+    /// The one older version that is permitted.
+    pub(crate) downgrade: Option<String>,
+    /// Verifies and plans only.
+    pub(crate) dry_run: bool,
+}
+
+/// The machine as staging sees it.
+pub(super) struct StageMachine<'a> {
+    pub(super) running: BootSlot,
+    pub(super) version: &'a str,
+    pub(super) anchor: &'a UpdateAnchor,
+    pub(super) trust: &'a TrustStore,
+    pub(super) clock: UpdateClock,
+    /// The folder of updates on the data partition.
+    pub(super) folder: Option<&'a std::path::Path>,
+    pub(super) log: &'a InitLog,
+}
+
+/// The record from before, while the other slot still has the program that it was about.
+#[derive(Debug, Default)]
+struct StageUndo(Option<BootRecord>);
+
+/// The kind of this machine, which a program has to fit.
+fn machine() -> UpdateMachine {
+    UpdateMachine {
+        arch: std::env::consts::ARCH.to_owned(),
+        board: "generic".to_owned(),
+        form: "raw".to_owned(),
+    }
+}
+
+/// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots and the record are as they
+/// were, except where the disk did not keep the new program: then the other slot is empty.
+pub(super) fn stage<D: BlockDevice, R: Read>(
+    disk: &mut BootDisk<D>,
+    frames: &mut BundleFrames<R>,
+    order: &StageOrder,
+    at: &StageMachine<'_>,
+) -> Result<UpdatePlan, UpdateRefusal> {
+    let mut undo = StageUndo::default();
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        stage_or_leave(disk, frames, order, at, &mut undo)
+    }));
+    let done = done.unwrap_or_else(|payload| {
+        let why = crate::machine::panic_text(&*payload);
+        at.log
+            .error(format_args!("staging an update failed: {why}"));
+        Err(UpdateRefusal::failed())
+    });
+    if let (Err(_), Some(before)) = (&done, undo.0) {
+        // The slot's file is the one of before as well. If this fails, the slot counts as empty, which is safe.
+        if let Err(error) = disk.write_record(&before) {
+            at.log.error(format_args!(
+                "the boot state record is not as before: {error}"
+            ));
+        }
+    }
+    done.map_err(|refusal| of_stream(refusal, frames))
+}
+
+/// The refusal, unless the stream ended early: that is the reason then.
+fn of_stream<R: Read>(refusal: UpdateRefusal, frames: &BundleFrames<R>) -> UpdateRefusal {
+    // A refusal with another reason may come first, and the stream was not read to its end then.
+    match frames.end() {
+        Some(FramesEnd::Aborted) => UpdateRefusal::new(
+            RefusalCode::Aborted,
+            "the upload was given up; send the bundle again",
+        ),
+        Some(FramesEnd::Broken(why)) => UpdateRefusal::new(
+            RefusalCode::Truncated,
+            format_args!("the bundle did not arrive: {why}; send it again"),
+        ),
+        Some(FramesEnd::Ended) if is_about_reading(refusal.code) => UpdateRefusal::new(
+            RefusalCode::Truncated,
+            format_args!("the bundle ended early ({refusal}); send the whole file"),
+        ),
+        _ => refusal,
+    }
+}
+
+fn is_about_reading(code: RefusalCode) -> bool {
+    matches!(code, RefusalCode::Malformed | RefusalCode::Truncated)
+}
+
+fn stage_or_leave<D: BlockDevice, R: Read>(
+    disk: &mut BootDisk<D>,
+    frames: &mut BundleFrames<R>,
+    order: &StageOrder,
+    at: &StageMachine<'_>,
+    undo: &mut StageUndo,
+) -> Result<UpdatePlan, UpdateRefusal> {
+    if order.bytes > BUNDLE_BYTES_MAX {
+        let text = format_args!(
+            "the bundle has {} bytes, {BUNDLE_BYTES_MAX} at most; make one of fewer files",
+            order.bytes
+        );
+        return Err(UpdateRefusal::new(RefusalCode::TooLarge, text));
+    }
+    let record = usable_record(disk, at)?;
+    let mut bundle = BundleReader::open(frames)?;
+    let verified = verify(&mut bundle, at)?;
+    let (chosen, plan) = choose(&verified, order, at)?;
+    let slot = at.running.other();
+    check_room(disk, slot, at, chosen.target.bytes)?;
+    if order.dry_run {
+        return Ok(plan);
+    }
+    repair(disk, slot, at)?;
+    skip_to(&mut bundle, &verified, chosen.target)?;
+    undo.0 = Some(record);
+    let vacated = record.vacate()?;
+    disk.write_record(&vacated)?;
+    // Before the file becomes the new one, because the data disk may be full.
+    let keep = || keep_release(slot, &plan, chosen.release, at);
+    write(disk, slot, (&mut bundle, &verified), chosen, &keep, undo)?;
+    if let Err(refusal) = read_back(disk, slot, chosen.target, &chosen.release.version) {
+        leave_empty(disk, slot, at.log);
+        return Err(refusal);
+    }
+    disk.write_record(&vacated.stage()?)?;
+    Ok(plan)
+}
+
+/// The record, in which the slot that runs is the good one.
+fn usable_record<D: BlockDevice>(
+    disk: &mut BootDisk<D>,
+    at: &StageMachine<'_>,
+) -> Result<BootRecord, UpdateRefusal> {
+    let record = disk.record()?;
+    if record.phase() == BootPhase::Trial {
+        return Err(alknet_boot_state::BootRefusal::OnTrial.into());
+    }
+    if record.good() == at.running {
+        return Ok(record);
+    }
+    // The good slot did not start: it is the one to write again, and no loader prefers it meanwhile.
+    let record = record.take_over(at.running)?;
+    disk.write_record(&record)?;
+    at.log.warn(format_args!(
+        "boot slot {} takes over from the good one, which did not start",
+        at.running
+    ));
+    Ok(record)
+}
+
+fn verify<R: Read>(
+    bundle: &mut BundleReader<R>,
+    at: &StageMachine<'_>,
+) -> Result<VerifiedTargets, UpdateRefusal> {
+    let trust = at.trust.load(at.anchor)?;
+    let (trust, verified) = trust.refresh(at.clock).run(bundle);
+    // Also after a failure: a new root revokes stolen keys whatever is wrong behind it.
+    at.trust.save(&trust).map_err(|error| {
+        let text = format_args!("what the machine trusts cannot be kept: {error}; free space on the data disk, or replace it");
+        UpdateRefusal::new(RefusalCode::Disk, text)
+    })?;
+    if at.trust.is_volatile() {
+        at.log.warn(
+            "what this machine has seen of update metadata is kept in memory: a restart forgets it, and the floor with it",
+        );
+    }
+    Ok(verified?)
+}
+
+/// The program for this machine, and what the update does.
+fn choose<'a>(
+    verified: &'a VerifiedTargets,
+    order: &StageOrder,
+    at: &StageMachine<'_>,
+) -> Result<(ChosenTarget<'a>, UpdatePlan), UpdateRefusal> {
+    let running: ReleaseVersion = at.version.parse().map_err(|error| {
+        let text = format_args!(
+            "the version that runs is none of a release: {error}; write a new image to the disk"
+        );
+        UpdateRefusal::new(RefusalCode::Malformed, text)
+    })?;
+    let floor = at.trust.floor(at.anchor);
+    let consent = match order.downgrade {
+        Some(_) => DowngradeConsent::Given,
+        None => DowngradeConsent::NotGiven,
+    };
+    let chosen = verified.choose(&machine(), &running, floor.as_ref(), consent)?;
+    let version = &chosen.release.version;
+    let is_named = order.downgrade.as_deref() == Some(version.to_string().as_str());
+    if chosen.step == UpdateStep::Downgrade && !is_named {
+        let named = order.downgrade.as_deref().unwrap_or_default();
+        let text = format_args!(
+            "the bundle has version {version}, which is older than {running}, and {named} was permitted; name {version} if \
+             you want that one"
+        );
+        return Err(UpdateRefusal::new(RefusalCode::Downgrade, text));
+    }
+    let plan = UpdatePlan {
+        from: at.version.to_owned(),
+        to: version.to_string(),
+        step: match chosen.step {
+            UpdateStep::Downgrade => "downgrade",
+            UpdateStep::Same => "same",
+            UpdateStep::Upgrade => "upgrade",
+        }
+        .to_owned(),
+        bytes: chosen.target.bytes,
+        sha256: HEXLOWER.encode(&chosen.target.sha256),
+        changes: chosen.release.changes.clone(),
+        floor: raised(floor.as_ref(), chosen.release.floor.as_ref()),
+        needs_person: None,
+        time_known: verified.is_time_known(),
+    };
+    Ok((chosen, plan))
+}
+
+/// The floor after the confirmation, if that raises it.
+fn raised(floor: Option<&ReleaseVersion>, release: Option<&ReleaseVersion>) -> Option<String> {
+    release
+        .filter(|release| floor.is_none_or(|floor| *release > floor))
+        .map(ToString::to_string)
+}
+
+/// Refuses a boot partition on which a program that has to stay is damaged, or that has too little room.
+fn check_room<D: BlockDevice>(
+    disk: &mut BootDisk<D>,
+    slot: BootSlot,
+    at: &StageMachine<'_>,
+    bytes: u64,
+) -> Result<(), UpdateRefusal> {
+    let volume = disk.volume()?;
+    let (loader, running, other) = own_paths(slot);
+    let report = volume.check(&[loader, &running, &other])?;
+    for path in [loader, &running] {
+        if is_damaged(&report, path) {
+            let text = format_args!(
+                "{path} on the boot partition is damaged, and an update must not touch it; write a new image to the disk, or copy \
+                 the file from one"
+            );
+            return Err(UpdateRefusal::new(RefusalCode::SlotDamaged, text));
+        }
+    }
+    if report.foreign_files > 0 {
+        at.log.info(format_args!(
+            "the boot partition has {} foreign files of {} bytes, which stay",
+            report.foreign_files, report.foreign_bytes
+        ));
+    }
+    let cluster = u64::from(report.cluster_bytes.max(1));
+    let needed = bytes.div_ceil(cluster) + FOLDER_CLUSTERS;
+    // Clusters that a power cut lost are free after the repair.
+    let lost = report.findings.iter().map(|finding| match finding {
+        FatFinding::LostClusters { clusters, .. } => u64::from(*clusters),
+        _ => 0,
+    });
+    let free = u64::from(report.free_clusters) + lost.sum::<u64>();
+    match needed > free {
+        true => Err(FatError::Full {
+            needed: needed * cluster,
+            free: free * cluster,
+        }
+        .into()),
+        false => Ok(()),
+    }
+}
+
+/// The loader, the program that runs, and the file that is written.
+fn own_paths(slot: BootSlot) -> (&'static str, String, String) {
+    (LOADER, slot_path(slot.other()), slot_path(slot))
+}
+
+fn is_damaged(report: &FatReport, path: &str) -> bool {
+    let is_same = |found: &str| found.eq_ignore_ascii_case(path);
+    report.findings.iter().any(|finding| match finding {
+        FatFinding::Chain { path, .. } => is_same(path),
+        FatFinding::CrossedChains { path, into } => is_same(path) || is_same(into),
+        _ => false,
+    })
+}
+
+/// Repairs what a power cut left on the boot partition.
+fn repair<D: BlockDevice>(
+    disk: &mut BootDisk<D>,
+    slot: BootSlot,
+    at: &StageMachine<'_>,
+) -> Result<(), UpdateRefusal> {
+    let (loader, running, other) = own_paths(slot);
+    let own = [loader, running.as_str(), other.as_str()];
+    let choose = |first: &NamedChain<'_>, second: &NamedChain<'_>| {
+        let is_other = |named: &NamedChain<'_>| named.path.eq_ignore_ascii_case(&other);
+        // The file that is written next is worth less than the loader and the program that runs.
+        match (first.is_own && second.is_own, is_other(first)) {
+            (true, true) => NameChoice::Second,
+            (true, false) => NameChoice::First,
+            (false, _) => RepairRules::keep_own(first, second),
+        }
+    };
+    let rules = RepairRules {
+        own: &own,
+        choose: &choose,
+    };
+    let report = disk.volume()?.repair(&rules)?;
+    for path in report.dropped_names.iter().chain(&report.dropped_files) {
+        at.log.warn(format_args!(
+            "boot partition: {path} was damaged and is gone"
+        ));
+    }
+    if report.freed_clusters > 0 {
+        at.log.info(format_args!(
+            "boot partition: {} lost clusters are free again",
+            report.freed_clusters
+        ));
+    }
+    for finding in &report.left.findings {
+        at.log
+            .warn(format_args!("boot partition, left as it is: {finding}"));
+    }
+    Ok(())
+}
+
+/// Reads past the targets before the chosen one.
+fn skip_to<R: Read>(
+    bundle: &mut BundleReader<R>,
+    verified: &VerifiedTargets,
+    wanted: &UpdateTarget,
+) -> Result<(), UpdateRefusal> {
+    loop {
+        match bundle.next_target(verified)? {
+            Some(target) if target.name == wanted.name => return Ok(()),
+            Some(_) => bundle.skip_target()?,
+            None => {
+                return Err(UpdateError::Missing {
+                    file: wanted.name.clone(),
+                }
+                .into());
+            }
+        }
+    }
+}
+
+/// Writes into the clusters of a file, and looks at what passes.
+struct SlotOutput<'a, 'b, D> {
+    writer: &'a mut FatFileWriter<'b, D>,
+    passing: &'a mut PassingProgram,
+    failed: Option<FatError>,
+}
+
+impl<D: BlockDevice> Write for SlotOutput<'_, '_, D> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.passing.pass(bytes);
+        match self.writer.write(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) => {
+                let text = error.to_string();
+                self.failed = Some(error);
+                Err(io::Error::other(text))
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write<D: BlockDevice, R: Read>(
+    disk: &mut BootDisk<D>,
+    slot: BootSlot,
+    (bundle, verified): (&mut BundleReader<R>, &VerifiedTargets),
+    chosen: ChosenTarget<'_>,
+    keep: &dyn Fn() -> Result<(), UpdateRefusal>,
+    undo: &mut StageUndo,
+) -> Result<(), UpdateRefusal> {
+    let path = slot_path(slot);
+    let mut volume = disk.volume()?;
+    let before = place_of(&volume, &path);
+    let mut writer = volume.write_file(&path, chosen.target.bytes)?;
+    let mut passing = PassingProgram::default();
+    let mut output = SlotOutput {
+        writer: &mut writer,
+        passing: &mut passing,
+        failed: None,
+    };
+    let copied = bundle.copy_target(verified, &mut output);
+    // An error of the disk comes back as one of the output.
+    if let Some(error) = output.failed {
+        return Err(error.into());
+    }
+    copied?;
+    require_version(passing.finish(), &chosen.release.version)?;
+    keep()?;
+    let finished = writer.finish();
+    if finished.is_ok() || place_of(&volume, &path) != before {
+        // The file is the new one, and the record from before says nothing of it.
+        undo.0 = None;
+    }
+    Ok(finished?)
+}
+
+/// Where a file begins on the volume, and its size.
+fn place_of<D: BlockDevice>(volume: &FatVolume<D>, path: &str) -> Option<(u64, u32)> {
+    let file = volume.open_file(path).ok()?;
+    let first = file.extents().first()?;
+    Some((first.at, file.size()))
+}
+
+fn require_version(
+    found: Result<ReleaseVersion, super::program::ProgramError>,
+    wanted: &ReleaseVersion,
+) -> Result<(), UpdateRefusal> {
+    let why = match found {
+        Ok(found) if found == *wanted => return Ok(()),
+        Ok(found) => format!("it says that it is version {found}"),
+        Err(error) => error.to_string(),
+    };
+    let text = format_args!(
+        "the program of version {wanted} is not what its release says: {why}; get another bundle from its publisher"
+    );
+    Err(UpdateRefusal::new(RefusalCode::Malformed, text))
+}
+
+/// Reads the whole file from the disk, and compares it with what was signed.
+fn read_back<D: BlockDevice>(
+    disk: &mut BootDisk<D>,
+    slot: BootSlot,
+    target: &UpdateTarget,
+    version: &ReleaseVersion,
+) -> Result<(), UpdateRefusal> {
+    let volume = disk.volume()?;
+    let mut file = volume.open_file(&slot_path(slot))?;
+    let mut check = target.check();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let read = file.read(&mut buffer).map_err(not_kept)?;
+        if read == 0 {
+            break;
+        }
+        check.update(&buffer[..read]).map_err(not_kept)?;
+    }
+    check.finish().map_err(not_kept)?;
+    let file = SlotFile::open(&volume, &slot_path(slot))?;
+    require_version(read_version(&file), version)
+}
+
+fn not_kept(error: impl std::fmt::Display) -> UpdateRefusal {
+    UpdateRefusal::new(
+        RefusalCode::Disk,
+        format_args!(
+            "the disk did not keep the new program ({error}), and the boot slot that does not run is empty now; replace the disk"
+        ),
+    )
+}
+
+/// Removes a file that the disk did not keep: no loader and no person must take it for a program.
+fn leave_empty<D: BlockDevice>(disk: &mut BootDisk<D>, slot: BootSlot, log: &InitLog) {
+    let removed = disk
+        .volume()
+        .and_then(|mut volume: FatVolume<_>| volume.remove_file(&slot_path(slot)));
+    if let Err(error) = removed {
+        log.error(format_args!("the file of boot slot {slot} stays: {error}"));
+    }
+}
+
+/// Notes the release for the time after the trial.
+fn keep_release(
+    slot: BootSlot,
+    plan: &UpdatePlan,
+    release: &ReleaseInfo,
+    at: &StageMachine<'_>,
+) -> Result<(), UpdateRefusal> {
+    let Some(folder) = at.folder else {
+        return Ok(());
+    };
+    let staged = StagedRelease::new(
+        slot,
+        release.version.clone(),
+        plan.bytes,
+        plan.sha256.clone(),
+        release.floor.clone(),
+    );
+    staged.save(folder).map_err(|error| {
+        let text = format_args!(
+            "{} cannot be written: {error}; free space on the data disk",
+            folder.display()
+        );
+        UpdateRefusal::new(RefusalCode::Disk, text)
+    })
+}
+
+/// The versions of both slots' programs, as far as they have one.
+pub(super) fn programs<D: BlockDevice>(disk: &mut BootDisk<D>) -> SlotPrograms {
+    let Ok(volume) = disk.volume() else {
+        return SlotPrograms::default();
+    };
+    let version = |slot| {
+        let file = SlotFile::open(&volume, &slot_path(slot)).ok()?;
+        read_version(&file).ok().map(|version| version.to_string())
+    };
+    SlotPrograms {
+        a: version(BootSlot::A),
+        b: version(BootSlot::B),
+    }
+}

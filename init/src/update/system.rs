@@ -1,0 +1,614 @@
+//! What PID 1 does about updates on its blocking threads: each function waits for disks.
+
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::MutexGuard;
+
+use alknet_boot_state::{BootNote, BootNoteError, BootPhase, BootRecord, BootSlot, NoteText};
+use alknet_fat::{BlockDevice, FatError};
+use alknet_tpm::predict::{ImageUpdate, MeasuredImage, authenticode};
+use alknet_update::limits::TARGET_BYTES_MAX;
+use alknet_update::{UnixSeconds, UpdateClock};
+
+use super::anchor::UpdateAnchor;
+use super::apply::{self, RollbackPlan, TrialPlan};
+use super::direct::DirectDevice;
+use super::disk::{BootDisk, LOADER, slot_path};
+use super::frames::BundleFrames;
+use super::judge::{StartKind, StartReport, judge};
+use super::place::{self, DiskPlace, PlaceError};
+use super::refusal::{RefusalCode, UpdateRefusal};
+use super::stage::{self, StageMachine, StageOrder};
+use super::staged::StagedRelease;
+use super::trust_store::TrustStore;
+use super::{history, note_keeper, running};
+use crate::control::{UpdateEnd, UpdatePlan, UpdateRecord};
+use crate::log::InitLog;
+use crate::machine::panic_text;
+use crate::media;
+
+/// The reason in the boot note of a trial that an administrator gave up.
+pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";
+
+/// The stage that PID 1 has reached when it begins the note.
+const FIRST_STAGE: &str = "mounts";
+/// Folder of updates in the state directory. PID 1 alone writes there.
+const FOLDER: &str = "update";
+/// Most bytes of the loader: a tenth of it is what ours has.
+const LOADER_BYTES_MAX: u32 = 1 << 20;
+/// The file with the kernel's command line.
+const COMMAND_LINE: &str = "/proc/cmdline";
+/// The folder with the firmware's variables.
+const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
+
+/// The machine's boot slots, as found at its start.
+#[derive(Clone, Debug)]
+pub(crate) struct UpdateSystem {
+    place: Result<DiskPlace, PlaceError>,
+    /// The slot that runs. `None` if the machine was started in another way.
+    running: Option<BootSlot>,
+    version: String,
+    /// The folder of updates, while the data partition is mounted.
+    folder: Option<PathBuf>,
+    trust: TrustStore,
+    log: InitLog,
+}
+
+/// What PID 1 finds out about the boot slots before it opens the data.
+#[derive(Debug)]
+pub(crate) struct UpdateStart {
+    pub(crate) system: UpdateSystem,
+    /// What this start means, if the machine has boot slots.
+    pub(crate) report: Option<StartReport>,
+    /// The note of the last trial, or of this one.
+    pub(crate) note: Option<BootNote>,
+}
+
+impl UpdateStart {
+    /// Looks at the disk. A failure of this part must not keep the machine from its data.
+    pub(crate) fn begin(log: &InitLog) -> Self {
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            let system = UpdateSystem::detect(log);
+            let begun = system.begin();
+            (system, begun)
+        }));
+        let (system, begun) = begun.unwrap_or_else(|payload| {
+            let why = panic_text(&*payload);
+            log.error(format_args!("the boot slots are not looked at: {why}"));
+            (UpdateSystem::absent(log), None)
+        });
+        let (report, note) = begun.unzip();
+        Self {
+            system,
+            report,
+            note: note.flatten(),
+        }
+    }
+
+    /// Looks again for a disk that was not there.
+    pub(crate) fn again_if_missing(self, log: &InitLog) -> Self {
+        match self.system.is_missing() {
+            true => Self::begin(log),
+            false => self,
+        }
+    }
+}
+
+/// The versions of the slots' programs. `None` for a slot without one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SlotPrograms {
+    pub(crate) a: Option<String>,
+    pub(crate) b: Option<String>,
+}
+
+impl SlotPrograms {
+    fn of_slot(&self, slot: BootSlot) -> Option<&str> {
+        match slot {
+            BootSlot::A => self.a.as_deref(),
+            BootSlot::B => self.b.as_deref(),
+        }
+    }
+}
+
+/// What the disk says about its slots now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UpdateLook {
+    /// As in [`UpdateFacts::state`](crate::control::UpdateFacts::state).
+    pub(crate) state: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) good: Option<String>,
+    pub(crate) other_version: Option<String>,
+    pub(crate) tries: u8,
+    pub(crate) floor: Option<String>,
+    /// How the last update ended, if the log or the note says it.
+    pub(crate) last: Option<UpdateEnd>,
+}
+
+/// Who wants a trial, and what was before it.
+#[derive(Clone, Debug)]
+pub(crate) struct TrialWish {
+    pub(crate) by: String,
+    /// The type of the slot that opened the vault; `absent` or `locked`.
+    pub(crate) vault: String,
+    /// Whether a person had to type something at this start.
+    pub(crate) needs_person: bool,
+    /// The mode of the data.
+    pub(crate) data: String,
+}
+
+/// The programs of an update, as a TPM will have measured them.
+#[derive(Clone, Debug)]
+pub(crate) struct SystemProgram {
+    /// The digests of the loaders that firmware starts first.
+    pub(crate) loaders: Vec<[u8; 32]>,
+    pub(crate) running: MeasuredImage,
+    pub(crate) next: MeasuredImage,
+}
+
+impl SystemProgram {
+    /// The update as a prediction needs it.
+    pub(crate) fn update(&self) -> ImageUpdate<'_> {
+        ImageUpdate {
+            loaders: &self.loaders,
+            running: &self.running,
+            next: &self.next,
+        }
+    }
+}
+
+/// The opened disk. While it is open, no other part of PID 1 mounts volumes.
+struct SystemDisk {
+    running: BootSlot,
+    disk: BootDisk<DirectDevice>,
+    _media: MutexGuard<'static, ()>,
+}
+
+impl UpdateSystem {
+    /// Looks where the machine was started from.
+    pub(crate) fn detect(log: &InitLog) -> Self {
+        let variables = Path::new(EFI_VARIABLES);
+        let line = std::fs::read_to_string(COMMAND_LINE).unwrap_or_default();
+        let partition = running::boot_partition(variables);
+        Self {
+            place: place::find(Path::new("/sys"), partition.as_deref()),
+            running: running::slot(&line, variables),
+            version: running::image_version(),
+            folder: None,
+            trust: TrustStore::new(None),
+            log: log.clone(),
+        }
+    }
+
+    /// A machine that was started in another way.
+    pub(crate) fn absent(log: &InitLog) -> Self {
+        Self {
+            place: Err(PlaceError::Missing),
+            running: None,
+            version: running::image_version(),
+            folder: None,
+            trust: TrustStore::new(None),
+            log: log.clone(),
+        }
+    }
+
+    /// Whether another look could find the disk: it was slow to appear.
+    pub(crate) fn is_missing(&self) -> bool {
+        // A machine that was started in another way has nothing to look for.
+        self.running.is_some() && self.lacks_disk()
+    }
+
+    fn lacks_disk(&self) -> bool {
+        self.place == Err(PlaceError::Missing)
+    }
+
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    pub(crate) fn running(&self) -> Option<BootSlot> {
+        self.running
+    }
+
+    /// Whether the machine has boot slots and was started from one.
+    pub(crate) fn has_slots(&self) -> bool {
+        self.place.is_ok() && self.running.is_some()
+    }
+
+    /// The data partition is mounted at `state_dir`, or nothing is.
+    ///
+    /// Returns whether that is news.
+    pub(crate) fn set_data(&mut self, state_dir: Option<&Path>) -> bool {
+        let folder = state_dir.map(|dir| dir.join(FOLDER));
+        if folder == self.folder {
+            return false;
+        }
+        self.trust = TrustStore::new(folder.clone());
+        self.folder = folder;
+        true
+    }
+
+    /// Judges this start. On trial it writes the boot note, and arms it for panics. A record that cannot be read is
+    /// replaced by a new one.
+    pub(crate) fn begin(&self) -> Option<(StartReport, Option<BootNote>)> {
+        let mut on = self.open().ok()?;
+        let record = on.disk.record();
+        let note = on.disk.note().unwrap_or(Err(BootNoteError::Absent)).ok();
+        let failed = record.as_ref().ok().and_then(BootRecord::failed);
+        let programs = failed.map(|_| stage::programs(&mut on.disk));
+        let failed_version = failed
+            .zip(programs.as_ref())
+            .and_then(|(slot, programs)| programs.of_slot(slot));
+        let record = record.as_ref().ok();
+        let report = judge(record, on.running, note.as_ref(), failed_version);
+        let note = match report.kind {
+            StartKind::StateLost => {
+                self.replace_record(&mut on);
+                note
+            }
+            StartKind::Trial => Some(self.begin_note(&mut on, note)),
+            _ => note,
+        };
+        Some((report, note))
+    }
+
+    fn replace_record(&self, on: &mut SystemDisk) {
+        let running = on.running;
+        match on.disk.write_record(&BootRecord::new(running)) {
+            Ok(()) => self.log.warn(format_args!(
+                "the boot state record could not be read; a new one says that slot {running}, which runs, is good"
+            )),
+            Err(error) => self
+                .log
+                .error(format_args!("no boot state record can be written: {error}")),
+        }
+    }
+
+    fn begin_note(&self, on: &mut SystemDisk, note: Option<BootNote>) -> BootNote {
+        let known = note.filter(|note| note.slot == on.running);
+        let mut note = known.unwrap_or_else(|| {
+            let mut note = BootNote::new(on.running);
+            note.version = NoteText::new(&self.version);
+            note
+        });
+        note.starts = note.starts.saturating_add(1);
+        note.stage = NoteText::new(FIRST_STAGE);
+        if let Ok(place) = &self.place {
+            note_keeper::arm(place.bios(), note);
+        }
+        if let Err(error) = on.disk.write_note(&note) {
+            self.log
+                .warn(format_args!("the boot note is not written: {error}"));
+        }
+        note
+    }
+
+    /// Writes the boot note of this trial.
+    pub(crate) fn write_note(&self, note: &BootNote) -> bool {
+        let written = note_keeper::write(note);
+        if let Err(error) = &written {
+            self.log
+                .warn(format_args!("the boot note is not written: {error}"));
+        }
+        written.is_ok()
+    }
+
+    /// Reads what the disk says, for facts.
+    pub(crate) fn look(&self, anchor: &UpdateAnchor) -> UpdateLook {
+        let mut look = UpdateLook {
+            floor: self.trust.floor(anchor).map(|floor| floor.to_string()),
+            last: self.last_end(),
+            ..UpdateLook::default()
+        };
+        let mut on = match self.open() {
+            Ok(on) => on,
+            Err(refusal) => {
+                let is_absent = refusal.code == RefusalCode::NoSlots;
+                look.state = if is_absent { "absent" } else { "unreadable" }.to_owned();
+                look.detail = Some(refusal.text);
+                return look;
+            }
+        };
+        match on.disk.record() {
+            Ok(record) => {
+                look.state = record.phase().name().to_owned();
+                look.good = Some(record.good().letter().to_owned());
+                look.tries = record.tries();
+            }
+            Err(error) => {
+                look.state = "unreadable".to_owned();
+                look.detail = Some(error.to_string());
+            }
+        }
+        let programs = stage::programs(&mut on.disk);
+        let other = programs.of_slot(on.running.other());
+        look.other_version = other.map(str::to_owned);
+        look
+    }
+
+    /// The last end of an update in the log.
+    fn last_end(&self) -> Option<UpdateEnd> {
+        let records = history::read(self.folder.as_deref()?);
+        let is_end = |record: &UpdateRecord| history::ENDS.contains(&record.event.as_str());
+        let last = records.into_iter().rev().find(is_end)?;
+        Some(UpdateEnd {
+            version: last.version,
+            outcome: last.event,
+            reason: last.reason,
+            ..UpdateEnd::default()
+        })
+    }
+
+    /// Stages a bundle that comes in frames, and returns what it does.
+    pub(crate) fn stage<R: Read>(
+        &self,
+        frames: &mut BundleFrames<R>,
+        order: &StageOrder,
+        anchor: &UpdateAnchor,
+        is_time_known: bool,
+    ) -> Result<UpdatePlan, UpdateRefusal> {
+        let mut on = self.open()?;
+        let machine = StageMachine {
+            running: on.running,
+            version: &self.version,
+            anchor,
+            trust: &self.trust,
+            clock: clock(is_time_known),
+            folder: self.folder.as_deref(),
+            log: &self.log,
+        };
+        stage::stage(&mut on.disk, frames, order, &machine)
+    }
+
+    /// Looks whether the staged version may go on trial. [`begin_trial`](Self::begin_trial) follows.
+    pub(crate) fn plan_apply(&self, anchor: &UpdateAnchor) -> Result<TrialPlan, UpdateRefusal> {
+        let mut on = self.open()?;
+        let floor = self.trust.floor(anchor);
+        let staged = self.folder.as_deref().and_then(StagedRelease::load);
+        apply::plan_apply(&mut on.disk, on.running, floor.as_ref(), staged.as_ref())
+    }
+
+    /// Looks what a rollback does. A version that was not started yet is taken back at once.
+    pub(crate) fn plan_rollback(
+        &self,
+        by: &str,
+        anchor: &UpdateAnchor,
+    ) -> Result<RollbackPlan, UpdateRefusal> {
+        let mut on = self.open()?;
+        let floor = self.trust.floor(anchor);
+        let plan = apply::plan_rollback(&mut on.disk, on.running, floor.as_ref())?;
+        if plan == RollbackPlan::TakenBack {
+            let programs = stage::programs(&mut on.disk);
+            let version = programs.of_slot(on.running.other()).unwrap_or_default();
+            self.append("rolled-back", version, by, "it was not started yet");
+        }
+        Ok(plan)
+    }
+
+    /// Puts a version on trial. The machine has to restart then.
+    pub(crate) fn begin_trial(
+        &self,
+        plan: &TrialPlan,
+        wish: &TrialWish,
+    ) -> Result<(), UpdateRefusal> {
+        let mut on = self.open()?;
+        let mut note = BootNote::new(plan.slot);
+        note.version = NoteText::new(&plan.version.to_string());
+        note.from = NoteText::new(&self.version);
+        note.vault = NoteText::new(&wish.vault);
+        note.needs_person = wish.needs_person;
+        note.data = NoteText::new(&wish.data);
+        apply::arm(&mut on.disk, plan, &note)?;
+        self.append("applied", &plan.version.to_string(), &wish.by, "");
+        Ok(())
+    }
+
+    /// Gives the trial that runs up. The machine has to restart then.
+    pub(crate) fn give_up(&self, record: &BootRecord, by: &str) -> Result<(), UpdateRefusal> {
+        let mut on = self.open()?;
+        let note = on.disk.note()?;
+        let mut note = note.unwrap_or_else(|_| BootNote::new(on.running));
+        note.reason = NoteText::new(ROLLED_BACK);
+        note.version = NoteText::new(&self.version);
+        // What the trial writes from now on must not replace the reason.
+        note_keeper::disarm();
+        on.disk.write_note(&note)?;
+        on.disk.write_record(record)?;
+        self.append_as("rolled-back", &self.version, by, "", record.seq());
+        Ok(())
+    }
+
+    /// Makes the version on trial the good one, and does what follows.
+    pub(crate) fn confirm(&self, by: &str, anchor: &UpdateAnchor) -> Result<(), UpdateRefusal> {
+        let mut on = self.open()?;
+        let seq = apply::confirm(&mut on.disk, on.running)?;
+        note_keeper::disarm();
+        self.settle_confirmed(&mut on, seq, by, anchor);
+        Ok(())
+    }
+
+    /// Does what follows a confirmation, if a power cut came before it.
+    pub(crate) fn settle(&self, anchor: &UpdateAnchor) {
+        let owes = self.folder.as_deref().and_then(StagedRelease::load);
+        let Some(owes) = owes.filter(|owes| self.running.is_some_and(|slot| owes.is_of(slot)))
+        else {
+            return;
+        };
+        let Ok(mut on) = self.open() else {
+            return;
+        };
+        if let Ok(record) = on.disk.record()
+            && record.good() == on.running
+            && owes.version.to_string() == self.version
+        {
+            self.settle_confirmed(&mut on, record.seq(), "the machine", anchor);
+        }
+    }
+
+    /// Everything here may be done twice.
+    fn settle_confirmed(&self, on: &mut SystemDisk, seq: u64, by: &str, anchor: &UpdateAnchor) {
+        let release = self.folder.as_deref().and_then(StagedRelease::load);
+        let release = release.filter(|release| {
+            release.is_of(on.running) && release.version.to_string() == self.version
+        });
+        if let Some(release) = &release
+            && let Err(error) = self.raise_floor(release, anchor)
+        {
+            self.log.error(format_args!(
+                "the floor is not raised, which the next start tries again: {error}"
+            ));
+            return;
+        }
+        let is_logged = |folder: &PathBuf| history::has_end(folder, seq);
+        if !self.folder.as_ref().is_some_and(is_logged) {
+            self.append_as("confirmed", &self.version, by, "", seq);
+        }
+        if let Err(error) = on.disk.clear_note() {
+            self.log.warn(format_args!("the boot note stays: {error}"));
+        }
+        if let (Some(folder), Some(_)) = (&self.folder, release) {
+            StagedRelease::remove(folder);
+        }
+    }
+
+    fn raise_floor(
+        &self,
+        release: &StagedRelease,
+        anchor: &UpdateAnchor,
+    ) -> Result<(), UpdateRefusal> {
+        if release.floor.is_none() {
+            return Ok(());
+        }
+        let mut trust = self.trust.load(anchor)?;
+        trust.raise_floor(release.floor.as_ref());
+        Ok(self.trust.save(&trust)?)
+    }
+
+    /// Logs the end of a trial, once.
+    pub(crate) fn report_end(&self, end: &UpdateEnd) {
+        let Some(folder) = &self.folder else {
+            return;
+        };
+        let Ok(on) = self.open() else {
+            return;
+        };
+        let Ok(record) = on.disk.record() else {
+            return;
+        };
+        if !history::has_end(folder, record.seq()) {
+            let (event, version) = (&end.outcome, &end.version);
+            self.append_as(event, version, "the machine", &end.reason, record.seq());
+        }
+    }
+
+    /// What a TPM measures of the loader, of the program that runs and of the one in the other slot.
+    pub(crate) fn measured(&self) -> Result<SystemProgram, UpdateRefusal> {
+        let mut on = self.open()?;
+        let running = on.running;
+        programs(&mut on.disk, running.other())
+    }
+
+    /// The same if the program in the other slot is not wanted any more: it is the one before the last update, or one
+    /// whose trial failed.
+    pub(crate) fn measured_unwanted(&self) -> Result<Option<SystemProgram>, UpdateRefusal> {
+        let mut on = self.open()?;
+        let record = on.disk.record()?;
+        let is_over = matches!(record.phase(), BootPhase::Good | BootPhase::Failed);
+        if record.good() != on.running || !is_over {
+            return Ok(None);
+        }
+        let running = on.running;
+        programs(&mut on.disk, running.other()).map(Some)
+    }
+
+    /// The log of updates, the oldest record first.
+    pub(crate) fn records(&self) -> Vec<UpdateRecord> {
+        self.folder
+            .as_deref()
+            .map(history::read)
+            .unwrap_or_default()
+    }
+
+    /// Adds a record to the log of updates.
+    pub(crate) fn append(&self, event: &str, version: &str, by: &str, reason: &str) {
+        self.append_as(event, version, by, reason, 0);
+    }
+
+    fn append_as(&self, event: &str, version: &str, by: &str, reason: &str, seq: u64) {
+        let colon = if reason.is_empty() { "" } else { ": " };
+        self.log.info(format_args!(
+            "update {version} {event} by {by}{colon}{reason}"
+        ));
+        let Some(folder) = &self.folder else {
+            return;
+        };
+        let record = UpdateRecord {
+            time: None,
+            event: event.to_owned(),
+            version: version.to_owned(),
+            by: by.to_owned(),
+            reason: reason.to_owned(),
+        };
+        if let Err(error) = history::append(folder, record, seq) {
+            self.log
+                .warn(format_args!("the log of updates is not written: {error}"));
+        }
+    }
+
+    fn open(&self) -> Result<SystemDisk, UpdateRefusal> {
+        let place = self.place.clone()?;
+        let running = self.running.ok_or_else(|| {
+            UpdateRefusal::no_slots(
+                "it was not started from a boot slot, but by a hypervisor, from a CD or over the network",
+            )
+        })?;
+        let media = media::alone();
+        Ok(SystemDisk {
+            running,
+            disk: BootDisk::open(&place)?,
+            _media: media,
+        })
+    }
+}
+
+/// The time for a verification.
+fn clock(is_known: bool) -> UpdateClock {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME);
+    let now = UnixSeconds(now.map(|now| now.tv_sec()).unwrap_or_default());
+    match is_known {
+        true => UpdateClock::Known(now),
+        false => UpdateClock::AtLeast(now),
+    }
+}
+
+/// What a TPM measures of the loader, of the program that runs and of that in slot `next`. One program is in memory at a
+/// time.
+pub(super) fn programs<D: BlockDevice>(
+    disk: &mut BootDisk<D>,
+    next: BootSlot,
+) -> Result<SystemProgram, UpdateRefusal> {
+    let volume = disk.volume()?;
+    let loaders = match volume.read_file(LOADER, LOADER_BYTES_MAX) {
+        Ok(loader) => vec![authenticode(&loader).map_err(unpredictable)?],
+        Err(FatError::NotFound { .. }) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let limit = u32::try_from(TARGET_BYTES_MAX).unwrap_or(u32::MAX);
+    let measured = |slot| {
+        let program = volume.read_file(&slot_path(slot), limit)?;
+        MeasuredImage::read(&program).map_err(unpredictable)
+    };
+    Ok(SystemProgram {
+        loaders,
+        running: measured(next.other())?,
+        next: measured(next)?,
+    })
+}
+
+fn unpredictable(error: impl std::fmt::Display) -> UpdateRefusal {
+    let text = format_args!(
+        "what the TPM will measure cannot be predicted: {error}; at the machine, add a slot that a person opens, and start \
+         from an image that this project builds"
+    );
+    UpdateRefusal::new(RefusalCode::Unpredictable, text)
+}
