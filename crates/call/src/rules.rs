@@ -57,7 +57,7 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
 }
 
 /// Namespaces of the node's own operations: no import and no session's operation may lie there.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 12] = [
     "capability",
     "channel",
     "config",
@@ -68,6 +68,7 @@ const RESERVED: [&str; 11] = [
     "peer",
     "services",
     "session",
+    "update",
     "vault",
 ];
 
