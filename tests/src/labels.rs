@@ -29,6 +29,8 @@ const LABELS: &[(&str, &[&str])] = &[
         ],
     ),
     ("method", &["key", "token"]),
+    // What became of bundles that were sent to the machine.
+    ("outcome", &["applied", "given_up", "refused", "staged"]),
     // How sessions of scripts end, and how workers end.
     (
         "reason",
@@ -67,7 +69,23 @@ const LABELS: &[(&str, &[&str])] = &[
         ],
     ),
     ("role", &["git", "gpu", "js", "js+gpu"]),
-    ("state", &["draining", "known", "unknown"]),
+    // Of connections, and of the boot slot that is not the good one.
+    (
+        "state",
+        &[
+            "absent",
+            "draining",
+            "failed",
+            "good",
+            "idle",
+            "known",
+            "pending",
+            "staged",
+            "trial",
+            "unknown",
+            "unreadable",
+        ],
+    ),
     ("version", &[env!("CARGO_PKG_VERSION")]),
 ];
 

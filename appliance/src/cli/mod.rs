@@ -41,6 +41,7 @@ mod status;
 mod target;
 mod tensor;
 mod token;
+mod update;
 mod vault;
 
 use std::path::PathBuf;
@@ -196,6 +197,9 @@ alknet provision --words-to age1… --name far-away --out seed.iso"
     /// Restart the machine of a node.
     #[command(after_help = "Examples:\n  alknet reboot attic\n  alknet reboot kitchen@attic --yes")]
     Reboot(machine::PowerArgs),
+    /// Return a node to the version before its last update, or take back a version that waits.
+    #[command(after_help = "Examples:\n  alknet rollback edge-1\n  alknet rollback kitchen@attic --yes")]
+    Rollback(update::RollbackArgs),
     /// Serve a node on this computer, without root's rights.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
@@ -211,6 +215,14 @@ alknet status kitchen --via attic"
     /// Make, list, show and revoke the bearer tokens of a node.
     #[command(subcommand)]
     Token(token::TokenVerb),
+    /// Bring another version of alknet to appliances: send it, start it, and wait until it has proved itself.
+    #[command(
+        after_help = "Examples:\n  alknet update edge-1 bundle.tar\n  \
+alknet update edge-1 hall https://updates.example.org/stable/bundle.tar --yes\n  \
+alknet update edge-1 --dry-run\n  alknet update edge-1 bundle.tar --at 2027-01-31T02:00:00Z\n  \
+alknet update --workers attic bundle.tar --rings 1,5,all"
+    )]
+    Update(update::UpdateArgs),
     /// Keep recovery words, keys and sealed records in a vault; show or lock the vault of a node.
     #[command(subcommand)]
     Vault(vault::VaultVerb),
@@ -296,10 +308,12 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Poweroff(args) => machine::power(PowerVerb::Poweroff, &args, json),
         AlknetCommand::Provision(args) => provision::run(&args, json),
         AlknetCommand::Reboot(args) => machine::power(PowerVerb::Reboot, &args, json),
+        AlknetCommand::Rollback(args) => update::rollback(&args, json),
         AlknetCommand::Serve(args) => serve::run(args, json),
         AlknetCommand::Status(args) => status::run(&args, json),
         AlknetCommand::Tensor(verb) => tensor::run(verb, json),
         AlknetCommand::Token(verb) => token::run(verb, json),
+        AlknetCommand::Update(args) => update::run(args, json),
         AlknetCommand::Vault(verb) => vault::run(verb, json),
     }
 }

@@ -54,6 +54,9 @@ fn lines(info: &Value, problems: &[Value]) -> Vec<String> {
                 text(&info["kernel"])
             ),
         ),
+    ];
+    lines.extend(update_line(&info["update"]).map(|line| row("update", line)));
+    lines.extend([
         row("addresses", list(&info["addresses"])),
         row(
             "serves",
@@ -69,7 +72,7 @@ fn lines(info: &Value, problems: &[Value]) -> Vec<String> {
             "uptime",
             uptime(info["uptime_ms"].as_u64().unwrap_or_default()),
         ),
-    ];
+    ]);
     if problems.is_empty() {
         lines.push(row("health", "ok".to_owned()));
     }
@@ -81,6 +84,32 @@ fn lines(info: &Value, problems: &[Value]) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// How an update of an appliance stands, and how the last one ended. `None` on a node without boot slots.
+pub(super) fn update_line(update: &Value) -> Option<String> {
+    let text = |name: &str| update[name].as_str().unwrap_or_default();
+    let (slot, other) = (text("slot"), text("other_version"));
+    let gate = list(&update["gate"]);
+    let state = match text("state") {
+        "" | "absent" => return None,
+        "idle" | "good" => format!("slot {slot}"),
+        "staged" => format!("slot {slot}; {other} waits to be started"),
+        "pending" => format!("slot {slot}; {other} starts with the next restart"),
+        "trial" => format!("slot {slot}, on trial; waits for {gate}"),
+        "failed" => format!("slot {slot}; {other} failed"),
+        other => format!("{other}: {}", text("detail")),
+    };
+    let last = &update["last"];
+    let version = last["version"].as_str().unwrap_or_default();
+    Some(match last["outcome"].as_str() {
+        Some("failed") => {
+            let reason = last["reason"].as_str().unwrap_or_default();
+            format!("{state}; the last update, to {version}, failed: {reason}")
+        }
+        Some("rolled-back") => format!("{state}; {version} was rolled back"),
+        _ => state,
+    })
 }
 
 fn list(value: &Value) -> String {
@@ -109,7 +138,24 @@ fn uptime(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_machine_with_boot_slots_has_a_line_on_updates() {
+        let line = |update: Value| update_line(&update);
+        assert_eq!(line(Value::Null), None);
+        assert_eq!(line(json!({ "state": "absent", "detail": "iso" })), None);
+        assert_eq!(line(json!({ "state": "good", "slot": "b" })).as_deref(), Some("slot b"));
+        let trial = json!({ "state": "trial", "slot": "b", "gate": ["the vault", "a minute"] });
+        let expected = "slot b, on trial; waits for the vault, a minute";
+        assert_eq!(line(trial).as_deref(), Some(expected));
+        let failed = json!({ "state": "failed", "slot": "a", "other_version": "1.1.0",
+            "last": { "version": "1.1.0", "outcome": "failed", "reason": "it hung" } });
+        let expected = "slot a; 1.1.0 failed; the last update, to 1.1.0, failed: it hung";
+        assert_eq!(line(failed).as_deref(), Some(expected));
+    }
 
     #[test]
     fn uptimes_read_well() {

@@ -14,15 +14,18 @@ use super::facts::SharedFacts;
 use super::join::HUB_REFUSES;
 use super::key_rotation::NODE_KEY_WAITS;
 use super::memory::MEMORY_SHORT;
+use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED};
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has
 /// something to do, here or at another node or server.
-const HARMLESS: [&str; 17] = [
+const HARMLESS: [&str; 19] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
     HUB_REFUSES,
     MEMORY_SHORT,
+    UPDATE_AVAILABLE,
+    UPDATE_FAILED,
     "credential-missing",
     "credential-unused",
     "import-failed",
@@ -183,6 +186,8 @@ mod tests {
             "provisioning-ignored",
             "reset-uncounted",
             "secrets-left",
+            "update-available",
+            "update-failed",
             "vault-uncounted",
             "words-unconfirmed",
         ] {

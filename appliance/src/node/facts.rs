@@ -135,6 +135,7 @@ pub(crate) fn info(
         "dns": facts.dns,
         "data": facts.data,
         "vault": facts.vault,
+        "update": facts.update,
         "config": {
             "source": config_source(&config, facts),
             "generation": config.generation,
@@ -148,6 +149,14 @@ pub(crate) fn info(
         "problems": problems,
         "endpoint": endpoint,
     })
+}
+
+/// The version that runs: that of the machine's image, or of this program.
+pub(crate) fn version(facts: &MachineFacts) -> &str {
+    match facts.update.version.as_str() {
+        "" => env!("CARGO_PKG_VERSION"),
+        version => version,
+    }
 }
 
 /// The source of the configuration in force: a file, an operation, a signal, or the machine's
@@ -176,7 +185,7 @@ pub(crate) fn info_schema() -> Value {
             "uptime_ms": { "type": "integer", "minimum": 0,
                 "description": "How long the machine has run; on a host, the node" },
             "memory": object, "listen": object, "addresses": list,
-            "links": list, "dns": list, "data": object, "vault": object, "config": object,
+            "links": list, "dns": list, "data": object, "vault": object, "update": object, "config": object,
             "boot": object,
             "watchdog": { "type": ["string", "null"] }, "node_restarts": count,
             "last_words": { "type": ["string", "null"] }, "fault_injection": { "type": "boolean" },

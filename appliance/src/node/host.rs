@@ -226,6 +226,7 @@ async fn start(
         role: "host",
         ring,
         to_init: None,
+        update_stream: None,
         vault: None,
         records: Default::default(),
         credentials: Some(CredentialFolder::new(state_dir)),

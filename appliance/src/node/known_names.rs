@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 59] = [
+const OPERATIONS: [&str; 71] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -29,6 +29,9 @@ const OPERATIONS: [&str; 59] = [
     "hub/peers/approve",
     "hub/peers/label",
     "hub/peers/remove",
+    "hub/update",
+    "hub/update_read",
+    "hub/update_status",
     "hub/whoami",
     "node/info",
     "node/metrics",
@@ -65,6 +68,15 @@ const OPERATIONS: [&str; 59] = [
     "token/list",
     "token/make",
     "token/revoke",
+    "update/apply",
+    "update/check",
+    "update/confirm",
+    "update/log",
+    "update/offer",
+    "update/rollback",
+    "update/stage",
+    "update/status",
+    "update/write",
     "vault/lock",
     "vault/status",
 ];
@@ -78,7 +90,7 @@ const SUBSCRIPTIONS: [&str; 4] = [
 ];
 
 /// Scopes that operations of the program require.
-const SCOPES: [&str; 17] = [
+const SCOPES: [&str; 21] = [
     "admin",
     "compute:kernel",
     "compute:read",
@@ -96,6 +108,10 @@ const SCOPES: [&str; 17] = [
     "runtime:admin",
     "runtime:debug",
     "runtime:read",
+    "update:apply",
+    "update:offer",
+    "update:read",
+    "update:stage",
 ];
 
 /// Scopes that parts of the node check and no operation declares. `*` stands for every end.

@@ -14,6 +14,7 @@ use super::computing::NodeComputing;
 use super::facts;
 use super::identity_services::IdentityServices;
 use super::ops::empty_input;
+use super::update::NodeUpdates;
 
 /// Scope of callers that may read the metrics.
 const SCOPE: &str = "metrics:read";
@@ -32,6 +33,7 @@ struct MetricsSources {
     certificates: OnceLock<Arc<CertificateStore>>,
     computing: OnceLock<NodeComputing>,
     gateway: OnceLock<Arc<Gateway>>,
+    updates: OnceLock<NodeUpdates>,
 }
 
 impl NodeMetrics {
@@ -62,6 +64,15 @@ impl NodeMetrics {
         self.parts.gateway.get_or_init(|| Arc::clone(gateway));
     }
 
+    pub(crate) fn set_updates(&self, updates: &NodeUpdates) {
+        self.parts.updates.get_or_init(|| updates.clone());
+    }
+
+    fn version(&self) -> String {
+        let updates = self.parts.updates.get();
+        updates.map_or_else(|| env!("CARGO_PKG_VERSION").to_owned(), NodeUpdates::version)
+    }
+
     /// Reads every metric.
     pub(crate) fn collect(&self) -> Metrics {
         let mut metrics = Metrics::default();
@@ -90,6 +101,9 @@ impl NodeMetrics {
         }
         if let Some(gateway) = self.parts.gateway.get() {
             gateway.collect(&mut metrics);
+        }
+        if let Some(updates) = self.parts.updates.get() {
+            updates.collect(&mut metrics);
         }
         if let Some(store) = self.parts.certificates.get() {
             certificates(store, &mut metrics);

@@ -38,6 +38,7 @@ mod store;
 mod stored_files;
 mod supervised;
 mod tokens;
+mod update;
 mod vault;
 mod web;
 
@@ -69,6 +70,7 @@ use log::NodeLogRing;
 use memory::MemoryRelief;
 use reload::Reloader;
 use stored_files::StoredFiles;
+use update::{NodeUpdates, UpdateStream};
 use vault::NodeVault;
 use web::NodeWeb;
 
@@ -102,6 +104,8 @@ struct NodeOptions<'a> {
     role: &'static str,
     ring: NodeLogRing,
     to_init: Option<mpsc::Sender<InitMessage>>,
+    /// The stream on which PID 1 takes bundles.
+    update_stream: Option<UpdateStream>,
     /// The vault that derives the key. `None` if the key is in a file.
     vault: Option<NodeVault>,
     /// Credentials that PID 1 keeps, sealed, by their names.
@@ -127,6 +131,7 @@ struct AlknetNode {
     web: NodeWeb,
     imports: NodeImports,
     files: StoredFiles,
+    updates: NodeUpdates,
     /// Problems of what could not be opened at the start.
     unusable: Arc<[MachineDiagnostic]>,
     /// The problems that the node last sent to PID 1.
@@ -215,6 +220,7 @@ impl AlknetNode {
             .chain(guesses(&self.server))
             .chain(self.relief.problem())
             .chain(self.joins.problems())
+            .chain(self.updates.problems())
             .map(MachineDiagnostic::shortened)
             .collect()
     }

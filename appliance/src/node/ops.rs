@@ -308,8 +308,11 @@ mod tests {
         let key = alknet_core::PeerKey::Ed25519([1; 32]);
         let about = Arc::new(NodeDescription::new(key.to_string(), "host"));
         let clock = crate::node::clock();
-        let hub = crate::node::HubContext::new(&config, &node.people, &about, &node.facts, clock);
+        let (people, facts) = (&node.people, &node.facts);
+        let hub = crate::node::HubContext::new(&config, people, &about, facts, clock, dir.path());
         hub.expect("it is one").register(&mut builder);
+        let updates = crate::node::update::NodeUpdates::of_host_for_tests(&node.people, &node.facts);
+        updates.register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());
     }

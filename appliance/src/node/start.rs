@@ -34,6 +34,7 @@ use super::metrics::NodeMetrics;
 use super::ops::NodeContext;
 use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
 use super::stored_files::StoredFiles;
+use super::update::{NodeUpdates, UpdateContext, UpdateLink};
 use super::vault::NodeVault;
 use super::web::{NodeWeb, WebGateway};
 use super::{
@@ -59,6 +60,7 @@ struct NodeSurroundings<'a> {
     ring: NodeLogRing,
     verbose: bool,
     to_init: Option<mpsc::Sender<InitMessage>>,
+    update_link: UpdateLink,
 }
 
 /// The configuration that a node starts with, and its place.
@@ -71,6 +73,7 @@ struct NodeDocument<'a> {
 
 /// What all other parts rest on.
 struct NodeFoundation {
+    state_dir: PathBuf,
     key: NodeKey,
     /// The configuration of the start, with the keys of its join strings.
     config: NodeConfig,
@@ -91,6 +94,7 @@ struct NodeParts {
     powers: CapabilityStore,
     computing: NodeComputing,
     escrow: Arc<ShareRegistry>,
+    updates: NodeUpdates,
     /// Problems of what could not be opened.
     unusable: Arc<[MachineDiagnostic]>,
     context: NodeContext,
@@ -116,6 +120,7 @@ impl AlknetNode {
             role: options.role,
             ring: options.ring,
             verbose: options.verbose,
+            update_link: UpdateLink::new(options.to_init.clone(), options.update_stream),
             to_init: options.to_init,
         };
         let document = NodeDocument {
@@ -140,6 +145,7 @@ impl AlknetNode {
         store_problems.get_or_init(|| Box::new(move || known.problems()));
         tokio::spawn(node.clone().keep_tuned(around.to_init));
         tokio::spawn(tokens::keep_uses(Arc::clone(&node.people.identities)));
+        tokio::spawn(node.updates.clone().keep_updated());
         Ok(node)
     }
 
@@ -174,6 +180,7 @@ impl AlknetNode {
             web: front.web,
             imports,
             files: base.files.clone(),
+            updates: parts.updates,
             unusable: parts.unusable,
             sent_problems: front.sent_problems,
             relief,
@@ -243,6 +250,7 @@ impl NodeFoundation {
             Arc::clone(&people.identities),
         ));
         Ok(Self {
+            state_dir: around.state_dir.to_owned(),
             key,
             config,
             located,
@@ -293,12 +301,14 @@ impl NodeParts {
         let unusable = computings.iter().cloned();
         let unusable = unusable.chain(escrow::problem(&escrow)).collect();
         let context = node_context(around, base, &about, own_key, powers.clone());
+        let updates = node_updates(around, base);
         Ok(Self {
             about,
             reached,
             powers,
             computing,
             escrow,
+            updates,
             unusable,
             context,
         })
@@ -320,6 +330,20 @@ fn own_key(
         reached.clone(),
         Arc::clone(&base.certificates.problems),
     )
+}
+
+/// The updates of the machine.
+fn node_updates(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> NodeUpdates {
+    let updates = NodeUpdates::new(UpdateContext {
+        link: around.update_link.clone(),
+        dialer: Arc::clone(&base.certificates.dialer) as _,
+        facts: Arc::clone(&base.facts),
+        reloader: Arc::clone(&base.people.reloader),
+        identity: base.own().to_string(),
+        clock: clock(),
+    });
+    base.meters.set_updates(&updates);
+    updates
 }
 
 /// What the node's own operations use.
@@ -353,7 +377,8 @@ impl NodeFront {
         parts: &NodeParts,
     ) -> anyhow::Result<(Self, HandlerRegistry)> {
         let (config, people, about) = (&base.config, &base.people, &parts.about);
-        let hub = HubContext::new(config, people, about, &base.facts, clock());
+        let state_dir = &base.state_dir;
+        let hub = HubContext::new(config, people, about, &base.facts, clock(), state_dir);
         let inside = WebGateway::new(config, &base.key, people);
         base.meters.set_gateway(&inside.gateway);
         let page = inside.page.as_ref();
@@ -458,11 +483,13 @@ fn handlers(
         context,
         computing,
         escrow,
+        updates,
         ..
     } = parts;
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
     files.register(&mut builder, &context.people.reloader);
+    updates.register(&mut builder);
     peer_admin::register(&mut builder, &context.people, hub);
     alknet_escrow::register(&mut builder, escrow, &context.people.identities);
     computing.register(&mut builder, &config.http.import);

@@ -10,23 +10,26 @@ use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
 use super::log::{self, NodeLogRing, StderrFormat};
+use super::update::UpdateStream;
 use super::vault::NodeVault;
 use super::{AlknetNode, ConfigOverlay, ConfigStore, NodeOptions, control};
 use crate::cli::{CommandError, CommandExit, chain_text};
 
 /// Serves until PID 1 ends the node.
 pub(crate) fn supervised() -> Result<CommandExit, CommandError> {
+    // First, before this process opens a descriptor of its own.
+    let update_stream = UpdateStream::take_over();
     let ring = NodeLogRing::new();
     log::install(&ring, StderrFormat::Prefixed);
     let served = super::runtime()
         .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(serve(ring)));
+        .and_then(|runtime| runtime.block_on(serve(ring, update_stream)));
     served
         .map(|()| CommandExit::Ok)
         .map_err(|error| CommandError::local(chain_text(&error)))
 }
 
-async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
+async fn serve(ring: NodeLogRing, update_stream: Option<UpdateStream>) -> anyhow::Result<()> {
     let (mut from_init, to_init) = control::open()?;
     let mut early = Vec::new();
     let (config, state_dir, facts, vault, records) = loop {
@@ -60,6 +63,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
         role: "appliance",
         ring: ring.clone(),
         to_init: Some(to_init.clone()),
+        update_stream,
         vault: vault.clone(),
         records,
         credentials: None,
@@ -98,6 +102,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
             Some(NodeMessage::Health { n }) => answer_health(&node, n, &to_init),
             Some(NodeMessage::Log { record }) => ring.push(record),
             Some(NodeMessage::Start { .. }) => bail!("PID 1 started this node twice"),
+            Some(NodeMessage::UpdateAnswer { n, answer }) => node.updates.answered(n, answer),
             Some(NodeMessage::VaultEvents { records }) => {
                 if let Some(vault) = &vault {
                     vault.record(&records);

@@ -58,7 +58,7 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
 
 /// Namespaces in which only the node registers operations, for every program that uses this library. A configuration
 /// reserves more for imports (`crates/core/src/config/import.rs`): those of the parts of the appliance.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 12] = [
     "capability",
     "channel",
     "config",
@@ -69,6 +69,7 @@ const RESERVED: [&str; 11] = [
     "peer",
     "services",
     "session",
+    "update",
     "vault",
 ];
 

@@ -239,8 +239,22 @@ impl LyingNode {
             "versions": [{ "version": 1, "id": ACTS, "generation": 1 }],
             "record": [{ "who": ACTS, "did": ACTS, "note": ACTS }], "difference": ACTS,
         });
+        let plan = json!({ "from": ACTS, "to": ACTS, "step": "same", "bytes": 1, "changes": ACTS, "floor": ACTS,
+                           "needs_person": ACTS });
+        let last = json!({ "version": ACTS, "outcome": "failed", "reason": ACTS });
+        let update = json!({
+            "state": "staged", "version": ACTS, "slot": ACTS, "other_version": ACTS, "keys": ACTS, "floor": ACTS,
+            "last": last, "plan": plan, "scheduled": ACTS, "gate": [ACTS],
+            "session": { "offset": 1, "bytes": 2, "source": ACTS },
+            "auto": { "mode": ACTS, "next": ACTS, "at": ACTS, "error": ACTS },
+        });
+        let tried = json!({ "time": ACTS, "event": ACTS, "version": ACTS, "by": ACTS, "reason": ACTS });
         let key = NodeKey::generate().expect("a key");
         let registry = Registry::builder()
+            .with(says("update/status", update))
+            .with(says("update/log", json!({ "records": [tried] })))
+            .with(says("update/confirm", json!({ "confirmed": ACTS })))
+            .with(says("update/rollback", json!({ "accepted": ACTS })))
             .with(rotates(key.public()))
             .with(says("hub/invite", invitation))
             .with(says("hub/peers/approve", peer.clone()))
@@ -450,6 +464,11 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["tensor", "push", "@", "TENSORS", "models/bert"], true),
         (&["poweroff", "@", "--yes"], false),
         (&["reboot", "@", "--yes"], false),
+        (&["update", "@", "--stage"], true),
+        (&["update", "status", "@"], true),
+        (&["update", "log", "@"], true),
+        (&["update", "confirm", "@"], false),
+        (&["rollback", "@", "--yes"], true),
         // Refused and accepted answers.
         (&["enroll", "JOIN"], true),
         (&["enroll", "JOIN"], true),

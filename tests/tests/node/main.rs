@@ -17,6 +17,7 @@ mod hostile_memory;
 mod hostile_peers;
 mod hostile_scripts;
 mod hub_and_promotion_pages;
+mod hub_updates;
 mod identities;
 mod image_verbs;
 mod imported;

@@ -11,7 +11,7 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// The operations that every node offers its administrator.
-const OPERATIONS: [&str; 54] = [
+const OPERATIONS: [&str; 63] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -65,6 +65,15 @@ const OPERATIONS: [&str; 54] = [
     "token/list",
     "token/make",
     "token/revoke",
+    "update/apply",
+    "update/check",
+    "update/confirm",
+    "update/log",
+    "update/offer",
+    "update/rollback",
+    "update/stage",
+    "update/status",
+    "update/write",
     "vault/status",
 ];
 
@@ -284,6 +293,34 @@ fn the_host() {
             "{answer:?}"
         );
     }
+}
+
+/// An ordinary host replaces its own programs: each operation says so, and none answers something else.
+#[test]
+fn a_host_does_not_update_itself() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    for (operation, input) in [
+        ("update/status", null()),
+        ("update/check", null()),
+        ("update/log", null()),
+        ("update/stage", json!({ "bytes": 1 })),
+        ("update/write", json!({ "session": "s1", "abort": true })),
+        ("update/offer", json!({ "version": "1.1.0", "bytes": 1 })),
+        ("update/apply", null()),
+        ("update/confirm", null()),
+        ("update/rollback", null()),
+    ] {
+        let answer = bench.admin().call(node.target(), operation, &input, &[]);
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (3, "UNAVAILABLE"),
+            "{operation}: {answer:?}"
+        );
+        assert!(answer.errors.contains("A node on a host"), "{answer:?}");
+    }
+    let update = run(bench.admin(), &["update", node.target(), "--yes"]);
+    assert_eq!((update.status, update.code().as_str()), (3, "UNAVAILABLE"), "{update:?}");
 }
 
 /// A user without privileges can serve too.

@@ -4,7 +4,9 @@ mod invite;
 mod invoke;
 mod peers;
 mod tokens;
+mod update;
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 
 use alknet_call::{
@@ -19,6 +21,7 @@ use alknet_hub::{
 use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{IdentityServices, no_identity};
 pub(crate) use tokens::StoredTokens;
+use update::HubUpdates;
 
 /// Default limits of enrolled peers: with enough memory, and on a small machine.
 const PEERS_MAX: usize = 1000;
@@ -38,6 +41,7 @@ pub(crate) struct HubContext {
     about: Arc<NodeDescription>,
     facts: SharedFacts,
     dispatcher: SharedDispatcher,
+    updates: HubUpdates,
 }
 
 impl HubContext {
@@ -48,6 +52,7 @@ impl HubContext {
         about: &Arc<NodeDescription>,
         facts: &SharedFacts,
         clock: Arc<dyn Clock>,
+        state_dir: &Path,
     ) -> Option<Self> {
         if !config.hub.enabled {
             return None;
@@ -66,6 +71,7 @@ impl HubContext {
             about: Arc::clone(about),
             facts: Arc::clone(facts),
             dispatcher: SharedDispatcher::default(),
+            updates: HubUpdates::open(state_dir),
         })
     }
 
@@ -79,6 +85,9 @@ impl HubContext {
         builder.add(peers::label(self.clone()));
         builder.add(peers::remove(self.clone()));
         builder.add(peers::whoami(self.clone()));
+        builder.add(update::update(self.clone()));
+        builder.add(update::status(self.clone()));
+        builder.add(update::read(self.clone()));
     }
 
     /// The service that decides about peers that enrol.

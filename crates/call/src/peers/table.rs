@@ -11,6 +11,7 @@ use alknet_core::{ConnId, PeerId};
 use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, watch};
 
+use crate::client::Caller;
 use crate::compiled::CompiledOperation;
 use crate::compose::{OperationLookup, ResolvedOperation};
 use crate::connection::CallConnectionState;
@@ -124,6 +125,23 @@ impl PeerTable {
     /// The connections over which peers are attached.
     pub(crate) fn connections(&self) -> HashSet<ConnId> {
         self.all().iter().map(|peer| peer.connection).collect()
+    }
+
+    /// The attached peers that serve an operation to this node, in the order they attached.
+    #[must_use]
+    pub fn serving(&self, operation: &str) -> Vec<PeerId> {
+        let table = self.all();
+        let serving = table
+            .iter()
+            .filter(|peer| peer.operations.get(operation).is_some());
+        serving.map(|peer| peer.id.clone()).collect()
+    }
+
+    /// Calls an attached peer by what this node itself may do there, for no caller of its own. `None` if the peer is
+    /// not attached.
+    #[must_use]
+    pub fn caller(&self, peer: &PeerId) -> Option<Caller> {
+        self.link_to(peer).map(Caller::new)
     }
 
     /// Counts every time a peer attached, changed or left.

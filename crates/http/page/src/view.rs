@@ -390,6 +390,41 @@ mod tests {
     }
 
     #[test]
+    fn software_says_how_an_update_stands() {
+        let section = |update: Value| {
+            let mut info = info();
+            info["update"] = update;
+            let mut section = PageSection::default();
+            sections::software(&mut section, &info, "NODE");
+            let facts = section.facts.iter();
+            let facts = facts.filter(|it| {
+                ["Boot slot", "Update", "The trial waits for", "Last update"].contains(&it.name)
+            });
+            let facts: Vec<_> = facts.map(|it| it.value.clone()).collect();
+            let commands: Vec<_> = section.how.iter().map(|it| it.command.clone()).collect();
+            (facts, commands)
+        };
+        let (facts, commands) = section(json!({
+            "state": "trial", "slot": "b", "gate": ["the vault"],
+            "last": { "version": "1.1.0", "outcome": "failed", "reason": "it hung" },
+        }));
+        let expected = [
+            "b",
+            "this version is on trial",
+            "the vault",
+            "1.1.0 failed: it hung",
+        ];
+        assert_eq!(facts, expected);
+        assert!(commands.contains(&"alknet update log NODE".to_owned()));
+        let (facts, commands) =
+            section(json!({ "state": "staged", "slot": "a", "other_version": "1.2.0" }));
+        assert_eq!(facts, ["a", "1.2.0 waits to be started"]);
+        assert!(commands.contains(&"alknet update NODE".to_owned()));
+        assert_eq!(section(json!({ "state": "absent" })).0, [""; 0]);
+        assert_eq!(section(Value::Null).0, [""; 0]);
+    }
+
+    #[test]
     fn no_fact_is_alone_in_a_row_of_a_wide_window() {
         for facts in 2..=12 {
             let columns = if are_by_four(facts) { 4 } else { 3 };

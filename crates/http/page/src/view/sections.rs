@@ -373,6 +373,7 @@ pub(super) fn script_sessions(section: &mut PageSection, answer: &Value, workers
 
 pub(super) fn software(section: &mut PageSection, info: &Value, target: &str) {
     section.fact("Version of alknet", text::member_text(&info["version"]));
+    updates(section, &info["update"], target);
     section.fact("Kernel", text::member_text(&info["kernel"]));
     section.fact("Processor type", text::member_text(&info["arch"]));
     let config = &info["config"];
@@ -405,6 +406,47 @@ pub(super) fn software(section: &mut PageSection, info: &Value, target: &str) {
             "Switch the machine off",
             format!("alknet open {target} --action poweroff"),
         );
+    }
+}
+
+/// The boot slots of an appliance, and the update under way.
+fn updates(section: &mut PageSection, update: &Value, target: &str) {
+    let other = text::member_text(&update["other_version"]);
+    let state = match update["state"].as_str().unwrap_or_default() {
+        // A host, or a machine whose form has no slots.
+        "" | "absent" => return,
+        "staged" => format!("{other} waits to be started"),
+        "pending" => format!("{other} starts with the next restart"),
+        "trial" => "this version is on trial".to_owned(),
+        "failed" => format!("{other} failed"),
+        "unreadable" => "the disk does not say which versions it has".to_owned(),
+        _ => String::new(),
+    };
+    section.fact("Boot slot", text::member_text(&update["slot"]));
+    section.fact("Update", state);
+    section.fact("The trial waits for", text::list(&update["gate"]));
+    let last = &update["last"];
+    let version = text::member_text(&last["version"]);
+    let ended = match last["outcome"].as_str().unwrap_or_default() {
+        "confirmed" => format!("{version} was confirmed"),
+        "rolled-back" => format!("{version} was rolled back"),
+        "failed" => {
+            let reason = text::member_text(&last["reason"]);
+            section.how(
+                "Read why the last update failed",
+                format!("alknet update log {target}"),
+            );
+            format!("{version} failed: {reason}")
+        }
+        _ => String::new(),
+    };
+    section.fact("Last update", ended);
+    if update["state"] == "staged" {
+        section.how(
+            "Start the version that waits",
+            format!("alknet update {target}"),
+        );
+        section.how("Take it back", format!("alknet rollback {target}"));
     }
 }
 

@@ -1,0 +1,497 @@
+//! `alknet update` and `alknet rollback`: another version of alknet on an appliance.
+
+mod fleet;
+mod source;
+mod stage;
+mod trial;
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use alknet_call::CallError;
+use clap::{Args, Subcommand};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use super::call::call_error;
+use super::caller::NodeCaller;
+use super::dial::CliDialer;
+use super::machine::is_yes;
+use super::query::{ask, text};
+use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
+use super::{CommandError, CommandExit, DialArgs, duration, output, status};
+use source::BundleSource;
+
+/// The operation that tells how updates stand.
+const STATUS: &str = "update/status";
+/// How long a node may take from its restart until it has confirmed the version, unless another time is given.
+const WAIT: &str = "15m";
+/// The longest such time.
+const WAIT_MAX: Duration = Duration::from_secs(86_400);
+/// What `--at` takes beside times.
+const OR_MOMENT: &str = ", or a moment such as 2027-01-31T02:00:00Z";
+
+/// Arguments of `alknet update`.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    override_usage = "alknet update [OPTIONS] [NODE]... [SOURCE]\n       \
+alknet update --workers [OPTIONS] [HUB] [SOURCE]\n       alknet update <COMMAND>"
+)]
+pub(crate) struct UpdateArgs {
+    #[command(subcommand)]
+    verb: Option<UpdateVerb>,
+    #[command(flatten)]
+    wish: UpdateWish,
+}
+
+/// The verbs below `alknet update`.
+#[derive(Debug, Subcommand)]
+enum UpdateVerb {
+    /// Keep the version on trial without waiting for the health gate.
+    #[command(after_help = "Example:\n  alknet update confirm edge-1")]
+    Confirm(NodeArgs),
+    /// Print what updates did on a node.
+    #[command(after_help = "Examples:\n  alknet update log edge-1\n  alknet update log --json")]
+    Log(NodeArgs),
+    /// Show the versions of a node, the update under way, and how the last one ended.
+    #[command(
+        after_help = "Examples:\n  alknet update status edge-1\n  alknet update status kitchen@attic"
+    )]
+    Status(NodeArgs),
+}
+
+/// Which version of alknet where, and when.
+#[derive(Debug, Args)]
+struct UpdateWish {
+    /// The nodes, one after the other, and SOURCE: a bundle, which is a file or https://…; without it the version that
+    /// waits on the node, else the one of the node's channel
+    #[arg(id = "what", value_name = "NODE|SOURCE")]
+    words: Vec<String>,
+    /// Take the bundle from this hub, which has one for its workers.
+    #[arg(long, value_name = "HUB")]
+    from: Option<String>,
+    /// Send the version, and do not start it.
+    #[arg(long)]
+    stage: bool,
+    /// Start it at this moment, such as 2027-01-31T02:00:00Z, or after this time: 90s, 30m, 12h or 30d.
+    #[arg(long, value_name = "TIME", value_parser = start_time, conflicts_with = "stage")]
+    at: Option<StartTime>,
+    /// Verify the bundle and say what would happen; change nothing.
+    #[arg(long, conflicts_with_all = ["stage", "at"])]
+    dry_run: bool,
+    /// Permit this one older version.
+    #[arg(long, value_name = "VERSION")]
+    downgrade: Option<String>,
+    /// Do not ask for confirmation.
+    #[arg(long, short)]
+    yes: bool,
+    /// Give up after this time if a node has not confirmed the version: 90s, 30m or 12h.
+    #[arg(long, value_name = "TIME", default_value = WAIT, value_parser = limit)]
+    limit: Duration,
+    /// NODE is a hub: the hub updates its workers, ring after ring, and stops at the first failure.
+    #[arg(long, conflicts_with_all = ["stage", "at", "dry_run", "downgrade", "from"])]
+    workers: bool,
+    /// How many workers each ring has, such as 1,5,all [default: 1,5,all]
+    #[arg(long, value_name = "LIST", requires = "workers", value_delimiter = ',', value_parser = fleet::ring)]
+    rings: Vec<fleet::RingArg>,
+    /// Update at most N workers at once [default: 4]
+    #[arg(long, value_name = "N", requires = "workers", value_parser = clap::value_parser!(u64).range(1..=64))]
+    at_once: Option<u64>,
+    #[command(flatten)]
+    peer: HubPeerArgs,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Arguments of `alknet rollback`.
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Do not ask for confirmation.
+    #[arg(long, short)]
+    yes: bool,
+    /// Give up after this time if the node is not back: 90s, 30m or 12h.
+    #[arg(long, value_name = "TIME", default_value = WAIT, value_parser = limit)]
+    limit: Duration,
+}
+
+/// When a version starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StartTime {
+    In(u64),
+    At(Timestamp),
+}
+
+impl StartTime {
+    fn moment(self, now: Timestamp) -> Result<Timestamp, CommandError> {
+        match self {
+            Self::At(moment) => Ok(moment),
+            Self::In(seconds) => {
+                let time = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+                let moment = now.checked_add(time);
+                moment.map_err(|_| CommandError::usage("--at is too far ahead"))
+            }
+        }
+    }
+}
+
+fn start_time(text: &str) -> Result<StartTime, String> {
+    if let Some(seconds) = duration::whole_seconds(text) {
+        return Ok(StartTime::In(seconds));
+    }
+    let moment = text.parse().map(StartTime::At);
+    moment.map_err(|_| duration::no_time(text, OR_MOMENT))
+}
+
+fn limit(text: &str) -> Result<Duration, String> {
+    duration::up_to(text, WAIT_MAX)
+}
+
+/// `alknet update`
+pub(crate) fn run(args: UpdateArgs, json: bool) -> Result<CommandExit, CommandError> {
+    match args.verb {
+        Some(UpdateVerb::Confirm(node)) => {
+            let told = |_: &Value| vec!["the version is confirmed".to_owned()];
+            ask(&node, "update/confirm", &Value::Null, json, told)
+        }
+        Some(UpdateVerb::Log(node)) => ask(&node, "update/log", &Value::Null, json, log_lines),
+        Some(UpdateVerb::Status(node)) => ask(&node, STATUS, &Value::Null, json, status_lines),
+        None => update(&args.wish, json),
+    }
+}
+
+fn update(wish: &UpdateWish, json: bool) -> Result<CommandExit, CommandError> {
+    let names = NodeNames::load(&wish.dial.state);
+    let (nodes, source) = arranged(&wish.words, |word| names.is_node(word))?;
+    let mut routes = Vec::with_capacity(nodes.len().max(1));
+    for node in nodes {
+        routes.push(names.route_to(node, &wish.peer)?);
+    }
+    if routes.is_empty() {
+        routes.push(names.route(None, &wish.peer)?.ok_or_else(no_node)?);
+    }
+    let hub = wish
+        .from
+        .as_deref()
+        .map(|hub| names.named(hub))
+        .transpose()?;
+    let source = match (source, hub) {
+        (Some(_), Some(_)) => {
+            return Err(CommandError::usage("give SOURCE or --from HUB, not both"));
+        }
+        (source, hub) => BundleSource::open(source, hub)?,
+    };
+    if wish.workers {
+        return fleet::run(wish, &routes, &source, json);
+    }
+    // Without a person to ask, nothing restarts that was not asked for.
+    if !is_person(json) && !wish.yes && !wish.stage && !wish.dry_run {
+        let text = "no person is asked here: give --yes, or --stage";
+        return Err(CommandError::usage(text));
+    }
+    // The first failure ends the command: the nodes after it keep their version.
+    CliDialer::new(&wish.dial)?.run(async |dialer| {
+        let several = routes.len() > 1;
+        for route in &routes {
+            let turn = NodeTurn {
+                dialer,
+                route,
+                wish,
+                json,
+            };
+            turn.run(&source).await.map_err(|mut error| {
+                if several {
+                    error.message = format!("{}: {}", route.as_argument(), error.message);
+                }
+                error
+            })?;
+        }
+        Ok(CommandExit::Ok)
+    })
+}
+
+/// The nodes, and SOURCE: a last word that is an address or a file, and no name of a node.
+fn arranged(
+    words: &[String],
+    is_node: impl Fn(&str) -> bool,
+) -> Result<(&[String], Option<&str>), CommandError> {
+    let Some((last, nodes)) = words.split_last() else {
+        return Ok((&[], None));
+    };
+    if let Some(source) = nodes.iter().find(|word| source::is_url(word)) {
+        let text = format!("'{source}' is a SOURCE, which comes last");
+        return Err(CommandError::usage(text));
+    }
+    let is_source = source::is_url(last) || (!is_node(last) && source::looks_like_file(last));
+    match is_source {
+        true => Ok((nodes, Some(last))),
+        false => Ok((words, None)),
+    }
+}
+
+/// Whether a person can be asked.
+fn is_person(json: bool) -> bool {
+    !json && output::is_terminal() && io::stdin().is_terminal()
+}
+
+/// Asks a person, unless `--yes` answers.
+fn confirmed(question: &str, yes: bool) -> Result<(), CommandError> {
+    if yes {
+        return Ok(());
+    }
+    output::prompt(question);
+    match is_yes(&mut io::stdin().lock())? {
+        true => Ok(()),
+        false => Err(CommandError::new(
+            CommandExit::Aborted,
+            "ABORTED",
+            "not confirmed",
+        )),
+    }
+}
+
+/// The update of one node.
+struct NodeTurn<'t> {
+    dialer: &'t CliDialer,
+    route: &'t NodeRoute,
+    wish: &'t UpdateWish,
+    json: bool,
+}
+
+impl NodeTurn<'_> {
+    async fn run(&self, source: &BundleSource) -> Result<(), CommandError> {
+        let node = self.route.as_argument();
+        let staged = self.staged(source).await?;
+        if !self.json {
+            for line in plan_lines(&node, &staged) {
+                output::line(&line)?;
+            }
+        }
+        if self.wish.dry_run {
+            return self.done("planned", &staged, json!({}));
+        }
+        if self.wish.stage {
+            return self.done("staged", &staged, json!({}));
+        }
+        let version = staged["to"].as_str().unwrap_or_default();
+        let when = self
+            .wish
+            .at
+            .map(|at| at.moment(Timestamp::now()))
+            .transpose()?;
+        let moment = when.map_or_else(|| "now".to_owned(), |at| format!("at {at}"));
+        let question = format!("Start {version} on {node} {moment}? The machine restarts. [y/N] ");
+        confirmed(&output::one_line(&question), self.wish.yes)?;
+        let input = json!({ "at": when.map(|at| at.to_string()) });
+        let answer = self
+            .dialer
+            .reached(self.route, async |node| {
+                node.call("update/apply", &input).await.map_err(call_error)
+            })
+            .await?;
+        if let Some(at) = answer.value()["scheduled"].as_str() {
+            return self.done("scheduled", &staged, json!({ "at": at }));
+        }
+        trial::confirmed(self.dialer, self.route, version, self.wish.limit, self.json).await?;
+        self.done("confirmed", &staged, json!({}))
+    }
+
+    /// What waits on the node, or what comes from the source.
+    async fn staged(&self, source: &BundleSource) -> Result<Value, CommandError> {
+        if let BundleSource::Channel = source
+            && !self.wish.dry_run
+        {
+            let waits = self
+                .dialer
+                .reached(self.route, async |node| waiting(node).await);
+            if let Some(waits) = waits.await? {
+                return Ok(waits);
+            }
+        }
+        stage::staged(self, source).await
+    }
+
+    fn done(&self, outcome: &str, plan: &Value, more: Value) -> Result<(), CommandError> {
+        let node = self.route.as_argument();
+        if self.json {
+            let mut answer = json!({ "node": node, "outcome": outcome, "plan": plan });
+            if let (Some(answer), Some(more)) = (answer.as_object_mut(), more.as_object()) {
+                answer.extend(more.clone());
+            }
+            return output::json_line(&answer);
+        }
+        let version = text(&plan["to"]);
+        output::line(&match outcome {
+            "confirmed" => format!("{node} runs {version}, and has confirmed it"),
+            "scheduled" => format!("{node} starts {version} at {}", text(&more["at"])),
+            "staged" => format!("{version} waits on {node}: 'alknet update {node}' starts it"),
+            _ => format!("nothing was changed on {node}"),
+        })
+    }
+}
+
+/// The plan of the version that waits on a node, or its version alone.
+async fn waiting(node: &NodeCaller) -> Result<Option<Value>, CommandError> {
+    let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
+    let status = status.value();
+    if status["state"] != "staged" {
+        return Ok(None);
+    }
+    Ok(Some(match status["plan"].is_object() {
+        true => status["plan"].clone(),
+        false => json!({ "from": status["version"], "to": status["other_version"] }),
+    }))
+}
+
+/// `alknet rollback`
+pub(crate) fn rollback(args: &RollbackArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let route = args.node.route()?;
+    if !args.yes && !is_person(json) {
+        return Err(CommandError::usage("no person is asked here: give --yes"));
+    }
+    CliDialer::new(&args.node.dial)?.run(async |dialer| {
+        let name = route.as_argument();
+        let before = dialer
+            .reached(&route, async |node| {
+                node.call(STATUS, &Value::Null).await.map_err(call_error)
+            })
+            .await?;
+        let before = before.value();
+        let other = text(&before["other_version"]).to_owned();
+        let is_staged = before["state"] == "staged";
+        let question = match is_staged {
+            true => format!("Take back {other}, which waits on {name}? [y/N] "),
+            false => format!("Return {name} to {other}? The machine restarts. [y/N] "),
+        };
+        confirmed(&output::one_line(&question), args.yes)?;
+        dialer
+            .reached(&route, async |node| {
+                let called = node.call("update/rollback", &Value::Null).await;
+                called.map_err(call_error)
+            })
+            .await?;
+        if !is_staged {
+            trial::returned(dialer, &route, &other, args.limit, json).await?;
+        }
+        let outcome = if is_staged { "taken-back" } else { "returned" };
+        match json {
+            true => {
+                output::json_line(&json!({ "node": name, "outcome": outcome, "version": other }))?
+            }
+            false if is_staged => {
+                output::line(&format!("{other} does not wait on {name} any more"))?
+            }
+            false => output::line(&format!("{name} runs {other} again"))?,
+        }
+        Ok(CommandExit::Ok)
+    })
+}
+
+/// What an update does, for a person.
+fn plan_lines(node: &str, plan: &Value) -> Vec<String> {
+    let (from, to) = (text(&plan["from"]), text(&plan["to"]));
+    let mut lines = vec![format!("{node}: {from} → {to}")];
+    if plan["step"] == "downgrade" {
+        lines.push("  this is an older version".to_owned());
+    }
+    if plan["step"] == "same" {
+        lines.push("  this version runs already".to_owned());
+    }
+    if let Some(bytes) = plan["bytes"].as_u64().filter(|bytes| *bytes > 0) {
+        let mib = (bytes as f64) / f64::from(1 << 20);
+        lines.push(format!("  size     {mib:.1} MiB"));
+    }
+    let changes = text(&plan["changes"]);
+    for (n, line) in changes.lines().enumerate() {
+        let head = if n == 0 { "changes" } else { "" };
+        lines.push(format!("  {head:8} {line}"));
+    }
+    if let Some(floor) = plan["floor"].as_str() {
+        lines.push(format!(
+            "  floor    no version before {floor} runs here afterwards"
+        ));
+    }
+    if let Some(what) = plan["needs_person"].as_str() {
+        lines.push(format!(
+            "  person   its start needs a person at the machine: {what}"
+        ));
+    }
+    if plan["time_known"] == false {
+        lines.push(
+            "  time     the machine does not know the time: it cannot tell an expired bundle"
+                .to_owned(),
+        );
+    }
+    lines
+}
+
+fn log_lines(answer: &Value) -> Vec<String> {
+    let records = answer["records"].as_array().into_iter().flatten();
+    let line = |record: &Value| {
+        let time = record["time"].as_str().unwrap_or("no clock");
+        let (event, version, by) = (
+            text(&record["event"]),
+            text(&record["version"]),
+            text(&record["by"]),
+        );
+        match text(&record["reason"]) {
+            "" => format!("{time}  {event} {version} by {by}"),
+            reason => format!("{time}  {event} {version} by {by}: {reason}"),
+        }
+    };
+    let lines: Vec<_> = records.map(line).collect();
+    match lines.is_empty() {
+        true => vec!["no update was tried".to_owned()],
+        false => lines,
+    }
+}
+
+fn status_lines(answer: &Value) -> Vec<String> {
+    let row = |name: &str, value: &str| format!("{name:10} {value}");
+    let mut lines = vec![row("version", text(&answer["version"]))];
+    match status::update_line(answer) {
+        Some(line) => lines.push(row("update", &line)),
+        None => lines.push(row(
+            "update",
+            &format!("no boot slots: {}", text(&answer["detail"])),
+        )),
+    }
+    if let Some(floor) = answer["floor"].as_str() {
+        lines.push(row("floor", floor));
+    }
+    lines.push(row("keys", text(&answer["keys"])));
+    let session = &answer["session"];
+    if session.is_object() {
+        let (offset, bytes) = (&session["offset"], &session["bytes"]);
+        let from = text(&session["source"]);
+        lines.push(row(
+            "sending",
+            &format!("{offset} of {bytes} bytes, {from}"),
+        ));
+    }
+    if let Some(at) = answer["scheduled"].as_str() {
+        lines.push(row("starts", at));
+    }
+    let auto = &answer["auto"];
+    let mode = text(&auto["mode"]);
+    let next = match auto["at"].as_str() {
+        Some(at) => format!("{mode}; next: {} at {at}", text(&auto["next"])),
+        None => format!("{mode}; next: {}", text(&auto["next"])),
+    };
+    lines.push(row("by itself", &next));
+    if let Some(error) = auto["error"].as_str() {
+        lines.push(row("", error));
+    }
+    lines
+}
+
+/// Whether the connection, and not the node, is the reason of an error.
+fn is_lost(error: &CallError) -> bool {
+    use alknet_call::ErrorCode;
+    matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout)
+}
+
+#[cfg(test)]
+mod tests;

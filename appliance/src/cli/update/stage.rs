@@ -1,0 +1,252 @@
+//! Brings a bundle to a node, and returns the node's plan.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use alknet_call::{CallError, CallOptions, ErrorCode};
+use alknet_tensor_cli::ByteProgress;
+use serde_json::{Value, json};
+
+use super::source::{BundlePieces, BundleSource};
+use super::{NodeTurn, STATUS, is_lost};
+use crate::cli::call::call_error;
+use crate::cli::caller::NodeCaller;
+use crate::cli::query::text;
+use crate::cli::{CommandError, CommandExit};
+
+/// How long a node may take for the last piece: it writes, reads back and verifies the program meanwhile.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(900);
+/// How often an upload is taken up again after its connection was lost, without a piece in between.
+const TRIES_MAX: u32 = 5;
+/// The pause before that, and between two questions about a download.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// The plan of the node for what the source has.
+pub(super) async fn staged(
+    turn: &NodeTurn<'_>,
+    source: &BundleSource,
+) -> Result<Value, CommandError> {
+    match source {
+        BundleSource::Channel => download(turn, json!({})).await,
+        BundleSource::Url(url) => download(turn, json!({ "url": url })).await,
+        BundleSource::File { path, bytes } => {
+            let pieces = BundlePieces::File {
+                path,
+                bytes: *bytes,
+            };
+            upload(turn, &pieces).await
+        }
+        BundleSource::Hub(hub) => {
+            turn.dialer
+                .reached(hub, async |hub| {
+                    let pieces = BundlePieces::of_hub(hub).await?;
+                    upload(turn, &pieces).await
+                })
+                .await
+        }
+    }
+}
+
+fn progress(turn: &NodeTurn<'_>) -> ByteProgress {
+    ByteProgress::new("update", None, !turn.json && io::stderr().is_terminal())
+}
+
+/// The wish with what the command line adds to it.
+fn wished(turn: &NodeTurn<'_>, mut input: Value) -> Value {
+    if let Some(version) = &turn.wish.downgrade {
+        input["downgrade"] = version.clone().into();
+    }
+    if turn.wish.dry_run {
+        input["dry_run"] = true.into();
+    }
+    input
+}
+
+/// Lets the node download, and waits for the end.
+async fn download(turn: &NodeTurn<'_>, input: Value) -> Result<Value, CommandError> {
+    let input = wished(turn, input);
+    let progress = progress(turn);
+    turn.dialer
+        .reached(turn.route, async |node| {
+            let begun = node.call_with("update/stage", &input, patient()).await;
+            let begun = begun.map_err(call_error)?;
+            let session = text(&begun.value()["session"]).to_owned();
+            loop {
+                let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
+                let status = status.value();
+                if let Some(plan) = ended(status, &session) {
+                    return plan;
+                }
+                let number = |name: &str| status["session"][name].as_u64().unwrap_or_default();
+                progress.set(number("offset"), number("bytes"));
+                tokio::time::sleep(PAUSE).await;
+            }
+        })
+        .await
+}
+
+/// How the session ended, if it did.
+fn ended(status: &Value, session: &str) -> Option<Result<Value, CommandError>> {
+    let ended = &status["ended"];
+    if ended["session"] != session {
+        // The node restarted, or another session began meanwhile.
+        let is_running = status["session"]["session"] == session;
+        let gone = "the node forgot the download: it restarted, or another one began";
+        return (!is_running)
+            .then(|| Err(CommandError::new(CommandExit::Failed, "CONFLICT", gone)));
+    }
+    if ended["plan"].is_object() {
+        return Some(Ok(ended["plan"].clone()));
+    }
+    let (code, why) = (text(&ended["error"]["code"]), text(&ended["error"]["text"]));
+    let why = format!("{code}: {why}");
+    Some(Err(CommandError::new(CommandExit::Failed, "CONFLICT", why)))
+}
+
+/// Sends a bundle piece by piece, over another connection where one is lost.
+async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value, CommandError> {
+    let input = wished(turn, json!({ "bytes": pieces.bytes() }));
+    let progress = progress(turn);
+    let mut sending = UploadState::default();
+    let mut tries = 0;
+    loop {
+        let before = sending.offset;
+        let sent = turn
+            .dialer
+            .reached(turn.route, async |node| {
+                match &sending.session {
+                    None => sending.session = Some(begin(node, &input).await?),
+                    Some(_) => {
+                        if let Some(plan) = sending.resume(node).await? {
+                            return Ok(UploadStep::Done(plan));
+                        }
+                    }
+                }
+                sending.send(node, pieces, &progress).await
+            })
+            .await;
+        if sending.offset > before {
+            tries = 0;
+        }
+        tries += 1;
+        match sent {
+            Ok(UploadStep::Done(plan)) => return Ok(plan),
+            Ok(UploadStep::Lost(error)) if tries > TRIES_MAX => return Err(call_error(error)),
+            Ok(UploadStep::Lost(_)) => {}
+            // The node may be away for the dial as well. Before the upload began nothing is lost by an error.
+            Err(error) if sending.session.is_some() && is_away(&error) && tries <= TRIES_MAX => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn is_away(error: &CommandError) -> bool {
+    error.exit == CommandExit::Unreachable || error.exit == CommandExit::Timeout
+}
+
+/// Begins a session. One that an earlier command of the same caller left is given up.
+async fn begin(node: &NodeCaller, input: &Value) -> Result<String, CommandError> {
+    let session = |answer: &Value| text(&answer["session"]).to_owned();
+    let refused = match node.call("update/stage", input).await {
+        Ok(answer) => return Ok(session(answer.value())),
+        Err(error) => error,
+    };
+    let is_busy = refused
+        .details
+        .as_ref()
+        .is_some_and(|it| it["code"] == "busy");
+    if is_busy {
+        let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
+        let own = &status.value()["session"];
+        // Only the owner of a session is told its name.
+        if own["source"] == "upload" && own["session"].is_string() {
+            let abort = json!({ "session": own["session"], "abort": true });
+            node.call("update/write", &abort)
+                .await
+                .map_err(call_error)?;
+            let answer = node.call("update/stage", input).await;
+            return answer.map(|it| session(it.value())).map_err(call_error);
+        }
+    }
+    Err(call_error(refused))
+}
+
+/// How one connection ended.
+enum UploadStep {
+    Done(Value),
+    Lost(CallError),
+}
+
+/// How far an upload is.
+#[derive(Default)]
+struct UploadState {
+    session: Option<String>,
+    offset: u64,
+}
+
+impl UploadState {
+    /// Asks a node that was away how much it has. The plan, if it has all.
+    async fn resume(&mut self, node: &NodeCaller) -> Result<Option<Value>, CommandError> {
+        let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
+        let status = status.value();
+        let session = self.session.as_deref().unwrap_or_default();
+        match ended(status, session) {
+            Some(end) => end.map(Some),
+            None => {
+                self.offset = status["session"]["offset"].as_u64().unwrap_or_default();
+                Ok(None)
+            }
+        }
+    }
+
+    async fn send(
+        &mut self,
+        node: &NodeCaller,
+        pieces: &BundlePieces<'_>,
+        progress: &ByteProgress,
+    ) -> Result<UploadStep, CommandError> {
+        loop {
+            let data = pieces.at(self.offset).await?;
+            let input = json!({ "session": self.session, "offset": self.offset, "data": data });
+            let answer = match node.call_with("update/write", &input, patient()).await {
+                Ok(answer) => answer,
+                Err(error) if is_lost(&error) => return Ok(UploadStep::Lost(error)),
+                Err(error) => match right_offset(&error, self.offset) {
+                    Some(offset) => {
+                        self.offset = offset;
+                        continue;
+                    }
+                    None => return Err(call_error(error)),
+                },
+            };
+            let answer = answer.value();
+            if answer["plan"].is_object() {
+                return Ok(UploadStep::Done(answer["plan"].clone()));
+            }
+            let next = answer["offset"].as_u64().filter(|next| *next > self.offset);
+            self.offset = next.ok_or_else(|| {
+                CommandError::new(
+                    CommandExit::Failed,
+                    "PROTOCOL",
+                    "the node takes no more of the bundle",
+                )
+            })?;
+            progress.set(self.offset, pieces.bytes());
+        }
+    }
+}
+
+/// The offset that the node names, if it is another one.
+fn right_offset(error: &CallError, sent: u64) -> Option<u64> {
+    let is_offset = error.code == ErrorCode::Conflict;
+    let right = error.details.as_ref().filter(|_| is_offset)?["offset"].as_u64();
+    right.filter(|right| *right != sent)
+}
+
+fn patient() -> CallOptions {
+    CallOptions {
+        timeout: Some(PIECE_TIMEOUT),
+        ..CallOptions::default()
+    }
+}

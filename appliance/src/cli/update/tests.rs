@@ -1,0 +1,177 @@
+//! What the words of the command line mean, and what is printed.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Debug, Parser)]
+struct UpdateTestCli {
+    #[command(flatten)]
+    args: UpdateArgs,
+}
+
+fn read(line: &str) -> Result<UpdateArgs, clap::Error> {
+    let words = std::iter::once("update").chain(line.split_whitespace());
+    UpdateTestCli::try_parse_from(words).map(|cli| cli.args)
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_last_word_is_the_source_if_it_can_be_no_node() {
+    let is_node = |word: &str| word == "bundle.tar" || word == "edge-1";
+    for (line, nodes, source) in [
+        ("", 0, None),
+        ("edge-1", 1, None),
+        ("edge-1 hall", 2, None),
+        ("edge-1 ./a", 1, Some("./a")),
+        ("new.tar", 0, Some("new.tar")),
+        ("bundle.tar", 1, None),
+        (
+            "edge-1 hall https://a.example/b",
+            2,
+            Some("https://a.example/b"),
+        ),
+    ] {
+        let words = words(line);
+        let (found, file) = arranged(&words, is_node).expect(line);
+        assert_eq!((found.len(), file), (nodes, source), "{line}");
+    }
+    let wrong = words("https://a.example/b edge-1");
+    assert!(arranged(&wrong, is_node).is_err());
+}
+
+#[test]
+fn a_verb_is_no_node_and_a_node_is_no_verb() {
+    assert!(matches!(
+        read("status edge-1").expect("a verb").verb,
+        Some(UpdateVerb::Status(_))
+    ));
+    assert!(matches!(
+        read("log").expect("a verb").verb,
+        Some(UpdateVerb::Log(_))
+    ));
+    let wish = read("edge-1 b.tar --stage --downgrade 1.0.0").expect("a wish");
+    assert!(wish.verb.is_none() && wish.wish.stage);
+    assert_eq!(wish.wish.words, ["edge-1", "b.tar"]);
+    for refused in [
+        "edge-1 --stage --at 1h",
+        "edge-1 --dry-run --stage",
+        "edge-1 --rings 1,all",
+        "attic --workers --rings 0",
+        "attic --workers --at-once 0",
+        "attic --workers --stage",
+        "edge-1 --at noon",
+    ] {
+        assert!(read(refused).is_err(), "{refused}");
+    }
+    let fleet = read("attic b.tar --workers --rings 1,5,all --at-once 3").expect("a wish");
+    assert_eq!(fleet.wish.rings.len(), 3);
+}
+
+#[test]
+fn a_start_is_a_moment_or_a_time_from_now() {
+    let now: Timestamp = "2027-01-31T00:00:00Z".parse().expect("a time");
+    let moment = |text: &str| {
+        let at = start_time(text).expect(text).moment(now);
+        at.expect("not far").to_string()
+    };
+    assert_eq!(moment("2h"), "2027-01-31T02:00:00Z");
+    assert_eq!(moment("2027-02-01T02:00:00Z"), "2027-02-01T02:00:00Z");
+    duration::samples::refuses_what_is_no_time(OR_MOMENT, start_time);
+    assert!(StartTime::In(u64::MAX).moment(now).is_err());
+}
+
+#[test]
+fn without_a_person_nothing_restarts_unasked() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let line = format!("127.0.0.1:1 --state {}", dir.path().display());
+    let wish = read(&line).expect("a wish").wish;
+    let refused = update(&wish, true).expect_err("no person");
+    assert_eq!(refused.exit, CommandExit::Usage);
+    assert!(refused.message.contains("--yes"), "{refused}");
+    let plain = read(&format!("{line} http://a.example/b.tar"))
+        .expect("a wish")
+        .wish;
+    let refused = update(&plain, true).expect_err("a server without TLS");
+    assert!(refused.message.contains("https only"), "{refused}");
+    let missing = read(&format!("{line} ./missing.tar")).expect("a wish").wish;
+    let refused = update(&missing, true).expect_err("no such file");
+    assert!(refused.message.contains("missing.tar"), "{refused}");
+}
+
+#[test]
+fn a_plan_says_what_a_person_has_to_know() {
+    let plan = json!({
+        "from": "1.0.0", "to": "1.1.0", "step": "upgrade", "bytes": 40 << 20,
+        "changes": "faster\nsmaller", "floor": "1.1.0", "needs_person": "pin", "time_known": false,
+    });
+    let lines = plan_lines("edge-1", &plan);
+    let expected = [
+        "edge-1: 1.0.0 → 1.1.0",
+        "  size     40.0 MiB",
+        "  changes  faster",
+        "           smaller",
+        "  floor    no version before 1.1.0 runs here afterwards",
+        "  person   its start needs a person at the machine: pin",
+        "  time     the machine does not know the time: it cannot tell an expired bundle",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_trial_is_confirmed_returned_or_not_decided() {
+    use trial::{TrialView, view};
+
+    let status = |state: &str, version: &str, last: Value| json!({ "state": state, "version": version, "gate": ["the vault"], "last": last });
+    let good = status("good", "1.1.0", Value::Null);
+    assert_eq!(view(&good, "1.1.0"), TrialView::Confirmed);
+    for state in ["pending", "staged", "trial"] {
+        let undecided = view(&status(state, "1.1.0", Value::Null), "1.1.0");
+        assert!(
+            matches!(undecided, TrialView::Waits(_)),
+            "{state}: {undecided:?}"
+        );
+    }
+    let failed = json!({ "version": "1.1.0", "outcome": "failed", "stage": "data", "reason": "it is read-only" });
+    let TrialView::Returned(why) = view(&status("failed", "1.0.0", failed), "1.1.0") else {
+        panic!("it returned");
+    };
+    let expected =
+        "it runs 1.0.0 again, because 1.1.0 failed: after the stage 'data': it is read-only";
+    assert_eq!(why, expected);
+}
+
+#[test]
+fn a_log_and_a_status_read_well() {
+    let log = json!({ "records": [
+        { "time": "2027-01-31T02:00:00Z", "event": "staged", "version": "1.1.0", "by": "admin", "reason": "" },
+        { "time": null, "event": "failed", "version": "1.1.0", "by": "the machine", "reason": "it hung" },
+    ] });
+    let expected = [
+        "2027-01-31T02:00:00Z  staged 1.1.0 by admin",
+        "no clock  failed 1.1.0 by the machine: it hung",
+    ];
+    assert_eq!(log_lines(&log), expected);
+    assert_eq!(
+        log_lines(&json!({ "records": [] })),
+        ["no update was tried"]
+    );
+    let status = json!({
+        "version": "1.0.0", "state": "staged", "slot": "a", "other_version": "1.1.0", "keys": "owner",
+        "floor": null, "session": { "offset": 3, "bytes": 9, "source": "upload" },
+        "scheduled": "2027-01-31T02:00:00Z",
+        "auto": { "mode": "stage", "next": "look", "at": "2027-01-31T06:00:00Z", "error": null },
+    });
+    let expected = [
+        "version    1.0.0",
+        "update     slot a; 1.1.0 waits to be started",
+        "keys       owner",
+        "sending    3 of 9 bytes, upload",
+        "starts     2027-01-31T02:00:00Z",
+        "by itself  stage; next: look at 2027-01-31T06:00:00Z",
+    ];
+    assert_eq!(status_lines(&status), expected);
+}

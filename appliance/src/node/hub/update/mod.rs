@@ -1,0 +1,397 @@
+//! `hub/update`, `hub/update_status` and `hub/update_read`: a hub gives its workers a new version, ring after ring.
+
+mod bundle;
+mod rollout;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use alknet_call::{
+    CallBody, CallError, CallOptions, Ctx, Dispatcher, ErrorCode, HandlerKind, OperationSpec,
+    Registration,
+};
+use alknet_core::{BoxFuture, PeerId};
+use bytes::Bytes;
+use data_encoding::BASE64;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{HubContext, SharedDispatcher, requester};
+use crate::node::ops::{caller, empty_input};
+use crate::node::update::APPLY_SCOPE;
+use bundle::{HUB_BUNDLE_BYTES_MAX, HubBundleError, HubBundleStore, PIECE_BYTES_MAX, piece_of};
+use rollout::{
+    AT_ONCE_MAX, LIMIT_S, LIMIT_S_MAX, RINGS_MAX, RingSize, RolloutError, RolloutPlan, Rollouts,
+};
+use worker::WorkerLink;
+
+/// Scope of callers that may see how far the workers are.
+const READ_SCOPE: &str = "hub:read";
+/// Scope of callers that may change what peers do.
+const ADMIN_SCOPE: &str = "hub:admin";
+/// Folder of the bundle and of the last rollout, below the hub's state directory.
+const FOLDER: &str = "state/hub-update";
+/// The operation by which a worker shows that it lets this hub offer updates.
+const OFFER: &str = "update/offer";
+/// How long a worker may take for the answer to a piece: after the last one it writes and verifies the program.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Most workers that a request may name.
+const WORKERS_MAX: usize = 1000;
+
+/// The updates of a hub's workers. Clones share them.
+#[derive(Clone)]
+pub(super) struct HubUpdates {
+    store: Arc<HubBundleStore>,
+    rollouts: Rollouts,
+}
+
+impl HubUpdates {
+    pub(super) fn open(state_dir: &Path) -> Self {
+        let folder = state_dir.join(FOLDER);
+        Self {
+            rollouts: Rollouts::open(&folder),
+            store: Arc::new(HubBundleStore::open(folder)),
+        }
+    }
+}
+
+/// The workers of a dispatcher, by the hub's own rights there.
+struct HubWorkers(SharedDispatcher);
+
+impl HubWorkers {
+    fn dispatcher(&self) -> Result<Arc<Dispatcher>, CallError> {
+        let dispatcher = self.0.get().and_then(Weak::upgrade);
+        dispatcher.ok_or_else(|| CallError::unavailable("the hub stops"))
+    }
+}
+
+impl WorkerLink for HubWorkers {
+    fn call<'a>(
+        &'a self,
+        worker: &'a PeerId,
+        operation: &'a str,
+        input: Value,
+    ) -> BoxFuture<'a, Result<Value, CallError>> {
+        Box::pin(async move {
+            let caller = self.dispatcher()?.peers().caller(worker);
+            let caller =
+                caller.ok_or_else(|| CallError::unavailable("the worker is not connected"))?;
+            let options = CallOptions {
+                timeout: Some(WORKER_TIMEOUT),
+                ..CallOptions::default()
+            };
+            let answer = caller.call_with(operation, &input, &options).await?;
+            answer.try_into_value()
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HubUpdateInput {
+    bytes: Option<u64>,
+    offset: Option<u64>,
+    data: Value,
+    start: Option<StartInput>,
+    stop: bool,
+    remove: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct StartInput {
+    rings: Vec<RingSize>,
+    at_once: usize,
+    limit_s: u64,
+    workers: Vec<String>,
+}
+
+impl Default for StartInput {
+    fn default() -> Self {
+        let plan = RolloutPlan::default();
+        Self {
+            rings: plan.rings,
+            at_once: plan.at_once,
+            limit_s: LIMIT_S,
+            workers: Vec::new(),
+        }
+    }
+}
+
+/// The step that a call of `hub/update` asks for.
+enum HubUpdateStep {
+    Begin(u64),
+    Write(u64, Bytes),
+    Start(StartInput),
+    Stop,
+    Remove,
+}
+
+impl HubUpdateInput {
+    fn step(self, input: &CallBody) -> Result<HubUpdateStep, CallError> {
+        let has_data = !self.data.is_null();
+        match (self.bytes, self.offset, self.start, self.stop, self.remove) {
+            (Some(bytes), None, None, false, false) if !has_data => Ok(HubUpdateStep::Begin(bytes)),
+            (None, Some(offset), None, false, false) if has_data => {
+                Ok(HubUpdateStep::Write(offset, piece(input, &self.data)?))
+            }
+            (None, None, Some(start), false, false) if !has_data => Ok(HubUpdateStep::Start(start)),
+            (None, None, None, true, false) if !has_data => Ok(HubUpdateStep::Stop),
+            (None, None, None, false, true) if !has_data => Ok(HubUpdateStep::Remove),
+            _ => Err(CallError::invalid_input(
+                "give bytes; or offset and data; or start; or stop; or remove",
+            )),
+        }
+    }
+}
+
+/// Bytes behind the JSON, or as base64 in it.
+fn piece(input: &CallBody, value: &Value) -> Result<Bytes, CallError> {
+    let text = value.as_str();
+    let decoded = || text.and_then(|text| BASE64.decode(text.as_bytes()).ok());
+    let data = input.binary(value).or_else(|| decoded().map(Bytes::from));
+    data.filter(|data| (1..=PIECE_BYTES_MAX).contains(&data.len()))
+        .ok_or_else(|| {
+            let text = format!(
+                "data is base64 or {{\"$bin\":[offset,length]}} of 1 to {PIECE_BYTES_MAX} bytes"
+            );
+            CallError::invalid_input(text)
+        })
+}
+
+/// `hub/update`
+pub(super) fn update(hub: HubContext) -> Registration {
+    let mut spec = OperationSpec::mutation(
+        "hub/update",
+        "Keeps an update bundle, and gives it to the workers in rings: the bytes, then the pieces, then start.",
+    )
+    .with_input(json!({
+        "type": "object", "additionalProperties": false,
+        "properties": {
+            "bytes": { "type": "integer", "minimum": 1, "maximum": HUB_BUNDLE_BYTES_MAX,
+                       "description": "Begins to take a bundle of so many bytes" },
+            "offset": { "type": "integer", "minimum": 0 },
+            "data": { "description": "The bytes from the offset on, at most 256 KiB" },
+            "start": { "type": "object", "additionalProperties": false,
+                "properties": {
+                    "rings": { "type": "array", "maxItems": RINGS_MAX,
+                        "items": { "anyOf": [{ "type": "integer", "minimum": 1 }, { "const": "all" }] },
+                        "description": "Workers of each ring; [1, 5, \"all\"] unless given" },
+                    "at_once": { "type": "integer", "minimum": 1, "maximum": AT_ONCE_MAX },
+                    "limit_s": { "type": "integer", "minimum": 1, "maximum": LIMIT_S_MAX,
+                        "description": "How long a worker may take until it is confirmed" },
+                    "workers": { "type": "array", "maxItems": WORKERS_MAX, "items": { "type": "string" },
+                        "description": "Their ids or names, in their order; all that are connected unless given" },
+                } },
+            "stop": { "const": true, "description": "No further worker begins" },
+            "remove": { "const": true, "description": "Removes the bundle" },
+        }
+    }))
+    .with_output(json!({
+        "type": "object",
+        "properties": {
+            "offset": { "type": "integer" }, "piece_bytes_max": { "type": "integer" },
+            "version": { "type": "string", "description": "After the last piece: what the bundle says of itself" },
+            "workers": { "type": "integer", "description": "How many workers have their turn" },
+            "stopped": { "const": true }, "removed": { "const": true },
+        }
+    }));
+    let both = [ADMIN_SCOPE, APPLY_SCOPE].map(str::to_owned);
+    spec.access_control.required_scopes = both.to_vec();
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let hub = hub.clone();
+        async move {
+            requester(&ctx)?;
+            let by = caller(&ctx);
+            let fields: HubUpdateInput = input.parse()?;
+            let step = fields.step(&input)?;
+            drop(input);
+            hub.update_step(step, by).await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// `hub/update_status`
+pub(super) fn status(hub: HubContext) -> Registration {
+    let spec = OperationSpec::query(
+        "hub/update_status",
+        "The bundle that the hub has for its workers, and how far the last update of them is.",
+    )
+    .with_input(empty_input())
+    .with_output(json!({
+        "type": "object", "required": ["bundle", "rollout"],
+        "properties": {
+            "bundle": { "type": ["object", "null"] },
+            "rollout": { "type": ["object", "null"], "properties": {
+                "state": { "enum": ["running", "done", "failed", "stopped", "interrupted"] },
+                "workers": { "type": "array" },
+            } },
+        }
+    }))
+    .with_scope(READ_SCOPE);
+    let handler = HandlerKind::once(move |_input: CallBody, _ctx: Ctx| {
+        let bundle = hub.updates.store.kept();
+        let bundle = bundle.map(|it| json!({ "version": it.version, "bytes": it.bytes }));
+        let mut rollout = json!(hub.updates.rollouts.report());
+        hub.add_names(&mut rollout);
+        std::future::ready(Ok::<_, CallError>(
+            json!({ "bundle": bundle, "rollout": rollout }),
+        ))
+    });
+    Registration::new(spec, handler)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadInput {
+    offset: u64,
+}
+
+/// `hub/update_read`
+pub(super) fn read(hub: HubContext) -> Registration {
+    let spec = OperationSpec::query(
+        "hub/update_read",
+        "Reads a piece of the bundle that the hub has.",
+    )
+    .with_input(json!({
+        "type": "object", "required": ["offset"], "additionalProperties": false,
+        "properties": { "offset": { "type": "integer", "minimum": 0 } }
+    }))
+    .with_output(json!({
+        "type": "object", "required": ["bytes", "version", "data"],
+        "properties": {
+            "bytes": { "type": "integer", "description": "Bytes of the bundle" },
+            "version": { "type": "string" },
+            "data": { "type": "string", "description": "At most 256 KiB, in base64" },
+        }
+    }))
+    .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: CallBody, _ctx: Ctx| {
+        let store = Arc::clone(&hub.updates.store);
+        async move {
+            let ReadInput { offset } = input.parse()?;
+            let bundle = store.kept().ok_or(HubBundleError::None)?;
+            let piece = blocking(move || Ok(piece_of(&store.path(), offset)?)).await?;
+            Ok::<_, CallError>(json!({
+                "bytes": bundle.bytes,
+                "version": bundle.version,
+                "data": BASE64.encode(&piece),
+            }))
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+impl HubContext {
+    async fn update_step(&self, step: HubUpdateStep, by: String) -> Result<Value, CallError> {
+        let HubUpdates { store, rollouts } = self.updates.clone();
+        let is_free = match rollouts.is_running() {
+            false => Ok(()),
+            true => Err(HubBundleError::InUse),
+        };
+        match step {
+            HubUpdateStep::Begin(bytes) => {
+                is_free?;
+                blocking(move || store.begin(bytes)).await?;
+                Ok(json!({ "offset": 0, "piece_bytes_max": PIECE_BYTES_MAX }))
+            }
+            HubUpdateStep::Write(offset, data) => {
+                is_free?;
+                let (offset, kept) = blocking(move || store.write(offset, &data)).await?;
+                let mut answer = json!({ "offset": offset });
+                if let Some(kept) = kept {
+                    answer["version"] = kept.version.into();
+                }
+                Ok(answer)
+            }
+            HubUpdateStep::Start(start) => self.start_rollout(start, by),
+            HubUpdateStep::Stop => {
+                rollouts.stop();
+                Ok(json!({ "stopped": true }))
+            }
+            HubUpdateStep::Remove => {
+                is_free?;
+                blocking(move || store.remove()).await?;
+                Ok(json!({ "removed": true }))
+            }
+        }
+    }
+
+    fn start_rollout(&self, start: StartInput, by: String) -> Result<Value, CallError> {
+        let HubUpdates { store, rollouts } = &self.updates;
+        let bundle = store.kept().ok_or(HubBundleError::None)?;
+        let workers = self.workers(&start.workers)?;
+        let count = workers.len();
+        let plan = RolloutPlan {
+            rings: start.rings,
+            at_once: start.at_once,
+            limit: Duration::from_secs(start.limit_s),
+            ..RolloutPlan::default()
+        };
+        let link = Arc::new(HubWorkers(Arc::clone(&self.dispatcher)));
+        let begun = rollouts.begin((bundle, store.path()), workers, (plan, by), link);
+        let work = begun.map_err(|error| match error {
+            RolloutError::Running => CallError::new(ErrorCode::Conflict, error.to_string()),
+            RolloutError::NoWorkers => CallError::new(ErrorCode::NotFound, error.to_string()),
+        })?;
+        // A task of its own: the rollout outlives the call.
+        tokio::spawn(work);
+        Ok(json!({ "workers": count }))
+    }
+
+    /// The workers of these ids or names in their order, or all that serve [`OFFER`], by their names.
+    fn workers(&self, wanted: &[String]) -> Result<Vec<PeerId>, CallError> {
+        let peers = self.people.identities.entries().peers;
+        if wanted.is_empty() {
+            let dispatcher = HubWorkers(Arc::clone(&self.dispatcher)).dispatcher()?;
+            let mut serving = dispatcher.peers().serving(OFFER);
+            let name = |id: &PeerId| {
+                let entry = peers.iter().find(|it| it.peer_id == *id);
+                let name = entry.and_then(|it| it.display_name.clone());
+                name.unwrap_or_else(|| id.to_string())
+            };
+            serving.sort_by_cached_key(name);
+            return Ok(serving);
+        }
+        let mut found = Vec::with_capacity(wanted.len());
+        for name in wanted {
+            let by_id = peers.iter().find(|it| it.peer_id.as_str() == name);
+            let by_name = || {
+                peers
+                    .iter()
+                    .find(|it| it.display_name.as_ref() == Some(name))
+            };
+            let peer = by_id.or_else(by_name).ok_or_else(|| {
+                CallError::new(ErrorCode::NotFound, format!("the hub has no peer '{name}'"))
+            })?;
+            if !found.contains(&peer.peer_id) {
+                found.push(peer.peer_id.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Adds the names of the workers to a report.
+    fn add_names(&self, rollout: &mut Value) {
+        let peers = self.people.identities.entries().peers;
+        for row in rollout["workers"].as_array_mut().into_iter().flatten() {
+            let id = row["peer"].as_str().unwrap_or_default();
+            let entry = peers.iter().find(|it| it.peer_id.as_str() == id);
+            let name = entry.and_then(|it| it.display_name.clone());
+            row["name"] = name.unwrap_or_else(|| id.to_owned()).into();
+        }
+    }
+}
+
+/// Runs blocking work on a thread where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HubBundleError> + Send + 'static,
+) -> Result<T, HubBundleError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| HubBundleError::Io(std::io::Error::other(error)))?
+}

@@ -1,0 +1,378 @@
+//! Rollouts to workers of the tests' own.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::bundle::HubBundle;
+use super::rollout::{RolloutReport, RolloutState, WorkerRow, WorkerState};
+use super::*;
+
+/// What a worker does with the version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behaviour {
+    Confirms,
+    /// It starts the version, and is back on the one before.
+    ReturnsToOld,
+    /// It never comes back.
+    IsLost,
+    /// PID 1 refuses the bundle by its signatures.
+    Refuses,
+    NeedsPin,
+    RunsItAlready,
+    /// Its `[[join]]` does not let the hub offer.
+    Closed,
+    /// It runs on an ordinary host.
+    IsHost,
+    /// Each second piece is lost with the connection, once.
+    LosesPieces,
+}
+
+#[derive(Debug, Default)]
+struct ModelWorker {
+    got: Vec<u8>,
+    is_started: bool,
+    has_lost: bool,
+    asked: usize,
+}
+
+/// Workers of a model, by their names.
+struct ModelFleet {
+    bytes: usize,
+    behaviours: BTreeMap<PeerId, Behaviour>,
+    workers: Mutex<BTreeMap<PeerId, ModelWorker>>,
+    busy: AtomicUsize,
+    most_busy: AtomicUsize,
+}
+
+const VERSION: &str = "1.1.0";
+
+impl ModelFleet {
+    fn new(bytes: usize, behaviours: impl Fn(usize) -> Behaviour, count: usize) -> Arc<Self> {
+        let behaviours = (1..=count).map(|n| (worker(n), behaviours(n)));
+        Arc::new(Self {
+            bytes,
+            behaviours: behaviours.collect(),
+            workers: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            most_busy: AtomicUsize::new(0),
+        })
+    }
+
+    fn touched(&self) -> Vec<PeerId> {
+        self.workers
+            .lock()
+            .expect("no panic")
+            .keys()
+            .cloned()
+            .collect()
+    }
+
+    fn answer(&self, peer: &PeerId, operation: &str, input: &Value) -> Result<Value, CallError> {
+        let behaviour = self.behaviours[peer];
+        let mut workers = self.workers.lock().expect("no panic");
+        let worker = workers.entry(peer.clone()).or_default();
+        match operation {
+            "update/offer" => match behaviour {
+                Behaviour::Closed => Err(CallError::not_found(operation)),
+                Behaviour::IsHost => {
+                    let details = json!({ "code": "host" });
+                    Err(CallError::unavailable("an ordinary host").with_details(details))
+                }
+                Behaviour::RunsItAlready => {
+                    Ok(json!({ "wanted": false, "reason": "1.1.0 runs already" }))
+                }
+                _ => {
+                    let busy = self.busy.fetch_add(1, Ordering::SeqCst) + 1;
+                    self.most_busy.fetch_max(busy, Ordering::SeqCst);
+                    Ok(json!({ "wanted": true, "session": "s1", "bytes": self.bytes, "offset": 0 }))
+                }
+            },
+            "update/write" => {
+                if behaviour == Behaviour::LosesPieces && !worker.has_lost && !worker.got.is_empty()
+                {
+                    worker.has_lost = true;
+                    return Err(CallError::unavailable("the connection is lost"));
+                }
+                self.write(worker, behaviour, input)
+            }
+            "update/apply" => {
+                worker.is_started = true;
+                Err(CallError::unavailable("the machine restarts"))
+            }
+            "update/status" => {
+                worker.asked += 1;
+                self.status(worker, behaviour)
+            }
+            other => panic!("the hub calls {other}"),
+        }
+    }
+
+    fn write(
+        &self,
+        worker: &mut ModelWorker,
+        behaviour: Behaviour,
+        input: &Value,
+    ) -> Result<Value, CallError> {
+        let offset = input["offset"].as_u64().expect("an offset") as usize;
+        let data = BASE64
+            .decode(input["data"].as_str().expect("data").as_bytes())
+            .expect("base64");
+        assert_eq!(offset, worker.got.len());
+        worker.got.extend(data);
+        if worker.got.len() < self.bytes {
+            return Ok(json!({ "offset": worker.got.len(), "plan": null }));
+        }
+        let needs = match behaviour {
+            Behaviour::Refuses => {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                return Err(CallError::new(ErrorCode::Forbidden, "too few signatures"));
+            }
+            Behaviour::NeedsPin => {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                json!("pin")
+            }
+            _ => Value::Null,
+        };
+        let plan = json!({ "from": "1.0.0", "to": VERSION, "needs_person": needs });
+        Ok(json!({ "offset": self.bytes, "plan": plan }))
+    }
+
+    fn status(&self, worker: &ModelWorker, behaviour: Behaviour) -> Result<Value, CallError> {
+        assert!(worker.is_started);
+        let end = |outcome: &str| json!({ "version": VERSION, "outcome": outcome, "stage": "data", "reason": "no" });
+        match (worker.asked, behaviour) {
+            (_, Behaviour::IsLost) => Err(CallError::unavailable("the worker is not connected")),
+            (1, _) => Err(CallError::unavailable("the worker is not connected")),
+            (2, _) => Ok(json!({ "state": "trial", "version": VERSION, "last": null })),
+            (_, Behaviour::ReturnsToOld) => {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                Ok(json!({ "state": "failed", "version": "1.0.0", "last": end("failed") }))
+            }
+            _ => {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                Ok(json!({ "state": "good", "version": VERSION, "last": end("confirmed") }))
+            }
+        }
+    }
+}
+
+impl WorkerLink for ModelFleet {
+    fn call<'a>(
+        &'a self,
+        worker: &'a PeerId,
+        operation: &'a str,
+        input: Value,
+    ) -> BoxFuture<'a, Result<Value, CallError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            self.answer(worker, operation, &input)
+        })
+    }
+}
+
+fn worker(n: usize) -> PeerId {
+    format!("worker-{n:02}").parse().expect("a peer id")
+}
+
+/// A folder with a bundle, and what begins a rollout there.
+struct RolloutBench {
+    dir: tempfile::TempDir,
+    bundle: Vec<u8>,
+}
+
+impl RolloutBench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        // Of three pieces.
+        let bundle = bundle::tests::unsigned(VERSION, &vec![5; 2 * PIECE_BYTES_MAX + 100]);
+        let store = HubBundleStore::open(dir.path().to_owned());
+        store.begin(bundle.len() as u64).expect("a length");
+        for (n, piece) in bundle.chunks(PIECE_BYTES_MAX).enumerate() {
+            store
+                .write((n * PIECE_BYTES_MAX) as u64, piece)
+                .expect("a piece");
+        }
+        Self { dir, bundle }
+    }
+
+    fn fleet(&self, behaviours: impl Fn(usize) -> Behaviour, count: usize) -> Arc<ModelFleet> {
+        ModelFleet::new(self.bundle.len(), behaviours, count)
+    }
+
+    fn begin(
+        &self,
+        rollouts: &Rollouts,
+        fleet: &Arc<ModelFleet>,
+        plan: RolloutPlan,
+    ) -> Result<impl Future<Output = ()> + Send + use<>, RolloutError> {
+        let store = HubBundleStore::open(self.dir.path().to_owned());
+        let bundle: HubBundle = store.kept().expect("a bundle");
+        let workers = fleet.behaviours.keys().cloned().collect();
+        let link = Arc::clone(fleet) as _;
+        rollouts.begin(
+            (bundle, store.path()),
+            workers,
+            (plan, "admin".to_owned()),
+            link,
+        )
+    }
+
+    async fn run(&self, fleet: &Arc<ModelFleet>, plan: RolloutPlan) -> RolloutReport {
+        let rollouts = Rollouts::open(self.dir.path());
+        self.begin(&rollouts, fleet, plan).expect("it begins").await;
+        rollouts.report().expect("a report")
+    }
+}
+
+fn plan(rings: &[RingSize], at_once: usize) -> RolloutPlan {
+    RolloutPlan {
+        rings: rings.to_vec(),
+        at_once,
+        limit: Duration::from_millis(300),
+        poll: Duration::from_millis(1),
+    }
+}
+
+fn states(report: &RolloutReport) -> Vec<WorkerState> {
+    report.workers.iter().map(|row| row.state).collect()
+}
+
+#[tokio::test]
+async fn each_worker_gets_all_bytes_and_is_confirmed() {
+    let bench = RolloutBench::new();
+    let fleet = bench.fleet(|_| Behaviour::Confirms, 20);
+    let rings = [RingSize::Workers(1), RingSize::Workers(5), RingSize::All];
+    let report = bench.run(&fleet, plan(&rings, 4)).await;
+    assert_eq!(report.state, RolloutState::Done, "{report:?}");
+    assert_eq!(states(&report), [WorkerState::Confirmed; 20]);
+    let rings: Vec<_> = report.workers.iter().map(|row| row.ring).collect();
+    assert_eq!(rings, [&[1][..], &[2; 5], &[3; 14]].concat());
+    let most = fleet.most_busy.load(Ordering::SeqCst);
+    assert_eq!(most, 4, "as many at once as were asked for");
+    let workers = fleet.workers.lock().expect("no panic");
+    assert!(workers.values().all(|worker| worker.got == bench.bundle));
+}
+
+#[tokio::test]
+async fn after_the_third_of_twenty_fails_the_rest_is_left_alone() {
+    for third in [
+        Behaviour::ReturnsToOld,
+        Behaviour::IsLost,
+        Behaviour::Refuses,
+    ] {
+        let bench = RolloutBench::new();
+        let behaviour = |n| if n == 3 { third } else { Behaviour::Confirms };
+        let fleet = bench.fleet(behaviour, 20);
+        let rings = [RingSize::Workers(1), RingSize::Workers(2), RingSize::All];
+        let report = bench.run(&fleet, plan(&rings, 2)).await;
+        assert_eq!(report.state, RolloutState::Failed, "{third:?}");
+        let expected = [
+            &[WorkerState::Confirmed; 2][..],
+            &[WorkerState::Failed],
+            &[WorkerState::Waits; 17],
+        ];
+        assert_eq!(states(&report), expected.concat(), "{third:?}");
+        assert_eq!(fleet.touched(), [worker(1), worker(2), worker(3)]);
+        assert!(!report.workers[2].reason.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_says_no_or_needs_a_person_is_no_failure() {
+    let bench = RolloutBench::new();
+    let behaviour = |n| match n {
+        1 => Behaviour::Closed,
+        2 => Behaviour::RunsItAlready,
+        3 => Behaviour::NeedsPin,
+        4 => Behaviour::IsHost,
+        _ => Behaviour::Confirms,
+    };
+    let fleet = bench.fleet(behaviour, 5);
+    let report = bench.run(&fleet, plan(&[RingSize::All], 1)).await;
+    assert_eq!(report.state, RolloutState::Done);
+    let expected = [
+        WorkerState::Skipped,
+        WorkerState::Skipped,
+        WorkerState::WaitsForPerson,
+        WorkerState::Skipped,
+        WorkerState::Confirmed,
+    ];
+    assert_eq!(states(&report), expected);
+    let workers = fleet.workers.lock().expect("no panic");
+    assert!(
+        !workers[&worker(3)].is_started,
+        "the vault would stay closed"
+    );
+}
+
+#[tokio::test]
+async fn a_piece_that_is_lost_is_sent_again() {
+    let bench = RolloutBench::new();
+    let fleet = bench.fleet(|_| Behaviour::LosesPieces, 1);
+    let report = bench.run(&fleet, plan(&[], 1)).await;
+    assert_eq!(states(&report), [WorkerState::Confirmed], "{report:?}");
+    let workers = fleet.workers.lock().expect("no panic");
+    assert_eq!(workers[&worker(1)].got, bench.bundle);
+}
+
+#[tokio::test]
+async fn one_rollout_runs_at_a_time_and_stops_between_workers() {
+    let bench = RolloutBench::new();
+    let fleet = bench.fleet(|_| Behaviour::Confirms, 3);
+    let rollouts = Rollouts::open(bench.dir.path());
+    let work = bench
+        .begin(&rollouts, &fleet, plan(&[], 1))
+        .expect("it begins");
+    let second = bench.begin(&rollouts, &fleet, plan(&[], 1)).err();
+    assert_eq!(second, Some(RolloutError::Running));
+    rollouts.stop();
+    work.await;
+    let report = rollouts.report().expect("a report");
+    assert_eq!(report.state, RolloutState::Stopped);
+    assert_eq!(states(&report), [WorkerState::Waits; 3]);
+    let none = bench.fleet(|_| Behaviour::Confirms, 0);
+    let refused = bench.begin(&rollouts, &none, plan(&[], 1)).err();
+    assert_eq!(refused, Some(RolloutError::NoWorkers));
+}
+
+#[tokio::test]
+async fn a_rollout_that_a_restart_cut_off_is_shown_and_not_continued() {
+    let bench = RolloutBench::new();
+    let fleet = bench.fleet(|_| Behaviour::Confirms, 3);
+    let rollouts = Rollouts::open(bench.dir.path());
+    // The hub ends before the first step.
+    drop(
+        bench
+            .begin(&rollouts, &fleet, plan(&[], 1))
+            .expect("it begins"),
+    );
+    let again = Rollouts::open(bench.dir.path());
+    let report = again.report().expect("a report");
+    assert_eq!(report.state, RolloutState::Interrupted);
+    assert_eq!(report.workers.len(), 3);
+    assert!(!again.is_running());
+    assert_eq!(fleet.touched(), []);
+    let work = bench
+        .begin(&again, &fleet, plan(&[], 1))
+        .expect("it begins");
+    work.await;
+    assert_eq!(again.report().expect("a report").state, RolloutState::Done);
+}
+
+#[test]
+fn rings_are_numbers_or_all() {
+    let input = json!({ "rings": [1, 5, "all"], "at_once": 2 });
+    let start: StartInput = serde_json::from_value(input).expect("rings");
+    let expected = [RingSize::Workers(1), RingSize::Workers(5), RingSize::All];
+    assert_eq!(start.rings, expected);
+    assert_eq!((start.at_once, start.limit_s), (2, LIMIT_S));
+    assert_eq!(json!(start.rings), json!([1, 5, "all"]));
+    let wrong = serde_json::from_value::<StartInput>(json!({ "rings": ["some"] }));
+    assert!(wrong.is_err());
+    let row: WorkerRow = serde_json::from_value(json!({
+        "peer": "worker-01", "ring": 1, "state": "waits-for-person"
+    }))
+    .expect("a row");
+    assert_eq!(row.state, WorkerState::WaitsForPerson);
+}

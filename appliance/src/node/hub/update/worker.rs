@@ -1,0 +1,217 @@
+//! The update of one worker by its hub: offer, send, start, wait for the confirmation.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{CallError, ErrorCode};
+use alknet_core::{BoxFuture, PeerId};
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::bundle::{HubBundle, piece_of};
+use super::rollout::WorkerState;
+
+/// Calls operations of workers.
+pub(super) trait WorkerLink: Send + Sync {
+    /// Calls an operation of a worker.
+    fn call<'a>(
+        &'a self,
+        worker: &'a PeerId,
+        operation: &'a str,
+        input: Value,
+    ) -> BoxFuture<'a, Result<Value, CallError>>;
+}
+
+/// What is done with each worker. Clones share the link.
+#[derive(Clone)]
+pub(super) struct WorkerUpdate {
+    pub(super) link: Arc<dyn WorkerLink>,
+    pub(super) bundle: HubBundle,
+    pub(super) path: PathBuf,
+    pub(super) limit: Duration,
+    pub(super) poll: Duration,
+}
+
+/// How a worker's turn ended.
+type TurnEnd = (WorkerState, String);
+
+/// What the worker said of the bundle once it had all of it.
+struct SentBundle {
+    version: String,
+    needs_person: Option<String>,
+}
+
+impl WorkerUpdate {
+    /// Updates a worker. `note` gets each state but the last.
+    pub(super) async fn run(&self, worker: &PeerId, note: impl Fn(WorkerState)) -> TurnEnd {
+        note(WorkerState::Sending);
+        let until = Instant::now() + self.limit;
+        let session = match self.offer(worker).await {
+            Ok(session) => session,
+            Err(end) => return end,
+        };
+        let sent = match self.send(worker, &session, until).await {
+            Ok(sent) => sent,
+            Err(end) => return end,
+        };
+        if let Some(what) = &sent.needs_person {
+            let reason = format!("its start needs a person at the machine: {what}");
+            return (WorkerState::WaitsForPerson, reason);
+        }
+        note(WorkerState::Starting);
+        let until = Instant::now() + self.limit;
+        // The worker restarts, and its answer may be lost on the way.
+        match self.link.call(worker, "update/apply", json!({})).await {
+            Err(error) if !is_lost(&error) => failed(&error),
+            _ => self.wait(worker, &sent.version, until).await,
+        }
+    }
+
+    async fn offer(&self, worker: &PeerId) -> Result<String, TurnEnd> {
+        let offer = json!({ "version": self.bundle.version, "bytes": self.bundle.bytes });
+        let answer = self.link.call(worker, "update/offer", offer).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if is_not_permitted(&error) => {
+                let reason =
+                    "it does not let this hub offer updates: [[join]] update is not true there";
+                return Err((WorkerState::Skipped, reason.to_owned()));
+            }
+            Err(error) if has_no_slots(&error) => {
+                return Err((WorkerState::Skipped, text(&error.message.into())));
+            }
+            Err(error) => return Err(failed(&error)),
+        };
+        if answer["wanted"] != true {
+            let reason = text(&answer["reason"]);
+            return Err((WorkerState::Skipped, reason));
+        }
+        Ok(text(&answer["session"]))
+    }
+
+    /// Sends the bundle piece by piece. A worker that is away for a while gets the rest when it is back.
+    async fn send(
+        &self,
+        worker: &PeerId,
+        session: &str,
+        until: Instant,
+    ) -> Result<SentBundle, TurnEnd> {
+        let mut offset = 0;
+        loop {
+            let path = self.path.clone();
+            let read = tokio::task::spawn_blocking(move || piece_of(&path, offset)).await;
+            let piece = match read {
+                Ok(Ok(piece)) => piece,
+                Ok(Err(error)) => {
+                    return Err(lost(format!("the hub cannot read the bundle: {error}")));
+                }
+                Err(error) => return Err(lost(error.to_string())),
+            };
+            let input =
+                json!({ "session": session, "offset": offset, "data": BASE64.encode(&piece) });
+            match self.link.call(worker, "update/write", input).await {
+                Ok(answer) if answer["plan"].is_object() => {
+                    let plan = &answer["plan"];
+                    return Ok(SentBundle {
+                        version: text(&plan["to"]),
+                        needs_person: plan["needs_person"].as_str().map(str::to_owned),
+                    });
+                }
+                Ok(answer) => {
+                    let next = answer["offset"].as_u64().filter(|next| *next > offset);
+                    offset =
+                        next.ok_or_else(|| lost("it takes no more of the bundle".to_owned()))?;
+                }
+                Err(error) => {
+                    let right = error.details.as_ref().and_then(|it| it["offset"].as_u64());
+                    offset = match right {
+                        Some(right) if right != offset && right < self.bundle.bytes => right,
+                        _ if is_lost(&error) && Instant::now() < until => {
+                            sleep(self.poll).await;
+                            offset
+                        }
+                        _ => return Err(failed(&error)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Waits until the worker has confirmed the version, or runs another one again.
+    async fn wait(&self, worker: &PeerId, version: &str, until: Instant) -> TurnEnd {
+        loop {
+            let status = self.link.call(worker, "update/status", json!({})).await;
+            if let Ok(status) = status
+                && let Some(end) = judged(&status, version)
+            {
+                return end;
+            }
+            if Instant::now() >= until {
+                let seconds = self.limit.as_secs();
+                return lost(format!("it did not come back confirmed within {seconds} s"));
+            }
+            sleep(self.poll).await;
+        }
+    }
+}
+
+/// What the status of a worker says of the version. `None`: nothing yet.
+fn judged(status: &Value, version: &str) -> Option<TurnEnd> {
+    let state = status["state"].as_str().unwrap_or_default();
+    // The worker has not decided. What it says of the last update may be about an earlier one.
+    if matches!(state, "staged" | "pending" | "trial") {
+        return None;
+    }
+    let last = &status["last"];
+    let is_of_version = last["version"] == version;
+    if is_of_version && last["outcome"] != "confirmed" {
+        let stage = text(&last["stage"]);
+        let reason = format!(
+            "{version} failed after '{stage}': {}",
+            text(&last["reason"])
+        );
+        return Some(lost(reason));
+    }
+    (status["version"] == version).then(|| (WorkerState::Confirmed, String::new()))
+}
+
+fn lost(reason: String) -> TurnEnd {
+    (WorkerState::Failed, reason)
+}
+
+fn failed(error: &CallError) -> TurnEnd {
+    lost(error.to_string())
+}
+
+/// Whether the worker was not reached, or its answer was lost.
+fn is_lost(error: &CallError) -> bool {
+    matches!(
+        error.code,
+        ErrorCode::Unavailable | ErrorCode::Timeout | ErrorCode::Overloaded
+    )
+}
+
+/// Whether the worker is a host, or a machine whose form has no boot slots.
+fn has_no_slots(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
+    matches!(code, Some("host" | "no-slots"))
+}
+
+/// Whether the worker does not serve the operation to its hub.
+fn is_not_permitted(error: &CallError) -> bool {
+    matches!(
+        error.code,
+        ErrorCode::Forbidden | ErrorCode::NotFound | ErrorCode::Unauthenticated
+    )
+}
+
+fn text(value: &Value) -> String {
+    value
+        .as_str()
+        .unwrap_or_default()
+        .chars()
+        .take(500)
+        .collect()
+}

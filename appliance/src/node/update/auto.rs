@@ -1,0 +1,220 @@
+//! What the machine does by itself about updates, by the configuration.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use alknet_call::CallError;
+use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::NodeUpdates;
+use super::download::planned;
+use super::schedule::{AutoStep, AutoView, step};
+use super::session::StagingOutcome;
+use super::stage::StageWish;
+
+/// How often the node decides.
+const TICK: Duration = Duration::from_secs(60);
+/// Who asks, in the log, if the node does so by itself.
+const BY: &str = "the machine";
+
+/// What the node remembers between two decisions.
+#[derive(Debug, Default)]
+pub(super) struct AutoMemory {
+    /// When the node began to know the time.
+    began: Option<i64>,
+    /// When it looked at the channel last.
+    looked: Option<i64>,
+    /// What the channel had.
+    found: Option<UpdatePlan>,
+    /// The version that the node staged by itself. `None` before PID 1 was asked after a start.
+    own: Option<String>,
+    /// Whether PID 1 was asked what the node staged before it restarted.
+    has_asked: bool,
+    /// What it decided last.
+    step: Option<AutoStep>,
+    /// Why the last look or stage failed.
+    error: Option<String>,
+}
+
+impl NodeUpdates {
+    /// Decides again and again. Never resolves.
+    pub(crate) async fn keep_updated(self) {
+        if self.0.link.check().is_err() {
+            // On a host there is nothing to do, ever.
+            return;
+        }
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.act().await;
+        }
+    }
+
+    /// Decides once, and does it.
+    pub(super) async fn act(&self) {
+        if !self.auto().has_asked {
+            self.remember_own().await;
+        }
+        let step = self.decide();
+        self.auto().step = Some(step.clone());
+        let done = match step {
+            AutoStep::Look => self.look().await,
+            AutoStep::Stage => self.stage_found().await,
+            AutoStep::Start => self.start(BY).await,
+            _ => return,
+        };
+        let error = done.err().map(|error| error.message);
+        if let Some(error) = &error {
+            tracing::warn!(error, "update.auto");
+        }
+        self.auto().error = error;
+    }
+
+    fn decide(&self) -> AutoStep {
+        let config = self.0.reloader.current();
+        let facts = self.0.facts.load();
+        let now = self.now_s();
+        let mut auto = self.auto();
+        if auto.began.is_none() {
+            auto.began = now;
+        }
+        let other = facts.update.other_version.as_deref();
+        step(&AutoView {
+            section: &config.config.update,
+            identity: &self.0.identity,
+            now,
+            began: auto.began.unwrap_or_default(),
+            looked: auto.looked,
+            facts: &facts.update,
+            found: auto.found.as_ref(),
+            is_own: auto.own.is_some() && auto.own.as_deref() == other,
+            is_busy: self.0.sessions.current().is_some(),
+        })
+    }
+
+    /// Asks PID 1 who staged the version that waits: the node may have restarted since.
+    async fn remember_own(&self) {
+        let Ok(UpdateAnswer::Log { records }) = self.0.link.ask(UpdateRequest::Log, BY).await
+        else {
+            return;
+        };
+        let staged = records.iter().rev().find(|record| record.event == "staged");
+        let own = staged.filter(|record| record.by == BY);
+        let mut auto = self.auto();
+        auto.own = own.map(|record| record.version.clone());
+        auto.has_asked = true;
+    }
+
+    /// Asks the channel what it has.
+    async fn look(&self) -> Result<(), CallError> {
+        // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
+        // ask it, too.
+        self.auto().looked = self.now_s();
+        let plan = self.carried(true).await?;
+        self.auto().found = Some(plan);
+        Ok(())
+    }
+
+    /// Stages what the channel has.
+    async fn stage_found(&self) -> Result<(), CallError> {
+        // If it fails, the next look decides whether it is tried again.
+        self.auto().found = None;
+        let plan = self.carried(false).await?;
+        tracing::info!(version = plan.to, "update.auto staged");
+        let mut auto = self.auto();
+        auto.own = Some(plan.to.clone());
+        auto.found = Some(plan);
+        Ok(())
+    }
+
+    /// The bundle of the channel, to its end.
+    async fn carried(&self, dry_run: bool) -> Result<UpdatePlan, CallError> {
+        let wish = StageWish {
+            owner: BY.to_owned(),
+            by: BY.to_owned(),
+            url: None,
+            downgrade: None,
+            dry_run,
+            anywhere: true,
+        };
+        let begun = self.fetch(wish).await?;
+        planned(self.0.sessions.outcome(begun.session).await)
+    }
+
+    /// Counts how a session ends.
+    pub(super) fn watch(&self, session: &std::sync::Arc<super::session::StagingSession>) {
+        let updates = self.clone();
+        let session = std::sync::Arc::clone(session);
+        tokio::spawn(async move {
+            let (by, is_dry) = (session.request.by.clone(), session.request.dry_run);
+            let outcome = updates.0.sessions.outcome(session).await;
+            let attempts = &updates.0.attempts;
+            let count = match &outcome {
+                StagingOutcome::Planned(_) if is_dry => return,
+                StagingOutcome::Planned(_) => &attempts.staged,
+                StagingOutcome::Refused { .. } => &attempts.refused,
+                StagingOutcome::GivenUp(_) => &attempts.given_up,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+            match outcome {
+                StagingOutcome::Planned(plan) => {
+                    tracing::info!(by, version = plan.to, "update.stage");
+                    if by != BY {
+                        updates.auto().own = None;
+                    }
+                }
+                StagingOutcome::Refused { code, text } => {
+                    tracing::warn!(by, code, "update.stage refused: {text}");
+                }
+                StagingOutcome::GivenUp(why) => tracing::warn!(by, "update.stage given up: {why}"),
+            }
+        });
+    }
+
+    /// What `update/status` says about it.
+    pub(super) fn auto_shown(&self) -> Value {
+        let config = self.0.reloader.current();
+        let section = &config.config.update;
+        let auto = self.auto();
+        let (next, at) = auto.step.as_ref().map_or(("off", None), shown);
+        json!({
+            "mode": section.auto,
+            "channel": section.channel,
+            "url": section.url,
+            "window": section.window,
+            "found": auto.found.as_ref().map(|plan| &plan.to),
+            "looked": auto.looked.and_then(moment),
+            "next": next,
+            "at": at.and_then(moment),
+            "error": auto.error,
+        })
+    }
+
+    /// What the machine does by itself next, for problems.
+    pub(super) fn auto_step(&self) -> Option<AutoStep> {
+        self.auto().step.clone()
+    }
+}
+
+fn moment(seconds: i64) -> Option<String> {
+    Some(Timestamp::from_second(seconds).ok()?.to_string())
+}
+
+/// The step in one word, and its moment.
+fn shown(step: &AutoStep) -> (&'static str, Option<i64>) {
+    match step {
+        AutoStep::Off => ("off", None),
+        AutoStep::NoSlots => ("no-slots", None),
+        AutoStep::NoClock => ("no-clock", None),
+        AutoStep::Busy => ("busy", None),
+        AutoStep::WaitsForAdministrator => ("waits-for-administrator", None),
+        AutoStep::WaitsForPerson => ("waits-for-person", None),
+        AutoStep::FailedBefore => ("failed-before", None),
+        AutoStep::LookAt(at) => ("look", Some(*at)),
+        AutoStep::Look => ("look", None),
+        AutoStep::Stage => ("stage", None),
+        AutoStep::StartAt(at) => ("start", Some(*at)),
+        AutoStep::Start => ("start", None),
+    }
+}

@@ -1,0 +1,225 @@
+//! Updates of the machine, as far as they are the node's: it carries bundles and wishes to PID 1, which verifies them.
+
+mod act;
+mod auto;
+mod download;
+mod link;
+mod problems;
+mod read;
+mod refusal;
+mod schedule;
+mod session;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_call::{CallError, Ctx, ErrorCode, OperationSpec, RegistryBuilder};
+use alknet_core::{Clock, Dialer};
+use alknet_init::control::UpdateAnswer;
+use serde_json::{Value, json};
+
+use super::facts::SharedFacts;
+use super::identity_services::no_identity;
+use super::reload::Reloader;
+use act::ScheduledStart;
+use auto::AutoMemory;
+use download::BundleDownloader;
+use session::{SESSION_IDLE, StagingSessions};
+
+pub(crate) use link::{UpdateLink, UpdateStream};
+pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED};
+
+/// Scope that suffices for every one of these operations.
+const ADMIN_SCOPE: &str = "admin";
+/// Scope of callers that may see the state of updates.
+pub(crate) const READ_SCOPE: &str = "update:read";
+/// Scope of callers that may send a bundle.
+const STAGE_SCOPE: &str = "update:stage";
+/// Scope of callers that may start, confirm and take back a version.
+pub(crate) const APPLY_SCOPE: &str = "update:apply";
+/// Scope of a hub that may offer a bundle, and start it.
+const OFFER_SCOPE: &str = "update:offer";
+
+/// The updates of this node. Clones share it.
+#[derive(Clone)]
+pub(crate) struct NodeUpdates(Arc<NodeUpdatesInner>);
+
+struct NodeUpdatesInner {
+    link: UpdateLink,
+    sessions: StagingSessions,
+    downloader: BundleDownloader,
+    facts: SharedFacts,
+    reloader: Arc<Reloader>,
+    /// The node's key.
+    identity: String,
+    clock: Arc<dyn Clock>,
+    /// The start that an administrator asked for.
+    scheduled: Mutex<Option<ScheduledStart>>,
+    auto: Mutex<AutoMemory>,
+    attempts: UpdateAttempts,
+}
+
+/// What was tried since the node started.
+#[derive(Default)]
+struct UpdateAttempts {
+    staged: AtomicU64,
+    refused: AtomicU64,
+    given_up: AtomicU64,
+    applied: AtomicU64,
+}
+
+/// What the updates of a node use.
+pub(crate) struct UpdateContext {
+    pub(crate) link: UpdateLink,
+    pub(crate) dialer: Arc<dyn Dialer>,
+    pub(crate) facts: SharedFacts,
+    pub(crate) reloader: Arc<Reloader>,
+    pub(crate) identity: String,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl NodeUpdates {
+    pub(crate) fn new(context: UpdateContext) -> Self {
+        let downloader = BundleDownloader::new(Arc::clone(&context.dialer));
+        Self::with(context, downloader, SESSION_IDLE)
+    }
+
+    fn with(
+        context: UpdateContext,
+        downloader: BundleDownloader,
+        idle: std::time::Duration,
+    ) -> Self {
+        let UpdateContext {
+            link,
+            facts,
+            reloader,
+            identity,
+            clock,
+            ..
+        } = context;
+        Self(Arc::new(NodeUpdatesInner {
+            sessions: StagingSessions::new(link.clone(), idle),
+            link,
+            downloader,
+            facts,
+            reloader,
+            identity,
+            clock,
+            scheduled: Mutex::default(),
+            auto: Mutex::default(),
+            attempts: UpdateAttempts::default(),
+        }))
+    }
+
+    /// The updates of a node without PID 1.
+    #[cfg(test)]
+    pub(crate) fn of_host_for_tests(
+        people: &super::identity_services::IdentityServices,
+        facts: &SharedFacts,
+    ) -> Self {
+        Self::new(UpdateContext {
+            link: UpdateLink::new(None, None),
+            dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
+            facts: Arc::clone(facts),
+            reloader: Arc::clone(&people.reloader),
+            identity: String::new(),
+            clock: super::clock(),
+        })
+    }
+
+    /// Adds the operations `update/*` to a registry.
+    pub(crate) fn register(&self, builder: &mut RegistryBuilder) {
+        builder.add(read::status(self.clone()));
+        builder.add(read::check(self.clone()));
+        builder.add(read::log(self.clone()));
+        builder.add(stage::stage(self.clone()));
+        builder.add(stage::write(self.clone()));
+        builder.add(stage::offer(self.clone()));
+        builder.add(act::apply(self.clone()));
+        builder.add(act::confirm(self.clone()));
+        builder.add(act::rollback(self.clone()));
+    }
+
+    /// The version that runs.
+    pub(crate) fn version(&self) -> String {
+        super::facts::version(&self.0.facts.load()).to_owned()
+    }
+
+    /// Hands an answer of PID 1 to the request that it is for.
+    pub(crate) fn answered(&self, n: u64, answer: UpdateAnswer) {
+        self.0.link.answered(n, answer);
+    }
+
+    /// Unix time. `None` if the machine does not know it: a build time is not the time.
+    fn now_s(&self) -> Option<i64> {
+        let facts = self.0.facts.load();
+        if matches!(facts.clock.as_str(), "unset" | "build-time") {
+            return None;
+        }
+        let now = self.0.clock.now_s()?;
+        i64::try_from(now).ok()
+    }
+
+    fn scheduled(&self) -> MutexGuard<'_, Option<ScheduledStart>> {
+        let lock = self.0.scheduled.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn auto(&self) -> MutexGuard<'_, AutoMemory> {
+        self.0.auto.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A specification for callers with one of these scopes, and for administrators.
+fn for_scopes(mut spec: OperationSpec, scopes: &[&str]) -> OperationSpec {
+    let any = [ADMIN_SCOPE].iter().chain(scopes);
+    let any = any.map(|scope| (*scope).to_owned()).collect();
+    spec.access_control.required_scopes_any = Some(any);
+    spec
+}
+
+/// Whether the caller has a scope.
+fn may(ctx: &Ctx, scope: &str) -> bool {
+    let who = ctx.identity();
+    who.is_some_and(|who| who.scopes.allows(scope) || who.scopes.allows(ADMIN_SCOPE))
+}
+
+/// The name by which a session knows its caller.
+fn owner(ctx: &Ctx) -> Result<String, CallError> {
+    // The access rule refuses callers without an identity, so this does not fail.
+    Ok(ctx.identity().ok_or_else(no_identity)?.id.to_string())
+}
+
+/// Refuses a call that an operation or a script makes for its caller: an update outlives the call.
+fn direct(ctx: &Ctx) -> Result<(), CallError> {
+    match ctx.internal() {
+        false => Ok(()),
+        true => Err(CallError::new(
+            ErrorCode::Forbidden,
+            "an operation may not update the machine for its caller; call this directly",
+        )),
+    }
+}
+
+/// JSON Schema of a plan.
+fn plan_schema() -> Value {
+    let text = json!({ "type": "string" });
+    json!({
+        "type": ["object", "null"],
+        "required": ["from", "to", "step", "bytes", "sha256", "changes", "time_known"],
+        "properties": {
+            "from": text, "to": text,
+            "step": { "enum": ["upgrade", "same", "downgrade", ""] },
+            "bytes": { "type": "integer", "description": "Bytes of the program" },
+            "sha256": text, "changes": text,
+            "floor": { "type": ["string", "null"],
+                       "description": "The oldest version that may run after this one was confirmed, if it rises" },
+            "needs_person": { "enum": ["pin", "passphrase", "medium", null],
+                              "description": "What a person has to do at the next start" },
+            "time_known": { "type": "boolean" },
+        }
+    })
+}

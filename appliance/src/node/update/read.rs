@@ -1,0 +1,223 @@
+//! `update/status`, `update/check` and `update/log`.
+
+use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_init::control::{UpdateAnswer, UpdateFacts, UpdateRequest};
+use serde_json::{Value, json};
+
+use super::download::planned;
+use super::session::{EndedStaging, StagingOutcome, StagingSession};
+use super::stage::{StageWish, WISH_TIMEOUT_MS};
+use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, owner, plan_schema};
+use crate::node::ops::{caller, empty_input};
+
+/// `update/status`
+pub(super) fn status(updates: NodeUpdates) -> Registration {
+    let text = json!({ "type": ["string", "null"] });
+    let spec = OperationSpec::query(
+        "update/status",
+        "Returns the boot slots, the update under way, and how the last one ended.",
+    )
+    .with_input(empty_input())
+    .with_output(json!({
+        "type": "object",
+        "required": ["state", "version", "session", "ended", "plan", "auto", "scheduled"],
+        "properties": {
+            "state": { "enum": ["idle", "staged", "pending", "trial", "good", "failed", "absent", "unreadable"] },
+            "detail": text, "version": { "type": "string" }, "slot": text, "good": text, "other_version": text,
+            "tries": { "type": "integer" }, "floor": text, "keys": { "type": "string" },
+            "gate": { "type": "array", "items": { "type": "string" } },
+            "last": { "type": ["object", "null"], "description": "How the last update ended" },
+            "session": { "type": ["object", "null"], "description": "The bundle that is being sent",
+                "properties": { "session": { "type": "string" }, "offset": { "type": "integer" },
+                                "bytes": { "type": "integer" } } },
+            "ended": { "type": ["object", "null"], "description": "How the last bundle that was sent ended" },
+            "plan": plan_schema(),
+            "scheduled": text,
+            "auto": { "type": "object" },
+        }
+    }));
+    let spec = for_scopes(spec, &[READ_SCOPE]);
+    let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
+        let answer = updates.link_check().map(|()| updates.shown(&ctx));
+        std::future::ready(answer)
+    });
+    Registration::new(spec, handler)
+}
+
+/// `update/check`
+pub(super) fn check(updates: NodeUpdates) -> Registration {
+    let mut spec = OperationSpec::mutation(
+        "update/check",
+        "Asks the channel of the configuration what it has, and says what an update would do. Changes nothing.",
+    )
+    .with_input(empty_input())
+    .with_output(json!({
+        "type": "object",
+        "required": ["channel", "url", "bytes", "plan"],
+        "properties": {
+            "channel": { "type": "string" }, "url": { "type": "string" },
+            "bytes": { "type": "integer", "description": "Bytes of the bundle" },
+            "plan": plan_schema(),
+        }
+    }));
+    spec.default_timeout_ms = Some(WISH_TIMEOUT_MS);
+    let spec = for_scopes(spec, &[READ_SCOPE, STAGE_SCOPE]);
+    let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
+        let updates = updates.clone();
+        async move {
+            direct(&ctx)?;
+            let (owner, by) = (owner(&ctx)?, caller(&ctx));
+            updates.checked(owner, by).await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// `update/log`
+pub(super) fn log(updates: NodeUpdates) -> Registration {
+    let text = json!({ "type": "string" });
+    let spec = OperationSpec::query("update/log", "Returns what updates did, the oldest first.")
+        .with_input(empty_input())
+        .with_output(json!({
+            "type": "object",
+            "required": ["records"],
+            "properties": { "records": { "type": "array", "items": { "type": "object",
+                "required": ["time", "event", "version", "by", "reason"],
+                "properties": { "time": { "type": ["string", "null"] }, "event": text, "version": text,
+                                "by": text, "reason": text } } } }
+        }));
+    let spec = for_scopes(spec, &[READ_SCOPE]);
+    let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
+        let updates = updates.clone();
+        async move {
+            let answer = updates
+                .0
+                .link
+                .ask(UpdateRequest::Log, &caller(&ctx))
+                .await?;
+            match answer {
+                UpdateAnswer::Log { records } => Ok(json!({ "records": records })),
+                UpdateAnswer::Refused { code, text } => Err(super::refusal::refused(&code, &text)),
+                UpdateAnswer::Done | UpdateAnswer::Planned { .. } => Err(other_kind()),
+            }
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// PID 1 gave an answer that is not one to the request.
+pub(super) fn other_kind() -> CallError {
+    CallError::internal("PID 1 gave an answer of another kind")
+}
+
+impl NodeUpdates {
+    /// Whether there is a PID 1 that does updates.
+    pub(super) fn link_check(&self) -> Result<(), CallError> {
+        Ok(self.0.link.check()?)
+    }
+
+    /// The answer to `update/status`.
+    fn shown(&self, ctx: &Ctx) -> Value {
+        let facts = self.0.facts.load();
+        let mut answer = facts_shown(&facts.update);
+        let who = ctx.identity().map(|who| who.id.to_string());
+        let who = who.as_deref().unwrap_or_default();
+        let session = self.0.sessions.current();
+        answer["session"] = session.map_or(Value::Null, |it| session_shown(&it, who));
+        let ended = self.0.sessions.ended();
+        answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
+        answer["plan"] = json!(self.staged_plan(&facts.update));
+        answer["scheduled"] = json!(self.scheduled().as_ref().map(|it| it.at.to_string()));
+        answer["auto"] = self.auto_shown();
+        answer
+    }
+
+    /// The plan of the version that waits, as far as this process knows it.
+    fn staged_plan(&self, facts: &UpdateFacts) -> Option<alknet_init::control::UpdatePlan> {
+        let staged = self.0.sessions.staged();
+        staged.filter(|plan| {
+            facts.state == "staged" && facts.other_version.as_deref() == Some(plan.to.as_str())
+        })
+    }
+
+    /// Asks the channel, and PID 1 about what it has.
+    pub(super) async fn checked(&self, owner: String, by: String) -> Result<Value, CallError> {
+        let wish = StageWish {
+            owner,
+            by,
+            url: None,
+            downgrade: None,
+            dry_run: true,
+            anywhere: true,
+        };
+        let begun = self.fetch(wish).await?;
+        let plan = planned(self.0.sessions.outcome(begun.session).await)?;
+        let config = self.0.reloader.current();
+        Ok(json!({
+            "channel": config.config.update.channel.name(),
+            "url": begun.url,
+            "bytes": begun.bytes,
+            "plan": plan,
+        }))
+    }
+}
+
+/// The facts of PID 1, under the names that they have there.
+fn facts_shown(facts: &UpdateFacts) -> Value {
+    json!({
+        "state": facts.state,
+        "detail": facts.detail,
+        "version": facts.version,
+        "slot": facts.slot,
+        "good": facts.good,
+        "other_version": facts.other_version,
+        "tries": facts.tries,
+        "floor": facts.floor,
+        "keys": facts.keys,
+        "gate": facts.gate,
+        "last": facts.last,
+    })
+}
+
+/// A session. Only its owner can send pieces, so only the owner gets its name.
+fn session_shown(session: &StagingSession, who: &str) -> Value {
+    let request = &session.request;
+    let mut shown = json!({
+        "offset": session.offset(),
+        "bytes": request.bytes,
+        "by": request.by,
+        "source": request.source,
+        "dry_run": request.dry_run,
+    });
+    if request.owner == who {
+        shown["session"] = session.id.clone().into();
+    }
+    shown
+}
+
+fn ended_shown(ended: &EndedStaging) -> Value {
+    let mut shown = json!({
+        "session": ended.id,
+        "by": ended.request.by,
+        "source": ended.request.source,
+        "bytes": ended.request.bytes,
+        "dry_run": ended.request.dry_run,
+    });
+    match &ended.outcome {
+        StagingOutcome::Planned(plan) => shown["plan"] = json!(plan),
+        StagingOutcome::Refused { code, text } => {
+            shown["error"] = json!({ "code": code, "text": text });
+        }
+        StagingOutcome::GivenUp(why) => {
+            shown["error"] = json!({ "code": "given-up", "text": why });
+        }
+    }
+    shown
+}
+
+/// No channel is configured.
+pub(super) fn no_channel() -> CallError {
+    let text = "the configuration of this node names no channel: add update.url, or send the bundle itself";
+    CallError::new(ErrorCode::Conflict, text)
+        .with_details(json!({ "code": "no-channel", "text": text }))
+}

@@ -1,0 +1,171 @@
+//! The errors of update operations: what PID 1 refuses, and what does not reach it.
+
+use alknet_call::{CallError, ErrorCode};
+use serde_json::json;
+
+use super::download::DownloadError;
+use super::link::UpdateLinkError;
+use super::session::{StagingError, StagingOutcome};
+
+/// Refusals of PID 1 that are about who may bring this version: its signatures, its age and its place in the order of
+/// versions.
+const FORBIDDEN: [&str; 7] = [
+    "below-floor",
+    "downgrade",
+    "expired",
+    "no-keys",
+    "rollback",
+    "signature",
+    "threshold",
+];
+
+/// Refusals that are about the bytes of the bundle, or the machine that it is for.
+const INVALID: [&str; 5] = [
+    "hash",
+    "malformed",
+    "other-machine",
+    "too-large",
+    "truncated",
+];
+
+/// A part of PID 1 failed.
+const FAILED: &str = "failed";
+
+/// The error of a refusal. All other refusals are about the state of the machine, such as a disk that is full or an
+/// update that is under way.
+pub(super) fn refused(code: &str, text: &str) -> CallError {
+    let kind = if FORBIDDEN.contains(&code) {
+        ErrorCode::Forbidden
+    } else if INVALID.contains(&code) {
+        ErrorCode::InvalidInput
+    } else if code == FAILED {
+        ErrorCode::Internal
+    } else {
+        ErrorCode::Conflict
+    };
+    CallError::new(kind, text).with_details(json!({ "code": code, "text": text }))
+}
+
+impl From<UpdateLinkError> for CallError {
+    fn from(error: UpdateLinkError) -> Self {
+        let text = error.to_string();
+        match error {
+            // A hub leaves such a worker out.
+            UpdateLinkError::Absent => {
+                Self::unavailable(text).with_details(json!({ "code": "host" }))
+            }
+            UpdateLinkError::Broken => Self::unavailable(text),
+            UpdateLinkError::Late => Self::new(ErrorCode::Timeout, text),
+        }
+    }
+}
+
+impl From<StagingOutcome> for CallError {
+    /// The error of an outcome that is no plan.
+    fn from(outcome: StagingOutcome) -> Self {
+        match outcome {
+            StagingOutcome::Refused { code, text } => refused(&code, &text),
+            outcome => Self::new(
+                ErrorCode::Conflict,
+                StagingError::Ended(outcome).to_string(),
+            ),
+        }
+    }
+}
+
+impl From<StagingError> for CallError {
+    fn from(error: StagingError) -> Self {
+        let text = error.to_string();
+        match error {
+            StagingError::Busy => {
+                Self::new(ErrorCode::Conflict, text).with_details(json!({ "code": "busy" }))
+            }
+            StagingError::Ended(outcome) => outcome.into(),
+            StagingError::Link(error) => error.into(),
+            StagingError::NoSession => Self::new(ErrorCode::NotFound, text),
+            StagingError::Offset(offset) => Self::new(ErrorCode::Conflict, text)
+                .with_details(json!({ "code": "offset", "offset": offset })),
+            StagingError::Size(_) | StagingError::TooMuch(_) => Self::invalid_input(text),
+        }
+    }
+}
+
+impl From<DownloadError> for CallError {
+    fn from(error: DownloadError) -> Self {
+        let text = error.to_string();
+        let code = match error {
+            DownloadError::Address(_) => ErrorCode::InvalidInput,
+            _ => ErrorCode::Unavailable,
+        };
+        Self::new(code, text).with_details(json!({ "code": "download" }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_is_an_error_that_fits() {
+        for (code, kind) in [
+            ("signature", ErrorCode::Forbidden),
+            ("below-floor", ErrorCode::Forbidden),
+            ("truncated", ErrorCode::InvalidInput),
+            ("full", ErrorCode::Conflict),
+            ("failed", ErrorCode::Internal),
+            ("a-code-of-a-later-version", ErrorCode::Conflict),
+        ] {
+            let error = refused(code, "why");
+            assert_eq!(error.code, kind, "{code}");
+            assert_eq!(error.message, "why");
+            let details = error.details.expect("details");
+            assert_eq!(*details, json!({ "code": code, "text": "why" }));
+        }
+    }
+
+    /// The page has each refusal beside its error.
+    #[test]
+    fn the_page_has_the_errors_of_refusals() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/update.md");
+        let page = std::fs::read_to_string(page).expect("the page exists");
+        let section = page
+            .split("\n## ")
+            .find(|it| it.starts_with("What the machine refuses\n"));
+        let rows = section
+            .expect("the section")
+            .lines()
+            .filter(|row| row.starts_with("| `"));
+        let mut seen = Vec::new();
+        for row in rows {
+            let cells: Vec<_> = row
+                .split('|')
+                .map(|cell| cell.trim().trim_matches('`'))
+                .collect();
+            let (code, error) = (cells[1], cells[2]);
+            assert_eq!(refused(code, "").code.name(), error, "{code}");
+            seen.push(code.to_owned());
+        }
+        let known = FORBIDDEN.iter().chain(&INVALID).chain([&FAILED]);
+        for code in known {
+            assert!(
+                seen.iter().any(|it| it == code),
+                "{code} is not on the page"
+            );
+        }
+        assert!(seen.is_sorted() && seen.len() > 20, "{seen:?}");
+    }
+
+    #[test]
+    fn a_wrong_offset_names_the_right_one() {
+        let error = CallError::from(StagingError::Offset(7));
+        assert_eq!(error.code, ErrorCode::Conflict);
+        assert_eq!(error.details.expect("details")["offset"], 7);
+        let host = CallError::from(UpdateLinkError::Absent);
+        assert_eq!(host.code, ErrorCode::Unavailable);
+        assert!(
+            host.message.contains("A node on a host"),
+            "{}",
+            host.message
+        );
+    }
+}

@@ -1,0 +1,400 @@
+//! When a machine looks for updates by itself, and when it starts one: functions of what is known, without a clock.
+
+use alknet_core::config::{AutoUpdate, UpdateJitter, UpdateSection, UpdateWindow};
+use alknet_init::control::{UpdateFacts, UpdatePlan};
+use sha2::{Digest, Sha256};
+
+/// How often a machine looks at its channel, in seconds.
+pub(super) const LOOK_PERIOD_S: i64 = 6 * 3600;
+/// Seconds of a day, without leap seconds, as Unix time counts them.
+const DAY_S: i64 = 86_400;
+
+/// The part of the jitter that is this machine's, in seconds: always the same, and another one at each machine.
+pub(super) fn own_delay(identity: &str, jitter: UpdateJitter) -> i64 {
+    let digest = Sha256::digest(identity.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    let share = u64::from_be_bytes(first) % (u64::from(jitter.seconds()) + 1);
+    // At most a day, by the range of the jitter.
+    i64::try_from(share).unwrap_or(0)
+}
+
+/// The first moment, not before `now`, at which the machine may restart. Within the window the machine is later by its
+/// own delay, but never so much that the window is over.
+pub(super) fn next_start(now: i64, window: Option<UpdateWindow>, delay: i64) -> i64 {
+    let Some(window) = window else { return now };
+    let length = i64::from(window.minutes()) * 60;
+    let begin = i64::from(window.begin_minute()) * 60;
+    let today = now.div_euclid(DAY_S) * DAY_S;
+    // Yesterday's window may go over midnight.
+    let windows = [-1, 0, 1].map(|day| today + day * DAY_S + begin);
+    let open = windows.into_iter().find(|open| now < open + length);
+    let open = open.unwrap_or(today + DAY_S + begin);
+    now.max(open + delay.min(length - 60))
+}
+
+/// What the node knows when it decides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AutoView<'a> {
+    pub(super) section: &'a UpdateSection,
+    /// The node's key.
+    pub(super) identity: &'a str,
+    /// Unix time. `None` while the clock is not set.
+    pub(super) now: Option<i64>,
+    /// When the node began to know the time.
+    pub(super) began: i64,
+    /// When the node looked at the channel last.
+    pub(super) looked: Option<i64>,
+    pub(super) facts: &'a UpdateFacts,
+    /// What the channel had then.
+    pub(super) found: Option<&'a UpdatePlan>,
+    /// Whether the version that waits was staged by the node itself.
+    pub(super) is_own: bool,
+    /// Whether a bundle is being sent.
+    pub(super) is_busy: bool,
+}
+
+/// What the machine does by itself now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AutoStep {
+    /// The configuration does not ask for anything.
+    Off,
+    /// The machine has no boot slots, or cannot read their state.
+    NoSlots,
+    /// Nothing is done without the time.
+    NoClock,
+    /// An update is under way.
+    Busy,
+    /// A version waits for an administrator: `auto` is `stage`, or an administrator staged it.
+    WaitsForAdministrator,
+    /// The version that waits needs a person at the machine.
+    WaitsForPerson,
+    /// The version failed before, and is not tried again.
+    FailedBefore,
+    /// The next look at the channel is at this moment.
+    LookAt(i64),
+    /// Look at the channel now.
+    Look,
+    /// Write the version of the channel to the free slot.
+    Stage,
+    /// The start is at this moment.
+    StartAt(i64),
+    /// Start the version that waits.
+    Start,
+}
+
+/// What the machine does now.
+pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
+    let AutoView { section, facts, .. } = *view;
+    if section.auto == AutoUpdate::Off || section.url.is_none() {
+        return AutoStep::Off;
+    }
+    let state = facts.state.as_str();
+    if matches!(state, "" | "absent" | "unreadable") {
+        return AutoStep::NoSlots;
+    }
+    let Some(now) = view.now else {
+        return AutoStep::NoClock;
+    };
+    if view.is_busy || matches!(state, "pending" | "trial") {
+        return AutoStep::Busy;
+    }
+    // Another version than an administrator chose must not take its place.
+    if state == "staged" && !view.is_own {
+        return AutoStep::WaitsForAdministrator;
+    }
+    let delay = own_delay(view.identity, section.jitter);
+    if state == "staged"
+        && section.auto == AutoUpdate::Apply
+        && let Some(step) = start(view, now, delay)
+    {
+        return step;
+    }
+    let due = match view.looked {
+        None => view.began + delay,
+        Some(looked) => looked + LOOK_PERIOD_S,
+    };
+    if due <= now {
+        return AutoStep::Look;
+    }
+    match found(view) {
+        Some(step) => step,
+        None => AutoStep::LookAt(due),
+    }
+}
+
+/// The start of the version that the node staged. `None` if it does not start: it failed before, it needs a person, or
+/// the channel has not said yet what it needs.
+fn start(view: &AutoView<'_>, now: i64, delay: i64) -> Option<AutoStep> {
+    let version = view.facts.other_version.as_deref()?;
+    let plan = view.found.filter(|plan| plan.to == version)?;
+    if has_failed(view.facts, version) || plan.needs_person.is_some() {
+        return None;
+    }
+    Some(match next_start(now, view.section.window, delay) {
+        at if at <= now => AutoStep::Start,
+        at => AutoStep::StartAt(at),
+    })
+}
+
+/// What is done with what the channel had at the last look. `None`: nothing.
+fn found(view: &AutoView<'_>) -> Option<AutoStep> {
+    let plan = view.found.filter(|plan| plan.step == "upgrade")?;
+    if has_failed(view.facts, &plan.to) {
+        return Some(AutoStep::FailedBefore);
+    }
+    let is_staged =
+        view.facts.state == "staged" && view.facts.other_version.as_ref() == Some(&plan.to);
+    Some(match (is_staged, plan.needs_person.is_some()) {
+        (false, _) => AutoStep::Stage,
+        (true, true) => AutoStep::WaitsForPerson,
+        (true, false) => AutoStep::WaitsForAdministrator,
+    })
+}
+
+/// Whether the last trial was of this version, and failed.
+fn has_failed(facts: &UpdateFacts, version: &str) -> bool {
+    let last = facts.last.as_ref();
+    last.is_some_and(|last| last.version == version && last.outcome != "confirmed")
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_init::control::UpdateEnd;
+
+    use super::*;
+
+    /// 2027-01-31T00:00:00Z.
+    const MIDNIGHT: i64 = 1_801_353_600;
+
+    fn window(text: &str) -> Option<UpdateWindow> {
+        Some(text.parse().expect("a window"))
+    }
+
+    fn at(hour: i64, minute: i64) -> i64 {
+        MIDNIGHT + hour * 3600 + minute * 60
+    }
+
+    #[test]
+    fn a_start_is_in_the_window_and_later_by_the_own_delay() {
+        let night = window("02:00-04:00");
+        assert_eq!(next_start(at(1, 0), None, 900), at(1, 0));
+        assert_eq!(next_start(at(1, 0), night, 0), at(2, 0));
+        assert_eq!(next_start(at(1, 0), night, 900), at(2, 15));
+        assert_eq!(next_start(at(2, 30), night, 900), at(2, 30));
+        assert_eq!(next_start(at(3, 59), night, 900), at(3, 59));
+        assert_eq!(next_start(at(4, 0), night, 900), at(26, 15));
+        // A delay that is longer than the window ends in its last minute.
+        assert_eq!(next_start(at(1, 0), night, 86_400), at(3, 59));
+    }
+
+    #[test]
+    fn a_window_over_midnight_is_open_after_it() {
+        let late = window("23:30-00:30");
+        assert_eq!(next_start(at(0, 10), late, 0), at(0, 10));
+        assert_eq!(next_start(at(0, 30), late, 0), at(23, 30));
+        assert_eq!(next_start(at(0, 0), late, 2400), at(0, 10));
+    }
+
+    #[test]
+    fn a_delay_is_the_same_at_each_start_and_within_the_jitter() {
+        let jitter: UpdateJitter = "30m".parse().expect("a jitter");
+        let delays: Vec<_> = (0..100)
+            .map(|n| own_delay(&format!("ed25519:{n:064x}"), jitter))
+            .collect();
+        assert!(delays.iter().all(|delay| (0..=1800).contains(delay)));
+        let mut different = delays.clone();
+        different.sort_unstable();
+        different.dedup();
+        assert!(different.len() > 80, "{different:?}");
+        let again = own_delay(&format!("ed25519:{:064x}", 7), jitter);
+        assert_eq!(again, delays[7]);
+        assert_eq!(own_delay("ed25519:00", "0s".parse().expect("a jitter")), 0);
+    }
+
+    fn plan(to: &str) -> UpdatePlan {
+        UpdatePlan {
+            from: "1.0.0".to_owned(),
+            to: to.to_owned(),
+            step: "upgrade".to_owned(),
+            ..UpdatePlan::default()
+        }
+    }
+
+    fn facts(state: &str, other: Option<&str>) -> UpdateFacts {
+        UpdateFacts {
+            state: state.to_owned(),
+            other_version: other.map(str::to_owned),
+            ..UpdateFacts::default()
+        }
+    }
+
+    fn section(auto: AutoUpdate) -> UpdateSection {
+        UpdateSection {
+            auto,
+            url: Some("https://a.example".to_owned()),
+            window: window("02:00-04:00"),
+            jitter: "0s".parse().expect("a jitter"),
+            ..UpdateSection::default()
+        }
+    }
+
+    fn view<'a>(section: &'a UpdateSection, facts: &'a UpdateFacts) -> AutoView<'a> {
+        AutoView {
+            section,
+            identity: "ed25519:00",
+            now: Some(at(12, 0)),
+            began: at(11, 0),
+            looked: None,
+            facts,
+            found: None,
+            is_own: true,
+            is_busy: false,
+        }
+    }
+
+    #[test]
+    fn nothing_happens_where_nothing_is_asked_for_or_possible() {
+        let (apply, off) = (section(AutoUpdate::Apply), section(AutoUpdate::Off));
+        let idle = facts("idle", None);
+        assert_eq!(step(&view(&off, &idle)), AutoStep::Off);
+        let no_url = UpdateSection {
+            url: None,
+            ..apply.clone()
+        };
+        assert_eq!(step(&view(&no_url, &idle)), AutoStep::Off);
+        for state in ["", "absent", "unreadable"] {
+            assert_eq!(step(&view(&apply, &facts(state, None))), AutoStep::NoSlots);
+        }
+        for state in ["pending", "trial"] {
+            assert_eq!(step(&view(&apply, &facts(state, None))), AutoStep::Busy);
+        }
+        let busy = AutoView {
+            is_busy: true,
+            ..view(&apply, &idle)
+        };
+        assert_eq!(step(&busy), AutoStep::Busy);
+    }
+
+    #[test]
+    fn nothing_is_started_without_a_clock() {
+        let apply = section(AutoUpdate::Apply);
+        let staged = facts("staged", Some("1.1.0"));
+        let found = plan("1.1.0");
+        let blind = AutoView {
+            now: None,
+            found: Some(&found),
+            ..view(&apply, &staged)
+        };
+        assert_eq!(step(&blind), AutoStep::NoClock);
+    }
+
+    #[test]
+    fn a_machine_looks_after_its_delay_and_then_by_the_period() {
+        let mut stage = section(AutoUpdate::Stage);
+        let idle = facts("idle", None);
+        assert_eq!(step(&view(&stage, &idle)), AutoStep::Look);
+        stage.jitter = "24h".parse().expect("a jitter");
+        let delay = own_delay("ed25519:00", stage.jitter);
+        assert!(delay > 3600, "{delay}");
+        let expected = AutoStep::LookAt(at(11, 0) + delay);
+        assert_eq!(step(&view(&stage, &idle)), expected);
+        let looked = |at| AutoView {
+            looked: Some(at),
+            ..view(&stage, &idle)
+        };
+        assert_eq!(step(&looked(at(11, 30))), AutoStep::LookAt(at(17, 30)));
+        assert_eq!(step(&looked(at(6, 0))), AutoStep::Look);
+    }
+
+    #[test]
+    fn what_the_channel_has_is_staged_once() {
+        let stage = section(AutoUpdate::Stage);
+        let found = plan("1.1.0");
+        let look = |facts: &UpdateFacts, found: &UpdatePlan| {
+            step(&AutoView {
+                looked: Some(at(11, 30)),
+                found: Some(found),
+                ..view(&stage, facts)
+            })
+        };
+        assert_eq!(look(&facts("idle", None), &found), AutoStep::Stage);
+        let staged = facts("staged", Some("1.1.0"));
+        assert_eq!(look(&staged, &found), AutoStep::WaitsForAdministrator);
+        // The node staged an older one before.
+        let older = facts("staged", Some("1.0.5"));
+        assert_eq!(look(&older, &found), AutoStep::Stage);
+        let same = UpdatePlan {
+            step: "same".to_owned(),
+            ..plan("1.0.0")
+        };
+        let at = look(&facts("idle", None), &same);
+        assert!(matches!(at, AutoStep::LookAt(_)), "{at:?}");
+    }
+
+    #[test]
+    fn what_an_administrator_staged_is_left_alone() {
+        let apply = section(AutoUpdate::Apply);
+        let staged = facts("staged", Some("1.1.0"));
+        let found = plan("1.2.0");
+        let view = AutoView {
+            is_own: false,
+            looked: Some(at(1, 0)),
+            found: Some(&found),
+            ..view(&apply, &staged)
+        };
+        assert_eq!(step(&view), AutoStep::WaitsForAdministrator);
+    }
+
+    #[test]
+    fn a_staged_version_starts_in_the_window_and_needs_no_person() {
+        let apply = section(AutoUpdate::Apply);
+        let staged = facts("staged", Some("1.1.0"));
+        let found = plan("1.1.0");
+        let now = |now| AutoView {
+            now: Some(now),
+            looked: Some(now),
+            found: Some(&found),
+            ..view(&apply, &staged)
+        };
+        assert_eq!(step(&now(at(12, 0))), AutoStep::StartAt(at(26, 0)));
+        assert_eq!(step(&now(at(2, 30))), AutoStep::Start);
+        let pin = UpdatePlan {
+            needs_person: Some("pin".to_owned()),
+            ..plan("1.1.0")
+        };
+        let with_pin = AutoView {
+            found: Some(&pin),
+            ..now(at(2, 30))
+        };
+        assert_eq!(step(&with_pin), AutoStep::WaitsForPerson);
+    }
+
+    #[test]
+    fn a_version_that_failed_is_not_tried_again() {
+        let apply = section(AutoUpdate::Apply);
+        let found = plan("1.1.0");
+        let mut failed = facts("failed", Some("1.1.0"));
+        failed.last = Some(UpdateEnd {
+            version: "1.1.0".to_owned(),
+            outcome: "failed".to_owned(),
+            ..UpdateEnd::default()
+        });
+        let look = |facts: &UpdateFacts, found: &UpdatePlan| {
+            step(&AutoView {
+                now: Some(at(2, 30)),
+                looked: Some(at(2, 0)),
+                found: Some(found),
+                ..view(&apply, facts)
+            })
+        };
+        assert_eq!(look(&failed, &found), AutoStep::FailedBefore);
+        // Somebody staged it again: it still is not started without a word.
+        let staged = UpdateFacts {
+            state: "staged".to_owned(),
+            ..failed.clone()
+        };
+        assert_eq!(look(&staged, &found), AutoStep::FailedBefore);
+        assert_eq!(look(&failed, &plan("1.1.1")), AutoStep::Stage);
+    }
+}

@@ -1,0 +1,439 @@
+//! The one bundle that is sent to PID 1 at a time, piece by piece.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::link::{ANSWER_TIMEOUT, BundleFrames, UpdateLink, UpdateLinkError, wait};
+
+/// Longest bundle, in bytes. PID 1 has its own limits of what is in one.
+pub(super) const BUNDLE_BYTES_MAX: u64 = 1 << 30;
+/// Most bytes of one piece.
+pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
+/// How long a session waits for its next piece.
+pub(super) const SESSION_IDLE: Duration = Duration::from_secs(600);
+/// How long PID 1 may take to notice that a bundle was given up.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a session says that its sender gave up.
+const GIVEN_UP: &str = "its sender gave it up";
+
+/// What a session is for.
+#[derive(Clone, Debug)]
+pub(super) struct StagingRequest {
+    /// Who may send its pieces.
+    pub(super) owner: String,
+    /// Who asked, for the log.
+    pub(super) by: String,
+    /// Where the bytes come from, for people: `upload`, an address, the name of a hub.
+    pub(super) source: String,
+    pub(super) bytes: u64,
+    pub(super) downgrade: Option<String>,
+    pub(super) dry_run: bool,
+}
+
+/// How the sending of a bundle ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StagingOutcome {
+    /// PID 1 staged it, or on a dry run would have.
+    Planned(UpdatePlan),
+    /// PID 1 refused it.
+    Refused { code: String, text: String },
+    /// It was not sent to its end.
+    GivenUp(String),
+}
+
+/// Why a session does not begin, or a piece is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StagingError {
+    /// Another bundle is under way.
+    Busy,
+    /// The session ended.
+    Ended(StagingOutcome),
+    /// PID 1 cannot be asked.
+    Link(UpdateLinkError),
+    /// There is no session of this name, or it belongs to another caller.
+    NoSession,
+    /// The piece does not begin where the last one ended.
+    Offset(u64),
+    /// A bundle of this length is not taken.
+    Size(u64),
+    /// The piece has more bytes than are missing.
+    TooMuch(u64),
+}
+
+impl fmt::Display for StagingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("another update is being sent: wait for its end"),
+            Self::Ended(StagingOutcome::Planned(plan)) => {
+                write!(f, "the session ended: {} is complete", plan.to)
+            }
+            Self::Ended(StagingOutcome::Refused { text, .. }) => f.write_str(text),
+            Self::Ended(StagingOutcome::GivenUp(why)) => write!(f, "the session ended: {why}"),
+            Self::Link(error) => error.fmt(f),
+            Self::NoSession => f.write_str("there is no such session: begin with update/stage"),
+            Self::Offset(offset) => write!(f, "the next piece begins at {offset}"),
+            Self::Size(bytes) => write!(
+                f,
+                "a bundle of {bytes} bytes is not taken: it has 1 to {BUNDLE_BYTES_MAX}"
+            ),
+            Self::TooMuch(left) => write!(f, "the piece is too long: {left} bytes are missing"),
+        }
+    }
+}
+
+impl From<UpdateLinkError> for StagingError {
+    fn from(error: UpdateLinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+/// What a piece led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PieceTaken {
+    /// Where the next piece begins.
+    pub(super) offset: u64,
+    /// After the last piece, what PID 1 made of the bundle.
+    pub(super) plan: Option<UpdatePlan>,
+}
+
+/// A piece on its way to PID 1.
+struct BundlePiece {
+    offset: u64,
+    data: Bytes,
+    taken: oneshot::Sender<Result<PieceTaken, StagingError>>,
+}
+
+/// A session, as others see it.
+#[derive(Debug)]
+pub(super) struct StagingSession {
+    pub(super) id: String,
+    pub(super) request: StagingRequest,
+    offset: AtomicU64,
+    pieces: mpsc::Sender<BundlePiece>,
+    /// Its sender gives it up.
+    given_up: Notify,
+    /// Why.
+    reason: Mutex<String>,
+}
+
+impl StagingSession {
+    /// How many bytes PID 1 has.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+}
+
+/// A session that ended.
+#[derive(Clone, Debug)]
+pub(super) struct EndedStaging {
+    pub(super) id: String,
+    pub(super) request: StagingRequest,
+    pub(super) outcome: StagingOutcome,
+}
+
+#[derive(Default)]
+struct SessionTable {
+    last: u64,
+    /// From the start of a session until its end; `None` inside while it begins.
+    current: Option<Arc<StagingSession>>,
+    ended: Option<EndedStaging>,
+    /// What is staged, as far as this process knows.
+    staged: Option<UpdatePlan>,
+}
+
+/// The session under way and the last one. Clones share them.
+#[derive(Clone)]
+pub(super) struct StagingSessions {
+    link: UpdateLink,
+    idle: Duration,
+    table: Arc<Mutex<SessionTable>>,
+}
+
+impl StagingSessions {
+    /// `idle` is how long a session waits for its next piece.
+    pub(super) fn new(link: UpdateLink, idle: Duration) -> Self {
+        Self {
+            link,
+            idle,
+            table: Arc::default(),
+        }
+    }
+
+    /// Begins a session. Must run inside a runtime.
+    pub(super) fn begin(
+        &self,
+        request: StagingRequest,
+    ) -> Result<Arc<StagingSession>, StagingError> {
+        self.link.check()?;
+        if !(1..=BUNDLE_BYTES_MAX).contains(&request.bytes) {
+            return Err(StagingError::Size(request.bytes));
+        }
+        // One piece is written and one waits: with the one that a call holds, less than a megabyte.
+        let (pieces, arriving) = mpsc::channel(1);
+        let mut table = self.lock();
+        if table.current.is_some() {
+            return Err(StagingError::Busy);
+        }
+        table.last += 1;
+        let session = Arc::new(StagingSession {
+            id: format!("s{}", table.last),
+            request,
+            offset: AtomicU64::new(0),
+            pieces,
+            given_up: Notify::new(),
+            reason: Mutex::new(GIVEN_UP.to_owned()),
+        });
+        table.current = Some(Arc::clone(&session));
+        drop(table);
+        // A task of its own: if a call ends, the frame that it sends does not stay half written.
+        tokio::spawn(self.clone().carry(Arc::clone(&session), arriving));
+        Ok(session)
+    }
+
+    /// Sends a piece, and after the last one waits for PID 1.
+    pub(super) async fn write(
+        &self,
+        (id, owner): (&str, &str),
+        (offset, data): (u64, Bytes),
+    ) -> Result<PieceTaken, StagingError> {
+        let session = match self.lookup(id, owner)? {
+            Ok(session) => session,
+            Err(ended) => return ended_write(&ended, offset),
+        };
+        let (taken, answer) = oneshot::channel();
+        let piece = BundlePiece {
+            offset,
+            data,
+            taken,
+        };
+        let sent = session.pieces.send(piece).await.is_ok();
+        drop(session);
+        match answer.await {
+            Ok(answer) if sent => answer,
+            // The session ended before it took the piece.
+            _ => match self.lookup(id, owner)? {
+                Err(ended) => ended_write(&ended, offset),
+                Ok(_) => Err(StagingError::Link(UpdateLinkError::Broken)),
+            },
+        }
+    }
+
+    /// Gives a session up, and waits until PID 1 takes the next one.
+    pub(super) async fn abort(
+        &self,
+        id: &str,
+        owner: &str,
+    ) -> Result<StagingOutcome, StagingError> {
+        match self.lookup(id, owner)? {
+            Ok(session) => {
+                session.given_up.notify_one();
+                Ok(self.outcome(session).await)
+            }
+            Err(ended) => Ok(ended.outcome),
+        }
+    }
+
+    /// Gives a session up, with a reason.
+    pub(super) async fn fail(&self, id: &str, owner: &str, why: String) {
+        if let Ok(Ok(session)) = self.lookup(id, owner) {
+            *session
+                .reason
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = why;
+            session.given_up.notify_one();
+            self.outcome(session).await;
+        }
+    }
+
+    /// The session of this name and owner: one that runs, or the last one.
+    fn lookup(
+        &self,
+        id: &str,
+        owner: &str,
+    ) -> Result<Result<Arc<StagingSession>, EndedStaging>, StagingError> {
+        let table = self.lock();
+        let current = table.current.as_ref();
+        if let Some(session) = current.filter(|it| it.id == id && it.request.owner == owner) {
+            return Ok(Ok(Arc::clone(session)));
+        }
+        let ended = table.ended.as_ref();
+        let ended = ended.filter(|it| it.id == id && it.request.owner == owner);
+        ended.cloned().map(Err).ok_or(StagingError::NoSession)
+    }
+
+    /// The session under way.
+    pub(super) fn current(&self) -> Option<Arc<StagingSession>> {
+        self.lock().current.clone()
+    }
+
+    /// How the last session ended.
+    pub(super) fn ended(&self) -> Option<EndedStaging> {
+        self.lock().ended.clone()
+    }
+
+    /// What this process knows of the staged version.
+    pub(super) fn staged(&self) -> Option<UpdatePlan> {
+        self.lock().staged.clone()
+    }
+
+    /// Waits for the end of a session.
+    pub(super) async fn outcome(&self, session: Arc<StagingSession>) -> StagingOutcome {
+        let id = session.id.clone();
+        let pieces = session.pieces.clone();
+        drop(session);
+        // The receiver lives as long as the session's task.
+        pieces.closed().await;
+        let ended = self.ended().filter(|ended| ended.id == id);
+        let gone = || StagingOutcome::GivenUp("another session began".to_owned());
+        ended.map_or_else(gone, |ended| ended.outcome)
+    }
+
+    /// Carries the pieces of one session to PID 1.
+    async fn carry(self, session: Arc<StagingSession>, mut pieces: mpsc::Receiver<BundlePiece>) {
+        let mut last = None;
+        let carried = self.carry_pieces(&session, &mut pieces, &mut last).await;
+        let outcome = carried.unwrap_or_else(|error| StagingOutcome::GivenUp(error.to_string()));
+        let ended = EndedStaging {
+            id: session.id.clone(),
+            request: session.request.clone(),
+            outcome: outcome.clone(),
+        };
+        {
+            let mut table = self.lock();
+            if let (StagingOutcome::Planned(plan), false) = (&outcome, ended.request.dry_run) {
+                table.staged = Some(plan.clone());
+            }
+            table.ended = Some(ended);
+            table.current = None;
+        }
+        // Only now: who waits for the end finds it.
+        drop(pieces);
+        if let Some(BundlePiece { taken, .. }) = last {
+            let answer = match outcome {
+                StagingOutcome::Planned(plan) => Ok(PieceTaken {
+                    offset: session.offset(),
+                    plan: Some(plan),
+                }),
+                outcome => Err(StagingError::Ended(outcome)),
+            };
+            taken.send(answer).ok();
+        }
+    }
+
+    /// `last` gets the piece that waits for the answer of PID 1.
+    async fn carry_pieces(
+        &self,
+        session: &StagingSession,
+        pieces: &mut mpsc::Receiver<BundlePiece>,
+        last: &mut Option<BundlePiece>,
+    ) -> Result<StagingOutcome, UpdateLinkError> {
+        let mut frames = self.link.frames().await?;
+        let StagingRequest {
+            bytes,
+            downgrade,
+            dry_run,
+            ..
+        } = session.request.clone();
+        let request = UpdateRequest::Stage {
+            bytes,
+            downgrade,
+            dry_run,
+        };
+        let mut answer = self.link.begin(request, &session.request.by).await?;
+        let mut sent = 0;
+        while sent < bytes {
+            let piece = tokio::select! {
+                biased;
+                // PID 1 may refuse a bundle by its first bytes, and plan a dry run by its metadata.
+                early = &mut answer => {
+                    frames.abort().await?;
+                    return early.map(outcome_of).map_err(|_| UpdateLinkError::Broken);
+                }
+                () = session.given_up.notified() => {
+                    let why = session.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    return give_up(&mut frames, answer, why).await;
+                }
+                piece = tokio::time::timeout(self.idle, pieces.recv()) => piece,
+            };
+            let Ok(Some(mut piece)) = piece else {
+                let text = format!("no piece came for {} s", self.idle.as_secs());
+                return give_up(&mut frames, answer, text).await;
+            };
+            let left = bytes - sent;
+            if let Err(error) = fits(&piece, sent, left) {
+                piece.taken.send(Err(error)).ok();
+                continue;
+            }
+            let data = std::mem::take(&mut piece.data);
+            frames.data(&data).await?;
+            sent += data.len() as u64;
+            session.offset.store(sent, Ordering::Relaxed);
+            if sent == bytes {
+                *last = Some(piece);
+            } else {
+                let taken = PieceTaken {
+                    offset: sent,
+                    plan: None,
+                };
+                piece.taken.send(Ok(taken)).ok();
+            }
+        }
+        frames.end().await?;
+        wait(answer, ANSWER_TIMEOUT).await.map(outcome_of)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SessionTable> {
+        // The table is whole after any panic.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fits(piece: &BundlePiece, sent: u64, left: u64) -> Result<(), StagingError> {
+    if piece.offset != sent {
+        return Err(StagingError::Offset(sent));
+    }
+    match piece.data.len() as u64 > left {
+        true => Err(StagingError::TooMuch(left)),
+        false => Ok(()),
+    }
+}
+
+/// Ends a bundle before its end. PID 1 is free again once it has answered.
+async fn give_up(
+    frames: &mut BundleFrames,
+    answer: oneshot::Receiver<UpdateAnswer>,
+    why: String,
+) -> Result<StagingOutcome, UpdateLinkError> {
+    frames.abort().await?;
+    // Whatever PID 1 says of it, the bundle was not complete.
+    wait(answer, ABORT_TIMEOUT).await.ok();
+    Ok(StagingOutcome::GivenUp(why))
+}
+
+/// The answer to a piece for a session that has ended: a caller that lost the answer to its last piece sends it again.
+fn ended_write(ended: &EndedStaging, offset: u64) -> Result<PieceTaken, StagingError> {
+    match &ended.outcome {
+        StagingOutcome::Planned(plan) if offset <= ended.request.bytes => Ok(PieceTaken {
+            offset: ended.request.bytes,
+            plan: Some(plan.clone()),
+        }),
+        outcome => Err(StagingError::Ended(outcome.clone())),
+    }
+}
+
+fn outcome_of(answer: UpdateAnswer) -> StagingOutcome {
+    match answer {
+        UpdateAnswer::Planned { plan } => StagingOutcome::Planned(plan),
+        UpdateAnswer::Refused { code, text } => StagingOutcome::Refused { code, text },
+        UpdateAnswer::Done | UpdateAnswer::Log { .. } => {
+            StagingOutcome::GivenUp("PID 1 gave an answer of another kind".to_owned())
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! `update/stage`, `update/write` and `update/offer`.
+
+use std::sync::Arc;
+
+use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use bytes::Bytes;
+use data_encoding::BASE64;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::read::no_channel;
+use super::session::{
+    BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, StagingError, StagingRequest, StagingSession,
+};
+use super::{
+    ADMIN_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes, owner, plan_schema,
+};
+use crate::node::ops::caller;
+
+/// Default deadline of operations that wait until PID 1 has written and read back a program.
+pub(super) const WISH_TIMEOUT_MS: u32 = 900_000;
+/// The most characters of a version.
+const VERSION_CHARS_MAX: usize = 64;
+/// The most characters of an address, as the downloader has it.
+const URL_CHARS_MAX: usize = 2048;
+
+/// `update/stage`
+pub(super) fn stage(updates: NodeUpdates) -> Registration {
+    let mut spec = OperationSpec::mutation(
+        "update/stage",
+        "Begins to take a bundle: from the caller piece by piece, from an address, or from the channel of the \
+         configuration. PID 1 verifies it and writes its program to the boot slot that does not run.",
+    )
+    .with_input(json!({
+        "type": ["object", "null"], "additionalProperties": false,
+        "properties": {
+            "bytes": { "type": "integer", "minimum": 1, "maximum": BUNDLE_BYTES_MAX,
+                       "description": "The caller sends so many bytes by update/write" },
+            "url": { "type": "string", "maxLength": URL_CHARS_MAX,
+                     "description": "The node downloads the bundle, https://…" },
+            "downgrade": { "type": ["string", "null"], "maxLength": VERSION_CHARS_MAX,
+                           "description": "The one older version that is permitted" },
+            "dry_run": { "type": "boolean", "default": false,
+                         "description": "Verify and plan, and change nothing" },
+        }
+    }))
+    .with_output(json!({
+        "type": "object", "required": ["session", "bytes", "offset", "piece_bytes_max"],
+        "properties": {
+            "session": { "type": "string" }, "bytes": { "type": "integer" }, "offset": { "type": "integer" },
+            "piece_bytes_max": { "type": "integer" },
+        }
+    }));
+    spec.default_timeout_ms = Some(WISH_TIMEOUT_MS);
+    let spec = for_scopes(spec, &[STAGE_SCOPE]);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let updates = updates.clone();
+        async move {
+            direct(&ctx)?;
+            let input = match input.is_null() {
+                true => StageInput::default(),
+                false => input.parse()?,
+            };
+            let session = updates.stage(input, &ctx).await?;
+            Ok::<_, CallError>(begun(&session))
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// `update/write`
+pub(super) fn write(updates: NodeUpdates) -> Registration {
+    let mut spec = OperationSpec::mutation(
+        "update/write",
+        "Sends the next piece of a bundle, or gives the bundle up. The answer to the last piece has the plan.",
+    )
+    .with_input(json!({
+        "type": "object", "required": ["session"], "additionalProperties": false,
+        "properties": {
+            "session": { "type": "string", "maxLength": 32 },
+            "offset": { "type": "integer", "minimum": 0, "description": "Where the piece begins" },
+            "data": { "description": "The bytes, at most 256 KiB: base64, or {\"$bin\":[offset,length]}" },
+            "abort": { "const": true, "description": "Gives the bundle up" },
+        }
+    }))
+    .with_output(json!({
+        "type": "object",
+        "properties": {
+            "offset": { "type": "integer", "description": "Where the next piece begins" },
+            "plan": plan_schema(),
+            "aborted": { "const": true },
+        }
+    }));
+    spec.default_timeout_ms = Some(WISH_TIMEOUT_MS);
+    let spec = for_scopes(spec, &[STAGE_SCOPE, OFFER_SCOPE]);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let updates = updates.clone();
+        async move {
+            direct(&ctx)?;
+            updates.link_check()?;
+            let owner = owner(&ctx)?;
+            let fields: WriteInput = input.parse()?;
+            let step = fields.step(&input)?;
+            drop(input);
+            updates.write(&owner, step).await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// `update/offer`
+pub(super) fn offer(updates: NodeUpdates) -> Registration {
+    let spec = OperationSpec::mutation(
+        "update/offer",
+        "A hub says which bundle it has. If this node wants it, the answer names the session for update/write.",
+    )
+    .with_input(json!({
+        "type": "object", "required": ["version", "bytes"], "additionalProperties": false,
+        "properties": {
+            "version": { "type": "string", "maxLength": VERSION_CHARS_MAX },
+            "bytes": { "type": "integer", "minimum": 1, "maximum": BUNDLE_BYTES_MAX },
+        }
+    }))
+    .with_output(json!({
+        "type": "object", "required": ["wanted"],
+        "properties": {
+            "wanted": { "type": "boolean" },
+            "reason": { "type": "string", "description": "Why it is not wanted" },
+            "session": { "type": "string" }, "bytes": { "type": "integer" }, "offset": { "type": "integer" },
+            "piece_bytes_max": { "type": "integer" },
+        }
+    }));
+    let spec = for_scopes(spec, &[OFFER_SCOPE]);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let answer = updates.offered(&input, &ctx);
+        std::future::ready(answer)
+    });
+    Registration::new(spec, handler)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct StageInput {
+    bytes: Option<u64>,
+    url: Option<String>,
+    downgrade: Option<String>,
+    dry_run: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WriteInput {
+    session: String,
+    #[serde(default)]
+    offset: Option<u64>,
+    #[serde(default)]
+    data: Value,
+    #[serde(default)]
+    abort: bool,
+}
+
+/// The step that a call of `update/write` asks for.
+enum WriteStep {
+    Abort {
+        session: String,
+    },
+    Piece {
+        session: String,
+        offset: u64,
+        data: Bytes,
+    },
+}
+
+impl WriteInput {
+    fn step(self, input: &CallBody) -> Result<WriteStep, CallError> {
+        let session = self.session;
+        match (self.offset, self.data.is_null(), self.abort) {
+            (None, true, true) => Ok(WriteStep::Abort { session }),
+            (Some(offset), false, false) => Ok(WriteStep::Piece {
+                session,
+                offset,
+                data: piece(input, &self.data)?,
+            }),
+            _ => Err(CallError::invalid_input(
+                "give session, offset and data; or session and abort",
+            )),
+        }
+    }
+}
+
+/// Bytes behind the JSON, or as base64 in it.
+fn piece(input: &CallBody, value: &Value) -> Result<Bytes, CallError> {
+    let refused = || {
+        let text = format!(
+            "data is base64 or {{\"$bin\":[offset,length]}} of 1 to {PIECE_BYTES_MAX} bytes"
+        );
+        CallError::invalid_input(text)
+    };
+    let data = match input.binary(value) {
+        Some(data) => data,
+        None => {
+            let text = value.as_str().ok_or_else(refused)?;
+            Bytes::from(BASE64.decode(text.as_bytes()).map_err(|_| refused())?)
+        }
+    };
+    match (1..=PIECE_BYTES_MAX).contains(&data.len()) {
+        true => Ok(data),
+        false => Err(refused()),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfferInput {
+    version: String,
+    bytes: u64,
+}
+
+/// A bundle that the node is to download.
+pub(super) struct StageWish {
+    pub(super) owner: String,
+    pub(super) by: String,
+    /// The address; `None` for the channel.
+    pub(super) url: Option<String>,
+    pub(super) downgrade: Option<String>,
+    pub(super) dry_run: bool,
+    /// Whether the address may be one that is not of the public Internet.
+    pub(super) anywhere: bool,
+}
+
+/// A download that has begun.
+pub(super) struct BegunDownload {
+    pub(super) session: Arc<StagingSession>,
+    pub(super) url: String,
+    pub(super) bytes: u64,
+}
+
+/// The answer to a call that began a session.
+fn begun(session: &StagingSession) -> Value {
+    json!({
+        "session": session.id,
+        "bytes": session.request.bytes,
+        "offset": session.offset(),
+        "piece_bytes_max": PIECE_BYTES_MAX,
+    })
+}
+
+impl NodeUpdates {
+    async fn stage(&self, input: StageInput, ctx: &Ctx) -> Result<Arc<StagingSession>, CallError> {
+        self.link_check()?;
+        let (owner, by) = (owner(ctx)?, caller(ctx));
+        let StageInput {
+            bytes,
+            url,
+            downgrade,
+            dry_run,
+        } = input;
+        match (bytes, url) {
+            (Some(_), Some(_)) => Err(CallError::invalid_input("give bytes or url, not both")),
+            (Some(bytes), None) => Ok(self.begin(StagingRequest {
+                owner,
+                by,
+                source: "upload".to_owned(),
+                bytes,
+                downgrade,
+                dry_run,
+            })?),
+            (None, url) => {
+                // A peer that may stage must not make the node ask servers of its local network.
+                let is_admin = ctx
+                    .identity()
+                    .is_some_and(|who| who.scopes.allows(ADMIN_SCOPE));
+                let anywhere = url.is_none() || is_admin;
+                let wish = StageWish {
+                    owner,
+                    by,
+                    url,
+                    downgrade,
+                    dry_run,
+                    anywhere,
+                };
+                Ok(self.fetch(wish).await?.session)
+            }
+        }
+    }
+
+    /// Begins a session, and counts how it ends.
+    fn begin(&self, request: StagingRequest) -> Result<Arc<StagingSession>, StagingError> {
+        let session = self.0.sessions.begin(request)?;
+        self.watch(&session);
+        Ok(session)
+    }
+
+    /// Begins to download a bundle.
+    pub(super) async fn fetch(&self, wish: StageWish) -> Result<BegunDownload, CallError> {
+        self.link_check()?;
+        if self.0.sessions.current().is_some() {
+            return Err(StagingError::Busy.into());
+        }
+        let config = self.0.reloader.current();
+        let channel = || config.config.update.bundle_url().ok_or_else(no_channel);
+        let url = wish.url.map_or_else(channel, Ok)?;
+        let bundle = self.0.downloader.open(&url, wish.anywhere).await?;
+        let bytes = bundle.bytes;
+        let request = StagingRequest {
+            owner: wish.owner,
+            by: wish.by,
+            source: url.clone(),
+            bytes,
+            downgrade: wish.downgrade,
+            dry_run: wish.dry_run,
+        };
+        let sessions = &self.0.sessions;
+        let session = self.0.downloader.begin(sessions, bundle, request)?;
+        self.watch(&session);
+        Ok(BegunDownload {
+            session,
+            url,
+            bytes,
+        })
+    }
+
+    async fn write(&self, owner: &str, step: WriteStep) -> Result<Value, CallError> {
+        let sessions = &self.0.sessions;
+        match step {
+            WriteStep::Abort { session } => {
+                sessions.abort(&session, owner).await?;
+                Ok(json!({ "aborted": true }))
+            }
+            WriteStep::Piece {
+                session,
+                offset,
+                data,
+            } => {
+                let taken = sessions
+                    .write((session.as_str(), owner), (offset, data))
+                    .await?;
+                Ok(json!({ "offset": taken.offset, "plan": taken.plan }))
+            }
+        }
+    }
+
+    /// A hub has a bundle. Its permission is the scope, which `[[join]] update` gives it.
+    fn offered(&self, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
+        direct(ctx)?;
+        self.link_check()?;
+        let input: OfferInput = input.parse()?;
+        let facts = self.0.facts.load();
+        let facts = &facts.update;
+        let unwanted = |reason: String| Ok(json!({ "wanted": false, "reason": reason }));
+        if matches!(facts.state.as_str(), "absent" | "unreadable" | "") {
+            let text = facts
+                .detail
+                .as_deref()
+                .unwrap_or("the machine has no boot slots");
+            return Err(CallError::new(ErrorCode::Conflict, text)
+                .with_details(json!({ "code": "no-slots", "text": text })));
+        }
+        if facts.version == input.version {
+            return unwanted(format!("{} runs already", input.version));
+        }
+        if matches!(facts.state.as_str(), "pending" | "trial") {
+            return unwanted("another version is on trial".to_owned());
+        }
+        let session = self.begin(StagingRequest {
+            owner: owner(ctx)?,
+            by: caller(ctx),
+            source: format!("the hub {}", caller(ctx)),
+            bytes: input.bytes,
+            downgrade: None,
+            dry_run: false,
+        })?;
+        let mut answer = begun(&session);
+        answer["wanted"] = true.into();
+        Ok(answer)
+    }
+}

@@ -1,0 +1,264 @@
+//! The operations against a PID 1 of the tests' own.
+
+mod downloads;
+mod operations;
+mod sessions;
+
+use std::io;
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
+
+use alknet_core::PeerAddr;
+use alknet_core::config::NodeConfig;
+use alknet_init::control::{
+    InitMessage, MachineFacts, UPDATE_FRAME_ABORT, UpdateFacts, UpdatePlan, UpdateRecord,
+    UpdateRequest,
+};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::session::{StagingError, StagingRequest};
+use super::*;
+
+/// What PID 1 makes of the next bundle.
+#[derive(Clone, Debug)]
+enum Verdict {
+    /// It reads all of it.
+    Plans,
+    /// It refuses after so many bytes.
+    RefusesAfter(u64),
+    /// It knows what a dry run would do after so many bytes.
+    PlansAfter(u64),
+}
+
+/// What PID 1 has seen.
+#[derive(Debug, Default)]
+struct InitSeen {
+    requests: Vec<(UpdateRequest, String)>,
+    /// The bytes of each bundle, and whether it ended or was given up.
+    bundles: Vec<(Vec<u8>, bool)>,
+    frame_max: u32,
+}
+
+struct UpdateBench {
+    updates: NodeUpdates,
+    seen: Arc<Mutex<InitSeen>>,
+    verdict: Arc<Mutex<Verdict>>,
+    facts: SharedFacts,
+    people: crate::node::IdentityServices,
+    _dir: tempfile::TempDir,
+}
+
+const IDLE: Duration = Duration::from_secs(600);
+
+fn plan() -> UpdatePlan {
+    UpdatePlan {
+        from: "1.0.0".to_owned(),
+        to: "1.1.0".to_owned(),
+        step: "upgrade".to_owned(),
+        bytes: 9,
+        ..UpdatePlan::default()
+    }
+}
+
+impl UpdateBench {
+    fn new() -> Self {
+        Self::with("", IDLE, None)
+    }
+
+    fn with(document: &str, idle: Duration, plain: Option<PeerAddr>) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+        let store = crate::node::store::open(dir.path());
+        let (overlay, keeper) = (Default::default(), crate::node::ConfigStore::nowhere());
+        let people = crate::node::people(&config, overlay, keeper, Vec::new(), store);
+        let facts = MachineFacts {
+            clock: "sntp".to_owned(),
+            update: UpdateFacts {
+                state: "idle".to_owned(),
+                version: "1.0.0".to_owned(),
+                ..UpdateFacts::default()
+            },
+            ..MachineFacts::default()
+        };
+        let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(facts));
+        let (to_init, messages) = mpsc::channel(8);
+        let (ours, theirs) = StdStream::pair().expect("sockets");
+        theirs.set_nonblocking(true).expect("a socket");
+        let context = UpdateContext {
+            link: UpdateLink::new(Some(to_init), Some(UpdateStream::of_test(ours))),
+            dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
+            facts: Arc::clone(&facts),
+            reloader: Arc::clone(&people.reloader),
+            identity: "ed25519:00".to_owned(),
+            clock: crate::node::clock(),
+        };
+        let mut downloader = BundleDownloader::new(Arc::clone(&context.dialer));
+        if let Some(server) = plain {
+            downloader = downloader.with_plain(server);
+        }
+        let updates = NodeUpdates::with(context, downloader, idle);
+        let bench = Self {
+            updates,
+            seen: Arc::default(),
+            verdict: Arc::new(Mutex::new(Verdict::Plans)),
+            facts,
+            people,
+            _dir: dir,
+        };
+        let init = FakeInit {
+            link: bench.updates.0.link.clone(),
+            stream: UnixStream::from_std(theirs).expect("a socket"),
+            seen: Arc::clone(&bench.seen),
+            verdict: Arc::clone(&bench.verdict),
+        };
+        tokio::spawn(init.run(messages));
+        bench
+    }
+
+    fn judge(&self, verdict: Verdict) {
+        *self.verdict.lock().expect("no panic") = verdict;
+    }
+
+    fn set(&self, change: impl FnOnce(&mut MachineFacts)) {
+        let mut facts = MachineFacts::clone(&self.facts.load());
+        change(&mut facts);
+        self.facts.store(Arc::new(facts));
+    }
+
+    fn bundles(&self) -> Vec<(Vec<u8>, bool)> {
+        self.seen.lock().expect("no panic").bundles.clone()
+    }
+
+    fn requests(&self) -> Vec<(UpdateRequest, String)> {
+        self.seen.lock().expect("no panic").requests.clone()
+    }
+
+    fn begin(&self, bytes: usize) -> String {
+        let session = self.updates.0.sessions.begin(request(bytes));
+        session.expect("it begins").id.clone()
+    }
+
+    async fn send(
+        &self,
+        id: &str,
+        offset: usize,
+        data: &[u8],
+    ) -> Result<session::PieceTaken, StagingError> {
+        let piece = (offset as u64, Bytes::copy_from_slice(data));
+        self.updates.0.sessions.write((id, "ada"), piece).await
+    }
+}
+
+fn request(bytes: usize) -> StagingRequest {
+    StagingRequest {
+        owner: "ada".to_owned(),
+        by: "ada".to_owned(),
+        source: "upload".to_owned(),
+        bytes: bytes as u64,
+        downgrade: None,
+        dry_run: false,
+    }
+}
+
+/// PID 1, as far as the node sees it.
+struct FakeInit {
+    link: UpdateLink,
+    stream: UnixStream,
+    seen: Arc<Mutex<InitSeen>>,
+    verdict: Arc<Mutex<Verdict>>,
+}
+
+impl FakeInit {
+    async fn run(mut self, mut messages: mpsc::Receiver<InitMessage>) {
+        while let Some(message) = messages.recv().await {
+            let InitMessage::Update { n, request, by } = message else {
+                panic!("the node sends {message:?}");
+            };
+            let mut seen = self.seen.lock().expect("no panic");
+            seen.requests.push((request.clone(), by));
+            drop(seen);
+            match request {
+                UpdateRequest::Stage { .. } => {
+                    let verdict = self.verdict.lock().expect("no panic").clone();
+                    self.read(n, verdict).await.expect("frames");
+                }
+                UpdateRequest::Log => {
+                    let record = UpdateRecord {
+                        event: "staged".to_owned(),
+                        version: "1.1.0".to_owned(),
+                        by: "the machine".to_owned(),
+                        ..UpdateRecord::default()
+                    };
+                    self.link.answered(
+                        n,
+                        UpdateAnswer::Log {
+                            records: vec![record],
+                        },
+                    );
+                }
+                UpdateRequest::Confirm => {
+                    let (code, text) = ("no-trial".to_owned(), "no version is on trial".to_owned());
+                    self.link.answered(n, UpdateAnswer::Refused { code, text });
+                }
+                UpdateRequest::Apply | UpdateRequest::Rollback => {
+                    self.link.answered(n, UpdateAnswer::Done);
+                }
+            }
+        }
+    }
+
+    /// Reads one bundle to its end, whatever it says of it meanwhile.
+    async fn read(&mut self, n: u64, verdict: Verdict) -> io::Result<()> {
+        let (mut bundle, mut has_answered) = (Vec::new(), false);
+        let is_whole = loop {
+            let length = self.stream.read_u32().await?;
+            match length {
+                0 => break true,
+                UPDATE_FRAME_ABORT => break false,
+                _ => {}
+            }
+            let mut frame = vec![0; length as usize];
+            self.stream.read_exact(&mut frame).await?;
+            bundle.extend(frame);
+            let mut seen = self.seen.lock().expect("no panic");
+            seen.frame_max = seen.frame_max.max(length);
+            drop(seen);
+            let answer = match verdict {
+                Verdict::RefusesAfter(bytes) if bundle.len() as u64 >= bytes => Some(refusal()),
+                Verdict::PlansAfter(bytes) if bundle.len() as u64 >= bytes => {
+                    Some(UpdateAnswer::Planned { plan: plan() })
+                }
+                _ => None,
+            };
+            if let Some(answer) = answer.filter(|_| !has_answered) {
+                has_answered = true;
+                self.link.answered(n, answer);
+            }
+        };
+        let mut seen = self.seen.lock().expect("no panic");
+        seen.bundles.push((bundle, is_whole));
+        drop(seen);
+        if !has_answered {
+            let answer = match is_whole {
+                true => UpdateAnswer::Planned { plan: plan() },
+                false => UpdateAnswer::Refused {
+                    code: "given-up".to_owned(),
+                    text: "the node gave it up".to_owned(),
+                },
+            };
+            self.link.answered(n, answer);
+        }
+        Ok(())
+    }
+}
+
+fn refusal() -> UpdateAnswer {
+    UpdateAnswer::Refused {
+        code: "signature".to_owned(),
+        text: "too few keys have signed".to_owned(),
+    }
+}

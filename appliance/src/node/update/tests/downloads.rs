@@ -1,0 +1,147 @@
+//! Bundles that the node downloads.
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::node::update::session::StagingOutcome;
+
+/// A server that sends a file in parts of so many bytes, each over a connection of its own that then breaks.
+async fn breaking_server(file: &'static [u8], part: usize, has_ranges: bool) -> PeerAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let mut most = part;
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.expect("a request"));
+            }
+            let head = String::from_utf8(head).expect("text").to_lowercase();
+            let from = head.split_once("range: bytes=").filter(|_| has_ranges);
+            let from = from.map_or(0, |(_, it)| {
+                it.split('-')
+                    .next()
+                    .map_or(0, |n| n.parse().expect("a number"))
+            });
+            let rest = &file[from..];
+            let status = match from {
+                0 => "200 OK".to_owned(),
+                _ => format!(
+                    "206 Partial Content\r\ncontent-range: bytes {from}-{}/{}",
+                    file.len() - 1,
+                    file.len()
+                ),
+            };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n",
+                rest.len()
+            );
+            stream.write_all(answer.as_bytes()).await.expect("a client");
+            // Without ranges each answer gets a bit further.
+            let bytes = if has_ranges { part } else { most };
+            most += part;
+            stream
+                .write_all(&rest[..bytes.min(rest.len())])
+                .await
+                .expect("a client");
+        }
+    });
+    address.to_string().parse().expect("an address")
+}
+
+const FILE: &[u8] = b"the bytes of a bundle on a server, which come in several parts";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_goes_on_after_each_broken_connection() {
+    for has_ranges in [true, false] {
+        let server = breaking_server(FILE, 7, has_ranges).await;
+        let bench = UpdateBench::with("", IDLE, Some(server.clone()));
+        let wish = stage::StageWish {
+            owner: "ada".to_owned(),
+            by: "ada".to_owned(),
+            url: Some(format!("http://{server}/bundle.tar")),
+            downgrade: Some("0.9.0".to_owned()),
+            dry_run: false,
+            anywhere: true,
+        };
+        let begun = bench.updates.fetch(wish).await.expect("it begins");
+        assert_eq!(begun.bytes, FILE.len() as u64);
+        let outcome = bench.updates.0.sessions.outcome(begun.session).await;
+        assert_eq!(outcome, StagingOutcome::Planned(plan()), "{has_ranges}");
+        assert_eq!(bench.bundles(), [(FILE.to_vec(), true)], "{has_ranges}");
+        let (stage, _) = bench.requests().remove(0);
+        let UpdateRequest::Stage { downgrade, .. } = stage else {
+            panic!("{stage:?}");
+        };
+        assert_eq!(downgrade.as_deref(), Some("0.9.0"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
+    let server = breaking_server(FILE, 100, true).await;
+    let bench = UpdateBench::with("", IDLE, Some(server.clone()));
+    let wish = stage::StageWish {
+        owner: "ada".to_owned(),
+        by: "ada".to_owned(),
+        url: Some(format!("http://{server}/bundle.tar")),
+        downgrade: None,
+        dry_run: false,
+        anywhere: false,
+    };
+    let refused = bench.updates.fetch(wish).await.err().expect("refused");
+    assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
+    assert!(bench.requests().is_empty());
+}
+
+/// The whole way by itself: look at the channel, stage, start; and no start of what failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_follows_its_channel_by_itself() {
+    let server = breaking_server(FILE, 1000, true).await;
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
+    let bench = UpdateBench::with(document, IDLE, Some(server.clone()));
+    // The configuration takes https only; the server of the test has no TLS.
+    bench
+        .updates
+        .0
+        .downloader
+        .instead(format!("http://{server}/stable/bundle.tar"));
+    bench.updates.act().await;
+    let (look, by) = bench.requests().pop().expect("a look");
+    assert!(
+        matches!(look, UpdateRequest::Stage { dry_run: true, .. }),
+        "{look:?}"
+    );
+    assert_eq!(by, "the machine");
+    bench.updates.act().await;
+    let (stage, _) = bench.requests().pop().expect("a stage");
+    assert!(
+        matches!(stage, UpdateRequest::Stage { dry_run: false, .. }),
+        "{stage:?}"
+    );
+    bench.set(|facts| {
+        facts.update.state = "staged".to_owned();
+        facts.update.other_version = Some("1.1.0".to_owned());
+    });
+    bench.updates.act().await;
+    assert_eq!(
+        bench.requests().pop().expect("a start").0,
+        UpdateRequest::Apply
+    );
+    let count = bench.requests().len();
+    bench.set(|facts| {
+        facts.update.last = Some(alknet_init::control::UpdateEnd {
+            version: "1.1.0".to_owned(),
+            outcome: "failed".to_owned(),
+            ..Default::default()
+        });
+    });
+    bench.updates.act().await;
+    assert_eq!(bench.requests().len(), count, "it is not tried again");
+    let auto = bench.updates.auto_shown();
+    assert_eq!(auto["next"], "failed-before");
+    assert_eq!(bench.updates.problems().len(), 1);
+}

@@ -1,0 +1,174 @@
+//! Bundles that a caller sends piece by piece.
+
+use alknet_call::CallError;
+use alknet_init::control::UPDATE_FRAME_BYTES_MAX;
+
+use super::*;
+use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome};
+
+#[tokio::test]
+async fn a_bundle_goes_to_pid_1_in_frames_and_its_plan_comes_back() {
+    let bench = UpdateBench::new();
+    let bundle: Vec<u8> = (0..600_000_u32).map(|n| n as u8).collect();
+    let id = bench.begin(bundle.len());
+    let mut offset = 0;
+    for piece in bundle.chunks(PIECE_BYTES_MAX) {
+        let taken = bench.send(&id, offset, piece).await.expect("taken");
+        offset += piece.len();
+        assert_eq!(taken.offset, offset as u64);
+        assert_eq!(taken.plan.is_some(), offset == bundle.len());
+    }
+    assert_eq!(bench.bundles(), [(bundle, true)]);
+    assert_eq!(
+        bench.seen.lock().expect("no panic").frame_max,
+        UPDATE_FRAME_BYTES_MAX
+    );
+    assert_eq!(bench.updates.0.sessions.staged(), Some(plan()));
+    assert!(bench.updates.0.sessions.current().is_none());
+}
+
+/// A caller that lost its connection asks for the offset and goes on, wherever that was.
+#[tokio::test]
+async fn an_upload_goes_on_at_each_offset() {
+    let bundle = b"a bundle!";
+    for cut in 0..=bundle.len() {
+        let bench = UpdateBench::new();
+        let id = bench.begin(bundle.len());
+        if cut > 0 {
+            bench.send(&id, 0, &bundle[..cut]).await.expect("taken");
+        }
+        // The answer to the last piece was lost: sent again, it has the same answer.
+        let wrong = bench.send(&id, cut + 1, b"x").await;
+        match cut < bundle.len() {
+            true => assert_eq!(wrong, Err(StagingError::Offset(cut as u64)), "{cut}"),
+            false => assert!(matches!(wrong, Err(StagingError::Ended(_))), "{wrong:?}"),
+        }
+        let rest = bench.send(&id, cut, &bundle[cut..]).await.expect("taken");
+        assert_eq!((rest.offset, rest.plan), (9, Some(plan())), "{cut}");
+        assert_eq!(bench.bundles(), [(bundle.to_vec(), true)], "{cut}");
+    }
+}
+
+#[tokio::test]
+async fn a_piece_that_is_too_long_or_of_another_caller_is_not_taken() {
+    let bench = UpdateBench::new();
+    let id = bench.begin(4);
+    let long = bench.send(&id, 0, b"12345").await;
+    assert_eq!(long, Err(StagingError::TooMuch(4)));
+    let piece = (0, Bytes::from_static(b"1"));
+    let sessions = &bench.updates.0.sessions;
+    let other = sessions.write((id.as_str(), "bob"), piece).await;
+    assert_eq!(other, Err(StagingError::NoSession));
+    assert_eq!(
+        bench.send("s9", 0, b"1").await,
+        Err(StagingError::NoSession)
+    );
+    bench.send(&id, 0, b"1234").await.expect("taken");
+    assert_eq!(bench.bundles(), [(b"1234".to_vec(), true)]);
+}
+
+#[tokio::test]
+async fn one_bundle_is_sent_at_a_time() {
+    let bench = UpdateBench::new();
+    let id = bench.begin(4);
+    let second = bench.updates.0.sessions.begin(request(4)).err();
+    assert_eq!(second, Some(StagingError::Busy));
+    bench.send(&id, 0, b"1234").await.expect("taken");
+    let again = bench.begin(3);
+    bench.send(&again, 0, b"abc").await.expect("taken");
+    assert_eq!(bench.bundles().len(), 2);
+    for bytes in [0, (session::BUNDLE_BYTES_MAX + 1) as usize] {
+        let refused = bench.updates.0.sessions.begin(request(bytes)).err();
+        assert_eq!(refused, Some(StagingError::Size(bytes as u64)));
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_that_pid_1_refuses_early_is_given_up_at_once() {
+    let bench = UpdateBench::new();
+    bench.judge(Verdict::RefusesAfter(2));
+    let id = bench.begin(1000);
+    bench.send(&id, 0, b"12").await.expect("taken");
+    let session = bench.updates.0.sessions.current();
+    if let Some(session) = session {
+        let outcome = bench.updates.0.sessions.outcome(session).await;
+        assert!(
+            matches!(outcome, StagingOutcome::Refused { .. }),
+            "{outcome:?}"
+        );
+    }
+    let refused = bench.send(&id, 2, b"34").await.expect_err("it is over");
+    let error = CallError::from(refused);
+    assert_eq!(error.code, ErrorCode::Forbidden);
+    let details = error.details.expect("details");
+    assert_eq!(details["code"], "signature");
+    assert_eq!(details["text"], "too few keys have signed");
+    // PID 1 reads to the end of a bundle also after it has refused it, so the next one is not mixed with it.
+    bench.judge(Verdict::Plans);
+    let next = bench.begin(3);
+    bench.send(&next, 0, b"abc").await.expect("taken");
+    let bundles = bench.bundles();
+    assert_eq!(bundles, [(b"12".to_vec(), false), (b"abc".to_vec(), true)]);
+}
+
+#[tokio::test]
+async fn a_bundle_that_its_sender_gives_up_leaves_room_for_the_next() {
+    let bench = UpdateBench::new();
+    let id = bench.begin(10);
+    bench.send(&id, 0, b"12").await.expect("taken");
+    let sessions = &bench.updates.0.sessions;
+    assert_eq!(
+        sessions.abort(&id, "bob").await,
+        Err(StagingError::NoSession)
+    );
+    let ended = sessions.abort(&id, "ada").await.expect("it was there");
+    assert!(matches!(ended, StagingOutcome::GivenUp(_)), "{ended:?}");
+    assert_eq!(bench.bundles(), [(b"12".to_vec(), false)]);
+    let next = bench.begin(1);
+    bench.send(&next, 0, b"1").await.expect("taken");
+}
+
+#[tokio::test]
+async fn a_session_without_a_next_piece_ends() {
+    let bench = UpdateBench::with("", Duration::from_millis(20), None);
+    let id = bench.begin(10);
+    bench.send(&id, 0, b"12").await.expect("taken");
+    if let Some(session) = bench.updates.0.sessions.current() {
+        bench.updates.0.sessions.outcome(session).await;
+    }
+    let late = bench.send(&id, 2, b"3").await;
+    let Err(StagingError::Ended(StagingOutcome::GivenUp(why))) = late else {
+        panic!("{late:?}");
+    };
+    assert!(why.contains("no piece came"), "{why}");
+    assert_eq!(bench.bundles(), [(b"12".to_vec(), false)]);
+}
+
+#[tokio::test]
+async fn a_dry_run_ends_with_what_pid_1_knows_and_stages_nothing() {
+    let bench = UpdateBench::new();
+    bench.judge(Verdict::PlansAfter(3));
+    let sessions = &bench.updates.0.sessions;
+    let dry = StagingRequest {
+        dry_run: true,
+        ..request(1000)
+    };
+    let session = sessions.begin(dry).expect("it begins");
+    let id = session.id.clone();
+    bench.send(&id, 0, b"123").await.expect("taken");
+    assert_eq!(
+        sessions.outcome(session).await,
+        StagingOutcome::Planned(plan())
+    );
+    assert_eq!(sessions.staged(), None);
+    let (stage, by) = bench.requests().remove(0);
+    assert!(matches!(
+        stage,
+        UpdateRequest::Stage {
+            dry_run: true,
+            bytes: 1000,
+            ..
+        }
+    ));
+    assert_eq!(by, "ada");
+}

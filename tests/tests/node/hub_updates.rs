@@ -1,0 +1,72 @@
+//! A hub offers its workers an update. The workers are hosts, which update nothing: what is tested is the way to them.
+
+use alknet_tests::TestBench;
+use alknet_update::BundleWriter;
+use serde_json::{Value, json};
+
+use super::enrolment::{EnrolmentNode, hub_config, invite, peer, run};
+
+/// A bundle whose signatures nothing checks here: the hub does not, and these workers refuse every bundle.
+fn unsigned() -> Vec<u8> {
+    let targets = json!({ "signed": { "targets": {
+        "alknet.efi": { "custom": { "alknet": { "version": "9.9.9" } } }
+    } } });
+    let mut writer = BundleWriter::new(Vec::new());
+    let document = targets.to_string();
+    writer
+        .metadata("1.targets.json", document.as_bytes())
+        .expect("memory");
+    // More than one piece.
+    let program = vec![7; 300_000];
+    writer
+        .target("alknet.efi", 300_000, &mut &*program)
+        .expect("memory");
+    writer.finish().expect("memory")
+}
+
+#[test]
+fn a_hub_keeps_a_bundle_and_offers_it_to_the_workers_that_permit_it() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let _workers = [("kitchen", "update = true\n"), ("hall", "")].map(|(name, more)| {
+        let join = invite(&bench, &hub, &["--role", "worker", "--ttl", "1h"]);
+        let config = format!("[node]\nname = \"{name}\"\n\n[[join]]\ncode = \"{join}\"\n{more}");
+        EnrolmentNode::start(&bench, name, &config, "0")
+    });
+    for name in ["kitchen", "hall"] {
+        peer(&bench, &hub, name, "ready");
+    }
+    let admin = bench.admin();
+    let none = run(admin, &["update", "--workers", &hub.target, "--yes"]);
+    assert_eq!((none.status, none.code().as_str()), (2, "USAGE"), "{none:?}");
+
+    let file = bench.path().join("bundle.tar");
+    std::fs::write(&file, unsigned()).expect("the folder is ours");
+    let file = file.display().to_string();
+    let words = ["--json", "update", "--workers", &hub.target, &file, "--yes"];
+    let answer = run(admin, &words);
+    assert_eq!(answer.status, 0, "{answer:?}");
+    let rollout: Value = serde_json::from_str(answer.output.trim()).expect("JSON");
+    assert_eq!(
+        (&rollout["state"], &rollout["version"]),
+        (&json!("done"), &json!("9.9.9"))
+    );
+    // The other worker does not serve the operation to its hub, so that the hub does not ask it.
+    let workers = rollout["workers"].as_array().expect("a list");
+    assert_eq!(workers.len(), 1, "{rollout}");
+    assert_eq!(
+        (&workers[0]["name"], &workers[0]["state"]),
+        (&json!("kitchen"), &json!("skipped"))
+    );
+    let reason = workers[0]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("ordinary host"), "{rollout}");
+
+    let named = json!({ "start": { "workers": ["hall"] } });
+    let started = admin.call(&hub.target, "hub/update", &named, &[]);
+    assert_eq!(started.status, 0, "{started:?}");
+    let status = run(admin, &["call", &hub.target, "hub/update_status"]).json();
+    assert_eq!(status["bundle"]["version"], "9.9.9", "{status}");
+    let read = admin.call(&hub.target, "hub/update_read", &json!({ "offset": 0 }), &[]);
+    let bytes = read.json()["bytes"].as_u64();
+    assert_eq!(bytes, Some(unsigned().len() as u64), "{read:?}");
+}
