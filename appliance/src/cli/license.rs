@@ -31,7 +31,7 @@ pub(crate) enum LicenseVerb {
 
 /// Arguments of `alknet licenses`, the earlier spelling of both verbs.
 #[derive(Debug, Args)]
-pub(crate) struct LicensesArgs {
+pub(crate) struct LicenseLookupArgs {
     /// A component of the list.
     #[arg(value_name = "NAME")]
     name: Option<String>,
@@ -40,8 +40,8 @@ pub(crate) struct LicensesArgs {
     texts: bool,
 }
 
-impl From<LicensesArgs> for LicenseVerb {
-    fn from(args: LicensesArgs) -> Self {
+impl From<LicenseLookupArgs> for LicenseVerb {
+    fn from(args: LicenseLookupArgs) -> Self {
         match args.name {
             Some(name) => Self::Show { name },
             None => Self::List { texts: args.texts },
@@ -231,7 +231,7 @@ mod tests {
     fn the_earlier_spelling_lists_and_shows() {
         let verb = |name: Option<&str>, texts| {
             let name = name.map(str::to_owned);
-            LicenseVerb::from(LicensesArgs { name, texts })
+            LicenseVerb::from(LicenseLookupArgs { name, texts })
         };
         let shown = verb(Some("Linux"), false);
         assert!(matches!(&shown, LicenseVerb::Show { name } if name == "Linux"));

@@ -147,7 +147,7 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
         hide = true,
         after_help = "Examples:\n  alknet licenses\n  alknet licenses Linux"
     )]
-    Licenses(license::LicensesArgs),
+    Licenses(license::LicenseLookupArgs),
     /// Print the log of a node, and with -f each new record.
     #[command(
         after_help = "Examples:\n  alknet logs attic -f\n  alknet logs --since 1h\n  \

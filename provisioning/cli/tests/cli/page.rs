@@ -9,6 +9,9 @@ use crate::workstation::{AdminWorkstation, tool};
 /// Options whose value is a path.
 const PATHS: [&str; 4] = ["--config", "--out", "--words-file", "--words-out"];
 
+/// How the page begins a command of this program.
+const VERB: &str = "alknet provision ";
+
 const RECIPIENT: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
 
 /// What the terminal shows above new words.
@@ -50,34 +53,45 @@ fn in_folder(command: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// Runs a command of the page, which writes `name` unless it is empty. Returns whether the user was shown new words.
+fn provision(workstation: &AdminWorkstation, options: &str, name: &str) -> bool {
+    let line = in_folder(&options.replace("age1…", RECIPIENT));
+    let person = sit_down(workstation, true);
+    let ended = workstation.run(&line, false);
+    assert!(ended.is_ok(), "{options}: {ended:?}");
+    // A command that makes no words leaves the terminal alone, and the user leaves, too.
+    drop(workstation.terminal.take());
+    let screen = person.join().expect("the user");
+    assert_eq!(line.contains("--out"), !name.is_empty(), "{options}");
+    assert!(workstation.path(name).exists(), "{options}");
+    screen.contains(SHEET)
+}
+
 #[test]
 fn the_commands_of_the_page_work() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/provisioning.md");
     let page = fs::read_to_string(page).expect("the page exists");
     let workstation = AdminWorkstation::new();
     fs::write(workstation.path("node.toml"), "[node]\nname = \"edge-1\"\n").expect("writable");
+    let commands = commands(&page);
+    let is_ours = |line: &&&str| line.starts_with(VERB);
+    let ours = commands.iter().filter(is_ours).count();
+    assert_eq!(ours, WRITTEN.len(), "{commands:?}");
     let mut written = WRITTEN.into_iter();
     let mut sheets = 0;
-    for command in commands(&page) {
-        let Some(options) = command.strip_prefix("alknet provision ") else {
-            let folder = workstation.dir.path().display();
-            let here = format!("cd '{folder}' && {command}");
-            tool("bash", &["-euo", "pipefail", "-c", &here]);
-            continue;
-        };
-        let name = written.next().expect("as many as the page has");
-        let line = in_folder(&options.replace("age1…", RECIPIENT));
-        let person = sit_down(&workstation, true);
-        let ended = workstation.run(&line, false);
-        assert!(ended.is_ok(), "{command}: {ended:?}");
-        // A command that makes no words leaves the terminal alone, and the user leaves, too.
-        drop(workstation.terminal.take());
-        let screen = person.join().expect("the user");
-        sheets += usize::from(screen.contains(SHEET));
-        assert_eq!(line.contains("--out"), !name.is_empty(), "{command}");
-        assert!(workstation.path(name).exists(), "{command}");
+    for command in commands {
+        match command.strip_prefix(VERB) {
+            Some(options) => {
+                let name = written.next().expect("as many as the page has");
+                sheets += usize::from(provision(&workstation, options, name));
+            }
+            None => {
+                let folder = workstation.dir.path().display();
+                let here = format!("cd '{folder}' && {command}");
+                tool("bash", &["-euo", "pipefail", "-c", &here]);
+            }
+        }
     }
-    assert_eq!(written.next(), None, "the page has fewer commands");
     assert_eq!(sheets, 4, "commands without words of their own");
     for made in ["seed.iso", "seed.img"] {
         let loaded = workstation.boot_with(&workstation.path(made));
