@@ -1,8 +1,11 @@
 //! `alknet image`: images of the appliance on this computer, without a node.
 
 mod build;
+mod bundle;
 mod download;
 mod interrupt;
+mod release;
+mod root;
 mod sign;
 mod verify;
 mod write;
@@ -33,6 +36,22 @@ pub(crate) enum ImageVerb {
 alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out"
     )]
     Build(build::ImageBuildArgs),
+    /// Make and sign an update bundle of an image's EFI program.
+    #[command(
+        after_help = "Examples:\n  alknet image bundle out --key release.pem --root 1.root.json --number 7 \\\n      \
+--expires 2028-01-31 --timestamp-expires 2027-03-31 --changes changes.txt --out alknet_0.2.0.bundle\n  \
+alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.root.json --number 8 \\\n      \
+--expires 2028-01-31 --timestamp-expires 2027-03-31 --out alknet_0.2.0.bundle"
+    )]
+    Bundle(bundle::ImageBundleArgs),
+    /// Make or replace the root document of updates: the keys that may sign releases.
+    #[command(
+        after_help = "Examples:\n  alknet image root --dir vault --expires 2032-01-31 --out 1.root.json\n  \
+alknet image root --key ada.pem --key ben.pem --threshold 2 --expires 2032-01-31 --out 1.root.json\n  \
+alknet image root --key ada.pem --key cy.pem --trust ed25519:… --trust ed25519:… --previous 1.root.json \\\n      \
+--expires 2033-01-31 --out 2.root.json"
+    )]
+    Root(root::ImageRootArgs),
     /// Sign the files of an image as minisign does, or an EFI program for Secure Boot.
     #[command(
         after_help = "Examples:\n  alknet image sign out --key minisign.key\n  \
@@ -59,6 +78,8 @@ curl -s https://example.org/alknet_0.1.0.raw.zst | alknet image write - /dev/sdb
 pub(crate) fn run(verb: ImageVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         ImageVerb::Build(args) => build::run(&args, json),
+        ImageVerb::Bundle(args) => bundle::run(&args, json),
+        ImageVerb::Root(args) => root::run(&args, json),
         ImageVerb::Sign(args) => sign::run(&args, json),
         ImageVerb::Verify(args) => verify::run(&args, json),
         ImageVerb::Write(args) => write::run(&args, json),

@@ -1,14 +1,16 @@
-//! An attacker adds a command line to the firmware's boot entry, which replaces the image's. It is
-//! measured separately from the image, and the TPM opens nothing.
+//! An attacker adds a command line to the firmware's boot entries, or an entry of their own that starts
+//! the image without the loader. The loader ignores such a line. Without the loader it replaces the
+//! image's: it is measured separately from the image, and the TPM opens nothing.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use alknet_qemu::set_command_line;
+use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use alknet_qemu::{PartitionFile, set_boot_file, set_command_line};
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
 use alknet_tests::SnapshotPoint;
-use alknet_tests::tools::{RAW_DATA_AT, variable};
+use alknet_tests::tools::{RAW_DATA_AT, tool_says, variable};
 use alknet_tpm::{ExpectedPcrs, PcrChoice, PcrValues};
 use alknet_vault::SecretStr;
 use alknet_vault::slots::{
@@ -27,6 +29,9 @@ const LINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check rd
 /// Bytes of both copies of the vault, one after the other.
 const COPIES_BYTES: usize = 128 << 10;
 
+/// The program of the first boot slot, as firmware names it.
+const IMAGE: &str = r"\EFI\ALKNET\A.EFI";
+
 /// A TPM slot does not open with an extra command line: neither a slot as the node makes it now nor
 /// one that was made before slots covered the boot entry. The node replaces such an old slot as
 /// soon as the passphrase has opened the vault.
@@ -37,11 +42,26 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     let machine = |chip: &str| measured(&bench, chip).configured(WITH_PASSPHRASE);
     // Firmware that has started once wrote its boot entries, which come with this machine.
     drop(machine("recorder").after_firmware().start());
+    let (variables, packages) = (at("variables.fd"), variable(PACKAGES_VARIABLE));
+    let packages: &Path = packages.as_ref();
+    set_command_line(&variables, packages, LINE).unwrap_or_else(|error| panic!("{error}"));
+    // The loader gets the line and passes none on, so the image starts with its own.
+    let handed_over = bench.record("ignored", SnapshotPoint::Kernel, || machine("recorder"));
+    let node = machine("own").resumed(&handed_over).boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    node.end();
+
     make_former_slot(&bench.raw(), &at("own.tpm"));
-    let packages = variable(PACKAGES_VARIABLE);
-    set_command_line(&at("variables.fd"), packages.as_ref(), LINE)
-        .unwrap_or_else(|error| panic!("{error}"));
-    // Firmware runs once with that line, and hands over to two machines.
+    let image = PartitionFile {
+        partition: &boot_partition_id(&bench.raw()),
+        blocks: (ESP_FIRST_LBA, ESP_BYTES / LBA_BYTES),
+        path: IMAGE,
+    };
+    let changed = set_boot_file(&variables, packages, &image, LINE);
+    changed.unwrap_or_else(|error| panic!("{error}"));
+    // Firmware runs once with that entry, and hands over to two machines.
     let handed_over = bench.record("handed-over", SnapshotPoint::Kernel, || machine("recorder"));
     let vm = machine("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
@@ -59,9 +79,11 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
 
     let vm = machine("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
+    // The loader is missing among the programs.
+    says(&vm, "PCR 4 (the programs that were started)");
     says(
         &vm,
-        "to: PCR 12 (a command line or add-on from beside the image) has another value",
+        "PCR 12 (a command line or add-on from beside the image)",
     );
     knock::serves_nothing(&vm);
     drop(vm);
@@ -90,6 +112,15 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     asked(&vm, "passphrase of the vault");
     says(&vm, "the vault is older than the data beside it");
     knock::serves_nothing(&vm);
+}
+
+/// The identity of the second partition, as sgdisk prints it.
+fn boot_partition_id(disk: &Path) -> String {
+    let said = tool_says("sgdisk", &["-i", "2", &disk.display().to_string()]);
+    let line = said
+        .lines()
+        .find_map(|line| line.strip_prefix("Partition unique GUID: "));
+    line.expect("sgdisk prints it").to_lowercase()
 }
 
 /// Replaces the machine's slot by one in the old form, for what the machine started.

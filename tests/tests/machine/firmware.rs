@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_image::{ESP_FIRST_LBA, ImageForm, LBA_BYTES, OutputRole};
+use alknet_boot_state::{BootPhase, BootRecord, BootSlot, RECORD_BYTES, RECORD_OFFSET};
+use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
 use alknet_tests::tools::tool_says;
 use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench};
@@ -20,7 +21,11 @@ const BOOT_CODE_BYTES: usize = 440;
 /// Time from power-on until GRUB has given up. A BIOS takes a second.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(30);
 /// The beginning of GRUB's last line.
-const GIVES_UP: &str = "alknet: GRUB cannot start \\EFI\\BOOT\\BOOTX64.EFI";
+const GIVES_UP: &str = "alknet: GRUB cannot start \\EFI\\ALKNET\\A.EFI or B.EFI";
+/// The first sector of the boot note.
+const NOTE_LBA: usize = 2037;
+/// Where a program's script for GRUB begins.
+const SCRIPT_AT: usize = 256 << 10;
 
 fn built(form: ImageForm, role: OutputRole) -> PathBuf {
     BuiltImageFolder::get().file(form, role)
@@ -35,6 +40,11 @@ fn machine(kind: MachineKind) -> VmBuilder {
 
 /// Starts the machine with this configuration, and returns the node's answer to a call.
 fn answers(bench: &TestBench, vm: VmBuilder, config: &str) -> Value {
+    answered(bench, vm, config).1
+}
+
+/// The same with the machine.
+fn answered(bench: &TestBench, vm: VmBuilder, config: &str) -> (MachineNode, Value) {
     let config = document(bench, "by-itself") + config;
     let vm = vm.config(config).start();
     let vm = vm.unwrap_or_else(|error| panic!("{error}"));
@@ -42,13 +52,13 @@ fn answers(bench: &TestBench, vm: VmBuilder, config: &str) -> Value {
     let info = node.info();
     assert_eq!(info["name"], "by-itself", "{info:#}");
     assert_eq!(info["problems"], json!([]), "{info:#}");
-    info
+    (node, info)
 }
 
-/// What GRUB needs on a disk: the code of the first sector, and everything before the first file
-/// system.
+/// What GRUB needs on a disk: the code of the first sector, and everything before the boot note, which
+/// the machine writes.
 fn loader(disk: &Path) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(ESP_FIRST_LBA * LBA_BYTES).expect("64-bit")];
+    let mut bytes = vec![0; NOTE_LBA * 512];
     let file = File::open(disk).expect("the disk is ours");
     file.read_exact_at(&mut bytes, 0).expect("it is longer");
     // The machine changes the partition table behind the code when it grows its partition.
@@ -68,6 +78,79 @@ fn the_disk_starts_by_a_bios_on_an_old_pc_and_grows() {
     assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
     assert_eq!(info["data"]["device"], "/dev/vda3", "{info:#}");
     assert!(loader(&disk) == shipped, "GRUB was changed");
+    let record = record(&disk);
+    assert_eq!(
+        (record.good(), record.phase()),
+        (BootSlot::A, BootPhase::Idle)
+    );
+    assert_eq!(record.booted(), Some(BootSlot::A), "GRUB wrote the record");
+}
+
+/// The record, which the loader, GRUB and the machine write and read.
+fn record(disk: &Path) -> BootRecord {
+    let mut bytes = [0; RECORD_BYTES];
+    let file = File::open(disk).expect("the disk is ours");
+    file.read_exact_at(&mut bytes, RECORD_OFFSET)
+        .expect("it is longer");
+    BootRecord::parse(&bytes).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The record of a machine with a new version in slot b, which is to be tried.
+fn pending() -> BootRecord {
+    let record = BootRecord::new(BootSlot::A).vacate().expect("idle");
+    record.stage().expect("idle").arm().expect("staged")
+}
+
+fn put_record(disk: &Path, record: &BootRecord) {
+    let file = File::options().write(true).open(disk);
+    let file = file.expect("the disk is ours");
+    file.write_all_at(&record.encode(), RECORD_OFFSET)
+        .expect("it is longer");
+}
+
+/// A version on trial whose file has no program: the kernel and its script begin behind bytes that an update writes
+/// last. GRUB leaves it out, and says in the record that the trial failed.
+#[test]
+fn a_trial_without_a_whole_program_leaves_the_good_slot_by_a_bios() {
+    let bench = TestBench::new();
+    let disk = bench.raw();
+    let half = bench.path().join("half");
+    let mut program = vec![0; SCRIPT_AT];
+    program[..2].copy_from_slice(b"MZ");
+    std::fs::write(&half, program).expect("the folder is ours");
+    let partition = format!("{}@@1M", disk.display());
+    let half = half.display().to_string();
+    tool_says("mcopy", &["-i", &partition, &half, "::/EFI/ALKNET/B.EFI"]);
+    put_record(&disk, &pending());
+    let vm = machine(MachineKind::Pc).disk(VirtioDisk::file(&disk));
+    answers(&bench, vm, NO_VAULT);
+    let record = record(&disk);
+    assert_eq!(
+        (record.good(), record.phase()),
+        (BootSlot::A, BootPhase::Failed)
+    );
+    assert_eq!(record.booted(), Some(BootSlot::A));
+}
+
+/// GRUB starts the version on trial, which is the same program here, and counts.
+#[test]
+fn a_trial_starts_by_a_bios_and_is_counted() {
+    let bench = TestBench::new();
+    let disk = bench.raw();
+    let copy = bench.path().join("program").display().to_string();
+    let partition = format!("{}@@1M", disk.display());
+    tool_says("mcopy", &["-i", &partition, "::/EFI/ALKNET/A.EFI", &copy]);
+    tool_says("mcopy", &["-i", &partition, &copy, "::/EFI/ALKNET/B.EFI"]);
+    put_record(&disk, &pending());
+    let vm = machine(MachineKind::Q35).disk(VirtioDisk::file(&disk));
+    let (node, _) = answered(&bench, vm, NO_VAULT);
+    let text = node.vm().console().text();
+    let line = "alknet: GRUB starts slot b on trial, tries left after this one: 2";
+    assert!(text.contains(line), "{text}");
+    drop(node);
+    let record = record(&disk);
+    assert_eq!((record.phase(), record.tries()), (BootPhase::Trial, 2));
+    assert_eq!(record.booted(), Some(BootSlot::B));
 }
 
 #[test]
@@ -83,7 +166,7 @@ fn a_disk_without_its_program_says_so_and_asks_nothing() {
     let bench = TestBench::new();
     let disk = bench.raw();
     let partition = format!("{}@@1M", disk.display());
-    tool_says("mdel", &["-i", &partition, "::/EFI/BOOT/BOOTX64.EFI"]);
+    tool_says("mdel", &["-i", &partition, "::/EFI/ALKNET/A.EFI"]);
     let vm = machine(MachineKind::Q35).disk(VirtioDisk::file(&disk));
     let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
     let said = vm.wait_for(GIVES_UP, GIVEN_UP_WITHIN);

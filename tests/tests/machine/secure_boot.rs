@@ -30,9 +30,13 @@ const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
 const OEM_STRING: &str =
     "type=11,value=io.systemd.stub.kernel-cmdline-extra=rdinit=/init init=/init root=/dev/vda";
 
-/// Where the EFI system partition begins on the disk, for mtools, and the program there.
+/// The loader's message about a program that the firmware does not permit.
+const NOT_PERMITTED: &str = "alknet-loader: slot a did not start: Secure Boot does not permit it";
+
+/// Where the EFI system partition begins on the disk, for mtools, and the programs there.
 const BOOT_AT: &str = "1M";
-pub(crate) const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
+pub(crate) const LOADER: &str = "::/EFI/BOOT/BOOTX64.EFI";
+pub(crate) const PROGRAM: &str = "::/EFI/ALKNET/A.EFI";
 
 #[test]
 fn only_what_the_owner_signed_starts_and_opens_the_vault() {
@@ -41,7 +45,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
         ["owner", "other-owner"].map(|name| PlatformOwner::create(bench.path(), name));
     let [owner, other_owner] = [owner, other_owner].map(|made| made.expect("keys can be made"));
     let variables = enrolled(&bench, &owner, "owners");
-    let unsigned = program(&bench);
+    let unsigned = OwnedPrograms::of_disk(&bench);
     let machine = |chip: &str, variables: &Path| {
         let machine = bench.machine(BootVariant::UefiRaw).measured(chip);
         let machine = machine.secured(variables);
@@ -52,9 +56,12 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     let ready = bench.record("ready", SnapshotPoint::ReadyToBoot, recorder);
     let owners = || machine("own", &variables).resumed(&ready);
 
-    refused(&owners().start());
-    let signed = by(&bench, &owner, &unsigned, "signed");
-    install(&bench, &signed);
+    refused(&owners().start(), REFUSED);
+    let signed = unsigned.by(&bench, &owner, "signed");
+    // The loader starts nothing that firmware would not start.
+    put(&bench, &signed.loader, LOADER);
+    refused(&owners().start(), NOT_PERMITTED);
+    signed.install(&bench);
     let node = owners().boot();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
@@ -65,8 +72,11 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     node.end();
 
     // Signed with another key, which this firmware does not know.
-    install(&bench, &by(&bench, &other_owner, &unsigned, "other-signed"));
-    refused(&owners().start());
+    let other_signed = unsigned.by(&bench, &other_owner, "other-signed");
+    put(&bench, &other_signed.program, PROGRAM);
+    refused(&owners().start(), NOT_PERMITTED);
+    other_signed.install(&bench);
+    refused(&owners().start(), REFUSED);
     // An attacker who gives that key to the firmware has a machine that starts. So has one who
     // removes all keys, which is tested with the smaller image of the TPM's own tests
     // (`init/tpm/tests/swtpm/enforced.rs`).
@@ -78,7 +88,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     drop(vm);
     // The machine as at its first boot, from power-on, opens its vault as before: real firmware
     // must open what was sealed after recorded firmware.
-    install(&bench, &signed);
+    signed.install(&bench);
     let node = machine("own", &variables).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
@@ -94,8 +104,8 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     let bench = TestBench::new();
     let owner = PlatformOwner::create(bench.path(), "owner").expect("keys can be made");
     let variables = enrolled(&bench, &owner, "owners");
-    let signed = by(&bench, &owner, &program(&bench), "signed");
-    install(&bench, &signed);
+    let unsigned = OwnedPrograms::of_disk(&bench);
+    unsigned.by(&bench, &owner, "signed").install(&bench);
     let machine = || {
         let machine = bench.machine(BootVariant::UefiRaw).measured("own");
         machine.secured(&variables).configured(WITH_PASSPHRASE)
@@ -149,11 +159,41 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     assert_eq!(node.info()["problems"], json!([]));
 }
 
-/// The firmware does not start what is on the disk.
-fn refused(vm: &Vm) {
-    let waited = vm.wait_for(REFUSED, SAID_WITHIN);
+/// The firmware does not start what is on the disk, and something says so.
+fn refused(vm: &Vm, says: &str) {
+    let waited = vm.wait_for(says, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
     assert!(!vm.console().text().contains("alknet:"), "{}", vm.report());
+}
+
+/// What an owner signs for a disk.
+struct OwnedPrograms {
+    loader: PathBuf,
+    program: PathBuf,
+}
+
+impl OwnedPrograms {
+    /// Those of the disk.
+    fn of_disk(bench: &TestBench) -> Self {
+        Self {
+            loader: copy_out(bench, LOADER, "unsigned-loader"),
+            program: program(bench),
+        }
+    }
+
+    /// The same, signed.
+    fn by(&self, bench: &TestBench, owner: &PlatformOwner, name: &str) -> Self {
+        Self {
+            loader: by(bench, owner, &self.loader, &format!("{name}-loader")),
+            program: by(bench, owner, &self.program, name),
+        }
+    }
+
+    /// Puts both on the disk.
+    fn install(&self, bench: &TestBench) {
+        put(bench, &self.loader, LOADER);
+        put(bench, &self.program, PROGRAM);
+    }
 }
 
 /// Firmware variables that allow what this owner signed.
@@ -178,16 +218,16 @@ pub(super) fn boot_partition(bench: &TestBench) -> String {
 
 /// The original program of the disk.
 pub(crate) fn program(bench: &TestBench) -> PathBuf {
-    let program = bench.path().join("unsigned");
-    let disk = boot_partition(bench);
-    let arguments = ["-i", &disk, PROGRAM, &program.display().to_string()];
-    tool_says("mcopy", &arguments);
-    program
+    copy_out(bench, PROGRAM, "unsigned")
 }
 
-/// Replaces the program.
-fn install(bench: &TestBench, program: &Path) {
-    put(bench, program, PROGRAM);
+/// Copies a file from the boot partition of the disk.
+pub(crate) fn copy_out(bench: &TestBench, from: &str, name: &str) -> PathBuf {
+    let copy = bench.path().join(name);
+    let disk = boot_partition(bench);
+    let arguments = ["-i", &disk, from, &copy.display().to_string()];
+    tool_says("mcopy", &arguments);
+    copy
 }
 
 /// Puts a file on the boot partition of the disk.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::console::{commands, said, typed};
 use crate::media::{self, KEY, OTHER_VAULT, stick};
-use crate::secure_boot::{PROGRAM, program, put};
+use crate::secure_boot::{LOADER, PROGRAM, copy_out, program, put};
 
 /// Longest wait from power-on until the console asks a question. Emulated firmware alone takes long.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
@@ -158,15 +158,26 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     let path = bench.path().join("reserved.efi");
     std::fs::write(&path, reserved).expect("the folder is ours");
     put(&bench, &path, PROGRAM);
-    let vm = machine("own").ready_to_boot().start();
-    asked(&vm, "passphrase of the vault");
-    says(
-        &vm,
-        "to: PCR 4 (the programs that were started) has another value",
-    );
-    drop(vm);
+    let other_program = || {
+        let vm = machine("own").ready_to_boot().start();
+        asked(&vm, "passphrase of the vault");
+        says(
+            &vm,
+            "to: PCR 4 (the programs that were started) has another value",
+        );
+    };
+    other_program();
 
+    // Another loader starts the image itself.
     put(&bench, &image, PROGRAM);
+    let loader = copy_out(&bench, LOADER, "loader.efi");
+    let mut reserved = std::fs::read(&loader).expect("the folder is ours");
+    reserved[RESERVED_AT] ^= 1;
+    std::fs::write(&path, reserved).expect("the folder is ours");
+    put(&bench, &path, LOADER);
+    other_program();
+
+    put(&bench, &loader, LOADER);
     put(&bench, &next, &format!("::/{NEXT}"));
     let node = machine("own").after_firmware().boot();
     let status = node.call("vault/status", &Value::Null);

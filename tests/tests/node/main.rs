@@ -2,6 +2,7 @@
 //! appliance.
 
 mod administration;
+mod bundle_verbs;
 mod calling;
 mod crowded_services;
 mod dialling_verbs;

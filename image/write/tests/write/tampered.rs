@@ -188,7 +188,7 @@ fn with_second_file(copy: &DiskCopy, folder: &[u8; 11], name: &[u8; 11]) -> u64 
 }
 
 #[test]
-fn a_second_file_of_the_same_name_is_seen_behind_the_first_and_before_it() {
+fn a_second_program_of_the_same_name_is_seen_behind_the_first_and_before_it() {
     let release = ReleaseFolder::shared();
     for (folder, name) in [(BOOT, LOADER), (ALKNET, PROGRAM)] {
         let copy = DiskCopy::new(&release);

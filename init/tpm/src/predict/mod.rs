@@ -87,6 +87,19 @@ impl PredictedPcr {
 /// The file is no such image, has another stub than systemd's 257, or sections that the stub
 /// chooses among.
 pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
+    let mut pcr = PredictedPcr::START;
+    for (name, content) in measured_sections(uki)? {
+        // The stub measures the name with its NUL, then the contents (systemd-stub(7)).
+        pcr = pcr.measure(format!("{name}\0").as_bytes()).measure(content);
+    }
+    Ok(pcr.0)
+}
+
+/// The sections of a unified kernel image that its stub measures, by name and contents, in the stub's order.
+///
+/// # Errors
+/// As [`predict_pcr11`].
+pub fn measured_sections(uki: &[u8]) -> Result<Vec<(&'static str, &[u8])>, PredictError> {
     let pe = PeImage::parse(uki)?;
     check_stub(&pe)?;
     let chosen = CHOSEN.iter().find(|name| pe.has(name));
@@ -94,15 +107,14 @@ pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
         let why = format!("what of section {name} is measured, the machine decides");
         return Err(PredictError::Unpredictable(why));
     }
-    let mut pcr = PredictedPcr::START;
+    let mut sections = Vec::new();
     for name in MEASURED {
         // A section without contents counts as missing.
         if let Some(content) = pe.section(name)?.filter(|content| !content.is_empty()) {
-            // The stub measures the name with its NUL, then the contents (systemd-stub(7)).
-            pcr = pcr.measure(format!("{name}\0").as_bytes()).measure(content);
+            sections.push((name, content));
         }
     }
-    Ok(pcr.0)
+    Ok(sections)
 }
 
 /// PCR 4 after firmware tried `failed` boot options that did not start, and then started one whose

@@ -1,0 +1,186 @@
+//! `alknet image bundle`: an update bundle of an image's EFI program.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use alknet_image::{ImageForm, Manifest, OutputRole};
+use alknet_tpm::predict::{PredictError, authenticode, measured_sections};
+use alknet_update::limits::{CHANGES_BYTES_MAX, ROOT_BYTES_MAX, TARGET_BYTES_MAX};
+use alknet_update::{
+    ReleaseInfo, ReleasePlan, ReleaseVersion, SigningError, UpdateTarget, sign_release,
+    write_bundle,
+};
+use clap::Args;
+use data_encoding::HEXLOWER;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::release::{ExpiryTime, ReleaseKeyArgs};
+use super::root::root_version;
+use super::{of_image, read_bounded, read_text};
+use crate::cli::{CommandError, CommandExit, output};
+
+/// Arguments of `alknet image bundle`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageBundleArgs {
+    /// The folder of an image with the form uki, or its EFI program.
+    what: PathBuf,
+    #[command(flatten)]
+    keys: ReleaseKeyArgs,
+    /// The root document; repeated, every version of it from the first one on.
+    #[arg(long = "root", value_name = "FILE", required = true)]
+    roots: Vec<PathBuf>,
+    /// The number of the release: higher than that of any release before. Machines refuse a lower one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    number: u64,
+    /// When the release expires: a day, or a time in UTC.
+    #[arg(long, value_name = "TIME")]
+    expires: ExpiryTime,
+    /// When machines stop to believe that this is the newest release.
+    #[arg(long, value_name = "TIME")]
+    timestamp_expires: ExpiryTime,
+    /// What changed, for administrators: plain text of at most 4 KiB.
+    #[arg(long, value_name = "FILE")]
+    changes: Option<PathBuf>,
+    /// The oldest version that may run after this one was confirmed.
+    #[arg(long, value_name = "VERSION")]
+    floor: Option<ReleaseVersion>,
+    /// The file for the bundle.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Runs it.
+pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let roots = roots(&args.roots)?;
+    let newest = roots.last().map(Vec::as_slice).unwrap_or_default();
+    let path = program_path(&args.what)?;
+    let program = read_bounded(&path, TARGET_BYTES_MAX)?;
+    let refused = |why: &dyn std::fmt::Display| {
+        CommandError::usage(format!("{} cannot be released: {why}", path.display()))
+    };
+    let mut release = described(&program).map_err(|why| refused(&why))?;
+    release.floor.clone_from(&args.floor);
+    if let Some(changes) = &args.changes {
+        release.changes = read_text(changes, CHANGES_BYTES_MAX as u64)?;
+    }
+    let version = release.version.clone();
+    let name = format!("alknet_{version}.efi");
+    let target = UpdateTarget::describe(&name, Some(release), &mut &*program);
+    let target = target.map_err(|why| refused(&why))?;
+    let plan = ReleasePlan {
+        version: args.number,
+        expires: args.expires.0,
+        timestamp_expires: args.timestamp_expires.0,
+        targets: vec![target.clone()],
+    };
+    let signed = args
+        .keys
+        .with_signers(|signers| sign_release(newest, &plan, signers).map_err(of_signing))?;
+    let mut bundle = Vec::new();
+    write_bundle(&mut bundle, &roots, &signed, &[target], |_| Ok(&*program)).map_err(of_signing)?;
+    // A file that ends early is never there under the name of the bundle.
+    let out = args.out.display();
+    alknet_durable::replace(&args.out, &bundle, 0o644)
+        .map_err(|error| CommandError::local(format!("cannot write {out}: {error}")))?;
+    match json {
+        true => output::json_line(&json!({
+            "file": args.out,
+            "bytes": bundle.len(),
+            "sha256": HEXLOWER.encode(&Sha256::digest(&bundle)),
+            "version": version,
+            "number": args.number,
+        }))?,
+        false => {
+            output::line(&out.to_string())?;
+            output::note(&format!(
+                "alknet: release {} with version {version}",
+                args.number
+            ));
+        }
+    }
+    Ok(CommandExit::Ok)
+}
+
+fn of_signing(error: SigningError) -> CommandError {
+    match error {
+        SigningError::Write(_) => CommandError::local(error),
+        _ => CommandError::usage(error),
+    }
+}
+
+/// The root documents in the order of their versions, of which none is missing.
+fn roots(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, CommandError> {
+    let mut roots = BTreeMap::new();
+    for path in paths {
+        let document = read_bounded(path, ROOT_BYTES_MAX)?;
+        let version = root_version(&document).map_err(|error| {
+            CommandError::usage(format!("{}: {}", path.display(), error.message))
+        })?;
+        if roots.insert(version, document).is_some() {
+            let text = format!(
+                "{}: another --root has version {version}, too",
+                path.display()
+            );
+            return Err(CommandError::usage(text));
+        }
+    }
+    let missing = (1..)
+        .zip(roots.keys())
+        .find(|(expected, version)| expected != *version);
+    match missing {
+        // A machine goes from each root to the next one.
+        Some((expected, _)) => Err(CommandError::usage(format!(
+            "no --root has version {expected}: name every version from 1 on"
+        ))),
+        None => Ok(roots.into_values().collect()),
+    }
+}
+
+/// The EFI program in the folder of an image, or the file itself.
+fn program_path(what: &Path) -> Result<PathBuf, CommandError> {
+    if !what.is_dir() {
+        return Ok(what.to_owned());
+    }
+    let manifest = Manifest::read(what).map_err(|error| of_image(&error))?;
+    let path = manifest.path(what, ImageForm::Uki, OutputRole::Uki);
+    path.ok_or_else(|| {
+        let text = format!(
+            "{} has no form uki: build it with --form uki",
+            what.display()
+        );
+        CommandError::usage(text)
+    })
+}
+
+/// The description of a program, all of which is in the program.
+fn described(program: &[u8]) -> Result<ReleaseInfo, String> {
+    let form = |error: PredictError| error.to_string();
+    let sections = measured_sections(program).map_err(form)?;
+    let text = |name: &str| {
+        let found = sections.iter().find(|(it, _)| *it == name);
+        let found = found.ok_or_else(|| format!("it has no section {name}"))?;
+        str::from_utf8(found.1).map_err(|_| format!("its section {name} is no text"))
+    };
+    let release = text(".osrel")?;
+    let mut lines = release.lines();
+    let version = lines.find_map(|line| line.strip_prefix("VERSION_ID="));
+    let version = version.ok_or("its section .osrel has no VERSION_ID")?;
+    let sections = sections.iter().map(|(name, content)| {
+        let hash = HEXLOWER.encode(&Sha256::digest(content));
+        ((*name).to_owned(), hash)
+    });
+    Ok(ReleaseInfo {
+        version: version.parse().map_err(|error| format!("{error}"))?,
+        // The stub of other processors measures other sections.
+        arch: "x86_64".to_owned(),
+        board: "generic".to_owned(),
+        form: "raw".to_owned(),
+        floor: None,
+        kernel: text(".uname")?.trim_end_matches('\0').to_owned(),
+        changes: String::new(),
+        formats: BTreeMap::new(),
+        sections: sections.collect(),
+        authenticode: Some(HEXLOWER.encode(&authenticode(program).map_err(form)?)),
+    })
+}

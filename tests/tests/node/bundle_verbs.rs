@@ -1,0 +1,253 @@
+//! `alknet image root` and `alknet image bundle`: what a build machine makes, read by the library of the machines.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use alknet_image::{ImageForm, OutputRole};
+use alknet_tests::tools::tool;
+use alknet_tests::{BuiltImageFolder, CliOutput, TestBench, binary, run_with_input};
+use alknet_tpm::predict::{authenticode, measured_sections};
+use alknet_update::{
+    BundleReader, DowngradeConsent, TrustAnchor, UnixSeconds, UpdateClock, UpdateMachine,
+    UpdateTrust,
+};
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+
+/// Words of a vault that exists in tests only.
+const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
+/// Exit code of docs/command-line.md.
+const USAGE: i32 = 2;
+/// Seconds since 1970, before everything here expires.
+const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
+const EXPIRES: [&str; 4] = [
+    "--expires",
+    "2032-01-31",
+    "--timestamp-expires",
+    "2031-01-31",
+];
+
+/// A build machine with keys.
+struct BuildMachine {
+    bench: TestBench,
+}
+
+impl BuildMachine {
+    fn new() -> Self {
+        let machine = Self {
+            bench: TestBench::new(),
+        };
+        for name in ["ada.pem", "ben.pem"] {
+            let out = machine.file(name).display().to_string();
+            let made = tool(
+                "openssl",
+                &["genpkey", "-algorithm", "ed25519", "-out", &out],
+            );
+            assert!(made.status.success(), "{made:?}");
+        }
+        machine
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.bench.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.file(name)).expect("it was made")
+    }
+
+    fn run(&self, words: &[&str], input: &str) -> CliOutput {
+        let mut command = Command::new(binary());
+        command.arg("image").args(words).arg("--json");
+        command.current_dir(self.bench.path());
+        run_with_input(command, input)
+    }
+
+    fn refused(&self, words: &[&str]) -> String {
+        let refused = self.run(words, "");
+        assert_eq!(refused.status, USAGE, "{refused:?}");
+        refused.errors
+    }
+
+    fn bundle(
+        &self,
+        program: &str,
+        roots: &[&str],
+        number: &str,
+        keys: &[&str],
+        out: &str,
+    ) -> CliOutput {
+        let mut words = vec!["bundle", program, "--number", number, "--out", out];
+        words.extend(EXPIRES);
+        words.extend(roots.iter().flat_map(|root| ["--root", root]));
+        words.extend(keys.iter().flat_map(|key| ["--key", key]));
+        self.run(&words, "")
+    }
+}
+
+/// What a machine finds in a bundle: the version, and the program.
+fn installed(trust: UpdateTrust, bundle: &[u8]) -> (UpdateTrust, String, Vec<u8>) {
+    let mut reader = BundleReader::open(bundle).expect("a bundle");
+    let (trust, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut reader);
+    let verified = verified.unwrap_or_else(|error| panic!("{error}"));
+    let machine = UpdateMachine {
+        arch: "x86_64".to_owned(),
+        board: "generic".to_owned(),
+        form: "raw".to_owned(),
+    };
+    let running = "0.0.1".parse().expect("a version");
+    let consent = DowngradeConsent::NotGiven;
+    let chosen = verified.choose(&machine, &running, trust.floor(), consent);
+    let chosen = chosen.unwrap_or_else(|error| panic!("{error}"));
+    let release = chosen.target.release.clone().expect("a program");
+    let mut program = Vec::new();
+    let copied = reader.copy_target(&verified, &mut program);
+    copied.unwrap_or_else(|error| panic!("{error}"));
+    let sections = measured_sections(&program).expect("a unified kernel image");
+    for (name, content) in &sections {
+        let hash = HEXLOWER.encode(&Sha256::digest(content));
+        assert_eq!(release.sections.get(*name), Some(&hash), "{name}");
+    }
+    assert_eq!(release.sections.len(), sections.len());
+    let hash = HEXLOWER.encode(&authenticode(&program).expect("a program"));
+    assert_eq!(release.authenticode, Some(hash));
+    (trust, release.version.to_string(), program)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+#[test]
+fn a_machine_takes_a_release_also_after_the_keys_were_replaced() {
+    let machine = BuildMachine::new();
+    let root = |words: &[&str]| {
+        let made = machine.run(&[&["root", "--expires", "2032-01-31"], words].concat(), "");
+        made.json()
+    };
+    let first = root(&["--key", "ada.pem", "--out", "1.root.json"]);
+    assert_eq!(
+        (&first["version"], &first["threshold"]),
+        (&1.into(), &1.into())
+    );
+    let built = BuiltImageFolder::get();
+    let program = built.file(ImageForm::Uki, OutputRole::Uki);
+    let made = machine.bundle(
+        text(&program),
+        &["1.root.json"],
+        "1",
+        &["ada.pem"],
+        "1.bundle",
+    );
+    let version = built.manifest().version.as_str();
+    assert_eq!(made.json()["version"], version, "{made:?}");
+    let trust = UpdateTrust::new(TrustAnchor::root(&machine.read("1.root.json")).expect("a root"));
+    let (trust, found, bytes) = installed(trust, &machine.read("1.bundle"));
+    assert_eq!(found, version);
+    assert!(bytes == fs::read(&program).expect("it was built"));
+
+    // The same inputs, from the folder of the image.
+    let folder = text(built.folder());
+    machine
+        .bundle(folder, &["1.root.json"], "1", &["ada.pem"], "again.bundle")
+        .json();
+    assert!(machine.read("again.bundle") == machine.read("1.bundle"));
+
+    // Both sign from now on. The old key signs the change, too.
+    let changed = ["--key", "ada.pem", "--key", "ben.pem", "--threshold", "2"];
+    let second = root(
+        &[
+            &changed[..],
+            &["--previous", "1.root.json", "--out", "2.root.json"],
+        ]
+        .concat(),
+    );
+    assert_eq!(
+        (&second["version"], &second["threshold"]),
+        (&2.into(), &2.into())
+    );
+    let roots = ["2.root.json", "1.root.json"];
+    let one = machine.bundle(folder, &roots, "2", &["ada.pem"], "x");
+    assert_eq!(one.status, USAGE, "{one:?}");
+    assert!(one.errors.contains("2 have to sign"), "{one:?}");
+    machine
+        .bundle(folder, &roots, "2", &["ada.pem", "ben.pem"], "2.bundle")
+        .json();
+    installed(trust, &machine.read("2.bundle"));
+}
+
+#[test]
+fn the_words_of_a_vault_make_the_root_document() {
+    let machine = BuildMachine::new();
+    let words = [
+        "root",
+        "--mnemonic-stdin",
+        "--expires",
+        "2032-01-31",
+        "--out",
+        "root.json",
+    ];
+    let made = machine.run(&words, WORDS).json();
+    let key = made["keys"][0].as_str().expect("a key").to_owned();
+    let mut show = Command::new(binary());
+    show.args([
+        "vault",
+        "key",
+        "show",
+        "image-signing",
+        "--mnemonic-stdin",
+        "--json",
+    ]);
+    let shown = run_with_input(show, WORDS).json();
+    assert_eq!(
+        key,
+        format!("ed25519:{}", shown["hex"].as_str().expect("hex"))
+    );
+}
+
+#[test]
+fn each_bad_input_is_one_error_and_leaves_no_bundle() {
+    let machine = BuildMachine::new();
+    let root = [
+        "root",
+        "--key",
+        "ada.pem",
+        "--expires",
+        "2032-01-31",
+        "--out",
+        "1.root.json",
+    ];
+    machine.run(&root, "").json();
+    fs::write(machine.file("text"), "no program").expect("the folder is ours");
+    let base = [
+        "bundle", "text", "--number", "1", "--out", "x", "--key", "ada.pem",
+    ];
+    let with = |words: &[&str]| machine.refused(&[&base[..], &EXPIRES, words].concat());
+    for (words, said) in [
+        (&["--root", "1.root.json"][..], "text cannot be released"),
+        (&["--root", "text"], "no root document"),
+        (
+            &["--root", "1.root.json", "--root", "1.root.json"],
+            "has version 1, too",
+        ),
+        (&[], "--root"),
+        (
+            &["--root", "1.root.json", "--floor", "newest"],
+            "is no version",
+        ),
+        (
+            &["--root", "1.root.json", "--key", "text"],
+            "private Ed25519 key",
+        ),
+    ] {
+        let errors = with(words);
+        assert!(errors.contains(said), "{words:?}: {errors}");
+    }
+    let late = ["--expires", "soon"];
+    let said = machine.refused(&[&root[..3], &late, &root[5..]].concat());
+    assert!(said.contains("2028-01-31"), "{said}");
+    let said = machine.refused(&[&root[..], &["--threshold", "2"]].concat());
+    assert!(said.contains("threshold"), "{said}");
+    assert!(!machine.file("x").exists());
+}
