@@ -67,6 +67,14 @@ pub(crate) enum UpdateEvent {
     },
 }
 
+/// A request that a thread works on.
+#[derive(Debug)]
+struct OpenRequest {
+    ticket: UpdateTicket,
+    /// Whether it has the vault for itself meanwhile.
+    has_vault: bool,
+}
+
 /// A bundle whose frames are or will be on the stream.
 #[derive(Debug)]
 struct QueuedBundle {
@@ -106,7 +114,7 @@ pub(super) struct MachineUpdate {
     note: Option<BootNote>,
     keeper: NoteKeeper,
     /// A request under way that is not about a bundle.
-    request: Option<UpdateTicket>,
+    request: Option<OpenRequest>,
     staging: Option<StagingBundle>,
     bundles: VecDeque<QueuedBundle>,
     progress_at: u64,

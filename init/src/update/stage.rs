@@ -135,7 +135,8 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         );
         return Err(UpdateRefusal::new(RefusalCode::TooLarge, text));
     }
-    let record = usable_record(disk, at)?;
+    let before = disk.record()?;
+    let record = usable_record(before, at)?;
     let mut bundle = BundleReader::open(frames)?;
     let verified = verify(&mut bundle, at)?;
     let (chosen, plan) = choose(&verified, order, at)?;
@@ -146,7 +147,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     }
     repair(disk, slot, at)?;
     skip_to(&mut bundle, &verified, chosen.target)?;
-    undo.0 = Some(record);
+    undo.0 = Some(before);
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     // Before the file becomes the new one, because the data disk may be full.
@@ -161,25 +162,22 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
 }
 
 /// The record, in which the slot that runs is the good one.
-fn usable_record<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+fn usable_record(
+    record: BootRecord,
     at: &StageMachine<'_>,
 ) -> Result<BootRecord, UpdateRefusal> {
-    let record = disk.record()?;
     if record.phase() == BootPhase::Trial {
         return Err(alknet_boot_state::BootRefusal::OnTrial.into());
     }
     if record.good() == at.running {
         return Ok(record);
     }
-    // The good slot did not start: it is the one to write again, and no loader prefers it meanwhile.
-    let record = record.take_over(at.running)?;
-    disk.write_record(&record)?;
+    // The good slot did not start: it is the one to write again.
     at.log.warn(format_args!(
         "boot slot {} takes over from the good one, which did not start",
         at.running
     ));
-    Ok(record)
+    Ok(record.take_over(at.running)?)
 }
 
 fn verify<R: Read>(

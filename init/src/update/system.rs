@@ -228,6 +228,11 @@ impl UpdateSystem {
         true
     }
 
+    /// Whether the data partition is mounted, so that the machine keeps what it learns.
+    pub(crate) fn has_folder(&self) -> bool {
+        self.folder.is_some()
+    }
+
     /// Judges this start. On trial it writes the boot note, and arms it for panics. A record that cannot be read is
     /// replaced by a new one.
     pub(crate) fn begin(&self) -> Option<(StartReport, Option<BootNote>)> {

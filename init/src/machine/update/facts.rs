@@ -33,7 +33,9 @@ impl InitMachine {
         self.update.owes_look = false;
         self.update.is_looking = true;
         let (system, anchor) = (self.update.system.clone(), self.anchor());
-        let is_first = std::mem::take(&mut self.update.owes_report);
+        // The log is on the data partition, which may come later.
+        let is_first = self.update.owes_report && self.update.system.has_folder();
+        self.update.owes_report &= !is_first;
         let report = self.update.report.clone().filter(|_| is_first);
         let failed = UpdateLook {
             state: "unreadable".to_owned(),

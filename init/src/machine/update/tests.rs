@@ -90,7 +90,10 @@ fn one_request_at_a_time_and_a_refused_bundle_is_no_request() {
     assert_eq!(code(&machine), Some(RefusalCode::Busy));
     machine.update.staging = Some(staging(true));
     assert_eq!(code(&machine), None, "its frames are read to their end");
-    machine.update.request = Some(ticket);
+    machine.update.request = Some(OpenRequest {
+        ticket,
+        has_vault: false,
+    });
     assert_eq!(code(&machine), Some(RefusalCode::Busy));
 }
 
