@@ -142,7 +142,10 @@ mod tests {
         }
         let found = read(dir.path());
         assert!((10..RECORDS_MAX).contains(&found.len()), "{}", found.len());
-        assert_eq!(found[found.len() - 1].version, (RECORDS_MAX - 1).to_string());
+        assert_eq!(
+            found[found.len() - 1].version,
+            (RECORDS_MAX - 1).to_string()
+        );
         let bytes = serde_json::to_vec(&found).expect("JSON").len();
         assert!(bytes < MESSAGE_BYTES_MAX + RECORDS_MAX * 2, "{bytes}");
     }

@@ -162,10 +162,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
 }
 
 /// The record, in which the slot that runs is the good one.
-fn usable_record(
-    record: BootRecord,
-    at: &StageMachine<'_>,
-) -> Result<BootRecord, UpdateRefusal> {
+fn usable_record(record: BootRecord, at: &StageMachine<'_>) -> Result<BootRecord, UpdateRefusal> {
     if record.phase() == BootPhase::Trial {
         return Err(alknet_boot_state::BootRefusal::OnTrial.into());
     }

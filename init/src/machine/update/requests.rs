@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicU64;
 use alknet_vault::slots::SlotType;
 
 use super::{
-    InitMachine, MachineEvent, OpenRequest, PASSPHRASE, PIN, QueuedBundle, StagingBundle, UpdateEvent,
-    UpdateTicket,
+    InitMachine, MachineEvent, OpenRequest, PASSPHRASE, PIN, QueuedBundle, StagingBundle,
+    UpdateEvent, UpdateTicket,
 };
 use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};

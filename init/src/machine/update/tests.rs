@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
+
 use alknet_boot_state::BootSlot;
 use alknet_vault::Entropy;
 use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
-use crate::control::{BootStage, MachineDiagnostic, UpdateEnd};
+use crate::control::{BootStage, MachineDiagnostic, NodeMessage, UpdateEnd};
 use crate::data;
 use crate::machine::tests::machine;
 use crate::update::{GateVault, UpdateLook};
@@ -110,6 +112,25 @@ fn the_node_learns_of_a_trial_until_it_is_over() {
     machine.gate_confirmed(Ok(()), 5);
     assert!(!machine.update.is_trial() && machine.facts.update.gate.is_empty());
     assert!(machine.update.owes_slots, "those of the version before");
+}
+
+/// A later PID 1 says it, and the node of an earlier one is never on trial.
+#[test]
+fn a_start_says_whether_it_is_a_trial() {
+    let start = |trial| NodeMessage::Start {
+        config: Box::default(),
+        state_dir: "/data".to_owned(),
+        facts: Box::default(),
+        vault: false,
+        records: BTreeMap::new(),
+        trial,
+    };
+    let line = serde_json::to_value(start(true)).expect("JSON");
+    assert_eq!(line["trial"], true);
+    let mut earlier = serde_json::to_value(start(true)).expect("JSON");
+    earlier.as_object_mut().expect("an object").remove("trial");
+    let read: NodeMessage = serde_json::from_value(earlier).expect("a message");
+    assert_eq!(read, start(false));
 }
 
 #[test]
