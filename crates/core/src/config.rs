@@ -24,6 +24,7 @@ mod shown;
 mod stored;
 mod tls;
 mod tuning;
+mod update;
 mod values;
 mod vault;
 
@@ -52,6 +53,9 @@ pub use shown::{ShownConfig, WITHHELD};
 pub use stored::{StoredFileKind, StoredFileName, StoredFileNameError};
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
+pub use update::{
+    AutoUpdate, InvalidUpdateJitter, InvalidUpdateWindow, UpdateChannel, UpdateJitter, UpdateSection, UpdateWindow,
+};
 pub use values::{is_admin_id, is_admin_scope, is_scope};
 pub use vault::{VaultInit, VaultSection, VaultUnlock};
 
@@ -111,6 +115,8 @@ pub struct NodeConfig {
     pub credentials: Vec<CredentialConfig>,
     /// What operations are given.
     pub operations: Vec<OperationConfig>,
+    /// Whose signatures an update needs, and when the machine updates by itself.
+    pub update: UpdateSection,
 }
 
 impl NodeConfig {
@@ -140,8 +146,8 @@ impl NodeConfig {
     }
 
     /// Reads from a refused document what lets its administrator in: well-formed administrator keys, the port and the
-    /// addresses to bind, the name, network cards whose entries have no mistakes, whether the node is stateless, and
-    /// what is correct of the vault. Peers and tokens are left out, so that a refused document never gives more
+    /// addresses to bind, the name, network cards whose entries have no mistakes, whether the node is stateless, what is
+    /// correct of the vault, and the keys that sign updates. Peers and tokens are left out, so that a refused document never gives more
     /// rights than a correct one. A document that is not TOML gives the defaults.
     #[must_use]
     pub fn salvage(document: &[u8]) -> Self {
@@ -150,6 +156,7 @@ impl NodeConfig {
             listen: config.listen,
             network: config.network,
             vault: config.vault,
+            update: config.update.salvaged(),
             node: NodeSection {
                 name: config.node.name,
                 admin_keys: config.node.admin_keys,

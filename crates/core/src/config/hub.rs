@@ -105,10 +105,24 @@ pub struct JoinConfig {
     /// What the hub may do on this node.
     #[serde(default = "scopes")]
     pub scopes: Vec<String>,
+    /// Whether the hub may offer updates. This node verifies them as every other update.
+    #[serde(default)]
+    pub update: bool,
 }
 
 fn scopes() -> Vec<String> {
     SCOPES.map(str::to_owned).to_vec()
+}
+
+/// The scopes of a hub that may offer updates: it sends a bundle, starts it, and looks at what became of it.
+const UPDATE_SCOPES: [&str; 2] = ["update:offer", "update:read"];
+
+impl JoinConfig {
+    /// Every scope that the hub has on this node.
+    fn granted(&self) -> impl Iterator<Item = &str> {
+        let offers = UPDATE_SCOPES.into_iter().filter(|_| self.update);
+        self.scopes.iter().map(String::as_str).chain(offers)
+    }
 }
 
 impl fmt::Debug for JoinConfig {
@@ -121,6 +135,7 @@ impl fmt::Debug for JoinConfig {
             .field("key", &self.key)
             .field("name", &self.name)
             .field("scopes", &self.scopes)
+            .field("update", &self.update)
             .finish()
     }
 }
@@ -150,7 +165,7 @@ pub(super) fn entries<'a>(
         };
         Some(PeerEntry {
             keys: vec![join.key.as_deref()?.parse().ok()?],
-            scopes: join.scopes.iter().collect(),
+            scopes: join.granted().collect(),
             addresses: join.address.iter().filter_map(|a| a.parse().ok()).collect(),
             ..PeerEntry::new(id)
         })
@@ -264,6 +279,7 @@ fn join(
     let key = section.key("key");
     let name = section.key("name");
     let scopes = section.key("scopes");
+    let update = section.key("update");
     section.finish(notes);
     match (&code, &address, &key) {
         // A join string holds an address and a key itself, which could differ from given ones.
@@ -286,6 +302,7 @@ fn join(
             Some(value) => each(&value.list(notes), values::scope, notes),
             None => self::scopes(),
         },
+        update: update.and_then(|value| value.bool(notes)).unwrap_or(false),
     })
 }
 
@@ -368,6 +385,22 @@ mod tests {
     use crate::config::NodeConfig;
 
     use super::*;
+
+    #[test]
+    fn a_hub_offers_updates_only_where_the_document_says_so() {
+        let join = |more: &str| {
+            let key = "01".repeat(32);
+            let document = format!("[[join]]\naddress = \"h\"\nkey = \"ed25519:{key}\"\n{more}");
+            let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+            let entries = config.entries();
+            ["node:read", "update:offer", "update:read", "update:stage"]
+                .map(|scope| entries.peers[0].scopes.allows(scope))
+        };
+        assert_eq!(join(""), [true, false, false, false]);
+        assert_eq!(join("update = false"), [true, false, false, false]);
+        assert_eq!(join("update = true"), [true, true, true, false]);
+        assert_eq!(join("update = true\nscopes = []"), [false, true, true, false]);
+    }
 
     const COMPLETE: &str = r#"
 [hub]

@@ -17,7 +17,7 @@ use crate::identities::{Identities, IdentityEntries};
 use crate::identity::{Identity, IdentityKind, PeerId, PeerKey, ScopeSet};
 
 use super::entries::admin_id;
-use super::{ConfigError, HttpSection, HubSection, NodeConfig, NodeSection};
+use super::{ConfigError, HttpSection, HubSection, NodeConfig, NodeSection, UpdateSection};
 
 /// The scope whose holders may change the configuration.
 const ADMIN: &str = "admin";
@@ -465,6 +465,12 @@ impl NodeConfig {
                 ..self.hub
             },
             join: self.join,
+            // PID 1 takes the keys at its start. The rest is the node's.
+            update: UpdateSection {
+                keys: running.update.keys.clone(),
+                threshold: running.update.threshold,
+                ..self.update
+            },
         }
     }
 }
@@ -501,6 +507,8 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("vault", running.vault != next.vault),
         ("credentials", running.credentials != next.credentials),
         ("operations", running.operations != next.operations),
+        ("update.keys", running.update.keys != next.update.keys),
+        ("update.threshold", running.update.threshold != next.update.threshold),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

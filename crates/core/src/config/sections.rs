@@ -11,7 +11,8 @@ use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::{
     CONFIG_VERSION, ComputeSection, HttpSection, HubSection, IrohSection, LinkConfig, LinkMethod,
     ListenConfig, NodeConfig, NodeSection, PromotionSection, RuntimeSection, TlsSection,
-    VaultSection, computing, credentials, http, hub, iroh, promotion, tls, tuning, values, vault,
+    UpdateSection, VaultSection, computing, credentials, http, hub, iroh, promotion, tls, tuning, update, values,
+    vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>) -> NodeConfig {
@@ -78,6 +79,12 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
             .and_then(|value| value.section(notes))
             .map_or_else(VaultSection::default, |section| {
                 vault::section(section, notes)
+            }),
+        update: top
+            .key("update")
+            .and_then(|value| value.section(notes))
+            .map_or_else(UpdateSection::default, |section| {
+                update::section(section, notes)
             }),
         credentials: Vec::new(),
         operations: Vec::new(),

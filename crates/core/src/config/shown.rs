@@ -53,6 +53,7 @@ impl NodeConfig {
             vault,
             credentials,
             operations: _,
+            update: _,
         } = &mut config;
         withhold_peers(peers, &mut withheld);
         withhold_api_keys(api_keys, &mut withheld);

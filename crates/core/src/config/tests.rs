@@ -120,6 +120,18 @@ purpose = "dns-zone-1-0"
 name = "js/mint"
 capabilities = ["openai", "zone"]
 
+[update]
+keys = [
+    "ed25519:5555555555555555555555555555555555555555555555555555555555555555",
+    "ed25519:6666666666666666666666666666666666666666666666666666666666666666",
+]
+threshold = 2
+url = "https://updates.example.org/alknet"
+channel = "beta"
+auto = "apply"
+window = "22:30-04:00"
+jitter = "90m"
+
 [vault.kms]
 code = "alkjoin1_AAAA-_09"
 approve = true
