@@ -399,7 +399,10 @@ mod tests {
         assert_eq!(join(""), [true, false, false, false]);
         assert_eq!(join("update = false"), [true, false, false, false]);
         assert_eq!(join("update = true"), [true, true, true, false]);
-        assert_eq!(join("update = true\nscopes = []"), [false, true, true, false]);
+        assert_eq!(
+            join("update = true\nscopes = []"),
+            [false, true, true, false]
+        );
     }
 
     const COMPLETE: &str = r#"

@@ -237,7 +237,8 @@ impl FromStr for UpdateJitter {
             "h" => 3600,
             _ => return Err(InvalidUpdateJitter),
         };
-        let is_plain = (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+        let is_plain =
+            (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
         let number = is_plain.then(|| digits.parse::<u32>().ok()).flatten();
         let seconds = number.ok_or(InvalidUpdateJitter)? * unit;
         match seconds <= JITTER_SECONDS_MAX {
@@ -294,12 +295,17 @@ pub(super) fn section(
     if let (Some(value), Some(number)) = (&threshold, counted)
         && number as usize > keys.len().max(1)
     {
-        let what = format!("{number} signatures are asked for, and update.keys has {} keys", keys.len());
+        let what = format!(
+            "{number} signatures are asked for, and update.keys has {} keys",
+            keys.len()
+        );
         value.report(notes, what, "list more keys, or ask for fewer signatures");
     }
     let no_url = url.is_none();
     let url = url.and_then(|value| value.parsed(notes, repository));
-    let automatic = auto.as_ref().and_then(|value| value.parsed(notes, auto_update));
+    let automatic = auto
+        .as_ref()
+        .and_then(|value| value.parsed(notes, auto_update));
     if let Some(value) = auto
         && no_url
         && automatic.is_some_and(|auto| auto != AutoUpdate::Off)
@@ -322,10 +328,7 @@ pub(super) fn section(
     }
 }
 
-fn owner_keys(
-    entries: &[ConfigValue<'_, '_>],
-    notes: &mut ConfigDiagnostics<'_>,
-) -> Vec<String> {
+fn owner_keys(entries: &[ConfigValue<'_, '_>], notes: &mut ConfigDiagnostics<'_>) -> Vec<String> {
     if let Some(beyond) = entries.get(KEYS_MAX) {
         let what = format!("there are more than {KEYS_MAX} keys");
         beyond.report(notes, what, "leave some out");
@@ -361,7 +364,9 @@ fn repository(text: &str) -> Result<String, ConfigDiagnostic> {
         text.len() <= URL_BYTES_MAX && rest.chars().all(plain)
     };
     let host = rest.filter(is_plain).map(|rest| rest.split('/').next());
-    let host = host.flatten().and_then(|host| host.parse::<PeerAddr>().ok());
+    let host = host
+        .flatten()
+        .and_then(|host| host.parse::<PeerAddr>().ok());
     match host.is_some_and(|host| host.pins.is_empty()) {
         true => Ok(text.to_owned()),
         false => Err(ConfigDiagnostic::new(
@@ -419,19 +424,43 @@ mod tests {
         let window: UpdateWindow = "23:30-00:15".parse().expect("a window");
         assert_eq!((window.begin_minute(), window.minutes()), (1410, 45));
         assert_eq!(window.to_string(), "23:30-00:15");
-        for wrong in ["", "02:00", "2:00-4:00", "24:00-01:00", "02:60-03:00", "02:00-02:00", "+2:00-04:00"] {
-            assert_eq!(wrong.parse::<UpdateWindow>(), Err(InvalidUpdateWindow), "{wrong}");
+        for wrong in [
+            "",
+            "02:00",
+            "2:00-4:00",
+            "24:00-01:00",
+            "02:60-03:00",
+            "02:00-02:00",
+            "+2:00-04:00",
+        ] {
+            assert_eq!(
+                wrong.parse::<UpdateWindow>(),
+                Err(InvalidUpdateWindow),
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn a_jitter_has_one_unit_and_at_most_a_day() {
-        for (text, seconds, shown) in [("0s", 0, "0s"), ("90s", 90, "90s"), ("60m", 3600, "1h"), ("24h", 86_400, "24h")] {
+        for (text, seconds, shown) in [
+            ("0s", 0, "0s"),
+            ("90s", 90, "90s"),
+            ("60m", 3600, "1h"),
+            ("24h", 86_400, "24h"),
+        ] {
             let jitter: UpdateJitter = text.parse().expect(text);
-            assert_eq!((jitter.seconds(), jitter.to_string().as_str()), (seconds, shown));
+            assert_eq!(
+                (jitter.seconds(), jitter.to_string().as_str()),
+                (seconds, shown)
+            );
         }
         for wrong in ["", "s", "30", "25h", "1d", "-1s", "1.5h", "99999h", "3mm"] {
-            assert_eq!(wrong.parse::<UpdateJitter>(), Err(InvalidUpdateJitter), "{wrong}");
+            assert_eq!(
+                wrong.parse::<UpdateJitter>(),
+                Err(InvalidUpdateJitter),
+                "{wrong}"
+            );
         }
     }
 
@@ -485,7 +514,10 @@ mod tests {
             keys[0], keys[1]
         );
         let salvaged = NodeConfig::salvage(document.as_bytes()).update;
-        assert_eq!((salvaged.keys.as_slice(), salvaged.threshold), (&keys[..], 2));
+        assert_eq!(
+            (salvaged.keys.as_slice(), salvaged.threshold),
+            (&keys[..], 2)
+        );
         assert_eq!((salvaged.auto, salvaged.url), (AutoUpdate::Off, None));
     }
 }

@@ -8,7 +8,11 @@ use crate::update::{StartKind, UpdateLook};
 
 impl InitMachine {
     pub(super) fn refresh_update_facts(&mut self, now: u64) {
-        let keys = self.anchor().source().name();
+        let keys = self
+            .update
+            .image
+            .source_with(&self.settings.config.update.keys)
+            .name();
         let system = &self.update.system;
         let facts = &mut self.facts.update;
         facts.version = system.version().to_owned();

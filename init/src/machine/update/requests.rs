@@ -270,7 +270,7 @@ impl InitMachine {
             self.trial_is_over();
         }
         if restarts {
-            // The reason is in the note already, or is none.
+            // The note has its reason already, or needs no reason.
             self.update.note = None;
             let by = format!("{}, who asked for an update", ticket.by);
             self.go_down(PowerAction::Reboot, &by, now);

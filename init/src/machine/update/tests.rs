@@ -133,6 +133,18 @@ fn a_start_says_whether_it_is_a_trial() {
     assert_eq!(read, start(false));
 }
 
+/// The configuration that is in force decides whose signatures count.
+#[tokio::test]
+async fn the_keys_of_the_configuration_count_as_soon_as_it_is_in_force() {
+    let mut machine = machine();
+    machine.attend_update(0);
+    assert_eq!(machine.facts.update.keys, "none", "the test has no image");
+    let key = format!("ed25519:{}", "ab".repeat(32));
+    machine.settings.config.update.keys = vec![key];
+    machine.attend_update(0);
+    assert_eq!(machine.facts.update.keys, "owner");
+}
+
 #[test]
 fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
     let mut machine = machine();
