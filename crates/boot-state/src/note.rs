@@ -106,7 +106,7 @@ impl<const BYTES: usize> NoteText<BYTES> {
         out
     }
 
-    /// The text of a variable. `None` if it is none that [`new`](Self::new) makes.
+    /// The text of a variable. `None` for a text that [`new`](Self::new) does not make.
     fn read(value: &[u8]) -> Option<Self> {
         let is_plain = value.iter().all(|byte| (0x20..=0x7e).contains(byte));
         if !is_plain || value.len() > BYTES {

@@ -54,7 +54,8 @@ pub use stored::{StoredFileKind, StoredFileName, StoredFileNameError};
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
 pub use update::{
-    AutoUpdate, InvalidUpdateJitter, InvalidUpdateWindow, UpdateChannel, UpdateJitter, UpdateSection, UpdateWindow,
+    AutoUpdate, InvalidUpdateJitter, InvalidUpdateWindow, UpdateChannel, UpdateJitter,
+    UpdateSection, UpdateWindow,
 };
 pub use values::{is_admin_id, is_admin_scope, is_scope};
 pub use vault::{VaultInit, VaultSection, VaultUnlock};

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use alknet_boot_state::{BootNote, NoteText};
-use alknet_core::config::NodeConfig;
 
 use self::requests::refused;
 use self::trial_vault::TrialVault;
@@ -67,6 +66,14 @@ pub(crate) enum UpdateEvent {
     },
 }
 
+/// A request that a thread works on.
+#[derive(Debug)]
+struct OpenRequest {
+    ticket: UpdateTicket,
+    /// Whether it has the vault for itself meanwhile.
+    has_vault: bool,
+}
+
 /// A bundle whose frames are or will be on the stream.
 #[derive(Debug)]
 struct QueuedBundle {
@@ -106,7 +113,7 @@ pub(super) struct MachineUpdate {
     note: Option<BootNote>,
     keeper: NoteKeeper,
     /// A request under way that is not about a bundle.
-    request: Option<UpdateTicket>,
+    request: Option<OpenRequest>,
     staging: Option<StagingBundle>,
     bundles: VecDeque<QueuedBundle>,
     progress_at: u64,
@@ -215,8 +222,10 @@ impl InitMachine {
     }
 
     fn anchor(&self) -> UpdateAnchor {
-        let (keys, threshold) = owner_keys(&self.settings.config);
-        self.update.image.with_owner(&keys, threshold)
+        let section = &self.settings.config.update;
+        self.update
+            .image
+            .with_owner(&section.keys, section.threshold)
     }
 
     /// Handles the end of a piece of work.
@@ -315,8 +324,3 @@ impl InitMachine {
 /// How the note names a vault that a person opened by a PIN, and by a passphrase.
 const PIN: &str = "tpm2-pin";
 const PASSPHRASE: &str = "passphrase";
-
-/// The owner's keys for updates, and how many of them have to sign.
-fn owner_keys(_config: &NodeConfig) -> (Vec<String>, u32) {
-    (Vec::new(), 1)
-}

@@ -65,8 +65,14 @@ impl UpdateAnchor {
         }
     }
 
-    pub(crate) fn source(&self) -> AnchorSource {
-        match (self.keys.is_empty(), &self.root) {
+    #[cfg(test)]
+    fn source(&self) -> AnchorSource {
+        self.source_with(&self.keys)
+    }
+
+    /// Whose keys count beside these of a configuration.
+    pub(crate) fn source_with(&self, keys: &[String]) -> AnchorSource {
+        match (keys.is_empty(), &self.root) {
             (false, _) => AnchorSource::Owner,
             (true, Some(_)) => AnchorSource::Release,
             (true, None) => AnchorSource::None,
@@ -105,7 +111,7 @@ impl UpdateAnchor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::testing::Publisher;
+    use crate::update::testing::TestPublisher;
 
     #[test]
     fn the_owners_keys_replace_the_release_keys_also_if_they_are_of_no_use() {
@@ -116,7 +122,7 @@ mod tests {
         let none = anchor(&[], 1);
         assert_eq!(none.source(), AnchorSource::None);
         assert_eq!(none.trust().expect_err("no key").code, RefusalCode::NoKeys);
-        let publisher = Publisher::new();
+        let publisher = TestPublisher::new();
         fs::write(&file, publisher.root()).expect("writable");
         let release = anchor(&[], 1);
         assert_eq!(release.source(), AnchorSource::Release);

@@ -6,7 +6,7 @@ use alknet_update::{ReleaseVersion, VersionRefusal};
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
-use super::disk::{BootDisk, SlotFile, slot_path};
+use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::program::read_version;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::StagedRelease;
@@ -25,7 +25,7 @@ pub(crate) struct TrialPlan {
 
 /// Looks whether the staged version may go on trial: it is whole, and not older than the floor.
 pub(super) fn plan_apply<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     running: BootSlot,
     floor: Option<&ReleaseVersion>,
     staged: Option<&StagedRelease>,
@@ -51,7 +51,7 @@ pub(crate) enum RollbackPlan {
 
 /// Looks what a rollback does. A version that was not started yet is taken back at once.
 pub(super) fn plan_rollback<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     running: BootSlot,
     floor: Option<&ReleaseVersion>,
 ) -> Result<RollbackPlan, UpdateRefusal> {
@@ -68,7 +68,7 @@ pub(super) fn plan_rollback<D: BlockDevice>(
 }
 
 fn plan<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     running: BootSlot,
     record: BootRecord,
     floor: Option<&ReleaseVersion>,
@@ -131,7 +131,7 @@ fn digest<D: BlockDevice>(file: &SlotFile<'_, D>) -> std::io::Result<String> {
 
 /// Writes the note and then the record, after which the next start is a trial.
 pub(super) fn arm<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     plan: &TrialPlan,
     note: &BootNote,
 ) -> Result<(), UpdateRefusal> {
@@ -142,7 +142,7 @@ pub(super) fn arm<D: BlockDevice>(
 
 /// Makes the version on trial the good one. Returns the record's number, for the log.
 pub(super) fn confirm<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     running: BootSlot,
 ) -> Result<u64, UpdateRefusal> {
     let confirmed = disk.record()?.confirm(running)?;

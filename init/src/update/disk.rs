@@ -47,12 +47,12 @@ impl BootDiskError {
 
 /// The two partitions of the disk.
 #[derive(Debug)]
-pub(crate) struct BootDisk<D> {
+pub(crate) struct SlotDisk<D> {
     bios: D,
     esp: D,
 }
 
-impl BootDisk<DirectDevice> {
+impl SlotDisk<DirectDevice> {
     /// Opens both partitions. While the value lives, the kernel mounts no file system of the boot partition.
     pub(super) fn open(place: &DiskPlace) -> Result<Self, BootDiskError> {
         let open = |path, alone| {
@@ -65,7 +65,7 @@ impl BootDisk<DirectDevice> {
     }
 }
 
-impl<D: BlockDevice> BootDisk<D> {
+impl<D: BlockDevice> SlotDisk<D> {
     /// A disk in parts, for models of one.
     #[cfg(test)]
     pub(super) fn new(bios: D, esp: D) -> Self {

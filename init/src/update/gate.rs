@@ -12,7 +12,7 @@ pub(crate) const GATE_MS_MAX: u64 = 600_000;
 /// How the vault is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GateVault {
-    /// There is none.
+    /// The machine has no vault.
     Absent,
     /// It is closed, and a person can open it with the same secret as before.
     AsksAsBefore,

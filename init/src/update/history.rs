@@ -18,6 +18,8 @@ const MODE: u32 = 0o644;
 pub(super) const RECORDS_MAX: usize = 256;
 /// Most bytes of a reason and of a name.
 pub(super) const TEXT_BYTES_MAX: usize = 1 << 10;
+/// Most bytes of records in one message to the node: a quarter of the longest one.
+const MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Most bytes of the file that are read: more than all records can have.
 const BYTES_MAX: u64 = 4 << 20;
 
@@ -54,10 +56,18 @@ pub(super) fn append(folder: &Path, mut record: UpdateRecord, seq: u64) -> io::R
     alknet_durable::replace(&folder.join(FILE), &bytes, MODE)
 }
 
-/// The records, the oldest first.
+/// The newest records that fit into a message, the oldest first.
 pub(super) fn read(folder: &Path) -> Vec<UpdateRecord> {
-    let all = read_all(folder).into_iter();
-    all.map(|logged| logged.record).collect()
+    let mut left = MESSAGE_BYTES_MAX;
+    let all = read_all(folder).into_iter().rev();
+    let newest = all.map_while(|logged| {
+        let bytes = serde_json::to_vec(&logged.record).ok()?.len();
+        left = left.checked_sub(bytes)?;
+        Some(logged.record)
+    });
+    let mut newest: Vec<_> = newest.collect();
+    newest.reverse();
+    newest
 }
 
 /// Whether the log has the end of the trial with this number.
@@ -117,9 +127,28 @@ mod tests {
         bytes.extend_from_slice(b"{\"event\":\"fai\xff\n\n{}\n");
         fs::write(&path, bytes).expect("writable");
         append(dir.path(), record("staged", "2.0.1"), 8).expect("writable");
-        assert!(has_end(dir.path(), 7) && !has_end(dir.path(), 8));
+        assert!(has_end(dir.path(), 7));
+        assert!(!has_end(dir.path(), 6) && !has_end(dir.path(), 8));
         let events: Vec<_> = read(dir.path()).into_iter().map(|it| it.event).collect();
         assert_eq!(events, ["failed", "", "staged"]);
+    }
+
+    #[test]
+    fn the_newest_records_that_fit_into_a_message_are_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for number in 0..RECORDS_MAX {
+            let mut long = record("refused", &number.to_string());
+            long.reason = "\u{1}".repeat(TEXT_BYTES_MAX);
+            append(dir.path(), long, 0).expect("writable");
+        }
+        let found = read(dir.path());
+        assert!((10..RECORDS_MAX).contains(&found.len()), "{}", found.len());
+        assert_eq!(
+            found[found.len() - 1].version,
+            (RECORDS_MAX - 1).to_string()
+        );
+        let bytes = serde_json::to_vec(&found).expect("JSON").len();
+        assert!(bytes < MESSAGE_BYTES_MAX + RECORDS_MAX * 2, "{bytes}");
     }
 
     #[test]

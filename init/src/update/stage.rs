@@ -15,7 +15,7 @@ use alknet_update::{
 use data_encoding::HEXLOWER;
 
 use super::anchor::UpdateAnchor;
-use super::disk::{BootDisk, LOADER, SlotFile, slot_path};
+use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrames, FramesEnd};
 use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
@@ -71,7 +71,7 @@ fn machine() -> UpdateMachine {
 /// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots and the record are as they
 /// were, except where the disk did not keep the new program: then the other slot is empty.
 pub(super) fn stage<D: BlockDevice, R: Read>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     frames: &mut BundleFrames<R>,
     order: &StageOrder,
     at: &StageMachine<'_>,
@@ -122,7 +122,7 @@ fn is_about_reading(code: RefusalCode) -> bool {
 }
 
 fn stage_or_leave<D: BlockDevice, R: Read>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     frames: &mut BundleFrames<R>,
     order: &StageOrder,
     at: &StageMachine<'_>,
@@ -135,7 +135,8 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         );
         return Err(UpdateRefusal::new(RefusalCode::TooLarge, text));
     }
-    let record = usable_record(disk, at)?;
+    let before = disk.record()?;
+    let record = usable_record(before, at)?;
     let mut bundle = BundleReader::open(frames)?;
     let verified = verify(&mut bundle, at)?;
     let (chosen, plan) = choose(&verified, order, at)?;
@@ -146,7 +147,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     }
     repair(disk, slot, at)?;
     skip_to(&mut bundle, &verified, chosen.target)?;
-    undo.0 = Some(record);
+    undo.0 = Some(before);
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     // Before the file becomes the new one, because the data disk may be full.
@@ -161,25 +162,19 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
 }
 
 /// The record, in which the slot that runs is the good one.
-fn usable_record<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
-    at: &StageMachine<'_>,
-) -> Result<BootRecord, UpdateRefusal> {
-    let record = disk.record()?;
+fn usable_record(record: BootRecord, at: &StageMachine<'_>) -> Result<BootRecord, UpdateRefusal> {
     if record.phase() == BootPhase::Trial {
         return Err(alknet_boot_state::BootRefusal::OnTrial.into());
     }
     if record.good() == at.running {
         return Ok(record);
     }
-    // The good slot did not start: it is the one to write again, and no loader prefers it meanwhile.
-    let record = record.take_over(at.running)?;
-    disk.write_record(&record)?;
+    // The good slot did not start: it is the one to write again.
     at.log.warn(format_args!(
         "boot slot {} takes over from the good one, which did not start",
         at.running
     ));
-    Ok(record)
+    Ok(record.take_over(at.running)?)
 }
 
 fn verify<R: Read>(
@@ -209,7 +204,7 @@ fn choose<'a>(
 ) -> Result<(ChosenTarget<'a>, UpdatePlan), UpdateRefusal> {
     let running: ReleaseVersion = at.version.parse().map_err(|error| {
         let text = format_args!(
-            "the version that runs is none of a release: {error}; write a new image to the disk"
+            "the version that runs is not that of a release: {error}; write a new image to the disk"
         );
         UpdateRefusal::new(RefusalCode::Malformed, text)
     })?;
@@ -257,7 +252,7 @@ fn raised(floor: Option<&ReleaseVersion>, release: Option<&ReleaseVersion>) -> O
 
 /// Refuses a boot partition on which a program that has to stay is damaged, or that has too little room.
 fn check_room<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     slot: BootSlot,
     at: &StageMachine<'_>,
     bytes: u64,
@@ -314,7 +309,7 @@ fn is_damaged(report: &FatReport, path: &str) -> bool {
 
 /// Repairs what a power cut left on the boot partition.
 fn repair<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     slot: BootSlot,
     at: &StageMachine<'_>,
 ) -> Result<(), UpdateRefusal> {
@@ -398,7 +393,7 @@ impl<D: BlockDevice> Write for SlotOutput<'_, '_, D> {
 }
 
 fn write<D: BlockDevice, R: Read>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     slot: BootSlot,
     (bundle, verified): (&mut BundleReader<R>, &VerifiedTargets),
     chosen: ChosenTarget<'_>,
@@ -455,7 +450,7 @@ fn require_version(
 
 /// Reads the whole file from the disk, and compares it with what was signed.
 fn read_back<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     slot: BootSlot,
     target: &UpdateTarget,
     version: &ReleaseVersion,
@@ -486,7 +481,7 @@ fn not_kept(error: impl std::fmt::Display) -> UpdateRefusal {
 }
 
 /// Removes a file that the disk did not keep: no loader and no person must take it for a program.
-fn leave_empty<D: BlockDevice>(disk: &mut BootDisk<D>, slot: BootSlot, log: &InitLog) {
+fn leave_empty<D: BlockDevice>(disk: &mut SlotDisk<D>, slot: BootSlot, log: &InitLog) {
     let removed = disk
         .volume()
         .and_then(|mut volume: FatVolume<_>| volume.remove_file(&slot_path(slot)));
@@ -522,7 +517,7 @@ fn keep_release(
 }
 
 /// The versions of both slots' programs, as far as they have one.
-pub(super) fn programs<D: BlockDevice>(disk: &mut BootDisk<D>) -> SlotPrograms {
+pub(super) fn programs<D: BlockDevice>(disk: &mut SlotDisk<D>) -> SlotPrograms {
     let Ok(volume) = disk.volume() else {
         return SlotPrograms::default();
     };

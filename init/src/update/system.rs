@@ -14,7 +14,7 @@ use alknet_update::{UnixSeconds, UpdateClock};
 use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan, TrialPlan};
 use super::direct::DirectDevice;
-use super::disk::{BootDisk, LOADER, slot_path};
+use super::disk::{LOADER, SlotDisk, slot_path};
 use super::frames::BundleFrames;
 use super::judge::{StartKind, StartReport, judge};
 use super::place::{self, DiskPlace, PlaceError};
@@ -160,7 +160,7 @@ impl SystemProgram {
 /// The opened disk. While it is open, no other part of PID 1 mounts volumes.
 struct SystemDisk {
     running: BootSlot,
-    disk: BootDisk<DirectDevice>,
+    disk: SlotDisk<DirectDevice>,
     _media: MutexGuard<'static, ()>,
 }
 
@@ -226,6 +226,11 @@ impl UpdateSystem {
         self.trust = TrustStore::new(folder.clone());
         self.folder = folder;
         true
+    }
+
+    /// Whether the data partition is mounted, so that the machine keeps what it learns.
+    pub(crate) fn has_folder(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// Judges this start. On trial it writes the boot note, and arms it for panics. A record that cannot be read is
@@ -565,7 +570,7 @@ impl UpdateSystem {
         let media = media::alone();
         Ok(SystemDisk {
             running,
-            disk: BootDisk::open(&place)?,
+            disk: SlotDisk::open(&place)?,
             _media: media,
         })
     }
@@ -584,7 +589,7 @@ fn clock(is_known: bool) -> UpdateClock {
 /// What a TPM measures of the loader, of the program that runs and of that in slot `next`. One program is in memory at a
 /// time.
 pub(super) fn programs<D: BlockDevice>(
-    disk: &mut BootDisk<D>,
+    disk: &mut SlotDisk<D>,
     next: BootSlot,
 ) -> Result<SystemProgram, UpdateRefusal> {
     let volume = disk.volume()?;

@@ -14,7 +14,7 @@ use alknet_update::{
     UpdateTarget, sign_release, sign_root, write_bundle,
 };
 
-use super::disk::{BootDisk, LOADER, slot_path};
+use super::disk::{LOADER, SlotDisk, slot_path};
 use super::place::BIOS_LBA;
 use super::program::PROGRAM_BYTES_MIN;
 
@@ -96,12 +96,12 @@ impl TestRelease {
 }
 
 /// Signs releases by two keys, of which `threshold` have to sign.
-pub(super) struct Publisher {
+pub(super) struct TestPublisher {
     signers: Vec<SeedSigner>,
     root: Vec<u8>,
 }
 
-impl Publisher {
+impl TestPublisher {
     pub(super) fn new() -> Self {
         Self::with(&[7], 1)
     }
@@ -321,8 +321,8 @@ impl ModelDisk {
         self.part(2048, ESP_SECTORS.into())
     }
 
-    pub(super) fn open(&self) -> BootDisk<ModelPart> {
-        BootDisk::new(self.bios(), self.esp())
+    pub(super) fn open(&self) -> SlotDisk<ModelPart> {
+        SlotDisk::new(self.bios(), self.esp())
     }
 
     pub(super) fn volume(&self) -> FatVolume<ModelPart> {

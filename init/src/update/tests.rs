@@ -19,7 +19,7 @@ use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{StageMachine, StageOrder, stage};
 use super::staged::StagedRelease;
 use super::system::{self, UpdateSystem};
-use super::testing::{ModelDisk, NOW, Publisher, TestRelease, framed, program};
+use super::testing::{ModelDisk, NOW, TestPublisher, TestRelease, framed, program};
 use super::trust_store::TrustStore;
 use crate::control::{UPDATE_FRAME_ABORT, UpdatePlan};
 use crate::log::InitLog;
@@ -30,7 +30,7 @@ const NEW: &str = "1.1.0";
 /// A machine that runs version 1.0.0 from slot a, with a publisher that it trusts.
 struct UpdateBench {
     disk: ModelDisk,
-    publisher: Publisher,
+    publisher: TestPublisher,
     anchor: UpdateAnchor,
     folder: tempfile::TempDir,
     trust: TrustStore,
@@ -41,7 +41,7 @@ struct UpdateBench {
 
 impl UpdateBench {
     fn new() -> Self {
-        let publisher = Publisher::new();
+        let publisher = TestPublisher::new();
         let folder = tempfile::tempdir().expect("a temporary directory");
         let none = UpdateAnchor::of_root(Path::new("/missing"));
         Self {
@@ -203,7 +203,7 @@ fn a_bundle_that_is_not_to_be_trusted_is_refused() {
     let bundle = bench.publisher.bundle(&release);
     let stage =
         |bench: &UpdateBench, bundle: &[u8]| bench.stage_bundle(bundle, &order(bundle)).map(drop);
-    let foreign = Publisher::with(&[9], 1);
+    let foreign = TestPublisher::with(&[9], 1);
     bench.refuses(RefusalCode::Signature, |bench| {
         stage(bench, &foreign.bundle(&release))
     });

@@ -577,11 +577,13 @@ impl VaultHandle {
         Some(if pin { "pin" } else { "passphrase" })
     }
 
-    /// Whether only the TPM opens the vault without a person.
-    pub(crate) fn needs_tpm(&self) -> bool {
+    /// The type of the slot that opened the vault, and whether it needed a PIN. `None` while the vault is closed.
+    pub(crate) fn opened_by(&self) -> Option<(SlotType, bool)> {
         let state = self.state();
-        let others = [SlotType::None, SlotType::Kms, SlotType::Provisioning];
-        !others.iter().any(|kind| state.slots.contains(kind))
+        let by = state.opened_by?;
+        let is_same = |slot: &&Tpm2Facts| slot.slot == by.id.number();
+        let pin = state.tpm2.iter().find(is_same).is_some_and(|slot| slot.pin);
+        Some((by.kind, pin))
     }
 
     /// Whether there is a vault that nothing beside it opens.

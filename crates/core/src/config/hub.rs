@@ -46,7 +46,7 @@ pub struct HubSection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HubEnroll {
-    /// Holders of a token; other keys may send an enrolment request and wait for an administrator's approval.
+    /// Holders of a token; other keys may knock and wait to be let in.
     Approve,
     /// No peer: enrolment is off.
     Off,
@@ -399,7 +399,10 @@ mod tests {
         assert_eq!(join(""), [true, false, false, false]);
         assert_eq!(join("update = false"), [true, false, false, false]);
         assert_eq!(join("update = true"), [true, true, true, false]);
-        assert_eq!(join("update = true\nscopes = []"), [false, true, true, false]);
+        assert_eq!(
+            join("update = true\nscopes = []"),
+            [false, true, true, false]
+        );
     }
 
     const COMPLETE: &str = r#"

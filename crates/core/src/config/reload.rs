@@ -508,7 +508,10 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("credentials", running.credentials != next.credentials),
         ("operations", running.operations != next.operations),
         ("update.keys", running.update.keys != next.update.keys),
-        ("update.threshold", running.update.threshold != next.update.threshold),
+        (
+            "update.threshold",
+            running.update.threshold != next.update.threshold,
+        ),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

@@ -11,8 +11,8 @@ use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::{
     CONFIG_VERSION, ComputeSection, HttpSection, HubSection, IrohSection, LinkConfig, LinkMethod,
     ListenConfig, NodeConfig, NodeSection, PromotionSection, RuntimeSection, TlsSection,
-    UpdateSection, VaultSection, computing, credentials, http, hub, iroh, promotion, tls, tuning, update, values,
-    vault,
+    UpdateSection, VaultSection, computing, credentials, http, hub, iroh, promotion, tls, tuning,
+    update, values, vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>) -> NodeConfig {

@@ -8,7 +8,11 @@ use crate::update::{StartKind, UpdateLook};
 
 impl InitMachine {
     pub(super) fn refresh_update_facts(&mut self, now: u64) {
-        let keys = self.anchor().source().name();
+        let keys = self
+            .update
+            .image
+            .source_with(&self.settings.config.update.keys)
+            .name();
         let system = &self.update.system;
         let facts = &mut self.facts.update;
         facts.version = system.version().to_owned();
@@ -33,7 +37,9 @@ impl InitMachine {
         self.update.owes_look = false;
         self.update.is_looking = true;
         let (system, anchor) = (self.update.system.clone(), self.anchor());
-        let is_first = std::mem::take(&mut self.update.owes_report);
+        // The log is on the data partition, which may come later.
+        let is_first = self.update.owes_report && self.update.system.has_folder();
+        self.update.owes_report &= !is_first;
         let report = self.update.report.clone().filter(|_| is_first);
         let failed = UpdateLook {
             state: "unreadable".to_owned(),

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use alknet_vault::slots::SlotType;
+
 use super::{
-    InitMachine, MachineEvent, PASSPHRASE, PIN, QueuedBundle, StagingBundle, UpdateEvent,
-    UpdateTicket,
+    InitMachine, MachineEvent, OpenRequest, PASSPHRASE, PIN, QueuedBundle, StagingBundle,
+    UpdateEvent, UpdateTicket,
 };
 use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
@@ -62,7 +64,10 @@ impl InitMachine {
             (UpdateRequest::Apply, None) => self.begin_trial(ticket, false),
             (UpdateRequest::Rollback, None) => self.begin_trial(ticket, true),
             (UpdateRequest::Confirm, None) => {
-                self.update.request = Some(ticket.clone());
+                self.update.request = Some(OpenRequest {
+                    ticket: ticket.clone(),
+                    has_vault: false,
+                });
                 let (system, anchor) = (self.update.system.clone(), self.anchor());
                 let by = ticket.by.clone();
                 self.answer_by(ticket, move || {
@@ -205,18 +210,19 @@ impl InitMachine {
         }
         // If two changes of the vault ran at once, one of them would be lost.
         self.working = true;
-        self.update.request = Some(ticket.clone());
-        let vault = &self.facts.vault;
-        let needs_person = self.keeper.needs_person();
+        self.update.request = Some(OpenRequest {
+            ticket: ticket.clone(),
+            has_vault: true,
+        });
+        let vault = match self.keeper.opened_by() {
+            Some((SlotType::Tpm2, true)) => PIN,
+            Some((kind, _)) => kind.name(),
+            None => self.facts.vault.state.as_str(),
+        };
         let wish = TrialWish {
             by: ticket.by.clone(),
-            vault: match (vault.state.as_str(), needs_person) {
-                ("unlocked", Some("pin")) => PIN.to_owned(),
-                ("unlocked", Some("passphrase")) => PASSPHRASE.to_owned(),
-                ("unlocked", _) => vault.opened_by.clone().unwrap_or_default(),
-                (state, _) => state.to_owned(),
-            },
-            needs_person: matches!(needs_person, Some("pin" | "passphrase")),
+            vault: vault.to_owned(),
+            needs_person: [PIN, PASSPHRASE].contains(&vault),
             data: self.facts.data.mode.clone(),
         };
         let (system, anchor) = (self.update.system.clone(), self.anchor());
@@ -249,12 +255,13 @@ impl InitMachine {
     ) {
         let is_done = answer == UpdateAnswer::Done;
         self.answer(ticket, answer);
-        if self.update.request.as_ref() != Some(ticket) {
+        let request = &mut self.update.request;
+        let Some(request) = request.take_if(|open| open.ticket == *ticket) else {
             return;
-        }
-        self.update.request = None;
+        };
         self.update.owes_look = true;
-        if std::mem::take(&mut self.working) {
+        if request.has_vault {
+            self.working = false;
             self.resume_command();
             self.tell_events();
             self.vault_changed();
@@ -263,7 +270,7 @@ impl InitMachine {
             self.trial_is_over();
         }
         if restarts {
-            // The reason is in the note already, or is none.
+            // The note has its reason already, or needs no reason.
             self.update.note = None;
             let by = format!("{}, who asked for an update", ticket.by);
             self.go_down(PowerAction::Reboot, &by, now);

@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
+
 use alknet_boot_state::BootSlot;
 use alknet_vault::Entropy;
 use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
-use crate::control::{BootStage, MachineDiagnostic, UpdateEnd};
+use crate::control::{BootStage, MachineDiagnostic, NodeMessage, UpdateEnd};
 use crate::data;
 use crate::machine::tests::machine;
 use crate::update::{GateVault, UpdateLook};
@@ -90,7 +92,10 @@ fn one_request_at_a_time_and_a_refused_bundle_is_no_request() {
     assert_eq!(code(&machine), Some(RefusalCode::Busy));
     machine.update.staging = Some(staging(true));
     assert_eq!(code(&machine), None, "its frames are read to their end");
-    machine.update.request = Some(ticket);
+    machine.update.request = Some(OpenRequest {
+        ticket,
+        has_vault: false,
+    });
     assert_eq!(code(&machine), Some(RefusalCode::Busy));
 }
 
@@ -107,6 +112,37 @@ fn the_node_learns_of_a_trial_until_it_is_over() {
     machine.gate_confirmed(Ok(()), 5);
     assert!(!machine.update.is_trial() && machine.facts.update.gate.is_empty());
     assert!(machine.update.owes_slots, "those of the version before");
+}
+
+/// A later PID 1 says it, and the node of an earlier one is never on trial.
+#[test]
+fn a_start_says_whether_it_is_a_trial() {
+    let start = |trial| NodeMessage::Start {
+        config: Box::default(),
+        state_dir: "/data".to_owned(),
+        facts: Box::default(),
+        vault: false,
+        records: BTreeMap::new(),
+        trial,
+    };
+    let line = serde_json::to_value(start(true)).expect("JSON");
+    assert_eq!(line["trial"], true);
+    let mut earlier = serde_json::to_value(start(true)).expect("JSON");
+    earlier.as_object_mut().expect("an object").remove("trial");
+    let read: NodeMessage = serde_json::from_value(earlier).expect("a message");
+    assert_eq!(read, start(false));
+}
+
+/// The configuration that is in force decides whose signatures count.
+#[tokio::test]
+async fn the_keys_of_the_configuration_count_as_soon_as_it_is_in_force() {
+    let mut machine = machine();
+    machine.attend_update(0);
+    assert_eq!(machine.facts.update.keys, "none", "the test has no image");
+    let key = format!("ed25519:{}", "ab".repeat(32));
+    machine.settings.config.update.keys = vec![key];
+    machine.attend_update(0);
+    assert_eq!(machine.facts.update.keys, "owner");
 }
 
 #[test]

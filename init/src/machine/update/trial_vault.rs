@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use alknet_vault::slots::SlotType;
+
 use crate::log::InitLog;
 use crate::machine::commands::AUDIT_DIR;
 use crate::media::SystemSources;
@@ -51,7 +53,7 @@ impl TrialVault {
                 .map_err(|why| unpredictable(&why))
         });
         match prepared {
-            Some(Err(refusal)) if !self.keeper.needs_tpm() => {
+            Some(Err(refusal)) if !self.is_opened_by_tpm() => {
                 self.log.warn(format_args!(
                     "the TPM will not open the vault for the next version, and another slot has to: {refusal}"
                 ));
@@ -60,6 +62,12 @@ impl TrialVault {
             Some(prepared) => prepared,
             None => Ok(()),
         }
+    }
+
+    /// Whether the TPM opened the vault at this start, without a person, or the vault is closed and it may do so.
+    fn is_opened_by_tpm(&self) -> bool {
+        let by = self.keeper.opened_by();
+        by.is_none_or(|by| by == (SlotType::Tpm2, false))
     }
 
     /// Removes the slots of the TPM for a program that is not wanted any more. Returns how many there were.

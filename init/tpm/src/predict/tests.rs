@@ -204,3 +204,49 @@ proptest! {
         let _ = booted(&bytes);
     }
 }
+
+/// Where two images take too much memory, their digests predict the same.
+#[test]
+fn the_digests_of_images_predict_what_the_images_do() {
+    let (running, next) = (uki(&[(".uname", b"1")]), uki(&[(".uname", b"2")]));
+    let loader = program(&[(".text", b"loader")]);
+    let [first, second] = [&running, &next].map(|it| MeasuredImage::read(it).expect("an image"));
+    assert_eq!(first.pcr_11(), &predict_pcr11(&running).expect("an image"));
+    assert_ne!(first, second);
+    let digest = authenticode(&loader).expect("a program");
+    let by_digests = ImageUpdate {
+        loaders: &[digest],
+        running: &first,
+        next: &second,
+    };
+    let by_bytes = ProgramUpdate {
+        loaders: &[loader.as_slice()],
+        running: &running,
+        next: &next,
+    };
+    let [uki, kernel] = booted(&running).expect("an image");
+    let pcr_4 = predict_pcr4(1, &[&loader, uki, kernel]).expect("predictable");
+    for now in [
+        PcrValues::from([(4, pcr_4), (12, [0; 32])]),
+        PcrValues::from([(4, [9; 32]), (12, [0; 32])]),
+        PcrValues::from([(4, pcr_4), (12, [1; 32])]),
+        PcrValues::new(),
+    ] {
+        for choice in [PcrChoice::measured(), PcrChoice::enforced()] {
+            let predicted = by_digests.predict(&choice, &now);
+            assert_eq!(predicted, by_bytes.predict(&choice, &now), "{now:?}");
+        }
+    }
+    let many = vec![digest; BOOTED_PROGRAMS_MAX];
+    let too_many = ImageUpdate {
+        loaders: &many,
+        ..by_digests
+    };
+    let now = PcrValues::from([(4, pcr_4), (12, [0; 32])]);
+    let refused = too_many.predict(&PcrChoice::measured(), &now);
+    assert_eq!(refused, Err(PredictError::TooMany(BOOTED_PROGRAMS_MAX + 2)));
+    assert!(
+        MeasuredImage::read(&loader).is_err(),
+        "it is no unified image"
+    );
+}
