@@ -38,12 +38,16 @@ fn a_hub_keeps_a_bundle_and_offers_it_to_the_workers_that_permit_it() {
     }
     let admin = bench.admin();
     let none = run(admin, &["update", "--workers", &hub.target, "--yes"]);
-    assert_eq!((none.status, none.code().as_str()), (2, "USAGE"), "{none:?}");
+    assert_eq!(
+        (none.status, none.code().as_str()),
+        (2, "USAGE"),
+        "{none:?}"
+    );
 
     let file = bench.path().join("bundle.tar");
     std::fs::write(&file, unsigned()).expect("the folder is ours");
     let file = file.display().to_string();
-    let words = ["--json", "update", "--workers", &hub.target, &file, "--yes"];
+    let words = ["update", "--workers", &hub.target, &file, "--yes"];
     let answer = run(admin, &words);
     assert_eq!(answer.status, 0, "{answer:?}");
     let rollout: Value = serde_json::from_str(answer.output.trim()).expect("JSON");

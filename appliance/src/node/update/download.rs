@@ -236,11 +236,13 @@ impl Sending {
         let sent = sent.await.unwrap_or(Err(DownloadError::TooSlow));
         let Err(error) = sent else { return };
         tracing::warn!(%error, session = self.session.id, "the download of an update ended");
-        let owner = self.session.request.owner.clone();
-        // If it is refused, the session has ended already.
-        self.sessions
-            .fail(&self.session.id, &owner, error.to_string())
-            .await;
+        let session = (
+            self.session.id.as_str(),
+            self.session.request.owner.as_str(),
+        );
+        // If it is not found, it has ended already.
+        let given_up = self.sessions.give_up(session, error.to_string());
+        given_up.await.ok();
     }
 
     async fn send(&self, bundle: OpenedBundle) -> Result<(), DownloadError> {

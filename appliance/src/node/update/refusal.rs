@@ -67,7 +67,7 @@ impl From<StagingOutcome> for CallError {
             StagingOutcome::Refused { code, text } => refused(&code, &text),
             outcome => Self::new(
                 ErrorCode::Conflict,
-                StagingError::Ended(outcome).to_string(),
+                StagingError::Ended(Box::new(outcome)).to_string(),
             ),
         }
     }
@@ -80,7 +80,7 @@ impl From<StagingError> for CallError {
             StagingError::Busy => {
                 Self::new(ErrorCode::Conflict, text).with_details(json!({ "code": "busy" }))
             }
-            StagingError::Ended(outcome) => outcome.into(),
+            StagingError::Ended(outcome) => (*outcome).into(),
             StagingError::Link(error) => error.into(),
             StagingError::NoSession => Self::new(ErrorCode::NotFound, text),
             StagingError::Offset(offset) => Self::new(ErrorCode::Conflict, text)

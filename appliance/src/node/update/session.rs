@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
@@ -19,9 +19,6 @@ pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
 pub(super) const SESSION_IDLE: Duration = Duration::from_secs(600);
 /// How long PID 1 may take to notice that a bundle was given up.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a session says that its sender gave up.
-const GIVEN_UP: &str = "its sender gave it up";
 
 /// What a session is for.
 #[derive(Clone, Debug)]
@@ -54,7 +51,7 @@ pub(super) enum StagingError {
     /// Another bundle is under way.
     Busy,
     /// The session ended.
-    Ended(StagingOutcome),
+    Ended(Box<StagingOutcome>),
     /// PID 1 cannot be asked.
     Link(UpdateLinkError),
     /// There is no session of this name, or it belongs to another caller.
@@ -71,11 +68,13 @@ impl fmt::Display for StagingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("another update is being sent: wait for its end"),
-            Self::Ended(StagingOutcome::Planned(plan)) => {
-                write!(f, "the session ended: {} is complete", plan.to)
-            }
-            Self::Ended(StagingOutcome::Refused { text, .. }) => f.write_str(text),
-            Self::Ended(StagingOutcome::GivenUp(why)) => write!(f, "the session ended: {why}"),
+            Self::Ended(outcome) => match &**outcome {
+                StagingOutcome::Planned(plan) => {
+                    write!(f, "the session ended: {} is complete", plan.to)
+                }
+                StagingOutcome::Refused { text, .. } => f.write_str(text),
+                StagingOutcome::GivenUp(why) => write!(f, "the session ended: {why}"),
+            },
             Self::Link(error) => error.fmt(f),
             Self::NoSession => f.write_str("there is no such session: begin with update/stage"),
             Self::Offset(offset) => write!(f, "the next piece begins at {offset}"),
@@ -120,7 +119,7 @@ pub(super) struct StagingSession {
     /// Its sender gives it up.
     given_up: Notify,
     /// Why.
-    reason: Mutex<String>,
+    reason: OnceLock<String>,
 }
 
 impl StagingSession {
@@ -138,10 +137,16 @@ pub(super) struct EndedStaging {
     pub(super) outcome: StagingOutcome,
 }
 
+/// A session of which a caller has the name.
+enum FoundSession {
+    Running(Arc<StagingSession>),
+    Ended(Box<EndedStaging>),
+}
+
 #[derive(Default)]
 struct SessionTable {
     last: u64,
-    /// From the start of a session until its end; `None` inside while it begins.
+    /// From the start of a session until its end.
     current: Option<Arc<StagingSession>>,
     ended: Option<EndedStaging>,
     /// What is staged, as far as this process knows.
@@ -188,7 +193,7 @@ impl StagingSessions {
             offset: AtomicU64::new(0),
             pieces,
             given_up: Notify::new(),
-            reason: Mutex::new(GIVEN_UP.to_owned()),
+            reason: OnceLock::new(),
         });
         table.current = Some(Arc::clone(&session));
         drop(table);
@@ -204,8 +209,8 @@ impl StagingSessions {
         (offset, data): (u64, Bytes),
     ) -> Result<PieceTaken, StagingError> {
         let session = match self.lookup(id, owner)? {
-            Ok(session) => session,
-            Err(ended) => return ended_write(&ended, offset),
+            FoundSession::Running(session) => session,
+            FoundSession::Ended(ended) => return ended_write(&ended, offset),
         };
         let (taken, answer) = oneshot::channel();
         let piece = BundlePiece {
@@ -219,53 +224,42 @@ impl StagingSessions {
             Ok(answer) if sent => answer,
             // The session ended before it took the piece.
             _ => match self.lookup(id, owner)? {
-                Err(ended) => ended_write(&ended, offset),
-                Ok(_) => Err(StagingError::Link(UpdateLinkError::Broken)),
+                FoundSession::Ended(ended) => ended_write(&ended, offset),
+                FoundSession::Running(_) => Err(StagingError::Link(UpdateLinkError::Broken)),
             },
         }
     }
 
-    /// Gives a session up, and waits until PID 1 takes the next one.
-    pub(super) async fn abort(
+    /// Gives a session up with a reason, and waits until PID 1 takes the next one.
+    pub(super) async fn give_up(
         &self,
-        id: &str,
-        owner: &str,
+        (id, owner): (&str, &str),
+        why: String,
     ) -> Result<StagingOutcome, StagingError> {
         match self.lookup(id, owner)? {
-            Ok(session) => {
+            FoundSession::Running(session) => {
+                // The first reason counts.
+                session.reason.set(why).ok();
                 session.given_up.notify_one();
                 Ok(self.outcome(session).await)
             }
-            Err(ended) => Ok(ended.outcome),
-        }
-    }
-
-    /// Gives a session up, with a reason.
-    pub(super) async fn fail(&self, id: &str, owner: &str, why: String) {
-        if let Ok(Ok(session)) = self.lookup(id, owner) {
-            *session
-                .reason
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = why;
-            session.given_up.notify_one();
-            self.outcome(session).await;
+            FoundSession::Ended(ended) => Ok(ended.outcome),
         }
     }
 
     /// The session of this name and owner: one that runs, or the last one.
-    fn lookup(
-        &self,
-        id: &str,
-        owner: &str,
-    ) -> Result<Result<Arc<StagingSession>, EndedStaging>, StagingError> {
+    fn lookup(&self, id: &str, owner: &str) -> Result<FoundSession, StagingError> {
         let table = self.lock();
         let current = table.current.as_ref();
         if let Some(session) = current.filter(|it| it.id == id && it.request.owner == owner) {
-            return Ok(Ok(Arc::clone(session)));
+            return Ok(FoundSession::Running(Arc::clone(session)));
         }
         let ended = table.ended.as_ref();
         let ended = ended.filter(|it| it.id == id && it.request.owner == owner);
-        ended.cloned().map(Err).ok_or(StagingError::NoSession)
+        let ended = ended.cloned().map(Box::new);
+        ended
+            .map(FoundSession::Ended)
+            .ok_or(StagingError::NoSession)
     }
 
     /// The session under way.
@@ -321,7 +315,7 @@ impl StagingSessions {
                     offset: session.offset(),
                     plan: Some(plan),
                 }),
-                outcome => Err(StagingError::Ended(outcome)),
+                outcome => Err(StagingError::Ended(Box::new(outcome))),
             };
             taken.send(answer).ok();
         }
@@ -357,7 +351,7 @@ impl StagingSessions {
                     return early.map(outcome_of).map_err(|_| UpdateLinkError::Broken);
                 }
                 () = session.given_up.notified() => {
-                    let why = session.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let why = session.reason.get().cloned().unwrap_or_default();
                     return give_up(&mut frames, answer, why).await;
                 }
                 piece = tokio::time::timeout(self.idle, pieces.recv()) => piece,
@@ -424,7 +418,7 @@ fn ended_write(ended: &EndedStaging, offset: u64) -> Result<PieceTaken, StagingE
             offset: ended.request.bytes,
             plan: Some(plan.clone()),
         }),
-        outcome => Err(StagingError::Ended(outcome.clone())),
+        outcome => Err(StagingError::Ended(Box::new(outcome.clone()))),
     }
 }
 

@@ -324,7 +324,8 @@ impl NodeUpdates {
         let sessions = &self.0.sessions;
         match step {
             WriteStep::Abort { session } => {
-                sessions.abort(&session, owner).await?;
+                let why = "its sender gave it up".to_owned();
+                sessions.give_up((session.as_str(), owner), why).await?;
                 Ok(json!({ "aborted": true }))
             }
             WriteStep::Piece {

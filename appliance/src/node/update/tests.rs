@@ -178,9 +178,8 @@ impl FakeInit {
             let InitMessage::Update { n, request, by } = message else {
                 panic!("the node sends {message:?}");
             };
-            let mut seen = self.seen.lock().expect("no panic");
-            seen.requests.push((request.clone(), by));
-            drop(seen);
+            let seen = (request.clone(), by);
+            self.seen.lock().expect("no panic").requests.push(seen);
             match request {
                 UpdateRequest::Stage { .. } => {
                     let verdict = self.verdict.lock().expect("no panic").clone();
@@ -211,6 +210,11 @@ impl FakeInit {
         }
     }
 
+    fn see_frame(&self, length: u32) {
+        let mut seen = self.seen.lock().expect("no panic");
+        seen.frame_max = seen.frame_max.max(length);
+    }
+
     /// Reads one bundle to its end, whatever it says of it meanwhile.
     async fn read(&mut self, n: u64, verdict: Verdict) -> io::Result<()> {
         let (mut bundle, mut has_answered) = (Vec::new(), false);
@@ -224,9 +228,7 @@ impl FakeInit {
             let mut frame = vec![0; length as usize];
             self.stream.read_exact(&mut frame).await?;
             bundle.extend(frame);
-            let mut seen = self.seen.lock().expect("no panic");
-            seen.frame_max = seen.frame_max.max(length);
-            drop(seen);
+            self.see_frame(length);
             let answer = match verdict {
                 Verdict::RefusesAfter(bytes) if bundle.len() as u64 >= bytes => Some(refusal()),
                 Verdict::PlansAfter(bytes) if bundle.len() as u64 >= bytes => {
@@ -239,9 +241,8 @@ impl FakeInit {
                 self.link.answered(n, answer);
             }
         };
-        let mut seen = self.seen.lock().expect("no panic");
-        seen.bundles.push((bundle, is_whole));
-        drop(seen);
+        let seen = (bundle, is_whole);
+        self.seen.lock().expect("no panic").bundles.push(seen);
         if !has_answered {
             let answer = match is_whole {
                 true => UpdateAnswer::Planned { plan: plan() },

@@ -214,7 +214,7 @@ impl Rollouts {
         workers: Vec<PeerId>,
         (plan, by): (RolloutPlan, String),
         link: Arc<dyn WorkerLink>,
-    ) -> Result<impl Future<Output = ()> + Send + 'static, RolloutError> {
+    ) -> Result<impl Future<Output = ()> + Send + use<>, RolloutError> {
         if workers.is_empty() {
             return Err(RolloutError::NoWorkers);
         }

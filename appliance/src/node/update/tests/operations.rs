@@ -42,7 +42,9 @@ impl UpdateCaller {
             ..LocalRequest::new("r1", operation)
         };
         let answer = self.0.call(request).await.map_err(|error| error.error)?;
-        Ok(answer.value().clone())
+        let mut text = Vec::new();
+        answer.append_to(&mut text);
+        Ok(serde_json::from_slice(&text).expect("JSON"))
     }
 }
 

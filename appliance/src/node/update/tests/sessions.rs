@@ -118,10 +118,13 @@ async fn a_bundle_that_its_sender_gives_up_leaves_room_for_the_next() {
     bench.send(&id, 0, b"12").await.expect("taken");
     let sessions = &bench.updates.0.sessions;
     assert_eq!(
-        sessions.abort(&id, "bob").await,
+        sessions.give_up((id.as_str(), "bob"), String::new()).await,
         Err(StagingError::NoSession)
     );
-    let ended = sessions.abort(&id, "ada").await.expect("it was there");
+    let ended = sessions
+        .give_up((id.as_str(), "ada"), "enough".to_owned())
+        .await
+        .expect("it was there");
     assert!(matches!(ended, StagingOutcome::GivenUp(_)), "{ended:?}");
     assert_eq!(bench.bundles(), [(b"12".to_vec(), false)]);
     let next = bench.begin(1);
@@ -137,10 +140,11 @@ async fn a_session_without_a_next_piece_ends() {
         bench.updates.0.sessions.outcome(session).await;
     }
     let late = bench.send(&id, 2, b"3").await;
-    let Err(StagingError::Ended(StagingOutcome::GivenUp(why))) = late else {
+    let Err(StagingError::Ended(outcome)) = late else {
         panic!("{late:?}");
     };
-    assert!(why.contains("no piece came"), "{why}");
+    let text = StagingError::Ended(outcome).to_string();
+    assert!(text.contains("no piece came"), "{text}");
     assert_eq!(bench.bundles(), [(b"12".to_vec(), false)]);
 }
 
