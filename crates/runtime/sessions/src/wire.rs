@@ -13,10 +13,10 @@ use alknet_runtime::{
     RecordedCall, ScriptCallOptions, ScriptRegistration, SessionMode,
 };
 use alknet_worker::{CborBody, FrameBlob, WorkerFrameError};
-pub(crate) use json::Json;
+pub(crate) use json::{Json, LongNamed};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 pub(crate) use text::JsonText;
 pub(crate) use weigh::weigh;
 
@@ -150,21 +150,6 @@ pub(crate) enum GuestMessage {
     Lines(Vec<(ConsoleLevel, String)>),
 }
 
-/// A value whose members may have names of any length. `serde_json` reads the name of a member as a `str`, and ciborium
-/// has 4 KiB for one; an untagged enum reads everything as what it is first.
-#[derive(Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum LongNamed {
-    Value(Value),
-}
-
-impl LongNamed {
-    pub(crate) fn into_value(self) -> Value {
-        let Self::Value(value) = self;
-        value
-    }
-}
-
 /// An export that the host calls, in the place of the name of a registered handler.
 #[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct InvokedExport {
@@ -200,6 +185,8 @@ pub(crate) enum HostMessage {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

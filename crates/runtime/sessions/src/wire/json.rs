@@ -1,4 +1,4 @@
-//! Reads a worker's JSON value from CBOR, within limits.
+//! Reads a JSON value from CBOR: a worker's within limits, and the host's as it is.
 //!
 //! The node does not trust the worker: an array of a million nulls has a byte each in the frame and 72 bytes each in
 //! memory. The isolate counts a value before it sends it, and the node counts it again here in the same unit.
@@ -12,6 +12,8 @@ use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Number, Value};
 
+use crate::limits::VALUE_BYTES_MAX;
+
 /// A value that takes no more memory than [`JSON_BYTES`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
@@ -23,6 +25,29 @@ impl<'de> Deserialize<'de> for Json {
         JsonAllowance(&left).deserialize(deserializer).map(Self)
     }
 }
+
+/// A value of the host, which the worker trusts. Names of its members have any length: `serde_json`'s own reader asks
+/// for the name of a member as a `str`, and ciborium has 4 KiB for one. The items go straight into the value. An
+/// untagged enum would make a second tree of the whole value first, outside the memory that the script is granted.
+#[derive(Debug, PartialEq)]
+pub(crate) struct LongNamed(Value);
+
+impl LongNamed {
+    pub(crate) fn into_value(self) -> Value {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for LongNamed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let left = Cell::new(HOST_VALUE_BYTES_MAX);
+        JsonAllowance(&left).deserialize(deserializer).map(Self)
+    }
+}
+
+/// More memory than any value in a frame of the host takes: a value has at least one byte there, and a byte of text no
+/// more than [`VALUE`] in memory.
+const HOST_VALUE_BYTES_MAX: usize = VALUE_BYTES_MAX as usize * VALUE;
 
 #[derive(Clone, Copy)]
 struct JsonAllowance<'a>(&'a Cell<usize>);

@@ -7,13 +7,14 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use alknet_call::{CallError, Env, HandlerKind, OperationSpec, Registration};
+use alknet_call::{CallError, CallOutput, Env, HandlerKind, OperationSpec, Registration};
 use alknet_core::BoxFuture;
 use alknet_runtime::SessionMode;
 use alknet_runtime::limits::CPU_MAX;
 use alknet_sessions::limits::{FUEL_MAX, SESSIONS_OF_TENANT_MAX};
 use alknet_sessions::{SessionGrants, SessionsConfig, TensorFiles};
 use alknet_test_support::is_campaign;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::support::{SessionLab, export, soon, spec, spec_of, until};
@@ -141,6 +142,39 @@ async fn answers_that_a_script_leaves_are_not_the_nodes_memory() {
         shared <= SHARED_MAX,
         "{shared} answers are left in shared memory"
     );
+}
+
+/// Values in a list whose text has 4 MiB: the most that the node passes on to a script.
+const LIST_VALUES: usize = ((4 << 20) - 1000) / 2;
+/// What the list may cost its worker: the frame, the values, whose buffer is copied when it grows, and the script's own
+/// list. A second tree of the list, with 32 bytes a value, takes more than what is left of this.
+const LIST_BYTES_MAX: u64 = 300 * MIB;
+
+/// A worker makes one tree of an answer, and not two: the tree is outside the memory that the script is granted, so a
+/// second one would end the worker, with the sessions of others in it, where the script's own limit would end the call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_list_costs_its_worker_one_tree() {
+    let text = Bytes::from(format!("[0{}]", ",0".repeat(LIST_VALUES - 1)));
+    let list = HandlerKind::once(move |_, _| {
+        let text = text.clone();
+        async move { Ok(CallOutput::Raw(text)) }
+    });
+    let list = Registration::new(OperationSpec::query("test/list", "For tests."), list);
+    let lab = SessionLab::with(SessionsConfig::default(), vec![list]);
+    let mut counts =
+        spec("export const count = async () => (await ops.call('test/list', 0)).length;");
+    counts.mode = SessionMode::Service;
+    counts.alone = true;
+    counts.limits.runtime.heap_bytes = 256 << 20;
+    let request = lab.request().await;
+    let session = lab.open(&request, counts).await;
+    let pid = session.info().pid;
+    let before = status(pid, "VmHWM:");
+    let ran = soon(session.run(&request.env(), export("count", Value::Null))).await;
+    assert_eq!(ran.expect("the list").value, json!(LIST_VALUES));
+    let grown = status(pid, "VmHWM:") - before;
+    println!("figure a list of 4 MiB in its worker: {} MiB", grown / MIB);
+    assert!(grown < LIST_BYTES_MAX, "{} MiB", grown / MIB);
 }
 
 /// The one file of a store, which forgets it when it has handed it out.
