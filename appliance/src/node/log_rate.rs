@@ -485,9 +485,23 @@ mod tests {
                 assert_eq!(lines(other, 1), 1, "{other}");
             }
         };
+        // Through a relay a client has a key and no address. All of them have the share of one site.
+        let relayed = |key8: &str, times: u32| {
+            let addr = None::<&str>;
+            for _ in 0..times {
+                tracing::info!(target: ENROL_REFUSED_TARGET, key8, addr, "enrol.refused");
+            }
+            kept.swap(0, Ordering::Relaxed)
+        };
         tracing::subscriber::with_default(subscriber, || {
             have_shares(&requests);
             have_shares(&joins);
+            assert_eq!(relayed("mallory1", 200), UNKNOWN_REQUESTS_OF_NETWORK);
+            assert_eq!(relayed("ada00001", 1), 1, "another client has its own");
+            let of_keys: u32 = (0..256).map(|n| relayed(&format!("{n:08}"), 200)).sum();
+            let all = UNKNOWN_REQUESTS_OF_NETWORK + 1 + of_keys;
+            assert_eq!(all, UNKNOWN_REQUESTS_OF_SITE);
+            assert_eq!(joins("192.0.2.8:51123", 1), 1);
         });
     }
 

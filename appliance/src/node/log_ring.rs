@@ -52,6 +52,8 @@ const ADDRESS_FIELD: &str = "addr";
 const OPERATION_FIELD: &str = "operation";
 /// The field that names the identity that made a change. What identities did is a record of the node.
 const BY_FIELD: &str = "by";
+/// The field with the start of a client's key. A client through a relay has no address.
+const KEY_FIELD: &str = "key8";
 /// The namespace of promoted operations, each of which has another author.
 const PROMOTED: &str = "js/";
 /// The text of an absent value.
@@ -64,7 +66,8 @@ pub(super) const SITE_END: char = ' ';
 pub(super) enum RecordPayer {
     /// A place in the node's own code.
     Node(u64),
-    /// A place in the node's own code, and the identity that caused what it says.
+    /// A place in the node's own code, and the identity that caused what it says, or the key of a client without an
+    /// address. Keys cost nothing, so that all of them have the share of one place.
     Author { place: u64, by: u64 },
     /// The site of a client without an identity.
     Site(u64),
@@ -88,17 +91,24 @@ impl RecordPayer {
             Some((_, text)) => Self::Other(hashes.hash_one(text)),
             // What a library says is about what a client or a server sent.
             None if !metadata.target().starts_with("alknet") => Self::Other(place),
-            None => Self::Node(place),
+            None => match fields.key {
+                Some(key) => Self::Author {
+                    place,
+                    by: hashes.hash_one(key),
+                },
+                None => Self::Node(place),
+            },
         }
     }
 }
 
-/// The site of the client that caused an event, [`SITE_END`], and the client's network. Empty if the event has no
-/// address.
+/// The site of the client that caused an event, [`SITE_END`], and the client's network. Clients without an address have
+/// an empty site together, in which each has its key in the place of a network.
 pub(super) fn site_and_network(event: &Event<'_>) -> String {
     let fields = PayerFields::read(event, &[ADDRESS_FIELD]);
     let Some((_, address)) = fields.found else {
-        return String::new();
+        let key = fields.key.unwrap_or_default();
+        return format!("{SITE_END}{key}");
     };
     match network(&address) {
         Some(network) => format!("{}{SITE_END}{network}", network.site()),
@@ -114,6 +124,8 @@ struct PayerFields {
     found: Option<(&'static str, String)>,
     /// The identity that caused the event, if the event is about what an identity did.
     author: Option<String>,
+    /// The start of a client's key.
+    key: Option<String>,
 }
 
 impl PayerFields {
@@ -123,6 +135,7 @@ impl PayerFields {
             rank: names.len(),
             found: None,
             author: None,
+            key: None,
         };
         event.record(&mut found);
         found
@@ -131,6 +144,10 @@ impl PayerFields {
     fn take(&mut self, name: &str, text: impl FnOnce() -> String) {
         if name == BY_FIELD {
             self.author = Some(text());
+            return;
+        }
+        if name == KEY_FIELD {
+            self.key = Some(text());
             return;
         }
         let known = self.names.iter().position(|known| *known == name);
@@ -356,7 +373,7 @@ fn cost(record: &LogRecord) -> usize {
 mod tests {
     use std::sync::Mutex;
 
-    use alknet_core::config::{ChangedIds, ConfigApplyResult, ConfigSource};
+    use alknet_core::config::{ChangedIds, ConfigApplyResult, ConfigSource, ConfigWarning};
     use tracing::Subscriber;
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
@@ -528,6 +545,37 @@ mod tests {
         assert!(of_sites > NETWORK_BYTES - (8 << 10), "{of_sites} bytes");
     }
 
+    #[test]
+    fn what_one_relayed_client_tries_displaces_no_record_of_another() {
+        displaces_no_record_of_another(|key8| {
+            tracing::info!(
+                key8,
+                addr = None::<&str>,
+                code = "ENROLL_INVALID",
+                "enrol.refused"
+            );
+        });
+    }
+
+    /// A client has as many keys as it likes.
+    #[test]
+    fn relayed_clients_without_number_displace_no_record_of_an_address() {
+        let payers = payers(|| {
+            tracing::info!(addr = "192.0.2.7:51124", "enrol.refused");
+            for n in 0..40 * FLOOD {
+                let key8 = format!("{n:08}");
+                tracing::info!(key8, addr = None::<&str>, "enrol.refused");
+            }
+        });
+        let (neighbour, relayed) = payers.split_first().expect("events");
+        let mut records = full_ring();
+        push_fifty(&mut records, "by an address", *neighbour);
+        for (n, client) in relayed.iter().enumerate() {
+            records.push(record(&format!("relayed {n}")), *client);
+        }
+        assert_eq!(count(&records, "by an address"), 50);
+    }
+
     /// The identity repeats one action, such as making and revoking tokens, or applying one document and another.
     #[test]
     fn what_one_identity_does_displaces_no_record_of_another() {
@@ -536,6 +584,21 @@ mod tests {
             let source = ConfigSource::Operation(by.to_owned());
             audit(&source, &applied());
         });
+    }
+
+    #[test]
+    fn each_record_of_a_change_names_its_author() {
+        let payers = payers(|| {
+            let mut applied = applied();
+            let [id, what] = ["listen", "odd"].map(str::to_owned);
+            applied.warnings.push(ConfigWarning { id, what });
+            audit(&ConfigSource::Operation("ada".to_owned()), &applied);
+        });
+        let is_author = |payer: &RecordPayer| matches!(payer, RecordPayer::Author { .. });
+        assert!(
+            payers.len() == 2 && payers.iter().all(is_author),
+            "{payers:?}"
+        );
     }
 
     fn applied() -> ConfigApplyResult {

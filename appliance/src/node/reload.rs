@@ -336,7 +336,7 @@ pub(super) fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
         "config.apply"
     );
     for warning in applied.warnings.iter().take(IDS_LOGGED_MAX) {
-        tracing::warn!("configuration: {warning}");
+        tracing::warn!(by = source.author(), "configuration: {warning}");
     }
 }
 

@@ -44,8 +44,8 @@ pub struct PeerEntry {
     /// not by a clock, which can be set back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal: Option<u64>,
-    /// The scopes that it lost since it was disabled, such as by its removal. They give no right; who lets it in again
-    /// without being an administrator has to hold them.
+    /// The scopes that were taken from it and not given back, such as by its removal or before it. They give no right;
+    /// who lets it in again after it was disabled, without being an administrator, has to hold them.
     #[serde(default, skip_serializing_if = "ScopeSet::is_empty")]
     pub lost_scopes: ScopeSet,
 }
@@ -72,10 +72,10 @@ impl PeerEntry {
         }
     }
 
-    /// Whether `scopes` allow everything that this peer may do, and what it could do when it was put out.
+    /// Whether `scopes` allow everything that this peer may do, and what it could do before it was put out.
     #[must_use]
     pub fn is_covered_by(&self, scopes: &ScopeSet) -> bool {
-        scopes.covers(&self.scopes) && scopes.covers(&self.lost_scopes)
+        scopes.covers(&self.scopes) && (self.enabled || scopes.covers(&self.lost_scopes))
     }
 
     /// This entry with the changes of `patch`.
@@ -91,18 +91,20 @@ impl PeerEntry {
         // A key that is added again later must not have its end from before.
         self.key_ends.retain(|key, _| self.keys.contains(key));
         set(&mut self.token_hashes, patch.token_hashes);
-        let had = self.scopes.clone();
+        let (had, was_enabled) = (self.scopes.clone(), self.enabled);
         set(&mut self.scopes, patch.scopes);
         set(&mut self.resources, patch.resources);
         set(&mut self.addresses, patch.addresses);
         set(&mut self.display_name, patch.display_name);
         set(&mut self.labels, patch.labels);
         set(&mut self.enabled, patch.enabled);
-        if self.enabled {
-            self.lost_scopes = ScopeSet::default();
-        } else if self.scopes != had {
-            // What an earlier removal took stays.
+        if self.scopes != had {
+            // What an earlier change took stays: an administrator may take the scopes first, and remove the peer then.
             self.lost_scopes = self.lost_scopes.union(had);
+        }
+        let is_let_in = self.enabled && !was_enabled;
+        if is_let_in || self.scopes.covers(&self.lost_scopes) {
+            self.lost_scopes = ScopeSet::default();
         }
         set(&mut self.expires, patch.expires);
         set(&mut self.max_connections, patch.max_connections);
@@ -247,6 +249,29 @@ mod tests {
             ..PeerPatch::default()
         });
         assert!(back.is_covered_by(&ScopeSet::default()));
+        // An administrator takes the scopes first, and removes the peer then.
+        let taken = entry.clone().patched(PeerPatch {
+            scopes: Some(ScopeSet::default()),
+            ..PeerPatch::default()
+        });
+        assert!(taken.is_covered_by(&ScopeSet::default()), "it is let in");
+        let removes = PeerPatch {
+            enabled: Some(false),
+            scopes: Some(ScopeSet::default()),
+            ..PeerPatch::default()
+        };
+        assert!(
+            !taken
+                .clone()
+                .patched(removes.clone())
+                .is_covered_by(&scopes(&["node:read"]))
+        );
+        // The scopes are given back before that.
+        let given = taken.patched(PeerPatch {
+            scopes: Some(entry.scopes.clone()),
+            ..PeerPatch::default()
+        });
+        assert_eq!(given, entry);
         // Nothing of it is in a file of an earlier version.
         let stored = serde_json::to_string(&back).expect("it is stored");
         assert!(!stored.contains("lost_scopes"), "{stored}");

@@ -215,6 +215,10 @@ pub struct ScriptFailure {
     /// The error of an operation that the script passed on; declared codes stay unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Box<OpError>>,
+    /// Whether calls of others may have caused it, so that it does not count against the script. Only the host knows;
+    /// no frame carries it, so that a worker cannot claim it.
+    #[serde(skip)]
+    pub excused: bool,
 }
 
 /// A position in a module.
@@ -254,7 +258,15 @@ impl ScriptFailure {
             stack: None,
             place: None,
             operation: None,
+            excused: false,
         }
+    }
+
+    /// The same failure, [excused](Self::excused).
+    #[must_use]
+    pub const fn excuse(mut self) -> Self {
+        self.excused = true;
+        self
     }
 
     /// The failure if nothing was run because there are too many sessions, workers or checks. A retry may succeed

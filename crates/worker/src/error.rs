@@ -285,6 +285,8 @@ pub struct WorkerLoss {
     pub signal: Option<i32>,
     /// More about the end: what was wrong with its message, or the end of its output.
     pub detail: String,
+    /// Whether no other call ran in the worker. With several calls the host does not know which of them ended it.
+    pub alone: bool,
 }
 
 impl fmt::Display for WorkerLoss {

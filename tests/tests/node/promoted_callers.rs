@@ -47,6 +47,7 @@ pub(super) struct OperationDraft<'a> {
     pub(super) input: Value,
     pub(super) example: Value,
     pub(super) source: &'a str,
+    pub(super) service: bool,
 }
 
 impl<'a> OperationDraft<'a> {
@@ -59,6 +60,18 @@ impl<'a> OperationDraft<'a> {
             example: json!(0),
             source: "export const run = (ms) =>
                 ms ? new Promise((done) => setTimeout(() => done('done'), ms)) : 'done';",
+            service: false,
+        }
+    }
+
+    /// The same in a service.
+    fn waits_in_a_service(name: &'a str) -> Self {
+        Self {
+            source: "export const init = () => {};
+                export const run = (ms) =>
+                ms ? new Promise((done) => setTimeout(() => done('done'), ms)) : 'done';",
+            service: true,
+            ..Self::waits(name)
         }
     }
 
@@ -67,7 +80,7 @@ impl<'a> OperationDraft<'a> {
         std::fs::create_dir_all(&at).expect("the folder is ours");
         let operation = json!({
             "spec": { "name": self.name, "kind": "query", "input": self.input, "uses": self.uses },
-            "entry": "./main.js", "export": "run",
+            "entry": "./main.js", "export": "run", "service": self.service,
             "tests": [{ "input": self.example, "expect": { "output": "done" } }],
         });
         std::fs::write(at.join("operation.json"), operation.to_string()).expect("room");
@@ -161,15 +174,25 @@ impl CallAttack {
     }
 }
 
-/// Sessions of an identity, in which calls run.
+/// Sessions of an identity.
 async fn sessions_of(admin: &CallConnection, tenant: &str) -> usize {
+    sessions(admin, |it| it["tenant"] == tenant).await
+}
+
+/// Sessions of an identity in which calls run.
+async fn busy_sessions_of(admin: &CallConnection, tenant: &str) -> usize {
+    sessions(admin, |it| {
+        it["tenant"] == tenant && it["state"] == "running"
+    })
+    .await
+}
+
+async fn sessions(admin: &CallConnection, are_meant: impl Fn(&Value) -> bool) -> usize {
     let listed = admin.call("runtime/sessions", &json!({})).await;
     let listed = listed.expect("it is answered");
-    let sessions = listed.value()["sessions"]
-        .as_array()
-        .expect("a list")
-        .iter();
-    sessions.filter(|it| it["tenant"] == tenant).count()
+    let sessions = listed.value()["sessions"].as_array();
+    let sessions = sessions.expect("a list").iter();
+    sessions.filter(|it| are_meant(it)).count()
 }
 
 /// Promotes both operations of ada.
@@ -389,6 +412,19 @@ const PLACES_OF_CALLER: usize = 4;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_calls_of_operations_with_other_rights_leave_other_callers_workers() {
+    leave_other_callers_workers(OperationDraft::waits).await;
+}
+
+/// The session of a service outlives its calls, and a call in it goes on if its caller leaves.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_calls_of_services_leave_other_callers_workers() {
+    leave_other_callers_workers(OperationDraft::waits_in_a_service).await;
+}
+
+/// How often the attacker tries again once it has left its calls.
+const TRIES: usize = 10;
+
+async fn leave_other_callers_workers(operation: fn(&'static str) -> OperationDraft<'static>) {
     let bench = TestBench::new();
     let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.user(name));
     let calls = PLACES.map(|name| format!("call:js:{name}"));
@@ -407,30 +443,55 @@ async fn slow_calls_of_operations_with_other_rights_leave_other_callers_workers(
         let other = format!("js/other-{name}");
         let draft = OperationDraft {
             uses: &[&other],
-            ..OperationDraft::waits(name)
+            ..operation(name)
         };
         promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     }
+    let is_service = operation(PLACES[0]).service;
     let (_eves, eve) = dial(&node, &eve).await;
     let mut calls = JoinSet::new();
     for name in PLACES {
         let eve = eve.clone();
-        calls.spawn(async move { eve.call(&format!("js/{name}"), &json!(LASTS_MS)).await });
+        let call = async move { eve.call(&format!("js/{name}"), &json!(LASTS_MS)).await };
+        calls.spawn(async move { (name, call.await) });
     }
+    let mut free = Vec::new();
     for _ in PLACES_OF_CALLER..PLACES.len() {
         let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), calls.join_next());
         let ended = ended.await.expect("the rest is refused");
-        let refused = ended.expect("some run").expect("no panic");
+        let (name, refused) = ended.expect("some run").expect("no panic");
         let refused = refused.expect_err("she has her share");
         assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+        free.push(name);
     }
     let (_bobs, bob) = dial(&node, &bob).await;
-    for name in PLACES {
+    // A service answers one call after the other.
+    let others: &[_] = if is_service { &free } else { &PLACES };
+    for name in others {
         let answer = bob.call(&format!("js/{name}"), &json!(0)).await;
         assert_eq!(answer.expect("there is room").value(), &json!("done"));
     }
     assert_eq!(calls.len(), PLACES_OF_CALLER, "they go on");
-    calls.abort_all();
+    let (_admins, admin) = dial(&node, bench.admin()).await;
+    let run = async {
+        while busy_sessions_of(&admin, "ada").await < PLACES_OF_CALLER {
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    let run = tokio::time::timeout(deadline(Duration::from_secs(60)), run);
+    run.await
+        .expect("a call whose service still begins would end with its caller");
+    calls.shutdown().await;
+    if !is_service {
+        return;
+    }
+    // She has left. Her calls run to their ends, and count for her until then.
+    for _ in 0..TRIES {
+        let again = eve.call(&format!("js/{}", free[0]), &json!(0)).await;
+        let refused = again.expect_err("her calls still run");
+        assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// Values that each need most of the permitted steps of a check: more of them than may wait for

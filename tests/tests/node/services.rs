@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use alknet_tests::{CliRunner, HostNode, TestBench, eventually, serve};
 use nix::sys::signal::{Signal, kill};
@@ -30,7 +30,13 @@ export const dispose = () => {{
   console.warn(`leaves at ${{n}}`);
   return {{ n }};
 }};
-export const count = async ({{ calls = 0 }}) => {{
+export const count = async ({{ calls = 0, spins = 0 }}) => {{
+  if (spins > 0) {{
+    await ops.call('compute/info', {{}});
+    const list = Array.from({{ length: 20000 }}, (_, i) => String((i * 7919) % 20011));
+    for (const end = Date.now() + spins; Date.now() < end;) list.slice().sort();
+    return [n, n];
+  }}
   for (let called = 0; called < calls; called++) await ops.call('compute/info', {{}});
   return [{step}, n += {step}];
 }};
@@ -141,6 +147,45 @@ fn after_a_thousand_calls_a_service_goes_on_in_a_fresh_session() {
     let second = running(&node);
     assert_ne!(second["session"], first["session"]);
     assert_eq!(second["calls_out"]["compute/info"], 1, "{second:#}");
+}
+
+/// Rounds of the attack. Three lost workers within a minute would disable the operation.
+const ATTACK_ROUNDS: u64 = 6;
+/// How long the attacker's call computes, ms: it sorts, which takes time and hardly any fuel. The watchdog would stop a
+/// script 5 ms after the abort.
+const SPIN_MS: u64 = 1000;
+
+/// A caller gives up calls in which the script computes. The session is that of all callers.
+#[test]
+fn callers_that_leave_neither_end_a_service_nor_disable_it() {
+    let bench = TestBench::new();
+    let ([ada, rev, bob], known) = people(&bench);
+    let node = bench.host_with(&known);
+    promote(&bench, node.target(), [&ada, &rev], 1);
+    let count = || bob.call(node.target(), PATH, &json!({}), &[]).json();
+    assert_eq!([count(), count()], [json!([1, 1]), json!([1, 2])]);
+    let first = running(&node);
+    for round in 1..=ATTACK_ROUNDS {
+        let mut command = bob.command(&["call", node.target(), PATH]);
+        command.arg(json!({ "spins": SPIN_MS }).to_string());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut calling = command.spawn().expect("the command starts");
+        // The script calls an operation, and computes from then on.
+        eventually("the script computes", || {
+            let session = running(&node);
+            (session["calls_out"]["compute/info"] == round).then_some(())
+        });
+        kill(Pid::from_raw(calling.id().cast_signed()), Signal::SIGINT).expect("it runs");
+        calling.wait().expect("it is our child");
+        assert_eq!(count(), json!([1, 2 + round]), "round {round}");
+    }
+    assert_eq!(running(&node)["session"], first["session"]);
+    // The first calls of a version decide whether the node takes it back, and none of these failed.
+    let versions = json!({ "path": PATH });
+    let told = rev
+        .call(node.target(), "ops/proposals", &versions, &[])
+        .json();
+    assert_eq!(told["versions"][0]["errors"], 0, "{told:#}");
 }
 
 /// A node that the test ends, and a file with its log.

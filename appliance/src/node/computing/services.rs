@@ -10,6 +10,7 @@ use alknet_sessions::{ScriptService, ScriptSessions, SessionSpec};
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinError;
 
 use super::promoted::spec;
 
@@ -95,12 +96,21 @@ impl PromotedServices {
         {
             held = self.change(held, call, now).await?;
         }
-        let Some(service) = held.as_ref() else {
-            return Ok(None);
-        };
         let (env, input) = (call.ctx.env(), std::mem::take(&mut call.input));
-        let ran = service.service.call(&env, &service.export, input).await?;
-        Ok(Some(ran.value))
+        let charge = call.charge.clone();
+        // The call runs in a task of its own, to its end even if the caller leaves. The session is shared: an abort
+        // would stop its isolate while the script computes, and any caller could destroy the service's state. What the
+        // script calls ends with the caller's request all the same, and the service's own limits end the call. Until
+        // then it counts for its caller, and keeps the service.
+        let calling = tokio::spawn(async move {
+            let _charge = charge;
+            let Some(service) = held.as_ref() else {
+                return Ok(None);
+            };
+            let ran = service.service.call(&env, &service.export, input).await?;
+            Ok(Some(ran.value))
+        });
+        ended(calling.await)?
     }
 
     /// Ends all services when the node ends.
@@ -125,10 +135,12 @@ impl PromotedServices {
         now: InstalledService,
     ) -> Result<ServiceGuard, ScriptFailure> {
         let (sessions, env) = (Arc::clone(&self.sessions), call.ctx.env());
+        let charge = call.charge.clone();
         let (spec, export) = service_spec(call)?;
         // The change runs in a task of its own, to its end even if the caller gives up: half a
         // change would lose the service's state.
         let changing = tokio::spawn(async move {
+            let _charge = charge;
             let done = match held.take() {
                 Some(mut running) => {
                     let done = running.service.replace(&env, spec).await;
@@ -153,9 +165,7 @@ impl PromotedServices {
             };
             (held, done)
         });
-        let (held, done) = changing
-            .await
-            .map_err(|error| ScriptFailure::new(RuntimeCode::WorkerLost, error.to_string()))?;
+        let (held, done) = ended(changing.await)?;
         done.map(|()| held)
     }
 
@@ -174,6 +184,11 @@ impl PromotedServices {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ServiceSlot>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The result of a task that ended.
+fn ended<T>(task: Result<T, JoinError>) -> Result<T, ScriptFailure> {
+    task.map_err(|error| ScriptFailure::new(RuntimeCode::WorkerLost, error.to_string()))
 }
 
 /// Whether the call belongs to the installed code, and not to earlier code.

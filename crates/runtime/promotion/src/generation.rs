@@ -22,7 +22,7 @@ use crate::store::{AuthoritySnapshot, PromotionTerms};
 use crate::tally::{CallTally, CrashHistory, TallyVerdict};
 
 /// Runs the code of promoted operations; the sessions in workers implement it. Dropping the returned future or stream
-/// aborts the call.
+/// gives the call up: one that has begun in a [service](OperationCode::service) may run to its end.
 pub trait Invoker: Send + Sync + 'static {
     /// Runs a query or a mutation: performs [`OperationCode::steps`] in an engine with [`OperationCode::modules`],
     /// and returns the result of the last step. The script calls operations through the context's [`env`](Ctx::env),
@@ -55,6 +55,15 @@ pub struct PromotedInvocation {
     pub input: Value,
     /// The caller, the deadline, and what the operation may call.
     pub ctx: Ctx,
+    /// Counts the call for its caller. An [`Invoker`] whose work goes on after its caller has left keeps it until that
+    /// work ends.
+    pub charge: PromotedCallCharge,
+}
+
+/// Counts a call until the last clone is dropped: as a call of the author's operations, and by the memory of its input.
+#[derive(Clone, Debug)]
+pub struct PromotedCallCharge {
+    _counted: Arc<(PromotedCallPermit, CountedTree)>,
 }
 
 /// Receives verdicts about versions.
@@ -98,17 +107,19 @@ impl PromotedOperationParts {
     }
 
     async fn once(self: Arc<Self>, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
-        let (call, _counted) = self.begin(input, ctx.clone())?;
+        let call = self.begin(input, ctx.clone())?;
+        let _counted = call.charge.clone();
         let answer = self.invoker.invoke(call).await;
         self.ended(&ctx, answer.as_ref().err());
         answer.map_err(|failure| call_error(&self.code, failure, &ctx))
     }
 
     fn stream(self: Arc<Self>, input: CallBody, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
-        let (call, counted) = match self.begin(input, ctx.clone()) {
+        let call = match self.begin(input, ctx.clone()) {
             Ok(begun) => begun,
             Err(error) => return Box::pin(stream::iter([Err(error)])),
         };
+        let counted = call.charge.clone();
         let items = self.invoker.subscribe(call);
         let (operation, of) = (Arc::clone(&self), ctx.clone());
         let end = stream::once(future::lazy(move |_| operation.ended(&of, None)));
@@ -131,13 +142,8 @@ impl PromotedOperationParts {
         Box::pin(items)
     }
 
-    /// The call to run, and the guards that count it: as a call of the author's operations, and by the memory of its
-    /// input.
-    fn begin(
-        &self,
-        input: CallBody,
-        ctx: Ctx,
-    ) -> Result<(PromotedInvocation, (PromotedCallPermit, CountedTree)), CallError> {
+    /// The call to run, which is counted from here on.
+    fn begin(&self, input: CallBody, ctx: Ctx) -> Result<PromotedInvocation, CallError> {
         if self.crashes.is_aside(self.code.id) {
             let text = "the operation lost its worker too often; it is set aside until the node \
                  starts again or another version is promoted";
@@ -154,15 +160,23 @@ impl PromotedOperationParts {
         let counted = counted.inspect_err(|error| excuse(&ctx, error))?;
         let tree = ctx.counted_tree(input);
         let (input, tree) = tree.inspect_err(|error| excuse(&ctx, error))?;
-        let call = PromotedInvocation {
+        Ok(PromotedInvocation {
             code: Arc::clone(&self.code),
             input,
             ctx,
-        };
-        Ok((call, (counted, tree)))
+            charge: PromotedCallCharge {
+                _counted: Arc::new((counted, tree)),
+            },
+        })
     }
 
     fn ended(&self, ctx: &Ctx, failure: Option<&ScriptFailure>) {
+        // Callers could cause this failure as often as they like, so it does not count against the version. A peer's
+        // answer is no excuse, because the peer's owner may be the version's author.
+        if failure.is_some_and(|it| it.excused || it.is_no_room()) {
+            ctx.env().excuse();
+            return;
+        }
         let lost = failure.is_some_and(|it| it.code == RuntimeCode::WorkerLost);
         if lost && self.crashes.lost(self.code.id, Instant::now()) {
             tracing::error!(
@@ -171,12 +185,6 @@ impl PromotedOperationParts {
             );
         }
         let failed = failure.is_some_and(|failure| is_fault(&self.code, failure));
-        // A caller could cause this failure as often as it likes, so it does not count against the version. A peer's
-        // answer is no excuse, because the peer's owner may be the version's author.
-        if failure.is_some_and(ScriptFailure::is_no_room) {
-            ctx.env().excuse();
-            return;
-        }
         if failed && ctx.is_excused() {
             return;
         }

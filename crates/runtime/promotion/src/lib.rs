@@ -33,7 +33,7 @@ pub use bundle::{
 pub use check::Finding;
 pub use draft::{DRAFT_FILE, DraftError, read_draft};
 pub use error::PromotionError;
-pub use generation::{InstalledService, Invoker, PromotedInvocation};
+pub use generation::{InstalledService, Invoker, PromotedCallCharge, PromotedInvocation};
 pub use grants::BundleGrant;
 pub use service::{
     ActivationTime, OmittedVersion, Promotion, PromotionConfig, PromotionParts, ProposalQuery,

@@ -349,6 +349,7 @@ impl WorkerProcess {
             reason,
             signal,
             detail: self.last_words(),
+            alone: false,
         };
         if let WorkerState::Dying(reason, detail) = &self.state {
             return WorkerLoss {

@@ -44,8 +44,8 @@ fn crashes_end_one_worker_and_say_how() {
             let pid = session.pid();
             let loss = lost(ask(&session, &act));
             assert_eq!(
-                (loss.reason, loss.signal),
-                (reason, signal),
+                (loss.reason, loss.signal, loss.alone),
+                (reason, signal, true),
                 "{role} {act:?}: {loss}"
             );
             assert!(answers(&other), "{role} {act:?}");
@@ -104,7 +104,11 @@ fn what_is_no_message_ends_the_worker() {
         let busy = session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
         let _dropping_would_abort = session.call(request(&act), limits(long()), None);
         let loss = lost(busy.wait());
-        assert_eq!(loss.reason, reason, "{act:?}: {loss}");
+        assert_eq!(
+            (loss.reason, loss.alone),
+            (reason, false),
+            "{act:?}: {loss}"
+        );
         println!("{loss}");
         until("it is collected", || stat(pid).is_none());
     }

@@ -41,6 +41,34 @@ async fn three_lost_workers_set_an_operation_aside_until_another_version() {
     assert_eq!(node.call("cal", "js/a", &json!({})).await, Ok(json!(2)));
 }
 
+/// A caller of another operation of the author can end the worker as often as it likes: it gives up calls in code that
+/// no abort reaches. More such losses than set an operation aside, and than a version may have errors.
+#[tokio::test]
+async fn workers_lost_beside_calls_of_others_do_not_speak_against_an_operation() {
+    const LOSSES: usize = 30;
+    let folder = folder();
+    let config = PromotionConfig {
+        rollback_on_errors: true,
+        ..live()
+    };
+    let node = PromotionNode::start(folder.path(), config).await;
+    for answer in [1, 2] {
+        node.promote(&says("a", &json!(answer))).await;
+    }
+    node.isolates.beside_others.store(true, Ordering::SeqCst);
+    node.isolates.lose.store(LOSSES, Ordering::SeqCst);
+    for _ in 0..LOSSES {
+        let lost = node.call("cal", "js/a", &json!({})).await;
+        let lost = lost.expect_err("lost");
+        assert_eq!((lost.code, lost.retryable), (ErrorCode::Unavailable, true));
+    }
+    assert_eq!(node.call("cal", "js/a", &json!({})).await, Ok(json!(2)));
+    let versions = json!({ "path": "js/a" });
+    let told = node.call("eve", "ops/proposals", &versions).await;
+    let told = told.expect("known");
+    assert_eq!(told["versions"][0]["errors"], 0, "{told}");
+}
+
 /// Fails for every odd number.
 fn odd(text: &str) -> DraftBundle {
     let source = format!(

@@ -23,6 +23,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) struct Isolates {
     /// Calls whose worker is said to be lost from now on.
     pub(crate) lose: AtomicUsize,
+    /// Whether other calls ran in the workers that are said to be lost.
+    pub(crate) beside_others: AtomicBool,
     /// Whether calls do not end.
     pub(crate) hang: AtomicBool,
     /// How many of those have begun.
@@ -52,7 +54,8 @@ impl Invoker for Isolates {
             .lose
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose);
         if lost.is_ok() {
-            let failure = ScriptFailure::new(RuntimeCode::WorkerLost, "the worker ended");
+            let mut failure = ScriptFailure::new(RuntimeCode::WorkerLost, "the worker ended");
+            failure.excused = self.beside_others.load(Ordering::SeqCst);
             return Box::pin(std::future::ready(Err(failure)));
         }
         if self.hang.load(Ordering::SeqCst) {

@@ -155,7 +155,12 @@ pub(crate) fn of_call(error: &alknet_worker::WorkerCallError) -> ScriptFailure {
         alknet_worker::WorkerCallError::SessionClosed => "the session is over".to_owned(),
         other => other.to_string(),
     };
-    ScriptFailure::new(known.unwrap_or(RuntimeCode::WorkerLost), text)
+    let failure = ScriptFailure::new(known.unwrap_or(RuntimeCode::WorkerLost), text);
+    match error {
+        // Any of the calls may have ended it: one whose caller gave it up in code that no abort reaches, for example.
+        alknet_worker::WorkerCallError::Lost(WorkerLoss { alone: false, .. }) => failure.excuse(),
+        _ => failure,
+    }
 }
 
 /// Whether the worker ended because the machine ran short of memory. That is no fault of its code: others may have
@@ -217,18 +222,23 @@ mod tests {
     #[test]
     fn a_worker_that_ended_for_the_machines_memory_speaks_against_no_script() {
         use alknet_worker::{WorkerCallError, WorkerEndReason};
-        let lost = |reason| {
+        let lost = |reason, alone| {
             of_call(&WorkerCallError::Lost(WorkerLoss {
                 reason,
                 signal: None,
                 detail: String::new(),
+                alone,
             }))
         };
-        let relieved = lost(WorkerEndReason::Relieved);
+        let relieved = lost(WorkerEndReason::Relieved, true);
         assert!(relieved.is_no_room() && relieved.code == RuntimeCode::Quota);
         let others = WorkerEndReason::ALL.into_iter();
-        let mut others = others.filter(|reason| *reason != WorkerEndReason::Relieved);
-        assert!(others.all(|reason| !lost(reason).is_no_room()));
+        let others = others.filter(|reason| *reason != WorkerEndReason::Relieved);
+        for reason in others {
+            let (alone, beside) = (lost(reason, true), lost(reason, false));
+            assert!(!alone.is_no_room() && !alone.excused, "{reason}");
+            assert!(!beside.is_no_room() && beside.excused, "{reason}");
+        }
     }
 
     #[test]

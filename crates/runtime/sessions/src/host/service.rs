@@ -88,7 +88,7 @@ impl CurrentSession {
             Ok(()) => self.rested = None,
             Err(failure) => {
                 // A state with which the service does not begin would keep it from beginning for ever.
-                if is_by_itself(&session, &failure) {
+                if is_for_its_state(&session, &failure) {
                     self.rested = None;
                 }
                 // The next call needs its place.
@@ -119,11 +119,22 @@ impl CurrentSession {
     }
 }
 
-/// Whether `init` failed without anything that its caller may have caused. A caller decides which calls of `init` are
-/// refused, by its rights, its place in a chain of calls and the calls beside it. Callers together use up the room
-/// for values and for registered operations, which `init` sees as an error that it may pass on.
-fn is_by_itself(session: &ScriptSession, failure: &ScriptFailure) -> bool {
-    failure.code != RuntimeCode::Quota && session.info().calls.is_empty() && !session.has_met_full()
+/// Whether `init` failed by its own code, so that it would fail again with the same state. A lost worker or a passed
+/// deadline is no such failure: a call of another session in the worker may have ended it, and a busy machine the time.
+/// A caller decides which calls of `init` are refused, by its rights, its place in a chain of calls and the calls
+/// beside it. Callers together use up the room for values and for registered operations, which `init` sees as an error
+/// that it may pass on.
+fn is_for_its_state(session: &ScriptSession, failure: &ScriptFailure) -> bool {
+    let is_own = matches!(
+        failure.code,
+        RuntimeCode::Exception
+            | RuntimeCode::Encode
+            | RuntimeCode::Fuel
+            | RuntimeCode::Memory
+            | RuntimeCode::Stack
+            | RuntimeCode::Limit
+    );
+    is_own && session.info().calls.is_empty() && !session.has_met_full()
 }
 
 impl ScriptService {

@@ -372,11 +372,13 @@ impl WeakSession {
 
     /// Closes the session after a failure that ends it: after a limit, no part of it is used again.
     fn judged(&self, failure: ScriptFailure, answered: bool) -> ScriptFailure {
-        // A worker that answers with an abort that the host did not request was stopped for another call.
+        // A worker that answers with an abort that the host did not request was stopped for another call. The caller
+        // of that one gave it up, and the script did nothing wrong in this one.
         let failure = match (failure.code, answered) {
             (RuntimeCode::Abort, true) => {
+                self.close(SessionEndReason::Abort);
                 let text = "the session ended with another of its calls";
-                ScriptFailure::new(RuntimeCode::WorkerLost, text)
+                ScriptFailure::new(RuntimeCode::WorkerLost, text).excuse()
             }
             _ => failure,
         };

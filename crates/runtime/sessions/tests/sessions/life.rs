@@ -213,10 +213,11 @@ async fn an_ignored_abort_ends_the_script_and_not_its_neighbours() {
     let pong = soon(neighbour.run(&env, export("ping", json!(null)))).await;
     assert_eq!(pong.expect("not ended with it").value, json!("pong"));
     let over = soon(session.run(&env, main())).await;
-    assert!(matches!(
-        code(over),
-        RuntimeCode::Abort | RuntimeCode::WorkerLost | RuntimeCode::Disposed
-    ));
+    let over = over.expect_err("its isolate was stopped");
+    assert_eq!(over.code, RuntimeCode::WorkerLost, "{over}");
+    assert!(over.excused, "{over}");
+    let ended = SessionState::Closed(SessionEndReason::Abort);
+    assert_eq!(session.info().state, ended);
 }
 
 #[tokio::test(flavor = "multi_thread")]

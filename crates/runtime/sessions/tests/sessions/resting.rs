@@ -9,11 +9,16 @@ use alknet_runtime::{RuntimeCode, SessionMode};
 use alknet_sessions::limits::{RESTED_OF_TENANT_MAX, RESTED_VALUE_MAX};
 use alknet_sessions::{ScriptService, ScriptSession, SessionSpec, SessionsConfig};
 use alknet_test_support::deadline;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::support::{SessionLab, SessionTestRequest, identity, main, soon, spec, spec_of, until};
+use crate::support::{
+    SessionLab, SessionTestRequest, code, identity, main, soon, spec, spec_of, until,
+};
 
 /// Bytes of a state, of which two leave no room for a third one that is as large as a value may be.
 const LARGE_STATE_BYTES: usize = RESTED_OF_TENANT_MAX / 2 - RESTED_VALUE_MAX / 2 + (64 << 10);
@@ -156,6 +161,56 @@ async fn a_service_is_not_changed_without_room_in_which_its_state_can_wait() {
     let counted = soon(service.call(&env, "add", json!(1))).await;
     assert_eq!(counted.expect("a sum").value, json!(6));
     drop(resting);
+}
+
+/// The worker ends while `init` takes the state: for a call of another session in it, for example. The author has one
+/// session for callers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_lost_in_init_takes_no_state_from_a_service() {
+    let config = SessionsConfig {
+        of_tenant_max: 2,
+        ..SessionsConfig::default()
+    };
+    let lab = SessionLab::with(config, Vec::new());
+    let request = lab.request().await;
+    let env = request.env();
+    // It calls nothing: a call of `init` would keep the state by itself.
+    let slow = lent(
+        "let n = 0;
+         export const init = async (prev) => {
+             if (prev) console.log('takes');
+             if (prev) await new Promise((done) => setTimeout(done, 2000));
+             n = prev?.n ?? 0;
+         };
+         export const dispose = () => ({ n });
+         export const add = (by) => n += by;",
+    );
+    let (console, mut lines) = mpsc::channel(8);
+    let slow = SessionSpec {
+        console: Some(console),
+        ..slow
+    };
+    let service = lab.service(&request, slow).await;
+    let counted = soon(service.call(&env, "add", json!(5))).await;
+    assert_eq!(counted.expect("a sum").value, json!(5));
+    // It rests for the other one.
+    let other = lab
+        .service(&request, lent("export const get = () => 7;"))
+        .await;
+    let ends = async {
+        let line = lines.recv().await.expect("init has begun");
+        assert_eq!(line.text, "takes");
+        let open = lab.sessions.list();
+        let opening = open.iter().find(|it| it.state.name() == "running");
+        let pid = opening.expect("init runs").pid;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
+    };
+    let call = service.call(&env, "add", json!(1));
+    let (lost, ()) = soon(async { tokio::join!(call, ends) }).await;
+    assert_eq!(code(lost), RuntimeCode::WorkerLost);
+    let counted = soon(service.call(&env, "add", json!(1))).await;
+    assert_eq!(counted.expect("a sum").value, json!(6));
+    drop(other);
 }
 
 /// How many services one worker has.

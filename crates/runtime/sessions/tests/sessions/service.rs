@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use alknet_runtime::{ModuleSet, RuntimeCode, ScriptFailure};
-use alknet_sessions::{ScriptService, SessionSpec};
+use alknet_runtime::limits::CPU_MAX;
+use alknet_runtime::{ModuleSet, RuntimeCode, ScriptFailure, SessionMode};
+use alknet_sessions::limits::FUEL_MAX;
+use alknet_sessions::{ScriptService, SessionEndReason, SessionSpec, SessionState};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::{SessionLab, code, export, soon, spec, until};
+use crate::support::{SessionLab, code, export, main, soon, spec, until};
 
 fn counter(version: u32) -> String {
     format!(
@@ -133,6 +137,94 @@ async fn an_ended_service_starts_again() {
         .expect("a sum")
         .value;
     assert_eq!(restarted, json!([1, 1]));
+}
+
+/// The session of a service whose isolate was stopped for one call is over for the next one, which is not to blame.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_stopped_for_one_call_is_opened_again() {
+    let lab = SessionLab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "export const add = (by) => by;
+         export const spin = async () => { await ops.call('test/echo', 1); for (;;); };";
+    let mut spec = spec(source);
+    spec.limits.runtime.fuel_ticks = FUEL_MAX;
+    spec.limits.runtime.cpu = CPU_MAX;
+    let service = lab.service(&request, spec).await;
+    let session = service.session().await;
+    {
+        let spinning = service.call(&env, "spin", json!(null));
+        tokio::pin!(spinning);
+        let computes = until("it computes", || !session.info().calls.is_empty());
+        tokio::select! {
+            ran = &mut spinning => panic!("it has no end: {ran:?}"),
+            () = computes => {}
+        }
+    }
+    let refused = soon(service.call(&env, "add", json!(1))).await;
+    let refused = refused.expect_err("the isolate was stopped");
+    assert_eq!(refused.code, RuntimeCode::WorkerLost, "{refused}");
+    assert!(refused.excused, "{refused}");
+    let over = SessionState::Closed(SessionEndReason::Abort);
+    assert_eq!(session.info().state, over);
+    let sum = soon(service.call(&env, "add", json!(1))).await;
+    assert_eq!(sum.expect("it is opened again").value, json!(1));
+}
+
+/// A caller gives up a call in native code, which no abort reaches, so that the host kills the worker. A call of
+/// another session runs there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_for_one_call_is_not_held_against_another() {
+    let lab = SessionLab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "export const hang = () => ops.call('test/hang', {});
+         export const sort = async () => {
+             const a = Array.from({ length: 600000 }, (_, i) => String((i * 7919) % 600011));
+             await ops.call('test/echo', 1);
+             for (;;) a.sort();
+         };";
+    let mut native = spec(source);
+    native.mode = SessionMode::Service;
+    native.limits.runtime.fuel_ticks = FUEL_MAX;
+    native.limits.runtime.cpu = CPU_MAX;
+    native.limits.runtime.heap_bytes = 512 << 20;
+    let [attacked, attacker] = [
+        lab.open(&request, native.clone()).await,
+        lab.open(&request, native).await,
+    ];
+    assert_eq!(attacked.info().pid, attacker.info().pid);
+    let waits = {
+        let (attacked, env) = (attacked.clone(), env.clone());
+        tokio::spawn(async move { attacked.run(&env, export("hang", json!(null))).await })
+    };
+    until("it waits", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
+    {
+        let sorting = attacker.run(&env, export("sort", json!(null)));
+        tokio::pin!(sorting);
+        let computes = until("it computes", || !attacker.info().calls.is_empty());
+        tokio::select! {
+            ran = &mut sorting => panic!("it has no end: {ran:?}"),
+            () = computes => {}
+        }
+    }
+    let lost = soon(waits).await.expect("no panic");
+    let lost = lost.expect_err("its worker is killed");
+    assert_eq!(lost.code, RuntimeCode::WorkerLost, "{lost}");
+    assert!(lost.excused, "{lost}");
+    // A worker that ends under one call alone is held against it.
+    let alone = lab
+        .open(&request, spec("await ops.call('test/hang', {})"))
+        .await;
+    let waits = {
+        let (alone, env) = (alone.clone(), env.clone());
+        tokio::spawn(async move { alone.run(&env, main()).await })
+    };
+    until("it waits", || lab.probe.started.load(Ordering::SeqCst) == 2).await;
+    kill(Pid::from_raw(alone.info().pid), Signal::SIGKILL).expect("it lives");
+    let lost = soon(waits).await.expect("no panic");
+    let lost = lost.expect_err("its worker is killed");
+    assert_eq!((lost.code, lost.excused), (RuntimeCode::WorkerLost, false));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,8 +57,9 @@ impl WorkerSupervisor {
             reason,
             signal: None,
             detail: detail.to_owned(),
+            alone: false,
         };
-        self.answer_all(number, &loss);
+        self.answer_all(number, loss);
         // These two ends do not say that the next start would fail.
         if starting
             && !matches!(
@@ -86,7 +87,7 @@ impl WorkerSupervisor {
     }
 
     /// Answers every call in a lost worker, and closes its sessions.
-    fn answer_all(&mut self, number: u64, loss: &WorkerLoss) {
+    fn answer_all(&mut self, number: u64, mut loss: WorkerLoss) {
         let now = self.now();
         self.pool.leave(number);
         let Some(worker) = self.workers.get_mut(&number) else {
@@ -95,10 +96,10 @@ impl WorkerSupervisor {
         let calls = std::mem::take(&mut worker.calls);
         let sessions = std::mem::take(&mut worker.sessions);
         // With several calls the host does not know which of them crashed the worker.
-        let alone = calls.len() == 1;
+        loss.alone = calls.len() == 1;
         for running in calls.into_values() {
             if let Some(operation) = running.operation
-                && alone
+                && loss.alone
                 && loss.reason.is_crash()
                 && let Some(operation) = self.pool.operation_in(number, operation)
                 && self.crashes.crashed(operation.clone(), now)
@@ -171,7 +172,7 @@ impl WorkerSupervisor {
                 "a worker was lost"
             );
         }
-        self.answer_all(number, &loss);
+        self.answer_all(number, loss.clone());
         if let Some(worker) = self.workers.get(&number) {
             for fd in [worker.socket(), worker.pidfd(), worker.output()] {
                 let _ = epoll::delete(&self.epoll, fd);
