@@ -175,7 +175,7 @@ fn update(wish: &UpdateWish, json: bool) -> Result<CommandExit, CommandError> {
     let hub = wish
         .from
         .as_deref()
-        .map(|hub| names.named(hub))
+        .map(|hub| names.resolve(hub))
         .transpose()?;
     let source = match (source, hub) {
         (Some(_), Some(_)) => {

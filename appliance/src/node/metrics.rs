@@ -70,7 +70,10 @@ impl NodeMetrics {
 
     fn version(&self) -> String {
         let updates = self.parts.updates.get();
-        updates.map_or_else(|| env!("CARGO_PKG_VERSION").to_owned(), NodeUpdates::version)
+        updates.map_or_else(
+            || env!("CARGO_PKG_VERSION").to_owned(),
+            NodeUpdates::version,
+        )
     }
 
     /// Reads every metric.

@@ -311,7 +311,8 @@ mod tests {
         let (people, facts) = (&node.people, &node.facts);
         let hub = crate::node::HubContext::new(&config, people, &about, facts, clock, dir.path());
         hub.expect("it is one").register(&mut builder);
-        let updates = crate::node::update::NodeUpdates::of_host_for_tests(&node.people, &node.facts);
+        let updates =
+            crate::node::update::NodeUpdates::of_host_for_tests(&node.people, &node.facts);
         updates.register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());

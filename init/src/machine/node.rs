@@ -265,6 +265,7 @@ fn node_problem(text: String) -> MachineDiagnostic {
     MachineDiagnostic {
         code: "node-failed".to_owned(),
         text,
-        hint: "it is started again by itself; the console shows its last words, and key l the log".to_owned(),
+        hint: "it is started again by itself; the console shows its last words, and key l the log"
+            .to_owned(),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::MutexGuard;
 
 use alknet_boot_state::{BootNote, BootNoteError, BootPhase, BootRecord, BootSlot, NoteText};
 use alknet_fat::{BlockDevice, FatError};
+use alknet_provisioning::SourcePaths;
 use alknet_tpm::predict::{ImageUpdate, MeasuredImage, authenticode};
 use alknet_update::limits::TARGET_BYTES_MAX;
 use alknet_update::{UnixSeconds, UpdateClock};
@@ -37,8 +38,6 @@ const FIRST_STAGE: &str = "mounts";
 const FOLDER: &str = "update";
 /// Most bytes of the loader: a tenth of it is what ours has.
 const LOADER_BYTES_MAX: u32 = 1 << 20;
-/// The file with the kernel's command line.
-const COMMAND_LINE: &str = "/proc/cmdline";
 /// The folder with the firmware's variables.
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
@@ -167,13 +166,11 @@ struct SystemDisk {
 impl UpdateSystem {
     /// Looks where the machine was started from.
     pub(crate) fn detect(log: &InitLog) -> Self {
-        let variables = Path::new(EFI_VARIABLES);
-        let line = std::fs::read_to_string(COMMAND_LINE).unwrap_or_default();
-        let partition = running::boot_partition(variables);
+        let partition = running::boot_partition(Path::new(EFI_VARIABLES));
         Self {
             place: place::find(Path::new("/sys"), partition.as_deref()),
-            running: running::slot(&line, variables),
-            version: running::image_version(),
+            running: alknet_provisioning::running_slot(&SourcePaths::system()),
+            version: crate::image_version().to_owned(),
             folder: None,
             trust: TrustStore::new(None),
             log: log.clone(),
@@ -185,7 +182,7 @@ impl UpdateSystem {
         Self {
             place: Err(PlaceError::Missing),
             running: None,
-            version: running::image_version(),
+            version: crate::image_version().to_owned(),
             folder: None,
             trust: TrustStore::new(None),
             log: log.clone(),
