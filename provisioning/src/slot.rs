@@ -24,8 +24,8 @@ const FOLDER: &str = r"\EFI\ALKNET\";
 /// The boot slot whose program runs. `None` if the machine was not started from one: by a hypervisor, from a CD, over
 /// the network, or by a loader of another project.
 ///
-/// Firmware says it if there is any, and GRUB on a BIOS. The command line under UEFI may come from a boot entry that
-/// anyone who has the machine in hand can write.
+/// Firmware says it if there is any, and GRUB on a BIOS. Under UEFI the command line may come from a boot entry, which an
+/// attacker with the machine in hand can write.
 #[must_use]
 pub fn running_slot(paths: &SourcePaths) -> Option<BootSlot> {
     if paths.efi.exists() {

@@ -86,7 +86,7 @@ fn the_disk_starts_by_a_bios_on_an_old_pc_and_grows() {
     assert_eq!(record.booted(), Some(BootSlot::A), "GRUB wrote the record");
 }
 
-/// The record, which every part that uses it must be able to read whoever wrote it.
+/// The record, which the loader, GRUB and the machine write and read.
 fn record(disk: &Path) -> BootRecord {
     let mut bytes = [0; RECORD_BYTES];
     let file = File::open(disk).expect("the disk is ours");
