@@ -22,7 +22,7 @@ variable "seed" {
 }
 
 variable "disk_bytes" {
-  description = "Size of the disk, 400 MiB at least; the machine makes its data partition as large"
+  description = "Size of the disk, 402 MiB at least; the machine makes its data partition as large"
   type        = number
   default     = 8589934592
 }

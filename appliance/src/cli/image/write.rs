@@ -26,9 +26,9 @@ use crate::cli::{CommandError, CommandExit, output};
 const STDIN: &str = "-";
 /// Where a machine looks for its configuration on the EFI system partition, and for what belongs to it.
 const SEED_FILES: [&str; 3] = ["alknet.toml", "alknet/vault.words", "alknet/seed.key"];
-/// Bytes that a drive must have before the first boot: 257 MiB before the data partition, and 128 MiB for the file
-/// system on it, rounded up.
-const DRIVE_BYTES_MIN: u64 = 400 << 20;
+/// Bytes that a drive must have before the first boot: 257 MiB before the data partition, 144 MiB of it with a vault, and
+/// the copy of the partition table at the end, rounded up.
+const DRIVE_BYTES_MIN: u64 = 402 << 20;
 
 /// Arguments of `alknet image write`.
 #[derive(Debug, Args)]
@@ -313,7 +313,7 @@ fn show(
     }
     if is_small {
         output::note(&format!(
-            "alknet: the disk has less than {DRIVE_BYTES_MIN} bytes, so a machine keeps no data on it"
+            "alknet: the disk has less than {DRIVE_BYTES_MIN} bytes, so a machine does not serve from it"
         ));
     }
     Ok(())
