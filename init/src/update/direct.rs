@@ -128,7 +128,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
         let folder = folder
             .canonicalize()
-            .unwrap_or_else(|_| std::env::temp_dir());
+            .unwrap_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).to_owned());
         let file = tempfile::NamedTempFile::new_in(folder).expect("a temporary file");
         let content: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
         std::fs::write(file.path(), content).expect("writable");

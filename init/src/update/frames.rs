@@ -22,7 +22,7 @@ pub(crate) enum FramesEnd {
 
 /// The frames of one bundle, which read as its bytes.
 #[derive(Debug)]
-pub(crate) struct BundleFrames<R> {
+pub(crate) struct BundleFrameReader<R> {
     input: R,
     /// Bytes left of the frame that is being read.
     left: u32,
@@ -32,7 +32,7 @@ pub(crate) struct BundleFrames<R> {
     taken: Arc<AtomicU64>,
 }
 
-impl<R: Read> BundleFrames<R> {
+impl<R: Read> BundleFrameReader<R> {
     /// The frames of a bundle that was announced with so many bytes.
     pub(crate) fn new(input: R, announced: u64, taken: Arc<AtomicU64>) -> Self {
         Self {
@@ -98,7 +98,7 @@ fn aborted() -> io::Error {
     io::Error::new(ErrorKind::ConnectionAborted, "the node gave the bundle up")
 }
 
-impl<R: Read> Read for BundleFrames<R> {
+impl<R: Read> Read for BundleFrameReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
@@ -128,8 +128,8 @@ mod tests {
     use super::*;
     use crate::update::testing::framed;
 
-    fn frames(bytes: &[u8], announced: u64) -> BundleFrames<&[u8]> {
-        BundleFrames::new(bytes, announced, Arc::default())
+    fn frames(bytes: &[u8], announced: u64) -> BundleFrameReader<&[u8]> {
+        BundleFrameReader::new(bytes, announced, Arc::default())
     }
 
     #[test]
@@ -138,12 +138,12 @@ mod tests {
         let mut stream = framed(&long, 70_000);
         stream.extend(framed(b"next", 3));
         let mut input = &stream[..];
-        let mut first = BundleFrames::new(&mut input, long.len() as u64, Arc::default());
+        let mut first = BundleFrameReader::new(&mut input, long.len() as u64, Arc::default());
         let mut found = Vec::new();
         first.read_to_end(&mut found).expect("whole");
         assert!(found == long);
         assert_eq!(first.drain(), FramesEnd::Ended);
-        let mut next = BundleFrames::new(&mut input, 4, Arc::default());
+        let mut next = BundleFrameReader::new(&mut input, 4, Arc::default());
         let mut found = String::new();
         next.read_to_string(&mut found).expect("whole");
         assert_eq!(found, "next");
@@ -156,7 +156,7 @@ mod tests {
         stream.extend(UPDATE_FRAME_ABORT.to_be_bytes());
         stream.extend(framed(b"next", 4));
         let mut input = &stream[..];
-        let mut given_up = BundleFrames::new(&mut input, 100, Arc::default());
+        let mut given_up = BundleFrameReader::new(&mut input, 100, Arc::default());
         let error = given_up.read_to_end(&mut Vec::new()).expect_err("given up");
         assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
         assert_eq!(given_up.drain(), FramesEnd::Aborted);
@@ -186,7 +186,7 @@ mod tests {
     fn what_was_read_is_counted() {
         let taken = Arc::new(AtomicU64::new(0));
         let stream = framed(&[1; 1000], 100);
-        let mut frames = BundleFrames::new(&stream[..], 1000, Arc::clone(&taken));
+        let mut frames = BundleFrameReader::new(&stream[..], 1000, Arc::clone(&taken));
         frames.read_exact(&mut [0; 300]).expect("within");
         assert_eq!(taken.load(Ordering::Relaxed), 300);
         assert_eq!(frames.drain(), FramesEnd::Ended);

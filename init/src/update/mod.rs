@@ -28,7 +28,7 @@ mod trust_store;
 
 pub(crate) use anchor::UpdateAnchor;
 pub(crate) use apply::RollbackPlan;
-pub(crate) use frames::{BundleFrames, FramesEnd};
+pub(crate) use frames::{BundleFrameReader, FramesEnd};
 pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
 pub(crate) use judge::{StartKind, StartReport};
 pub(crate) use note_keeper::{NoteKeeper, note_panic, note_place};

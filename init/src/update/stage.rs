@@ -16,7 +16,7 @@ use data_encoding::HEXLOWER;
 
 use super::anchor::UpdateAnchor;
 use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
-use super::frames::{BundleFrames, FramesEnd};
+use super::frames::{BundleFrameReader, FramesEnd};
 use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::StagedRelease;
@@ -72,7 +72,7 @@ fn machine() -> UpdateMachine {
 /// were, except where the disk did not keep the new program: then the other slot is empty.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
-    frames: &mut BundleFrames<R>,
+    frames: &mut BundleFrameReader<R>,
     order: &StageOrder,
     at: &StageMachine<'_>,
 ) -> Result<UpdatePlan, UpdateRefusal> {
@@ -98,7 +98,7 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
 }
 
 /// The refusal, unless the stream ended early: that is the reason then.
-fn of_stream<R: Read>(refusal: UpdateRefusal, frames: &BundleFrames<R>) -> UpdateRefusal {
+fn of_stream<R: Read>(refusal: UpdateRefusal, frames: &BundleFrameReader<R>) -> UpdateRefusal {
     // A refusal with another reason may come first, and the stream was not read to its end then.
     match frames.end() {
         Some(FramesEnd::Aborted) => UpdateRefusal::new(
@@ -123,7 +123,7 @@ fn is_about_reading(code: RefusalCode) -> bool {
 
 fn stage_or_leave<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
-    frames: &mut BundleFrames<R>,
+    frames: &mut BundleFrameReader<R>,
     order: &StageOrder,
     at: &StageMachine<'_>,
     undo: &mut StageUndo,

@@ -16,7 +16,7 @@ use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan, TrialPlan};
 use super::direct::DirectDevice;
 use super::disk::{LOADER, SlotDisk, slot_path};
-use super::frames::BundleFrames;
+use super::frames::BundleFrameReader;
 use super::judge::{StartKind, StartReport, judge};
 use super::place::{self, DiskPlace, PlaceError};
 use super::refusal::{RefusalCode, UpdateRefusal};
@@ -344,7 +344,7 @@ impl UpdateSystem {
     /// Stages a bundle that comes in frames, and returns what it does.
     pub(crate) fn stage<R: Read>(
         &self,
-        frames: &mut BundleFrames<R>,
+        frames: &mut BundleFrameReader<R>,
         order: &StageOrder,
         anchor: &UpdateAnchor,
         is_time_known: bool,

@@ -14,7 +14,7 @@ use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
 use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan};
 use super::disk::{LOADER, slot_path};
-use super::frames::BundleFrames;
+use super::frames::BundleFrameReader;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{StageMachine, StageOrder, stage};
 use super::staged::StagedRelease;
@@ -62,7 +62,7 @@ impl UpdateBench {
         stream: impl Read,
         order: &StageOrder,
     ) -> Result<UpdatePlan, UpdateRefusal> {
-        let mut frames = BundleFrames::new(stream, order.bytes, Arc::default());
+        let mut frames = BundleFrameReader::new(stream, order.bytes, Arc::default());
         let machine = StageMachine {
             running: self.running,
             version: &self.version,

@@ -36,8 +36,9 @@ const WRONG_EVERY: u32 = 10;
 /// Packets sent at once.
 const BURST: u32 = 50;
 
-/// How much the node's memory may grow.
-const GROWTH_MAX: u64 = 16 << 20;
+/// How many bytes the node's memory may grow by, in a test run and in a campaign. Half of the packets took 4.4 MiB, and
+/// 160 bytes that stay for each of them would be 7.6 MiB more.
+const GROWTH_MAX: [u64; 2] = [8 << 20, 16 << 20];
 /// How many times its former value an honest client's p99 may become. A burst of the flood is
 /// answered before the call after it, and the flood runs on the same processors.
 const SLOWER_MAX: f64 = 3.0;
@@ -420,7 +421,7 @@ async fn scenario(lab: Arc<FloodNamespaces>, admin: &Path, served: &FloodNode) {
         (SEEN_PERCENT_BESIDE_OTHERS as f64 / slowdown()) as u64
     };
     assert!(percent(seen) >= least, "{seen} were seen: {values:#}");
-    assert!(grown <= GROWTH_MAX, "{grown} bytes");
+    assert!(grown <= full(GROWTH_MAX), "{grown} bytes");
     if is_campaign() {
         let late: Vec<_> = slower.iter().filter(|(_, by)| *by > SLOWER_MAX).collect();
         assert!(

@@ -294,7 +294,8 @@ fn each_command_of_a_page_is_one_of_this_program() {
 fn each_example_of_the_help_is_a_command_of_this_program() {
     fn examples(command: &Command, found: &mut Vec<PageCommand>) {
         let help = command.get_after_help().map(ToString::to_string);
-        let help = help.unwrap_or_default();
+        // An example that is longer than a line goes on in the next one, as in a shell.
+        let help = help.unwrap_or_default().replace("\\\n", " ");
         let lines = help.lines().filter_map(|line| line.strip_prefix("  "));
         let page = format!("the help of {}", command.get_name());
         found

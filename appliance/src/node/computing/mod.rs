@@ -61,7 +61,7 @@ const REACH: [&str; 9] = [
 
 /// Namespaces of the node's own operations, in which a script's call that names no peer goes to none: an operation may
 /// be missing here for a while, and every peer may serve its name.
-const OWN: [&str; 16] = [
+const OWN: [&str; 17] = [
     "capability",
     "channel",
     "compute",
@@ -77,6 +77,7 @@ const OWN: [&str; 16] = [
     "session",
     "tensor",
     "token",
+    "update",
     "vault",
 ];
 

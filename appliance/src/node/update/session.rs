@@ -118,7 +118,7 @@ pub(super) struct StagingSession {
     pieces: mpsc::Sender<BundlePiece>,
     /// Its sender gives it up.
     given_up: Notify,
-    /// Why.
+    /// The reason for which the session ended.
     reason: OnceLock<String>,
 }
 

@@ -29,7 +29,7 @@ const DOCUMENT_BYTES_MAX: usize = 255;
 const CONFIG_FOLDER: &str = "cfg:/";
 /// Namespaces that no import may have: those of the node's own operations, with those of parts to come. The library of
 /// calls reserves fewer (`crates/call/src/rules.rs`), because it knows no other part.
-const RESERVED: [&str; 24] = [
+const RESERVED: [&str; 25] = [
     "audit",
     "blob",
     "capability",
@@ -53,6 +53,7 @@ const RESERVED: [&str; 24] = [
     "ssh",
     "tensor",
     "token",
+    "update",
     "vault",
 ];
 

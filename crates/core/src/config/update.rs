@@ -114,7 +114,7 @@ impl UpdateChannel {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum AutoUpdate {
-    /// Nothing.
+    /// The machine looks for no version by itself.
     #[default]
     Off,
     /// Writes it to the boot slot that does not run.

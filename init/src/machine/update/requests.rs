@@ -13,7 +13,7 @@ use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
 use crate::facts::ClockState;
 use crate::update::{
-    BundleFrames, FramesEnd, RefusalCode, RollbackPlan, StageOrder, TrialWish, UpdateRefusal,
+    BundleFrameReader, FramesEnd, RefusalCode, RollbackPlan, StageOrder, TrialWish, UpdateRefusal,
 };
 
 /// Bundles whose frames wait behind those of another one. A node sends one at a time.
@@ -159,7 +159,7 @@ impl InitMachine {
             dry_run: order.dry_run,
         });
         self.update.progress_at = now;
-        let mut frames = BundleFrames::new(stream, order.bytes, taken);
+        let mut frames = BundleFrameReader::new(stream, order.bytes, taken);
         let (system, anchor) = (self.update.system.clone(), self.anchor());
         let is_time_known = matches!(
             self.facts.clock,

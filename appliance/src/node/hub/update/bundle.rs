@@ -37,7 +37,7 @@ pub(super) enum HubBundleError {
     Io(io::Error),
     /// The file is no bundle, or names no version.
     Malformed(String),
-    /// There is none.
+    /// The hub has no bundle.
     None,
     /// The piece does not begin where the last one ended.
     Offset(u64),
@@ -122,7 +122,7 @@ impl HubBundleStore {
     }
 
     /// The bundle, if there is one.
-    pub(super) fn kept(&self) -> Option<HubBundle> {
+    pub(super) fn stored_bundle(&self) -> Option<HubBundle> {
         self.lock().kept.clone()
     }
 
@@ -289,7 +289,7 @@ pub(super) mod tests {
             store.write(0, &bundle[..half]).expect("taken"),
             (half as u64, None)
         );
-        assert_eq!(store.kept(), None);
+        assert_eq!(store.stored_bundle(), None);
         let wrong = store.write(3, &bundle[3..]).expect_err("a gap");
         assert!(matches!(wrong, HubBundleError::Offset(at) if at == half as u64));
         let expected = HubBundle {
@@ -299,10 +299,10 @@ pub(super) mod tests {
         let last = store.write(half as u64, &bundle[half..]).expect("taken");
         assert_eq!(last, (bytes, Some(expected.clone())));
         let again = HubBundleStore::open(dir.path().join("update"));
-        assert_eq!(again.kept(), Some(expected));
+        assert_eq!(again.stored_bundle(), Some(expected));
         assert_eq!(piece_of(&again.path(), 5).expect("a piece"), bundle[5..]);
         again.remove().expect("removed");
-        assert_eq!(again.kept(), None);
+        assert_eq!(again.stored_bundle(), None);
         assert!(!again.path().exists());
     }
 
@@ -318,7 +318,7 @@ pub(super) mod tests {
         upload(&bundle).expect("a bundle");
         let refused = upload(&[0; 4096]).expect_err("zeros");
         assert!(matches!(refused, HubBundleError::Malformed(_)), "{refused}");
-        assert_eq!(store.kept().expect("the bundle").version, "1.2.0");
+        assert_eq!(store.stored_bundle().expect("the bundle").version, "1.2.0");
         for bytes in [0, HUB_BUNDLE_BYTES_MAX + 1] {
             let refused = store.begin(bytes).expect_err("a wrong length");
             assert!(matches!(refused, HubBundleError::Size(_)), "{refused}");

@@ -235,7 +235,7 @@ pub(super) fn status(hub: HubContext) -> Registration {
     }))
     .with_scope(READ_SCOPE);
     let handler = HandlerKind::once(move |_input: CallBody, _ctx: Ctx| {
-        let bundle = hub.updates.store.kept();
+        let bundle = hub.updates.store.stored_bundle();
         let bundle = bundle.map(|it| json!({ "version": it.version, "bytes": it.bytes }));
         let mut rollout = json!(hub.updates.rollouts.report());
         hub.add_names(&mut rollout);
@@ -275,7 +275,7 @@ pub(super) fn read(hub: HubContext) -> Registration {
         let store = Arc::clone(&hub.updates.store);
         async move {
             let ReadInput { offset } = input.parse()?;
-            let bundle = store.kept().ok_or(HubBundleError::None)?;
+            let bundle = store.stored_bundle().ok_or(HubBundleError::None)?;
             let piece = blocking(move || Ok(piece_of(&store.path(), offset)?)).await?;
             Ok::<_, CallError>(json!({
                 "bytes": bundle.bytes,
@@ -324,7 +324,7 @@ impl HubContext {
 
     fn start_rollout(&self, start: StartInput, by: String) -> Result<Value, CallError> {
         let HubUpdates { store, rollouts } = &self.updates;
-        let bundle = store.kept().ok_or(HubBundleError::None)?;
+        let bundle = store.stored_bundle().ok_or(HubBundleError::None)?;
         let workers = self.workers(&start.workers)?;
         let count = workers.len();
         let plan = RolloutPlan {

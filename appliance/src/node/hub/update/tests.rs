@@ -207,7 +207,7 @@ impl RolloutBench {
         plan: RolloutPlan,
     ) -> Result<impl Future<Output = ()> + Send + use<>, RolloutError> {
         let store = HubBundleStore::open(self.dir.path().to_owned());
-        let bundle: HubBundle = store.kept().expect("a bundle");
+        let bundle: HubBundle = store.stored_bundle().expect("a bundle");
         let workers = fleet.behaviours.keys().cloned().collect();
         let link = Arc::clone(fleet) as _;
         rollouts.begin(

@@ -151,7 +151,7 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::REGISTERED_MAX >> 20
         ),
         format!(
-            "of an author's, of all | {}, {} MiB; while a `dispose` runs, its state counts {} MiB |",
+            "of one author, of all | {}, {} MiB; while a `dispose` runs, its state counts {} MiB |",
             limits::RESTED_OF_TENANT_MAX >> 20,
             limits::RESTED_MAX >> 20,
             limits::RESTED_VALUE_MAX >> 20
@@ -162,7 +162,7 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::RESTED_MAX >> 22
         ),
         format!(
-            "have not ended after {} s, the new one gets `OVERLOADED`",
+            "have not ended after {} s, the new session gets `OVERLOADED`",
             limits::ROOM_TIME_MAX.as_secs()
         ),
         format!(
