@@ -389,7 +389,7 @@ mod tests {
             })
         };
         assert_eq!(look(&failed, &found), AutoStep::FailedBefore);
-        // Somebody staged it again: it still is not started without a word.
+        // An administrator staged it again: it still does not start by itself.
         let staged = UpdateFacts {
             state: "staged".to_owned(),
             ..failed.clone()
