@@ -30,7 +30,7 @@ const SOURCES: [&str; 5] = [
 ];
 
 /// Words in those programs that are spelled like a code, but are not codes.
-const NO_CODES: [&str; 60] = [
+const NO_CODES: [&str; 69] = [
     "a5b5d94b-6cb1-4e0e-9b1c-5d3c8d1f0a02",
     "aes-256-xts",
     "aes-xts-plain64",
@@ -48,6 +48,8 @@ const NO_CODES: [&str; 60] = [
     "data-partition",
     "date-time",
     "factory-reset",
+    "failed-before",
+    "given-up",
     "handler-hang",
     "handler-panic",
     "housekeep-panic",
@@ -57,9 +59,12 @@ const NO_CODES: [&str; 60] = [
     "init-open-panic",
     "init-orphans",
     "init-panic",
+    "kebab-case",
     "meta-data",
     "net-panic",
     "network-config",
+    "no-channel",
+    "no-clock",
     "no-keys",
     "no-previous",
     "no-slots",
@@ -71,6 +76,7 @@ const NO_CODES: [&str; 60] = [
     "node-start",
     "not-on-trial",
     "not-staged",
+    "nothing-staged",
     "on-trial",
     "open-panic",
     "other-machine",
@@ -80,11 +86,14 @@ const NO_CODES: [&str; 60] = [
     "replay-nonce",
     "rolled-back",
     "state-lost",
+    "taken-back",
     "too-large",
     "tpm2-pin",
     "trust-damaged",
     "user-data",
     "vendor-data",
+    "waits-for-administrator",
+    "waits-for-person",
     "words-kept",
     "words-reminded",
     "words-wrong",

@@ -159,7 +159,7 @@ async fn begin(node: &NodeCaller, input: &Value) -> Result<String, CommandError>
     if is_busy {
         let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
         let own = &status.value()["session"];
-        // The node answers with the name of a session only to the owner of the session.
+        // The node shows the name of a session to its owner alone.
         if own["source"] == "upload" && own["session"].is_string() {
             let abort = json!({ "session": own["session"], "abort": true });
             node.call("update/write", &abort)

@@ -31,8 +31,8 @@ impl NodeUpdates {
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let facts = self.0.facts.load();
         // PID 1 may have its own words for it.
-        let is_told = facts.problems.iter().any(|it| it.code == UPDATE_FAILED);
-        let failed = failed(&facts.update).filter(|_| !is_told);
+        let is_listed = facts.problems.iter().any(|it| it.code == UPDATE_FAILED);
+        let failed = failed(&facts.update).filter(|_| !is_listed);
         failed
             .into_iter()
             .chain(self.available(&facts.update))

@@ -389,7 +389,7 @@ mod tests {
             })
         };
         assert_eq!(look(&failed, &found), AutoStep::FailedBefore);
-        // An administrator staged it again: the machine does not start it without a request.
+        // An administrator staged it again: it still does not start by itself.
         let staged = UpdateFacts {
             state: "staged".to_owned(),
             ..failed.clone()
