@@ -43,15 +43,21 @@ fn answers(bench: &TestBench, vm: VmBuilder, config: &str) -> Value {
     answered(bench, vm, config).1
 }
 
-/// The same with the machine.
+/// The same with the machine, which has no problem.
 fn answered(bench: &TestBench, vm: VmBuilder, config: &str) -> (MachineNode, Value) {
+    let (node, info) = started(bench, vm, config);
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    (node, info)
+}
+
+/// The same with a machine that may have problems.
+fn started(bench: &TestBench, vm: VmBuilder, config: &str) -> (MachineNode, Value) {
     let config = document(bench, "by-itself") + config;
     let vm = vm.config(config).start();
     let vm = vm.unwrap_or_else(|error| panic!("{error}"));
     let node = MachineNode::new(vm, BootVariant::Q35Initramfs, bench.admin().clone());
     let info = node.info();
     assert_eq!(info["name"], "by-itself", "{info:#}");
-    assert_eq!(info["problems"], json!([]), "{info:#}");
     (node, info)
 }
 
@@ -123,7 +129,11 @@ fn a_trial_without_a_whole_program_leaves_the_good_slot_by_a_bios() {
     tool_says("mcopy", &["-i", &partition, &half, "::/EFI/ALKNET/B.EFI"]);
     put_record(&disk, &pending());
     let vm = machine(MachineKind::Pc).disk(VirtioDisk::file(&disk));
-    answers(&bench, vm, NO_VAULT);
+    let (node, info) = started(&bench, vm, NO_VAULT);
+    let problems = info["problems"].as_array().expect("a list");
+    let codes: Vec<_> = problems.iter().map(|one| &one["code"]).collect();
+    assert_eq!(codes, ["update-failed"], "{info:#}");
+    drop(node);
     let record = record(&disk);
     assert_eq!(
         (record.good(), record.phase()),
