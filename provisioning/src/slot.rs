@@ -14,8 +14,9 @@ const IMAGE_VARIABLES: [&str; 2] = [
     "efivars/StubImageIdentifier-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
     "efivars/LoaderImageIdentifier-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
 ];
-/// Bytes of attributes before the value in Linux' file system of variables.
-const ATTRIBUTE_BYTES: usize = 4;
+/// The attributes of a variable of this start, before the value in Linux' file system of variables: access for boot
+/// services and at run time. One that outlives a start (`NON_VOLATILE`) may be of a stick that started the machine once.
+const ATTRIBUTES: [u8; 4] = [6, 0, 0, 0];
 /// Most bytes of such a variable that are read.
 const VARIABLE_BYTES_MAX: usize = 4 << 10;
 /// The folder of the slots, as firmware writes it.
@@ -48,7 +49,7 @@ pub fn running_slot(paths: &SourcePaths) -> Option<BootSlot> {
 /// The text of a variable, in UTF-16.
 fn variable(paths: &SourcePaths, name: &str) -> Option<String> {
     let bytes = file::read_bounded(&paths.efi.join(name), VARIABLE_BYTES_MAX).ok()??;
-    let units = bytes.get(ATTRIBUTE_BYTES..)?.chunks_exact(2);
+    let units = bytes.strip_prefix(&ATTRIBUTES)?.chunks_exact(2);
     let units = units.map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
     let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
     String::from_utf16(&units).ok()

@@ -103,6 +103,31 @@ struct TrustFile {
     floor: Option<ReleaseVersion>,
 }
 
+impl TrustFile {
+    fn load(path: &Path) -> Result<Option<Self>, UpdateError> {
+        let Some(bytes) = read_bounded(path)? else {
+            return Ok(None);
+        };
+        let format = serde_json::from_slice::<TrustFormat>(&bytes);
+        let format = format.map_err(|error| damaged(path, error))?.format;
+        if format != FORMAT {
+            return Err(damaged(
+                path,
+                format_args!("its format is {format}, and this version reads format {FORMAT}"),
+            ));
+        }
+        let file = serde_json::from_slice(&bytes);
+        file.map(Some).map_err(|error| damaged(path, error))
+    }
+}
+
+fn damaged(path: &Path, why: impl std::fmt::Display) -> UpdateError {
+    UpdateError::Trust {
+        path: path.to_owned(),
+        why: why.to_string(),
+    }
+}
+
 /// The part of the file that every format has.
 #[derive(Deserialize)]
 struct TrustFormat {
@@ -152,25 +177,12 @@ impl UpdateTrust {
     /// # Errors
     /// The file cannot be read, is damaged, or has a newer format.
     pub fn load(path: &Path, anchor: TrustAnchor) -> Result<Self, UpdateError> {
-        let Some(bytes) = read_bounded(path)? else {
+        let Some(file) = TrustFile::load(path)? else {
             return Ok(Self::new(anchor));
         };
-        let damaged = |why: String| UpdateError::Trust {
-            path: path.to_owned(),
-            why,
-        };
-        let format = serde_json::from_slice::<TrustFormat>(&bytes);
-        let format = format.map_err(|error| damaged(error.to_string()))?.format;
-        if format != FORMAT {
-            return Err(damaged(format!(
-                "its format is {format}, and this version reads format {FORMAT}"
-            )));
-        }
-        let file = serde_json::from_slice::<TrustFile>(&bytes);
-        let file = file.map_err(|error| damaged(error.to_string()))?;
         let root = file.root.as_deref().map(|text| {
             let root = verified_root("its root", text.as_bytes());
-            root.map_err(|error| damaged(error.to_string()))
+            root.map_err(|error| damaged(path, error))
         });
         let root = root.transpose()?;
         Ok(Self::merged(file, root, anchor))
@@ -228,6 +240,15 @@ impl UpdateTrust {
     #[must_use]
     pub fn floor(&self) -> Option<&ReleaseVersion> {
         self.file.floor.as_ref()
+    }
+
+    /// The oldest version that the machine with this file may run, whatever keys it trusts now. A missing file is that of
+    /// a machine that has seen nothing.
+    ///
+    /// # Errors
+    /// The file cannot be read, is damaged, or has a newer format.
+    pub fn read_floor(path: &Path) -> Result<Option<ReleaseVersion>, UpdateError> {
+        Ok(TrustFile::load(path)?.and_then(|file| file.floor))
     }
 
     /// Raises the floor to that of a release, once the machine has confirmed the release. It never goes down.

@@ -114,6 +114,8 @@ pub(super) struct MachineUpdate {
     keeper: NoteKeeper,
     /// A request under way that is not about a bundle.
     request: Option<OpenRequest>,
+    /// A request for the log that a thread answers. A second one has to wait: each reads the file and holds it in memory.
+    log_request: Option<UpdateTicket>,
     staging: Option<StagingBundle>,
     bundles: VecDeque<QueuedBundle>,
     progress_at: u64,
@@ -165,6 +167,7 @@ impl MachineUpdate {
             note: None,
             keeper: NoteKeeper::default(),
             request: None,
+            log_request: None,
             staging: None,
             bundles: VecDeque::new(),
             progress_at: 0,

@@ -3,39 +3,43 @@
 use alknet_boot_state::{BootNote, BootPhase, BootRecord, BootRefusal, BootSlot};
 use alknet_fat::BlockDevice;
 use alknet_update::{ReleaseVersion, VersionRefusal};
-use data_encoding::HEXLOWER;
-use sha2::{Digest, Sha256};
 
 use super::disk::{SlotDisk, SlotFile, slot_path};
+use super::known::{KnownStore, require_known};
 use super::program::read_version;
 use super::refusal::{RefusalCode, UpdateRefusal};
-use super::staged::StagedRelease;
+use super::trust_store::TrustStore;
 
-/// Bytes that are read at a time.
-const READ_BYTES: usize = 64 << 10;
+/// What the machine knows, by which it permits a trial.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TrialRules<'a> {
+    pub(super) trust: &'a TrustStore,
+    pub(super) known: &'a KnownStore,
+}
 
 /// A version that goes on trial, and what was read of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TrialPlan {
     pub(super) slot: BootSlot,
     pub(super) version: ReleaseVersion,
+    /// SHA-256 of the program, in hex.
+    pub(super) sha256: String,
     /// The record that puts it on trial.
     record: BootRecord,
 }
 
-/// Looks whether the staged version may go on trial: it is whole, and not older than the floor.
+/// Looks whether the staged version may go on trial: it is the program that was verified, and not older than the floor.
 pub(super) fn plan_apply<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     running: BootSlot,
-    floor: Option<&ReleaseVersion>,
-    staged: Option<&StagedRelease>,
+    rules: TrialRules<'_>,
 ) -> Result<TrialPlan, UpdateRefusal> {
     let record = disk.record()?;
     if record.phase() == BootPhase::Trial {
         return Err(BootRefusal::OnTrial.into());
     }
     let armed = record.arm()?;
-    plan(disk, running, armed, floor, staged)
+    plan(disk, running, armed, rules)
 }
 
 /// What an administrator who rolls back gets.
@@ -43,7 +47,7 @@ pub(super) fn plan_apply<D: BlockDevice>(
 pub(crate) enum RollbackPlan {
     /// The trial that runs is given up by this record; the machine has to restart.
     GiveUp(BootRecord),
-    /// The version was not started yet, and is staged again.
+    /// The version was not started yet: one that waits for its start is staged again, and a staged one is given up.
     TakenBack,
     /// The version before goes on trial.
     Trial(TrialPlan),
@@ -53,9 +57,14 @@ pub(crate) enum RollbackPlan {
 pub(super) fn plan_rollback<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     running: BootSlot,
-    floor: Option<&ReleaseVersion>,
+    rules: TrialRules<'_>,
 ) -> Result<RollbackPlan, UpdateRefusal> {
     let record = disk.record()?;
+    if record.phase() == BootPhase::Staged {
+        // Nothing starts it any more, and the next version is staged over it.
+        disk.write_record(&record.vacate()?)?;
+        return Ok(RollbackPlan::TakenBack);
+    }
     let next = record.rollback()?;
     match record.phase() {
         BootPhase::Pending => {
@@ -63,7 +72,7 @@ pub(super) fn plan_rollback<D: BlockDevice>(
             Ok(RollbackPlan::TakenBack)
         }
         BootPhase::Trial => Ok(RollbackPlan::GiveUp(next)),
-        _ => plan(disk, running, next, floor, None).map(RollbackPlan::Trial),
+        _ => plan(disk, running, next, rules).map(RollbackPlan::Trial),
     }
 }
 
@@ -71,8 +80,7 @@ fn plan<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     running: BootSlot,
     record: BootRecord,
-    floor: Option<&ReleaseVersion>,
-    staged: Option<&StagedRelease>,
+    rules: TrialRules<'_>,
 ) -> Result<TrialPlan, UpdateRefusal> {
     let slot = running.other();
     if record.trial() != Some(slot) {
@@ -91,42 +99,22 @@ fn plan<D: BlockDevice>(
     };
     let file = SlotFile::open(&volume, &slot_path(slot)).map_err(|error| damaged(&error))?;
     let version = read_version(&file).map_err(|error| damaged(&error))?;
-    if let Some(floor) = floor.filter(|floor| version < **floor) {
+    if let Some(floor) = rules.trust.floor()?
+        && version < floor
+    {
         let refusal = VersionRefusal::BelowFloor {
             offered: version,
-            floor: floor.clone(),
+            floor,
         };
         return Err(UpdateRefusal::new(RefusalCode::BelowFloor, refusal));
     }
-    // A record that was staged by another machine of the same disk has no release here.
-    let staged = staged.filter(|staged| staged.is_of(slot) && staged.version == version);
-    if let Some(staged) = staged {
-        let found = digest(&file).map_err(|error| damaged(&error))?;
-        if found != staged.sha256 {
-            return Err(damaged(
-                &"its SHA-256 is another one than when it was staged",
-            ));
-        }
-    }
+    let sha256 = require_known(&file, slot, &version, &rules.known.load())?;
     Ok(TrialPlan {
         slot,
         version,
+        sha256,
         record,
     })
-}
-
-fn digest<D: BlockDevice>(file: &SlotFile<'_, D>) -> std::io::Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; READ_BYTES];
-    let mut at = 0;
-    while at < file.len() {
-        let left = usize::try_from(file.len() - at).unwrap_or(usize::MAX);
-        let piece = &mut buffer[..left.min(READ_BYTES)];
-        file.read_at(piece, at)?;
-        hash.update(&*piece);
-        at += piece.len() as u64;
-    }
-    Ok(HEXLOWER.encode(&hash.finalize()))
 }
 
 /// Writes the note and then the record, after which the next start is a trial.

@@ -24,9 +24,12 @@ pub(crate) enum FramesEnd {
 #[derive(Debug)]
 pub(crate) struct BundleFrameReader<R> {
     input: R,
+    /// The next frame's length, as far as it was read.
+    length: Vec<u8>,
     /// Bytes left of the frame that is being read.
     left: u32,
     end: Option<FramesEnd>,
+    is_silent: bool,
     announced: u64,
     /// Bytes that were read, for those who follow the progress.
     taken: Arc<AtomicU64>,
@@ -37,8 +40,10 @@ impl<R: Read> BundleFrameReader<R> {
     pub(crate) fn new(input: R, announced: u64, taken: Arc<AtomicU64>) -> Self {
         Self {
             input,
+            length: Vec::with_capacity(LENGTH_BYTES),
             left: 0,
             end: None,
+            is_silent: false,
             announced,
             taken,
         }
@@ -49,7 +54,14 @@ impl<R: Read> BundleFrameReader<R> {
         self.end.as_ref()
     }
 
-    /// Reads to the end of the bundle, so that the next bundle begins with the stream.
+    /// Whether the node was silent for longer than the stream waits. The bundle is given up then, and its end is still
+    /// to come.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.is_silent
+    }
+
+    /// Reads to the end of the bundle, so that the next bundle begins with the stream. A silent node may take its time:
+    /// it holds up only its own bundles.
     pub(crate) fn drain(&mut self) -> FramesEnd {
         let mut buffer = vec![0; UPDATE_FRAME_BYTES_MAX as usize];
         loop {
@@ -63,9 +75,15 @@ impl<R: Read> BundleFrameReader<R> {
 
     /// Reads the length of the next frame.
     fn begin(&mut self) -> io::Result<()> {
-        let mut length = [0; LENGTH_BYTES];
-        self.fill(&mut length)?;
-        match u32::from_be_bytes(length) {
+        while self.length.len() < LENGTH_BYTES {
+            let mut missing = [0; LENGTH_BYTES];
+            let missing = &mut missing[self.length.len()..];
+            let read = self.receive(missing)?;
+            self.length.extend_from_slice(&missing[..read]);
+        }
+        let length = self.length.drain(..);
+        let length = length.fold(0, |length, byte| (length << 8) | u32::from(byte));
+        match length {
             0 => self.end = Some(FramesEnd::Ended),
             UPDATE_FRAME_ABORT => {
                 self.end = Some(FramesEnd::Aborted);
@@ -80,12 +98,25 @@ impl<R: Read> BundleFrameReader<R> {
         Ok(())
     }
 
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        let read = self.input.read_exact(buffer);
-        read.map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => self.broken("the node closed it".to_owned()),
-            _ => self.broken(error.to_string()),
-        })
+    /// Reads what the stream has. After its time-out the next call goes on at the same byte.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            return match self.input.read(buffer) {
+                Ok(0) => Err(self.broken("the node closed it".to_owned())),
+                Ok(read) => Ok(read),
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => continue,
+                    ErrorKind::TimedOut | ErrorKind::WouldBlock => {
+                        self.is_silent = true;
+                        Err(io::Error::new(
+                            ErrorKind::TimedOut,
+                            "the node was silent for too long",
+                        ))
+                    }
+                    _ => Err(self.broken(error.to_string())),
+                },
+            };
+        }
     }
 
     fn broken(&mut self, why: String) -> io::Error {
@@ -113,7 +144,7 @@ impl<R: Read> Read for BundleFrameReader<R> {
             None => {}
         }
         let length = buffer.len().min(self.left as usize);
-        self.fill(&mut buffer[..length])?;
+        let length = self.receive(&mut buffer[..length])?;
         self.left -= length as u32;
         let sum = self.taken.fetch_add(length as u64, Ordering::Relaxed) + length as u64;
         if sum > self.announced {
@@ -125,6 +156,10 @@ impl<R: Read> Read for BundleFrameReader<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
     use super::*;
     use crate::update::testing::framed;
 
@@ -180,6 +215,49 @@ mod tests {
             assert!(frames.read_to_end(&mut Vec::new()).is_err());
             assert_eq!(frames.drain(), FramesEnd::Broken(why.to_owned()));
         }
+    }
+
+    /// A node that is slow loses its bundle and nothing else.
+    #[test]
+    fn a_silent_node_can_end_its_bundle_later() {
+        let (mut node, input) = UnixStream::pair().expect("a pair");
+        let short = Duration::from_millis(20);
+        input.set_read_timeout(Some(short)).expect("a limit");
+        let long = framed(&[7; 1000], 600);
+        for cut in [2, 300] {
+            let mut frames = BundleFrameReader::new(&input, 1000, Arc::default());
+            node.write_all(&long[..cut]).expect("room");
+            let error = frames.read_to_end(&mut Vec::new()).expect_err("silent");
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{cut}");
+            assert!(frames.is_silent() && frames.end().is_none());
+            let mut rest = long[cut..long.len() - LENGTH_BYTES].to_vec();
+            rest.extend(UPDATE_FRAME_ABORT.to_be_bytes());
+            rest.extend(framed(b"next", 4));
+            node.write_all(&rest).expect("room");
+            assert_eq!(frames.drain(), FramesEnd::Aborted, "{cut}");
+            let mut next = BundleFrameReader::new(&input, 4, Arc::default());
+            let mut found = String::new();
+            next.read_to_string(&mut found).expect("whole");
+            assert_eq!(found, "next");
+        }
+    }
+
+    /// The stream waits again and again for the end of a bundle that was given up.
+    #[test]
+    fn a_bundle_is_drained_however_often_the_node_is_silent() {
+        struct Halting(Vec<u8>, bool);
+        impl Read for Halting {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.1 = !self.1;
+                if self.1 {
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                buffer[0] = self.0.remove(0);
+                Ok(1)
+            }
+        }
+        let mut frames = BundleFrameReader::new(Halting(framed(&[1; 9], 4), false), 9, Arc::default());
+        assert_eq!(frames.drain(), FramesEnd::Ended);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::control::UpdateRecord;
+use crate::control::{UpdateEnd, UpdateRecord};
 use crate::text::cut_text;
 
 /// Name of the file in the folder of updates.
@@ -16,6 +16,10 @@ const FILE: &str = "log.jsonl";
 const MODE: u32 = 0o644;
 /// Most records. The oldest give way.
 pub(super) const RECORDS_MAX: usize = 256;
+/// Most records of refusals among them, because each caller that may send bundles causes them at will.
+pub(super) const REFUSALS_MAX: usize = 32;
+/// The event of a refusal.
+const REFUSED: &str = "refused";
 /// Most bytes of a reason and of a name.
 pub(super) const TEXT_BYTES_MAX: usize = 1 << 10;
 /// Most bytes of records in one message to the node: a quarter of the longest one.
@@ -47,6 +51,14 @@ pub(super) fn append(folder: &Path, mut record: UpdateRecord, seq: u64) -> io::R
     }
     let mut all = read_all(folder);
     all.push(LoggedUpdate { record, seq });
+    let is_refusal = |logged: &LoggedUpdate| logged.record.event == REFUSED;
+    let refusals = all.iter().filter(|logged| is_refusal(logged)).count();
+    let mut surplus = refusals.saturating_sub(REFUSALS_MAX);
+    all.retain(|logged| {
+        let goes = surplus > 0 && is_refusal(logged);
+        surplus -= usize::from(goes);
+        !goes
+    });
     let first = all.len().saturating_sub(RECORDS_MAX);
     let mut bytes = Vec::new();
     for record in &all[first..] {
@@ -68,6 +80,18 @@ pub(super) fn read(folder: &Path) -> Vec<UpdateRecord> {
     let mut newest: Vec<_> = newest.collect();
     newest.reverse();
     newest
+}
+
+/// The last end of an update in the log.
+pub(super) fn last_end(folder: &Path) -> Option<UpdateEnd> {
+    let is_end = |record: &UpdateRecord| ENDS.contains(&record.event.as_str());
+    let last = read(folder).into_iter().rev().find(is_end)?;
+    Some(UpdateEnd {
+        version: last.version,
+        outcome: last.event,
+        reason: last.reason,
+        ..UpdateEnd::default()
+    })
 }
 
 /// Whether the log has the end of the trial with this number.
@@ -119,6 +143,21 @@ mod tests {
     }
 
     #[test]
+    fn refusals_do_not_push_out_how_an_update_ended() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        append(dir.path(), record("confirmed", "2.0.0"), 7).expect("writable");
+        for number in 0..300 {
+            let refusal = record(REFUSED, &number.to_string());
+            append(dir.path(), refusal, 0).expect("writable");
+        }
+        let found = read(dir.path());
+        assert_eq!(found.len(), REFUSALS_MAX + 1);
+        assert_eq!(found[0].event, "confirmed");
+        assert_eq!(found[1].version, (300 - REFUSALS_MAX).to_string());
+        assert!(has_end(dir.path(), 7));
+    }
+
+    #[test]
     fn an_end_is_known_by_its_number_and_damage_is_left_out() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         append(dir.path(), record("failed", "2.0.0"), 7).expect("writable");
@@ -137,7 +176,7 @@ mod tests {
     fn the_newest_records_that_fit_into_a_message_are_read() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for number in 0..RECORDS_MAX {
-            let mut long = record("refused", &number.to_string());
+            let mut long = record("failed", &number.to_string());
             long.reason = "\u{1}".repeat(TEXT_BYTES_MAX);
             append(dir.path(), long, 0).expect("writable");
         }

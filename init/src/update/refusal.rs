@@ -66,12 +66,14 @@ pub(crate) enum RefusalCode {
     TrustDamaged,
     /// The TPM would not open the vault for the next program.
     Unpredictable,
+    /// The program in the slot is not one that this machine verified or ran.
+    Unverified,
 }
 
 impl RefusalCode {
     /// Every code, for the page that lists them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::Aborted,
         Self::BelowFloor,
         Self::Busy,
@@ -99,6 +101,7 @@ impl RefusalCode {
         Self::Truncated,
         Self::TrustDamaged,
         Self::Unpredictable,
+        Self::Unverified,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -130,6 +133,7 @@ impl RefusalCode {
             Self::Truncated => "truncated",
             Self::TrustDamaged => "trust-damaged",
             Self::Unpredictable => "unpredictable",
+            Self::Unverified => "unverified",
         }
     }
 }

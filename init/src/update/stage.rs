@@ -17,6 +17,7 @@ use data_encoding::HEXLOWER;
 use super::anchor::UpdateAnchor;
 use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
+use super::known::{KnownProgram, KnownPrograms, KnownStore};
 use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::StagedRelease;
@@ -49,15 +50,16 @@ pub(super) struct StageMachine<'a> {
     pub(super) version: &'a str,
     pub(super) anchor: &'a UpdateAnchor,
     pub(super) trust: &'a TrustStore,
+    pub(super) known: &'a KnownStore,
     pub(super) clock: UpdateClock,
     /// The folder of updates on the data partition.
     pub(super) folder: Option<&'a std::path::Path>,
     pub(super) log: &'a InitLog,
 }
 
-/// The record from before, while the other slot still has the program that it was about.
+/// The record and what was known of the programs before, while the other slot still has the program that they are about.
 #[derive(Debug, Default)]
-struct StageUndo(Option<BootRecord>);
+struct StageUndo(Option<(BootRecord, KnownPrograms)>);
 
 /// The kind of this machine, which a program has to fit.
 fn machine() -> UpdateMachine {
@@ -86,7 +88,15 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
             .error(format_args!("staging an update failed: {why}"));
         Err(UpdateRefusal::failed())
     });
-    if let (Err(_), Some(before)) = (&done, undo.0) {
+    if let (Err(_), Some((before, known))) = (&done, undo.0) {
+        // If this fails, the program of before is not known any more and has to be staged again, which is safe.
+        if at.known.load() != known
+            && let Err(error) = at.known.save(&known)
+        {
+            at.log.error(format_args!(
+                "what is known of the programs is not as before: {error}"
+            ));
+        }
         // The slot's file is the one of before as well. If this fails, the slot counts as empty, which is safe.
         if let Err(error) = disk.write_record(&before) {
             at.log.error(format_args!(
@@ -101,6 +111,10 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
 fn of_stream<R: Read>(refusal: UpdateRefusal, frames: &BundleFrameReader<R>) -> UpdateRefusal {
     // A refusal with another reason may come first, and the stream was not read to its end then.
     match frames.end() {
+        None if frames.is_silent() => UpdateRefusal::new(
+            RefusalCode::Aborted,
+            "the bundle stopped arriving, and was given up; send it again",
+        ),
         Some(FramesEnd::Aborted) => UpdateRefusal::new(
             RefusalCode::Aborted,
             "the upload was given up; send the bundle again",
@@ -147,7 +161,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     }
     repair(disk, slot, at)?;
     skip_to(&mut bundle, &verified, chosen.target)?;
-    undo.0 = Some(before);
+    undo.0 = Some((before, at.known.load()));
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     // Before the file becomes the new one, because the data disk may be full.
@@ -208,7 +222,7 @@ fn choose<'a>(
         );
         UpdateRefusal::new(RefusalCode::Malformed, text)
     })?;
-    let floor = at.trust.floor(at.anchor);
+    let floor = at.trust.floor()?;
     let consent = match order.downgrade {
         Some(_) => DowngradeConsent::Given,
         None => DowngradeConsent::NotGiven,
@@ -490,13 +504,20 @@ fn leave_empty<D: BlockDevice>(disk: &mut SlotDisk<D>, slot: BootSlot, log: &Ini
     }
 }
 
-/// Notes the release for the time after the trial.
+/// Notes the program, without which it does not start, and the release for the time after the trial.
 fn keep_release(
     slot: BootSlot,
     plan: &UpdatePlan,
     release: &ReleaseInfo,
     at: &StageMachine<'_>,
 ) -> Result<(), UpdateRefusal> {
+    let program = KnownProgram {
+        version: release.version.clone(),
+        sha256: plan.sha256.clone(),
+    };
+    let mut known = at.known.load();
+    known.put(slot, program);
+    at.known.save(&known).map_err(not_noted)?;
     let Some(folder) = at.folder else {
         return Ok(());
     };
@@ -507,13 +528,14 @@ fn keep_release(
         plan.sha256.clone(),
         release.floor.clone(),
     );
-    staged.save(folder).map_err(|error| {
-        let text = format_args!(
-            "{} cannot be written: {error}; free space on the data disk",
-            folder.display()
-        );
-        UpdateRefusal::new(RefusalCode::Disk, text)
-    })
+    staged.save(folder).map_err(not_noted)
+}
+
+fn not_noted(error: io::Error) -> UpdateRefusal {
+    let text = format_args!(
+        "what was verified cannot be noted on the data disk: {error}; free space there"
+    );
+    UpdateRefusal::new(RefusalCode::Disk, text)
 }
 
 /// The versions of both slots' programs, as far as they have one.

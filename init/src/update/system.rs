@@ -13,11 +13,12 @@ use alknet_update::limits::TARGET_BYTES_MAX;
 use alknet_update::{UnixSeconds, UpdateClock};
 
 use super::anchor::UpdateAnchor;
-use super::apply::{self, RollbackPlan, TrialPlan};
+use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
 use super::direct::DirectDevice;
 use super::disk::{LOADER, SlotDisk, slot_path};
 use super::frames::BundleFrameReader;
 use super::judge::{StartKind, StartReport, judge};
+use super::known::{self, KnownStore};
 use super::place::{self, DiskPlace, PlaceError};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
@@ -51,6 +52,7 @@ pub(crate) struct UpdateSystem {
     /// The folder of updates, while the data partition is mounted.
     folder: Option<PathBuf>,
     trust: TrustStore,
+    known: KnownStore,
     log: InitLog,
 }
 
@@ -173,6 +175,7 @@ impl UpdateSystem {
             version: crate::image_version().to_owned(),
             folder: None,
             trust: TrustStore::new(None),
+            known: KnownStore::new(None),
             log: log.clone(),
         }
     }
@@ -185,6 +188,7 @@ impl UpdateSystem {
             version: crate::image_version().to_owned(),
             folder: None,
             trust: TrustStore::new(None),
+            known: KnownStore::new(None),
             log: log.clone(),
         }
     }
@@ -221,6 +225,7 @@ impl UpdateSystem {
             return false;
         }
         self.trust = TrustStore::new(folder.clone());
+        self.known = KnownStore::new(folder.clone());
         self.folder = folder;
         true
     }
@@ -296,10 +301,12 @@ impl UpdateSystem {
     }
 
     /// Reads what the disk says, for facts.
-    pub(crate) fn look(&self, anchor: &UpdateAnchor) -> UpdateLook {
+    pub(crate) fn look(&self) -> UpdateLook {
+        let floor = self.trust.floor();
         let mut look = UpdateLook {
-            floor: self.trust.floor(anchor).map(|floor| floor.to_string()),
-            last: self.last_end(),
+            detail: floor.as_ref().err().map(ToString::to_string),
+            floor: floor.ok().flatten().map(|floor| floor.to_string()),
+            last: self.folder.as_deref().and_then(history::last_end),
             ..UpdateLook::default()
         };
         let mut on = match self.open() {
@@ -328,17 +335,22 @@ impl UpdateSystem {
         look
     }
 
-    /// The last end of an update in the log.
-    fn last_end(&self) -> Option<UpdateEnd> {
-        let records = history::read(self.folder.as_deref()?);
-        let is_end = |record: &UpdateRecord| history::ENDS.contains(&record.event.as_str());
-        let last = records.into_iter().rev().find(is_end)?;
-        Some(UpdateEnd {
-            version: last.version,
-            outcome: last.event,
-            reason: last.reason,
-            ..UpdateEnd::default()
-        })
+    /// Notes the program that runs, on a machine that was never updated.
+    pub(crate) fn note_running(&self) {
+        if !self.has_folder() {
+            return;
+        }
+        let noted = self.open().and_then(|mut on| {
+            known::note_running(&mut on.disk, on.running, &self.version, &self.known)
+        });
+        match noted {
+            Ok(true) => self.log.info(format_args!(
+                "the program of version {} is noted as the one that runs",
+                self.version
+            )),
+            Err(refusal) if refusal.code != RefusalCode::NoSlots => self.log.warn(refusal),
+            _ => {}
+        }
     }
 
     /// Stages a bundle that comes in frames, and returns what it does.
@@ -349,12 +361,14 @@ impl UpdateSystem {
         anchor: &UpdateAnchor,
         is_time_known: bool,
     ) -> Result<UpdatePlan, UpdateRefusal> {
+        self.note_running();
         let mut on = self.open()?;
         let machine = StageMachine {
             running: on.running,
             version: &self.version,
             anchor,
             trust: &self.trust,
+            known: &self.known,
             clock: clock(is_time_known),
             folder: self.folder.as_deref(),
             log: &self.log,
@@ -363,22 +377,22 @@ impl UpdateSystem {
     }
 
     /// Looks whether the staged version may go on trial. [`begin_trial`](Self::begin_trial) follows.
-    pub(crate) fn plan_apply(&self, anchor: &UpdateAnchor) -> Result<TrialPlan, UpdateRefusal> {
+    pub(crate) fn plan_apply(&self) -> Result<TrialPlan, UpdateRefusal> {
         let mut on = self.open()?;
-        let floor = self.trust.floor(anchor);
-        let staged = self.folder.as_deref().and_then(StagedRelease::load);
-        apply::plan_apply(&mut on.disk, on.running, floor.as_ref(), staged.as_ref())
+        apply::plan_apply(&mut on.disk, on.running, self.rules())
+    }
+
+    fn rules(&self) -> TrialRules<'_> {
+        TrialRules {
+            trust: &self.trust,
+            known: &self.known,
+        }
     }
 
     /// Looks what a rollback does. A version that was not started yet is taken back at once.
-    pub(crate) fn plan_rollback(
-        &self,
-        by: &str,
-        anchor: &UpdateAnchor,
-    ) -> Result<RollbackPlan, UpdateRefusal> {
+    pub(crate) fn plan_rollback(&self, by: &str) -> Result<RollbackPlan, UpdateRefusal> {
         let mut on = self.open()?;
-        let floor = self.trust.floor(anchor);
-        let plan = apply::plan_rollback(&mut on.disk, on.running, floor.as_ref())?;
+        let plan = apply::plan_rollback(&mut on.disk, on.running, self.rules())?;
         if plan == RollbackPlan::TakenBack {
             let programs = stage::programs(&mut on.disk);
             let version = programs.of_slot(on.running.other()).unwrap_or_default();
@@ -503,11 +517,10 @@ impl UpdateSystem {
         }
     }
 
-    /// What a TPM measures of the loader, of the program that runs and of the one in the other slot.
-    pub(crate) fn measured(&self) -> Result<SystemProgram, UpdateRefusal> {
+    /// What a TPM measures of the loader, of the program that runs and of the one that goes on trial.
+    pub(crate) fn measured(&self, plan: &TrialPlan) -> Result<SystemProgram, UpdateRefusal> {
         let mut on = self.open()?;
-        let running = on.running;
-        programs(&mut on.disk, running.other())
+        programs(&mut on.disk, plan.slot, Some(plan))
     }
 
     /// The same if the program in the other slot is not wanted any more: it is the one before the last update, or one
@@ -520,7 +533,7 @@ impl UpdateSystem {
             return Ok(None);
         }
         let running = on.running;
-        programs(&mut on.disk, running.other()).map(Some)
+        programs(&mut on.disk, running.other(), None).map(Some)
     }
 
     /// The log of updates, the oldest record first.
@@ -584,10 +597,11 @@ fn clock(is_known: bool) -> UpdateClock {
 }
 
 /// What a TPM measures of the loader, of the program that runs and of that in slot `next`. One program is in memory at a
-/// time.
+/// time. The bytes that are measured are those of the plan, if there is one.
 pub(super) fn programs<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     next: BootSlot,
+    plan: Option<&TrialPlan>,
 ) -> Result<SystemProgram, UpdateRefusal> {
     let volume = disk.volume()?;
     let loaders = match volume.read_file(LOADER, LOADER_BYTES_MAX) {
@@ -596,14 +610,21 @@ pub(super) fn programs<D: BlockDevice>(
         Err(error) => return Err(error.into()),
     };
     let limit = u32::try_from(TARGET_BYTES_MAX).unwrap_or(u32::MAX);
-    let measured = |slot| {
+    let measured = |slot, plan: Option<&TrialPlan>| {
         let program = volume.read_file(&slot_path(slot), limit)?;
+        if let Some(plan) = plan
+            && known::digest_of(&program) != plan.sha256
+        {
+            let why = "the disk gave other bytes than a moment before";
+            return Err(known::unverified(slot, &plan.version, why));
+        }
         MeasuredImage::read(&program).map_err(unpredictable)
     };
+    let measured_next = measured(next, plan)?;
     Ok(SystemProgram {
         loaders,
-        running: measured(next.other())?,
-        next: measured(next)?,
+        running: measured(next.other(), None)?,
+        next: measured_next,
     })
 }
 

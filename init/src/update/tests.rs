@@ -1,6 +1,7 @@
 //! Updates on a model of a disk: each refusal, and a power cut at each write.
 
 mod cuts;
+mod known_programs;
 
 use std::fs;
 use std::io::Read;
@@ -12,9 +13,10 @@ use alknet_fat::BlockDevice;
 use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
 
 use super::anchor::UpdateAnchor;
-use super::apply::{self, RollbackPlan};
+use super::apply::{self, RollbackPlan, TrialRules};
 use super::disk::{LOADER, slot_path};
 use super::frames::BundleFrameReader;
+use super::known::{self, KnownStore};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{StageMachine, StageOrder, stage};
 use super::staged::StagedRelease;
@@ -34,6 +36,7 @@ struct UpdateBench {
     anchor: UpdateAnchor,
     folder: tempfile::TempDir,
     trust: TrustStore,
+    known: KnownStore,
     running: BootSlot,
     version: String,
     log: InitLog,
@@ -44,15 +47,35 @@ impl UpdateBench {
         let publisher = TestPublisher::new();
         let folder = tempfile::tempdir().expect("a temporary directory");
         let none = UpdateAnchor::of_root(Path::new("/missing"));
-        Self {
+        let bench = Self {
             disk: ModelDisk::new(&program(OLD, 4096, 0)),
             anchor: none.with_owner(&[publisher.key()], 1),
             trust: TrustStore::new(Some(folder.path().to_owned())),
+            known: KnownStore::new(Some(folder.path().to_owned())),
             publisher,
             folder,
             running: BootSlot::A,
             version: OLD.to_owned(),
             log: InitLog::default(),
+        };
+        let noted = bench.note_running();
+        assert_eq!(noted, Ok(true), "the machine's first start");
+        bench
+    }
+
+    fn note_running(&self) -> Result<bool, UpdateRefusal> {
+        known::note_running(
+            &mut self.disk.open(),
+            self.running,
+            &self.version,
+            &self.known,
+        )
+    }
+
+    fn rules(&self) -> TrialRules<'_> {
+        TrialRules {
+            trust: &self.trust,
+            known: &self.known,
         }
     }
 
@@ -68,6 +91,7 @@ impl UpdateBench {
             version: &self.version,
             anchor: &self.anchor,
             trust: &self.trust,
+            known: &self.known,
             clock: UpdateClock::Known(UnixSeconds(NOW)),
             folder: Some(self.folder.path()),
             log: &self.log,
@@ -106,7 +130,7 @@ impl UpdateBench {
 
     fn arm(&self, disk: &ModelDisk) {
         let mut opened = disk.open();
-        let plan = apply::plan_apply(&mut opened, self.running, None, None).expect("staged");
+        let plan = apply::plan_apply(&mut opened, self.running, self.rules()).expect("staged");
         apply::arm(&mut opened, &plan, &BootNote::new(plan.slot)).expect("written");
     }
 
@@ -273,8 +297,7 @@ fn a_version_that_this_machine_may_not_run_is_refused() {
     });
     // What was staged before the floor rose does not start either.
     bench.refuses(RefusalCode::BelowFloor, |bench| {
-        let floor = bench.trust.floor(&bench.anchor);
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, floor.as_ref(), None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
     });
 }
 
@@ -359,7 +382,7 @@ fn a_program_that_is_not_what_its_release_says_is_refused() {
     }
     bench.stage(&TestRelease::new(NEW, 4)).expect("a good one");
     bench.refuses(RefusalCode::Unpredictable, |bench| {
-        system::programs(&mut bench.disk.open(), BootSlot::B).map(drop)
+        system::programs(&mut bench.disk.open(), BootSlot::B, None).map(drop)
     });
 }
 
@@ -435,10 +458,10 @@ fn break_chain(disk: &ModelDisk, path: &str) {
 fn requests_that_do_not_fit_the_state_are_refused() {
     let bench = UpdateBench::new();
     bench.refuses(RefusalCode::NotStaged, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, None, None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
     });
     bench.refuses(RefusalCode::NoPrevious, |bench| {
-        apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, None).map(drop)
+        apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
     });
     bench.refuses(RefusalCode::NotOnTrial, |bench| {
         apply::confirm(&mut bench.disk.open(), BootSlot::A).map(drop)
@@ -450,14 +473,14 @@ fn requests_that_do_not_fit_the_state_are_refused() {
         bench.stage(&TestRelease::new("1.2.0", 2)).map(drop)
     });
     bench.refuses(RefusalCode::OnTrial, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::B, None, None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::B, bench.rules()).map(drop)
     });
     // The good slot runs, because the loader could not start the other one.
     bench.refuses(RefusalCode::NotOnTrial, |bench| {
         apply::confirm(&mut bench.disk.open(), BootSlot::A).map(drop)
     });
     let absent = UpdateSystem::absent(&InitLog::default());
-    let refused = absent.plan_apply(&bench.anchor).expect_err("no slots");
+    let refused = absent.plan_apply().expect_err("no slots");
     assert_eq!(refused.code, RefusalCode::NoSlots);
 }
 
@@ -465,29 +488,28 @@ fn requests_that_do_not_fit_the_state_are_refused() {
 fn a_staged_file_that_changed_does_not_go_on_trial() {
     let bench = UpdateBench::new();
     bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
-    let staged = StagedRelease::load(bench.folder.path()).expect("noted");
     let mut changed = bench.disk.file(BootSlot::B).expect("staged");
     changed[500_000] ^= 1;
-    let length = changed.len() as u64;
-    let mut volume = bench.disk.volume();
-    volume
-        .replace_file(&slot_path(BootSlot::B), length, &mut &*changed, &mut |_| {})
-        .expect("room");
-    bench.refuses(RefusalCode::SlotDamaged, |bench| {
-        let mut disk = bench.disk.open();
-        apply::plan_apply(&mut disk, BootSlot::A, None, Some(&staged)).map(drop)
+    known_programs::put(&bench.disk, BootSlot::B, &changed);
+    bench.refuses(RefusalCode::Unverified, |bench| {
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
     });
 }
 
 #[test]
 fn a_rollback_returns_to_the_version_before_and_not_below_the_floor() {
     let bench = UpdateBench::updated();
-    let floor = version("1.0.5");
-    bench.refuses(RefusalCode::BelowFloor, |bench| {
-        apply::plan_rollback(&mut bench.disk.open(), BootSlot::B, Some(&floor)).map(drop)
+    let mut higher = UpdateBench::updated();
+    higher.trust = TrustStore::new(None);
+    let mut trust = higher.trust.load(&higher.anchor).expect("seen");
+    trust.raise_floor(Some(&version("1.0.5")));
+    higher.trust.save(&trust).expect("kept");
+    higher.refuses(RefusalCode::BelowFloor, |bench| {
+        apply::plan_rollback(&mut bench.disk.open(), BootSlot::B, bench.rules()).map(drop)
     });
     let mut disk = bench.disk.open();
-    let plan = apply::plan_rollback(&mut disk, BootSlot::B, None).expect("a version before");
+    let plan =
+        apply::plan_rollback(&mut disk, BootSlot::B, bench.rules()).expect("a version before");
     let RollbackPlan::Trial(plan) = plan else {
         panic!("the version before goes on trial, not {plan:?}");
     };
@@ -507,17 +529,33 @@ fn a_version_that_was_not_started_is_taken_back_and_a_trial_is_given_up() {
     bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
     bench.arm(&bench.disk);
     let mut disk = bench.disk.open();
-    let plan = apply::plan_rollback(&mut disk, BootSlot::A, None).expect("pending");
+    let plan = apply::plan_rollback(&mut disk, BootSlot::A, bench.rules()).expect("pending");
     assert_eq!(plan, RollbackPlan::TakenBack);
     assert_eq!(bench.disk.record().phase(), BootPhase::Staged);
     bench.arm(&bench.disk);
     bench.disk.power_on();
-    let plan = apply::plan_rollback(&mut disk, BootSlot::B, None).expect("on trial");
+    let plan = apply::plan_rollback(&mut disk, BootSlot::B, bench.rules()).expect("on trial");
     let RollbackPlan::GiveUp(record) = plan else {
         panic!("the trial is given up, not {plan:?}");
     };
     disk.write_record(&record).expect("written");
     assert_eq!(bench.disk.power_on().0, Some(BootSlot::A));
+}
+
+#[test]
+fn a_staged_version_is_taken_back_and_does_not_start() {
+    let bench = UpdateBench::new();
+    bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
+    let mut disk = bench.disk.open();
+    let plan = apply::plan_rollback(&mut disk, BootSlot::A, bench.rules()).expect("staged");
+    assert_eq!(plan, RollbackPlan::TakenBack);
+    assert_eq!(bench.disk.record().phase(), BootPhase::Idle);
+    bench.refuses(RefusalCode::NotStaged, |bench| {
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
+    });
+    bench
+        .stage(&TestRelease::new(NEW, 2))
+        .expect("staged again");
 }
 
 /// The good version's file is damaged, so the loader started the other one, which an update can still write.

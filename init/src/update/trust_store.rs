@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use alknet_update::{ReleaseVersion, UpdateError, UpdateTrust};
 
 use super::anchor::UpdateAnchor;
-use super::refusal::UpdateRefusal;
+use super::refusal::{RefusalCode, UpdateRefusal};
 
 /// Name of the file in the folder of updates.
 const FILE: &str = "trust.json";
@@ -57,9 +57,18 @@ impl TrustStore {
         }
     }
 
-    /// The oldest version that may run. `None` as well if nothing is trusted.
-    pub(super) fn floor(&self, anchor: &UpdateAnchor) -> Option<ReleaseVersion> {
-        self.load(anchor).ok()?.floor().cloned()
+    /// The oldest version that may run, whatever keys count now. A file that cannot be read may forbid any version, so it
+    /// is an error.
+    pub(super) fn floor(&self) -> Result<Option<ReleaseVersion>, UpdateRefusal> {
+        match &self.path {
+            Some(path) => UpdateTrust::read_floor(path).map_err(|error| {
+                let text = format_args!(
+                    "{error}; the oldest version that may run is in this file, so no version goes on trial without it"
+                );
+                UpdateRefusal::new(RefusalCode::TrustDamaged, text)
+            }),
+            None => Ok(self.memory().as_ref().and_then(|trust| trust.floor().cloned())),
+        }
     }
 
     fn memory(&self) -> MutexGuard<'_, Option<UpdateTrust>> {

@@ -63,10 +63,14 @@ fn the_next_program_is_of_a_medium_or_of_the_boot_partition() {
 
 /// What the stub says of the program that firmware started.
 fn stub_says(machine: &DirectoryMachine, name: &str, path: &str) {
+    variable_says(machine, name, path, [6, 0, 0, 0]);
+}
+
+fn variable_says(machine: &DirectoryMachine, name: &str, path: &str, attributes: [u8; 4]) {
     let folder = machine.paths.efi.join("efivars");
     fs::create_dir_all(&folder).expect(FILE);
     let units = path.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
-    let value: Vec<u8> = [6, 0, 0, 0].into_iter().chain(units).collect();
+    let value: Vec<u8> = attributes.into_iter().chain(units).collect();
     let file = format!("{name}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f");
     fs::write(folder.join(file), value).expect(FILE);
 }
@@ -97,6 +101,12 @@ fn firmware_names_the_slot_that_runs_and_without_it_grub_does() {
     // What the stub says itself counts before what a loader may have set.
     stub_says(&machine, "StubImageIdentifier", r"\EFI\ALKNET\A.EFI");
     assert_eq!(slot(), Some(BootSlot::A));
+    // A variable that outlives a start was not written by the stub of this one.
+    let stays = [7, 0, 0, 0];
+    for name in ["StubImageIdentifier", "LoaderImageIdentifier"] {
+        variable_says(&machine, name, r"\EFI\ALKNET\B.EFI", stays);
+    }
+    assert_eq!(slot(), None);
 }
 
 /// PCR 4 counts the loader and the program that runs, which need not be the one of the first slot.

@@ -9,7 +9,7 @@ use super::session::{StagingError, StagingOutcome};
 
 /// Refusals of PID 1 that are about who may bring this version: its signatures, its age and its place in the order of
 /// versions.
-const FORBIDDEN: [&str; 7] = [
+const FORBIDDEN: [&str; 8] = [
     "below-floor",
     "downgrade",
     "expired",
@@ -17,6 +17,7 @@ const FORBIDDEN: [&str; 7] = [
     "rollback",
     "signature",
     "threshold",
+    "unverified",
 ];
 
 /// Refusals that are about the bytes of the bundle, or the machine that it is for.

@@ -54,7 +54,8 @@ impl InitMachine {
             if report.is_some_and(|report| report.kind == StartKind::Good) {
                 system.settle(&anchor);
             }
-            let look = Box::new(system.look(&anchor));
+            system.note_running();
+            let look = Box::new(system.look());
             MachineEvent::Update(Box::new(UpdateEvent::Looked(look)))
         });
     }

@@ -53,7 +53,14 @@ impl InitMachine {
                 };
                 self.queue_bundle(ticket, order, busy, now);
             }
+            (UpdateRequest::Log, _) if self.update.log_request.is_some() => {
+                let text =
+                    "the log of updates is being read already; ask again when it was answered";
+                let refusal = UpdateRefusal::new(RefusalCode::Busy, text);
+                self.answer(&ticket, refused(&refusal));
+            }
             (UpdateRequest::Log, _) => {
+                self.update.log_request = Some(ticket.clone());
                 let system = self.update.system.clone();
                 self.answer_by(ticket, move || {
                     let records = system.records();
@@ -225,11 +232,11 @@ impl InitMachine {
             needs_person: [PIN, PASSPHRASE].contains(&vault),
             data: self.facts.data.mode.clone(),
         };
-        let (system, anchor) = (self.update.system.clone(), self.anchor());
+        let system = self.update.system.clone();
         let place = self.trial_vault();
         self.answer_by(ticket, move || {
             let plan = if rolls_back {
-                match system.plan_rollback(&wish.by, &anchor)? {
+                match system.plan_rollback(&wish.by)? {
                     RollbackPlan::TakenBack => return Ok((UpdateAnswer::Done, false)),
                     RollbackPlan::GiveUp(record) => {
                         system.give_up(&record, &wish.by)?;
@@ -238,9 +245,9 @@ impl InitMachine {
                     RollbackPlan::Trial(plan) => plan,
                 }
             } else {
-                system.plan_apply(&anchor)?
+                system.plan_apply()?
             };
-            place.prepare(&system)?;
+            place.prepare(|| system.measured(&plan))?;
             system.begin_trial(&plan, &wish)?;
             Ok((UpdateAnswer::Done, true))
         });
@@ -254,6 +261,7 @@ impl InitMachine {
         now: u64,
     ) {
         let is_done = answer == UpdateAnswer::Done;
+        self.update.log_request.take_if(|open| open == ticket);
         self.answer(ticket, answer);
         let request = &mut self.update.request;
         let Some(request) = request.take_if(|open| open.ticket == *ticket) else {

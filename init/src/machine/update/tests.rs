@@ -5,7 +5,7 @@ use alknet_vault::Entropy;
 use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
-use crate::control::{BootStage, MachineDiagnostic, NodeMessage, UpdateEnd};
+use crate::control::{BootStage, MachineDiagnostic, NodeMessage, UpdateEnd, UpdateRequest};
 use crate::data;
 use crate::machine::tests::machine;
 use crate::update::{GateVault, UpdateLook};
@@ -97,6 +97,31 @@ fn one_request_at_a_time_and_a_refused_bundle_is_no_request() {
         has_vault: false,
     });
     assert_eq!(code(&machine), Some(RefusalCode::Busy));
+}
+
+/// A node that an attacker has taken over asks for the log without end.
+#[tokio::test]
+async fn the_log_is_read_for_one_request_at_a_time() {
+    let mut machine = machine();
+    let (events, mut answers) = tokio::sync::mpsc::channel(100);
+    machine.events = events;
+    for n in 0..50 {
+        machine.update_request(n, UpdateRequest::Log, "a node".to_owned(), 0);
+    }
+    let mut answered = Vec::new();
+    while let Some(MachineEvent::Update(event)) = answers.recv().await {
+        let UpdateEvent::Answered { ticket, .. } = *event else {
+            continue;
+        };
+        let n = ticket.n;
+        answered.push(n);
+        machine.request_ended(&ticket, UpdateAnswer::Done, false, 0);
+        if n == 99 {
+            break;
+        }
+        machine.update_request(99, UpdateRequest::Log, "a node".to_owned(), 0);
+    }
+    assert_eq!(answered, [0, 99]);
 }
 
 #[test]
@@ -227,11 +252,12 @@ fn a_version_does_not_go_on_trial_while_the_vault_of_the_tpm_is_locked() {
     });
     machine.keeper.lock();
     let place = machine.trial_vault();
-    let refused = place.prepare(&machine.update.system).expect_err("locked");
+    let unused = || Err(UpdateRefusal::failed());
+    let refused = place.prepare(unused).expect_err("locked");
     assert_eq!(refused.code, RefusalCode::Locked, "{}", refused.text);
     // Without a vault there is nothing to prepare.
     let mut bare = machine;
     bare.vault_at = None;
     let place = bare.trial_vault();
-    assert_eq!(place.prepare(&bare.update.system), Ok(()));
+    assert_eq!(place.prepare(unused), Ok(()));
 }

@@ -8,7 +8,7 @@ use alknet_vault::slots::SlotType;
 use crate::log::InitLog;
 use crate::machine::commands::AUDIT_DIR;
 use crate::media::SystemSources;
-use crate::update::{RefusalCode, UpdateRefusal, UpdateSystem};
+use crate::update::{RefusalCode, SystemProgram, UpdateRefusal, UpdateSystem};
 use crate::vault::{
     CommandContext, LOCKED, VaultHandle, add_program_slot, program_slots, remove_program_slots,
 };
@@ -38,7 +38,10 @@ impl TrialVault {
 
     /// Makes the TPM open the vault for the program that goes on trial. Where only the TPM opens the vault without a
     /// person, and it would not, the update is refused: the machine would wait for a person for half an hour, and return.
-    pub(super) fn prepare(&self, system: &UpdateSystem) -> Result<(), UpdateRefusal> {
+    pub(super) fn prepare(
+        &self,
+        measure: impl FnOnce() -> Result<SystemProgram, UpdateRefusal>,
+    ) -> Result<(), UpdateRefusal> {
         let prepared = self.with(|place| {
             let slots = program_slots(place).map_err(|why| locked(&why))?;
             if !slots.is_unattended {
@@ -47,12 +50,13 @@ impl TrialVault {
             if !self.keeper.is_open() {
                 return Err(locked(LOCKED));
             }
-            let programs = system.measured()?;
+            let programs = measure()?;
             add_program_slot(place, &programs.update())
                 .map(drop)
                 .map_err(|why| unpredictable(&why))
         });
         match prepared {
+            Some(Err(refusal)) if refusal.code == RefusalCode::Unverified => Err(refusal),
             Some(Err(refusal)) if !self.is_opened_by_tpm() => {
                 self.log.warn(format_args!(
                     "the TPM will not open the vault for the next version, and another slot has to: {refusal}"

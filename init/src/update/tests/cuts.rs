@@ -115,7 +115,8 @@ fn a_cut_while_a_version_is_rolled_back_starts_one_of_the_two() {
     let mut started = [0; 2];
     let change = |disk: &ModelDisk| {
         let mut opened = disk.open();
-        let plan = apply::plan_rollback(&mut opened, BootSlot::B, None).expect("a version before");
+        let plan = apply::plan_rollback(&mut opened, BootSlot::B, bench.rules())
+            .expect("a version before");
         let RollbackPlan::Trial(plan) = plan else {
             panic!("the version before goes on trial, not {plan:?}");
         };
