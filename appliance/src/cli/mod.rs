@@ -194,8 +194,10 @@ alknet provision --words-to age1… --name far-away --out seed.iso"
     #[command(after_help = "Examples:\n  alknet reboot attic\n  alknet reboot kitchen@attic --yes")]
     Reboot(machine::PowerArgs),
     /// Return a node to the version before its last update, or take back a version that waits.
-    #[command(after_help = "Examples:\n  alknet rollback edge-1\n  alknet rollback kitchen@attic --yes")]
-    Rollback(update::RollbackArgs),
+    #[command(
+        after_help = "Examples:\n  alknet rollback edge-1\n  alknet rollback kitchen@attic --yes"
+    )]
+    Rollback(update::NodeRollbackArgs),
     /// Serve a node on this computer, without root's rights.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
@@ -212,12 +214,10 @@ alknet status kitchen --via attic"
     #[command(subcommand)]
     Token(token::TokenVerb),
     /// Bring another version of alknet to appliances: send it, start it, and wait until it has proved itself.
-    #[command(
-        after_help = "Examples:\n  alknet update edge-1 bundle.tar\n  \
+    #[command(after_help = "Examples:\n  alknet update edge-1 bundle.tar\n  \
 alknet update edge-1 hall https://updates.example.org/stable/bundle.tar --yes\n  \
 alknet update edge-1 --dry-run\n  alknet update edge-1 bundle.tar --at 2027-01-31T02:00:00Z\n  \
-alknet update --workers attic bundle.tar --rings 1,5,all"
-    )]
+alknet update --workers attic bundle.tar --rings 1,5,all")]
     Update(update::UpdateArgs),
     /// Keep recovery words, keys and sealed records in a vault; show or lock the vault of a node.
     #[command(subcommand)]

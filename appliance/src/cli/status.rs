@@ -147,7 +147,10 @@ mod tests {
         let line = |update: Value| update_line(&update);
         assert_eq!(line(Value::Null), None);
         assert_eq!(line(json!({ "state": "absent", "detail": "iso" })), None);
-        assert_eq!(line(json!({ "state": "good", "slot": "b" })).as_deref(), Some("slot b"));
+        assert_eq!(
+            line(json!({ "state": "good", "slot": "b" })).as_deref(),
+            Some("slot b")
+        );
         let trial = json!({ "state": "trial", "slot": "b", "gate": ["the vault", "a minute"] });
         let expected = "slot b, on trial; waits for the vault, a minute";
         assert_eq!(line(trial).as_deref(), Some(expected));

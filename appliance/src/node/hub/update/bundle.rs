@@ -37,7 +37,7 @@ pub(super) enum HubBundleError {
     Io(io::Error),
     /// The file is no bundle, or names no version.
     Malformed(String),
-    /// There is none.
+    /// The hub has no bundle.
     None,
     /// The piece does not begin where the last one ended.
     Offset(u64),
