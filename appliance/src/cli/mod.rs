@@ -201,7 +201,7 @@ alknet provision --words-to age1… --name far-away --out seed.iso"
     #[command(
         after_help = "Examples:\n  alknet rollback edge-1\n  alknet rollback kitchen@attic --yes"
     )]
-    Rollback(update::RollbackArgs),
+    Rollback(update::NodeRollbackArgs),
     /// Serve a node on this computer, without root's rights.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),

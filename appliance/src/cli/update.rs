@@ -106,7 +106,7 @@ struct UpdateWish {
 
 /// Arguments of `alknet rollback`.
 #[derive(Debug, Args)]
-pub(crate) struct RollbackArgs {
+pub(crate) struct NodeRollbackArgs {
     #[command(flatten)]
     node: NodeArgs,
     /// Do not ask for confirmation.
@@ -346,7 +346,7 @@ async fn waiting(node: &NodeCaller) -> Result<Option<Value>, CommandError> {
 }
 
 /// `alknet rollback`
-pub(crate) fn rollback(args: &RollbackArgs, json: bool) -> Result<CommandExit, CommandError> {
+pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExit, CommandError> {
     let route = args.node.route()?;
     if !args.yes && !is_person(json) {
         return Err(CommandError::usage("no person is asked here: give --yes"));

@@ -118,7 +118,7 @@ pub(super) struct StagingSession {
     pieces: mpsc::Sender<BundlePiece>,
     /// Its sender gives it up.
     given_up: Notify,
-    /// The reason for which the session ended.
+    /// The reason that it gives.
     reason: OnceLock<String>,
 }
 

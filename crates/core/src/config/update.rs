@@ -68,6 +68,18 @@ impl Default for UpdateSection {
 
 impl UpdateSection {
     /// The address of the channel's bundle, if the section has an address.
+    ///
+    /// ```
+    /// use alknet_core::config::{UpdateChannel, UpdateSection};
+    ///
+    /// let section = UpdateSection {
+    ///     url: Some("https://updates.example.org".to_owned()),
+    ///     channel: UpdateChannel::Beta,
+    ///     ..UpdateSection::default()
+    /// };
+    /// let bundle = section.bundle_url();
+    /// assert_eq!(bundle.as_deref(), Some("https://updates.example.org/beta/bundle.tar"));
+    /// ```
     #[must_use]
     pub fn bundle_url(&self) -> Option<String> {
         let base = self.url.as_deref()?.trim_end_matches('/');
@@ -114,7 +126,7 @@ impl UpdateChannel {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum AutoUpdate {
-    /// The machine looks for no version by itself.
+    /// The machine does nothing by itself.
     #[default]
     Off,
     /// Writes it to the boot slot that does not run.
@@ -125,6 +137,14 @@ pub enum AutoUpdate {
 
 /// The hours in which a machine may restart for an update, every day, in UTC: `02:00-04:00`. The end is not part of it;
 /// a window whose end is before its begin goes over midnight.
+///
+/// ```
+/// use alknet_core::config::UpdateWindow;
+///
+/// let night: UpdateWindow = "23:00-01:30".parse()?;
+/// assert_eq!((night.begin_minute(), night.minutes()), (23 * 60, 150));
+/// # Ok::<(), alknet_core::config::InvalidUpdateWindow>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UpdateWindow {
@@ -201,6 +221,15 @@ impl From<UpdateWindow> for String {
 }
 
 /// A time of at most a day: `90s`, `30m` or `12h`.
+///
+/// ```
+/// use alknet_core::config::UpdateJitter;
+///
+/// let jitter: UpdateJitter = "30m".parse()?;
+/// assert_eq!(jitter.seconds(), 1800);
+/// assert!("25h".parse::<UpdateJitter>().is_err());
+/// # Ok::<(), alknet_core::config::InvalidUpdateJitter>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UpdateJitter {
