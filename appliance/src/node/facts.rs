@@ -151,14 +151,6 @@ pub(crate) fn info(
     })
 }
 
-/// The version that runs: that of the machine's image, or of this program.
-pub(crate) fn version(facts: &MachineFacts) -> &str {
-    match facts.update.version.as_str() {
-        "" => env!("CARGO_PKG_VERSION"),
-        version => version,
-    }
-}
-
 /// The source of the configuration in force: a file, an operation, a signal, or the machine's
 /// start.
 pub(crate) fn config_source(config: &DynamicConfig, facts: &MachineFacts) -> String {

@@ -68,14 +68,6 @@ impl NodeMetrics {
         self.parts.updates.get_or_init(|| updates.clone());
     }
 
-    fn version(&self) -> String {
-        let updates = self.parts.updates.get();
-        updates.map_or_else(
-            || env!("CARGO_PKG_VERSION").to_owned(),
-            NodeUpdates::version,
-        )
-    }
-
     /// Reads every metric.
     pub(crate) fn collect(&self) -> Metrics {
         let mut metrics = Metrics::default();

@@ -73,7 +73,7 @@ fn header(name: &[u8], bytes: u64) -> [u8; SECTOR_BYTES] {
     put(&mut out, 0, name);
     // Mode, user and group.
     put(&mut out, 100, b"0000444\0");
-    put(&mut out, 108, b"0000000\00000000\0");
+    put(&mut out, 108, b"0000000\x000000000\0");
     put(&mut out, 124, &octal::<11>(bytes));
     put(&mut out, 136, &octal::<11>(0));
     // An ordinary file.

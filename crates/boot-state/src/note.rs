@@ -98,9 +98,11 @@ impl<const BYTES: usize> NoteText<BYTES> {
     pub fn new(text: &str) -> Self {
         let mut out = Self::EMPTY;
         for character in text.chars().take(BYTES) {
-            out.push(match u8::try_from(character) {
-                Ok(byte @ 0x20..=0x7e) => byte,
-                _ => b'?',
+            let byte = u8::try_from(character).unwrap_or(b'?');
+            out.push(if (0x20..=0x7e).contains(&byte) {
+                byte
+            } else {
+                b'?'
             });
         }
         out

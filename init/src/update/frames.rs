@@ -256,7 +256,8 @@ mod tests {
                 Ok(1)
             }
         }
-        let mut frames = BundleFrameReader::new(Halting(framed(&[1; 9], 4), false), 9, Arc::default());
+        let mut frames =
+            BundleFrameReader::new(Halting(framed(&[1; 9], 4), false), 9, Arc::default());
         assert_eq!(frames.drain(), FramesEnd::Ended);
     }
 

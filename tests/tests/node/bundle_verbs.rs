@@ -240,7 +240,8 @@ fn each_bad_input_is_one_error_and_leaves_no_bundle() {
         let errors = with(words);
         assert!(errors.contains(said), "{words:?}: {errors}");
     }
-    let said = machine.refused(&[&["root", "--key", "text"][..], &root[3..5], &["--out", "x"]].concat());
+    let said =
+        machine.refused(&[&["root", "--key", "text"][..], &root[3..5], &["--out", "x"]].concat());
     assert!(said.contains("private Ed25519 key"), "{said}");
     let late = ["--expires", "soon"];
     let said = machine.refused(&[&root[..3], &late, &root[5..]].concat());

@@ -143,11 +143,6 @@ impl NodeUpdates {
         builder.add(act::rollback(self.clone()));
     }
 
-    /// The version that runs.
-    pub(crate) fn version(&self) -> String {
-        super::facts::version(&self.0.facts.load()).to_owned()
-    }
-
     /// Hands an answer of PID 1 to the request that it is for.
     pub(crate) fn answered(&self, n: u64, answer: UpdateAnswer) {
         self.0.link.answered(n, answer);

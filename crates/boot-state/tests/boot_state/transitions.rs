@@ -91,7 +91,7 @@ fn each_transition_is_possible_in_its_phases_only() {
             record.give_up(),
             record.rollback(),
         ] {
-            let good = next.map_or(record.good(), |next| next.good());
+            let good = next.map_or_else(|_| record.good(), |next| next.good());
             assert_eq!(good, record.good(), "{record:?}");
         }
     }

@@ -112,7 +112,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(content in proptest::collection::vec(any::<u8>(), 0..70_000)) {
-            let written = element(SEQUENCE, &[content.clone()]);
+            let written = element(SEQUENCE, std::slice::from_ref(&content));
             let mut rest = &written[..];
             let read = next(&mut rest).expect("an element");
             prop_assert_eq!((read.tag, read.content), (SEQUENCE, &content[..]));

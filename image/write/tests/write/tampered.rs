@@ -116,7 +116,7 @@ impl DiskCopy {
         let cluster_at = |number: u32| data + u64::from(number - 2) * u64::from(boot[13]) * BLOCK;
         let mut at = cluster_at(u32_at(&boot, 44));
         for name in path {
-            let slot = self.read(self.slot(at, *name), SLOT);
+            let slot = self.read(self.slot(at, name), SLOT);
             at = cluster_at(
                 u32::from(slot[21]) << 24 | u32::from(slot[20]) << 16 | u32_at(&slot, 26) & 0xffff,
             );

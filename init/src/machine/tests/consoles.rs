@@ -30,7 +30,7 @@ impl Terminal {
         let pty = openpty(None, None).expect("a pseudo-terminal");
         let master = File::from(pty.master);
         let (id, answers) = crate::boot::listener(&machine.events);
-        let console = InitConsole::new(OwnedFd::from(pty.slave), answers).expect("a terminal");
+        let console = InitConsole::new(pty.slave, answers).expect("a terminal");
         machine.own_consoles.push(MachineConsole {
             id,
             console: console.clone(),
