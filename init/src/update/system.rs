@@ -604,11 +604,6 @@ pub(super) fn programs<D: BlockDevice>(
     plan: Option<&TrialPlan>,
 ) -> Result<SystemProgram, UpdateRefusal> {
     let volume = disk.volume()?;
-    let loaders = match volume.read_file(LOADER, LOADER_BYTES_MAX) {
-        Ok(loader) => vec![authenticode(&loader).map_err(unpredictable)?],
-        Err(FatError::NotFound { .. }) => Vec::new(),
-        Err(error) => return Err(error.into()),
-    };
     let limit = u32::try_from(TARGET_BYTES_MAX).unwrap_or(u32::MAX);
     let measured = |slot, plan: Option<&TrialPlan>| {
         let program = volume.read_file(&slot_path(slot), limit)?;
@@ -621,6 +616,11 @@ pub(super) fn programs<D: BlockDevice>(
         MeasuredImage::read(&program).map_err(unpredictable)
     };
     let measured_next = measured(next, plan)?;
+    let loaders = match volume.read_file(LOADER, LOADER_BYTES_MAX) {
+        Ok(loader) => vec![authenticode(&loader).map_err(unpredictable)?],
+        Err(FatError::NotFound { .. }) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
     Ok(SystemProgram {
         loaders,
         running: measured(next.other(), None)?,
