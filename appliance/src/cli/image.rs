@@ -48,7 +48,7 @@ alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.roo
     #[command(
         after_help = "Examples:\n  alknet image root --dir vault --expires 2032-01-31 --out 1.root.json\n  \
 alknet image root --key ada.pem --key ben.pem --threshold 2 --expires 2032-01-31 --out 1.root.json\n  \
-alknet image root --key ada.pem --key cy.pem --trust ed25519:… --trust ed25519:… --previous 1.root.json \\\n      \
+alknet image root --key ada.pem --key cy.pem --previous 1.root.json \\\n      \
 --expires 2033-01-31 --out 2.root.json"
     )]
     Root(root::ImageRootArgs),

@@ -11,7 +11,7 @@ use super::schedule::AutoStep;
 
 /// Code of the problem that a version waits for an administrator.
 pub(crate) const UPDATE_AVAILABLE: &str = "update-available";
-/// Code of the problem that the last update failed.
+/// Code of the problem by which PID 1 reports that the last update failed.
 pub(crate) const UPDATE_FAILED: &str = "update-failed";
 
 /// Every state of the slot that is not the good one, as the metric names them.
@@ -27,16 +27,11 @@ const STATES: [&str; 8] = [
 ];
 
 impl NodeUpdates {
-    /// The problems of updates.
+    /// The problems of updates that only the node knows. PID 1 reports that an update failed: its report comes back to the
+    /// node in the facts, so the node could not tell its own from that.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let facts = self.0.facts.load();
-        // PID 1 may have its own words for it.
-        let is_listed = facts.problems.iter().any(|it| it.code == UPDATE_FAILED);
-        let failed = failed(&facts.update).filter(|_| !is_listed);
-        failed
-            .into_iter()
-            .chain(self.available(&facts.update))
-            .collect()
+        self.available(&facts.update).into_iter().collect()
     }
 
     /// A version that the machine has, and does not start by itself. Only a machine that looks for updates by itself
@@ -89,63 +84,5 @@ impl NodeUpdates {
                 count.load(Ordering::Relaxed),
             );
         }
-    }
-}
-
-/// The last update, if it failed.
-fn failed(facts: &UpdateFacts) -> Option<MachineDiagnostic> {
-    let last = facts
-        .last
-        .as_ref()
-        .filter(|last| last.outcome == "failed")?;
-    let stage = match last.stage.as_str() {
-        "" => String::new(),
-        stage => format!(" after the stage '{stage}'"),
-    };
-    let reason = match last.reason.as_str() {
-        "" => "it did not say why",
-        reason => reason,
-    };
-    Some(MachineDiagnostic {
-        code: UPDATE_FAILED.to_owned(),
-        text: format!(
-            "version {} failed{stage}: {reason}; {} runs",
-            last.version, facts.version
-        ),
-        hint: "'alknet update log NODE' has all of it; the version is not tried again by itself"
-            .to_owned(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use alknet_init::control::UpdateEnd;
-
-    use super::*;
-
-    #[test]
-    fn an_update_that_failed_is_a_problem_with_its_reason() {
-        let mut facts = UpdateFacts {
-            version: "1.0.0".to_owned(),
-            ..UpdateFacts::default()
-        };
-        assert_eq!(failed(&facts), None);
-        let end = |outcome: &str| UpdateEnd {
-            version: "1.1.0".to_owned(),
-            outcome: outcome.to_owned(),
-            stage: "data".to_owned(),
-            reason: "the partition is read-only".to_owned(),
-            problems: Vec::new(),
-        };
-        for outcome in ["confirmed", "rolled-back"] {
-            facts.last = Some(end(outcome));
-            assert_eq!(failed(&facts), None, "{outcome}");
-        }
-        facts.last = Some(end("failed"));
-        let problem = failed(&facts).expect("a problem");
-        assert_eq!(problem.code, UPDATE_FAILED);
-        let text =
-            "version 1.1.0 failed after the stage 'data': the partition is read-only; 1.0.0 runs";
-        assert_eq!(problem.text, text);
     }
 }
