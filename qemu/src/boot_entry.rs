@@ -24,7 +24,7 @@ pub fn set_command_line(variables: &Path, packages: &Path, line: &str) -> Result
 
 /// A file on the second partition of a disk.
 #[derive(Clone, Debug)]
-pub struct PartitionFile<'a> {
+pub struct BootPartitionFile<'a> {
     /// The identity of the partition, such as `c12a7328-f81f-11d2-ba4b-00a0c93ec93b`.
     pub partition: &'a str,
     /// The first block of the partition, and how many it has, of 512 bytes.
@@ -40,7 +40,7 @@ pub struct PartitionFile<'a> {
 pub fn set_boot_file(
     variables: &Path,
     packages: &Path,
-    file: &PartitionFile<'_>,
+    file: &BootPartitionFile<'_>,
     line: &str,
 ) -> Result<()> {
     let mut command: Command = python(packages);

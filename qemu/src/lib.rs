@@ -51,7 +51,7 @@ mod tsc;
 mod vm;
 
 pub use accel::{ACCEL_VARIABLE, Accel, SCALED_MAX, TCG_TIMEOUT_FACTOR, expect_slowdown};
-pub use boot_entry::{PartitionFile, set_boot_file, set_command_line};
+pub use boot_entry::{BootPartitionFile, set_boot_file, set_command_line};
 pub use builder::VmBuilder;
 pub use console::{ConsoleLine, ConsoleMark, VmConsole, WaitResult};
 pub use controller::{DiskController, DiskFormat};

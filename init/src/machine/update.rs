@@ -284,7 +284,7 @@ impl InitMachine {
         if self.shutdown.is_none() {
             self.pass_gate(now);
             self.remove_slots();
-            self.look();
+            self.read_update_state();
         }
         self.keep_note(now);
     }

@@ -249,11 +249,13 @@ mod tests {
         impl Read for Halting {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
                 self.1 = !self.1;
-                if self.1 {
-                    return Err(ErrorKind::WouldBlock.into());
+                match self.1 {
+                    true => Err(ErrorKind::WouldBlock.into()),
+                    false => {
+                        buffer[0] = self.0.remove(0);
+                        Ok(1)
+                    }
                 }
-                buffer[0] = self.0.remove(0);
-                Ok(1)
             }
         }
         let mut frames =

@@ -73,7 +73,7 @@ impl NoteKeeper {
 
 /// From now on panics are written to this note.
 pub(super) fn arm(bios: PathBuf, note: BootNote) {
-    *kept() = Some(KeptNote {
+    *lock_note() = Some(KeptNote {
         bios,
         note,
         panics: 0,
@@ -82,12 +82,12 @@ pub(super) fn arm(bios: PathBuf, note: BootNote) {
 
 /// The trial is over.
 pub(super) fn disarm() {
-    *kept() = None;
+    *lock_note() = None;
 }
 
 /// Writes the note to the disk, with what panics have added to it. Blocks on the disk.
 pub(super) fn write(note: &BootNote) -> Result<(), String> {
-    let mut kept = kept();
+    let mut kept = lock_note();
     let Some(kept) = kept.as_mut() else {
         return Ok(());
     };
@@ -130,7 +130,7 @@ pub(crate) fn note_place(place: &str) {
     }
 }
 
-fn kept() -> MutexGuard<'static, Option<KeptNote>> {
+fn lock_note() -> MutexGuard<'static, Option<KeptNote>> {
     // The value is changed as a whole.
     NOTE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -301,7 +301,7 @@ impl UpdateSystem {
     }
 
     /// Reads what the disk says, for facts.
-    pub(crate) fn look(&self) -> UpdateLook {
+    pub(crate) fn inspect(&self) -> UpdateLook {
         let floor = self.trust.floor();
         let mut look = UpdateLook {
             detail: floor.as_ref().err().map(ToString::to_string),

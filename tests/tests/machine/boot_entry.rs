@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
-use alknet_qemu::{PartitionFile, set_boot_file, set_command_line};
+use alknet_qemu::{BootPartitionFile, set_boot_file, set_command_line};
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
 use alknet_tests::SnapshotPoint;
 use alknet_tests::tools::{RAW_DATA_AT, tool_says, variable};
@@ -54,7 +54,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     node.end();
 
     make_former_slot(&bench.raw(), &at("own.tpm"));
-    let image = PartitionFile {
+    let image = BootPartitionFile {
         partition: &boot_partition_id(&bench.raw()),
         blocks: (ESP_FIRST_LBA, ESP_BYTES / LBA_BYTES),
         path: IMAGE,

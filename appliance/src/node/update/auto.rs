@@ -59,7 +59,7 @@ impl NodeUpdates {
         let step = self.decide();
         self.auto().step = Some(step.clone());
         let done = match step {
-            AutoStep::Look => self.look().await,
+            AutoStep::Look => self.ask_channel().await,
             AutoStep::Stage => self.stage_found().await,
             AutoStep::Start => self.start(BY).await,
             _ => return,
@@ -107,11 +107,11 @@ impl NodeUpdates {
     }
 
     /// Asks the channel what it has.
-    async fn look(&self) -> Result<(), CallError> {
+    async fn ask_channel(&self) -> Result<(), CallError> {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
         self.auto().looked = self.now_s();
-        let plan = self.carried(true).await?;
+        let plan = self.stage_from_channel(true).await?;
         self.auto().found = Some(plan);
         Ok(())
     }
@@ -120,7 +120,7 @@ impl NodeUpdates {
     async fn stage_found(&self) -> Result<(), CallError> {
         // If it fails, the next look decides whether it is tried again.
         self.auto().found = None;
-        let plan = self.carried(false).await?;
+        let plan = self.stage_from_channel(false).await?;
         tracing::info!(version = plan.to, "update.auto staged");
         let mut auto = self.auto();
         auto.own = Some(plan.to.clone());
@@ -129,7 +129,7 @@ impl NodeUpdates {
     }
 
     /// The bundle of the channel, to its end.
-    async fn carried(&self, dry_run: bool) -> Result<UpdatePlan, CallError> {
+    async fn stage_from_channel(&self, dry_run: bool) -> Result<UpdatePlan, CallError> {
         let wish = StageWish {
             owner: BY.to_owned(),
             by: BY.to_owned(),

@@ -132,7 +132,7 @@ pub(super) fn offer(updates: NodeUpdates) -> Registration {
     }));
     let spec = for_scopes(spec, &[OFFER_SCOPE]);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let answer = updates.offered(&input, &ctx);
+        let answer = updates.answer_offer(&input, &ctx);
         std::future::ready(answer)
     });
     Registration::new(spec, handler)
@@ -342,7 +342,7 @@ impl NodeUpdates {
     }
 
     /// A hub has a bundle. Its permission is the scope, which `[[join]] update` gives it.
-    fn offered(&self, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
+    fn answer_offer(&self, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
         direct(ctx)?;
         self.link_check()?;
         let input: OfferInput = input.parse()?;

@@ -28,7 +28,7 @@ impl InitMachine {
     }
 
     /// Reads the disk for the facts, on a thread, and logs what this start has to log.
-    pub(super) fn look(&mut self) {
+    pub(super) fn read_update_state(&mut self) {
         // A thread that stages has the disk.
         let is_free = !self.update.is_looking && self.update.staging.is_none();
         if !self.update.owes_look || !is_free {
@@ -55,7 +55,7 @@ impl InitMachine {
                 system.settle(&anchor);
             }
             system.note_running();
-            let look = Box::new(system.look());
+            let look = Box::new(system.inspect());
             MachineEvent::Update(Box::new(UpdateEvent::Looked(look)))
         });
     }
