@@ -11,7 +11,7 @@ use alknet_boot_state::{BootPhase, BootRecord, BootSlot, RECORD_BYTES, RECORD_OF
 use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
 use alknet_tests::tools::tool_says;
-use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench};
+use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
 use super::configuration::{NO_VAULT, document};
@@ -129,10 +129,12 @@ fn a_trial_without_a_whole_program_leaves_the_good_slot_by_a_bios() {
     tool_says("mcopy", &["-i", &partition, &half, "::/EFI/ALKNET/B.EFI"]);
     put_record(&disk, &pending());
     let vm = machine(MachineKind::Pc).disk(VirtioDisk::file(&disk));
-    let (node, info) = started(&bench, vm, NO_VAULT);
-    let problems = info["problems"].as_array().expect("a list");
-    let codes: Vec<_> = problems.iter().map(|one| &one["code"]).collect();
-    assert_eq!(codes, ["update-failed"], "{info:#}");
+    let (node, _) = started(&bench, vm, NO_VAULT);
+    eventually("the machine says that the update failed", || {
+        let problems = node.info()["problems"].take();
+        let codes: Vec<_> = problems.as_array()?.iter().map(|one| &one["code"]).collect();
+        (codes == ["update-failed"]).then_some(())
+    });
     drop(node);
     let record = record(&disk);
     assert_eq!(

@@ -126,11 +126,16 @@ impl InitMachine {
                 "" => "no stage of the boot".to_owned(),
                 stage => format!("the stage '{stage}'"),
             };
+            // A version that left no note has no number.
+            let version = match last.version.as_str() {
+                "" => "the version in the other boot slot".to_owned(),
+                version => format!("version {version}"),
+            };
             problem(
                 "update-failed",
                 format!(
-                    "version {} failed its trial and the machine returned to {}; it reached {stage}: {}",
-                    last.version, facts.version, last.reason
+                    "{version} failed its trial and the machine returned to {}; it reached {stage}: {}",
+                    facts.version, last.reason
                 ),
                 "update to another version; 'alknet update log' has the history",
             )
