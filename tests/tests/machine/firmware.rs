@@ -132,7 +132,11 @@ fn a_trial_without_a_whole_program_leaves_the_good_slot_by_a_bios() {
     let (node, _) = started(&bench, vm, NO_VAULT);
     eventually("the machine says that the update failed", || {
         let problems = node.info()["problems"].take();
-        let codes: Vec<_> = problems.as_array()?.iter().map(|one| &one["code"]).collect();
+        let codes: Vec<_> = problems
+            .as_array()?
+            .iter()
+            .map(|one| &one["code"])
+            .collect();
         (codes == ["update-failed"]).then_some(())
     });
     drop(node);
