@@ -39,5 +39,6 @@ mod secure_boot;
 mod sources;
 mod stolen;
 mod tpm;
+mod update;
 mod vault;
 mod vault_exposure;

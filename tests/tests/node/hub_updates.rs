@@ -38,7 +38,11 @@ fn a_hub_keeps_a_bundle_and_offers_it_to_the_workers_that_permit_it() {
     }
     let admin = bench.admin();
     let none = run(admin, &["update", "--workers", &hub.target, "--yes"]);
-    assert_eq!((none.status, none.code().as_str()), (2, "USAGE"), "{none:?}");
+    assert_eq!(
+        (none.status, none.code().as_str()),
+        (2, "USAGE"),
+        "{none:?}"
+    );
 
     let file = bench.path().join("bundle.tar");
     std::fs::write(&file, unsigned()).expect("the folder is ours");

@@ -248,7 +248,8 @@ impl LyingNode {
             "session": { "offset": 1, "bytes": 2, "source": ACTS },
             "auto": { "mode": ACTS, "next": ACTS, "at": ACTS, "error": ACTS },
         });
-        let tried = json!({ "time": ACTS, "event": ACTS, "version": ACTS, "by": ACTS, "reason": ACTS });
+        let tried =
+            json!({ "time": ACTS, "event": ACTS, "version": ACTS, "by": ACTS, "reason": ACTS });
         let key = NodeKey::generate().expect("a key");
         let registry = Registry::builder()
             .with(says("update/status", update))

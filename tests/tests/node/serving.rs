@@ -320,7 +320,11 @@ fn a_host_does_not_update_itself() {
         assert!(answer.errors.contains("A node on a host"), "{answer:?}");
     }
     let update = run(bench.admin(), &["update", node.target(), "--yes"]);
-    assert_eq!((update.status, update.code().as_str()), (3, "UNAVAILABLE"), "{update:?}");
+    assert_eq!(
+        (update.status, update.code().as_str()),
+        (3, "UNAVAILABLE"),
+        "{update:?}"
+    );
 }
 
 /// A user without privileges can serve too.

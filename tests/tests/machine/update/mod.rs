@@ -1,0 +1,82 @@
+//! Updates of a booted machine: from a signed bundle to a confirmed version, what the machine refuses, versions that
+//! fail, sealed machines, and power cuts.
+//!
+//! The versions are the built program with another number in it, made by the test (`program.rs`), and the test signs
+//! their bundles with keys that the machine's configuration names (`bundle.rs`).
+
+mod bad;
+mod bundle;
+mod cuts;
+mod disk;
+mod good;
+mod program;
+mod refused;
+mod sealed;
+
+use std::path::Path;
+
+use alknet_image::{ImageForm, OutputRole};
+use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
+use alknet_tests::{BootVariant, BuiltImageFolder, CliOutput, CliRunner, MachineNode, TestBench};
+use serde_json::{Value, json};
+
+use crate::configuration::{NO_VAULT, document};
+use bundle::ReleaseKeys;
+
+/// The version of the built image, and of those that the tests make from it. All have the same length, because a
+/// version is changed in its place.
+const FIRST: &str = "0.1.0";
+const SECOND: &str = "0.2.0";
+
+/// How long a machine may take from its restart until it has confirmed a version: the minute of its gate, and the boot
+/// of an emulated machine beside others.
+const LIMIT: &str = "30m";
+
+/// A configuration without a vault whose updates these keys sign.
+fn config(bench: &TestBench, keys: &ReleaseKeys) -> String {
+    document(bench, "edge") + NO_VAULT + &keys.config()
+}
+
+/// A machine of this kind that starts from this disk by its own loader.
+fn machine(kind: MachineKind, disk: VirtioDisk, config: &str) -> VmBuilder {
+    Vm::builder(kind)
+        .probe_kernel(BuiltImageFolder::get().file(ImageForm::Direct, OutputRole::Kernel))
+        .disk(disk)
+        .nic(Nic::user())
+        .config(config)
+}
+
+/// The same, from the moment at which it serves.
+fn serving(bench: &TestBench, vm: VmBuilder) -> MachineNode {
+    let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
+    MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone())
+}
+
+/// `alknet update NODE BUNDLE`, with more arguments.
+fn update(user: &CliRunner, node: &MachineNode, bundle: &Path, more: &[&str]) -> CliOutput {
+    let bundle = bundle.display().to_string();
+    let mut command = user.command(&["update", &node.target(), &bundle]);
+    command.args(more);
+    user.run(command)
+}
+
+/// `alknet rollback NODE`.
+fn roll_back(user: &CliRunner, node: &MachineNode) -> CliOutput {
+    let mut command = user.command(&["rollback", &node.target(), "--yes"]);
+    command.args(["--limit", LIMIT]);
+    user.run(command)
+}
+
+fn status(node: &MachineNode) -> Value {
+    node.call("update/status", &json!({}))
+}
+
+/// Checks these members of `update/status`.
+#[track_caller]
+fn stands(node: &MachineNode, members: &[(&str, &str)]) -> Value {
+    let status = status(node);
+    for (member, value) in members {
+        assert_eq!(status[member], *value, "{member}: {status:#}");
+    }
+    status
+}

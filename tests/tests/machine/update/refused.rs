@@ -1,0 +1,169 @@
+//! What a machine refuses. Each refusal names what is wrong, and leaves the record and both programs as they were.
+
+use std::path::Path;
+
+use alknet_boot_state::BootSlot;
+use alknet_qemu::{MachineKind, VirtioDisk};
+use alknet_tests::{BootVariant, CliOutput, MachineNode, TestBench};
+use serde_json::{Value, json};
+
+use super::bundle::{ReleaseDraft, ReleaseKeys, long_metadata, write};
+use super::disk::{FOREIGN, SlotDisk};
+use super::{SECOND, config, machine, serving, stands, update};
+use crate::configuration::{NO_VAULT, document};
+
+/// Bytes that the boot partition has left: a small program fits, and one of an image does not.
+const ROOM_BYTES: u64 = 16 << 20;
+/// Bytes of a program that fits, and of one that does not.
+const SMALL: usize = 2 << 20;
+const LARGE: usize = 40 << 20;
+/// Bytes of metadata that no machine reads.
+const LONG: usize = 3 << 20;
+
+/// Checks that a command was refused with this error, and with this code in its details.
+#[track_caller]
+pub(super) fn is_refused(output: &CliOutput, error: &str, code: &str) {
+    assert_eq!(output.code(), error, "{output:?}");
+    // The details are JSON within the JSON of the error.
+    let plain = output.errors.replace('\\', "");
+    let member = format!("\"code\":\"{code}\"");
+    assert!(plain.contains(&member), "{code}: {output:?}");
+}
+
+/// One machine, two of whose owner's three keys have to sign, and whose boot partition has a large foreign file.
+#[test]
+fn update_refusals_change_nothing() {
+    let bench = TestBench::new();
+    let folder = bench.path();
+    let keys = ReleaseKeys::new(&[1, 2, 3], 2);
+    let disk = SlotDisk::new(bench.raw());
+    fill(&disk);
+    let vm = machine(
+        MachineKind::Q35Uefi,
+        VirtioDisk::file(disk.path()),
+        &config(&bench, &keys),
+    );
+    let node = serving(&bench, vm);
+    let before = disk.contents();
+    let small = vec![0x5a; SMALL];
+    let draft = ReleaseDraft::new;
+    let refuses = |bundle: &Path, more: &[&str], error: &str, code: &str| {
+        let output = update(bench.admin(), &node, bundle, &[&["--stage"], more].concat());
+        is_refused(&output, error, code);
+        assert!(disk.contents() == before, "{code} changed something");
+    };
+    let refuses_draft = |draft: &ReleaseDraft, error: &str, code: &str| {
+        refuses(&keys.bundle(folder, draft, &small), &[], error, code);
+    };
+
+    // Other keys than the owner's, and too few of these.
+    let foreign = ReleaseKeys::one(9).bundle(folder, &draft(10, SECOND), &small);
+    refuses(&foreign, &[], "FORBIDDEN", "signature");
+    let alone = ReleaseKeys::one(1).bundle(folder, &draft(10, SECOND), &small);
+    refuses(&alone, &[], "FORBIDDEN", "threshold");
+
+    // The age of documents, and the place of the version in the order.
+    let mut expired = draft(10, SECOND);
+    expired.is_expired = true;
+    refuses_draft(&expired, "FORBIDDEN", "expired");
+    refuses_draft(&draft(20, "0.0.9"), "FORBIDDEN", "downgrade");
+    refuses_draft(&draft(19, SECOND), "FORBIDDEN", "rollback");
+    let other = keys.bundle(folder, &draft(21, "0.0.9"), &small);
+    refuses(&other, &["--downgrade", "0.0.8"], "FORBIDDEN", "downgrade");
+    let output = update(
+        bench.admin(),
+        &node,
+        &other,
+        &["--dry-run", "--downgrade", "0.0.9"],
+    );
+    assert_eq!(output.json()["plan"]["step"], "downgrade", "{output:?}");
+    assert!(disk.contents() == before, "a dry run changed something");
+
+    // Other machines.
+    for (arch, board, form) in [
+        ("aarch64", "generic", "raw"),
+        ("x86_64", "other", "raw"),
+        ("x86_64", "generic", "iso"),
+    ] {
+        let draft = ReleaseDraft {
+            arch,
+            board,
+            form,
+            ..draft(22, SECOND)
+        };
+        refuses_draft(&draft, "INVALID_INPUT", "other-machine");
+    }
+
+    // The bytes of the bundle.
+    refuses(
+        &long_metadata(folder, LONG),
+        &[],
+        "INVALID_INPUT",
+        "too-large",
+    );
+    refuses_draft(&draft(30, SECOND), "INVALID_INPUT", "malformed");
+    let mut bytes = std::fs::read(folder.join("30.tar")).expect("just written");
+    let cut = write(folder, "cut.tar", &bytes[..bytes.len() / 2]);
+    refuses(&cut, &[], "INVALID_INPUT", "truncated");
+    // The last byte of the program is before two blocks of zeros.
+    let last = bytes.len() - 1025;
+    bytes[last] ^= 1;
+    let damaged = write(folder, "damaged.tar", &bytes);
+    refuses(&damaged, &[], "INVALID_INPUT", "hash");
+    let large = keys.bundle(folder, &draft(31, SECOND), &vec![0; LARGE]);
+    refuses(&large, &[], "CONFLICT", "full");
+
+    // Callers: one without a right, one who is second, and one whose connection ends.
+    let stranger = update(&bench.user("stranger"), &node, &damaged, &["--stage"]);
+    assert_eq!(stranger.code(), "FORBIDDEN", "{stranger:?}");
+    let session = node.call("update/stage", &json!({ "bytes": SMALL }));
+    let second = node.try_call("update/stage", &json!({ "bytes": SMALL }), &[]);
+    is_refused(&second, "CONFLICT", "busy");
+    let piece = json!({ "session": session["session"], "offset": 0, "data": "AAAA" });
+    node.call("update/write", &piece);
+    let wrong = node.try_call("update/write", &piece, &[]);
+    is_refused(&wrong, "CONFLICT", "offset");
+    let abort = json!({ "session": session["session"], "abort": true });
+    node.call("update/write", &abort);
+    let status = stands(&node, &[("state", "idle"), ("version", super::FIRST)]);
+    assert_eq!(status["session"], Value::Null, "{status:#}");
+    let apply = node.try_call("update/apply", &json!({}), &[]);
+    is_refused(&apply, "CONFLICT", "not-staged");
+    let back = node.try_call("update/rollback", &json!({}), &[]);
+    is_refused(&back, "CONFLICT", "no-previous");
+    assert!(disk.contents() == before, "a caller changed something");
+    assert_eq!(node.info()["problems"], json!([]));
+}
+
+/// Fills the boot partition but for [`ROOM_BYTES`].
+fn fill(disk: &SlotDisk) {
+    let volume = disk.volume();
+    let report = volume.check(&[]).unwrap_or_else(|error| panic!("{error}"));
+    let free = u64::from(report.free_clusters) * u64::from(report.cluster_bytes);
+    let bytes = free - ROOM_BYTES;
+    let content = vec![0; usize::try_from(bytes).expect("a boot partition is small")];
+    disk.put(FOREIGN, &content);
+}
+
+#[test]
+fn update_without_keys_and_on_a_disk_that_refuses_writes() {
+    let bench = TestBench::new();
+    let keys = ReleaseKeys::one(7);
+    let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &vec![0; SMALL]);
+    let builder = bench.machine(BootVariant::UefiRaw).after_firmware();
+    let node = builder.plain().boot();
+    let refused = |node: &MachineNode, error: &str, code: &str| {
+        let output = update(bench.admin(), node, &bundle, &["--stage"]);
+        is_refused(&output, error, code);
+    };
+    refused(&node, "FORBIDDEN", "no-keys");
+    drop(node);
+
+    let disk = SlotDisk::new(bench.raw());
+    let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys.config();
+    let read_only = VirtioDisk::file(disk.path()).read_only();
+    let node = serving(&bench, machine(MachineKind::Q35Uefi, read_only, &config));
+    let before = disk.contents();
+    refused(&node, "CONFLICT", "disk");
+    assert!(disk.contents() == before && disk.program(BootSlot::B).is_none());
+}
