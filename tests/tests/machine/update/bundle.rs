@@ -13,14 +13,14 @@ const LATER: UnixSeconds = UnixSeconds(4_000_000_000);
 const EARLIER: UnixSeconds = UnixSeconds(1_000_000_000);
 
 /// The keys of an owner, of which so many have to sign.
-pub(super) struct ReleaseKeys {
+pub(crate) struct ReleaseKeys {
     signers: Vec<SeedSigner>,
     threshold: usize,
 }
 
 impl ReleaseKeys {
     /// One key for each of these seeds.
-    pub(super) fn new(seeds: &[u8], threshold: usize) -> Self {
+    pub(crate) fn new(seeds: &[u8], threshold: usize) -> Self {
         let signer = |seed: &u8| SeedSigner::from_seed(&[*seed; 32]).expect("a seed");
         Self {
             signers: seeds.iter().map(signer).collect(),
@@ -29,12 +29,12 @@ impl ReleaseKeys {
     }
 
     /// One key.
-    pub(super) fn one(seed: u8) -> Self {
+    pub(crate) fn one(seed: u8) -> Self {
         Self::new(&[seed], 1)
     }
 
     /// What a machine's configuration says of them.
-    pub(super) fn config(&self) -> String {
+    pub(crate) fn config(&self) -> String {
         let keys = self.signers.iter();
         let keys: Vec<_> = keys
             .map(|key| format!("\"{}\"", key.public_key()))
@@ -57,7 +57,7 @@ impl ReleaseKeys {
     }
 
     /// The bundle of a release, in the folder.
-    pub(super) fn bundle(&self, folder: &Path, draft: &ReleaseDraft, program: &[u8]) -> PathBuf {
+    pub(crate) fn bundle(&self, folder: &Path, draft: &ReleaseDraft, program: &[u8]) -> PathBuf {
         let release: ReleaseInfo = serde_json::from_value(json!({
             "version": draft.version, "arch": draft.arch, "board": draft.board, "form": draft.form,
             "floor": draft.floor, "kernel": "6.12.0", "changes": "for a test",
@@ -82,20 +82,20 @@ impl ReleaseKeys {
 
 /// A release, and what may be wrong about it.
 #[derive(Clone, Debug)]
-pub(super) struct ReleaseDraft {
+pub(crate) struct ReleaseDraft {
     /// The version of its documents.
-    pub(super) number: u64,
-    pub(super) version: &'static str,
-    pub(super) arch: &'static str,
-    pub(super) board: &'static str,
-    pub(super) form: &'static str,
-    pub(super) floor: Option<&'static str>,
-    pub(super) is_expired: bool,
+    pub(crate) number: u64,
+    pub(crate) version: &'static str,
+    pub(crate) arch: &'static str,
+    pub(crate) board: &'static str,
+    pub(crate) form: &'static str,
+    pub(crate) floor: Option<&'static str>,
+    pub(crate) is_expired: bool,
 }
 
 impl ReleaseDraft {
     /// A release for the machines of the tests.
-    pub(super) fn new(number: u64, version: &'static str) -> Self {
+    pub(crate) fn new(number: u64, version: &'static str) -> Self {
         Self {
             number,
             version,
@@ -109,7 +109,7 @@ impl ReleaseDraft {
 }
 
 /// An archive whose one document has so many bytes.
-pub(super) fn long_metadata(folder: &Path, bytes: usize) -> PathBuf {
+pub(crate) fn long_metadata(folder: &Path, bytes: usize) -> PathBuf {
     let mut bundle = Vec::new();
     let mut writer = BundleWriter::new(&mut bundle);
     let written = writer.metadata("root.json", &vec![b' '; bytes]);
@@ -119,7 +119,7 @@ pub(super) fn long_metadata(folder: &Path, bytes: usize) -> PathBuf {
     write(folder, "long.tar", &bundle)
 }
 
-pub(super) fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, bytes).expect("the folder is ours");
     path

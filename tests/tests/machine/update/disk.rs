@@ -16,27 +16,27 @@ use super::{FIRST, SECOND};
 /// The loader for UEFI.
 const LOADER: &str = r"\EFI\BOOT\BOOTX64.EFI";
 /// A file of somebody else.
-pub(super) const FOREIGN: &str = r"\FOREIGN.BIN";
+pub(crate) const FOREIGN: &str = r"\FOREIGN.BIN";
 /// More bytes than a program may have.
 const PROGRAM_BYTES_MAX: u32 = 128 << 20;
 
 /// The disk in this file.
 #[derive(Clone, Debug)]
-pub(super) struct SlotDisk(PathBuf);
+pub(crate) struct SlotDisk(PathBuf);
 
 /// What an update may change: the record and both programs.
 #[derive(PartialEq, Eq)]
-pub(super) struct SlotContents {
+pub(crate) struct SlotContents {
     record: [u8; RECORD_BYTES],
     programs: [Option<Vec<u8>>; 2],
 }
 
 impl SlotDisk {
-    pub(super) fn new(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
@@ -45,7 +45,7 @@ impl SlotDisk {
         opened.expect("the disk is ours")
     }
 
-    pub(super) fn volume(&self) -> FatVolume<FilePartition<File>> {
+    pub(crate) fn volume(&self) -> FatVolume<FilePartition<File>> {
         let partition = FilePartition::new(self.file(), ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
         FatVolume::open(partition).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -57,12 +57,12 @@ impl SlotDisk {
         bytes
     }
 
-    pub(super) fn record(&self) -> Result<BootRecord, BootRecordError> {
+    pub(crate) fn record(&self) -> Result<BootRecord, BootRecordError> {
         BootRecord::parse(&self.record_bytes())
     }
 
     /// The program in a slot, `None` if the slot has no file.
-    pub(super) fn program(&self, slot: BootSlot) -> Option<Vec<u8>> {
+    pub(crate) fn program(&self, slot: BootSlot) -> Option<Vec<u8>> {
         match self.volume().read_file(&slot_path(slot), PROGRAM_BYTES_MAX) {
             Ok(program) => Some(program),
             Err(FatError::NotFound { .. }) => None,
@@ -70,14 +70,14 @@ impl SlotDisk {
         }
     }
 
-    pub(super) fn contents(&self) -> SlotContents {
+    pub(crate) fn contents(&self) -> SlotContents {
         SlotContents {
             record: self.record_bytes(),
             programs: BootSlot::ALL.map(|slot| self.program(slot)),
         }
     }
 
-    pub(super) fn put(&self, path: &str, content: &[u8]) {
+    pub(crate) fn put(&self, path: &str, content: &[u8]) {
         let length = content.len() as u64;
         let put = self
             .volume()
@@ -87,7 +87,7 @@ impl SlotDisk {
 
     /// Puts a program into slot b that the loader starts `tries` times, as an update leaves it that was started before
     /// as often as is missing.
-    pub(super) fn put_on_trial(&self, program: &[u8], tries: u8) {
+    pub(crate) fn put_on_trial(&self, program: &[u8], tries: u8) {
         self.put(&slot_path(BootSlot::B), program);
         let vacated = BootRecord::new(BootSlot::A).vacate().expect("idle");
         let mut record = vacated.stage().and_then(|it| it.arm()).expect("vacated");
@@ -111,7 +111,7 @@ impl SlotDisk {
 
     /// The slot that a loader starts, by the record and the programs as they are. A loader looks only whether a file
     /// begins with `MZ`.
-    pub(super) fn chosen(&self) -> Option<BootSlot> {
+    pub(crate) fn chosen(&self) -> Option<BootSlot> {
         let record = self.record().ok();
         let volume = self.volume();
         let present = BootSlots::filter(|slot| {
@@ -125,7 +125,7 @@ impl SlotDisk {
     }
 
     /// Repairs the boot partition, as the machine that runs `running` does before it writes.
-    pub(super) fn repair(&self, running: BootSlot) -> RepairReport {
+    pub(crate) fn repair(&self, running: BootSlot) -> RepairReport {
         let (running, other) = (slot_path(running), slot_path(running.other()));
         let rules = RepairRules {
             own: &[LOADER, &running, &other],
@@ -136,7 +136,7 @@ impl SlotDisk {
     }
 
     /// The boot partition as a file of its own, for programs that know no disks.
-    pub(super) fn copy_partition(&self, to: &Path) {
+    pub(crate) fn copy_partition(&self, to: &Path) {
         let from = self.file();
         let copy = File::create(to).expect("the folder is ours");
         copy.set_len(ESP_BYTES).expect("the folder is ours");
@@ -151,6 +151,6 @@ impl SlotDisk {
     }
 }
 
-pub(super) fn slot_path(slot: BootSlot) -> String {
+pub(crate) fn slot_path(slot: BootSlot) -> String {
     format!(r"\EFI\ALKNET\{}", slot.file_name())
 }

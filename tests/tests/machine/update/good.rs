@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::bundle::{ReleaseDraft, ReleaseKeys};
 use super::disk::SlotDisk;
 use super::program::versioned;
-use super::refused::is_refused;
-use super::{FIRST, LIMIT, SECOND, config, machine, roll_back, serving, stands, update};
+use super::{
+    FIRST, LIMIT, SECOND, config, is_refused, machine, roll_back, serving, stands, update,
+};
 
 /// Under UEFI: the new version is confirmed, then its floor refuses an older one that an administrator permits, and a
 /// rollback returns to the first version. Identity and stored tokens stay.

@@ -1,17 +1,15 @@
-//! Updates of a booted machine: from a signed bundle to a confirmed version, what the machine refuses, versions that
-//! fail, sealed machines, and power cuts.
+//! Updates of a booted machine: from a signed bundle to a confirmed version, and back.
+//!
+//! What is refused, what fails, sealed machines and power cuts have modules of their own beside this one
+//! (`update_refused.rs` and others), so that they run at the same time: a machine waits for a minute at its gate.
 //!
 //! The versions are the built program with another number in it, made by the test (`program.rs`), and the test signs
 //! their bundles with keys that the machine's configuration names (`bundle.rs`).
 
-mod bad;
-mod bundle;
-mod cuts;
-mod disk;
+pub(crate) mod bundle;
+pub(crate) mod disk;
 mod good;
-mod program;
-mod refused;
-mod sealed;
+pub(crate) mod program;
 
 use std::path::Path;
 
@@ -25,20 +23,20 @@ use bundle::ReleaseKeys;
 
 /// The version of the built image, and of those that the tests make from it. All have the same length, because a
 /// version is changed in its place.
-const FIRST: &str = "0.1.0";
-const SECOND: &str = "0.2.0";
+pub(crate) const FIRST: &str = "0.1.0";
+pub(crate) const SECOND: &str = "0.2.0";
 
 /// How long a machine may take from its restart until it has confirmed a version: the minute of its gate, and the boot
 /// of an emulated machine beside others.
-const LIMIT: &str = "30m";
+pub(crate) const LIMIT: &str = "30m";
 
 /// A configuration without a vault whose updates these keys sign.
-fn config(bench: &TestBench, keys: &ReleaseKeys) -> String {
+pub(crate) fn config(bench: &TestBench, keys: &ReleaseKeys) -> String {
     document(bench, "edge") + NO_VAULT + &keys.config()
 }
 
 /// A machine of this kind that starts from this disk by its own loader.
-fn machine(kind: MachineKind, disk: VirtioDisk, config: &str) -> VmBuilder {
+pub(crate) fn machine(kind: MachineKind, disk: VirtioDisk, config: &str) -> VmBuilder {
     Vm::builder(kind)
         .probe_kernel(BuiltImageFolder::get().file(ImageForm::Direct, OutputRole::Kernel))
         .disk(disk)
@@ -47,13 +45,18 @@ fn machine(kind: MachineKind, disk: VirtioDisk, config: &str) -> VmBuilder {
 }
 
 /// The same, from the moment at which it serves.
-fn serving(bench: &TestBench, vm: VmBuilder) -> MachineNode {
+pub(crate) fn serving(bench: &TestBench, vm: VmBuilder) -> MachineNode {
     let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
     MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone())
 }
 
 /// `alknet update NODE BUNDLE`, with more arguments.
-fn update(user: &CliRunner, node: &MachineNode, bundle: &Path, more: &[&str]) -> CliOutput {
+pub(crate) fn update(
+    user: &CliRunner,
+    node: &MachineNode,
+    bundle: &Path,
+    more: &[&str],
+) -> CliOutput {
     let bundle = bundle.display().to_string();
     let mut command = user.command(&["update", &node.target(), &bundle]);
     command.args(more);
@@ -61,22 +64,32 @@ fn update(user: &CliRunner, node: &MachineNode, bundle: &Path, more: &[&str]) ->
 }
 
 /// `alknet rollback NODE`.
-fn roll_back(user: &CliRunner, node: &MachineNode) -> CliOutput {
+pub(crate) fn roll_back(user: &CliRunner, node: &MachineNode) -> CliOutput {
     let mut command = user.command(&["rollback", &node.target(), "--yes"]);
     command.args(["--limit", LIMIT]);
     user.run(command)
 }
 
-fn status(node: &MachineNode) -> Value {
+pub(crate) fn status(node: &MachineNode) -> Value {
     node.call("update/status", &json!({}))
 }
 
 /// Checks these members of `update/status`.
 #[track_caller]
-fn stands(node: &MachineNode, members: &[(&str, &str)]) -> Value {
+pub(crate) fn stands(node: &MachineNode, members: &[(&str, &str)]) -> Value {
     let status = status(node);
     for (member, value) in members {
         assert_eq!(status[member], *value, "{member}: {status:#}");
     }
     status
+}
+
+/// Checks that a command was refused with this error, and with this code in its details.
+#[track_caller]
+pub(crate) fn is_refused(output: &CliOutput, error: &str, code: &str) {
+    assert_eq!(output.code(), error, "{output:?}");
+    // The details are JSON within the JSON of the error.
+    let plain = output.errors.replace('\\', "");
+    let member = format!("\"code\":\"{code}\"");
+    assert!(plain.contains(&member), "{code}: {output:?}");
 }

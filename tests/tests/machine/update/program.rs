@@ -20,20 +20,20 @@ const BLOCK: usize = 512;
 const ARCHIVE_ALIGNMENT: usize = 4;
 
 /// A file in an initial file system: path, mode with the type, and content.
-pub(super) type ArchiveFile<'a> = (&'a str, u32, &'a [u8]);
+pub(crate) type ArchiveFile<'a> = (&'a str, u32, &'a [u8]);
 
 /// The mode of a program.
-pub(super) const PROGRAM: u32 = 0o100_755;
+pub(crate) const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_444;
 
 /// The program `base` with this version. Everything else is the same.
-pub(super) fn versioned(base: &[u8], version: &str) -> Vec<u8> {
+pub(crate) fn versioned(base: &[u8], version: &str) -> Vec<u8> {
     changed(base, version, "", &[])
 }
 
 /// The program `base` with this version, with words for the kernel when UEFI starts it, and with files in the place of
 /// those in its initial file system.
-pub(super) fn changed(
+pub(crate) fn changed(
     base: &[u8],
     version: &str,
     words: &str,
@@ -168,7 +168,7 @@ fn archive(files: &[ArchiveFile<'_>]) -> Vec<u8> {
 
 /// A static program for x86-64 that starts the watchdog and then waits for ever: mount(2) of a devtmpfs, open(2) of
 /// `/dev/watchdog0`, and pause(2).
-pub(super) fn hanging_program() -> Vec<u8> {
+pub(crate) fn hanging_program() -> Vec<u8> {
     const BASE: u32 = 0x40_0000;
     const CODE_AT: u32 = 120;
     const TEXTS: &[u8] = b"devtmpfs\0/dev\0/dev/watchdog0\0";

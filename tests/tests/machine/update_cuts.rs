@@ -10,11 +10,11 @@ use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk};
 use alknet_tests::TestBench;
 use alknet_tests::tools::tool;
 
-use super::bundle::{ReleaseDraft, ReleaseKeys};
-use super::disk::{SlotDisk, slot_path};
-use super::program::versioned;
-use super::{LIMIT, SECOND, config, machine, serving, stands, status, update};
 use crate::power::{CampaignRng, Evidence, is_full};
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
+use crate::update::disk::{SlotDisk, slot_path};
+use crate::update::program::versioned;
+use crate::update::{LIMIT, SECOND, config, machine, serving, stands, status, update};
 
 /// Cuts of a campaign, and how many of them start a machine.
 const CUTS: usize = 50;

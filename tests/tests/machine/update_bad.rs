@@ -7,10 +7,10 @@ use alknet_qemu::{ConsoleMark, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogA
 use alknet_tests::{READY, TestBench};
 use serde_json::Value;
 
-use super::bundle::{ReleaseDraft, ReleaseKeys};
-use super::disk::SlotDisk;
-use super::program::{PROGRAM, changed, hanging_program};
-use super::{FIRST, LIMIT, SECOND, config, machine, serving, stands, status, update};
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
+use crate::update::disk::SlotDisk;
+use crate::update::program::{PROGRAM, changed, hanging_program};
+use crate::update::{FIRST, LIMIT, SECOND, config, machine, serving, stands, status, update};
 
 /// Longest wait until the first version serves again.
 const BACK_WITHIN: Duration = Duration::from_secs(120);

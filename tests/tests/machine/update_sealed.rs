@@ -4,11 +4,11 @@ use alknet_boot_state::BootSlot;
 use alknet_tests::{MachineNode, TestBench};
 use serde_json::{Value, json};
 
-use super::bundle::{ReleaseDraft, ReleaseKeys};
-use super::disk::SlotDisk;
-use super::program::versioned;
-use super::{FIRST, LIMIT, SECOND, roll_back, stands, update};
 use crate::tpm::{PIN, TPM_ALONE, WITH_PIN, asked, measured, served, set_up, type_line};
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
+use crate::update::disk::SlotDisk;
+use crate::update::program::versioned;
+use crate::update::{FIRST, LIMIT, SECOND, roll_back, stands, update};
 
 /// To the new version and back without a person: before each start the machine has a slot for the program that comes,
 /// and after each confirmation the one of the program before is gone.

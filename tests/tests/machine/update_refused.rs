@@ -4,13 +4,13 @@ use std::path::Path;
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{MachineKind, VirtioDisk};
-use alknet_tests::{BootVariant, CliOutput, MachineNode, TestBench};
+use alknet_tests::{BootVariant, MachineNode, TestBench};
 use serde_json::{Value, json};
 
-use super::bundle::{ReleaseDraft, ReleaseKeys, long_metadata, write};
-use super::disk::{FOREIGN, SlotDisk};
-use super::{SECOND, config, machine, serving, stands, update};
 use crate::configuration::{NO_VAULT, document};
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys, long_metadata, write};
+use crate::update::disk::{FOREIGN, SlotDisk};
+use crate::update::{FIRST, SECOND, config, is_refused, machine, serving, stands, update};
 
 /// Bytes that the boot partition has left: a small program fits, and one of an image does not.
 const ROOM_BYTES: u64 = 16 << 20;
@@ -19,16 +19,6 @@ const SMALL: usize = 2 << 20;
 const LARGE: usize = 40 << 20;
 /// Bytes of metadata that no machine reads.
 const LONG: usize = 3 << 20;
-
-/// Checks that a command was refused with this error, and with this code in its details.
-#[track_caller]
-pub(super) fn is_refused(output: &CliOutput, error: &str, code: &str) {
-    assert_eq!(output.code(), error, "{output:?}");
-    // The details are JSON within the JSON of the error.
-    let plain = output.errors.replace('\\', "");
-    let member = format!("\"code\":\"{code}\"");
-    assert!(plain.contains(&member), "{code}: {output:?}");
-}
 
 /// One machine, two of whose owner's three keys have to sign, and whose boot partition has a large foreign file.
 #[test]
@@ -125,7 +115,7 @@ fn update_refusals_change_nothing() {
     is_refused(&wrong, "CONFLICT", "offset");
     let abort = json!({ "session": session["session"], "abort": true });
     node.call("update/write", &abort);
-    let status = stands(&node, &[("state", "idle"), ("version", super::FIRST)]);
+    let status = stands(&node, &[("state", "idle"), ("version", FIRST)]);
     assert_eq!(status["session"], Value::Null, "{status:#}");
     let apply = node.try_call("update/apply", &json!({}), &[]);
     is_refused(&apply, "CONFLICT", "not-staged");
