@@ -70,16 +70,16 @@ fn update_refusals_change_nothing() {
     assert!(disk.contents() == before, "a dry run changed something");
 
     // Other machines.
-    for (arch, board, form) in [
-        ("aarch64", "generic", "raw"),
-        ("x86_64", "other", "raw"),
-        ("x86_64", "generic", "iso"),
+    for (number, arch, board, form) in [
+        (22, "aarch64", "generic", "raw"),
+        (23, "x86_64", "other", "raw"),
+        (24, "x86_64", "generic", "iso"),
     ] {
         let draft = ReleaseDraft {
             arch,
             board,
             form,
-            ..draft(22, SECOND)
+            ..draft(number, SECOND)
         };
         refuses_draft(&draft, "INVALID_INPUT", "other-machine");
     }
