@@ -4,7 +4,7 @@ use std::path::Path;
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{MachineKind, VirtioDisk};
-use alknet_tests::{BootVariant, MachineNode, TestBench};
+use alknet_tests::{MachineNode, TestBench};
 use serde_json::{Value, json};
 
 use crate::configuration::{NO_VAULT, document};
@@ -140,8 +140,16 @@ fn update_without_keys_and_on_a_disk_that_refuses_writes() {
     let bench = TestBench::new();
     let keys = ReleaseKeys::one(7);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &vec![0; SMALL]);
-    let builder = bench.machine(BootVariant::UefiRaw).after_firmware();
-    let node = builder.plain().boot();
+    let disk = SlotDisk::new(bench.raw());
+    let keyless = document(&bench, "edge") + NO_VAULT;
+    let node = serving(
+        &bench,
+        machine(
+            MachineKind::Q35Uefi,
+            VirtioDisk::file(disk.path()),
+            &keyless,
+        ),
+    );
     let refused = |node: &MachineNode, error: &str, code: &str| {
         let output = update(bench.admin(), node, &bundle, &["--stage"]);
         is_refused(&output, error, code);
@@ -149,7 +157,6 @@ fn update_without_keys_and_on_a_disk_that_refuses_writes() {
     refused(&node, "FORBIDDEN", "no-keys");
     drop(node);
 
-    let disk = SlotDisk::new(bench.raw());
     let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys.config();
     let read_only = VirtioDisk::file(disk.path()).read_only();
     let node = serving(&bench, machine(MachineKind::Q35Uefi, read_only, &config));
