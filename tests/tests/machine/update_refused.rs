@@ -105,7 +105,7 @@ fn update_refusals_change_nothing() {
 
     // Callers: one without a right, one who is second, and one whose connection ends.
     let stranger = update(&bench.user("stranger"), &node, &damaged, &["--stage"]);
-    assert_eq!(stranger.code(), "FORBIDDEN", "{stranger:?}");
+    assert_eq!(stranger.code(), "UNAUTHENTICATED", "{stranger:?}");
     let session = node.call("update/stage", &json!({ "bytes": SMALL }));
     let second = node.try_call("update/stage", &json!({ "bytes": SMALL }), &[]);
     is_refused(&second, "CONFLICT", "busy");
