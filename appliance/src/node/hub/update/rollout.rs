@@ -90,7 +90,7 @@ impl Default for RolloutPlan {
 /// What became of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum WorkerTurn {
+pub(super) enum RolloutTurn {
     /// Its turn has not come, and does not come after a failure.
     Waits,
     /// It gets the bundle.
@@ -113,7 +113,7 @@ pub(super) struct WorkerRow {
     pub(super) peer: PeerId,
     /// Counted from 1.
     pub(super) ring: usize,
-    pub(super) state: WorkerTurn,
+    pub(super) state: RolloutTurn,
     /// Why it failed or was skipped.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) reason: String,
@@ -271,8 +271,8 @@ impl Rollouts {
         if let Some(report) = report.as_mut() {
             let has = |state| report.workers.iter().any(|row| row.state == state);
             report.state = match (
-                has(WorkerTurn::Failed),
-                has(WorkerTurn::Waits) && is_stopped,
+                has(RolloutTurn::Failed),
+                has(RolloutTurn::Waits) && is_stopped,
             ) {
                 (true, _) => RolloutState::Failed,
                 (false, true) => RolloutState::Stopped,
@@ -287,7 +287,7 @@ impl Rollouts {
     async fn turn(&self, worker: &PeerId, update: &WorkerUpdate) {
         let note = |state| self.note(worker, state, "");
         let (state, reason) = update.run(worker, note).await;
-        if state == WorkerTurn::Failed {
+        if state == RolloutTurn::Failed {
             tracing::warn!(%worker, reason, "hub.update failed");
         }
         self.note(worker, state, &reason);
@@ -299,10 +299,10 @@ impl Rollouts {
         }
         let report = self.lock();
         let mut rows = report.iter().flat_map(|report| &report.workers);
-        !rows.any(|row| row.state == WorkerTurn::Failed)
+        !rows.any(|row| row.state == RolloutTurn::Failed)
     }
 
-    fn note(&self, worker: &PeerId, state: WorkerTurn, reason: &str) {
+    fn note(&self, worker: &PeerId, state: RolloutTurn, reason: &str) {
         let mut report = self.lock();
         let mut rows = report.iter_mut().flat_map(|report| &mut report.workers);
         if let Some(row) = rows.find(|row| row.peer == *worker) {
@@ -342,7 +342,7 @@ fn in_rings(workers: Vec<PeerId>, sizes: &[RingSize]) -> Vec<WorkerRow> {
         rows.extend(left.by_ref().take(size).map(|peer| WorkerRow {
             peer,
             ring: index + 1,
-            state: WorkerTurn::Waits,
+            state: RolloutTurn::Waits,
             reason: String::new(),
         }));
     }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::bundle::HubBundle;
-use super::rollout::{RolloutReport, RolloutState, WorkerRow, WorkerTurn};
+use super::rollout::{RolloutReport, RolloutState, WorkerRow, RolloutTurn};
 use super::*;
 
 /// What a worker does with the version.
@@ -234,7 +234,7 @@ fn plan(rings: &[RingSize], at_once: usize) -> RolloutPlan {
     }
 }
 
-fn states(report: &RolloutReport) -> Vec<WorkerTurn> {
+fn states(report: &RolloutReport) -> Vec<RolloutTurn> {
     report.workers.iter().map(|row| row.state).collect()
 }
 
@@ -245,7 +245,7 @@ async fn each_worker_gets_all_bytes_and_is_confirmed() {
     let rings = [RingSize::Workers(1), RingSize::Workers(5), RingSize::All];
     let report = bench.run(&fleet, plan(&rings, 4)).await;
     assert_eq!(report.state, RolloutState::Done, "{report:?}");
-    assert_eq!(states(&report), [WorkerTurn::Confirmed; 20]);
+    assert_eq!(states(&report), [RolloutTurn::Confirmed; 20]);
     let rings: Vec<_> = report.workers.iter().map(|row| row.ring).collect();
     assert_eq!(rings, [&[1][..], &[2; 5], &[3; 14]].concat());
     let most = fleet.most_busy.load(Ordering::SeqCst);
@@ -268,9 +268,9 @@ async fn after_the_third_of_twenty_fails_the_rest_is_left_alone() {
         let report = bench.run(&fleet, plan(&rings, 2)).await;
         assert_eq!(report.state, RolloutState::Failed, "{third:?}");
         let expected = [
-            &[WorkerTurn::Confirmed; 2][..],
-            &[WorkerTurn::Failed],
-            &[WorkerTurn::Waits; 17],
+            &[RolloutTurn::Confirmed; 2][..],
+            &[RolloutTurn::Failed],
+            &[RolloutTurn::Waits; 17],
         ];
         assert_eq!(states(&report), expected.concat(), "{third:?}");
         assert_eq!(fleet.touched(), [worker(1), worker(2), worker(3)]);
@@ -292,11 +292,11 @@ async fn a_worker_that_says_no_or_needs_a_person_is_no_failure() {
     let report = bench.run(&fleet, plan(&[RingSize::All], 1)).await;
     assert_eq!(report.state, RolloutState::Done);
     let expected = [
-        WorkerTurn::Skipped,
-        WorkerTurn::Skipped,
-        WorkerTurn::WaitsForPerson,
-        WorkerTurn::Skipped,
-        WorkerTurn::Confirmed,
+        RolloutTurn::Skipped,
+        RolloutTurn::Skipped,
+        RolloutTurn::WaitsForPerson,
+        RolloutTurn::Skipped,
+        RolloutTurn::Confirmed,
     ];
     assert_eq!(states(&report), expected);
     let workers = fleet.workers.lock().expect("no panic");
@@ -311,7 +311,7 @@ async fn a_piece_that_is_lost_is_sent_again() {
     let bench = RolloutBench::new();
     let fleet = bench.fleet(|_| Behaviour::LosesPieces, 1);
     let report = bench.run(&fleet, plan(&[], 1)).await;
-    assert_eq!(states(&report), [WorkerTurn::Confirmed], "{report:?}");
+    assert_eq!(states(&report), [RolloutTurn::Confirmed], "{report:?}");
     let workers = fleet.workers.lock().expect("no panic");
     assert_eq!(workers[&worker(1)].got, bench.bundle);
 }
@@ -330,7 +330,7 @@ async fn one_rollout_runs_at_a_time_and_stops_between_workers() {
     work.await;
     let report = rollouts.report().expect("a report");
     assert_eq!(report.state, RolloutState::Stopped);
-    assert_eq!(states(&report), [WorkerTurn::Waits; 3]);
+    assert_eq!(states(&report), [RolloutTurn::Waits; 3]);
     let none = bench.fleet(|_| Behaviour::Confirms, 0);
     let refused = bench.begin(&rollouts, &none, plan(&[], 1)).err();
     assert_eq!(refused, Some(RolloutError::NoWorkers));
@@ -374,5 +374,5 @@ fn rings_are_numbers_or_all() {
         "peer": "worker-01", "ring": 1, "state": "waits-for-person"
     }))
     .expect("a row");
-    assert_eq!(row.state, WorkerTurn::WaitsForPerson);
+    assert_eq!(row.state, RolloutTurn::WaitsForPerson);
 }

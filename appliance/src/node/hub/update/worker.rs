@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::bundle::{HubBundle, piece_of};
-use super::rollout::WorkerTurn;
+use super::rollout::RolloutTurn;
 
 /// Calls operations of workers.
 pub(super) trait WorkerLink: Send + Sync {
@@ -35,7 +35,7 @@ pub(super) struct WorkerUpdate {
 }
 
 /// How a worker's turn ended.
-type TurnEnd = (WorkerTurn, String);
+type TurnEnd = (RolloutTurn, String);
 
 /// What the worker said of the bundle once it had all of it.
 struct SentBundle {
@@ -45,8 +45,8 @@ struct SentBundle {
 
 impl WorkerUpdate {
     /// Updates a worker. `note` gets each state but the last.
-    pub(super) async fn run(&self, worker: &PeerId, note: impl Fn(WorkerTurn)) -> TurnEnd {
-        note(WorkerTurn::Sending);
+    pub(super) async fn run(&self, worker: &PeerId, note: impl Fn(RolloutTurn)) -> TurnEnd {
+        note(RolloutTurn::Sending);
         let until = Instant::now() + self.limit;
         let session = match self.offer(worker).await {
             Ok(session) => session,
@@ -58,9 +58,9 @@ impl WorkerUpdate {
         };
         if let Some(what) = &sent.needs_person {
             let reason = format!("its start needs a person at the machine: {what}");
-            return (WorkerTurn::WaitsForPerson, reason);
+            return (RolloutTurn::WaitsForPerson, reason);
         }
-        note(WorkerTurn::Starting);
+        note(RolloutTurn::Starting);
         let until = Instant::now() + self.limit;
         // The worker restarts, and its answer may be lost on the way.
         match self.link.call(worker, "update/apply", json!({})).await {
@@ -77,16 +77,16 @@ impl WorkerUpdate {
             Err(error) if is_not_permitted(&error) => {
                 let reason =
                     "it does not let this hub offer updates: [[join]] update is not true there";
-                return Err((WorkerTurn::Skipped, reason.to_owned()));
+                return Err((RolloutTurn::Skipped, reason.to_owned()));
             }
             Err(error) if has_no_slots(&error) => {
-                return Err((WorkerTurn::Skipped, text(&error.message.into())));
+                return Err((RolloutTurn::Skipped, text(&error.message.into())));
             }
             Err(error) => return Err(failed(&error)),
         };
         if answer["wanted"] != true {
             let reason = text(&answer["reason"]);
-            return Err((WorkerTurn::Skipped, reason));
+            return Err((RolloutTurn::Skipped, reason));
         }
         Ok(text(&answer["session"]))
     }
@@ -174,11 +174,11 @@ fn judged(status: &Value, version: &str) -> Option<TurnEnd> {
         );
         return Some(lost(reason));
     }
-    (status["version"] == version).then(|| (WorkerTurn::Confirmed, String::new()))
+    (status["version"] == version).then(|| (RolloutTurn::Confirmed, String::new()))
 }
 
 fn lost(reason: String) -> TurnEnd {
-    (WorkerTurn::Failed, reason)
+    (RolloutTurn::Failed, reason)
 }
 
 fn failed(error: &CallError) -> TurnEnd {
