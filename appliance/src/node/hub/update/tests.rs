@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::bundle::HubBundle;
-use super::rollout::{RolloutReport, RolloutState, WorkerRow, RolloutTurn};
+use super::rollout::{RolloutReport, RolloutState, RolloutTurn, WorkerRow};
 use super::*;
 
 /// What a worker does with the version.
