@@ -39,6 +39,8 @@ pub(super) fn view(status: &Value, version: &str) -> TrialView {
                 gate.join(", ")
             ))
         }
+        // Without the record it is not known whether the version that runs is on trial.
+        "unreadable" => TrialView::Waits(format!("{running} runs; {}", text(&status["detail"]))),
         _ if running == version => TrialView::Confirmed,
         _ => {
             let last = &status["last"];
@@ -90,7 +92,8 @@ pub(super) async fn returned(
     json: bool,
 ) -> Result<(), CommandError> {
     let is_there = |status: &Value| {
-        let is_decided = !matches!(text(&status["state"]), "pending" | "staged" | "trial");
+        let is_open = ["pending", "staged", "trial", "unreadable"];
+        let is_decided = !is_open.contains(&text(&status["state"]));
         (is_decided && status["version"] == version).then_some(Ok(()))
     };
     wait(dialer, route, limit, json, is_there, |status| {

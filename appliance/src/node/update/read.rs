@@ -10,6 +10,9 @@ use super::stage::{StageWish, WISH_TIMEOUT_MS};
 use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, owner, plan_schema};
 use crate::node::ops::{caller, empty_input};
 
+/// Why PID 1 does not say how the boot slots stand in the first moments of a machine.
+const NOT_READ_YET: &str = "the machine has not read its boot slots yet";
+
 /// `update/status`
 pub(super) fn status(updates: NodeUpdates) -> Registration {
     let text = json!({ "type": ["string", "null"] });
@@ -162,11 +165,15 @@ impl NodeUpdates {
     }
 }
 
-/// The facts of PID 1, under the names that they have there.
+/// The facts of PID 1, under the names that they have there. At a start PID 1 reads the boot slots beside the node's start.
 fn facts_shown(facts: &UpdateFacts) -> Value {
+    let (state, detail) = match facts.state.as_str() {
+        "" => ("unreadable", Some(NOT_READ_YET)),
+        state => (state, facts.detail.as_deref()),
+    };
     json!({
-        "state": facts.state,
-        "detail": facts.detail,
+        "state": state,
+        "detail": detail,
         "version": facts.version,
         "slot": facts.slot,
         "good": facts.good,
@@ -220,4 +227,26 @@ pub(super) fn no_channel() -> CallError {
     let text = "the configuration of this node names no channel: add update.url, or send the bundle itself";
     CallError::new(ErrorCode::Conflict, text)
         .with_details(json!({ "code": "no-channel", "text": text }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The schema of the answer has no empty state.
+    #[test]
+    fn slots_that_were_not_read_yet_are_unreadable() {
+        let mut facts = UpdateFacts::default();
+        let shown = facts_shown(&facts);
+        assert_eq!(
+            (&shown["state"], &shown["detail"]),
+            (&json!("unreadable"), &json!(NOT_READ_YET))
+        );
+        facts.state = "good".to_owned();
+        let shown = facts_shown(&facts);
+        assert_eq!(
+            (&shown["state"], &shown["detail"]),
+            (&json!("good"), &Value::Null)
+        );
+    }
 }

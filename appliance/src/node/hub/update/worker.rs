@@ -160,8 +160,8 @@ impl WorkerUpdate {
 /// What the status of a worker says of the version. `None`: nothing yet.
 fn judged(status: &Value, version: &str) -> Option<TurnEnd> {
     let state = status["state"].as_str().unwrap_or_default();
-    // The worker has not decided. What it says of the last update may be about an earlier one.
-    if matches!(state, "staged" | "pending" | "trial") {
+    // The worker has not decided, or cannot say. What it says of the last update may be about an earlier one.
+    if matches!(state, "staged" | "pending" | "trial" | "unreadable") {
         return None;
     }
     let last = &status["last"];
@@ -214,4 +214,23 @@ fn text(value: &Value) -> String {
         .chars()
         .take(500)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A worker that has just restarted runs the version, and does not know yet that it is on trial.
+    #[test]
+    fn a_worker_that_cannot_say_has_not_confirmed() {
+        for state in ["staged", "pending", "trial", "unreadable"] {
+            let status = json!({ "state": state, "version": "1.1.0", "last": null });
+            assert!(judged(&status, "1.1.0").is_none(), "{state}");
+        }
+        let status = json!({ "state": "good", "version": "1.1.0", "last": null });
+        let (state, _) = judged(&status, "1.1.0").expect("decided");
+        assert_eq!(state, RolloutTurn::Confirmed);
+    }
 }
