@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use alknet_boot_state::{GRUB_CONFIG_BYTES, GRUB_CONFIG_LBA, RECORD_OFFSET};
+use alknet_boot_state::{NOTE_OFFSET, RECORD_OFFSET};
 use alknet_fat::{FatVolume, FilePartition};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,6 @@ use crate::out::at;
 
 /// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
 const BOOT_CODE_BYTES: u64 = 440;
-/// Where the boot note begins: behind GRUB's configuration and a header of the archive.
-const NOTE_OFFSET: u64 = GRUB_CONFIG_LBA * LBA_BYTES + GRUB_CONFIG_BYTES + LBA_BYTES;
 
 /// Parts of a disk that [`ManifestDisk`] leaves out, each with the reason.
 pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 6] = [

@@ -1,5 +1,6 @@
 //! The same decision in GRUB's script language, and the record as a file of GRUB's.
 
+use crate::note::{NOTE_BYTES, NOTE_LBA};
 use crate::record::{RECORD_BYTES, RECORD_LBA, SECTOR_BYTES};
 
 /// A part of GRUB's configuration that defines the function `alknet_choose`, which decides as [`loader_choice`].
@@ -45,24 +46,25 @@ const ARCHIVE_LBA: u64 = 34;
 const CONFIG_HEADER_LBA: u64 = NOTE_HEADER_LBA - 32;
 
 /// The sector before the boot note.
-const NOTE_HEADER_LBA: u64 = STATE_HEADER_LBA - NOTE_SECTORS - 1;
-
-/// Sectors of the boot note.
-const NOTE_SECTORS: u64 = 8;
+const NOTE_HEADER_LBA: u64 = NOTE_LBA - 1;
 
 /// The sector before the record.
 const STATE_HEADER_LBA: u64 = RECORD_LBA - 1;
+
+const _: () = assert!(
+    NOTE_LBA + (NOTE_BYTES / SECTOR_BYTES) as u64 == STATE_HEADER_LBA,
+    "the header of the record follows the note"
+);
 
 /// The sectors that make the partition `alk-bios` a tar archive of four files, each with its number on the disk: the
 /// headers of GRUB's core image, of its configuration, of the boot note, and of the record. They are written once, with
 /// the image.
 #[must_use]
 pub fn grub_archive() -> [(u64, [u8; SECTOR_BYTES]); 4] {
-    let sector = SECTOR_BYTES as u64;
     [
         (ARCHIVE_LBA, header(b"core.img", GRUB_CORE_BYTES_MAX)),
         (CONFIG_HEADER_LBA, header(b"grub.cfg", GRUB_CONFIG_BYTES)),
-        (NOTE_HEADER_LBA, header(b"note", NOTE_SECTORS * sector)),
+        (NOTE_HEADER_LBA, header(b"note", NOTE_BYTES as u64)),
         (STATE_HEADER_LBA, header(b"state", RECORD_BYTES as u64)),
     ]
 }

@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_boot_state::{BootPhase, BootRecord, BootSlot, RECORD_BYTES, RECORD_OFFSET};
+use alknet_boot_state::{
+    BootPhase, BootRecord, BootSlot, NOTE_OFFSET, RECORD_BYTES, RECORD_OFFSET,
+};
 use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
 use alknet_tests::tools::tool_says;
@@ -22,8 +24,6 @@ const BOOT_CODE_BYTES: usize = 440;
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(30);
 /// The beginning of GRUB's last line.
 const GIVES_UP: &str = "alknet: GRUB cannot start \\EFI\\ALKNET\\A.EFI or B.EFI";
-/// The first sector of the boot note.
-const NOTE_LBA: usize = 2037;
 /// Where a program's script for GRUB begins.
 const SCRIPT_AT: usize = 256 << 10;
 
@@ -64,7 +64,7 @@ fn started(bench: &TestBench, vm: VmBuilder, config: &str) -> (MachineNode, Valu
 /// What GRUB needs on a disk: the code of the first sector, and everything before the boot note, which
 /// the machine writes.
 fn loader(disk: &Path) -> Vec<u8> {
-    let mut bytes = vec![0; NOTE_LBA * 512];
+    let mut bytes = vec![0; NOTE_OFFSET as usize];
     let file = File::open(disk).expect("the disk is ours");
     file.read_exact_at(&mut bytes, 0).expect("it is longer");
     // The machine changes the partition table behind the code when it grows its partition.

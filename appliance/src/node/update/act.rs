@@ -36,7 +36,7 @@ impl Drop for ScheduledStart {
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct ApplyInput {
+struct UpdateApplyInput {
     at: Option<Timestamp>,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
             direct(&ctx)?;
             updates.link_check()?;
             let input = match input.is_null() {
-                true => ApplyInput::default(),
+                true => UpdateApplyInput::default(),
                 false => input.parse()?,
             };
             updates.may_apply(&ctx)?;

@@ -43,7 +43,7 @@ struct InitSeen {
     frame_max: u32,
 }
 
-struct UpdateBench {
+struct NodeUpdateBench {
     updates: NodeUpdates,
     seen: Arc<Mutex<InitSeen>>,
     verdict: Arc<Mutex<Verdict>>,
@@ -64,7 +64,7 @@ fn plan() -> UpdatePlan {
     }
 }
 
-impl UpdateBench {
+impl NodeUpdateBench {
     fn new() -> Self {
         Self::with("", IDLE, None)
     }

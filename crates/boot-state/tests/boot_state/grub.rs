@@ -8,13 +8,9 @@ use std::thread;
 
 use alknet_boot_state::{
     BootRecord, BootSlot, GRUB_CONFIG_BYTES, GRUB_CONFIG_FILE, GRUB_CONFIG_LBA,
-    GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA, GRUB_SCRIPT, GRUB_STATE_FILE, RECORD_OFFSET, SECTOR_BYTES,
-    TRIES, grub_archive,
+    GRUB_CORE_BYTES_MAX, GRUB_CORE_LBA, GRUB_SCRIPT, GRUB_STATE_FILE, NOTE_BYTES, NOTE_OFFSET,
+    RECORD_OFFSET, SECTOR_BYTES, TRIES, grub_archive,
 };
-
-/// Where the boot note lies, which a machine in use writes in place.
-const NOTE_LBA: u64 = 2037;
-const NOTE_BYTES: u64 = 4096;
 
 /// The script's code, without comments.
 fn code() -> impl Iterator<Item = &'static str> {
@@ -136,7 +132,7 @@ fn the_partition_is_a_tar_archive_that_ends_with_the_record() {
     partition[core..core + 4].copy_from_slice(b"core");
     let config = at(GRUB_CONFIG_LBA * sector);
     partition[config..config + 6].copy_from_slice(b"config");
-    let note = at(NOTE_LBA * sector);
+    let note = at(NOTE_OFFSET);
     partition[note..note + 4].copy_from_slice(b"note");
     partition[at(RECORD_OFFSET)..].copy_from_slice(&record);
 
@@ -151,7 +147,7 @@ fn the_partition_is_a_tar_archive_that_ends_with_the_record() {
     for (content, bytes, begins) in [
         (extracted("core.img"), GRUB_CORE_BYTES_MAX, &b"core"[..]),
         (named(GRUB_CONFIG_FILE), GRUB_CONFIG_BYTES, b"config"),
-        (extracted("note"), NOTE_BYTES, b"note"),
+        (extracted("note"), NOTE_BYTES as u64, b"note"),
     ] {
         assert_eq!(content.len() as u64, bytes);
         assert!(content.starts_with(begins));

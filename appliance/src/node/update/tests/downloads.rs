@@ -57,7 +57,7 @@ const FILE: &[u8] = b"the bytes of a bundle on a server, which come in several p
 async fn a_download_goes_on_after_each_broken_connection() {
     for has_ranges in [true, false] {
         let server = breaking_server(FILE, 7, has_ranges).await;
-        let bench = UpdateBench::with("", IDLE, Some(server.clone()));
+        let bench = NodeUpdateBench::with("", IDLE, Some(server.clone()));
         let wish = stage::StageWish {
             owner: "ada".to_owned(),
             by: "ada".to_owned(),
@@ -82,7 +82,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
     let server = breaking_server(FILE, 100, true).await;
-    let bench = UpdateBench::with("", IDLE, Some(server.clone()));
+    let bench = NodeUpdateBench::with("", IDLE, Some(server.clone()));
     let wish = stage::StageWish {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
@@ -102,7 +102,7 @@ async fn a_machine_follows_its_channel_by_itself() {
     let server = breaking_server(FILE, 1000, true).await;
     let document =
         "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
-    let bench = UpdateBench::with(document, IDLE, Some(server.clone()));
+    let bench = NodeUpdateBench::with(document, IDLE, Some(server.clone()));
     // The configuration takes https only; the server of the test has no TLS.
     bench
         .updates

@@ -53,7 +53,7 @@ const ADMIN: (&str, &[&str]) = ("admin", &["*"]);
 /// An upload, the start of its version, and what the state says of it, by calls alone.
 #[tokio::test]
 async fn an_administrator_updates_a_machine_by_calls() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let node = UpdateCaller::new(&bench.updates);
     let begun = node
         .call(ADMIN, "update/stage", json!({ "bytes": 9 }))
@@ -128,7 +128,7 @@ async fn an_administrator_updates_a_machine_by_calls() {
 
 #[tokio::test]
 async fn a_piece_is_base64_of_a_bounded_length() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let node = UpdateCaller::new(&bench.updates);
     let begun = node
         .call(ADMIN, "update/stage", json!({ "bytes": 1 << 20 }))
@@ -172,7 +172,7 @@ async fn a_piece_is_base64_of_a_bounded_length() {
 
 #[tokio::test]
 async fn a_caller_without_the_scope_is_refused() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let node = UpdateCaller::new(&bench.updates);
     for (operation, input) in [
         ("update/status", Value::Null),
@@ -195,7 +195,7 @@ async fn a_caller_without_the_scope_is_refused() {
 /// A hub with `[[join]] update = true` sends a bundle and starts it, and starts nothing that another caller has sent.
 #[tokio::test]
 async fn a_hub_starts_only_what_it_has_sent() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let node = UpdateCaller::new(&bench.updates);
     let hub = ("hub", &[OFFER_SCOPE, READ_SCOPE][..]);
     let id = bench.begin(1);
@@ -248,7 +248,7 @@ async fn a_hub_starts_only_what_it_has_sent() {
 
 #[tokio::test]
 async fn a_start_waits_for_its_moment_and_needs_the_time() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let node = UpdateCaller::new(&bench.updates);
     let now = jiff::Timestamp::now();
     let after = |seconds: i64| json!({ "at": (now + jiff::SignedDuration::from_secs(seconds)).to_string() });
@@ -287,7 +287,7 @@ async fn a_start_waits_for_its_moment_and_needs_the_time() {
 
 #[tokio::test]
 async fn a_machine_without_pid_1_says_what_to_do_instead() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let host = NodeUpdates::of_host_for_tests(&bench.people, &bench.facts);
     let error = host.link_check().expect_err("there is no PID 1");
     assert_eq!(error.code, ErrorCode::Unavailable);
@@ -303,7 +303,7 @@ async fn a_machine_without_pid_1_says_what_to_do_instead() {
 /// Every operation asks for one of its scopes, and none for the scope of another.
 #[tokio::test]
 async fn each_operation_names_its_scopes() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let mut builder = Registry::builder();
     bench.updates.register(&mut builder);
     let registry = builder.build().expect("every rule is kept");

@@ -8,7 +8,7 @@ use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome};
 
 #[tokio::test]
 async fn a_bundle_goes_to_pid_1_in_frames_and_its_plan_comes_back() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let bundle: Vec<u8> = (0..600_000_u32).map(|n| n as u8).collect();
     let id = bench.begin(bundle.len());
     let mut offset = 0;
@@ -32,7 +32,7 @@ async fn a_bundle_goes_to_pid_1_in_frames_and_its_plan_comes_back() {
 async fn an_upload_goes_on_at_each_offset() {
     let bundle = b"a bundle!";
     for cut in 0..=bundle.len() {
-        let bench = UpdateBench::new();
+        let bench = NodeUpdateBench::new();
         let id = bench.begin(bundle.len());
         if cut > 0 {
             bench.send(&id, 0, &bundle[..cut]).await.expect("taken");
@@ -51,7 +51,7 @@ async fn an_upload_goes_on_at_each_offset() {
 
 #[tokio::test]
 async fn a_piece_that_is_too_long_or_of_another_caller_is_not_taken() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let id = bench.begin(4);
     let long = bench.send(&id, 0, b"12345").await;
     assert_eq!(long, Err(StagingError::TooMuch(4)));
@@ -69,7 +69,7 @@ async fn a_piece_that_is_too_long_or_of_another_caller_is_not_taken() {
 
 #[tokio::test]
 async fn one_bundle_is_sent_at_a_time() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let id = bench.begin(4);
     let second = bench.updates.0.sessions.begin(request(4)).err();
     assert_eq!(second, Some(StagingError::Busy));
@@ -85,7 +85,7 @@ async fn one_bundle_is_sent_at_a_time() {
 
 #[tokio::test]
 async fn a_bundle_that_pid_1_refuses_early_is_given_up_at_once() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     bench.judge(Verdict::RefusesAfter(2));
     let id = bench.begin(1000);
     bench.send(&id, 0, b"12").await.expect("taken");
@@ -113,7 +113,7 @@ async fn a_bundle_that_pid_1_refuses_early_is_given_up_at_once() {
 
 #[tokio::test]
 async fn a_bundle_that_its_sender_gives_up_leaves_room_for_the_next() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     let id = bench.begin(10);
     bench.send(&id, 0, b"12").await.expect("taken");
     let sessions = &bench.updates.0.sessions;
@@ -133,7 +133,7 @@ async fn a_bundle_that_its_sender_gives_up_leaves_room_for_the_next() {
 
 #[tokio::test]
 async fn a_session_without_a_next_piece_ends() {
-    let bench = UpdateBench::with("", Duration::from_millis(20), None);
+    let bench = NodeUpdateBench::with("", Duration::from_millis(20), None);
     let id = bench.begin(10);
     bench.send(&id, 0, b"12").await.expect("taken");
     if let Some(session) = bench.updates.0.sessions.current() {
@@ -150,7 +150,7 @@ async fn a_session_without_a_next_piece_ends() {
 
 #[tokio::test]
 async fn a_dry_run_ends_with_what_pid_1_knows_and_stages_nothing() {
-    let bench = UpdateBench::new();
+    let bench = NodeUpdateBench::new();
     bench.judge(Verdict::PlansAfter(3));
     let sessions = &bench.updates.0.sessions;
     let dry = StagingRequest {
