@@ -143,5 +143,6 @@ async fn a_machine_follows_its_channel_by_itself() {
     assert_eq!(bench.requests().len(), count, "it is not tried again");
     let auto = bench.updates.auto_shown();
     assert_eq!(auto["next"], "failed-before");
-    assert_eq!(bench.updates.problems().len(), 1);
+    // PID 1 reports the failure, and the facts bring its report back: the node adds none, or they would alternate.
+    assert!(bench.updates.problems().is_empty());
 }
