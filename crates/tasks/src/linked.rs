@@ -9,11 +9,29 @@ use serde::Deserialize;
 
 use crate::failure::{Result, TaskError};
 
-/// The packages whose programs are in an image.
-const ROOTS: [&str; 2] = ["alknet", "alknet-gpu"];
+/// Programs of an image that are compiled for one platform.
+#[derive(Clone, Copy, Debug)]
+struct LinkedPrograms {
+    /// Their packages.
+    roots: &'static [&'static str],
+    platform: &'static str,
+    /// What cargo needs to know beside these.
+    options: &'static [&'static str],
+}
 
-/// The platform of an image.
-const PLATFORM: &str = "x86_64-unknown-linux-gnu";
+/// The binary, and the program for GPUs in it.
+const BINARY: LinkedPrograms = LinkedPrograms {
+    roots: &["alknet", "alknet-gpu"],
+    platform: "x86_64-unknown-linux-gnu",
+    options: &[],
+};
+
+/// The loader for UEFI, whose programs wait behind a feature.
+const LOADER: LinkedPrograms = LinkedPrograms {
+    roots: &["alknet-loader"],
+    platform: "x86_64-unknown-uefi",
+    options: &["--features=alknet-loader/firmware"],
+};
 
 /// A crate in the binary.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,15 +56,24 @@ impl LinkedCrate {
     }
 }
 
+/// The crates of the loader, as those of the binary.
+pub(crate) fn loader_crates(root: &Path) -> Result<Vec<LinkedCrate>> {
+    crates_of(root, LOADER)
+}
+
 /// The crates of the binary, by name and version: everything that its packages need at run time on
 /// the platform of an image, without procedural macros.
 ///
 /// The features are those of a build of the whole workspace, which is how the commands build.
 /// `cargo tree` knows them; `cargo metadata` counts features that only tests switch on as well.
 pub(crate) fn linked_crates(root: &Path) -> Result<Vec<LinkedCrate>> {
+    crates_of(root, BINARY)
+}
+
+fn crates_of(root: &Path, programs: LinkedPrograms) -> Result<Vec<LinkedCrate>> {
     let checksums = checksums(root)?;
-    let reached = reached(&tree(root)?);
-    let packages = metadata(root)?.packages.into_iter();
+    let reached = reached(&tree(root, programs)?, programs.roots);
+    let packages = metadata(root, programs)?.packages.into_iter();
     let crates = packages.filter_map(|package| {
         let named = (package.name, package.version);
         let folder = package.manifest_path.parent()?.to_owned();
@@ -94,25 +121,25 @@ struct CargoPackage {
     manifest_path: PathBuf,
 }
 
-fn metadata(root: &Path) -> Result<ResolvedMetadata> {
-    let options = ["--format-version=1", "--filter-platform", PLATFORM];
-    let text = cargo(root, "metadata", &options)?;
+fn metadata(root: &Path, programs: LinkedPrograms) -> Result<ResolvedMetadata> {
+    let options = ["--format-version=1", "--filter-platform", programs.platform];
+    let text = cargo(root, "metadata", &[&options[..], programs.options].concat())?;
     serde_json::from_str(&text)
         .map_err(|error| TaskError::Workspace(format!("cargo metadata: {error}")))
 }
 
 /// What each package of the workspace needs at run time, one package a line: the depth, the name and
 /// the version. What a package needs stands below its first line only.
-fn tree(root: &Path) -> Result<String> {
+fn tree(root: &Path, programs: LinkedPrograms) -> Result<String> {
     let options = [
         "--workspace",
         "--edges=normal,no-proc-macro",
         "--target",
-        PLATFORM,
+        programs.platform,
         "--prefix=depth",
         "--format= {p}",
     ];
-    cargo(root, "tree", &options)
+    cargo(root, "tree", &[&options[..], programs.options].concat())
 }
 
 /// What a command of cargo prints about the tree at `root`.
@@ -135,7 +162,7 @@ fn cargo(root: &Path, command: &str, options: &[&str]) -> Result<String> {
 }
 
 /// The packages that run in the programs of an image, from the text of [`tree`].
-fn reached(tree: &str) -> BTreeSet<PackageKey> {
+fn reached(tree: &str, roots: &[&str]) -> BTreeSet<PackageKey> {
     let mut needs: BTreeMap<PackageKey, BTreeSet<PackageKey>> = BTreeMap::new();
     let mut above: Vec<PackageKey> = Vec::new();
     for (depth, package) in tree.lines().filter_map(tree_line) {
@@ -149,7 +176,7 @@ fn reached(tree: &str) -> BTreeSet<PackageKey> {
     }
     let roots = needs
         .keys()
-        .filter(|(name, _)| ROOTS.contains(&name.as_str()));
+        .filter(|(name, _)| roots.contains(&name.as_str()));
     let mut open: Vec<&PackageKey> = roots.collect();
     let mut seen = BTreeSet::new();
     while let Some(package) = open.pop() {
@@ -227,7 +254,7 @@ mod tests {
         let tree = "0 alknet-tests v0.1.0 (/x/tests)\n1 judge v1.0.0\n1 shared v2.0.0\n2 below v3.0.0\n\n\
                     0 alknet v0.1.0 (/x/appliance)\n1 shared v2.0.0 (*)\n1 own v0.2.0\n\n\
                     0 alknet-gpu v0.1.0 (/x/gpu)\n1 wgpu v30.0.0\n";
-        let found = reached(tree);
+        let found = reached(tree, BINARY.roots);
         let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
         let expected = ["alknet", "alknet-gpu", "below", "own", "shared", "wgpu"];
         assert_eq!(names, expected);

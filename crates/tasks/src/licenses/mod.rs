@@ -93,7 +93,13 @@ pub(crate) fn collect(root: &Path) -> Result<LicenseInventory> {
     let mut components = vec![own(root, &mut texts)?];
     components.extend(parts::components(root, &crates, &mut texts)?);
     for linked in crates.iter().filter(|linked| !linked.is_own()) {
-        components.push(component(linked, &mut texts)?);
+        components.push(component(linked, ComponentPlace::Binary, &mut texts)?);
+    }
+    // A crate of both is listed once, as a part of the binary: name, version and licence are the same.
+    let of_loader = linked::loader_crates(root)?;
+    let of_loader = of_loader.iter().filter(|linked| !crates.contains(linked));
+    for linked in of_loader.filter(|linked| !linked.is_own()) {
+        components.push(component(linked, ComponentPlace::Loader, &mut texts)?);
     }
     Ok(LicenseInventory::new(components, texts.into_texts()))
 }
@@ -108,12 +114,16 @@ fn own(root: &Path, texts: &mut TextCollection) -> Result<SoftwareComponent> {
     Ok(component)
 }
 
-fn component(linked: &LinkedCrate, texts: &mut TextCollection) -> Result<SoftwareComponent> {
+fn component(
+    linked: &LinkedCrate,
+    place: ComponentPlace,
+    texts: &mut TextCollection,
+) -> Result<SoftwareComponent> {
     let license = linked
         .license
         .as_deref()
         .map_or_else(|| UNKNOWN.to_owned(), expression);
-    let mut component = SoftwareComponent::new(&linked.name, ComponentPlace::Binary, &license);
+    let mut component = SoftwareComponent::new(&linked.name, place, &license);
     component.version = Some(linked.version.clone());
     component.is_crate = true;
     component.sha256.clone_from(&linked.checksum);
