@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+
+use super::sealed::add_seals;
 
 /// The seals. The memory can be truncated, by which the host takes it back, and cannot grow again.
 const SEALS: SealFlags = SealFlags::SEAL
@@ -33,7 +35,7 @@ impl RevocableMemfd {
     pub fn written(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
         let mut file = File::from(memfd_create(c"alknet", FLAGS)?);
         write(&mut file)?;
-        fcntl_add_seals(&file, SEALS)?;
+        add_seals(&file, SEALS)?;
         let len = file.metadata()?.len();
         Ok(Self { file, len })
     }
@@ -72,7 +74,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
-    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::fs::{FallocateFlags, fallocate, fcntl_add_seals};
 
     use super::*;
     use crate::{FrameBlob, SealedMapping};

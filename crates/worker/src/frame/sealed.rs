@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::io::Errno;
 
 use crate::WorkerFrameError;
 use crate::limits::SEALED_BYTES_MAX;
@@ -22,6 +23,24 @@ const FLAGS: MemfdFlags = MemfdFlags::CLOEXEC.union(MemfdFlags::ALLOW_SEALING);
 /// `TMPFS_MAGIC` of the kernel: the file system of an ordinary memfd. One of huge pages is on another, and a read
 /// from its map may fail with a signal whatever its seals are.
 const TMPFS: u64 = 0x0102_1994;
+
+/// How often memory is sealed again that the kernel itself uses for a moment.
+const SEAL_ATTEMPTS: usize = 5;
+
+/// Seals a memfd.
+///
+/// The kernel counts who holds the pages (`memfd_wait_for_pins` in `mm/memfd.c`). Its own batches of pages count, too, and
+/// on a busy machine they may last longer than the fraction of a second for which it waits for them. A writable mapping
+/// is refused at once, each time.
+pub(super) fn add_seals(file: &File, seals: SealFlags) -> io::Result<()> {
+    for _ in 1..SEAL_ATTEMPTS {
+        match fcntl_add_seals(file, seals) {
+            Err(Errno::BUSY) => {}
+            sealed => return sealed.map_err(io::Error::from),
+        }
+    }
+    fcntl_add_seals(file, seals).map_err(io::Error::from)
+}
 
 /// A memfd that can be neither written nor truncated nor grown nor unsealed (fcntl(2), F_ADD_SEALS).
 #[derive(Debug)]
@@ -63,7 +82,7 @@ impl SealedMemfd {
     /// # Errors
     /// The kernel refuses, or there are too many bytes.
     pub fn seal(file: File) -> Result<Self, WorkerFrameError> {
-        fcntl_add_seals(&file, SEALS).map_err(io::Error::from)?;
+        add_seals(&file, SEALS)?;
         Self::check(file.into())
     }
 
