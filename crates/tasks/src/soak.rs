@@ -19,7 +19,7 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// The names and kinds of the campaigns.
-const CAMPAIGNS: [(&str, CampaignKind); 8] = [
+const CAMPAIGNS: [(&str, CampaignKind); 9] = [
     ("counts", CampaignKind::Tests(&COUNTS)),
     // Most of the time is spent waiting, and no time is measured, so it may run beside other work.
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
@@ -46,6 +46,7 @@ const CAMPAIGNS: [(&str, CampaignKind); 8] = [
     ("pipelines", CampaignKind::Measured(&["pipelines_that"])),
     ("power-cuts", CampaignKind::Tests(&["power_cut"])),
     ("times", CampaignKind::Measured(&TIMES)),
+    ("update-cuts", CampaignKind::Tests(&["update_cuts"])),
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.
@@ -100,7 +101,7 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SoakArgs {
-    /// Campaign: counts, crowds, flood, fuzz, hostile, pipelines, power-cuts or times [default: all]
+    /// Campaign: counts, crowds, flood, fuzz, hostile, pipelines, power-cuts, times or update-cuts [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]

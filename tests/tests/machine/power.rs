@@ -261,7 +261,7 @@ fn cuts(short: usize) -> usize {
 }
 
 /// Whether the environment requests all cuts that the project promises.
-fn is_full() -> bool {
+pub(super) fn is_full() -> bool {
     std::env::var(COUNT_VARIABLE).is_ok_and(|value| value == "full")
 }
 
@@ -551,7 +551,7 @@ pub(super) fn cut_now(recording: &DiskRecording, image: &Path) {
 }
 
 /// The image of a cut. When the test fails, the image stays beside the logs of failed machines.
-struct Evidence(PathBuf);
+pub(super) struct Evidence(pub(super) PathBuf);
 
 impl Drop for Evidence {
     fn drop(&mut self) {
@@ -575,10 +575,10 @@ impl Drop for Evidence {
 }
 
 /// The random numbers of SplitMix64: the same seed makes the same campaign.
-struct CampaignRng(u64);
+pub(super) struct CampaignRng(u64);
 
 impl CampaignRng {
-    fn from_environment() -> Self {
+    pub(super) fn from_environment() -> Self {
         let set = std::env::var(SEED_VARIABLE).ok();
         let seed = set.map_or_else(Self::clock, |text| {
             text.parse()
@@ -593,7 +593,7 @@ impl CampaignRng {
         now.map_or(0, |since| u64::from(since.subsec_nanos()) ^ since.as_secs())
     }
 
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -601,7 +601,7 @@ impl CampaignRng {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         let bound = u64::try_from(bound.max(1)).unwrap_or(u64::MAX);
         usize::try_from(self.next() % bound).unwrap_or_default()
     }

@@ -360,8 +360,8 @@ fn word_at(image: &[u8], word: &[u8]) -> usize {
 /// [`PASSPHRASE`] or [`PIN`] where the configuration wants one, and for nothing else.
 pub(crate) fn set_up(config: &str) -> (TestBench, String) {
     let wanted = match config {
-        WITH_PASSPHRASE => Some(("new passphrase", PASSPHRASE)),
-        WITH_PIN => Some(("new PIN of the TPM", PIN)),
+        config if config.starts_with(WITH_PASSPHRASE) => Some(("new passphrase", PASSPHRASE)),
+        config if config.starts_with(WITH_PIN) => Some(("new PIN of the TPM", PIN)),
         _ => None,
     };
     TestBench::set_up_measured(config, |bench, machine| {

@@ -1,0 +1,156 @@
+//! A disk with boot slots, read and changed from outside of the machine.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use alknet_boot_state::{
+    BootNote, BootRecord, BootRecordError, BootSlot, BootSlots, NOTE_BYTES, NOTE_OFFSET, NoteArea,
+    NoteText, RECORD_BYTES, RECORD_OFFSET, loader_choice,
+};
+use alknet_fat::{FatError, FatVolume, FilePartition, RepairReport, RepairRules};
+use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+
+use super::{FIRST, SECOND};
+
+/// The loader for UEFI.
+const LOADER: &str = r"\EFI\BOOT\BOOTX64.EFI";
+/// A file that is not the machine's.
+pub(crate) const FOREIGN: &str = r"\FOREIGN.BIN";
+/// More bytes than a program may have.
+const PROGRAM_BYTES_MAX: u32 = 128 << 20;
+
+/// The disk in this file.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotDiskImage(PathBuf);
+
+/// What an update may change: the record and both programs.
+#[derive(PartialEq, Eq)]
+pub(crate) struct SlotContents {
+    record: [u8; RECORD_BYTES],
+    programs: [Option<Vec<u8>>; 2],
+}
+
+impl SlotDiskImage {
+    pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn file(&self) -> File {
+        let opened = File::options().read(true).write(true).open(&self.0);
+        opened.expect("the disk is ours")
+    }
+
+    pub(crate) fn volume(&self) -> FatVolume<FilePartition<File>> {
+        let partition = FilePartition::new(self.file(), ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
+        FatVolume::open(partition).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn record_bytes(&self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        let read = self.file().read_exact_at(&mut bytes, RECORD_OFFSET);
+        read.expect("it is longer");
+        bytes
+    }
+
+    pub(crate) fn record(&self) -> Result<BootRecord, BootRecordError> {
+        BootRecord::parse(&self.record_bytes())
+    }
+
+    /// The program in a slot, `None` if the slot has no file.
+    pub(crate) fn program(&self, slot: BootSlot) -> Option<Vec<u8>> {
+        match self.volume().read_file(&slot_path(slot), PROGRAM_BYTES_MAX) {
+            Ok(program) => Some(program),
+            Err(FatError::NotFound { .. }) => None,
+            Err(error) => panic!("{slot}: {error}"),
+        }
+    }
+
+    pub(crate) fn contents(&self) -> SlotContents {
+        SlotContents {
+            record: self.record_bytes(),
+            programs: BootSlot::ALL.map(|slot| self.program(slot)),
+        }
+    }
+
+    pub(crate) fn put(&self, path: &str, content: &[u8]) {
+        let length = content.len() as u64;
+        let put = self
+            .volume()
+            .replace_file(path, length, &mut &*content, &mut |_| {});
+        put.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Puts a program into slot b that the loader starts `tries` times, as an update leaves it that was started before
+    /// as often as is missing.
+    pub(crate) fn put_on_trial(&self, program: &[u8], tries: u8) {
+        self.put(&slot_path(BootSlot::B), program);
+        let vacated = BootRecord::new(BootSlot::A).vacate().expect("idle");
+        let mut record = vacated.stage().and_then(|it| it.arm()).expect("vacated");
+        while record.tries() > tries {
+            let choice = loader_choice(Some(&record), BootSlots::ALL);
+            record = choice.write.expect("a try is counted");
+        }
+        let mut note = BootNote::new(BootSlot::B);
+        note.version = NoteText::new(SECOND);
+        note.from = NoteText::new(FIRST);
+        note.vault = NoteText::new("absent");
+        note.data = NoteText::new("mounted");
+        let mut area = NoteArea::new([0; NOTE_BYTES]);
+        area.put(&note);
+        let file = self.file();
+        let written = file
+            .write_all_at(area.bytes(), NOTE_OFFSET)
+            .and_then(|()| file.write_all_at(&record.encode(), RECORD_OFFSET));
+        written.expect("the disk is ours");
+    }
+
+    /// The slot that a loader starts, by the record and the programs as they are. A loader looks only whether a file
+    /// begins with `MZ`.
+    pub(crate) fn chosen(&self) -> Option<BootSlot> {
+        let record = self.record().ok();
+        let volume = self.volume();
+        let present = BootSlots::filter(|slot| {
+            let file = volume.open_file(&slot_path(slot)).ok();
+            file.is_some_and(|mut file| {
+                let mut begin = [0; 2];
+                std::io::Read::read_exact(&mut file, &mut begin).is_ok() && begin == *b"MZ"
+            })
+        });
+        loader_choice(record.as_ref(), present).start
+    }
+
+    /// Repairs the boot partition, as the machine that runs `running` does before it writes.
+    pub(crate) fn repair(&self, running: BootSlot) -> RepairReport {
+        let (running, other) = (slot_path(running), slot_path(running.other()));
+        let rules = RepairRules {
+            own: &[LOADER, &running, &other],
+            choose: &RepairRules::keep_own,
+        };
+        let repaired = self.volume().repair(&rules);
+        repaired.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The boot partition as a file of its own, for programs that know no disks.
+    pub(crate) fn copy_partition(&self, to: &Path) {
+        let from = self.file();
+        let copy = File::create(to).expect("the folder is ours");
+        copy.set_len(ESP_BYTES).expect("the folder is ours");
+        let mut buffer = vec![0; 1 << 20];
+        for at in (0..ESP_BYTES).step_by(buffer.len()) {
+            let read = from.read_exact_at(&mut buffer, ESP_FIRST_LBA * LBA_BYTES + at);
+            read.expect("it is longer");
+            if buffer.iter().any(|byte| *byte != 0) {
+                copy.write_all_at(&buffer, at).expect("the folder is ours");
+            }
+        }
+    }
+}
+
+pub(crate) fn slot_path(slot: BootSlot) -> String {
+    format!(r"\EFI\ALKNET\{}", slot.file_name())
+}

@@ -1,0 +1,124 @@
+//! An update to a good version, and the way back.
+
+use alknet_boot_state::BootSlot;
+use alknet_qemu::{MachineKind, VirtioDisk};
+use alknet_tests::{MachineNode, TestBench};
+use serde_json::{Value, json};
+
+use super::bundle::{ReleaseDraft, ReleaseKeys};
+use super::disk::SlotDiskImage;
+use super::program::versioned;
+use super::{
+    FIRST, LIMIT, SECOND, config, is_refused, machine, roll_back, serving, stands, update,
+};
+
+/// Under UEFI: the new version is confirmed, then its floor refuses an older one that an administrator permits, and a
+/// rollback returns to the first version. Identity and stored tokens stay.
+#[test]
+fn update_good_and_back_under_uefi() {
+    let bench = TestBench::new();
+    let (node, keys) = updated(&bench, MachineKind::Q35Uefi);
+    let older = ReleaseDraft::new(2, "0.0.9");
+    let older = keys.bundle(bench.path(), &older, &[0; 2 << 20]);
+    let refused = update(
+        bench.admin(),
+        &node,
+        &older,
+        &["--stage", "--downgrade", "0.0.9"],
+    );
+    is_refused(&refused, "FORBIDDEN", "below-floor");
+
+    let identity = node.identity().to_owned();
+    let back = roll_back(bench.admin(), &node);
+    assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
+    stands(
+        &node,
+        &[
+            ("version", FIRST),
+            ("slot", "a"),
+            ("other_version", SECOND),
+            ("state", "good"),
+        ],
+    );
+    assert_eq!(node.info()["identity"], identity.as_str());
+    has_token(&node);
+}
+
+/// Under BIOS GRUB counts the tries and starts the slots.
+#[test]
+fn update_good_under_bios() {
+    let bench = TestBench::new();
+    updated(&bench, MachineKind::Q35);
+}
+
+/// A machine after an update from [`FIRST`] to [`SECOND`], which is in slot b.
+fn updated(bench: &TestBench, kind: MachineKind) -> (MachineNode, ReleaseKeys) {
+    let keys = ReleaseKeys::one(7);
+    let disk = SlotDiskImage::new(bench.raw());
+    let first = disk.program(BootSlot::A).expect("the image has it");
+    let second = versioned(&first, SECOND);
+    let mut draft = ReleaseDraft::new(1, SECOND);
+    draft.floor = Some(FIRST);
+    let bundle = keys.bundle(bench.path(), &draft, &second);
+    let vm = machine(kind, VirtioDisk::file(disk.path()), &config(bench, &keys));
+    let mut node = serving(bench, vm);
+    let identity = node.identity().to_owned();
+    stands(
+        &node,
+        &[
+            ("version", FIRST),
+            ("slot", "a"),
+            ("state", "idle"),
+            ("keys", "owner"),
+        ],
+    );
+    node.call(
+        "token/make",
+        &json!({ "scopes": ["node:read"], "note": "stays" }),
+    );
+
+    let mark = node.vm().console().mark();
+    let done = update(bench.admin(), &node, &bundle, &["--yes", "--limit", LIMIT]);
+    assert_eq!(done.status, 0, "{done:?}\n{}", node.vm().report());
+    let done = done.json();
+    assert_eq!(done["outcome"], "confirmed", "{done:#}");
+    for (member, value) in [
+        ("from", FIRST),
+        ("to", SECOND),
+        ("step", "upgrade"),
+        ("changes", "for a test"),
+    ] {
+        assert_eq!(done["plan"][member], value, "{done:#}");
+    }
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    let status = stands(
+        &node,
+        &[
+            ("version", SECOND),
+            ("slot", "b"),
+            ("good", "b"),
+            ("other_version", FIRST),
+            ("state", "good"),
+        ],
+    );
+    assert_eq!(status["last"]["outcome"], "confirmed", "{status:#}");
+    assert_eq!(node.info()["problems"], json!([]));
+    has_token(&node);
+    // The first version is as it was, and the second one is what was signed.
+    assert!(
+        disk.program(BootSlot::A) == Some(first),
+        "slot a was changed"
+    );
+    assert!(
+        disk.program(BootSlot::B) == Some(second),
+        "slot b has other bytes"
+    );
+    (node, keys)
+}
+
+#[track_caller]
+fn has_token(node: &MachineNode) {
+    let tokens = node.call("token/list", &Value::Null);
+    assert!(tokens.to_string().contains("\"stays\""), "{tokens:#}");
+}

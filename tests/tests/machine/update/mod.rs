@@ -1,0 +1,104 @@
+//! Updates of a booted machine: from a signed bundle to a confirmed version, and back.
+//!
+//! What is refused, what fails, sealed machines and power cuts have modules of their own beside this one
+//! (`update_refused.rs` and others), so that they run at the same time: a machine waits for a minute at its gate.
+//!
+//! The versions are the built program with another number in it, made by the test (`program.rs`), and the test signs
+//! their bundles with keys that the machine's configuration names (`bundle.rs`).
+
+pub(crate) mod bundle;
+pub(crate) mod disk;
+mod good;
+pub(crate) mod program;
+
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_image::{ImageForm, OutputRole};
+use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
+use alknet_tests::{BootVariant, BuiltImageFolder, CliOutput, CliRunner, MachineNode, TestBench};
+use serde_json::{Value, json};
+
+use crate::configuration::{NO_VAULT, document};
+use bundle::ReleaseKeys;
+
+/// The version of the built image, and of those that the tests make from it. All have the same length, because a
+/// version is changed in its place.
+pub(crate) const FIRST: &str = "0.1.0";
+pub(crate) const SECOND: &str = "0.2.0";
+
+/// How long a machine may take from its restart until it has confirmed a version: the minute of its gate, and the boot
+/// of an emulated machine beside others.
+pub(crate) const LIMIT: &str = "30m";
+
+/// Pause between two questions.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A configuration without a vault whose updates these keys sign.
+pub(crate) fn config(bench: &TestBench, keys: &ReleaseKeys) -> String {
+    document(bench, "edge") + NO_VAULT + &keys.config()
+}
+
+/// A machine of this kind that starts from this disk by its own loader.
+pub(crate) fn machine(kind: MachineKind, disk: VirtioDisk, config: &str) -> VmBuilder {
+    Vm::builder(kind)
+        .probe_kernel(BuiltImageFolder::get().file(ImageForm::Direct, OutputRole::Kernel))
+        .disk(disk)
+        .nic(Nic::user())
+        .config(config)
+}
+
+/// The same, from the moment at which it serves.
+pub(crate) fn serving(bench: &TestBench, vm: VmBuilder) -> MachineNode {
+    let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
+    MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone())
+}
+
+/// `alknet update NODE BUNDLE`, with more arguments.
+pub(crate) fn update(
+    user: &CliRunner,
+    node: &MachineNode,
+    bundle: &Path,
+    more: &[&str],
+) -> CliOutput {
+    let bundle = bundle.display().to_string();
+    let mut command = user.command(&["update", &node.target(), &bundle]);
+    command.args(more);
+    user.run(command)
+}
+
+/// `alknet rollback NODE`.
+pub(crate) fn roll_back(user: &CliRunner, node: &MachineNode) -> CliOutput {
+    let mut command = user.command(&["rollback", &node.target(), "--yes"]);
+    command.args(["--limit", LIMIT]);
+    user.run(command)
+}
+
+pub(crate) fn status(node: &MachineNode) -> Value {
+    node.call("update/status", &json!({}))
+}
+
+/// Waits until these members of `update/status` have these values: PID 1 looks at the disk beside the start of the node,
+/// which answers meanwhile.
+pub(crate) fn stands(node: &MachineNode, members: &[(&str, &str)]) -> Value {
+    alknet_tests::eventually(&format!("{members:?}"), || {
+        let last = status(node);
+        let stands = members.iter().all(|(name, value)| last[name] == *value);
+        if !stands {
+            // Each question is a handshake, which an emulated processor computes for a while.
+            std::thread::sleep(PAUSE);
+            eprintln!("{last}");
+        }
+        stands.then_some(last)
+    })
+}
+
+/// Checks that a command was refused with this error, and with this code in its details.
+#[track_caller]
+pub(crate) fn is_refused(output: &CliOutput, error: &str, code: &str) {
+    assert_eq!(output.code(), error, "{output:?}");
+    // The details are JSON within the JSON of the error.
+    let plain = output.errors.replace('\\', "");
+    let member = format!("\"code\":\"{code}\"");
+    assert!(plain.contains(&member), "{code}: {output:?}");
+}

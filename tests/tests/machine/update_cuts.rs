@@ -1,0 +1,156 @@
+//! The power fails at any moment of an update: the loader then starts a whole program.
+//!
+//! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
+
+use std::path::Path;
+
+use alknet_boot_state::BootSlot;
+use alknet_image::{ESP_FIRST_LBA, LBA_BYTES};
+use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk};
+use alknet_tests::TestBench;
+use alknet_tests::tools::tool;
+
+use crate::power::{CampaignRng, Evidence, is_full};
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
+use crate::update::disk::{SlotDiskImage, slot_path};
+use crate::update::program::versioned;
+use crate::update::{LIMIT, SECOND, config, machine, serving, stands, status, update};
+
+/// Cuts of a campaign, and how many of them start a machine.
+const CUTS: usize = 50;
+const CUTS_FULL: usize = 5000;
+const BOOTS: usize = 1;
+const BOOTS_FULL: usize = 25;
+/// Of so many cuts one is also looked at by dosfstools.
+const JUDGED_OF: usize = 10;
+
+/// The recording of an update from its first byte to the confirmation.
+struct UpdateRecording {
+    bench: TestBench,
+    recording: DiskRecording,
+    /// Moments before the update began.
+    begun: usize,
+    config: String,
+    identity: String,
+    programs: [Vec<u8>; 2],
+}
+
+#[test]
+fn update_cuts_at_any_write_leave_a_whole_program() {
+    let session = UpdateRecording::record();
+    let mut dice = CampaignRng::from_environment();
+    let (cuts, boots) = if is_full() {
+        (CUTS_FULL, BOOTS_FULL)
+    } else {
+        (CUTS, BOOTS)
+    };
+    let moments = session.recording.len() - session.begun;
+    // Every second cut is beside a write of the record or the note: they are few, and decide most.
+    let deciding = session.recording.writes_in(0..ESP_FIRST_LBA * LBA_BYTES);
+    let deciding: Vec<_> = deciding
+        .into_iter()
+        .filter(|at| *at >= session.begun)
+        .collect();
+    assert!(deciding.len() > 4, "{deciding:?}");
+    let path = session.bench.path().join("cut.raw");
+    let image = Evidence(path.clone());
+    let mut chosen = [0; 2];
+    for number in 0..cuts {
+        let moment = match number % 2 {
+            0 => session.begun + dice.below(moments + 1),
+            _ => deciding[dice.below(deciding.len())] + dice.below(3),
+        };
+        let (moment, seed) = (moment.min(session.recording.len()), dice.next());
+        let cut = session.recording.cut(moment, seed, &image.0);
+        let cut = cut.unwrap_or_else(|error| panic!("{error}"));
+        eprintln!(
+            "cut {number}: moment {moment} of {}, seed {seed}: {cut:?}",
+            session.recording.len()
+        );
+        let slot = session.has_whole_program(&SlotDiskImage::new(&path), number % JUDGED_OF == 0);
+        chosen[usize::from(slot == BootSlot::B)] += 1;
+        if number < boots {
+            session.serves(moment, seed, &path);
+        }
+    }
+    eprintln!(
+        "the loader chose slot a {} times and slot b {} times",
+        chosen[0], chosen[1]
+    );
+    assert!(chosen.iter().all(|count| *count > 0), "{chosen:?}");
+}
+
+impl UpdateRecording {
+    fn record() -> Self {
+        let bench = TestBench::new();
+        let keys = ReleaseKeys::one(7);
+        let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
+        let first = first.expect("the image has it");
+        let second = versioned(&first, SECOND);
+        let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &second);
+        let config = config(&bench, &keys);
+        let recorder = DiskRecorder::serve(&bench.raw()).unwrap_or_else(|error| panic!("{error}"));
+        let vm = machine(
+            MachineKind::Q35Uefi,
+            VirtioDisk::recorded(&recorder),
+            &config,
+        );
+        let node = serving(&bench, vm);
+        let (begun, identity) = (recorder.recording().len(), node.identity().to_owned());
+        let done = update(bench.admin(), &node, &bundle, &["--yes", "--limit", LIMIT]);
+        assert_eq!(done.status, 0, "{done:?}\n{}", node.vm().report());
+        stands(&node, &[("version", SECOND), ("state", "good")]);
+        drop(node);
+        Self {
+            recording: recorder.recording(),
+            bench,
+            begun,
+            config,
+            identity,
+            programs: [first, second],
+        }
+    }
+
+    /// Checks that the loader starts a whole program, before the machine repairs its boot partition and after it.
+    /// Returns its slot.
+    fn has_whole_program(&self, disk: &SlotDiskImage, is_judged: bool) -> BootSlot {
+        let whole = |slot| {
+            let program = disk.program(slot);
+            let program = program.unwrap_or_else(|| panic!("no {}", slot_path(slot)));
+            let is_known = self.programs.contains(&program);
+            assert!(is_known, "slot {slot} has {} other bytes", program.len());
+        };
+        // A sector is written whole or not at all, so the record is always one.
+        let record = disk.record().unwrap_or_else(|error| panic!("{error}"));
+        let slot = disk.chosen().expect("a program");
+        whole(slot);
+        // What a trial falls back to.
+        whole(record.good());
+        let report = disk.repair(slot);
+        assert!(report.left.findings.is_empty(), "{report:?}");
+        assert_eq!(disk.chosen(), Some(slot));
+        whole(slot);
+        if is_judged {
+            let partition = self.bench.path().join("boot.fat");
+            disk.copy_partition(&partition);
+            let judged = tool("fsck.vfat", &["-n", &partition.display().to_string()]);
+            assert!(judged.status.success(), "{judged:?}");
+        }
+        slot
+    }
+
+    /// Starts a machine from the disk of a cut, as the cut left it.
+    fn serves(&self, moment: usize, seed: u64, path: &Path) {
+        let cut = self.recording.cut(moment, seed, path);
+        cut.unwrap_or_else(|error| panic!("{error}"));
+        let vm = machine(MachineKind::Q35Uefi, VirtioDisk::file(path), &self.config);
+        let node = serving(&self.bench, vm);
+        assert_eq!(node.identity(), self.identity);
+        let status = status(&node);
+        let state = status["state"].as_str().unwrap_or_default();
+        assert!(
+            ["idle", "staged", "pending", "trial", "good"].contains(&state),
+            "{status:#}"
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! Updates of a machine whose vault the TPM opens for what firmware measured.
+
+use alknet_boot_state::BootSlot;
+use alknet_tests::{MachineNode, TestBench};
+use serde_json::{Value, json};
+
+use crate::tpm::{PIN, TPM_ALONE, WITH_PIN, asked, measured, served, set_up, type_line};
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
+use crate::update::disk::SlotDiskImage;
+use crate::update::program::versioned;
+use crate::update::{FIRST, LIMIT, SECOND, roll_back, stands, update};
+
+/// To the new version and back without a person: before each start the machine has a slot for the program that comes,
+/// and after each confirmation the one of the program before is gone.
+#[test]
+fn update_of_a_sealed_machine_and_back_needs_no_person() {
+    let keys = ReleaseKeys::one(7);
+    let configured = format!("{TPM_ALONE}\n{}", keys.config());
+    let (bench, identity) = set_up(&configured);
+    let bundle = bundle(&bench, &keys);
+    let mut node = measured(&bench, "own").configured(&configured).boot();
+    assert_eq!(node.identity(), identity);
+    let first = opened(&node);
+
+    let mark = node.vm().console().mark();
+    let done = update(bench.admin(), &node, &bundle, &["--yes", "--limit", LIMIT]);
+    assert_eq!(done.status, 0, "{done:?}\n{}", node.vm().report());
+    assert_eq!(done.json()["plan"]["needs_person"], Value::Null);
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    stands(
+        &node,
+        &[("version", SECOND), ("slot", "b"), ("state", "good")],
+    );
+    let second = opened(&node);
+    assert_ne!(
+        first, second,
+        "the slot of the first program is still there"
+    );
+
+    let mark = node.vm().console().mark();
+    let back = roll_back(bench.admin(), &node);
+    assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    stands(
+        &node,
+        &[("version", FIRST), ("slot", "a"), ("state", "good")],
+    );
+    assert_ne!(opened(&node), second);
+}
+
+#[test]
+fn update_of_a_machine_with_a_pin_says_that_a_person_must_come() {
+    let keys = ReleaseKeys::one(7);
+    let configured = format!("{WITH_PIN}\n{}", keys.config());
+    let (bench, identity) = set_up(&configured);
+    let bundle = bundle(&bench, &keys);
+    let machine = measured(&bench, "own").after_firmware();
+    let vm = machine.configured(&configured).start();
+    asked(&vm, "PIN of the TPM");
+    type_line(&vm, PIN);
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    let plan = update(bench.admin(), &node, &bundle, &["--dry-run"]).json();
+    assert_eq!(plan["plan"]["needs_person"], "pin", "{plan:#}");
+}
+
+/// The number of the one slot of the vault, which is the TPM's and opened it.
+fn opened(node: &MachineNode) -> Value {
+    // The slot of the program before goes a moment after the confirmation.
+    let status = alknet_tests::eventually("the vault has one slot", || {
+        let status = node.call("vault/status", &Value::Null);
+        (status["slots"] == json!(["tpm2"])).then_some(status)
+    });
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(status["tpm2"][0]["pcrs"], json!([4, 11, 12]), "{status:#}");
+    status["tpm2"][0]["slot"].clone()
+}
+
+fn bundle(bench: &TestBench, keys: &ReleaseKeys) -> std::path::PathBuf {
+    let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
+    let second = versioned(&first.expect("the image has it"), SECOND);
+    keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &second)
+}
