@@ -44,5 +44,6 @@ mod update_bad;
 mod update_cuts;
 mod update_refused;
 mod update_sealed;
+mod update_secured;
 mod vault;
 mod vault_exposure;

@@ -167,14 +167,14 @@ fn refused(vm: &Vm, says: &str) {
 }
 
 /// What an owner signs for a disk.
-struct OwnedPrograms {
+pub(crate) struct OwnedPrograms {
     loader: PathBuf,
     program: PathBuf,
 }
 
 impl OwnedPrograms {
     /// Those of the disk.
-    fn of_disk(bench: &TestBench) -> Self {
+    pub(crate) fn of_disk(bench: &TestBench) -> Self {
         Self {
             loader: copy_out(bench, LOADER, "unsigned-loader"),
             program: program(bench),
@@ -182,7 +182,7 @@ impl OwnedPrograms {
     }
 
     /// The same, signed.
-    fn by(&self, bench: &TestBench, owner: &PlatformOwner, name: &str) -> Self {
+    pub(crate) fn by(&self, bench: &TestBench, owner: &PlatformOwner, name: &str) -> Self {
         Self {
             loader: by(bench, owner, &self.loader, &format!("{name}-loader")),
             program: by(bench, owner, &self.program, name),
@@ -190,21 +190,21 @@ impl OwnedPrograms {
     }
 
     /// Puts both on the disk.
-    fn install(&self, bench: &TestBench) {
+    pub(crate) fn install(&self, bench: &TestBench) {
         put(bench, &self.loader, LOADER);
         put(bench, &self.program, PROGRAM);
     }
 }
 
 /// Firmware variables that allow what this owner signed.
-fn enrolled(bench: &TestBench, owner: &PlatformOwner, name: &str) -> PathBuf {
+pub(crate) fn enrolled(bench: &TestBench, owner: &PlatformOwner, name: &str) -> PathBuf {
     let variables = bench.path().join(name);
     let enrolled = owner.enroll(&variables, variable(PACKAGES_VARIABLE).as_ref());
     enrolled.unwrap_or_else(|error| panic!("{error}"));
     variables
 }
 
-fn by(bench: &TestBench, owner: &PlatformOwner, program: &Path, name: &str) -> PathBuf {
+pub(crate) fn by(bench: &TestBench, owner: &PlatformOwner, program: &Path, name: &str) -> PathBuf {
     let signed = bench.path().join(name);
     let done = owner.sign(program, &signed);
     done.unwrap_or_else(|error| panic!("{error}"));

@@ -1,0 +1,116 @@
+//! Updates of a machine under Secure Boot with its owner's key, whose vault the TPM opens by PCR 7, 11 and 12.
+
+use alknet_boot_state::BootSlot;
+use alknet_qemu::PlatformOwner;
+use alknet_tests::{BootVariant, MachineNode, TestBench};
+use serde_json::{Value, json};
+
+use crate::secure_boot::{OwnedPrograms, by, enrolled};
+use crate::tpm::TPM_ALONE;
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys, write};
+use crate::update::disk::SlotDiskImage;
+use crate::update::program::versioned;
+use crate::update::{FIRST, LIMIT, SECOND, roll_back, stands, update};
+
+/// The loader's message about a version that the firmware does not permit.
+const NOT_PERMITTED: &str = "alknet-loader: slot b did not start: Secure Boot does not permit it";
+
+/// To the owner's new version and back without a person; then a version whose bundle is signed and whose program is
+/// not, and one that another owner signed, end in the first version.
+#[test]
+fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
+    let bench = TestBench::new();
+    let [owner, other_owner] =
+        ["owner", "other-owner"].map(|name| PlatformOwner::create(bench.path(), name));
+    let [owner, other_owner] = [owner, other_owner].map(|made| made.expect("keys can be made"));
+    let variables = enrolled(&bench, &owner, "owners");
+    let disk = SlotDiskImage::new(bench.raw());
+    let first = disk.program(BootSlot::A).expect("the image has it");
+    OwnedPrograms::of_disk(&bench)
+        .by(&bench, &owner, "first")
+        .install(&bench);
+    let second = versioned(&first, SECOND);
+    let unsigned = write(bench.path(), "second", &second);
+    let signed_by = |owner, name| {
+        let signed = by(&bench, owner, &unsigned, name);
+        std::fs::read(signed).expect("it was signed")
+    };
+    let owners = signed_by(&owner, "second-of-owner");
+    let others = signed_by(&other_owner, "second-of-other");
+    let keys = ReleaseKeys::one(7);
+    let bundle = |number, program: &[u8]| {
+        keys.bundle(bench.path(), &ReleaseDraft::new(number, SECOND), program)
+    };
+
+    let machine = bench.machine(BootVariant::UefiRaw).measured("own");
+    let configured = format!("{TPM_ALONE}\n{}", keys.config());
+    let mut node = machine.secured(&variables).configured(&configured).boot();
+    let identity = node.identity().to_owned();
+    let slot_of_first = opened(&node);
+
+    let mark = node.vm().console().mark();
+    let done = update(
+        bench.admin(),
+        &node,
+        &bundle(1, &owners),
+        &["--yes", "--limit", LIMIT],
+    );
+    assert_eq!(done.status, 0, "{done:?}\n{}", node.vm().report());
+    assert_eq!(done.json()["plan"]["needs_person"], Value::Null);
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    stands(
+        &node,
+        &[("version", SECOND), ("slot", "b"), ("state", "good")],
+    );
+    let slot_of_second = opened(&node);
+    assert_ne!(slot_of_first, slot_of_second);
+
+    let mark = node.vm().console().mark();
+    let back = roll_back(bench.admin(), &node);
+    assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    stands(
+        &node,
+        &[("version", FIRST), ("slot", "a"), ("state", "good")],
+    );
+    assert_ne!(opened(&node), slot_of_second);
+
+    for (number, program) in [(2, &second), (3, &others)] {
+        let mark = node.vm().console().mark();
+        let bundle = bundle(number, program);
+        let failed = update(bench.admin(), &node, &bundle, &["--yes", "--limit", LIMIT]);
+        assert_eq!(
+            failed.code(),
+            "UPDATE_FAILED",
+            "{failed:?}\n{}",
+            node.vm().report()
+        );
+        node.wait_ready(mark);
+        assert_eq!(node.identity(), identity);
+        let said = node.vm().console().since(mark);
+        assert!(said.contains(NOT_PERMITTED), "{said}");
+        stands(
+            &node,
+            &[("version", FIRST), ("slot", "a"), ("state", "failed")],
+        );
+        opened(&node);
+    }
+}
+
+/// The number of the one slot of the vault, which is the TPM's and opened it.
+fn opened(node: &MachineNode) -> Value {
+    // The slot of the other program goes a moment after the trial.
+    let status = alknet_tests::eventually("the vault has one slot", || {
+        let status = node.call("vault/status", &Value::Null);
+        (status["slots"] == json!(["tpm2"])).then_some(status)
+    });
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(status["tpm2"][0]["pcrs"], json!([7, 11, 12]), "{status:#}");
+    assert_eq!(
+        status["tpm2"][0]["protection"], "measured and enforced",
+        "{status:#}"
+    );
+    status["tpm2"][0]["slot"].clone()
+}
