@@ -592,9 +592,17 @@ fn entry(
     if !entry.keys.contains(&key) {
         entry.keys.push(key);
     }
+    // Who lets a removed peer in again may give all that it lost. A peer that is let in already loses what its new role
+    // lacks, as by a change, so that its removal later counts for all of it.
+    entry.lost_scopes = match entry.enabled {
+        true => entry.lost_scopes.union(entry.scopes),
+        false => ScopeSet::default(),
+    };
     entry.enabled = true;
-    entry.lost_scopes = ScopeSet::default();
     entry.scopes = role.scopes.clone();
+    if entry.scopes.covers(&entry.lost_scopes) {
+        entry.lost_scopes = ScopeSet::default();
+    }
     entry.display_name = alias.map(String::from);
     let given = own_labels(role);
     if keeps_labels {
