@@ -35,7 +35,9 @@ alknet peer add attic bob --key ed25519:… --role user --name \"Bob's laptop\" 
     /// Put a peer out: its connections end, and its keys are not let in any more.
     #[command(
         override_usage = "alknet peer remove [OPTIONS] [NODE] <PEER>",
-        after_help = "Example:\n  alknet peer remove attic ada"
+        after_help = "Example:\n  alknet peer remove attic ada\n\n\
+With the text of an invitation that is still open the peer gets in by another key: 'alknet hub list' lists the open \
+invitations, and 'alknet hub remove --close-invitations' closes them."
     )]
     Remove(NodeRowArgs<PeerRow>),
     /// Change a peer: its keys, what it may do, its name, whether and until when it is let in.

@@ -48,7 +48,7 @@ pub(crate) struct UpdateArgs {
 /// The verbs below `alknet update`.
 #[derive(Debug, Subcommand)]
 enum UpdateVerb {
-    /// Keep the version on trial without waiting for the health gate.
+    /// Confirm the version on trial without waiting for the health gate.
     #[command(after_help = "Example:\n  alknet update confirm edge-1")]
     Confirm(NodeArgs),
     /// Print what updates did on a node.

@@ -83,7 +83,7 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
 pub(super) fn confirm(updates: NodeUpdates) -> Registration {
     let spec = OperationSpec::mutation(
         "update/confirm",
-        "Keeps the version on trial without waiting for the health gate.",
+        "Confirms the version on trial without waiting for the health gate.",
     )
     .with_input(empty_input())
     .with_output(json!({ "type": "object", "properties": { "confirmed": { "const": true } } }));
