@@ -61,7 +61,7 @@ const REACH: [&str; 9] = [
 
 /// Namespaces of the node's own operations, in which a script's call that names no peer goes to none: an operation may
 /// be missing here for a while, and every peer may serve its name.
-const OWN: [&str; 17] = [
+const OWN: [&str; 18] = [
     "capability",
     "channel",
     "compute",
@@ -75,6 +75,7 @@ const OWN: [&str; 17] = [
     "runtime",
     "services",
     "session",
+    "storage",
     "tensor",
     "token",
     "update",
@@ -206,6 +207,11 @@ impl NodeComputing {
     pub(super) fn mounts(&self) -> Vec<Arc<dyn HttpMount>> {
         let mirror = |store| -> Arc<dyn HttpMount> { Arc::new(Mirror::new(store)) };
         self.store.clone().map(mirror).into_iter().collect()
+    }
+
+    /// The store of tensors. `None` if it cannot be opened.
+    pub(super) fn tensors(&self) -> Option<Arc<TensorStore>> {
+        self.store.clone()
     }
 
     /// The processes that run scripts and shaders.
