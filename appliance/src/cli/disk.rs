@@ -11,7 +11,7 @@ use super::{CommandError, CommandExit, output};
 /// The operation with the last reports of the disks.
 const INFO: &str = "node/info";
 /// The operation that checks them now.
-const CHECK: &str = "storage/check";
+const CHECK: &str = "node/check-storage";
 
 /// The verbs below `alknet disk`.
 #[derive(Debug, Subcommand)]

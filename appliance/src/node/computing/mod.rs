@@ -61,7 +61,7 @@ const REACH: [&str; 9] = [
 
 /// Namespaces of the node's own operations, in which a script's call that names no peer goes to none: an operation may
 /// be missing here for a while, and every peer may serve its name.
-const OWN: [&str; 18] = [
+const OWN: [&str; 17] = [
     "capability",
     "channel",
     "compute",
@@ -75,7 +75,6 @@ const OWN: [&str; 18] = [
     "runtime",
     "services",
     "session",
-    "storage",
     "tensor",
     "token",
     "update",

@@ -88,10 +88,10 @@ impl NodeStorage {
     }
 }
 
-/// `storage/check`
+/// `node/check-storage`
 fn check(storage: NodeStorage) -> Registration {
     let mut spec = OperationSpec::mutation(
-        "storage/check",
+        "node/check-storage",
         "Asks the disks for their health, reads the programs in the boot slots again, and begins to read the stored files.",
     )
     .with_input(empty_input())

@@ -119,7 +119,7 @@ impl StoredFilesCheck {
                 tracing::info!(
                     files = report.files,
                     damaged = report.damaged_files,
-                    "storage.check of stored files"
+                    "the stored files were checked"
                 );
                 state.last = report;
                 state.failed = None;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alknet_boot_state::BootSlot;
-use alknet_qemu::Vm;
+use alknet_qemu::{ConsoleMark, Vm};
 use alknet_tests::{CliOutput, CliRunner, MachineNode, eventually};
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ const READ_ONLY: u64 = 0x08;
 pub(super) fn finds_damage(admin: &CliRunner, node: &MachineNode, disk: &SlotDiskImage) {
     let well = disk_check(admin, node);
     assert_eq!(well.status, 0, "{well:?}\n{}", node.vm().report());
-    let found = well.json();
+    let found = printed(&well);
     assert_eq!(
         slots(&found),
         [("a", FIRST, "whole"), ("b", SECOND, "whole")]
@@ -51,7 +51,7 @@ pub(super) fn finds_damage(admin: &CliRunner, node: &MachineNode, disk: &SlotDis
     disk.flip(BootSlot::A, FLIPPED_AT);
     let changed = disk_check(admin, node);
     assert_eq!(changed.status, 1, "{changed:?}");
-    let found = changed.json();
+    let found = printed(&changed);
     assert_eq!(
         slots(&found),
         [("a", FIRST, "damaged"), ("b", SECOND, "whole")]
@@ -60,7 +60,17 @@ pub(super) fn finds_damage(admin: &CliRunner, node: &MachineNode, disk: &SlotDis
 
     warn(node.vm());
     let both = disk_check(admin, node);
-    assert_eq!(codes(&both.json()), ["slot-damaged", "disk-failing"]);
+    assert_eq!(codes(&printed(&both)), ["slot-damaged", "disk-failing"]);
+    says_both(admin, node, mark);
+
+    // The disk gives the right byte again.
+    disk.flip(BootSlot::A, FLIPPED_AT);
+    let again = disk_check(admin, node);
+    assert_eq!(codes(&printed(&again)), ["disk-failing"]);
+}
+
+/// Both problems are on the console since `mark`, in `alknet status` and in `alknet disk list`.
+fn says_both(admin: &CliRunner, node: &MachineNode, mark: ConsoleMark) {
     for code in ["slot-damaged", "disk-failing"] {
         let line = format!("alknet: problem {code}: ");
         let said = node.vm().wait_for(&line, SAID_WITHIN);
@@ -76,17 +86,12 @@ pub(super) fn finds_damage(admin: &CliRunner, node: &MachineNode, disk: &SlotDis
     let status = eventually("a status with both problems", || {
         let status = admin.run(admin.command(&["status", &node.target()]));
         assert_eq!(status.status, 1, "{status:?}");
-        let status = status.json();
+        let status = printed(&status);
         (codes(&status).len() == 2).then_some(status)
     });
     assert_eq!(codes(&status), ["slot-damaged", "disk-failing"]);
     let listed = admin.run(admin.command(&["disk", "list", &node.target()]));
     assert_eq!(listed.json()["disks"][0]["health"], "failing", "{listed:?}");
-
-    // The disk gives the right byte again.
-    disk.flip(BootSlot::A, FLIPPED_AT);
-    let again = disk_check(admin, node);
-    assert_eq!(codes(&again.json()), ["disk-failing"]);
 }
 
 /// `alknet disk check NODE`
@@ -94,6 +99,12 @@ fn disk_check(admin: &CliRunner, node: &MachineNode) -> CliOutput {
     let mut command = admin.command(&["disk", "check", &node.target()]);
     command.args(["--timeout", CHECK_WITHIN]);
     admin.run(command)
+}
+
+/// What a command printed that ends with 1 for a problem.
+fn printed(output: &CliOutput) -> Value {
+    let read = serde_json::from_str(&output.output);
+    read.unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 fn slots(found: &Value) -> Vec<(&str, &str, &str)> {
