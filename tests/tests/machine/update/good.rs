@@ -48,7 +48,7 @@ fn update_good_and_back_under_uefi() {
 /// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk. Afterwards the machine notices what the disk
 /// does wrong.
 #[test]
-fn update_good_under_bios_and_damage_of_the_disk_is_found() {
+fn update_good_under_bios_and_faults_of_its_storage_are_found() {
     let bench = TestBench::new();
     let (node, _) = updated(&bench, MachineKind::Q35, DiskController::Nvme);
     finds_damage(bench.admin(), &node, &SlotDiskImage::new(bench.raw()));
