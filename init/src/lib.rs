@@ -28,6 +28,7 @@ mod reap;
 mod settings;
 mod shutdown;
 mod stage;
+mod storage;
 mod supervise;
 mod tpm;
 mod update;

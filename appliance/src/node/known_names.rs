@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 71] = [
+const OPERATIONS: [&str; 72] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -33,6 +33,7 @@ const OPERATIONS: [&str; 71] = [
     "hub/update_read",
     "hub/update_status",
     "hub/whoami",
+    "node/check-storage",
     "node/info",
     "node/metrics",
     "node/page-ticket",

@@ -14,6 +14,7 @@ use super::computing::NodeComputing;
 use super::facts;
 use super::identity_services::IdentityServices;
 use super::ops::empty_input;
+use super::storage::NodeStorage;
 use super::update::NodeUpdates;
 
 /// Scope of callers that may read the metrics.
@@ -34,6 +35,7 @@ struct MetricsSources {
     computing: OnceLock<NodeComputing>,
     gateway: OnceLock<Arc<Gateway>>,
     updates: OnceLock<NodeUpdates>,
+    storage: OnceLock<NodeStorage>,
 }
 
 impl NodeMetrics {
@@ -68,6 +70,10 @@ impl NodeMetrics {
         self.parts.updates.get_or_init(|| updates.clone());
     }
 
+    pub(crate) fn set_storage(&self, storage: &NodeStorage) {
+        self.parts.storage.get_or_init(|| storage.clone());
+    }
+
     /// Reads every metric.
     pub(crate) fn collect(&self) -> Metrics {
         let mut metrics = Metrics::default();
@@ -99,6 +105,9 @@ impl NodeMetrics {
         }
         if let Some(updates) = self.parts.updates.get() {
             updates.collect(&mut metrics);
+        }
+        if let Some(storage) = self.parts.storage.get() {
+            storage.collect(&mut metrics);
         }
         if let Some(store) = self.parts.certificates.get() {
             certificates(store, &mut metrics);

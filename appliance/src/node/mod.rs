@@ -34,6 +34,7 @@ mod rotate;
 mod self_probe;
 mod start;
 mod state_lock;
+mod storage;
 mod store;
 mod stored_files;
 mod supervised;
@@ -69,6 +70,7 @@ use join::HubMemberships;
 use log::NodeLogRing;
 use memory::MemoryRelief;
 use reload::Reloader;
+use storage::NodeStorage;
 use stored_files::StoredFiles;
 use update::{NodeUpdates, UpdateStream};
 use vault::NodeVault;
@@ -132,6 +134,7 @@ struct AlknetNode {
     imports: NodeImports,
     files: StoredFiles,
     updates: NodeUpdates,
+    storage: NodeStorage,
     /// Problems of what could not be opened at the start.
     unusable: Arc<[MachineDiagnostic]>,
     /// The problems that the node last sent to PID 1.
@@ -221,6 +224,7 @@ impl AlknetNode {
             .chain(self.relief.problem())
             .chain(self.joins.problems())
             .chain(self.updates.problems())
+            .chain(self.storage.problems())
             .map(MachineDiagnostic::shortened)
             .collect()
     }

@@ -314,6 +314,8 @@ mod tests {
         let updates =
             crate::node::update::NodeUpdates::of_host_for_tests(&node.people, &node.facts);
         updates.register(&mut builder);
+        let facts = Arc::clone(&node.facts);
+        crate::node::storage::NodeStorage::new(None, facts, None).register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());
     }

@@ -33,6 +33,7 @@ use super::memory::MemoryRelief;
 use super::metrics::NodeMetrics;
 use super::ops::NodeContext;
 use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
+use super::storage::NodeStorage;
 use super::stored_files::StoredFiles;
 use super::update::{NodeUpdates, UpdateContext, UpdateLink};
 use super::vault::NodeVault;
@@ -95,6 +96,7 @@ struct NodeParts {
     computing: NodeComputing,
     escrow: Arc<ShareRegistry>,
     updates: NodeUpdates,
+    storage: NodeStorage,
     /// Problems of what could not be opened.
     unusable: Arc<[MachineDiagnostic]>,
     context: NodeContext,
@@ -146,6 +148,7 @@ impl AlknetNode {
         tokio::spawn(node.clone().keep_tuned(around.to_init));
         tokio::spawn(tokens::keep_uses(Arc::clone(&node.people.identities)));
         tokio::spawn(node.updates.clone().keep_updated());
+        tokio::spawn(node.storage.clone().keep_checked());
         Ok(node)
     }
 
@@ -181,6 +184,7 @@ impl AlknetNode {
             imports,
             files: base.files.clone(),
             updates: parts.updates,
+            storage: parts.storage,
             unusable: parts.unusable,
             sent_problems: front.sent_problems,
             relief,
@@ -302,6 +306,7 @@ impl NodeParts {
         let unusable = unusable.chain(escrow::problem(&escrow)).collect();
         let context = node_context(around, base, &about, own_key, powers.clone());
         let updates = node_updates(around, base);
+        let storage = node_storage(around, base, &computing);
         Ok(Self {
             about,
             reached,
@@ -309,6 +314,7 @@ impl NodeParts {
             computing,
             escrow,
             updates,
+            storage,
             unusable,
             context,
         })
@@ -344,6 +350,18 @@ fn node_updates(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> NodeUpd
     });
     base.meters.set_updates(&updates);
     updates
+}
+
+/// The care of what is stored.
+fn node_storage(
+    around: &NodeSurroundings<'_>,
+    base: &NodeFoundation,
+    computing: &NodeComputing,
+) -> NodeStorage {
+    let facts = Arc::clone(&base.facts);
+    let storage = NodeStorage::new(around.to_init.clone(), facts, computing.tensors());
+    base.meters.set_storage(&storage);
+    storage
 }
 
 /// What the node's own operations use.
@@ -484,12 +502,14 @@ fn handlers(
         computing,
         escrow,
         updates,
+        storage,
         ..
     } = parts;
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
     files.register(&mut builder, &context.people.reloader);
     updates.register(&mut builder);
+    storage.register(&mut builder);
     peer_admin::register(&mut builder, &context.people, hub);
     alknet_escrow::register(&mut builder, escrow, &context.people.identities);
     computing.register(&mut builder, &config.http.import);

@@ -102,6 +102,11 @@ async fn serve(ring: NodeLogRing, update_stream: Option<UpdateStream>) -> anyhow
             Some(NodeMessage::Health { n }) => answer_health(&node, n, &to_init),
             Some(NodeMessage::Log { record }) => ring.push(record),
             Some(NodeMessage::Start { .. }) => bail!("PID 1 started this node twice"),
+            Some(NodeMessage::StorageChecked {
+                n,
+                storage,
+                problems,
+            }) => node.storage.checked(n, *storage, problems),
             Some(NodeMessage::UpdateAnswer { n, answer }) => node.updates.answered(n, answer),
             Some(NodeMessage::VaultEvents { records }) => {
                 if let Some(vault) = &vault {

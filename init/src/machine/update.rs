@@ -174,6 +174,11 @@ impl MachineUpdate {
         }
     }
 
+    /// The boot slots, for threads.
+    pub(super) fn system(&self) -> &UpdateSystem {
+        &self.system
+    }
+
     /// Whether the version that runs is on trial.
     pub(super) fn is_trial(&self) -> bool {
         self.gate.is_some()

@@ -35,4 +35,7 @@ pub(crate) use judge::{StartKind, StartReport};
 pub(crate) use note_keeper::{NoteKeeper, note_panic, note_place};
 pub(crate) use refusal::{RefusalCode, UpdateRefusal};
 pub(crate) use stage::StageOrder;
-pub(crate) use system::{SystemProgram, TrialWish, UpdateLook, UpdateStart, UpdateSystem};
+pub(crate) use system::{
+    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, SystemProgram, TrialWish, UpdateLook,
+    UpdateStart, UpdateSystem,
+};

@@ -1,5 +1,7 @@
 //! What PID 1 does about updates on its blocking threads: each function waits for disks.
 
+mod scrub;
+
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -29,6 +31,10 @@ use crate::control::{UpdateEnd, UpdatePlan, UpdateRecord};
 use crate::log::InitLog;
 use crate::machine::panic_text;
 use crate::media;
+
+#[cfg(test)]
+pub(super) use scrub::scrub_piece;
+pub(crate) use scrub::{ScrubResult, ScrubTurn, SlotFinding, SlotScrub};
 
 /// The reason in the boot note of a trial that an administrator gave up.
 pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";

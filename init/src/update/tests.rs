@@ -2,6 +2,7 @@
 
 mod cuts;
 mod known_programs;
+mod scrub;
 
 use std::fs;
 use std::io::Read;

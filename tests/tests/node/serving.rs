@@ -11,7 +11,7 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// The operations that every node offers its administrator.
-const OPERATIONS: [&str; 63] = [
+const OPERATIONS: [&str; 64] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -27,6 +27,7 @@ const OPERATIONS: [&str; 63] = [
     "escrow/list",
     "escrow/release",
     "escrow/revoke",
+    "node/check-storage",
     "node/info",
     "node/log",
     "node/metrics",

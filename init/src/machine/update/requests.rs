@@ -268,6 +268,7 @@ impl InitMachine {
             return;
         };
         self.update.owes_look = true;
+        self.slot_changed(now);
         if request.has_vault {
             self.working = false;
             self.resume_command();
@@ -307,7 +308,11 @@ impl InitMachine {
             Some(Err(refusal)) if !is_answered => self.answer(ticket, refused(&refusal)),
             _ => {}
         }
-        self.update.owes_look |= staging.is_some_and(|one| !one.dry_run);
+        let is_written = staging.is_some_and(|one| !one.dry_run);
+        self.update.owes_look |= is_written;
+        if is_written {
+            self.slot_changed(now);
+        }
         if let FramesEnd::Broken(why) = end
             && self.is_current(ticket.life)
             && self.shutdown.is_none()
