@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 71] = [
+const OPERATIONS: [&str; 72] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -69,6 +69,7 @@ const OPERATIONS: [&str; 71] = [
     "token/make",
     "token/revoke",
     "update/apply",
+    "update/cancel",
     "update/check",
     "update/confirm",
     "update/log",
