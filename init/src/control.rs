@@ -137,12 +137,19 @@ pub enum UpdateRequest {
         /// SHA-256 of the program that has to be staged, in hex. `None`: whatever is staged.
         #[serde(default)]
         sha256: Option<String>,
+        /// The caller is no administrator, and starts only so many versions in an hour.
+        #[serde(default)]
+        limited: bool,
     },
     /// Makes the version on trial the good one without waiting for the health gate.
     Confirm,
     /// Puts the version before the last update on trial and restarts the machine, takes back a version that was not
     /// started yet, or gives up the trial.
-    Rollback,
+    Rollback {
+        /// As in [`Apply`](Self::Apply).
+        #[serde(default)]
+        limited: bool,
+    },
     /// Reads the newest records of what updates did.
     Log,
 }

@@ -66,6 +66,8 @@ pub(crate) enum RefusalCode {
     Threshold,
     /// The bundle or a file in it is larger than any may be.
     TooLarge,
+    /// Callers that are no administrators started versions too often.
+    TooOften,
     /// The bundle ended early.
     Truncated,
     /// The machine's own file of what it trusts is damaged.
@@ -79,7 +81,7 @@ pub(crate) enum RefusalCode {
 impl RefusalCode {
     /// Every code, for the page that lists them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 31] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::Aborted,
         Self::BelowFloor,
         Self::Busy,
@@ -107,6 +109,7 @@ impl RefusalCode {
         Self::StateLost,
         Self::Threshold,
         Self::TooLarge,
+        Self::TooOften,
         Self::Truncated,
         Self::TrustDamaged,
         Self::Unpredictable,
@@ -142,6 +145,7 @@ impl RefusalCode {
             Self::StateLost => "state-lost",
             Self::Threshold => "threshold",
             Self::TooLarge => "too-large",
+            Self::TooOften => "too-often",
             Self::Truncated => "truncated",
             Self::TrustDamaged => "trust-damaged",
             Self::Unpredictable => "unpredictable",

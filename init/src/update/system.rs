@@ -36,6 +36,8 @@ pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";
 const FIRST_STAGE: &str = "mounts";
 /// Folder of updates in the state directory. PID 1 alone writes there.
 const FOLDER: &str = "update";
+/// Versions that are started within an hour before a caller that is no administrator has to wait.
+const STARTS_PER_HOUR_MAX: usize = 6;
 /// The folder with the firmware's variables.
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
@@ -377,6 +379,20 @@ impl UpdateSystem {
         }
     }
 
+    /// Refuses a start by a caller that is no administrator, after so many in the last hour.
+    pub(crate) fn check_rate(&self) -> Result<(), UpdateRefusal> {
+        let starts = self.folder.as_deref().map(history::starts_of_last_hour);
+        match starts.is_some_and(|starts| starts >= STARTS_PER_HOUR_MAX) {
+            true => Err(UpdateRefusal::new(
+                RefusalCode::TooOften,
+                format_args!(
+                    "{STARTS_PER_HOUR_MAX} versions were started within an hour; wait, or let an administrator start it"
+                ),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Looks what a rollback does. A version that was not started yet is taken back at once.
     pub(crate) fn plan_rollback(&self, by: &str) -> Result<RollbackPlan, UpdateRefusal> {
         let mut on = self.open()?;
@@ -411,7 +427,7 @@ impl UpdateSystem {
             self.leave(&self.version);
         }
         apply::arm(&mut on.disk, plan, &note)?;
-        self.append("applied", &plan.version.to_string(), &wish.by, "");
+        self.append(history::STARTED, &plan.version.to_string(), &wish.by, "");
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::read::other_kind;
 use super::refusal::refused;
-use super::{APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, may, owner};
+use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, may, owner};
 use crate::node::ops::{caller, empty_input};
 
 /// How far ahead a start may be asked for, in seconds: 30 days.
@@ -76,10 +76,10 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
             let by = caller(&ctx);
             match input.at {
                 None => {
-                    updates.start(&by, sha256).await?;
+                    updates.start(&by, sha256, is_limited(&ctx)).await?;
                     Ok(json!({ "restarts": true }))
                 }
-                Some(at) => updates.start_at(at, sha256, by),
+                Some(at) => updates.start_at(at, sha256, by, is_limited(&ctx)),
             }
         }
     });
@@ -123,12 +123,19 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
             updates.link_check()?;
             // A version that is taken back must not start at the moment that was set for it.
             drop(updates.scheduled().take());
-            updates.wish(UpdateRequest::Rollback, &caller(&ctx)).await?;
+            let limited = is_limited(&ctx);
+            let wish = UpdateRequest::Rollback { limited };
+            updates.wish(wish, &caller(&ctx)).await?;
             updates.0.sessions.forget_staged();
             Ok::<_, CallError>(json!({ "accepted": true }))
         }
     });
     Registration::new(spec, handler)
+}
+
+/// Whether PID 1 counts the caller's starts. An administrator is not to be kept out by those of others.
+fn is_limited(ctx: &Ctx) -> bool {
+    !may(ctx, ADMIN_SCOPE)
 }
 
 impl NodeUpdates {
@@ -142,8 +149,14 @@ impl NodeUpdates {
     }
 
     /// Starts the version that waits, if it is the program with this SHA-256.
-    pub(super) async fn start(&self, by: &str, sha256: Option<String>) -> Result<(), CallError> {
-        self.wish(UpdateRequest::Apply { sha256 }, by).await?;
+    pub(super) async fn start(
+        &self,
+        by: &str,
+        sha256: Option<String>,
+        limited: bool,
+    ) -> Result<(), CallError> {
+        let wish = UpdateRequest::Apply { sha256, limited };
+        self.wish(wish, by).await?;
         // Only now: a start that PID 1 refused takes no moment away.
         drop(self.scheduled().take());
         self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
@@ -207,6 +220,7 @@ impl NodeUpdates {
         at: Timestamp,
         wanted: Option<String>,
         by: String,
+        limited: bool,
     ) -> Result<Value, CallError> {
         let conflict = |code: &str, text: &str| {
             let details = json!({ "code": code, "text": text });
@@ -230,8 +244,12 @@ impl NodeUpdates {
             let text = "the moment is in the past, or more than 30 days ahead";
             return Err(CallError::invalid_input(text));
         }
-        let (updates, sha256) = (self.clone(), staged.clone());
-        let task = tokio::spawn(async move { updates.wait_and_start(at, sha256, by).await });
+        let updates = self.clone();
+        let wish = UpdateRequest::Apply {
+            sha256: Some(staged.clone()),
+            limited,
+        };
+        let task = tokio::spawn(async move { updates.wait_and_start(at, wish, by).await });
         let scheduled = ScheduledStart {
             at,
             sha256: staged,
@@ -242,14 +260,13 @@ impl NodeUpdates {
         Ok(json!({ "scheduled": at.to_string() }))
     }
 
-    async fn wait_and_start(self, at: Timestamp, sha256: String, by: String) {
+    async fn wait_and_start(self, at: Timestamp, wish: UpdateRequest, by: String) {
         // A clock that is lost meanwhile lets the moment wait: without the time nothing starts by itself.
         while self.now_s().is_none_or(|now| now < at.as_second()) {
             tokio::time::sleep(TICK).await;
         }
         // Not by `start`, which would abort this task. PID 1 compares the program once more.
-        let sha256 = Some(sha256);
-        let started = self.wish(UpdateRequest::Apply { sha256 }, &by).await;
+        let started = self.wish(wish, &by).await;
         match started {
             Ok(()) => {
                 self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);

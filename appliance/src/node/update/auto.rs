@@ -122,7 +122,7 @@ impl NodeUpdates {
     /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
     async fn start_own(&self) -> Result<(), CallError> {
         let found = self.auto().found.as_ref().map(|plan| plan.sha256.clone());
-        self.start(BY, found).await
+        self.start(BY, found, true).await
     }
 
     /// Asks the channel what it has.

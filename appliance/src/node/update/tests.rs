@@ -223,7 +223,7 @@ impl FakeInit {
                     let (code, text) = ("no-trial".to_owned(), "no version is on trial".to_owned());
                     self.link.answered(n, UpdateAnswer::Refused { code, text });
                 }
-                UpdateRequest::Apply { .. } | UpdateRequest::Rollback => {
+                UpdateRequest::Apply { .. } | UpdateRequest::Rollback { .. } => {
                     self.link.answered(n, UpdateAnswer::Done);
                 }
             }

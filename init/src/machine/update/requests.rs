@@ -80,10 +80,12 @@ impl InitMachine {
                 });
             }
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
-            (UpdateRequest::Apply { sha256 }, None) => {
-                self.begin_trial(ticket, TrialOf::Staged(sha256));
+            (UpdateRequest::Apply { sha256, limited }, None) => {
+                self.begin_trial(ticket, TrialOf::Staged(sha256), limited);
             }
-            (UpdateRequest::Rollback, None) => self.begin_trial(ticket, TrialOf::Before),
+            (UpdateRequest::Rollback { limited }, None) => {
+                self.begin_trial(ticket, TrialOf::Before, limited);
+            }
             (UpdateRequest::Confirm, None) => {
                 self.update.request = Some(OpenRequest {
                     ticket: ticket.clone(),
@@ -216,7 +218,7 @@ impl InitMachine {
     }
 
     /// Puts a version on trial: the staged one, or the one before.
-    fn begin_trial(&mut self, ticket: UpdateTicket, of: TrialOf) {
+    fn begin_trial(&mut self, ticket: UpdateTicket, of: TrialOf, limited: bool) {
         if self.opening || self.working {
             let text = "the vault is in use for something else; try again in a moment";
             return self.answer(
@@ -256,6 +258,9 @@ impl InitMachine {
                 },
                 TrialOf::Staged(sha256) => system.plan_apply(sha256.as_deref())?,
             };
+            if limited {
+                system.check_rate()?;
+            }
             place.prepare(|| system.measured(&plan))?;
             system.begin_trial(&plan, &wish)?;
             Ok((UpdateAnswer::Done, true))

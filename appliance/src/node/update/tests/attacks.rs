@@ -97,6 +97,7 @@ async fn at_its_moment_the_program_is_named() {
     let asked = tokio::time::timeout(deadline(Duration::from_secs(60)), asked);
     let expected = UpdateRequest::Apply {
         sha256: Some("a1".to_owned()),
+        limited: false,
     };
     assert_eq!(asked.await.expect("it starts"), expected);
 }
@@ -150,6 +151,30 @@ async fn a_version_that_an_administrator_left_is_not_taken_from_a_hub() {
     assert_eq!(left.expect("an answer")["wanted"], false);
     let newer = node.call(HUB, "update/offer", offer("1.2.0")).await;
     assert_eq!(newer.expect("an answer")["wanted"], true);
+}
+
+/// A client restarts the machine by updates and rollbacks. PID 1 counts its starts, and not those of an administrator.
+#[tokio::test]
+async fn starts_of_a_client_are_counted() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let client = ("eve", &[APPLY_SCOPE][..]);
+    for (who, limited) in [(client, true), (ADMIN, false)] {
+        for (operation, expected) in [
+            (
+                "update/apply",
+                UpdateRequest::Apply {
+                    sha256: None,
+                    limited,
+                },
+            ),
+            ("update/rollback", UpdateRequest::Rollback { limited }),
+        ] {
+            let done = node.call(who, operation, Value::Null).await;
+            assert!(done.is_ok(), "{done:?}");
+            assert_eq!(bench.requests().pop().expect("a request").0, expected);
+        }
+    }
 }
 
 /// The outcome of the session under way.

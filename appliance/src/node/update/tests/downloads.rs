@@ -165,7 +165,8 @@ async fn a_machine_follows_its_channel_by_itself() {
     assert_eq!(
         bench.requests().pop().expect("a start").0,
         UpdateRequest::Apply {
-            sha256: Some(plan().sha256)
+            sha256: Some(plan().sha256),
+            limited: true,
         }
     );
     let count = bench.requests().len();

@@ -309,7 +309,11 @@ async fn a_machine_without_pid_1_says_what_to_do_instead() {
             .await
             .is_err_and(|it| it == error)
     );
-    assert!(host.start("ada", None).await.is_err_and(|it| it == error));
+    assert!(
+        host.start("ada", None, false)
+            .await
+            .is_err_and(|it| it == error)
+    );
 }
 
 /// Every operation asks for one of its scopes, and none for the scope of another.
