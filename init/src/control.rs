@@ -140,14 +140,29 @@ pub enum UpdateRequest {
         downgrade: Option<String>,
         /// Verifies and plans, and changes nothing on the disk.
         dry_run: bool,
+        /// No administrator asks for this version, but the machine itself or a hub: one that an administrator left, or
+        /// that failed, is refused.
+        #[serde(default)]
+        unasked: bool,
     },
     /// Puts the staged version on trial and restarts the machine.
-    Apply,
+    Apply {
+        /// SHA-256 of the program that has to be staged, in hex. `None`: whatever is staged.
+        #[serde(default)]
+        sha256: Option<String>,
+        /// The caller is no administrator, and starts only so many versions in an hour.
+        #[serde(default)]
+        limited: bool,
+    },
     /// Makes the version on trial the good one without waiting for the health gate.
     Confirm,
     /// Puts the version before the last update on trial and restarts the machine, takes back a version that was not
     /// started yet, or gives up the trial.
-    Rollback,
+    Rollback {
+        /// As in [`Apply`](Self::Apply).
+        #[serde(default)]
+        limited: bool,
+    },
     /// Reads the newest records of what updates did.
     Log,
 }
@@ -378,6 +393,10 @@ pub struct UpdateFacts {
     pub good: Option<String>,
     /// The version in the slot that does not run.
     pub other_version: Option<String>,
+    /// SHA-256 of the program that the machine verified in that slot, in hex.
+    pub other_sha256: Option<String>,
+    /// Versions that the machine does not install by itself: an administrator left them, or they failed.
+    pub left: Vec<String>,
     /// How many more times a loader starts the version on trial.
     pub tries: u8,
     /// The oldest version that may run.

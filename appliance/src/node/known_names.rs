@@ -70,6 +70,7 @@ const OPERATIONS: [&str; 72] = [
     "token/make",
     "token/revoke",
     "update/apply",
+    "update/cancel",
     "update/check",
     "update/confirm",
     "update/log",

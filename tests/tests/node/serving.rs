@@ -67,6 +67,7 @@ const OPERATIONS: [&str; 64] = [
     "token/make",
     "token/revoke",
     "update/apply",
+    "update/cancel",
     "update/check",
     "update/confirm",
     "update/log",
@@ -309,6 +310,7 @@ fn a_host_does_not_update_itself() {
         ("update/write", json!({ "session": "s1", "abort": true })),
         ("update/offer", json!({ "version": "1.1.0", "bytes": 1 })),
         ("update/apply", null()),
+        ("update/cancel", null()),
         ("update/confirm", null()),
         ("update/rollback", null()),
     ] {

@@ -22,7 +22,7 @@ const READ_SCOPE: &str = "hub:read";
 /// Scope of callers that may change peers.
 const ADMIN_SCOPE: &str = "hub:admin";
 /// The label by which a hub marks what an enrolled peer became.
-const ROLE_LABEL: &str = "role";
+pub(super) const ROLE_LABEL: &str = "role";
 /// The values of a row's `state`.
 const STATES: [&str; 8] = [
     CONNECTED,

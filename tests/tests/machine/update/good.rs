@@ -10,7 +10,7 @@ use super::damage::finds_damage;
 use super::disk::SlotDiskImage;
 use super::program::versioned;
 use super::{
-    FIRST, LIMIT, SECOND, config, is_refused, machine, roll_back, serving, stands, update,
+    FIRST, LIMIT, SECOND, config, is_refused, machine, roll_back, serving, stands, status, update,
 };
 
 /// Under UEFI: the new version is confirmed, then its floor refuses an older one that an administrator permits, and a
@@ -41,6 +41,10 @@ fn update_good_and_back_under_uefi() {
             ("state", "good"),
         ],
     );
+    // The machine does not go back to it by itself.
+    alknet_tests::eventually("the version that was left", || {
+        (status(&node)["left"] == json!([SECOND])).then_some(())
+    });
     assert_eq!(node.info()["identity"], identity.as_str());
     has_token(&node);
 }
