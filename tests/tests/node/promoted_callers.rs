@@ -559,6 +559,60 @@ async fn one_caller_does_not_take_all_checks() {
 /// Calls of a new version: more of them fail than may, if they count against it.
 const FAILING: usize = 30;
 
+/// Ada's new version throws an error of the runtime, which it has kept, as if the call had been ended from outside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_forges_an_abort_is_taken_back() {
+    let bench = TestBench::new();
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
+    let config = configuration(
+        "rollback_on_errors = true\n",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("bob", &bob, &["call:js:first"]),
+        ],
+    );
+    let node = bench.host_with(&config);
+    let forges = "export const run = async (n) => {
+            if (!n) return 'done';
+            let error;
+            try { await ops.call('a/b', { f() {} }); } catch (e) { error = e; }
+            error.code = 'E_ABORT';
+            throw error;
+        };";
+    for source in ["export const run = () => 'done';", forges] {
+        let draft = OperationDraft {
+            uses: &["a/b"],
+            source,
+            ..OperationDraft::waits("first")
+        };
+        promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    }
+    let (_admins, admin) = dial(&node, bench.admin()).await;
+    let (_bobs, bob) = dial(&node, &bob).await;
+    let versions = async || {
+        let told = admin
+            .call("ops/proposals", &json!({ "path": "js/first" }))
+            .await;
+        told.expect("it is answered").value().clone()
+    };
+    let before = versions().await;
+    assert_eq!(before["active"], 2, "{before}");
+    let mut failed = 0;
+    while failed < FAILING {
+        // The version before answers once the new one is taken back.
+        let Err(error) = bob.call("js/first", &json!(1)).await else {
+            break;
+        };
+        assert_ne!(error.code, ErrorCode::Unavailable, "{error}");
+        failed += 1;
+    }
+    let after = versions().await;
+    assert_eq!(after["active"], 1, "after {failed} failures: {after}");
+    let newest = &after["versions"][0];
+    assert_eq!(newest["errors"], json!(failed), "{after}");
+}
+
 /// Ada's operation calls bob's, which has no room left for a caller of both.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
