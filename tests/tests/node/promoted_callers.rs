@@ -559,6 +559,10 @@ async fn one_caller_does_not_take_all_checks() {
 /// Calls of a new version: more of them fail than may, if they count against it.
 const FAILING: usize = 30;
 
+/// Errors beyond those of the version before, in the first hundred calls, after which a version is taken back
+/// (docs/promotion.md).
+const ERRORS_MAX: u64 = 20;
+
 /// Ada's new version throws an error of the runtime, which it has kept, as if the call had been ended from outside.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_forges_an_abort_is_taken_back() {
@@ -598,19 +602,18 @@ async fn a_version_that_forges_an_abort_is_taken_back() {
     };
     let before = versions().await;
     assert_eq!(before["active"], 2, "{before}");
-    let mut failed = 0;
-    while failed < FAILING {
-        // The version before answers once the new one is taken back.
-        let Err(error) = bob.call("js/first", &json!(1)).await else {
-            break;
-        };
-        assert_ne!(error.code, ErrorCode::Unavailable, "{error}");
-        failed += 1;
-    }
+    // The version before answers once the new one is taken back.
+    let fails = async {
+        while let Err(error) = bob.call("js/first", &json!(1)).await {
+            assert_eq!(error.code, ErrorCode::InvalidOutput, "{error}");
+        }
+    };
+    let fails = tokio::time::timeout(deadline(Duration::from_secs(60)), fails);
+    fails.await.expect("the new version is taken back");
     let after = versions().await;
-    assert_eq!(after["active"], 1, "after {failed} failures: {after}");
-    let newest = &after["versions"][0];
-    assert_eq!(newest["errors"], json!(failed), "{after}");
+    assert_eq!(after["active"], 1, "{after}");
+    let errors = after["versions"][0]["errors"].as_u64();
+    assert!(errors >= Some(ERRORS_MAX), "{after}");
 }
 
 /// Ada's operation calls bob's, which has no room left for a caller of both.
