@@ -29,7 +29,7 @@ const LASTS_MS: u64 = 25_000;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A connection, and its dialer.
-async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
+pub(super) async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
     let file = who.state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
     let dialer = EndpointDialer::new(Some(key));
@@ -558,63 +558,6 @@ async fn one_caller_does_not_take_all_checks() {
 
 /// Calls of a new version: more of them fail than may, if they count against it.
 const FAILING: usize = 30;
-
-/// Errors beyond those of the version before, in the first hundred calls, after which a version is taken back
-/// (docs/promotion.md).
-const ERRORS_MAX: u64 = 20;
-
-/// Ada's new version throws an error of the runtime, which it has kept, as if the call had been ended from outside.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_forges_an_abort_is_taken_back() {
-    let bench = TestBench::new();
-    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
-    let config = configuration(
-        "rollback_on_errors = true\n",
-        &[
-            ("ada", &ada, &["ops:propose"]),
-            ("rev", &rev, &["ops:promote"]),
-            ("bob", &bob, &["call:js:first"]),
-        ],
-    );
-    let node = bench.host_with(&config);
-    let forges = "export const run = async (n) => {
-            if (!n) return 'done';
-            let error;
-            try { await ops.call('a/b', { f() {} }); } catch (e) { error = e; }
-            error.code = 'E_ABORT';
-            throw error;
-        };";
-    for source in ["export const run = () => 'done';", forges] {
-        let draft = OperationDraft {
-            uses: &["a/b"],
-            source,
-            ..OperationDraft::waits("first")
-        };
-        promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
-    }
-    let (_admins, admin) = dial(&node, bench.admin()).await;
-    let (_bobs, bob) = dial(&node, &bob).await;
-    let versions = async || {
-        let told = admin
-            .call("ops/proposals", &json!({ "path": "js/first" }))
-            .await;
-        told.expect("it is answered").value().clone()
-    };
-    let before = versions().await;
-    assert_eq!(before["active"], 2, "{before}");
-    // The version before answers once the new one is taken back.
-    let fails = async {
-        while let Err(error) = bob.call("js/first", &json!(1)).await {
-            assert_eq!(error.code, ErrorCode::InvalidOutput, "{error}");
-        }
-    };
-    let fails = tokio::time::timeout(deadline(Duration::from_secs(60)), fails);
-    fails.await.expect("the new version is taken back");
-    let after = versions().await;
-    assert_eq!(after["active"], 1, "{after}");
-    let errors = after["versions"][0]["errors"].as_u64();
-    assert!(errors >= Some(ERRORS_MAX), "{after}");
-}
 
 /// Ada's operation calls bob's, which has no room left for a caller of both.
 #[tokio::test(flavor = "multi_thread")]

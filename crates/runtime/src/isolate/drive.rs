@@ -8,7 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use rquickjs::{Ctx, Promise, Value as JsValue};
 
 use super::failure::NULL;
-use super::pending::Delivery;
+use super::pending::ReadArrival;
 use super::shared::{PromiseSettler, Timer};
 use super::{
     ActiveEntry, EntryOutcome, EntryStats, Isolate, IsolateCommand, IsolateWork, Rejected,
@@ -24,7 +24,7 @@ const JOBS_PER_LOOK: u64 = 64;
 /// An event that ends a wait.
 enum DriveEvent {
     Command(IsolateCommand),
-    Arrived(PromiseSettler, Delivery),
+    Arrived(PromiseSettler, ReadArrival),
     Due(Timer),
     Stopped,
     /// No event can settle the calls any more.
@@ -201,7 +201,7 @@ impl Isolate {
     }
 
     /// Settles a promise with the host's answer.
-    fn deliver(&mut self, settle: PromiseSettler, arrival: Delivery) {
+    fn deliver(&mut self, settle: PromiseSettler, arrival: ReadArrival) {
         let settled = self.enter(|ctx, isolate| {
             let shared = &isolate.shared;
             match arrival {

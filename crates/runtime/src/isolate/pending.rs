@@ -20,7 +20,7 @@ use crate::limits::UNACKNOWLEDGED;
 /// An arrival. `None` is the end of a subscription.
 pub(crate) type Arrival = Result<Option<OpReply>, OpError>;
 /// The same for the script: the value of the answer, and its bytes.
-pub(crate) type Delivery = Result<Option<(Option<Value>, Option<Bytes>)>, OpError>;
+pub(crate) type ReadArrival = Result<Option<(Option<Value>, Option<Bytes>)>, OpError>;
 
 pub(crate) struct PendingHostCall {
     pub(crate) settle: PromiseSettler,
@@ -136,7 +136,7 @@ impl PendingHostCalls {
     }
 
     /// The next arrival that the script may see. It is read here, so that there is the tree of one answer at a time.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(PromiseSettler, Delivery)> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(PromiseSettler, ReadArrival)> {
         // Every call is polled even if another one has arrived: otherwise it would not wake the
         // task.
         for subscription in self.subscriptions.values() {
