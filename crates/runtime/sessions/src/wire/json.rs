@@ -181,7 +181,7 @@ impl<'a, T> ReadItems<'a, T> {
     }
 
     /// The items in a list without spare room, unless it is long.
-    fn fitted(mut self) -> Vec<T> {
+    fn into_fitted(mut self) -> Vec<T> {
         let (count, capacity) = (self.items.len(), self.items.capacity());
         if count == capacity || Self::bytes(capacity) > COPIED_BYTES_MAX {
             return self.items;
@@ -269,7 +269,7 @@ impl<'de> Visitor<'de> for JsonAllowance<'_> {
         while let Some(item) = seq.next_element_seed(self)? {
             items.push(item)?;
         }
-        Ok(Value::Array(items.fitted()))
+        Ok(Value::Array(items.into_fitted()))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {

@@ -231,7 +231,7 @@ async fn a_worker_killed_for_one_call_is_not_held_against_another() {
 /// What comes of a call into a worker that an attacker has taken over, and of its session.
 async fn call_of_worker(name: &str) -> (ScriptFailure, SessionState) {
     let folder = tempfile::tempdir().expect("a folder");
-    let lab = SessionLab::taken_over(name, folder.path());
+    let lab = SessionLab::with_hostile_workers(name, folder.path());
     let request = lab.request().await;
     let session = lab.open(&request, spec("export const v = () => 1;")).await;
     let ran = soon(session.run(&request.env(), export("v", json!(null)))).await;

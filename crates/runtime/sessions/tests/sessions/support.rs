@@ -95,7 +95,7 @@ impl SessionLab {
 
     /// With workers that attackers have taken over, which do what `name` says (`probe/main.rs`). `folder` is for the
     /// program.
-    pub(crate) fn taken_over(name: &str, folder: &Path) -> Self {
+    pub(crate) fn with_hostile_workers(name: &str, folder: &Path) -> Self {
         let program = folder.join(name);
         std::fs::copy(PROGRAM, &program).expect("the folder is ours");
         let workers = workers_of(program, WORKERS_MAX);

@@ -86,7 +86,7 @@ impl ArrivedValue {
             let value = taken(value, &mut fds).map_err(|error| unsendable(&error))?;
             let mapped = match fds.is_empty() {
                 true => None,
-                false => mapped(&value, &fds)?,
+                false => mapped_bytes(&value, &fds)?,
             };
             Ok(WaitingValue {
                 value,
@@ -145,12 +145,12 @@ impl DeferredReply for DeferredAnswer {
 }
 
 /// The answer in the form for the isolate, which reads it once the script takes it.
-pub(super) fn deferred(answer: Result<ArrivedValue, WorkerFault>) -> OpReply {
+pub(super) fn deferred_reply(answer: Result<ArrivedValue, WorkerFault>) -> OpReply {
     OpReply::Deferred(Box::new(DeferredAnswer(answer)))
 }
 
 /// What is in descriptors beside a value.
-fn mapped(value: &CborBody, fds: &[OwnedFd]) -> Result<Option<Bytes>, OpError> {
+fn mapped_bytes(value: &CborBody, fds: &[OwnedFd]) -> Result<Option<Bytes>, OpError> {
     let answer: WireReply<IgnoredAny> = wire::read(value).map_err(|error| unsendable(&error))?;
     let mapped = match answer {
         WireReply::Json(_) => return Ok(None),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::answer::{deferred, gone, unsendable};
+use super::answer::{deferred_reply, gone, unsendable};
 use super::subscription::ScriptSubscription;
 use super::{Bridge, PendingRegistration, Replied};
 use crate::guest::lock;
@@ -210,6 +210,6 @@ fn await_reply(
         let mut wish = wish;
         let answer = answer.await;
         wish.done = true;
-        answer.map(deferred).map_err(|_| gone())
+        answer.map(deferred_reply).map_err(|_| gone())
     })
 }

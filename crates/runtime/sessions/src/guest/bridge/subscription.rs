@@ -8,7 +8,7 @@ use futures_util::Stream;
 use tokio::sync::mpsc;
 
 use super::Happened;
-use super::answer::{deferred, gone};
+use super::answer::{deferred_reply, gone};
 use super::bridge_host::GuestOutgoingCall;
 use crate::guest::lock;
 use crate::limits::UNACKNOWLEDGED;
@@ -69,7 +69,7 @@ impl Stream for ScriptSubscription {
                 // An error is the last item, so that the host sends no more.
                 Some(match value.refusal() {
                     Some(refused) => Err(refused),
-                    None => Ok(deferred(Ok(value))),
+                    None => Ok(deferred_reply(Ok(value))),
                 })
             }
             Ok(None) => {
@@ -78,7 +78,7 @@ impl Stream for ScriptSubscription {
             }
             Err(fault) => {
                 self.wish.done = true;
-                Some(Ok(deferred(Err(fault))))
+                Some(Ok(deferred_reply(Err(fault))))
             }
         })
     }
