@@ -365,7 +365,7 @@ fn node_storage(
 ) -> NodeStorage {
     let facts = Arc::clone(&base.facts);
     let storage = NodeStorage::new(around.to_init.clone(), facts, computing.tensors());
-    base.meters.set_storage(&storage);
+    base.metrics.set_storage(&storage);
     storage
 }
 
