@@ -375,7 +375,7 @@ pub(crate) fn call_error(error: CallError) -> CommandError {
         &output::one_line(error.code.name()),
         output::one_line(&error.message),
     );
-    failure.details = error.details.map(|details| *details);
+    failure.details = error.details;
     failure
 }
 
@@ -503,7 +503,7 @@ mod tests {
         assert_eq!(failure.message, "you may not");
         assert_eq!(
             failure.details,
-            Some(json!({ "missing_scopes": ["admin"] }))
+            Some(Box::new(json!({ "missing_scopes": ["admin"] })))
         );
         // A person reads them on the same line.
         let text = failure.to_string();

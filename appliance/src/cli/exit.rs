@@ -86,7 +86,7 @@ pub(crate) struct CommandError {
     /// Lines below it: further mistakes, or where a script was.
     pub(crate) further: Vec<String>,
     /// What the node says besides, as the details of its error have it.
-    pub(crate) details: Option<Value>,
+    pub(crate) details: Option<Box<Value>>,
 }
 
 impl CommandError {

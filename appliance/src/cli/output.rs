@@ -85,7 +85,7 @@ pub(crate) fn failure_of(target: Option<&str>, failure: &CommandError, json: boo
         }
         let mut error = json!({ "code": failure.code, "message": message });
         if let Some(details) = &failure.details {
-            error["details"] = details.clone();
+            error["details"] = Value::clone(details);
         }
         let text = match target {
             Some(target) => json!({ "target": target, "error": error }).to_string(),

@@ -55,10 +55,10 @@ mod tests {
     fn a_bundle_whose_tests_fail_gets_a_line_for_each() {
         let mut failure = CommandError::new(CommandExit::Failed, "TESTS_FAILED", "see details");
         assert_eq!(failed_tests(failure.clone()), failure);
-        failure.details = Some(json!({ "report": { "cases": [
+        failure.details = Some(Box::new(json!({ "report": { "cases": [
             { "name": "the rate", "passed": false, "reason": "expected 50, got 55" },
             { "name": "none", "passed": true },
-        ] } }));
+        ] } })));
         let shown = failed_tests(failure);
         assert_eq!(
             shown.to_string(),
