@@ -341,7 +341,7 @@ fn slot_problem(found: &SlotCheckFacts, running: Option<&str>) -> Option<Machine
     })
 }
 
-/// A random time up to `most`, ms. Without random bytes it is none, which only makes machines check together.
+/// A random time up to `most`, ms. Without random bytes it is 0, and machines check together.
 fn jitter(most: u64) -> u64 {
     let mut bytes = [0; 8];
     match getrandom::fill(&mut bytes) {
