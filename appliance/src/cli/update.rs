@@ -48,7 +48,7 @@ pub(crate) struct UpdateArgs {
 /// The verbs below `alknet update`.
 #[derive(Debug, Subcommand)]
 enum UpdateVerb {
-    /// Give up the bundle that is under way on a node, whoever sends it.
+    /// Give up the bundle that is under way on a node, also that of another caller.
     #[command(after_help = "Example:\n  alknet update cancel edge-1")]
     Cancel(NodeArgs),
     /// Confirm the version on trial without waiting for the health gate.
@@ -83,7 +83,7 @@ struct UpdateWish {
     /// Verify the bundle and say what would happen; change nothing.
     #[arg(long, conflicts_with_all = ["stage", "at"])]
     dry_run: bool,
-    /// Give up the bundle that is under way on a node, whoever sends it.
+    /// Give up the bundle that is under way on a node, also that of another caller.
     #[arg(long)]
     take_over: bool,
     /// Permit this one older version.

@@ -127,7 +127,7 @@ pub(super) enum StagingError {
     TooMuch(u64),
 }
 
-/// The right to begin the next session, whoever asks for one meanwhile. Dropping it gives the right back.
+/// The right to begin the next session, while other callers ask for one. Dropping it gives the right back.
 pub(super) struct SessionTurn(StagingSessions);
 
 impl Drop for SessionTurn {
@@ -282,7 +282,7 @@ impl StagingSessions {
         Ok(session)
     }
 
-    /// Gives up the session under way, whoever sends it, and waits for its end. Returns whether there was one.
+    /// Gives up the session under way, also that of another caller, and waits for its end. Returns whether there was one.
     pub(super) async fn cancel(&self, why: String) -> bool {
         let Some(session) = self.current() else {
             return false;

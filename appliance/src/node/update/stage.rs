@@ -46,7 +46,7 @@ pub(super) fn stage(updates: NodeUpdates) -> Registration {
             "dry_run": { "type": "boolean", "default": false,
                          "description": "Verify and plan, and change nothing" },
             "take_over": { "type": "boolean", "default": false,
-                           "description": "Give up the bundle that is under way, whoever sends it; for update:apply" },
+                           "description": "Give up the bundle that is under way, also that of another caller; for update:apply" },
         }
     }))
     .with_output(json!({
@@ -147,7 +147,7 @@ pub(super) fn offer(updates: NodeUpdates) -> Registration {
 pub(super) fn cancel(updates: NodeUpdates) -> Registration {
     let spec = OperationSpec::mutation(
         "update/cancel",
-        "Gives up the bundle that is under way, whoever sends it.",
+        "Gives up the bundle that is under way, also that of another caller.",
     )
     .with_input(empty_input())
     .with_output(json!({

@@ -125,9 +125,9 @@ async fn the_log_is_read_for_one_request_at_a_time() {
     }
 }
 
-/// A node that is told only at the end of a bundle has to send a whole program for a dry run.
+/// A node that learns the outcome only at the end of a bundle has to send a whole program for a dry run.
 #[test]
-fn the_outcome_of_a_bundle_is_told_before_its_frames_end() {
+fn the_outcome_of_a_bundle_is_sent_before_its_frames_end() {
     /// The node gives the bundle up once it knows the outcome, and closes the stream if it does not learn of it.
     struct Node<'a>(&'a Cell<bool>, VecDeque<u8>);
     impl Read for Node<'_> {

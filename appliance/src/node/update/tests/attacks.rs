@@ -314,7 +314,7 @@ async fn an_administrator_takes_a_session_over() {
     assert_eq!(given_up, 2);
 }
 
-/// While the session under way ends for an administrator, nobody else begins one.
+/// While the session under way ends for an administrator, no other caller begins one.
 #[tokio::test]
 async fn a_turn_is_of_the_one_who_took_over() {
     let bench = NodeUpdateBench::new();
