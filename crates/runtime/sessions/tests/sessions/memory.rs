@@ -240,6 +240,8 @@ async fn an_answer_of_any_shape_ends_no_worker() {
             println!("figure {name} {}: {ended:?}", &shape[..shape.len().min(8)]);
             let lost = ran.is_err_and(|failure| failure.code == RuntimeCode::WorkerLost);
             assert!(!lost, "{name} {shape}");
+            drop(asks);
+            until("it is closed", || lab.sessions.list().len() == 1).await;
         }
         let next = soon(counter.run(&env, export("next", Value::Null))).await;
         assert_eq!(next.expect("it lives").value, json!(at + 1), "{shape}");

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_runtime::{DeferredReply, OpError, OpReply};
-use alknet_worker::{CborBody, FrameBlob, SealedMapping, WorkerFault, WorkerFrameError};
+use alknet_worker::{
+    CborBody, FrameBlob, SealedMapping, WorkerFault, WorkerFrameError, give_back_memory,
+};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -13,6 +15,9 @@ use serde_json::Value;
 
 use crate::limits::VALUE_BYTES_MAX;
 use crate::wire::{self, LongNamed, WireReply};
+
+/// An answer with more bytes may have a tree for which the memory is to be there.
+const LONG_ANSWER_BYTES: usize = 64 << 10;
 
 /// The bytes of a session's answers that its script has not taken.
 #[derive(Debug)]
@@ -103,6 +108,10 @@ impl ArrivedValue {
 
     fn read(self) -> Result<(Value, Option<Bytes>), OpError> {
         let WaitingValue { value, mapped, .. } = self.0?;
+        if value.as_bytes().len() > LONG_ANSWER_BYTES {
+            // Other isolates may have freed the trees of their answers, and still hold the memory.
+            give_back_memory();
+        }
         let answer: WireReply<LongNamed> =
             wire::read(&value).map_err(|error| unsendable(&error))?;
         Ok(match answer {
