@@ -211,6 +211,9 @@ enum ImportChange {
 struct WatchNotice {
     #[serde(default)]
     registry: String,
+    /// The scopes of this node at the peer changed: it may call other operations of the same set.
+    #[serde(default)]
+    whole: bool,
 }
 
 async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
@@ -221,7 +224,7 @@ async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
         match events.next().await {
             // The first event may report the set that is known already.
             Some(Ok(event)) => match event.output.parse::<WatchNotice>() {
-                Ok(now) if now.registry == known => {}
+                Ok(now) if now.registry == known && !now.whole => {}
                 _ => break,
             },
             Some(Err(error)) if error.retryable => return ImportChange::Lost,
