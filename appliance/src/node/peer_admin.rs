@@ -15,7 +15,7 @@ use alknet_hub::{EnrolError, EnrolmentService, TokenStore};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use super::hub::{HubContext, StoredTokens, requester};
+use super::hub::{HubContext, StoredTokens, invitation, requester};
 use super::identity_services::{self, ADMIN_SCOPE, IdentityServices};
 use super::tokens::{
     SCOPES_MAX, TTL_S_MAX, check_end, ends, ends_of, may_give, scopes as parsed_scopes,
@@ -208,6 +208,7 @@ fn remove(admin: PeerAdmin) -> Registration {
             "known": { "type": "boolean",
                 "description": "Whether its keys stay known, so that no older invitation lets them in" },
             "closed": closed_schema(),
+            "open": { "type": "array", "description": "Invitations that stay open, as in hub/peers" },
         },
     }))
     .with_scope(ADMIN_SCOPE);
@@ -291,14 +292,15 @@ impl PeerAdmin {
         let closed = self.shut_out(&id, tombstone).await?;
         // A peer that enrolled may have the text of other invitations, and so may one that was added, as long as one is
         // open: it stays known as one that is not let in.
-        let known = before.labels.contains_key(ROLE_LABEL) || self.is_invitation_open().await?;
+        let open = self.open_invitations().await?;
+        let known = before.labels.contains_key(ROLE_LABEL) || !open.is_empty();
         if !known {
             let removed = self.people.identities.remove(id.clone()).await;
             removed.map_err(refused)?;
         }
         self.sweep();
         tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.remove");
-        Ok(json!({ "peer_id": id, "known": known, "closed": closed }))
+        Ok(json!({ "peer_id": id, "known": known, "closed": closed, "open": open }))
     }
 
     /// Whether the keys that a peer loses stay known: it was put out once, or has the text of an invitation.
@@ -308,12 +310,13 @@ impl PeerAdmin {
         Ok(has_invitation.map_err(from_enrolment_error)? || peer.removal.is_some())
     }
 
-    /// Whether a key that the node does not know may enrol by an invitation, now or once its clock is set.
-    async fn is_invitation_open(&self) -> Result<bool, CallError> {
+    /// The invitations by which a key that the node does not know may enrol, now or once its clock is set.
+    async fn open_invitations(&self) -> Result<Vec<Value>, CallError> {
         let tokens = StoredTokens::new(self.people.store.clone()).list().await;
         let tokens = tokens.map_err(|error| from_enrolment_error(error.into()))?;
         let now_s = self.people.identities.now_s().unwrap_or_default();
-        Ok(tokens.iter().any(|token| token.is_open(now_s)))
+        let open = tokens.iter().filter(|token| token.is_open(now_s));
+        Ok(open.map(invitation).collect())
     }
 
     /// What `input` changes of an entry, all but whether it is let in. If `keeps_keys`, the keys that it loses stay

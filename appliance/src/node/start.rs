@@ -279,7 +279,7 @@ impl NodeParts {
         let (config, vault) = (&base.config, around.vault.as_ref());
         // With port 0, which tests use, the kernel chooses the port at the bind.
         let about = Arc::new(NodeDescription::new(base.own().to_string(), around.role));
-        let reached = HubConnections::default();
+        let reached = base.people.hubs.clone();
         let own_key = own_key(around, base, &reached);
         let powers = match credentials {
             Some(folder) => CapabilityStore::of_folder(config, folder),

@@ -20,6 +20,7 @@ use alknet_hub::{
 
 use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{IdentityServices, no_identity};
+pub(crate) use peers::invitation;
 pub(crate) use tokens::StoredTokens;
 use update::HubUpdates;
 

@@ -403,7 +403,7 @@ fn pending_key(pending_key: &PendingKey) -> Value {
 }
 
 /// An invitation, by its name. The hub does not know the token itself any more.
-fn invitation(token: &TokenRecord) -> Value {
+pub(crate) fn invitation(token: &TokenRecord) -> Value {
     json!({
         "key_id": token.hash.key_id,
         "role": token.role.name,
