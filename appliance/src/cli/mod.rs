@@ -40,6 +40,7 @@ mod serve;
 mod status;
 mod target;
 mod tensor;
+mod test_report;
 mod token;
 mod update;
 mod vault;

@@ -304,7 +304,7 @@ fn the_loop_of_writing_and_testing() {
     };
     let failing = value(&source("+ 1"));
     assert_eq!(failing["passed"], json!(false));
-    assert_eq!(failing["cases"][0]["reason"], json!("it answered 5"));
+    assert_eq!(failing["cases"][0]["reason"], json!("expected 4, got 5"));
     let passing = value(&source(""));
     assert_eq!(passing["passed"], json!(true), "{passing}");
     assert_eq!(passing["uncovered"], json!(["ODD"]));
