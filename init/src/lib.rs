@@ -43,6 +43,7 @@ pub mod helper_task;
 pub mod text;
 
 pub use clock::BUILD_TIME_S;
+pub use data::SEALED_BYTES_MIN;
 pub use error::InitError;
 pub use version::image_version;
 
