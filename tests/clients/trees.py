@@ -9,6 +9,7 @@ The server prints its port. Its paths:
 /listing/mcp            tools; after a request of /arm/listing, the list of tools contains a long list
 /unasked/mcp            tools; after a request of /arm/unasked, the server sends long lists that no client asked for
 /asks/mcp               tools; after a request of /arm/asks, the server asks 300 times for the client's roots
+/silent/mcp             tools; a call without the argument `answers` gets no answer
 /refused/mcp            1,024 tools that a node cannot import; after a request of /arm/refused, they change each second
 /wide.json              a document with one mistake, at a path of 1,200,000 characters
 /count/api              the number of requests, or of events that the server sent
@@ -194,6 +195,8 @@ class Handler(BaseHTTPRequestHandler):
             return {"tools": [{"name": "list", "inputSchema": schema}]}
         if method == "tools/call":
             count[what] += 1
+            if what == "silent" and not params.get("arguments", {}).get("answers"):
+                time.sleep(3600)
             full = what == "answers" and what in armed
             return {"content": [], "structuredContent": json.loads(HERE) if full else {"few": True}}
         return None

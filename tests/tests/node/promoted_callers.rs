@@ -65,7 +65,7 @@ impl<'a> OperationDraft<'a> {
     }
 
     /// The same in a service.
-    fn waits_in_a_service(name: &'a str) -> Self {
+    pub(super) fn waits_in_a_service(name: &'a str) -> Self {
         Self {
             source: "export const init = () => {};
                 export const run = (ms) =>
