@@ -22,7 +22,7 @@ const SCOPE: &str = "metrics:read";
 /// The sources of the metrics. Clones share them. The HTTP route of metrics has one, too.
 #[derive(Clone)]
 pub(crate) struct NodeMetrics {
-    people: IdentityServices,
+    identities: IdentityServices,
     parts: Arc<MetricsSources>,
 }
 
@@ -40,7 +40,7 @@ impl NodeMetrics {
     /// Metrics of a node whose server is, or will be, that of `people`.
     pub(crate) fn new(people: IdentityServices) -> Self {
         Self {
-            people,
+            identities: people,
             parts: Arc::default(),
         }
     }
@@ -81,10 +81,10 @@ impl NodeMetrics {
             "alknet_config_generation",
             "Number of the configuration in force.",
             &[],
-            self.people.reloader.current().generation as f64,
+            self.identities.reloader.current().generation as f64,
         );
         memory(&mut metrics);
-        if let Some(server) = self.people.server.get() {
+        if let Some(server) = self.identities.server.get() {
             server.collect(&mut metrics);
         }
         if let Some(computing) = self.parts.computing.get() {
@@ -153,7 +153,7 @@ fn certificates(store: &CertificateStore, into: &mut Metrics) {
 }
 
 /// `node/metrics`
-pub(crate) fn operation(meters: NodeMetrics) -> Registration {
+pub(crate) fn operation(metrics: NodeMetrics) -> Registration {
     let spec = OperationSpec::query("node/metrics", "Returns the metrics of this node.")
         .with_input(empty_input())
         .with_output(json!({
@@ -168,7 +168,7 @@ pub(crate) fn operation(meters: NodeMetrics) -> Registration {
         }))
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input, _ctx| {
-        let metrics = meters.collect();
+        let metrics = metrics.collect();
         let answer = json!({
             "content_type": CONTENT_TYPE,
             "text": metrics.to_text(),

@@ -83,7 +83,7 @@ async fn serve(ring: NodeLogRing, update_stream: Option<UpdateStream>) -> anyhow
         match message {
             None => bail!("PID 1 closed the channel"),
             Some(NodeMessage::ConfigKept { n, error }) => {
-                node.people.reloader.config_stored(n, error)
+                node.identities.reloader.config_stored(n, error)
             }
             Some(NodeMessage::Drain {
                 deadline_ms,
@@ -120,7 +120,7 @@ async fn update_facts(
     let before = node.status();
     node.facts.store(Arc::new(facts));
     // PID 1 also sends facts after a person locked or opened the vault at the machine.
-    node.powers.refresh();
+    node.capabilities.refresh();
     // An unchanged status would wake PID 1 without a reason.
     if node.status() != before {
         let status = node.status_for_init();

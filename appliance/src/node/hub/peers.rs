@@ -225,7 +225,7 @@ impl HubContext {
             .map_err(|error| enrolment_error(&error))?;
         let open = self.open_invitations().await?;
         let waiting = self.enrolment.waiting(Instant::now());
-        let server = self.people.server.get();
+        let server = self.identities.server.get();
         let connections = server
             .map(|server| server.connections())
             .unwrap_or_default();
@@ -297,7 +297,7 @@ impl HubContext {
             false => self.enrolment.remove(&peer).await,
         };
         // Connections are closed before the answer, because the caller may rely on it.
-        if let Some(server) = self.people.server.get() {
+        if let Some(server) = self.identities.server.get() {
             server.sweep();
         }
         let closed = removed.map_err(|error| enrolment_error(&error))?;

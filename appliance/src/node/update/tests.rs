@@ -48,7 +48,7 @@ struct NodeUpdateBench {
     seen: Arc<Mutex<InitSeen>>,
     verdict: Arc<Mutex<Verdict>>,
     facts: SharedFacts,
-    people: crate::node::IdentityServices,
+    identities: crate::node::IdentityServices,
     _dir: tempfile::TempDir,
 }
 
@@ -106,7 +106,7 @@ impl NodeUpdateBench {
             seen: Arc::default(),
             verdict: Arc::new(Mutex::new(Verdict::Plans)),
             facts,
-            people,
+            identities: people,
             _dir: dir,
         };
         let init = FakeInit {

@@ -346,7 +346,7 @@ impl HubContext {
 
     /// The workers of these ids or names in their order, or all that serve [`OFFER`], by their names.
     fn workers(&self, wanted: &[String]) -> Result<Vec<PeerId>, CallError> {
-        let peers = self.people.identities.entries().peers;
+        let peers = self.identities.identities.entries().peers;
         if wanted.is_empty() {
             let dispatcher = HubWorkers(Arc::clone(&self.dispatcher)).dispatcher()?;
             let mut serving = dispatcher.peers().serving(OFFER);
@@ -378,7 +378,7 @@ impl HubContext {
 
     /// Adds the names of the workers to a report.
     fn add_names(&self, rollout: &mut Value) {
-        let peers = self.people.identities.entries().peers;
+        let peers = self.identities.identities.entries().peers;
         for row in rollout["workers"].as_array_mut().into_iter().flatten() {
             let id = row["peer"].as_str().unwrap_or_default();
             let entry = peers.iter().find(|it| it.peer_id.as_str() == id);
