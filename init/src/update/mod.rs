@@ -39,5 +39,6 @@ pub(crate) use note_keeper::{NoteKeeper, note_panic, note_place};
 pub(crate) use refusal::{RefusalCode, UpdateRefusal};
 pub(crate) use stage::StageOrder;
 pub(crate) use system::{
-    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialWish, UpdateLook, UpdateStart, UpdateSystem,
+    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialWish, UpdateLook, UpdateStart,
+    UpdateSystem,
 };

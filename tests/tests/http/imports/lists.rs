@@ -266,16 +266,16 @@ fn calls_of_a_silent_tool_leave_other_callers_theirs() {
          header = \"Content-Type: application/json\"\ndata = {body:?}\n"
     );
     let paths = ["/call"; SERVER_CALLS_MAX];
-    let mut hanging = node
+    let _hanging = node
         .web
         .at_once(&node.bench, &paths, SERVER_CALLS_MAX, &options);
-    let refused = hanging.first_statuses(SERVER_CALLS_MAX - SERVER_CALLS_OF_ONE);
+    // curl says nothing before all are over, but the access log does.
+    let refused = SERVER_CALLS_MAX - SERVER_CALLS_OF_ONE;
+    eventually("the calls beyond the share are refused", || {
+        (node.log().matches(" status=429 ").count() == refused).then_some(())
+    });
     let again = node.call(&attacker, "/silent/list", &json!({}));
     assert_eq!(again.code(), "OVERLOADED", "{again:?}");
-    assert!(
-        refused.iter().all(|status| *status == again.status),
-        "{refused:?}"
-    );
     let answers = json!({ "answers": true });
     let answer = node.call(&other, "/silent/list", &answers).json();
     assert!(answer["error"].is_null(), "{answer:#}");
