@@ -312,7 +312,9 @@ impl PeerAdmin {
 
     /// The invitations by which a key that the node does not know may enrol, now or once its clock is set.
     async fn open_invitations(&self) -> Result<Vec<Value>, CallError> {
-        let tokens = StoredTokens::new(self.identities.store.clone()).list().await;
+        let tokens = StoredTokens::new(self.identities.store.clone())
+            .list()
+            .await;
         let tokens = tokens.map_err(|error| from_enrolment_error(error.into()))?;
         let now_s = self.identities.identities.now_s().unwrap_or_default();
         let open = tokens.iter().filter(|token| token.is_open(now_s));
