@@ -435,7 +435,11 @@ impl HubPeers {
 
 /// An operation that a peer does not serve to its hub: the name is wrong, or the hub lacks a right there.
 fn not_served(hub: &str, peer: &str, operation: &str, served: &[OperationSummary]) -> String {
-    let meant = meant_operation(served, operation);
+    // The name of an operation that every node has is no mistake.
+    let meant = match crate::node::has_operation(operation) {
+        true => String::new(),
+        false => meant_operation(served, operation),
+    };
     let (meant, if_right) = match meant.is_empty() {
         true => (String::new(), "if"),
         false => (meant, "If"),

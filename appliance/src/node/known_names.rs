@@ -253,6 +253,11 @@ pub(super) fn asked_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> 
     scopes.chain(families).collect()
 }
 
+/// Whether an operation of this name belongs to the program, in some configuration.
+pub(crate) fn has_operation(name: &str) -> bool {
+    OPERATIONS.contains(&name) || SUBSCRIPTIONS.contains(&name)
+}
+
 /// The first of some names as a text. Returns `None` if there are no names.
 fn listed(names: Vec<&str>) -> Option<String> {
     let shown: Vec<_> = names
