@@ -255,6 +255,11 @@ pub(super) fn asked_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> 
     scopes.chain(families).collect()
 }
 
+/// Whether an operation of this name belongs to the program, in some configuration.
+pub(crate) fn has_operation(name: &str) -> bool {
+    OPERATIONS.contains(&name) || SUBSCRIPTIONS.contains(&name)
+}
+
 /// The first of some names as a text. Returns `None` if there are no names.
 /// Whether an operation of this name belongs to the program, in some configuration.
 pub(crate) fn has_operation(name: &str) -> bool {
