@@ -392,17 +392,14 @@ mod tests {
 
     #[test]
     fn a_tree_that_is_too_large_for_a_worker_is_an_error() {
-        let bytes = 3 << 20;
         for unit in ["[[[[]]]]", "{\"\":{\"\":0}}"] {
             let few = listed(unit, 10);
             assert!(unpack::<LongNamed>(&few).is_ok(), "{unit}");
         }
         let deep = format!("{}{}", "[".repeat(58), "]".repeat(58));
-        let most = TREE_BYTES_MAX / (58 * ReadItems::<Value>::bytes(1));
-        assert!(
-            deep.len() * most > bytes,
-            "a text of 4 MiB is enough for it"
-        );
+        // The innermost list has no item, and the outermost one counts beside these.
+        let most = TREE_BYTES_MAX / (57 * ReadItems::<Value>::bytes(1));
+        assert!((deep.len() + 1) * (most + 1) < JSON_BYTES, "one is passed on");
         assert!(unpack::<LongNamed>(&listed(&deep, most + 1)).is_err());
     }
 }
