@@ -244,23 +244,6 @@ impl ParallelCurl {
         self.0.try_wait().expect("it is our child").is_some()
     }
 
-    /// Waits for this many answers, and returns their statuses in the order in which they came.
-    ///
-    /// # Panics
-    /// It ends before.
-    pub fn first_statuses(&mut self, count: usize) -> Vec<u16> {
-        let output = self.0.stdout.as_mut().expect("it was asked for above");
-        let mut bytes = output.bytes();
-        let mut status = || {
-            let line = bytes.by_ref().map_while(Result::ok);
-            let line: Vec<u8> = line.take_while(|byte| *byte != b'\n').collect();
-            let line = String::from_utf8_lossy(&line);
-            let status = line.trim().parse();
-            status.unwrap_or_else(|error| panic!("{error}: no status: {line:?}"))
-        };
-        (0..count).map(|_| status()).collect()
-    }
-
     /// Waits for all answers, and returns their statuses, 0 for requests without a connection.
     ///
     /// # Panics

@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 72] = [
+const OPERATIONS: [&str; 73] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
