@@ -45,7 +45,20 @@ def zeros(size):
     return b"[" + b"0," * (size // 2 - 1) + b"0]"
 
 
+def filled(unit):
+    """A list of as many of these texts as an answer may have."""
+    return "[" + ",".join([unit] * (API_BYTES // (len(unit) + 1))) + "]"
+
+
 API = zeros(API_BYTES)
+# Units of the lists of /api/shape: values that need most memory for their text.
+SHAPES = {
+    "few": None,
+    "lists": "[0]",
+    "deep-lists": "[" * 58 + "]" * 58,
+    "objects": '{"":0}',
+    "deep-objects": '{"":' * 58 + "0" + "}" * 58,
+}
 EVENT = zeros(EVENT_BYTES)
 MCP = zeros(MCP_BYTES)
 # Placeholder for the list in JSON text.
@@ -57,6 +70,7 @@ def described():
     events = {"200": {"description": "Lists.", "content": {"text/event-stream": {}}}}
     fields = {"content": {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}}
     parts = {"content": {"multipart/form-data": {"schema": {"type": "object"}}}}
+    of = {"name": "of", "in": "query", "required": True, "schema": {"type": "string"}}
     created = {"name": "created", "in": "query", "style": "deepObject", "explode": True, "schema": {"type": "object"}}
     return {
         "openapi": "3.1.0",
@@ -66,6 +80,7 @@ def described():
             "/events": {"get": {"operationId": "events", "responses": events}},
             "/fields": {"post": {"operationId": "fields", "requestBody": fields, "responses": anything}},
             "/parts": {"post": {"operationId": "parts", "requestBody": parts, "responses": anything}},
+            "/shape": {"get": {"operationId": "shape", "parameters": [of], "responses": anything}},
             "/find": {"get": {"operationId": "find", "parameters": [created], "responses": anything}},
         },
     }
@@ -118,6 +133,10 @@ class Handler(BaseHTTPRequestHandler):
                 for _ in range(4):
                     self.event(EVENT)
                     count["api"] += 1
+            case ["api", "shape"]:
+                unit = SHAPES[self.path.partition("?of=")[2]]
+                count["api"] += 1
+                self.say(200, filled(unit).encode() if unit else b"[1]")
             case ["api", *_]:
                 count["api"] += 1
                 self.say(200, b"null")

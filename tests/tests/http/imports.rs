@@ -2,6 +2,7 @@
 
 mod callers;
 mod lists;
+mod shapes;
 
 use std::collections::BTreeSet;
 use std::fs;
