@@ -32,6 +32,7 @@ mod names_of_nodes;
 mod node_key;
 mod page_commands;
 mod promoted_callers;
+mod promoted_errors;
 mod promoted_peers;
 mod promotion;
 mod recording;

@@ -29,7 +29,7 @@ const LASTS_MS: u64 = 25_000;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A connection, and its dialer.
-async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
+pub(super) async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
     let file = who.state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
     let dialer = EndpointDialer::new(Some(key));
