@@ -261,11 +261,6 @@ pub(crate) fn has_operation(name: &str) -> bool {
 }
 
 /// The first of some names as a text. Returns `None` if there are no names.
-/// Whether an operation of this name belongs to the program, in some configuration.
-pub(crate) fn has_operation(name: &str) -> bool {
-    OPERATIONS.contains(&name) || SUBSCRIPTIONS.contains(&name)
-}
-
 fn listed(names: Vec<&str>) -> Option<String> {
     let shown: Vec<_> = names
         .iter()

@@ -399,7 +399,10 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(58), "]".repeat(58));
         // The innermost list has no item, and the outermost one counts beside these.
         let most = TREE_BYTES_MAX / (57 * ReadItems::<Value>::bytes(1));
-        assert!((deep.len() + 1) * (most + 1) < JSON_BYTES, "one is passed on");
+        assert!(
+            (deep.len() + 1) * (most + 1) < JSON_BYTES,
+            "one is passed on"
+        );
         assert!(unpack::<LongNamed>(&listed(&deep, most + 1)).is_err());
     }
 }
