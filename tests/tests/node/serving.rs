@@ -11,7 +11,7 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// The operations that every node offers its administrator.
-const OPERATIONS: [&str; 64] = [
+const OPERATIONS: [&str; 65] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
