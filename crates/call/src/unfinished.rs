@@ -209,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn time_spent_waiting_for_room_is_not_the_senders() {
         const WAITS: Duration = Duration::from_millis(20);
-        let state = state();
+        let state = connection_state();
         let claim = |id: &str, bytes: usize| {
             let requester = Requester::Known(id.parse().expect("a peer id"));
             let all = &state.dispatcher.unfinished_bytes;
