@@ -35,7 +35,7 @@ const NO_METRICS: [&str; 8] = [
 ];
 
 /// The names in these lines that stand between `quote`s.
-fn names<'a>(text: &'a str, quote: char) -> impl Iterator<Item = &'a str> {
+fn names(text: &str, quote: char) -> impl Iterator<Item = &str> {
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let parts = text.split(quote);
     parts.filter(move |part| {
