@@ -104,8 +104,8 @@ fn update_refusals_change_nothing() {
     refuses(&large, &[], "CONFLICT", "full");
 
     // Callers: one without a right, one who is second, and one whose connection ends.
-    let stranger = update(&bench.user("stranger"), &node, &damaged, &["--stage"]);
-    assert_eq!(stranger.code(), "UNAUTHENTICATED", "{stranger:?}");
+    let unknown = update(&bench.user("unknown"), &node, &damaged, &["--stage"]);
+    assert_eq!(unknown.code(), "UNAUTHENTICATED", "{unknown:?}");
     let session = node.call("update/stage", &json!({ "bytes": SMALL }));
     let second = node.try_call("update/stage", &json!({ "bytes": SMALL }), &[]);
     is_refused(&second, "CONFLICT", "busy");

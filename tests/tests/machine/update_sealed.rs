@@ -8,7 +8,7 @@ use crate::tpm::{PIN, TPM_ALONE, WITH_PIN, asked, measured, served, set_up, type
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::versioned;
-use crate::update::{FIRST, LIMIT, SECOND, roll_back, stands, update};
+use crate::update::{FIRST, LIMIT, SECOND, opening_slot, roll_back, stands, update};
 
 /// To the new version and back without a person: before each start the machine has a slot for the program that comes,
 /// and after each confirmation the one of the program before is gone.
@@ -68,14 +68,7 @@ fn update_of_a_machine_with_a_pin_says_that_a_person_must_come() {
 
 /// The number of the one slot of the vault, which is the TPM's and opened it.
 fn opened(node: &MachineNode) -> Value {
-    // The slot of the program before goes a moment after the confirmation.
-    let status = alknet_tests::eventually("the vault has one slot", || {
-        let status = node.call("vault/status", &Value::Null);
-        (status["slots"] == json!(["tpm2"])).then_some(status)
-    });
-    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
-    assert_eq!(status["tpm2"][0]["pcrs"], json!([4, 11, 12]), "{status:#}");
-    status["tpm2"][0]["slot"].clone()
+    opening_slot(node, &json!([4, 11, 12]))["slot"].clone()
 }
 
 fn bundle(bench: &TestBench, keys: &ReleaseKeys) -> std::path::PathBuf {

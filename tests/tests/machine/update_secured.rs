@@ -10,7 +10,7 @@ use crate::tpm::TPM_ALONE;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, write};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::versioned;
-use crate::update::{FIRST, LIMIT, SECOND, roll_back, stands, update};
+use crate::update::{FIRST, LIMIT, SECOND, failed_update, opening_slot, roll_back, stands, update};
 
 /// The loader's message about a version that the firmware does not permit.
 const NOT_PERMITTED: &str = "alknet-loader: slot b did not start: Secure Boot does not permit it";
@@ -79,16 +79,7 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
 
     for (number, program) in [(2, &second), (3, &others)] {
         let mark = node.vm().console().mark();
-        let bundle = bundle(number, program);
-        let failed = update(bench.admin(), &node, &bundle, &["--yes", "--limit", LIMIT]);
-        assert_eq!(
-            failed.code(),
-            "UPDATE_FAILED",
-            "{failed:?}\n{}",
-            node.vm().report()
-        );
-        node.wait_ready(mark);
-        assert_eq!(node.identity(), identity);
+        failed_update(bench.admin(), &mut node, &bundle(number, program));
         let said = node.vm().console().since(mark);
         assert!(said.contains(NOT_PERMITTED), "{said}");
         stands(
@@ -101,16 +92,7 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
 
 /// The number of the one slot of the vault, which is the TPM's and opened it.
 fn opened(node: &MachineNode) -> Value {
-    // The slot of the other program goes a moment after the trial.
-    let status = alknet_tests::eventually("the vault has one slot", || {
-        let status = node.call("vault/status", &Value::Null);
-        (status["slots"] == json!(["tpm2"])).then_some(status)
-    });
-    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
-    assert_eq!(status["tpm2"][0]["pcrs"], json!([7, 11, 12]), "{status:#}");
-    assert_eq!(
-        status["tpm2"][0]["protection"], "measured and enforced",
-        "{status:#}"
-    );
-    status["tpm2"][0]["slot"].clone()
+    let slot = opening_slot(node, &json!([7, 11, 12]));
+    assert_eq!(slot["protection"], "measured and enforced", "{slot:#}");
+    slot["slot"].clone()
 }

@@ -74,6 +74,34 @@ pub(crate) fn roll_back(user: &CliRunner, node: &MachineNode) -> CliOutput {
     user.run(command)
 }
 
+/// `alknet update NODE BUNDLE` of a version that fails its trial. The version before serves again when this returns.
+pub(crate) fn failed_update(user: &CliRunner, node: &mut MachineNode, bundle: &Path) -> CliOutput {
+    let identity = node.identity().to_owned();
+    let mark = node.vm().console().mark();
+    let failed = update(user, node, bundle, &["--yes", "--limit", LIMIT]);
+    assert_eq!(
+        failed.code(),
+        "UPDATE_FAILED",
+        "{failed:?}\n{}",
+        node.vm().report()
+    );
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    failed
+}
+
+/// The vault's one slot, which is the TPM's, binds these registers, and opened the vault.
+pub(crate) fn opening_slot(node: &MachineNode, pcrs: &Value) -> Value {
+    // The slot of the other program goes a moment after the trial.
+    let status = alknet_tests::eventually("the vault has one slot", || {
+        let status = node.call("vault/status", &Value::Null);
+        (status["slots"] == json!(["tpm2"])).then_some(status)
+    });
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(status["tpm2"][0]["pcrs"], *pcrs, "{status:#}");
+    status["tpm2"][0].clone()
+}
+
 pub(crate) fn status(node: &MachineNode) -> Value {
     node.call("update/status", &json!({}))
 }
