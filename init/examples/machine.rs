@@ -61,6 +61,7 @@ fn main() {
             NodeMessage::ConfigKept { .. }
             | NodeMessage::Facts { .. }
             | NodeMessage::Log { .. }
+            | NodeMessage::StorageChecked { .. }
             | NodeMessage::UpdateAnswer { .. }
             | NodeMessage::VaultEvents { .. } => {}
             NodeMessage::Drain { .. } => return,

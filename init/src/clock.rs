@@ -101,12 +101,17 @@ fn now_s() -> u64 {
 
 /// The time for a log record. `None` while the clock shows a time before the build.
 pub(crate) fn rfc3339_now() -> Option<String> {
+    rfc3339_ago(0)
+}
+
+/// The time so many seconds ago. `None` while the clock shows a time before the build.
+pub(crate) fn rfc3339_ago(ago_s: u64) -> Option<String> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).ok()?;
     let seconds = u64::try_from(now.tv_sec()).ok()?;
     // A wrong time in a record misleads more than a missing one.
     (seconds >= BUILD_TIME_S).then_some(())?;
     let millis = u16::try_from(now.tv_nsec() / 1_000_000).ok()?;
-    Some(rfc3339(seconds, millis))
+    Some(rfc3339(seconds.saturating_sub(ago_s), millis))
 }
 
 /// RFC 3339 in UTC with milliseconds. The conversion of days follows Howard Hinnant's civil

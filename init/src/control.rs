@@ -71,6 +71,13 @@ pub enum NodeMessage {
         #[serde(default)]
         trial: bool,
     },
+    /// Answer to the [`InitMessage::CheckStorage`] of the same number, once the check is done.
+    StorageChecked {
+        n: u64,
+        storage: Box<StorageFacts>,
+        /// The problems of the machine's storage.
+        problems: Vec<MachineDiagnostic>,
+    },
     /// Answer to the [`InitMessage::Update`] of the same number.
     UpdateAnswer { n: u64, answer: UpdateAnswer },
     /// Events of the vault for its log, in the vault's own form. PID 1 sends them while the vault
@@ -83,6 +90,12 @@ pub enum NodeMessage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum InitMessage {
+    /// Checks the boot slots and the disks now. PID 1 answers with [`NodeMessage::StorageChecked`].
+    CheckStorage {
+        n: u64,
+        /// The peer that asks, for the log.
+        by: String,
+    },
     /// Answer to [`NodeMessage::Health`].
     Health { n: u64, ok: bool, detail: String },
     /// The node applied this document and asks PID 1 to store it for the next start. Only PID 1
@@ -127,14 +140,29 @@ pub enum UpdateRequest {
         downgrade: Option<String>,
         /// Verifies and plans, and changes nothing on the disk.
         dry_run: bool,
+        /// No administrator asks for this version, but the machine itself or a hub: one that an administrator left, or
+        /// that failed, is refused.
+        #[serde(default)]
+        unasked: bool,
     },
     /// Puts the staged version on trial and restarts the machine.
-    Apply,
+    Apply {
+        /// SHA-256 of the program that has to be staged, in hex. `None`: whatever is staged.
+        #[serde(default)]
+        sha256: Option<String>,
+        /// The caller is no administrator, and starts only so many versions in an hour.
+        #[serde(default)]
+        limited: bool,
+    },
     /// Makes the version on trial the good one without waiting for the health gate.
     Confirm,
     /// Puts the version before the last update on trial and restarts the machine, takes back a version that was not
     /// started yet, or gives up the trial.
-    Rollback,
+    Rollback {
+        /// As in [`Apply`](Self::Apply).
+        #[serde(default)]
+        limited: bool,
+    },
     /// Reads the newest records of what updates did.
     Log,
 }
@@ -274,6 +302,8 @@ pub struct MachineFacts {
     pub fault_injection: bool,
     /// The boot slots, and the update under way.
     pub update: UpdateFacts,
+    /// The health of the disks and of what lies on them.
+    pub storage: StorageFacts,
 }
 
 /// One stage of the boot.
@@ -363,6 +393,10 @@ pub struct UpdateFacts {
     pub good: Option<String>,
     /// The version in the slot that does not run.
     pub other_version: Option<String>,
+    /// SHA-256 of the program that the machine verified in that slot, in hex.
+    pub other_sha256: Option<String>,
+    /// Versions that the machine does not install by itself: an administrator left them, or they failed.
+    pub left: Vec<String>,
     /// How many more times a loader starts the version on trial.
     pub tries: u8,
     /// The oldest version that may run.
@@ -391,6 +425,63 @@ pub struct UpdateEnd {
     pub reason: String,
     /// Codes of the problems that it had.
     pub problems: Vec<String>,
+}
+
+/// The health of the disks, and of the programs in the boot slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StorageFacts {
+    /// The disks that the machine starts from and has its data on.
+    pub disks: Vec<DiskHealthFacts>,
+    /// What the last check found in each boot slot.
+    pub slots: Vec<SlotCheckFacts>,
+    /// Whether a check of the boot slots is under way.
+    pub checking: bool,
+}
+
+/// What a disk and the kernel say of it. A member is `None` if neither says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskHealthFacts {
+    /// Its name below `/dev`.
+    pub name: String,
+    /// How it is asked for its health: `flash`, `nvme`, `sata`, or `other`, which is not asked.
+    pub kind: String,
+    pub model: Option<String>,
+    /// The last characters of its serial number.
+    pub serial_end: Option<String>,
+    /// `ok`, `failing`, or `unknown` for a disk that does not say it.
+    pub health: String,
+    /// The facts by which the disk says that it fails.
+    pub failing: Vec<String>,
+    /// The part of its life that is used, in percent. It may exceed 100.
+    pub wear_percent: Option<u16>,
+    /// The spare capacity that is left, in percent.
+    pub spare_percent: Option<u8>,
+    /// Errors of the medium that the disk could not correct.
+    pub media_errors: Option<u64>,
+    pub power_on_hours: Option<u64>,
+    pub temperature_c: Option<i32>,
+    /// Commands that ended with an error, as the kernel counts them since its start. Some are harmless.
+    pub kernel_errors: Option<u64>,
+    /// Errors that the kernel recorded in mounted file systems of the disk.
+    pub filesystem_errors: Option<u64>,
+}
+
+/// What a check found in a boot slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SlotCheckFacts {
+    /// `a` or `b`.
+    pub slot: String,
+    /// The version that the machine knows there.
+    pub version: Option<String>,
+    /// `whole`, `damaged`, or `skipped`.
+    pub result: String,
+    /// Why the slot is damaged or was skipped.
+    pub detail: Option<String>,
+    /// When the slot was read to its end, RFC 3339, UTC. `None` while the clock is not set.
+    pub checked: Option<String>,
 }
 
 /// One network card.

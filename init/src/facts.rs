@@ -3,7 +3,8 @@
 use crate::{
     clock::ClockSource,
     control::{
-        BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, UpdateFacts, VaultFacts,
+        BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, StorageFacts,
+        UpdateFacts, VaultFacts,
     },
 };
 
@@ -23,6 +24,8 @@ pub(crate) struct DiagnosticsByPart {
     pub(crate) network: Vec<MachineDiagnostic>,
     /// Problems with the boot slots, and the end of the last update.
     pub(crate) update: Vec<MachineDiagnostic>,
+    /// Disks that fail, and programs that are damaged on them.
+    pub(crate) storage: Vec<MachineDiagnostic>,
 }
 
 /// Maximum number of internal problems: a part that fails repeatedly reports nothing new.
@@ -61,6 +64,7 @@ impl DiagnosticsByPart {
             &self.data,
             &self.network,
             &self.update,
+            &self.storage,
         ]
         .into_iter()
         .flatten()
@@ -84,6 +88,7 @@ pub(crate) struct InitFacts {
     pub(crate) watchdog: Option<String>,
     pub(crate) fault_injection: bool,
     pub(crate) update: UpdateFacts,
+    pub(crate) storage: StorageFacts,
 }
 
 /// Source of the time.
@@ -123,6 +128,7 @@ impl InitFacts {
             watchdog: self.watchdog.clone(),
             fault_injection: self.fault_injection,
             update: self.update.clone(),
+            storage: self.storage.clone(),
         }
     }
 }

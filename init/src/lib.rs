@@ -28,6 +28,7 @@ mod reap;
 mod settings;
 mod shutdown;
 mod stage;
+mod storage;
 mod supervise;
 mod tpm;
 mod update;
@@ -43,6 +44,7 @@ pub mod helper_task;
 pub mod text;
 
 pub use clock::BUILD_TIME_S;
+pub use data::SEALED_BYTES_MIN;
 pub use error::InitError;
 pub use version::image_version;
 

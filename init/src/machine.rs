@@ -8,6 +8,7 @@ mod consoles;
 mod going_down;
 mod node;
 mod reset;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -31,6 +32,7 @@ use self::{
     cloud::MachineCloud,
     configuration::ConfigChanges,
     reset::Reset,
+    storage::{MachineStorage, StorageEvent},
     update::{MachineUpdate, UpdateEvent},
 };
 
@@ -124,6 +126,8 @@ pub(crate) enum MachineEvent {
     ReminderNoted(Result<(), String>),
     /// A signal requests this action.
     Signal(PowerAction),
+    /// A piece of work about storage ended.
+    Storage(Box<StorageEvent>),
     /// A deadline passed.
     Tick,
     /// A piece of work about updates ended.
@@ -198,6 +202,8 @@ pub(crate) struct InitMachine {
     reset: Option<Reset>,
     /// The boot slots, and what happens to them.
     update: MachineUpdate,
+    /// The checks of the disks and of what lies on them.
+    storage: MachineStorage,
     alone: bool,
     orphans: u64,
     timers: MachineTimers,
@@ -265,6 +271,7 @@ impl InitMachine {
             network: InitNetwork::new(events.clone()),
             link_status: LinkStatus::default(),
             update: MachineUpdate::absent(&log),
+            storage: MachineStorage::default(),
             events,
             log,
             sent_facts: MachineFacts::default(),
@@ -348,6 +355,7 @@ impl InitMachine {
             self.task_due(),
             self.cloud_due(),
             self.update_due(),
+            self.storage_due(),
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
         Duration::from_millis(next.saturating_sub(boot_ms()))
@@ -393,6 +401,7 @@ impl InitMachine {
                 settings,
             } => self.reread_is_done(config_changes, *settings, now),
             MachineEvent::Signal(action) => self.go_down(action, "a signal", now),
+            MachineEvent::Storage(event) => self.storage_worked(*event, now),
             MachineEvent::TpmClosed(outcome) => self.tpm_closed(outcome),
             MachineEvent::Update(event) => self.updated(*event, now),
             MachineEvent::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
@@ -419,6 +428,7 @@ impl InitMachine {
         self.forget_command(now);
         self.remake_vault();
         self.attend_update(now);
+        self.attend_storage(now);
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }

@@ -9,6 +9,7 @@ The server prints its port. Its paths:
 /listing/mcp            tools; after a request of /arm/listing, the list of tools contains a long list
 /unasked/mcp            tools; after a request of /arm/unasked, the server sends long lists that no client asked for
 /asks/mcp               tools; after a request of /arm/asks, the server asks 300 times for the client's roots
+/silent/mcp             tools; a call without the argument `answers` gets no answer
 /refused/mcp            1,024 tools that a node cannot import; after a request of /arm/refused, they change each second
 /wide.json              a document with one mistake, at a path of 1,200,000 characters
 /count/api              the number of requests, or of events that the server sent
@@ -45,7 +46,20 @@ def zeros(size):
     return b"[" + b"0," * (size // 2 - 1) + b"0]"
 
 
+def filled(unit):
+    """A list of as many of these texts as an answer may have."""
+    return "[" + ",".join([unit] * (API_BYTES // (len(unit) + 1))) + "]"
+
+
 API = zeros(API_BYTES)
+# Units of the lists of /api/shape: values that need most memory for their text.
+SHAPES = {
+    "few": None,
+    "lists": "[0]",
+    "deep-lists": "[" * 58 + "]" * 58,
+    "objects": '{"":0}',
+    "deep-objects": '{"":' * 58 + "0" + "}" * 58,
+}
 EVENT = zeros(EVENT_BYTES)
 MCP = zeros(MCP_BYTES)
 # Placeholder for the list in JSON text.
@@ -57,6 +71,7 @@ def described():
     events = {"200": {"description": "Lists.", "content": {"text/event-stream": {}}}}
     fields = {"content": {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}}
     parts = {"content": {"multipart/form-data": {"schema": {"type": "object"}}}}
+    of = {"name": "of", "in": "query", "required": True, "schema": {"type": "string"}}
     created = {"name": "created", "in": "query", "style": "deepObject", "explode": True, "schema": {"type": "object"}}
     return {
         "openapi": "3.1.0",
@@ -66,6 +81,7 @@ def described():
             "/events": {"get": {"operationId": "events", "responses": events}},
             "/fields": {"post": {"operationId": "fields", "requestBody": fields, "responses": anything}},
             "/parts": {"post": {"operationId": "parts", "requestBody": parts, "responses": anything}},
+            "/shape": {"get": {"operationId": "shape", "parameters": [of], "responses": anything}},
             "/find": {"get": {"operationId": "find", "parameters": [created], "responses": anything}},
         },
     }
@@ -118,6 +134,10 @@ class Handler(BaseHTTPRequestHandler):
                 for _ in range(4):
                     self.event(EVENT)
                     count["api"] += 1
+            case ["api", "shape"]:
+                unit = SHAPES[self.path.partition("?of=")[2]]
+                count["api"] += 1
+                self.say(200, filled(unit).encode() if unit else b"[1]")
             case ["api", *_]:
                 count["api"] += 1
                 self.say(200, b"null")
@@ -194,6 +214,8 @@ class Handler(BaseHTTPRequestHandler):
             return {"tools": [{"name": "list", "inputSchema": schema}]}
         if method == "tools/call":
             count[what] += 1
+            if what == "silent" and not params.get("arguments", {}).get("answers"):
+                time.sleep(3600)
             full = what == "answers" and what in armed
             return {"content": [], "structuredContent": json.loads(HERE) if full else {"few": True}}
         return None

@@ -9,6 +9,8 @@ const LABELS: &[(&str, &[&str])] = &[
     ),
     ("carriage", &["iroh", "quic", "tcp"]),
     ("dir", &["rx", "tx"]),
+    // The kernel's names of the machine's disks.
+    ("disk", &["nvme0n1", "sda", "vda", "vdb"]),
     (
         "limit",
         &[

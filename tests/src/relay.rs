@@ -1,7 +1,7 @@
 //! Tests reach operations that are closed to outside requests through a script, which calls the
 //! operation named in its input. An author proposes the script, and a reviewer approves it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alknet_call::import_scope;
 use serde_json::{Value, json};
@@ -94,10 +94,18 @@ impl RelayOperation {
     /// # Panics
     /// The node does not accept it.
     pub fn promote(&self, target: &str) {
+        self.promote_folder(target, &self.folder);
+    }
+
+    /// Promotes another operation of the same author, whose bundle is in this folder.
+    ///
+    /// # Panics
+    /// The node does not accept it.
+    pub fn promote_folder(&self, target: &str, folder: &Path) {
         let mut propose = self
             .author
             .command(&["ops", "propose", target, "--as", "ada"]);
-        propose.arg(&self.folder);
+        propose.arg(folder);
         let proposed = self.author.run(propose).json();
         let id = proposed["id"].as_str().expect("an id");
         let promote = ["ops", "promote", target, id, "--external"];

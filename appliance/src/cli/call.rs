@@ -265,6 +265,7 @@ pub(crate) async fn unknown_operation(
     let mut failure = call_error(error);
     let listed = node.operations().await.unwrap_or_default();
     let meant = meant_operation(&listed, operation);
+    failure.details = None;
     failure.message = format!(
         "there is no operation '{operation}'; {meant}'alknet ops list' lists those that you may call"
     );
@@ -369,15 +370,13 @@ pub(crate) fn log_line(operation: &str, value: &Value) -> Option<String> {
 
 /// What a call failed with, for the person at the keyboard.
 pub(crate) fn call_error(error: CallError) -> CommandError {
-    let mut message = output::one_line(&error.message).into_owned();
-    if let Some(details) = &error.details {
-        message.push_str(&format!(" {details}"));
-    }
-    CommandError::new(
+    let mut failure = CommandError::new(
         CommandExit::of_code(&error.code),
         &output::one_line(error.code.name()),
-        message,
-    )
+        output::one_line(&error.message),
+    );
+    failure.details = error.details;
+    failure
 }
 
 pub(crate) fn show(value: &Value, json: bool) -> Result<(), CommandError> {
@@ -494,6 +493,24 @@ mod tests {
             let refused = words(line).expect_err(line);
             assert_eq!(refused.exit, CommandExit::Usage, "{line}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_program_gets_the_details_of_an_error_as_they_are() {
+        let error = CallError::new(ErrorCode::Forbidden, "you may not");
+        let error = error.with_details(json!({ "missing_scopes": ["admin"] }));
+        let failure = call_error(error);
+        assert_eq!(failure.message, "you may not");
+        assert_eq!(
+            failure.details,
+            Some(Box::new(json!({ "missing_scopes": ["admin"] })))
+        );
+        // A person reads them on the same line.
+        let text = failure.to_string();
+        assert_eq!(
+            text,
+            "FORBIDDEN: you may not {\"missing_scopes\":[\"admin\"]}"
+        );
     }
 
     #[test]

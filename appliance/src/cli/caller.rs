@@ -9,6 +9,7 @@ use alknet_call::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::call::meant_operation;
 use super::node_book::name_list;
 use super::output::one_line;
 use super::target::NodeRoute;
@@ -404,10 +405,7 @@ impl HubPeers {
         let text = match (self.operations_of(peer), &self.attached) {
             // It is the operation's own answer.
             (Some(served), _) if served.iter().any(|it| it.name == operation) => return error,
-            (Some(_), _) => format!(
-                "'{peer}' does not serve '{operation}' to '{hub}': the scopes of its [[join]] say what \
-                 the hub may call there"
-            ),
+            (Some(served), _) => not_served(hub, peer, operation, served),
             (None, Some(_)) => self.absent(hub, peer),
             (None, None) if self.enrolled.is_some() && !self.may_be_attached(peer) => {
                 self.absent(hub, peer)
@@ -433,6 +431,27 @@ impl HubPeers {
         let state = self.row(peer).map(|row| row.state.as_str());
         matches!(state, Some("ready" | "degraded" | "draining"))
     }
+}
+
+/// An operation that a peer does not serve to its hub: the name is wrong, or the hub lacks a right there.
+fn not_served(hub: &str, peer: &str, operation: &str, served: &[OperationSummary]) -> String {
+    // The name of an operation that every node has is no mistake.
+    let meant = match crate::node::has_operation(operation) {
+        true => String::new(),
+        false => meant_operation(served, operation),
+    };
+    let (meant, if_right) = match meant.is_empty() {
+        true => (String::new(), "if"),
+        false => (meant, "If"),
+    };
+    let of_peer = match hub.contains('@') {
+        true => format!("{hub} --peer {peer}"),
+        false => format!("{peer}@{hub}"),
+    };
+    format!(
+        "'{peer}' does not serve '{operation}' to '{hub}'; {meant}{if_right} the name is right, add its scope to \
+         join.scopes on the worker; 'alknet ops {of_peer}' lists what it serves"
+    )
 }
 
 #[cfg(test)]
@@ -494,10 +513,18 @@ mod tests {
         for peer in ["kitchen", "p-kitchen", "configured"] {
             let text = said(&hub, peer, "node/log");
             assert!(
-                text.contains("does not serve 'node/log' to 'attic'"),
+                text.contains(
+                    "does not serve 'node/log' to 'attic'; if the name is right, add its scope"
+                ),
                 "{text}"
             );
         }
+        let text = said(&hub, "kitchen", "node/inf");
+        assert_eq!(
+            text,
+            "'kitchen' does not serve 'node/inf' to 'attic'; did you mean 'node/info'? If the name is right, add its \
+             scope to join.scopes on the worker; 'alknet ops kitchen@attic' lists what it serves"
+        );
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use alknet_call::{CallError, ErrorCode};
-use alknet_core::config::NodeConfig;
+use alknet_core::config::{ConfigError, NodeConfig};
 use alknet_init::control::MachineDiagnostic;
+use alknet_provisioning::configuration_part;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ pub(crate) enum ConfigVerb {
     /// document names and that is not there.
     #[command(
         after_help = "Examples:\n  alknet config check alknet.toml\n  alknet config check --no-files \
-appliance.toml"
+appliance.toml\n  alknet config check --seed edge-1.toml"
     )]
     Check {
         /// The TOML document; `-` reads standard input.
@@ -28,6 +29,9 @@ appliance.toml"
         /// Do not look for the files that the document names: it is for another machine.
         #[arg(long)]
         no_files: bool,
+        /// The document is a seed of 'alknet provision' for a machine: it may have [secrets], and its files are there.
+        #[arg(long)]
+        seed: bool,
     },
     /// Put a file in force on a running node, whole or not at all.
     #[command(
@@ -79,7 +83,11 @@ pub(crate) struct ConfigShowArgs {
 pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         ConfigVerb::Apply(args) => apply(args, json),
-        ConfigVerb::Check { file, no_files } => check(&file, !no_files, json),
+        ConfigVerb::Check {
+            file,
+            no_files,
+            seed,
+        } => check(&file, !no_files && !seed, seed, json),
         ConfigVerb::Schema => {
             let schema = NodeConfig::json_schema();
             match json {
@@ -139,9 +147,18 @@ fn document_line(line: &str) -> String {
     }
 }
 
-fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, CommandError> {
+fn check(
+    file: &Path,
+    with_files: bool,
+    is_seed: bool,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
     let name = file.display();
     let bytes = read(file)?;
+    let bytes = match is_seed {
+        true => configuration_part(&bytes),
+        false => bytes,
+    };
     // A document from standard input has no folder.
     let folder = (file.as_os_str() != "-").then(|| crate::node::folder_of(file));
     let mut warnings = Vec::new();
@@ -157,7 +174,10 @@ fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, Comma
             let files = files.map(|it| it.to_string());
             joins.iter().map(line).chain(files).collect()
         }
-        Err(errors) => errors.iter().map(ToString::to_string).collect(),
+        Err(errors) => errors
+            .into_iter()
+            .map(|it| of_seed(it).to_string())
+            .collect(),
     };
     if json {
         let valid = errors.is_empty();
@@ -180,6 +200,18 @@ fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, Comma
     })
 }
 
+/// The error of a document with the secrets of a provisioning medium says where those belong.
+pub(crate) fn of_seed(error: ConfigError) -> ConfigError {
+    match error.path == "secrets" {
+        true => ConfigError {
+            what: "[secrets] is for a provisioning medium: 'alknet serve' has no vault and cannot use words".to_owned(),
+            fix: "take the table out; 'alknet config check --seed' checks the document for a machine".to_owned(),
+            ..error
+        },
+        false => error,
+    }
+}
+
 fn read(file: &Path) -> Result<Vec<u8>, CommandError> {
     if file.as_os_str() == "-" {
         return super::call::read_stdin();
@@ -189,7 +221,9 @@ fn read(file: &Path) -> Result<Vec<u8>, CommandError> {
 }
 
 fn apply(args: ApplyArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let (node, file) = args.node.with_word(args.file, "FILE")?;
+    let (node, file) = args
+        .node
+        .with_word(args.file, "FILE", "the TOML document")?;
     let name = file.display().to_string();
     let document = String::from_utf8(read(&file)?)
         .map_err(|_| CommandError::usage(format!("{name}: the document is not UTF-8 text")))?;
@@ -204,7 +238,7 @@ fn apply(args: ApplyArgs, json: bool) -> Result<CommandExit, CommandError> {
         if json {
             output::json_line(answer.value())?;
         } else {
-            for line in lines(answer.value()) {
+            for line in lines(answer.value(), &joined(&document)) {
                 output::line(&line)?;
             }
         }
@@ -227,13 +261,37 @@ fn refused(name: &str, error: CallError) -> CommandError {
     CommandError::of_lines(CommandExit::Usage, error.code.name(), lines)
 }
 
-fn lines(answer: &Value) -> Vec<String> {
+/// The peers of a document that are hubs of its `[[join]]`.
+fn joined(document: &str) -> Vec<String> {
+    let Ok(mut config) = NodeConfig::parse(document.as_bytes()) else {
+        return Vec::new();
+    };
+    crate::node::fill_in_hubs(&mut config);
+    let entries = config.entries().peers.into_iter();
+    let names = entries.map(|peer| peer.peer_id.to_string());
+    let is_hub = |id: &String| config.peers.iter().all(|peer| peer.peer_id != *id);
+    names.filter(is_hub).collect()
+}
+
+/// The line of the identities that changed in one way.
+fn changed_ids(what: &str, noun: &str, ids: &[&str], joined: &[String]) -> Option<String> {
+    let shown = |id: &&str| match joined.iter().any(|hub| hub == id) {
+        true => format!("{id} (from [[join]])"),
+        false => (*id).to_owned(),
+    };
+    let all: Vec<_> = ids.iter().map(shown).collect();
+    let many = if ids.len() > 1 { "s" } else { "" };
+    (!ids.is_empty()).then(|| format!("{what} {noun}{many}: {}", all.join(", ")))
+}
+
+/// `joined`: the peers that are hubs of the document.
+fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
     let generation = &answer["generation"];
     let changed = answer["changed"] == true;
     let mut lines = vec![match (answer["dry_run"] == true, changed) {
         (true, true) => format!("generation {generation} would be replaced"),
         (true, false) => format!("generation {generation} says the same"),
-        (false, true) => format!("generation {generation} is in force"),
+        (false, true) => format!("generation {generation} is in force{}", place_of_copy(answer)),
         (false, false) => format!("generation {generation} said the same already"),
     }];
     for (key, what) in [
@@ -241,10 +299,11 @@ fn lines(answer: &Value) -> Vec<String> {
         ("changed", "changed"),
         ("removed", "gone"),
     ] {
-        let ids = texts(&answer["peers"][key]);
-        if !ids.is_empty() {
-            lines.push(format!("{what}: {}", ids.join(", ")));
-        }
+        let (tokens, peers): (Vec<_>, Vec<_>) = texts(&answer["peers"][key])
+            .into_iter()
+            .partition(|id| id.starts_with("key:"));
+        lines.extend(changed_ids(what, "peer", &peers, joined));
+        lines.extend(changed_ids(what, "token", &tokens, joined));
     }
     let waiting = texts(&answer["restart_required"]).join(", ");
     let why = answer["kept_error"].as_str();
@@ -268,6 +327,21 @@ fn lines(answer: &Value) -> Vec<String> {
     lines
 }
 
+/// Where the node keeps the document, as the end of a line.
+fn place_of_copy(answer: &Value) -> String {
+    match answer["kept_in"].as_str() {
+        Some(file) => {
+            let replaced = if answer["replaced"] == true {
+                " (replaced)"
+            } else {
+                ""
+            };
+            format!(", and kept in {}{replaced}", output::one_line(file))
+        }
+        None => String::new(),
+    }
+}
+
 fn texts(list: &Value) -> Vec<&str> {
     let list = list.as_array().into_iter().flatten();
     list.filter_map(Value::as_str).collect()
@@ -283,21 +357,30 @@ mod tests {
             "generation": 4, "dry_run": false, "changed": true, "kept": false,
             "kept_error": "the disk is full", "restart_required": ["listen.port"],
             "warnings": [{ "id": "edge", "what": "nothing asks" }],
-            "peers": { "added": ["a", "b"], "changed": [], "removed": ["c"] },
+            "peers": { "added": ["a", "hub", "key:k3v9a2mb"], "changed": [], "removed": ["c"] },
         });
+        let joined = ["hub".to_owned()];
         assert_eq!(
-            lines(&answer),
+            lines(&answer, &joined),
             [
                 "generation 4 is in force",
-                "new: a, b",
-                "gone: c",
+                "new peers: a, hub (from [[join]])",
+                "new token: key:k3v9a2mb",
+                "gone peer: c",
                 "warning: edge: nothing asks",
                 "not kept for the next start, and so without effect: listen.port: the disk is full",
             ]
         );
         let mut kept = answer;
         kept["kept_error"] = Value::Null;
-        assert_eq!(lines(&kept)[3], "from the next start: listen.port");
+        kept["kept_in"] = "/etc/alknet.toml".into();
+        kept["replaced"] = true.into();
+        let lines = lines(&kept, &joined);
+        assert_eq!(
+            lines[0],
+            "generation 4 is in force, and kept in /etc/alknet.toml (replaced)"
+        );
+        assert_eq!(lines[4], "from the next start: listen.port");
     }
 
     #[test]
@@ -348,6 +431,30 @@ mod tests {
                 "? \"\"\"",
             ]
         );
+    }
+
+    #[test]
+    fn a_hub_that_a_document_joins_is_a_peer_of_its_join() {
+        let key = format!("ed25519:{}", "11".repeat(32));
+        let document = format!(
+            "[[peers]]\npeer_id = \"ada\"\nkeys = [\"ed25519:{}\"]\n\
+             [[join]]\naddress = \"192.0.2.7\"\nkey = \"{key}\"\n",
+            "22".repeat(32)
+        );
+        assert_eq!(joined(&document), ["hub"]);
+        assert!(joined("peers = 1").is_empty());
+    }
+
+    #[test]
+    fn the_secrets_of_a_seed_are_named_as_such() {
+        let document = b"[node]\nname = \"edge-1\"\n[secrets]\nwords = \"a\"\n";
+        let mut errors = NodeConfig::parse(document).expect_err("it is a seed");
+        let error = of_seed(errors.remove(0)).to_string();
+        assert!(
+            error.contains("for a provisioning medium") && error.contains("--seed"),
+            "{error}"
+        );
+        assert!(NodeConfig::parse(&configuration_part(document)).is_ok());
     }
 
     #[test]

@@ -103,6 +103,10 @@ impl CliDialer {
         if error.code == ErrorCode::Unauthenticated.name()
             && let Some(own) = &self.own
         {
+            error.further.push(format!(
+                "An administrator lets it in: alknet peer add NODE NAME --key {} --scope SCOPE",
+                own.key
+            ));
             error.further.extend(own.state.unknown_key(own.is_new));
         }
         error
@@ -246,5 +250,9 @@ fn of_dial(error: &EndpointDialError) -> CommandError {
         _ => (CommandExit::Unreachable, "UNAVAILABLE"),
     };
     // The other side may have said why.
-    CommandError::new(exit, code, output::one_line(&error.to_string()))
+    let mut text = error.to_string();
+    if matches!(error, EndpointDialError::Unreachable { .. }) {
+        text.push_str("; does the node run, and is this its port?");
+    }
+    CommandError::new(exit, code, output::one_line(&text))
 }

@@ -77,6 +77,7 @@ pub(crate) enum EscrowShareRow {}
 impl RowWord for EscrowShareRow {
     const NAME: &'static str = "SHARE";
     const HELP: &'static str = "The id of the share, or the name of the peer that deposited it";
+    const FROM: &'static str = "an id or a peer of 'alknet escrow list'";
 }
 
 /// Runs one of them.

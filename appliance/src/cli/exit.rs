@@ -3,6 +3,7 @@
 use std::fmt;
 
 use alknet_call::ErrorCode;
+use serde_json::Value;
 
 /// Exit codes of every command. `alknet help` and docs/command-line.md have them from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub(crate) struct CommandError {
     pub(crate) message: String,
     /// Lines below it: further mistakes, or where a script was.
     pub(crate) further: Vec<String>,
+    /// What the node says besides, as the details of its error have it.
+    pub(crate) details: Option<Box<Value>>,
 }
 
 impl CommandError {
@@ -94,6 +97,7 @@ impl CommandError {
             code: code.to_owned(),
             message: message.to_string(),
             further: Vec::new(),
+            details: None,
         }
     }
 
@@ -110,6 +114,7 @@ impl CommandError {
             code: code.to_owned(),
             message: lines.next().unwrap_or_default(),
             further: lines.collect(),
+            details: None,
         }
     }
 
@@ -142,7 +147,11 @@ pub(crate) fn chain_text(error: &anyhow::Error) -> String {
 
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)
+        write!(f, "{}: {}", self.code, self.message)?;
+        match &self.details {
+            Some(details) => write!(f, " {details}"),
+            None => Ok(()),
+        }
     }
 }
 

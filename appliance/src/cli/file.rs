@@ -70,6 +70,7 @@ pub(crate) enum NamedFileRow {}
 impl RowWord for NamedFileRow {
     const NAME: &'static str = "KIND/NAME";
     const HELP: &'static str = "Its name, such as site/www";
+    const FROM: &'static str = "a name of 'alknet file list'";
 }
 
 /// Arguments of `alknet file add`.

@@ -74,6 +74,7 @@ pub(crate) enum HubPeerRow {}
 impl RowWord for HubPeerRow {
     const NAME: &'static str = "PEER";
     const HELP: &'static str = "The peer, by its id or its name";
+    const FROM: &'static str = "an id or a name of 'alknet hub list'";
 }
 
 /// A key that waits for approval.
@@ -82,6 +83,7 @@ pub(crate) enum WaitingKeyRow {}
 impl RowWord for WaitingKeyRow {
     const NAME: &'static str = "KEY";
     const HELP: &'static str = "The key that waits, or its fingerprint";
+    const FROM: &'static str = "a key or a fingerprint that waits in 'alknet hub list'";
 }
 
 /// Arguments of `alknet hub remove`.
@@ -180,7 +182,7 @@ pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError
             change(&node, "hub/peers/approve", &input, json)
         }
         HubVerb::Invite(args) => invite(&args, json),
-        HubVerb::List(node) => list(&node, LIST, json, lines),
+        HubVerb::List(node) => list(&node, LIST, json, listed),
         HubVerb::Remove(args) => remove(args, json),
         HubVerb::Set(args) => {
             let (name, unset) = (args.name.clone(), args.unset.clone());
@@ -247,13 +249,25 @@ fn enrolled(answer: &Value) -> String {
     let peers = answer["peers"].as_array().into_iter().flatten();
     let there = peers.filter(|peer| peer["state"] != "removed");
     let names: Vec<_> = there.map(|peer| text(&peer["name"])).collect();
-    match names.is_empty() {
+    let mut said = match names.is_empty() {
         true => "; no peer has enrolled".to_owned(),
         false => {
             let names = name_list(names.into_iter());
             format!("; enrolled are {}", output::one_line(&names))
         }
+    };
+    // A removed peer has lost its name, which another one may have now.
+    let peers = answer["peers"].as_array().into_iter().flatten();
+    let removed = peers.filter(|peer| peer["state"] == "removed");
+    let removed: Vec<_> = removed.map(|peer| text(&peer["peer_id"])).collect();
+    if !removed.is_empty() {
+        let ids = name_list(removed.into_iter());
+        said.push_str(&format!(
+            "; removed, and without a name now, are {}",
+            output::one_line(&ids)
+        ));
     }
+    said
 }
 
 fn remove(args: RemovePeerArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -353,6 +367,18 @@ fn map(labels: &[PeerLabel]) -> BTreeMap<&str, &str> {
         .collect()
 }
 
+/// The whole list. One without a line says how a peer gets into it.
+fn listed(answer: &Value) -> Vec<String> {
+    let lines = lines(answer);
+    match lines.is_empty() {
+        true => vec![
+            "no peer has enrolled, and no invitation is open: 'alknet hub invite' makes one"
+                .to_owned(),
+        ],
+        false => lines,
+    }
+}
+
 fn lines(answer: &Value) -> Vec<String> {
     let list = |key: &str| answer[key].as_array().cloned().unwrap_or_default();
     let mut lines = Vec::new();
@@ -377,7 +403,7 @@ fn lines(answer: &Value) -> Vec<String> {
 }
 
 /// An open invitation.
-fn invitation_line(open: &Value) -> String {
+pub(super) fn invitation_line(open: &Value) -> String {
     format!(
         "invitation {}: {} for {} until {}",
         text(&open["key_id"]),
@@ -474,11 +500,23 @@ mod tests {
     #[test]
     fn an_unknown_peer_gets_the_names_of_those_that_enrolled() {
         let peers = json!({ "peers": [
-            { "name": "hall", "state": "offline" }, { "name": "cellar", "state": "removed" },
+            { "name": "hall", "state": "offline" },
+            { "name": "p7", "peer_id": "p7", "state": "removed" },
             { "name": "kitchen", "state": "ready" },
         ] });
-        assert_eq!(enrolled(&peers), "; enrolled are hall, kitchen");
+        assert_eq!(
+            enrolled(&peers),
+            "; enrolled are hall, kitchen; removed, and without a name now, are p7"
+        );
         assert_eq!(enrolled(&json!({ "peers": [] })), "; no peer has enrolled");
+    }
+
+    #[test]
+    fn a_list_of_nothing_names_the_next_step() {
+        let said = listed(&json!({ "peers": [], "waiting": [], "invitations": [] }));
+        assert!(said.concat().contains("'alknet hub invite'"), "{said:?}");
+        let said = listed(&json!({ "peers": [{ "name": "kitchen", "state": "ready" }] }));
+        assert!(!said.concat().contains("invite"), "{said:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The key this computer acts with.
 
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -84,6 +85,18 @@ fn unknown_key(used: &Path, default: Option<&Path>, is_new: bool) -> Option<Stri
     (own != other).then(|| {
         format!("The key is the one in {shown}; without --state it is another one, which the node may know")
     })
+}
+
+/// The error of a file of a state directory that cannot be read. A folder of another user is probably named by mistake.
+pub(crate) fn unreadable(path: &Path, error: &io::Error) -> CommandError {
+    let mut text = format!("{}: {error}", path.display());
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        let folder = path.parent().unwrap_or(path).display();
+        text.push_str(&format!(
+            ": you may not read the state directory {folder}; --state names another one"
+        ));
+    }
+    CommandError::local(text)
 }
 
 /// Refuses a file or folder that another user of this computer can have written: what it says of a node and of its

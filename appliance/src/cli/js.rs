@@ -69,7 +69,7 @@ pub(crate) struct RunArgs {
     /// The script; - reads standard input.
     file: Option<String>,
     /// Let the script call this operation, or with /* all operations below. Repeat the option for more
-    /// [default: all operations that you may call]
+    /// [default: all that a script may call]
     #[arg(long, value_name = "OPERATION")]
     uses: Vec<String>,
     /// Let the script compute for this time, 5m at most; --timeout also counts its waiting [default: 5s]
@@ -98,7 +98,7 @@ pub(crate) fn run(verb: JsVerb, json: bool) -> Result<CommandExit, CommandError>
 }
 
 fn file(args: RunArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let (node, file) = args.node.with_word(args.file, "FILE")?;
+    let (node, file) = args.node.with_word(args.file, "FILE", "the script")?;
     let bundle = JsBundle::read(&file)?;
     let mut input = json!({ "modules": bundle.modules, "main": bundle.main });
     if !args.uses.is_empty() {

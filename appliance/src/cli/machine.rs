@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, IsTerminal, Read};
 
 use alknet_call::CallOptions;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -17,6 +17,8 @@ const LOG: &str = "node/log";
 const RECORDS_MAX: u32 = 100_000;
 /// What `--since` takes beside times.
 const OR_MOMENT: &str = ", or a moment such as 2027-01-31T12:00:00Z";
+/// Target of the records by which a node says that the reader missed some.
+const MISSED: &str = "log";
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 64;
 
@@ -28,14 +30,29 @@ pub(crate) struct LogsArgs {
     /// Also print each new record, until Ctrl-C.
     #[arg(long, short)]
     follow: bool,
-    /// Print the newest N records of the past [default: 100, or with --since all of that time]
+    /// Read the newest N records of the past [default: 100, or all with --since, --level or --grep]
     #[arg(long, short = 'n', value_name = "N",
           value_parser = clap::value_parser!(u32).range(0..=i64::from(RECORDS_MAX)))]
     last: Option<u32>,
+    /// Of these, print only records of this level and worse ones.
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    level: Option<LogsLevel>,
+    /// Of these, print only records whose target or message contains this text, as it is written.
+    #[arg(long, value_name = "TEXT")]
+    grep: Option<String>,
     /// Print only records since this time: 90s, 30m, 12h or 30d ago, a number of seconds ago, or a moment such as
     /// 2027-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<LogsSince>,
+}
+
+/// The level of a record, the worst one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum LogsLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
 }
 
 /// From when on records are shown.
@@ -68,6 +85,30 @@ fn since(text: &str) -> Result<LogsSince, String> {
     moment.map_err(|_| duration::no_time(text, OR_MOMENT))
 }
 
+impl LogsArgs {
+    /// Whether it leaves out records for what they say. Nodes do not do so: old ones would refuse to be asked for it.
+    const fn selects(&self) -> bool {
+        self.level.is_some() || self.grep.is_some()
+    }
+
+    /// Whether a record is asked for by its level and its text. A reader always sees that records are missing.
+    fn is_wanted(&self, record: &Value) -> bool {
+        let text = |member: &str| record[member].as_str().unwrap_or_default();
+        if text("target") == MISSED {
+            return true;
+        }
+        // A level that is not known here is that of a newer node.
+        let level = LogsLevel::from_str(text("level"), true).ok();
+        let is_grave = level.is_none_or(|level| self.level.is_none_or(|least| level <= least));
+        let has = |wanted: &String| {
+            ["target", "message"]
+                .iter()
+                .any(|it| text(it).contains(wanted))
+        };
+        is_grave && self.grep.as_ref().is_none_or(has)
+    }
+}
+
 /// Prints the log, a record on each line.
 pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandError> {
     let since = args.since.map(|since| since.moment(Timestamp::now()));
@@ -76,6 +117,7 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
         (Some(last), _) => input["last"] = last.into(),
         // The node counts records and no time: all are asked for, and the older ones left out here.
         (None, Some(_)) => input["last"] = RECORDS_MAX.into(),
+        (None, None) if args.selects() => input["last"] = RECORDS_MAX.into(),
         (None, None) => {}
     }
     args.node.reached(async |node| {
@@ -92,6 +134,9 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
             };
             let event = event.map_err(call_error)?;
             let record = event.output.value();
+            if !args.is_wanted(record) {
+                continue;
+            }
             match since.map_or(RecordAge::Shown, |since| age(record, since)) {
                 RecordAge::Shown => print(record, json)?,
                 RecordAge::Older => {}
@@ -225,6 +270,8 @@ pub(super) fn is_yes(input: &mut impl BufRead) -> Result<bool, CommandError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -254,6 +301,44 @@ mod tests {
             let record = json!({ "time": time, "message": "" });
             assert_eq!(age(&record, since), expected, "{record}");
         }
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct LogsCommand {
+        #[command(flatten)]
+        args: LogsArgs,
+    }
+
+    #[test]
+    fn records_are_chosen_by_level_and_text() {
+        let record = |level: &str, target: &str, message: &str| json!({ "level": level, "target": target, "message": message });
+        let records = [
+            record("error", "endpoint", "no port"),
+            record("warn", "alknet::imports", "import api: gone"),
+            record("info", "conn", "conn.open peer=ada"),
+            record("debug", "conn", "a datagram"),
+            record("grave", "conn", "of a newer node"),
+            record("warn", MISSED, "3 records were lost"),
+        ];
+        let shown = |more: &[&str]| {
+            let words = [&["logs", "node"], more].concat();
+            let args = LogsCommand::try_parse_from(words).expect("a command").args;
+            assert_eq!(args.selects(), !more.is_empty());
+            let wanted = records
+                .iter()
+                .enumerate()
+                .filter(|(_, it)| args.is_wanted(it));
+            wanted.map(|(n, _)| n).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&[]), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(shown(&["--level", "error"]), [0, 4, 5]);
+        assert_eq!(shown(&["--level", "warn"]), [0, 1, 4, 5]);
+        assert_eq!(shown(&["--level", "info"]), [0, 1, 2, 4, 5]);
+        assert_eq!(shown(&["--level", "debug"]), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(shown(&["--grep", "import"]), [1, 5]);
+        assert_eq!(shown(&["--grep", "peer=ada"]), [2, 5]);
+        assert_eq!(shown(&["--grep", "Import"]), [5], "as it is written");
+        assert_eq!(shown(&["--grep", "conn", "--level", "warn"]), [4, 5]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod config;
 mod credential;
 mod decision;
 mod dial;
+mod disk;
 mod duration;
 mod enroll;
 mod escrow;
@@ -40,6 +41,7 @@ mod serve;
 mod status;
 mod target;
 mod tensor;
+mod test_report;
 mod token;
 mod update;
 mod vault;
@@ -103,6 +105,9 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
     /// Keep secrets towards other servers for the node of this computer: set one from standard input, list them.
     #[command(subcommand)]
     Credential(credential::CredentialVerb),
+    /// List the disks of a node with their health; check them, the boot slots and the stored files now.
+    #[command(subcommand)]
+    Disk(disk::DiskVerb),
     /// Join a hub by a join string, and give the hub a name on this computer.
     #[command(
         alias = "join",
@@ -285,6 +290,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         }
         AlknetCommand::Config(verb) => config::run(verb, json),
         AlknetCommand::Credential(verb) => credential::run(verb, json),
+        AlknetCommand::Disk(verb) => disk::run(verb, json),
         AlknetCommand::Enroll(args) => enroll::run(&args, json),
         AlknetCommand::Escrow(verb) => escrow::run(verb, json),
         AlknetCommand::File(verb) => file::run(verb, json),

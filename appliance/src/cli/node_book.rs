@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::CommandError;
-use super::identity::refuse_foreign;
+use super::identity::{refuse_foreign, unreadable};
 use crate::writers::own_user;
 
 /// File of the nodes inside the state directory.
@@ -373,7 +373,7 @@ fn read<T: Default + DeserializeOwned>(path: &Path) -> Result<T, CommandError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(T::default()),
-        Err(error) => return Err(failed(path, error)),
+        Err(error) => return Err(unreadable(path, &error)),
     };
     // Of the file that was opened: another one may have its name by now.
     let about = file.metadata().map_err(|error| failed(path, error))?;

@@ -83,7 +83,10 @@ pub(crate) fn failure_of(target: Option<&str>, failure: &CommandError, json: boo
             message.push('\n');
             message.push_str(line);
         }
-        let error = json!({ "code": failure.code, "message": message });
+        let mut error = json!({ "code": failure.code, "message": message });
+        if let Some(details) = &failure.details {
+            error["details"] = Value::clone(details);
+        }
         let text = match target {
             Some(target) => json!({ "target": target, "error": error }).to_string(),
             None => json!({ "error": error }).to_string(),

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::duration::{self, Lifetime};
+use super::hub::invitation_line;
 use super::query::{RowQuery, ask, list, show_row, text};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
@@ -35,7 +36,9 @@ alknet peer add attic bob --key ed25519:… --role user --name \"Bob's laptop\" 
     /// Put a peer out: its connections end, and its keys are not let in any more.
     #[command(
         override_usage = "alknet peer remove [OPTIONS] [NODE] <PEER>",
-        after_help = "Example:\n  alknet peer remove attic ada"
+        after_help = "Example:\n  alknet peer remove attic ada\n\n\
+With the text of an invitation that is still open the peer gets in by another key: 'alknet hub list' lists the open \
+invitations, and 'alknet hub remove --close-invitations' closes them."
     )]
     Remove(NodeRowArgs<PeerRow>),
     /// Change a peer: its keys, what it may do, its name, whether and until when it is let in.
@@ -61,6 +64,7 @@ pub(crate) enum PeerRow {}
 impl RowWord for PeerRow {
     const NAME: &'static str = "PEER";
     const HELP: &'static str = "The peer, by its id or its name";
+    const FROM: &'static str = "an id or a name of 'alknet peer list'";
 }
 
 /// A peer that is to be added.
@@ -70,6 +74,7 @@ impl RowWord for NewPeerRow {
     const NAME: &'static str = PeerRow::NAME;
     const HELP: &'static str =
         "What the peer is to be called: 1 to 63 of a-z, 0-9, '.', '_' and '-'";
+    const FROM: &'static str = "the name that the peer gets here";
 }
 
 /// Arguments of `alknet peer add`.
@@ -233,6 +238,7 @@ fn lines(answer: &Value) -> Vec<String> {
             .map_or(&[][..], Vec::as_slice);
         let state = match (peer["enabled"] == false, connections.len()) {
             (true, _) => "disabled".to_owned(),
+            (false, 0) if peer["dialled"] == true => "connected".to_owned(),
             (false, 0) => "-".to_owned(),
             (false, 1) => "1 connection".to_owned(),
             (false, n) => format!("{n} connections"),
@@ -297,6 +303,15 @@ fn removed(answer: &Value) -> Vec<String> {
         );
     }
     lines.extend(closed(answer));
+    let open: Vec<_> = answer["open"].as_array().into_iter().flatten().collect();
+    lines.extend(open.iter().map(|open| invitation_line(open)));
+    if !open.is_empty() {
+        lines.push(
+            "with the join string of an invitation that stays open, the peer gets in by another key: 'alknet hub \
+             remove --close-invitations' closes them"
+                .to_owned(),
+        );
+    }
     lines
 }
 
@@ -399,6 +414,15 @@ mod tests {
             removed(&json!({ "peer_id": "ada", "known": false, "closed": [] })),
             ["ada is not let in any more"]
         );
+        let open = json!({ "key_id": "efgh4567", "left": 4, "role": "worker",
+                           "expires": "2030-01-01T00:00:00Z" });
+        let said =
+            removed(&json!({ "peer_id": "ada", "known": false, "closed": [], "open": [open] }));
+        assert_eq!(
+            said[1],
+            "invitation efgh4567: 4 for worker until 2030-01-01T00:00:00Z"
+        );
+        assert!(said[2].contains("--close-invitations"), "{said:?}");
     }
 
     #[test]
@@ -430,5 +454,10 @@ mod tests {
         );
         assert!(lines(&json!({ "unknown_peers": 0 })).is_empty());
         assert!(lines(&json!({})).is_empty());
+        let hub = json!({ "peer_id": "hub", "kind": "peer", "source": "config", "dialled": true });
+        assert_eq!(
+            lines(&json!({ "peers": [hub] })),
+            ["hub  peer     config  connected"]
+        );
     }
 }

@@ -30,7 +30,7 @@ const CERT_MODE: u32 = 0o644;
 const FOR_OPENSSL: [&str; 3] = [
     "The file is for clients built on OpenSSL, and belongs into the environment of no other program: to a client",
     "built on rustls, such as uv, each certificate in it is an authority over every name, and the node could take",
-    "the place of every server. Such a client needs a public certificate at the node (docs/certificates.md).",
+    "the place of every server. Such a client needs a public certificate at the node.",
 ];
 
 /// Arguments of `alknet pin`.
@@ -179,6 +179,13 @@ impl KeyPin {
             String::new(),
             "# node.pem: the node's own certificate, once it is the one that a node makes of this key".to_owned(),
             format!("alknet pin {}@{at} --cert node.pem", self.key),
+            String::new(),
+            "# curl with node.pem in the place of the pin, and a token of 'alknet token add' in node.header".to_owned(),
+            format!(
+                "curl --cacert node.pem --connect-to ::{at} --header @node.header --json '{{\"operation\":\"/node/info\"}}' \
+                 https://{name}:{}/call",
+                target.port
+            ),
             String::new(),
             "# an MCP client built on OpenSSL, with node.pem from above and a token of 'alknet token add'".to_owned(),
             hosts_line(target, name),

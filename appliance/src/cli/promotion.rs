@@ -17,6 +17,7 @@ use super::proposal_list::{
 use super::review::{ReviewHint, has_key, options, quoted, shown_id};
 use super::second_key::SecondKey;
 use super::target::NodeArgs;
+use super::test_report::{case_lines, failed_tests};
 use super::{CommandError, CommandExit, DialArgs, output};
 
 /// What is done with operations that scripts offer.
@@ -140,7 +141,8 @@ pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<CommandExit, Comman
         PromotionVerb::Proposals(args) => proposals(args, json),
         PromotionVerb::Promote(args) => promote(args, json),
         PromotionVerb::Rollback(args) => {
-            let (node, path) = args.node.with_word(args.path, "PATH")?;
+            let from = "an operation of 'alknet ops list'";
+            let (node, path) = args.node.with_word(args.path, "PATH", from)?;
             let mut input = json!({ "path": path, "reason": args.reason });
             if let Some(version) = args.to {
                 input["version"] = version.into();
@@ -160,7 +162,8 @@ pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<CommandExit, Comman
 }
 
 fn propose(args: ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let (node, folder) = args.node.with_word(args.folder, "FOLDER")?;
+    let from = "the folder with operation.json";
+    let (node, folder) = args.node.with_word(args.folder, "FOLDER", from)?;
     if node.dial.anonymous {
         return Err(CommandError::usage(
             "a proposal has an author: leave out --anonymous",
@@ -180,7 +183,9 @@ fn propose(args: ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
         let document: Value =
             serde_json::from_str(bundle.document()).map_err(CommandError::local)?;
         let input = json!({ "bundle": document });
-        let answer = ask(caller, &node.dial, "ops/propose", &input).await?;
+        let answer = ask(caller, &node.dial, "ops/propose", &input).await;
+        let answer =
+            answer.map_err(|failure| if json { failure } else { failed_tests(failure) })?;
         show(&answer, json)?;
         if !json {
             let id = answer["id"].as_str().unwrap_or("ID");
@@ -296,7 +301,8 @@ async fn whole(node: &NodeCaller, dial: &DialArgs, which: &str) -> Result<Value,
 fn promote(args: PromoteArgs, json: bool) -> Result<CommandExit, CommandError> {
     let mut input = decision(&args);
     let again = again(&args);
-    let (node, word) = args.node.with_word(args.id, "PROPOSAL")?;
+    let from = "an id or a name of 'alknet ops proposals'";
+    let (node, word) = args.node.with_word(args.id, "PROPOSAL", from)?;
     let word = proposal_word(&word).map_err(CommandError::usage)?;
     let (route, dial) = (node.route()?, &node.dial);
     let second = args.second_key.as_ref();
@@ -447,15 +453,7 @@ fn lines(answer: &Value) -> Vec<String> {
             grant["text"].as_str().unwrap_or_default()
         ));
     }
-    for case in answer["report"]["cases"].as_array().unwrap_or(&Vec::new()) {
-        let name = case["name"].as_str().unwrap_or_default();
-        let passed = if case["passed"] == true {
-            "passed"
-        } else {
-            "failed"
-        };
-        lines.push(format!("test {passed}: {name} ({} ticks)", case["fuel"]));
-    }
+    lines.extend(case_lines(&answer["report"]));
     for version in list("versions") {
         let mark = if version["current"] == true {
             " current"
@@ -624,7 +622,8 @@ mod tests {
             "proposal": { "id": "3f", "name": "a/b", "author": "ada", "state": "proposed" },
             "description": "Adds.",
             "grants": [{ "text": "calls 'fs/read'" }],
-            "report": { "cases": [{ "name": "two", "passed": true, "fuel": 3 }] },
+            "report": { "cases": [{ "name": "two", "passed": true, "fuel": 3 },
+                { "name": "three", "passed": false, "reason": "it did not fail", "fuel": 0 }] },
             "against": null,
             "difference": "-a\n+b\nneeded: 0\n",
             "needed": 1,
@@ -638,6 +637,7 @@ mod tests {
                 "needed: 1",
                 "grant: calls 'fs/read'",
                 "test passed: two (3 ticks)",
+                "test failed: three: it did not fail",
                 "record: ada propose",
                 "-a",
                 "+b",

@@ -15,6 +15,8 @@ pub(crate) trait RowWord {
     const NAME: &'static str;
     /// What `--help` says of it.
     const HELP: &'static str;
+    /// Where a user finds the word, for the error of a command without it.
+    const FROM: &'static str;
 }
 
 /// Arguments of a verb that acts on one row of a node's list: NODE, which may be left out, and the word that names the
@@ -35,7 +37,7 @@ impl<R: RowWord> NodeRowArgs<R> {
     /// # Errors
     /// The word is missing.
     pub(crate) fn arranged(self) -> Result<(NodeArgs, String), CommandError> {
-        self.node.with_word(self.word, R::NAME)
+        self.node.with_word(self.word, R::NAME, R::FROM)
     }
 }
 
@@ -86,6 +88,7 @@ mod tests {
     impl RowWord for TestRow {
         const NAME: &'static str = "THING";
         const HELP: &'static str = "The thing.";
+        const FROM: &'static str = "a name of 'alknet thing list'";
     }
 
     #[derive(Debug, Parser)]
@@ -108,7 +111,10 @@ mod tests {
         let (node, word) = read(&alone).arranged().expect("a word");
         assert_eq!((node.node, word.as_str()), (None, "lamp"));
         let missing = read("").arranged().expect_err("no word");
-        assert_eq!(missing.message, "THING is missing");
+        assert_eq!(
+            missing.message,
+            "THING is missing: a name of 'alknet thing list'"
+        );
         let help = <RowTestCli as clap::CommandFactory>::command().render_help();
         assert!(help.to_string().contains("[THING]"), "{help}");
     }

@@ -125,7 +125,8 @@ fn last_good(file: &Path) -> Option<NodeConfig> {
 }
 
 fn refused(name: &str, errors: &[ConfigError]) -> CommandError {
-    let lines = errors.iter().map(|e| format!("{name}: {e}"));
+    let errors = errors.iter().cloned().map(super::config::of_seed);
+    let lines = errors.map(|e| format!("{name}: {e}"));
     CommandError::of_lines(CommandExit::Usage, "USAGE", lines)
 }
 

@@ -175,16 +175,18 @@ impl NodeArgs {
     /// word, and NODE was left out.
     ///
     /// # Errors
-    /// The word is missing. `what` names it.
+    /// The word is missing. `what` names it, and `from` says where a user finds it.
     pub(crate) fn with_word<W: From<String>>(
         mut self,
         word: Option<W>,
         what: &str,
+        from: &str,
     ) -> Result<(Self, W), CommandError> {
         if let Some(word) = word {
             return Ok((self, word));
         }
-        let missing = |behind: &str| CommandError::usage(format!("{what} is missing{behind}"));
+        let missing =
+            |behind: &str| CommandError::usage(format!("{what} is missing{behind}: {from}"));
         let Some(only) = self.node.take() else {
             return Err(missing(""));
         };
@@ -615,7 +617,7 @@ mod tests {
         .expect("a writable directory");
         let word = |node, word: Option<&str>| {
             let word = word.map(str::to_owned);
-            let taken = args(node, dir.path()).with_word(word, "FILE");
+            let taken = args(node, dir.path()).with_word(word, "FILE", "the script");
             taken.map(|(args, word)| (args.node, word))
         };
         let both = (Some("attic".to_owned()), "a.js".to_owned());

@@ -113,6 +113,7 @@ pub(crate) enum StoredTensorRow {}
 impl RowWord for StoredTensorRow {
     const NAME: &'static str = "FILE";
     const HELP: &'static str = "The file: a path of the node's store, or the id (64 hex digits) of a file to which no path leads";
+    const FROM: &'static str = "a path or an id of 'alknet tensor stored'";
 }
 
 /// `alknet tensor`

@@ -65,6 +65,7 @@ pub(crate) enum TokenRow {}
 impl RowWord for TokenRow {
     const NAME: &'static str = "KEY_ID";
     const HELP: &'static str = "The name of the token: the eight characters behind alk_";
+    const FROM: &'static str = "the 8 characters of 'alknet token list'";
 }
 
 /// Arguments of `alknet token add`.

@@ -48,7 +48,10 @@ pub(crate) struct UpdateArgs {
 /// The verbs below `alknet update`.
 #[derive(Debug, Subcommand)]
 enum UpdateVerb {
-    /// Keep the version on trial without waiting for the health gate.
+    /// Give up the bundle that is under way on a node, also that of another caller.
+    #[command(after_help = "Example:\n  alknet update cancel edge-1")]
+    Cancel(NodeArgs),
+    /// Confirm the version on trial without waiting for the health gate.
     #[command(after_help = "Example:\n  alknet update confirm edge-1")]
     Confirm(NodeArgs),
     /// Print what updates did on a node.
@@ -80,6 +83,9 @@ struct UpdateWish {
     /// Verify the bundle and say what would happen; change nothing.
     #[arg(long, conflicts_with_all = ["stage", "at"])]
     dry_run: bool,
+    /// Give up the bundle that is under way on a node, also that of another caller.
+    #[arg(long)]
+    take_over: bool,
     /// Permit this one older version.
     #[arg(long, value_name = "VERSION")]
     downgrade: Option<String>,
@@ -90,7 +96,7 @@ struct UpdateWish {
     #[arg(long, value_name = "TIME", default_value = WAIT, value_parser = limit)]
     limit: Duration,
     /// NODE is a hub: the hub updates its workers, ring after ring, and stops at the first failure.
-    #[arg(long, conflicts_with_all = ["stage", "at", "dry_run", "downgrade", "from"])]
+    #[arg(long, conflicts_with_all = ["stage", "at", "dry_run", "downgrade", "from", "take_over"])]
     workers: bool,
     /// How many workers each ring has, such as 1,5,all [default: 1,5,all]
     #[arg(long, value_name = "LIST", requires = "workers", value_delimiter = ',', value_parser = fleet::ring)]
@@ -152,6 +158,10 @@ fn limit(text: &str) -> Result<Duration, String> {
 /// `alknet update`
 pub(crate) fn run(args: UpdateArgs, json: bool) -> Result<CommandExit, CommandError> {
     match args.verb {
+        Some(UpdateVerb::Cancel(node)) => {
+            let told = |answer: &Value| vec![cancelled_line(answer).to_owned()];
+            ask(&node, "update/cancel", &Value::Null, json, told)
+        }
         Some(UpdateVerb::Confirm(node)) => {
             let told = |_: &Value| vec!["the version is confirmed".to_owned()];
             ask(&node, "update/confirm", &Value::Null, json, told)
@@ -159,6 +169,13 @@ pub(crate) fn run(args: UpdateArgs, json: bool) -> Result<CommandExit, CommandEr
         Some(UpdateVerb::Log(node)) => ask(&node, "update/log", &Value::Null, json, log_lines),
         Some(UpdateVerb::Status(node)) => ask(&node, STATUS, &Value::Null, json, status_lines),
         None => update(&args.wish, json),
+    }
+}
+
+fn cancelled_line(answer: &Value) -> &'static str {
+    match answer["cancelled"] == true {
+        true => "the bundle under way was given up",
+        false => "no bundle was under way",
     }
 }
 
@@ -284,7 +301,12 @@ impl NodeTurn<'_> {
         let moment = when.map_or_else(|| "now".to_owned(), |at| format!("at {at}"));
         let question = format!("Start {version} on {node} {moment}? The machine restarts. [y/N] ");
         confirmed(&output::one_line(&question), self.wish.yes)?;
-        let input = json!({ "at": when.map(|at| at.to_string()) });
+        // Another caller may have staged another version since.
+        let at = when.map(|at| at.to_string());
+        let sha256 = staged["sha256"]
+            .as_str()
+            .filter(|sha256| !sha256.is_empty());
+        let input = json!({ "at": at, "sha256": sha256 });
         let answer = self
             .dialer
             .reached(self.route, async |node| {

@@ -158,7 +158,14 @@ fn status_of_node(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandErr
     })?;
     dial::reached(&route, &node.dial, async |node| {
         let status = node.call("vault/status", &Value::Null).await;
-        show(status.map_err(call_error)?.value(), json)
+        let status = status.map_err(call_error)?;
+        show(status.value(), json)?;
+        if !json && status.value()["state"] == "absent" {
+            output::note(
+                "a node of 'alknet serve' has no vault; its credentials: 'alknet credential list'",
+            );
+        }
+        Ok(CommandExit::Ok)
     })
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use alknet_core::config::{CONFIG_BYTES_MAX, ConfigError};
+use alknet_core::config::{CONFIG_BYTES_MAX, ConfigError, NodeConfig};
 use alknet_init::control::InitMessage;
 use nix::fcntl::OFlag;
 use nix::unistd::getegid;
@@ -26,7 +26,7 @@ const NO_FILE: &str =
     "this node was started without a configuration file: start it with --config FILE";
 /// Maximum number of bytes to read of a document: as many as it may have, and one more to see that it is too long.
 const DOCUMENT_READ_MAX: u64 = CONFIG_BYTES_MAX as u64 + 1;
-/// Permissions of the last good copy. A document can have the codes of invitations.
+/// Permissions of the last good copy, and of a configuration with a join string: its holder may join the hub.
 const LAST_GOOD_MODE: u32 = 0o600;
 
 /// Stores configuration documents.
@@ -191,15 +191,28 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
         })
 }
 
-/// Puts the configuration in place whole, with the rights of the one before it.
+/// Puts the configuration in place whole, with the rights of the one before it. Only its owner may read a join string.
 fn replace(path: &Path, content: &[u8]) -> Result<(), String> {
     check_folder(path)?;
     // A link stays one: the file that it leads to is replaced.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     check_folder(&target)?;
-    let mode = fs::metadata(&target).map_or(0o600, |found| found.permissions().mode() & 0o777);
+    let found = fs::metadata(&target).map(|found| found.permissions().mode() & 0o777);
+    let mode = match (found, has_join_string(content)) {
+        (Ok(mode), true) => mode & LAST_GOOD_MODE,
+        (Ok(mode), false) => mode,
+        (Err(_), _) => LAST_GOOD_MODE,
+    };
     alknet_durable::replace(&target, content, mode)
         .map_err(|error| format!("{} cannot be written: {error}", path.display()))
+}
+
+fn has_join_string(document: &[u8]) -> bool {
+    NodeConfig::parse(document).is_ok_and(|config| {
+        let kms = config.vault.kms.as_ref();
+        config.join.iter().any(|join| join.code.is_some())
+            || kms.is_some_and(|it| it.code.is_some())
+    })
 }
 
 struct InitConfigStore {
@@ -279,6 +292,20 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o777, 0o640);
         assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 2);
+    }
+
+    #[test]
+    fn a_file_with_a_join_string_is_its_owner_s_alone() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("a.toml");
+        let code = "[[join]]\ncode = \"alkjoin1_AAAA-_09\"\n";
+        for (content, expected) in [("# no secret\n", 0o644), (code, 0o600)] {
+            fs::write(&file, "old").expect("a writable directory");
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("our own file");
+            replace(&file, content.as_bytes()).expect("a writable directory");
+            let mode = fs::metadata(&file).expect("it is there").mode();
+            assert_eq!(mode & 0o777, expected, "{content}");
+        }
     }
 
     /// A link at the place of the copy leads to a file that is not this node's to write.

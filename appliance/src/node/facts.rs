@@ -136,6 +136,7 @@ pub(crate) fn info(
         "data": facts.data,
         "vault": facts.vault,
         "update": facts.update,
+        "storage": facts.storage,
         "config": {
             "source": config_source(&config, facts),
             "generation": config.generation,
@@ -177,8 +178,8 @@ pub(crate) fn info_schema() -> Value {
             "uptime_ms": { "type": "integer", "minimum": 0,
                 "description": "How long the machine has run; on a host, the node" },
             "memory": object, "listen": object, "addresses": list,
-            "links": list, "dns": list, "data": object, "vault": object, "update": object, "config": object,
-            "boot": object,
+            "links": list, "dns": list, "data": object, "vault": object, "update": object, "storage": object,
+            "config": object, "boot": object,
             "watchdog": { "type": ["string", "null"] }, "node_restarts": count,
             "last_words": { "type": ["string", "null"] }, "fault_injection": { "type": "boolean" },
             "problems": { "type": "array", "items": { "type": "object",

@@ -150,11 +150,14 @@ pub(crate) fn serve(
         // The handlers are installed before another process can learn that this node runs and stop
         // it.
         let mut signals = HostSignals::listen()?;
-        tokio::spawn(config_watch::follow(Arc::clone(&node.people.reloader)));
+        tokio::spawn(config_watch::follow(Arc::clone(&node.identities.reloader)));
         started(&file)?;
         while let SignalRequest::ReadAgain = signals.next().await {
-            node.people.reloader.read_again(ConfigSource::Signal).await;
-            node.powers.refresh();
+            node.identities
+                .reloader
+                .read_again(ConfigSource::Signal)
+                .await;
+            node.capabilities.refresh();
         }
         let activity = node.activity();
         if activity != NodeActivity::default() {

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use alknet_call::{CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::config::{ApplyError, CONFIG_BYTES_MAX, ConfigChange, ConfigSource};
-use alknet_core::{ApiKey, Identities, IdentityEntries, PeerEntry, PeerId};
+use alknet_core::{ApiKey, Identities, IdentityEntries, PeerEntry, PeerId, PeerKey};
 use alknet_endpoint::{ConnectionSummary, EndpointServer};
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::MachineDiagnostic;
@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::join::HubConnections;
 use super::ops::empty_input;
 use super::reload::Reloader;
 use super::store;
@@ -32,6 +33,8 @@ pub(crate) struct IdentityServices {
     /// The database behind `identities`.
     pub(crate) store: IdentityDb,
     pub(crate) server: SharedServer,
+    /// The connections that this node itself made to hubs.
+    pub(crate) hubs: HubConnections,
 }
 
 impl IdentityServices {
@@ -80,6 +83,8 @@ pub(crate) fn apply(people: IdentityServices) -> Registration {
             "dry_run": { "type": "boolean" }, "restart_required": { "type": "array" },
             "warnings": { "type": "array" }, "peers": { "type": "object" },
             "kept": { "type": "boolean" }, "kept_error": { "type": "string" },
+            "kept_in": { "type": "string", "description": "The file that has the document now" },
+            "replaced": { "type": "boolean", "description": "Whether that file had another document before" },
         }
     }))
     .with_scope(ADMIN_SCOPE);
@@ -155,15 +160,27 @@ pub(crate) fn list(people: IdentityServices) -> Registration {
         let connections = server
             .map(|server| server.connections())
             .unwrap_or_default();
-        let answer = listed(
+        let mut answer = listed(
             people.reloader.current().generation,
             &people.identities.entries(),
             |id| people.identities.is_configured(id),
             &connections,
         );
+        mark_dialled(&mut answer, |hub| people.hubs.get(hub).is_some());
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
+}
+
+/// Marks the hubs that this node is connected to: the table of connections has only those that others made.
+fn mark_dialled(answer: &mut Value, is_dialled: impl Fn(&PeerKey) -> bool) {
+    for row in answer["peers"].as_array_mut().into_iter().flatten() {
+        let keys = row["keys"].as_array().into_iter().flatten();
+        let mut keys = keys.filter_map(|key| key.as_str()?.parse().ok());
+        if keys.any(|key| is_dialled(&key)) {
+            row["dialled"] = true.into();
+        }
+    }
 }
 
 fn listed(
@@ -308,6 +325,13 @@ mod tests {
         assert_eq!(peers[1]["expires"], "2030-01-01T00:00:00Z");
         assert_eq!(peers[1]["connections"][0]["alpn"], "alknet/call");
         assert_eq!(peers[0]["connections"], json!([]));
+        let mut marked = answer.clone();
+        let key = entries.peers[0].keys[0];
+        mark_dialled(&mut marked, |hub| *hub == key);
+        let dialled = marked["peers"].as_array().expect("rows").iter();
+        let dialled: Vec<_> = dialled.filter(|row| row["dialled"] == true).collect();
+        assert_eq!(dialled.len(), 1, "{marked}");
+        assert_eq!(dialled[0]["keys"], json!([key]));
         let text = answer.to_string();
         assert!(
             !text.contains(&"03".repeat(32)),

@@ -59,7 +59,7 @@ struct ImportContext {
     dispatcher: Arc<Dispatcher>,
     dialer: Arc<dyn Dialer>,
     folders: DocumentFolders,
-    powers: CapabilityStore,
+    capabilities: CapabilityStore,
     problems: ImportDiagnostics,
     /// Memory that all imported servers together may use in the node.
     memory: ImportMemory,
@@ -72,7 +72,7 @@ impl NodeImports {
         folders: &DocumentFolders,
         dispatcher: &Arc<Dispatcher>,
         dialer: &Arc<alknet_endpoint::EndpointDialer>,
-        powers: &CapabilityStore,
+        capabilities: &CapabilityStore,
     ) -> Self {
         let imports = Self::default();
         if !config.http.enabled {
@@ -84,7 +84,7 @@ impl NodeImports {
                 dispatcher: Arc::clone(dispatcher),
                 dialer: Arc::clone(dialer) as _,
                 folders: folders.clone(),
-                powers: powers.clone(),
+                capabilities: capabilities.clone(),
                 problems: Arc::clone(&imports.problems),
                 memory: memory.clone(),
             };
@@ -142,7 +142,7 @@ impl ImportContext {
     /// Fetches a document over HTTP. It tries again until the document is there.
     async fn fetched(&self, import: &ImportConfig, url: &str, options: &OpenApiOptions) -> Bytes {
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
-        let mut credentials = self.powers.watch();
+        let mut credentials = self.capabilities.watch();
         loop {
             match fetch_document(url, options, Arc::clone(&self.dialer)).await {
                 Ok(document) => return document,
@@ -159,7 +159,7 @@ impl ImportContext {
         let client = self.client(import)?;
         let adapter = FromMcp::new(client, mcp_import(import), capability, &self.memory)?;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
-        let mut credentials = self.powers.watch();
+        let mut credentials = self.capabilities.watch();
         loop {
             let outcome = match adapter.import().await {
                 Ok(registrations) => {
@@ -183,7 +183,7 @@ impl ImportContext {
     }
 
     fn capability(&self, import: &ImportConfig) -> Option<Capability> {
-        self.powers.capability(import.credential.as_deref()?)
+        self.capabilities.capability(import.credential.as_deref()?)
     }
 
     fn client(&self, import: &ImportConfig) -> anyhow::Result<HttpClient> {

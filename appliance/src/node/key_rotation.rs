@@ -37,7 +37,7 @@ pub(crate) struct NodeKeyRotation {
     files: Option<KeyFiles>,
     /// The key in use until this process ends.
     key: NodeKey,
-    people: IdentityServices,
+    identities: IdentityServices,
     reached: HubConnections,
     problems: Arc<NodeDiagnostics>,
     turn: tokio::sync::Mutex<()>,
@@ -109,7 +109,7 @@ impl NodeKeyRotation {
         Self {
             files,
             key,
-            people,
+            identities: people,
             reached,
             problems,
             turn: tokio::sync::Mutex::default(),
@@ -129,7 +129,10 @@ impl NodeKeyRotation {
             return Ok(self.answer(files, &keys, &record, &[]));
         }
         self.check(&keys)?;
-        let hubs = join::hubs(&self.people.reloader.current().config, &self.key.public());
+        let hubs = join::hubs(
+            &self.identities.reloader.current().config,
+            &self.key.public(),
+        );
         let waited_for = hubs.iter().filter(|hub| !drop.contains(hub));
         record.wait_for(waited_for.map(ToString::to_string).collect());
         let keys = files.begin(keys, &mut record).map_err(local)?;
@@ -161,8 +164,8 @@ impl NodeKeyRotation {
         if keys.old.as_ref().map(NodeKey::public) != Some(self.key.public()) {
             return conflict("another key was put in place: restart the node, which then uses it");
         }
-        let identities = &self.people.identities;
-        let hub = self.people.reloader.current().config.hub.enabled;
+        let identities = &self.identities.identities;
+        let hub = self.identities.reloader.current().config.hub.enabled;
         let peers = identities.entries().peers;
         let mut enrolled = peers
             .iter()
@@ -377,7 +380,7 @@ mod tests {
             keys: vec![HUB.parse().expect("a key")],
             ..PeerEntry::new("p1".parse().expect("a peer id"))
         };
-        let identities = Arc::clone(&own.people.identities);
+        let identities = Arc::clone(&own.identities.identities);
         identities.put(joined).await.expect("room");
         let refused = own.rotate(&[]).await.expect_err("it is pinned");
         assert_eq!(refused.code, ErrorCode::Conflict);

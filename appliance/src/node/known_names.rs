@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 71] = [
+const OPERATIONS: [&str; 73] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -33,6 +33,7 @@ const OPERATIONS: [&str; 71] = [
     "hub/update_read",
     "hub/update_status",
     "hub/whoami",
+    "node/check-storage",
     "node/info",
     "node/metrics",
     "node/page-ticket",
@@ -69,6 +70,7 @@ const OPERATIONS: [&str; 71] = [
     "token/make",
     "token/revoke",
     "update/apply",
+    "update/cancel",
     "update/check",
     "update/confirm",
     "update/log",
@@ -251,6 +253,11 @@ pub(super) fn asked_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> 
     });
     let families = SCOPE_FAMILIES.map(str::to_owned);
     scopes.chain(families).collect()
+}
+
+/// Whether an operation of this name belongs to the program, in some configuration.
+pub(crate) fn has_operation(name: &str) -> bool {
+    OPERATIONS.contains(&name) || SUBSCRIPTIONS.contains(&name)
 }
 
 /// The first of some names as a text. Returns `None` if there are no names.

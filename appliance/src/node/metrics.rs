@@ -14,6 +14,7 @@ use super::computing::NodeComputing;
 use super::facts;
 use super::identity_services::IdentityServices;
 use super::ops::empty_input;
+use super::storage::NodeStorage;
 use super::update::NodeUpdates;
 
 /// Scope of callers that may read the metrics.
@@ -22,7 +23,7 @@ const SCOPE: &str = "metrics:read";
 /// The sources of the metrics. Clones share them. The HTTP route of metrics has one, too.
 #[derive(Clone)]
 pub(crate) struct NodeMetrics {
-    people: IdentityServices,
+    identities: IdentityServices,
     parts: Arc<MetricsSources>,
 }
 
@@ -34,13 +35,14 @@ struct MetricsSources {
     computing: OnceLock<NodeComputing>,
     gateway: OnceLock<Arc<Gateway>>,
     updates: OnceLock<NodeUpdates>,
+    storage: OnceLock<NodeStorage>,
 }
 
 impl NodeMetrics {
     /// Metrics of a node whose server is, or will be, that of `people`.
     pub(crate) fn new(people: IdentityServices) -> Self {
         Self {
-            people,
+            identities: people,
             parts: Arc::default(),
         }
     }
@@ -68,6 +70,10 @@ impl NodeMetrics {
         self.parts.updates.get_or_init(|| updates.clone());
     }
 
+    pub(crate) fn set_storage(&self, storage: &NodeStorage) {
+        self.parts.storage.get_or_init(|| storage.clone());
+    }
+
     /// Reads every metric.
     pub(crate) fn collect(&self) -> Metrics {
         let mut metrics = Metrics::default();
@@ -81,10 +87,10 @@ impl NodeMetrics {
             "alknet_config_generation",
             "Number of the configuration in force.",
             &[],
-            self.people.reloader.current().generation as f64,
+            self.identities.reloader.current().generation as f64,
         );
         memory(&mut metrics);
-        if let Some(server) = self.people.server.get() {
+        if let Some(server) = self.identities.server.get() {
             server.collect(&mut metrics);
         }
         if let Some(computing) = self.parts.computing.get() {
@@ -99,6 +105,9 @@ impl NodeMetrics {
         }
         if let Some(updates) = self.parts.updates.get() {
             updates.collect(&mut metrics);
+        }
+        if let Some(storage) = self.parts.storage.get() {
+            storage.collect(&mut metrics);
         }
         if let Some(store) = self.parts.certificates.get() {
             certificates(store, &mut metrics);
@@ -153,7 +162,7 @@ fn certificates(store: &CertificateStore, into: &mut Metrics) {
 }
 
 /// `node/metrics`
-pub(crate) fn operation(meters: NodeMetrics) -> Registration {
+pub(crate) fn operation(metrics: NodeMetrics) -> Registration {
     let spec = OperationSpec::query("node/metrics", "Returns the metrics of this node.")
         .with_input(empty_input())
         .with_output(json!({
@@ -168,7 +177,7 @@ pub(crate) fn operation(meters: NodeMetrics) -> Registration {
         }))
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input, _ctx| {
-        let metrics = meters.collect();
+        let metrics = metrics.collect();
         let answer = json!({
             "content_type": CONTENT_TYPE,
             "text": metrics.to_text(),

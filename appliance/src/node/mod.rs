@@ -34,6 +34,7 @@ mod rotate;
 mod self_probe;
 mod start;
 mod state_lock;
+mod storage;
 mod store;
 mod stored_files;
 mod supervised;
@@ -69,6 +70,7 @@ use join::HubMemberships;
 use log::NodeLogRing;
 use memory::MemoryRelief;
 use reload::Reloader;
+use storage::NodeStorage;
 use stored_files::StoredFiles;
 use update::{NodeUpdates, UpdateStream};
 use vault::NodeVault;
@@ -82,8 +84,8 @@ pub(crate) use computing::tensor_store;
 pub(crate) use config_store::{folder_of, read as read_document, read_last_good};
 pub(crate) use escrow::run_helper;
 pub(crate) use host::{ConfigOverlay, DRAIN, ServeFile, StartupConfig, serve};
-pub(crate) use join::problems as join_problems;
-pub(crate) use known_names::unknown_names;
+pub(crate) use join::{fill_in as fill_in_hubs, problems as join_problems};
+pub(crate) use known_names::{has_operation, unknown_names};
 pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;
@@ -120,18 +122,19 @@ struct AlknetNode {
     server: Arc<EndpointServer>,
     about: Arc<NodeDescription>,
     facts: SharedFacts,
-    people: IdentityServices,
+    identities: IdentityServices,
     certificates: Arc<NodeDiagnostics>,
     ring: NodeLogRing,
     verbose: bool,
     hub: Option<HubContext>,
     joins: Arc<HubMemberships>,
     computing: NodeComputing,
-    powers: CapabilityStore,
+    capabilities: CapabilityStore,
     web: NodeWeb,
     imports: NodeImports,
     files: StoredFiles,
     updates: NodeUpdates,
+    storage: NodeStorage,
     /// Problems of what could not be opened at the start.
     unusable: Arc<[MachineDiagnostic]>,
     /// The problems that the node last sent to PID 1.
@@ -152,7 +155,7 @@ pub(crate) struct NodeActivity {
 impl AlknetNode {
     /// Applies the limits and the log settings of the configuration in force.
     fn tune(&self) {
-        let current = self.people.reloader.current();
+        let current = self.identities.reloader.current();
         self.server.set_limits(limits(&current.config.limits));
         self.ring.tune(&current.config.log, self.verbose);
         self.web.tune(&current.config);
@@ -163,7 +166,7 @@ impl AlknetNode {
 
     /// Applies them after every change, and sends PID 1 the new status.
     async fn keep_tuned(self, to_init: Option<mpsc::Sender<InitMessage>>) {
-        let mut changes = self.people.reloader.watch();
+        let mut changes = self.identities.reloader.watch();
         let mut certificate_changes = self.certificates.watch();
         loop {
             let changed = tokio::select! {
@@ -185,7 +188,14 @@ impl AlknetNode {
     /// The status that the console shows.
     fn status(&self) -> NodeStatus {
         let facts = self.facts.load();
-        let admins = self.people.reloader.current().config.node.admin_keys.len();
+        let admins = self
+            .identities
+            .reloader
+            .current()
+            .config
+            .node
+            .admin_keys
+            .len();
         NodeStatus {
             identity: self.about.identity().to_owned(),
             enrolment_uri: enrolment_uri(&self.about, &facts),
@@ -206,28 +216,32 @@ impl AlknetNode {
     /// The problems that only the node knows.
     fn problems(&self) -> Vec<MachineDiagnostic> {
         let certificates = certificates::problems(&self.certificates);
-        let own = self.people.problems().into_iter();
+        let own = self.identities.problems().into_iter();
         own.chain(certificates)
             .chain(self.unusable.iter().cloned())
             .chain(self.computing.missing())
             .chain(self.computing.low_sandbox())
             .chain(self.computing.unemptied_log())
-            .chain(self.powers.problems())
+            .chain(self.capabilities.problems())
             .chain(self.web.problems())
             .chain(self.unknown_names())
             .chain(self.imports.problems())
-            .chain(self.files.problems(&self.people.reloader.current().config))
+            .chain(
+                self.files
+                    .problems(&self.identities.reloader.current().config),
+            )
             .chain(guesses(&self.server))
             .chain(self.relief.problem())
             .chain(self.joins.problems())
             .chain(self.updates.problems())
+            .chain(self.storage.problems())
             .map(MachineDiagnostic::shortened)
             .collect()
     }
 
     /// Names of the configuration in force that the node does not have.
     fn unknown_names(&self) -> Vec<MachineDiagnostic> {
-        let current = self.people.reloader.current();
+        let current = self.identities.reloader.current();
         known_names::problems(&current.config, self.dispatcher.registry())
     }
 
@@ -244,7 +258,7 @@ impl AlknetNode {
         self.joins.stop();
         let drained = self.server.drain_for(deadline, why).await;
         self.computing.stop().await;
-        tokens::keep_uses_now(&self.people.identities).await;
+        tokens::keep_uses_now(&self.identities.identities).await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");
     }
 }
@@ -275,6 +289,7 @@ fn people(
         identities,
         store,
         server,
+        hubs: join::HubConnections::default(),
     }
 }
 

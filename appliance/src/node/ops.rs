@@ -1,8 +1,8 @@
-//! The operations of every node: `config/apply`, `config/show`, `node/info`, `node/log`,
-//! `node/metrics`, `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`,
-//! `peer/rotate-key`, `token/list`, `token/make`, `token/revoke`, `vault/status`. A node with a
-//! vault has `vault/lock`, and one for which the hypervisor switched fault injection on has
-//! `node/fault`.
+//! Registers the operations with which administrators read and change a running node, and has the handlers of `node/info`,
+//! `node/log`, `node/poweroff` and `node/reboot`. Those of `config/*`, `node/metrics`, `node/rotate-key`, `peer/list`,
+//! `peer/rotate-key`, `token/*` and `vault/*` are in modules of their own. Only a machine with PID 1 and a vault has
+//! `vault/lock`, and only one for which the hypervisor switched fault injection on has `node/fault`. Other parts of the node
+//! register further operations (`start.rs`).
 
 use std::sync::Arc;
 
@@ -50,10 +50,10 @@ pub(crate) struct NodeContext {
     pub(crate) to_init: Option<mpsc::Sender<InitMessage>>,
     /// Counters of the endpoint.
     pub(crate) counters: Arc<dyn Fn() -> Value + Send + Sync>,
-    /// The identities that may connect.
-    pub(crate) people: IdentityServices,
+    /// The identities that may connect, and the configuration that names them.
+    pub(crate) identities: IdentityServices,
     /// The sources of the metrics.
-    pub(crate) meters: NodeMetrics,
+    pub(crate) metrics: NodeMetrics,
     /// The problems that only the node knows.
     pub(crate) store_problems: NodeDiagnosticSource,
     /// The node's key, and its rotation.
@@ -61,36 +61,36 @@ pub(crate) struct NodeContext {
     /// `None` if the key is in a file.
     pub(crate) vault: Option<NodeVault>,
     /// What operations may do with the node's secrets.
-    pub(crate) powers: CapabilityStore,
+    pub(crate) capabilities: CapabilityStore,
 }
 
 /// Adds the operations to a registry.
 pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
-    builder.add(identity_services::apply(node.people.clone()));
+    builder.add(identity_services::apply(node.identities.clone()));
     let facts = Arc::clone(&node.facts);
-    builder.add(config_show::operation(node.people.clone(), facts));
+    builder.add(config_show::operation(node.identities.clone(), facts));
     builder.add(info(node.clone()));
     builder.add(log(node.ring.clone()));
-    builder.add(metrics::operation(node.meters.clone()));
+    builder.add(metrics::operation(node.metrics.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
     builder.add(key_rotation::operation(Arc::clone(&node.own_key)));
-    builder.add(identity_services::list(node.people.clone()));
-    builder.add(tokens::list(node.people.clone()));
-    builder.add(tokens::make(node.people.clone()));
-    builder.add(tokens::revoke(node.people.clone()));
-    let (vault, powers) = (node.vault.clone(), node.powers.clone());
+    builder.add(identity_services::list(node.identities.clone()));
+    builder.add(tokens::list(node.identities.clone()));
+    builder.add(tokens::make(node.identities.clone()));
+    builder.add(tokens::revoke(node.identities.clone()));
+    let (vault, capabilities) = (node.vault.clone(), node.capabilities.clone());
     builder.add(vault::status(
         Arc::clone(&node.facts),
         vault,
-        powers.clone(),
+        capabilities.clone(),
     ));
     // Only a machine with PID 1 has a console at which a person can open the vault again.
     if let (Some(vault), Some(to_init)) = (&node.vault, &node.to_init) {
-        builder.add(vault::lock(vault.clone(), to_init.clone(), powers));
+        builder.add(vault::lock(vault.clone(), to_init.clone(), capabilities));
     }
     builder.add(rotate::operation(
-        node.people.clone(),
+        node.identities.clone(),
         Arc::clone(&node.about),
     ));
     // Only a machine that was started for tests has this operation.
@@ -110,8 +110,14 @@ fn info(node: NodeContext) -> Registration {
         let own = node.store_problems.get();
         // Before the node has started, only the problems of the configuration and of the store are
         // known.
-        let own = own.map_or_else(|| node.people.problems(), |problems| problems());
-        let answer = facts::info(&node.about, &facts, &node.people, &own, (node.counters)());
+        let own = own.map_or_else(|| node.identities.problems(), |problems| problems());
+        let answer = facts::info(
+            &node.about,
+            &facts,
+            &node.identities,
+            &own,
+            (node.counters)(),
+        );
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
@@ -291,29 +297,31 @@ mod tests {
             store_problems: Arc::default(),
             own_key: Arc::new(own_key),
             vault: None,
-            powers: CapabilityStore::new(&NodeConfig::default(), Default::default(), None),
+            capabilities: CapabilityStore::new(&NodeConfig::default(), Default::default(), None),
             about: Arc::new(NodeDescription::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             ring: NodeLogRing::new(),
             to_init: None,
             counters: Arc::new(|| Value::Null),
-            meters: NodeMetrics::new(people.clone()),
-            people,
+            metrics: NodeMetrics::new(people.clone()),
+            identities: people,
         };
         let mut builder = Registry::builder();
         register(&mut builder, &node);
-        crate::node::peer_admin::register(&mut builder, &node.people, None);
+        crate::node::peer_admin::register(&mut builder, &node.identities, None);
         let mut config = NodeConfig::default();
         config.hub.enabled = true;
         let key = alknet_core::PeerKey::Ed25519([1; 32]);
         let about = Arc::new(NodeDescription::new(key.to_string(), "host"));
         let clock = crate::node::clock();
-        let (people, facts) = (&node.people, &node.facts);
+        let (people, facts) = (&node.identities, &node.facts);
         let hub = crate::node::HubContext::new(&config, people, &about, facts, clock, dir.path());
         hub.expect("it is one").register(&mut builder);
         let updates =
-            crate::node::update::NodeUpdates::of_host_for_tests(&node.people, &node.facts);
+            crate::node::update::NodeUpdates::of_host_for_tests(&node.identities, &node.facts);
         updates.register(&mut builder);
+        let facts = Arc::clone(&node.facts);
+        crate::node::storage::NodeStorage::new(None, facts, None).register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());
     }

@@ -15,7 +15,7 @@ use alknet_hub::{EnrolError, EnrolmentService, TokenStore};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use super::hub::{HubContext, StoredTokens, requester};
+use super::hub::{HubContext, StoredTokens, invitation, requester};
 use super::identity_services::{self, ADMIN_SCOPE, IdentityServices};
 use super::tokens::{
     SCOPES_MAX, TTL_S_MAX, check_end, ends, ends_of, may_give, scopes as parsed_scopes,
@@ -42,7 +42,7 @@ const WORKER: &str = "worker";
 /// What these operations use. Clones share it.
 #[derive(Clone)]
 struct PeerAdmin {
-    people: IdentityServices,
+    identities: IdentityServices,
     /// The service that decides about enrolled peers, on a hub.
     enrolment: Option<Arc<EnrolmentService>>,
     /// Held from reading the entries until the change is in force.
@@ -56,7 +56,7 @@ pub(crate) fn register(
     hub: Option<&HubContext>,
 ) {
     let admin = PeerAdmin {
-        people: people.clone(),
+        identities: people.clone(),
         enrolment: hub.map(HubContext::enrolment),
         turn: Arc::default(),
     };
@@ -208,6 +208,7 @@ fn remove(admin: PeerAdmin) -> Registration {
             "known": { "type": "boolean",
                 "description": "Whether its keys stay known, so that no older invitation lets them in" },
             "closed": closed_schema(),
+            "open": { "type": "array", "description": "Invitations that stay open, as in hub/peers" },
         },
     }))
     .with_scope(ADMIN_SCOPE);
@@ -229,7 +230,7 @@ fn closed_schema() -> Value {
 impl PeerAdmin {
     async fn add(&self, input: PeerAddInput, who: &Identity) -> Result<Value, CallError> {
         let _turn = self.turn.lock().await;
-        let identities = &self.people.identities;
+        let identities = &self.identities.identities;
         let entries = identities.entries();
         let id = self.new_id(&input.peer_id)?;
         self.check_room(&entries)?;
@@ -243,7 +244,7 @@ impl PeerAdmin {
             ..PeerEntry::new(id.clone())
         };
         may_give(who, &entry.scopes, &entry.resources)?;
-        let warnings = self.people.reloader.scope_warnings(&id, &entry.scopes);
+        let warnings = self.identities.reloader.scope_warnings(&id, &entry.scopes);
         identities.put(entry).await.map_err(refused)?;
         tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.add");
         let mut answer = self.listed(&id)?;
@@ -262,7 +263,7 @@ impl PeerAdmin {
             return Err(CallError::invalid_input("nothing to change is given"));
         }
         let given = patch.scopes.clone().unwrap_or_default();
-        let warnings = self.people.reloader.scope_warnings(&id, &given);
+        let warnings = self.identities.reloader.scope_warnings(&id, &given);
         let closed = match enabled {
             Some(false) => self.shut_out(&id, patch).await?,
             _ => {
@@ -291,29 +292,33 @@ impl PeerAdmin {
         let closed = self.shut_out(&id, tombstone).await?;
         // A peer that enrolled may have the text of other invitations, and so may one that was added, as long as one is
         // open: it stays known as one that is not let in.
-        let known = before.labels.contains_key(ROLE_LABEL) || self.is_invitation_open().await?;
+        let open = self.open_invitations().await?;
+        let known = before.labels.contains_key(ROLE_LABEL) || !open.is_empty();
         if !known {
-            let removed = self.people.identities.remove(id.clone()).await;
+            let removed = self.identities.identities.remove(id.clone()).await;
             removed.map_err(refused)?;
         }
         self.sweep();
         tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.remove");
-        Ok(json!({ "peer_id": id, "known": known, "closed": closed }))
+        Ok(json!({ "peer_id": id, "known": known, "closed": closed, "open": open }))
     }
 
     /// Whether the keys that a peer loses stay known: it was put out once, or has the text of an invitation.
     async fn keeps_keys_of(&self, peer: &PeerEntry) -> Result<bool, CallError> {
-        let tokens = StoredTokens::new(self.people.store.clone());
+        let tokens = StoredTokens::new(self.identities.store.clone());
         let has_invitation = alknet_hub::has_invitation(&tokens, peer).await;
         Ok(has_invitation.map_err(from_enrolment_error)? || peer.removal.is_some())
     }
 
-    /// Whether a key that the node does not know may enrol by an invitation, now or once its clock is set.
-    async fn is_invitation_open(&self) -> Result<bool, CallError> {
-        let tokens = StoredTokens::new(self.people.store.clone()).list().await;
+    /// The invitations by which a key that the node does not know may enrol, now or once its clock is set.
+    async fn open_invitations(&self) -> Result<Vec<Value>, CallError> {
+        let tokens = StoredTokens::new(self.identities.store.clone())
+            .list()
+            .await;
         let tokens = tokens.map_err(|error| from_enrolment_error(error.into()))?;
-        let now_s = self.people.identities.now_s().unwrap_or_default();
-        Ok(tokens.iter().any(|token| token.is_open(now_s)))
+        let now_s = self.identities.identities.now_s().unwrap_or_default();
+        let open = tokens.iter().filter(|token| token.is_open(now_s));
+        Ok(open.map(invitation).collect())
     }
 
     /// What `input` changes of an entry, all but whether it is let in. If `keeps_keys`, the keys that it loses stay
@@ -325,7 +330,7 @@ impl PeerAdmin {
         who: &Identity,
         keeps_keys: bool,
     ) -> Result<PeerPatch, CallError> {
-        let identities = &self.people.identities;
+        let identities = &self.identities.identities;
         let now_s = identities.now_s();
         let mut patch = PeerPatch {
             scopes: self.granted(input.scopes, input.role)?,
@@ -366,8 +371,8 @@ impl PeerAdmin {
         let closed = match &self.enrolment {
             Some(enrolment) => enrolment.change(peer, change).await,
             None => {
-                let tokens = StoredTokens::new(self.people.store.clone());
-                alknet_hub::change_peer(&tokens, &*self.people.identities, peer, change).await
+                let tokens = StoredTokens::new(self.identities.store.clone());
+                alknet_hub::change_peer(&tokens, &*self.identities.identities, peer, change).await
             }
         };
         closed.map_err(from_enrolment_error)
@@ -379,8 +384,8 @@ impl PeerAdmin {
             Some(enrolment) => enrolment.shut_out(peer, change).await,
             None => {
                 // The invitations of a node that once was a hub are still in the store.
-                let tokens = StoredTokens::new(self.people.store.clone());
-                alknet_hub::shut_out(&tokens, &*self.people.identities, peer, change).await
+                let tokens = StoredTokens::new(self.identities.store.clone());
+                alknet_hub::shut_out(&tokens, &*self.identities.identities, peer, change).await
             }
         };
         closed.map_err(from_enrolment_error)
@@ -398,13 +403,13 @@ impl PeerAdmin {
                 "'{id}' is what the keys of node.admin_keys are called: choose another name"
             )));
         }
-        let message = match self.people.identities.by_name(text) {
+        let message = match self.identities.identities.by_name(text) {
             None => return Ok(id),
-            Some(_) if self.people.identities.is_configured(&id) => {
+            Some(_) if self.identities.identities.is_configured(&id) => {
                 return Err(refused(IdentityStoreError::ReadOnly(id)));
             }
             Some(other) if other == id => {
-                let entries = self.people.identities.entries();
+                let entries = self.identities.identities.entries();
                 let known = entries.peers.iter().find(|peer| peer.peer_id == id);
                 taken(&id, known)
             }
@@ -422,7 +427,7 @@ impl PeerAdmin {
                 "display_name is one line of 1 to {NAME_CHARS_MAX} characters"
             )));
         }
-        match self.people.identities.by_name(name) {
+        match self.identities.identities.by_name(name) {
             Some(other) if other != *id => {
                 let message = format!("'{name}' is the peer '{other}' already");
                 Err(CallError::new(ErrorCode::Conflict, message))
@@ -432,7 +437,7 @@ impl PeerAdmin {
     }
 
     fn check_room(&self, entries: &IdentityEntries) -> Result<(), CallError> {
-        let identities = &self.people.identities;
+        let identities = &self.identities.identities;
         let stored = entries.peers.iter();
         let stored = stored.filter(|peer| !identities.is_configured(&peer.peer_id));
         // Removed peers stay known, and do not count against the limit.
@@ -468,7 +473,7 @@ impl PeerAdmin {
     }
 
     fn scopes_of_role(&self, name: &str) -> Result<Vec<String>, CallError> {
-        let config = self.people.reloader.current();
+        let config = self.identities.reloader.current();
         let roles = &config.config.hub.role;
         match roles.iter().find(|role| role.name == name) {
             Some(role) => Ok(role.scopes.clone()),
@@ -486,7 +491,7 @@ impl PeerAdmin {
 
     /// The entry of the store with this id or name.
     async fn stored(&self, name: &str) -> Result<PeerEntry, CallError> {
-        let identities = &self.people.identities;
+        let identities = &self.identities.identities;
         let unknown = || {
             let name: String = name.chars().take(NAME_CHARS_MAX).collect();
             let message = format!("there is no peer '{name}'; 'alknet peer list' shows the peers");
@@ -504,17 +509,17 @@ impl PeerAdmin {
     /// Closes the connections of removed peers. It runs before the answer, because the caller may
     /// rely on it.
     fn sweep(&self) {
-        if let Some(server) = self.people.server.get() {
+        if let Some(server) = self.identities.server.get() {
             server.sweep();
         }
     }
 
     /// The row of a peer, as in `peer/list`.
     fn listed(&self, id: &PeerId) -> Result<Value, CallError> {
-        let entries = self.people.identities.entries();
+        let entries = self.identities.identities.entries();
         let peer = entries.peers.iter().find(|peer| peer.peer_id == *id);
         let peer = peer.ok_or_else(|| refused(IdentityStoreError::Unknown(id.clone())))?;
-        let server = self.people.server.get();
+        let server = self.identities.server.get();
         let connections = server
             .map(|server| server.connections())
             .unwrap_or_default();

@@ -57,6 +57,11 @@ pub(crate) struct ReloadOutcome {
     /// Why it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kept_error: Option<String>,
+    /// The file of this host that has the document now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kept_in: Option<PathBuf>,
+    /// Whether the file said something else before.
+    pub(crate) replaced: bool,
 }
 
 impl Reloader {
@@ -109,6 +114,8 @@ impl Reloader {
                 applied,
                 kept: false,
                 kept_error: self.store.refusal().map(str::to_owned),
+                kept_in: None,
+                replaced: false,
             });
         }
         // The document is in force, so problems of an earlier one are over.
@@ -116,6 +123,8 @@ impl Reloader {
         if applied.changed {
             audit(&change.source, &applied);
         }
+        let is_operation = matches!(change.source, ConfigSource::Operation(_));
+        let before = is_operation.then(|| self.store.read()).flatten();
         let kept = match change.source {
             ConfigSource::Operation(_) => self.store.keep(change.document).await,
             // The copy that is there says the same. Each attempt to write it is an event in the directory that the watch
@@ -128,10 +137,15 @@ impl Reloader {
         if let Err(error) = &kept {
             tracing::warn!("the configuration in force is not kept: {error}");
         }
+        let file = self.store.file().filter(|_| is_operation && kept.is_ok());
         Ok(ReloadOutcome {
             applied,
             kept: kept.is_ok(),
             kept_error: kept.err(),
+            replaced: file.is_some()
+                && before.is_some_and(|it| it.is_ok_and(|it| it != change.document)),
+            // The administrator may be in another folder.
+            kept_in: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
         })
     }
 
@@ -460,10 +474,18 @@ mod tests {
         change.dry_run = false;
         let done = reloader.apply(&change).await.expect("a correct document");
         assert!(done.kept && knows(&identities, 1));
-        assert_eq!(std::fs::read_to_string(&file).ok(), Some(document));
+        assert_eq!((done.kept_in.as_ref(), done.replaced), (Some(&file), false));
+        assert_eq!(std::fs::read_to_string(&file).ok(), Some(document.clone()));
+        let other = peer(2);
+        change.document = other.as_bytes();
+        let done = reloader.apply(&change).await.expect("a correct document");
+        assert!(done.replaced);
+        change.document = document.as_bytes();
+        let done = reloader.apply(&change).await.expect("a correct document");
+        assert_eq!((done.kept_in.as_ref(), done.replaced), (Some(&file), true));
         // The watch notices the node's own write to the file, which changes nothing.
         reloader.read_again(ConfigSource::File).await;
-        assert_eq!(reloader.current().generation, 2);
+        assert_eq!(reloader.current().generation, 4);
     }
 
     /// The rest of the document is in force all the same.

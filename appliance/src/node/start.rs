@@ -33,6 +33,7 @@ use super::memory::MemoryRelief;
 use super::metrics::NodeMetrics;
 use super::ops::NodeContext;
 use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
+use super::storage::NodeStorage;
 use super::stored_files::StoredFiles;
 use super::update::{NodeUpdates, UpdateContext, UpdateLink};
 use super::vault::NodeVault;
@@ -80,10 +81,10 @@ struct NodeFoundation {
     /// The same with the paths of stored files, for parts that open paths. The reloader compares documents by their
     /// names of files.
     located: NodeConfig,
-    people: IdentityServices,
+    identities: IdentityServices,
     files: StoredFiles,
     facts: SharedFacts,
-    meters: NodeMetrics,
+    metrics: NodeMetrics,
     certificates: NodeCertificates,
 }
 
@@ -91,10 +92,11 @@ struct NodeFoundation {
 struct NodeParts {
     about: Arc<NodeDescription>,
     reached: HubConnections,
-    powers: CapabilityStore,
+    capabilities: CapabilityStore,
     computing: NodeComputing,
     escrow: Arc<ShareRegistry>,
     updates: NodeUpdates,
+    storage: NodeStorage,
     /// Problems of what could not be opened.
     unusable: Arc<[MachineDiagnostic]>,
     context: NodeContext,
@@ -144,8 +146,9 @@ impl AlknetNode {
         let known = node.clone();
         store_problems.get_or_init(|| Box::new(move || known.problems()));
         tokio::spawn(node.clone().keep_tuned(around.to_init));
-        tokio::spawn(tokens::keep_uses(Arc::clone(&node.people.identities)));
+        tokio::spawn(tokens::keep_uses(Arc::clone(&node.identities.identities)));
         tokio::spawn(node.updates.clone().keep_updated());
+        tokio::spawn(node.storage.clone().keep_checked());
         Ok(node)
     }
 
@@ -159,10 +162,15 @@ impl AlknetNode {
     ) -> Self {
         let (dispatcher, dialer) = (front.dispatcher, &base.certificates.dialer);
         let folders = document_folders(around, base);
-        let imports =
-            NodeImports::start(&base.config, &folders, &dispatcher, dialer, &parts.powers);
+        let imports = NodeImports::start(
+            &base.config,
+            &folders,
+            &dispatcher,
+            dialer,
+            &parts.capabilities,
+        );
         let joins = HubMemberships::start(JoinContext {
-            reloader: Arc::clone(&base.people.reloader),
+            reloader: Arc::clone(&base.identities.reloader),
             dispatcher: Arc::clone(&dispatcher),
             dialer: Arc::clone(dialer) as _,
             own: base.own(),
@@ -176,11 +184,12 @@ impl AlknetNode {
             hub: front.hub,
             joins: Arc::new(joins),
             computing: parts.computing,
-            powers: parts.powers,
+            capabilities: parts.capabilities,
             web: front.web,
             imports,
             files: base.files.clone(),
             updates: parts.updates,
+            storage: parts.storage,
             unusable: parts.unusable,
             sent_problems: front.sent_problems,
             relief,
@@ -188,7 +197,7 @@ impl AlknetNode {
             server,
             about: parts.about,
             facts: Arc::clone(&base.facts),
-            people: base.people.clone(),
+            identities: base.identities.clone(),
             certificates: Arc::clone(&base.certificates.problems),
             ring: around.ring.clone(),
             verbose: around.verbose,
@@ -205,7 +214,7 @@ impl AlknetNode {
         Some(SelfProbe {
             http: self.web.handler()?,
             h3: base.config.http.h3,
-            reloader: Arc::clone(&self.people.reloader),
+            reloader: Arc::clone(&self.identities.reloader),
             facts: Arc::clone(&self.facts),
             certificates: Arc::clone(&base.certificates.served.certificates),
             arrivals,
@@ -241,10 +250,10 @@ impl NodeFoundation {
         people.reloader.know_files(files.clone());
         let located = files.located(&config);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(facts));
-        let meters = NodeMetrics::new(people.clone());
+        let metrics = NodeMetrics::new(people.clone());
         let vault = around.vault.as_ref();
         let certificates = NodeCertificates::start(&located, &key, &around.tls_dir, vault);
-        meters.set_certificates(Arc::clone(&certificates.served.certificates));
+        metrics.set_certificates(Arc::clone(&certificates.served.certificates));
         tokio::spawn(dialler::follow(
             Arc::clone(&certificates.dialer),
             Arc::clone(&people.identities),
@@ -254,10 +263,10 @@ impl NodeFoundation {
             key,
             config,
             located,
-            people,
+            identities: people,
             files,
             facts,
-            meters,
+            metrics,
             certificates,
         })
     }
@@ -279,36 +288,38 @@ impl NodeParts {
         let (config, vault) = (&base.config, around.vault.as_ref());
         // With port 0, which tests use, the kernel chooses the port at the bind.
         let about = Arc::new(NodeDescription::new(base.own().to_string(), around.role));
-        let reached = HubConnections::default();
+        let reached = base.identities.hubs.clone();
         let own_key = own_key(around, base, &reached);
-        let powers = match credentials {
+        let capabilities = match credentials {
             Some(folder) => CapabilityStore::of_folder(config, folder),
             None => CapabilityStore::new(config, records, vault.map(NodeVault::vault)),
         };
-        powers.follow();
+        capabilities.follow();
         let computing = NodeComputing::new(&ComputingContext {
             state_dir: around.state_dir,
             identity: about.identity(),
-            identities: Arc::clone(&base.people.identities),
+            identities: Arc::clone(&base.identities.identities),
             clock: clock(),
             promotion: &config.promotion,
             runtime: &config.runtime,
             compute: &config.compute,
-            capabilities: powers.granted(),
+            capabilities: capabilities.granted(),
         })?;
         let escrow = escrow::share_registry(around.state_dir, vault);
         let computings = computing.problems();
         let unusable = computings.iter().cloned();
         let unusable = unusable.chain(escrow::problem(&escrow)).collect();
-        let context = node_context(around, base, &about, own_key, powers.clone());
+        let context = node_context(around, base, &about, own_key, capabilities.clone());
         let updates = node_updates(around, base);
+        let storage = node_storage(around, base, &computing);
         Ok(Self {
             about,
             reached,
-            powers,
+            capabilities,
             computing,
             escrow,
             updates,
+            storage,
             unusable,
             context,
         })
@@ -326,7 +337,7 @@ fn own_key(
     NodeKeyRotation::new(
         key_files,
         base.key.clone(),
-        base.people.clone(),
+        base.identities.clone(),
         reached.clone(),
         Arc::clone(&base.certificates.problems),
     )
@@ -338,12 +349,24 @@ fn node_updates(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> NodeUpd
         link: around.update_link.clone(),
         dialer: Arc::clone(&base.certificates.dialer) as _,
         facts: Arc::clone(&base.facts),
-        reloader: Arc::clone(&base.people.reloader),
+        reloader: Arc::clone(&base.identities.reloader),
         identity: base.own().to_string(),
         clock: clock(),
     });
-    base.meters.set_updates(&updates);
+    base.metrics.set_updates(&updates);
     updates
+}
+
+/// The care of what is stored.
+fn node_storage(
+    around: &NodeSurroundings<'_>,
+    base: &NodeFoundation,
+    computing: &NodeComputing,
+) -> NodeStorage {
+    let facts = Arc::clone(&base.facts);
+    let storage = NodeStorage::new(around.to_init.clone(), facts, computing.tensors());
+    base.metrics.set_storage(&storage);
+    storage
 }
 
 /// What the node's own operations use.
@@ -352,12 +375,12 @@ fn node_context(
     base: &NodeFoundation,
     about: &Arc<NodeDescription>,
     own_key: NodeKeyRotation,
-    powers: CapabilityStore,
+    capabilities: CapabilityStore,
 ) -> NodeContext {
-    let server = Arc::clone(&base.people.server);
+    let server = Arc::clone(&base.identities.server);
     NodeContext {
         store_problems: NodeDiagnosticSource::default(),
-        powers,
+        capabilities,
         own_key: Arc::new(own_key),
         vault: around.vault.clone(),
         about: Arc::clone(about),
@@ -365,8 +388,8 @@ fn node_context(
         ring: around.ring.clone(),
         to_init: around.to_init.clone(),
         counters: Arc::new(move || server.get().map_or(Value::Null, |s| counters_of(s))),
-        people: base.people.clone(),
-        meters: base.meters.clone(),
+        identities: base.identities.clone(),
+        metrics: base.metrics.clone(),
     }
 }
 
@@ -376,11 +399,11 @@ impl NodeFront {
         base: &NodeFoundation,
         parts: &NodeParts,
     ) -> anyhow::Result<(Self, HandlerRegistry)> {
-        let (config, people, about) = (&base.config, &base.people, &parts.about);
+        let (config, people, about) = (&base.config, &base.identities, &parts.about);
         let state_dir = &base.state_dir;
         let hub = HubContext::new(config, people, about, &base.facts, clock(), state_dir);
         let inside = WebGateway::new(config, &base.key, people);
-        base.meters.set_gateway(&inside.gateway);
+        base.metrics.set_gateway(&inside.gateway);
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) = handlers(base, parts, hub.as_ref(), page)?;
         let answers = Arc::clone(&base.certificates.challenges);
@@ -437,7 +460,7 @@ async fn bind(
         },
         &base.key,
         handlers,
-        Arc::clone(&base.people.identities) as _,
+        Arc::clone(&base.identities.identities) as _,
     )?;
     about.set_bound(server.addresses().to_vec());
     if config.iroh.enabled {
@@ -446,14 +469,14 @@ async fn bind(
     about.set_iroh(server.iroh_addresses());
     let server = Arc::new(server);
     // Only this function fills the cell, once for each node.
-    base.people.server.set(Arc::clone(&server)).ok();
+    base.identities.server.set(Arc::clone(&server)).ok();
     tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
     Ok(server)
 }
 
 /// Where imports find the files that the configuration names.
 fn document_folders(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> DocumentFolders {
-    let file = base.people.reloader.file();
+    let file = base.identities.reloader.file();
     let folder = file.as_deref().map(|it| folder_of(it).to_owned());
     DocumentFolders {
         beside: folder.unwrap_or_else(|| around.state_dir.join("config")),
@@ -484,26 +507,28 @@ fn handlers(
         computing,
         escrow,
         updates,
+        storage,
         ..
     } = parts;
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
-    files.register(&mut builder, &context.people.reloader);
+    files.register(&mut builder, &context.identities.reloader);
     updates.register(&mut builder);
-    peer_admin::register(&mut builder, &context.people, hub);
-    alknet_escrow::register(&mut builder, escrow, &context.people.identities);
+    storage.register(&mut builder);
+    peer_admin::register(&mut builder, &context.identities, hub);
+    alknet_escrow::register(&mut builder, escrow, &context.identities.identities);
     computing.register(&mut builder, &config.http.import);
-    context.meters.set_computing(computing);
+    context.metrics.set_computing(computing);
     if let Some(hub) = hub {
         hub.register(&mut builder);
     }
     if let Some(page) = page {
         builder.add(page.operation());
     }
-    let granted = context.powers.granted();
+    let granted = context.capabilities.granted();
     builder.equip(|name| granted.get(name).cloned().unwrap_or_default());
     let registry = builder.build_lazily()?;
-    let identities = Arc::clone(&context.people.identities);
+    let identities = Arc::clone(&context.identities.identities);
     let mut dispatcher = Dispatcher::new(registry)
         .with_memory(facts::memory_total_bytes())
         .with_identities(identities)
@@ -513,9 +538,9 @@ fn handlers(
     }
     let dispatcher = Arc::new(dispatcher);
     let serves = Arc::downgrade(&dispatcher);
-    let reloader = &context.people.reloader;
+    let reloader = &context.identities.reloader;
     reloader.know_scopes(move || known_names::asked_scopes(serves.upgrade().as_deref()));
-    context.meters.set_dispatcher(&dispatcher);
+    context.metrics.set_dispatcher(&dispatcher);
     let mut handlers = HandlerRegistry::new();
     handlers.register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))?;
     if let Some(hub) = hub {

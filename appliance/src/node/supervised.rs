@@ -83,7 +83,7 @@ async fn serve(ring: NodeLogRing, update_stream: Option<UpdateStream>) -> anyhow
         match message {
             None => bail!("PID 1 closed the channel"),
             Some(NodeMessage::ConfigKept { n, error }) => {
-                node.people.reloader.config_stored(n, error)
+                node.identities.reloader.config_stored(n, error)
             }
             Some(NodeMessage::Drain {
                 deadline_ms,
@@ -102,6 +102,11 @@ async fn serve(ring: NodeLogRing, update_stream: Option<UpdateStream>) -> anyhow
             Some(NodeMessage::Health { n }) => answer_health(&node, n, &to_init),
             Some(NodeMessage::Log { record }) => ring.push(record),
             Some(NodeMessage::Start { .. }) => bail!("PID 1 started this node twice"),
+            Some(NodeMessage::StorageChecked {
+                n,
+                storage,
+                problems,
+            }) => node.storage.checked(n, *storage, problems),
             Some(NodeMessage::UpdateAnswer { n, answer }) => node.updates.answered(n, answer),
             Some(NodeMessage::VaultEvents { records }) => {
                 if let Some(vault) = &vault {
@@ -120,7 +125,7 @@ async fn update_facts(
     let before = node.status();
     node.facts.store(Arc::new(facts));
     // PID 1 also sends facts after a person locked or opened the vault at the machine.
-    node.powers.refresh();
+    node.capabilities.refresh();
     // An unchanged status would wake PID 1 without a reason.
     if node.status() != before {
         let status = node.status_for_init();

@@ -212,7 +212,7 @@ fn boot_id() -> anyhow::Result<BootId> {
 pub(crate) fn status(
     facts: SharedFacts,
     vault: Option<NodeVault>,
-    powers: CapabilityStore,
+    capabilities: CapabilityStore,
 ) -> Registration {
     let text = json!({ "type": "string" });
     let spec = OperationSpec::query(
@@ -257,7 +257,7 @@ pub(crate) fn status(
         let facts = facts.load();
         let cipher = facts.data.cipher.as_deref();
         let mut answer = answer(&facts.vault, cipher, vault.as_ref());
-        answer["credentials"] = powers.summaries();
+        answer["credentials"] = capabilities.summaries();
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
@@ -309,7 +309,7 @@ struct LockInput {
 pub(crate) fn lock(
     vault: NodeVault,
     to_init: mpsc::Sender<InitMessage>,
-    powers: CapabilityStore,
+    capabilities: CapabilityStore,
 ) -> Registration {
     let spec = OperationSpec::mutation(
         "vault/lock",
@@ -328,7 +328,7 @@ pub(crate) fn lock(
     }))
     .with_scope(SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let (vault, to_init, powers) = (vault.clone(), to_init.clone(), powers.clone());
+        let (vault, to_init, capabilities) = (vault.clone(), to_init.clone(), capabilities.clone());
         async move {
             let input: LockInput = match input.try_value()? {
                 Value::Null => LockInput::default(),
@@ -342,7 +342,7 @@ pub(crate) fn lock(
             }
             // The capabilities are emptied at once, and not at the next tick: no operation uses a
             // credential after the answer.
-            powers.refresh();
+            capabilities.refresh();
             let notice = InitMessage::VaultLocked {
                 hard: input.hard,
                 by,

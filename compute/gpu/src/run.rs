@@ -106,5 +106,6 @@ fn run_file(
         "all_ms": milliseconds(begun.elapsed()),
         "resident_kib": resident,
         "words": words,
+        "words_left_out": (arguments.words as usize).saturating_sub(SHOWN),
     }))
 }

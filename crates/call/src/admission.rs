@@ -41,27 +41,27 @@ const SANE_CLOCK_MS: u64 = 1_704_067_200_000;
 
 /// Starts a request, or answers with an error. An `Err` ends the stream, because the peer broke the protocol.
 pub(crate) async fn admit(
-    link: &Arc<CallConnectionState>,
+    state: &Arc<CallConnectionState>,
     stream: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<(), StreamEnd> {
     // While a peer leaves its responses unread, no further request of it begins.
-    link.wait_until_read().await;
-    link.note_request();
-    DispatcherCounters::add(&link.dispatcher.counters.requests);
-    if !link.may_be_peers(&event.id) {
+    state.wait_until_read().await;
+    state.note_request();
+    DispatcherCounters::add(&state.dispatcher.counters.requests);
+    if !state.may_be_peers(&event.id) {
         return Err(StreamEnd::Protocol("id of the other side"));
     }
-    if link.inbound.find(&event.id).is_some() {
+    if state.inbound.find(&event.id).is_some() {
         // Their responses could not tell two requests with one id apart.
         return Err(StreamEnd::Protocol("id is in flight"));
     }
-    match check(link, stream, body, event) {
+    match check(state, stream, body, event) {
         Ok(admitted) => start(admitted).await,
         Err(error) => {
-            DispatcherCounters::add(&link.dispatcher.counters.errors);
-            stream.out.push_waiting(&link.unread, |out| {
+            DispatcherCounters::add(&state.dispatcher.counters.errors);
+            stream.out.push_waiting(&state.unread, |out| {
                 envelope::append_error(out, &event.id, &error);
             });
         }
@@ -100,18 +100,18 @@ async fn start(admitted: AdmittedRequest) {
 }
 
 fn check(
-    link: &Arc<CallConnectionState>,
+    state: &Arc<CallConnectionState>,
     stream: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<AdmittedRequest, CallError> {
     let payload = parse(event)?;
     let checked = passed(
-        link,
+        state,
         &event.id,
         &payload,
         Instant::now(),
-        |payload| identify(link, payload),
+        |payload| identify(state, payload),
         || input(body, &payload),
     )?;
     let (mut head, name, input) = (checked.head, checked.name, checked.input);
@@ -120,11 +120,11 @@ fn check(
         false => RequestRetention::Once,
     };
     // Before the schema check: checking a long input takes memory that this counts.
-    head._claim = claim(link, body, head.identity.as_deref(), retention)?;
-    let in_flight = make_room(head, link, stream, checked.operation)?;
+    head._claim = claim(state, body, head.identity.as_deref(), retention)?;
+    let in_flight = make_room(head, state, stream, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
-    let begin = |name| keyed::begin(link, request.operation(), name, &input);
+    let begin = |name| keyed::begin(state, request.operation(), name, &input);
     let keyed = name.map(begin).transpose()?;
     Ok(AdmittedRequest {
         in_flight,
@@ -136,18 +136,18 @@ fn check(
 /// Counts the bytes of a request for its requester. A server of another protocol counts the bytes of its own
 /// requests.
 fn claim(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     body: &FrameBody,
     identity: Option<&Identity>,
     retention: RequestRetention,
 ) -> Result<Option<Arc<RequestClaim>>, CallError> {
     let tail = body.tail.as_ref().map_or(0, |tail| tail.len());
-    let requester = Requester::from_identity(identity, link.info.remote_addr);
+    let requester = Requester::from_identity(identity, state.info.remote_addr);
     let Dispatcher {
         request_bytes,
         counters,
         ..
-    } = &*link.dispatcher;
+    } = &*state.dispatcher;
     let claimed = request_bytes.claim(requester, body.envelope.len() + tail, retention);
     claimed.inspect_err(|_| DispatcherCounters::add(&counters.request_bytes_full))
 }
@@ -170,29 +170,29 @@ pub(crate) struct CheckedRequest {
 /// All checks of a request before it takes capacity and its input is validated. Its time runs from `now`. `identify`
 /// returns its identity, and is called only if the operation exists.
 pub(crate) fn passed<'a>(
-    link: &Arc<CallConnectionState>,
+    state: &Arc<CallConnectionState>,
     id: &str,
     payload: &Payload<'a>,
     now: Instant,
     identify: impl FnOnce(&Payload<'a>) -> Result<RequestPrincipal, CallError>,
     input: impl FnOnce() -> CallBody,
 ) -> Result<CheckedRequest, CallError> {
-    if link.dispatcher.is_draining() {
+    if state.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
     // A named peer needs the identity first, because only callers with the scope may learn whether that peer exists.
     // Without one, a request for an unknown operation costs no check of the token.
     let (operation, principal, route) = match payload.peer.as_deref() {
-        None => (lookup(link, payload)?, identify(payload)?, None),
+        None => (lookup(state, payload)?, identify(payload)?, None),
         Some(peer) => {
             let principal = identify(payload)?;
-            let (operation, route) = routed(link, payload, peer, principal.identity.as_deref())?;
+            let (operation, route) = routed(state, payload, peer, principal.identity.as_deref())?;
             (operation, principal, Some(route))
         }
     };
     let RequestPrincipal { identity, token } = principal;
     let input = input();
-    let resource = check_access(link, &operation, identity.as_deref(), &input)?;
+    let resource = check_access(state, &operation, identity.as_deref(), &input)?;
     // Without a rule, a route and a token there is no right that could end while the request runs.
     let open = operation.spec.access_control.is_open() && route.is_none() && token.is_none();
     let grant = (!open || is_subscription(&operation)).then_some(RequestGrant {
@@ -201,14 +201,14 @@ pub(crate) fn passed<'a>(
         route,
     });
     // After the access check: a requester without the right must not learn of earlier results.
-    let name = keyed::name(link, &operation, identity.as_deref(), payload);
+    let name = keyed::name(state, &operation, identity.as_deref(), payload);
     let requested = timeout(payload.timeout_ms, payload.deadline)?;
-    let deadline = deadline(&link.dispatcher, &operation, requested, now);
-    let hurried = requested.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
+    let deadline = deadline(&state.dispatcher, &operation, requested, now);
+    let hurried = requested.is_some() && is_hurried(&state.dispatcher, &operation, deadline, now);
     let head = RequestHead {
         key: name.as_ref().map(|name| name.key.clone()),
         id: id.into(),
-        forwarded_for: forwarded_for(link, payload.forwarded_for.clone()),
+        forwarded_for: forwarded_for(state, payload.forwarded_for.clone()),
         trace: payload.trace.as_deref().map(Into::into),
         deadline,
         hurried,
@@ -258,11 +258,11 @@ pub(crate) fn check_key(payload: &Payload<'_>) -> Result<(), CallError> {
 }
 
 fn lookup(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     payload: &Payload<'_>,
 ) -> Result<Arc<CompiledOperation>, CallError> {
     let name = operation_name(payload)?;
-    let found = link.dispatcher.registry.lookup(name);
+    let found = state.dispatcher.registry.lookup(name);
     found
         // An internal operation is answered as one that does not exist, so that no caller learns of it.
         .filter(|operation| operation.is_external() && operation.is_callable())
@@ -273,17 +273,17 @@ fn lookup(
 /// is checked before the lookup: a caller without it does not learn which peers exist. A caller with it learns
 /// whether the peer is unknown, not attached, or has no such operation.
 fn routed(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     payload: &Payload<'_>,
     peer: &str,
     identity: Option<&Identity>,
 ) -> Result<(Arc<CompiledOperation>, AccessControl), CallError> {
     let name = operation_name(payload)?;
     let name = name.strip_prefix('/').unwrap_or(name);
-    if !link.dispatcher.routes {
+    if !state.dispatcher.routes {
         return Err(routes_nowhere(name, identity));
     }
-    let id = link.dispatcher.by_name(peer);
+    let id = state.dispatcher.by_name(peer);
     // The scope has the peer's id, so that a right does not depend on an alias. An unknown name passes the same
     // check, and only callers with the scope learn that it is unknown.
     let route = AccessControl {
@@ -291,12 +291,12 @@ fn routed(
         ..AccessControl::default()
     };
     if route.check(identity, None, None) != AccessDecision::Allowed {
-        return Err(no_way(identity, link.info.key));
+        return Err(no_way(identity, state.info.key));
     }
     let found = id
         .as_ref()
-        .and_then(|id| link.dispatcher.peers.get(id, name));
-    let found = found.ok_or_else(|| absent(&link.dispatcher, peer, id.as_ref(), name))?;
+        .and_then(|id| state.dispatcher.peers.get(id, name));
+    let found = found.ok_or_else(|| absent(&state.dispatcher, peer, id.as_ref(), name))?;
     Ok((found, route))
 }
 
@@ -340,30 +340,30 @@ fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
 /// The identity of this request: that of its token, which replaces the connection's identity and never falls back to
 /// it.
 fn identify(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     payload: &Payload<'_>,
 ) -> Result<RequestPrincipal, CallError> {
     let Some(token) = payload.auth_token.as_deref() else {
         return Ok(RequestPrincipal {
-            identity: link.identity(),
+            identity: state.identity(),
             token: None,
         });
     };
     Ok(RequestPrincipal {
-        identity: Some(link.by_token(token)?),
+        identity: Some(state.by_token(token)?),
         token: Some(Arc::new(AuthToken::new(token.to_owned()))),
     })
 }
 
-fn forwarded_for(link: &CallConnectionState, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
+fn forwarded_for(state: &CallConnectionState, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
     claim.filter(|_| {
-        let peer = link.identity();
+        let peer = state.identity();
         peer.is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE))
     })
 }
 
 fn check_access(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     operation: &CompiledOperation,
     identity: Option<&Identity>,
     input: &CallBody,
@@ -377,10 +377,10 @@ fn check_access(
         return Err(CallError::not_found(&operation.spec.name));
     }
     // The input of a caller without the scopes is not read.
-    access.admit_scopes(identity, link.info.key)?;
+    access.admit_scopes(identity, state.info.key)?;
     let resource_id = operation.resource_id(input)?;
-    let ownership = link.dispatcher.ownership.as_deref();
-    access.admit(identity, resource_id.as_deref(), ownership, link.info.key)?;
+    let ownership = state.dispatcher.ownership.as_deref();
+    access.admit(identity, resource_id.as_deref(), ownership, state.info.key)?;
     Ok(resource_id)
 }
 
@@ -463,13 +463,13 @@ fn is_subscription(operation: &CompiledOperation) -> bool {
 
 fn make_room(
     head: RequestHead,
-    link: &Arc<CallConnectionState>,
+    state: &Arc<CallConnectionState>,
     stream: &Arc<CallStream>,
     operation: Arc<CompiledOperation>,
 ) -> Result<InFlight, CallError> {
-    let limits = link.limits();
-    let (requests, subscriptions) = link.inbound.counts();
-    let counters = &link.dispatcher.counters;
+    let limits = state.limits();
+    let (requests, subscriptions) = state.inbound.counts();
+    let counters = &state.dispatcher.counters;
     // Each connection has its own limit: a peer with many requests refuses only its own further ones.
     if requests >= limits.requests {
         DispatcherCounters::add(&counters.requests_full);
@@ -490,8 +490,8 @@ fn make_room(
         let entered = operation.enter();
         entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;
     }
-    let request = Arc::new(InboundRequest::new(head, link, stream, operation));
-    link.inbound.remember(&request);
+    let request = Arc::new(InboundRequest::new(head, state, stream, operation));
+    state.inbound.remember(&request);
     Ok(InFlight::new(request))
 }
 

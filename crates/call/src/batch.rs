@@ -49,7 +49,7 @@ impl CallBatch {
         options: &CallOptions,
     ) -> &mut Self {
         self.calls.push(BatchedCall {
-            request: EncodedRequest::new(&self.caller.link, operation, input, options, None),
+            request: EncodedRequest::new(&self.caller.state, operation, input, options, None),
             timeout: options.timeout,
         });
         self
@@ -74,16 +74,16 @@ impl CallBatch {
             Ok(stream) => stream,
             Err(error) => return self.calls.iter().map(|_| Err(error.clone())).collect(),
         };
-        let link = &self.caller.link;
+        let state = &self.caller.state;
         let mut frames = Vec::new();
         let mut pending = Vec::with_capacity(self.calls.len());
         for call in self.calls {
             let request = call.request;
             pending.push(request.and_then(|request| {
-                request.expect_answer(link, &stream, call.timeout, &mut frames)
+                request.expect_answer(state, &stream, call.timeout, &mut frames)
             }));
         }
-        if let Err(error) = outgoing::send(link, &stream, frames) {
+        if let Err(error) = outgoing::send(state, &stream, frames) {
             let failed = pending
                 .into_iter()
                 .map(|pending| Err(pending.err().unwrap_or_else(|| error.clone())));

@@ -117,18 +117,18 @@ impl CallStream {
         !self.read_done.load(Ordering::Acquire) && !self.out.is_ended()
     }
 
-    fn may_finish(&self, link: &CallConnectionState) -> bool {
+    fn may_finish(&self, state: &CallConnectionState) -> bool {
         // Credit of a subscription on another stream may come on this one.
-        let is_needed = || link.has_outbound() || link.inbound.is_windowed();
+        let is_needed = || state.has_outbound() || state.inbound.is_windowed();
         let over =
-            self.read_done.load(Ordering::Acquire) || (link.has_sent_goaway() && !is_needed());
+            self.read_done.load(Ordering::Acquire) || (state.has_sent_goaway() && !is_needed());
         over && self.inbound.load(Ordering::Acquire) == 0
     }
 }
 
 /// Serves one stream until it ends, and signals the end to the peer.
 pub(crate) async fn run(
-    link: Arc<CallConnectionState>,
+    state: Arc<CallConnectionState>,
     stream: Arc<CallStream>,
     send: SendStream,
     recv: RecvStream,
@@ -140,8 +140,8 @@ pub(crate) async fn run(
     };
     let work = async {
         tokio::try_join!(
-            read_loop(&link, &stream, &mut halves.recv),
-            write_loop(&link, &stream, &mut halves.send),
+            read_loop(&state, &stream, &mut halves.recv),
+            write_loop(&state, &stream, &mut halves.send),
         )
     };
     let end = tokio::select! {
@@ -151,26 +151,26 @@ pub(crate) async fn run(
         ended = work => ended.err(),
     };
     stream.out.end();
-    link.stream_ended(&stream, end.is_some());
+    state.stream_ended(&stream, end.is_some());
     halves.ended = true;
     match end {
-        None => arrival(&link, &stream, &mut halves.send).await,
+        None => arrival(&state, &stream, &mut halves.send).await,
         // The connection has ended, or the peer has everything: there is nothing to give up.
         Some(StreamEnd::Closed | StreamEnd::Drained) => {}
         Some(StreamEnd::Killed(code)) => halves.give_up(code),
         Some(StreamEnd::Overload(why)) => {
-            link.fail_if_single(CloseCode::Overload, why);
+            state.fail_if_single(CloseCode::Overload, why);
             halves.give_up(StreamCode::Overload);
         }
         Some(StreamEnd::PeerLeft) => halves.give_up(StreamCode::Cancelled),
         Some(StreamEnd::Protocol(why)) => {
             // Counted and logged: the peer sees only the code.
-            link.protocol_error(why);
-            link.fail_if_single(CloseCode::Protocol, why);
+            state.protocol_error(why);
+            state.fail_if_single(CloseCode::Protocol, why);
             halves.give_up(StreamCode::Protocol);
         }
         Some(StreamEnd::Timeout(why)) => {
-            link.fail_if_single(CloseCode::Timeout, why);
+            state.fail_if_single(CloseCode::Timeout, why);
             halves.give_up(StreamCode::Deadline);
         }
     }
@@ -201,14 +201,14 @@ impl Drop for StreamHalves {
 
 /// Keeps a stream that ended well, one of many, until the peer has all of it: a connection that closes discards bytes
 /// under way, and a drain closes it as soon as no stream is left.
-async fn arrival(link: &CallConnectionState, stream: &CallStream, send: &mut SendStream) {
+async fn arrival(state: &CallConnectionState, stream: &CallStream, send: &mut SendStream) {
     // A call stream of this side has its one response already.
-    if !link.connection.is_multi() || stream.is_single_call() {
+    if !state.connection.is_multi() || stream.is_single_call() {
         return;
     }
     let given_up = async {
-        link.draining().await;
-        tokio::time::sleep(link.dispatcher.patience.goodbye).await;
+        state.draining().await;
+        tokio::time::sleep(state.dispatcher.patience.goodbye).await;
     };
     tokio::select! {
         _ = send.stopped() => {}
@@ -217,7 +217,7 @@ async fn arrival(link: &CallConnectionState, stream: &CallStream, send: &mut Sen
 }
 
 async fn read_loop(
-    link: &Arc<CallConnectionState>,
+    state: &Arc<CallConnectionState>,
     stream: &Arc<CallStream>,
     recv: &mut RecvStream,
 ) -> Result<(), StreamEnd> {
@@ -227,13 +227,13 @@ async fn read_loop(
     let mut making = PartialEvent::default();
     let mut turn = 0;
     loop {
-        while let Some(frame) = frames.next_frame(link.frame_bytes())? {
+        while let Some(frame) = frames.next_frame(state.frame_bytes())? {
             begun = None;
             let made = std::mem::take(&mut making);
-            link.receive(stream, frame, made).await?;
+            state.receive(stream, frame, made).await?;
             unfinished = PartialMessage::default();
             // Requests of this side, and the frames that end them, count here. Responses do not.
-            let room = |out: &SendQueue| out.backlog() < link.limits().queued_bytes;
+            let room = |out: &SendQueue| out.backlog() < state.limits().queued_bytes;
             stream.out.wait_room(room).await;
             turn += 1;
             if turn % FRAMES_PER_TURN == 0 {
@@ -246,19 +246,19 @@ async fn read_loop(
             match &stream.waiting {
                 // Reading on would store bytes of an event that has no room.
                 Some(waiting) if !making.count(waiting, frames.held_bytes()) => {
-                    link.outbound.refuse_on(link, stream);
+                    state.outbound.refuse_on(state, stream);
                     return Err(StreamEnd::Killed(StreamCode::Cancelled));
                 }
                 Some(_) => {}
                 // This side caused the answer, and bounds it by its own limit of a frame.
-                None if is_asked_for(link, stream) => {}
+                None if is_asked_for(state, stream) => {}
                 None => {
-                    let counted = unfinished.count_from(link, frames.held_bytes(), since);
+                    let counted = unfinished.count_from(state, frames.held_bytes(), since);
                     begun = Some(counted.await?);
                 }
             }
         }
-        match next_chunk(link, recv, begun).await? {
+        match next_chunk(state, recv, begun).await? {
             Some(chunk) => frames.push(chunk),
             None if frames.is_partial() => {
                 return Err(StreamEnd::Protocol("stream ends within a frame"));
@@ -267,41 +267,43 @@ async fn read_loop(
         }
     }
     stream.read_done.store(true, Ordering::Release);
-    link.credit_in_advance(stream);
+    state.credit_in_advance(stream);
     stream.out.wake_writer();
     Ok(())
 }
 
 /// Whether a partial frame answers a request of this side, as far as the stream tells. On the only stream of a
 /// connection it may be another frame as well: there is one at a time, as for each request elsewhere.
-fn is_asked_for(link: &CallConnectionState, stream: &CallStream) -> bool {
-    stream.is_single_call() || link.ends_with_stream() && link.has_outbound()
+fn is_asked_for(state: &CallConnectionState, stream: &CallStream) -> bool {
+    stream.is_single_call() || state.ends_with_stream() && state.has_outbound()
 }
 
 /// The next bytes, within the time of a partial frame or of a silent unknown peer.
 async fn next_chunk(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     recv: &mut RecvStream,
     begun: Option<Instant>,
 ) -> Result<Option<Bytes>, StreamEnd> {
-    let patience = &link.dispatcher.patience;
+    let patience = &state.dispatcher.patience;
     loop {
         let (deadline, why) = match begun {
             Some(begun) => (begun + patience.partial_frame, "partial frame"),
-            None if link.is_unknown_on_single() => (Instant::now() + patience.unknown_idle, "idle"),
+            None if state.is_unknown_on_single() => {
+                (Instant::now() + patience.unknown_idle, "idle")
+            }
             None => return Ok(recv.read_chunk(READ_STEP_BYTES).await?),
         };
         match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
             Ok(read) => return Ok(read?),
             // An unknown peer whose request still runs is not idle.
-            Err(_) if begun.is_none() && !link.inbound.is_empty() => {}
+            Err(_) if begun.is_none() && !state.inbound.is_empty() => {}
             Err(_) => return Err(StreamEnd::Timeout(why)),
         }
     }
 }
 
 async fn write_loop(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     stream: &CallStream,
     send: &mut SendStream,
 ) -> Result<(), StreamEnd> {
@@ -309,7 +311,7 @@ async fn write_loop(
     loop {
         let work = tokio::select! {
             biased;
-            work = stream.out.next_work(|| stream.may_finish(link)) => work,
+            work = stream.out.next_work(|| stream.may_finish(state)) => work,
             stopped = send.stopped() => {
                 // An error here means the connection ended, which is not the peer's choice.
                 stopped?;
@@ -323,14 +325,14 @@ async fn write_loop(
                 if priority.replace(wanted) != Some(wanted) {
                     send.set_priority(wanted);
                 }
-                write(link, stream, send, bytes).await?;
+                write(state, stream, send, bytes).await?;
             }
             WriterAction::Kill(code) => return Err(StreamEnd::Killed(code)),
             WriterAction::Finish => break,
         }
     }
     send.finish()?;
-    if link.has_sent_goaway() && !link.has_outbound() {
+    if state.has_sent_goaway() && !state.has_outbound() {
         // The connection ends after this, and bytes under way must arrive first.
         let arrived = async {
             // Requests that the peer sent before it received the notice of the drain are read to the end of its half:
@@ -339,12 +341,12 @@ async fn write_loop(
             while !stream.read_done.load(Ordering::Acquire) {
                 stream.out.poked().await;
             }
-            if link.connection.is_multi() {
+            if state.connection.is_multi() {
                 let _ = send.stopped().await;
             }
         };
         // A peer that does not read in time loses the rest, because the drain has to end.
-        let _ = tokio::time::timeout(link.dispatcher.patience.goodbye, arrived).await;
+        let _ = tokio::time::timeout(state.dispatcher.patience.goodbye, arrived).await;
         return Err(StreamEnd::Drained);
     }
     Ok(())
@@ -352,7 +354,7 @@ async fn write_loop(
 
 /// Writes in steps, so that a peer that takes bytes slowly differs from one that takes none.
 async fn write(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     stream: &CallStream,
     send: &mut SendStream,
     mut bytes: Bytes,
@@ -360,14 +362,14 @@ async fn write(
     while !bytes.is_empty() {
         let step = bytes.split_to(bytes.len().min(WRITE_STEP_BYTES));
         let len = step.len();
-        write_step(link, stream, send, step).await?;
+        write_step(state, stream, send, step).await?;
         stream.out.wrote(len);
     }
     Ok(())
 }
 
 async fn write_step(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     stream: &CallStream,
     send: &mut SendStream,
     step: Bytes,
@@ -379,25 +381,25 @@ async fn write_step(
             biased;
             // A completed step counts, also if its time ended in the same moment.
             written = &mut written => return Ok(written?),
-            () = tokio::time::sleep(link.dispatcher.patience.blocked_stream) => {
+            () = tokio::time::sleep(state.dispatcher.patience.blocked_stream) => {
                 // If its requester's quota is used up, a paused stream keeps the requester's other requests from
                 // being answered.
-                if !stream.may_pause() || link.unread.is_spent() {
+                if !stream.may_pause() || state.unread.is_spent() {
                     return Err(StreamEnd::Timeout("blocked"));
                 }
             }
-            () = overfull(link, stream) => return Err(StreamEnd::Overload("too much waits to be sent")),
+            () = overfull(state, stream) => return Err(StreamEnd::Overload("too much waits to be sent")),
         }
     }
 }
 
 /// Resolves once too many bytes wait for an unknown peer that takes none of them. Responses to its earlier requests
 /// go on coming after it has stopped reading, and it can come back.
-async fn overfull(link: &CallConnectionState, stream: &CallStream) {
-    if !link.is_guest() {
+async fn overfull(state: &CallConnectionState, stream: &CallStream) {
+    if !state.is_guest() {
         return std::future::pending().await;
     }
-    while stream.out.backlog() <= link.dispatcher.limits.queued_bytes {
+    while stream.out.backlog() <= state.dispatcher.limits.queued_bytes {
         stream.out.poked().await;
     }
     tokio::time::sleep(OVERFULL_TIMEOUT).await;

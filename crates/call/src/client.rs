@@ -71,11 +71,11 @@ impl CallClient {
     /// `auth` identifies the peer, for its own requests.
     #[must_use]
     pub fn attach(&self, connection: Connection, auth: Option<&AuthContext>) -> CallConnection {
-        let link = CallConnectionState::new(connection, Arc::clone(&self.dispatcher), auth);
-        tokio::spawn(Arc::clone(&link).drive());
+        let state = CallConnectionState::new(connection, Arc::clone(&self.dispatcher), auth);
+        tokio::spawn(Arc::clone(&state).drive());
         CallConnection {
-            _driver: Arc::new(CloseOnDrop(Arc::clone(&link))),
-            caller: Caller { link },
+            _driver: Arc::new(CloseOnDrop(Arc::clone(&state))),
+            caller: Caller { state },
         }
     }
 }
@@ -103,18 +103,18 @@ impl CallConnection {
     /// its own. A caller that leaves the runtime afterwards awaits [`closed`](Self::closed) first: on TCP the notice
     /// to the peer takes a moment.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.caller.link.close(code, reason);
+        self.caller.state.close(code, reason);
     }
 
     /// Resolves once the connection has ended.
     pub async fn closed(&self) -> CloseReason {
-        let link = &self.caller.link;
+        let state = &self.caller.state;
         tokio::select! {
             biased;
             // The carriage's own reason says more than the end of the stream.
-            reason = link.connection.closed() => reason,
+            reason = state.connection.closed() => reason,
             // On a carriage with one stream, its end may be the only sign.
-            () = link.ended() => CloseReason::Lost("the stream ended".to_owned()),
+            () = state.ended() => CloseReason::Lost("the stream ended".to_owned()),
         }
     }
 }
@@ -213,16 +213,16 @@ impl fmt::Debug for CallOptions {
 /// Calls the other side of a connection, whichever side dialled.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    pub(crate) link: Arc<CallConnectionState>,
+    pub(crate) state: Arc<CallConnectionState>,
 }
 
 impl Caller {
-    pub(crate) fn new(link: Arc<CallConnectionState>) -> Self {
-        Self { link }
+    pub(crate) fn new(state: Arc<CallConnectionState>) -> Self {
+        Self { state }
     }
 
-    pub(crate) fn link(&self) -> &Arc<CallConnectionState> {
-        &self.link
+    pub(crate) fn connection_state(&self) -> &Arc<CallConnectionState> {
+        &self.state
     }
 
     /// Calls a query or mutation. Dropping the future aborts the call.
@@ -270,11 +270,11 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<PendingCall, CallError> {
-        let request = EncodedRequest::new(&self.link, operation, input, options, None)?;
+        let request = EncodedRequest::new(&self.state, operation, input, options, None)?;
         let stream = self.stream_for(&request, options).await?;
         let mut frame = Vec::new();
-        let pending = request.expect_answer(&self.link, &stream, options.timeout, &mut frame)?;
-        outgoing::send(&self.link, &stream, frame)?;
+        let pending = request.expect_answer(&self.state, &stream, options.timeout, &mut frame)?;
+        outgoing::send(&self.state, &stream, frame)?;
         Ok(pending)
     }
 
@@ -323,7 +323,7 @@ impl Caller {
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
         let credit = SubscriptionCredit::fitting();
-        let room = BufferCapacity::passed(&self.link.dispatcher.unread_bytes, requester, &credit);
+        let room = BufferCapacity::passed(&self.state.dispatcher.unread_bytes, requester, &credit);
         self.follow(operation, input, options, Some(credit), room)
             .await
     }
@@ -337,15 +337,15 @@ impl Caller {
         room: BufferCapacity,
     ) -> Result<Subscription, CallError> {
         let window = credit.as_ref().map(SubscriptionCredit::first);
-        let request = EncodedRequest::new(&self.link, operation, input, options, window)?;
+        let request = EncodedRequest::new(&self.state, operation, input, options, window)?;
         let stream = if self.has_own_stream(options) {
             self.own_stream(room.waiting().cloned()).await?
         } else {
             self.shared_stream().await?
         };
         let mut frame = Vec::new();
-        let (events, outgoing) = request.expect_events(&self.link, &stream, room, &mut frame)?;
-        outgoing::send(&self.link, &stream, frame)?;
+        let (events, outgoing) = request.expect_events(&self.state, &stream, room, &mut frame)?;
+        outgoing::send(&self.state, &stream, frame)?;
         Ok(Subscription {
             events,
             credit,
@@ -355,7 +355,7 @@ impl Caller {
 
     /// Whether a subscription has a stream of its own.
     fn has_own_stream(&self, options: &CallOptions) -> bool {
-        self.link.connection.is_multi() && options.route != CallRoute::Shared
+        self.state.connection.is_multi() && options.route != CallRoute::Shared
     }
 
     /// Every operation of the peer whose name begins with `prefix` and that this side may call.
@@ -404,8 +404,8 @@ impl Caller {
         let page: OperationListing = answer.parse().map_err(|error| other_form(&error))?;
         let protocol = &page.protocol;
         let mixed = protocol.features.iter().any(|feature| feature == "bin1");
-        self.link.set_peer_protocol(protocol.max_frame, mixed);
-        self.link.known.set_requests_max(protocol.max_inflight);
+        self.state.set_peer_protocol(protocol.max_frame, mixed);
+        self.state.known.set_requests_max(protocol.max_inflight);
         Ok((page, answer.raw().len()))
     }
 
@@ -416,7 +416,7 @@ impl Caller {
     pub async fn schema(&self, operation: &str) -> Result<OperationSpec, CallError> {
         let input = serde_json::json!({ "name": operation });
         let spec = self.call_typed("services/schema", &input).await?;
-        self.link.known.learn(operation, &spec);
+        self.state.known.learn(operation, &spec);
         Ok(spec)
     }
 
@@ -435,25 +435,25 @@ impl Caller {
     /// and [`ask_requests_max`](Self::ask_requests_max) ask for it.
     #[must_use]
     pub fn requests_max(&self) -> Option<usize> {
-        self.link.known.requests_max()
+        self.state.known.requests_max()
     }
 
     /// The identity of the peer, if the node knows it.
     #[must_use]
     pub fn peer(&self) -> Option<Arc<Identity>> {
-        self.link.identity()
+        self.state.identity()
     }
 
     /// Whether the connection has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.link.is_over()
+        self.state.is_over()
     }
 
     /// Whether the peer asked for no new requests.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.link.has_received_goaway()
+        self.state.has_received_goaway()
     }
 
     async fn stream_for(
@@ -468,7 +468,7 @@ impl Caller {
             CallRoute::Shared => false,
             CallRoute::Stream => true,
         };
-        if own && self.link.connection.is_multi() {
+        if own && self.state.connection.is_multi() {
             self.own_stream(None).await
         } else {
             self.shared_stream().await
@@ -479,12 +479,12 @@ impl Caller {
         &self,
         waiting: Option<Arc<UnreadBytes>>,
     ) -> Result<Arc<CallStream>, CallError> {
-        let stream = self.link.open_call_stream(waiting).await;
+        let stream = self.state.open_call_stream(waiting).await;
         stream.map_err(|error| CallError::unavailable(error.to_string()))
     }
 
     pub(crate) async fn shared_stream(&self) -> Result<Arc<CallStream>, CallError> {
-        let stream = self.link.any_shared_stream().await;
+        let stream = self.state.any_shared_stream().await;
         stream.map_err(|error| CallError::unavailable(error.to_string()))
     }
 }

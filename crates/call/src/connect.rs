@@ -134,7 +134,7 @@ impl CallClient {
         };
         let connection = self.attach(connection, Some(&auth));
         if let Some(identity) = &identity {
-            session::watch_over(&connection.link, SessionProof::Keys(keys), identity);
+            session::watch_over(&connection.state, SessionProof::Keys(keys), identity);
         }
         connection
     }

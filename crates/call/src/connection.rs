@@ -105,9 +105,9 @@ impl CallConnectionState {
         dispatcher: Arc<Dispatcher>,
         auth: Option<&AuthContext>,
     ) -> Arc<Self> {
-        let link = Arc::new(Self::make(connection, dispatcher, auth, PeerRole::Peer));
-        link.dispatcher.add_link(&link);
-        link
+        let state = Arc::new(Self::make(connection, dispatcher, auth, PeerRole::Peer));
+        state.dispatcher.add_connection(&state);
+        state
     }
 
     /// A connection of another protocol, which passes its requests in one by one.
@@ -125,14 +125,14 @@ impl CallConnectionState {
         dispatcher: Arc<Dispatcher>,
         auth: &AuthContext,
     ) -> Arc<Self> {
-        let link = Arc::new(Self::make(
+        let state = Arc::new(Self::make(
             connection,
             dispatcher,
             Some(auth),
             PeerRole::Guest,
         ));
-        link.dispatcher.add_link(&link);
-        link
+        state.dispatcher.add_connection(&state);
+        state
     }
 
     fn make(
@@ -543,10 +543,11 @@ impl CallConnectionState {
     /// this node imports.
     fn follow_peer(self: &Arc<Self>) {
         if self.dispatcher.imports.is_some() && !self.is_guest() {
-            let link = Arc::clone(self);
+            let state = Arc::clone(self);
             tokio::spawn(async move {
-                let follow = link.follow.clone();
-                let upkeep = async { tokio::join!(peers::follow(&link), peers::watch_over(&link)) };
+                let follow = state.follow.clone();
+                let upkeep =
+                    async { tokio::join!(peers::follow(&state), peers::watch_over(&state)) };
                 follow.run_until_cancelled(upkeep).await;
             });
         }
@@ -606,9 +607,9 @@ impl std::fmt::Debug for CallConnectionState {
 pub(crate) struct ForwardingGuard(Arc<CallConnectionState>);
 
 impl ForwardingGuard {
-    pub(crate) fn new(link: &Arc<CallConnectionState>) -> Self {
-        link.forwarded.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(link))
+    pub(crate) fn new(state: &Arc<CallConnectionState>) -> Self {
+        state.forwarded.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
     }
 }
 

@@ -421,17 +421,17 @@ impl Ctx {
     /// The connection that the request came over.
     #[must_use]
     pub fn conn(&self) -> &ConnInfo {
-        &self.root().link().info
+        &self.root().connection_state().info
     }
 
     /// The way back: calls operations of the caller over the same connection.
     #[must_use]
     pub fn caller(&self) -> Caller {
-        Caller::new(Arc::clone(self.root().link()))
+        Caller::new(Arc::clone(self.root().connection_state()))
     }
 
     pub(crate) fn dispatcher(&self) -> &Dispatcher {
-        &self.root().link().dispatcher
+        &self.root().connection_state().dispatcher
     }
 
     pub(crate) fn compiled(&self) -> &Arc<CompiledOperation> {

@@ -54,7 +54,7 @@ pub struct Dispatcher {
     /// How this node imports operations of peers when they connect; `None`: it does not.
     pub(crate) imports: Option<ImportOptions>,
     identities: Option<Arc<dyn IdentityProvider>>,
-    links: Mutex<Vec<Weak<CallConnectionState>>>,
+    connections: Mutex<Vec<Weak<CallConnectionState>>>,
     draining: AtomicBool,
     promoting: Mutex<()>,
 }
@@ -81,7 +81,7 @@ impl Dispatcher {
             routes: false,
             imports: None,
             identities: None,
-            links: Mutex::default(),
+            connections: Mutex::default(),
             draining: AtomicBool::new(false),
             promoting: Mutex::default(),
         }
@@ -175,17 +175,20 @@ impl Dispatcher {
     #[must_use]
     pub fn peer_states(&self) -> HashMap<PeerId, PeerState> {
         let attached = self.peers.connections();
-        let links: Vec<_> = lock(&self.links).iter().filter_map(Weak::upgrade).collect();
+        let connections: Vec<_> = lock(&self.connections)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
         let mut known: HashMap<PeerId, ((bool, ConnId), PeerState)> = HashMap::new();
-        for link in links.iter().filter(|link| !link.is_over()) {
-            let Some(peer) = peers::peer_of(link) else {
+        for state in connections.iter().filter(|state| !state.is_over()) {
+            let Some(peer) = peers::peer_of(state) else {
                 continue;
             };
-            let rank = (attached.contains(&link.info.id), link.info.id);
+            let rank = (attached.contains(&state.info.id), state.info.id);
             // `true` is above `false`, so that the attached connection comes before newer ones.
             let newest = known.get(&peer).is_none_or(|(other, _)| rank > *other);
             if newest {
-                known.insert(peer, (rank, link.life.state()));
+                known.insert(peer, (rank, state.life.state()));
             }
         }
         let states = known.into_iter().map(|(peer, (_, state))| (peer, state));
@@ -312,12 +315,15 @@ impl Dispatcher {
     /// Takes no new requests, notifies every peer, and resolves when the running requests have ended and their
     /// answers are sent. Callers bound the wait.
     pub async fn drain(&self) {
-        // Before the links are read: one that `add_link` adds after that drains by itself.
+        // Before the connections are read: one that `add_connection` adds after that drains by itself.
         self.draining.store(true, Ordering::Release);
-        let links: Vec<_> = lock(&self.links).iter().filter_map(Weak::upgrade).collect();
-        links.iter().for_each(|link| link.start_drain());
-        for link in links {
-            link.ended().await;
+        let connections: Vec<_> = lock(&self.connections)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        connections.iter().for_each(|state| state.start_drain());
+        for state in connections {
+            state.ended().await;
         }
         // Runs of idempotency keys outlive the connections that started them.
         self.keyed.drained().await;
@@ -388,15 +394,15 @@ impl Dispatcher {
         }))
     }
 
-    pub(crate) fn add_link(&self, link: &Arc<CallConnectionState>) {
-        let mut links = lock(&self.links);
+    pub(crate) fn add_connection(&self, state: &Arc<CallConnectionState>) {
+        let mut connections = lock(&self.connections);
         // The list would otherwise grow with each connection that the node ever had.
-        links.retain(|link| link.strong_count() > 0);
-        links.push(Arc::downgrade(link));
-        drop(links);
-        // `drain` may have read the links before this one was among them.
+        connections.retain(|state| state.strong_count() > 0);
+        connections.push(Arc::downgrade(state));
+        drop(connections);
+        // `drain` may have read the connections before this one was among them.
         if self.is_draining() {
-            link.start_drain();
+            state.start_drain();
         }
     }
 }

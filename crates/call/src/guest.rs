@@ -32,26 +32,26 @@ impl Dispatcher {
         token: Option<Arc<AuthToken>>,
         guest: GuestHandle,
     ) -> Result<(), HandlerError> {
-        let link = CallConnectionState::guest(connection, self, &auth);
-        guest.set(&link);
+        let state = CallConnectionState::guest(connection, self, &auth);
+        guest.set(&state);
         if let Some(token) = token {
             // The token may have been revoked since the accepting server checked it.
-            if !session::begin(&link, token) {
-                link.connection.close(CloseCode::Policy, session::REVOKED);
+            if !session::begin(&state, token) {
+                state.connection.close(CloseCode::Policy, session::REVOKED);
                 return Err(HandlerError::AuthRequired);
             }
         } else if auth.identity.is_some() {
             // An identified guest may have as many streams as a known peer.
-            link.connection.raise_budget(StreamBudget::CALL);
+            state.connection.raise_budget(StreamBudget::CALL);
         }
-        let login = login(&link);
-        let drive = Arc::clone(&link).drive();
+        let login = login(&state);
+        let drive = Arc::clone(&state).drive();
         tokio::pin!(login, drive);
         tokio::select! {
             biased;
             ended = &mut drive => ended,
             why = &mut login => {
-                link.close(CloseCode::Timeout, why);
+                state.close(CloseCode::Timeout, why);
                 drive.await
             }
         }
@@ -60,15 +60,15 @@ impl Dispatcher {
 
 /// Resolves once an unidentified guest has sent no request for too long, or has been unidentified for too long;
 /// returns which of the two it was.
-async fn login(link: &CallConnectionState) -> &'static str {
-    let patience = link.dispatcher.patience;
+async fn login(state: &CallConnectionState) -> &'static str {
+    let patience = state.dispatcher.patience;
     let began = Instant::now();
     tokio::time::sleep(patience.guest_login).await;
-    while !link.connection.is_identified() {
-        if link.inbound.is_empty() {
+    while !state.connection.is_identified() {
+        if state.inbound.is_empty() {
             return "not authenticated, and no call is open";
         }
-        if !link.has_proved() && began.elapsed() >= patience.unknown_connection {
+        if !state.has_proved() && began.elapsed() >= patience.unknown_connection {
             return UNKNOWN;
         }
         tokio::time::sleep(GUEST_RECHECK).await;

@@ -92,7 +92,7 @@ pub(crate) fn is_keyed(spec: &OperationSpec) -> bool {
 
 /// The name of a request's result; `None` when the request has no key, or the key means nothing here.
 pub(crate) fn name(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     operation: &CompiledOperation,
     identity: Option<&Identity>,
     payload: &Payload<'_>,
@@ -100,7 +100,7 @@ pub(crate) fn name(
     let key = payload.idempotency_key.as_deref();
     let key = key.filter(|_| is_keyed(&operation.spec))?;
     Some(IdempotencyKey {
-        owner: owner(link, identity),
+        owner: owner(state, identity),
         operation: operation.spec.name.as_str().into(),
         peer: payload.peer.as_deref().map(Into::into),
         key: key.into(),
@@ -116,27 +116,27 @@ pub(crate) fn begin_child(
     let Some(key) = child.key.clone() else {
         return Ok(None);
     };
-    let link = child.root.link();
+    let state = child.root.connection_state();
     let name = IdempotencyKey {
-        owner: owner(link, child.root.identity().map(AsRef::as_ref)),
+        owner: owner(state, child.root.identity().map(AsRef::as_ref)),
         operation: child.operation.spec.name.as_str().into(),
         peer: peer.map(|peer| peer.to_string().into()),
         key,
     };
-    begin(link, &child.operation, name, input).map(Some)
+    begin(state, &child.operation, name, input).map(Some)
 }
 
 /// Looks up what a request has to do. The request has its permit and a valid input by then: hashing goes through the
 /// whole input.
 pub(crate) fn begin(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     operation: &Arc<CompiledOperation>,
     name: IdempotencyKey,
     input: &CallBody,
 ) -> Result<KeyedExecution, CallError> {
     let hash = hash(input)?;
     let name = Arc::new(name);
-    let calls = &link.dispatcher.keyed;
+    let calls = &state.dispatcher.keyed;
     let (outcome, waiting) = watch::channel(None);
     // One lookup under one lock: two requests with the key cannot both run.
     let begun = lock(&calls.results).begin(calls.start.elapsed(), &name, hash, waiting.clone());
@@ -153,7 +153,7 @@ pub(crate) fn begin(
         IdempotencyLookup::Join(waiting) => KeyedStep::Wait(waiting),
         IdempotencyLookup::Run(serial) => {
             let mut run = KeyedRun {
-                dispatcher: Arc::clone(&link.dispatcher),
+                dispatcher: Arc::clone(&state.dispatcher),
                 operation: Arc::clone(operation),
                 entered: false,
                 name,
@@ -178,12 +178,12 @@ pub(crate) fn key_for(name: &str, key: &str) -> String {
     HEXLOWER.encode(&hash.finalize())
 }
 
-fn owner(link: &CallConnectionState, identity: Option<&Identity>) -> IdempotencyOwner {
-    match (identity, link.info.key) {
+fn owner(state: &CallConnectionState, identity: Option<&Identity>) -> IdempotencyOwner {
+    match (identity, state.info.key) {
         // A known identity has one set of keys over all its connections.
         (Some(identity), _) => IdempotencyOwner::Known(identity.id.clone()),
         (None, Some(key)) => IdempotencyOwner::Key(key),
-        (None, None) => IdempotencyOwner::Connection(link.info.id),
+        (None, None) => IdempotencyOwner::Connection(state.info.id),
     }
 }
 
@@ -449,15 +449,15 @@ mod tests {
             dispatcher.keyed.results = Mutex::new(IdempotencyCache::new(room));
             let operation = dispatcher.registry.lookup("bank/pay").expect("there");
             let (dialled, _accepted) = memory_pair(ALPN);
-            let link = CallConnectionState::one_way(dialled, Arc::new(dispatcher), None);
+            let state = CallConnectionState::one_way(dialled, Arc::new(dispatcher), None);
             let begin = || {
                 let name = IdempotencyKey {
-                    owner: IdempotencyOwner::Connection(link.info.id),
+                    owner: IdempotencyOwner::Connection(state.info.id),
                     operation: "bank/pay".into(),
                     peer: None,
                     key: "k".into(),
                 };
-                let begun = begin(&link, &operation, name, &CallBody::null());
+                let begun = begin(&state, &operation, name, &CallBody::null());
                 begun.expect("room").0
             };
             let KeyedStep::Run(run, _) = begin() else {

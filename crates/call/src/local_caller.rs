@@ -40,7 +40,7 @@ use crate::spec::OperationSpec;
 /// server of the other protocol enforces. Operations cannot call such a caller back.
 #[derive(Clone)]
 pub struct LocalCaller {
-    link: Arc<CallConnectionState>,
+    state: Arc<CallConnectionState>,
     /// The stream that would carry answers if requests came as frames; it carries nothing.
     stream: Arc<CallStream>,
 }
@@ -134,7 +134,7 @@ impl LocalCaller {
         auth: Option<&AuthContext>,
     ) -> Self {
         Self {
-            link: CallConnectionState::one_way(connection.clone(), Arc::clone(dispatcher), auth),
+            state: CallConnectionState::one_way(connection.clone(), Arc::clone(dispatcher), auth),
             stream: Arc::new(CallStream::new()),
         }
     }
@@ -142,25 +142,25 @@ impl LocalCaller {
     /// The dispatcher that answers.
     #[must_use]
     pub fn dispatcher(&self) -> &Arc<Dispatcher> {
-        &self.link.dispatcher
+        &self.state.dispatcher
     }
 
     /// The identity that the connection itself proved.
     #[must_use]
     pub fn identity(&self) -> Option<Arc<Identity>> {
-        self.link.identity()
+        self.state.identity()
     }
 
     /// The key that the connection's client proved to hold, known or not.
     #[must_use]
     pub fn key(&self) -> Option<PeerKey> {
-        self.link.info.key
+        self.state.info.key
     }
 
     /// The identity of a key now.
     #[must_use]
     pub fn by_key(&self, key: PeerKey) -> Option<Arc<Identity>> {
-        self.link.dispatcher.by_keys(&[key])
+        self.state.dispatcher.by_keys(&[key])
     }
 
     /// The identity of a token.
@@ -169,7 +169,7 @@ impl LocalCaller {
     /// `UNAUTHENTICATED` for a token that is not valid. Such a token is a guess, and counts against the network that
     /// it comes from.
     pub fn by_token(&self, token: &AuthToken) -> Result<Arc<Identity>, CallError> {
-        self.link.by_token(token.expose())
+        self.state.by_token(token.expose())
     }
 
     /// The same without counting the guess: the calling code does that by [`guessed`](Self::guessed), once the time
@@ -178,30 +178,30 @@ impl LocalCaller {
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not valid.
     pub fn resolve_token(&self, token: &AuthToken) -> Result<Arc<Identity>, CallError> {
-        self.link.resolve_token(token.expose())
+        self.state.resolve_token(token.expose())
     }
 
     /// Whether a token is valid, without counting a guess.
     #[must_use]
     pub fn is_known_token(&self, token: &AuthToken) -> bool {
-        self.link.dispatcher.by_token(token.expose()).is_some()
+        self.state.dispatcher.by_token(token.expose()).is_some()
     }
 
     /// The error for a guess instead of the usual one, where too many guesses came from the same network.
     #[must_use]
     pub fn penalty(&self) -> Option<CallError> {
-        let left = self.link.connection.penalty();
+        let left = self.state.connection.penalty();
         left.map(CallError::too_many_guesses)
     }
 
     /// Notes that `principal` showed a valid token: from here on the connection is not an unknown peer's.
     pub fn authenticated(&self, principal: &Identity) {
-        self.link.connection.authenticated(&principal.id);
+        self.state.connection.authenticated(&principal.id);
     }
 
     /// Counts a guess against the network that it came from.
     pub fn guessed(&self) {
-        self.link.connection.auth_failed();
+        self.state.connection.auth_failed();
     }
 
     /// The operations that `identity` may call as far as scopes decide that, in order of name, and the digest of all
@@ -210,7 +210,7 @@ impl LocalCaller {
     pub fn visible(&self, identity: Option<&Identity>) -> (Vec<ResolvedOperation>, String) {
         let newer = self.newer(identity);
         let identity = newer.as_ref().map_or(identity, Option::as_deref);
-        let now = self.link.dispatcher.registry.now();
+        let now = self.state.dispatcher.registry.now();
         let shown = now.after("").filter(|operation| {
             operation.is_external()
                 && operation.is_callable()
@@ -224,7 +224,7 @@ impl LocalCaller {
     pub fn spec(&self, identity: Option<&Identity>, name: &str) -> Option<ResolvedOperation> {
         let newer = self.newer(identity);
         let identity = newer.as_ref().map_or(identity, Option::as_deref);
-        let found = self.link.dispatcher.registry.lookup(name)?;
+        let found = self.state.dispatcher.registry.lookup(name)?;
         let shown = found.is_external()
             && found.is_callable()
             && found.spec.access_control.check_scopes(identity) == AccessDecision::Allowed;
@@ -233,7 +233,7 @@ impl LocalCaller {
 
     /// The identity as it is now, if it changed since the caller looked it up.
     fn newer(&self, before: Option<&Identity>) -> Option<Option<Arc<Identity>>> {
-        let dispatcher = &self.link.dispatcher;
+        let dispatcher = &self.state.dispatcher;
         dispatcher.table()?;
         let before = before.filter(|before| !dispatcher.is_current(before))?;
         Some(dispatcher.by_id(&before.id))
@@ -252,7 +252,7 @@ impl LocalCaller {
         } = self.begin(incoming, now)?;
         let request = &running.0;
         let ctx = Ctx::request(request);
-        let timed = CallTimer::since(&self.link.dispatcher.counters, now);
+        let timed = CallTimer::since(&self.state.dispatcher.counters, now);
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
         let mut work = pin!(work.catch_unwind());
         // Most operations answer at once: the timer starts only when there is something to wait for.
@@ -281,7 +281,7 @@ impl LocalCaller {
         admission::check_schema(&operation, &checked.input, running.0.identity())
             .map_err(refused)?;
         let handler = Arc::clone(handler);
-        let begin = |name| keyed::begin(&self.link, &operation, name, &checked.input);
+        let begin = |name| keyed::begin(&self.state, &operation, name, &checked.input);
         let keyed = checked.name.map(begin).transpose().map_err(refused)?;
         let handler = match keyed {
             Some(keyed) => keyed.handler(handler),
@@ -322,7 +322,7 @@ impl LocalCaller {
             let outcome = pump::follow(request, &channel, handler, input).await;
             if let Err(error) = outcome {
                 let error = request.visible(error);
-                DispatcherCounters::add(&request.link().dispatcher.counters.errors);
+                DispatcherCounters::add(&request.connection_state().dispatcher.counters.errors);
                 // The reader may be gone, and the send may fail.
                 let _ = channel.reader.send(Err(error)).await;
             }
@@ -339,7 +339,7 @@ impl LocalCaller {
         incoming: LocalRequest<'_>,
         now: Instant,
     ) -> Result<CheckedRequest, LocalCallError> {
-        let counters = &self.link.dispatcher.counters;
+        let counters = &self.state.dispatcher.counters;
         DispatcherCounters::add(&counters.requests);
         let payload = incoming.payload();
         let LocalRequest {
@@ -359,10 +359,10 @@ impl LocalCaller {
             };
             let identify = |_: &Payload<'_>| {
                 let proof = token.as_deref();
-                let identity = self.link.still(identity, proof, proved_by)?;
+                let identity = self.state.still(identity, proof, proved_by)?;
                 Ok(RequestPrincipal { identity, token })
             };
-            admission::passed(&self.link, id, &payload, now, identify, input)
+            admission::passed(&self.state, id, &payload, now, identify, input)
         });
         // The request never began: this counts it as an error here.
         let mut checked = checked.map_err(|error| {
@@ -383,11 +383,11 @@ impl LocalCaller {
     ) -> Result<LocalCallGuard, CallError> {
         // With a key, the run takes the permit of the operation.
         if head.key.is_none() {
-            let counters = &self.link.dispatcher.counters;
+            let counters = &self.state.dispatcher.counters;
             let entered = operation.enter();
             entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;
         }
-        let request = InboundRequest::new(head, &self.link, &self.stream, operation);
+        let request = InboundRequest::new(head, &self.state, &self.stream, operation);
         Ok(LocalCallGuard(Arc::new(request)))
     }
 
@@ -403,7 +403,7 @@ impl LocalCaller {
             operation.checked(output.inlined(), share)
         });
         outcome.map_err(|error| {
-            DispatcherCounters::add(&self.link.dispatcher.counters.errors);
+            DispatcherCounters::add(&self.state.dispatcher.counters.errors);
             request.visible(request.settled(error))
         })
     }
@@ -412,7 +412,7 @@ impl LocalCaller {
 impl fmt::Debug for LocalCaller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalCaller")
-            .field("link", &self.link)
+            .field("state", &self.state)
             .finish_non_exhaustive()
     }
 }

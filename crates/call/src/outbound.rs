@@ -129,7 +129,7 @@ impl Outbound {
     /// a slow subscriber of this node's own: that slows the peer down.
     pub(crate) async fn deliver(
         &self,
-        link: &CallConnectionState,
+        state: &CallConnectionState,
         stream: &Arc<CallStream>,
         body: &FrameBody,
         event: &Envelope<'_>,
@@ -137,22 +137,22 @@ impl Outbound {
     ) {
         let Some(id) = self.number(&event.id) else {
             // The peer names a request that this side never made.
-            return link.ignored();
+            return state.ignored();
         };
         if event.kind == EventKind::Responded {
-            let responded = self.responded(link, stream, id, body, event, making);
+            let responded = self.responded(state, stream, id, body, event, making);
             return responded.await;
         }
         let waiting = lock(&self.table).waiting.remove(&id);
         match waiting {
-            None => link.ignored(),
+            None => state.ignored(),
             Some(waiting) => waiting.to.end(end_of(event)).await,
         }
     }
 
     async fn responded(
         &self,
-        link: &CallConnectionState,
+        state: &CallConnectionState,
         stream: &Arc<CallStream>,
         id: u64,
         body: &FrameBody,
@@ -162,9 +162,9 @@ impl Outbound {
         let parsed = parse_event(body, event);
         match self.recipient(id, parsed.is_err()) {
             ResponseRecipient::Discard => {
-                link.ignored();
+                state.ignored();
                 // A peer that reads nothing gets no abort: else each of its frames would cost one of this side's.
-                if link.is_read() && stream.out.backlog() < link.limits().queued_bytes {
+                if state.is_read() && stream.out.backlog() < state.limits().queued_bytes {
                     stop_sender(stream, &event.id);
                 }
             }
@@ -175,7 +175,7 @@ impl Outbound {
             ResponseRecipient::Stream(buffer) => match parsed {
                 Ok(event) => {
                     if let Err(error) = buffer.put(event, bytes_of(body), making).await {
-                        self.refuse(link, id, error);
+                        self.refuse(state, id, error);
                     }
                 }
                 Err(error) => buffer.end(Err(error)).await,
@@ -184,19 +184,19 @@ impl Outbound {
     }
 
     /// Ends a subscription whose events have no room, at the peer as well.
-    fn refuse(&self, link: &CallConnectionState, id: u64, error: CallError) {
+    fn refuse(&self, state: &CallConnectionState, id: u64, error: CallError) {
         let waiting = lock(&self.table).waiting.remove(&id);
         if let Some(PendingResponse { stream, to }) = waiting {
-            DispatcherCounters::add(&link.dispatcher.counters.unread_bytes_full);
+            DispatcherCounters::add(&state.dispatcher.counters.unread_bytes_full);
             stop_sender(&stream, &self.wire_id(id));
             to.fail(error);
         }
     }
 
     /// Ends the subscription that `stream` carries: the rest of its event has no room.
-    pub(crate) fn refuse_on(&self, link: &CallConnectionState, stream: &Arc<CallStream>) {
+    pub(crate) fn refuse_on(&self, state: &CallConnectionState, stream: &Arc<CallStream>) {
         for (_, PendingResponse { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, stream)) {
-            DispatcherCounters::add(&link.dispatcher.counters.unread_bytes_full);
+            DispatcherCounters::add(&state.dispatcher.counters.unread_bytes_full);
             to.fail(buffer::no_room());
         }
     }

@@ -30,18 +30,18 @@ pub(crate) struct EncodedRequest {
 
 impl EncodedRequest {
     pub(crate) fn new(
-        link: &CallConnectionState,
+        state: &CallConnectionState,
         operation: &str,
         input: &(impl Serialize + ?Sized),
         options: &CallOptions,
         window: Option<u32>,
     ) -> Result<Self, CallError> {
         // The peer would ignore the request: failing here lets the caller use another connection at once.
-        if link.has_received_goaway() {
+        if state.has_received_goaway() {
             return Err(CallError::draining());
         }
-        let id = link.outbound.next_id();
-        let wire_id = link.outbound.wire_id(id);
+        let id = state.outbound.next_id();
+        let wire_id = state.outbound.wire_id(id);
         let payload = payload(operation, input, options, window);
         let mut frame = Vec::with_capacity(FRAME_BYTES_USUAL);
         let mut written = Ok(());
@@ -49,7 +49,7 @@ impl EncodedRequest {
         let kind = EventKind::Requested;
         // A side that sends a mixed frame takes them, too. A side that serves nothing announces no features: it says
         // by its first frame that binary data need not come as text.
-        let announces = link.announces_mixed();
+        let announces = state.announces_mixed();
         let len = if announces {
             envelope::append_mixed_event(&mut frame, kind, &wire_id, 0, write)
         } else {
@@ -57,15 +57,15 @@ impl EncodedRequest {
         };
         written.map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
         // The peer would end the whole stream for a frame that is too long.
-        if len > link.peer_frame_bytes() {
+        if len > state.peer_frame_bytes() {
             let message = format!(
                 "the request has {len} bytes and the peer takes {}",
-                link.peer_frame_bytes()
+                state.peer_frame_bytes()
             );
             return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
         }
         if announces {
-            link.announced_mixed();
+            state.announced_mixed();
         }
         Ok(Self { id, wire_id, frame })
     }
@@ -78,35 +78,35 @@ impl EncodedRequest {
     /// Registers for the answer and appends the frame to `out`, which the caller [`send`]s on `stream`.
     pub(crate) fn expect_answer(
         self,
-        link: &Arc<CallConnectionState>,
+        state: &Arc<CallConnectionState>,
         stream: &Arc<CallStream>,
         timeout: Option<Duration>,
         out: &mut Vec<u8>,
     ) -> Result<PendingCall, CallError> {
         // Before the frame is sent: the answer may come at once.
-        let answer = link.outbound.wait_once(self.id, stream)?;
+        let answer = state.outbound.wait_once(self.id, stream)?;
         Ok(PendingCall {
             answer,
             timeout,
-            outgoing: self.append(link, stream, out),
+            outgoing: self.append(state, stream, out),
         })
     }
 
     /// The same for a subscription's events.
     pub(crate) fn expect_events(
         self,
-        link: &Arc<CallConnectionState>,
+        state: &Arc<CallConnectionState>,
         stream: &Arc<CallStream>,
         room: BufferCapacity,
         out: &mut Vec<u8>,
     ) -> Result<(mpsc::Receiver<Delivery>, OutgoingRequest), CallError> {
-        let events = link.outbound.wait_stream(self.id, stream, room)?;
-        Ok((events, self.append(link, stream, out)))
+        let events = state.outbound.wait_stream(self.id, stream, room)?;
+        Ok((events, self.append(state, stream, out)))
     }
 
     fn append(
         self,
-        link: &Arc<CallConnectionState>,
+        state: &Arc<CallConnectionState>,
         stream: &Arc<CallStream>,
         out: &mut Vec<u8>,
     ) -> OutgoingRequest {
@@ -116,7 +116,7 @@ impl EncodedRequest {
             out.extend_from_slice(&self.frame);
         }
         OutgoingRequest {
-            link: Arc::clone(link),
+            state: Arc::clone(state),
             stream: Arc::clone(stream),
             id: self.id,
             wire_id: self.wire_id,
@@ -128,11 +128,11 @@ impl EncodedRequest {
 
 /// Writes frames on `stream`, all at once; ends it where it carries one request only.
 pub(crate) fn send(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     stream: &CallStream,
     frames: Vec<u8>,
 ) -> Result<(), CallError> {
-    let taken = stream.out.push_waiting(&link.unsent, |out| {
+    let taken = stream.out.push_waiting(&state.unsent, |out| {
         if out.is_empty() {
             *out = frames;
         } else {
@@ -203,7 +203,7 @@ fn payload<'a, I>(
 
 /// A request on its way: dropping it before its terminal event aborts it.
 pub(crate) struct OutgoingRequest {
-    link: Arc<CallConnectionState>,
+    state: Arc<CallConnectionState>,
     stream: Arc<CallStream>,
     id: u64,
     wire_id: String,
@@ -221,12 +221,12 @@ impl OutgoingRequest {
             send_credit(&self.stream, &self.wire_id, n);
             return;
         }
-        let usable = self.link.usable_stream();
+        let usable = self.state.usable_stream();
         if usable.is_some_and(|stream| send_credit(&stream, &self.wire_id, n)) {
             return;
         }
         // A peer that drains takes no further stream.
-        if self.link.has_received_goaway() {
+        if self.state.has_received_goaway() {
             return;
         }
         self.credit_later(n);
@@ -243,11 +243,11 @@ impl OutgoingRequest {
         if before != Ok(0) {
             return;
         }
-        let (link, wire_id) = (Arc::clone(&self.link), self.wire_id.clone());
+        let (state, wire_id) = (Arc::clone(&self.state), self.wire_id.clone());
         let owed = Arc::clone(&self.owed);
         let waits = tokio::spawn(async move {
             // Without a shared stream the connection is about to end.
-            if let Ok(stream) = link.any_shared_stream().await {
+            if let Ok(stream) = state.any_shared_stream().await {
                 send_credit(&stream, &wire_id, owed.swap(0, Ordering::AcqRel));
             }
         });
@@ -260,14 +260,14 @@ impl Drop for OutgoingRequest {
         if let Some(waits) = &self.waits {
             waits.abort();
         }
-        let link = &self.link;
+        let state = &self.state;
         // Without a terminal event the peer still works on the request.
-        if link.outbound.forget(self.id) {
+        if state.outbound.forget(self.id) {
             stop_sender(&self.stream, &self.wire_id);
         }
         // Streams that only waited for this call may end now.
-        if link.has_sent_goaway() && !link.has_outbound() {
-            link.wake_writers();
+        if state.has_sent_goaway() && !state.has_outbound() {
+            state.wake_writers();
         }
     }
 }
@@ -318,9 +318,9 @@ mod tests {
     }
 
     /// On a stream of its own, which has ended.
-    fn subscription(link: &Arc<CallConnectionState>) -> OutgoingRequest {
+    fn subscription(state: &Arc<CallConnectionState>) -> OutgoingRequest {
         OutgoingRequest {
-            link: Arc::clone(link),
+            state: Arc::clone(state),
             stream: Arc::new(CallStream::single_call(None)),
             id: 1,
             wire_id: "1".to_owned(),
@@ -341,19 +341,19 @@ mod tests {
             opens: Arc::clone(&opens),
         };
         let connection = Connection::from_source(Box::new(late), info);
-        let link = CallConnectionState::new(connection, Arc::new(Dispatcher::new(registry)), None);
-        // Each task holds the link.
-        let held = Arc::strong_count(&link);
-        let mut left = subscription(&link);
+        let state = CallConnectionState::new(connection, Arc::new(Dispatcher::new(registry)), None);
+        // Each task holds the connection.
+        let held = Arc::strong_count(&state);
+        let mut left = subscription(&state);
         (0..100).for_each(|_| left.credit(1));
         tokio::task::yield_now().await;
-        assert_eq!(Arc::strong_count(&link), held + 2);
+        assert_eq!(Arc::strong_count(&state), held + 2);
         // The task ends with the subscription.
         drop(left);
         tokio::task::yield_now().await;
-        assert_eq!(Arc::strong_count(&link), held);
+        assert_eq!(Arc::strong_count(&state), held);
         // The task sends the owed credit at once.
-        let mut taken = subscription(&link);
+        let mut taken = subscription(&state);
         (0..100).for_each(|_| taken.credit(1));
         opens.add_permits(1);
         let (_send, mut recv) = accepted.accept_bi().await.expect("it is opened");

@@ -235,7 +235,7 @@ async fn next(
 impl EventSink for InboundRequest {
     fn is_open(&self) -> bool {
         let credit = self.credit.as_ref();
-        let is_read = self.link().is_read() && !self.is_starved();
+        let is_read = self.connection_state().is_read() && !self.is_starved();
         credit.is_none_or(CreditWindow::is_open) && has_room(self) && is_read
     }
 
@@ -244,7 +244,7 @@ impl EventSink for InboundRequest {
             credit.wait().await;
         }
         self.stream().out.wait_room(|_| has_room(self)).await;
-        self.link().wait_until_read().await;
+        self.connection_state().wait_until_read().await;
         self.wait_fed().await;
     }
 
@@ -253,15 +253,18 @@ impl EventSink for InboundRequest {
     }
 
     fn keep(&self, bytes: usize) -> Option<UnreadReservation> {
-        Some(UnreadReservation::new(&self.link().ahead, bytes))
+        Some(UnreadReservation::new(
+            &self.connection_state().ahead,
+            bytes,
+        ))
     }
 
     fn may_keep(&self) -> bool {
-        self.link().may_keep()
+        self.connection_state().may_keep()
     }
 
     async fn wait_keep(&self) {
-        self.link().wait_keep().await;
+        self.connection_state().wait_keep().await;
     }
 
     fn give(&self, item: SubscriptionItem, dropped: u64) -> EventSinkResult {

@@ -37,7 +37,7 @@ use crate::spec::OperationType;
 /// An admitted request.
 pub(crate) struct InboundRequest {
     pub(crate) head: RequestHead,
-    link: Arc<CallConnectionState>,
+    state: Arc<CallConnectionState>,
     stream: Arc<CallStream>,
     operation: Arc<CompiledOperation>,
     /// Bytes of its events that are queued and not yet written; of a subscription.
@@ -88,14 +88,14 @@ pub(crate) struct RequestHead {
 impl InboundRequest {
     pub(crate) fn new(
         head: RequestHead,
-        link: &Arc<CallConnectionState>,
+        state: &Arc<CallConnectionState>,
         stream: &Arc<CallStream>,
         operation: Arc<CompiledOperation>,
     ) -> Self {
         Self {
             credit: head.window.map(CreditWindow::new),
             head,
-            link: Arc::clone(link),
+            state: Arc::clone(state),
             stream: Arc::clone(stream),
             queued: (operation.spec.op_type == OperationType::Subscription).then(Arc::default),
             starved: AtomicBool::new(false),
@@ -123,7 +123,7 @@ impl InboundRequest {
     pub(crate) fn detached_below(&self, changes: &Arc<SentChanges>) -> Arc<Self> {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);
-        let mut detached = Self::new(head, &self.link, &self.stream, operation);
+        let mut detached = Self::new(head, &self.state, &self.stream, operation);
         detached.tree = OnceLock::from(Arc::new(CallTree::below(self.tree(), changes)));
         Arc::new(detached)
     }
@@ -139,7 +139,7 @@ impl InboundRequest {
     /// The token that names the requester, its own or the connection's.
     pub(crate) fn proof(&self) -> Option<&Arc<AuthToken>> {
         let own = self.head.token.as_ref();
-        own.or_else(|| self.link.session.token())
+        own.or_else(|| self.state.session.token())
     }
 
     pub(crate) fn forwarded_for(&self) -> Option<&ForwardedFor> {
@@ -158,8 +158,8 @@ impl InboundRequest {
         self.head.deadline
     }
 
-    pub(crate) fn link(&self) -> &Arc<CallConnectionState> {
-        &self.link
+    pub(crate) fn connection_state(&self) -> &Arc<CallConnectionState> {
+        &self.state
     }
 
     pub(crate) fn stream(&self) -> &Arc<CallStream> {
@@ -176,8 +176,8 @@ impl InboundRequest {
         self.env.get_or_init(|| {
             let Dispatcher {
                 registry, peers, ..
-            } = &*self.link.dispatcher;
-            Arc::new(PeerCompositeEnv::new(registry, self.link.imports(), peers))
+            } = &*self.state.dispatcher;
+            Arc::new(PeerCompositeEnv::new(registry, self.state.imports(), peers))
         })
     }
 
@@ -286,7 +286,7 @@ impl InboundRequest {
     /// Ends a subscription well.
     pub(crate) fn complete(&self) {
         if !self.is_over() {
-            self.stream.out.push_waiting(&self.link.unread, |out| {
+            self.stream.out.push_waiting(&self.state.unread, |out| {
                 envelope::append_event(out, EventKind::Completed, self.id(), |out| {
                     out.extend_from_slice(b"{}");
                 });
@@ -298,8 +298,8 @@ impl InboundRequest {
     pub(crate) fn fail(&self, error: CallError) {
         let error = self.visible(self.settled(error));
         if !self.is_over() {
-            DispatcherCounters::add(&self.link.dispatcher.counters.errors);
-            self.stream.out.push_waiting(&self.link.unread, |out| {
+            DispatcherCounters::add(&self.state.dispatcher.counters.errors);
+            self.stream.out.push_waiting(&self.state.unread, |out| {
                 envelope::append_error(out, self.id(), &error);
             });
         }
@@ -311,7 +311,7 @@ impl InboundRequest {
     }
 
     fn checked(&self, output: CallOutput) -> Result<CallOutput, CallError> {
-        let output = if self.link.peer_takes_mixed() {
+        let output = if self.state.peer_takes_mixed() {
             output
         } else {
             output.inlined()
@@ -321,14 +321,14 @@ impl InboundRequest {
     }
 
     fn push_output(&self, item: &SubscriptionItem, dropped: u64) -> ResponseResult {
-        let most = self.link.peer_frame_bytes();
+        let most = self.state.peer_frame_bytes();
         let push = |out: &mut Vec<u8>| {
             let start = out.len();
             let (len, tail) = append_output(out, self.id(), item, dropped);
             let claimed = if len > most {
                 Err(too_large(len, most))
             } else {
-                let claimed = self.link.claim_unread(self.is_subscription(), len);
+                let claimed = self.state.claim_unread(self.is_subscription(), len);
                 claimed.map_err(|no_room| self.too_much_unread(no_room))
             };
             let Err(refused) = claimed else {
@@ -353,14 +353,14 @@ impl InboundRequest {
                 ..QueueAppend::default()
             }
         };
-        let (unread, meter) = (&self.link.unread, self.queued.as_ref());
+        let (unread, meter) = (&self.state.unread, self.queued.as_ref());
         let pushed = self.stream.out.push_counted(unread, meter, push);
         pushed.unwrap_or_default()
     }
 
     /// The error for an answer whose peer does not read the earlier ones.
     fn too_much_unread(&self, no_room: UnreadLimitError) -> CallError {
-        let counters = &self.link.dispatcher.counters;
+        let counters = &self.state.dispatcher.counters;
         let message = match no_room {
             UnreadLimitError::Here(waiting) => format!(
                 "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
@@ -383,13 +383,13 @@ impl InboundRequest {
 
     /// Whether an event that found no room has to wait for more.
     pub(crate) fn is_starved(&self) -> bool {
-        self.starved.load(Ordering::Acquire) && !self.link.unread.has_share()
+        self.starved.load(Ordering::Acquire) && !self.state.unread.has_share()
     }
 
     /// Waits until it need not wait any more.
     pub(crate) async fn wait_fed(&self) {
         if self.starved.load(Ordering::Acquire) {
-            self.link.unread.wait_share().await;
+            self.state.unread.wait_share().await;
             self.starved.store(false, Ordering::Release);
         }
     }
@@ -527,8 +527,8 @@ impl Drop for InFlight {
         if request.head.key.is_none() {
             request.operation.leave();
         }
-        request.link.inbound.forget(request);
-        request.link.note_request();
+        request.state.inbound.forget(request);
+        request.state.note_request();
         // Work that the handler spawned may still run: the end of the request reaches that work as well.
         if let Some(token) = request.token.get() {
             token.cancel();
@@ -536,8 +536,8 @@ impl Drop for InFlight {
         request.stream.inbound.fetch_sub(1, Ordering::AcqRel);
         request.stream.out.wake_writer();
         // Streams that stayed open for its credit only may end now.
-        if request.credit.is_some() && request.link.has_sent_goaway() {
-            request.link.wake_writers();
+        if request.credit.is_some() && request.state.has_sent_goaway() {
+            request.state.wake_writers();
         }
     }
 }
@@ -551,7 +551,7 @@ pub(crate) fn start_once(
     let request = Arc::clone(in_flight.request());
     let run = async move {
         let ctx = Ctx::request(&request);
-        let timed = CallTimer::since(&request.link.dispatcher.counters, Instant::now());
+        let timed = CallTimer::since(&request.state.dispatcher.counters, Instant::now());
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
         let outcome = match work.catch_unwind().await {
             Ok(outcome) => outcome,
@@ -598,10 +598,10 @@ impl OnceRun {
 
 /// Counts a panic and returns the caller's error.
 pub(crate) fn panicked(request: &InboundRequest, operation: &str) -> CallError {
-    DispatcherCounters::add(&request.link.dispatcher.counters.panics);
+    DispatcherCounters::add(&request.state.dispatcher.counters.panics);
     tracing::error!(
         operation,
-        connection = %request.link.info.id,
+        connection = %request.state.info.id,
         "an operation panicked"
     );
     CallError::internal("the operation failed unexpectedly; the node's log says more")

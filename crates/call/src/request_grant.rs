@@ -47,7 +47,7 @@ impl InboundRequest {
         let grant = self.head.grant.as_ref();
         let token = self.head.token.as_deref();
         let proved_by = grant.and_then(|grant| grant.proved_by);
-        self.link().proved(before, token, proved_by)
+        self.connection_state().proved(before, token, proved_by)
     }
 
     /// Whether the requester may still get an answer or an event. While nothing changes, this looks up no identity.
@@ -57,7 +57,7 @@ impl InboundRequest {
         else {
             return Ok(());
         };
-        let dispatcher = &self.link().dispatcher;
+        let dispatcher = &self.connection_state().dispatcher;
         // The common case: no table of identities replaced the one that admitted the request.
         if dispatcher.is_current(requester) {
             return Ok(());
@@ -77,13 +77,13 @@ impl InboundRequest {
 
     fn still_allowed(&self, grant: &RequestGrant) -> Result<(), CallError> {
         let requester = self.identity_now();
-        let (requester, key) = (requester.as_deref(), self.link().info.key);
+        let (requester, key) = (requester.as_deref(), self.connection_state().info.key);
         if let Some(route) = &grant.route
             && route.check(requester, None, None) != AccessDecision::Allowed
         {
             return Err(no_way(requester, key));
         }
-        let ownership = self.link().dispatcher.ownership.as_deref();
+        let ownership = self.connection_state().dispatcher.ownership.as_deref();
         let rule = &self.operation().spec.access_control;
         rule.admit(requester, grant.resource.as_deref(), ownership, key)
     }
@@ -156,7 +156,7 @@ pub(crate) async fn withdrawn(request: &InboundRequest) -> CallError {
         return std::future::pending().await;
     };
     let open = grant.route.is_none() && request.operation().spec.access_control.is_open();
-    let changes = request.link().dispatcher.identity_changes();
+    let changes = request.connection_state().dispatcher.identity_changes();
     // An operation that every caller may use needs no watch.
     let Some(mut changes) = changes.filter(|_| !open) else {
         return std::future::pending().await;

@@ -197,7 +197,7 @@ impl Caller {
     /// The facts about `operation` that matter for calling it again. The client calls an operation once that the peer
     /// does not show.
     pub(crate) async fn habits(&self, operation: &str) -> Result<OperationRetryInfo, CallError> {
-        if let Some(habits) = self.link.known.habits(operation) {
+        if let Some(habits) = self.state.known.habits(operation) {
             return Ok(habits);
         }
         match self.schema(operation.trim_start_matches('/')).await {

@@ -200,12 +200,12 @@ pub(crate) fn summary(spec: &OperationSpec) -> OperationSummary {
 }
 
 fn protocol(ctx: &Ctx) -> Protocol {
-    let link = ctx.root().link();
+    let state = ctx.root().connection_state();
     Protocol {
         version: VERSION,
         features: FEATURES.map(str::to_owned).into(),
-        max_frame: Some(link.frame_bytes()),
-        max_inflight: Some(link.limits().requests),
+        max_frame: Some(state.frame_bytes()),
+        max_inflight: Some(state.limits().requests),
         node: ctx.dispatcher().node.clone(),
     }
 }

@@ -94,26 +94,26 @@ fn run(input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
     // The schema was checked, and its errors mask values: no message contains a token.
     let token = input.member("token").and_then(|token| token.parse().ok());
     let token: String = token.unwrap_or_default();
-    let identity = authenticate(&ctx.caller().link, &token)?;
+    let identity = authenticate(&ctx.caller().state, &token)?;
     Ok(json!({ "id": identity.id, "scopes": identity.scopes }))
 }
 
-fn authenticate(link: &Arc<CallConnectionState>, token: &str) -> Result<Arc<Identity>, CallError> {
-    if link.session.identity().is_some() {
+fn authenticate(state: &Arc<CallConnectionState>, token: &str) -> Result<Arc<Identity>, CallError> {
+    if state.session.identity().is_some() {
         return Err(once());
     }
-    let identity = link.by_token(token)?;
+    let identity = state.by_token(token)?;
     let token = Arc::new(AuthToken::new(token.to_owned()));
-    if !link.session.begin(&identity, &token) {
+    if !state.session.begin(&identity, &token) {
         return Err(once());
     }
     // A peer known by its key stays that peer for the connection's limits and in its log lines.
-    if link.connection.identity().is_none() {
-        let _ = link.connection.set_identity(Arc::clone(&identity));
+    if state.connection.identity().is_none() {
+        let _ = state.connection.set_identity(Arc::clone(&identity));
     }
-    link.connection.raise_budget(StreamBudget::CALL);
-    tracing::info!(conn = %link.info.id, identity = identity.id.as_str(), "authenticated");
-    watch_over(link, SessionProof::Token(token), &identity);
+    state.connection.raise_budget(StreamBudget::CALL);
+    tracing::info!(conn = %state.info.id, identity = identity.id.as_str(), "authenticated");
+    watch_over(state, SessionProof::Token(token), &identity);
     Ok(identity)
 }
 
@@ -124,16 +124,16 @@ fn once() -> CallError {
 
 /// Begins a connection as the identity of a token that the accepting server checked. `false` where the token is no
 /// longer valid.
-pub(crate) fn begin(link: &Arc<CallConnectionState>, token: Arc<AuthToken>) -> bool {
-    let Some(identity) = link.dispatcher.by_token(token.expose()) else {
+pub(crate) fn begin(state: &Arc<CallConnectionState>, token: Arc<AuthToken>) -> bool {
+    let Some(identity) = state.dispatcher.by_token(token.expose()) else {
         return false;
     };
     // The guest has an identity of its own from the start: that of the carrying connection no longer counts.
-    let first = link.session.begin(&identity, &token)
-        && link.connection.set_identity(Arc::clone(&identity)).is_ok();
+    let first = state.session.begin(&identity, &token)
+        && state.connection.set_identity(Arc::clone(&identity)).is_ok();
     if first {
-        link.connection.raise_budget(StreamBudget::CALL);
-        watch_over(link, SessionProof::Token(token), &identity);
+        state.connection.raise_budget(StreamBudget::CALL);
+        watch_over(state, SessionProof::Token(token), &identity);
     }
     first
 }
@@ -182,66 +182,67 @@ impl SessionProof {
 /// Ends the connection once `proof` no longer stands for `identity`, and follows its scopes until then. It does for
 /// all other proofs what the endpoint does for keys of accepted connections.
 pub(crate) fn watch_over(
-    link: &Arc<CallConnectionState>,
+    state: &Arc<CallConnectionState>,
     proof: SessionProof,
     identity: &Arc<Identity>,
 ) {
-    let Some(mut changes) = link.dispatcher.identity_changes() else {
+    let Some(mut changes) = state.dispatcher.identity_changes() else {
         return;
     };
     // The proof may have been revoked between its lookup and this: the watch looks it up again at once.
     changes.mark_changed();
-    let watch = watch(Arc::downgrade(link), proof, Arc::clone(identity), changes);
+    let watch = watch(Arc::downgrade(state), proof, Arc::clone(identity), changes);
     // The watch must not outlive the connection.
-    let over = link.over();
+    let over = state.over();
     tokio::spawn(async move {
         over.run_until_cancelled(watch).await;
     });
 }
 
 async fn watch(
-    link: Weak<CallConnectionState>,
+    state: Weak<CallConnectionState>,
     proof: SessionProof,
     mut current: Arc<Identity>,
     mut changes: watch::Receiver<u64>,
 ) {
     loop {
-        let Some((lasts, ends)) = link.upgrade().map(|link| proof.lasts(&link.dispatcher)) else {
+        let Some((lasts, ends)) = state.upgrade().map(|state| proof.lasts(&state.dispatcher))
+        else {
             return;
         };
         let begun = Instant::now();
         if !wait(&mut changes, lasts).await {
             return;
         }
-        let Some(link) = link.upgrade() else {
+        let Some(state) = state.upgrade() else {
             return;
         };
-        let now = proof.resolve(&link.dispatcher);
+        let now = proof.resolve(&state.dispatcher);
         // A token that is gone before its end was revoked.
         let expired = ends && begun.elapsed() >= lasts;
         match now.filter(|identity| identity.id == current.id) {
             Some(identity) => {
-                replace(&link, &proof, &current, &identity);
+                replace(&state, &proof, &current, &identity);
                 current = identity;
             }
-            None if expired => return link.close(CloseCode::Policy, EXPIRED),
-            None => return link.close(CloseCode::Policy, REVOKED),
+            None if expired => return state.close(CloseCode::Policy, EXPIRED),
+            None => return state.close(CloseCode::Policy, REVOKED),
         }
     }
 }
 
 fn replace(
-    link: &CallConnectionState,
+    state: &CallConnectionState,
     proof: &SessionProof,
     before: &Arc<Identity>,
     now: &Arc<Identity>,
 ) {
     // A connection that is identified by its key keeps that identity: a token changes nothing about it.
-    let connections = link.connection.identity();
+    let connections = state.connection.identity();
     if connections.is_some_and(|old| Arc::ptr_eq(&old, before)) {
-        let _ = link.connection.set_identity(Arc::clone(now));
+        let _ = state.connection.set_identity(Arc::clone(now));
     }
     if matches!(proof, SessionProof::Token(_)) {
-        link.session.identity.store(Some(Arc::clone(now)));
+        state.session.identity.store(Some(Arc::clone(now)));
     }
 }

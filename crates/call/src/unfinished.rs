@@ -28,13 +28,13 @@ impl PartialMessage {
     /// Counts so many bytes for it. Where there is no room, its count stays as before.
     pub(crate) fn count(
         &mut self,
-        link: &CallConnectionState,
+        state: &CallConnectionState,
         bytes: usize,
     ) -> Result<(), AssemblyLimitError> {
-        let counted = self.claim(link, bytes);
+        let counted = self.claim(state, bytes);
         // The metrics show that this limit was reached.
         if counted.is_err() {
-            DispatcherCounters::add(&link.dispatcher.counters.request_bytes_full);
+            DispatcherCounters::add(&state.dispatcher.counters.request_bytes_full);
         }
         counted
     }
@@ -44,20 +44,20 @@ impl PartialMessage {
     /// send nothing more.
     pub(crate) async fn count_from(
         &mut self,
-        link: &CallConnectionState,
+        state: &CallConnectionState,
         bytes: usize,
         begun: Instant,
     ) -> Result<Instant, AssemblyLimitError> {
-        if self.count(link, bytes).is_ok() {
+        if self.count(state, bytes).is_ok() {
             return Ok(begun);
         }
         let waiting_since = Instant::now();
-        let patience = link.dispatcher.patience.partial_frame;
+        let patience = state.dispatcher.patience.partial_frame;
         let deadline = waiting_since + patience.saturating_sub(self.waited);
-        while waits(link) {
+        while waits(state) {
             // Before the next try: the wait does not miss bytes that are given back meanwhile.
-            let given_back = link.dispatcher.unfinished_bytes.given_back();
-            if self.claim(link, bytes).is_ok() {
+            let given_back = state.dispatcher.unfinished_bytes.given_back();
+            if self.claim(state, bytes).is_ok() {
                 let waited = waiting_since.elapsed();
                 self.waited += waited;
                 return Ok(begun + waited);
@@ -72,15 +72,15 @@ impl PartialMessage {
 
     fn claim(
         &mut self,
-        link: &CallConnectionState,
+        state: &CallConnectionState,
         bytes: usize,
     ) -> Result<(), AssemblyLimitError> {
         let is_counted = bytes <= self.bytes.max(REQUEST_BYTES_FREE);
-        if is_counted || bytes <= FRAME_BYTES_FREE && waits(link) {
+        if is_counted || bytes <= FRAME_BYTES_FREE && waits(state) {
             return Ok(());
         }
-        let requester = link.requester();
-        let empty = || RequestClaim::empty(&link.dispatcher.unfinished_bytes, &requester);
+        let requester = state.requester();
+        let empty = || RequestClaim::empty(&state.dispatcher.unfinished_bytes, &requester);
         let claim = self.claim.get_or_insert_with(empty);
         claim
             .resize(&requester, bytes)
@@ -91,8 +91,8 @@ impl PartialMessage {
 }
 
 /// Whether a message waits for room: its sender is known, and all calls of the connection would end with its stream.
-fn waits(link: &CallConnectionState) -> bool {
-    link.ends_with_stream() && link.requester().is_known()
+fn waits(state: &CallConnectionState) -> bool {
+    state.ends_with_stream() && state.requester().is_known()
 }
 
 /// Stands for a guest before the node serves it; [`Dispatcher::serve_guest`](crate::Dispatcher::serve_guest) ties it
@@ -101,8 +101,8 @@ fn waits(link: &CallConnectionState) -> bool {
 pub struct GuestHandle(Arc<OnceLock<Weak<CallConnectionState>>>);
 
 impl GuestHandle {
-    pub(crate) fn set(&self, link: &Arc<CallConnectionState>) {
-        self.0.get_or_init(|| Arc::downgrade(link));
+    pub(crate) fn set(&self, state: &Arc<CallConnectionState>) {
+        self.0.get_or_init(|| Arc::downgrade(state));
     }
 }
 
@@ -132,9 +132,9 @@ impl Assembly {
         if bytes <= REQUEST_BYTES_FREE {
             return Ok(());
         }
-        let link = self.guest.0.get().and_then(Weak::upgrade);
-        let link = link.ok_or(AssemblyLimitError)?;
-        self.unfinished.count(&link, bytes)
+        let state = self.guest.0.get().and_then(Weak::upgrade);
+        let state = state.ok_or(AssemblyLimitError)?;
+        self.unfinished.count(&state, bytes)
     }
 
     /// Notes that the message was passed on, or given up.
@@ -186,8 +186,8 @@ mod tests {
         }
     }
 
-    /// A link to a known peer.
-    fn link() -> Arc<CallConnectionState> {
+    /// A connection to a known peer.
+    fn connection_state() -> Arc<CallConnectionState> {
         let registry = Registry::builder().build().expect("no operations");
         let dispatcher = Dispatcher::new(registry).with_memory(0);
         let (_dialled, accepted) = memory_pair(ALPN);
@@ -209,10 +209,10 @@ mod tests {
     #[tokio::test]
     async fn time_spent_waiting_for_room_is_not_the_senders() {
         const WAITS: Duration = Duration::from_millis(20);
-        let link = link();
+        let state = connection_state();
         let claim = |id: &str, bytes: usize| {
             let requester = Requester::Known(id.parse().expect("a peer id"));
-            let all = &link.dispatcher.unfinished_bytes;
+            let all = &state.dispatcher.unfinished_bytes;
             all.claim(requester, bytes, RequestRetention::Once)
                 .expect("there is room")
         };
@@ -220,9 +220,9 @@ mod tests {
         let crowd = [claim("eve", 2 * MIB), claim("mallory", MIB)];
         let mut unfinished = PartialMessage::default();
         let begun = Instant::now();
-        let short = unfinished.count_from(&link, FRAME_BYTES_FREE, begun);
+        let short = unfinished.count_from(&state, FRAME_BYTES_FREE, begun);
         assert_eq!(short.await, Ok(begun));
-        let mut waits = pin!(unfinished.count_from(&link, MIB / 2, begun));
+        let mut waits = pin!(unfinished.count_from(&state, MIB / 2, begun));
         assert!(futures_util::poll!(waits.as_mut()).is_pending());
         sleep(WAITS).await;
         drop(crowd);

@@ -152,6 +152,17 @@ impl Identities {
         self.0.sources().hidden_by(config)
     }
 
+    /// Entries of the store that the configuration `before` hides, in part or as a whole, and `after` does not: the name
+    /// of each, and what counts again.
+    #[must_use]
+    pub fn uncovered_by(
+        &self,
+        before: &IdentityEntries,
+        after: &IdentityEntries,
+    ) -> Vec<(PeerId, String)> {
+        self.0.sources().uncovered_by(before, after)
+    }
+
     /// The time, if the clock is sane.
     #[must_use]
     pub fn now_s(&self) -> Option<u64> {

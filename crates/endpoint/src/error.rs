@@ -37,7 +37,8 @@ fn bind_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "another program has the port; stop it or take another port",
         io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need root; take one above, for example --port 8443"
+            "ports below 1024 need root, CAP_NET_BIND_SERVICE (AmbientCapabilities= in the unit of systemd), or a lower \
+             net.ipv4.ip_unprivileged_port_start; or take one above, for example --port 8443"
         }
         _ => "check listen.addrs and listen.port",
     }

@@ -12,9 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use alknet_core::{
-    IdentityStore, IdentityStoreError, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
-};
+use alknet_core::{IdentityStore, IdentityStoreError, PeerEntry, PeerId, PeerKey, PeerPatch};
 use arc_swap::ArcSwap;
 
 use crate::id::new_peer_id;
@@ -592,9 +590,13 @@ fn entry(
     if !entry.keys.contains(&key) {
         entry.keys.push(key);
     }
-    entry.enabled = true;
-    entry.lost_scopes = ScopeSet::default();
-    entry.scopes = role.scopes.clone();
+    // A change, and not new fields: a peer that is let in loses what its new role lacks, so that its removal later counts
+    // for that, too. For a peer that was removed it forgets what was lost: who lets it in again may give all of it.
+    let mut entry = entry.patched(PeerPatch {
+        scopes: Some(role.scopes.clone()),
+        enabled: Some(true),
+        ..PeerPatch::default()
+    });
     entry.display_name = alias.map(String::from);
     let given = own_labels(role);
     if keeps_labels {

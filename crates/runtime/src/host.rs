@@ -3,6 +3,7 @@
 //! The host enforces all rights. The runtime obeys its own limits so that an honest worker answers
 //! with a clear code; they do not confine a hostile worker.
 
+use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ pub type HostFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 pub type Items = Pin<Box<dyn Stream<Item = Result<OpReply, OpError>> + Send + 'static>>;
 
 /// The answer of an operation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum OpReply {
     /// A JSON value.
     Json(Value),
@@ -29,6 +30,33 @@ pub enum OpReply {
     /// A value with bytes: each `{"$bin": [offset, length]}` in it becomes an immutable
     /// `ArrayBuffer` of that part.
     Mixed(Value, Bytes),
+    /// An answer that is read when the script takes it.
+    Deferred(Box<dyn DeferredReply>),
+}
+
+/// An answer in an encoded form. Many answers may wait for a script that computes, and the tree of each takes many
+/// times the memory of its encoded form: so the isolate has the tree of one answer at a time.
+pub trait DeferredReply: fmt::Debug + Send {
+    /// Reads the value, and the bytes that `{"$bin": [offset, length]}` in it refers to.
+    ///
+    /// # Errors
+    /// The operation failed, or its answer is not one that a script can take.
+    fn read(self: Box<Self>) -> Result<(Value, Option<Bytes>), OpError>;
+}
+
+impl OpReply {
+    /// The value and the bytes of the answer.
+    pub(crate) fn read(self) -> Result<(Option<Value>, Option<Bytes>), OpError> {
+        Ok(match self {
+            Self::Json(value) => (Some(value), None),
+            Self::Bytes(bytes) => (None, Some(bytes)),
+            Self::Mixed(value, bytes) => (Some(value), Some(bytes)),
+            Self::Deferred(deferred) => {
+                let (value, bytes) = deferred.read()?;
+                (Some(value), bytes)
+            }
+        })
+    }
 }
 
 /// The options of a call, with the names of the call protocol.

@@ -100,8 +100,8 @@ pub use clock::SessionTimeSource;
 pub use declarations::declarations;
 pub use error::{ModulePosition, OpError, RuntimeCode, ScriptFailure};
 pub use host::{
-    ConsoleLevel, EnvOperation, HostFuture, IsolateHost, Items, OpReply, ScriptCallOptions,
-    ScriptOperationKind, ScriptRegistration,
+    ConsoleLevel, DeferredReply, EnvOperation, HostFuture, IsolateHost, Items, OpReply,
+    ScriptCallOptions, ScriptOperationKind, ScriptRegistration,
 };
 pub use isolate::{
     ENGINE, EntryOutcome, EntryStats, GlobalGrants, InterruptBudget, Isolate, IsolateHandle,

@@ -51,7 +51,7 @@ pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Mac
         problem(
             "data-unsealed",
             format!("{device} is not sealed, and the configuration does not say vault.init = \"off\""),
-            "write vault.init = \"off\" if the data may lie in the clear, or attach a blank disk, which is sealed at its first start",
+            "write vault.init = \"off\" if the data need no encryption, or attach a blank disk, which is sealed at its first start",
         )
     })
 }

@@ -43,6 +43,7 @@ pub(crate) use keyslots::DataPartitionKeys;
 #[cfg(test)]
 pub(crate) use keyslots::tests as keyslot_tests;
 pub(crate) use prepared::{PreparedData, refresh};
+pub use sealed::SEALED_BYTES_MIN;
 pub(crate) use sealed::copies;
 pub(crate) use volume::{close, erase_data};
 

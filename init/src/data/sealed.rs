@@ -37,6 +37,9 @@ use crate::vault::{
     self, FirstBoot, NotInUse, UnlockPrompt, VaultHandle, VaultMediaAccess, VaultWait,
 };
 
+/// Smallest data partition with a vault: the vault and its header, and the smallest file system.
+pub const SEALED_BYTES_MIN: u64 = DATA_AT + ext4::TEMPLATE_BYTES;
+
 /// The device with the data.
 pub(super) struct DataBlockDevice<'a> {
     pub(super) found: &'a DataDevice,
@@ -334,7 +337,7 @@ pub(super) fn first(
     if media.vault.init == VaultInit::Off {
         return Ok(None);
     }
-    if disk.bytes < DATA_AT + ext4::TEMPLATE_BYTES {
+    if disk.bytes < SEALED_BYTES_MIN {
         return Ok(refuse(
             "data-too-small",
             format!(
@@ -342,7 +345,7 @@ pub(super) fn first(
                 disk.found.name(),
                 disk.bytes >> 20
             ),
-            "give it at least 144 MiB and reboot",
+            &format!("give it at least {} MiB and reboot", SEALED_BYTES_MIN >> 20),
         )?);
     }
     let first = FirstBoot {

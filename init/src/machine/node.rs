@@ -178,6 +178,7 @@ impl InitMachine {
 
     pub(super) fn said(&mut self, message: InitMessage, now: u64) {
         match message {
+            InitMessage::CheckStorage { n, by } => self.check_storage(n, &by),
             InitMessage::Fault { kind } => self.fault(&kind),
             InitMessage::Health { n, ok, detail } => {
                 if !ok {

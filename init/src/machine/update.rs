@@ -13,7 +13,6 @@ use std::sync::atomic::AtomicU64;
 
 use alknet_boot_state::{BootNote, NoteText};
 
-use self::requests::refused;
 use self::trial_vault::TrialVault;
 use super::{InitMachine, MachineEvent};
 use crate::control::{PowerAction, UpdateAnswer, UpdatePlan};
@@ -46,22 +45,21 @@ pub(crate) enum UpdateEvent {
     },
     /// The gate's own confirmation.
     Confirmed(Result<(), UpdateRefusal>),
+    /// What PID 1 makes of a bundle is known, and its frames are being read to their end.
+    Decided {
+        ticket: UpdateTicket,
+        outcome: Result<UpdatePlan, UpdateRefusal>,
+    },
     /// The boot note has the reason why the gate gives up.
     GaveUp,
     /// The disk was read.
     Looked(Box<UpdateLook>),
     NoteWritten(bool),
-    /// A bundle is refused, and its frames are being read to their end.
-    Refused {
-        ticket: UpdateTicket,
-        refusal: UpdateRefusal,
-    },
     /// The slots of the TPM for a program that is not wanted any more are gone.
     SlotsRemoved(Result<usize, String>),
-    /// The frames of a bundle ended. Without an outcome the bundle was refused before.
+    /// The frames of a bundle ended.
     Staged {
         ticket: UpdateTicket,
-        outcome: Option<Result<UpdatePlan, UpdateRefusal>>,
         end: FramesEnd,
     },
 }
@@ -174,6 +172,11 @@ impl MachineUpdate {
         }
     }
 
+    /// The boot slots, for threads.
+    pub(super) fn system(&self) -> &UpdateSystem {
+        &self.system
+    }
+
     /// Whether the version that runs is on trial.
     pub(super) fn is_trial(&self) -> bool {
         self.gate.is_some()
@@ -240,6 +243,7 @@ impl InitMachine {
                 restarts,
             } => self.request_ended(&ticket, answer, restarts, now),
             UpdateEvent::Confirmed(outcome) => self.gate_confirmed(outcome, now),
+            UpdateEvent::Decided { ticket, outcome } => self.bundle_decided(&ticket, outcome),
             UpdateEvent::GaveUp => {
                 self.go_down(
                     PowerAction::Reboot,
@@ -249,12 +253,6 @@ impl InitMachine {
             }
             UpdateEvent::Looked(look) => self.looked(*look),
             UpdateEvent::NoteWritten(is_ok) => self.update.keeper.written(is_ok),
-            UpdateEvent::Refused { ticket, refusal } => {
-                self.answer(&ticket, refused(&refusal));
-                if let Some(staging) = &mut self.update.staging {
-                    staging.is_answered = true;
-                }
-            }
             UpdateEvent::SlotsRemoved(outcome) => {
                 self.working = false;
                 if let Err(error) = outcome {
@@ -266,11 +264,7 @@ impl InitMachine {
                 self.tell_events();
                 self.vault_changed();
             }
-            UpdateEvent::Staged {
-                ticket,
-                outcome,
-                end,
-            } => self.bundle_ended(&ticket, outcome, end, now),
+            UpdateEvent::Staged { ticket, end } => self.bundle_ended(&ticket, end, now),
         }
     }
 

@@ -29,17 +29,30 @@ pub(crate) struct TrialPlan {
 }
 
 /// Looks whether the staged version may go on trial: it is the program that was verified, and not older than the floor.
+/// `sha256` is that of the program that is to start, if it is a certain one.
 pub(super) fn plan_apply<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     running: BootSlot,
     rules: TrialRules<'_>,
+    sha256: Option<&str>,
 ) -> Result<TrialPlan, UpdateRefusal> {
     let record = disk.record()?;
     if record.phase() == BootPhase::Trial {
         return Err(BootRefusal::OnTrial.into());
     }
     let armed = record.arm()?;
-    plan(disk, running, armed, rules)
+    let plan = plan(disk, running, armed, rules)?;
+    match sha256.is_none_or(|wanted| wanted == plan.sha256) {
+        true => Ok(plan),
+        false => Err(UpdateRefusal::new(
+            RefusalCode::OtherStaged,
+            format_args!(
+                "version {} is staged, and that is another program than the one that was to start; look at `alknet update \
+                 status`, and start it again",
+                plan.version
+            ),
+        )),
+    }
 }
 
 /// What an administrator who rolls back gets.

@@ -18,6 +18,10 @@ const MODE: u32 = 0o644;
 pub(super) const RECORDS_MAX: usize = 256;
 /// Most records of refusals among them, because each caller that may send bundles causes them at will.
 pub(super) const REFUSALS_MAX: usize = 32;
+/// The event of a start.
+pub(super) const STARTED: &str = "applied";
+/// Seconds of an hour.
+const HOUR_S: u64 = 3600;
 /// The event of a refusal.
 const REFUSED: &str = "refused";
 /// Most bytes of a reason and of a name.
@@ -94,6 +98,18 @@ pub(super) fn last_end(folder: &Path) -> Option<UpdateEnd> {
     })
 }
 
+/// How many versions were started in the last hour, as far as the clock was set.
+pub(super) fn starts_of_last_hour(folder: &Path) -> usize {
+    let since = clock::rfc3339_ago(HOUR_S);
+    let is_start = |logged: &LoggedUpdate| {
+        let record = &logged.record;
+        // Both texts have the same form, so their order is that of the times.
+        record.event == STARTED && record.time.is_some() && record.time >= since
+    };
+    let all = read_all(folder);
+    all.iter().filter(|logged| is_start(logged)).count()
+}
+
 /// Whether the log has the end of the trial with this number.
 pub(super) fn has_end(folder: &Path, seq: u64) -> bool {
     let mut all = read_all(folder).into_iter();
@@ -122,6 +138,21 @@ mod tests {
             version: version.to_owned(),
             ..UpdateRecord::default()
         }
+    }
+
+    /// A caller that starts versions again and again.
+    #[test]
+    fn starts_of_the_last_hour_are_counted() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(starts_of_last_hour(dir.path()), 0);
+        let mut long_ago = record(STARTED, "1.0.0");
+        long_ago.time = clock::rfc3339_ago(HOUR_S + 60);
+        append(dir.path(), long_ago, 1).expect("written");
+        append(dir.path(), record("staged", "1.1.0"), 2).expect("written");
+        for seq in 3..6 {
+            append(dir.path(), record(STARTED, "1.1.0"), seq).expect("written");
+        }
+        assert_eq!(starts_of_last_hour(dir.path()), 3);
     }
 
     #[test]

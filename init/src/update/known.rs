@@ -186,7 +186,8 @@ pub(super) fn digest_of(program: &[u8]) -> String {
     HEXLOWER.encode(&Sha256::digest(program))
 }
 
-fn digest<D: BlockDevice>(file: &SlotFile<'_, D>) -> io::Result<String> {
+/// SHA-256 of a slot's file, in hex.
+pub(super) fn digest<D: BlockDevice>(file: &SlotFile<'_, D>) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; READ_BYTES];
     let mut at = 0;

@@ -13,6 +13,8 @@ mod gate;
 mod history;
 mod judge;
 mod known;
+mod left;
+mod measured;
 mod note_keeper;
 mod place;
 mod program;
@@ -32,7 +34,11 @@ pub(crate) use apply::RollbackPlan;
 pub(crate) use frames::{BundleFrameReader, FramesEnd};
 pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
 pub(crate) use judge::{StartKind, StartReport};
+pub(crate) use measured::SystemProgram;
 pub(crate) use note_keeper::{NoteKeeper, note_panic, note_place};
 pub(crate) use refusal::{RefusalCode, UpdateRefusal};
 pub(crate) use stage::StageOrder;
-pub(crate) use system::{SystemProgram, TrialWish, UpdateLook, UpdateStart, UpdateSystem};
+pub(crate) use system::{
+    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialWish, UpdateLook, UpdateStart,
+    UpdateSystem,
+};

@@ -44,6 +44,13 @@ pub(crate) enum PlaceError {
         "the disk {disk} has sectors of {bytes} bytes, and the record is for those of {SECTOR_BYTES}"
     )]
     Blocks { disk: String, bytes: u64 },
+    /// Firmware started the machine from another partition than those that were found.
+    #[error(
+        "firmware started the machine from the partition {started}, and the partition {ESP_LABEL} of {} is another one: it was \
+         not started from a disk image with boot slots",
+        .disks.join(", ")
+    )]
+    Foreign { started: String, disks: Vec<String> },
     /// The partition with the record lies elsewhere.
     #[error(
         "the partition {BIOS_LABEL} of {disk} has sectors {start} and {sectors} more, and not those of an image with boot slots"
@@ -87,9 +94,20 @@ pub(crate) fn find(sys: &Path, started_from: Option<&str>) -> Result<DiskPlace, 
         started_from.is_some_and(|uuid| esp.uuid.eq_ignore_ascii_case(uuid))
     };
     let started: Vec<_> = pairs.iter().filter(|(_, esp)| is_started(esp)).collect();
+    // A partition that only has our label is not the one that the machine was started from. The kernel may not say GUIDs.
+    let is_foreign = |started: &&str| {
+        let mut ids = pairs.iter().map(|(_, esp)| &esp.uuid);
+        ids.all(|uuid| !uuid.is_empty() && !uuid.eq_ignore_ascii_case(started))
+    };
     let (bios, esp) = match (pairs.as_slice(), started.as_slice()) {
         ([], _) => return Err(PlaceError::Missing),
         (_, [only]) => **only,
+        _ if started_from.as_ref().is_some_and(is_foreign) => {
+            return Err(PlaceError::Foreign {
+                started: started_from.unwrap_or_default().to_owned(),
+                disks: pairs.iter().map(|(_, esp)| esp.disk.clone()).collect(),
+            });
+        }
         ([only], _) => *only,
         (several, _) => {
             let names = several.iter().map(|(_, esp)| esp.disk.clone());
@@ -234,6 +252,25 @@ mod tests {
         let found = find(root.path(), Some("AB-2")).expect("firmware named one");
         assert_eq!(found.disk, "vda");
         assert!(find(root.path(), Some("ee-6")).is_err(), "of a third disk");
+    }
+
+    /// An attached disk whose partitions have our labels, at a machine that was started from another one.
+    #[test]
+    fn a_partition_that_only_has_the_label_is_not_the_one_of_the_machine() {
+        let foreign = find(sys(&STICK).path(), Some("ab-2")).expect_err("of another disk");
+        assert!(
+            matches!(&foreign, PlaceError::Foreign { disks, .. } if disks == &["sda"]),
+            "{foreign}"
+        );
+        let found = find(sys(&STICK).path(), Some("CD-5")).expect("the same");
+        assert_eq!(found.disk, "sda");
+        // A kernel that says no GUIDs, and firmware that says none.
+        let silent = [
+            (STICK[0].0, STICK[0].1, STICK[0].2, ""),
+            ("sda", "sda2", "alk-esp", ""),
+        ];
+        assert!(find(sys(&silent).path(), Some("ab-2")).is_ok());
+        assert!(find(sys(&STICK).path(), None).is_ok());
     }
 
     #[test]

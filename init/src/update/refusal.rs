@@ -30,6 +30,8 @@ pub(crate) enum RefusalCode {
     Full,
     /// A document or the program has other bytes than the signed hash says.
     Hash,
+    /// An administrator left the version, or it failed, and none asks for it now.
+    Left,
     /// The vault has to be open.
     Locked,
     /// The bundle or its program is not what it has to be.
@@ -48,8 +50,12 @@ pub(crate) enum RefusalCode {
     OnTrial,
     /// The bundle is for other machines.
     OtherMachine,
+    /// Another program is staged than the one that was to start.
+    OtherStaged,
     /// The metadata are older than some that this machine has seen.
     Rollback,
+    /// The program runs already.
+    RunsAlready,
     /// The documents lack every necessary signature.
     Signature,
     /// A program on the boot partition is damaged.
@@ -60,6 +66,8 @@ pub(crate) enum RefusalCode {
     Threshold,
     /// The bundle or a file in it is larger than any may be.
     TooLarge,
+    /// Callers that are no administrators started versions too often.
+    TooOften,
     /// The bundle ended early.
     Truncated,
     /// The machine's own file of what it trusts is damaged.
@@ -73,7 +81,7 @@ pub(crate) enum RefusalCode {
 impl RefusalCode {
     /// Every code, for the page that lists them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::Aborted,
         Self::BelowFloor,
         Self::Busy,
@@ -83,6 +91,7 @@ impl RefusalCode {
         Self::Failed,
         Self::Full,
         Self::Hash,
+        Self::Left,
         Self::Locked,
         Self::Malformed,
         Self::NoKeys,
@@ -92,12 +101,15 @@ impl RefusalCode {
         Self::NotStaged,
         Self::OnTrial,
         Self::OtherMachine,
+        Self::OtherStaged,
         Self::Rollback,
+        Self::RunsAlready,
         Self::Signature,
         Self::SlotDamaged,
         Self::StateLost,
         Self::Threshold,
         Self::TooLarge,
+        Self::TooOften,
         Self::Truncated,
         Self::TrustDamaged,
         Self::Unpredictable,
@@ -115,6 +127,7 @@ impl RefusalCode {
             Self::Failed => "failed",
             Self::Full => "full",
             Self::Hash => "hash",
+            Self::Left => "left",
             Self::Locked => "locked",
             Self::Malformed => "malformed",
             Self::NoKeys => "no-keys",
@@ -124,12 +137,15 @@ impl RefusalCode {
             Self::NotStaged => "not-staged",
             Self::OnTrial => "on-trial",
             Self::OtherMachine => "other-machine",
+            Self::OtherStaged => "other-staged",
             Self::Rollback => "rollback",
+            Self::RunsAlready => "runs-already",
             Self::Signature => "signature",
             Self::SlotDamaged => "slot-damaged",
             Self::StateLost => "state-lost",
             Self::Threshold => "threshold",
             Self::TooLarge => "too-large",
+            Self::TooOften => "too-often",
             Self::Truncated => "truncated",
             Self::TrustDamaged => "trust-damaged",
             Self::Unpredictable => "unpredictable",

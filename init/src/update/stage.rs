@@ -17,7 +17,8 @@ use data_encoding::HEXLOWER;
 use super::anchor::UpdateAnchor;
 use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
-use super::known::{KnownProgram, KnownPrograms, KnownStore};
+use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
+use super::left::LeftVersions;
 use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::StagedRelease;
@@ -42,6 +43,8 @@ pub(crate) struct StageOrder {
     pub(crate) downgrade: Option<String>,
     /// Verifies and plans only.
     pub(crate) dry_run: bool,
+    /// No administrator asks for it.
+    pub(crate) unasked: bool,
 }
 
 /// The machine as staging sees it.
@@ -155,11 +158,21 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let verified = verify(&mut bundle, at)?;
     let (chosen, plan) = choose(&verified, order, at)?;
     let slot = at.running.other();
-    check_room(disk, slot, at, chosen.target.bytes)?;
     if order.dry_run {
+        check_room(disk, slot, at, chosen.target.bytes)?;
         return Ok(plan);
     }
-    repair(disk, slot, at)?;
+    check_wanted(&plan, chosen.release, order, at)?;
+    let lies_there = lies_there(disk, slot, &plan, at);
+    let bytes = if lies_there { 0 } else { plan.bytes };
+    check_room(disk, slot, at, bytes)?;
+    let is_whole = repair(disk, slot, at)?;
+    if lies_there && is_whole {
+        stage_again(disk, &record, || {
+            keep_release(slot, &plan, chosen.release, at)
+        })?;
+        return Ok(plan);
+    }
     skip_to(&mut bundle, &verified, chosen.target)?;
     undo.0 = Some((before, at.known.load()));
     let vacated = record.vacate()?;
@@ -257,6 +270,71 @@ fn choose<'a>(
     Ok((chosen, plan))
 }
 
+/// Refuses the program that runs, and a version that the machine left and no administrator asks for.
+fn check_wanted(
+    plan: &UpdatePlan,
+    release: &ReleaseInfo,
+    order: &StageOrder,
+    at: &StageMachine<'_>,
+) -> Result<(), UpdateRefusal> {
+    let known = at.known.load();
+    if known
+        .of_slot(at.running)
+        .is_some_and(|known| known.sha256 == plan.sha256)
+    {
+        let text = format_args!(
+            "this program of version {} runs already; nothing is to be done",
+            plan.to
+        );
+        return Err(UpdateRefusal::new(RefusalCode::RunsAlready, text));
+    }
+    let is_left = order.unasked && LeftVersions::load(at.folder).has(&release.version);
+    match is_left {
+        true => Err(UpdateRefusal::new(
+            RefusalCode::Left,
+            format_args!(
+                "version {} failed here, or an administrator left it; `alknet update` installs it all the same",
+                plan.to
+            ),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Whether the slot has this program already. Then the disk keeps its file, however often the program is staged.
+fn lies_there<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    slot: BootSlot,
+    plan: &UpdatePlan,
+    at: &StageMachine<'_>,
+) -> bool {
+    let known = at.known.load();
+    let is_known = known
+        .of_slot(slot)
+        .is_some_and(|known| known.sha256 == plan.sha256);
+    is_known
+        && disk.volume().is_ok_and(|volume| {
+            let file = SlotFile::open(&volume, &slot_path(slot));
+            file.is_ok_and(|file| {
+                digest(&file).is_ok_and(|found| found == plan.sha256) && file.len() == plan.bytes
+            })
+        })
+}
+
+/// Stages a program that its slot has already, by the record alone. A record that says so already stays as it is.
+fn stage_again<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    record: &BootRecord,
+    keep: impl FnOnce() -> Result<(), UpdateRefusal>,
+) -> Result<(), UpdateRefusal> {
+    if record.phase() == BootPhase::Staged {
+        return Ok(());
+    }
+    keep()?;
+    disk.write_record(&record.vacate()?.stage()?)?;
+    Ok(())
+}
+
 /// The floor after the confirmation, if that raises it.
 fn raised(floor: Option<&ReleaseVersion>, release: Option<&ReleaseVersion>) -> Option<String> {
     release
@@ -321,12 +399,12 @@ fn is_damaged(report: &FatReport, path: &str) -> bool {
     })
 }
 
-/// Repairs what a power cut left on the boot partition.
+/// Repairs what a power cut left on the boot partition. Returns whether every file is still there.
 fn repair<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     slot: BootSlot,
     at: &StageMachine<'_>,
-) -> Result<(), UpdateRefusal> {
+) -> Result<bool, UpdateRefusal> {
     let (loader, running, other) = own_paths(slot);
     let own = [loader, running.as_str(), other.as_str()];
     let choose = |first: &NamedChain<'_>, second: &NamedChain<'_>| {
@@ -358,7 +436,7 @@ fn repair<D: BlockDevice>(
         at.log
             .warn(format_args!("boot partition, left as it is: {finding}"));
     }
-    Ok(())
+    Ok(report.dropped_names.is_empty() && report.dropped_files.is_empty())
 }
 
 /// Reads past the targets before the chosen one.

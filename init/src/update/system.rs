@@ -1,24 +1,25 @@
 //! What PID 1 does about updates on its blocking threads: each function waits for disks.
 
+mod scrub;
+
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 
 use alknet_boot_state::{BootNote, BootNoteError, BootPhase, BootRecord, BootSlot, NoteText};
-use alknet_fat::{BlockDevice, FatError};
 use alknet_provisioning::SourcePaths;
-use alknet_tpm::predict::{ImageUpdate, MeasuredImage, authenticode};
-use alknet_update::limits::TARGET_BYTES_MAX;
-use alknet_update::{UnixSeconds, UpdateClock};
+use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
 
 use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
 use super::direct::DirectDevice;
-use super::disk::{LOADER, SlotDisk, slot_path};
+use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
 use super::judge::{StartKind, StartReport, judge};
 use super::known::{self, KnownStore};
+use super::left::{self, LeftVersions};
+use super::measured::{SystemProgram, programs};
 use super::place::{self, DiskPlace, PlaceError};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
@@ -30,6 +31,10 @@ use crate::log::InitLog;
 use crate::machine::panic_text;
 use crate::media;
 
+#[cfg(test)]
+pub(super) use scrub::scrub_piece;
+pub(crate) use scrub::{ScrubResult, ScrubTurn, SlotFinding, SlotScrub};
+
 /// The reason in the boot note of a trial that an administrator gave up.
 pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";
 
@@ -37,8 +42,8 @@ pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";
 const FIRST_STAGE: &str = "mounts";
 /// Folder of updates in the state directory. PID 1 alone writes there.
 const FOLDER: &str = "update";
-/// Most bytes of the loader: a tenth of it is what ours has.
-const LOADER_BYTES_MAX: u32 = 1 << 20;
+/// Versions that are started within an hour before a caller that is no administrator has to wait.
+const STARTS_PER_HOUR_MAX: usize = 6;
 /// The folder with the firmware's variables.
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
@@ -120,6 +125,8 @@ pub(crate) struct UpdateLook {
     pub(crate) detail: Option<String>,
     pub(crate) good: Option<String>,
     pub(crate) other_version: Option<String>,
+    pub(crate) other_sha256: Option<String>,
+    pub(crate) left: Vec<String>,
     pub(crate) tries: u8,
     pub(crate) floor: Option<String>,
     /// How the last update ended, if the log or the note says it.
@@ -136,26 +143,8 @@ pub(crate) struct TrialWish {
     pub(crate) needs_person: bool,
     /// The mode of the data.
     pub(crate) data: String,
-}
-
-/// The programs of an update, as a TPM will have measured them.
-#[derive(Clone, Debug)]
-pub(crate) struct SystemProgram {
-    /// The digests of the loaders that firmware starts first.
-    pub(crate) loaders: Vec<[u8; 32]>,
-    pub(crate) running: MeasuredImage,
-    pub(crate) next: MeasuredImage,
-}
-
-impl SystemProgram {
-    /// The update as a prediction needs it.
-    pub(crate) fn update(&self) -> ImageUpdate<'_> {
-        ImageUpdate {
-            loaders: &self.loaders,
-            running: &self.running,
-            next: &self.next,
-        }
-    }
+    /// Whether the version that runs is left for the one before.
+    pub(crate) rolls_back: bool,
 }
 
 /// The opened disk. While it is open, no other part of PID 1 mounts volumes.
@@ -307,6 +296,7 @@ impl UpdateSystem {
             detail: floor.as_ref().err().map(ToString::to_string),
             floor: floor.ok().flatten().map(|floor| floor.to_string()),
             last: self.folder.as_deref().and_then(history::last_end),
+            left: LeftVersions::load(self.folder.as_deref()).names(),
             ..UpdateLook::default()
         };
         let mut on = match self.open() {
@@ -332,6 +322,10 @@ impl UpdateSystem {
         let programs = stage::programs(&mut on.disk);
         let other = programs.of_slot(on.running.other());
         look.other_version = other.map(str::to_owned);
+        let known = self.known.load();
+        let known = known.of_slot(on.running.other());
+        let known = known.filter(|known| Some(&*known.version.to_string()) == other);
+        look.other_sha256 = known.map(|known| known.sha256.clone());
         look
     }
 
@@ -377,9 +371,11 @@ impl UpdateSystem {
     }
 
     /// Looks whether the staged version may go on trial. [`begin_trial`](Self::begin_trial) follows.
-    pub(crate) fn plan_apply(&self) -> Result<TrialPlan, UpdateRefusal> {
+    ///
+    /// `sha256` is that of the program that has to be staged, if a certain one is to start.
+    pub(crate) fn plan_apply(&self, sha256: Option<&str>) -> Result<TrialPlan, UpdateRefusal> {
         let mut on = self.open()?;
-        apply::plan_apply(&mut on.disk, on.running, self.rules())
+        apply::plan_apply(&mut on.disk, on.running, self.rules(), sha256)
     }
 
     fn rules(&self) -> TrialRules<'_> {
@@ -389,14 +385,33 @@ impl UpdateSystem {
         }
     }
 
+    /// Refuses a start by a caller that is no administrator, after so many in the last hour.
+    pub(crate) fn check_rate(&self) -> Result<(), UpdateRefusal> {
+        let starts = self.folder.as_deref().map(history::starts_of_last_hour);
+        match starts.is_some_and(|starts| starts >= STARTS_PER_HOUR_MAX) {
+            true => Err(UpdateRefusal::new(
+                RefusalCode::TooOften,
+                format_args!(
+                    "{STARTS_PER_HOUR_MAX} versions were started within an hour; wait, or let an administrator start it"
+                ),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Looks what a rollback does. A version that was not started yet is taken back at once.
     pub(crate) fn plan_rollback(&self, by: &str) -> Result<RollbackPlan, UpdateRefusal> {
         let mut on = self.open()?;
         let plan = apply::plan_rollback(&mut on.disk, on.running, self.rules())?;
         if plan == RollbackPlan::TakenBack {
             let programs = stage::programs(&mut on.disk);
-            let version = programs.of_slot(on.running.other()).unwrap_or_default();
+            let slot = on.running.other();
+            let version = programs.of_slot(slot).unwrap_or_default();
             self.append("rolled-back", version, by, "it was not started yet");
+            // One that was to start with the next restart is staged again.
+            if on.disk.record()?.phase() == BootPhase::Idle {
+                self.leave_slot(slot);
+            }
         }
         Ok(plan)
     }
@@ -414,8 +429,11 @@ impl UpdateSystem {
         note.vault = NoteText::new(&wish.vault);
         note.needs_person = wish.needs_person;
         note.data = NoteText::new(&wish.data);
+        if wish.rolls_back {
+            self.leave(&self.version);
+        }
         apply::arm(&mut on.disk, plan, &note)?;
-        self.append("applied", &plan.version.to_string(), &wish.by, "");
+        self.append(history::STARTED, &plan.version.to_string(), &wish.by, "");
         Ok(())
     }
 
@@ -429,9 +447,32 @@ impl UpdateSystem {
         // What the trial writes from now on must not replace the reason.
         note_keeper::disarm();
         on.disk.write_note(&note)?;
+        self.leave(&self.version);
         on.disk.write_record(record)?;
         self.append_as("rolled-back", &self.version, by, "", record.seq());
         Ok(())
+    }
+
+    /// Notes that the machine does not install this version by itself any more.
+    fn leave(&self, version: &str) {
+        let version = version.parse::<ReleaseVersion>().ok();
+        let noted = match (self.folder.as_deref(), &version) {
+            (Some(folder), Some(version)) => left::leave(folder, version),
+            _ => Ok(()),
+        };
+        if let Err(error) = noted {
+            self.log.warn(format_args!(
+                "that the machine left a version is not noted: {error}"
+            ));
+        }
+    }
+
+    /// The same of the program that the machine verified in a slot. Not of what the boot partition says: an attacker who
+    /// had the disk could name a version there that the machine never had, and keep it from that version.
+    fn leave_slot(&self, slot: BootSlot) {
+        if let Some(known) = self.known.load().of_slot(slot) {
+            self.leave(&known.version.to_string());
+        }
     }
 
     /// Makes the version on trial the good one, and does what follows.
@@ -485,6 +526,13 @@ impl UpdateSystem {
         if let (Some(folder), Some(_)) = (&self.folder, release) {
             StagedRelease::remove(folder);
         }
+        if let (Some(folder), Ok(version)) = (&self.folder, self.version.parse())
+            && let Err(error) = left::return_to(folder, &version)
+        {
+            self.log.warn(format_args!(
+                "that the machine left version {version} is still noted: {error}"
+            ));
+        }
     }
 
     fn raise_floor(
@@ -514,6 +562,9 @@ impl UpdateSystem {
         if !history::has_end(folder, record.seq()) {
             let (event, version) = (&end.outcome, &end.version);
             self.append_as(event, version, "the machine", &end.reason, record.seq());
+            if let Some(slot) = record.failed() {
+                self.leave_slot(slot);
+            }
         }
     }
 
@@ -594,44 +645,4 @@ fn clock(is_known: bool) -> UpdateClock {
         true => UpdateClock::Known(now),
         false => UpdateClock::AtLeast(now),
     }
-}
-
-/// What a TPM measures of the loader, of the program that runs and of that in slot `next`. One program is in memory at a
-/// time. The bytes that are measured are those of the plan, if there is one.
-pub(super) fn programs<D: BlockDevice>(
-    disk: &mut SlotDisk<D>,
-    next: BootSlot,
-    plan: Option<&TrialPlan>,
-) -> Result<SystemProgram, UpdateRefusal> {
-    let volume = disk.volume()?;
-    let limit = u32::try_from(TARGET_BYTES_MAX).unwrap_or(u32::MAX);
-    let measured = |slot, plan: Option<&TrialPlan>| {
-        let program = volume.read_file(&slot_path(slot), limit)?;
-        if let Some(plan) = plan
-            && known::digest_of(&program) != plan.sha256
-        {
-            let why = "the disk gave other bytes than a moment before";
-            return Err(known::unverified(slot, &plan.version, why));
-        }
-        MeasuredImage::read(&program).map_err(unpredictable)
-    };
-    let measured_next = measured(next, plan)?;
-    let loaders = match volume.read_file(LOADER, LOADER_BYTES_MAX) {
-        Ok(loader) => vec![authenticode(&loader).map_err(unpredictable)?],
-        Err(FatError::NotFound { .. }) => Vec::new(),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(SystemProgram {
-        loaders,
-        running: measured(next.other(), None)?,
-        next: measured_next,
-    })
-}
-
-fn unpredictable(error: impl std::fmt::Display) -> UpdateRefusal {
-    let text = format_args!(
-        "what the TPM will measure cannot be predicted: {error}; at the machine, add a slot that a person opens, and start \
-         from an image that this project builds"
-    );
-    UpdateRefusal::new(RefusalCode::Unpredictable, text)
 }

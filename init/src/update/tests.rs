@@ -1,7 +1,9 @@
 //! Updates on a model of a disk: each refusal, and a power cut at each write.
 
+mod again;
 mod cuts;
 mod known_programs;
+mod scrub;
 
 use std::fs;
 use std::io::Read;
@@ -17,10 +19,12 @@ use super::apply::{self, RollbackPlan, TrialRules};
 use super::disk::{LOADER, slot_path};
 use super::frames::BundleFrameReader;
 use super::known::{self, KnownStore};
+use super::left::{self, LeftVersions};
+use super::measured;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{StageMachine, StageOrder, stage};
 use super::staged::StagedRelease;
-use super::system::{self, UpdateSystem};
+use super::system::UpdateSystem;
 use super::testing::{ModelDisk, NOW, TestPublisher, TestRelease, framed, program};
 use super::trust_store::TrustStore;
 use crate::control::{UPDATE_FRAME_ABORT, UpdatePlan};
@@ -130,7 +134,8 @@ impl UpdateBench {
 
     fn arm(&self, disk: &ModelDisk) {
         let mut opened = disk.open();
-        let plan = apply::plan_apply(&mut opened, self.running, self.rules()).expect("staged");
+        let plan =
+            apply::plan_apply(&mut opened, self.running, self.rules(), None).expect("staged");
         apply::arm(&mut opened, &plan, &BootNote::new(plan.slot)).expect("written");
     }
 
@@ -152,6 +157,7 @@ fn order(bundle: &[u8]) -> StageOrder {
         bytes: bundle.len() as u64,
         downgrade: None,
         dry_run: false,
+        unasked: false,
     }
 }
 
@@ -297,7 +303,7 @@ fn a_version_that_this_machine_may_not_run_is_refused() {
     });
     // What was staged before the floor rose does not start either.
     bench.refuses(RefusalCode::BelowFloor, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
     });
 }
 
@@ -382,7 +388,7 @@ fn a_program_that_is_not_what_its_release_says_is_refused() {
     }
     bench.stage(&TestRelease::new(NEW, 4)).expect("a good one");
     bench.refuses(RefusalCode::Unpredictable, |bench| {
-        system::programs(&mut bench.disk.open(), BootSlot::B, None).map(drop)
+        measured::programs(&mut bench.disk.open(), BootSlot::B, None).map(drop)
     });
 }
 
@@ -458,7 +464,7 @@ fn break_chain(disk: &ModelDisk, path: &str) {
 fn requests_that_do_not_fit_the_state_are_refused() {
     let bench = UpdateBench::new();
     bench.refuses(RefusalCode::NotStaged, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
     });
     bench.refuses(RefusalCode::NoPrevious, |bench| {
         apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
@@ -473,14 +479,14 @@ fn requests_that_do_not_fit_the_state_are_refused() {
         bench.stage(&TestRelease::new("1.2.0", 2)).map(drop)
     });
     bench.refuses(RefusalCode::OnTrial, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::B, bench.rules()).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::B, bench.rules(), None).map(drop)
     });
     // The good slot runs, because the loader could not start the other one.
     bench.refuses(RefusalCode::NotOnTrial, |bench| {
         apply::confirm(&mut bench.disk.open(), BootSlot::A).map(drop)
     });
     let absent = UpdateSystem::absent(&InitLog::default());
-    let refused = absent.plan_apply().expect_err("no slots");
+    let refused = absent.plan_apply(None).expect_err("no slots");
     assert_eq!(refused.code, RefusalCode::NoSlots);
 }
 
@@ -492,7 +498,7 @@ fn a_staged_file_that_changed_does_not_go_on_trial() {
     changed[500_000] ^= 1;
     known_programs::put(&bench.disk, BootSlot::B, &changed);
     bench.refuses(RefusalCode::Unverified, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
     });
 }
 
@@ -551,7 +557,7 @@ fn a_staged_version_is_taken_back_and_does_not_start() {
     assert_eq!(plan, RollbackPlan::TakenBack);
     assert_eq!(bench.disk.record().phase(), BootPhase::Idle);
     bench.refuses(RefusalCode::NotStaged, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
     });
     bench
         .stage(&TestRelease::new(NEW, 2))

@@ -305,7 +305,10 @@ fn usage(form: SeedForm, out: &Path, made: &[SeedFile], is_new_folder: bool) -> 
         SeedForm::Esp => "unmount the boot partition, and start the node from it",
         SeedForm::NocloudFat => "attach it as a drive, or write it onto one",
         SeedForm::NocloudIso => "attach it as a CD or a drive",
-        SeedForm::Text => "give it as a NoCloud volume's user-data, or as alknet.toml",
+        SeedForm::Text => {
+            "give it as a NoCloud volume's user-data, or as alknet.toml; it is not for 'alknet serve', which has no \
+             vault"
+        }
         SeedForm::FwCfg => {
             let entries = [
                 ("node", "node.toml"),

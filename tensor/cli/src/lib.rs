@@ -306,8 +306,11 @@ impl TensorCli {
                 None => json!({ "file": file }),
             };
             writeln!(out, "{made}")?;
-        } else if let Some(written) = written {
-            writeln!(out, "{}  {}", written.id, path.display())?;
+        } else {
+            match written {
+                Some(written) => writeln!(out, "{}  {}", written.id, path.display())?,
+                None => writeln!(out, "wrote {}", path.display())?,
+            }
         }
         Ok(TensorCliOutcome::Good)
     }

@@ -34,6 +34,6 @@ pub use path::{StorePath, TensorFileRef};
 pub use request::{Fetch, PartEncoding, PartSelector, TensorRequest};
 pub use requester::TensorRequester;
 pub use store::{
-    Object, StoreOptions, StoredPathPage, StoredTensorPath, TensorRemoval, TensorStore,
-    TensorUpload,
+    Object, StoreOptions, StoreScrubReport, StoredFileScrub, StoredPathPage, StoredTensorPath,
+    TensorRemoval, TensorStore, TensorUpload,
 };

@@ -32,6 +32,8 @@ pub const PATHS: usize = 65_536;
 pub const PATH_BYTES: usize = 512;
 /// Segments of a path.
 pub const PATH_SEGMENTS: usize = 16;
+/// Damaged files that a check of the store names.
+pub const SCRUB_NAMED: usize = 16;
 /// Files that stay open with their headers read.
 pub const OPEN_FILES: usize = 16;
 /// Bytes of cached headers above which only the last one stays.

@@ -12,6 +12,7 @@ mod errors;
 mod examples;
 mod figures;
 mod hardware;
+mod metrics;
 mod names;
 mod page_commands;
 mod placement;

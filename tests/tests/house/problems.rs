@@ -30,7 +30,7 @@ const SOURCES: [&str; 5] = [
 ];
 
 /// Words in those programs that are spelled like a code, but are not codes.
-const NO_CODES: [&str; 69] = [
+const NO_CODES: [&str; 73] = [
     "a5b5d94b-6cb1-4e0e-9b1c-5d3c8d1f0a02",
     "aes-256-xts",
     "aes-xts-plain64",
@@ -60,6 +60,7 @@ const NO_CODES: [&str; 69] = [
     "init-orphans",
     "init-panic",
     "kebab-case",
+    "left-before",
     "meta-data",
     "net-panic",
     "network-config",
@@ -80,14 +81,17 @@ const NO_CODES: [&str; 69] = [
     "on-trial",
     "open-panic",
     "other-machine",
+    "other-staged",
     "random-read",
     "random-write",
     "read-only",
     "replay-nonce",
     "rolled-back",
+    "runs-already",
     "state-lost",
     "taken-back",
     "too-large",
+    "too-often",
     "tpm2-pin",
     "trust-damaged",
     "user-data",

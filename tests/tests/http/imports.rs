@@ -2,6 +2,7 @@
 
 mod callers;
 mod lists;
+mod shapes;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -324,7 +325,14 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
 
     // A server that dies does not affect others, and is used again when it is back.
     drop(later);
-    assert_eq!(node.code("later/getNote", &id), "UNAVAILABLE");
+    let error = node.error("later/getNote", &id);
+    assert_eq!(error["code"], "UNAVAILABLE", "{error:#}");
+    let message = error["message"].as_str().expect("a message");
+    let named = message.starts_with("import 'later': cannot reach ");
+    assert!(
+        named && message.ends_with("; is the server running?"),
+        "{message}"
+    );
     well("api");
     let _later = HostServer::api(port, None);
     well("later");

@@ -1,6 +1,7 @@
 //! An administrator manages a node with the command line: the peers that the node admits, and the active
 //! configuration.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -328,4 +329,44 @@ fn the_configuration_in_force_is_shown_without_its_secrets() {
     administers(&bench, "add", &node, &words).json();
     let refused = run(&ada, &show);
     assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
+}
+
+/// The worker stays connected meanwhile, and its operations stay the same.
+#[test]
+fn a_hub_reads_again_what_it_may_call_when_its_scopes_at_a_worker_change() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let join = invite(&bench, &hub, &["--role", "worker"]);
+    let document = |scopes: &str| {
+        format!("[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\nscopes = [{scopes}]\n")
+    };
+    let worker = EnrolmentNode::start(&bench, "worker", &document("\"node:read\""), "0");
+    peer(&bench, &hub, "kitchen", "ready");
+    let admin = bench.admin();
+    let asked = || admin.call(&hub.target, "peer/list", &json!({}), &["--peer", "kitchen"]);
+    let refused = asked();
+    assert_eq!(refused.code(), "NOT_FOUND", "{refused:?}");
+    let next = bench.path().join("next.toml");
+    for (scopes, code) in [
+        ("\"node:read\", \"peer:list\"", None),
+        ("\"node:read\"", Some("NOT_FOUND")),
+    ] {
+        std::fs::write(&next, document(scopes)).expect("the folder is ours");
+        let file = next.display().to_string();
+        let applied = run(admin, &["config", "apply", &worker.target, &file]).json();
+        assert_eq!(applied["peers"]["changed"], json!(["hub"]), "{applied}");
+        // The worker's file was replaced, and has a join string.
+        let kept = bench.path().join("worker.toml");
+        assert_eq!(applied["kept_in"], json!(kept), "{applied}");
+        let mode = std::fs::metadata(&kept)
+            .expect("it is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        eventually(scopes, || {
+            let answer = asked();
+            let said = (answer.status != 0).then(|| answer.code());
+            (said.as_deref() == code).then_some(())
+        });
+    }
 }

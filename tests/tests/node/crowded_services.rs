@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use alknet_tests::{CliRunner, TestBench};
-use serde_json::json;
+use alknet_call::ErrorCode;
+use alknet_tests::{CliRunner, HostNode, TestBench, eventually};
+use serde_json::{Value, json};
+use tokio::task::{JoinSet, block_in_place};
 
-use super::promoted_callers::configuration;
+use super::manual_peer::caller;
+use super::promoted_callers::{OperationDraft, configuration, promote as promote_draft};
 
 /// One service more than there are workers for the callers of one author (docs/workers.md).
 const SERVICES: usize = 9;
@@ -19,13 +22,19 @@ fn draft(bench: &TestBench, place: usize) -> PathBuf {
         "spec": {
             "name": format!("place-{place}"), "kind": "mutation", "description": "Counts calls.",
             "input": { "type": "object" }, "output": { "type": "integer" },
-            "uses": [format!("js/other-{place}")],
+            "uses": [format!("js/other-{place}"), "compute/info"],
         },
         "entry": "./main.js", "export": "count", "service": true,
-        "tests": [{ "input": {}, "expect": { "output": 1 } }],
+        "tests": [{
+            "input": {}, "calls": [{ "path": "compute/info", "input": {}, "output": {} }],
+            "expect": { "output": 1 },
+        }],
     });
     let source = "let n = 0;
-export const init = (prev) => { n = prev?.n ?? 0; };
+export const init = async (prev) => {
+  await ops.call('compute/info', {});
+  n = prev?.n ?? 0;
+};
 export const dispose = () => ({ n });
 export const count = () => n += 1;
 ";
@@ -43,37 +52,132 @@ fn promote(bench: &TestBench, at: &str, [ada, rev]: [&CliRunner; 2], place: usiz
     assert_eq!(promoted.json()["active"], true);
 }
 
-/// A service never ends by itself: eight of them would keep all workers of their author's callers.
+/// Calls of itself by which an operation brings the last one so deep that what that one calls may call nothing.
+const BELOW: usize = 15;
+
+/// An operation that calls itself this many times, and then a service.
+fn deep(path: &str) -> String {
+    format!(
+        "export const run = async (n) => {{
+            if (n < 0) return 'done';
+            return await ops.call(...(n ? ['js/deep', n - 1] : ['{path}', {{}}]));
+        }};"
+    )
+}
+
+/// A service never ends by itself: eight of them would keep all workers of their author's callers. A caller whose call of
+/// a service that ended for others lets its `init` fail takes no state from it.
 #[test]
 fn one_caller_of_all_services_of_an_author_leaves_a_worker_to_each() {
     let bench = TestBench::new();
-    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
+    let [ada, rev, bob, eve] = ["ada", "rev", "bob", "eve"].map(|name| bench.user(name));
     let scopes: Vec<String> = (0..SERVICES)
         .map(|place| format!("call:js:place-{place}"))
         .collect();
     let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
+    let (of_author, of_deep) = (["ops:propose", "compute:read"], ["call:js:deep", scopes[0]]);
     let config = configuration(
         "",
         &[
-            ("ada", &ada, &["ops:propose"]),
+            ("ada", &ada, &[of_author, of_deep].concat()),
             ("rev", &rev, &["ops:promote"]),
             ("bob", &bob, &scopes),
+            ("eve", &eve, &["call:js:deep"]),
         ],
     );
     let node = bench.host_with(&config);
     for place in 0..SERVICES {
         promote(&bench, node.target(), [&ada, &rev], place);
     }
+    let count = |place: usize| {
+        let path = format!("js/place-{place}");
+        let answer = bob.call(node.target(), &path, &json!({}), &[]);
+        answer.json()
+    };
     // The second round begins with a service that gave up its worker, and its state is there.
     for round in 1..=2 {
         for place in 0..SERVICES {
-            let path = format!("js/place-{place}");
-            let answer = bob.call(node.target(), &path, &json!({}), &[]);
-            assert_eq!(answer.json(), json!(round), "{place}: {answer:?}");
+            assert_eq!(count(place), json!(round), "{place}");
         }
     }
     let listed = node.call("runtime/sessions", &json!({}));
     let sessions = listed["sessions"].as_array().expect("a list").iter();
     let services = sessions.filter(|it| it["mode"] == "service").count();
     assert_eq!(services, SERVICES - 1, "{listed}");
+    // The first one has given up its worker again, and begins below so many calls that its `init` may call nothing.
+    let source = deep("js/place-0");
+    let deep = OperationDraft {
+        uses: &["js/deep", "js/place-0"],
+        source: &source,
+        example: json!(-1),
+        ..OperationDraft::waits("deep")
+    };
+    promote_draft(&bench, node.target(), ("ada", &ada), &rev, &deep);
+    for _ in 0..2 {
+        let refused = eve.call(node.target(), "js/deep", &json!(BELOW), &[]);
+        assert!(refused.errors.contains("deep at most"), "{refused:?}");
+    }
+    assert_eq!(count(0), json!(3), "its state is there");
+}
+
+/// Calls that one caller may have of the operations of one author at once (docs/promotion.md).
+const CALLER_MAX: usize = 64;
+/// Duration of each call, in milliseconds. A call of a service may take 30 s.
+const LASTS_MS: u64 = 25_000;
+
+/// The sessions of a node that are meant.
+fn sessions(node: &HostNode, is_meant: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let listed = block_in_place(|| node.call("runtime/sessions", &json!({})));
+    let all = listed["sessions"].as_array().expect("a list").iter();
+    all.filter(|it| is_meant(it)).cloned().collect()
+}
+
+/// A service goes on with a call that its caller leaves. If that call no longer counted, a caller could have any number
+/// of them run in as many services.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_left_counts_until_it_ends() {
+    let bench = TestBench::new();
+    let [ada, rev, eve] = ["ada", "rev", "eve"].map(|name| bench.user(name));
+    let config = configuration(
+        "",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("eve", &eve, &["call:js:kept", "call:js:first"]),
+        ],
+    );
+    let node = bench.host_with(&config);
+    for draft in [
+        OperationDraft::waits_in_a_service("kept"),
+        OperationDraft::waits("first"),
+    ] {
+        promote_draft(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    }
+    let (_dialer, client) = caller(&node, &eve).await;
+    let of_eve = client.clone();
+    let left = tokio::spawn(async move { of_eve.call("js/kept", &json!(LASTS_MS)).await });
+    let is_kept = |it: &Value| it["mode"] == "service" && it["state"] == "running";
+    let kept = eventually("the service runs the call", || {
+        sessions(&node, is_kept).pop()
+    });
+    left.abort();
+    let mut calls = JoinSet::new();
+    for _ in 1..CALLER_MAX {
+        let client = client.clone();
+        calls.spawn(async move { client.call("js/first", &json!(LASTS_MS)).await });
+    }
+    eventually("the other calls run", || {
+        let others = sessions(&node, |it| {
+            it["mode"] != "service" && it["state"] == "running"
+        });
+        (others.len() == CALLER_MAX - 1).then_some(())
+    });
+    let refused = client.call("js/first", &json!(0)).await;
+    let refused = refused.expect_err("the call that was left is the last one");
+    assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    let kill = json!({ "session": kept["session"] });
+    let killed = block_in_place(|| node.call("runtime/kill", &kill));
+    assert_eq!(killed, json!({ "killed": true }));
+    let answer = client.call("js/first", &json!(0)).await;
+    assert_eq!(answer.expect("there is room").value(), &json!("done"));
 }

@@ -319,8 +319,8 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
     let bench = TestBench::new();
     let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
     let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
-    let [porter, mate, user, former] =
-        ["porter", "mate", "user", "former"].map(|name| bench.user(name));
+    let [porter, mate, user, former, smaller] =
+        ["porter", "mate", "user", "former", "smaller"].map(|name| bench.user(name));
     enrolled(&porter, &invite(&bench, &hub, &["--role", "porter"]));
     // A node makes its key at its first start.
     let node = EnrolmentNode::start(&bench, "cellar", "", "0");
@@ -331,22 +331,25 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
         run(admin, &["peer", "add", &hub.target, name, "--key", key]).json();
         run(admin, &["peer", "set", &hub.target, name, "--disable"]).json();
     }
-    // Two enrolled, and could do more than the porter before their removal. The administrator has taken the scopes of
-    // one of them before that.
-    let [above, demoted] =
-        [&user, &former].map(|cli| enrolled(cli, &invite(&bench, &hub, &["--role", "user"])));
+    // Three enrolled, and could do more than the porter before their removal. The administrator has taken the scopes of
+    // one of them before that, and another one has taken a smaller role by an invitation of the porter's.
+    let [above, demoted, reduced] = [&user, &former, &smaller]
+        .map(|cli| enrolled(cli, &invite(&bench, &hub, &["--role", "user"])));
+    let words = ["hub", "invite", &hub.target];
+    let answer = run(&porter, &words).json();
+    let join = answer["join"].as_str().expect("a join string");
+    assert_eq!(enrolled(&smaller, join), reduced);
     run(
         admin,
         &["peer", "set", &hub.target, &demoted, "--no-scopes"],
     )
     .json();
-    for removed in [&above, &demoted] {
+    for removed in [&above, &demoted, &reduced] {
         run(admin, &["hub", "remove", &hub.target, removed]).json();
     }
-    let words = ["hub", "invite", &hub.target];
     let answer = run(&porter, &words).json();
     are_refused(
-        &[&mate, &user, &former],
+        &[&mate, &user, &former, &smaller],
         answer["join"].as_str().expect("a join string"),
     );
     let (key, address) = hub.target.split_once('@').expect("a pinned target");
@@ -378,4 +381,5 @@ fn a_peer_that_an_administrator_put_out_comes_back_by_an_administrator_alone() {
     assert_eq!(enrolled(&mate, &invite(&bench, &hub, &[])), "mate");
     assert_eq!(enrolled(&user, &invite(&bench, &hub, &[])), above);
     assert_eq!(enrolled(&former, &invite(&bench, &hub, &[])), demoted);
+    assert_eq!(enrolled(&smaller, &invite(&bench, &hub, &[])), reduced);
 }

@@ -4,6 +4,7 @@
 mod administration;
 mod bundle_verbs;
 mod calling;
+mod crowded_log;
 mod crowded_services;
 mod dialling_verbs;
 mod enrolment;
@@ -32,6 +33,7 @@ mod names_of_nodes;
 mod node_key;
 mod page_commands;
 mod promoted_callers;
+mod promoted_errors;
 mod promoted_peers;
 mod promotion;
 mod recording;

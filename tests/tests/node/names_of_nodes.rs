@@ -551,6 +551,19 @@ fn the_log_is_read_from_a_time_on() {
     assert_eq!(records(&["--last", "2"]), 2);
     assert!(records(&["--since", "1h"]) > 2, "the node has just started");
     assert_eq!(records(&["--since", "2999-01-01T00:00:00Z"]), 0);
+    // Of the last two records and of all.
+    node.call(
+        "runtime/eval",
+        &json!({ "source": "console.error('of a script')" }),
+    );
+    assert_eq!(records(&["--grep", "of a script"]), 1);
+    assert_eq!(records(&["--grep", "of a script", "--level", "error"]), 1);
+    assert_eq!(records(&["--grep", "of no script"]), 0);
+    let (all, info) = (records(&["--last", "1000"]), records(&["--level", "info"]));
+    assert!(
+        records(&["--level", "error"]) < info && info <= all,
+        "{info} of {all}"
+    );
     let mut follow = admin.command(&["logs", node.target(), "-f", "--last", "1"]);
     let mut child = follow
         .stdout(Stdio::piped())

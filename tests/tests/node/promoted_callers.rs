@@ -29,7 +29,7 @@ const LASTS_MS: u64 = 25_000;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A connection, and its dialer.
-async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
+pub(super) async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
     let file = who.state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
     let dialer = EndpointDialer::new(Some(key));
@@ -65,7 +65,7 @@ impl<'a> OperationDraft<'a> {
     }
 
     /// The same in a service.
-    fn waits_in_a_service(name: &'a str) -> Self {
+    pub(super) fn waits_in_a_service(name: &'a str) -> Self {
         Self {
             source: "export const init = () => {};
                 export const run = (ms) =>

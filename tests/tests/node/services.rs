@@ -13,14 +13,19 @@ const PATH: &str = "js/counter";
 
 /// The folder of a version that counts in steps of `step`.
 fn draft(at: &Path, step: u64) -> PathBuf {
+    draft_of(at, "counter", true, step)
+}
+
+/// The same, of another operation, which may be no service.
+fn draft_of(at: &Path, name: &str, is_service: bool, step: u64) -> PathBuf {
     fs::create_dir_all(at).expect("the folder is ours");
     let operation = json!({
         "spec": {
-            "name": "counter", "kind": "mutation", "description": "Counts calls.",
+            "name": name, "kind": "mutation", "description": "Counts calls.",
             "input": { "type": "object" }, "output": { "type": "array" },
             "uses": ["compute/info"],
         },
-        "entry": "./main.js", "export": "count", "service": true,
+        "entry": "./main.js", "export": "count", "service": is_service,
         "tests": [{ "input": {}, "expect": { "output": [step, step] } }],
     });
     let source = format!(
@@ -30,7 +35,11 @@ export const dispose = () => {{
   console.warn(`leaves at ${{n}}`);
   return {{ n }};
 }};
-export const count = async ({{ calls = 0, spins = 0 }}) => {{
+const text = 'a'.repeat(1 << 24), sought = 'a'.repeat(1 << 15) + 'b';
+export const count = async ({{ calls = 0, spins = 0, waits = 0, seeks = false }}) => {{
+  if (seeks) await ops.call('compute/info', {{}});
+  while (seeks) text.indexOf(sought);
+  if (waits > 0) await new Promise((resolve) => setTimeout(resolve, waits));
   if (spins > 0) {{
     await ops.call('compute/info', {{}});
     const list = Array.from({{ length: 20000 }}, (_, i) => String((i * 7919) % 20011));
@@ -63,9 +72,13 @@ fn configuration(people: &[(&str, &CliRunner, &[&str])]) -> String {
 }
 
 /// Proposes a version, promotes it, and lets others call it.
-fn promote(bench: &TestBench, at: &str, [ada, rev]: [&CliRunner; 2], step: u64) {
+fn promote(bench: &TestBench, at: &str, people: [&CliRunner; 2], step: u64) {
     let folder = draft(&bench.path().join(format!("by-{step}")), step);
-    let proposed = verb(ada, &["ops", "propose", at, "--as", "ada"], &[&folder]);
+    promote_draft(at, people, &folder);
+}
+
+fn promote_draft(at: &str, [ada, rev]: [&CliRunner; 2], folder: &Path) {
+    let proposed = verb(ada, &["ops", "propose", at, "--as", "ada"], &[folder]);
     let id = proposed["id"].as_str().expect("an id");
     verb(rev, &["ops", "promote", at, id, "--external"], &[]);
 }
@@ -186,6 +199,100 @@ fn callers_that_leave_neither_end_a_service_nor_disable_it() {
         .call(node.target(), "ops/proposals", &versions, &[])
         .json();
     assert_eq!(told["versions"][0]["errors"], 0, "{told:#}");
+}
+
+/// A call of another operation of the author, with the same rights, is given up in native code, and the node kills its
+/// worker. The service has another worker.
+#[test]
+fn a_call_given_up_in_another_operation_takes_no_state_from_a_service() {
+    let bench = TestBench::new();
+    let [ada, rev, bob, eve] = ["ada", "rev", "bob", "eve"].map(|name| bench.user(name));
+    let known = configuration(&[
+        ("ada", &ada, &["compute:read", "ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+        ("bob", &bob, &["call:js:counter"]),
+        ("eve", &eve, &["call:js:other"]),
+    ]);
+    let node = bench.host_with(&known);
+    let at = node.target();
+    promote(&bench, at, [&ada, &rev], 1);
+    let other = draft_of(&bench.path().join("other"), "other", false, 1);
+    promote_draft(at, [&ada, &rev], &other);
+    let count = || bob.call(at, PATH, &json!({}), &[]).json();
+    assert_eq!([count(), count()], [json!([1, 1]), json!([1, 2])]);
+    let input = json!({ "seeks": true }).to_string();
+    let mut command = eve.command(&["call", at, "js/other"]);
+    command
+        .arg(input)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut calling = command.spawn().expect("the command starts");
+    let others = || {
+        let listed = node.call("runtime/sessions", &json!({}));
+        let sessions = listed["sessions"].as_array().expect("a list").clone();
+        let others = sessions.into_iter().filter(|it| it["mode"] != "service");
+        others.collect::<Vec<_>>()
+    };
+    eventually("the script computes", || {
+        let others = others();
+        let mut computing = others.iter();
+        computing
+            .find(|it| it["calls_out"]["compute/info"] == 1)
+            .map(drop)
+    });
+    kill(Pid::from_raw(calling.id().cast_signed()), Signal::SIGINT).expect("it runs");
+    calling.wait().expect("it is our child");
+    // The search ends neither by itself nor by the abort, so the node kills the worker.
+    eventually("the session ended", || others().is_empty().then_some(()));
+    assert_eq!(count(), json!([1, 3]));
+}
+
+/// Calls of one caller that wait in the service, one after the other.
+const CALLS_OF_ONE: usize = 10;
+/// How long each of them waits, ms.
+const WAIT_MS: u64 = 1500;
+
+/// Each caller has one call in the service's queue: the calls of another caller wait for one of them, not for all.
+#[test]
+fn one_callers_waiting_calls_leave_others_their_turn() {
+    let bench = TestBench::new();
+    let [ada, rev, bob, eve] = ["ada", "rev", "bob", "eve"].map(|name| bench.user(name));
+    let known = configuration(&[
+        ("ada", &ada, &["compute:read", "ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+        ("bob", &bob, &["call:js:counter"]),
+        ("eve", &eve, &["call:js:counter"]),
+    ]);
+    let node = bench.host_with(&known);
+    let at = node.target();
+    promote(&bench, at, [&ada, &rev], 1);
+    let count = || bob.call(at, PATH, &json!({}), &[]).json();
+    assert_eq!(count(), json!([1, 1]));
+    // Requests that the node has received and not answered.
+    let running = || {
+        let told = node.call("node/metrics", &Value::Null);
+        let value = |name: &str| told["values"][name].as_f64().expect("a number");
+        value("alknet_call_requests_total") - value("alknet_call_seconds_count")
+    };
+    let before = running();
+    let input = json!({ "waits": WAIT_MS }).to_string();
+    let mut calling: Vec<_> = std::iter::repeat_with(|| {
+        let mut command = eve.command(&["call", at, PATH, &input]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("the command starts")
+    })
+    .take(CALLS_OF_ONE)
+    .collect();
+    let all = before + CALLS_OF_ONE as f64;
+    eventually("all of them wait", || (running() >= all).then_some(()));
+    let counted = count();
+    // The one that ran, and one that came next before the node had the call.
+    let at_most = 4;
+    assert!(counted[1].as_u64() <= Some(at_most), "{counted}");
+    for child in &mut calling {
+        child.kill().expect("it is our child");
+        child.wait().expect("it is our child");
+    }
 }
 
 /// A node that the test ends, and a file with its log.

@@ -11,7 +11,7 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// The operations that every node offers its administrator.
-const OPERATIONS: [&str; 63] = [
+const OPERATIONS: [&str; 65] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -27,6 +27,7 @@ const OPERATIONS: [&str; 63] = [
     "escrow/list",
     "escrow/release",
     "escrow/revoke",
+    "node/check-storage",
     "node/info",
     "node/log",
     "node/metrics",
@@ -66,6 +67,7 @@ const OPERATIONS: [&str; 63] = [
     "token/make",
     "token/revoke",
     "update/apply",
+    "update/cancel",
     "update/check",
     "update/confirm",
     "update/log",
@@ -308,6 +310,7 @@ fn a_host_does_not_update_itself() {
         ("update/write", json!({ "session": "s1", "abort": true })),
         ("update/offer", json!({ "version": "1.1.0", "bytes": 1 })),
         ("update/apply", null()),
+        ("update/cancel", null()),
         ("update/confirm", null()),
         ("update/rollback", null()),
     ] {

@@ -321,6 +321,9 @@ fn show(
 
 #[cfg(test)]
 mod tests {
+    use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+    use alknet_init::SEALED_BYTES_MIN;
+
     use super::*;
 
     #[test]
@@ -335,6 +338,16 @@ mod tests {
         ] {
             assert!(sha256(text).is_err(), "{text}");
         }
+    }
+
+    /// What is before the data partition, the smallest partition with a vault, and the copy of the partition table.
+    #[test]
+    fn the_smallest_drive_has_room_for_a_vault() {
+        const MIB: u64 = 1 << 20;
+        let before = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
+        let behind = 33 * LBA_BYTES;
+        let needed = before + SEALED_BYTES_MIN + behind;
+        assert_eq!(DRIVE_BYTES_MIN, needed.next_multiple_of(MIB));
     }
 
     #[test]

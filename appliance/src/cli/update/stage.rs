@@ -59,6 +59,9 @@ fn wished(turn: &NodeTurn<'_>, mut input: Value) -> Value {
     if turn.wish.dry_run {
         input["dry_run"] = true.into();
     }
+    if turn.wish.take_over {
+        input["take_over"] = true.into();
+    }
     input
 }
 

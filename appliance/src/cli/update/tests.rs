@@ -54,7 +54,11 @@ fn a_verb_is_no_node_and_a_node_is_no_verb() {
         Some(UpdateVerb::Log(_))
     ));
     let wish = read("edge-1 b.tar --stage --downgrade 1.0.0").expect("a wish");
-    assert!(wish.verb.is_none() && wish.wish.stage);
+    assert!(wish.verb.is_none() && wish.wish.stage && !wish.wish.take_over);
+    assert!(matches!(
+        read("cancel edge-1").expect("a verb").verb,
+        Some(UpdateVerb::Cancel(_))
+    ));
     assert_eq!(wish.wish.words, ["edge-1", "b.tar"]);
     for refused in [
         "edge-1 --stage --at 1h",
@@ -63,6 +67,7 @@ fn a_verb_is_no_node_and_a_node_is_no_verb() {
         "attic --workers --rings 0",
         "attic --workers --at-once 0",
         "attic --workers --stage",
+        "attic --workers --take-over",
         "edge-1 --at noon",
     ] {
         assert!(read(refused).is_err(), "{refused}");

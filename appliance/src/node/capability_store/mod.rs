@@ -120,7 +120,7 @@ impl CapabilityStore {
             let given = Capabilities::new(given.map(|one| one.capability.clone()));
             (operation.name.clone(), given)
         });
-        let powers = Self(Arc::new(CapabilityStoreInner {
+        let capabilities = Self(Arc::new(CapabilityStoreInner {
             vault: vault.cloned(),
             folder,
             reads: watch::Sender::default(),
@@ -128,9 +128,9 @@ impl CapabilityStore {
             held,
             seen: Mutex::default(),
         }));
-        powers.refresh();
-        powers.refresh_before_uses();
-        powers
+        capabilities.refresh();
+        capabilities.refresh_before_uses();
+        capabilities
     }
 
     /// The capabilities that each operation was granted, by the operation's name.
@@ -205,14 +205,14 @@ impl CapabilityStore {
         if self.0.vault.is_none() {
             return;
         }
-        let powers = self.clone();
+        let capabilities = self.clone();
         tokio::spawn(async move {
             let mut ticks = interval(NOTICE_EVERY);
             // After the machine slept, one refresh is enough for all missed ticks.
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                powers.refresh();
+                capabilities.refresh();
             }
         });
     }

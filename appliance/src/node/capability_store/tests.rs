@@ -77,15 +77,15 @@ fn records(vault: &Vault) -> BTreeMap<String, EncryptedData> {
     BTreeMap::from([one("openai", "sk-hush\n"), one("mint", SEED)])
 }
 
-fn capability_of(powers: &CapabilityStore, operation: &str, name: &str) -> Capability {
-    powers.granted()[operation]
+fn capability_of(capabilities: &CapabilityStore, operation: &str, name: &str) -> Capability {
+    capabilities.granted()[operation]
         .get(name)
         .expect("given")
         .clone()
 }
 
-fn states(powers: &CapabilityStore) -> Vec<(String, String)> {
-    let summaries = powers.summaries();
+fn states(capabilities: &CapabilityStore) -> Vec<(String, String)> {
+    let summaries = capabilities.summaries();
     let all = summaries.as_array().expect("a list").iter();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     all.map(|one| (text(&one["name"]), text(&one["state"])))
@@ -101,8 +101,8 @@ fn bearer(one: &Capability) -> Result<String, CapabilityError> {
 #[test]
 fn operations_act_with_what_they_were_given_and_with_nothing_else() {
     let vault = open_vault(1);
-    let powers = CapabilityStore::new(&config(), records(&vault), Some(&vault));
-    let mint = capability_of(&powers, "js/mint", "mint");
+    let capabilities = CapabilityStore::new(&config(), records(&vault), Some(&vault));
+    let mint = capability_of(&capabilities, "js/mint", "mint");
     assert_eq!(
         data_encoding::HEXLOWER.encode(&mint.public().expect("a key")),
         PUBLIC
@@ -110,34 +110,34 @@ fn operations_act_with_what_they_were_given_and_with_nothing_else() {
     let signature = mint.sign(b"x").expect("signed");
     let key = alknet_core::PeerKey::Ed25519(mint.public().expect("a key"));
     assert!(alknet_tls::is_signed(&key, b"x", &signature));
-    let openai = capability_of(&powers, "js/mint", "openai");
+    let openai = capability_of(&capabilities, "js/mint", "openai");
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-hush");
     for (operation, name) in [
         ("js/mint", "zone"),
         ("js/zone", "mint"),
         ("js/zone", "other"),
     ] {
-        let refused = powers.granted()[operation].get(name).err();
+        let refused = capabilities.granted()[operation].get(name).err();
         assert_eq!(refused, Some(CapabilityError::NotGranted));
     }
-    let zone = capability_of(&powers, "js/zone", "zone");
+    let zone = capability_of(&capabilities, "js/zone", "zone");
     let derived: KeyPurpose = "dns-zone-3-0".parse().expect("a purpose");
     let derived = vault.signer(derived).expect("open").public();
     assert_eq!(zone.public(), Ok(derived));
     // One problem names the credential without a secret. The other credentials work.
-    let problems = powers.problems();
+    let problems = capabilities.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].text.contains("credential none"), "{problems:?}");
-    let none = capability_of(&powers, "js/mint", "none");
+    let none = capability_of(&capabilities, "js/mint", "none");
     assert_eq!(none.with_bytes(|_| ()), Err(CapabilityError::Missing));
     for shown in [
-        powers.summaries().to_string(),
-        format!("{powers:?}"),
+        capabilities.summaries().to_string(),
+        format!("{capabilities:?}"),
         format!("{problems:?}"),
     ] {
         assert!(!shown.contains("hush") && !shown.contains(SEED), "{shown}");
     }
-    let summaries = powers.summaries();
+    let summaries = capabilities.summaries();
     assert_eq!(summaries[0]["origin"], "node");
     assert_eq!(summaries[1]["operations"], json!(["js/mint"]));
     assert_eq!(summaries[2]["origin"], "vault");
@@ -146,8 +146,8 @@ fn operations_act_with_what_they_were_given_and_with_nothing_else() {
 #[test]
 fn what_an_operation_seals_opens_for_it_alone_and_where_it_was_sealed() {
     let vault = open_vault(1);
-    let powers = CapabilityStore::new(&config(), BTreeMap::new(), Some(&vault));
-    let own = capability_of(&powers, "js/zone", "box");
+    let capabilities = CapabilityStore::new(&config(), BTreeMap::new(), Some(&vault));
+    let own = capability_of(&capabilities, "js/zone", "box");
     let sealed = own.seal("a/1", b"mine").expect("sealed");
     let opened = own
         .open("a/1", &sealed)
@@ -176,16 +176,16 @@ fn what_an_operation_seals_opens_for_it_alone_and_where_it_was_sealed() {
 #[test]
 fn a_lock_empties_everything_and_the_next_opening_brings_it_back() {
     let vault = open_vault(1);
-    let powers = CapabilityStore::new(&config(), records(&vault), Some(&vault));
-    let mint = capability_of(&powers, "js/mint", "mint");
-    let zone = capability_of(&powers, "js/zone", "zone");
+    let capabilities = CapabilityStore::new(&config(), records(&vault), Some(&vault));
+    let mint = capability_of(&capabilities, "js/mint", "mint");
+    let zone = capability_of(&capabilities, "js/zone", "zone");
     vault.lock();
     // The store's task has not noticed the lock yet.
     for one in [&mint, &zone] {
         assert_eq!(one.sign(b"x"), Err(CapabilityError::Locked));
     }
-    powers.refresh();
-    let locked = states(&powers);
+    capabilities.refresh();
+    let locked = states(&capabilities);
     assert!(
         locked.iter().all(|(_, state)| state == "vault_locked"),
         "{locked:?}"
@@ -196,12 +196,12 @@ fn a_lock_empties_everything_and_the_next_opening_brings_it_back() {
         Err(CapabilityError::Locked),
         "until it is noticed"
     );
-    powers.refresh();
+    capabilities.refresh();
     assert!(mint.sign(b"x").is_ok() && zone.sign(b"x").is_ok());
     // The vault is locked and opened again between two refreshes.
     vault.lock_hard();
     unlock(&vault, 1);
-    powers.refresh();
+    capabilities.refresh();
     assert!(mint.sign(b"x").is_ok() && zone.sign(b"x").is_ok());
 }
 
@@ -224,8 +224,8 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
         let mut all = records(&vault);
         all.insert("openai".to_owned(), record);
         all.insert("none".to_owned(), self::record(&vault, "cred:none", "raw"));
-        let powers = CapabilityStore::new(&config(), all, Some(&vault));
-        let problems = powers.problems();
+        let capabilities = CapabilityStore::new(&config(), all, Some(&vault));
+        let problems = capabilities.problems();
         assert_eq!(problems.len(), 1, "{problems:?}");
         let text = &problems[0].text;
         assert!(
@@ -233,9 +233,9 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
             "{text}"
         );
         assert!(!text.contains("hush"), "{text}");
-        let openai = capability_of(&powers, "js/mint", "openai");
+        let openai = capability_of(&capabilities, "js/mint", "openai");
         assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
-        let mint = capability_of(&powers, "js/mint", "mint");
+        let mint = capability_of(&capabilities, "js/mint", "mint");
         assert!(mint.sign(b"x").is_ok());
     };
     for (record, word) in cases {
@@ -251,8 +251,8 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
     let mut all = records(&vault);
     all.insert("none".to_owned(), record(&vault, "cred:none", "raw"));
     all.insert("openai".to_owned(), old);
-    let powers = CapabilityStore::new(&config(), all, Some(&vault));
-    let problems = powers.problems();
+    let capabilities = CapabilityStore::new(&config(), all, Some(&vault));
+    let problems = capabilities.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(
         problems[0].text.contains("vault.min_version"),
@@ -265,20 +265,20 @@ fn a_record_of_the_configuration_counts_before_one_of_the_node() {
     let vault = open_vault(1);
     let mut config = config();
     config.credentials[0].record = Some(record(&vault, "cred:openai", "sk-newer"));
-    let powers = CapabilityStore::new(&config, records(&vault), Some(&vault));
-    let openai = capability_of(&powers, "js/mint", "openai");
+    let capabilities = CapabilityStore::new(&config, records(&vault), Some(&vault));
+    let openai = capability_of(&capabilities, "js/mint", "openai");
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-newer");
-    assert_eq!(powers.summaries()[0]["origin"], "configuration");
+    assert_eq!(capabilities.summaries()[0]["origin"], "configuration");
 }
 
 #[test]
 fn a_node_without_a_vault_says_so_and_has_nothing_behind_them() {
-    let powers = CapabilityStore::new(&config(), BTreeMap::new(), None);
-    let mint = capability_of(&powers, "js/mint", "mint");
+    let capabilities = CapabilityStore::new(&config(), BTreeMap::new(), None);
+    let mint = capability_of(&capabilities, "js/mint", "mint");
     assert_eq!(mint.sign(b"x"), Err(CapabilityError::NoVault));
-    assert_eq!(powers.problems().len(), 1);
-    powers.refresh();
-    assert_eq!(powers.problems().len(), 1);
+    assert_eq!(capabilities.problems().len(), 1);
+    capabilities.refresh();
+    assert_eq!(capabilities.problems().len(), 1);
     let none = CapabilityStore::new(&NodeConfig::default(), BTreeMap::new(), None);
     assert!(none.problems().is_empty() && none.granted().is_empty());
 }
@@ -293,19 +293,23 @@ fn local(values: &[(&str, &str)]) -> (tempfile::TempDir, CredentialFolder) {
     (dir, folder)
 }
 
-fn codes(powers: &CapabilityStore) -> Vec<(String, String)> {
-    let problems = powers.problems().into_iter();
+fn codes(capabilities: &CapabilityStore) -> Vec<(String, String)> {
+    let problems = capabilities.problems().into_iter();
     problems.map(|one| (one.code, one.text)).collect()
 }
 
 #[test]
 fn without_a_vault_secrets_are_those_of_the_folder() {
     let (dir, folder) = local(&[("openai", "sk-hush"), ("mint", SEED)]);
-    let powers = CapabilityStore::of_folder(&config(), folder);
-    let openai = capability_of(&powers, "js/mint", "openai");
+    let capabilities = CapabilityStore::of_folder(&config(), folder);
+    let openai = capability_of(&capabilities, "js/mint", "openai");
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-hush");
-    assert!(capability_of(&powers, "js/mint", "mint").sign(b"x").is_ok());
-    let states = states(&powers);
+    assert!(
+        capability_of(&capabilities, "js/mint", "mint")
+            .sign(b"x")
+            .is_ok()
+    );
+    let states = states(&capabilities);
     let state = |name: &str| {
         let found = states.iter().find(|(one, _)| one == name);
         found.map(|(_, state)| state.as_str())
@@ -315,9 +319,9 @@ fn without_a_vault_secrets_are_those_of_the_folder() {
     // Keys that are derived from the recovery words do not exist without them.
     assert_eq!(state("zone"), Some("no_vault"));
     assert_eq!(state("box"), Some("no_vault"));
-    assert_eq!(powers.summaries()[0]["origin"], "node");
-    assert_eq!(powers.summaries()[4]["origin"], Value::Null);
-    let problems = powers.problems();
+    assert_eq!(capabilities.summaries()[0]["origin"], "node");
+    assert_eq!(capabilities.summaries()[4]["origin"], Value::Null);
+    let problems = capabilities.problems();
     let missing = problems.iter().find(|it| it.code == "credential-missing");
     let missing = missing.expect("a problem");
     assert_eq!(
@@ -331,8 +335,8 @@ fn without_a_vault_secrets_are_those_of_the_folder() {
     assert!(missing.hint.contains(&command), "{missing:?}");
     assert_eq!(problems.len(), 3, "{problems:?}");
     for shown in [
-        powers.summaries().to_string(),
-        format!("{powers:?}"),
+        capabilities.summaries().to_string(),
+        format!("{capabilities:?}"),
         format!("{problems:?}"),
     ] {
         assert!(!shown.contains("hush") && !shown.contains(SEED), "{shown}");
@@ -342,16 +346,16 @@ fn without_a_vault_secrets_are_those_of_the_folder() {
 #[test]
 fn a_changed_folder_counts_when_it_is_read_again() {
     let (_dir, folder) = local(&[("openai", "sk-hush")]);
-    let powers = CapabilityStore::of_folder(&config(), folder.clone());
-    let openai = capability_of(&powers, "js/mint", "openai");
+    let capabilities = CapabilityStore::of_folder(&config(), folder.clone());
+    let openai = capability_of(&capabilities, "js/mint", "openai");
     folder.set("openai", b"sk-newer", 8).expect("room");
-    powers.refresh();
+    capabilities.refresh();
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-newer");
     // A value of another form is one problem, which does not show the value.
     folder.set("openai", b"two\nhush", 9).expect("room");
-    powers.refresh();
+    capabilities.refresh();
     assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
-    let unusable = codes(&powers);
+    let unusable = codes(&capabilities);
     let unusable = unusable
         .iter()
         .find(|(code, _)| code == "credential-unusable");
@@ -361,18 +365,18 @@ fn a_changed_folder_counts_when_it_is_read_again() {
         "{text}"
     );
     folder.remove("openai").expect("it is there");
-    powers.refresh();
+    capabilities.refresh();
     assert_eq!(bearer(&openai), Err(CapabilityError::Missing));
     // A file that cannot be read is one problem of the node, and not a problem of each credential.
     fs::write(folder.file(), "{").expect("ours");
-    powers.refresh();
+    capabilities.refresh();
     assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
-    let said = codes(&powers);
+    let said = codes(&capabilities);
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].1.contains("sealed.json is damaged"), "{said:?}");
     fs::remove_file(folder.file()).expect("ours");
     folder.set("openai", b"sk-again", 10).expect("room");
-    powers.refresh();
+    capabilities.refresh();
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-again");
 }
 
@@ -380,8 +384,8 @@ fn a_changed_folder_counts_when_it_is_read_again() {
 #[test]
 fn a_use_after_a_change_has_the_new_value() {
     let (_dir, folder) = local(&[("openai", "sk-hush")]);
-    let powers = CapabilityStore::of_folder(&config(), folder.clone());
-    let openai = capability_of(&powers, "js/mint", "openai");
+    let capabilities = CapabilityStore::of_folder(&config(), folder.clone());
+    let openai = capability_of(&capabilities, "js/mint", "openai");
     folder.set("openai", b"sk-newer", 8).expect("room");
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-newer");
     folder.remove("openai").expect("it is there");
@@ -393,24 +397,24 @@ fn a_use_after_a_change_has_the_new_value() {
     let is_missing = |(code, text): &(String, String)| {
         code == "credential-missing" && text.starts_with("credential openai: ")
     };
-    assert!(codes(&powers).iter().any(is_missing));
+    assert!(codes(&capabilities).iter().any(is_missing));
     folder.set("openai", b"sk-hush", 10).expect("room");
     let openai = ("openai".to_owned(), "ready".to_owned());
-    assert!(states(&powers).contains(&openai));
+    assert!(states(&capabilities).contains(&openai));
 }
 
 #[tokio::test]
 async fn a_credential_that_is_set_while_the_node_runs_is_noticed() {
     let (_dir, folder) = local(&[]);
-    let powers = CapabilityStore::of_folder(&config(), folder.clone());
-    let openai = capability_of(&powers, "js/mint", "openai");
+    let capabilities = CapabilityStore::of_folder(&config(), folder.clone());
+    let openai = capability_of(&capabilities, "js/mint", "openai");
     assert_eq!(bearer(&openai), Err(CapabilityError::Missing));
-    let mut reads = powers.watch();
-    powers.follow();
+    let mut reads = capabilities.watch();
+    capabilities.follow();
     folder.set("openai", b"sk-hush", 7).expect("room");
     // A use would read it by itself.
     let noticed = async {
-        while !powers.seen().local.contains("openai") {
+        while !capabilities.seen().local.contains("openai") {
             reads.changed().await.expect("the store is there");
         }
     };

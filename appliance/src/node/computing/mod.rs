@@ -208,6 +208,11 @@ impl NodeComputing {
         self.store.clone().map(mirror).into_iter().collect()
     }
 
+    /// The store of tensors. `None` if it cannot be opened.
+    pub(super) fn tensors(&self) -> Option<Arc<TensorStore>> {
+        self.store.clone()
+    }
+
     /// The processes that run scripts and shaders.
     pub(super) fn workers(&self) -> &Workers {
         &self.workers

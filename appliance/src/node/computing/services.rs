@@ -1,9 +1,10 @@
 //! Promoted services. Each has one session, which keeps its state from call to call.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use alknet_core::PeerId;
 use alknet_promotion::{InstalledService, PromotedInvocation};
 use alknet_runtime::{RuntimeCode, ScriptFailure};
 use alknet_sessions::{ScriptService, ScriptSessions, SessionSpec};
@@ -26,6 +27,30 @@ const LEAVE_MAX: Duration = Duration::from_secs(1);
 type ServiceCell = Arc<tokio::sync::Mutex<Option<ServiceHandle>>>;
 type ServiceGuard = OwnedMutexGuard<Option<ServiceHandle>>;
 
+/// The turns of a service's callers. Each caller has one turn at a time, so at most one of its calls waits for the
+/// service: who calls again and again delays the calls of another caller by one call, and not by all that it may have.
+#[derive(Default)]
+struct CallerTurns(Mutex<HashMap<Option<PeerId>, Weak<tokio::sync::Mutex<()>>>>);
+
+impl CallerTurns {
+    /// Waits until no earlier call of this caller waits or runs; `None` are all unknown peers. The turn ends when the
+    /// guard is dropped.
+    async fn take(&self, caller: Option<PeerId>) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // The table has no more entries than there are callers with calls.
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let known = turns.get(&caller).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let turn = Arc::default();
+                turns.insert(caller, Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
+}
+
 struct ServiceHandle {
     service: ScriptService,
     is: InstalledService,
@@ -44,6 +69,7 @@ pub(super) struct PromotedServices {
 struct ServiceSlot {
     now: InstalledService,
     slot: ServiceCell,
+    turns: Arc<CallerTurns>,
 }
 
 impl PromotedServices {
@@ -61,11 +87,11 @@ impl PromotedServices {
         let mut entries = self.lock();
         let mut before = std::mem::take(&mut *entries);
         for (path, now) in services {
-            let slot = before.remove(&path).map(|entry| entry.slot);
-            // The cell stays the same over a change, so that a call that waits for its lock finds
+            // Cell and turns stay the same over a change, so that a call that waits for them finds
             // the new service.
-            let slot = slot.unwrap_or_default();
-            entries.insert(path, ServiceSlot { now, slot });
+            let kept = before.remove(&path).map(|entry| (entry.slot, entry.turns));
+            let (slot, turns) = kept.unwrap_or_default();
+            entries.insert(path, ServiceSlot { now, slot, turns });
         }
         drop(entries);
         for (path, entry) in before {
@@ -88,6 +114,8 @@ impl PromotedServices {
         let Some(entry) = self.entry(path) else {
             return Ok(None);
         };
+        let caller = call.ctx.identity().map(|who| who.id.clone());
+        let turn = entry.turns.take(caller).await;
         let mut held = entry.slot.lock_owned().await;
         // The service may have changed while this call waited for the lock.
         if let Some(now) = self.now(path, &held)
@@ -103,7 +131,7 @@ impl PromotedServices {
         // script calls ends with the caller's request all the same, and the service's own limits end the call. Until
         // then it counts for its caller, and keeps the service.
         let calling = tokio::spawn(async move {
-            let _charge = charge;
+            let _counted = (charge, turn);
             let Some(service) = held.as_ref() else {
                 return Ok(None);
             };

@@ -73,7 +73,11 @@ impl TensorStoreView {
             Some((node, id.parse::<FileId>().ok()?, name))
         });
         let Some((node, id, name)) = parts else {
-            let text = format!("'{reference}' is no reference: it is {SCHEME}NODE/ID#NAME");
+            let text = format!(
+                "'{reference}' is no reference: it is {SCHEME}NODE/ID#NAME, where NODE is the node's key without an \
+                 address (`alknet status` shows it as identity), and ID is the file's id and no path (`alknet tensor \
+                 stored` lists both)"
+            );
             return Err(Error::Shape(text).into());
         };
         if node != self.identity {

@@ -143,7 +143,7 @@ impl HubContext {
             };
             return requested.iter().map(parse).collect();
         }
-        let current = self.people.reloader.current();
+        let current = self.identities.reloader.current();
         let config = &current.config;
         let found = self.about.addresses(&self.facts.load());
         let hosts = config.node.domain.iter().chain(&found);

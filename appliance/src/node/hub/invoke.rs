@@ -132,7 +132,7 @@ impl HubContext {
 
     /// The peers that have all of these labels.
     fn carriers(&self, labels: &BTreeMap<String, String>) -> HashSet<PeerId> {
-        let peers = self.people.identities.entries().peers.into_iter();
+        let peers = self.identities.identities.entries().peers.into_iter();
         let carries = |own: &BTreeMap<String, String>| {
             let mut wanted = labels.iter();
             wanted.all(|(name, value)| own.get(name) == Some(value))

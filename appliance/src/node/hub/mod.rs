@@ -20,6 +20,7 @@ use alknet_hub::{
 
 use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{IdentityServices, no_identity};
+pub(crate) use peers::invitation;
 pub(crate) use tokens::StoredTokens;
 use update::HubUpdates;
 
@@ -37,7 +38,7 @@ pub(crate) type SharedDispatcher = Arc<OnceLock<Weak<Dispatcher>>>;
 pub(crate) struct HubContext {
     enrolment: Arc<EnrolmentService>,
     clock: Arc<dyn Clock>,
-    people: IdentityServices,
+    identities: IdentityServices,
     about: Arc<NodeDescription>,
     facts: SharedFacts,
     dispatcher: SharedDispatcher,
@@ -67,7 +68,7 @@ impl HubContext {
         Some(Self {
             enrolment: Arc::new(enrolment),
             clock,
-            people: people.clone(),
+            identities: people.clone(),
             about: Arc::clone(about),
             facts: Arc::clone(facts),
             dispatcher: SharedDispatcher::default(),
@@ -124,7 +125,7 @@ impl HubContext {
     /// The role of this name in the configuration. `worker` always exists, and has no scopes unless
     /// the configuration gives it some.
     fn role(&self, name: &str) -> Result<EnrolRole, CallError> {
-        let config = self.people.reloader.current();
+        let config = self.identities.reloader.current();
         let roles = &config.config.hub.role;
         let known = roles.iter().find(|role| role.name == name);
         let unknown = || {
@@ -163,7 +164,7 @@ impl HubContext {
     /// A key by which the maker of an invitation is known again: the one that it used now, unless another one replaces
     /// that. If an administrator takes that key from the peer, what its thief made ends with it.
     fn key_of_maker(&self, ctx: &Ctx, maker: &PeerId) -> Option<PeerKey> {
-        let entries = self.people.identities.entries();
+        let entries = self.identities.identities.entries();
         entries.lasting_key(maker, ctx.conn().key)
     }
 

@@ -22,7 +22,7 @@ const READ_SCOPE: &str = "hub:read";
 /// Scope of callers that may change peers.
 const ADMIN_SCOPE: &str = "hub:admin";
 /// The label by which a hub marks what an enrolled peer became.
-const ROLE_LABEL: &str = "role";
+pub(super) const ROLE_LABEL: &str = "role";
 /// The values of a row's `state`.
 const STATES: [&str; 8] = [
     CONNECTED,
@@ -225,7 +225,7 @@ impl HubContext {
             .map_err(|error| enrolment_error(&error))?;
         let open = self.open_invitations().await?;
         let waiting = self.enrolment.waiting(Instant::now());
-        let server = self.people.server.get();
+        let server = self.identities.server.get();
         let connections = server
             .map(|server| server.connections())
             .unwrap_or_default();
@@ -297,7 +297,7 @@ impl HubContext {
             false => self.enrolment.remove(&peer).await,
         };
         // Connections are closed before the answer, because the caller may rely on it.
-        if let Some(server) = self.people.server.get() {
+        if let Some(server) = self.identities.server.get() {
             server.sweep();
         }
         let closed = removed.map_err(|error| enrolment_error(&error))?;
@@ -403,7 +403,7 @@ fn pending_key(pending_key: &PendingKey) -> Value {
 }
 
 /// An invitation, by its name. The hub does not know the token itself any more.
-fn invitation(token: &TokenRecord) -> Value {
+pub(crate) fn invitation(token: &TokenRecord) -> Value {
     json!({
         "key_id": token.hash.key_id,
         "role": token.role.name,

@@ -39,7 +39,7 @@ fn node() -> PeerAdminTestNode {
     let people = crate::node::people(&config, overlay, keeper, Vec::new(), store);
     PeerAdminTestNode {
         admin: PeerAdmin {
-            people,
+            identities: people,
             enrolment: None,
             turn: Arc::default(),
         },
@@ -76,11 +76,11 @@ impl PeerAdminTestNode {
     }
 
     fn knows(&self, n: u8) -> bool {
-        self.admin.people.identities.by_key(&key(n)).is_some()
+        self.admin.identities.identities.by_key(&key(n)).is_some()
     }
 
     fn allows(&self, n: u8, scope: &str) -> bool {
-        let holder = self.admin.people.identities.by_key(&key(n));
+        let holder = self.admin.identities.identities.by_key(&key(n));
         holder.is_some_and(|holder| holder.scopes.allows(scope))
     }
 }
@@ -94,7 +94,7 @@ fn code(answer: Result<Value, CallError>) -> ErrorCode {
 fn every_schema_of_these_operations_compiles() {
     let node = node();
     let mut builder = Registry::builder();
-    register(&mut builder, &node.admin.people, None);
+    register(&mut builder, &node.admin.identities, None);
     let registry = builder.build().expect("every schema is one");
     for name in ["peer/add", "peer/remove", "peer/set"] {
         assert!(registry.spec(name).is_some(), "{name}");
@@ -212,7 +212,7 @@ async fn a_caller_gives_no_more_than_it_holds() {
 async fn a_caller_gives_access_for_no_longer_than_it_has_itself() {
     let node = node();
     let caller = Identity {
-        id: node.admin.people.identities.entries().api_keys[0].id(),
+        id: node.admin.identities.identities.entries().api_keys[0].id(),
         ..who(&["*"])
     };
     let set = async |input: Value| {
@@ -254,7 +254,7 @@ async fn a_caller_gives_access_for_no_longer_than_it_has_itself() {
 #[tokio::test]
 async fn a_key_that_an_enrolled_peer_loses_stays_known_and_out() {
     let node = node();
-    let identities = &node.admin.people.identities;
+    let identities = &node.admin.identities.identities;
     for (name, n) in [("enrolled", 1), ("added", 2)] {
         let peer = json!({ "peer_id": name, "keys": [key(n)] });
         node.add(peer).await.expect("a new peer");
@@ -306,7 +306,7 @@ async fn a_disabled_peer_keeps_what_it_had_and_a_removed_one_names_its_keys() {
         ..PeerPatch::default()
     };
     let id: PeerId = "ada".parse().expect("a peer id");
-    let patched = node.admin.people.identities.patch(id, tombstone).await;
+    let patched = node.admin.identities.identities.patch(id, tombstone).await;
     patched.expect("it is there");
     let unasked = node.set(json!({ "peer": "ada", "enabled": true })).await;
     assert_eq!(code(unasked), ErrorCode::Conflict);
@@ -329,7 +329,7 @@ async fn who_adds_the_name_of_a_removed_peer_learns_what_to_do() {
             removal: Some(1),
             ..PeerEntry::new(name.parse().expect("a peer id"))
         };
-        let put = node.admin.people.identities.put(removed).await;
+        let put = node.admin.identities.identities.put(removed).await;
         put.expect("a new peer");
         let other = json!({ "peer_id": name, "keys": [key(n + 2)] });
         let refused = node.add(other.clone()).await.expect_err("it is known");

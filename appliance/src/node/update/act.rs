@@ -12,19 +12,22 @@ use tokio::task::AbortHandle;
 
 use super::read::other_kind;
 use super::refusal::refused;
-use super::session::StagingOutcome;
-use super::{APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, may, owner};
+use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, may, owner};
 use crate::node::ops::{caller, empty_input};
 
 /// How far ahead a start may be asked for, in seconds: 30 days.
 const AHEAD_S_MAX: i64 = 30 * 86_400;
+/// Characters of a SHA-256 in hex.
+const SHA256_CHARS: usize = 64;
 /// How often the clock is read while a start waits: it may be set meanwhile.
 const TICK: Duration = Duration::from_secs(10);
 
 /// A start that waits for its moment. Dropping it forgets the start.
 #[derive(Debug)]
 pub(super) struct ScheduledStart {
-    pub(super) at: Timestamp,
+    at: Timestamp,
+    /// SHA-256 of the program that it is for, in hex.
+    sha256: String,
     task: AbortHandle,
 }
 
@@ -38,6 +41,7 @@ impl Drop for ScheduledStart {
 #[serde(default, deny_unknown_fields)]
 struct UpdateApplyInput {
     at: Option<Timestamp>,
+    sha256: Option<String>,
 }
 
 /// `update/apply`
@@ -49,7 +53,10 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
     .with_input(json!({
         "type": ["object", "null"], "additionalProperties": false,
         "properties": { "at": { "type": ["string", "null"], "format": "date-time",
-            "description": "The moment, at most 30 days ahead. The node forgets it if it restarts before" } }
+            "description": "The moment, at most 30 days ahead, for update:apply. It is for the program that is staged now; \
+                            the node forgets it if another one is staged, or if it restarts before" },
+            "sha256": { "type": ["string", "null"], "maxLength": SHA256_CHARS,
+            "description": "Of the program that has to be staged, as its plan has it" } }
     }))
     .with_output(json!({
         "type": "object",
@@ -65,14 +72,14 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
                 true => UpdateApplyInput::default(),
                 false => input.parse()?,
             };
-            updates.may_apply(&ctx)?;
+            let sha256 = updates.startable(&ctx, &input)?;
             let by = caller(&ctx);
             match input.at {
                 None => {
-                    updates.start(&by).await?;
+                    updates.start(&by, sha256, is_limited(&ctx)).await?;
                     Ok(json!({ "restarts": true }))
                 }
-                Some(at) => updates.start_at(at, by),
+                Some(at) => updates.start_at(at, sha256, by, is_limited(&ctx)),
             }
         }
     });
@@ -83,7 +90,7 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
 pub(super) fn confirm(updates: NodeUpdates) -> Registration {
     let spec = OperationSpec::mutation(
         "update/confirm",
-        "Keeps the version on trial without waiting for the health gate.",
+        "Confirms the version on trial without waiting for the health gate.",
     )
     .with_input(empty_input())
     .with_output(json!({ "type": "object", "properties": { "confirmed": { "const": true } } }));
@@ -116,11 +123,19 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
             updates.link_check()?;
             // A version that is taken back must not start at the moment that was set for it.
             drop(updates.scheduled().take());
-            updates.wish(UpdateRequest::Rollback, &caller(&ctx)).await?;
+            let limited = is_limited(&ctx);
+            let wish = UpdateRequest::Rollback { limited };
+            updates.wish(wish, &caller(&ctx)).await?;
+            updates.0.sessions.forget_staged();
             Ok::<_, CallError>(json!({ "accepted": true }))
         }
     });
     Registration::new(spec, handler)
+}
+
+/// Whether PID 1 counts the caller's starts. An administrator is not to be kept out by those of others.
+fn is_limited(ctx: &Ctx) -> bool {
+    !may(ctx, ADMIN_SCOPE)
 }
 
 impl NodeUpdates {
@@ -133,36 +148,80 @@ impl NodeUpdates {
         }
     }
 
-    /// Starts the version that waits.
-    pub(super) async fn start(&self, by: &str) -> Result<(), CallError> {
+    /// Starts the version that waits, if it is the program with this SHA-256.
+    pub(super) async fn start(
+        &self,
+        by: &str,
+        sha256: Option<String>,
+        limited: bool,
+    ) -> Result<(), CallError> {
+        let wish = UpdateRequest::Apply { sha256, limited };
+        self.wish(wish, by).await?;
+        // Only now: a start that PID 1 refused takes no moment away.
         drop(self.scheduled().take());
-        self.wish(UpdateRequest::Apply, by).await?;
         self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
         tracing::info!(by, "update.apply");
         Ok(())
     }
 
-    /// A hub that may only offer starts what it has sent itself, and no version that an administrator staged.
-    fn may_apply(&self, ctx: &Ctx) -> Result<(), CallError> {
+    /// The SHA-256 of the program that the caller may start; `None` for whatever is staged. A hub that may only offer
+    /// starts what it has sent itself, at once, and no version that an administrator staged.
+    fn startable(&self, ctx: &Ctx, input: &UpdateApplyInput) -> Result<Option<String>, CallError> {
         if may(ctx, APPLY_SCOPE) {
-            return Ok(());
+            return Ok(input.sha256.clone());
+        }
+        let forbidden = |text: &str| Err(CallError::new(ErrorCode::Forbidden, text));
+        if input.at.is_some() {
+            return forbidden("a moment for the start needs the scope update:apply");
         }
         let who = owner(ctx)?;
-        let ended = self.0.sessions.ended();
-        let is_own = ended.is_some_and(|ended| {
-            let is_staged = matches!(ended.outcome, StagingOutcome::Planned(_));
-            is_staged && !ended.request.dry_run && ended.request.owner == who
-        });
-        match is_own {
-            true => Ok(()),
-            false => Err(CallError::new(
-                ErrorCode::Forbidden,
-                "you may start only a version that you have sent since this node started",
-            )),
+        let staged = self.0.sessions.staged();
+        let is_own = self
+            .0
+            .sessions
+            .staged_by()
+            .is_some_and(|owner| owner == who);
+        match staged.filter(|_| is_own) {
+            Some(plan) => Ok(Some(plan.sha256)),
+            None => {
+                forbidden("you may start only a version that you have sent since this node started")
+            }
         }
     }
 
-    fn start_at(&self, at: Timestamp, by: String) -> Result<Value, CallError> {
+    /// SHA-256 of the program that is staged.
+    fn staged_sha256(&self) -> Option<String> {
+        let facts = self.0.facts.load();
+        // PID 1 needs a moment to read its disk for the facts, so what this node staged itself counts first.
+        let known = self.0.sessions.staged().map(|plan| plan.sha256);
+        let is_staged = facts.update.state == "staged";
+        known.or_else(|| facts.update.other_sha256.clone().filter(|_| is_staged))
+    }
+
+    /// The moment at which the staged version starts.
+    pub(super) fn start_moment(&self) -> Option<Timestamp> {
+        let staged = self.staged_sha256();
+        let scheduled = self.scheduled();
+        let scheduled = scheduled.as_ref();
+        let valid = scheduled.filter(|it| staged.as_ref() == Some(&it.sha256));
+        valid.map(|it| it.at)
+    }
+
+    /// Forgets a moment that is for another program than this one, which is staged now.
+    pub(super) fn forget_start_of_others(&self, sha256: &str) {
+        let other = self.scheduled().take_if(|it| it.sha256 != sha256);
+        if let Some(other) = other {
+            tracing::info!(at = %other.at, "the moment of a start is forgotten: another version is staged");
+        }
+    }
+
+    fn start_at(
+        &self,
+        at: Timestamp,
+        wanted: Option<String>,
+        by: String,
+        limited: bool,
+    ) -> Result<Value, CallError> {
         let conflict = |code: &str, text: &str| {
             let details = json!({ "code": code, "text": text });
             CallError::new(ErrorCode::Conflict, text).with_details(details)
@@ -173,20 +232,27 @@ impl NodeUpdates {
                 "this machine does not know the time: start the version now, or set its clock",
             )
         })?;
-        if self.0.facts.load().update.state != "staged" {
-            return Err(conflict(
-                "nothing-staged",
-                "no version waits to be started: send one first",
-            ));
+        let staged = self.staged_sha256().ok_or_else(|| {
+            let text = "no version waits to be started: send one first";
+            conflict("nothing-staged", text)
+        })?;
+        if wanted.is_some_and(|wanted| wanted != staged) {
+            let text = "another version is staged than the one that is to start";
+            return Err(conflict("other-staged", text));
         }
         if !(now..=now + AHEAD_S_MAX).contains(&at.as_second()) {
             let text = "the moment is in the past, or more than 30 days ahead";
             return Err(CallError::invalid_input(text));
         }
         let updates = self.clone();
-        let task = tokio::spawn(async move { updates.wait_and_start(at, by).await });
+        let wish = UpdateRequest::Apply {
+            sha256: Some(staged.clone()),
+            limited,
+        };
+        let task = tokio::spawn(async move { updates.wait_and_start(at, wish, by).await });
         let scheduled = ScheduledStart {
             at,
+            sha256: staged,
             task: task.abort_handle(),
         };
         // One start at a time: a later wish takes the place of an earlier one.
@@ -194,13 +260,13 @@ impl NodeUpdates {
         Ok(json!({ "scheduled": at.to_string() }))
     }
 
-    async fn wait_and_start(self, at: Timestamp, by: String) {
+    async fn wait_and_start(self, at: Timestamp, wish: UpdateRequest, by: String) {
         // A clock that is lost meanwhile lets the moment wait: without the time nothing starts by itself.
         while self.now_s().is_none_or(|now| now < at.as_second()) {
             tokio::time::sleep(TICK).await;
         }
-        // Not by `start`, which would abort this task.
-        let started = self.wish(UpdateRequest::Apply, &by).await;
+        // Not by `start`, which would abort this task. PID 1 compares the program once more.
+        let started = self.wish(wish, &by).await;
         match started {
             Ok(()) => {
                 self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alknet_call::CallError;
-use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
+use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRecord, UpdateRequest};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use super::stage::StageWish;
 /// How often the node decides.
 const TICK: Duration = Duration::from_secs(60);
 /// Who asks, in the log, if the node does so by itself.
-const BY: &str = "the machine";
+pub(super) const BY: &str = "the machine";
 
 /// What the node remembers between two decisions.
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ impl NodeUpdates {
         let done = match step {
             AutoStep::Look => self.ask_channel().await,
             AutoStep::Stage => self.stage_found().await,
-            AutoStep::Start => self.start(BY).await,
+            AutoStep::Start => self.start_own().await,
             _ => return,
         };
         let error = done.err().map(|error| error.message);
@@ -95,15 +95,34 @@ impl NodeUpdates {
 
     /// Asks PID 1 who staged the version that waits: the node may have restarted since.
     async fn remember_own(&self) {
-        let Ok(UpdateAnswer::Log { records }) = self.0.link.ask(UpdateRequest::Log, BY).await
-        else {
+        let Some(staged) = self.logged_staging().await else {
             return;
         };
-        let staged = records.iter().rev().find(|record| record.event == "staged");
         let own = staged.filter(|record| record.by == BY);
         let mut auto = self.auto();
-        auto.own = own.map(|record| record.version.clone());
+        auto.own = own.map(|record| record.version);
         auto.has_asked = true;
+    }
+
+    /// The record of the log about what was staged last. `None` if PID 1 does not answer.
+    async fn logged_staging(&self) -> Option<Option<UpdateRecord>> {
+        let answer = self.0.link.ask(UpdateRequest::Log, BY).await;
+        let Ok(UpdateAnswer::Log { records }) = answer else {
+            return None;
+        };
+        let mut records = records.into_iter().rev();
+        Some(records.find(|record| record.event == "staged"))
+    }
+
+    /// Who staged the version that waits, by the log.
+    pub(super) async fn logged_stager(&self) -> Option<String> {
+        Some(self.logged_staging().await??.by)
+    }
+
+    /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
+    async fn start_own(&self) -> Result<(), CallError> {
+        let found = self.auto().found.as_ref().map(|plan| plan.sha256.clone());
+        self.start(BY, found, true).await
     }
 
     /// Asks the channel what it has.
@@ -137,6 +156,9 @@ impl NodeUpdates {
             downgrade: None,
             dry_run,
             anywhere: true,
+            // What a dry run finds is judged here, by what the machine left.
+            unasked: !dry_run,
+            take_over: false,
         };
         let begun = self.fetch(wish).await?;
         planned(self.0.sessions.outcome(begun.session).await)
@@ -160,6 +182,7 @@ impl NodeUpdates {
             match outcome {
                 StagingOutcome::Planned(plan) => {
                     tracing::info!(by, version = plan.to, "update.stage");
+                    updates.forget_start_of_others(&plan.sha256);
                     if by != BY {
                         updates.auto().own = None;
                     }
@@ -211,6 +234,7 @@ fn shown(step: &AutoStep) -> (&'static str, Option<i64>) {
         AutoStep::WaitsForAdministrator => ("waits-for-administrator", None),
         AutoStep::WaitsForPerson => ("waits-for-person", None),
         AutoStep::FailedBefore => ("failed-before", None),
+        AutoStep::LeftBefore => ("left-before", None),
         AutoStep::LookAt(at) => ("look", Some(*at)),
         AutoStep::Look => ("look", None),
         AutoStep::Stage => ("stage", None),

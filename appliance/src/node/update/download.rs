@@ -14,11 +14,10 @@ use http::{Request, StatusCode, Uri};
 use http_body_util::BodyExt;
 
 use super::session::{
-    PIECE_BYTES_MAX, StagingError, StagingOutcome, StagingRequest, StagingSession, StagingSessions,
+    PIECE_BYTES_MAX, SESSION_TIME_MAX, SessionTurn, StagingError, StagingOutcome, StagingRequest,
+    StagingSession, StagingSessions,
 };
 
-/// Longest time of a whole download.
-const DOWNLOAD_TIME_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How often in a row a download that gets no further is taken up again.
 const TRIES_MAX: u32 = 8;
 /// First and longest pause before that.
@@ -54,7 +53,7 @@ impl fmt::Display for DownloadError {
             Self::TooSlow => write!(
                 f,
                 "the bundle did not come within {} h",
-                DOWNLOAD_TIME_MAX.as_secs() / 3600
+                SESSION_TIME_MAX.as_secs() / 3600
             ),
         }
     }
@@ -146,9 +145,9 @@ impl BundleDownloader {
         &self,
         sessions: &StagingSessions,
         bundle: OpenedBundle,
-        request: StagingRequest,
+        (request, turn): (StagingRequest, Option<SessionTurn>),
     ) -> Result<Arc<StagingSession>, StagingError> {
-        let session = sessions.begin(request)?;
+        let session = sessions.begin(request, turn)?;
         let sending = Sending {
             sessions: sessions.clone(),
             session: Arc::clone(&session),
@@ -174,7 +173,8 @@ fn checked(url: &str) -> Result<Uri, DownloadError> {
     }
 }
 
-fn shortened(url: &str) -> String {
+/// An address as others may see it: without a user, a query and a fragment, in which secrets can be.
+pub(super) fn shortened(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     let plain = match (url.find("://"), url[..end].rfind('@')) {
         (Some(scheme), Some(at)) if scheme < at => {
@@ -232,7 +232,7 @@ struct Sending {
 
 impl Sending {
     async fn run(self, bundle: OpenedBundle) {
-        let sent = tokio::time::timeout(DOWNLOAD_TIME_MAX, self.send(bundle));
+        let sent = tokio::time::timeout(SESSION_TIME_MAX, self.send(bundle));
         let sent = sent.await.unwrap_or(Err(DownloadError::TooSlow));
         let Err(error) = sent else { return };
         tracing::warn!(%error, session = self.session.id, "the download of an update ended");

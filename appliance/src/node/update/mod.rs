@@ -27,7 +27,7 @@ use super::reload::Reloader;
 use act::ScheduledStart;
 use auto::AutoMemory;
 use download::BundleDownloader;
-use session::{SESSION_IDLE, StagingSessions};
+use session::{StagingPace, StagingSessions};
 
 pub(crate) use link::{UpdateLink, UpdateStream};
 pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED};
@@ -84,14 +84,10 @@ pub(crate) struct UpdateContext {
 impl NodeUpdates {
     pub(crate) fn new(context: UpdateContext) -> Self {
         let downloader = BundleDownloader::new(Arc::clone(&context.dialer));
-        Self::with(context, downloader, SESSION_IDLE)
+        Self::with(context, downloader, StagingPace::default())
     }
 
-    fn with(
-        context: UpdateContext,
-        downloader: BundleDownloader,
-        idle: std::time::Duration,
-    ) -> Self {
+    fn with(context: UpdateContext, downloader: BundleDownloader, pace: StagingPace) -> Self {
         let UpdateContext {
             link,
             facts,
@@ -101,7 +97,7 @@ impl NodeUpdates {
             ..
         } = context;
         Self(Arc::new(NodeUpdatesInner {
-            sessions: StagingSessions::new(link.clone(), idle),
+            sessions: StagingSessions::new(link.clone(), pace),
             link,
             downloader,
             facts,
@@ -138,6 +134,7 @@ impl NodeUpdates {
         builder.add(stage::stage(self.clone()));
         builder.add(stage::write(self.clone()));
         builder.add(stage::offer(self.clone()));
+        builder.add(stage::cancel(self.clone()));
         builder.add(act::apply(self.clone()));
         builder.add(act::confirm(self.clone()));
         builder.add(act::rollback(self.clone()));

@@ -30,6 +30,8 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
             "tries": { "type": "integer" }, "floor": text, "keys": { "type": "string" },
             "gate": { "type": "array", "items": { "type": "string" } },
             "last": { "type": ["object", "null"], "description": "How the last update ended" },
+            "left": { "type": "array", "items": { "type": "string" },
+                      "description": "Versions that the machine does not install by itself any more" },
             "session": { "type": ["object", "null"], "description": "The bundle that is being sent",
                 "properties": { "session": { "type": "string" }, "offset": { "type": "integer" },
                                 "bytes": { "type": "integer" } } },
@@ -130,7 +132,7 @@ impl NodeUpdates {
         let ended = self.0.sessions.ended();
         answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
         answer["plan"] = json!(self.staged_plan(&facts.update));
-        answer["scheduled"] = json!(self.scheduled().as_ref().map(|it| it.at.to_string()));
+        answer["scheduled"] = json!(self.start_moment().map(|at| at.to_string()));
         answer["auto"] = self.auto_shown();
         answer
     }
@@ -152,6 +154,8 @@ impl NodeUpdates {
             downgrade: None,
             dry_run: true,
             anywhere: true,
+            unasked: false,
+            take_over: false,
         };
         let begun = self.fetch(wish).await?;
         let plan = planned(self.0.sessions.outcome(begun.session).await)?;
@@ -183,6 +187,7 @@ fn facts_shown(facts: &UpdateFacts) -> Value {
         "keys": facts.keys,
         "gate": facts.gate,
         "last": facts.last,
+        "left": facts.left,
     })
 }
 

@@ -9,10 +9,11 @@ use super::session::{StagingError, StagingOutcome};
 
 /// Refusals of PID 1 that are about who may bring this version: its signatures, its age and its place in the order of
 /// versions.
-const FORBIDDEN: [&str; 8] = [
+const FORBIDDEN: [&str; 9] = [
     "below-floor",
     "downgrade",
     "expired",
+    "left",
     "no-keys",
     "rollback",
     "signature",

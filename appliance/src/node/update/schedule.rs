@@ -71,6 +71,8 @@ pub(super) enum AutoStep {
     WaitsForPerson,
     /// The version failed before, and is not tried again.
     FailedBefore,
+    /// An administrator left the version, and the machine does not go back to it by itself.
+    LeftBefore,
     /// The next look at the channel is at this moment.
     LookAt(i64),
     /// Look at the channel now.
@@ -128,7 +130,10 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
 fn start(view: &AutoView<'_>, now: i64, delay: i64) -> Option<AutoStep> {
     let version = view.facts.other_version.as_deref()?;
     let plan = view.found.filter(|plan| plan.to == version)?;
-    if has_failed(view.facts, version) || plan.needs_person.is_some() {
+    if has_failed(view.facts, version)
+        || is_left(view.facts, version)
+        || plan.needs_person.is_some()
+    {
         return None;
     }
     Some(match next_start(now, view.section.window, delay) {
@@ -143,6 +148,9 @@ fn found(view: &AutoView<'_>) -> Option<AutoStep> {
     if has_failed(view.facts, &plan.to) {
         return Some(AutoStep::FailedBefore);
     }
+    if is_left(view.facts, &plan.to) {
+        return Some(AutoStep::LeftBefore);
+    }
     let is_staged =
         view.facts.state == "staged" && view.facts.other_version.as_ref() == Some(&plan.to);
     Some(match (is_staged, plan.needs_person.is_some()) {
@@ -156,6 +164,11 @@ fn found(view: &AutoView<'_>) -> Option<AutoStep> {
 fn has_failed(facts: &UpdateFacts, version: &str) -> bool {
     let last = facts.last.as_ref();
     last.is_some_and(|last| last.version == version && last.outcome != "confirmed")
+}
+
+/// Whether an administrator left the version, or it failed before another one was confirmed.
+fn is_left(facts: &UpdateFacts, version: &str) -> bool {
+    facts.left.iter().any(|left| left == version)
 }
 
 #[cfg(test)]
@@ -368,6 +381,31 @@ mod tests {
             ..now(at(2, 30))
         };
         assert_eq!(step(&with_pin), AutoStep::WaitsForPerson);
+    }
+
+    /// The version before was confirmed after the rollback, and is the last end of an update.
+    #[test]
+    fn a_version_that_an_administrator_left_is_not_tried_again() {
+        let apply = section(AutoUpdate::Apply);
+        let mut back = facts("good", Some("1.1.0"));
+        back.left = vec!["1.1.0".to_owned()];
+        back.last = Some(UpdateEnd {
+            version: "1.0.0".to_owned(),
+            outcome: "confirmed".to_owned(),
+            ..UpdateEnd::default()
+        });
+        let look = |facts: &UpdateFacts, found: &UpdatePlan| {
+            step(&AutoView {
+                now: Some(at(2, 30)),
+                looked: Some(at(2, 0)),
+                found: Some(found),
+                ..view(&apply, facts)
+            })
+        };
+        assert_eq!(look(&back, &plan("1.1.0")), AutoStep::LeftBefore);
+        assert_eq!(look(&back, &plan("1.1.1")), AutoStep::Stage);
+        back.state = "staged".to_owned();
+        assert_eq!(look(&back, &plan("1.1.0")), AutoStep::LeftBefore);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
 use super::link::{ANSWER_TIMEOUT, BundleFrames, UpdateLink, UpdateLinkError, wait};
 
@@ -16,9 +17,69 @@ pub(super) const BUNDLE_BYTES_MAX: u64 = 1 << 30;
 /// Most bytes of one piece.
 pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
 /// How long a session waits for its next piece.
-pub(super) const SESSION_IDLE: Duration = Duration::from_secs(600);
+const SESSION_IDLE: Duration = Duration::from_secs(600);
+/// Longest time of a session, until its last piece: a bundle of today at the least rate.
+pub(super) const SESSION_TIME_MAX: Duration = Duration::from_secs(3 * 3600);
+/// Fewest bytes a second of a bundle, on average since its session began.
+const SESSION_RATE_BYTES_S_MIN: u64 = 4 << 10;
+/// How far behind that a bundle may be: the connection broke, or its sender restarted.
+const SESSION_RATE_GRACE: Duration = Duration::from_secs(600);
+/// Pieces in a row that do not fit, after which a session is given up. A sender that lost an answer sends one.
+pub(super) const WRONG_PIECES_MAX: u32 = 64;
 /// How long PID 1 may take to notice that a bundle was given up.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How slow a bundle may come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StagingPace {
+    /// The longest pause between two pieces.
+    pub(super) idle: Duration,
+    /// The longest time of the whole.
+    pub(super) whole: Duration,
+    /// Fewest bytes a second.
+    pub(super) rate: u64,
+    /// How far behind the rate it may be.
+    pub(super) grace: Duration,
+}
+
+impl Default for StagingPace {
+    fn default() -> Self {
+        Self {
+            idle: SESSION_IDLE,
+            whole: SESSION_TIME_MAX,
+            rate: SESSION_RATE_BYTES_S_MIN,
+            grace: SESSION_RATE_GRACE,
+        }
+    }
+}
+
+impl StagingPace {
+    /// When a session is given up unless another piece comes, and why. `piece` is when the last one came.
+    fn due(&self, (began, piece): (Instant, Instant), sent: u64) -> (Instant, String) {
+        let rate = self.rate.max(1);
+        let behind = began + self.grace + Duration::from_secs(sent / rate);
+        let seconds = |time: Duration| time.as_secs();
+        let all = [
+            (
+                piece + self.idle,
+                format!("no piece came for {} s", seconds(self.idle)),
+            ),
+            (
+                began + self.whole,
+                format!("it did not come within {} s", seconds(self.whole)),
+            ),
+            (
+                behind,
+                format!("it comes with less than {rate} bytes a second"),
+            ),
+        ];
+        let [first, more @ ..] = all;
+        more.into_iter().fold(
+            first,
+            |least, other| if other.0 < least.0 { other } else { least },
+        )
+    }
+}
 
 /// What a session is for.
 #[derive(Clone, Debug)]
@@ -32,6 +93,8 @@ pub(super) struct StagingRequest {
     pub(super) bytes: u64,
     pub(super) downgrade: Option<String>,
     pub(super) dry_run: bool,
+    /// No administrator asks for this version, but the machine itself or a hub.
+    pub(super) unasked: bool,
 }
 
 /// How the sending of a bundle ended.
@@ -62,6 +125,15 @@ pub(super) enum StagingError {
     Size(u64),
     /// The piece has more bytes than are missing.
     TooMuch(u64),
+}
+
+/// The right to begin the next session, while other callers ask for one. Dropping it gives the right back.
+pub(super) struct SessionTurn(StagingSessions);
+
+impl Drop for SessionTurn {
+    fn drop(&mut self) {
+        self.0.lock().has_turn = false;
+    }
 }
 
 impl fmt::Display for StagingError {
@@ -127,6 +199,12 @@ impl StagingSession {
     pub(super) fn offset(&self) -> u64 {
         self.offset.load(Ordering::Relaxed)
     }
+
+    /// The first reason counts.
+    fn give_up(&self, why: String) {
+        self.reason.set(why).ok();
+        self.given_up.notify_one();
+    }
 }
 
 /// A session that ended.
@@ -149,24 +227,25 @@ struct SessionTable {
     /// From the start of a session until its end.
     current: Option<Arc<StagingSession>>,
     ended: Option<EndedStaging>,
-    /// What is staged, as far as this process knows.
-    staged: Option<UpdatePlan>,
+    /// What is staged and who sent it, as far as this process knows.
+    staged: Option<(UpdatePlan, String)>,
+    /// Whether there is a [`SessionTurn`].
+    has_turn: bool,
 }
 
 /// The session under way and the last one. Clones share them.
 #[derive(Clone)]
 pub(super) struct StagingSessions {
     link: UpdateLink,
-    idle: Duration,
+    pace: StagingPace,
     table: Arc<Mutex<SessionTable>>,
 }
 
 impl StagingSessions {
-    /// `idle` is how long a session waits for its next piece.
-    pub(super) fn new(link: UpdateLink, idle: Duration) -> Self {
+    pub(super) fn new(link: UpdateLink, pace: StagingPace) -> Self {
         Self {
             link,
-            idle,
+            pace,
             table: Arc::default(),
         }
     }
@@ -175,6 +254,7 @@ impl StagingSessions {
     pub(super) fn begin(
         &self,
         request: StagingRequest,
+        turn: Option<SessionTurn>,
     ) -> Result<Arc<StagingSession>, StagingError> {
         self.link.check()?;
         if !(1..=BUNDLE_BYTES_MAX).contains(&request.bytes) {
@@ -183,7 +263,7 @@ impl StagingSessions {
         // One piece is written and one waits: with the one that a call holds, less than a megabyte.
         let (pieces, arriving) = mpsc::channel(1);
         let mut table = self.lock();
-        if table.current.is_some() {
+        if table.current.is_some() || (table.has_turn && turn.is_none()) {
             return Err(StagingError::Busy);
         }
         table.last += 1;
@@ -200,6 +280,31 @@ impl StagingSessions {
         // A task of its own: if a call ends, the frame that it sends does not stay half written.
         tokio::spawn(self.clone().carry(Arc::clone(&session), arriving));
         Ok(session)
+    }
+
+    /// Gives up the session under way, also that of another caller, and waits for its end. Returns whether there was one.
+    pub(super) async fn cancel(&self, why: String) -> bool {
+        let Some(session) = self.current() else {
+            return false;
+        };
+        session.give_up(why);
+        self.outcome(session).await;
+        true
+    }
+
+    /// The same, and no other caller begins the next session.
+    pub(super) async fn take_over(&self, why: String) -> Result<SessionTurn, StagingError> {
+        self.link.check()?;
+        let turn = {
+            let mut table = self.lock();
+            if table.has_turn {
+                return Err(StagingError::Busy);
+            }
+            table.has_turn = true;
+            SessionTurn(self.clone())
+        };
+        self.cancel(why).await;
+        Ok(turn)
     }
 
     /// Sends a piece, and after the last one waits for PID 1.
@@ -238,9 +343,7 @@ impl StagingSessions {
     ) -> Result<StagingOutcome, StagingError> {
         match self.lookup(id, owner)? {
             FoundSession::Running(session) => {
-                // The first reason counts.
-                session.reason.set(why).ok();
-                session.given_up.notify_one();
+                session.give_up(why);
                 Ok(self.outcome(session).await)
             }
             FoundSession::Ended(ended) => Ok(ended.outcome),
@@ -274,7 +377,17 @@ impl StagingSessions {
 
     /// What this process knows of the staged version.
     pub(super) fn staged(&self) -> Option<UpdatePlan> {
-        self.lock().staged.clone()
+        self.lock().staged.clone().map(|(plan, _)| plan)
+    }
+
+    /// Who sent the staged version.
+    pub(super) fn staged_by(&self) -> Option<String> {
+        self.lock().staged.clone().map(|(_, owner)| owner)
+    }
+
+    /// The staged version was taken back.
+    pub(super) fn forget_staged(&self) {
+        self.lock().staged = None;
     }
 
     /// Waits for the end of a session.
@@ -302,7 +415,7 @@ impl StagingSessions {
         {
             let mut table = self.lock();
             if let (StagingOutcome::Planned(plan), false) = (&outcome, ended.request.dry_run) {
-                table.staged = Some(plan.clone());
+                table.staged = Some((plan.clone(), ended.request.owner.clone()));
             }
             table.ended = Some(ended);
             table.current = None;
@@ -333,16 +446,21 @@ impl StagingSessions {
             bytes,
             downgrade,
             dry_run,
+            unasked,
             ..
         } = session.request.clone();
         let request = UpdateRequest::Stage {
             bytes,
             downgrade,
             dry_run,
+            unasked,
         };
         let mut answer = self.link.begin(request, &session.request.by).await?;
-        let mut sent = 0;
+        let began = Instant::now();
+        let (mut sent, mut last_piece, mut wrong) = (0, began, 0);
         while sent < bytes {
+            // Counted from the last piece that fitted: other ones do not keep a session alive.
+            let (due, why) = self.pace.due((began, last_piece), sent);
             let piece = tokio::select! {
                 biased;
                 // PID 1 may refuse a bundle by its first bytes, and plan a dry run by its metadata.
@@ -354,17 +472,23 @@ impl StagingSessions {
                     let why = session.reason.get().cloned().unwrap_or_default();
                     return give_up(&mut frames, answer, why).await;
                 }
-                piece = tokio::time::timeout(self.idle, pieces.recv()) => piece,
+                () = sleep_until(due) => None,
+                piece = pieces.recv() => piece,
             };
-            let Ok(Some(mut piece)) = piece else {
-                let text = format!("no piece came for {} s", self.idle.as_secs());
-                return give_up(&mut frames, answer, text).await;
+            let Some(mut piece) = piece else {
+                return give_up(&mut frames, answer, why).await;
             };
             let left = bytes - sent;
             if let Err(error) = fits(&piece, sent, left) {
                 piece.taken.send(Err(error)).ok();
+                wrong += 1;
+                if wrong == WRONG_PIECES_MAX {
+                    let why = format!("{wrong} pieces in a row did not fit");
+                    return give_up(&mut frames, answer, why).await;
+                }
                 continue;
             }
+            (last_piece, wrong) = (Instant::now(), 0);
             let data = std::mem::take(&mut piece.data);
             frames.data(&data).await?;
             sent += data.len() as u64;

@@ -8,14 +8,17 @@ use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::auto::BY;
+use super::download::shortened;
 use super::read::no_channel;
 use super::session::{
-    BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, StagingError, StagingRequest, StagingSession,
+    BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingRequest, StagingSession,
 };
 use super::{
-    ADMIN_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes, owner, plan_schema,
+    ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes, may,
+    owner, plan_schema,
 };
-use crate::node::ops::caller;
+use crate::node::ops::{caller, empty_input};
 
 /// Default deadline of operations that wait until PID 1 has written and read back a program.
 pub(super) const WISH_TIMEOUT_MS: u32 = 900_000;
@@ -42,6 +45,8 @@ pub(super) fn stage(updates: NodeUpdates) -> Registration {
                            "description": "The one older version that is permitted" },
             "dry_run": { "type": "boolean", "default": false,
                          "description": "Verify and plan, and change nothing" },
+            "take_over": { "type": "boolean", "default": false,
+                           "description": "Give up the bundle that is under way, also that of another caller; for update:apply" },
         }
     }))
     .with_output(json!({
@@ -132,8 +137,33 @@ pub(super) fn offer(updates: NodeUpdates) -> Registration {
     }));
     let spec = for_scopes(spec, &[OFFER_SCOPE]);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let answer = updates.answer_offer(&input, &ctx);
-        std::future::ready(answer)
+        let updates = updates.clone();
+        async move { updates.answer_offer(&input, &ctx).await }
+    });
+    Registration::new(spec, handler)
+}
+
+/// `update/cancel`
+pub(super) fn cancel(updates: NodeUpdates) -> Registration {
+    let spec = OperationSpec::mutation(
+        "update/cancel",
+        "Gives up the bundle that is under way, also that of another caller.",
+    )
+    .with_input(empty_input())
+    .with_output(json!({
+        "type": "object", "required": ["cancelled"],
+        "properties": { "cancelled": { "type": "boolean", "description": "Whether there was one" } }
+    }));
+    let spec = for_scopes(spec, &[APPLY_SCOPE]);
+    let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
+        let updates = updates.clone();
+        async move {
+            direct(&ctx)?;
+            updates.link_check()?;
+            let why = format!("{} cancelled it", caller(&ctx));
+            let cancelled = updates.0.sessions.cancel(why).await;
+            Ok::<_, CallError>(json!({ "cancelled": cancelled }))
+        }
     });
     Registration::new(spec, handler)
 }
@@ -145,6 +175,7 @@ struct StageInput {
     url: Option<String>,
     downgrade: Option<String>,
     dry_run: bool,
+    take_over: bool,
 }
 
 #[derive(Deserialize)]
@@ -226,6 +257,10 @@ pub(super) struct StageWish {
     pub(super) dry_run: bool,
     /// Whether the address may be one that is not of the public Internet.
     pub(super) anywhere: bool,
+    /// Whether no administrator asks for it, but the machine itself.
+    pub(super) unasked: bool,
+    /// Whether it takes the place of the session under way.
+    pub(super) take_over: bool,
 }
 
 /// A download that has begun.
@@ -254,17 +289,27 @@ impl NodeUpdates {
             url,
             downgrade,
             dry_run,
+            take_over,
         } = input;
+        if take_over && !may(ctx, APPLY_SCOPE) {
+            let text = "take_over needs the scope update:apply";
+            return Err(CallError::new(ErrorCode::Forbidden, text));
+        }
         match (bytes, url) {
             (Some(_), Some(_)) => Err(CallError::invalid_input("give bytes or url, not both")),
-            (Some(bytes), None) => Ok(self.begin(StagingRequest {
-                owner,
-                by,
-                source: "upload".to_owned(),
-                bytes,
-                downgrade,
-                dry_run,
-            })?),
+            (Some(bytes), None) => {
+                let turn = self.turn(take_over, &by).await?;
+                let request = StagingRequest {
+                    owner,
+                    by,
+                    source: "upload".to_owned(),
+                    bytes,
+                    downgrade,
+                    dry_run,
+                    unasked: false,
+                };
+                Ok(self.begin(request, turn)?)
+            }
             (None, url) => {
                 // A peer that may stage must not make the node ask servers of its local network.
                 let is_admin = ctx
@@ -278,6 +323,8 @@ impl NodeUpdates {
                     downgrade,
                     dry_run,
                     anywhere,
+                    unasked: false,
+                    take_over,
                 };
                 Ok(self.fetch(wish).await?.session)
             }
@@ -285,16 +332,29 @@ impl NodeUpdates {
     }
 
     /// Begins a session, and counts how it ends.
-    fn begin(&self, request: StagingRequest) -> Result<Arc<StagingSession>, StagingError> {
-        let session = self.0.sessions.begin(request)?;
+    fn begin(
+        &self,
+        request: StagingRequest,
+        turn: Option<SessionTurn>,
+    ) -> Result<Arc<StagingSession>, StagingError> {
+        let session = self.0.sessions.begin(request, turn)?;
         self.watch(&session);
         Ok(session)
+    }
+
+    /// Ends the session under way for a caller that takes it over.
+    async fn turn(&self, take_over: bool, by: &str) -> Result<Option<SessionTurn>, StagingError> {
+        if !take_over {
+            return Ok(None);
+        }
+        let why = format!("{by} sends another one");
+        self.0.sessions.take_over(why).await.map(Some)
     }
 
     /// Begins to download a bundle.
     pub(super) async fn fetch(&self, wish: StageWish) -> Result<BegunDownload, CallError> {
         self.link_check()?;
-        if self.0.sessions.current().is_some() {
+        if self.0.sessions.current().is_some() && !wish.take_over {
             return Err(StagingError::Busy.into());
         }
         let config = self.0.reloader.current();
@@ -302,6 +362,8 @@ impl NodeUpdates {
         let url = wish.url.map_or_else(channel, Ok)?;
         let bundle = self.0.downloader.open(&url, wish.anywhere).await?;
         let bytes = bundle.bytes;
+        let turn = self.turn(wish.take_over, &wish.by).await?;
+        let url = shortened(&url);
         let request = StagingRequest {
             owner: wish.owner,
             by: wish.by,
@@ -309,15 +371,29 @@ impl NodeUpdates {
             bytes,
             downgrade: wish.downgrade,
             dry_run: wish.dry_run,
+            unasked: wish.unasked,
         };
         let sessions = &self.0.sessions;
-        let session = self.0.downloader.begin(sessions, bundle, request)?;
+        let session = self.0.downloader.begin(sessions, bundle, (request, turn))?;
         self.watch(&session);
         Ok(BegunDownload {
             session,
             url,
             bytes,
         })
+    }
+
+    /// Why a hub may not replace what is staged: it waits for the administrator who staged it.
+    async fn kept_from(&self, hub: &str) -> Option<String> {
+        let known = self.0.sessions.staged_by();
+        let by = match known {
+            Some(owner) => Some(owner),
+            None if self.0.facts.load().update.state == "staged" => self.logged_stager().await,
+            None => return None,
+        };
+        let is_replaced = by.as_deref().is_some_and(|by| by == hub || by == BY);
+        let text = "a version is staged here that this hub did not send: an administrator starts it, or takes it back";
+        (!is_replaced).then(|| text.to_owned())
     }
 
     async fn write(&self, owner: &str, step: WriteStep) -> Result<Value, CallError> {
@@ -342,11 +418,11 @@ impl NodeUpdates {
     }
 
     /// A hub has a bundle. Its permission is the scope, which `[[join]] update` gives it.
-    fn answer_offer(&self, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
+    async fn answer_offer(&self, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
         direct(ctx)?;
         self.link_check()?;
         let input: OfferInput = input.parse()?;
-        let facts = self.0.facts.load();
+        let facts = self.0.facts.load_full();
         let facts = &facts.update;
         let unwanted = |reason: String| Ok(json!({ "wanted": false, "reason": reason }));
         if matches!(facts.state.as_str(), "absent" | "unreadable" | "") {
@@ -363,14 +439,27 @@ impl NodeUpdates {
         if matches!(facts.state.as_str(), "pending" | "trial") {
             return unwanted("another version is on trial".to_owned());
         }
-        let session = self.begin(StagingRequest {
-            owner: owner(ctx)?,
+        // PID 1 judges by the version of the bundle itself.
+        if facts.left.contains(&input.version) {
+            let version = &input.version;
+            return unwanted(format!(
+                "{version} failed there, or an administrator left it"
+            ));
+        }
+        let owner = owner(ctx)?;
+        if let Some(reason) = self.kept_from(&owner).await {
+            return unwanted(reason);
+        }
+        let request = StagingRequest {
+            owner,
             by: caller(ctx),
             source: format!("the hub {}", caller(ctx)),
             bytes: input.bytes,
             downgrade: None,
             dry_run: false,
-        })?;
+            unasked: true,
+        };
+        let session = self.begin(request, None)?;
         let mut answer = begun(&session);
         answer["wanted"] = true.into();
         Ok(answer)

@@ -1,5 +1,6 @@
 //! The operations against a PID 1 of the tests' own.
 
+mod attacks;
 mod downloads;
 mod operations;
 mod sessions;
@@ -20,7 +21,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::session::{StagingError, StagingRequest};
+use super::auto::BY;
+use super::session::{StagingError, StagingPace, StagingRequest};
 use super::*;
 
 /// What PID 1 makes of the next bundle.
@@ -28,10 +30,24 @@ use super::*;
 enum Verdict {
     /// It reads all of it.
     Plans,
+    /// The same of the program with this SHA-256.
+    PlansOf(&'static str),
     /// It refuses after so many bytes.
     RefusesAfter(u64),
     /// It knows what a dry run would do after so many bytes.
     PlansAfter(u64),
+}
+
+impl Verdict {
+    fn plan(&self) -> UpdatePlan {
+        match self {
+            Self::PlansOf(sha256) => UpdatePlan {
+                sha256: (*sha256).to_owned(),
+                ..plan()
+            },
+            _ => plan(),
+        }
+    }
 }
 
 /// What PID 1 has seen.
@@ -41,6 +57,8 @@ struct InitSeen {
     /// The bytes of each bundle, and whether it ended or was given up.
     bundles: Vec<(Vec<u8>, bool)>,
     frame_max: u32,
+    /// Who staged the last version, by the log. Empty: the machine itself.
+    stager: String,
 }
 
 struct NodeUpdateBench {
@@ -48,17 +66,16 @@ struct NodeUpdateBench {
     seen: Arc<Mutex<InitSeen>>,
     verdict: Arc<Mutex<Verdict>>,
     facts: SharedFacts,
-    people: crate::node::IdentityServices,
+    identities: crate::node::IdentityServices,
     _dir: tempfile::TempDir,
 }
-
-const IDLE: Duration = Duration::from_secs(600);
 
 fn plan() -> UpdatePlan {
     UpdatePlan {
         from: "1.0.0".to_owned(),
         to: "1.1.0".to_owned(),
         step: "upgrade".to_owned(),
+        sha256: "a1".to_owned(),
         bytes: 9,
         ..UpdatePlan::default()
     }
@@ -66,10 +83,10 @@ fn plan() -> UpdatePlan {
 
 impl NodeUpdateBench {
     fn new() -> Self {
-        Self::with("", IDLE, None)
+        Self::with("", StagingPace::default(), None)
     }
 
-    fn with(document: &str, idle: Duration, plain: Option<PeerAddr>) -> Self {
+    fn with(document: &str, pace: StagingPace, plain: Option<PeerAddr>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
         let store = crate::node::store::open(dir.path());
@@ -100,13 +117,13 @@ impl NodeUpdateBench {
         if let Some(server) = plain {
             downloader = downloader.with_plain(server);
         }
-        let updates = NodeUpdates::with(context, downloader, idle);
+        let updates = NodeUpdates::with(context, downloader, pace);
         let bench = Self {
             updates,
             seen: Arc::default(),
             verdict: Arc::new(Mutex::new(Verdict::Plans)),
             facts,
-            people,
+            identities: people,
             _dir: dir,
         };
         let init = FakeInit {
@@ -138,7 +155,7 @@ impl NodeUpdateBench {
     }
 
     fn begin(&self, bytes: usize) -> String {
-        let session = self.updates.0.sessions.begin(request(bytes));
+        let session = self.updates.0.sessions.begin(request(bytes), None);
         session.expect("it begins").id.clone()
     }
 
@@ -161,6 +178,7 @@ fn request(bytes: usize) -> StagingRequest {
         bytes: bytes as u64,
         downgrade: None,
         dry_run: false,
+        unasked: false,
     }
 }
 
@@ -186,10 +204,12 @@ impl FakeInit {
                     self.read(n, verdict).await.expect("frames");
                 }
                 UpdateRequest::Log => {
+                    let by = self.seen.lock().expect("no panic").stager.clone();
+                    let by = Some(by).filter(|by| !by.is_empty());
                     let record = UpdateRecord {
                         event: "staged".to_owned(),
                         version: "1.1.0".to_owned(),
-                        by: "the machine".to_owned(),
+                        by: by.unwrap_or_else(|| BY.to_owned()),
                         ..UpdateRecord::default()
                     };
                     self.link.answered(
@@ -203,7 +223,7 @@ impl FakeInit {
                     let (code, text) = ("no-trial".to_owned(), "no version is on trial".to_owned());
                     self.link.answered(n, UpdateAnswer::Refused { code, text });
                 }
-                UpdateRequest::Apply | UpdateRequest::Rollback => {
+                UpdateRequest::Apply { .. } | UpdateRequest::Rollback { .. } => {
                     self.link.answered(n, UpdateAnswer::Done);
                 }
             }
@@ -245,7 +265,9 @@ impl FakeInit {
         self.seen.lock().expect("no panic").bundles.push(seen);
         if !has_answered {
             let answer = match is_whole {
-                true => UpdateAnswer::Planned { plan: plan() },
+                true => UpdateAnswer::Planned {
+                    plan: verdict.plan(),
+                },
                 false => UpdateAnswer::Refused {
                     code: "given-up".to_owned(),
                     text: "the node gave it up".to_owned(),

@@ -35,10 +35,10 @@ impl CallConnectionState {
             return;
         }
         self.start_drain();
-        let link = Arc::clone(self);
+        let state = Arc::clone(self);
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(SUPERSEDED_DRAIN, link.ended()).await;
-            link.close(CloseCode::Superseded, SUPERSEDED);
+            let _ = tokio::time::timeout(SUPERSEDED_DRAIN, state.ended()).await;
+            state.close(CloseCode::Superseded, SUPERSEDED);
         });
     }
 
@@ -222,27 +222,28 @@ pub(super) struct EndOnDrop(pub(super) Arc<CallConnectionState>);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        let link = &self.0;
-        link.cancel.cancel();
-        link.life.apply(PeerEvent::Ended);
-        link.follow.cancel();
-        link.dispatcher
+        let state = &self.0;
+        state.cancel.cancel();
+        state.life.apply(PeerEvent::Ended);
+        state.follow.cancel();
+        state
+            .dispatcher
             .peers
             // Only this connection's entry: a newer one of the peer stays.
-            .detach(link.info.id, link.dispatcher.announcer());
+            .detach(state.info.id, state.dispatcher.announcer());
         // Calls must not find operations of a connection that is gone.
-        link.imports.store(None);
-        link.inbound.abort_where(|_| true);
-        let streams = std::mem::take(&mut *lock(&link.streams));
+        state.imports.store(None);
+        state.inbound.abort_where(|_| true);
+        let streams = std::mem::take(&mut *lock(&state.streams));
         let streams: Vec<_> = streams.iter().filter_map(Weak::upgrade).collect();
         // Unsent events must not look like a connection that ended in order.
-        let cut = link.has_outbound() || streams.iter().any(|stream| !stream.out.is_idle());
-        link.outbound.close(link.why_ended(ENDED));
+        let cut = state.has_outbound() || streams.iter().any(|stream| !stream.out.is_idle());
+        state.outbound.close(state.why_ended(ENDED));
         streams
             .iter()
             .for_each(|stream| stream.out.kill(StreamCode::Cancelled));
         if !cut {
-            link.hang_up();
+            state.hang_up();
         }
     }
 }

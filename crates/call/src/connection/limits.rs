@@ -236,15 +236,15 @@ mod tests {
         let dispatcher = Arc::new(Dispatcher::new(registry));
         let most = dispatcher.limits.queued_bytes;
         let (dialled, _accepted) = memory_pair(ALPN);
-        let link = CallConnectionState::one_way(dialled, dispatcher, None);
-        let alone = link.claim_unsent(most * 2).expect("one always may");
-        let refused = link.claim_unsent(1).expect_err("too many wait");
+        let state = CallConnectionState::one_way(dialled, dispatcher, None);
+        let alone = state.claim_unsent(most * 2).expect("one always may");
+        let refused = state.claim_unsent(1).expect_err("too many wait");
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert!(refused.retryable && refused.retry_after_ms.is_some());
         drop(alone);
-        let halves = [(); 2].map(|()| link.claim_unsent(most / 2).expect("room"));
-        assert!(link.claim_unsent(1).is_err());
+        let halves = [(); 2].map(|()| state.claim_unsent(most / 2).expect("room"));
+        assert!(state.claim_unsent(1).is_err());
         drop(halves);
-        assert_eq!(link.unsent.bytes(), 0);
+        assert_eq!(state.unsent.bytes(), 0);
     }
 }

@@ -139,8 +139,8 @@ impl ImportReader<'_> {
     fn apply_protocol(&self, page: &OperationListing) {
         let protocol = &page.protocol;
         let mixed = protocol.features.iter().any(|feature| feature == "bin1");
-        let link = self.caller.link();
-        link.set_peer_protocol(protocol.max_frame, mixed);
+        let state = self.caller.connection_state();
+        state.set_peer_protocol(protocol.max_frame, mixed);
     }
 
     /// The spec of every name, in batches that the peer can answer.

@@ -47,8 +47,8 @@ impl Caller {
     pub async fn import(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
         match &imported.peer {
-            Some(peer) => attach(self.link(), peer, found).await?,
-            None => keep(self.link(), found).await?,
+            Some(peer) => attach(self.connection_state(), peer, found).await?,
+            None => keep(self.connection_state(), found).await?,
         }
         Ok(imported)
     }
@@ -57,12 +57,12 @@ impl Caller {
     /// call over several connections, and none of these stands for the peer.
     async fn import_served(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
-        let link = self.link();
+        let state = self.connection_state();
         // A peer that served operations before is updated also when it has none left.
-        let attached = link.dispatcher.peers.is_attached_over(link.info.id);
+        let attached = state.dispatcher.peers.is_attached_over(state.info.id);
         match &imported.peer {
             Some(peer) if attached || imported.operations > 0 => {
-                attach(link, peer, found).await?;
+                attach(state, peer, found).await?;
             }
             _ => {}
         }
@@ -73,12 +73,12 @@ impl Caller {
         &self,
         options: &ImportOptions,
     ) -> Result<(ImportSummary, ImportedOperations), AdapterError> {
-        let peers = &self.link().dispatcher.peers;
+        let peers = &self.connection_state().dispatcher.peers;
         // Never closed; without a turn in the queue the import still would be right.
         let _turn = peers.imports.acquire().await.ok();
         let found = read_peer(self, options).await?;
         let imported = ImportSummary {
-            peer: peer_of(self.link()),
+            peer: peer_of(self.connection_state()),
             operations: found.registrations.len(),
             registry: found.registry.clone(),
         };
@@ -87,27 +87,27 @@ impl Caller {
 }
 
 async fn attach(
-    link: &Arc<CallConnectionState>,
+    state: &Arc<CallConnectionState>,
     peer: &PeerId,
     found: ImportedOperations,
 ) -> Result<(), AdapterError> {
-    let (peers, announcer) = (&link.dispatcher.peers, link.dispatcher.announcer());
+    let (peers, announcer) = (&state.dispatcher.peers, state.dispatcher.announcer());
     let _turn = peers.admissions.acquire().await.ok();
     let entry = AttachedPeer {
         id: peer.clone(),
-        connection: link.info.id,
+        connection: state.info.id,
         operations: OperationOverlay::new(found.registrations)?,
-        link: Arc::downgrade(link),
+        state: Arc::downgrade(state),
     };
     let attached = peers.attach(entry, &found.registry, announcer);
     // The connection may have ended meanwhile, before there was an entry to detach.
-    if link.is_over() {
-        peers.detach(link.info.id, announcer);
+    if state.is_over() {
+        peers.detach(state.info.id, announcer);
         return Err(AdapterError::lost("the connection ended"));
     }
     match attached {
         AttachResult::Primary(older) => {
-            tracing::info!(%peer, connection = %link.info.id, "attached");
+            tracing::info!(%peer, connection = %state.info.id, "attached");
             if let Some(older) = older {
                 // Two connections of one peer must not both serve its calls.
                 older.supersede();
@@ -115,7 +115,7 @@ async fn attach(
             Ok(())
         }
         AttachResult::Older => {
-            link.supersede();
+            state.supersede();
             Err(AdapterError::lost(
                 "a newer connection of this peer is there",
             ))
@@ -125,46 +125,46 @@ async fn attach(
 }
 
 /// Stores the operations of a peer without a name with the connection they came over.
-async fn keep(link: &CallConnectionState, found: ImportedOperations) -> Result<(), AdapterError> {
-    let _turn = link.dispatcher.peers.admissions.acquire().await.ok();
+async fn keep(state: &CallConnectionState, found: ImportedOperations) -> Result<(), AdapterError> {
+    let _turn = state.dispatcher.peers.admissions.acquire().await.ok();
     let overlay = OperationOverlay::new(found.registrations)?;
-    let registry = &link.dispatcher.registry;
+    let registry = &state.dispatcher.registry;
     // Calls find these operations by their names alone: one of them must not hide this node's own.
     if let Some(name) = overlay.names().find(|name| registry.lookup(name).is_some()) {
         return Err(AdapterError::Collision { name: name.into() });
     }
-    link.set_imports(overlay);
-    if link.is_over() {
+    state.set_imports(overlay);
+    if state.is_over() {
         return Err(AdapterError::lost("the connection ended"));
     }
     Ok(())
 }
 
 /// Browsers and tokens have an identity and are no peers: this node routes no call to them.
-pub(crate) fn peer_of(link: &CallConnectionState) -> Option<PeerId> {
-    if link.is_guest() {
+pub(crate) fn peer_of(state: &CallConnectionState) -> Option<PeerId> {
+    if state.is_guest() {
         return None;
     }
-    let identity = link.connection.identity()?;
+    let identity = state.connection.identity()?;
     (identity.kind == IdentityKind::Peer).then(|| identity.id.clone())
 }
 
 /// Imports the peer's operations, and again whenever the peer reports a change.
-pub(crate) async fn follow(link: &Arc<CallConnectionState>) {
-    let Some(options) = link.dispatcher.imports.clone() else {
+pub(crate) async fn follow(state: &Arc<CallConnectionState>) {
+    let Some(options) = state.dispatcher.imports.clone() else {
         return;
     };
-    let Some(peer) = peer_of(link) else {
+    let Some(peer) = peer_of(state) else {
         return;
     };
-    let caller = Caller::new(Arc::clone(link));
+    let caller = Caller::new(Arc::clone(state));
     let mut retry = ImportRetry(RETRY_FIRST);
     loop {
-        link.life.apply(PeerEvent::Reading);
+        state.life.apply(PeerEvent::Reading);
         match caller.import_served(&options).await {
             Ok(imported) => {
                 let serves = imported.operations > 0;
-                link.life.apply(PeerEvent::Read { serves });
+                state.life.apply(PeerEvent::Read { serves });
                 // A successful read ends the series of failures.
                 retry = ImportRetry(RETRY_FIRST);
                 match wait_for_change(&caller, &imported.registry).await {
@@ -176,13 +176,13 @@ pub(crate) async fn follow(link: &Arc<CallConnectionState>) {
                 }
             }
             Err(error) if error.is_temporary() => {
-                let connection = link.info.id;
+                let connection = state.info.id;
                 tracing::debug!(%connection, %error, "the peer's operations are read again later");
                 retry.wait().await;
             }
             Err(error) => {
-                link.life.apply(PeerEvent::Unreadable);
-                let connection = link.info.id;
+                state.life.apply(PeerEvent::Unreadable);
+                let connection = state.info.id;
                 tracing::debug!(%peer, %connection, %error, "the peer's operations are not imported");
                 return;
             }
@@ -211,6 +211,9 @@ enum ImportChange {
 struct WatchNotice {
     #[serde(default)]
     registry: String,
+    /// The scopes of this node at the peer changed: it may call other operations of the same set.
+    #[serde(default)]
+    whole: bool,
 }
 
 async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
@@ -221,12 +224,12 @@ async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
         match events.next().await {
             // The first event may report the set that is known already.
             Some(Ok(event)) => match event.output.parse::<WatchNotice>() {
-                Ok(now) if now.registry == known => {}
+                Ok(now) if now.registry == known && !now.whole => {}
                 _ => break,
             },
             Some(Err(error)) if error.retryable => return ImportChange::Lost,
             Some(Err(error)) => {
-                let connection = caller.link().info.id;
+                let connection = caller.connection_state().info.id;
                 tracing::debug!(%connection, %error, "the peer does not tell of changes");
                 return ImportChange::Never;
             }

@@ -36,8 +36,8 @@ pub(crate) fn forwarding(
     disclose: CallerDisclosure,
 ) -> HandlerKind {
     let forward = Arc::new(ForwardHandler {
-        link: Arc::downgrade(caller.link()),
-        peer: peer_of(caller.link()),
+        state: Arc::downgrade(caller.connection_state()),
+        peer: peer_of(caller.connection_state()),
         remote: remote.into(),
         disclose,
         changes: spec.op_type == OperationType::Mutation,
@@ -51,7 +51,7 @@ pub(crate) fn forwarding(
 
 struct ForwardHandler {
     /// Weak: an import must not keep a connection alive.
-    link: Weak<CallConnectionState>,
+    state: Weak<CallConnectionState>,
     peer: Option<PeerId>,
     remote: Box<str>,
     disclose: CallerDisclosure,
@@ -63,9 +63,9 @@ struct ForwardHandler {
 
 impl ForwardHandler {
     /// The connection over which this node read the operation, while it is open.
-    fn link(&self, ctx: &Ctx) -> Result<Arc<CallConnectionState>, CallError> {
+    fn connection_state(&self, ctx: &Ctx) -> Result<Arc<CallConnectionState>, CallError> {
         let gone = || CallError::unavailable("the peer is gone");
-        self.link
+        self.state
             .upgrade()
             .map_or_else(|| self.newer(ctx, gone()), Ok)
     }
@@ -74,15 +74,15 @@ impl ForwardHandler {
     /// routed here just before that connection replaced another one, which was idle and ended.
     fn newer(&self, ctx: &Ctx, error: CallError) -> Result<Arc<CallConnectionState>, CallError> {
         let peer = self.peer.as_ref();
-        let link = peer.and_then(|peer| ctx.dispatcher().peers.link_to(peer));
-        link.ok_or(error)
+        let state = peer.and_then(|peer| ctx.dispatcher().peers.connection_to(peer));
+        state.ok_or(error)
     }
 
-    /// The same after `error` over `link`: another connection, or the error.
+    /// The same after `error` over `connection`: another connection, or the error.
     fn other(
         &self,
         ctx: &Ctx,
-        link: &Arc<CallConnectionState>,
+        state: &Arc<CallConnectionState>,
         error: CallError,
     ) -> Result<Arc<CallConnectionState>, CallError> {
         // Any other error means that the peer has the request.
@@ -91,7 +91,7 @@ impl ForwardHandler {
         }
         let newer = self.newer(ctx, error.clone())?;
         // Sending it again over the same connection would fail in the same way.
-        if Arc::ptr_eq(&newer, link) {
+        if Arc::ptr_eq(&newer, state) {
             return Err(error);
         }
         Ok(newer)
@@ -167,16 +167,16 @@ impl ForwardHandler {
         ctx: &Ctx,
     ) -> Result<(ForwardingGuard, PendingCall), CallError> {
         let input = json_text(&input)?;
-        let mut link = self.link(ctx)?;
+        let mut state = self.connection_state(ctx)?;
         loop {
             // For each connection: waiting for a connection that ended has used up part of the time.
             let options = self.options(ctx)?;
-            let counted = ForwardingGuard::new(&link);
-            let _queued = link.claim_unsent(input.get().len())?;
-            let caller = Caller::new(Arc::clone(&link));
+            let counted = ForwardingGuard::new(&state);
+            let _queued = state.claim_unsent(input.get().len())?;
+            let caller = Caller::new(Arc::clone(&state));
             match caller.begin(&self.remote, &*input, &options).await {
                 Ok(pending) => return Ok((counted, pending)),
-                Err(error) => link = self.other(ctx, &link, error)?,
+                Err(error) => state = self.other(ctx, &state, error)?,
             }
         }
     }
@@ -190,16 +190,16 @@ impl ForwardHandler {
         let input = json_text(&input)?;
         let requester =
             Requester::from_identity(ctx.identity().map(AsRef::as_ref), ctx.conn().remote_addr);
-        let mut link = self.link(ctx)?;
+        let mut state = self.connection_state(ctx)?;
         loop {
             let options = self.options(ctx)?;
-            let counted = ForwardingGuard::new(&link);
-            let _queued = link.claim_unsent(input.get().len())?;
-            let caller = Caller::new(Arc::clone(&link));
+            let counted = ForwardingGuard::new(&state);
+            let _queued = state.claim_unsent(input.get().len())?;
+            let caller = Caller::new(Arc::clone(&state));
             let events = caller.subscribe_for(&requester, &self.remote, &*input, &options);
             match events.await {
                 Ok(events) => return Ok((counted, events)),
-                Err(error) => link = self.other(ctx, &link, error)?,
+                Err(error) => state = self.other(ctx, &state, error)?,
             }
         }
     }

@@ -19,17 +19,17 @@ use crate::peers::state::PeerEvent;
 const QUESTION: &str = "services/list";
 
 /// Calls a peer now and then, while it serves operations here. Never resolves for a peer that may serve some.
-pub(crate) async fn watch_over(link: &Arc<CallConnectionState>) {
+pub(crate) async fn watch_over(state: &Arc<CallConnectionState>) {
     // No call is routed to a client that is not a peer.
-    if peer_of(link).is_none() {
+    if peer_of(state).is_none() {
         return;
     }
-    let patience = link.dispatcher.patience;
-    let caller = Caller::new(Arc::clone(link));
+    let patience = state.dispatcher.patience;
+    let caller = Caller::new(Arc::clone(state));
     loop {
         sleep(patience.sign_of_life_every).await;
         // This node routes no call to a peer that serves nothing.
-        if !link.life.state().is_serving() {
+        if !state.life.state().is_serving() {
             continue;
         }
         let event = if answers(&caller, patience.sign_of_life).await {
@@ -37,7 +37,7 @@ pub(crate) async fn watch_over(link: &Arc<CallConnectionState>) {
         } else {
             PeerEvent::Missed
         };
-        link.life.apply(event);
+        state.life.apply(event);
     }
 }
 

@@ -38,18 +38,18 @@ pub(crate) struct AttachedPeer {
     pub(crate) id: PeerId,
     pub(crate) connection: ConnId,
     pub(crate) operations: OperationOverlay,
-    pub(crate) link: Weak<CallConnectionState>,
+    pub(crate) state: Weak<CallConnectionState>,
 }
 
 impl AttachedPeer {
     /// Whether it takes new calls.
     pub(crate) fn is_ready(&self) -> bool {
-        self.link.upgrade().is_some_and(|link| link.is_ready())
+        self.state.upgrade().is_some_and(|state| state.is_ready())
     }
 
     /// Whether it takes new calls and answered lately: a call that names no peer goes only to such a peer.
     fn is_well(&self) -> bool {
-        self.link.upgrade().is_some_and(|link| link.is_well())
+        self.state.upgrade().is_some_and(|state| state.is_well())
     }
 
     fn resolved(&self, operation: &str) -> Option<ResolvedOperation> {
@@ -60,10 +60,10 @@ impl AttachedPeer {
     }
 
     fn in_flight(&self) -> usize {
-        self.link
+        self.state
             .upgrade()
             // A peer whose connection is gone is never the least busy one.
-            .map_or(usize::MAX, |link| link.forwarded())
+            .map_or(usize::MAX, |state| state.forwarded())
     }
 }
 
@@ -81,7 +81,7 @@ pub(crate) enum PeerSelectionError {
 pub(crate) enum AttachResult {
     /// A newer connection of the same peer is attached already.
     Older,
-    /// It is in the table; the link is that of the older connection it replaced.
+    /// It is in the table; the connection is that of the older connection it replaced.
     Primary(Option<Arc<CallConnectionState>>),
     /// The table is full.
     TooMany,
@@ -141,7 +141,7 @@ impl PeerTable {
     /// not attached.
     #[must_use]
     pub fn caller(&self, peer: &PeerId) -> Option<Caller> {
-        self.link_to(peer).map(Caller::new)
+        self.connection_to(peer).map(Caller::new)
     }
 
     /// Counts every time a peer attached, changed or left.
@@ -162,10 +162,10 @@ impl PeerTable {
     }
 
     /// The connection over which a peer is attached.
-    pub(crate) fn link_to(&self, peer: &PeerId) -> Option<Arc<CallConnectionState>> {
+    pub(crate) fn connection_to(&self, peer: &PeerId) -> Option<Arc<CallConnectionState>> {
         let table = self.table.load();
         let entry = table.iter().find(|entry| entry.id == *peer)?;
-        entry.link.upgrade().filter(|link| !link.is_over())
+        entry.state.upgrade().filter(|state| !state.is_over())
     }
 
     /// The operation on the peer that `wanted` selects.
@@ -265,7 +265,7 @@ impl PeerTable {
             Some(at) => {
                 let again = table[at].connection == peer.connection;
                 // A connection whose operations the node read again does not supersede itself.
-                let older = table[at].link.upgrade().filter(|_| !again);
+                let older = table[at].state.upgrade().filter(|_| !again);
                 table[at] = Arc::clone(&peer);
                 older
             }

@@ -31,6 +31,14 @@ const STEP_BYTES: usize = 128;
 /// Whether a watcher may see operations with this rule.
 pub(super) type AccessFilter<'a> = &'a dyn Fn(&AccessControl) -> bool;
 
+/// The sources whose whole lists a watcher still gets after its scopes changed.
+pub(super) enum ListsDue {
+    None,
+    All,
+    /// Those behind this one, in the order of the history.
+    After(Option<PeerId>),
+}
+
 /// The operations of this node and of its peers, and their last changes.
 #[derive(Debug, Default)]
 pub(super) struct RegistryHistory {
@@ -139,6 +147,31 @@ impl RegistryHistory {
         // Every turn moves the watcher on.
         *seen = last.max(*seen + 1);
         HistoryTurn::Missed(MissedChanges { owner, ..missed })
+    }
+
+    /// The whole list of the next source that is due, and that source. `lists` as for [`next`](Self::next).
+    pub(super) fn next_whole(
+        &self,
+        due: &ListsDue,
+        lists: bool,
+    ) -> Option<(Option<PeerId>, MissedChanges)> {
+        let after = match due {
+            ListsDue::None => return None,
+            ListsDue::All => Unbounded,
+            ListsDue::After(owner) => Excluded(owner),
+        };
+        let mut sources = self.sources.range((after, Unbounded));
+        let (owner, source) = sources.next()?;
+        // The node's own operations are first in the order.
+        if owner.is_some() && !lists {
+            return None;
+        }
+        let missed = MissedChanges {
+            owner: owner.clone(),
+            steps: Vec::new(),
+            whole: Some(source.whole(source.steps.len())),
+        };
+        Some((owner.clone(), missed))
     }
 
     /// The source of the first change after number `seen`, and the last of its changes before one of another source.

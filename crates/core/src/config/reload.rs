@@ -266,7 +266,7 @@ impl ReloadHandle {
             dry_run: change.dry_run,
             changed: next.config != current.config,
             restart_required: next.restart_required.clone(),
-            warnings: self.warnings(&entries),
+            warnings: self.warnings(&known, &entries),
             peers: changed_ids(&known, &entries),
         };
         // A document that changes nothing gets no generation, so that watchers see only real changes.
@@ -337,7 +337,8 @@ impl ReloadHandle {
         }]))
     }
 
-    fn warnings(&self, entries: &IdentityEntries) -> Vec<ConfigWarning> {
+    /// Warnings about `entries`, which come in the place of `before`.
+    fn warnings(&self, before: &IdentityEntries, entries: &IdentityEntries) -> Vec<ConfigWarning> {
         let peers = entries
             .peers
             .iter()
@@ -353,6 +354,11 @@ impl ReloadHandle {
                 what: format!("{what}; the configuration wins"),
             })
             .collect();
+        let uncovered = self.identities.uncovered_by(before, entries).into_iter();
+        warnings.extend(uncovered.map(|(id, what)| ConfigWarning {
+            id: id.to_string(),
+            what: format!("{what}; remove that entry, too, if it is not to count"),
+        }));
         if let Some(asked) = self.scopes.get() {
             let asked = asked();
             for (id, scopes) in peers.chain(keys) {

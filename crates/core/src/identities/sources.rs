@@ -261,16 +261,8 @@ impl IdentitySources {
 
     /// The entries of the store that `config` hides, with the name of each.
     pub(super) fn hidden_by(&self, config: &IdentityEntries) -> Vec<(PeerId, String)> {
-        let admins = config.admins.iter().map(|(id, key)| (key, id));
-        let keys = config.peers.iter();
-        let keys = keys.flat_map(|peer| peer.keys.iter().map(move |key| (key, &peer.peer_id)));
-        // The order matters: of two with one key the last stays in the map, so that an administrator wins.
-        let holders: HashMap<_, _> = keys.chain(admins).collect();
-        let names = self
-            .peers
-            .keys()
-            .cloned()
-            .chain(self.api_keys.values().map(ApiKey::id));
+        let holders = holders(config);
+        let names = self.stored_names();
         let mut hidden: Vec<_> = names
             .filter(|id| config.holds(id))
             .map(|id| (id, "the store has an entry of this name, too".to_owned()))
@@ -284,6 +276,42 @@ impl IdentitySources {
             }
         }
         hidden
+    }
+
+    /// The entries of the store that `before` hides, in part or as a whole, and `after` does not, with the name of each.
+    pub(super) fn uncovered_by(
+        &self,
+        before: &IdentityEntries,
+        after: &IdentityEntries,
+    ) -> Vec<(PeerId, String)> {
+        let [hid, hides] = [before, after].map(holders);
+        let names = self.stored_names();
+        let mut uncovered: Vec<_> = names
+            .filter(|id| before.holds(id) && !after.holds(id))
+            .map(|id| {
+                (
+                    id,
+                    "the entry of this name in the store counts again".to_owned(),
+                )
+            })
+            .collect();
+        let is_hidden = |id| before.holds(id) || after.holds(id);
+        for peer in self.peers.values().filter(|it| !is_hidden(&it.peer_id)) {
+            for key in peer.keys.iter().filter(|key| !hides.contains_key(key)) {
+                if let Some(holder) = hid.get(key) {
+                    let what =
+                        format!("its key {key} in the store counts again: '{holder}' had it here");
+                    uncovered.push((peer.peer_id.clone(), what));
+                }
+            }
+        }
+        uncovered
+    }
+
+    /// The names of the store's entries.
+    fn stored_names(&self) -> impl Iterator<Item = PeerId> {
+        let tokens = self.api_keys.values().map(ApiKey::id);
+        self.peers.keys().cloned().chain(tokens)
     }
 
     fn stored(&self, peer: PeerId) -> Result<PeerEntry, IdentityStoreError> {
@@ -310,4 +338,13 @@ impl IdentitySources {
 
 fn holds_token(peer: &PeerEntry, key_id: &KeyId) -> bool {
     peer.token_hashes.iter().any(|held| held.key_id == *key_id)
+}
+
+/// Who has each key in a configuration.
+fn holders(config: &IdentityEntries) -> HashMap<&PeerKey, &PeerId> {
+    let admins = config.admins.iter().map(|(id, key)| (key, id));
+    let keys = config.peers.iter();
+    let keys = keys.flat_map(|peer| peer.keys.iter().map(move |key| (key, &peer.peer_id)));
+    // The order matters: of two with one key the last stays in the map, so that an administrator wins.
+    keys.chain(admins).collect()
 }

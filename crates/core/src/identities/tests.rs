@@ -484,6 +484,20 @@ fn entries_hidden_by_the_configuration_are_reported() {
         .collect();
     assert_eq!(hidden, [id("same"), id("other"), id("other")]);
     assert!(all.hidden_by(&IdentityEntries::default()).is_empty());
+    // The administrator keeps the key, and the name of one peer is free again.
+    let after = IdentityEntries {
+        peers: Vec::new(),
+        ..config.clone()
+    };
+    let uncovered: Vec<_> = all.uncovered_by(&config, &after);
+    let names: Vec<_> = uncovered.iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(names, [id("same"), id("other")]);
+    assert!(
+        uncovered[1].1.contains(&key(2).to_string()),
+        "{uncovered:?}"
+    );
+    assert!(all.uncovered_by(&after, &config).is_empty());
+    assert!(all.uncovered_by(&config, &config).is_empty());
 }
 
 /// A keeper that says no.

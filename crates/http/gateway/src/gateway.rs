@@ -118,6 +118,7 @@ impl Gateway {
                 // For a request without a token the connection's identity is looked up; this does the same work.
                 std::hint::black_box(gate.identity());
                 Err(match penalty {
+                    None if token.expose().is_empty() => ApiError::unauthenticated(EMPTY_TOKEN),
                     None => wrong_token_error(error),
                     Some(refused) => too_many(refused),
                 })
@@ -233,7 +234,7 @@ impl Gateway {
         let _permit = self.room.call(&self.quota_of(caller))?;
         let incoming = incoming(caller, &call, caller.request_id.as_str());
         let outcome = caller.gate.call(incoming).await;
-        outcome.map_err(|refused| refuse(caller, refused))
+        outcome.map_err(|refused| unknown_operation(caller, &call, refuse(caller, refused)))
     }
 
     /// Runs several calls. The results have the order of the calls; a call that could not begin in time, or came
@@ -379,8 +380,15 @@ impl Gateway {
     }
 }
 
+/// Least similarity (Jaro-Winkler) at which an operation is offered for another name.
+const SIMILAR_MIN: f64 = 0.85;
+
 /// A token as long as a real one, which belongs to no identity. Requests without a token cause the same work with it.
 pub const NO_TOKEN: &str = "alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// The message for a header without a token, which a script sends whose variable is empty.
+const EMPTY_TOKEN: &str =
+    "the header has no token after 'Bearer': send 'Authorization: Bearer alk_…'";
 
 /// The work of a wrong token, step by step: it is copied, looked up, checked for its form, and its error is made.
 /// Only the guess is not counted.
@@ -427,6 +435,31 @@ fn incoming<'a>(
 
 fn refuse(caller: &HttpCaller, refused: LocalCallError) -> ApiError {
     ApiError::of_call(refused, caller.identity.is_some(), &caller.request_id)
+}
+
+/// The error for an operation that the node does not have for this caller says which one was probably meant, and where
+/// it finds all. Every other error stays as it is.
+fn unknown_operation(caller: &HttpCaller, call: &GatewayCall, mut error: ApiError) -> ApiError {
+    let name = call.operation.trim_start_matches('/');
+    if call.peer.is_some() || error.error.message != CallError::not_found(name).message {
+        return error;
+    }
+    let (visible, _) = caller.gate.visible(caller.identity.as_deref());
+    let likeness = |found: &ResolvedOperation| {
+        let known = &found.spec().name;
+        (strsim::jaro_winkler(known, name), known.clone())
+    };
+    let near = visible.iter().map(likeness);
+    let near = near.filter(|(likeness, _)| *likeness > SIMILAR_MIN);
+    let meant = match near.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((_, known)) => format!("did you mean '{known}'? "),
+        None => String::new(),
+    };
+    error.error.message = format!(
+        "there is no operation '{name}'; {meant}GET /search, or the tool 'search' over MCP, finds those that you may \
+         call"
+    );
+    error
 }
 
 /// The text of an output.

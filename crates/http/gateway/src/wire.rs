@@ -452,8 +452,10 @@ fn diagnose(
     otherwise: String,
 ) -> ApiError {
     // For a body that is no JSON, the error of the first read is the answer.
-    let text = serde_json::from_slice::<&RawValue>(body).ok();
-    let fault = text.and_then(|text| fault(text.get(), at, members, needed));
+    let Ok(text) = serde_json::from_slice::<&RawValue>(body) else {
+        return ApiError::malformed(at, format!("the body is no JSON: {otherwise}"));
+    };
+    let fault = fault(text.get(), at, members, needed);
     fault.unwrap_or_else(|| ApiError::malformed(at, otherwise))
 }
 

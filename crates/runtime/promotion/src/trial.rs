@@ -189,7 +189,11 @@ fn differs(
         {
             None
         }
-        (CaseExpectation::Output(_), Ok(output)) => Some(format!("it answered {}", shown(output))),
+        (CaseExpectation::Output(expected), Ok(output)) => Some(format!(
+            "expected {}, got {}",
+            shown(expected),
+            shown(output)
+        )),
         (CaseExpectation::Schema(schema), Ok(output)) => {
             match schema::check(schema, output, author) {
                 Ok(()) => None,

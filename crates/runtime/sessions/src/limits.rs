@@ -37,6 +37,15 @@ pub const CONSOLE_LINES: usize = 1024;
 /// Bytes of the data beside a frame: sources, and bytes that accompany a call. The memory of values has limits of its
 /// own.
 pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a worker's memory for the tree of an answer, or of an input, while the script's own value is made of it. An
+/// isolate has one tree of an answer at a time. The smallest worker has 384 MiB (docs/workers.md): beside the tree there
+/// is room for the default heap of 64 MiB, for [`ANSWERS_WAITING_BYTES_MIN`], and for 96 MiB of the worker itself and of
+/// what sessions that end have not freed. Two million numbers, the most that fit into the longest text of an answer
+/// ([`JSON_BYTES`](alknet_runtime::limits::JSON_BYTES)), take 144 MiB.
+pub const TREE_BYTES_MAX: usize = 160 << 20;
+/// Bytes of answers and items that a session's script has not taken, in their encoded form: so many, or as many as its
+/// heap has if that is more. A further answer is an error for the script.
+pub const ANSWERS_WAITING_BYTES_MIN: usize = 64 << 20;
 /// Bytes of the node's memory for the values of one session at once: inputs until they are answered, items and
 /// results until they are passed on, and the operations that it registered. One value of the largest size and its
 /// text fit.

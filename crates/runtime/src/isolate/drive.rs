@@ -8,14 +8,13 @@ use futures_util::future::LocalBoxFuture;
 use rquickjs::{Ctx, Promise, Value as JsValue};
 
 use super::failure::NULL;
-use super::pending::Arrival;
+use super::pending::ReadArrival;
 use super::shared::{PromiseSettler, Timer};
 use super::{
     ActiveEntry, EntryOutcome, EntryStats, Isolate, IsolateCommand, IsolateWork, Rejected,
     SessionMode, failure,
 };
 use crate::error::{RuntimeCode, ScriptFailure};
-use crate::host::OpReply;
 use crate::json;
 use crate::limits::JOBS_PER_TURN;
 
@@ -25,7 +24,7 @@ const JOBS_PER_LOOK: u64 = 64;
 /// An event that ends a wait.
 enum DriveEvent {
     Command(IsolateCommand),
-    Arrived(PromiseSettler, Arrival),
+    Arrived(PromiseSettler, ReadArrival),
     Due(Timer),
     Stopped,
     /// No event can settle the calls any more.
@@ -202,7 +201,7 @@ impl Isolate {
     }
 
     /// Settles a promise with the host's answer.
-    fn deliver(&mut self, settle: PromiseSettler, arrival: Arrival) {
+    fn deliver(&mut self, settle: PromiseSettler, arrival: ReadArrival) {
         let settled = self.enter(|ctx, isolate| {
             let shared = &isolate.shared;
             match arrival {
@@ -213,11 +212,11 @@ impl Isolate {
                 }
                 Ok(reply) => {
                     let end = reply.is_none();
-                    let value = match reply {
-                        None => JsValue::new_undefined(ctx.clone()),
-                        Some(OpReply::Json(value)) => json::write(ctx, &value)?,
-                        Some(OpReply::Bytes(bytes)) => super::share_bytes(ctx, shared, bytes)?,
-                        Some(OpReply::Mixed(value, bytes)) => {
+                    let value = match reply.unwrap_or_default() {
+                        (None, None) => JsValue::new_undefined(ctx.clone()),
+                        (Some(value), None) => json::write(ctx, &value)?,
+                        (None, Some(bytes)) => super::share_bytes(ctx, shared, bytes)?,
+                        (Some(value), Some(bytes)) => {
                             json::write_mixed(ctx, shared, &value, &bytes)?
                         }
                     };

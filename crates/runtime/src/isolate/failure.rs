@@ -93,6 +93,22 @@ fn engine_limit(thrown: &JsValue<'_>) -> Option<RuntimeCode> {
     }
 }
 
+/// Whether a thrown object may have this code. The others say that the call was stopped, and for whose sake: the node
+/// judges the script by them. They come from [`ended`] and from the host, and never from an object.
+const fn is_throwable(code: RuntimeCode) -> bool {
+    !matches!(
+        code,
+        // The code for all other exceptions.
+        RuntimeCode::Exception
+            | RuntimeCode::Abort
+            | RuntimeCode::Fuel
+            | RuntimeCode::Memory
+            | RuntimeCode::Stack
+            | RuntimeCode::Timeout
+            | RuntimeCode::WorkerLost
+    )
+}
+
 /// Calls the runtime's own script, which knows the classes. It returns `[kind, name, message,
 /// stack, code, module, line]` and, for an operation's error, `retryable`, `path` and `details`.
 fn describe<'js>(
@@ -113,9 +129,7 @@ fn describe<'js>(
     match text(0).as_deref() {
         Some("runtime") => {
             let name = text(4).unwrap_or_default();
-            // `E_EXCEPTION` is the code for all other exceptions, and a script cannot throw it.
-            let raised =
-                |code: &RuntimeCode| *code != RuntimeCode::Exception && code.name() == name;
+            let raised = |code: &RuntimeCode| is_throwable(*code) && code.name() == name;
             let known = RuntimeCode::ALL.into_iter().find(raised);
             failure.code = known.unwrap_or(RuntimeCode::Exception);
             let line = description.get::<Option<u32>>(6).ok().flatten();

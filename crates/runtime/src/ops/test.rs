@@ -252,7 +252,9 @@ impl CaseSetting {
             {
                 None
             }
-            (CaseExpectation::Output(_), Ok(output)) => Some(format!("it answered {output}")),
+            (CaseExpectation::Output(expected), Ok(output)) => {
+                Some(format!("expected {expected}, got {output}"))
+            }
             (CaseExpectation::Schema(schema), Ok(output)) => self.host.check(schema, output).err(),
             (CaseExpectation::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
             (CaseExpectation::Error(code), Err(failure)) => {

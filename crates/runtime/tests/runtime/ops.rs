@@ -114,6 +114,24 @@ fn a_script_cannot_make_the_runtimes_errors() {
     );
 }
 
+/// A script may keep an error that the runtime threw, and change what is visible of it.
+#[test]
+fn a_script_chooses_no_code_of_the_runtime() {
+    let caught = "let error; try { await ops.call('echo', { f() {} }); } catch (e) { error = e; }";
+    assert_eq!(code(&format!("{caught} throw error;")), RuntimeCode::Encode);
+    for other in RuntimeCode::ALL {
+        for change in [
+            "error.code = code",
+            "Object.defineProperty(error, 'code', { get: () => code })",
+        ] {
+            let source = format!("{caught} const code = '{other}'; {change}; throw error;");
+            assert_eq!(code(&source), RuntimeCode::Encode, "{other}: {change}");
+        }
+    }
+    let hidden = "export default Reflect.ownKeys(RuntimeError).sort();";
+    assert_eq!(value(hidden), json!(["length", "name", "prototype"]));
+}
+
 #[test]
 fn an_aborted_signal_drops_the_call() {
     let source = "
@@ -304,7 +322,7 @@ fn the_loop_of_writing_and_testing() {
     };
     let failing = value(&source("+ 1"));
     assert_eq!(failing["passed"], json!(false));
-    assert_eq!(failing["cases"][0]["reason"], json!("it answered 5"));
+    assert_eq!(failing["cases"][0]["reason"], json!("expected 4, got 5"));
     let passing = value(&source(""));
     assert_eq!(passing["passed"], json!(true), "{passing}");
     assert_eq!(passing["uncovered"], json!(["ODD"]));

@@ -10,8 +10,8 @@ use super::report::PartResult;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 
-/// The largest share of a processor that a part uses whose tests only wait for time to pass.
-const SLEEPING_SHARE: f64 = 0.2;
+/// The largest share of a processor that a part uses whose tests mostly wait: for time to pass, or for a machine that does.
+const SLEEPING_SHARE: f64 = 0.35;
 
 /// A shorter part is over before it matters, and its share is chance. In seconds.
 const SLEEPING_LEAST: f64 = 5.0;

@@ -21,6 +21,7 @@ use serde_json::json;
 
 use crate::args::{CostArgs, ImportArgs, InitArgs, MigrateArgs, NewArgs, SlotArg};
 use crate::progress::ProgressMessage;
+use crate::prompt::NO_TERMINAL;
 use crate::vault_dir::{OpenVaultDir, VaultDir, cap_kib, now_s};
 use crate::{SecretPrompt, VaultCli, VaultCliError};
 
@@ -36,7 +37,7 @@ impl VaultCli<'_> {
         }
         let place = VaultDir::fresh(&args.new.place.dir)?;
         let words = Entropy::generate(count(&args.words))?;
-        let made = self.make(&args.new, &words)?;
+        let made = self.make(&args.new, &words).map_err(of_new_words)?;
         // The words are shown before the vault is written, so no vault exists without words on
         // paper.
         self.show_words(&words)?;
@@ -139,11 +140,6 @@ impl VaultCli<'_> {
         if slots.is_empty() {
             return Err(VaultCliError::Usage("a vault needs a slot".to_owned()));
         }
-        let cost = match slots.contains(&SlotArg::Passphrase) {
-            // Measuring takes seconds, so it runs only if a slot needs the cost.
-            true => chosen_cost(cost)?,
-            false => Argon2Params::DEFAULT,
-        };
         let mut typed = Vec::with_capacity(slots.len());
         for (at, kind) in slots.iter().enumerate() {
             if slots[..at].contains(kind) && *kind != SlotArg::Passphrase {
@@ -157,6 +153,11 @@ impl VaultCli<'_> {
                 _ => None,
             });
         }
+        // Measuring takes seconds, so it runs only if a slot needs the cost, and after everything that can be missing.
+        let cost = match slots.contains(&SlotArg::Passphrase) {
+            true => chosen_cost(cost)?,
+            false => Argon2Params::DEFAULT,
+        };
         let _slow = ProgressMessage::new("making the slots");
         let seed = OnceCell::new();
         let slot = |at: usize, id| new_slot(slots[at], typed[at].as_ref(), &seed, id, cost);
@@ -215,7 +216,8 @@ impl VaultCli<'_> {
         let all: Vec<&str> = phrase.expose().split(' ').collect();
         writeln!(
             self.out,
-            "These words are the vault. Write them on paper; they are shown once.\n"
+            "These words are the vault. Write them on paper now; later only 'alknet vault words show' and the \
+             passphrase show them.\n"
         )?;
         for (row, four) in all.chunks(4).enumerate() {
             for (at, word) in four.iter().enumerate() {
@@ -241,12 +243,23 @@ impl VaultCli<'_> {
                     let text = "the words are not on paper; no vault was made";
                     return Err(VaultCliError::Denied(text.to_owned()));
                 }
-                self.ask.tell("that is another word");
+                self.ask
+                    .tell("that is another word (Ctrl-C gives up; no vault was made)");
             }
         }
         // Clears the screen and its scrollback, so that the words cannot be read there later.
         self.ask.tell("\x1b[H\x1b[2J\x1b[3J");
         Ok(())
+    }
+}
+
+/// A command that makes new words reads none, and has no option for it.
+fn of_new_words(error: VaultCliError) -> VaultCliError {
+    match error {
+        VaultCliError::Usage(text) if text.starts_with(NO_TERMINAL) => {
+            VaultCliError::Usage(NO_TERMINAL.to_owned())
+        }
+        error => error,
     }
 }
 

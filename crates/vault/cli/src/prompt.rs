@@ -24,6 +24,9 @@ const LINE_BYTES_MAX: usize = if MAX_PHRASE_BYTES > MAX_PASSPHRASE_BYTES {
     MAX_PASSPHRASE_BYTES
 };
 
+/// The beginning of the error of a command that has to ask and finds no person. Every verb that asks has this option.
+pub(crate) const NO_TERMINAL: &str = "there is no terminal to ask at; say --passphrase-stdin";
+
 /// The byte of Ctrl-C in a terminal that raises no signal for it.
 const CTRL_C: u8 = 3;
 
@@ -85,10 +88,8 @@ impl TerminalPrompt {
         }
         // Standard input may be the data to seal, so the question goes to the terminal itself.
         let terminal = OpenOptions::new().read(true).open("/dev/tty");
-        let terminal = terminal.map_err(|_| {
-            let text = "there is no terminal to ask at; say --passphrase-stdin or --mnemonic-stdin";
-            VaultCliError::Usage(text.to_owned())
-        });
+        let terminal = terminal
+            .map_err(|_| VaultCliError::Usage(format!("{NO_TERMINAL} or --mnemonic-stdin")));
         Ok((terminal?, true))
     }
 

@@ -55,7 +55,10 @@ impl VaultDir {
         let place = Self::locked(dir)?;
         match place.copies().load()? {
             None => Ok(place),
-            Some(_) => Err(SlotError::Exists.into()),
+            Some(_) => Err(VaultCliError::Denied(format!(
+                "{} has a vault already: move the folder away, or give another --dir",
+                dir.display()
+            ))),
         }
     }
 

@@ -578,6 +578,9 @@ pub struct WorkerAnswer {
     pub fds: Vec<OwnedFd>,
     /// The cost of the call, by the worker's own account.
     pub stats: CallStats,
+    /// Whether the host had asked the worker to stop another call of the same session, or to close the session: only
+    /// then may an honest worker answer that it stopped this call.
+    pub beside_abort: bool,
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), WorkerError> {

@@ -105,6 +105,8 @@ struct OpenSession {
     calls_out: HashSet<u64>,
     /// Bytes that it may still log, and the time at which they were computed.
     log: (u64, u64),
+    /// Whether the host asked the worker to stop a call of it.
+    aborted: bool,
 }
 
 /// A caller that waits for a worker.
@@ -424,7 +426,12 @@ impl WorkerSupervisor {
                 let mut aborts = Vec::new();
                 for (id, running) in &mut worker.calls {
                     match running.watch.order(now, &used, &wants) {
-                        Some(WatchOrder::Abort) => aborts.push(*id),
+                        Some(WatchOrder::Abort) => {
+                            if let Some(open) = self.sessions.get_mut(&running.sid) {
+                                open.aborted = true;
+                            }
+                            aborts.push(*id);
+                        }
                         Some(WatchOrder::Kill(cause)) if killed.is_none() => {
                             killed = Some((*id, cause))
                         }

@@ -48,6 +48,8 @@ pub(crate) enum ProbeAct {
     ResultUnasked,
     /// SIGSEGV: writes to an address without memory.
     Segv,
+    /// The same after this many milliseconds in one system call.
+    SegvAfter(u64),
     /// Touches this many bytes of new shareable memory, and keeps them; reports the error number.
     Share(u64),
     /// Stops the control thread, so that no heartbeat comes.

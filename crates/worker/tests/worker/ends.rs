@@ -267,6 +267,27 @@ fn three_crashes_quarantine_an_operation_of_one_tenant_and_no_other() {
     assert!(ask_as(&session, &ProbeAct::Inside, bad).is_ok());
 }
 
+/// The attacker leaves its call before the call crashes the worker: the host has no caller to tell of the crash.
+#[test]
+fn crashes_of_calls_that_were_left_count() {
+    let mut config = config();
+    // Longer than a worker takes to crash.
+    config.abort_grace = long();
+    let workers = Workers::start(config).expect("a supervisor");
+    let bad = Bytes32([1; 32]);
+    for _ in 0..3 {
+        let session = open(&workers, WorkerRole::Js, "a");
+        let pid = session.pid();
+        let act = request(&ProbeAct::SegvAfter(50));
+        drop(session.call(act, limits(long()), Some(bad)));
+        until("it is collected", || stat(pid).is_none());
+    }
+    until("all are counted", || workers.stats().quarantined == 1);
+    let session = open(&workers, WorkerRole::Js, "a");
+    let refused = ask_as(&session, &ProbeAct::Inside, bad).expect_err("in quarantine");
+    assert!(matches!(refused, WorkerCallError::Quarantined), "{refused}");
+}
+
 #[test]
 fn values_of_all_sizes_come_back_whole() {
     let workers = workers();

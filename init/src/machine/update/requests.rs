@@ -1,5 +1,6 @@
 //! Requests of the node about updates, and the bundles that it sends.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -18,6 +19,15 @@ use crate::update::{
 
 /// Bundles whose frames wait behind those of another one. A node sends one at a time.
 const BUNDLES_MAX: usize = 4;
+
+/// The version that goes on trial.
+#[derive(Debug, PartialEq, Eq)]
+enum TrialOf {
+    /// The one before the last update.
+    Before,
+    /// The staged one, if its program has this SHA-256.
+    Staged(Option<String>),
+}
 
 impl InitMachine {
     /// Handles a request of the node.
@@ -43,6 +53,7 @@ impl InitMachine {
                     bytes,
                     downgrade,
                     dry_run,
+                    unasked,
                 },
                 busy,
             ) => {
@@ -50,6 +61,7 @@ impl InitMachine {
                     bytes,
                     downgrade,
                     dry_run,
+                    unasked,
                 };
                 self.queue_bundle(ticket, order, busy, now);
             }
@@ -68,8 +80,12 @@ impl InitMachine {
                 });
             }
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
-            (UpdateRequest::Apply, None) => self.begin_trial(ticket, false),
-            (UpdateRequest::Rollback, None) => self.begin_trial(ticket, true),
+            (UpdateRequest::Apply { sha256, limited }, None) => {
+                self.begin_trial(ticket, TrialOf::Staged(sha256), limited);
+            }
+            (UpdateRequest::Rollback { limited }, None) => {
+                self.begin_trial(ticket, TrialOf::Before, limited);
+            }
             (UpdateRequest::Confirm, None) => {
                 self.update.request = Some(OpenRequest {
                     ticket: ticket.clone(),
@@ -173,9 +189,17 @@ impl InitMachine {
             ClockState::Sntp | ClockState::Local(ClockSource::Rtc)
         );
         let events = self.events.clone();
+        let for_early = ticket.clone();
+        let early = move |outcome| {
+            let event = UpdateEvent::Decided {
+                ticket: for_early,
+                outcome,
+            };
+            // The loop ends only with the machine.
+            let _ = events.blocking_send(MachineEvent::Update(Box::new(event)));
+        };
         let failed = MachineEvent::Update(Box::new(UpdateEvent::Staged {
             ticket: ticket.clone(),
-            outcome: Some(Err(UpdateRefusal::failed())),
             end: FramesEnd::Broken("a part of PID 1 failed".to_owned()),
         }));
         self.blocking("staging an update", failed, move || {
@@ -185,29 +209,16 @@ impl InitMachine {
                 Some(Ok(plan)) if !order.dry_run => {
                     system.append("staged", &plan.to, &ticket.by, "");
                 }
-                Some(Err(refusal)) => {
-                    system.append("refused", "", &ticket.by, &refusal.text);
-                    // The node need not send the rest.
-                    let early = UpdateEvent::Refused {
-                        ticket: ticket.clone(),
-                        refusal: refusal.clone(),
-                    };
-                    // The loop ends only with the machine.
-                    let _ = events.blocking_send(MachineEvent::Update(Box::new(early)));
-                }
+                Some(Err(refusal)) => system.append("refused", "", &ticket.by, &refusal.text),
                 _ => {}
             }
-            let end = frames.drain();
-            MachineEvent::Update(Box::new(UpdateEvent::Staged {
-                ticket,
-                outcome,
-                end,
-            }))
+            let end = read_to_end(&mut frames, outcome, early);
+            MachineEvent::Update(Box::new(UpdateEvent::Staged { ticket, end }))
         });
     }
 
     /// Puts a version on trial: the staged one, or the one before.
-    fn begin_trial(&mut self, ticket: UpdateTicket, rolls_back: bool) {
+    fn begin_trial(&mut self, ticket: UpdateTicket, of: TrialOf, limited: bool) {
         if self.opening || self.working {
             let text = "the vault is in use for something else; try again in a moment";
             return self.answer(
@@ -231,22 +242,25 @@ impl InitMachine {
             vault: vault.to_owned(),
             needs_person: [PIN, PASSPHRASE].contains(&vault),
             data: self.facts.data.mode.clone(),
+            rolls_back: of == TrialOf::Before,
         };
         let system = self.update.system.clone();
         let place = self.trial_vault();
         self.answer_by(ticket, move || {
-            let plan = if rolls_back {
-                match system.plan_rollback(&wish.by)? {
+            let plan = match of {
+                TrialOf::Before => match system.plan_rollback(&wish.by)? {
                     RollbackPlan::TakenBack => return Ok((UpdateAnswer::Done, false)),
                     RollbackPlan::GiveUp(record) => {
                         system.give_up(&record, &wish.by)?;
                         return Ok((UpdateAnswer::Done, true));
                     }
                     RollbackPlan::Trial(plan) => plan,
-                }
-            } else {
-                system.plan_apply()?
+                },
+                TrialOf::Staged(sha256) => system.plan_apply(sha256.as_deref())?,
             };
+            if limited {
+                system.check_rate()?;
+            }
             place.prepare(|| system.measured(&plan))?;
             system.begin_trial(&plan, &wish)?;
             Ok((UpdateAnswer::Done, true))
@@ -268,6 +282,7 @@ impl InitMachine {
             return;
         };
         self.update.owes_look = true;
+        self.slot_changed(now);
         if request.has_vault {
             self.working = false;
             self.resume_command();
@@ -285,29 +300,39 @@ impl InitMachine {
         }
     }
 
-    pub(super) fn bundle_ended(
+    /// PID 1 knows what it makes of a bundle, whose frames may still be coming.
+    pub(super) fn bundle_decided(
         &mut self,
         ticket: &UpdateTicket,
-        outcome: Option<Result<UpdatePlan, UpdateRefusal>>,
-        end: FramesEnd,
-        now: u64,
+        outcome: Result<UpdatePlan, UpdateRefusal>,
     ) {
+        let answer = match outcome {
+            Ok(plan) => UpdateAnswer::Planned {
+                plan: UpdatePlan {
+                    needs_person: self.keeper.needs_person().map(str::to_owned),
+                    ..plan
+                },
+            },
+            Err(refusal) => refused(&refusal),
+        };
+        self.answer(ticket, answer);
+        if let Some(staging) = &mut self.update.staging {
+            staging.is_answered = true;
+        }
+    }
+
+    pub(super) fn bundle_ended(&mut self, ticket: &UpdateTicket, end: FramesEnd, now: u64) {
         let staging = self.update.staging.take();
         self.facts.update.staging = None;
-        let is_answered = staging.as_ref().is_some_and(|one| one.is_answered);
-        let needs_person = self.keeper.needs_person().map(str::to_owned);
-        match outcome {
-            Some(Ok(plan)) => {
-                let plan = UpdatePlan {
-                    needs_person,
-                    ..plan
-                };
-                self.answer(ticket, UpdateAnswer::Planned { plan });
-            }
-            Some(Err(refusal)) if !is_answered => self.answer(ticket, refused(&refusal)),
-            _ => {}
+        if staging.as_ref().is_some_and(|one| !one.is_answered) {
+            // The thread panicked.
+            self.answer(ticket, refused(&UpdateRefusal::failed()));
         }
-        self.update.owes_look |= staging.is_some_and(|one| !one.dry_run);
+        let is_written = staging.is_some_and(|one| !one.dry_run);
+        self.update.owes_look |= is_written;
+        if is_written {
+            self.slot_changed(now);
+        }
         if let FramesEnd::Broken(why) = end
             && self.is_current(ticket.life)
             && self.shutdown.is_none()
@@ -319,6 +344,19 @@ impl InitMachine {
         }
         self.read_bundle(now);
     }
+}
+
+/// Tells the outcome of a bundle at once, and reads the bundle to its end, so that the next one begins with the stream.
+/// The node sends no more once it knows the outcome.
+pub(super) fn read_to_end<R: Read>(
+    frames: &mut BundleFrameReader<R>,
+    outcome: Option<Result<UpdatePlan, UpdateRefusal>>,
+    early: impl FnOnce(Result<UpdatePlan, UpdateRefusal>),
+) -> FramesEnd {
+    if let Some(outcome) = outcome {
+        early(outcome);
+    }
+    frames.drain()
 }
 
 pub(super) fn refused(refusal: &UpdateRefusal) -> UpdateAnswer {

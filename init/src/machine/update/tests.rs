@@ -1,14 +1,18 @@
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io::Read;
 
 use alknet_boot_state::BootSlot;
 use alknet_vault::Entropy;
 use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
-use crate::control::{BootStage, MachineDiagnostic, NodeMessage, UpdateEnd, UpdateRequest};
+use crate::control::{
+    BootStage, MachineDiagnostic, NodeMessage, UPDATE_FRAME_ABORT, UpdateEnd, UpdateRequest,
+};
 use crate::data;
 use crate::machine::tests::machine;
-use crate::update::{GateVault, UpdateLook};
+use crate::update::{BundleFrameReader, GateVault, UpdateLook};
 use crate::vault::{UnlockPrompt, VaultWait};
 
 fn trial(machine: &mut InitMachine, vault: &str) {
@@ -119,6 +123,34 @@ async fn the_log_is_read_for_one_request_at_a_time() {
         machine.request_ended(&ticket, UpdateAnswer::Done, false, 0);
         machine.update_request(99, UpdateRequest::Log, "a node".to_owned(), 0);
     }
+}
+
+/// A node that learns the outcome only at the end of a bundle has to send a whole program for a dry run.
+#[test]
+fn the_outcome_of_a_bundle_is_sent_before_its_frames_end() {
+    /// The node gives the bundle up once it knows the outcome, and closes the stream if it does not learn of it.
+    struct Node<'a>(&'a Cell<bool>, VecDeque<u8>);
+    impl Read for Node<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let told = self.0.take();
+            self.1.extend(
+                told.then_some(UPDATE_FRAME_ABORT.to_be_bytes())
+                    .iter()
+                    .flatten(),
+            );
+            self.1.read(buffer)
+        }
+    }
+    let told = Cell::new(false);
+    let node = Node(&told, VecDeque::from([0, 0, 0, 2, 7, 7]));
+    let mut frames = BundleFrameReader::new(node, 1000, Arc::default());
+    frames.read_exact(&mut [0; 2]).expect("a frame");
+    let plan = UpdatePlan::default();
+    let end = requests::read_to_end(&mut frames, Some(Ok(plan.clone())), |outcome| {
+        assert_eq!(outcome, Ok(plan));
+        told.set(true);
+    });
+    assert_eq!(end, FramesEnd::Aborted);
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub(super) fn put(disk: &ModelDisk, slot: BootSlot, program: &[u8]) {
 }
 
 fn plan_apply(bench: &UpdateBench) -> Result<(), UpdateRefusal> {
-    apply::plan_apply(&mut bench.disk.open(), bench.running, bench.rules()).map(drop)
+    apply::plan_apply(&mut bench.disk.open(), bench.running, bench.rules(), None).map(drop)
 }
 
 fn plan_rollback(bench: &UpdateBench) -> Result<(), UpdateRefusal> {
@@ -99,10 +99,10 @@ fn nothing_but_what_runs_is_noted_without_a_bundle_and_only_once() {
 fn other_bytes_than_the_compared_ones_are_not_measured() {
     let bench = UpdateBench::new();
     bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
-    let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules());
+    let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None);
     let plan = plan.expect("staged");
     let measure = |bench: &UpdateBench| {
-        let measured = system::programs(&mut bench.disk.open(), BootSlot::B, Some(&plan));
+        let measured = measured::programs(&mut bench.disk.open(), BootSlot::B, Some(&plan));
         measured.expect_err("no program of a test is measured").code
     };
     assert_eq!(measure(&bench), RefusalCode::Unpredictable);

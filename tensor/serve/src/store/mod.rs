@@ -12,6 +12,7 @@
 mod listing;
 mod object;
 mod outboard;
+mod scrub;
 mod upload;
 
 use std::collections::btree_map::Entry;
@@ -33,6 +34,7 @@ use crate::pending::BytesInFlight;
 
 pub use listing::{StoredPathPage, StoredTensorPath};
 pub use object::Object;
+pub use scrub::{StoreScrubReport, StoredFileScrub};
 pub use upload::TensorUpload;
 
 pub(crate) use outboard::Outboard;

@@ -243,3 +243,43 @@ fn answers_of_servers_cost_no_trees() {
     imports.what_answers_no_request_becomes_no_tree();
     assert_eq!(imports.node.health(), "ok\n");
 }
+
+/// Calls of one server's tools that may run at once, and those of them that one identity may have (docs/imports.md).
+const SERVER_CALLS_MAX: usize = 32;
+const SERVER_CALLS_OF_ONE: usize = 16;
+
+/// A tool that never answers keeps each of its calls until the call's deadline.
+#[test]
+fn calls_of_a_silent_tool_leave_other_callers_theirs() {
+    let server = HostServer::trees();
+    let imports = mcp_at("silent", server.port(), "/silent/mcp");
+    let node = ImportNode::start(TestBench::new(), &imports, &["silent/*"]);
+    node.until_there("silent/list");
+    let [attacker, other] = [(); 2].map(|()| {
+        let scopes = json!({ "scopes": ["import:silent:list"] });
+        let made = node.web.node.call("token/make", &scopes);
+        made["token"].as_str().expect("a token").to_owned()
+    });
+    let body = json!({ "operation": "/silent/list", "input": {} }).to_string();
+    let options = format!(
+        "http2\nheader = \"Authorization: Bearer {attacker}\"\n\
+         header = \"Content-Type: application/json\"\ndata = {body:?}\n"
+    );
+    let paths = ["/call"; SERVER_CALLS_MAX];
+    let _hanging = node
+        .web
+        .at_once(&node.bench, &paths, SERVER_CALLS_MAX, &options);
+    // curl says nothing before all are over, but the access log does.
+    let refused = SERVER_CALLS_MAX - SERVER_CALLS_OF_ONE;
+    eventually("the calls beyond the share are refused", || {
+        (node.log().matches(" status=429 ").count() == refused).then_some(())
+    });
+    let again = node.call(&attacker, "/silent/list", &json!({}));
+    assert_eq!(again.code(), "OVERLOADED", "{again:?}");
+    let answers = json!({ "answers": true });
+    let answer = node.call(&other, "/silent/list", &answers).json();
+    assert!(answer["error"].is_null(), "{answer:#}");
+    // The server got the calls that were not refused, and this one.
+    let asked = curl(&server.url("/count/silent"), &[]).json();
+    assert_eq!(asked, SERVER_CALLS_OF_ONE + 1);
+}

@@ -70,6 +70,20 @@ impl SlotDiskImage {
         }
     }
 
+    /// Changes one byte of a slot's program in its place, as a disk does that fails.
+    pub(crate) fn flip(&self, slot: BootSlot, at: u64) {
+        let volume = self.volume();
+        let opened = volume.open_file(&slot_path(slot));
+        let opened = opened.unwrap_or_else(|error| panic!("{error}"));
+        let first = opened.extents().first().expect("it has content");
+        assert!(at < first.bytes, "within the first piece of the file");
+        let place = ESP_FIRST_LBA * LBA_BYTES + first.at + at;
+        let (file, mut byte) = (self.file(), [0]);
+        let read = file.read_exact_at(&mut byte, place);
+        let written = read.and_then(|()| file.write_all_at(&[byte[0] ^ 1], place));
+        written.expect("the disk is ours");
+    }
+
     pub(crate) fn contents(&self) -> SlotContents {
         SlotContents {
             record: self.record_bytes(),

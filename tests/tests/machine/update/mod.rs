@@ -7,6 +7,7 @@
 //! their bundles with keys that the machine's configuration names (`bundle.rs`).
 
 pub(crate) mod bundle;
+mod damage;
 pub(crate) mod disk;
 mod good;
 pub(crate) mod program;

@@ -1,18 +1,31 @@
 //! Peers that send half a frame, or nothing.
 
+use std::io;
+use std::net::Ipv4Addr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseReason, Connection, StreamCode, StreamError};
-use alknet_endpoint::EndpointDialer;
-use alknet_test_support::took;
-use alknet_tests::{TestBench, wire};
+use alknet_endpoint::{EndpointDialer, Target};
+use alknet_test_support::{is_campaign, took};
+use alknet_tests::{RawTcpConnection, TestBench, wire};
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{AttackedNode, AttackedStreamEnd, TIMEOUT, answers, key, send, within};
+use super::{AttackedNode, AttackedStreamEnd, CARRIAGES, TIMEOUT, answers, key, send, within};
 
 /// Requests in one write.
 const ASKED_TOGETHER: usize = 50;
+
+/// How long an unknown peer may stay, whatever it asks (docs/endpoint.md), and a client over HTTP that does not leave when
+/// it is asked to.
+const UNKNOWN_STAYS: Duration = Duration::from_secs(600);
+/// How long a run looks whether it is there.
+const MOMENT: Duration = Duration::from_millis(200);
+/// The beginning of the answer to a question for the node's health.
+const HEALTHY: &str = "HTTP/1.1 200 ";
+/// How often a client asks meanwhile.
+const ASKS_EVERY: Duration = Duration::from_secs(15);
 
 /// Waits for the end of `what`, which in a campaign comes at most a second after its time.
 async fn timed<T>(what: &str, patience: Duration, end: impl Future<Output = T>) -> T {
@@ -111,5 +124,69 @@ async fn half_open_streams_end_in_code_8() {
         );
     }
     answers(&dial(Carriage::Quic).await).await;
+    site.serves();
+}
+
+/// Follows what every client may follow, over a carriage, until the node ends the connection.
+async fn follows(site: &AttackedNode<'_>, carriage: Carriage) {
+    let dialer = EndpointDialer::new(Some(key()));
+    let connection = site.dial(&dialer, carriage).await;
+    let (mut send, mut recv) = wire::stream(&connection).await.expect("it is connected");
+    let request = wire::request("1", "services/watch", &Value::Null);
+    send.write_chunk(request.into())
+        .await
+        .expect("the node reads");
+    let event = within(wire::event(&mut recv)).await.expect("an event");
+    assert_eq!(event["type"], "call.responded", "{event}");
+    if is_campaign() {
+        let what = format!("a subscription over {carriage:?}");
+        timed(&what, UNKNOWN_STAYS, connection.closed()).await;
+    } else {
+        let ended = tokio::time::timeout(MOMENT, connection.closed()).await;
+        assert!(ended.is_err(), "it may stay for longer: {ended:?}");
+    }
+}
+
+/// Asks again and again over HTTP/1.1, until the node ends the connection.
+fn asks_for_health(target: &Target) {
+    let opened = RawTcpConnection::connect(target, Ipv4Addr::LOCALHOST, None, b"http/1.1");
+    let (mut client, began) = (opened.expect("there is a place"), Instant::now());
+    let mut asks = || -> io::Result<()> {
+        client.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        let head = client.hear(HEALTHY.len())?;
+        assert_eq!(String::from_utf8_lossy(&head), HEALTHY);
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"\r\n\r\nok\n") {
+            rest.extend(client.hear(1)?);
+        }
+        Ok(())
+    };
+    asks().expect("an answer");
+    if is_campaign() {
+        while asks().is_ok() {
+            thread::sleep(ASKS_EVERY);
+        }
+        let most = UNKNOWN_STAYS + ASKS_EVERY + Duration::from_secs(1);
+        took(
+            "a client that asks again and again is ended",
+            most,
+            began.elapsed(),
+        );
+    } else {
+        asks().expect("another answer");
+    }
+}
+
+/// An unknown peer may not keep its place by a subscription, nor by small requests. A run sees that it is served, and the
+/// campaign of times that it is ended after ten minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_peers_that_keep_asking_are_ended() {
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
+    let target = site.parsed();
+    let health = tokio::task::spawn_blocking(move || asks_for_health(&target));
+    let [quic, tcp] = CARRIAGES.map(|carriage| follows(&site, carriage));
+    let ((), (), asked) = tokio::join!(quic, tcp, health);
+    asked.expect("it was answered until its end");
     site.serves();
 }

@@ -14,12 +14,13 @@ use alknet_call::{
     CallBody, CallError, CallOptions, Ctx, Dispatcher, ErrorCode, HandlerKind, OperationSpec,
     Registration,
 };
-use alknet_core::{BoxFuture, PeerId};
+use alknet_core::{BoxFuture, PeerEntry, PeerId};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::peers::ROLE_LABEL;
 use super::{HubContext, SharedDispatcher, requester};
 use crate::node::ops::{caller, empty_input};
 use crate::node::update::APPLY_SCOPE;
@@ -39,6 +40,10 @@ const FOLDER: &str = "state/hub-update";
 const OFFER: &str = "update/offer";
 /// How long a worker may take for the answer to a piece: after the last one it writes and verifies the program.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(600);
+/// The role of workers unless another one is asked for.
+const WORKER_ROLE: &str = "worker";
+/// The most characters of a role's name.
+const ROLE_CHARS_MAX: usize = 64;
 /// Most workers that a request may name.
 const WORKERS_MAX: usize = 1000;
 
@@ -107,6 +112,7 @@ struct StartInput {
     rings: Vec<RingSize>,
     at_once: usize,
     limit_s: u64,
+    role: String,
     workers: Vec<String>,
 }
 
@@ -117,6 +123,7 @@ impl Default for StartInput {
             rings: plan.rings,
             at_once: plan.at_once,
             limit_s: LIMIT_S,
+            role: WORKER_ROLE.to_owned(),
             workers: Vec::new(),
         }
     }
@@ -183,9 +190,11 @@ pub(super) fn update(hub: HubContext) -> Registration {
                         "description": "Workers of each ring; [1, 5, \"all\"] unless given" },
                     "at_once": { "type": "integer", "minimum": 1, "maximum": AT_ONCE_MAX },
                     "limit_s": { "type": "integer", "minimum": 1, "maximum": LIMIT_S_MAX,
-                        "description": "How long a worker may take until it is confirmed" },
+                        "description": "How long a worker may take for the bundle, and then until it is confirmed" },
+                    "role": { "type": "string", "maxLength": ROLE_CHARS_MAX, "default": WORKER_ROLE,
+                        "description": "The role by which the workers have enrolled" },
                     "workers": { "type": "array", "maxItems": WORKERS_MAX, "items": { "type": "string" },
-                        "description": "Their ids or names, in their order; all that are connected unless given" },
+                        "description": "Their ids or names, in their order; all of the role that are connected unless given" },
                 } },
             "stop": { "const": true, "description": "No further worker begins" },
             "remove": { "const": true, "description": "Removes the bundle" },
@@ -325,7 +334,7 @@ impl HubContext {
     fn start_rollout(&self, start: StartInput, by: String) -> Result<Value, CallError> {
         let HubUpdates { store, rollouts } = &self.updates;
         let bundle = store.stored_bundle().ok_or(HubBundleError::None)?;
-        let workers = self.workers(&start.workers)?;
+        let workers = self.workers(&start)?;
         let count = workers.len();
         let plan = RolloutPlan {
             rings: start.rings,
@@ -344,12 +353,13 @@ impl HubContext {
         Ok(json!({ "workers": count }))
     }
 
-    /// The workers of these ids or names in their order, or all that serve [`OFFER`], by their names.
-    fn workers(&self, wanted: &[String]) -> Result<Vec<PeerId>, CallError> {
-        let peers = self.people.identities.entries().peers;
+    /// The workers of these ids or names in their order, or all of the role that serve [`OFFER`], by their names.
+    fn workers(&self, start: &StartInput) -> Result<Vec<PeerId>, CallError> {
+        let peers = self.identities.identities.entries().peers;
+        let wanted = &start.workers;
         if wanted.is_empty() {
             let dispatcher = HubWorkers(Arc::clone(&self.dispatcher)).dispatcher()?;
-            let mut serving = dispatcher.peers().serving(OFFER);
+            let mut serving = of_role(dispatcher.peers().serving(OFFER), &peers, &start.role);
             let name = |id: &PeerId| {
                 let entry = peers.iter().find(|it| it.peer_id == *id);
                 let name = entry.and_then(|it| it.display_name.clone());
@@ -378,7 +388,7 @@ impl HubContext {
 
     /// Adds the names of the workers to a report.
     fn add_names(&self, rollout: &mut Value) {
-        let peers = self.people.identities.entries().peers;
+        let peers = self.identities.identities.entries().peers;
         for row in rollout["workers"].as_array_mut().into_iter().flatten() {
             let id = row["peer"].as_str().unwrap_or_default();
             let entry = peers.iter().find(|it| it.peer_id.as_str() == id);
@@ -386,6 +396,16 @@ impl HubContext {
             row["name"] = name.unwrap_or_else(|| id.to_owned()).into();
         }
     }
+}
+
+/// Those that have enrolled by a role. Any other peer can serve [`OFFER`] as well, such as one that an administrator
+/// wrote into the configuration, and would hold the update up or make it fail.
+fn of_role(mut serving: Vec<PeerId>, peers: &[PeerEntry], role: &str) -> Vec<PeerId> {
+    serving.retain(|id| {
+        let entry = peers.iter().find(|it| it.peer_id == *id);
+        entry.is_some_and(|it| it.labels.get(ROLE_LABEL).is_some_and(|label| label == role))
+    });
+    serving
 }
 
 /// Runs blocking work on a thread where it may block.

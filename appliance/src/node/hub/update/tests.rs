@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use alknet_test_support::deadline;
+
 use super::bundle::HubBundle;
 use super::rollout::{RolloutReport, RolloutState, RolloutTurn, WorkerRow};
 use super::*;
@@ -26,6 +28,16 @@ enum Behaviour {
     IsHost,
     /// Each second piece is lost with the connection, once.
     LosesPieces,
+    /// It takes the offer, and never answers to a piece.
+    IsSilent,
+    /// It wants another piece again and again.
+    Circles,
+    /// Another caller sends it a bundle, without end.
+    IsBusy,
+    /// The same, for a while.
+    IsBusyOnce,
+    /// It never answers to the start.
+    StartsForEver,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +91,15 @@ impl ModelFleet {
                     let details = json!({ "code": "host" });
                     Err(CallError::unavailable("an ordinary host").with_details(details))
                 }
+                Behaviour::IsBusyOnce if worker.has_lost => {
+                    self.busy.fetch_add(1, Ordering::SeqCst);
+                    Ok(json!({ "wanted": true, "session": "s1", "bytes": self.bytes, "offset": 0 }))
+                }
+                Behaviour::IsBusy | Behaviour::IsBusyOnce => {
+                    worker.has_lost = true;
+                    let details = json!({ "code": "busy" });
+                    Err(CallError::new(ErrorCode::Conflict, "another update").with_details(details))
+                }
                 Behaviour::RunsItAlready => {
                     Ok(json!({ "wanted": false, "reason": "1.1.0 runs already" }))
                 }
@@ -88,6 +109,11 @@ impl ModelFleet {
                     Ok(json!({ "wanted": true, "session": "s1", "bytes": self.bytes, "offset": 0 }))
                 }
             },
+            "update/write" if behaviour == Behaviour::Circles => {
+                let other = u64::from(input["offset"] == 0);
+                let details = json!({ "code": "offset", "offset": other });
+                Err(CallError::new(ErrorCode::Conflict, "another piece").with_details(details))
+            }
             "update/write" => {
                 if behaviour == Behaviour::LosesPieces && !worker.has_lost && !worker.got.is_empty()
                 {
@@ -166,6 +192,14 @@ impl WorkerLink for ModelFleet {
     ) -> BoxFuture<'a, Result<Value, CallError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            let is_silent = match self.behaviours[worker] {
+                Behaviour::IsSilent => operation == "update/write",
+                Behaviour::StartsForEver => operation == "update/apply",
+                _ => false,
+            };
+            if is_silent {
+                std::future::pending::<()>().await;
+            }
             self.answer(worker, operation, &input)
         })
     }
@@ -276,6 +310,61 @@ async fn after_the_third_of_twenty_fails_the_rest_is_left_alone() {
         assert_eq!(fleet.touched(), [worker(1), worker(2), worker(3)]);
         assert!(!report.workers[2].reason.is_empty());
     }
+}
+
+/// A worker that holds the update up fails when its time is over, and the update ends.
+#[tokio::test]
+async fn a_worker_that_takes_no_end_holds_nothing_up() {
+    for slow in [
+        Behaviour::IsSilent,
+        Behaviour::Circles,
+        Behaviour::IsBusy,
+        Behaviour::StartsForEver,
+    ] {
+        let bench = RolloutBench::new();
+        let fleet = bench.fleet(|n| if n == 2 { slow } else { Behaviour::Confirms }, 3);
+        let report = bench.run(&fleet, plan(&[RingSize::Workers(2)], 2));
+        let report = tokio::time::timeout(deadline(Duration::from_secs(30)), report);
+        let report = report.await.expect("it ends");
+        assert_eq!(report.state, RolloutState::Failed, "{slow:?}");
+        let expected = [
+            RolloutTurn::Confirmed,
+            RolloutTurn::Failed,
+            RolloutTurn::Waits,
+        ];
+        assert_eq!(states(&report), expected, "{slow:?}");
+        assert!(report.workers[1].reason.contains(" within "), "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_to_which_another_caller_sends_a_bundle_is_waited_for() {
+    let bench = RolloutBench::new();
+    let fleet = bench.fleet(|_| Behaviour::IsBusyOnce, 1);
+    let report = bench.run(&fleet, plan(&[], 1)).await;
+    assert_eq!(states(&report), [RolloutTurn::Confirmed], "{report:?}");
+}
+
+/// Any peer can serve `update/offer`. One that did not enrol as a worker gets no turn, and so cannot make the update fail.
+#[test]
+fn only_peers_that_enrolled_by_the_role_are_workers() {
+    let entry = |n: usize, role: Option<&str>| {
+        let mut entry = PeerEntry::new(worker(n));
+        let label = role.map(|role| (ROLE_LABEL.to_owned(), role.to_owned()));
+        entry.labels = label.into_iter().collect();
+        entry
+    };
+    let peers = [
+        entry(1, Some("worker")),
+        entry(2, None),
+        entry(3, Some("laptop")),
+        entry(4, Some("worker")),
+    ];
+    // The fifth one is no peer any more.
+    let serving = || (1..=5).map(worker).collect();
+    assert_eq!(of_role(serving(), &peers, "worker"), [worker(1), worker(4)]);
+    assert_eq!(of_role(serving(), &peers, "laptop"), [worker(3)]);
+    assert_eq!(of_role(serving(), &peers, ""), [] as [PeerId; 0]);
 }
 
 #[tokio::test]

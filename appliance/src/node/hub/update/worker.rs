@@ -8,7 +8,7 @@ use alknet_call::{CallError, ErrorCode};
 use alknet_core::{BoxFuture, PeerId};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::bundle::{HubBundle, piece_of};
 use super::rollout::RolloutTurn;
@@ -48,13 +48,14 @@ impl WorkerUpdate {
     pub(super) async fn run(&self, worker: &PeerId, note: impl Fn(RolloutTurn)) -> TurnEnd {
         note(RolloutTurn::Sending);
         let until = Instant::now() + self.limit;
-        let session = match self.offer(worker).await {
-            Ok(session) => session,
-            Err(end) => return end,
-        };
-        let sent = match self.send(worker, &session, until).await {
-            Ok(sent) => sent,
-            Err(end) => return end,
+        let sent = timeout_at(until, async {
+            let session = self.offer(worker).await?;
+            self.send(worker, &session, until).await
+        });
+        let sent = match sent.await {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(end)) => return end,
+            Err(_) => return self.late("it did not take the bundle"),
         };
         if let Some(what) = &sent.needs_person {
             let reason = format!("its start needs a person at the machine: {what}");
@@ -62,16 +63,31 @@ impl WorkerUpdate {
         }
         note(RolloutTurn::Starting);
         let until = Instant::now() + self.limit;
-        // The worker restarts, and its answer may be lost on the way.
-        match self.link.call(worker, "update/apply", json!({})).await {
-            Err(error) if !is_lost(&error) => failed(&error),
-            _ => self.wait(worker, &sent.version, until).await,
-        }
+        let started = timeout_at(until, async {
+            // The worker restarts, and its answer may be lost on the way.
+            match self.link.call(worker, "update/apply", json!({})).await {
+                Err(error) if !is_lost(&error) => failed(&error),
+                _ => self.wait(worker, &sent.version, until).await,
+            }
+        });
+        let end = started.await;
+        end.unwrap_or_else(|_| self.late("it did not come back confirmed"))
+    }
+
+    /// A worker that is too slow. It must not hold the update up.
+    fn late(&self, what: &str) -> TurnEnd {
+        lost(format!("{what} within {} s", self.limit.as_secs()))
     }
 
     async fn offer(&self, worker: &PeerId) -> Result<String, TurnEnd> {
         let offer = json!({ "version": self.bundle.version, "bytes": self.bundle.bytes });
-        let answer = self.link.call(worker, "update/offer", offer).await;
+        let answer = loop {
+            match self.link.call(worker, "update/offer", offer.clone()).await {
+                // Another caller of the worker sends it a bundle, which ends.
+                Err(error) if is_busy(&error) => sleep(self.poll).await,
+                answer => break answer,
+            }
+        };
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) if is_not_permitted(&error) => {
@@ -149,8 +165,7 @@ impl WorkerUpdate {
                 return end;
             }
             if Instant::now() >= until {
-                let seconds = self.limit.as_secs();
-                return lost(format!("it did not come back confirmed within {seconds} s"));
+                return self.late("it did not come back confirmed");
             }
             sleep(self.poll).await;
         }
@@ -197,6 +212,12 @@ fn is_lost(error: &CallError) -> bool {
 fn has_no_slots(error: &CallError) -> bool {
     let code = error.details.as_ref().and_then(|it| it["code"].as_str());
     matches!(code, Some("host" | "no-slots"))
+}
+
+/// Whether another bundle is under way there.
+fn is_busy(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
+    code == Some("busy")
 }
 
 /// Whether the worker does not serve the operation to its hub.

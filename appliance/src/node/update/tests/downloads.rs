@@ -57,7 +57,7 @@ const FILE: &[u8] = b"the bytes of a bundle on a server, which come in several p
 async fn a_download_goes_on_after_each_broken_connection() {
     for has_ranges in [true, false] {
         let server = breaking_server(FILE, 7, has_ranges).await;
-        let bench = NodeUpdateBench::with("", IDLE, Some(server.clone()));
+        let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
         let wish = stage::StageWish {
             owner: "ada".to_owned(),
             by: "ada".to_owned(),
@@ -65,6 +65,8 @@ async fn a_download_goes_on_after_each_broken_connection() {
             downgrade: Some("0.9.0".to_owned()),
             dry_run: false,
             anywhere: true,
+            unasked: false,
+            take_over: false,
         };
         let begun = bench.updates.fetch(wish).await.expect("it begins");
         assert_eq!(begun.bytes, FILE.len() as u64);
@@ -79,10 +81,41 @@ async fn a_download_goes_on_after_each_broken_connection() {
     }
 }
 
+/// A secret in the address of a download, which others may see the state of.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_query_of_an_address_is_not_shown() {
+    let server = breaking_server(FILE, 1000, true).await;
+    let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
+    let wish = stage::StageWish {
+        owner: "ada".to_owned(),
+        by: "ada".to_owned(),
+        url: Some(format!("http://{server}/bundle.tar?token=hush#hush")),
+        downgrade: None,
+        dry_run: false,
+        anywhere: true,
+        unasked: false,
+        take_over: false,
+    };
+    let begun = bench.updates.fetch(wish).await.expect("it begins");
+    let shown = format!("http://{server}/bundle.tar");
+    assert_eq!(
+        (&begun.url, &begun.session.request.source),
+        (&shown, &shown)
+    );
+    bench.updates.0.sessions.outcome(begun.session).await;
+    let node = operations::UpdateCaller::new(&bench.updates);
+    let status = node
+        .call(operations::ADMIN, "update/status", Value::Null)
+        .await;
+    let status = status.expect("a status");
+    assert_eq!(status["ended"]["source"], shown);
+    assert!(!status.to_string().contains("hush"), "{status}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
     let server = breaking_server(FILE, 100, true).await;
-    let bench = NodeUpdateBench::with("", IDLE, Some(server.clone()));
+    let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
     let wish = stage::StageWish {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
@@ -90,6 +123,8 @@ async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
         downgrade: None,
         dry_run: false,
         anywhere: false,
+        unasked: false,
+        take_over: false,
     };
     let refused = bench.updates.fetch(wish).await.err().expect("refused");
     assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
@@ -102,7 +137,7 @@ async fn a_machine_follows_its_channel_by_itself() {
     let server = breaking_server(FILE, 1000, true).await;
     let document =
         "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
-    let bench = NodeUpdateBench::with(document, IDLE, Some(server.clone()));
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
     // The configuration takes https only; the server of the test has no TLS.
     bench
         .updates
@@ -129,7 +164,10 @@ async fn a_machine_follows_its_channel_by_itself() {
     bench.updates.act().await;
     assert_eq!(
         bench.requests().pop().expect("a start").0,
-        UpdateRequest::Apply
+        UpdateRequest::Apply {
+            sha256: Some(plan().sha256),
+            limited: true,
+        }
     );
     let count = bench.requests().len();
     bench.set(|facts| {

@@ -10,10 +10,10 @@ use super::*;
 use crate::node::update::session::PIECE_BYTES_MAX;
 
 /// The operations, called as over a connection.
-struct UpdateCaller(LocalCaller);
+pub(super) struct UpdateCaller(LocalCaller);
 
 impl UpdateCaller {
-    fn new(updates: &NodeUpdates) -> Self {
+    pub(super) fn new(updates: &NodeUpdates) -> Self {
         let mut builder = Registry::builder();
         updates.register(&mut builder);
         let registry = builder.build().expect("every rule is kept");
@@ -23,7 +23,7 @@ impl UpdateCaller {
     }
 
     /// A call by a peer with these scopes.
-    async fn call(
+    pub(super) async fn call(
         &self,
         (who, scopes): (&str, &[&str]),
         operation: &str,
@@ -48,7 +48,7 @@ impl UpdateCaller {
     }
 }
 
-const ADMIN: (&str, &[&str]) = ("admin", &["*"]);
+pub(super) const ADMIN: (&str, &[&str]) = ("admin", &["*"]);
 
 /// An upload, the start of its version, and what the state says of it, by calls alone.
 #[tokio::test]
@@ -182,6 +182,7 @@ async fn a_caller_without_the_scope_is_refused() {
         ("update/write", json!({ "session": "s1", "abort": true })),
         ("update/offer", json!({ "version": "1.1.0", "bytes": 1 })),
         ("update/apply", Value::Null),
+        ("update/cancel", Value::Null),
         ("update/confirm", Value::Null),
         ("update/rollback", Value::Null),
     ] {
@@ -200,6 +201,12 @@ async fn a_hub_starts_only_what_it_has_sent() {
     let hub = ("hub", &[OFFER_SCOPE, READ_SCOPE][..]);
     let id = bench.begin(1);
     bench.send(&id, 0, b"x").await.expect("taken");
+    let offer = json!({ "version": "1.1.0", "bytes": 3 });
+    let kept = node
+        .call(hub, "update/offer", offer.clone())
+        .await
+        .expect("an answer");
+    assert_eq!(kept["wanted"], false, "an administrator staged a version");
     let refused = node
         .call(hub, "update/apply", Value::Null)
         .await
@@ -211,7 +218,9 @@ async fn a_hub_starts_only_what_it_has_sent() {
         .await
         .expect("an answer");
     assert_eq!(unwanted["wanted"], false);
-    let offer = json!({ "version": "1.1.0", "bytes": 3 });
+    node.call(ADMIN, "update/rollback", Value::Null)
+        .await
+        .expect("it is taken back");
     let session = node
         .call(hub, "update/offer", offer.clone())
         .await
@@ -255,7 +264,10 @@ async fn a_start_waits_for_its_moment_and_needs_the_time() {
     let apply = async |input| node.call(ADMIN, "update/apply", input).await;
     let nothing = apply(after(60)).await.expect_err("nothing waits");
     assert_eq!(nothing.details.expect("details")["code"], "nothing-staged");
-    bench.set(|facts| facts.update.state = "staged".to_owned());
+    bench.set(|facts| {
+        facts.update.state = "staged".to_owned();
+        facts.update.other_sha256 = Some("a1".to_owned());
+    });
     for wrong in [-60, 31 * 86_400] {
         assert_eq!(
             apply(after(wrong)).await.expect_err("out of range").code,
@@ -288,7 +300,7 @@ async fn a_start_waits_for_its_moment_and_needs_the_time() {
 #[tokio::test]
 async fn a_machine_without_pid_1_says_what_to_do_instead() {
     let bench = NodeUpdateBench::new();
-    let host = NodeUpdates::of_host_for_tests(&bench.people, &bench.facts);
+    let host = NodeUpdates::of_host_for_tests(&bench.identities, &bench.facts);
     let error = host.link_check().expect_err("there is no PID 1");
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert!(error.message.contains("docs/update.md"), "{error}");
@@ -297,7 +309,11 @@ async fn a_machine_without_pid_1_says_what_to_do_instead() {
             .await
             .is_err_and(|it| it == error)
     );
-    assert!(host.start("ada").await.is_err_and(|it| it == error));
+    assert!(
+        host.start("ada", None, false)
+            .await
+            .is_err_and(|it| it == error)
+    );
 }
 
 /// Every operation asks for one of its scopes, and none for the scope of another.
@@ -320,6 +336,7 @@ async fn each_operation_names_its_scopes() {
         ("update/write", &[STAGE_SCOPE, OFFER_SCOPE]),
         ("update/offer", &[OFFER_SCOPE]),
         ("update/apply", &[APPLY_SCOPE, OFFER_SCOPE]),
+        ("update/cancel", &[APPLY_SCOPE]),
         ("update/confirm", &[APPLY_SCOPE]),
         ("update/rollback", &[APPLY_SCOPE]),
     ] {

@@ -71,14 +71,14 @@ async fn a_piece_that_is_too_long_or_of_another_caller_is_not_taken() {
 async fn one_bundle_is_sent_at_a_time() {
     let bench = NodeUpdateBench::new();
     let id = bench.begin(4);
-    let second = bench.updates.0.sessions.begin(request(4)).err();
+    let second = bench.updates.0.sessions.begin(request(4), None).err();
     assert_eq!(second, Some(StagingError::Busy));
     bench.send(&id, 0, b"1234").await.expect("taken");
     let again = bench.begin(3);
     bench.send(&again, 0, b"abc").await.expect("taken");
     assert_eq!(bench.bundles().len(), 2);
     for bytes in [0, (session::BUNDLE_BYTES_MAX + 1) as usize] {
-        let refused = bench.updates.0.sessions.begin(request(bytes)).err();
+        let refused = bench.updates.0.sessions.begin(request(bytes), None).err();
         assert_eq!(refused, Some(StagingError::Size(bytes as u64)));
     }
 }
@@ -133,7 +133,11 @@ async fn a_bundle_that_its_sender_gives_up_leaves_room_for_the_next() {
 
 #[tokio::test]
 async fn a_session_without_a_next_piece_ends() {
-    let bench = NodeUpdateBench::with("", Duration::from_millis(20), None);
+    let pace = StagingPace {
+        idle: Duration::from_millis(20),
+        ..StagingPace::default()
+    };
+    let bench = NodeUpdateBench::with("", pace, None);
     let id = bench.begin(10);
     bench.send(&id, 0, b"12").await.expect("taken");
     if let Some(session) = bench.updates.0.sessions.current() {
@@ -157,7 +161,7 @@ async fn a_dry_run_ends_with_what_pid_1_knows_and_stages_nothing() {
         dry_run: true,
         ..request(1000)
     };
-    let session = sessions.begin(dry).expect("it begins");
+    let session = sessions.begin(dry, None).expect("it begins");
     let id = session.id.clone();
     bench.send(&id, 0, b"123").await.expect("taken");
     assert_eq!(

@@ -55,6 +55,19 @@ fn a_wrong_call_of_a_batch_is_named_by_its_place() {
 }
 
 #[test]
+fn a_body_that_is_no_json_is_called_so() {
+    for body in ["{operation:", "", "{\"operation\":\"a/b\"", "{} {}"] {
+        let error = CallRequest::read(body.as_bytes()).expect_err(body).error;
+        assert!(
+            error.message.starts_with("the body is no JSON: "),
+            "{body}: {error}"
+        );
+    }
+    let error = CallRequest::read(b"{}").expect_err("no operation").error;
+    assert_eq!(error.message, "'operation' is missing");
+}
+
+#[test]
 fn deep_bodies_are_refused() {
     let deep = format!(
         r#"{{"operation":"a/b","input":{}1{}}}"#,

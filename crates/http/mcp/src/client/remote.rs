@@ -182,8 +182,23 @@ impl McpRemote {
                 .await
                 .unwrap_or_else(|_| Err(McpCallError::late(CALL_TIMEOUT))),
         };
-        let output = answer::outcome(response.map_err(CallError::from)?, tool.typed)?;
+        let response = response.map_err(|failed| self.failed(failed))?;
+        let output = answer::outcome(response, tool.typed)?;
         Ok(CallOutput::Raw(counted.pass_on(output)?))
+    }
+
+    /// The error of a call, which names the import if its server was not reached.
+    fn failed(&self, failed: McpCallError) -> CallError {
+        let is_lost = matches!(failed, McpCallError::Lost(_));
+        let mut error = CallError::from(failed);
+        if is_lost {
+            let import = &self.import.namespace;
+            error.message = format!(
+                "import '{import}': {}; is the server running?",
+                error.message
+            );
+        }
+        error
     }
 
     /// As [`Peer::call_tool_once`], but `counted` counts the memory of the answer.

@@ -133,6 +133,7 @@ impl FromOpenApi {
     ) -> Result<Self, BaseUrlError> {
         let (client, _) = client(&options, dialer, None)?;
         let server = ImportServer {
+            import: options.namespace.clone(),
             client,
             base: options.base_url.trim_end_matches('/').to_owned(),
             credential: options.credential.as_ref().map(|one| one.name().to_owned()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use alknet_call::{
     CallError, Ctx, ErrorCode, ImportCallPermit, ImportCallPermits, ImportReservation, ImportShare,
 };
-use alknet_core::{Capability, CapabilityError, Secret};
+use alknet_core::{Capability, CapabilityError, DialErrorKind, Secret};
 use alknet_http_client::{HttpClient, HttpError, HttpRequestOptions, ResponseBody};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
@@ -39,6 +39,8 @@ pub struct TokenSource {
 /// The server of one import, for all of its operations.
 #[derive(Debug)]
 pub(super) struct ImportServer {
+    /// The name of the import, for errors.
+    pub(super) import: String,
     pub(super) client: HttpClient,
     /// The base URL, without a slash at its end.
     pub(super) base: String,
@@ -189,7 +191,24 @@ impl ImportServer {
         if let Some(ctx) = changes.filter(|_| is_unsent) {
             ctx.set_sent(false);
         }
-        answer.map_err(of_http)
+        answer.map_err(|error| self.not_sent(error))
+    }
+
+    /// The error of a request, which names the import if its server was not reached.
+    fn not_sent(&self, error: HttpError) -> CallError {
+        let kind = match &error {
+            HttpError::Dial(error) => Some(error.kind),
+            _ => None,
+        };
+        let mut error = of_http(error);
+        if let Some(kind) = kind {
+            let hint = match kind {
+                DialErrorKind::Refused | DialErrorKind::Unreachable => "; is the server running?",
+                _ => "",
+            };
+            error.message = format!("import '{}': {}{hint}", self.import, error.message);
+        }
+        error
     }
 
     /// The header with a valid token, and whether the token is new. An operation that may no longer use the

@@ -6,7 +6,7 @@ mod removals;
 
 use std::time::Duration;
 
-use alknet_core::{Clock, Identities, IdentityEntries};
+use alknet_core::{Clock, Identities, IdentityEntries, ScopeSet};
 
 use super::*;
 use crate::store::MemoryTokens;

@@ -415,6 +415,32 @@ async fn who_could_not_remove_a_peer_does_not_let_it_in_again() {
     assert_eq!(back.expect("an administrator's").peer_id, peers[0]);
 }
 
+/// A maker with few scopes gives a peer, which is let in, a smaller role, so that the peer loses nothing by its removal.
+#[tokio::test]
+async fn a_smaller_role_before_a_removal_is_not_all_that_the_removal_took() {
+    let hub = hub(EnrolMode::Approve);
+    let maker = hub.worker_with("hub:admin").await;
+    let reader = EnrolRole {
+        scopes: ["node:read", "relay:accept"].into_iter().collect(),
+        ..worker()
+    };
+    let token = hub.token(TokenKind::Once, reader).await;
+    let joined = hub.enrol(2, &request(Some(&token), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    let token = hub.token_by(maker.as_str(), None).await;
+    let smaller = hub.enrol(2, &request(Some(&token), None), NOW).await;
+    assert_eq!(smaller.expect("it is let in").peer_id, peer);
+    hub.enrolment.remove(&peer).await.expect("a peer");
+
+    let token = hub.token_by(maker.as_str(), None).await;
+    let ask = request(Some(&token), None);
+    assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let back = hub.enrol(2, &request(Some(&token), None), NOW).await;
+    assert_eq!(back.expect("an administrator's").peer_id, peer);
+    assert!(hub.peers.by_key(&key(2)).is_some());
+}
+
 /// One of its keys was taken, and it was removed for that.
 #[tokio::test]
 async fn only_the_key_that_is_let_in_again_comes_back_after_a_removal() {

@@ -42,7 +42,7 @@ async fn from_a_draft_to_an_operation_and_back() {
     let wrong = wrong.expect_err("a test fails");
     assert_eq!(wrong.code.name(), "TESTS_FAILED");
     let report = &wrong.details.expect("a report")["report"];
-    assert_eq!(report["cases"][0]["reason"], "it answered 6");
+    assert_eq!(report["cases"][0]["reason"], "expected 5, got 6");
     assert_eq!(report["cases"][1]["passed"], true);
 
     let proposed = node.propose("ada", &draft(6).sign()).await.expect("fixed");

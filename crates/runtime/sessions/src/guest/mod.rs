@@ -27,7 +27,7 @@ use alknet_worker::{
 };
 use tokio::sync::mpsc;
 
-use crate::limits::{THREAD_STACK_BYTES, VALUE_BYTES_MAX};
+use crate::limits::{ANSWERS_WAITING_BYTES_MIN, THREAD_STACK_BYTES, VALUE_BYTES_MAX};
 use crate::wire::{self, InvokedExport, LongNamed, SessionOpening};
 use bridge::{Bridge, BridgeHost};
 use watchdog::CallWatchdog;
@@ -245,11 +245,12 @@ impl FrameDispatcher {
 
     fn open(&mut self, sid: u64, spec: Result<(IsolateSpec, SessionOpening), ScriptFailure>) {
         let (jobs, queue) = mpsc::unbounded_channel();
-        let operations = match &spec {
-            Ok((_, opening)) => opening.operations.clone(),
-            Err(_) => Vec::new(),
+        let (operations, heap) = match &spec {
+            Ok((spec, opening)) => (opening.operations.clone(), spec.limits.heap_bytes),
+            Err(_) => (Vec::new(), 0),
         };
-        let bridge = Bridge::new(self.guest.clone(), sid, operations);
+        let waiting_max = heap.max(ANSWERS_WAITING_BYTES_MIN);
+        let bridge = Bridge::new(self.guest.clone(), sid, operations, waiting_max);
         let slot = SessionSlot {
             bridge,
             jobs,
@@ -332,7 +333,7 @@ impl FrameDispatcher {
 
 /// Makes an engine once, so that the first session finds everything in memory.
 fn warm_engine(guest: &Guest) -> std::io::Result<()> {
-    let no_host = Arc::new(BridgeHost(Bridge::new(guest.clone(), 0, Vec::new())));
+    let no_host = Arc::new(BridgeHost(Bridge::new(guest.clone(), 0, Vec::new(), 0)));
     let isolate = alknet_runtime::Isolate::open(IsolateSpec::new(ModuleSet::new()), no_host);
     isolate.map(drop).map_err(std::io::Error::other)
 }

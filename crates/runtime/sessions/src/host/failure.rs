@@ -177,9 +177,16 @@ pub(crate) fn is_relieved(error: &alknet_worker::WorkerCallError) -> bool {
 
 /// A script's form of an error of the registry.
 pub(crate) fn op_error(error: &CallError, path: &str) -> OpError {
+    // A script may call less than its caller, and lists it by a name of its own.
+    let message = match error.message == CallError::not_found(path).message {
+        true => format!(
+            "there is no operation '{path}' here; ops.list() names those that this script may call"
+        ),
+        false => error.message.clone(),
+    };
     OpError {
         code: error.code.name().to_owned(),
-        message: error.message.clone(),
+        message,
         retryable: error.retryable,
         details: error.details.clone().unwrap_or_default(),
         path: path.to_owned(),

@@ -8,7 +8,7 @@ use alknet_runtime::{
 };
 use alknet_worker::{Bytes32, CborBody, SessionNotice};
 
-use super::{SessionGrants, SessionSpec};
+use super::{SessionGrants, SessionMode, SessionSpec};
 use crate::limits::{LISTED_BYTES_MAX, LISTED_IMPORTED_BYTES_MAX, LISTED_MAX};
 use crate::wire::{self, SessionOpening};
 
@@ -18,7 +18,9 @@ pub(super) fn tenant(identity: Option<&Identity>) -> String {
 }
 
 /// A digest of what a session that `env` opens may do. Sessions share a worker only if it is the same: the worker says
-/// which of its sessions calls, and code that takes it over has the rights of each.
+/// which of its sessions calls, and code that takes it over has the rights of each. Services have workers of their own: a
+/// call of another operation that is given up in native code, or uses up the memory, ends its worker, and with it the
+/// state of each service there.
 pub(super) fn rights(env: &Env, spec: &SessionSpec) -> Bytes32 {
     let of_opener = env.authority().map(|own| (&own.scopes, &own.resources));
     let of_identity = spec.identity.as_deref();
@@ -30,6 +32,7 @@ pub(super) fn rights(env: &Env, spec: &SessionSpec) -> Bytes32 {
         of_identity,
         &spec.grants,
         &spec.capabilities,
+        spec.mode == SessionMode::Service,
     );
     Bytes32(*blake3::hash(format!("{rights:?}").as_bytes()).as_bytes())
 }

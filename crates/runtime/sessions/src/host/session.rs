@@ -298,7 +298,7 @@ impl WeakSession {
             // Dropping the guard on this path gives the call up.
             Ok(failure) = stopped => {
                 self.shared.count_ended(None, began.elapsed());
-                return Err(self.judged(failure, false));
+                return Err(self.judged(failure, None));
             }
             outcome = call => outcome,
         };
@@ -320,6 +320,7 @@ impl WeakSession {
         wall: Duration,
         room: Option<MemoryReservation>,
     ) -> Result<SessionOutput, ScriptFailure> {
+        let beside_abort = outcome.as_ref().ok().map(|answer| answer.beside_abort);
         let (failure, stats) = match outcome {
             Ok(answer) => match answer.reply {
                 WorkerReply::Ok(blob) => {
@@ -367,18 +368,24 @@ impl WeakSession {
             }
         };
         self.shared.count_ended(stats, wall);
-        Err(self.judged(failure, stats.is_some()))
+        Err(self.judged(failure, beside_abort))
     }
 
-    /// Closes the session after a failure that ends it: after a limit, no part of it is used again.
-    fn judged(&self, failure: ScriptFailure, answered: bool) -> ScriptFailure {
-        // A worker that answers with an abort that the host did not request was stopped for another call. The caller
-        // of that one gave it up, and the script did nothing wrong in this one.
-        let failure = match (failure.code, answered) {
-            (RuntimeCode::Abort, true) => {
+    /// Closes the session after a failure that ends it: after a limit, no part of it is used again. `beside_abort` is
+    /// that of the worker's answer, if there is one.
+    fn judged(&self, failure: ScriptFailure, beside_abort: Option<bool>) -> ScriptFailure {
+        let failure = match (failure.code, beside_abort) {
+            // The host has requested no abort of this call, so the worker was stopped for another one. The caller of
+            // that one gave it up, and the script did nothing wrong in this one.
+            (RuntimeCode::Abort, Some(true)) => {
                 self.close(SessionEndReason::Abort);
                 let text = "the session ended with another of its calls";
                 ScriptFailure::new(RuntimeCode::WorkerLost, text).excuse()
+            }
+            // The host has requested no abort at all. An honest worker never says this.
+            (RuntimeCode::Abort, Some(false)) => {
+                let text = "the worker claims an abort that the node did not request";
+                ScriptFailure::new(RuntimeCode::WorkerLost, text)
             }
             _ => failure,
         };

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use alknet_call::{CallError, CallOutput, Env, HandlerKind, OperationSpec, Registration};
 use alknet_core::BoxFuture;
-use alknet_runtime::SessionMode;
 use alknet_runtime::limits::CPU_MAX;
+use alknet_runtime::{RuntimeCode, SessionMode};
 use alknet_sessions::limits::{FUEL_MAX, SESSIONS_OF_TENANT_MAX};
 use alknet_sessions::{SessionGrants, SessionsConfig, TensorFiles};
 use alknet_test_support::is_campaign;
@@ -175,6 +175,84 @@ async fn a_long_list_costs_its_worker_one_tree() {
     let grown = status(pid, "VmHWM:") - before;
     println!("figure a list of 4 MiB in its worker: {} MiB", grown / MIB);
     assert!(grown < LIST_BYTES_MAX, "{} MiB", grown / MIB);
+}
+
+/// The memory of the smallest worker (docs/workers.md).
+const SMALLEST_WORKER_BYTES: u64 = 384 * MIB;
+/// Answers at once of a script that computes until all of them are there.
+const ANSWERS_AT_ONCE: usize = 5;
+
+/// An operation that answers with as many of the named text in a list as an answer may have.
+fn shapes() -> Registration {
+    let shapes = HandlerKind::once(|input, _| async move {
+        let unit: String = input.parse()?;
+        let count = 2 * LIST_VALUES / (unit.len() + 1);
+        let text = format!("[{}{unit}]", format!("{unit},").repeat(count - 1));
+        Ok(CallOutput::Raw(text.into()))
+    });
+    Registration::new(OperationSpec::query("test/shape", "For tests."), shapes)
+}
+
+/// Another server chooses the shape of its answer: a list in lists has two bytes of text for each level. The worker has
+/// the state of another session, and no more memory than the smallest one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_any_shape_ends_no_worker() {
+    let lab = SessionLab::with(SessionsConfig::default(), vec![shapes()]);
+    let request = lab.request().await;
+    let env = request.env();
+    let in_one_worker = |source: &str| {
+        let mut spec = spec(source);
+        spec.mode = SessionMode::Service;
+        spec.limits.runtime.external_bytes = 0;
+        spec.limits.runtime.fuel_ticks = FUEL_MAX;
+        spec.limits.runtime.cpu = CPU_MAX;
+        spec
+    };
+    let counter = in_one_worker("let n = 0; export const next = () => ++n;");
+    let counter = lab.open(&request, counter).await;
+    let pid = counter.info().pid;
+    let nested = |open: &str, close: &str| format!("{}{}", open.repeat(58), close.repeat(58));
+    let shapes = [
+        "0".to_owned(),
+        "[0]".to_owned(),
+        "[1,2]".to_owned(),
+        nested("[", "]"),
+        "{\"\":0}".to_owned(),
+        nested("{\"\":", "}").replace(":}", ":0}"),
+        "\"a\"".to_owned(),
+    ];
+    for (at, shape) in shapes.iter().enumerate() {
+        let source = format!(
+            "export const ask = async (shape) => (await ops.call('test/shape', shape)).length;
+             export const all = (shape) => {{
+                 const one = () => ops.call('test/shape', shape).then(() => 1, () => 0);
+                 const all = Array.from({{ length: {ANSWERS_AT_ONCE} }}, one);
+                 for (let i = 0; i < 2e7; i++);
+                 return Promise.all(all);
+             }};"
+        );
+        for name in ["ask", "all"] {
+            // Its own heap may not have room for the answer, which ends the session and nothing else.
+            let asks = lab.open(&request, in_one_worker(&source)).await;
+            assert_eq!(asks.info().pid, pid, "they share a worker");
+            let ran = soon(asks.run(&env, export(name, json!(shape)))).await;
+            let ended = ran.as_ref().map(|ran| ran.value.clone());
+            println!("figure {name} {}: {ended:?}", &shape[..shape.len().min(8)]);
+            let lost = ran.is_err_and(|failure| failure.code == RuntimeCode::WorkerLost);
+            assert!(!lost, "{name} {shape}");
+            drop(asks);
+            until("it is closed", || lab.sessions.list().len() == 1).await;
+        }
+        let next = soon(counter.run(&env, export("next", Value::Null))).await;
+        assert_eq!(next.expect("it lives").value, json!(at + 1), "{shape}");
+    }
+    // The node looks at the memory of a worker a few times a second, and may miss a peak.
+    let peak = status(pid, "VmHWM:");
+    println!(
+        "figure answers of any shape in one worker: {} MiB",
+        peak / MIB
+    );
+    assert!(peak < SMALLEST_WORKER_BYTES, "{} MiB", peak / MIB);
 }
 
 /// The one file of a store, which forgets it when it has handed it out.

@@ -228,6 +228,42 @@ async fn a_worker_killed_for_one_call_is_not_held_against_another() {
     assert_eq!((lost.code, lost.excused), (RuntimeCode::WorkerLost, false));
 }
 
+/// What comes of a call into a worker that an attacker has taken over, and of its session.
+async fn call_of_worker(name: &str) -> (ScriptFailure, SessionState) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let lab = SessionLab::with_hostile_workers(name, folder.path());
+    let request = lab.request().await;
+    let session = lab.open(&request, spec("export const v = () => 1;")).await;
+    let ran = soon(session.run(&request.env(), export("v", json!(null)))).await;
+    (ran.expect_err("it runs no script"), session.info().state)
+}
+
+/// A worker says that the call was stopped from outside, where the node has given up no call of the session.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_claims_an_abort_is_not_excused() {
+    let (failed, state) = call_of_worker("claims-abort").await;
+    assert_eq!(
+        (failed.code, failed.excused),
+        (RuntimeCode::WorkerLost, false),
+        "{failed}"
+    );
+    let over = SessionState::Closed(SessionEndReason::WorkerLost);
+    assert_eq!(state, over);
+}
+
+/// The node ends the session, and with it the call, which its caller did not give up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_breaks_the_protocol_is_not_excused() {
+    let (failed, state) = call_of_worker("breaks-protocol").await;
+    assert_eq!(
+        (failed.code, failed.excused),
+        (RuntimeCode::WorkerLost, false),
+        "{failed}"
+    );
+    let over = SessionState::Closed(SessionEndReason::WorkerLost);
+    assert_eq!(state, over);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farewell_has_half_a_second() {
     let lab = SessionLab::new();

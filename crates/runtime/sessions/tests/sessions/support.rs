@@ -1,7 +1,7 @@
 //! What every test has: a node with operations, sessions in real workers, and requests to open them
 //! from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,11 +36,17 @@ pub(crate) fn workers() -> Workers {
     workers_at_most(WORKERS_MAX)
 }
 
+/// The program of the workers.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_alknet-sessions-probe");
+
 /// The same, as many at once as are named.
 fn workers_at_most(most: usize) -> Workers {
+    workers_of(PathBuf::from(PROGRAM), most)
+}
+
+fn workers_of(program: PathBuf, most: usize) -> Workers {
     let mut config = alknet_worker::WorkersConfig::this_executable();
-    config.executable =
-        Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
+    config.executable = Executable::File(program);
     config.silence = long();
     config.workers_max = most;
     if !is_campaign() {
@@ -85,6 +91,15 @@ impl SessionLab {
     /// With so many workers at once.
     pub(crate) fn with_workers(most: usize) -> Self {
         Self::of_workers(workers_at_most(most), SessionsConfig::default(), Vec::new())
+    }
+
+    /// With workers that attackers have taken over, which do what `name` says (`probe/main.rs`). `folder` is for the
+    /// program.
+    pub(crate) fn with_hostile_workers(name: &str, folder: &Path) -> Self {
+        let program = folder.join(name);
+        std::fs::copy(PROGRAM, &program).expect("the folder is ours");
+        let workers = workers_of(program, WORKERS_MAX);
+        Self::of_workers(workers, SessionsConfig::default(), Vec::new())
     }
 
     pub(crate) fn with(config: SessionsConfig, more: Vec<Registration>) -> Self {

@@ -21,20 +21,25 @@
   }
 
   class RuntimeError extends Error {
-    #runtime = true;
+    // The script may change the property `code`, and only this field says what the runtime threw.
+    #code;
     constructor(code, message, from) {
       if (from !== key) throw new TypeError('Illegal constructor');
       super(message);
+      this.#code = code;
       this.code = code;
     }
     get name() { return 'RuntimeError'; }
-    static is(value) { return typeof value === 'object' && value !== null && #runtime in value; }
+    static is(value) { return typeof value === 'object' && value !== null && #code in value; }
+    static codeOf(value) { return value.#code; }
   }
 
   const isOp = OpError.is;
   const isRuntime = RuntimeError.is;
+  const codeOf = RuntimeError.codeOf;
   delete OpError.is;
   delete RuntimeError.is;
+  delete RuntimeError.codeOf;
 
   hooks.runtimeError = (code, message, module, line) => {
     const error = new RuntimeError(code, message, key);
@@ -67,7 +72,7 @@
     const told = ['error', text(thrown.name), message, text(thrown.stack)];
     if (isRuntime(thrown)) {
       told[0] = 'runtime';
-      told[4] = text(thrown.code);
+      told[4] = codeOf(thrown);
       told[5] = text(thrown.module);
       told[6] = thrown.line;
     } else if (isOp(thrown)) {

@@ -191,7 +191,16 @@ impl WorkerSupervisor {
                 cause,
                 killed: false,
             }),
-            None => Ok(WorkerAnswer { reply, fds, stats }),
+            None => Ok(WorkerAnswer {
+                reply,
+                fds,
+                stats,
+                // A session that is not there any more was closed by the host.
+                beside_abort: self
+                    .sessions
+                    .get(&running.sid)
+                    .is_none_or(|open| open.aborted),
+            }),
         };
         // The caller may have gone.
         let _ = running.reply.send(outcome);

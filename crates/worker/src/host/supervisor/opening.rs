@@ -464,6 +464,7 @@ impl WorkerSupervisor {
             unread,
             calls_out: HashSet::new(),
             log: (LOG_BYTES_PER_S, now),
+            aborted: false,
         };
         self.sessions.insert(sid, open);
         self.count().now.sessions = self.sessions.len() as u64;

@@ -259,6 +259,10 @@ fn perform(
             guest.send(&result, Vec::new()).expect("the host reads");
         }
         ProbeAct::Segv => tricks::segv(),
+        ProbeAct::SegvAfter(ms) => {
+            std::thread::sleep(std::time::Duration::from_millis(ms));
+            tricks::segv();
+        }
         ProbeAct::Share(bytes) => {
             return say(&ProbeReply::Errno(tricks::share(bytes)));
         }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::answer::{gone, op_error, unsendable};
+use super::answer::{deferred_reply, gone, unsendable};
 use super::subscription::ScriptSubscription;
 use super::{Bridge, PendingRegistration, Replied};
 use crate::guest::lock;
@@ -210,9 +210,6 @@ fn await_reply(
         let mut wish = wish;
         let answer = answer.await;
         wish.done = true;
-        match answer.map_err(|_| gone())? {
-            Ok(value) => value.into_reply(),
-            Err(fault) => Err(op_error(&fault)),
-        }
+        answer.map(deferred_reply).map_err(|_| gone())
     })
 }

@@ -31,7 +31,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::lock;
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::{self, HostMessage, WireCallOptions};
-use answer::{ArrivedValue, gone, unsendable};
+use answer::{ArrivedValue, WaitingAnswers, gone, unsendable};
 pub(super) use bridge_host::BridgeHost;
 pub(super) use queue::FinalReply;
 use queue::QueuedFrame;
@@ -43,6 +43,7 @@ pub(super) struct Bridge {
     sid: u64,
     operations: Vec<EnvOperation>,
     calls: AtomicU64,
+    waiting: Arc<WaitingAnswers>,
     state: Mutex<BridgeState>,
 }
 
@@ -96,12 +97,19 @@ enum ReplyWaiter {
 }
 
 impl Bridge {
-    pub(super) fn new(guest: Guest, sid: u64, operations: Vec<EnvOperation>) -> Arc<Self> {
+    /// `waiting_max` are the bytes of answers that may wait for the script.
+    pub(super) fn new(
+        guest: Guest,
+        sid: u64,
+        operations: Vec<EnvOperation>,
+        waiting_max: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             guest,
             sid,
             operations,
             calls: AtomicU64::new(0),
+            waiting: WaitingAnswers::new(waiting_max),
             state: Mutex::default(),
         })
     }
@@ -114,7 +122,9 @@ impl Bridge {
     /// Handles the host's answer to a call, or the end of a subscription.
     pub(super) fn replied(&self, id: u64, reply: alknet_worker::WorkerReply, fds: Vec<OwnedFd>) {
         let reply = match reply {
-            alknet_worker::WorkerReply::Ok(value) => Ok(ArrivedValue::new(value, fds)),
+            alknet_worker::WorkerReply::Ok(value) => {
+                Ok(ArrivedValue::new(value, fds, &self.waiting))
+            }
             alknet_worker::WorkerReply::Err(fault) => Err(fault),
         };
         match lock(&self.state).open.remove(&id) {
@@ -132,7 +142,7 @@ impl Bridge {
     /// Handles an event of a subscription.
     pub(super) fn happened(&self, id: u64, event: WorkerEvent, fds: Vec<OwnedFd>) {
         let event = match event {
-            WorkerEvent::Item(value) => Ok(Some(ArrivedValue::new(value, fds))),
+            WorkerEvent::Item(value) => Ok(Some(ArrivedValue::new(value, fds, &self.waiting))),
             WorkerEvent::End => Ok(None),
             WorkerEvent::Fail(fault) => Err(fault),
         };

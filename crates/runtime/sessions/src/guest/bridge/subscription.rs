@@ -8,7 +8,7 @@ use futures_util::Stream;
 use tokio::sync::mpsc;
 
 use super::Happened;
-use super::answer::{gone, op_error};
+use super::answer::{deferred_reply, gone};
 use super::bridge_host::GuestOutgoingCall;
 use crate::guest::lock;
 use crate::limits::UNACKNOWLEDGED;
@@ -66,7 +66,11 @@ impl Stream for ScriptSubscription {
         Poll::Ready(match event {
             Ok(Some(value)) => {
                 self.yielded += 1;
-                Some(value.into_reply())
+                // An error is the last item, so that the host sends no more.
+                Some(match value.refusal() {
+                    Some(refused) => Err(refused),
+                    None => Ok(deferred_reply(Ok(value))),
+                })
             }
             Ok(None) => {
                 self.wish.done = true;
@@ -74,7 +78,7 @@ impl Stream for ScriptSubscription {
             }
             Err(fault) => {
                 self.wish.done = true;
-                Some(Err(op_error(&fault)))
+                Some(Ok(deferred_reply(Err(fault))))
             }
         })
     }

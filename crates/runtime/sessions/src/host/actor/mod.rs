@@ -278,6 +278,26 @@ impl SessionActor {
 
     /// Handles one message of the worker.
     fn hear(&mut self, message: FromWorkerMessage, fds: Vec<OwnedFd>) -> Next {
+        let next = self.handle(message, fds);
+        if next == PROTOCOL_VIOLATION {
+            self.fail_running();
+        }
+        next
+    }
+
+    /// Ends all calls with the failure of a worker that broke the protocol. Without this they would end as calls that
+    /// their callers gave up, which speaks against no script.
+    fn fail_running(&mut self) {
+        let alone = self.running.len() == 1;
+        for stop in self.running.iter_mut().filter_map(|it| it.stop.take()) {
+            let failure =
+                ScriptFailure::new(RuntimeCode::WorkerLost, "the worker broke the protocol");
+            // With several calls the node does not know for which of them it did. A call may have ended meanwhile.
+            let _ = stop.send(if alone { failure } else { failure.excuse() });
+        }
+    }
+
+    fn handle(&mut self, message: FromWorkerMessage, fds: Vec<OwnedFd>) -> Next {
         self.heard += 1;
         self.heard_bytes += message.bytes();
         // The worker sends only a limited number of frames before it gets this message.

@@ -1,0 +1,400 @@
+//! Clients and hubs that keep an administrator from an update, or bring another version than the administrator chose.
+
+use alknet_call::CallError;
+use alknet_test_support::deadline;
+use data_encoding::BASE64;
+use futures_util::FutureExt;
+
+use super::operations::{ADMIN, UpdateCaller};
+use super::*;
+use crate::node::update::session::{StagingOutcome, WRONG_PIECES_MAX};
+
+const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
+const HUB: (&str, &[&str]) = ("hub", &[OFFER_SCOPE, READ_SCOPE]);
+
+/// Sends a bundle of one piece.
+async fn upload(
+    node: &UpdateCaller,
+    who: (&str, &[&str]),
+    data: &[u8],
+) -> Result<Value, CallError> {
+    let begin = json!({ "bytes": data.len() });
+    let begun = node.call(who, "update/stage", begin).await?;
+    let piece = json!({ "session": begun["session"], "offset": 0, "data": BASE64.encode(data) });
+    node.call(who, "update/write", piece).await
+}
+
+fn staged(bench: &NodeUpdateBench, sha256: &str) {
+    bench.set(|facts| {
+        facts.update.state = "staged".to_owned();
+        facts.update.other_version = Some("1.1.0".to_owned());
+        facts.update.other_sha256 = Some(sha256.to_owned());
+    });
+}
+
+async fn scheduled(node: &UpdateCaller) -> Value {
+    let status = node.call(ADMIN, "update/status", Value::Null).await;
+    status.expect("a status")["scheduled"].clone()
+}
+
+/// An administrator sets a moment, and a client that may only stage brings another version before it.
+#[tokio::test]
+async fn a_moment_is_for_the_version_that_was_staged_when_it_was_set() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"good").await.expect("staged");
+    staged(&bench, "a1");
+    let in_an_hour =
+        json!({ "at": (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1)).to_string() });
+    let apply = |input: &Value| node.call(ADMIN, "update/apply", input.clone());
+    let set = apply(&in_an_hour).await.expect("it waits");
+    assert_eq!(scheduled(&node).await, set["scheduled"]);
+    // The same program once more changes nothing.
+    upload(&node, CLIENT, b"good").await.expect("staged");
+    assert_eq!(scheduled(&node).await, set["scheduled"]);
+    bench.judge(Verdict::PlansOf("b2"));
+    upload(&node, CLIENT, b"evil").await.expect("staged");
+    staged(&bench, "b2");
+    assert_eq!(scheduled(&node).await, Value::Null);
+    let own = node.call(CLIENT, "update/apply", in_an_hour.clone()).await;
+    assert_eq!(own.expect_err("not its scope").code, ErrorCode::Forbidden);
+    // A start that names the program starts no other one.
+    let named = json!({ "at": in_an_hour["at"], "sha256": "a1" });
+    let refused = apply(&named).await.expect_err("another program");
+    assert_eq!(refused.details.expect("details")["code"], "other-staged");
+    // Back to the first one: its moment is over.
+    bench.judge(Verdict::Plans);
+    upload(&node, CLIENT, b"good").await.expect("staged");
+    staged(&bench, "a1");
+    assert_eq!(scheduled(&node).await, Value::Null);
+}
+
+/// PID 1 compares once more: another version may have been staged at the last moment.
+#[tokio::test]
+async fn at_its_moment_the_program_is_named() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"good").await.expect("staged");
+    staged(&bench, "a1");
+    let now = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+    let at = json!({ "at": now.to_string() });
+    node.call(ADMIN, "update/apply", at)
+        .await
+        .expect("it waits");
+    let is_asked = || {
+        let requests = bench.requests();
+        let mut wishes = requests.into_iter().map(|(request, _)| request);
+        wishes.find(|request| matches!(request, UpdateRequest::Apply { .. }))
+    };
+    let asked = async {
+        loop {
+            match is_asked() {
+                Some(asked) => break asked,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let asked = tokio::time::timeout(deadline(Duration::from_secs(60)), asked);
+    let expected = UpdateRequest::Apply {
+        sha256: Some("a1".to_owned()),
+        limited: false,
+    };
+    assert_eq!(asked.await.expect("it starts"), expected);
+}
+
+#[tokio::test]
+async fn a_hub_sets_no_moment_and_replaces_no_version_of_an_administrator() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let offer = |version: &str| json!({ "version": version, "bytes": 3 });
+    upload(&node, ADMIN, b"good").await.expect("staged");
+    let kept = node.call(HUB, "update/offer", offer("1.2.0")).await;
+    assert_eq!(kept.expect("an answer")["wanted"], false);
+    // Also after the node restarted, when only the log says who staged it: the machine itself, or another one.
+    bench.updates.0.sessions.forget_staged();
+    staged(&bench, "a1");
+    bench.seen.lock().expect("no panic").stager = "admin".to_owned();
+    let kept = node.call(HUB, "update/offer", offer("1.2.0")).await;
+    assert_eq!(kept.expect("an answer")["wanted"], false);
+    for by in ["the machine", "hub"] {
+        bench.seen.lock().expect("no panic").stager = by.to_owned();
+        let taken = node.call(HUB, "update/offer", offer("1.2.0")).await;
+        let taken = taken.expect("an answer");
+        assert_eq!(taken["wanted"], true, "{by}");
+        let piece =
+            json!({ "session": taken["session"], "offset": 0, "data": BASE64.encode(b"abc") });
+        node.call(HUB, "update/write", piece).await.expect("taken");
+        bench.updates.0.sessions.forget_staged();
+    }
+    let (stage, _) = bench.requests().pop().expect("a request");
+    assert!(
+        matches!(stage, UpdateRequest::Stage { unasked: true, .. }),
+        "{stage:?}"
+    );
+    // What it sent it starts at once, and at no moment.
+    let taken = node.call(HUB, "update/offer", offer("1.2.0")).await;
+    let piece = json!({ "session": taken.expect("an answer")["session"], "offset": 0, "data": BASE64.encode(b"abc") });
+    node.call(HUB, "update/write", piece).await.expect("taken");
+    let at = json!({ "at": jiff::Timestamp::now().to_string() });
+    let refused = node.call(HUB, "update/apply", at).await;
+    assert_eq!(refused.expect_err("no moment").code, ErrorCode::Forbidden);
+    assert!(node.call(HUB, "update/apply", Value::Null).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_version_that_an_administrator_left_is_not_taken_from_a_hub() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    bench.set(|facts| facts.update.left = vec!["1.1.0".to_owned()]);
+    let offer = |version: &str| json!({ "version": version, "bytes": 3 });
+    let left = node.call(HUB, "update/offer", offer("1.1.0")).await;
+    assert_eq!(left.expect("an answer")["wanted"], false);
+    let newer = node.call(HUB, "update/offer", offer("1.2.0")).await;
+    assert_eq!(newer.expect("an answer")["wanted"], true);
+}
+
+/// A client restarts the machine by updates and rollbacks. PID 1 counts its starts, and not those of an administrator.
+#[tokio::test]
+async fn starts_of_a_client_are_counted() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let client = ("eve", &[APPLY_SCOPE][..]);
+    for (who, limited) in [(client, true), (ADMIN, false)] {
+        for (operation, expected) in [
+            (
+                "update/apply",
+                UpdateRequest::Apply {
+                    sha256: None,
+                    limited,
+                },
+            ),
+            ("update/rollback", UpdateRequest::Rollback { limited }),
+        ] {
+            let done = node.call(who, operation, Value::Null).await;
+            assert!(done.is_ok(), "{done:?}");
+            assert_eq!(bench.requests().pop().expect("a request").0, expected);
+        }
+    }
+}
+
+/// The outcome of the session under way.
+async fn end_of_session(bench: &NodeUpdateBench) -> StagingOutcome {
+    let sessions = &bench.updates.0.sessions;
+    let session = sessions.current().expect("a session");
+    let end = sessions.outcome(session);
+    let end = tokio::time::timeout(deadline(Duration::from_secs(30)), end);
+    end.await.expect("it ends")
+}
+
+/// A sender that keeps the session alive by a byte at a time, or by pieces that do not fit.
+#[tokio::test]
+async fn a_bundle_that_comes_slowly_is_given_up() {
+    let ever = Duration::from_secs(3600);
+    let slow = |whole, rate, grace| StagingPace {
+        idle: ever,
+        whole,
+        rate,
+        grace,
+    };
+    let short = Duration::from_millis(200);
+    for (pace, text) in [
+        (slow(short, 1, ever), "it did not come within"),
+        (
+            slow(ever, 1 << 20, short),
+            "with less than 1048576 bytes a second",
+        ),
+    ] {
+        let bench = NodeUpdateBench::with("", pace, None);
+        let id = bench.begin(1 << 20);
+        let trickle = async {
+            for offset in 0.. {
+                if bench.send(&id, offset, b"x").await.is_err() {
+                    break;
+                }
+                // The attack itself: a byte now and then.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let (end, ()) = tokio::join!(end_of_session(&bench), trickle);
+        let StagingOutcome::GivenUp(why) = end else {
+            panic!("{end:?}");
+        };
+        assert!(why.contains(text), "{why}");
+        // The next bundle is staged whole.
+        let next = bench.begin(3);
+        bench.send(&next, 0, b"abc").await.expect("taken");
+        assert_eq!(bench.bundles().last(), Some(&(b"abc".to_vec(), true)));
+    }
+}
+
+#[tokio::test]
+async fn pieces_at_wrong_offsets_end_their_own_upload() {
+    let bench = NodeUpdateBench::new();
+    let id = bench.begin(9);
+    bench.send(&id, 0, b"abc").await.expect("taken");
+    for _ in 0..WRONG_PIECES_MAX {
+        let wrong = bench.send(&id, 7, b"x").await;
+        assert_eq!(wrong, Err(StagingError::Offset(3)));
+    }
+    let over = bench.send(&id, 3, b"def").await;
+    assert!(matches!(over, Err(StagingError::Ended(_))), "{over:?}");
+    let next = bench.begin(3);
+    bench.send(&next, 0, b"abc").await.expect("taken");
+    assert_eq!(
+        bench.bundles(),
+        [(b"abc".to_vec(), false), (b"abc".to_vec(), true)]
+    );
+}
+
+/// Pieces that do not fit are no pieces for the longest pause.
+#[tokio::test]
+async fn wrong_pieces_keep_no_upload_alive() {
+    let pace = StagingPace {
+        idle: Duration::from_millis(200),
+        ..StagingPace::default()
+    };
+    let bench = NodeUpdateBench::with("", pace, None);
+    let id = bench.begin(9);
+    let wrong = async {
+        // Fewer than end the upload by their number.
+        let mut answered = 0;
+        while answered < WRONG_PIECES_MAX
+            && bench.send(&id, 7, b"x").await == Err(StagingError::Offset(0))
+        {
+            answered += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        answered
+    };
+    let (end, answered) = tokio::join!(end_of_session(&bench), wrong);
+    assert!(matches!(end, StagingOutcome::GivenUp(_)), "{end:?}");
+    assert!(
+        answered < WRONG_PIECES_MAX - 1,
+        "{answered} wrong pieces kept it"
+    );
+}
+
+/// A client holds the session; an administrator takes it over, and the client cannot begin again meanwhile.
+#[tokio::test]
+async fn an_administrator_takes_a_session_over() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let begin = |bytes: u64, take_over: bool| json!({ "bytes": bytes, "take_over": take_over });
+    for blocker in [CLIENT, HUB] {
+        let begun = match blocker {
+            HUB => {
+                let offer = json!({ "version": "1.2.0", "bytes": 900 });
+                node.call(HUB, "update/offer", offer).await
+            }
+            _ => node.call(CLIENT, "update/stage", begin(900, false)).await,
+        };
+        let id = begun.expect("it begins")["session"].clone();
+        let piece = json!({ "session": id, "offset": 0, "data": BASE64.encode(b"x") });
+        node.call(blocker, "update/write", piece)
+            .await
+            .expect("taken");
+        let busy = node.call(ADMIN, "update/stage", begin(3, false)).await;
+        assert_eq!(
+            busy.expect_err("busy").details.expect("details")["code"],
+            "busy"
+        );
+        let refused = node.call(CLIENT, "update/stage", begin(3, true)).await;
+        assert_eq!(refused.expect_err("no scope").code, ErrorCode::Forbidden);
+        let own = node.call(ADMIN, "update/stage", begin(3, true)).await;
+        let own = own.expect("it takes the session over")["session"].clone();
+        let busy = node.call(CLIENT, "update/stage", begin(3, false)).await;
+        assert!(busy.is_err(), "the session is the administrator's");
+        let piece = json!({ "session": own, "offset": 0, "data": BASE64.encode(b"abc") });
+        let last = node
+            .call(ADMIN, "update/write", piece)
+            .await
+            .expect("taken");
+        assert_eq!(last["plan"]["to"], "1.1.0");
+        node.call(ADMIN, "update/rollback", Value::Null)
+            .await
+            .expect("taken back");
+    }
+    let given_up = bench.bundles().iter().filter(|(_, whole)| !whole).count();
+    assert_eq!(given_up, 2);
+}
+
+/// While the session under way ends for an administrator, no other caller begins one.
+#[tokio::test]
+async fn a_turn_is_of_the_one_who_took_over() {
+    let bench = NodeUpdateBench::new();
+    let sessions = &bench.updates.0.sessions;
+    let id = bench.begin(900);
+    bench.send(&id, 0, b"x").await.expect("taken");
+    let turn = sessions
+        .take_over("enough".to_owned())
+        .await
+        .expect("a turn");
+    assert!(sessions.current().is_none());
+    let other = sessions.begin(request(3), None).err();
+    assert_eq!(other, Some(StagingError::Busy));
+    let second = sessions.take_over("enough".to_owned()).await.err();
+    assert_eq!(second, Some(StagingError::Busy));
+    drop(turn);
+    // An administrator who left gives the turn back.
+    let own = bench.begin(3);
+    bench.send(&own, 0, b"abc").await.expect("taken");
+}
+
+#[tokio::test]
+async fn an_administrator_cancels_a_session() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let cancel = || node.call(ADMIN, "update/cancel", Value::Null);
+    assert_eq!(cancel().await, Ok(json!({ "cancelled": false })));
+    let begin = json!({ "bytes": 900 });
+    node.call(CLIENT, "update/stage", begin)
+        .await
+        .expect("it begins");
+    assert_eq!(cancel().await, Ok(json!({ "cancelled": true })));
+    let status = node.call(CLIENT, "update/status", Value::Null).await;
+    let status = status.expect("a status");
+    assert_eq!(status["session"], Value::Null);
+    assert_eq!(status["ended"]["error"]["text"], "admin cancelled it");
+    upload(&node, ADMIN, b"good").await.expect("staged");
+}
+
+/// The connection of an upload breaks within a piece: the call ends, and the frame that it sent stays whole.
+#[tokio::test]
+async fn after_an_upload_whose_connection_broke_the_next_bundle_is_staged() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let begin = json!({ "bytes": 1 << 20 });
+    let begun = node
+        .call(CLIENT, "update/stage", begin)
+        .await
+        .expect("it begins");
+    let id = begun["session"].as_str().expect("a name").to_owned();
+    for polls in 0..6 {
+        let sessions = &bench.updates.0.sessions;
+        let offset = sessions.current().expect("a session").offset();
+        let piece = (offset, Bytes::from(vec![7; 100_000]));
+        let write = sessions.write((id.as_str(), "eve"), piece);
+        let mut write = Box::pin(write.fuse());
+        for _ in 0..polls {
+            let polled = futures_util::poll!(&mut write);
+            drop(polled);
+            tokio::task::yield_now().await;
+        }
+        drop(write);
+    }
+    let take_over = json!({ "bytes": 3, "take_over": true });
+    let own = node
+        .call(ADMIN, "update/stage", take_over)
+        .await
+        .expect("it begins");
+    let piece = json!({ "session": own["session"], "offset": 0, "data": BASE64.encode(b"abc") });
+    let last = node
+        .call(ADMIN, "update/write", piece)
+        .await
+        .expect("taken");
+    assert_eq!(last["plan"]["to"], "1.1.0");
+    let bundles = bench.bundles();
+    assert_eq!(bundles.len(), 2);
+    assert!(!bundles[0].1 && bundles[0].0.len().is_multiple_of(100_000));
+    assert_eq!(bundles[1], (b"abc".to_vec(), true));
+}

@@ -1,0 +1,74 @@
+//! What a TPM measures of the programs of an update.
+
+use alknet_boot_state::BootSlot;
+use alknet_fat::{BlockDevice, FatError};
+use alknet_tpm::predict::{ImageUpdate, MeasuredImage, authenticode};
+use alknet_update::limits::TARGET_BYTES_MAX;
+
+use super::apply::TrialPlan;
+use super::disk::{LOADER, SlotDisk, slot_path};
+use super::known;
+use super::refusal::{RefusalCode, UpdateRefusal};
+
+/// Most bytes of the loader: a tenth of it is what ours has.
+const LOADER_BYTES_MAX: u32 = 1 << 20;
+
+/// The programs of an update, as a TPM will have measured them.
+#[derive(Clone, Debug)]
+pub(crate) struct SystemProgram {
+    /// The digests of the loaders that firmware starts first.
+    pub(crate) loaders: Vec<[u8; 32]>,
+    pub(crate) running: MeasuredImage,
+    pub(crate) next: MeasuredImage,
+}
+
+impl SystemProgram {
+    /// The update as a prediction needs it.
+    pub(crate) fn update(&self) -> ImageUpdate<'_> {
+        ImageUpdate {
+            loaders: &self.loaders,
+            running: &self.running,
+            next: &self.next,
+        }
+    }
+}
+
+/// What a TPM measures of the loader, of the program that runs and of that in slot `next`. One program is in memory at a
+/// time. The bytes that are measured are those of the plan, if there is one.
+pub(super) fn programs<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    next: BootSlot,
+    plan: Option<&TrialPlan>,
+) -> Result<SystemProgram, UpdateRefusal> {
+    let volume = disk.volume()?;
+    let limit = u32::try_from(TARGET_BYTES_MAX).unwrap_or(u32::MAX);
+    let measured = |slot, plan: Option<&TrialPlan>| {
+        let program = volume.read_file(&slot_path(slot), limit)?;
+        if let Some(plan) = plan
+            && known::digest_of(&program) != plan.sha256
+        {
+            let why = "the disk gave other bytes than a moment before";
+            return Err(known::unverified(slot, &plan.version, why));
+        }
+        MeasuredImage::read(&program).map_err(unpredictable)
+    };
+    let measured_next = measured(next, plan)?;
+    let loaders = match volume.read_file(LOADER, LOADER_BYTES_MAX) {
+        Ok(loader) => vec![authenticode(&loader).map_err(unpredictable)?],
+        Err(FatError::NotFound { .. }) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(SystemProgram {
+        loaders,
+        running: measured(next.other(), None)?,
+        next: measured_next,
+    })
+}
+
+fn unpredictable(error: impl std::fmt::Display) -> UpdateRefusal {
+    let text = format_args!(
+        "what the TPM will measure cannot be predicted: {error}; at the machine, add a slot that a person opens, and start \
+         from an image that this project builds"
+    );
+    UpdateRefusal::new(RefusalCode::Unpredictable, text)
+}
