@@ -291,7 +291,10 @@ fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
     let mut lines = vec![match (answer["dry_run"] == true, changed) {
         (true, true) => format!("generation {generation} would be replaced"),
         (true, false) => format!("generation {generation} says the same"),
-        (false, true) => format!("generation {generation} is in force{}", place_of_copy(answer)),
+        (false, true) => format!(
+            "generation {generation} is in force{}",
+            place_of_copy(answer)
+        ),
         (false, false) => format!("generation {generation} said the same already"),
     }];
     for (key, what) in [
