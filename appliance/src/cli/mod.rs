@@ -3,6 +3,7 @@
 mod batch;
 mod call;
 mod caller;
+mod completion;
 mod config;
 mod credential;
 mod decision;
@@ -253,6 +254,7 @@ pub(crate) fn main() -> ExitCode {
     if std::env::args_os().skip(1).eq([HELPER_VERB]) {
         return ended(crate::node::run_helper(), false);
     }
+    completion::answer_shell();
     let parsed = help::command().try_get_matches().and_then(|matches| {
         AlknetCli::from_arg_matches(&matches).map_err(|error| error.format(&mut help::command()))
     });
@@ -278,16 +280,7 @@ fn ended(result: Result<CommandExit, CommandError>, json: bool) -> ExitCode {
 fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         AlknetCommand::Call(args) => call::call(args, json),
-        AlknetCommand::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut help::command(), "alknet", &mut script);
-            let script = String::from_utf8_lossy(&script);
-            match json {
-                true => output::json_line(&json!({ "script": script }))?,
-                false => output::text(script.trim_end())?,
-            }
-            Ok(CommandExit::Ok)
-        }
+        AlknetCommand::Completions { shell } => completion::run(shell, json),
         AlknetCommand::Config(verb) => config::run(verb, json),
         AlknetCommand::Credential(verb) => credential::run(verb, json),
         AlknetCommand::Disk(verb) => disk::run(verb, json),

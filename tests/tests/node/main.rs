@@ -42,6 +42,7 @@ mod scripted_node;
 mod services;
 mod serving;
 mod shaders;
+mod shell_completion;
 mod start_page;
 mod stopping;
 mod tensors;

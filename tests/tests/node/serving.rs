@@ -590,25 +590,6 @@ fn people_read_lines() {
     assert!(error.errors.starts_with("alknet: NOT_FOUND: "), "{error:?}");
 }
 
-#[test]
-fn completions_are_scripts() {
-    for (shell, says) in [
-        ("bash", "complete -F"),
-        ("zsh", "#compdef alknet"),
-        ("fish", "complete -c alknet"),
-    ] {
-        let output = Command::new(binary()).args(["completions", shell]).output();
-        let output = output.expect("the binary runs");
-        let script = String::from_utf8(output.stdout).expect("a script is text");
-        assert!(output.status.success() && script.contains(says), "{shell}");
-        for verb in ["call", "identity", "ops", "serve", "status"] {
-            assert!(script.contains(verb), "{shell} does not complete {verb}");
-        }
-    }
-    let wrong = Command::new(binary()).args(["completions", "sh"]).output();
-    assert_eq!(wrong.expect("the binary runs").status.code(), Some(2));
-}
-
 /// `| head` reads what it wants and closes the pipe: the program exits without an error message.
 #[test]
 fn a_reader_may_go_away() {
