@@ -24,8 +24,9 @@ use source::BundleSource;
 
 /// The operation that tells how updates stand.
 const STATUS: &str = "update/status";
-/// How long a node may take from its restart until it has confirmed the version, unless another time is given.
-const WAIT: &str = "15m";
+/// How long a node may take from its restart until it has confirmed the version or is back on the one before, unless
+/// another time is given: three starts that fail, each after ten minutes.
+const WAIT: &str = "35m";
 /// The longest such time.
 const WAIT_MAX: Duration = Duration::from_secs(86_400);
 /// What `--at` takes beside times.
@@ -382,10 +383,13 @@ pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExi
             .await?;
         let before = before.value();
         let other = text(&before["other_version"]).to_owned();
-        let is_staged = before["state"] == "staged";
-        let question = match is_staged {
-            true => format!("Take back {other}, which waits on {name}? [y/N] "),
-            false => format!("Return {name} to {other}? The machine restarts. [y/N] "),
+        let kind = RollbackKind::of(text(&before["state"]));
+        let question = match kind {
+            RollbackKind::Staged => format!("Take back {other}, which waits on {name}? [y/N] "),
+            RollbackKind::Pending => format!("Take back {other}, which {name} starts now? [y/N] "),
+            RollbackKind::Restart => {
+                format!("Return {name} to {other}? The machine restarts. [y/N] ")
+            }
         };
         confirmed(&output::one_line(&question), args.yes)?;
         dialer
@@ -394,21 +398,49 @@ pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExi
                 called.map_err(call_error)
             })
             .await?;
-        if !is_staged {
-            trial::returned(dialer, &route, &other, args.limit, json).await?;
-        }
-        let outcome = if is_staged { "taken-back" } else { "returned" };
+        let (outcome, said) = match kind {
+            RollbackKind::Staged => (
+                "taken-back",
+                format!("{other} does not wait on {name} any more"),
+            ),
+            RollbackKind::Pending => (
+                "staged-again",
+                format!("{other} waits on {name} again, and does not start with this restart"),
+            ),
+            RollbackKind::Restart => {
+                trial::returned(dialer, &route, &other, args.limit, json).await?;
+                ("returned", format!("{name} runs {other} again"))
+            }
+        };
         match json {
             true => {
                 output::json_line(&json!({ "node": name, "outcome": outcome, "version": other }))?
             }
-            false if is_staged => {
-                output::line(&format!("{other} does not wait on {name} any more"))?
-            }
-            false => output::line(&format!("{name} runs {other} again"))?,
+            false => output::line(&said)?,
         }
         Ok(CommandExit::Ok)
     })
+}
+
+/// What a rollback does in a state of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RollbackKind {
+    /// The version that waits counts as gone.
+    Staged,
+    /// The restart that is under way starts the version before, and the other one waits again.
+    Pending,
+    /// The machine restarts with the other version.
+    Restart,
+}
+
+impl RollbackKind {
+    fn of(state: &str) -> Self {
+        match state {
+            "staged" => Self::Staged,
+            "pending" => Self::Pending,
+            _ => Self::Restart,
+        }
+    }
 }
 
 /// What an update does, for a person.
