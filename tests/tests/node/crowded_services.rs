@@ -132,6 +132,16 @@ fn sessions(node: &HostNode, is_meant: impl Fn(&Value) -> bool) -> Vec<Value> {
     all.filter(|it| is_meant(it)).cloned().collect()
 }
 
+/// Requests that a node has while it is asked for their number: that one.
+const AT_REST: u64 = 1;
+
+/// Requests that the node has received and not answered.
+fn requests(node: &HostNode) -> u64 {
+    let told = block_in_place(|| node.call("node/metrics", &Value::Null));
+    let value = |name: &str| told["values"][name].as_u64().expect("a number");
+    value("alknet_call_requests_total") - value("alknet_call_seconds_count")
+}
+
 /// A service goes on with a call that its caller leaves. If that call no longer counted, a caller could have any number
 /// of them run in as many services.
 #[tokio::test(flavor = "multi_thread")]
@@ -161,16 +171,17 @@ async fn a_call_that_was_left_counts_until_it_ends() {
         sessions(&node, is_kept).pop()
     });
     left.abort();
+    eventually("the node has no request of hers", || {
+        (requests(&node) == AT_REST).then_some(())
+    });
+    // The other calls wait for it: one caller cannot have so many sessions.
     let mut calls = JoinSet::new();
     for _ in 1..CALLER_MAX {
         let client = client.clone();
-        calls.spawn(async move { client.call("js/first", &json!(LASTS_MS)).await });
+        calls.spawn(async move { client.call("js/kept", &json!(0)).await });
     }
-    eventually("the other calls run", || {
-        let others = sessions(&node, |it| {
-            it["mode"] != "service" && it["state"] == "running"
-        });
-        (others.len() == CALLER_MAX - 1).then_some(())
+    eventually("the other calls wait", || {
+        (requests(&node) == AT_REST + CALLER_MAX as u64 - 1).then_some(())
     });
     let refused = client.call("js/first", &json!(0)).await;
     let refused = refused.expect_err("the call that was left is the last one");

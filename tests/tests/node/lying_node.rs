@@ -469,6 +469,9 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["update", "status", "@"], true),
         (&["update", "log", "@"], true),
         (&["update", "confirm", "@"], false),
+        (&["update", "cancel", "@"], false),
+        (&["disk", "list", "@"], true),
+        (&["disk", "check", "@"], true),
         (&["rollback", "@", "--yes"], true),
         // Refused and accepted answers.
         (&["enroll", "JOIN"], true),
