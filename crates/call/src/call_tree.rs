@@ -1,7 +1,7 @@
 //! The state that a request shares with every call below it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::CallError;
 use crate::upstream::UpstreamFailure;
@@ -96,6 +96,8 @@ pub(crate) struct CallTree {
     changes: Arc<SentChanges>,
     /// Failures of servers of imported operations: bits of [`UpstreamFailure`].
     upstream: AtomicU8,
+    /// Whether a capability of this node had nothing to act with.
+    vacant: AtomicBool,
     /// The tree of which a run of an idempotency key is a part.
     above: Option<Arc<Self>>,
 }
@@ -107,6 +109,7 @@ impl CallTree {
             hindrance: AtomicU8::new(Hindrance::None as u8),
             changes: Arc::default(),
             upstream: AtomicU8::new(0),
+            vacant: AtomicBool::new(false),
             above: None,
         }
     }
@@ -119,6 +122,7 @@ impl CallTree {
             hindrance: AtomicU8::new(Hindrance::None as u8),
             changes: SentChanges::below(changes),
             upstream: AtomicU8::new(0),
+            vacant: AtomicBool::new(false),
             above: Some(Arc::clone(above)),
         }
     }
@@ -155,6 +159,20 @@ impl CallTree {
         let own = self.upstream.load(Ordering::Relaxed) & failure as u8 != 0;
         let above = self.above.as_deref();
         own || above.is_some_and(|above| above.saw_upstream(failure))
+    }
+
+    /// Records that a capability had nothing to act with in the course of the request.
+    pub(crate) fn note_vacant(&self) {
+        self.vacant.store(true, Ordering::Relaxed);
+        if let Some(above) = &self.above {
+            above.note_vacant();
+        }
+    }
+
+    /// Whether a capability had nothing to act with.
+    pub(crate) fn saw_vacant(&self) -> bool {
+        let above = self.above.as_deref();
+        self.vacant.load(Ordering::Relaxed) || above.is_some_and(Self::saw_vacant)
     }
 
     /// The greatest hindrance in the course of the request.

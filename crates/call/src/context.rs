@@ -145,6 +145,13 @@ impl Ctx {
         self.root().tree().hindrance() != Hindrance::None
     }
 
+    /// Whether a capability of this node had nothing to act with in the course of the request, because the vault is
+    /// locked or lacks the secret. That is no fault of the code that asked for it.
+    #[must_use]
+    pub fn met_vacancy(&self) -> bool {
+        self.root().tree().saw_vacant()
+    }
+
     /// The error for the caller of this operation where the operation lets an imported operation's error pass, with
     /// this code and message: [`BAD_GATEWAY`](crate::BAD_GATEWAY), `UNAVAILABLE` or `TIMEOUT`. `None` where no server
     /// failed so in the course of the request, whatever a script says. The message has addresses and words of

@@ -322,7 +322,6 @@ impl ScriptFailure {
             self.code,
             RuntimeCode::Fuel
                 | RuntimeCode::Memory
-                | RuntimeCode::Stack
                 | RuntimeCode::Timeout
                 | RuntimeCode::WorkerLost
         )

@@ -34,29 +34,43 @@ pub enum OpReply {
     Deferred(Box<dyn DeferredReply>),
 }
 
-/// An answer in an encoded form. Many answers may wait for a script that computes, and the tree of each takes many
-/// times the memory of its encoded form: so the isolate has the tree of one answer at a time.
+/// An answer in an encoded form. Many answers may wait for a script that computes, and a tree of one takes many times
+/// the memory of its encoded form, outside the heap: so the script's own value is made of the encoded form directly.
 pub trait DeferredReply: fmt::Debug + Send {
-    /// Reads the value, and the bytes that `{"$bin": [offset, length]}` in it refers to.
+    /// Writes the value into `sink`, and before it the bytes that `{"$bin": [offset, length]}` in it refers to.
     ///
     /// # Errors
-    /// The operation failed, or its answer is not one that a script can take.
-    fn read(self: Box<Self>) -> Result<(Value, Option<Bytes>), OpError>;
+    /// The operation failed, its answer is not one that a script can take, or the sink has stopped.
+    fn write(self: Box<Self>, sink: &mut dyn ValueSink) -> Result<(), OpError>;
 }
 
-impl OpReply {
-    /// The value and the bytes of the answer.
-    pub(crate) fn read(self) -> Result<(Option<Value>, Option<Bytes>), OpError> {
-        Ok(match self {
-            Self::Json(value) => (Some(value), None),
-            Self::Bytes(bytes) => (None, Some(bytes)),
-            Self::Mixed(value, bytes) => (Some(value), Some(bytes)),
-            Self::Deferred(deferred) => {
-                let (value, bytes) = deferred.read()?;
-                (Some(value), bytes)
-            }
-        })
-    }
+/// The sink takes no more: the value does not fit, or its parts make no value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the value does not fit into what is left of the script's heap")]
+pub struct SinkStopped;
+
+/// Takes a JSON value part by part, in the order of its text.
+///
+/// Each method fails with [`SinkStopped`] once the sink takes no more.
+pub trait ValueSink {
+    /// The bytes that `{"$bin": [offset, length]}` in the value refers to. They come before the value.
+    fn bytes(&mut self, bytes: Bytes);
+    /// `null`.
+    fn null(&mut self) -> Result<(), SinkStopped>;
+    /// `true` or `false`.
+    fn boolean(&mut self, value: bool) -> Result<(), SinkStopped>;
+    /// A number as scripts have them.
+    fn number(&mut self, value: f64) -> Result<(), SinkStopped>;
+    /// A text.
+    fn text(&mut self, value: &str) -> Result<(), SinkStopped>;
+    /// A list: its items follow, then [`end`](Self::end).
+    fn begin_list(&mut self) -> Result<(), SinkStopped>;
+    /// An object: a [`name`](Self::name) and a value for each member follow, then [`end`](Self::end).
+    fn begin_object(&mut self) -> Result<(), SinkStopped>;
+    /// The name of the next member.
+    fn name(&mut self, name: &str) -> Result<(), SinkStopped>;
+    /// The end of the list or object that began last.
+    fn end(&mut self) -> Result<(), SinkStopped>;
 }
 
 /// The options of a call, with the names of the call protocol.

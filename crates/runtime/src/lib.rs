@@ -101,7 +101,7 @@ pub use declarations::declarations;
 pub use error::{ModulePosition, OpError, RuntimeCode, ScriptFailure};
 pub use host::{
     ConsoleLevel, DeferredReply, EnvOperation, HostFuture, IsolateHost, Items, OpReply,
-    ScriptCallOptions, ScriptOperationKind, ScriptRegistration,
+    ScriptCallOptions, ScriptOperationKind, ScriptRegistration, SinkStopped, ValueSink,
 };
 pub use isolate::{
     ENGINE, EntryOutcome, EntryStats, GlobalGrants, InterruptBudget, Isolate, IsolateHandle,

@@ -35,7 +35,8 @@ fn offered(states: &Path, words: &[&str]) -> Vec<String> {
          printf '%s\\n' \"${{COMPREPLY[@]}}\"",
         quoted.join(" ")
     );
-    let folder = binary().parent().expect("it is in a folder");
+    let program = binary();
+    let folder = program.parent().expect("it is in a folder");
     let path = format!("{}:/usr/bin:/bin", folder.display());
     let mut command = Command::new("bash");
     command.env("PATH", path).env("XDG_STATE_HOME", states);

@@ -123,6 +123,11 @@ impl Env {
         self.ctx.root().tree().hinder(Hindrance::Here);
     }
 
+    /// Notes that a capability of this node had nothing to act with: see [`Ctx::met_vacancy`].
+    pub fn note_vacancy(&self) {
+        self.ctx.root().tree().note_vacant();
+    }
+
     /// The number of calls of operations by operations above the one that calls through it.
     #[must_use]
     pub fn depth(&self) -> usize {

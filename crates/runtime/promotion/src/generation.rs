@@ -184,7 +184,7 @@ impl PromotedOperationParts {
                 "set aside: it lost its worker too often"
             );
         }
-        let failed = failure.is_some_and(|failure| is_fault(&self.code, failure));
+        let failed = failure.is_some_and(|failure| is_fault(&self.code, failure, ctx));
         if failed && ctx.is_excused() {
             return;
         }
@@ -212,10 +212,11 @@ pub(crate) fn composition(author: &str, may: &AuthoritySnapshot) -> CompositionA
 }
 
 /// Whether a failure counts against the code. Declared errors, and calls that the caller aborted, do not.
-fn is_fault(code: &OperationCode, failure: &ScriptFailure) -> bool {
+fn is_fault(code: &OperationCode, failure: &ScriptFailure, ctx: &Ctx) -> bool {
     let declared = failure.operation.as_ref();
     let declared = declared.is_some_and(|error| code.spec.errors.contains_key(&error.code));
-    let vacant = failure.operation.as_deref().is_some_and(is_vacant);
+    let error = failure.operation.as_deref();
+    let vacant = error.is_some_and(|error| is_vacant(error, ctx));
     !declared && !vacant && failure.code != RuntimeCode::Abort
 }
 
@@ -273,9 +274,11 @@ fn errors(code: &OperationCode) -> Vec<ErrorDef> {
     all
 }
 
-/// Whether a capability action found nothing to act with.
-fn is_vacant(error: &OpError) -> bool {
-    error.path.starts_with(ACTS) && error.code == ErrorCode::Unavailable.name()
+/// Whether the error is that of a capability action that found nothing to act with. A script can make such an error, so
+/// the node's own record decides as well.
+fn is_vacant(error: &OpError, ctx: &Ctx) -> bool {
+    let is_like_one = error.path.starts_with(ACTS) && error.code == ErrorCode::Unavailable.name();
+    is_like_one && ctx.met_vacancy()
 }
 
 /// The error that callers see for a failure. The cases are a capability that does not act, a declared error as it is,
@@ -286,7 +289,7 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
     }
     let place = failure.position();
     if let Some(error) = failure.operation {
-        if is_vacant(&error) {
+        if is_vacant(&error, ctx) {
             // The operation is not at fault, and a retry may succeed once an administrator has unlocked the vault.
             let mut answer = CallError::unavailable(error.message);
             answer.retryable = error.retryable;

@@ -37,10 +37,10 @@ pub const CONSOLE_LINES: usize = 1024;
 /// Bytes of the data beside a frame: sources, and bytes that accompany a call. The memory of values has limits of its
 /// own.
 pub const VALUE_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of a worker's memory for the tree of an answer, or of an input, while the script's own value is made of it. An
-/// isolate has one tree of an answer at a time. The smallest worker has 384 MiB (docs/workers.md): beside the tree there
-/// is room for the default heap of 64 MiB, for [`ANSWERS_WAITING_BYTES_MIN`], and for 96 MiB of the worker itself and of
-/// what sessions that end have not freed. Two million numbers, the most that fit into the longest text of an answer
+/// Bytes of a worker's memory for the tree of an input, while the script's own value is made of it. Answers have no
+/// tree. The smallest worker has 384 MiB (docs/workers.md): beside the tree there is room for the default heap of 64 MiB,
+/// for [`ANSWERS_WAITING_BYTES_MIN`], and for 96 MiB of the worker itself and of what sessions that end have not freed.
+/// Two million numbers, the most that fit into the longest text of an input
 /// ([`JSON_BYTES`](alknet_runtime::limits::JSON_BYTES)), take 144 MiB.
 pub const TREE_BYTES_MAX: usize = 160 << 20;
 /// Bytes of answers and items that a session's script has not taken, in their encoded form: so many, or as many as its

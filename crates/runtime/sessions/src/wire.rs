@@ -3,6 +3,7 @@
 //! Values are sent as CBOR, so that numbers arrive unchanged; as text they would be rounded twice.
 
 mod json;
+mod parts;
 mod text;
 mod weigh;
 
@@ -14,6 +15,9 @@ use alknet_runtime::{
 };
 use alknet_worker::{CborBody, FrameBlob, WorkerFrameError};
 pub(crate) use json::{Json, LongNamed};
+pub(crate) use parts::send_reply;
+#[cfg(test)]
+pub(crate) use parts::testing::PartsText;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

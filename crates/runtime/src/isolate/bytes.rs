@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use rquickjs::{ArrayBuffer, Ctx, Error, TypedArray, Value as JsValue};
 
-use crate::error::RuntimeCode;
 use crate::isolate::interrupt_budget::ExternalReservation;
 use crate::isolate::shared::IsolateState;
 
@@ -17,27 +16,24 @@ pub(crate) fn read<'js>(value: &TypedArray<'js, u8>) -> rquickjs::Result<Vec<u8>
 }
 
 /// Gives a script bytes of Rust without copying them: an immutable buffer, which counts against the session's
-/// external limit until the script releases it.
+/// external limit until the script releases it. `None` if that limit leaves no room.
 pub(crate) fn share<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,
     bytes: Bytes,
-) -> rquickjs::Result<JsValue<'js>> {
+) -> rquickjs::Result<Option<JsValue<'js>>> {
     let reserved = shared
         .gauge
         .reserve(bytes.len(), shared.spec.limits.external_bytes);
     let Some(reserved) = reserved else {
-        return Err(shared.exhaust(
-            ctx,
-            RuntimeCode::Memory,
-            "the bytes outside the heap are used up",
-        ));
+        return Ok(None);
     };
     let counted = CountedBytes {
         bytes,
         _reserved: reserved,
     };
-    Ok(ArrayBuffer::from_source_immutable(ctx.clone(), counted)?.into_value())
+    let buffer = ArrayBuffer::from_source_immutable(ctx.clone(), counted)?;
+    Ok(Some(buffer.into_value()))
 }
 
 struct CountedBytes {

@@ -8,14 +8,16 @@ use futures_util::future::LocalBoxFuture;
 use rquickjs::{Ctx, Promise, Value as JsValue};
 
 use super::failure::NULL;
-use super::pending::ReadArrival;
+use super::pending::Arrival;
 use super::shared::{PromiseSettler, Timer};
 use super::{
     ActiveEntry, EntryOutcome, EntryStats, Isolate, IsolateCommand, IsolateWork, Rejected,
     SessionMode, failure,
 };
-use crate::error::{RuntimeCode, ScriptFailure};
-use crate::json;
+use crate::error::{OpError, RuntimeCode, ScriptFailure};
+use crate::host::{OpReply, SinkStopped, ValueSink};
+use crate::isolate::shared::IsolateState;
+use crate::json::{self, ScriptValueWriter};
 use crate::limits::JOBS_PER_TURN;
 
 /// The jobs between two checks of the clock: the engine checks it only inside long jobs.
@@ -24,7 +26,7 @@ const JOBS_PER_LOOK: u64 = 64;
 /// An event that ends a wait.
 enum DriveEvent {
     Command(IsolateCommand),
-    Arrived(PromiseSettler, ReadArrival),
+    Arrived(PromiseSettler, Arrival),
     Due(Timer),
     Stopped,
     /// No event can settle the calls any more.
@@ -40,7 +42,10 @@ impl Isolate {
         }
         let (limits, gauge) = (&self.shared.spec.limits, &self.shared.gauge);
         match self.entries.is_empty() {
-            true => gauge.renew(limits.fuel_ticks, limits.cpu),
+            true => {
+                self.heap.forget_refusal();
+                gauge.renew(limits.fuel_ticks, limits.cpu);
+            }
             false => gauge.allow(limits.fuel_ticks, limits.cpu),
         }
         let started =
@@ -201,27 +206,20 @@ impl Isolate {
     }
 
     /// Settles a promise with the host's answer.
-    fn deliver(&mut self, settle: PromiseSettler, arrival: ReadArrival) {
+    fn deliver(&mut self, settle: PromiseSettler, arrival: Arrival) {
         let settled = self.enter(|ctx, isolate| {
             let shared = &isolate.shared;
-            match arrival {
+            let written = arrival.and_then(|reply| match reply {
+                Some(reply) => written(ctx, shared, reply).map(|value| (value, false)),
+                None => Ok((JsValue::new_undefined(ctx.clone()), true)),
+            });
+            match written {
                 Err(error) => {
                     let called_at = settle.called_at.map(|stack| stack.restore(ctx));
                     let error = shared.op_error(ctx, &error, called_at.transpose()?)?;
                     settle.reject.restore(ctx)?.call::<_, ()>((error,))
                 }
-                Ok(reply) => {
-                    let end = reply.is_none();
-                    let value = match reply.unwrap_or_default() {
-                        (None, None) => JsValue::new_undefined(ctx.clone()),
-                        (Some(value), None) => json::write(ctx, &value)?,
-                        (None, Some(bytes)) => super::share_bytes(ctx, shared, bytes)?,
-                        (Some(value), Some(bytes)) => {
-                            json::write_mixed(ctx, shared, &value, &bytes)?
-                        }
-                    };
-                    settle.resolve.restore(ctx)?.call::<_, ()>((value, end))
-                }
+                Ok((value, end)) => settle.resolve.restore(ctx)?.call::<_, ()>((value, end)),
             }
         });
         self.fail_on_exception(settled);
@@ -362,4 +360,35 @@ fn unheard(ctx: &Ctx<'_>, isolate: &Isolate) -> Option<ScriptFailure> {
         Some(Err(error)) => Some(failure::of_error(ctx, &isolate.shared, error)),
         _ => None,
     }
+}
+
+/// The code of an answer that a script has no room for.
+const NO_ROOM: &str = "QUOTA_EXCEEDED";
+
+/// The script's value of an answer. An answer that does not fit is an error of its call: others choose how large it is,
+/// and the session, with the state of a service, goes on.
+fn written<'js>(
+    ctx: &Ctx<'js>,
+    shared: &IsolateState,
+    reply: OpReply,
+) -> Result<JsValue<'js>, OpError> {
+    shared.heap.with_reserve(|| {
+        let mut writer = ScriptValueWriter::new(ctx, shared);
+        let stopped = |stopped: SinkStopped| OpError::new(NO_ROOM, stopped.to_string());
+        let sent = match reply {
+            OpReply::Json(value) => json::send(&value, &mut writer).map_err(stopped),
+            OpReply::Bytes(bytes) => writer.buffer(bytes).map_err(stopped),
+            OpReply::Mixed(value, bytes) => {
+                writer.bytes(bytes);
+                json::send(&value, &mut writer).map_err(stopped)
+            }
+            OpReply::Deferred(deferred) => deferred.write(&mut writer),
+        };
+        if writer.is_stopped() {
+            return Err(stopped(SinkStopped));
+        }
+        sent?;
+        let incomplete = || OpError::new("INVALID_INPUT", "the answer has no end");
+        writer.into_value().ok_or_else(incomplete)
+    })
 }

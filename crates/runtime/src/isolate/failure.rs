@@ -63,7 +63,7 @@ pub(crate) fn of_value<'js>(
     if thrown.is_null() {
         return ScriptFailure::new(RuntimeCode::Exception, NULL);
     }
-    if let Some(code) = engine_limit(thrown) {
+    if let Some(code) = engine_limit(shared, thrown) {
         return ended(shared, code);
     }
     // Reading the members may run the script's getters, whose exceptions are not reported.
@@ -82,12 +82,15 @@ pub(crate) fn of_value<'js>(
 }
 
 /// The limit behind an exception that the engine throws when the heap or the stack is used up.
-/// There may be no memory left for a description, so only the text is read.
-fn engine_limit(thrown: &JsValue<'_>) -> Option<RuntimeCode> {
+/// There may be no memory left for a description, so only the text is read. A script can throw an error with this text,
+/// which a caller may have chosen: so memory counts only if some was refused, and the stack does not end the session.
+fn engine_limit(shared: &IsolateState, thrown: &JsValue<'_>) -> Option<RuntimeCode> {
     let error = thrown.as_object().filter(|_| thrown.is_error())?;
     let text: String = error.get("message").ok()?;
     match text.as_str() {
-        "out of memory" | "out of memory in regexp execution" => Some(RuntimeCode::Memory),
+        "out of memory" | "out of memory in regexp execution" => {
+            shared.heap.was_refused().then_some(RuntimeCode::Memory)
+        }
         "Maximum call stack size exceeded" => Some(RuntimeCode::Stack),
         _ => None,
     }

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rquickjs::allocator::Allocator;
 
+/// The part of the heap that values of others leave.
+const RESERVED_PART: usize = 8;
+
 /// The bytes that an engine has allocated, and their limit.
 #[derive(Debug)]
 pub(crate) struct HeapAccount {
@@ -19,7 +22,7 @@ pub(crate) struct HeapAccount {
 
 impl HeapAccount {
     /// An account without a limit at first.
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
             max: AtomicUsize::new(usize::MAX),
@@ -37,9 +40,26 @@ impl HeapAccount {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether the engine ever asked for more than it may have.
-    pub(super) fn was_refused(&self) -> bool {
+    /// Whether the engine asked for more than it may have, since [`forget_refusal`](Self::forget_refusal).
+    pub(crate) fn was_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Forgets a refusal: the call that caused it is over.
+    pub(super) fn forget_refusal(&self) {
+        self.refused.store(false, Ordering::Relaxed);
+    }
+
+    /// Does something that may not use the last eighth of the heap, and whose refusals do not count as the script's: the
+    /// size of an input, or of an answer, is chosen by others. What is left is for the code that gets the value, or learns
+    /// that there was no room for it.
+    pub(crate) fn with_reserve<T>(&self, work: impl FnOnce() -> T) -> T {
+        let (max, refused) = (self.max.load(Ordering::Relaxed), self.was_refused());
+        self.limit(max - max / RESERVED_PART);
+        let done = work();
+        self.limit(max);
+        self.refused.store(refused, Ordering::Relaxed);
+        done
     }
 
     /// Whether `more` bytes fit in the place of `less` of the allocated ones.

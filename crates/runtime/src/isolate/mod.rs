@@ -147,7 +147,7 @@ impl Isolate {
         let seed = seed(&spec)?;
         let gauge = InterruptBudget::new(parent);
         let shared = IsolateState::new(spec, host, Arc::clone(&gauge), seed);
-        let heap = HeapAccount::new();
+        let heap = Arc::clone(&shared.heap);
         let (runtime, context) = engine(&shared, &heap)?;
         let (sender, commands) = mpsc::unbounded_channel();
         Ok(Self {

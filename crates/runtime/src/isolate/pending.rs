@@ -7,10 +7,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::future::LocalBoxFuture;
-use serde_json::Value;
 
 use crate::error::OpError;
 use crate::host::{Items, OpReply};
@@ -19,8 +17,6 @@ use crate::limits::UNACKNOWLEDGED;
 
 /// An arrival. `None` is the end of a subscription.
 pub(crate) type Arrival = Result<Option<OpReply>, OpError>;
-/// The same for the script: the value of the answer, and its bytes.
-pub(crate) type ReadArrival = Result<Option<(Option<Value>, Option<Bytes>)>, OpError>;
 
 pub(crate) struct PendingHostCall {
     pub(crate) settle: PromiseSettler,
@@ -135,8 +131,8 @@ impl PendingHostCalls {
         self.subscriptions.remove(&subscription);
     }
 
-    /// The next arrival that the script may see. It is read here, so that there is the tree of one answer at a time.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(PromiseSettler, ReadArrival)> {
+    /// The next arrival that the script may see.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(PromiseSettler, Arrival)> {
         // Every call is polled even if another one has arrived: otherwise it would not wake the
         // task.
         for subscription in self.subscriptions.values() {
@@ -163,10 +159,7 @@ impl PendingHostCalls {
             Some(PendingHostCall {
                 settle,
                 state: PendingCallState::Arrived(arrival),
-            }) => {
-                let read = arrival.and_then(|reply| reply.map(OpReply::read).transpose());
-                Poll::Ready((settle, read))
-            }
+            }) => Poll::Ready((settle, arrival)),
             _ => Poll::Pending,
         }
     }

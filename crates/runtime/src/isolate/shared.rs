@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::clock::SessionClock;
 use crate::error::{OpError, RuntimeCode, ScriptFailure};
 use crate::host::{IsolateHost, ScriptRegistration};
+use crate::isolate::heap::HeapAccount;
 use crate::isolate::interrupt_budget::InterruptBudget;
 use crate::isolate::pending::PendingHostCalls;
 use crate::isolate::spec::IsolateSpec;
@@ -51,6 +52,7 @@ pub(crate) struct IsolateState {
     pub(crate) spec: IsolateSpec,
     pub(crate) host: Arc<dyn IsolateHost>,
     pub(crate) gauge: Arc<InterruptBudget>,
+    pub(crate) heap: Arc<HeapAccount>,
     pub(crate) clock: RefCell<SessionClock>,
     pub(crate) random: RefCell<ChaCha20Rng>,
     pub(crate) bytes: RefCell<ChaCha20Rng>,
@@ -105,6 +107,7 @@ impl IsolateState {
             spec,
             host,
             gauge,
+            heap: HeapAccount::new(),
         })
     }
 
@@ -179,7 +182,12 @@ impl IsolateState {
         error: &OpError,
         called_at: Option<JsValue<'js>>,
     ) -> rquickjs::Result<JsValue<'js>> {
-        let details = json::write(ctx, &error.details)?;
+        // Others choose how large they are. Without room for them, the error has none.
+        let details = self.heap.with_reserve(|| json::write(ctx, &error.details));
+        let details = details.unwrap_or_else(|_| {
+            ctx.catch();
+            JsValue::new_null(ctx.clone())
+        });
         let make = self.hook(ctx, "opError")?;
         make.call((
             error.code.as_str(),

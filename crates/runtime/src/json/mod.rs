@@ -9,4 +9,4 @@ mod to_script;
 pub mod weight;
 
 pub(crate) use from_script::{ScriptValueError, ScriptValueReader};
-pub(crate) use to_script::{write, write_mixed};
+pub(crate) use to_script::{ScriptValueWriter, send, write};

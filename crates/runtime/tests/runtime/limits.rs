@@ -175,10 +175,10 @@ fn bytes_outside_the_heap_are_counted_and_given_back() {
         (four.result, four.stats.external_peak),
         (Ok(json!(4)), 4 << 20)
     );
-    assert_eq!(
-        with("5").result.expect_err("too many").code,
-        RuntimeCode::Memory
-    );
+    // The answer that does not fit is an error of its call.
+    let five = with("5").result.expect_err("too many");
+    let error = five.operation.expect("an operation's");
+    assert_eq!(error.code, "QUOTA_EXCEEDED");
     let mut dropped =
         spec("for (let i = 0; i < 50; i++) await ops.call('bytes', 1 << 20); export default 1");
     dropped.limits.external_bytes = 2 << 20;
@@ -283,4 +283,40 @@ fn memory_filled_by_promises_is_a_memory_error() {
     full.limits.heap_bytes = 20 << 20;
     let failure = outcome(full).0.result.expect_err("it throws");
     assert_eq!(failure.code, RuntimeCode::Exception, "{failure}");
+}
+
+/// Others choose how large an answer is. One that does not fit is an error of its call, and the session goes on.
+#[test]
+fn an_answer_that_does_not_fit_into_the_heap_is_an_error_of_its_call() {
+    let source = "
+        const held = [];
+        let error;
+        try {
+            for (;;) held.push(await ops.call('echo', 'x'.repeat(1 << 20)));
+        } catch (thrown) {
+            error = thrown;
+        }
+        const full = [error.name, error.code, held.length > 3];
+        held.length = 0;
+        export default [...full, (await ops.call('echo', 'y'.repeat(1 << 20))).length];";
+    let mut small = spec(source);
+    small.limits.heap_bytes = 8 << 20;
+    let expected = json!(["OpError", "QUOTA_EXCEEDED", true, 1 << 20]);
+    assert_eq!(outcome(small).0.result, Ok(expected));
+}
+
+/// A caller may choose the text of an error.
+#[test]
+fn a_text_is_no_limit_that_was_reached() {
+    for text in ["out of memory", "out of memory in regexp execution"] {
+        assert_eq!(
+            code(&format!("throw new Error('{text}')")),
+            RuntimeCode::Exception
+        );
+    }
+    let failure = |source: &str| outcome(spec(source)).0.result.expect_err("it throws");
+    let deep = failure("(function f() { f() })()");
+    assert_eq!(deep.code, RuntimeCode::Stack);
+    let claimed = failure("throw new RangeError('Maximum call stack size exceeded')");
+    assert!(!deep.closes() && !claimed.closes());
 }

@@ -147,20 +147,34 @@ async fn no_operation_reviews_for_its_caller() {
     }
 }
 
-/// A locked vault is not the operation's fault, and the call is worth another try.
+/// A locked vault is not the operation's fault, and the call is worth another try. The node's own record says that it was
+/// locked: a script can make the error.
 #[tokio::test]
-async fn an_act_that_finds_nothing_is_unavailable_and_not_counted() {
+async fn an_act_that_finds_nothing_is_unavailable_and_a_script_cannot_claim_it() {
     let folder = folder();
-    let node = PromotionNode::start(folder.path(), live()).await;
-    let source = "export const run = ({ path }) => {
+    let locked = HandlerKind::once(|_, ctx: Ctx| async move {
+        ctx.env().note_vacancy();
+        Ok(json!(null))
+    });
+    let locked = Registration::new(OperationSpec::query("door/locked", "Is locked."), locked);
+    let people = std::sync::Arc::new(PromotionIdentities::default());
+    people.set("ada", &["ops:propose"]);
+    people.set("eve", &["ops:promote"]);
+    people.set("cal", &["call:*"]);
+    let node = PromotionNode::start_with(folder.path(), live(), people, vec![locked]).await;
+    let source = "export const run = async ({ path, locked }) => {
         if (path === 'nothing') return 1;
+        if (locked) await ops.call('door/locked', null);
         const details = { reason: 'vault_locked' };
         throw new OpError('UNAVAILABLE', 'the vault is locked', { path, details, retryable: true });
     };";
     let works = json!({ "input": { "path": "nothing" }, "expect": { "output": 1 } });
-    node.promote(&DraftBundle::new("acts", source).test(works))
-        .await;
-    let act = json!({ "path": "capability/sign" });
+    let draft = DraftBundle::new("acts", source).uses(&["door/locked"]);
+    node.promote(&draft.test(works)).await;
+    let claimed = json!({ "path": "capability/sign" });
+    let claimed = node.code("cal", "js/acts", &claimed).await;
+    assert_eq!(claimed, ErrorCode::Internal);
+    let act = json!({ "path": "capability/sign", "locked": true });
     let locked = node.call("cal", "js/acts", &act).await;
     let locked = locked.expect_err("locked");
     assert_eq!(
@@ -168,7 +182,7 @@ async fn an_act_that_finds_nothing_is_unavailable_and_not_counted() {
         (&ErrorCode::Unavailable, true)
     );
     assert_eq!(locked.details.expect("why")["reason"], "vault_locked");
-    let operation = json!({ "path": "config/tax" });
+    let operation = json!({ "path": "config/tax", "locked": true });
     let other = node.code("cal", "js/acts", &operation).await;
     assert_eq!(other, ErrorCode::Internal);
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alknet_call::{
-    CallBody, CallError, CallOutput, Env, InvokeOptions, PeerRef, Provenance, ResolvedOperation,
+    CallBody, CallError, CallOutput, Env, ErrorCode, InvokeOptions, PeerRef, Provenance,
+    ResolvedOperation,
 };
 use alknet_core::Capabilities;
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
@@ -299,7 +300,12 @@ async fn try_call(
     gpu: Option<&mut Duration>,
 ) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
     if let Some(capabilities) = &wish.capabilities {
-        let answer = capability_calls::act(capabilities, &wish.name, &wish.input)?;
+        let answer = capability_calls::act(capabilities, &wish.name, &wish.input);
+        let answer = answer.inspect_err(|error| {
+            if error.code == ErrorCode::Unavailable {
+                wish.env.note_vacancy();
+            }
+        })?;
         let packed = pack(&CallBody::json(&answer)?, descriptors).await?;
         if let Some(noted) = &wish.noted {
             noted.answered(&answer, None);
@@ -413,7 +419,7 @@ fn value(answer: &CallBody) -> Result<JsonText<'_>, CallError> {
     match answer.raw().len() <= JSON_BYTES {
         true => Ok(JsonText(answer.raw())),
         false => Err(CallError::new(
-            alknet_call::ErrorCode::InvalidOutput,
+            ErrorCode::InvalidOutput,
             "the answer is longer than a script may take",
         )),
     }

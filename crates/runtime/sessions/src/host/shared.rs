@@ -68,8 +68,6 @@ pub enum SessionEndReason {
     Policy,
     /// It exceeded a quota.
     Quota,
-    /// It used up its stack.
-    Stack,
     /// It used up its time.
     Timeout,
     /// Its worker is gone.
@@ -87,7 +85,6 @@ impl SessionEndReason {
             Self::Memory => "memory",
             Self::Policy => "policy",
             Self::Quota => "quota",
-            Self::Stack => "stack",
             Self::Timeout => "timeout",
             Self::WorkerLost => "worker-lost",
         }
@@ -99,7 +96,6 @@ impl SessionEndReason {
         match code {
             RuntimeCode::Fuel => Some(Self::Fuel),
             RuntimeCode::Memory => Some(Self::Memory),
-            RuntimeCode::Stack => Some(Self::Stack),
             RuntimeCode::Timeout | RuntimeCode::GpuTimeout => Some(Self::Timeout),
             RuntimeCode::WorkerLost => Some(Self::WorkerLost),
             _ => None,

@@ -42,7 +42,6 @@ fn reason(code: RuntimeCode) -> Option<SessionEndReason> {
     Some(match code {
         RuntimeCode::Fuel => SessionEndReason::Fuel,
         RuntimeCode::Memory => SessionEndReason::Memory,
-        RuntimeCode::Stack => SessionEndReason::Stack,
         RuntimeCode::Timeout => SessionEndReason::Timeout,
         _ => return None,
     })

@@ -150,10 +150,10 @@ const LIST_VALUES: usize = ((4 << 20) - 1000) / 2;
 /// serde's, makes it 210.
 const LIST_BYTES_MAX: u64 = 194 * MIB;
 
-/// A worker makes one tree of an answer, and not two: the tree is outside the memory that the script is granted, so a
-/// second one would end the worker, with the sessions of others in it, where the script's own limit would end the call.
+/// A worker makes no tree of an answer: it would be outside the memory that the script is granted, and end the worker,
+/// with the sessions of others in it, where the script's own limit ends the call.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_list_costs_its_worker_one_tree() {
+async fn a_long_list_costs_its_worker_no_tree() {
     let text = Bytes::from(format!("[0{}]", ",0".repeat(LIST_VALUES - 1)));
     let list = HandlerKind::once(move |_, _| {
         let text = text.clone();
@@ -354,4 +354,44 @@ async fn a_tensor_costs_memory_only_where_it_is_looked_at_and_outlives_its_file(
     assert_eq!(call("read").await, json!([1.5, 1.5]));
     let read = resident().saturating_sub(before);
     assert!(read > ELEMENTS * 4 / 2, "the measure sees it: {read} bytes");
+}
+
+/// What a service keeps in its heap: numbers of sixteen bytes.
+const KEPT_NUMBERS: usize = 1_600_000;
+
+/// A service that has much of its own asks for many answers at once: most of them texts that wait, and lists of numbers.
+/// One of the service's callers can repeat that, and a worker that is lost takes the state from all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_long_answers_of_a_service_with_much_state_end_no_worker() {
+    let lab = SessionLab::with(SessionsConfig::default(), vec![shapes()]);
+    let request = lab.request().await;
+    let env = request.env();
+    let source = format!(
+        "const kept = new Array({KEPT_NUMBERS}).fill(0);
+         let n = 0;
+         export const next = () => ++n + kept[0];
+         export const many = async (long) => {{
+             const one = (shape) => ops.call('test/shape', shape).then((list) => list.length, () => 0);
+             const shapes = [...Array(3).fill('0'), ...Array(13).fill(long)];
+             return (await Promise.all(shapes.map(one))).length;
+         }};"
+    );
+    let mut service = spec(&source);
+    service.mode = SessionMode::Service;
+    service.limits.runtime.fuel_ticks = FUEL_MAX;
+    service.limits.runtime.cpu = CPU_MAX;
+    let service = lab.open(&request, service).await;
+    let long = format!("{:?}", "x".repeat((2 * LIST_VALUES - 10) / 2));
+    for round in 1..=6 {
+        let many = service.run(&env, export("many", json!(long)));
+        assert_eq!(soon(many).await.expect("all of them").value, json!(16));
+        let next = soon(service.run(&env, export("next", Value::Null))).await;
+        assert_eq!(next.expect("its state").value, json!(round));
+    }
+    let peak = status(service.info().pid, "VmHWM:");
+    println!(
+        "figure a service with many long answers: {} MiB",
+        peak / MIB
+    );
+    assert!(peak < SMALLEST_WORKER_BYTES, "{} MiB", peak / MIB);
 }

@@ -295,3 +295,48 @@ async fn a_service_names_its_module() {
     let failed = ScriptService::start(&lab.sessions, &request.env(), nameless).await;
     assert_eq!(failed.expect_err("no module").code, RuntimeCode::Limit);
 }
+
+/// A caller chooses the text of an error, and the size of an input and of what a server answers: none of them ends the
+/// session, whose state others need.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_text_and_no_size_of_a_caller_takes_a_services_state() {
+    let lab = SessionLab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "let n = 0; export const add = (by) => n += by;
+         export const fails = (text) => { throw new Error(text); };
+         export const holds = (list) => list.length;
+         export const asks = async (bytes) => {
+             const held = [];
+             for (;;) held.push(await ops.call('test/big', bytes));
+         };";
+    let mut spec = service_spec(source);
+    spec.limits.runtime.heap_bytes = 8 << 20;
+    spec.limits.runtime.external_bytes = 8 << 20;
+    let service = lab.service(&request, spec).await;
+    let call = async |name: &str, input: Value| {
+        let ran = soon(service.call(&env, name, input)).await;
+        ran.map(|ran| ran.value)
+            .map_err(|failure| (failure.code, failure.operation.map(|error| error.code)))
+    };
+    assert_eq!(call("add", json!(4)).await, Ok(json!(4)));
+    let exception = RuntimeCode::Exception;
+    for (name, input, failed) in [
+        ("fails", json!("out of memory"), (exception, None)),
+        (
+            "fails",
+            json!("Maximum call stack size exceeded"),
+            (RuntimeCode::Stack, None),
+        ),
+        ("holds", json!(vec![0; 1 << 20]), (RuntimeCode::Quota, None)),
+        (
+            "asks",
+            json!(1 << 20),
+            (exception, Some("QUOTA_EXCEEDED".to_owned())),
+        ),
+    ] {
+        let failure = call(name, input).await;
+        assert_eq!(failure, Err(failed), "{name}");
+        assert_eq!(call("add", json!(0)).await, Ok(json!(4)), "{name}");
+    }
+}

@@ -4,20 +4,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_runtime::{DeferredReply, OpError, OpReply};
-use alknet_worker::{
-    CborBody, FrameBlob, SealedMapping, WorkerFault, WorkerFrameError, give_back_memory,
-};
+use alknet_runtime::{DeferredReply, OpError, OpReply, ValueSink};
+use alknet_worker::{CborBody, FrameBlob, SealedMapping, WorkerFault, WorkerFrameError};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::limits::VALUE_BYTES_MAX;
-use crate::wire::{self, LongNamed, WireReply};
-
-/// An answer with more bytes may have a tree for which the memory is to be there.
-const LONG_ANSWER_BYTES: usize = 64 << 10;
+use crate::wire::{self, Json, WireReply};
 
 /// The bytes of a session's answers that its script has not taken.
 #[derive(Debug)]
@@ -106,55 +101,80 @@ impl ArrivedValue {
         self.0.as_ref().err().cloned()
     }
 
-    fn read(self) -> Result<(Value, Option<Bytes>), OpError> {
-        let WaitingValue { value, mapped, .. } = self.0?;
-        if value.as_bytes().len() > LONG_ANSWER_BYTES {
-            // Other isolates may have freed the trees of their answers, and still hold the memory.
-            give_back_memory();
-        }
-        let answer: WireReply<LongNamed> =
-            wire::read(&value).map_err(|error| unsendable(&error))?;
-        Ok(match answer {
-            WireReply::Json(value) => (value.into_value(), None),
-            WireReply::Mixed(value, tail) => {
+    fn write(self, sink: &mut dyn ValueSink) -> Result<(), OpError> {
+        // It counts until the script's own value is there.
+        let WaitingValue { value, mapped, .. } = &self.0?;
+        let unsendable = |error: WorkerFrameError| unsendable(&error);
+        let file = match wire::read(value).map_err(unsendable)? {
+            WireReply::<IgnoredAny>::Json(_) => None,
+            WireReply::Mixed(_, tail) => {
                 let bytes = match mapped {
-                    Some(mapped) => mapped,
-                    None => tail
-                        .read(&[], u64::MAX)
-                        .map_err(|error| unsendable(&error))?
-                        .into(),
+                    Some(mapped) => mapped.clone(),
+                    None => tail.read(&[], u64::MAX).map_err(unsendable)?.into(),
                 };
-                (value.into_value(), Some(bytes))
+                sink.bytes(bytes);
+                None
             }
-            WireReply::File(value, _) => {
-                let bytes = mapped.ok_or_else(gone)?;
-                let mut value = value.into_value();
-                if let Some(members) = value.as_object_mut() {
-                    // `tensor.open` looks for the whole file here.
-                    let whole = serde_json::json!({ "$bin": [0, bytes.len()] });
-                    members.insert("file".to_owned(), whole);
-                }
-                (value, Some(bytes))
+            WireReply::File(..) => {
+                let bytes = mapped.clone().ok_or_else(gone)?;
+                let length = bytes.len();
+                sink.bytes(bytes);
+                Some(length)
             }
-        })
+        };
+        wire::send_reply(value, sink, file).map_err(unsendable)
+    }
+}
+
+/// The error of an operation that waits until the script takes it. Another server may have chosen its details.
+#[derive(Debug)]
+pub(super) struct ArrivedFault {
+    fault: WorkerFault,
+    _counted: Option<WaitingBytes>,
+}
+
+impl ArrivedFault {
+    /// An error of the worker itself, without details.
+    pub(super) fn bare(code: &str, message: String) -> Self {
+        let fault = WorkerFault {
+            code: code.to_owned(),
+            message,
+            details: CborBody::default(),
+        };
+        Self {
+            fault,
+            _counted: None,
+        }
+    }
+
+    /// Without room for its details, the error has none.
+    pub(super) fn new(mut fault: WorkerFault, waiting: &Arc<WaitingAnswers>) -> Self {
+        let counted = waiting.enter(fault.details.as_bytes().len()).ok();
+        if counted.is_none() {
+            fault.details = CborBody::default();
+        }
+        Self {
+            fault,
+            _counted: counted,
+        }
     }
 }
 
 /// An answer, or the error of the operation, for the isolate.
 #[derive(Debug)]
-struct DeferredAnswer(Result<ArrivedValue, WorkerFault>);
+struct DeferredAnswer(Result<ArrivedValue, ArrivedFault>);
 
 impl DeferredReply for DeferredAnswer {
-    fn read(self: Box<Self>) -> Result<(Value, Option<Bytes>), OpError> {
+    fn write(self: Box<Self>, sink: &mut dyn ValueSink) -> Result<(), OpError> {
         match self.0 {
-            Ok(value) => value.read(),
-            Err(fault) => Err(op_error(&fault)),
+            Ok(value) => value.write(sink),
+            Err(failed) => Err(op_error(&failed.fault)),
         }
     }
 }
 
 /// The answer in the form for the isolate, which reads it once the script takes it.
-pub(super) fn deferred_reply(answer: Result<ArrivedValue, WorkerFault>) -> OpReply {
+pub(super) fn deferred_reply(answer: Result<ArrivedValue, ArrivedFault>) -> OpReply {
     OpReply::Deferred(Box::new(DeferredAnswer(answer)))
 }
 
@@ -190,33 +210,37 @@ fn taken(value: FrameBlob, fds: &mut Vec<OwnedFd>) -> Result<CborBody, WorkerFra
 
 /// The error of an operation, whose details another server may have chosen.
 #[derive(Deserialize)]
-struct WireError {
+struct WireError<D> {
     code: String,
     message: String,
     #[serde(default)]
     retryable: bool,
-    #[serde(default)]
-    details: Option<LongNamed>,
+    #[serde(default = "Option::default")]
+    details: Option<D>,
     #[serde(default)]
     path: String,
 }
 
-impl WireError {
-    fn into_error(self) -> OpError {
+impl<D> WireError<D> {
+    fn into_error(self, details: impl FnOnce(D) -> Value) -> OpError {
         OpError {
             retryable: self.retryable,
-            details: Box::new(self.details.map(LongNamed::into_value).unwrap_or_default()),
+            details: Box::new(self.details.map(details).unwrap_or_default()),
             path: self.path,
             ..OpError::new(self.code, self.message)
         }
     }
 }
 
+/// Without its details, if these are more than a value may be.
 fn op_error(fault: &WorkerFault) -> OpError {
-    wire::read::<WireError>(&fault.details).map_or_else(
-        |_| OpError::new(&fault.code, &fault.message),
-        WireError::into_error,
-    )
+    if let Ok(error) = wire::read::<WireError<Json>>(&fault.details) {
+        return error.into_error(|Json(details)| details);
+    }
+    match wire::read::<WireError<IgnoredAny>>(&fault.details) {
+        Ok(error) => error.into_error(|_| Value::Null),
+        Err(_) => OpError::new(&fault.code, &fault.message),
+    }
 }
 
 pub(super) fn unsendable(error: &WorkerFrameError) -> OpError {
@@ -232,6 +256,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::wire::PartsText;
 
     fn blob(text: &str) -> FrameBlob {
         let value = wire::body(&WireReply::Json(json!(text))).expect("CBOR");
@@ -247,12 +272,56 @@ mod tests {
         let (first, second, third) = (arrive(), arrive(), arrive());
         let refused = third.refusal().expect("there is no room");
         assert_eq!(refused.code, "QUOTA_EXCEEDED");
-        let read = first.read().expect("an answer");
-        assert_eq!(read, (json!(text), None));
+        let mut sink = PartsText::with_room(1);
+        first.write(&mut sink).expect("an answer");
+        assert_eq!(sink.text, format!("{text:?} "));
         // The first one waits no more, and the third one never did.
         let fourth = arrive();
         assert!(second.refusal().is_none() && fourth.refusal().is_none());
         assert!(arrive().refusal().is_some());
+    }
+
+    /// Details of an error wait as answers do: without room for them the error comes alone.
+    #[test]
+    fn details_of_errors_wait_while_there_is_room() {
+        let error = OpError {
+            retryable: true,
+            details: Box::new(json!("x".repeat(100))),
+            path: "a/b".to_owned(),
+            ..OpError::new("CONFLICT", "another change was first")
+        };
+        let fault = || WorkerFault {
+            code: error.code.clone(),
+            message: error.message.clone(),
+            details: wire::body(&error).expect("CBOR"),
+        };
+        let waiting = WaitingAnswers::new(fault().details.as_bytes().len());
+        let first = ArrivedFault::new(fault(), &waiting);
+        let second = ArrivedFault::new(fault(), &waiting);
+        assert_eq!(op_error(&first.fault), error);
+        let bare = OpError::new("CONFLICT", "another change was first");
+        assert_eq!(op_error(&second.fault), bare);
+    }
+
+    #[test]
+    fn an_error_loses_details_that_are_more_than_a_value_may_be() {
+        let many = vec![Value::Null; 100_000];
+        let error = OpError {
+            retryable: true,
+            details: Box::new(json!(many)),
+            path: "a/b".to_owned(),
+            ..OpError::new("CONFLICT", "another change was first")
+        };
+        let fault = WorkerFault {
+            code: error.code.clone(),
+            message: error.message.clone(),
+            details: wire::body(&error).expect("CBOR"),
+        };
+        let without = OpError {
+            details: Box::default(),
+            ..error
+        };
+        assert_eq!(op_error(&fault), without);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::lock;
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::{self, HostMessage, WireCallOptions};
-use answer::{ArrivedValue, WaitingAnswers, gone, unsendable};
+use answer::{ArrivedFault, ArrivedValue, WaitingAnswers, gone, unsendable};
 pub(super) use bridge_host::BridgeHost;
 pub(super) use queue::FinalReply;
 use queue::QueuedFrame;
@@ -83,9 +83,9 @@ struct ServedItems {
 }
 
 /// The host's answer.
-type Replied = Result<ArrivedValue, WorkerFault>;
+type Replied = Result<ArrivedValue, ArrivedFault>;
 /// A part of a subscription: an item, or its end.
-type Happened = Result<Option<ArrivedValue>, WorkerFault>;
+type Happened = Result<Option<ArrivedValue>, ArrivedFault>;
 
 /// The waiter for an answer of the host.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl Bridge {
             alknet_worker::WorkerReply::Ok(value) => {
                 Ok(ArrivedValue::new(value, fds, &self.waiting))
             }
-            alknet_worker::WorkerReply::Err(fault) => Err(fault),
+            alknet_worker::WorkerReply::Err(fault) => Err(ArrivedFault::new(fault, &self.waiting)),
         };
         match lock(&self.state).open.remove(&id) {
             Some(ReplyWaiter::Call(waits)) => {
@@ -144,7 +144,7 @@ impl Bridge {
         let event = match event {
             WorkerEvent::Item(value) => Ok(Some(ArrivedValue::new(value, fds, &self.waiting))),
             WorkerEvent::End => Ok(None),
-            WorkerEvent::Fail(fault) => Err(fault),
+            WorkerEvent::Fail(fault) => Err(ArrivedFault::new(fault, &self.waiting)),
         };
         let mut state = lock(&self.state);
         let last = !matches!(event, Ok(Some(_)));

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use alknet_worker::{CborBody, FromWorkerMessage, Guest, GuestCall, WorkerFault, WorkerFrameError};
 
+use super::answer::ArrivedFault;
 use super::{Bridge, BridgeState, ReplyWaiter};
 use crate::guest::lock;
 use crate::limits::{UNHEARD_BYTES_MAX, UNHEARD_MAX};
@@ -129,11 +130,7 @@ fn fail(state: &mut BridgeState, message: &FromWorkerMessage, error: &WorkerFram
     else {
         return;
     };
-    let fault = WorkerFault {
-        code: "OVERLOADED".to_owned(),
-        message: format!("the call cannot be sent: {error}"),
-        details: CborBody::default(),
-    };
+    let fault = ArrivedFault::bare("OVERLOADED", format!("the call cannot be sent: {error}"));
     // The waiter may be gone.
     match state.open.remove(id) {
         Some(ReplyWaiter::Call(waits)) => {
