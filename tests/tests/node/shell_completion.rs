@@ -62,7 +62,8 @@ fn a_shell_completes_verbs_and_the_names_of_nodes() {
     }
     assert_eq!(offered(&states, &["alknet", "statu"]), ["status"]);
     for (name, host) in [("attic", "192.0.2.7:443"), ("kitchen", "192.0.2.8:443")] {
-        assert_eq!(user.run(&["node", "add", name, host]).status, 0);
+        let added = user.run(user.command(&["node", "add", name, host]));
+        assert_eq!(added.status, 0, "{added:?}");
     }
     let both = ["attic", "kitchen"];
     assert_eq!(offered(&states, &["alknet", "call", ""])[..2], both);

@@ -73,7 +73,8 @@ async fn every_limit_has_its_code() {
     assert_eq!(limited(&lab, fills, heap).await, RuntimeCode::Memory);
     let external = |s: &mut SessionSpec| s.limits.runtime.external_bytes = 2;
     let bytes = "await ops.call('test/bytes', {})";
-    assert_eq!(limited(&lab, bytes, external).await, RuntimeCode::Memory);
+    // The answer does not fit, which is an error of the operation.
+    assert_eq!(limited(&lab, bytes, external).await, RuntimeCode::Exception);
     assert_eq!(
         limited(&lab, "(function f() { f() })()", |_| {}).await,
         RuntimeCode::Stack

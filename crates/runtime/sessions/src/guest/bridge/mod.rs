@@ -21,9 +21,7 @@ use alknet_call::ValueSchema;
 use alknet_runtime::{
     ConsoleLevel, EnvOperation, OpError, RuntimeCode, ScriptCallOptions, ScriptFailure,
 };
-use alknet_worker::{
-    CborBody, FrameBlob, FromWorkerMessage, Guest, WorkerEvent, WorkerFault, limits,
-};
+use alknet_worker::{CborBody, FrameBlob, FromWorkerMessage, Guest, WorkerEvent, limits};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
