@@ -454,6 +454,8 @@ pub struct DiskHealthFacts {
     pub health: String,
     /// The facts by which the disk says that it fails.
     pub failing: Vec<String>,
+    /// Whether the disk says that its temperature is outside of what it is made for.
+    pub temperature_warning: bool,
     /// The part of its life that is used, in percent. It may exceed 100.
     pub wear_percent: Option<u16>,
     /// The spare capacity that is left, in percent.
@@ -476,9 +478,9 @@ pub struct SlotCheckFacts {
     pub slot: String,
     /// The version that the machine knows there.
     pub version: Option<String>,
-    /// `whole`, `damaged`, or `skipped`.
+    /// `whole`, `damaged`, `unreadable`, or `skipped`.
     pub result: String,
-    /// Why the slot is damaged or was skipped.
+    /// Why the slot is damaged, could not be read or was skipped.
     pub detail: Option<String>,
     /// When the slot was read to its end, RFC 3339, UTC. `None` while the clock is not set.
     pub checked: Option<String>,

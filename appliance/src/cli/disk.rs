@@ -127,6 +127,9 @@ fn disk_line(disk: &Value) -> String {
             parts.push(format!("{before}{number}{after}"));
         }
     }
+    if disk["temperature_warning"] == true {
+        parts.push("too hot or too cold".to_owned());
+    }
     let failing = disk["failing"].as_array().into_iter().flatten();
     parts.extend(failing.map(|fact| text(fact).to_owned()));
     parts.join(", ")
@@ -153,7 +156,8 @@ mod tests {
             "disks": [
                 { "name": "nvme0n1", "kind": "nvme", "model": "Example 970", "serial_end": "12AB",
                   "health": "failing", "failing": ["the disk takes no more writes"], "wear_percent": 101,
-                  "spare_percent": 4, "media_errors": 2, "power_on_hours": 9876, "temperature_c": 38 },
+                  "spare_percent": 4, "media_errors": 2, "power_on_hours": 9876, "temperature_c": 88,
+                  "temperature_warning": true },
                 { "name": "vda", "kind": "other", "model": null, "health": "unknown", "failing": [] },
             ],
             "slots": [
@@ -164,8 +168,8 @@ mod tests {
             "problems": [{ "code": "disk-failing", "text": "it fails", "hint": "replace it" }],
         });
         let expected = [
-            "nvme0n1  failing, nvme Example 970, serial number …12AB, 101 % of its life used, 4 % spare, 9876 h, 38 °C, \
-             media errors 2, the disk takes no more writes",
+            "nvme0n1  failing, nvme Example 970, serial number …12AB, 101 % of its life used, 4 % spare, 9876 h, 88 °C, \
+             media errors 2, too hot or too cold, the disk takes no more writes",
             "vda      unknown, a disk that is not asked for its health",
             "slot a: 0.1.0, whole",
             "slot b: no known version, skipped: it has no version",

@@ -535,10 +535,31 @@ fn status_lines(answer: &Value) -> Vec<String> {
         None => format!("{mode}; next: {}", text(&auto["next"])),
     };
     lines.push(row("by itself", &next));
+    if let Some(what) = auto["next"].as_str().and_then(what_to_do) {
+        lines.push(row("", what));
+    }
     if let Some(error) = auto["error"].as_str() {
         lines.push(row("", error));
     }
     lines
+}
+
+/// What an administrator does where the machine does nothing by itself.
+fn what_to_do(next: &str) -> Option<&'static str> {
+    Some(match next {
+        "failed-before" => {
+            "the version failed here; 'alknet update NODE' tries it again, and a later one is tried by itself"
+        }
+        "left-before" => {
+            "an administrator left the version; 'alknet update NODE' installs it, and a later one is installed by itself"
+        }
+        "no-clock" => "the machine does not know the time",
+        "waits-for-administrator" => {
+            "'alknet update NODE' starts the version, and 'alknet rollback NODE' takes it back"
+        }
+        "waits-for-person" => "start it by 'alknet update NODE' when a person is at the machine",
+        _ => return None,
+    })
 }
 
 /// Whether the connection, and not the node, is the reason of an error.

@@ -29,6 +29,16 @@ const PIECE_PAUSE_MS: u64 = 1_000;
 /// Requests for a check that wait at once. A further one is answered by what is known.
 const WAITING_MAX: usize = 16;
 
+/// How often the disks are asked while one of them is outside of its temperature, ms.
+const HEAT_EVERY_MS: u64 = 300_000;
+/// What to do about a slot.
+const RUNNING_DAMAGED: &str = "it may not start again: before the next restart 'alknet update NODE BUNDLE' starts another \
+    version, or 'alknet rollback NODE' the one before; if it happens again, replace the disk";
+const OTHER_DAMAGED: &str = "the machine cannot start it: stage it again, or a newer one, by 'alknet update NODE BUNDLE \
+    --stage'; if it happens again, replace the disk";
+const UNREADABLE: &str = "the program may be whole: look at the disk's cable and at the log of the kernel, and check again by \
+    'alknet disk check NODE'; if it happens again, make a backup now, and replace the disk";
+
 /// A request of the node, with its answer still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StorageTicket {
@@ -218,6 +228,10 @@ impl InitMachine {
         match event {
             StorageEvent::Read(None) => {}
             StorageEvent::Read(Some(disks)) => {
+                // A warning is a problem only while it lasts.
+                if disks.iter().any(|disk| disk.temperature_warning) {
+                    self.storage.health_at = self.storage.health_at.min(now + HEAT_EVERY_MS);
+                }
                 self.facts.storage.disks = disks;
                 self.refresh_storage_problems();
             }
@@ -246,15 +260,16 @@ impl InitMachine {
             ScrubResult::Whole => ("whole", None),
             ScrubResult::Damaged(why) => ("damaged", Some(why)),
             ScrubResult::Skipped(why) => ("skipped", Some(why)),
+            ScrubResult::Unreadable(why) => ("unreadable", Some(why)),
         };
         let letter = finding.slot.letter();
         let slots = &mut self.facts.storage.slots;
-        let was_damaged = slots
+        let is_known = slots
             .iter()
-            .any(|known| known.slot == letter && known.result == "damaged");
-        if let ("damaged", false, Some(why)) = (result, was_damaged, &detail) {
+            .any(|known| known.slot == letter && known.result == result);
+        if let ("damaged" | "unreadable", false, Some(why)) = (result, is_known, &detail) {
             self.log
-                .error(format_args!("boot slot {letter} is damaged: {why}"));
+                .error(format_args!("boot slot {letter} is {result}: {why}"));
         }
         slots.retain(|known| known.slot != letter);
         slots.push(SlotCheckFacts {
@@ -307,35 +322,31 @@ impl InitMachine {
         let facts = &self.facts.storage;
         let slots = facts.slots.iter();
         let slots = slots.filter_map(|found| slot_problem(found, running));
-        let disks = facts.disks.iter().filter_map(storage::disk_problem);
+        let disks = facts.disks.iter().flat_map(storage::disk_problems);
         self.facts.problems.storage = slots.chain(disks).collect();
     }
 }
 
-/// The problem of a damaged slot.
+/// The problem of a slot that is damaged or cannot be read.
 fn slot_problem(found: &SlotCheckFacts, running: Option<&str>) -> Option<MachineDiagnostic> {
-    if found.result != "damaged" {
-        return None;
-    }
     let slot = &found.slot;
     let version = found.version.as_deref().unwrap_or("of unknown number");
     let why = found.detail.as_deref().unwrap_or("it cannot be read");
-    let (which, hint) = match running == Some(slot) {
-        true => (
-            "which runs,",
-            "it may not start again: before the next restart 'alknet update NODE BUNDLE' starts another version, or \
-             'alknet rollback NODE' the one before; if it happens again, replace the disk",
-        ),
-        false => (
-            "which does not run,",
-            "the machine cannot start it: stage it again, or a newer one, by 'alknet update NODE BUNDLE --stage'; if it \
-             happens again, replace the disk",
-        ),
+    let is_running = running == Some(slot);
+    let which = match is_running {
+        true => "which runs,",
+        false => "which does not run,",
+    };
+    let (code, what, hint) = match (found.result.as_str(), is_running) {
+        ("damaged", true) => ("slot-damaged", "is damaged on the disk", RUNNING_DAMAGED),
+        ("damaged", false) => ("slot-damaged", "is damaged on the disk", OTHER_DAMAGED),
+        ("unreadable", _) => ("slot-unreadable", "could not be read", UNREADABLE),
+        _ => return None,
     };
     Some(MachineDiagnostic {
-        code: "slot-damaged".to_owned(),
+        code: code.to_owned(),
         text: format!(
-            "the program of version {version} in boot slot {slot}, {which} is damaged on the disk: {why}"
+            "the program of version {version} in boot slot {slot}, {which} {what}: {why}"
         ),
         hint: hint.to_owned(),
     })

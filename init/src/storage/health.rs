@@ -12,6 +12,8 @@ pub(super) struct HealthReport {
     pub(super) is_answered: bool,
     /// Facts by which the device says that it fails.
     pub(super) failing: Vec<String>,
+    /// Whether the device is hotter or colder than it may be now.
+    pub(super) temperature_warning: bool,
     /// The part of its life that is used, in percent. It may exceed 100.
     pub(super) wear_percent: Option<u16>,
     /// The spare capacity that is left, in percent.
@@ -38,6 +40,7 @@ impl HealthReport {
         }
         .to_owned();
         disk.failing = failing;
+        disk.temperature_warning = self.temperature_warning;
         disk.wear_percent = self.wear_percent;
         disk.spare_percent = self.spare_percent;
         disk.media_errors = self.media_errors;
@@ -46,11 +49,32 @@ impl HealthReport {
     }
 }
 
-/// The problem of a disk that says that it fails.
-pub(crate) fn disk_problem(disk: &DiskHealthFacts) -> Option<MachineDiagnostic> {
-    if disk.failing.is_empty() {
-        return None;
-    }
+/// The problems of a disk: it says that it fails, or that it is too hot or too cold.
+pub(crate) fn disk_problems(disk: &DiskHealthFacts) -> Vec<MachineDiagnostic> {
+    let named = disk_name(disk);
+    let failing = (!disk.failing.is_empty()).then(|| MachineDiagnostic {
+        code: "disk-failing".to_owned(),
+        text: format!("{named} reports that it fails: {}", disk.failing.join("; ")),
+        hint: "make a backup now, and replace the disk".to_owned(),
+    });
+    let heat = disk.temperature_warning.then(|| {
+        let now = disk.temperature_c.map(|now| format!(" of {now} °C"));
+        let now = now.unwrap_or_default();
+        MachineDiagnostic {
+            code: "disk-temperature".to_owned(),
+            text: format!(
+                "{named} reports that its temperature{now} is outside of what it is made for, so it works slowly or stops"
+            ),
+            hint: "cool the machine, or warm it: look at its fans and at the air around it; the problem ends when the disk \
+                   takes the warning back"
+                .to_owned(),
+        }
+    });
+    failing.into_iter().chain(heat).collect()
+}
+
+/// The disk, so that a person finds it in the machine.
+fn disk_name(disk: &DiskHealthFacts) -> String {
     let mut named = format!("the disk {}", disk.name);
     if let Some(model) = &disk.model {
         named.push_str(&format!(" ({model}"));
@@ -59,11 +83,7 @@ pub(crate) fn disk_problem(disk: &DiskHealthFacts) -> Option<MachineDiagnostic> 
         }
         named.push(')');
     }
-    Some(MachineDiagnostic {
-        code: "disk-failing".to_owned(),
-        text: format!("{named} reports that it fails: {}", disk.failing.join("; ")),
-        hint: "make a backup now, and replace the disk".to_owned(),
-    })
+    named
 }
 
 #[cfg(test)]
@@ -90,7 +110,10 @@ mod tests {
         };
         report.add_to(&mut disk);
         assert_eq!(disk.health, "failing");
-        let problem = disk_problem(&disk).expect("it fails");
+        let problems = disk_problems(&disk);
+        let [problem] = problems.as_slice() else {
+            panic!("one problem: {problems:?}");
+        };
         assert_eq!(problem.code, "disk-failing");
         assert_eq!(
             problem.text,
@@ -109,8 +132,31 @@ mod tests {
             };
             report.add_to(&mut disk);
             assert_eq!(disk.health, health, "{wear}");
-            assert_eq!(disk_problem(&disk).is_some(), health == "failing");
+            assert_eq!(disk_problems(&disk).is_empty(), health == "ok");
         }
+    }
+
+    #[test]
+    fn heat_is_a_problem_of_its_own() {
+        let mut disk = disk();
+        let report = HealthReport {
+            is_answered: true,
+            temperature_warning: true,
+            temperature_c: Some(85),
+            ..HealthReport::default()
+        };
+        report.add_to(&mut disk);
+        assert_eq!(disk.health, "ok");
+        let problems = disk_problems(&disk);
+        let [problem] = problems.as_slice() else {
+            panic!("one problem: {problems:?}");
+        };
+        assert_eq!(problem.code, "disk-temperature");
+        assert!(problem.text.contains("85 °C"), "{}", problem.text);
+        assert!(problem.hint.contains("fans"), "{}", problem.hint);
+        assert!(!problem.hint.contains("replace"), "{}", problem.hint);
+        HealthReport::default().add_to(&mut disk);
+        assert_eq!(disk_problems(&disk), [], "it is cool again");
     }
 
     #[test]
@@ -118,6 +164,6 @@ mod tests {
         let mut disk = disk();
         HealthReport::default().add_to(&mut disk);
         assert_eq!(disk.health, "unknown");
-        assert_eq!(disk_problem(&disk), None);
+        assert_eq!(disk_problems(&disk), []);
     }
 }

@@ -10,4 +10,4 @@ mod health;
 mod nvme;
 
 pub(crate) use disks::{disks_of, read_disks};
-pub(crate) use health::disk_problem;
+pub(crate) use health::disk_problems;

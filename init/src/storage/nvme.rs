@@ -23,13 +23,12 @@ const ADMIN_COMMAND: libc::c_ulong = 0xc048_4e41;
 /// 0 °C in kelvin, as the log page counts.
 const ZERO_CELSIUS_K: i32 = 273;
 
-/// The bits of the byte *Critical Warning*, and what each says.
-const WARNINGS: [(u8, &str); 6] = [
+/// The bit of *Critical Warning* that says that the temperature is outside of its thresholds. It is about the air around
+/// the disk: the disk takes the bit back when it is cool again.
+const TEMPERATURE: u8 = 0x02;
+/// The other bits of the byte, by which the disk says that it fails.
+const WARNINGS: [(u8, &str); 5] = [
     (0x01, "the spare capacity is below its threshold"),
-    (
-        0x02,
-        "the temperature is outside of what the disk is made for",
-    ),
     (
         0x04,
         "the disk became unreliable because of media or internal errors",
@@ -118,6 +117,7 @@ pub(super) fn parse(log: &[u8; LOG_BYTES]) -> HealthReport {
     HealthReport {
         is_answered: true,
         failing,
+        temperature_warning: warning & TEMPERATURE != 0,
         wear_percent: Some(used.into()),
         spare_percent: Some(spare),
         media_errors: Some(counter(log, 160)),
@@ -161,6 +161,7 @@ mod tests {
         let expected = HealthReport {
             is_answered: true,
             failing: Vec::new(),
+            temperature_warning: false,
             wear_percent: Some(3),
             spare_percent: Some(100),
             media_errors: Some(2),
@@ -175,11 +176,23 @@ mod tests {
         for (bit, what) in WARNINGS {
             let mut log = healthy();
             log[0] = bit;
-            assert_eq!(parse(&log).failing, [what]);
+            let report = parse(&log);
+            assert_eq!(report.failing, [what]);
+            assert!(!report.temperature_warning);
         }
         let mut log = healthy();
         log[0] = 0xc0;
         assert_eq!(parse(&log).failing, [""; 0], "reserved bits");
+    }
+
+    /// A hot room is no reason to throw a disk away.
+    #[test]
+    fn a_disk_outside_of_its_temperature_does_not_fail() {
+        let mut log = healthy();
+        log[0] = TEMPERATURE;
+        let report = parse(&log);
+        assert!(report.temperature_warning);
+        assert_eq!(report.failing, [""; 0]);
     }
 
     #[test]

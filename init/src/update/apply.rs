@@ -1,13 +1,16 @@
 //! Puts a version on trial, and takes one back: what happens to the record and the note. The vault is `system`'s.
 
+use std::path::Path;
+
 use alknet_boot_state::{BootNote, BootPhase, BootRecord, BootRefusal, BootSlot};
 use alknet_fat::BlockDevice;
-use alknet_update::{ReleaseVersion, VersionRefusal};
+use alknet_update::{ReleaseVersion, VersionRefusal, raised_floor};
 
 use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::known::{KnownStore, require_known};
 use super::program::read_version;
 use super::refusal::{RefusalCode, UpdateRefusal};
+use super::staged::StagedRelease;
 use super::trust_store::TrustStore;
 
 /// What the machine knows, by which it permits a trial.
@@ -15,6 +18,18 @@ use super::trust_store::TrustStore;
 pub(super) struct TrialRules<'a> {
     pub(super) trust: &'a TrustStore,
     pub(super) known: &'a KnownStore,
+    /// The folder of updates on the data partition.
+    pub(super) folder: Option<&'a Path>,
+    /// The version that runs.
+    pub(super) version: &'a str,
+}
+
+impl TrialRules<'_> {
+    /// The oldest version that may go on trial while this slot runs and is the good one.
+    fn floor(&self, running: BootSlot) -> Result<Option<ReleaseVersion>, UpdateRefusal> {
+        let owed = StagedRelease::owed_floor(self.folder, running, self.version);
+        Ok(raised_floor(self.trust.floor()?, owed.as_ref()))
+    }
 }
 
 /// A version that goes on trial, and what was read of it.
@@ -112,7 +127,7 @@ fn plan<D: BlockDevice>(
     };
     let file = SlotFile::open(&volume, &slot_path(slot)).map_err(|error| damaged(&error))?;
     let version = read_version(&file).map_err(|error| damaged(&error))?;
-    if let Some(floor) = rules.trust.floor()?
+    if let Some(floor) = rules.floor(running)?
         && version < floor
     {
         let refusal = VersionRefusal::BelowFloor {

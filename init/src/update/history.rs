@@ -1,5 +1,6 @@
 //! The log of updates: a bounded file on the data partition, one record a line.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -14,16 +15,27 @@ use crate::text::cut_text;
 const FILE: &str = "log.jsonl";
 /// The node may read it, and nothing in it is secret.
 const MODE: u32 = 0o644;
-/// Most records. The oldest give way.
-pub(super) const RECORDS_MAX: usize = 256;
-/// Most records of refusals among them, because each caller that may send bundles causes them at will.
-pub(super) const REFUSALS_MAX: usize = 32;
 /// The event of a start.
 pub(super) const STARTED: &str = "applied";
-/// Seconds of an hour.
-const HOUR_S: u64 = 3600;
+/// The event of a version that was written to a slot.
+pub(super) const STAGED: &str = "staged";
 /// The event of a refusal.
-const REFUSED: &str = "refused";
+pub(super) const REFUSED: &str = "refused";
+/// Most records of each event. Callers cause most events at will, so no event takes the room of another one.
+const SHARES: [(&str, usize); 6] = [
+    ("confirmed", 48),
+    ("failed", 32),
+    ("rolled-back", 32),
+    (REFUSED, REFUSALS_MAX),
+    (STAGED, 48),
+    (STARTED, 48),
+];
+/// Most records of refusals, each of which is long.
+const REFUSALS_MAX: usize = 32;
+/// Most records of all other events together, which another version may have written.
+const OTHERS_MAX: usize = 16;
+/// Most records: the shares together.
+pub(super) const RECORDS_MAX: usize = 256;
 /// Most bytes of a reason and of a name.
 pub(super) const TEXT_BYTES_MAX: usize = 1 << 10;
 /// Most bytes of records in one message to the node: a quarter of the longest one.
@@ -54,22 +66,63 @@ pub(super) fn append(folder: &Path, mut record: UpdateRecord, seq: u64) -> io::R
         record.time = clock::rfc3339_now();
     }
     let mut all = read_all(folder);
+    // A damaged file may have any number, and the shares are kept one record at a time.
+    all.drain(..all.len().saturating_sub(RECORDS_MAX));
     all.push(LoggedUpdate { record, seq });
-    let is_refusal = |logged: &LoggedUpdate| logged.record.event == REFUSED;
-    let refusals = all.iter().filter(|logged| is_refusal(logged)).count();
-    let mut surplus = refusals.saturating_sub(REFUSALS_MAX);
-    all.retain(|logged| {
-        let goes = surplus > 0 && is_refusal(logged);
-        surplus -= usize::from(goes);
-        !goes
-    });
-    let first = all.len().saturating_sub(RECORDS_MAX);
+    keep_shares(&mut all);
     let mut bytes = Vec::new();
-    for record in &all[first..] {
+    for record in &all {
         serde_json::to_writer(&mut bytes, record)?;
         bytes.push(b'\n');
     }
     alknet_durable::replace(&folder.join(FILE), &bytes, MODE)
+}
+
+/// The share that an event takes its room from.
+fn share_of(event: &str) -> usize {
+    let share = SHARES.iter().position(|(name, _)| *name == event);
+    share.unwrap_or(SHARES.len())
+}
+
+/// Most records of a share.
+fn room_of(share: usize) -> usize {
+    SHARES.get(share).map_or(OTHERS_MAX, |(_, room)| *room)
+}
+
+/// Removes what exceeds each event's share. The oldest record of the caller with the most records of the event gives way,
+/// so a caller pushes out its own records before those of others.
+fn keep_shares(all: &mut Vec<LoggedUpdate>) {
+    for share in 0..=SHARES.len() {
+        while let Some(at) = surplus(all, share) {
+            all.remove(at);
+        }
+    }
+}
+
+/// The record of a share that gives way. `None` if the share has room.
+fn surplus(all: &[LoggedUpdate], share: usize) -> Option<usize> {
+    let records = all.iter().map(|logged| &logged.record).enumerate();
+    let records = records.filter(|(_, record)| share_of(&record.event) == share);
+    let records: Vec<(usize, &str)> = records.map(|(at, record)| (at, &*record.by)).collect();
+    if records.len() <= room_of(share) {
+        return None;
+    }
+    let mut callers: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, by) in &records {
+        *callers.entry(by).or_default() += 1;
+    }
+    let most = callers.values().copied().max();
+    let oldest = records
+        .iter()
+        .find(|(_, by)| callers.get(by).copied() == most);
+    oldest.map(|(at, _)| *at)
+}
+
+/// Whether the log says already that this caller has staged the version that waits.
+pub(super) fn has_staging(folder: &Path, version: &str, by: &str) -> bool {
+    let mut last = read_all(folder).into_iter().map(|logged| logged.record);
+    let last = last.rfind(|record| record.event == STAGED);
+    last.is_some_and(|last| last.version == version && last.by == by)
 }
 
 /// The newest records that fit into a message, the oldest first.
@@ -89,25 +142,15 @@ pub(super) fn read(folder: &Path) -> Vec<UpdateRecord> {
 /// The last end of an update in the log.
 pub(super) fn last_end(folder: &Path) -> Option<UpdateEnd> {
     let is_end = |record: &UpdateRecord| ENDS.contains(&record.event.as_str());
-    let last = read(folder).into_iter().rev().find(is_end)?;
+    // Not among those that fit into a message: refusals could take its room.
+    let all = read_all(folder).into_iter().map(|logged| logged.record);
+    let last = all.rev().find(is_end)?;
     Some(UpdateEnd {
         version: last.version,
         outcome: last.event,
         reason: last.reason,
         ..UpdateEnd::default()
     })
-}
-
-/// How many versions were started in the last hour, as far as the clock was set.
-pub(super) fn starts_of_last_hour(folder: &Path) -> usize {
-    let since = clock::rfc3339_ago(HOUR_S);
-    let is_start = |logged: &LoggedUpdate| {
-        let record = &logged.record;
-        // Both texts have the same form, so their order is that of the times.
-        record.event == STARTED && record.time.is_some() && record.time >= since
-    };
-    let all = read_all(folder);
-    all.iter().filter(|logged| is_start(logged)).count()
 }
 
 /// Whether the log has the end of the trial with this number.
@@ -140,52 +183,88 @@ mod tests {
         }
     }
 
-    /// A caller that starts versions again and again.
-    #[test]
-    fn starts_of_the_last_hour_are_counted() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        assert_eq!(starts_of_last_hour(dir.path()), 0);
-        let mut long_ago = record(STARTED, "1.0.0");
-        long_ago.time = clock::rfc3339_ago(HOUR_S + 60);
-        append(dir.path(), long_ago, 1).expect("written");
-        append(dir.path(), record("staged", "1.1.0"), 2).expect("written");
-        for seq in 3..6 {
-            append(dir.path(), record(STARTED, "1.1.0"), seq).expect("written");
+    fn record_by(event: &str, version: &str, by: &str) -> UpdateRecord {
+        UpdateRecord {
+            by: by.to_owned(),
+            ..record(event, version)
         }
-        assert_eq!(starts_of_last_hour(dir.path()), 3);
     }
 
     #[test]
     fn the_newest_records_are_kept_and_the_oldest_come_first() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert!(read(dir.path()).is_empty());
-        for number in 0..RECORDS_MAX + 3 {
-            let record = record("staged", &number.to_string());
+        let share = room_of(share_of(STAGED));
+        for number in 0..share + 3 {
+            let record = record(STAGED, &number.to_string());
             append(dir.path(), record, number as u64).expect("writable");
         }
         let found = read(dir.path());
-        assert_eq!(found.len(), RECORDS_MAX);
+        assert_eq!(found.len(), share);
         assert_eq!(found[0].version, "3");
-        assert_eq!(
-            found[RECORDS_MAX - 1].version,
-            (RECORDS_MAX + 2).to_string()
-        );
-        assert!(!has_end(dir.path(), 100), "staging is no end");
+        assert_eq!(found[share - 1].version, (share + 2).to_string());
+        assert!(!has_end(dir.path(), 10), "staging is no end");
     }
 
     #[test]
-    fn refusals_do_not_push_out_how_an_update_ended() {
+    fn the_shares_together_are_the_log() {
+        let shares: usize = SHARES.iter().map(|(_, share)| share).sum();
+        assert_eq!(shares + OTHERS_MAX, RECORDS_MAX);
+        for event in ENDS.iter().chain(&[STAGED, STARTED, REFUSED]) {
+            assert!(share_of(event) < SHARES.len(), "{event}");
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join(FILE);
+        fs::write(&path, "{}\n".repeat(100_000)).expect("writable");
+        append(dir.path(), record(STAGED, "2.0.0"), 1).expect("writable");
+        assert_eq!(read(dir.path()).len(), OTHERS_MAX + 1);
+    }
+
+    /// A client with `update:stage`, `update:apply` or `update:offer` repeats what it may do.
+    #[test]
+    fn no_event_that_a_caller_repeats_pushes_out_another_one() {
+        let events = [
+            STAGED,
+            STARTED,
+            REFUSED,
+            "rolled-back",
+            "failed",
+            "confirmed",
+            "new",
+        ];
+        for flood in events {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            for event in events {
+                append(dir.path(), record_by(event, "2.0.0", "admin"), 7).expect("writable");
+            }
+            for _ in 0..RECORDS_MAX + 10 {
+                append(dir.path(), record_by(flood, "3.0.0", "client"), 0).expect("writable");
+            }
+            let found = read(dir.path());
+            let of_admin: Vec<_> = found.iter().filter(|it| it.by == "admin").collect();
+            let kept: Vec<_> = of_admin.iter().map(|it| it.event.as_str()).collect();
+            assert_eq!(kept, events, "{flood}");
+            assert_eq!(found.len(), events.len() - 1 + room_of(share_of(flood)));
+            let last = found.last().expect("the flood");
+            assert_eq!((&*last.event, &*last.by), (flood, "client"));
+            assert!(has_end(dir.path(), 7));
+        }
+    }
+
+    /// Refusals with long texts fill the message to the node.
+    #[test]
+    fn the_last_end_is_found_behind_refusals_of_any_length() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         append(dir.path(), record("confirmed", "2.0.0"), 7).expect("writable");
-        for number in 0..300 {
-            let refusal = record(REFUSED, &number.to_string());
-            append(dir.path(), refusal, 0).expect("writable");
+        for _ in 0..REFUSALS_MAX {
+            let mut long = record(REFUSED, "");
+            long.reason = "\u{1}".repeat(TEXT_BYTES_MAX);
+            long.by = "\u{1}".repeat(TEXT_BYTES_MAX);
+            append(dir.path(), long, 0).expect("writable");
         }
-        let found = read(dir.path());
-        assert_eq!(found.len(), REFUSALS_MAX + 1);
-        assert_eq!(found[0].event, "confirmed");
-        assert_eq!(found[1].version, (300 - REFUSALS_MAX).to_string());
-        assert!(has_end(dir.path(), 7));
+        assert!(read(dir.path()).iter().all(|it| it.event == REFUSED));
+        let end = last_end(dir.path()).expect("it is in the log");
+        assert_eq!((&*end.version, &*end.outcome), ("2.0.0", "confirmed"));
     }
 
     #[test]
@@ -206,17 +285,15 @@ mod tests {
     #[test]
     fn the_newest_records_that_fit_into_a_message_are_read() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        for number in 0..RECORDS_MAX {
-            let mut long = record("failed", &number.to_string());
+        let share = room_of(share_of("confirmed"));
+        for number in 0..share {
+            let mut long = record("confirmed", &number.to_string());
             long.reason = "\u{1}".repeat(TEXT_BYTES_MAX);
             append(dir.path(), long, 0).expect("writable");
         }
         let found = read(dir.path());
-        assert!((10..RECORDS_MAX).contains(&found.len()), "{}", found.len());
-        assert_eq!(
-            found[found.len() - 1].version,
-            (RECORDS_MAX - 1).to_string()
-        );
+        assert!((10..share).contains(&found.len()), "{}", found.len());
+        assert_eq!(found[found.len() - 1].version, (share - 1).to_string());
         let bytes = serde_json::to_vec(&found).expect("JSON").len();
         assert!(bytes < MESSAGE_BYTES_MAX + RECORDS_MAX * 2, "{bytes}");
     }

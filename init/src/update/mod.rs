@@ -22,6 +22,7 @@ mod refusal;
 mod running;
 mod stage;
 mod staged;
+mod starts;
 mod system;
 #[cfg(test)]
 mod testing;

@@ -21,7 +21,7 @@ use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;
 use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
-use super::staged::StagedRelease;
+use super::staged::{StagedBundle, StagedRelease};
 use super::system::SlotPrograms;
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
@@ -80,7 +80,7 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
     frames: &mut BundleFrameReader<R>,
     order: &StageOrder,
     at: &StageMachine<'_>,
-) -> Result<UpdatePlan, UpdateRefusal> {
+) -> Result<StagedBundle, UpdateRefusal> {
     let mut undo = StageUndo::default();
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         stage_or_leave(disk, frames, order, at, &mut undo)
@@ -144,7 +144,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     order: &StageOrder,
     at: &StageMachine<'_>,
     undo: &mut StageUndo,
-) -> Result<UpdatePlan, UpdateRefusal> {
+) -> Result<StagedBundle, UpdateRefusal> {
     if order.bytes > BUNDLE_BYTES_MAX {
         let text = format_args!(
             "the bundle has {} bytes, {BUNDLE_BYTES_MAX} at most; make one of fewer files",
@@ -160,7 +160,13 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let slot = at.running.other();
     if order.dry_run {
         check_room(disk, slot, at, chosen.target.bytes)?;
-        return Ok(plan);
+        return Ok(StagedBundle {
+            plan,
+            was_staged: false,
+        });
+    }
+    if before.good() == at.running {
+        StagedRelease::require_settled(at.folder, at.running, at.version)?;
     }
     check_wanted(&plan, chosen.release, order, at)?;
     let lies_there = lies_there(disk, slot, &plan, at);
@@ -168,10 +174,10 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     check_room(disk, slot, at, bytes)?;
     let is_whole = repair(disk, slot, at)?;
     if lies_there && is_whole {
-        stage_again(disk, &record, || {
+        let was_staged = stage_again(disk, &record, || {
             keep_release(slot, &plan, chosen.release, at)
         })?;
-        return Ok(plan);
+        return Ok(StagedBundle { plan, was_staged });
     }
     skip_to(&mut bundle, &verified, chosen.target)?;
     undo.0 = Some((before, at.known.load()));
@@ -185,7 +191,10 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         return Err(refusal);
     }
     disk.write_record(&vacated.stage()?)?;
-    Ok(plan)
+    Ok(StagedBundle {
+        plan,
+        was_staged: false,
+    })
 }
 
 /// The record, in which the slot that runs is the good one.
@@ -321,18 +330,19 @@ fn lies_there<D: BlockDevice>(
         })
 }
 
-/// Stages a program that its slot has already, by the record alone. A record that says so already stays as it is.
+/// Stages a program that its slot has already, by the record alone. A record that says so already stays as it is. Returns
+/// whether it did.
 fn stage_again<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     record: &BootRecord,
     keep: impl FnOnce() -> Result<(), UpdateRefusal>,
-) -> Result<(), UpdateRefusal> {
+) -> Result<bool, UpdateRefusal> {
     if record.phase() == BootPhase::Staged {
-        return Ok(());
+        return Ok(true);
     }
     keep()?;
     disk.write_record(&record.vacate()?.stage()?)?;
-    Ok(())
+    Ok(false)
 }
 
 /// The floor after the confirmation, if that raises it.

@@ -9,12 +9,23 @@ use alknet_boot_state::BootSlot;
 use alknet_update::ReleaseVersion;
 use serde::{Deserialize, Serialize};
 
+use super::refusal::{RefusalCode, UpdateRefusal};
+use crate::control::UpdatePlan;
+
 /// Name of the file in the folder of updates.
 const FILE: &str = "staged.json";
 /// The node may read it, and nothing in it is secret.
 const MODE: u32 = 0o644;
 /// Most bytes of the file: the changes have 4 KiB.
 const BYTES_MAX: u64 = 64 << 10;
+
+/// A bundle whose program lies in the slot, or that was only looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StagedBundle {
+    pub(super) plan: UpdatePlan,
+    /// Whether the record said already that this program is staged.
+    pub(super) was_staged: bool,
+}
 
 /// A version that was staged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +74,36 @@ impl StagedRelease {
         let is_short = fs::metadata(&path).is_ok_and(|about| about.len() <= BYTES_MAX);
         let bytes = is_short.then(|| fs::read(path).ok()).flatten()?;
         serde_json::from_slice(&bytes).ok()
+    }
+
+    /// The floor that the version which runs still owes: it was confirmed, and a power cut or a full disk came before the
+    /// floor was raised.
+    pub(super) fn owed_floor(
+        folder: Option<&Path>,
+        running: BootSlot,
+        version: &str,
+    ) -> Option<ReleaseVersion> {
+        let owes = folder.and_then(Self::load)?;
+        let is_own = owes.is_of(running) && owes.version.to_string() == version;
+        owes.floor.filter(|_| is_own)
+    }
+
+    /// Refuses to write over what the version that runs still owes: its floor would be lost.
+    pub(super) fn require_settled(
+        folder: Option<&Path>,
+        running: BootSlot,
+        version: &str,
+    ) -> Result<(), UpdateRefusal> {
+        match Self::owed_floor(folder, running, version) {
+            Some(floor) => Err(UpdateRefusal::new(
+                RefusalCode::Disk,
+                format_args!(
+                    "it cannot be noted on the data disk that {floor} is the oldest version that may run here; free space \
+                     there, or replace the disk"
+                ),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Removes the file. It does not matter if a power cut brings it back: what it says was done is done again.

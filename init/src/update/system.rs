@@ -1,5 +1,6 @@
 //! What PID 1 does about updates on its blocking threads: each function waits for disks.
 
+mod log;
 mod scrub;
 
 use std::io::Read;
@@ -23,10 +24,10 @@ use super::measured::{SystemProgram, programs};
 use super::place::{self, DiskPlace, PlaceError};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
-use super::staged::StagedRelease;
+use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use super::{history, note_keeper, running};
-use crate::control::{UpdateEnd, UpdatePlan, UpdateRecord};
+use crate::control::UpdateEnd;
 use crate::log::InitLog;
 use crate::machine::panic_text;
 use crate::media;
@@ -42,8 +43,6 @@ pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";
 const FIRST_STAGE: &str = "mounts";
 /// Folder of updates in the state directory. PID 1 alone writes there.
 const FOLDER: &str = "update";
-/// Versions that are started within an hour before a caller that is no administrator has to wait.
-const STARTS_PER_HOUR_MAX: usize = 6;
 /// The folder with the firmware's variables.
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
@@ -145,6 +144,8 @@ pub(crate) struct TrialWish {
     pub(crate) data: String,
     /// Whether the version that runs is left for the one before.
     pub(crate) rolls_back: bool,
+    /// Whether the start counts: the caller is no administrator.
+    pub(crate) limited: bool,
 }
 
 /// The opened disk. While it is open, no other part of PID 1 mounts volumes.
@@ -347,15 +348,17 @@ impl UpdateSystem {
         }
     }
 
-    /// Stages a bundle that comes in frames, and returns what it does.
-    pub(crate) fn stage<R: Read>(
+    /// Stages a bundle that comes in frames, and returns what it does. [`stage_for`](Self::stage_for) logs it as well.
+    fn stage<R: Read>(
         &self,
         frames: &mut BundleFrameReader<R>,
         order: &StageOrder,
         anchor: &UpdateAnchor,
         is_time_known: bool,
-    ) -> Result<UpdatePlan, UpdateRefusal> {
+    ) -> Result<StagedBundle, UpdateRefusal> {
         self.note_running();
+        // What the version that runs still owes would be lost.
+        self.settle(anchor);
         let mut on = self.open()?;
         let machine = StageMachine {
             running: on.running,
@@ -382,20 +385,8 @@ impl UpdateSystem {
         TrialRules {
             trust: &self.trust,
             known: &self.known,
-        }
-    }
-
-    /// Refuses a start by a caller that is no administrator, after so many in the last hour.
-    pub(crate) fn check_rate(&self) -> Result<(), UpdateRefusal> {
-        let starts = self.folder.as_deref().map(history::starts_of_last_hour);
-        match starts.is_some_and(|starts| starts >= STARTS_PER_HOUR_MAX) {
-            true => Err(UpdateRefusal::new(
-                RefusalCode::TooOften,
-                format_args!(
-                    "{STARTS_PER_HOUR_MAX} versions were started within an hour; wait, or let an administrator start it"
-                ),
-            )),
-            false => Ok(()),
+            folder: self.folder.as_deref(),
+            version: &self.version,
         }
     }
 
@@ -431,6 +422,9 @@ impl UpdateSystem {
         note.data = NoteText::new(&wish.data);
         if wish.rolls_back {
             self.leave(&self.version);
+        }
+        if wish.limited {
+            self.count_start(&wish.by)?;
         }
         apply::arm(&mut on.disk, plan, &note)?;
         self.append(history::STARTED, &plan.version.to_string(), &wish.by, "");
@@ -585,40 +579,6 @@ impl UpdateSystem {
         }
         let running = on.running;
         programs(&mut on.disk, running.other(), None).map(Some)
-    }
-
-    /// The log of updates, the oldest record first.
-    pub(crate) fn records(&self) -> Vec<UpdateRecord> {
-        self.folder
-            .as_deref()
-            .map(history::read)
-            .unwrap_or_default()
-    }
-
-    /// Adds a record to the log of updates.
-    pub(crate) fn append(&self, event: &str, version: &str, by: &str, reason: &str) {
-        self.append_as(event, version, by, reason, 0);
-    }
-
-    fn append_as(&self, event: &str, version: &str, by: &str, reason: &str, seq: u64) {
-        let colon = if reason.is_empty() { "" } else { ": " };
-        self.log.info(format_args!(
-            "update {version} {event} by {by}{colon}{reason}"
-        ));
-        let Some(folder) = &self.folder else {
-            return;
-        };
-        let record = UpdateRecord {
-            time: None,
-            event: event.to_owned(),
-            version: version.to_owned(),
-            by: by.to_owned(),
-            reason: reason.to_owned(),
-        };
-        if let Err(error) = history::append(folder, record, seq) {
-            self.log
-                .warn(format_args!("the log of updates is not written: {error}"));
-        }
     }
 
     fn open(&self) -> Result<SystemDisk, UpdateRefusal> {

@@ -179,6 +179,8 @@ struct DiskState {
     steps: Vec<DiskStep>,
     /// After so many writes, the disk refuses them.
     refuses_after: Option<usize>,
+    /// Sectors in this range cannot be read.
+    unreadable: Option<std::ops::Range<u64>>,
     /// Sectors in this range keep what they had, as those of a stick that is failing.
     forgets: Option<std::ops::Range<u64>>,
 }
@@ -202,6 +204,10 @@ impl BlockDevice for ModelPart {
         while done < buffer.len() {
             let position = at + done as u64;
             let number = self.first + position / SECTOR_BYTES as u64;
+            let unreadable = state.unreadable.as_ref();
+            if unreadable.is_some_and(|range| range.contains(&number)) {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
             let within = (position % SECTOR_BYTES as u64) as usize;
             let length = (SECTOR_BYTES - within).min(buffer.len() - done);
             let piece = &mut buffer[done..done + length];
@@ -366,6 +372,11 @@ impl ModelDisk {
 
     pub(super) fn refuse_after(&self, writes: usize) {
         self.state.borrow_mut().refuses_after = Some(writes);
+    }
+
+    /// From now on the disk cannot read these sectors, or can read all.
+    pub(super) fn refuse_reads(&self, sectors: Option<std::ops::Range<u64>>) {
+        self.state.borrow_mut().unreadable = sectors;
     }
 
     /// From now on the disk does not keep what is written to the last sectors of the boot partition's first files.

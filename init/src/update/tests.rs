@@ -23,7 +23,7 @@ use super::left::{self, LeftVersions};
 use super::measured;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{StageMachine, StageOrder, stage};
-use super::staged::StagedRelease;
+use super::staged::{StagedBundle, StagedRelease};
 use super::system::UpdateSystem;
 use super::testing::{ModelDisk, NOW, TestPublisher, TestRelease, framed, program};
 use super::trust_store::TrustStore;
@@ -80,6 +80,8 @@ impl UpdateBench {
         TrialRules {
             trust: &self.trust,
             known: &self.known,
+            folder: Some(self.folder.path()),
+            version: &self.version,
         }
     }
 
@@ -89,6 +91,16 @@ impl UpdateBench {
         stream: impl Read,
         order: &StageOrder,
     ) -> Result<UpdatePlan, UpdateRefusal> {
+        let staged = self.staged_stream(disk, stream, order);
+        staged.map(|staged| staged.plan)
+    }
+
+    fn staged_stream(
+        &self,
+        disk: &ModelDisk,
+        stream: impl Read,
+        order: &StageOrder,
+    ) -> Result<StagedBundle, UpdateRefusal> {
         let mut frames = BundleFrameReader::new(stream, order.bytes, Arc::default());
         let machine = StageMachine {
             running: self.running,

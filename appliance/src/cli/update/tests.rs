@@ -180,4 +180,25 @@ fn a_log_and_a_status_read_well() {
         "by itself  stage; next: look at 2027-01-31T06:00:00Z",
     ];
     assert_eq!(status_lines(&status), expected);
+    // Where the machine waits, the administrator reads what to do.
+    for (next, does) in [
+        ("left-before", "'alknet update NODE' installs it"),
+        ("failed-before", "'alknet update NODE' tries it again"),
+        ("waits-for-administrator", "'alknet rollback NODE'"),
+        ("waits-for-person", "at the machine"),
+        ("no-clock", "the time"),
+    ] {
+        let mut status = status.clone();
+        status["auto"] = json!({ "mode": "apply", "next": next, "at": null, "error": null });
+        let lines = status_lines(&status);
+        assert_eq!(
+            lines[lines.len() - 2],
+            format!("by itself  apply; next: {next}")
+        );
+        let last = lines.last().expect("a line");
+        assert!(
+            last.starts_with("           ") && last.contains(does),
+            "{last}"
+        );
+    }
 }

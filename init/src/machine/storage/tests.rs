@@ -125,6 +125,48 @@ fn the_problem_names_the_slot_and_what_to_do() {
 }
 
 #[test]
+fn a_slot_that_cannot_be_read_is_no_damaged_one() {
+    let mut machine = machine();
+    let why = "cannot read the program: Input/output error (os error 5)".to_owned();
+    machine.slot_checked(finding(BootSlot::B, ScrubResult::Unreadable(why)));
+    assert_eq!(machine.facts.storage.slots[0].result, "unreadable");
+    let problems = machine.facts.problems.storage.clone();
+    let [problem] = problems.as_slice() else {
+        panic!("one problem: {problems:?}");
+    };
+    assert_eq!(problem.code, "slot-unreadable");
+    assert!(
+        problem.text.contains("could not be read: cannot read"),
+        "{}",
+        problem.text
+    );
+    assert!(!problem.text.contains("damaged"), "{}", problem.text);
+    assert!(problem.hint.contains("check again"), "{}", problem.hint);
+    machine.slot_checked(finding(BootSlot::B, ScrubResult::Whole));
+    assert_eq!(machine.facts.problems.storage, []);
+}
+
+#[test]
+fn a_hot_disk_is_a_problem_while_it_is_hot_and_is_asked_more_often() {
+    let mut machine = machine();
+    let disk = |temperature_warning| DiskHealthFacts {
+        name: "nvme0n1".to_owned(),
+        temperature_warning,
+        ..DiskHealthFacts::default()
+    };
+    machine.storage.health_at = HEALTH_EVERY_MS;
+    machine.storage_worked(StorageEvent::Read(Some(vec![disk(true)])), 1);
+    let problems = &machine.facts.problems.storage;
+    let codes: Vec<_> = problems.iter().map(|it| it.code.as_str()).collect();
+    assert_eq!(codes, ["disk-temperature"]);
+    assert_eq!(machine.storage.health_at, 1 + HEAT_EVERY_MS);
+    machine.storage.health_at = HEALTH_EVERY_MS;
+    machine.storage_worked(StorageEvent::Read(Some(vec![disk(false)])), 2);
+    assert_eq!(machine.facts.problems.storage, []);
+    assert_eq!(machine.storage.health_at, HEALTH_EVERY_MS);
+}
+
+#[test]
 fn a_failing_disk_is_a_problem_for_as_long_as_it_says_so() {
     let mut machine = machine();
     let disk = DiskHealthFacts {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use alknet_update::ReleaseVersion;
+
 use super::{InitMachine, MachineEvent, PROGRESS_EVERY_MS, UpdateEvent};
 use crate::control::{MachineDiagnostic, UpdateFacts};
 use crate::update::{StartKind, UpdateLook};
@@ -144,6 +146,27 @@ impl InitMachine {
                 "update to another version; 'alknet update log' has the history",
             )
         });
-        of_start.into_iter().chain(failed).collect()
+        let old = is_below(&facts.version, facts.floor.as_deref()).then(|| {
+            let floor = facts.floor.as_deref().unwrap_or_default();
+            problem(
+                "version-below-floor",
+                format!(
+                    "version {} runs, and the oldest version that may run here is {floor}: the newer one did not start, or \
+                     the boot record was changed while the machine was off",
+                    facts.version
+                ),
+                "update the machine to a version that is not below the floor",
+            )
+        });
+        of_start.into_iter().chain(failed).chain(old).collect()
     }
+}
+
+/// Whether a version is older than the oldest one that may run.
+fn is_below(version: &str, floor: Option<&str>) -> bool {
+    let parsed = |text: &str| text.parse::<ReleaseVersion>().ok();
+    let floor = floor.and_then(parsed);
+    parsed(version)
+        .zip(floor)
+        .is_some_and(|(version, floor)| version < floor)
 }

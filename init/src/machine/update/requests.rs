@@ -203,15 +203,8 @@ impl InitMachine {
             end: FramesEnd::Broken("a part of PID 1 failed".to_owned()),
         }));
         self.blocking("staging an update", failed, move || {
-            let outcome =
-                (!is_refused).then(|| system.stage(&mut frames, &order, &anchor, is_time_known));
-            match &outcome {
-                Some(Ok(plan)) if !order.dry_run => {
-                    system.append("staged", &plan.to, &ticket.by, "");
-                }
-                Some(Err(refusal)) => system.append("refused", "", &ticket.by, &refusal.text),
-                _ => {}
-            }
+            let outcome = (!is_refused)
+                .then(|| system.stage_for(&ticket.by, &mut frames, &order, &anchor, is_time_known));
             let end = read_to_end(&mut frames, outcome, early);
             MachineEvent::Update(Box::new(UpdateEvent::Staged { ticket, end }))
         });
@@ -243,6 +236,7 @@ impl InitMachine {
             needs_person: [PIN, PASSPHRASE].contains(&vault),
             data: self.facts.data.mode.clone(),
             rolls_back: of == TrialOf::Before,
+            limited,
         };
         let system = self.update.system.clone();
         let place = self.trial_vault();
@@ -259,7 +253,7 @@ impl InitMachine {
                 TrialOf::Staged(sha256) => system.plan_apply(sha256.as_deref())?,
             };
             if limited {
-                system.check_rate()?;
+                system.check_rate(&wish.by)?;
             }
             place.prepare(|| system.measured(&plan))?;
             system.begin_trial(&plan, &wish)?;

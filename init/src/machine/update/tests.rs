@@ -250,6 +250,35 @@ fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
     assert_eq!(codes(&machine), [""; 0], "the slot that runs took over");
 }
 
+/// An attacker who had the disk made the loader start the version before, by the record, or copied it to the other slot.
+#[test]
+fn a_version_below_the_floor_that_runs_is_a_problem() {
+    let mut machine = machine();
+    let mut codes = |version: &str, floor: Option<&str>| -> Vec<String> {
+        machine.facts.update.version = version.to_owned();
+        machine.looked(UpdateLook {
+            state: "good".to_owned(),
+            floor: floor.map(str::to_owned),
+            ..UpdateLook::default()
+        });
+        let problems = machine.facts.problems.update.iter();
+        problems.map(|problem| problem.code.clone()).collect()
+    };
+    assert_eq!(codes("1.9.0", Some("1.10.0")), ["version-below-floor"]);
+    assert_eq!(
+        codes("1.10.0-rc.1", Some("1.10.0")),
+        ["version-below-floor"]
+    );
+    for (version, floor) in [
+        ("1.10.0", Some("1.10.0")),
+        ("1.10.0", Some("1.9.0")),
+        ("1.9.0", None),
+        ("unknown", Some("1.10.0")),
+    ] {
+        assert_eq!(codes(version, floor), [""; 0], "{version} {floor:?}");
+    }
+}
+
 /// A vault that only a TPM opens without a person, on a disk.
 fn sealed_machine() -> (tempfile::TempDir, InitMachine) {
     let dir = tempfile::tempdir().expect("a temporary directory");

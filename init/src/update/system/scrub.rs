@@ -1,6 +1,8 @@
 //! The check of the programs in the boot slots: each is read from the disk in pieces, and compared with the hash that the
 //! machine keeps of it.
 
+use std::io::ErrorKind;
+
 use alknet_boot_state::{BootPhase, BootRecord, BootSlot};
 use alknet_fat::{BlockDevice, FatError};
 use data_encoding::HEXLOWER;
@@ -33,6 +35,8 @@ pub(crate) enum ScrubResult {
     Damaged(String),
     /// Why it was not read.
     Skipped(String),
+    /// Why the disk did not give the program. It may be whole.
+    Unreadable(String),
 }
 
 /// A slot that was not read to its end.
@@ -107,7 +111,10 @@ pub(in crate::update) fn scrub_piece<D: BlockDevice>(
         return done(ScrubResult::Skipped(why.to_owned()));
     };
     match read_piece(disk, slot, expected, begun, piece) {
-        Err(error) => done(ScrubResult::Damaged(error.to_string())),
+        Err(error) => done(match is_of_disk(&error) {
+            true => ScrubResult::Unreadable(error.to_string()),
+            false => ScrubResult::Damaged(error.to_string()),
+        }),
         Ok((scrub, false)) => ScrubTurn::More(scrub),
         Ok((scrub, true)) => {
             let is_same = HEXLOWER.encode(&scrub.hash.finalize()) == expected.sha256;
@@ -120,6 +127,11 @@ pub(in crate::update) fn scrub_piece<D: BlockDevice>(
             })
         }
     }
+}
+
+/// Whether the disk did not answer, or with an error. A file system that leads behind its end is damaged.
+fn is_of_disk(error: &FatError) -> bool {
+    matches!(error, FatError::Io { source, .. } if source.kind() != ErrorKind::UnexpectedEof)
 }
 
 /// Why a slot is left alone.

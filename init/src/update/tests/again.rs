@@ -129,3 +129,96 @@ fn a_dry_run_reads_no_program() {
     let plan = bench.stage_stream(&bench.disk, stream.as_slice().chain(Unread), &dry);
     assert_eq!(plan.map(|plan| plan.to), Ok(NEW.to_owned()));
 }
+
+/// A client with `update:stage`, or a hub, stages what lies in the slot until the log has nothing else.
+#[test]
+fn a_program_that_is_staged_again_and_again_is_logged_once() {
+    let bench = UpdateBench::new();
+    let data = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(data.path().join("update")).expect("a new folder");
+    let mut system = UpdateSystem::absent(&bench.log);
+    assert!(system.set_data(Some(data.path())));
+    let logged = |system: &UpdateSystem| -> Vec<(String, String)> {
+        let records = system.records().into_iter();
+        records.map(|it| (it.version, it.by)).collect()
+    };
+    let bundle = bench.publisher.bundle(&TestRelease::new(NEW, 1));
+    let stage = |by: &str| {
+        let stream = framed(&bundle, 65_536);
+        let staged = bench.staged_stream(&bench.disk, &*stream, &order(&bundle));
+        system.log_staged(&staged.expect("staged"), by);
+    };
+    let entry = |by: &str| (NEW.to_owned(), by.to_owned());
+    for _ in 0..4 {
+        stage("client");
+    }
+    assert_eq!(logged(&system), [entry("client")]);
+    // The log says who staged the version that waits: a hub does not replace that of an administrator.
+    stage("admin");
+    stage("admin");
+    assert_eq!(logged(&system), [entry("client"), entry("admin")]);
+    // After it was taken back, the record changes, and that is an event.
+    apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).expect("staged");
+    stage("admin");
+    assert_eq!(logged(&system).len(), 3);
+}
+
+/// A client that may fill the data disk must not end the limit of its starts by that.
+#[test]
+fn a_start_that_cannot_be_counted_is_refused() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let mut system = UpdateSystem::absent(&InitLog::default());
+    assert_eq!(system.count_start("client"), Ok(()), "it keeps nothing");
+    assert!(system.set_data(Some(data.path())));
+    let refused = system.count_start("client").expect_err("no folder");
+    assert_eq!(refused.code, RefusalCode::Disk, "{}", refused.text);
+    fs::create_dir(data.path().join("update")).expect("a new folder");
+    assert_eq!(system.check_rate("client"), Ok(()));
+    while system.check_rate("client").is_ok() {
+        assert_eq!(system.count_start("client"), Ok(()));
+    }
+    assert_eq!(system.check_rate("hub"), Ok(()));
+}
+
+/// A version was confirmed, and a power cut, or a client that fills the disk, came before its floor was raised.
+#[test]
+fn nothing_gets_below_a_floor_that_a_confirmation_owes() {
+    let mut bench = UpdateBench::new();
+    let release = TestRelease {
+        floor: Some(NEW.to_owned()),
+        ..TestRelease::new(NEW, 1)
+    };
+    bench.stage(&release).expect("staged");
+    bench.arm(&bench.disk);
+    assert_eq!(bench.disk.power_on().0, Some(BootSlot::B));
+    bench.running = BootSlot::B;
+    bench.version = NEW.to_owned();
+    let rollback = |bench: &UpdateBench| {
+        let plan = apply::plan_rollback(&mut bench.disk.open(), BootSlot::B, bench.rules());
+        plan.map(drop)
+    };
+    assert_eq!(rollback(&bench), Ok(()), "a trial is given up");
+    apply::confirm(&mut bench.disk.open(), BootSlot::B).expect("it runs");
+    assert_eq!(bench.trust.floor(), Ok(None), "it is owed");
+    bench.refuses(RefusalCode::BelowFloor, rollback);
+    // A release that is staged now would take the place of the note.
+    for (number, version) in [(2, "1.0.5"), (3, "1.2.0")] {
+        let bundle = bench.publisher.bundle(&TestRelease::new(version, number));
+        let order = StageOrder {
+            downgrade: Some("1.0.5".to_owned()),
+            ..order(&bundle)
+        };
+        bench.refuses(RefusalCode::Disk, |bench| {
+            bench.stage_bundle(&bundle, &order).map(drop)
+        });
+    }
+    let owes = StagedRelease::load(bench.folder.path()).expect("it is there");
+    assert_eq!(owes.floor, Some(version(NEW)));
+    // The next start raises the floor, and removes the note.
+    let mut trust = bench.trust.load(&bench.anchor).expect("seen");
+    trust.raise_floor(owes.floor.as_ref());
+    bench.trust.save(&trust).expect("written");
+    StagedRelease::remove(bench.folder.path());
+    bench.refuses(RefusalCode::BelowFloor, rollback);
+    bench.stage(&TestRelease::new("1.2.0", 4)).expect("staged");
+}

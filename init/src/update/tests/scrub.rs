@@ -79,6 +79,29 @@ fn a_program_that_is_gone_is_damaged() {
     assert!(is_damaged(&scrub(&bench, BootSlot::A).0));
 }
 
+/// A cable that is loose is no reason to write the slot again, and the program may be whole.
+#[test]
+fn a_sector_that_the_disk_cannot_read_is_no_damage_of_the_program() {
+    let bench = UpdateBench::updated();
+    for slot in BootSlot::ALL {
+        let volume = bench.disk.volume();
+        let file = volume.open_file(&slot_path(slot)).expect("a file");
+        let last = file.extents().last().expect("a piece");
+        let sector = 2048 + (last.at + last.bytes - 1) / SECTOR_BYTES as u64;
+        // The whole boot partition, or one sector of the program.
+        for range in [2048..1 << 40, sector..sector + 1] {
+            bench.disk.refuse_reads(Some(range.clone()));
+            let (result, _) = scrub(&bench, slot);
+            let ScrubResult::Unreadable(why) = result else {
+                panic!("{slot} {range:?}: {result:?}");
+            };
+            assert!(why.contains("os error 5"), "{why}");
+        }
+        bench.disk.refuse_reads(None);
+        assert_eq!(scrub(&bench, slot).0, ScrubResult::Whole);
+    }
+}
+
 #[test]
 fn slots_without_a_version_on_trial_or_without_a_hash_are_left_alone() {
     let skipped = |bench: &UpdateBench, slot| match scrub(bench, slot).0 {

@@ -1,0 +1,93 @@
+//! What updates did, as the log of updates says it, and the starts that count.
+
+use std::io::Read;
+
+use super::UpdateSystem;
+use crate::control::{UpdatePlan, UpdateRecord};
+use crate::update::anchor::UpdateAnchor;
+use crate::update::frames::BundleFrameReader;
+use crate::update::refusal::{RefusalCode, UpdateRefusal};
+use crate::update::stage::StageOrder;
+use crate::update::staged::StagedBundle;
+use crate::update::{history, starts};
+
+impl UpdateSystem {
+    /// Stages a bundle that comes in frames, for this caller, and logs what came of it.
+    pub(crate) fn stage_for<R: Read>(
+        &self,
+        by: &str,
+        frames: &mut BundleFrameReader<R>,
+        order: &StageOrder,
+        anchor: &UpdateAnchor,
+        is_time_known: bool,
+    ) -> Result<UpdatePlan, UpdateRefusal> {
+        let outcome = self.stage(frames, order, anchor, is_time_known);
+        match &outcome {
+            Ok(_) if order.dry_run => {}
+            Ok(staged) => self.log_staged(staged, by),
+            Err(refusal) => self.append(history::REFUSED, "", by, &refusal.text),
+        }
+        outcome.map(|staged| staged.plan)
+    }
+
+    /// Logs that a version was staged, unless the disk and the log say so already: a caller may repeat it at will.
+    pub(in crate::update) fn log_staged(&self, staged: &StagedBundle, by: &str) {
+        let version = &staged.plan.to;
+        // The log says who staged the version that waits, so that a hub does not replace that of an administrator.
+        let is_known = |folder| history::has_staging(folder, version, by);
+        if staged.was_staged && self.folder.as_deref().is_some_and(is_known) {
+            return;
+        }
+        self.append(history::STAGED, version, by, "");
+    }
+
+    /// Refuses a start by a caller that is no administrator, after so many in the last hour.
+    pub(crate) fn check_rate(&self, by: &str) -> Result<(), UpdateRefusal> {
+        let folder = self.folder.as_deref();
+        folder.map_or(Ok(()), |folder| starts::check(folder, by))
+    }
+
+    /// Counts a start by such a caller. A start that cannot be counted is refused: a full disk would end the limit.
+    pub(in crate::update) fn count_start(&self, by: &str) -> Result<(), UpdateRefusal> {
+        let folder = self.folder.as_deref();
+        let counted = folder.map_or(Ok(()), |folder| starts::count(folder, by));
+        counted.map_err(|error| {
+            let text = format_args!(
+                "the start cannot be noted on the data disk: {error}; free space there, or let an administrator start it"
+            );
+            UpdateRefusal::new(RefusalCode::Disk, text)
+        })
+    }
+
+    /// The log of updates, the oldest record first.
+    pub(crate) fn records(&self) -> Vec<UpdateRecord> {
+        let folder = self.folder.as_deref();
+        folder.map(history::read).unwrap_or_default()
+    }
+
+    /// Adds a record to the log of updates.
+    pub(super) fn append(&self, event: &str, version: &str, by: &str, reason: &str) {
+        self.append_as(event, version, by, reason, 0);
+    }
+
+    pub(super) fn append_as(&self, event: &str, version: &str, by: &str, reason: &str, seq: u64) {
+        let colon = if reason.is_empty() { "" } else { ": " };
+        self.log.info(format_args!(
+            "update {version} {event} by {by}{colon}{reason}"
+        ));
+        let Some(folder) = &self.folder else {
+            return;
+        };
+        let record = UpdateRecord {
+            time: None,
+            event: event.to_owned(),
+            version: version.to_owned(),
+            by: by.to_owned(),
+            reason: reason.to_owned(),
+        };
+        if let Err(error) = history::append(folder, record, seq) {
+            self.log
+                .warn(format_args!("the log of updates is not written: {error}"));
+        }
+    }
+}
