@@ -440,8 +440,8 @@ mod tests {
     }
 
     /// A short event of a long read would keep all of that read in memory.
-    #[test]
-    fn a_short_event_is_kept_in_memory_of_its_own() {
+    #[tokio::test]
+    async fn a_short_event_is_kept_in_memory_of_its_own() {
         let came = Bytes::from(vec![b'1'; READ_STEP_BYTES]);
         let part = |range: std::ops::Range<usize>| came.slice(range);
         let event = SubscriptionEvent {
@@ -449,15 +449,19 @@ mod tests {
             dropped: 3,
             cursor: Some(CallBody::from_parts(part(20..30), part(10..20))),
         };
-        let apart = event.clone().apart();
-        assert_eq!(
-            (apart.output.raw(), apart.output.tail()),
-            (event.output.raw(), event.output.tail())
-        );
-        assert_eq!(apart.dropped, 3);
-        let cursor = apart.cursor.as_ref().expect("it has one");
-        assert_eq!(cursor.raw(), &part(20..30));
-        drop(event);
+        let all = Arc::new(RequestBytes::new(1 << 20));
+        let (buffer, mut events, _credit) = passed(&all, "eve");
+        buffer.put(event, 30, whole()).await.expect("there is room");
         assert!(came.is_unique(), "nothing of it is kept");
+        let Some(Delivery::Event(kept, _)) = events.recv().await else {
+            panic!("the event waits");
+        };
+        assert_eq!(
+            (kept.output.raw(), kept.output.tail()),
+            (&part(0..10), &part(10..20))
+        );
+        assert_eq!(kept.dropped, 3);
+        let cursor = kept.cursor.as_ref().expect("it has one");
+        assert_eq!(cursor.raw(), &part(20..30));
     }
 }
