@@ -383,7 +383,7 @@ pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExi
             .await?;
         let before = before.value();
         let other = text(&before["other_version"]).to_owned();
-        let kind = RollbackKind::of(text(&before["state"]));
+        let kind = RollbackKind::from_state(text(&before["state"]));
         let question = match kind {
             RollbackKind::Staged => format!("Take back {other}, which waits on {name}? [y/N] "),
             RollbackKind::Pending => format!("Take back {other}, which {name} starts now? [y/N] "),
@@ -434,7 +434,7 @@ enum RollbackKind {
 }
 
 impl RollbackKind {
-    fn of(state: &str) -> Self {
+    fn from_state(state: &str) -> Self {
         match state {
             "staged" => Self::Staged,
             "pending" => Self::Pending,

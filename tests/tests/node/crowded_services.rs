@@ -138,7 +138,7 @@ const AT_REST: u64 = 1;
 /// Requests that the node has received and not answered.
 fn requests(node: &HostNode) -> u64 {
     let told = block_in_place(|| node.call("node/metrics", &Value::Null));
-    let value = |name: &str| told["values"][name].as_u64().expect("a number");
+    let value = |name: &str| told["values"][name].as_f64().expect("a number") as u64;
     value("alknet_call_requests_total") - value("alknet_call_seconds_count")
 }
 

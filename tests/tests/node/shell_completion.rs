@@ -22,7 +22,7 @@ fn completions_are_scripts() {
 }
 
 /// What bash offers for the last of the words, if this is where the user's state directories are.
-fn offered(states: &Path, words: &[&str]) -> Vec<String> {
+fn completions_of(states: &Path, words: &[&str]) -> Vec<String> {
     let script = Command::new(binary())
         .args(["completions", "bash"])
         .output();
@@ -52,7 +52,7 @@ fn a_shell_completes_verbs_and_the_names_of_nodes() {
     let bench = TestBench::new();
     let states = bench.path().join("states");
     let user = CliRunner::new(states.join("alknet"));
-    let verbs = offered(&states, &["alknet", ""]);
+    let verbs = completions_of(&states, &["alknet", ""]);
     for verb in ["call", "node", "ops", "serve", "status"] {
         assert!(verbs.iter().any(|it| it == verb), "{verbs:?} lack {verb}");
     }
@@ -60,16 +60,19 @@ fn a_shell_completes_verbs_and_the_names_of_nodes() {
     for hidden in ["join", "licenses"] {
         assert!(!verbs.iter().any(|it| it == hidden), "{verbs:?}");
     }
-    assert_eq!(offered(&states, &["alknet", "statu"]), ["status"]);
+    assert_eq!(completions_of(&states, &["alknet", "statu"]), ["status"]);
     for (name, host) in [("attic", "192.0.2.7:443"), ("kitchen", "192.0.2.8:443")] {
         let added = user.run(user.command(&["node", "add", name, host]));
         assert_eq!(added.status, 0, "{added:?}");
     }
     let both = ["attic", "kitchen"];
-    assert_eq!(offered(&states, &["alknet", "call", ""])[..2], both);
-    assert_eq!(offered(&states, &["alknet", "status", "at"]), ["attic"]);
+    assert_eq!(completions_of(&states, &["alknet", "call", ""])[..2], both);
     assert_eq!(
-        offered(&states, &["alknet", "peer", "list", "ki"]),
+        completions_of(&states, &["alknet", "status", "at"]),
+        ["attic"]
+    );
+    assert_eq!(
+        completions_of(&states, &["alknet", "peer", "list", "ki"]),
         ["kitchen"]
     );
 }

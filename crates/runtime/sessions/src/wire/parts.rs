@@ -1,8 +1,8 @@
 //! Reads the value of an answer part by part.
 //!
 //! The host passes on what other servers answer: a list in lists has two bytes of text for each, and some eighty bytes in
-//! a tree. Such a tree would be memory of the worker beside the heap that the script was granted. So there is none: each
-//! part goes into the script's own value at once. Serde has no way to hand a sink on through `ciborium`'s reader.
+//! a tree. Such a tree would be memory of the worker beside the heap that the script was granted. So a worker
+//! makes no tree: each part goes into the script's own value at once. Serde has no way to hand a sink on through `ciborium`'s reader.
 
 use alknet_runtime::{SinkStopped, ValueSink};
 use alknet_worker::{CborBody, WorkerFrameError};
