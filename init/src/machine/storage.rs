@@ -337,18 +337,19 @@ fn slot_problem(found: &SlotCheckFacts, running: Option<&str>) -> Option<Machine
         true => "which runs,",
         false => "which does not run,",
     };
-    let (code, what, hint) = match (found.result.as_str(), is_running) {
-        ("damaged", true) => ("slot-damaged", "is damaged on the disk", RUNNING_DAMAGED),
-        ("damaged", false) => ("slot-damaged", "is damaged on the disk", OTHER_DAMAGED),
-        ("unreadable", _) => ("slot-unreadable", "could not be read", UNREADABLE),
-        _ => return None,
-    };
-    Some(MachineDiagnostic {
+    let problem = |code: &str, what: &str, hint: &str| MachineDiagnostic {
         code: code.to_owned(),
         text: format!(
             "the program of version {version} in boot slot {slot}, {which} {what}: {why}"
         ),
         hint: hint.to_owned(),
+    };
+    let damaged = "is damaged on the disk";
+    Some(match (found.result.as_str(), is_running) {
+        ("damaged", true) => problem("slot-damaged", damaged, RUNNING_DAMAGED),
+        ("damaged", false) => problem("slot-damaged", damaged, OTHER_DAMAGED),
+        ("unreadable", _) => problem("slot-unreadable", "could not be read", UNREADABLE),
+        _ => return None,
     })
 }
 
