@@ -158,7 +158,7 @@ fn has_word(text: &str, word: &str) -> bool {
 /// Strings of the program in a source, without its comments and its tests.
 fn texts(source: &str) -> Vec<String> {
     let mut rest = source
-        .split("#[cfg(test)]\nmod ")
+        .split("#[cfg(test)]\nmod tests {")
         .next()
         .unwrap_or_default();
     let mut texts = Vec::new();

@@ -142,7 +142,10 @@ fn written() -> BTreeSet<String> {
     let mut words = BTreeSet::new();
     for path in found {
         let text = fs::read_to_string(&path).expect("text");
-        let own = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        let own = text
+            .split("#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or_default();
         // Every second part is between quotes, or between the end of one string and the next.
         words.extend(
             own.split('"')
@@ -161,7 +164,7 @@ fn programs() -> Vec<&'static str> {
     };
     let own = sources().iter();
     let own = own.filter(|it| !is_of_tests(Path::new(&it.path)));
-    let own = own.map(|it| it.text.split("#[cfg(test)]\nmod ").next());
+    let own = own.map(|it| it.text.split("#[cfg(test)]\nmod tests {").next());
     own.map(Option::unwrap_or_default).collect()
 }
 
