@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 
+use clap::builder::Resettable;
 use clap::{Arg, Command};
 use clap_complete::Shell;
 use clap_complete::engine::{
@@ -20,15 +21,19 @@ const SHELL_VARIABLE: &str = "ALKNET_COMPLETE";
 /// The program's name in a shell.
 const PROGRAM: &str = "alknet";
 
-/// Values that are a node: how the help calls them.
-const NODE_VALUES: [&str; 3] = ["NODE", "NODE|SOURCE", "HUB"];
+/// Positional values that are a file of this computer: how the help calls them.
+const FILE_VALUES: [&str; 4] = ["FILE", "FOLDER", "OUTPUT", "PATH"];
 
-/// The value that is a node or a file.
-const NODE_OR_FILE: &str = "NODE|SOURCE";
+/// The noun whose verbs take the name of a node as NAME, and the one of them that gives a new name.
+const NODE_NOUN: &str = "node";
+const NEW_NAME_VERB: &str = "add";
+
+/// What completes a value.
+type ValueNames = fn(&OsStr) -> Vec<CompletionCandidate>;
 
 /// Prints the words that fit, and ends the process, if the script of a shell asks for them.
 pub(crate) fn answer_shell() {
-    let asks = CompleteEnv::with_factory(|| with_node_names(help::command()));
+    let asks = CompleteEnv::with_factory(|| with_values(help::command(), ""));
     asks.var(SHELL_VARIABLE).complete();
 }
 
@@ -52,14 +57,35 @@ pub(crate) fn run(shell: Shell, json: bool) -> Result<CommandExit, CommandError>
     Ok(CommandExit::Ok)
 }
 
-/// The command line, whose values that are nodes are completed by their names.
-fn with_node_names(command: Command) -> Command {
-    let command = command.mut_args(|arg| match value_name(&arg) {
-        Some(NODE_OR_FILE) => arg.add(ArgValueCompleter::new(nodes_and_files)),
-        Some(name) if NODE_VALUES.contains(&name) => arg.add(ArgValueCompleter::new(nodes)),
-        _ => arg,
+/// The command line for completion: without earlier spellings, and with what completes the values that the engine does
+/// not know. `noun` is the verb above.
+fn with_values(command: Command, noun: &str) -> Command {
+    // Also those that help lists: a shell would offer them in the place of the name.
+    let command = command.alias(Resettable::Reset);
+    let verb = command.get_name().to_owned();
+    let takes_file = command.get_positionals().any(is_file);
+    let command = command.mut_args(|arg| match value_names(&arg, noun, &verb, takes_file) {
+        Some(names) => arg.add(ArgValueCompleter::new(names)),
+        None => arg,
     });
-    command.mut_subcommands(with_node_names)
+    command.mut_subcommands(|below| with_values(below, &verb))
+}
+
+fn value_names(arg: &Arg, noun: &str, verb: &str, takes_file: bool) -> Option<ValueNames> {
+    Some(match value_name(arg)? {
+        // A user may leave the node out, and begin with the file.
+        "NODE" if takes_file && arg.is_positional() => nodes_and_files,
+        "NODE" | "HUB" => nodes,
+        "NODE|SOURCE" | "WHAT" => nodes_and_files,
+        "NAME" if noun == NODE_NOUN && verb != NEW_NAME_VERB => nodes,
+        "VERB" => verbs,
+        _ if is_file(arg) => files,
+        _ => return None,
+    })
+}
+
+fn is_file(arg: &Arg) -> bool {
+    arg.is_positional() && value_name(arg).is_some_and(|name| FILE_VALUES.contains(&name))
 }
 
 /// How the help calls the first value of an argument.
@@ -83,8 +109,22 @@ fn nodes(current: &OsStr) -> Vec<CompletionCandidate> {
         .collect()
 }
 
+fn files(current: &OsStr) -> Vec<CompletionCandidate> {
+    PathCompleter::any().complete(current)
+}
+
 fn nodes_and_files(current: &OsStr) -> Vec<CompletionCandidate> {
     let mut found = nodes(current);
-    found.extend(PathCompleter::any().complete(current));
+    found.extend(files(current));
     found
+}
+
+/// The verbs that help lists.
+fn verbs(current: &OsStr) -> Vec<CompletionCandidate> {
+    let current = current.to_string_lossy();
+    help::command()
+        .get_subcommands()
+        .filter(|verb| !verb.is_hide_set() && verb.get_name().starts_with(&*current))
+        .map(|verb| CompletionCandidate::new(verb.get_name()))
+        .collect()
 }

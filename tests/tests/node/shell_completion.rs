@@ -40,6 +40,7 @@ fn completions_of(states: &Path, words: &[&str]) -> Vec<String> {
     let path = format!("{}:/usr/bin:/bin", folder.display());
     let mut command = Command::new("bash");
     command.env("PATH", path).env("XDG_STATE_HOME", states);
+    command.current_dir(states);
     let output = command.args(["-c", &bash]).output().expect("bash runs");
     let text = String::from_utf8(output.stdout).expect("words are text");
     let words = text.lines().map(|word| word.trim_end().to_owned());
@@ -52,6 +53,8 @@ fn a_shell_completes_verbs_and_the_names_of_nodes() {
     let bench = TestBench::new();
     let states = bench.path().join("states");
     let user = CliRunner::new(states.join("alknet"));
+    std::fs::create_dir_all(&states).expect("the folder is ours");
+    std::fs::write(states.join("count.js"), "").expect("the folder is ours");
     let verbs = completions_of(&states, &["alknet", ""]);
     for verb in ["call", "node", "ops", "serve", "status"] {
         assert!(verbs.iter().any(|it| it == verb), "{verbs:?} lack {verb}");
@@ -75,4 +78,17 @@ fn a_shell_completes_verbs_and_the_names_of_nodes() {
         completions_of(&states, &["alknet", "peer", "list", "ki"]),
         ["kitchen"]
     );
+    // Earlier spellings that begin so, a verb whose second spelling help lists, and the words of other nouns.
+    assert!(completions_of(&states, &["alknet", "vault", "pass"]).is_empty());
+    let offered = completions_of(&states, &["alknet", "ops", ""]);
+    let has = |verb: &str| offered.iter().any(|it| it == verb);
+    assert!(has("promote") && !has("approve"), "{offered:?}");
+    for (line, word) in [
+        (&["alknet", "node", "show", "ki"][..], "kitchen"),
+        (&["alknet", "tensor", "pull", "at"], "attic"),
+        (&["alknet", "js", "run", "cou"], "count.js"),
+        (&["alknet", "help", "tok"], "token"),
+    ] {
+        assert_eq!(completions_of(&states, line), [word], "{line:?}");
+    }
 }
