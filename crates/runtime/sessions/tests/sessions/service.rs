@@ -305,13 +305,13 @@ async fn no_text_and_no_size_of_a_caller_takes_a_services_state() {
     let env = request.env();
     let source = "let n = 0; export const add = (by) => n += by;
          export const fails = (text) => { throw new Error(text); };
-         export const holds = (list) => list.length;
+         export const holds = (text) => text.length;
          export const asks = async (bytes) => {
              const held = [];
              for (;;) held.push(await ops.call('test/big', bytes));
          };";
     let mut spec = service_spec(source);
-    spec.limits.runtime.heap_bytes = 8 << 20;
+    spec.limits.runtime.heap_bytes = 4 << 20;
     spec.limits.runtime.external_bytes = 8 << 20;
     let service = lab.service(&request, spec).await;
     let call = async |name: &str, input: Value| {
@@ -328,7 +328,11 @@ async fn no_text_and_no_size_of_a_caller_takes_a_services_state() {
             json!("Maximum call stack size exceeded"),
             (RuntimeCode::Stack, None),
         ),
-        ("holds", json!(vec![0; 1 << 20]), (RuntimeCode::Quota, None)),
+        (
+            "holds",
+            json!("x".repeat(3_900_000)),
+            (RuntimeCode::Quota, None),
+        ),
         (
             "asks",
             json!(1 << 20),
