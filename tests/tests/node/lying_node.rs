@@ -188,8 +188,16 @@ impl LyingNode {
             futures_util::stream::iter([Ok::<_, CallError>(record)])
         });
         let problem = json!({ "code": ACTS, "text": ACTS, "hint": ACTS });
+        let disk = json!({
+            "name": ACTS, "kind": ACTS, "model": ACTS, "serial_end": ACTS, "health": ACTS, "failing": [ACTS],
+        });
+        let slot = json!({ "slot": ACTS, "version": ACTS, "result": ACTS, "detail": ACTS });
+        let storage = json!({ "disks": [disk], "slots": [slot] });
+        let mut checked = storage.clone();
+        checked["stored"] = json!({ "running": ACTS, "files": ACTS, "damaged_files": ACTS });
+        checked["problems"] = json!([problem]);
         let info = json!({
-            "name": ACTS, "identity": ACTS, "version": ACTS, "kernel": ACTS, "addresses": [ACTS],
+            "storage": storage, "name": ACTS, "identity": ACTS, "version": ACTS, "kernel": ACTS, "addresses": [ACTS],
             "listen": { "alpns": [ACTS], "port": 443 }, "data": { "mode": ACTS }, "clock": ACTS,
             "uptime_ms": 1, "problems": [problem],
         });
@@ -256,6 +264,7 @@ impl LyingNode {
             .with(says("update/log", json!({ "records": [tried] })))
             .with(says("update/confirm", json!({ "confirmed": ACTS })))
             .with(says("update/rollback", json!({ "accepted": ACTS })))
+            .with(says("update/cancel", json!({ "cancelled": ACTS })))
             .with(rotates(key.public()))
             .with(says("hub/invite", invitation))
             .with(says("hub/peers/approve", peer.clone()))
@@ -294,6 +303,7 @@ impl LyingNode {
             .with(says("tensor/remove", json!({ "id": ACTS, "freed": ACTS })))
             .with(says("tensor/list", json!({ "files": [kept] })))
             .with(says("node/info", info))
+            .with(says("node/check-storage", checked))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
             .with(runs(script))
