@@ -28,7 +28,11 @@ fn completions_of(states: &Path, words: &[&str]) -> Vec<String> {
         .output();
     let script = String::from_utf8(script.expect("the binary runs").stdout);
     let script = script.expect("a script is text");
-    let (at, last) = words.iter().enumerate().last().expect("a word to complete");
+    let (at, last) = words
+        .iter()
+        .enumerate()
+        .next_back()
+        .expect("a word to complete");
     let quoted: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
     let bash = format!(
         "{script}\nCOMP_WORDS=({})\nCOMP_CWORD={at}\nCOMP_TYPE=9\n_clap_complete_alknet alknet '{last}'\n\

@@ -395,5 +395,5 @@ async fn many_long_answers_of_a_service_with_much_state_end_no_worker() {
         "figure a service with many long answers: {} MiB",
         peak / MIB
     );
-    assert!(peak < SMALLEST_WORKER_BYTES, "{} MiB", peak / MIB);
+    assert!(peak < ONE_SERVICE_BYTES_MAX, "{} MiB", peak / MIB);
 }
