@@ -3,7 +3,6 @@
 
 use std::ffi::OsStr;
 
-use clap::builder::Resettable;
 use clap::{Arg, Command};
 use clap_complete::Shell;
 use clap_complete::engine::{
@@ -33,7 +32,7 @@ type ValueNames = fn(&OsStr) -> Vec<CompletionCandidate>;
 
 /// Prints the words that fit, and ends the process, if the script of a shell asks for them.
 pub(crate) fn answer_shell() {
-    let asks = CompleteEnv::with_factory(|| with_values(help::command(), ""));
+    let asks = CompleteEnv::with_factory(|| with_values(&help::command(), ""));
     asks.var(SHELL_VARIABLE).complete();
 }
 
@@ -57,18 +56,22 @@ pub(crate) fn run(shell: Shell, json: bool) -> Result<CommandExit, CommandError>
     Ok(CommandExit::Ok)
 }
 
-/// The command line for completion: without earlier spellings, and with what completes the values that the engine does
-/// not know. `noun` is the verb above.
-fn with_values(command: Command, noun: &str) -> Command {
-    // Also those that help lists: a shell would offer them in the place of the name.
-    let command = command.alias(Resettable::Reset);
-    let verb = command.get_name().to_owned();
+/// The command line for completion: without earlier spellings and hidden verbs, which the engine offers where nothing else
+/// fits, and with what completes the values that the engine does not know. `noun` is the verb above.
+fn with_values(command: &Command, noun: &str) -> Command {
+    let verb = command.get_name();
     let takes_file = command.get_positionals().any(is_file);
-    let command = command.mut_args(|arg| match value_names(&arg, noun, &verb, takes_file) {
-        Some(names) => arg.add(ArgValueCompleter::new(names)),
-        None => arg,
+    let args = command.get_arguments().cloned().map(|arg| {
+        match value_names(&arg, noun, verb, takes_file) {
+            Some(names) => arg.add(ArgValueCompleter::new(names)),
+            None => arg,
+        }
     });
-    command.mut_subcommands(|below| with_values(below, &verb))
+    let visible = command.get_subcommands().filter(|it| !it.is_hide_set());
+    Command::new(verb.to_owned())
+        .about(command.get_about().cloned())
+        .args(args)
+        .subcommands(visible.map(|below| with_values(below, verb)))
 }
 
 fn value_names(arg: &Arg, noun: &str, verb: &str, takes_file: bool) -> Option<ValueNames> {

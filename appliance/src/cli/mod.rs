@@ -52,7 +52,6 @@ use std::process::ExitCode;
 
 use alknet_init::helper_task::HELPER_VERB;
 use clap::{Args, FromArgMatches, Parser, Subcommand};
-use serde_json::json;
 
 pub(crate) use dial::DialArgs;
 pub(crate) use exit::{CommandError, CommandExit, chain_text};
