@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 
+use clap::builder::Resettable;
 use clap::{Arg, Command};
 use clap_complete::Shell;
 use clap_complete::engine::{
@@ -27,12 +28,15 @@ const FILE_VALUES: [&str; 4] = ["FILE", "FOLDER", "OUTPUT", "PATH"];
 const NODE_NOUN: &str = "node";
 const NEW_NAME_VERB: &str = "add";
 
+/// The name of hidden verbs here: no word that a user types begins another one with it.
+const NO_WORD: &str = "";
+
 /// What completes a value.
 type ValueNames = fn(&OsStr) -> Vec<CompletionCandidate>;
 
 /// Prints the words that fit, and ends the process, if the script of a shell asks for them.
 pub(crate) fn answer_shell() {
-    let asks = CompleteEnv::with_factory(|| with_values(&help::command(), ""));
+    let asks = CompleteEnv::with_factory(|| with_values(help::command(), ""));
     asks.var(SHELL_VARIABLE).complete();
 }
 
@@ -58,20 +62,19 @@ pub(crate) fn run(shell: Shell, json: bool) -> Result<CommandExit, CommandError>
 
 /// The command line for completion: without earlier spellings and hidden verbs, which the engine offers where nothing else
 /// fits, and with what completes the values that the engine does not know. `noun` is the verb above.
-fn with_values(command: &Command, noun: &str) -> Command {
-    let verb = command.get_name();
+fn with_values(command: Command, noun: &str) -> Command {
+    // Also those that help lists: a shell would offer them in the place of the name.
+    let command = command.alias(Resettable::Reset);
+    let verb = command.get_name().to_owned();
     let takes_file = command.get_positionals().any(is_file);
-    let args = command.get_arguments().cloned().map(|arg| {
-        match value_names(&arg, noun, verb, takes_file) {
-            Some(names) => arg.add(ArgValueCompleter::new(names)),
-            None => arg,
-        }
+    let command = command.mut_args(|arg| match value_names(&arg, noun, &verb, takes_file) {
+        Some(names) => arg.add(ArgValueCompleter::new(names)),
+        None => arg,
     });
-    let visible = command.get_subcommands().filter(|it| !it.is_hide_set());
-    Command::new(verb.to_owned())
-        .about(command.get_about().cloned())
-        .args(args)
-        .subcommands(visible.map(|below| with_values(below, verb)))
+    command.mut_subcommands(|below| match below.is_hide_set() {
+        true => below.name(NO_WORD).alias(Resettable::Reset),
+        false => with_values(below, &verb),
+    })
 }
 
 fn value_names(arg: &Arg, noun: &str, verb: &str, takes_file: bool) -> Option<ValueNames> {
