@@ -37,6 +37,7 @@ mod error;
 pub mod limits;
 mod make;
 mod recipe;
+mod runs;
 mod wire;
 
 pub use apply::{DeltaBase, apply_delta};

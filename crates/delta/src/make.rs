@@ -10,10 +10,14 @@ use crate::apply::{DeltaBase, apply_delta};
 use crate::error::{DeltaError, DeltaMakingError};
 use crate::limits::{DELTA_WINDOW_LOG_MAX, GROUP_BYTES_MAX, GROUP_PIECES_MAX};
 use crate::recipe::{FrameRecipe, library_version};
+use crate::runs::shared_runs;
 use crate::wire::{DeltaHeader, END, FRAME_BEGINS, FRAME_ENDS, GROUP, put_varint, zigzag};
 
 /// Level of the delta's own compression.
 const LEVEL: i32 = 19;
+
+/// Bytes outside of the runs that both programs share, up to which nothing is searched for them.
+const GAPS_BYTES_MAX: usize = 64 << 10;
 
 /// The program that a delta starts from, in memory.
 #[derive(Clone, Copy, Debug)]
@@ -159,11 +163,17 @@ fn write_items(
             }
             Ok::<(), io::Error>(())
         };
-    bidiff::diff(base, &whole, &DiffParams::default(), |found| {
-        let copied = found.add_new_start..found.copy_start();
-        put(&mut groups, copied, Some(found.add_old_start))?;
-        put(&mut groups, found.copy_start()..found.copy_end, None)
-    })?;
+    let runs = shared_runs(base, &whole);
+    let shared: usize = runs.iter().map(|run| run.bytes).sum();
+    if whole.len() - shared <= GAPS_BYTES_MAX {
+        for run in runs {
+            let gap = groups.done..run.new;
+            put(&mut groups, gap, None)?;
+            put(&mut groups, run.new..run.new + run.bytes, Some(run.old))?;
+        }
+    } else {
+        search(base, &whole, |copied, from| put(&mut groups, copied, from))?;
+    }
     // What the search left out, if it did.
     let left = groups.done..whole.len();
     put(&mut groups, left, None)?;
@@ -172,6 +182,20 @@ fn write_items(
         groups.items.write_all(&marker)?;
     }
     groups.items.write_all(&[END])
+}
+
+/// Finds pieces of the base that are like pieces of the new parts, and passes on where each piece lies in the new parts, and
+/// in the base if it is to be copied from there.
+fn search(
+    base: &[u8],
+    whole: &[u8],
+    mut put: impl FnMut(Range<usize>, Option<usize>) -> io::Result<()>,
+) -> io::Result<()> {
+    bidiff::diff(base, whole, &DiffParams::default(), |found| {
+        let copied = found.add_new_start..found.copy_start();
+        put(copied, Some(found.add_old_start))?;
+        put(found.copy_start()..found.copy_end, None)
+    })
 }
 
 fn frame_begins(recipe: FrameRecipe, bytes: usize) -> Vec<u8> {

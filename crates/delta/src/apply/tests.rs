@@ -48,12 +48,21 @@ fn delta(old: (&[u8], usize, &[u8]), new: (&[u8], std::ops::Range<usize>, &[u8])
     make_delta(&old, &new).expect("a delta")
 }
 
+/// Of the second pair nearly all bytes are in long runs.
 #[test]
 fn a_program_is_made_from_the_one_before_with_few_bytes() {
-    let (old, new) = (code(0, 3 << 20), code(40, (3 << 20) + 400));
-    let (running, _) = packed(KERNEL, &old, b"");
-    let (next, frame) = packed(b"another kernel", &new, b"a signature");
-    let delta = delta((&running, KERNEL.len(), &old), (&next, frame, &new));
+    let old = code(0, 3 << 20);
+    let mut like = old.clone();
+    like.splice(1_000_000..1_000_010, *b"an instruction more");
+    for new in [code(40, (3 << 20) + 400), like] {
+        few_bytes_make(&old, &new);
+    }
+}
+
+fn few_bytes_make(old: &[u8], new: &[u8]) {
+    let (running, _) = packed(KERNEL, old, b"");
+    let (next, frame) = packed(b"another kernel", new, b"a signature");
+    let delta = delta((&running, KERNEL.len(), old), (&next, frame, new));
     assert!(
         delta.len() * 8 < next.len(),
         "{} of {}",
@@ -63,7 +72,7 @@ fn a_program_is_made_from_the_one_before_with_few_bytes() {
     let base = OldProgram {
         program: &running,
         before: KERNEL.len(),
-        init: &old,
+        init: old,
     };
     let mut made = Vec::new();
     apply_delta(&*delta, &base, next.len() as u64, &mut made).expect("it fits");
