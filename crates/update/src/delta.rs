@@ -8,6 +8,17 @@ use crate::release::InvalidRelease;
 /// deltas take the target for a file of another kind.
 pub(crate) const MEMBER: &str = "alknet-delta";
 
+/// The name of the file in a channel that has the delta from the program with this SHA-256, in hex. A machine that runs the
+/// program asks for it, beside the bundle with the whole program.
+///
+/// ```
+/// assert_eq!(alknet_update::delta_file_name("ab12"), "from-ab12.tar");
+/// ```
+#[must_use]
+pub fn delta_file_name(base: &str) -> String {
+    format!("from-{base}.tar")
+}
+
 /// The description of a target that makes a program from another one.
 ///
 /// It is signed with the target. Members that this version does not know are ignored.

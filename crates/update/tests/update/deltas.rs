@@ -108,7 +108,9 @@ fn a_delta_with_other_bytes_is_refused() {
 #[test]
 fn a_description_that_is_not_understood_is_none() {
     let publisher = Publisher::new(1);
-    let mut odd = delta();
+    // The bundle has the same bytes for all of its files.
+    let mut odd =
+        UpdateTarget::describe_delta("alknet.delta", info(), &mut &*PROGRAM).expect("a delta");
     odd.delta = Some(DeltaInfo {
         base: "another kind of base".to_owned(),
         ..info()
