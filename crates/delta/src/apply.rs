@@ -87,6 +87,7 @@ pub fn apply_delta(
         pieces: 0,
         frames: 0,
         expected: 0,
+        buffer: vec![0; READ_BYTES],
     };
     // Small reads are many, and each of the decoder has a price.
     making.run(&mut BufReader::with_capacity(READ_BYTES, items))
@@ -157,6 +158,8 @@ struct DeltaApplication<'a> {
     frames: u64,
     /// The end of the last copy in the base.
     expected: u64,
+    /// For bytes of the base, of which most pieces need few.
+    buffer: Vec<u8>,
 }
 
 impl DeltaApplication<'_> {
@@ -291,8 +294,8 @@ impl DeltaApplication<'_> {
     }
 
     /// Adds the bytes of the base from byte `at` on to these differences.
-    fn add_base(&self, differences: &mut [u8], mut at: u64) -> Result<(), DeltaError> {
-        let mut buffer = [0; READ_BYTES];
+    fn add_base(&mut self, differences: &mut [u8], mut at: u64) -> Result<(), DeltaError> {
+        let (base, buffer) = (self.base, &mut self.buffer);
         let mut rest = differences;
         while !rest.is_empty() {
             let length = rest.len().min(READ_BYTES);
@@ -300,16 +303,16 @@ impl DeltaApplication<'_> {
                 // A piece may begin in the program and end in /init.
                 Some(before) if before > 0 => {
                     let length = length.min(usize::try_from(before).unwrap_or(length));
-                    (self.base.read_program(&mut buffer[..length], at), length)
+                    (base.read_program(&mut buffer[..length], at), length)
                 }
                 _ => {
                     let within = at - self.program_bytes;
-                    (self.base.read_init(&mut buffer[..length], within), length)
+                    (base.read_init(&mut buffer[..length], within), length)
                 }
             };
             read.map_err(DeltaError::Base)?;
             let (head, behind) = rest.split_at_mut(length);
-            for (difference, byte) in head.iter_mut().zip(&buffer) {
+            for (difference, byte) in head.iter_mut().zip(&*buffer) {
                 *difference = difference.wrapping_add(*byte);
             }
             rest = behind;

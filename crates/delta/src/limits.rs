@@ -3,8 +3,8 @@
 /// Bytes that the parts of a program have before they are compressed. A program today has 93 MB of them.
 pub const UNPACKED_BYTES_MAX: u64 = 256 << 20;
 
-/// Pieces of a delta. Each may read another place of the disk: two builds a day apart have 200,000.
-pub const PIECES_MAX: u64 = 1 << 20;
+/// Pieces of a delta. Each may read another place of the disk. Two builds of one night had 50,000.
+pub const PIECES_MAX: u64 = 256 << 10;
 
 /// Pieces in a group. A machine holds their places in memory.
 pub const GROUP_PIECES_MAX: u64 = 8 << 10;
