@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delta_that_does_not_fit_is_told_from_other_refusals() {
+    fn only_refusals_of_a_delta_are_about_one() {
         let status = |code: &str| json!({ "ended": { "session": "s", "error": { "code": code, "text": "why" } } });
         for (code, expected) in [
             ("delta", true),
