@@ -1,5 +1,6 @@
 //! Makes the new program on a machine, from the one that runs and a delta that streams by.
 
+use std::cmp::Ordering;
 use std::io::{self, BufReader, Read, Write};
 use std::mem;
 
@@ -67,6 +68,12 @@ pub fn apply_delta(
         header.program_bytes <= base.program_bytes() && header.init_bytes == base.init_bytes();
     if !is_base {
         return Err(DeltaError::OtherBase);
+    }
+    // Before anything is written. What is made is counted all the same.
+    match header.result_bytes.cmp(&result_bytes) {
+        Ordering::Equal => {}
+        Ordering::Greater => return Err(DeltaError::TooLong(result_bytes)),
+        Ordering::Less => return Err(DeltaError::Short(result_bytes)),
     }
     let mut items = zstd::Decoder::with_buffer(delta)
         .map_err(DeltaError::Delta)?

@@ -99,12 +99,16 @@ proptest! {
 
 /// A delta with these items, for the base of [`applied`].
 fn hostile(items: &[u8]) -> Vec<u8> {
+    hostile_for(items, 100)
+}
+
+fn hostile_for(items: &[u8], result_bytes: u64) -> Vec<u8> {
     let mut delta = Vec::new();
     let header = DeltaHeader {
         library: library_version(),
         program_bytes: 10,
         init_bytes: 20,
-        result_bytes: 100,
+        result_bytes,
     };
     header.write(&mut delta).expect("into memory");
     let mut encoder = Encoder::new(delta, 1).expect("memory");
@@ -249,7 +253,7 @@ fn a_bomb_is_refused() {
     }
     endless.push(FRAME_ENDS);
     endless.extend_from_slice(&group(&[(1, None)], 1));
-    let (result, _) = applied_for(&hostile(&endless), 1 << 20);
+    let (result, _) = applied_for(&hostile_for(&endless, 1 << 20), 1 << 20);
     assert_eq!(
         result.expect_err("refused").to_string(),
         "the delta makes more than 268435456 bytes before they are compressed"
@@ -325,6 +329,15 @@ fn another_base_or_library_is_refused_before_anything_is_written() {
     let other = "the delta is for another program than the one that runs";
     assert_eq!(changed(20, 24), other);
     assert_eq!(changed(28, 19), other);
+    let (fewer, more) = (changed(36, 99), changed(36, 101));
+    assert_eq!(
+        fewer,
+        "the delta makes fewer than the 100 bytes of the program"
+    );
+    assert_eq!(
+        more,
+        "the delta makes more than the 100 bytes of the program"
+    );
     let library = changed(16, 0);
     let here = library_version();
     assert_eq!(
