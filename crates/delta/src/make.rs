@@ -1,5 +1,6 @@
 //! Makes a delta on a build machine, and tries it.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::ops::Range;
 
@@ -127,61 +128,34 @@ fn write_items(
 ) -> io::Result<()> {
     let whole = parts.concat();
     let borders = [parts[0].len(), parts[0].len() + parts[1].len()];
-    let mut groups = GroupWriter {
-        base,
-        whole: &whole,
-        items,
-        pieces: Vec::new(),
-        count: 0,
-        differences: Vec::new(),
-        others: Vec::new(),
-        expected: 0,
-        done: 0,
+    let frame = frame_begins(recipe, parts[1].len());
+    let mut writer = PartsWriter {
+        groups: GroupWriter {
+            base,
+            whole: &whole,
+            items,
+            pieces: Vec::new(),
+            count: 0,
+            differences: Vec::new(),
+            others: Vec::new(),
+            expected: 0,
+            done: 0,
+        },
+        markers: [(borders[0], frame), (borders[1], vec![FRAME_ENDS])].into(),
     };
-    let mut markers = [
-        (borders[0], frame_begins(recipe, parts[1].len())),
-        (borders[1], vec![FRAME_ENDS]),
-    ]
-    .into_iter()
-    .peekable();
-    let mut put =
-        |groups: &mut GroupWriter<'_>, mut range: Range<usize>, mut from: Option<usize>| {
-            while !range.is_empty() {
-                let border = markers.peek().map_or(usize::MAX, |(at, _)| *at);
-                if range.start == border {
-                    groups.end_group()?;
-                    // The loop has looked at it.
-                    if let Some((_, marker)) = markers.next() {
-                        groups.items.write_all(&marker)?;
-                    }
-                    continue;
-                }
-                let end = range.end.min(border);
-                groups.piece(range.start..end, from)?;
-                from = from.map(|from| from + end - range.start);
-                range.start = end;
-            }
-            Ok::<(), io::Error>(())
-        };
     let runs = shared_runs(base, &whole);
     let shared: usize = runs.iter().map(|run| run.bytes).sum();
     if whole.len() - shared <= GAPS_BYTES_MAX {
         for run in runs {
-            let gap = groups.done..run.new;
-            put(&mut groups, gap, None)?;
-            put(&mut groups, run.new..run.new + run.bytes, Some(run.old))?;
+            writer.put(writer.groups.done..run.new, None)?;
+            writer.put(run.new..run.new + run.bytes, Some(run.old))?;
         }
     } else {
-        search(base, &whole, |copied, from| put(&mut groups, copied, from))?;
+        search(base, &whole, |range, from| writer.put(range, from))?;
     }
     // What the search left out, if it did.
-    let left = groups.done..whole.len();
-    put(&mut groups, left, None)?;
-    groups.end_group()?;
-    for (_, marker) in markers {
-        groups.items.write_all(&marker)?;
-    }
-    groups.items.write_all(&[END])
+    writer.put(writer.groups.done..whole.len(), None)?;
+    writer.finish()
 }
 
 /// Finds pieces of the base that are like pieces of the new parts, and passes on where each piece lies in the new parts, and
@@ -203,6 +177,47 @@ fn frame_begins(recipe: FrameRecipe, bytes: usize) -> Vec<u8> {
     recipe.put(&mut marker);
     marker.extend((bytes as u64).to_le_bytes());
     marker
+}
+
+/// Writes the pieces of all parts, and between the parts where a frame begins and ends.
+struct PartsWriter<'a> {
+    groups: GroupWriter<'a>,
+    /// Items, and the byte of the parts before which each stands.
+    markers: VecDeque<(usize, Vec<u8>)>,
+}
+
+impl PartsWriter<'_> {
+    /// Adds a piece that follows the one before, copied from this place of the base or written as it is.
+    fn put(&mut self, mut range: Range<usize>, mut from: Option<usize>) -> io::Result<()> {
+        while !range.is_empty() {
+            let border = self.markers.front().map(|(at, _)| *at);
+            if border == Some(range.start) {
+                self.mark()?;
+                continue;
+            }
+            let end = range.end.min(border.unwrap_or(range.end));
+            self.groups.piece(range.start..end, from)?;
+            from = from.map(|from| from + end - range.start);
+            range.start = end;
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self) -> io::Result<()> {
+        self.groups.end_group()?;
+        match self.markers.pop_front() {
+            Some((_, marker)) => self.groups.items.write_all(&marker),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.groups.end_group()?;
+        while !self.markers.is_empty() {
+            self.mark()?;
+        }
+        self.groups.items.write_all(&[END])
+    }
 }
 
 /// Collects pieces until a group is full.

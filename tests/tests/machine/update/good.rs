@@ -13,8 +13,8 @@ use super::{
     FIRST, LIMIT, SECOND, config, is_refused, machine, roll_back, serving, stands, status, update,
 };
 
-/// Under UEFI: the new version, which is made from the first one by a delta, is confirmed, then its floor refuses an older one that an administrator permits, and a
-/// rollback returns to the first version. Identity and stored tokens stay.
+/// Under UEFI: the new version, which a delta makes from the first one, is confirmed, then its floor refuses an older one
+/// that an administrator permits, and a rollback returns to the first version. Identity and stored tokens stay.
 #[test]
 fn update_good_and_back_under_uefi() {
     let bench = TestBench::new();
