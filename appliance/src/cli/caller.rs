@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::meant_operation;
-use super::node_book::name_list;
+use super::name_hint::name_list;
 use super::output::one_line;
 use super::target::NodeRoute;
 

@@ -24,6 +24,7 @@ mod key;
 mod license;
 mod machine;
 mod man;
+mod name_hint;
 mod node;
 mod node_book;
 mod open;

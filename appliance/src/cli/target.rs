@@ -128,8 +128,9 @@ impl NodeRoute {
     /// The error of a dial of this route, with what was taken for the node and what may have been meant.
     pub(super) fn explained(&self, mut error: CommandError) -> CommandError {
         if let Some(hint) = &self.hint {
+            // A misspelt name is the likelier mistake, so that the error of the dial comes behind it.
             error.message = format!(
-                "'{}' was taken for a NODE: {}; {hint}",
+                "'{}' was taken for a NODE: {hint}; as the name of a host: {}",
                 self.name, error.message
             );
         }
@@ -579,11 +580,17 @@ mod tests {
         assert_eq!(route.target.address(), "atic:443");
         let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
         let said = route.explained(lost).message;
-        assert!(
-            said.starts_with("'atic' was taken for a NODE: no address; "),
-            "{said}"
+        assert_eq!(
+            said,
+            "'atic' was taken for a NODE: no node is called 'atic' here; did you mean 'attic'? Known are attic, \
+             edge-1, oven; as the name of a host: no address"
         );
-        assert!(said.contains("attic, edge-1, oven"), "{said}");
+        let unlike = names(None, None).resolve("lamp").expect("it may be a host");
+        let hint = unlike.hint().unwrap_or_default();
+        assert!(
+            hint.ends_with("here; known are attic, edge-1, oven"),
+            "{hint}"
+        );
         let known = names(None, None).resolve("attic").expect("it is known");
         let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
         assert_eq!(known.explained(lost.clone()), lost);

@@ -457,12 +457,22 @@ fn a_mistyped_name_is_answered_with_those_that_are_known() {
     assert_ne!(mistyped.status, 0, "{mistyped:?}");
     let said = message(&mistyped);
     assert!(
-        said.contains("no node is called 'atic' here; known are attic"),
+        said.starts_with(
+            "'atic' was taken for a NODE: no node is called 'atic' here; did you mean 'attic'? Known are attic; "
+        ),
         "{said}"
     );
     let verb = message(&run(admin, &["ops", "lst", "--timeout", "5s"]));
     assert!(verb.starts_with("'lst' was taken for a NODE: "), "{verb}");
-    assert!(verb.ends_with("did you mean 'alknet ops list'?"), "{verb}");
+    assert!(verb.contains("did you mean 'alknet ops list'?"), "{verb}");
+    // Nothing is dialled, and no public certificate is spoken of.
+    let pinned = run(admin, &["pin", "atic"]);
+    assert_eq!((pinned.status, pinned.code().as_str()), (2, "USAGE"));
+    let said = message(&pinned);
+    assert!(
+        said.starts_with("no node is called 'atic' here; did you mean 'attic'?"),
+        "{said}"
+    );
     // Nothing is dialled.
     let halves = run(admin, &["call", "node", "info"]);
     assert_eq!((halves.status, halves.code().as_str()), (2, "USAGE"));
