@@ -8,6 +8,7 @@ use alknet_call::{CallError, CallOptions, ErrorCode, OperationSummary, Operation
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::call_hint::explained;
 use super::caller::{NodeCaller, is_unknown_operation};
 use super::dial::CliDialer;
 use super::name_hint::nearest_name;
@@ -199,7 +200,10 @@ impl CliCallRequest {
             }
             Err(error) => Err(error),
         };
-        printer.answer(answer.map_err(call_error)?.value())?;
+        match answer {
+            Ok(answer) => printer.answer(answer.value())?,
+            Err(error) => return Err(explained(node, operation, error).await),
+        }
         Ok(CommandExit::Ok)
     }
 
@@ -219,7 +223,7 @@ impl CliCallRequest {
             Err(error) if error.code == ErrorCode::InvalidOperationType => {
                 self.follow(node, printer).await
             }
-            Err(error) => Err(call_error(error)),
+            Err(error) => Err(explained(node, operation, error).await),
         }
     }
 
@@ -238,10 +242,8 @@ impl CliCallRequest {
             };
             match event {
                 None => return Ok(CommandExit::Ok),
-                Some(event) => {
-                    let event = event.map_err(call_error)?;
-                    printer.event(&self.operation, event.output.value())?;
-                }
+                Some(Ok(event)) => printer.event(&self.operation, event.output.value())?,
+                Some(Err(error)) => return Err(explained(node, &self.operation, error).await),
             }
         }
     }

@@ -47,6 +47,11 @@ impl NodeCaller {
         }
     }
 
+    /// The hub that passes the requests on, as the user calls it.
+    pub(crate) fn hub(&self) -> Option<&str> {
+        self.behind.as_ref().map(|(hub, _)| hub.as_str())
+    }
+
     /// Whether a hub passes the requests on.
     pub(crate) fn is_behind_hub(&self) -> bool {
         self.behind.is_some()

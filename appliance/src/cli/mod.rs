@@ -2,6 +2,7 @@
 
 mod batch;
 mod call;
+mod call_hint;
 mod caller;
 mod completion;
 mod config;
