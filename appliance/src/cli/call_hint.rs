@@ -30,7 +30,10 @@ pub(super) async fn explained(
     if is_missing {
         // The names of credentials are for those who may read the node's problems: another caller gets no answer.
         let info = node.call("node/info", &Value::Null).await.ok();
-        failure.further.extend(credential_hints(operation, info.as_ref().map(|it| it.value())));
+        failure.further.extend(credential_hints(
+            operation,
+            info.as_ref().map(|it| it.value()),
+        ));
     }
     failure
 }
@@ -54,10 +57,15 @@ fn credential_hints(operation: &str, info: Option<&Value>) -> Vec<String> {
         return vec![text.to_owned()];
     };
     let namespace = operation.split('/').next().unwrap_or_default();
-    let users = [format!("import {namespace}"), format!("operation {operation}")];
+    let users = [
+        format!("import {namespace}"),
+        format!("operation {operation}"),
+    ];
     let uses_it = |problem: &&&Value| {
         let (_, used) = text(&problem["text"]).rsplit_once("; ").unwrap_or_default();
-        let mut used = used.split(", ").map(|user| user.trim_end_matches(" uses it"));
+        let mut used = used
+            .split(", ")
+            .map(|user| user.trim_end_matches(" uses it"));
         used.any(|user| users.iter().any(|it| it == user))
     };
     let problems = info["problems"].as_array().into_iter().flatten();
@@ -79,7 +87,8 @@ mod tests {
 
     #[test]
     fn a_credential_that_is_not_set_is_named_to_those_who_may_know_it() {
-        let problem = |text: &str, hint: &str| json!({ "code": PROBLEM, "text": text, "hint": hint });
+        let problem =
+            |text: &str, hint: &str| json!({ "code": PROBLEM, "text": text, "hint": hint });
         let info = json!({ "problems": [
             { "code": "clock-not-set", "text": "no clock; import notes uses it", "hint": "wait" },
             problem("credential a: it is not set; import mail, import notes uses it", "set a"),
@@ -103,7 +112,10 @@ mod tests {
     #[test]
     fn a_wrong_input_is_answered_with_the_command_that_describes_the_right_one() {
         let said = input_hint("node/log", None);
-        assert_eq!(said, "'alknet ops show node/log' prints what the operation takes");
+        assert_eq!(
+            said,
+            "'alknet ops show node/log' prints what the operation takes"
+        );
         let behind = input_hint("node/log", Some("attic"));
         assert!(behind.contains("not 'attic'"), "{behind}");
     }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::call::call_error;
-use super::dial::CliDialer;
+use super::dial::{CliDialer, NO_ANSWER};
 use super::node_book::NodeBook;
 use super::open::PageAddress;
 use super::target::{NodeArgs, NodeRoute};
@@ -269,7 +269,8 @@ fn presented(target: &PeerAddr, key: PeerKey, within: Duration) -> Result<Vec<u8
         sends.send(answer).ok();
     });
     let Ok(answer) = asked.recv_timeout(within) else {
-        let text = format!("{address} did not answer within {} s", within.as_secs_f64());
+        let seconds = within.as_secs_f64();
+        let text = format!("{address} did not answer within {seconds} s; {NO_ANSWER}");
         return Err(CommandError::new(CommandExit::Timeout, "TIMEOUT", text));
     };
     answer.map_err(|error| {

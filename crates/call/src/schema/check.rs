@@ -127,7 +127,11 @@ impl SchemaValidator {
                 ValidationOutcome::NoAndLarge => false,
             };
             let validator = lists_violations.then_some(&compiled.validator);
-            Err(violations(validator, value, misfit_text(schema, text, &code)))
+            Err(violations(
+                validator,
+                value,
+                misfit_text(schema, text, &code),
+            ))
         })?
     }
 
@@ -234,7 +238,9 @@ mod tests {
         let refused = refused.expect_err("it breaks the schema");
         let details = refused.details.expect("violations");
         let details = details.as_array().cloned().unwrap_or_default();
-        let texts = details.iter().map(|it| it["message"].as_str().unwrap_or_default().to_owned());
+        let texts = details
+            .iter()
+            .map(|it| it["message"].as_str().unwrap_or_default().to_owned());
         (refused.message, texts.collect())
     }
 
@@ -245,10 +251,18 @@ mod tests {
         let nothing = json!({"type": ["object", "null"], "additionalProperties": false});
         let plain = "the input does not match the schema; see details";
         for (schema, text, expected) in [
-            (&takes_name, &b"null"[..], "the operation needs an input; see details"),
+            (
+                &takes_name,
+                &b"null"[..],
+                "the operation needs an input; see details",
+            ),
             (&takes_name, b"{}", plain),
             (&takes_name, b"{\"name\":\"a\",\"x\":1}", plain),
-            (&nothing, b"{\"x\":1}", "the operation takes no input: leave it out; see details"),
+            (
+                &nothing,
+                b"{\"x\":1}",
+                "the operation takes no input: leave it out; see details",
+            ),
             (
                 &json!({"type": "null"}),
                 b"{}",
@@ -257,7 +271,10 @@ mod tests {
         ] {
             let (message, texts) = refused(schema, text);
             assert_eq!(message, expected, "{schema}");
-            assert!(texts.iter().all(|it| !it.contains("False schema")), "{texts:?}");
+            assert!(
+                texts.iter().all(|it| !it.contains("False schema")),
+                "{texts:?}"
+            );
         }
     }
 
