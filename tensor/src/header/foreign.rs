@@ -64,10 +64,8 @@ mod tests {
         }
         let other = header_len(b"notes.tx", u64::MAX, &limits).expect_err("too long");
         assert_eq!(other.code(), TensorErrorCode::Limit);
-        // The same first bytes of a number that is the length of a header.
-        assert_eq!(
-            header_len(&[0x80, 4, 0, 0, 0, 0, 0, 0], 4096, &limits),
-            Ok(0x480)
-        );
+        // The same first bytes may be those of a length.
+        let len = header_len(&[0x80, 4, 0, 0, 0, 0, 0, 0], 4096, &limits);
+        assert_eq!(len.expect("a length"), 0x480);
     }
 }
