@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_no_record_meets_is_told() {
+    fn a_log_without_a_match_says_so() {
         let said = |more: &[&str], printed| {
             let words = [&["logs", "node"], more].concat();
             let args = LogsCommand::try_parse_from(words).expect("a command").args;
