@@ -143,9 +143,9 @@ pub(crate) fn refused(error: clap::Error) -> ExitCode {
     if !error.use_stderr() {
         match asked_for(&error).filter(|_| wants_json()) {
             // The exit code is the same where standard output is gone.
-            Some(answer) => drop(output::json_line(&answer)),
-            None => drop(error.print()),
-        }
+            Some(answer) => output::json_line(&answer).ok(),
+            None => error.print().ok(),
+        };
         return ExitCode::SUCCESS;
     }
     if wants_json() {

@@ -4,7 +4,7 @@ use super::PREFIX_BYTES;
 
 /// First bytes of other formats, with what such a file is and what to do with it. Read as the length of a header, all of
 /// them are larger than a header may be.
-const FORMATS: [(&[u8], &str); 6] = [
+const FORMATS: [(&[u8], &str); 8] = [
     (
         b"\x93NUMPY",
         "an array of NumPy (.npy): 'alknet tensor convert FILE.npy OUT.mt' makes a tensor file of it",
@@ -24,7 +24,9 @@ const FORMATS: [(&[u8], &str); 6] = [
     ),
     // PROTO of protocols 2 to 5 (Python, pickletools), with which every pickle of Python 3 begins.
     (b"\x80\x02", PICKLE),
+    (b"\x80\x03", PICKLE),
     (b"\x80\x04", PICKLE),
+    (b"\x80\x05", PICKLE),
 ];
 
 const PICKLE: &str = "a pickle of Python, which may run code and which this program does not read: save it as safetensors";
