@@ -26,7 +26,7 @@ pub(crate) struct ManArgs {
 /// Writes `alknet.1`, and a page such as `alknet-token-add.1` for each verb.
 pub(crate) fn run(args: &ManArgs, json: bool) -> Result<CommandExit, CommandError> {
     let folder = args.folder.display();
-    let failed = |error: std::io::Error| {
+    let failed = |error: io::Error| {
         CommandError::local(format!("cannot write manual pages to {folder}: {error}"))
     };
     fs::create_dir_all(&args.folder).map_err(failed)?;
