@@ -7,6 +7,7 @@
 mod address;
 mod boot;
 mod config;
+mod delta;
 mod envelope;
 mod fat;
 mod frame;
@@ -29,6 +30,7 @@ mod vault;
 pub use address::address;
 pub use boot::boot;
 pub use config::config;
+pub use delta::delta;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
@@ -69,6 +71,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "config",
         run: config,
+    },
+    FuzzTarget {
+        name: "delta",
+        run: delta,
     },
     FuzzTarget {
         name: "envelope",

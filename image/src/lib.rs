@@ -47,6 +47,7 @@ mod manifest;
 mod network_boot;
 mod oci;
 mod out;
+mod program_parts;
 mod provenance;
 mod sbom;
 mod tar;
@@ -72,5 +73,6 @@ pub use linuxkit::yml as linuxkit_yml;
 pub use manifest::{
     MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput, ManifestSource,
 };
+pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::BuildProvenance;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};

@@ -11,7 +11,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use crate::error::UpdateError;
 use crate::limits::{BUNDLE_METADATA_BYTES_MAX, BUNDLE_METADATA_FILES_MAX, TARGET_BYTES_MAX};
 use crate::refresh::{MetadataRequest, MetadataSource, VerifiedTargets};
-use crate::target::UpdateTarget;
+use crate::target::{TargetCheck, UpdateTarget};
 
 /// The folder of documents.
 pub const METADATA_FOLDER: &str = "metadata";
@@ -375,6 +375,34 @@ impl<R: Read> BundleReader<R> {
         self.advance(target.bytes)
     }
 
+    /// Lets `act` read the next target, reads what it leaves, and checks all of it. Until this returns, nothing that `act`
+    /// made of the bytes may be used.
+    ///
+    /// # Errors
+    /// The bytes are not the signed ones, the bundle ends too early, or reading fails.
+    pub fn read_target<T>(
+        &mut self,
+        verified: &VerifiedTargets,
+        act: impl FnOnce(&mut dyn Read) -> T,
+    ) -> Result<T, UpdateError> {
+        let Some(target) = self.next_target(verified)? else {
+            return Err(UpdateError::Missing {
+                file: TARGETS_FOLDER.to_owned(),
+            });
+        };
+        let mut input = self.input.by_ref().take(target.bytes);
+        let mut reader = CheckedTarget {
+            check: target.check(),
+            input: &mut input,
+        };
+        let done = act(&mut reader);
+        let rest = io::copy(&mut reader, &mut io::sink());
+        rest.map_err(|error| UpdateError::source(BUNDLE, error))?;
+        reader.check.finish()?;
+        self.advance(target.bytes)?;
+        Ok(done)
+    }
+
     /// Leaves the next target out, without a check of its bytes.
     ///
     /// # Errors
@@ -415,6 +443,21 @@ impl<R: Read> BundleReader<R> {
         }
         self.next = next;
         Ok(())
+    }
+}
+
+/// A target that is checked while it is read.
+struct CheckedTarget<'a, R> {
+    check: TargetCheck<'a>,
+    input: &'a mut R,
+}
+
+impl<R: Read> Read for CheckedTarget<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        let checked = self.check.update(&buffer[..read]);
+        checked.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        Ok(read)
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::delta::{self, DeltaInfo};
 use crate::document::sha256;
 use crate::error::UpdateError;
 use crate::limits::{TARGET_BYTES_MAX, TARGET_NAME_BYTES_MAX};
@@ -26,6 +27,8 @@ pub struct UpdateTarget {
     pub sha256: [u8; 32],
     /// The description of a program that a machine can boot; other files have none.
     pub release: Option<ReleaseInfo>,
+    /// The description of a delta, which makes such a program from another one.
+    pub delta: Option<DeltaInfo>,
 }
 
 impl UpdateTarget {
@@ -54,7 +57,23 @@ impl UpdateTarget {
             bytes,
             sha256: digest.finalize().into(),
             release,
+            delta: None,
         };
+        target.check_description(name)?;
+        Ok(target)
+    }
+
+    /// Describes a delta.
+    ///
+    /// # Errors
+    /// The file cannot be read, or its name, length or description is refused.
+    pub fn describe_delta(
+        name: &str,
+        delta: DeltaInfo,
+        file: &mut dyn Read,
+    ) -> Result<Self, UpdateError> {
+        let mut target = Self::describe(name, None, file)?;
+        target.delta = Some(delta);
         target.check_description(name)?;
         Ok(target)
     }
@@ -79,11 +98,16 @@ impl UpdateTarget {
                 ReleaseInfo::deserialize(described).map_err(|e| wrong(InvalidRelease::new(e)))?,
             ),
         };
+        // Of a description that this version cannot read, only the delta is of no use, and not the whole release.
+        let described = &target["custom"][delta::MEMBER];
+        let delta = DeltaInfo::deserialize(described).ok();
+        let delta = delta.filter(|delta| delta.check().is_ok());
         let target = Self {
             name: name.to_owned(),
             bytes,
             sha256,
             release,
+            delta,
         };
         target.check_description(file)?;
         Ok(target)
@@ -105,7 +129,8 @@ impl UpdateTarget {
             });
         }
         let checked = self.release.as_ref().map_or(Ok(()), ReleaseInfo::check);
-        checked.map_err(|source| UpdateError::Release {
+        let delta = self.delta.as_ref().map_or(Ok(()), DeltaInfo::check);
+        checked.and(delta).map_err(|source| UpdateError::Release {
             target: self.name.clone(),
             source,
         })
@@ -118,7 +143,10 @@ impl UpdateTarget {
             "length": self.bytes,
         });
         if let Some(release) = &self.release {
-            entry["custom"] = json!({ release::MEMBER: release });
+            entry["custom"][release::MEMBER] = json!(release);
+        }
+        if let Some(delta) = &self.delta {
+            entry["custom"][delta::MEMBER] = json!(delta);
         }
         entry
     }

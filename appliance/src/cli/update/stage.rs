@@ -12,7 +12,7 @@ use super::{NodeTurn, STATUS, is_lost};
 use crate::cli::call::call_error;
 use crate::cli::caller::NodeCaller;
 use crate::cli::query::text;
-use crate::cli::{CommandError, CommandExit};
+use crate::cli::{CommandError, CommandExit, output};
 
 /// How long a node may take for the last piece: it writes, reads back and verifies the program meanwhile.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(900);
@@ -21,13 +21,24 @@ const TRIES_MAX: u32 = 5;
 /// The pause before that, and between two questions about a download.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// Refusals of a node that has the whole program to take. [`ended`] begins with them.
+const ABOUT_DELTA: [&str; 3] = ["delta", "other-base", "other-library"];
+
 /// The plan of the node for what the source has.
 pub(super) async fn staged(
     turn: &NodeTurn<'_>,
     source: &BundleSource,
 ) -> Result<Value, CommandError> {
     match source {
-        BundleSource::Channel => download(turn, json!({})).await,
+        BundleSource::Channel => match download(turn, json!({})).await {
+            Err(error) if is_about_delta(&error) => {
+                if !turn.json {
+                    output::note(&format!("{}; it takes the whole program", error.message));
+                }
+                download(turn, json!({ "whole": true })).await
+            }
+            staged => staged,
+        },
         BundleSource::Url(url) => download(turn, json!({ "url": url })).await,
         BundleSource::File { path, bytes } => {
             let pieces = BundlePieces::File {
@@ -45,6 +56,12 @@ pub(super) async fn staged(
                 .await
         }
     }
+}
+
+/// Whether the channel had a delta that does not make its program on this node.
+fn is_about_delta(error: &CommandError) -> bool {
+    let code = error.message.split_once(": ").map(|(code, _)| code);
+    code.is_some_and(|code| ABOUT_DELTA.contains(&code))
 }
 
 fn progress(turn: &NodeTurn<'_>) -> ByteProgress {
@@ -251,5 +268,26 @@ fn patient() -> CallOptions {
     CallOptions {
         timeout: Some(PIECE_TIMEOUT),
         ..CallOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_refusals_of_a_delta_are_about_one() {
+        let status = |code: &str| json!({ "ended": { "session": "s", "error": { "code": code, "text": "why" } } });
+        for (code, expected) in [
+            ("delta", true),
+            ("other-base", true),
+            ("other-library", true),
+            ("other-machine", false),
+            ("hash", false),
+        ] {
+            let end = ended(&status(code), "s").expect("it ended");
+            let error = end.expect_err("refused");
+            assert_eq!(is_about_delta(&error), expected, "{code}");
+        }
     }
 }

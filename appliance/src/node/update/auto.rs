@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::NodeUpdates;
 use super::download::planned;
+use super::refusal::is_about_delta;
 use super::schedule::{AutoStep, AutoView, step};
 use super::session::StagingOutcome;
 use super::stage::StageWish;
@@ -130,7 +131,8 @@ impl NodeUpdates {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
         self.auto().looked = self.now_s();
-        let plan = self.stage_from_channel(true).await?;
+        // A delta may be left of an earlier release.
+        let plan = self.stage_from_channel(true, true).await?;
         self.auto().found = Some(plan);
         Ok(())
     }
@@ -139,7 +141,13 @@ impl NodeUpdates {
     async fn stage_found(&self) -> Result<(), CallError> {
         // If it fails, the next look decides whether it is tried again.
         self.auto().found = None;
-        let plan = self.stage_from_channel(false).await?;
+        let plan = match self.stage_from_channel(false, false).await {
+            Err(error) if is_about_delta(&error) => {
+                tracing::warn!("the channel's delta does not fit: {}", error.message);
+                self.stage_from_channel(false, true).await?
+            }
+            staged => staged?,
+        };
         tracing::info!(version = plan.to, "update.auto staged");
         let mut auto = self.auto();
         auto.own = Some(plan.to.clone());
@@ -148,13 +156,18 @@ impl NodeUpdates {
     }
 
     /// The bundle of the channel, to its end.
-    async fn stage_from_channel(&self, dry_run: bool) -> Result<UpdatePlan, CallError> {
+    async fn stage_from_channel(
+        &self,
+        dry_run: bool,
+        whole: bool,
+    ) -> Result<UpdatePlan, CallError> {
         let wish = StageWish {
             owner: BY.to_owned(),
             by: BY.to_owned(),
             url: None,
             downgrade: None,
             dry_run,
+            whole,
             anywhere: true,
             // What a dry run finds is judged here, by what the machine left.
             unasked: !dry_run,

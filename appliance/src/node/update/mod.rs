@@ -206,6 +206,8 @@ fn plan_schema() -> Value {
             "from": text, "to": text,
             "step": { "enum": ["upgrade", "same", "downgrade", ""] },
             "bytes": { "type": "integer", "description": "Bytes of the program" },
+            "delta_bytes": { "type": ["integer", "null"],
+                             "description": "Bytes of the delta that makes it from the program that runs, if the bundle has one" },
             "sha256": text, "changes": text,
             "floor": { "type": ["string", "null"],
                        "description": "The oldest version that may run after this one was confirmed, if it rises" },

@@ -22,13 +22,17 @@ const FORBIDDEN: [&str; 9] = [
 ];
 
 /// Refusals that are about the bytes of the bundle, or the machine that it is for.
-const INVALID: [&str; 5] = [
+const INVALID: [&str; 6] = [
+    "delta",
     "hash",
     "malformed",
     "other-machine",
     "too-large",
     "truncated",
 ];
+
+/// Refusals after which the same release is taken as a whole program.
+const ABOUT_DELTA: [&str; 3] = ["delta", "other-base", "other-library"];
 
 /// A part of PID 1 failed.
 const FAILED: &str = "failed";
@@ -46,6 +50,12 @@ pub(super) fn refused(code: &str, text: &str) -> CallError {
         ErrorCode::Conflict
     };
     CallError::new(kind, text).with_details(json!({ "code": code, "text": text }))
+}
+
+/// Whether the bundle had a delta that does not make its program here.
+pub(super) fn is_about_delta(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
+    code.is_some_and(|code| ABOUT_DELTA.contains(&code))
 }
 
 impl From<UpdateLinkError> for CallError {
@@ -125,6 +135,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_delta_is_refused_for_is_no_reason_to_refuse_the_program() {
+        for (code, expected) in [
+            ("delta", true),
+            ("other-base", true),
+            ("other-library", true),
+            ("other-machine", false),
+            ("hash", false),
+        ] {
+            let error = refused(code, "why");
+            assert_eq!(is_about_delta(&error), expected, "{code}");
+        }
+        assert!(!is_about_delta(&CallError::invalid_input("why")));
+    }
+
     /// The page has each refusal beside its error.
     #[test]
     fn the_page_has_the_errors_of_refusals() {
@@ -147,7 +172,8 @@ mod tests {
             assert_eq!(refused(code, "").code.name(), error, "{code}");
             seen.push(code.to_owned());
         }
-        let known = FORBIDDEN.iter().chain(&INVALID).chain([&FAILED]);
+        let known = FORBIDDEN.iter().chain(&INVALID).chain(&ABOUT_DELTA);
+        let known = known.chain([&FAILED]);
         for code in known {
             assert!(
                 seen.iter().any(|it| it == code),

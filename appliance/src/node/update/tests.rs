@@ -32,6 +32,8 @@ enum Verdict {
     Plans,
     /// The same of the program with this SHA-256.
     PlansOf(&'static str),
+    /// It reads all of it, and refuses a bundle that begins so.
+    Refuses(&'static [u8]),
     /// It refuses after so many bytes.
     RefusesAfter(u64),
     /// It knows what a dry run would do after so many bytes.
@@ -261,10 +263,18 @@ impl FakeInit {
                 self.link.answered(n, answer);
             }
         };
+        let refused = match verdict {
+            Verdict::Refuses(begin) => bundle.starts_with(begin),
+            _ => false,
+        };
         let seen = (bundle, is_whole);
         self.seen.lock().expect("no panic").bundles.push(seen);
         if !has_answered {
             let answer = match is_whole {
+                true if refused => UpdateAnswer::Refused {
+                    code: "other-base".to_owned(),
+                    text: "the delta is for another program".to_owned(),
+                },
                 true => UpdateAnswer::Planned {
                     plan: verdict.plan(),
                 },
