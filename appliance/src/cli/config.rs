@@ -289,13 +289,23 @@ fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
     let generation = &answer["generation"];
     let changed = answer["changed"] == true;
     let mut lines = vec![match (answer["dry_run"] == true, changed) {
-        (true, true) => format!("generation {generation} would be replaced"),
-        (true, false) => format!("generation {generation} says the same"),
+        (true, true) => format!(
+            "generation {generation} would be replaced{}",
+            place_of_copy(answer)
+        ),
+        (true, false) => format!(
+            "generation {generation} says the same{}",
+            place_of_copy(answer)
+        ),
         (false, true) => format!(
             "generation {generation} is in force{}",
             place_of_copy(answer)
         ),
-        (false, false) => format!("generation {generation} said the same already"),
+        // The file is written all the same: its comments may differ.
+        (false, false) => format!(
+            "generation {generation} said the same already{}",
+            place_of_copy(answer)
+        ),
     }];
     for (key, what) in [
         ("added", "new"),
@@ -330,18 +340,23 @@ fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
     lines
 }
 
-/// Where the node keeps the document, as the end of a line.
+/// The file in which the node keeps the document, or on a dry run would keep it, as the end of a line. If the file has
+/// another document, that one is lost.
 fn place_of_copy(answer: &Value) -> String {
-    match answer["kept_in"].as_str() {
-        Some(file) => {
-            let replaced = if answer["replaced"] == true {
-                " (replaced)"
-            } else {
-                ""
-            };
-            format!(", and kept in {}{replaced}", output::one_line(file))
+    let Some(file) = answer["kept_in"].as_str() else {
+        return String::new();
+    };
+    let file = output::one_line(file);
+    let loses = answer["replaced"] == true;
+    match (answer["dry_run"] == true, loses) {
+        (true, true) => {
+            format!(
+                "; the document would take the place of {file}, whose text is then lost: copy it first"
+            )
         }
-        None => String::new(),
+        (true, false) => format!("; the document would be kept in {file}"),
+        (false, true) => format!(", and kept in {file} (replaced: its earlier text is not kept)"),
+        (false, false) => format!(", and kept in {file}"),
     }
 }
 
@@ -381,7 +396,18 @@ mod tests {
         let lines = lines(&kept, &joined);
         assert_eq!(
             lines[0],
-            "generation 4 is in force, and kept in /etc/alknet.toml (replaced)"
+            "generation 4 is in force, and kept in /etc/alknet.toml (replaced: its earlier text is not kept)"
+        );
+        kept["dry_run"] = true.into();
+        assert_eq!(
+            super::lines(&kept, &joined)[0],
+            "generation 4 would be replaced; the document would take the place of /etc/alknet.toml, whose text is \
+             then lost: copy it first"
+        );
+        kept["replaced"] = false.into();
+        assert_eq!(
+            super::lines(&kept, &joined)[0],
+            "generation 4 would be replaced; the document would be kept in /etc/alknet.toml"
         );
         assert_eq!(lines[4], "from the next start: listen.port");
     }

@@ -83,8 +83,9 @@ pub(crate) fn apply(people: IdentityServices) -> Registration {
             "dry_run": { "type": "boolean" }, "restart_required": { "type": "array" },
             "warnings": { "type": "array" }, "peers": { "type": "object" },
             "kept": { "type": "boolean" }, "kept_error": { "type": "string" },
-            "kept_in": { "type": "string", "description": "The file that has the document now" },
-            "replaced": { "type": "boolean", "description": "Whether that file had another document before" },
+            "kept_in": { "type": "string", "description": "The file that has the document now, or on a dry run would have" },
+            "replaced": { "type": "boolean", "description": 
+                "Whether that file had another document before, which is not kept" },
         }
     }))
     .with_scope(ADMIN_SCOPE);
