@@ -23,7 +23,6 @@ use super::left::LeftVersions;
 use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::{StagedBundle, StagedRelease};
-use super::system::SlotPrograms;
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
 use crate::log::InitLog;
