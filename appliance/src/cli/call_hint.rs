@@ -10,7 +10,7 @@ use super::output::one_line;
 use super::query::text;
 
 /// The reason of a call that needs a credential which is not set.
-const CREDENTIAL_MISSING: &str = "credential_missing";
+const REASON_MISSING: &str = "credential_missing";
 /// The code of the problem of a node with such a credential.
 const PROBLEM: &str = "credential-missing";
 
@@ -21,7 +21,7 @@ pub(super) async fn explained(
     error: CallError,
 ) -> CommandError {
     let reason = error.details.as_ref().and_then(|it| it["reason"].as_str());
-    let is_missing = reason == Some(CREDENTIAL_MISSING);
+    let is_missing = reason == Some(REASON_MISSING);
     let is_misfit = error.code == ErrorCode::InvalidInput;
     let mut failure = call_error(error);
     if is_misfit {

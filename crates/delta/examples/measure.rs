@@ -5,12 +5,13 @@
 use std::env;
 use std::error::Error;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::process::{self, Command};
+use std::process::Command;
 use std::time::Instant;
 
 use alknet_delta::{DeltaBase, FrameRecipe, NewProgram, OldProgram, apply_delta, make_delta};
+use tempfile::NamedTempFile;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -47,12 +48,11 @@ fn measure(old: &str, new: &str) -> Result<(), Box<dyn Error>> {
     let delta = make_delta(&base, &made)?;
     println!("delta: {} bytes, {:.1?}", delta.len(), begun.elapsed());
     // What a machine needs is seen in a process that has made nothing.
-    let file = env::temp_dir().join(format!("measured-{}.delta", process::id()));
-    fs::write(&file, &delta)?;
+    let mut file = NamedTempFile::new()?;
+    file.write_all(&delta)?;
     let mut machine = Command::new(env::current_exe()?);
-    let status = machine.arg(old).arg(&file).arg(bytes.to_string()).status();
-    fs::remove_file(&file)?;
-    match status?.success() {
+    let machine = machine.arg(old).arg(file.path()).arg(bytes.to_string());
+    match machine.status()?.success() {
         true => Ok(()),
         false => Err("the delta does not apply".into()),
     }

@@ -20,6 +20,10 @@ const WITHOUT_PATH: [(&str, &str); 6] = [
         "a stream of a connection has no path",
     ),
     (
+        "crates/delta/src/error.rs",
+        "the caller opened the programs, the delta and the output, and its message names them",
+    ),
+    (
         "crates/hub/src/client.rs",
         "a stream of the connection to a hub has no path",
     ),
