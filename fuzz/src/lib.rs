@@ -8,6 +8,7 @@ mod address;
 mod boot;
 mod config;
 mod delta;
+mod disk;
 mod envelope;
 mod fat;
 mod frame;
@@ -31,6 +32,7 @@ pub use address::address;
 pub use boot::boot;
 pub use config::config;
 pub use delta::delta;
+pub use disk::disk;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
@@ -75,6 +77,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "delta",
         run: delta,
+    },
+    FuzzTarget {
+        name: "disk",
+        run: disk,
     },
     FuzzTarget {
         name: "envelope",

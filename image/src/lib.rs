@@ -76,3 +76,4 @@ pub use manifest::{
 pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::BuildProvenance;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
+pub use virtual_disk::{VirtualDiskFormat, write_virtual_disk};
