@@ -45,12 +45,12 @@ impl ServeArgs {
 
 /// Serves until a signal stops it.
 pub(crate) fn run(args: ServeArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let state_dir = args.state.dir()?;
     // A first start that cannot have its port leaves no folder and no key behind.
-    if !state_dir.exists() {
+    if !args.state.path()?.exists() {
         let listen = configuration(args.clone())?.config.listen;
         refuse_taken(&listen.addrs, listen.port)?;
     }
+    let state_dir = args.state.dir()?;
     // Before the configuration: two nodes with one state directory would write over each other.
     let lock = StateLock::take(&state_dir)?;
     run_locked(args, lock, json)

@@ -41,7 +41,7 @@ fn an_input_that_is_missing_or_too_much_is_called_so() {
     let bench = TestBench::new();
     let node = bench.host();
     for (words, said) in [
-        (&["services/schema"][..], "the operation needs an input"),
+        (&["runtime/eval"][..], "the operation needs an input"),
         (
             &["node/info", "{\"x\":1}"],
             "the operation takes no input: leave it out",
