@@ -109,11 +109,11 @@ impl NodeDescription {
 pub(crate) fn info(
     about: &NodeDescription,
     facts: &MachineFacts,
-    people: &IdentityServices,
+    identity_services: &IdentityServices,
     own: &[MachineDiagnostic],
     endpoint: Value,
 ) -> Value {
-    let config = people.reloader.current();
+    let config = identity_services.reloader.current();
     // PID 1 repeats the problems that the node sent it, so those are listed once.
     let problems = &facts.problems;
     let own = own.iter().filter(|one| !problems.contains(one));
@@ -141,7 +141,7 @@ pub(crate) fn info(
             "source": config_source(&config, facts),
             "generation": config.generation,
             "restart_required": config.restart_required,
-            "keeps": people.reloader.keeps(),
+            "keeps": identity_services.reloader.keeps(),
         },
         "boot": { "stages": facts.boot_stages },
         "watchdog": facts.watchdog,

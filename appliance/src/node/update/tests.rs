@@ -93,7 +93,8 @@ impl NodeUpdateBench {
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
         let store = crate::node::store::open(dir.path());
         let (overlay, keeper) = (Default::default(), crate::node::ConfigStore::nowhere());
-        let people = crate::node::people(&config, overlay, keeper, Vec::new(), store);
+        let identity_services =
+            crate::node::build_identity_services(&config, overlay, keeper, Vec::new(), store);
         let facts = MachineFacts {
             clock: "sntp".to_owned(),
             update: UpdateFacts {
@@ -111,7 +112,7 @@ impl NodeUpdateBench {
             link: UpdateLink::new(Some(to_init), Some(UpdateStream::of_test(ours))),
             dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
             facts: Arc::clone(&facts),
-            reloader: Arc::clone(&people.reloader),
+            reloader: Arc::clone(&identity_services.reloader),
             identity: "ed25519:00".to_owned(),
             clock: crate::node::clock(),
         };
@@ -125,7 +126,7 @@ impl NodeUpdateBench {
             seen: Arc::default(),
             verdict: Arc::new(Mutex::new(Verdict::Plans)),
             facts,
-            identities: people,
+            identities: identity_services,
             _dir: dir,
         };
         let init = FakeInit {
