@@ -195,6 +195,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case compresses up to 800 kB twice.
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         /// A machine writes in other pieces than the program that made the image.
         #[test]
         fn the_pieces_of_the_content_do_not_matter(

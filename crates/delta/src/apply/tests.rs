@@ -80,6 +80,9 @@ fn few_bytes_make(old: &[u8], new: &[u8]) {
 }
 
 proptest! {
+    // Each case has tables of 16 MiB cleared, twice.
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn any_program_is_made_from_any_other(
         before in proptest::collection::vec(any::<u8>(), 0..300),
