@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::release::InvalidRelease;
+use crate::limits::DELTA_BLOCK_BYTES;
+use crate::release::{InvalidRelease, is_sha256};
 
 /// The name of the member of `custom`. It is not a member of the description of a program, so that clients that know no
 /// deltas take the target for a file of another kind.
@@ -30,17 +31,30 @@ pub struct DeltaInfo {
     pub base: String,
     /// The version number of the library that compressed the target.
     pub library: u32,
+    /// SHA-256 of each block of [`DELTA_BLOCK_BYTES`], in hex. [`UpdateTarget::describe_delta`] fills it in.
+    ///
+    /// A machine reads a delta as its bytes arrive. Without these hashes its decompressor would read bytes that the server
+    /// or the network made.
+    ///
+    /// [`UpdateTarget::describe_delta`]: crate::UpdateTarget::describe_delta
+    pub blocks: Vec<String>,
 }
 
 impl DeltaInfo {
-    /// Fails if the base is no hash.
+    /// Fails if the base is no hash, or if a delta of this length has other blocks.
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn check(&self) -> Result<(), InvalidRelease> {
-        match crate::release::is_sha256(&self.base) {
+    pub fn check(&self, bytes: u64) -> Result<(), InvalidRelease> {
+        if !is_sha256(&self.base) {
+            return Err(InvalidRelease::new("its base is no SHA-256 in hex"));
+        }
+        let count = bytes.div_ceil(DELTA_BLOCK_BYTES as u64);
+        match self.blocks.len() as u64 == count && self.blocks.iter().all(|it| is_sha256(it)) {
             true => Ok(()),
-            false => Err(InvalidRelease::new("its base is no SHA-256 in hex")),
+            false => Err(InvalidRelease::new(
+                "it has not one SHA-256 in hex for each of its blocks",
+            )),
         }
     }
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::delta::{self, DeltaInfo};
 use crate::document::sha256;
 use crate::error::UpdateError;
-use crate::limits::{TARGET_BYTES_MAX, TARGET_NAME_BYTES_MAX};
+use crate::limits::{DELTA_BLOCK_BYTES, TARGET_BYTES_MAX, TARGET_NAME_BYTES_MAX};
 use crate::release::{self, InvalidRelease, ReleaseInfo};
 
 /// Bytes that [`UpdateTarget::copy`] holds at a time.
@@ -69,10 +69,19 @@ impl UpdateTarget {
     /// The file cannot be read, or its name, length or description is refused.
     pub fn describe_delta(
         name: &str,
-        delta: DeltaInfo,
+        mut delta: DeltaInfo,
         file: &mut dyn Read,
     ) -> Result<Self, UpdateError> {
-        let mut target = Self::describe(name, None, file)?;
+        let mut bytes = Vec::new();
+        // One byte more, so that a longer file is refused.
+        let mut bounded = file.take(TARGET_BYTES_MAX + 1);
+        let read = bounded.read_to_end(&mut bytes);
+        read.map_err(|error| UpdateError::source(name, error))?;
+        let mut target = Self::describe(name, None, &mut &*bytes)?;
+        let blocks = bytes.chunks(DELTA_BLOCK_BYTES);
+        delta.blocks = blocks
+            .map(|it| HEXLOWER.encode(&Sha256::digest(it)))
+            .collect();
         target.delta = Some(delta);
         target.check_description(name)?;
         Ok(target)
@@ -101,7 +110,7 @@ impl UpdateTarget {
         // Of a description that this version cannot read, only the delta is of no use, and not the whole release.
         let described = &target["custom"][delta::MEMBER];
         let delta = DeltaInfo::deserialize(described).ok();
-        let delta = delta.filter(|delta| delta.check().is_ok());
+        let delta = delta.filter(|delta| delta.check(bytes).is_ok());
         let target = Self {
             name: name.to_owned(),
             bytes,
@@ -129,7 +138,8 @@ impl UpdateTarget {
             });
         }
         let checked = self.release.as_ref().map_or(Ok(()), ReleaseInfo::check);
-        let delta = self.delta.as_ref().map_or(Ok(()), DeltaInfo::check);
+        let delta = self.delta.as_ref();
+        let delta = delta.map_or(Ok(()), |delta| delta.check(self.bytes));
         checked.and(delta).map_err(|source| UpdateError::Release {
             target: self.name.clone(),
             source,

@@ -190,7 +190,7 @@ pub(super) fn copy_made<R: Read>(
         check: wanted.check(),
         output,
     };
-    let applied = bundle.read_target(verified, |delta| {
+    let applied = bundle.read_delta(verified, |delta| {
         apply_delta(delta, base, wanted.bytes, &mut made)
     })?;
     applied.map_err(of_delta)?;

@@ -193,6 +193,7 @@ impl TestDelta {
             target: makes.to_owned(),
             base: self.base.clone(),
             library: self.library,
+            blocks: Vec::new(),
         };
         UpdateTarget::describe_delta(&self.name, info, &mut &*self.bytes).expect("a target")
     }

@@ -228,7 +228,7 @@ fn a_bundle_with_a_delta_makes_the_program_from_an_earlier_one() {
     let wanted = verified.target(&described.target).expect("named");
     let parts = ProgramParts::unpack(&old).expect("a program");
     let mut program = Vec::new();
-    let applied = reader.read_target(&verified, |delta| {
+    let applied = reader.read_delta(&verified, |delta| {
         apply_delta(delta, &parts.as_old(), wanted.bytes, &mut program)
     });
     applied.expect("the signed delta").expect("it fits");

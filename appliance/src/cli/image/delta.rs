@@ -62,6 +62,7 @@ pub(super) fn deltas(
             target: name.to_owned(),
             base: base.clone(),
             library: library_version(),
+            blocks: Vec::new(),
         };
         let file = format!("alknet.from_{}.delta", &base[..NAME_DIGITS]);
         let target = UpdateTarget::describe_delta(&file, info, &mut &*bytes);

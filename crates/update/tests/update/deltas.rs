@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use alknet_update::limits::DELTA_BLOCK_BYTES;
 use alknet_update::{
     BundleReader, DeltaInfo, DowngradeConsent, UpdateClock, UpdateError, UpdateTarget, UpdateTrust,
     VerifiedTargets, write_bundle,
@@ -16,6 +17,7 @@ fn info() -> DeltaInfo {
         target: "alknet.efi".to_owned(),
         base: "ab".repeat(32),
         library: 10_507,
+        blocks: Vec::new(),
     }
 }
 
@@ -67,7 +69,7 @@ fn a_bundle_may_have_the_delta_alone() {
     let bundle = bundle(&publisher, &[delta()]);
     let (mut reader, verified) = opened(&publisher, &bundle);
     let mut read = Vec::new();
-    let done = reader.read_target(&verified, |input| input.read_to_end(&mut read));
+    let done = reader.read_delta(&verified, |input| input.read_to_end(&mut read));
     assert_eq!(done.expect("signed").expect("whole"), DELTA.len());
     assert_eq!(read, DELTA);
     assert_eq!(reader.next_target(&verified).expect("the end"), None);
@@ -92,7 +94,7 @@ fn a_delta_with_other_bytes_is_refused() {
     for reads in [0, 3, DELTA.len() as u64] {
         let refused = |bundle: &[u8]| {
             let (mut reader, verified) = opened(&publisher, bundle);
-            let done = reader.read_target(&verified, |input| {
+            let done = reader.read_delta(&verified, |input| {
                 io::copy(&mut input.take(reads), &mut io::sink())
             });
             done.expect_err("refused")
@@ -101,6 +103,37 @@ fn a_delta_with_other_bytes_is_refused() {
         assert!(matches!(hash, UpdateError::Hash { .. }), "{hash}");
         let length = refused(&cut);
         assert!(matches!(length, UpdateError::Length { .. }), "{length}");
+    }
+}
+
+/// A decompressor reads the delta while it arrives.
+#[test]
+fn no_byte_of_a_changed_block_reaches_the_reader_of_a_delta() {
+    let publisher = Publisher::new(1);
+    let long: Vec<u8> = (0..700_000_u32).map(|n| (n % 251) as u8).collect();
+    let delta = UpdateTarget::describe_delta("alknet.delta", info(), &mut &*long);
+    let delta = delta.expect("a delta");
+    let plan = Publisher::plan(1, vec![target("1.1.0"), delta.clone()]);
+    let documents = publisher.sign(&plan);
+    let mut bundle = Vec::new();
+    let open = |_: &UpdateTarget| Ok(&*long);
+    write_bundle(&mut bundle, &publisher.roots, &documents, &[delta], open).expect("written");
+    let begin = bundle.windows(1000).position(|it| it == &long[..1000]);
+    let begin = begin.expect("it has the delta");
+    for (changed, handed_on) in [
+        (0, 0),
+        (DELTA_BLOCK_BYTES - 1, 0),
+        (DELTA_BLOCK_BYTES, DELTA_BLOCK_BYTES),
+        (long.len() - 1, 2 * DELTA_BLOCK_BYTES),
+    ] {
+        let mut bundle = bundle.clone();
+        bundle[begin + changed] ^= 1;
+        let (mut reader, verified) = opened(&publisher, &bundle);
+        let mut read = Vec::new();
+        let done = reader.read_delta(&verified, |input| input.read_to_end(&mut read));
+        let refused = done.expect_err("refused");
+        assert!(matches!(refused, UpdateError::Hash { .. }), "{refused}");
+        assert!(read == long[..handed_on], "{changed}: {} bytes", read.len());
     }
 }
 
@@ -131,6 +164,11 @@ fn a_publisher_describes_no_delta_without_a_base() {
     let described = UpdateTarget::describe_delta("alknet.delta", wrong, &mut &*DELTA);
     let text = described.expect_err("refused").to_string();
     assert!(text.contains("its base is no SHA-256 in hex"), "{text}");
+    let mut other = delta();
+    other.delta.as_mut().expect("it was described").blocks.pop();
+    let checked = other.delta.as_ref().expect("described").check(other.bytes);
+    let text = checked.expect_err("refused").to_string();
+    assert!(text.contains("for each of its blocks"), "{text}");
     let described = UpdateTarget::describe("alknet.efi", Some(release("1.1.0")), &mut &*PROGRAM);
     assert_eq!(described.expect("a program").delta, None);
 }

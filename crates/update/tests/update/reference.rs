@@ -72,6 +72,7 @@ fn the_reference_client_accepts_a_bundle_with_a_delta() {
         target: "alknet.efi".to_owned(),
         base: "ab".repeat(32),
         library: 10_507,
+        blocks: Vec::new(),
     };
     let delta = UpdateTarget::describe_delta("alknet.delta", info, &mut &*PROGRAM);
     let plan = Publisher::plan(1, vec![target("1.1.0"), delta.expect("a delta")]);

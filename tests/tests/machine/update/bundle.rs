@@ -112,6 +112,7 @@ fn delta(old: &[u8], program: &[u8]) -> (UpdateTarget, Vec<u8>) {
         target: "alknet.efi".to_owned(),
         base,
         library: library_version(),
+        blocks: Vec::new(),
     };
     let target = UpdateTarget::describe_delta("alknet.delta", info, &mut &*delta);
     (target.expect("a target"), delta)
