@@ -30,7 +30,8 @@ pub trait DeltaBase {
     /// Fills `buffer` from byte `at` of the program's file.
     ///
     /// # Errors
-    /// Reading fails, or the file ends before.
+    /// Reading fails, or the file ends before. A base that has to read more than it gives counts what it reads, and ends
+    /// with [`DeltaError::Reads`] within the error of the system.
     fn read_program(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
 
     /// Fills `buffer` from byte `at` of `/init`.
@@ -317,7 +318,7 @@ impl DeltaApplication<'_> {
                     (base.read_init(&mut buffer[..length], within), length)
                 }
             };
-            read.map_err(DeltaError::Base)?;
+            read.map_err(|error| DeltaError::through(error, DeltaError::Base))?;
             let (head, behind) = rest.split_at_mut(length);
             for (difference, byte) in head.iter_mut().zip(&*buffer) {
                 *difference = difference.wrapping_add(*byte);

@@ -3,7 +3,8 @@
 use std::io;
 
 use crate::limits::{
-    FRAMES_MAX, GROUP_BYTES_MAX, GROUP_PIECES_MAX, PIECES_MAX, UNPACKED_BYTES_MAX,
+    FRAMES_MAX, GROUP_BYTES_MAX, GROUP_PIECES_MAX, PIECES_MAX, READS_OF_PROGRAM_MAX,
+    UNPACKED_BYTES_MAX,
 };
 use crate::recipe::InvalidRecipe;
 
@@ -52,6 +53,11 @@ pub enum DeltaError {
     /// More pieces than any delta has.
     #[error("the delta has more than {PIECES_MAX} pieces")]
     Pieces,
+    /// The delta takes its pieces from so many places that reading them would take a machine minutes.
+    #[error(
+        "the delta reads the program that runs more often than {READS_OF_PROGRAM_MAX} times over"
+    )]
+    Reads,
     /// The recipe of a frame takes too much memory or time.
     #[error(transparent)]
     Recipe(#[from] InvalidRecipe),

@@ -3,13 +3,14 @@
 //! What a delta makes is compared with the signed length and SHA-256 like every program, so nothing here has to be
 //! trusted. A delta that does not fit is refused, and its sender takes the whole program.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use alknet_boot_state::BootSlot;
+use alknet_delta::limits::READS_OF_PROGRAM_MAX;
 use alknet_delta::{DeltaBase, DeltaError, apply_delta, library_version};
 use alknet_fat::{BlockDevice, FatVolume};
 use alknet_update::{
@@ -109,6 +110,8 @@ pub(super) struct RunningProgram<'a, D> {
     init: File,
     init_bytes: u64,
     block: RefCell<SlotBlock>,
+    /// Bytes that may still be read of the slot's file.
+    left: Cell<u64>,
 }
 
 /// The part of the slot's file that was read last.
@@ -126,12 +129,26 @@ impl<'a, D: BlockDevice> RunningProgram<'a, D> {
     ) -> Result<RunningProgram<'a, SharedDevice<'a, D>>, UpdateRefusal> {
         let unreadable = |error: io::Error| of_delta(DeltaError::Base(error));
         let init = File::open(init).map_err(unreadable)?;
+        let slot = SlotFile::open(volume, &slot_path(running));
+        let slot = slot.map_err(|error| unreadable(io::Error::other(error)))?;
+        let left = slot.len().saturating_mul(READS_OF_PROGRAM_MAX);
         Ok(RunningProgram {
-            slot: SlotFile::open(volume, &slot_path(running))?,
+            slot,
+            left: Cell::new(left),
             init_bytes: init.metadata().map_err(unreadable)?.len(),
             init,
             block: RefCell::default(),
         })
+    }
+}
+
+impl<D> RunningProgram<'_, D> {
+    /// Counts bytes that are read next.
+    fn count(&self, bytes: u64) -> io::Result<()> {
+        let left = self.left.get().checked_sub(bytes);
+        self.left.set(left.unwrap_or_default());
+        left.map(drop)
+            .ok_or_else(|| io::Error::other(DeltaError::Reads))
     }
 }
 
@@ -152,6 +169,7 @@ impl<D: BlockDevice> DeltaBase for RunningProgram<'_, D> {
             if block.at != begin || block.bytes.is_empty() {
                 let left = self.slot.len().saturating_sub(begin);
                 let length = left.min(BLOCK_BYTES as u64) as usize;
+                self.count(length as u64)?;
                 block.bytes.resize(length, 0);
                 let read = self.slot.read_at(&mut block.bytes, begin);
                 if let Err(error) = read {
@@ -222,7 +240,7 @@ impl Write for CheckedOutput<'_> {
 
 fn of_delta(error: DeltaError) -> UpdateRefusal {
     let code = match &error {
-        DeltaError::Base(_) => RefusalCode::Disk,
+        // Whatever its disk does not give back, the whole program needs none of it.
         DeltaError::Library { .. } => RefusalCode::OtherLibrary,
         DeltaError::OtherBase => RefusalCode::OtherBase,
         _ => RefusalCode::Delta,

@@ -141,13 +141,7 @@ impl NodeUpdates {
     async fn stage_found(&self) -> Result<(), CallError> {
         // If it fails, the next look decides whether it is tried again.
         self.auto().found = None;
-        let plan = match self.stage_from_channel(false, false).await {
-            Err(error) if is_about_delta(&error) => {
-                tracing::warn!("the channel's delta does not fit: {}", error.message);
-                self.stage_from_channel(false, true).await?
-            }
-            staged => staged?,
-        };
+        let plan = self.stage_from_channel(false, false).await?;
         tracing::info!(version = plan.to, "update.auto staged");
         let mut auto = self.auto();
         auto.own = Some(plan.to.clone());
@@ -155,13 +149,13 @@ impl NodeUpdates {
         Ok(())
     }
 
-    /// The bundle of the channel, to its end.
+    /// The bundle of the channel, to its end: that with a delta if it is of use, unless `whole`.
     async fn stage_from_channel(
         &self,
         dry_run: bool,
         whole: bool,
     ) -> Result<UpdatePlan, CallError> {
-        let wish = StageWish {
+        let wish = |whole| StageWish {
             owner: BY.to_owned(),
             by: BY.to_owned(),
             url: None,
@@ -173,8 +167,16 @@ impl NodeUpdates {
             unasked: !dry_run,
             take_over: false,
         };
-        let begun = self.fetch(wish).await?;
-        planned(self.0.sessions.outcome(begun.session).await)
+        let begun = self.fetch(wish(whole)).await?;
+        let is_delta = begun.is_delta;
+        match planned(self.0.sessions.outcome(begun.session).await) {
+            Err(error) if is_delta && is_about_delta(&error) => {
+                tracing::warn!("the channel's delta is of no use: {}", error.message);
+                let begun = self.fetch(wish(true)).await?;
+                planned(self.0.sessions.outcome(begun.session).await)
+            }
+            planned => planned,
+        }
     }
 
     /// Counts how a session ends.

@@ -31,8 +31,20 @@ const INVALID: [&str; 6] = [
     "truncated",
 ];
 
-/// Refusals after which the same release is taken as a whole program.
-const ABOUT_DELTA: [&str; 3] = ["delta", "other-base", "other-library"];
+/// Refusals of a channel's delta after which the whole program is taken: the delta does not fit, was damaged on its way, or
+/// was left of an earlier release. All others are about the release or the machine.
+const ABOUT_DELTA: [&str; 10] = [
+    "delta",
+    "expired",
+    "hash",
+    "malformed",
+    "other-base",
+    "other-library",
+    "rollback",
+    "signature",
+    "threshold",
+    "truncated",
+];
 
 /// A part of PID 1 failed.
 const FAILED: &str = "failed";
@@ -52,7 +64,7 @@ pub(super) fn refused(code: &str, text: &str) -> CallError {
     CallError::new(kind, text).with_details(json!({ "code": code, "text": text }))
 }
 
-/// Whether the bundle had a delta that does not make its program here.
+/// Whether the whole program may be taken where a delta was refused so.
 pub(super) fn is_about_delta(error: &CallError) -> bool {
     let code = error.details.as_ref().and_then(|it| it["code"].as_str());
     code.is_some_and(|code| ABOUT_DELTA.contains(&code))
@@ -141,8 +153,12 @@ mod tests {
             ("delta", true),
             ("other-base", true),
             ("other-library", true),
+            ("hash", true),
+            ("rollback", true),
+            ("signature", true),
             ("other-machine", false),
-            ("hash", false),
+            ("left", false),
+            ("full", false),
         ] {
             let error = refused(code, "why");
             assert_eq!(is_about_delta(&error), expected, "{code}");

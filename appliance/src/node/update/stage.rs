@@ -282,6 +282,8 @@ pub(super) struct BegunDownload {
     pub(super) session: Arc<StagingSession>,
     pub(super) url: String,
     pub(super) bytes: u64,
+    /// Whether it is the channel's bundle with a delta.
+    pub(super) is_delta: bool,
 }
 
 /// The answer to a call that began a session.
@@ -375,6 +377,8 @@ impl NodeUpdates {
         }
         let (url, bundle) = self.opened(&wish).await?;
         let bytes = bundle.bytes;
+        let file = url.rsplit('/').next().unwrap_or_default();
+        let is_delta = wish.url.is_none() && file.starts_with("from-");
         let turn = self.turn(wish.take_over, &wish.by).await?;
         let url = shortened(&url);
         let request = StagingRequest {
@@ -393,6 +397,7 @@ impl NodeUpdates {
             session,
             url,
             bytes,
+            is_delta,
         })
     }
 

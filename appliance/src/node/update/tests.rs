@@ -32,8 +32,8 @@ enum Verdict {
     Plans,
     /// The same of the program with this SHA-256.
     PlansOf(&'static str),
-    /// It reads all of it, and refuses a bundle that begins so.
-    Refuses(&'static [u8]),
+    /// It reads all of it, and refuses a bundle that begins so with this code.
+    Refuses(&'static [u8], &'static str),
     /// It refuses after so many bytes.
     RefusesAfter(u64),
     /// It knows what a dry run would do after so many bytes.
@@ -265,21 +265,21 @@ impl FakeInit {
             }
         };
         let refused = match verdict {
-            Verdict::Refuses(begin) => bundle.starts_with(begin),
-            _ => false,
+            Verdict::Refuses(begin, code) if bundle.starts_with(begin) => Some(code),
+            _ => None,
         };
         let seen = (bundle, is_whole);
         self.seen.lock().expect("no panic").bundles.push(seen);
         if !has_answered {
-            let answer = match is_whole {
-                true if refused => UpdateAnswer::Refused {
-                    code: "other-base".to_owned(),
-                    text: "the delta is for another program".to_owned(),
+            let answer = match (is_whole, refused) {
+                (true, Some(code)) => UpdateAnswer::Refused {
+                    code: code.to_owned(),
+                    text: "this bundle is of no use here".to_owned(),
                 },
-                true => UpdateAnswer::Planned {
+                (true, None) => UpdateAnswer::Planned {
                     plan: verdict.plan(),
                 },
-                false => UpdateAnswer::Refused {
+                (false, _) => UpdateAnswer::Refused {
                     code: "given-up".to_owned(),
                     text: "the node gave it up".to_owned(),
                 },

@@ -1,8 +1,14 @@
 //! Programs that are made from the one that runs. A delta that does not fit changes nothing on the disk.
 
-use alknet_delta::{FrameRecipe, NewProgram, OldProgram, library_version, make_delta};
+use alknet_delta::limits::READS_OF_PROGRAM_MAX;
+use alknet_delta::{
+    DeltaBase, DeltaError, FrameRecipe, NewProgram, OldProgram, library_version, make_delta,
+};
+use alknet_fat::FatVolume;
 
 use super::*;
+use crate::update::delta::RunningProgram;
+use crate::update::disk::SharedDevice;
 use crate::update::known::digest_of;
 use crate::update::testing::TestDelta;
 
@@ -206,7 +212,11 @@ fn a_base_that_is_not_as_noted_is_refused() {
     let text = made.is_refused(&bench, RefusalCode::Delta);
     assert!(text.contains("did not make the signed program"), "{text}");
     fs::remove_file(&path).expect("written");
-    made.is_refused(&bench, RefusalCode::Disk);
+    let text = made.is_refused(&bench, RefusalCode::Delta);
+    assert!(
+        text.contains("the program that runs cannot be read"),
+        "{text}"
+    );
     fs::write(&path, &known).expect("writable");
     let bundle = made.bundle(&bench);
     bench
@@ -230,4 +240,29 @@ fn a_delta_that_was_damaged_on_its_way_is_named_so() {
         let cut = &bundle[..middle];
         bench.stage_bundle(cut, &order(cut)).map(drop)
     });
+}
+
+/// The place that is read alternates between the beginning and the end of the program. A disk reads a whole block each
+/// time.
+#[test]
+fn a_delta_of_far_places_reads_the_program_eight_times_over_and_no_more() {
+    let bench = UpdateBench::new();
+    let init = bench.folder.path().join("init");
+    fs::write(&init, b"a file").expect("writable");
+    let mut disk = bench.disk.open();
+    let device = disk.shared();
+    let volume = FatVolume::open(SharedDevice(&device)).expect("a volume");
+    let running = RunningProgram::open(&volume, BootSlot::A, &init).expect("it runs");
+    let bytes = running.program_bytes();
+    let mut reads = 0;
+    let mut places = [0, bytes - 2].into_iter().cycle().take(1_000_000);
+    let refused = places.find_map(|at| {
+        reads += 1;
+        running.read_program(&mut [0; 2], at).err()
+    });
+    let refused = refused.expect("it ends").downcast::<DeltaError>();
+    assert!(matches!(refused, Ok(DeltaError::Reads)), "{refused:?}");
+    let blocks = bytes / (64 << 10);
+    let permitted = READS_OF_PROGRAM_MAX * blocks..=2 * READS_OF_PROGRAM_MAX * (blocks + 1);
+    assert!(permitted.contains(&reads), "{reads} of {blocks} blocks");
 }

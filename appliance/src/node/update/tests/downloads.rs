@@ -256,8 +256,29 @@ async fn a_machine_takes_the_delta_that_starts_from_what_it_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_takes_the_whole_program_after_a_delta_that_does_not_fit() {
-    let took = followed(Some("ab12"), Verdict::Refuses(DELTA)).await;
-    assert_eq!(took, [FILE, DELTA, FILE]);
+    // It does not fit, was damaged on its way, or was left of an earlier release.
+    for code in ["other-base", "delta", "hash", "rollback"] {
+        let took = followed(Some("ab12"), Verdict::Refuses(DELTA, code)).await;
+        assert_eq!(took, [FILE, DELTA, FILE], "{code}");
+    }
+}
+
+/// What is wrong with the release or the machine is so with the whole program as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_takes_no_whole_program_of_a_release_that_it_refuses() {
+    let server = channel_server(CHANNEL).await;
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"stage\"\njitter = \"0s\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/"));
+    bench.judge(Verdict::Refuses(DELTA, "full"));
+    bench.set(|facts| facts.update.running_sha256 = Some("ab12".to_owned()));
+    bench.updates.act().await;
+    bench.updates.act().await;
+    let took: Vec<_> = bench.bundles().into_iter().map(|(it, _)| it).collect();
+    assert_eq!(took, [FILE, DELTA]);
+    assert_ne!(bench.updates.auto_shown()["error"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]
