@@ -32,6 +32,8 @@ pub(crate) struct NodeSettings {
     invalid: bool,
     /// Whether only the administrators were taken, from a document that was refused.
     salvaged: bool,
+    /// Whether this program refuses the stored document.
+    refuses_stored: bool,
     /// Whether the configuration requests a vault from words that are there.
     brings_words: bool,
     /// Whether the configuration is on the disk, with everything that came with it.
@@ -135,6 +137,7 @@ impl NodeSettings {
             records: kept.records,
             invalid,
             salvaged: loaded.salvaged,
+            refuses_stored: loaded.refuses_stored,
             brings_words,
             lasting,
             pasted: Vec::new(),
@@ -154,6 +157,11 @@ impl NodeSettings {
     /// Whether this machine has no configuration yet.
     pub(crate) fn is_default(&self) -> bool {
         self.source == ConfigOrigin::Default.to_string()
+    }
+
+    /// Whether the machine has a configuration, and takes all of it.
+    pub(crate) fn is_taken(&self) -> bool {
+        !self.is_default() && !self.salvaged && !self.refuses_stored
     }
 
     /// The metadata service that may have the configuration, while no source has one.
@@ -280,6 +288,7 @@ pub(crate) mod tests {
             records: BTreeMap::new(),
             invalid: code.is_some(),
             salvaged: false,
+            refuses_stored: false,
             brings_words: false,
             settled: false,
             lost: false,
@@ -339,6 +348,22 @@ pub(crate) mod tests {
         let mut notice = settings(Some("nocloud-ignored"));
         notice.invalid = false;
         assert!(!notice.is_wanting());
+    }
+
+    #[test]
+    fn a_configuration_is_taken_only_as_a_whole() {
+        assert!(settings(None).is_taken());
+        let salvaged = NodeSettings {
+            salvaged: true,
+            ..settings(None)
+        };
+        let of_an_older_medium = NodeSettings {
+            refuses_stored: true,
+            ..settings(None)
+        };
+        for other in [salvaged, of_an_older_medium, of_cloud(None)] {
+            assert!(!other.is_taken(), "{other:?}");
+        }
     }
 
     #[test]
