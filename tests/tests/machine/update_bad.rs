@@ -101,7 +101,9 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
 
 /// The machine with [`QUICK_CLOCK`].
 pub(crate) fn quick(builder: VmBuilder) -> VmBuilder {
-    QUICK_CLOCK.iter().fold(builder, |vm, word| vm.argument(*word))
+    QUICK_CLOCK
+        .iter()
+        .fold(builder, |vm, word| vm.argument(*word))
 }
 
 /// Waits until the trial is over and the first version serves.

@@ -130,7 +130,8 @@ impl UpdateRecording {
         let every = if is_full() { 1 } else { CUT_OF };
         let writes: Vec<_> = of_update(0..LOADERS_END).collect();
         let chosen = writes.iter().enumerate();
-        let chosen = chosen.filter(|(count, at)| count % every == 0 || deciding.contains(at));
+        let chosen =
+            chosen.filter(|(count, at)| count.is_multiple_of(every) || deciding.contains(at));
         let chosen: Vec<_> = chosen.map(|(_, at)| *at).collect();
         let disk = SlotDiskImage::new(&path);
         let mut starts = [0; 2];
@@ -144,7 +145,10 @@ impl UpdateRecording {
         let (all, cut) = (writes.len(), chosen.len());
         eprintln!("{cut} of {all} writes cut {cuts} times, {halves} within; slots {starts:?}");
         // The program alone is written by more than a hundred requests.
-        assert!(all > 100 && halves * every > 100, "{all} writes, {halves} halves");
+        assert!(
+            all > 100 && halves * every > 100,
+            "{all} writes, {halves} halves"
+        );
         assert!(starts.iter().all(|count| *count > 0), "{starts:?}");
     }
 
