@@ -24,8 +24,6 @@ use crate::update_bad::quick;
 
 /// Longest wait for the next line. Under emulation the ten minutes of a gate take a minute on a busy host.
 const SAID_WITHIN: Duration = Duration::from_secs(240);
-/// Pause between two looks at the disk.
-const PAUSE: Duration = Duration::from_millis(200);
 /// Leaves out the driver of fw_cfg, where the machine finds the key that opens its vault.
 const NO_KEY: &str = "initcall_blacklist=fw_cfg_sysfs_init";
 /// Starts a program of the test before PID 1.
@@ -141,17 +139,16 @@ impl UnwellBench {
         assert_eq!(record.phase(), BootPhase::Failed, "{}", vm.report());
     }
 
-    /// A version whose node ends once after the confirmation. It serves again, and stays.
+    /// A version whose node ends after the confirmation. It serves again, and stays.
     fn ends_its_node_after_the_gate(&self) {
         let (vm, trial) = self.start_trial(&self.beside(&killing_program()));
-        let ready = wait(&vm, trial, READY);
+        wait(&vm, trial, READY);
         alknet_test_support::eventually("it is confirmed", vm.scale(SAID_WITHIN), || {
-            // Each look opens the disk.
-            std::thread::sleep(PAUSE);
             let record = self.disk.record().expect("a record");
             (record.good() == BootSlot::B).then_some(())
         });
-        let killed = wait(&vm, ready, NODE_KILLED);
+        let confirmed = vm.console().mark();
+        let killed = wait(&vm, confirmed, NODE_KILLED);
         self.serves_since(&vm, killed);
         let record = self.disk.record().expect("a record");
         assert_eq!(record.good(), BootSlot::B, "{}", vm.report());

@@ -18,7 +18,6 @@ const PAUSE: u32 = 34;
 const NANOSLEEP: u32 = 35;
 const FORK: u32 = 57;
 const EXECVE: u32 = 59;
-const EXIT: u32 = 60;
 const WAIT4: u32 = 61;
 const KILL: u32 = 62;
 const SYSINFO: u32 = 99;
@@ -48,8 +47,8 @@ const FILLS_AFTER_S: u64 = 20;
 const FILLS_REST_AFTER_S: u64 = 40;
 /// Pause between two times. A node that is started again serves for less than the minute of its gate.
 const FILLS_AGAIN_AFTER_S: u64 = 40;
-/// Seconds after the start of the kernel: the version has passed its gate.
-const ENDS_NODE_AFTER_S: u64 = 240;
+/// Seconds from one time to the next, first from the start of the kernel: the version has passed its gate by then.
+const ENDS_NODE_EVERY_S: u64 = 240;
 
 /// An argument of a system call.
 #[derive(Clone, Copy, Debug)]
@@ -265,14 +264,15 @@ pub(crate) fn filling_program() -> Vec<u8> {
     out.finish()
 }
 
-/// Becomes PID 1 of the image, beside a process that ends all others once, after the gate.
+/// Becomes PID 1 of the image, beside a process that ends all others again and again, after the gate.
 pub(crate) fn killing_program() -> Vec<u8> {
     let mut out = StaticProgram::default();
     out.process(|out| {
-        out.sleep(ENDS_NODE_AFTER_S);
-        // Not PID 1, and not itself (kill(2)).
-        out.call(KILL, &[Number(-1), Number(SIGKILL)]);
-        out.repeat(|out| out.call(EXIT, &[Number(0)]));
+        out.repeat(|out| {
+            out.sleep(ENDS_NODE_EVERY_S);
+            // Not PID 1, and not itself (kill(2)).
+            out.call(KILL, &[Number(-1), Number(SIGKILL)]);
+        });
     });
     out.start_init();
     out.finish()
