@@ -190,6 +190,12 @@ impl NodeSettings {
         self.source == ConfigOrigin::Console.to_string() && !self.salvaged
     }
 
+    /// Whether the machine takes all of its configuration, and finds it again at its next start. One that a person
+    /// pasted into a machine without data ends with this start.
+    pub(crate) fn is_taken_for_good(&self) -> bool {
+        self.is_taken() && (self.settled || !self.is_pasted())
+    }
+
     /// The problems of a pasted document, which is not used. `read` is the result of reading it.
     pub(crate) fn refuse_pasted(&mut self, read: &Self) -> Vec<MachineDiagnostic> {
         let known = |one: &&MachineDiagnostic| {
@@ -364,6 +370,12 @@ pub(crate) mod tests {
         for other in [salvaged, of_an_older_medium, of_cloud(None)] {
             assert!(!other.is_taken(), "{other:?}");
         }
+        let mut pasted = settings(None);
+        assert!(pasted.is_taken_for_good());
+        pasted.source = ConfigOrigin::Console.to_string();
+        assert!(pasted.is_taken() && !pasted.is_taken_for_good());
+        pasted.settled = true;
+        assert!(pasted.is_taken_for_good());
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub(crate) struct TrialWish {
     pub(crate) needs_person: bool,
     /// The mode of the data.
     pub(crate) data: String,
-    /// Whether the machine has a configuration, and takes all of it.
+    /// Whether the machine takes all of its configuration, and finds it again at its next start.
     pub(crate) config_taken: bool,
     /// Whether the version that runs is left for the one before.
     pub(crate) rolls_back: bool,

@@ -123,7 +123,7 @@ impl UnwellBench {
         let init = parts.as_old().init;
         let places: Vec<_> = memmem::find_iter(init, CONFIG_KEY).collect();
         assert!(!places.is_empty(), "no {CONFIG_KEY} in PID 1");
-        self.beside(&changing_program(&[(CHANGED_KEY.as_bytes(), &places)]))
+        self.beside(&changing_program(&[(CHANGED_KEY.as_bytes(), &places[..])]))
     }
 
     /// A version on trial says `trial_says`, and ends. The first version serves, and says `why`.
