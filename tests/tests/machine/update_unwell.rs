@@ -29,12 +29,13 @@ const NO_KEY: &str = "initcall_blacklist=fw_cfg_sysfs_init";
 /// Starts a program of the test before PID 1.
 const STARTED_FIRST: &str = "rdinit=/first";
 const FIRST_FILE: &str = "first";
-/// A key of the configuration, and how a version on trial calls it.
-const CONFIG_KEY: &str = "hash_addresses";
-const CHANGED_KEY: &str = "hash_addressez";
+/// A former name of a key of the configuration, which a version on trial does not know any more. No part of the machine
+/// passes it on, so only the reader of the document misses it.
+const FORMER_KEY: &str = "stranger_requests_per_second";
+const CHANGED_KEY: &str = "stranger_requests_per_seconz";
 /// A vault that a key of the hypervisor opens.
 const UNLOCKED_BY_KEY: &str =
-    "[log]\nhash_addresses = true\n[vault]\nunlock = [\"provisioning\"]\n";
+    "[http]\nstranger_requests_per_second = 7\n[vault]\nunlock = [\"provisioning\"]\n";
 const SLOT_TYPE: &str = "provisioning";
 const KEY_FILE: &str = "opt/org.alknet/seed.key";
 const NODE_KILLED: &str = "alknet: problem node-failed: the node killed by SIGKILL";
@@ -55,15 +56,15 @@ fn update_that_fails_after_its_start_returns_and_one_that_fails_after_its_gate_s
     let locked = changed(&bench.first, SECOND, NO_KEY, &[]);
     for (program, trial_says, why) in [
         (
-            refusing,
-            "unknown key 'hash_addresses'",
-            "it waited for the configuration, of which the version before took everything",
-        ),
-        (filling, NODE_KILLED, "its node ended: killed by SIGKILL"),
-        (
             locked,
             "no medium with its seed.key is attached",
             "it waited for the vault, which was open before the update",
+        ),
+        (filling, NODE_KILLED, "its node ended: killed by SIGKILL"),
+        (
+            refusing,
+            "unknown key 'stranger_requests_per_second'",
+            "it waited for the configuration, of which the version before took everything",
         ),
     ] {
         bench.fails(&program, trial_says, why);
@@ -117,12 +118,12 @@ impl UnwellBench {
         changed(&self.first, SECOND, STARTED_FIRST, &files)
     }
 
-    /// A version that calls a key of the stored configuration by another name.
+    /// A version that does not know a key of the stored configuration any more.
     fn refusing(&self) -> Vec<u8> {
         let parts = ProgramParts::unpack(&self.first).expect("it is the image's");
         let init = parts.as_old().init;
-        let places: Vec<_> = memmem::find_iter(init, CONFIG_KEY).collect();
-        assert!(!places.is_empty(), "no {CONFIG_KEY} in PID 1");
+        let places: Vec<_> = memmem::find_iter(init, FORMER_KEY).collect();
+        assert!(!places.is_empty(), "no {FORMER_KEY} in PID 1");
         self.beside(&changing_program(&[(CHANGED_KEY.as_bytes(), &places[..])]))
     }
 
