@@ -142,6 +142,9 @@ pub struct LoadedConfig {
     /// Whether the document of `source` was refused, so that `config` has only what
     /// [`NodeConfig::salvage`] takes from it.
     pub salvaged: bool,
+    /// Whether a document is stored, and this program refuses it as well as its copy. The program that stored the
+    /// document took it.
+    pub refuses_stored: bool,
     /// Words and seed keys on media, whichever document was used.
     pub secrets: MediaSecrets,
     /// Whether credentials from media may be stored. A sealed node takes only those that came with
@@ -223,6 +226,7 @@ fn load_all(
     let mut choice = DocumentChoice {
         problems,
         refused: None,
+        refuses_stored: false,
         is_sealed: paths.is_sealed,
         is_configured: paths.is_sealed && paths.is_configured,
     };
@@ -239,6 +243,7 @@ fn load_all(
         set,
         problems: choice.problems,
         salvaged,
+        refuses_stored: choice.refuses_stored,
         secrets,
         // A sealed node takes credentials once, so that a medium that stays attached does not
         // restore old ones.
@@ -355,6 +360,8 @@ struct DocumentChoice {
     problems: Vec<SourceDiagnostic>,
     /// The first refused document. It is salvaged if no correct document is found.
     refused: Option<OfferedDocument>,
+    /// Whether a stored document was refused, and no copy of it taken.
+    refuses_stored: bool,
     /// Whether a medium cannot replace a stored configuration.
     is_sealed: bool,
     /// Whether a medium cannot replace even a missing one.
@@ -439,6 +446,8 @@ impl DocumentChoice {
             return Some(chosen);
         }
         let chosen = self.read_stored(store, ConfigOrigin::LastGood)?;
+        // Both files have the same content, so the first one is damaged.
+        self.refuses_stored = false;
         self.note_last_good(store::LAST_GOOD);
         Some(chosen)
     }
@@ -468,6 +477,7 @@ impl DocumentChoice {
         };
         let document = OfferedDocument::stored(source, bytes);
         let chosen = self.parse(&document);
+        self.refuses_stored |= chosen.is_none();
         // The first refused document is the one that the administrator most likely meant.
         if chosen.is_none() && self.refused.is_none() {
             self.refused = Some(document);

@@ -17,6 +17,7 @@ use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
 use super::direct::DirectDevice;
 use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
+use super::gate::CONFIG_TAKEN;
 use super::judge::{StartKind, StartReport, judge};
 use super::known::{self, KnownStore};
 use super::left::{self, LeftVersions};
@@ -128,6 +129,8 @@ pub(crate) struct TrialWish {
     pub(crate) needs_person: bool,
     /// The mode of the data.
     pub(crate) data: String,
+    /// Whether the machine takes all of its configuration, and finds it again at its next start.
+    pub(crate) config_taken: bool,
     /// Whether the version that runs is left for the one before.
     pub(crate) rolls_back: bool,
     /// Whether the start counts: the caller is no administrator.
@@ -409,6 +412,9 @@ impl UpdateSystem {
         note.vault = NoteText::new(&wish.vault);
         note.needs_person = wish.needs_person;
         note.data = NoteText::new(&wish.data);
+        if wish.config_taken {
+            note.config = NoteText::new(CONFIG_TAKEN);
+        }
         if wish.rolls_back {
             self.leave(&self.version);
         }

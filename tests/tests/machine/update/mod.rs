@@ -11,6 +11,7 @@ mod damage;
 pub(crate) mod disk;
 mod good;
 pub(crate) mod program;
+pub(crate) mod static_program;
 
 use std::path::Path;
 use std::time::Duration;
