@@ -155,14 +155,14 @@ fn check(
 ) -> Result<CommandExit, CommandError> {
     let name = file.display();
     let bytes = read(file)?;
-    let bytes = match is_seed {
+    let (bytes, of_install) = match is_seed {
         true => configuration_part(&bytes),
-        false => bytes,
+        false => (bytes, Vec::new()),
     };
     // A document from standard input has no folder.
     let folder = (file.as_os_str() != "-").then(|| crate::node::folder_of(file));
     let mut warnings = Vec::new();
-    let errors: Vec<_> = match NodeConfig::parse(&bytes) {
+    let found: Vec<_> = match NodeConfig::parse(&bytes) {
         Ok(config) => {
             let names = crate::node::unknown_names(&config);
             warnings.extend(names.warnings.iter().map(ToString::to_string));
@@ -179,6 +179,7 @@ fn check(
             .map(|it| of_seed(it).to_string())
             .collect(),
     };
+    let errors = [of_install, found].concat();
     if json {
         let valid = errors.is_empty();
         output::json_line(&json!({ "valid": valid, "errors": errors, "warnings": warnings }))?;
@@ -483,7 +484,16 @@ mod tests {
             error.contains("for a provisioning medium") && error.contains("--seed"),
             "{error}"
         );
-        assert!(NodeConfig::parse(&configuration_part(document)).is_ok());
+        assert!(NodeConfig::parse(&configuration_part(document).0).is_ok());
+    }
+
+    #[test]
+    fn the_order_to_install_is_checked_with_a_seed() {
+        let document = b"[node]\nname = \"edge-1\"\n[install]\ndisk = \"S4EVNX0N\"\nforce = true\n";
+        let (configuration, mistakes) = configuration_part(document);
+        assert!(NodeConfig::parse(&configuration).is_ok());
+        let expected = "line 5, install.force: unknown key; known here: disk, erase, then";
+        assert_eq!(mistakes, [expected]);
     }
 
     #[test]

@@ -160,10 +160,14 @@ fn seed(path: &Path) -> Result<Vec<PlacedFile>, CommandError> {
         let content = Zeroizing::new(read_bounded(&from, CONFIG_BYTES_MAX as u64)?);
         if is_document {
             // The machine would refuse it, on a console that this person may not see. It takes the secrets out first.
-            NodeConfig::parse(&configuration_part(&content)).map_err(|errors| {
-                let lines = errors.iter().map(ToString::to_string);
-                CommandError::of_lines(CommandExit::Usage, "USAGE", lines)
-            })?;
+            let (configuration, mut mistakes) = configuration_part(&content);
+            if let Err(errors) = NodeConfig::parse(&configuration) {
+                mistakes.extend(errors.iter().map(ToString::to_string));
+            }
+            if !mistakes.is_empty() {
+                let lines = mistakes.into_iter();
+                return Err(CommandError::of_lines(CommandExit::Usage, "USAGE", lines));
+            }
         }
         files.push(PlacedFile {
             path: name.to_owned(),
