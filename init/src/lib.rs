@@ -45,6 +45,7 @@ pub mod text;
 
 pub use clock::BUILD_TIME_S;
 pub use data::SEALED_BYTES_MIN;
+pub use install::DRIVE_BYTES_MIN;
 pub use error::InitError;
 pub use version::image_version;
 

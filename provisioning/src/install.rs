@@ -6,9 +6,10 @@
 use alknet_core::config::{CONFIG_BYTES_MAX, NodeConfig};
 use toml::de::{DeTable, DeValue};
 
-use crate::mount::Mounter;
+use crate::label::{FileSystem, volume_label};
+use crate::mount::{Mounter, devices};
 use crate::secrets::{self, split::SecretSpans};
-use crate::{ConfigOrigin, SourcePaths, sources};
+use crate::{ConfigOrigin, SourcePaths, file, sources};
 
 /// The table's name.
 const TABLE: &str = "install";
@@ -49,6 +50,22 @@ pub struct InstallRequest {
     pub with_order: Vec<u8>,
     /// The source of the document.
     pub source: ConfigOrigin,
+}
+
+/// The kernel's name of the first device with an ISO 9660 volume of this label. A partition is none: the volume begins
+/// where its device begins.
+#[must_use]
+pub fn medium_device(paths: &SourcePaths, label: &str) -> Option<String> {
+    let is_medium = |name: &String| {
+        // sysfs writes a `/` in a device's name as `!`.
+        let device = paths.dev.join(name.replace('!', "/"));
+        let found = file::open_device(&device).and_then(|mut device| volume_label(&mut device));
+        let found = found.ok().flatten();
+        found.is_some_and(|it| it.file_system == FileSystem::Iso9660 && it.label == label)
+    };
+    let is_partition = |name: &String| paths.block_class.join(name).join("partition").exists();
+    let mut names = devices(paths).into_iter();
+    names.find(|name| !is_partition(name) && is_medium(name))
 }
 
 /// The order of the document that counts on this machine: of the first one that is not empty. `None` if that one has no

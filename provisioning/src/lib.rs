@@ -43,7 +43,7 @@ use toml::de::DeTable;
 pub use error::ProvisioningError;
 pub use install::{
     AfterInstall, DISK_SERIAL_BYTES_MAX, InstallOrder, InstallRequest, install_request,
-    split_install,
+    medium_device, split_install,
 };
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};

@@ -10,6 +10,7 @@ use alknet_image_write::{
     SystemFolders, flash,
 };
 use alknet_provision_cli::{ControllingTerminal, WordsTerminal};
+use alknet_init::DRIVE_BYTES_MIN;
 use alknet_provisioning::configuration_part;
 use alknet_tensor_cli::ByteProgress;
 use clap::Args;
@@ -26,9 +27,6 @@ use crate::cli::{CommandError, CommandExit, output};
 const STDIN: &str = "-";
 /// Where a machine looks for its configuration on the EFI system partition, and for what belongs to it.
 const SEED_FILES: [&str; 3] = ["alknet.toml", "alknet/vault.words", "alknet/seed.key"];
-/// Bytes that a drive must have before the first boot: 257 MiB before the data partition, 144 MiB of it with a vault, and
-/// the copy of the partition table at the end, rounded up.
-const DRIVE_BYTES_MIN: u64 = 402 << 20;
 
 /// Arguments of `alknet image write`.
 #[derive(Debug, Args)]
