@@ -271,7 +271,7 @@ mod tests {
             ("[install]\ndisk = \"a\"\nthen = \"halt\"\n", "line 3, install.then: the machine"),
             ("[install]\ndisk = \"a\"\nforce = true\n", "line 3, install.force: unknown key"),
             ("install = \"a\"\n", "line 1, install: expected a table"),
-            ("[install]\ndisk =\n", "line 2, install: this is no TOML"),
+            ("[install]\ndisk = \"a\" b\n", "line 2, install: this is no TOML"),
         ] {
             let (_, table) = taken(text);
             assert_eq!(table.order, None, "{text}");
