@@ -52,8 +52,8 @@ pub struct InstallRequest {
     pub source: ConfigOrigin,
 }
 
-/// The kernel's name of the first device with an ISO 9660 volume of this label. A partition is none: the volume begins
-/// where its device begins.
+/// The kernel's name of the first device with an ISO 9660 volume of this label. Partitions are left out, because the
+/// volume of the medium begins where its device begins.
 #[must_use]
 pub fn medium_device(paths: &SourcePaths, label: &str) -> Option<String> {
     let is_medium = |name: &String| {
@@ -71,8 +71,8 @@ pub fn medium_device(paths: &SourcePaths, label: &str) -> Option<String> {
 /// The order of the document that counts on this machine: of the first one that is not empty. `None` if that one has no
 /// order. Blocks on disks.
 ///
-/// Metadata services and the console give no orders: a service would be asked at each start, and a person at the console
-/// can attach a medium.
+/// Metadata services and the console give no orders: a service would be asked at each start, and a person at the
+/// console can attach a medium.
 #[must_use]
 pub fn install_request(paths: &SourcePaths, mounter: &dyn Mounter) -> Option<InstallRequest> {
     // The machine reads the sources again afterwards, and reports their problems then.

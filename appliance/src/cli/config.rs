@@ -201,15 +201,22 @@ fn check(
     })
 }
 
-/// The error of a document with the secrets of a provisioning medium says where those belong.
+/// The error of a document with a table of a provisioning medium says where that belongs.
 pub(crate) fn of_seed(error: ConfigError) -> ConfigError {
-    match error.path == "secrets" {
-        true => ConfigError {
-            what: "[secrets] is for a provisioning medium: 'alknet serve' has no vault and cannot use words".to_owned(),
-            fix: "take the table out; 'alknet config check --seed' checks the document for a machine".to_owned(),
-            ..error
-        },
-        false => error,
+    let what = match error.path.as_str() {
+        "install" => {
+            "[install] is for a provisioning medium: only a machine that was started from the medium of the image \
+             installs itself"
+        }
+        "secrets" => {
+            "[secrets] is for a provisioning medium: 'alknet serve' has no vault and cannot use words"
+        }
+        _ => return error,
+    };
+    ConfigError {
+        what: what.to_owned(),
+        fix: "take the table out; 'alknet config check --seed' checks the document for a machine".to_owned(),
+        ..error
     }
 }
 
@@ -490,6 +497,9 @@ mod tests {
     #[test]
     fn the_order_to_install_is_checked_with_a_seed() {
         let document = b"[node]\nname = \"edge-1\"\n[install]\ndisk = \"S4EVNX0N\"\nforce = true\n";
+        let mut errors = NodeConfig::parse(document).expect_err("it is a seed");
+        let error = of_seed(errors.remove(0)).to_string();
+        assert!(error.contains("--seed"), "{error}");
         let (configuration, mistakes) = configuration_part(document);
         assert!(NodeConfig::parse(&configuration).is_ok());
         let expected = "line 5, install.force: unknown key; known here: disk, erase, then";

@@ -23,8 +23,8 @@ pub(super) enum DiskUse {
     Used,
 }
 
-/// Looks at a disk of `bytes`, which has at least [`HEAD_BYTES`] twice. `head` is the beginning of the image, and `mark`
-/// names the order.
+/// Looks at a disk of `bytes`, which has at least [`HEAD_BYTES`] twice. `head` is the beginning of the image, and
+/// `mark` names the order.
 pub(super) fn judge(disk: &File, bytes: u64, head: &[u8], mark: &str) -> io::Result<DiskUse> {
     let mut first = vec![0; HEAD_BYTES];
     disk.read_exact_at(&mut first, 0)?;

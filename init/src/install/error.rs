@@ -24,10 +24,13 @@ pub(crate) enum InstallError {
         /// The kernel's names of the disks.
         disks: Vec<String>,
     },
+    /// The disk cannot be opened for an installation. Nothing was written.
+    #[error(transparent)]
+    Disk(FlashError),
     /// The kernel's list of disks cannot be read.
     #[error("the disks of the machine cannot be listed: {0}")]
     Disks(io::Error),
-    /// The disk cannot be used, or was not written to the end.
+    /// The disk was not written to the end.
     #[error(transparent)]
     Flash(#[from] FlashError),
     /// The order was carried out in an earlier start.
@@ -117,7 +120,7 @@ impl InstallError {
             Self::NotEmpty { .. } => {
                 "name another disk, or write erase = true into [install] to overwrite this one"
             }
-            Self::Flash(_) | Self::Unreadable { .. } => {
+            Self::Disk(_) | Self::Flash(_) | Self::Unreadable { .. } => {
                 "check the disk, or name another one; the machine installs again when it restarts"
             }
             Self::Medium { .. } | Self::OtherVersion { .. } => {

@@ -38,8 +38,8 @@ use crate::{
 };
 use content::{DiskUse, HEAD_BYTES};
 
-/// Bytes that a disk must have before the first boot: 257 MiB before the data partition, 144 MiB of it with a vault, and
-/// the copy of the partition table at the end, rounded up.
+/// Bytes that a disk must have before the first boot: 257 MiB before the data partition, 144 MiB of it with a vault,
+/// and the copy of the partition table at the end, rounded up.
 pub const DRIVE_BYTES_MIN: u64 = (257 << 20) + SEALED_BYTES_MIN + (1 << 20);
 /// How long PID 1 feeds the watchdog meanwhile. The image has 272 MiB, which are written and read back: ten minutes at
 /// 1 MB/s, the slowest stick.
@@ -104,7 +104,8 @@ impl InstallJob {
             .map_err(self.unreadable())?;
         let image = self.image(mounted.root())?;
         self.check_content(disk, order, mounted.root())?;
-        let target = DiskTarget::disk(&device(&disk.name), &folders)?;
+        let target = DiskTarget::disk(&device(&disk.name), &folders);
+        let target = target.map_err(InstallError::Disk)?;
         // Another disk may have taken the name meanwhile.
         if target.facts().proof() != order.disk {
             return Err(InstallError::missing(order, &all));
