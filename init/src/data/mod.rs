@@ -103,6 +103,7 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
             "what an earlier attempt left open cannot be closed: {error}"
         ));
     }
+    // The administrator expects the node on a disk. One that served from the medium would be another node.
     if let Some(problem) = install::refusal() {
         let waiting = VaultWait::from_diagnostic(problem.clone()).for_good();
         return close_all(waiting, None, access.keeper);
