@@ -266,7 +266,9 @@ mod tests {
     #[test]
     fn a_program_that_ends_early_ends_the_disk() {
         let (root, content) = medium(b"program");
-        let system = File::options().write(true).open(root.path().join(SYSTEM_FILE));
+        let system = File::options()
+            .write(true)
+            .open(root.path().join(SYSTEM_FILE));
         system.expect("written").set_len(1024).expect("writable");
         let mut disk = MediumDisk::open(root.path()).expect("a medium");
         let mut read = Vec::new();

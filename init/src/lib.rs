@@ -45,8 +45,8 @@ pub mod text;
 
 pub use clock::BUILD_TIME_S;
 pub use data::SEALED_BYTES_MIN;
-pub use install::DRIVE_BYTES_MIN;
 pub use error::InitError;
+pub use install::DRIVE_BYTES_MIN;
 pub use version::image_version;
 
 /// Runs the machine until it is switched off. The process that the kernel started as PID 1 calls

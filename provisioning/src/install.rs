@@ -174,7 +174,12 @@ fn read(text: &[u8]) -> InstallTable {
             }
             if !table.contains_key("disk") {
                 let fix = "add disk = \"SERIAL\", the serial number of the disk to write";
-                refuse(value.map_or(0, |it| it.span().start), "", "no disk is named", fix);
+                refuse(
+                    value.map_or(0, |it| it.span().start),
+                    "",
+                    "no disk is named",
+                    fix,
+                );
             }
         }
         Some((value, None)) => {
@@ -207,7 +212,10 @@ impl InstallOrder {
             }
             ("erase", _, Some(erase)) => self.erase = erase,
             ("erase", _, None) => {
-                return Err(("expected true or false", "write erase = true, or leave it out"));
+                return Err((
+                    "expected true or false",
+                    "write erase = true, or leave it out",
+                ));
             }
             ("then", Some("restart"), _) => self.then = AfterInstall::Restart,
             ("then", Some("poweroff"), _) => self.then = AfterInstall::Poweroff,
@@ -253,7 +261,11 @@ mod tests {
 
     #[test]
     fn a_document_without_the_table_has_no_order() {
-        for text in ["", "[node]\nname = \"install\"\n", "[node.install]\na = 1\n"] {
+        for text in [
+            "",
+            "[node]\nname = \"install\"\n",
+            "[node.install]\na = 1\n",
+        ] {
             let mut document = text.as_bytes().to_vec();
             assert!(take(&mut document).is_none(), "{text}");
             assert_eq!(document, text.as_bytes());
@@ -264,14 +276,35 @@ mod tests {
     fn each_mistake_names_its_line_and_gives_no_order() {
         for (text, expected) in [
             ("[install]\n", "line 1, install: no disk is named"),
-            ("[install]\ndisk = 7\n", "line 2, install.disk: expected a string"),
-            ("[install]\ndisk = \"\"\n", "line 2, install.disk: this is no serial"),
-            ("[install]\ndisk = \"a\\nb\"\n", "line 2, install.disk: this is no serial"),
-            ("[install]\ndisk = \"a\"\nerase = 1\n", "line 3, install.erase: expected true"),
-            ("[install]\ndisk = \"a\"\nthen = \"halt\"\n", "line 3, install.then: the machine"),
-            ("[install]\ndisk = \"a\"\nforce = true\n", "line 3, install.force: unknown key"),
+            (
+                "[install]\ndisk = 7\n",
+                "line 2, install.disk: expected a string",
+            ),
+            (
+                "[install]\ndisk = \"\"\n",
+                "line 2, install.disk: this is no serial",
+            ),
+            (
+                "[install]\ndisk = \"a\\nb\"\n",
+                "line 2, install.disk: this is no serial",
+            ),
+            (
+                "[install]\ndisk = \"a\"\nerase = 1\n",
+                "line 3, install.erase: expected true",
+            ),
+            (
+                "[install]\ndisk = \"a\"\nthen = \"halt\"\n",
+                "line 3, install.then: the machine",
+            ),
+            (
+                "[install]\ndisk = \"a\"\nforce = true\n",
+                "line 3, install.force: unknown key",
+            ),
             ("install = \"a\"\n", "line 1, install: expected a table"),
-            ("[install]\ndisk = \"a\" b\n", "line 2, install: this is no TOML"),
+            (
+                "[install]\ndisk = \"a\" b\n",
+                "line 2, install: this is no TOML",
+            ),
         ] {
             let (_, table) = taken(text);
             assert_eq!(table.order, None, "{text}");

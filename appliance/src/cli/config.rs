@@ -215,7 +215,8 @@ pub(crate) fn of_seed(error: ConfigError) -> ConfigError {
     };
     ConfigError {
         what: what.to_owned(),
-        fix: "take the table out; 'alknet config check --seed' checks the document for a machine".to_owned(),
+        fix: "take the table out; 'alknet config check --seed' checks the document for a machine"
+            .to_owned(),
         ..error
     }
 }

@@ -233,7 +233,10 @@ mod tests {
             std::os::unix::fs::symlink(&device, list.join(name)).expect("creatable");
         }
         let all = DiskFacts::all(&folders).expect("readable");
-        let all: Vec<_> = all.iter().map(|it| (it.name.as_str(), it.proof())).collect();
+        let all: Vec<_> = all
+            .iter()
+            .map(|it| (it.name.as_str(), it.proof()))
+            .collect();
         let expected = [("vda", "first".to_owned()), ("vdb", "second".to_owned())];
         assert_eq!(all, expected);
     }

@@ -128,7 +128,10 @@ fn the_medium_is_a_whole_device_with_its_label() {
     machine.disk("sdb", iso_volume("cidata"), &[]);
     assert_eq!(medium_device(&machine.paths, "ALKNET"), None);
     machine.disk("sr0", iso_volume("ALKNET"), &[]);
-    assert_eq!(medium_device(&machine.paths, "ALKNET").as_deref(), Some("sr0"));
+    assert_eq!(
+        medium_device(&machine.paths, "ALKNET").as_deref(),
+        Some("sr0")
+    );
 }
 
 #[test]

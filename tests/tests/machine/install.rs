@@ -60,7 +60,8 @@ fn the_medium_installs_itself_and_the_disk_serves() {
     drop(node);
 
     let vm = started(from_medium(&disk).config(config.as_str()));
-    let problem = "alknet: problem install-refused: the image was not installed: vda has this image already";
+    let problem =
+        "alknet: problem install-refused: the image was not installed: vda has this image already";
     said(&vm, problem, SAID_WITHIN);
     assert!(!vm.console().text().contains(READY), "{}", vm.report());
 }

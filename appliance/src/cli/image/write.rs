@@ -9,8 +9,8 @@ use alknet_image_write::{
     DiskFacts, DiskTarget, FlashOptions, FlashReport, FlashStep, ImageSource, PlacedFile,
     SystemFolders, flash,
 };
-use alknet_provision_cli::{ControllingTerminal, WordsTerminal};
 use alknet_init::DRIVE_BYTES_MIN;
+use alknet_provision_cli::{ControllingTerminal, WordsTerminal};
 use alknet_provisioning::configuration_part;
 use alknet_tensor_cli::ByteProgress;
 use clap::Args;
