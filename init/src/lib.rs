@@ -17,6 +17,7 @@ mod facts;
 mod fault;
 mod groups;
 mod helper;
+mod install;
 mod link_status;
 mod log;
 mod machine;
