@@ -39,6 +39,7 @@ mod form;
 mod grub;
 mod ids;
 mod inputs;
+mod install;
 mod iso;
 mod kernel;
 mod linuxkit;
@@ -69,6 +70,7 @@ pub use esp::{EspFile, EspVolume};
 pub use form::{ImageForm, OutputRole};
 pub use grub::{GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFormat};
 pub use inputs::{CMDLINE, CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
+pub use install::{MEDIUM_LABEL, MediumDisk};
 pub use linuxkit::yml as linuxkit_yml;
 pub use manifest::{
     MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput, ManifestSource,

@@ -12,6 +12,9 @@
 //! 3. A refused document never replaces a correct one. If there is no correct one, the settings
 //!    that administrators need to log in are salvaged from it.
 //!
+//! A document may have an order to install the image onto a disk ([`install_request`]), which is no part of the
+//! configuration.
+//!
 //! Recovery words, seed keys and credentials on a medium are [`MediaSecrets`]. They are removed
 //! before a document is read, and are never stored. [`erase`] overwrites words and credentials
 //! after they were stored elsewhere.
@@ -21,6 +24,7 @@
 
 mod error;
 mod file;
+mod install;
 mod label;
 mod mount;
 mod programs;
@@ -37,6 +41,10 @@ use alknet_core::config::NodeConfig;
 use toml::de::DeTable;
 
 pub use error::ProvisioningError;
+pub use install::{
+    AfterInstall, DISK_SERIAL_BYTES_MAX, InstallOrder, InstallRequest, install_request,
+    medium_device, split_install,
+};
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};
 pub use programs::{NEXT, PROGRAM_BYTES_MAX, UpdatePrograms, programs};
@@ -210,6 +218,10 @@ fn load_all(
         // error may quote a line of it.
         let mut parted = bytes.map_or_else(Default::default, |bytes| secrets::part(bytes));
         collector.take(offer, &mut parted);
+        // An order to install is for a start from the medium of the image, which asks for it by itself.
+        if let Some(table) = install::take(&mut parted.document) {
+            parted.mistakes.extend(table.mistakes);
+        }
         if bytes.is_some() {
             documents.push(OfferedDocument {
                 source: offer.source.clone(),

@@ -155,14 +155,14 @@ fn check(
 ) -> Result<CommandExit, CommandError> {
     let name = file.display();
     let bytes = read(file)?;
-    let bytes = match is_seed {
+    let (bytes, of_install) = match is_seed {
         true => configuration_part(&bytes),
-        false => bytes,
+        false => (bytes, Vec::new()),
     };
     // A document from standard input has no folder.
     let folder = (file.as_os_str() != "-").then(|| crate::node::folder_of(file));
     let mut warnings = Vec::new();
-    let errors: Vec<_> = match NodeConfig::parse(&bytes) {
+    let found: Vec<_> = match NodeConfig::parse(&bytes) {
         Ok(config) => {
             let names = crate::node::unknown_names(&config);
             warnings.extend(names.warnings.iter().map(ToString::to_string));
@@ -179,6 +179,7 @@ fn check(
             .map(|it| of_seed(it).to_string())
             .collect(),
     };
+    let errors = [of_install, found].concat();
     if json {
         let valid = errors.is_empty();
         output::json_line(&json!({ "valid": valid, "errors": errors, "warnings": warnings }))?;
@@ -200,15 +201,23 @@ fn check(
     })
 }
 
-/// The error of a document with the secrets of a provisioning medium says where those belong.
+/// The error of a document with a table of a provisioning medium says where that belongs.
 pub(crate) fn of_seed(error: ConfigError) -> ConfigError {
-    match error.path == "secrets" {
-        true => ConfigError {
-            what: "[secrets] is for a provisioning medium: 'alknet serve' has no vault and cannot use words".to_owned(),
-            fix: "take the table out; 'alknet config check --seed' checks the document for a machine".to_owned(),
-            ..error
-        },
-        false => error,
+    let what = match error.path.as_str() {
+        "install" => {
+            "[install] is for a provisioning medium: only a machine that was started from the medium of the image \
+             installs itself"
+        }
+        "secrets" => {
+            "[secrets] is for a provisioning medium: 'alknet serve' has no vault and cannot use words"
+        }
+        _ => return error,
+    };
+    ConfigError {
+        what: what.to_owned(),
+        fix: "take the table out; 'alknet config check --seed' checks the document for a machine"
+            .to_owned(),
+        ..error
     }
 }
 
@@ -483,7 +492,19 @@ mod tests {
             error.contains("for a provisioning medium") && error.contains("--seed"),
             "{error}"
         );
-        assert!(NodeConfig::parse(&configuration_part(document)).is_ok());
+        assert!(NodeConfig::parse(&configuration_part(document).0).is_ok());
+    }
+
+    #[test]
+    fn the_order_to_install_is_checked_with_a_seed() {
+        let document = b"[node]\nname = \"edge-1\"\n[install]\ndisk = \"S4EVNX0N\"\nforce = true\n";
+        let mut errors = NodeConfig::parse(document).expect_err("it is a seed");
+        let error = of_seed(errors.remove(0)).to_string();
+        assert!(error.contains("--seed"), "{error}");
+        let (configuration, mistakes) = configuration_part(document);
+        assert!(NodeConfig::parse(&configuration).is_ok());
+        let expected = "line 5, install.force: unknown key; known here: disk, erase, then";
+        assert_eq!(mistakes, [expected]);
     }
 
     #[test]

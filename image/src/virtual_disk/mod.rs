@@ -89,6 +89,11 @@ impl RawDisk {
         Ok(Self { file, bytes })
     }
 
+    /// The disk as a file.
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Size in bytes.
     pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
