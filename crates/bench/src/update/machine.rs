@@ -57,7 +57,7 @@ pub(super) struct UpdateRound {
 }
 
 /// Everything the rounds need, made once.
-pub(super) struct UpdateMachine<'a> {
+pub(super) struct StagingMachine<'a> {
     release: &'a ReleasePair,
     scratch: &'a Path,
     disk: PathBuf,
@@ -68,7 +68,7 @@ pub(super) struct UpdateMachine<'a> {
     runtime: Runtime,
 }
 
-impl<'a> UpdateMachine<'a> {
+impl<'a> StagingMachine<'a> {
     pub(super) fn prepare(
         cx: &XtaskContext,
         release: &'a ReleasePair,
@@ -131,7 +131,7 @@ impl<'a> UpdateMachine<'a> {
     fn stage(&self, vm: &Vm, node: &ReachableNode) -> Result<(CallSeries, CallSeries, f64)> {
         self.runtime.block_on(async {
             let (connection, _dialer) = self.connect(node).await?;
-            thread::sleep(REST);
+            tokio::time::sleep(REST).await;
             let until = Instant::now() + CALM;
             let calm = CallSeries::of(&connection, || Ok(Instant::now() < until)).await?;
             let begun = Instant::now();

@@ -9,7 +9,7 @@ mod release;
 use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::{Result, TaskError};
 
-use self::machine::{UpdateMachine, UpdateRound};
+use self::machine::{StagingMachine, UpdateRound};
 use self::other_deltas::PeerDeltas;
 use self::release::ReleasePair;
 use super::rows::{BenchRow, Goal, median};
@@ -38,7 +38,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
     let release = ReleasePair::make(cx, scratch.path())?;
     let peers = PeerDeltas::make(cx, &release, scratch.path())?;
     let mut rows = byte_rows(&release, &peers);
-    let machine = UpdateMachine::prepare(cx, &release, scratch.path())?;
+    let machine = StagingMachine::prepare(cx, &release, scratch.path())?;
     let mut figures = Vec::new();
     let rounds = rounds.min(ROUNDS_MAX);
     for round in 1..=rounds {

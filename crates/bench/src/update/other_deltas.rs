@@ -2,7 +2,7 @@
 //! compressed files would be as large as the files.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -12,6 +12,9 @@ use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::{Result, TaskError};
 
 use super::release::{ReleasePair, length};
+
+/// Bytes of the old file that xdelta3 looks at: more than any binary has.
+const XDELTA3_WINDOW: &str = "134217728";
 
 /// Bytes that each of them would send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,20 +32,17 @@ impl PeerDeltas {
         let out = |name: &str| folder.join(name).into_os_string();
         let mut patch_from = OsString::from("--patch-from=");
         patch_from.push(old);
-        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+        let run = |program: &str, arguments: &[&OsStr]| {
             let mut command = Command::new(program);
             command.args(arguments);
             cx.run(&mut command, &format!("a difference by {program}"), program)
         };
         let (zstd, xdelta3, bsdiff) = (out("zstd"), out("xdelta3"), out("bsdiff"));
-        run(
-            "zstd",
-            &["-19".as_ref(), "--long=27".as_ref(), "-q".as_ref(), &patch_from, new, "-o".as_ref(), &zstd],
-        )?;
-        run(
-            "xdelta3",
-            &["-e".as_ref(), "-9".as_ref(), "-B".as_ref(), "134217728".as_ref(), "-s".as_ref(), old, new, &xdelta3],
-        )?;
+        let text = OsStr::new;
+        let best = [text("-19"), text("--long=27"), text("-q"), &patch_from];
+        run("zstd", &[&best[..], &[new, text("-o"), &zstd]].concat())?;
+        let best = [text("-e"), text("-9"), text("-B"), text(XDELTA3_WINDOW)];
+        run("xdelta3", &[&best[..], &[text("-s"), old, new, &xdelta3]].concat())?;
         run("bsdiff", &[old, new, &bsdiff])?;
         Ok(Self {
             zstd: length(zstd.as_ref())?,

@@ -46,7 +46,7 @@ impl ReleasePair {
     pub(super) fn make(cx: &XtaskContext, folder: &Path) -> Result<Self> {
         let kernel = kernel::ensure(cx)?;
         let binaries = binaries(cx, folder)?;
-        let documents = ReleaseDocuments::make(cx, &binaries[0], folder)?;
+        let documents = SigningFiles::make(cx, &binaries[0], folder)?;
         let mut folders = Vec::new();
         for (version, binary) in VERSIONS.into_iter().zip(&binaries) {
             let out = folder.join(version);
@@ -122,14 +122,14 @@ fn binaries(cx: &XtaskContext, folder: &Path) -> Result<[PathBuf; 2]> {
 }
 
 /// A key that signs releases, and the document that makes machines trust it.
-struct ReleaseDocuments {
+struct SigningFiles {
     key: PathBuf,
     root: PathBuf,
     /// The day on which the documents expire.
     expires: String,
 }
 
-impl ReleaseDocuments {
+impl SigningFiles {
     fn make(cx: &XtaskContext, program: &Path, folder: &Path) -> Result<Self> {
         let expires = Timestamp::now().checked_add(VALID);
         let expires = expires.map_err(failed("choosing a day"))?;
