@@ -116,8 +116,7 @@ impl<'a> StagingMachine<'a> {
             file.set_len(file.metadata()?.len() + DATA_BYTES)
         };
         grow().map_err(TaskError::io("make the disk longer"))?;
-        let lacking = || TaskError::Arguments("the release has no image".to_owned());
-        let (image, kernel) = self.release.image.as_ref().ok_or_else(lacking)?;
+        let ReleasePair { image, kernel, .. } = self.release;
         let (form, machine) = (ImageForm::Raw, MachineType::Uefi);
         let builder = node::builder(image, kernel, form, machine, &self.admin)?;
         let builder = builder
@@ -133,13 +132,13 @@ impl<'a> StagingMachine<'a> {
             let (connection, _dialer) = self.connect(node).await?;
             tokio::time::sleep(REST).await;
             let until = Instant::now() + CALM;
-            let calm = CallSeries::of(&connection, || Ok(Instant::now() < until)).await?;
+            let calm = CallSeries::record(&connection, || Ok(Instant::now() < until)).await?;
             let begun = Instant::now();
             let mut command = self.stage_command(node);
             let child = command.spawn().map_err(TaskError::io("run alknet update"))?;
             let mut child = ChildGuard::new(child);
             let limit = vm.scale(STAGED_WITHIN);
-            let staging = CallSeries::of(&connection, || match child.try_wait()? {
+            let staging = CallSeries::record(&connection, || match child.try_wait()? {
                 None if begun.elapsed() < limit => Ok(true),
                 None => Err(failed("staging")(vm.report())),
                 Some(status) if status.success() => Ok(false),
@@ -152,7 +151,7 @@ impl<'a> StagingMachine<'a> {
 
     fn stage_command(&self, node: &ReachableNode) -> Command {
         let mut command = self.cli.command("update");
-        command.arg(node.target()).arg(&self.release.delta_bundle);
+        command.arg(node.target()).arg(&self.release.bundle);
         command.args(["--stage", "--json"]).stdout(Stdio::null());
         command
     }
@@ -219,7 +218,7 @@ struct CallSeries {
 
 impl CallSeries {
     /// Calls as long as `goes_on` says so.
-    async fn of(
+    async fn record(
         connection: &CallConnection,
         mut goes_on: impl FnMut() -> Result<bool>,
     ) -> Result<Self> {

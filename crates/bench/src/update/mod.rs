@@ -11,7 +11,7 @@ use alknet_tasks::failure::{Result, TaskError};
 
 use self::machine::{StagingMachine, UpdateRound};
 use self::other_deltas::PeerDeltas;
-use self::release::ReleasePair;
+use self::release::{ReleaseBytes, ReleasePair};
 use super::rows::{BenchRow, Goal, median};
 
 /// Name of this benchmark in rows.
@@ -37,7 +37,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
     let scratch = tempfile::tempdir().map_err(TaskError::io("make a folder for the benchmark"))?;
     let release = ReleasePair::make(cx, scratch.path())?;
     let peers = PeerDeltas::make(cx, &release, scratch.path())?;
-    let mut rows = byte_rows(&release, &peers);
+    let mut rows = byte_rows(release.bytes, peers);
     let machine = StagingMachine::prepare(cx, &release, scratch.path())?;
     let mut figures = Vec::new();
     let rounds = rounds.min(ROUNDS_MAX);
@@ -49,14 +49,14 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
     Ok(rows)
 }
 
-fn byte_rows(release: &ReleasePair, peers: &PeerDeltas) -> Vec<BenchRow> {
+fn byte_rows(release: ReleaseBytes, peers: PeerDeltas) -> Vec<BenchRow> {
     let mb = |bytes: u64| bytes as f64 / MEGA;
     let delta = |peer: &str, bytes| {
-        BenchRow::lower(BENCH, "delta", "MB", mb(release.delta_bytes)).beside(peer, mb(bytes))
+        BenchRow::lower(BENCH, "delta", "MB", mb(release.delta)).beside(peer, mb(bytes))
     };
     vec![
-        BenchRow::lower(BENCH, "bundle of a release", "MB", mb(release.delta_bundle_bytes))
-            .beside("with the whole program", mb(release.whole_bundle_bytes))
+        BenchRow::lower(BENCH, "bundle of a release", "MB", mb(release.delta_bundle))
+            .beside("with the whole program", mb(release.whole_bundle))
             .goal(Goal::Ratio(goals::DELTA_OF_WHOLE)),
         delta("zstd --patch-from", peers.zstd).goal(Goal::Ratio(goals::DELTA_OF_ZSTD)),
         delta("xdelta3", peers.xdelta3),
@@ -87,11 +87,10 @@ mod tests {
 
     #[test]
     fn each_promise_has_a_row_with_its_bound() {
-        let release = ReleasePair {
-            delta_bytes: 4_000_000,
-            delta_bundle_bytes: 4_100_000,
-            whole_bundle_bytes: 41_000_000,
-            ..ReleasePair::default()
+        let release = ReleaseBytes {
+            delta: 4_000_000,
+            delta_bundle: 4_100_000,
+            whole_bundle: 41_000_000,
         };
         let peers = PeerDeltas {
             zstd: 5_000_000,
@@ -107,7 +106,7 @@ mod tests {
             restart_s: 10.0,
             apply_s: 11.0,
         };
-        let mut rows = byte_rows(&release, &peers);
+        let mut rows = byte_rows(release, peers);
         rows.extend(machine_rows(&[round]));
         let ratio = |row: &BenchRow| row.ratio.map(|ratio| (ratio * 100.0).round());
         let all: Vec<_> = rows.iter().map(|row| (ratio(row), row.goal)).collect();

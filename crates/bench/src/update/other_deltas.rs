@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use alknet_tasks::context::XtaskContext;
@@ -38,11 +38,11 @@ impl PeerDeltas {
             cx.run(&mut command, &format!("a difference by {program}"), program)
         };
         let (zstd, xdelta3, bsdiff) = (out("zstd"), out("xdelta3"), out("bsdiff"));
-        let text = OsStr::new;
-        let best = [text("-19"), text("--long=27"), text("-q"), &patch_from];
-        run("zstd", &[&best[..], &[new, text("-o"), &zstd]].concat())?;
-        let best = [text("-e"), text("-9"), text("-B"), text(XDELTA3_WINDOW)];
-        run("xdelta3", &[&best[..], &[text("-s"), old, new, &xdelta3]].concat())?;
+        let best = ["-19", "--long=27", "-q"].map(OsStr::new);
+        let files: [&OsStr; 4] = [&patch_from, new, OsStr::new("-o"), &zstd];
+        run("zstd", &[&best[..], &files[..]].concat())?;
+        let best = ["-e", "-9", "-B", XDELTA3_WINDOW, "-s"].map(OsStr::new);
+        run("xdelta3", &[&best[..], &[old, new, &xdelta3][..]].concat())?;
         run("bsdiff", &[old, new, &bsdiff])?;
         Ok(Self {
             zstd: length(zstd.as_ref())?,
@@ -55,20 +55,26 @@ impl PeerDeltas {
 
 /// Bytes of the chunks of the new binary that the old one does not have, and of the index.
 fn casync(cx: &XtaskContext, release: &ReleasePair, folder: &Path) -> Result<u64> {
-    let mut stores = Vec::new();
-    for (name, binary) in ["old", "new"].into_iter().zip(&release.binaries) {
-        let [store, index] = ["castr", "caibx"].map(|end| folder.join(format!("{name}.{end}")));
-        let mut make = Command::new("casync");
-        make.arg("make").arg(format!("--store={}", store.display()));
-        make.arg(&index).arg(binary);
-        cx.run(&mut make, "chunks by casync", "casync")?;
-        let chunks = chunks(&store).map_err(TaskError::io(format!("read {}", store.display())))?;
-        stores.push((chunks, index));
-    }
-    let [(old, _), (new, index)] = &stores[..] else {
-        return Ok(0);
-    };
-    Ok(lacking_bytes(old, new) + length(index)?)
+    let [old, new] = &release.binaries;
+    let (old, _) = store(cx, old, folder, "old")?;
+    let (new, index) = store(cx, new, folder, "new")?;
+    Ok(lacking_bytes(&old, &new) + length(&index)?)
+}
+
+/// Cuts a binary into chunks. Returns them, and the path of their index.
+fn store(
+    cx: &XtaskContext,
+    binary: &Path,
+    folder: &Path,
+    name: &str,
+) -> Result<(Chunks, PathBuf)> {
+    let [store, index] = ["castr", "caibx"].map(|end| folder.join(format!("{name}.{end}")));
+    let mut make = Command::new("casync");
+    make.arg("make").arg(format!("--store={}", store.display()));
+    make.arg(&index).arg(binary);
+    cx.run(&mut make, "chunks by casync", "casync")?;
+    let chunks = chunks(&store).map_err(TaskError::io(format!("read {}", store.display())))?;
+    Ok((chunks, index))
 }
 
 /// Chunks by their names, which are hashes, with their bytes as they are stored.

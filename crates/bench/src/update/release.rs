@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_image::{ImageForm, Manifest, OutputRole};
+use alknet_image::{ImageForm, OutputRole};
 use alknet_tasks::binary;
 use alknet_tasks::context::XtaskContext;
 use alknet_tasks::driver::DriverSelection;
@@ -29,16 +29,24 @@ const OTHER: &str = "profile.release.package.alknet.opt-level=\"z\"";
 /// For how long the documents of the release are valid.
 const VALID: SignedDuration = SignedDuration::from_hours(24 * 365);
 
-/// Both binaries, the image of the first one, and the bundles.
-#[derive(Debug, Default)]
+/// Both binaries, the image of the first one, and the bundle with the delta.
+#[derive(Debug)]
 pub(super) struct ReleasePair {
     pub(super) binaries: [PathBuf; 2],
-    pub(super) image: Option<(ImageFiles, KernelFiles)>,
+    /// Its disk starts the first version.
+    pub(super) image: ImageFiles,
+    pub(super) kernel: KernelFiles,
+    pub(super) bundle: PathBuf,
+    pub(super) bytes: ReleaseBytes,
+}
+
+/// Bytes of what a release of the second version has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReleaseBytes {
+    pub(super) delta: u64,
     /// The bundle with the delta.
-    pub(super) delta_bundle: PathBuf,
-    pub(super) delta_bytes: u64,
-    pub(super) delta_bundle_bytes: u64,
-    pub(super) whole_bundle_bytes: u64,
+    pub(super) delta_bundle: u64,
+    pub(super) whole_bundle: u64,
 }
 
 impl ReleasePair {
@@ -46,47 +54,44 @@ impl ReleasePair {
     pub(super) fn make(cx: &XtaskContext, folder: &Path) -> Result<Self> {
         let kernel = kernel::ensure(cx)?;
         let binaries = binaries(cx, folder)?;
-        let documents = SigningFiles::make(cx, &binaries[0], folder)?;
-        let mut folders = Vec::new();
-        for (version, binary) in VERSIONS.into_iter().zip(&binaries) {
-            let out = folder.join(version);
-            // The machine starts from the disk of the first one, whose program is that of the form uki.
+        let files = SigningFiles::make(cx, &binaries[0], folder)?;
+        let image = |version: &str, binary: &Path| {
+            // A machine starts from the disk, whose program is that of the form uki.
             let forms = [ImageForm::Uki, ImageForm::Raw];
             let mut inputs = image::inputs(cx, &kernel, binary, &forms)?;
-            inputs.version = version.to_owned();
-            inputs.update_root = Some(documents.root.clone());
-            image::write(&inputs, &forms, &out, |doing| cx.say(doing))?;
-            folders.push(out);
-        }
-        let [old, new] = [&folders[0], &folders[1]];
-        let bundle = folder.join("bundle.tar");
-        let made = documents.bundle(&binaries[0], [old, new], &bundle)?;
-        let [delta] = made["deltas"].as_array().map_or(&[][..], Vec::as_slice) else {
+            version.clone_into(&mut inputs.version);
+            inputs.update_root = Some(files.root.clone());
+            let folder = folder.join(version);
+            let manifest = image::write(&inputs, &forms, &folder, |doing| cx.say(doing))?;
+            Ok::<_, TaskError>(ImageFiles { folder, manifest })
+        };
+        let old = image(VERSIONS[0], &binaries[0])?;
+        let new = image(VERSIONS[1], &binaries[1])?;
+        let whole = folder.join("bundle.tar");
+        let made = files.bundle(&binaries[0], [&old.folder, &new.folder], &whole)?;
+        let delta = &made["deltas"][0];
+        let (Some(bundle), Some(bytes)) = (delta["file"].as_str(), delta["delta_bytes"].as_u64())
+        else {
             return Err(failed("making the bundle")(format!("no delta: {made}")));
         };
-        let delta_bundle = delta["file"].as_str().unwrap_or_default();
-        let manifest = Manifest::read(old)?;
+        let bytes = ReleaseBytes {
+            delta: bytes,
+            delta_bundle: length(Path::new(bundle))?,
+            whole_bundle: length(&whole)?,
+        };
         Ok(Self {
-            delta_bytes: delta["delta_bytes"].as_u64().unwrap_or_default(),
-            delta_bundle_bytes: length(Path::new(delta_bundle))?,
-            whole_bundle_bytes: length(&bundle)?,
-            delta_bundle: delta_bundle.into(),
-            image: Some((
-                ImageFiles {
-                    folder: old.clone(),
-                    manifest,
-                },
-                kernel,
-            )),
+            bundle: bundle.into(),
+            image: old,
             binaries,
+            kernel,
+            bytes,
         })
     }
 
     /// The disk of the first version.
     pub(super) fn disk(&self) -> Option<PathBuf> {
-        let (image, _) = self.image.as_ref()?;
-        let manifest = &image.manifest;
-        manifest.path(&image.folder, ImageForm::Raw, OutputRole::Disk)
+        let manifest = &self.image.manifest;
+        manifest.path(&self.image.folder, ImageForm::Raw, OutputRole::Disk)
     }
 }
 
@@ -133,25 +138,25 @@ impl SigningFiles {
     fn make(cx: &XtaskContext, program: &Path, folder: &Path) -> Result<Self> {
         let expires = Timestamp::now().checked_add(VALID);
         let expires = expires.map_err(failed("choosing a day"))?;
-        let documents = Self {
+        let files = Self {
             key: folder.join("release.pem"),
             root: folder.join("1.root.json"),
             expires: expires.strftime("%F").to_string(),
         };
         let mut make_key = Command::new("openssl");
         make_key.args(["genpkey", "-algorithm", "ed25519", "-out"]);
-        make_key.arg(&documents.key);
+        make_key.arg(&files.key);
         cx.run(&mut make_key, "a key for releases", "openssl")?;
         let mut root = Command::new(program);
-        root.args(["image", "root", "--expires", &documents.expires]);
-        root.arg("--key").arg(&documents.key);
-        root.arg("--out").arg(&documents.root);
+        root.args(["image", "root", "--expires", &files.expires]);
+        root.arg("--key").arg(&files.key);
+        root.arg("--out").arg(&files.root);
         cx.run(&mut root, "the root document", "image-root")?;
-        Ok(documents)
+        Ok(files)
     }
 
     /// Makes the bundles of the second image. Returns what the command says about them.
-    fn bundle(&self, program: &Path, [old, new]: [&PathBuf; 2], out: &Path) -> Result<Value> {
+    fn bundle(&self, program: &Path, [old, new]: [&Path; 2], out: &Path) -> Result<Value> {
         let mut command = Command::new(program);
         command.args(["image", "bundle", "--json", "--number", "1"]);
         command.args(["--expires", &self.expires, "--timestamp-expires", &self.expires]);
