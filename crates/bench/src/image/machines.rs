@@ -96,7 +96,9 @@ impl ImageBench {
         let ((), written) = WorkCost::measure(|| {
             let mut write = Command::new(&self.binary);
             write.args(["image", "write"]).arg(&packed);
-            write.arg(folder.join("written")).args(["--to-file", "--yes"]);
+            write
+                .arg(folder.join("written"))
+                .args(["--to-file", "--yes"]);
             cx.run(&mut write, "write our disk", "image-write")
         })?;
         Ok(ImageSide {

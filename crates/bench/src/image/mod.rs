@@ -72,13 +72,52 @@ fn rows_of(rounds: &[ImageRound]) -> Vec<BenchRow> {
         "q35: power-on to first answer",
     );
     vec![
-        row(upload, "MB", |it| it.ours.packed_mb, |it| it.debian.packed_mb).goal(goal),
-        row(make, "CPU s", |it| it.ours.made.cpu_s, |it| it.debian.made.cpu_s).goal(goal),
-        row(make, "s wall", |it| it.ours.made.wall_s, |it| it.debian.made.wall_s),
-        row(write, "CPU s", |it| it.ours.written.cpu_s, |it| it.debian.written.cpu_s),
-        row(write, "s wall", |it| it.ours.written.wall_s, |it| it.debian.written.wall_s).goal(goal),
-        row(boot, "CPU s", |it| it.ours.answered.cpu_s, |it| it.debian.answered.cpu_s).goal(goal),
-        row(boot, "s wall", |it| it.ours.answered.wall_s, |it| it.debian.answered.wall_s),
+        row(
+            upload,
+            "MB",
+            |it| it.ours.packed_mb,
+            |it| it.debian.packed_mb,
+        )
+        .goal(goal),
+        row(
+            make,
+            "CPU s",
+            |it| it.ours.made.cpu_s,
+            |it| it.debian.made.cpu_s,
+        )
+        .goal(goal),
+        row(
+            make,
+            "s wall",
+            |it| it.ours.made.wall_s,
+            |it| it.debian.made.wall_s,
+        ),
+        row(
+            write,
+            "CPU s",
+            |it| it.ours.written.cpu_s,
+            |it| it.debian.written.cpu_s,
+        ),
+        row(
+            write,
+            "s wall",
+            |it| it.ours.written.wall_s,
+            |it| it.debian.written.wall_s,
+        )
+        .goal(goal),
+        row(
+            boot,
+            "CPU s",
+            |it| it.ours.answered.cpu_s,
+            |it| it.debian.answered.cpu_s,
+        )
+        .goal(goal),
+        row(
+            boot,
+            "s wall",
+            |it| it.ours.answered.wall_s,
+            |it| it.debian.answered.wall_s,
+        ),
     ]
 }
 

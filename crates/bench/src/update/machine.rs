@@ -135,7 +135,9 @@ impl<'a> StagingMachine<'a> {
             let calm = CallSeries::record(&connection, || Ok(Instant::now() < until)).await?;
             let begun = Instant::now();
             let mut command = self.stage_command(node);
-            let child = command.spawn().map_err(TaskError::io("run alknet update"))?;
+            let child = command
+                .spawn()
+                .map_err(TaskError::io("run alknet update"))?;
             let mut child = ChildGuard::new(child);
             let limit = vm.scale(STAGED_WITHIN);
             let staging = CallSeries::record(&connection, || match child.try_wait()? {
@@ -189,7 +191,8 @@ impl<'a> StagingMachine<'a> {
         let until = Instant::now() + vm.scale(STATE_WITHIN);
         loop {
             let answer = self.cli.call(node, "update/status")?;
-            let status: Value = serde_json::from_str(&answer).map_err(failed("reading a status"))?;
+            let status: Value =
+                serde_json::from_str(&answer).map_err(failed("reading a status"))?;
             if status[name] == value {
                 return Ok(());
             }

@@ -70,14 +70,26 @@ fn machine_rows(rounds: &[UpdateRound]) -> Vec<BenchRow> {
     let row = |case: &str, unit, ours| BenchRow::lower(BENCH, case, unit, ours);
     vec![
         row("machine: a delta staged", "s wall", of(|it| it.staging_s)),
-        row("machine: more memory in use while staging", "MiB", of(|it| it.more_mib))
-            .goal(Goal::Ours(goals::STAGING_MIB)),
-        row("machine: p99 of calls while staging", "ms", of(|it| it.staging_p99_ms))
-            .beside("calm", of(|it| it.calm_p99_ms))
-            .goal(Goal::Ratio(goals::STAGING_P99_OF_CALM)),
-        row("machine: apply to answered call", "s wall", of(|it| it.apply_s))
-            .beside("restart: drain and boot", of(|it| it.restart_s))
-            .goal(Goal::Ratio(goals::APPLY_OF_RESTART)),
+        row(
+            "machine: more memory in use while staging",
+            "MiB",
+            of(|it| it.more_mib),
+        )
+        .goal(Goal::Ours(goals::STAGING_MIB)),
+        row(
+            "machine: p99 of calls while staging",
+            "ms",
+            of(|it| it.staging_p99_ms),
+        )
+        .beside("calm", of(|it| it.calm_p99_ms))
+        .goal(Goal::Ratio(goals::STAGING_P99_OF_CALM)),
+        row(
+            "machine: apply to answered call",
+            "s wall",
+            of(|it| it.apply_s),
+        )
+        .beside("restart: drain and boot", of(|it| it.restart_s))
+        .goal(Goal::Ratio(goals::APPLY_OF_RESTART)),
     ]
 }
 

@@ -62,12 +62,7 @@ fn casync(cx: &XtaskContext, release: &ReleasePair, folder: &Path) -> Result<u64
 }
 
 /// Cuts a binary into chunks. Returns them, and the path of their index.
-fn store(
-    cx: &XtaskContext,
-    binary: &Path,
-    folder: &Path,
-    name: &str,
-) -> Result<(Chunks, PathBuf)> {
+fn store(cx: &XtaskContext, binary: &Path, folder: &Path, name: &str) -> Result<(Chunks, PathBuf)> {
     let [store, index] = ["castr", "caibx"].map(|end| folder.join(format!("{name}.{end}")));
     let mut make = Command::new("casync");
     make.arg("make").arg(format!("--store={}", store.display()));

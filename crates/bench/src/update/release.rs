@@ -109,13 +109,14 @@ fn binaries(cx: &XtaskContext, folder: &Path) -> Result<[PathBuf; 2]> {
     let mut other = other.map_err(TaskError::io("read the other binary"))?;
     // The usual one last: it is what stays linked.
     let whole = binary::whole(cx, &DriverSelection::usual())?;
-    let read = |path: &Path| {
-        fs::read(path).map_err(TaskError::io(format!("read {}", path.display())))
-    };
+    let read =
+        |path: &Path| fs::read(path).map_err(TaskError::io(format!("read {}", path.display())));
     let (usual, plain) = (read(&whole)?, read(&cx.executable(binary::NAME))?);
     drop(lock);
     let Some(carried) = usual.strip_prefix(&plain[..]) else {
-        return Err(failed("finding the program for GPUs")("the binary does not begin as linked"));
+        return Err(failed("finding the program for GPUs")(
+            "the binary does not begin as linked",
+        ));
     };
     if other == plain {
         return Err(failed("making another binary")("both have the same bytes"));
@@ -159,7 +160,12 @@ impl SigningFiles {
     fn bundle(&self, program: &Path, [old, new]: [&Path; 2], out: &Path) -> Result<Value> {
         let mut command = Command::new(program);
         command.args(["image", "bundle", "--json", "--number", "1"]);
-        command.args(["--expires", &self.expires, "--timestamp-expires", &self.expires]);
+        command.args([
+            "--expires",
+            &self.expires,
+            "--timestamp-expires",
+            &self.expires,
+        ]);
         command.arg(new).arg("--from").arg(old);
         command.arg("--key").arg(&self.key);
         command.arg("--root").arg(&self.root);
