@@ -101,6 +101,8 @@ impl DebianImage {
             .arg("--variant=minbase")
             .arg(format!("--include={PACKAGES}"))
             .arg(format!("--customize-hook={}", customize.display()))
+            // A system that nothing uses yet need not survive a power cut of this host.
+            .arg("--dpkgopt=force-unsafe-io")
             .args([SUITE, "root.tar", &sources::debian_archive()?])
             .current_dir(folder);
         cx.run(&mut bootstrap, "Debian from its packages", "mmdebstrap")?;
