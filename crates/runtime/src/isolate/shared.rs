@@ -183,11 +183,8 @@ impl IsolateState {
         called_at: Option<JsValue<'js>>,
     ) -> rquickjs::Result<JsValue<'js>> {
         // Others choose how large they are. Without room for them, the error has none.
-        let details = self.heap.with_reserve(|| json::write(ctx, &error.details));
-        let details = details.unwrap_or_else(|_| {
-            ctx.catch();
-            JsValue::new_null(ctx.clone())
-        });
+        let details = json::write_bounded(ctx, self, &error.details);
+        let details = details.unwrap_or_else(|_| JsValue::new_null(ctx.clone()));
         let make = self.hook(ctx, "opError")?;
         make.call((
             error.code.as_str(),
