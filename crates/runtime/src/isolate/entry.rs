@@ -12,7 +12,7 @@ use crate::error::{RuntimeCode, ScriptFailure};
 use crate::isolate::failure;
 use crate::isolate::shared::{EvaluationRoot, IsolateState};
 use crate::isolate::spec::SessionMode;
-use crate::json::{self, WriterStop};
+use crate::json;
 use crate::typescript::SourceScan;
 
 /// The work of a call.
@@ -217,19 +217,7 @@ impl ActiveEntry {
         input: &Value,
         serves: bool,
     ) -> rquickjs::Result<()> {
-        let input = json::write_bounded(ctx, shared, input).map_err(|why| match why {
-            // The limit is the failure of the call, whatever the exception is.
-            WriterStop::Ended => rquickjs::Error::Exception,
-            // Others choose how large it is. The session, with the state of a service, goes on.
-            WriterStop::Room => {
-                let text = "the input does not fit into what is left of the session's heap";
-                shared.raise(ctx, RuntimeCode::Quota, text)
-            }
-            WriterStop::Names => {
-                let text = format!("the input is refused: {why}");
-                shared.raise(ctx, RuntimeCode::Quota, &text)
-            }
-        })?;
+        let input = shared.write(ctx, "the input", input)?;
         let signal = self
             .signal
             .clone()

@@ -20,7 +20,7 @@ use crate::isolate::heap::HeapAccount;
 use crate::isolate::interrupt_budget::InterruptBudget;
 use crate::isolate::pending::PendingHostCalls;
 use crate::isolate::spec::IsolateSpec;
-use crate::json;
+use crate::json::{self, WriterStop};
 use crate::modules::ModuleSet;
 
 pub(crate) type PersistentCell<T> = RefCell<Option<Persistent<T>>>;
@@ -194,6 +194,26 @@ impl IsolateState {
             error.path.as_str(),
             called_at,
         ))
+    }
+
+    /// The script's form of a value that others chose; `what` says which. Throws `E_QUOTA` for one that is refused: the
+    /// session, with the state of a service, goes on.
+    pub(crate) fn write<'js>(
+        &self,
+        ctx: &Ctx<'js>,
+        what: &str,
+        value: &Value,
+    ) -> rquickjs::Result<JsValue<'js>> {
+        let text = match json::write_bounded(ctx, self, value) {
+            Ok(value) => return Ok(value),
+            // The limit is the failure of the call, whatever the exception is.
+            Err(WriterStop::Ended) => return Err(ctx.throw(JsValue::new_null(ctx.clone()))),
+            Err(WriterStop::Room) => {
+                format!("{what} does not fit into what is left of the session's heap")
+            }
+            Err(why @ WriterStop::Names) => format!("{what} is refused: {why}"),
+        };
+        Err(self.raise(ctx, RuntimeCode::Quota, &text))
     }
 
     /// The host's form of a script's value; throws `E_ENCODE` for a value without one.

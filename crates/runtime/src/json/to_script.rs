@@ -9,8 +9,9 @@ use crate::host::{SinkStopped, ValueSink};
 use crate::isolate::{IsolateState, share_bytes};
 use crate::json::names::NamePlaces;
 
-/// Makes a script's value of a host's, which the node or the script has made. [`write_bounded`] is for the others'. Properties are defined instead of assigned, so a key
+/// Makes a script's value of a host's. Properties are defined instead of assigned, so a key
 /// `__proto__`, or a setter that the script added to `Object.prototype`, has no effect.
+/// [`write_bounded`] is for values that others chose.
 pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> {
     match value {
         Value::Null => Ok(JsValue::new_null(ctx.clone())),
