@@ -182,8 +182,7 @@ impl InstallJob {
         target: &DiskTarget,
         say: &mut dyn FnMut(String),
     ) -> Result<(), InstallError> {
-        // A reader has an iterator of that name as well.
-        let (bytes, sha256) = (MediumDisk::bytes(&image), image.sha256().to_owned());
+        let (bytes, sha256) = (image.disk_bytes(), image.sha256().to_owned());
         let mut source = ImageSource::new(Box::new(image), Some(bytes))?;
         let files = self.files();
         let options = FlashOptions {
