@@ -238,7 +238,10 @@ mod tests {
         let program: Vec<u8> = (0..3_000_001_u32).map(|at| (at >> 4) as u8 | 1).collect();
         let (root, content) = medium(&program);
         let mut disk = MediumDisk::open(root.path()).expect("a medium");
-        assert_eq!((disk.version(), disk.disk_bytes()), ("1", content.len() as u64));
+        assert_eq!(
+            (disk.version(), disk.disk_bytes()),
+            ("1", content.len() as u64)
+        );
         let sum = HEXLOWER.encode(&Sha256::digest(&content));
         assert_eq!(disk.sha256(), sum);
         let mut read = Vec::new();

@@ -495,7 +495,7 @@ struct DeltaReader<'a, R> {
 }
 
 impl<R: Read> DeltaReader<'_, R> {
-    /// Reads the next block. There is none behind the last one, nor where the input ends too early.
+    /// Reads the next block. Behind the last one, and where the input ends too early, the block is empty.
     fn advance(&mut self) -> io::Result<()> {
         let length = self.left.min(DELTA_BLOCK_BYTES as u64);
         self.given = 0;

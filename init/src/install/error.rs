@@ -54,7 +54,10 @@ pub(crate) enum InstallError {
         source: io::Error,
     },
     /// No disk has the serial number.
-    #[error("no disk has the serial number '{wanted}'; this machine has {}", listed(disks))]
+    #[error(
+        "no disk has the serial number '{wanted}'; this machine has {}",
+        listed(disks)
+    )]
     Missing {
         /// The serial number of the order.
         wanted: String,

@@ -76,12 +76,21 @@ fn each_disk_that_is_not_meant_is_refused_by_name() {
         ("sdc", DRIVE_BYTES_MIN - 512, "small"),
         ("sdd", DRIVE_BYTES_MIN, "stick"),
     ]);
-    let small = format!("sdc has {} bytes, and a machine needs", DRIVE_BYTES_MIN - 512);
+    let small = format!(
+        "sdc has {} bytes, and a machine needs",
+        DRIVE_BYTES_MIN - 512
+    );
     for (serial, expected) in [
-        ("twin", "several disks have the serial number 'twin': sda, sdb"),
+        (
+            "twin",
+            "several disks have the serial number 'twin': sda, sdb",
+        ),
         ("small", &small),
         ("stick", "sdd is the medium"),
-        ("vda", "no disk has the serial number 'vda'; this machine has sda"),
+        (
+            "vda",
+            "no disk has the serial number 'vda'; this machine has sda",
+        ),
     ] {
         let (text, code) = refused(chosen(&all, &order(serial), "sdd"));
         assert!(text.starts_with(expected), "{serial}: {text}");
@@ -150,7 +159,9 @@ fn judged(disk: &File) -> DiskUse {
 #[test]
 fn only_a_disk_without_content_is_blank() {
     let blank = disk();
-    blank.write_all_at(b"data of a wiped disk", 2 << 20).expect("writable");
+    blank
+        .write_all_at(b"data of a wiped disk", 2 << 20)
+        .expect("writable");
     assert_eq!(judged(&blank), DiskUse::Blank);
     // A table, the mark of a file system without a table, and the copy of a table at the end.
     for at in [446, 0x438, DRIVE_BYTES_MIN - 512] {
@@ -166,7 +177,8 @@ fn an_installation_that_was_interrupted_begins_again() {
     let head = head();
     for written in [512, 1024, 1536, 20_480, HEAD_BYTES] {
         let disk = disk();
-        disk.write_all_at(&head[512..written], 512).expect("writable");
+        disk.write_all_at(&head[512..written], 512)
+            .expect("writable");
         assert_eq!(judged(&disk), DiskUse::Blank, "{written}");
         // Bytes that are not of the image belong to the owner of the disk.
         disk.write_all_at(&[8], 1024).expect("writable");
@@ -203,7 +215,15 @@ fn a_disk_that_the_same_order_wrote_is_not_written_again() {
 fn progress_changes_a_few_times() {
     let total = 272 << 20;
     let mut lines: Vec<_> = (0..=272)
-        .flat_map(|mib| progress(FlashStep::Writing { bytes: mib << 20, total: None }, total))
+        .flat_map(|mib| {
+            progress(
+                FlashStep::Writing {
+                    bytes: mib << 20,
+                    total: None,
+                },
+                total,
+            )
+        })
         .collect();
     lines.dedup();
     assert_eq!(lines.len(), 5, "{lines:?}");

@@ -46,6 +46,5 @@ mod update_cuts;
 mod update_refused;
 mod update_sealed;
 mod update_secured;
-mod update_unwell;
 mod vault;
 mod vault_exposure;

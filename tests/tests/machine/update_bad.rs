@@ -8,8 +8,7 @@ use alknet_tests::{MachineNode, READY, TestBench};
 
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
-use crate::update::program::{PROGRAM, changed};
-use crate::update::static_program::hanging_program;
+use crate::update::program::{PROGRAM, changed, hanging_program};
 use crate::update::{FIRST, SECOND, config, failed_update, machine, serving, stands};
 
 /// Longest wait until the first version serves again.

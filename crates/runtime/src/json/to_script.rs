@@ -170,7 +170,7 @@ impl<'a, 'js> ScriptValueWriter<'a, 'js> {
     }
 
     /// Counts a part, and checks the limits of the isolate from time to time.
-    fn look(&mut self) -> Taken {
+    fn check_limits(&mut self) -> Taken {
         self.parts += 1;
         if !self.parts.is_multiple_of(PARTS_PER_LOOK) {
             return Ok(());
@@ -184,7 +184,7 @@ impl<'a, 'js> ScriptValueWriter<'a, 'js> {
     }
 
     fn put(&mut self, made: Result<JsValue<'js>>) -> Taken {
-        self.look()?;
+        self.check_limits()?;
         let placed = match (made, self.open.last_mut()) {
             (Err(error), _) => Err(error),
             (Ok(value), None) => {

@@ -11,7 +11,6 @@ mod damage;
 pub(crate) mod disk;
 mod good;
 pub(crate) mod program;
-pub(crate) mod static_program;
 
 use std::path::Path;
 use std::time::Duration;

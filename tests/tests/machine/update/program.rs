@@ -161,6 +161,46 @@ fn archive(files: &[AddedFile<'_>]) -> Vec<u8> {
     out
 }
 
+/// A static program for x86-64 that starts the watchdog and then waits for ever: mount(2) of a devtmpfs, open(2) of
+/// `/dev/watchdog0`, and pause(2).
+pub(crate) fn hanging_program() -> Vec<u8> {
+    const BASE: u32 = 0x40_0000;
+    const CODE_AT: u32 = 120;
+    const TEXTS: &[u8] = b"devtmpfs\0/dev\0/dev/watchdog0\0";
+    let texts_at = BASE + CODE_AT + 62;
+    let [fs, dev, watchdog] = [0, 9, 14].map(|at| (texts_at + at).to_le_bytes());
+    let mut code = Vec::new();
+    code.extend([0xb8, 0xa5, 0, 0, 0]); // mov eax, 165 (mount)
+    code.push(0xbf); // mov edi, the name of a device
+    code.extend(fs);
+    code.push(0xbe); // mov esi, the folder
+    code.extend(dev);
+    code.push(0xba); // mov edx, the type
+    code.extend(fs);
+    code.extend([0x45, 0x31, 0xd2, 0x45, 0x31, 0xc0, 0x0f, 0x05]); // no flags, no data; syscall
+    code.extend([0xb8, 2, 0, 0, 0]); // mov eax, 2 (open)
+    code.push(0xbf); // mov edi, the path
+    code.extend(watchdog);
+    code.extend([0xbe, 1, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x05]); // for writing; syscall
+    code.extend([0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]); // pause, again and again
+    code.resize(62, 0x90);
+    let bytes = u64::from(CODE_AT) + (code.len() + TEXTS.len()) as u64;
+    let mut out = Vec::new();
+    out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    out.extend([2, 0, 0x3e, 0, 1, 0, 0, 0]); // executable, x86-64, version 1
+    out.extend(u64::from(BASE + CODE_AT).to_le_bytes()); // entry
+    out.extend(64_u64.to_le_bytes()); // where the program header is
+    out.extend([0; 12]); // no section headers, no flags
+    out.extend([64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+    out.extend([1, 0, 0, 0, 5, 0, 0, 0]); // load, readable and executable
+    for field in [0, u64::from(BASE), u64::from(BASE), bytes, bytes, 4096] {
+        out.extend(field.to_le_bytes());
+    }
+    out.extend(code);
+    out.extend(TEXTS);
+    out
+}
+
 fn number(bytes: &[u8], at: usize) -> usize {
     let four = bytes[at..].first_chunk().expect("within the file");
     usize::try_from(u32::from_le_bytes(*four)).expect("a usize has 64 bits")
