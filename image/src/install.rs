@@ -156,7 +156,7 @@ impl MediumDisk {
 
     /// Bytes of the disk.
     #[must_use]
-    pub const fn bytes(&self) -> u64 {
+    pub const fn disk_bytes(&self) -> u64 {
         self.note.bytes
     }
 
@@ -238,7 +238,7 @@ mod tests {
         let program: Vec<u8> = (0..3_000_001_u32).map(|at| (at >> 4) as u8 | 1).collect();
         let (root, content) = medium(&program);
         let mut disk = MediumDisk::open(root.path()).expect("a medium");
-        assert_eq!((disk.version(), disk.bytes()), ("1", content.len() as u64));
+        assert_eq!((disk.version(), disk.disk_bytes()), ("1", content.len() as u64));
         let sum = HEXLOWER.encode(&Sha256::digest(&content));
         assert_eq!(disk.sha256(), sum);
         let mut read = Vec::new();

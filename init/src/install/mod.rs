@@ -182,7 +182,7 @@ impl InstallJob {
         target: &DiskTarget,
         say: &mut dyn FnMut(String),
     ) -> Result<(), InstallError> {
-        let (bytes, sha256) = (image.bytes(), image.sha256().to_owned());
+        let (bytes, sha256) = (image.disk_bytes(), image.sha256().to_owned());
         let mut source = ImageSource::new(Box::new(image), Some(bytes))?;
         let files = self.files();
         let options = FlashOptions {
