@@ -7,6 +7,8 @@
 mod address;
 mod boot;
 mod config;
+mod delta;
+mod disk;
 mod envelope;
 mod fat;
 mod frame;
@@ -29,6 +31,8 @@ mod vault;
 pub use address::address;
 pub use boot::boot;
 pub use config::config;
+pub use delta::delta;
+pub use disk::disk;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
@@ -69,6 +73,14 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "config",
         run: config,
+    },
+    FuzzTarget {
+        name: "delta",
+        run: delta,
+    },
+    FuzzTarget {
+        name: "disk",
+        run: disk,
     },
     FuzzTarget {
         name: "envelope",

@@ -282,6 +282,7 @@ impl<'a> ImageBuild<'a> {
 
     fn iso(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         let uki = self.make_uki(ImageForm::Iso)?;
+        let disk = self.disk(ImageForm::Iso)?;
         self.say("writing the medium");
         let grub = self.loaded.grub(ImageForm::Iso)?;
         let medium = IsoMedium {
@@ -290,6 +291,8 @@ impl<'a> ImageBuild<'a> {
             hybrid_sector: &grub.hybrid_sector,
             notice: &grub.notice,
             ids: &self.ids,
+            disk: &disk,
+            version: &self.inputs.version,
         };
         let name = format!("alknet_{}.iso", self.inputs.version);
         out.with(ImageForm::Iso, OutputRole::Disk, &name, |path| {

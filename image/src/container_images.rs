@@ -1,6 +1,6 @@
 //! Images for container registries: the node as a container, and the machine as KubeVirt takes it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::oci::{OciPackage, layout};
 
@@ -10,6 +10,11 @@ const SERVICE_USER: u32 = 65_532;
 const QEMU_USER: u32 = 107;
 /// Permissions of a file that no user writes.
 const READ_ONLY: u32 = 0o444;
+/// The label in which LinuxKit looks for how an image runs as a service. Its members are those of an entry of
+/// `services:`, which has precedence.
+const LINUXKIT_LABEL: &str = "org.mobyproject.config";
+/// The folder of a machine of LinuxKit that is the volume of the node.
+const LINUXKIT_STATE: &str = "/var/lib/alknet";
 
 /// OCI layout of a container that runs `alknet serve` as a user without rights, with its state below `/data`.
 pub(crate) fn service(version: &str, binary: &[u8]) -> Vec<u8> {
@@ -33,8 +38,30 @@ pub(crate) fn service(version: &str, binary: &[u8]) -> Vec<u8> {
             "Labels": {
                 "org.opencontainers.image.title": "alknet",
                 "org.opencontainers.image.version": version,
+                LINUXKIT_LABEL: linuxkit_service().to_string(),
             },
         }),
+    })
+}
+
+/// How LinuxKit runs the container. LinuxKit takes the command and the environment from the image itself, and neither
+/// the user nor the volume. A container without a user would run as root, who can write to `/proc/sys` of the machine.
+fn linuxkit_service() -> Value {
+    json!({
+        "uid": SERVICE_USER,
+        "gid": SERVICE_USER,
+        // Of root's rights only the one to serve port 443.
+        "capabilities": ["CAP_NET_BIND_SERVICE"],
+        "ambient": ["CAP_NET_BIND_SERVICE"],
+        "noNewPrivileges": true,
+        "readonly": true,
+        "net": "host",
+        "binds": [
+            format!("{LINUXKIT_STATE}:/data"),
+            // The name servers, which a service of the machine's network finds.
+            "/etc/resolv.conf:/etc/resolv.conf",
+        ],
+        "runtime": { "mkdir": [LINUXKIT_STATE] },
     })
 }
 

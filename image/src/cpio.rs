@@ -1,14 +1,23 @@
 //! The cpio "newc" archive, which the kernel unpacks into its first root
 //! (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's source).
 
+use std::ops::Range;
+
 use crate::tree::{TreeEntry, TreeEntryKind};
 
+/// The first bytes of a header.
+const MAGIC: &[u8] = b"070701";
+/// Each of the thirteen fields behind it is a hexadecimal number.
+const FIELD_DIGITS: usize = 8;
+const HEADER_BYTES: usize = MAGIC.len() + 13 * FIELD_DIGITS;
 const TRAILER: &str = "TRAILER!!!";
 /// Headers and contents start at multiples of this many bytes.
 const ALIGN_BYTES: usize = 4;
 /// Archives end at a multiple of this many bytes, as cpio(1) writes them.
 const BLOCK_BYTES: usize = 512;
 
+/// The bits of a mode that say what an entry is.
+const MODE_KIND: u32 = 0o170_000;
 const MODE_DIR: u32 = 0o040_000;
 const MODE_FILE: u32 = 0o100_000;
 const MODE_LINK: u32 = 0o120_000;
@@ -49,7 +58,7 @@ fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &TreeEntry
     };
     let contents = kind.contents();
     let size = u32::try_from(contents.len()).expect("a file of the tree is far below 4 GiB");
-    out.extend_from_slice(b"070701");
+    out.extend_from_slice(MAGIC);
     // The size of a name counts the NUL behind it.
     let name_size = name.len() as u32 + 1;
     // uid, gid and time are zero, and so are the device that has the file and the unused checksum.
@@ -63,6 +72,36 @@ fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &TreeEntry
     pad(out, ALIGN_BYTES);
     out.extend_from_slice(contents);
     pad(out, ALIGN_BYTES);
+}
+
+/// Where the content of a file lies in an archive.
+pub(crate) fn file(archive: &[u8], name: &str) -> Option<Range<usize>> {
+    let mut at = 0;
+    loop {
+        let header = archive.get(at..at + HEADER_BYTES)?;
+        let field = |number: usize| {
+            let begin = MAGIC.len() + number * FIELD_DIGITS;
+            let digits = std::str::from_utf8(header.get(begin..begin + FIELD_DIGITS)?).ok()?;
+            usize::from_str_radix(digits, 16).ok()
+        };
+        let (mode, size, name_size) = (field(1)?, field(6)?, field(11)?);
+        if !header.starts_with(MAGIC) {
+            return None;
+        }
+        let name_at = at + HEADER_BYTES;
+        let found = archive.get(name_at..name_at + name_size.checked_sub(1)?)?;
+        let begin = (name_at + name_size).next_multiple_of(ALIGN_BYTES);
+        let end = begin
+            .checked_add(size)
+            .filter(|end| *end <= archive.len())?;
+        if found == TRAILER.as_bytes() {
+            return None;
+        }
+        if found == name.as_bytes() && mode as u32 & MODE_KIND == MODE_FILE {
+            return Some(begin..end);
+        }
+        at = end.next_multiple_of(ALIGN_BYTES);
+    }
 }
 
 const fn type_bits(kind: &TreeEntryKind<'_>) -> u32 {
@@ -97,6 +136,28 @@ mod tests {
         assert_eq!(&out[116..124], b"hello\0\0\0");
         assert_eq!(&out[124..130], b"070701");
         assert_eq!(out.len() % BLOCK_BYTES, 0);
+    }
+
+    #[test]
+    fn a_file_is_found_behind_others_and_nothing_behind_the_end() {
+        let entry = |path, kind| TreeEntry {
+            path,
+            mode: 0o755,
+            kind,
+        };
+        let out = archive(&[
+            entry("dir", TreeEntryKind::Dir),
+            entry("before", TreeEntryKind::File(b"123")),
+            entry("init", TreeEntryKind::File(b"hello")),
+        ]);
+        let found = file(&out, "init").expect("it is there");
+        assert_eq!(&out[found.clone()], b"hello");
+        for name in ["dir", "other", TRAILER] {
+            assert_eq!(file(&out, name), None, "{name}");
+        }
+        for end in 0..found.end {
+            assert_eq!(file(&out[..end], "init"), None, "{end}");
+        }
     }
 
     #[test]

@@ -94,10 +94,11 @@ impl ImageForm {
         self.holds_efi_program() && !matches!(self, Self::Uki)
     }
 
-    /// Whether the form is a disk with two boot slots, which the loader for UEFI chooses from.
+    /// Whether the form has a disk with two boot slots, which the loader for UEFI chooses from. The
+    /// medium writes such a disk when it installs itself.
     #[must_use]
     pub const fn holds_loader(self) -> bool {
-        self.holds_grub() && !matches!(self, Self::Iso)
+        self.holds_grub()
     }
 
     /// The name used on command lines and in the manifest.

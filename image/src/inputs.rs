@@ -54,7 +54,7 @@ pub struct ImageInputs {
     pub stub: Option<PathBuf>,
     /// GRUB, which `iso` and the forms that hold the disk need.
     pub grub: Option<GrubFiles>,
-    /// The loader for UEFI, which the forms that hold the disk need: an EFI program that chooses a
+    /// The loader for UEFI, which `iso` and the forms that hold the disk need: an EFI program that chooses a
     /// boot slot. It may be signed.
     pub loader: Option<PathBuf>,
     /// The root document of updates that machines with this image trust. Without it they trust only
@@ -468,7 +468,7 @@ mod tests {
             assert_eq!(refused, form.holds_loader(), "{form}: {error}");
             assert_eq!(error.exit_code(), if refused { 2 } else { 3 }, "{form}");
         }
-        assert!(ImageForm::Gce.holds_loader() && !ImageForm::Iso.holds_loader());
+        assert!(ImageForm::Iso.holds_loader() && !ImageForm::Uki.holds_loader());
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! partition is ours: firmware and GRUB read the EFI program there, whichever way the medium is
 //! attached.
 //!
+//! The medium also has what a machine needs to [install](crate::install) itself onto a disk.
+//!
 //! The partition is a file of the ISO file system. El Torito counts sectors in 16 bits, so firmware
 //! takes a partition of more than 32 MiB to end where that file system ends.
 
@@ -16,9 +18,11 @@ use crate::disk;
 use crate::error::ImageError;
 use crate::grub::NOTICE_FILE;
 use crate::ids::BuildIds;
+use crate::install::{self, InstallFiles, MEDIUM_LABEL, SYSTEM_FILE};
 use crate::manifest::ManifestSource;
 use crate::out::at;
 use crate::tool::ImageTool;
+use crate::virtual_disk::RawDisk;
 
 const XORRISO: ImageTool = ImageTool {
     name: "xorriso",
@@ -49,6 +53,10 @@ pub(crate) struct IsoMedium<'a> {
     /// GRUB's licence, which lies on the medium.
     pub(crate) notice: &'a str,
     pub(crate) ids: &'a BuildIds,
+    /// The disk of the form `raw`, whose EFI program is `uki`.
+    pub(crate) disk: &'a RawDisk,
+    /// The version of the image.
+    pub(crate) version: &'a str,
 }
 
 /// Writes the medium to `output`.
@@ -66,13 +74,13 @@ pub(crate) fn write(medium: &IsoMedium<'_>, output: &Path) -> Result<(), ImageEr
         command
             // Settings of the user or the machine would change the bytes.
             .args(["-no_rc", "-as", "mkisofs", "-quiet", "-o", "medium.iso"])
-            .args(["-V", "ALKNET", "-r", "-J"])
+            .args(["-V", MEDIUM_LABEL, "-r", "-J"])
             .args(["--set_all_file_dates", FIRST_DAY])
             .args(["--gpt_disk_guid", &disk_id])
             .args(["-b", "boot/eltorito.img", "-no-emul-boot"])
             .args(["-boot-load-size", "4", "-boot-info-table"])
             .args(["--grub2-boot-info", "--grub2-mbr", "hybrid.img"])
-            .args(["-eltorito-alt-boot", "-e", "boot/efi.img", "-no-emul-boot"])
+            .args(["-eltorito-alt-boot", "-e", SYSTEM_FILE, "-no-emul-boot"])
             // On a drive the EFI system partition is the second partition of a GPT.
             .args(["-efi-boot-part", "--efi-boot-image"])
             .arg("tree")
@@ -92,6 +100,10 @@ fn stage(medium: &IsoMedium<'_>, folder: &Path) -> io::Result<()> {
     fs::write(boot.join("eltorito.img"), medium.core)?;
     fs::write(tree.join(NOTICE_FILE), medium.notice)?;
     fs::write(folder.join("hybrid.img"), medium.hybrid_sector)?;
-    let system = File::create(boot.join("efi.img"))?;
-    disk::write_system_image(&system, medium.uki, ROOM_BYTES, medium.ids)
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    let system = options.open(tree.join(SYSTEM_FILE))?;
+    disk::write_system_image(&system, medium.uki, ROOM_BYTES, medium.ids)?;
+    let files = InstallFiles::new(medium.disk, &system, medium.version)?;
+    install::write(&files, &tree)
 }

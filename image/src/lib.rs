@@ -39,6 +39,7 @@ mod form;
 mod grub;
 mod ids;
 mod inputs;
+mod install;
 mod iso;
 mod kernel;
 mod linuxkit;
@@ -47,6 +48,7 @@ mod manifest;
 mod network_boot;
 mod oci;
 mod out;
+mod program_parts;
 mod provenance;
 mod sbom;
 mod tar;
@@ -68,9 +70,12 @@ pub use esp::{EspFile, EspVolume};
 pub use form::{ImageForm, OutputRole};
 pub use grub::{GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFormat};
 pub use inputs::{CMDLINE, CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
+pub use install::{MEDIUM_LABEL, MediumDisk};
 pub use linuxkit::yml as linuxkit_yml;
 pub use manifest::{
     MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput, ManifestSource,
 };
+pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::BuildProvenance;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
+pub use virtual_disk::{VirtualDiskFormat, write_virtual_disk};

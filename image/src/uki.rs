@@ -103,7 +103,7 @@ pub(crate) fn unified(
 
 /// Where the contents of a section lie in the file, with the zeros that pad them. Of several
 /// sections of this name the last one counts, which is not the stub's.
-fn raw_range(image: &[u8], name: &str) -> Result<Range<usize>, String> {
+pub(crate) fn raw_range(image: &[u8], name: &str) -> Result<Range<usize>, String> {
     let layout = StubLayout::parse(image)?;
     let mut wanted = [0; 8];
     put(&mut wanted, 0, name.as_bytes());
@@ -121,6 +121,11 @@ fn raw_range(image: &[u8], name: &str) -> Result<Range<usize>, String> {
 /// Appends `sections` to the stub. The error says what is unusable in the stub.
 pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>, String> {
     let layout = StubLayout::parse(stub)?;
+    if u32_at(stub, layout.optional + CERTIFICATES_AT + 4)? != 0 {
+        return Err(
+            "it is signed, and appending breaks the signature; take an unsigned stub".into(),
+        );
+    }
     let room = layout.room();
     if room < sections.len() {
         return Err(format!(
@@ -200,11 +205,6 @@ struct StubLayout {
 impl StubLayout {
     fn parse(stub: &[u8]) -> Result<Self, String> {
         let (pe, optional) = headers(stub)?;
-        if u32_at(stub, optional + CERTIFICATES_AT + 4)? != 0 {
-            return Err(
-                "it is signed, and appending breaks the signature; take an unsigned stub".into(),
-            );
-        }
         let table = optional + usize::from(u16_at(stub, pe + 20)?);
         let count = usize::from(u16_at(stub, pe + 6)?);
         let header_bytes = u32_at(stub, optional + 60)? as usize;
@@ -308,14 +308,14 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], String> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     const HEADER_BYTES: usize = 0x400;
 
     /// A PE file with one section, with the parts that the appender reads.
-    fn stub() -> Vec<u8> {
+    pub(crate) fn stub() -> Vec<u8> {
         let mut out = vec![0; HEADER_BYTES + 0x200];
         put(&mut out, PE_POINTER_AT, &0x40_u32.to_le_bytes());
         put(&mut out, 0x40, PE_MAGIC);

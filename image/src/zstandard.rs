@@ -1,18 +1,18 @@
 //! One frame of Zstandard (RFC 8878), which the kernel's initramfs unpacker reads.
 
-use zstd::bulk::Compressor;
+use alknet_delta::FrameRecipe;
 
-/// Within one part in a hundred of the next five levels, in an eighth of their time.
-const LEVEL: i32 = 12;
 /// What follows in an initramfs begins at a multiple of so many bytes.
 const ALIGNMENT: usize = 4;
 
 /// Compresses into one frame, and pads it with zeros, which the kernel skips, so that something may
 /// follow.
 pub(crate) fn frame(data: &[u8]) -> Vec<u8> {
-    let mut frame = Compressor::new(LEVEL)
-        .and_then(|mut compressor| compressor.compress(data))
-        .expect("the level exists, and as much memory as it takes");
+    let mut frame = Vec::new();
+    // A machine that makes the program from a delta compresses by the same recipe.
+    FrameRecipe::INITRAMFS.compress(data, &mut frame).expect(
+        "the recipe is in range, the files of an image are below its limits, and there is memory",
+    );
     frame.resize(frame.len().next_multiple_of(ALIGNMENT), 0);
     frame
 }

@@ -29,10 +29,12 @@ use crate::{
     data::{self, DataAccess, PreparedData},
     facts::{ClockState, InitFacts},
     groups,
+    install::{self, INSTALL_MAX, InstallJob},
     log::{InitLog, RingSubscriber},
     machine::{EVENTS_MAX, InitMachine, MachineConsole, MachineEvent, panic_text},
     mount, power,
     settings::{self, NodeSettings},
+    shutdown,
     stage::{self, BootStageName},
     update::{self, UpdateStart},
     vault::{UnlockCredentials, VaultHandle},
@@ -46,6 +48,8 @@ const FATAL_PAUSE: Duration = Duration::from_secs(10);
 /// Maximum time to prepare the disk: growing a file system of many terabytes on a slow disk takes
 /// minutes. PID 1 feeds the watchdog for this long, and no longer.
 const DISK_MAX: Duration = Duration::from_secs(300);
+/// How long the last line of an installation stays on the console before the machine ends.
+const INSTALLED_PAUSE: Duration = Duration::from_secs(2);
 /// The first virtual terminal: what the screen shows until its keyboard switches to another.
 const SCREEN: &str = "/dev/tty1";
 /// Maximum number of console inputs that wait for the loop.
@@ -168,16 +172,18 @@ async fn serve(
     let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
     watch_signals(&events).map_err(InitError::at("watch", "signals"))?;
     let keeper = Arc::new(VaultHandle::new().map_err(InitError::Vault)?);
+    let consoles = install_on_order(&log, &events, watchdog.as_ref()).await?;
     let prepare = {
         let log = log.clone();
         move || wipe::after(|| prepare(facts, keeper, &log))
     };
-    let booted = feed_while(tokio::task::spawn_blocking(prepare), watchdog.as_ref()).await?;
+    let prepared = tokio::task::spawn_blocking(prepare);
+    let booted = feed_while(prepared, watchdog.as_ref(), DISK_MAX).await?;
     power::watch(&events);
     if let Err(error) = vsock::watch(&events) {
         tracing::debug!(%error, "no console over the vsock");
     }
-    let consoles = open_consoles(&log, &events);
+    let consoles = consoles.unwrap_or_else(|| open_consoles(&log, &events));
     let mut machine = InitMachine::new(booted, log, events, watchdog, consoles);
     // The first turn starts the node now, and not with the first event.
     machine.turn(MachineEvent::Tick);
@@ -187,6 +193,54 @@ async fn serve(
             () = tokio::time::sleep(machine.idle()) => MachineEvent::Tick,
         };
         machine.turn(event);
+    }
+}
+
+/// Carries out the order of this start to install the image onto a disk, and ends the machine then. Without an order it
+/// does nothing. If the order cannot be carried out, the data of this start stay closed, and the consoles that show the
+/// work are returned.
+async fn install_on_order(
+    log: &InitLog,
+    events: &mpsc::Sender<MachineEvent>,
+    watchdog: Option<&Watchdog>,
+) -> Result<Option<Vec<MachineConsole>>, InitError> {
+    let find = {
+        let log = log.clone();
+        move || {
+            // The order may be on one of them, and the disk may be one.
+            data::wait_for_usb_drives(Path::new("/sys"), &log);
+            wipe::after(InstallJob::find)
+        }
+    };
+    let found = feed_while(tokio::task::spawn_blocking(find), watchdog, DISK_MAX).await?;
+    let Some(job) = found else {
+        return Ok(None);
+    };
+    let consoles = open_consoles(log, events);
+    let work = {
+        let log = log.clone();
+        let shown: Vec<_> = consoles.iter().map(|it| it.console.clone()).collect();
+        move || {
+            job.run(&mut |line| {
+                log.info(&line);
+                shown
+                    .iter()
+                    .for_each(|console| console.say(format!("alknet: {line}")));
+            })
+        }
+    };
+    let done = feed_while(tokio::task::spawn_blocking(work), watchdog, INSTALL_MAX).await?;
+    match done {
+        Ok(action) => {
+            sync();
+            // The consoles are tasks of this loop, and write the last line meanwhile.
+            tokio::time::sleep(INSTALLED_PAUSE).await;
+            shutdown::end(action)
+        }
+        Err(error) => {
+            install::refuse(&error);
+            Ok(Some(consoles))
+        }
     }
 }
 
@@ -331,10 +385,11 @@ pub(crate) fn open(keeper: &VaultHandle, offer: UnlockCredentials, log: &InitLog
 }
 
 /// Waits for the disk thread, and feeds the watchdog up to the limit.
-async fn feed_while(
-    mut work: JoinHandle<BootResult>,
+async fn feed_while<T>(
+    mut work: JoinHandle<T>,
     watchdog: Option<&Watchdog>,
-) -> Result<BootResult, InitError> {
+    limit: Duration,
+) -> Result<T, InitError> {
     let begun = Instant::now();
     loop {
         if let Some(watchdog) = watchdog {
@@ -346,7 +401,7 @@ async fn feed_while(
                 let failed = |error| InitError::at("prepare", path)(io::Error::other(error));
                 return done.map_err(failed);
             }
-            Err(_) if begun.elapsed() < DISK_MAX => {}
+            Err(_) if begun.elapsed() < limit => {}
             Err(_) => {
                 let source = io::ErrorKind::TimedOut.into();
                 return Err(InitError::at("prepare in time", "the data disk")(source));

@@ -198,6 +198,8 @@ pub struct UpdatePlan {
     pub step: String,
     /// Bytes of the program.
     pub bytes: u64,
+    /// Bytes of the delta in the bundle that makes the program from the one that runs.
+    pub delta_bytes: Option<u64>,
     /// SHA-256 of the program, in hex.
     pub sha256: String,
     /// What the release says about its changes.
@@ -395,6 +397,8 @@ pub struct UpdateFacts {
     pub other_version: Option<String>,
     /// SHA-256 of the program that the machine verified in that slot, in hex.
     pub other_sha256: Option<String>,
+    /// SHA-256 of the program that runs, in hex, as it was verified or noted: a delta starts from it.
+    pub running_sha256: Option<String>,
     /// Versions that the machine does not install by itself: an administrator left them, or they failed.
     pub left: Vec<String>,
     /// How many more times a loader starts the version on trial.

@@ -17,6 +17,7 @@ mod facts;
 mod fault;
 mod groups;
 mod helper;
+mod install;
 mod link_status;
 mod log;
 mod machine;
@@ -46,6 +47,7 @@ pub mod text;
 pub use clock::BUILD_TIME_S;
 pub use data::SEALED_BYTES_MIN;
 pub use error::InitError;
+pub use install::DRIVE_BYTES_MIN;
 pub use version::image_version;
 
 /// Runs the machine until it is switched off. The process that the kernel started as PID 1 calls

@@ -32,6 +32,8 @@ pub(crate) struct NodeSettings {
     invalid: bool,
     /// Whether only the administrators were taken, from a document that was refused.
     salvaged: bool,
+    /// Whether this program refuses the stored document.
+    refuses_stored: bool,
     /// Whether the configuration requests a vault from words that are there.
     brings_words: bool,
     /// Whether the configuration is on the disk, with everything that came with it.
@@ -135,6 +137,7 @@ impl NodeSettings {
             records: kept.records,
             invalid,
             salvaged: loaded.salvaged,
+            refuses_stored: loaded.refuses_stored,
             brings_words,
             lasting,
             pasted: Vec::new(),
@@ -154,6 +157,11 @@ impl NodeSettings {
     /// Whether this machine has no configuration yet.
     pub(crate) fn is_default(&self) -> bool {
         self.source == ConfigOrigin::Default.to_string()
+    }
+
+    /// Whether the machine has a configuration, and takes all of it.
+    pub(crate) fn is_taken(&self) -> bool {
+        !self.is_default() && !self.salvaged && !self.refuses_stored
     }
 
     /// The metadata service that may have the configuration, while no source has one.
@@ -180,6 +188,12 @@ impl NodeSettings {
     /// Whether a pasted configuration is in force.
     pub(crate) fn is_pasted(&self) -> bool {
         self.source == ConfigOrigin::Console.to_string() && !self.salvaged
+    }
+
+    /// Whether the machine takes all of its configuration, and finds it again at its next start. One that a person
+    /// pasted into a machine without data ends with this start.
+    pub(crate) fn is_taken_for_good(&self) -> bool {
+        self.is_taken() && (self.settled || !self.is_pasted())
     }
 
     /// The problems of a pasted document, which is not used. `read` is the result of reading it.
@@ -280,6 +294,7 @@ pub(crate) mod tests {
             records: BTreeMap::new(),
             invalid: code.is_some(),
             salvaged: false,
+            refuses_stored: false,
             brings_words: false,
             settled: false,
             lost: false,
@@ -339,6 +354,28 @@ pub(crate) mod tests {
         let mut notice = settings(Some("nocloud-ignored"));
         notice.invalid = false;
         assert!(!notice.is_wanting());
+    }
+
+    #[test]
+    fn a_configuration_is_taken_only_as_a_whole() {
+        assert!(settings(None).is_taken());
+        let salvaged = NodeSettings {
+            salvaged: true,
+            ..settings(None)
+        };
+        let of_an_older_medium = NodeSettings {
+            refuses_stored: true,
+            ..settings(None)
+        };
+        for other in [salvaged, of_an_older_medium, of_cloud(None)] {
+            assert!(!other.is_taken(), "{other:?}");
+        }
+        let mut pasted = settings(None);
+        assert!(pasted.is_taken_for_good());
+        pasted.source = ConfigOrigin::Console.to_string();
+        assert!(pasted.is_taken() && !pasted.is_taken_for_good());
+        pasted.settled = true;
+        assert!(pasted.is_taken_for_good());
     }
 
     #[test]

@@ -12,6 +12,9 @@
 //! 3. A refused document never replaces a correct one. If there is no correct one, the settings
 //!    that administrators need to log in are salvaged from it.
 //!
+//! A document may have an order to install the image onto a disk ([`install_request`]), which is no part of the
+//! configuration.
+//!
 //! Recovery words, seed keys and credentials on a medium are [`MediaSecrets`]. They are removed
 //! before a document is read, and are never stored. [`erase`] overwrites words and credentials
 //! after they were stored elsewhere.
@@ -21,6 +24,7 @@
 
 mod error;
 mod file;
+mod install;
 mod label;
 mod mount;
 mod programs;
@@ -37,6 +41,10 @@ use alknet_core::config::NodeConfig;
 use toml::de::DeTable;
 
 pub use error::ProvisioningError;
+pub use install::{
+    AfterInstall, DISK_SERIAL_BYTES_MAX, InstallOrder, InstallRequest, install_request,
+    medium_device, split_install,
+};
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};
 pub use programs::{NEXT, PROGRAM_BYTES_MAX, UpdatePrograms, programs};
@@ -142,6 +150,9 @@ pub struct LoadedConfig {
     /// Whether the document of `source` was refused, so that `config` has only what
     /// [`NodeConfig::salvage`] takes from it.
     pub salvaged: bool,
+    /// Whether a document is stored, and this program refuses it as well as its copy. The program that stored the
+    /// document took it.
+    pub refuses_stored: bool,
     /// Words and seed keys on media, whichever document was used.
     pub secrets: MediaSecrets,
     /// Whether credentials from media may be stored. A sealed node takes only those that came with
@@ -207,6 +218,10 @@ fn load_all(
         // error may quote a line of it.
         let mut parted = bytes.map_or_else(Default::default, |bytes| secrets::part(bytes));
         collector.take(offer, &mut parted);
+        // An order to install is for a start from the medium of the image, which asks for it by itself.
+        if let Some(table) = install::take(&mut parted.document) {
+            parted.mistakes.extend(table.mistakes);
+        }
         if bytes.is_some() {
             documents.push(OfferedDocument {
                 source: offer.source.clone(),
@@ -223,6 +238,7 @@ fn load_all(
     let mut choice = DocumentChoice {
         problems,
         refused: None,
+        refuses_stored: false,
         is_sealed: paths.is_sealed,
         is_configured: paths.is_sealed && paths.is_configured,
     };
@@ -239,6 +255,7 @@ fn load_all(
         set,
         problems: choice.problems,
         salvaged,
+        refuses_stored: choice.refuses_stored,
         secrets,
         // A sealed node takes credentials once, so that a medium that stays attached does not
         // restore old ones.
@@ -355,6 +372,8 @@ struct DocumentChoice {
     problems: Vec<SourceDiagnostic>,
     /// The first refused document. It is salvaged if no correct document is found.
     refused: Option<OfferedDocument>,
+    /// Whether a stored document was refused, and no copy of it taken.
+    refuses_stored: bool,
     /// Whether a medium cannot replace a stored configuration.
     is_sealed: bool,
     /// Whether a medium cannot replace even a missing one.
@@ -439,6 +458,8 @@ impl DocumentChoice {
             return Some(chosen);
         }
         let chosen = self.read_stored(store, ConfigOrigin::LastGood)?;
+        // Both files have the same content, so the first one is damaged.
+        self.refuses_stored = false;
         self.note_last_good(store::LAST_GOOD);
         Some(chosen)
     }
@@ -468,6 +489,7 @@ impl DocumentChoice {
         };
         let document = OfferedDocument::stored(source, bytes);
         let chosen = self.parse(&document);
+        self.refuses_stored |= chosen.is_none();
         // The first refused document is the one that the administrator most likely meant.
         if chosen.is_none() && self.refused.is_none() {
             self.refused = Some(document);

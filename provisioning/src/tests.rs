@@ -278,7 +278,7 @@ fn a_refused_medium_alone_still_lets_its_administrators_in() {
     let machine = DirectoryMachine::new();
     machine.fw_cfg(misspelt(3));
     let loaded = machine.load();
-    assert!(loaded.salvaged);
+    assert!(loaded.salvaged && !loaded.refuses_stored);
     assert_eq!(loaded.config.node.admin_keys, [key(3)]);
     assert_eq!(codes(&loaded), ["config-refused", "config-salvaged"]);
     assert_eq!(machine.stored("config.toml"), None);
@@ -303,8 +303,10 @@ fn a_damaged_stored_configuration_falls_back_step_by_step() {
         (salvaged.salvaged, &salvaged.source),
         (true, &ConfigOrigin::Stored)
     );
+    assert!(salvaged.refuses_stored);
     machine.store("config.last-good.toml", document(1));
     let last_good = machine.load();
+    assert!(!last_good.refuses_stored, "its copy is taken");
     assert_eq!(
         (name(&last_good), &last_good.source),
         ("node-1", &ConfigOrigin::LastGood)
@@ -325,7 +327,8 @@ fn a_medium_in_place_repairs_a_damaged_store() {
         (name(&loaded), &loaded.source),
         ("node-1", &ConfigOrigin::FwCfg)
     );
-    assert!(!loaded.salvaged);
+    // What an administrator changed since is not in force.
+    assert!(!loaded.salvaged && loaded.refuses_stored);
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub use nic::{NODE_PORT, Nic, NicModel};
 pub use permits::{MACHINE_WAIT_MAX, machines_mib};
 pub use process::{ChildProcess, CpuClock};
 pub use qmp::{Qmp, QmpEvent};
-pub use record::{CutSummary, DiskRecorder, DiskRecording};
+pub use record::{CutSummary, DiskRecorder, DiskRecording, WrittenPart};
 pub use scratch::ScratchDir;
 pub use search::PatternSearch;
 pub use secure_boot::PlatformOwner;

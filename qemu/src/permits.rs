@@ -22,7 +22,7 @@ use crate::scratch;
 const UNIT_MIB: u64 = 256;
 
 /// Memory of all machines for each processor, MiB: four machines of the usual size on two processors.
-const PER_PROCESSOR_MIB: u64 = 1024;
+const PER_PROCESSOR_MIB: u64 = 1536;
 
 /// Memory of all machines on any host, MiB.
 const ALL_MIB: u64 = 4096;
@@ -484,7 +484,7 @@ mod tests {
 
     #[test]
     fn memory_is_shared_out_by_processors_and_by_what_is_there() {
-        assert_eq!(memory_units(2, 20_000), 8);
+        assert_eq!(memory_units(2, 20_000), 12);
         assert_eq!(memory_units(64, 200_000), 16);
         assert_eq!(memory_units(8, 3_000), 5);
         assert_eq!(memory_units(1, 100), 1);

@@ -145,6 +145,46 @@ impl DiskRecording {
         self.apply(at, seed, image)
     }
 
+    /// Cuts the power at each of these moments, which are in order: before the write of that number, after the first
+    /// half of its sectors, and after all of them. Every earlier write is there. `judge` looks at `image` after each
+    /// cut, and must not change it. A write of one sector has no half. Returns the number of cuts.
+    pub fn cut_each(
+        &self,
+        moments: &[usize],
+        image: &Path,
+        judge: &mut dyn FnMut(usize, WrittenPart),
+    ) -> Result<usize> {
+        disk::copy(&self.base, image)?;
+        let mut cuts = 0;
+        let mut replay = || -> io::Result<()> {
+            let file = File::options().write(true).open(image)?;
+            for (moment, event) in self.events.iter().enumerate() {
+                if moments.binary_search(&moment).is_err() {
+                    event.apply(&file, &WriteFate::Kept)?;
+                    continue;
+                }
+                let (half, bytes) = (event.half(), event.bytes());
+                let mut cut = |part| {
+                    cuts += 1;
+                    judge(moment, part);
+                };
+                cut(WrittenPart::Nothing);
+                if half > 0 {
+                    event.write(&file, 0, half)?;
+                    cut(WrittenPart::Half);
+                }
+                event.write(&file, half, bytes)?;
+                cut(WrittenPart::Whole);
+            }
+            Ok(())
+        };
+        replay().map_err(Error::io(format!(
+            "making the image of each power cut, {}",
+            image.display()
+        )))?;
+        Ok(cuts)
+    }
+
     fn apply(&self, at: usize, seed: u64, image: &Path) -> Result<CutSummary> {
         let apply = || -> io::Result<CutSummary> {
             let file = File::options().write(true).open(image)?;
@@ -186,6 +226,17 @@ impl DiskRecording {
             (event, fate)
         })
     }
+}
+
+/// What is there of the write under way at a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WrittenPart {
+    /// The first half of its sectors.
+    Half,
+    /// No sector.
+    Nothing,
+    /// Every sector.
+    Whole,
 }
 
 /// The effect of a cut on writes.
@@ -239,6 +290,11 @@ impl DiskEvent {
             Self::Write { data, .. } => data.len() as u64,
             Self::Zero { length, .. } => *length,
         }
+    }
+
+    /// Bytes of the first half, in whole sectors: a disk writes a sector whole or not at all.
+    fn half(&self) -> u64 {
+        self.bytes() / 2 / SECTOR_BYTES * SECTOR_BYTES
     }
 
     fn apply(&self, file: &File, fate: &WriteFate) -> io::Result<()> {

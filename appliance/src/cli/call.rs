@@ -8,17 +8,16 @@ use alknet_call::{CallError, CallOptions, ErrorCode, OperationSummary, Operation
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::call_hint::explained;
 use super::caller::{NodeCaller, is_unknown_operation};
 use super::dial::CliDialer;
+use super::name_hint::nearest_name;
 use super::node_book::check_name;
 use super::target::{NodeArgs, NodeNames, NodeRoute};
 use super::{CommandError, CommandExit, batch, output};
 
 /// Longest input read from a file or standard input: what a call may carry at most.
 const INPUT_BYTES_MAX: u64 = 64 << 20;
-
-/// Least similarity (Jaro-Winkler) at which an operation is offered for another name.
-const SIMILAR_MIN: f64 = 0.85;
 
 /// Arguments of `alknet call`.
 #[derive(Debug, Args)]
@@ -201,7 +200,10 @@ impl CliCallRequest {
             }
             Err(error) => Err(error),
         };
-        printer.answer(answer.map_err(call_error)?.value())?;
+        match answer {
+            Ok(answer) => printer.answer(answer.value())?,
+            Err(error) => return Err(explained(node, operation, error).await),
+        }
         Ok(CommandExit::Ok)
     }
 
@@ -221,7 +223,7 @@ impl CliCallRequest {
             Err(error) if error.code == ErrorCode::InvalidOperationType => {
                 self.follow(node, printer).await
             }
-            Err(error) => Err(call_error(error)),
+            Err(error) => Err(explained(node, operation, error).await),
         }
     }
 
@@ -240,10 +242,8 @@ impl CliCallRequest {
             };
             match event {
                 None => return Ok(CommandExit::Ok),
-                Some(event) => {
-                    let event = event.map_err(call_error)?;
-                    printer.event(&self.operation, event.output.value())?;
-                }
+                Some(Ok(event)) => printer.event(&self.operation, event.output.value())?,
+                Some(Err(error)) => return Err(explained(node, &self.operation, error).await),
             }
         }
     }
@@ -275,18 +275,10 @@ pub(crate) async fn unknown_operation(
 /// A question with the operation that was probably meant, and a space behind it; empty if none is like it.
 pub(crate) fn meant_operation(listed: &[OperationSummary], operation: &str) -> String {
     let names = listed.iter().map(|listed| listed.name.as_str());
-    match nearest_operation(names, operation) {
+    match nearest_name(names, operation) {
         Some(name) => format!("did you mean '{}'? ", output::one_line(name)),
         None => String::new(),
     }
-}
-
-/// The name that is most like `operation`, if it is like it at all.
-fn nearest_operation<'n>(names: impl Iterator<Item = &'n str>, operation: &str) -> Option<&'n str> {
-    let likeness = |name: &'n str| (strsim::jaro_winkler(name, operation), name);
-    let near = names.map(likeness).filter(|near| near.0 > SIMILAR_MIN);
-    near.max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }
 
 /// Prints what a node answers, by name where there are several.
@@ -525,15 +517,6 @@ mod tests {
         let named = format!("the input from {file} is no JSON: ");
         assert!(read.starts_with(&named) && !read.contains("'@"), "{read}");
         assert!(!said("{").contains("'@"));
-    }
-
-    #[test]
-    fn a_mistyped_operation_is_like_the_one_that_was_meant() {
-        let nearest =
-            |word| nearest_operation(["node/info", "node/log", "ops/list"].into_iter(), word);
-        assert_eq!(nearest("node/ifno"), Some("node/info"));
-        assert_eq!(nearest("nodes/info"), Some("node/info"));
-        assert_eq!(nearest("tensor/put"), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::meant_operation;
-use super::node_book::name_list;
+use super::name_hint::name_list;
 use super::output::one_line;
 use super::target::NodeRoute;
 
@@ -31,6 +31,8 @@ const WHOAMI: &str = "hub/whoami";
 /// is for: a verb cannot ask the hub in the place of its peer.
 pub(crate) struct NodeCaller {
     connection: CallConnection,
+    /// The dialled node as the user calls it.
+    name: String,
     /// The hub as the user calls it, and its peer that is asked.
     behind: Option<(String, String)>,
     /// How long the command waits for an answer.
@@ -42,9 +44,15 @@ impl NodeCaller {
         let behind = route.peer.clone().map(|peer| (route.name.clone(), peer));
         Self {
             connection,
+            name: route.name.clone(),
             behind,
             timeout,
         }
+    }
+
+    /// The hub that passes the requests on, as the user calls it.
+    pub(crate) fn hub(&self) -> Option<&str> {
+        self.behind.as_ref().map(|(hub, _)| hub.as_str())
     }
 
     /// Whether a hub passes the requests on.
@@ -259,7 +267,7 @@ impl NodeCaller {
         let asked = self.connection.call(WHOAMI, &Value::Null).await;
         match asked {
             Err(answer) if answer.code == ErrorCode::NotFound => {
-                CallError::new(ErrorCode::NotFound, NO_HUB)
+                CallError::new(ErrorCode::NotFound, no_hub(&self.name))
             }
             _ => error,
         }
@@ -282,8 +290,9 @@ impl NodeCaller {
 }
 
 /// What a user reads for the operation of a hub at another node.
-const NO_HUB: &str =
-    "this node is no hub: '[hub] enabled = true' in its configuration makes it one";
+fn no_hub(node: &str) -> String {
+    format!("'{node}' is no hub: '[hub] enabled = true' in its configuration makes it one")
+}
 
 /// Whether the node answered that it has no such operation. `operation` has no slash in front.
 pub(crate) fn is_unknown_operation(error: &CallError, operation: &str) -> bool {

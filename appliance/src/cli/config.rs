@@ -155,14 +155,14 @@ fn check(
 ) -> Result<CommandExit, CommandError> {
     let name = file.display();
     let bytes = read(file)?;
-    let bytes = match is_seed {
+    let (bytes, of_install) = match is_seed {
         true => configuration_part(&bytes),
-        false => bytes,
+        false => (bytes, Vec::new()),
     };
     // A document from standard input has no folder.
     let folder = (file.as_os_str() != "-").then(|| crate::node::folder_of(file));
     let mut warnings = Vec::new();
-    let errors: Vec<_> = match NodeConfig::parse(&bytes) {
+    let found: Vec<_> = match NodeConfig::parse(&bytes) {
         Ok(config) => {
             let names = crate::node::unknown_names(&config);
             warnings.extend(names.warnings.iter().map(ToString::to_string));
@@ -179,6 +179,7 @@ fn check(
             .map(|it| of_seed(it).to_string())
             .collect(),
     };
+    let errors = [of_install, found].concat();
     if json {
         let valid = errors.is_empty();
         output::json_line(&json!({ "valid": valid, "errors": errors, "warnings": warnings }))?;
@@ -200,15 +201,23 @@ fn check(
     })
 }
 
-/// The error of a document with the secrets of a provisioning medium says where those belong.
+/// The error of a document with a table of a provisioning medium says where that belongs.
 pub(crate) fn of_seed(error: ConfigError) -> ConfigError {
-    match error.path == "secrets" {
-        true => ConfigError {
-            what: "[secrets] is for a provisioning medium: 'alknet serve' has no vault and cannot use words".to_owned(),
-            fix: "take the table out; 'alknet config check --seed' checks the document for a machine".to_owned(),
-            ..error
-        },
-        false => error,
+    let what = match error.path.as_str() {
+        "install" => {
+            "[install] is for a provisioning medium: only a machine that was started from the medium of the image \
+             installs itself"
+        }
+        "secrets" => {
+            "[secrets] is for a provisioning medium: 'alknet serve' has no vault and cannot use words"
+        }
+        _ => return error,
+    };
+    ConfigError {
+        what: what.to_owned(),
+        fix: "take the table out; 'alknet config check --seed' checks the document for a machine"
+            .to_owned(),
+        ..error
     }
 }
 
@@ -289,13 +298,23 @@ fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
     let generation = &answer["generation"];
     let changed = answer["changed"] == true;
     let mut lines = vec![match (answer["dry_run"] == true, changed) {
-        (true, true) => format!("generation {generation} would be replaced"),
-        (true, false) => format!("generation {generation} says the same"),
+        (true, true) => format!(
+            "generation {generation} would be replaced{}",
+            place_of_copy(answer)
+        ),
+        (true, false) => format!(
+            "generation {generation} says the same{}",
+            place_of_copy(answer)
+        ),
         (false, true) => format!(
             "generation {generation} is in force{}",
             place_of_copy(answer)
         ),
-        (false, false) => format!("generation {generation} said the same already"),
+        // The file is written all the same: its comments may differ.
+        (false, false) => format!(
+            "generation {generation} said the same already{}",
+            place_of_copy(answer)
+        ),
     }];
     for (key, what) in [
         ("added", "new"),
@@ -330,18 +349,23 @@ fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
     lines
 }
 
-/// Where the node keeps the document, as the end of a line.
+/// The file in which the node keeps the document, or on a dry run would keep it, as the end of a line. If the file has
+/// another document, that one is lost.
 fn place_of_copy(answer: &Value) -> String {
-    match answer["kept_in"].as_str() {
-        Some(file) => {
-            let replaced = if answer["replaced"] == true {
-                " (replaced)"
-            } else {
-                ""
-            };
-            format!(", and kept in {}{replaced}", output::one_line(file))
+    let Some(file) = answer["kept_in"].as_str() else {
+        return String::new();
+    };
+    let file = output::one_line(file);
+    let loses = answer["replaced"] == true;
+    match (answer["dry_run"] == true, loses) {
+        (true, true) => {
+            format!(
+                "; the document would take the place of {file}, whose text is then lost: copy it first"
+            )
         }
-        None => String::new(),
+        (true, false) => format!("; the document would be kept in {file}"),
+        (false, true) => format!(", and kept in {file} (replaced: its earlier text is not kept)"),
+        (false, false) => format!(", and kept in {file}"),
     }
 }
 
@@ -381,7 +405,18 @@ mod tests {
         let lines = lines(&kept, &joined);
         assert_eq!(
             lines[0],
-            "generation 4 is in force, and kept in /etc/alknet.toml (replaced)"
+            "generation 4 is in force, and kept in /etc/alknet.toml (replaced: its earlier text is not kept)"
+        );
+        kept["dry_run"] = true.into();
+        assert_eq!(
+            super::lines(&kept, &joined)[0],
+            "generation 4 would be replaced; the document would take the place of /etc/alknet.toml, whose text is \
+             then lost: copy it first"
+        );
+        kept["replaced"] = false.into();
+        assert_eq!(
+            super::lines(&kept, &joined)[0],
+            "generation 4 would be replaced; the document would be kept in /etc/alknet.toml"
         );
         assert_eq!(lines[4], "from the next start: listen.port");
     }
@@ -457,7 +492,19 @@ mod tests {
             error.contains("for a provisioning medium") && error.contains("--seed"),
             "{error}"
         );
-        assert!(NodeConfig::parse(&configuration_part(document)).is_ok());
+        assert!(NodeConfig::parse(&configuration_part(document).0).is_ok());
+    }
+
+    #[test]
+    fn the_order_to_install_is_checked_with_a_seed() {
+        let document = b"[node]\nname = \"edge-1\"\n[install]\ndisk = \"S4EVNX0N\"\nforce = true\n";
+        let mut errors = NodeConfig::parse(document).expect_err("it is a seed");
+        let error = of_seed(errors.remove(0)).to_string();
+        assert!(error.contains("--seed"), "{error}");
+        let (configuration, mistakes) = configuration_part(document);
+        assert!(NodeConfig::parse(&configuration).is_ok());
+        let expected = "line 5, install.force: unknown key; known here: disk, erase, then";
+        assert_eq!(mistakes, [expected]);
     }
 
     #[test]

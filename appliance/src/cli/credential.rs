@@ -14,11 +14,14 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::call::call_error;
+use super::name_hint::{name_list, nearest_name};
 use super::query::{RowQuery, show_row, text};
 use super::target::{HubPeerArgs, NodeArgs};
 use super::vault::of_local;
 use super::{CommandError, CommandExit, DialArgs, StateArgs, output};
-use crate::credentials::{CredentialFolder, LocalCredentials, VALUE_BYTES_MAX, check_name, uses};
+use crate::credentials::{
+    CredentialFolder, LocalCredentials, VALUE_BYTES_MAX, check_name, empty_value, uses,
+};
 use crate::node::{self, ServeFile};
 
 /// The operation by which an appliance lists its credentials.
@@ -183,6 +186,9 @@ fn set(args: &CredentialSetArgs, json: bool) -> Result<CommandExit, CommandError
         )));
     }
     let value = value(name)?;
+    if value.expose().is_empty() {
+        return Err(CommandError::usage(empty_value(name)));
+    }
     if let Some(one) = wanted {
         node::check_secret(one, value.expose()).map_err(|why| {
             let text = format!(
@@ -205,12 +211,29 @@ fn set(args: &CredentialSetArgs, json: bool) -> Result<CommandExit, CommandError
     }
     let how = if replaced { "replaced" } else { "set" };
     output::line(&format!("{how} {name} in {}", dir.display()))?;
-    if config.is_some() && wanted.is_none() {
-        output::note(&format!(
-            "no [[credentials]] of the configuration has the name '{name}': nothing uses it yet"
-        ));
+    if let (Some(config), None) = (&config, wanted) {
+        output::note(&unused(config, name));
     }
     Ok(CommandExit::Ok)
+}
+
+/// What is said of a credential that the configuration does not have: its name may be misspelt.
+fn unused(config: &NodeConfig, name: &str) -> String {
+    let wanted = config.credentials.iter().filter(|one| one.needs_secret());
+    let names: Vec<_> = wanted.map(|one| one.name.as_str()).collect();
+    let none = format!(
+        "no [[credentials]] of the configuration has the name '{name}': nothing uses it yet"
+    );
+    if names.is_empty() {
+        return none;
+    }
+    let meant = match nearest_name(names.iter().copied(), name) {
+        Some(near) => format!(
+            "did you mean '{near}'? 'alknet credential remove {name}' forgets this value. The configuration has"
+        ),
+        None => "the configuration has".to_owned(),
+    };
+    format!("{none}; {meant} {}", name_list(names.into_iter()))
 }
 
 fn remove(args: &CredentialRemoveArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -527,6 +550,31 @@ mod tests {
         }
         let behind_default = listed("credential list --peer kitchen").0;
         assert_eq!(behind_default, Some(None));
+    }
+
+    #[test]
+    fn a_name_that_the_configuration_does_not_have_is_answered_with_those_that_it_has() {
+        let config = |text: &str| NodeConfig::parse(text.as_bytes()).expect("a correct document");
+        let two = config(
+            "[[credentials]]\nname = \"notes\"\nkind = \"bearer\"\n\
+             [[credentials]]\nname = \"mail\"\nkind = \"bearer\"\n\
+             [[credentials]]\nname = \"box\"\nkind = \"aead\"\n",
+        );
+        let misspelt = unused(&two, "noets");
+        assert!(
+            misspelt.ends_with(
+                "nothing uses it yet; did you mean 'notes'? 'alknet credential remove noets' forgets this value. The \
+                 configuration has notes, mail"
+            ),
+            "{misspelt}"
+        );
+        let other = unused(&two, "forge");
+        assert!(
+            other.ends_with("; the configuration has notes, mail"),
+            "{other}"
+        );
+        let alone = unused(&config(""), "forge");
+        assert!(alone.ends_with("nothing uses it yet"), "{alone}");
     }
 
     #[test]

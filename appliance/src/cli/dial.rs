@@ -13,6 +13,10 @@ use super::duration;
 use super::target::NodeRoute;
 use super::{CommandError, CommandExit, StateArgs, output};
 
+/// What to look at where nothing answers in time.
+pub(crate) const NO_ANSWER: &str = "does the node run, is this its address and port, and does a firewall let UDP and \
+                                    TCP through? --timeout TIME waits longer";
+
 /// How to reach a node.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DialArgs {
@@ -219,9 +223,22 @@ pub(crate) async fn within_time<T>(
     work: impl Future<Output = T>,
 ) -> Result<T, CommandError> {
     tokio::time::timeout(timeout, work).await.map_err(|_| {
-        let text = format!("{who} did not answer within {} s", timeout.as_secs_f64());
+        let seconds = timeout.as_secs_f64();
+        let text = format!("{who} did not answer within {seconds} s; {NO_ANSWER}");
         CommandError::new(CommandExit::Timeout, "TIMEOUT", text)
     })
+}
+
+/// What the user can look at after a failed dial, beyond what the error itself says.
+fn next_step(error: &EndpointDialError) -> Option<&'static str> {
+    match error {
+        EndpointDialError::Certificate { .. } => {
+            Some("'alknet serve' there, or the console of the machine, shows the key")
+        }
+        EndpointDialError::TimedOut { .. } => Some(NO_ANSWER),
+        EndpointDialError::Unreachable { .. } => Some("does the node run, and is this its port?"),
+        _ => None,
+    }
 }
 
 /// As [`of_dial`], of a dial through core's trait.
@@ -251,8 +268,48 @@ fn of_dial(error: &EndpointDialError) -> CommandError {
     };
     // The other side may have said why.
     let mut text = error.to_string();
-    if matches!(error, EndpointDialError::Unreachable { .. }) {
-        text.push_str("; does the node run, and is this its port?");
+    if let Some(next) = next_step(error) {
+        text.push_str("; ");
+        text.push_str(next);
     }
     CommandError::new(exit, code, output::one_line(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_dial_says_what_to_look_at() {
+        let target = || "node.example:443".to_owned();
+        let reason = "self-signed".to_owned();
+        for (error, next) in [
+            (
+                EndpointDialError::Certificate {
+                    target: target(),
+                    reason,
+                },
+                "; 'alknet serve' there, or the console of the machine, shows the key",
+            ),
+            (
+                EndpointDialError::TimedOut {
+                    target: target(),
+                    seconds: 3,
+                },
+                "--timeout TIME waits longer",
+            ),
+        ] {
+            let said = of_dial(&error).message;
+            assert!(said.ends_with(next), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_may_get_more_time() {
+        let never = std::future::pending::<()>();
+        let late = within_time(Duration::from_millis(1), "node.example:443", never).await;
+        let late = late.expect_err("it never answers");
+        assert_eq!(late.exit, CommandExit::Timeout);
+        assert!(late.message.contains("--timeout TIME"), "{late}");
+    }
 }

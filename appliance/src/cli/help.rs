@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Command, CommandFactory};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{AlknetCli, CommandError, CommandExit, output};
 
@@ -141,7 +141,11 @@ pub(crate) fn refused(error: clap::Error) -> ExitCode {
     let error = suggesting_visible(error, &words);
     // Help and version are no errors; clap prints both kinds where they belong.
     if !error.use_stderr() {
-        error.print().ok();
+        match asked_for(&error).filter(|_| wants_json()) {
+            // The exit code is the same where standard output is gone.
+            Some(answer) => output::json_line(&answer).ok(),
+            None => error.print().ok(),
+        };
         return ExitCode::SUCCESS;
     }
     if wants_json() {
@@ -150,6 +154,15 @@ pub(crate) fn refused(error: clap::Error) -> ExitCode {
         error.print().ok();
     }
     ExitCode::from(CommandExit::Usage as u8)
+}
+
+/// What `--version` and `--help` answer to a program.
+fn asked_for(error: &clap::Error) -> Option<Value> {
+    match error.kind() {
+        ErrorKind::DisplayVersion => Some(json!({ "version": alknet_init::image_version() })),
+        ErrorKind::DisplayHelp => Some(json!({ "help": error.render().to_string() })),
+        _ => None,
+    }
 }
 
 /// Whether the command line asks for JSON. It was not understood, so that its words are looked at.
@@ -252,6 +265,26 @@ mod tests {
             assert!(text.contains(listed), "{line}: {text}");
             assert!(!text.contains(hidden), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn a_program_gets_version_and_help_as_json() {
+        let shown = |line: &str| {
+            let shown = command().try_get_matches_from(line.split(' '));
+            asked_for(&shown.expect_err(line))
+        };
+        let version = json!({ "version": alknet_init::image_version() });
+        for line in [
+            "alknet --version --json",
+            "alknet --json --version",
+            "alknet status --version",
+        ] {
+            assert_eq!(shown(line), Some(version.clone()), "{line}");
+        }
+        let help = shown("alknet status --help --json").unwrap_or_default();
+        let text = help["help"].as_str().unwrap_or_default();
+        assert!(text.contains("Usage: alknet status"), "{text}");
+        assert_eq!(shown("alknet status --frobnicate"), None);
     }
 
     #[test]

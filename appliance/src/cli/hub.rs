@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::caller::NodeCaller;
-use super::node_book::name_list;
+use super::name_hint::name_list;
 use super::query::{RowQuery, ask, ask_or_explain, list, show_row, text};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;

@@ -21,10 +21,7 @@ impl StateArgs {
     /// # Errors
     /// It can be neither found nor made, belongs to another user than this one and root, or others may write it.
     pub(crate) fn dir(&self) -> Result<PathBuf, CommandError> {
-        let dir = match &self.state {
-            Some(dir) => dir.clone(),
-            None => default_dir()?,
-        };
+        let dir = self.path()?;
         use std::os::unix::fs::DirBuilderExt;
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -45,6 +42,14 @@ impl StateArgs {
         Ok(dir)
     }
 
+    /// Where the state directory is, or will be. Makes nothing.
+    ///
+    /// # Errors
+    /// It cannot be found.
+    pub(crate) fn path(&self) -> Result<PathBuf, CommandError> {
+        self.state.clone().map_or_else(default_dir, Ok)
+    }
+
     /// The key, made on first use.
     ///
     /// # Errors
@@ -59,13 +64,12 @@ impl StateArgs {
 
     /// Whether there is a key already. Makes nothing.
     pub(crate) fn has_key(&self) -> bool {
-        let dir = self.state.clone().map_or_else(default_dir, Ok);
-        dir.is_ok_and(|dir| dir.join(KEY_FILE).exists())
+        self.path().is_ok_and(|dir| dir.join(KEY_FILE).exists())
     }
 
     /// What to say of the key that this command showed to a node that does not know it. `is_new`: this command made it.
     pub(crate) fn unknown_key(&self, is_new: bool) -> Option<String> {
-        let used = self.state.clone().map_or_else(default_dir, Ok).ok()?;
+        let used = self.path().ok()?;
         let default = default_dir().ok();
         unknown_key(&used, default.as_deref(), is_new)
     }

@@ -2,6 +2,7 @@
 
 mod build;
 mod bundle;
+mod delta;
 mod download;
 mod interrupt;
 mod release;

@@ -124,6 +124,7 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
         let events = node.subscribe(LOG, &input, CallOptions::default());
         let mut events = events.await.map_err(call_error)?;
         let mut without_time = 0_u64;
+        let mut shown = ShownRecords::default();
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -134,11 +135,15 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
             };
             let event = event.map_err(call_error)?;
             let record = event.output.value();
+            shown.all += 1;
             if !args.is_wanted(record) {
                 continue;
             }
             match since.map_or(RecordAge::Shown, |since| age(record, since)) {
-                RecordAge::Shown => print(record, json)?,
+                RecordAge::Shown => {
+                    print(record, json)?;
+                    shown.printed += 1;
+                }
                 RecordAge::Older => {}
                 RecordAge::Unknown => without_time += 1,
             }
@@ -148,8 +153,26 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
                 "{without_time} records have no time, because the clock was not set: they are left out"
             ));
         }
+        if let Some(none) = shown.none(args).filter(|_| !json) {
+            output::note(&none);
+        }
         Ok(CommandExit::Ok)
     })
+}
+
+/// How many records the node sent, and how many of them were printed.
+#[derive(Debug, Default)]
+struct ShownRecords {
+    all: u64,
+    printed: u64,
+}
+
+impl ShownRecords {
+    /// What is said where options left out every record: without a word a user takes the log for empty.
+    fn none(&self, args: &LogsArgs) -> Option<String> {
+        let selects = args.selects() || args.since.is_some();
+        (selects && self.printed == 0).then(|| format!("none of {} records matches", self.all))
+    }
 }
 
 /// How a record compares with what is asked for.
@@ -339,6 +362,21 @@ mod tests {
         assert_eq!(shown(&["--grep", "peer=ada"]), [2, 5]);
         assert_eq!(shown(&["--grep", "Import"]), [5], "as it is written");
         assert_eq!(shown(&["--grep", "conn", "--level", "warn"]), [4, 5]);
+    }
+
+    #[test]
+    fn a_log_without_a_match_says_so() {
+        let said = |more: &[&str], printed| {
+            let words = [&["logs", "node"], more].concat();
+            let args = LogsCommand::try_parse_from(words).expect("a command").args;
+            ShownRecords { all: 40, printed }.none(&args)
+        };
+        let none = Some("none of 40 records matches".to_owned());
+        for words in [["--grep", "x"], ["--level", "error"], ["--since", "1h"]] {
+            assert_eq!(said(&words, 0), none, "{words:?}");
+            assert_eq!(said(&words, 1), None, "{words:?}");
+        }
+        assert_eq!(said(&[], 0), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod batch;
 mod call;
+mod call_hint;
 mod caller;
 mod completion;
 mod config;
@@ -24,6 +25,7 @@ mod key;
 mod license;
 mod machine;
 mod man;
+mod name_hint;
 mod node;
 mod node_book;
 mod open;

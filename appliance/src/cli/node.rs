@@ -318,6 +318,6 @@ mod tests {
         let mistyped = node(dir, "add edge atic")
             .expect_err("no such node")
             .message;
-        assert!(mistyped.contains("known are attic") && mistyped.contains("atic:443"));
+        assert!(mistyped.contains("did you mean 'attic'?") && mistyped.contains("atic:443"));
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CommandError;
 use super::identity::{refuse_foreign, unreadable};
+use super::name_hint::{name_list, nearest_name};
 use crate::writers::own_user;
 
 /// File of the nodes inside the state directory.
@@ -28,8 +29,6 @@ const FILE_MODE: u32 = 0o600;
 const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Characters of a name: a label of DNS has as many (RFC 1035 section 2.3.4).
 const NAME_CHARS_MAX: usize = 63;
-/// Names that a message lists, so that a long list does not hide what the message says.
-const NAMES_SHOWN_MAX: usize = 20;
 /// What a hub is called here that says nothing usable.
 const HUB: &str = "hub";
 /// Words that stand in the place of a node's name on the command line.
@@ -317,10 +316,14 @@ impl NodeBook {
                 "no node is called '{name}' here: 'alknet node add {name} KEY@HOST:PORT' names one"
             );
         }
-        let names = self.nodes.keys().map(String::as_str);
+        let names = || self.nodes.keys().map(String::as_str);
+        let meant = match nearest_name(names(), name) {
+            Some(near) => format!("did you mean '{near}'? Known are"),
+            None => "known are".to_owned(),
+        };
         format!(
-            "no node is called '{name}' here; known are {}",
-            name_list(names)
+            "no node is called '{name}' here; {meant} {}",
+            name_list(names())
         )
     }
 
@@ -328,16 +331,6 @@ impl NodeBook {
         let path = dir.join(NODES_FILE);
         let text = serde_json::to_vec_pretty(self).map_err(CommandError::local)?;
         alknet_durable::replace(&path, &text, FILE_MODE).map_err(|error| failed(&path, error))
-    }
-}
-
-/// Some names in a line.
-pub(crate) fn name_list<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    let names: Vec<_> = names.collect();
-    let shown = &names[..names.len().min(NAMES_SHOWN_MAX)];
-    match names.len() - shown.len() {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

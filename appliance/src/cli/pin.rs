@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::call::call_error;
-use super::dial::CliDialer;
+use super::dial::{CliDialer, NO_ANSWER};
 use super::node_book::NodeBook;
 use super::open::PageAddress;
 use super::target::{NodeArgs, NodeRoute};
@@ -180,7 +180,10 @@ impl KeyPin {
             "# node.pem: the node's own certificate, once it is the one that a node makes of this key".to_owned(),
             format!("alknet pin {}@{at} --cert node.pem", self.key),
             String::new(),
-            "# curl with node.pem in the place of the pin, and a token of 'alknet token add' in node.header".to_owned(),
+            "# node.header: a token of 'alknet token add', which no other user of this computer may read".to_owned(),
+            "(umask 077; printf 'Authorization: Bearer %s\\n' TOKEN >node.header)".to_owned(),
+            String::new(),
+            "# curl with node.pem in the place of the pin".to_owned(),
             format!(
                 "curl --cacert node.pem --connect-to ::{at} --header @node.header --json '{{\"operation\":\"/node/info\"}}' \
                  https://{name}:{}/call",
@@ -266,7 +269,8 @@ fn presented(target: &PeerAddr, key: PeerKey, within: Duration) -> Result<Vec<u8
         sends.send(answer).ok();
     });
     let Ok(answer) = asked.recv_timeout(within) else {
-        let text = format!("{address} did not answer within {} s", within.as_secs_f64());
+        let seconds = within.as_secs_f64();
+        let text = format!("{address} did not answer within {seconds} s; {NO_ANSWER}");
         return Err(CommandError::new(CommandExit::Timeout, "TIMEOUT", text));
     };
     answer.map_err(|error| {
@@ -279,17 +283,25 @@ fn presented(target: &PeerAddr, key: PeerKey, within: Duration) -> Result<Vec<u8
     })
 }
 
+/// The error of a node whose key is not known here: the text may have been meant as a name.
+fn no_key(route: &NodeRoute, target: &PeerAddr) -> CommandError {
+    CommandError::usage(match route.hint() {
+        Some(hint) => hint.to_owned(),
+        None => format!(
+            "{target} has no pinned key: clients check its public certificate as they do for every server"
+        ),
+    })
+}
+
 /// Prints it. Without `--cert` no node is asked, since everything follows from the pinned key; but of a peer of a hub
 /// the key is asked for.
 pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandError> {
     let dial = &args.node.dial;
-    let subject = PinSubject::ask(&args.node.route()?, dial)?;
+    let route = args.node.route()?;
+    let subject = PinSubject::ask(&route, dial)?;
     let target = &subject.target;
     if target.pins.is_empty() {
-        let text = format!(
-            "{target} has no pinned key: clients check its public certificate as they do for every server"
-        );
-        return Err(CommandError::usage(text));
+        return Err(no_key(&route, target));
     }
     if !json {
         subject.warn();
@@ -321,9 +333,16 @@ pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandErro
 #[cfg(test)]
 mod tests {
     use alknet_tls::NodeKey;
+    use clap::Parser;
 
     use super::super::node_book::NamedNode;
     use super::*;
+
+    #[derive(Parser)]
+    struct PinTestCli {
+        #[command(flatten)]
+        args: PinArgs,
+    }
 
     /// A key of RFC 8410 section 10.1, which OpenSSL prints so.
     const PEM: &str = "-----BEGIN PUBLIC KEY-----\n\
@@ -381,6 +400,31 @@ mod tests {
         let known = PinSubject::said(&info, &book, &route).expect("it is known");
         assert_eq!(known.marked(json!({})), json!({}));
         assert_eq!((known.target, known.word_of), (own, None));
+    }
+
+    #[test]
+    fn a_misspelt_name_is_not_taken_for_a_node_with_a_public_certificate() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let at = format!("{KEY}@192.0.2.7:443").parse().expect("a target");
+        NodeBook::change(dir.path(), |book| {
+            book.add("kitchen", NamedNode::direct(&at))
+        })
+        .expect("a writable directory");
+        let refused = |node: &str| {
+            let state = dir.path().display().to_string();
+            let cli = PinTestCli::try_parse_from(["pin", node, "--state", &state]);
+            run(&cli.expect("a command line").args, true).expect_err(node)
+        };
+        let misspelt = refused("kitchn");
+        assert_eq!(misspelt.exit, CommandExit::Usage);
+        assert_eq!(
+            misspelt.message,
+            "no node is called 'kitchn' here; did you mean 'kitchen'? Known are kitchen"
+        );
+        for host in ["node.example", "kitchn:443"] {
+            let public = refused(host).message;
+            assert!(public.contains("public certificate"), "{public}");
+        }
     }
 
     /// A certificate that was only compared by its key made a node an authority over every name.

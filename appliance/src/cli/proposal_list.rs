@@ -263,7 +263,7 @@ fn the_only(
     meant.dedup_by(|a, b| a.id == b.id);
     match meant.as_slice() {
         [] => Err(none(format!(
-            "no proposal has the name '{word}', or an id that begins with it"
+            "no proposal has the name '{word}', or an id that begins with it; 'alknet ops proposals' lists them"
         ))),
         [_] => Ok(meant.swap_remove(0).chosen()),
         several => {
@@ -408,6 +408,8 @@ mod tests {
         for word in ["total", "ffff", "js/x"] {
             let none = chosen(&all, word, Waiting).expect_err(word);
             assert_eq!(none.code, "NOT_FOUND", "{word}");
+            let lists = "; 'alknet ops proposals' lists them";
+            assert!(none.message.ends_with(lists), "{none}");
         }
         let twice = [
             proposal(&one, "a/b", "proposed"),

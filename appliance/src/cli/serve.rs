@@ -1,9 +1,11 @@
 //! `alknet serve`: the node on this computer.
 
-use std::net::IpAddr;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use alknet_core::config::{ConfigError, NodeConfig};
+use alknet_endpoint::EndpointError;
 use clap::Args;
 use serde_json::json;
 
@@ -11,7 +13,7 @@ use super::{CommandError, CommandExit, StateArgs, output};
 use crate::node::{self, ConfigOverlay, NodeActivity, ServeFile, StartupConfig, StateLock};
 
 /// Arguments of `alknet serve`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     state: StateArgs,
@@ -43,9 +45,43 @@ impl ServeArgs {
 
 /// Serves until a signal stops it.
 pub(crate) fn run(args: ServeArgs, json: bool) -> Result<CommandExit, CommandError> {
+    // A first start that cannot have its port leaves no folder and no key behind.
+    if !args.state.path()?.exists() {
+        let listen = configuration(args.clone())?.config.listen;
+        refuse_taken(&listen.addrs, listen.port)?;
+    }
+    let state_dir = args.state.dir()?;
     // Before the configuration: two nodes with one state directory would write over each other.
-    let lock = StateLock::take(&args.state.dir()?)?;
+    let lock = StateLock::take(&state_dir)?;
     run_locked(args, lock, json)
+}
+
+/// Refuses a port that this process cannot have. The sockets are closed again: the node binds its own, and an error of
+/// another kind is left to it, which knows more ways.
+fn refuse_taken(addresses: &[IpAddr], port: u16) -> Result<(), CommandError> {
+    // Port 0 stands for a free one.
+    let addresses = addresses.iter().filter(|_| port != 0);
+    for address in addresses.map(|ip| SocketAddr::new(*ip, port)) {
+        let tcp = TcpListener::bind(address);
+        let both = tcp.and_then(|_tcp| UdpSocket::bind(address).map(drop));
+        match both {
+            Err(source) if is_final(&source, address.ip()) => {
+                return Err(CommandError::local(EndpointError::Bind { address, source }));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether the node would fail at this error as well.
+fn is_final(error: &io::Error, ip: IpAddr) -> bool {
+    match error.kind() {
+        ErrorKind::AddrInUse | ErrorKind::PermissionDenied => true,
+        // A kernel without IPv6 has the addresses of IPv4 all the same.
+        ErrorKind::AddrNotAvailable => !ip.is_unspecified(),
+        _ => false,
+    }
 }
 
 /// The same, where this process has the folder already.
@@ -162,7 +198,51 @@ fn started(file: &ServeFile, config: &NodeConfig, json: bool) -> Result<(), Comm
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct ServeTestCli {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    #[test]
+    fn a_first_start_without_its_port_makes_no_folder() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state = dir.path().join("state");
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let ports = [tcp.local_addr(), udp.local_addr()].map(|it| it.expect("bound").port());
+        let serve = |listen: &str, port: u16| {
+            let (port, state) = (port.to_string(), state.display().to_string());
+            let words = [
+                "serve", "--state", &state, "--listen", listen, "--port", &port,
+            ];
+            run(
+                ServeTestCli::try_parse_from(words)
+                    .expect("a command line")
+                    .args,
+                true,
+            )
+        };
+        for port in ports {
+            let refused = serve("127.0.0.1", port).expect_err("the port is taken");
+            assert!(
+                refused.message.contains("another program has the port"),
+                "{refused}"
+            );
+            assert!(!state.exists());
+        }
+        // An address of documentation (RFC 5737), which no computer has.
+        let refused = serve("192.0.2.77", 4433).expect_err("no such address");
+        assert!(
+            refused.message.contains("does not have the address"),
+            "{refused}"
+        );
+        assert!(!state.exists());
+    }
 
     #[test]
     fn a_node_that_stops_says_what_it_waits_for() {

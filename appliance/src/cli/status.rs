@@ -73,6 +73,11 @@ fn lines(info: &Value, problems: &[Value]) -> Vec<String> {
             uptime(info["uptime_ms"].as_u64().unwrap_or_default()),
         ),
     ]);
+    lines.extend(
+        waiting(&info["config"])
+            .into_iter()
+            .map(|it| row("waits", it)),
+    );
     if problems.is_empty() {
         lines.push(row("health", "ok".to_owned()));
     }
@@ -84,6 +89,20 @@ fn lines(info: &Value, problems: &[Value]) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// The keys of the configuration whose new values are not in force yet, each with when they will be.
+fn waiting(config: &Value) -> Vec<String> {
+    // A node of an earlier version does not say whether it keeps documents.
+    let when = match config["keeps"] == false {
+        true => {
+            "never: this node was started without --config, and its next start uses nothing that was applied"
+        }
+        false => "at the next start",
+    };
+    let keys = config["restart_required"].as_array().into_iter().flatten();
+    let keys = keys.filter_map(Value::as_str);
+    keys.map(|key| format!("{key}: {when}")).collect()
 }
 
 /// How an update of an appliance stands, and how the last one ended. `None` on a node without boot slots.
@@ -158,6 +177,32 @@ mod tests {
             "last": { "version": "1.1.0", "outcome": "failed", "reason": "it hung" } });
         let expected = "slot a; 1.1.0 failed; the last update, to 1.1.0, failed: it hung";
         assert_eq!(line(failed).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn what_waits_for_the_next_start_has_a_line() {
+        let mut info = json!({ "name": "kitchen",
+            "config": { "generation": 3, "restart_required": ["node.name", "listen.port"], "keeps": true } });
+        let rows = |info: &Value| {
+            let lines = lines(info, &[]);
+            let waits = lines.into_iter().filter(|line| line.starts_with("waits "));
+            waits.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            rows(&info),
+            [
+                "waits      node.name: at the next start",
+                "waits      listen.port: at the next start",
+            ]
+        );
+        info["config"]["keeps"] = false.into();
+        assert!(
+            rows(&info)[0].contains("without --config"),
+            "{:?}",
+            rows(&info)
+        );
+        info["config"]["restart_required"] = json!([]);
+        assert!(rows(&info).is_empty());
     }
 
     #[test]

@@ -4,10 +4,10 @@ mod share;
 mod stored;
 mod transfer_error;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alknet_call::ErrorCode;
 use alknet_core::Carriage;
@@ -221,13 +221,37 @@ fn store_of(
     if node.is_none() {
         let first = first.and_then(|word| word.to_str()).unwrap_or_default();
         if names.is_node(first) {
-            let text = format!("a word is missing behind the node '{first}'");
+            let text = format!(
+                "FILE or OUTPUT is missing behind the node '{first}': alknet tensor pull {first} FILE OUTPUT"
+            );
             return Err(CommandError::usage(text));
         }
     }
     let route = names.route(node, peer)?.ok_or_else(no_node)?;
     route.clone().direct("files")?;
     Ok(route)
+}
+
+/// Which word is missing in a push of two words: the first is a node and not the file, or the second is the file.
+fn missing_word(is_node: bool, first: &OsStr, second: &OsStr) -> Option<String> {
+    let is_file = Path::new(second).is_file();
+    let (node, word) = (first.to_string_lossy(), second.to_string_lossy());
+    if is_node {
+        let (missing, taken) = match is_file {
+            true => ("PATH", "the file"),
+            false => ("FILE", "the path in the store of the node"),
+        };
+        return Some(format!(
+            "{missing} is missing: '{node}' is the node, and '{word}' {taken}; say alknet tensor push {node} FILE PATH"
+        ));
+    }
+    let is_misspelt = is_file && !Path::new(first).exists();
+    is_misspelt.then(|| {
+        format!(
+            "PATH is missing behind '{word}', under which the node stores the file; '{node}' is no file here, and no \
+             node has this name: 'alknet node list' lists the names"
+        )
+    })
 }
 
 /// A connection for files. They are served on QUIC alone: each request has a stream.
@@ -246,6 +270,13 @@ fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
             return Err(CommandError::usage(text));
         }
     };
+    if node.is_none() {
+        let names = NodeNames::load(&args.dial.state);
+        let is_node = file.to_str().is_some_and(|word| names.is_node(word));
+        if let Some(missing) = missing_word(is_node, file, path) {
+            return Err(CommandError::usage(missing));
+        }
+    }
     let text = |word: &OsString| {
         let text = word.to_str().map(str::to_owned);
         text.ok_or_else(|| CommandError::usage("nodes and paths of theirs are called in UTF-8"))
@@ -441,6 +472,36 @@ mod tests {
     fn asked(words: &[&str]) -> Result<TensorPullRequest, CommandError> {
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
         TensorPullRequest::read(&words)
+    }
+
+    #[test]
+    fn a_push_says_which_word_is_missing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("bert.mt").into_os_string();
+        std::fs::write(&file, "").expect("a writable directory");
+        let missing = |is_node, first: &str, second: &OsStr| {
+            missing_word(is_node, OsStr::new(first), second).unwrap_or_default()
+        };
+        let of_path = missing(true, "attic", &file);
+        assert!(
+            of_path.starts_with("PATH is missing: 'attic' is the node"),
+            "{of_path}"
+        );
+        let of_file = missing(true, "attic", OsStr::new("models/bert"));
+        assert!(
+            of_file.starts_with("FILE is missing: 'attic' is the node"),
+            "{of_file}"
+        );
+        let misspelt = missing(false, "attic1", &file);
+        assert!(
+            misspelt.starts_with("PATH is missing behind '"),
+            "{misspelt}"
+        );
+        assert!(misspelt.contains("'attic1' is no file here"), "{misspelt}");
+        let own = file.to_string_lossy();
+        assert_eq!(missing(false, &own, OsStr::new("models/bert")), "");
+        // The command says itself that the file is not there.
+        assert_eq!(missing(false, "gone.mt", OsStr::new("models/bert")), "");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::duration::{self, Lifetime};
-use super::node_book::name_list;
+use super::name_hint::name_list;
 use super::query::{RowQuery, ask_or_explain, list, show_row, text, warn};
 use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;

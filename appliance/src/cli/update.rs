@@ -457,6 +457,12 @@ fn plan_lines(node: &str, plan: &Value) -> Vec<String> {
         let mib = (bytes as f64) / f64::from(1 << 20);
         lines.push(format!("  size     {mib:.1} MiB"));
     }
+    if let Some(bytes) = plan["delta_bytes"].as_u64() {
+        let mib = (bytes as f64) / f64::from(1 << 20);
+        lines.push(format!(
+            "  sends    {mib:.1} MiB, the differences from the program that runs"
+        ));
+    }
     let changes = text(&plan["changes"]);
     for (n, line) in changes.lines().enumerate() {
         let head = if n == 0 { "changes" } else { "" };

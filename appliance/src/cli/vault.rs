@@ -9,8 +9,12 @@ use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::call_error;
+use super::query::text;
 use super::target::{HubPeerArgs, NodeArgs};
 use super::{CommandError, CommandExit, DialArgs, dial, output};
+
+/// The member of a vault's status that has a row for each credential.
+const CREDENTIALS: &str = "credentials";
 
 /// The verbs below `alknet vault`.
 #[derive(Debug, Subcommand)]
@@ -174,30 +178,63 @@ fn show(value: &Value, json: bool) -> Result<CommandExit, CommandError> {
         output::json_line(value)?;
         return Ok(CommandExit::Ok);
     }
-    for (name, value) in value.as_object().into_iter().flatten() {
-        let text = match value {
-            Value::Null => continue,
-            Value::Array(items) if items.is_empty() => continue,
-            Value::Array(items) => {
-                let text = |item: &Value| {
-                    item.as_str()
-                        .map_or_else(|| item.to_string(), str::to_owned)
-                };
-                items.iter().map(text).collect::<Vec<_>>().join(", ")
-            }
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
+    for (name, text) in rows(value) {
         let shown = match is_armoured(&text) {
             false => output::one_line(&text),
             true => text.as_str().into(),
         };
         // What has several lines stands by itself, to be copied.
         let gap = if shown.contains('\n') { "\n" } else { " " };
-        let name = output::one_line(name);
+        let name = output::one_line(&name);
         output::text(&format!("{name:12}{gap}{shown}"))?;
     }
     Ok(CommandExit::Ok)
+}
+
+/// The members of an answer that say something, each with its text. A credential has a row of its own.
+fn rows(answer: &Value) -> Vec<(String, String)> {
+    let mut rows = Vec::new();
+    for (name, value) in answer.as_object().into_iter().flatten() {
+        match value {
+            Value::Null => {}
+            Value::String(text) if text.is_empty() => {}
+            Value::Array(items) if items.is_empty() => {}
+            Value::Array(items) if name == CREDENTIALS => {
+                let row = |item: &Value| ("credential".to_owned(), credential(item));
+                rows.extend(items.iter().map(row));
+            }
+            Value::Array(items) => {
+                let text = |item: &Value| {
+                    item.as_str()
+                        .map_or_else(|| item.to_string(), str::to_owned)
+                };
+                let items: Vec<_> = items.iter().map(text).collect();
+                rows.push((name.clone(), items.join(", ")));
+            }
+            Value::String(text) => rows.push((name.clone(), text.clone())),
+            other => rows.push((name.clone(), other.to_string())),
+        }
+    }
+    rows
+}
+
+/// A credential of the answer, for a person.
+fn credential(row: &Value) -> String {
+    let state = match text(&row["state"]) {
+        "credential_missing" => "not set",
+        other => other,
+    };
+    let users = row["operations"].as_array().into_iter().flatten();
+    let users: Vec<_> = users.filter_map(Value::as_str).collect();
+    let users = match users.is_empty() {
+        true => String::new(),
+        false => format!("; given to {}", users.join(", ")),
+    };
+    format!(
+        "{} ({}): {state}{users}",
+        text(&row["name"]),
+        text(&row["kind"])
+    )
 }
 
 /// Whether a text is an armoured file of age, as the words of a vault are: base64 (RFC 4648 section 4) between the two
@@ -298,6 +335,32 @@ mod tests {
             let refused = read(&line).expect_err("a directory is named");
             assert_eq!(refused.kind(), ErrorKind::ArgumentConflict, "{line}");
         }
+    }
+
+    #[test]
+    fn a_status_has_no_empty_row_and_no_json_of_credentials() {
+        let answer = json!({
+            "state": "absent", "sealed": false, "slots": [], "opened_by": null, "device": 0, "memory": "",
+            "credentials": [
+                { "name": "notes", "kind": "bearer", "state": "credential_missing", "operations": [] },
+                { "name": "mint", "kind": "signer", "state": "ready", "operations": ["js/mint", "js/pay"] },
+            ],
+        });
+        let lines: Vec<_> = rows(&answer)
+            .into_iter()
+            .map(|(name, text)| format!("{name} {text}"))
+            .collect();
+        let mut expected = [
+            "credential notes (bearer): not set",
+            "credential mint (signer): ready; given to js/mint, js/pay",
+            "device 0",
+            "sealed false",
+            "state absent",
+        ];
+        let mut sorted = lines;
+        sorted.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(sorted, expected);
     }
 
     #[test]

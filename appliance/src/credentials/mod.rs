@@ -272,11 +272,17 @@ pub(crate) fn check_name(name: &str) -> Result<(), CommandError> {
     }
 }
 
+/// What is said of an empty value, with the commands that give one.
+pub(crate) fn empty_value(name: &str) -> String {
+    format!(
+        "the value is empty: type it at a terminal after 'alknet credential set {name}', or have it read from a file: \
+         'alknet credential set {name} <FILE'"
+    )
+}
+
 fn check_value(value: &[u8]) -> Result<(), CommandError> {
     if value.is_empty() {
-        return Err(CommandError::usage(
-            "the value is empty: write it to standard input",
-        ));
+        return Err(CommandError::usage(empty_value("NAME")));
     }
     if value.len() > VALUE_BYTES_MAX {
         let text = format!("the value is longer than {VALUE_BYTES_MAX} bytes");

@@ -181,6 +181,8 @@ fn limits_are_held_and_named_and_no_word_is_repeated() {
     }
     let empty = place.folder.set("forge", b"", 7).expect_err("empty");
     assert!(empty.message.contains("the value is empty"), "{empty}");
+    let reads = "'alknet credential set NAME <FILE'";
+    assert!(empty.message.contains(reads), "{empty}");
     let long = vec![b'x'; VALUE_BYTES_MAX];
     assert_eq!(place.folder.set("forge", &long, 7), Ok(false));
     let longer = vec![b'x'; VALUE_BYTES_MAX + 1];

@@ -16,7 +16,7 @@ struct ConfigShowInput {
 }
 
 /// `config/show`
-pub(crate) fn operation(people: IdentityServices, facts: SharedFacts) -> Registration {
+pub(crate) fn operation(identity_services: IdentityServices, facts: SharedFacts) -> Registration {
     let text = json!({ "type": "string" });
     let texts = json!({ "type": "array", "items": text });
     let spec = OperationSpec::query(
@@ -51,21 +51,21 @@ pub(crate) fn operation(people: IdentityServices, facts: SharedFacts) -> Registr
             true => Ok(ConfigShowInput::default()),
             false => input.parse(),
         };
-        let answer = request.and_then(|request| shown(&people, &facts.load(), &request));
+        let answer = request.and_then(|request| shown(&identity_services, &facts.load(), &request));
         std::future::ready(answer)
     });
     Registration::new(spec, handler)
 }
 
 fn shown(
-    people: &IdentityServices,
+    identity_services: &IdentityServices,
     facts: &MachineFacts,
     request: &ConfigShowInput,
 ) -> Result<Value, CallError> {
-    let current = people.reloader.current();
+    let current = identity_services.reloader.current();
     let config = match request.next {
         true => current.config.clone(),
-        false => people.reloader.running(&current),
+        false => identity_services.reloader.running(&current),
     };
     let shown = config.without_secrets();
     let document = shown.to_toml().map_err(CallError::internal)?;
@@ -76,7 +76,7 @@ fn shown(
         "source": facts::config_source(&current, facts),
         "restart_required": current.restart_required,
         "withheld": shown.withheld,
-        "keeps": people.reloader.keeps(),
+        "keeps": identity_services.reloader.keeps(),
         "document": document,
         "config": config,
     }))
@@ -89,35 +89,39 @@ mod tests {
     use super::*;
     use crate::node::{ConfigOverlay, ConfigStore};
 
-    fn people(document: &str) -> IdentityServices {
+    fn identity_services(document: &str) -> IdentityServices {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
         let store = crate::node::store::open(dir.path());
         let (overlay, keeper) = (ConfigOverlay::default(), ConfigStore::nowhere());
-        crate::node::people(&config, overlay, keeper, Vec::new(), store)
+        crate::node::build_identity_services(&config, overlay, keeper, Vec::new(), store)
     }
 
-    fn answer(people: &IdentityServices, next: bool) -> Value {
+    fn answer(identity_services: &IdentityServices, next: bool) -> Value {
         let facts = MachineFacts {
             config_source: "seed".to_owned(),
             ..MachineFacts::default()
         };
-        shown(people, &facts, &ConfigShowInput { next }).expect("it can be shown")
+        shown(identity_services, &facts, &ConfigShowInput { next }).expect("it can be shown")
     }
 
     #[tokio::test]
     async fn what_waits_for_the_next_start_is_shown_apart() {
-        let people = people("[listen]\nport = 4433\n[[join]]\ncode = \"alkjoin1_AAAA\"\n");
-        let first = answer(&people, false);
+        let identity_services =
+            identity_services("[listen]\nport = 4433\n[[join]]\ncode = \"alkjoin1_AAAA\"\n");
+        let first = answer(&identity_services, false);
         assert_eq!(
             (&first["generation"], &first["source"], &first["withheld"]),
             (&json!(1), &json!("seed"), &json!(["join[0].code"]))
         );
         let document = b"[listen]\nport = 8443\n[log]\nlevel = \"debug\"\n";
         let change = ConfigChange::of_owner(document, ConfigSource::Operation("admin".to_owned()));
-        let applied = people.reloader.apply(&change).await;
+        let applied = identity_services.reloader.apply(&change).await;
         applied.expect("a correct document");
-        let (now, next) = (answer(&people, false), answer(&people, true));
+        let (now, next) = (
+            answer(&identity_services, false),
+            answer(&identity_services, true),
+        );
         for answer in [&now, &next] {
             assert_eq!(answer["source"], "operation by admin");
             assert_eq!(answer["generation"], 2);

@@ -109,11 +109,11 @@ impl NodeDescription {
 pub(crate) fn info(
     about: &NodeDescription,
     facts: &MachineFacts,
-    people: &IdentityServices,
+    identity_services: &IdentityServices,
     own: &[MachineDiagnostic],
     endpoint: Value,
 ) -> Value {
-    let config = people.reloader.current();
+    let config = identity_services.reloader.current();
     // PID 1 repeats the problems that the node sent it, so those are listed once.
     let problems = &facts.problems;
     let own = own.iter().filter(|one| !problems.contains(one));
@@ -141,6 +141,7 @@ pub(crate) fn info(
             "source": config_source(&config, facts),
             "generation": config.generation,
             "restart_required": config.restart_required,
+            "keeps": identity_services.reloader.keeps(),
         },
         "boot": { "stages": facts.boot_stages },
         "watchdog": facts.watchdog,
@@ -179,7 +180,14 @@ pub(crate) fn info_schema() -> Value {
                 "description": "How long the machine has run; on a host, the node" },
             "memory": object, "listen": object, "addresses": list,
             "links": list, "dns": list, "data": object, "vault": object, "update": object, "storage": object,
-            "config": object, "boot": object,
+            "config": { "type": "object", "properties": {
+                "source": text, "generation": count,
+                "restart_required": { "type": "array", "items": text,
+                    "description": "Keys with new values that count from the next start on" },
+                "keeps": { "type": "boolean",
+                    "description": "Whether the next start uses an applied document; without --config it does not" },
+            } },
+            "boot": object,
             "watchdog": { "type": ["string", "null"] }, "node_restarts": count,
             "last_words": { "type": ["string", "null"] }, "fault_injection": { "type": "boolean" },
             "problems": { "type": "array", "items": { "type": "object",

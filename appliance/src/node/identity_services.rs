@@ -57,7 +57,7 @@ struct ApplyInput {
 }
 
 /// `config/apply`
-pub(crate) fn apply(people: IdentityServices) -> Registration {
+pub(crate) fn apply(identity_services: IdentityServices) -> Registration {
     let spec = OperationSpec::mutation(
         "config/apply",
         "Applies a configuration document: all of it, or nothing if it has a mistake.",
@@ -83,13 +83,14 @@ pub(crate) fn apply(people: IdentityServices) -> Registration {
             "dry_run": { "type": "boolean" }, "restart_required": { "type": "array" },
             "warnings": { "type": "array" }, "peers": { "type": "object" },
             "kept": { "type": "boolean" }, "kept_error": { "type": "string" },
-            "kept_in": { "type": "string", "description": "The file that has the document now" },
-            "replaced": { "type": "boolean", "description": "Whether that file had another document before" },
+            "kept_in": { "type": "string", "description": "The file that has the document now, or on a dry run would have" },
+            "replaced": { "type": "boolean", "description": 
+                "Whether that file had another document before, which is not kept" },
         }
     }))
     .with_scope(ADMIN_SCOPE);
     let handler = HandlerKind::once(move |input: alknet_call::CallBody, ctx: Ctx| {
-        let people = people.clone();
+        let identity_services = identity_services.clone();
         async move {
             if ctx.internal() {
                 // The configuration that this operation puts in force outlives the call, and can
@@ -108,10 +109,14 @@ pub(crate) fn apply(people: IdentityServices) -> Registration {
                 dry_run: input.dry_run,
                 admin: Some((Arc::clone(who), ctx.conn().key)),
             };
-            let outcome = people.reloader.apply(&change).await.map_err(refused)?;
+            let outcome = identity_services
+                .reloader
+                .apply(&change)
+                .await
+                .map_err(refused)?;
             // Connections are closed before the answer, because the caller may rely on the removed
             // peers being disconnected.
-            if let Some(server) = people.server.get() {
+            if let Some(server) = identity_services.server.get() {
                 server.sweep();
             }
             serde_json::to_value(outcome).map_err(|error| CallError::internal(error.to_string()))
@@ -141,7 +146,7 @@ fn refused(error: ApplyError) -> CallError {
 }
 
 /// `peer/list`
-pub(crate) fn list(people: IdentityServices) -> Registration {
+pub(crate) fn list(identity_services: IdentityServices) -> Registration {
     let spec = OperationSpec::query("peer/list", "Lists the peers and their connections.")
         .with_input(empty_input())
         .with_output(json!({
@@ -156,17 +161,17 @@ pub(crate) fn list(people: IdentityServices) -> Registration {
         }))
         .with_scope(LIST_SCOPE);
     let handler = HandlerKind::once(move |_input, _ctx| {
-        let server = people.server.get();
+        let server = identity_services.server.get();
         let connections = server
             .map(|server| server.connections())
             .unwrap_or_default();
         let mut answer = listed(
-            people.reloader.current().generation,
-            &people.identities.entries(),
-            |id| people.identities.is_configured(id),
+            identity_services.reloader.current().generation,
+            &identity_services.identities.entries(),
+            |id| identity_services.identities.is_configured(id),
             &connections,
         );
-        mark_dialled(&mut answer, |hub| people.hubs.get(hub).is_some());
+        mark_dialled(&mut answer, |hub| identity_services.hubs.get(hub).is_some());
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)

@@ -99,7 +99,7 @@ impl NodeKeyRotation {
     pub(crate) fn new(
         files: Option<KeyFiles>,
         key: NodeKey,
-        people: IdentityServices,
+        identity_services: IdentityServices,
         reached: HubConnections,
         problems: Arc<NodeDiagnostics>,
     ) -> Self {
@@ -109,7 +109,7 @@ impl NodeKeyRotation {
         Self {
             files,
             key,
-            identities: people,
+            identities: identity_services,
             reached,
             problems,
             turn: tokio::sync::Mutex::default(),
@@ -299,7 +299,7 @@ mod tests {
             let path = self.dir.path().join("node.key");
             let (key, _) = NodeKey::load_or_create(&path).expect("a key");
             std::fs::create_dir_all(self.dir.path().join("identity")).expect("our own folder");
-            let people = crate::node::people(
+            let identity_services = crate::node::build_identity_services(
                 &self.config,
                 ConfigOverlay::default(),
                 ConfigStore::nowhere(),
@@ -310,7 +310,7 @@ mod tests {
             NodeKeyRotation::new(
                 Some(files),
                 key,
-                people,
+                identity_services,
                 HubConnections::default(),
                 Arc::default(),
             )

@@ -39,10 +39,10 @@ struct MetricsSources {
 }
 
 impl NodeMetrics {
-    /// Metrics of a node whose server is, or will be, that of `people`.
-    pub(crate) fn new(people: IdentityServices) -> Self {
+    /// Metrics of a node whose server is, or will be, that of `identity_services`.
+    pub(crate) fn new(identity_services: IdentityServices) -> Self {
         Self {
-            identities: people,
+            identities: identity_services,
             parts: Arc::default(),
         }
     }

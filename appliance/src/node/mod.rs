@@ -264,7 +264,7 @@ impl AlknetNode {
 }
 
 /// The identities that the node knows, and the means to change them.
-fn people(
+fn build_identity_services(
     config: &NodeConfig,
     overlay: ConfigOverlay,
     keeper: ConfigStore,

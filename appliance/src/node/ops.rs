@@ -279,7 +279,7 @@ mod tests {
             ..MachineFacts::default()
         };
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let people = crate::node::people(
+        let identity_services = crate::node::build_identity_services(
             &NodeConfig::default(),
             ConfigOverlay::default(),
             ConfigStore::nowhere(),
@@ -289,7 +289,7 @@ mod tests {
         let own_key = NodeKeyRotation::new(
             Some(KeyFiles::at(dir.path().join("node.key"))),
             NodeKey::from_seed(&[1; 32]),
-            people.clone(),
+            identity_services.clone(),
             HubConnections::default(),
             Arc::default(),
         );
@@ -303,8 +303,8 @@ mod tests {
             ring: NodeLogRing::new(),
             to_init: None,
             counters: Arc::new(|| Value::Null),
-            metrics: NodeMetrics::new(people.clone()),
-            identities: people,
+            metrics: NodeMetrics::new(identity_services.clone()),
+            identities: identity_services,
         };
         let mut builder = Registry::builder();
         register(&mut builder, &node);
@@ -314,8 +314,15 @@ mod tests {
         let key = alknet_core::PeerKey::Ed25519([1; 32]);
         let about = Arc::new(NodeDescription::new(key.to_string(), "host"));
         let clock = crate::node::clock();
-        let (people, facts) = (&node.identities, &node.facts);
-        let hub = crate::node::HubContext::new(&config, people, &about, facts, clock, dir.path());
+        let (identity_services, facts) = (&node.identities, &node.facts);
+        let hub = crate::node::HubContext::new(
+            &config,
+            identity_services,
+            &about,
+            facts,
+            clock,
+            dir.path(),
+        );
         hub.expect("it is one").register(&mut builder);
         let updates =
             crate::node::update::NodeUpdates::of_host_for_tests(&node.identities, &node.facts);

@@ -52,11 +52,11 @@ struct PeerAdmin {
 /// Adds the operations to a registry.
 pub(crate) fn register(
     builder: &mut RegistryBuilder,
-    people: &IdentityServices,
+    identity_services: &IdentityServices,
     hub: Option<&HubContext>,
 ) {
     let admin = PeerAdmin {
-        identities: people.clone(),
+        identities: identity_services.clone(),
         enrolment: hub.map(HubContext::enrolment),
         turn: Arc::default(),
     };

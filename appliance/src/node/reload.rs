@@ -57,10 +57,10 @@ pub(crate) struct ReloadOutcome {
     /// Why it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kept_error: Option<String>,
-    /// The file of this host that has the document now.
+    /// The file of this host that has the document now, or on a dry run would have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kept_in: Option<PathBuf>,
-    /// Whether the file said something else before.
+    /// Whether the file said something else before. That text is not kept.
     pub(crate) replaced: bool,
 }
 
@@ -109,13 +109,18 @@ impl Reloader {
         applied
             .warnings
             .extend(certificate_warnings(change.document));
+        let is_operation = matches!(change.source, ConfigSource::Operation(_));
+        let before = is_operation.then(|| self.store.read()).flatten();
+        let replaced = before.is_some_and(|it| it.is_ok_and(|it| it != change.document));
+        // The administrator may be in another folder.
+        let absolute = |file: PathBuf| std::path::absolute(&file).unwrap_or(file);
         if change.dry_run {
             return Ok(ReloadOutcome {
                 applied,
                 kept: false,
                 kept_error: self.store.refusal().map(str::to_owned),
-                kept_in: None,
-                replaced: false,
+                kept_in: self.store.file().map(absolute),
+                replaced,
             });
         }
         // The document is in force, so problems of an earlier one are over.
@@ -123,8 +128,6 @@ impl Reloader {
         if applied.changed {
             audit(&change.source, &applied);
         }
-        let is_operation = matches!(change.source, ConfigSource::Operation(_));
-        let before = is_operation.then(|| self.store.read()).flatten();
         let kept = match change.source {
             ConfigSource::Operation(_) => self.store.keep(change.document).await,
             // The copy that is there says the same. Each attempt to write it is an event in the directory that the watch
@@ -142,10 +145,8 @@ impl Reloader {
             applied,
             kept: kept.is_ok(),
             kept_error: kept.err(),
-            replaced: file.is_some()
-                && before.is_some_and(|it| it.is_ok_and(|it| it != change.document)),
-            // The administrator may be in another folder.
-            kept_in: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
+            replaced: replaced && file.is_some(),
+            kept_in: file.map(absolute),
         })
     }
 
@@ -471,6 +472,10 @@ mod tests {
         change.dry_run = true;
         let tried = reloader.apply(&change).await.expect("a correct document");
         assert!(!tried.kept && !file.exists() && !knows(&identities, 1));
+        assert_eq!(
+            (tried.kept_in.as_ref(), tried.replaced),
+            (Some(&file), false)
+        );
         change.dry_run = false;
         let done = reloader.apply(&change).await.expect("a correct document");
         assert!(done.kept && knows(&identities, 1));
@@ -478,6 +483,11 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&file).ok(), Some(document.clone()));
         let other = peer(2);
         change.document = other.as_bytes();
+        change.dry_run = true;
+        let tried = reloader.apply(&change).await.expect("a correct document");
+        assert!(tried.replaced, "the file would lose its text");
+        assert_eq!(std::fs::read_to_string(&file).ok(), Some(document.clone()));
+        change.dry_run = false;
         let done = reloader.apply(&change).await.expect("a correct document");
         assert!(done.replaced);
         change.document = document.as_bytes();

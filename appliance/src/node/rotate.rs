@@ -29,7 +29,10 @@ struct PeerRotateInput {
 }
 
 /// `peer/rotate-key`
-pub(crate) fn operation(people: IdentityServices, about: Arc<NodeDescription>) -> Registration {
+pub(crate) fn operation(
+    identity_services: IdentityServices,
+    about: Arc<NodeDescription>,
+) -> Registration {
     let key = json!({ "type": "string", "pattern": "^ed25519:[0-9a-f]{64}$" });
     let spec = OperationSpec::mutation(
         "peer/rotate-key",
@@ -64,18 +67,18 @@ pub(crate) fn operation(people: IdentityServices, about: Arc<NodeDescription>) -
     }))
     .with_identity();
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let (people, about) = (people.clone(), Arc::clone(&about));
+        let (identity_services, about) = (identity_services.clone(), Arc::clone(&about));
         async move {
             let hub: PeerKey = about
                 .identity()
                 .parse()
                 .map_err(|_| CallError::internal("the node has no key"))?;
-            let caller = RotatingPeer::from_context(&ctx, &people)?;
+            let caller = RotatingPeer::from_context(&ctx, &identity_services)?;
             let input = match input.try_value()? {
                 Value::Null => PeerRotateInput::default(),
                 _ => input.parse()?,
             };
-            rotate(&people, &hub, caller, input).await
+            rotate(&identity_services, &hub, caller, input).await
         }
     });
     Registration::new(spec, handler)
@@ -91,7 +94,7 @@ impl RotatingPeer {
     /// The peer whose key this connection was made with. A token does not count here, neither the
     /// peer's own nor another: with a stolen one, an attacker could replace the peer's key for
     /// good.
-    fn from_context(ctx: &Ctx, people: &IdentityServices) -> Result<Self, CallError> {
+    fn from_context(ctx: &Ctx, identity_services: &IdentityServices) -> Result<Self, CallError> {
         let who = ctx.identity().ok_or_else(identity_services::no_identity)?;
         // In a call within a request, the connection is that of the peer that sent the request.
         if ctx.internal() || ctx.is_forwarded() {
@@ -104,7 +107,7 @@ impl RotatingPeer {
         let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
         let held = by_key.filter(|key| {
             // A token beside the key may belong to another identity than the key.
-            let holder = people.identities.by_key(key);
+            let holder = identity_services.identities.by_key(key);
             holder.is_some_and(|holder| holder.id == who.id)
         });
         let key = held.ok_or_else(|| {
@@ -122,13 +125,13 @@ impl RotatingPeer {
 }
 
 async fn rotate(
-    people: &IdentityServices,
+    identity_services: &IdentityServices,
     hub: &PeerKey,
     caller: RotatingPeer,
     input: PeerRotateInput,
 ) -> Result<Value, CallError> {
     let RotatingPeer { peer, key: old } = caller;
-    let now_s = people.identities.now_s();
+    let now_s = identity_services.identities.now_s();
     let proofs = input.proof.zip(input.old_proof);
     let (Some(new), Some(time_s), Some((proof, old_proof))) = (input.new_key, input.time, proofs)
     else {
@@ -142,8 +145,11 @@ async fn rotate(
         time_s,
     };
     check(&statement, [&proof, &old_proof], now_s)?;
-    let rotated = people.identities.rotate(peer.clone(), old, new).await;
-    let ends = rotated.map_err(|error| refused(people, error, &new))?;
+    let rotated = identity_services
+        .identities
+        .rotate(peer.clone(), old, new)
+        .await;
+    let ends = rotated.map_err(|error| refused(identity_services, error, &new))?;
     tracing::info!(
         peer = %peer,
         old = old.short(),
@@ -192,11 +198,15 @@ fn check(
 }
 
 /// The error for a refused key. It does not say which other peer has the key.
-fn refused(people: &IdentityServices, error: IdentityStoreError, new: &PeerKey) -> CallError {
+fn refused(
+    identity_services: &IdentityServices,
+    error: IdentityStoreError,
+    new: &PeerKey,
+) -> CallError {
     let conflict = |what: String| CallError::new(ErrorCode::Conflict, what);
     match error {
         IdentityStoreError::ReadOnly(id) => {
-            let admins = people.identities.entries().admins;
+            let admins = identity_services.identities.entries().admins;
             let list = if admins.iter().any(|(admin, _)| *admin == id) {
                 "node.admin_keys".to_owned()
             } else {

@@ -39,8 +39,8 @@ use super::update::{NodeUpdates, UpdateContext, UpdateLink};
 use super::vault::NodeVault;
 use super::web::{NodeWeb, WebGateway};
 use super::{
-    AlknetNode, NodeOptions, clock, dialler, escrow, facts, join, known_names, limits,
-    make_private_dir, ops, peer_admin, people, store, tokens,
+    AlknetNode, NodeOptions, build_identity_services, clock, dialler, escrow, facts, join,
+    known_names, limits, make_private_dir, ops, peer_admin, store, tokens,
 };
 use crate::credentials::CredentialFolder;
 use crate::key::KeyFiles;
@@ -245,25 +245,25 @@ impl NodeFoundation {
         problems.extend(join::problems(&config));
         let store = store::open(around.state_dir);
         let (overlay, keeper) = (document.overlay, document.keeper);
-        let people = people(&config, overlay, keeper, problems, store);
+        let identity_services = build_identity_services(&config, overlay, keeper, problems, store);
         let files = StoredFiles::open(around.state_dir, &config, &facts);
-        people.reloader.know_files(files.clone());
+        identity_services.reloader.know_files(files.clone());
         let located = files.located(&config);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(facts));
-        let metrics = NodeMetrics::new(people.clone());
+        let metrics = NodeMetrics::new(identity_services.clone());
         let vault = around.vault.as_ref();
         let certificates = NodeCertificates::start(&located, &key, &around.tls_dir, vault);
         metrics.set_certificates(Arc::clone(&certificates.served.certificates));
         tokio::spawn(dialler::follow(
             Arc::clone(&certificates.dialer),
-            Arc::clone(&people.identities),
+            Arc::clone(&identity_services.identities),
         ));
         Ok(Self {
             state_dir: around.state_dir.to_owned(),
             key,
             config,
             located,
-            identities: people,
+            identities: identity_services,
             files,
             facts,
             metrics,
@@ -399,10 +399,17 @@ impl NodeFront {
         base: &NodeFoundation,
         parts: &NodeParts,
     ) -> anyhow::Result<(Self, HandlerRegistry)> {
-        let (config, people, about) = (&base.config, &base.identities, &parts.about);
+        let (config, identity_services, about) = (&base.config, &base.identities, &parts.about);
         let state_dir = &base.state_dir;
-        let hub = HubContext::new(config, people, about, &base.facts, clock(), state_dir);
-        let inside = WebGateway::new(config, &base.key, people);
+        let hub = HubContext::new(
+            config,
+            identity_services,
+            about,
+            &base.facts,
+            clock(),
+            state_dir,
+        );
+        let inside = WebGateway::new(config, &base.key, identity_services);
         base.metrics.set_gateway(&inside.gateway);
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) = handlers(base, parts, hub.as_ref(), page)?;

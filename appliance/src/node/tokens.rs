@@ -54,7 +54,7 @@ struct MakeInput {
 }
 
 /// `token/make`
-pub(crate) fn make(people: IdentityServices) -> Registration {
+pub(crate) fn make(identity_services: IdentityServices) -> Registration {
     let names = json!({ "type": "array", "maxItems": RESOURCES_MAX, "items":
         { "type": "string", "minLength": 1, "maxLength": RESOURCE_BYTES_MAX } });
     let spec = OperationSpec::mutation(
@@ -90,7 +90,10 @@ pub(crate) fn make(people: IdentityServices) -> Registration {
     }))
     .with_scope(SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let (identities, reloader) = (Arc::clone(&people.identities), Arc::clone(&people.reloader));
+        let (identities, reloader) = (
+            Arc::clone(&identity_services.identities),
+            Arc::clone(&identity_services.reloader),
+        );
         async move {
             if ctx.internal() {
                 // The dispatcher checked the operation's authority and not that of its caller, and
@@ -270,7 +273,7 @@ fn made(token: &AuthToken, key: &ApiKey) -> Value {
 }
 
 /// `token/list`
-pub(crate) fn list(people: IdentityServices) -> Registration {
+pub(crate) fn list(identity_services: IdentityServices) -> Registration {
     let spec = OperationSpec::query("token/list", "Lists the tokens of this node without their secrets.")
         .with_input(empty_input())
         .with_output(json!({
@@ -292,7 +295,7 @@ pub(crate) fn list(people: IdentityServices) -> Registration {
         }))
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input: CallBody, _ctx| {
-        std::future::ready(Ok::<_, CallError>(listed(&people.identities)))
+        std::future::ready(Ok::<_, CallError>(listed(&identity_services.identities)))
     });
     Registration::new(spec, handler)
 }
@@ -356,7 +359,7 @@ struct TokenRevokeInput {
 }
 
 /// `token/revoke`
-pub(crate) fn revoke(people: IdentityServices) -> Registration {
+pub(crate) fn revoke(identity_services: IdentityServices) -> Registration {
     let spec = OperationSpec::mutation(
         "token/revoke",
         "Revokes a token. The node closes the token's connections and sessions within a second.",
@@ -377,11 +380,11 @@ pub(crate) fn revoke(people: IdentityServices) -> Registration {
     }))
     .with_scope(SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let people = people.clone();
+        let identity_services = identity_services.clone();
         async move {
             let who = ctx.identity().ok_or_else(no_identity)?;
             let TokenRevokeInput { key_id } = input.parse()?;
-            let revoked = people.identities.revoke_token(key_id).await;
+            let revoked = identity_services.identities.revoke_token(key_id).await;
             if !revoked.map_err(refused)? {
                 let message =
                     format!("there is no token '{key_id}'; 'alknet token list' shows the tokens");
@@ -389,7 +392,7 @@ pub(crate) fn revoke(people: IdentityServices) -> Registration {
             }
             tracing::info!(by = who.id.as_str(), %key_id, "token.revoke");
             // The connections are closed before the answer, because the caller may rely on it.
-            if let Some(server) = people.server.get() {
+            if let Some(server) = identity_services.server.get() {
                 server.sweep();
             }
             Ok(json!({ "key_id": key_id, "revoked": true }))

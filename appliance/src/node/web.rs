@@ -80,16 +80,20 @@ pub(crate) struct WebGateway {
 }
 
 impl WebGateway {
-    /// For a node with this key. `people` also says which configuration is in force.
-    pub(crate) fn new(config: &NodeConfig, key: &NodeKey, people: &IdentityServices) -> Self {
+    /// For a node with this key. `identity_services` also says which configuration is in force.
+    pub(crate) fn new(
+        config: &NodeConfig,
+        key: &NodeKey,
+        identity_services: &IdentityServices,
+    ) -> Self {
         let gateway = Arc::new(Gateway::default());
         let http = &config.http;
         // A page would reveal what the node is, if the node hides or serves a site of its own.
         let alone = !http.stealth && http.site.is_none() && http.decoy == Decoy::NotFound;
         let wanted = http.enabled && http.page.unwrap_or(alone);
         let page = wanted.then(|| {
-            let reloader = Arc::clone(&people.reloader);
-            let identities = Arc::clone(&people.identities);
+            let reloader = Arc::clone(&identity_services.reloader);
+            let identities = Arc::clone(&identity_services.identities);
             let names = move || {
                 let now = HttpSettings::new(&reloader.current().config);
                 now.names().to_vec()

@@ -188,10 +188,12 @@ impl From<Error> for Answered {
             return error;
         }
         let mut details = json!({ "code": error.code() });
-        if let Error::Shader { place, message } = &error {
+        // Line 0 is no position, and what the error says is its message already.
+        if let Error::Shader { place, .. } = &error
+            && place.line > 0
+        {
             details["line"] = place.line.into();
             details["column"] = place.column.into();
-            details["message"] = message.as_str().into();
         }
         let mut answered = Self::new(error.call_code(), error.to_string()).with_details(details);
         match error {
@@ -262,8 +264,15 @@ mod tests {
         assert_eq!(seen.code.name(), SHADER_INVALID);
         let details = seen.details.expect("details");
         assert_eq!(
-            (&details["line"], &details["column"]),
-            (&json!(3), &json!(7))
+            *details,
+            json!({ "code": "E_SHADER", "line": 3, "column": 7 })
         );
+        assert_eq!(seen.message, "no such type");
+        let without_place = Answered::from(Error::Shader {
+            place: ShaderPosition::default(),
+            message: "the entry point 'main' is missing".to_owned(),
+        });
+        let details = without_place.details.expect("details");
+        assert_eq!(*details, json!({ "code": "E_SHADER" }));
     }
 }

@@ -3,14 +3,18 @@
 
 mod boot;
 mod call;
+mod child;
 mod compute;
 mod empty;
 mod http;
+mod image;
 mod not_met;
 mod rows;
 mod runtime;
 mod tensor;
+mod update;
 mod vault;
+mod work_cost;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,7 +50,7 @@ struct BenchArgs {
     /// Folder to look for sources in before any other place
     #[arg(long, value_name = "DIR")]
     sources: Option<PathBuf>,
-    /// Benchmarks to run: boot, call, compute, http, runtime, tensor, vault [default: all]
+    /// Benchmarks to run: boot, call, compute, http, image, runtime, tensor, update, vault [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -77,13 +81,15 @@ type BenchEntry = (
 );
 
 /// Every benchmark.
-const BENCHES: [BenchEntry; 7] = [
+const BENCHES: [BenchEntry; 9] = [
     ("boot", boot::run),
     ("call", call::run),
     ("compute", compute::run),
     ("http", http::run),
+    ("image", image::run),
     ("runtime", runtime::run),
     ("tensor", tensor::run),
+    ("update", update::run),
     ("vault", vault::run),
 ];
 

@@ -45,6 +45,7 @@ const FROM: &str = "from";
 const VAULT: &str = "vault";
 const PERSON: &str = "person";
 const DATA: &str = "data";
+const CONFIG: &str = "config";
 const STARTS: &str = "starts";
 const STAGE: &str = "stage";
 const ENDED: &str = "ended";
@@ -52,8 +53,9 @@ const REASON: &str = "reason";
 const PANIC: &str = "panic";
 const PROBLEMS: &str = "problems";
 
-const NAMES: [&str; 13] = [
-    SEQ, SLOT, VERSION, FROM, VAULT, PERSON, DATA, STARTS, STAGE, ENDED, REASON, PANIC, PROBLEMS,
+const NAMES: [&str; 14] = [
+    SEQ, SLOT, VERSION, FROM, VAULT, PERSON, DATA, CONFIG, STARTS, STAGE, ENDED, REASON, PANIC,
+    PROBLEMS,
 ];
 
 /// Most bytes of a note, for the check that it always fits into a half.
@@ -69,7 +71,7 @@ const TEXT_BYTES_MAX: usize = {
     bytes
         + 15
         + 2 * NOTE_VERSION_BYTES_MAX
-        + 3 * NOTE_NAME_BYTES_MAX
+        + 4 * NOTE_NAME_BYTES_MAX
         + 3 * NOTE_LINE_BYTES_MAX
         + NOTE_CODES_BYTES_MAX
 };
@@ -158,6 +160,9 @@ pub struct BootNote {
     pub needs_person: bool,
     /// The mode of the data before, such as `mounted`.
     pub data: NoteText<NOTE_NAME_BYTES_MAX>,
+    /// How the configuration was before: `taken` if the version before took all of it. Empty in a note of a version
+    /// that does not know this variable.
+    pub config: NoteText<NOTE_NAME_BYTES_MAX>,
     /// How often PID 1 of the version began.
     pub starts: u8,
     /// The last stage of the boot that it reached.
@@ -183,6 +188,7 @@ impl BootNote {
             vault: NoteText::EMPTY,
             needs_person: false,
             data: NoteText::EMPTY,
+            config: NoteText::EMPTY,
             starts: 0,
             stage: NoteText::EMPTY,
             node_end: NoteText::EMPTY,
@@ -225,6 +231,7 @@ impl BootNote {
         out.text(VAULT, self.vault.as_bytes());
         out.line(PERSON, |out| out.number(self.needs_person.into()));
         out.text(DATA, self.data.as_bytes());
+        out.text(CONFIG, self.config.as_bytes());
         out.line(STARTS, |out| out.number(self.starts.into()));
         out.text(STAGE, self.stage.as_bytes());
         out.text(ENDED, self.node_end.as_bytes());
@@ -256,6 +263,7 @@ impl BootNote {
                 vault: values.text(VAULT)?,
                 needs_person,
                 data: values.text(DATA)?,
+                config: values.optional_text(CONFIG)?,
                 starts: u8::try_from(values.number(STARTS)?)
                     .map_err(|_| BootNoteError::Value(STARTS))?,
                 stage: values.text(STAGE)?,
@@ -439,10 +447,13 @@ impl<'a> NoteValues<'a> {
         }
     }
 
+    fn optional(&self, name: &'static str) -> Option<&'a [u8]> {
+        let at = NAMES.iter().position(|known| *known == name)?;
+        self.values.get(at).copied().flatten()
+    }
+
     fn required(&self, name: &'static str) -> Result<&'a [u8], BootNoteError> {
-        let at = NAMES.iter().position(|known| *known == name);
-        let value = at.and_then(|at| self.values.get(at).copied().flatten());
-        value.ok_or(BootNoteError::Missing(name))
+        self.optional(name).ok_or(BootNoteError::Missing(name))
     }
 
     fn number(&self, name: &'static str) -> Result<u64, BootNoteError> {
@@ -454,6 +465,17 @@ impl<'a> NoteValues<'a> {
         name: &'static str,
     ) -> Result<NoteText<BYTES>, BootNoteError> {
         NoteText::read(self.required(name)?).ok_or(BootNoteError::Value(name))
+    }
+
+    /// The text of a variable that earlier versions do not write, empty without it.
+    fn optional_text<const BYTES: usize>(
+        &self,
+        name: &'static str,
+    ) -> Result<NoteText<BYTES>, BootNoteError> {
+        match self.optional(name) {
+            Some(value) => NoteText::read(value).ok_or(BootNoteError::Value(name)),
+            None => Ok(NoteText::EMPTY),
+        }
     }
 }
 

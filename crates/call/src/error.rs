@@ -291,7 +291,7 @@ impl CallError {
     /// The token is not valid: this node never made it, it has ended, or the text is no token.
     #[must_use]
     pub fn bad_token() -> Self {
-        let message = "the token is unknown or expired; make a new one";
+        let message = "the token is unknown or expired; 'alknet token add' makes a new one";
         Self::new(ErrorCode::Unauthenticated, message)
     }
 
@@ -377,6 +377,13 @@ mod tests {
             told(CapabilityError::NotOpened),
             (ErrorCode::InvalidInput, false, reason("not_opened"))
         );
+    }
+
+    #[test]
+    fn a_refused_token_is_answered_with_the_command_that_makes_one() {
+        let refused = CallError::bad_token();
+        assert_eq!(refused.code, ErrorCode::Unauthenticated);
+        assert!(refused.message.contains("'alknet token add'"), "{refused}");
     }
 
     #[test]

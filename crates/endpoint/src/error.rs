@@ -36,6 +36,10 @@ pub enum EndpointError {
 fn bind_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "another program has the port; stop it or take another port",
+        io::ErrorKind::AddrNotAvailable => {
+            "this computer does not have the address: 'ip address' shows those that it has; '::' in listen.addrs or \
+             --listen means all of them"
+        }
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need root, CAP_NET_BIND_SERVICE (AmbientCapabilities= in the unit of systemd), or a lower \
              net.ipv4.ip_unprivileged_port_start; or take one above, for example --port 8443"
@@ -189,5 +193,29 @@ impl From<EndpointDialError> for alknet_core::DialError {
             | EndpointDialError::Unreachable { .. } => DialErrorKind::Unreachable,
         };
         Self::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_cannot_be_had_says_what_to_do() {
+        for (kind, next) in [
+            (io::ErrorKind::AddrInUse, "take another port"),
+            (
+                io::ErrorKind::AddrNotAvailable,
+                "this computer does not have the address",
+            ),
+            (io::ErrorKind::PermissionDenied, "--port 8443"),
+            (io::ErrorKind::Other, "check listen.addrs"),
+        ] {
+            let error = EndpointError::Bind {
+                address: SocketAddr::from(([192, 0, 2, 77], 443)),
+                source: kind.into(),
+            };
+            assert!(error.to_string().contains(next), "{error}");
+        }
     }
 }

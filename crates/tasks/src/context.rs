@@ -337,6 +337,7 @@ impl XtaskContext {
             compile: true,
             test: false,
             npm: false,
+            peers: false,
         })
     }
 
@@ -347,6 +348,18 @@ impl XtaskContext {
             compile: false,
             test: false,
             npm: true,
+            peers: false,
+        })
+    }
+
+    /// Installs missing programs with which the benchmarks of images and updates compare. The front
+    /// does not install them, because the other benchmarks do without.
+    pub fn install_peers(&self) -> Result<()> {
+        self.install(PackagePurpose {
+            compile: false,
+            test: false,
+            npm: false,
+            peers: true,
         })
     }
 

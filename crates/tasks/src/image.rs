@@ -144,7 +144,7 @@ pub(crate) fn cached(cx: &XtaskContext, binary: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Writes the forms into a folder.
-pub(crate) fn write(
+pub fn write(
     inputs: &ImageInputs,
     forms: &[ImageForm],
     out: &Path,
@@ -162,7 +162,7 @@ pub(crate) fn write(
 }
 
 /// The inputs of an image with this kernel and this binary.
-pub(crate) fn inputs(
+pub fn inputs(
     cx: &XtaskContext,
     kernel: &KernelFiles,
     binary: &Path,

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use alknet_image::{ImageForm, OutputRole};
-use alknet_qemu::{MachineKind, Nic, READY_WITHIN, VirtioDisk, Vm, VmBuilder};
+use alknet_qemu::{ConsoleMark, MachineKind, Nic, READY_WITHIN, VirtioDisk, Vm, VmBuilder};
 
 use crate::failure::{Result, TaskError};
 use crate::image::ImageFiles;
@@ -209,13 +209,18 @@ fn lacks(form: ImageForm, role: OutputRole) -> TaskError {
 
 /// Waits until the node serves its port, and reads its identity from the console.
 pub fn wait_ready(vm: &Vm) -> Result<ReachableNode> {
-    vm.wait_for(READY, READY_WITHIN)?;
+    wait_ready_after(vm, ConsoleMark::default())
+}
+
+/// The same for what the console prints after `mark`, such as after a restart.
+pub fn wait_ready_after(vm: &Vm, mark: ConsoleMark) -> Result<ReachableNode> {
+    vm.wait_for_after(mark, READY, READY_WITHIN)?;
     // The line is complete once its port follows.
-    vm.wait_for(" port ", READY_WITHIN)?;
+    vm.wait_for_after(mark, " port ", READY_WITHIN)?;
     // The node does not wait for the network. A call that comes before the address is sent again
     // only after seconds.
-    vm.wait_for(ADDRESS, READY_WITHIN)?;
-    let text = vm.console().text();
+    vm.wait_for_after(mark, ADDRESS, READY_WITHIN)?;
+    let text = vm.console().since(mark);
     let identity = ready_identity(&text).ok_or_else(|| TaskError::Boot {
         why: "the ready line names no identity".into(),
         log: text_log(vm),

@@ -50,7 +50,8 @@ const CAMPAIGNS: [(&str, CampaignKind); 9] = [
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.
-const COUNTS: [&str; 5] = [
+const COUNTS: [&str; 6] = [
+    "a_server_that_takes_no_cancellation",
     "a_thousand_idle_sessions",
     "a_thousand_replays",
     "matrices_may_lie_anyhow",

@@ -7,11 +7,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
+use std::slice;
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 
 use crate::error::UpdateError;
-use crate::limits::{BUNDLE_METADATA_BYTES_MAX, BUNDLE_METADATA_FILES_MAX, TARGET_BYTES_MAX};
+use crate::limits::{
+    BUNDLE_METADATA_BYTES_MAX, BUNDLE_METADATA_FILES_MAX, DELTA_BLOCK_BYTES, TARGET_BYTES_MAX,
+};
 use crate::refresh::{MetadataRequest, MetadataSource, VerifiedTargets};
-use crate::target::UpdateTarget;
+use crate::target::{TargetCheck, UpdateTarget};
 
 /// The folder of documents.
 pub const METADATA_FOLDER: &str = "metadata";
@@ -375,6 +381,48 @@ impl<R: Read> BundleReader<R> {
         self.advance(target.bytes)
     }
 
+    /// Lets `act` read the next target, which is a delta, reads what it leaves, and checks all of it. `act` gets signed
+    /// bytes alone, block by block. Until this returns, nothing that `act` made of them may be used, because more may have
+    /// to follow.
+    ///
+    /// # Errors
+    /// The bytes are not the signed ones, the bundle ends too early, or reading fails.
+    pub fn read_delta<T>(
+        &mut self,
+        verified: &VerifiedTargets,
+        act: impl FnOnce(&mut dyn Read) -> T,
+    ) -> Result<T, UpdateError> {
+        let Some(target) = self.next_target(verified)? else {
+            return Err(UpdateError::Missing {
+                file: TARGETS_FOLDER.to_owned(),
+            });
+        };
+        let mut input = self.input.by_ref().take(target.bytes);
+        let hashes = target.delta.as_ref().map_or(&[][..], |delta| &delta.blocks);
+        let mut reader = DeltaReader {
+            input: CheckedTarget {
+                check: target.check(),
+                input: &mut input,
+            },
+            left: target.bytes,
+            hashes: hashes.iter(),
+            block: Vec::new(),
+            given: 0,
+            is_wrong: false,
+        };
+        let done = act(&mut reader);
+        let rest = io::copy(&mut reader, &mut io::sink());
+        if reader.is_wrong {
+            return Err(UpdateError::Hash {
+                file: target.name.clone(),
+            });
+        }
+        rest.map_err(|error| UpdateError::source(BUNDLE, error))?;
+        reader.input.check.finish()?;
+        self.advance(target.bytes)?;
+        Ok(done)
+    }
+
     /// Leaves the next target out, without a check of its bytes.
     ///
     /// # Errors
@@ -415,6 +463,77 @@ impl<R: Read> BundleReader<R> {
         }
         self.next = next;
         Ok(())
+    }
+}
+
+/// A target that is checked while it is read.
+struct CheckedTarget<'a, R> {
+    check: TargetCheck<'a>,
+    input: &'a mut R,
+}
+
+impl<R: Read> Read for CheckedTarget<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        let checked = self.check.update(&buffer[..read]);
+        checked.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        Ok(read)
+    }
+}
+
+/// A delta, of which a block is handed on once its hash was compared.
+struct DeltaReader<'a, R> {
+    input: CheckedTarget<'a, R>,
+    /// Bytes that were not read yet.
+    left: u64,
+    hashes: slice::Iter<'a, String>,
+    block: Vec<u8>,
+    /// Bytes of the block that were handed on.
+    given: usize,
+    /// Whether a block had other bytes than the signed ones.
+    is_wrong: bool,
+}
+
+impl<R: Read> DeltaReader<'_, R> {
+    /// Reads the next block. Behind the last one, and where the input ends too early, the block is empty.
+    fn advance(&mut self) -> io::Result<()> {
+        let length = self.left.min(DELTA_BLOCK_BYTES as u64);
+        self.given = 0;
+        self.block.clear();
+        if self.is_wrong {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        let read = self
+            .input
+            .by_ref()
+            .take(length)
+            .read_to_end(&mut self.block)?;
+        self.left -= read as u64;
+        if (read as u64) < length || read == 0 {
+            self.block.clear();
+            self.left = 0;
+            return Ok(());
+        }
+        let found = HEXLOWER.encode(&Sha256::digest(&self.block));
+        if self.hashes.next() != Some(&found) {
+            self.is_wrong = true;
+            self.block.clear();
+            return Err(ErrorKind::InvalidData.into());
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for DeltaReader<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.given == self.block.len() {
+            self.advance()?;
+        }
+        let rest = &self.block[self.given..];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.given += length;
+        Ok(length)
     }
 }
 

@@ -54,6 +54,7 @@
 //! ```
 
 mod bundle;
+mod delta;
 mod document;
 mod error;
 mod folder;
@@ -68,6 +69,7 @@ mod trust;
 mod version;
 
 pub use bundle::{BundleReader, BundleWriter, METADATA_FOLDER, TARGETS_FOLDER};
+pub use delta::{DeltaInfo, delta_file_name};
 pub use document::TufRole;
 pub use error::{KeysOrigin, UnixSeconds, UpdateError};
 pub use folder::RepositoryFolder;

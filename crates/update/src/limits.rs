@@ -36,6 +36,9 @@ pub const TARGET_NAME_BYTES_MAX: usize = 35;
 /// Bytes of a target: two of them and a loader fit into the EFI system partition (a third of its 256 MiB).
 pub const TARGET_BYTES_MAX: u64 = 89_478_485;
 
+/// Bytes of a block of a delta. The reader of a delta holds one, and nothing of it is used before its SHA-256 was compared.
+pub const DELTA_BLOCK_BYTES: usize = 256 << 10;
+
 /// Bytes of the text about the changes of a release.
 pub const CHANGES_BYTES_MAX: usize = 4 << 10;
 

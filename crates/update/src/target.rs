@@ -7,9 +7,10 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::delta::{self, DeltaInfo};
 use crate::document::sha256;
 use crate::error::UpdateError;
-use crate::limits::{TARGET_BYTES_MAX, TARGET_NAME_BYTES_MAX};
+use crate::limits::{DELTA_BLOCK_BYTES, TARGET_BYTES_MAX, TARGET_NAME_BYTES_MAX};
 use crate::release::{self, InvalidRelease, ReleaseInfo};
 
 /// Bytes that [`UpdateTarget::copy`] holds at a time.
@@ -26,6 +27,8 @@ pub struct UpdateTarget {
     pub sha256: [u8; 32],
     /// The description of a program that a machine can boot; other files have none.
     pub release: Option<ReleaseInfo>,
+    /// The description of a delta, which makes such a program from another one.
+    pub delta: Option<DeltaInfo>,
 }
 
 impl UpdateTarget {
@@ -54,7 +57,32 @@ impl UpdateTarget {
             bytes,
             sha256: digest.finalize().into(),
             release,
+            delta: None,
         };
+        target.check_description(name)?;
+        Ok(target)
+    }
+
+    /// Describes a delta.
+    ///
+    /// # Errors
+    /// The file cannot be read, or its name, length or description is refused.
+    pub fn describe_delta(
+        name: &str,
+        mut delta: DeltaInfo,
+        file: &mut dyn Read,
+    ) -> Result<Self, UpdateError> {
+        let mut bytes = Vec::new();
+        // One byte more, so that a longer file is refused.
+        let mut bounded = file.take(TARGET_BYTES_MAX + 1);
+        let read = bounded.read_to_end(&mut bytes);
+        read.map_err(|error| UpdateError::source(name, error))?;
+        let mut target = Self::describe(name, None, &mut &*bytes)?;
+        let blocks = bytes.chunks(DELTA_BLOCK_BYTES);
+        delta.blocks = blocks
+            .map(|it| HEXLOWER.encode(&Sha256::digest(it)))
+            .collect();
+        target.delta = Some(delta);
         target.check_description(name)?;
         Ok(target)
     }
@@ -79,11 +107,16 @@ impl UpdateTarget {
                 ReleaseInfo::deserialize(described).map_err(|e| wrong(InvalidRelease::new(e)))?,
             ),
         };
+        // Of a description that this version cannot read, only the delta is of no use, and not the whole release.
+        let described = &target["custom"][delta::MEMBER];
+        let delta = DeltaInfo::deserialize(described).ok();
+        let delta = delta.filter(|delta| delta.check(bytes).is_ok());
         let target = Self {
             name: name.to_owned(),
             bytes,
             sha256,
             release,
+            delta,
         };
         target.check_description(file)?;
         Ok(target)
@@ -105,7 +138,9 @@ impl UpdateTarget {
             });
         }
         let checked = self.release.as_ref().map_or(Ok(()), ReleaseInfo::check);
-        checked.map_err(|source| UpdateError::Release {
+        let delta = self.delta.as_ref();
+        let delta = delta.map_or(Ok(()), |delta| delta.check(self.bytes));
+        checked.and(delta).map_err(|source| UpdateError::Release {
             target: self.name.clone(),
             source,
         })
@@ -118,7 +153,10 @@ impl UpdateTarget {
             "length": self.bytes,
         });
         if let Some(release) = &self.release {
-            entry["custom"] = json!({ release::MEMBER: release });
+            entry["custom"][release::MEMBER] = json!(release);
+        }
+        if let Some(delta) = &self.delta {
+            entry["custom"][delta::MEMBER] = json!(delta);
         }
         entry
     }

@@ -130,7 +130,7 @@ fn bring_back(workspace: &Workspace, lock: &BuildLock) -> Result<(), String> {
 /// installed while `alknet-tasks` is built. Later they are compiled only when their inputs change,
 /// and the step that compiles one installs what is missing. The same holds for the step that
 /// fetches from npm's registry: Debian's npm is 350 packages, and what it fetches stays in the
-/// cache. A user who is not root installs everything at once, since the message at the start lists
+/// cache. It also holds for programs with which two benchmarks compare. A user who is not root installs everything at once, since the message at the start lists
 /// it.
 fn purpose_of(command: &str, cache: &Path, is_root: bool) -> PackagePurpose {
     let test = matches!(command, "bench" | "setup" | "soak" | "test");
@@ -139,6 +139,7 @@ fn purpose_of(command: &str, cache: &Path, is_root: bool) -> PackagePurpose {
         compile: command == "setup" || !cache::has_kernel_and_driver(cache),
         test,
         npm: command == "setup" || (test && !is_root),
+        peers: command == "setup" || (command == "bench" && !is_root),
     }
 }
 
@@ -260,6 +261,14 @@ mod tests {
         let npm = |command, is_root| purpose_of(command, cache.path(), is_root).npm;
         assert!(!npm("test", true) && npm("test", false) && !npm("up", false));
         assert!(npm("setup", true), "it gets everything");
+    }
+
+    #[test]
+    fn peers_come_with_the_benchmark_where_this_may_install_them() {
+        let cache = tempfile::tempdir().expect("a folder of this test's own");
+        let peers = |command, is_root| purpose_of(command, cache.path(), is_root).peers;
+        assert!(!peers("bench", true) && peers("bench", false) && !peers("test", false));
+        assert!(peers("setup", true), "it gets everything");
     }
 
     #[test]

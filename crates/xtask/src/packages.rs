@@ -28,7 +28,7 @@ pub struct DebianPackage {
     /// What shows that it is installed.
     pub probe: PackageProbe,
     /// Why it is needed. The text begins with a prefix if only the tests need it, if only compiling a kernel or a
-    /// Vulkan driver needs it, or if only fetching from npm's registry needs it.
+    /// Vulkan driver needs it, if only fetching from npm's registry needs it, or if only benchmarks compare with it.
     pub why: &'static str,
 }
 
@@ -51,6 +51,12 @@ impl DebianPackage {
     pub fn is_for_npm(&self) -> bool {
         self.why.starts_with("fetching: ")
     }
+
+    /// Whether only a benchmark needs it, which compares with it.
+    #[must_use]
+    pub fn is_peer(&self) -> bool {
+        self.why.starts_with("benchmarks: ")
+    }
 }
 
 /// What a command needs packages for, in addition to building the workspace and booting.
@@ -62,6 +68,8 @@ pub struct PackagePurpose {
     pub test: bool,
     /// Fetching packages from npm's registry.
     pub npm: bool,
+    /// Comparing with other programs in the benchmarks of images and updates.
+    pub peers: bool,
 }
 
 impl PackagePurpose {
@@ -69,6 +77,7 @@ impl PackagePurpose {
         (self.compile || !package.is_for_compiling())
             && (self.test || !package.is_for_tests())
             && (self.npm || !package.is_for_npm())
+            && (self.peers || !package.is_peer())
     }
 }
 
@@ -111,6 +120,16 @@ pub const PACKAGES: &[DebianPackage] = &[
         "bmap-tools",
         "bmaptool",
         "tests: writes a disk by our map of it",
+    ),
+    command(
+        "bsdiff",
+        "bsdiff",
+        "benchmarks: a difference beside our deltas",
+    ),
+    command(
+        "casync",
+        "casync",
+        "benchmarks: chunks of a file beside our deltas",
     ),
     command("chromium", "chromium", "tests: a browser"),
     command("cpio", "cpio", "tests: reads our initramfs"),
@@ -206,6 +225,11 @@ pub const PACKAGES: &[DebianPackage] = &[
         "minisign",
         "minisign",
         "tests: checks our signatures of files, and makes some",
+    ),
+    command(
+        "mmdebstrap",
+        "mmdebstrap",
+        "benchmarks: a minimal Debian beside our image",
     ),
     command("mtools", "mcopy", "tests: reads our FAT file systems"),
     command(
@@ -304,6 +328,11 @@ pub const PACKAGES: &[DebianPackage] = &[
         "tests: a TPM client of another project",
     ),
     command("umoci", "umoci", "tests: unpacks our container images"),
+    command(
+        "xdelta3",
+        "xdelta3",
+        "benchmarks: a difference beside our deltas",
+    ),
     command(
         "xorriso",
         "xorriso",
@@ -407,6 +436,7 @@ pub fn install(
         compile: true,
         test: true,
         npm: true,
+        peers: true,
     };
     let lacking = missing(all);
     let installer = Installer { logs, row };

@@ -15,7 +15,65 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use uuid::Uuid;
+
+use self::vhdx::VhdxIds;
+use self::vmdk::VmdkKind;
 use crate::disk::LBA_BYTES;
+
+/// A container of a disk, for [`write_virtual_disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VirtualDiskFormat {
+    /// QEMU's, version 3.
+    Qcow2,
+    /// Microsoft's fixed disk.
+    Vhd,
+    /// Hyper-V's disk of its second generation.
+    Vhdx,
+    /// VMware's sparse disk, which a hypervisor can write to.
+    VmdkSparse,
+    /// VMware's compressed disk for an import.
+    VmdkStream,
+}
+
+impl VirtualDiskFormat {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Qcow2,
+        Self::Vhd,
+        Self::Vhdx,
+        Self::VmdkSparse,
+        Self::VmdkStream,
+    ];
+}
+
+/// Writes the disk in `raw`, of whole blocks of 512 bytes, to the empty file `output`. The identifiers in it are fixed:
+/// [`build`](crate::build) derives those of an image from its content.
+///
+/// # Errors
+/// A file cannot be read or written.
+///
+/// # Panics
+/// The disk does not have whole blocks.
+pub fn write_virtual_disk(format: VirtualDiskFormat, raw: File, output: &File) -> io::Result<()> {
+    const ID: Uuid = Uuid::from_u128(1);
+    let disk = RawDisk::new(raw)?;
+    let vmdk = |kind| vmdk::write(output, &disk, kind, "disk.vmdk", 1);
+    match format {
+        VirtualDiskFormat::Qcow2 => qcow2::write(output, &disk),
+        VirtualDiskFormat::Vhd => vhd::write(output, &disk, ID),
+        VirtualDiskFormat::Vhdx => {
+            let ids = VhdxIds {
+                file: ID,
+                data: ID,
+                disk: ID,
+            };
+            vhdx::write(output, &disk, ids)
+        }
+        VirtualDiskFormat::VmdkSparse => vmdk(VmdkKind::MonolithicSparse),
+        VirtualDiskFormat::VmdkStream => vmdk(VmdkKind::StreamOptimized),
+    }
+}
 
 /// A finished raw disk.
 #[derive(Debug)]
@@ -29,6 +87,11 @@ impl RawDisk {
         let bytes = file.metadata()?.len();
         assert_eq!(bytes % LBA_BYTES, 0, "a disk has whole blocks");
         Ok(Self { file, bytes })
+    }
+
+    /// The disk as a file.
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
     }
 
     /// Size in bytes.

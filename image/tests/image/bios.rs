@@ -1,12 +1,14 @@
 //! GRUB on the disk and on the medium, and the script that it reads out of the EFI program.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use alknet_boot_state::{BootRecord, BootSlot, GRUB_CORE_LBA, GRUB_SCRIPT, RECORD_LBA};
 use alknet_image::{
-    BIOS_FIRST_LBA, ESP_FIRST_LBA, GRUB_FORMATS, ImageForm, LBA_BYTES, Manifest, OutputRole,
+    BIOS_FIRST_LBA, ESP_FIRST_LBA, GRUB_FORMATS, ImageForm, LBA_BYTES, Manifest, MediumDisk,
+    OutputRole,
 };
 use tempfile::TempDir;
 
@@ -199,7 +201,12 @@ fn xorriso_sgdisk_and_fsck_read_the_medium() {
         assert!(said.contains(&line), "{line}: {said}");
     }
     let said = xorriso(&["-find", "/", "-exec", "lsdl", "--"]);
-    for file in ["'/GRUB.txt'", "'/boot/eltorito.img'"] {
+    for file in [
+        "'/GRUB.txt'",
+        "'/boot/eltorito.img'",
+        "'/install/disk.json'",
+        "'/install/disk.zst'",
+    ] {
         let line = said.lines().find(|line| line.ends_with(file));
         let line = line.unwrap_or_else(|| panic!("{file}: {said}"));
         // Neither the time of the build nor its user is on the medium.
@@ -224,6 +231,27 @@ fn xorriso_sgdisk_and_fsck_read_the_medium() {
         &["-i", text(&esp), "::/EFI/BOOT/BOOTX64.EFI", text(&copy)],
     );
     assert!(fs::read(&copy).expect("copied") == built.uki());
+}
+
+/// A machine reads the medium by the kernel's file system, and here xorriso does.
+#[test]
+fn the_medium_has_the_disk_of_the_form_raw() {
+    let built = BuiltMedia::new(&[ImageForm::Iso, ImageForm::Raw]);
+    let medium = built.path(ImageForm::Iso, OutputRole::Disk);
+    let root = built.source.dir.path().join("medium");
+    let from = ["-no_rc", "-osirrox", "on", "-indev", text(&medium)];
+    run(
+        "xorriso",
+        &[&from[..], &["-extract", "/", text(&root)]].concat(),
+    );
+    let mut disk = MediumDisk::open(&root).expect("readable");
+    assert_eq!(disk.version(), "0.1.0");
+    let mut content = Vec::new();
+    disk.read_to_end(&mut content).expect("readable");
+    let raw = built.path(ImageForm::Raw, OutputRole::Disk);
+    assert!(content == fs::read(&raw).expect("written"), "it differs");
+    let sum = run("sha256sum", &[text(&raw)]);
+    assert!(sum.starts_with(disk.sha256()), "{sum}");
 }
 
 fn number(text: &str, name: &str) -> u64 {

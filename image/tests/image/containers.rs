@@ -1,9 +1,12 @@
 //! The forms that hold the raw disk for a hypervisor or a cloud: other programs read each of them back as that disk.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{DISK_BYTES, ImageForm, Manifest, OutputRole};
+use alknet_image::{
+    DISK_BYTES, ImageForm, Manifest, OutputRole, VirtualDiskFormat, write_virtual_disk,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -74,6 +77,56 @@ fn info(file: &Path, format: &str) -> Value {
         &["info", "--output=json", "-f", format, text(file)],
     );
     serde_json::from_str(&told).expect("JSON")
+}
+
+/// A disk with these bytes at these places, and holes everywhere else.
+fn sparse_disk(path: &Path, bytes: u64, places: &[u64]) {
+    let file = File::create(path).expect("a new file");
+    file.set_len(bytes).expect("a sparse file");
+    for (place, byte) in places.iter().zip(1_u8..) {
+        let content = [byte; 700];
+        let end = usize::try_from((bytes - place).min(700)).expect("at most 700");
+        file.write_all_at(&content[..end], *place)
+            .expect("writable");
+    }
+}
+
+/// Tables of a container cover so many bytes, so a disk that ends beside such a border has one table more or fewer.
+#[test]
+fn qemu_img_reads_disks_of_any_length() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (raw, out) = (folder.path().join("raw"), folder.path().join("out"));
+    // A VMDK's table has 32 MiB, a qcow2's 512 MiB; each 4 GiB a VHDX has an entry more.
+    for bytes in [512_u64, 32 << 20, (32 << 20) + 512, (512 << 20) + 1024] {
+        let places = [0, bytes / 2, bytes.saturating_sub(65_600), bytes - 512];
+        sparse_disk(&raw, bytes, &places);
+        for format in VirtualDiskFormat::ALL {
+            qemu_img_finds_the_same(&raw, &out, format);
+        }
+    }
+    let bytes = (4 << 30) + (1 << 20) + 512;
+    sparse_disk(&raw, bytes, &[4 << 30, (4 << 30) - 300, bytes - 512]);
+    qemu_img_finds_the_same(&raw, &out, VirtualDiskFormat::Vhdx);
+}
+
+fn qemu_img_finds_the_same(raw: &Path, out: &Path, format: VirtualDiskFormat) {
+    let output = File::create(out).expect("a new file");
+    let disk = File::open(raw).expect("written");
+    write_virtual_disk(format, disk, &output).expect("written");
+    let driver = match format {
+        VirtualDiskFormat::Qcow2 => "qcow2",
+        VirtualDiskFormat::Vhd => "vpc",
+        VirtualDiskFormat::Vhdx => "vhdx",
+        VirtualDiskFormat::VmdkSparse | VirtualDiskFormat::VmdkStream => "vmdk",
+    };
+    let compare = ["compare", "-f", "raw", "-F", driver, text(raw), text(out)];
+    let told = run("qemu-img", &compare);
+    assert!(told.contains("Images are identical"), "{format:?}: {told}");
+    // The checker knows no fixed VHD.
+    if format != VirtualDiskFormat::Vhd {
+        let told = run("qemu-img", &["check", "-f", driver, text(out)]);
+        assert!(told.contains("No errors were found"), "{format:?}: {told}");
+    }
 }
 
 #[test]

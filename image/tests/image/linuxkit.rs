@@ -6,10 +6,15 @@ use std::path::{Path, PathBuf};
 
 use alknet_image::{ImageForm, OutputRole};
 use alknet_test_support::skip;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{self, InputFolder, LINUXKIT_VAR, output, run, text};
+
+/// A machine of LinuxKit with alknet as one of its services.
+const EXAMPLE: &str = include_str!("../../../docs/examples/linuxkit-service.yml");
+/// The container image, which is the package of the service.
+const SERVICE: &str = "alknet_0.1.0.oci.tar";
 
 struct Packages {
     source: InputFolder,
@@ -20,7 +25,7 @@ impl Packages {
     fn new() -> Self {
         let source = InputFolder::new();
         let out = tempfile::tempdir().expect("a temporary folder");
-        source.build(&[ImageForm::Linuxkit], out.path());
+        source.build(&[ImageForm::Linuxkit, ImageForm::Oci], out.path());
         Self { source, out }
     }
 
@@ -89,38 +94,99 @@ fn the_packages_follow_the_rules_of_linuxkit() {
     assert!(listing.ends_with("1970-01-01 00:00 init\n"), "{listing}");
 }
 
+/// LinuxKit takes the container image like a package, and reads in its label how the service runs.
 #[test]
-fn linuxkit_itself_imports_and_builds() {
-    let Some(linuxkit) = find_linuxkit() else {
+fn the_container_image_follows_the_rules_for_a_service() {
+    let packages = Packages::new();
+    let layout = packages.unpack(SERVICE);
+    let layer = follow(&layout, "docker.io/alknet/alknet:0.1.0");
+    let listing = run("tar", &["-tf", text(&layer)]);
+    assert_eq!(listing, "data/\ntmp/\nalknet\n");
+    let from = format!("oci-archive:{}", text(&packages.out.path().join(SERVICE)));
+    let told = run("skopeo", &["inspect", "--config", &from]);
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    let label = told["config"]["Labels"]["org.mobyproject.config"].as_str();
+    let label: Value = serde_json::from_str(label.expect("a label")).expect("JSON");
+    // LinuxKit refuses a label with a member that it does not know.
+    let expected = json!({
+        "uid": 65_532,
+        "gid": 65_532,
+        "capabilities": ["CAP_NET_BIND_SERVICE"],
+        "ambient": ["CAP_NET_BIND_SERVICE"],
+        "noNewPrivileges": true,
+        "readonly": true,
+        "net": "host",
+        "binds": ["/var/lib/alknet:/data", "/etc/resolv.conf:/etc/resolv.conf"],
+        "runtime": { "mkdir": ["/var/lib/alknet"] },
+    });
+    assert_eq!(label, expected);
+    let image = format!("image: alknet/alknet:{}\n", env!("CARGO_PKG_VERSION"));
+    let owner = r#"["chown", "65532:65532", "/var/lib/alknet"]"#;
+    let command = r#"["/alknet", "serve", "#;
+    for part in [&image, owner, command] {
+        assert!(EXAMPLE.contains(part), "the example has no {part}");
+    }
+}
+
+#[test]
+fn linuxkit_builds_the_service_of_the_example() {
+    let Some(linuxkit) = LinuxKit::find() else {
         skip!(
             "LinuxKit",
             "no linuxkit on the search path or in {LINUXKIT_VAR}"
         );
     };
     let packages = Packages::new();
-    let dir = packages.source.dir.path();
-    let cache = dir.join("cache");
-    let linuxkit = |args: &[&str]| {
-        run(
-            text(&linuxkit),
-            &[&["--cache", text(&cache)], args].concat(),
-        )
+    linuxkit.import(&packages, &["alknet-kernel.oci.tar", SERVICE]);
+    // The other packages of the example come from a registry.
+    let ours = fs::read_to_string(packages.out.path().join("linuxkit.yml")).expect("written");
+    let (kernel, _) = ours.split_once("init:\n").expect("our init package");
+    let (_, services) = EXAMPLE.split_once("services:\n").expect("a service");
+    let yml = packages.out.path().join("service.yml");
+    fs::write(&yml, format!("{kernel}services:\n{services}")).expect("writable");
+    let initrd = linuxkit.build(&packages, &yml).join("k-initrd.img");
+    let root = packages.source.dir.path().join("root");
+    fs::create_dir(&root).expect("creatable");
+    let unpack = format!(
+        "cd '{}' && gzip -dc '{}' | cpio -id --quiet 'containers/*'",
+        text(&root),
+        text(&initrd)
+    );
+    run("sh", &["-c", &unpack]);
+    let service = root.join("containers/services/alknet");
+    let config = json(&service.join("config.json"));
+    let process = &config["process"];
+    assert_eq!(process["user"]["uid"], 65_532, "{config:#}");
+    assert_eq!(process["args"][1], "serve", "{config:#}");
+    let rights = json!(["CAP_NET_BIND_SERVICE"]);
+    assert_eq!(process["capabilities"]["ambient"], rights, "{config:#}");
+    assert_eq!(config["root"]["readonly"], true, "{config:#}");
+    let program = find_file(&service, "alknet");
+    // It is this test program. Listing its tests shows that the kernel loads it.
+    assert!(run(text(&program), &["--list"]).contains("linuxkit_builds"));
+}
+
+/// The file of this name below a folder: LinuxKit decides in which folder the root of a service lies.
+fn find_file(folder: &Path, name: &str) -> PathBuf {
+    let found = run("find", &[text(folder), "-type", "f", "-name", name]);
+    PathBuf::from(found.trim_end())
+}
+
+#[test]
+fn linuxkit_itself_imports_and_builds() {
+    let Some(linuxkit) = LinuxKit::find() else {
+        skip!(
+            "LinuxKit",
+            "no linuxkit on the search path or in {LINUXKIT_VAR}"
+        );
     };
-    for name in ["alknet-kernel.oci.tar", "alknet-appliance.oci.tar"] {
-        linuxkit(&["cache", "import", text(&packages.out.path().join(name))]);
-    }
+    let packages = Packages::new();
+    linuxkit.import(
+        &packages,
+        &["alknet-kernel.oci.tar", "alknet-appliance.oci.tar"],
+    );
     let yml = packages.out.path().join("linuxkit.yml");
-    let build = [
-        "build",
-        "--no-sbom",
-        "--format",
-        "kernel+initrd",
-        "--dir",
-        text(dir),
-        "--name",
-        "k",
-    ];
-    linuxkit(&[&build, &[text(&yml)][..]].concat());
+    let dir = linuxkit.build(&packages, &yml);
     let kernel = fs::read(dir.join("k-kernel")).expect("a kernel");
     assert!(
         kernel == support::kernel(),
@@ -142,19 +208,44 @@ fn linuxkit_itself_imports_and_builds() {
     );
 }
 
-fn find_linuxkit() -> Option<PathBuf> {
-    if let Some(named) = std::env::var_os(LINUXKIT_VAR) {
-        let path = PathBuf::from(named);
-        assert!(
-            path.is_file(),
-            "{LINUXKIT_VAR} names {path:?}, which is no file"
-        );
-        return Some(path);
+/// LinuxKit's executable.
+struct LinuxKit(PathBuf);
+
+impl LinuxKit {
+    fn find() -> Option<Self> {
+        if let Some(named) = std::env::var_os(LINUXKIT_VAR) {
+            let path = PathBuf::from(named);
+            assert!(
+                path.is_file(),
+                "{LINUXKIT_VAR} names {path:?}, which is no file"
+            );
+            return Some(Self(path));
+        }
+        let path = std::env::var_os("PATH")?;
+        let mut programs = std::env::split_paths(&path).map(|dir| dir.join("linuxkit"));
+        programs.find(|path| path.is_file()).map(Self)
     }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join("linuxkit"))
-        .find(|path| path.is_file())
+
+    fn run(&self, packages: &Packages, args: &[&str]) {
+        let cache = packages.source.dir.path().join("cache");
+        run(text(&self.0), &[&["--cache", text(&cache)], args].concat());
+    }
+
+    fn import(&self, packages: &Packages, names: &[&str]) {
+        for name in names {
+            let file = packages.out.path().join(name);
+            self.run(packages, &["cache", "import", text(&file)]);
+        }
+    }
+
+    /// Builds `k-kernel`, `k-cmdline` and `k-initrd.img`, and returns their folder.
+    fn build<'a>(&self, packages: &'a Packages, yml: &Path) -> &'a Path {
+        let dir = packages.source.dir.path();
+        let format = ["build", "--no-sbom", "--format", "kernel+initrd"];
+        let place = ["--dir", text(dir), "--name", "k", text(yml)];
+        self.run(packages, &[&format[..], &place].concat());
+        dir
+    }
 }
 
 #[test]

@@ -18,6 +18,9 @@ const SERIAL_FILES: [&str; 2] = ["serial", "device/serial"];
 /// Files with a number that names the disk in the whole world, where it has no serial number.
 const WWID_FILES: [&str; 3] = ["device/wwid", "wwid", "device/cid"];
 
+/// How the names of block devices begin that are no disks.
+const NO_DISKS: [&str; 7] = ["dm-", "fd", "loop", "md", "ram", "sr", "zram"];
+
 /// The folders in which the kernel says what it knows. A test may have folders of its own.
 #[derive(Clone, Debug)]
 pub struct SystemFolders {
@@ -70,6 +73,27 @@ impl DiskFacts {
     pub fn description(&self) -> String {
         let model = self.model.as_deref().unwrap_or("unknown model");
         format!("{} ({model}, {} bytes)", self.name, self.bytes)
+    }
+
+    /// Every disk of the computer that has a medium, sorted by name, without optical drives and devices that the kernel
+    /// makes of memory, files or other devices. A disk that vanishes meanwhile is left out.
+    ///
+    /// # Errors
+    /// The kernel's list cannot be read.
+    pub fn all(folders: &SystemFolders) -> io::Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(folders.sys.join("block"))? {
+            let folder = entry?.path();
+            let name = name_of(&folder);
+            if NO_DISKS.iter().any(|not| name.starts_with(not)) {
+                continue;
+            }
+            // The entry is a link, and the folders above it name the device that the disk is in.
+            let facts = fs::canonicalize(&folder).and_then(|folder| Self::read(&folder));
+            all.extend(facts.ok().filter(|facts| facts.bytes > 0));
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
     }
 
     /// Reads them from the folder of a disk in sysfs.
@@ -184,6 +208,37 @@ mod tests {
             assert_eq!(facts.proof(), expected);
             assert_eq!((facts.name.as_str(), facts.bytes), ("sda", 1 << 20));
         }
+    }
+
+    #[test]
+    fn all_disks_are_listed_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let folders = SystemFolders {
+            sys: dir.path().to_owned(),
+            proc: dir.path().to_owned(),
+        };
+        for (name, sectors, serial) in [
+            ("vdb", "4096\n", "second"),
+            ("vda", "2048\n", "first"),
+            ("sr0", "2048\n", "a CD"),
+            ("loop0", "2048\n", "a file"),
+            ("mmcblk0", "0\n", "no card"),
+        ] {
+            let device = dir.path().join("devices/pci0").join(name);
+            fs::create_dir_all(&device).expect("creatable");
+            fs::write(device.join("size"), sectors).expect("writable");
+            fs::write(device.join("serial"), serial).expect("writable");
+            let list = dir.path().join("block");
+            fs::create_dir_all(&list).expect("creatable");
+            std::os::unix::fs::symlink(&device, list.join(name)).expect("creatable");
+        }
+        let all = DiskFacts::all(&folders).expect("readable");
+        let all: Vec<_> = all
+            .iter()
+            .map(|it| (it.name.as_str(), it.proof()))
+            .collect();
+        let expected = [("vda", "first".to_owned()), ("vdb", "second".to_owned())];
+        assert_eq!(all, expected);
     }
 
     #[test]

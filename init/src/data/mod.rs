@@ -26,6 +26,7 @@ use alknet_vault::audit::AuditEvent;
 
 use crate::{
     control::MachineDiagnostic,
+    install,
     log::InitLog,
     media::VaultMedia,
     vault::{UnlockCredentials, VaultHandle, VaultWait, generations::GenerationLedger},
@@ -101,6 +102,11 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
         log.warn(format!(
             "what an earlier attempt left open cannot be closed: {error}"
         ));
+    }
+    // The administrator expects the node on a disk. One that served from the medium would be another node.
+    if let Some(problem) = install::refusal() {
+        let waiting = VaultWait::from_diagnostic(problem.clone()).for_good();
+        return close_all(waiting, None, access.keeper);
     }
     let opened = match locate(sys, log) {
         Ok(found) => open(sys, &found, access),

@@ -1,5 +1,6 @@
 //! The disk with the boot slots: its record, its boot note and its boot partition.
 
+use std::cell::RefCell;
 use std::io;
 
 use alknet_boot_state::{
@@ -77,6 +78,11 @@ impl<D: BlockDevice> SlotDisk<D> {
         FatVolume::open(&mut self.esp)
     }
 
+    /// The boot partition for several readers, and a writer between whose writes they read.
+    pub(super) fn shared(&mut self) -> RefCell<&mut D> {
+        RefCell::new(&mut self.esp)
+    }
+
     pub(super) fn record(&self) -> Result<BootRecord, BootDiskError> {
         read_record(&self.bios)
     }
@@ -100,6 +106,34 @@ impl<D: BlockDevice> SlotDisk<D> {
             return Ok(());
         }
         write_flushed(&mut self.bios, NoteArea::EMPTY.bytes(), at(NOTE_OFFSET))
+    }
+}
+
+/// A device that is read while a file of it is written. No call holds it while another one begins.
+#[derive(Debug)]
+pub(super) struct SharedDevice<'a, D>(pub(super) &'a RefCell<&'a mut D>);
+
+impl<D> Clone for SharedDevice<'_, D> {
+    fn clone(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl<D: BlockDevice> BlockDevice for SharedDevice<'_, D> {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.0.borrow().read_at(buffer, at)
+    }
+
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.0.borrow_mut().write_at(bytes, at)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().flush()
+    }
+
+    fn len(&self) -> u64 {
+        self.0.borrow().len()
     }
 }
 

@@ -9,6 +9,9 @@ pub(crate) const GATE_HOLD_MS: u64 = 60_000;
 /// person does not count if it waited for one before, too.
 pub(crate) const GATE_MS_MAX: u64 = 600_000;
 
+/// How the boot note names a configuration of which the version before took everything.
+pub(crate) const CONFIG_TAKEN: &str = "taken";
+
 /// How the vault is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GateVault {
@@ -28,6 +31,8 @@ pub(crate) struct GateBaseline {
     pub(crate) vault_open: bool,
     /// Whether the data partition was mounted for writing.
     pub(crate) data_writable: bool,
+    /// Whether the machine had a configuration, and took all of it.
+    pub(crate) config_taken: bool,
 }
 
 impl GateBaseline {
@@ -37,12 +42,14 @@ impl GateBaseline {
             return Self {
                 vault_open: true,
                 data_writable: true,
+                config_taken: true,
             };
         };
         let vault = note.vault.as_str();
         Self {
             vault_open: !["absent", "locked"].contains(&vault),
             data_writable: note.data.as_str() == "mounted",
+            config_taken: note.config.as_str() == CONFIG_TAKEN,
         }
     }
 }
@@ -59,6 +66,8 @@ pub(crate) struct GateView {
     pub(crate) vault: GateVault,
     /// Whether the data partition is mounted for writing.
     pub(crate) data_writable: bool,
+    /// Whether the machine has a configuration, and takes all of it.
+    pub(crate) config_taken: bool,
 }
 
 /// What to do.
@@ -165,6 +174,12 @@ impl UpdateGate {
                 "the data partition, which was mounted for writing before the update",
             );
         }
+        if self.baseline.config_taken {
+            require(
+                view.config_taken,
+                "the configuration, of which the version before took everything",
+            );
+        }
         require(view.serves, "the node, which does not serve yet");
         require(
             !view.serves || view.is_well,
@@ -181,6 +196,7 @@ mod tests {
     const BASE: GateBaseline = GateBaseline {
         vault_open: true,
         data_writable: true,
+        config_taken: true,
     };
     const GOOD: GateView = GateView {
         serves: true,
@@ -188,6 +204,7 @@ mod tests {
         life: 1,
         vault: GateVault::Open,
         data_writable: true,
+        config_taken: true,
     };
 
     /// Runs a gate over what PID 1 sees, each with the time at which it looks, and returns the last step.
@@ -259,6 +276,13 @@ mod tests {
                 },
                 data,
             ),
+            (
+                GateView {
+                    config_taken: false,
+                    ..GOOD
+                },
+                "the configuration, of which the version before took everything",
+            ),
         ] {
             assert_eq!(run(BASE, &[(1_000, view)]), waits(what));
             // A minute before and a minute after do not add up.
@@ -290,10 +314,12 @@ mod tests {
         let bare = GateBaseline {
             vault_open: false,
             data_writable: false,
+            config_taken: false,
         };
         let view = GateView {
             vault: GateVault::Absent,
             data_writable: false,
+            config_taken: false,
             ..GOOD
         };
         assert_eq!(run(bare, &[(0, view), (60_000, view)]), GateStep::Confirm);
@@ -376,10 +402,13 @@ mod tests {
         let mut note = BootNote::new(alknet_boot_state::BootSlot::B);
         note.vault = alknet_boot_state::NoteText::new("tpm2");
         note.data = alknet_boot_state::NoteText::new("mounted");
+        note.config = alknet_boot_state::NoteText::new(CONFIG_TAKEN);
         assert_eq!(GateBaseline::from_note(Some(&note)), BASE);
         note.vault = alknet_boot_state::NoteText::new("absent");
         note.data = alknet_boot_state::NoteText::new("volatile");
+        // A note of a version that does not know this variable.
+        note.config = alknet_boot_state::NoteText::EMPTY;
         let found = GateBaseline::from_note(Some(&note));
-        assert!(!found.vault_open && !found.data_writable);
+        assert!(!found.vault_open && !found.data_writable && !found.config_taken);
     }
 }

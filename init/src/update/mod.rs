@@ -6,6 +6,7 @@
 
 mod anchor;
 mod apply;
+mod delta;
 mod direct;
 mod disk;
 mod frames;

@@ -2,10 +2,11 @@
 
 use std::io;
 
+use alknet_boot_state::BootSlot;
 use alknet_fat::BlockDevice;
 use alknet_update::ReleaseVersion;
 
-use super::disk::SlotFile;
+use super::disk::{SlotDisk, SlotFile, slot_path};
 
 /// Bytes at the beginning of a program that have its headers: those of our images end within the first two pages.
 pub(super) const HEAD_BYTES: usize = 8 << 10;
@@ -93,6 +94,37 @@ pub(super) fn read_version<D: BlockDevice>(
     let mut osrel = vec![0; bytes];
     file.read_at(&mut osrel, at).map_err(ProgramError::Io)?;
     version_of(&osrel)
+}
+
+/// The versions of the slots' programs. `None` for a slot without one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlotPrograms {
+    a: Option<String>,
+    b: Option<String>,
+}
+
+impl SlotPrograms {
+    pub(super) fn of_slot(&self, slot: BootSlot) -> Option<&str> {
+        match slot {
+            BootSlot::A => self.a.as_deref(),
+            BootSlot::B => self.b.as_deref(),
+        }
+    }
+}
+
+/// The versions of both slots' programs, as far as they have one.
+pub(super) fn slot_programs<D: BlockDevice>(disk: &mut SlotDisk<D>) -> SlotPrograms {
+    let Ok(volume) = disk.volume() else {
+        return SlotPrograms::default();
+    };
+    let version = |slot| {
+        let file = SlotFile::open(&volume, &slot_path(slot)).ok()?;
+        read_version(&file).ok().map(|version| version.to_string())
+    };
+    SlotPrograms {
+        a: version(BootSlot::A),
+        b: version(BootSlot::B),
+    }
 }
 
 /// Looks at a program while its bytes pass, so that a wrong one is refused before it becomes the slot's file.

@@ -18,6 +18,8 @@ pub(crate) enum RefusalCode {
     BelowFloor,
     /// Another request about updates or the vault is under way.
     Busy,
+    /// The delta of the bundle does not make the program.
+    Delta,
     /// The disk cannot be read or written, or did not keep what was written.
     Disk,
     /// The version is older than the one that runs, and no administrator named it.
@@ -48,6 +50,10 @@ pub(crate) enum RefusalCode {
     NotStaged,
     /// A version is on trial.
     OnTrial,
+    /// The bundle has the differences from another program than the one that runs.
+    OtherBase,
+    /// The program of a delta was compressed by another version of the library.
+    OtherLibrary,
     /// The bundle is for other machines.
     OtherMachine,
     /// Another program is staged than the one that was to start.
@@ -81,10 +87,11 @@ pub(crate) enum RefusalCode {
 impl RefusalCode {
     /// Every code, for the page that lists them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 32] = [
+    pub(crate) const ALL: [Self; 35] = [
         Self::Aborted,
         Self::BelowFloor,
         Self::Busy,
+        Self::Delta,
         Self::Disk,
         Self::Downgrade,
         Self::Expired,
@@ -100,6 +107,8 @@ impl RefusalCode {
         Self::NotOnTrial,
         Self::NotStaged,
         Self::OnTrial,
+        Self::OtherBase,
+        Self::OtherLibrary,
         Self::OtherMachine,
         Self::OtherStaged,
         Self::Rollback,
@@ -121,6 +130,7 @@ impl RefusalCode {
             Self::Aborted => "aborted",
             Self::BelowFloor => "below-floor",
             Self::Busy => "busy",
+            Self::Delta => "delta",
             Self::Disk => "disk",
             Self::Downgrade => "downgrade",
             Self::Expired => "expired",
@@ -136,6 +146,8 @@ impl RefusalCode {
             Self::NotOnTrial => "not-on-trial",
             Self::NotStaged => "not-staged",
             Self::OnTrial => "on-trial",
+            Self::OtherBase => "other-base",
+            Self::OtherLibrary => "other-library",
             Self::OtherMachine => "other-machine",
             Self::OtherStaged => "other-staged",
             Self::Rollback => "rollback",

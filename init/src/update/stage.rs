@@ -10,19 +10,19 @@ use alknet_fat::{
 use alknet_update::limits::{BUNDLE_METADATA_BYTES_MAX, TARGET_BYTES_MAX, TARGETS_MAX};
 use alknet_update::{
     BundleReader, ChosenTarget, DowngradeConsent, ReleaseInfo, ReleaseVersion, UpdateClock,
-    UpdateError, UpdateMachine, UpdateStep, UpdateTarget, VerifiedTargets,
+    UpdateMachine, UpdateStep, UpdateTarget, VerifiedTargets,
 };
 use data_encoding::HEXLOWER;
 
 use super::anchor::UpdateAnchor;
-use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
+use super::delta::{self, ProgramSource, RunningProgram};
+use super::disk::{LOADER, SharedDevice, SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
 use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;
 use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::{StagedBundle, StagedRelease};
-use super::system::SlotPrograms;
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
 use crate::log::InitLog;
@@ -55,6 +55,8 @@ pub(super) struct StageMachine<'a> {
     pub(super) trust: &'a TrustStore,
     pub(super) known: &'a KnownStore,
     pub(super) clock: UpdateClock,
+    /// The file from which PID 1 was started: a delta takes most of a new program from it.
+    pub(super) init: &'a std::path::Path,
     /// The folder of updates on the data partition.
     pub(super) folder: Option<&'a std::path::Path>,
     pub(super) log: &'a InitLog,
@@ -156,8 +158,14 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let record = usable_record(before, at)?;
     let mut bundle = BundleReader::open(frames)?;
     let verified = verify(&mut bundle, at)?;
-    let (chosen, plan) = choose(&verified, order, at)?;
+    let (chosen, mut plan) = choose(&verified, order, at)?;
     let slot = at.running.other();
+    if !order.dry_run {
+        check_wanted(&plan, chosen.release, order, at)?;
+    }
+    let base = running_sha256(disk, at)?;
+    let wanted = (chosen.target, base.as_str());
+    plan.delta_bytes = delta::delta_bytes(&bundle, &verified, wanted, order.bytes)?;
     if order.dry_run {
         check_room(disk, slot, at, chosen.target.bytes)?;
         return Ok(StagedBundle {
@@ -168,7 +176,6 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     if before.good() == at.running {
         StagedRelease::require_settled(at.folder, at.running, at.version)?;
     }
-    check_wanted(&plan, chosen.release, order, at)?;
     let lies_there = lies_there(disk, slot, &plan, at);
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_room(disk, slot, at, bytes)?;
@@ -179,13 +186,14 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         })?;
         return Ok(StagedBundle { plan, was_staged });
     }
-    skip_to(&mut bundle, &verified, chosen.target)?;
+    let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
     undo.0 = Some((before, at.known.load()));
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     // Before the file becomes the new one, because the data disk may be full.
     let keep = || keep_release(slot, &plan, chosen.release, at);
-    write(disk, slot, (&mut bundle, &verified), chosen, &keep, undo)?;
+    let from = (&mut bundle, &verified, source);
+    write(disk, (slot, at.init), from, chosen, &keep, undo)?;
     if let Err(refusal) = read_back(disk, slot, chosen.target, &chosen.release.version) {
         leave_empty(disk, slot, at.log);
         return Err(refusal);
@@ -270,6 +278,7 @@ fn choose<'a>(
         }
         .to_owned(),
         bytes: chosen.target.bytes,
+        delta_bytes: None,
         sha256: HEXLOWER.encode(&chosen.target.sha256),
         changes: chosen.release.changes.clone(),
         floor: raised(floor.as_ref(), chosen.release.floor.as_ref()),
@@ -449,24 +458,18 @@ fn repair<D: BlockDevice>(
     Ok(report.dropped_names.is_empty() && report.dropped_files.is_empty())
 }
 
-/// Reads past the targets before the chosen one.
-fn skip_to<R: Read>(
-    bundle: &mut BundleReader<R>,
-    verified: &VerifiedTargets,
-    wanted: &UpdateTarget,
-) -> Result<(), UpdateRefusal> {
-    loop {
-        match bundle.next_target(verified)? {
-            Some(target) if target.name == wanted.name => return Ok(()),
-            Some(_) => bundle.skip_target()?,
-            None => {
-                return Err(UpdateError::Missing {
-                    file: wanted.name.clone(),
-                }
-                .into());
-            }
-        }
+/// SHA-256 of the program that runs, in hex: what is noted of its slot, or what the slot has.
+fn running_sha256<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    at: &StageMachine<'_>,
+) -> Result<String, UpdateRefusal> {
+    if let Some(known) = at.known.load().of_slot(at.running) {
+        return Ok(known.sha256.clone());
     }
+    let volume = disk.volume()?;
+    // A slot that cannot be read is refused when its room is checked. No delta fits it.
+    let file = SlotFile::open(&volume, &slot_path(at.running)).ok();
+    Ok(file.and_then(|file| digest(&file).ok()).unwrap_or_default())
 }
 
 /// Writes into the clusters of a file, and looks at what passes.
@@ -496,14 +499,17 @@ impl<D: BlockDevice> Write for SlotOutput<'_, '_, D> {
 
 fn write<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
-    slot: BootSlot,
-    (bundle, verified): (&mut BundleReader<R>, &VerifiedTargets),
+    (slot, init): (BootSlot, &std::path::Path),
+    (bundle, verified, source): (&mut BundleReader<R>, &VerifiedTargets, ProgramSource),
     chosen: ChosenTarget<'_>,
     keep: &dyn Fn() -> Result<(), UpdateRefusal>,
     undo: &mut StageUndo,
 ) -> Result<(), UpdateRefusal> {
     let path = slot_path(slot);
-    let mut volume = disk.volume()?;
+    // The other slot is read while this one is written.
+    let device = disk.shared();
+    let others = FatVolume::open(SharedDevice(&device))?;
+    let mut volume = FatVolume::open(SharedDevice(&device))?;
     let before = place_of(&volume, &path);
     let mut writer = volume.write_file(&path, chosen.target.bytes)?;
     let mut passing = PassingProgram::default();
@@ -512,7 +518,18 @@ fn write<D: BlockDevice, R: Read>(
         passing: &mut passing,
         failed: None,
     };
-    let copied = bundle.copy_target(verified, &mut output);
+    let copied = match source {
+        ProgramSource::Delta => {
+            let running = RunningProgram::open(&others, slot.other(), init);
+            running.and_then(|running| {
+                delta::copy_made(bundle, verified, (&running, chosen.target), &mut output)
+            })
+        }
+        ProgramSource::Whole => {
+            let copied = bundle.copy_target(verified, &mut output);
+            copied.map_err(UpdateRefusal::from)
+        }
+    };
     // An error of the disk comes back as one of the output.
     if let Some(error) = output.failed {
         return Err(error.into());
@@ -624,19 +641,4 @@ fn not_noted(error: io::Error) -> UpdateRefusal {
         "what was verified cannot be noted on the data disk: {error}; free space there"
     );
     UpdateRefusal::new(RefusalCode::Disk, text)
-}
-
-/// The versions of both slots' programs, as far as they have one.
-pub(super) fn programs<D: BlockDevice>(disk: &mut SlotDisk<D>) -> SlotPrograms {
-    let Ok(volume) = disk.volume() else {
-        return SlotPrograms::default();
-    };
-    let version = |slot| {
-        let file = SlotFile::open(&volume, &slot_path(slot)).ok()?;
-        read_version(&file).ok().map(|version| version.to_string())
-    };
-    SlotPrograms {
-        a: version(BootSlot::A),
-        b: version(BootSlot::B),
-    }
 }

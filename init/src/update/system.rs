@@ -17,11 +17,13 @@ use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
 use super::direct::DirectDevice;
 use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
+use super::gate::CONFIG_TAKEN;
 use super::judge::{StartKind, StartReport, judge};
 use super::known::{self, KnownStore};
 use super::left::{self, LeftVersions};
 use super::measured::{SystemProgram, programs};
 use super::place::{self, DiskPlace, PlaceError};
+use super::program::slot_programs;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
 use super::staged::{StagedBundle, StagedRelease};
@@ -100,22 +102,6 @@ impl UpdateStart {
     }
 }
 
-/// The versions of the slots' programs. `None` for a slot without one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SlotPrograms {
-    pub(crate) a: Option<String>,
-    pub(crate) b: Option<String>,
-}
-
-impl SlotPrograms {
-    fn of_slot(&self, slot: BootSlot) -> Option<&str> {
-        match slot {
-            BootSlot::A => self.a.as_deref(),
-            BootSlot::B => self.b.as_deref(),
-        }
-    }
-}
-
 /// What the disk says about its slots now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UpdateLook {
@@ -125,6 +111,7 @@ pub(crate) struct UpdateLook {
     pub(crate) good: Option<String>,
     pub(crate) other_version: Option<String>,
     pub(crate) other_sha256: Option<String>,
+    pub(crate) running_sha256: Option<String>,
     pub(crate) left: Vec<String>,
     pub(crate) tries: u8,
     pub(crate) floor: Option<String>,
@@ -142,6 +129,8 @@ pub(crate) struct TrialWish {
     pub(crate) needs_person: bool,
     /// The mode of the data.
     pub(crate) data: String,
+    /// Whether the machine takes all of its configuration, and finds it again at its next start.
+    pub(crate) config_taken: bool,
     /// Whether the version that runs is left for the one before.
     pub(crate) rolls_back: bool,
     /// Whether the start counts: the caller is no administrator.
@@ -232,7 +221,7 @@ impl UpdateSystem {
         let record = on.disk.record();
         let note = on.disk.note().unwrap_or(Err(BootNoteError::Absent)).ok();
         let failed = record.as_ref().ok().and_then(BootRecord::failed);
-        let programs = failed.map(|_| stage::programs(&mut on.disk));
+        let programs = failed.map(|_| slot_programs(&mut on.disk));
         let failed_version = failed
             .zip(programs.as_ref())
             .and_then(|(slot, programs)| programs.of_slot(slot));
@@ -320,10 +309,12 @@ impl UpdateSystem {
                 look.detail = Some(error.to_string());
             }
         }
-        let programs = stage::programs(&mut on.disk);
+        let programs = slot_programs(&mut on.disk);
         let other = programs.of_slot(on.running.other());
         look.other_version = other.map(str::to_owned);
         let known = self.known.load();
+        let running = known.of_slot(on.running);
+        look.running_sha256 = running.map(|known| known.sha256.clone());
         let known = known.of_slot(on.running.other());
         let known = known.filter(|known| Some(&*known.version.to_string()) == other);
         look.other_sha256 = known.map(|known| known.sha256.clone());
@@ -367,6 +358,7 @@ impl UpdateSystem {
             trust: &self.trust,
             known: &self.known,
             clock: clock(is_time_known),
+            init: Path::new(super::delta::INIT_FILE),
             folder: self.folder.as_deref(),
             log: &self.log,
         };
@@ -395,7 +387,7 @@ impl UpdateSystem {
         let mut on = self.open()?;
         let plan = apply::plan_rollback(&mut on.disk, on.running, self.rules())?;
         if plan == RollbackPlan::TakenBack {
-            let programs = stage::programs(&mut on.disk);
+            let programs = slot_programs(&mut on.disk);
             let slot = on.running.other();
             let version = programs.of_slot(slot).unwrap_or_default();
             self.append("rolled-back", version, by, "it was not started yet");
@@ -420,6 +412,9 @@ impl UpdateSystem {
         note.vault = NoteText::new(&wish.vault);
         note.needs_person = wish.needs_person;
         note.data = NoteText::new(&wish.data);
+        if wish.config_taken {
+            note.config = NoteText::new(CONFIG_TAKEN);
+        }
         if wish.rolls_back {
             self.leave(&self.version);
         }

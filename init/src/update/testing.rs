@@ -10,8 +10,8 @@ use alknet_boot_state::{
 };
 use alknet_fat::{BlockDevice, FatNode, FatVolume, NewFatVolume, ShortName, create};
 use alknet_update::{
-    KeyThreshold, MetadataSigner, ReleaseInfo, ReleasePlan, RootPlan, SeedSigner, UnixSeconds,
-    UpdateTarget, sign_release, sign_root, write_bundle,
+    DeltaInfo, KeyThreshold, MetadataSigner, ReleaseInfo, ReleasePlan, RootPlan, SeedSigner,
+    UnixSeconds, UpdateTarget, sign_release, sign_root, write_bundle,
 };
 
 use super::disk::{LOADER, SlotDisk, slot_path};
@@ -127,8 +127,18 @@ impl TestPublisher {
         self.signers[0].public_key().to_string()
     }
 
-    /// A bundle with this release, signed by the first `signers` keys.
+    /// A bundle with this release, signed by all keys.
     pub(super) fn bundle(&self, release: &TestRelease) -> Vec<u8> {
+        self.bundle_with(release, &[], true)
+    }
+
+    /// A bundle with this release and its deltas, of which it has the program itself or not.
+    pub(super) fn bundle_with(
+        &self,
+        release: &TestRelease,
+        given: &[TestDelta],
+        has_program: bool,
+    ) -> Vec<u8> {
         let content = release.content();
         let floor = release.floor.as_ref();
         let mut described = serde_json::json!({
@@ -140,12 +150,15 @@ impl TestPublisher {
         let described: ReleaseInfo = serde_json::from_value(described).expect("a description");
         let name = format!("alknet_{}.efi", release.version);
         let target = UpdateTarget::describe(&name, Some(described), &mut &*content);
-        let target = target.expect("a target");
+        let program = target.expect("a target");
+        let deltas: Vec<_> = given.iter().map(|delta| delta.target(&name)).collect();
+        let targets = [std::slice::from_ref(&program), &deltas].concat();
+        let files = if has_program { &targets } else { &deltas };
         let plan = ReleasePlan {
             version: release.number,
             expires: UnixSeconds(release.expires + 1),
             timestamp_expires: UnixSeconds(release.expires),
-            targets: vec![target.clone()],
+            targets: targets.clone(),
         };
         let all: Vec<&dyn MetadataSigner> = self.signers.iter().map(|it| it as _).collect();
         let documents = sign_release(&self.root, &plan, &all).expect("signed");
@@ -154,11 +167,35 @@ impl TestPublisher {
             &mut bundle,
             std::slice::from_ref(&self.root),
             &documents,
-            &[target],
-            |_| Ok(&content[..]),
+            files,
+            |target| {
+                let delta = given.iter().find(|it| it.name == target.name);
+                Ok(delta.map_or(&content[..], |delta| &delta.bytes))
+            },
         )
         .expect("written");
         bundle
+    }
+}
+
+/// A delta of a release.
+#[derive(Clone, Debug)]
+pub(super) struct TestDelta {
+    pub(super) name: String,
+    pub(super) base: String,
+    pub(super) library: u32,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl TestDelta {
+    fn target(&self, makes: &str) -> UpdateTarget {
+        let info = DeltaInfo {
+            target: makes.to_owned(),
+            base: self.base.clone(),
+            library: self.library,
+            blocks: Vec::new(),
+        };
+        UpdateTarget::describe_delta(&self.name, info, &mut &*self.bytes).expect("a target")
     }
 }
 

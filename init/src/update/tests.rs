@@ -2,6 +2,7 @@
 
 mod again;
 mod cuts;
+mod deltas;
 mod known_programs;
 mod scrub;
 
@@ -109,6 +110,7 @@ impl UpdateBench {
             trust: &self.trust,
             known: &self.known,
             clock: UpdateClock::Known(UnixSeconds(NOW)),
+            init: &self.folder.path().join("init"),
             folder: Some(self.folder.path()),
             log: &self.log,
         };

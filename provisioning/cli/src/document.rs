@@ -1,6 +1,7 @@
 //! The configuration document: the given one with the options added.
 
 use alknet_core::config::NodeConfig;
+use alknet_provisioning::split_install;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, TableLike, Value, table, value};
 
 use crate::{ProvisionArgs, ProvisionError, WordsOrigin};
@@ -85,10 +86,14 @@ pub(crate) fn build(
 }
 
 fn parse(text: &str) -> Result<NodeConfig, ProvisionError> {
-    NodeConfig::parse(text.as_bytes()).map_err(|errors| {
-        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        ProvisionError::Document(lines.join("\n"))
-    })
+    // The order to install stays in the document for the medium, and is no part of the configuration.
+    let (configuration, mut mistakes) = split_install(text.as_bytes());
+    match NodeConfig::parse(&configuration) {
+        Ok(config) if mistakes.is_empty() => return Ok(config),
+        Ok(_) => {}
+        Err(errors) => mistakes.extend(errors.iter().map(ToString::to_string)),
+    }
+    Err(ProvisionError::Document(mistakes.join("\n")))
 }
 
 fn section<'d>(

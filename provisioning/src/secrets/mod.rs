@@ -14,6 +14,7 @@ use alknet_vault::{Entropy, MnemonicError, SecretStr};
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
+use crate::install::split_install;
 use crate::sources::SourceContents;
 use crate::{ConfigOrigin, FileSystem, SourceDiagnostic, text};
 
@@ -24,14 +25,14 @@ use split::{SecretSpans, SecretsPart};
 /// Longest file of words or of a seed key that is read.
 pub const SECRET_BYTES_MAX: usize = 4096;
 
-/// The part of a medium's document that is a configuration: with spaces in the place of its table `[secrets]`, so that
-/// errors in the rest have the right line numbers.
+/// The part of a medium's document that is a configuration: with spaces in the place of its tables `[secrets]` and
+/// `[install]`, so that errors in the rest have the right line numbers. What is wrong with `[install]` is beside it.
 #[must_use]
-pub fn configuration_part(document: &[u8]) -> Vec<u8> {
+pub fn configuration_part(document: &[u8]) -> (Vec<u8>, Vec<String>) {
     match std::str::from_utf8(document) {
-        Ok(text) => SecretSpans::parse(text).document(document),
+        Ok(text) => split_install(&SecretSpans::parse(text).document(document)),
         // The reader of the configuration refuses it.
-        Err(_) => document.to_vec(),
+        Err(_) => (document.to_vec(), Vec::new()),
     }
 }
 

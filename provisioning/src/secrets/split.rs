@@ -1,5 +1,5 @@
-//! The byte ranges of the table `[secrets]` in a document. With them, the rest of the document
-//! keeps its lines and comments, and the table can be overwritten in place.
+//! The byte ranges of the table `[secrets]` in a document, or of another one. With them, the rest of the
+//! document keeps its lines and comments, and the table can be overwritten in place.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -42,7 +42,12 @@ impl SecretSpans {
     /// Finds the table. A document that is not TOML is split as well as possible, and is refused
     /// anyway.
     pub(crate) fn parse(text: &str) -> Self {
-        let mut finder = SpanFinder::new(text);
+        Self::parse_table(text, TABLE)
+    }
+
+    /// The same for another table of the root.
+    pub(crate) fn parse_table(text: &str, table: &'static str) -> Self {
+        let mut finder = SpanFinder::new(text, table);
         // With the lexer and not line by line, because a header can also be inside a multi-line
         // string.
         let tokens = Source::new(text).lex().into_vec();
@@ -122,13 +127,15 @@ pub(crate) fn blank(bytes: &mut [u8]) {
 /// Follows the parser through the document.
 struct SpanFinder<'a> {
     text: &'a str,
+    /// The name of the table that is searched.
+    wanted: &'static str,
     split: SecretSpans,
     /// Headers of the table, and its seed key. All are kept, or none.
     kept: Vec<Range<usize>>,
     has_seed_key: bool,
     /// The current header: its start, and its first two names.
     header: Option<(usize, Vec<String>)>,
-    /// The range of the current table up to its last value, if it is the secrets table.
+    /// The range of the current table up to its last value, if it is the one that is searched.
     table: Option<Range<usize>>,
     /// Where the table's header ended, if it is the credentials table.
     credentials: Option<usize>,
@@ -139,9 +146,10 @@ struct SpanFinder<'a> {
 }
 
 impl<'a> SpanFinder<'a> {
-    fn new(text: &'a str) -> Self {
+    fn new(text: &'a str, wanted: &'static str) -> Self {
         Self {
             text,
+            wanted,
             split: SecretSpans::default(),
             kept: Vec::new(),
             has_seed_key: false,
@@ -167,7 +175,7 @@ impl<'a> SpanFinder<'a> {
                 let Some((start, names)) = self.header.take() else {
                     return;
                 };
-                if names.first().is_some_and(|name| name == TABLE) {
+                if names.first().is_some_and(|name| name == self.wanted) {
                     self.table = Some(start..span.end());
                     self.kept.push(start..span.end());
                     let of_others = names.get(1).is_some_and(|name| name == CREDENTIALS);
@@ -221,7 +229,7 @@ impl<'a> SpanFinder<'a> {
                 self.split.credentials.push(start..at);
             }
         // `secrets = { … }` and `secrets.words = …` come before the first header.
-        } else if self.in_root && name == TABLE {
+        } else if self.in_root && name == self.wanted {
             self.split.ranges.push(start..at);
         }
     }

@@ -77,6 +77,63 @@ fn a_boot_partition_without_a_file_is_no_problem() {
     );
 }
 
+/// The installed disk has the document without the order. Both documents are the same configuration.
+#[test]
+fn an_order_to_install_is_no_part_of_the_configuration() {
+    let mut machine = DirectoryMachine::new();
+    machine.fw_cfg(document(1) + "[install]\ndisk = \"a\"\n");
+    let loaded = machine.load();
+    assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
+    let stored = machine.stored("config.toml").expect("it was taken");
+    assert_eq!(stored.trim_end(), document(1).trim_end());
+    let request = install_request(&machine.paths, &machine.volumes).expect("an order");
+    assert_eq!(request.source, ConfigOrigin::FwCfg);
+    assert_eq!(request.order.expect("no mistake").disk, "a");
+    let installed = String::from_utf8(request.document).expect("still text");
+    machine.boot_partition("vda2", &[("alknet.toml", &installed)]);
+    assert_eq!(codes(&machine.load()), Vec::<&str>::new());
+}
+
+#[test]
+fn a_mistake_in_the_order_refuses_the_document() {
+    let machine = DirectoryMachine::new();
+    machine.fw_cfg(document(1) + "[install]\nforce = true\n");
+    let loaded = machine.load();
+    assert!(loaded.salvaged);
+    let first = &loaded.problems[0];
+    assert_eq!(first.code, "config-refused");
+    assert_eq!(first.text, "fw_cfg: line 5, install.force: unknown key");
+}
+
+/// A later source has an order, and its document does not count.
+#[test]
+fn only_the_document_that_counts_gives_an_order() {
+    let mut machine = DirectoryMachine::new();
+    let order = document(2) + "[install]\ndisk = \"a\"\n";
+    machine.boot_partition("vda2", &[("alknet.toml", &order)]);
+    assert!(install_request(&machine.paths, &machine.volumes).is_some());
+    machine.fw_cfg("\n");
+    assert!(install_request(&machine.paths, &machine.volumes).is_some());
+    machine.fw_cfg(document(1));
+    assert!(install_request(&machine.paths, &machine.volumes).is_none());
+}
+
+#[test]
+fn the_medium_is_a_whole_device_with_its_label() {
+    let mut machine = DirectoryMachine::new();
+    assert_eq!(medium_device(&machine.paths, "ALKNET"), None);
+    machine.disk("sda1", iso_volume("ALKNET"), &[]);
+    let partition = machine.paths.block_class.join("sda1/partition");
+    fs::write(partition, "1\n").expect(FILE);
+    machine.disk("sdb", iso_volume("cidata"), &[]);
+    assert_eq!(medium_device(&machine.paths, "ALKNET"), None);
+    machine.disk("sr0", iso_volume("ALKNET"), &[]);
+    assert_eq!(
+        medium_device(&machine.paths, "ALKNET").as_deref(),
+        Some("sr0")
+    );
+}
+
 #[test]
 fn editors_of_every_system_may_write_it() {
     let written = document(7).replace('\n', "\r\n");

@@ -110,6 +110,35 @@ fn unflushed_writes_are_kept_dropped_and_torn_between_sectors() {
 }
 
 #[test]
+fn each_write_is_cut_before_it_within_it_and_after_it() {
+    let bench = RecordBench::new();
+    let recording = bench.recording(vec![
+        write(0, 1, 512),
+        write(512, 2, 1536),
+        DiskEvent::Flush,
+        write(0, 3, 512),
+    ]);
+    let image = bench.dir.path().join("image");
+    let mut seen = Vec::new();
+    let cuts = recording.cut_each(&[1, 3], &image, &mut |moment, part| {
+        let bytes = fs::read(&image).expect("just made");
+        let sectors = [0, 512, 1024, 1536].map(|at| bytes[at]);
+        seen.push((moment, part, sectors));
+    });
+    assert_eq!(
+        seen,
+        [
+            (1, WrittenPart::Nothing, [1, 0, 0, 0]),
+            (1, WrittenPart::Half, [1, 2, 0, 0]),
+            (1, WrittenPart::Whole, [1, 2, 2, 2]),
+            (3, WrittenPart::Nothing, [1, 2, 2, 2]),
+            (3, WrittenPart::Whole, [3, 2, 2, 2]),
+        ]
+    );
+    assert_eq!(cuts.expect("the directory is ours"), seen.len());
+}
+
+#[test]
 fn the_same_seed_makes_the_same_image() {
     let bench = RecordBench::new();
     let recording = bench.recording((0..50).map(|n| write(n * 8192, 3, 8192)).collect());

@@ -84,7 +84,8 @@ async fn listed(
     let path = |name: &str| input[name].as_str().map(StorePath::parse).transpose();
     let (below, after) = (path("below")?, path("after")?);
     let readable = asker.readable().ok_or_else(|| {
-        let text = "a list needs a scope for reading, such as 'tensor:read:PATH'";
+        let text = "a list needs a scope for reading, such as 'tensor:read:PATH' or 'tensor:read:*'; a hub gets it by \
+                    join.scopes on the worker";
         CallError::new(ErrorCode::Forbidden, text)
     })?;
     let within = match below {

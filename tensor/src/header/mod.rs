@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod entries;
+mod foreign;
 mod index;
 mod json;
 mod level;
@@ -39,14 +40,21 @@ pub const HEADER_BYTES_MIN: u64 = 2;
 /// ```
 ///
 /// # Errors
-/// `E_HEADER` if the file is too short for the prefix or for the length that it states; `E_LIMIT`.
+/// `E_HEADER` if the file is too short for the prefix or for the length that it states, or if its first bytes are those
+/// of another known format; `E_LIMIT`.
 pub fn header_len(prefix: &[u8], file_len: u64, limits: &ContainerLimits) -> Result<u64> {
     let Some(prefix) = prefix.first_chunk() else {
         let what = format!("a file of {file_len} bytes has no header");
         return fail(TensorErrorCode::Header, what);
     };
     let len = u64::from_le_bytes(*prefix);
-    check_len(len, limits)?;
+    if let Err(error) = check_len(len, limits) {
+        // The number of bytes means nothing to the owner of a file that is no container at all.
+        return match foreign::foreign_format(prefix) {
+            Some(what) => fail(TensorErrorCode::Header, format!("it is {what}")),
+            None => Err(error),
+        };
+    }
     if file_len
         .checked_sub(PREFIX_BYTES)
         .is_none_or(|rest| len > rest)

@@ -503,6 +503,16 @@ fn updates_know_no_network() {
     graph.forbid("alknet-update", &["tokio", "rustls", "hyper"]);
 }
 
+/// PID 1 applies deltas, and the library that makes images compresses by their recipe.
+#[test]
+fn deltas_know_nothing_of_ours() {
+    let graph = PackageGraph::load();
+    let closure = graph.closure("alknet-delta");
+    let ours = closure.iter().filter(|name| name.starts_with("alknet"));
+    assert_eq!(ours.count(), 0);
+    graph.forbid("alknet-delta", &["tokio", "rustls", "hyper"]);
+}
+
 /// It depends only on the vault, whose slots it answers for, and on libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {

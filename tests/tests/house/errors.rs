@@ -6,7 +6,7 @@ use super::tree::sources;
 const RULE: &str = "tests/tests/house/errors.rs";
 
 /// Errors that forward a system error without a path, by their file, and why they need none.
-const WITHOUT_PATH: [(&str, &str); 6] = [
+const WITHOUT_PATH: [(&str, &str); 7] = [
     (
         "compute/embedded-exe/src/lib.rs",
         "the only file is the executable that runs",
@@ -18,6 +18,10 @@ const WITHOUT_PATH: [(&str, &str); 6] = [
     (
         "crates/core/src/stream.rs",
         "a stream of a connection has no path",
+    ),
+    (
+        "crates/delta/src/error.rs",
+        "the caller opened the programs, the delta and the output, and its message names them",
     ),
     (
         "crates/hub/src/client.rs",

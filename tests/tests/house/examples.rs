@@ -1,4 +1,4 @@
-//! The examples for libvirt, KubeVirt and Terraform, judged by programs of others where these are at hand.
+//! The examples for libvirt, KubeVirt, LinuxKit and Terraform, judged by programs of others where these are at hand.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -29,12 +29,26 @@ fn libvirt_accepts_its_example() {
 
 #[test]
 fn the_examples_for_kubevirt_have_the_members_of_its_api() {
+    judged_by_python(
+        "kubevirt.py",
+        &["kubevirt.yaml", "kubevirt-kernelboot.yaml"],
+    );
+}
+
+/// LinuxKit itself builds the service of the example in `image/tests/image/linuxkit.rs`, if it is at hand.
+#[test]
+fn the_example_for_linuxkit_has_the_members_of_its_files() {
+    judged_by_python("linuxkit.py", &["linuxkit-service.yml"]);
+}
+
+/// A program of `tests/clients` reads examples and finds nothing wrong.
+fn judged_by_python(program: &str, examples: &[&str]) {
     let mut python = limited(LIMIT, "python3");
     python
         .env("PYTHONPATH", variable("ALKNET_TEST_SCHEMATHESIS"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
-        .arg(client("kubevirt.py"))
-        .args(["kubevirt.yaml", "kubevirt-kernelboot.yaml"].map(example));
+        .arg(client(program))
+        .args(examples.iter().copied().map(example));
     let output = python.output().expect("the set-up installs Python");
     assert_eq!(output.stdout, b"fine\n", "{output:?}");
 }

@@ -11,7 +11,7 @@ use super::tree::{root, tests_of};
 const MEASURED: &str = "`cargo xtask bench";
 
 /// Parts of docs/performance.md that have the figures of a benchmark.
-const PARTS: [(&str, &[&str]); 7] = [
+const PARTS: [(&str, &[&str]); 9] = [
     (
         "boot",
         &[
@@ -24,8 +24,10 @@ const PARTS: [(&str, &[&str]); 7] = [
     ("call", &["Calls"]),
     ("compute", &["Products of matrices"]),
     ("http", &["HTTP"]),
+    ("image", &["An image beside a minimal Debian"]),
     ("runtime", &["Scripts"]),
     ("tensor", &["Tensors"]),
+    ("update", &["Deltas", "Updates"]),
     ("vault", &["The vault", "Sealed machines"]),
 ];
 

@@ -1,5 +1,5 @@
-//! The container images: the node in a container of runc, and machines as KubeVirt starts them from its two kinds of
-//! image. skopeo and umoci read and unpack the images.
+//! The container images: the node in a container of runc, as Docker and LinuxKit make it, and machines as KubeVirt
+//! starts them from its two kinds of image. skopeo and umoci read and unpack the images.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -33,7 +33,8 @@ fn a_container_serves_as_a_user_without_rights_and_ends_in_order() {
         // As Docker sets it in the namespace of a container, and Kubernetes on request.
         fs::write(FIRST_PORT, "0").expect("root may");
         let bench = TestBench::new();
-        let mut container = Container::run(&bench, &unpacked(&bench, ImageForm::Oci, &[]));
+        let root = unpacked(&bench, ImageForm::Oci, &[]);
+        let mut container = Container::run(&bench, &root, |_| {});
         let target = container.target.clone();
         let answer = bench.admin().call(&target, "node/info", &Value::Null, &[]);
         let info = answer.json();
@@ -46,6 +47,39 @@ fn a_container_serves_as_a_user_without_rights_and_ends_in_order() {
         let status = container.runc.wait().expect("it is our child");
         assert_eq!(status.code(), Some(0), "{status}");
     });
+}
+
+/// LinuxKit makes the container of the label, which gives the right to serve port 443 to a user without other rights.
+#[test]
+fn a_service_of_linuxkit_serves_with_the_rights_of_its_label() {
+    with_cgroups(|| {
+        let bench = TestBench::new();
+        let root = unpacked(&bench, ImageForm::Oci, &[]);
+        let mut container = Container::run(&bench, &root, as_linuxkit);
+        let target = container.target.clone();
+        let answer = bench.admin().call(&target, "node/info", &Value::Null, &[]);
+        let info = answer.json();
+        assert_eq!(info["listen"]["port"], 443, "{info:#}");
+        container.kill("TERM");
+        let status = container.runc.wait().expect("it is our child");
+        assert_eq!(status.code(), Some(0), "{status}");
+    });
+}
+
+/// The configuration of a container as LinuxKit makes it of the image's label.
+fn as_linuxkit(config: &mut Value) {
+    // umoci writes the labels of an image there (OCI image specification, conversion to a runtime configuration).
+    let label = config["annotations"]["org.mobyproject.config"].as_str();
+    let label: Value = serde_json::from_str(label.expect("a label")).expect("JSON");
+    let (rights, ambient) = (&label["capabilities"], &label["ambient"]);
+    config["process"]["capabilities"] = json!({
+        "bounding": rights, "effective": rights, "inheritable": rights, "permitted": rights,
+        "ambient": ambient,
+    });
+    config["process"]["user"] = json!({ "uid": label["uid"], "gid": label["gid"] });
+    config["process"]["noNewPrivileges"] = label["noNewPrivileges"].clone();
+    assert_eq!(label["binds"][0], "/var/lib/alknet:/data", "{label:#}");
+    assert_eq!(label["readonly"], true, "{label:#}");
 }
 
 /// KubeVirt starts QEMU with a layer of its own before the disk of the image, and throws that layer away. What is to
@@ -141,8 +175,9 @@ impl Container {
     /// The name of each container, in a folder of its own.
     const NAME: &str = "alknet-test";
 
-    /// Runs the image's command with an administrator, and waits until the node serves.
-    fn run(bench: &TestBench, root: &Path) -> Self {
+    /// Runs the image's command with an administrator, and waits until the node serves. `adapt` changes the
+    /// configuration that umoci made of the image.
+    fn run(bench: &TestBench, root: &Path, adapt: fn(&mut Value)) -> Self {
         let volume = bench.path().join("volume");
         fs::create_dir(&volume).expect("the folder is ours");
         chown(&volume, Some(USER), Some(USER)).expect("root may");
@@ -151,6 +186,7 @@ impl Container {
         let config = fs::read(&file).expect("umoci wrote it");
         let mut config = serde_json::from_slice(&config).expect("JSON");
         Self::configure(&mut config, &volume, &bench.admin().identity());
+        adapt(&mut config);
         fs::write(&file, config.to_string()).expect("the folder is ours");
         let state = bench.path().join("runc");
         let mut runc = runc(&state);

@@ -19,6 +19,7 @@ mod forms_large;
 mod handover;
 mod http;
 mod imports;
+mod install;
 mod interposer;
 mod knock;
 mod late_tpm;

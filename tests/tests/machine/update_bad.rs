@@ -67,7 +67,7 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
 
     let hangs = hanging_program();
     let hangs = changed(&first, SECOND, "", &[("init", PROGRAM, &hangs)]);
-    disk.put_on_trial(&hangs, 1);
+    disk.put_on_trial(&hangs, 1, "absent");
     let vm = builder().watchdog(WatchdogAction::Reset);
     let node = serving(&bench, vm);
     let bite = node.vm().qmp().wait_event("WATCHDOG", 0, Duration::ZERO);
@@ -85,11 +85,8 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     node.end();
 
     let silent = changed(&first, SECOND, NO_PORT, &[]);
-    disk.put_on_trial(&silent, 1);
-    let quick = QUICK_CLOCK
-        .iter()
-        .fold(builder(), |vm, word| vm.argument(*word));
-    let vm = back(quick);
+    disk.put_on_trial(&silent, 1, "absent");
+    let vm = back(quick(builder()));
     let why = "problem update-failed: version 0.2.0 failed its trial";
     let told = vm.wait_for(why, BACK_WITHIN);
     told.unwrap_or_else(|error| panic!("{error}"));
@@ -99,6 +96,13 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     let node = serving(&bench, builder());
     assert_eq!(node.identity(), identity);
     assert_reason(&node, "its node ended");
+}
+
+/// The machine with [`QUICK_CLOCK`].
+pub(crate) fn quick(builder: VmBuilder) -> VmBuilder {
+    QUICK_CLOCK
+        .iter()
+        .fold(builder, |vm, word| vm.argument(*word))
 }
 
 /// Waits until the trial is over and the first version serves.

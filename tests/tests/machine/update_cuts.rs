@@ -1,12 +1,13 @@
-//! The power fails at any moment of an update: the loader then starts a whole program.
+//! The power fails at any moment of an update: the loader then starts a whole program. First each write is cut in its
+//! order, and then a disk loses writes that were not flushed, at random moments.
 //!
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
 use std::path::Path;
 
 use alknet_boot_state::BootSlot;
-use alknet_image::{ESP_FIRST_LBA, LBA_BYTES};
-use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk};
+use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk, WrittenPart};
 use alknet_tests::TestBench;
 use alknet_tests::tools::tool;
 
@@ -23,6 +24,10 @@ const BOOTS: usize = 1;
 const BOOTS_FULL: usize = 25;
 /// Of so many cuts one is also looked at by dosfstools.
 const JUDGED_OF: usize = 10;
+/// Of so many writes to the boot partition the short form cuts one, and the full one each.
+const CUT_OF: usize = 4;
+/// Where the last byte that a loader reads ends.
+const LOADERS_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
 /// The recording of an update from its first byte to the confirmation.
 struct UpdateRecording {
@@ -38,6 +43,7 @@ struct UpdateRecording {
 #[test]
 fn update_cuts_at_any_write_leave_a_whole_program() {
     let session = UpdateRecording::record();
+    session.cut_each_write();
     let mut dice = CampaignRng::from_environment();
     let (cuts, boots) = if is_full() {
         (CUTS_FULL, BOOTS_FULL)
@@ -111,25 +117,73 @@ impl UpdateRecording {
         }
     }
 
+    /// Cuts each write to what a loader reads, before it, within it and after it. The writes before it are all there, in
+    /// their order. Writes of the record and the note are all cut, also in the short form.
+    fn cut_each_write(&self) {
+        let path = self.bench.path().join("each.raw");
+        let image = Evidence(path.clone());
+        let of_update = |places| {
+            let writes = self.recording.writes_in(places).into_iter();
+            writes.filter(|at| *at >= self.begun)
+        };
+        let deciding: Vec<_> = of_update(0..ESP_FIRST_LBA * LBA_BYTES).collect();
+        let every = if is_full() { 1 } else { CUT_OF };
+        let writes: Vec<_> = of_update(0..LOADERS_END).collect();
+        let chosen = writes.iter().enumerate();
+        let chosen =
+            chosen.filter(|(count, at)| count.is_multiple_of(every) || deciding.contains(at));
+        let chosen: Vec<_> = chosen.map(|(_, at)| *at).collect();
+        let disk = SlotDiskImage::new(&path);
+        let mut starts = [0; 2];
+        let mut halves = 0;
+        let cuts = self.recording.cut_each(&chosen, &image.0, &mut |at, part| {
+            let slot = self.chosen_program(&disk, &format!("moment {at}, {part:?}"));
+            starts[usize::from(slot == BootSlot::B)] += 1;
+            halves += usize::from(part == WrittenPart::Half);
+        });
+        let cuts = cuts.unwrap_or_else(|error| panic!("{error}"));
+        let (all, cut) = (writes.len(), chosen.len());
+        eprintln!("{cut} of {all} writes cut {cuts} times, {halves} within; slots {starts:?}");
+        // The program alone is written by more than a hundred requests.
+        assert!(
+            all > 100 && halves * every > 100,
+            "{all} writes, {halves} halves"
+        );
+        assert!(starts.iter().all(|count| *count > 0), "{starts:?}");
+    }
+
+    /// The slot that the loader starts, which has a whole program, as the one has to which a trial falls back. `when`
+    /// names the cut.
+    fn chosen_program(&self, disk: &SlotDiskImage, when: &str) -> BootSlot {
+        // A sector is written whole or not at all, so the record is always one.
+        let record = disk.record();
+        let record = record.unwrap_or_else(|error| panic!("{when}: {error}"));
+        let slot = disk.chosen();
+        let slot = slot.unwrap_or_else(|| panic!("{when}: no program"));
+        let mut needed = vec![slot, record.good()];
+        needed.dedup();
+        for slot in needed {
+            self.assert_whole(disk, slot, when);
+        }
+        slot
+    }
+
+    fn assert_whole(&self, disk: &SlotDiskImage, slot: BootSlot, when: &str) {
+        let program = disk.program(slot);
+        let program = program.unwrap_or_else(|| panic!("{when}: no {}", slot_path(slot)));
+        let is_known = self.programs.contains(&program);
+        let bytes = program.len();
+        assert!(is_known, "{when}: slot {slot} has {bytes} other bytes");
+    }
+
     /// Checks that the loader starts a whole program, before the machine repairs its boot partition and after it.
     /// Returns its slot.
     fn has_whole_program(&self, disk: &SlotDiskImage, is_judged: bool) -> BootSlot {
-        let whole = |slot| {
-            let program = disk.program(slot);
-            let program = program.unwrap_or_else(|| panic!("no {}", slot_path(slot)));
-            let is_known = self.programs.contains(&program);
-            assert!(is_known, "slot {slot} has {} other bytes", program.len());
-        };
-        // A sector is written whole or not at all, so the record is always one.
-        let record = disk.record().unwrap_or_else(|error| panic!("{error}"));
-        let slot = disk.chosen().expect("a program");
-        whole(slot);
-        // What a trial falls back to.
-        whole(record.good());
+        let slot = self.chosen_program(disk, "before the repair");
         let report = disk.repair(slot);
         assert!(report.left.findings.is_empty(), "{report:?}");
         assert_eq!(disk.chosen(), Some(slot));
-        whole(slot);
+        self.assert_whole(disk, slot, "after the repair");
         if is_judged {
             let partition = self.bench.path().join("boot.fat");
             disk.copy_partition(&partition);

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_image::{ImageForm, OutputRole};
+use alknet_delta::apply_delta;
+use alknet_image::{ImageForm, OutputRole, ProgramParts};
 use alknet_tests::tools::tool;
 use alknet_tests::{BuiltImageFolder, CliOutput, TestBench, binary, run_with_input};
 use alknet_tpm::predict::{authenticode, measured_sections};
@@ -175,6 +176,82 @@ fn a_machine_takes_a_release_also_after_the_keys_were_replaced() {
         .bundle(folder, &roots, "2", &["ada.pem", "ben.pem"], "2.bundle")
         .json();
     installed(trust, &machine.read("2.bundle"));
+}
+
+/// The machine runs a program that differs by a byte behind its end.
+#[test]
+fn a_bundle_with_a_delta_makes_the_program_from_an_earlier_one() {
+    let machine = BuildMachine::new();
+    let root = ["root", "--expires", "2032-01-31", "--key", "ada.pem"];
+    let root = machine.run(&[&root[..], &["--out", "1.root.json"]].concat(), "");
+    assert_eq!(root.status, 0, "{root:?}");
+    let built = BuiltImageFolder::get();
+    let program = built.file(ImageForm::Uki, OutputRole::Uki);
+    let content = fs::read(&program).expect("it was built");
+    let old = [&content[..], &[7]].concat();
+    fs::write(machine.file("old.efi"), &old).expect("the folder is ours");
+    let base = HEXLOWER.encode(&Sha256::digest(&old));
+    let words = [
+        &[
+            "bundle",
+            text(&program),
+            "--number",
+            "1",
+            "--out",
+            "1.bundle",
+        ][..],
+        &["--key", "ada.pem", "--root", "1.root.json"],
+        &EXPIRES,
+    ];
+    let bundle = |from: &[&str]| machine.run(&[&words.concat()[..], from].concat(), "");
+    let made = bundle(&["--from", "old.efi"]).json();
+    let file = format!("from-{base}.tar");
+    assert_eq!(made["deltas"][0]["base"], base, "{made:#}");
+    assert!(
+        made["deltas"][0]["file"]
+            .as_str()
+            .is_some_and(|it| it.ends_with(&file)),
+        "{made:#}"
+    );
+
+    let anchor = || TrustAnchor::root(&machine.read("1.root.json")).expect("a root");
+    let (trust, _, whole) = installed(UpdateTrust::new(anchor()), &machine.read("1.bundle"));
+    assert!(whole == content, "a bundle beside a delta is as before");
+    let delta = machine.read(&file);
+    assert!(delta.len() < 100_000, "{} bytes", delta.len());
+    let mut reader = BundleReader::open(&*delta).expect("a bundle");
+    let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut reader);
+    let verified = verified.expect("the documents of the other bundle");
+    let target = reader.next_target(&verified).expect("signed").cloned();
+    let described = target.and_then(|target| target.delta).expect("a delta");
+    assert_eq!(described.base, base);
+    let wanted = verified.target(&described.target).expect("named");
+    let parts = ProgramParts::unpack(&old).expect("a program");
+    let mut program = Vec::new();
+    let applied = reader.read_delta(&verified, |delta| {
+        apply_delta(delta, &parts.as_old(), wanted.bytes, &mut program)
+    });
+    applied.expect("the signed delta").expect("it fits");
+    assert!(program == content);
+
+    for (from, said) in [
+        (
+            &["--from", text(&machine.file("1.bundle"))][..],
+            "no EFI program",
+        ),
+        (
+            &["--from", "old.efi", "--from", "old.efi"],
+            "is the same program",
+        ),
+        (
+            &["--from", text(&built.file(ImageForm::Uki, OutputRole::Uki))],
+            "itself",
+        ),
+    ] {
+        let refused = bundle(from);
+        assert_eq!(refused.status, USAGE, "{refused:?}");
+        assert!(refused.errors.contains(said), "{said}: {refused:?}");
+    }
 }
 
 #[test]

@@ -37,6 +37,29 @@ fn a_script_computes_for_the_time_that_the_command_gives_it() {
 }
 
 #[test]
+fn an_input_that_is_missing_or_too_much_is_called_so() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    for (words, said) in [
+        (&["runtime/eval"][..], "the operation needs an input"),
+        (
+            &["node/info", "{\"x\":1}"],
+            "the operation takes no input: leave it out",
+        ),
+    ] {
+        let refused = run(bench.admin(), &[&["call", node.target()], words].concat());
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (2, "INVALID_INPUT")
+        );
+        let shows = format!("'alknet ops show {}' prints what", words[0]);
+        for said in [said, &shows] {
+            assert!(refused.errors.contains(said), "{refused:?}");
+        }
+    }
+}
+
+#[test]
 fn the_calls_of_a_file_are_answered_in_its_order() {
     let bench = TestBench::new();
     let node = bench.host();

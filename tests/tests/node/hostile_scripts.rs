@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alknet_test_support::took;
+use alknet_test_support::{is_campaign, took};
 use alknet_tests::{
     CliOutput, CliRunner, HostNode, RequestLoop, TestBench, eventually, whole_seconds,
 };
@@ -19,8 +19,9 @@ use super::promoted_callers::{OperationDraft, configuration, promote};
 const SESSION_BYTES: u64 = 8 << 20;
 const ALL_BYTES: u64 = 64 << 20;
 /// Growth in bytes that the test allows the rest of the node during an attack: connections, their frames, the
-/// allocator's own memory.
+/// allocator's own memory. Beside other tests the allocator gives freed memory back later, so a run permits more.
 const REST_BYTES: u64 = 24 << 20;
+const REST_BYTES_BESIDE: u64 = 56 << 20;
 
 /// Time within which the node must answer other callers during an attack.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
@@ -87,10 +88,14 @@ fn values_of_scripts_cost_the_node_little_memory() {
     for (_, who) in &crowd {
         evaluate(who, "await tries(() => ops.call('node/info', NaN))");
     }
+    let rest = match is_campaign() {
+        true => REST_BYTES,
+        false => REST_BYTES_BESIDE,
+    };
     for (name, attack) in HOARDERS {
         let grown = growth(&node, || evaluate(&crowd[0].1, attack));
         println!("figure {name}: {} KiB", grown >> 10);
-        assert!(grown < SESSION_BYTES + REST_BYTES, "{name}: {grown} bytes");
+        assert!(grown < SESSION_BYTES + rest, "{name}: {grown} bytes");
         // By the node's own count no more than a session may have, and nothing is left of it.
         let [_, most] = script_bytes(&node);
         assert!(most <= SESSION_BYTES, "{name}: {most} bytes are counted");
@@ -112,7 +117,7 @@ fn values_of_scripts_cost_the_node_little_memory() {
     println!("figure {AT_ONCE} at once: {} KiB", grown >> 10);
     // The node frees refused values soon, so the growth stays far below the limit for all scripts. The test
     // `two_identities_that_keep_values_leave_the_scripts_of_others_room` reaches that limit.
-    assert!(grown < ALL_BYTES + REST_BYTES, "{grown} bytes");
+    assert!(grown < ALL_BYTES + rest, "{grown} bytes");
     let [_, most] = script_bytes(&node);
     println!("figure counted for {AT_ONCE}: {} KiB", most >> 10);
     assert!(most <= ALL_BYTES, "{most} bytes are counted");

@@ -201,21 +201,28 @@ fn callers_that_leave_neither_end_a_service_nor_disable_it() {
     assert_eq!(told["versions"][0]["errors"], 0, "{told:#}");
 }
 
+/// A node with a promoted counter of ada and rev, which bob may call, and eve with this scope.
+fn counter_of_bob(bench: &TestBench, of_eve: &str) -> (HostNode, [CliRunner; 4]) {
+    let users = ["ada", "rev", "bob", "eve"].map(|name| bench.user(name));
+    let [ada, rev, bob, eve] = &users;
+    let known = configuration(&[
+        ("ada", ada, &["compute:read", "ops:propose"]),
+        ("rev", rev, &["ops:promote"]),
+        ("bob", bob, &["call:js:counter"]),
+        ("eve", eve, &[of_eve]),
+    ]);
+    let node = bench.host_with(&known);
+    promote(bench, node.target(), [ada, rev], 1);
+    (node, users)
+}
+
 /// A call of another operation of the author, with the same rights, is given up in native code, and the node kills its
 /// worker. The service has another worker.
 #[test]
 fn a_call_given_up_in_another_operation_takes_no_state_from_a_service() {
     let bench = TestBench::new();
-    let [ada, rev, bob, eve] = ["ada", "rev", "bob", "eve"].map(|name| bench.user(name));
-    let known = configuration(&[
-        ("ada", &ada, &["compute:read", "ops:propose"]),
-        ("rev", &rev, &["ops:promote"]),
-        ("bob", &bob, &["call:js:counter"]),
-        ("eve", &eve, &["call:js:other"]),
-    ]);
-    let node = bench.host_with(&known);
+    let (node, [ada, rev, bob, eve]) = counter_of_bob(&bench, "call:js:other");
     let at = node.target();
-    promote(&bench, at, [&ada, &rev], 1);
     let other = draft_of(&bench.path().join("other"), "other", false, 1);
     promote_draft(at, [&ada, &rev], &other);
     let count = || bob.call(at, PATH, &json!({}), &[]).json();
@@ -256,16 +263,8 @@ const WAIT_MS: u64 = 1500;
 #[test]
 fn one_callers_waiting_calls_leave_others_their_turn() {
     let bench = TestBench::new();
-    let [ada, rev, bob, eve] = ["ada", "rev", "bob", "eve"].map(|name| bench.user(name));
-    let known = configuration(&[
-        ("ada", &ada, &["compute:read", "ops:propose"]),
-        ("rev", &rev, &["ops:promote"]),
-        ("bob", &bob, &["call:js:counter"]),
-        ("eve", &eve, &["call:js:counter"]),
-    ]);
-    let node = bench.host_with(&known);
+    let (node, [_, _, bob, eve]) = counter_of_bob(&bench, "call:js:counter");
     let at = node.target();
-    promote(&bench, at, [&ada, &rev], 1);
     let count = || bob.call(at, PATH, &json!({}), &[]).json();
     assert_eq!(count(), json!([1, 1]));
     // Requests that the node has received and not answered.

@@ -7,14 +7,15 @@ use alknet_image::{ImageForm, Manifest, OutputRole};
 use alknet_tpm::predict::{PredictError, authenticode, measured_sections};
 use alknet_update::limits::{CHANGES_BYTES_MAX, ROOT_BYTES_MAX, TARGET_BYTES_MAX};
 use alknet_update::{
-    ReleaseInfo, ReleasePlan, ReleaseVersion, SigningError, UpdateTarget, sign_release,
-    write_bundle,
+    ReleaseInfo, ReleasePlan, ReleaseVersion, SignedRelease, SigningError, UpdateTarget,
+    sign_release, write_bundle,
 };
 use clap::Args;
 use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::delta::{self, ProgramDelta};
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
 use super::{of_image, read_bounded, read_text};
@@ -45,6 +46,10 @@ pub(crate) struct ImageBundleArgs {
     /// The oldest version that may run after this one was confirmed.
     #[arg(long, value_name = "VERSION")]
     floor: Option<ReleaseVersion>,
+    /// A program of before, or the folder of its image; may be repeated. For each of them a bundle with only the differences
+    /// is made in the folder of --out, for machines that run that program.
+    #[arg(long, value_name = "OLD")]
+    from: Vec<PathBuf>,
     /// The file for the bundle.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -68,38 +73,78 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
     let name = format!("alknet_{version}.efi");
     let target = UpdateTarget::describe(&name, Some(release), &mut &*program);
     let target = target.map_err(|why| refused(&why))?;
+    let deltas = delta::deltas(&args.from, &name, &program)?;
+    let of_deltas = deltas.iter().map(|delta| delta.target.clone());
     let plan = ReleasePlan {
         version: args.number,
         expires: args.expires.0,
         timestamp_expires: args.timestamp_expires.0,
-        targets: vec![target.clone()],
+        // All bundles of a release have the same documents: a machine that has seen one of them takes each.
+        targets: [target.clone()].into_iter().chain(of_deltas).collect(),
     };
     let signed = args
         .keys
         .with_signers(|signers| sign_release(newest, &plan, signers).map_err(of_signing))?;
-    let mut bundle = Vec::new();
-    write_bundle(&mut bundle, &roots, &signed, &[target], |_| Ok(&*program)).map_err(of_signing)?;
-    // A file that ends early is never there under the name of the bundle.
-    let out = args.out.display();
-    alknet_durable::replace(&args.out, &bundle, 0o644)
-        .map_err(|error| CommandError::local(format!("cannot write {out}: {error}")))?;
-    match json {
-        true => output::json_line(&json!({
+    let bundle = bundle_of(&roots, &signed, &target, &program)?;
+    put(&args.out, &bundle)?;
+    for delta in &deltas {
+        let bundle = bundle_of(&roots, &signed, &delta.target, &delta.bytes)?;
+        put(&delta.path(&args.out), &bundle)?;
+    }
+    report(args, (&version, &bundle), &deltas, json)
+}
+
+/// Prints the files that were made.
+fn report(
+    args: &ImageBundleArgs,
+    (version, bundle): (&ReleaseVersion, &[u8]),
+    deltas: &[ProgramDelta],
+    json: bool,
+) -> Result<CommandExit, CommandError> {
+    if json {
+        let deltas = deltas.iter().map(|delta| {
+            let (file, bytes) = (delta.path(&args.out), delta.bytes.len());
+            json!({ "file": file, "delta_bytes": bytes, "base": delta.base })
+        });
+        output::json_line(&json!({
             "file": args.out,
             "bytes": bundle.len(),
-            "sha256": HEXLOWER.encode(&Sha256::digest(&bundle)),
+            "sha256": HEXLOWER.encode(&Sha256::digest(bundle)),
             "version": version,
             "number": args.number,
-        }))?,
-        false => {
-            output::line(&out.to_string())?;
-            output::note(&format!(
-                "alknet: release {} with version {version}",
-                args.number
-            ));
-        }
+            "deltas": deltas.collect::<Vec<_>>(),
+        }))?;
+        return Ok(CommandExit::Ok);
     }
+    output::line(&args.out.display().to_string())?;
+    for delta in deltas {
+        output::line(&delta.path(&args.out).display().to_string())?;
+    }
+    output::note(&format!(
+        "alknet: release {} with version {version}",
+        args.number
+    ));
     Ok(CommandExit::Ok)
+}
+
+/// A bundle with one of the files of a release.
+fn bundle_of(
+    roots: &[Vec<u8>],
+    signed: &SignedRelease,
+    target: &UpdateTarget,
+    content: &[u8],
+) -> Result<Vec<u8>, CommandError> {
+    let mut bundle = Vec::new();
+    let files = std::slice::from_ref(target);
+    write_bundle(&mut bundle, roots, signed, files, |_| Ok(content)).map_err(of_signing)?;
+    Ok(bundle)
+}
+
+/// Writes a file that is never there with a part of its bytes.
+fn put(path: &Path, bundle: &[u8]) -> Result<(), CommandError> {
+    let written = alknet_durable::replace(path, bundle, 0o644);
+    written
+        .map_err(|error| CommandError::local(format!("cannot write {}: {error}", path.display())))
 }
 
 fn of_signing(error: SigningError) -> CommandError {
@@ -138,7 +183,7 @@ fn roots(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, CommandError> {
 }
 
 /// The EFI program in the folder of an image, or the file itself.
-fn program_path(what: &Path) -> Result<PathBuf, CommandError> {
+pub(super) fn program_path(what: &Path) -> Result<PathBuf, CommandError> {
     if !what.is_dir() {
         return Ok(what.to_owned());
     }

@@ -9,6 +9,7 @@ use alknet_image_write::{
     DiskFacts, DiskTarget, FlashOptions, FlashReport, FlashStep, ImageSource, PlacedFile,
     SystemFolders, flash,
 };
+use alknet_init::DRIVE_BYTES_MIN;
 use alknet_provision_cli::{ControllingTerminal, WordsTerminal};
 use alknet_provisioning::configuration_part;
 use alknet_tensor_cli::ByteProgress;
@@ -26,9 +27,6 @@ use crate::cli::{CommandError, CommandExit, output};
 const STDIN: &str = "-";
 /// Where a machine looks for its configuration on the EFI system partition, and for what belongs to it.
 const SEED_FILES: [&str; 3] = ["alknet.toml", "alknet/vault.words", "alknet/seed.key"];
-/// Bytes that a drive must have before the first boot: 257 MiB before the data partition, 144 MiB of it with a vault, and
-/// the copy of the partition table at the end, rounded up.
-const DRIVE_BYTES_MIN: u64 = 402 << 20;
 
 /// Arguments of `alknet image write`.
 #[derive(Debug, Args)]
@@ -160,10 +158,14 @@ fn seed(path: &Path) -> Result<Vec<PlacedFile>, CommandError> {
         let content = Zeroizing::new(read_bounded(&from, CONFIG_BYTES_MAX as u64)?);
         if is_document {
             // The machine would refuse it, on a console that this person may not see. It takes the secrets out first.
-            NodeConfig::parse(&configuration_part(&content)).map_err(|errors| {
-                let lines = errors.iter().map(ToString::to_string);
-                CommandError::of_lines(CommandExit::Usage, "USAGE", lines)
-            })?;
+            let (configuration, mut mistakes) = configuration_part(&content);
+            if let Err(errors) = NodeConfig::parse(&configuration) {
+                mistakes.extend(errors.iter().map(ToString::to_string));
+            }
+            if !mistakes.is_empty() {
+                let lines = mistakes.into_iter();
+                return Err(CommandError::of_lines(CommandExit::Usage, "USAGE", lines));
+            }
         }
         files.push(PlacedFile {
             path: name.to_owned(),

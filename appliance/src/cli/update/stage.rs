@@ -12,7 +12,7 @@ use super::{NodeTurn, STATUS, is_lost};
 use crate::cli::call::call_error;
 use crate::cli::caller::NodeCaller;
 use crate::cli::query::text;
-use crate::cli::{CommandError, CommandExit};
+use crate::cli::{CommandError, CommandExit, output};
 
 /// How long a node may take for the last piece: it writes, reads back and verifies the program meanwhile.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(900);
@@ -21,14 +21,40 @@ const TRIES_MAX: u32 = 5;
 /// The pause before that, and between two questions about a download.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// Refusals of a delta after which the whole program may be taken: it does not fit, was damaged, or was left of an earlier
+/// release. [`ended`] begins with them.
+const ABOUT_DELTA: [&str; 10] = [
+    "delta",
+    "expired",
+    "hash",
+    "malformed",
+    "other-base",
+    "other-library",
+    "rollback",
+    "signature",
+    "threshold",
+    "truncated",
+];
+
 /// The plan of the node for what the source has.
 pub(super) async fn staged(
     turn: &NodeTurn<'_>,
     source: &BundleSource,
 ) -> Result<Value, CommandError> {
     match source {
-        BundleSource::Channel => download(turn, json!({})).await,
-        BundleSource::Url(url) => download(turn, json!({ "url": url })).await,
+        BundleSource::Channel => {
+            let mut source = String::new();
+            match download(turn, json!({}), &mut source).await {
+                Err(error) if is_delta_file(&source) && is_about_delta(&error) => {
+                    if !turn.json {
+                        output::note(&format!("{}; it takes the whole program", error.message));
+                    }
+                    download(turn, json!({ "whole": true }), &mut source).await
+                }
+                staged => staged,
+            }
+        }
+        BundleSource::Url(url) => download(turn, json!({ "url": url }), &mut String::new()).await,
         BundleSource::File { path, bytes } => {
             let pieces = BundlePieces::File {
                 path,
@@ -45,6 +71,18 @@ pub(super) async fn staged(
                 .await
         }
     }
+}
+
+/// Whether the address is that of a file with a delta, and not of the whole program.
+fn is_delta_file(address: &str) -> bool {
+    let file = address.rsplit('/').next().unwrap_or_default();
+    file.starts_with("from-")
+}
+
+/// Whether the error may lie in the delta alone.
+fn is_about_delta(error: &CommandError) -> bool {
+    let code = error.message.split_once(": ").map(|(code, _)| code);
+    code.is_some_and(|code| ABOUT_DELTA.contains(&code))
 }
 
 fn progress(turn: &NodeTurn<'_>) -> ByteProgress {
@@ -66,7 +104,12 @@ fn wished(turn: &NodeTurn<'_>, mut input: Value) -> Value {
 }
 
 /// Lets the node download, and waits for the end.
-async fn download(turn: &NodeTurn<'_>, input: Value) -> Result<Value, CommandError> {
+/// Lets the node download a bundle, and notes in `source` the address that the node took.
+async fn download(
+    turn: &NodeTurn<'_>,
+    input: Value,
+    source: &mut String,
+) -> Result<Value, CommandError> {
     let input = wished(turn, input);
     let progress = progress(turn);
     turn.dialer
@@ -78,6 +121,7 @@ async fn download(turn: &NodeTurn<'_>, input: Value) -> Result<Value, CommandErr
                 let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
                 let status = status.value();
                 if let Some(plan) = ended(status, &session) {
+                    text(&status["ended"]["source"]).clone_into(source);
                     return plan;
                 }
                 let number = |name: &str| status["session"][name].as_u64().unwrap_or_default();
@@ -251,5 +295,33 @@ fn patient() -> CallOptions {
     CallOptions {
         timeout: Some(PIECE_TIMEOUT),
         ..CallOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_refusals_of_a_delta_are_about_one() {
+        let status = |code: &str| json!({ "ended": { "session": "s", "error": { "code": code, "text": "why" } } });
+        for (code, expected) in [
+            ("delta", true),
+            ("other-base", true),
+            ("other-library", true),
+            ("other-machine", false),
+            ("hash", true),
+            ("rollback", true),
+            ("left", false),
+            ("full", false),
+        ] {
+            let end = ended(&status(code), "s").expect("it ended");
+            let error = end.expect_err("refused");
+            assert_eq!(is_about_delta(&error), expected, "{code}");
+        }
+        let folder = "https://example.org/stable";
+        assert!(is_delta_file(&format!("{folder}/from-ab12.tar")));
+        assert!(!is_delta_file(&format!("{folder}/bundle.tar")));
+        assert!(!is_delta_file("https://example.org/from-us/bundle.tar"));
     }
 }

@@ -110,13 +110,14 @@ fn without_a_person_nothing_restarts_unasked() {
 #[test]
 fn a_plan_says_what_a_person_has_to_know() {
     let plan = json!({
-        "from": "1.0.0", "to": "1.1.0", "step": "upgrade", "bytes": 40 << 20,
+        "from": "1.0.0", "to": "1.1.0", "step": "upgrade", "bytes": 40 << 20, "delta_bytes": 3 << 20,
         "changes": "faster\nsmaller", "floor": "1.1.0", "needs_person": "pin", "time_known": false,
     });
     let lines = plan_lines("edge-1", &plan);
     let expected = [
         "edge-1: 1.0.0 → 1.1.0",
         "  size     40.0 MiB",
+        "  sends    3.0 MiB, the differences from the program that runs",
         "  changes  faster",
         "           smaller",
         "  floor    no version before 1.1.0 runs here afterwards",

@@ -49,7 +49,7 @@ impl HubContext {
     /// Returns `None` if the node is not a hub.
     pub(crate) fn new(
         config: &NodeConfig,
-        people: &IdentityServices,
+        identity_services: &IdentityServices,
         about: &Arc<NodeDescription>,
         facts: &SharedFacts,
         clock: Arc<dyn Clock>,
@@ -62,13 +62,13 @@ impl HubContext {
             key: about.identity().parse().ok()?,
             names: names(config, &facts.load().hostname),
         };
-        let identities = Arc::clone(&people.identities);
-        let tokens = Arc::new(StoredTokens::new(people.store.clone()));
+        let identities = Arc::clone(&identity_services.identities);
+        let tokens = Arc::new(StoredTokens::new(identity_services.store.clone()));
         let enrolment = EnrolmentService::new(tokens, identities, card, policy(&config.hub));
         Some(Self {
             enrolment: Arc::new(enrolment),
             clock,
-            identities: people.clone(),
+            identities: identity_services.clone(),
             about: Arc::clone(about),
             facts: Arc::clone(facts),
             dispatcher: SharedDispatcher::default(),

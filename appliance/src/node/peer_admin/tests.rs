@@ -36,10 +36,11 @@ fn node() -> PeerAdminTestNode {
     std::fs::create_dir(folder.path().join("identity")).expect("the folder is ours");
     let store = crate::node::store::open(folder.path());
     let (overlay, keeper) = (ConfigOverlay::default(), ConfigStore::nowhere());
-    let people = crate::node::people(&config, overlay, keeper, Vec::new(), store);
+    let identity_services =
+        crate::node::build_identity_services(&config, overlay, keeper, Vec::new(), store);
     PeerAdminTestNode {
         admin: PeerAdmin {
-            identities: people,
+            identities: identity_services,
             enrolment: None,
             turn: Arc::default(),
         },

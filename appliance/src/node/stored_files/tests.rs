@@ -338,7 +338,7 @@ async fn uploads_are_their_callers_few_and_not_kept_for_ever() {
 #[test]
 fn the_schemas_compile() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let people = crate::node::people(
+    let identity_services = crate::node::build_identity_services(
         &NodeConfig::default(),
         crate::node::ConfigOverlay::default(),
         crate::node::ConfigStore::nowhere(),
@@ -347,7 +347,7 @@ fn the_schemas_compile() {
     );
     let files = StoredFiles::open(dir.path(), &NodeConfig::default(), &MachineFacts::default());
     let mut builder = Registry::builder();
-    files.register(&mut builder, &people.reloader);
+    files.register(&mut builder, &identity_services.reloader);
     let registry = builder.build().expect("every schema is one");
     assert!(registry.spec("config/store-file").is_some());
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::NodeUpdates;
 use super::download::planned;
+use super::refusal::is_about_delta;
 use super::schedule::{AutoStep, AutoView, step};
 use super::session::StagingOutcome;
 use super::stage::StageWish;
@@ -130,7 +131,8 @@ impl NodeUpdates {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
         self.auto().looked = self.now_s();
-        let plan = self.stage_from_channel(true).await?;
+        // A delta may be left of an earlier release.
+        let plan = self.stage_from_channel(true, true).await?;
         self.auto().found = Some(plan);
         Ok(())
     }
@@ -139,7 +141,7 @@ impl NodeUpdates {
     async fn stage_found(&self) -> Result<(), CallError> {
         // If it fails, the next look decides whether it is tried again.
         self.auto().found = None;
-        let plan = self.stage_from_channel(false).await?;
+        let plan = self.stage_from_channel(false, false).await?;
         tracing::info!(version = plan.to, "update.auto staged");
         let mut auto = self.auto();
         auto.own = Some(plan.to.clone());
@@ -147,21 +149,34 @@ impl NodeUpdates {
         Ok(())
     }
 
-    /// The bundle of the channel, to its end.
-    async fn stage_from_channel(&self, dry_run: bool) -> Result<UpdatePlan, CallError> {
-        let wish = StageWish {
+    /// The bundle of the channel, to its end: that with a delta if it is of use, unless `whole`.
+    async fn stage_from_channel(
+        &self,
+        dry_run: bool,
+        whole: bool,
+    ) -> Result<UpdatePlan, CallError> {
+        let wish = |whole| StageWish {
             owner: BY.to_owned(),
             by: BY.to_owned(),
             url: None,
             downgrade: None,
             dry_run,
+            whole,
             anywhere: true,
             // What a dry run finds is judged here, by what the machine left.
             unasked: !dry_run,
             take_over: false,
         };
-        let begun = self.fetch(wish).await?;
-        planned(self.0.sessions.outcome(begun.session).await)
+        let begun = self.fetch(wish(whole)).await?;
+        let is_delta = begun.is_delta;
+        match planned(self.0.sessions.outcome(begun.session).await) {
+            Err(error) if is_delta && is_about_delta(&error) => {
+                tracing::warn!("the channel's delta is of no use: {}", error.message);
+                let begun = self.fetch(wish(true)).await?;
+                planned(self.0.sessions.outcome(begun.session).await)
+            }
+            planned => planned,
+        }
     }
 
     /// Counts how a session ends.

@@ -72,7 +72,7 @@ pub(super) struct BundleDownloader {
     /// Settings of every client. Tests allow a server without TLS.
     options: ClientOptions,
     pause: (Duration, Duration),
-    /// The address that is asked in the place of every other one.
+    /// The address that is asked in the place of every other one, or the folder with the files of their names.
     #[cfg(test)]
     instead: Arc<std::sync::OnceLock<String>>,
 }
@@ -108,6 +108,15 @@ impl BundleDownloader {
         self.instead.set(url).expect("once");
     }
 
+    #[cfg(test)]
+    fn asked(&self, url: &str) -> String {
+        match (self.instead.get(), url.rsplit_once('/')) {
+            (Some(folder), Some((_, name))) if folder.ends_with('/') => format!("{folder}{name}"),
+            (Some(other), _) => other.clone(),
+            (None, _) => url.to_owned(),
+        }
+    }
+
     /// The same with a server without TLS, and without pauses.
     #[cfg(test)]
     pub(super) fn with_plain(mut self, server: alknet_core::PeerAddr) -> Self {
@@ -123,7 +132,7 @@ impl BundleDownloader {
         anywhere: bool,
     ) -> Result<OpenedBundle, DownloadError> {
         #[cfg(test)]
-        let url = self.instead.get().map_or(url, String::as_str);
+        let url = &self.asked(url);
         let url = checked(url)?;
         let mut options = self.options.clone();
         if anywhere {

@@ -113,14 +113,14 @@ impl NodeUpdates {
     /// The updates of a node without PID 1.
     #[cfg(test)]
     pub(crate) fn of_host_for_tests(
-        people: &super::identity_services::IdentityServices,
+        identity_services: &super::identity_services::IdentityServices,
         facts: &SharedFacts,
     ) -> Self {
         Self::new(UpdateContext {
             link: UpdateLink::new(None, None),
             dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
             facts: Arc::clone(facts),
-            reloader: Arc::clone(&people.reloader),
+            reloader: Arc::clone(&identity_services.reloader),
             identity: String::new(),
             clock: super::clock(),
         })
@@ -206,6 +206,8 @@ fn plan_schema() -> Value {
             "from": text, "to": text,
             "step": { "enum": ["upgrade", "same", "downgrade", ""] },
             "bytes": { "type": "integer", "description": "Bytes of the program" },
+            "delta_bytes": { "type": ["integer", "null"],
+                             "description": "Bytes of the delta that makes it from the program that runs, if the bundle has one" },
             "sha256": text, "changes": text,
             "floor": { "type": ["string", "null"],
                        "description": "The oldest version that may run after this one was confirmed, if it rises" },

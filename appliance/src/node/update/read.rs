@@ -153,6 +153,8 @@ impl NodeUpdates {
             url: None,
             downgrade: None,
             dry_run: true,
+            // A delta may be left of an earlier release.
+            whole: true,
             anywhere: true,
             unasked: false,
             take_over: false,

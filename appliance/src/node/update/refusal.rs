@@ -22,11 +22,27 @@ const FORBIDDEN: [&str; 9] = [
 ];
 
 /// Refusals that are about the bytes of the bundle, or the machine that it is for.
-const INVALID: [&str; 5] = [
+const INVALID: [&str; 6] = [
+    "delta",
     "hash",
     "malformed",
     "other-machine",
     "too-large",
+    "truncated",
+];
+
+/// Refusals of a channel's delta after which the whole program is taken: the delta does not fit, was damaged on its way, or
+/// was left of an earlier release. All others are about the release or the machine.
+const ABOUT_DELTA: [&str; 10] = [
+    "delta",
+    "expired",
+    "hash",
+    "malformed",
+    "other-base",
+    "other-library",
+    "rollback",
+    "signature",
+    "threshold",
     "truncated",
 ];
 
@@ -46,6 +62,12 @@ pub(super) fn refused(code: &str, text: &str) -> CallError {
         ErrorCode::Conflict
     };
     CallError::new(kind, text).with_details(json!({ "code": code, "text": text }))
+}
+
+/// Whether the whole program may be taken where a delta was refused so.
+pub(super) fn is_about_delta(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
+    code.is_some_and(|code| ABOUT_DELTA.contains(&code))
 }
 
 impl From<UpdateLinkError> for CallError {
@@ -125,6 +147,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_delta_is_refused_for_is_no_reason_to_refuse_the_program() {
+        for (code, expected) in [
+            ("delta", true),
+            ("other-base", true),
+            ("other-library", true),
+            ("hash", true),
+            ("rollback", true),
+            ("signature", true),
+            ("other-machine", false),
+            ("left", false),
+            ("full", false),
+        ] {
+            let error = refused(code, "why");
+            assert_eq!(is_about_delta(&error), expected, "{code}");
+        }
+        assert!(!is_about_delta(&CallError::invalid_input("why")));
+    }
+
     /// The page has each refusal beside its error.
     #[test]
     fn the_page_has_the_errors_of_refusals() {
@@ -147,7 +188,8 @@ mod tests {
             assert_eq!(refused(code, "").code.name(), error, "{code}");
             seen.push(code.to_owned());
         }
-        let known = FORBIDDEN.iter().chain(&INVALID).chain([&FAILED]);
+        let known = FORBIDDEN.iter().chain(&INVALID).chain(&ABOUT_DELTA);
+        let known = known.chain([&FAILED]);
         for code in known {
             assert!(
                 seen.iter().any(|it| it == code),

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::auto::BY;
-use super::download::shortened;
+use super::download::{OpenedBundle, shortened};
 use super::read::no_channel;
 use super::session::{
     BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingRequest, StagingSession,
@@ -45,6 +45,8 @@ pub(super) fn stage(updates: NodeUpdates) -> Registration {
                            "description": "The one older version that is permitted" },
             "dry_run": { "type": "boolean", "default": false,
                          "description": "Verify and plan, and change nothing" },
+            "whole": { "type": "boolean", "default": false,
+                       "description": "Of the channel, take the whole program and no delta" },
             "take_over": { "type": "boolean", "default": false,
                            "description": "Give up the bundle that is under way, also that of another caller; for update:apply" },
         }
@@ -175,6 +177,7 @@ struct StageInput {
     url: Option<String>,
     downgrade: Option<String>,
     dry_run: bool,
+    whole: bool,
     take_over: bool,
 }
 
@@ -255,6 +258,8 @@ pub(super) struct StageWish {
     pub(super) url: Option<String>,
     pub(super) downgrade: Option<String>,
     pub(super) dry_run: bool,
+    /// Whether the channel is asked for the whole program, and not for a delta.
+    pub(super) whole: bool,
     /// Whether the address may be one that is not of the public Internet.
     pub(super) anywhere: bool,
     /// Whether no administrator asks for it, but the machine itself.
@@ -263,11 +268,22 @@ pub(super) struct StageWish {
     pub(super) take_over: bool,
 }
 
+/// Where a channel has the delta that starts from the program with this SHA-256, beside its bundle.
+fn delta_url(bundle: &str, running: &str) -> Option<String> {
+    let (folder, _) = bundle.rsplit_once('/')?;
+    Some(format!(
+        "{folder}/{}",
+        alknet_update::delta_file_name(running)
+    ))
+}
+
 /// A download that has begun.
 pub(super) struct BegunDownload {
     pub(super) session: Arc<StagingSession>,
     pub(super) url: String,
     pub(super) bytes: u64,
+    /// Whether it is the channel's bundle with a delta.
+    pub(super) is_delta: bool,
 }
 
 /// The answer to a call that began a session.
@@ -289,6 +305,7 @@ impl NodeUpdates {
             url,
             downgrade,
             dry_run,
+            whole,
             take_over,
         } = input;
         if take_over && !may(ctx, APPLY_SCOPE) {
@@ -322,6 +339,7 @@ impl NodeUpdates {
                     url,
                     downgrade,
                     dry_run,
+                    whole,
                     anywhere,
                     unasked: false,
                     take_over,
@@ -357,11 +375,10 @@ impl NodeUpdates {
         if self.0.sessions.current().is_some() && !wish.take_over {
             return Err(StagingError::Busy.into());
         }
-        let config = self.0.reloader.current();
-        let channel = || config.config.update.bundle_url().ok_or_else(no_channel);
-        let url = wish.url.map_or_else(channel, Ok)?;
-        let bundle = self.0.downloader.open(&url, wish.anywhere).await?;
+        let (url, bundle) = self.opened(&wish).await?;
         let bytes = bundle.bytes;
+        let file = url.rsplit('/').next().unwrap_or_default();
+        let is_delta = wish.url.is_none() && file.starts_with("from-");
         let turn = self.turn(wish.take_over, &wish.by).await?;
         let url = shortened(&url);
         let request = StagingRequest {
@@ -380,7 +397,31 @@ impl NodeUpdates {
             session,
             url,
             bytes,
+            is_delta,
         })
+    }
+
+    /// The bundle at the address of the wish, or that of the channel. A channel may have a delta for the program that
+    /// runs, beside the whole one.
+    async fn opened(&self, wish: &StageWish) -> Result<(String, OpenedBundle), CallError> {
+        let downloader = &self.0.downloader;
+        if let Some(url) = &wish.url {
+            return Ok((url.clone(), downloader.open(url, wish.anywhere).await?));
+        }
+        let config = self.0.reloader.current();
+        let url = config.config.update.bundle_url().ok_or_else(no_channel)?;
+        let running = self.0.facts.load().update.running_sha256.clone();
+        if let Some(delta) = running.and_then(|running| delta_url(&url, &running))
+            && !wish.whole
+        {
+            match downloader.open(&delta, wish.anywhere).await {
+                Ok(bundle) => return Ok((delta, bundle)),
+                // Whatever is wrong with it, the whole program may be there.
+                Err(error) => tracing::debug!(%error, "the channel has no delta for this program"),
+            }
+        }
+        let bundle = downloader.open(&url, wish.anywhere).await?;
+        Ok((url, bundle))
     }
 
     /// Why a hub may not replace what is staged: it waits for the administrator who staged it.

@@ -32,6 +32,8 @@ enum Verdict {
     Plans,
     /// The same of the program with this SHA-256.
     PlansOf(&'static str),
+    /// It reads all of it, and refuses a bundle that begins so with this code.
+    Refuses(&'static [u8], &'static str),
     /// It refuses after so many bytes.
     RefusesAfter(u64),
     /// It knows what a dry run would do after so many bytes.
@@ -91,7 +93,8 @@ impl NodeUpdateBench {
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
         let store = crate::node::store::open(dir.path());
         let (overlay, keeper) = (Default::default(), crate::node::ConfigStore::nowhere());
-        let people = crate::node::people(&config, overlay, keeper, Vec::new(), store);
+        let identity_services =
+            crate::node::build_identity_services(&config, overlay, keeper, Vec::new(), store);
         let facts = MachineFacts {
             clock: "sntp".to_owned(),
             update: UpdateFacts {
@@ -109,7 +112,7 @@ impl NodeUpdateBench {
             link: UpdateLink::new(Some(to_init), Some(UpdateStream::of_test(ours))),
             dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
             facts: Arc::clone(&facts),
-            reloader: Arc::clone(&people.reloader),
+            reloader: Arc::clone(&identity_services.reloader),
             identity: "ed25519:00".to_owned(),
             clock: crate::node::clock(),
         };
@@ -123,7 +126,7 @@ impl NodeUpdateBench {
             seen: Arc::default(),
             verdict: Arc::new(Mutex::new(Verdict::Plans)),
             facts,
-            identities: people,
+            identities: identity_services,
             _dir: dir,
         };
         let init = FakeInit {
@@ -261,14 +264,22 @@ impl FakeInit {
                 self.link.answered(n, answer);
             }
         };
+        let refused = match verdict {
+            Verdict::Refuses(begin, code) if bundle.starts_with(begin) => Some(code),
+            _ => None,
+        };
         let seen = (bundle, is_whole);
         self.seen.lock().expect("no panic").bundles.push(seen);
         if !has_answered {
-            let answer = match is_whole {
-                true => UpdateAnswer::Planned {
+            let answer = match (is_whole, refused) {
+                (true, Some(code)) => UpdateAnswer::Refused {
+                    code: code.to_owned(),
+                    text: "this bundle is of no use here".to_owned(),
+                },
+                (true, None) => UpdateAnswer::Planned {
                     plan: verdict.plan(),
                 },
-                false => UpdateAnswer::Refused {
+                (false, _) => UpdateAnswer::Refused {
                     code: "given-up".to_owned(),
                     text: "the node gave it up".to_owned(),
                 },

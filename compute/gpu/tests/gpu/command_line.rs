@@ -2,6 +2,7 @@
 
 use std::process::Output;
 
+use alknet_test_support::skip;
 use serde_json::Value;
 
 use crate::{adapter, diagnostics, gpu, rows, shader};
@@ -71,4 +72,31 @@ fn shaders_and_measurements_take_json_too() {
             }
         }
     }
+}
+
+/// The shader that a page has for `alknet gpu run`.
+fn shader_of(page: &str) -> &str {
+    let behind = page.split_once("```wgsl\n").map(|(_, behind)| behind);
+    let shader = behind.and_then(|behind| behind.split_once("```\n"));
+    shader.expect("the page has a shader").0
+}
+
+#[test]
+fn the_shader_of_the_pages_runs() {
+    let compute = shader_of(include_str!("../../../../docs/compute.md"));
+    let driver = shader_of(include_str!("../../../../docs/driver.md"));
+    assert_eq!(compute, driver);
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("double.wgsl");
+    std::fs::write(&file, compute).expect("the folder is ours");
+    let output = gpu(&["run", file.to_str().expect("UTF-8")]);
+    assert!(output.status.success(), "{}", diagnostics(&output));
+    let rows = rows(&output);
+    assert_eq!(
+        rows[0]["words"],
+        serde_json::json!([0, 2, 4, 6, 8, 10, 12, 14])
+    );
 }

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use alknet_image::ImageForm;
 use alknet_qemu::{Accel, MachineKind, Vm, VmBuilder};
 
 use super::{BootCase, BootCost, DEBIAN_CMDLINE, MEGA};
+use crate::child::ChildGuard;
 use crate::empty;
 use alknet_tasks::binary;
 use alknet_tasks::context::XtaskContext;
@@ -178,9 +179,9 @@ impl BootBench {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
-        let mut child = ChildGuard(child.map_err(TaskError::io("start the node"))?);
+        let mut child = ChildGuard::new(child.map_err(TaskError::io("start the node"))?);
         let mut line = String::new();
-        if let Some(said) = child.0.stdout.take() {
+        if let Some(said) = child.take_stdout() {
             let read = BufReader::new(said).read_line(&mut line);
             read.map_err(TaskError::io("read what the node says"))?;
         }
@@ -214,15 +215,4 @@ fn reached_empty(vm: &Vm) -> Result<BootCost> {
         wall_s: wall.as_secs_f64(),
         minsn: count.map(|count| count as f64 / MEGA),
     })
-}
-
-/// A process that is ended and waited for when this is dropped.
-struct ChildGuard(Child);
-
-impl Drop for ChildGuard {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is just as well.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
 }

@@ -35,8 +35,8 @@ mod goals {
     pub(super) const MICROVM_MINSN: f64 = 250.0;
     pub(super) const INIT_MINSN: f64 = 125.0;
     pub(super) const HOST_MS: f64 = 150.0;
-    pub(super) const KERNEL_MB: f64 = 9.0;
-    pub(super) const IMAGE_MB: f64 = 40.0;
+    pub(super) const KERNEL_MB: f64 = 10.0;
+    pub(super) const IMAGE_MB: f64 = 48.0;
     pub(super) const IDLE_MB: f64 = 40.0;
 }
 

@@ -118,7 +118,8 @@ fn cpu_seconds() -> Result<f64> {
     Ok(micros as f64 / MEGA)
 }
 
-fn quantile(sorted: &[Duration], percent: usize) -> f64 {
+/// The time in microseconds that so many percent of the sorted times do not exceed.
+pub(crate) fn quantile(sorted: &[Duration], percent: usize) -> f64 {
     let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
     sorted
         .get(at)

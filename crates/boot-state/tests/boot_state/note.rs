@@ -12,6 +12,7 @@ fn note(stage: &str) -> BootNote {
     note.from = NoteText::new("1.1.0");
     note.vault = NoteText::new("tpm2");
     note.data = NoteText::new("mounted");
+    note.config = NoteText::new("taken");
     note.starts = 1;
     note.stage = NoteText::new(stage);
     note.add_problem("vault-locked");
@@ -131,6 +132,19 @@ fn what_contradicts_the_format_is_refused_by_its_name() {
 }
 
 #[test]
+fn a_variable_that_an_earlier_version_does_not_write_is_empty() {
+    let area = forged(|text| {
+        assert!(text.contains("config=taken\n"), "{text}");
+        text.replace("config=taken\n", "")
+    });
+    let mut without = note("init");
+    without.config = NoteText::EMPTY;
+    assert_eq!(area.read(), Ok(without));
+    let garbage = forged(|text| text.replace("config=taken", "config=\u{1b}"));
+    assert_eq!(garbage.read(), Err(BootNoteError::Value("config")));
+}
+
+#[test]
 fn a_variable_of_a_later_version_is_skipped() {
     let area = forged(|text| format!("{text}weather=fine\n"));
     assert_eq!(area.read(), Ok(note("init")));
@@ -170,17 +184,18 @@ fn a_problem_is_there_once_and_nothing_else_is_taken_for_one() {
 proptest! {
     #[test]
     fn a_note_reads_back_whatever_its_texts_are(
-        texts in prop::array::uniform8("\\PC{0,300}"),
+        texts in prop::array::uniform9("\\PC{0,300}"),
         starts in any::<u8>(),
         needs_person in any::<bool>(),
     ) {
-        let [version, from, vault, data, stage, end, reason, panic] = texts.each_ref();
+        let [version, from, vault, data, config, stage, end, reason, panic] = texts.each_ref();
         let mut note = BootNote::new(BootSlot::A);
         note.version = NoteText::new(version);
         note.from = NoteText::new(from);
         note.vault = NoteText::new(vault);
         note.needs_person = needs_person;
         note.data = NoteText::new(data);
+        note.config = NoteText::new(config);
         note.starts = starts;
         note.stage = NoteText::new(stage);
         note.node_end = NoteText::new(end);

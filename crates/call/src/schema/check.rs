@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use jsonschema::Validator;
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{ValidationError, Validator};
 use serde_json::{Map, Value, json};
 
 use super::turn::{self, PermitShare, WAITING_MAX};
@@ -126,7 +127,11 @@ impl SchemaValidator {
                 ValidationOutcome::NoAndLarge => false,
             };
             let validator = lists_violations.then_some(&compiled.validator);
-            Err(violations(validator, value, code))
+            Err(violations(
+                validator,
+                value,
+                misfit_text(schema, text, &code),
+            ))
         })?
     }
 
@@ -154,16 +159,10 @@ fn takes_null(keywords: &Map<String, Value>) -> bool {
 fn violations(
     validator: Option<&Validator<TapeJson>>,
     value: TapeNode<'_>,
-    code: ErrorCode,
+    (code, message): (ErrorCode, &str),
 ) -> CallError {
-    let direction = match code {
-        ErrorCode::InvalidInput => "input",
-        _ => "output",
-    };
     let Some(validator) = validator else {
-        let message =
-            format!("the {direction} does not match the schema; it is too large to say where");
-        return CallError::new(code, message);
+        return CallError::new(code, format!("{message}; it is too large to say where"));
     };
     let details: Vec<_> = validator
         .iter_errors(value)
@@ -172,20 +171,112 @@ fn violations(
             json!({
                 "path": error.instance_path().as_str(),
                 "keyword": error.kind().keyword(),
-                "message": error.masked().to_string(),
+                "message": violation_text(&error),
             })
         })
         .collect();
-    let message = match code {
-        ErrorCode::InvalidInput => "the input does not match the schema; see details",
-        _ => "the output does not match the schema; report it",
+    let next = match code {
+        ErrorCode::InvalidInput => "see details",
+        _ => "report it",
     };
-    CallError::new(code, message).with_details(details.into())
+    CallError::new(code, format!("{message}; {next}")).with_details(details.into())
+}
+
+/// What is wrong with a value, in a sentence of its own where the caller made one of the two usual mistakes: it gave
+/// no input, or gave one to an operation that takes none.
+fn misfit_text(schema: &Value, text: &[u8], code: &ErrorCode) -> (ErrorCode, &'static str) {
+    let message = match code {
+        ErrorCode::InvalidInput if text.trim_ascii() == b"null" => "the operation needs an input",
+        ErrorCode::InvalidInput if takes_nothing(schema) => {
+            "the operation takes no input: leave it out"
+        }
+        ErrorCode::InvalidInput => "the input does not match the schema",
+        _ => "the output does not match the schema",
+    };
+    (code.clone(), message)
+}
+
+/// Whether the schema allows at most `null` and an object without members.
+fn takes_nothing(schema: &Value) -> bool {
+    let Some(keywords) = schema.as_object() else {
+        return false;
+    };
+    let types = match keywords.get("type") {
+        Some(Value::String(name)) => vec![name.as_str()],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ => return false,
+    };
+    let has_members = |keyword: &str| {
+        let members = keywords.get(keyword).and_then(Value::as_object);
+        members.is_some_and(|members| !members.is_empty())
+    };
+    let is_closed = keywords.get("additionalProperties") == Some(&Value::Bool(false))
+        && !has_members("properties")
+        && !has_members("patternProperties");
+    types
+        .iter()
+        .all(|name| *name == "null" || (*name == "object" && is_closed))
+}
+
+/// A violation for a person. The library's text for a member that is not allowed speaks of its own terms.
+fn violation_text(error: &ValidationError<'_>) -> String {
+    match error.kind() {
+        ValidationErrorKind::FalseSchema => "no value is allowed here".to_owned(),
+        _ => error.masked().to_string(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The message of an input that breaks the schema, and the texts of its violations.
+    fn refused(schema: &Value, text: &[u8]) -> (String, Vec<String>) {
+        let share = (None, PermitShare::Node);
+        let check = SchemaValidator::new(schema);
+        let refused = check.check(schema, text, share, ErrorCode::InvalidInput);
+        let refused = refused.expect_err("it breaks the schema");
+        let details = refused.details.expect("violations");
+        let details = details.as_array().cloned().unwrap_or_default();
+        let texts = details
+            .iter()
+            .map(|it| it["message"].as_str().unwrap_or_default().to_owned());
+        (refused.message, texts.collect())
+    }
+
+    #[test]
+    fn an_input_that_is_missing_or_too_much_is_called_so() {
+        let takes_name = json!({"type": "object", "required": ["name"],
+            "properties": {"name": {"type": "string"}}, "additionalProperties": false});
+        let nothing = json!({"type": ["object", "null"], "additionalProperties": false});
+        let plain = "the input does not match the schema; see details";
+        for (schema, text, expected) in [
+            (
+                &takes_name,
+                &b"null"[..],
+                "the operation needs an input; see details",
+            ),
+            (&takes_name, b"{}", plain),
+            (&takes_name, b"{\"name\":\"a\",\"x\":1}", plain),
+            (
+                &nothing,
+                b"{\"x\":1}",
+                "the operation takes no input: leave it out; see details",
+            ),
+            (
+                &json!({"type": "null"}),
+                b"{}",
+                "the operation takes no input: leave it out; see details",
+            ),
+        ] {
+            let (message, texts) = refused(schema, text);
+            assert_eq!(message, expected, "{schema}");
+            assert!(
+                texts.iter().all(|it| !it.contains("False schema")),
+                "{texts:?}"
+            );
+        }
+    }
 
     #[test]
     fn what_is_known_without_compiling_is_true() {

@@ -479,6 +479,17 @@ mod tests {
         section
     }
 
+    /// Help does not list earlier spellings of a verb.
+    #[test]
+    fn a_token_is_revoked_by_the_verb_that_help_lists() {
+        let section = peers_section(&json!({ "peers": [] }), NOW);
+        let commands: Vec<_> = section.how.iter().map(|it| it.command.as_str()).collect();
+        assert!(
+            commands.contains(&"alknet token remove NODE ID"),
+            "{commands:?}"
+        );
+    }
+
     #[test]
     fn a_column_without_content_is_left_out_and_an_empty_cell_is_marked() {
         let peers = json!({ "peers": [

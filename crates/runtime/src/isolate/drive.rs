@@ -374,7 +374,7 @@ fn written<'js>(
 ) -> Result<JsValue<'js>, OpError> {
     shared.heap.with_reserve(|| {
         let mut writer = ScriptValueWriter::new(ctx, shared);
-        let stopped = |stopped: SinkStopped| OpError::new(NO_ROOM, stopped.to_string());
+        let stopped = |SinkStopped| OpError::new(NO_ROOM, SinkStopped.to_string());
         let sent = match reply {
             OpReply::Json(value) => json::send(&value, &mut writer).map_err(stopped),
             OpReply::Bytes(bytes) => writer.buffer(bytes).map_err(stopped),
@@ -384,8 +384,8 @@ fn written<'js>(
             }
             OpReply::Deferred(deferred) => deferred.write(&mut writer),
         };
-        if writer.is_stopped() {
-            return Err(stopped(SinkStopped));
+        if let Some(why) = writer.stopped() {
+            return Err(OpError::new(NO_ROOM, why.to_string()));
         }
         sent?;
         let incomplete = || OpError::new("INVALID_INPUT", "the answer has no end");

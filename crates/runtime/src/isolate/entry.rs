@@ -217,16 +217,7 @@ impl ActiveEntry {
         input: &Value,
         serves: bool,
     ) -> rquickjs::Result<()> {
-        let input = shared.heap.with_reserve(|| json::write(ctx, input));
-        let input = input.map_err(|error| match shared.gauge.stopped() {
-            Some(_) => error,
-            // Others choose how large it is. The session, with the state of a service, goes on.
-            None => {
-                ctx.catch();
-                let text = "the input does not fit into what is left of the session's heap";
-                shared.raise(ctx, RuntimeCode::Quota, text)
-            }
-        })?;
+        let input = shared.write(ctx, "the input", input)?;
         let signal = self
             .signal
             .clone()

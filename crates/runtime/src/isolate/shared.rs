@@ -20,7 +20,7 @@ use crate::isolate::heap::HeapAccount;
 use crate::isolate::interrupt_budget::InterruptBudget;
 use crate::isolate::pending::PendingHostCalls;
 use crate::isolate::spec::IsolateSpec;
-use crate::json;
+use crate::json::{self, WriterStop};
 use crate::modules::ModuleSet;
 
 pub(crate) type PersistentCell<T> = RefCell<Option<Persistent<T>>>;
@@ -183,11 +183,8 @@ impl IsolateState {
         called_at: Option<JsValue<'js>>,
     ) -> rquickjs::Result<JsValue<'js>> {
         // Others choose how large they are. Without room for them, the error has none.
-        let details = self.heap.with_reserve(|| json::write(ctx, &error.details));
-        let details = details.unwrap_or_else(|_| {
-            ctx.catch();
-            JsValue::new_null(ctx.clone())
-        });
+        let details = json::write_bounded(ctx, self, &error.details);
+        let details = details.unwrap_or_else(|_| JsValue::new_null(ctx.clone()));
         let make = self.hook(ctx, "opError")?;
         make.call((
             error.code.as_str(),
@@ -197,6 +194,26 @@ impl IsolateState {
             error.path.as_str(),
             called_at,
         ))
+    }
+
+    /// The script's form of a value that others chose; `what` says which. Throws `E_QUOTA` for one that is refused: the
+    /// session, with the state of a service, goes on.
+    pub(crate) fn write<'js>(
+        &self,
+        ctx: &Ctx<'js>,
+        what: &str,
+        value: &Value,
+    ) -> rquickjs::Result<JsValue<'js>> {
+        let text = match json::write_bounded(ctx, self, value) {
+            Ok(value) => return Ok(value),
+            // The limit is the failure of the call, whatever the exception is.
+            Err(WriterStop::Ended) => return Err(ctx.throw(JsValue::new_null(ctx.clone()))),
+            Err(WriterStop::Room) => {
+                format!("{what} does not fit into what is left of the session's heap")
+            }
+            Err(why @ WriterStop::Names) => format!("{what} is refused: {why}"),
+        };
+        Err(self.raise(ctx, RuntimeCode::Quota, &text))
     }
 
     /// The host's form of a script's value; throws `E_ENCODE` for a value without one.

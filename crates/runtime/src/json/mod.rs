@@ -5,8 +5,9 @@
 //! script, within its limits.
 
 mod from_script;
+mod names;
 mod to_script;
 pub mod weight;
 
 pub(crate) use from_script::{ScriptValueError, ScriptValueReader};
-pub(crate) use to_script::{ScriptValueWriter, send, write};
+pub(crate) use to_script::{ScriptValueWriter, WriterStop, send, write, write_bounded};

@@ -7,9 +7,11 @@ use serde_json::{Number, Value};
 
 use crate::host::{SinkStopped, ValueSink};
 use crate::isolate::{IsolateState, share_bytes};
+use crate::json::names::NamePlaces;
 
 /// Makes a script's value of a host's. Properties are defined instead of assigned, so a key
 /// `__proto__`, or a setter that the script added to `Object.prototype`, has no effect.
+/// [`write_bounded`] is for values that others chose.
 pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> {
     match value {
         Value::Null => Ok(JsValue::new_null(ctx.clone())),
@@ -32,6 +34,24 @@ pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> 
             Ok(object.into_value())
         }
     }
+}
+
+/// Makes a script's value of one that others have chosen.
+///
+/// # Errors
+/// There is no room for it, or the isolate has reached a limit.
+pub(crate) fn write_bounded<'js>(
+    ctx: &Ctx<'js>,
+    shared: &IsolateState,
+    value: &Value,
+) -> std::result::Result<JsValue<'js>, WriterStop> {
+    shared.heap.with_reserve(|| {
+        let mut writer = ScriptValueWriter::new(ctx, shared);
+        let sent = send(value, &mut writer);
+        let why = writer.stopped().unwrap_or(WriterStop::Room);
+        sent.map_err(|SinkStopped| why)?;
+        writer.into_value().ok_or(why)
+    })
 }
 
 /// Sends a value of the host to a sink.
@@ -63,6 +83,27 @@ pub(crate) fn send(
     }
 }
 
+/// The parts of a value between two checks of the isolate's limits. The engine checks them only where a script runs,
+/// and makes a value in native code.
+const PARTS_PER_LOOK: usize = 64;
+
+/// Why a value takes no more parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WriterStop {
+    /// There is no room, or its parts make no value.
+    #[error("{SinkStopped}")]
+    Room,
+    /// Too many names would share a place in the engine's table.
+    #[error(
+        "more than {} names of its members share the same hash",
+        crate::limits::NAMES_ALIKE_MAX
+    )]
+    Names,
+    /// The isolate has reached a limit, such as its time.
+    #[error("the session was ended")]
+    Ended,
+}
+
 /// A script's value that is made part by part. If there is no room for a part, what was made is freed.
 pub(crate) struct ScriptValueWriter<'a, 'js> {
     ctx: &'a Ctx<'js>,
@@ -70,7 +111,9 @@ pub(crate) struct ScriptValueWriter<'a, 'js> {
     bytes: Option<Bytes>,
     open: Vec<OpenValue<'js>>,
     value: Option<JsValue<'js>>,
-    is_stopped: bool,
+    names: NamePlaces,
+    parts: usize,
+    stopped: Option<WriterStop>,
 }
 
 /// A list or an object whose end has not come.
@@ -92,7 +135,9 @@ impl<'a, 'js> ScriptValueWriter<'a, 'js> {
             bytes: None,
             open: Vec::new(),
             value: None,
-            is_stopped: false,
+            names: NamePlaces::default(),
+            parts: 0,
+            stopped: None,
         }
     }
 
@@ -101,35 +146,54 @@ impl<'a, 'js> ScriptValueWriter<'a, 'js> {
         self.value.filter(|_| self.open.is_empty())
     }
 
-    /// Whether there was no room for a part.
-    pub(crate) const fn is_stopped(&self) -> bool {
-        self.is_stopped
+    /// Why it has stopped, if it has.
+    pub(crate) const fn stopped(&self) -> Option<WriterStop> {
+        self.stopped
     }
 
     /// A buffer alone.
     pub(crate) fn buffer(&mut self, bytes: Bytes) -> Taken {
         match share_bytes(self.ctx, self.shared, bytes) {
             Ok(Some(buffer)) => self.put(Ok(buffer)),
-            Ok(None) => self.stop(),
+            Ok(None) => self.stop(WriterStop::Room),
             Err(error) => self.put(Err(error)),
         }
     }
 
-    fn stop(&mut self) -> Taken {
+    fn stop(&mut self, why: WriterStop) -> Taken {
         // The engine's own error, if there was memory for one.
         self.ctx.catch();
         self.open.clear();
         self.value = None;
-        self.is_stopped = true;
+        self.stopped.get_or_insert(why);
         Err(SinkStopped)
     }
 
+    /// Counts a part, and checks the limits of the isolate from time to time.
+    fn check_limits(&mut self) -> Taken {
+        self.parts += 1;
+        if !self.parts.is_multiple_of(PARTS_PER_LOOK) {
+            return Ok(());
+        }
+        let gauge = &self.shared.gauge;
+        gauge.over_time();
+        match gauge.stopped() {
+            Some(_) => self.stop(WriterStop::Ended),
+            None => Ok(()),
+        }
+    }
+
     fn put(&mut self, made: Result<JsValue<'js>>) -> Taken {
+        self.check_limits()?;
         let placed = match (made, self.open.last_mut()) {
             (Err(error), _) => Err(error),
             (Ok(value), None) => {
-                let is_first = self.value.replace(value).is_none() && !self.is_stopped;
-                return if is_first { Ok(()) } else { self.stop() };
+                let is_first = self.value.replace(value).is_none() && self.stopped.is_none();
+                return if is_first {
+                    Ok(())
+                } else {
+                    self.stop(WriterStop::Room)
+                };
             }
             (Ok(value), Some(OpenValue::List(list, items))) => {
                 let index = *items;
@@ -150,18 +214,18 @@ impl<'a, 'js> ScriptValueWriter<'a, 'js> {
         };
         match placed {
             Ok(_) => Ok(()),
-            Err(_) => self.stop(),
+            Err(_) => self.stop(WriterStop::Room),
         }
     }
 
     fn begin(&mut self, made: Result<OpenValue<'js>>) -> Taken {
         match made {
-            Ok(_) if self.is_stopped => Err(SinkStopped),
+            Ok(_) if self.stopped.is_some() => Err(SinkStopped),
             Ok(begun) => {
                 self.open.push(begun);
                 Ok(())
             }
-            Err(_) => self.stop(),
+            Err(_) => self.stop(WriterStop::Room),
         }
     }
 
@@ -241,11 +305,14 @@ impl ValueSink for ScriptValueWriter<'_, '_> {
 
     fn name(&mut self, name: &str) -> Taken {
         match self.open.last_mut() {
+            Some(OpenValue::Object { .. }) if !self.names.admit(name) => {
+                self.stop(WriterStop::Names)
+            }
             Some(OpenValue::Object { name: next, .. }) => {
                 name.clone_into(next);
                 Ok(())
             }
-            _ => self.stop(),
+            _ => self.stop(WriterStop::Room),
         }
     }
 
@@ -260,7 +327,7 @@ impl ValueSink for ScriptValueWriter<'_, '_> {
                 Some(part) => self.buffer(part),
                 None => self.put(Ok(object.into_value())),
             },
-            None => self.stop(),
+            None => self.stop(WriterStop::Room),
         }
     }
 }

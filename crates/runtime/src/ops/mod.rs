@@ -25,7 +25,6 @@ pub use test::{
 use crate::error::{OpError, RuntimeCode};
 use crate::host::{ScriptCallOptions, ScriptRegistration};
 use crate::isolate::{ENGINE, IsolateState, OfferedOperation, PromiseSettler, read_bytes};
-use crate::json;
 use crate::limits::{REGISTERED, SUBSCRIPTIONS};
 
 /// The id of an operation that a script offers: the BLAKE3 hash of the specification with its
@@ -129,7 +128,7 @@ pub(crate) fn install<'js>(
     let state = Rc::clone(shared);
     let list = move |ctx: Ctx<'js>, prefix: String| {
         let listed = serde_json::to_value(state.host.list(&prefix)).unwrap_or_default();
-        json::write(&ctx, &listed)
+        state.write(&ctx, "the list of operations", &listed)
     };
     native.set("list", Function::new(ctx.clone(), list)?)?;
     let state = Rc::clone(shared);
@@ -290,7 +289,7 @@ fn schema<'js>(ctx: &Ctx<'js>, shared: &IsolateState, path: &str) -> Result<JsVa
     match found {
         Some(operation) => {
             let schema = json!({ "input": operation.input, "output": operation.output });
-            json::write(ctx, &schema)
+            shared.write(ctx, "the schema", &schema)
         }
         None => {
             let error = OpError {

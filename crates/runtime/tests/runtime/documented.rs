@@ -88,6 +88,10 @@ fn the_page_tells_the_codes_and_limits_that_there_are() {
             limits::JSON_BYTES >> 20
         ),
         format!(
+            "| names that share a hash in a value for a script | {}",
+            limits::NAMES_ALIKE_MAX
+        ),
+        format!(
             "| modules | {} of {} MiB",
             limits::MODULES,
             limits::SOURCE_BYTES >> 20

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_runtime::{Isolate, IsolateSpec, RuntimeCode};
+use alknet_runtime::{Isolate, IsolateSpec, IsolateWork, RuntimeCode, limits};
+use serde_json::json;
 
 use crate::support::{RecordingHost, code, main, outcome, spec, value, wait};
 
@@ -257,6 +258,69 @@ fn cpu_time_is_limited_where_fuel_is_not() {
         outcome(spec).0.result.expect_err("time").code,
         RuntimeCode::Timeout
     );
+}
+
+/// The engine asks for no limit while the runtime makes a value for a script.
+#[test]
+fn cpu_time_is_limited_while_an_answer_is_made() {
+    let mut spec = spec("await ops.call('repeat').catch(() => {}); export default 1");
+    spec.limits.cpu = Duration::from_millis(50);
+    assert_eq!(
+        outcome(spec).0.result.expect_err("time").code,
+        RuntimeCode::Timeout
+    );
+}
+
+/// A script that makes an object, or a list of objects of one member, with so many names that have one hash.
+fn alike(work: &str) -> String {
+    format!(
+        "const pair = (at) => String.fromCharCode(0x800 + at, 0xd700 - 263 * at);
+         const name = (at) => pair(at % 100) + pair(Math.trunc(at / 100));
+         const names = (count) => Array.from({{ length: count }}, (_, at) => [name(at), 0]);
+         const object = (count) => Object.fromEntries(names(count));
+         const list = (count) => names(count).map((member) => Object.fromEntries([member]));
+         const most = {};
+         {work}",
+        limits::NAMES_ALIKE_MAX
+    )
+}
+
+/// Others choose the names of an answer and of an error's details: the call fails, and the script goes on.
+#[test]
+fn names_that_share_a_hash_are_refused() {
+    let answers = alike(
+        "const size = (value) => Object.keys(value).length;
+         const ask = (input) => ops.call('echo', input).then(size, (error) => error.code);
+         const fail = (input) => ops.call('refuse', input).catch(({ details }) => details && size(details));
+         const all = (ask) => [ask(object(most)), ask(list(most)), ask(object(most + 1)), ask(list(most + 1))];
+         export default [await Promise.all(all(ask)), await Promise.all(all(fail))];",
+    );
+    let (most, refused) = (limits::NAMES_ALIKE_MAX, "QUOTA_EXCEEDED");
+    let expected = json!([[most, most, refused, refused], [most, most, null, null]]);
+    assert_eq!(value(&answers), expected);
+}
+
+/// A caller chooses the names of an input, which may not take the state of the session.
+#[test]
+fn an_input_whose_names_share_a_hash_is_refused() {
+    let makes = |count: usize| value(&alike(&format!("export default object(most + {count})")));
+    let host = Arc::new(RecordingHost::default());
+    let source = "let n = 0; export const next = (input) => [++n, Object.keys(input).length]";
+    let mut isolate = Isolate::open(spec(source), host as _).expect("an isolate");
+    let mut next = |input| {
+        let work = IsolateWork::Export {
+            module: "./main.js".to_owned(),
+            export: "next".to_owned(),
+            input,
+        };
+        wait(isolate.run(work)).result
+    };
+    let most = limits::NAMES_ALIKE_MAX;
+    assert_eq!(next(makes(0)).expect("it fits"), json!([1, most]));
+    let refused = next(makes(1)).expect_err("too many");
+    assert_eq!(refused.code, RuntimeCode::Quota);
+    assert!(refused.message.contains("the same hash"), "{refused}");
+    assert_eq!(next(json!({})).expect("it goes on"), json!([2, 0]));
 }
 
 #[test]

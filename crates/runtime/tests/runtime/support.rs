@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_runtime::{
-    ConsoleLevel, EntryOutcome, EnvOperation, HostFuture, Isolate, IsolateHost, IsolateSpec,
-    IsolateWork, Items, ModuleSet, OpError, OpReply, RuntimeCode, ScriptCallOptions, ScriptFailure,
-    ScriptOperationKind, ScriptRegistration,
+    ConsoleLevel, DeferredReply, EntryOutcome, EnvOperation, HostFuture, Isolate, IsolateHost,
+    IsolateSpec, IsolateWork, Items, ModuleSet, OpError, OpReply, RuntimeCode, ScriptCallOptions,
+    ScriptFailure, ScriptOperationKind, ScriptRegistration, SinkStopped, ValueSink,
 };
 use futures_util::stream;
 use serde_json::{Value, json};
@@ -24,6 +24,25 @@ pub(crate) struct RecordingHost {
     pub(crate) polled: Arc<AtomicUsize>,
     /// What `file` answers.
     pub(crate) file: bytes::Bytes,
+}
+
+/// The members of the answer of `repeat`, which takes many times the CPU time that its test has.
+const REPEATED: usize = 20_000_000;
+
+/// An answer that has one member again and again, so that it takes time and no memory.
+#[derive(Debug)]
+struct RepeatedMember;
+
+impl DeferredReply for RepeatedMember {
+    fn write(self: Box<Self>, sink: &mut dyn ValueSink) -> Result<(), OpError> {
+        let stopped = |stopped: SinkStopped| OpError::new("STOPPED", stopped.to_string());
+        sink.begin_object().map_err(stopped)?;
+        for _ in 0..REPEATED {
+            sink.name("a").map_err(stopped)?;
+            sink.null().map_err(stopped)?;
+        }
+        sink.end().map_err(stopped)
+    }
 }
 
 struct DropCounter(Arc<AtomicUsize>);
@@ -56,6 +75,11 @@ impl IsolateHost for RecordingHost {
                 retryable: true,
                 ..OpError::new("CONFLICT", "another change was first")
             }),
+            "refuse" => Err(OpError {
+                details: Box::new(input),
+                ..OpError::new("CONFLICT", "another change was first")
+            }),
+            "repeat" => Ok(OpReply::Deferred(Box::new(RepeatedMember))),
             "never" => {
                 let guard = DropCounter(Arc::clone(&self.aborted));
                 return Box::pin(async move {

@@ -130,7 +130,7 @@ fn line(address: &str, suite: &str) -> String {
 }
 
 /// The archive of this machine's own packages.
-fn address() -> Result<String> {
+pub(super) fn address() -> Result<String> {
     let output = Command::new("apt-get")
         .args([
             "indextargets",

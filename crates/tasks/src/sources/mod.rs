@@ -58,6 +58,11 @@ pub(crate) fn likely(cx: &XtaskContext, name: &str) -> Result<SourcePin> {
     likely.ok_or_else(|| TaskError::Arguments(format!("sources.toml: {name} has no version")))
 }
 
+/// The address of the Debian archive that this machine's package client uses.
+pub fn debian_archive() -> Result<String> {
+    debian::address()
+}
+
 /// Gets a source: from the user's folder, the cache, Debian, a registry of packages, or upstream.
 pub fn obtain(cx: &XtaskContext, name: &str) -> Result<PinnedFile> {
     let pins = SourcePins::own()?;

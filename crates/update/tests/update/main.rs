@@ -3,6 +3,7 @@
 
 mod attacks;
 mod bundles;
+mod deltas;
 mod owners;
 mod reference;
 mod refusals;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alknet_test_support::limited;
 use alknet_update::{
-    RootPlan, TrustAnchor, TufRole, UpdateTarget, UpdateTrust, sign_release, sign_root,
+    DeltaInfo, RootPlan, TrustAnchor, TufRole, UpdateTarget, UpdateTrust, sign_release, sign_root,
     write_bundle,
 };
 
@@ -61,6 +61,22 @@ fn accepted(bundle: &[u8], root: &[u8]) -> Result<String, String> {
 fn the_reference_client_accepts_a_bundle() {
     let publisher = Publisher::new(1);
     let printed = accepted(&publisher.bundle(1, "1.1.0"), publisher.root());
+    assert_eq!(printed, Ok(format!("alknet.efi 1.1.0 {}\n", PROGRAM.len())));
+}
+
+/// As a client that knows no deltas does.
+#[test]
+fn the_reference_client_accepts_a_bundle_with_a_delta() {
+    let publisher = Publisher::new(1);
+    let info = DeltaInfo {
+        target: "alknet.efi".to_owned(),
+        base: "ab".repeat(32),
+        library: 10_507,
+        blocks: Vec::new(),
+    };
+    let delta = UpdateTarget::describe_delta("alknet.delta", info, &mut &*PROGRAM);
+    let plan = Publisher::plan(1, vec![target("1.1.0"), delta.expect("a delta")]);
+    let printed = accepted(&publisher.bundle_of(&plan), publisher.root());
     assert_eq!(printed, Ok(format!("alknet.efi 1.1.0 {}\n", PROGRAM.len())));
 }
 

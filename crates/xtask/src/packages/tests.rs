@@ -52,6 +52,7 @@ fn what_compiles_kernel_and_driver_is_needed_there_only() {
             compile,
             test,
             npm: true,
+            peers: true,
         };
         let needed = PACKAGES.iter().filter(|package| purpose.needs(package));
         needed.map(|package| package.name).collect::<Vec<_>>()
@@ -80,11 +81,31 @@ fn npm_is_needed_where_something_is_fetched_with_it() {
             compile: true,
             test: true,
             npm,
+            peers: true,
         };
         let mut needed = PACKAGES.iter().filter(|package| purpose.needs(package));
         needed.any(|package| package.name == "npm")
     };
     assert!(npm(true) && !npm(false));
+}
+
+#[test]
+fn what_benchmarks_compare_with_is_needed_there_only() {
+    let needed = |peers| {
+        let purpose = PackagePurpose {
+            compile: true,
+            test: true,
+            npm: true,
+            peers,
+        };
+        let needed = PACKAGES.iter().filter(|package| purpose.needs(package));
+        needed.map(|package| package.name).collect::<Vec<_>>()
+    };
+    let (tests, benches) = (needed(false), needed(true));
+    for name in ["bsdiff", "casync", "mmdebstrap", "xdelta3"] {
+        assert!(!tests.contains(&name) && benches.contains(&name), "{name}");
+    }
+    assert_eq!(benches.len(), PACKAGES.len());
 }
 
 #[test]

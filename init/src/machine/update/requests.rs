@@ -235,6 +235,7 @@ impl InitMachine {
             vault: vault.to_owned(),
             needs_person: [PIN, PASSPHRASE].contains(&vault),
             data: self.facts.data.mode.clone(),
+            config_taken: self.settings.is_taken_for_good(),
             rolls_back: of == TrialOf::Before,
             limited,
         };

@@ -48,6 +48,14 @@ fn a_vault_that_waits_for_what_opened_it_before_is_no_failure_and_any_other_one_
 }
 
 #[test]
+fn a_configuration_that_only_the_version_before_took_keeps_the_gate_closed() {
+    let mut machine = machine();
+    assert!(machine.gate_view().config_taken);
+    machine.settings = settings::tests::of_cloud(None);
+    assert!(!machine.gate_view().config_taken);
+}
+
+#[test]
 fn the_note_says_how_far_a_trial_came_and_what_was_wrong() {
     let mut machine = machine();
     machine.facts.stages = vec![BootStage {

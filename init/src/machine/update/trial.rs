@@ -58,6 +58,7 @@ impl InitMachine {
             life: self.life,
             vault,
             data_writable: self.facts.data.mode == "mounted",
+            config_taken: self.settings.is_taken(),
         }
     }
 

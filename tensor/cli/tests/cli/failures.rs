@@ -36,6 +36,14 @@ fn every_failure_has_its_code() {
         "{said}"
     );
     fs::write(shell.path("notes.txt"), "words and no tensors").expect("writable");
+    fs::write(shell.path("array.npy"), b"\x93NUMPY\x01\x00v\x00{'descr'").expect("writable");
+    let said = refused(&shell, "verify /array.npy", "E_HEADER", 2);
+    assert!(
+        said.contains("array.npy is no tensor file: it is an array of NumPy")
+            && !said.contains("bytes"),
+        "{said}"
+    );
+    fs::remove_file(shell.path("array.npy")).expect("just written");
     for (file, code) in [("short.mt", "E_HEADER"), ("notes.txt", "E_LIMIT")] {
         let said = refused(&shell, &format!("ls /{file}"), code, 2);
         assert!(

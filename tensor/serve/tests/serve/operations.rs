@@ -124,6 +124,11 @@ async fn a_list_has_the_paths_that_the_caller_may_read() {
     let writer = node.peer(Some("ada"), &["tensor:write:*"]);
     let (code, _) = refused(&writer, "tensor/list", Value::Null).await;
     assert_eq!(code, "FORBIDDEN");
+    let error = writer.call("tensor/list", &Value::Null).await;
+    let message = error.expect_err("it is refused").message;
+    for said in ["'tensor:read:*'", "join.scopes"] {
+        assert!(message.contains(said), "{message}");
+    }
     let unknown_peer = node.peer(None, &[]);
     let (code, _) = refused(&unknown_peer, "tensor/list", Value::Null).await;
     assert_eq!(code, "UNAUTHENTICATED");

@@ -28,7 +28,7 @@ pub(super) fn a_guesser_gets_retry_after_and_no_other_client_is_refused(
     let statuses: Vec<_> = heard.iter().map(|one| one.status).collect();
     assert_eq!(statuses, [429, 200, 200, 401]);
     let wait = heard[0].headers["retry-after"].as_str();
-    let wait = wait.and_then(|wait| wait.parse().ok());
+    let wait = wait.and_then(|wait| wait.parse::<u64>().ok());
     assert!(
         wait.is_some_and(|wait| (1..=60).contains(&wait)),
         "{wait:?}"

@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use alknet_delta::{library_version, make_delta};
+use alknet_image::ProgramParts;
 use alknet_update::{
-    BundleWriter, KeyThreshold, MetadataSigner, ReleaseInfo, ReleasePlan, RootPlan, SeedSigner,
-    UnixSeconds, UpdateTarget, sign_release, sign_root, write_bundle,
+    BundleWriter, DeltaInfo, KeyThreshold, MetadataSigner, ReleaseInfo, ReleasePlan, RootPlan,
+    SeedSigner, UnixSeconds, UpdateTarget, sign_release, sign_root, write_bundle,
 };
+use data_encoding::HEXLOWER;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 /// After every test, and before it.
 const LATER: UnixSeconds = UnixSeconds(4_000_000_000);
@@ -58,6 +62,17 @@ impl ReleaseKeys {
 
     /// The bundle of a release, in the folder.
     pub(crate) fn bundle(&self, folder: &Path, draft: &ReleaseDraft, program: &[u8]) -> PathBuf {
+        self.bundle_from(folder, draft, program, None)
+    }
+
+    /// The bundle of a release with only what differs from the program `old`, if there is one.
+    pub(crate) fn bundle_from(
+        &self,
+        folder: &Path,
+        draft: &ReleaseDraft,
+        program: &[u8],
+        old: Option<&[u8]>,
+    ) -> PathBuf {
         let release: ReleaseInfo = serde_json::from_value(json!({
             "version": draft.version, "arch": draft.arch, "board": draft.board, "form": draft.form,
             "floor": draft.floor, "kernel": "6.12.0", "changes": "for a test",
@@ -65,19 +80,42 @@ impl ReleaseKeys {
         .expect("a release");
         let target = UpdateTarget::describe("alknet.efi", Some(release), &mut &*program);
         let target = target.expect("a target");
+        let delta = old.map(|old| delta(old, program));
+        let (file, content) = match &delta {
+            Some((file, delta)) => (file, &delta[..]),
+            None => (&target, program),
+        };
+        let deltas = delta.iter().map(|(file, _)| file);
         let plan = ReleasePlan {
             version: draft.number,
             expires: LATER,
             timestamp_expires: if draft.is_expired { EARLIER } else { LATER },
-            targets: vec![target.clone()],
+            targets: [&target].into_iter().chain(deltas).cloned().collect(),
         };
         let root = self.root();
         let signed = sign_release(&root, &plan, &self.all()).expect("all keys are here");
         let mut bundle = Vec::new();
-        let written = write_bundle(&mut bundle, &[root], &signed, &[target], |_| Ok(program));
+        let files = std::slice::from_ref(file);
+        let written = write_bundle(&mut bundle, &[root], &signed, files, |_| Ok(content));
         written.expect("it is memory");
         write(folder, &format!("{}.tar", draft.number), &bundle)
     }
+}
+
+/// The delta between two programs, and its description.
+fn delta(old: &[u8], program: &[u8]) -> (UpdateTarget, Vec<u8>) {
+    let base = HEXLOWER.encode(&Sha256::digest(old));
+    let parts = |program| ProgramParts::unpack(program).expect("a program");
+    let (old, new) = (parts(old), parts(program));
+    let delta = make_delta(&old.as_old(), &new.as_new()).expect("two images of one library");
+    let info = DeltaInfo {
+        target: "alknet.efi".to_owned(),
+        base,
+        library: library_version(),
+        blocks: Vec::new(),
+    };
+    let target = UpdateTarget::describe_delta("alknet.delta", info, &mut &*delta);
+    (target.expect("a target"), delta)
 }
 
 /// A release, and what may be wrong about it.

@@ -100,10 +100,14 @@ impl SlotDiskImage {
     }
 
     /// Puts a program into slot b that the loader starts `tries` times, as an update leaves it that was started before
-    /// as often as is missing.
-    pub(crate) fn put_on_trial(&self, program: &[u8], tries: u8) {
+    /// as often as is missing. `vault` is the type of the slot that opened the vault before.
+    pub(crate) fn put_on_trial(&self, program: &[u8], tries: u8, vault: &str) {
         self.put(&slot_path(BootSlot::B), program);
-        let vacated = BootRecord::new(BootSlot::A).vacate().expect("idle");
+        // The log has the end of each trial once, by the number of its record.
+        let before = self
+            .record()
+            .unwrap_or_else(|_| BootRecord::new(BootSlot::A));
+        let vacated = before.vacate().expect("slot a is good");
         let mut record = vacated.stage().and_then(|it| it.arm()).expect("vacated");
         while record.tries() > tries {
             let choice = loader_choice(Some(&record), BootSlots::ALL);
@@ -112,8 +116,9 @@ impl SlotDiskImage {
         let mut note = BootNote::new(BootSlot::B);
         note.version = NoteText::new(SECOND);
         note.from = NoteText::new(FIRST);
-        note.vault = NoteText::new("absent");
+        note.vault = NoteText::new(vault);
         note.data = NoteText::new("mounted");
+        note.config = NoteText::new("taken");
         let mut area = NoteArea::new([0; NOTE_BYTES]);
         area.put(&note);
         let file = self.file();

@@ -13,12 +13,17 @@ use super::{
     FIRST, LIMIT, SECOND, config, is_refused, machine, roll_back, serving, stands, status, update,
 };
 
-/// Under UEFI: the new version is confirmed, then its floor refuses an older one that an administrator permits, and a
-/// rollback returns to the first version. Identity and stored tokens stay.
+/// Under UEFI: the new version, which a delta makes from the first one, is confirmed, then its floor refuses an older one
+/// that an administrator permits, and a rollback returns to the first version. Identity and stored tokens stay.
 #[test]
 fn update_good_and_back_under_uefi() {
     let bench = TestBench::new();
-    let (node, keys) = updated(&bench, MachineKind::Q35Uefi, DiskController::VirtioBlk);
+    let (node, keys) = updated(
+        &bench,
+        MachineKind::Q35Uefi,
+        DiskController::VirtioBlk,
+        BundleKind::Delta,
+    );
     let older = ReleaseDraft::new(2, "0.0.9");
     let older = keys.bundle(bench.path(), &older, &[0; 2 << 20]);
     let refused = update(
@@ -54,19 +59,42 @@ fn update_good_and_back_under_uefi() {
 #[test]
 fn update_good_under_bios_and_faults_of_its_storage_are_found() {
     let bench = TestBench::new();
-    let (node, _) = updated(&bench, MachineKind::Q35, DiskController::Nvme);
+    let (node, _) = updated(
+        &bench,
+        MachineKind::Q35,
+        DiskController::Nvme,
+        BundleKind::Whole,
+    );
     finds_damage(bench.admin(), &node, &SlotDiskImage::new(bench.raw()));
 }
 
+/// What the bundle of an update has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BundleKind {
+    Delta,
+    Whole,
+}
+
+/// Most bytes of a bundle with the delta between two programs that differ by their versions.
+const DELTA_BUNDLE_BYTES_MAX: u64 = 256 << 10;
+
 /// A machine after an update from [`FIRST`] to [`SECOND`], which is in slot b.
-fn updated(bench: &TestBench, kind: MachineKind, on: DiskController) -> (MachineNode, ReleaseKeys) {
+fn updated(
+    bench: &TestBench,
+    kind: MachineKind,
+    on: DiskController,
+    has: BundleKind,
+) -> (MachineNode, ReleaseKeys) {
     let keys = ReleaseKeys::one(7);
     let disk = SlotDiskImage::new(bench.raw());
     let first = disk.program(BootSlot::A).expect("the image has it");
     let second = versioned(&first, SECOND);
     let mut draft = ReleaseDraft::new(1, SECOND);
     draft.floor = Some(FIRST);
-    let bundle = keys.bundle(bench.path(), &draft, &second);
+    let old = (has == BundleKind::Delta).then_some(&first[..]);
+    let bundle = keys.bundle_from(bench.path(), &draft, &second, old);
+    let bytes = std::fs::metadata(&bundle).expect("written").len();
+    assert_eq!(bytes <= DELTA_BUNDLE_BYTES_MAX, old.is_some(), "{bytes}");
     let file = VirtioDisk::file(disk.path()).on(on);
     let vm = machine(kind, file, &config(bench, &keys));
     let mut node = serving(bench, vm);
@@ -98,6 +126,11 @@ fn updated(bench: &TestBench, kind: MachineKind, on: DiskController) -> (Machine
     ] {
         assert_eq!(done["plan"][member], value, "{done:#}");
     }
+    assert_eq!(
+        done["plan"]["delta_bytes"].is_u64(),
+        old.is_some(),
+        "{done:#}"
+    );
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
     let status = stands(

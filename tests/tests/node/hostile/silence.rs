@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseReason, Connection, StreamCode, StreamError};
 use alknet_endpoint::{EndpointDialer, Target};
-use alknet_test_support::{is_campaign, took};
+use alknet_test_support::{deadline, is_campaign, took};
 use alknet_tests::{RawTcpConnection, TestBench, wire};
 use bytes::Bytes;
 use serde_json::Value;
@@ -30,7 +31,8 @@ const ASKS_EVERY: Duration = Duration::from_secs(15);
 /// Waits for the end of `what`, which in a campaign comes at most a second after its time.
 async fn timed<T>(what: &str, patience: Duration, end: impl Future<Output = T>) -> T {
     let began = Instant::now();
-    let end = end.await;
+    let end = tokio::time::timeout(deadline(2 * patience), end).await;
+    let end = end.unwrap_or_else(|_| panic!("{what} does not end"));
     let most = patience + Duration::from_secs(1);
     took(&format!("{what} is ended"), most, began.elapsed());
     end
@@ -138,11 +140,13 @@ async fn follows(site: &AttackedNode<'_>, carriage: Carriage) {
         .expect("the node reads");
     let event = within(wire::event(&mut recv)).await.expect("an event");
     assert_eq!(event["type"], "call.responded", "{event}");
+    // A client learns of the end of a TCP connection by reading.
+    let mut ends = pin!(async { while let Ok(Some(_)) = recv.read_chunk(ASKED_TOGETHER).await {} });
     if is_campaign() {
         let what = format!("a subscription over {carriage:?}");
-        timed(&what, UNKNOWN_STAYS, connection.closed()).await;
+        timed(&what, UNKNOWN_STAYS, ends).await;
     } else {
-        let ended = tokio::time::timeout(MOMENT, connection.closed()).await;
+        let ended = tokio::time::timeout(MOMENT, &mut ends).await;
         assert!(ended.is_err(), "it may stay for longer: {ended:?}");
     }
 }

@@ -64,6 +64,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
             url: Some(format!("http://{server}/bundle.tar")),
             downgrade: Some("0.9.0".to_owned()),
             dry_run: false,
+            whole: false,
             anywhere: true,
             unasked: false,
             take_over: false,
@@ -92,6 +93,7 @@ async fn the_query_of_an_address_is_not_shown() {
         url: Some(format!("http://{server}/bundle.tar?token=hush#hush")),
         downgrade: None,
         dry_run: false,
+        whole: false,
         anywhere: true,
         unasked: false,
         take_over: false,
@@ -122,6 +124,7 @@ async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
         url: Some(format!("http://{server}/bundle.tar")),
         downgrade: None,
         dry_run: false,
+        whole: false,
         anywhere: false,
         unasked: false,
         take_over: false,
@@ -183,4 +186,121 @@ async fn a_machine_follows_its_channel_by_itself() {
     assert_eq!(auto["next"], "failed-before");
     // PID 1 reports the failure, and the facts bring its report back: the node adds none, or they would alternate.
     assert!(bench.updates.problems().is_empty());
+}
+
+/// A channel with these files.
+async fn channel_server(files: &'static [(&'static str, &'static [u8])]) -> PeerAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.expect("a request"));
+            }
+            let head = String::from_utf8(head).expect("text");
+            let file = files
+                .iter()
+                .find(|(name, _)| head.starts_with(&format!("GET /stable/{name} ")));
+            let (status, content) = file.map_or(("404 Not Found", &b""[..]), |(_, content)| {
+                ("200 OK", content)
+            });
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n",
+                content.len()
+            );
+            stream.write_all(answer.as_bytes()).await.expect("a client");
+            stream.write_all(content).await.expect("a client");
+        }
+    });
+    address.to_string().parse().expect("an address")
+}
+
+const DELTA: &[u8] = b"a bundle with a delta";
+const CHANNEL: &[(&str, &[u8])] = &[("bundle.tar", FILE), ("from-ab12.tar", DELTA)];
+
+/// The bundles that PID 1 gets of a machine that runs this program, and follows a channel by itself.
+async fn followed(running: Option<&str>, verdict: Verdict) -> Vec<&'static [u8]> {
+    let server = channel_server(CHANNEL).await;
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"stage\"\njitter = \"0s\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/"));
+    bench.judge(verdict);
+    bench.set(|facts| facts.update.running_sha256 = running.map(str::to_owned));
+    bench.updates.act().await;
+    bench.updates.act().await;
+    let auto = bench.updates.auto_shown();
+    assert_eq!(auto["error"], Value::Null, "{auto}");
+    let known = |bundle: &Vec<u8>| {
+        let content = CHANNEL.iter().map(|(_, content)| *content);
+        content.into_iter().find(|content| content == bundle)
+    };
+    let bundles = bench.bundles();
+    bundles
+        .iter()
+        .map(|(bundle, _)| known(bundle).expect("of the channel"))
+        .collect()
+}
+
+/// It looks at the whole bundle, because a delta may be left of an earlier release.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_takes_the_delta_that_starts_from_what_it_runs() {
+    let took = followed(Some("ab12"), Verdict::Plans).await;
+    assert_eq!(took, [FILE, DELTA]);
+    assert_eq!(followed(Some("cd34"), Verdict::Plans).await, [FILE, FILE]);
+    assert_eq!(followed(None, Verdict::Plans).await, [FILE, FILE]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_takes_the_whole_program_after_a_delta_that_does_not_fit() {
+    // It does not fit, was damaged on its way, or was left of an earlier release.
+    for code in ["other-base", "delta", "hash", "rollback"] {
+        let took = followed(Some("ab12"), Verdict::Refuses(DELTA, code)).await;
+        assert_eq!(took, [FILE, DELTA, FILE], "{code}");
+    }
+}
+
+/// What is wrong with the release or the machine is so with the whole program as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_takes_no_whole_program_of_a_release_that_it_refuses() {
+    let server = channel_server(CHANNEL).await;
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"stage\"\njitter = \"0s\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/"));
+    bench.judge(Verdict::Refuses(DELTA, "full"));
+    bench.set(|facts| facts.update.running_sha256 = Some("ab12".to_owned()));
+    bench.updates.act().await;
+    bench.updates.act().await;
+    let took: Vec<_> = bench.bundles().into_iter().map(|(it, _)| it).collect();
+    assert_eq!(took, [FILE, DELTA]);
+    assert_ne!(bench.updates.auto_shown()["error"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_may_ask_for_the_whole_program() {
+    let server = channel_server(CHANNEL).await;
+    let document = "[update]\nurl = \"https://updates.example.org\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/"));
+    bench.set(|facts| facts.update.running_sha256 = Some("ab12".to_owned()));
+    let node = operations::UpdateCaller::new(&bench.updates);
+    for (input, bytes) in [
+        (json!({}), DELTA.len()),
+        (json!({ "whole": true }), FILE.len()),
+    ] {
+        let begun = node.call(operations::ADMIN, "update/stage", input).await;
+        assert_eq!(begun.expect("it begins")["bytes"], bytes);
+        let session = bench.updates.0.sessions.current();
+        if let Some(session) = session {
+            bench.updates.0.sessions.outcome(session).await;
+        } else {
+            assert_eq!(bench.bundles().last().map(|it| it.0.len()), Some(bytes));
+        }
+    }
 }

@@ -232,7 +232,7 @@ pub(super) fn peers(section: &mut PageSection, answer: &Value, now: NodeTime<'_>
     section.how("List the tokens", format!("alknet token list {target}"));
     section.how(
         "Revoke a token by its ID",
-        format!("alknet token revoke {target} ID"),
+        format!("alknet token remove {target} ID"),
     );
 }
 

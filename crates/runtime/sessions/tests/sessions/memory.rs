@@ -254,6 +254,54 @@ async fn an_answer_of_any_shape_ends_no_worker() {
     assert!(peak < SMALLEST_WORKER_BYTES, "{} MiB", peak / MIB);
 }
 
+/// Names of one hash in an answer, which took the worker ten seconds.
+const NAMES_ALIKE: usize = 150_000;
+
+/// Another server chooses the names in its answer. The engine's hash of names has no seed, and it made the value, and
+/// freed it, in native code, which nothing interrupts: the worker was lost for its time, with another session's state.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_names_that_share_a_hash_ends_no_worker() {
+    let pair = |at: usize| {
+        let units = [0x0800 + at as u32, 0xd700 - 263 * at as u32];
+        units.into_iter().filter_map(char::from_u32)
+    };
+    let names = (0..NAMES_ALIKE).map(|at| {
+        let name: String = [at % 60, at / 60 % 60, at / 3600]
+            .map(pair)
+            .into_iter()
+            .flatten()
+            .collect();
+        format!("\"{name}\":0")
+    });
+    let names: Vec<String> = names.collect();
+    let texts = [
+        format!("{{{}}}", names.join(",")),
+        format!("[{{{}}}]", names.join("},{")),
+    ];
+    let answers = HandlerKind::once(move |input, _| {
+        let text = texts.get(input.parse().unwrap_or(0)).cloned();
+        async move { Ok(CallOutput::Raw(text.unwrap_or_default().into())) }
+    });
+    let answers = Registration::new(OperationSpec::query("test/names", "For tests."), answers);
+    let lab = SessionLab::with(SessionsConfig::default(), vec![answers]);
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "let n = 0;
+        export const next = () => ++n;
+        export const ask = (shape) => ops.call('test/names', shape).then(() => 'an answer', (error) => error.code);";
+    let mut service = spec(source);
+    service.mode = SessionMode::Service;
+    let counter = lab.open(&request, service.clone()).await;
+    let asks = lab.open(&request, service).await;
+    assert_eq!(asks.info().pid, counter.info().pid, "they share a worker");
+    for shape in 0..2 {
+        let ran = soon(asks.run(&env, export("ask", json!(shape)))).await;
+        assert_eq!(ran.expect("it goes on").value, json!("QUOTA_EXCEEDED"));
+        let next = soon(counter.run(&env, export("next", Value::Null))).await;
+        assert_eq!(next.expect("it lives").value, json!(shape + 1));
+    }
+}
+
 /// The one file of a store, which forgets it when it has handed it out.
 struct DeletedFile(PathBuf);
 

@@ -1,0 +1,76 @@
+//! `alknet image bundle --from`: the bundles with deltas, beside the one with the whole program.
+
+use std::path::{Path, PathBuf};
+
+use alknet_delta::{library_version, make_delta};
+use alknet_image::ProgramParts;
+use alknet_update::limits::TARGET_BYTES_MAX;
+use alknet_update::{DeltaInfo, UpdateTarget, delta_file_name};
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+
+use super::bundle::program_path;
+use super::read_bounded;
+use crate::cli::CommandError;
+
+/// Digits of the base's SHA-256 in the name of a target, which is short.
+const NAME_DIGITS: usize = 16;
+
+/// A delta, and the program that it starts from.
+pub(super) struct ProgramDelta {
+    pub(super) target: UpdateTarget,
+    pub(super) bytes: Vec<u8>,
+    /// SHA-256 of the program that it starts from, in hex.
+    pub(super) base: String,
+}
+
+impl ProgramDelta {
+    /// The file of the bundle with it: a machine that runs the base asks a channel for this name.
+    pub(super) fn path(&self, beside: &Path) -> PathBuf {
+        beside.with_file_name(delta_file_name(&self.base))
+    }
+}
+
+/// Makes a delta from each of these programs to the one with this name.
+pub(super) fn deltas(
+    from: &[PathBuf],
+    name: &str,
+    program: &[u8],
+) -> Result<Vec<ProgramDelta>, CommandError> {
+    if from.is_empty() {
+        return Ok(Vec::new());
+    }
+    let new = ProgramParts::unpack(program);
+    let new = new.map_err(|why| CommandError::usage(format!("{name} has no deltas: {why}")))?;
+    let mut made: Vec<ProgramDelta> = Vec::new();
+    for what in from {
+        let path = program_path(what)?;
+        let old = read_bounded(&path, TARGET_BYTES_MAX)?;
+        let refused = |why: &dyn std::fmt::Display| {
+            CommandError::usage(format!("no delta starts from {}: {why}", path.display()))
+        };
+        let base = HEXLOWER.encode(&Sha256::digest(&old));
+        if old == program {
+            return Err(refused(&"it is the program of the bundle itself"));
+        }
+        if made.iter().any(|it| it.base == base) {
+            return Err(refused(&"another --from is the same program"));
+        }
+        let parts = ProgramParts::unpack(&old).map_err(|why| refused(&why))?;
+        let bytes = make_delta(&parts.as_old(), &new.as_new()).map_err(|why| refused(&why))?;
+        let info = DeltaInfo {
+            target: name.to_owned(),
+            base: base.clone(),
+            library: library_version(),
+            blocks: Vec::new(),
+        };
+        let file = format!("alknet.from_{}.delta", &base[..NAME_DIGITS]);
+        let target = UpdateTarget::describe_delta(&file, info, &mut &*bytes);
+        made.push(ProgramDelta {
+            target: target.map_err(|why| refused(&why))?,
+            bytes,
+            base,
+        });
+    }
+    Ok(made)
+}
