@@ -2,7 +2,8 @@
 //!
 //! The engine has one table of all names, by a hash without a seed, so others can choose names that share a place in
 //! it. It walks through all names of a place to find one, and again to free one, in native code that nothing
-//! interrupts: 150,000 names of one place take ten seconds, whether they are in one object or in one each.
+//! interrupts: 150,000 names of one place take longer than a call may take, whether they are in one object or in one
+//! each.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
@@ -49,7 +50,7 @@ fn place(name: &str) -> u16 {
 
 /// Names that all have one hash in the engine.
 #[cfg(test)]
-pub(super) fn alike(count: usize) -> impl Iterator<Item = String> {
+pub(super) fn names_of_one_hash(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|at| {
         // The first unit of a pair counts 263 times, so all pairs have the same hash, and so have all lists of pairs.
         let pair = |at: usize| {
@@ -74,10 +75,10 @@ mod tests {
     #[test]
     fn names_of_one_place_are_counted_once_each() {
         let mut places = NamePlaces::default();
-        for name in alike(NAMES_ALIKE_MAX) {
+        for name in names_of_one_hash(NAMES_ALIKE_MAX) {
             assert!(places.admit(&name) && places.admit(&name), "{name}");
         }
-        let more: Vec<String> = alike(NAMES_ALIKE_MAX + 1).collect();
+        let more: Vec<String> = names_of_one_hash(NAMES_ALIKE_MAX + 1).collect();
         assert!(more.iter().rev().skip(1).all(|name| places.admit(name)));
         assert!(!places.admit(&more[NAMES_ALIKE_MAX]));
         assert!(places.admit("another place"));

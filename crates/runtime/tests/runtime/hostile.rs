@@ -272,7 +272,7 @@ fn cpu_time_is_limited_while_an_answer_is_made() {
 }
 
 /// A script that makes an object, or a list of objects of one member, with so many names that have one hash.
-fn alike(work: &str) -> String {
+fn script_of_names(work: &str) -> String {
     format!(
         "const pair = (at) => String.fromCharCode(0x800 + at, 0xd700 - 263 * at);
          const name = (at) => pair(at % 100) + pair(Math.trunc(at / 100));
@@ -288,7 +288,7 @@ fn alike(work: &str) -> String {
 /// Others choose the names of an answer and of an error's details: the call fails, and the script goes on.
 #[test]
 fn names_that_share_a_hash_are_refused() {
-    let answers = alike(
+    let answers = script_of_names(
         "const size = (value) => Object.keys(value).length;
          const ask = (input) => ops.call('echo', input).then(size, (error) => error.code);
          const fail = (input) => ops.call('refuse', input).catch(({ details }) => details && size(details));
@@ -303,7 +303,11 @@ fn names_that_share_a_hash_are_refused() {
 /// A caller chooses the names of an input, which may not take the state of the session.
 #[test]
 fn an_input_whose_names_share_a_hash_is_refused() {
-    let makes = |count: usize| value(&alike(&format!("export default object(most + {count})")));
+    let makes = |count: usize| {
+        value(&script_of_names(&format!(
+            "export default object(most + {count})"
+        )))
+    };
     let host = Arc::new(RecordingHost::default());
     let source = "let n = 0; export const next = (input) => [++n, Object.keys(input).length]";
     let mut isolate = Isolate::open(spec(source), host as _).expect("an isolate");

@@ -254,7 +254,7 @@ async fn an_answer_of_any_shape_ends_no_worker() {
     assert!(peak < SMALLEST_WORKER_BYTES, "{} MiB", peak / MIB);
 }
 
-/// Names of one hash in an answer, which took the worker ten seconds.
+/// Names of one hash in an answer, which took the worker longer than a call may take.
 const NAMES_ALIKE: usize = 150_000;
 
 /// Another server chooses the names in its answer. The engine's hash of names has no seed, and it made the value, and
