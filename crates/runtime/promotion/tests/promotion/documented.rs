@@ -127,7 +127,8 @@ fn the_page_tells_the_limits_and_settings_that_there_are() {
         format!("| difference shown | {} KiB |", DIFFERENCE_BYTES_MAX >> 10),
         format!("| record shown | {AUDIT_SHOWN_MAX} entries |"),
         format!("| `reviews` | 1 (default) to {REVIEWS_MAX} |"),
-        format!("first {WATCHED_CALLS} calls, more fail than {WORSE_PERCENT_MAX} of a hundred"),
+        format!("if too many of its first {WATCHED_CALLS} calls fail"),
+        format!("and {WORSE_PERCENT_MAX} percentage points more"),
     ] {
         assert!(PAGE.contains(&row), "{row}");
     }
