@@ -13,6 +13,7 @@ use crate::cli::call::call_error;
 use crate::cli::caller::NodeCaller;
 use crate::cli::query::text;
 use crate::cli::{CommandError, CommandExit, output};
+use crate::node::may_lie_in_delta;
 
 /// How long a node may take for the last piece: it writes, reads back and verifies the program meanwhile.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(900);
@@ -20,21 +21,6 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(900);
 const TRIES_MAX: u32 = 5;
 /// The pause before that, and between two questions about a download.
 const PAUSE: Duration = Duration::from_secs(2);
-
-/// Refusals of a delta after which the whole program may be taken: it does not fit, was damaged, or was left of an earlier
-/// release. [`ended`] begins with them.
-const ABOUT_DELTA: [&str; 10] = [
-    "delta",
-    "expired",
-    "hash",
-    "malformed",
-    "other-base",
-    "other-library",
-    "rollback",
-    "signature",
-    "threshold",
-    "truncated",
-];
 
 /// The plan of the node for what the source has.
 pub(super) async fn staged(
@@ -82,7 +68,7 @@ fn is_delta_file(address: &str) -> bool {
 /// Whether the error may lie in the delta alone.
 fn is_about_delta(error: &CommandError) -> bool {
     let code = error.message.split_once(": ").map(|(code, _)| code);
-    code.is_some_and(|code| ABOUT_DELTA.contains(&code))
+    code.is_some_and(may_lie_in_delta)
 }
 
 fn progress(turn: &NodeTurn<'_>) -> ByteProgress {

@@ -31,6 +31,7 @@ use session::{StagingPace, StagingSessions};
 
 pub(crate) use link::{UpdateLink, UpdateStream};
 pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED};
+pub(crate) use refusal::may_lie_in_delta;
 
 /// Scope that suffices for every one of these operations.
 const ADMIN_SCOPE: &str = "admin";

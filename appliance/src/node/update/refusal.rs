@@ -67,7 +67,12 @@ pub(super) fn refused(code: &str, text: &str) -> CallError {
 /// Whether the whole program may be taken where a delta was refused so.
 pub(super) fn is_about_delta(error: &CallError) -> bool {
     let code = error.details.as_ref().and_then(|it| it["code"].as_str());
-    code.is_some_and(|code| ABOUT_DELTA.contains(&code))
+    code.is_some_and(may_lie_in_delta)
+}
+
+/// Whether a refusal with this code may be about the delta alone, and not about its release or the machine.
+pub(crate) fn may_lie_in_delta(code: &str) -> bool {
+    ABOUT_DELTA.contains(&code)
 }
 
 impl From<UpdateLinkError> for CallError {

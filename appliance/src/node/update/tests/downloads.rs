@@ -220,8 +220,8 @@ async fn channel_server(files: &'static [(&'static str, &'static [u8])]) -> Peer
 const DELTA: &[u8] = b"a bundle with a delta";
 const CHANNEL: &[(&str, &[u8])] = &[("bundle.tar", FILE), ("from-ab12.tar", DELTA)];
 
-/// The bundles that PID 1 gets of a machine that runs this program, and follows a channel by itself.
-async fn followed(running: Option<&str>, verdict: Verdict) -> Vec<&'static [u8]> {
+/// A machine that runs this program, and has followed a channel by itself.
+async fn follower(running: Option<&str>, verdict: Verdict) -> NodeUpdateBench {
     let server = channel_server(CHANNEL).await;
     let document =
         "[update]\nurl = \"https://updates.example.org\"\nauto = \"stage\"\njitter = \"0s\"\n";
@@ -232,6 +232,12 @@ async fn followed(running: Option<&str>, verdict: Verdict) -> Vec<&'static [u8]>
     bench.set(|facts| facts.update.running_sha256 = running.map(str::to_owned));
     bench.updates.act().await;
     bench.updates.act().await;
+    bench
+}
+
+/// The bundles that PID 1 gets of such a machine.
+async fn followed(running: Option<&str>, verdict: Verdict) -> Vec<&'static [u8]> {
+    let bench = follower(running, verdict).await;
     let auto = bench.updates.auto_shown();
     assert_eq!(auto["error"], Value::Null, "{auto}");
     let known = |bundle: &Vec<u8>| {
@@ -266,16 +272,7 @@ async fn a_machine_takes_the_whole_program_after_a_delta_that_does_not_fit() {
 /// What is wrong with the release or the machine is so with the whole program as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_takes_no_whole_program_of_a_release_that_it_refuses() {
-    let server = channel_server(CHANNEL).await;
-    let document =
-        "[update]\nurl = \"https://updates.example.org\"\nauto = \"stage\"\njitter = \"0s\"\n";
-    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
-    let downloader = &bench.updates.0.downloader;
-    downloader.instead(format!("http://{server}/stable/"));
-    bench.judge(Verdict::Refuses(DELTA, "full"));
-    bench.set(|facts| facts.update.running_sha256 = Some("ab12".to_owned()));
-    bench.updates.act().await;
-    bench.updates.act().await;
+    let bench = follower(Some("ab12"), Verdict::Refuses(DELTA, "full")).await;
     let took: Vec<_> = bench.bundles().into_iter().map(|(it, _)| it).collect();
     assert_eq!(took, [FILE, DELTA]);
     assert_ne!(bench.updates.auto_shown()["error"], Value::Null);
