@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::Duration;
 
-use alknet_call::{CallOptions, ErrorCode, Idempotence, OperationSpec};
+use alknet_call::{CallConnection, CallOptions, ErrorCode, Idempotence, OperationSpec};
 use alknet_core::CloseCode;
 use alknet_test_support::{deadline, took};
 use alknet_tests::{CliRunner, HostNode, RequestLoop, TestBench, eventually, wire};
@@ -536,9 +536,32 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
     bank.connection.close(CloseCode::Normal, "");
 }
 
+/// Calls a mutation through the hub, which the peer `to` does not answer, and cuts that peer's
+/// connection. Returns which peer had taken the call.
+async fn cut_after_a_mutation(client: &CallConnection, to: &str, peers: &[ManualPeer]) -> usize {
+    let asked = || peers.iter().map(|peer| peer.asked("node/hold"));
+    let before: Vec<_> = asked().collect();
+    let client = client.clone();
+    let input = json!({ "peer": to, "operation": "node/hold" });
+    let call = tokio::spawn(async move {
+        let options = CallOptions::default();
+        client.call_retrying("hub/invoke", &input, &options).await
+    });
+    let took = eventually("a peer has taken it", || {
+        asked().zip(&before).position(|(now, before)| now > *before)
+    });
+    peers[took].connection.close(CloseCode::Normal, "cut");
+    let ended = tokio::time::timeout(deadline(HUNG), call).await;
+    let lost = ended.expect("it is answered").expect("no panic");
+    let lost = lost.expect_err("its answer is lost");
+    let said = (&lost.code, lost.retryable);
+    assert_eq!(said, (&ErrorCode::Unavailable, false), "{to}: {lost}");
+    took
+}
+
 /// The attacker cuts the connection of a peer that has received a mutation. The client repeats its
 /// call to the hub with its key if the error allows that. The hub might then call the other peer,
-/// which does not know the key.
+/// which does not know the key. A call to any peer and a call to one peer have a defence each.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mutation_that_one_peer_took_is_not_sent_to_another() {
     let bench = TestBench::new();
@@ -556,20 +579,9 @@ async fn a_mutation_that_one_peer_took_is_not_sent_to_another() {
         (listed.matches("node/hold").count() == 2).then_some(())
     });
     let (_dialer, client) = caller(&hub, admin).await;
-    let call = tokio::spawn(async move {
-        let input = json!({ "peer": "any", "operation": "node/hold" });
-        let options = CallOptions::default();
-        client.call_retrying("hub/invoke", &input, &options).await
-    });
-    let took = eventually("a peer has taken it", || {
-        peers.iter().position(|peer| peer.asked("node/hold") > 0)
-    });
-    peers[took].connection.close(CloseCode::Normal, "cut");
-    let ended = tokio::time::timeout(deadline(HUNG), call).await;
-    let lost = ended.expect("it is answered").expect("no panic");
-    let lost = lost.expect_err("its answer is lost");
-    let said = (&lost.code, lost.retryable);
-    assert_eq!(said, (&ErrorCode::Unavailable, false), "{lost}");
+    let first = cut_after_a_mutation(&client, "any", &peers).await;
+    let (left, _) = banks[1 - first];
+    cut_after_a_mutation(&client, left, &peers).await;
     let asked = peers.iter().map(|peer| peer.asked("node/hold"));
-    assert_eq!(asked.sum::<usize>(), 1);
+    assert_eq!(asked.collect::<Vec<_>>(), [1, 1]);
 }
