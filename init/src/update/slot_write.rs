@@ -138,11 +138,23 @@ fn require_version(
     Err(UpdateRefusal::new(RefusalCode::Malformed, text))
 }
 
+/// Refuses a program that the disk did not keep, or that was given up while it is read back. The slot is empty then: its
+/// earlier file is gone.
+pub(super) fn require_kept<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    place: SlotPlace<'_>,
+    wanted: (&UpdateTarget, &ReleaseVersion),
+    log: &InitLog,
+) -> Result<(), UpdateRefusal> {
+    let kept = read_back(disk, place, wanted);
+    if kept.is_err() {
+        leave_empty(disk, place.slot, log);
+    }
+    kept
+}
+
 /// Reads the whole file from the disk, and compares it with what was signed.
-///
-/// # Errors
-/// The file is another one, or the bundle was given up meanwhile. The slot's earlier file is gone then, too.
-pub(super) fn read_back<D: BlockDevice>(
+fn read_back<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     place: SlotPlace<'_>,
     (target, version): (&UpdateTarget, &ReleaseVersion),
@@ -175,7 +187,7 @@ fn not_kept(error: impl std::fmt::Display) -> UpdateRefusal {
 }
 
 /// Removes a file that the disk did not keep, or that was given up: no loader and no person must take it for a program.
-pub(super) fn leave_empty<D: BlockDevice>(disk: &mut SlotDisk<D>, slot: BootSlot, log: &InitLog) {
+fn leave_empty<D: BlockDevice>(disk: &mut SlotDisk<D>, slot: BootSlot, log: &InitLog) {
     let removed = disk
         .volume()
         .and_then(|mut volume: FatVolume<_>| volume.remove_file(&slot_path(slot)));

@@ -20,7 +20,7 @@ use super::frames::{BundleFrameReader, FramesEnd};
 use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;
 use super::refusal::{RefusalCode, UpdateRefusal};
-use super::slot_write::{SlotPlace, leave_empty, read_back, write};
+use super::slot_write::{SlotPlace, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
@@ -143,13 +143,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     at: &StageMachine<'_>,
     undo: &mut StageUndo,
 ) -> Result<StagedBundle, UpdateRefusal> {
-    if order.bytes > BUNDLE_BYTES_MAX {
-        let text = format_args!(
-            "the bundle has {} bytes, {BUNDLE_BYTES_MAX} at most; make one of fewer files",
-            order.bytes
-        );
-        return Err(UpdateRefusal::new(RefusalCode::TooLarge, text));
-    }
+    require_size(order)?;
     let progress = frames.progress();
     let before = disk.record()?;
     let record = usable_record(before, at)?;
@@ -198,15 +192,25 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     };
     write(disk, place, from, chosen, &keep, undo)?;
     let wanted = (chosen.target, &chosen.release.version);
-    if let Err(refusal) = read_back(disk, place, wanted) {
-        leave_empty(disk, slot, at.log);
-        return Err(refusal);
-    }
+    require_kept(disk, place, wanted, at.log)?;
     disk.write_record(&vacated.stage()?)?;
     Ok(StagedBundle {
         plan,
         was_staged: false,
     })
+}
+
+fn require_size(order: &StageOrder) -> Result<(), UpdateRefusal> {
+    match order.bytes > BUNDLE_BYTES_MAX {
+        true => Err(UpdateRefusal::new(
+            RefusalCode::TooLarge,
+            format_args!(
+                "the bundle has {} bytes, {BUNDLE_BYTES_MAX} at most; make one of fewer files",
+                order.bytes
+            ),
+        )),
+        false => Ok(()),
+    }
 }
 
 /// The record, in which the slot that runs is the good one.

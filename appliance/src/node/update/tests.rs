@@ -295,11 +295,7 @@ impl FakeInit {
         };
         let seen = (bundle, is_whole);
         self.seen.lock().expect("no panic").bundles.push(seen);
-        let applies = matches!(
-            verdict,
-            Verdict::AppliesUntilGivenUp | Verdict::StagedBeforeGivenUp
-        );
-        if applies {
+        if let Verdict::AppliesUntilGivenUp | Verdict::StagedBeforeGivenUp = verdict {
             given_up(messages, n).await;
         }
         let is_aborted = matches!(verdict, Verdict::AppliesUntilGivenUp);
