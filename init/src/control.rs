@@ -96,6 +96,9 @@ pub enum InitMessage {
         /// The peer that asks, for the log.
         by: String,
     },
+    /// Gives up the bundle of the [`UpdateRequest::Stage`] of this number. It comes beside [`UPDATE_FD`], because PID 1 may
+    /// read no frame for minutes while it applies a delta. PID 1 answers that request, and the node still ends its frames.
+    GiveUpBundle { n: u64 },
     /// Answer to [`NodeMessage::Health`].
     Health { n: u64, ok: bool, detail: String },
     /// The node applied this document and asks PID 1 to store it for the next start. Only PID 1
@@ -409,6 +412,8 @@ pub struct UpdateFacts {
     pub keys: String,
     /// Bytes of the bundle under way that PID 1 has read, and the bytes that it was announced with.
     pub staging: Option<(u64, u64)>,
+    /// Bytes of its program that PID 1 has written to the boot slot, and all that the program has. `None` until the first.
+    pub writing: Option<(u64, u64)>,
     /// What the health gate still waits for while the version that runs is on trial.
     pub gate: Vec<String>,
     /// How the last update ended.

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use crate::label::{FileSystem, volume_label};
 use crate::mount::{Mounter, devices};
 use crate::secrets::{self, split::SecretSpans};
-use crate::{ConfigOrigin, SourcePaths, file, sources};
+use crate::{ConfigOrigin, SourcePaths, file, sources, text};
 
 /// The table's name.
 const TABLE: &str = "install";
@@ -79,10 +79,29 @@ pub fn install_request(paths: &SourcePaths, mounter: &dyn Mounter) -> Option<Ins
     let mut problems = Vec::new();
     let offers = sources::all(paths, mounter, None, &mut problems);
     offers.iter().find_map(|offer| {
-        let parted = secrets::part(offer.document.as_ref()?);
+        let document = offer.document.as_ref()?;
+        if let Some(text) = text::of_utf_16(document) {
+            return Some(refused_text(&text, &offer.source));
+        }
+        let parted = secrets::part(document);
         let is_empty = parted.document.trim_ascii().is_empty() && parted.mistakes.is_empty();
         (!is_empty).then(|| request(parted.document, parted.mistakes, &offer.source))
     })?
+}
+
+/// The refusal of a document in UTF-16 that has an order. Without one the machine refuses the document when it reads its
+/// configuration.
+fn refused_text(text: &str, source: &ConfigOrigin) -> Option<InstallRequest> {
+    if SecretSpans::parse_table(text, TABLE).is_empty() {
+        return None;
+    }
+    let (what, fix) = text::UTF_16;
+    Some(InstallRequest {
+        order: Err(vec![format!("{what}; {fix}")]),
+        document: Vec::new(),
+        with_order: Vec::new(),
+        source: source.clone(),
+    })
 }
 
 fn request(

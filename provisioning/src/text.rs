@@ -20,6 +20,22 @@ pub(crate) fn clean(bytes: &[u8]) -> Option<&[u8]> {
     Some(&text[..end.map_or(0, |at| at + 1)])
 }
 
+/// The text of a file in UTF-16, as far as it is text. `None` for every other file.
+pub(crate) fn of_utf_16(bytes: &[u8]) -> Option<String> {
+    if !is_utf_16(bytes) {
+        return None;
+    }
+    // Without a mark, the byte that is zero says which one comes first.
+    let is_big_endian = bytes.starts_with(&[0xfe, 0xff]) || bytes.first() == Some(&0);
+    let units = bytes.chunks_exact(2).map(|pair| match is_big_endian {
+        true => u16::from_be_bytes([pair[0], pair[1]]),
+        false => u16::from_le_bytes([pair[0], pair[1]]),
+    });
+    let text = char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER));
+    // The mark is a character of its own.
+    Some(text.filter(|unit| *unit != '\u{feff}').collect())
+}
+
 /// Where the cleaned text begins in the file.
 pub(crate) fn offset(bytes: &[u8]) -> usize {
     if bytes.starts_with(BYTE_ORDER_MARK) {
@@ -65,6 +81,13 @@ mod tests {
         for (mark, text) in [(&[0xff, 0xfe], &little), (&[0xfe, 0xff], &big)] {
             assert_eq!(clean(text), None);
             assert_eq!(clean(&[&mark[..], text].concat()), None);
+            for whole in [text.clone(), [&mark[..], text].concat()] {
+                assert_eq!(of_utf_16(&whole).as_deref(), Some("[node]"));
+            }
         }
+        assert_eq!(of_utf_16(b"[node]"), None);
+        // Half of a pair is no character, and an odd byte no unit.
+        let broken = [0xff, 0xfe, b'a', 0, 0, 0xd8, b'b'];
+        assert_eq!(of_utf_16(&broken).as_deref(), Some("a\u{fffd}"));
     }
 }

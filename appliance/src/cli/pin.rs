@@ -33,6 +33,10 @@ const FOR_OPENSSL: [&str; 3] = [
     "the place of every server. Such a client needs a public certificate at the node.",
 ];
 
+/// Writes a token from standard input into a file. On the command line it would stay in the history of the shell.
+const TOKEN_FILE: &str =
+    r#"(umask 077; read -rs token; printf 'Authorization: Bearer %s\n' "$token" >node.header)"#;
+
 /// Arguments of `alknet pin`.
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {
@@ -180,8 +184,10 @@ impl KeyPin {
             "# node.pem: the node's own certificate, once it is the one that a node makes of this key".to_owned(),
             format!("alknet pin {}@{at} --cert node.pem", self.key),
             String::new(),
-            "# node.header: a token of 'alknet token add', which no other user of this computer may read".to_owned(),
-            "(umask 077; printf 'Authorization: Bearer %s\\n' TOKEN >node.header)".to_owned(),
+            "# node.header, which no other user of this computer may read: run this, paste a token of 'alknet token add',"
+                .to_owned(),
+            "# which the terminal does not show, and press Enter".to_owned(),
+            TOKEN_FILE.to_owned(),
             String::new(),
             "# curl with node.pem in the place of the pin".to_owned(),
             format!(
@@ -332,6 +338,11 @@ pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandErro
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Stdio;
+
+    use alknet_test_support::limited;
     use alknet_tls::NodeKey;
     use clap::Parser;
 
@@ -425,6 +436,31 @@ mod tests {
             let public = refused(host).message;
             assert!(public.contains("public certificate"), "{public}");
         }
+    }
+
+    /// A token in a command stays in the history of the shell, where an attacker with a backup reads it.
+    #[test]
+    fn a_token_is_read_from_standard_input_and_is_in_no_command() {
+        let pin = KeyPin::new(KEY.parse().expect("a key")).expect("it can be pinned");
+        let target = format!("{KEY}@192.0.2.7:8443").parse().expect("a target");
+        let lines = pin.lines(&target);
+        let commands = lines.iter().filter(|line| !line.starts_with('#'));
+        let mut writing = commands.filter(|line| line.contains("Bearer"));
+        let command = writing.next().expect("a command that writes the token");
+        assert_eq!(writing.next(), None);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut shell = limited(Duration::from_secs(60), "bash");
+        shell.args(["-c", command]).current_dir(dir.path());
+        let mut shell = shell.stdin(Stdio::piped()).spawn().expect("bash");
+        let mut input = shell.stdin.take().expect("it is piped");
+        input.write_all(b"alk_t0ken\\n\n").expect("it reads");
+        drop(input);
+        assert!(shell.wait().expect("it ends").success());
+        let file = dir.path().join("node.header");
+        let header = std::fs::read_to_string(&file).expect("it is written");
+        assert_eq!(header, "Authorization: Bearer alk_t0ken\\n\n");
+        let mode = file.metadata().expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     /// A certificate that was only compared by its key made a node an authority over every name.

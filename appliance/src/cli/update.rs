@@ -530,6 +530,14 @@ fn status_lines(answer: &Value) -> Vec<String> {
             "sending",
             &format!("{offset} of {bytes} bytes, {from}"),
         ));
+        // While PID 1 applies a delta, nothing more is sent.
+        if let Some(written) = session["written"].as_u64() {
+            let whole = &session["program_bytes"];
+            lines.push(row(
+                "writing",
+                &format!("{written} of {whole} bytes of the program"),
+            ));
+        }
     }
     if let Some(at) = answer["scheduled"].as_str() {
         lines.push(row("starts", at));

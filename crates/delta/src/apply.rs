@@ -39,6 +39,12 @@ pub trait DeltaBase {
     /// # Errors
     /// Reading fails, or the file ends before.
     fn read_init(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// Whether the caller does not want the program any more. Asked before each group of pieces, which makes at most
+    /// [`GROUP_BYTES_MAX`] bytes.
+    fn is_given_up(&self) -> bool {
+        false
+    }
 }
 
 /// Writes the new program to `output`, all of whose `result_bytes` bytes the caller compares with what was signed. Until
@@ -224,6 +230,9 @@ impl DeltaApplication<'_> {
     }
 
     fn group(&mut self, items: &mut dyn Read) -> Result<(), DeltaError> {
+        if self.base.is_given_up() {
+            return Err(DeltaError::GivenUp);
+        }
         let (pieces, copied) = self.pieces(items)?;
         let whole: usize = pieces.iter().map(|piece| piece.bytes).sum();
         let mut bytes = vec![0; whole];

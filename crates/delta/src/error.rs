@@ -30,6 +30,9 @@ pub enum DeltaError {
     /// More frames than a program has.
     #[error("the delta has more than {FRAMES_MAX} compressed frames")]
     Frames,
+    /// The caller does not want the program any more ([`DeltaBase::is_given_up`](crate::DeltaBase::is_given_up)).
+    #[error("the program that the delta makes was given up")]
+    GivenUp,
     /// A group of pieces is larger than a machine holds.
     #[error("a group has more than {GROUP_PIECES_MAX} pieces or {GROUP_BYTES_MAX} bytes")]
     Group,

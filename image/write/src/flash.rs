@@ -3,6 +3,7 @@
 //! The first MiB, in which the partition table lies, is wiped first and written last. A disk whose writing was
 //! interrupted has no partition table, so no firmware starts anything from it.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -26,6 +27,8 @@ const ZERO_UNIT: usize = 64 << 10;
 /// After so many bytes the disk is waited for. Otherwise they would fill the memory, and the progress would show what
 /// memory takes and not what the disk takes.
 const SYNC_BYTES: u64 = 32 << 20;
+/// Bytes of the block without which the rest of a head is no partition table.
+const FIRST_BLOCK_BYTES: usize = 512;
 
 /// How a disk is written.
 #[derive(Clone, Debug, Default)]
@@ -87,7 +90,7 @@ pub struct FlashReport {
 ///
 /// # Errors
 /// The image does not fit, the source or the disk fails, or the disk returns other bytes. The disk has no partition
-/// table then, unless it failed while the table was written.
+/// table then, unless it also fails to lose one that it did not keep.
 pub fn flash(
     source: &mut ImageSource,
     target: &DiskTarget,
@@ -114,7 +117,7 @@ pub fn flash(
     compare(source.head(), target, total, &sha256, tell)?;
     place(target, options.files, tell)?;
     tell(FlashStep::Finishing);
-    finish(source.head(), target)?;
+    finish(source.head(), target, &read_head)?;
     let known = !target.is_device() || sys::read_partition_table(target.handle()).is_ok();
     Ok(FlashReport {
         bytes: total,
@@ -358,28 +361,96 @@ fn place(
     Ok(())
 }
 
-/// Writes the head: the first block last, without which the rest is no partition table.
-fn finish(head: &[u8], target: &DiskTarget) -> Result<(), FlashError> {
+/// Writes the head, and reads it back by `read`. A disk that does not keep it gets no partition table: an installer, or a
+/// person, would take the disk for one that was written whole.
+fn finish(head: &[u8], target: &DiskTarget, read: &HeadRead<'_>) -> Result<(), FlashError> {
+    let written = write_head(head, target, read);
+    if written.is_err() {
+        let disk = target.handle();
+        let zeros = vec![0; head.len()];
+        let wiped = disk.write_all_at(&zeros, 0).and_then(|()| disk.sync_all());
+        // The error of before says already that the disk is bad.
+        wiped.ok();
+    }
+    written
+}
+
+/// Reads so many bytes from the beginning of a disk, and not what the kernel remembers of them.
+type HeadRead<'a> = dyn Fn(&File, usize) -> io::Result<Vec<u8>> + 'a;
+
+fn read_head(disk: &File, bytes: usize) -> io::Result<Vec<u8>> {
+    forget(disk, 0, bytes as u64);
+    let mut reader = DirectReader::new(disk)?;
+    reader.read(0, bytes).map(<[u8]>::to_vec)
+}
+
+/// Writes the first block last, without which the rest is no partition table, and once the disk has kept the rest.
+fn write_head(head: &[u8], target: &DiskTarget, read: &HeadRead<'_>) -> Result<(), FlashError> {
     let failed = || target.failed("cannot be written");
     let disk = target.handle();
-    let write = |content: &[u8], at: u64| {
-        disk.write_all_at(content, at)?;
-        disk.sync_all()
-    };
-    let (first, rest) = head.split_at(512);
-    write(rest, first.len() as u64).map_err(failed())?;
-    write(first, 0).map_err(failed())?;
-    forget(disk, 0, head.len() as u64);
-    let mut reader = DirectReader::new(disk).map_err(failed())?;
-    match reader.read(0, head.len()).map_err(failed())? == head {
-        true => Ok(()),
-        false => Err(other_bytes(target, "the partition table")),
+    let (first, rest) = head.split_at(FIRST_BLOCK_BYTES);
+    for (content, at, checked_from) in [(rest, first.len(), first.len()), (first, 0, 0)] {
+        let written = disk.write_all_at(content, at as u64);
+        written.and_then(|()| disk.sync_all()).map_err(failed())?;
+        let kept = read(disk, head.len()).map_err(failed())?;
+        if kept[checked_from..] != head[checked_from..] {
+            return Err(other_bytes(target, "the partition table"));
+        }
     }
+    Ok(())
 }
 
 fn other_bytes(target: &DiskTarget, what: &'static str) -> FlashError {
     FlashError::ReadBack {
         disk: target.facts().name.clone(),
         what,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A disk that returns other bytes when its head is read back: of the rest, before the first block is written, or of
+    /// the first block.
+    #[test]
+    fn a_disk_that_does_not_keep_its_head_has_no_partition_table() {
+        let head: Vec<u8> = (0..HEAD_BYTES).map(|at| (at % 251) as u8 + 1).collect();
+        for (bad_read, bad_byte, first_block) in
+            [(1, 600, false), (1, 900_000, false), (2, 446, true)]
+        {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let path = folder.path().join("disk");
+            let target = DiskTarget::file(&path).expect("a file");
+            wipe(&target).expect("writable");
+            let reads = Cell::new(0);
+            let had_table = Cell::new(false);
+            let read = |disk: &File, bytes: usize| {
+                reads.set(reads.get() + 1);
+                let mut kept = read_head(disk, bytes)?;
+                had_table.set(kept[..FIRST_BLOCK_BYTES] == head[..FIRST_BLOCK_BYTES]);
+                kept[bad_byte] ^= u8::from(reads.get() == bad_read);
+                Ok(kept)
+            };
+            let error = finish(&head, &target, &read).expect_err("it is bad");
+            let is_table = matches!(
+                error,
+                FlashError::ReadBack {
+                    what: "the partition table",
+                    ..
+                }
+            );
+            assert!(is_table, "{error}");
+            assert_eq!(had_table.get(), first_block, "{bad_byte}");
+            assert_eq!(reads.get(), bad_read);
+            let left = std::fs::read(&path).expect("readable");
+            assert!(left.iter().all(|byte| *byte == 0), "{bad_byte}");
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let target = DiskTarget::file(&folder.path().join("disk")).expect("a file");
+        finish(&head, &target, &read_head).expect("a good disk");
+        assert!(read_head(target.handle(), HEAD_BYTES).expect("readable") == head);
     }
 }

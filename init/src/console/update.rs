@@ -23,6 +23,10 @@ pub(super) fn version_lines(facts: &UpdateFacts) -> Option<Vec<String>> {
         let percent = taken.saturating_mul(100) / announced.max(1);
         lines.push(format!("an update arrives: {}%", percent.min(100)));
     }
+    if let Some((written, whole)) = facts.writing {
+        let percent = written.saturating_mul(100) / whole.max(1);
+        lines.push(format!("its program is written: {}%", percent.min(100)));
+    }
     if let Some(last) = facts
         .last
         .as_ref()
@@ -80,6 +84,8 @@ mod tests {
         assert_eq!(lines(&staging), "1.0.0, boot slot a|an update arrives: 25%");
         staging.staging = Some((0, 0));
         assert!(lines(&staging).ends_with(": 0%"));
+        staging.writing = Some((30, 40));
+        assert!(lines(&staging).ends_with("|its program is written: 75%"));
     }
 
     #[test]

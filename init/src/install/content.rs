@@ -34,7 +34,10 @@ pub(super) fn judge(disk: &File, bytes: u64, head: &[u8], mark: &str) -> io::Res
     if is_zero(&last) && (is_zero(&first) || is_interrupted(&first, head)) {
         return Ok(DiskUse::Blank);
     }
-    match mark_of(disk) {
+    // The mark is written before the beginning of the disk is. Without the first block the image is not whole: the disk
+    // did not keep what was written last.
+    let has_table = !is_zero(&first[..BLOCK_BYTES]);
+    match mark_of(disk).filter(|_| has_table) {
         Some(found) if found == mark.as_bytes() => Ok(DiskUse::Installed),
         _ => Ok(DiskUse::Used),
     }

@@ -180,6 +180,7 @@ impl InitMachine {
         match message {
             InitMessage::CheckStorage { n, by } => self.check_storage(n, &by),
             InitMessage::Fault { kind } => self.fault(&kind),
+            InitMessage::GiveUpBundle { n } => self.give_up_bundle(n),
             InitMessage::Health { n, ok, detail } => {
                 if !ok {
                     self.log.warn(format_args!("the node is unwell: {detail}"));

@@ -9,7 +9,6 @@ mod trial_vault;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use alknet_boot_state::{BootNote, NoteText};
 
@@ -19,8 +18,8 @@ use crate::control::{PowerAction, UpdateAnswer, UpdatePlan};
 use crate::log::InitLog;
 use crate::settings;
 use crate::update::{
-    FramesEnd, GateBaseline, NoteKeeper, RefusalCode, StageOrder, StartKind, StartReport,
-    UpdateAnchor, UpdateGate, UpdateLook, UpdateRefusal, UpdateStart, UpdateSystem,
+    FramesEnd, GateBaseline, NoteKeeper, RefusalCode, StageOrder, StagingProgress, StartKind,
+    StartReport, UpdateAnchor, UpdateGate, UpdateLook, UpdateRefusal, UpdateStart, UpdateSystem,
 };
 
 /// How often the progress of staging is new in the facts, ms.
@@ -84,8 +83,9 @@ struct QueuedBundle {
 /// A bundle that a thread reads.
 #[derive(Debug)]
 struct StagingBundle {
+    ticket: UpdateTicket,
     announced: u64,
-    taken: Arc<AtomicU64>,
+    progress: Arc<StagingProgress>,
     is_answered: bool,
     dry_run: bool,
 }
@@ -187,9 +187,12 @@ impl MachineUpdate {
         self.staging.is_some()
     }
 
-    /// The frames that the node still owed ended with it.
+    /// The frames that the node still owed ended with it, and so did the bundle that a thread stages.
     pub(super) fn node_ended(&mut self) {
         self.bundles.clear();
+        if let Some(staging) = &self.staging {
+            staging.progress.give_up();
+        }
     }
 
     /// The machine goes down: a trial notes for which reason.

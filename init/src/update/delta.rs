@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use alknet_boot_state::BootSlot;
 use alknet_delta::limits::READS_OF_PROGRAM_MAX;
@@ -18,6 +19,7 @@ use alknet_update::{
 };
 
 use super::disk::{SharedDevice, SlotFile, slot_path};
+use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 
 /// The file from which the kernel started PID 1.
@@ -112,6 +114,7 @@ pub(super) struct RunningProgram<'a, D> {
     block: RefCell<SlotBlock>,
     /// Bytes that may still be read of the slot's file.
     left: Cell<u64>,
+    progress: Arc<StagingProgress>,
 }
 
 /// The part of the slot's file that was read last.
@@ -126,6 +129,7 @@ impl<'a, D: BlockDevice> RunningProgram<'a, D> {
         volume: &'a FatVolume<SharedDevice<'a, D>>,
         running: BootSlot,
         init: &Path,
+        progress: &Arc<StagingProgress>,
     ) -> Result<RunningProgram<'a, SharedDevice<'a, D>>, UpdateRefusal> {
         let unreadable = |error: io::Error| of_delta(DeltaError::Base(error));
         let init = File::open(init).map_err(unreadable)?;
@@ -138,6 +142,7 @@ impl<'a, D: BlockDevice> RunningProgram<'a, D> {
             init_bytes: init.metadata().map_err(unreadable)?.len(),
             init,
             block: RefCell::default(),
+            progress: Arc::clone(progress),
         })
     }
 }
@@ -195,6 +200,10 @@ impl<D: BlockDevice> DeltaBase for RunningProgram<'_, D> {
     fn read_init(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         self.init.read_exact_at(buffer, at)
     }
+
+    fn is_given_up(&self) -> bool {
+        self.progress.is_given_up()
+    }
 }
 
 /// Writes the program that the next target of the bundle makes, and compares it with what was signed.
@@ -241,6 +250,7 @@ impl Write for CheckedOutput<'_> {
 fn of_delta(error: DeltaError) -> UpdateRefusal {
     let code = match &error {
         // Whatever its disk does not give back, the whole program needs none of it.
+        DeltaError::GivenUp => return UpdateRefusal::given_up(),
         DeltaError::Library { .. } => RefusalCode::OtherLibrary,
         DeltaError::OtherBase => RefusalCode::OtherBase,
         _ => RefusalCode::Delta,

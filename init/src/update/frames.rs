@@ -2,8 +2,8 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::progress::{StagingProgress, aborted};
 use crate::control::{UPDATE_FRAME_ABORT, UPDATE_FRAME_BYTES_MAX};
 
 /// Bytes of a frame's length.
@@ -31,13 +31,14 @@ pub(crate) struct BundleFrameReader<R> {
     end: Option<FramesEnd>,
     is_silent: bool,
     announced: u64,
-    /// Bytes that were read, for those who follow the progress.
-    taken: Arc<AtomicU64>,
+    progress: Arc<StagingProgress>,
+    /// Whether the bytes are only read to their end.
+    is_draining: bool,
 }
 
 impl<R: Read> BundleFrameReader<R> {
     /// The frames of a bundle that was announced with so many bytes.
-    pub(crate) fn new(input: R, announced: u64, taken: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(input: R, announced: u64, progress: Arc<StagingProgress>) -> Self {
         Self {
             input,
             length: Vec::with_capacity(LENGTH_BYTES),
@@ -45,8 +46,14 @@ impl<R: Read> BundleFrameReader<R> {
             end: None,
             is_silent: false,
             announced,
-            taken,
+            progress,
+            is_draining: false,
         }
+    }
+
+    /// How far the staging is, and whether it goes on.
+    pub(crate) fn progress(&self) -> Arc<StagingProgress> {
+        Arc::clone(&self.progress)
     }
 
     /// How the bundle ended, if its end was read.
@@ -64,6 +71,7 @@ impl<R: Read> BundleFrameReader<R> {
     /// it holds up only its own bundles.
     pub(crate) fn drain(&mut self) -> FramesEnd {
         let mut buffer = vec![0; UPDATE_FRAME_BYTES_MAX as usize];
+        self.is_draining = true;
         loop {
             if let Some(end) = &self.end {
                 return end.clone();
@@ -125,14 +133,14 @@ impl<R: Read> BundleFrameReader<R> {
     }
 }
 
-fn aborted() -> io::Error {
-    io::Error::new(ErrorKind::ConnectionAborted, "the node gave the bundle up")
-}
-
 impl<R: Read> Read for BundleFrameReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
+        }
+        // The next frame may be minutes away.
+        if self.progress.is_given_up() && !self.is_draining {
+            return Err(aborted());
         }
         if self.left == 0 && self.end.is_none() {
             self.begin()?;
@@ -146,7 +154,7 @@ impl<R: Read> Read for BundleFrameReader<R> {
         let length = buffer.len().min(self.left as usize);
         let length = self.receive(&mut buffer[..length])?;
         self.left -= length as u32;
-        let sum = self.taken.fetch_add(length as u64, Ordering::Relaxed) + length as u64;
+        let sum = self.progress.count_read(length as u64);
         if sum > self.announced {
             return Err(self.broken(format!("more bytes than the announced {}", self.announced)));
         }
@@ -263,14 +271,28 @@ mod tests {
         assert_eq!(frames.drain(), FramesEnd::Ended);
     }
 
+    /// The node gives the bundle up beside the stream, whose end it sends as well.
+    #[test]
+    fn a_bundle_that_was_given_up_is_only_read_to_its_end() {
+        let progress = Arc::new(StagingProgress::default());
+        let stream = framed(&[1; 1000], 100);
+        let mut frames = BundleFrameReader::new(&stream[..], 1000, Arc::clone(&progress));
+        frames.read_exact(&mut [0; 300]).expect("within");
+        progress.give_up();
+        let error = frames.read(&mut [0; 1]).expect_err("given up");
+        assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+        assert_eq!(progress.read(), 300);
+        assert_eq!(frames.drain(), FramesEnd::Ended);
+    }
+
     #[test]
     fn what_was_read_is_counted() {
-        let taken = Arc::new(AtomicU64::new(0));
+        let progress = Arc::new(StagingProgress::default());
         let stream = framed(&[1; 1000], 100);
-        let mut frames = BundleFrameReader::new(&stream[..], 1000, Arc::clone(&taken));
+        let mut frames = BundleFrameReader::new(&stream[..], 1000, Arc::clone(&progress));
         frames.read_exact(&mut [0; 300]).expect("within");
-        assert_eq!(taken.load(Ordering::Relaxed), 300);
+        assert_eq!(progress.read(), 300);
         assert_eq!(frames.drain(), FramesEnd::Ended);
-        assert_eq!(taken.load(Ordering::Relaxed), 1000);
+        assert_eq!(progress.read(), 1000);
     }
 }

@@ -19,8 +19,10 @@ mod measured;
 mod note_keeper;
 mod place;
 mod program;
+mod progress;
 mod refusal;
 mod running;
+mod slot_write;
 mod stage;
 mod staged;
 mod starts;
@@ -38,6 +40,7 @@ pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
 pub(crate) use judge::{StartKind, StartReport};
 pub(crate) use measured::SystemProgram;
 pub(crate) use note_keeper::{NoteKeeper, note_panic, note_place};
+pub(crate) use progress::StagingProgress;
 pub(crate) use refusal::{RefusalCode, UpdateRefusal};
 pub(crate) use stage::StageOrder;
 pub(crate) use system::{

@@ -190,6 +190,14 @@ impl UpdateRefusal {
         )
     }
 
+    /// The node gave the bundle up, or ended.
+    pub(crate) fn given_up() -> Self {
+        Self::new(
+            RefusalCode::Aborted,
+            "the upload was given up; send the bundle again",
+        )
+    }
+
     /// A part of PID 1 panicked.
     pub(crate) fn failed() -> Self {
         Self::new(

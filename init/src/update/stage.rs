@@ -1,27 +1,26 @@
 //! Stages a version: verifies a bundle while it streams, and writes its program to the boot slot that does not run.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 use alknet_boot_state::{BootPhase, BootRecord, BootSlot};
 use alknet_fat::{
-    BlockDevice, FatError, FatFileWriter, FatFinding, FatReport, FatVolume, NameChoice, NamedChain,
-    RepairRules,
+    BlockDevice, FatError, FatFinding, FatReport, NameChoice, NamedChain, RepairRules,
 };
 use alknet_update::limits::{BUNDLE_METADATA_BYTES_MAX, TARGET_BYTES_MAX, TARGETS_MAX};
 use alknet_update::{
     BundleReader, ChosenTarget, DowngradeConsent, ReleaseInfo, ReleaseVersion, UpdateClock,
-    UpdateMachine, UpdateStep, UpdateTarget, VerifiedTargets,
+    UpdateMachine, UpdateStep, VerifiedTargets,
 };
 use data_encoding::HEXLOWER;
 
 use super::anchor::UpdateAnchor;
-use super::delta::{self, ProgramSource, RunningProgram};
-use super::disk::{LOADER, SharedDevice, SlotDisk, SlotFile, slot_path};
+use super::delta;
+use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
 use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;
-use super::program::{PassingProgram, read_version};
 use super::refusal::{RefusalCode, UpdateRefusal};
+use super::slot_write::{SlotPlace, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
@@ -29,8 +28,6 @@ use crate::log::InitLog;
 
 /// Longest bundle: metadata and targets as long as any.
 const BUNDLE_BYTES_MAX: u64 = BUNDLE_METADATA_BYTES_MAX + TARGETS_MAX as u64 * TARGET_BYTES_MAX;
-/// Bytes that are read back at a time.
-const READ_BYTES: usize = 64 << 10;
 /// Room for folders of the boot partition, in clusters, beside the program.
 const FOLDER_CLUSTERS: u64 = 4;
 
@@ -64,7 +61,7 @@ pub(super) struct StageMachine<'a> {
 
 /// The record and what was known of the programs before, while the other slot still has the program that they are about.
 #[derive(Debug, Default)]
-struct StageUndo(Option<(BootRecord, KnownPrograms)>);
+pub(super) struct StageUndo(pub(super) Option<(BootRecord, KnownPrograms)>);
 
 /// The kind of this machine, which a program has to fit.
 fn machine() -> UpdateMachine {
@@ -76,7 +73,8 @@ fn machine() -> UpdateMachine {
 }
 
 /// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots and the record are as they
-/// were, except where the disk did not keep the new program: then the other slot is empty.
+/// were, except where the disk did not keep the new program, or the node gave it up while it was read back: then the other
+/// slot is empty.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     frames: &mut BundleFrameReader<R>,
@@ -116,14 +114,12 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
 fn of_stream<R: Read>(refusal: UpdateRefusal, frames: &BundleFrameReader<R>) -> UpdateRefusal {
     // A refusal with another reason may come first, and the stream was not read to its end then.
     match frames.end() {
+        _ if frames.progress().is_given_up() => UpdateRefusal::given_up(),
         None if frames.is_silent() => UpdateRefusal::new(
             RefusalCode::Aborted,
             "the bundle stopped arriving, and was given up; send it again",
         ),
-        Some(FramesEnd::Aborted) => UpdateRefusal::new(
-            RefusalCode::Aborted,
-            "the upload was given up; send the bundle again",
-        ),
+        Some(FramesEnd::Aborted) => UpdateRefusal::given_up(),
         Some(FramesEnd::Broken(why)) => UpdateRefusal::new(
             RefusalCode::Truncated,
             format_args!("the bundle did not arrive: {why}; send it again"),
@@ -147,13 +143,8 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     at: &StageMachine<'_>,
     undo: &mut StageUndo,
 ) -> Result<StagedBundle, UpdateRefusal> {
-    if order.bytes > BUNDLE_BYTES_MAX {
-        let text = format_args!(
-            "the bundle has {} bytes, {BUNDLE_BYTES_MAX} at most; make one of fewer files",
-            order.bytes
-        );
-        return Err(UpdateRefusal::new(RefusalCode::TooLarge, text));
-    }
+    require_size(order)?;
+    let progress = frames.progress();
     let before = disk.record()?;
     let record = usable_record(before, at)?;
     let mut bundle = BundleReader::open(frames)?;
@@ -180,6 +171,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_room(disk, slot, at, bytes)?;
     let is_whole = repair(disk, slot, at)?;
+    progress.require_wanted()?;
     if lies_there && is_whole {
         let was_staged = stage_again(disk, &record, || {
             keep_release(slot, &plan, chosen.release, at)
@@ -193,16 +185,32 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     // Before the file becomes the new one, because the data disk may be full.
     let keep = || keep_release(slot, &plan, chosen.release, at);
     let from = (&mut bundle, &verified, source);
-    write(disk, (slot, at.init), from, chosen, &keep, undo)?;
-    if let Err(refusal) = read_back(disk, slot, chosen.target, &chosen.release.version) {
-        leave_empty(disk, slot, at.log);
-        return Err(refusal);
-    }
+    let place = SlotPlace {
+        slot,
+        init: at.init,
+        progress: &progress,
+    };
+    write(disk, place, from, chosen, &keep, undo)?;
+    let wanted = (chosen.target, &chosen.release.version);
+    require_kept(disk, place, wanted, at.log)?;
     disk.write_record(&vacated.stage()?)?;
     Ok(StagedBundle {
         plan,
         was_staged: false,
     })
+}
+
+fn require_size(order: &StageOrder) -> Result<(), UpdateRefusal> {
+    match order.bytes > BUNDLE_BYTES_MAX {
+        true => Err(UpdateRefusal::new(
+            RefusalCode::TooLarge,
+            format_args!(
+                "the bundle has {} bytes, {BUNDLE_BYTES_MAX} at most; make one of fewer files",
+                order.bytes
+            ),
+        )),
+        false => Ok(()),
+    }
 }
 
 /// The record, in which the slot that runs is the good one.
@@ -470,143 +478,6 @@ fn running_sha256<D: BlockDevice>(
     // A slot that cannot be read is refused when its room is checked. No delta fits it.
     let file = SlotFile::open(&volume, &slot_path(at.running)).ok();
     Ok(file.and_then(|file| digest(&file).ok()).unwrap_or_default())
-}
-
-/// Writes into the clusters of a file, and looks at what passes.
-struct SlotOutput<'a, 'b, D> {
-    writer: &'a mut FatFileWriter<'b, D>,
-    passing: &'a mut PassingProgram,
-    failed: Option<FatError>,
-}
-
-impl<D: BlockDevice> Write for SlotOutput<'_, '_, D> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.passing.pass(bytes);
-        match self.writer.write(bytes) {
-            Ok(()) => Ok(bytes.len()),
-            Err(error) => {
-                let text = error.to_string();
-                self.failed = Some(error);
-                Err(io::Error::other(text))
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn write<D: BlockDevice, R: Read>(
-    disk: &mut SlotDisk<D>,
-    (slot, init): (BootSlot, &std::path::Path),
-    (bundle, verified, source): (&mut BundleReader<R>, &VerifiedTargets, ProgramSource),
-    chosen: ChosenTarget<'_>,
-    keep: &dyn Fn() -> Result<(), UpdateRefusal>,
-    undo: &mut StageUndo,
-) -> Result<(), UpdateRefusal> {
-    let path = slot_path(slot);
-    // The other slot is read while this one is written.
-    let device = disk.shared();
-    let others = FatVolume::open(SharedDevice(&device))?;
-    let mut volume = FatVolume::open(SharedDevice(&device))?;
-    let before = place_of(&volume, &path);
-    let mut writer = volume.write_file(&path, chosen.target.bytes)?;
-    let mut passing = PassingProgram::default();
-    let mut output = SlotOutput {
-        writer: &mut writer,
-        passing: &mut passing,
-        failed: None,
-    };
-    let copied = match source {
-        ProgramSource::Delta => {
-            let running = RunningProgram::open(&others, slot.other(), init);
-            running.and_then(|running| {
-                delta::copy_made(bundle, verified, (&running, chosen.target), &mut output)
-            })
-        }
-        ProgramSource::Whole => {
-            let copied = bundle.copy_target(verified, &mut output);
-            copied.map_err(UpdateRefusal::from)
-        }
-    };
-    // An error of the disk comes back as one of the output.
-    if let Some(error) = output.failed {
-        return Err(error.into());
-    }
-    copied?;
-    require_version(passing.finish(), &chosen.release.version)?;
-    keep()?;
-    let finished = writer.finish();
-    if finished.is_ok() || place_of(&volume, &path) != before {
-        // The file is the new one, and the record from before says nothing of it.
-        undo.0 = None;
-    }
-    Ok(finished?)
-}
-
-/// Where a file begins on the volume, and its size.
-fn place_of<D: BlockDevice>(volume: &FatVolume<D>, path: &str) -> Option<(u64, u32)> {
-    let file = volume.open_file(path).ok()?;
-    let first = file.extents().first()?;
-    Some((first.at, file.size()))
-}
-
-fn require_version(
-    found: Result<ReleaseVersion, super::program::ProgramError>,
-    wanted: &ReleaseVersion,
-) -> Result<(), UpdateRefusal> {
-    let why = match found {
-        Ok(found) if found == *wanted => return Ok(()),
-        Ok(found) => format!("it says that it is version {found}"),
-        Err(error) => error.to_string(),
-    };
-    let text = format_args!(
-        "the program of version {wanted} is not what its release says: {why}; get another bundle from its publisher"
-    );
-    Err(UpdateRefusal::new(RefusalCode::Malformed, text))
-}
-
-/// Reads the whole file from the disk, and compares it with what was signed.
-fn read_back<D: BlockDevice>(
-    disk: &mut SlotDisk<D>,
-    slot: BootSlot,
-    target: &UpdateTarget,
-    version: &ReleaseVersion,
-) -> Result<(), UpdateRefusal> {
-    let volume = disk.volume()?;
-    let mut file = volume.open_file(&slot_path(slot))?;
-    let mut check = target.check();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        let read = file.read(&mut buffer).map_err(not_kept)?;
-        if read == 0 {
-            break;
-        }
-        check.update(&buffer[..read]).map_err(not_kept)?;
-    }
-    check.finish().map_err(not_kept)?;
-    let file = SlotFile::open(&volume, &slot_path(slot))?;
-    require_version(read_version(&file), version)
-}
-
-fn not_kept(error: impl std::fmt::Display) -> UpdateRefusal {
-    UpdateRefusal::new(
-        RefusalCode::Disk,
-        format_args!(
-            "the disk did not keep the new program ({error}), and the boot slot that does not run is empty now; replace the disk"
-        ),
-    )
-}
-
-/// Removes a file that the disk did not keep: no loader and no person must take it for a program.
-fn leave_empty<D: BlockDevice>(disk: &mut SlotDisk<D>, slot: BootSlot, log: &InitLog) {
-    let removed = disk
-        .volume()
-        .and_then(|mut volume: FatVolume<_>| volume.remove_file(&slot_path(slot)));
-    if let Err(error) = removed {
-        log.error(format_args!("the file of boot slot {slot} stays: {error}"));
-    }
 }
 
 /// Notes the program, without which it does not start, and the release for the time after the trial.

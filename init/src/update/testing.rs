@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use alknet_boot_state::{
     BootRecord, BootSlot, BootSlots, RECORD_OFFSET, SECTOR_BYTES, loader_choice,
@@ -17,6 +18,7 @@ use alknet_update::{
 use super::disk::{LOADER, SlotDisk, slot_path};
 use super::place::BIOS_LBA;
 use super::program::PROGRAM_BYTES_MIN;
+use super::progress::StagingProgress;
 
 /// Where the PE header of a test's program lies.
 const PE_AT: usize = 0x80;
@@ -216,6 +218,8 @@ struct DiskState {
     steps: Vec<DiskStep>,
     /// After so many writes, the disk refuses them.
     refuses_after: Option<usize>,
+    /// After so many writes, the node gives this bundle up.
+    given_up_after: Option<(usize, Arc<StagingProgress>)>,
     /// Sectors in this range cannot be read.
     unreadable: Option<std::ops::Range<u64>>,
     /// Sectors in this range keep what they had, as those of a stick that is failing.
@@ -274,6 +278,12 @@ impl BlockDevice for ModelPart {
             return Err(io::Error::other("the model refuses writes"));
         }
         state.refuses_after = state.refuses_after.map(|left| left - 1);
+        if let Some((left, progress)) = &mut state.given_up_after {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                progress.give_up();
+            }
+        }
         let first = self.first + at / SECTOR_BYTES as u64;
         for (number, piece) in (first..).zip(bytes.chunks_exact(SECTOR_BYTES)) {
             if state
@@ -409,6 +419,11 @@ impl ModelDisk {
 
     pub(super) fn refuse_after(&self, writes: usize) {
         self.state.borrow_mut().refuses_after = Some(writes);
+    }
+
+    /// After so many writes, one at least, the node gives this bundle up.
+    pub(super) fn give_up_after(&self, writes: usize, progress: &Arc<StagingProgress>) {
+        self.state.borrow_mut().given_up_after = Some((writes, Arc::clone(progress)));
     }
 
     /// From now on the disk cannot read these sectors, or can read all.

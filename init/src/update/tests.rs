@@ -22,6 +22,7 @@ use super::frames::BundleFrameReader;
 use super::known::{self, KnownStore};
 use super::left::{self, LeftVersions};
 use super::measured;
+use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{StageMachine, StageOrder, stage};
 use super::staged::{StagedBundle, StagedRelease};
@@ -102,7 +103,17 @@ impl UpdateBench {
         stream: impl Read,
         order: &StageOrder,
     ) -> Result<StagedBundle, UpdateRefusal> {
-        let mut frames = BundleFrameReader::new(stream, order.bytes, Arc::default());
+        self.staged_with(disk, stream, order, Arc::default())
+    }
+
+    fn staged_with(
+        &self,
+        disk: &ModelDisk,
+        stream: impl Read,
+        order: &StageOrder,
+        progress: Arc<StagingProgress>,
+    ) -> Result<StagedBundle, UpdateRefusal> {
+        let mut frames = BundleFrameReader::new(stream, order.bytes, progress);
         let machine = StageMachine {
             running: self.running,
             version: &self.version,

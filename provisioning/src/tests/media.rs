@@ -105,6 +105,30 @@ fn a_mistake_in_the_order_refuses_the_document() {
     assert_eq!(first.text, "fw_cfg: line 5, install.force: unknown key");
 }
 
+/// The administrator expects a node on the disk. A start without the order would be another node, from the medium.
+#[test]
+fn an_order_in_utf_16_is_refused_by_name() {
+    let machine = DirectoryMachine::new();
+    let order = document(1) + "[install]\ndisk = \"a\"\n";
+    for mark in ["\u{feff}", ""] {
+        for bytes in [u16::to_le_bytes, u16::to_be_bytes] {
+            let utf_16 = |text: &str| -> Vec<u8> {
+                let text = format!("{mark}{text}");
+                text.encode_utf16().flat_map(bytes).collect()
+            };
+            machine.fw_cfg(utf_16(&order));
+            let request = install_request(&machine.paths, &machine.volumes).expect("an order");
+            assert_eq!(request.source, ConfigOrigin::FwCfg);
+            let refused = request.order.expect_err("it is no UTF-8");
+            assert_eq!(refused.len(), 1, "{refused:?}");
+            assert!(refused[0].contains("UTF-16") && refused[0].contains("UTF-8"), "{refused:?}");
+            // Without an order the reader of the configuration says it.
+            machine.fw_cfg(utf_16(&document(1)));
+            assert!(install_request(&machine.paths, &machine.volumes).is_none());
+        }
+    }
+}
+
 /// A later source has an order, and its document does not count.
 #[test]
 fn only_the_document_that_counts_gives_an_order() {

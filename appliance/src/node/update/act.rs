@@ -121,11 +121,12 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
         async move {
             direct(&ctx)?;
             updates.link_check()?;
-            // A version that is taken back must not start at the moment that was set for it.
-            drop(updates.scheduled().take());
             let limited = is_limited(&ctx);
             let wish = UpdateRequest::Rollback { limited };
             updates.wish(wish, &caller(&ctx)).await?;
+            // A version that is taken back must not start at the moment that was set for it. Only now: a rollback that
+            // PID 1 refused takes no moment away.
+            drop(updates.scheduled().take());
             updates.0.sessions.forget_staged();
             Ok::<_, CallError>(json!({ "accepted": true }))
         }

@@ -131,13 +131,12 @@ impl UpdateLink {
         }
     }
 
-    /// Sends a request; the receiver gets the answer.
+    /// Sends a request. Returns its number, and the receiver that gets the answer.
     pub(super) async fn begin(
         &self,
         request: UpdateRequest,
         by: &str,
-    ) -> Result<oneshot::Receiver<UpdateAnswer>, UpdateLinkError> {
-        let to_init = self.to_init.as_ref().ok_or(UpdateLinkError::Absent)?;
+    ) -> Result<(u64, oneshot::Receiver<UpdateAnswer>), UpdateLinkError> {
         let (sender, answer) = oneshot::channel();
         let n = {
             let mut requests = self.lock();
@@ -153,9 +152,19 @@ impl UpdateLink {
             request,
             by: by.to_owned(),
         };
+        self.send(message).await?;
+        Ok((n, answer))
+    }
+
+    /// Tells PID 1 to give up the bundle of the request of this number, whose frames it may not be reading.
+    pub(super) async fn give_up(&self, n: u64) -> Result<(), UpdateLinkError> {
+        self.send(InitMessage::GiveUpBundle { n }).await
+    }
+
+    async fn send(&self, message: InitMessage) -> Result<(), UpdateLinkError> {
+        let to_init = self.to_init.as_ref().ok_or(UpdateLinkError::Absent)?;
         let sent = to_init.send(message).await;
-        sent.map_err(|_| UpdateLinkError::Broken)?;
-        Ok(answer)
+        sent.map_err(|_| UpdateLinkError::Broken)
     }
 
     /// Sends a request and waits for its answer.
@@ -164,7 +173,7 @@ impl UpdateLink {
         request: UpdateRequest,
         by: &str,
     ) -> Result<UpdateAnswer, UpdateLinkError> {
-        let answer = self.begin(request, by).await?;
+        let (_, answer) = self.begin(request, by).await?;
         wait(answer, ANSWER_TIMEOUT).await
     }
 

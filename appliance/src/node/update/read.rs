@@ -34,7 +34,9 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
                       "description": "Versions that the machine does not install by itself any more" },
             "session": { "type": ["object", "null"], "description": "The bundle that is being sent",
                 "properties": { "session": { "type": "string" }, "offset": { "type": "integer" },
-                                "bytes": { "type": "integer" } } },
+                                "bytes": { "type": "integer" },
+                                "written": { "type": "integer", "description": "Bytes of the program that PID 1 has written" },
+                                "program_bytes": { "type": "integer" } } },
             "ended": { "type": ["object", "null"], "description": "How the last bundle that was sent ended" },
             "plan": plan_schema(),
             "scheduled": text,
@@ -128,7 +130,9 @@ impl NodeUpdates {
         let who = ctx.identity().map(|who| who.id.to_string());
         let who = who.as_deref().unwrap_or_default();
         let session = self.0.sessions.current();
-        answer["session"] = session.map_or(Value::Null, |it| session_shown(&it, who));
+        answer["session"] = session.map_or(Value::Null, |it| {
+            session_shown(&it, who, facts.update.writing)
+        });
         let ended = self.0.sessions.ended();
         answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
         answer["plan"] = json!(self.staged_plan(&facts.update));
@@ -194,7 +198,8 @@ fn facts_shown(facts: &UpdateFacts) -> Value {
 }
 
 /// A session. Only its owner can send pieces, so only the owner gets its name.
-fn session_shown(session: &StagingSession, who: &str) -> Value {
+/// While PID 1 applies a delta, `writing` alone says how far it is.
+fn session_shown(session: &StagingSession, who: &str, writing: Option<(u64, u64)>) -> Value {
     let request = &session.request;
     let mut shown = json!({
         "offset": session.offset(),
@@ -205,6 +210,10 @@ fn session_shown(session: &StagingSession, who: &str) -> Value {
     });
     if request.owner == who {
         shown["session"] = session.id.clone().into();
+    }
+    if let Some((written, program_bytes)) = writing {
+        shown["written"] = written.into();
+        shown["program_bytes"] = program_bytes.into();
     }
     shown
 }

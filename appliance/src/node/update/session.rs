@@ -1,6 +1,8 @@
 //! The one bundle that is sent to PID 1 at a time, piece by piece.
 
 use std::fmt;
+use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use std::time::Duration;
 use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::link::{ANSWER_TIMEOUT, BundleFrames, UpdateLink, UpdateLinkError, wait};
 
@@ -200,6 +202,11 @@ impl StagingSession {
         self.offset.load(Ordering::Relaxed)
     }
 
+    /// Why it was given up.
+    fn why(&self) -> String {
+        self.reason.get().cloned().unwrap_or_default()
+    }
+
     /// The first reason counts.
     fn give_up(&self, why: String) {
         self.reason.set(why).ok();
@@ -282,14 +289,14 @@ impl StagingSessions {
         Ok(session)
     }
 
-    /// Gives up the session under way, also that of another caller, and waits for its end. Returns whether there was one.
+    /// Gives up the session under way, also that of another caller, and waits for its end. Returns whether it did: there
+    /// may be none, or PID 1 may have staged its version at this moment.
     pub(super) async fn cancel(&self, why: String) -> bool {
         let Some(session) = self.current() else {
             return false;
         };
         session.give_up(why);
-        self.outcome(session).await;
-        true
+        !matches!(self.outcome(session).await, StagingOutcome::Planned(_))
     }
 
     /// The same, and no other caller begins the next session.
@@ -441,7 +448,7 @@ impl StagingSessions {
         pieces: &mut mpsc::Receiver<BundlePiece>,
         last: &mut Option<BundlePiece>,
     ) -> Result<StagingOutcome, UpdateLinkError> {
-        let mut frames = self.link.frames().await?;
+        let frames = self.link.frames().await?;
         let StagingRequest {
             bytes,
             downgrade,
@@ -455,7 +462,14 @@ impl StagingSessions {
             dry_run,
             unasked,
         };
-        let mut answer = self.link.begin(request, &session.request.by).await?;
+        let (n, answer) = self.link.begin(request, &session.request.by).await?;
+        let mut sending = BundleSending {
+            link: &self.link,
+            session,
+            n,
+            frames,
+            answer,
+        };
         let began = Instant::now();
         let (mut sent, mut last_piece, mut wrong) = (0, began, 0);
         while sent < bytes {
@@ -464,19 +478,16 @@ impl StagingSessions {
             let piece = tokio::select! {
                 biased;
                 // PID 1 may refuse a bundle by its first bytes, and plan a dry run by its metadata.
-                early = &mut answer => {
-                    frames.abort().await?;
+                early = &mut sending.answer => {
+                    sending.frames.abort().await?;
                     return early.map(outcome_of).map_err(|_| UpdateLinkError::Broken);
                 }
-                () = session.given_up.notified() => {
-                    let why = session.reason.get().cloned().unwrap_or_default();
-                    return give_up(&mut frames, answer, why).await;
-                }
+                () = session.given_up.notified() => return sending.give_up(session.why()).await,
                 () = sleep_until(due) => None,
                 piece = pieces.recv() => piece,
             };
             let Some(mut piece) = piece else {
-                return give_up(&mut frames, answer, why).await;
+                return sending.give_up(why).await;
             };
             let left = bytes - sent;
             if let Err(error) = fits(&piece, sent, left) {
@@ -484,13 +495,15 @@ impl StagingSessions {
                 wrong += 1;
                 if wrong == WRONG_PIECES_MAX {
                     let why = format!("{wrong} pieces in a row did not fit");
-                    return give_up(&mut frames, answer, why).await;
+                    return sending.give_up(why).await;
                 }
                 continue;
             }
             (last_piece, wrong) = (Instant::now(), 0);
             let data = std::mem::take(&mut piece.data);
-            frames.data(&data).await?;
+            if sending.data(&data).await?.is_break() {
+                return sending.abort(session.why()).await;
+            }
             sent += data.len() as u64;
             session.offset.store(sent, Ordering::Relaxed);
             if sent == bytes {
@@ -503,8 +516,7 @@ impl StagingSessions {
                 piece.taken.send(Ok(taken)).ok();
             }
         }
-        frames.end().await?;
-        wait(answer, ANSWER_TIMEOUT).await.map(outcome_of)
+        sending.finish().await
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionTable> {
@@ -523,16 +535,71 @@ fn fits(piece: &BundlePiece, sent: u64, left: u64) -> Result<(), StagingError> {
     }
 }
 
-/// Ends a bundle before its end. PID 1 is free again once it has answered.
-async fn give_up(
-    frames: &mut BundleFrames,
+/// A bundle on its way to PID 1.
+///
+/// PID 1 may read no frame for minutes while it writes a program, so the session can be given up at every step: PID 1
+/// learns of it beside the stream. A frame that has begun is still sent to its end, because another bundle follows it.
+struct BundleSending<'a> {
+    link: &'a UpdateLink,
+    session: &'a StagingSession,
+    /// The number of the request.
+    n: u64,
+    frames: BundleFrames,
     answer: oneshot::Receiver<UpdateAnswer>,
-    why: String,
-) -> Result<StagingOutcome, UpdateLinkError> {
-    frames.abort().await?;
-    // Whatever PID 1 says of it, the bundle was not complete.
-    wait(answer, ABORT_TIMEOUT).await.ok();
-    Ok(StagingOutcome::GivenUp(why))
+}
+
+impl BundleSending<'_> {
+    /// Sends a piece. Breaks if the session was given up meanwhile.
+    async fn data(&mut self, data: &[u8]) -> Result<ControlFlow<()>, UpdateLinkError> {
+        let mut sent = pin!(self.frames.data(data));
+        tokio::select! {
+            biased;
+            sent = &mut sent => return sent.map(ControlFlow::Continue),
+            () = self.session.given_up.notified() => {}
+        }
+        self.link.give_up(self.n).await?;
+        sent.await.map(ControlFlow::Break)
+    }
+
+    /// Ends a bundle before its end.
+    async fn give_up(self, why: String) -> Result<StagingOutcome, UpdateLinkError> {
+        self.link.give_up(self.n).await?;
+        self.abort(why).await
+    }
+
+    /// Ends the frames of a bundle that PID 1 gives up. PID 1 is free again once it has answered.
+    async fn abort(mut self, why: String) -> Result<StagingOutcome, UpdateLinkError> {
+        self.frames.abort().await?;
+        // Whatever PID 1 says of it, the bundle was not complete.
+        wait(self.answer, ABORT_TIMEOUT).await.ok();
+        Ok(StagingOutcome::GivenUp(why))
+    }
+
+    /// Ends a complete bundle, and waits for what PID 1 makes of it.
+    async fn finish(self) -> Result<StagingOutcome, UpdateLinkError> {
+        let Self {
+            link,
+            session,
+            n,
+            mut frames,
+            answer,
+        } = self;
+        let mut decided = pin!(async {
+            frames.end().await?;
+            wait(answer, ANSWER_TIMEOUT).await
+        });
+        tokio::select! {
+            biased;
+            answer = &mut decided => return answer.map(outcome_of),
+            () = session.given_up.notified() => {}
+        }
+        link.give_up(n).await?;
+        match timeout(ABORT_TIMEOUT, decided).await {
+            // It was staged already.
+            Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => Ok(outcome_of(answer)),
+            _ => Ok(StagingOutcome::GivenUp(session.why())),
+        }
+    }
 }
 
 /// The answer to a piece for a session that has ended: a caller that lost the answer to its last piece sends it again.

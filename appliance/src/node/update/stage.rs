@@ -154,7 +154,7 @@ pub(super) fn cancel(updates: NodeUpdates) -> Registration {
     .with_input(empty_input())
     .with_output(json!({
         "type": "object", "required": ["cancelled"],
-        "properties": { "cancelled": { "type": "boolean", "description": "Whether there was one" } }
+        "properties": { "cancelled": { "type": "boolean", "description": "Whether one was given up: not if there was none, or its version was staged already" } }
     }));
     let spec = for_scopes(spec, &[APPLY_SCOPE]);
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {

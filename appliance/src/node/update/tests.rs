@@ -38,6 +38,12 @@ enum Verdict {
     RefusesAfter(u64),
     /// It knows what a dry run would do after so many bytes.
     PlansAfter(u64),
+    /// It reads all of it, and then applies a delta until the node gives the bundle up.
+    AppliesUntilGivenUp,
+    /// It applies a delta, and reads nothing more until the node gives the bundle up.
+    StallsUntilGivenUp,
+    /// It reads all of it, and answers with the plan once the node gives the bundle up: it was staged already.
+    StagedBeforeGivenUp,
 }
 
 impl Verdict {
@@ -61,6 +67,8 @@ struct InitSeen {
     frame_max: u32,
     /// Who staged the last version, by the log. Empty: the machine itself.
     stager: String,
+    /// The code with which PID 1 refuses a rollback.
+    refuses_rollback: Option<&'static str>,
 }
 
 struct NodeUpdateBench {
@@ -196,15 +204,21 @@ struct FakeInit {
 impl FakeInit {
     async fn run(mut self, mut messages: mpsc::Receiver<InitMessage>) {
         while let Some(message) = messages.recv().await {
-            let InitMessage::Update { n, request, by } = message else {
-                panic!("the node sends {message:?}");
+            let (n, request, by) = match message {
+                InitMessage::Update { n, request, by } => (n, request, by),
+                // The frames say the same a moment later.
+                InitMessage::GiveUpBundle { .. } => continue,
+                other => panic!("the node sends {other:?}"),
             };
             let seen = (request.clone(), by);
             self.seen.lock().expect("no panic").requests.push(seen);
             match request {
                 UpdateRequest::Stage { .. } => {
                     let verdict = self.verdict.lock().expect("no panic").clone();
-                    self.read(n, verdict).await.expect("frames");
+                    if let Verdict::StallsUntilGivenUp = verdict {
+                        given_up(&mut messages, n).await;
+                    }
+                    self.read(n, verdict, &mut messages).await.expect("frames");
                 }
                 UpdateRequest::Log => {
                     let by = self.seen.lock().expect("no panic").stager.clone();
@@ -226,9 +240,15 @@ impl FakeInit {
                     let (code, text) = ("no-trial".to_owned(), "no version is on trial".to_owned());
                     self.link.answered(n, UpdateAnswer::Refused { code, text });
                 }
-                UpdateRequest::Apply { .. } | UpdateRequest::Rollback { .. } => {
-                    self.link.answered(n, UpdateAnswer::Done);
+                UpdateRequest::Rollback { .. } => {
+                    let refused = self.seen.lock().expect("no panic").refuses_rollback;
+                    let refused = refused.map(|code| UpdateAnswer::Refused {
+                        code: code.to_owned(),
+                        text: "another request is under way".to_owned(),
+                    });
+                    self.link.answered(n, refused.unwrap_or(UpdateAnswer::Done));
                 }
+                UpdateRequest::Apply { .. } => self.link.answered(n, UpdateAnswer::Done),
             }
         }
     }
@@ -239,7 +259,12 @@ impl FakeInit {
     }
 
     /// Reads one bundle to its end, whatever it says of it meanwhile.
-    async fn read(&mut self, n: u64, verdict: Verdict) -> io::Result<()> {
+    async fn read(
+        &mut self,
+        n: u64,
+        verdict: Verdict,
+        messages: &mut mpsc::Receiver<InitMessage>,
+    ) -> io::Result<()> {
         let (mut bundle, mut has_answered) = (Vec::new(), false);
         let is_whole = loop {
             let length = self.stream.read_u32().await?;
@@ -270,8 +295,12 @@ impl FakeInit {
         };
         let seen = (bundle, is_whole);
         self.seen.lock().expect("no panic").bundles.push(seen);
+        if let Verdict::AppliesUntilGivenUp | Verdict::StagedBeforeGivenUp = verdict {
+            given_up(messages, n).await;
+        }
+        let is_aborted = matches!(verdict, Verdict::AppliesUntilGivenUp);
         if !has_answered {
-            let answer = match (is_whole, refused) {
+            let answer = match (is_whole && !is_aborted, refused) {
                 (true, Some(code)) => UpdateAnswer::Refused {
                     code: code.to_owned(),
                     text: "this bundle is of no use here".to_owned(),
@@ -288,6 +317,12 @@ impl FakeInit {
         }
         Ok(())
     }
+}
+
+/// Waits until the node gives up the bundle of its request `n`.
+async fn given_up(messages: &mut mpsc::Receiver<InitMessage>, n: u64) {
+    let message = messages.recv().await;
+    assert_eq!(message, Some(InitMessage::GiveUpBundle { n }));
 }
 
 fn refusal() -> UpdateAnswer {

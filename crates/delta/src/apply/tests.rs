@@ -367,6 +367,41 @@ fn a_window_larger_than_the_limit_is_refused() {
     assert!(matches!(result, Err(DeltaError::Delta(_))), "{result:?}");
 }
 
+/// The caller is asked before each group, also within a frame whose compressor keeps what it gets.
+#[test]
+fn a_program_that_is_given_up_ends_within_a_group() {
+    struct GivingUp(std::cell::Cell<u32>);
+    impl DeltaBase for GivingUp {
+        fn program_bytes(&self) -> u64 {
+            10
+        }
+        fn init_bytes(&self) -> u64 {
+            20
+        }
+        fn read_program(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn read_init(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn is_given_up(&self) -> bool {
+            self.0.set(self.0.get() - 1);
+            self.0.get() == 0
+        }
+    }
+    let groups = [(); 3].map(|()| group(&[(10, None)], 10)).concat();
+    let mut framed = frame(RECIPE, 30);
+    framed.extend(&groups);
+    framed.push(FRAME_ENDS);
+    for (items, made_bytes) in [(groups, 20), (framed, 0)] {
+        let mut made = Vec::new();
+        let base = GivingUp(3.into());
+        let result = apply_delta(&*hostile(&items), &base, 100, &mut made);
+        assert!(matches!(result, Err(DeltaError::GivenUp)), "{result:?}");
+        assert_eq!(made.len(), made_bytes);
+    }
+}
+
 #[test]
 fn a_disk_that_fails_is_the_reason() {
     struct FullDisk;

@@ -16,6 +16,7 @@ const RESERVED_PART: usize = 8;
 #[derive(Debug)]
 pub(crate) struct HeapAccount {
     used: AtomicUsize,
+    peak: AtomicUsize,
     max: AtomicUsize,
     refused: AtomicBool,
 }
@@ -25,6 +26,7 @@ impl HeapAccount {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
             max: AtomicUsize::new(usize::MAX),
             refused: AtomicBool::new(false),
         })
@@ -38,6 +40,11 @@ impl HeapAccount {
     /// The allocated bytes.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that were allocated at once.
+    pub(crate) fn peak(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
     }
 
     /// Whether the engine asked for more than it may have, since [`forget_refusal`](Self::forget_refusal).
@@ -75,7 +82,12 @@ impl HeapAccount {
     }
 
     fn took(&self, block: *mut c_void) -> *mut u8 {
-        self.used.fetch_add(size_of_block(block), Ordering::Relaxed);
+        let bytes = size_of_block(block);
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // The engine is on one thread at a time, so no other one writes in between.
+        if used > self.peak() {
+            self.peak.store(used, Ordering::Relaxed);
+        }
         block.cast()
     }
 }
@@ -166,6 +178,8 @@ mod tests {
             memory.dealloc(second);
         }
         assert_eq!(heap.used(), 0);
+        assert!(heap.peak() >= 3000, "what was freed counts");
+        assert!(heap.peak() < 9_500, "what was refused does not");
         assert!(memory.alloc(usize::MAX).is_null());
         assert!(memory.calloc(usize::MAX, 2).is_null());
     }

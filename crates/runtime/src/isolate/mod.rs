@@ -99,6 +99,7 @@ pub(crate) enum IsolateCommand {
 #[derive(Clone, Debug)]
 pub struct IsolateHandle {
     gauge: Arc<InterruptBudget>,
+    heap: Arc<HeapAccount>,
     commands: mpsc::UnboundedSender<IsolateCommand>,
 }
 
@@ -124,6 +125,12 @@ impl IsolateHandle {
     #[must_use]
     pub fn gauge(&self) -> &Arc<InterruptBudget> {
         &self.gauge
+    }
+
+    /// The most bytes that the engine had allocated at once so far.
+    #[must_use]
+    pub fn heap_peak(&self) -> u64 {
+        self.heap.peak() as u64
     }
 }
 
@@ -169,6 +176,7 @@ impl Isolate {
     pub fn remote(&self) -> IsolateHandle {
         IsolateHandle {
             gauge: Arc::clone(&self.shared.gauge),
+            heap: Arc::clone(&self.heap),
             commands: self.sender.clone(),
         }
     }
@@ -179,10 +187,10 @@ impl Isolate {
         self.closed.as_ref()
     }
 
-    /// The bytes that the engine has allocated now.
+    /// The most bytes that the engine had allocated at once so far.
     #[must_use]
-    pub fn heap_bytes(&self) -> u64 {
-        self.heap.used() as u64
+    pub fn heap_peak(&self) -> u64 {
+        self.heap.peak() as u64
     }
 }
 

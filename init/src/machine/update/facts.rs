@@ -1,7 +1,5 @@
 //! What the node and the consoles learn about the boot slots, and the problems with them.
 
-use std::sync::atomic::Ordering;
-
 use alknet_update::ReleaseVersion;
 
 use super::{InitMachine, MachineEvent, PROGRESS_EVERY_MS, UpdateEvent};
@@ -23,8 +21,8 @@ impl InitMachine {
         if let Some(staging) = &self.update.staging
             && (facts.staging.is_none() || now >= self.update.progress_at + PROGRESS_EVERY_MS)
         {
-            let taken = staging.taken.load(Ordering::Relaxed);
-            facts.staging = Some((taken, staging.announced));
+            facts.staging = Some((staging.progress.read(), staging.announced));
+            facts.writing = staging.progress.written();
             self.update.progress_at = now;
         }
     }

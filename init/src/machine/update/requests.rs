@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use alknet_vault::slots::SlotType;
 
@@ -14,7 +13,8 @@ use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
 use crate::facts::ClockState;
 use crate::update::{
-    BundleFrameReader, FramesEnd, RefusalCode, RollbackPlan, StageOrder, TrialWish, UpdateRefusal,
+    BundleFrameReader, FramesEnd, RefusalCode, RollbackPlan, StageOrder, StagingProgress,
+    TrialWish, UpdateRefusal,
 };
 
 /// Bundles whose frames wait behind those of another one. A node sends one at a time.
@@ -151,6 +151,23 @@ impl InitMachine {
         self.read_bundle(now);
     }
 
+    /// The node gives up the bundle of its request `n`, which a thread stages or which waits for its turn. The thread looks
+    /// at this between the pieces of a program, and the node sends the end of the frames as well.
+    pub(in crate::machine) fn give_up_bundle(&mut self, n: u64) {
+        let life = self.life;
+        let is_it = |ticket: &UpdateTicket| ticket.life == life && ticket.n == n;
+        let staging = self.update.staging.as_ref();
+        if let Some(staging) = staging.filter(|staging| is_it(&staging.ticket)) {
+            staging.progress.give_up();
+        }
+        let mut waiting = self.update.bundles.iter_mut();
+        let waiting = waiting.find(|bundle| is_it(&bundle.ticket) && !bundle.is_refused);
+        let Some(waiting) = waiting else { return };
+        waiting.is_refused = true;
+        let ticket = waiting.ticket.clone();
+        self.answer(&ticket, refused(&UpdateRefusal::given_up()));
+    }
+
     /// Reads the next bundle on a thread.
     pub(super) fn read_bundle(&mut self, now: u64) {
         if self.update.staging.is_some() {
@@ -174,15 +191,16 @@ impl InitMachine {
             }
             None => return,
         };
-        let taken = Arc::new(AtomicU64::new(0));
+        let progress = Arc::new(StagingProgress::default());
         self.update.staging = Some(StagingBundle {
+            ticket: ticket.clone(),
             announced: order.bytes,
-            taken: Arc::clone(&taken),
+            progress: Arc::clone(&progress),
             is_answered: is_refused,
             dry_run: order.dry_run,
         });
         self.update.progress_at = now;
-        let mut frames = BundleFrameReader::new(stream, order.bytes, taken);
+        let mut frames = BundleFrameReader::new(stream, order.bytes, progress);
         let (system, anchor) = (self.update.system.clone(), self.anchor());
         let is_time_known = matches!(
             self.facts.clock,
@@ -319,6 +337,7 @@ impl InitMachine {
     pub(super) fn bundle_ended(&mut self, ticket: &UpdateTicket, end: FramesEnd, now: u64) {
         let staging = self.update.staging.take();
         self.facts.update.staging = None;
+        self.facts.update.writing = None;
         if staging.as_ref().is_some_and(|one| !one.is_answered) {
             // The thread panicked.
             self.answer(ticket, refused(&UpdateRefusal::failed()));

@@ -87,15 +87,11 @@ fn the_note_says_how_far_a_trial_came_and_what_was_wrong() {
 #[test]
 fn one_request_at_a_time_and_a_refused_bundle_is_no_request() {
     let mut machine = machine();
-    let ticket = UpdateTicket {
-        life: 1,
-        n: 1,
-        by: "a test".to_owned(),
-    };
     assert_eq!(machine.update.busy(), None);
     let staging = |is_answered| StagingBundle {
+        ticket: ticket(1, 1),
         announced: 9,
-        taken: Arc::default(),
+        progress: Arc::default(),
         is_answered,
         dry_run: false,
     };
@@ -105,10 +101,68 @@ fn one_request_at_a_time_and_a_refused_bundle_is_no_request() {
     machine.update.staging = Some(staging(true));
     assert_eq!(code(&machine), None, "its frames are read to their end");
     machine.update.request = Some(OpenRequest {
-        ticket,
+        ticket: ticket(1, 1),
         has_vault: false,
     });
     assert_eq!(code(&machine), Some(RefusalCode::Busy));
+}
+
+fn ticket(life: u64, n: u64) -> UpdateTicket {
+    UpdateTicket {
+        life,
+        n,
+        by: "a test".to_owned(),
+    }
+}
+
+/// The thread asks between the pieces of a delta, and not the stream, whose next frame may come minutes later.
+#[test]
+fn a_bundle_ends_by_the_word_of_its_node_or_with_the_node() {
+    let mut machine = machine();
+    let staging = |life| StagingBundle {
+        ticket: ticket(life, 7),
+        announced: 9,
+        progress: Arc::default(),
+        is_answered: false,
+        dry_run: false,
+    };
+    let is_given_up = |machine: &InitMachine| {
+        let staging = machine.update.staging.as_ref();
+        staging.expect("a bundle").progress.is_given_up()
+    };
+    let life = machine.life;
+    machine.update.staging = Some(staging(life));
+    machine.give_up_bundle(8);
+    assert!(!is_given_up(&machine), "another request");
+    machine.give_up_bundle(7);
+    assert!(is_given_up(&machine));
+    machine.update.staging = Some(staging(life + 1));
+    machine.give_up_bundle(7);
+    assert!(!is_given_up(&machine), "a request of another node");
+    machine.update.node_ended();
+    assert!(is_given_up(&machine), "its control connection closed");
+}
+
+/// A bundle may wait behind one whose frames are still read.
+#[test]
+fn a_waiting_bundle_is_given_up_and_only_read() {
+    let mut machine = machine();
+    let life = machine.life;
+    let waiting = |n| QueuedBundle {
+        ticket: ticket(life, n),
+        order: StageOrder {
+            bytes: 9,
+            downgrade: None,
+            dry_run: false,
+            unasked: false,
+        },
+        is_refused: false,
+    };
+    machine.update.bundles = [1, 2].map(waiting).into();
+    machine.give_up_bundle(2);
+    let bundles = machine.update.bundles.iter();
+    let refused: Vec<_> = bundles.map(|bundle| bundle.is_refused).collect();
+    assert_eq!(refused, [false, true]);
 }
 
 /// A node that an attacker has taken over asks for the log without end.

@@ -1,6 +1,6 @@
 //! Programs that are made from the one that runs. A delta that does not fit changes nothing on the disk.
 
-use alknet_delta::limits::READS_OF_PROGRAM_MAX;
+use alknet_delta::limits::{GROUP_BYTES_MAX, READS_OF_PROGRAM_MAX};
 use alknet_delta::{
     DeltaBase, DeltaError, FrameRecipe, NewProgram, OldProgram, library_version, make_delta,
 };
@@ -224,6 +224,41 @@ fn a_base_that_is_not_as_noted_is_refused() {
         .expect("staged");
 }
 
+/// An administrator cancels the update, or the node ends, while PID 1 has all bytes of the bundle: at each of its writes.
+#[test]
+fn a_delta_that_is_given_up_while_it_is_applied_leaves_the_slot_idle() {
+    let bench = UpdateBench::new();
+    let made = DeltaRelease::new(&bench);
+    let bundle = made.bundle(&bench);
+    let (stream, order) = (framed(&bundle, 40_000), order(&bundle));
+    let whole = made.release.content().len() as u64;
+    let mut written = Vec::new();
+    let plan = (1..).find_map(|writes| {
+        let progress = Arc::new(StagingProgress::default());
+        bench.disk.give_up_after(writes, &progress);
+        let staged = bench.staged_with(&bench.disk, &*stream, &order, Arc::clone(&progress));
+        let refusal = staged.as_ref().err();
+        if let Some(refusal) = refusal {
+            assert_eq!(refusal.code, RefusalCode::Aborted, "{writes} writes");
+            let record = bench.disk.record();
+            assert_eq!(record.phase(), BootPhase::Idle, "{writes} writes");
+            assert_eq!(bench.disk.file(BootSlot::B), None, "{writes} writes");
+            written.extend(progress.written());
+        } else {
+            assert_eq!(bench.disk.record().phase(), BootPhase::Staged);
+        }
+        staged.ok()
+    });
+    // Only after the last write it is too late.
+    assert_eq!(plan.expect("staged").plan.bytes, whole);
+    assert!(bench.disk.file(BootSlot::B) == Some(made.release.content()));
+    // It ends within a group of pieces, and what was written is counted until then.
+    assert!(written.len() > 10, "{written:?}");
+    let (first, _) = written[0];
+    assert!(first <= GROUP_BYTES_MAX, "{first} of {whole} bytes");
+    assert!(written.is_sorted() && written.last() == Some(&(whole, whole)));
+}
+
 /// What the network cuts or changes is no defect of the delta.
 #[test]
 fn a_delta_that_was_damaged_on_its_way_is_named_so() {
@@ -252,7 +287,8 @@ fn a_delta_of_far_places_reads_the_program_eight_times_over_and_no_more() {
     let mut disk = bench.disk.open();
     let device = disk.shared();
     let volume = FatVolume::open(SharedDevice(&device)).expect("a volume");
-    let running = RunningProgram::open(&volume, BootSlot::A, &init).expect("it runs");
+    let running = RunningProgram::open(&volume, BootSlot::A, &init, &Arc::default());
+    let running = running.expect("it runs");
     let bytes = running.program_bytes();
     let mut reads = 0;
     let mut places = [0, bytes - 2].into_iter().cycle().take(1_000_000);

@@ -4,10 +4,11 @@ use alknet_call::CallError;
 use alknet_test_support::deadline;
 use data_encoding::BASE64;
 use futures_util::FutureExt;
+use tokio::task::JoinHandle;
 
 use super::operations::{ADMIN, UpdateCaller};
 use super::*;
-use crate::node::update::session::{StagingOutcome, WRONG_PIECES_MAX};
+use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome, WRONG_PIECES_MAX};
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
 const HUB: (&str, &[&str]) = ("hub", &[OFFER_SCOPE, READ_SCOPE]);
@@ -356,6 +357,133 @@ async fn an_administrator_cancels_a_session() {
     assert_eq!(status["session"], Value::Null);
     assert_eq!(status["ended"]["error"]["text"], "admin cancelled it");
     upload(&node, ADMIN, b"good").await.expect("staged");
+}
+
+/// Begins an upload of one piece by a client, and waits for the moment at which PID 1 applies the delta in it.
+async fn upload_that_is_applied(
+    bench: &NodeUpdateBench,
+    node: &UpdateCaller,
+    verdict: Verdict,
+) -> JoinHandle<Result<Value, CallError>> {
+    let stalls = matches!(verdict, Verdict::StallsUntilGivenUp);
+    bench.judge(verdict);
+    let seen = || match stalls {
+        true => bench.requests().len(),
+        false => bench.bundles().len(),
+    };
+    let before = seen();
+    // More than the socket to PID 1 takes.
+    let begin = json!({ "bytes": PIECE_BYTES_MAX });
+    let begun = node.call(CLIENT, "update/stage", begin).await;
+    let id = begun.expect("it begins")["session"].clone();
+    let sessions = bench.updates.0.sessions.clone();
+    let write = tokio::spawn(async move {
+        let piece = (0, Bytes::from(vec![7; PIECE_BYTES_MAX]));
+        let id = id.as_str().expect("a name");
+        let taken = sessions.write((id, "eve"), piece).await;
+        taken
+            .map(|taken| json!(taken.plan))
+            .map_err(CallError::from)
+    });
+    while seen() == before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The socket is full after some turns of the task that writes.
+    for _ in 0..500 {
+        tokio::task::yield_now().await;
+    }
+    write
+}
+
+/// PID 1 applies the delta of a client for minutes: it has the whole bundle, or reads nothing more of it.
+#[tokio::test]
+async fn an_administrator_ends_a_session_while_pid_1_applies_its_delta() {
+    let limit = deadline(Duration::from_secs(20));
+    for (verdict, is_whole) in [
+        (Verdict::AppliesUntilGivenUp, true),
+        (Verdict::StallsUntilGivenUp, false),
+    ] {
+        let bench = NodeUpdateBench::new();
+        let node = UpdateCaller::new(&bench.updates);
+        let write = upload_that_is_applied(&bench, &node, verdict.clone()).await;
+        let cancel = node.call(ADMIN, "update/cancel", Value::Null);
+        let cancelled = tokio::time::timeout(limit, cancel).await;
+        let expected = Ok(Ok(json!({ "cancelled": true })));
+        assert_eq!(cancelled, expected, "{verdict:?}");
+        let write = write.await.expect("no panic").expect_err("it is cancelled");
+        assert!(write.message.contains("admin cancelled it"), "{write:?}");
+        assert_eq!(bench.bundles().pop().map(|it| it.1), Some(is_whole));
+        // The same by an administrator who takes the session over.
+        let write = upload_that_is_applied(&bench, &node, verdict.clone()).await;
+        bench.judge(Verdict::Plans);
+        let take_over = json!({ "bytes": 3, "take_over": true });
+        let begun = node.call(ADMIN, "update/stage", take_over);
+        let begun = tokio::time::timeout(limit, begun).await;
+        let id = begun.expect("it ends").expect("it begins")["session"].clone();
+        assert!(write.await.expect("no panic").is_err(), "{verdict:?}");
+        let piece = json!({ "session": id, "offset": 0, "data": BASE64.encode(b"abc") });
+        let last = node.call(ADMIN, "update/write", piece).await;
+        assert_eq!(last.expect("staged")["plan"]["to"], "1.1.0");
+    }
+}
+
+/// The order to give up arrives when PID 1 has written its last byte: the caller learns that the version is staged.
+#[tokio::test]
+async fn a_session_that_is_cancelled_too_late_is_staged() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let write = upload_that_is_applied(&bench, &node, Verdict::StagedBeforeGivenUp).await;
+    let cancelled = node.call(ADMIN, "update/cancel", Value::Null).await;
+    assert_eq!(cancelled, Ok(json!({ "cancelled": false })));
+    let plan_of_client = write.await.expect("no panic").expect("staged");
+    assert_eq!(plan_of_client["to"], "1.1.0");
+    assert_eq!(bench.updates.0.sessions.staged(), Some(plan()));
+}
+
+/// Of the bundle PID 1 has every byte, and `update/status` says how much of the program is written.
+#[tokio::test]
+async fn the_progress_of_a_delta_is_shown() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let write = upload_that_is_applied(&bench, &node, Verdict::AppliesUntilGivenUp).await;
+    bench.set(|facts| facts.update.writing = Some((3000, 9000)));
+    let status = node.call(ADMIN, "update/status", Value::Null).await;
+    let session = status.expect("a status")["session"].clone();
+    assert_eq!(session["offset"], session["bytes"]);
+    assert_eq!(
+        (&session["written"], &session["program_bytes"]),
+        (&json!(3000), &json!(9000))
+    );
+    let cancelled = node.call(ADMIN, "update/cancel", Value::Null).await;
+    assert_eq!(cancelled, Ok(json!({ "cancelled": true })));
+    assert!(write.await.expect("no panic").is_err());
+}
+
+/// Eve may start versions, and asks for a rollback that PID 1 refuses: the moment of the administrator stays.
+#[tokio::test]
+async fn a_rollback_that_pid_1_refuses_takes_no_moment_away() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"good").await.expect("staged");
+    staged(&bench, "a1");
+    let in_an_hour = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let set = json!({ "at": in_an_hour.to_string() });
+    let set = node
+        .call(ADMIN, "update/apply", set)
+        .await
+        .expect("it waits");
+    let eve = ("eve", &[APPLY_SCOPE][..]);
+    bench.seen.lock().expect("no panic").refuses_rollback = Some("busy");
+    let refused = node.call(eve, "update/rollback", Value::Null).await;
+    assert_eq!(
+        refused.expect_err("busy").details.expect("details")["code"],
+        "busy"
+    );
+    assert_eq!(scheduled(&node).await, set["scheduled"]);
+    bench.seen.lock().expect("no panic").refuses_rollback = None;
+    let done = node.call(eve, "update/rollback", Value::Null).await;
+    assert!(done.is_ok(), "{done:?}");
+    assert_eq!(scheduled(&node).await, Value::Null);
 }
 
 /// The connection of an upload breaks within a piece: the call ends, and the frame that it sent stays whole.

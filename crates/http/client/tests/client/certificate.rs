@@ -11,9 +11,13 @@ use tokio_rustls::TlsAcceptor;
 
 /// With a certificate for `name` of its own making and for these protocols; and what its key is called.
 pub(crate) fn acceptor(name: &str, protocols: &[&str]) -> (TlsAcceptor, PeerKey) {
-    let key = KeyPair::generate().expect("a key");
+    acceptor_of(&KeyPair::generate().expect("a key"), name, protocols)
+}
+
+/// The same with this key.
+pub(crate) fn acceptor_of(key: &KeyPair, name: &str, protocols: &[&str]) -> (TlsAcceptor, PeerKey) {
     let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-    let certificate = params.self_signed(&key).expect("a certificate");
+    let certificate = params.self_signed(key).expect("a certificate");
     let proof = PeerProof::from_certificate(certificate.der()).expect("a key");
     let pin = proof.names().next().expect("a name of the key");
     let mut config = ServerConfig::builder_with_provider(alknet_tls::provider())

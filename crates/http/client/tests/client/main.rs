@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_core::{
-    CapabilityBackend, CapabilityKind, DialAllowList, DialErrorKind, Dialer, PeerAddr, Secret,
-    capability,
+    CapabilityBackend, CapabilityKind, DialAllowList, DialErrorKind, Dialer, PeerAddr, PeerKey,
+    Secret, capability,
 };
 use alknet_http_client::limits::{HEADERS_MAX, REDIRECTS_MAX};
 use alknet_http_client::{ClientOptions, HttpClient, HttpError, HttpRequestOptions, Redirects};
@@ -181,9 +181,49 @@ async fn only_what_is_listed_is_dialled() {
         DialErrorKind::UnknownPeer
     );
     let mut other = options(&[&server]);
-    other.pinned = vec![at(server.address).with_pins([alknet_core::PeerKey::Spki([7; 32])])];
+    other.pinned = vec![at(server.address).with_pins([PeerKey::Spki([7; 32])])];
     assert_eq!(kind(refused(other, https).await), DialErrorKind::Impostor);
     assert_eq!(server.requests(), 0);
+}
+
+/// `spki:` is what OpenSSL shows of every key, and names an Ed25519 key as well as `ed25519:` does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_an_ed25519_certificate_is_known_by_either_pin() {
+    // The key of RFC 8410 section 10.3: a PKCS #8 structure ends with the private key.
+    let mut pkcs8 = vec![
+        0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04,
+        0x20,
+    ];
+    let private = "ed25519:d4ee72dbf913584ad5b6d8f1f769f8ad3afe7c28cbf1d4fbe097a88f44755842";
+    let Ok(PeerKey::Ed25519(private)) = private.parse() else {
+        panic!("the text of 32 bytes");
+    };
+    pkcs8.extend(private);
+    for (pin, is_known) in [
+        (
+            "ed25519:19bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1",
+            true,
+        ),
+        (
+            "spki:a1e9156054e04fac899ae9f275132cdc07a5dbc4ea2c2ad3a1ffc6e0d253681f",
+            true,
+        ),
+        // The bare key in the place of the hash.
+        (
+            "spki:19bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1",
+            false,
+        ),
+    ] {
+        let server = ClientTestServer::of_key(&pkcs8, pin.parse().expect("a key")).await;
+        let answer = client(&server).send(get(&server, "/")).await;
+        match (answer, is_known) {
+            (Ok(answer), true) => assert_eq!(text(answer).await, "ed25519", "{pin}"),
+            (Err(HttpError::Dial(error)), false) => {
+                assert_eq!(error.kind, DialErrorKind::Impostor, "{pin}");
+            }
+            (answer, _) => panic!("{pin}: {:?}", answer.err()),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,11 +15,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::KeyPair;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::certificate::acceptor;
+use crate::certificate::{acceptor, acceptor_of};
 
 /// What a server says.
 pub(crate) struct CannedResponse {
@@ -99,6 +101,15 @@ impl ClientTestServer {
             false => &["http/1.1"],
         };
         let (acceptor, pin) = acceptor("server.example", protocols);
+        Self::listen(pin, Some(acceptor), Arc::new(handler)).await
+    }
+
+    /// With a certificate of the Ed25519 key in this PKCS #8 structure, and pinned by this key.
+    pub(crate) async fn of_key(pkcs8: &[u8], pin: PeerKey) -> Self {
+        let key = PrivatePkcs8KeyDer::from(pkcs8);
+        let key = KeyPair::try_from(&key).expect("a key");
+        let (acceptor, _) = acceptor_of(&key, "server.example", &["http/1.1"]);
+        let handler = |_: &Request<Incoming>| CannedResponse::new(200, "ed25519");
         Self::listen(pin, Some(acceptor), Arc::new(handler)).await
     }
 

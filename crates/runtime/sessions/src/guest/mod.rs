@@ -394,10 +394,26 @@ fn opening(
     Ok((spec, opening))
 }
 
-/// Answers a call that cannot run.
+/// Answers a call that cannot run, and has used no memory.
 fn refuse(guest: &Guest, call: &GuestCall, failure: &ScriptFailure) {
+    refuse_after(guest, call, failure, (0, 0));
+}
+
+/// Answers a call that ends with an error, with its peaks of heap and of bytes outside it.
+fn refuse_after(
+    guest: &Guest,
+    call: &GuestCall,
+    failure: &ScriptFailure,
+    (heap, external): (u64, u64),
+) {
     // A lost host ends this process.
-    let _ = guest.finish(call, WorkerReply::Err(fault(failure)), Vec::new(), 0, 0);
+    let _ = guest.finish(
+        call,
+        WorkerReply::Err(fault(failure)),
+        Vec::new(),
+        heap,
+        external,
+    );
 }
 
 /// A failure in the protocol's form.

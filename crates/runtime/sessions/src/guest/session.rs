@@ -233,11 +233,8 @@ impl GuestSession<'_> {
             return;
         }
         active.call.progress(ticks, external);
-        // Calls share a heap, so its size says nothing about this call while others run.
-        let heap = match self.active.is_empty() {
-            true => self.isolate.heap_bytes(),
-            false => 0,
-        };
+        // The calls of a session share a heap. An answer that is refused has a peak as well: it may be the reason.
+        let heap = self.isolate.heap_peak();
         self.bridge.finish(FinalReply {
             guest: self.guest.clone(),
             call: active.call,

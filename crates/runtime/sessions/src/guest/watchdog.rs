@@ -9,7 +9,7 @@ use alknet_runtime::{IsolateHandle, RuntimeCode, ScriptFailure};
 use alknet_worker::{Guest, GuestCall};
 
 use super::bridge::Bridge;
-use super::{lock, refuse};
+use super::{lock, refuse_after};
 use crate::limits::{ABORT_LISTEN, PULSE};
 
 /// The watchdog and the calls that it checks.
@@ -116,7 +116,11 @@ impl CallWatchdog {
             _ => {
                 let failure =
                     ScriptFailure::new(RuntimeCode::Abort, "the call was ended from outside");
-                refuse(&self.guest, &watched.call, &failure);
+                let peaks = watched.running.as_ref();
+                let peaks =
+                    peaks.map(|(remote, _)| (remote.heap_peak(), remote.gauge().external().1));
+                let peaks = peaks.unwrap_or_default();
+                refuse_after(&self.guest, &watched.call, &failure, peaks);
                 state.calls.remove(&id);
             }
         }

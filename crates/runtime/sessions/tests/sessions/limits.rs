@@ -92,6 +92,33 @@ async fn every_limit_has_its_code() {
     assert_eq!(limited(&lab, many, |_| {}).await, RuntimeCode::Quota);
 }
 
+/// A call that ends with an error says how much memory its script had, although nothing of it is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_answer_has_the_peak_that_it_reached() {
+    let lab = SessionLab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    // A value takes 16 bytes.
+    let takes = "let all = new Array(1 << 20).fill(0.5); all = undefined;";
+    for (then, refused) in [
+        ("export default 1", None),
+        ("export default NaN", Some(RuntimeCode::Encode)),
+        ("throw new Error('no')", Some(RuntimeCode::Exception)),
+        (
+            "for (all = [];;) all.push(new Array(1000).fill(1.5))",
+            Some(RuntimeCode::Memory),
+        ),
+    ] {
+        let mut spec = spec(&format!("{takes} {then}"));
+        spec.limits.runtime.heap_bytes = 64 << 20;
+        let session = lab.open(&request, spec).await;
+        let ran = soon(session.run(&env, main())).await;
+        assert_eq!(ran.err().map(|failure| failure.code), refused, "{then}");
+        let peak = session.info().heap_peak;
+        assert!((16 << 20..=64 << 20).contains(&peak), "{then}: {peak}");
+    }
+}
+
 /// Loops inside the engine that no flag stops: killed from outside, with the limit's code.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_native_loop_is_killed_with_the_code_of_its_limit() {

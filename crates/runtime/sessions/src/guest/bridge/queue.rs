@@ -41,7 +41,9 @@ impl FinalReply {
                 details: CborBody::default(),
             };
             let reply = alknet_worker::WorkerReply::Err(fault);
-            let _ = self.guest.finish(&self.call, reply, Vec::new(), 0, 0);
+            let _ = self
+                .guest
+                .finish(&self.call, reply, Vec::new(), self.heap, self.external);
         }
     }
 }
