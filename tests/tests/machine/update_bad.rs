@@ -8,7 +8,7 @@ use alknet_tests::{MachineNode, READY, TestBench};
 
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
-use crate::update::program::{PROGRAM, changed, hanging_program};
+use crate::update::program::{AddedFile, FOLDER, PROGRAM, changed, hanging_program, kernel_alone};
 use crate::update::{FIRST, SECOND, config, failed_update, machine, serving, stands};
 
 /// Longest wait until the first version serves again.
@@ -28,7 +28,7 @@ fn update_that_panics_at_boot_returns_and_says_so() {
     let keys = ReleaseKeys::one(7);
     let disk = SlotDiskImage::new(bench.raw());
     let first = disk.program(BootSlot::A).expect("the image has it");
-    let bad = changed(&first, SECOND, "", &[("init", PROGRAM, b"no program")]);
+    let bad = kernel_alone(&first, SECOND, &[("init", PROGRAM, b"no program")]);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &bad);
     let vm = machine(
         MachineKind::Q35Uefi,
@@ -66,7 +66,8 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     node.end();
 
     let hangs = hanging_program();
-    let hangs = changed(&first, SECOND, "", &[("init", PROGRAM, &hangs)]);
+    let files: [AddedFile<'_>; 2] = [("dev", FOLDER, b""), ("init", PROGRAM, &hangs)];
+    let hangs = kernel_alone(&first, SECOND, &files);
     disk.put_on_trial(&hangs, 1, "absent");
     let vm = builder().watchdog(WatchdogAction::Reset);
     let node = serving(&bench, vm);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::tpm::{PIN, TPM_ALONE, WITH_PIN, asked, measured, served, set_up, type_line};
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
-use crate::update::program::versioned;
+use crate::update::program::{kernel_alone, versioned};
 use crate::update::{FIRST, LIMIT, SECOND, opening_slot, roll_back, stands, update};
 
 /// To the new version and back without a person: before each start the machine has a slot for the program that comes,
@@ -17,7 +17,7 @@ fn update_of_a_sealed_machine_and_back_needs_no_person() {
     let keys = ReleaseKeys::one(7);
     let configured = format!("{TPM_ALONE}\n{}", keys.config());
     let (bench, identity) = set_up(&configured);
-    let bundle = bundle(&bench, &keys);
+    let bundle = bundle(&bench, &keys, versioned);
     let mut node = measured(&bench, "own").configured(&configured).boot();
     assert_eq!(node.identity(), identity);
     let first = opened(&node);
@@ -55,7 +55,10 @@ fn update_of_a_machine_with_a_pin_says_that_a_person_must_come() {
     let keys = ReleaseKeys::one(7);
     let configured = format!("{WITH_PIN}\n{}", keys.config());
     let (bench, identity) = set_up(&configured);
-    let bundle = bundle(&bench, &keys);
+    // A plan needs no program that starts.
+    let bundle = bundle(&bench, &keys, |first, version| {
+        kernel_alone(first, version, &[])
+    });
     let machine = measured(&bench, "own").after_firmware();
     let vm = machine.configured(&configured).start();
     asked(&vm, "PIN of the TPM");
@@ -71,8 +74,13 @@ fn opened(node: &MachineNode) -> Value {
     opening_slot(node, &json!([4, 11, 12]))["slot"].clone()
 }
 
-fn bundle(bench: &TestBench, keys: &ReleaseKeys) -> std::path::PathBuf {
+/// A bundle with what `program` makes of the image's program and a version.
+fn bundle(
+    bench: &TestBench,
+    keys: &ReleaseKeys,
+    program: fn(&[u8], &str) -> Vec<u8>,
+) -> std::path::PathBuf {
     let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
-    let second = versioned(&first.expect("the image has it"), SECOND);
+    let second = program(&first.expect("the image has it"), SECOND);
     keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &second)
 }

@@ -9,7 +9,7 @@ use crate::secure_boot::{OwnedPrograms, by, enrolled};
 use crate::tpm::TPM_ALONE;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, write};
 use crate::update::disk::SlotDiskImage;
-use crate::update::program::versioned;
+use crate::update::program::{kernel_alone, versioned};
 use crate::update::{FIRST, LIMIT, SECOND, failed_update, opening_slot, roll_back, stands, update};
 
 /// The loader's message about a version that the firmware does not permit.
@@ -31,12 +31,13 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
         .install(&bench);
     let second = versioned(&first, SECOND);
     let unsigned = write(bench.path(), "second", &second);
-    let signed_by = |owner, name| {
-        let signed = by(&bench, owner, &unsigned, name);
-        std::fs::read(signed).expect("it was signed")
-    };
-    let owners = signed_by(&owner, "second-of-owner");
-    let others = signed_by(&other_owner, "second-of-other");
+    let owners = by(&bench, &owner, &unsigned, "second-of-owner");
+    let owners = std::fs::read(owners).expect("it was signed");
+    // Firmware refuses the other two before it starts a kernel.
+    let foreign = kernel_alone(&first, SECOND, &[]);
+    let unsigned_other = write(bench.path(), "other", &foreign);
+    let others = by(&bench, &other_owner, &unsigned_other, "second-of-other");
+    let others = std::fs::read(others).expect("it was signed");
     let keys = ReleaseKeys::one(7);
     let bundle = |number, program: &[u8]| {
         keys.bundle(bench.path(), &ReleaseDraft::new(number, SECOND), program)
@@ -77,7 +78,7 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     );
     assert_ne!(opened(&node), slot_of_second);
 
-    for (number, program) in [(2, &second), (3, &others)] {
+    for (number, program) in [(2, &foreign), (3, &others)] {
         let mark = node.vm().console().mark();
         failed_update(bench.admin(), &mut node, &bundle(number, program));
         let said = node.vm().console().since(mark);

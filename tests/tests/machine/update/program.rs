@@ -24,6 +24,7 @@ pub(crate) type AddedFile<'a> = (&'a str, u32, &'a [u8]);
 
 /// The mode of a program.
 pub(crate) const PROGRAM: u32 = 0o100_755;
+pub(crate) const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_444;
 
 /// The program `base` with this version. Everything else is the same.
@@ -34,6 +35,29 @@ pub(crate) fn versioned(base: &[u8], version: &str) -> Vec<u8> {
 /// The program `base` with this version, with words for the kernel when UEFI starts it, and with files in the place of
 /// those in its initial file system.
 pub(crate) fn changed(base: &[u8], version: &str, words: &str, files: &[AddedFile<'_>]) -> Vec<u8> {
+    rewritten(base, version, words, files, InitialFiles::Base)
+}
+
+/// The kernel of `base` in a program of this version whose initial file system has these files alone. A program that no
+/// test lets come to its node costs a third so, wherever it is sent, hashed, loaded and unpacked.
+pub(crate) fn kernel_alone(base: &[u8], version: &str, files: &[AddedFile<'_>]) -> Vec<u8> {
+    rewritten(base, version, "", files, InitialFiles::Empty)
+}
+
+/// What an initial file system has before files are added.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InitialFiles {
+    Base,
+    Empty,
+}
+
+fn rewritten(
+    base: &[u8],
+    version: &str,
+    words: &str,
+    files: &[AddedFile<'_>],
+    initial: InitialFiles,
+) -> Vec<u8> {
     assert_eq!(version.len(), FIRST.len(), "it is written in its place");
     let mut program = base.to_vec();
     let release = section(&program, b".osrel\0\0").raw;
@@ -47,7 +71,7 @@ pub(crate) fn changed(base: &[u8], version: &str, words: &str, files: &[AddedFil
     let line = format!("{version}\n");
     let mut all = vec![("version", FILE, line.as_bytes())];
     all.extend(files);
-    add_archive(&mut program, &archive(&all));
+    add_archive(&mut program, initial, &archive(&all));
     program
 }
 
@@ -89,13 +113,17 @@ fn add_words(program: &mut [u8], words: &str) {
     put(program, line.header + 8, new.len());
 }
 
-/// Adds an archive behind those of the initial file system, which is the last section. The kernel unpacks one after the
-/// other, so files of the last one replace the others.
-fn add_archive(program: &mut Vec<u8>, archive: &[u8]) {
+/// Adds an archive behind those of the initial file system, which is the last section, or in their place. The kernel
+/// unpacks one after the other, so files of the last one replace the others.
+fn add_archive(program: &mut Vec<u8>, initial: InitialFiles, archive: &[u8]) {
     let files = section(program, b".initrd\0");
     assert_eq!(files.raw.end, program.len(), "it is the last section");
     assert_eq!(files.bytes % ARCHIVE_ALIGNMENT, 0);
-    program.truncate(files.raw.start + files.bytes);
+    let kept = match initial {
+        InitialFiles::Base => files.bytes,
+        InitialFiles::Empty => 0,
+    };
+    program.truncate(files.raw.start + kept);
     program.extend_from_slice(archive);
     let bytes = program.len() - files.raw.start;
     let pe = number(program, PE_POINTER_AT);
