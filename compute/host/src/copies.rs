@@ -330,6 +330,14 @@ mod tests {
         assert!(matches!(refused, Err(Error::Overloaded(_))), "{refused:?}");
         drop(eve);
         assert!(now(&room, "ada", TENSOR_BYTES_MAX).is_some());
+
+        // Two fill the three quarters, with copies that are too long for the last one.
+        let long = [("eve", TENSOR_BYTES_MAX - 8 * MIB), ("mallory", 12 * MIB)];
+        let held = long.map(|(name, bytes)| now(&room, name, bytes).expect("room"));
+        for name in ["ada", "bob"] {
+            assert!(now(&room, name, MIB).is_some(), "{name}");
+        }
+        drop(held);
     }
 
     #[tokio::test]
