@@ -5,7 +5,8 @@
 //! the form `raw`, byte for byte.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use alknet_fat::{BlockDevice, FatVolume, FilePartition};
@@ -132,16 +133,16 @@ impl MediumDisk {
     /// Opens the disk on a medium whose files are below `root`.
     ///
     /// # Errors
-    /// The medium cannot be read, or was made by a version that had no disk on it.
+    /// The medium cannot be read, has a link, a pipe or a folder in the place of a file, or was made by a version that had no disk on it.
     pub fn open(root: &Path) -> io::Result<Self> {
         let mut note = Vec::new();
-        let file = File::open(root.join(NOTE_FILE))?;
+        let file = open_file(root, NOTE_FILE)?;
         file.take(NOTE_BYTES_MAX).read_to_end(&mut note)?;
         let note: DiskNote = serde_json::from_slice(&note)?;
-        let mut program = File::open(root.join(SYSTEM_FILE))?;
+        let mut program = open_file(root, SYSTEM_FILE)?;
         program.seek(SeekFrom::Start(note.medium_at))?;
         Ok(Self {
-            rest: zstd::Decoder::new(File::open(root.join(REST_FILE))?)?,
+            rest: zstd::Decoder::new(open_file(root, REST_FILE)?)?,
             program,
             note,
             at: 0,
@@ -164,6 +165,23 @@ impl MediumDisk {
     #[must_use]
     pub fn sha256(&self) -> &str {
         &self.note.sha256
+    }
+}
+
+/// Opens a regular file of a medium, which an attacker may have made. A link could lead to a file of the machine, and an
+/// open of a pipe would wait for ever.
+fn open_file(root: &Path, name: &str) -> io::Result<File> {
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(root.join(name))?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            format!("{name} of the medium is no regular file"),
+        )),
     }
 }
 
@@ -208,6 +226,15 @@ pub(crate) fn write(files: &InstallFiles, root: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use alknet_test_support::deadline;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
     use crate::disk;
     use crate::ids::BuildIds;
@@ -258,12 +285,36 @@ mod tests {
         for file in [REST_FILE, SYSTEM_FILE, NOTE_FILE] {
             fs::remove_file(root.path().join(file)).expect("it was written");
             let error = MediumDisk::open(root.path()).expect_err(file);
-            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{file}");
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{file}");
         }
         let note = r#"{"version":"1","bytes":1,"sha256":"","program_bytes":1,"disk_at":1}"#;
         fs::write(root.path().join(NOTE_FILE), note).expect("writable");
         let error = MediumDisk::open(root.path()).expect_err("half a note");
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+    }
+
+    /// The open of a pipe waits until a program writes to it.
+    #[test]
+    fn a_pipe_or_a_link_in_the_place_of_a_file_is_refused_at_once() {
+        for name in [NOTE_FILE, SYSTEM_FILE, REST_FILE] {
+            for is_pipe in [true, false] {
+                let (root, _) = medium(b"program");
+                let path = root.path().join(name);
+                let aside = root.path().join("aside");
+                fs::rename(&path, &aside).expect("it was written");
+                match is_pipe {
+                    true => mkfifo(&path, Mode::S_IRWXU).expect("creatable"),
+                    false => symlink(&aside, &path).expect("creatable"),
+                }
+                let (done, opened) = mpsc::channel();
+                let folder = root.path().to_owned();
+                // The thread outlives the test if the open waits.
+                thread::spawn(move || done.send(MediumDisk::open(&folder).err()));
+                let opened = opened.recv_timeout(deadline(Duration::from_secs(10)));
+                let error = opened.unwrap_or_else(|_| panic!("{name}, pipe {is_pipe}: it waits"));
+                assert!(error.is_some(), "{name}, pipe {is_pipe}");
+            }
+        }
     }
 
     #[test]

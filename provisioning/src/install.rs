@@ -13,6 +13,8 @@ use crate::{ConfigOrigin, SourcePaths, file, sources, text};
 
 /// The table's name.
 const TABLE: &str = "install";
+/// The key that permits to overwrite the data of a node.
+const ERASE_NODE: &str = "erase_node";
 /// Longest serial number in bytes. The longest that a disk has are those of its USB device, with 126 characters.
 pub const DISK_SERIAL_BYTES_MAX: usize = 256;
 
@@ -24,6 +26,8 @@ pub struct InstallOrder {
     pub disk: String,
     /// Whether a disk with content may be overwritten.
     pub erase: bool,
+    /// Whether this content may be the data of a node.
+    pub erase_node: bool,
     /// What the machine does afterwards.
     pub then: AfterInstall,
 }
@@ -48,14 +52,16 @@ pub struct InstallRequest {
     pub document: Vec<u8>,
     /// The document with the order, and without secrets.
     pub with_order: Vec<u8>,
+    /// The lines of the order alone, without white space at their ends and without empty lines.
+    pub table: Vec<u8>,
     /// The source of the document.
     pub source: ConfigOrigin,
 }
 
-/// The kernel's name of the first device with an ISO 9660 volume of this label. Partitions are left out, because the
-/// volume of the medium begins where its device begins.
+/// The kernel's names of the devices with an ISO 9660 volume of this label, in their order. Partitions are left out,
+/// because the volume of the medium begins where its device begins.
 #[must_use]
-pub fn medium_device(paths: &SourcePaths, label: &str) -> Option<String> {
+pub fn medium_devices(paths: &SourcePaths, label: &str) -> Vec<String> {
     let is_medium = |name: &String| {
         // sysfs writes a `/` in a device's name as `!`.
         let device = paths.dev.join(name.replace('!', "/"));
@@ -64,20 +70,43 @@ pub fn medium_device(paths: &SourcePaths, label: &str) -> Option<String> {
         found.is_some_and(|it| it.file_system == FileSystem::Iso9660 && it.label == label)
     };
     let is_partition = |name: &String| paths.block_class.join(name).join("partition").exists();
-    let mut names = devices(paths).into_iter();
-    names.find(|name| !is_partition(name) && is_medium(name))
+    let names = devices(paths).into_iter();
+    names
+        .filter(|name| !is_partition(name) && is_medium(name))
+        .collect()
 }
 
 /// The order of the document that counts on this machine: of the first one that is not empty. `None` if that one has no
 /// order. Blocks on disks.
 ///
+/// Of several boot partitions, those on the devices of `media` come first. So the names of the devices do not decide
+/// between the document on the medium and the one on a disk that was installed earlier.
+///
 /// Metadata services and the console give no orders: a service would be asked at each start, and a person at the
 /// console can attach a medium.
 #[must_use]
-pub fn install_request(paths: &SourcePaths, mounter: &dyn Mounter) -> Option<InstallRequest> {
+pub fn install_request(
+    paths: &SourcePaths,
+    mounter: &dyn Mounter,
+    media: &[String],
+) -> Option<InstallRequest> {
     // The machine reads the sources again afterwards, and reports their problems then.
     let mut problems = Vec::new();
-    let offers = sources::all(paths, mounter, None, &mut problems);
+    let mut offers = sources::all(paths, mounter, None, &mut problems);
+    // The sort is stable: the other sources keep their places.
+    offers.sort_by_key(|offer| match &offer.source {
+        ConfigOrigin::FwCfg | ConfigOrigin::NoCloud { .. } => OfferRank::BeforeBoot,
+        ConfigOrigin::BootPartition { device } => {
+            match media
+                .iter()
+                .any(|medium| has_partition(paths, medium, device))
+            {
+                true => OfferRank::BootOfMedium,
+                false => OfferRank::Boot,
+            }
+        }
+        _ => OfferRank::BehindBoot,
+    });
     offers.iter().find_map(|offer| {
         let document = offer.document.as_ref()?;
         if let Some(text) = text::of_utf_16(document) {
@@ -87,6 +116,20 @@ pub fn install_request(paths: &SourcePaths, mounter: &dyn Mounter) -> Option<Ins
         let is_empty = parted.document.trim_ascii().is_empty() && parted.mistakes.is_empty();
         (!is_empty).then(|| request(parted.document, parted.mistakes, &offer.source))
     })?
+}
+
+/// The places of the sources where boot partitions are sorted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum OfferRank {
+    BeforeBoot,
+    BootOfMedium,
+    Boot,
+    BehindBoot,
+}
+
+/// Whether a device is this disk or a partition of it. In sysfs the folder of a disk has one for each partition.
+fn has_partition(paths: &SourcePaths, disk: &str, device: &str) -> bool {
+    disk == device || paths.block_class.join(disk).join(device).exists()
 }
 
 /// The refusal of a document in UTF-16 that has an order. Without one the machine refuses the document when it reads its
@@ -100,6 +143,7 @@ fn refused_text(text: &str, source: &ConfigOrigin) -> Option<InstallRequest> {
         order: Err(vec![format!("{what}; {fix}")]),
         document: Vec::new(),
         with_order: Vec::new(),
+        table: Vec::new(),
         source: source.clone(),
     })
 }
@@ -113,6 +157,7 @@ fn request(
     let table = take(&mut document)?;
     let line = |(what, fix): (String, String)| format!("{what}; {fix}");
     let mut wrong: Vec<String> = mistakes.into_iter().map(line).collect();
+    let text = table.text;
     wrong.extend(table.mistakes.into_iter().map(line));
     // The installed machine would refuse it.
     if let Err(errors) = NodeConfig::parse(&document) {
@@ -123,8 +168,18 @@ fn request(
         order,
         document,
         with_order,
+        table: text,
         source: source.clone(),
     })
+}
+
+/// Whether a document has an order, correct or not.
+#[must_use]
+pub fn has_install(document: &[u8]) -> bool {
+    match text::of_utf_16(document) {
+        Some(text) => !SecretSpans::parse_table(&text, TABLE).is_empty(),
+        None => take(&mut secrets::part(document).document).is_some(),
+    }
 }
 
 /// A document without its order, and what is wrong with the order.
@@ -145,6 +200,8 @@ pub(crate) struct InstallTable {
     order: Option<InstallOrder>,
     /// What is wrong, and what to do.
     pub(crate) mistakes: Vec<(String, String)>,
+    /// As in [`InstallRequest::table`].
+    text: Vec<u8>,
 }
 
 /// Takes the table out of a document, which keeps its lines. `None` if it has none.
@@ -158,9 +215,22 @@ pub(crate) fn take(document: &mut Vec<u8>) -> Option<InstallTable> {
     if spans.is_empty() {
         return None;
     }
-    let table = read(&spans.secrets(document));
+    let taken = spans.secrets(document);
+    let mut table = read(&taken);
+    table.text = lines_of(&taken);
     *document = spans.document(document);
     Some(table)
+}
+
+/// The lines of a text without what an editor changes unseen: white space at their ends, and empty lines.
+fn lines_of(text: &[u8]) -> Vec<u8> {
+    let lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
+    let mut kept = Vec::new();
+    for line in lines.map(<[u8]>::trim_ascii).filter(|it| !it.is_empty()) {
+        kept.extend_from_slice(line);
+        kept.push(b'\n');
+    }
+    kept
 }
 
 /// Reads the table from a text that has nothing else.
@@ -181,6 +251,7 @@ fn read(text: &[u8]) -> InstallTable {
     let mut order = InstallOrder {
         disk: String::new(),
         erase: false,
+        erase_node: false,
         then: AfterInstall::default(),
     };
     match value.map(|value| (value, value.get_ref().as_table())) {
@@ -200,6 +271,14 @@ fn read(text: &[u8]) -> InstallTable {
                     fix,
                 );
             }
+            if let Some((key, _)) = table.get_key_value(ERASE_NODE)
+                && order.erase_node
+                && !order.erase
+            {
+                let what = "erase = true is missing beside it";
+                let fix = "add erase = true, or take erase_node out";
+                refuse(key.span().start, &format!(".{ERASE_NODE}"), what, fix);
+            }
         }
         Some((value, None)) => {
             let fix = "write [install] on a line of its own, and its keys below";
@@ -210,6 +289,7 @@ fn read(text: &[u8]) -> InstallTable {
     InstallTable {
         order: mistakes.is_empty().then_some(order),
         mistakes,
+        text: Vec::new(),
     }
 }
 
@@ -230,10 +310,17 @@ impl InstallOrder {
                 return Err(("expected a string in quotes", "write disk = \"SERIAL\""));
             }
             ("erase", _, Some(erase)) => self.erase = erase,
+            (ERASE_NODE, _, Some(erase)) => self.erase_node = erase,
             ("erase", _, None) => {
                 return Err((
                     "expected true or false",
                     "write erase = true, or leave it out",
+                ));
+            }
+            (ERASE_NODE, _, None) => {
+                return Err((
+                    "expected true or false",
+                    "write erase_node = true, or leave it out",
                 ));
             }
             ("then", Some("restart"), _) => self.then = AfterInstall::Restart,
@@ -242,7 +329,7 @@ impl InstallOrder {
                 let fix = "write \"restart\" or \"poweroff\"";
                 return Err(("the machine cannot do this", fix));
             }
-            _ => return Err(("unknown key", "known here: disk, erase, then")),
+            _ => return Err(("unknown key", "known here: disk, erase, erase_node, then")),
         }
         Ok(())
     }
@@ -263,19 +350,28 @@ mod tests {
         let text = "[node]\nname = \"a\"\n\n[install]\ndisk = \" S4EVNX0N\" # the new one\nerase = true\n\
                     then = \"poweroff\"\n\n[listen]\nport = 4433\n";
         let (document, table) = taken(text);
+        assert_eq!(
+            String::from_utf8_lossy(&table.text),
+            "[install]\ndisk = \" S4EVNX0N\" # the new one\nerase = true\nthen = \"poweroff\"\n"
+        );
         let expected = InstallOrder {
             disk: "S4EVNX0N".to_owned(),
             erase: true,
+            erase_node: false,
             then: AfterInstall::Poweroff,
         };
         assert_eq!(table.order, Some(expected));
         assert_eq!(document.len(), text.len());
         assert!(NodeConfig::parse(document.as_bytes()).is_ok(), "{document}");
         assert!(!document.contains("S4EVNX0N") && document.contains("port = 4433"));
-        // Without these two words the machine overwrites nothing, and restarts.
+        // Without these words the machine overwrites nothing, and restarts.
         let (_, table) = taken("install.disk = \"a\"\n");
         let order = table.order.expect("no mistake");
         assert_eq!((order.erase, order.then), (false, AfterInstall::Restart));
+        assert!(!order.erase_node);
+        let (_, table) = taken("[install]\ndisk = \"a\"\nerase_node = true\nerase = true\n");
+        let order = table.order.expect("no mistake");
+        assert!(order.erase && order.erase_node);
     }
 
     #[test]
@@ -310,6 +406,14 @@ mod tests {
             (
                 "[install]\ndisk = \"a\"\nerase = 1\n",
                 "line 3, install.erase: expected true",
+            ),
+            (
+                "[install]\ndisk = \"a\"\nerase_node = 1\n",
+                "line 3, install.erase_node: expected true",
+            ),
+            (
+                "[install]\ndisk = \"a\"\nerase_node = true\n",
+                "line 3, install.erase_node: erase = true is missing",
             ),
             (
                 "[install]\ndisk = \"a\"\nthen = \"halt\"\n",

@@ -42,8 +42,8 @@ use toml::de::DeTable;
 
 pub use error::ProvisioningError;
 pub use install::{
-    AfterInstall, DISK_SERIAL_BYTES_MAX, InstallOrder, InstallRequest, install_request,
-    medium_device, split_install,
+    AfterInstall, DISK_SERIAL_BYTES_MAX, InstallOrder, InstallRequest, has_install,
+    install_request, medium_devices, split_install,
 };
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};

@@ -10,6 +10,8 @@ use crate::{FileSystem, SourcePaths};
 
 /// Most block devices that are read. No supported machine has more.
 const DEVICES_MAX: usize = 256;
+/// Linux 5.10 and later follow no symbolic link at such a mount. Earlier ones ignore the flag.
+const NO_LINKS: MsFlags = MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
 
 /// Gives access to the files of volumes.
 pub trait Mounter {
@@ -69,7 +71,8 @@ impl Drop for Mounted {
     }
 }
 
-/// Mounts with the kernel's own file systems, without devices, set-uid bits or programs.
+/// Mounts with the kernel's own file systems, without devices, set-uid bits or programs. The kernel follows no symbolic
+/// link of such a volume.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelMounter;
 
@@ -83,6 +86,7 @@ impl KernelMounter {
         fs::create_dir_all(at)?;
         // A foreign medium must not bring devices or programs.
         let flags = flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        let flags = flags | NO_LINKS;
         let kind = Some(file_system.kernel_name());
         mount(Some(device), at, kind, flags, None::<&str>)?;
         Ok(Mounted {

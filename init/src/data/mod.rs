@@ -39,6 +39,7 @@ use volume::{DataVolume, mount_data};
 pub(crate) use conclude::{conclude, contradiction, note_key};
 pub(crate) use counting_tpms::{TPMS_MAX, counted_by, set_counted_by};
 pub(crate) use erase::{erase, mark_erasing, reset_uncounted};
+pub(crate) use find::LABEL;
 pub(crate) use in_use::{conclude as conclude_vault, reopen};
 pub(crate) use keyslots::DataPartitionKeys;
 #[cfg(test)]
@@ -217,7 +218,7 @@ fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic
                     "data-ambiguous",
                     format!(
                         "several disks call themselves {}: {}",
-                        find::LABEL,
+                        LABEL,
                         names.join(", ")
                     ),
                     "detach all but one; none was touched",
@@ -234,7 +235,7 @@ fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic
                 MISSING,
                 format!(
                     "no partition labelled {0} and no disk with serial {0}",
-                    find::LABEL
+                    LABEL
                 ),
                 "attach a disk with that serial, or say node.stateless = true in the configuration; nothing is \
                  served until then",

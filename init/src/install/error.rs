@@ -34,7 +34,7 @@ pub(crate) enum InstallError {
     #[error(transparent)]
     Flash(#[from] FlashError),
     /// The order was carried out in an earlier start.
-    #[error("{disk} has this image already, installed by the same configuration")]
+    #[error("{disk} has this image already, installed by the same order")]
     Installed {
         /// The disk.
         disk: String,
@@ -64,6 +64,12 @@ pub(crate) enum InstallError {
         /// The disks, each with its serial number.
         disks: Vec<String>,
     },
+    /// The disk has the data of a node, and the order does not permit to overwrite them.
+    #[error("{disk} has a node's data")]
+    NodeData {
+        /// The disk.
+        disk: String,
+    },
     /// The disk has partitions or other content.
     #[error("{disk} has partitions or other content")]
     NotEmpty {
@@ -78,6 +84,14 @@ pub(crate) enum InstallError {
         /// What is wrong, each with its line.
         mistakes: Vec<String>,
     },
+    /// The order lies on the disk that it names.
+    #[error("the order is on {disk}, the disk that it names: {origin}")]
+    OrderOnDisk {
+        /// The disk.
+        disk: String,
+        /// The source of the document.
+        origin: String,
+    },
     /// The medium has another version than the machine runs.
     #[error("the medium has version {medium}, and the machine runs version {running}")]
     OtherVersion {
@@ -85,6 +99,12 @@ pub(crate) enum InstallError {
         medium: String,
         /// The version of the machine.
         running: String,
+    },
+    /// Several devices have the label of the medium, and the machine may have started from any of them.
+    #[error("several devices have an installation medium: {}", media.join(", "))]
+    SeveralMedia {
+        /// The kernel's names of the devices.
+        media: Vec<String>,
     },
     /// The disk is too small.
     #[error("{disk} has {bytes} bytes, and a machine needs {needed}", needed = DRIVE_BYTES_MIN)]
@@ -120,11 +140,20 @@ impl InstallError {
             Self::Installed { .. } => {
                 "take the medium out and restart the machine; to install once more, change the [install] table"
             }
+            Self::NodeData { .. } => {
+                "name another disk; to erase the node with its keys and data, write erase = true and erase_node = true into [install]"
+            }
             Self::NotEmpty { .. } => {
                 "name another disk, or write erase = true into [install] to overwrite this one"
             }
             Self::Disk(_) | Self::Flash(_) | Self::Unreadable { .. } => {
                 "check the disk, or name another one; the machine installs again when it restarts"
+            }
+            Self::OrderOnDisk { .. } => {
+                "put the document on the medium, or take [install] out of the one on the disk"
+            }
+            Self::SeveralMedia { .. } => {
+                "take every medium out but the one that you mean, and restart the machine"
             }
             Self::Medium { .. } | Self::OtherVersion { .. } => {
                 "start the machine from a medium that was written again"

@@ -22,8 +22,8 @@ use alknet_image_write::{
     DiskFacts, DiskTarget, FlashOptions, FlashStep, ImageSource, PlacedFile, SystemFolders, flash,
 };
 use alknet_provisioning::{
-    AfterInstall, FileSystem, InstallOrder, InstallRequest, KernelMounter, Mounter, SourcePaths,
-    install_request, medium_device, running_slot,
+    AfterInstall, ConfigOrigin, FileSystem, InstallOrder, InstallRequest, KernelMounter, Mounter,
+    SourcePaths, install_request, medium_devices, running_slot,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -32,7 +32,7 @@ use zeroize::Zeroizing;
 pub(crate) use self::error::InstallError;
 use crate::{
     control::{MachineDiagnostic, PowerAction},
-    data::SEALED_BYTES_MIN,
+    data::{LABEL, SEALED_BYTES_MIN},
     media,
     version::image_version,
 };
@@ -71,8 +71,8 @@ pub(crate) fn refusal() -> Option<&'static MachineDiagnostic> {
 /// An order to install, on a machine that was started from the medium.
 #[derive(Debug)]
 pub(crate) struct InstallJob {
-    /// The kernel's name of the device with the medium.
-    medium: String,
+    /// The kernel's names of the devices with a medium.
+    media: Vec<String>,
     request: InstallRequest,
 }
 
@@ -85,24 +85,34 @@ impl InstallJob {
         if running_slot(&paths).is_some() {
             return None;
         }
-        let medium = medium_device(&paths, MEDIUM_LABEL)?;
-        let _media = media::alone();
-        let request = install_request(&paths, &KernelMounter)?;
-        Some(Self { medium, request })
+        let media = medium_devices(&paths, MEDIUM_LABEL);
+        if media.is_empty() {
+            return None;
+        }
+        let _alone = media::alone();
+        let request = install_request(&paths, &KernelMounter, &media)?;
+        Some(Self { media, request })
     }
 
     /// Writes the disk, reads it back, and returns what the machine does now. Blocks for minutes.
     pub(crate) fn run(&self, say: &mut dyn FnMut(String)) -> Result<PowerAction, InstallError> {
+        // Before the first read of a medium, which may be slow or broken.
+        say(format!(
+            "found an order to install: {}",
+            self.request.source
+        ));
         let order = self.order()?;
+        let medium = self.medium()?;
         let folders = SystemFolders::default();
         let all = DiskFacts::all(&folders).map_err(InstallError::Disks)?;
-        let disk = chosen(&all, order, &self.medium)?;
+        let disk = chosen(&all, order, medium)?;
+        check_source(&folders.sys, disk, &self.request.source)?;
         let _media = media::alone();
-        let (from, at) = (device(&self.medium), Path::new(MOUNT_POINT));
+        let (from, at) = (device(medium), Path::new(MOUNT_POINT));
         let mounted = KernelMounter
             .mount(&from, FileSystem::Iso9660, at)
-            .map_err(self.unreadable())?;
-        let image = self.image(mounted.root())?;
+            .map_err(unreadable(medium))?;
+        let image = running_image(medium, mounted.root())?;
         self.check_content(disk, order, mounted.root())?;
         let target = DiskTarget::disk(&device(&disk.name), &folders);
         let target = target.map_err(InstallError::Disk)?;
@@ -112,7 +122,7 @@ impl InstallJob {
         }
         let version = image.version();
         say(format!(
-            "installing version {version} onto {}",
+            "installing version {version} from {medium} onto {}",
             disk.description()
         ));
         self.write(image, &target, say)?;
@@ -127,31 +137,23 @@ impl InstallJob {
         Ok(then)
     }
 
+    /// The device with the medium. The machine does not know from which of several it was started, and an attacker could
+    /// have left one with another program.
+    fn medium(&self) -> Result<&str, InstallError> {
+        match &self.media[..] {
+            [medium] => Ok(medium),
+            media => Err(InstallError::SeveralMedia {
+                media: media.to_vec(),
+            }),
+        }
+    }
+
     fn order(&self) -> Result<&InstallOrder, InstallError> {
         let order = self.request.order.as_ref();
         order.map_err(|mistakes| InstallError::Order {
             origin: self.request.source.to_string(),
             mistakes: mistakes.clone(),
         })
-    }
-
-    fn unreadable(&self) -> impl FnOnce(std::io::Error) -> InstallError + use<> {
-        let medium = self.medium.clone();
-        move |source| InstallError::Medium { medium, source }
-    }
-
-    /// The image on the medium. It is the one that runs: with another one, the administrator would get another version
-    /// than the console shows.
-    fn image(&self, root: &Path) -> Result<MediumDisk, InstallError> {
-        let image = MediumDisk::open(root).map_err(self.unreadable())?;
-        let running = image_version();
-        match image.version() == running {
-            true => Ok(image),
-            false => Err(InstallError::OtherVersion {
-                medium: image.version().to_owned(),
-                running: running.to_owned(),
-            }),
-        }
     }
 
     /// Refuses a disk that is in use, unless the order permits to overwrite it.
@@ -161,19 +163,17 @@ impl InstallJob {
         order: &InstallOrder,
         root: &Path,
     ) -> Result<(), InstallError> {
+        let medium = self.medium()?;
         let mut head = vec![0; HEAD_BYTES];
-        let mut image = MediumDisk::open(root).map_err(self.unreadable())?;
-        image.read_exact(&mut head).map_err(self.unreadable())?;
-        let name = disk.name.clone();
-        let opened = File::open(device(&name));
-        let found = opened.and_then(|file| content::judge(&file, disk.bytes, &head, &self.mark()));
-        match found {
-            Ok(DiskUse::Blank) => Ok(()),
-            Ok(DiskUse::Installed) => Err(InstallError::Installed { disk: name }),
-            Ok(DiskUse::Used) if order.erase => Ok(()),
-            Ok(DiskUse::Used) => Err(InstallError::NotEmpty { disk: name }),
-            Err(source) => Err(InstallError::Unreadable { disk: name, source }),
-        }
+        let mut image = MediumDisk::open(root).map_err(unreadable(medium))?;
+        image.read_exact(&mut head).map_err(unreadable(medium))?;
+        let opened = File::open(device(&disk.name));
+        let found = opened.and_then(|file| content::judge(&file, disk.bytes, &head, &self.marks()));
+        let found = found.map_err(|source| InstallError::Unreadable {
+            disk: disk.name.clone(),
+            source,
+        })?;
+        check_use(found, disk, order)
     }
 
     fn write(
@@ -206,7 +206,8 @@ impl InstallJob {
             path: path.to_owned(),
             content: Zeroizing::new(content.to_vec()),
         };
-        let mut files = vec![placed(MARK, self.mark().as_bytes())];
+        let [mark, _] = self.marks();
+        let mut files = vec![placed(MARK, mark.as_bytes())];
         let document = &self.request.document;
         // The installed machine would report an empty document as a mistake.
         if !document.trim_ascii().is_empty() {
@@ -215,10 +216,67 @@ impl InstallJob {
         files
     }
 
-    /// What names the order: the hash of the document with it.
-    fn mark(&self) -> String {
-        let hash = Sha256::digest(&self.request.with_order);
-        HEXLOWER.encode(&hash) + "\n"
+    /// What names the order: the hash of the table `[install]`, which is written to the disk. Versions until 2026-11-27
+    /// wrote the second one, the hash of the document with the table.
+    fn marks(&self) -> [String; 2] {
+        let of = |bytes: &[u8]| HEXLOWER.encode(&Sha256::digest(bytes)) + "\n";
+        [of(&self.request.table), of(&self.request.with_order)]
+    }
+}
+
+fn unreadable(medium: &str) -> impl FnOnce(std::io::Error) -> InstallError + use<> {
+    let medium = medium.to_owned();
+    move |source| InstallError::Medium { medium, source }
+}
+
+/// The image on the medium. It is the one that runs: with another one, the administrator would get another version than
+/// the console shows.
+fn running_image(medium: &str, root: &Path) -> Result<MediumDisk, InstallError> {
+    let image = MediumDisk::open(root).map_err(unreadable(medium))?;
+    let running = image_version();
+    match image.version() == running {
+        true => Ok(image),
+        false => Err(InstallError::OtherVersion {
+            medium: image.version().to_owned(),
+            running: running.to_owned(),
+        }),
+    }
+}
+
+/// Refuses an order that lies on the disk that it names. It was placed there with the configuration of that disk, and
+/// would erase the disk at each start from a medium.
+fn check_source(sys: &Path, disk: &DiskFacts, source: &ConfigOrigin) -> Result<(), InstallError> {
+    let (ConfigOrigin::BootPartition { device } | ConfigOrigin::NoCloud { device }) = source else {
+        return Ok(());
+    };
+    // sysfs writes a `/` in a device's name as `!`.
+    let name = disk.name.replace('/', "!");
+    let is_on_disk = *device == name || sys.join("block").join(&name).join(device).exists();
+    match is_on_disk {
+        true => Err(InstallError::OrderOnDisk {
+            disk: disk.name.clone(),
+            origin: source.to_string(),
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what is on a disk, unless the order permits to overwrite it.
+fn check_use(found: DiskUse, disk: &DiskFacts, order: &InstallOrder) -> Result<(), InstallError> {
+    let name = disk.name.clone();
+    // The data of a node may have a whole disk, which is found by its serial number.
+    let is_data_disk = disk.serial.as_deref() == Some(LABEL);
+    let found = match found {
+        DiskUse::Used if is_data_disk => DiskUse::Node,
+        found => found,
+    };
+    match found {
+        DiskUse::Blank => Ok(()),
+        DiskUse::Installed => Err(InstallError::Installed { disk: name }),
+        DiskUse::Node if order.erase && order.erase_node => Ok(()),
+        DiskUse::Node => Err(InstallError::NodeData { disk: name }),
+        DiskUse::Used if order.erase => Ok(()),
+        DiskUse::Used => Err(InstallError::NotEmpty { disk: name }),
     }
 }
 

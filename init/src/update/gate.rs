@@ -12,6 +12,10 @@ pub(crate) const GATE_MS_MAX: u64 = 600_000;
 /// How the boot note names a configuration of which the version before took everything.
 pub(crate) const CONFIG_TAKEN: &str = "taken";
 
+/// How the boot note names the vault, the data and the configuration of which it is unknown how they were before: the
+/// note that said it is lost.
+pub(crate) const BASELINE_UNKNOWN: &str = "unknown";
+
 /// How the vault is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GateVault {
@@ -24,11 +28,20 @@ pub(crate) enum GateVault {
     Open,
 }
 
+/// How the vault was before the update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VaultBaseline {
+    /// The machine had none, or it was closed.
+    NotOpen,
+    Open,
+    /// The note is lost. The vault has to be open, unless the machine has none.
+    Unknown,
+}
+
 /// What was before the update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GateBaseline {
-    /// Whether the vault was open.
-    pub(crate) vault_open: bool,
+    pub(crate) vault: VaultBaseline,
     /// Whether the data partition was mounted for writing.
     pub(crate) data_writable: bool,
     /// Whether the machine had a configuration, and took all of it.
@@ -36,20 +49,24 @@ pub(crate) struct GateBaseline {
 }
 
 impl GateBaseline {
-    /// What a note says. Without a note everything is required: an unreadable one must not open the gate.
+    /// What a note says. Without a note everything is required that the machine has: an unreadable one must not open
+    /// the gate.
     pub(crate) fn from_note(note: Option<&BootNote>) -> Self {
         let Some(note) = note else {
             return Self {
-                vault_open: true,
+                vault: VaultBaseline::Unknown,
                 data_writable: true,
                 config_taken: true,
             };
         };
-        let vault = note.vault.as_str();
         Self {
-            vault_open: !["absent", "locked"].contains(&vault),
-            data_writable: note.data.as_str() == "mounted",
-            config_taken: note.config.as_str() == CONFIG_TAKEN,
+            vault: match note.vault.as_str() {
+                "absent" | "locked" => VaultBaseline::NotOpen,
+                BASELINE_UNKNOWN => VaultBaseline::Unknown,
+                _ => VaultBaseline::Open,
+            },
+            data_writable: ["mounted", BASELINE_UNKNOWN].contains(&note.data.as_str()),
+            config_taken: [CONFIG_TAKEN, BASELINE_UNKNOWN].contains(&note.config.as_str()),
         }
     }
 }
@@ -159,13 +176,19 @@ impl UpdateGate {
                 missing.push(what.to_owned());
             }
         };
-        if self.baseline.vault_open {
-            match view.vault {
-                GateVault::Open => {}
-                GateVault::AsksAsBefore => require(false, "a person who opens the vault"),
-                GateVault::Absent | GateVault::Closed => {
-                    require(false, "the vault, which was open before the update");
-                }
+        match (self.baseline.vault, view.vault) {
+            (VaultBaseline::NotOpen, _)
+            | (_, GateVault::Open)
+            | (VaultBaseline::Unknown, GateVault::Absent) => {}
+            (_, GateVault::AsksAsBefore) => require(false, "a person who opens the vault"),
+            (VaultBaseline::Open, GateVault::Absent | GateVault::Closed) => {
+                require(false, "the vault, which was open before the update");
+            }
+            (VaultBaseline::Unknown, GateVault::Closed) => {
+                require(
+                    false,
+                    "the vault, of which no note says how it was before the update",
+                );
             }
         }
         if self.baseline.data_writable {
@@ -194,7 +217,7 @@ mod tests {
     use super::*;
 
     const BASE: GateBaseline = GateBaseline {
-        vault_open: true,
+        vault: VaultBaseline::Open,
         data_writable: true,
         config_taken: true,
     };
@@ -312,7 +335,7 @@ mod tests {
     #[test]
     fn what_was_not_there_before_is_not_required() {
         let bare = GateBaseline {
-            vault_open: false,
+            vault: VaultBaseline::NotOpen,
             data_writable: false,
             config_taken: false,
         };
@@ -398,17 +421,45 @@ mod tests {
 
     #[test]
     fn a_note_that_cannot_be_read_does_not_open_the_gate() {
-        assert_eq!(GateBaseline::from_note(None), BASE);
+        let unknown = GateBaseline {
+            vault: VaultBaseline::Unknown,
+            ..BASE
+        };
+        assert_eq!(GateBaseline::from_note(None), unknown);
+        let text = alknet_boot_state::NoteText::new;
         let mut note = BootNote::new(alknet_boot_state::BootSlot::B);
-        note.vault = alknet_boot_state::NoteText::new("tpm2");
-        note.data = alknet_boot_state::NoteText::new("mounted");
+        note.vault = text("tpm2");
+        note.data = text("mounted");
         note.config = alknet_boot_state::NoteText::new(CONFIG_TAKEN);
         assert_eq!(GateBaseline::from_note(Some(&note)), BASE);
-        note.vault = alknet_boot_state::NoteText::new("absent");
-        note.data = alknet_boot_state::NoteText::new("volatile");
+        (note.vault, note.data) = (text(BASELINE_UNKNOWN), text(BASELINE_UNKNOWN));
+        note.config = alknet_boot_state::NoteText::new(BASELINE_UNKNOWN);
+        assert_eq!(GateBaseline::from_note(Some(&note)), unknown);
+        note.vault = text("absent");
+        note.data = text("volatile");
         // A note of a version that does not know this variable.
         note.config = alknet_boot_state::NoteText::EMPTY;
         let found = GateBaseline::from_note(Some(&note));
-        assert!(!found.vault_open && !found.data_writable && !found.config_taken);
+        assert_eq!(found.vault, VaultBaseline::NotOpen);
+        assert!(!found.data_writable && !found.config_taken);
+    }
+
+    #[test]
+    fn a_lost_note_asks_for_an_open_vault_where_there_is_one() {
+        let unknown = GateBaseline::from_note(None);
+        let with = |vault| GateView { vault, ..GOOD };
+        let closed = "the vault, of which no note says how it was before the update";
+        for (vault, expected) in [
+            (GateVault::Open, GateStep::Confirm),
+            (GateVault::Absent, GateStep::Confirm),
+            (GateVault::Closed, waits(closed)),
+            (
+                GateVault::AsksAsBefore,
+                waits("a person who opens the vault"),
+            ),
+        ] {
+            let step = run(unknown, &[(0, with(vault)), (60_000, with(vault))]);
+            assert_eq!(step, expected, "{vault:?}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
 use super::direct::DirectDevice;
 use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
-use super::gate::CONFIG_TAKEN;
+use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN};
 use super::judge::{StartKind, StartReport, judge};
 use super::known::{self, KnownStore};
 use super::left::{self, LeftVersions};
@@ -172,6 +172,16 @@ impl UpdateSystem {
         }
     }
 
+    /// A machine that was started from a slot of this disk.
+    #[cfg(test)]
+    pub(super) fn on_disk(place: DiskPlace, running: BootSlot) -> Self {
+        Self {
+            place: Ok(place),
+            running: Some(running),
+            ..Self::absent(&InitLog::default())
+        }
+    }
+
     /// Whether another look could find the disk: it was slow to appear.
     pub(crate) fn is_missing(&self) -> bool {
         // A machine that was started in another way has nothing to look for.
@@ -255,6 +265,10 @@ impl UpdateSystem {
         let mut note = known.unwrap_or_else(|| {
             let mut note = BootNote::new(on.running);
             note.version = NoteText::new(&self.version);
+            // Empty words would tell the gate that little is required.
+            note.vault = NoteText::new(BASELINE_UNKNOWN);
+            note.data = NoteText::new(BASELINE_UNKNOWN);
+            note.config = NoteText::new(BASELINE_UNKNOWN);
             note
         });
         note.starts = note.starts.saturating_add(1);

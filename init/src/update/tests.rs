@@ -4,6 +4,7 @@ mod again;
 mod cuts;
 mod deltas;
 mod known_programs;
+mod lost_note;
 mod scrub;
 
 use std::fs;

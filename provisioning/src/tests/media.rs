@@ -86,7 +86,7 @@ fn an_order_to_install_is_no_part_of_the_configuration() {
     assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
     let stored = machine.stored("config.toml").expect("it was taken");
     assert_eq!(stored.trim_end(), document(1).trim_end());
-    let request = install_request(&machine.paths, &machine.volumes).expect("an order");
+    let request = install_request(&machine.paths, &machine.volumes, &[]).expect("an order");
     assert_eq!(request.source, ConfigOrigin::FwCfg);
     assert_eq!(request.order.expect("no mistake").disk, "a");
     let installed = String::from_utf8(request.document).expect("still text");
@@ -117,14 +117,17 @@ fn an_order_in_utf_16_is_refused_by_name() {
                 text.encode_utf16().flat_map(bytes).collect()
             };
             machine.fw_cfg(utf_16(&order));
-            let request = install_request(&machine.paths, &machine.volumes).expect("an order");
+            let request = install_request(&machine.paths, &machine.volumes, &[]).expect("an order");
             assert_eq!(request.source, ConfigOrigin::FwCfg);
             let refused = request.order.expect_err("it is no UTF-8");
             assert_eq!(refused.len(), 1, "{refused:?}");
-            assert!(refused[0].contains("UTF-16") && refused[0].contains("UTF-8"), "{refused:?}");
+            assert!(
+                refused[0].contains("UTF-16") && refused[0].contains("UTF-8"),
+                "{refused:?}"
+            );
             // Without an order the reader of the configuration says it.
             machine.fw_cfg(utf_16(&document(1)));
-            assert!(install_request(&machine.paths, &machine.volumes).is_none());
+            assert!(install_request(&machine.paths, &machine.volumes, &[]).is_none());
         }
     }
 }
@@ -135,27 +138,92 @@ fn only_the_document_that_counts_gives_an_order() {
     let mut machine = DirectoryMachine::new();
     let order = document(2) + "[install]\ndisk = \"a\"\n";
     machine.boot_partition("vda2", &[("alknet.toml", &order)]);
-    assert!(install_request(&machine.paths, &machine.volumes).is_some());
+    assert!(install_request(&machine.paths, &machine.volumes, &[]).is_some());
     machine.fw_cfg("\n");
-    assert!(install_request(&machine.paths, &machine.volumes).is_some());
+    assert!(install_request(&machine.paths, &machine.volumes, &[]).is_some());
     machine.fw_cfg(document(1));
-    assert!(install_request(&machine.paths, &machine.volumes).is_none());
+    assert!(install_request(&machine.paths, &machine.volumes, &[]).is_none());
 }
 
 #[test]
-fn the_medium_is_a_whole_device_with_its_label() {
+fn the_media_are_whole_devices_with_their_label() {
     let mut machine = DirectoryMachine::new();
-    assert_eq!(medium_device(&machine.paths, "ALKNET"), None);
+    let media = |machine: &DirectoryMachine| medium_devices(&machine.paths, "ALKNET");
+    assert_eq!(media(&machine), Vec::<String>::new());
     machine.disk("sda1", iso_volume("ALKNET"), &[]);
     let partition = machine.paths.block_class.join("sda1/partition");
     fs::write(partition, "1\n").expect(FILE);
     machine.disk("sdb", iso_volume("cidata"), &[]);
-    assert_eq!(medium_device(&machine.paths, "ALKNET"), None);
+    assert_eq!(media(&machine), Vec::<String>::new());
     machine.disk("sr0", iso_volume("ALKNET"), &[]);
-    assert_eq!(
-        medium_device(&machine.paths, "ALKNET").as_deref(),
-        Some("sr0")
-    );
+    assert_eq!(media(&machine), ["sr0"]);
+    // A stick that an attacker left has a name before that of the CD drive.
+    machine.disk("sdc", iso_volume("ALKNET"), &[]);
+    assert_eq!(media(&machine), ["sdc", "sr0"]);
+}
+
+/// The disk of an earlier node has a document of its own, and the stick that starts the machine has an order.
+#[test]
+fn an_order_on_the_medium_counts_whichever_names_the_devices_have() {
+    for (disk, stick) in [("sda", "sdb"), ("sdb", "sda")] {
+        let mut machine = DirectoryMachine::new();
+        let order = document(2) + "[install]\ndisk = \"a\"\n";
+        for (device, text) in [(disk, document(1)), (stick, order)] {
+            let partition = format!("{device}2");
+            machine.boot_partition(&partition, &[("alknet.toml", &text)]);
+            let listed = machine.paths.block_class.join(device).join(&partition);
+            fs::create_dir_all(listed).expect(FILE);
+        }
+        let asked = |media: &[String]| install_request(&machine.paths, &machine.volumes, media);
+        let request = asked(&[stick.to_owned()]).expect("the order of the stick");
+        let device = format!("{stick}2");
+        assert_eq!(request.source, ConfigOrigin::BootPartition { device });
+        // The other way round the document of the medium has no order, and that on the disk does not count.
+        assert!(asked(&[disk.to_owned()]).is_none(), "{disk} is the medium");
+    }
+}
+
+/// fw_cfg and NoCloud volumes stay before the medium, and the firmware's tables stay behind it.
+#[test]
+fn the_medium_takes_no_place_of_another_source() {
+    let mut machine = DirectoryMachine::new();
+    let order = |n: u8| document(n) + "[install]\ndisk = \"a\"\n";
+    let media = ["sdb".to_owned()];
+    let source = |machine: &DirectoryMachine| {
+        let request = install_request(&machine.paths, &machine.volumes, &media);
+        request.map(|request| request.source.to_string())
+    };
+    machine.smbios(0, &[&parts(&order(5), 4096)[0]]);
+    assert_eq!(source(&machine).as_deref(), Some("smbios"));
+    machine.boot_partition("sdb2", &[("alknet.toml", &order(4))]);
+    fs::create_dir_all(machine.paths.block_class.join("sdb/sdb2")).expect(FILE);
+    assert_eq!(source(&machine).as_deref(), Some("alknet.toml (sdb2)"));
+    let files = [("meta-data", ""), ("user-data", &*order(3))];
+    machine.disk("sr0", iso_volume("cidata"), &files);
+    assert_eq!(source(&machine).as_deref(), Some("nocloud (sr0)"));
+    machine.fw_cfg(order(2));
+    assert_eq!(source(&machine).as_deref(), Some("fw_cfg"));
+}
+
+#[test]
+fn an_order_is_seen_in_each_form_of_a_document() {
+    let order = document(1) + "[install]\nforce = 1\n";
+    let utf_16: Vec<u8> = order.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let marked = format!("\u{feff}{order}\0");
+    let beside = document(1) + "[secrets]\nwords = \"a\"\n[install]\n";
+    let key = "install.disk = \"a\"\n".to_owned() + &document(1);
+    for with in [
+        order.as_bytes(),
+        &utf_16,
+        marked.as_bytes(),
+        beside.as_bytes(),
+        key.as_bytes(),
+    ] {
+        assert!(has_install(with), "{}", String::from_utf8_lossy(with));
+    }
+    for without in [document(1), String::new(), "# [install]\n".to_owned()] {
+        assert!(!has_install(without.as_bytes()), "{without}");
+    }
 }
 
 #[test]

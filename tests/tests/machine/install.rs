@@ -28,7 +28,8 @@ const OFF_WITHIN: Duration = Duration::from_secs(25);
 const VERIFIED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The power fails in the middle of the first installation. The second one is complete, and the disk serves with the
-/// configuration of the medium. The medium does not write the disk a second time.
+/// configuration of the medium. The medium does not write the disk a second time, nor for a document with another name.
+/// With another table it does not erase the node.
 #[test]
 fn the_medium_installs_itself_and_the_disk_serves() {
     let bench = TestBench::new();
@@ -42,6 +43,12 @@ fn the_medium_installs_itself_and_the_disk_serves() {
     assert_eq!(first_block(&disk), [0; 512], "no firmware starts from it");
 
     let mut vm = started(from_medium(&disk).config(config.as_str()));
+    said(
+        &vm,
+        "alknet: found an order to install: fw_cfg",
+        SAID_WITHIN,
+    );
+    said(&vm, " from sr0 onto vda ", SAID_WITHIN);
     said(&vm, "alknet: installed onto vda; ", INSTALLED_WITHIN);
     let exit = vm.wait_exit(OFF_WITHIN);
     let exit = exit.unwrap_or_else(|error| panic!("{error}"));
@@ -59,11 +66,18 @@ fn the_medium_installs_itself_and_the_disk_serves() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     drop(node);
 
-    let vm = started(from_medium(&disk).config(config.as_str()));
-    let problem =
-        "alknet: problem install-refused: the image was not installed: vda has this image already";
-    said(&vm, problem, SAID_WITHIN);
-    assert!(!vm.console().text().contains(READY), "{}", vm.report());
+    let renamed = config.replace("installed", "renamed");
+    let erase = config.clone() + "erase = true\n";
+    for (config, why) in [
+        (renamed, "vda has this image already"),
+        (erase, "vda has a node's data"),
+    ] {
+        let vm = started(from_medium(&disk).config(config.as_str()));
+        let problem =
+            format!("alknet: problem install-refused: the image was not installed: {why}");
+        said(&vm, &problem, SAID_WITHIN);
+        assert!(!vm.console().text().contains(READY), "{}", vm.report());
+    }
 }
 
 /// A machine that starts from its first drive by a BIOS.

@@ -362,6 +362,32 @@ fn ctrl_c_says_what_the_disk_is_worth() {
     assert!(head.iter().all(|byte| *byte == 0));
 }
 
+/// The order would stay on the disk, and erase it at a later start from a medium.
+#[test]
+fn a_seed_with_an_order_to_install_costs_the_disk_nothing() {
+    let user = ImageUser::new();
+    user.small_disk();
+    let order = "[node]\nname = \"edge-1\"\n[install]\ndisk = \"S4EVNX0N\"\nerase = true\n";
+    fs::create_dir(user.file("seed")).expect("the folder is ours");
+    for name in ["node.toml", "seed/alknet.toml"] {
+        fs::write(user.file(name), order).expect("the folder is ours");
+    }
+    for seed in ["node.toml", "seed"] {
+        let refused = user.run(&[
+            "write",
+            "disk.raw",
+            "disk",
+            "--to-file",
+            "--seed",
+            seed,
+            "--json",
+        ]);
+        assert_eq!(error(&refused), (USAGE, "USAGE".to_owned()), "{seed}");
+        assert!(refused.errors.contains("[install]"), "{refused:?}");
+        assert!(!user.file("disk").exists(), "{seed}: nothing is written");
+    }
+}
+
 #[test]
 fn the_image_key_of_a_vault_signs_for_minisign() {
     let user = ImageUser::new();

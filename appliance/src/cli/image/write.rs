@@ -11,7 +11,7 @@ use alknet_image_write::{
 };
 use alknet_init::DRIVE_BYTES_MIN;
 use alknet_provision_cli::{ControllingTerminal, WordsTerminal};
-use alknet_provisioning::configuration_part;
+use alknet_provisioning::{configuration_part, has_install};
 use alknet_tensor_cli::ByteProgress;
 use clap::Args;
 use serde_json::json;
@@ -157,6 +157,14 @@ fn seed(path: &Path) -> Result<Vec<PlacedFile>, CommandError> {
         }
         let content = Zeroizing::new(read_bounded(&from, CONFIG_BYTES_MAX as u64)?);
         if is_document {
+            // The order would stay on this disk, and a later start from a medium could erase the disk by it.
+            if has_install(&content) {
+                return Err(CommandError::usage(format!(
+                    "{} has the table [install], an order to write a disk: put the document on the medium that \
+                     installs, or take the table out",
+                    from.display()
+                )));
+            }
             // The machine would refuse it, on a console that this person may not see. It takes the secrets out first.
             let (configuration, mut mistakes) = configuration_part(&content);
             if let Err(errors) = NodeConfig::parse(&configuration) {
@@ -370,5 +378,29 @@ mod tests {
         let refused = seed(&document).expect_err("a mistake");
         assert!(refused.message.contains("nmae"), "{refused}");
         assert!(seed(&dir.path().join("missing")).is_err());
+    }
+
+    /// The order would stay on the disk, and erase it at a later start from a medium.
+    #[test]
+    fn an_order_to_install_is_no_seed_of_a_disk() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let document = dir.path().join("alknet.toml");
+        let node = "[node]\nname = \"edge-1\"\n";
+        let order = "[install]\ndisk = \"S4EVNX0N\"\nerase = true\n";
+        for text in [
+            format!("{node}{order}"),
+            format!("{node}[secrets]\nwords_passphrase = \"x\"\n{order}"),
+            format!("install.disk = \"S4EVNX0N\"\n{node}"),
+            format!("\u{feff}{node}{order}"),
+        ] {
+            fs::write(&document, &text).expect("writable");
+            for from in [&document, dir.path()] {
+                let refused = seed(from).expect_err(&text);
+                assert!(
+                    refused.message.contains("[install]") && refused.message.contains("medium"),
+                    "{text}: {refused}"
+                );
+            }
+        }
     }
 }

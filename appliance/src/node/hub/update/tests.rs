@@ -44,6 +44,8 @@ enum Behaviour {
 struct ModelWorker {
     got: Vec<u8>,
     is_started: bool,
+    /// The input of the call that started it.
+    start: Value,
     has_lost: bool,
     asked: usize,
 }
@@ -58,6 +60,8 @@ struct ModelFleet {
 }
 
 const VERSION: &str = "1.1.0";
+/// SHA-256 of its program.
+const PROGRAM_SHA256: &str = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
 
 impl ModelFleet {
     fn new(bytes: usize, behaviours: impl Fn(usize) -> Behaviour, count: usize) -> Arc<Self> {
@@ -124,6 +128,7 @@ impl ModelFleet {
             }
             "update/apply" => {
                 worker.is_started = true;
+                worker.start = input.clone();
                 Err(CallError::unavailable("the machine restarts"))
             }
             "update/status" => {
@@ -160,7 +165,9 @@ impl ModelFleet {
             }
             _ => Value::Null,
         };
-        let plan = json!({ "from": "1.0.0", "to": VERSION, "needs_person": needs });
+        let plan = json!({
+            "from": "1.0.0", "to": VERSION, "sha256": PROGRAM_SHA256, "needs_person": needs,
+        });
         Ok(json!({ "offset": self.bytes, "plan": plan }))
     }
 
@@ -403,6 +410,18 @@ async fn a_piece_that_is_lost_is_sent_again() {
     assert_eq!(states(&report), [RolloutTurn::Confirmed], "{report:?}");
     let workers = fleet.workers.lock().expect("no panic");
     assert_eq!(workers[&worker(1)].got, bench.bundle);
+}
+
+/// Another caller may stage another program on the worker before the call.
+#[tokio::test]
+async fn a_hub_starts_the_program_that_it_has_sent() {
+    let bench = RolloutBench::new();
+    let fleet = bench.fleet(|_| Behaviour::Confirms, 1);
+    let report = bench.run(&fleet, plan(&[], 1)).await;
+    assert_eq!(states(&report), [RolloutTurn::Confirmed], "{report:?}");
+    let workers = fleet.workers.lock().expect("no panic");
+    let expected = json!({ "sha256": PROGRAM_SHA256 });
+    assert_eq!(workers[&worker(1)].start, expected);
 }
 
 #[tokio::test]

@@ -40,6 +40,8 @@ type TurnEnd = (RolloutTurn, String);
 /// What the worker said of the bundle once it had all of it.
 struct SentBundle {
     version: String,
+    /// SHA-256 of the program, or `null`.
+    sha256: Value,
     needs_person: Option<String>,
 }
 
@@ -64,8 +66,10 @@ impl WorkerUpdate {
         note(RolloutTurn::Starting);
         let until = Instant::now() + self.limit;
         let started = timeout_at(until, async {
+            // Another caller may have staged another version there since.
+            let input = json!({ "sha256": sent.sha256 });
             // The worker restarts, and its answer may be lost on the way.
-            match self.link.call(worker, "update/apply", json!({})).await {
+            match self.link.call(worker, "update/apply", input).await {
                 Err(error) if !is_lost(&error) => failed(&error),
                 _ => self.wait(worker, &sent.version, until).await,
             }
@@ -132,6 +136,7 @@ impl WorkerUpdate {
                     let plan = &answer["plan"];
                     return Ok(SentBundle {
                         version: text(&plan["to"]),
+                        sha256: plan["sha256"].clone(),
                         needs_person: plan["needs_person"].as_str().map(str::to_owned),
                     });
                 }
