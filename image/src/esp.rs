@@ -94,10 +94,13 @@ impl<'f> EspVolume<'f> {
         let table_sectors = u64::from(le32(&boot, 36));
         let cluster_sectors = u64::from(boot[13]);
         let data = reserved + tables * table_sectors;
+        let root = le32(&boot, 44);
         let is_sane = sectors * LBA_BYTES <= ESP_BYTES
             && cluster_sectors.is_power_of_two()
             && (1..=2).contains(&tables)
-            && data < sectors;
+            && data < sectors
+            // Without a cluster the root would be an empty folder.
+            && (FIRST_CLUSTER..CHAIN_END_MIN).contains(&root);
         if !is_sane {
             return Err(damaged(
                 "the boot sector of the EFI system partition is damaged",
@@ -120,7 +123,7 @@ impl<'f> EspVolume<'f> {
             tables,
             info_at: start + u64::from(le16(&boot, 48)) * LBA_BYTES,
             data_at: start + data * LBA_BYTES,
-            root: le32(&boot, 44),
+            root,
             table: table.collect(),
         })
     }

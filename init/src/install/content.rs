@@ -93,6 +93,11 @@ fn is_interrupted(first: &[u8], head: &[u8]) -> bool {
 fn mark_of(disk: &File) -> io::Result<Option<Vec<u8>>> {
     let volume = EspVolume::open(disk)?;
     let files = volume.files()?;
+    // Every image has its programs there, so the root was lost, and the mark with it.
+    if files.is_empty() {
+        let what = "the EFI system partition has no files";
+        return Err(io::Error::new(ErrorKind::InvalidData, what));
+    }
     let Some(file) = files.iter().find(|file| file.path == MARK) else {
         return Ok(None);
     };

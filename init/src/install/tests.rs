@@ -288,6 +288,12 @@ fn looked_at(disk: &File) -> std::io::Result<DiskUse> {
 
 /// Makes the EFI system partition, with this mark.
 fn make_volume(disk: &File, mark: &[u8]) {
+    make_empty_volume(disk);
+    let mut volume = EspVolume::open(disk).expect("it was made");
+    volume.add(MARK, mark).expect("it has room");
+}
+
+fn make_empty_volume(disk: &File) {
     let volume = NewFatVolume {
         hidden_sectors: 2048,
         sectors: u32::try_from(ESP.1 / 512).expect("it is small"),
@@ -298,8 +304,6 @@ fn make_volume(disk: &File, mark: &[u8]) {
     let mut partition = FilePartition::new(disk, ESP.0, ESP.1);
     let nodes: [FatNode<'_>; 0] = [];
     create(&mut partition, &volume, &nodes).expect("writable");
-    let mut volume = EspVolume::open(disk).expect("it was made");
-    volume.add(MARK, mark).expect("it has room");
 }
 
 /// The first blocks of a disk in this project's layout, or one copy of its partition table, in blocks of this size.
@@ -418,6 +422,10 @@ fn a_mark_that_cannot_be_read_refuses_the_disk() {
     make_volume(&disk, &[b'0'; 512]);
     write_table(&disk, 512);
     assert!(looked_at(&disk).is_err(), "it is too long for a mark");
+    let disk = self::disk();
+    make_empty_volume(&disk);
+    write_table(&disk, 512);
+    assert!(looked_at(&disk).is_err(), "the root has lost its files");
 }
 
 /// The data of a node count, whatever the mark says, by either copy of the table.
