@@ -503,7 +503,8 @@ mod tests {
         assert!(error.contains("--seed"), "{error}");
         let (configuration, mistakes) = configuration_part(document);
         assert!(NodeConfig::parse(&configuration).is_ok());
-        let expected = "line 5, install.force: unknown key; known here: disk, erase, erase_node, then";
+        let expected =
+            "line 5, install.force: unknown key; known here: disk, erase, erase_node, then";
         assert_eq!(mistakes, [expected]);
     }
 
