@@ -255,7 +255,7 @@ pub(crate) fn power(
     if !args.yes {
         let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
         if !is_person {
-            let text = "no person is asked here: give --yes";
+            let text = "with --json or without a terminal the command cannot ask: give --yes";
             return Err(CommandError::usage(text));
         }
         output::prompt(&verb.question(&route));

@@ -196,6 +196,13 @@ impl KeyPin {
                 target.port
             ),
             String::new(),
+            "# openssl with node.pem: -verify_hostname compares the name, and without -verify_return_error s_client goes on"
+                .to_owned(),
+            format!(
+                "openssl s_client -brief -connect {at} -servername {name} -verify_hostname {name} -CAfile node.pem \
+                 -verify_return_error </dev/null"
+            ),
+            String::new(),
             "# an MCP client built on OpenSSL, with node.pem from above and a token of 'alknet token add'".to_owned(),
             hosts_line(target, name),
             "NODE_EXTRA_CA_CERTS=$PWD/node.pem node CLIENT   # Node.js".to_owned(),

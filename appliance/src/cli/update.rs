@@ -206,7 +206,8 @@ fn update(wish: &UpdateWish, json: bool) -> Result<CommandExit, CommandError> {
     }
     // Without a person to ask, nothing restarts that was not asked for.
     if !is_person(json) && !wish.yes && !wish.stage && !wish.dry_run {
-        let text = "no person is asked here: give --yes, or --stage";
+        let text =
+            "with --json or without a terminal the command cannot ask: give --yes, or --stage";
         return Err(CommandError::usage(text));
     }
     // The first failure ends the command: the nodes after it keep their version.
@@ -372,7 +373,9 @@ async fn waiting(node: &NodeCaller) -> Result<Option<Value>, CommandError> {
 pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExit, CommandError> {
     let route = args.node.route()?;
     if !args.yes && !is_person(json) {
-        return Err(CommandError::usage("no person is asked here: give --yes"));
+        return Err(CommandError::usage(
+            "with --json or without a terminal the command cannot ask: give --yes",
+        ));
     }
     CliDialer::new(&args.node.dial)?.run(async |dialer| {
         let name = route.as_argument();

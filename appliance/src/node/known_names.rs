@@ -136,8 +136,14 @@ const ANY_SCOPE: &str = "*";
 /// Maximum number of names that one problem lists.
 const NAMES_LISTED_MAX: usize = 8;
 
-/// Hint for names that match nothing.
-const SPELLING: &str = "write it as 'alknet ops NODE' prints it";
+/// Hint for names of operations that match nothing.
+const OPERATION_SPELLING: &str = "write it as 'alknet ops list' prints it";
+
+/// Hint for scopes that match nothing and are like none.
+const SCOPE_SPELLING: &str = "'alknet ops show OPERATION' prints the scopes of an operation";
+
+/// Least similarity (Jaro-Winkler) at which a scope is offered for another one.
+const SCOPE_SIMILAR_MIN: f64 = 0.85;
 
 /// Names of a document that the program does not have.
 #[derive(Debug, Default)]
@@ -152,7 +158,8 @@ pub(crate) struct UnknownNames {
 pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
     let mut found = UnknownNames::default();
     for (n, tool) in config.http.mcp.tools.iter().enumerate() {
-        let error = |what| finding(format!("http.mcp.tools[{n}]"), what);
+        let path = format!("http.mcp.tools[{n}]");
+        let error = |what| finding(path.clone(), what, OPERATION_SPELLING.to_owned());
         let name = plain(tool);
         // The node learns at runtime which tools a server serves.
         if OPERATIONS.contains(&name) || import_of(config, name).is_some() {
@@ -181,9 +188,8 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
                     "no operation of the program asks for the scope, and perhaps a promoted one does:"
                 }
             };
-            found
-                .warnings
-                .push(finding(key, format!("{who} '{scope}'")));
+            let what = format!("{who} '{scope}'");
+            found.warnings.push(finding(key, what, scope_hint(scope)));
         }
     }
     found
@@ -224,6 +230,8 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
         .collect();
     unknown_scopes.sort_unstable();
     unknown_scopes.dedup();
+    // A hint has room for one name, and the others are likely to have the same cause.
+    let hint = unknown_scopes.first().map(|scope| scope_hint(scope));
     let tools = listed(unknown_tools.collect()).map(|names| MachineDiagnostic {
         code: "mcp-tool-unknown".to_owned(),
         text: format!("http.mcp.tools names operations that this node does not have: {names}"),
@@ -232,7 +240,7 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
     let scopes = listed(unknown_scopes).map(|names| MachineDiagnostic {
         code: "scope-unknown".to_owned(),
         text: format!("the configuration grants scopes that no operation asks for: {names}"),
-        hint: SPELLING.to_owned(),
+        hint: hint.unwrap_or_default(),
     });
     tools.into_iter().chain(scopes).collect()
 }
@@ -274,12 +282,24 @@ fn listed(names: Vec<&str>) -> Option<String> {
     (!shown.is_empty()).then(|| format!("{}{more}", shown.join(", ")))
 }
 
-fn finding(path: String, what: String) -> ConfigError {
+fn finding(path: String, what: String, fix: String) -> ConfigError {
     ConfigError {
         path,
         line: None,
         what,
-        fix: SPELLING.to_owned(),
+        fix,
+    }
+}
+
+/// What to write in the place of a scope that no operation asks for.
+fn scope_hint(scope: &str) -> String {
+    let known = SCOPES.iter().chain(&SCOPE_FAMILIES);
+    let near = known.map(|known| (strsim::jaro_winkler(known, scope), *known));
+    let near = near.filter(|(likeness, _)| *likeness > SCOPE_SIMILAR_MIN);
+    let nearest = near.max_by(|one, other| one.0.total_cmp(&other.0));
+    match nearest {
+        Some((_, known)) => format!("did you mean '{known}'? {SCOPE_SPELLING}"),
+        None => SCOPE_SPELLING.to_owned(),
     }
 }
 
@@ -370,7 +390,15 @@ mod tests {
         );
         let own = "peers[0].scopes[0]: no operation asks for the scope 'node:raed'";
         assert!(warnings[0].starts_with(own), "{warnings:?}");
+        assert!(
+            warnings[0].contains("did you mean 'node:read'?"),
+            "{warnings:?}"
+        );
         assert!(warnings[1].contains("perhaps a promoted one does: 'fs:read:docs'"));
+        assert!(
+            !warnings[1].contains("did you mean") && warnings[1].contains("'alknet ops show"),
+            "{warnings:?}"
+        );
     }
 
     #[test]
@@ -386,6 +414,8 @@ mod tests {
             "{}",
             found[1].text
         );
+        let hint = &found[1].hint;
+        assert!(hint.contains("'node:read'"), "{hint}");
         config.http.mcp.enabled = false;
         config.peers.clear();
         assert_eq!(problems(&config, &registry()), []);

@@ -153,7 +153,7 @@ fn target(args: &ProvisionArgs, json: bool) -> Result<Option<&Path>, ProvisionEr
     let named = args.out.as_deref().filter(|path| path.as_os_str() != "-");
     if named.is_none() && !args.form.is_text() {
         return Err(ProvisionError::usage(format!(
-            "say where with --out: --form {} is no text for standard output",
+            "the form {} is a binary file, which does not go to standard output: name it with --out FILE",
             args.form.name()
         )));
     }

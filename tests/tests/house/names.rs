@@ -55,8 +55,8 @@ const PARTS: [&str; 11] = [
 const GLOSSARY_ROWS_MAX: usize = 20;
 
 /// Sources in other languages, by their endings.
-const LANGUAGES: [&str; 9] = [
-    "css", "hbs", "html", "js", "mjs", "py", "ts", "wgsl", "yaml",
+const LANGUAGES: [&str; 13] = [
+    "css", "hbs", "html", "js", "mjs", "py", "sh", "tf", "toml", "ts", "wgsl", "yaml", "yml",
 ];
 
 /// Files that list the words, or quote texts with them.

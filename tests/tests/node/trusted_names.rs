@@ -63,6 +63,33 @@ fn a_key_without_its_kind_is_not_dialled_without_a_pin() {
     }
 }
 
+/// The printed command of OpenSSL accepts the node that it names, and no other one at that address.
+#[test]
+fn openssl_accepts_the_node_of_the_printed_command_alone() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let admin = bench.admin();
+    let printed = run(admin, &["pin", node.target()]);
+    let line = printed.output.lines().find(|it| it.starts_with("openssl "));
+    let line = line.unwrap_or_else(|| panic!("{printed:?}"));
+    let file = bench.path().join("node.pem");
+    let file = file.to_str().expect("UTF-8");
+    run(admin, &["pin", node.target(), "--cert", file]).json();
+    let line = line.replace("node.pem", file);
+    let said = tool("sh", &["-c", &line]);
+    assert!(said.status.success(), "{line}: {said:?}");
+    let other = TestBench::new();
+    let other = other.host();
+    let (_, own_address) = node.target().split_once('@').expect("KEY@HOST:PORT");
+    let (_, other_address) = other.target().split_once('@').expect("KEY@HOST:PORT");
+    assert!(line.contains(own_address), "{line}");
+    let line = line.replace(own_address, other_address);
+    let said = tool("sh", &["-c", &line]);
+    let errors = String::from_utf8_lossy(&said.stderr);
+    assert!(!said.status.success(), "{line}: {said:?}");
+    assert!(errors.contains("verify error"), "{line}: {errors}");
+}
+
 /// `oven` is a machine at one hub. The command does not switch off a machine with the same name at another hub.
 #[test]
 fn a_worker_with_a_name_is_not_looked_for_at_another_hub() {

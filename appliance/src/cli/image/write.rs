@@ -200,7 +200,7 @@ fn confirm(args: &ImageWriteArgs, facts: &DiskFacts, json: bool) -> Result<(), C
     }
     let mut terminal = terminal(args, json).ok_or_else(|| {
         CommandError::usage(format!(
-            "no person is asked here: give --serial with the serial number of {}, and --yes",
+            "with --json or without a terminal the command cannot ask: give --serial with the serial number of {}, and --yes",
             facts.name
         ))
     })?;
@@ -231,7 +231,9 @@ fn terminal(args: &ImageWriteArgs, json: bool) -> Option<ControllingTerminal> {
 
 fn ask_yes(question: &str, args: &ImageWriteArgs, json: bool) -> Result<(), CommandError> {
     let Some(mut terminal) = terminal(args, json) else {
-        return Err(CommandError::usage("no person is asked here: give --yes"));
+        return Err(CommandError::usage(
+            "with --json or without a terminal the command cannot ask: give --yes",
+        ));
     };
     let failed = |error| CommandError::usage(format!("cannot read the answer: {error}"));
     terminal.show(&output::one_line(question)).map_err(failed)?;

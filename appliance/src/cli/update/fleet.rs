@@ -58,7 +58,9 @@ pub(super) fn run(
         return Err(CommandError::usage("give one HUB with --workers"));
     };
     if !wish.yes && !is_person(json) {
-        return Err(CommandError::usage("no person is asked here: give --yes"));
+        return Err(CommandError::usage(
+            "with --json or without a terminal the command cannot ask: give --yes",
+        ));
     }
     let path = match source {
         BundleSource::File { path, bytes } => Some((path, *bytes)),

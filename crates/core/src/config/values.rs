@@ -179,7 +179,7 @@ pub(super) fn token_hash(text: &str) -> Result<TokenHash, ConfigDiagnostic> {
     text.parse().map_err(|_| {
         ConfigDiagnostic::new(
             "this is no hash of a token".to_owned(),
-            "write <8 characters>:<64 hex>, as 'alknet token new' prints it; never the token itself"
+            "write <8 characters>:<64 hex>, as 'alknet token add --offline' prints it; never the token itself"
                 .to_owned(),
         )
     })
@@ -200,7 +200,7 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], ConfigDiagnostic> {
     bytes.try_into().map_err(|_| {
         ConfigDiagnostic::new(
             "this is no SHA-256".to_owned(),
-            "write 64 lower-case hexadecimal digits, as 'alknet token new' prints them".to_owned(),
+            "write 64 lower-case hexadecimal digits, as 'alknet token add --offline' prints them".to_owned(),
         )
     })
 }

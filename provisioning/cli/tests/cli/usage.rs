@@ -20,7 +20,7 @@ fn refused(workstation: &AdminWorkstation, line: &str, exit: u8, word: &str) {
 fn mistakes_of_the_command_line_write_nothing() {
     let workstation = AdminWorkstation::new();
     for (line, word) in [
-        ("--words-file @words.txt", "say where with --out"),
+        ("--words-file @words.txt", "name it with --out FILE"),
         ("--form text --words-file @words.txt", "--json"),
         ("--out @seed", "this host has none: add --words-out"),
         (
