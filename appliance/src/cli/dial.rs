@@ -74,6 +74,7 @@ impl CliDialer {
         if args.anonymous {
             return Ok(Self::with_key(None, args));
         }
+        // The next line makes a key if there is none, so this comes before it.
         let is_new = !args.state.has_key();
         let key = args.state.key()?;
         let own = OwnKey {
