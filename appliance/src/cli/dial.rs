@@ -74,7 +74,7 @@ impl CliDialer {
         if args.anonymous {
             return Ok(Self::with_key(None, args));
         }
-        // The next line makes a key if there is none, so this comes before it.
+        // This comes before `key`, which makes a missing key: the error of a node says that the key is new.
         let is_new = !args.state.has_key();
         let key = args.state.key()?;
         let own = OwnKey {

@@ -256,7 +256,7 @@ impl AlknetNode {
 
     /// Finishes running calls, refuses new ones, and closes the rest.
     async fn drain(&self, deadline: Duration, why: (CloseCode, &'static str)) {
-        // This comes first: otherwise the node would dial a hub again whose connection ends here.
+        // This comes first: a node that is about to stop must not dial a hub again.
         self.joins.stop();
         let drained = self.server.drain_for(deadline, why).await;
         self.computing.stop().await;
