@@ -122,8 +122,7 @@ pub(crate) fn open(dev: &Path, sys: &Path) -> Result<File, TpmError> {
     match open("tpmrm0") {
         Ok(file) => Ok(file),
         Err(error) if is_absent(&error) => {
-            // PID 1 must not take this machine for one without a TPM: a thief of the disk could open the vault that it
-            // would make.
+            // PID 1 must not take this machine for one without a TPM: a thief of the disk could open its vault.
             if driver::has_one(sys) {
                 return Err(TpmError::Unanswered);
             }

@@ -139,8 +139,7 @@ impl<T: Read + Write> Tpm<T> {
             parameters: requested.clone(),
             makes: false,
         };
-        // The command needs no authorisation. The session authenticates the answer, so that an interposer cannot choose
-        // it.
+        // The command needs no authorisation. The session authenticates the answer, against an interposer.
         let done = self.run_in(session, command, &[], protect::AUDIT)?;
         let mut reader = done.reader();
         let _changes = reader.u32()?;

@@ -48,8 +48,7 @@ fn auth(pin: Option<&TpmPin>) -> &[u8] {
 /// With a PIN the TPM counts wrong attempts.
 fn template(policy: &[u8; DIGEST], pin: bool) -> TpmWriter {
     let guarded = if pin { 0 } else { object::NO_DA };
-    // Without `USER_WITH_AUTH`: otherwise the authorisation value alone, which is empty without a PIN, would open the
-    // object.
+    // Without `USER_WITH_AUTH`: the authorisation value alone, empty without a PIN, must not open the object.
     let attributes = object::FIXED_TPM | object::FIXED_PARENT | object::ADMIN_WITH_POLICY | guarded;
     TpmWriter::new()
         .u16(alg::KEYED_HASH)
@@ -73,8 +72,7 @@ impl<T: Read + Write> Tpm<T> {
         pin: Option<&TpmPin>,
     ) -> Result<Tpm2Params, TpmError> {
         self.with_parent(None, |tpm, parent| {
-            // These are read in a session of the storage key, so that an interposer cannot choose what the key is bound
-            // to.
+            // These are read in a session of the storage key, so that an interposer cannot choose the values.
             let values = tpm.expected_values(parent, choice, expected)?;
             let policy = pcr::policy(&values, pin.is_some());
             let area = template(&policy, pin.is_some());
@@ -205,8 +203,7 @@ impl<T: Read + Write> Tpm<T> {
         match self.run_open(&command) {
             Ok(done) => Ok(done.handle),
             Err(TpmError::Refused { command, code }) => Err(match rc::base(code) {
-                // The key that this crate makes has an empty password, and a program that kept one in the TPM may have
-                // set another.
+                // This crate's key has an empty password, and a program that kept one in the TPM may have set one.
                 rc::BAD_AUTH | rc::AUTH_FAIL if parent.is_persistent() => TpmError::OwnerPassword,
                 rc::INTEGRITY => TpmError::Damaged("the TPM does not know its private part"),
                 _ => TpmError::Refused { command, code },

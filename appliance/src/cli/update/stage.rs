@@ -31,7 +31,7 @@ pub(super) async fn staged(
         BundleSource::Channel => {
             let mut source = String::new();
             match download(turn, json!({}), &mut source).await {
-                // Another error, such as a wrong signature, would be that of the whole program as well.
+                // Another refusal, such as a version below the floor, would be that of the whole program as well.
                 Err(error) if is_delta_file(&source) && is_about_delta(&error) => {
                     if !turn.json {
                         output::note(&format!("{}; it takes the whole program", error.message));
