@@ -412,6 +412,7 @@ pub(crate) fn read_file(name: &str) -> Result<Vec<u8>, CommandError> {
 
 fn read_all(from: impl Read, name: &str) -> Result<Vec<u8>, CommandError> {
     let mut bytes = Vec::new();
+    // One byte more shows that the input is longer; a device would never end.
     let read = from.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes);
     read.map_err(|error| CommandError::usage(format!("cannot read {name}: {error}")))?;
     if bytes.len() as u64 > INPUT_BYTES_MAX {

@@ -317,6 +317,7 @@ fn rows(found: &LocalCredentials, config: Option<&NodeConfig>) -> Vec<Value> {
     let listed = listed.filter(|one| one.needs_secret());
     let mut names: Vec<&str> = set.chain(listed.map(|one| one.name.as_str())).collect();
     names.sort_unstable();
+    // A credential that is set and configured is in both lists.
     names.dedup();
     let row = |name: &str| {
         let set_s = found.entries().find(|(one, _)| *one == name);

@@ -74,6 +74,7 @@ impl CliDialer {
         if args.anonymous {
             return Ok(Self::with_key(None, args));
         }
+        // This comes before `key`, which makes a missing key: the error of a node says that the key is new.
         let is_new = !args.state.has_key();
         let key = args.state.key()?;
         let own = OwnKey {

@@ -135,6 +135,7 @@ fn change(
     ask_or_explain(node, (operation, input), json, told, async |_, error| {
         let is_unknown = error.code == ErrorCode::NotFound;
         let mut failure = call_error(error);
+        // The node does not repeat the word that it did not find.
         if is_unknown {
             failure.message = format!(
                 "'{}': {}; 'alknet escrow list' lists the shares",

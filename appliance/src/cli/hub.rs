@@ -338,6 +338,7 @@ fn invite(args: &InviteArgs, json: bool) -> Result<CommandExit, CommandError> {
         // The join string alone is the result: a script takes it as it is.
         let join = text(&answer["join"]);
         output::line(join)?;
+        // The code goes to standard error, because a script reads the join string from standard output.
         if args.qr {
             let code = qr_code(join, Charset::Utf8).unwrap_or_default();
             output::note(&code.join("\n"));

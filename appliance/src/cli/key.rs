@@ -57,6 +57,7 @@ fn rotate(args: &KeyRotateArgs, json: bool) -> Result<CommandExit, CommandError>
         ));
     }
     let files = KeyFiles::at(args.dial.state.dir()?.join(KEY_FILE));
+    // Two commands at a time would make two new keys, and nodes would learn of one or the other.
     let _turn = files.lock()?;
     files.tidy();
     let mut record = files.record()?;
@@ -102,6 +103,7 @@ fn tell_all(
         return Ok(Vec::new());
     }
     let (old, new) = (keys.old.as_ref().ok_or_else(gone)?, &keys.new);
+    // A node learns of a new key only over a connection that was made with the old one.
     let reach = CliDialer::with_key(Some(old.clone()), dial);
     reach.run(async |reach| {
         let all = waiting.iter_mut().map(|node| async move {

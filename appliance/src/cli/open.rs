@@ -157,6 +157,7 @@ impl PageAddress {
         };
         let addresses = info["addresses"].as_array().into_iter().flatten();
         let addresses = addresses.filter_map(|address| address.as_str()?.parse::<IpAddr>().ok());
+        // `::ffff:127.0.0.1` counts as a loopback address only in its IPv4 form.
         let addresses = addresses.map(|address| address.to_canonical());
         let addresses = addresses.filter(|it| !it.is_unspecified());
         let addresses = addresses.filter(|it| is_near || !it.is_loopback());
@@ -210,6 +211,7 @@ fn page_link(
                 Some(address) => literal(address),
                 None => names
                     .iter()
+                    // This name would lead the browser to whatever listens on this computer.
                     .find(|own| **own != "localhost")
                     .map_or_else(|| name.clone(), |own| (*own).to_owned()),
             }

@@ -238,6 +238,7 @@ fn lines(answer: &Value) -> Vec<String> {
             .map_or(&[][..], Vec::as_slice);
         let state = match (peer["enabled"] == false, connections.len()) {
             (true, _) => "disabled".to_owned(),
+            // The node dialled this hub itself, and lists only connections that others made.
             (false, 0) if peer["dialled"] == true => "connected".to_owned(),
             (false, 0) => "-".to_owned(),
             (false, 1) => "1 connection".to_owned(),

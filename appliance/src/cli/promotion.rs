@@ -291,6 +291,7 @@ async fn whole(node: &NodeCaller, dial: &DialArgs, which: &str) -> Result<Value,
     let path = json!({ "path": which.trim_start_matches('/') });
     match ask(node, dial, "ops/proposals", &path).await {
         Err(unknown) if unknown.code == ErrorCode::NotFound.name() => match of_proposal().await {
+            // The first error is about the path, which is what the user wrote.
             Err(error) if error.code == ErrorCode::NotFound.name() => Err(unknown),
             answer => answer,
         },

@@ -64,6 +64,7 @@ impl ProposalMatch {
     /// `None` where the word does not stand for it.
     fn new(proposal: &Value, word: &str) -> Option<Self> {
         let id = proposal["id"].as_str()?;
+        // A hostile node could write any text into the question that shows the id.
         id.parse::<Blake3Hash>().ok()?;
         let name = proposal["name"].as_str().unwrap_or_default();
         let by_id = is_id_or_prefix(word) && id.starts_with(word);

@@ -49,6 +49,7 @@ impl ReviewHint {
     ) -> Result<Self, CommandError> {
         let dir = state.dir()?;
         let second = second_key_dir(&dir).join(KEY_FILE);
+        // A second key that cannot be read changes only the hint, so it is no error of the proposal.
         let second = NodeKey::load(&second).ok().flatten();
         Ok(Self {
             second: second.map(|key| key.public().to_string()),

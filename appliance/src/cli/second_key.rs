@@ -87,6 +87,7 @@ impl SecondKey {
             return Err(not_alone(&others, &route.as_argument(), &options(dial)?));
         }
         let new_name = own.is_empty().then(|| free_name(&listed)).transpose()?;
+        // `state.key` makes the directory. After a refusal only one that it made is removed.
         let had_dir = self.dir.exists();
         let state = StateArgs {
             state: Some(self.dir.clone()),

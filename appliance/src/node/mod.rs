@@ -256,9 +256,11 @@ impl AlknetNode {
 
     /// Finishes running calls, refuses new ones, and closes the rest.
     async fn drain(&self, deadline: Duration, why: (CloseCode, &'static str)) {
+        // This comes first: a node that is about to stop must not dial a hub again.
         self.joins.stop();
         let drained = self.server.drain_for(deadline, why).await;
         self.computing.stop().await;
+        // Otherwise the days of last use since the last hour would be lost.
         tokens::keep_uses_now(&self.identities.identities).await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");
     }

@@ -544,6 +544,7 @@ fn handlers(
         dispatcher = HubContext::routing(&config.hub, dispatcher);
     }
     let dispatcher = Arc::new(dispatcher);
+    // A weak reference, because operations of the dispatcher hold the reloader.
     let serves = Arc::downgrade(&dispatcher);
     let reloader = &context.identities.reloader;
     reloader.know_scopes(move || known_names::asked_scopes(serves.upgrade().as_deref()));

@@ -66,6 +66,7 @@ impl BundleEntry {
         if number(at(CHECKSUM)) != Some(checksum(header)) {
             return Err("a header has a wrong checksum");
         }
+        // The format takes a zero for a plain file as well, for older archives (pax, typeflag).
         if !matches!(header[KIND], b'0' | 0) {
             return Err("it has other entries than plain files");
         }
@@ -76,6 +77,7 @@ impl BundleEntry {
             "" => name.split_once('/').ok_or("a file is in no folder")?,
             folder => (folder, name),
         };
+        // Programs use the name as the name of a file, which has to stay in its folder.
         if name.contains('/') || name.is_empty() || name.starts_with('.') {
             return Err("a file has a path that is not 'metadata/NAME' or 'targets/NAME'");
         }
@@ -269,6 +271,7 @@ impl<R: Read> BundleReader<R> {
                 reader.next = Some(entry);
                 break;
             }
+            // The limits come before the reading: unsigned headers decide how much memory the reader takes.
             let rest = left.checked_sub(entry.bytes);
             let has_room = reader.metadata.len() < BUNDLE_METADATA_FILES_MAX;
             left = rest
@@ -278,6 +281,7 @@ impl<R: Read> BundleReader<R> {
                     max: BUNDLE_METADATA_BYTES_MAX,
                 })?;
             let document = reader.document(&entry)?;
+            // Two programs could disagree about which of two documents with one name counts.
             if reader
                 .metadata
                 .insert(entry.name.clone(), document)
@@ -353,6 +357,7 @@ impl<R: Read> BundleReader<R> {
             return Ok(None);
         };
         let target = verified.target_of_file(&entry.name)?;
+        // The header is not signed. A wrong length is refused here, before a byte of the target is written anywhere.
         if target.bytes != entry.bytes {
             return Err(UpdateError::Length {
                 file: target.name.clone(),
@@ -377,6 +382,7 @@ impl<R: Read> BundleReader<R> {
                 file: TARGETS_FOLDER.to_owned(),
             });
         };
+        // Without this bound `copy` would read into the header of the next entry.
         target.copy(&mut self.input.by_ref().take(target.bytes), output)?;
         self.advance(target.bytes)
     }
@@ -398,6 +404,7 @@ impl<R: Read> BundleReader<R> {
             });
         };
         let mut input = self.input.by_ref().take(target.bytes);
+        // A target that is no delta has no hashes, so its first block is refused before `act` gets it.
         let hashes = target.delta.as_ref().map_or(&[][..], |delta| &delta.blocks);
         let mut reader = DeltaReader {
             input: CheckedTarget {
@@ -411,6 +418,7 @@ impl<R: Read> BundleReader<R> {
             is_wrong: false,
         };
         let done = act(&mut reader);
+        // `act` may have stopped early, and the signed hash covers the rest as well.
         let rest = io::copy(&mut reader, &mut io::sink());
         if reader.is_wrong {
             return Err(UpdateError::Hash {
@@ -433,6 +441,7 @@ impl<R: Read> BundleReader<R> {
         };
         let skipped = io::copy(&mut self.input.by_ref().take(bytes), &mut io::sink());
         let skipped = skipped.map_err(|error| UpdateError::source(BUNDLE, error))?;
+        // `io::copy` ends without an error where the input ends.
         if skipped != bytes {
             return Err(UpdateError::malformed(BUNDLE, "it was cut off"));
         }
@@ -455,6 +464,7 @@ impl<R: Read> BundleReader<R> {
                 "metadata follows behind a target",
             ));
         }
+        // A target that the machine does not need is skipped unchecked, so its length needs a limit of its own.
         if let Some(long) = next.as_ref().filter(|next| next.bytes > TARGET_BYTES_MAX) {
             return Err(UpdateError::TooLarge {
                 file: long.path(),
@@ -500,6 +510,7 @@ impl<R: Read> DeltaReader<'_, R> {
         let length = self.left.min(DELTA_BLOCK_BYTES as u64);
         self.given = 0;
         self.block.clear();
+        // `act` may read on after the refusal, and must not get the blocks behind the wrong one.
         if self.is_wrong {
             return Err(ErrorKind::InvalidData.into());
         }
@@ -509,6 +520,7 @@ impl<R: Read> DeltaReader<'_, R> {
             .take(length)
             .read_to_end(&mut self.block)?;
         self.left -= read as u64;
+        // An early end looks like the end of the delta here. `read_delta` finds that bytes are missing.
         if (read as u64) < length || read == 0 {
             self.block.clear();
             self.left = 0;
@@ -542,6 +554,7 @@ impl<R: Read> MetadataSource for BundleReader<R> {
         let Some(document) = self.metadata.get(&request.name) else {
             return Ok(None);
         };
+        // `open` checked only the sum of all documents, and each role has a smaller limit.
         if document.len() as u64 > request.bytes_max {
             return Err(UpdateError::TooLarge {
                 file: request.name.clone(),

@@ -49,6 +49,7 @@ impl DeltaInfo {
         if !is_sha256(&self.base) {
             return Err(InvalidRelease::new("its base is no SHA-256 in hex"));
         }
+        // With a hash too few, a machine would notice it only at that block, with half a program in its free slot.
         let count = bytes.div_ceil(DELTA_BLOCK_BYTES as u64);
         match self.blocks.len() as u64 == count && self.blocks.iter().all(|it| is_sha256(it)) {
             true => Ok(()),

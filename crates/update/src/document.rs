@@ -142,6 +142,7 @@ impl SignedDocument {
     fn check_specification(&self) -> Result<(), UpdateError> {
         let version = self.body.get("spec_version").and_then(Value::as_str);
         let major = version.and_then(|version| version.split('.').next());
+        // A minor version only adds members (Semantic Versioning, section 7), and this client ignores them.
         if major != Some(SPECIFICATION_MAJOR) {
             return Err(self.malformed("it follows another version of the specification than 1.0"));
         }
@@ -201,6 +202,7 @@ impl SignedDocument {
     /// The second since 1970 from which the document is not valid any more.
     pub(crate) fn expires_s(&self) -> Result<i64, UpdateError> {
         let text = self.member("expires")?.as_str().unwrap_or_default();
+        // The parser alone would also take offsets and fractions of a second, which section 4.2.3 does not have.
         let is_plain = text.len() == TIME_CHARS && text.ends_with('Z');
         let time = text.parse::<Timestamp>().ok().filter(|_| is_plain);
         let time = time.map(Timestamp::as_second);
@@ -300,6 +302,7 @@ fn role_keys(
     role: &Value,
     keys: &BTreeMap<String, Option<TufPublicKey>>,
 ) -> Result<RoleKeys, &'static str> {
+    // With a threshold of 0, a document without any signature would count as verified.
     let threshold = role["threshold"].as_u64().filter(|it| *it > 0);
     let threshold = threshold.ok_or("has no threshold from 1")?;
     let ids = role["keyids"].as_array().ok_or("has no key IDs")?;
@@ -307,6 +310,7 @@ fn role_keys(
     for id in ids {
         let id = id.as_str().ok_or("has a key ID that is no text")?;
         let key = keys.get(id).ok_or("names a key that is not there")?;
+        // Listed twice, the key of one person would look like the keys of two.
         if of_role.insert(id.to_owned(), *key).is_some() {
             return Err("names one key twice");
         }

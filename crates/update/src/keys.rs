@@ -60,6 +60,7 @@ impl TufPublicKey {
         let kind = text(&key["keytype"]).ok_or("a key has no type")?;
         let scheme = text(&key["scheme"]).ok_or("a key has no scheme")?;
         let public = text(&key["keyval"]["public"]).ok_or("a key has no public part")?;
+        // A root may name keys of other algorithms for other clients, and is not refused because of them.
         if kind != "ed25519" || scheme != "ed25519" {
             return Ok(None);
         }
@@ -183,6 +184,7 @@ impl KeyThreshold {
 
     /// A text that is equal for equal keys and thresholds.
     pub(crate) fn fingerprint(&self) -> String {
+        // In the order of their bytes, so that another order in the configuration does not make another anchor.
         let keys: Vec<_> = self.keys().map(TufPublicKey::to_json).collect();
         key_id(&json!({ "keys": keys, "threshold": self.threshold }))
     }
@@ -233,6 +235,7 @@ impl SeedSigner {
     /// # Errors
     /// The library refuses the seed, which it does for no seed of 32 bytes today.
     pub fn from_seed(seed: &[u8; 32]) -> Result<Self, InvalidKeyFile> {
+        // Unchecked, because a seed comes without a public key that it could be compared with.
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| InvalidKeyFile)?;
         let public = pair.public_key().as_ref().try_into();
         Ok(Self {
@@ -249,6 +252,7 @@ impl SeedSigner {
         let body = text.split_once("-----BEGIN PRIVATE KEY-----");
         let body = body.and_then(|(_, rest)| rest.split_once("-----END PRIVATE KEY-----"));
         let (body, _) = body.ok_or(InvalidKeyFile)?;
+        // The text and its bytes are the private key, so both copies are wiped.
         let body: Zeroizing<String> = Zeroizing::new(body.split_whitespace().collect());
         let der = BASE64.decode(body.as_bytes()).map(Zeroizing::new);
         let der = der.map_err(|_| InvalidKeyFile)?;

@@ -123,6 +123,7 @@ impl UpdateRefresh {
         };
         MetadataRequest {
             name,
+            // A document may leave the length out (section 4.4), and cannot raise the limit of the role.
             bytes_max: entry.bytes.unwrap_or(u64::MAX).min(role.bytes_max()),
             is_optional: false,
         }
@@ -141,6 +142,7 @@ impl UpdateRefresh {
             return Ok(());
         };
         let name = wanted.name;
+        // Each error below leaves the refresh failed, so a source cannot offer another file in place of a refused one.
         let step = mem::replace(&mut self.step, RefreshStep::Failed);
         let Some(bytes) = file else {
             // Section 5.3.3: without a next root, the trusted one is the newest.
@@ -150,6 +152,7 @@ impl UpdateRefresh {
             self.step = self.end_roots()?;
             return Ok(());
         };
+        // The source may have ignored the limit of the request.
         if bytes.len() as u64 > wanted.bytes_max {
             return Err(UpdateError::TooLarge {
                 file: name,
@@ -177,6 +180,7 @@ impl UpdateRefresh {
             .ok_or_else(|| UpdateError::Missing {
                 file: name.to_owned(),
             })?;
+        // The configured keys come first: until they have signed, an attacker may have chosen the keys in the document.
         document.verify(owner, KeysOrigin::Configuration)?;
         let body = document.root()?;
         document.verify(body.role(TufRole::Root), KeysOrigin::Root(body.version))?;
@@ -310,6 +314,7 @@ impl UpdateRefresh {
             })?;
             check_rollback(file, *seen, offered.version)?;
         }
+        // 5.5.6: a freeze attack with an old snapshot ends here.
         self.check_expiry(name, document.expires_s()?)?;
         let targets = entry_for(&document, name, TufRole::Targets)?;
         let versions = meta.into_iter().map(|(file, entry)| (file, entry.version));
@@ -326,6 +331,7 @@ impl UpdateRefresh {
     ) -> Result<RefreshStep, UpdateError> {
         check_bytes(name, bytes, entry)?;
         let document = self.verified(name, TufRole::Targets, bytes)?;
+        // 5.6.4: a mix-and-match attack with the targets of another release ends here.
         check_version(&document, name, "snapshot.json", entry)?;
         self.check_expiry(name, document.expires_s()?)?;
         let targets = document.targets()?;
@@ -366,6 +372,7 @@ impl UpdateRefresh {
         while let Some(wanted) = self.wanted() {
             let supplied = source.metadata(&wanted);
             let supplied = supplied.and_then(|file| self.supply(file.as_deref()));
+            // The trust goes beside the error: a root that was verified before revokes stolen keys all the same.
             if let Err(error) = supplied {
                 return (self.into_trust(), Err(error));
             }

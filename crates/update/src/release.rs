@@ -102,6 +102,7 @@ impl ReleaseInfo {
             ));
         }
         match &self.floor {
+            // Once confirmed, the release would raise the floor above itself, and the machine could not go back to it.
             Some(floor) if *floor > self.version => Err(InvalidRelease::new(format_args!(
                 "its floor {floor} is above its own version {}",
                 self.version

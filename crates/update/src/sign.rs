@@ -89,6 +89,7 @@ impl RootPlan {
             roles.insert(role.to_string(), role_keys);
         }
         let mut body = header(TufRole::Root, self.version, self.expires)?;
+        // Section 6.2: with versions and hashes in the names, a release does not replace files that a client reads.
         body["consistent_snapshot"] = true.into();
         body["keys"] = keys.into();
         body["roles"] = roles.into();
@@ -110,6 +111,7 @@ fn header(role: TufRole, version: u64, expires: UnixSeconds) -> Result<Value, Si
 /// The document with a signature of each of these keys, in the order of their IDs.
 fn signed(body: Value, signers: &[&dyn MetadataSigner]) -> Result<Vec<u8>, SigningError> {
     let payload = canonical(&body);
+    // By key ID, because clients refuse a document with two signatures of one key.
     let mut signatures = BTreeMap::new();
     for signer in signers {
         let key = signer.public_key();
@@ -140,11 +142,13 @@ pub fn sign_root(
     signers: &[&dyn MetadataSigner],
 ) -> Result<Vec<u8>, SigningError> {
     let document = signed(plan.body()?, signers)?;
+    // The build machine reads the document as a client does, so that it finds what clients would refuse.
     let read = SignedDocument::parse("root.json", TufRole::Root, &document)?;
     let body = read.root()?;
     read.verify(body.role(TufRole::Root), KeysOrigin::Root(body.version))?;
     if let Some(previous) = previous {
         let before = root_body(previous)?;
+        // Section 5.3.4: a client goes on to this root only if enough keys of the root before have signed it.
         read.verify(before.role(TufRole::Root), KeysOrigin::Root(before.version))?;
         let expected = before.version.saturating_add(1);
         if body.version != expected {
@@ -206,6 +210,7 @@ pub fn sign_release(
     let version = plan.version;
     let files = plan.targets.iter();
     let files: Map<_, _> = files.map(|it| (it.name.clone(), it.to_json())).collect();
+    // The timestamp comes last, because each document states length and hash of the one that is signed before it.
     let mut body = header(TufRole::Targets, version, plan.expires)?;
     body["targets"] = files.into();
     let targets = sign(TufRole::Targets, body)?;
@@ -288,10 +293,12 @@ pub fn write_bundle<R: Read>(
         writer.metadata(name, document).map_err(write)?;
     }
     let mut sorted: Vec<_> = targets.iter().collect();
+    // In a fixed order, so that the same release gives the same bytes.
     sorted.sort_by_key(|target| &target.name);
     for target in sorted {
         let mut file = open(target).map_err(write)?;
         let name = target.file_name(true);
+        // A build that still runs could change the file after its description was signed.
         let mut checked = CheckedRead {
             check: Some(target.check()),
             file: &mut file,
@@ -314,6 +321,7 @@ impl<R: Read> Read for CheckedRead<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         let changed = |error: UpdateError| io::Error::new(io::ErrorKind::InvalidData, error);
+        // A read into an empty buffer gives 0 bytes in the middle of the file, too.
         if read == 0 && !buffer.is_empty() {
             let check = self.check.take();
             check

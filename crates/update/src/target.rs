@@ -236,6 +236,7 @@ impl TargetCheck<'_> {
     /// There are more bytes than the signed length. The stream may be endless: read no further.
     pub fn update(&mut self, bytes: &[u8]) -> Result<(), UpdateError> {
         let sum = self.bytes.saturating_add(bytes.len() as u64);
+        // The length is compared before the bytes are hashed: an endless stream ends here after one buffer.
         if sum > self.target.bytes {
             return Err(self.other_length());
         }

@@ -108,6 +108,7 @@ impl TrustFile {
         let Some(bytes) = read_bounded(path)? else {
             return Ok(None);
         };
+        // The number comes first: `deny_unknown_fields` would report the members of a newer format as damage.
         let format = serde_json::from_slice::<TrustFormat>(&bytes);
         let format = format.map_err(|error| damaged(path, error))?.format;
         if format != FORMAT {
@@ -180,6 +181,7 @@ impl UpdateTrust {
         let Some(file) = TrustFile::load(path)? else {
             return Ok(Self::new(anchor));
         };
+        // The root is verified again, so that a damaged file is noticed here and not by the refusal of a release.
         let root = file.root.as_deref().map(|text| {
             let root = verified_root("its root", text.as_bytes());
             root.map_err(|error| damaged(path, error))
@@ -198,6 +200,7 @@ impl UpdateTrust {
             };
         }
         let mut merged = fresh;
+        // Other keys must not open a way back to expired documents, or to a version below the floor.
         merged.file.latest_s = file.latest_s;
         merged.file.floor = file.floor;
         // The image brought another release root: what was seen still counts unless its keys were replaced.
@@ -205,6 +208,7 @@ impl UpdateTrust {
         if let (Some(seen), Some(built_in)) = (root, &merged.root)
             && is_release(&file.anchor)
         {
+            // The machine has seen newer roots than the image has: the older one may name keys that were stolen since.
             if seen.version > built_in.version {
                 merged.file.root = file.root;
                 merged.file.timestamp = file.timestamp;

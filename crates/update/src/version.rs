@@ -50,6 +50,7 @@ fn parse(text: &str) -> Option<ReleaseVersion> {
     if parts.next().is_some() {
         return None;
     }
+    // Section 9 of Semantic Versioning: a part of digits alone is a number, and has no leading zeros.
     let is_valid = |part: &str| {
         let is_word = part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let is_number = part.bytes().all(|b| b.is_ascii_digit());
@@ -66,6 +67,7 @@ fn parse(text: &str) -> Option<ReleaseVersion> {
 
 /// A number without leading zeros (section 2 of Semantic Versioning).
 fn number(text: &str) -> Option<u64> {
+    // `parse` alone would also take a `+` and leading zeros.
     let is_plain =
         text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     is_plain.then(|| text.parse().ok()).flatten()
@@ -206,6 +208,7 @@ pub fn judge_version(
     floor: Option<&ReleaseVersion>,
     consent: DowngradeConsent,
 ) -> Result<UpdateStep, VersionRefusal> {
+    // The floor comes before the consent: a version with a known defect stays forbidden to administrators, too.
     if let Some(floor) = floor.filter(|floor| offered < floor) {
         return Err(VersionRefusal::BelowFloor {
             offered: offered.clone(),

@@ -38,6 +38,7 @@ impl<T: Read + Write> TpmChannel<T> {
         // The kernel takes a command by one write.
         self.0.write_all(command).map_err(TpmError::Transport)?;
         self.0.flush().map_err(TpmError::Transport)?;
+        // Of full length from the start: growing would leave a copy of a secret behind.
         let mut bytes = Zeroizing::new(vec![0; MESSAGE_BYTES_MAX]);
         let mut filled = 0;
         let size = loop {
@@ -49,6 +50,7 @@ impl<T: Read + Write> TpmChannel<T> {
             // A socket may give an answer in pieces. The kernel's device gives it at once.
             filled += self.read_some(&mut bytes[filled..])?;
         };
+        // A TPM answers one command at a time, so more bytes belong to no command of ours.
         if filled != size {
             return Err(TpmError::Malformed("it is longer than it says"));
         }
@@ -120,6 +122,7 @@ pub(crate) fn open(dev: &Path, sys: &Path) -> Result<File, TpmError> {
     match open("tpmrm0") {
         Ok(file) => Ok(file),
         Err(error) if is_absent(&error) => {
+            // PID 1 must not take this machine for one without a TPM: a thief of the disk could open its vault.
             if driver::has_one(sys) {
                 return Err(TpmError::Unanswered);
             }

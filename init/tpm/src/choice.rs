@@ -65,6 +65,7 @@ impl PcrChoice {
         if !(1..=PCRS_MAX).contains(&pcrs.len()) || !rising || !known {
             return Err(TpmError::BadPcrs("1 to 8 of 0 to 23 in rising order"));
         }
+        // Numbers alone do not show that Secure Boot is on, so such a choice claims the weaker protection.
         let enforced = false;
         Ok(Self { pcrs, enforced })
     }
@@ -75,6 +76,7 @@ impl PcrChoice {
     /// by an attacker as well.
     #[must_use]
     pub fn protection(pcrs: &[u8]) -> &'static str {
+        // This comes before PCR 7: the stub appends strings of SMBIOS under Secure Boot as well.
         if Self::is_uncovered(pcrs) {
             UNCOVERED
         } else if pcrs.contains(&7) {
@@ -127,6 +129,7 @@ pub fn choose(efi_vars: &Path) -> PcrChoice {
 /// A variable that is 0 or 1. `None` for anything else.
 fn flag(path: &Path) -> Option<bool> {
     let mut bytes = Vec::new();
+    // One byte more shows that the variable is longer than a flag.
     let limit = VARIABLE_BYTES as u64 + 1;
     File::open(path)
         .ok()?

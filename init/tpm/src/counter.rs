@@ -89,6 +89,7 @@ impl<T: Read + Write> Tpm<T> {
             tpm.with_session(parent, TpmSessionKind::Hmac, |tpm, session| {
                 let command = TpmCommandBody {
                     code: cc::NV_INCREMENT,
+                    // The index authorises its own increment (`AUTH_WRITE`), so its handle is there twice.
                     targets: &[target(&state.name), target(&state.name)],
                     parameters: TpmWriter::new(),
                     makes: false,
@@ -198,6 +199,7 @@ impl NvCounterState {
         reader.end()?;
         let is = |attributes| area == public(attributes).as_slice();
         let written = is(ATTRIBUTES | nv::WRITTEN);
+        // A program can make an index of another kind at this handle, whose value could fall.
         if !written && !is(ATTRIBUTES) {
             return Err(TpmError::CounterForeign(handle::COUNTER));
         }

@@ -46,6 +46,7 @@ pub(crate) fn mac(key: [&[u8]; 2]) -> Hmac<Sha256> {
 pub(crate) fn kdf_a(key: [&[u8]; 2], label: &[u8], u: &[u8], v: &[u8]) -> SecretArr<DIGEST> {
     let mut mac = mac(key);
     let bits = (DIGEST as u32 * 8).to_be_bytes();
+    // One HMAC has all 256 bits, so the counter of the derivation stays at 1.
     for part in [&1_u32.to_be_bytes(), label, &[0], u, v, &bits] {
         mac.update(part);
     }
@@ -80,7 +81,9 @@ impl EccPublicPoint {
             .copy_from_slice(x);
         sec1.get_mut(1 + DIGEST + DIGEST.checked_sub(y.len())?..)?
             .copy_from_slice(y);
+        // This refuses points off the curve, with which an interposer could guess the salt.
         let key = PublicKey::from_sec1_bytes(&sec1).ok()?;
+        // The derivation of the salt hashes x as this TPM wrote it, with or without its leading zeros.
         Some(Self { key, x: x.to_vec() })
     }
 
@@ -91,6 +94,7 @@ impl EccPublicPoint {
         let public = ephemeral.public_key().to_sec1_point(false);
         let (own_x, own_y) = match (public.x(), public.y()) {
             (Some(x), Some(y)) => (x.as_slice(), y.as_slice()),
+            // Only the point at infinity has no coordinates, and no scalar from `scalar` gives it.
             _ => return Err(TpmError::NoRandomness),
         };
         let shared = self.key.to_projective() * *ephemeral.to_nonzero_scalar();

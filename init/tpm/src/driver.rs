@@ -41,6 +41,7 @@ pub(crate) fn ask_again(sys: &Path) {
         let devices = fs::read_dir(bus.join("devices")).into_iter().flatten();
         for device in devices.flatten() {
             let name = device.file_name();
+            // The kernel appends a number to the name, such as `:00`.
             if name.as_encoded_bytes().starts_with(NAME) {
                 tell(&bus.join("drivers_probe"), &name);
             }

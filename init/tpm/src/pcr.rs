@@ -58,6 +58,7 @@ pub(crate) fn selection(pcrs: &[u8]) -> TpmWriter {
 /// The digest of the policy: these values, and the authorisation value if there is a PIN (part 3,
 /// sections 23.7 and 23.17).
 pub(crate) fn policy(values: &PcrValues, pin: bool) -> [u8; DIGEST] {
+    // In the order of the numbers, because the TPM hashes the values so, whatever the order of a request.
     let pcrs: Vec<u8> = values.keys().copied().collect();
     let of_values = crypto::sha256(
         &values
@@ -138,6 +139,7 @@ impl<T: Read + Write> Tpm<T> {
             parameters: requested.clone(),
             makes: false,
         };
+        // The command needs no authorisation. The session authenticates the answer, against an interposer.
         let done = self.run_in(session, command, &[], protect::AUDIT)?;
         let mut reader = done.reader();
         let _changes = reader.u32()?;
@@ -161,6 +163,7 @@ impl<T: Read + Write> Tpm<T> {
             ExpectedPcrs::Current => PcrValues::new(),
             ExpectedPcrs::Predicted(values) => values.clone(),
         };
+        // The slot would be bound to such a PCR all the same, and stay closed when it changes.
         if values.keys().any(|pcr| !choice.pcrs().contains(pcr)) {
             return Err(TpmError::BadPcrs(
                 "a value is predicted for one that is not chosen",

@@ -116,6 +116,7 @@ pub(crate) fn name(area: &[u8]) -> [u8; NAME] {
 
 /// `TPMT_PUBLIC` up to its `unique`: the storage root key of TCG's provisioning guidance.
 fn common() -> TpmWriter {
+    // `NO_DA`: the lockout after wrong PINs must not close slots without a PIN, which need this key, too.
     let attributes = object::FIXED_TPM
         | object::FIXED_PARENT
         | object::SENSITIVE_DATA_ORIGIN
@@ -162,6 +163,7 @@ impl<T: Read + Write> Tpm<T> {
     ) -> Result<R, TpmError> {
         let required = self.required;
         let is_required = |name: &[u8; NAME]| required.is_none_or(|key| key.0 == *name);
+        // An attacker can write the slot's record on the disk. The command line that names this key is signed.
         if wanted.is_some_and(|name| !is_required(name)) {
             return Err(TpmError::OtherTpm);
         }
@@ -237,6 +239,7 @@ impl<T: Read + Write> Tpm<T> {
         })?;
         let area = done.reader().sized();
         let parent = area.and_then(|area| LoadedStorageKey::read(done.handle, area, true));
+        // The TPM keeps the key that was refused, and has room for few.
         if parent.is_err() {
             self.flush(done.handle);
         }

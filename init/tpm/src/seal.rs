@@ -48,6 +48,7 @@ fn auth(pin: Option<&TpmPin>) -> &[u8] {
 /// With a PIN the TPM counts wrong attempts.
 fn template(policy: &[u8; DIGEST], pin: bool) -> TpmWriter {
     let guarded = if pin { 0 } else { object::NO_DA };
+    // Without `USER_WITH_AUTH`: the authorisation value alone, empty without a PIN, must not open the object.
     let attributes = object::FIXED_TPM | object::FIXED_PARENT | object::ADMIN_WITH_POLICY | guarded;
     TpmWriter::new()
         .u16(alg::KEYED_HASH)
@@ -71,6 +72,7 @@ impl<T: Read + Write> Tpm<T> {
         pin: Option<&TpmPin>,
     ) -> Result<Tpm2Params, TpmError> {
         self.with_parent(None, |tpm, parent| {
+            // These are read in a session of the storage key, so that an interposer cannot choose the values.
             let values = tpm.expected_values(parent, choice, expected)?;
             let policy = pcr::policy(&values, pin.is_some());
             let area = template(&policy, pin.is_some());
@@ -104,6 +106,7 @@ impl<T: Read + Write> Tpm<T> {
                 .bytes(pcr::NO_SELECTION),
             makes: false,
         };
+        // The command has the key and the PIN, which a chip that listens on the wires must not see.
         let both = protect::COMMAND | protect::ANSWER;
         let done = self.run_in(session, command, &[], both)?;
         let mut reader = done.reader();
@@ -130,6 +133,7 @@ impl<T: Read + Write> Tpm<T> {
         let pin = match (params.pin(), pin) {
             (true, None) => return Err(TpmError::PinMissing),
             (true, pin) => pin,
+            // A PIN would add a step to the policy that this object was not sealed with.
             (false, _) => None,
         };
         self.with_parent(Some(&sealed.parent), |tpm, parent| {
@@ -166,6 +170,7 @@ impl<T: Read + Write> Tpm<T> {
             if pcr::policy(&now, params.pin()) != *params.policy() {
                 return Err(wrong_pcrs(params, &now));
             }
+            // A locked TPM refuses the right PIN as well, so the console need not ask for it.
             let state = tpm.lockout()?;
             if params.pin() && state.locked {
                 return Err(TpmError::LockedOut(Some(state)));
@@ -198,6 +203,7 @@ impl<T: Read + Write> Tpm<T> {
         match self.run_open(&command) {
             Ok(done) => Ok(done.handle),
             Err(TpmError::Refused { command, code }) => Err(match rc::base(code) {
+                // This crate's key has an empty password, and a program that kept one in the TPM may have set one.
                 rc::BAD_AUTH | rc::AUTH_FAIL if parent.is_persistent() => TpmError::OwnerPassword,
                 rc::INTEGRITY => TpmError::Damaged("the TPM does not know its private part"),
                 _ => TpmError::Refused { command, code },
@@ -252,6 +258,7 @@ impl<T: Read + Write> Tpm<T> {
             parameters: TpmWriter::new(),
             makes: false,
         };
+        // The answer is the key, which crosses the wires encrypted.
         let done = self.run_in(session, command, auth(pin), protect::ANSWER)?;
         let mut reader = done.reader();
         let secret = reader.sized()?;
@@ -275,6 +282,7 @@ impl<T: Read + Write> Tpm<T> {
             parameters: parameters(TpmWriter::new()),
             makes: false,
         };
+        // This answer need not be authentic: when the TPM unseals, it compares the policy's digest itself.
         self.run(&command)?.reader().end()
     }
 

@@ -57,6 +57,7 @@ impl TpmSession {
         tpm_nonce: &[u8],
         nonce: &[u8],
     ) -> Result<Self, TpmError> {
+        // Short nonces would repeat, and with them the keys of the encryption.
         if !NONCE_BYTES.contains(&tpm_nonce.len()) {
             return Err(TpmError::Malformed("a nonce of a length that none has"));
         }
@@ -85,6 +86,7 @@ impl TpmSession {
             crypto::cfb(key, &nonce, &self.tpm_nonce, Direction::ToTpm, first);
         }
         let code = code.to_be_bytes();
+        // With the names in the HMAC, the TPM refuses a command whose handle was replaced on the wires.
         let digest = crypto::sha256(&[&code, &names.concat(), parameters.as_slice()]);
         let mut mac = crypto::mac(key);
         for part in [digest.as_slice(), &nonce, &self.tpm_nonce, &[attributes]] {
@@ -120,6 +122,7 @@ impl TpmSession {
             return Err(TpmError::Malformed("a nonce of a length that none has"));
         }
         let key = [self.key.expose().as_slice(), auth];
+        // Only an answer of success has an HMAC, so its response code is 0.
         let codes = [[0; 4], code.to_be_bytes()].concat();
         let digest = crypto::sha256(&[&codes, parameters]);
         let mut mac = crypto::mac(key);

@@ -149,6 +149,7 @@ impl<T: Read + Write> Tpm<T> {
                 Err(TpmError::OtherTpm) => continue,
                 result => result?,
             }
+            // A key of its own: an older copy of the disk has a slot that still gives the former one.
             let kek = new_kek()?;
             let choice = PcrChoice::from_pcrs(values.keys().copied().collect())?;
             let params = self.seal(&kek, &choice, ExpectedPcrs::Predicted(&values), pin)?;
@@ -165,6 +166,7 @@ fn bound_to(params: &Tpm2Params) -> Option<PcrValues> {
     let pcrs = params.pcrs().iter().copied();
     let mut values: PcrValues = pcrs.zip(params.values().iter().copied()).collect();
     let is_all = values.len() == params.pcrs().len();
+    // The values are a note on the disk. The policy shows whether an attacker changed them.
     let is_sealed = is_all && pcr::policy(&values, params.pin()) == *params.policy();
     values.insert(BESIDE_THE_IMAGE, EMPTY);
     is_sealed.then_some(values)

@@ -54,6 +54,7 @@ impl<T: Read + Write> KekSource for TpmSource<T> {
         let SlotParams::Tpm2(params) = request.params else {
             return Err(KekError::Failed("the slot is of another type".into()));
         };
+        // Otherwise the caller would show the refusal of an earlier slot.
         self.error = None;
         self.tpm.unseal(params, self.pin.as_ref()).map_err(|error| {
             let short = KekError::from(&error);

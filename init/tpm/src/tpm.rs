@@ -161,6 +161,7 @@ impl<T: Read + Write> Tpm<T> {
     ) -> Result<TpmResponseFrame, TpmError> {
         let sessions = if area.is_empty() { 0 } else { 4 + area.len() };
         let size = HEADER_BYTES + 4 * command.targets.len() + sessions + command.parameters.len();
+        // Only the parts of a slot's record can be so long, so it is the record that is damaged.
         if size > MESSAGE_BYTES_MAX {
             return Err(TpmError::Damaged("it is longer than a command may be"));
         }
@@ -222,6 +223,7 @@ impl<T: Read + Write> Tpm<T> {
         let mut reader = done.reader();
         let session = TpmSession::new(done.handle, &salt, reader.sized()?, &nonce);
         let session = session.and_then(|session| reader.end().map(|()| session));
+        // The TPM keeps the session whose answer was refused, and has room for few.
         if session.is_err() {
             self.flush(done.handle);
         }
@@ -279,6 +281,7 @@ impl<T: Read + Write> Tpm<T> {
         };
         let done = self.run(&command)?;
         let mut reader = done.reader();
+        // The TPM has further properties behind the one that was asked for.
         let _more = reader.u8()?;
         let (kind, count) = (reader.u32()?, reader.u32()?);
         if (kind, count) != (TPM_PROPERTIES, 1) || reader.u32()? != property {

@@ -125,6 +125,7 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
         let packed = pack(&args.out, &options, &mut progress);
         manifest = packed.map_err(|error| of_image(&error))?;
     }
+    // This comes last: packing makes further files, which are signed as well.
     if let Some(key) = &args.key {
         manifest = sign_built(&args.out, key, args.passphrase_stdin)?;
     }

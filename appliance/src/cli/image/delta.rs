@@ -37,6 +37,7 @@ pub(super) fn deltas(
     name: &str,
     program: &[u8],
 ) -> Result<Vec<ProgramDelta>, CommandError> {
+    // A program that has no parts to unpack needs none for a bundle without deltas.
     if from.is_empty() {
         return Ok(Vec::new());
     }
@@ -53,6 +54,7 @@ pub(super) fn deltas(
         if old == program {
             return Err(refused(&"it is the program of the bundle itself"));
         }
+        // The base is the name of the file, so one bundle would overwrite the other.
         if made.iter().any(|it| it.base == base) {
             return Err(refused(&"another --from is the same program"));
         }

@@ -96,6 +96,7 @@ impl ImageRootArgs {
         if !self.timestamp_key.is_empty() {
             let keys = KeyThreshold::new(self.timestamp_key.iter().copied(), 1);
             let keys = keys.map_err(CommandError::usage)?;
+            // A thief of these keys, which are on a machine, can hide a release, and cannot make one.
             for role in [TufRole::Snapshot, TufRole::Timestamp] {
                 plan.roles.insert(role, keys.clone());
             }

@@ -139,6 +139,7 @@ fn signed(what: &Path, signer: &FileSigner<'_>, json: bool) -> Result<CommandExi
 
 fn signature_path(path: &Path) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
+    // The ending follows the whole name, because minisign looks for `FILE.minisig`.
     beside.push(SIGNATURE_ENDING);
     beside.into()
 }

@@ -117,6 +117,7 @@ fn target(args: &ImageWriteArgs, json: bool) -> Result<DiskTarget, CommandError>
         ask_yes(&question, args, json)?;
     }
     let opened = match args.seed {
+        // A seed may have the words of a vault, so only the owner may read the file.
         Some(_) => DiskTarget::private_file(path),
         None => DiskTarget::file(path),
     };

@@ -57,6 +57,7 @@ pub(super) fn run(
     let [route] = routes else {
         return Err(CommandError::usage("give one HUB with --workers"));
     };
+    // This comes before the upload, so that a script learns of it at once.
     if !wish.yes && !is_person(json) {
         return Err(CommandError::usage(
             "with --json or without a terminal the command cannot ask: give --yes",
@@ -84,6 +85,7 @@ pub(super) fn run(
         }
         let name = route.as_argument();
         let question = format!("Start {version} on the workers of {name}, ring after ring? [y/N] ");
+        // The hub says the version, and must not write escape sequences to the terminal.
         confirmed(&output::one_line(&question), wish.yes)?;
         let answer = hub.call(UPDATE, &start(wish)).await.map_err(call_error)?;
         if !json {
@@ -122,6 +124,7 @@ async fn send(hub: &NodeCaller, pieces: &BundlePieces<'_>, json: bool) -> Result
     while offset < bytes {
         let input = json!({ "offset": offset, "data": pieces.at(offset).await? });
         let answer = hub.call(UPDATE, &input).await.map_err(call_error)?;
+        // A hub that names no higher offset would let this command send for ever.
         let next = answer.value()["offset"]
             .as_u64()
             .filter(|next| *next > offset);

@@ -108,6 +108,7 @@ impl BundlePieces<'_> {
                     .await;
                 let answer = answer.map_err(call_error)?;
                 let data = text(&answer.value()["data"]).to_owned();
+                // An offset below the length has bytes, unless a shorter bundle took the place of this one.
                 match data.is_empty() {
                     true => Err(CommandError::new(
                         CommandExit::Failed,

@@ -31,6 +31,7 @@ pub(super) async fn staged(
         BundleSource::Channel => {
             let mut source = String::new();
             match download(turn, json!({}), &mut source).await {
+                // Another refusal, such as a version below the floor, would be that of the whole program as well.
                 Err(error) if is_delta_file(&source) && is_about_delta(&error) => {
                     if !turn.json {
                         output::note(&format!("{}; it takes the whole program", error.message));
@@ -158,6 +159,7 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
                 sending.send(node, pieces, &progress).await
             })
             .await;
+        // Each piece that arrived shows that the node is there, so the attempts count from it.
         if sending.offset > before {
             tries = 0;
         }
@@ -257,6 +259,7 @@ impl UploadState {
             if answer["plan"].is_object() {
                 return Ok(UploadStep::Done(answer["plan"].clone()));
             }
+            // A node that names no higher offset would let this command send for ever.
             let next = answer["offset"].as_u64().filter(|next| *next > self.offset);
             self.offset = next.ok_or_else(|| {
                 CommandError::new(

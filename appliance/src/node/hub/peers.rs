@@ -268,6 +268,7 @@ impl HubContext {
 
     async fn relabel(&self, input: RelabelInput) -> Result<Value, CallError> {
         let is_role = |name: &String| name == ROLE_LABEL;
+        // By this label a hub chooses the workers that it updates, so a change would admit or leave out a machine.
         if input.set.keys().chain(&input.unset).any(is_role) {
             return Err(CallError::invalid_input(format!(
                 "the label '{ROLE_LABEL}' says what the peer enrolled as, and stays"

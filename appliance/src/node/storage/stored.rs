@@ -58,6 +58,7 @@ impl StoredFilesCheck {
     /// Begins a check, unless one is under way.
     pub(super) fn check_now(&self) {
         let mut state = self.lock();
+        // The report is set here already, so that a caller who asks for the state at once sees a check under way.
         if self.store.is_some() && state.running.is_none() {
             state.running = Some(StoreScrubReport::default());
             self.wanted.notify_one();

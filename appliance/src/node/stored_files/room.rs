@@ -92,6 +92,7 @@ impl RoomClaim {
     /// There is less room. The claim stays as it was.
     pub(super) fn grow_to(&mut self, bytes: u64) -> Result<(), FileStoreError> {
         let more = bytes.saturating_sub(self.bytes);
+        // One lock for the check and the claim, so that two uploads do not claim the same room.
         let mut counts = self.room.counts();
         let left = self.room.bytes_max.saturating_sub(counts.used());
         if more > left {

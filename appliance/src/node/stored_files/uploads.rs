@@ -127,6 +127,7 @@ async fn expire(uploads: Weak<FileUploads>, name: String) {
             uploads.forget(&name);
             return;
         }
+        // A strong reference over the wait would keep the table after the node's end.
         drop(uploads);
         tokio::time::sleep_until(end).await;
     }

@@ -144,6 +144,7 @@ impl NodeUpdates {
     /// The plan of the version that waits, as far as this process knows it.
     fn staged_plan(&self, facts: &UpdateFacts) -> Option<alknet_init::control::UpdatePlan> {
         let staged = self.0.sessions.staged();
+        // The plan is that of the last session here, and the slot may have another version by now.
         staged.filter(|plan| {
             facts.state == "staged" && facts.other_version.as_deref() == Some(plan.to.as_str())
         })

@@ -361,6 +361,7 @@ impl StagingSessions {
     fn lookup(&self, id: &str, owner: &str) -> Result<FoundSession, StagingError> {
         let table = self.lock();
         let current = table.current.as_ref();
+        // The names count up from `s1`, so any caller can guess one: the owner is compared as well.
         if let Some(session) = current.filter(|it| it.id == id && it.request.owner == owner) {
             return Ok(FoundSession::Running(Arc::clone(session)));
         }

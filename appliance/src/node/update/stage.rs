@@ -308,6 +308,7 @@ impl NodeUpdates {
             whole,
             take_over,
         } = input;
+        // To take over gives up the bundle of another caller, which `update/cancel` allows with this scope only.
         if take_over && !may(ctx, APPLY_SCOPE) {
             let text = "take_over needs the scope update:apply";
             return Err(CallError::new(ErrorCode::Forbidden, text));
@@ -372,6 +373,7 @@ impl NodeUpdates {
     /// Begins to download a bundle.
     pub(super) async fn fetch(&self, wish: StageWish) -> Result<BegunDownload, CallError> {
         self.link_check()?;
+        // This comes before the node asks a server for a bundle that it could not take.
         if self.0.sessions.current().is_some() && !wish.take_over {
             return Err(StagingError::Busy.into());
         }
@@ -379,7 +381,9 @@ impl NodeUpdates {
         let bytes = bundle.bytes;
         let file = url.rsplit('/').next().unwrap_or_default();
         let is_delta = wish.url.is_none() && file.starts_with("from-");
+        // The other session ends only now, when the server has answered: an address that is wrong takes over nothing.
         let turn = self.turn(wish.take_over, &wish.by).await?;
+        // `update/status` shows the address to every reader, and secrets can be in its query.
         let url = shortened(&url);
         let request = StagingRequest {
             owner: wish.owner,
@@ -429,6 +433,7 @@ impl NodeUpdates {
         let known = self.0.sessions.staged_by();
         let by = match known {
             Some(owner) => Some(owner),
+            // After a restart the node no longer knows who staged the version, and PID 1's log does.
             None if self.0.facts.load().update.state == "staged" => self.logged_stager().await,
             None => return None,
         };
@@ -498,6 +503,7 @@ impl NodeUpdates {
             bytes: input.bytes,
             downgrade: None,
             dry_run: false,
+            // A hub asks, and no administrator: PID 1 refuses a version that an administrator left.
             unasked: true,
         };
         let session = self.begin(request, None)?;

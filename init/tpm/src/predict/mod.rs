@@ -179,6 +179,7 @@ impl ProgramUpdate<'_> {
     /// As [`predict_pcr11`] and [`predict_pcr4`]. `Unpredictable` if PCR 4 shows that something
     /// other than `running` was started, or PCR 12 that it did not start alone.
     pub fn predict(&self, choice: &PcrChoice, now: &PcrValues) -> Result<PcrValues, PredictError> {
+        // PCR 7 is not predicted and keeps its present value: an update changes no key of Secure Boot.
         let mut values = PcrValues::new();
         if choice.pcrs().contains(&11) {
             values.insert(11, predict_pcr11(self.next)?);
@@ -189,6 +190,7 @@ impl ProgramUpdate<'_> {
                 Some(pcr_4) => failed_options(pcr_4, &of(self.running)?)?,
                 None => None,
             };
+            // If the firmware started something else before, its way to the next image is not known either.
             let failed = found.ok_or_else(other_start)?;
             values.insert(4, predict_pcr4(failed, &of(self.next)?)?);
         }
@@ -250,6 +252,7 @@ impl ImageUpdate<'_> {
             values.insert(11, self.next.pcr_11);
         }
         if choice.pcrs().contains(&4) {
+            // Firmware loads two programs for an image: the image, and the kernel in it.
             let count = self.loaders.len() + 2;
             if count > BOOTED_PROGRAMS_MAX {
                 return Err(PredictError::TooMany(count));

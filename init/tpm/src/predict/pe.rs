@@ -82,6 +82,7 @@ impl<'a> PeImage<'a> {
     }
 
     fn check(&self, headers_end: usize) -> Result<(), PredictError> {
+        // The digest covers the headers by this number, and must not leave out a part of the table of sections.
         if self.header_bytes > self.bytes.len() || self.header_bytes < headers_end {
             return Err(PredictError::Form(
                 "its headers end elsewhere than they say",
@@ -114,6 +115,7 @@ impl<'a> PeImage<'a> {
         let Some(section) = self.find(name) else {
             return Ok(None);
         };
+        // The file pads a section, and the stub measures it as it is in memory.
         let content = self.bytes[section.raw.clone()].get(..section.memory_bytes);
         let longer = PredictError::Form("a section is longer in memory than in the file");
         content.ok_or(longer).map(Some)
@@ -148,6 +150,7 @@ impl<'a> PeImage<'a> {
         for raw in places {
             hash.update(&self.bytes[raw.clone()]);
         }
+        // The certificates are the last part of the file, and signing adds them.
         let end = self.bytes.len() - self.certificate_bytes;
         hash.update(&self.bytes[self.raw_bytes()..end]);
         hash.finalize().into()
@@ -165,6 +168,7 @@ fn certificates(
     if directories > optional_bytes {
         return Err(short);
     }
+    // The header says how many directory entries it has. An image that was never signed need not have this one.
     if u32_at(bytes, optional + directories - 4)? <= CERTIFICATES {
         return Ok(None);
     }

@@ -180,6 +180,7 @@ impl HubBundleStore {
         }
         let upload = state.upload.take().ok_or(HubBundleError::None)?;
         let part = self.folder.join(UPLOAD_FILE);
+        // This comes before the renaming: after a power cut the name must not lead to half a bundle.
         upload.file.sync_all()?;
         let bundle = described(&part).inspect_err(|_| {
             // What is no bundle need not take the room of one.
@@ -249,6 +250,7 @@ fn described(path: &Path) -> Result<HubBundle, HubBundleError> {
         .ok_or_else(|| malformed("it has no version".to_owned()))?;
     Ok(HubBundle {
         bytes,
+        // The hub verifies no signature, so the text may have any length.
         version: version.chars().take(64).collect(),
     })
 }

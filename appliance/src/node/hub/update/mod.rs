@@ -209,11 +209,13 @@ pub(super) fn update(hub: HubContext) -> Registration {
             "stopped": { "const": true }, "removed": { "const": true },
         }
     }));
+    // This call starts programs on workers, so the scope of a hub's administrators is not enough.
     let both = [ADMIN_SCOPE, APPLY_SCOPE].map(str::to_owned);
     spec.access_control.required_scopes = both.to_vec();
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let hub = hub.clone();
         async move {
+            // The operation that calls for a caller has rights of its own, which may be more than those of the caller.
             requester(&ctx)?;
             let by = caller(&ctx);
             let fields: HubUpdateInput = input.parse()?;
@@ -299,6 +301,7 @@ pub(super) fn read(hub: HubContext) -> Registration {
 impl HubContext {
     async fn update_step(&self, step: HubUpdateStep, by: String) -> Result<Value, CallError> {
         let HubUpdates { store, rollouts } = self.updates.clone();
+        // The workers read the bundle piece by piece, and must not get the pieces of two.
         let is_free = match rollouts.is_running() {
             false => Ok(()),
             true => Err(HubBundleError::InUse),
@@ -365,6 +368,7 @@ impl HubContext {
                 let name = entry.and_then(|it| it.display_name.clone());
                 name.unwrap_or_else(|| id.to_string())
             };
+            // An administrator can foresee by the names which workers are in the first ring.
             serving.sort_by_cached_key(name);
             return Ok(serving);
         }
@@ -379,6 +383,7 @@ impl HubContext {
             let peer = by_id.or_else(by_name).ok_or_else(|| {
                 CallError::new(ErrorCode::NotFound, format!("the hub has no peer '{name}'"))
             })?;
+            // A worker that is named by its id and by its name has one turn.
             if !found.contains(&peer.peer_id) {
                 found.push(peer.peer_id.clone());
             }

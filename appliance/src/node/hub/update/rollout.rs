@@ -220,6 +220,7 @@ impl Rollouts {
         }
         let rows = in_rings(workers, &plan.rings);
         {
+            // The check and the entry are under one lock, so that of two calls at a time only one begins.
             let mut report = self.lock();
             if report
                 .as_ref()
@@ -262,6 +263,7 @@ impl Rollouts {
                 }
             });
             turns
+                // With 0 the stream would take no worker, and never end.
                 .buffer_unordered(at_once.max(1))
                 .for_each(async |()| ())
                 .await;
@@ -270,6 +272,7 @@ impl Rollouts {
         let mut report = self.lock();
         if let Some(report) = report.as_mut() {
             let has = |state| report.workers.iter().any(|row| row.state == state);
+            // A stop that came when every worker had begun has stopped nothing.
             report.state = match (
                 has(RolloutTurn::Failed),
                 has(RolloutTurn::Waits) && is_stopped,

@@ -64,6 +64,7 @@ impl WorkerUpdate {
             return (RolloutTurn::WaitsForPerson, reason);
         }
         note(RolloutTurn::Starting);
+        // A slow transfer takes nothing from the time of the trial.
         let until = Instant::now() + self.limit;
         let started = timeout_at(until, async {
             // Another caller may have staged another version there since.
@@ -148,6 +149,7 @@ impl WorkerUpdate {
                 Err(error) => {
                     let right = error.details.as_ref().and_then(|it| it["offset"].as_u64());
                     offset = match right {
+                        // The worker took a piece whose answer was lost, and names where the next one begins.
                         Some(right) if right != offset && right < self.bundle.bytes => right,
                         _ if is_lost(&error) && Instant::now() < until => {
                             sleep(self.poll).await;
@@ -164,6 +166,7 @@ impl WorkerUpdate {
     async fn wait(&self, worker: &PeerId, version: &str, until: Instant) -> TurnEnd {
         loop {
             let status = self.link.call(worker, "update/status", json!({})).await;
+            // An error is no end: the worker is away while it restarts.
             if let Ok(status) = status
                 && let Some(end) = judged(&status, version)
             {
