@@ -175,15 +175,23 @@ fn inject(node: &MachineNode, kind: &str) -> CliSubscription {
     node.subscribe("node/fault", &json!({ "kind": kind }))
 }
 
-/// Waits until a record of the node's log contains `words`.
+/// Waits until a record of the node's log contains `words`. A node that computes accepts no connection for a while, so
+/// the command is repeated.
 #[track_caller]
 fn logged(node: &MachineNode, words: &str) {
-    let mut records = node.subscribe("node/log", &json!({ "last": 1000, "follow": true }));
-    let found = records.any(|record| {
-        let message = record["message"].as_str();
-        message.is_some_and(|message| message.contains(words))
-    });
-    assert!(found, "no {words:?} in the log\n{}", node.vm().report());
+    let deadline = Instant::now() + node.vm().scale(PATIENCE);
+    let is_found = || {
+        let follow = json!({ "last": 1000, "follow": true });
+        node.subscribe("node/log", &follow).any(|record| {
+            let message = record["message"].as_str();
+            message.is_some_and(|message| message.contains(words))
+        })
+    };
+    while !is_found() {
+        let late = Instant::now() > deadline;
+        assert!(!late, "no {words:?} in the log\n{}", node.vm().report());
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Requests the node's facts until `fits` accepts them.
