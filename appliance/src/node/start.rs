@@ -289,7 +289,7 @@ impl NodeParts {
         // With port 0, which tests use, the kernel chooses the port at the bind.
         let about = Arc::new(NodeDescription::new(base.own().to_string(), around.role));
         let reached = base.identities.hubs.clone();
-        let own_key = own_key(around, base, &reached);
+        let key_rotation = key_rotation(around, base, &reached);
         let capabilities = match credentials {
             Some(folder) => CapabilityStore::of_folder(config, folder),
             None => CapabilityStore::new(config, records, vault.map(NodeVault::vault)),
@@ -309,7 +309,7 @@ impl NodeParts {
         let computings = computing.problems();
         let unusable = computings.iter().cloned();
         let unusable = unusable.chain(escrow::problem(&escrow)).collect();
-        let context = node_context(around, base, &about, own_key, capabilities.clone());
+        let context = node_context(around, base, &about, key_rotation, capabilities.clone());
         let updates = node_updates(around, base);
         let storage = node_storage(around, base, &computing);
         Ok(Self {
@@ -327,7 +327,7 @@ impl NodeParts {
 }
 
 /// The node's key and its rotation.
-fn own_key(
+fn key_rotation(
     around: &NodeSurroundings<'_>,
     base: &NodeFoundation,
     reached: &HubConnections,
@@ -374,14 +374,14 @@ fn node_context(
     around: &NodeSurroundings<'_>,
     base: &NodeFoundation,
     about: &Arc<NodeDescription>,
-    own_key: NodeKeyRotation,
+    key_rotation: NodeKeyRotation,
     capabilities: CapabilityStore,
 ) -> NodeContext {
     let server = Arc::clone(&base.identities.server);
     NodeContext {
         store_problems: NodeDiagnosticSource::default(),
         capabilities,
-        own_key: Arc::new(own_key),
+        key_rotation: Arc::new(key_rotation),
         vault: around.vault.clone(),
         about: Arc::clone(about),
         facts: Arc::clone(&base.facts),

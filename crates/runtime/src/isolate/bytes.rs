@@ -23,7 +23,7 @@ pub(crate) fn share<'js>(
     bytes: Bytes,
 ) -> rquickjs::Result<Option<JsValue<'js>>> {
     let reserved = shared
-        .gauge
+        .budget
         .reserve(bytes.len(), shared.spec.limits.external_bytes);
     let Some(reserved) = reserved else {
         return Ok(None);

@@ -40,13 +40,13 @@ impl Isolate {
             self.refuse(entry, closed);
             return;
         }
-        let (limits, gauge) = (&self.shared.spec.limits, &self.shared.gauge);
+        let (limits, budget) = (&self.shared.spec.limits, &self.shared.budget);
         match self.entries.is_empty() {
             true => {
                 self.heap.forget_refusal();
-                gauge.renew(limits.fuel_ticks, limits.cpu);
+                budget.renew(limits.fuel_ticks, limits.cpu);
             }
-            false => gauge.allow(limits.fuel_ticks, limits.cpu),
+            false => budget.allow(limits.fuel_ticks, limits.cpu),
         }
         let started =
             self.enter(|ctx, isolate| ActiveEntry::start(ctx, &isolate.shared, entry, work));
@@ -90,8 +90,8 @@ impl Isolate {
     fn poll_event(&mut self, cx: &mut TaskContext<'_>) -> Poll<DriveEvent> {
         // The waker is registered first: otherwise a stop between the check and the wait would not
         // wake this task.
-        self.shared.gauge.waker().register(cx.waker());
-        if self.closed.is_none() && self.shared.gauge.stopped().is_some() {
+        self.shared.budget.waker().register(cx.waker());
+        if self.closed.is_none() && self.shared.budget.stopped().is_some() {
             return Poll::Ready(DriveEvent::Stopped);
         }
         if let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
@@ -261,11 +261,11 @@ impl Isolate {
 
     /// Runs jobs until there are no more, or the budget is used up.
     fn drain(&self) -> Result<(), ScriptFailure> {
-        let gauge = &self.shared.gauge;
+        let budget = &self.shared.budget;
         let mut uncaught = None;
         let mut jobs = 0;
-        gauge.enter();
-        while gauge.stopped().is_none() {
+        budget.enter();
+        while budget.stopped().is_none() {
             match self.runtime.execute_pending_job() {
                 Ok(false) => break,
                 Ok(true) => {}
@@ -280,16 +280,16 @@ impl Isolate {
             // Short jobs that create further jobs would never end: the engine checks its limits
             // only inside long ones.
             if jobs >= JOBS_PER_TURN && self.runtime.is_job_pending() {
-                gauge.stop(RuntimeCode::Fuel);
+                budget.stop(RuntimeCode::Fuel);
             } else if jobs % JOBS_PER_LOOK == 0 {
-                gauge.over_time();
+                budget.over_time();
             }
         }
-        gauge.leave();
+        budget.leave();
         let unheard = self.enter(unheard);
         // After a limit, its own code counts instead of the exception that it caused.
         match uncaught.or(unheard) {
-            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure)),
+            Some(failure) if budget.stopped().is_none() => Err(self.judged(failure)),
             _ => Ok(()),
         }
     }
@@ -306,7 +306,7 @@ impl Isolate {
 
     /// After a limit, no code that the script left behind may run.
     fn close_if_over(&mut self) {
-        let over = self.shared.gauge.stopped();
+        let over = self.shared.budget.stopped();
         let over = over.map(|code| failure::ended(&self.shared, code));
         let mut failed = self
             .finished
@@ -344,9 +344,9 @@ impl Isolate {
 
     /// The only way into the engine, which charges the time spent inside.
     pub(super) fn enter<R>(&self, run: impl FnOnce(&Ctx<'_>, &Self) -> R) -> R {
-        self.shared.gauge.enter();
+        self.shared.budget.enter();
         let result = self.context.with(|ctx| run(&ctx, self));
-        self.shared.gauge.leave();
+        self.shared.budget.leave();
         result
     }
 }

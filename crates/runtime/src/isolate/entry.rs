@@ -110,7 +110,7 @@ impl ActiveEntry {
         id: u64,
         work: IsolateWork,
     ) -> Result<Self, ScriptFailure> {
-        let (ticks, cpu) = (shared.gauge.ticks(), shared.gauge.cpu());
+        let (ticks, cpu) = (shared.budget.ticks(), shared.budget.cpu());
         let mut active = Self {
             id,
             stage: EntryStage::Settle(begin_nothing(ctx, shared)?),
@@ -309,10 +309,10 @@ impl ActiveEntry {
             Err(failure) => (Err(failure), None),
         };
         let stats = EntryStats {
-            ticks: shared.gauge.ticks() - self.ticks,
-            cpu: shared.gauge.cpu().saturating_sub(self.cpu),
+            ticks: shared.budget.ticks() - self.ticks,
+            cpu: shared.budget.cpu().saturating_sub(self.cpu),
             calls: shared.calls.get(),
-            external_peak: shared.gauge.external().1,
+            external_peak: shared.budget.external().1,
         };
         EntryOutcome {
             entry: self.id,

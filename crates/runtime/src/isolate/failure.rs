@@ -18,7 +18,7 @@ pub(crate) fn ended(shared: &IsolateState, code: RuntimeCode) -> ScriptFailure {
     let limits = &shared.spec.limits;
     let text = match code {
         RuntimeCode::Abort => "the call was ended from outside".to_owned(),
-        RuntimeCode::Fuel if shared.gauge.is_out_of_fuel() => {
+        RuntimeCode::Fuel if shared.budget.is_out_of_fuel() => {
             let ticks = limits.fuel_ticks;
             format!("the fuel of the call is used up: it had {ticks} ticks")
         }
@@ -56,7 +56,7 @@ pub(crate) fn of_value<'js>(
     thrown: &JsValue<'js>,
 ) -> ScriptFailure {
     // An exception after a limit was reached is a consequence of it.
-    if let Some(code) = shared.gauge.stopped() {
+    if let Some(code) = shared.budget.stopped() {
         return ended(shared, code);
     }
     // The engine throws `null` if there is no memory left for an error.
@@ -69,7 +69,7 @@ pub(crate) fn of_value<'js>(
     // Reading the members may run the script's getters, whose exceptions are not reported.
     let failure = describe(ctx, shared, thrown);
     // The getters may have used up what was left.
-    if let Some(code) = shared.gauge.stopped() {
+    if let Some(code) = shared.budget.stopped() {
         return ended(shared, code);
     }
     failure.unwrap_or_else(|_| {

@@ -166,7 +166,7 @@ impl InterruptBudget {
                 Ok(_) => {
                     self.external_peak.fetch_max(next, Ordering::Relaxed);
                     return Some(ExternalReservation {
-                        gauge: Arc::clone(self),
+                        budget: Arc::clone(self),
                         bytes,
                     });
                 }
@@ -179,13 +179,15 @@ impl InterruptBudget {
 /// Bytes that count against the session's external limit until this is dropped.
 #[derive(Debug)]
 pub(crate) struct ExternalReservation {
-    gauge: Arc<InterruptBudget>,
+    budget: Arc<InterruptBudget>,
     bytes: u64,
 }
 
 impl Drop for ExternalReservation {
     fn drop(&mut self) {
-        self.gauge.external.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget
+            .external
+            .fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -203,22 +205,22 @@ mod tests {
 
     #[test]
     fn fuel_ends_after_exactly_what_was_allowed() {
-        let gauge = InterruptBudget::new(None);
-        gauge.allow(3, Duration::from_secs(60));
-        gauge.enter();
+        let budget = InterruptBudget::new(None);
+        budget.allow(3, Duration::from_secs(60));
+        budget.enter();
         assert_eq!(
-            [(); 4].map(|()| gauge.interrupt()),
+            [(); 4].map(|()| budget.interrupt()),
             [false, false, false, true]
         );
-        assert_eq!(gauge.stopped(), Some(RuntimeCode::Fuel));
+        assert_eq!(budget.stopped(), Some(RuntimeCode::Fuel));
     }
 
     #[test]
     fn the_first_reason_stays() {
-        let gauge = InterruptBudget::new(None);
-        gauge.stop(RuntimeCode::Timeout);
-        gauge.stop(RuntimeCode::Abort);
-        assert_eq!(gauge.stopped(), Some(RuntimeCode::Timeout));
+        let budget = InterruptBudget::new(None);
+        budget.stop(RuntimeCode::Timeout);
+        budget.stop(RuntimeCode::Abort);
+        assert_eq!(budget.stopped(), Some(RuntimeCode::Timeout));
     }
 
     #[test]
@@ -231,13 +233,13 @@ mod tests {
 
     #[test]
     fn external_bytes_are_given_back_and_never_pass_the_limit() {
-        let gauge = InterruptBudget::new(None);
-        let first = gauge.reserve(60, 100).expect("60 of 100");
-        assert!(gauge.reserve(41, 100).is_none());
-        let second = gauge.reserve(40, 100).expect("all of it");
+        let budget = InterruptBudget::new(None);
+        let first = budget.reserve(60, 100).expect("60 of 100");
+        assert!(budget.reserve(41, 100).is_none());
+        let second = budget.reserve(40, 100).expect("all of it");
         drop(first);
         drop(second);
-        assert_eq!(gauge.external(), (0, 100));
-        assert!(gauge.reserve(usize::MAX, 100).is_none());
+        assert_eq!(budget.external(), (0, 100));
+        assert!(budget.reserve(usize::MAX, 100).is_none());
     }
 }

@@ -98,7 +98,7 @@ pub(crate) enum IsolateCommand {
 /// The handle by which other threads reach an isolate.
 #[derive(Clone, Debug)]
 pub struct IsolateHandle {
-    gauge: Arc<InterruptBudget>,
+    budget: Arc<InterruptBudget>,
     heap: Arc<HeapAccount>,
     commands: mpsc::UnboundedSender<IsolateCommand>,
 }
@@ -118,13 +118,13 @@ impl IsolateHandle {
 
     /// Ends the isolate at the engine's next check, with `code` as the reason for all its calls.
     pub fn stop(&self, code: RuntimeCode) {
-        self.gauge.stop(code);
+        self.budget.stop(code);
     }
 
     /// The resource use, for heartbeats.
     #[must_use]
-    pub fn gauge(&self) -> &Arc<InterruptBudget> {
-        &self.gauge
+    pub fn budget(&self) -> &Arc<InterruptBudget> {
+        &self.budget
     }
 
     /// The most bytes that the engine had allocated at once so far.
@@ -152,8 +152,8 @@ impl Isolate {
         spec.limits = spec.limits.checked()?;
         crate::math::linked();
         let seed = seed(&spec)?;
-        let gauge = InterruptBudget::new(parent);
-        let shared = IsolateState::new(spec, host, Arc::clone(&gauge), seed);
+        let budget = InterruptBudget::new(parent);
+        let shared = IsolateState::new(spec, host, Arc::clone(&budget), seed);
         let heap = Arc::clone(&shared.heap);
         let (runtime, context) = engine(&shared, &heap)?;
         let (sender, commands) = mpsc::unbounded_channel();
@@ -175,7 +175,7 @@ impl Isolate {
     #[must_use]
     pub fn remote(&self) -> IsolateHandle {
         IsolateHandle {
-            gauge: Arc::clone(&self.shared.gauge),
+            budget: Arc::clone(&self.shared.budget),
             heap: Arc::clone(&self.heap),
             commands: self.sender.clone(),
         }
@@ -245,9 +245,9 @@ fn engine(
         release(shared, &context);
         return Err(failure);
     }
-    let gauge = Arc::clone(&shared.gauge);
+    let budget = Arc::clone(&shared.budget);
     // The handler is set last, so that the runtime's own scripts take no fuel.
-    runtime.set_interrupt_handler(Some(Box::new(move || gauge.interrupt())));
+    runtime.set_interrupt_handler(Some(Box::new(move || budget.interrupt())));
     Ok((runtime, context))
 }
 

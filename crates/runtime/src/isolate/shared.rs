@@ -51,7 +51,7 @@ pub(crate) struct PromiseSettler {
 pub(crate) struct IsolateState {
     pub(crate) spec: IsolateSpec,
     pub(crate) host: Arc<dyn IsolateHost>,
-    pub(crate) gauge: Arc<InterruptBudget>,
+    pub(crate) budget: Arc<InterruptBudget>,
     pub(crate) heap: Arc<HeapAccount>,
     pub(crate) clock: RefCell<SessionClock>,
     pub(crate) random: RefCell<ChaCha20Rng>,
@@ -84,7 +84,7 @@ impl IsolateState {
     pub(crate) fn new(
         spec: IsolateSpec,
         host: Arc<dyn IsolateHost>,
-        gauge: Arc<InterruptBudget>,
+        budget: Arc<InterruptBudget>,
         seed: [u8; 32],
     ) -> Rc<Self> {
         let mut bytes = ChaCha20Rng::from_seed(seed);
@@ -106,7 +106,7 @@ impl IsolateState {
             roots: RefCell::default(),
             spec,
             host,
-            gauge,
+            budget,
             heap: HeapAccount::new(),
         })
     }
@@ -152,7 +152,7 @@ impl IsolateState {
 
     /// Throws a `RuntimeError` and ends the session.
     pub(crate) fn exhaust(&self, ctx: &Ctx<'_>, code: RuntimeCode, message: &str) -> Error {
-        self.gauge.stop(code);
+        self.budget.stop(code);
         self.raise(ctx, code, message)
     }
 
@@ -167,7 +167,7 @@ impl IsolateState {
         let here = self.hook(ctx, "here");
         match here.and_then(|here| here.call::<_, JsValue<'_>>(())) {
             Ok(stack) => Ok(Some(Persistent::save(ctx, stack))),
-            Err(error) if self.gauge.stopped().is_some() => Err(error),
+            Err(error) if self.budget.stopped().is_some() => Err(error),
             Err(_) => {
                 ctx.catch();
                 Ok(None)

@@ -175,9 +175,9 @@ impl<'a, 'js> ScriptValueWriter<'a, 'js> {
         if !self.parts.is_multiple_of(PARTS_PER_LOOK) {
             return Ok(());
         }
-        let gauge = &self.shared.gauge;
-        gauge.over_time();
-        match gauge.stopped() {
+        let budget = &self.shared.budget;
+        budget.over_time();
+        match budget.stopped() {
             Some(_) => self.stop(WriterStop::Ended),
             None => Ok(()),
         }

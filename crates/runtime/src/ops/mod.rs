@@ -232,7 +232,7 @@ fn call_with_bytes<'js>(
     let len = bytes.as_ref().map_or(0, TypedArray::len);
     let limit = shared.spec.limits.external_bytes;
     // The memory is reserved before the bytes are copied, because the copy uses it.
-    let Some(reserved) = shared.gauge.reserve(len, limit) else {
+    let Some(reserved) = shared.budget.reserve(len, limit) else {
         let text = "the bytes outside the heap are used up";
         return Err(shared.exhaust(ctx, RuntimeCode::Memory, text));
     };

@@ -100,7 +100,7 @@ struct CaseSetting {
     roots: Vec<EvaluationRoot>,
     spec: IsolateSpec,
     host: Arc<dyn IsolateHost>,
-    gauge: Arc<InterruptBudget>,
+    budget: Arc<InterruptBudget>,
 }
 
 /// The work of `ops.test`; its answer is a [`ScriptTestReport`].
@@ -143,7 +143,7 @@ pub(super) fn begin(
         roots: shared.roots.borrow().clone(),
         spec,
         host: Arc::clone(&shared.host),
-        gauge: Arc::clone(&shared.gauge),
+        budget: Arc::clone(&shared.budget),
     };
     let work = async move {
         let report = setting.run().await;
@@ -216,7 +216,7 @@ impl CaseSetting {
             shown: None,
             stats: crate::isolate::EntryStats::default(),
         };
-        let opened = Isolate::open_under(self.spec.clone(), host, Some(Arc::clone(&self.gauge)));
+        let opened = Isolate::open_under(self.spec.clone(), host, Some(Arc::clone(&self.budget)));
         let mut isolate = match opened {
             Ok(isolate) => isolate,
             Err(failure) => return failed(failure),

@@ -73,14 +73,14 @@ impl CallWatchdog {
         let mut silent = Vec::new();
         for (id, watched) in &mut state.calls {
             if let Some((remote, from)) = &watched.running {
-                let gauge = remote.gauge();
+                let budget = remote.budget();
                 watched
                     .call
-                    .progress(gauge.ticks().saturating_sub(*from), gauge.external().0);
+                    .progress(budget.ticks().saturating_sub(*from), budget.external().0);
             }
             if watched.call.is_aborted() {
                 let isolate = watched.running.as_ref();
-                let ticks = isolate.map(|(remote, _)| remote.gauge().ticks());
+                let ticks = isolate.map(|(remote, _)| remote.budget().ticks());
                 let first = (now, ticks.unwrap_or(0));
                 let (since, before) = *watched.aborted.get_or_insert(first);
                 if now.duration_since(since) >= ABORT_LISTEN {
@@ -118,7 +118,7 @@ impl CallWatchdog {
                     ScriptFailure::new(RuntimeCode::Abort, "the call was ended from outside");
                 let peaks = watched.running.as_ref();
                 let peaks =
-                    peaks.map(|(remote, _)| (remote.heap_peak(), remote.gauge().external().1));
+                    peaks.map(|(remote, _)| (remote.heap_peak(), remote.budget().external().1));
                 let peaks = peaks.unwrap_or_default();
                 refuse_after(&self.guest, &watched.call, &failure, peaks);
                 state.calls.remove(&id);
@@ -149,7 +149,7 @@ impl CallWatchdog {
         let Some(watched) = state.calls.get_mut(&id) else {
             return false;
         };
-        watched.running = Some((remote.clone(), remote.gauge().ticks()));
+        watched.running = Some((remote.clone(), remote.budget().ticks()));
         true
     }
 
