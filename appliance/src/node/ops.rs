@@ -57,7 +57,7 @@ pub(crate) struct NodeContext {
     /// The problems that only the node knows.
     pub(crate) store_problems: NodeDiagnosticSource,
     /// The node's key, and its rotation.
-    pub(crate) own_key: Arc<NodeKeyRotation>,
+    pub(crate) key_rotation: Arc<NodeKeyRotation>,
     /// `None` if the key is in a file.
     pub(crate) vault: Option<NodeVault>,
     /// What operations may do with the node's secrets.
@@ -74,7 +74,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(metrics::operation(node.metrics.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
-    builder.add(key_rotation::operation(Arc::clone(&node.own_key)));
+    builder.add(key_rotation::operation(Arc::clone(&node.key_rotation)));
     builder.add(identity_services::list(node.identities.clone()));
     builder.add(tokens::list(node.identities.clone()));
     builder.add(tokens::make(node.identities.clone()));
@@ -286,7 +286,7 @@ mod tests {
             Vec::new(),
             crate::node::store::open(dir.path()),
         );
-        let own_key = NodeKeyRotation::new(
+        let key_rotation = NodeKeyRotation::new(
             Some(KeyFiles::at(dir.path().join("node.key"))),
             NodeKey::from_seed(&[1; 32]),
             identity_services.clone(),
@@ -295,7 +295,7 @@ mod tests {
         );
         let node = NodeContext {
             store_problems: Arc::default(),
-            own_key: Arc::new(own_key),
+            key_rotation: Arc::new(key_rotation),
             vault: None,
             capabilities: CapabilityStore::new(&NodeConfig::default(), Default::default(), None),
             about: Arc::new(NodeDescription::new(String::new(), "appliance")),
