@@ -69,7 +69,10 @@ fn openssl_accepts_the_node_of_the_printed_command_alone() {
     let bench = TestBench::new();
     let node = bench.host();
     let admin = bench.admin();
-    let printed = run(admin, &["pin", node.target()]);
+    let mut command = Command::new(binary());
+    command.args(["pin", node.target(), "--state"]);
+    command.arg(admin.state());
+    let printed = admin.run(command);
     let line = printed.output.lines().find(|it| it.starts_with("openssl "));
     let line = line.unwrap_or_else(|| panic!("{printed:?}"));
     let file = bench.path().join("node.pem");
