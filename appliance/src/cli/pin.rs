@@ -476,7 +476,14 @@ mod tests {
         let pin = KeyPin::new(KEY.parse().expect("a key")).expect("it can be pinned");
         let target = format!("{KEY}@192.0.2.7:8443").parse().expect("a target");
         let lines = pin.lines(&target).join("\n");
-        assert!(!lines.contains("s_client"), "{lines}");
+        assert!(!lines.contains("-showcerts"), "{lines}");
+        let by_openssl = lines.lines().filter(|it| it.starts_with("openssl "));
+        for line in by_openssl {
+            assert!(
+                line.contains("-CAfile node.pem -verify_return_error"),
+                "{line}"
+            );
+        }
         let asks = format!("alknet pin {KEY}@192.0.2.7:8443 --cert node.pem");
         assert!(lines.contains(&asks), "{lines}");
     }
