@@ -19,6 +19,7 @@ mod groups;
 mod helper;
 mod install;
 mod link_status;
+mod little_endian;
 mod log;
 mod machine;
 mod media;

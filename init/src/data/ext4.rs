@@ -14,6 +14,8 @@ use std::{
 
 use nix::errno::Errno;
 
+use crate::little_endian::u32_at;
+
 /// Size of the template's file system, and so of the smallest data partition.
 pub(crate) const TEMPLATE_BYTES: u64 = 128 << 20;
 /// Bytes of a block.
@@ -284,12 +286,6 @@ fn checksum_holds(bytes: &[u8]) -> bool {
     // A file system without this feature has no checksum.
     let has_checksum = u32_at(bytes, 0x64) & 0x400 != 0;
     !has_checksum || crc32c(&bytes[..SUPER_BYTES - 4]) == u32_at(bytes, SUPER_BYTES - 4)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(value)
 }
 
 /// CRC-32C in ext4's variant: seeded with ones, and not inverted at the end.

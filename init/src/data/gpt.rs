@@ -7,6 +7,8 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
+use crate::little_endian::{u32_at, u64_at};
+
 /// Bytes of a header that its checksum covers.
 const HEADER_BYTES: usize = 92;
 /// Maximum size of the partition array in bytes: four times what the standard requires.
@@ -337,18 +339,6 @@ const fn version_4(mut guid: [u8; 16]) -> [u8; 16] {
     guid[7] = guid[7] & 0x0f | 0x40;
     guid[8] = guid[8] & 0x3f | 0x80;
     guid
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(value)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut value = [0; 8];
-    value.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(value)
 }
 
 fn guid_at(bytes: &[u8], at: usize) -> [u8; 16] {

@@ -11,6 +11,7 @@ use alknet_image::{EspVolume, head_has_layout};
 
 use super::MARK;
 use crate::data::LABEL;
+use crate::little_endian::{u32_at, u64_at};
 
 /// Bytes at the beginning and at the end of a disk that have partition tables and the marks of file systems. An
 /// installation empties both first, and writes the beginning last.
@@ -160,10 +161,9 @@ fn holds_data(disk: &File, bytes: u64, data: &[Range<u64>]) -> io::Result<bool> 
             return Ok(true);
         }
         for at in [range.start, end - length] {
-            let mut begin = vec![0; HEAD_BYTES];
-            let begin = &mut begin[..length as usize];
-            disk.read_exact_at(begin, at)?;
-            if !is_zero(begin) {
+            let mut piece = vec![0; length as usize];
+            disk.read_exact_at(&mut piece, at)?;
+            if !is_zero(&piece) {
                 return Ok(true);
             }
         }
@@ -192,16 +192,4 @@ fn name_field() -> [u8; ENTRY_BYTES - ENTRY_NAME_AT] {
         place.copy_from_slice(&unit.to_le_bytes());
     }
     field
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut digits = [0; 8];
-    digits.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(digits)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut digits = [0; 4];
-    digits.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(digits)
 }

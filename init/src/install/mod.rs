@@ -113,7 +113,7 @@ impl InstallJob {
             .mount(&from, FileSystem::Iso9660, at)
             .map_err(unreadable(medium))?;
         let image = running_image(medium, mounted.root())?;
-        self.check_content(disk, order, mounted.root())?;
+        self.check_content(disk, order, medium, mounted.root())?;
         let target = DiskTarget::disk(&device(&disk.name), &folders);
         let target = target.map_err(InstallError::Disk)?;
         // Another disk may have taken the name meanwhile.
@@ -161,9 +161,9 @@ impl InstallJob {
         &self,
         disk: &DiskFacts,
         order: &InstallOrder,
+        medium: &str,
         root: &Path,
     ) -> Result<(), InstallError> {
-        let medium = self.medium()?;
         let mut head = vec![0; HEAD_BYTES];
         let mut image = MediumDisk::open(root).map_err(unreadable(medium))?;
         image.read_exact(&mut head).map_err(unreadable(medium))?;

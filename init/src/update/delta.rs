@@ -249,8 +249,9 @@ impl Write for CheckedOutput<'_> {
 
 fn of_delta(error: DeltaError) -> UpdateRefusal {
     let code = match &error {
-        // Whatever its disk does not give back, the whole program needs none of it.
+        // The node does not want the whole program either.
         DeltaError::GivenUp => return UpdateRefusal::given_up(),
+        // Whatever its disk does not give back, the whole program needs none of it.
         DeltaError::Library { .. } => RefusalCode::OtherLibrary,
         DeltaError::OtherBase => RefusalCode::OtherBase,
         _ => RefusalCode::Delta,

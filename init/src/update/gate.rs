@@ -87,6 +87,19 @@ pub(crate) struct GateView {
     pub(crate) config_taken: bool,
 }
 
+#[cfg(test)]
+impl GateView {
+    /// A machine that has everything, in the first life of its node.
+    pub(super) const WELL: Self = Self {
+        serves: true,
+        is_well: true,
+        life: 1,
+        vault: GateVault::Open,
+        data_writable: true,
+        config_taken: true,
+    };
+}
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum GateStep {
@@ -221,14 +234,7 @@ mod tests {
         data_writable: true,
         config_taken: true,
     };
-    const GOOD: GateView = GateView {
-        serves: true,
-        is_well: true,
-        life: 1,
-        vault: GateVault::Open,
-        data_writable: true,
-        config_taken: true,
-    };
+    const GOOD: GateView = GateView::WELL;
 
     /// Runs a gate over what PID 1 sees, each with the time at which it looks, and returns the last step.
     fn run(baseline: GateBaseline, looks: &[(u64, GateView)]) -> GateStep {

@@ -79,14 +79,7 @@ fn a_trial_with_a_lost_note_asks_for_what_the_machine_has() {
     let mut foreign = BootNote::new(BootSlot::A);
     foreign.vault = NoteText::new("absent");
     foreign.data = NoteText::new("volatile");
-    let well = GateView {
-        serves: true,
-        is_well: true,
-        life: 1,
-        vault: GateVault::Open,
-        data_writable: true,
-        config_taken: true,
-    };
+    let well = GateView::WELL;
     for lost in [None, Some(&foreign)] {
         let (note, baseline) = begun(lost);
         for word in [note.vault, note.data, note.config] {
