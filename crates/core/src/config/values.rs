@@ -200,7 +200,8 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], ConfigDiagnostic> {
     bytes.try_into().map_err(|_| {
         ConfigDiagnostic::new(
             "this is no SHA-256".to_owned(),
-            "write 64 lower-case hexadecimal digits, as 'alknet token add --offline' prints them".to_owned(),
+            "write 64 lower-case hexadecimal digits, as 'alknet token add --offline' prints them"
+                .to_owned(),
         )
     })
 }
