@@ -100,7 +100,7 @@ pub(crate) fn run() -> ! {
 }
 
 fn fatal(reason: &str) -> ! {
-    update::note_place(reason);
+    update::note_location(reason);
     eprintln!("\nalknet: fatal: {reason}");
     eprintln!("alknet: rebooting in {} seconds", FATAL_PAUSE.as_secs());
     // The data are synced before the pause: a user who reads the reason may switch the machine off.

@@ -127,7 +127,7 @@ pub enum InitMessage {
     Fault { kind: String },
 }
 
-/// What the node asks of PID 1 about updates. PID 1 verifies everything itself: the node only carries bytes and wishes of
+/// What the node asks of PID 1 about updates. PID 1 verifies everything itself: the node only carries bytes and requests of
 /// administrators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]

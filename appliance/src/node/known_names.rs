@@ -247,7 +247,7 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
 
 /// The scopes that something on a node asks for at this moment, promoted operations included. A node that stops asks
 /// for any.
-pub(super) fn asked_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> {
+pub(super) fn requested_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> {
     let Some(dispatcher) = dispatcher else {
         return [ANY_SCOPE.to_owned()].into();
     };

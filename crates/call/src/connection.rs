@@ -201,7 +201,7 @@ impl CallConnectionState {
             () = self.cancel.cancelled() => {}
             _ = self.connection.closed() => {}
             () = self.hang_up_when_written() => {}
-            () = self.drain_when_asked() => {}
+            () = self.drain_on_request() => {}
             () = self.unknown_for_too_long() => {}
             () = self.serve() => {}
         }
@@ -228,8 +228,8 @@ impl CallConnectionState {
     }
 
     /// Starts the drain when a newer connection takes over. Never resolves: `serve` ends the connection.
-    async fn drain_when_asked(&self) {
-        self.connection.asked_to_drain().await;
+    async fn drain_on_request(&self) {
+        self.connection.drain_requested().await;
         self.start_drain();
         std::future::pending().await
     }

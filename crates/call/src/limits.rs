@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// What many identities together leave for others, of each of these that they share.
-pub use alknet_core::limits::{BYTES_LEAST, leaves_room};
+pub use alknet_core::limits::{BYTES_LEAST, leaves_capacity};
 
 /// Bytes of a frame from an unknown peer.
 pub const FRAME_BYTES_UNAUTHENTICATED: usize = 64 << 10;

@@ -197,7 +197,7 @@ impl Outbound {
     pub(crate) fn refuse_on(&self, state: &CallConnectionState, stream: &Arc<CallStream>) {
         for (_, PendingResponse { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, stream)) {
             DispatcherCounters::add(&state.dispatcher.counters.unread_bytes_full);
-            to.fail(buffer::no_room());
+            to.fail(buffer::no_capacity());
         }
     }
 

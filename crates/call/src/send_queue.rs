@@ -219,7 +219,7 @@ impl SendQueue {
     }
 
     /// Waits until `ready` holds, checking again whenever the writer wrote bytes. Ends at once when the stream does.
-    pub(crate) async fn wait_room(&self, ready: impl Fn(&Self) -> bool) {
+    pub(crate) async fn wait_for_capacity(&self, ready: impl Fn(&Self) -> bool) {
         loop {
             let changed = self.room.notified();
             tokio::pin!(changed);
@@ -481,7 +481,7 @@ mod tests {
     async fn waiting_for_room_ends_with_the_stream() {
         let send_queue = SendQueue::default();
         send_queue.push(|out| out.extend_from_slice(&[0; 10]));
-        let wait = send_queue.wait_room(|send_queue| send_queue.backlog() < 5);
+        let wait = send_queue.wait_for_capacity(|send_queue| send_queue.backlog() < 5);
         tokio::pin!(wait);
         assert!(futures_util::poll!(wait.as_mut()).is_pending());
         send_queue.end();

@@ -345,12 +345,12 @@ impl Connection {
 
     /// Whether the handler was asked to finish.
     #[must_use]
-    pub fn is_asked_to_drain(&self) -> bool {
+    pub fn is_drain_requested(&self) -> bool {
         *self.0.drain.borrow()
     }
 
     /// Resolves once the handler is asked to finish. Cancel safe.
-    pub async fn asked_to_drain(&self) {
+    pub async fn drain_requested(&self) {
         // The sender lives as long as `self`.
         let _ = self.0.drain.subscribe().wait_for(|asked| *asked).await;
     }

@@ -143,7 +143,7 @@ impl HttpShared {
         self.settings.load()
     }
 
-    pub(crate) fn set_outside(&self, seen: PublicReachability) {
+    pub(crate) fn set_reachability(&self, seen: PublicReachability) {
         self.outside.store(Arc::new(seen));
     }
 

@@ -81,7 +81,7 @@ pub use guest::{
     ConfinedGuest, Guest, GuestCall, GuestInput, ThreadCallGuard, enter, started_as_worker,
 };
 pub use host::{
-    CallLimits, CallerCharge, DelegatedCgroup, DescriptorPlace, DescriptorRoom, Executable,
+    CallLimits, CallerCharge, DelegatedCgroup, DescriptorPermit, DescriptorQuota, Executable,
     OverrunStats, ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer,
     WorkerCall, WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
 };

@@ -6,8 +6,8 @@ use alknet_boot_state::BootRefusal;
 use alknet_fat::FatError;
 use alknet_update::{UpdateError, VersionRefusal};
 
+use super::boot_partitions::BootPartitionsError;
 use super::disk::BootDiskError;
-use super::place::PlaceError;
 
 /// The stable name of a refusal. `docs/update.md` lists all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,8 +263,8 @@ impl From<BootDiskError> for UpdateRefusal {
     }
 }
 
-impl From<PlaceError> for UpdateRefusal {
-    fn from(error: PlaceError) -> Self {
+impl From<BootPartitionsError> for UpdateRefusal {
+    fn from(error: BootPartitionsError) -> Self {
         Self::no_slots(error)
     }
 }

@@ -20,7 +20,7 @@ use super::frames::{BundleFrameReader, FramesEnd};
 use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;
 use super::refusal::{RefusalCode, UpdateRefusal};
-use super::slot_write::{SlotPlace, require_kept, write};
+use super::slot_write::{SlotTarget, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
@@ -158,7 +158,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let wanted = (chosen.target, base.as_str());
     plan.delta_bytes = delta::delta_bytes(&bundle, &verified, wanted, order.bytes)?;
     if order.dry_run {
-        check_room(disk, slot, at, chosen.target.bytes)?;
+        check_capacity(disk, slot, at, chosen.target.bytes)?;
         return Ok(StagedBundle {
             plan,
             was_staged: false,
@@ -169,7 +169,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     }
     let lies_there = lies_there(disk, slot, &plan, at);
     let bytes = if lies_there { 0 } else { plan.bytes };
-    check_room(disk, slot, at, bytes)?;
+    check_capacity(disk, slot, at, bytes)?;
     let is_whole = repair(disk, slot, at)?;
     progress.require_wanted()?;
     if lies_there && is_whole {
@@ -185,14 +185,14 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     // Before the file becomes the new one, because the data disk may be full.
     let keep = || keep_release(slot, &plan, chosen.release, at);
     let from = (&mut bundle, &verified, source);
-    let place = SlotPlace {
+    let target = SlotTarget {
         slot,
         init: at.init,
         progress: &progress,
     };
-    write(disk, place, from, chosen, &keep, undo)?;
+    write(disk, target, from, chosen, &keep, undo)?;
     let wanted = (chosen.target, &chosen.release.version);
-    require_kept(disk, place, wanted, at.log)?;
+    require_kept(disk, target, wanted, at.log)?;
     disk.write_record(&vacated.stage()?)?;
     Ok(StagedBundle {
         plan,
@@ -370,7 +370,7 @@ fn raised(floor: Option<&ReleaseVersion>, release: Option<&ReleaseVersion>) -> O
 }
 
 /// Refuses a boot partition on which a program that has to stay is damaged, or that has too little room.
-fn check_room<D: BlockDevice>(
+fn check_capacity<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     slot: BootSlot,
     at: &StageMachine<'_>,

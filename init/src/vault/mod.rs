@@ -44,7 +44,7 @@ pub(crate) use commands::{
     VaultMediaAccess, add_program_slot, program_slots, remove_program_slots,
 };
 pub(crate) use credentials::{NodeCredentials as KeptCredentials, keep as keep_credentials};
-pub(crate) use dialog::{DialogStep, VaultDialog, places};
+pub(crate) use dialog::{DialogStep, VaultDialog, positions};
 pub(crate) use escrow::{EscrowClient, HelperPurpose};
 pub(crate) use events::UnloggedEvents;
 pub(crate) use first_boot::{FirstBoot, create};

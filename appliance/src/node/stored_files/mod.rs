@@ -6,7 +6,7 @@
 
 mod error;
 mod ops;
-mod room;
+mod quota;
 mod site;
 mod store;
 mod uploads;

@@ -315,7 +315,7 @@ async fn uploads_are_their_callers_few_and_not_kept_for_ever() {
     }
     let full = uploads.keep(&peer("eve"), begin()).expect_err("too many");
     assert!(matches!(full, FileStoreError::Busy(4)), "{full:?}");
-    assert!(uploads.room().is_err());
+    assert!(uploads.check_slots().is_err());
     let other = uploads.lookup(&peer("eve"), "u1");
     assert!(matches!(other, Err(FileStoreError::NoUpload)));
     assert!(uploads.lookup(&peer("ada"), "u1").is_ok());

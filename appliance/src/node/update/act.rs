@@ -67,7 +67,7 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.link_check()?;
+            updates.check_init()?;
             let input = match input.is_null() {
                 true => UpdateApplyInput::default(),
                 false => input.parse()?,
@@ -99,7 +99,9 @@ pub(super) fn confirm(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.wish(UpdateRequest::Confirm, &caller(&ctx)).await?;
+            updates
+                .send_request(UpdateRequest::Confirm, &caller(&ctx))
+                .await?;
             Ok::<_, CallError>(json!({ "confirmed": true }))
         }
     });
@@ -120,10 +122,10 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.link_check()?;
+            updates.check_init()?;
             let limited = is_limited(&ctx);
-            let wish = UpdateRequest::Rollback { limited };
-            updates.wish(wish, &caller(&ctx)).await?;
+            let request = UpdateRequest::Rollback { limited };
+            updates.send_request(request, &caller(&ctx)).await?;
             // A version that is taken back must not start at the moment that was set for it. Only now: a rollback that
             // PID 1 refused takes no moment away.
             drop(updates.scheduled().take());
@@ -141,8 +143,8 @@ fn is_limited(ctx: &Ctx) -> bool {
 
 impl NodeUpdates {
     /// Sends PID 1 a request that it answers with `Done`.
-    async fn wish(&self, request: UpdateRequest, by: &str) -> Result<(), CallError> {
-        match self.0.link.ask(request, by).await? {
+    async fn send_request(&self, request: UpdateRequest, by: &str) -> Result<(), CallError> {
+        match self.0.init.ask(request, by).await? {
             UpdateAnswer::Done => Ok(()),
             UpdateAnswer::Refused { code, text } => Err(refused(&code, &text)),
             UpdateAnswer::Log { .. } | UpdateAnswer::Planned { .. } => Err(other_kind()),
@@ -156,8 +158,8 @@ impl NodeUpdates {
         sha256: Option<String>,
         limited: bool,
     ) -> Result<(), CallError> {
-        let wish = UpdateRequest::Apply { sha256, limited };
-        self.wish(wish, by).await?;
+        let request = UpdateRequest::Apply { sha256, limited };
+        self.send_request(request, by).await?;
         // Only now: a start that PID 1 refused takes no moment away.
         drop(self.scheduled().take());
         self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
@@ -246,28 +248,28 @@ impl NodeUpdates {
             return Err(CallError::invalid_input(text));
         }
         let updates = self.clone();
-        let wish = UpdateRequest::Apply {
+        let request = UpdateRequest::Apply {
             sha256: Some(staged.clone()),
             limited,
         };
-        let task = tokio::spawn(async move { updates.wait_and_start(at, wish, by).await });
+        let task = tokio::spawn(async move { updates.wait_and_start(at, request, by).await });
         let scheduled = ScheduledStart {
             at,
             sha256: staged,
             task: task.abort_handle(),
         };
-        // One start at a time: a later wish takes the place of an earlier one.
+        // One start at a time: a later request takes the place of an earlier one.
         *self.scheduled() = Some(scheduled);
         Ok(json!({ "scheduled": at.to_string() }))
     }
 
-    async fn wait_and_start(self, at: Timestamp, wish: UpdateRequest, by: String) {
+    async fn wait_and_start(self, at: Timestamp, request: UpdateRequest, by: String) {
         // A clock that is lost meanwhile lets the moment wait: without the time nothing starts by itself.
         while self.now_s().is_none_or(|now| now < at.as_second()) {
             tokio::time::sleep(TICK).await;
         }
         // Not by `start`, which would abort this task. PID 1 compares the program once more.
-        let started = self.wish(wish, &by).await;
+        let started = self.send_request(request, &by).await;
         match started {
             Ok(()) => {
                 self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);

@@ -1,9 +1,9 @@
-//! Updates of the machine, as far as they are the node's: it carries bundles and wishes to PID 1, which verifies them.
+//! Updates of the machine, as far as they are the node's: it carries bundles and requests to PID 1, which verifies them.
 
 mod act;
 mod auto;
 mod download;
-mod link;
+mod init_client;
 mod problems;
 mod read;
 mod refusal;
@@ -29,7 +29,7 @@ use auto::AutoMemory;
 use download::BundleDownloader;
 use session::{StagingPace, StagingSessions};
 
-pub(crate) use link::{UpdateLink, UpdateStream};
+pub(crate) use init_client::{UpdateClient, UpdateStream};
 pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED};
 pub(crate) use refusal::may_lie_in_delta;
 
@@ -49,7 +49,7 @@ const OFFER_SCOPE: &str = "update:offer";
 pub(crate) struct NodeUpdates(Arc<NodeUpdatesInner>);
 
 struct NodeUpdatesInner {
-    link: UpdateLink,
+    init: UpdateClient,
     sessions: StagingSessions,
     downloader: BundleDownloader,
     facts: SharedFacts,
@@ -74,7 +74,7 @@ struct UpdateAttempts {
 
 /// What the updates of a node use.
 pub(crate) struct UpdateContext {
-    pub(crate) link: UpdateLink,
+    pub(crate) init: UpdateClient,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) facts: SharedFacts,
     pub(crate) reloader: Arc<Reloader>,
@@ -90,7 +90,7 @@ impl NodeUpdates {
 
     fn with(context: UpdateContext, downloader: BundleDownloader, pace: StagingPace) -> Self {
         let UpdateContext {
-            link,
+            init,
             facts,
             reloader,
             identity,
@@ -98,8 +98,8 @@ impl NodeUpdates {
             ..
         } = context;
         Self(Arc::new(NodeUpdatesInner {
-            sessions: StagingSessions::new(link.clone(), pace),
-            link,
+            sessions: StagingSessions::new(init.clone(), pace),
+            init,
             downloader,
             facts,
             reloader,
@@ -118,7 +118,7 @@ impl NodeUpdates {
         facts: &SharedFacts,
     ) -> Self {
         Self::new(UpdateContext {
-            link: UpdateLink::new(None, None),
+            init: UpdateClient::new(None, None),
             dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
             facts: Arc::clone(facts),
             reloader: Arc::clone(&identity_services.reloader),
@@ -143,7 +143,7 @@ impl NodeUpdates {
 
     /// Hands an answer of PID 1 to the request that it is for.
     pub(crate) fn answered(&self, n: u64, answer: UpdateAnswer) {
-        self.0.link.answered(n, answer);
+        self.0.init.answered(n, answer);
     }
 
     /// Unix time. `None` if the machine does not know it: a build time is not the time.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::download::planned;
 use super::session::{EndedStaging, StagingOutcome, StagingSession};
-use super::stage::{StageWish, WISH_TIMEOUT_MS};
+use super::stage::{DownloadRequest, STAGE_TIMEOUT_MS};
 use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, owner, plan_schema};
 use crate::node::ops::{caller, empty_input};
 
@@ -45,7 +45,7 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
     }));
     let spec = for_scopes(spec, &[READ_SCOPE]);
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
-        let answer = updates.link_check().map(|()| updates.shown(&ctx));
+        let answer = updates.check_init().map(|()| updates.shown(&ctx));
         std::future::ready(answer)
     });
     Registration::new(spec, handler)
@@ -67,7 +67,7 @@ pub(super) fn check(updates: NodeUpdates) -> Registration {
             "plan": plan_schema(),
         }
     }));
-    spec.default_timeout_ms = Some(WISH_TIMEOUT_MS);
+    spec.default_timeout_ms = Some(STAGE_TIMEOUT_MS);
     let spec = for_scopes(spec, &[READ_SCOPE, STAGE_SCOPE]);
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
         let updates = updates.clone();
@@ -99,7 +99,7 @@ pub(super) fn log(updates: NodeUpdates) -> Registration {
         async move {
             let answer = updates
                 .0
-                .link
+                .init
                 .ask(UpdateRequest::Log, &caller(&ctx))
                 .await?;
             match answer {
@@ -119,8 +119,8 @@ pub(super) fn other_kind() -> CallError {
 
 impl NodeUpdates {
     /// Whether there is a PID 1 that does updates.
-    pub(super) fn link_check(&self) -> Result<(), CallError> {
-        Ok(self.0.link.check()?)
+    pub(super) fn check_init(&self) -> Result<(), CallError> {
+        Ok(self.0.init.check()?)
     }
 
     /// The answer to `update/status`.
@@ -152,7 +152,7 @@ impl NodeUpdates {
 
     /// Asks the channel, and PID 1 about what it has.
     pub(super) async fn checked(&self, owner: String, by: String) -> Result<Value, CallError> {
-        let wish = StageWish {
+        let request = DownloadRequest {
             owner,
             by,
             url: None,
@@ -164,7 +164,7 @@ impl NodeUpdates {
             unasked: false,
             take_over: false,
         };
-        let begun = self.fetch(wish).await?;
+        let begun = self.fetch(request).await?;
         let plan = planned(self.0.sessions.outcome(begun.session).await)?;
         let config = self.0.reloader.current();
         Ok(json!({

@@ -53,7 +53,7 @@ pub const MEMORY_OF_SESSION_MAX: usize = 8 << 20;
 /// The same for all sessions of a tenant: half of the memory for all.
 pub const MEMORY_OF_TENANT_MAX: usize = 32 << 20;
 /// The same for all sessions of the node. A tenant may use only a part of what is left of the last quarter
-/// ([`leaves_room`](alknet_call::limits::leaves_room)), so two tenants cannot use all of it.
+/// ([`leaves_capacity`](alknet_call::limits::leaves_capacity)), so two tenants cannot use all of it.
 pub const MEMORY_MAX: usize = 64 << 20;
 /// The share of registered operations of all sessions in this memory: they stay as long as their session, and values
 /// do not.
@@ -100,10 +100,10 @@ pub(crate) const PULSE: Duration = Duration::from_millis(5);
 pub(crate) const ABORT_LISTEN: Duration = Duration::from_millis(5);
 /// How often the opening of a session ends idle sessions of others before it is refused: another session may take the
 /// room first.
-pub(crate) const ROOM_TRIES_MAX: usize = 8;
+pub(crate) const EVICTION_TRIES_MAX: usize = 8;
 /// How long the opening of a session waits for idle sessions to end: a worker may have sixteen services, and each has
 /// half a second for its `dispose`. Two of these fit.
-pub const ROOM_TIME_MAX: Duration = Duration::from_secs(1);
+pub const EVICTION_TIME_MAX: Duration = Duration::from_secs(1);
 /// REPLs that one identity may have at once.
 pub const REPLS_OF_TENANT_MAX: usize = 8;
 /// How long an unused REPL stays open.

@@ -70,9 +70,9 @@ pub enum TimeEvent {
 
 /// Starts the time keeper.
 #[derive(Debug)]
-pub struct TimeKeeper(());
+pub struct TimeSync(());
 
-impl TimeKeeper {
+impl TimeSync {
     /// Keeps the system clock as a task of the current tokio runtime until the handle is dropped.
     pub fn start(
         sources: TimeSources,
@@ -91,7 +91,7 @@ impl TimeKeeper {
     ) -> TimeHandle {
         let (sender, receiver) = watch::channel(sources);
         let build = build_time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let keeper = TimeKeeperTask {
+        let keeper = TimeSyncTask {
             clock,
             sources: receiver,
             build_secs: build.as_secs().try_into().unwrap_or(0),
@@ -141,7 +141,7 @@ impl Drop for TimeHandle {
     }
 }
 
-struct TimeKeeperTask<C> {
+struct TimeSyncTask<C> {
     clock: C,
     sources: watch::Receiver<TimeSources>,
     build_secs: i64,
@@ -152,7 +152,7 @@ struct TimeKeeperTask<C> {
     reason: String,
 }
 
-impl<C: AdjustableClock> TimeKeeperTask<C> {
+impl<C: AdjustableClock> TimeSyncTask<C> {
     async fn run(mut self) {
         loop {
             let sources = self.sources.borrow_and_update().clone();

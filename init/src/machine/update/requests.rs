@@ -14,7 +14,7 @@ use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateR
 use crate::facts::ClockState;
 use crate::update::{
     BundleFrameReader, FramesEnd, RefusalCode, RollbackPlan, StageOrder, StagingProgress,
-    TrialWish, UpdateRefusal,
+    TrialRequest, UpdateRefusal,
 };
 
 /// Bundles whose frames wait behind those of another one. A node sends one at a time.
@@ -248,7 +248,7 @@ impl InitMachine {
             Some((kind, _)) => kind.name(),
             None => self.facts.vault.state.as_str(),
         };
-        let wish = TrialWish {
+        let request = TrialRequest {
             by: ticket.by.clone(),
             vault: vault.to_owned(),
             needs_person: [PIN, PASSPHRASE].contains(&vault),
@@ -261,10 +261,10 @@ impl InitMachine {
         let place = self.trial_vault();
         self.answer_by(ticket, move || {
             let plan = match of {
-                TrialOf::Before => match system.plan_rollback(&wish.by)? {
+                TrialOf::Before => match system.plan_rollback(&request.by)? {
                     RollbackPlan::TakenBack => return Ok((UpdateAnswer::Done, false)),
                     RollbackPlan::GiveUp(record) => {
-                        system.give_up(&record, &wish.by)?;
+                        system.give_up(&record, &request.by)?;
                         return Ok((UpdateAnswer::Done, true));
                     }
                     RollbackPlan::Trial(plan) => plan,
@@ -272,10 +272,10 @@ impl InitMachine {
                 TrialOf::Staged(sha256) => system.plan_apply(sha256.as_deref())?,
             };
             if limited {
-                system.check_rate(&wish.by)?;
+                system.check_rate(&request.by)?;
             }
             place.prepare(|| system.measured(&plan))?;
-            system.begin_trial(&plan, &wish)?;
+            system.begin_trial(&plan, &request)?;
             Ok((UpdateAnswer::Done, true))
         });
     }

@@ -76,7 +76,10 @@ impl SlotScrub {
 impl UpdateSystem {
     /// Name of the disk with the boot slots, below `/dev`.
     pub(crate) fn disk_name(&self) -> Option<&str> {
-        self.place.as_ref().ok().map(|place| place.disk.as_str())
+        self.partitions
+            .as_ref()
+            .ok()
+            .map(|found| found.disk.as_str())
     }
 
     /// Reads the next piece of a slot. `begun` is what the last piece of the same slot returned, and `None` begins.

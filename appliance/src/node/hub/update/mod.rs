@@ -28,7 +28,7 @@ use bundle::{HUB_BUNDLE_BYTES_MAX, HubBundleError, HubBundleStore, PIECE_BYTES_M
 use rollout::{
     AT_ONCE_MAX, LIMIT_S, LIMIT_S_MAX, RINGS_MAX, RingSize, RolloutError, RolloutPlan, Rollouts,
 };
-use worker::WorkerLink;
+use worker::WorkerCaller;
 
 /// Scope of callers that may see how far the workers are.
 const READ_SCOPE: &str = "hub:read";
@@ -74,7 +74,7 @@ impl HubWorkers {
     }
 }
 
-impl WorkerLink for HubWorkers {
+impl WorkerCaller for HubWorkers {
     fn call<'a>(
         &'a self,
         worker: &'a PeerId,
@@ -345,8 +345,8 @@ impl HubContext {
             limit: Duration::from_secs(start.limit_s),
             ..RolloutPlan::default()
         };
-        let link = Arc::new(HubWorkers(Arc::clone(&self.dispatcher)));
-        let begun = rollouts.begin((bundle, store.path()), workers, (plan, by), link);
+        let calls = Arc::new(HubWorkers(Arc::clone(&self.dispatcher)));
+        let begun = rollouts.begin((bundle, store.path()), workers, (plan, by), calls);
         let work = begun.map_err(|error| match error {
             RolloutError::Running => CallError::new(ErrorCode::Conflict, error.to_string()),
             RolloutError::NoWorkers => CallError::new(ErrorCode::NotFound, error.to_string()),

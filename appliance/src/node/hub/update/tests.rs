@@ -190,7 +190,7 @@ impl ModelFleet {
     }
 }
 
-impl WorkerLink for ModelFleet {
+impl WorkerCaller for ModelFleet {
     fn call<'a>(
         &'a self,
         worker: &'a PeerId,
@@ -250,12 +250,12 @@ impl RolloutBench {
         let store = HubBundleStore::open(self.dir.path().to_owned());
         let bundle: HubBundle = store.stored_bundle().expect("a bundle");
         let workers = fleet.behaviours.keys().cloned().collect();
-        let link = Arc::clone(fleet) as _;
+        let calls = Arc::clone(fleet) as _;
         rollouts.begin(
             (bundle, store.path()),
             workers,
             (plan, "admin".to_owned()),
-            link,
+            calls,
         )
     }
 

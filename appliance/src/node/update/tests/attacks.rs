@@ -84,8 +84,8 @@ async fn at_its_moment_the_program_is_named() {
         .expect("it waits");
     let is_asked = || {
         let requests = bench.requests();
-        let mut wishes = requests.into_iter().map(|(request, _)| request);
-        wishes.find(|request| matches!(request, UpdateRequest::Apply { .. }))
+        let mut sent = requests.into_iter().map(|(request, _)| request);
+        sent.find(|request| matches!(request, UpdateRequest::Apply { .. }))
     };
     let asked = async {
         loop {

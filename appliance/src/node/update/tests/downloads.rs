@@ -58,7 +58,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
     for has_ranges in [true, false] {
         let server = breaking_server(FILE, 7, has_ranges).await;
         let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
-        let wish = stage::StageWish {
+        let request = stage::DownloadRequest {
             owner: "ada".to_owned(),
             by: "ada".to_owned(),
             url: Some(format!("http://{server}/bundle.tar")),
@@ -69,7 +69,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
             unasked: false,
             take_over: false,
         };
-        let begun = bench.updates.fetch(wish).await.expect("it begins");
+        let begun = bench.updates.fetch(request).await.expect("it begins");
         assert_eq!(begun.bytes, FILE.len() as u64);
         let outcome = bench.updates.0.sessions.outcome(begun.session).await;
         assert_eq!(outcome, StagingOutcome::Planned(plan()), "{has_ranges}");
@@ -87,7 +87,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
 async fn the_query_of_an_address_is_not_shown() {
     let server = breaking_server(FILE, 1000, true).await;
     let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
-    let wish = stage::StageWish {
+    let request = stage::DownloadRequest {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
         url: Some(format!("http://{server}/bundle.tar?token=hush#hush")),
@@ -98,7 +98,7 @@ async fn the_query_of_an_address_is_not_shown() {
         unasked: false,
         take_over: false,
     };
-    let begun = bench.updates.fetch(wish).await.expect("it begins");
+    let begun = bench.updates.fetch(request).await.expect("it begins");
     let shown = format!("http://{server}/bundle.tar");
     assert_eq!(
         (&begun.url, &begun.session.request.source),
@@ -118,7 +118,7 @@ async fn the_query_of_an_address_is_not_shown() {
 async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
     let server = breaking_server(FILE, 100, true).await;
     let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
-    let wish = stage::StageWish {
+    let request = stage::DownloadRequest {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
         url: Some(format!("http://{server}/bundle.tar")),
@@ -129,7 +129,7 @@ async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
         unasked: false,
         take_over: false,
     };
-    let refused = bench.updates.fetch(wish).await.err().expect("refused");
+    let refused = bench.updates.fetch(request).await.err().expect("refused");
     assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
     assert!(bench.requests().is_empty());
 }

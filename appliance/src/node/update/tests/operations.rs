@@ -301,7 +301,7 @@ async fn a_start_waits_for_its_moment_and_needs_the_time() {
 async fn a_machine_without_pid_1_says_what_to_do_instead() {
     let bench = NodeUpdateBench::new();
     let host = NodeUpdates::of_host_for_tests(&bench.identities, &bench.facts);
-    let error = host.link_check().expect_err("there is no PID 1");
+    let error = host.check_init().expect_err("there is no PID 1");
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert!(error.message.contains("docs/update.md"), "{error}");
     assert!(

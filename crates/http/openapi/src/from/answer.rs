@@ -229,11 +229,11 @@ async fn collect(
     claim: &mut ImportClaim,
 ) -> Result<Bytes, CallError> {
     let mut refused = None;
-    let has_room = |bytes| {
+    let has_capacity = |bytes| {
         let room = claim.becomes(bytes);
         room.map_err(|why| refused = Some(why)).is_ok()
     };
-    let body = body.collect_counted(max, has_room).await;
+    let body = body.collect_counted(max, has_capacity).await;
     // A refusal for memory has the node's own message and says whether a retry may succeed.
     body.map_err(|error| refused.unwrap_or_else(|| of_http(error)))
 }

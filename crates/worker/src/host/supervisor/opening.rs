@@ -120,7 +120,7 @@ impl WorkerSupervisor {
         if !reserved && self.pool.free(role) >= self.wanted(role, Some(lease)) {
             return Ok(WorkerChoice::Later(None));
         }
-        self.make_room()?;
+        self.evict_idle()?;
         let worker = self.begin_start(config, reserved);
         Ok(WorkerChoice::Later(reserved.then_some(worker)))
     }
@@ -262,7 +262,7 @@ impl WorkerSupervisor {
     }
 
     /// Ends a worker without a session if the limit of workers is reached.
-    fn make_room(&mut self) -> Result<(), WorkerError> {
+    fn evict_idle(&mut self) -> Result<(), WorkerError> {
         while self.pool.len() >= self.config.workers_max {
             // Only a worker without a session may end for another tenant's request.
             let Some(idle) = self.pool.evictable() else {
@@ -445,7 +445,7 @@ impl WorkerSupervisor {
             inbox: messages,
             unread: Arc::clone(&unread),
             waiting: worker.waiting.clone(),
-            room: worker.room.clone(),
+            descriptors: worker.descriptors.clone(),
             sandbox: self
                 .sandboxes
                 .get(&number)

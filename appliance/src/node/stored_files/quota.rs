@@ -23,20 +23,20 @@ pub(super) const fn bytes_on_disk(bytes: u64) -> u64 {
 
 /// The room of a store.
 #[derive(Debug)]
-pub(super) struct StoreRoom {
+pub(super) struct StoreQuota {
     bytes_max: u64,
-    counts: Mutex<RoomCounts>,
+    counts: Mutex<StoreUsage>,
 }
 
 #[derive(Debug, Default)]
-struct RoomCounts {
+struct StoreUsage {
     /// Bytes of stored files, as the folder was last measured.
     stored: u64,
     /// Bytes of all claims.
     claimed: u64,
 }
 
-impl StoreRoom {
+impl StoreQuota {
     pub(super) fn new(bytes_max: u64) -> Arc<Self> {
         let counts = Mutex::default();
         Arc::new(Self { bytes_max, counts })
@@ -57,13 +57,13 @@ impl StoreRoom {
         self.counts().stored = bytes;
     }
 
-    fn counts(&self) -> MutexGuard<'_, RoomCounts> {
+    fn counts(&self) -> MutexGuard<'_, StoreUsage> {
         // Every change of the counts is one assignment, so a panic leaves them whole.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl RoomCounts {
+impl StoreUsage {
     fn used(&self) -> u64 {
         self.stored.saturating_add(self.claimed)
     }
@@ -72,14 +72,14 @@ impl RoomCounts {
 /// Room for a file that is being written. It is released on drop: by then the file was removed, or
 /// measured as stored.
 #[derive(Debug)]
-pub(super) struct RoomClaim {
-    room: Arc<StoreRoom>,
+pub(super) struct StoreReservation {
+    room: Arc<StoreQuota>,
     bytes: u64,
 }
 
-impl RoomClaim {
+impl StoreReservation {
     /// An empty claim.
-    pub(super) fn new(room: &Arc<StoreRoom>) -> Self {
+    pub(super) fn new(room: &Arc<StoreQuota>) -> Self {
         Self {
             room: Arc::clone(room),
             bytes: 0,
@@ -107,7 +107,7 @@ impl RoomClaim {
     }
 }
 
-impl Drop for RoomClaim {
+impl Drop for StoreReservation {
     fn drop(&mut self) {
         self.room.counts().claimed -= self.bytes;
     }
