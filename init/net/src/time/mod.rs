@@ -45,11 +45,11 @@ pub struct TimeSources {
     pub resolvers: Vec<SocketAddr>,
 }
 
-/// What the time keeper sends its owner.
+/// What time synchronisation sends its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeEvent {
-    /// No server gave the time in this round. The time keeper continues.
+    /// No server gave the time in this round. The next round follows.
     Failed {
         /// The reason of the last failure.
         reason: String,
@@ -68,7 +68,7 @@ pub enum TimeEvent {
     },
 }
 
-/// Starts the time keeper.
+/// Starts the synchronisation of the system clock.
 #[derive(Debug)]
 pub struct TimeSync(());
 
@@ -91,7 +91,7 @@ impl TimeSync {
     ) -> TimeHandle {
         let (sender, receiver) = watch::channel(sources);
         let build = build_time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let keeper = TimeSyncTask {
+        let task = TimeSyncTask {
             clock,
             sources: receiver,
             build_secs: build.as_secs().try_into().unwrap_or(0),
@@ -103,12 +103,12 @@ impl TimeSync {
         };
         TimeHandle {
             sources: sender,
-            task: tokio::spawn(keeper.run()),
+            task: tokio::spawn(task.run()),
         }
     }
 }
 
-/// The running time keeper. Dropping it ends the task.
+/// The running time synchronisation. Dropping it ends the task.
 #[derive(Debug)]
 pub struct TimeHandle {
     sources: watch::Sender<TimeSources>,
@@ -129,8 +129,8 @@ impl TimeHandle {
     /// starts another one.
     pub async fn ended(&mut self) -> String {
         match (&mut self.task).await {
-            Ok(()) => "the time keeper ended".to_owned(),
-            Err(e) => format!("the time keeper ended: {e}"),
+            Ok(()) => "time synchronisation ended".to_owned(),
+            Err(e) => format!("time synchronisation ended: {e}"),
         }
     }
 }

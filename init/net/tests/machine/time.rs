@@ -1,4 +1,4 @@
-//! The time keeper against servers in namespaces and against chrony, with a clock of the test: the
+//! Time synchronisation against servers in namespaces and against chrony, with a clock of the test: the
 //! test does not touch the machine's clock. Needs root, iproute2 and chrony.
 
 use std::{
