@@ -220,7 +220,7 @@ fn duplicate(fd: i32) -> io::Result<i32> {
     duplicate_above(fd, UPDATE_FD)
 }
 
-/// The same above another number.
+/// Like `duplicate`, above another number.
 pub(crate) fn duplicate_above(fd: i32, last: i32) -> io::Result<i32> {
     // SAFETY: the call takes numbers only.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, last + 1) };

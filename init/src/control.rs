@@ -529,8 +529,8 @@ pub struct MachineDiagnostic {
 pub const DIAGNOSTIC_BYTES_MAX: usize = 2 << 10;
 
 impl MachineDiagnostic {
-    /// The same with no more than [`DIAGNOSTIC_BYTES_MAX`] bytes of text and of hint, each of which ends in `…` where it
-    /// was cut.
+    /// This diagnostic with no more than [`DIAGNOSTIC_BYTES_MAX`] bytes of text and of hint, each of which ends in `…`
+    /// where it was cut.
     #[must_use]
     pub fn shortened(mut self) -> Self {
         for text in [&mut self.text, &mut self.hint] {

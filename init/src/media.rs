@@ -42,7 +42,7 @@ impl VaultMedia {
         Self::load(pasted).map(|(media, _)| media)
     }
 
-    /// The same for a first boot. If no source has a configuration, and a metadata service may have
+    /// Like `read`, for a first boot. If no source has a configuration, and a metadata service may have
     /// one, it is asked first: a vault that is made stays.
     pub(crate) fn read_first(pasted: Option<&ConsoleDocument>) -> Result<Self, VaultWait> {
         match Self::load(pasted)? {

@@ -72,7 +72,7 @@ impl NodeCaller {
         self.call_with(operation, input, options).await
     }
 
-    /// The same, with options.
+    /// Like `call`, with options.
     ///
     /// # Errors
     /// As [`call`](Self::call).
@@ -88,8 +88,8 @@ impl NodeCaller {
         self.explained(operation, answer).await
     }
 
-    /// The same, again where the call is safe to repeat and the error says that it may help. What a peer of a hub
-    /// serves is not known, so that nothing is repeated there.
+    /// Like `call_with`, and calls again where the call is safe to repeat and the error says that it may help. What a
+    /// peer of a hub serves is not known, so that nothing is repeated there.
     ///
     /// # Errors
     /// As [`call`](Self::call).

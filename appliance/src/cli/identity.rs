@@ -75,7 +75,7 @@ impl StateArgs {
     }
 }
 
-/// The same where the state is in `used`, and would be in `default` without `--state`.
+/// The hint where the state is in `used`, and would be in `default` without `--state`.
 fn unknown_key(used: &Path, default: Option<&Path>, is_new: bool) -> Option<String> {
     let shown = used.display();
     if is_new {

@@ -54,7 +54,7 @@ struct ProposalMatch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ChosenProposal {
     pub(super) id: String,
-    /// That of the document, if the node listed it.
+    /// The digest of the document, if the node listed it.
     digest: Option<Blake3Hash>,
     /// For a word that is a name: the id with what a person compares before a decision.
     by_name: Option<String>,

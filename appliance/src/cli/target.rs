@@ -223,7 +223,7 @@ pub(crate) struct NodeNames {
 }
 
 impl NodeNames {
-    /// Those of a state directory.
+    /// The names of a state directory.
     pub(crate) fn load(state: &StateArgs) -> Self {
         let dir = state.dir();
         Self {
@@ -319,7 +319,8 @@ impl NodeNames {
         }
     }
 
-    /// The same; of a command that names no node the default, or the one that runs here. `None` where there is neither.
+    /// Like `route_to`; of a command that names no node the default, or the one that runs here. `None` where there is
+    /// neither.
     ///
     /// # Errors
     /// As [`route_to`](Self::route_to).

@@ -195,7 +195,7 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
     found
 }
 
-/// The same for a running node: tools that do not exist now, and scopes that no operation requires.
+/// Like `unknown_names`, for a running node: tools that do not exist now, and scopes that no operation requires.
 /// It ignores scopes outside the program's own names, because promoted operations and operations of
 /// peers may require them.
 pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineDiagnostic> {

@@ -78,7 +78,7 @@ struct NodeFoundation {
     key: NodeKey,
     /// The configuration of the start, with the keys of its join strings.
     config: NodeConfig,
-    /// The same with the paths of stored files, for parts that open paths. The reloader compares documents by their
+    /// `config` with the paths of stored files, for parts that open paths. The reloader compares documents by their
     /// names of files.
     located: NodeConfig,
     identities: IdentityServices,

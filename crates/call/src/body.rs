@@ -48,7 +48,7 @@ impl CallBody {
         }
     }
 
-    /// As before, and memory that is made of it counts in `memory`.
+    /// Counts the memory that is made of the body in `memory`.
     #[must_use]
     pub fn with_memory(mut self, memory: Option<Arc<dyn InputMemory>>) -> Self {
         self.memory = memory;
@@ -253,7 +253,7 @@ pub enum CallOutput {
     /// JSON with binary data, to which `{"$bin":[offset,length]}` refer. Peers that do not know mixed frames get
     /// base64 instead.
     Mixed(Value, Bytes),
-    /// As [`Mixed`](Self::Mixed), with JSON text that is known to be valid, as it came in a frame.
+    /// Like [`Mixed`](Self::Mixed), with JSON text that is known to be valid, as it came in a frame.
     MixedText(Bytes, Bytes),
     /// JSON text that is known to be valid.
     Raw(Bytes),
@@ -381,12 +381,12 @@ fn slice(tail: &Bytes, value: &Value) -> Option<Bytes> {
     (end <= tail.len()).then(|| tail.slice(offset..end))
 }
 
-/// As [`inline`]. Text that would become much longer than its frame stays as it is.
+/// Like [`inline`]. Text that would become much longer than its frame stays as it is.
 fn inline_text(text: &Bytes, tail: &Bytes) -> Bytes {
     inline(text, tail).map_or_else(|_| text.clone(), Bytes::from)
 }
 
-/// As [`inline`], in a tree that an operation of this node built.
+/// Like [`inline`], in a tree that an operation of this node built.
 fn inline_tree(value: &mut Value, tail: &Bytes) {
     if let Some(bytes) = slice(tail, value) {
         *value = base64::engine::general_purpose::STANDARD

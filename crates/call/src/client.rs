@@ -249,7 +249,7 @@ impl Caller {
         answer.parse().map_err(|error| other_form(&error))
     }
 
-    /// As [`call`](Self::call), with options.
+    /// Like [`call`](Self::call), with options.
     ///
     /// # Errors
     /// As [`call`](Self::call).
@@ -291,7 +291,7 @@ impl Caller {
             .await
     }
 
-    /// As [`subscribe`](Self::subscribe), with options.
+    /// Like [`subscribe`](Self::subscribe), with options.
     ///
     /// # Errors
     /// As [`subscribe`](Self::subscribe).
@@ -312,7 +312,7 @@ impl Caller {
         self.follow(operation, input, options, credit, room).await
     }
 
-    /// As [`subscribe_with`](Self::subscribe_with), for a requester that may not take events: they need credit on a
+    /// Like [`subscribe_with`](Self::subscribe_with), for a requester that may not take events: they need credit on a
     /// stream of their own as well, they count for the requester, and if there is no capacity for them the
     /// subscription ends.
     pub(crate) async fn subscribe_for(

@@ -472,7 +472,7 @@ impl CallConnectionState {
         })
     }
 
-    /// The same without counting a guess: the calling code counts it.
+    /// Like `by_token`, without counting a guess: the calling code counts it.
     pub(crate) fn resolve_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
         let counters = &self.dispatcher.counters;
         match self.dispatcher.by_token(token) {

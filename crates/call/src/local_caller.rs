@@ -172,8 +172,8 @@ impl LocalCaller {
         self.state.by_token(token.expose())
     }
 
-    /// The same without counting the guess: the calling code does that by [`guessed`](Self::guessed), once the time
-    /// that counting takes does not show in an answer.
+    /// Like `by_token`, without counting the guess: the calling code does that by [`guessed`](Self::guessed), once the
+    /// time that counting takes does not show in an answer.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not valid.

@@ -262,7 +262,7 @@ impl Outbound {
         true
     }
 
-    /// The same with aborts for the peer: the last event on each of `streams` aborts the requests on it.
+    /// Like `close_if_empty`, with aborts for the peer: the last event on each of `streams` aborts the requests on it.
     pub(crate) fn abandon(&self, streams: &[Arc<CallStream>], why: &'static str) {
         lock(&self.table).closed.get_or_insert(why);
         let gone = self.take_where(|_| true);

@@ -119,7 +119,7 @@ impl InboundRequest {
         self.detached_below(self.tree().changes())
     }
 
-    /// The same for the run of the key of a call between operations, which has sent `changes`.
+    /// Like `detached`, for the run of the key of a call between operations, which has sent `changes`.
     pub(crate) fn detached_below(&self, changes: &Arc<SentChanges>) -> Arc<Self> {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);

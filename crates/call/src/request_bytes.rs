@@ -83,7 +83,7 @@ pub(crate) enum GrowLimit {
     /// With it the requester has at most half of the room that there would be. The other half is for the answers that
     /// it reads: where waiting events had all, it could read none of them.
     Half,
-    /// The same; or its requester has nothing else, and then some room has to be left: of the events that wait to be
+    /// Like `Half`; or its requester has nothing else, and then some room has to be left: of the events that wait to be
     /// passed on, one always has room, whatever others have.
     First,
     /// Room for all of it has to be left.

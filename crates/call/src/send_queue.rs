@@ -144,7 +144,7 @@ impl SendQueue {
         Some(result)
     }
 
-    /// As [`push`](Self::push), counting the bytes in `unread` until they are written.
+    /// Like [`push`](Self::push), counting the bytes in `unread` until they are written.
     pub(crate) fn push_waiting(
         &self,
         unread: &Arc<UnreadBytes>,
@@ -156,7 +156,7 @@ impl SendQueue {
         })
     }
 
-    /// As [`push_waiting`](Self::push_waiting), counting the bytes in `meter`, too.
+    /// Like [`push_waiting`](Self::push_waiting), counting the bytes in `meter`, too.
     pub(crate) fn push_counted<'a, R>(
         &self,
         unread: &Arc<UnreadBytes>,
@@ -236,7 +236,7 @@ impl SendQueue {
         self.finish_with(|_| {});
     }
 
-    /// The same, with the bytes that `encode` appends as the last ones: no other frame comes after them.
+    /// Like `finish`, with the bytes that `encode` appends as the last ones: no other frame comes after them.
     pub(crate) fn finish_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
         let mut state = lock(&self.state);
         if !state.ended && !state.finish {

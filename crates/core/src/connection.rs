@@ -60,7 +60,7 @@ pub trait StreamSource: Send + Sync + 'static {
     /// Ends the connection at once. `reason` is constant text of at most 64 bytes.
     fn close(&self, code: CloseCode, reason: &str);
 
-    /// As [`close`](Self::close), with a number of a protocol that has codes of its own.
+    /// Like [`close`](Self::close), with a number of a protocol that has codes of its own.
     fn close_foreign(&self, _code: u32, reason: &str) {
         self.close(CloseCode::Normal, reason);
     }

@@ -99,7 +99,7 @@ pub(crate) struct Admission {
     retries: RateWindow,
     /// Connections of all peers.
     connections: u32,
-    /// Those of unknown peers among them, each with its network.
+    /// The connections of unknown peers, each with its network.
     unknown_peers: HashMap<ConnId, NetworkPrefix>,
     by_network: HashMap<NetworkPrefix, u32>,
     by_site: HashMap<SitePrefix, u32>,

@@ -60,7 +60,7 @@ impl EndpointDialer {
         })
     }
 
-    /// As [`new`](Self::new), but with other certificate authorities.
+    /// Like [`new`](Self::new), but with other certificate authorities.
     #[must_use]
     pub fn with_roots(key: Option<NodeKey>, roots: RootCertStore) -> Self {
         Self::with_options(ClientTlsOptions {

@@ -89,7 +89,7 @@ enum CampaignKind {
     /// Runs the tests whose names have one of these parts, one at a time: other tests must not
     /// change what they measure.
     Measured(&'static [&'static str]),
-    /// The same, as many at a time as there are processors.
+    /// Runs the tests whose names have one of these parts, as many at a time as there are processors.
     Tests(&'static [&'static str]),
 }
 

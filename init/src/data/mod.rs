@@ -51,7 +51,7 @@ pub(crate) use volume::{close, erase_data};
 
 /// Maximum time for a disk on a slow bus to appear.
 const APPEAR_MAX: Duration = Duration::from_secs(3);
-/// The same for a drive at USB that has announced itself.
+/// Like `APPEAR_MAX`, for a drive at USB that has announced itself.
 const USB_DRIVE_MAX: Duration = Duration::from_secs(8);
 /// How often PID 1 looks for the disk.
 const APPEAR_POLL: Duration = Duration::from_millis(50);

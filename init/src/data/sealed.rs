@@ -628,7 +628,7 @@ fn vault_problem<T>(disk: &DataBlockDevice<'_>, error: &SlotError) -> Result<T, 
     Err(waits(disk, waiting.for_good()))
 }
 
-/// The same for a partition that cannot be opened.
+/// Like `vault_problem`, for a partition that cannot be opened.
 fn sealed_problem(disk: &DataBlockDevice<'_>, error: &SealedError) -> DataError {
     let text = format!("the encrypted data disk {}: {error}", disk.found.name());
     let hint = "nothing was written to it; repair it elsewhere with cryptsetup, or reset the machine \

@@ -136,7 +136,7 @@ impl InitMachine {
         self.concluding = self.concluding.with(ended);
     }
 
-    /// Those of `ended` that the vault still permits.
+    /// The permissions of `ended` that the vault still permits.
     fn still_given(&self, ended: FirstBootPermissions) -> FirstBootPermissions {
         let still = self.keeper.pending();
         still.without(still.without(ended))

@@ -111,7 +111,7 @@ pub(crate) fn note_panic(info: &PanicHookInfo<'_>) {
     note_location(&place.unwrap_or_else(|| "an unknown place".to_owned()));
 }
 
-/// The same for the reason for which PID 1 cannot go on.
+/// Like `note_panic`, for the reason for which PID 1 cannot go on.
 pub(crate) fn note_location(place: &str) {
     // The thread that panics may have the lock, and would wait for itself.
     let mut kept = match NOTE.try_lock() {

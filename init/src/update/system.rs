@@ -470,8 +470,9 @@ impl UpdateSystem {
         }
     }
 
-    /// The same of the program that the machine verified in a slot. Not of what the boot partition says: an attacker who
-    /// had the disk could name a version there that the machine never had, and keep it from that version.
+    /// Notes that the machine does not install the program again that it verified in a slot. Not of what the boot
+    /// partition says: an attacker who had the disk could name a version there that the machine never had, and keep it
+    /// from that version.
     fn leave_slot(&self, slot: BootSlot) {
         if let Some(known) = self.known.load().of_slot(slot) {
             self.leave(&known.version.to_string());
@@ -577,8 +578,8 @@ impl UpdateSystem {
         programs(&mut on.disk, plan.slot, Some(plan))
     }
 
-    /// The same if the program in the other slot is not wanted any more: it is the one before the last update, or one
-    /// whose trial failed.
+    /// Like `measured`, if the program in the other slot is not wanted any more: it is the one before the last update,
+    /// or one whose trial failed.
     pub(crate) fn measured_unwanted(&self) -> Result<Option<SystemProgram>, UpdateRefusal> {
         let mut on = self.open()?;
         let record = on.disk.record()?;

@@ -412,7 +412,7 @@ impl TpmPresence {
     }
 }
 
-/// The same if that TPM is in the machine, by the content of its counter's handle.
+/// Why the vault is an older copy if that TPM is in the machine, by the content of its counter's handle.
 fn is_past(first: u64, index: TpmCounterIndex, rises_max: u64) -> Option<&'static str> {
     match index {
         TpmCounterIndex::Count(count)

@@ -117,7 +117,7 @@ impl BundleDownloader {
         }
     }
 
-    /// The same with a server without TLS, and without pauses.
+    /// A downloader that also asks this server without TLS, and makes no pauses.
     #[cfg(test)]
     pub(super) fn with_plain(mut self, server: alknet_core::PeerAddr) -> Self {
         self.options.plain.push(server);

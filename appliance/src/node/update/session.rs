@@ -299,7 +299,7 @@ impl StagingSessions {
         !matches!(self.outcome(session).await, StagingOutcome::Planned(_))
     }
 
-    /// The same, and no other caller begins the next session.
+    /// Like `cancel`, and lets no other caller begin the next session.
     pub(super) async fn take_over(&self, why: String) -> Result<SessionTurn, StagingError> {
         self.init.check()?;
         let turn = {

@@ -97,7 +97,7 @@ impl Env {
         }
     }
 
-    /// The same for code that may do less.
+    /// Like `new`, for code that may do less.
     pub(crate) fn narrowed(
         &self,
         resolver: Arc<dyn OperationEnv>,
@@ -167,7 +167,7 @@ impl Env {
             .await
     }
 
-    /// As [`invoke`](Self::invoke), with options.
+    /// Like [`invoke`](Self::invoke), with options.
     ///
     /// # Errors
     /// As [`invoke`](Self::invoke).
@@ -181,7 +181,7 @@ impl Env {
             .await
     }
 
-    /// As [`invoke_with`](Self::invoke_with), with an input that has its JSON form already, such as
+    /// Like [`invoke_with`](Self::invoke_with), with an input that has its JSON form already, such as
     /// the caller's own; binary data goes along.
     ///
     /// # Errors

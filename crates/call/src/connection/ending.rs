@@ -22,7 +22,7 @@ pub(super) const SUPERSEDED: &str = "a newer connection of this peer took over";
 /// Why calls over an ended connection have no answer.
 pub(super) const ENDED: &str = "the connection ended";
 
-/// The same where the peer had announced that it stops.
+/// Like `ENDED`, where the peer had announced that it stops.
 const STOPPED: &str = "the connection ended because the node stopped; call again once it runs";
 
 impl CallConnectionState {

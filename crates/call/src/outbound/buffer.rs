@@ -50,7 +50,7 @@ pub(crate) enum Delivery {
 /// How much may wait for a subscriber.
 #[derive(Debug)]
 pub(crate) enum BufferCapacity {
-    /// So many events for this node itself, which takes them.
+    /// This many events for this node itself, which takes them.
     Own(usize),
     /// Events that this node passes on to a requester, which need not take them. They count for that requester.
     Passed {

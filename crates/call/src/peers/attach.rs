@@ -53,7 +53,7 @@ impl Caller {
         Ok(imported)
     }
 
-    /// As [`import`](Self::import), of a peer that serves operations. A peer that only calls is not attached: it may
+    /// Like [`import`](Self::import), of a peer that serves operations. A peer that only calls is not attached: it may
     /// call over several connections, and none of these stands for the peer.
     async fn import_served(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;

@@ -162,7 +162,7 @@ impl fmt::Debug for CompiledSchema {
 enum ValidationOutcome {
     Yes,
     No,
-    /// The same for a value that takes many steps: finding where it breaks the schema would take as many again, and
+    /// Like `No`, for a value that takes many steps: finding where it breaks the schema would take as many again, and
     /// much memory.
     NoAndLarge,
 }

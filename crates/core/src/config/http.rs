@@ -123,7 +123,7 @@ pub enum Port80 {
     /// Answers for a certificate authority.
     #[serde(rename = "acme")]
     Acme,
-    /// The same, and every other request is redirected to the one port.
+    /// Answers for a certificate authority, and redirects every other request to the one port.
     #[serde(rename = "acme+redirect")]
     AcmeRedirect,
 }

@@ -65,8 +65,8 @@ impl ResponseBody {
         self.collect_counted(max, |_| true).await
     }
 
-    /// The same. Each time the body needs more memory, `has_capacity` gets the bytes that it will have, and returns
-    /// whether it may have them.
+    /// Like `collect_bounded`. Each time the body needs more memory, `has_capacity` gets the bytes that it will have,
+    /// and returns whether it may have them.
     ///
     /// # Errors
     /// The same, and [`NoRoom`](HttpError::NoRoom) once `has_capacity` refuses.

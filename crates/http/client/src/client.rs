@@ -80,7 +80,7 @@ impl HttpClient {
             .await
     }
 
-    /// The same with the settings of `exchange`.
+    /// Like `send`, with the settings of `exchange`.
     ///
     /// # Errors
     /// As [`HttpClient::send`].

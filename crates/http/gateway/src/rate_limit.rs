@@ -33,11 +33,11 @@ pub struct Quota {
     pub streams_each: usize,
     /// Bytes of requests and responses under way for the whole node.
     pub bytes: usize,
-    /// The same for one identity.
+    /// Like `bytes`, for one identity.
     pub bytes_each: usize,
-    /// The same for all unknown peers together.
+    /// Like `bytes`, for all unknown peers together.
     pub unknown_peer_bytes: usize,
-    /// The same for the unknown peers of one network.
+    /// Like `bytes`, for the unknown peers of one network.
     pub unknown_peer_bytes_each: usize,
 }
 
@@ -67,7 +67,7 @@ impl Quota {
         self.with_bytes(bytes_for_memory(memory_bytes))
     }
 
-    /// The same with this many bytes under way, and the shares of them.
+    /// This quota with this many bytes under way, and the shares of them.
     fn with_bytes(self, bytes: usize) -> Self {
         let unknown_peer_bytes = bytes / limits::BYTES_UNKNOWN_PEERS;
         Self {

@@ -143,7 +143,7 @@ impl Isolate {
         Self::open_under(spec, host, None)
     }
 
-    /// The same for a test case, which ends when its session does.
+    /// Like `open`, for a test case, which ends when its session does.
     pub(crate) fn open_under(
         mut spec: IsolateSpec,
         host: Arc<dyn IsolateHost>,

@@ -135,7 +135,7 @@ impl IsolateState {
         }
     }
 
-    /// The same with the position in a module.
+    /// Like `raise`, with the position in a module.
     pub(crate) fn raise_failure(&self, ctx: &Ctx<'_>, failure: &ScriptFailure) -> Error {
         let place = failure.place.as_ref();
         let (module, line) = (

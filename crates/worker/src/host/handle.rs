@@ -398,7 +398,7 @@ impl WorkerSession {
         self.opened.descriptors.clone()
     }
 
-    /// As [`Self::tell`], with a permit that was reserved in [`Self::descriptor_quota`].
+    /// Like [`Self::tell`], with a permit that was reserved in [`Self::descriptor_quota`].
     ///
     /// # Errors
     /// As [`Self::tell`].

@@ -82,7 +82,7 @@ impl TimeSync {
         Self::start_with(KernelClock::default(), sources, build_time, events)
     }
 
-    /// The same with another clock.
+    /// Like `start`, with another clock.
     pub fn start_with(
         clock: impl AdjustableClock,
         sources: TimeSources,

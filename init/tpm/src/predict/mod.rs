@@ -242,7 +242,7 @@ pub struct ImageUpdate<'a> {
 }
 
 impl ImageUpdate<'_> {
-    /// As [`ProgramUpdate::predict`].
+    /// Like [`ProgramUpdate::predict`].
     ///
     /// # Errors
     /// `Unpredictable` and `TooMany`, as there.

@@ -36,7 +36,7 @@ const ROLLOUT_FILE: &str = "rollout.json";
 /// How many workers a ring has: a number in JSON, or the word `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RingSize {
-    /// So many of those that are left.
+    /// This many of the workers that are left.
     Workers(usize),
     /// All that are left.
     All,

@@ -294,7 +294,7 @@ fn message(body: &Value) -> Option<String> {
 /// replaced because it is no UTF-8, and six where each is escaped, in addition to its own.
 const TEXT_FACTOR: usize = 8;
 
-/// The same for a body that becomes base64: four bytes for three, in addition to its own.
+/// Like `TEXT_FACTOR`, for a body that becomes base64: four bytes for three, in addition to its own.
 const BASE64_FACTOR: usize = 3;
 
 /// The JSON form of a body. Only its media type decides how it is read, not its content. The function makes no tree,

@@ -247,7 +247,7 @@ impl PromotionStore {
         Ok(done)
     }
 
-    /// As [`write`](Self::write), for a decision: once this has returned, no damage to the log can undo it.
+    /// Like [`write`](Self::write), for a decision: once this has returned, no damage to the log can undo it.
     fn decide<T>(
         &self,
         write: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,

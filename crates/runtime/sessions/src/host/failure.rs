@@ -193,7 +193,7 @@ pub(crate) fn op_error(error: &CallError, path: &str) -> OpError {
     }
 }
 
-/// The same in the form for frames.
+/// Like `op_error`, in the form for frames.
 pub(crate) fn op_fault(error: &OpError) -> WorkerFault {
     WorkerFault {
         code: error.code.clone(),

@@ -219,8 +219,8 @@ impl MemoryShare {
         self.take(RESTED_VALUE_MAX, ReservationKind::Rested)
     }
 
-    /// The same for a service whose code changes: until its next session has it. If the session has used up most of
-    /// its own memory, this is what it has left: what it has registered must not prevent its replacement.
+    /// Like `for_rest`, for a service whose code changes: until its next session has it. If the session has used up
+    /// most of its own memory, this is what it has left: what it has registered must not prevent its replacement.
     pub(super) fn for_successor(&self) -> Result<MemoryReservation, ReadRefusal> {
         let used = self.0.bytes.load(Ordering::Relaxed);
         let left = MEMORY_OF_SESSION_MAX.saturating_sub(used);
@@ -246,7 +246,7 @@ impl MemoryShare {
         self.read_times(bytes, 1, ReservationKind::Passing)
     }
 
-    /// The same for an operation that stays registered.
+    /// Like `read`, for an operation that stays registered.
     pub(super) fn keep<T: DeserializeOwned>(
         &self,
         bytes: &[u8],

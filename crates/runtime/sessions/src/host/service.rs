@@ -229,7 +229,7 @@ impl ScriptService {
         self.replace(env, spec).await
     }
 
-    /// The same for tested code, with all other settings of the session.
+    /// Like `reload`, for tested code, with all other settings of the session.
     ///
     /// # Errors
     /// The failure of the new code or its `init`; the old code continues to serve.
@@ -284,7 +284,7 @@ impl ScriptService {
         current.session.dispose(env).await.map(|ran| ran.value)
     }
 
-    /// The same without a request, for example when the node stops: `dispose` can call nothing.
+    /// Like `stop`, without a request, for example when the node stops: `dispose` can call nothing.
     ///
     /// # Errors
     /// The failure of `dispose`.

@@ -211,7 +211,7 @@ impl WorkerSupervisor {
         self.pool.lent_to(tenant, caller) + workers_for(own.chain(also))
     }
 
-    /// The same for all callers.
+    /// Like `workers_of_caller`, for all callers.
     fn workers_of_callers(&self, tenant: &str, also: Option<&WorkerLease>) -> usize {
         let waiting = self.lent_waiting(tenant);
         self.pool.lent_in_use(tenant) + workers_for(waiting.chain(also))
