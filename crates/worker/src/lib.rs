@@ -56,7 +56,7 @@
 //! }
 //! ```
 //!
-//! `docs/workers.md` has the tables: walls, levels, limits and what each reason of an end means.
+//! `docs/workers.md` has the tables: layers, levels, limits and what each reason of an end means.
 
 mod confine;
 mod error;
@@ -85,7 +85,7 @@ pub use host::{
     OverrunStats, ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer,
     WorkerCall, WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
 };
-pub use level::{ConfinementLevel, Gap, Sandbox, Wall};
+pub use level::{ConfinementLevel, Gap, Sandbox, SandboxLayer};
 pub use message::{
     CallStats, FromWorkerMessage, ToWorkerMessage, WorkerEvent, WorkerFault, WorkerLogLevel,
     WorkerReply,

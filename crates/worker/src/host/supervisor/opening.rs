@@ -349,7 +349,7 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Handles a worker whose walls stand.
+    /// Handles a worker whose sandbox is set up.
     pub(super) fn ready(&mut self, number: u64, confined: ConfinementReport) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -378,7 +378,7 @@ impl WorkerSupervisor {
         self.serve();
     }
 
-    /// Handles a worker with fewer walls than required. The next one would have no more.
+    /// Handles a worker below the required level. The next one would not be above it.
     fn too_low(&mut self, number: u64, role: WorkerRole, sandbox: Sandbox) {
         let until = self.now().saturating_add(us(START_PAUSE_MAX));
         let minimum = self.config.minimum;
@@ -392,7 +392,11 @@ impl WorkerSupervisor {
             sandbox: Some(sandbox),
         };
         self.pauses.insert(role, pause);
-        self.end(number, WorkerEndReason::Start, "its walls are too low");
+        self.end(
+            number,
+            WorkerEndReason::Start,
+            "its sandbox level is too low",
+        );
     }
 
     /// Gives workers to the callers that wait.
