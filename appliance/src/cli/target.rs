@@ -172,7 +172,7 @@ impl NodeArgs {
     /// Dials, runs `work`, says goodbye.
     ///
     /// # Errors
-    /// Those of [`route`](Self::route), of the dial and of `work`.
+    /// The errors of [`route`](Self::route), of the dial and of `work`.
     pub(crate) fn reached(
         &self,
         work: impl AsyncFnOnce(&NodeCaller) -> Result<CommandExit, CommandError>,
@@ -323,7 +323,7 @@ impl NodeNames {
     /// neither.
     ///
     /// # Errors
-    /// As [`route_to`](Self::route_to).
+    /// The errors of [`route_to`](Self::route_to).
     pub(crate) fn route(
         &self,
         node: Option<&str>,

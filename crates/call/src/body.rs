@@ -93,7 +93,7 @@ impl CallBody {
     /// The JSON text with binary data as base64, for readers that know no mixed frames.
     ///
     /// # Errors
-    /// As [`inline`].
+    /// The errors of [`inline`].
     pub(crate) fn inlined(&self) -> Result<Cow<'_, [u8]>, CallError> {
         if self.tail.is_empty() {
             return Ok(Cow::Borrowed(&self.raw));
@@ -144,7 +144,7 @@ impl CallBody {
     /// Bytes that a tree of the text takes.
     ///
     /// # Errors
-    /// It takes more than a tree may.
+    /// The value takes more than a tree may.
     pub(crate) fn tree_bytes(&self) -> Result<usize, CallError> {
         let bytes = TapeSize::measure(&self.raw)?.tree_bytes();
         // A list of short values makes a tree of many times its bytes.
@@ -168,7 +168,7 @@ impl CallBody {
     /// The value as an owned tree.
     ///
     /// # Errors
-    /// As [`try_value`](Self::try_value).
+    /// The errors of [`try_value`](Self::try_value).
     pub fn try_into_value(self) -> Result<Value, CallError> {
         self.try_value()?;
         Ok(self.value.into_inner().unwrap_or_default())

@@ -341,7 +341,7 @@ impl Ctx {
     /// with the bytes of the requester, while the second returned value lives.
     ///
     /// # Errors
-    /// As [`CallBody::try_into_value`]; `OVERLOADED` where there is no room now.
+    /// The errors of [`CallBody::try_into_value`]; `OVERLOADED` where there is no room now.
     pub fn counted_tree(&self, input: CallBody) -> Result<(Value, CountedTree), CallError> {
         // Over another protocol the server of that protocol counts it.
         let claim = match input.memory() {

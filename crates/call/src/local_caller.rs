@@ -242,7 +242,7 @@ impl LocalCaller {
     /// Calls a query or mutation. Dropping the future aborts it, and the calls that it made.
     ///
     /// # Errors
-    /// As over `alknet/call`.
+    /// The errors of a call over `alknet/call`.
     pub async fn call(&self, incoming: LocalRequest<'_>) -> Result<CallOutput, LocalCallError> {
         let now = Instant::now();
         let LocalCall {
@@ -299,7 +299,7 @@ impl LocalCaller {
     /// or leaves some out, or the subscription ends.
     ///
     /// # Errors
-    /// As over `alknet/call`, where it does not begin.
+    /// The errors of a call over `alknet/call` that does not begin.
     pub fn subscribe(&self, incoming: LocalRequest<'_>) -> Result<LocalEvents, LocalCallError> {
         let checked = self.pass(incoming, Instant::now())?;
         let spec = Arc::clone(&checked.operation);

@@ -218,7 +218,7 @@ impl Connection {
     /// The next unidirectional stream that the peer opens.
     ///
     /// # Errors
-    /// As [`accept_bi`](Self::accept_bi).
+    /// The errors of [`accept_bi`](Self::accept_bi).
     pub async fn accept_uni(&self) -> Result<RecvStream, StreamError> {
         let stream = self.0.source.accept_uni().await?;
         self.0.traffic.streams.add(1);
@@ -228,7 +228,7 @@ impl Connection {
     /// Opens a unidirectional stream.
     ///
     /// # Errors
-    /// As [`open_bi`](Self::open_bi).
+    /// The errors of [`open_bi`](Self::open_bi).
     pub async fn open_uni(&self) -> Result<SendStream, StreamError> {
         let stream = self.0.source.open_uni().await?;
         self.0.traffic.streams.add(1);

@@ -267,7 +267,7 @@ impl RecvStream {
     /// Like [`read_chunk`](Self::read_chunk), for callers that poll.
     ///
     /// # Errors
-    /// As [`read_chunk`](Self::read_chunk).
+    /// The errors of [`read_chunk`](Self::read_chunk).
     pub fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,

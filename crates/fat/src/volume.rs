@@ -116,7 +116,7 @@ impl<D: BlockDevice> FatVolume<D> {
     /// Reads a whole file of at most `limit` bytes into memory.
     ///
     /// # Errors
-    /// Those of [`open_file`](Self::open_file) and of the device, and [`FatError::TooLarge`].
+    /// The errors of [`open_file`](Self::open_file) and of the device, and [`FatError::TooLarge`].
     pub fn read_file(&self, path: &str, limit: u32) -> Result<Vec<u8>, FatError> {
         let mut file = self.open_file(path)?;
         // Before the memory is reserved: the size is what the volume says.

@@ -105,8 +105,8 @@ impl<D: BlockDevice> FatVolume<D> {
     /// has the file of before or the new one, whole. `progress` gets the number of bytes that were taken so far.
     ///
     /// # Errors
-    /// Those of [`write_file`](Self::write_file) and [`FatFileWriter::finish`], and those of the reader; the file is the
-    /// one of before then, unless only freeing its clusters failed.
+    /// The errors of [`write_file`](Self::write_file) and [`FatFileWriter::finish`], and those of the reader; the file
+    /// is the one of before then, unless only freeing its clusters failed.
     pub fn replace_file(
         &mut self,
         path: &str,

@@ -44,7 +44,7 @@ impl TrustAnchor {
     /// The root document that came with the program (section 5.2).
     ///
     /// # Errors
-    /// It is no root document, or its own keys did not sign it.
+    /// The document is no root document, or its own keys did not sign it.
     pub fn root(document: &[u8]) -> Result<Self, UpdateError> {
         let body = verified_root(BUILT_IN, document)?;
         let text = std::str::from_utf8(document);
@@ -225,7 +225,7 @@ impl UpdateTrust {
     /// Writes the file, so that a power cut leaves the one before or this one.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// The errors of the disk.
     pub fn save(&self, path: &Path) -> Result<(), UpdateError> {
         let name = path.display().to_string();
         let bytes = serde_json::to_vec(&self.file);

@@ -222,7 +222,7 @@ impl Guest {
     /// Answers a call. Its heartbeats end with this.
     ///
     /// # Errors
-    /// As [`Self::send`].
+    /// The errors of [`Self::send`].
     pub fn finish(
         &self,
         call: &GuestCall,

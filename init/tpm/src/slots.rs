@@ -93,7 +93,7 @@ impl<T: Read + Write> Tpm<T> {
     /// Like `add_slot_for`, for images of which only the digests are in memory.
     ///
     /// # Errors
-    /// As [`add_slot_for`](Self::add_slot_for).
+    /// The errors of [`add_slot_for`](Self::add_slot_for).
     pub fn add_slot_for_image(
         &mut self,
         open: &mut OpenAlkv,

@@ -60,7 +60,7 @@ impl FileUploads {
     /// Adds an upload, and returns its name. Must run inside a runtime.
     ///
     /// # Errors
-    /// Those of [`check_slots`](Self::check_slots).
+    /// The errors of [`check_slots`](Self::check_slots).
     pub(super) fn keep(
         self: &Arc<Self>,
         owner: &PeerId,

@@ -170,7 +170,7 @@ impl Env {
     /// Like [`invoke`](Self::invoke), with options.
     ///
     /// # Errors
-    /// As [`invoke`](Self::invoke).
+    /// The errors of [`invoke`](Self::invoke).
     pub async fn invoke_with(
         &self,
         operation: &str,
@@ -185,7 +185,7 @@ impl Env {
     /// the caller's own; binary data goes along.
     ///
     /// # Errors
-    /// As [`invoke`](Self::invoke).
+    /// The errors of [`invoke`](Self::invoke).
     pub async fn invoke_body(
         &self,
         operation: &str,
@@ -214,7 +214,7 @@ impl Env {
     /// behind it. It lives no longer than the request that this belongs to.
     ///
     /// # Errors
-    /// As [`invoke`](Self::invoke); `INVALID_OPERATION_TYPE` for what answers once.
+    /// The errors of [`invoke`](Self::invoke); `INVALID_OPERATION_TYPE` for what answers once.
     pub fn follow(
         &self,
         operation: &str,

@@ -64,7 +64,7 @@ impl SandboxSession {
     /// written step by step gets better. Running calls go on with the operation they began with.
     ///
     /// # Errors
-    /// As [`register`](Self::register), but for a name of the session's own.
+    /// The errors of [`register`](Self::register), but for a name of the session's own.
     pub fn replace(&self, registration: Registration) -> Result<(), SessionError> {
         self.add(registration, true)
     }

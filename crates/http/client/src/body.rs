@@ -69,7 +69,7 @@ impl ResponseBody {
     /// and returns whether it may have them.
     ///
     /// # Errors
-    /// The same, and [`NoRoom`](HttpError::NoRoom) once `has_capacity` refuses.
+    /// The errors of `collect_bounded`, and [`NoRoom`](HttpError::NoRoom) once `has_capacity` refuses.
     pub async fn collect_counted(
         mut self,
         max: usize,

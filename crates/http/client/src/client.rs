@@ -83,7 +83,7 @@ impl HttpClient {
     /// Like `send`, with the settings of `exchange`.
     ///
     /// # Errors
-    /// As [`HttpClient::send`].
+    /// The errors of [`HttpClient::send`].
     pub async fn send_with(
         &self,
         request: Request<Bytes>,

@@ -189,7 +189,7 @@ impl Gateway {
     /// One operation as it is registered.
     ///
     /// # Errors
-    /// As [`describe`](Self::describe).
+    /// The errors of [`describe`](Self::describe).
     pub fn find(
         &self,
         caller: &HttpCaller,

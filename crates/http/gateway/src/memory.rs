@@ -116,7 +116,7 @@ impl MemoryLease {
     /// needed.
     ///
     /// # Errors
-    /// As [`more`](Self::more).
+    /// The errors of [`more`](Self::more).
     pub fn could(&self, bytes: usize) -> Result<(), ApiError> {
         let with = |counter: &AtomicUsize, bytes| {
             let counted: usize = counter.load(Ordering::Acquire);
@@ -132,7 +132,7 @@ impl MemoryLease {
     /// and one that has run can say so.
     ///
     /// # Errors
-    /// As [`more`](Self::more).
+    /// The errors of [`more`](Self::more).
     pub fn reserve(&self) -> Result<ResponseReserve<'_>, ApiError> {
         self.more(ANSWER_BYTES_MIN)?;
         Ok(ResponseReserve {

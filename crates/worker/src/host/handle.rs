@@ -401,7 +401,7 @@ impl WorkerSession {
     /// Like [`Self::tell`], with a permit that was reserved in [`Self::descriptor_quota`].
     ///
     /// # Errors
-    /// As [`Self::tell`].
+    /// The errors of [`Self::tell`].
     pub fn tell_reserved(
         &self,
         notice: SessionNotice,
@@ -535,7 +535,7 @@ impl WorkerCall {
     /// Blocks until the result, outside of any async executor.
     ///
     /// # Errors
-    /// As for the future.
+    /// The errors of the future.
     pub fn wait(mut self) -> Result<WorkerAnswer, WorkerCallError> {
         let answer = self.answer.take();
         let answer = answer.and_then(|answer| answer.blocking_recv().ok());
