@@ -487,10 +487,7 @@ fn keep_release(
     release: &ReleaseInfo,
     at: &StageMachine<'_>,
 ) -> Result<(), UpdateRefusal> {
-    let program = KnownProgram {
-        version: release.version.clone(),
-        sha256: plan.sha256.clone(),
-    };
+    let program = KnownProgram::new(release.version.clone(), plan.sha256.clone());
     let mut known = at.known.load();
     known.put(slot, program);
     at.known.save(&known).map_err(not_noted)?;

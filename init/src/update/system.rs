@@ -575,7 +575,7 @@ impl UpdateSystem {
     /// What a TPM measures of the loader, of the program that runs and of the one that goes on trial.
     pub(crate) fn measured(&self, plan: &TrialPlan) -> Result<SystemProgram, UpdateRefusal> {
         let mut on = self.open()?;
-        programs(&mut on.disk, plan.slot, Some(plan))
+        programs(&mut on.disk, plan.slot, Some(plan), &self.known)
     }
 
     /// Like `measured`, if the program in the other slot is not wanted any more: it is the one before the last update,
@@ -588,7 +588,7 @@ impl UpdateSystem {
             return Ok(None);
         }
         let running = on.running;
-        programs(&mut on.disk, running.other(), None).map(Some)
+        programs(&mut on.disk, running.other(), None, &self.known).map(Some)
     }
 
     fn open(&self) -> Result<SystemDisk, UpdateRefusal> {

@@ -62,10 +62,7 @@ impl SlotScrub {
     /// A slot of which nothing was read.
     pub(crate) fn begin_for_tests() -> Self {
         Self {
-            expected: KnownProgram {
-                version: "1.0.0".parse().expect("a version"),
-                sha256: String::new(),
-            },
+            expected: KnownProgram::new("1.0.0".parse().expect("a version"), String::new()),
             place: (0, 0),
             hash: Sha256::new(),
             done: 0,

@@ -223,6 +223,22 @@ impl MeasuredImage {
         })
     }
 
+    /// PCR 11 after the image started, and the digests of the image and of its kernel, to be kept for a later prediction.
+    #[must_use]
+    pub fn digests(&self) -> [[u8; 32]; 3] {
+        let [image, kernel] = self.programs;
+        [self.pcr_11, image, kernel]
+    }
+
+    /// The image with these [digests](Self::digests).
+    #[must_use]
+    pub fn from_digests([pcr_11, image, kernel]: [[u8; 32]; 3]) -> Self {
+        Self {
+            pcr_11,
+            programs: [image, kernel],
+        }
+    }
+
     /// PCR 11 after its start. Two images with the same value have the same sections.
     #[must_use]
     pub fn pcr_11(&self) -> &[u8; 32] {
