@@ -69,6 +69,11 @@ impl GateBaseline {
             config_taken: [CONFIG_TAKEN, BASELINE_UNKNOWN].contains(&note.config.as_str()),
         }
     }
+
+    /// Whether a version on trial may take a blank disk for its data: there were none before it.
+    pub(crate) const fn takes_blank_disk(&self) -> bool {
+        !self.data_writable
+    }
 }
 
 /// What PID 1 sees now.

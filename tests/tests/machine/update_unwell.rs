@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use alknet_boot_state::{BootPhase, BootSlot};
-use alknet_qemu::{ConsoleMark, MachineKind, VirtioDisk, Vm, VmBuilder};
+use alknet_qemu::{ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder};
 use alknet_tests::{MachineNode, READY, TestBench};
 use serde_json::{Value, json};
 
@@ -25,8 +25,9 @@ const MEDIUM: &str = "opt/org.alknet/seed.key";
 const SEED_KEY: &str = "alknet-seed-1 27209049-2f6c-46bf-a462-c718ee429cc0 XV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV0=\n";
 /// How the boot note names what opens the vault.
 const OPENED_BY: &str = "provisioning";
-/// Leaves out the part of the kernel that shows PID 1 the medium.
+/// Leaves out the part of the kernel that shows PID 1 the medium, and the driver of the data disk.
 const NO_MEDIUM: &str = "initcall_blacklist=fw_cfg_sysfs_init";
+const NO_DATA_DISK: &str = "initcall_blacklist=ahci_pci_driver_init";
 /// A key of the configuration, and its name in a version that does not know it.
 const KEY: &str = "gpu_seconds";
 const OTHER_KEY: &str = "gpu_minutes";
@@ -45,6 +46,11 @@ fn update_that_is_unwell_returns_and_one_that_ends_after_its_gate_stays() {
     let why = unwell.returns_from(&blind);
     let waited = "it was not confirmed in time: it waited for";
     let vault = format!("{waited} the vault, which was open before the update");
+    assert!(why.starts_with(&vault), "{why}");
+
+    // The boot disk has a blank data partition, of which this version could make another node.
+    let lost = changed(&first, SECOND, NO_DATA_DISK, &[]);
+    let why = unwell.returns_from(&lost);
     assert!(why.starts_with(&vault), "{why}");
 
     // It serves, and the configuration alone keeps the gate closed.
@@ -103,7 +109,10 @@ impl UnwellUpdate {
 
     fn builder(&self) -> VmBuilder {
         let disk = VirtioDisk::file(self.disk.path());
-        machine(MachineKind::Q35, disk, &self.config).fw_cfg(MEDIUM, SEED_KEY)
+        let data = VirtioDisk::file(self.bench.data()).data();
+        machine(MachineKind::Q35, disk, &self.config)
+            .disk(data.on(DiskController::Ahci))
+            .fw_cfg(MEDIUM, SEED_KEY)
     }
 
     /// Starts the last try of a version with a quick clock.
