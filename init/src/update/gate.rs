@@ -437,6 +437,7 @@ mod tests {
             ..BASE
         };
         assert_eq!(GateBaseline::from_note(None), unknown);
+        assert!(!unknown.takes_blank_disk());
         let text = alknet_boot_state::NoteText::new;
         let mut note = BootNote::new(alknet_boot_state::BootSlot::B);
         note.vault = text("tpm2");
@@ -453,6 +454,7 @@ mod tests {
         let found = GateBaseline::from_note(Some(&note));
         assert_eq!(found.vault, VaultBaseline::NotOpen);
         assert!(!found.data_writable && !found.config_taken);
+        assert!(found.takes_blank_disk());
     }
 
     #[test]
