@@ -182,6 +182,19 @@ impl MachineUpdate {
         self.gate.is_some()
     }
 
+    /// Whether a blank disk may become this machine's data, see [`UpdateStart::takes_blank_disk`].
+    pub(super) fn takes_blank_disk(&self) -> bool {
+        !self.is_trial() || GateBaseline::from_note(self.note.as_ref()).takes_blank_disk()
+    }
+
+    /// The data of this machine are erased, so a version on trial needs none of what was before it.
+    pub(super) fn forget_baseline(&mut self) {
+        if let Some(note) = &mut self.note {
+            (note.vault, note.data) = (NoteText::new("absent"), NoteText::EMPTY);
+            note.config = NoteText::EMPTY;
+        }
+    }
+
     /// Whether a thread has the boot partition for a bundle.
     pub(super) fn is_staging(&self) -> bool {
         self.staging.is_some()

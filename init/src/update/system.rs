@@ -18,7 +18,7 @@ use super::boot_partitions::{self, BootPartitions, BootPartitionsError};
 use super::direct::DirectDevice;
 use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
-use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN};
+use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN, GateBaseline};
 use super::judge::{StartKind, StartReport, judge};
 use super::known::{self, KnownStore};
 use super::left::{self, LeftVersions};
@@ -91,6 +91,15 @@ impl UpdateStart {
             report,
             note: note.flatten(),
         }
+    }
+
+    /// Whether a blank disk may become this machine's data. On trial it may not if the version before had its data
+    /// open: they are on another disk, which this version does not find, and with new data the machine would be another
+    /// node.
+    pub(crate) fn takes_blank_disk(&self) -> bool {
+        let is_trial = |report: &StartReport| report.kind == StartKind::Trial;
+        let is_trial = self.report.as_ref().is_some_and(is_trial);
+        !is_trial || GateBaseline::from_note(self.note.as_ref()).takes_blank_disk()
     }
 
     /// Looks again for a disk that was not there.

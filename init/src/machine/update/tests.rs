@@ -12,6 +12,7 @@ use crate::control::{
 };
 use crate::data;
 use crate::machine::tests::machine;
+use crate::shutdown::Shutdown;
 use crate::update::{BundleFrameReader, GateVault, UpdateLook};
 use crate::vault::{UnlockPrompt, VaultWait};
 
@@ -53,6 +54,23 @@ fn a_configuration_that_only_the_version_before_took_keeps_the_gate_closed() {
     assert!(machine.gate_view().config_taken);
     machine.settings = settings::tests::of_cloud(None);
     assert!(!machine.gate_view().config_taken);
+}
+
+/// A blank disk may be another one than that with the data, which the version on trial does not find.
+#[tokio::test]
+async fn a_version_on_trial_takes_a_blank_disk_only_after_a_reset() {
+    let mut machine = machine();
+    assert!(machine.update.takes_blank_disk());
+    trial(&mut machine, "none");
+    assert!(!machine.update.takes_blank_disk());
+    // A real shutdown would restart this host.
+    machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    machine.vault_at = Some(disk.path().to_owned());
+    machine.factory_reset(0);
+    assert!(machine.update.takes_blank_disk());
+    let note = machine.update.note.expect("a trial");
+    assert_eq!((note.vault.as_str(), note.config.as_str()), ("absent", ""));
 }
 
 #[test]
