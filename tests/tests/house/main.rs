@@ -2,6 +2,7 @@
 
 mod architecture;
 mod arguments;
+mod campaigns;
 mod comments;
 mod comparison;
 mod decisions;

@@ -387,7 +387,7 @@ fn the_numbers_of_the_promises_are_those_of_the_code() {
 }
 
 /// Numbers of a text, each with how many decimals it has. `2,041` is one number.
-fn numbers(text: &str) -> Vec<(f64, usize)> {
+pub(super) fn numbers(text: &str) -> Vec<(f64, usize)> {
     let bytes = text.as_bytes();
     let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
     let mut found = Vec::new();
