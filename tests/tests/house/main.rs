@@ -2,6 +2,7 @@
 
 mod architecture;
 mod arguments;
+mod audit;
 mod campaigns;
 mod comments;
 mod comparison;

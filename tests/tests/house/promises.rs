@@ -63,7 +63,7 @@ pub(super) fn tables(page: &str) -> BTreeMap<String, Vec<Vec<String>>> {
 }
 
 /// Rows of the table of attacks, without its heading.
-fn attacks() -> Vec<Vec<String>> {
+pub(super) fn attacks() -> Vec<Vec<String>> {
     let attacks = tables(&page("security.md")).remove("Attacks that worked once");
     let mut attacks = attacks.expect("the table");
     attacks.retain(|row| row[0] != "attack");
@@ -192,7 +192,7 @@ fn has_test(path: &Path) -> bool {
 }
 
 /// `file`: `test`, `test`; `file`: `test`.
-fn assert_tests_exist(promise: &str, tests: &str) {
+pub(super) fn assert_tests_exist(promise: &str, tests: &str) {
     let mut source = None;
     let mut count = 0;
     for word in quoted(tests) {
@@ -273,11 +273,14 @@ fn rows_of_attacks(
     rows.iter().filter(|row| row[0] != "test")
 }
 
+/// Whether a file has tests that start the program, and belong to no crate of its parts.
+pub(super) fn is_outside(file: &str) -> bool {
+    file.starts_with("tests/tests/") && !file.starts_with("tests/tests/house/")
+}
+
 /// What an attacker can do from outside is tested from outside.
 #[test]
 fn attacks_that_are_tested_in_one_crate_say_why() {
-    let is_outside =
-        |word: &str| word.starts_with("tests/tests/") && !word.starts_with("tests/tests/house/");
     let mut inside = 0;
     let attacks = attacks();
     for row in &attacks {
