@@ -37,6 +37,31 @@ impl Drop for ScheduledStart {
     }
 }
 
+/// The start that a caller may have.
+pub(super) struct StartWish {
+    /// SHA-256 of the program that has to be staged, in hex; `None` for whatever is staged.
+    pub(super) sha256: Option<String>,
+    /// Whether PID 1 counts the start.
+    pub(super) limited: bool,
+    /// Whether no administrator asks for it, but the machine itself or a hub.
+    pub(super) unasked: bool,
+}
+
+impl StartWish {
+    fn request(self) -> UpdateRequest {
+        let Self {
+            sha256,
+            limited,
+            unasked,
+        } = self;
+        UpdateRequest::Apply {
+            sha256,
+            limited,
+            unasked,
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct UpdateApplyInput {
@@ -72,14 +97,14 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
                 true => UpdateApplyInput::default(),
                 false => input.parse()?,
             };
-            let sha256 = updates.startable(&ctx, &input)?;
+            let wish = updates.startable(&ctx, &input)?;
             let by = caller(&ctx);
             match input.at {
                 None => {
-                    updates.start(&by, sha256, is_limited(&ctx)).await?;
+                    updates.start(&by, wish).await?;
                     Ok(json!({ "restarts": true }))
                 }
-                Some(at) => updates.start_at(at, sha256, by, is_limited(&ctx)),
+                Some(at) => updates.start_at(at, wish, by),
             }
         }
     });
@@ -150,14 +175,8 @@ impl NodeUpdates {
     }
 
     /// Starts the version that waits, if it is the program with this SHA-256.
-    pub(super) async fn start(
-        &self,
-        by: &str,
-        sha256: Option<String>,
-        limited: bool,
-    ) -> Result<(), CallError> {
-        let wish = UpdateRequest::Apply { sha256, limited };
-        self.wish(wish, by).await?;
+    pub(super) async fn start(&self, by: &str, wish: StartWish) -> Result<(), CallError> {
+        self.wish(wish.request(), by).await?;
         // Only now: a start that PID 1 refused takes no moment away.
         drop(self.scheduled().take());
         self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
@@ -165,11 +184,16 @@ impl NodeUpdates {
         Ok(())
     }
 
-    /// The SHA-256 of the program that the caller may start; `None` for whatever is staged. A hub that may only offer
-    /// starts what it has sent itself, at once, and no version that an administrator staged.
-    fn startable(&self, ctx: &Ctx, input: &UpdateApplyInput) -> Result<Option<String>, CallError> {
+    /// The start that the caller may have. A hub that may only offer starts what it has sent itself, at once, and no
+    /// version that an administrator staged. PID 1 refuses such a start if it needs a person at the machine.
+    fn startable(&self, ctx: &Ctx, input: &UpdateApplyInput) -> Result<StartWish, CallError> {
+        let wish = |sha256, unasked| StartWish {
+            sha256,
+            limited: is_limited(ctx),
+            unasked,
+        };
         if may(ctx, APPLY_SCOPE) {
-            return Ok(input.sha256.clone());
+            return Ok(wish(input.sha256.clone(), false));
         }
         let forbidden = |text: &str| Err(CallError::new(ErrorCode::Forbidden, text));
         if input.at.is_some() {
@@ -183,7 +207,7 @@ impl NodeUpdates {
             .staged_by()
             .is_some_and(|owner| owner == who);
         match staged.filter(|_| is_own) {
-            Some(plan) => Ok(Some(plan.sha256)),
+            Some(plan) => Ok(wish(Some(plan.sha256), true)),
             None => {
                 forbidden("you may start only a version that you have sent since this node started")
             }
@@ -216,13 +240,7 @@ impl NodeUpdates {
         }
     }
 
-    fn start_at(
-        &self,
-        at: Timestamp,
-        wanted: Option<String>,
-        by: String,
-        limited: bool,
-    ) -> Result<Value, CallError> {
+    fn start_at(&self, at: Timestamp, wish: StartWish, by: String) -> Result<Value, CallError> {
         let conflict = |code: &str, text: &str| {
             let details = json!({ "code": code, "text": text });
             CallError::new(ErrorCode::Conflict, text).with_details(details)
@@ -237,7 +255,7 @@ impl NodeUpdates {
             let text = "no version waits to be started: send one first";
             conflict("nothing-staged", text)
         })?;
-        if wanted.is_some_and(|wanted| wanted != staged) {
+        if wish.sha256.is_some_and(|wanted| wanted != staged) {
             let text = "another version is staged than the one that is to start";
             return Err(conflict("other-staged", text));
         }
@@ -246,11 +264,12 @@ impl NodeUpdates {
             return Err(CallError::invalid_input(text));
         }
         let updates = self.clone();
-        let wish = UpdateRequest::Apply {
+        let wish = StartWish {
             sha256: Some(staged.clone()),
-            limited,
+            ..wish
         };
-        let task = tokio::spawn(async move { updates.wait_and_start(at, wish, by).await });
+        let task =
+            tokio::spawn(async move { updates.wait_and_start(at, wish.request(), by).await });
         let scheduled = ScheduledStart {
             at,
             sha256: staged,

@@ -80,7 +80,22 @@ impl InitMachine {
                 });
             }
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
-            (UpdateRequest::Apply { sha256, limited }, None) => {
+            (UpdateRequest::Apply { unasked: true, .. }, None)
+                if self.keeper.needs_person().is_some() =>
+            {
+                let what = self.keeper.needs_person().unwrap_or_default();
+                let text = format!(
+                    "after the restart a person has to open the vault ({what}): an administrator starts this version"
+                );
+                let refusal = UpdateRefusal::new(RefusalCode::NeedsPerson, text);
+                self.answer(&ticket, refused(&refusal));
+            }
+            (
+                UpdateRequest::Apply {
+                    sha256, limited, ..
+                },
+                None,
+            ) => {
                 self.begin_trial(ticket, TrialOf::Staged(sha256), limited);
             }
             (UpdateRequest::Rollback { limited }, None) => {

@@ -99,6 +99,7 @@ async fn at_its_moment_the_program_is_named() {
     let expected = UpdateRequest::Apply {
         sha256: Some("a1".to_owned()),
         limited: false,
+        unasked: false,
     };
     assert_eq!(asked.await.expect("it starts"), expected);
 }
@@ -167,6 +168,7 @@ async fn starts_of_a_client_are_counted() {
                 UpdateRequest::Apply {
                     sha256: None,
                     limited,
+                    unasked: false,
                 },
             ),
             ("update/rollback", UpdateRequest::Rollback { limited }),

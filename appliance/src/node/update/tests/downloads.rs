@@ -170,6 +170,7 @@ async fn a_machine_follows_its_channel_by_itself() {
         UpdateRequest::Apply {
             sha256: Some(plan().sha256),
             limited: true,
+            unasked: true,
         }
     );
     let count = bench.requests().len();
