@@ -12,7 +12,10 @@ use tokio::task::AbortHandle;
 
 use super::read::other_kind;
 use super::refusal::refused;
-use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, may, owner};
+use super::{
+    ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, from_hub_itself, may,
+    owner,
+};
 use crate::node::ops::{caller, empty_input};
 
 /// How far ahead a start may be asked for, in seconds: 30 days.
@@ -92,6 +95,9 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
+            if !may(&ctx, APPLY_SCOPE) {
+                from_hub_itself(&ctx)?;
+            }
             updates.link_check()?;
             let input = match input.is_null() {
                 true => UpdateApplyInput::default(),

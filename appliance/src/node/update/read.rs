@@ -127,11 +127,10 @@ impl NodeUpdates {
     fn shown(&self, ctx: &Ctx) -> Value {
         let facts = self.0.facts.load();
         let mut answer = facts_shown(&facts.update);
-        let who = ctx.identity().map(|who| who.id.to_string());
-        let who = who.as_deref().unwrap_or_default();
+        let who = owner(ctx).unwrap_or_default();
         let session = self.0.sessions.current();
         answer["session"] = session.map_or(Value::Null, |it| {
-            session_shown(&it, who, facts.update.writing)
+            session_shown(&it, &who, facts.update.writing)
         });
         let ended = self.0.sessions.ended();
         answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
