@@ -27,6 +27,7 @@ use super::reload::Reloader;
 use act::ScheduledStart;
 use auto::AutoMemory;
 use download::BundleDownloader;
+use read::LastCheck;
 use session::{StagingPace, StagingSessions};
 
 pub(crate) use link::{UpdateLink, UpdateStream};
@@ -60,6 +61,8 @@ struct NodeUpdatesInner {
     /// The start that an administrator asked for.
     scheduled: Mutex<Option<ScheduledStart>>,
     auto: Mutex<AutoMemory>,
+    /// The last check of the channel for a caller that may only read.
+    check: tokio::sync::Mutex<Option<LastCheck>>,
     attempts: UpdateAttempts,
 }
 
@@ -107,6 +110,7 @@ impl NodeUpdates {
             clock,
             scheduled: Mutex::default(),
             auto: Mutex::default(),
+            check: tokio::sync::Mutex::default(),
             attempts: UpdateAttempts::default(),
         }))
     }
