@@ -31,6 +31,9 @@ pub(super) struct ScheduledStart {
     at: Timestamp,
     /// SHA-256 of the program that it is for, in hex.
     sha256: String,
+    by: String,
+    /// Whether the caller that set it is no administrator.
+    limited: bool,
     task: AbortHandle,
 }
 
@@ -269,20 +272,36 @@ impl NodeUpdates {
             let text = "the moment is in the past, or more than 30 days ahead";
             return Err(CallError::invalid_input(text));
         }
+        let mut scheduled = self.scheduled();
+        // One start at a time: a later wish takes the place of an earlier one. Of an administrator's only if it is one, too:
+        // an update that an administrator has planned must not wait for another month.
+        let before = scheduled.as_ref().filter(|it| it.sha256 == staged);
+        if let Some(before) = before {
+            if wish.limited && !before.limited {
+                let text = format!(
+                    "an administrator ({}) has set the start to {}: only an administrator changes it",
+                    before.by, before.at
+                );
+                return Err(conflict("scheduled", &text));
+            }
+            tracing::info!(by, %at, before = %before.at, set_by = before.by, "update.apply moves a start");
+        }
         let updates = self.clone();
         let wish = StartWish {
             sha256: Some(staged.clone()),
             ..wish
         };
+        let limited = wish.limited;
+        let setter = by.clone();
         let task =
             tokio::spawn(async move { updates.wait_and_start(at, wish.request(), by).await });
-        let scheduled = ScheduledStart {
+        *scheduled = Some(ScheduledStart {
             at,
             sha256: staged,
+            by: setter,
+            limited,
             task: task.abort_handle(),
-        };
-        // One start at a time: a later wish takes the place of an earlier one.
-        *self.scheduled() = Some(scheduled);
+        });
         Ok(json!({ "scheduled": at.to_string() }))
     }
 
