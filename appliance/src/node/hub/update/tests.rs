@@ -235,10 +235,10 @@ impl RolloutBench {
         // Of three pieces.
         let bundle = bundle::tests::unsigned(VERSION, &vec![5; 2 * PIECE_BYTES_MAX + 100]);
         let store = HubBundleStore::open(dir.path().to_owned());
-        store.begin(bundle.len() as u64).expect("a length");
+        store.begin("admin", bundle.len() as u64).expect("a length");
         for (n, piece) in bundle.chunks(PIECE_BYTES_MAX).enumerate() {
             store
-                .write((n * PIECE_BYTES_MAX) as u64, piece)
+                .write("admin", (n * PIECE_BYTES_MAX) as u64, piece)
                 .expect("a piece");
         }
         Self { dir, bundle }
