@@ -9,6 +9,7 @@ use super::{
     InitMachine, MachineEvent, OpenRequest, PASSPHRASE, PIN, QueuedBundle, StagingBundle,
     UpdateEvent, UpdateTicket,
 };
+use crate::child::BUNDLE_SILENT_MAX;
 use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
 use crate::facts::ClockState;
@@ -215,7 +216,8 @@ impl InitMachine {
             dry_run: order.dry_run,
         });
         self.update.progress_at = now;
-        let mut frames = BundleFrameReader::new(stream, order.bytes, progress);
+        let frames = BundleFrameReader::new(stream, order.bytes, progress);
+        let mut frames = frames.with_silence(BUNDLE_SILENT_MAX);
         let (system, anchor) = (self.update.system.clone(), self.anchor());
         let is_time_known = matches!(
             self.facts.clock,
