@@ -24,9 +24,10 @@ pub(super) const UPLOAD_IDLE: Duration = Duration::from_secs(600);
 const DISK_PART: u64 = 4;
 /// What they may have of a small one: two bundles with whole programs.
 const SMALL_DISK_BYTES: u64 = 96 << 20;
-/// The part of the file system that is still free once an upload is complete: without room for the node's own files no
-/// administrator can take rights away.
+/// The part of the file system that is still free once an upload is complete, and how much of a large one: without room
+/// for the node's own files no administrator can take rights away.
 const FREE_PART: u64 = 8;
+const FREE_BYTES: u64 = 64 << 20;
 /// The bundle.
 const BUNDLE_FILE: &str = "bundle.tar";
 /// The bundle while it is uploaded.
@@ -122,7 +123,8 @@ impl BundleDisk {
     fn has_room(self, upload: u64, kept: u64) -> bool {
         let most = (self.bytes / DISK_PART).max(SMALL_DISK_BYTES);
         let left = self.free.saturating_sub(upload);
-        upload.saturating_add(kept) <= most && left >= self.bytes / FREE_PART
+        let reserve = (self.bytes / FREE_PART).min(FREE_BYTES);
+        upload.saturating_add(kept) <= most && left >= reserve
     }
 }
 
@@ -420,7 +422,9 @@ pub(super) mod tests {
             (disk(128, 120), 60, 42, false),
             (disk(1024, 1000), 200, 42, true),
             (disk(1024, 1000), 220, 42, false),
-            (disk(1024, 160), 42, 42, false),
+            (disk(1024, 110), 42, 42, true),
+            (disk(1024, 100), 42, 42, false),
+            (disk(1 << 20, 1 << 10), 42, 42, true),
             (disk(1024, 100), 512, 0, false),
         ] {
             assert_eq!(
