@@ -156,6 +156,9 @@ pub enum UpdateRequest {
         /// The caller is no administrator, and starts only so many versions in an hour.
         #[serde(default)]
         limited: bool,
+        /// No administrator asks for this start, but the machine itself or a hub: a start that needs a person is refused.
+        #[serde(default)]
+        unasked: bool,
     },
     /// Makes the version on trial the good one without waiting for the health gate.
     Confirm,

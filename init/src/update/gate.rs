@@ -81,7 +81,7 @@ impl GateBaseline {
 pub(crate) struct GateView {
     /// Whether the node serves its port.
     pub(crate) serves: bool,
-    /// Whether its last answer to a question about its health was good.
+    /// Whether it is well by its last answers about its health.
     pub(crate) is_well: bool,
     /// Number of the node's life: another one means that it was restarted.
     pub(crate) life: u64,

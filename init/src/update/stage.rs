@@ -233,13 +233,16 @@ fn verify<R: Read>(
     bundle: &mut BundleReader<R>,
     at: &StageMachine<'_>,
 ) -> Result<VerifiedTargets, UpdateRefusal> {
-    let trust = at.trust.load(at.anchor)?;
-    let (trust, verified) = trust.refresh(at.clock).run(bundle);
-    // Also after a failure: a new root revokes stolen keys whatever is wrong behind it.
-    at.trust.save(&trust).map_err(|error| {
-        let text = format_args!("what the machine trusts cannot be kept: {error}; free space on the data disk, or replace it");
-        UpdateRefusal::new(RefusalCode::Disk, text)
-    })?;
+    let before = at.trust.load(at.anchor)?;
+    let (trust, verified) = before.clone().refresh(at.clock).run(bundle);
+    // Also after a failure: a new root revokes stolen keys whatever is wrong behind it. And only then if there is something
+    // new: callers that may only read can have the same metadata verified again and again.
+    if trust.is_to_save(&before) {
+        at.trust.save(&trust).map_err(|error| {
+            let text = format_args!("what the machine trusts cannot be kept: {error}; free space on the data disk, or replace it");
+            UpdateRefusal::new(RefusalCode::Disk, text)
+        })?;
+    }
     if at.trust.is_volatile() {
         at.log.warn(
             "what this machine has seen of update metadata is kept in memory: a restart forgets it, and the floor with it",

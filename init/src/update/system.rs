@@ -147,10 +147,10 @@ pub(crate) struct TrialRequest {
 }
 
 /// The opened disk. While it is open, no other part of PID 1 mounts volumes.
-struct SystemDisk {
+struct SystemDisk<M = MutexGuard<'static, ()>> {
     running: BootSlot,
     disk: SlotDisk<DirectDevice>,
-    _media: MutexGuard<'static, ()>,
+    _media: M,
 }
 
 impl UpdateSystem {
@@ -373,7 +373,7 @@ impl UpdateSystem {
         self.note_running();
         // What the version that runs still owes would be lost.
         self.settle(anchor);
-        let mut on = self.open()?;
+        let mut on = self.open_with(|| media::for_staging(frames.progress()))?;
         let machine = StageMachine {
             running: on.running,
             version: &self.version,
@@ -601,13 +601,18 @@ impl UpdateSystem {
     }
 
     fn open(&self) -> Result<SystemDisk, UpdateRefusal> {
+        self.open_with(media::in_turn)
+    }
+
+    /// The same with the media that `media` waits for.
+    fn open_with<M>(&self, media: impl FnOnce() -> M) -> Result<SystemDisk<M>, UpdateRefusal> {
         let partitions = self.partitions.clone()?;
         let running = self.running.ok_or_else(|| {
             UpdateRefusal::no_slots(
                 "it was not started from a boot slot, but by a hypervisor, from a CD or over the network",
             )
         })?;
-        let media = media::alone();
+        let media = media();
         Ok(SystemDisk {
             running,
             disk: SlotDisk::open(&partitions)?,

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::NodeUpdates;
+use super::act::StartOrder;
 use super::download::planned;
 use super::refusal::is_about_delta;
 use super::schedule::{AutoStep, AutoView, step};
@@ -123,7 +124,12 @@ impl NodeUpdates {
     /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
     async fn start_own(&self) -> Result<(), CallError> {
         let found = self.auto().found.as_ref().map(|plan| plan.sha256.clone());
-        self.start(BY, found, true).await
+        let order = StartOrder {
+            sha256: found,
+            limited: true,
+            unasked: true,
+        };
+        self.start(BY, order).await
     }
 
     /// Asks the channel what it has.

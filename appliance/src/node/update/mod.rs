@@ -27,6 +27,7 @@ use super::reload::Reloader;
 use act::ScheduledStart;
 use auto::AutoMemory;
 use download::BundleDownloader;
+use read::LastCheck;
 use session::{StagingPace, StagingSessions};
 
 pub(crate) use init_client::{UpdateClient, UpdateStream};
@@ -60,6 +61,8 @@ struct NodeUpdatesInner {
     /// The start that an administrator asked for.
     scheduled: Mutex<Option<ScheduledStart>>,
     auto: Mutex<AutoMemory>,
+    /// The last check of the channel for a caller that may only read.
+    check: tokio::sync::Mutex<Option<LastCheck>>,
     attempts: UpdateAttempts,
 }
 
@@ -107,6 +110,7 @@ impl NodeUpdates {
             clock,
             scheduled: Mutex::default(),
             auto: Mutex::default(),
+            check: tokio::sync::Mutex::default(),
             attempts: UpdateAttempts::default(),
         }))
     }
@@ -180,10 +184,27 @@ fn may(ctx: &Ctx, scope: &str) -> bool {
     who.is_some_and(|who| who.scopes.allows(scope) || who.scopes.allows(ADMIN_SCOPE))
 }
 
-/// The name by which a session knows its caller.
+/// The name by which a session knows its caller. A hub has another one for what it passes on, so that its clients have no
+/// part in its own sessions.
 fn owner(ctx: &Ctx) -> Result<String, CallError> {
     // The access rule refuses callers without an identity, so this does not fail.
-    Ok(ctx.identity().ok_or_else(no_identity)?.id.to_string())
+    let id = &ctx.identity().ok_or_else(no_identity)?.id;
+    Ok(match ctx.is_forwarded() {
+        false => id.to_string(),
+        true => format!("{id}, for its clients"),
+    })
+}
+
+/// Refuses a call that a hub passes on by a right of its own: `hub/update` asks more of the hub's clients than
+/// `hub/invoke` does.
+fn from_hub_itself(ctx: &Ctx) -> Result<(), CallError> {
+    match ctx.is_forwarded() {
+        false => Ok(()),
+        true => Err(CallError::new(
+            ErrorCode::Forbidden,
+            "update:offer is for the hub itself, and not for its clients: use hub/update there",
+        )),
+    }
 }
 
 /// Refuses a call that an operation or a script makes for its caller: an update outlives the call.

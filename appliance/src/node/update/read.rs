@@ -1,17 +1,29 @@
 //! `update/status`, `update/check` and `update/log`.
 
+use std::time::Duration;
+
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_init::control::{UpdateAnswer, UpdateFacts, UpdateRequest};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::download::planned;
-use super::session::{EndedStaging, StagingOutcome, StagingSession};
+use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
 use super::stage::{DownloadRequest, STAGE_TIMEOUT_MS};
-use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, owner, plan_schema};
+use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, may, owner, plan_schema};
 use crate::node::ops::{caller, empty_input};
 
 /// Why PID 1 does not say how the boot slots stand in the first moments of a machine.
 const NOT_READ_YET: &str = "the machine has not read its boot slots yet";
+
+/// How often callers that may only read can have the channel checked.
+const CHECK_PERIOD: Duration = Duration::from_secs(60);
+
+/// A check of the channel.
+pub(super) struct LastCheck {
+    began: Instant,
+    answer: Option<Result<Value, CallError>>,
+}
 
 /// `update/status`
 pub(super) fn status(updates: NodeUpdates) -> Registration {
@@ -74,7 +86,10 @@ pub(super) fn check(updates: NodeUpdates) -> Registration {
         async move {
             direct(&ctx)?;
             let (owner, by) = (owner(&ctx)?, caller(&ctx));
-            updates.checked(owner, by).await
+            match may(&ctx, STAGE_SCOPE) {
+                true => updates.checked(owner, by).await,
+                false => updates.checked_lately(owner, by).await,
+            }
         }
     });
     Registration::new(spec, handler)
@@ -127,11 +142,10 @@ impl NodeUpdates {
     fn shown(&self, ctx: &Ctx) -> Value {
         let facts = self.0.facts.load();
         let mut answer = facts_shown(&facts.update);
-        let who = ctx.identity().map(|who| who.id.to_string());
-        let who = who.as_deref().unwrap_or_default();
+        let who = owner(ctx).unwrap_or_default();
         let session = self.0.sessions.current();
         answer["session"] = session.map_or(Value::Null, |it| {
-            session_shown(&it, who, facts.update.writing)
+            session_shown(&it, &who, facts.update.writing)
         });
         let ended = self.0.sessions.ended();
         answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
@@ -148,6 +162,28 @@ impl NodeUpdates {
         staged.filter(|plan| {
             facts.state == "staged" && facts.other_version.as_deref() == Some(plan.to.as_str())
         })
+    }
+
+    /// The same for a caller that may only read: within [`CHECK_PERIOD`] all such callers get one answer. Each check has
+    /// the one session, downloads, and makes PID 1 verify.
+    async fn checked_lately(&self, owner: String, by: String) -> Result<Value, CallError> {
+        let mut last = self.0.check.lock().await;
+        if let Some(last) = last.as_ref().filter(|it| it.began.elapsed() < CHECK_PERIOD) {
+            let answer = last.answer.clone();
+            // Its caller left before there was an answer.
+            return answer.unwrap_or_else(|| Err(StagingError::Busy.into()));
+        }
+        let began = Instant::now();
+        *last = Some(LastCheck {
+            began,
+            answer: None,
+        });
+        let answer = self.checked(owner, by).await;
+        *last = Some(LastCheck {
+            began,
+            answer: Some(answer.clone()),
+        });
+        answer
     }
 
     /// Asks the channel, and PID 1 about what it has.

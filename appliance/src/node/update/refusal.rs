@@ -7,13 +7,14 @@ use super::download::DownloadError;
 use super::init_client::UpdateClientError;
 use super::session::{StagingError, StagingOutcome};
 
-/// Refusals of PID 1 that are about who may bring this version: its signatures, its age and its place in the order of
-/// versions.
-const FORBIDDEN: [&str; 9] = [
+/// Refusals of PID 1 that are about who may bring or start this version: its signatures, its age, its place in the order
+/// of versions, and what its start needs.
+const FORBIDDEN: [&str; 10] = [
     "below-floor",
     "downgrade",
     "expired",
     "left",
+    "needs-person",
     "no-keys",
     "rollback",
     "signature",

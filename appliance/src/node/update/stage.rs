@@ -15,8 +15,8 @@ use super::session::{
     BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingRequest, StagingSession,
 };
 use super::{
-    ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes, may,
-    owner, plan_schema,
+    ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes,
+    from_hub_itself, may, owner, plan_schema,
 };
 use crate::node::ops::{caller, empty_input};
 
@@ -104,6 +104,9 @@ pub(super) fn write(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
+            if !may(&ctx, STAGE_SCOPE) {
+                from_hub_itself(&ctx)?;
+            }
             updates.check_init()?;
             let owner = owner(&ctx)?;
             let fields: WriteInput = input.parse()?;
@@ -466,6 +469,7 @@ impl NodeUpdates {
     /// A hub has a bundle. Its permission is the scope, which `[[join]] update` gives it.
     async fn answer_offer(&self, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
         direct(ctx)?;
+        from_hub_itself(ctx)?;
         self.check_init()?;
         let input: OfferInput = input.parse()?;
         let facts = self.0.facts.load_full();

@@ -9,6 +9,7 @@ use super::{
     InitMachine, MachineEvent, OpenRequest, PASSPHRASE, PIN, QueuedBundle, StagingBundle,
     UpdateEvent, UpdateTicket,
 };
+use crate::child::BUNDLE_SILENT_MAX;
 use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
 use crate::facts::ClockState;
@@ -80,7 +81,22 @@ impl InitMachine {
                 });
             }
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
-            (UpdateRequest::Apply { sha256, limited }, None) => {
+            (UpdateRequest::Apply { unasked: true, .. }, None)
+                if self.keeper.needs_person().is_some() =>
+            {
+                let what = self.keeper.needs_person().unwrap_or_default();
+                let text = format!(
+                    "after the restart a person has to open the vault ({what}): an administrator starts this version"
+                );
+                let refusal = UpdateRefusal::new(RefusalCode::NeedsPerson, text);
+                self.answer(&ticket, refused(&refusal));
+            }
+            (
+                UpdateRequest::Apply {
+                    sha256, limited, ..
+                },
+                None,
+            ) => {
                 self.begin_trial(ticket, TrialOf::Staged(sha256), limited);
             }
             (UpdateRequest::Rollback { limited }, None) => {
@@ -200,7 +216,8 @@ impl InitMachine {
             dry_run: order.dry_run,
         });
         self.update.progress_at = now;
-        let mut frames = BundleFrameReader::new(stream, order.bytes, progress);
+        let frames = BundleFrameReader::new(stream, order.bytes, progress);
+        let mut frames = frames.with_silence(BUNDLE_SILENT_MAX);
         let (system, anchor) = (self.update.system.clone(), self.anchor());
         let is_time_known = matches!(
             self.facts.clock,

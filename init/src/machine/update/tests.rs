@@ -359,14 +359,14 @@ fn a_version_below_the_floor_that_runs_is_a_problem() {
     }
 }
 
-/// A vault that only a TPM opens without a person, on a disk.
-fn sealed_machine() -> (tempfile::TempDir, InitMachine) {
+/// A vault on a disk that only a TPM opens, with a PIN or without a person.
+fn sealed_machine(pin: bool) -> (tempfile::TempDir, InitMachine) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let disk = dir.path().join("disk");
     let file = std::fs::File::create_new(&disk).expect("a new file");
     let bytes = alknet_sealed::limits::DATA_AT;
     file.set_len(bytes).expect("a sparse file");
-    let params = Tpm2Params::new(vec![1], vec![2], vec![11], [3; 32], false);
+    let params = Tpm2Params::new(vec![1], vec![2], vec![11], [3; 32], pin);
     let params = params.expect("within bounds");
     let kek = Kek::copy_of(&[4; 32]);
     let vault = NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0);
@@ -375,19 +375,39 @@ fn sealed_machine() -> (tempfile::TempDir, InitMachine) {
     let mut machine = machine();
     machine.vault_at = Some(disk);
     machine.state_dir = dir.path().to_owned();
-    (dir, machine)
-}
-
-/// The vault would wait for a person at the next start.
-#[test]
-fn a_version_does_not_go_on_trial_while_the_vault_of_the_tpm_is_locked() {
-    let (_dir, machine) = sealed_machine();
     machine.keeper.lock();
     machine.keeper.forget();
     machine.keeper.note(&{
         let found = data::copies(machine.vault_at.as_deref().expect("a disk")).load();
         found.expect("readable").expect("a vault").newest
     });
+    (dir, machine)
+}
+
+/// A hub offers the update, and the machine would be closed after the restart until a person comes.
+#[tokio::test]
+async fn a_start_that_needs_a_person_is_for_an_administrator() {
+    for (pin, unasked, begins) in [
+        (true, true, false),
+        (true, false, true),
+        (false, true, true),
+    ] {
+        let (_dir, mut machine) = sealed_machine(pin);
+        let start = UpdateRequest::Apply {
+            sha256: None,
+            limited: true,
+            unasked,
+        };
+        machine.update_request(1, start, "a hub".to_owned(), 0);
+        assert_eq!(machine.update.request.is_some(), begins, "{pin} {unasked}");
+        assert_eq!(machine.working, begins, "{pin} {unasked}");
+    }
+}
+
+/// The vault would wait for a person at the next start.
+#[test]
+fn a_version_does_not_go_on_trial_while_the_vault_of_the_tpm_is_locked() {
+    let (_dir, machine) = sealed_machine(false);
     machine.keeper.lock();
     let place = machine.trial_vault();
     let unused = || Err(UpdateRefusal::failed());

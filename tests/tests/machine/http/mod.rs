@@ -30,7 +30,8 @@ use unread::UnreadResponses;
 type Machine = WebNode<MachineNode>;
 
 /// The configuration makes `node/info` a tool of its own for models, and lets pages of one site call. The static site
-/// is the whole image: the data partition is sealed, so the test can put no file there.
+/// is the whole image: the data partition is sealed, so the test can put no file there. It answers under `localhost`, and
+/// the page at the address.
 const DOCUMENT: &str = "[http]\nenabled = true\nsite = \"/\"\npage = true\n\
                         [http.mcp]\ntools = [\"node/info\"]\n\
                         [http.cors]\norigins = [\"https://app.example.org\"]\n";

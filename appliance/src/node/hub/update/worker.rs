@@ -71,6 +71,10 @@ impl WorkerUpdate {
             let input = json!({ "sha256": sent.sha256 });
             // The worker restarts, and its answer may be lost on the way.
             match self.calls.call(worker, "update/apply", input).await {
+                // The slots of its vault have changed since it answered with the plan.
+                Err(error) if needs_person(&error) => {
+                    (RolloutTurn::WaitsForPerson, text(&error.message.into()))
+                }
                 Err(error) if !is_lost(&error) => failed(&error),
                 _ => self.wait(worker, &sent.version, until).await,
             }
@@ -220,6 +224,12 @@ fn is_lost(error: &CallError) -> bool {
 fn has_no_slots(error: &CallError) -> bool {
     let code = error.details.as_ref().and_then(|it| it["code"].as_str());
     matches!(code, Some("host" | "no-slots"))
+}
+
+/// Whether a person has to be at the worker when the version starts there.
+fn needs_person(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
+    code == Some("needs-person")
 }
 
 /// Whether another bundle is under way there.

@@ -170,6 +170,7 @@ async fn a_machine_follows_its_channel_by_itself() {
         UpdateRequest::Apply {
             sha256: Some(plan().sha256),
             limited: true,
+            unasked: true,
         }
     );
     let count = bench.requests().len();
@@ -276,6 +277,36 @@ async fn a_machine_takes_no_whole_program_of_a_release_that_it_refuses() {
     let took: Vec<_> = bench.bundles().into_iter().map(|(it, _)| it).collect();
     assert_eq!(took, [FILE, DELTA]);
     assert_ne!(bench.updates.auto_shown()["error"], Value::Null);
+}
+
+/// Dashboards and hubs may read. Without a pause their checks would have the one session nearly all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_have_the_channel_checked_once_a_minute() {
+    let server = channel_server(CHANNEL).await;
+    let document = "[update]\nurl = \"https://updates.example.org\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/"));
+    let node = operations::UpdateCaller::new(&bench.updates);
+    let check = |who| node.call(who, "update/check", Value::Null);
+    let readers: Vec<_> = (0..10).map(|n| format!("reader-{n}")).collect();
+    let all = readers
+        .iter()
+        .map(|name| check((name.as_str(), &[READ_SCOPE][..])));
+    let answers = futures_util::future::join_all(all).await;
+    let first = answers[0].clone().expect("an answer");
+    assert_eq!(first["plan"]["to"], "1.1.0");
+    assert!(
+        answers.iter().all(|it| it.as_ref() == Ok(&first)),
+        "{answers:?}"
+    );
+    assert_eq!(bench.requests().len(), 1);
+    // A caller that may stage asks each time.
+    for expected in [2, 3] {
+        let stager = ("stager", &[STAGE_SCOPE][..]);
+        check(stager).await.expect("an answer");
+        assert_eq!(bench.requests().len(), expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
