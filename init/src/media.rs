@@ -36,7 +36,7 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
     in_turn()
 }
 
-/// The same, after a bundle that is being staged: for the parts that look at the boot slots.
+/// Like [`alone`], after a bundle that is being staged: for the parts that look at the boot slots.
 pub(crate) fn in_turn() -> MutexGuard<'static, ()> {
     // It guards no value that a panic could leave half changed.
     MEDIA.lock().unwrap_or_else(PoisonError::into_inner)

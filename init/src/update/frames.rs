@@ -55,8 +55,8 @@ impl<R: Read> BundleFrameReader<R> {
         }
     }
 
-    /// The same for a node that may be silent for longer than the time-out of the stream. After each time-out the reader
-    /// looks whether the bundle is still wanted.
+    /// Like `new`, for a node that may be silent for longer than the time-out of the stream. After each time-out the
+    /// reader looks whether the bundle is still wanted.
     pub(crate) fn with_silence(mut self, silence: Duration) -> Self {
         self.silence = silence;
         self

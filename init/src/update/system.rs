@@ -604,7 +604,7 @@ impl UpdateSystem {
         self.open_with(media::in_turn)
     }
 
-    /// The same with the media that `media` waits for.
+    /// Like `open`, with the media that `media` waits for.
     fn open_with<M>(&self, media: impl FnOnce() -> M) -> Result<SystemDisk<M>, UpdateRefusal> {
         let partitions = self.partitions.clone()?;
         let running = self.running.ok_or_else(|| {

@@ -164,8 +164,8 @@ impl NodeUpdates {
         })
     }
 
-    /// The same for a caller that may only read: within [`CHECK_PERIOD`] all such callers get one answer. Each check has
-    /// the one session, downloads, and makes PID 1 verify.
+    /// Like [`checked`](Self::checked), for a caller that may only read: within [`CHECK_PERIOD`] all such callers get
+    /// one answer. Each check has the one session, downloads, and makes PID 1 verify.
     async fn checked_lately(&self, owner: String, by: String) -> Result<Value, CallError> {
         let mut last = self.0.check.lock().await;
         if let Some(last) = last.as_ref().filter(|it| it.began.elapsed() < CHECK_PERIOD) {

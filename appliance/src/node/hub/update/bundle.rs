@@ -120,7 +120,7 @@ impl BundleDisk {
     }
 
     /// Whether an upload of so many bytes has room beside the bundle that the hub keeps.
-    fn has_room(self, upload: u64, kept: u64) -> bool {
+    fn has_capacity(self, upload: u64, kept: u64) -> bool {
         let most = (self.bytes / DISK_PART).max(SMALL_DISK_BYTES);
         let left = self.free.saturating_sub(upload);
         let reserve = (self.bytes / FREE_PART).min(FREE_BYTES);
@@ -189,7 +189,7 @@ impl HubBundleStore {
         let mut state = self.lock();
         self.drop_upload(&mut state);
         let kept = state.kept.as_ref().map_or(0, |kept| kept.bytes);
-        if BundleDisk::of(&self.folder).is_some_and(|disk| !disk.has_room(bytes, kept)) {
+        if BundleDisk::of(&self.folder).is_some_and(|disk| !disk.has_capacity(bytes, kept)) {
             return Err(io::Error::from(io::ErrorKind::StorageFull).into());
         }
         let file = OpenOptions::new()
@@ -428,7 +428,7 @@ pub(super) mod tests {
             (disk(1024, 100), 512, 0, false),
         ] {
             assert_eq!(
-                disk.has_room(upload << 20, kept << 20),
+                disk.has_capacity(upload << 20, kept << 20),
                 has,
                 "{disk:?} {upload}"
             );

@@ -52,7 +52,7 @@ const BESIDE_OTHERS: Lateness = Lateness {
 struct HostileLimits {
     /// Processor time of those that end by it: what nothing inside stops is killed after it.
     cpu: Duration,
-    /// Time by the clock on the wall of those that end by that.
+    /// Wall-clock time of those that end by that.
     wall: Duration,
     /// Heap of those that end by that.
     heap_bytes: usize,

@@ -1,4 +1,4 @@
-//! What a session has spent: on the GPU and by the clock on the wall.
+//! What a session has spent: time on the GPU and wall-clock time.
 
 use std::time::Duration;
 

@@ -30,7 +30,7 @@ pub(super) enum CaseEnd {
     Stack,
     /// At its processor time, by a flag or from outside.
     Time,
-    /// At its time by the clock on the wall.
+    /// At its wall-clock time.
     Wall,
 }
 
