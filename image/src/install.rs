@@ -65,9 +65,9 @@ impl InstallFiles {
     /// Splits a disk whose EFI program is also on the EFI system partition of a medium.
     pub(crate) fn new(disk: &RawDisk, system: &File, version: &str) -> io::Result<Self> {
         let partition = FilePartition::new(disk.file(), ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
-        let (at, program_bytes) = place(partition, DISK_PROGRAM)?;
+        let (at, program_bytes) = file_extent(partition, DISK_PROGRAM)?;
         let disk_at = ESP_FIRST_LBA * LBA_BYTES + at;
-        let (medium_at, medium_bytes) = place(FilePartition::whole(system)?, MEDIUM_PROGRAM)?;
+        let (medium_at, medium_bytes) = file_extent(FilePartition::whole(system)?, MEDIUM_PROGRAM)?;
         if medium_bytes != program_bytes {
             return Err(io::Error::other("medium and disk have two EFI programs"));
         }
@@ -103,7 +103,7 @@ impl InstallFiles {
 }
 
 /// The first byte of a file on a volume, and its bytes. A new volume has each file in one piece.
-fn place(partition: impl BlockDevice, path: &str) -> io::Result<(u64, u64)> {
+fn file_extent(partition: impl BlockDevice, path: &str) -> io::Result<(u64, u64)> {
     let volume = FatVolume::open(partition)?;
     let file = volume.open_file(path)?;
     match file.extents() {

@@ -120,7 +120,7 @@ impl Manifest {
     /// Reads a manifest of any name.
     ///
     /// # Errors
-    /// As [`Manifest::read`].
+    /// The errors of [`Manifest::read`].
     pub fn read_file(path: &Path) -> Result<Self, ImageError> {
         let bytes = fs::read(path).map_err(|source| ImageError::InputUnreadable {
             what: "image manifest",

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use alknet_licenses::{ComponentPlace, SoftwareComponent};
+use alknet_licenses::{ComponentLocation, SoftwareComponent};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -134,10 +134,10 @@ fn encoded(version: &str) -> String {
     text
 }
 
-const fn purpose(place: ComponentPlace) -> &'static str {
+const fn purpose(place: ComponentLocation) -> &'static str {
     match place {
-        ComponentPlace::Kernel => "OPERATING_SYSTEM",
-        ComponentPlace::Loader | ComponentPlace::Stub => "FIRMWARE",
+        ComponentLocation::Kernel => "OPERATING_SYSTEM",
+        ComponentLocation::Loader | ComponentLocation::Stub => "FIRMWARE",
         _ => "LIBRARY",
     }
 }
@@ -178,15 +178,15 @@ mod tests {
     use super::*;
 
     fn provenance() -> BuildProvenance {
-        let mut linux = SoftwareComponent::new("Linux", ComponentPlace::Kernel, "GPL-2.0-only");
+        let mut linux = SoftwareComponent::new("Linux", ComponentLocation::Kernel, "GPL-2.0-only");
         linux.version = Some("6.12".to_owned());
         linux.sha256 = Some("0".repeat(64));
-        let mut sys = SoftwareComponent::new("zstd-sys", ComponentPlace::Binary, "MIT");
+        let mut sys = SoftwareComponent::new("zstd-sys", ComponentLocation::Binary, "MIT");
         sys.version = Some("2.1.2+zstd.1.5.7".to_owned());
         sys.is_crate = true;
-        let mut within = SoftwareComponent::new("Zstandard", ComponentPlace::Binary, "MIT");
+        let mut within = SoftwareComponent::new("Zstandard", ComponentLocation::Binary, "MIT");
         within.within = Some("zstd-sys".to_owned());
-        let mut libc = SoftwareComponent::new("GNU C Library", ComponentPlace::Binary, "MIT");
+        let mut libc = SoftwareComponent::new("GNU C Library", ComponentLocation::Binary, "MIT");
         libc.version = Some("2.36-9+deb12u13".to_owned());
         libc.debian = Some("libc6-dev".to_owned());
         BuildProvenance::new(vec![linux, sys, within, libc], Vec::new(), 1_764_115_200)

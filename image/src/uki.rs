@@ -126,7 +126,7 @@ pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>
             "it is signed, and appending breaks the signature; take an unsigned stub".into(),
         );
     }
-    let room = layout.room();
+    let room = layout.headers_left();
     if room < sections.len() {
         return Err(format!(
             "it has room for {room} more sections and {} are needed; take the stub of a newer \
@@ -225,7 +225,7 @@ impl StubLayout {
     }
 
     /// How many section headers fit before the first section's contents.
-    fn room(&self) -> usize {
+    fn headers_left(&self) -> usize {
         let used = self.table + self.count * SECTION_HEADER_BYTES;
         self.header_bytes.saturating_sub(used) / SECTION_HEADER_BYTES
     }
@@ -268,7 +268,7 @@ fn write_header(
     Ok(())
 }
 
-/// Overwrites bytes at a position that `StubLayout::parse` and `room` have shown to lie inside.
+/// Overwrites bytes at a position that `StubLayout::parse` and `headers_left` have shown to lie inside.
 fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
     out[at..at + bytes.len()].copy_from_slice(bytes);
 }
@@ -418,8 +418,8 @@ pub(crate) mod tests {
                 })
                 .collect()
         };
-        append(&stub(), &many(layout.room())).expect("fills the room");
-        let why = append(&stub(), &many(layout.room() + 1)).expect_err("one too many");
+        append(&stub(), &many(layout.headers_left())).expect("fills the room");
+        let why = append(&stub(), &many(layout.headers_left() + 1)).expect_err("one too many");
         assert!(why.contains("257"), "{why}");
     }
 

@@ -100,7 +100,7 @@ pub(crate) fn run() -> ! {
 }
 
 fn fatal(reason: &str) -> ! {
-    update::note_place(reason);
+    update::note_location(reason);
     eprintln!("\nalknet: fatal: {reason}");
     eprintln!("alknet: rebooting in {} seconds", FATAL_PAUSE.as_secs());
     // The data are synced before the pause: a user who reads the reason may switch the machine off.
@@ -337,7 +337,8 @@ fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> Boo
     data::wait_for_usb_drives(Path::new("/sys"), log);
     // Before anything that may hang: a version on trial notes how far it came.
     let begun = UpdateStart::begin(log);
-    let opened = open(&keeper, UnlockCredentials::default(), log);
+    let offer = UnlockCredentials::default();
+    let opened = open(&keeper, offer, begun.takes_blank_disk(), log);
     // The disk may have been slow to appear, and was waited for with the data.
     let update = begun.again_if_missing(log);
     stage::record_stage(&mut facts.stages, BootStageName::Data);
@@ -355,12 +356,19 @@ fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> Boo
     }
 }
 
-/// One attempt to open the data, with the user's credentials.
-pub(crate) fn open(keeper: &VaultHandle, offer: UnlockCredentials, log: &InitLog) -> OpenedData {
+/// One attempt to open the data, with the user's credentials. `takes_blank` says whether a blank disk becomes this
+/// machine's.
+pub(crate) fn open(
+    keeper: &VaultHandle,
+    offer: UnlockCredentials,
+    takes_blank: bool,
+    log: &InitLog,
+) -> OpenedData {
     let access = DataAccess {
         keeper,
         offer: &offer,
         log,
+        takes_blank,
     };
     let mut prepared = data::prepare(access);
     let vault = prepared.vault.take();

@@ -50,7 +50,9 @@ const OOM_SCORE_ADJ: &str = "-500";
 /// How long PID 1 waits for the last lines of an ended node.
 const LAST_LINES_MAX: Duration = Duration::from_millis(200);
 /// How long the node may be silent within a bundle: longer than it waits for the sender of one.
-const BUNDLE_SILENT_MAX: Duration = Duration::from_secs(900);
+pub(crate) const BUNDLE_SILENT_MAX: Duration = Duration::from_secs(900);
+/// How often the thread that reads a bundle looks whether it is still wanted, while the node is silent.
+const BUNDLE_LOOK: Duration = Duration::from_secs(2);
 /// Process name of the node.
 const NODE_NAME: &str = "alknet";
 
@@ -76,7 +78,7 @@ impl NodeProcess {
         let (ours, theirs) = StdStream::pair().map_err(InitError::Spawn)?;
         let (bundles, updates) = StdStream::pair().map_err(InitError::Spawn)?;
         bundles
-            .set_read_timeout(Some(BUNDLE_SILENT_MAX))
+            .set_read_timeout(Some(BUNDLE_LOOK))
             .map_err(InitError::Spawn)?;
         let (output, input) =
             pipe2(OFlag::O_CLOEXEC).map_err(|error| InitError::Spawn(error.into()))?;
@@ -220,7 +222,7 @@ fn duplicate(fd: i32) -> io::Result<i32> {
     duplicate_above(fd, UPDATE_FD)
 }
 
-/// The same above another number.
+/// Like `duplicate`, above another number.
 pub(crate) fn duplicate_above(fd: i32, last: i32) -> io::Result<i32> {
     // SAFETY: the call takes numbers only.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, last + 1) };

@@ -127,7 +127,7 @@ pub enum InitMessage {
     Fault { kind: String },
 }
 
-/// What the node asks of PID 1 about updates. PID 1 verifies everything itself: the node only carries bytes and wishes of
+/// What the node asks of PID 1 about updates. PID 1 verifies everything itself: the node only carries bytes and requests of
 /// administrators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
@@ -156,6 +156,9 @@ pub enum UpdateRequest {
         /// The caller is no administrator, and starts only so many versions in an hour.
         #[serde(default)]
         limited: bool,
+        /// No administrator asks for this start, but the machine itself or a hub: a start that needs a person is refused.
+        #[serde(default)]
+        unasked: bool,
     },
     /// Makes the version on trial the good one without waiting for the health gate.
     Confirm,
@@ -529,8 +532,8 @@ pub struct MachineDiagnostic {
 pub const DIAGNOSTIC_BYTES_MAX: usize = 2 << 10;
 
 impl MachineDiagnostic {
-    /// The same with no more than [`DIAGNOSTIC_BYTES_MAX`] bytes of text and of hint, each of which ends in `…` where it
-    /// was cut.
+    /// This diagnostic with no more than [`DIAGNOSTIC_BYTES_MAX`] bytes of text and of hint, each of which ends in `…`
+    /// where it was cut.
     #[must_use]
     pub fn shortened(mut self) -> Self {
         for text in [&mut self.text, &mut self.hint] {

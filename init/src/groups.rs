@@ -83,7 +83,7 @@ pub(crate) fn node_cgroup() -> Option<File> {
     cgroup_procs(NODE)
 }
 
-/// The same for a helper child.
+/// Like `node_cgroup`, for a helper child.
 pub(crate) fn helper_cgroup() -> Option<File> {
     cgroup_procs(HELPER)
 }

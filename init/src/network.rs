@@ -7,7 +7,7 @@ use std::{
 
 use alknet_init_net::{
     NetError, NetEvent, NetHandle, NetManager, NetPlan, NetState,
-    time::{TimeEvent, TimeKeeper, TimeSources},
+    time::{TimeEvent, TimeSources, TimeSync},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -143,7 +143,7 @@ async fn attend(
         servers: requests.borrow().servers.clone(),
         resolvers: Vec::new(),
     };
-    let mut keeper = TimeKeeper::start(sources.clone(), build_time, clock);
+    let mut keeper = TimeSync::start(sources.clone(), build_time, clock);
     loop {
         let event = tokio::select! {
             why = handle.ended() => return why,

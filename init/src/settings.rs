@@ -45,7 +45,7 @@ pub(crate) struct NodeSettings {
     /// Problems that another read of the sources does not find: words that a medium still has, or
     /// that are not the vault's.
     lasting: Vec<MachineDiagnostic>,
-    /// The same of a pasted configuration, while no valid configuration is in force.
+    /// Problems of a pasted configuration, while no valid configuration is in force.
     pasted: Vec<MachineDiagnostic>,
 }
 

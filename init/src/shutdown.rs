@@ -119,7 +119,7 @@ pub(crate) fn guard(action: PowerAction, keeper: Arc<VaultHandle>) {
     });
 }
 
-/// The same with the functions that wait and that end the machine.
+/// Like `guard`, with the functions that wait and that end the machine.
 fn guard_with(
     action: PowerAction,
     keeper: Arc<VaultHandle>,

@@ -30,6 +30,8 @@ const READY_MS_MAX_COMPUTING: u64 = 240_000;
 /// Answers "unwell" in a row before PID 1 restarts the node. Those of a node that computes do not count for
 /// [`ANSWER_MS_MAX_COMPUTING`]: its tasks wait for their turn, and peers can cause that.
 const UNWELL_ANSWERS_MAX: u32 = 3;
+/// How many of the last answers [`NodeSupervisor::is_well`] looks at: those of a minute.
+const LAST_ANSWERS: u32 = 12;
 /// How long a hung node may take to die of SIGABRT, ms. SIGKILL follows.
 const ABORT_MS_MAX: u64 = 2_000;
 /// How long a requested restart may take to finish running calls, ms.
@@ -101,12 +103,19 @@ struct RunningNode {
     /// When PID 1 last asked the node, and the processor time that it had used by then.
     last_asked: (u64, u64),
     unwell: u32,
-    /// Whether the last answer was good.
-    answered_well: bool,
+    answers: LastAnswers,
     /// When PID 1 asked the question that got the first of the present row of "unwell" answers.
     unwell_since: Option<u64>,
     /// Whether the node computed before the last of those answers.
     unwell_computing: bool,
+}
+
+/// The last [`LAST_ANSWERS`] answers.
+#[derive(Debug)]
+struct LastAnswers {
+    /// One bit for each, the newest in the lowest place, set if the node said that it was well.
+    well: u16,
+    count: u32,
 }
 
 /// A question without an answer yet.
@@ -260,7 +269,7 @@ impl NodeSupervisor {
             ask_at: u64::MAX,
             last_asked: (now, 0),
             unwell: 0,
-            answered_well: false,
+            answers: LastAnswers { well: 0, count: 0 },
             unwell_since: None,
             unwell_computing: false,
         });
@@ -285,7 +294,7 @@ impl NodeSupervisor {
         let Some(question) = running.asked.take_if(|asked| asked.number == number) else {
             return;
         };
-        running.answered_well = well;
+        running.answers.add(well);
         if !well {
             running.said_unwell(&question, now, computed);
             return;
@@ -386,10 +395,15 @@ impl NodeSupervisor {
         matches!(&self.state, SupervisorState::Running(running) if running.ready)
     }
 
-    /// Whether the node serves, and its last answer to a question about its health was good. A node that has not
-    /// answered yet is not well.
+    /// Whether the node serves and is well by its answers: at least half of the last ones were good, and since the last
+    /// good one none that [counts](UNWELL_ANSWERS_MAX) was bad. If one late answer were enough, peers could keep a version
+    /// from its confirmation. A node that has not answered yet is not well.
     pub(crate) const fn is_well(&self) -> bool {
-        matches!(&self.state, SupervisorState::Running(running) if running.ready && running.answered_well)
+        matches!(
+            &self.state,
+            SupervisorState::Running(running)
+                if running.ready && running.unwell == 0 && running.answers.are_good()
+        )
     }
 
     /// How often the node ended without a request.
@@ -453,6 +467,20 @@ impl RunningNode {
             None if self.ready => self.ask_at,
             None => self.start.look_at(READY),
         }
+    }
+}
+
+impl LastAnswers {
+    const fn add(&mut self, well: bool) {
+        self.well = (self.well << 1 | well as u16) & ((1 << LAST_ANSWERS) - 1);
+        if self.count < LAST_ANSWERS {
+            self.count += 1;
+        }
+    }
+
+    /// Whether there are answers, and at least half of them are good.
+    const fn are_good(&self) -> bool {
+        self.well != 0 && self.well.count_ones() * 2 >= self.count
     }
 }
 

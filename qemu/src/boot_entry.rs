@@ -36,7 +36,7 @@ pub struct BootPartitionFile<'a> {
 /// Makes the boot entries for disks start this file, with this command line.
 ///
 /// # Errors
-/// As [`set_command_line`].
+/// The errors of [`set_command_line`].
 pub fn set_boot_file(
     variables: &Path,
     packages: &Path,

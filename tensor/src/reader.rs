@@ -44,7 +44,7 @@ impl ContainerReader<Arc<[u8]>> {
     /// Opens a container in memory. Views borrow from it.
     ///
     /// # Errors
-    /// As [`ContainerReader::open`].
+    /// The errors of [`ContainerReader::open`].
     pub fn from_bytes(bytes: Arc<[u8]>, limits: &ContainerLimits) -> Result<Self> {
         Self::open(bytes, limits)
     }
@@ -55,7 +55,7 @@ impl ContainerReader<MappedFile> {
     /// Maps a file and opens it. Views borrow from the mapping.
     ///
     /// # Errors
-    /// As [`ContainerReader::open`]; `E_IO` if the file cannot be mapped.
+    /// The errors of [`ContainerReader::open`]; `E_IO` if the file cannot be mapped.
     ///
     /// # Safety
     /// The file must not be changed or shortened for the life of the reader; see [`MappedFile::new`].
@@ -147,7 +147,7 @@ impl<S: ReadAt> ContainerReader<S> {
     /// Some rows of a tensor; the other rows are not read.
     ///
     /// # Errors
-    /// As [`ContainerReader::view`] and [`TensorView::rows`].
+    /// The errors of [`ContainerReader::view`] and [`TensorView::rows`].
     pub fn rows(&self, name: &str, rows: Range<u64>) -> Result<TensorView<'_>> {
         let entry = self.tensor(name)?.entry();
         let range = row_bytes(entry.dtype(), entry.shape(), &rows)
@@ -173,7 +173,7 @@ impl<S: ReadAt> ContainerReader<S> {
     /// Some records of a struct; the other records are not read.
     ///
     /// # Errors
-    /// As [`ContainerReader::strukt`]; `E_SHAPE` if the struct has no such records.
+    /// The errors of [`ContainerReader::strukt`]; `E_SHAPE` if the struct has no such records.
     pub fn strukt_rows(&self, name: &str, rows: Range<u64>) -> Result<StructView<'_>> {
         let (entry, records) = self.records(name)?;
         let range = row_bytes(entry.dtype(), entry.shape(), &rows)
@@ -199,7 +199,8 @@ impl<S: ReadAt> ContainerReader<S> {
     /// One item of a blob; the other items are not read.
     ///
     /// # Errors
-    /// As [`ContainerReader::blob`], for the two offsets around the item; `E_NOTFOUND` if the blob has fewer items.
+    /// The errors of [`ContainerReader::blob`], for the two offsets around the item; `E_NOTFOUND` if the blob has fewer
+    /// items.
     pub fn item(&self, name: &str, at: u64) -> Result<ViewBytes<'_>> {
         let (entry, blob) = self.items(name)?;
         let label = QuotedText(name);

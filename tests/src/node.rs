@@ -453,7 +453,7 @@ impl MachineNode {
     /// Connects with the client library, with the key of `user`. Keep the dialer while the connection is used.
     ///
     /// # Errors
-    /// As [`client`](Self::client).
+    /// The errors of [`client`](Self::client).
     pub async fn client_of(
         &self,
         user: &CliRunner,

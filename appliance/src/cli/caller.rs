@@ -72,10 +72,10 @@ impl NodeCaller {
         self.call_with(operation, input, options).await
     }
 
-    /// The same, with options.
+    /// Like `call`, with options.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// The errors of [`call`](Self::call).
     pub(crate) async fn call_with(
         &self,
         operation: &str,
@@ -88,11 +88,11 @@ impl NodeCaller {
         self.explained(operation, answer).await
     }
 
-    /// The same, again where the call is safe to repeat and the error says that it may help. What a peer of a hub
-    /// serves is not known, so that nothing is repeated there.
+    /// Like `call_with`, and calls again where the call is safe to repeat and the error says that it may help. What a
+    /// peer of a hub serves is not known, so that nothing is repeated there.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// The errors of [`call`](Self::call).
     pub(crate) async fn call_retrying(
         &self,
         operation: &str,
@@ -177,7 +177,7 @@ impl NodeCaller {
     /// Every operation that this key may call, of a peer of a hub those that it serves to the hub.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// The errors of [`call`](Self::call).
     pub(crate) async fn operations(&self) -> Result<Vec<OperationSummary>, CallError> {
         let Some((hub, peer)) = &self.behind else {
             let listed = self.connection.operations("");
@@ -197,7 +197,7 @@ impl NodeCaller {
     /// The whole description of an operation. A hub does not describe what its peers serve.
     ///
     /// # Errors
-    /// As [`call`](Self::call); `INVALID_INPUT` for a peer of a hub.
+    /// The errors of [`call`](Self::call); `INVALID_INPUT` for a peer of a hub.
     pub(crate) async fn schema(&self, operation: &str) -> Result<OperationSpec, CallError> {
         match &self.behind {
             None => {

@@ -300,20 +300,14 @@ fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
     let mut lines = vec![match (answer["dry_run"] == true, changed) {
         (true, true) => format!(
             "generation {generation} would be replaced{}",
-            place_of_copy(answer)
+            stored_in(answer)
         ),
-        (true, false) => format!(
-            "generation {generation} says the same{}",
-            place_of_copy(answer)
-        ),
-        (false, true) => format!(
-            "generation {generation} is in force{}",
-            place_of_copy(answer)
-        ),
+        (true, false) => format!("generation {generation} says the same{}", stored_in(answer)),
+        (false, true) => format!("generation {generation} is in force{}", stored_in(answer)),
         // The file is written all the same: its comments may differ.
         (false, false) => format!(
             "generation {generation} said the same already{}",
-            place_of_copy(answer)
+            stored_in(answer)
         ),
     }];
     for (key, what) in [
@@ -351,7 +345,7 @@ fn lines(answer: &Value, joined: &[String]) -> Vec<String> {
 
 /// The file in which the node keeps the document, or on a dry run would keep it, as the end of a line. If the file has
 /// another document, that one is lost.
-fn place_of_copy(answer: &Value) -> String {
+fn stored_in(answer: &Value) -> String {
     let Some(file) = answer["kept_in"].as_str() else {
         return String::new();
     };

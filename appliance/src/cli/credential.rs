@@ -72,14 +72,14 @@ pub(crate) struct CredentialListArgs {
     #[arg(value_name = "NODE", hide = true, conflicts_with = "node")]
     earlier_node: Option<String>,
     #[command(flatten)]
-    place: CredentialPlaceArgs,
+    place: CredentialSourceArgs,
     #[command(flatten)]
     document: UsingConfigArgs,
 }
 
 /// Where credentials are listed: in the state directory, or at a node.
 #[derive(Debug, Args)]
-pub(crate) struct CredentialPlaceArgs {
+pub(crate) struct CredentialSourceArgs {
     /// Ask this node for its own credentials, in the place of the state directory: a name of 'alknet node list',
     /// KEY@HOST:PORT, HOST[:PORT] of a node with a public certificate, or PEER@HUB.
     #[arg(long, value_name = "NODE")]
@@ -90,7 +90,7 @@ pub(crate) struct CredentialPlaceArgs {
     dial: DialArgs,
 }
 
-impl CredentialPlaceArgs {
+impl CredentialSourceArgs {
     /// The node that is asked; `None` if the state directory is meant.
     fn node(&self, earlier: Option<String>) -> Option<NodeArgs> {
         let node = self.node.clone().or(earlier);
@@ -136,7 +136,7 @@ pub(crate) struct CredentialShowArgs {
     #[arg(value_name = "NAME", hide = true, conflicts_with = "node")]
     name_behind_node: Option<String>,
     #[command(flatten)]
-    place: CredentialPlaceArgs,
+    place: CredentialSourceArgs,
     #[command(flatten)]
     document: UsingConfigArgs,
 }

@@ -152,7 +152,7 @@ impl CliDialer {
         result.await.map_err(|error| self.explained(error))
     }
 
-    /// The same by another key than that of the command, beside its own connection.
+    /// Like `reached`, by another key than that of the command, beside its own connection.
     pub(crate) async fn reached_by<T>(
         key: NodeKey,
         route: &NodeRoute,
@@ -242,7 +242,7 @@ fn next_step(error: &EndpointDialError) -> Option<&'static str> {
     }
 }
 
-/// As [`of_dial`], of a dial through core's trait.
+/// Like [`of_dial`], of a dial through core's trait.
 pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> CommandError {
     use alknet_core::DialErrorKind as Kind;
     let (exit, code) = match error.kind {

@@ -82,7 +82,7 @@ fn listed_lines(answer: &Value) -> Vec<String> {
     }
 }
 
-/// The same with the stored files and the problems.
+/// Like `listed_lines`, with the stored files and the problems.
 fn checked_lines(answer: &Value) -> Vec<String> {
     let mut lines = listed_lines(answer);
     let stored = &answer["stored"];

@@ -101,7 +101,7 @@ impl CommandError {
         }
     }
 
-    /// The same of several lines. A line break in the text of one line is shown as an escape, so that a node cannot
+    /// Like `new`, of several lines. A line break in the text of one line is shown as an escape, so that a node cannot
     /// make two of it.
     pub(crate) fn of_lines(
         exit: CommandExit,

@@ -19,7 +19,8 @@ impl StateArgs {
     /// The state directory, made with mode 0700 if it is missing.
     ///
     /// # Errors
-    /// It can be neither found nor made, belongs to another user than this one and root, or others may write it.
+    /// The directory can be neither found nor made, belongs to another user than this one and root, or others may write
+    /// it.
     pub(crate) fn dir(&self) -> Result<PathBuf, CommandError> {
         let dir = self.path()?;
         use std::os::unix::fs::DirBuilderExt;
@@ -45,7 +46,7 @@ impl StateArgs {
     /// Where the state directory is, or will be. Makes nothing.
     ///
     /// # Errors
-    /// It cannot be found.
+    /// The directory cannot be found.
     pub(crate) fn path(&self) -> Result<PathBuf, CommandError> {
         self.state.clone().map_or_else(default_dir, Ok)
     }
@@ -75,7 +76,7 @@ impl StateArgs {
     }
 }
 
-/// The same where the state is in `used`, and would be in `default` without `--state`.
+/// The hint where the state is in `used`, and would be in `default` without `--state`.
 fn unknown_key(used: &Path, default: Option<&Path>, is_new: bool) -> Option<String> {
     let shown = used.display();
     if is_new {
@@ -111,7 +112,7 @@ pub(crate) fn unreadable(path: &Path, error: &io::Error) -> CommandError {
 /// whatever the umask is, so that permission for a group came later.
 ///
 /// # Errors
-/// It belongs to another user than `us` and root, or others may write it.
+/// The directory belongs to another user than `us` and root, or others may write it.
 pub(crate) fn refuse_foreign(path: &Path, about: &Metadata, us: u32) -> Result<(), CommandError> {
     let why = match check_writers(about, us) {
         Ok(()) => return Ok(()),

@@ -106,7 +106,7 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, CommandError> {
     }
 }
 
-/// The same as text.
+/// Like `read_bounded`, as text.
 fn read_text(path: &Path, most: u64) -> Result<String, CommandError> {
     String::from_utf8(read_bounded(path, most)?)
         .map_err(|_| CommandError::usage(format!("{} is no text", path.display())))

@@ -2,7 +2,7 @@
 
 use alknet_core::PeerAddr;
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::dial::CliDialer;
@@ -11,7 +11,8 @@ use super::target::NodeNames;
 use super::{CommandError, CommandExit, DialArgs, StateArgs, output};
 
 use crate::key::{
-    KeyFiles, RotationKeys, RotationNoticeError, RotationRecord, RotationStage, tell,
+    KeyFiles, RotationKeys, RotationNoticeError, RotationRecord, RotationStage, RotationTarget,
+    tell,
 };
 
 /// The verbs below `alknet key`.
@@ -91,14 +92,18 @@ fn rotate(args: &KeyRotateArgs, json: bool) -> Result<CommandExit, CommandError>
         .unwrap_or(CommandExit::Ok))
 }
 
-/// Tells every node that was not told yet, all at the same time; what fails is printed.
+/// Notifies every node that does not know the new key yet, all at the same time; prints each failure.
 fn tell_all(
     keys: &RotationKeys,
     record: &mut RotationRecord,
     dial: &DialArgs,
     json: bool,
 ) -> Result<Vec<CommandExit>, CommandError> {
-    let mut waiting: Vec<_> = record.targets.iter_mut().filter(|it| !it.told).collect();
+    let mut waiting: Vec<_> = record
+        .targets
+        .iter_mut()
+        .filter(|it| !it.notified)
+        .collect();
     if waiting.is_empty() {
         return Ok(Vec::new());
     }
@@ -110,11 +115,11 @@ fn tell_all(
             let target: PeerAddr = node.target.parse().map_err(CommandError::usage)?;
             let answer = reach
                 .connected(&target, async |client| {
-                    let told = tell(client, &target.pins, old, new).await;
-                    told.map_err(of_tell)
+                    let notified = tell(client, &target.pins, old, new).await;
+                    notified.map_err(of_tell)
                 })
                 .await?;
-            node.told = true;
+            node.notified = true;
             node.peer_id = Some(answer.peer_id);
             node.old_key_ends = answer.old_key_ends;
             Ok::<_, CommandError>(())
@@ -165,7 +170,7 @@ fn report(
             "new": keys.new.public(),
             "rotated": in_use == keys.new.public(),
             "old_key_ends": record.old_until(),
-            "targets": record.targets,
+            "targets": record.targets.iter().map(shown).collect::<Vec<_>>(),
         }));
     }
     for line in lines(
@@ -179,11 +184,26 @@ fn report(
     Ok(())
 }
 
+/// A node of the rotation, as `--json` prints it.
+fn shown(node: &RotationTarget) -> Value {
+    let mut shown = json!({ "target": node.target, "notified": node.notified });
+    let known = [
+        ("peer_id", &node.peer_id),
+        ("old_key_ends", &node.old_key_ends),
+    ];
+    for (name, value) in known {
+        if let Some(value) = value {
+            shown[name] = value.as_str().into();
+        }
+    }
+    shown
+}
+
 fn lines(rotated: bool, new: &str, files: &KeyFiles, record: &RotationRecord) -> Vec<String> {
     let mut lines: Vec<_> = record
         .targets
         .iter()
-        .filter(|node| node.told)
+        .filter(|node| node.notified)
         .map(|node| {
             let ends = node.old_key_ends.as_deref();
             let ends = ends.map_or_else(
@@ -194,7 +214,7 @@ fn lines(rotated: bool, new: &str, files: &KeyFiles, record: &RotationRecord) ->
             format!("{}: knows the new key as {peer}, and {ends}", node.target)
         })
         .collect();
-    let waiting = record.targets.iter().filter(|it| !it.told).count();
+    let waiting = record.targets.iter().filter(|it| !it.notified).count();
     if rotated {
         lines.push(format!("your key is {new}"));
         if let Some(until) = record.old_until() {

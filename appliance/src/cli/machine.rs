@@ -58,7 +58,7 @@ enum LogsLevel {
 /// From when on records are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogsSince {
-    /// So many seconds before now.
+    /// This many seconds before now.
     Ago(u64),
     /// This moment.
     At(Timestamp),

@@ -208,7 +208,7 @@ fn row(book: &NodeBook, name: &str) -> Result<Value, CommandError> {
     Ok(row)
 }
 
-/// The same for people. A star marks the default.
+/// Like `row`, for people. A star marks the default.
 fn line(row: &Value, width: usize) -> String {
     let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
     let mark = if row["default"] == true { '*' } else { ' ' };

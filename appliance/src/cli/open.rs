@@ -123,8 +123,8 @@ pub(super) enum PageAddress {
 }
 
 impl PageAddress {
-    /// That of a peer of a hub: a browser does not go through the hub, so that the link leads to an address of the
-    /// peer's own.
+    /// The address of a peer of a hub: a browser does not go through the hub, so that the link leads to an address of
+    /// the peer's own.
     async fn behind(
         node: &NodeCaller,
         state: &StateArgs,

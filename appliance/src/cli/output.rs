@@ -128,7 +128,7 @@ pub(crate) fn json_line(value: &impl Serialize) -> Result<(), CommandError> {
 /// Prints `value` as JSON for a person.
 ///
 /// # Errors
-/// As [`json_line`].
+/// The errors of [`json_line`].
 pub(crate) fn json_pretty(value: &Value) -> Result<(), CommandError> {
     let text = serde_json::to_string_pretty(value).map_err(CommandError::local)?;
     written(&safe_json(&text))
@@ -137,7 +137,7 @@ pub(crate) fn json_pretty(value: &Value) -> Result<(), CommandError> {
 /// Prints one line.
 ///
 /// # Errors
-/// As [`json_line`].
+/// The errors of [`json_line`].
 pub(crate) fn line(text: &str) -> Result<(), CommandError> {
     written(&one_line(text))
 }
@@ -145,7 +145,7 @@ pub(crate) fn line(text: &str) -> Result<(), CommandError> {
 /// Prints text that may have several lines.
 ///
 /// # Errors
-/// As [`json_line`].
+/// The errors of [`json_line`].
 pub(crate) fn text(text: &str) -> Result<(), CommandError> {
     written(&lines(text))
 }

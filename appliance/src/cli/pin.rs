@@ -164,7 +164,7 @@ impl KeyPin {
         value
     }
 
-    /// The same for people: commands to copy.
+    /// Like `json`, for people: commands to copy.
     fn lines(&self, target: &PeerAddr) -> Vec<String> {
         let at = target.address();
         let mut lines = vec![

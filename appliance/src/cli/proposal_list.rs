@@ -54,7 +54,7 @@ struct ProposalMatch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ChosenProposal {
     pub(super) id: String,
-    /// That of the document, if the node listed it.
+    /// The digest of the document, if the node listed it.
     digest: Option<Blake3Hash>,
     /// For a word that is a name: the id with what a person compares before a decision.
     by_name: Option<String>,
@@ -191,7 +191,7 @@ fn no_list(why: &str) -> CommandError {
 /// Every proposal of a listing, over all of its pages.
 ///
 /// # Errors
-/// Those of the calls and of `take`, and `INVALID_OUTPUT` for a list without end.
+/// The errors of the calls and of `take`, and `INVALID_OUTPUT` for a list without end.
 pub(super) async fn each_proposal(
     node: &NodeCaller,
     dial: &DialArgs,
@@ -212,7 +212,7 @@ pub(super) async fn each_proposal(
 /// whole id is taken as it is.
 ///
 /// # Errors
-/// As [`each_proposal`], and: the word stands for no proposal, or for several.
+/// The errors of [`each_proposal`], and: the word stands for no proposal, or for several.
 pub(super) async fn proposal_named(
     node: &NodeCaller,
     dial: &DialArgs,

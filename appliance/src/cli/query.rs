@@ -21,7 +21,7 @@ pub(super) fn ask(
     })
 }
 
-/// The same, with an error that `explain` makes of the node's.
+/// Like `ask`, with an error that `explain` makes of the node's.
 pub(super) fn ask_or_explain(
     node: &NodeArgs,
     (operation, input): (&str, &Value),
@@ -55,7 +55,7 @@ pub(super) fn warn(answer: &Value) {
     }
 }
 
-/// The same for what takes no input.
+/// Like `ask`, for an operation that takes no input.
 pub(super) fn list(
     node: &NodeArgs,
     operation: &str,

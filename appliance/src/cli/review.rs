@@ -57,7 +57,7 @@ impl ReviewHint {
         })
     }
 
-    /// The same, by a user whose state is in `dir`, who named it if `is_given`, and who has no second key.
+    /// Like `new`, by a user whose state is in `dir`, who named it if `is_given`, and who has no second key.
     fn in_directory(route: &NodeRoute, id: &str, dir: &Path, is_given: bool) -> Self {
         Self {
             id: shown_id(id),

@@ -84,7 +84,7 @@ fn is_final(error: &io::Error, ip: IpAddr) -> bool {
     }
 }
 
-/// The same, where this process has the folder already.
+/// Runs the node where this process has locked the state directory already.
 pub(crate) fn run_locked(
     args: ServeArgs,
     lock: StateLock,

@@ -172,7 +172,7 @@ impl NodeArgs {
     /// Dials, runs `work`, says goodbye.
     ///
     /// # Errors
-    /// Those of [`route`](Self::route), of the dial and of `work`.
+    /// The errors of [`route`](Self::route), of the dial and of `work`.
     pub(crate) fn reached(
         &self,
         work: impl AsyncFnOnce(&NodeCaller) -> Result<CommandExit, CommandError>,
@@ -223,7 +223,7 @@ pub(crate) struct NodeNames {
 }
 
 impl NodeNames {
-    /// Those of a state directory.
+    /// The names of a state directory.
     pub(crate) fn load(state: &StateArgs) -> Self {
         let dir = state.dir();
         Self {
@@ -319,10 +319,11 @@ impl NodeNames {
         }
     }
 
-    /// The same; of a command that names no node the default, or the one that runs here. `None` where there is neither.
+    /// Like `route_to`; of a command that names no node the default, or the one that runs here. `None` where there is
+    /// neither.
     ///
     /// # Errors
-    /// As [`route_to`](Self::route_to).
+    /// The errors of [`route_to`](Self::route_to).
     pub(crate) fn route(
         &self,
         node: Option<&str>,

@@ -469,7 +469,7 @@ mod tests {
         );
     }
 
-    fn asked(words: &[&str]) -> Result<TensorPullRequest, CommandError> {
+    fn parse_pull(words: &[&str]) -> Result<TensorPullRequest, CommandError> {
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
         TensorPullRequest::read(&words)
     }
@@ -514,7 +514,7 @@ mod tests {
             (vec![&*address, "out.mt"], None),
             (vec![&*one, "out.mt"], Some("a/b#c")),
         ] {
-            let asked = asked(&words).expect("both are good");
+            let asked = parse_pull(&words).expect("both are good");
             let found = (asked.node.as_deref(), asked.tensor.as_deref());
             assert_eq!(found, (Some(node), tensor));
             assert!(
@@ -522,7 +522,7 @@ mod tests {
             );
             assert_eq!(asked.output, PathBuf::from("out.mt"));
         }
-        let asked_of_default = asked(&["models/bert", "out.mt"]).expect("NODE is left out");
+        let asked_of_default = parse_pull(&["models/bert", "out.mt"]).expect("NODE is left out");
         assert_eq!(asked_of_default.node, None);
         assert_eq!(asked_of_default.output, PathBuf::from("out.mt"));
         for words in [
@@ -530,7 +530,10 @@ mod tests {
             &["alknet-tensor://attic/../x", "out.mt"],
             &["https://attic/models/bert", "out.mt"],
         ] {
-            assert_eq!(asked(words).expect_err("neither").exit, CommandExit::Usage);
+            assert_eq!(
+                parse_pull(words).expect_err("neither").exit,
+                CommandExit::Usage
+            );
         }
     }
 }

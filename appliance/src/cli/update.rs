@@ -43,7 +43,7 @@ pub(crate) struct UpdateArgs {
     #[command(subcommand)]
     verb: Option<UpdateVerb>,
     #[command(flatten)]
-    wish: UpdateWish,
+    options: UpdateOptions,
 }
 
 /// The verbs below `alknet update`.
@@ -67,7 +67,7 @@ enum UpdateVerb {
 
 /// Which version of alknet where, and when.
 #[derive(Debug, Args)]
-struct UpdateWish {
+struct UpdateOptions {
     /// The nodes, one after the other, and SOURCE: a bundle, which is a file or https://…; without it the version that
     /// waits on the node, else the one of the node's channel
     #[arg(id = "what", value_name = "NODE|SOURCE")]
@@ -169,7 +169,7 @@ pub(crate) fn run(args: UpdateArgs, json: bool) -> Result<CommandExit, CommandEr
         }
         Some(UpdateVerb::Log(node)) => ask(&node, "update/log", &Value::Null, json, log_lines),
         Some(UpdateVerb::Status(node)) => ask(&node, STATUS, &Value::Null, json, status_lines),
-        None => update(&args.wish, json),
+        None => update(&args.options, json),
     }
 }
 
@@ -180,17 +180,17 @@ fn cancelled_line(answer: &Value) -> &'static str {
     }
 }
 
-fn update(wish: &UpdateWish, json: bool) -> Result<CommandExit, CommandError> {
-    let names = NodeNames::load(&wish.dial.state);
-    let (nodes, source) = arranged(&wish.words, |word| names.is_node(word))?;
+fn update(options: &UpdateOptions, json: bool) -> Result<CommandExit, CommandError> {
+    let names = NodeNames::load(&options.dial.state);
+    let (nodes, source) = arranged(&options.words, |word| names.is_node(word))?;
     let mut routes = Vec::with_capacity(nodes.len().max(1));
     for node in nodes {
-        routes.push(names.route_to(node, &wish.peer)?);
+        routes.push(names.route_to(node, &options.peer)?);
     }
     if routes.is_empty() {
-        routes.push(names.route(None, &wish.peer)?.ok_or_else(no_node)?);
+        routes.push(names.route(None, &options.peer)?.ok_or_else(no_node)?);
     }
-    let hub = wish
+    let hub = options
         .from
         .as_deref()
         .map(|hub| names.resolve(hub))
@@ -201,23 +201,23 @@ fn update(wish: &UpdateWish, json: bool) -> Result<CommandExit, CommandError> {
         }
         (source, hub) => BundleSource::open(source, hub)?,
     };
-    if wish.workers {
-        return fleet::run(wish, &routes, &source, json);
+    if options.workers {
+        return fleet::run(options, &routes, &source, json);
     }
     // Without a person to ask, nothing restarts that was not asked for.
-    if !is_person(json) && !wish.yes && !wish.stage && !wish.dry_run {
+    if !is_person(json) && !options.yes && !options.stage && !options.dry_run {
         let text =
             "with --json or without a terminal the command cannot ask: give --yes, or --stage";
         return Err(CommandError::usage(text));
     }
     // The first failure ends the command: the nodes after it keep their version.
-    CliDialer::new(&wish.dial)?.run(async |dialer| {
+    CliDialer::new(&options.dial)?.run(async |dialer| {
         let several = routes.len() > 1;
         for route in &routes {
             let turn = NodeTurn {
                 dialer,
                 route,
-                wish,
+                options,
                 json,
             };
             turn.run(&source).await.map_err(|mut error| {
@@ -275,7 +275,7 @@ fn confirmed(question: &str, yes: bool) -> Result<(), CommandError> {
 struct NodeTurn<'t> {
     dialer: &'t CliDialer,
     route: &'t NodeRoute,
-    wish: &'t UpdateWish,
+    options: &'t UpdateOptions,
     json: bool,
 }
 
@@ -288,21 +288,21 @@ impl NodeTurn<'_> {
                 output::line(&line)?;
             }
         }
-        if self.wish.dry_run {
+        if self.options.dry_run {
             return self.done("planned", &staged, json!({}));
         }
-        if self.wish.stage {
+        if self.options.stage {
             return self.done("staged", &staged, json!({}));
         }
         let version = staged["to"].as_str().unwrap_or_default();
         let when = self
-            .wish
+            .options
             .at
             .map(|at| at.moment(Timestamp::now()))
             .transpose()?;
         let moment = when.map_or_else(|| "now".to_owned(), |at| format!("at {at}"));
         let question = format!("Start {version} on {node} {moment}? The machine restarts. [y/N] ");
-        confirmed(&output::one_line(&question), self.wish.yes)?;
+        confirmed(&output::one_line(&question), self.options.yes)?;
         // Another caller may have staged another version since.
         let at = when.map(|at| at.to_string());
         let sha256 = staged["sha256"]
@@ -318,14 +318,21 @@ impl NodeTurn<'_> {
         if let Some(at) = answer.value()["scheduled"].as_str() {
             return self.done("scheduled", &staged, json!({ "at": at }));
         }
-        trial::confirmed(self.dialer, self.route, version, self.wish.limit, self.json).await?;
+        trial::confirmed(
+            self.dialer,
+            self.route,
+            version,
+            self.options.limit,
+            self.json,
+        )
+        .await?;
         self.done("confirmed", &staged, json!({}))
     }
 
     /// What waits on the node, or what comes from the source.
     async fn staged(&self, source: &BundleSource) -> Result<Value, CommandError> {
         if let BundleSource::Channel = source
-            && !self.wish.dry_run
+            && !self.options.dry_run
         {
             let waits = self
                 .dialer

@@ -98,7 +98,7 @@ impl CredentialFolder {
     /// Makes the folder of that file if it is missing. Only its owner may read it.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// The errors of the file system.
     pub(crate) fn make(&self) -> io::Result<()> {
         make_private(&self.state_dir.join(FOLDER))
     }

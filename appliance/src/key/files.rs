@@ -40,8 +40,9 @@ pub(crate) struct RotationRecord {
 pub(crate) struct RotationTarget {
     /// The address by which the node is dialled.
     pub(crate) target: String,
-    /// Whether it knows the new key.
-    pub(crate) told: bool,
+    /// Whether the node knows the new key. The file on disk has it under the former name.
+    #[serde(rename = "told")]
+    pub(crate) notified: bool,
     /// The peer id that the node gave this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) peer_id: Option<String>,
@@ -88,7 +89,7 @@ impl RotationRecord {
     }
 
     pub(crate) fn is_announced(&self) -> bool {
-        self.targets.iter().all(|node| node.told)
+        self.targets.iter().all(|node| node.notified)
     }
 
     /// When the old key is deleted, RFC 3339.
@@ -102,7 +103,7 @@ impl RotationRecord {
         self.new = None;
         self.old_until_s = None;
         for node in &mut self.targets {
-            node.told = false;
+            node.notified = false;
             node.old_key_ends = None;
         }
     }
@@ -212,7 +213,7 @@ impl KeyFiles {
         let made = NodeKey::load(&self.beside(".new")).map_err(CommandError::local)?;
         let goes_on = made.as_ref().map(NodeKey::public) == record.new;
         // Some nodes know a new key that is not in the file. A third key would be unknown to them.
-        if !goes_on && record.targets.iter().any(|node| node.told) {
+        if !goes_on && record.targets.iter().any(|node| node.notified) {
             return Err(CommandError::local(format!(
                 "{} is gone, and nodes know its key: put it back, or delete {} and let an \
                  administrator remove the key there",

@@ -4,5 +4,5 @@
 mod files;
 mod notice;
 
-pub(crate) use files::{KeyFiles, RotationKeys, RotationRecord, RotationStage};
+pub(crate) use files::{KeyFiles, RotationKeys, RotationRecord, RotationStage, RotationTarget};
 pub(crate) use notice::{RotationNoticeError, RotationResponse, tell};

@@ -74,7 +74,7 @@ impl DirectoryWatch {
         self.changed_within(QUIET, PATIENCE).await
     }
 
-    /// The same with other durations than [`QUIET`] and [`PATIENCE`].
+    /// Like `changed`, with other durations than [`QUIET`] and [`PATIENCE`].
     async fn changed_within(&self, quiet: Duration, patience: Duration) -> io::Result<()> {
         self.next().await?;
         let at_last = Instant::now() + patience;

@@ -117,7 +117,7 @@ fn kill_workers() -> io::Result<(usize, usize)> {
         }
         for process in fs::read_to_string(processes)?.lines() {
             if let Ok(number) = process.parse() {
-                walled += usize::from(is_walled_in(process));
+                walled += usize::from(is_confined(process));
                 kill(Pid::from_raw(number), Signal::SIGKILL)?;
                 killed += 1;
             }
@@ -128,7 +128,7 @@ fn kill_workers() -> io::Result<(usize, usize)> {
 
 /// Whether a process has a filter of its system calls and cannot gain rights by executing a
 /// program. The kernel says so, not the worker.
-fn is_walled_in(process: &str) -> bool {
+fn is_confined(process: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let has = |wall: &str| status.lines().any(|line| line == wall);
     // The form is that of proc_pid_status(5).

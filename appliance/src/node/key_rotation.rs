@@ -77,7 +77,7 @@ pub(crate) fn operation(own: Arc<NodeKeyRotation>) -> Registration {
             "in_use": { "type": "boolean", "description": "Whether this process uses the new key" },
             "old_key_ends": { "type": ["string", "null"], "format": "date-time" },
             "hubs": { "type": "array", "items": { "type": "object",
-                "required": ["hub", "told"] } },
+                "required": ["hub", "notified"] } },
         }
     }))
     .with_scope(SCOPE);
@@ -181,11 +181,11 @@ impl NodeKeyRotation {
 
     /// Notifies every hub that does not know the new key yet, all at the same time.
     async fn notify_all(&self, keys: &RotationKeys, record: &mut RotationRecord) -> Vec<Refusal> {
-        let waiting = record.targets.iter_mut().filter(|hub| !hub.told);
+        let waiting = record.targets.iter_mut().filter(|hub| !hub.notified);
         let all = waiting.map(|hub| async move {
             match self.notify(&hub.target, &keys.new).await {
                 Ok(response) => {
-                    hub.told = true;
+                    hub.notified = true;
                     hub.peer_id = Some(response.peer_id);
                     hub.old_key_ends = response.old_key_ends;
                     None
@@ -251,7 +251,7 @@ impl NodeKeyRotation {
             });
             json!({
                 "hub": hub.target,
-                "told": hub.told,
+                "notified": hub.notified,
                 "peer_id": hub.peer_id,
                 "old_key_ends": hub.old_key_ends,
                 "error": error,
@@ -354,7 +354,7 @@ mod tests {
         let waits = own.rotate(&[]).await.expect("room");
         assert_eq!(waits["replaced"], false);
         assert_eq!(
-            (&waits["hubs"][0]["hub"], &waits["hubs"][0]["told"]),
+            (&waits["hubs"][0]["hub"], &waits["hubs"][0]["notified"]),
             (&json!(HUB), &json!(false))
         );
         assert_eq!(waits["hubs"][0]["error"]["code"], "UNAVAILABLE");

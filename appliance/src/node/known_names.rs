@@ -195,7 +195,7 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
     found
 }
 
-/// The same for a running node: tools that do not exist now, and scopes that no operation requires.
+/// Like `unknown_names`, for a running node: tools that do not exist now, and scopes that no operation requires.
 /// It ignores scopes outside the program's own names, because promoted operations and operations of
 /// peers may require them.
 pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineDiagnostic> {
@@ -247,7 +247,7 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
 
 /// The scopes that something on a node asks for at this moment, promoted operations included. A node that stops asks
 /// for any.
-pub(super) fn asked_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> {
+pub(super) fn requested_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> {
     let Some(dispatcher) = dispatcher else {
         return [ANY_SCOPE.to_owned()].into();
     };

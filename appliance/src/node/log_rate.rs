@@ -38,15 +38,16 @@ const CAUSE_RECORDS_OF_NAMESPACE: u32 = 30;
 const CAUSE_RECORDS_OF_FIRSTS: u32 = 20;
 /// Lines of scripts, of each level that scripts write them at, in a period. As many as those above, and as long.
 const SCRIPT_RECORDS_MAX: u32 = 60;
-/// Those of them that scripts of one owner have: it can open as many sessions as it likes, one after another.
+/// The part of these lines for scripts of one owner: it can open as many sessions as it likes, one after another.
 const SCRIPT_RECORDS_OF_OWNER: u32 = 30;
-/// Those that only the first line of an owner may take.
+/// The part of these lines that only the first line of an owner may take.
 const SCRIPT_RECORDS_OF_FIRSTS: u32 = 10;
 /// Lines for requests without an identity in a period: ten a second.
 const UNKNOWN_REQUESTS_MAX: u32 = 600;
-/// Those of them for one network.
+/// The part of these lines for one network.
 const UNKNOWN_REQUESTS_OF_NETWORK: u32 = 120;
-/// Those for all networks of one site, two networks' lines: one client may have all 256 networks of an IPv6 /48.
+/// The part of these lines for all networks of one site, two networks' lines: one client may have all 256 networks of
+/// an IPv6 /48.
 const UNKNOWN_REQUESTS_OF_SITE: u32 = 240;
 /// Those that only the first request of a site may take.
 const UNKNOWN_REQUESTS_OF_FIRSTS: u32 = 100;

@@ -34,7 +34,7 @@ const RECORDS_MAX: usize = RING_BYTES_MAX / size_of::<LogRecord>();
 /// All else costs steps in proportion to the logarithm of the number of payers, at most.
 const MOVED_BYTES_MAX: usize = 96 << 10;
 // `VecDeque::remove` moves the shorter side of the queue.
-const _: () = assert!(RECORDS_MAX / 2 * size_of::<KeptRecord>() <= MOVED_BYTES_MAX);
+const _: () = assert!(RECORDS_MAX / 2 * size_of::<NumberedRecord>() <= MOVED_BYTES_MAX);
 
 /// The fields that name who caused a record, the most telling one first.
 const PAYER_FIELDS: [&str; 7] = [
@@ -196,7 +196,7 @@ fn namespace(operation: String) -> String {
 #[derive(Default)]
 pub(super) struct LogRecords {
     /// By number. The numbers of dropped records are missing.
-    queue: VecDeque<KeptRecord>,
+    queue: VecDeque<NumberedRecord>,
     payers: HashMap<RecordPayer, PayerRecords>,
     /// The places in the node's own code.
     node: PayerWeights<u64>,
@@ -210,7 +210,7 @@ pub(super) struct LogRecords {
     next: u64,
 }
 
-struct KeptRecord {
+struct NumberedRecord {
     number: u64,
     record: Arc<LogRecord>,
 }
@@ -288,7 +288,7 @@ impl LogRecords {
         let new = records.weight();
         self.weigh(payer, old, new);
         let record = Arc::new(record);
-        self.queue.push_back(KeptRecord { number, record });
+        self.queue.push_back(NumberedRecord { number, record });
         while self.bytes() > RING_BYTES_MAX && self.drop_one().is_some() {}
     }
 

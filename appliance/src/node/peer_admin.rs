@@ -233,7 +233,7 @@ impl PeerAdmin {
         let identities = &self.identities.identities;
         let entries = identities.entries();
         let id = self.new_id(&input.peer_id)?;
-        self.check_room(&entries)?;
+        self.check_capacity(&entries)?;
         let scopes = self.granted(input.scopes, input.role)?;
         let name = input.display_name.as_deref();
         let entry = PeerEntry {
@@ -436,7 +436,7 @@ impl PeerAdmin {
         }
     }
 
-    fn check_room(&self, entries: &IdentityEntries) -> Result<(), CallError> {
+    fn check_capacity(&self, entries: &IdentityEntries) -> Result<(), CallError> {
         let identities = &self.identities.identities;
         let stored = entries.peers.iter();
         let stored = stored.filter(|peer| !identities.is_configured(&peer.peer_id));

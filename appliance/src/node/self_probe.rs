@@ -80,7 +80,7 @@ impl SelfProbe {
                 let (http3, trusted) = (&seen.http3, &seen.trusted);
                 tracing::info!("seen from outside: HTTP/3 at {http3:?}, trusted as {trusted:?}");
             }
-            self.http.set_outside(seen.clone());
+            self.http.set_reachability(seen.clone());
             before = seen;
             // The senders of changes live as long as this task, so their errors cannot happen here.
             tokio::select! {

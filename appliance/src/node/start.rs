@@ -35,7 +35,7 @@ use super::ops::NodeContext;
 use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
 use super::storage::NodeStorage;
 use super::stored_files::StoredFiles;
-use super::update::{NodeUpdates, UpdateContext, UpdateLink};
+use super::update::{NodeUpdates, UpdateClient, UpdateContext};
 use super::vault::NodeVault;
 use super::web::{NodeWeb, WebGateway};
 use super::{
@@ -61,7 +61,7 @@ struct NodeSurroundings<'a> {
     ring: NodeLogRing,
     verbose: bool,
     to_init: Option<mpsc::Sender<InitMessage>>,
-    update_link: UpdateLink,
+    update_client: UpdateClient,
 }
 
 /// The configuration that a node starts with, and its place.
@@ -78,7 +78,7 @@ struct NodeFoundation {
     key: NodeKey,
     /// The configuration of the start, with the keys of its join strings.
     config: NodeConfig,
-    /// The same with the paths of stored files, for parts that open paths. The reloader compares documents by their
+    /// `config` with the paths of stored files, for parts that open paths. The reloader compares documents by their
     /// names of files.
     located: NodeConfig,
     identities: IdentityServices,
@@ -122,7 +122,7 @@ impl AlknetNode {
             role: options.role,
             ring: options.ring,
             verbose: options.verbose,
-            update_link: UpdateLink::new(options.to_init.clone(), options.update_stream),
+            update_client: UpdateClient::new(options.to_init.clone(), options.update_stream),
             to_init: options.to_init,
         };
         let document = NodeDocument {
@@ -346,7 +346,7 @@ fn key_rotation(
 /// The updates of the machine.
 fn node_updates(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> NodeUpdates {
     let updates = NodeUpdates::new(UpdateContext {
-        link: around.update_link.clone(),
+        init: around.update_client.clone(),
         dialer: Arc::clone(&base.certificates.dialer) as _,
         facts: Arc::clone(&base.facts),
         reloader: Arc::clone(&base.identities.reloader),
@@ -547,7 +547,7 @@ fn handlers(
     // A weak reference, because operations of the dispatcher hold the reloader.
     let serves = Arc::downgrade(&dispatcher);
     let reloader = &context.identities.reloader;
-    reloader.know_scopes(move || known_names::asked_scopes(serves.upgrade().as_deref()));
+    reloader.know_scopes(move || known_names::requested_scopes(serves.upgrade().as_deref()));
     context.metrics.set_dispatcher(&dispatcher);
     let mut handlers = HandlerRegistry::new();
     handlers.register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))?;

@@ -457,7 +457,7 @@ mod tests {
         }
     }
 
-    fn asked(scopes: &[&str]) -> MakeInput {
+    fn input_with(scopes: &[&str]) -> MakeInput {
         MakeInput {
             scopes: scopes.iter().map(|&it| it.to_owned()).collect(),
             resources: BTreeMap::new(),
@@ -484,16 +484,16 @@ mod tests {
     fn a_token_has_no_right_that_its_maker_lacks() {
         let admin = who(&["admin", "fs:*"], &["docs"]);
         for good in [&["admin"][..], &["fs:read"], &["fs:*"], &[]] {
-            plan(&admin, asked(good)).expect("it is held");
+            plan(&admin, input_with(good)).expect("it is held");
         }
         for more in [&["*"][..], &["node:read"], &["admin", "admin:*"]] {
-            let refused = plan(&admin, asked(more)).expect_err("it is not held");
+            let refused = plan(&admin, input_with(more)).expect_err("it is not held");
             assert_eq!(refused.code, ErrorCode::Forbidden);
             assert!(refused.message.contains("admin, fs:*"), "{refused}");
         }
         let with = |kind: &str, name: &str| MakeInput {
             resources: [(kind.to_owned(), vec![name.to_owned()])].into(),
-            ..asked(&["fs:read"])
+            ..input_with(&["fs:read"])
         };
         plan(&admin, with("fs", "docs")).expect("it is held");
         for other in [("fs", "*"), ("fs", "secrets"), ("git", "docs")] {
@@ -501,13 +501,13 @@ mod tests {
         }
         plan(&who(&["admin", "fs:*"], &["*"]), with("fs", "x")).expect("it is held");
         plan(&who(&["*"], &[]), with("git", "x")).expect("they could write it down");
-        plan(&who(&["*"], &[]), asked(&["*"])).expect("it is held");
+        plan(&who(&["*"], &[]), input_with(&["*"])).expect("it is held");
     }
 
     #[test]
     fn what_is_no_scope_is_named() {
         for bad in ["", "a b", "a*", "a::b", "*:a", ":"] {
-            let refused = plan(&who(&["*"], &[]), asked(&[bad])).expect_err(bad);
+            let refused = plan(&who(&["*"], &[]), input_with(&[bad])).expect_err(bad);
             assert_eq!(refused.code, ErrorCode::InvalidInput);
         }
     }
@@ -528,7 +528,7 @@ mod tests {
     async fn the_list_says_everything_but_the_token() {
         let identities = all_identities();
         let token = AuthToken::generate().expect("randomness");
-        let mut input = asked(&["metrics:read"]);
+        let mut input = input_with(&["metrics:read"]);
         (input.ttl_s, input.note) = (Some(60), Some(" the hall ".to_owned()));
         let key = planned(&identities, &who(&["*"], &[]), None, &token, input).expect("fine");
         let answer = made(&token, &key);
@@ -587,7 +587,7 @@ mod tests {
             };
             let identities = Identities::new(entries, Arc::new(SystemClock { built_s: 0 }));
             let maker = who(&["admin"], &[]);
-            let made = planned(&identities, &maker, shown.map(key), &token, asked(&[]));
+            let made = planned(&identities, &maker, shown.map(key), &token, input_with(&[]));
             let made = made.expect("it is held");
             assert_eq!(made.created_by_key, expected.map(key), "{shown:?}");
         }
@@ -606,7 +606,13 @@ mod tests {
                 .expect("room");
         }
         let token = AuthToken::generate().expect("randomness");
-        let full = planned(&identities, &who(&["*"], &[]), None, &token, asked(&["a"]));
+        let full = planned(
+            &identities,
+            &who(&["*"], &[]),
+            None,
+            &token,
+            input_with(&["a"]),
+        );
         assert_eq!(full.expect_err("full").code, ErrorCode::Conflict);
     }
 }

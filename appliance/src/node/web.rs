@@ -94,7 +94,12 @@ impl WebGateway {
         let page = wanted.then(|| {
             let reloader = Arc::clone(&identity_services.reloader);
             let identities = Arc::clone(&identity_services.identities);
+            let has_site = http.site.is_some();
             let names = move || {
+                // Under the names the site answers: links lead to an address.
+                if has_site {
+                    return Vec::new();
+                }
                 let now = HttpSettings::new(&reloader.current().config);
                 now.names().to_vec()
             };

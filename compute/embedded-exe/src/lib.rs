@@ -81,7 +81,7 @@ impl EmbeddedExe {
     /// The same for a file that is in memory.
     ///
     /// # Errors
-    /// As [`Self::find`].
+    /// The errors of [`Self::find`].
     pub fn find_in(bytes: &[u8]) -> Result<Self, EmbeddedExeError> {
         let Some((before, trailer)) = bytes.split_last_chunk::<TRAILER_BYTES>() else {
             return Err(EmbeddedExeError::None);

@@ -255,7 +255,7 @@ impl Compute {
     ///
     /// # Errors
     /// The bytes exceed the limit, or there was no room in time.
-    pub(crate) async fn room_for_copies(
+    pub(crate) async fn reserve_copies(
         &self,
         tenant: &Tenant,
         bytes: u64,

@@ -11,7 +11,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alknet_core::limits::leaves_room;
+use alknet_core::limits::leaves_capacity;
 use alknet_worker::RevocableMemfd;
 use tokio::sync::Notify;
 
@@ -191,7 +191,7 @@ impl CopyBudget {
         let mut counted = lock(&self.counted);
         let own = counted.short.held_by(identity) + bytes;
         let all = self.long + counted.short.all + bytes;
-        leaves_room(own, all, self.most)
+        leaves_capacity(own, all, self.most)
             .then(|| self.count(&mut counted, CopyPool::Short, identity, bytes))
     }
 
@@ -208,9 +208,9 @@ impl CopyBudget {
         let WaitingCopy {
             identity, bytes, ..
         } = counted.waiting[at].clone();
-        let has_room =
+        let has_capacity =
             !has_its_share(&counted.waiting[at]) && counted.long.all + bytes <= self.long;
-        if !(is_next && has_room) {
+        if !(is_next && has_capacity) {
             return None;
         }
         counted.waiting.remove(at);

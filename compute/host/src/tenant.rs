@@ -273,7 +273,7 @@ impl UploadData {
 
 async fn hand_over(session: &WorkerSession, number: u64, copied: &CopiedTensors) -> Result<()> {
     // A worker that does not read ends, which makes room as well.
-    let place = Some(session.room().reserve().await);
+    let permit = Some(session.descriptor_quota().reserve().await);
     let fd = copied.hand_over();
     let fd = fd.map_err(|error| Error::Internal(error.to_string()))?;
     let len = copied.len();
@@ -281,7 +281,7 @@ async fn hand_over(session: &WorkerSession, number: u64, copied: &CopiedTensors)
     session.tell_reserved(
         SessionNotice::Role(CborBody::encode(&ComputeUpload { blobs })?),
         vec![fd],
-        place,
+        permit,
     )?;
     Ok(())
 }

@@ -71,7 +71,13 @@ impl TensorTable {
     }
 
     /// Checks the room for `more` further tensors of `bytes` bytes together.
-    pub(crate) fn room(&mut self, more: usize, bytes: u64, most: u64, now: Instant) -> Result<()> {
+    pub(crate) fn check_quota(
+        &mut self,
+        more: usize,
+        bytes: u64,
+        most: u64,
+        now: Instant,
+    ) -> Result<()> {
         self.settle(now);
         if self.handles.len() + more > HANDLES_MAX {
             return Err(Error::Quota(format!("at most {HANDLES_MAX} handles")));
@@ -241,11 +247,15 @@ mod tests {
         tensor_table
             .keep(1, kind(10), unknown_peer(), now)
             .expect("kept");
-        assert!(tensor_table.room(1, 90, 100, now).is_ok());
-        assert!(tensor_table.room(1, 91, 100, now).is_err());
-        assert!(tensor_table.room(1, u64::MAX, 100, now).is_err());
-        assert!(tensor_table.room(HANDLES_MAX - 1, 0, 100, now).is_ok());
-        assert!(tensor_table.room(HANDLES_MAX, 0, 100, now).is_err());
+        assert!(tensor_table.check_quota(1, 90, 100, now).is_ok());
+        assert!(tensor_table.check_quota(1, 91, 100, now).is_err());
+        assert!(tensor_table.check_quota(1, u64::MAX, 100, now).is_err());
+        assert!(
+            tensor_table
+                .check_quota(HANDLES_MAX - 1, 0, 100, now)
+                .is_ok()
+        );
+        assert!(tensor_table.check_quota(HANDLES_MAX, 0, 100, now).is_err());
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl WorkerTurn {
         if named.is_empty() {
             return Ok(());
         }
-        let claim = self.compute.room_for_copies(&self.tenant, bytes).await?;
+        let claim = self.compute.reserve_copies(&self.tenant, bytes).await?;
         // The claim moves to the thread that copies: a caller that aborts does not stop the copying, which holds its
         // room until it ends.
         let copying = tokio::task::spawn_blocking(move || {
@@ -290,7 +290,7 @@ impl WorkerTurn {
         let bytes = self.fresh.iter().map(|(_, bytes)| bytes).sum::<u64>() + kind.bytes();
         let (more, most) = (self.fresh.len() + 1, self.compute.0.settings.tenant_bytes);
         let number = self.tenant.tensor_table(|tensor_table| {
-            tensor_table.room(more, bytes, most, Instant::now())?;
+            tensor_table.check_quota(more, bytes, most, Instant::now())?;
             Ok::<_, Error>(tensor_table.number())
         })?;
         self.fresh.push((number, kind.bytes()));

@@ -208,8 +208,8 @@ impl BootNote {
     pub fn add_problem(&mut self, code: &str) -> bool {
         let is_code = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let is_valid = !code.is_empty() && code.bytes().all(is_code);
-        let has_room = self.problems.length + 1 + code.len() <= NOTE_CODES_BYTES_MAX;
-        if !is_valid || !has_room || self.problems().any(|known| known == code) {
+        let has_capacity = self.problems.length + 1 + code.len() <= NOTE_CODES_BYTES_MAX;
+        if !is_valid || !has_capacity || self.problems().any(|known| known == code) {
             return false;
         }
         if !self.problems.is_empty() {

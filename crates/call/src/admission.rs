@@ -121,7 +121,7 @@ fn check(
     };
     // Before the schema check: checking a long input takes memory that this counts.
     head._claim = claim(state, body, head.identity.as_deref(), retention)?;
-    let in_flight = make_room(head, state, stream, checked.operation)?;
+    let in_flight = admit_in_flight(head, state, stream, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
     let begin = |name| keyed::begin(state, request.operation(), name, &input);
@@ -461,7 +461,7 @@ fn is_subscription(operation: &CompiledOperation) -> bool {
     operation.spec.op_type == OperationType::Subscription
 }
 
-fn make_room(
+fn admit_in_flight(
     head: RequestHead,
     state: &Arc<CallConnectionState>,
     stream: &Arc<CallStream>,

@@ -93,11 +93,11 @@ impl UnreadBytes {
         if self.carrier.is_some() {
             self.bytes.fetch_add(bytes, Ordering::SeqCst);
         }
-        let has_room = self
+        let has_capacity = self
             .share
             .as_ref()
             .is_none_or(|share| share.cover(&self.bytes, fit));
-        if !has_room {
+        if !has_capacity {
             // The bytes were added before the quota was asked: other claims saw them meanwhile and waited.
             self.taken(bytes);
             return Err(UnreadLimitError::Share);
@@ -147,7 +147,7 @@ impl UnreadBytes {
 
     /// Whether the requester's quota has room.
     pub(crate) fn has_share(&self) -> bool {
-        self.share.as_ref().is_none_or(UnreadQuota::has_room)
+        self.share.as_ref().is_none_or(UnreadQuota::has_capacity)
     }
 
     /// Whether the requester has used its own whole quota, whatever others have.
@@ -156,7 +156,7 @@ impl UnreadBytes {
     }
 
     /// Waits until fewer than `most` bytes wait and more may be added.
-    pub(crate) async fn wait_room(&self, most: usize) {
+    pub(crate) async fn wait_for_capacity(&self, most: usize) {
         loop {
             self.wait_below(most).await;
             if self.may_grow() {
@@ -173,7 +173,7 @@ impl UnreadBytes {
     /// Waits until the requester's quota has room.
     pub(crate) async fn wait_share(&self) {
         if let Some(share) = &self.share {
-            share.wait_room().await;
+            share.wait_for_capacity().await;
         }
     }
 }

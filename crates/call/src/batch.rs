@@ -41,7 +41,7 @@ impl CallBatch {
         self.add_with(operation, input, &CallOptions::default())
     }
 
-    /// As [`add`](Self::add), with options; all but `route`, which the batch decides.
+    /// Like [`add`](Self::add), with options; all but `route`, which the batch decides.
     pub fn add_with(
         &mut self,
         operation: &str,

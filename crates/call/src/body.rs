@@ -48,7 +48,7 @@ impl CallBody {
         }
     }
 
-    /// As before, and memory that is made of it counts in `memory`.
+    /// Counts the memory that is made of the body in `memory`.
     #[must_use]
     pub fn with_memory(mut self, memory: Option<Arc<dyn InputMemory>>) -> Self {
         self.memory = memory;
@@ -93,7 +93,7 @@ impl CallBody {
     /// The JSON text with binary data as base64, for readers that know no mixed frames.
     ///
     /// # Errors
-    /// As [`inline`].
+    /// The errors of [`inline`].
     pub(crate) fn inlined(&self) -> Result<Cow<'_, [u8]>, CallError> {
         if self.tail.is_empty() {
             return Ok(Cow::Borrowed(&self.raw));
@@ -144,7 +144,7 @@ impl CallBody {
     /// Bytes that a tree of the text takes.
     ///
     /// # Errors
-    /// It takes more than a tree may.
+    /// The value takes more than a tree may.
     pub(crate) fn tree_bytes(&self) -> Result<usize, CallError> {
         let bytes = TapeSize::measure(&self.raw)?.tree_bytes();
         // A list of short values makes a tree of many times its bytes.
@@ -168,7 +168,7 @@ impl CallBody {
     /// The value as an owned tree.
     ///
     /// # Errors
-    /// As [`try_value`](Self::try_value).
+    /// The errors of [`try_value`](Self::try_value).
     pub fn try_into_value(self) -> Result<Value, CallError> {
         self.try_value()?;
         Ok(self.value.into_inner().unwrap_or_default())
@@ -253,7 +253,7 @@ pub enum CallOutput {
     /// JSON with binary data, to which `{"$bin":[offset,length]}` refer. Peers that do not know mixed frames get
     /// base64 instead.
     Mixed(Value, Bytes),
-    /// As [`Mixed`](Self::Mixed), with JSON text that is known to be valid, as it came in a frame.
+    /// Like [`Mixed`](Self::Mixed), with JSON text that is known to be valid, as it came in a frame.
     MixedText(Bytes, Bytes),
     /// JSON text that is known to be valid.
     Raw(Bytes),
@@ -381,12 +381,12 @@ fn slice(tail: &Bytes, value: &Value) -> Option<Bytes> {
     (end <= tail.len()).then(|| tail.slice(offset..end))
 }
 
-/// As [`inline`]. Text that would become much longer than its frame stays as it is.
+/// Like [`inline`]. Text that would become much longer than its frame stays as it is.
 fn inline_text(text: &Bytes, tail: &Bytes) -> Bytes {
     inline(text, tail).map_or_else(|_| text.clone(), Bytes::from)
 }
 
-/// As [`inline`], in a tree that an operation of this node built.
+/// Like [`inline`], in a tree that an operation of this node built.
 fn inline_tree(value: &mut Value, tail: &Bytes) {
     if let Some(bytes) = slice(tail, value) {
         *value = base64::engine::general_purpose::STANDARD

@@ -234,7 +234,7 @@ async fn read_loop(
             unfinished = PartialMessage::default();
             // Requests of this side, and the frames that end them, count here. Responses do not.
             let room = |out: &SendQueue| out.backlog() < state.limits().queued_bytes;
-            stream.out.wait_room(room).await;
+            stream.out.wait_for_capacity(room).await;
             turn += 1;
             if turn % FRAMES_PER_TURN == 0 {
                 // A peer with many frames at hand would keep the other tasks of this thread waiting.

@@ -237,7 +237,7 @@ impl Caller {
     /// Calls a query or mutation with typed input and output.
     ///
     /// # Errors
-    /// As [`call`](Self::call), and `INTERNAL` if the response is no `O`.
+    /// The errors of [`call`](Self::call), and `INTERNAL` if the response is no `O`.
     pub async fn call_typed<I, O>(&self, operation: &str, input: &I) -> Result<O, CallError>
     where
         I: Serialize + Sync,
@@ -249,10 +249,10 @@ impl Caller {
         answer.parse().map_err(|error| other_form(&error))
     }
 
-    /// As [`call`](Self::call), with options.
+    /// Like [`call`](Self::call), with options.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// The errors of [`call`](Self::call).
     pub async fn call_with(
         &self,
         operation: &str,
@@ -291,10 +291,10 @@ impl Caller {
             .await
     }
 
-    /// As [`subscribe`](Self::subscribe), with options.
+    /// Like [`subscribe`](Self::subscribe), with options.
     ///
     /// # Errors
-    /// As [`subscribe`](Self::subscribe).
+    /// The errors of [`subscribe`](Self::subscribe).
     pub async fn subscribe_with(
         &self,
         operation: &str,
@@ -312,7 +312,7 @@ impl Caller {
         self.follow(operation, input, options, credit, room).await
     }
 
-    /// As [`subscribe_with`](Self::subscribe_with), for a requester that may not take events: they need credit on a
+    /// Like [`subscribe_with`](Self::subscribe_with), for a requester that may not take events: they need credit on a
     /// stream of their own as well, they count for the requester, and if there is no capacity for them the
     /// subscription ends.
     pub(crate) async fn subscribe_for(
@@ -361,8 +361,9 @@ impl Caller {
     /// Every operation of the peer whose name begins with `prefix` and that this side may call.
     ///
     /// # Errors
-    /// As [`call`](Self::call); `INVALID_OUTPUT` for an endless list: the peer names an operation twice, gives a page
-    /// without a new one, or lists more than [`LISTED_OPERATIONS_MAX`] operations or [`LISTED_BYTES_MAX`] bytes.
+    /// The errors of [`call`](Self::call); `INVALID_OUTPUT` for an endless list: the peer names an operation twice,
+    /// gives a page without a new one, or lists more than [`LISTED_OPERATIONS_MAX`] operations or [`LISTED_BYTES_MAX`]
+    /// bytes.
     pub async fn operations(&self, prefix: &str) -> Result<Vec<OperationSummary>, CallError> {
         let mut found: Vec<OperationSummary> = Vec::new();
         let mut seen = HashSet::new();
@@ -412,7 +413,7 @@ impl Caller {
     /// The spec of one of the peer's operations.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// The errors of [`call`](Self::call).
     pub async fn schema(&self, operation: &str) -> Result<OperationSpec, CallError> {
         let input = serde_json::json!({ "name": operation });
         let spec = self.call_typed("services/schema", &input).await?;
@@ -423,7 +424,7 @@ impl Caller {
     /// Asks the peer how many requests it takes from this side at once; `None` if it does not tell.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// The errors of [`call`](Self::call).
     pub async fn ask_requests_max(&self) -> Result<Option<usize>, CallError> {
         // Every listing has the number, so that the shortest page is enough, however many follow it.
         let input = serde_json::json!({ "prefix": "services/list", "limit": 1 });

@@ -201,7 +201,7 @@ impl CallConnectionState {
             () = self.cancel.cancelled() => {}
             _ = self.connection.closed() => {}
             () = self.hang_up_when_written() => {}
-            () = self.drain_when_asked() => {}
+            () = self.drain_on_request() => {}
             () = self.unknown_for_too_long() => {}
             () = self.serve() => {}
         }
@@ -228,8 +228,8 @@ impl CallConnectionState {
     }
 
     /// Starts the drain when a newer connection takes over. Never resolves: `serve` ends the connection.
-    async fn drain_when_asked(&self) {
-        self.connection.asked_to_drain().await;
+    async fn drain_on_request(&self) {
+        self.connection.drain_requested().await;
         self.start_drain();
         std::future::pending().await
     }
@@ -472,7 +472,7 @@ impl CallConnectionState {
         })
     }
 
-    /// The same without counting a guess: the calling code counts it.
+    /// Like `by_token`, without counting a guess: the calling code counts it.
     pub(crate) fn resolve_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
         let counters = &self.dispatcher.counters;
         match self.dispatcher.by_token(token) {

@@ -233,7 +233,7 @@ impl Ctx {
         self.shows(rule, self.identity().map(AsRef::as_ref))
     }
 
-    /// The same where the requester from outside is `identity` by now.
+    /// Like `is_shown`, where the requester from outside is `identity` by now.
     pub(crate) fn shows(&self, rule: &AccessControl, identity: Option<&Identity>) -> bool {
         let authority = self.calling_authority();
         rule.check_scopes(identity) == AccessDecision::Allowed
@@ -306,7 +306,7 @@ impl Ctx {
         }
     }
 
-    /// The same without the requester: no abort reaches it. A keyed mutation runs as such a call.
+    /// This context without the requester: no abort reaches it. A keyed mutation runs as such a call.
     pub(crate) fn detached(&self) -> Self {
         match &self.0 {
             CallOrigin::Request(request) => Self::request(&request.detached()),
@@ -341,7 +341,7 @@ impl Ctx {
     /// with the bytes of the requester, while the second returned value lives.
     ///
     /// # Errors
-    /// As [`CallBody::try_into_value`]; `OVERLOADED` where there is no room now.
+    /// The errors of [`CallBody::try_into_value`]; `OVERLOADED` where there is no room now.
     pub fn counted_tree(&self, input: CallBody) -> Result<(Value, CountedTree), CallError> {
         // Over another protocol the server of that protocol counts it.
         let claim = match input.memory() {

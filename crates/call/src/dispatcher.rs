@@ -223,7 +223,7 @@ impl Dispatcher {
     /// `services/watch`. Compiling and hashing long specs takes time.
     ///
     /// # Errors
-    /// As [`Registry::import`]; everything stays as it is.
+    /// The errors of [`Registry::import`]; everything stays as it is.
     pub fn import(
         &self,
         source: &str,

@@ -24,7 +24,7 @@ impl Dispatcher {
     /// where its carriage [counts](crate::Assembly) incomplete messages.
     ///
     /// # Errors
-    /// As a [`ProtocolHandler`](alknet_core::ProtocolHandler).
+    /// The errors of a [`ProtocolHandler`](alknet_core::ProtocolHandler).
     pub async fn serve_guest(
         self: Arc<Self>,
         connection: Connection,

@@ -139,7 +139,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
             };
         }
         // The limit of one identity costs only its own oldest result.
-        if !self.make_room_for(name) {
+        if !self.evict_for(name) {
             return IdempotencyLookup::Full;
         }
         let serial = self.next_serial();
@@ -219,7 +219,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
     }
 
     /// Makes room for one more entry of the same identity; `false` when all of its entries are running calls.
-    fn make_room_for(&mut self, name: &IdempotencyKey) -> bool {
+    fn evict_for(&mut self, name: &IdempotencyKey) -> bool {
         let share = self.shares.get(&name.owner.share().cloned());
         let Some(share) = share.filter(|share| share.entries >= self.room.entries) else {
             return true;

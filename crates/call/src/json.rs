@@ -201,7 +201,7 @@ pub(crate) fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json:
     serde_json::from_str(text)
 }
 
-/// The same for an object within another.
+/// Like `parse_object`, for an object within another.
 pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

@@ -107,7 +107,7 @@ pub(crate) fn name(
     })
 }
 
-/// The same for a call of an operation by another. The key belongs to the requester from outside.
+/// Like `begin`, for a call of an operation by another. The key belongs to the requester from outside.
 pub(crate) fn begin_child(
     child: &ChildCall,
     peer: Option<&PeerId>,

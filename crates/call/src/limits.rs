@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// What many identities together leave for others, of each of these that they share.
-pub use alknet_core::limits::{BYTES_LEAST, leaves_room};
+pub use alknet_core::limits::{BYTES_LEAST, leaves_capacity};
 
 /// Bytes of a frame from an unknown peer.
 pub const FRAME_BYTES_UNAUTHENTICATED: usize = 64 << 10;
@@ -65,7 +65,7 @@ pub const PATTERN_BYTES_PER_STEP: usize = 16;
 /// Values in one schema, counting again those that `unevaluatedProperties` and `unevaluatedItems` make the compiler
 /// compile again. So many take it a tenth of a second.
 pub const SCHEMA_VALUES_MAX: u64 = 20_000;
-/// The same, with the target of each reference, which the compiler compiles once more.
+/// Like `SCHEMA_VALUES_MAX`, with the target of each reference, which the compiler compiles once more.
 pub const SCHEMA_BUILT_MAX: u64 = 2 * SCHEMA_VALUES_MAX;
 /// Bytes of the paths to all of these, which the compiler holds as texts, and of their own texts.
 pub const SCHEMA_PATH_BYTES_MAX: u64 = 4 << 20;
@@ -102,8 +102,8 @@ pub const BYTES_SUBSCRIPTIONS_SHARE: usize = 4;
 /// Bytes of the longest request that a node does not count while it runs: [`PeerLimits::requests`] and
 /// [`IDEMPOTENCY_ENTRIES`] bound the number of those.
 pub const REQUEST_BYTES_FREE: usize = 8 << 10;
-/// The same for a known peer's incomplete frame on a connection that ends with its only stream, which has one such
-/// frame at a time.
+/// Like `REQUEST_BYTES_FREE`, for a known peer's incomplete frame on a connection that ends with its only stream, which
+/// has one such frame at a time.
 pub const FRAME_BYTES_FREE: usize = 64 << 10;
 /// Bytes of answers and events that a connection may leave unread before they count for its requester: small answers
 /// that the peer reads as they come cost no lookup of other requesters' bytes.
@@ -213,11 +213,11 @@ pub const LANE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 pub const SHARED_STREAMS: usize = 2;
 /// Events a subscription on a shared stream may have in flight, unless the caller says otherwise.
 pub const WINDOW_DEFAULT: u32 = 64;
-/// The same for a subscription that a node passes on, until the requester took its first event: each event may be as
-/// long as a frame, and waits for another peer.
+/// Like `WINDOW_DEFAULT`, for a subscription that a node passes on, until the requester took its first event: each
+/// event may be as long as a frame, and waits for another peer.
 pub const WINDOW_FORWARDED: u32 = 2;
-/// The same from then on, where the events are so short that so many have no more than [`STREAM_EVENTS_BYTES`]. So
-/// many arrive in the time of a round trip, however fast the peer makes them.
+/// Like `WINDOW_FORWARDED`, from then on, where the events are so short that so many have no more than
+/// [`STREAM_EVENTS_BYTES`]. So many arrive in the time of a round trip, however fast the peer makes them.
 pub const WINDOW_FORWARDED_MAX: u32 = 1024;
 /// Bytes of the longest cursor that a node passes on from a peer. The node parses it into a tree, of up to 75 times
 /// its bytes.

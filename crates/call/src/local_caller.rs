@@ -172,8 +172,8 @@ impl LocalCaller {
         self.state.by_token(token.expose())
     }
 
-    /// The same without counting the guess: the calling code does that by [`guessed`](Self::guessed), once the time
-    /// that counting takes does not show in an answer.
+    /// Like `by_token`, without counting the guess: the calling code does that by [`guessed`](Self::guessed), once the
+    /// time that counting takes does not show in an answer.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not valid.
@@ -242,7 +242,7 @@ impl LocalCaller {
     /// Calls a query or mutation. Dropping the future aborts it, and the calls that it made.
     ///
     /// # Errors
-    /// As over `alknet/call`.
+    /// The errors of a call over `alknet/call`.
     pub async fn call(&self, incoming: LocalRequest<'_>) -> Result<CallOutput, LocalCallError> {
         let now = Instant::now();
         let LocalCall {
@@ -299,7 +299,7 @@ impl LocalCaller {
     /// or leaves some out, or the subscription ends.
     ///
     /// # Errors
-    /// As over `alknet/call`, where it does not begin.
+    /// The errors of a call over `alknet/call` that does not begin.
     pub fn subscribe(&self, incoming: LocalRequest<'_>) -> Result<LocalEvents, LocalCallError> {
         let checked = self.pass(incoming, Instant::now())?;
         let spec = Arc::clone(&checked.operation);

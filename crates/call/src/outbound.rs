@@ -197,7 +197,7 @@ impl Outbound {
     pub(crate) fn refuse_on(&self, state: &CallConnectionState, stream: &Arc<CallStream>) {
         for (_, PendingResponse { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, stream)) {
             DispatcherCounters::add(&state.dispatcher.counters.unread_bytes_full);
-            to.fail(buffer::no_room());
+            to.fail(buffer::no_capacity());
         }
     }
 
@@ -262,7 +262,7 @@ impl Outbound {
         true
     }
 
-    /// The same with aborts for the peer: the last event on each of `streams` aborts the requests on it.
+    /// Like `close_if_empty`, with aborts for the peer: the last event on each of `streams` aborts the requests on it.
     pub(crate) fn abandon(&self, streams: &[Arc<CallStream>], why: &'static str) {
         lock(&self.table).closed.get_or_insert(why);
         let gone = self.take_where(|_| true);

@@ -92,7 +92,7 @@ impl EncodedRequest {
         })
     }
 
-    /// The same for a subscription's events.
+    /// Like `expect_answer`, for a subscription's events.
     pub(crate) fn expect_events(
         self,
         state: &Arc<CallConnectionState>,
@@ -232,8 +232,8 @@ impl OutgoingRequest {
         self.credit_later(n);
     }
 
-    /// The same once there is a shared stream. One task waits for the stream, however much is owed: the peer decides
-    /// when another stream may open.
+    /// Like `credit`, once there is a shared stream. One task waits for the stream, however much is owed: the peer
+    /// decides when another stream may open.
     fn credit_later(&mut self, n: u32) {
         let add = |owed: u32| Some(owed.saturating_add(n));
         let before = self

@@ -236,14 +236,17 @@ impl EventSink for InboundRequest {
     fn is_open(&self) -> bool {
         let credit = self.credit.as_ref();
         let is_read = self.connection_state().is_read() && !self.is_starved();
-        credit.is_none_or(CreditWindow::is_open) && has_room(self) && is_read
+        credit.is_none_or(CreditWindow::is_open) && has_capacity(self) && is_read
     }
 
     async fn wait_open(&self) {
         if let Some(credit) = &self.credit {
             credit.wait().await;
         }
-        self.stream().out.wait_room(|_| has_room(self)).await;
+        self.stream()
+            .out
+            .wait_for_capacity(|_| has_capacity(self))
+            .await;
         self.connection_state().wait_until_read().await;
         self.wait_fed().await;
     }
@@ -276,7 +279,7 @@ impl EventSink for InboundRequest {
     }
 }
 
-fn has_room(request: &InboundRequest) -> bool {
+fn has_capacity(request: &InboundRequest) -> bool {
     request.queued_bytes() < SUBSCRIPTION_QUEUE_BYTES
         && request.stream().out.backlog() < LANE_QUEUE_BYTES
 }

@@ -123,7 +123,7 @@ impl ReconnectingClient {
     /// Calls a query or mutation.
     ///
     /// # Errors
-    /// As [`call_with`](Self::call_with).
+    /// The errors of [`call_with`](Self::call_with).
     pub async fn call(&self, operation: &str, input: &Value) -> Result<CallBody, CallError> {
         self.call_with(operation, input, &CallOptions::default())
             .await
@@ -161,7 +161,7 @@ impl ReconnectingClient {
     /// Starts a subscription.
     ///
     /// # Errors
-    /// As [`subscribe_with`](Self::subscribe_with).
+    /// The errors of [`subscribe_with`](Self::subscribe_with).
     pub async fn subscribe(
         &self,
         operation: &str,

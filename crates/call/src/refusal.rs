@@ -17,7 +17,7 @@ use crate::error::{CallError, ErrorCode};
 const SCOPES_NAMED_MAX: usize = 8;
 
 impl AccessControl {
-    /// As [`check`](Self::check), with an error that names what is missing. `key` is the one that the caller's
+    /// Like [`check`](Self::check), with an error that names what is missing. `key` is the one that the caller's
     /// connection proved.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl AccessControl {
         }
     }
 
-    /// The same for the part of the rule that needs no input, as [`check_scopes`](Self::check_scopes).
+    /// Like `admit`, for the part of the rule that needs no input, as [`check_scopes`](Self::check_scopes).
     pub(crate) fn admit_scopes(
         &self,
         identity: Option<&Identity>,

@@ -220,8 +220,8 @@ impl RegistryBuilder {
         Ok(registry)
     }
 
-    /// The same, but the registry compiles a schema when a call first has a value to check: compiling is most of what
-    /// starting a small node costs. For operations that a program brings with it and whose schemas its tests have
+    /// Like `build`, but the registry compiles a schema when a call first has a value to check: compiling is most of
+    /// what starting a small node costs. For operations that a program brings with it and whose schemas its tests have
     /// compiled by [`RegistryBuilder::build`]; a call whose schema has a fault ends with `INTERNAL`.
     ///
     /// # Errors
@@ -274,7 +274,7 @@ pub struct Registry {
     server_namespaces: BTreeSet<Box<str>>,
     /// Namespaces in which a call that names no peer finds operations of this node alone.
     node_namespaces: BTreeSet<Box<str>>,
-    /// The same for single names outside them.
+    /// Like `node_namespaces`, for single names outside them.
     node_names: ArcSwap<BTreeSet<Box<str>>>,
 }
 

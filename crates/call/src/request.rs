@@ -119,7 +119,7 @@ impl InboundRequest {
         self.detached_below(self.tree().changes())
     }
 
-    /// The same for the run of the key of a call between operations, which has sent `changes`.
+    /// Like `detached`, for the run of the key of a call between operations, which has sent `changes`.
     pub(crate) fn detached_below(&self, changes: &Arc<SentChanges>) -> Arc<Self> {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);
@@ -329,7 +329,7 @@ impl InboundRequest {
                 Err(too_large(len, most))
             } else {
                 let claimed = self.state.claim_unread(self.is_subscription(), len);
-                claimed.map_err(|no_room| self.too_much_unread(no_room))
+                claimed.map_err(|no_capacity| self.too_much_unread(no_capacity))
             };
             let Err(refused) = claimed else {
                 return QueueAppend {
@@ -359,9 +359,9 @@ impl InboundRequest {
     }
 
     /// The error for an answer whose peer does not read the earlier ones.
-    fn too_much_unread(&self, no_room: UnreadLimitError) -> CallError {
+    fn too_much_unread(&self, no_capacity: UnreadLimitError) -> CallError {
         let counters = &self.state.dispatcher.counters;
-        let message = match no_room {
+        let message = match no_capacity {
             UnreadLimitError::Here(waiting) => format!(
                 "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
             ),

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::error::CallError;
 use crate::limits::{
     BYTES_PER_NODE, BYTES_SHARE, BYTES_SITE_SHARE, BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE,
-    BYTES_UNKNOWN_PEERS, BYTES_UNKNOWN_PEERS_SHARE, REQUEST_BYTES_FREE, leaves_room,
+    BYTES_UNKNOWN_PEERS, BYTES_UNKNOWN_PEERS_SHARE, REQUEST_BYTES_FREE, leaves_capacity,
 };
 use crate::sync::lock;
 pub(crate) use claim::RequestClaim;
@@ -27,7 +27,7 @@ pub(crate) use claim::RequestClaim;
 pub(crate) struct RequestBytes {
     bounds: RequestByteLimits,
     counted: Mutex<RequestByteTotals>,
-    /// [`RequestByteTotals::node`], for [`has_room`](Self::has_room), which runs for every event.
+    /// [`RequestByteTotals::node`], for [`has_capacity`](Self::has_capacity), which runs for every event.
     node: AtomicUsize,
     /// Notified when a claim gives bytes back.
     given_back: Notify,
@@ -83,7 +83,7 @@ pub(crate) enum GrowLimit {
     /// With it the requester has at most half of the room that there would be. The other half is for the answers that
     /// it reads: where waiting events had all, it could read none of them.
     Half,
-    /// The same; or its requester has nothing else, and then some room has to be left: of the events that wait to be
+    /// Like `Half`; or its requester has nothing else, and then some room has to be left: of the events that wait to be
     /// passed on, one always has room, whatever others have.
     First,
     /// Room for all of it has to be left.
@@ -139,7 +139,7 @@ impl RequestByteLimits {
 
     /// Whether a requester may have `bytes` more. One request, or event, may be longer than the whole limit where the
     /// requester has nothing else.
-    fn check_room(
+    fn check_capacity(
         &self,
         counted: &RequestByteTotals,
         requester: &Requester,
@@ -157,7 +157,7 @@ impl RequestByteLimits {
         });
         let unknown_full =
             counted.unknown_peers.bytes + bytes > self.unknown_peers || of_site > self.site;
-        let others = node > bytes && !leaves_room(own, node, self.node);
+        let others = node > bytes && !leaves_capacity(own, node, self.node);
         if others || !requester.is_known() && unknown_full {
             return Err(("bytes of requests of all requesters at once", self.node));
         }
@@ -183,7 +183,7 @@ impl RequestByteLimits {
             return Err(CallError::overloaded(what, each));
         }
         let unknown_too_many = unknown_peers.is_some_and(|all| all > self.subscriptions_each);
-        let others = all > bytes && !leaves_room(own, all, self.subscriptions);
+        let others = all > bytes && !leaves_capacity(own, all, self.subscriptions);
         if unknown_too_many || others {
             let what = "bytes of subscriptions of all requesters at once";
             return Err(CallError::overloaded(what, self.subscriptions));
@@ -286,7 +286,7 @@ impl RequestBytes {
             return Ok(None);
         }
         let mut counted = lock(&self.counted);
-        let room = self.bounds.check_room(&counted, &requester, bytes);
+        let room = self.bounds.check_capacity(&counted, &requester, bytes);
         room.map_err(|(what, most)| CallError::overloaded(what, most))?;
         let subscribed = if retention == RequestRetention::Subscribed {
             bytes
@@ -325,7 +325,11 @@ impl RequestBytes {
             }
             GrowLimit::Wholly => Some(bytes),
         };
-        let room = |needed| self.bounds.check_room(&counted, requester, needed).is_ok();
+        let room = |needed| {
+            self.bounds
+                .check_capacity(&counted, requester, needed)
+                .is_ok()
+        };
         if !needed.is_none_or(room) {
             return false;
         }
@@ -343,7 +347,7 @@ impl RequestBytes {
         }
         // The requester's own bytes do not count against it here.
         counted.take(requester, held, 0);
-        let room = self.bounds.check_room(&counted, requester, 1).is_ok();
+        let room = self.bounds.check_capacity(&counted, requester, 1).is_ok();
         let now = if room { held + bytes } else { held };
         if now > 0 {
             counted.add(requester, now, 0);
@@ -361,14 +365,14 @@ impl RequestBytes {
 
     /// Whether a requester has room for more. While all have less than the smallest share, this does not call
     /// `requester`.
-    pub(crate) fn has_room(&self, requester: impl FnOnce() -> Requester) -> bool {
+    pub(crate) fn has_capacity(&self, requester: impl FnOnce() -> Requester) -> bool {
         // No share can be exhausted yet: the lock is not needed.
         if self.node.load(Ordering::Acquire) < self.bounds.unknown_each {
             return true;
         }
         let requester = requester();
         let counted = lock(&self.counted);
-        self.bounds.check_room(&counted, &requester, 1).is_ok()
+        self.bounds.check_capacity(&counted, &requester, 1).is_ok()
     }
 
     /// Whether a requester has reached its own limit, whatever others have.

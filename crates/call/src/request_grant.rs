@@ -126,8 +126,8 @@ impl CallConnectionState {
         now.filter(|now| now.id == before.id)
     }
 
-    /// The same for a request whose requester proved its identity some time ago: receiving the rest of the request
-    /// may have taken until now.
+    /// Like `proved`, for a request whose requester proved its identity some time ago: receiving the rest of the
+    /// request may have taken until now.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` where its token is no longer valid.

@@ -155,7 +155,7 @@ pub(crate) fn left(deadline: Option<Instant>) -> Option<Duration> {
 }
 
 impl Caller {
-    /// As [`call_with`](Self::call_with), with up to three retries where that is safe and may help: the error says
+    /// Like [`call_with`](Self::call_with), with up to three retries where that is safe and may help: the error says
     /// `retryable`, the time allows it, and the operation is a query or a mutation that takes an idempotency key. The
     /// client makes the key when `options` has none. It asks the peer once per connection what the operation is.
     ///

@@ -144,7 +144,7 @@ impl SendQueue {
         Some(result)
     }
 
-    /// As [`push`](Self::push), counting the bytes in `unread` until they are written.
+    /// Like [`push`](Self::push), counting the bytes in `unread` until they are written.
     pub(crate) fn push_waiting(
         &self,
         unread: &Arc<UnreadBytes>,
@@ -156,7 +156,7 @@ impl SendQueue {
         })
     }
 
-    /// As [`push_waiting`](Self::push_waiting), counting the bytes in `meter`, too.
+    /// Like [`push_waiting`](Self::push_waiting), counting the bytes in `meter`, too.
     pub(crate) fn push_counted<'a, R>(
         &self,
         unread: &Arc<UnreadBytes>,
@@ -219,7 +219,7 @@ impl SendQueue {
     }
 
     /// Waits until `ready` holds, checking again whenever the writer wrote bytes. Ends at once when the stream does.
-    pub(crate) async fn wait_room(&self, ready: impl Fn(&Self) -> bool) {
+    pub(crate) async fn wait_for_capacity(&self, ready: impl Fn(&Self) -> bool) {
         loop {
             let changed = self.room.notified();
             tokio::pin!(changed);
@@ -236,7 +236,7 @@ impl SendQueue {
         self.finish_with(|_| {});
     }
 
-    /// The same, with the bytes that `encode` appends as the last ones: no other frame comes after them.
+    /// Like `finish`, with the bytes that `encode` appends as the last ones: no other frame comes after them.
     pub(crate) fn finish_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
         let mut state = lock(&self.state);
         if !state.ended && !state.finish {
@@ -481,7 +481,7 @@ mod tests {
     async fn waiting_for_room_ends_with_the_stream() {
         let send_queue = SendQueue::default();
         send_queue.push(|out| out.extend_from_slice(&[0; 10]));
-        let wait = send_queue.wait_room(|send_queue| send_queue.backlog() < 5);
+        let wait = send_queue.wait_for_capacity(|send_queue| send_queue.backlog() < 5);
         tokio::pin!(wait);
         assert!(futures_util::poll!(wait.as_mut()).is_pending());
         send_queue.end();

@@ -33,7 +33,7 @@ pub(crate) struct ServerImports {
 }
 
 impl ServerImports {
-    /// The same with `next` in place of the earlier operations from `source`.
+    /// These imports with `next` in place of the earlier operations from `source`.
     fn with(&self, source: &str, next: &ServerImport) -> Self {
         let mut by_source = self.by_source.clone();
         by_source.insert(source.into(), next.clone());
@@ -59,7 +59,7 @@ impl ServerImports {
         sources.find_map(|one| one.operations.get(name))
     }
 
-    /// The same where requests from outside reach the operation.
+    /// Like `get`, where requests from outside reach the operation.
     pub(crate) fn get_external(&self, name: &str) -> Option<&Arc<CompiledOperation>> {
         self.get(name).filter(|one| is_offered(one))
     }

@@ -19,7 +19,7 @@ const RAW: &str = "$serde_json::private::RawValue";
 /// Appends `value` to `out`.
 ///
 /// # Errors
-/// It has no JSON form; the caller has to remove the appended bytes.
+/// The value has no JSON form; the caller has to remove the appended bytes.
 pub(crate) fn append(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) -> Result<(), Error> {
     value.serialize(JsonWriter(out))
 }
@@ -27,7 +27,7 @@ pub(crate) fn append(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) -> Re
 /// `value` as JSON text.
 ///
 /// # Errors
-/// It has no JSON form.
+/// The value has no JSON form.
 pub(crate) fn to_vec(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, Error> {
     let mut out = Vec::with_capacity(128);
     append(&mut out, value)?;

@@ -39,9 +39,9 @@ impl PartialMessage {
         counted
     }
 
-    /// The same for a message that began at `begun`. Waits for room where the connection would otherwise end, for as
-    /// long as a frame may take. Returns `begun`, moved on by the wait: while this side reads nothing, the sender can
-    /// send nothing more.
+    /// Like `count`, for a message that began at `begun`. Waits for room where the connection would otherwise end, for
+    /// as long as a frame may take. Returns `begun`, moved on by the wait: while this side reads nothing, the sender
+    /// can send nothing more.
     pub(crate) async fn count_from(
         &mut self,
         state: &CallConnectionState,

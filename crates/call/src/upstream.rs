@@ -102,8 +102,8 @@ impl InboundRequest {
         self.visible_error(self.operation(), error)
     }
 
-    /// The same for an operation called in the course of it. This node's way to the server of an import, and why it
-    /// failed, are for readers of the node's log, which gets the text in that case. The server's answer stays: it
+    /// Like `visible`, for an operation called in the course of it. This node's way to the server of an import, and why
+    /// it failed, are for readers of the node's log, which gets the text in that case. The server's answer stays: it
     /// answers this request.
     pub(crate) fn visible_error(
         &self,

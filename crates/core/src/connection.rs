@@ -60,7 +60,7 @@ pub trait StreamSource: Send + Sync + 'static {
     /// Ends the connection at once. `reason` is constant text of at most 64 bytes.
     fn close(&self, code: CloseCode, reason: &str);
 
-    /// As [`close`](Self::close), with a number of a protocol that has codes of its own.
+    /// Like [`close`](Self::close), with a number of a protocol that has codes of its own.
     fn close_foreign(&self, _code: u32, reason: &str) {
         self.close(CloseCode::Normal, reason);
     }
@@ -218,7 +218,7 @@ impl Connection {
     /// The next unidirectional stream that the peer opens.
     ///
     /// # Errors
-    /// As [`accept_bi`](Self::accept_bi).
+    /// The errors of [`accept_bi`](Self::accept_bi).
     pub async fn accept_uni(&self) -> Result<RecvStream, StreamError> {
         let stream = self.0.source.accept_uni().await?;
         self.0.traffic.streams.add(1);
@@ -228,7 +228,7 @@ impl Connection {
     /// Opens a unidirectional stream.
     ///
     /// # Errors
-    /// As [`open_bi`](Self::open_bi).
+    /// The errors of [`open_bi`](Self::open_bi).
     pub async fn open_uni(&self) -> Result<SendStream, StreamError> {
         let stream = self.0.source.open_uni().await?;
         self.0.traffic.streams.add(1);
@@ -345,12 +345,12 @@ impl Connection {
 
     /// Whether the handler was asked to finish.
     #[must_use]
-    pub fn is_asked_to_drain(&self) -> bool {
+    pub fn is_drain_requested(&self) -> bool {
         *self.0.drain.borrow()
     }
 
     /// Resolves once the handler is asked to finish. Cancel safe.
-    pub async fn asked_to_drain(&self) {
+    pub async fn drain_requested(&self) {
         // The sender lives as long as `self`.
         let _ = self.0.drain.subscribe().wait_for(|asked| *asked).await;
     }

@@ -403,7 +403,7 @@ pub trait IdentityProvider: Send + Sync + 'static {
         None
     }
 
-    /// As [`by_id`](Self::by_id) for an id that was stored as text: the token of a program has one that is no valid
+    /// Like [`by_id`](Self::by_id) for an id that was stored as text: the token of a program has one that is no valid
     /// [`PeerId`].
     fn by_id_text(&self, _id: &str) -> Option<Arc<Identity>> {
         None

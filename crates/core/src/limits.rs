@@ -7,7 +7,7 @@ pub const BYTES_LEAST: usize = 32;
 /// Whether one identity may have `own` bytes if all identities together have `all` of `most`, these included. In the
 /// last quarter an identity may have only a part of what is left of it ([`BYTES_LEAST`]).
 #[must_use]
-pub fn leaves_room(own: usize, all: usize, most: usize) -> bool {
+pub fn leaves_capacity(own: usize, all: usize, most: usize) -> bool {
     all <= most / 4 * 3 || (all <= most && own <= (most - all) / BYTES_LEAST)
 }
 

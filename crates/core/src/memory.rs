@@ -450,10 +450,10 @@ mod tests {
         a.auth_failed();
         a.clone().auth_failed();
         assert_eq!(failures.load(std::sync::atomic::Ordering::Relaxed), 2);
-        tokio::join!(a.asked_to_drain(), async {
-            assert!(!a.is_asked_to_drain());
+        tokio::join!(a.drain_requested(), async {
+            assert!(!a.is_drain_requested());
             assert!(a.ask_to_drain() && !a.ask_to_drain());
         });
-        assert!(a.is_asked_to_drain());
+        assert!(a.is_drain_requested());
     }
 }

@@ -21,7 +21,7 @@ pub trait NestedDispatch: Send + Sync + 'static {
     /// `auth` is the carrier's: a carried connection has the same peer.
     ///
     /// # Errors
-    /// It is not served. Nothing was read from it, and dropping it closes it.
+    /// The connection is not served. Nothing was read from it, and dropping it closes it.
     fn dispatch(
         &self,
         nested: Connection,

@@ -200,7 +200,7 @@ impl SendStream {
         std::future::poll_fn(|cx| self.poll_stopped(cx)).await
     }
 
-    /// As [`stopped`](Self::stopped), for callers that poll.
+    /// Like [`stopped`](Self::stopped), for callers that poll.
     ///
     /// # Errors
     /// The connection ended.
@@ -264,10 +264,10 @@ impl RecvStream {
         std::future::poll_fn(|cx| self.poll_read_chunk(cx, max)).await
     }
 
-    /// As [`read_chunk`](Self::read_chunk), for callers that poll.
+    /// Like [`read_chunk`](Self::read_chunk), for callers that poll.
     ///
     /// # Errors
-    /// As [`read_chunk`](Self::read_chunk).
+    /// The errors of [`read_chunk`](Self::read_chunk).
     pub fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,

@@ -36,7 +36,7 @@ const TRIES: usize = 1000;
 /// ```
 ///
 /// # Errors
-/// Those of the disk. The file is the one before then, with nothing beside it; only where the new name
+/// The errors of the disk. The file is the one before then, with nothing beside it; only where the new name
 /// could not be synced it is the new one, and a power cut may bring the old one back, or on FAT an empty
 /// one.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -59,7 +59,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 /// folder that the process is in.
 ///
 /// # Errors
-/// It cannot be opened or synced.
+/// The folder cannot be opened or synced.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
     let path = if path.as_os_str().is_empty() {
         Path::new(".")
@@ -73,7 +73,7 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 /// makes one without a mode leaves that to the umask.
 ///
 /// # Errors
-/// It cannot be made or changed, or what is there is no file.
+/// The file cannot be made or changed, or what is there is no file.
 pub fn private(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)

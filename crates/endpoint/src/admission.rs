@@ -99,7 +99,7 @@ pub(crate) struct Admission {
     retries: RateWindow,
     /// Connections of all peers.
     connections: u32,
-    /// Those of unknown peers among them, each with its network.
+    /// The connections of unknown peers, each with its network.
     unknown_peers: HashMap<ConnId, NetworkPrefix>,
     by_network: HashMap<NetworkPrefix, u32>,
     by_site: HashMap<SitePrefix, u32>,
@@ -292,7 +292,7 @@ impl Admission {
     /// The payer of a new handshake in `under_way`, which holds at most `all`: the address itself where a known peer
     /// was seen and its own share is not full, otherwise the network.
     fn holder(&self, under_way: &Handshakes, from: IpAddr, all: u32) -> HandshakePayer {
-        let own = self.known_addresses.contains(from) && under_way.has_room_for(from, all);
+        let own = self.known_addresses.contains(from) && under_way.has_capacity_for(from, all);
         if own {
             HandshakePayer::Address(from)
         } else {

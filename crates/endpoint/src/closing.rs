@@ -20,7 +20,7 @@ pub(crate) struct ClosingTotals {
     sites: HashMap<SitePrefix, u32>,
     /// The number of all unknown peers' connections.
     unknown: u32,
-    /// Those of them that came from an address at which the node saw a known peer, by that address.
+    /// The number of these connections that came from an address at which the node saw a known peer, by that address.
     addresses: HashMap<IpAddr, u32>,
 }
 

@@ -60,7 +60,7 @@ impl EndpointDialer {
         })
     }
 
-    /// As [`new`](Self::new), but with other certificate authorities.
+    /// Like [`new`](Self::new), but with other certificate authorities.
     #[must_use]
     pub fn with_roots(key: Option<NodeKey>, roots: RootCertStore) -> Self {
         Self::with_options(ClientTlsOptions {
@@ -105,8 +105,8 @@ impl EndpointDialer {
         alpn: &[u8],
     ) -> Result<Connection, EndpointDialError> {
         let remote = remote(&self.tls, None, &target.pins, target)?;
-        let wish = EndpointDialOptions::new(carriage, alpn);
-        let dialled = self.attempt(target, remote, wish).await?;
+        let options = EndpointDialOptions::new(carriage, alpn);
+        let dialled = self.attempt(target, remote, options).await?;
         Ok(dialled.connection)
     }
 
@@ -123,8 +123,8 @@ impl EndpointDialer {
         alpn: &[u8],
     ) -> Result<Connection, EndpointDialError> {
         let remote = remote(&self.tls, Some(peer), &[], target)?;
-        let wish = EndpointDialOptions::new(carriage, alpn);
-        let dialled = self.attempt(target, remote, wish).await?;
+        let options = EndpointDialOptions::new(carriage, alpn);
+        let dialled = self.attempt(target, remote, options).await?;
         Ok(dialled.connection)
     }
 
@@ -146,7 +146,7 @@ impl EndpointDialer {
         &self,
         target: &Target,
         remote: TlsRemote,
-        wish: EndpointDialOptions<'_>,
+        options: EndpointDialOptions<'_>,
     ) -> Result<DialedConnection, EndpointDialError> {
         // The remote may still hold the mismatch that an earlier dial found.
         let _ = remote.take_mismatch();
@@ -156,12 +156,12 @@ impl EndpointDialer {
                 target,
                 // The list is compared with the addresses and not with the name: the owner of the name chooses, at
                 // each query, what it resolves to.
-                addresses: within(wish.reach, resolve(target).await?, target)?,
+                addresses: within(options.reach, resolve(target).await?, target)?,
                 remote,
-                key: self.options.key.as_ref().filter(|_| wish.present_key),
-                alpn: wish.alpn,
+                key: self.options.key.as_ref().filter(|_| options.present_key),
+                alpn: options.alpn,
             };
-            match wish.carriage {
+            match options.carriage {
                 Carriage::Quic => attempt.over(Carriage::Quic).await,
                 Carriage::Tcp => attempt.over(Carriage::Tcp).await,
                 Carriage::Iroh => attempt.iroh(&self.iroh).await,
@@ -236,13 +236,13 @@ impl alknet_core::Dialer for EndpointDialer {
     ) -> BoxFuture<'_, Result<DialedConnection, alknet_core::DialError>> {
         Box::pin(async move {
             let remote = self.expected(&request)?;
-            let wish = EndpointDialOptions {
+            let options = EndpointDialOptions {
                 carriage: request.carriage,
                 alpn: &request.alpn,
                 present_key: request.present_key,
                 reach: &request.reach,
             };
-            Ok(self.attempt(&request.addr, remote, wish).await?)
+            Ok(self.attempt(&request.addr, remote, options).await?)
         })
     }
 }

@@ -114,7 +114,7 @@ impl LiveConnections {
             .count()
     }
 
-    /// The same for one connection. Returns whether it was ended.
+    /// Like `sweep`, for one connection. Returns whether it was ended.
     pub(crate) fn sweep_one(&self, id: ConnId, identities: &dyn IdentityProvider) -> bool {
         let table = self.lock();
         table.get(&id).is_some_and(|entry| entry.check(identities))

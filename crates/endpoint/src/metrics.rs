@@ -271,7 +271,7 @@ fn connections(shared: &EndpointShared, into: &mut Metrics) {
                 continue;
             };
             let state = match one {
-                _ if draining || one.connection.is_asked_to_drain() => "draining",
+                _ if draining || one.connection.is_drain_requested() => "draining",
                 OpenConnection { known: true, .. } => "known",
                 OpenConnection { known: false, .. } => "unknown",
             };

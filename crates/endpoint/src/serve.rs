@@ -339,7 +339,7 @@ pub(crate) async fn run(
             Ok(Ok(())) => {
                 last_bytes(connection, from_outside).await
             }
-            Ok(Err(HandlerError::Closed)) if connection.is_asked_to_drain() => superseded(),
+            Ok(Err(HandlerError::Closed)) if connection.is_drain_requested() => superseded(),
             Ok(Err(error)) => close_of(&error),
             Err(panic) => {
                 shared.totals.handler_panics.add();
@@ -375,7 +375,7 @@ async fn last_bytes(
     connection: &Connection,
     from_outside: impl Future<Output = (CloseCode, String)>,
 ) -> (CloseCode, String) {
-    let content = if connection.is_asked_to_drain() {
+    let content = if connection.is_drain_requested() {
         superseded()
     } else {
         (CloseCode::Normal, String::new())

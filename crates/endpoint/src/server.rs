@@ -37,7 +37,7 @@ const EXPIRY_CHECK: Duration = Duration::from_secs(10);
 /// Time for close frames to leave after the drain deadline.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// The same where the server ends at once: time for handlers to end, and again for close frames to leave.
+/// Like `GOODBYE`, where the server ends at once: time for handlers to end, and again for close frames to leave.
 const HASTY_GOODBYE: Duration = Duration::from_millis(100);
 
 /// The addresses, the port, the limits and the TLS settings of a server.

@@ -21,7 +21,7 @@ const ID_CHARS: usize = 12;
 pub struct ShareId(String);
 
 impl ShareId {
-    /// That of a key.
+    /// The id of the share of a key.
     #[must_use]
     pub fn from_key(key: &PeerKey) -> Self {
         let hash = Sha256::digest(format!("alknet escrow 1\n{key}\n"));

@@ -63,7 +63,7 @@ struct EscrowContext {
 impl EscrowContext {
     /// The peer whose key this connection was made with. A token does not count: a share opens a
     /// machine, and reading a file of tokens must not be enough to get one.
-    fn asked(&self, ctx: &Ctx) -> Result<ShareRequest, CallError> {
+    fn share_request(&self, ctx: &Ctx) -> Result<ShareRequest, CallError> {
         let refused = |what| CallError::new(ErrorCode::Forbidden, what);
         let who = ctx.identity().ok_or_else(|| {
             CallError::new(
@@ -181,7 +181,7 @@ fn deposit(on: EscrowContext) -> Registration {
                          "properties": { "id": { "type": "string" } } }))
     .with_scope(CLIENT_SCOPE);
     operation(on, limited(spec), |on, ctx, input: DepositInput| {
-        let asked = on.asked(ctx)?;
+        let asked = on.share_request(ctx)?;
         let deposit = ShareDeposit {
             share: input.share,
             vault: input.vault,
@@ -213,7 +213,7 @@ fn release(on: EscrowContext) -> Registration {
                              "properties": { "share": { "type": "string" } } }))
         .with_scope(CLIENT_SCOPE);
     operation(on, limited(spec), |on, ctx, input: ReleaseInput| {
-        let asked = on.asked(ctx)?;
+        let asked = on.share_request(ctx)?;
         Ok(Box::new(move || {
             let share = on.share_registry.release(&asked, &input.id)?;
             Ok(json!({ "share": share }))

@@ -163,7 +163,7 @@ impl ShareRegistry {
         // On a copy, which `keep` takes over once it is on the disk: a failed write changes
         // nothing.
         let mut shares = state.shares.clone();
-        make_room(&mut shares)?;
+        evict_revoked(&mut shares)?;
         shares.insert(id.clone(), entry);
         let mut sealed = Zeroizing::new([0; SEALED_BYTES]);
         sealed[0] = SEALED_FORMAT;
@@ -435,7 +435,7 @@ pub struct ShareListing {
 }
 
 /// Of those that were taken back the oldest makes room.
-fn make_room(shares: &mut BTreeMap<ShareId, ShareEntry>) -> Result<(), EscrowError> {
+fn evict_revoked(shares: &mut BTreeMap<ShareId, ShareEntry>) -> Result<(), EscrowError> {
     while shares.len() >= SHARES_MAX {
         let gone = shares.values().filter_map(|entry| {
             let revoked = entry.revoked.as_ref()?;

@@ -77,7 +77,7 @@ impl EscrowTest {
     }
 
     /// A request with the key of this number, from this address, some time after the beginning.
-    fn asked(&self, key: u16, address: &str, after_s: u64) -> ShareRequest {
+    fn request(&self, key: u16, address: &str, after_s: u64) -> ShareRequest {
         ShareRequest {
             key: key_of(key),
             peer: format!("peer-{key}").parse().expect("a peer id"),
@@ -107,7 +107,7 @@ fn deposit(byte: u8) -> ShareDeposit {
 fn a_share_goes_back_only_to_the_key_that_deposited_it() {
     let scene = EscrowTest::new();
     let share_registry = scene.share_registry();
-    let mine = scene.asked(1, "192.0.2.1", 0);
+    let mine = scene.request(1, "192.0.2.1", 0);
     let id = share_registry.deposit(&mine, &deposit(7)).expect("taken");
     assert_eq!(id, ShareId::from_key(&key_of(1)));
     assert_eq!(
@@ -123,7 +123,7 @@ fn a_share_goes_back_only_to_the_key_that_deposited_it() {
     );
     let other = share_registry.deposit(&mine, &deposit(8));
     assert!(matches!(other, Err(EscrowError::Conflict)), "{other:?}");
-    let theirs = scene.asked(2, "192.0.2.1", 0);
+    let theirs = scene.request(2, "192.0.2.1", 0);
     assert!(matches!(
         share_registry.release(&theirs, &id),
         Err(EscrowError::Unknown)
@@ -147,7 +147,7 @@ fn a_share_goes_back_only_to_the_key_that_deposited_it() {
 #[test]
 fn a_changed_list_gives_no_key_the_share_of_another() {
     let scene = EscrowTest::new();
-    let mine = scene.asked(1, "192.0.2.1", 0);
+    let mine = scene.request(1, "192.0.2.1", 0);
     let id = scene
         .share_registry()
         .deposit(&mine, &deposit(7))
@@ -156,7 +156,7 @@ fn a_changed_list_gives_no_key_the_share_of_another() {
     let text = std::fs::read_to_string(&path).expect("the list");
     let text = text.replace(&key_of(1).to_string(), &key_of(2).to_string());
     std::fs::write(&path, text).expect("the folder is ours");
-    let thief = scene.asked(2, "192.0.2.1", 0);
+    let thief = scene.request(2, "192.0.2.1", 0);
     let got = scene.share_registry().release(&thief, &id);
     assert!(
         matches!(got, Err(EscrowError::Safe(EscrowVaultError::Failed(_)))),
@@ -168,7 +168,7 @@ fn a_changed_list_gives_no_key_the_share_of_another() {
 fn a_share_that_was_taken_back_is_gone() {
     let scene = EscrowTest::new();
     let share_registry = scene.share_registry();
-    let mine = scene.asked(1, "192.0.2.1", 0);
+    let mine = scene.request(1, "192.0.2.1", 0);
     let id = share_registry.deposit(&mine, &deposit(7)).expect("taken");
     assert!(scene.safe.has(&id));
     // While the vault is locked as well: that is when it matters.
@@ -204,14 +204,14 @@ fn a_share_that_was_taken_back_is_gone() {
 fn addresses_and_approvals_bind_a_share() {
     let scene = EscrowTest::new();
     let share_registry = scene.share_registry();
-    let home = scene.asked(1, "192.0.2.9", 0);
+    let home = scene.request(1, "192.0.2.9", 0);
     let bound = ShareDeposit {
         from: vec!["192.0.2.0/24".parse().expect("a range")],
         approve: true,
         ..deposit(7)
     };
     let id = share_registry.deposit(&home, &bound).expect("taken");
-    let away = scene.asked(1, "203.0.113.9", 0);
+    let away = scene.request(1, "203.0.113.9", 0);
     assert!(matches!(
         share_registry.release(&away, &id),
         Err(EscrowError::Address)
@@ -242,10 +242,10 @@ fn addresses_and_approvals_bind_a_share() {
     ));
     assert!(
         share_registry
-            .release(&scene.asked(1, "192.0.2.9", 59), &id)
+            .release(&scene.request(1, "192.0.2.9", 59), &id)
             .is_ok()
     );
-    let late = scene.asked(1, "192.0.2.9", 60);
+    let late = scene.request(1, "192.0.2.9", 60);
     assert!(matches!(
         share_registry.release(&late, &id),
         Err(EscrowError::Pending(_))
@@ -282,7 +282,7 @@ fn addresses_and_approvals_bind_a_share() {
 fn releases_are_counted_by_the_minute() {
     let scene = EscrowTest::new();
     let share_registry = scene.share_registry();
-    let at = |after_s| scene.asked(1, "192.0.2.1", after_s);
+    let at = |after_s| scene.request(1, "192.0.2.1", after_s);
     let id = share_registry.deposit(&at(0), &deposit(7)).expect("taken");
     for _ in 0..RELEASES_PER_MINUTE {
         share_registry.release(&at(0), &id).expect("in time");
@@ -321,7 +321,7 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
         .store(entries)
         .expect("the folder is ours");
     let share_registry = scene.share_registry();
-    let new = scene.asked(key(SHARES_MAX), "192.0.2.1", 0);
+    let new = scene.request(key(SHARES_MAX), "192.0.2.1", 0);
     assert!(matches!(
         share_registry.deposit(&new, &deposit(7)),
         Err(EscrowError::Full)
@@ -343,10 +343,10 @@ fn people_name_shares_by_their_peers() {
     let scene = EscrowTest::new();
     let share_registry = scene.share_registry();
     let one = share_registry
-        .deposit(&scene.asked(1, "", 0), &deposit(1))
+        .deposit(&scene.request(1, "", 0), &deposit(1))
         .expect("taken");
     let two = share_registry
-        .deposit(&scene.asked(2, "", 0), &deposit(2))
+        .deposit(&scene.request(2, "", 0), &deposit(2))
         .expect("taken");
     let names = |entry: &ShareEntry| Some(format!("{}-vault", entry.peer));
     let same = |_: &ShareEntry| Some("kitchen".to_owned());
@@ -386,7 +386,7 @@ fn people_name_shares_by_their_peers() {
 #[test]
 fn a_damaged_list_releases_nothing_and_stays_as_it_is() {
     let scene = EscrowTest::new();
-    let mine = scene.asked(1, "192.0.2.1", 0);
+    let mine = scene.request(1, "192.0.2.1", 0);
     let id = scene
         .share_registry()
         .deposit(&mine, &deposit(7))
@@ -401,7 +401,7 @@ fn a_damaged_list_releases_nothing_and_stays_as_it_is() {
         assert!(share_registry.release(&mine, &id).is_err());
         assert!(
             share_registry
-                .deposit(&scene.asked(2, "", 0), &deposit(1))
+                .deposit(&scene.request(2, "", 0), &deposit(1))
                 .is_err()
         );
         assert_eq!(std::fs::read_to_string(&path).expect("there"), damaged);
@@ -414,7 +414,7 @@ fn a_damaged_list_releases_nothing_and_stays_as_it_is() {
 fn nothing_is_released_that_cannot_be_written_down() {
     let scene = EscrowTest::new();
     let share_registry = scene.share_registry();
-    let mine = scene.asked(1, "192.0.2.1", 0);
+    let mine = scene.request(1, "192.0.2.1", 0);
     let id = share_registry.deposit(&mine, &deposit(7)).expect("taken");
     let hidden = scene.dir.path().join("elsewhere");
     std::fs::rename(scene.path(), &hidden).expect("the folder is ours");

@@ -33,7 +33,7 @@ impl<'a, D: BlockDevice> TableCursor<'a, D> {
 
     /// What the table in use says of a cluster that the volume has.
     pub(crate) fn link(&mut self, cluster: u32) -> Result<ChainLink, FatError> {
-        let (at, bytes) = entry_place(self.geometry.kind, cluster);
+        let (at, bytes) = entry_offset(self.geometry.kind, cluster);
         let window_at = at / WINDOW_BYTES * WINDOW_BYTES;
         if self.window.is_empty() || window_at != self.window_at {
             // One byte more, because an entry of FAT12 may begin with the last one.
@@ -134,7 +134,7 @@ pub(crate) fn damage_for(link: ChainLink) -> ChainDamage {
 }
 
 /// Position of an entry in the table, and its bytes.
-pub(crate) fn entry_place(kind: FatKind, cluster: u32) -> (u64, usize) {
+pub(crate) fn entry_offset(kind: FatKind, cluster: u32) -> (u64, usize) {
     let cluster = u64::from(cluster);
     match kind {
         FatKind::Fat12 => (cluster + cluster / 2, 2),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::bytes::{u16_at, u32_at};
 use crate::device::BlockDevice;
 use crate::error::FatError;
-use crate::geometry::{ENTRY_BYTES, FatGeometry, FatKind, RootPlace};
+use crate::geometry::{ENTRY_BYTES, FatGeometry, FatKind, RootLocation};
 use crate::name::{LongNameParts, SHORT_BYTES, ShortName, folded};
 
 /// First byte of a slot behind which no slot is in use.
@@ -71,22 +71,22 @@ impl FolderEntry {
 #[derive(Debug)]
 pub(crate) struct RawFolder {
     pub(crate) bytes: Vec<u8>,
-    place: FolderPlace,
+    place: FolderLocation,
 }
 
 /// Where the slots of a folder lie.
 #[derive(Debug)]
-pub(crate) enum FolderPlace {
+pub(crate) enum FolderLocation {
     Fixed { sector: u32, slots: u32 },
     Clusters(Vec<u32>),
 }
 
-impl FolderPlace {
+impl FolderLocation {
     /// The root of FAT12 and FAT16. `None` in FAT32, where it is a chain.
     pub(crate) fn fixed_root(geometry: &FatGeometry) -> Option<Self> {
         match geometry.root {
-            RootPlace::Fixed { sector, slots } => Some(Self::Fixed { sector, slots }),
-            RootPlace::Chain(_) => None,
+            RootLocation::Fixed { sector, slots } => Some(Self::Fixed { sector, slots }),
+            RootLocation::Chain(_) => None,
         }
     }
 }
@@ -96,17 +96,17 @@ impl RawFolder {
     pub(crate) fn read(
         device: &impl BlockDevice,
         geometry: &FatGeometry,
-        place: FolderPlace,
+        place: FolderLocation,
     ) -> Result<Self, FatError> {
         let doing = "read a folder";
         let mut bytes = Vec::new();
         match &place {
-            FolderPlace::Fixed { sector, slots } => {
+            FolderLocation::Fixed { sector, slots } => {
                 bytes.resize(*slots as usize * ENTRY_BYTES, 0);
                 let read = device.read_at(&mut bytes, geometry.sector_at(*sector));
                 read.map_err(FatError::io(doing))?;
             }
-            FolderPlace::Clusters(clusters) => {
+            FolderLocation::Clusters(clusters) => {
                 let cluster_bytes = geometry.cluster_bytes() as usize;
                 // The caller has counted the clusters, so a hostile chain does not decide about the memory.
                 bytes.resize(clusters.len() * cluster_bytes, 0);
@@ -132,8 +132,8 @@ impl RawFolder {
     pub(crate) fn slot_at(&self, geometry: &FatGeometry, slot: usize) -> u64 {
         let at = slot * ENTRY_BYTES;
         match &self.place {
-            FolderPlace::Fixed { sector, .. } => geometry.sector_at(*sector) + at as u64,
-            FolderPlace::Clusters(clusters) => {
+            FolderLocation::Fixed { sector, .. } => geometry.sector_at(*sector) + at as u64,
+            FolderLocation::Clusters(clusters) => {
                 let cluster_bytes = geometry.cluster_bytes() as usize;
                 let cluster = clusters[at / cluster_bytes];
                 geometry.cluster_at(cluster) + (at % cluster_bytes) as u64

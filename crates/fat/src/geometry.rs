@@ -47,7 +47,7 @@ pub(crate) enum ChainLink {
 
 /// Where the root folder lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RootPlace {
+pub(crate) enum RootLocation {
     /// Sectors between tables and data, in FAT12 and FAT16.
     Fixed { sector: u32, slots: u32 },
     /// A chain that begins with this cluster.
@@ -67,7 +67,7 @@ pub struct FatGeometry {
     pub(crate) active_table: u32,
     /// Whether drivers write every table.
     pub(crate) is_mirrored: bool,
-    pub(crate) root: RootPlace,
+    pub(crate) root: RootLocation,
     pub(crate) data_sector: u32,
     pub(crate) clusters: u32,
     /// Sector of FSInfo, in FAT32.
@@ -117,7 +117,7 @@ impl FatGeometry {
             active_table: 0,
             is_mirrored: true,
             // Both are below `total`, because a cluster lies behind them.
-            root: RootPlace::Fixed {
+            root: RootLocation::Fixed {
                 sector: root_sector as u32,
                 slots,
             },
@@ -154,7 +154,7 @@ impl FatGeometry {
         if !self.has_cluster(root) {
             return Err(FatError::NotFat("its root folder lies outside"));
         }
-        self.root = RootPlace::Chain(root);
+        self.root = RootLocation::Chain(root);
         let (info, backup) = (u32::from(u16_at(boot, 48)), u32::from(u16_at(boot, 50)));
         // Zero and all ones say that there is no FSInfo, as EDK2 and Linux read them.
         if info != 0 && info != 0xffff {

@@ -6,8 +6,8 @@ use crate::bytes::{put, u32_at};
 use crate::chain::{damage_for, folder_clusters_max};
 use crate::device::BlockDevice;
 use crate::error::FatError;
-use crate::folder::{FolderEntry, FolderPlace, ParsedFolder, RawFolder};
-use crate::geometry::{BOOT_BYTES, ChainLink, FatGeometry, RootPlace};
+use crate::folder::{FolderEntry, FolderLocation, ParsedFolder, RawFolder};
+use crate::geometry::{BOOT_BYTES, ChainLink, FatGeometry, RootLocation};
 use crate::limits::{FOLDER_DEPTH_MAX, TREE_ENTRIES_MAX, TREE_FOLDER_BYTES_MAX};
 use crate::name::{ShortName, folded, parts_of};
 use crate::report::{ChainDamage, EntryDamage};
@@ -117,7 +117,7 @@ impl VolumeScan {
                 is_folder: vec![false; count],
             },
         };
-        if matches!(geometry.root, RootPlace::Chain(_)) {
+        if matches!(geometry.root, RootLocation::Chain(_)) {
             scan.claim(geometry, ROOT);
         }
         scan.read_tree(device, geometry)?;
@@ -135,7 +135,7 @@ impl VolumeScan {
         for _ in 0..FOLDER_DEPTH_MAX {
             let mut next_level = Vec::new();
             for folder in level {
-                let place = self.place_of(geometry, folder);
+                let place = self.unread_slots(geometry, folder);
                 let raw = RawFolder::read(device, geometry, place)?;
                 folder_bytes += raw.bytes.len() as u64;
                 if folder_bytes > TREE_FOLDER_BYTES_MAX {
@@ -159,8 +159,8 @@ impl VolumeScan {
 
     /// Where the slots of a folder lie that were not read yet. Systems read them also where a file has them as well, so
     /// that the files in them are not lost.
-    fn place_of(&mut self, geometry: &FatGeometry, folder: usize) -> FolderPlace {
-        match FolderPlace::fixed_root(geometry) {
+    fn unread_slots(&mut self, geometry: &FatGeometry, folder: usize) -> FolderLocation {
+        match FolderLocation::fixed_root(geometry) {
             Some(place) if folder == ROOT => place,
             _ => {
                 // A longer folder has a finding already.
@@ -179,7 +179,7 @@ impl VolumeScan {
                         _ => None,
                     };
                 }
-                FolderPlace::Clusters(clusters)
+                FolderLocation::Clusters(clusters)
             }
         }
     }
@@ -252,7 +252,7 @@ impl VolumeScan {
             ROOT => 0,
             parent => self.entries[parent].first_cluster,
         };
-        let is_root = |cluster: u32| geometry.root == RootPlace::Chain(cluster);
+        let is_root = |cluster: u32| geometry.root == RootLocation::Chain(cluster);
         let leads_up = |cluster: u32| cluster == up || (up == 0 && is_root(cluster));
         let is_right =
             parsed.dots[0] == Some(entry.first_cluster) && parsed.dots[1].is_some_and(leads_up);
@@ -454,8 +454,8 @@ impl ScanEntry {
 
     fn root(geometry: &FatGeometry) -> Self {
         let first_cluster = match geometry.root {
-            RootPlace::Fixed { .. } => 0,
-            RootPlace::Chain(first) => first,
+            RootLocation::Fixed { .. } => 0,
+            RootLocation::Chain(first) => first,
         };
         Self {
             is_folder: true,

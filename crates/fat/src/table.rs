@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::chain::{decode, entry_place};
+use crate::chain::{decode, entry_offset};
 use crate::device::BlockDevice;
 use crate::error::FatError;
 use crate::geometry::{ChainLink, FAT32_MASK, FIRST_CLUSTER, FatGeometry, FatKind};
@@ -218,7 +218,7 @@ fn read_copy(
     let read = device.read_at(&mut bytes, geometry.table_at(copy));
     read.map_err(FatError::io("read the table"))?;
     let raw = (0..entries).map(|cluster| {
-        let (at, length) = entry_place(geometry.kind, cluster);
+        let (at, length) = entry_offset(geometry.kind, cluster);
         decode(
             geometry.kind,
             cluster,

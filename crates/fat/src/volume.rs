@@ -6,8 +6,8 @@ use crate::chain::TableCursor;
 use crate::device::BlockDevice;
 use crate::error::FatError;
 use crate::file::FatFile;
-use crate::folder::{FolderEntry, FolderPlace, ParsedFolder, RawFolder};
-use crate::geometry::{BOOT_BYTES, FatGeometry, RootPlace};
+use crate::folder::{FolderEntry, FolderLocation, ParsedFolder, RawFolder};
+use crate::geometry::{BOOT_BYTES, FatGeometry, RootLocation};
 use crate::name::{ShortName, folded, parts_of};
 
 /// A FAT12, FAT16 or FAT32 volume on a device, which has it alone: no system may have it mounted for writing.
@@ -116,7 +116,7 @@ impl<D: BlockDevice> FatVolume<D> {
     /// Reads a whole file of at most `limit` bytes into memory.
     ///
     /// # Errors
-    /// Those of [`open_file`](Self::open_file) and of the device, and [`FatError::TooLarge`].
+    /// The errors of [`open_file`](Self::open_file) and of the device, and [`FatError::TooLarge`].
     pub fn read_file(&self, path: &str, limit: u32) -> Result<Vec<u8>, FatError> {
         let mut file = self.open_file(path)?;
         // Before the memory is reserved: the size is what the volume says.
@@ -153,16 +153,16 @@ impl<D: BlockDevice> FatVolume<D> {
     fn parsed_folder(&self, folder: &FoundEntry, path: &str) -> Result<ParsedFolder, FatError> {
         let first = match (folder, self.geometry.root) {
             (FoundEntry::Entry(entry), _) => Some(entry.first_cluster),
-            (FoundEntry::Root, RootPlace::Chain(first)) => Some(first),
-            (FoundEntry::Root, RootPlace::Fixed { .. }) => None,
+            (FoundEntry::Root, RootLocation::Chain(first)) => Some(first),
+            (FoundEntry::Root, RootLocation::Fixed { .. }) => None,
         };
-        let place = match (first, FolderPlace::fixed_root(&self.geometry)) {
+        let place = match (first, FolderLocation::fixed_root(&self.geometry)) {
             (None, Some(place)) => place,
             (first, _) => {
                 let mut table = TableCursor::new(&self.device, &self.geometry);
                 // Cluster 0 does not exist, and is refused as such.
                 let clusters = table.folder(first.unwrap_or(0))?;
-                FolderPlace::Clusters(clusters.map_err(|damage| FatError::Damaged {
+                FolderLocation::Clusters(clusters.map_err(|damage| FatError::Damaged {
                     path: path.into(),
                     damage,
                 })?)

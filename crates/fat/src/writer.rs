@@ -7,7 +7,7 @@ use crate::create::entry_bytes;
 use crate::device::BlockDevice;
 use crate::error::FatError;
 use crate::folder::{
-    ATTRIBUTE_ARCHIVE, ATTRIBUTE_FOLDER, END_MARK, FREE_MARK, FolderPlace, RawFolder,
+    ATTRIBUTE_ARCHIVE, ATTRIBUTE_FOLDER, END_MARK, FREE_MARK, FolderLocation, RawFolder,
 };
 use crate::geometry::ENTRY_BYTES;
 use crate::limits::{FILE_EXTENTS_MAX, FOLDER_SLOTS_MAX, TRANSFER_BYTES};
@@ -79,7 +79,7 @@ impl<D: BlockDevice> FatVolume<D> {
         };
         let mut scan = VolumeScan::read(&self.device, &self.geometry)?;
         let plan = self.plan(&scan, path)?;
-        let clusters = self.require_room(&scan, &plan, length)?;
+        let clusters = self.require_free_clusters(&scan, &plan, length)?;
         let mut folder = plan.folder;
         for name in plan.missing {
             folder = self.make_folder(&mut scan, folder, name)?;
@@ -105,8 +105,8 @@ impl<D: BlockDevice> FatVolume<D> {
     /// has the file of before or the new one, whole. `progress` gets the number of bytes that were taken so far.
     ///
     /// # Errors
-    /// Those of [`write_file`](Self::write_file) and [`FatFileWriter::finish`], and those of the reader; the file is the
-    /// one of before then, unless only freeing its clusters failed.
+    /// The errors of [`write_file`](Self::write_file) and [`FatFileWriter::finish`], and those of the reader; the file
+    /// is the one of before then, unless only freeing its clusters failed.
     pub fn replace_file(
         &mut self,
         path: &str,
@@ -196,7 +196,7 @@ impl<D: BlockDevice> FatVolume<D> {
     }
 
     /// Returns how many clusters the file takes, if they and those of folders are free.
-    fn require_room(
+    fn require_free_clusters(
         &self,
         scan: &VolumeScan,
         plan: &WritePlan,
@@ -233,7 +233,7 @@ impl<D: BlockDevice> FatVolume<D> {
     /// The slots of a folder whose chain is whole.
     fn raw_folder(&self, scan: &VolumeScan, folder: usize) -> Result<RawFolder, FatError> {
         let clusters = scan.own_clusters(&self.geometry, &scan.entries[folder]);
-        let place = FolderPlace::Clusters(clusters.collect());
+        let place = FolderLocation::Clusters(clusters.collect());
         RawFolder::read(&self.device, &self.geometry, place)
     }
 

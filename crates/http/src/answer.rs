@@ -37,7 +37,7 @@ pub(crate) fn api(status: StatusCode, kind: HeaderValue, body: Bytes) -> Respons
     response
 }
 
-/// The same, but the body counts against `lease` until the client has received it.
+/// Like `api`, but the body counts against `lease` until the client has received it.
 pub(crate) fn leased(
     status: StatusCode,
     kind: HeaderValue,

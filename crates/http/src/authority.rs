@@ -19,6 +19,8 @@ use crate::shared::HttpShared;
 pub(crate) struct AuthorityInfo {
     /// Whether the request is for this node.
     pub(crate) own: bool,
+    /// Whether the request names the node by an address.
+    pub(crate) by_address: bool,
     /// The offer of HTTP/3 for this authority.
     pub(crate) services: HeaderValue,
     /// The requirement of TLS for this authority.
@@ -47,6 +49,7 @@ impl AuthorityInfo {
         let authority = authority.as_ref();
         Self {
             own: authority.is_some_and(|authority| settings.hosts.has(authority)),
+            by_address: authority.is_some_and(|authority| hosts::address(authority).is_some()),
             services: alt_svc::alt_svc(h3, seen, authority),
             policy: alt_svc::hsts(settings, seen, authority),
             from: AuthorityKey {

@@ -55,11 +55,11 @@ pub(crate) struct HttpConnection {
     /// The result for the last request's authority.
     pub(crate) last: AuthorityCache,
     /// The account of the last request's caller.
-    counted: Mutex<Option<ConnectionAccount>>,
+    counted: Mutex<Option<CachedQuota>>,
 }
 
 /// The account that counts the requests of one caller.
-struct ConnectionAccount {
+struct CachedQuota {
     who: Option<PeerId>,
     account: Weak<CallerQuota>,
 }
@@ -133,7 +133,7 @@ impl HttpConnection {
             return account;
         }
         let account = self.shared.gateway.account(who, self.remote);
-        *counted = Some(ConnectionAccount {
+        *counted = Some(CachedQuota {
             who: id.cloned(),
             // The reference is weak, so the gateway can drop an account that no request uses.
             account: Arc::downgrade(&account),

@@ -161,8 +161,8 @@ impl HttpHandler {
     }
 
     /// Sets how a probe reached the node from outside. Before the first call the node promises nothing to clients.
-    pub fn set_outside(&self, seen: PublicReachability) {
-        self.shared.set_outside(seen);
+    pub fn set_reachability(&self, seen: PublicReachability) {
+        self.shared.set_reachability(seen);
     }
 }
 

@@ -45,7 +45,7 @@ pub const SEND_BUFFER: usize = 64 << 10;
 /// Bytes of a response that are handed on at once over HTTP/2: the memory that a stream may use for a client that
 /// receives nothing.
 pub const ANSWER_PIECE: usize = 16 << 10;
-/// The same over HTTP/1.1 and HTTP/3, where each connection uses this memory instead of each stream.
+/// Like `ANSWER_PIECE`, over HTTP/1.1 and HTTP/3, where each connection uses this memory instead of each stream.
 pub const ANSWER_PIECE_LARGE: usize = 64 << 10;
 /// Streams that a client of HTTP/2 may reset on one connection before the average counts: a browser that leaves a
 /// page resets its open streams.

@@ -188,7 +188,7 @@ redirect = "https://elsewhere.example/"
         (head.to_owned(), body.to_owned())
     }
 
-    async fn asked(
+    async fn response_to(
         plain: &Arc<Port80Server>,
         method: &str,
         path: &str,
@@ -205,11 +205,11 @@ redirect = "https://elsewhere.example/"
             let plain = plain(redirect);
             for host in ["hub.example.org", "192.0.2.7", "other.example"] {
                 let path = "/.well-known/acme-challenge/expected";
-                let (head, body) = asked(&plain, "GET", path, host).await;
+                let (head, body) = response_to(&plain, "GET", path, host).await;
                 assert!(head.starts_with("HTTP/1.1 200 "), "{host}: {head}");
                 assert!(head.contains("content-type: text/plain"), "{head}");
                 assert_eq!(body, "expected.thumbprint", "{host}");
-                let (head, body) = asked(&plain, "HEAD", path, host).await;
+                let (head, body) = response_to(&plain, "HEAD", path, host).await;
                 assert!(head.starts_with("HTTP/1.1 200 "), "{host}: {head}");
                 assert_eq!(body, "", "{host}");
             }
@@ -237,7 +237,7 @@ redirect = "https://elsewhere.example/"
                 ("OPTIONS", "*"),
                 ("HEAD", "/"),
             ] {
-                let (head, body) = asked(&plain, method, path, host).await;
+                let (head, body) = response_to(&plain, method, path, host).await;
                 let what = format!("{method} {path} of {host}: {head}");
                 assert!(head.starts_with("HTTP/1.1 404 "), "{what}");
                 assert!(!head.contains("\r\nlocation:"), "{what}");
@@ -269,7 +269,7 @@ redirect = "https://elsewhere.example/"
             (443, "hub.example.org@other.example", "/", None),
         ] {
             for method in ["GET", "POST", "DELETE"] {
-                let (head, _) = asked(&plain(Some(port)), method, path, host).await;
+                let (head, _) = response_to(&plain(Some(port)), method, path, host).await;
                 let location = to.map(|to| format!("\r\nlocation: {to}\r\n"));
                 match location {
                     Some(location) => {
@@ -321,7 +321,7 @@ redirect = "https://elsewhere.example/"
             drop(client);
             serving.await.expect("it does not panic");
         }
-        let (head, _) = asked(&plain, "GET", "/", "hub.example.org").await;
+        let (head, _) = response_to(&plain, "GET", "/", "hub.example.org").await;
         assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
     }
 }

@@ -60,7 +60,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// Reads a body of any kind.
 ///
 /// # Errors
-/// As [`json`].
+/// The errors of [`json`].
 pub(crate) async fn whole(
     headers: &HeaderMap,
     body: &mut Body,

@@ -24,6 +24,7 @@ use crate::connection::{HttpConnection, WebSocketGuard};
 use crate::limits::{HEADER_FIELDS_MAX, MCP_BYTES_MAX, SESSIONS_MAX, URL_BYTES_MAX, VIEW_BYTES};
 use crate::routes::{self, ACME, RouteKind};
 use crate::settings::HttpSettings;
+use crate::site::StaticSite;
 use crate::{answer, api, cors, framing, request_body, ws};
 
 /// The milliseconds after which a client may try again if its connection carries the most WebSockets that it may.
@@ -50,6 +51,7 @@ pub(crate) async fn answer(
     let scope = RequestScope {
         conn,
         settings: &settings,
+        by_address: named.by_address,
         id: entry.id(),
         began: entry.began(),
     };
@@ -104,6 +106,8 @@ impl RoutedResponse {
 struct RequestScope<'a> {
     conn: &'a Arc<HttpConnection>,
     settings: &'a HttpSettings,
+    /// Whether the request names the node by an address.
+    by_address: bool,
     id: RequestId,
     began: Instant,
 }
@@ -157,6 +161,7 @@ impl RequestScope<'_> {
         let kind = match routes::kind(path, custom) {
             // Without WebSockets, the path does not exist.
             RouteKind::Session if !shared.websocket => RouteKind::Other,
+            RouteKind::Page if self.page().is_none() => RouteKind::Other,
             kind => kind,
         };
         if let Some(response) = self.open_to_every_client(kind, parts) {
@@ -190,7 +195,7 @@ impl RequestScope<'_> {
         }
         match (kind, known) {
             // The page has sessions of its own, so it treats a wrong token like none.
-            (RouteKind::Page, known) => self.page(arrived, known.unwrap_or_default()).await,
+            (RouteKind::Page, known) => self.page_answer(arrived, known.unwrap_or_default()).await,
             (RouteKind::Session, Ok(known)) => self.session(arrived, &self.caller(known)),
             (_, Ok(known)) => self.route(kind, arrived, &self.caller(known), entry).await,
             (_, Err(_)) if hidden => RoutedResponse::plain(self.nothing(parts, None).await),
@@ -238,11 +243,25 @@ impl RequestScope<'_> {
         }
     }
 
+    /// The page, unless the site answers under the authority of the request. With a site, the page has the addresses of
+    /// the node for its origins, and the site has the names: a script of the site in the page's origin, such as a service
+    /// worker, would read what administrators type into the page and the links that they open.
+    fn page(&self) -> Option<&Arc<dyn crate::MountResponder>> {
+        let page = self.conn.shared.page.as_ref();
+        page.filter(|_| self.by_address || self.conn.shared.site.is_none())
+    }
+
+    /// The site, unless the page answers under the authority of the request.
+    fn site(&self) -> Option<&StaticSite> {
+        let site = self.conn.shared.site.as_ref();
+        site.filter(|_| !self.by_address || self.conn.shared.page.is_none())
+    }
+
     /// Whether a client without a token gets a response although the node hides.
     fn shown(&self, kind: RouteKind, parts: &Parts) -> bool {
         let knows = |page: &Arc<dyn crate::MountResponder>| page.knows(parts);
         match kind {
-            RouteKind::Page => self.conn.shared.page.as_ref().is_some_and(knows),
+            RouteKind::Page => self.page().is_some_and(knows),
             // The ticket in the path proves the caller.
             RouteKind::Ticket => true,
             _ => false,
@@ -259,7 +278,7 @@ impl RequestScope<'_> {
     /// The answer where the node has nothing else: a file of the site, or the decoy. `who` decides only whose memory it
     /// counts against, and no byte of it.
     async fn nothing(&self, parts: &Parts, who: Option<&Identity>) -> Response<Body> {
-        let site = self.conn.shared.site.as_ref();
+        let site = self.site();
         if let Some(site) = site
             && let Some(page) = site.answer(parts, self.lease(who)).await
         {
@@ -431,8 +450,12 @@ impl RequestScope<'_> {
         }
     }
 
-    async fn page(&self, arrived: &mut IncomingRequest, known: CallerIdentity) -> RoutedResponse {
-        let Some(page) = &self.conn.shared.page else {
+    async fn page_answer(
+        &self,
+        arrived: &mut IncomingRequest,
+        known: CallerIdentity,
+    ) -> RoutedResponse {
+        let Some(page) = self.page() else {
             let who = known.identity.as_deref();
             return RoutedResponse::plain(self.nothing(&arrived.parts, who).await);
         };

@@ -66,11 +66,11 @@ pub struct HttpHandlerParts {
     pub challenges: Option<Arc<dyn AcmeChallenges>>,
     /// The tools for models, at `/mcp`.
     pub mcp: Option<Arc<dyn MountResponder>>,
-    /// The page for administrators, at `/` and `/status/…`.
+    /// The page for administrators, at `/` and `/status/…`. Beside a site it answers at the addresses of the node only.
     pub page: Option<Arc<dyn MountResponder>>,
     /// Whether the node accepts calls over WebSocket.
     pub websocket: bool,
-    /// The folder of a static site.
+    /// The folder of a static site. Beside a page it answers under the names of the node only.
     pub site: Option<std::path::PathBuf>,
     /// Mounts of other parts.
     pub mounts: Vec<Arc<dyn HttpMount>>,
@@ -143,7 +143,7 @@ impl HttpShared {
         self.settings.load()
     }
 
-    pub(crate) fn set_outside(&self, seen: PublicReachability) {
+    pub(crate) fn set_reachability(&self, seen: PublicReachability) {
         self.outside.store(Arc::new(seen));
     }
 

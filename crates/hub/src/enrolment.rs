@@ -185,12 +185,12 @@ impl EnrolmentService {
         if !matches!(applicant.key, PeerKey::Ed25519(_)) {
             return Err(EnrolError::Key);
         }
-        let wish = NameRequest::from_request(applicant.request)?;
+        let requested = NameRequest::from_request(applicant.request)?;
         // Room, names and uses are read first and written later, with awaits in between.
         let _turn = self.turn.lock().await;
         match &applicant.request.token {
-            Some(token) => self.by_token(applicant.key, token, wish, now_s).await,
-            None => self.enqueue(applicant, wish, now).await,
+            Some(token) => self.by_token(applicant.key, token, requested, now_s).await,
+            None => self.enqueue(applicant, requested, now).await,
         }
     }
 
@@ -198,7 +198,7 @@ impl EnrolmentService {
         &self,
         key: PeerKey,
         token: &str,
-        wish: NameRequest,
+        requested: NameRequest,
         now_s: Option<u64>,
     ) -> Result<JoinAcceptance, EnrolError> {
         if self.policy.load().mode == EnrolMode::Off {
@@ -241,7 +241,7 @@ impl EnrolmentService {
             TokenValidity::Repeat(at) => self.again(record, at).await,
             TokenValidity::Fresh if is_over => Err(EnrolError::Invalid),
             TokenValidity::Fresh => {
-                self.fresh(record, key, wish, now_s.unwrap_or_default())
+                self.fresh(record, key, requested, now_s.unwrap_or_default())
                     .await
             }
         }
@@ -292,7 +292,7 @@ impl EnrolmentService {
         &self,
         mut record: TokenRecord,
         key: PeerKey,
-        wish: NameRequest,
+        requested: NameRequest,
         now_s: u64,
     ) -> Result<JoinAcceptance, EnrolError> {
         let held = self.holder(&key).await?;
@@ -305,14 +305,14 @@ impl EnrolmentService {
         }
         // A peer that is let in already takes no further place.
         let revived = held.as_ref().is_none_or(|peer| !peer.enabled);
-        self.check_room(revived).await?;
+        self.check_capacity(revived).await?;
         let id = match &held {
             Some(peer) => peer.peer_id.clone(),
             None => new_peer_id(now_s).map_err(|_| EnrolError::Randomness)?,
         };
         // Before the use is consumed: a name that is taken must not cost one.
         let alias = self
-            .choose_name(&record.role, &wish, held.as_ref(), &id)
+            .choose_name(&record.role, &requested, held.as_ref(), &id)
             .await?;
         let name = alias.as_ref().map_or(id.as_str(), Alias::as_str).to_owned();
         record.uses.push(TokenUse {
@@ -328,7 +328,7 @@ impl EnrolmentService {
         }
         // The store counted the revision up; the next `replace` has to name that one.
         record.revision += 1;
-        let entry = entry(held, id, key, alias, &record.role, &wish);
+        let entry = entry(held, id, key, alias, &record.role, &requested);
         if let Err(error) = self.peers.put(entry.clone()).await {
             // No peer was made, so that the use does not count.
             record.uses.pop();
@@ -351,7 +351,7 @@ impl EnrolmentService {
     async fn enqueue(
         &self,
         applicant: &Applicant<'_>,
-        wish: NameRequest,
+        requested: NameRequest,
         now: Instant,
     ) -> Result<JoinAcceptance, EnrolError> {
         // An applicant that an administrator let in since its last request learns it here, whatever
@@ -367,7 +367,13 @@ impl EnrolmentService {
         }
         refuse_ended(self.holder(&applicant.key).await?.as_ref(), &applicant.key)?;
         let mut pending = self.pending();
-        let added = pending.add(applicant.key, wish.name, wish.labels, applicant.from, now);
+        let added = pending.add(
+            applicant.key,
+            requested.name,
+            requested.labels,
+            applicant.from,
+            now,
+        );
         match added {
             Some(waiting) => Err(EnrolError::Pending(waiting.fingerprint.clone())),
             None => Err(EnrolError::Overloaded("too many wait already")),
@@ -403,7 +409,7 @@ impl EnrolmentService {
             name: asked,
             ..
         } = found.ok_or(ApproveError::Unknown)?;
-        let wish = NameRequest {
+        let requested = NameRequest {
             name: name.or(asked),
             labels,
         };
@@ -416,13 +422,15 @@ impl EnrolmentService {
             return Err(ApproveError::Peer);
         }
         refuse_ended(held.as_ref(), &key)?;
-        self.check_room(true).await?;
+        self.check_capacity(true).await?;
         let id = match &held {
             Some(peer) => peer.peer_id.clone(),
             None => new_peer_id(now_s.unwrap_or_default()).map_err(|_| EnrolError::Randomness)?,
         };
-        let alias = self.choose_name(&role, &wish, held.as_ref(), &id).await?;
-        let entry = entry(held, id, key, alias, &role, &wish);
+        let alias = self
+            .choose_name(&role, &requested, held.as_ref(), &id)
+            .await?;
+        let entry = entry(held, id, key, alias, &role, &requested);
         let put = self.peers.put(entry.clone()).await;
         put.map_err(EnrolError::from)?;
         // Only once the peer is stored: where that failed, the administrator can approve the key
@@ -500,11 +508,11 @@ impl EnrolmentService {
         Ok(all.iter().any(|entry| entry.peer_id == *peer))
     }
 
-    /// Whether another peer fits in, where one more is `wanted`.
-    async fn check_room(&self, wanted: bool) -> Result<(), EnrolError> {
+    /// Whether another peer fits in, where one more is `requested`.
+    async fn check_capacity(&self, requested: bool) -> Result<(), EnrolError> {
         let all = self.peers.list().await?;
         let there = all.iter().filter(|peer| peer.enabled).count();
-        if wanted && there >= self.policy.load().peers_max {
+        if requested && there >= self.policy.load().peers_max {
             return Err(EnrolError::Overloaded(
                 "the hub has as many peers as it may have",
             ));
@@ -575,7 +583,7 @@ fn entry(
     key: PeerKey,
     alias: Option<Alias>,
     role: &EnrolRole,
-    wish: &NameRequest,
+    requested: &NameRequest,
 ) -> PeerEntry {
     let has_labels = |peer: &PeerEntry| peer.enabled && !peer.labels.is_empty();
     let keeps_labels = held.as_ref().is_some_and(has_labels);
@@ -611,7 +619,7 @@ fn entry(
         return entry;
     }
     entry.labels = given;
-    add_labels(&mut entry.labels, &wish.labels);
+    add_labels(&mut entry.labels, &requested.labels);
     entry
 }
 

@@ -62,7 +62,7 @@ impl JoinCode {
     /// The text.
     ///
     /// # Errors
-    /// It has no address or more than four, one with pins, or would be longer than 300 characters.
+    /// The code has no address or more than four, one with pins, or would be longer than 300 characters.
     pub fn encode(&self) -> Result<String, JoinError> {
         let pinned = self.addresses.iter().any(|at| !at.pins.is_empty());
         if self.addresses.is_empty() || self.addresses.len() > ADDRESSES_MAX || pinned {

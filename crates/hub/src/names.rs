@@ -162,7 +162,7 @@ impl NamePattern {
     /// `edge-*` with numbers from `first` to `last`.
     ///
     /// # Errors
-    /// It makes no names, has more than one `*`, or the range is empty or beyond 99,999.
+    /// The pattern makes no names, has more than one `*`, or the range is empty or beyond 99,999.
     pub fn new(text: &str, first: u32, last: u32) -> Result<Self, NameError> {
         let pattern = Self {
             text: text.to_owned(),

@@ -34,7 +34,7 @@ impl JoinProof {
     /// Whether `signature` proves possession of the key, about now.
     ///
     /// # Errors
-    /// It does not.
+    /// The signature does not prove it.
     pub fn verify(&self, signature: &[u8], now_s: u64) -> Result<(), ProofError> {
         if now_s.abs_diff(self.at) > PROOF_SKEW {
             return Err(ProofError::Time);

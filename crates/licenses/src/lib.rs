@@ -37,7 +37,7 @@ pub enum InventoryError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum ComponentPlace {
+pub enum ComponentLocation {
     /// The one binary, or the program for GPUs whatever drivers it has.
     Binary,
     /// The kernel.
@@ -54,7 +54,7 @@ pub enum ComponentPlace {
     Libdrm,
 }
 
-impl ComponentPlace {
+impl ComponentLocation {
     /// The name in lists.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -80,7 +80,7 @@ pub struct SoftwareComponent {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub version: Option<String>,
     /// Where it is in an image.
-    pub place: ComponentPlace,
+    pub place: ComponentLocation,
     /// Whether it is a crate of crates.io.
     #[serde(rename = "crate")]
     pub is_crate: bool,
@@ -108,7 +108,11 @@ pub struct SoftwareComponent {
 impl SoftwareComponent {
     /// A component without a version, a source and texts.
     #[must_use]
-    pub fn new(name: impl Into<String>, place: ComponentPlace, license: impl Into<String>) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        place: ComponentLocation,
+        license: impl Into<String>,
+    ) -> Self {
         Self {
             name: name.into(),
             version: None,
@@ -263,7 +267,7 @@ mod tests {
 
     #[test]
     fn what_is_packed_is_read_back_and_damage_is_an_error() {
-        let component = SoftwareComponent::new("Linux", ComponentPlace::Kernel, "GPL-2.0-only");
+        let component = SoftwareComponent::new("Linux", ComponentLocation::Kernel, "GPL-2.0-only");
         let text = LicenseText::new("a".to_owned(), "permission".to_owned());
         let inventory = LicenseInventory::new(vec![component], vec![text]);
         let packed = inventory.pack().expect("it packs");
@@ -276,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_address_of_a_crate_follows_from_its_name() {
-        let mut component = SoftwareComponent::new("aes", ComponentPlace::Binary, "MIT");
+        let mut component = SoftwareComponent::new("aes", ComponentLocation::Binary, "MIT");
         component.version = Some("0.9.0".to_owned());
         assert_eq!(component.download_location(), None);
         component.is_crate = true;

@@ -190,7 +190,7 @@ impl OpError {
     /// Whether the error says that there was no room for the call, or for a value beside those of others. Scripts can
     /// make such errors too: only the part that refuses a call knows whether it did.
     #[must_use]
-    pub fn says_no_room(&self) -> bool {
+    pub fn says_no_capacity(&self) -> bool {
         self.code == OVERLOADED || self.code == QUOTA_EXCEEDED && self.retryable
     }
 }
@@ -272,7 +272,7 @@ impl ScriptFailure {
     /// The failure if nothing was run because there are too many sessions, workers or checks. A retry may succeed
     /// later, and the failure does not count against the script.
     #[must_use]
-    pub fn no_room(message: impl Into<String>) -> Self {
+    pub fn no_capacity(message: impl Into<String>) -> Self {
         let mut failure = Self::new(RuntimeCode::Quota, message);
         failure.operation = Some(Box::new(OpError {
             retryable: true,
@@ -281,9 +281,9 @@ impl ScriptFailure {
         failure
     }
 
-    /// Whether the failure is [`Self::no_room`]. An exception of a script has another code.
+    /// Whether the failure is [`Self::no_capacity`]. An exception of a script has another code.
     #[must_use]
-    pub fn is_no_room(&self) -> bool {
+    pub fn is_no_capacity(&self) -> bool {
         let operation = self.operation.as_deref();
         self.code == RuntimeCode::Quota && operation.is_some_and(|error| error.code == OVERLOADED)
     }

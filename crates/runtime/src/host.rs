@@ -171,7 +171,7 @@ pub trait IsolateHost: Send + Sync + 'static {
         options: ScriptCallOptions,
     ) -> HostFuture<Result<OpReply, OpError>>;
 
-    /// The same with bytes beside the input, which `{"$bin": [offset, length]}` in it refers to.
+    /// Like `call`, with bytes beside the input, which `{"$bin": [offset, length]}` in it refers to.
     /// With `map`, the answer may be a file's bytes, which are not copied.
     fn call_with_bytes(
         &self,

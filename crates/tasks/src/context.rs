@@ -273,7 +273,7 @@ impl XtaskContext {
         result.remove(0)
     }
 
-    /// The same with several at once, each with its own log. Returns their results in the order
+    /// Like `run`, with several at once, each with its own log. Returns their results in the order
     /// given.
     pub fn run_all<'a>(
         &self,

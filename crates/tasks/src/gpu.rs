@@ -44,7 +44,7 @@ const LOCKED: &str = include_str!("../../../Cargo.lock");
 pub struct GpuExecutable {
     /// Stripped and runnable.
     pub executable: PathBuf,
-    /// The same, in the form that `alknet` carries.
+    /// Like `executable`, in the form that `alknet` carries.
     pub packed: PathBuf,
 }
 

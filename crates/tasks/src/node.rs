@@ -212,7 +212,7 @@ pub fn wait_ready(vm: &Vm) -> Result<ReachableNode> {
     wait_ready_after(vm, ConsoleMark::default())
 }
 
-/// The same for what the console prints after `mark`, such as after a restart.
+/// Like `wait_ready`, for what the console prints after `mark`, such as after a restart.
 pub fn wait_ready_after(vm: &Vm, mark: ConsoleMark) -> Result<ReachableNode> {
     vm.wait_for_after(mark, READY, READY_WITHIN)?;
     // The line is complete once its port follows.

@@ -4,7 +4,7 @@ use std::env;
 use std::path::Path;
 
 use alknet_image::{BuildProvenance, ManifestSource};
-use alknet_licenses::{ComponentPlace, LicenseInventory, SoftwareComponent};
+use alknet_licenses::{ComponentLocation, LicenseInventory, SoftwareComponent};
 
 use crate::context::XtaskContext;
 use crate::driver;
@@ -126,10 +126,10 @@ impl ImageOrigins {
         let lock_hash =
             digest::of_file(&lock).map_err(TaskError::io(format!("read {}", lock.display())))?;
         let mut sources = vec![pinned("linux", &self.linux)];
-        if is_in_image(ComponentPlace::Driver, &self.drivers) {
+        if is_in_image(ComponentLocation::Driver, &self.drivers) {
             sources.push(pinned("mesa", &self.mesa));
         }
-        if is_in_image(ComponentPlace::Libdrm, &self.drivers) {
+        if is_in_image(ComponentLocation::Libdrm, &self.drivers) {
             sources.push(pinned("libdrm", &self.libdrm));
         }
         if let Some(version) = &self.llvm {
@@ -146,11 +146,11 @@ impl ImageOrigins {
 }
 
 /// Whether an image with these drivers has components of this place.
-fn is_in_image(place: ComponentPlace, drivers: &[String]) -> bool {
+fn is_in_image(place: ComponentLocation, drivers: &[String]) -> bool {
     match place {
-        ComponentPlace::Driver => !drivers.is_empty(),
-        ComponentPlace::Llvm => drivers.iter().any(|driver| driver == LLVMPIPE),
-        ComponentPlace::Libdrm => drivers.iter().any(|driver| driver != LLVMPIPE),
+        ComponentLocation::Driver => !drivers.is_empty(),
+        ComponentLocation::Llvm => drivers.iter().any(|driver| driver == LLVMPIPE),
+        ComponentLocation::Libdrm => drivers.iter().any(|driver| driver != LLVMPIPE),
         _ => true,
     }
 }
@@ -187,16 +187,16 @@ mod tests {
     fn an_image_has_the_components_of_its_drivers() {
         let has = |place, names: &[&str]| is_in_image(place, &drivers(names));
         for place in [
-            ComponentPlace::Driver,
-            ComponentPlace::Llvm,
-            ComponentPlace::Libdrm,
+            ComponentLocation::Driver,
+            ComponentLocation::Llvm,
+            ComponentLocation::Libdrm,
         ] {
             assert!(!has(place, &[]), "{place:?}");
             assert!(has(place, &["llvmpipe", "v3dv"]), "{place:?}");
         }
-        assert!(!has(ComponentPlace::Llvm, &["v3dv"]));
-        assert!(!has(ComponentPlace::Libdrm, &["llvmpipe"]));
-        assert!(has(ComponentPlace::Binary, &[]) && has(ComponentPlace::Kernel, &[]));
+        assert!(!has(ComponentLocation::Llvm, &["v3dv"]));
+        assert!(!has(ComponentLocation::Libdrm, &["llvmpipe"]));
+        assert!(has(ComponentLocation::Binary, &[]) && has(ComponentLocation::Kernel, &[]));
     }
 
     #[test]

@@ -194,7 +194,7 @@ pub fn python_mcp(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP)
 }
 
-/// The same for the older one.
+/// Like `python_mcp`, for the older version.
 pub fn python_mcp_older(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP_OLDER)
 }

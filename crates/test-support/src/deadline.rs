@@ -52,7 +52,7 @@ fn slowdown_from_env() -> Option<f64> {
 ///
 /// # Panics
 ///
-/// As [`slowdown`].
+/// Like [`slowdown`].
 pub fn expect_slowdown(factor: f64) {
     let measured = factor.clamp(1.0, SLOWDOWN_MAX);
     // A second call, or a late one, changes nothing.

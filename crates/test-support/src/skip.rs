@@ -60,7 +60,7 @@ pub fn skipped(need: &str, why: impl Display) {
 ///
 /// # Panics
 ///
-/// As [`skipped`].
+/// Like [`skipped`].
 #[track_caller]
 pub fn skipped_whole(need: &str, why: impl Display) {
     record(Location::caller(), "whole", need, &why.to_string());
@@ -73,7 +73,7 @@ pub fn skipped_whole(need: &str, why: impl Display) {
 ///
 /// # Panics
 ///
-/// As [`skipped`].
+/// Like [`skipped`].
 #[track_caller]
 pub fn started_again(what: &str, why: impl Display) {
     let line = line(&test(Location::caller()), "again", what, &why.to_string());

@@ -177,7 +177,7 @@ impl Acme {
             clock: Arc::new(AcmeSystemClock),
             options,
         };
-        acme.serve_kept();
+        acme.serve_stored();
         Ok(acme)
     }
 
@@ -191,7 +191,7 @@ impl Acme {
     pub async fn run(mut self) {
         loop {
             if self.locked {
-                self.serve_kept();
+                self.serve_stored();
             }
             if self.locked {
                 self.clock.sleep(KEY_PAUSE).await;
@@ -365,7 +365,7 @@ impl Acme {
 
     /// Serves the stored certificate, and seals its key if the node has a seal. For a key that is only locked the
     /// node waits: it could not store the key of another certificate either.
-    fn serve_kept(&mut self) {
+    fn serve_stored(&mut self) {
         let was_locked = std::mem::take(&mut self.locked);
         match self.disk.certificate() {
             Ok(Some(stored)) => self.serve(stored),
@@ -373,7 +373,7 @@ impl Acme {
             Err(error) if error.is_locked() => return self.wait_for_key(&error),
             Err(error) => return tracing::warn!("a new certificate is ordered: {error}"),
         }
-        match self.disk.seal_kept() {
+        match self.disk.seal_stored() {
             Ok(()) => {}
             Err(error) if error.is_locked() => return self.wait_for_key(&error),
             Err(error) => tracing::warn!("the key of the certificate is not sealed: {error}"),

@@ -78,7 +78,7 @@ impl NodeKey {
     /// Reads a key file. If it does not exist, generates a key and writes it. Returns whether the key is new.
     ///
     /// # Errors
-    /// As [`load`](Self::load), or the file cannot be written.
+    /// The errors of [`load`](Self::load), or the file cannot be written.
     pub fn load_or_create(path: &Path) -> Result<(Self, bool), TlsError> {
         // A file that cannot be read is an error: a new key would give the node another identity.
         if let Some(key) = Self::load(path)? {

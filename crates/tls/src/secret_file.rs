@@ -28,7 +28,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> 
     read_as(path, geteuid().as_raw())
 }
 
-/// As [`read`], for a process of the user `us`.
+/// Like [`read`], for a process of the user `us`.
 fn read_as(path: &Path, us: u32) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> {
     let fail = |source| TlsError::KeyRead {
         path: path.to_owned(),

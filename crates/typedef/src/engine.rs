@@ -60,7 +60,7 @@ impl LayoutEngine {
     /// The offset of every field.
     ///
     /// # Errors
-    /// It was compiled for packed mode, where offsets depend on the values before them.
+    /// The schema was compiled for packed mode, where offsets depend on the values before them.
     pub fn offsets(&self) -> Result<&OffsetMap> {
         let why = "places are known in aligned mode only";
         self.offsets
@@ -71,7 +71,7 @@ impl LayoutEngine {
     /// Reader and writer of packed values.
     ///
     /// # Errors
-    /// It was compiled for aligned mode.
+    /// The schema was compiled for aligned mode.
     pub fn packed(&self) -> Result<PackedCodec> {
         if self.offsets.is_some() {
             let why = "it was compiled for aligned mode";
@@ -114,7 +114,7 @@ impl LayoutEngine {
     /// Writes a field of an aligned record; gaps in it become zero.
     ///
     /// # Errors
-    /// As [`read`](Self::read), of the value. The record then stays as it was.
+    /// The errors of [`read`](Self::read), of the value. The record then stays as it was.
     pub fn write(&self, record: &mut [u8], path: &str, value: &RecordValue) -> Result<()> {
         access::write(self.offsets()?, record, path, value, &self.limits)
     }
@@ -139,7 +139,7 @@ impl LayoutEngine {
     /// Checks the bytes of an aligned record against all rules of the schema.
     ///
     /// # Errors
-    /// As [`read`](Self::read), [`to_json`](Self::to_json) and [`validate`](Self::validate).
+    /// The errors of [`read`](Self::read), [`to_json`](Self::to_json) and [`validate`](Self::validate).
     pub fn verify(&self, record: &[u8], outside: &ExternalData<'_>, dims: &mut Dims) -> Result<()> {
         let value = self.read(record, "")?;
         self.validate_with(&self.to_json(&value, outside)?, dims)

@@ -50,7 +50,7 @@ pub fn fields(schema: &Value, def: &str, limits: &SchemaLimits) -> Result<Record
 }
 
 impl Schema {
-    /// The same for a schema that went through the pass already.
+    /// Like the function [`fields`], for a schema that went through the pass already.
     ///
     /// # Errors
     /// There is no such definition, or it has no aligned layout.

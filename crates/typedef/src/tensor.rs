@@ -96,7 +96,7 @@ impl TensorType {
         Ok(())
     }
 
-    /// The same for a reference in JSON, `{"dtype":…,"shape":[…]}`.
+    /// Like `check`, for a reference in JSON, `{"dtype":…,"shape":[…]}`.
     pub(crate) fn check_json(&self, reference: &Value, dims: &mut Dims) -> Result<(), String> {
         let invalid = || "a reference to a tensor is {\"dtype\":…,\"shape\":[…]}".to_owned();
         let dtype = reference

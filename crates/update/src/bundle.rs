@@ -273,9 +273,9 @@ impl<R: Read> BundleReader<R> {
             }
             // The limits come before the reading: unsigned headers decide how much memory the reader takes.
             let rest = left.checked_sub(entry.bytes);
-            let has_room = reader.metadata.len() < BUNDLE_METADATA_FILES_MAX;
+            let has_capacity = reader.metadata.len() < BUNDLE_METADATA_FILES_MAX;
             left = rest
-                .filter(|_| has_room)
+                .filter(|_| has_capacity)
                 .ok_or_else(|| UpdateError::TooLarge {
                     file: "the metadata of the bundle".to_owned(),
                     max: BUNDLE_METADATA_BYTES_MAX,

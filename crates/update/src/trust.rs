@@ -44,7 +44,7 @@ impl TrustAnchor {
     /// The root document that came with the program (section 5.2).
     ///
     /// # Errors
-    /// It is no root document, or its own keys did not sign it.
+    /// The document is no root document, or its own keys did not sign it.
     pub fn root(document: &[u8]) -> Result<Self, UpdateError> {
         let body = verified_root(BUILT_IN, document)?;
         let text = std::str::from_utf8(document);
@@ -103,6 +103,9 @@ struct TrustFile {
     floor: Option<ReleaseVersion>,
 }
 
+/// How much later the latest time has to be than the saved one before it is saved for its own sake, in seconds.
+const LATEST_STEP_S: i64 = 3600;
+
 impl TrustFile {
     fn load(path: &Path) -> Result<Option<Self>, UpdateError> {
         let Some(bytes) = read_bounded(path)? else {
@@ -137,7 +140,8 @@ struct TrustFormat {
 
 /// What a machine trusts, and what it has seen of the metadata, so that an older one is noticed.
 ///
-/// Save it after each refresh, failed ones too: a verified new root counts even if the timestamp beside it has expired.
+/// Save it after each refresh that [changed](Self::is_to_save) it, failed ones too: a verified new root counts even if the
+/// timestamp beside it has expired.
 #[derive(Clone, Debug)]
 pub struct UpdateTrust {
     file: TrustFile,
@@ -225,13 +229,25 @@ impl UpdateTrust {
     /// Writes the file, so that a power cut leaves the one before or this one.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// The errors of the disk.
     pub fn save(&self, path: &Path) -> Result<(), UpdateError> {
         let name = path.display().to_string();
         let bytes = serde_json::to_vec(&self.file);
         let bytes = bytes.map_err(|error| UpdateError::malformed(&name, error))?;
         let saved = alknet_durable::replace(path, &bytes, MODE);
         saved.map_err(|error| UpdateError::source(&name, error))
+    }
+
+    /// Whether a refresh that began with `saved` has led to something to save. Each refresh moves the latest time, and
+    /// callers may refresh at will: the time alone is saved once an hour.
+    #[must_use]
+    pub fn is_to_save(&self, saved: &Self) -> bool {
+        let step = self.file.latest_s.saturating_sub(saved.file.latest_s);
+        let but_time = TrustFile {
+            latest_s: saved.file.latest_s,
+            ..self.file.clone()
+        };
+        step >= LATEST_STEP_S || but_time != saved.file
     }
 
     /// Begins to verify metadata. [`UpdateRefresh`] says what it needs.

@@ -22,7 +22,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], VaultError> {
     Ok(bytes)
 }
 
-/// The same for a secret.
+/// Like `random`, for a secret.
 pub(crate) fn random_secret<const N: usize>() -> Result<SecretArr<N>, VaultError> {
     let mut secret = SecretArr::zeroed();
     getrandom::fill(secret.expose_mut()).map_err(|_| VaultError::NoRandomness)?;

@@ -132,7 +132,7 @@ impl Ed25519Signer {
         Ok(seed)
     }
 
-    /// The same as PKCS #8 (RFC 8410), without the public key.
+    /// Like `expose`, as PKCS #8 (RFC 8410), without the public key.
     pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
         // The DER of a private key up to its seed (RFC 8410 section 7).
         const BEFORE: [u8; 16] = [
@@ -193,7 +193,7 @@ impl P256Signer {
         Ok(scalar)
     }
 
-    /// The same as PKCS #8 (RFC 5958, RFC 5915), with the public key.
+    /// Like `expose`, as PKCS #8 (RFC 5958, RFC 5915), with the public key.
     pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
         // The DER of a private key on P-256 up to its scalar (RFC 5915 section 3).
         const BEFORE: [u8; 36] = [

@@ -74,7 +74,7 @@ impl Vault {
         Self::locked_as(PathIndex::default(), None)
     }
 
-    /// The same for one of several nodes of the same words, with an observer of its events.
+    /// Like `locked`, for one of several nodes of the same words, with an observer of its events.
     #[must_use]
     pub fn locked_as(device: PathIndex, observer: Option<Box<dyn Observer>>) -> Self {
         let area = SeedArea::private();

@@ -69,7 +69,7 @@ pub enum WorkerError {
     /// The limit of running workers is reached.
     #[error("as many workers as may be are running")]
     Overloaded,
-    /// The worker has fewer walls than the configuration requires.
+    /// The worker has a lower sandbox level than the configuration requires.
     #[error("the sandbox is {} where at least {minimum} is required", .sandbox.level)]
     Policy {
         /// The required level.
@@ -180,7 +180,7 @@ pub enum WorkerEndReason {
     Shutdown,
     /// It sent no heartbeat while a call ran.
     Silent,
-    /// It did not become ready, or has fewer walls than required.
+    /// It did not become ready, or has a lower sandbox level than required.
     Start,
     /// It could not take what its host sent: its descriptors or its memory for messages were used up. A session that
     /// leaves answers unread can bring this about, so it says nothing about what ran.

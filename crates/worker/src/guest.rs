@@ -59,11 +59,11 @@ pub fn started_as_worker() -> bool {
     verb.is_some_and(|verb| verb == VERB) && kind == Some(SocketType::STREAM)
 }
 
-/// Becomes the worker that the host started: finds the host, reads which walls it requires, and puts them up. The
-/// caller has started no thread and opened no file before.
+/// Becomes the worker that the host started: finds the host, reads which layers of the sandbox it requires, and sets
+/// them up. The caller has started no thread and opened no file before.
 ///
 /// # Errors
-/// There is no host, or it expects another role or version. A wall that cannot be put up is no error, but a gap in
+/// There is no host, or it expects another role or version. A layer that cannot be set up is no error, but a gap in
 /// the report to the host.
 pub fn enter(role: WorkerRole) -> Result<ConfinedGuest, GuestError> {
     let confine = |what| move |source| GuestError::Confine { what, source };
@@ -77,7 +77,7 @@ pub fn enter(role: WorkerRole) -> Result<ConfinedGuest, GuestError> {
     if setup.role != role {
         return Err(GuestError::Setup(format!("role {}", setup.role)));
     }
-    let gaps = confine::wall_in(&setup);
+    let gaps = confine::enter(&setup);
     // The signal for the end of the host's thread was set again just now. The host may have ended before that.
     if !lives(&host) {
         return Err(GuestError::NoHost);
@@ -113,7 +113,7 @@ fn lives(host: &OwnedFd) -> bool {
     polled.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// A worker inside all its walls but the last one.
+/// A worker inside all layers of its sandbox but the last one.
 #[derive(Debug)]
 pub struct ConfinedGuest {
     host: OwnedFd,
@@ -222,7 +222,7 @@ impl Guest {
     /// Answers a call. Its heartbeats end with this.
     ///
     /// # Errors
-    /// As [`Self::send`].
+    /// The errors of [`Self::send`].
     pub fn finish(
         &self,
         call: &GuestCall,

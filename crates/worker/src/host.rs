@@ -25,4 +25,4 @@ pub use handle::{CallerCharge, WorkerAnswer, WorkerCall, WorkerSession, Workers}
 pub use request::{SessionNotice, WorkerRequest};
 pub use stats::{OverrunStats, WorkerStats};
 pub use supervisor::WORKER_LOSS_TARGET;
-pub use unread::{DescriptorPlace, DescriptorRoom};
+pub use unread::{DescriptorPermit, DescriptorQuota};

@@ -1,4 +1,4 @@
-//! The levels of confinement, and the walls that may be missing.
+//! The levels of confinement, and the layers of the sandbox that may be missing.
 
 use std::fmt;
 
@@ -6,24 +6,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::Rights;
 
-/// The sum of a worker's walls, as `runtime/stats` shows it. Ordered from weak to strong.
+/// The sum of the layers of a worker's sandbox, as `runtime/stats` shows it. Ordered from weak to strong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConfinementLevel {
     /// A process of its own and little more: it can reach all that its user can reach.
     ProcessOnly,
     /// The system call filter stands, and the worker has no capabilities and no right to gain any, so that it can
-    /// open, reach or signal nothing outside. Another wall is missing.
+    /// open, reach or signal nothing outside. Another layer is missing.
     Partial,
-    /// Every wall stands.
+    /// Every layer is in place.
     Full,
 }
 
-/// One wall around a worker.
+/// One layer of the sandbox around a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Wall {
+pub enum SandboxLayer {
     /// It has no capability and cannot get one.
     Capabilities,
     /// cgroup: limit of its processor share.
@@ -52,11 +52,11 @@ pub enum Wall {
     UserNamespace,
 }
 
-/// A wall that does not stand.
+/// A layer that is not in place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
-    /// The wall.
-    pub wall: Wall,
+    /// The layer.
+    pub layer: SandboxLayer,
     /// The reason, in the words of the kernel or of this crate.
     pub why: String,
 }
@@ -66,7 +66,7 @@ pub struct Gap {
 pub struct Sandbox {
     /// The level.
     pub level: ConfinementLevel,
-    /// The walls that are missing for [`ConfinementLevel::Full`].
+    /// The layers that are missing for [`ConfinementLevel::Full`].
     pub gaps: Vec<Gap>,
 }
 
@@ -74,12 +74,18 @@ impl Sandbox {
     /// Computes the level. A worker that may open files needs a root that has only its own.
     #[must_use]
     pub(crate) fn from_gaps(mut gaps: Vec<Gap>, rights: Rights) -> Self {
-        gaps.sort_by_key(|gap| gap.wall);
-        let missing = |wall| gaps.iter().any(|gap: &Gap| gap.wall == wall);
-        let essential = [Wall::Capabilities, Wall::NoNewPrivileges, Wall::Seccomp];
+        gaps.sort_by_key(|gap| gap.layer);
+        let missing = |layer| gaps.iter().any(|gap: &Gap| gap.layer == layer);
+        let essential = [
+            SandboxLayer::Capabilities,
+            SandboxLayer::NoNewPrivileges,
+            SandboxLayer::Seccomp,
+        ];
         let level = if gaps.is_empty() {
             ConfinementLevel::Full
-        } else if essential.into_iter().any(missing) || (rights.files && missing(Wall::EmptyRoot)) {
+        } else if essential.into_iter().any(missing)
+            || (rights.files && missing(SandboxLayer::EmptyRoot))
+        {
             ConfinementLevel::ProcessOnly
         } else {
             ConfinementLevel::Partial
@@ -89,9 +95,9 @@ impl Sandbox {
 }
 
 impl Gap {
-    pub(crate) fn new(wall: Wall, why: impl fmt::Display) -> Self {
+    pub(crate) fn new(layer: SandboxLayer, why: impl fmt::Display) -> Self {
         Self {
-            wall,
+            layer,
             why: why.to_string(),
         }
     }
@@ -120,8 +126,11 @@ mod tests {
     use super::*;
     use crate::WorkerRole;
 
-    fn level(walls: &[Wall], rights: Rights) -> ConfinementLevel {
-        let gaps = walls.iter().map(|wall| Gap::new(*wall, "test")).collect();
+    fn level(layers: &[SandboxLayer], rights: Rights) -> ConfinementLevel {
+        let gaps = layers
+            .iter()
+            .map(|layer| Gap::new(*layer, "test"))
+            .collect();
         Sandbox::from_gaps(gaps, rights).level
     }
 
@@ -129,12 +138,18 @@ mod tests {
     fn the_filter_decides_between_partial_and_nothing() {
         let js = WorkerRole::Js.rights(false);
         assert_eq!(level(&[], js), ConfinementLevel::Full);
-        assert_eq!(level(&[Wall::CgroupMemory], js), ConfinementLevel::Partial);
         assert_eq!(
-            level(&[Wall::EmptyRoot, Wall::PidNamespace], js),
+            level(&[SandboxLayer::CgroupMemory], js),
             ConfinementLevel::Partial
         );
-        assert_eq!(level(&[Wall::Seccomp], js), ConfinementLevel::ProcessOnly);
+        assert_eq!(
+            level(&[SandboxLayer::EmptyRoot, SandboxLayer::PidNamespace], js),
+            ConfinementLevel::Partial
+        );
+        assert_eq!(
+            level(&[SandboxLayer::Seccomp], js),
+            ConfinementLevel::ProcessOnly
+        );
         assert!(
             ConfinementLevel::ProcessOnly < ConfinementLevel::Partial
                 && ConfinementLevel::Partial < ConfinementLevel::Full
@@ -145,9 +160,12 @@ mod tests {
     fn what_opens_files_needs_a_root_of_its_own() {
         let git = WorkerRole::Git.rights(true);
         assert_eq!(
-            level(&[Wall::EmptyRoot], git),
+            level(&[SandboxLayer::EmptyRoot], git),
             ConfinementLevel::ProcessOnly
         );
-        assert_eq!(level(&[Wall::CgroupPids], git), ConfinementLevel::Partial);
+        assert_eq!(
+            level(&[SandboxLayer::CgroupPids], git),
+            ConfinementLevel::Partial
+        );
     }
 }

@@ -56,7 +56,7 @@
 //! }
 //! ```
 //!
-//! `docs/workers.md` has the tables: walls, levels, limits and what each reason of an end means.
+//! `docs/workers.md` has the tables: layers, levels, limits and what each reason of an end means.
 
 mod confine;
 mod error;
@@ -81,11 +81,11 @@ pub use guest::{
     ConfinedGuest, Guest, GuestCall, GuestInput, ThreadCallGuard, enter, started_as_worker,
 };
 pub use host::{
-    CallLimits, CallerCharge, DelegatedCgroup, DescriptorPlace, DescriptorRoom, Executable,
+    CallLimits, CallerCharge, DelegatedCgroup, DescriptorPermit, DescriptorQuota, Executable,
     OverrunStats, ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer,
     WorkerCall, WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
 };
-pub use level::{ConfinementLevel, Gap, Sandbox, Wall};
+pub use level::{ConfinementLevel, Gap, Sandbox, SandboxLayer};
 pub use message::{
     CallStats, FromWorkerMessage, ToWorkerMessage, WorkerEvent, WorkerFault, WorkerLogLevel,
     WorkerReply,

@@ -86,9 +86,9 @@ pub const SEND_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// Frames of a worker in a second that begin and end nothing, and reads of its output: lines of the log, heartbeats,
 /// what is for a session or call that has ended. Twice as many at once.
 pub const IDLE_FRAMES_PER_S: u64 = 1000;
-/// So many more for each running call: an honest one has 50 heartbeats a second.
+/// Further frames for each running call: an honest one has 50 heartbeats a second.
 pub const IDLE_FRAMES_OF_CALL_PER_S: u64 = 100;
-/// So many more for each call that the host begins: an honest one reports to the GPU's clock a few times.
+/// Further frames for each call that the host begins: an honest one reports to the GPU's clock a few times.
 pub const IDLE_FRAMES_OF_CALL: u64 = 64;
 /// What a line of the log counts beside its bytes.
 pub const LOG_LINE_BYTES: u64 = 64;

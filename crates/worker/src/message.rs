@@ -154,9 +154,9 @@ pub enum FromWorkerMessage {
         /// The line.
         text: String,
     },
-    /// The walls stand, and the worker waits for work.
+    /// The sandbox is set up, and the worker waits for work.
     Ready {
-        /// The report on the walls.
+        /// The report on the sandbox.
         confined: ConfinementReport,
     },
     /// The session offers an operation.

@@ -1,4 +1,5 @@
-//! The first message of the host, and the worker's report once its walls stand. Both travel before any foreign input.
+//! The first message of the host, and the worker's report once its sandbox is set up. Both travel before any foreign
+//! input.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,7 @@ pub(crate) struct Setup {
 /// The report of a worker on its own confinement.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfinementReport {
-    /// The walls that do not stand.
+    /// The layers of the sandbox that are not in place.
     pub gaps: Vec<Gap>,
 }
 

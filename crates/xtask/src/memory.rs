@@ -15,7 +15,7 @@ use crate::cgroup;
 /// the system and other programs.
 const MEMORY_GIB_MAX: u32 = 12;
 
-/// The same in KiB.
+/// Like `MEMORY_GIB_MAX`, in KiB.
 const MEMORY_KIB_MAX: u64 = (MEMORY_GIB_MAX as u64) << 20;
 
 /// How often memory use is read.

@@ -464,7 +464,7 @@ pub fn install(
     ))
 }
 
-/// Those of `packages` that are not among `others`.
+/// The packages of `packages` that are not among `others`.
 fn beside(packages: &[DebianPackage], others: &[DebianPackage]) -> Vec<DebianPackage> {
     let among = |package: &&DebianPackage| others.iter().any(|other| other.name == package.name);
     let beside = packages.iter().filter(|package| !among(package));

@@ -15,8 +15,8 @@ pub(super) fn read(file: &File) -> ContainedDisk {
     assert_eq!(bytes_at(file, 0), *b"QFI\xfb");
     assert_eq!(number(file, 4), 3);
     let cluster = 1_u64 << number(file, 20);
-    let bytes = place(file, 24);
-    let (entries, first) = (u64::from(number(file, 36)), place(file, 40));
+    let bytes = offset(file, 24);
+    let (entries, first) = (u64::from(number(file, 36)), offset(file, 40));
     let mut used = vec![0];
     used.extend(clusters(first, entries * 8, cluster));
     let mut units = BTreeMap::new();
@@ -43,7 +43,7 @@ pub(super) fn read(file: &File) -> ContainedDisk {
 
 /// The place to which an entry points.
 fn entry(file: &File, at: u64) -> Option<u64> {
-    let entry = place(file, at);
+    let entry = offset(file, at);
     if entry == 0 {
         return None;
     }
@@ -57,12 +57,12 @@ fn clusters(at: u64, bytes: u64, cluster: u64) -> std::ops::Range<u64> {
 }
 
 fn require_counts(file: &File, cluster: u64, mut used: Vec<u64>) {
-    let (table, tables) = (place(file, 48), u64::from(number(file, 56)));
+    let (table, tables) = (offset(file, 48), u64::from(number(file, 56)));
     assert_eq!(number(file, 96), 4, "counts of 16 bits");
     used.extend(clusters(table, tables * cluster, cluster));
     let mut counted = Vec::new();
     for index in 0..tables * cluster / 8 {
-        let block = place(file, table + index * 8);
+        let block = offset(file, table + index * 8);
         if block == 0 {
             continue;
         }
@@ -86,6 +86,6 @@ fn number(file: &File, at: u64) -> u32 {
     u32::from_be_bytes(bytes_at(file, at))
 }
 
-fn place(file: &File, at: u64) -> u64 {
+fn offset(file: &File, at: u64) -> u64 {
     u64::from_be_bytes(bytes_at(file, at))
 }

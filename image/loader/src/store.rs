@@ -125,7 +125,8 @@ pub fn load<D: RecordDisk>(disk: &mut D) -> Result<BootRecord, RecordIoError<D::
 /// block, with all variables. Larger blocks are written with what else they have.
 ///
 /// # Errors
-/// As [`load`]: the loader writes only where a record was. The disk cannot be written, or has other bytes afterwards.
+/// The errors of [`load`]: the loader writes only where a record was. The disk cannot be written, or has other bytes
+/// afterwards.
 pub fn store<D: RecordDisk>(
     disk: &mut D,
     record: &BootRecord,

@@ -69,7 +69,7 @@ pub(crate) fn write(file: &File, disk: &RawDisk, ids: VhdxIds) -> io::Result<()>
         if let Some(content) = disk.unit(BLOCK_BYTES, block)? {
             file.write_all_at(&content, next)?;
             let entry = next | PRESENT;
-            let at = TABLE_AT + place(block) * 8;
+            let at = TABLE_AT + table_entry(block) * 8;
             file.write_all_at(&entry.to_le_bytes(), at)?;
             next += BLOCK_BYTES;
         }
@@ -80,13 +80,13 @@ pub(crate) fn write(file: &File, disk: &RawDisk, ids: VhdxIds) -> io::Result<()>
 /// Number of entries for so many payload blocks.
 const fn entries(blocks: u64) -> u64 {
     match blocks.checked_sub(1) {
-        Some(last) => place(last) + 1,
+        Some(last) => table_entry(last) + 1,
         None => 0,
     }
 }
 
 /// The entry of a payload block, with the entries for bitmaps of the blocks before it.
-const fn place(block: u64) -> u64 {
+const fn table_entry(block: u64) -> u64 {
     block + block / CHUNK_BLOCKS
 }
 
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(CHUNK_BLOCKS, 4096);
         assert_eq!((entries(0), entries(272), entries(4096)), (0, 272, 4096));
         assert_eq!(
-            (place(4095), place(4096), entries(4097)),
+            (table_entry(4095), table_entry(4096), entries(4097)),
             (4095, 4097, 4098)
         );
     }

@@ -139,7 +139,7 @@ impl DiskTarget {
     /// of this process, can read it from here on. A link is not followed.
     ///
     /// # Errors
-    /// As [`DiskTarget::file`]; or the file belongs to another user.
+    /// The errors of [`DiskTarget::file`]; or the file belongs to another user.
     pub fn private_file(path: &Path) -> Result<Self, FlashError> {
         let open = |source| FlashError::Open {
             path: path.to_owned(),

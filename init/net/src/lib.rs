@@ -2,7 +2,7 @@
 //!
 //! [`NetManager`] finds every network card, now and later, and configures it: DHCPv4, IPv6 by
 //! router advertisements and DHCPv6, or what the configuration says. It keeps `resolv.conf` and
-//! reports what it did as [`NetEvent`]s. [`time::TimeKeeper`] sets the clock from SNTP servers.
+//! reports what it did as [`NetEvent`]s. [`time::TimeSync`] sets the clock from SNTP servers.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), alknet_init_net::NetError> {

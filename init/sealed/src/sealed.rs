@@ -124,7 +124,7 @@ impl SealedPartition<File> {
         self.map(&self.unlock(slot, phrase)?, options)
     }
 
-    /// The same with the volume key.
+    /// Like `open`, with the volume key.
     pub fn map(&self, key: &VolumeKey, options: &VolumeOptions) -> Result<OpenVolume, SealedError> {
         let uuid = self.header.uuid();
         volume::map(
@@ -310,14 +310,14 @@ impl<D: BlockStorage> SealedPartition<D> {
         Ok(erased)
     }
 
-    /// The same, except that the memo stays beside a blank header.
+    /// Like `erase`, except that the memo stays beside a blank header.
     pub fn erase_all_but_memo(disk: &D, bytes: u64) -> Result<EraseReport, SealedError> {
         let erased = Self::destroy(disk, bytes, UnfinishedMark::Erasing)?;
         Self::unmark(disk)?;
         Ok(erased)
     }
 
-    /// The same as [`erase`](Self::erase), except that the memo and a mark stay: the partition is
+    /// Like [`erase`](Self::erase), except that the memo and a mark stay: the partition is
     /// [`PartitionContent::Erasing`], and [is unsettled](Self::is_unsettled). It is for an erasure
     /// of which the machine could not do every step. The next start tries again with
     /// [`erase`](Self::erase).

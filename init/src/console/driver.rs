@@ -131,8 +131,8 @@ impl ConsoleDriver {
         }
     }
 
-    /// The same for a screen. A card keeps lines that were scrolled out of its picture, so nothing is printed while it
-    /// has private text.
+    /// Like `new`, for a screen. A card keeps lines that were scrolled out of its picture, so nothing is printed while
+    /// it has private text.
     #[must_use]
     pub const fn on_screen(mut self) -> Self {
         self.on_screen = true;

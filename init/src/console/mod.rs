@@ -92,7 +92,7 @@ impl InitConsole {
         Ok(Self::start(ConsoleTty::open(path)?, answers, false))
     }
 
-    /// The same for a virtual terminal, which the kernel draws on the machine's screen.
+    /// Like `open`, for a virtual terminal, which the kernel draws on the machine's screen.
     ///
     /// # Errors
     /// The terminal cannot be opened.

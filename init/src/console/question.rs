@@ -59,7 +59,7 @@ impl ConsoleQuestion {
         }
     }
 
-    /// The same with these lines above it.
+    /// Like `shown`, with these lines above it.
     #[must_use]
     pub fn with_lines<T: Into<String>>(mut self, lines: impl IntoIterator<Item = T>) -> Self {
         let lines = lines.into_iter().map(|line| Zeroizing::new(line.into()));

@@ -35,7 +35,7 @@ pub(crate) fn erase(device: &Path) -> io::Result<()> {
     erase_counted(device, generations::outdate, TpmRetry::No).map(drop)
 }
 
-/// The same at a start that found the mark, which it removes. If the TPM did not count, the node
+/// Like `erase`, at a start that found the mark, which it removes. If the TPM did not count, the node
 /// reports that, and the memo stays.
 pub(super) fn end_erasing(device: &Path) -> io::Result<()> {
     if let Some(error) = erase_counted(device, generations::outdate, TpmRetry::Yes)? {
@@ -91,7 +91,7 @@ enum TpmRetry {
     Yes,
 }
 
-/// The same with `outdate`, which makes the TPM count. `outdate` gets the TPMs that counted the
+/// Like `erase`, with `outdate`, which makes the TPM count. `outdate` gets the TPMs that counted the
 /// disk, and whether one has to count. Returns why it did not.
 fn erase_counted(
     device: &Path,

@@ -30,7 +30,9 @@ pub(crate) fn reopen(
     ended: FirstBootPermissions,
     access: DataAccess<'_>,
 ) -> Result<(), VaultWait> {
-    let DataAccess { keeper, offer, log } = access;
+    let DataAccess {
+        keeper, offer, log, ..
+    } = access;
     // The typed secret may be right, and the disk may answer correctly next time.
     let ask = keeper.asks();
     let gone = |why: String| VaultWait::new(ask, "vault-locked", why, NotInUse::Another.hint());

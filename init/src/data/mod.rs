@@ -51,7 +51,7 @@ pub(crate) use volume::{close, erase_data};
 
 /// Maximum time for a disk on a slow bus to appear.
 const APPEAR_MAX: Duration = Duration::from_secs(3);
-/// The same for a drive at USB that has announced itself.
+/// Like `APPEAR_MAX`, for a drive at USB that has announced itself.
 const USB_DRIVE_MAX: Duration = Duration::from_secs(8);
 /// How often PID 1 looks for the disk.
 const APPEAR_POLL: Duration = Duration::from_millis(50);
@@ -66,9 +66,29 @@ pub(crate) struct DataAccess<'a> {
     pub(crate) keeper: &'a VaultHandle,
     pub(crate) offer: &'a UnlockCredentials,
     pub(crate) log: &'a InitLog,
+    /// Whether a blank disk becomes this machine's. See
+    /// [`UpdateStart::takes_blank_disk`](crate::update::UpdateStart::takes_blank_disk).
+    pub(crate) takes_blank: bool,
 }
 
 impl<'a> DataAccess<'a> {
+    /// Refuses a blank disk that must not become this machine's.
+    fn take_blank(&self, found: &DataDevice) -> Result<(), DataError> {
+        if self.takes_blank {
+            return Ok(());
+        }
+        let waiting = VaultWait::from_diagnostic(problem(
+            MISSING,
+            format!(
+                "the data disk {} is blank, and this version is on trial: the data that were open before it are on \
+                 another disk",
+                found.name()
+            ),
+            "attach the disk with the data; otherwise the machine returns to the version before by itself",
+        ));
+        Err(DataError::Waiting(Box::new(waiting), None))
+    }
+
     /// The ledger of a device's vault, whose data are at `state_dir`.
     fn ledger(&self, device: &'a Path, state_dir: &'a Path) -> GenerationLedger<'a> {
         GenerationLedger {
@@ -274,7 +294,10 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
             None => volume::format(found, &file, bytes, log)?,
         },
         // An interrupted formatting of this program has nothing of value.
-        FilesystemContent::HalfFormatted => volume::format(found, &file, bytes, log)?,
+        FilesystemContent::HalfFormatted => {
+            access.take_blank(found)?;
+            volume::format(found, &file, bytes, log)?
+        }
         FilesystemContent::Luks2 | FilesystemContent::Unknown => {
             return unknown_content(found).map_err(DataError::from);
         }

@@ -209,7 +209,9 @@ fn cover(
     open: &mut OpenAlkv,
     access: DataAccess<'_>,
 ) {
-    let DataAccess { keeper, offer, log } = access;
+    let DataAccess {
+        keeper, offer, log, ..
+    } = access;
     if !vault::cover(open, keeper, offer, log) {
         return;
     }
@@ -326,6 +328,7 @@ pub(super) fn first(
     access: DataAccess<'_>,
 ) -> Result<Option<PreparedData>, DataError> {
     recall(&disk.path());
+    access.take_blank(disk.found)?;
     let pasted = access.offer.pasted.as_ref();
     let media = VaultMedia::read_first(pasted).map_err(|waiting| waits(disk, waiting))?;
     if media.stateless {
@@ -496,7 +499,9 @@ fn unlock(
     front: DiskHead,
 ) -> Result<OpenAlkv, DataError> {
     let media = VaultMedia::secrets_for(&found.newest);
-    let DataAccess { keeper, offer, log } = access;
+    let DataAccess {
+        keeper, offer, log, ..
+    } = access;
     let permits = |open: &OpenAlkv| {
         keeper.check_words(open).map_err(another)?;
         match front {
@@ -628,7 +633,7 @@ fn vault_problem<T>(disk: &DataBlockDevice<'_>, error: &SlotError) -> Result<T, 
     Err(waits(disk, waiting.for_good()))
 }
 
-/// The same for a partition that cannot be opened.
+/// Like `vault_problem`, for a partition that cannot be opened.
 fn sealed_problem(disk: &DataBlockDevice<'_>, error: &SealedError) -> DataError {
     let text = format!("the encrypted data disk {}: {error}", disk.found.name());
     let hint = "nothing was written to it; repair it elsewhere with cryptsetup, or reset the machine \

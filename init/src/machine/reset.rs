@@ -74,6 +74,7 @@ impl InitMachine {
         // PID 1 does not open the vault again.
         self.waiting = None;
         self.timers.open = None;
+        self.update.forget_baseline();
         self.reset = Some(Reset {
             device,
             refused: 0,

@@ -18,7 +18,7 @@ use crate::control::{PowerAction, UpdateAnswer, UpdatePlan};
 use crate::log::InitLog;
 use crate::settings;
 use crate::update::{
-    FramesEnd, GateBaseline, NoteKeeper, RefusalCode, StageOrder, StagingProgress, StartKind,
+    FramesEnd, GateBaseline, NoteSchedule, RefusalCode, StageOrder, StagingProgress, StartKind,
     StartReport, UpdateAnchor, UpdateGate, UpdateLook, UpdateRefusal, UpdateStart, UpdateSystem,
 };
 
@@ -109,7 +109,7 @@ pub(super) struct MachineUpdate {
     again_at: Option<u64>,
     /// The note of this trial, without what the machine's facts add.
     note: Option<BootNote>,
-    keeper: NoteKeeper,
+    keeper: NoteSchedule,
     /// A request under way that is not about a bundle.
     request: Option<OpenRequest>,
     /// A request for the log that a thread answers. A second one has to wait: each reads the file and holds it in memory.
@@ -138,7 +138,7 @@ impl MachineUpdate {
         Self {
             owes_slots: report.is_some() && gate.is_none(),
             owes_report: report.is_some(),
-            keeper: note.map(NoteKeeper::new).unwrap_or_default(),
+            keeper: note.map(NoteSchedule::new).unwrap_or_default(),
             gate,
             note,
             report,
@@ -163,7 +163,7 @@ impl MachineUpdate {
             gate: None,
             again_at: None,
             note: None,
-            keeper: NoteKeeper::default(),
+            keeper: NoteSchedule::default(),
             request: None,
             log_request: None,
             staging: None,
@@ -180,6 +180,19 @@ impl MachineUpdate {
     /// Whether the version that runs is on trial.
     pub(super) fn is_trial(&self) -> bool {
         self.gate.is_some()
+    }
+
+    /// Whether a blank disk may become this machine's data, see [`UpdateStart::takes_blank_disk`].
+    pub(super) fn takes_blank_disk(&self) -> bool {
+        !self.is_trial() || GateBaseline::from_note(self.note.as_ref()).takes_blank_disk()
+    }
+
+    /// The data of this machine are erased, so a version on trial needs none of what was before it.
+    pub(super) fn forget_baseline(&mut self) {
+        if let Some(note) = &mut self.note {
+            (note.vault, note.data) = (NoteText::new("absent"), NoteText::EMPTY);
+            note.config = NoteText::EMPTY;
+        }
     }
 
     /// Whether a thread has the boot partition for a bundle.

@@ -239,9 +239,10 @@ impl InitMachine {
         let breaks = std::mem::take(&mut self.breaks_opening);
         if prepared.state.mode == "locked" {
             let as_before = self.as_before(*prepared);
+            let takes_blank = self.update.takes_blank_disk();
             let open = move || {
                 assert!(!breaks, "a fault was injected");
-                MachineEvent::Opened(Box::new(boot::open(&keeper, offer, &log)))
+                MachineEvent::Opened(Box::new(boot::open(&keeper, offer, takes_blank, &log)))
             };
             return self.blocking("opening the data", as_before, open);
         }
@@ -256,6 +257,7 @@ impl InitMachine {
                 keeper: &keeper,
                 offer: &offer,
                 log: &log,
+                takes_blank: false,
             };
             let waiting = at.and_then(|at| data::reopen(&at, &state_dir, ended, access).err());
             MachineEvent::Unlocked(waiting.map(Box::new))
@@ -424,7 +426,8 @@ impl InitMachine {
                 pasted: Some(document),
                 ..UnlockCredentials::default()
             };
-            MachineEvent::Opened(Box::new(boot::open(&keeper, offer, &log)))
+            // The disk was just erased for it.
+            MachineEvent::Opened(Box::new(boot::open(&keeper, offer, true, &log)))
         });
     }
 }

@@ -23,13 +23,13 @@ impl InitMachine {
         }
         if let Some(words) = self.keeper.take_words() {
             let mut bytes = [0; 8];
-            let places = vault::places(words.expose().split(' ').count(), || {
-                // Which places are asked for is no secret, so without randomness they are always
+            let positions = vault::positions(words.expose().split(' ').count(), || {
+                // Which positions are asked for is no secret, so without randomness they are always
                 // the same.
                 let _ = getrandom::fill(&mut bytes);
                 u64::from_le_bytes(bytes)
             });
-            self.asking.show(words, places);
+            self.asking.show(words, positions);
             self.timers.words = Some(boot_ms() + WORDS_MS_MAX);
             self.log
                 .warn("the words of this node can be seen at the console for ten minutes");
@@ -136,7 +136,7 @@ impl InitMachine {
         self.concluding = self.concluding.with(ended);
     }
 
-    /// Those of `ended` that the vault still permits.
+    /// The permissions of `ended` that the vault still permits.
     fn still_given(&self, ended: FirstBootPermissions) -> FirstBootPermissions {
         let still = self.keeper.pending();
         still.without(still.without(ended))

@@ -263,7 +263,7 @@ mod tests {
         sense
     }
 
-    /// The same in the fixed format.
+    /// Like `descriptor`, in the fixed format.
     fn fixed(status: u8, middle: u8, high: u8) -> [u8; SENSE_BYTES] {
         let mut sense = [0; SENSE_BYTES];
         sense[0] = 0xf0;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::update::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
 
 fn wanted() -> NodeSupervisor {
     let mut supervisor = NodeSupervisor::new(0);
@@ -184,6 +185,51 @@ fn a_node_that_says_it_is_unwell_while_it_computes_has_longer() {
             computed + 100,
         );
     }
+}
+
+/// A version on trial whose node gives these answers: how its gate ends.
+fn trial(computes: bool, is_well: impl Fn(u64) -> bool) -> GateStep {
+    let mut supervisor = running();
+    let mut gate = UpdateGate::new(GateBaseline::from_note(None), 0);
+    for number in 1.. {
+        let now = supervisor.deadline().expect("a question is due");
+        let computed = if computes { now } else { 0 };
+        match supervisor.order(now, computed) {
+            // As the machine does when its node ends.
+            Some(SupervisorAction::Abort) => return GateStep::GiveUp("its node ended".to_owned()),
+            order => assert_eq!(order, Some(SupervisorAction::Ask(number))),
+        }
+        supervisor.answered(number, is_well(number), now + 1_000, computed);
+        let view = GateView {
+            serves: supervisor.serves(),
+            is_well: supervisor.is_well(),
+            life: 1,
+            vault: GateVault::Open,
+            data_writable: true,
+            config_taken: true,
+        };
+        match gate.step(&view, now + 1_000) {
+            Some(GateStep::Wait(_)) => {}
+            step => return step.expect("the gate is not over"),
+        }
+    }
+    unreachable!("the gate gives up after ten minutes");
+}
+
+/// A client keeps the processors busy for a second now and then, so that an accept loop answers late.
+#[test]
+fn clients_that_make_answers_late_keep_no_version_from_its_confirmation() {
+    for every in [12, 6, 2] {
+        let step = trial(true, |number| !number.is_multiple_of(every));
+        assert_eq!(step, GateStep::Confirm, "one in {every}");
+    }
+    // A node that is unwell at rest, or most of the time, is of a version that does not work.
+    let idle = trial(false, |number| !number.is_multiple_of(12));
+    assert!(matches!(idle, GateStep::GiveUp(_)), "{idle:?}");
+    let busy = trial(true, |number| number.is_multiple_of(3));
+    assert!(matches!(busy, GateStep::GiveUp(_)), "{busy:?}");
+    let never = trial(true, |_| false);
+    assert!(matches!(never, GateStep::GiveUp(_)), "{never:?}");
 }
 
 #[test]

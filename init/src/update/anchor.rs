@@ -56,7 +56,7 @@ impl UpdateAnchor {
         }
     }
 
-    /// The same with the keys of a configuration.
+    /// Like `of_root`, with the keys of a configuration.
     pub(crate) fn with_owner(&self, keys: &[String], threshold: u32) -> Self {
         Self {
             keys: keys.to_vec(),

@@ -9,8 +9,8 @@ use alknet_boot_state::{
 };
 use alknet_fat::{BlockDevice, FatError, FatExtent, FatVolume};
 
+use super::boot_partitions::{BIOS_LBA, BootPartitions};
 use super::direct::DirectDevice;
-use super::place::{BIOS_LBA, DiskPlace};
 
 /// The folder of the boot slots on the boot partition.
 const FOLDER: &str = r"\EFI\ALKNET";
@@ -55,13 +55,13 @@ pub(crate) struct SlotDisk<D> {
 
 impl SlotDisk<DirectDevice> {
     /// Opens both partitions. While the value lives, the kernel mounts no file system of the boot partition.
-    pub(super) fn open(place: &DiskPlace) -> Result<Self, BootDiskError> {
+    pub(super) fn open(partitions: &BootPartitions) -> Result<Self, BootDiskError> {
         let open = |path, alone| {
             DirectDevice::open(path, alone).map_err(BootDiskError::io("open the disk"))
         };
         Ok(Self {
-            bios: open(&place.bios, false)?,
-            esp: open(&place.esp, true)?,
+            bios: open(&partitions.bios, false)?,
+            esp: open(&partitions.esp, true)?,
         })
     }
 }

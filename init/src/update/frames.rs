@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::progress::{StagingProgress, aborted};
 use crate::control::{UPDATE_FRAME_ABORT, UPDATE_FRAME_BYTES_MAX};
@@ -30,6 +31,8 @@ pub(crate) struct BundleFrameReader<R> {
     left: u32,
     end: Option<FramesEnd>,
     is_silent: bool,
+    /// How long the node may be silent, beside one time-out of the stream.
+    silence: Duration,
     announced: u64,
     progress: Arc<StagingProgress>,
     /// Whether the bytes are only read to their end.
@@ -45,10 +48,18 @@ impl<R: Read> BundleFrameReader<R> {
             left: 0,
             end: None,
             is_silent: false,
+            silence: Duration::ZERO,
             announced,
             progress,
             is_draining: false,
         }
+    }
+
+    /// The same for a node that may be silent for longer than the time-out of the stream. After each time-out the reader
+    /// looks whether the bundle is still wanted.
+    pub(crate) fn with_silence(mut self, silence: Duration) -> Self {
+        self.silence = silence;
+        self
     }
 
     /// How far the staging is, and whether it goes on.
@@ -108,6 +119,7 @@ impl<R: Read> BundleFrameReader<R> {
 
     /// Reads what the stream has. After its time-out the next call goes on at the same byte.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let began = Instant::now();
         loop {
             return match self.input.read(buffer) {
                 Ok(0) => Err(self.broken("the node closed it".to_owned())),
@@ -115,6 +127,12 @@ impl<R: Read> BundleFrameReader<R> {
                 Err(error) => match error.kind() {
                     ErrorKind::Interrupted => continue,
                     ErrorKind::TimedOut | ErrorKind::WouldBlock => {
+                        if self.progress.is_given_up() && !self.is_draining {
+                            return Err(aborted());
+                        }
+                        if began.elapsed() < self.silence {
+                            continue;
+                        }
                         self.is_silent = true;
                         Err(io::Error::new(
                             ErrorKind::TimedOut,

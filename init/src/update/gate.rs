@@ -69,6 +69,11 @@ impl GateBaseline {
             config_taken: [CONFIG_TAKEN, BASELINE_UNKNOWN].contains(&note.config.as_str()),
         }
     }
+
+    /// Whether a version on trial may take a blank disk for its data: there were none before it.
+    pub(crate) const fn takes_blank_disk(&self) -> bool {
+        !self.data_writable
+    }
 }
 
 /// What PID 1 sees now.
@@ -76,7 +81,7 @@ impl GateBaseline {
 pub(crate) struct GateView {
     /// Whether the node serves its port.
     pub(crate) serves: bool,
-    /// Whether its last answer to a question about its health was good.
+    /// Whether it is well by its last answers about its health.
     pub(crate) is_well: bool,
     /// Number of the node's life: another one means that it was restarted.
     pub(crate) life: u64,
@@ -432,6 +437,7 @@ mod tests {
             ..BASE
         };
         assert_eq!(GateBaseline::from_note(None), unknown);
+        assert!(!unknown.takes_blank_disk());
         let text = alknet_boot_state::NoteText::new;
         let mut note = BootNote::new(alknet_boot_state::BootSlot::B);
         note.vault = text("tpm2");
@@ -448,6 +454,7 @@ mod tests {
         let found = GateBaseline::from_note(Some(&note));
         assert_eq!(found.vault, VaultBaseline::NotOpen);
         assert!(!found.data_writable && !found.config_taken);
+        assert!(found.takes_blank_disk());
     }
 
     #[test]

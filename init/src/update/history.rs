@@ -85,7 +85,7 @@ fn share_of(event: &str) -> usize {
 }
 
 /// Most records of a share.
-fn room_of(share: usize) -> usize {
+fn records_max(share: usize) -> usize {
     SHARES.get(share).map_or(OTHERS_MAX, |(_, room)| *room)
 }
 
@@ -104,7 +104,7 @@ fn surplus(all: &[LoggedUpdate], share: usize) -> Option<usize> {
     let records = all.iter().map(|logged| &logged.record).enumerate();
     let records = records.filter(|(_, record)| share_of(&record.event) == share);
     let records: Vec<(usize, &str)> = records.map(|(at, record)| (at, &*record.by)).collect();
-    if records.len() <= room_of(share) {
+    if records.len() <= records_max(share) {
         return None;
     }
     let mut callers: BTreeMap<&str, usize> = BTreeMap::new();
@@ -194,7 +194,7 @@ mod tests {
     fn the_newest_records_are_kept_and_the_oldest_come_first() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert!(read(dir.path()).is_empty());
-        let share = room_of(share_of(STAGED));
+        let share = records_max(share_of(STAGED));
         for number in 0..share + 3 {
             let record = record(STAGED, &number.to_string());
             append(dir.path(), record, number as u64).expect("writable");
@@ -244,7 +244,7 @@ mod tests {
             let of_admin: Vec<_> = found.iter().filter(|it| it.by == "admin").collect();
             let kept: Vec<_> = of_admin.iter().map(|it| it.event.as_str()).collect();
             assert_eq!(kept, events, "{flood}");
-            assert_eq!(found.len(), events.len() - 1 + room_of(share_of(flood)));
+            assert_eq!(found.len(), events.len() - 1 + records_max(share_of(flood)));
             let last = found.last().expect("the flood");
             assert_eq!((&*last.event, &*last.by), (flood, "client"));
             assert!(has_end(dir.path(), 7));
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn the_newest_records_that_fit_into_a_message_are_read() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let share = room_of(share_of("confirmed"));
+        let share = records_max(share_of("confirmed"));
         for number in 0..share {
             let mut long = record("confirmed", &number.to_string());
             long.reason = "\u{1}".repeat(TEXT_BYTES_MAX);

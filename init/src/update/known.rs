@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_boot_state::BootSlot;
 use alknet_fat::BlockDevice;
+use alknet_tpm::predict::MeasuredImage;
 use alknet_update::ReleaseVersion;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,30 @@ pub(super) struct KnownProgram {
     pub(super) version: ReleaseVersion,
     /// SHA-256 of the file, in hex.
     pub(super) sha256: String,
+    /// What a TPM measures of a file with this hash, once a machine had to know it: PCR 11, and the digests of the image
+    /// and of its kernel, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    measured: Option<[String; 3]>,
+}
+
+impl KnownProgram {
+    pub(super) fn new(version: ReleaseVersion, sha256: String) -> Self {
+        Self {
+            version,
+            sha256,
+            measured: None,
+        }
+    }
+
+    /// What a TPM measures of the program. `None` if it was never computed, or the record is damaged.
+    pub(super) fn measured(&self) -> Option<MeasuredImage> {
+        let digests = self.measured.as_ref()?;
+        let mut decoded = [[0; 32]; 3];
+        for (digest, text) in decoded.iter_mut().zip(digests) {
+            *digest = HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()?;
+        }
+        Some(MeasuredImage::from_digests(decoded))
+    }
 }
 
 /// What the machine knows of both slots.
@@ -101,6 +126,20 @@ impl KnownStore {
         }
     }
 
+    /// Notes what a TPM measures of the program in a slot, if the program with this hash is the known one. A note that is
+    /// lost costs the next prediction its computation and nothing else, so the failure to write it ends nothing.
+    pub(super) fn note_measured(&self, slot: BootSlot, sha256: &str, image: &MeasuredImage) {
+        let mut known = self.load();
+        let program = match slot {
+            BootSlot::A => &mut known.a,
+            BootSlot::B => &mut known.b,
+        };
+        if let Some(program) = program.as_mut().filter(|known| known.sha256 == sha256) {
+            program.measured = Some(image.digests().map(|digest| HEXLOWER.encode(&digest)));
+            self.save(&known).ok();
+        }
+    }
+
     fn memory(&self) -> MutexGuard<'_, KnownPrograms> {
         // The value is replaced as a whole, so it is whole after any panic.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -132,11 +171,7 @@ pub(super) fn note_running<D: BlockDevice>(
         return Err(other(&format_args!("it says version {found}")));
     }
     let sha256 = digest(&file).map_err(|error| other(&error))?;
-    let program = KnownProgram {
-        version: found,
-        sha256,
-    };
-    known.put(running, program);
+    known.put(running, KnownProgram::new(found, sha256));
     store.save(&known).map_err(|error| {
         let text = format_args!("the program that runs is not noted: {error}");
         UpdateRefusal::new(RefusalCode::Disk, text)

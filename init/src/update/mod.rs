@@ -6,6 +6,7 @@
 
 mod anchor;
 mod apply;
+mod boot_partitions;
 mod delta;
 mod direct;
 mod disk;
@@ -16,8 +17,7 @@ mod judge;
 mod known;
 mod left;
 mod measured;
-mod note_keeper;
-mod place;
+mod note_schedule;
 mod program;
 mod progress;
 mod refusal;
@@ -39,11 +39,11 @@ pub(crate) use frames::{BundleFrameReader, FramesEnd};
 pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
 pub(crate) use judge::{StartKind, StartReport};
 pub(crate) use measured::SystemProgram;
-pub(crate) use note_keeper::{NoteKeeper, note_panic, note_place};
+pub(crate) use note_schedule::{NoteSchedule, note_location, note_panic};
 pub(crate) use progress::StagingProgress;
 pub(crate) use refusal::{RefusalCode, UpdateRefusal};
 pub(crate) use stage::StageOrder;
 pub(crate) use system::{
-    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialWish, UpdateLook, UpdateStart,
+    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialRequest, UpdateLook, UpdateStart,
     UpdateSystem,
 };

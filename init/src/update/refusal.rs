@@ -6,8 +6,8 @@ use alknet_boot_state::BootRefusal;
 use alknet_fat::FatError;
 use alknet_update::{UpdateError, VersionRefusal};
 
+use super::boot_partitions::BootPartitionsError;
 use super::disk::BootDiskError;
-use super::place::PlaceError;
 
 /// The stable name of a refusal. `docs/update.md` lists all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(crate) enum RefusalCode {
     Locked,
     /// The bundle or its program is not what it has to be.
     Malformed,
+    /// The start needs a person at the machine, and no administrator asks for it.
+    NeedsPerson,
     /// The machine has no key that could have signed an update.
     NoKeys,
     /// There is no version to return to.
@@ -87,7 +89,7 @@ pub(crate) enum RefusalCode {
 impl RefusalCode {
     /// Every code, for the page that lists them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 35] = [
+    pub(crate) const ALL: [Self; 36] = [
         Self::Aborted,
         Self::BelowFloor,
         Self::Busy,
@@ -101,6 +103,7 @@ impl RefusalCode {
         Self::Left,
         Self::Locked,
         Self::Malformed,
+        Self::NeedsPerson,
         Self::NoKeys,
         Self::NoPrevious,
         Self::NoSlots,
@@ -140,6 +143,7 @@ impl RefusalCode {
             Self::Left => "left",
             Self::Locked => "locked",
             Self::Malformed => "malformed",
+            Self::NeedsPerson => "needs-person",
             Self::NoKeys => "no-keys",
             Self::NoPrevious => "no-previous",
             Self::NoSlots => "no-slots",
@@ -263,8 +267,8 @@ impl From<BootDiskError> for UpdateRefusal {
     }
 }
 
-impl From<PlaceError> for UpdateRefusal {
-    fn from(error: PlaceError) -> Self {
+impl From<BootPartitionsError> for UpdateRefusal {
+    fn from(error: BootPartitionsError) -> Self {
         Self::no_slots(error)
     }
 }

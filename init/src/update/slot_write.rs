@@ -53,7 +53,7 @@ impl<D: BlockDevice> Write for SlotOutput<'_, '_, D> {
 
 /// Where a program is written, and what it is made from.
 #[derive(Clone, Copy)]
-pub(super) struct SlotPlace<'a> {
+pub(super) struct SlotTarget<'a> {
     pub(super) slot: BootSlot,
     /// The file from which PID 1 was started.
     pub(super) init: &'a Path,
@@ -63,23 +63,23 @@ pub(super) struct SlotPlace<'a> {
 /// Writes the program of the bundle into free clusters, and switches the slot's file to them.
 pub(super) fn write<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
-    place: SlotPlace<'_>,
+    target: SlotTarget<'_>,
     (bundle, verified, source): (&mut BundleReader<R>, &VerifiedTargets, ProgramSource),
     chosen: ChosenTarget<'_>,
     keep: &dyn Fn() -> Result<(), UpdateRefusal>,
     undo: &mut StageUndo,
 ) -> Result<(), UpdateRefusal> {
-    let SlotPlace {
+    let SlotTarget {
         slot,
         init,
         progress,
-    } = place;
+    } = target;
     let path = slot_path(slot);
     // The other slot is read while this one is written.
     let device = disk.shared();
     let others = FatVolume::open(SharedDevice(&device))?;
     let mut volume = FatVolume::open(SharedDevice(&device))?;
-    let before = place_of(&volume, &path);
+    let before = file_extent(&volume, &path);
     let mut writer = volume.write_file(&path, chosen.target.bytes)?;
     let mut passing = PassingProgram::default();
     progress.begin_program(chosen.target.bytes);
@@ -109,7 +109,7 @@ pub(super) fn write<D: BlockDevice, R: Read>(
     require_version(passing.finish(), &chosen.release.version)?;
     keep()?;
     let finished = writer.finish();
-    if finished.is_ok() || place_of(&volume, &path) != before {
+    if finished.is_ok() || file_extent(&volume, &path) != before {
         // The file is the new one, and the record from before says nothing of it.
         undo.0 = None;
     }
@@ -117,7 +117,7 @@ pub(super) fn write<D: BlockDevice, R: Read>(
 }
 
 /// Where a file begins on the volume, and its size.
-fn place_of<D: BlockDevice>(volume: &FatVolume<D>, path: &str) -> Option<(u64, u32)> {
+fn file_extent<D: BlockDevice>(volume: &FatVolume<D>, path: &str) -> Option<(u64, u32)> {
     let file = volume.open_file(path).ok()?;
     let first = file.extents().first()?;
     Some((first.at, file.size()))
@@ -142,13 +142,13 @@ fn require_version(
 /// earlier file is gone.
 pub(super) fn require_kept<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
-    place: SlotPlace<'_>,
+    target: SlotTarget<'_>,
     wanted: (&UpdateTarget, &ReleaseVersion),
     log: &InitLog,
 ) -> Result<(), UpdateRefusal> {
-    let kept = read_back(disk, place, wanted);
+    let kept = read_back(disk, target, wanted);
     if kept.is_err() {
-        leave_empty(disk, place.slot, log);
+        leave_empty(disk, target.slot, log);
     }
     kept
 }
@@ -156,10 +156,10 @@ pub(super) fn require_kept<D: BlockDevice>(
 /// Reads the whole file from the disk, and compares it with what was signed.
 fn read_back<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
-    place: SlotPlace<'_>,
+    target: SlotTarget<'_>,
     (target, version): (&UpdateTarget, &ReleaseVersion),
 ) -> Result<(), UpdateRefusal> {
-    let SlotPlace { slot, progress, .. } = place;
+    let SlotTarget { slot, progress, .. } = target;
     let volume = disk.volume()?;
     let mut file = volume.open_file(&slot_path(slot))?;
     let mut check = target.check();

@@ -20,7 +20,7 @@ use super::frames::{BundleFrameReader, FramesEnd};
 use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;
 use super::refusal::{RefusalCode, UpdateRefusal};
-use super::slot_write::{SlotPlace, require_kept, write};
+use super::slot_write::{SlotTarget, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
@@ -158,7 +158,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let wanted = (chosen.target, base.as_str());
     plan.delta_bytes = delta::delta_bytes(&bundle, &verified, wanted, order.bytes)?;
     if order.dry_run {
-        check_room(disk, slot, at, chosen.target.bytes)?;
+        check_capacity(disk, slot, at, chosen.target.bytes)?;
         return Ok(StagedBundle {
             plan,
             was_staged: false,
@@ -169,7 +169,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     }
     let lies_there = lies_there(disk, slot, &plan, at);
     let bytes = if lies_there { 0 } else { plan.bytes };
-    check_room(disk, slot, at, bytes)?;
+    check_capacity(disk, slot, at, bytes)?;
     let is_whole = repair(disk, slot, at)?;
     progress.require_wanted()?;
     if lies_there && is_whole {
@@ -185,14 +185,14 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     // Before the file becomes the new one, because the data disk may be full.
     let keep = || keep_release(slot, &plan, chosen.release, at);
     let from = (&mut bundle, &verified, source);
-    let place = SlotPlace {
+    let target = SlotTarget {
         slot,
         init: at.init,
         progress: &progress,
     };
-    write(disk, place, from, chosen, &keep, undo)?;
+    write(disk, target, from, chosen, &keep, undo)?;
     let wanted = (chosen.target, &chosen.release.version);
-    require_kept(disk, place, wanted, at.log)?;
+    require_kept(disk, target, wanted, at.log)?;
     disk.write_record(&vacated.stage()?)?;
     Ok(StagedBundle {
         plan,
@@ -233,13 +233,16 @@ fn verify<R: Read>(
     bundle: &mut BundleReader<R>,
     at: &StageMachine<'_>,
 ) -> Result<VerifiedTargets, UpdateRefusal> {
-    let trust = at.trust.load(at.anchor)?;
-    let (trust, verified) = trust.refresh(at.clock).run(bundle);
-    // Also after a failure: a new root revokes stolen keys whatever is wrong behind it.
-    at.trust.save(&trust).map_err(|error| {
-        let text = format_args!("what the machine trusts cannot be kept: {error}; free space on the data disk, or replace it");
-        UpdateRefusal::new(RefusalCode::Disk, text)
-    })?;
+    let before = at.trust.load(at.anchor)?;
+    let (trust, verified) = before.clone().refresh(at.clock).run(bundle);
+    // Also after a failure: a new root revokes stolen keys whatever is wrong behind it. And only then if there is something
+    // new: callers that may only read can have the same metadata verified again and again.
+    if trust.is_to_save(&before) {
+        at.trust.save(&trust).map_err(|error| {
+            let text = format_args!("what the machine trusts cannot be kept: {error}; free space on the data disk, or replace it");
+            UpdateRefusal::new(RefusalCode::Disk, text)
+        })?;
+    }
     if at.trust.is_volatile() {
         at.log.warn(
             "what this machine has seen of update metadata is kept in memory: a restart forgets it, and the floor with it",
@@ -370,7 +373,7 @@ fn raised(floor: Option<&ReleaseVersion>, release: Option<&ReleaseVersion>) -> O
 }
 
 /// Refuses a boot partition on which a program that has to stay is damaged, or that has too little room.
-fn check_room<D: BlockDevice>(
+fn check_capacity<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     slot: BootSlot,
     at: &StageMachine<'_>,
@@ -487,10 +490,7 @@ fn keep_release(
     release: &ReleaseInfo,
     at: &StageMachine<'_>,
 ) -> Result<(), UpdateRefusal> {
-    let program = KnownProgram {
-        version: release.version.clone(),
-        sha256: plan.sha256.clone(),
-    };
+    let program = KnownProgram::new(release.version.clone(), plan.sha256.clone());
     let mut known = at.known.load();
     known.put(slot, program);
     at.known.save(&known).map_err(not_noted)?;

@@ -14,21 +14,21 @@ use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
 
 use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
+use super::boot_partitions::{self, BootPartitions, BootPartitionsError};
 use super::direct::DirectDevice;
 use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
-use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN};
+use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN, GateBaseline};
 use super::judge::{StartKind, StartReport, judge};
 use super::known::{self, KnownStore};
 use super::left::{self, LeftVersions};
 use super::measured::{SystemProgram, programs};
-use super::place::{self, DiskPlace, PlaceError};
 use super::program::slot_programs;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
-use super::{history, note_keeper, running};
+use super::{history, note_schedule, running};
 use crate::control::UpdateEnd;
 use crate::log::InitLog;
 use crate::machine::panic_text;
@@ -51,7 +51,7 @@ const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 /// The machine's boot slots, as found at its start.
 #[derive(Clone, Debug)]
 pub(crate) struct UpdateSystem {
-    place: Result<DiskPlace, PlaceError>,
+    partitions: Result<BootPartitions, BootPartitionsError>,
     /// The slot that runs. `None` if the machine was started in another way.
     running: Option<BootSlot>,
     version: String,
@@ -93,6 +93,15 @@ impl UpdateStart {
         }
     }
 
+    /// Whether a blank disk may become this machine's data. On trial it may not if the version before had its data
+    /// open: they are on another disk, which this version does not find, and with new data the machine would be another
+    /// node.
+    pub(crate) fn takes_blank_disk(&self) -> bool {
+        let is_trial = |report: &StartReport| report.kind == StartKind::Trial;
+        let is_trial = self.report.as_ref().is_some_and(is_trial);
+        !is_trial || GateBaseline::from_note(self.note.as_ref()).takes_blank_disk()
+    }
+
     /// Looks again for a disk that was not there.
     pub(crate) fn again_if_missing(self, log: &InitLog) -> Self {
         match self.system.is_missing() {
@@ -121,7 +130,7 @@ pub(crate) struct UpdateLook {
 
 /// Who wants a trial, and what was before it.
 #[derive(Clone, Debug)]
-pub(crate) struct TrialWish {
+pub(crate) struct TrialRequest {
     pub(crate) by: String,
     /// The type of the slot that opened the vault; `absent` or `locked`.
     pub(crate) vault: String,
@@ -138,10 +147,10 @@ pub(crate) struct TrialWish {
 }
 
 /// The opened disk. While it is open, no other part of PID 1 mounts volumes.
-struct SystemDisk {
+struct SystemDisk<M = MutexGuard<'static, ()>> {
     running: BootSlot,
     disk: SlotDisk<DirectDevice>,
-    _media: MutexGuard<'static, ()>,
+    _media: M,
 }
 
 impl UpdateSystem {
@@ -149,7 +158,7 @@ impl UpdateSystem {
     pub(crate) fn detect(log: &InitLog) -> Self {
         let partition = running::boot_partition(Path::new(EFI_VARIABLES));
         Self {
-            place: place::find(Path::new("/sys"), partition.as_deref()),
+            partitions: boot_partitions::find(Path::new("/sys"), partition.as_deref()),
             running: alknet_provisioning::running_slot(&SourcePaths::system()),
             version: crate::image_version().to_owned(),
             folder: None,
@@ -162,7 +171,7 @@ impl UpdateSystem {
     /// A machine that was started in another way.
     pub(crate) fn absent(log: &InitLog) -> Self {
         Self {
-            place: Err(PlaceError::Missing),
+            partitions: Err(BootPartitionsError::Missing),
             running: None,
             version: crate::image_version().to_owned(),
             folder: None,
@@ -174,9 +183,9 @@ impl UpdateSystem {
 
     /// A machine that was started from a slot of this disk.
     #[cfg(test)]
-    pub(super) fn on_disk(place: DiskPlace, running: BootSlot) -> Self {
+    pub(super) fn on_disk(partitions: BootPartitions, running: BootSlot) -> Self {
         Self {
-            place: Ok(place),
+            partitions: Ok(partitions),
             running: Some(running),
             ..Self::absent(&InitLog::default())
         }
@@ -189,7 +198,7 @@ impl UpdateSystem {
     }
 
     fn lacks_disk(&self) -> bool {
-        self.place == Err(PlaceError::Missing)
+        self.partitions == Err(BootPartitionsError::Missing)
     }
 
     pub(crate) fn version(&self) -> &str {
@@ -202,7 +211,7 @@ impl UpdateSystem {
 
     /// Whether the machine has boot slots and was started from one.
     pub(crate) fn has_slots(&self) -> bool {
-        self.place.is_ok() && self.running.is_some()
+        self.partitions.is_ok() && self.running.is_some()
     }
 
     /// The data partition is mounted at `state_dir`, or nothing is.
@@ -273,8 +282,8 @@ impl UpdateSystem {
         });
         note.starts = note.starts.saturating_add(1);
         note.stage = NoteText::new(FIRST_STAGE);
-        if let Ok(place) = &self.place {
-            note_keeper::arm(place.bios(), note);
+        if let Ok(partitions) = &self.partitions {
+            note_schedule::arm(partitions.bios(), note);
         }
         if let Err(error) = on.disk.write_note(&note) {
             self.log
@@ -285,7 +294,7 @@ impl UpdateSystem {
 
     /// Writes the boot note of this trial.
     pub(crate) fn write_note(&self, note: &BootNote) -> bool {
-        let written = note_keeper::write(note);
+        let written = note_schedule::write(note);
         if let Err(error) = &written {
             self.log
                 .warn(format_args!("the boot note is not written: {error}"));
@@ -364,7 +373,7 @@ impl UpdateSystem {
         self.note_running();
         // What the version that runs still owes would be lost.
         self.settle(anchor);
-        let mut on = self.open()?;
+        let mut on = self.open_with(|| media::for_staging(frames.progress()))?;
         let machine = StageMachine {
             running: on.running,
             version: &self.version,
@@ -417,26 +426,26 @@ impl UpdateSystem {
     pub(crate) fn begin_trial(
         &self,
         plan: &TrialPlan,
-        wish: &TrialWish,
+        request: &TrialRequest,
     ) -> Result<(), UpdateRefusal> {
         let mut on = self.open()?;
         let mut note = BootNote::new(plan.slot);
         note.version = NoteText::new(&plan.version.to_string());
         note.from = NoteText::new(&self.version);
-        note.vault = NoteText::new(&wish.vault);
-        note.needs_person = wish.needs_person;
-        note.data = NoteText::new(&wish.data);
-        if wish.config_taken {
+        note.vault = NoteText::new(&request.vault);
+        note.needs_person = request.needs_person;
+        note.data = NoteText::new(&request.data);
+        if request.config_taken {
             note.config = NoteText::new(CONFIG_TAKEN);
         }
-        if wish.rolls_back {
+        if request.rolls_back {
             self.leave(&self.version);
         }
-        if wish.limited {
-            self.count_start(&wish.by)?;
+        if request.limited {
+            self.count_start(&request.by)?;
         }
         apply::arm(&mut on.disk, plan, &note)?;
-        self.append(history::STARTED, &plan.version.to_string(), &wish.by, "");
+        self.append(history::STARTED, &plan.version.to_string(), &request.by, "");
         Ok(())
     }
 
@@ -448,7 +457,7 @@ impl UpdateSystem {
         note.reason = NoteText::new(ROLLED_BACK);
         note.version = NoteText::new(&self.version);
         // What the trial writes from now on must not replace the reason.
-        note_keeper::disarm();
+        note_schedule::disarm();
         on.disk.write_note(&note)?;
         self.leave(&self.version);
         on.disk.write_record(record)?;
@@ -470,8 +479,9 @@ impl UpdateSystem {
         }
     }
 
-    /// The same of the program that the machine verified in a slot. Not of what the boot partition says: an attacker who
-    /// had the disk could name a version there that the machine never had, and keep it from that version.
+    /// Notes that the machine does not install the program again that it verified in a slot. Not of what the boot
+    /// partition says: an attacker who had the disk could name a version there that the machine never had, and keep it
+    /// from that version.
     fn leave_slot(&self, slot: BootSlot) {
         if let Some(known) = self.known.load().of_slot(slot) {
             self.leave(&known.version.to_string());
@@ -482,7 +492,7 @@ impl UpdateSystem {
     pub(crate) fn confirm(&self, by: &str, anchor: &UpdateAnchor) -> Result<(), UpdateRefusal> {
         let mut on = self.open()?;
         let seq = apply::confirm(&mut on.disk, on.running)?;
-        note_keeper::disarm();
+        note_schedule::disarm();
         self.settle_confirmed(&mut on, seq, by, anchor);
         Ok(())
     }
@@ -574,11 +584,11 @@ impl UpdateSystem {
     /// What a TPM measures of the loader, of the program that runs and of the one that goes on trial.
     pub(crate) fn measured(&self, plan: &TrialPlan) -> Result<SystemProgram, UpdateRefusal> {
         let mut on = self.open()?;
-        programs(&mut on.disk, plan.slot, Some(plan))
+        programs(&mut on.disk, plan.slot, Some(plan), &self.known)
     }
 
-    /// The same if the program in the other slot is not wanted any more: it is the one before the last update, or one
-    /// whose trial failed.
+    /// Like `measured`, if the program in the other slot is not wanted any more: it is the one before the last update,
+    /// or one whose trial failed.
     pub(crate) fn measured_unwanted(&self) -> Result<Option<SystemProgram>, UpdateRefusal> {
         let mut on = self.open()?;
         let record = on.disk.record()?;
@@ -587,20 +597,25 @@ impl UpdateSystem {
             return Ok(None);
         }
         let running = on.running;
-        programs(&mut on.disk, running.other(), None).map(Some)
+        programs(&mut on.disk, running.other(), None, &self.known).map(Some)
     }
 
     fn open(&self) -> Result<SystemDisk, UpdateRefusal> {
-        let place = self.place.clone()?;
+        self.open_with(media::in_turn)
+    }
+
+    /// The same with the media that `media` waits for.
+    fn open_with<M>(&self, media: impl FnOnce() -> M) -> Result<SystemDisk<M>, UpdateRefusal> {
+        let partitions = self.partitions.clone()?;
         let running = self.running.ok_or_else(|| {
             UpdateRefusal::no_slots(
                 "it was not started from a boot slot, but by a hypervisor, from a CD or over the network",
             )
         })?;
-        let media = media::alone();
+        let media = media();
         Ok(SystemDisk {
             running,
-            disk: SlotDisk::open(&place)?,
+            disk: SlotDisk::open(&partitions)?,
             _media: media,
         })
     }

@@ -15,8 +15,8 @@ use alknet_update::{
     UnixSeconds, UpdateTarget, sign_release, sign_root, write_bundle,
 };
 
+use super::boot_partitions::BIOS_LBA;
 use super::disk::{LOADER, SlotDisk, slot_path};
-use super::place::BIOS_LBA;
 use super::program::PROGRAM_BYTES_MIN;
 use super::progress::StagingProgress;
 

@@ -414,7 +414,7 @@ fn a_program_that_is_not_what_its_release_says_is_refused() {
     }
     bench.stage(&TestRelease::new(NEW, 4)).expect("a good one");
     bench.refuses(RefusalCode::Unpredictable, |bench| {
-        measured::programs(&mut bench.disk.open(), BootSlot::B, None).map(drop)
+        measured::programs(&mut bench.disk.open(), BootSlot::B, None, &bench.known).map(drop)
     });
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn keep(
         Ok(left) => {
             kept.settled = true;
             let stay: Vec<_> = unused.into_iter().chain(left).collect();
-            erase_kept(&found, &stay, &mut kept, paths);
+            erase_stored(&found, &stay, &mut kept, paths);
         }
         Err(error) => kept.problem(
             "credentials-not-kept",
@@ -285,7 +285,7 @@ fn label(name: &str) -> Option<BlobLabel> {
 }
 
 /// Erases locations as a whole: one that has something that is not stored stays.
-fn erase_kept(
+fn erase_stored(
     found: &[&MediaCredential],
     unused: &[&MediaCredential],
     kept: &mut NodeCredentials,
@@ -320,7 +320,7 @@ mod tests {
     const CONFIG: &str = "[[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
                           [[credentials]]\nname = \"mail\"\nkind = \"basic\"\nuser = \"ada\"\n";
 
-    fn keeper() -> VaultHandle {
+    fn vault_handle() -> VaultHandle {
         let keeper = VaultHandle::new().expect("memory");
         let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
         let unlocked = keeper.vault().unlock(&words, &SecretStr::empty());
@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn what_a_medium_brings_is_sealed_once_and_never_replaced() {
-        let keeper = keeper();
+        let keeper = vault_handle();
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
         let first = keep_loaded(&keeper, root.path(), &paths, CONFIG);
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_looked_into_is_no_missing_one() {
-        let keeper = keeper();
+        let keeper = vault_handle();
         let (root, paths) = machine("");
         fs::remove_dir(root.path().join("data")).expect("ours");
         fs::write(root.path().join("data"), "no folder").expect("ours");
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_node_that_may_not_take_any_leaves_them_and_says_so() {
-        let keeper = keeper();
+        let keeper = vault_handle();
         let (root, paths) = machine("[secrets.credentials]\nopenai = \"sk-hush\"\n");
         assert!(keep_loaded(&keeper, root.path(), &paths, CONFIG).settled);
         let both = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
@@ -431,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_newer_key_version_reseals_everything() {
-        let keeper = keeper();
+        let keeper = vault_handle();
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
         keep_loaded(&keeper, root.path(), &paths, CONFIG);
@@ -456,7 +456,7 @@ mod tests {
         let none = keep_loaded(&closed, root.path(), &paths, CONFIG);
         assert_eq!(codes(&none), ["credential-unused", "credentials-not-kept"]);
         assert!(none.records.is_empty());
-        let keeper = keeper();
+        let keeper = vault_handle();
         let one = keep_loaded(&keeper, root.path(), &paths, CONFIG);
         // The medium has a secret that the configuration does not name, so PID 1 neither erases nor
         // tries it.

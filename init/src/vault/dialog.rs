@@ -14,7 +14,7 @@ use super::commands::{CommandPrompt, PromptResponse, PromptText, VaultCommand};
 use super::{UnlockPrompt, VaultWait, WordsSource};
 use crate::console::{ConsoleId, ConsoleInput, ConsoleQuestion};
 
-pub(crate) use self::new_words::places;
+pub(crate) use self::new_words::positions;
 
 /// What an answer leads to.
 #[derive(Debug)]
@@ -142,11 +142,11 @@ impl VaultDialog {
         self.note.clone_from(&waiting.problem.text);
     }
 
-    /// Shows new `words`, and asks for the words at `places`: at the console where the user typed
+    /// Shows new `words`, and asks for the words at `positions`: at the console where the user typed
     /// what made the vault, else at the first one where a user asks for them.
-    pub(crate) fn show(&mut self, words: SecretStr, places: Vec<usize>) {
+    pub(crate) fn show(&mut self, words: SecretStr, positions: Vec<usize>) {
         self.note.clear();
-        self.new_words = Some(NewWords::new(words, places, self.maker.take()));
+        self.new_words = Some(NewWords::new(words, positions, self.maker.take()));
     }
 
     /// Forgets which console has typed for a new vault: what was typed there is forgotten, or the

@@ -91,7 +91,7 @@ impl GenerationLedger<'_> {
     /// Checks whether the vault of a disk is the newest. A vault that was just `made` is.
     ///
     /// # Errors
-    /// It is older, and nothing proves that its owner wants it. The error says what would prove that.
+    /// The vault is older, and nothing proves that its owner wants it. The error says what would prove that.
     pub(crate) fn check(
         &self,
         open: &OpenAlkv,
@@ -412,7 +412,7 @@ impl TpmPresence {
     }
 }
 
-/// The same if that TPM is in the machine, by the content of its counter's handle.
+/// Why the vault is an older copy if that TPM is in the machine, by the content of its counter's handle.
 fn is_past(first: u64, index: TpmCounterIndex, rises_max: u64) -> Option<&'static str> {
     match index {
         TpmCounterIndex::Count(count)
@@ -495,7 +495,7 @@ pub(crate) fn first_count() -> Option<FirstCount> {
 /// writes the header before the TPM counts anything of the vault.
 ///
 /// # Errors
-/// It is an older copy, or the TPM does not say whether it is, and nothing proves that its owner wants it. The
+/// The vault is an older copy, or the TPM does not say whether it is, and nothing proves that its owner wants it. The
 /// error says what would prove that.
 pub(crate) fn check_first_boot(
     open: &OpenAlkv,

@@ -13,7 +13,7 @@ use super::VaultHandle;
 /// What to do if the disk answers with something else.
 const HINT: &str = "put the disk back that the machine was started with, and type what opens the vault; or restart the \
                     machine, if this disk is to count";
-/// The same if no mistake of the owner explains it.
+/// Like `HINT`, if no mistake of the owner explains it.
 const HINT_FORGED: &str = "another person can write to this disk: put back what it had, and type what opens the vault; \
                            until then type no words here and paste no configuration";
 

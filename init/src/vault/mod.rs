@@ -44,7 +44,7 @@ pub(crate) use commands::{
     VaultMediaAccess, add_program_slot, program_slots, remove_program_slots,
 };
 pub(crate) use credentials::{NodeCredentials as KeptCredentials, keep as keep_credentials};
-pub(crate) use dialog::{DialogStep, VaultDialog, places};
+pub(crate) use dialog::{DialogStep, VaultDialog, positions};
 pub(crate) use escrow::{EscrowClient, HelperPurpose};
 pub(crate) use events::UnloggedEvents;
 pub(crate) use first_boot::{FirstBoot, create};
@@ -76,7 +76,7 @@ pub(crate) enum UnlockPrompt {
 pub(crate) struct VaultWait {
     /// What would help.
     pub(crate) ask: UnlockPrompt,
-    /// The same as a problem of the node.
+    /// The problem of the node that says so.
     pub(crate) problem: MachineDiagnostic,
     /// Whether something may come without a user: a medium, or a corrected configuration.
     pub(crate) retries: bool,
@@ -405,7 +405,7 @@ impl VaultHandle {
         self.wipe(&mut state);
     }
 
-    /// The same at the end of an attempt that goes no further.
+    /// Like `lock`, at the end of an attempt that goes no further.
     pub(crate) fn close(&self) {
         self.wipe(&mut self.state());
     }

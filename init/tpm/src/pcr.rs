@@ -95,7 +95,7 @@ impl<T: Read + Write> Tpm<T> {
     /// booted, for no program, whatever else that has.
     ///
     /// # Errors
-    /// Those of a command, and `Malformed` if the PCR is as before.
+    /// The errors of a command, and `Malformed` if the PCR is as before.
     pub fn close_slots(&mut self) -> Result<(), TpmError> {
         let before = self.pcr_values(&[OF_ALL_SLOTS])?;
         let target = u32::from(OF_ALL_SLOTS);

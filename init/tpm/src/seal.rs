@@ -305,7 +305,7 @@ const NOT_WHAT_WAS_BOOTED: TpmError = TpmError::WrongPcrs {
     changed: Vec::new(),
 };
 
-/// The same with the PCRs that differ `now`, if the slot notes their former values.
+/// The refusal of the TPM with the PCRs that differ `now`, if the slot notes their former values.
 fn wrong_pcrs(params: &Tpm2Params, now: &PcrValues) -> TpmError {
     let noted = params.pcrs().iter().zip(params.values());
     let is_other =

@@ -90,10 +90,10 @@ impl<T: Read + Write> Tpm<T> {
         self.add_predicted(open, choice, &then, pin)
     }
 
-    /// The same for images of which only the digests are in memory.
+    /// Like `add_slot_for`, for images of which only the digests are in memory.
     ///
     /// # Errors
-    /// As [`add_slot_for`](Self::add_slot_for).
+    /// The errors of [`add_slot_for`](Self::add_slot_for).
     pub fn add_slot_for_image(
         &mut self,
         open: &mut OpenAlkv,

@@ -19,7 +19,7 @@ impl TpmSource<File> {
     /// A source with the TPM of this machine.
     ///
     /// # Errors
-    /// As [`Tpm::open`].
+    /// The errors of [`Tpm::open`].
     pub fn open(pin: Option<TpmPin>) -> Result<Self, TpmError> {
         Tpm::open().map(|tpm| Self::new(tpm, pin))
     }

@@ -108,7 +108,7 @@ impl MediaSecrets {
 
     /// Every place that has these words, whether or not they were used. Compared in constant time.
     #[must_use]
-    pub fn places_of(&self, words: &Entropy) -> Vec<MediaLocation> {
+    pub fn locations_of(&self, words: &Entropy) -> Vec<MediaLocation> {
         let all = self.words.iter().chain(&self.other_words);
         let same = all.filter(|found| found.entropy == *words);
         same.flat_map(|found| found.places.iter().cloned())
@@ -326,7 +326,7 @@ impl SecretCollector {
         let table = std::mem::take(&mut parted.secrets);
         let passphrase = table.passphrase.unwrap_or_default();
         if let Some(words) = table.words {
-            let place = offer.place(
+            let place = offer.location(
                 offer.names.map(|names| names.document),
                 Some(SecretsPart::Words),
             );
@@ -334,7 +334,7 @@ impl SecretCollector {
         }
         let name = offer.names.map_or("words", |names| names.words);
         if let Some(words) = self.file(offer, name, offer.words.as_ref()) {
-            let place = offer.place(offer.names.map(|names| names.words), None);
+            let place = offer.location(offer.names.map(|names| names.words), None);
             self.words(offer, name, &words, &passphrase, place);
         }
         if let Some(key) = table.seed_key {
@@ -434,7 +434,7 @@ impl SecretCollector {
 
     fn credential(&mut self, offer: &SourceContents, name: String, secret: &str) {
         let document = offer.names.map(|names| names.document);
-        let place = offer.place(document, Some(SecretsPart::Credentials));
+        let place = offer.location(document, Some(SecretsPart::Credentials));
         let mut known = self.found.credentials.iter_mut();
         match known.find(|known| known.name == name) {
             None => self.found.credentials.push(MediaCredential {

@@ -46,8 +46,8 @@ impl SourceContents {
         }
     }
 
-    /// The place of its secrets: a separate file, or a part of the document.
-    pub(crate) fn place(
+    /// Where its secrets are: a separate file, or a part of the document.
+    pub(crate) fn location(
         &self,
         path: Option<&'static str>,
         within: Option<SecretsPart>,

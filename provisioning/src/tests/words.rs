@@ -370,7 +370,7 @@ fn words_of_the_vault_are_found_on_every_source_whichever_are_used() {
         let text = format!("{medium}: words that are not those of this node's vault");
         assert_eq!(said, [text]);
     }
-    let places = loaded.secrets.places_of(&entropy(WORDS));
+    let places = loaded.secrets.locations_of(&entropy(WORDS));
     assert_eq!(erase(&machine.paths, &machine.volumes, &places), []);
     assert!(
         content(&machine, "content-sdb1/vault.words")

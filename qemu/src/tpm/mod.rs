@@ -61,7 +61,7 @@ impl TpmChip {
     /// # Errors
     /// The TPM received a command that cannot be replayed to another TPM.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
-        command::write(&folder.join(COMMANDS), &self.relay.asked())
+        command::write(&folder.join(COMMANDS), &self.relay.exchanges())
     }
 
     /// Keeps back the response to the next command of any kind, so that the guest stands still there.
@@ -75,7 +75,7 @@ impl TpmChip {
     /// It has come further already.
     pub(crate) fn hold_ready_to_boot(&self) -> Result<()> {
         self.relay.hold(command::is_ready_to_boot);
-        let mut asked = self.relay.asked();
+        let mut asked = self.relay.exchanges();
         asked.retain(|one| command::is_ready_to_boot(&one.command));
         if asked.len() > usize::from(self.is_held()) {
             let why = "its firmware reads already what it is going to start";

@@ -109,8 +109,8 @@ impl TpmRelay {
     }
 
     /// What the chip was asked so far.
-    pub(super) fn asked(&self) -> Vec<TpmExchange> {
-        self.0.asked().clone()
+    pub(super) fn exchanges(&self) -> Vec<TpmExchange> {
+        self.0.exchanges().clone()
     }
 
     pub(super) fn taken_over(&self) {
@@ -142,7 +142,7 @@ impl Drop for TpmRelay {
 }
 
 impl TpmRelayShared {
-    fn asked(&self) -> MutexGuard<'_, Vec<TpmExchange>> {
+    fn exchanges(&self) -> MutexGuard<'_, Vec<TpmExchange>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -194,7 +194,7 @@ impl ControlRelay {
             // A chip that runs does not change the size, and says it.
             SET_BUFFER_SIZE if waits => self.order(SET_BUFFER_SIZE, Some(0)),
             INIT => {
-                self.shared.asked().clear();
+                self.shared.exchanges().clear();
                 self.forward(order, None)
             }
             _ => self.forward(order, None),
@@ -243,7 +243,7 @@ impl ControlRelay {
                 return Err(io::Error::other(why));
             }
         }
-        *self.shared.asked() = before;
+        *self.shared.exchanges() = before;
         self.data = Some(data);
         Ok(())
     }
@@ -278,7 +278,7 @@ fn pass(mut qemu: UnixStream, mut chip: UnixStream, shared: &TpmRelayShared) -> 
         let response = command::with_one_bank(&command, response);
         let code = code(&response);
         // Before the guest goes on: who sees what it does next finds this here.
-        shared.asked().push(TpmExchange {
+        shared.exchanges().push(TpmExchange {
             command: command.clone(),
             code,
         });

@@ -441,7 +441,7 @@ async fn begin_upload(
         return Err(ServeError::Missing.into());
     }
     // The room is checked before the header is read too, so a refusal costs no parsing.
-    uploads.room(asker.id())?;
+    uploads.check_slots(asker.id())?;
     let header = bytes(input, &value["header"])?;
     let upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
     let name = uploads.keep(asker.id(), asker.by(), upload)?;

@@ -127,18 +127,18 @@ impl FilePart {
             PartSelector::Range(Some(name), range) => {
                 let entry = entry(object, name)?;
                 within(range, entry.byte_len())?;
-                order = place(object, name);
+                order = load_order(object, name);
                 (whole(object, &entry), range.clone())
             }
             PartSelector::Tensor(name) => {
                 let entry = entry(object, name)?;
                 describe(&mut head, &entry, entry.shape().to_vec());
-                order = place(object, name);
+                order = load_order(object, name);
                 (whole(object, &entry), 0..entry.byte_len())
             }
             PartSelector::Rows(name, rows) => {
                 let tensor = meta.tensor(name).map_err(ServeError::Input)?;
-                order = place(object, name);
+                order = load_order(object, name);
                 if let TensorKind::Blob(_) = tensor.kind() {
                     return Self::items(object, &tensor, rows, encoding, order);
                 }
@@ -421,7 +421,7 @@ fn describe(head: &mut TensorResponseHead, entry: &HeaderEntry<'_>, shape: Vec<u
 }
 
 /// The position in the loading order of the tensor that an entry belongs to.
-fn place(object: &Object, name: &str) -> u32 {
+fn load_order(object: &Object, name: &str) -> u32 {
     let owner = name.strip_suffix(OFFSETS_SUFFIX).unwrap_or(name);
     let is = |known: &str| known == name || known == owner;
     let at = object.meta().tensors().position(|tensor| is(tensor.name()));

@@ -112,7 +112,7 @@ impl Fetch {
     /// Reads the input of the operation.
     ///
     /// # Errors
-    /// As [`TensorRequest::parse`].
+    /// The errors of [`TensorRequest::parse`].
     pub fn from_value(value: &Value) -> Result<Self, ServeError> {
         let raw = RawRequest::deserialize(value).map_err(|error| {
             ServeError::input(

@@ -46,7 +46,7 @@ impl TensorRequester {
     /// The requester of a call that an operation or a script makes through `env`.
     ///
     /// # Errors
-    /// As [`TensorRequester::from_ctx`].
+    /// The errors of [`TensorRequester::from_ctx`].
     pub fn through(env: &Env) -> Result<Self, ServeError> {
         Self::below(env.identity(), env.authority())
     }

@@ -50,7 +50,7 @@ impl Uploads {
         by: Option<&Arc<str>>,
         upload: TensorUpload,
     ) -> Result<String, ServeError> {
-        self.room(owner)?;
+        self.check_slots(owner)?;
         let mut table = self.table();
         // Numbers are never used twice, so a late piece cannot reach another upload.
         table.last += 1;
@@ -68,7 +68,7 @@ impl Uploads {
     }
 
     /// Whether this peer may begin another upload.
-    pub(crate) fn room(&self, owner: &PeerId) -> Result<(), ServeError> {
+    pub(crate) fn check_slots(&self, owner: &PeerId) -> Result<(), ServeError> {
         let table = self.table();
         let slots = table.slots.values();
         let own = slots.filter(|slot| slot.owner == *owner).count();

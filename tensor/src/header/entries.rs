@@ -42,7 +42,7 @@ pub(super) struct RawHeader {
 pub(super) fn read(header: &str, limits: &ContainerLimits) -> Result<RawHeader> {
     let context = VisitorContext::new("header", TensorErrorCode::Header);
     let mut raw = RawHeader {
-        text: TextArena::with_room_for(header.len()),
+        text: TextArena::with_capacity_for(header.len()),
         ..RawHeader::default()
     };
     let bounds = JsonBounds::new(limits.json_depth, u64::MAX);

@@ -129,7 +129,7 @@ pub(crate) struct TextArena(String);
 
 impl TextArena {
     /// `bytes` is the size of a text that is in memory already, so it bounds the allocation.
-    pub(crate) fn with_room_for(bytes: usize) -> Self {
+    pub(crate) fn with_capacity_for(bytes: usize) -> Self {
         Self(String::with_capacity(bytes))
     }
 

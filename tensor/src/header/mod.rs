@@ -101,7 +101,7 @@ impl Meta {
     /// length of the data.
     ///
     /// # Errors
-    /// As [`Meta::parse`].
+    /// The errors of [`Meta::parse`].
     pub fn of_header(header: &[u8], limits: &ContainerLimits) -> Result<Self> {
         Self::read(header, None, limits)
     }

@@ -77,7 +77,7 @@ pub fn convert(
 /// The same for a source named `name`, if it has a name.
 ///
 /// # Errors
-/// As [`convert`].
+/// The errors of [`convert`].
 pub fn convert_source<S: ReadAt>(
     (source, name, from): (S, Option<&str>, ArrayFormat),
     (output, to): (&Path, ArrayFormat),

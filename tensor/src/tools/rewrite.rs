@@ -36,7 +36,7 @@ pub fn rewrite<S: ReadAt, W: Write + Seek>(
 /// The same with some of the tensors. The nested view is left out, because it may name tensors that are left out.
 ///
 /// # Errors
-/// As [`rewrite`].
+/// The errors of [`rewrite`].
 pub fn select<S: ReadAt, W: Write + Seek>(
     reader: &ContainerReader<S>,
     sink: W,

@@ -92,7 +92,8 @@ impl ContainerWriter<'_, AtomicFile> {
     /// Writes the file and syncs it to the disk before it gets its name.
     ///
     /// # Errors
-    /// As [`ContainerWriter::finish`]. The temporary file is removed, and an existing file of that name stays.
+    /// The errors of [`ContainerWriter::finish`]. The temporary file is removed, and an existing file of that name
+    /// stays.
     pub fn save(self) -> Result<WriteSummary> {
         let (written, file) = self.finish()?;
         file.commit()?;

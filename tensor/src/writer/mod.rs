@@ -179,7 +179,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
     /// Adds elements of another program's type, in `len` bytes.
     ///
     /// # Errors
-    /// As [`ContainerWriter::flat`]; `E_DTYPE` if this crate knows the type.
+    /// The errors of [`ContainerWriter::flat`]; `E_DTYPE` if this crate knows the type.
     pub fn opaque(
         &mut self,
         name: impl Into<String>,
@@ -209,7 +209,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
     /// Adds `count` records of `stride` bytes. `def` names their definition in the schema.
     ///
     /// # Errors
-    /// As [`ContainerWriter::flat`]. `finish` refuses fields that overlap or reach beyond a record.
+    /// The errors of [`ContainerWriter::flat`]. `finish` refuses fields that overlap or reach beyond a record.
     pub fn strukt(
         &mut self,
         name: impl Into<String>,
@@ -236,7 +236,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
     /// Adds items of these lengths, end to end in `content`. `enc` is `utf8`, `bytes`, `json` or a media type.
     ///
     /// # Errors
-    /// As [`ContainerWriter::flat`].
+    /// The errors of [`ContainerWriter::flat`].
     pub fn blob(
         &mut self,
         name: impl Into<String>,
@@ -263,7 +263,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
     /// Adds `count` items in `total` bytes, with their `count + 1` offsets in the form of the file.
     ///
     /// # Errors
-    /// As [`ContainerWriter::flat`]. The offsets are not checked.
+    /// The errors of [`ContainerWriter::flat`]. The offsets are not checked.
     pub fn blob_parts(
         &mut self,
         name: impl Into<String>,

@@ -3,6 +3,7 @@
 //! network. Also one host that enrols at a hub from all its networks, while an honest peer waits
 //! there.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use rustls::ClientConnection;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
+use super::initial::InitialPackets;
 use super::{FloodNamespaces, FloodNode, KnownClient, among, call, full, ip, values};
 
 /// Addresses of the crowd in a test run, and in `cargo xtask soak flood`. Each is more than twice
@@ -30,6 +32,8 @@ const HANDS: usize = 8;
 /// threads try many times as often as the node allows one network by default, and leave the
 /// processors to the node.
 const RESTLESS_PAUSE: Duration = Duration::from_millis(10);
+/// Connections of each kind that a thread of a restless crowd keeps. Together they are more than there are slots for.
+const KEPT: usize = 64;
 
 /// Connection slots for unknown peers, of the node's 512, as on a machine of 128 MiB.
 const FOR_UNKNOWN: f64 = 384.0;
@@ -55,6 +59,8 @@ const NODE_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const OTHERS_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 /// Every address of the crowd.
 const CROWD_V6: &str = "2001:db8::/44";
+/// Every address of an administrator far from the crowd.
+const AWAY_V6: &str = "2001:db8:1000::/36";
 
 /// How the addresses of the crowd are spread.
 #[derive(Clone, Copy, Debug)]
@@ -95,10 +101,14 @@ impl FloodNamespaces {
                 ));
             }
         }
-        ip(&format!("-n {others} -6 route add local {CROWD_V6} dev lo"));
-        ip(&format!(
-            "-n {node} -6 route add {CROWD_V6} via {OTHERS_V6}"
-        ));
+        for addresses in [CROWD_V6, AWAY_V6] {
+            ip(&format!(
+                "-n {others} -6 route add local {addresses} dev lo"
+            ));
+            ip(&format!(
+                "-n {node} -6 route add {addresses} via {OTHERS_V6}"
+            ));
+        }
         self
     }
 }
@@ -130,6 +140,8 @@ pub(super) struct FloodConnections {
     quic: Option<quinn::ClientConfig>,
     /// Whether it starts again after it has used all its addresses, until it halts.
     is_restless: bool,
+    /// Whether half of the members only begin their handshake.
+    is_half_silent: bool,
     name: rustls::pki_types::ServerName<'static>,
     node: SocketAddr,
 }
@@ -154,6 +166,7 @@ impl FloodConnections {
             tls: attempt.expect("there is a way to connect"),
             quic: None,
             is_restless: false,
+            is_half_silent: false,
             name: remote.server_name(place),
             node: (NODE_V6, served.target.port).into(),
         }
@@ -177,6 +190,41 @@ impl FloodConnections {
         }
     }
 
+    /// Half of the members begin their handshake, and send nothing more.
+    pub(super) fn half_silent(self) -> Self {
+        Self {
+            is_half_silent: true,
+            ..self
+        }
+    }
+
+    fn bound(&self, kind: Type, address: Ipv6Addr) -> std::io::Result<Socket> {
+        let socket = Socket::new(Domain::IPV6, kind, None)?;
+        socket.set_freebind_v6(true)?;
+        socket.bind(&SocketAddr::from((address, 0)).into())?;
+        Ok(socket)
+    }
+
+    /// Begins a handshake from `address`: connects over TCP, or sends this datagram.
+    fn begin(&self, address: Ipv6Addr, datagram: Option<&[u8]>) -> std::io::Result<Socket> {
+        let Some(datagram) = datagram else {
+            let socket = self.bound(Type::STREAM, address)?;
+            socket.connect_timeout(&self.node.into(), deadline(PATIENCE))?;
+            return Ok(socket);
+        };
+        let socket = self.bound(Type::DGRAM, address)?;
+        socket.send_to(datagram, &self.node.into())?;
+        Ok(socket)
+    }
+
+    /// Keeps a connection. A restless crowd gives up its oldest ones.
+    fn keep<T>(&self, kept: &mut VecDeque<T>, one: std::io::Result<T>) {
+        kept.extend(one);
+        if self.is_restless && kept.len() > KEPT {
+            kept.pop_front();
+        }
+    }
+
     /// Connects from `address` over QUIC, until the end of the handshake.
     ///
     /// # Panics
@@ -186,10 +234,8 @@ impl FloodConnections {
         address: Ipv6Addr,
     ) -> std::io::Result<(quinn::Endpoint, quinn::Connection)> {
         let config = self.quic.as_ref().expect("some of it dial QUIC");
-        let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
-        socket.set_freebind_v6(true)?;
+        let socket = self.bound(Type::DGRAM, address)?;
         socket.set_nonblocking(true)?;
-        socket.bind(&SocketAddr::from((address, 0)).into())?;
         let endpoint = quinn::Endpoint::new(
             quinn::EndpointConfig::default(),
             None,
@@ -208,9 +254,7 @@ impl FloodConnections {
         &self,
         address: Ipv6Addr,
     ) -> std::io::Result<(TcpStream, ClientConnection)> {
-        let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
-        socket.set_freebind_v6(true)?;
-        socket.bind(&SocketAddr::from((address, 0)).into())?;
+        let socket = self.bound(Type::STREAM, address)?;
         let patience = deadline(PATIENCE);
         socket.connect_timeout(&self.node.into(), patience)?;
         let mut socket = TcpStream::from(socket);
@@ -235,7 +279,9 @@ impl FloodConnections {
         std::thread::scope(|scope| {
             for hand in 0..HANDS {
                 scope.spawn(move || {
-                    let (mut over_tcp, mut over_quic) = (Vec::new(), Vec::new());
+                    let (mut over_tcp, mut over_quic) = (VecDeque::new(), VecDeque::new());
+                    let mut begun = VecDeque::new();
+                    let mut initials = InitialPackets::new(ALPN);
                     for (turn, n) in (hand..).step_by(HANDS).enumerate() {
                         if n >= full(CROWD) {
                             if !self.is_restless || progress.is_over() {
@@ -244,10 +290,15 @@ impl FloodConnections {
                             std::thread::sleep(RESTLESS_PAUSE);
                         }
                         let address = spread.address(n);
-                        if self.quic.is_some() && turn % 2 == 1 {
-                            over_quic.extend(handle.block_on(self.connect_quic(address)));
+                        let is_quic = self.quic.is_some() && turn % 2 == 1;
+                        if self.is_half_silent && turn % 4 < 2 {
+                            let datagram = is_quic.then(|| initials.datagram());
+                            self.keep(&mut begun, self.begin(address, datagram.as_deref()));
+                        } else if is_quic {
+                            let connected = handle.block_on(self.connect_quic(address));
+                            self.keep(&mut over_quic, connected);
                         } else {
-                            over_tcp.extend(self.connect(address));
+                            self.keep(&mut over_tcp, self.connect(address));
                         }
                         progress.done.fetch_add(1, Ordering::SeqCst);
                     }

@@ -60,14 +60,19 @@ impl InitialPackets {
     /// An IPv4 packet from a random address of 10.0.0.0/8 to `port` of `to`, with a whole
     /// ClientHello.
     pub(crate) fn right(&mut self, to: Ipv4Addr, port: u16) -> Vec<u8> {
-        let destination = self.random.id();
-        let client = self.random.below(CLIENTS);
-        let (hello, source) = &self.hellos[client];
-        let datagram = self.protected(destination, *source, hello);
+        let datagram = self.datagram();
         self.packet(to, port, &datagram)
     }
 
-    /// The same, but damaged, truncated, or noise.
+    /// A datagram with a whole ClientHello.
+    pub(crate) fn datagram(&mut self) -> Vec<u8> {
+        let destination = self.random.id();
+        let client = self.random.below(CLIENTS);
+        let (hello, source) = &self.hellos[client];
+        self.protected(destination, *source, hello)
+    }
+
+    /// A packet like those of [`right`](Self::right), but damaged, truncated, or noise.
     pub(crate) fn wrong_packet(&mut self, to: Ipv4Addr, port: u16) -> Vec<u8> {
         let mut packet = self.right(to, port);
         let start = IP_BYTES + UDP_BYTES;

@@ -2,7 +2,8 @@
 //! default rates. Only a handshake shows that it is an administrator's, and each costs a signature.
 //! At an address that the node has not seen, the administrator gets in when the crowd pauses, or
 //! over the carriage that the crowd does not use. At an address that the node has seen, and from
-//! any other network, it gets in while the crowd continues.
+//! any other network, it gets in while the crowd continues. So it does beside crowds of a whole
+//! site and of thousands of networks.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv6Addr;
@@ -31,6 +32,8 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Tries at each address while the crowd continues.
 const TRIES: usize = 5;
+/// The same far from a crowd that never rests, over each carriage, in a test run and in a campaign.
+const TURNS: [usize; 2] = [3, 20];
 /// Pause between two tries of a refused neighbour.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -38,6 +41,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 const REFUSED: &str = "alknet_limit_hits_total{limit=\"handshake_rate\"}";
 /// Refused handshakes of the crowd between two tries: one for each of its eight threads.
 const REFUSED_EACH: f64 = 8.0;
+/// Connections and tries of the crowd between two tries of the administrator.
+const GOES_ON: usize = 40;
 /// How long the crowd may take for those.
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
 /// How long the crowd may take to use each of its addresses.
@@ -49,23 +54,28 @@ fn beside(n: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 7, 0, 0, 0, n + 1)
 }
 
+/// An address of a site of its own, far from every crowd.
+fn far_address(n: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0x1000 + n, 0, 0, 0, 0, 1)
+}
+
 /// An address of another site.
 fn elsewhere(n: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0xf, n << 8, 0, 0, 0, 1)
 }
 
-/// The administrator, at any address of the crowd's prefix.
+/// The administrator, at any address.
 struct Administrator {
     ways: Arc<FloodConnections>,
-    /// How many addresses of the crowd's network, and of others, it has used.
-    used: [u16; 2],
+    /// How many addresses of the crowd's network, of others, and of sites far from the crowd it has used.
+    used: [u16; 3],
 }
 
 impl Administrator {
     fn new(served: &FloodNode, key: NodeKey) -> Self {
         Self {
             ways: Arc::new(FloodConnections::showing(served, Some(key)).with_quic()),
-            used: [0, 0],
+            used: [0, 0, 0],
         }
     }
 
@@ -79,6 +89,12 @@ impl Administrator {
     fn elsewhere(&mut self) -> Ipv6Addr {
         self.used[1] += 1;
         elsewhere(self.used[1])
+    }
+
+    /// The same in another site each time.
+    fn far_from_the_crowd(&mut self) -> Ipv6Addr {
+        self.used[2] += 1;
+        far_address(self.used[2])
     }
 
     /// Connects over `carriage` and gets an administrator's answer.
@@ -161,13 +177,16 @@ fn length(header: [u8; HEADER_BYTES]) -> usize {
     length
 }
 
-/// Runs `beside` while a crowd in one /64 connects repeatedly, after it has used each of its
-/// addresses.
-async fn beside_a_crowd(crowd: FloodConnections, beside: impl AsyncFnOnce(&FloodProgress)) {
+/// Runs `beside` while a crowd connects repeatedly, after it has used each of its addresses.
+async fn beside_a_crowd(
+    crowd: FloodConnections,
+    spread: AddressSpread,
+    beside: impl AsyncFnOnce(&FloodProgress),
+) {
     let (crowd, progress) = (crowd.restless(), Arc::new(FloodProgress::default()));
     let coming = {
         let progress = Arc::clone(&progress);
-        std::thread::spawn(move || crowd.come(AddressSpread::OneNetwork, &progress))
+        std::thread::spawn(move || crowd.come(spread, &progress))
     };
     let until = Instant::now() + deadline(COMES_WITHIN);
     while progress.done.load(Ordering::SeqCst) < full(CROWD) {
@@ -178,6 +197,16 @@ async fn beside_a_crowd(crowd: FloodConnections, beside: impl AsyncFnOnce(&Flood
     beside(&progress).await;
     progress.stop.store(true, Ordering::SeqCst);
     coming.join().expect("the crowd came");
+}
+
+/// Waits until the crowd has made [`GOES_ON`] more connections or tries.
+async fn crowd_goes_on(progress: &FloodProgress) {
+    let before = progress.done.load(Ordering::SeqCst);
+    let until = Instant::now() + deadline(REFUSED_WITHIN);
+    while progress.done.load(Ordering::SeqCst) < before + GOES_ON {
+        assert!(Instant::now() < until, "the crowd rests");
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// Total handshakes that exceeded a network's rate.
@@ -216,7 +245,8 @@ async fn scenario(admin_state: &Path, served: &FloodNode) {
     let mut each = [0.0; 2];
 
     // A crowd that dials only TCP. Each carriage has a separate rate.
-    beside_a_crowd(FloodConnections::new(served), async |_| {
+    let crowd = FloodConnections::new(served);
+    beside_a_crowd(crowd, AddressSpread::OneNetwork, async |_| {
         let before = crowd_is_refused(&watch).await;
         for _ in 0..TRIES {
             let from = admin.beside();
@@ -231,6 +261,7 @@ async fn scenario(admin_state: &Path, served: &FloodNode) {
     let mut let_in = 0;
     beside_a_crowd(
         FloodConnections::new(served).with_quic(),
+        AddressSpread::OneNetwork,
         async |progress| {
             let before = crowd_is_refused(&watch).await;
             for turn in 0..TRIES {
@@ -275,5 +306,52 @@ fn a_neighbour_of_a_crowd_gets_in_where_it_was_seen_and_elsewhere_when_the_crowd
         let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
         let admin = bench.admin().state().to_owned();
         among(&lab, scenario(&admin, &served));
+    }
+}
+
+/// Beside crowds that connect all the while, half of which begins handshakes and sends nothing more, the administrator
+/// comes from a network that the node has never seen, each time from another one.
+async fn throughout(admin_state: &Path, served: &FloodNode) {
+    let (key, _) = NodeKey::load_or_create(&admin_state.join("identity.key")).expect("a key");
+    let mut admin = Administrator::new(served, key);
+    // Makes the ends of the cable resolve each other before a crowd comes.
+    let from = admin.far_from_the_crowd();
+    admin.gets_in(Carriage::Tcp, from).await;
+    for spread in [AddressSpread::OneSite, AddressSpread::Everywhere] {
+        let crowd = FloodConnections::new(served).with_quic().half_silent();
+        let mut longest = Duration::ZERO;
+        beside_a_crowd(crowd, spread, async |progress| {
+            for _ in 0..full(TURNS) {
+                for carriage in [Carriage::Quic, Carriage::Tcp] {
+                    let from = admin.far_from_the_crowd();
+                    longest = longest.max(admin.gets_in(carriage, from).await);
+                }
+                crowd_goes_on(progress).await;
+            }
+            let come = progress.done.load(Ordering::SeqCst);
+            println!(
+                "figure restless crowd {spread:?}: an unseen administrator got in {} times, after {} ms at most, beside \
+                 {come} connections and tries",
+                2 * full(TURNS),
+                longest.as_millis()
+            );
+        })
+        .await;
+        took(
+            &format!("an unseen administrator beside a restless crowd {spread:?}"),
+            GETS_IN_WITHIN,
+            longest,
+        );
+    }
+}
+
+/// With a node's default rates.
+#[test]
+fn a_host_with_thousands_of_addresses_that_never_rests_lets_an_unseen_administrator_in() {
+    if let Some(lab) = FloodNamespaces::new('r').map(FloodNamespaces::crowded) {
+        let bench = TestBench::new();
+        let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
+        let admin = bench.admin().state().to_owned();
+        among(&lab, throughout(&admin, &served));
     }
 }

@@ -2,6 +2,8 @@
 
 mod architecture;
 mod arguments;
+mod audit;
+mod campaigns;
 mod comments;
 mod comparison;
 mod decisions;

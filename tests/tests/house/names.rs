@@ -1,8 +1,9 @@
-//! A name has one meaning, and comments and pages use plain words.
+//! A name has one meaning and the field's noun, and comments and pages use plain words.
 
 use std::collections::BTreeMap;
 
 use super::promises::{page, tables};
+use super::renames::declared;
 use super::tree::{SourceFile, others, root, sources};
 
 /// Names that each module may give to its own type. Other modules write them with the path.
@@ -50,6 +51,58 @@ const PARTS: [&str; 11] = [
     "told",
     "whoever",
     "whom",
+];
+
+/// Words of the house that no type, module or file of Rust may have as a part of its name, beside those of [`PARTS`]:
+/// the field has a noun for each thing that was called so (docs/renames.md). `Gate`, `Line` and `Link` are not among
+/// them, because the gate of an update, the line of a text and the link of a network are the field's own nouns.
+const TYPE_PARTS: [&str; 36] = [
+    "account",
+    "accounts",
+    "asked",
+    "away",
+    "desk",
+    "desks",
+    "entrance",
+    "entrances",
+    "errand",
+    "errands",
+    "keeper",
+    "keepers",
+    "kept",
+    "lane",
+    "lanes",
+    "office",
+    "offices",
+    "onward",
+    "outlet",
+    "outlets",
+    "outside",
+    "people",
+    "place",
+    "places",
+    "powers",
+    "pulse",
+    "pulses",
+    "room",
+    "rooms",
+    "shelf",
+    "shelves",
+    "standing",
+    "wish",
+    "wished",
+    "wishes",
+    "wishing",
+];
+
+/// Names with such a word where it is the field's noun: the account of RFC 8555 (ACME), and the lanes of a vector
+/// register.
+const STANDARD: [&str; 5] = [
+    "AccountKey",
+    "AlignedLanes",
+    "DerivedAccountKey",
+    "StoredAccount",
+    "account",
 ];
 
 /// Most rows of the docs' glossary, so that readers learn few words besides the field's terms.
@@ -122,6 +175,46 @@ fn functions_have_a_verb_or_a_noun() {
             assert_eq!(part, None, "{path}: fn {name}: name the actor");
         }
     }
+}
+
+#[test]
+fn types_and_modules_have_the_noun_of_the_field() {
+    let mut found = Vec::new();
+    for SourceFile { path, text } in sources() {
+        let types = text.lines().filter_map(declared);
+        let modules = text.lines().filter_map(module);
+        let file = path.trim_end_matches(".rs").split('/');
+        for name in types.chain(modules).chain(file) {
+            let word = house_word(name).filter(|_| !STANDARD.contains(&name));
+            found.extend(word.map(|word| format!("{path}: {name}: {word}")));
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "take the noun of the RFC, the kernel or the ecosystem: {found:#?}"
+    );
+}
+
+#[test]
+fn house_words_are_found_as_parts_of_names_only() {
+    for (name, word) in [
+        ("StoreRoom", Some("room")),
+        ("KeptNote", Some("kept")),
+        ("HTTPPlaces", Some("places")),
+        ("making_room", Some("room")),
+        ("session-desk", Some("desk")),
+        ("Wish", Some("wish")),
+        ("NobodyAsks", Some("nobody")),
+        ("Placement", None),
+        ("ChatRoomlike", None),
+        ("placement", None),
+    ] {
+        assert_eq!(house_word(name), word, "{name}");
+    }
+    assert_eq!(module("    pub(super) mod room {"), Some("room"));
+    assert_eq!(module("mod tests;"), Some("tests"));
+    assert_eq!(module("// mod room;"), None);
+    assert_eq!(module("let mod_room = 1;"), None);
 }
 
 #[test]
@@ -278,6 +371,36 @@ fn alias(line: &str) -> Option<TypeDeclaration<'_>> {
         name,
         is_public: true,
     })
+}
+
+/// The module that a line declares.
+fn module(line: &str) -> Option<&str> {
+    let (visibility, rest) = line.trim_start().split_once("mod ")?;
+    let is_item = visibility.is_empty() || visibility.starts_with("pub");
+    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
+    end.filter(|_| is_item).map(|end| &rest[..end])
+}
+
+/// The word of the house that is a part of the name of a type, a module or a folder.
+fn house_word(name: &str) -> Option<&'static str> {
+    let mut parts = vec![String::new()];
+    let mut is_after_small = false;
+    let mut letters = name.chars().peekable();
+    while let Some(letter) = letters.next() {
+        let is_before_small = letters.peek().is_some_and(char::is_ascii_lowercase);
+        let begins = letter.is_ascii_uppercase() && (is_after_small || is_before_small);
+        if begins || !letter.is_alphanumeric() {
+            parts.push(String::new());
+        }
+        is_after_small = letter.is_ascii_lowercase();
+        if letter.is_alphanumeric()
+            && let Some(part) = parts.last_mut()
+        {
+            part.push(letter.to_ascii_lowercase());
+        }
+    }
+    let mut words = PARTS.into_iter().chain(TYPE_PARTS);
+    words.find(|word| parts.iter().any(|part| part == word))
 }
 
 /// The documentation comments of a source that have one word, without code.

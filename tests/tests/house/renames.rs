@@ -29,7 +29,7 @@ fn name(cell: &str) -> &str {
 }
 
 /// The type, or the type alias, that a line of Rust declares.
-fn declared(line: &str) -> Option<&str> {
+pub(super) fn declared(line: &str) -> Option<&str> {
     if let Some(declared) = declaration(line) {
         return Some(declared.name);
     }

@@ -259,3 +259,83 @@ fn with_stealth_only_a_link_opens_the_page() {
     let used = curl(&["--data", "", &link]);
     assert_eq!((used.status, &used.body), (decoy.status, &decoy.body));
 }
+
+/// The author of a site has scripts in it, and one that a browser registers for the whole origin.
+#[test]
+fn a_site_shares_no_origin_with_the_page() {
+    let bench = TestBench::new();
+    let folder = bench.path().join("www");
+    std::fs::create_dir_all(folder.join("status/enter")).expect("room");
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("room");
+    write(
+        "index.html",
+        "<script>navigator.serviceWorker.register('/sw.js')</script>",
+    );
+    write("sw.js", "onfetch = event => {}");
+    write("status/live.js", "the site's");
+    let site = folder.display();
+    for more in ["", "decoy = \"site\"\n", "stealth = true\n"] {
+        let http = format!(
+            "[http]\npage = true\nsite = \"{site}\"\nnames = [\"www.example.org\"]\n{more}"
+        );
+        let node = bench.host_with(&http);
+        let origin = origin(&node);
+        let named = |name: &str, path: &str| {
+            let host = format!("Host: {name}");
+            curl(&["--header", &host, &format!("{origin}{path}")])
+        };
+        let link = open(&bench, &node, &[]);
+        assert!(
+            link.starts_with(&format!("{origin}/status/enter/")),
+            "{link}"
+        );
+        let entered = curl(&[&link]);
+        assert_eq!(entered.status, 303, "{more}");
+        let cookie = format!("Cookie: {}", entered.cookie());
+        let page = curl(&["--header", &cookie, &format!("{origin}/")]);
+        assert!(page.status == 200 && page.body.contains("Peers"), "{more}");
+        // At the address of the page nothing is the site's.
+        for path in ["/sw.js", "/index.html", "/status/live.js", "/nonsense"] {
+            let told = curl(&["--header", &cookie, &format!("{origin}{path}")]);
+            let is_site = told.body.contains("serviceWorker") || told.body.contains("onfetch");
+            assert!(
+                !is_site && !told.body.contains("the site's"),
+                "{more} {path}"
+            );
+            assert!(
+                told.status == 404 || path == "/status/live.js",
+                "{more} {path}"
+            );
+        }
+        // Under a name nothing is the page's, with its session and without.
+        for name in ["www.example.org", "localhost"] {
+            let found = named(name, "/sw.js");
+            assert_eq!(
+                (found.status, found.body.as_str()),
+                (200, "onfetch = event => {}")
+            );
+            let first = named(name, "/");
+            assert!(
+                first.status == 200 && first.body.contains("serviceWorker"),
+                "{more}"
+            );
+            assert_eq!(named(name, "/status/live.js").body, "the site's");
+            let host = format!("Host: {name}");
+            let with = curl(&[
+                "--header",
+                &host,
+                "--header",
+                &cookie,
+                &format!("{origin}/status/events"),
+            ]);
+            assert!(!with.body.contains("Peers") && with.header("set-cookie").is_none());
+            let fresh = open(&bench, &node, &[]);
+            let ticket = fresh.strip_prefix(&origin).expect("a path");
+            let told = named(name, ticket);
+            assert!(
+                told.status != 303 && told.header("set-cookie").is_none(),
+                "{more}"
+            );
+        }
+    }
+}

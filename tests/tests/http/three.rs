@@ -1,15 +1,17 @@
 //! HTTP/3, with aioquic.
 
-use alknet_tests::{TestBench, WebNode, http3};
+use alknet_tests::{Http3Response, TestBench, WebNode, http3};
 use serde_json::{Value, json};
 
 #[test]
 fn the_gateway_answers_over_http3() {
     let bench = TestBench::new();
-    let web = WebNode::start(&bench, "");
+    let site = "https://app.example.org";
+    let web = WebNode::start(&bench, &format!("[http.cors]\norigins = [\"{site}\"]\n"));
     let bearer = format!("Bearer {}", web.admin);
     let headers = json!({ "authorization": bearer, "content-type": "application/json" });
     let events = json!({ "authorization": bearer, "content-type": "application/json", "accept": "text/event-stream" });
+    let from = |origin: &str| json!({ "authorization": bearer, "content-type": "application/json", "origin": origin });
     let body = r#"{"operation":"/node/info"}"#;
     let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":2}}"#;
     // A request without a token, for an operation that any client may follow on `alknet/call`. Over
@@ -29,10 +31,19 @@ fn the_gateway_answers_over_http3() {
             { "method": "GET", "path": "/healthz" },
             { "method": "POST", "path": "/subscribe", "headers": unknown_peer, "body": watch },
             { "method": "POST", "path": "/call", "headers": headers, "body": " ".repeat(1 << 20), "times": 9 },
+            { "method": "POST", "path": "/call", "headers": from(site), "body": body },
+            { "method": "POST", "path": "/call", "headers": from("https://evil.example"), "body": body },
         ]),
     );
     let statuses: Vec<_> = heard.iter().map(|one| one.status).collect();
-    assert_eq!(statuses, [200, 200, 401, 404, 421, 200, 200, 401, 413]);
+    assert_eq!(
+        statuses[..10],
+        [200, 200, 401, 404, 421, 200, 200, 401, 413, 200]
+    );
+    // A browser shows the page of another site no answer without this header.
+    let allowed = |one: &Http3Response| one.headers["access-control-allow-origin"].clone();
+    assert_eq!(allowed(&heard[9]), site);
+    assert_eq!(allowed(&heard[10]), Value::Null);
     assert_eq!(heard[0].body, b"ok\n");
     let answer: Value = serde_json::from_slice(&heard[1].body).expect("JSON");
     assert_eq!(answer["output"]["problems"], json!([]));

@@ -40,7 +40,7 @@ fn script(variant: &str) -> String {
 }
 
 #[test]
-fn scripts_and_shaders_run_behind_every_wall() {
+fn scripts_and_shaders_run_in_the_full_sandbox() {
     let bench = TestBench::new();
     let web = WebNode::restore(bench.snapshot(BootVariant::MicrovmErofs).faults(), "");
     let node = &web.node;

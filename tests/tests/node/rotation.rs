@@ -185,8 +185,8 @@ fn a_silent_node_learns_the_new_key_later() {
     assert_eq!(stopped.status, 5, "{stopped:?}");
     let said: Value = serde_json::from_str(&stopped.output).expect("JSON");
     assert_eq!(said["rotated"], false, "{said:#}");
-    assert_eq!(said["targets"][0]["told"], true, "{said:#}");
-    assert_eq!(said["targets"][1]["told"], false, "{said:#}");
+    assert_eq!(said["targets"][0]["notified"], true, "{said:#}");
+    assert_eq!(said["targets"][1]["notified"], false, "{said:#}");
     assert_eq!(
         edge.identity(),
         before,
@@ -223,7 +223,7 @@ fn a_node_that_was_forgotten_hears_of_it_from_the_old_key() {
     rotate(&edge, &[first.target()]).json();
     assert_eq!(list(&edge, forgotten.target()).code(), "UNAUTHENTICATED");
     let told = rotate(&edge, &[forgotten.target()]).json();
-    assert_eq!(told["targets"][1]["told"], true, "{told:#}");
+    assert_eq!(told["targets"][1]["notified"], true, "{told:#}");
     assert_eq!(list(&edge, forgotten.target()).status, 0);
 }
 

@@ -22,7 +22,7 @@ use nix::pty::openpty;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lying_node::run;
+use crate::lying_node::{ENTERS, NAMES, PATHS, TICKET, run};
 
 /// A second line that looks like one of a command's own.
 const FORGED: &str = "X\r\nhealth     ok\nalknet: all is well";
@@ -366,5 +366,52 @@ async fn a_page_at_an_address_that_a_hub_names_is_not_opened() {
         assert_eq!(said.contains("Opening"), own, "{said}");
         assert_eq!(page.is_some(), own, "{said}");
         assert_eq!(said.contains(SAID), !own, "{said}");
+    }
+}
+
+/// A node that answers `alknet open` with this path, and with names of its own choice.
+fn node_with_link(path: String) -> ScriptedNode {
+    ScriptedNode::start(move |operation, _| match operation {
+        "node/page-ticket" => Ok(json!({ "path": path, "expires_in": 60, "names": NAMES })),
+        _ => Err(not_found()),
+    })
+}
+
+/// The command writes a file of HTML for the browser. No path that is no link gets into it, and no name of the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_gets_no_file_with_texts_of_a_node() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (state, at) = (cli.clone(), folder.path().to_owned());
+    let desktop = Arc::new(move |node: String| open_at_a_desktop(&state, &at, &node));
+    let opens = async |target: String| {
+        let run = Arc::clone(&desktop);
+        let opened = tokio::task::spawn_blocking(move || run(target));
+        opened.await.expect("it runs")
+    };
+    for path in PATHS {
+        let node = node_with_link(path.to_owned());
+        let (said, page) = opens(node.target()).await;
+        assert_eq!(node.asked_for("node/page-ticket"), 1, "{path:?}: {said}");
+        assert_eq!(page, None, "{path:?}: {said}");
+        assert!(!said.contains("Opening"), "{path:?}: {said}");
+    }
+    let path = format!("{ENTERS}{TICKET}");
+    let node = node_with_link(path.clone());
+    let by_address = node.target();
+    let by_name = by_address.replace(&Ipv4Addr::LOCALHOST.to_string(), "localhost");
+    let port = node.server.port();
+    let links = ["127.0.0.1", "[::1]", "localhost"].map(|host| format!("{host}:{port}{path}\""));
+    for target in [by_address, by_name] {
+        let (said, page) = opens(target.clone()).await;
+        let page = page.unwrap_or_else(|| panic!("{target}: no file for the browser: {said}"));
+        let led: Vec<_> = page.split("https://").skip(1).collect();
+        assert_eq!(led.len(), 2, "{target}: {page}");
+        for to in led {
+            let is_known = links.iter().any(|link| to.starts_with(link.as_str()));
+            assert!(is_known, "{target}: {page}");
+        }
+        let has_text = ["evil", "script"].iter().any(|text| page.contains(text));
+        assert!(!has_text, "{target}: {page}");
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::source::{BundlePieces, BundleSource};
-use super::{UpdateWish, confirmed, is_person};
+use super::{UpdateOptions, confirmed, is_person};
 use crate::cli::call::call_error;
 use crate::cli::caller::NodeCaller;
 use crate::cli::dial;
@@ -49,7 +49,7 @@ pub(super) fn ring(text: &str) -> Result<RingArg, String> {
 }
 
 pub(super) fn run(
-    wish: &UpdateWish,
+    options: &UpdateOptions,
     routes: &[NodeRoute],
     source: &BundleSource,
     json: bool,
@@ -58,7 +58,7 @@ pub(super) fn run(
         return Err(CommandError::usage("give one HUB with --workers"));
     };
     // This comes before the upload, so that a script learns of it at once.
-    if !wish.yes && !is_person(json) {
+    if !options.yes && !is_person(json) {
         return Err(CommandError::usage(
             "with --json or without a terminal the command cannot ask: give --yes",
         ));
@@ -71,7 +71,7 @@ pub(super) fn run(
             return Err(CommandError::usage(text));
         }
     };
-    dial::reached(route, &wish.dial, async |hub| {
+    dial::reached(route, &options.dial, async |hub| {
         if let Some((path, bytes)) = path {
             let pieces = BundlePieces::File { path, bytes };
             send(hub, &pieces, json).await?;
@@ -86,8 +86,11 @@ pub(super) fn run(
         let name = route.as_argument();
         let question = format!("Start {version} on the workers of {name}, ring after ring? [y/N] ");
         // The hub says the version, and must not write escape sequences to the terminal.
-        confirmed(&output::one_line(&question), wish.yes)?;
-        let answer = hub.call(UPDATE, &start(wish)).await.map_err(call_error)?;
+        confirmed(&output::one_line(&question), options.yes)?;
+        let answer = hub
+            .call(UPDATE, &start(options))
+            .await
+            .map_err(call_error)?;
         if !json {
             output::note(&format!(
                 "{} workers have their turn; Ctrl-C ends this command, and not the update",
@@ -99,12 +102,12 @@ pub(super) fn run(
 }
 
 /// The input that starts the rings.
-fn start(wish: &UpdateWish) -> Value {
-    let mut start = json!({ "limit_s": wish.limit.as_secs().max(1) });
-    if !wish.rings.is_empty() {
-        start["rings"] = wish.rings.iter().map(|ring| ring.value()).collect();
+fn start(options: &UpdateOptions) -> Value {
+    let mut start = json!({ "limit_s": options.limit.as_secs().max(1) });
+    if !options.rings.is_empty() {
+        start["rings"] = options.rings.iter().map(|ring| ring.value()).collect();
     }
-    if let Some(at_once) = wish.at_once {
+    if let Some(at_once) = options.at_once {
         start["at_once"] = at_once.into();
     }
     json!({ "start": start })

@@ -76,15 +76,15 @@ fn progress(turn: &NodeTurn<'_>) -> ByteProgress {
     ByteProgress::new("update", None, !turn.json && io::stderr().is_terminal())
 }
 
-/// The wish with what the command line adds to it.
-fn wished(turn: &NodeTurn<'_>, mut input: Value) -> Value {
-    if let Some(version) = &turn.wish.downgrade {
+/// The input with what the command line adds to it.
+fn with_options(turn: &NodeTurn<'_>, mut input: Value) -> Value {
+    if let Some(version) = &turn.options.downgrade {
         input["downgrade"] = version.clone().into();
     }
-    if turn.wish.dry_run {
+    if turn.options.dry_run {
         input["dry_run"] = true.into();
     }
-    if turn.wish.take_over {
+    if turn.options.take_over {
         input["take_over"] = true.into();
     }
     input
@@ -97,7 +97,7 @@ async fn download(
     input: Value,
     source: &mut String,
 ) -> Result<Value, CommandError> {
-    let input = wished(turn, input);
+    let input = with_options(turn, input);
     let progress = progress(turn);
     turn.dialer
         .reached(turn.route, async |node| {
@@ -139,7 +139,7 @@ fn ended(status: &Value, session: &str) -> Option<Result<Value, CommandError>> {
 
 /// Sends a bundle piece by piece, over another connection where one is lost.
 async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value, CommandError> {
-    let input = wished(turn, json!({ "bytes": pieces.bytes() }));
+    let input = with_options(turn, json!({ "bytes": pieces.bytes() }));
     let progress = progress(turn);
     let mut sending = UploadState::default();
     let mut tries = 0;
@@ -169,14 +169,15 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
             Ok(UploadStep::Lost(error)) if tries > TRIES_MAX => return Err(call_error(error)),
             Ok(UploadStep::Lost(_)) => {}
             // The node may be away for the dial as well. Before the upload began nothing is lost by an error.
-            Err(error) if sending.session.is_some() && is_away(&error) && tries <= TRIES_MAX => {}
+            Err(error)
+                if sending.session.is_some() && is_unreachable(&error) && tries <= TRIES_MAX => {}
             Err(error) => return Err(error),
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-fn is_away(error: &CommandError) -> bool {
+fn is_unreachable(error: &CommandError) -> bool {
     error.exit == CommandExit::Unreachable || error.exit == CommandExit::Timeout
 }
 

@@ -53,13 +53,13 @@ fn a_verb_is_no_node_and_a_node_is_no_verb() {
         read("log").expect("a verb").verb,
         Some(UpdateVerb::Log(_))
     ));
-    let wish = read("edge-1 b.tar --stage --downgrade 1.0.0").expect("a wish");
-    assert!(wish.verb.is_none() && wish.wish.stage && !wish.wish.take_over);
+    let parsed = read("edge-1 b.tar --stage --downgrade 1.0.0").expect("options");
+    assert!(parsed.verb.is_none() && parsed.options.stage && !parsed.options.take_over);
     assert!(matches!(
         read("cancel edge-1").expect("a verb").verb,
         Some(UpdateVerb::Cancel(_))
     ));
-    assert_eq!(wish.wish.words, ["edge-1", "b.tar"]);
+    assert_eq!(parsed.options.words, ["edge-1", "b.tar"]);
     for refused in [
         "edge-1 --stage --at 1h",
         "edge-1 --dry-run --stage",
@@ -72,8 +72,8 @@ fn a_verb_is_no_node_and_a_node_is_no_verb() {
     ] {
         assert!(read(refused).is_err(), "{refused}");
     }
-    let fleet = read("attic b.tar --workers --rings 1,5,all --at-once 3").expect("a wish");
-    assert_eq!(fleet.wish.rings.len(), 3);
+    let fleet = read("attic b.tar --workers --rings 1,5,all --at-once 3").expect("options");
+    assert_eq!(fleet.options.rings.len(), 3);
 }
 
 #[test]
@@ -93,16 +93,18 @@ fn a_start_is_a_moment_or_a_time_from_now() {
 fn without_a_person_nothing_restarts_unasked() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let line = format!("127.0.0.1:1 --state {}", dir.path().display());
-    let wish = read(&line).expect("a wish").wish;
-    let refused = update(&wish, true).expect_err("no person");
+    let options = read(&line).expect("options").options;
+    let refused = update(&options, true).expect_err("no person");
     assert_eq!(refused.exit, CommandExit::Usage);
     assert!(refused.message.contains("--yes"), "{refused}");
     let plain = read(&format!("{line} http://a.example/b.tar"))
-        .expect("a wish")
-        .wish;
+        .expect("options")
+        .options;
     let refused = update(&plain, true).expect_err("a server without TLS");
     assert!(refused.message.contains("https only"), "{refused}");
-    let missing = read(&format!("{line} ./missing.tar")).expect("a wish").wish;
+    let missing = read(&format!("{line} ./missing.tar"))
+        .expect("options")
+        .options;
     let refused = update(&missing, true).expect_err("no such file");
     assert!(refused.message.contains("missing.tar"), "{refused}");
 }

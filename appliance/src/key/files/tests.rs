@@ -47,7 +47,7 @@ impl RotationTestFolder {
 
 fn mark_informed(record: &mut RotationRecord, ends: Option<&str>) {
     for node in &mut record.targets {
-        node.told = true;
+        node.notified = true;
         node.old_key_ends = ends.map(str::to_owned);
     }
 }
@@ -94,7 +94,7 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
         record
             .targets
             .iter()
-            .all(|node| !node.told && node.old_key_ends.is_none())
+            .all(|node| !node.notified && node.old_key_ends.is_none())
     );
 }
 
@@ -110,7 +110,7 @@ fn a_rotation_goes_on_wherever_it_stopped() {
     assert_eq!(keys.new.public(), made.public());
     // The rotation is recorded, and a node knows the new key or not.
     for is_notified in [false, true] {
-        record.targets[0].told = is_notified;
+        record.targets[0].notified = is_notified;
         place.files.write(&record).expect("room");
         let (again, read) = place.begin(&[]);
         assert_eq!(

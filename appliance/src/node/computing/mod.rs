@@ -251,7 +251,7 @@ impl NodeComputing {
         })
     }
 
-    /// That workers are walled in less than the configuration wants. It is known once one was started.
+    /// That the sandbox level of workers is below the configured one. The node knows it once a worker was started.
     pub(super) fn low_sandbox(&self) -> Option<MachineDiagnostic> {
         let stats = self.workers.stats();
         let mut roles = stats.sandbox.iter();

@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    fn asked() -> ShareRequest {
+    fn share_request() -> ShareRequest {
         ShareRequest {
             key: PeerKey::Ed25519([1; 32]),
             peer: "kitchen-vault".parse().expect("a peer id"),
@@ -177,7 +177,7 @@ mod tests {
             from: Vec::new(),
             approve: false,
         };
-        let refused = share_registry.deposit(&asked(), &deposit);
+        let refused = share_registry.deposit(&share_request(), &deposit);
         assert!(matches!(
             refused,
             Err(EscrowError::Safe(EscrowVaultError::Absent))
@@ -192,7 +192,7 @@ mod tests {
             vault: None,
             dir: dir.path().join("escrow/records"),
         };
-        let id = ShareId::from_key(&asked().key);
+        let id = ShareId::from_key(&share_request().key);
         assert_eq!(records.remove(&id), Ok(()));
         std::fs::write(dir.path().join("escrow"), "no folder").expect("writable");
         let refused = records.remove(&id);

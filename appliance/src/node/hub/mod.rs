@@ -149,7 +149,7 @@ impl HubContext {
         Ok(role)
     }
 
-    /// The same, if `who` may give this role: an identity gives no scope that it does not hold.
+    /// Like `role`, if `who` may give this role: an identity gives no scope that it does not hold.
     fn role_from(&self, name: &str, who: &Identity) -> Result<EnrolRole, CallError> {
         let role = self.role(name)?;
         // Without this check, a peer that may invite could admit one with more rights, and act

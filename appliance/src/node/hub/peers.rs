@@ -320,7 +320,7 @@ impl HubContext {
     /// Whether `who` may change this peer by the scope [`ADMIN_SCOPE`].
     ///
     /// # Errors
-    /// It did not enrol, or may do more than `who`, who is no administrator; or there is no such peer.
+    /// The peer did not enrol, or may do more than `who`, who is no administrator; or there is no such peer.
     async fn check_may_change(&self, name: &str, who: &Identity) -> Result<(), CallError> {
         // The operations peer/set and peer/remove let an administrator do the same.
         if who.scopes.allows(identity_services::ADMIN_SCOPE) {

@@ -1,7 +1,7 @@
 //! The care of what is stored: PID 1 checks the disks and the boot slots of its machine, and the node the files that it
 //! keeps by their hash.
 
-mod link;
+mod check_client;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::facts::SharedFacts;
 use super::ops::{caller, empty_input};
-use link::StorageLink;
+use check_client::StorageCheckClient;
 use stored::StoredFilesCheck;
 
 /// Scope of callers that may have the storage checked.
@@ -28,7 +28,7 @@ const SCOPE: &str = "admin";
 pub(crate) struct NodeStorage(Arc<NodeStorageInner>);
 
 struct NodeStorageInner {
-    link: StorageLink,
+    init: StorageCheckClient,
     facts: SharedFacts,
     stored: StoredFilesCheck,
 }
@@ -41,7 +41,7 @@ impl NodeStorage {
         store: Option<Arc<TensorStore>>,
     ) -> Self {
         Self(Arc::new(NodeStorageInner {
-            link: StorageLink::new(to_init),
+            init: StorageCheckClient::new(to_init),
             facts,
             stored: StoredFilesCheck::new(store),
         }))
@@ -54,7 +54,7 @@ impl NodeStorage {
 
     /// Hands the answer of PID 1 to the request of this number.
     pub(crate) fn checked(&self, n: u64, storage: StorageFacts, problems: Vec<MachineDiagnostic>) {
-        self.0.link.checked(n, (storage, problems));
+        self.0.init.checked(n, (storage, problems));
     }
 
     /// Checks the stored files now and then, until the node ends.
@@ -77,7 +77,7 @@ impl NodeStorage {
     async fn check_now(&self, by: &str) -> Result<Value, CallError> {
         // The files may take hours, so the answer does not wait for them.
         self.0.stored.check_now();
-        let (storage, mut problems) = self.0.link.ask(by).await?;
+        let (storage, mut problems) = self.0.init.ask(by).await?;
         problems.extend(self.problems());
         Ok(json!({
             "disks": storage.disks,
@@ -108,7 +108,7 @@ fn check(storage: NodeStorage) -> Registration {
         }
     }))
     .with_scope(SCOPE);
-    spec.default_timeout_ms = Some(link::ANSWER_TIMEOUT_MS);
+    spec.default_timeout_ms = Some(check_client::ANSWER_TIMEOUT_MS);
     let handler = HandlerKind::once(move |_input, ctx: alknet_call::Ctx| {
         let storage = storage.clone();
         async move { storage.check_now(&caller(&ctx)).await }

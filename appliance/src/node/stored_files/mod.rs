@@ -6,7 +6,7 @@
 
 mod error;
 mod ops;
-mod room;
+mod quota;
 mod site;
 mod store;
 mod uploads;
@@ -110,7 +110,7 @@ impl StoredFiles {
             .collect()
     }
 
-    /// The same as warnings, for the administrator who sends `config`.
+    /// Like `problems`, as warnings, for the administrator who sends `config`.
     pub(super) fn warnings(&self, config: &NodeConfig) -> Vec<ConfigWarning> {
         let missing = self.missing(config).into_iter();
         missing

@@ -242,7 +242,7 @@ async fn begin(
     name: StoredFileName,
 ) -> Result<Value, CallError> {
     // This check comes before a file is made. `keep` checks again, for two calls at a time.
-    files.0.uploads.room()?;
+    files.0.uploads.check_slots()?;
     let own = files.clone();
     let upload = blocking(move || own.store()?.begin(name)).await?;
     let upload = files.0.uploads.keep(owner, upload)?;

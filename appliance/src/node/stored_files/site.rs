@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::FileStoreError;
-use super::room::{FOLDER_BYTES, RoomClaim, bytes_on_disk};
+use super::quota::{FOLDER_BYTES, StoreReservation, bytes_on_disk};
 use crate::tar::{TarEntry, TarEntryKind, TarReader};
 
 /// Maximum bytes of the archive of a site, headers included: a site of this size takes a minute
@@ -42,7 +42,7 @@ pub(super) struct SiteSize {
 pub(super) fn unpack(
     archive: impl Read,
     folder: &Path,
-    claim: &mut RoomClaim,
+    claim: &mut StoreReservation,
 ) -> Result<SiteSize, FileStoreError> {
     unpack_at_most(SITE_ENTRIES_MAX, archive, folder, claim)
 }
@@ -51,7 +51,7 @@ fn unpack_at_most(
     entries_max: usize,
     archive: impl Read,
     folder: &Path,
-    claim: &mut RoomClaim,
+    claim: &mut StoreReservation,
 ) -> Result<SiteSize, FileStoreError> {
     let mut reader = TarReader::new(archive);
     let mut target = SiteFolder {
@@ -104,7 +104,7 @@ struct SiteFolder<'a> {
     entries_max: usize,
     made: BTreeSet<PathBuf>,
     size: SiteSize,
-    claim: &'a mut RoomClaim,
+    claim: &'a mut StoreReservation,
     /// Bytes of the disk that the files take.
     on_disk: u64,
 }
@@ -295,13 +295,13 @@ pub(super) fn measure(folder: &Path) -> io::Result<SiteSize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::room::StoreRoom;
+    use super::super::quota::StoreQuota;
     use super::*;
     use crate::tar::{END, file_header, packed};
 
     fn unpacked(archive: &[u8]) -> Result<Vec<(String, u64)>, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut claim = RoomClaim::new(&StoreRoom::new(u64::MAX));
+        let mut claim = StoreReservation::new(&StoreQuota::new(u64::MAX));
         let size = unpack(archive, dir.path(), &mut claim).map_err(|error| error.to_string())?;
         let found = files(dir.path()).expect("the folder is ours");
         assert_eq!(measure(dir.path()).expect("the folder is ours"), size);
@@ -388,7 +388,7 @@ mod tests {
         let archive = packed(&[("a", b""), ("b/c", b""), ("b/d", b"")]);
         for (most, fits) in [(3, false), (4, true)] {
             let dir = tempfile::tempdir().expect("a temporary directory");
-            let mut claim = RoomClaim::new(&StoreRoom::new(u64::MAX));
+            let mut claim = StoreReservation::new(&StoreQuota::new(u64::MAX));
             let size = unpack_at_most(most, &archive[..], dir.path(), &mut claim);
             match (size, fits) {
                 (Ok(size), true) => assert_eq!(size.files, 3),

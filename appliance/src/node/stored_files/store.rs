@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::error::FileStoreError;
-use super::room::{RoomClaim, StoreRoom, bytes_on_disk};
+use super::quota::{StoreQuota, StoreReservation, bytes_on_disk};
 use super::site::{self, SITE_BYTES_MAX};
 use crate::node::identity_services::moment;
 
@@ -73,7 +73,7 @@ pub(super) struct FileUpload {
     file: File,
     have: u64,
     most: u64,
-    claim: RoomClaim,
+    claim: StoreReservation,
 }
 
 impl FileUpload {
@@ -95,7 +95,7 @@ impl FileUpload {
                 self.name, self.most
             )));
         }
-        // Concurrent uploads share the room: each has what the others leave.
+        // Concurrent uploads share the quota: each has what the others leave.
         self.claim.grow_to(bytes_on_disk(end))?;
         let written = self.file.write_all_at(bytes, self.have);
         written.map_err(|error| FileStoreError::io("cannot keep what was sent", error))?;
@@ -115,7 +115,7 @@ impl Drop for FileUpload {
 #[derive(Debug)]
 pub(super) struct FileStore {
     folder: PathBuf,
-    room: Arc<StoreRoom>,
+    quota: Arc<StoreQuota>,
     /// Held while a file is put in place or removed: of two such changes, the second sees the
     /// result of the first.
     turn: Mutex<()>,
@@ -140,18 +140,18 @@ impl FileStore {
         }
         let store = Self {
             folder,
-            room: StoreRoom::new(bytes_max),
+            quota: StoreQuota::new(bytes_max),
             turn: Mutex::default(),
         };
         store.sweep()?;
-        store.room.set_stored(store.measured()?);
+        store.quota.set_stored(store.measured()?);
         Ok(store)
     }
 
-    /// The same with room for this many bytes.
+    /// A store with a quota of this many bytes.
     #[cfg(test)]
-    pub(super) fn with_room(mut self, bytes_max: u64) -> Self {
-        self.room = StoreRoom::new(bytes_max);
+    pub(super) fn with_quota(mut self, bytes_max: u64) -> Self {
+        self.quota = StoreQuota::new(bytes_max);
         self.count().expect("a readable folder");
         self
     }
@@ -168,20 +168,20 @@ impl FileStore {
 
     /// Maximum bytes of the disk that all files may take.
     pub(super) fn bytes_max(&self) -> u64 {
-        self.room.bytes_max()
+        self.quota.bytes_max()
     }
 
     /// Bytes of the disk that all files and uploads take.
     pub(super) fn used(&self) -> u64 {
-        self.room.used()
+        self.quota.used()
     }
 
-    /// Measures the stored files, and so the room that is left. The caller holds the turn.
+    /// Measures the stored files, and so the rest of the quota. The caller holds the turn.
     fn count(&self) -> Result<(), FileStoreError> {
         let bytes = self.measured();
         let bytes =
             bytes.map_err(|error| FileStoreError::io("cannot look at what is stored", error))?;
-        self.room.set_stored(bytes);
+        self.quota.set_stored(bytes);
         Ok(())
     }
 
@@ -214,7 +214,7 @@ impl FileStore {
             // An import does not read a longer document.
             _ => DOCUMENT_BYTES_MAX,
         };
-        let mut claim = RoomClaim::new(&self.room);
+        let mut claim = StoreReservation::new(&self.quota);
         claim.grow_to(bytes_on_disk(0))?;
         let uploads = self.below(UPLOADS);
         let made = unused(&uploads, |path| {
@@ -263,7 +263,7 @@ impl FileStore {
         // The content is checked before it replaces a file that may be in use.
         let (facts, warnings) = describe(name.kind(), &content).map_err(FileStoreError::Content)?;
         // The stored file, the upload and the new file are on the disk at the same time.
-        let mut claim = RoomClaim::new(&self.room);
+        let mut claim = StoreReservation::new(&self.quota);
         claim.grow_to(bytes_on_disk(upload.have))?;
         let put = alknet_durable::replace(&self.path(&name), &content, 0o600);
         let counted = self.count();
@@ -374,7 +374,7 @@ impl FileStore {
 
     /// Unpacks a site durably, beside the one that is served.
     pub(super) fn stage(&self, upload: &FileUpload) -> Result<PathBuf, FileStoreError> {
-        let mut claim = RoomClaim::new(&self.room);
+        let mut claim = StoreReservation::new(&self.quota);
         let made = unused(&self.below(CONTENT), |path| {
             fs::DirBuilder::new().mode(0o700).create(path)
         });

@@ -194,7 +194,7 @@ fn files_have_so_much_room_and_no_more() {
     let archive = site(&[b'x'; 40_000]);
     // The room is for the archive and the content, and not for a second archive.
     let room = archive.len() as u64 * 2 + (64 << 10);
-    let store = open(dir.path()).with_room(room);
+    let store = open(dir.path()).with_quota(room);
     put(&store, "site/www", &archive).expect("archive and content fit");
     let error = put(&store, "site/other", &archive).expect_err("they do not fit again");
     assert!(matches!(error, FileStoreError::Quota(_)), "{error:?}");
@@ -214,7 +214,7 @@ fn uploads_that_begin_together_share_the_room() {
     /// More than half of the room.
     static PIECE: [u8; 80 << 10] = [b'x'; 80 << 10];
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let store = open(dir.path()).with_room(ROOM);
+    let store = open(dir.path()).with_quota(ROOM);
     let [mut first, mut second, mut third] = ["site/a", "site/b", "certificate/c"]
         .map(|it| store.begin(name(it)).expect("there is room"));
     first.write(&PIECE).expect("there is room");
@@ -235,7 +235,7 @@ fn what_was_stored_since_an_upload_began_counts_for_it() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let document = b"openapi: 3.1.0\npaths:\n  /a:\n    get: {}\n";
     let document = [&document[..], &b"# long\n".repeat(6000)].concat();
-    let store = open(dir.path()).with_room(128 << 10);
+    let store = open(dir.path()).with_quota(128 << 10);
     let mut early = store.begin(name("site/www")).expect("there is room");
     put(&store, "document/forge", &document).expect("there is room");
     let error = early.write(&[b'x'; 96 << 10]).expect_err("less is left");
@@ -248,7 +248,7 @@ fn what_was_stored_since_an_upload_began_counts_for_it() {
 #[test]
 fn empty_files_take_room() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let store = open(dir.path()).with_room(512 << 10);
+    let store = open(dir.path()).with_quota(512 << 10);
     let paths: Vec<_> = (0..200).map(|n| format!("{n}.txt")).collect();
     let files: Vec<_> = paths.iter().map(|path| (path.as_str(), &b""[..])).collect();
     let error = put(&store, "site/www", &packed(&files)).expect_err("they take more");
@@ -315,7 +315,7 @@ async fn uploads_are_their_callers_few_and_not_kept_for_ever() {
     }
     let full = uploads.keep(&peer("eve"), begin()).expect_err("too many");
     assert!(matches!(full, FileStoreError::Busy(4)), "{full:?}");
-    assert!(uploads.room().is_err());
+    assert!(uploads.check_slots().is_err());
     let other = uploads.lookup(&peer("eve"), "u1");
     assert!(matches!(other, Err(FileStoreError::NoUpload)));
     assert!(uploads.lookup(&peer("ada"), "u1").is_ok());

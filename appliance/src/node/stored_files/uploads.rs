@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::error::FileStoreError;
 use super::store::FileUpload;
 
-/// Maximum number of uploads under way. They share the room, and one administrator stores one file
+/// Maximum number of uploads under way. They share the quota, and one administrator stores one file
 /// after another.
 const UPLOADS_MAX: usize = 4;
 /// How long an upload waits for its next piece.
@@ -50,7 +50,7 @@ impl FileUploads {
     ///
     /// # Errors
     /// The maximum number of uploads is under way.
-    pub(super) fn room(&self) -> Result<(), FileStoreError> {
+    pub(super) fn check_slots(&self) -> Result<(), FileStoreError> {
         match self.table().slots.len() < UPLOADS_MAX {
             true => Ok(()),
             false => Err(FileStoreError::Busy(UPLOADS_MAX)),
@@ -60,14 +60,14 @@ impl FileUploads {
     /// Adds an upload, and returns its name. Must run inside a runtime.
     ///
     /// # Errors
-    /// Those of [`room`](Self::room).
+    /// The errors of [`check_slots`](Self::check_slots).
     pub(super) fn keep(
         self: &Arc<Self>,
         owner: &PeerId,
         upload: FileUpload,
     ) -> Result<String, FileStoreError> {
         let mut table = self.table();
-        // The lock is held now, so two callers that both passed `room` are counted.
+        // The lock is held now, so two callers that both passed `check_slots` are counted.
         if table.slots.len() >= UPLOADS_MAX {
             return Err(FileStoreError::Busy(UPLOADS_MAX));
         }

@@ -12,7 +12,10 @@ use tokio::task::AbortHandle;
 
 use super::read::other_kind;
 use super::refusal::refused;
-use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, may, owner};
+use super::{
+    ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, from_hub_itself, may,
+    owner,
+};
 use crate::node::ops::{caller, empty_input};
 
 /// How far ahead a start may be asked for, in seconds: 30 days.
@@ -28,12 +31,40 @@ pub(super) struct ScheduledStart {
     at: Timestamp,
     /// SHA-256 of the program that it is for, in hex.
     sha256: String,
+    by: String,
+    /// Whether the caller that set it is no administrator.
+    limited: bool,
     task: AbortHandle,
 }
 
 impl Drop for ScheduledStart {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// The start that a caller may have.
+pub(super) struct StartOrder {
+    /// SHA-256 of the program that has to be staged, in hex; `None` for whatever is staged.
+    pub(super) sha256: Option<String>,
+    /// Whether PID 1 counts the start.
+    pub(super) limited: bool,
+    /// Whether no administrator asks for it, but the machine itself or a hub.
+    pub(super) unasked: bool,
+}
+
+impl StartOrder {
+    fn request(self) -> UpdateRequest {
+        let Self {
+            sha256,
+            limited,
+            unasked,
+        } = self;
+        UpdateRequest::Apply {
+            sha256,
+            limited,
+            unasked,
+        }
     }
 }
 
@@ -67,19 +98,22 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.link_check()?;
+            if !may(&ctx, APPLY_SCOPE) {
+                from_hub_itself(&ctx)?;
+            }
+            updates.check_init()?;
             let input = match input.is_null() {
                 true => UpdateApplyInput::default(),
                 false => input.parse()?,
             };
-            let sha256 = updates.startable(&ctx, &input)?;
+            let order = updates.startable(&ctx, &input)?;
             let by = caller(&ctx);
             match input.at {
                 None => {
-                    updates.start(&by, sha256, is_limited(&ctx)).await?;
+                    updates.start(&by, order).await?;
                     Ok(json!({ "restarts": true }))
                 }
-                Some(at) => updates.start_at(at, sha256, by, is_limited(&ctx)),
+                Some(at) => updates.start_at(at, order, by),
             }
         }
     });
@@ -99,7 +133,9 @@ pub(super) fn confirm(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.wish(UpdateRequest::Confirm, &caller(&ctx)).await?;
+            updates
+                .send_request(UpdateRequest::Confirm, &caller(&ctx))
+                .await?;
             Ok::<_, CallError>(json!({ "confirmed": true }))
         }
     });
@@ -120,10 +156,10 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.link_check()?;
+            updates.check_init()?;
             let limited = is_limited(&ctx);
-            let wish = UpdateRequest::Rollback { limited };
-            updates.wish(wish, &caller(&ctx)).await?;
+            let request = UpdateRequest::Rollback { limited };
+            updates.send_request(request, &caller(&ctx)).await?;
             // A version that is taken back must not start at the moment that was set for it. Only now: a rollback that
             // PID 1 refused takes no moment away.
             drop(updates.scheduled().take());
@@ -141,8 +177,8 @@ fn is_limited(ctx: &Ctx) -> bool {
 
 impl NodeUpdates {
     /// Sends PID 1 a request that it answers with `Done`.
-    async fn wish(&self, request: UpdateRequest, by: &str) -> Result<(), CallError> {
-        match self.0.link.ask(request, by).await? {
+    async fn send_request(&self, request: UpdateRequest, by: &str) -> Result<(), CallError> {
+        match self.0.init.ask(request, by).await? {
             UpdateAnswer::Done => Ok(()),
             UpdateAnswer::Refused { code, text } => Err(refused(&code, &text)),
             UpdateAnswer::Log { .. } | UpdateAnswer::Planned { .. } => Err(other_kind()),
@@ -150,14 +186,8 @@ impl NodeUpdates {
     }
 
     /// Starts the version that waits, if it is the program with this SHA-256.
-    pub(super) async fn start(
-        &self,
-        by: &str,
-        sha256: Option<String>,
-        limited: bool,
-    ) -> Result<(), CallError> {
-        let wish = UpdateRequest::Apply { sha256, limited };
-        self.wish(wish, by).await?;
+    pub(super) async fn start(&self, by: &str, order: StartOrder) -> Result<(), CallError> {
+        self.send_request(order.request(), by).await?;
         // Only now: a start that PID 1 refused takes no moment away.
         drop(self.scheduled().take());
         self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
@@ -165,11 +195,16 @@ impl NodeUpdates {
         Ok(())
     }
 
-    /// The SHA-256 of the program that the caller may start; `None` for whatever is staged. A hub that may only offer
-    /// starts what it has sent itself, at once, and no version that an administrator staged.
-    fn startable(&self, ctx: &Ctx, input: &UpdateApplyInput) -> Result<Option<String>, CallError> {
+    /// The start that the caller may have. A hub that may only offer starts what it has sent itself, at once, and no
+    /// version that an administrator staged. PID 1 refuses such a start if it needs a person at the machine.
+    fn startable(&self, ctx: &Ctx, input: &UpdateApplyInput) -> Result<StartOrder, CallError> {
+        let order = |sha256, unasked| StartOrder {
+            sha256,
+            limited: is_limited(ctx),
+            unasked,
+        };
         if may(ctx, APPLY_SCOPE) {
-            return Ok(input.sha256.clone());
+            return Ok(order(input.sha256.clone(), false));
         }
         let forbidden = |text: &str| Err(CallError::new(ErrorCode::Forbidden, text));
         if input.at.is_some() {
@@ -183,7 +218,7 @@ impl NodeUpdates {
             .staged_by()
             .is_some_and(|owner| owner == who);
         match staged.filter(|_| is_own) {
-            Some(plan) => Ok(Some(plan.sha256)),
+            Some(plan) => Ok(order(Some(plan.sha256), true)),
             None => {
                 forbidden("you may start only a version that you have sent since this node started")
             }
@@ -216,13 +251,7 @@ impl NodeUpdates {
         }
     }
 
-    fn start_at(
-        &self,
-        at: Timestamp,
-        wanted: Option<String>,
-        by: String,
-        limited: bool,
-    ) -> Result<Value, CallError> {
+    fn start_at(&self, at: Timestamp, order: StartOrder, by: String) -> Result<Value, CallError> {
         let conflict = |code: &str, text: &str| {
             let details = json!({ "code": code, "text": text });
             CallError::new(ErrorCode::Conflict, text).with_details(details)
@@ -237,7 +266,7 @@ impl NodeUpdates {
             let text = "no version waits to be started: send one first";
             conflict("nothing-staged", text)
         })?;
-        if wanted.is_some_and(|wanted| wanted != staged) {
+        if order.sha256.is_some_and(|wanted| wanted != staged) {
             let text = "another version is staged than the one that is to start";
             return Err(conflict("other-staged", text));
         }
@@ -245,29 +274,46 @@ impl NodeUpdates {
             let text = "the moment is in the past, or more than 30 days ahead";
             return Err(CallError::invalid_input(text));
         }
+        let mut scheduled = self.scheduled();
+        // One start at a time: a later order takes the place of an earlier one. Of an administrator's only if it is one, too:
+        // an update that an administrator has planned must not wait for another month.
+        let before = scheduled.as_ref().filter(|it| it.sha256 == staged);
+        if let Some(before) = before {
+            if order.limited && !before.limited {
+                let text = format!(
+                    "an administrator ({}) has set the start to {}: only an administrator changes it",
+                    before.by, before.at
+                );
+                return Err(conflict("scheduled", &text));
+            }
+            tracing::info!(by, %at, before = %before.at, set_by = before.by, "update.apply moves a start");
+        }
         let updates = self.clone();
-        let wish = UpdateRequest::Apply {
+        let order = StartOrder {
             sha256: Some(staged.clone()),
-            limited,
+            ..order
         };
-        let task = tokio::spawn(async move { updates.wait_and_start(at, wish, by).await });
-        let scheduled = ScheduledStart {
+        let limited = order.limited;
+        let setter = by.clone();
+        let task =
+            tokio::spawn(async move { updates.wait_and_start(at, order.request(), by).await });
+        *scheduled = Some(ScheduledStart {
             at,
             sha256: staged,
+            by: setter,
+            limited,
             task: task.abort_handle(),
-        };
-        // One start at a time: a later wish takes the place of an earlier one.
-        *self.scheduled() = Some(scheduled);
+        });
         Ok(json!({ "scheduled": at.to_string() }))
     }
 
-    async fn wait_and_start(self, at: Timestamp, wish: UpdateRequest, by: String) {
+    async fn wait_and_start(self, at: Timestamp, request: UpdateRequest, by: String) {
         // A clock that is lost meanwhile lets the moment wait: without the time nothing starts by itself.
         while self.now_s().is_none_or(|now| now < at.as_second()) {
             tokio::time::sleep(TICK).await;
         }
         // Not by `start`, which would abort this task. PID 1 compares the program once more.
-        let started = self.wish(wish, &by).await;
+        let started = self.send_request(request, &by).await;
         match started {
             Ok(()) => {
                 self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);

@@ -9,11 +9,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::NodeUpdates;
+use super::act::StartOrder;
 use super::download::planned;
 use super::refusal::is_about_delta;
 use super::schedule::{AutoStep, AutoView, step};
 use super::session::StagingOutcome;
-use super::stage::StageWish;
+use super::stage::DownloadRequest;
 
 /// How often the node decides.
 const TICK: Duration = Duration::from_secs(60);
@@ -42,7 +43,7 @@ pub(super) struct AutoMemory {
 impl NodeUpdates {
     /// Decides again and again. Never resolves.
     pub(crate) async fn keep_updated(self) {
-        if self.0.link.check().is_err() {
+        if self.0.init.check().is_err() {
             // On a host there is nothing to do, ever.
             return;
         }
@@ -107,7 +108,7 @@ impl NodeUpdates {
 
     /// The record of the log about what was staged last. `None` if PID 1 does not answer.
     async fn logged_staging(&self) -> Option<Option<UpdateRecord>> {
-        let answer = self.0.link.ask(UpdateRequest::Log, BY).await;
+        let answer = self.0.init.ask(UpdateRequest::Log, BY).await;
         let Ok(UpdateAnswer::Log { records }) = answer else {
             return None;
         };
@@ -123,7 +124,12 @@ impl NodeUpdates {
     /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
     async fn start_own(&self) -> Result<(), CallError> {
         let found = self.auto().found.as_ref().map(|plan| plan.sha256.clone());
-        self.start(BY, found, true).await
+        let order = StartOrder {
+            sha256: found,
+            limited: true,
+            unasked: true,
+        };
+        self.start(BY, order).await
     }
 
     /// Asks the channel what it has.
@@ -155,7 +161,7 @@ impl NodeUpdates {
         dry_run: bool,
         whole: bool,
     ) -> Result<UpdatePlan, CallError> {
-        let wish = |whole| StageWish {
+        let request = |whole| DownloadRequest {
             owner: BY.to_owned(),
             by: BY.to_owned(),
             url: None,
@@ -167,12 +173,12 @@ impl NodeUpdates {
             unasked: !dry_run,
             take_over: false,
         };
-        let begun = self.fetch(wish(whole)).await?;
+        let begun = self.fetch(request(whole)).await?;
         let is_delta = begun.is_delta;
         match planned(self.0.sessions.outcome(begun.session).await) {
             Err(error) if is_delta && is_about_delta(&error) => {
                 tracing::warn!("the channel's delta is of no use: {}", error.message);
-                let begun = self.fetch(wish(true)).await?;
+                let begun = self.fetch(request(true)).await?;
                 planned(self.0.sessions.outcome(begun.session).await)
             }
             planned => planned,

@@ -109,7 +109,7 @@ impl BundleDownloader {
     }
 
     #[cfg(test)]
-    fn asked(&self, url: &str) -> String {
+    fn redirected(&self, url: &str) -> String {
         match (self.instead.get(), url.rsplit_once('/')) {
             (Some(folder), Some((_, name))) if folder.ends_with('/') => format!("{folder}{name}"),
             (Some(other), _) => other.clone(),
@@ -117,7 +117,7 @@ impl BundleDownloader {
         }
     }
 
-    /// The same with a server without TLS, and without pauses.
+    /// A downloader that also asks this server without TLS, and makes no pauses.
     #[cfg(test)]
     pub(super) fn with_plain(mut self, server: alknet_core::PeerAddr) -> Self {
         self.options.plain.push(server);
@@ -132,7 +132,7 @@ impl BundleDownloader {
         anywhere: bool,
     ) -> Result<OpenedBundle, DownloadError> {
         #[cfg(test)]
-        let url = &self.asked(url);
+        let url = &self.redirected(url);
         let url = checked(url)?;
         let mut options = self.options.clone();
         if anywhere {

@@ -1,9 +1,9 @@
-//! Updates of the machine, as far as they are the node's: it carries bundles and wishes to PID 1, which verifies them.
+//! Updates of the machine, as far as they are the node's: it carries bundles and requests to PID 1, which verifies them.
 
 mod act;
 mod auto;
 mod download;
-mod link;
+mod init_client;
 mod problems;
 mod read;
 mod refusal;
@@ -27,9 +27,10 @@ use super::reload::Reloader;
 use act::ScheduledStart;
 use auto::AutoMemory;
 use download::BundleDownloader;
+use read::LastCheck;
 use session::{StagingPace, StagingSessions};
 
-pub(crate) use link::{UpdateLink, UpdateStream};
+pub(crate) use init_client::{UpdateClient, UpdateStream};
 pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED};
 pub(crate) use refusal::may_lie_in_delta;
 
@@ -49,7 +50,7 @@ const OFFER_SCOPE: &str = "update:offer";
 pub(crate) struct NodeUpdates(Arc<NodeUpdatesInner>);
 
 struct NodeUpdatesInner {
-    link: UpdateLink,
+    init: UpdateClient,
     sessions: StagingSessions,
     downloader: BundleDownloader,
     facts: SharedFacts,
@@ -60,6 +61,8 @@ struct NodeUpdatesInner {
     /// The start that an administrator asked for.
     scheduled: Mutex<Option<ScheduledStart>>,
     auto: Mutex<AutoMemory>,
+    /// The last check of the channel for a caller that may only read.
+    check: tokio::sync::Mutex<Option<LastCheck>>,
     attempts: UpdateAttempts,
 }
 
@@ -74,7 +77,7 @@ struct UpdateAttempts {
 
 /// What the updates of a node use.
 pub(crate) struct UpdateContext {
-    pub(crate) link: UpdateLink,
+    pub(crate) init: UpdateClient,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) facts: SharedFacts,
     pub(crate) reloader: Arc<Reloader>,
@@ -90,7 +93,7 @@ impl NodeUpdates {
 
     fn with(context: UpdateContext, downloader: BundleDownloader, pace: StagingPace) -> Self {
         let UpdateContext {
-            link,
+            init,
             facts,
             reloader,
             identity,
@@ -98,8 +101,8 @@ impl NodeUpdates {
             ..
         } = context;
         Self(Arc::new(NodeUpdatesInner {
-            sessions: StagingSessions::new(link.clone(), pace),
-            link,
+            sessions: StagingSessions::new(init.clone(), pace),
+            init,
             downloader,
             facts,
             reloader,
@@ -107,6 +110,7 @@ impl NodeUpdates {
             clock,
             scheduled: Mutex::default(),
             auto: Mutex::default(),
+            check: tokio::sync::Mutex::default(),
             attempts: UpdateAttempts::default(),
         }))
     }
@@ -118,7 +122,7 @@ impl NodeUpdates {
         facts: &SharedFacts,
     ) -> Self {
         Self::new(UpdateContext {
-            link: UpdateLink::new(None, None),
+            init: UpdateClient::new(None, None),
             dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
             facts: Arc::clone(facts),
             reloader: Arc::clone(&identity_services.reloader),
@@ -143,7 +147,7 @@ impl NodeUpdates {
 
     /// Hands an answer of PID 1 to the request that it is for.
     pub(crate) fn answered(&self, n: u64, answer: UpdateAnswer) {
-        self.0.link.answered(n, answer);
+        self.0.init.answered(n, answer);
     }
 
     /// Unix time. `None` if the machine does not know it: a build time is not the time.
@@ -180,10 +184,27 @@ fn may(ctx: &Ctx, scope: &str) -> bool {
     who.is_some_and(|who| who.scopes.allows(scope) || who.scopes.allows(ADMIN_SCOPE))
 }
 
-/// The name by which a session knows its caller.
+/// The name by which a session knows its caller. A hub has another one for what it passes on, so that its clients have no
+/// part in its own sessions.
 fn owner(ctx: &Ctx) -> Result<String, CallError> {
     // The access rule refuses callers without an identity, so this does not fail.
-    Ok(ctx.identity().ok_or_else(no_identity)?.id.to_string())
+    let id = &ctx.identity().ok_or_else(no_identity)?.id;
+    Ok(match ctx.is_forwarded() {
+        false => id.to_string(),
+        true => format!("{id}, for its clients"),
+    })
+}
+
+/// Refuses a call that a hub passes on by a right of its own: `hub/update` asks more of the hub's clients than
+/// `hub/invoke` does.
+fn from_hub_itself(ctx: &Ctx) -> Result<(), CallError> {
+    match ctx.is_forwarded() {
+        false => Ok(()),
+        true => Err(CallError::new(
+            ErrorCode::Forbidden,
+            "update:offer is for the hub itself, and not for its clients: use hub/update there",
+        )),
+    }
 }
 
 /// Refuses a call that an operation or a script makes for its caller: an update outlives the call.

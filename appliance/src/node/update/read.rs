@@ -1,17 +1,29 @@
 //! `update/status`, `update/check` and `update/log`.
 
+use std::time::Duration;
+
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_init::control::{UpdateAnswer, UpdateFacts, UpdateRequest};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::download::planned;
-use super::session::{EndedStaging, StagingOutcome, StagingSession};
-use super::stage::{StageWish, WISH_TIMEOUT_MS};
-use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, owner, plan_schema};
+use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
+use super::stage::{DownloadRequest, STAGE_TIMEOUT_MS};
+use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, may, owner, plan_schema};
 use crate::node::ops::{caller, empty_input};
 
 /// Why PID 1 does not say how the boot slots stand in the first moments of a machine.
 const NOT_READ_YET: &str = "the machine has not read its boot slots yet";
+
+/// How often callers that may only read can have the channel checked.
+const CHECK_PERIOD: Duration = Duration::from_secs(60);
+
+/// A check of the channel.
+pub(super) struct LastCheck {
+    began: Instant,
+    answer: Option<Result<Value, CallError>>,
+}
 
 /// `update/status`
 pub(super) fn status(updates: NodeUpdates) -> Registration {
@@ -45,7 +57,7 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
     }));
     let spec = for_scopes(spec, &[READ_SCOPE]);
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
-        let answer = updates.link_check().map(|()| updates.shown(&ctx));
+        let answer = updates.check_init().map(|()| updates.shown(&ctx));
         std::future::ready(answer)
     });
     Registration::new(spec, handler)
@@ -67,14 +79,17 @@ pub(super) fn check(updates: NodeUpdates) -> Registration {
             "plan": plan_schema(),
         }
     }));
-    spec.default_timeout_ms = Some(WISH_TIMEOUT_MS);
+    spec.default_timeout_ms = Some(STAGE_TIMEOUT_MS);
     let spec = for_scopes(spec, &[READ_SCOPE, STAGE_SCOPE]);
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
             let (owner, by) = (owner(&ctx)?, caller(&ctx));
-            updates.checked(owner, by).await
+            match may(&ctx, STAGE_SCOPE) {
+                true => updates.checked(owner, by).await,
+                false => updates.checked_lately(owner, by).await,
+            }
         }
     });
     Registration::new(spec, handler)
@@ -99,7 +114,7 @@ pub(super) fn log(updates: NodeUpdates) -> Registration {
         async move {
             let answer = updates
                 .0
-                .link
+                .init
                 .ask(UpdateRequest::Log, &caller(&ctx))
                 .await?;
             match answer {
@@ -119,19 +134,18 @@ pub(super) fn other_kind() -> CallError {
 
 impl NodeUpdates {
     /// Whether there is a PID 1 that does updates.
-    pub(super) fn link_check(&self) -> Result<(), CallError> {
-        Ok(self.0.link.check()?)
+    pub(super) fn check_init(&self) -> Result<(), CallError> {
+        Ok(self.0.init.check()?)
     }
 
     /// The answer to `update/status`.
     fn shown(&self, ctx: &Ctx) -> Value {
         let facts = self.0.facts.load();
         let mut answer = facts_shown(&facts.update);
-        let who = ctx.identity().map(|who| who.id.to_string());
-        let who = who.as_deref().unwrap_or_default();
+        let who = owner(ctx).unwrap_or_default();
         let session = self.0.sessions.current();
         answer["session"] = session.map_or(Value::Null, |it| {
-            session_shown(&it, who, facts.update.writing)
+            session_shown(&it, &who, facts.update.writing)
         });
         let ended = self.0.sessions.ended();
         answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
@@ -150,9 +164,31 @@ impl NodeUpdates {
         })
     }
 
+    /// The same for a caller that may only read: within [`CHECK_PERIOD`] all such callers get one answer. Each check has
+    /// the one session, downloads, and makes PID 1 verify.
+    async fn checked_lately(&self, owner: String, by: String) -> Result<Value, CallError> {
+        let mut last = self.0.check.lock().await;
+        if let Some(last) = last.as_ref().filter(|it| it.began.elapsed() < CHECK_PERIOD) {
+            let answer = last.answer.clone();
+            // Its caller left before there was an answer.
+            return answer.unwrap_or_else(|| Err(StagingError::Busy.into()));
+        }
+        let began = Instant::now();
+        *last = Some(LastCheck {
+            began,
+            answer: None,
+        });
+        let answer = self.checked(owner, by).await;
+        *last = Some(LastCheck {
+            began,
+            answer: Some(answer.clone()),
+        });
+        answer
+    }
+
     /// Asks the channel, and PID 1 about what it has.
     pub(super) async fn checked(&self, owner: String, by: String) -> Result<Value, CallError> {
-        let wish = StageWish {
+        let request = DownloadRequest {
             owner,
             by,
             url: None,
@@ -164,7 +200,7 @@ impl NodeUpdates {
             unasked: false,
             take_over: false,
         };
-        let begun = self.fetch(wish).await?;
+        let begun = self.fetch(request).await?;
         let plan = planned(self.0.sessions.outcome(begun.session).await)?;
         let config = self.0.reloader.current();
         Ok(json!({

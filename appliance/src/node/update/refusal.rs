@@ -4,16 +4,17 @@ use alknet_call::{CallError, ErrorCode};
 use serde_json::json;
 
 use super::download::DownloadError;
-use super::link::UpdateLinkError;
+use super::init_client::UpdateClientError;
 use super::session::{StagingError, StagingOutcome};
 
-/// Refusals of PID 1 that are about who may bring this version: its signatures, its age and its place in the order of
-/// versions.
-const FORBIDDEN: [&str; 9] = [
+/// Refusals of PID 1 that are about who may bring or start this version: its signatures, its age, its place in the order
+/// of versions, and what its start needs.
+const FORBIDDEN: [&str; 10] = [
     "below-floor",
     "downgrade",
     "expired",
     "left",
+    "needs-person",
     "no-keys",
     "rollback",
     "signature",
@@ -75,16 +76,16 @@ pub(crate) fn may_lie_in_delta(code: &str) -> bool {
     ABOUT_DELTA.contains(&code)
 }
 
-impl From<UpdateLinkError> for CallError {
-    fn from(error: UpdateLinkError) -> Self {
+impl From<UpdateClientError> for CallError {
+    fn from(error: UpdateClientError) -> Self {
         let text = error.to_string();
         match error {
             // A hub leaves such a worker out.
-            UpdateLinkError::Absent => {
+            UpdateClientError::Absent => {
                 Self::unavailable(text).with_details(json!({ "code": "host" }))
             }
-            UpdateLinkError::Broken => Self::unavailable(text),
-            UpdateLinkError::Late => Self::new(ErrorCode::Timeout, text),
+            UpdateClientError::Broken => Self::unavailable(text),
+            UpdateClientError::Late => Self::new(ErrorCode::Timeout, text),
         }
     }
 }
@@ -110,7 +111,7 @@ impl From<StagingError> for CallError {
                 Self::new(ErrorCode::Conflict, text).with_details(json!({ "code": "busy" }))
             }
             StagingError::Ended(outcome) => (*outcome).into(),
-            StagingError::Link(error) => error.into(),
+            StagingError::Init(error) => error.into(),
             StagingError::NoSession => Self::new(ErrorCode::NotFound, text),
             StagingError::Offset(offset) => Self::new(ErrorCode::Conflict, text)
                 .with_details(json!({ "code": "offset", "offset": offset })),
@@ -209,7 +210,7 @@ mod tests {
         let error = CallError::from(StagingError::Offset(7));
         assert_eq!(error.code, ErrorCode::Conflict);
         assert_eq!(error.details.expect("details")["offset"], 7);
-        let host = CallError::from(UpdateLinkError::Absent);
+        let host = CallError::from(UpdateClientError::Absent);
         assert_eq!(host.code, ErrorCode::Unavailable);
         assert!(
             host.message.contains("A node on a host"),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::link::{ANSWER_TIMEOUT, BundleFrames, UpdateLink, UpdateLinkError, wait};
+use super::init_client::{ANSWER_TIMEOUT, BundleFrames, UpdateClient, UpdateClientError, wait};
 
 /// Longest bundle, in bytes. PID 1 has its own limits of what is in one.
 pub(super) const BUNDLE_BYTES_MAX: u64 = 1 << 30;
@@ -118,7 +118,7 @@ pub(super) enum StagingError {
     /// The session ended.
     Ended(Box<StagingOutcome>),
     /// PID 1 cannot be asked.
-    Link(UpdateLinkError),
+    Init(UpdateClientError),
     /// There is no session of this name, or it belongs to another caller.
     NoSession,
     /// The piece does not begin where the last one ended.
@@ -149,7 +149,7 @@ impl fmt::Display for StagingError {
                 StagingOutcome::Refused { text, .. } => f.write_str(text),
                 StagingOutcome::GivenUp(why) => write!(f, "the session ended: {why}"),
             },
-            Self::Link(error) => error.fmt(f),
+            Self::Init(error) => error.fmt(f),
             Self::NoSession => f.write_str("there is no such session: begin with update/stage"),
             Self::Offset(offset) => write!(f, "the next piece begins at {offset}"),
             Self::Size(bytes) => write!(
@@ -161,9 +161,9 @@ impl fmt::Display for StagingError {
     }
 }
 
-impl From<UpdateLinkError> for StagingError {
-    fn from(error: UpdateLinkError) -> Self {
-        Self::Link(error)
+impl From<UpdateClientError> for StagingError {
+    fn from(error: UpdateClientError) -> Self {
+        Self::Init(error)
     }
 }
 
@@ -243,15 +243,15 @@ struct SessionTable {
 /// The session under way and the last one. Clones share them.
 #[derive(Clone)]
 pub(super) struct StagingSessions {
-    link: UpdateLink,
+    init: UpdateClient,
     pace: StagingPace,
     table: Arc<Mutex<SessionTable>>,
 }
 
 impl StagingSessions {
-    pub(super) fn new(link: UpdateLink, pace: StagingPace) -> Self {
+    pub(super) fn new(init: UpdateClient, pace: StagingPace) -> Self {
         Self {
-            link,
+            init,
             pace,
             table: Arc::default(),
         }
@@ -263,7 +263,7 @@ impl StagingSessions {
         request: StagingRequest,
         turn: Option<SessionTurn>,
     ) -> Result<Arc<StagingSession>, StagingError> {
-        self.link.check()?;
+        self.init.check()?;
         if !(1..=BUNDLE_BYTES_MAX).contains(&request.bytes) {
             return Err(StagingError::Size(request.bytes));
         }
@@ -299,9 +299,9 @@ impl StagingSessions {
         !matches!(self.outcome(session).await, StagingOutcome::Planned(_))
     }
 
-    /// The same, and no other caller begins the next session.
+    /// Like `cancel`, and lets no other caller begin the next session.
     pub(super) async fn take_over(&self, why: String) -> Result<SessionTurn, StagingError> {
-        self.link.check()?;
+        self.init.check()?;
         let turn = {
             let mut table = self.lock();
             if table.has_turn {
@@ -337,7 +337,7 @@ impl StagingSessions {
             // The session ended before it took the piece.
             _ => match self.lookup(id, owner)? {
                 FoundSession::Ended(ended) => ended_write(&ended, offset),
-                FoundSession::Running(_) => Err(StagingError::Link(UpdateLinkError::Broken)),
+                FoundSession::Running(_) => Err(StagingError::Init(UpdateClientError::Broken)),
             },
         }
     }
@@ -448,8 +448,8 @@ impl StagingSessions {
         session: &StagingSession,
         pieces: &mut mpsc::Receiver<BundlePiece>,
         last: &mut Option<BundlePiece>,
-    ) -> Result<StagingOutcome, UpdateLinkError> {
-        let frames = self.link.frames().await?;
+    ) -> Result<StagingOutcome, UpdateClientError> {
+        let frames = self.init.frames().await?;
         let StagingRequest {
             bytes,
             downgrade,
@@ -463,9 +463,9 @@ impl StagingSessions {
             dry_run,
             unasked,
         };
-        let (n, answer) = self.link.begin(request, &session.request.by).await?;
+        let (n, answer) = self.init.begin(request, &session.request.by).await?;
         let mut sending = BundleSending {
-            link: &self.link,
+            init: &self.init,
             session,
             n,
             frames,
@@ -481,7 +481,7 @@ impl StagingSessions {
                 // PID 1 may refuse a bundle by its first bytes, and plan a dry run by its metadata.
                 early = &mut sending.answer => {
                     sending.frames.abort().await?;
-                    return early.map(outcome_of).map_err(|_| UpdateLinkError::Broken);
+                    return early.map(outcome_of).map_err(|_| UpdateClientError::Broken);
                 }
                 () = session.given_up.notified() => return sending.give_up(session.why()).await,
                 () = sleep_until(due) => None,
@@ -541,7 +541,7 @@ fn fits(piece: &BundlePiece, sent: u64, left: u64) -> Result<(), StagingError> {
 /// PID 1 may read no frame for minutes while it writes a program, so the session can be given up at every step: PID 1
 /// learns of it beside the stream. A frame that has begun is still sent to its end, because another bundle follows it.
 struct BundleSending<'a> {
-    link: &'a UpdateLink,
+    init: &'a UpdateClient,
     session: &'a StagingSession,
     /// The number of the request.
     n: u64,
@@ -551,25 +551,25 @@ struct BundleSending<'a> {
 
 impl BundleSending<'_> {
     /// Sends a piece. Breaks if the session was given up meanwhile.
-    async fn data(&mut self, data: &[u8]) -> Result<ControlFlow<()>, UpdateLinkError> {
+    async fn data(&mut self, data: &[u8]) -> Result<ControlFlow<()>, UpdateClientError> {
         let mut sent = pin!(self.frames.data(data));
         tokio::select! {
             biased;
             sent = &mut sent => return sent.map(ControlFlow::Continue),
             () = self.session.given_up.notified() => {}
         }
-        self.link.give_up(self.n).await?;
+        self.init.give_up(self.n).await?;
         sent.await.map(ControlFlow::Break)
     }
 
     /// Ends a bundle before its end.
-    async fn give_up(self, why: String) -> Result<StagingOutcome, UpdateLinkError> {
-        self.link.give_up(self.n).await?;
+    async fn give_up(self, why: String) -> Result<StagingOutcome, UpdateClientError> {
+        self.init.give_up(self.n).await?;
         self.abort(why).await
     }
 
     /// Ends the frames of a bundle that PID 1 gives up. PID 1 is free again once it has answered.
-    async fn abort(mut self, why: String) -> Result<StagingOutcome, UpdateLinkError> {
+    async fn abort(mut self, why: String) -> Result<StagingOutcome, UpdateClientError> {
         self.frames.abort().await?;
         // Whatever PID 1 says of it, the bundle was not complete.
         wait(self.answer, ABORT_TIMEOUT).await.ok();
@@ -577,9 +577,9 @@ impl BundleSending<'_> {
     }
 
     /// Ends a complete bundle, and waits for what PID 1 makes of it.
-    async fn finish(self) -> Result<StagingOutcome, UpdateLinkError> {
+    async fn finish(self) -> Result<StagingOutcome, UpdateClientError> {
         let Self {
-            link,
+            init,
             session,
             n,
             mut frames,
@@ -594,7 +594,7 @@ impl BundleSending<'_> {
             answer = &mut decided => return answer.map(outcome_of),
             () = session.given_up.notified() => {}
         }
-        link.give_up(n).await?;
+        init.give_up(n).await?;
         match timeout(ABORT_TIMEOUT, decided).await {
             // It was staged already.
             Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => Ok(outcome_of(answer)),

@@ -15,13 +15,13 @@ use super::session::{
     BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingRequest, StagingSession,
 };
 use super::{
-    ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes, may,
-    owner, plan_schema,
+    ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes,
+    from_hub_itself, may, owner, plan_schema,
 };
 use crate::node::ops::{caller, empty_input};
 
 /// Default deadline of operations that wait until PID 1 has written and read back a program.
-pub(super) const WISH_TIMEOUT_MS: u32 = 900_000;
+pub(super) const STAGE_TIMEOUT_MS: u32 = 900_000;
 /// The most characters of a version.
 const VERSION_CHARS_MAX: usize = 64;
 /// The most characters of an address, as the downloader has it.
@@ -58,7 +58,7 @@ pub(super) fn stage(updates: NodeUpdates) -> Registration {
             "piece_bytes_max": { "type": "integer" },
         }
     }));
-    spec.default_timeout_ms = Some(WISH_TIMEOUT_MS);
+    spec.default_timeout_ms = Some(STAGE_TIMEOUT_MS);
     let spec = for_scopes(spec, &[STAGE_SCOPE]);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let updates = updates.clone();
@@ -98,13 +98,16 @@ pub(super) fn write(updates: NodeUpdates) -> Registration {
             "aborted": { "const": true },
         }
     }));
-    spec.default_timeout_ms = Some(WISH_TIMEOUT_MS);
+    spec.default_timeout_ms = Some(STAGE_TIMEOUT_MS);
     let spec = for_scopes(spec, &[STAGE_SCOPE, OFFER_SCOPE]);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.link_check()?;
+            if !may(&ctx, STAGE_SCOPE) {
+                from_hub_itself(&ctx)?;
+            }
+            updates.check_init()?;
             let owner = owner(&ctx)?;
             let fields: WriteInput = input.parse()?;
             let step = fields.step(&input)?;
@@ -161,7 +164,7 @@ pub(super) fn cancel(updates: NodeUpdates) -> Registration {
         let updates = updates.clone();
         async move {
             direct(&ctx)?;
-            updates.link_check()?;
+            updates.check_init()?;
             let why = format!("{} cancelled it", caller(&ctx));
             let cancelled = updates.0.sessions.cancel(why).await;
             Ok::<_, CallError>(json!({ "cancelled": cancelled }))
@@ -251,7 +254,7 @@ struct OfferInput {
 }
 
 /// A bundle that the node is to download.
-pub(super) struct StageWish {
+pub(super) struct DownloadRequest {
     pub(super) owner: String,
     pub(super) by: String,
     /// The address; `None` for the channel.
@@ -298,7 +301,7 @@ fn begun(session: &StagingSession) -> Value {
 
 impl NodeUpdates {
     async fn stage(&self, input: StageInput, ctx: &Ctx) -> Result<Arc<StagingSession>, CallError> {
-        self.link_check()?;
+        self.check_init()?;
         let (owner, by) = (owner(ctx)?, caller(ctx));
         let StageInput {
             bytes,
@@ -334,7 +337,7 @@ impl NodeUpdates {
                     .identity()
                     .is_some_and(|who| who.scopes.allows(ADMIN_SCOPE));
                 let anywhere = url.is_none() || is_admin;
-                let wish = StageWish {
+                let request = DownloadRequest {
                     owner,
                     by,
                     url,
@@ -345,7 +348,7 @@ impl NodeUpdates {
                     unasked: false,
                     take_over,
                 };
-                Ok(self.fetch(wish).await?.session)
+                Ok(self.fetch(request).await?.session)
             }
         }
     }
@@ -371,28 +374,28 @@ impl NodeUpdates {
     }
 
     /// Begins to download a bundle.
-    pub(super) async fn fetch(&self, wish: StageWish) -> Result<BegunDownload, CallError> {
-        self.link_check()?;
+    pub(super) async fn fetch(&self, request: DownloadRequest) -> Result<BegunDownload, CallError> {
+        self.check_init()?;
         // This comes before the node asks a server for a bundle that it could not take.
-        if self.0.sessions.current().is_some() && !wish.take_over {
+        if self.0.sessions.current().is_some() && !request.take_over {
             return Err(StagingError::Busy.into());
         }
-        let (url, bundle) = self.opened(&wish).await?;
+        let (url, bundle) = self.opened(&request).await?;
         let bytes = bundle.bytes;
         let file = url.rsplit('/').next().unwrap_or_default();
-        let is_delta = wish.url.is_none() && file.starts_with("from-");
+        let is_delta = request.url.is_none() && file.starts_with("from-");
         // The other session ends only now, when the server has answered: an address that is wrong takes over nothing.
-        let turn = self.turn(wish.take_over, &wish.by).await?;
+        let turn = self.turn(request.take_over, &request.by).await?;
         // `update/status` shows the address to every reader, and secrets can be in its query.
         let url = shortened(&url);
         let request = StagingRequest {
-            owner: wish.owner,
-            by: wish.by,
+            owner: request.owner,
+            by: request.by,
             source: url.clone(),
             bytes,
-            downgrade: wish.downgrade,
-            dry_run: wish.dry_run,
-            unasked: wish.unasked,
+            downgrade: request.downgrade,
+            dry_run: request.dry_run,
+            unasked: request.unasked,
         };
         let sessions = &self.0.sessions;
         let session = self.0.downloader.begin(sessions, bundle, (request, turn))?;
@@ -405,26 +408,26 @@ impl NodeUpdates {
         })
     }
 
-    /// The bundle at the address of the wish, or that of the channel. A channel may have a delta for the program that
+    /// The bundle at the address of the request, or that of the channel. A channel may have a delta for the program that
     /// runs, beside the whole one.
-    async fn opened(&self, wish: &StageWish) -> Result<(String, OpenedBundle), CallError> {
+    async fn opened(&self, request: &DownloadRequest) -> Result<(String, OpenedBundle), CallError> {
         let downloader = &self.0.downloader;
-        if let Some(url) = &wish.url {
-            return Ok((url.clone(), downloader.open(url, wish.anywhere).await?));
+        if let Some(url) = &request.url {
+            return Ok((url.clone(), downloader.open(url, request.anywhere).await?));
         }
         let config = self.0.reloader.current();
         let url = config.config.update.bundle_url().ok_or_else(no_channel)?;
         let running = self.0.facts.load().update.running_sha256.clone();
         if let Some(delta) = running.and_then(|running| delta_url(&url, &running))
-            && !wish.whole
+            && !request.whole
         {
-            match downloader.open(&delta, wish.anywhere).await {
+            match downloader.open(&delta, request.anywhere).await {
                 Ok(bundle) => return Ok((delta, bundle)),
                 // Whatever is wrong with it, the whole program may be there.
                 Err(error) => tracing::debug!(%error, "the channel has no delta for this program"),
             }
         }
-        let bundle = downloader.open(&url, wish.anywhere).await?;
+        let bundle = downloader.open(&url, request.anywhere).await?;
         Ok((url, bundle))
     }
 
@@ -466,7 +469,8 @@ impl NodeUpdates {
     /// A hub has a bundle. Its permission is the scope, which `[[join]] update` gives it.
     async fn answer_offer(&self, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
         direct(ctx)?;
-        self.link_check()?;
+        from_hub_itself(ctx)?;
+        self.check_init()?;
         let input: OfferInput = input.parse()?;
         let facts = self.0.facts.load_full();
         let facts = &facts.update;

@@ -117,7 +117,7 @@ impl NodeUpdateBench {
         let (ours, theirs) = StdStream::pair().expect("sockets");
         theirs.set_nonblocking(true).expect("a socket");
         let context = UpdateContext {
-            link: UpdateLink::new(Some(to_init), Some(UpdateStream::of_test(ours))),
+            init: UpdateClient::new(Some(to_init), Some(UpdateStream::of_test(ours))),
             dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
             facts: Arc::clone(&facts),
             reloader: Arc::clone(&identity_services.reloader),
@@ -138,7 +138,7 @@ impl NodeUpdateBench {
             _dir: dir,
         };
         let init = FakeInit {
-            link: bench.updates.0.link.clone(),
+            init: bench.updates.0.init.clone(),
             stream: UnixStream::from_std(theirs).expect("a socket"),
             seen: Arc::clone(&bench.seen),
             verdict: Arc::clone(&bench.verdict),
@@ -195,7 +195,7 @@ fn request(bytes: usize) -> StagingRequest {
 
 /// PID 1, as far as the node sees it.
 struct FakeInit {
-    link: UpdateLink,
+    init: UpdateClient,
     stream: UnixStream,
     seen: Arc<Mutex<InitSeen>>,
     verdict: Arc<Mutex<Verdict>>,
@@ -229,7 +229,7 @@ impl FakeInit {
                         by: by.unwrap_or_else(|| BY.to_owned()),
                         ..UpdateRecord::default()
                     };
-                    self.link.answered(
+                    self.init.answered(
                         n,
                         UpdateAnswer::Log {
                             records: vec![record],
@@ -238,7 +238,7 @@ impl FakeInit {
                 }
                 UpdateRequest::Confirm => {
                     let (code, text) = ("no-trial".to_owned(), "no version is on trial".to_owned());
-                    self.link.answered(n, UpdateAnswer::Refused { code, text });
+                    self.init.answered(n, UpdateAnswer::Refused { code, text });
                 }
                 UpdateRequest::Rollback { .. } => {
                     let refused = self.seen.lock().expect("no panic").refuses_rollback;
@@ -246,9 +246,9 @@ impl FakeInit {
                         code: code.to_owned(),
                         text: "another request is under way".to_owned(),
                     });
-                    self.link.answered(n, refused.unwrap_or(UpdateAnswer::Done));
+                    self.init.answered(n, refused.unwrap_or(UpdateAnswer::Done));
                 }
-                UpdateRequest::Apply { .. } => self.link.answered(n, UpdateAnswer::Done),
+                UpdateRequest::Apply { .. } => self.init.answered(n, UpdateAnswer::Done),
             }
         }
     }
@@ -286,7 +286,7 @@ impl FakeInit {
             };
             if let Some(answer) = answer.filter(|_| !has_answered) {
                 has_answered = true;
-                self.link.answered(n, answer);
+                self.init.answered(n, answer);
             }
         };
         let refused = match verdict {
@@ -313,7 +313,7 @@ impl FakeInit {
                     text: "the node gave it up".to_owned(),
                 },
             };
-            self.link.answered(n, answer);
+            self.init.answered(n, answer);
         }
         Ok(())
     }

@@ -141,7 +141,7 @@ impl BufferPool {
         if let ByteSource::Buffer(number) = source {
             return self.stored(*number);
         }
-        room(used, len)?;
+        check_quota(used, len)?;
         let storage = match source {
             ByteSource::Zero(len) => memory.zeroed(*len)?,
             ByteSource::Bytes(bytes) => memory.upload(bytes)?,
@@ -161,7 +161,7 @@ pub(super) fn check_length(len: u64) -> GpuResult<()> {
 }
 
 /// Checks the limit of the worker.
-pub(super) fn room(used: u64, more: u64) -> GpuResult<()> {
+pub(super) fn check_quota(used: u64, more: u64) -> GpuResult<()> {
     if used.saturating_add(more) > BUFFERS_BYTES_MAX {
         let message = format!("all buffers together may have {BUFFERS_BYTES_MAX} bytes");
         return Err(GpuFault::new(codes::QUOTA, message));

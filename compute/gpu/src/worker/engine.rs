@@ -13,7 +13,7 @@ use alknet_compute_wire::{
 use alknet_worker::{CborBody, GuestCall};
 use serde::Serialize;
 
-use super::buffers::{BufferPool, SourceBytes, TensorBuffer, check_length, room};
+use super::buffers::{BufferPool, SourceBytes, TensorBuffer, check_length, check_quota};
 use super::clock::GpuClock;
 use super::dispatch::PipelineCache;
 use super::fault::{GpuFault, GpuResult};
@@ -166,7 +166,7 @@ impl GpuJob<'_> {
         let stored = match from {
             ByteSource::Buffer(other) => {
                 let other = self.tensor_table.stored(*other)?;
-                room(self.used, other.len)?;
+                check_quota(self.used, other.len)?;
                 let storage = self.engine.memory.copied(&other.storage)?;
                 TensorBuffer { storage, ..other }
             }
@@ -210,7 +210,7 @@ impl GpuJob<'_> {
                 // The limits of the tensor and of the worker are checked before the device
                 // allocates memory.
                 check_length(len)?;
-                room(self.used, len)?;
+                check_quota(self.used, len)?;
                 let storage = self.engine.memory.upload(&result)?;
                 self.tensor_table.put(number, TensorBuffer { storage, len });
                 Ok(None)

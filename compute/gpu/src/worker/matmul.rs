@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use alknet_compute_wire::limits::{SIDE_MAX, THREADS_MAX};
 use alknet_compute_wire::{KernelReply, KernelVariant, MatmulRequest, Matrix, ResultSink};
 
-use super::buffers::{SourceBytes, TensorBuffer, check_length, room};
+use super::buffers::{SourceBytes, TensorBuffer, check_length, check_quota};
 use super::engine::GpuJob;
 use super::fault::{GpuFault, GpuResult};
 use super::memory::{TensorMemory, TensorStorage};
@@ -27,7 +27,7 @@ impl GpuJob<'_> {
         let (m, k, n) = self.checked(ask)?;
         let len = u64::from(m) * u64::from(n) * size_of::<f32>() as u64;
         check_length(len)?;
-        room(self.used, len)?;
+        check_quota(self.used, len)?;
         let mut jit = Duration::ZERO;
         // A binding must not be empty, and a product over nothing is all zeros.
         let bytes = if m == 0 || n == 0 || k == 0 {
@@ -169,7 +169,7 @@ impl GpuJob<'_> {
         order: MatrixOrder,
         elements: u64,
     ) -> GpuResult<[wgpu::Buffer; 2]> {
-        room(self.used, elements * size_of::<f32>() as u64)?;
+        check_quota(self.used, elements * size_of::<f32>() as u64)?;
         let device = self.engine.memory.device()?;
         let (a, b) = (
             self.tensor_table.locate(&ask.a.from)?,
@@ -219,7 +219,7 @@ impl GpuJob<'_> {
     ) -> GpuResult<wgpu::Buffer> {
         let elements = u64::from(height) * u64::from(width);
         let bytes = elements * size_of::<f32>() as u64;
-        room(self.used, bytes)?;
+        check_quota(self.used, bytes)?;
         let device = self.engine.memory.device()?;
         let packed = device.buffer(bytes)?;
         // The limit of a tensor keeps every number far below 2³¹.

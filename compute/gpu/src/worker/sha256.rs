@@ -6,7 +6,7 @@ use alknet_compute_wire::limits::{MESSAGES_MAX, TENSOR_BYTES_MAX};
 use alknet_compute_wire::{ByteSource, KernelReply, KernelVariant, Sha256Request as Ask};
 use sha2::{Digest, Sha256};
 
-use super::buffers::{SourceBytes, check_length, room};
+use super::buffers::{SourceBytes, check_length, check_quota};
 use super::engine::GpuJob;
 use super::fault::{GpuFault, GpuResult};
 use super::memory::TensorStorage;
@@ -25,7 +25,7 @@ impl GpuJob<'_> {
         let total = self.tensor_table.len(&ask.data)?;
         check_length(total)?;
         let spans = self.spans(&ask.offsets, total)?;
-        room(self.used, (spans.len() * DIGEST) as u64)?;
+        check_quota(self.used, (spans.len() * DIGEST) as u64)?;
         let mut jit = Duration::ZERO;
         let bytes = if spans.is_empty() {
             self.deliver(ask.to, Vec::new())?

@@ -47,9 +47,9 @@ enum BootCase {
     Q35,
     /// Our image on microvm, to the answered call.
     Microvm,
-    /// As `Q35`, without a driver for GPUs.
+    /// Like `Q35`, without a driver for GPUs.
     Q35Bare,
-    /// As `Microvm`, without a driver for GPUs.
+    /// Like `Microvm`, without a driver for GPUs.
     MicrovmBare,
     /// Our kernel on q35, to the empty init.
     Q35Empty,

@@ -108,8 +108,8 @@ impl UnreadQuota {
     }
 
     /// Whether it may grow.
-    pub(super) fn has_room(&self) -> bool {
-        self.all.has_room(|| (self.requester)())
+    pub(super) fn has_capacity(&self) -> bool {
+        self.all.has_capacity(|| (self.requester)())
     }
 
     /// Whether the requester has used its own whole quota, whatever others have.
@@ -118,9 +118,9 @@ impl UnreadQuota {
     }
 
     /// Waits until it may grow.
-    pub(super) async fn wait_room(&self) {
+    pub(super) async fn wait_for_capacity(&self) {
         let _turn = self.turn.lock().await;
-        while !self.has_room() {
+        while !self.has_capacity() {
             // Other connections free the room, and none of them knows which tasks wait.
             sleep(UNREAD_ROOM_EVERY).await;
         }

@@ -138,13 +138,13 @@ async fn a_reader_waits_for_no_other_and_a_silent_peer_waits_for_room() {
     );
     claim(&slow, 64 * KIB, GrowLimit::Wholly).expect("room");
     full.add(1 << 20);
-    quick.wait_room(4 << 20).await;
-    let mut waits = pin!(slow.wait_room(4 << 20));
+    quick.wait_for_capacity(4 << 20).await;
+    let mut waits = pin!(slow.wait_for_capacity(4 << 20));
     assert!(poll!(waits.as_mut()).is_pending());
     full.taken(1 << 20);
     waits.await;
     full.add(1 << 20);
-    let mut waits = pin!(slow.wait_room(4 << 20));
+    let mut waits = pin!(slow.wait_for_capacity(4 << 20));
     assert!(poll!(waits.as_mut()).is_pending());
     slow.taken(60 * KIB);
     waits.await;

@@ -97,7 +97,7 @@ impl Env {
         }
     }
 
-    /// The same for code that may do less.
+    /// Like `new`, for code that may do less.
     pub(crate) fn narrowed(
         &self,
         resolver: Arc<dyn OperationEnv>,
@@ -167,10 +167,10 @@ impl Env {
             .await
     }
 
-    /// As [`invoke`](Self::invoke), with options.
+    /// Like [`invoke`](Self::invoke), with options.
     ///
     /// # Errors
-    /// As [`invoke`](Self::invoke).
+    /// The errors of [`invoke`](Self::invoke).
     pub async fn invoke_with(
         &self,
         operation: &str,
@@ -181,11 +181,11 @@ impl Env {
             .await
     }
 
-    /// As [`invoke_with`](Self::invoke_with), with an input that has its JSON form already, such as
+    /// Like [`invoke_with`](Self::invoke_with), with an input that has its JSON form already, such as
     /// the caller's own; binary data goes along.
     ///
     /// # Errors
-    /// As [`invoke`](Self::invoke).
+    /// The errors of [`invoke`](Self::invoke).
     pub async fn invoke_body(
         &self,
         operation: &str,
@@ -214,7 +214,7 @@ impl Env {
     /// behind it. It lives no longer than the request that this belongs to.
     ///
     /// # Errors
-    /// As [`invoke`](Self::invoke); `INVALID_OPERATION_TYPE` for what answers once.
+    /// The errors of [`invoke`](Self::invoke); `INVALID_OPERATION_TYPE` for what answers once.
     pub fn follow(
         &self,
         operation: &str,

@@ -60,11 +60,11 @@ impl SandboxSession {
         self.add(registration, false)
     }
 
-    /// The same, replacing the operation that this session registered under the name before: code that is written
-    /// step by step gets better. Running calls go on with the operation they began with.
+    /// Like `register`, replacing the operation that this session registered under the name before: code that is
+    /// written step by step gets better. Running calls go on with the operation they began with.
     ///
     /// # Errors
-    /// As [`register`](Self::register), but for a name of the session's own.
+    /// The errors of [`register`](Self::register), but for a name of the session's own.
     pub fn replace(&self, registration: Registration) -> Result<(), SessionError> {
         self.add(registration, true)
     }

@@ -22,7 +22,7 @@ pub(super) const SUPERSEDED: &str = "a newer connection of this peer took over";
 /// Why calls over an ended connection have no answer.
 pub(super) const ENDED: &str = "the connection ended";
 
-/// The same where the peer had announced that it stops.
+/// Like `ENDED`, where the peer had announced that it stops.
 const STOPPED: &str = "the connection ended because the node stopped; call again once it runs";
 
 impl CallConnectionState {
@@ -141,7 +141,7 @@ impl CallConnectionState {
         let streams = self.live_streams();
         let written = streams
             .iter()
-            .map(|stream| stream.out.wait_room(SendQueue::is_idle));
+            .map(|stream| stream.out.wait_for_capacity(SendQueue::is_idle));
         let written = tokio::time::timeout(self.dispatcher.patience.goodbye, join_all(written));
         if written.await.is_err() {
             streams
@@ -163,7 +163,7 @@ impl CallConnectionState {
 
     /// Whether a newer connection of the peer took over, in the peer table or at the endpoint.
     pub(super) fn is_superseded(&self) -> bool {
-        self.connection.is_asked_to_drain()
+        self.connection.is_drain_requested()
     }
 
     /// Called where a draining peer ended the last stream on which this side can send it anything: gives the peer all

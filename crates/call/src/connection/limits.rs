@@ -70,7 +70,9 @@ impl CallConnectionState {
     /// Waits until the peer has taken enough answers that this side reads its next request. Where its requester has
     /// no room left, a peer that reads may still send requests, and gets short answers.
     pub(crate) async fn wait_until_read(&self) {
-        self.unread.wait_room(self.limits().queued_bytes).await;
+        self.unread
+            .wait_for_capacity(self.limits().queued_bytes)
+            .await;
     }
 
     /// Whether this node may read further events for the peer before it takes some.
@@ -80,7 +82,9 @@ impl CallConnectionState {
 
     /// Waits until [`may_keep`](Self::may_keep) holds.
     pub(crate) async fn wait_keep(&self) {
-        self.ahead.wait_room(self.limits().queued_bytes).await;
+        self.ahead
+            .wait_for_capacity(self.limits().queued_bytes)
+            .await;
     }
 
     /// Whether the peer has taken enough answers that events may follow.

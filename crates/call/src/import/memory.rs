@@ -8,17 +8,17 @@ use bytes::Bytes;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{
-    BYTES_SHARE, BYTES_UNKNOWN_PEERS, IMPORT_RESERVE_PART, bytes_for_memory, leaves_room,
+    BYTES_SHARE, BYTES_UNKNOWN_PEERS, IMPORT_RESERVE_PART, bytes_for_memory, leaves_capacity,
 };
 use crate::request_bytes::Requester;
 use crate::sync::lock;
 
 /// The account of all imports of a node. Each import has a [share](Self::share) of it. Clones are the same account.
 #[derive(Clone, Debug)]
-pub struct ImportMemory(Arc<ImportAccount>);
+pub struct ImportMemory(Arc<ImportMemoryPool>);
 
 #[derive(Debug)]
-struct ImportAccount {
+struct ImportMemoryPool {
     most: usize,
     taken: Mutex<ImportUsage>,
 }
@@ -108,7 +108,7 @@ impl ImportMemory {
     /// An account for a machine with so much memory: as much as running requests may have.
     #[must_use]
     pub fn for_machine(memory_bytes: u64) -> Self {
-        Self(Arc::new(ImportAccount {
+        Self(Arc::new(ImportMemoryPool {
             most: bytes_for_memory(memory_bytes),
             taken: Mutex::default(),
         }))
@@ -144,7 +144,7 @@ impl Default for ImportMemory {
 /// What one import may use, for the node itself or for the calls of one requester. Clones are the same share.
 #[derive(Clone, Debug)]
 pub struct ImportShare {
-    account: Arc<ImportAccount>,
+    account: Arc<ImportMemoryPool>,
     number: usize,
     /// `None` for the node itself, which lists the operations of a server.
     requester: Option<Requester>,
@@ -187,13 +187,13 @@ impl ImportShare {
         let mut bytes = most.max(least);
         let leaves_enough = |bytes: usize| {
             let with_others = bytes.saturating_mul(IMPORT_RESERVE_PART);
-            self.check_room(&taken, 0, with_others).is_ok()
+            self.check_capacity(&taken, 0, with_others).is_ok()
         };
         // Halving finds a size in a few steps: the exact largest one is not needed.
         while bytes > least && !leaves_enough(bytes) {
             bytes = (bytes / 2).max(least);
         }
-        self.check_room(&taken, 0, bytes)?;
+        self.check_capacity(&taken, 0, bytes)?;
         let id = taken.next_reservation;
         taken.next_reservation += 1;
         let reserved = ReservedBytes { bytes, used: 0 };
@@ -218,7 +218,7 @@ impl ImportShare {
     }
 
     /// Whether the account may count `after` bytes instead of `before`.
-    fn check_room(
+    fn check_capacity(
         &self,
         taken: &ImportUsage,
         before: usize,
@@ -248,7 +248,7 @@ impl ImportShare {
                     let what = "bytes of what one imported server sends and gets for one requester";
                     return Err(CallError::overloaded(what, self.most()));
                 }
-                if !leaves_room(own, of_import, import) {
+                if !leaves_capacity(own, of_import, import) {
                     return import_full();
                 }
                 // An import whose other requesters use much, or a requester whose other imports use much, has no part
@@ -256,7 +256,7 @@ impl ImportShare {
                 least = least.min(of_requester);
             }
         }
-        match leaves_room(least, of_all, most) {
+        match leaves_capacity(least, of_all, most) {
             true => Ok(()),
             false => {
                 let what = "bytes of what all imported servers send and get at once";
@@ -322,7 +322,7 @@ impl ImportClaim {
                     format!("one imported server may make this node keep {most} bytes for a call");
                 return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
             }
-            share.check_room(&taken, before, after)?;
+            share.check_capacity(&taken, before, after)?;
         }
         taken.set(share, self.bytes, bytes);
         drop(taken);

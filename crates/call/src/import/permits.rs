@@ -12,10 +12,10 @@ use crate::sync::lock;
 
 /// The permits of one server. Clones are the same permits.
 #[derive(Clone, Debug)]
-pub struct ImportCallPermits(Arc<ImportCallAccount>);
+pub struct ImportCallPermits(Arc<ImportPermitPool>);
 
 #[derive(Debug)]
-struct ImportCallAccount {
+struct ImportPermitPool {
     most: usize,
     taken: Mutex<ImportCallCounts>,
 }
@@ -29,7 +29,7 @@ struct ImportCallCounts {
     each: HashMap<Requester, usize>,
 }
 
-impl ImportCallAccount {
+impl ImportPermitPool {
     /// The limit that the requester has reached, and its number.
     fn full(
         &self,
@@ -60,7 +60,7 @@ impl ImportCallPermits {
     /// unknown peers, and of the last quarter one by each requester that has no other.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self(Arc::new(ImportCallAccount {
+        Self(Arc::new(ImportPermitPool {
             most,
             taken: Mutex::default(),
         }))

@@ -50,7 +50,7 @@ pub(crate) enum Delivery {
 /// How much may wait for a subscriber.
 #[derive(Debug)]
 pub(crate) enum BufferCapacity {
-    /// So many events for this node itself, which takes them.
+    /// This many events for this node itself, which takes them.
     Own(usize),
     /// Events that this node passes on to a requester, which need not take them. They count for that requester.
     Passed {
@@ -176,7 +176,7 @@ impl SubscriptionBuffer {
         }
         // The reservation of the incomplete event may be smaller than the whole one.
         if !grow(&mut claim, self.waiting.bytes(), bytes) {
-            return Err(no_room());
+            return Err(no_capacity());
         }
         let event = match bytes < READ_STEP_BYTES {
             true => event.apart(),
@@ -246,7 +246,7 @@ fn grow(claim: &mut UnreadReservation, waiting: usize, bytes: usize) -> bool {
 }
 
 /// The error of a subscription whose waiting events are too many.
-pub(super) fn no_room() -> CallError {
+pub(super) fn no_capacity() -> CallError {
     overloaded(
         "too many bytes of events wait to be read on all connections of the caller, or of all callers: read them",
     )
@@ -432,7 +432,7 @@ mod tests {
             puts += 1;
         }
         assert_eq!(puts, WINDOW_FORWARDED_MAX);
-        buffer.end(Err(no_room())).await;
+        buffer.end(Err(no_capacity())).await;
         for _ in 0..puts {
             assert!(matches!(events.try_recv(), Ok(Delivery::Event(..))));
         }

@@ -42,8 +42,8 @@ impl Caller {
     /// one finishes its running calls.
     ///
     /// # Errors
-    /// As [`from_call`](crate::from_call); `Collision` when the other side has no name and serves an operation under
-    /// the name of one of this node's, which a prefix avoids.
+    /// The errors of [`from_call`](crate::from_call); `Collision` when the other side has no name and serves an
+    /// operation under the name of one of this node's, which a prefix avoids.
     pub async fn import(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
         match &imported.peer {
@@ -53,7 +53,7 @@ impl Caller {
         Ok(imported)
     }
 
-    /// As [`import`](Self::import), of a peer that serves operations. A peer that only calls is not attached: it may
+    /// Like [`import`](Self::import), of a peer that serves operations. A peer that only calls is not attached: it may
     /// call over several connections, and none of these stands for the peer.
     async fn import_served(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;

@@ -78,7 +78,7 @@ impl ForwardHandler {
         state.ok_or(error)
     }
 
-    /// The same after `error` over `connection`: another connection, or the error.
+    /// The connection to use after `error` over `state`: another one, or the error.
     fn other(
         &self,
         ctx: &Ctx,
@@ -181,7 +181,7 @@ impl ForwardHandler {
         }
     }
 
-    /// The same for a subscription. Its events that wait to be passed on count for the requester.
+    /// Begins a subscription. Its events that wait to be passed on count for the requester.
     async fn subscribe(
         &self,
         input: CallBody,

@@ -129,7 +129,7 @@ impl ScopedPeerEnv {
         self
     }
 
-    /// The same for these operations alone.
+    /// Like `with_routing`, for these operations alone.
     #[must_use]
     pub fn with_routing_to<S: AsRef<str>>(mut self, ops: impl IntoIterator<Item = S>) -> Self {
         let names: NameSet = ops.into_iter().collect();

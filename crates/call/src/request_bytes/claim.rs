@@ -37,7 +37,7 @@ impl RequestClaim {
         let mut counted = lock(&self.all.counted);
         // The requester's own bytes do not count against it here.
         counted.take(&self.requester, self.bytes, self.subscribed);
-        let room = self.all.bounds.check_room(&counted, requester, bytes);
+        let room = self.all.bounds.check_capacity(&counted, requester, bytes);
         if room.is_ok() {
             self.requester = requester.clone();
             self.bytes = bytes;

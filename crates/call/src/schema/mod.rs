@@ -42,7 +42,7 @@ impl ValueSchema {
     /// nothing, and does not check `format`.
     ///
     /// # Errors
-    /// It is not a schema, or takes more to compile or evaluate than a schema may.
+    /// The value is not a schema, or takes more to compile or evaluate than a schema may.
     pub fn new(source: &Value) -> Result<Self, SchemaError> {
         Self::owned(source, None)
     }
@@ -51,7 +51,7 @@ impl ValueSchema {
     /// values against it count to that peer's share of the processors and of the waiting turns.
     ///
     /// # Errors
-    /// As [`Self::new`], and [`SchemaError::Busy`] where the share is used up.
+    /// The errors of [`Self::new`], and [`SchemaError::Busy`] where the share is used up.
     pub fn of_peer(source: &Value, peer: Option<&PeerId>) -> Result<Self, SchemaError> {
         Self::owned(source, Some(PermitOwner::for_peer(peer)))
     }
@@ -162,7 +162,7 @@ impl fmt::Debug for CompiledSchema {
 enum ValidationOutcome {
     Yes,
     No,
-    /// The same for a value that takes many steps: finding where it breaks the schema would take as many again, and
+    /// Like `No`, for a value that takes many steps: finding where it breaks the schema would take as many again, and
     /// much memory.
     NoAndLarge,
 }

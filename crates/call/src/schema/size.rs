@@ -141,7 +141,7 @@ impl SchemaAllocation {
         self.bytes = self.bytes.saturating_add(more.bytes);
     }
 
-    /// The same with a longer path to all of it.
+    /// Like `add`, with a longer path to all of it.
     const fn under(self, name: usize) -> Self {
         let longer = self.values.saturating_mul(name as u64 + 1);
         Self {

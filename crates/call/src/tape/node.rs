@@ -206,7 +206,7 @@ fn unescaped(text: &str) -> (Option<char>, &str) {
     (Some(plain), text.get(2..).unwrap_or_default())
 }
 
-/// The same where it is `\u` and four digits, or two of them (RFC 8259, section 7).
+/// Like `unescaped`, where it is `\u` and four digits, or two of them (RFC 8259, section 7).
 fn from_hex(text: &str) -> (Option<char>, &str) {
     let unit = |text: &str| {
         let digits = text.strip_prefix("\\u")?.get(..4)?;

@@ -106,9 +106,9 @@ async fn a_forwarded_mutation_whose_answer_is_lost_runs_once() {
 
 /// Knows the peer `away`, which never connects, by its id and as `attic`.
 #[derive(Default)]
-struct AwayPeerIdentities(watch::Sender<u64>);
+struct AbsentPeerIdentities(watch::Sender<u64>);
 
-impl IdentityProvider for AwayPeerIdentities {
+impl IdentityProvider for AbsentPeerIdentities {
     fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
         None
     }
@@ -134,7 +134,7 @@ impl IdentityProvider for AwayPeerIdentities {
 async fn hub_with_an_absent_peer() -> (CallTestNode, CallTestNode, CallConnection) {
     let none = Registry::builder().build().expect("every rule is kept");
     let dispatcher = Dispatcher::new(none)
-        .with_identities(Arc::new(AwayPeerIdentities::default()))
+        .with_identities(Arc::new(AbsentPeerIdentities::default()))
         .with_imports(ImportOptions::default())
         .with_routing();
     let hub = CallTestNode::with_dispatcher(dispatcher, Arc::default());

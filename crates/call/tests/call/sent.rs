@@ -19,12 +19,12 @@ fn pay(called: &Arc<AtomicUsize>) -> Registration {
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let called = Arc::clone(&called);
         async move {
-            let no_room = || CallError::new(ErrorCode::Overloaded, "no room");
+            let no_capacity = || CallError::new(ErrorCode::Overloaded, "no room");
             let how = input.value().as_str().unwrap_or_default();
             ctx.set_sent(how != "refused");
             called.fetch_add(1, Ordering::SeqCst);
             match how {
-                "refused" | "no room" => Err(no_room()),
+                "refused" | "no room" => Err(no_capacity()),
                 "unsent" => {
                     ctx.set_sent(false);
                     Err(CallError::unavailable("nothing listens there"))

@@ -171,7 +171,7 @@ pub trait Aead: Send + Sync + 'static {
     /// Opens a record.
     ///
     /// # Errors
-    /// As for [`seal`](Self::seal), and the record does not open.
+    /// The errors of [`seal`](Self::seal), and the record does not open.
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError>;
 }
 
@@ -378,7 +378,7 @@ impl Capability {
     /// Signs `message`.
     ///
     /// # Errors
-    /// As for [`public`](Self::public), and as for [`CapabilitySigner::sign`].
+    /// The errors of [`public`](Self::public), and as for [`CapabilitySigner::sign`].
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], CapabilityError> {
         self.with(&[CapabilityKind::Signer], |power| match power {
             CapabilityBackend::Signer(signer) => Some(signer.sign(message)),
@@ -400,7 +400,7 @@ impl Capability {
     /// Opens a record of the operation.
     ///
     /// # Errors
-    /// As for [`seal`](Self::seal), and as for [`Aead::open`].
+    /// The errors of [`seal`](Self::seal), and as for [`Aead::open`].
     pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError> {
         self.with(&[CapabilityKind::Aead], |power| match power {
             CapabilityBackend::Aead(aead) => Some(aead.open(name, sealed)),

@@ -17,11 +17,11 @@ const GPU_SECONDS_MAX: u32 = 600;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RuntimeSection {
-    /// The least that a worker has to be walled in before it gets work.
+    /// The lowest sandbox level of a worker that gets work.
     pub min_sandbox: SandboxLevel,
 }
 
-/// How far a worker is walled in. Ordered from weak to strong.
+/// How much of the sandbox a worker has to have. Ordered from weak to strong.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -32,7 +32,7 @@ pub enum SandboxLevel {
     /// The list of system calls, and no capability. Every kernel that is not built without seccomp can give it.
     #[default]
     Partial,
-    /// Every wall.
+    /// Every layer of the sandbox.
     Full,
 }
 

@@ -123,7 +123,7 @@ pub enum Port80 {
     /// Answers for a certificate authority.
     #[serde(rename = "acme")]
     Acme,
-    /// The same, and every other request is redirected to the one port.
+    /// Answers for a certificate authority, and redirects every other request to the one port.
     #[serde(rename = "acme+redirect")]
     AcmeRedirect,
 }
@@ -179,10 +179,11 @@ impl Default for HttpMcp {
     }
 }
 
-/// Reads `[http]`. `known` are the names of all credentials, also of those with mistakes.
+/// Reads `[http]`. `known` are the names of all credentials, also of those with mistakes; `is_named` says whether other
+/// sections give the node a name.
 pub(super) fn section(
     mut section: ConfigTable<'_, '_>,
-    known: &[String],
+    (known, is_named): (&[String], bool),
     notes: &mut ConfigDiagnostics<'_>,
 ) -> HttpSection {
     let standard = HttpSection::default();
@@ -206,7 +207,8 @@ pub(super) fn section(
     let redirect = section.key("redirect");
     let server = section.key("server");
     let port80 = section.key("port80");
-    let page = section.key("page").and_then(|value| value.bool(notes));
+    let page_field = section.key("page");
+    let page = page_field.as_ref().and_then(|value| value.bool(notes));
     let site = section.key("site");
     let cors = section.key("cors").and_then(|value| value.section(notes));
     let hsts = section.key("hsts").and_then(|value| value.section(notes));
@@ -236,6 +238,16 @@ pub(super) fn section(
     if let (true, true, Some(value)) = (stealth, public_openapi, &public) {
         let what = "a node that tells nothing has no public description";
         value.report(notes, what, "leave out http.stealth or http.public_openapi");
+    }
+    // Scripts of the site must not share an origin with the page, into which administrators type their tokens.
+    if let (Some(true), Some(_), Some(value)) = (page, &site, &page_field)
+        && !is_named
+        && names.is_empty()
+    {
+        let what = "beside http.site the page answers at the addresses of the node, and the site under its names, of \
+                    which there are none";
+        let fix = "set http.names, node.domain or node.name; or leave out http.page or http.site";
+        value.report(notes, what, fix);
     }
     HttpSection {
         enabled,
@@ -524,6 +536,27 @@ mcp = { tools = ["/node/info"] }
     }
 
     #[test]
+    fn a_page_beside_a_site_needs_a_name_for_the_site() {
+        for (http, other) in [
+            ("names = [\"www.example.org\"]", ""),
+            ("", "[node]\nname = \"edge-1\""),
+            ("", "[node]\ndomain = \"edge-1.example.org\""),
+            ("", "[tls.acme]\ndomains = [\"edge-1.example.org\"]"),
+        ] {
+            let both = format!("[http]\npage = true\nsite = \"/data/www\"\n{http}\n{other}\n");
+            assert!(NodeConfig::parse(both.as_bytes()).is_ok(), "{both}");
+        }
+        for one in [
+            "page = false\nsite = \"/data/www\"",
+            "site = \"/data/www\"",
+            "page = true",
+        ] {
+            let one = format!("[http]\n{one}\n");
+            assert!(NodeConfig::parse(one.as_bytes()).is_ok(), "{one}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (line, word) in [
             ("decoy = \"teapot\"", "teapot"),
@@ -543,6 +576,7 @@ mcp = { tools = ["/node/info"] }
             ("mcp = { tools = [\"info\"] }", "node/info"),
             ("requests_per_second = 0", "requests_per_second"),
             ("stelth = true", "stealth"),
+            ("page = true\nsite = \"/data/www\"", "set http.names"),
             (
                 "stealth = true\npublic_openapi = true",
                 "http.public_openapi",

@@ -173,7 +173,7 @@ fn first(errors: &[ConfigError]) -> String {
 type Overlay = dyn Fn(&mut NodeConfig) + Send + Sync;
 
 /// Says which scopes something on the node asks for at this moment.
-type AskedScopes = dyn Fn() -> BTreeSet<String> + Send + Sync;
+type RequestedScopes = dyn Fn() -> BTreeSet<String> + Send + Sync;
 
 /// The configuration in force, and the one way to change it.
 pub struct ReloadHandle {
@@ -182,7 +182,7 @@ pub struct ReloadHandle {
     /// The configuration at the start, with which values that cannot change are compared.
     started: NodeConfig,
     overlay: Box<Overlay>,
-    scopes: OnceLock<Box<AskedScopes>>,
+    scopes: OnceLock<Box<RequestedScopes>>,
     generation: watch::Sender<u64>,
     /// The entries of the document in force. The lock is held while the node takes the next document.
     entries: Mutex<IdentityEntries>,

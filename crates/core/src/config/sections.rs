@@ -26,24 +26,27 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
     // These are read first, because other sections refer to credentials by name.
     let entries = top.list("credentials", notes);
     let credentials = credentials::names(&entries);
+    let node = node.map_or_else(NodeSection::default, |section| {
+        node_section(section, &mut holders, notes)
+    });
+    let tls = top
+        .key("tls")
+        .and_then(|value| value.section(notes))
+        .map_or_else(TlsSection::default, |section| tls::section(section, notes));
+    let is_named = node.name.is_some() || node.domain.is_some() || !tls.acme.domains.is_empty();
     let mut config = NodeConfig {
-        node: node.map_or_else(NodeSection::default, |section| {
-            node_section(section, &mut holders, notes)
-        }),
+        node,
         network: links(&top.list("network", notes), notes),
         peers: principals::peers(&top.list("peers", notes), &mut holders, notes),
         api_keys: principals::api_keys(&top.list("api_keys", notes), &mut holders, notes),
         limits: tuning::limits(top.key("limits"), notes),
         log: tuning::log(top.key("log"), notes),
-        tls: top
-            .key("tls")
-            .and_then(|value| value.section(notes))
-            .map_or_else(TlsSection::default, |section| tls::section(section, notes)),
+        tls,
         http: top
             .key("http")
             .and_then(|value| value.section(notes))
             .map_or_else(HttpSection::default, |section| {
-                http::section(section, &credentials, notes)
+                http::section(section, (&credentials, is_named), notes)
             }),
         hub: top
             .key("hub")

@@ -43,7 +43,7 @@ impl Handshakes {
 
     /// Whether another handshake from the address of a known peer counts for the address alone. All such addresses
     /// together have half of the `all` slots: otherwise those of a few peers would leave nothing for the rest.
-    pub(super) fn has_room_for(&self, address: IpAddr, all: u32) -> bool {
+    pub(super) fn has_capacity_for(&self, address: IpAddr, all: u32) -> bool {
         let own = self.by_payer(HandshakePayer::Address(address)).count();
         let payers = self.0.values();
         let addresses = payers.filter(|payer| matches!(payer, HandshakePayer::Address(_)));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::iter;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use alknet_core::limits::leaves_room;
+use alknet_core::limits::leaves_capacity;
 use alknet_core::{NetworkPrefix, PeerId, SitePrefix};
 
 /// One peer's windows may have this part of all bytes: a half.
@@ -67,7 +67,7 @@ impl ReceiveWindows {
         // A smaller grant is better than none: the window may still double later.
         let halves = iter::successors(Some(bytes), |bytes| Some(bytes / 2));
         let mut sizes = halves.take_while(|bytes| *bytes >= STEP_BYTES);
-        let granted = sizes.find(|bytes| self.has_room(&used, owner, *bytes, need));
+        let granted = sizes.find(|bytes| self.has_capacity(&used, owner, *bytes, need));
         let granted = granted.unwrap_or(0);
         used.add(owner, granted);
         granted
@@ -79,16 +79,16 @@ impl ReceiveWindows {
         let mut used = self.lock();
         // The bytes are taken off first: bytes that only change their owner have room in the total.
         used.take(old, bytes);
-        let has_room = bytes == 0 || self.has_room(&used, new, bytes, WindowDemand::Read);
-        used.add(if has_room { new } else { old }, bytes);
-        has_room
+        let has_capacity = bytes == 0 || self.has_capacity(&used, new, bytes, WindowDemand::Read);
+        used.add(if has_capacity { new } else { old }, bytes);
+        has_capacity
     }
 
     pub(super) fn give_back(&self, owner: &WindowOwner, bytes: usize) {
         self.lock().take(owner, bytes);
     }
 
-    fn has_room(
+    fn has_capacity(
         &self,
         used: &WindowTotals,
         owner: &WindowOwner,
@@ -108,7 +108,7 @@ impl ReceiveWindows {
             }
         };
         match need {
-            WindowDemand::Read => own <= each && leaves_room(own, all, self.most),
+            WindowDemand::Read => own <= each && leaves_capacity(own, all, self.most),
             WindowDemand::Start => own <= each / START_SHARE && all <= self.most / START_SHARE,
         }
     }

@@ -65,15 +65,15 @@ impl ResponseBody {
         self.collect_counted(max, |_| true).await
     }
 
-    /// The same. Each time the body needs more memory, `has_room` gets the bytes that it will have, and returns
-    /// whether it may have them.
+    /// Like `collect_bounded`. Each time the body needs more memory, `has_capacity` gets the bytes that it will have,
+    /// and returns whether it may have them.
     ///
     /// # Errors
-    /// The same, and [`NoRoom`](HttpError::NoRoom) once `has_room` refuses.
+    /// The errors of `collect_bounded`, and [`NoRoom`](HttpError::NoRoom) once `has_capacity` refuses.
     pub async fn collect_counted(
         mut self,
         max: usize,
-        mut has_room: impl FnMut(usize) -> bool + Send,
+        mut has_capacity: impl FnMut(usize) -> bool + Send,
     ) -> Result<Bytes, HttpError> {
         // A length that the server announces is refused before any byte is read.
         if self.inner.size_hint().lower() > max as u64 {
@@ -98,7 +98,7 @@ impl ResponseBody {
                 true => needed,
                 false => capacity_for(needed, whole.capacity(), longest),
             };
-            if !has_room(capacity) {
+            if !has_capacity(capacity) {
                 return Err(HttpError::NoRoom);
             }
             if is_all {

@@ -80,10 +80,10 @@ impl HttpClient {
             .await
     }
 
-    /// The same with the settings of `exchange`.
+    /// Like `send`, with the settings of `exchange`.
     ///
     /// # Errors
-    /// As [`HttpClient::send`].
+    /// The errors of [`HttpClient::send`].
     pub async fn send_with(
         &self,
         request: Request<Bytes>,

@@ -110,7 +110,7 @@ impl HttpRequestOptions {
         }
     }
 
-    /// The same with a credential for the server.
+    /// Like `streaming`, with a credential for the server.
     #[must_use]
     pub fn with_credential(mut self, credential: Option<Capability>) -> Self {
         self.credential = credential;

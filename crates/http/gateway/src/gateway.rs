@@ -189,7 +189,7 @@ impl Gateway {
     /// One operation as it is registered.
     ///
     /// # Errors
-    /// As [`describe`](Self::describe).
+    /// The errors of [`describe`](Self::describe).
     pub fn find(
         &self,
         caller: &HttpCaller,
@@ -314,7 +314,7 @@ impl Gateway {
         self.room.lease(&self.quota_of(caller))
     }
 
-    /// The same for the caller of a quota.
+    /// Like `lease`, for the caller of a quota.
     #[must_use]
     pub fn lease_of(&self, account: &Arc<CallerQuota>) -> MemoryLease {
         self.room.lease(account)
@@ -408,7 +408,7 @@ fn wrong_token_error(error: CallError) -> ApiError {
     refused
 }
 
-/// The same if the network made too many guesses.
+/// Like `wrong_token_error`, if the network made too many guesses.
 fn too_many(refused: CallError) -> ApiError {
     let mut answer = ApiError::overloaded(refused.message.clone(), 0);
     answer.error = Box::new(refused);

@@ -41,7 +41,7 @@ impl MemoryCaps {
 
     /// Whether the node has room for the counted bytes. Once [`FREE_EIGHTHS`] are taken, each identity gets at most a
     /// part of the rest; otherwise two identities could take everything, by long requests or by small ones.
-    fn has_room(self, sums: MemoryTotals) -> bool {
+    fn has_capacity(self, sums: MemoryTotals) -> bool {
         let most = self.of_node(sums.request);
         let (own, part) = match sums.request > SMALL_BYTES {
             true => (sums.account, LONG_LEAST),
@@ -116,7 +116,7 @@ impl MemoryLease {
     /// needed.
     ///
     /// # Errors
-    /// As [`more`](Self::more).
+    /// The errors of [`more`](Self::more).
     pub fn could(&self, bytes: usize) -> Result<(), ApiError> {
         let with = |counter: &AtomicUsize, bytes| {
             let counted: usize = counter.load(Ordering::Acquire);
@@ -132,7 +132,7 @@ impl MemoryLease {
     /// and one that has run can say so.
     ///
     /// # Errors
-    /// As [`more`](Self::more).
+    /// The errors of [`more`](Self::more).
     pub fn reserve(&self) -> Result<ResponseReserve<'_>, ApiError> {
         self.more(ANSWER_BYTES_MIN)?;
         Ok(ResponseReserve {
@@ -219,7 +219,7 @@ impl MemoryLease {
                 Some(_) => "network",
             };
             format!("requests of one {whose} have {} bytes at once", most.each)
-        } else if sums.unknown_peers > most.unknown_peers || !most.has_room(sums) {
+        } else if sums.unknown_peers > most.unknown_peers || !most.has_capacity(sums) {
             "the node has no memory for more at once".to_owned()
         } else {
             return None;

@@ -33,11 +33,11 @@ pub struct Quota {
     pub streams_each: usize,
     /// Bytes of requests and responses under way for the whole node.
     pub bytes: usize,
-    /// The same for one identity.
+    /// Like `bytes`, for one identity.
     pub bytes_each: usize,
-    /// The same for all unknown peers together.
+    /// Like `bytes`, for all unknown peers together.
     pub unknown_peer_bytes: usize,
-    /// The same for the unknown peers of one network.
+    /// Like `bytes`, for the unknown peers of one network.
     pub unknown_peer_bytes_each: usize,
 }
 
@@ -67,7 +67,7 @@ impl Quota {
         self.with_bytes(bytes_for_memory(memory_bytes))
     }
 
-    /// The same with this many bytes under way, and the shares of them.
+    /// This quota with this many bytes under way, and the shares of them.
     fn with_bytes(self, bytes: usize) -> Self {
         let unknown_peer_bytes = bytes / limits::BYTES_UNKNOWN_PEERS;
         Self {
@@ -376,7 +376,7 @@ mod tests {
 
     use super::*;
 
-    fn room() -> HttpRateLimiter {
+    fn limiter() -> HttpRateLimiter {
         HttpRateLimiter::new(Quota {
             per_second: 10,
             burst: 3,
@@ -394,35 +394,35 @@ mod tests {
 
     #[test]
     fn bytes_are_counted_for_the_node_and_for_each_and_given_back() {
-        let room = room();
-        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let limiter = limiter();
+        let account = |name: &str| limiter.account(Some(&name.parse().expect("an id")), None);
         let (ada, bob, eve) = (account("ada"), account("bob"), account("eve"));
         let small = limits::SMALL_BYTES;
-        let first = room.lease(&ada);
+        let first = limiter.lease(&ada);
         first.more(30 * small).expect("room");
         let code = |refused: Result<(), ApiError>| refused.expect_err("refused").status.as_u16();
-        assert_eq!(code(room.lease(&ada).more(3 * small)), 429, "of ada's");
-        assert_eq!(code(room.lease(&bob).more(33 * small)), 413, "never");
-        let second = room.lease(&bob);
+        assert_eq!(code(limiter.lease(&ada).more(3 * small)), 429, "of ada's");
+        assert_eq!(code(limiter.lease(&bob).more(33 * small)), 413, "never");
+        let second = limiter.lease(&bob);
         second.more(10 * small).expect("room");
         assert_eq!(
-            code(room.lease(&eve).more(small + 1)),
+            code(limiter.lease(&eve).more(small + 1)),
             429,
             "kept for small ones"
         );
-        let third = room.lease(&eve);
+        let third = limiter.lease(&eve);
         for _ in 0..4 {
             third.more(small / 16).expect("room");
         }
         assert_eq!(code(third.more(small / 2)), 429, "kept for others");
-        assert_eq!(room.bytes(), 40 * small + small / 4);
+        assert_eq!(limiter.bytes(), 40 * small + small / 4);
         first.less(10 * small);
-        room.lease(&eve).more(2 * small).expect("room again");
+        limiter.lease(&eve).more(2 * small).expect("room again");
         drop((first, second, third));
-        assert_eq!(room.bytes(), 0);
+        assert_eq!(limiter.bytes(), 0);
         let peak = 40 * small + small / 4;
         assert_eq!(
-            room.granted_bytes(),
+            limiter.granted_bytes(),
             [0, peak, 64 * small],
             "without what was refused"
         );
@@ -431,11 +431,11 @@ mod tests {
     /// They send what is counted for them, in small requests that they do not end.
     #[test]
     fn two_identities_leave_others_what_is_kept_for_small_requests() {
-        let (room, small) = (room(), limits::SMALL_BYTES);
-        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (limiter, small) = (limiter(), limits::SMALL_BYTES);
+        let account = |name: &str| limiter.account(Some(&name.parse().expect("an id")), None);
         let takes_all = |account: &Arc<CallerQuota>, piece: usize| {
             let next = || {
-                let lease = room.lease(account);
+                let lease = limiter.lease(account);
                 lease.more(piece).is_ok().then_some(lease)
             };
             std::iter::from_fn(next).collect::<Vec<_>>()
@@ -443,56 +443,56 @@ mod tests {
         let ada = account("ada");
         let mut held = takes_all(&ada, small);
         held.extend(takes_all(&account("bob"), small));
-        assert_eq!(room.bytes(), 40 * small);
+        assert_eq!(limiter.bytes(), 40 * small);
         // Others who take all that they may leave the next one something.
         for n in 0..40 {
             held.extend(takes_all(&account(&format!("other-{n}")), 1 << 10));
         }
-        assert!(room.bytes() > 54 * small, "{}", room.bytes());
-        let eve = room.lease(&account("eve"));
+        assert!(limiter.bytes() > 54 * small, "{}", limiter.bytes());
+        let eve = limiter.lease(&account("eve"));
         assert!(eve.reserve().is_ok());
         drop((held, eve));
         let small_bytes = ada.load.small_bytes.load(Ordering::Acquire);
-        assert_eq!((room.bytes(), small_bytes), (0, 0));
+        assert_eq!((limiter.bytes(), small_bytes), (0, 0));
     }
 
     /// Long bodies, or many small ones: what is left is for long requests of others as well.
     #[test]
     fn two_identities_leave_others_long_requests() {
         const MIB: usize = 1 << 20;
-        let room = HttpRateLimiter::new(Quota::default().for_memory(512 << 20));
-        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let limiter = HttpRateLimiter::new(Quota::default().for_memory(512 << 20));
+        let account = |name: &str| limiter.account(Some(&name.parse().expect("an id")), None);
         for piece in [limits::CALL_BYTES_MAX, MIB, limits::SMALL_BYTES] {
             let takes_all = |name: &str| {
                 let next = || {
-                    let lease = room.lease(&account(name));
+                    let lease = limiter.lease(&account(name));
                     lease.more(piece).is_ok().then_some(lease)
                 };
                 std::iter::from_fn(next).collect::<Vec<_>>()
             };
             let held = (takes_all("ada"), takes_all("bob"));
-            assert!(room.bytes() >= 40 * MIB, "{piece}: {}", room.bytes());
+            assert!(limiter.bytes() >= 40 * MIB, "{piece}: {}", limiter.bytes());
             // A body of 128 KiB, and its answer; another identity after it.
             for name in ["eve", "dan"] {
-                let lease = room.lease(&account(name));
+                let lease = limiter.lease(&account(name));
                 lease.more(128 << 10).expect("the body has room");
                 let reserve = lease.reserve().expect("so has the least of an answer");
                 reserve.answer(128 << 10).expect("and all of it");
             }
             drop(held);
-            assert_eq!(room.bytes(), 0);
+            assert_eq!(limiter.bytes(), 0);
         }
     }
 
     /// Each of their requests is a small one.
     #[test]
     fn unknown_peers_of_many_networks_leave_known_ones_their_bytes() {
-        let (room, small) = (room(), limits::SMALL_BYTES);
+        let (limiter, small) = (limiter(), limits::SMALL_BYTES);
         let mut held = Vec::new();
         for n in 0..100 {
             let address = Ipv4Addr::new(192, 0, n, 1).into();
-            let account = room.account(None, Some(address));
-            held.extend((0..10).map(|_| room.lease(&account)));
+            let account = limiter.account(None, Some(address));
+            held.extend((0..10).map(|_| limiter.lease(&account)));
         }
         let had = held.iter().filter(|lease| lease.more(small).is_ok());
         assert_eq!(had.count(), 16, "four of each of four networks");
@@ -500,15 +500,18 @@ mod tests {
             held.iter().filter(|lease| lease.could(1).is_ok()).count(),
             0
         );
-        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
-        let (ada, bob) = (room.lease(&account("ada")), room.lease(&account("bob")));
+        let account = |name: &str| limiter.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob) = (
+            limiter.lease(&account("ada")),
+            limiter.lease(&account("bob")),
+        );
         ada.more(24 * small).expect("room");
         bob.more(small / 2).expect("room");
         drop((held, ada, bob));
         assert_eq!(
             (
-                room.bytes(),
-                room.unknown_peers.bytes.load(Ordering::Acquire)
+                limiter.bytes(),
+                limiter.unknown_peers.bytes.load(Ordering::Acquire)
             ),
             (0, 0)
         );
@@ -516,22 +519,22 @@ mod tests {
 
     #[test]
     fn an_answer_has_the_least_that_it_takes_before_its_call_runs() {
-        let (room, small) = (room(), limits::SMALL_BYTES);
-        let ada = room.account(Some(&"ada".parse().expect("an id")), None);
-        let (rest, lease) = (room.lease(&ada), room.lease(&ada));
+        let (limiter, small) = (limiter(), limits::SMALL_BYTES);
+        let ada = limiter.account(Some(&"ada".parse().expect("an id")), None);
+        let (rest, lease) = (limiter.lease(&ada), limiter.lease(&ada));
         let reserve = lease.reserve().expect("room");
         rest.more(32 * small - limits::ANSWER_BYTES_MIN)
             .expect("room");
-        assert!(room.lease(&ada).reserve().is_err());
+        assert!(limiter.lease(&ada).reserve().is_err());
         reserve
             .answer(limits::ANSWER_BYTES_MIN)
             .expect("it was kept");
         drop(rest);
-        assert_eq!(room.bytes(), limits::ANSWER_BYTES_MIN);
+        assert_eq!(limiter.bytes(), limits::ANSWER_BYTES_MIN);
         let late = lease.reserve().expect("room").answer(33 * small);
         assert_eq!(late.expect_err("never").status.as_u16(), 413);
         lease.settle(100).expect("less");
-        assert_eq!(room.bytes(), 100);
+        assert_eq!(limiter.bytes(), 100);
     }
 
     #[test]
@@ -544,37 +547,40 @@ mod tests {
 
     #[test]
     fn a_burst_is_used_up_and_fills_again() {
-        let (room, who) = (room(), "ada".parse().expect("an id"));
+        let (limiter, who) = (limiter(), "ada".parse().expect("an id"));
         let start = Instant::now();
-        let account = room.account_at(Some(&who), None, start);
+        let account = limiter.account_at(Some(&who), None, start);
         for _ in 0..3 {
-            assert!(room.request(&account, start).is_ok());
+            assert!(limiter.request(&account, start).is_ok());
         }
-        let refused = room.request(&account, start).expect_err("used up");
+        let refused = limiter.request(&account, start).expect_err("used up");
         assert_eq!(refused.error.retry_after_ms, Some(100));
         let later = start + Duration::from_millis(100);
-        assert!(room.request(&account, later).is_ok());
-        assert!(room.request(&account, later).is_err());
-        let same = room.account_at(Some(&who), None, later);
+        assert!(limiter.request(&account, later).is_ok());
+        assert!(limiter.request(&account, later).is_err());
+        let same = limiter.account_at(Some(&who), None, later);
         assert!(Arc::ptr_eq(&account, &same), "it is found again");
         let other = "bob".parse().expect("an id");
-        let other = room.account_at(Some(&other), None, later);
-        assert!(room.request(&other, later).is_ok());
-        room.set_quota(Quota {
+        let other = limiter.account_at(Some(&other), None, later);
+        assert!(limiter.request(&other, later).is_ok());
+        limiter.set_quota(Quota {
             per_second: 1000,
             ..Quota::default()
         });
         let later = later + Duration::from_millis(1);
-        assert!(room.request(&account, later).is_ok(), "a new quota counts");
+        assert!(
+            limiter.request(&account, later).is_ok(),
+            "a new quota counts"
+        );
     }
 
     #[test]
     fn unknown_peers_are_counted_by_their_network() {
-        let room = room();
+        let limiter = limiter();
         let now = Instant::now();
         let ask = |text: &str| {
             let address = text.parse().expect("an address");
-            room.request(&room.account_at(None, Some(address), now), now)
+            limiter.request(&limiter.account_at(None, Some(address), now), now)
         };
         assert!(ask("2001:db8::1").is_ok());
         assert!(ask("2001:db8:0:1::1").is_err());
@@ -585,31 +591,31 @@ mod tests {
 
     #[test]
     fn places_are_given_back_the_refused_ones_too() {
-        let room = room();
-        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let limiter = limiter();
+        let account = |name: &str| limiter.account(Some(&name.parse().expect("an id")), None);
         let (ada, bob) = (account("ada"), account("bob"));
-        let places: Vec<_> = (0..2).map(|_| room.call(&ada).expect("room")).collect();
-        assert!(room.call(&ada).is_err());
-        assert!(room.stream(&ada).is_ok(), "counted apart");
-        let third = room.call(&bob).expect("room");
-        assert!(room.call(&bob).is_err(), "the node is full");
+        let places: Vec<_> = (0..2).map(|_| limiter.call(&ada).expect("room")).collect();
+        assert!(limiter.call(&ada).is_err());
+        assert!(limiter.stream(&ada).is_ok(), "counted apart");
+        let third = limiter.call(&bob).expect("room");
+        assert!(limiter.call(&bob).is_err(), "the node is full");
         drop((places, third));
-        assert_eq!(room.running(), (0, 0));
+        assert_eq!(limiter.running(), (0, 0));
     }
 
     #[test]
     fn accounts_are_bounded() {
-        let room = room();
+        let limiter = limiter();
         let now = Instant::now();
         let address = |n: u32| Some(IpAddr::V4((0x0a00_0000 + (n << 8)).into()));
-        let at = |n: u32| room.account_at(None, address(n), now);
-        let oldest = room.account_at(None, address(1), now - Duration::from_secs(1));
+        let at = |n: u32| limiter.account_at(None, address(n), now);
+        let oldest = limiter.account_at(None, address(1), now - Duration::from_secs(1));
         let (held, weak) = (at(0), Arc::downgrade(&oldest));
         drop(oldest);
         for n in 2..limits::ACCOUNTS_MAX as u32 + 10 {
-            assert!(room.request(&at(n), now).is_ok());
+            assert!(limiter.request(&at(n), now).is_ok());
         }
-        let kept = room.accounts.lock().expect("no panic").len();
+        let kept = limiter.accounts.lock().expect("no panic").len();
         assert!(kept <= limits::ACCOUNTS_MAX);
         assert!(Arc::ptr_eq(&held, &at(0)), "what is in use stays");
         assert!(weak.upgrade().is_none(), "what is not, does not");

@@ -60,7 +60,7 @@ impl<T> TicketStore<T> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // Expired tickets must not count against the limits.
         waiting.retain(|_, ticket| ticket.until > now);
-        self.room(&waiting, owner, bytes)?;
+        self.check_capacity(&waiting, owner, bytes)?;
         let ticket = StoredTicket {
             value,
             owner: owner.clone(),
@@ -72,7 +72,7 @@ impl<T> TicketStore<T> {
     }
 
     /// Checks that there is room for one more ticket of `owner`.
-    fn room(
+    fn check_capacity(
         &self,
         waiting: &HashMap<String, StoredTicket<T>>,
         owner: &PeerId,

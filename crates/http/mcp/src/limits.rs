@@ -28,7 +28,8 @@ pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Bytes of memory that the trees of one answer take, or those of all pages of a list: 233,016 values. The library
 /// makes the trees, and a value of two bytes takes 144 bytes in them.
 pub const TREE_BYTES_MAX: usize = 32 << 20;
-/// The same for a message that answers nothing: a notification or request of the server, and its greeting.
+/// Like `TREE_BYTES_MAX`, for a message that answers nothing: a notification or request of the server, and its
+/// greeting.
 pub const NOTE_TREE_BYTES_MAX: usize = 2 << 20;
 /// Bytes of a response body that only reports an error.
 pub const REFUSAL_BYTES_MAX: usize = 64 << 10;

@@ -247,7 +247,7 @@ impl PageSection {
         });
     }
 
-    /// As [`code`](Self::code), for a value that is longer than a column is wide.
+    /// Like [`code`](Self::code), for a value that is longer than a column is wide.
     fn long_code(&mut self, name: &'static str, value: String) {
         self.push(PageFact {
             name,

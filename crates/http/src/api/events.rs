@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
-use super::{invocation, key, room};
+use super::{invocation, key, upload_allowance};
 use crate::access::AccessLogEntry;
 use crate::answer::{self, JSON};
 use crate::limits::EVENT_BYTES_MAX;
@@ -44,7 +44,7 @@ pub(super) async fn subscribe(
         ));
     }
     let key = key(&parts.headers)?;
-    let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
+    let body = request_body::json(&parts.headers, body, upload_allowance(shared, caller)).await?;
     let call = invocation(&body, key)?;
     entry.calls([call.operation.as_str()]);
     if !later {
@@ -196,7 +196,7 @@ impl EventStreamState {
             Some(Ok(event)) => {
                 let mut data = Vec::new();
                 event.output.append_to(&mut data);
-                match self.room(data.len()) {
+                match self.count_bytes(data.len()) {
                     Ok(()) => {
                         self.sent += 1;
                         return Some(frame(Some(self.sent), "data", &data));
@@ -212,7 +212,7 @@ impl EventStreamState {
     }
 
     /// Counts the bytes of an event.
-    fn room(&mut self, bytes: usize) -> Result<(), ApiError> {
+    fn count_bytes(&mut self, bytes: usize) -> Result<(), ApiError> {
         if bytes > EVENT_BYTES_MAX {
             let message = format!("an event has {bytes} bytes, and {EVENT_BYTES_MAX} fit");
             let status = StatusCode::PAYLOAD_TOO_LARGE;

@@ -72,7 +72,8 @@ async fn call(
 ) -> Result<Response<Body>, ApiError> {
     let key = key(&parts.headers)?;
     let invocation = {
-        let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
+        let body =
+            request_body::json(&parts.headers, body, upload_allowance(shared, caller)).await?;
         invocation(&body, key)?
     };
     entry.calls([invocation.operation.as_str()]);
@@ -90,7 +91,7 @@ async fn call(
 }
 
 /// The memory and time that the body of a call may use.
-fn room(shared: &HttpShared, caller: &HttpCaller) -> request_body::UploadAllowance {
+fn upload_allowance(shared: &HttpShared, caller: &HttpCaller) -> request_body::UploadAllowance {
     request_body::UploadAllowance {
         lease: shared.gateway.lease(caller),
         most: CALL_BYTES_MAX,
@@ -140,7 +141,8 @@ async fn batch(
     entry: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let (calls, mode) = {
-        let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
+        let body =
+            request_body::json(&parts.headers, body, upload_allowance(shared, caller)).await?;
         let batch = BatchRequest::read(&body.text)?;
         let calls = batch.calls.iter();
         let calls = calls.map(|item| (item.id.as_ref().to_owned(), item.invocation(&body)));

@@ -127,6 +127,6 @@ async fn wait_for_drain(conn: &HttpConnection, mut draining: watch::Receiver<boo
     tokio::select! {
         // The sender lives as long as the handler.
         _ = draining.wait_for(|draining| *draining) => {}
-        () = conn.connection.asked_to_drain() => {}
+        () = conn.connection.drain_requested() => {}
     }
 }

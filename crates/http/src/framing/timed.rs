@@ -177,7 +177,7 @@ mod tests {
         assert!(is_slow(&error), "{error}");
     }
 
-    /// The same, but a thousand times as much each time.
+    /// Like `what_drips_ends`, but a thousand times as much each time.
     #[tokio::test]
     async fn what_comes_fast_enough_may_take_its_time() {
         let piece = Bytes::from(vec![b'x'; 64 << 10]);

@@ -40,8 +40,8 @@ impl WsSendBuffer {
     /// Takes as much of `chunk` as there is room for, and cuts it into frames.
     pub(super) fn take(&mut self, chunk: &mut Bytes) -> usize {
         let before = chunk.len();
-        let has_room = |out: &Self| out.frame_left > 0 || out.buffer.len() < FRAME_SENT_BYTES;
-        while !chunk.is_empty() && has_room(self) {
+        let has_capacity = |out: &Self| out.frame_left > 0 || out.buffer.len() < FRAME_SENT_BYTES;
+        while !chunk.is_empty() && has_capacity(self) {
             if self.message_left == 0 {
                 self.take_prefix(chunk);
                 continue;

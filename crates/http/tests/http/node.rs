@@ -337,7 +337,7 @@ impl HttpTestNode {
 
     /// It was seen so from outside.
     pub(crate) fn seen(&self, outside: PublicReachability) {
-        self.http.set_outside(outside);
+        self.http.set_reachability(outside);
     }
 
     /// How often `test/change` ran.

@@ -14,14 +14,14 @@ use crate::wire::JoinRefusal;
 
 /// How long an applicant that waits leaves the hub alone between two requests, in milliseconds.
 const REQUEST_AGAIN_MS: u64 = 5_000;
-/// The same for an applicant that finds no room.
+/// Like `REQUEST_AGAIN_MS`, for an applicant that finds no room.
 const OVERLOADED_MS: u64 = 10_000;
 
 /// Why an applicant is not let in.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EnrolError {
-    /// As [`Invalid`](Self::Invalid), after too many such from the same network: for how long they are
+    /// Like [`Invalid`](Self::Invalid), after too many such from the same network: for how long they are
     /// answered so.
     #[error("too many wrong tokens came from this network; a right one is taken at any time")]
     Guesses(Duration),

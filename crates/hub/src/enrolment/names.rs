@@ -32,14 +32,14 @@ impl EnrolmentService {
     pub(super) async fn choose_name(
         &self,
         role: &EnrolRole,
-        wish: &NameRequest,
+        requested: &NameRequest,
         held: Option<&PeerEntry>,
         id: &PeerId,
     ) -> Result<Option<Alias>, EnrolError> {
         let all = self.peers.list().await?;
         let taken = |name: &Alias| self.is_taken(name, id, &all);
         let had = held.and_then(|peer| peer.display_name.as_deref()?.parse().ok());
-        let wanted = wish.name.clone().or(had);
+        let wanted = requested.name.clone().or(had);
         let Some(pattern) = &role.names else {
             return match wanted {
                 Some(name) if taken(&name) => Err(EnrolError::NameTaken(name.to_string())),

@@ -26,7 +26,7 @@ impl EnrolmentService {
     /// that it closed.
     ///
     /// # Errors
-    /// As [`remove`](Self::remove).
+    /// The errors of [`remove`](Self::remove).
     pub async fn remove_and_close(
         &self,
         peer: &PeerId,
@@ -43,7 +43,7 @@ impl EnrolmentService {
     /// already, does not write back what this takes away; see [`change_peer`].
     ///
     /// # Errors
-    /// As [`remove`](Self::remove).
+    /// The errors of [`remove`](Self::remove).
     pub async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<Vec<KeyId>, EnrolError> {
         let _turn = self.turn.lock().await;
         change_peer(&*self.tokens, &*self.peers, peer, change).await
@@ -52,7 +52,7 @@ impl EnrolmentService {
     /// Changes a peer, and lets it in no more; see [`shut_out`].
     ///
     /// # Errors
-    /// As [`remove`](Self::remove).
+    /// The errors of [`remove`](Self::remove).
     pub async fn shut_out(
         &self,
         peer: &PeerId,

@@ -52,7 +52,7 @@ pub enum PromotionError {
 }
 
 /// The error for code that has not run because there was no room: the caller may retry.
-pub(crate) fn no_room(failure: ScriptFailure) -> CallError {
+pub(crate) fn no_capacity(failure: ScriptFailure) -> CallError {
     CallError::new(ErrorCode::Overloaded, failure.message)
         .with_details(json!({ "code": failure.code.name() }))
         .with_retry_after_ms(BUSY_RETRY_MS)
@@ -60,7 +60,7 @@ pub(crate) fn no_room(failure: ScriptFailure) -> CallError {
 
 /// The error for code that ran until something that it called had no room. `retryable` says whether the caller may
 /// retry.
-pub(crate) fn lacked_room(message: String, retryable: bool) -> CallError {
+pub(crate) fn lacked_capacity(message: String, retryable: bool) -> CallError {
     let mut error = CallError::new(ErrorCode::Overloaded, message);
     error.retryable = retryable;
     error.retry_after_ms = retryable.then_some(BUSY_RETRY_MS);
@@ -77,7 +77,7 @@ impl From<PromotionError> for CallError {
             }
             PromotionError::Conflict(_) => Self::new(ErrorCode::Conflict, text),
             PromotionError::Forbidden(_) => Self::new(ErrorCode::Forbidden, text),
-            PromotionError::Run(failure) if failure.is_no_room() => no_room(failure),
+            PromotionError::Run(failure) if failure.is_no_capacity() => no_capacity(failure),
             PromotionError::Run(failure) => {
                 let (name, retryable) = failure.code.on_the_wire();
                 let mut error = Self::new(ErrorCode::from_name(name), text);

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::bundle::{Blake3Hash, OperationCode};
 use crate::callers::{PromotedCallOrigin, PromotedCallPermit, PromotedCalls};
-use crate::error::{lacked_room, no_room};
+use crate::error::{lacked_capacity, no_capacity};
 use crate::limits::{ACTS, CALLS_AT_ONCE};
 use crate::store::{AuthoritySnapshot, PromotionTerms};
 use crate::tally::{CallTally, CrashHistory, TallyVerdict};
@@ -173,7 +173,7 @@ impl PromotedOperationParts {
     fn ended(&self, ctx: &Ctx, failure: Option<&ScriptFailure>) {
         // Callers could cause this failure as often as they like, so it does not count against the version. A peer's
         // answer is no excuse, because the peer's owner may be the version's author.
-        if failure.is_some_and(|it| it.excused || it.is_no_room()) {
+        if failure.is_some_and(|it| it.excused || it.is_no_capacity()) {
             ctx.env().excuse();
             return;
         }
@@ -284,8 +284,8 @@ fn is_vacant(error: &OpError, ctx: &Ctx) -> bool {
 /// The error that callers see for a failure. The cases are a capability that does not act, a declared error as it is,
 /// a called operation without room, a failed server of an import, and the runtime's own errors by the table of codes.
 pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx) -> CallError {
-    if failure.is_no_room() {
-        return no_room(failure);
+    if failure.is_no_capacity() {
+        return no_capacity(failure);
     }
     let place = failure.position();
     if let Some(error) = failure.operation {
@@ -306,8 +306,8 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
         let details = json!({ "code": error.code, "path": error.path });
         let details = with_place(details, place);
         // A script can claim a lack of room itself, so the node's own record of the refusal decides.
-        if ctx.is_hindered() && error.says_no_room() {
-            return lacked_room(error.message, error.retryable).with_details(details);
+        if ctx.is_hindered() && error.says_no_capacity() {
+            return lacked_capacity(error.message, error.retryable).with_details(details);
         }
         // The context also has the failure of an imported server.
         let Some(mut answer) = ctx.upstream_error(&error.code, &error.message) else {

@@ -56,8 +56,8 @@ pub const SCOPES_MAX: usize = alknet_call::limits::SCOPES_MAX;
 pub const SCOPE_BYTES_MAX: usize = alknet_call::limits::SCOPE_BYTES_MAX;
 /// Calls of one promoted operation that run or wait at the same time.
 pub const CALLS_AT_ONCE: u32 = 128;
-/// The same for all promoted operations of one author: half of the sessions that the author may have, so that the
-/// callers leave the author the other half.
+/// Like `CALLS_AT_ONCE`, for all promoted operations of one author: half of the sessions that the author may have, so
+/// that the callers leave the author the other half.
 pub const AUTHOR_CALLS_MAX: u32 = 128;
 /// The share of one caller in these calls.
 pub const CALLER_CALLS_MAX: u32 = 64;

@@ -123,7 +123,7 @@ async fn proposals(promotion: Arc<Promotion>, input: CallBody) -> Result<Value, 
         true => None,
         false => Some(read(&input)?),
     };
-    let query = show.unwrap_or_default().asked()?;
+    let query = show.unwrap_or_default().into_request()?;
     Ok(promotion.show(query).await?)
 }
 

@@ -157,7 +157,7 @@ async fn case(
     for ran in [&first, &second] {
         // Nothing is known about the code then, and a failed case would count against it.
         if let Err(failure) = &ran.result
-            && failure.is_no_room()
+            && failure.is_no_capacity()
         {
             return Err(failure.clone());
         }
@@ -198,7 +198,7 @@ fn differs(
             match schema::check(schema, output, author) {
                 Ok(()) => None,
                 Err(SchemaMismatch::No(reason)) => Some(reason),
-                Err(SchemaMismatch::Busy(text)) => return Err(ScriptFailure::no_room(text)),
+                Err(SchemaMismatch::Busy(text)) => return Err(ScriptFailure::no_capacity(text)),
             }
         }
         (CaseExpectation::Error(_), Ok(_)) => Some("it did not fail".to_owned()),

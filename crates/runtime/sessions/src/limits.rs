@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The longest wall-clock time for a call of a one-shot session.
 pub const WALL_MAX_ONE_SHOT: Duration = Duration::from_secs(3600);
-/// The same for services and REPLs.
+/// Like `WALL_MAX_ONE_SHOT`, for services and REPLs.
 pub const WALL_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The longest GPU time for a call.
 pub const GPU_MAX: Duration = Duration::from_secs(300);
@@ -50,21 +50,21 @@ pub const ANSWERS_WAITING_BYTES_MIN: usize = 64 << 20;
 /// results until they are passed on, and the operations that it registered. One value of the largest size and its
 /// text fit.
 pub const MEMORY_OF_SESSION_MAX: usize = 8 << 20;
-/// The same for all sessions of a tenant: half of the memory for all.
+/// Like `MEMORY_OF_SESSION_MAX`, for all sessions of a tenant: half of the memory for all.
 pub const MEMORY_OF_TENANT_MAX: usize = 32 << 20;
-/// The same for all sessions of the node. A tenant may use only a part of what is left of the last quarter
-/// ([`leaves_room`](alknet_call::limits::leaves_room)), so two tenants cannot use all of it.
+/// Like `MEMORY_OF_TENANT_MAX`, for all sessions of the node. A tenant may use only a part of what is left of the last
+/// quarter ([`leaves_capacity`](alknet_call::limits::leaves_capacity)), so two tenants cannot use all of it.
 pub const MEMORY_MAX: usize = 64 << 20;
 /// The share of registered operations of all sessions in this memory: they stay as long as their session, and values
 /// do not.
 pub const REGISTERED_MAX: usize = MEMORY_MAX / 4;
-/// The same for all sessions of a tenant: half of it, with the last quarter as above.
+/// Like `REGISTERED_MAX`, for all sessions of a tenant: half of it, with the last quarter as above.
 pub const REGISTERED_OF_TENANT_MAX: usize = REGISTERED_MAX / 2;
 /// The share of the states of services that ended for others, of all services, in the memory of [`MEMORY_MAX`]: a
 /// state stays until the next call. Beside these and the registered operations, values keep a quarter of the memory.
 pub const RESTED_MAX: usize = MEMORY_MAX / 2;
-/// The same for all services of an author: a quarter of it. Two authors that use all of theirs leave a third one room
-/// for [`RESTED_VALUE_MAX`].
+/// Like `RESTED_MAX`, for all services of an author: a quarter of it. Two authors that use all of theirs leave a third
+/// one room for [`RESTED_VALUE_MAX`].
 pub const RESTED_OF_TENANT_MAX: usize = RESTED_MAX / 4;
 /// Bytes that the node reserves for what a service leaves, before it asks the service: the largest value, and what is
 /// around it in its frame.
@@ -100,10 +100,10 @@ pub(crate) const PULSE: Duration = Duration::from_millis(5);
 pub(crate) const ABORT_LISTEN: Duration = Duration::from_millis(5);
 /// How often the opening of a session ends idle sessions of others before it is refused: another session may take the
 /// room first.
-pub(crate) const ROOM_TRIES_MAX: usize = 8;
+pub(crate) const EVICTION_TRIES_MAX: usize = 8;
 /// How long the opening of a session waits for idle sessions to end: a worker may have sixteen services, and each has
 /// half a second for its `dispose`. Two of these fit.
-pub const ROOM_TIME_MAX: Duration = Duration::from_secs(1);
+pub const EVICTION_TIME_MAX: Duration = Duration::from_secs(1);
 /// REPLs that one identity may have at once.
 pub const REPLS_OF_TENANT_MAX: usize = 8;
 /// How long an unused REPL stays open.

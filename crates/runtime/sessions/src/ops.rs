@@ -140,7 +140,7 @@ fn numbers(sessions: &ScriptSessions) -> Value {
             let gaps: Vec<String> = sandbox
                 .gaps
                 .iter()
-                .map(|gap| format!("{:?}: {}", gap.wall, gap.why))
+                .map(|gap| format!("{:?}: {}", gap.layer, gap.why))
                 .collect();
             let level = sandbox.level.to_string();
             (

@@ -14,14 +14,14 @@ const RESERVED_PART: usize = 8;
 
 /// The bytes that an engine has allocated, and their limit.
 #[derive(Debug)]
-pub(crate) struct HeapAccount {
+pub(crate) struct HeapQuota {
     used: AtomicUsize,
     peak: AtomicUsize,
     max: AtomicUsize,
     refused: AtomicBool,
 }
 
-impl HeapAccount {
+impl HeapQuota {
     /// An account without a limit at first.
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
@@ -70,15 +70,15 @@ impl HeapAccount {
     }
 
     /// Whether `more` bytes fit in the place of `less` of the allocated ones.
-    fn has_room(&self, more: usize, less: usize) -> bool {
+    fn has_capacity(&self, more: usize, less: usize) -> bool {
         let rest = self.used().saturating_sub(less);
-        let has_room = rest
+        let has_capacity = rest
             .checked_add(more)
             .is_some_and(|all| all <= self.max.load(Ordering::Relaxed));
-        if !has_room {
+        if !has_capacity {
             self.refused.store(true, Ordering::Relaxed);
         }
-        has_room
+        has_capacity
     }
 
     fn took(&self, block: *mut c_void) -> *mut u8 {
@@ -93,7 +93,7 @@ impl HeapAccount {
 }
 
 /// The allocator of one engine, which is on one thread at a time; other threads read the account.
-pub(super) struct CountingAllocator(pub(super) Arc<HeapAccount>);
+pub(super) struct CountingAllocator(pub(super) Arc<HeapQuota>);
 
 /// The bytes of a block of the C library, which may be more than were requested; 0 for a null pointer.
 fn size_of_block(block: *mut c_void) -> usize {
@@ -105,7 +105,7 @@ fn size_of_block(block: *mut c_void) -> usize {
 // refused or failed allocation is a null pointer.
 unsafe impl Allocator for CountingAllocator {
     fn alloc(&mut self, size: usize) -> *mut u8 {
-        match self.0.has_room(size, 0) {
+        match self.0.has_capacity(size, 0) {
             // SAFETY: any size may be requested.
             true => self.0.took(unsafe { libc::malloc(size) }),
             false => std::ptr::null_mut(),
@@ -113,7 +113,7 @@ unsafe impl Allocator for CountingAllocator {
     }
 
     fn calloc(&mut self, count: usize, size: usize) -> *mut u8 {
-        match self.0.has_room(count.saturating_mul(size), 0) {
+        match self.0.has_capacity(count.saturating_mul(size), 0) {
             // SAFETY: any size may be requested; a product that overflows gives a null pointer.
             true => self.0.took(unsafe { libc::calloc(count, size) }),
             false => std::ptr::null_mut(),
@@ -132,7 +132,7 @@ unsafe impl Allocator for CountingAllocator {
     unsafe fn realloc(&mut self, ptr: *mut u8, new_size: usize) -> *mut u8 {
         let block = ptr.cast();
         let old = size_of_block(block);
-        if !self.0.has_room(new_size, old) {
+        if !self.0.has_capacity(new_size, old) {
             return std::ptr::null_mut();
         }
         // SAFETY: the caller's block comes from this allocator, and the caller uses the returned block instead of it.
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_is_allocated_is_counted_and_bounded() {
-        let heap = HeapAccount::new();
+        let heap = HeapQuota::new();
         let mut memory = CountingAllocator(Arc::clone(&heap));
         let first = memory.alloc(1000);
         let second = memory.calloc(10, 100);

@@ -29,7 +29,7 @@ pub(crate) use bytes::{read as read_bytes, share as share_bytes};
 pub(crate) use entry::ActiveEntry;
 pub use entry::{EntryOutcome, EntryStats, IsolateWork};
 pub(crate) use failure::of_error;
-use heap::{CountingAllocator, HeapAccount};
+use heap::{CountingAllocator, HeapQuota};
 pub use interrupt_budget::InterruptBudget;
 pub(crate) use shared::{EvaluationRoot, IsolateState, OfferedOperation, PromiseSettler, Timer};
 pub use spec::{GlobalGrants, IsolateSpec, SessionMode};
@@ -74,7 +74,7 @@ pub struct Isolate {
     closed: Option<ScriptFailure>,
     /// Wakes the task when the next timer is due.
     sleeping: RefCell<Option<LocalBoxFuture<'static, ()>>>,
-    heap: Arc<HeapAccount>,
+    heap: Arc<HeapQuota>,
     context: Context,
     runtime: Runtime,
 }
@@ -99,7 +99,7 @@ pub(crate) enum IsolateCommand {
 #[derive(Clone, Debug)]
 pub struct IsolateHandle {
     budget: Arc<InterruptBudget>,
-    heap: Arc<HeapAccount>,
+    heap: Arc<HeapQuota>,
     commands: mpsc::UnboundedSender<IsolateCommand>,
 }
 
@@ -143,7 +143,7 @@ impl Isolate {
         Self::open_under(spec, host, None)
     }
 
-    /// The same for a test case, which ends when its session does.
+    /// Like `open`, for a test case, which ends when its session does.
     pub(crate) fn open_under(
         mut spec: IsolateSpec,
         host: Arc<dyn IsolateHost>,
@@ -222,7 +222,7 @@ fn seed(spec: &IsolateSpec) -> Result<[u8; 32], ScriptFailure> {
 
 fn engine(
     shared: &Rc<IsolateState>,
-    heap: &Arc<HeapAccount>,
+    heap: &Arc<HeapQuota>,
 ) -> Result<(Runtime, Context), ScriptFailure> {
     let out = |_| ScriptFailure::new(RuntimeCode::Memory, "no memory for an engine");
     let runtime = Runtime::new_with_alloc(CountingAllocator(Arc::clone(heap))).map_err(out)?;

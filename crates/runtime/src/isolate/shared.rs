@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::clock::SessionClock;
 use crate::error::{OpError, RuntimeCode, ScriptFailure};
 use crate::host::{IsolateHost, ScriptRegistration};
-use crate::isolate::heap::HeapAccount;
+use crate::isolate::heap::HeapQuota;
 use crate::isolate::interrupt_budget::InterruptBudget;
 use crate::isolate::pending::PendingHostCalls;
 use crate::isolate::spec::IsolateSpec;
@@ -52,7 +52,7 @@ pub(crate) struct IsolateState {
     pub(crate) spec: IsolateSpec,
     pub(crate) host: Arc<dyn IsolateHost>,
     pub(crate) budget: Arc<InterruptBudget>,
-    pub(crate) heap: Arc<HeapAccount>,
+    pub(crate) heap: Arc<HeapQuota>,
     pub(crate) clock: RefCell<SessionClock>,
     pub(crate) random: RefCell<ChaCha20Rng>,
     pub(crate) bytes: RefCell<ChaCha20Rng>,
@@ -107,7 +107,7 @@ impl IsolateState {
             spec,
             host,
             budget,
-            heap: HeapAccount::new(),
+            heap: HeapQuota::new(),
         })
     }
 
@@ -135,7 +135,7 @@ impl IsolateState {
         }
     }
 
-    /// The same with the position in a module.
+    /// Like `raise`, with the position in a module.
     pub(crate) fn raise_failure(&self, ctx: &Ctx<'_>, failure: &ScriptFailure) -> Error {
         let place = failure.place.as_ref();
         let (module, line) = (

@@ -13,7 +13,7 @@ use crate::modules::ModuleSet;
 pub enum SessionMode {
     /// Modules of a frozen graph, without `eval`. A call fails if nothing can settle its promise any more.
     OneShot,
-    /// As `OneShot`, but the session waits for further calls, which may settle the promises of earlier ones.
+    /// Like `OneShot`, but the session waits for further calls, which may settle the promises of earlier ones.
     Service,
     /// Lines that a person types: `eval` and `Function` exist.
     Repl,
@@ -83,7 +83,7 @@ impl IsolateSpec {
         }
     }
 
-    /// The same with a virtual clock and a seed for all random values, so that it can be replayed.
+    /// Like `new`, with a virtual clock and a seed for all random values, so that it can be replayed.
     #[must_use]
     pub fn deterministic(mut self, seed: [u8; 32], start_ms: i64) -> Self {
         self.seed = Some(seed);

@@ -1,8 +1,8 @@
 //! Counts the names of members that the engine cannot tell apart quickly.
 //!
-//! The engine has one table of all names, by a hash without a seed, so others can choose names that share a place in
-//! it. It walks through all names of a place to find one, and again to free one, in native code that nothing
-//! interrupts: 150,000 names of one place take longer than a call may take, whether they are in one object or in one
+//! The engine has one table of all names, by a hash without a seed, so others can choose names that share a bucket in
+//! it. It walks through all names of a bucket to find one, and again to free one, in native code that nothing
+//! interrupts: 150,000 names of one bucket take longer than a call may take, whether they are in one object or in one
 //! each.
 
 use std::collections::hash_map::RandomState;
@@ -16,32 +16,32 @@ const HASH_START: u32 = 1;
 /// The factor of that hash.
 const HASH_FACTOR: u32 = 263;
 
-/// The different names in one value, by their places in the engine's table.
+/// The different names in one value, by their buckets in the engine's table.
 #[derive(Default)]
-pub(super) struct NamePlaces {
+pub(super) struct NameBuckets {
     /// With a seed, so that others cannot choose names that count as one.
     seed: RandomState,
     known: HashSet<u64>,
-    /// By the last bits of the engine's hash. A table of fewer places has several of these in one, and has room for
+    /// By the last bits of the engine's hash. A table of fewer buckets has several of these in one, and has room for
     /// fewer names before the engine doubles it.
     counts: HashMap<u16, usize>,
 }
 
-impl NamePlaces {
-    /// Counts a name. Returns whether no more than [`NAMES_ALIKE_MAX`] different ones share its place.
+impl NameBuckets {
+    /// Counts a name. Returns whether no more than [`NAMES_ALIKE_MAX`] different ones share its bucket.
     pub(super) fn admit(&mut self, name: &str) -> bool {
         // The engine keeps such a name as a number, outside the table.
         let is_index = name.parse::<i32>().is_ok_and(|index| index >= 0);
         if is_index || !self.known.insert(self.seed.hash_one(name)) {
             return true;
         }
-        let count = self.counts.entry(place(name)).or_default();
+        let count = self.counts.entry(bucket(name)).or_default();
         *count += 1;
         *count <= NAMES_ALIKE_MAX
     }
 }
 
-fn place(name: &str) -> u16 {
+fn bucket(name: &str) -> u16 {
     let hash = name.encode_utf16().fold(HASH_START, |hash, unit| {
         hash.wrapping_mul(HASH_FACTOR).wrapping_add(unit.into())
     });
@@ -74,17 +74,17 @@ mod tests {
 
     #[test]
     fn names_of_one_place_are_counted_once_each() {
-        let mut places = NamePlaces::default();
+        let mut buckets = NameBuckets::default();
         for name in names_of_one_hash(NAMES_ALIKE_MAX) {
-            assert!(places.admit(&name) && places.admit(&name), "{name}");
+            assert!(buckets.admit(&name) && buckets.admit(&name), "{name}");
         }
         let more: Vec<String> = names_of_one_hash(NAMES_ALIKE_MAX + 1).collect();
-        assert!(more.iter().rev().skip(1).all(|name| places.admit(name)));
-        assert!(!places.admit(&more[NAMES_ALIKE_MAX]));
-        assert!(places.admit("another place"));
+        assert!(more.iter().rev().skip(1).all(|name| buckets.admit(name)));
+        assert!(!buckets.admit(&more[NAMES_ALIKE_MAX]));
+        assert!(buckets.admit("another place"));
     }
 
-    /// Names as programs make them are spread over all places.
+    /// Names as programs make them are spread over all buckets.
     #[test]
     fn a_hundred_thousand_common_names_are_admitted() {
         let forms: [fn(u32) -> String; 6] = [
@@ -96,8 +96,8 @@ mod tests {
             |at| format!("{at:020b}"),
         ];
         for form in forms {
-            let mut places = NamePlaces::default();
-            assert!((0..100_000).map(form).all(|name| places.admit(&name)));
+            let mut buckets = NameBuckets::default();
+            assert!((0..100_000).map(form).all(|name| buckets.admit(&name)));
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Number, Value};
 
 use crate::host::{SinkStopped, ValueSink};
 use crate::isolate::{IsolateState, share_bytes};
-use crate::json::names::NamePlaces;
+use crate::json::names::NameBuckets;
 
 /// Makes a script's value of a host's. Properties are defined instead of assigned, so a key
 /// `__proto__`, or a setter that the script added to `Object.prototype`, has no effect.
@@ -111,7 +111,7 @@ pub(crate) struct ScriptValueWriter<'a, 'js> {
     bytes: Option<Bytes>,
     open: Vec<OpenValue<'js>>,
     value: Option<JsValue<'js>>,
-    names: NamePlaces,
+    names: NameBuckets,
     parts: usize,
     stopped: Option<WriterStop>,
 }
@@ -135,7 +135,7 @@ impl<'a, 'js> ScriptValueWriter<'a, 'js> {
             bytes: None,
             open: Vec::new(),
             value: None,
-            names: NamePlaces::default(),
+            names: NameBuckets::default(),
             parts: 0,
             stopped: None,
         }

@@ -217,7 +217,7 @@ fn call<'js>(
     Ok(shared.pending_calls.borrow_mut().start(settle, work) as f64)
 }
 
-/// The same with bytes beside the input; with `map`, the answer may be a file.
+/// Like `call`, with bytes beside the input; with `map`, the answer may be a file.
 fn call_with_bytes<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,

@@ -236,7 +236,7 @@ impl RecorderTicket {
         let more = marks.and_then(|marks| add(&mut entry.call, marks));
         let bytes = state.bytes;
         let is_accepted = |more: &RecordSize| {
-            bytes + more.bytes <= RECORDED_BYTES_MAX && has_room(state.room.as_ref(), *more)
+            bytes + more.bytes <= RECORDED_BYTES_MAX && has_capacity(state.room.as_ref(), *more)
         };
         match more.filter(is_accepted) {
             Some(more) => {
@@ -262,7 +262,7 @@ impl RecorderState {
         let memory = input.memory.saturating_add(call.path.len());
         let has_space =
             self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
-        let has_space = has_space && has_room(self.room.as_ref(), RecordSize { bytes, memory });
+        let has_space = has_space && has_capacity(self.room.as_ref(), RecordSize { bytes, memory });
         if self.ended || !has_space {
             self.left_out += 1;
             return None;
@@ -313,7 +313,7 @@ fn gather(value: &mut Value, bytes: &[u8], copied: &mut Vec<u8>) -> Option<()> {
     }
 }
 
-fn has_room(room: Option<&Arc<dyn RecorderCapacity>>, more: RecordSize) -> bool {
+fn has_capacity(room: Option<&Arc<dyn RecorderCapacity>>, more: RecordSize) -> bool {
     room.is_none_or(|room| room.take(more.memory))
 }
 

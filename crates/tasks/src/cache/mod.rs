@@ -32,7 +32,7 @@ use crate::failure::{Result, TaskError};
 /// The default limit in GiB. The needs of a tree that is built, checked and tested fit in twice.
 const LIMIT_GIB: &str = "15";
 
-/// The same in bytes.
+/// Like `LIMIT_GIB`, in bytes.
 const LIMIT_BYTES: u64 = 15 * GIB;
 
 const GIB: u64 = 1 << 30;

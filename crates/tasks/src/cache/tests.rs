@@ -90,7 +90,7 @@ impl FakeCache {
     }
 
     /// Removes just enough to be so many bytes smaller.
-    fn make_room(&self, needs: &CacheNeeds, bytes: usize) -> PruneReport {
+    fn prune_for(&self, needs: &CacheNeeds, bytes: usize) -> PruneReport {
         self.prune(needs, self.bytes() - bytes as u64 + 1)
     }
 }
@@ -129,13 +129,13 @@ fn the_oldest_go_first_and_only_as_many_as_must() {
     cache.file("image/cccccccccccccccc/disk.raw", MIB, 10);
     cache.file("gpu/dddddddddddddddd/program", MIB, 1);
     let needs = needs(&cache, &[], &[]);
-    let text = cache.make_room(&needs, MIB).text();
+    let text = cache.prune_for(&needs, MIB).text();
     assert!(
         text.contains("kernel/aaaaaaaaaaaaaaaa") && text.contains("13 minutes"),
         "{text}"
     );
     assert!(!cache.has("kernel/aaaaaaaaaaaaaaaa") && cache.has("tools/b-bbbbbbbbbbbbbbbb"));
-    let pruned = cache.make_room(&needs, MIB + 100 * KIB);
+    let pruned = cache.prune_for(&needs, MIB + 100 * KIB);
     assert!(
         !cache.has("tools/b-bbbbbbbbbbbbbbbb")
             && !cache.has("image/cccccccccccccccc")
@@ -162,11 +162,11 @@ fn former_versions_go_before_others_however_old() {
     cache.unit("own", TWO, 0);
     cache.unit("own", THREE, 1);
     let needs = needs(&cache, &[], &[THREE]);
-    let text = cache.make_room(&needs, MIB).text();
+    let text = cache.prune_for(&needs, MIB).text();
     assert!(text.contains("1 artefacts of former versions"), "{text}");
     assert!(!cache.has_unit("own", TWO));
     assert!(cache.has_unit("own", THREE) && cache.has_unit("serde", ONE));
-    cache.make_room(&needs, MIB);
+    cache.prune_for(&needs, MIB);
     assert!(!cache.has_unit("serde", ONE) && cache.has("kernel/aaaaaaaaaaaaaaaa"));
 }
 
@@ -180,9 +180,9 @@ fn without_a_record_the_version_used_last_is_the_current_one() {
     }
     cache.unit("own_too", other, 100);
     let needs = needs(&cache, &[], &[]);
-    cache.make_room(&needs, 2 * MIB);
+    cache.prune_for(&needs, 2 * MIB);
     assert!(!cache.has_unit("own", ONE) && !cache.has_unit("own", THREE));
-    cache.make_room(&needs, 2 * MIB);
+    cache.prune_for(&needs, 2 * MIB);
     assert!(!cache.has_unit("serde", serde));
     assert!(!cache.has_unit("own_too", other), "by age, as all others");
     assert!(cache.has_unit("own", TWO));
@@ -196,7 +196,7 @@ fn a_recorded_use_counts_for_more_than_a_files_age() {
     let mut needs = needs(&cache, &[], &[]);
     let used = SystemTime::now() - Duration::from_secs(86_400);
     needs.units.last_used = [(unit(ONE), used)].into();
-    cache.make_room(&needs, MIB);
+    cache.prune_for(&needs, MIB);
     assert!(cache.has_unit("serde", ONE) && !cache.has_unit("bytes", TWO));
 }
 
@@ -320,7 +320,7 @@ fn what_a_living_command_uses_stays_and_what_a_killed_one_left_goes_first() {
     cache.file("kernel-build-killed/source/file", MIB, 0);
     let living = ScratchFolder::new(cache.path(), "gpu-pack-").expect("writable");
     fs::write(living.path().join("file"), vec![1; MIB]).expect("writable");
-    cache.make_room(&needs(&cache, &[], &[]), MIB);
+    cache.prune_for(&needs(&cache, &[], &[]), MIB);
     assert!(!cache.has("kernel-build-killed") && cache.has("kernel/aaaaaaaaaaaaaaaa"));
     cache.prune(&needs(&cache, &[], &[]), 1);
     assert!(!cache.has("kernel/aaaaaaaaaaaaaaaa") && living.path().join("file").exists());
@@ -335,7 +335,7 @@ fn a_saved_machine_goes_unless_a_test_uses_it() {
     }
     let lock = File::open(cache.at("machines/used.lock")).expect("it is there");
     lock.lock_shared().expect("it is free");
-    cache.make_room(&needs(&cache, &[], &[]), MIB);
+    cache.prune_for(&needs(&cache, &[], &[]), MIB);
     assert!(cache.has("machines/used") && cache.has("machines/new"));
     assert!(!cache.has("machines/old") && cache.has("machines/old.lock"));
     cache.prune(&needs(&cache, &[], &[]), 1);
@@ -422,7 +422,7 @@ fn a_program_with_two_names_goes_with_both() {
     }
     let program = cache.at(&format!("target/release/deps/own-{ONE}"));
     fs::hard_link(program, cache.at("target/release/own")).expect("links");
-    cache.make_room(&needs(&cache, &[], &[TWO]), MIB);
+    cache.prune_for(&needs(&cache, &[], &[TWO]), MIB);
     assert!(!cache.has("target/release/own"));
     assert!(!cache.has(&format!("target/release/deps/own-{ONE}")));
     assert!(cache.has(&format!("target/release/deps/own-{TWO}")));

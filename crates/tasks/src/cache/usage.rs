@@ -47,7 +47,7 @@ pub(super) fn measure(parts: &[Vec<PathBuf>]) -> io::Result<Vec<DiskUsage>> {
     Ok(measure_until(parts, None)?.unwrap_or_default())
 }
 
-/// The same. `None` if it takes longer than until `deadline`.
+/// Like `measure`. `None` if it takes longer than until `deadline`.
 pub(super) fn measure_until(
     parts: &[Vec<PathBuf>],
     deadline: Option<Instant>,

@@ -6,7 +6,7 @@ mod texts;
 use std::fs;
 use std::path::Path;
 
-use alknet_licenses::{ComponentPlace, LicenseInventory, SoftwareComponent};
+use alknet_licenses::{ComponentLocation, LicenseInventory, SoftwareComponent};
 
 use self::texts::TextCollection;
 use crate::context::XtaskContext;
@@ -93,20 +93,20 @@ pub(crate) fn collect(root: &Path) -> Result<LicenseInventory> {
     let mut components = vec![own(root, &mut texts)?];
     components.extend(parts::components(root, &crates, &mut texts)?);
     for linked in crates.iter().filter(|linked| !linked.is_own()) {
-        components.push(component(linked, ComponentPlace::Binary, &mut texts)?);
+        components.push(component(linked, ComponentLocation::Binary, &mut texts)?);
     }
     // A crate of both is listed once, as a part of the binary: name, version and licence are the same.
     let of_loader = linked::loader_crates(root)?;
     let of_loader = of_loader.iter().filter(|linked| !crates.contains(linked));
     for linked in of_loader.filter(|linked| !linked.is_own()) {
-        components.push(component(linked, ComponentPlace::Loader, &mut texts)?);
+        components.push(component(linked, ComponentLocation::Loader, &mut texts)?);
     }
     Ok(LicenseInventory::new(components, texts.into_texts()))
 }
 
 fn own(root: &Path, texts: &mut TextCollection) -> Result<SoftwareComponent> {
     let (name, license, files) = OWN;
-    let mut component = SoftwareComponent::new(name, ComponentPlace::Binary, license);
+    let mut component = SoftwareComponent::new(name, ComponentLocation::Binary, license);
     component.version = Some(env!("CARGO_PKG_VERSION").to_owned());
     for file in files {
         component.texts.push(texts.file(&root.join(file))?);
@@ -116,7 +116,7 @@ fn own(root: &Path, texts: &mut TextCollection) -> Result<SoftwareComponent> {
 
 fn component(
     linked: &LinkedCrate,
-    place: ComponentPlace,
+    place: ComponentLocation,
     texts: &mut TextCollection,
 ) -> Result<SoftwareComponent> {
     let license = linked
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_component_that_changed_is_a_difference_and_so_is_a_text() {
-        let linux = SoftwareComponent::new("Linux", ComponentPlace::Kernel, "GPL-2.0-only");
+        let linux = SoftwareComponent::new("Linux", ComponentLocation::Kernel, "GPL-2.0-only");
         let mut newer = linux.clone();
         newer.version = Some("6.12".to_owned());
         let text = alknet_licenses::LicenseText::new("a".to_owned(), "b".to_owned());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use alknet_licenses::{ComponentPlace, SoftwareComponent};
+use alknet_licenses::{ComponentLocation, SoftwareComponent};
 use serde::Deserialize;
 
 use super::texts::{TextCollection, read};
@@ -29,11 +29,11 @@ struct OtherParts {
 #[serde(deny_unknown_fields)]
 struct OtherPart {
     name: String,
-    place: ComponentPlace,
+    place: ComponentLocation,
     license: String,
     source: Option<String>,
     within: Option<String>,
-    version: Option<VersionPlace>,
+    version: Option<VersionLocation>,
     debian: Option<String>,
     #[serde(default)]
     files: Vec<PathBuf>,
@@ -45,7 +45,7 @@ struct OtherPart {
 /// Where a version stands in a source.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct VersionPlace {
+struct VersionLocation {
     file: PathBuf,
     /// The texts in front of its numbers, which become one text with dots.
     after: Vec<String>,
@@ -110,7 +110,7 @@ impl OtherPart {
     }
 }
 
-impl VersionPlace {
+impl VersionLocation {
     fn read(&self, folder: &Path) -> Result<String> {
         let path = folder.join(&self.file);
         let text = read(&path)?;
@@ -166,7 +166,7 @@ mod tests {
         let header = "#define MAJOR    1\n#define MINOR 2 // even\n#define TEXT \"1.2.3\"\n";
         fs::write(folder.path().join("x.h"), header).expect("writable");
         let at = |after: &[&str]| {
-            let place = VersionPlace {
+            let place = VersionLocation {
                 file: "x.h".into(),
                 after: after.iter().map(|it| (*it).to_owned()).collect(),
                 packed: false,

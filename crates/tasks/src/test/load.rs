@@ -20,7 +20,7 @@ pub(super) fn slowdown(processors: usize) -> f64 {
     slowdown_of(processors, WORK)
 }
 
-/// The same with so many threads, each of which uses so much processor time.
+/// Like `slowdown`, with so many threads, each of which uses so much processor time.
 fn slowdown_of(threads: usize, work: Duration) -> f64 {
     let threads: Vec<_> = (0..threads)
         .map(|_| thread::spawn(move || share(work)))

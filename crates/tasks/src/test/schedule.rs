@@ -2,20 +2,20 @@
 //! ([`TestNeeds`](super::needs::TestNeeds)) and from their times in the last run.
 //!
 //! Most tests compute. Some mostly wait: for a machine to boot, a timer, a client of another
-//! project. So the processors are allotted twice: programs that compute share one set of places,
+//! project. So the processors are allotted twice: programs that compute share one set of slots,
 //! programs that wait another one, and a program of one kind never waits for one of the other. When
-//! all that compute have ended, those that wait get half of their places, too. With all of them,
+//! all that compute have ended, those that wait get half of their slots, too. With all of them,
 //! emulated machines and workers would miss limits of the product, which no factor lengthens. A
-//! part that only waited for time to pass in the last run takes neither: it has other places, and
+//! part that only waited for time to pass in the last run takes neither: it has other slots, and
 //! starts at once. Within each kind the longest, by the last run, start first.
 //!
 //! Memory for machines is allotted as well, to parts of all kinds: a part starts if the machines
 //! that its tests have at the same time fit beside those of all running parts. The longest of those
 //! that wait for memory gets it first, however little a later one needs. Parts without machines
-//! take the places meanwhile.
+//! take the slots meanwhile.
 //!
 //! A program that waits runs as one process for each of its modules, with one test after the other
-//! in each, so as many of its tests run at a time as there are places just then. Parts that measure
+//! in each, so as many of its tests run at a time as there are slots just then. Parts that measure
 //! time or memory run at the end, alone.
 
 use std::collections::BTreeMap;
@@ -38,15 +38,15 @@ const SLEEPING_PER_PROCESSOR: usize = 4;
 /// this.
 pub(super) const CROWD: usize = COMPUTING_PER_PROCESSOR + WAITING_PER_PROCESSOR;
 
-/// The places that a program takes.
+/// The slots that a program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PartLoad {
     Computing,
     Waiting,
-    /// Other places, beside computing and waiting parts: in the last run its tests used almost no
+    /// Other slots, beside computing and waiting parts: in the last run its tests used almost no
     /// processor time.
     Sleeping,
-    /// All places: no other part runs beside it.
+    /// All slots: no other part runs beside it.
     Alone,
 }
 
@@ -161,9 +161,9 @@ impl<'a> PartQueue<'a> {
     /// The index of the next part that fits beside the running ones. It counts as running from now
     /// on.
     ///
-    /// No part overtakes an earlier one of its kind in taking places. No other part takes what the
+    /// No part overtakes an earlier one of its kind in taking slots. No other part takes what the
     /// next one of each kind lacks: that part gets its memory as soon as it is free, whether it
-    /// waits for a place or for memory.
+    /// waits for a slot or for memory.
     pub(super) fn start_next(&mut self) -> Option<usize> {
         let (mut full, mut reserved): (Vec<PartLoad>, Vec<PartLoad>) = Default::default();
         let mut taken_mib: u64 = self.running().map(TestPart::all_machines_mib).sum();
@@ -172,15 +172,15 @@ impl<'a> PartQueue<'a> {
                 return false;
             }
             // A part that runs alone waits for all others, which must not wait for its memory.
-            if part.load == PartLoad::Alone && !self.has_places(part) {
+            if part.load == PartLoad::Alone && !self.has_slots(part) {
                 return false;
             }
             let wanted_mib = part.all_machines_mib();
             // A part that needs more memory than there is gets all of it.
             let has_memory =
                 wanted_mib == 0 || taken_mib == 0 || taken_mib + wanted_mib <= self.machines_mib;
-            let has_places = !full.contains(&part.load) && self.has_places(part);
-            if has_memory && has_places {
+            let has_slots = !full.contains(&part.load) && self.has_slots(part);
+            if has_memory && has_slots {
                 return true;
             }
             if has_memory {
@@ -200,7 +200,7 @@ impl<'a> PartQueue<'a> {
         self.parts[index].1 = PartState::Ended;
     }
 
-    fn has_places(&self, part: &TestPart) -> bool {
+    fn has_slots(&self, part: &TestPart) -> bool {
         if part.load == PartLoad::Alone {
             return self.parts.iter().all(|(other, state)| match state {
                 PartState::Ended => true,
@@ -208,7 +208,7 @@ impl<'a> PartQueue<'a> {
                 PartState::Running => false,
             });
         }
-        let all = self.places(part.load);
+        let all = self.slots(part.load);
         let taken: usize = self
             .running()
             .map(|running| {
@@ -231,7 +231,7 @@ impl<'a> PartQueue<'a> {
     }
 
     /// How many tests of this kind run at a time.
-    fn places(&self, load: PartLoad) -> usize {
+    fn slots(&self, load: PartLoad) -> usize {
         let computing = self.processors * COMPUTING_PER_PROCESSOR;
         match load {
             PartLoad::Computing => computing,
@@ -396,7 +396,7 @@ mod tests {
         assert_eq!(start(&mut queue), [2]);
         queue.ended(1);
         assert!(start(&mut queue).is_empty());
-        // Half of the places of computing parts are free for those that wait.
+        // Half of the slots of computing parts are free for those that wait.
         queue.ended(2);
         assert_eq!(start(&mut queue), [6, 7]);
     }
@@ -431,7 +431,7 @@ mod tests {
         queue.ended(1);
         assert_eq!(start(&mut queue), [2]);
 
-        // A part that waits for a place keeps its memory: the computing part cannot take it,
+        // A part that waits for a slot keeps its memory: the computing part cannot take it,
         // however often one could start.
         let computing = part(PartLoad::Computing, 2, 256);
         let parts = [waiting(512), waiting(512), waiting(512), computing];
@@ -449,7 +449,7 @@ mod tests {
         let mut queue = PartQueue::new(&parts, 1, 2048);
         assert_eq!(start(&mut queue), [0, 9]);
 
-        // A part that waits for memory keeps no place until it has the memory.
+        // A part that waits for memory keeps no slot until it has the memory.
         let parts = [waiting(1024), waiting(1024), waiting(0), waiting(0)];
         let mut queue = PartQueue::new(&parts, 1, 1024);
         assert_eq!(start(&mut queue), [0, 2]);

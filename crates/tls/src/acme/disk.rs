@@ -170,7 +170,7 @@ impl AcmeStorage {
 
     /// If the node has a seal, seals every key on disk: those of a node that had none, and those that a power cut
     /// left half done. To be called after [`AcmeStorage::certificate`] found no error.
-    pub(crate) fn seal_kept(&self) -> Result<(), AcmeError> {
+    pub(crate) fn seal_stored(&self) -> Result<(), AcmeError> {
         if self.seal.is_none() {
             return Ok(());
         }

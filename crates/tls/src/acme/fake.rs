@@ -241,7 +241,7 @@ struct P256Point(Vec<u8>);
 impl P256Point {
     const BYTES: usize = 65;
 
-    /// That of a request: the first bit string in it.
+    /// The point of a request: the first bit string in it.
     fn from_csr(csr: &[u8]) -> Option<Self> {
         let head = [3, 66, 0, 4];
         let at = csr.windows(head.len()).position(|bytes| bytes == head)?;

@@ -56,7 +56,7 @@ pub(super) mod tests {
     }
 
     impl FakeSeal {
-        /// That of the words with this number.
+        /// The seal of the words with this number.
         pub(crate) fn new(words: u8) -> Self {
             Self {
                 key: [words; 32],

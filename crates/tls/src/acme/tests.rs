@@ -197,11 +197,11 @@ fn a_locked_key_is_waited_for() {
         for part in [".sealed", "the vault is locked", "nothing is ordered"] {
             assert!(problems[0].text.contains(part), "{problems:?}");
         }
-        acme.serve_kept();
+        acme.serve_stored();
     }
     assert_eq!(warned(&log, "the vault is locked").len(), 1);
     seal.lock(false);
-    acme.serve_kept();
+    acme.serve_stored();
     assert!(!acme.locked && state.is_served());
     assert_eq!(state.problems.list(), []);
     assert!(matches!(acme.plan.next(NOW), AcmeStep::Wait { .. }));
@@ -263,7 +263,7 @@ fn a_key_in_the_clear_is_served_at_once_and_sealed_once_it_can_be() {
     assert!(state.is_served() && acme.locked);
     assert!(is_there(&folder, "certificate.pem"));
     seal.lock(false);
-    acme.serve_kept();
+    acme.serve_stored();
     assert!(!acme.locked);
     assert_eq!(state.problems.list(), []);
     assert!(is_there(&folder, "chain.pem") && !is_there(&folder, "certificate.pem"));

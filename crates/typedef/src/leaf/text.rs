@@ -28,7 +28,7 @@ impl LeafType {
         Ok(content)
     }
 
-    /// The same from bytes.
+    /// Like `content`, from bytes.
     pub(crate) fn of_content(&self, content: &[u8]) -> Fit<RecordValue> {
         self.check_bytes(content.len() as u64)?;
         if self.kind == FieldKind::Bytes {

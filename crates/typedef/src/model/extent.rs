@@ -25,7 +25,7 @@ impl LayoutExtent {
         round_up(self.size, self.align)
     }
 
-    /// The same with an alignment of at least `align`. A part with parts of its own grows to a multiple of it; a
+    /// This extent with an alignment of at least `align`. A part with parts of its own grows to a multiple of it; a
     /// number keeps its size.
     pub(crate) fn raised(self, align: u32, has_parts: bool) -> Sized<Self> {
         let align = self.align.max(align);

@@ -49,7 +49,7 @@ impl PackedCodec {
     /// Reads a value that takes up all of `bytes`.
     ///
     /// # Errors
-    /// As [`read_first`](Self::read_first), and where bytes are left.
+    /// The errors of [`read_first`](Self::read_first), and where bytes are left.
     pub fn read(&self, bytes: &[u8]) -> Result<RecordValue> {
         let (value, used) = self.read_first(bytes)?;
         if used < bytes.len() {

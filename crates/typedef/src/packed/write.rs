@@ -97,7 +97,7 @@ impl PackedWriter<'_> {
     fn leaf(&mut self, leaf: &LeafType, big: bool, value: &RecordValue) -> Result<()> {
         let invalid = |why: String| TypedefError::access("", why);
         if let Some(len) = leaf.fixed_bytes() {
-            let room = self.room(len)?;
+            let room = self.append_zeros(len)?;
             return leaf.put(value, big, room).map_err(invalid);
         }
         let content = leaf.content(value).map_err(invalid)?;
@@ -114,17 +114,18 @@ impl PackedWriter<'_> {
     }
 
     fn bits(&mut self, bits: u64, len: usize, big: bool) -> Result<()> {
-        put_bits(bits, big, self.room(len as u64)?);
+        put_bits(bits, big, self.append_zeros(len as u64)?);
         Ok(())
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.room(bytes.len() as u64)?.copy_from_slice(bytes);
+        self.append_zeros(bytes.len() as u64)?
+            .copy_from_slice(bytes);
         Ok(())
     }
 
     /// More bytes, zero so far.
-    fn room(&mut self, len: u64) -> Result<&mut [u8]> {
+    fn append_zeros(&mut self, len: u64) -> Result<&mut [u8]> {
         let before = self.out.len();
         let used = (before - self.start) as u64;
         let max = self.limits.packed_bytes;

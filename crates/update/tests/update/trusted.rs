@@ -54,6 +54,34 @@ fn what_was_seen_survives_a_restart() {
     );
 }
 
+/// Callers make a machine refresh at will.
+#[test]
+fn a_refresh_that_shows_nothing_new_is_saved_once_an_hour() {
+    let publisher = Publisher::new(1);
+    let bundle = publisher.bundle(1, "1.1.0");
+    let new = UpdateTrust::new(publisher.anchor());
+    let at = |trust: &UpdateTrust, bundle: &[u8], seconds: i64| {
+        let clock = UpdateClock::Known(UnixSeconds(NOW.0 + seconds));
+        read_at(trust.clone(), bundle, clock).0
+    };
+    let first = at(&new, &bundle, 0);
+    assert!(first.is_to_save(&new));
+    assert!(!at(&first, &bundle, 3599).is_to_save(&first));
+    assert!(at(&first, &bundle, 3600).is_to_save(&first));
+    // Whatever else was seen is saved at once, and so is a floor.
+    assert!(at(&first, &publisher.bundle(2, "1.2.0"), 1).is_to_save(&first));
+    let mut raised = first.clone();
+    raised.raise_floor(Some(&"1.1.0".parse().expect("a version")));
+    assert!(raised.is_to_save(&first));
+    // Refused documents are no news.
+    let other = Publisher {
+        roots: publisher.roots.clone(),
+        signer: signer(9),
+    };
+    let refused = at(&first, &other.bundle(3, "1.3.0"), 7200);
+    assert!(!refused.is_to_save(&first));
+}
+
 /// Section 5.3.8: the keys that a new root revoked stay revoked, whatever was wrong behind it.
 #[test]
 fn a_new_root_counts_even_beside_an_expired_timestamp() {

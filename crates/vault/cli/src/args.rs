@@ -54,7 +54,7 @@ pub struct WordsArgs {
 }
 
 impl WordsArgs {
-    pub(crate) fn asked(&self) -> bool {
+    pub(crate) fn is_given(&self) -> bool {
         self.mnemonic || self.mnemonic_stdin
     }
 }

@@ -110,7 +110,7 @@ impl VaultCli<'_> {
     }
 
     fn export_key(&mut self, args: &ExportKeyArgs) -> Result<(), VaultCliError> {
-        let pem = if args.words.asked() {
+        let pem = if args.words.is_given() {
             private(&offline(&args.words, self.ask)?, args)?
         } else {
             let opened = OpenVaultDir::open_typed(&args.open, None, self.ask)?;
@@ -206,7 +206,7 @@ impl VaultCli<'_> {
         open: &VaultOpenArgs,
         get: impl FnOnce(&Vault) -> Result<T, VaultCliError>,
     ) -> Result<T, VaultCliError> {
-        if words.asked() {
+        if words.is_given() {
             return get(&offline(words, self.ask)?);
         }
         let opened = OpenVaultDir::open(open, self.ask)?;

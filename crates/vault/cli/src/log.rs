@@ -75,7 +75,7 @@ impl VaultCli<'_> {
 
     pub(crate) fn audit_verify(&mut self, args: &AuditVerifyArgs) -> Result<(), VaultCliError> {
         let elsewhere = args.log.log.as_deref().map(there).transpose()?;
-        let verified = if args.words.asked() {
+        let verified = if args.words.is_given() {
             let dir = match elsewhere {
                 Some(dir) => dir,
                 None => there(&args.open.place.dir.join("audit"))?,

@@ -47,7 +47,7 @@ pub trait SecretPrompt {
     /// Reads one line, which the terminal shows.
     ///
     /// # Errors
-    /// As [`SecretPrompt::secret`].
+    /// The errors of [`SecretPrompt::secret`].
     fn line(&mut self, what: &str) -> Result<String, VaultCliError>;
 
     /// Reads the rest of standard input, up to `most` bytes.

@@ -84,7 +84,7 @@ impl AuditLog {
         Self::open_with(dir, AUDIT_FILE_BYTES)
     }
 
-    /// The same with files of another size.
+    /// Like `open`, with files of another size.
     pub(super) fn open_with(dir: &Path, file_bytes_max: u64) -> Result<Self, AuditError> {
         let path = path(dir, 0);
         let mut file = current(&path)?;

@@ -94,7 +94,7 @@ impl SealedBlob {
         Self::seal_with(key, version, label, plaintext, (&salt, &iv))
     }
 
-    /// The same with a given salt and IV, for test vectors.
+    /// Like `seal`, with a given salt and IV, for test vectors.
     pub(crate) fn seal_with(
         key: &SecretArr<32>,
         version: KeyVersion,

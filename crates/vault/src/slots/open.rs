@@ -140,7 +140,7 @@ impl OpenAlkv {
         Self::create_for(vault, |_| Ok(first))
     }
 
-    /// The same with a slot that `first` makes once the id of the vault is known.
+    /// Like `create`, with a slot that `first` makes once the id of the vault is known.
     pub fn create_for<'a>(
         vault: NewVault,
         first: impl FnOnce(VaultId) -> Result<NewSlot<'a>, VaultError>,
@@ -148,7 +148,7 @@ impl OpenAlkv {
         Self::create_as(VaultId::generate()?, vault, first)
     }
 
-    /// The same with a given id, for a [`SeedKey`] that was made first and names it.
+    /// Like `create_for`, with a given id, for a [`SeedKey`] that was made first and names it.
     pub fn create_as<'a>(
         uuid: VaultId,
         vault: NewVault,

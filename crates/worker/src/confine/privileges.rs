@@ -12,7 +12,7 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::{Gap, Wall};
+use crate::{Gap, SandboxLayer};
 
 /// Number of bits in a set of capabilities.
 const CAPABILITY_BITS: u32 = u64::BITS;
@@ -30,20 +30,23 @@ pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<Gap>) {
     if let Some(id) = become_user
         && let Err(errno) = become_other(id)
     {
-        gaps.push(Gap::new(Wall::UnprivilegedUser, errno));
+        gaps.push(Gap::new(SandboxLayer::UnprivilegedUser, errno));
     }
     drop_capabilities();
     match capabilities(None) {
         Ok(NONE) => {}
-        Ok(left) => gaps.push(Gap::new(Wall::Capabilities, format!("{left:?} are left"))),
-        Err(errno) => gaps.push(Gap::new(Wall::Capabilities, errno)),
+        Ok(left) => gaps.push(Gap::new(
+            SandboxLayer::Capabilities,
+            format!("{left:?} are left"),
+        )),
+        Err(errno) => gaps.push(Gap::new(SandboxLayer::Capabilities, errno)),
     }
     if let Err(errno) = set_no_new_privs(true).and_then(|()| match no_new_privs() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Errno::NOTSUP),
         Err(errno) => Err(errno),
     }) {
-        gaps.push(Gap::new(Wall::NoNewPrivileges, errno));
+        gaps.push(Gap::new(SandboxLayer::NoNewPrivileges, errno));
     }
     // The kernel refuses neither of these: it knows both values, and they need no right. Neither other workers of the
     // same user nor a core file may expose the memory (prctl(2), PR_SET_DUMPABLE).

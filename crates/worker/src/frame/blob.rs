@@ -120,7 +120,7 @@ impl FrameBlob {
     /// A copy of the bytes: for the node, which maps no memory that others made.
     ///
     /// # Errors
-    /// As for [`Self::sealed`], or there are more than `max` bytes.
+    /// The errors of [`Self::sealed`], or there are more than `max` bytes.
     pub fn read(self, fds: &[OwnedFd], max: u64) -> Result<Vec<u8>, WorkerFrameError> {
         match self.sealed(fds)? {
             Some(sealed) => sealed.read(max),

@@ -89,7 +89,7 @@ impl SealedMemfd {
     /// Checks and takes a descriptor that a peer sent.
     ///
     /// # Errors
-    /// It is not sealed memory of at most [`SEALED_BYTES_MAX`].
+    /// The descriptor is not sealed memory of at most [`SEALED_BYTES_MAX`].
     pub fn check(fd: OwnedFd) -> Result<Self, WorkerFrameError> {
         // The seals are read before the length: afterwards the peer can change neither.
         let seals = fcntl_get_seals(&fd).map_err(|_| WorkerFrameError::NotSealed("no memfd"))?;
@@ -157,7 +157,7 @@ impl SealedMapping {
     /// machine that has no memory left for a page.
     ///
     /// # Errors
-    /// It is no regular file, or the kernel refuses the map.
+    /// The descriptor is no regular file, or the kernel refuses the map.
     pub fn of_file(fd: OwnedFd) -> Result<Self, WorkerFrameError> {
         let file = File::from(fd);
         // The standard library uses another system call for this, which the filter refuses.

@@ -55,7 +55,7 @@ impl WaitingInput {
         Some(incoming)
     }
 
-    const fn has_room_for_descriptors(&self) -> bool {
+    const fn has_capacity_for_descriptors(&self) -> bool {
         self.fds < GUEST_QUEUE_FDS_MAX
     }
 }
@@ -79,14 +79,14 @@ impl GuestQueue {
         Some(incoming)
     }
 
-    fn has_room_for_descriptors(&self) -> bool {
-        lock(&self.waiting).has_room_for_descriptors()
+    fn has_capacity_for_descriptors(&self) -> bool {
+        lock(&self.waiting).has_capacity_for_descriptors()
     }
 
     /// Waits until the worker's threads have taken descriptors, or for this long.
-    fn wait_for_room(&self, at_most: Duration) {
+    fn wait_for_capacity(&self, at_most: Duration) {
         let waiting = lock(&self.waiting);
-        if !waiting.has_room_for_descriptors() {
+        if !waiting.has_capacity_for_descriptors() {
             // However it ended, the caller looks again.
             drop(self.shrunk.wait_timeout(waiting, at_most));
         }
@@ -149,7 +149,7 @@ fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<
     loop {
         // The worker has few descriptors, and without a free one the kernel drops those of the next frame. The thread
         // that takes messages from the queue runs no script, so an abort waits only until it has taken some.
-        if !guest.0.queue.has_room_for_descriptors() {
+        if !guest.0.queue.has_capacity_for_descriptors() {
             return Ok(true);
         }
         let text = |error: WorkerFrameError| error.to_string();
@@ -216,11 +216,11 @@ fn beat(guest: &Guest, call: &GuestCall) {
 
 fn wait(guest: &Guest, at_most: Option<Duration>) {
     // The socket may be readable, and nothing is read from it now.
-    if !guest.0.queue.has_room_for_descriptors() {
+    if !guest.0.queue.has_capacity_for_descriptors() {
         return guest
             .0
             .queue
-            .wait_for_room(at_most.unwrap_or(guest.0.heartbeat));
+            .wait_for_capacity(at_most.unwrap_or(guest.0.heartbeat));
     }
     let at_most = at_most.and_then(|time| Timespec::try_from(time).ok());
     let mut fds = [PollFd::new(&guest.0.host, PollFlags::IN)];

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{DelegatedCgroup, RoleConfig};
-use crate::{Gap, Wall};
+use crate::{Gap, SandboxLayer};
 
 /// Length of the period of `cpu.max`, in microseconds.
 const PERIOD_US: u64 = 100_000;
@@ -63,16 +63,20 @@ impl WorkerCgroup {
             |percent| format!("{} {PERIOD_US}", u64::from(percent) * PERIOD_US / 100),
         );
         let settings = [
-            (Wall::CgroupMemory, "memory.max", memory),
-            (Wall::CgroupCpu, "cpu.weight", role.cpu_weight.to_string()),
-            (Wall::CgroupCpu, "cpu.max", quota),
-            (Wall::CgroupPids, "pids.max", role.pids.to_string()),
+            (SandboxLayer::CgroupMemory, "memory.max", memory),
+            (
+                SandboxLayer::CgroupCpu,
+                "cpu.weight",
+                role.cpu_weight.to_string(),
+            ),
+            (SandboxLayer::CgroupCpu, "cpu.max", quota),
+            (SandboxLayer::CgroupPids, "pids.max", role.pids.to_string()),
         ];
-        for (wall, file, value) in settings {
+        for (layer, file, value) in settings {
             if let Err(error) = fs::write(path.join(file), value)
-                && !gaps.iter().any(|gap| gap.wall == wall)
+                && !gaps.iter().any(|gap| gap.layer == layer)
             {
-                gaps.push(Gap::new(wall, format!("{file}: {error}")));
+                gaps.push(Gap::new(layer, format!("{file}: {error}")));
             }
         }
         // A kernel without swap has no such file, which is as good as the limit.
@@ -139,5 +143,10 @@ impl WorkerCgroup {
 
 /// The gaps of a worker without a cgroup.
 pub(super) fn none(why: &str) -> [Gap; 3] {
-    [Wall::CgroupCpu, Wall::CgroupMemory, Wall::CgroupPids].map(|wall| Gap::new(wall, why))
+    [
+        SandboxLayer::CgroupCpu,
+        SandboxLayer::CgroupMemory,
+        SandboxLayer::CgroupPids,
+    ]
+    .map(|layer| Gap::new(layer, why))
 }

@@ -32,7 +32,7 @@ pub struct WorkersConfig {
     pub roles: Vec<RoleConfig>,
     /// A cgroup of the host, below which workers get theirs.
     pub cgroup: Option<DelegatedCgroup>,
-    /// The least level: a worker with fewer walls gets no work.
+    /// The least level: a worker below it gets no work.
     pub minimum: ConfinementLevel,
     /// Most workers at once, of all roles. One tenant gets a quarter of them.
     pub workers_max: usize,

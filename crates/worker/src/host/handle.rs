@@ -16,7 +16,9 @@ use super::spawn::Spawner;
 use super::stats::StatsCounter;
 use super::supervisor::{self, WorkerSupervisor};
 use super::worker::ReplyTo;
-use super::{CallLimits, DescriptorPlace, DescriptorRoom, WorkerLease, WorkerStats, WorkersConfig};
+use super::{
+    CallLimits, DescriptorPermit, DescriptorQuota, WorkerLease, WorkerStats, WorkersConfig,
+};
 use crate::limits::OUT_BYTES_MAX;
 use crate::{
     Bytes32, CallStats, FromWorkerMessage, Sandbox, ToWorkerMessage, WorkerCallError, WorkerError,
@@ -95,7 +97,7 @@ pub(super) struct EncodedFrame {
     pub(super) bytes: Vec<u8>,
     pub(super) fds: Vec<OwnedFd>,
     #[allow(dead_code)] // held until the frame was sent
-    pub(super) place: Option<DescriptorPlace>,
+    pub(super) permit: Option<DescriptorPermit>,
 }
 
 /// A session that was opened.
@@ -107,7 +109,7 @@ pub(super) struct OpenedSession {
     /// Bytes that wait in the inbox.
     pub(super) unread: Arc<AtomicUsize>,
     pub(super) waiting: Arc<AtomicUsize>,
-    pub(super) room: DescriptorRoom,
+    pub(super) descriptors: DescriptorQuota,
     pub(super) sandbox: Sandbox,
 }
 
@@ -390,24 +392,24 @@ impl WorkerSession {
         self.tell_reserved(notice, fds, None)
     }
 
-    /// Room for frames with descriptors, for senders that can wait for it.
+    /// The quota of frames with descriptors, for senders that can wait.
     #[must_use]
-    pub fn room(&self) -> DescriptorRoom {
-        self.opened.room.clone()
+    pub fn descriptor_quota(&self) -> DescriptorQuota {
+        self.opened.descriptors.clone()
     }
 
-    /// As [`Self::tell`], in a place that was reserved in [`Self::room`].
+    /// Like [`Self::tell`], with a permit that was reserved in [`Self::descriptor_quota`].
     ///
     /// # Errors
-    /// As [`Self::tell`].
+    /// The errors of [`Self::tell`].
     pub fn tell_reserved(
         &self,
         notice: SessionNotice,
         fds: Vec<OwnedFd>,
-        place: Option<DescriptorPlace>,
+        permit: Option<DescriptorPermit>,
     ) -> Result<(), WorkerCallError> {
         let (message, ends) = notice.message(self.sid());
-        let frame = self.frame(&message, fds, place)?;
+        let frame = self.frame(&message, fds, permit)?;
         let sid = self.sid();
         if !self
             .workers
@@ -483,7 +485,7 @@ impl WorkerSession {
         &self,
         message: &ToWorkerMessage,
         fds: Vec<OwnedFd>,
-        place: Option<DescriptorPlace>,
+        permit: Option<DescriptorPermit>,
     ) -> Result<EncodedFrame, WorkerCallError> {
         let bytes = encode(message, fds.len())?;
         let waiting = &self.opened.waiting;
@@ -491,9 +493,9 @@ impl WorkerSession {
         if waiting.load(Ordering::Relaxed) + bytes.len() > OUT_BYTES_MAX {
             return Err(WorkerCallError::Busy);
         }
-        let place = self.opened.room.place(&fds, place)?;
+        let permit = self.opened.descriptors.permit(&fds, permit)?;
         waiting.fetch_add(bytes.len(), Ordering::Relaxed);
-        Ok(EncodedFrame { bytes, fds, place })
+        Ok(EncodedFrame { bytes, fds, permit })
     }
 }
 
@@ -533,7 +535,7 @@ impl WorkerCall {
     /// Blocks until the result, outside of any async executor.
     ///
     /// # Errors
-    /// As for the future.
+    /// The errors of the future.
     pub fn wait(mut self) -> Result<WorkerAnswer, WorkerCallError> {
         let answer = self.answer.take();
         let answer = answer.and_then(|answer| answer.blocking_recv().ok());

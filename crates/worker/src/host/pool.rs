@@ -114,7 +114,7 @@ impl WorkerPool {
         self.bind(worker, lease).then_some(worker)
     }
 
-    /// As [`place`](Self::place), among the workers that the tenant has already.
+    /// Like [`place`](Self::place), among the workers that the tenant has already.
     pub(super) fn place_with_own(&mut self, lease: &WorkerLease) -> Option<u64> {
         let is_suitable = |slot: &PoolSlot| slot.tenant.is_some() && slot.takes(lease);
         let (&worker, _) = self.slots.iter().find(|(_, slot)| is_suitable(slot))?;
@@ -215,7 +215,7 @@ impl WorkerPool {
         self.idle_longest(|slot| slot.tenant.as_deref() == Some(tenant))
     }
 
-    /// The same among the workers that run the tenant's code for other callers.
+    /// Like `evictable_of`, among the workers that run the tenant's code for other callers.
     pub(super) fn evictable_lent_by(&self, tenant: &str) -> Option<u64> {
         self.idle_longest(|slot| slot.lent && slot.tenant.as_deref() == Some(tenant))
     }

@@ -33,7 +33,7 @@ impl OperationCrashes {
         if self.quarantined.contains(&operation) {
             return false;
         }
-        self.make_room(&operation);
+        self.evict_oldest(&operation);
         let window = u64::try_from(CRASH_WINDOW.as_micros()).unwrap_or(u64::MAX);
         let times = self.crashes.entry(operation.clone()).or_default();
         times.push_back(now);
@@ -68,7 +68,7 @@ impl OperationCrashes {
         self.quarantined.len()
     }
 
-    fn make_room(&mut self, operation: &TenantOperation) {
+    fn evict_oldest(&mut self, operation: &TenantOperation) {
         if self.crashes.len() < CRASH_BOOK_MAX || self.crashes.contains_key(operation) {
             return;
         }

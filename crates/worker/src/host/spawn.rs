@@ -21,7 +21,7 @@ use crate::guest::VERB;
 use crate::limits::{ADDRESS_SPACE_EXTRA, NOFILE, STACK_BYTES};
 use crate::setup::{Namespaces, Setup, VERSION};
 use crate::sys::{Launch, LaunchedProcess, ProcessIdentity};
-use crate::{Gap, SealedMemfd, Wall, WorkerError, WorkerRole, encode};
+use crate::{Gap, SandboxLayer, SealedMemfd, WorkerError, WorkerRole, encode};
 
 /// Name of worker processes.
 const PROCESS_NAME: &str = "alknet";
@@ -40,7 +40,7 @@ pub(super) enum SpawnJob {
     },
 }
 
-/// A worker that has executed and has not yet put up its walls.
+/// A worker that has executed and has not yet set up its layers.
 #[derive(Debug)]
 pub(super) struct SpawnedWorker {
     pub(super) process: LaunchedProcess,
@@ -127,7 +127,7 @@ impl Spawner {
         let become_user = (unprivileged && !namespaces.user).then_some(NOBODY);
         if identity == ProcessIdentity::Own && become_user.is_none() && geteuid().is_root() {
             let why = "it runs as root, whose folders it needs";
-            gaps.push(Gap::new(Wall::UnprivilegedUser, why));
+            gaps.push(Gap::new(SandboxLayer::UnprivilegedUser, why));
         }
         let (ours, theirs) = UnixStream::pair().map_err(|error| say("socket", &error))?;
         let setup = Setup {
@@ -174,7 +174,7 @@ impl Spawner {
             let none = cgroup::none(&format!("not into the group: {error}"));
             refused.remove();
             started = attempt(None);
-            gaps.retain(|gap| !none.iter().any(|none| none.wall == gap.wall));
+            gaps.retain(|gap| !none.iter().any(|none| none.layer == gap.layer));
             gaps.extend(none);
         }
         match started {
@@ -252,15 +252,15 @@ impl Spawner {
             pid,
             user,
         } = trial_result.namespaces;
-        let walls = [
-            (ipc, Wall::IpcNamespace),
-            (mount, Wall::MountNamespace),
-            (net, Wall::NetNamespace),
-            (pid, Wall::PidNamespace),
-            (user, Wall::UserNamespace),
+        let layers = [
+            (ipc, SandboxLayer::IpcNamespace),
+            (mount, SandboxLayer::MountNamespace),
+            (net, SandboxLayer::NetNamespace),
+            (pid, SandboxLayer::PidNamespace),
+            (user, SandboxLayer::UserNamespace),
         ];
-        let missing = walls.into_iter().filter(|(stands, _)| !stands);
-        trial_result.gaps = missing.map(|(_, wall)| Gap::new(wall, &why)).collect();
+        let missing = layers.into_iter().filter(|(stands, _)| !stands);
+        trial_result.gaps = missing.map(|(_, layer)| Gap::new(layer, &why)).collect();
         // Without a user namespace a worker of root can still become the user `nobody` by itself.
         trial_result.unprivileged |= root && !user;
         trial_result

@@ -17,22 +17,22 @@ use crate::limits::{
 };
 use crate::sys::is_all_read;
 
-/// Room for frames with descriptors that wait for one worker. Clones share it.
+/// The frames with descriptors that may wait for one worker. Clones share the quota.
 #[derive(Clone, Debug)]
-pub struct DescriptorRoom {
-    /// For senders that wait for room.
+pub struct DescriptorQuota {
+    /// For senders that wait for a permit.
     reserved: Arc<Semaphore>,
     /// For senders that do not.
     others: Arc<Semaphore>,
 }
 
-/// A place for one frame with descriptors. It is free again once the frame was sent, or dropped.
+/// A permit for one frame with descriptors. It is returned once the frame was sent, or dropped.
 #[derive(Debug)]
-pub struct DescriptorPlace {
+pub struct DescriptorPermit {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Default for DescriptorRoom {
+impl Default for DescriptorQuota {
     fn default() -> Self {
         Self {
             reserved: Arc::new(Semaphore::new(SEALED_FRAMES_RESERVED_MAX)),
@@ -41,29 +41,29 @@ impl Default for DescriptorRoom {
     }
 }
 
-impl DescriptorRoom {
+impl DescriptorQuota {
     /// Waits until the worker has been sent enough of the frames before this one. A worker that reads nothing ends,
-    /// which makes room as well.
-    pub async fn reserve(&self) -> DescriptorPlace {
+    /// which returns the permits as well.
+    pub async fn reserve(&self) -> DescriptorPermit {
         // No code closes the semaphore.
         let permit = Arc::clone(&self.reserved).acquire_owned().await;
-        DescriptorPlace {
+        DescriptorPermit {
             _permit: permit.ok(),
         }
     }
 
-    /// A place for a frame with `fds`, if it needs one and its sender has none.
-    pub(super) fn place(
+    /// A permit for a frame with `fds`, if it needs one and its sender has none.
+    pub(super) fn permit(
         &self,
         fds: &[OwnedFd],
-        reserved: Option<DescriptorPlace>,
-    ) -> Result<Option<DescriptorPlace>, WorkerCallError> {
+        reserved: Option<DescriptorPermit>,
+    ) -> Result<Option<DescriptorPermit>, WorkerCallError> {
         if fds.is_empty() || reserved.is_some() {
             return Ok(reserved);
         }
         let permit = Arc::clone(&self.others).try_acquire_owned();
         let permit = permit.map_err(|_| WorkerCallError::Busy)?;
-        Ok(Some(DescriptorPlace {
+        Ok(Some(DescriptorPermit {
             _permit: Some(permit),
         }))
     }

@@ -16,7 +16,7 @@ use super::cgroup::WorkerCgroup;
 use super::handle::EncodedFrame;
 use super::idle_frames::IdleFrames;
 use super::spawn::SpawnedWorker;
-use super::unread::{DescriptorRoom, UnreadDescriptors};
+use super::unread::{DescriptorQuota, UnreadDescriptors};
 use super::watch::CallWatch;
 use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
@@ -47,7 +47,7 @@ pub(super) struct WorkerProcess {
     /// Bytes that wait to be sent. The sessions' owners read this before they send more.
     pub(super) waiting: Arc<AtomicUsize>,
     /// Room for frames with descriptors.
-    pub(super) room: DescriptorRoom,
+    pub(super) descriptors: DescriptorQuota,
     /// Frames that begin and end nothing.
     pub(super) idle_frames: IdleFrames,
     unread: UnreadDescriptors,
@@ -137,7 +137,7 @@ impl WorkerProcess {
             calls: BTreeMap::new(),
             sessions: Vec::new(),
             waiting: Arc::default(),
-            room: DescriptorRoom::default(),
+            descriptors: DescriptorQuota::default(),
             idle_frames: IdleFrames::default(),
             unread: UnreadDescriptors::new(unread),
             memory_checked_at: 0,
@@ -213,7 +213,7 @@ impl WorkerProcess {
             let frame = EncodedFrame {
                 bytes,
                 fds: Vec::new(),
-                place: None,
+                permit: None,
             };
             self.queue(frame, urgent);
         }

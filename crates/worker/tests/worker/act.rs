@@ -32,7 +32,7 @@ pub(crate) enum ProbeAct {
     Flood(u64),
     /// Sends these bytes as if they were a frame.
     Garbage(Vec<u8>),
-    /// What it found before its last wall closed.
+    /// What it found before the last layer of its sandbox was in place.
     Inside,
     /// The number of the host's descriptors that it kept, and the bytes of memory behind them.
     Kept,

@@ -1,4 +1,4 @@
-//! The walls, tried from inside and inspected from outside.
+//! The layers of the sandbox, tried from inside and inspected from outside.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use alknet_test_support::{skip, skipped};
 use alknet_worker::{
-    Bind, ConfinementLevel, Wall, WorkerCallError, WorkerEndReason, WorkerError, WorkerLease,
-    WorkerRole, Workers,
+    Bind, ConfinementLevel, SandboxLayer, WorkerCallError, WorkerEndReason, WorkerError,
+    WorkerLease, WorkerRole, Workers,
 };
 
 use crate::act::{ProbeAct, ProbeReply, ProbeSyscall, ProbeView};
@@ -131,7 +131,7 @@ fn a_worker_finds_nothing_but_its_host() {
 }
 
 #[test]
-fn from_outside_the_walls_are_seen_to_stand() {
+fn the_kernel_shows_the_layers_of_the_sandbox() {
     let workers = workers();
     let session = open(&workers, WorkerRole::Js, "a");
     let pid = session.pid();
@@ -146,12 +146,12 @@ fn from_outside_the_walls_are_seen_to_stand() {
     if user_namespaces() {
         namespaces.push("user");
     } else {
-        skipped("user namespaces", "only the other walls are looked at");
+        skipped("user namespaces", "only the other layers are checked");
     }
     for namespace in namespaces {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).ok();
         let (theirs, ours) = (of(&pid.to_string()), of("self"));
-        // A process that may not inspect sees nothing, which is a wall as well.
+        // A process that may not inspect sees nothing, which is confinement as well.
         assert!(theirs.is_none() || theirs != ours, "{namespace}");
     }
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it lives");
@@ -176,11 +176,15 @@ fn from_outside_the_walls_are_seen_to_stand() {
     assert_ne!(limit("Max address space").0.as_deref(), Some("unlimited"));
     let sandbox = session.sandbox();
     println!("{} {:?}", sandbox.level, sandbox.gaps);
-    let groups = [Wall::CgroupCpu, Wall::CgroupMemory, Wall::CgroupPids];
-    let others = sandbox.gaps.iter().map(|gap| &gap.wall);
-    let others: Vec<_> = others.filter(|wall| !groups.contains(wall)).collect();
+    let groups = [
+        SandboxLayer::CgroupCpu,
+        SandboxLayer::CgroupMemory,
+        SandboxLayer::CgroupPids,
+    ];
+    let others = sandbox.gaps.iter().map(|gap| &gap.layer);
+    let others: Vec<_> = others.filter(|layer| !groups.contains(layer)).collect();
     let gone: Vec<_> = (!user_namespaces())
-        .then_some(&Wall::UserNamespace)
+        .then_some(&SandboxLayer::UserNamespace)
         .into_iter()
         .collect();
     assert_eq!(others, gone, "{:?}", sandbox.gaps);
@@ -264,12 +268,12 @@ fn a_worker_without_its_list_of_system_calls_gets_no_session() {
     let told = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     let expected = "E_POLICY the sandbox is process-only where at least partial is required: \
-                    Some(Gap { wall: Seccomp,";
+                    Some(Gap { layer: Seccomp,";
     assert!(told.starts_with(expected), "{told} {errors}");
 }
 
 #[test]
-fn walls_that_are_too_low_are_refused() {
+fn a_level_below_the_required_one_is_refused() {
     let mut config = config();
     config.minimum = ConfinementLevel::Full;
     let workers = Workers::start(config).expect("a supervisor");
@@ -320,12 +324,12 @@ fn report(command: &mut Command) -> (String, String) {
 }
 
 const GROUPS: &str = "CgroupCpu,CgroupMemory,CgroupPids";
-/// The walls that an ordinary user lacks without user namespaces.
+/// The layers that an ordinary user lacks without user namespaces.
 const NEEDS_USER_NAMESPACES: &str =
     "EmptyRoot,IpcNamespace,MountNamespace,NetNamespace,PidNamespace,UserNamespace";
 
 /// Whether this process can use user namespaces: it cannot in a `chroot`, and where an administrator switched them
-/// off. Other walls stand then, and the tests check those.
+/// off. Other layers are in place then, and the tests check those.
 fn user_namespaces() -> bool {
     let mut tried = Command::new("unshare");
     let tried = tried.args(["--user", "true"]).stderr(Stdio::null());
@@ -354,7 +358,7 @@ fn threads_are_limited_without_a_cgroup() {
 
 /// The same executable as another user: as on a laptop, and as the appliance's node.
 #[test]
-fn an_ordinary_user_gets_the_same_walls() {
+fn an_ordinary_user_gets_the_same_sandbox() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let copy = folder.path().join("probe");
@@ -370,7 +374,7 @@ fn an_ordinary_user_gets_the_same_walls() {
     } else {
         skipped(
             "user namespaces",
-            "an ordinary user goes without most walls",
+            "an ordinary user goes without most layers",
         );
         format!("{GROUPS},{NEEDS_USER_NAMESPACES}")
     };
@@ -405,13 +409,13 @@ fn without_user_namespaces_the_level_says_what_is_missing() {
     ]);
     let (level, gaps) = report(command.arg(probe()).arg("report"));
     assert_eq!(level, "partial", "the filter still holds");
-    for wall in [
+    for layer in [
         "EmptyRoot",
         "MountNamespace",
         "NetNamespace",
         "PidNamespace",
     ] {
-        assert!(gaps.contains(wall), "{gaps}");
+        assert!(gaps.contains(layer), "{gaps}");
     }
     assert!(
         !gaps.contains("Seccomp") && !gaps.contains("Capabilities"),

@@ -115,10 +115,10 @@ fn a_worker_that_reads_nothing_is_sent_few_descriptors() {
     );
     assert_eq!(taken(), 0);
     // Senders that wait do not fail: they have places of their own, and then wait.
-    let room = session.room();
+    let quota = session.descriptor_quota();
     let mut context = Context::from_waker(Waker::noop());
-    let mut reserve = || match pin!(room.reserve()).poll(&mut context) {
-        Poll::Ready(place) => Some(place),
+    let mut reserve = || match pin!(quota.reserve()).poll(&mut context) {
+        Poll::Ready(permit) => Some(permit),
         Poll::Pending => None,
     };
     let mut reserved: Vec<_> = std::iter::from_fn(&mut reserve).collect();

@@ -122,7 +122,7 @@ fn is_output(file: &Path) -> bool {
         || GENERATED.iter().any(|name| file == Path::new(name))
 }
 
-/// Those of `files` that git ignores in the clone. Empty without git.
+/// The files of `files` that git ignores in the clone. Empty without git.
 fn ignored_by_git(clone: &Path, files: &BTreeSet<PathBuf>) -> io::Result<BTreeSet<PathBuf>> {
     if files.is_empty() || fs::symlink_metadata(clone.join(".git")).is_err() {
         return Ok(BTreeSet::new());

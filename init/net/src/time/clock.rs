@@ -18,7 +18,7 @@ use crate::NetError;
 /// The hardware clock, which runs while the machine is off.
 const RTC: &str = "/dev/rtc0";
 
-/// The operations on a clock that the time keeper needs. Tests implement their own.
+/// The operations on a clock that time synchronisation needs. Tests implement their own.
 pub trait AdjustableClock: Send + Sync + 'static {
     /// Unix time in nanoseconds.
     fn now_ns(&self) -> i64;

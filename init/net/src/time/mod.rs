@@ -45,11 +45,11 @@ pub struct TimeSources {
     pub resolvers: Vec<SocketAddr>,
 }
 
-/// What the time keeper sends its owner.
+/// What time synchronisation sends its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeEvent {
-    /// No server gave the time in this round. The time keeper continues.
+    /// No server gave the time in this round. The next round follows.
     Failed {
         /// The reason of the last failure.
         reason: String,
@@ -68,11 +68,11 @@ pub enum TimeEvent {
     },
 }
 
-/// Starts the time keeper.
+/// Starts the synchronisation of the system clock.
 #[derive(Debug)]
-pub struct TimeKeeper(());
+pub struct TimeSync(());
 
-impl TimeKeeper {
+impl TimeSync {
     /// Keeps the system clock as a task of the current tokio runtime until the handle is dropped.
     pub fn start(
         sources: TimeSources,
@@ -82,7 +82,7 @@ impl TimeKeeper {
         Self::start_with(KernelClock::default(), sources, build_time, events)
     }
 
-    /// The same with another clock.
+    /// Like `start`, with another clock.
     pub fn start_with(
         clock: impl AdjustableClock,
         sources: TimeSources,
@@ -91,7 +91,7 @@ impl TimeKeeper {
     ) -> TimeHandle {
         let (sender, receiver) = watch::channel(sources);
         let build = build_time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let keeper = TimeKeeperTask {
+        let task = TimeSyncTask {
             clock,
             sources: receiver,
             build_secs: build.as_secs().try_into().unwrap_or(0),
@@ -103,12 +103,12 @@ impl TimeKeeper {
         };
         TimeHandle {
             sources: sender,
-            task: tokio::spawn(keeper.run()),
+            task: tokio::spawn(task.run()),
         }
     }
 }
 
-/// The running time keeper. Dropping it ends the task.
+/// The running time synchronisation. Dropping it ends the task.
 #[derive(Debug)]
 pub struct TimeHandle {
     sources: watch::Sender<TimeSources>,
@@ -129,8 +129,8 @@ impl TimeHandle {
     /// starts another one.
     pub async fn ended(&mut self) -> String {
         match (&mut self.task).await {
-            Ok(()) => "the time keeper ended".to_owned(),
-            Err(e) => format!("the time keeper ended: {e}"),
+            Ok(()) => "time synchronisation ended".to_owned(),
+            Err(e) => format!("time synchronisation ended: {e}"),
         }
     }
 }
@@ -141,7 +141,7 @@ impl Drop for TimeHandle {
     }
 }
 
-struct TimeKeeperTask<C> {
+struct TimeSyncTask<C> {
     clock: C,
     sources: watch::Receiver<TimeSources>,
     build_secs: i64,
@@ -152,7 +152,7 @@ struct TimeKeeperTask<C> {
     reason: String,
 }
 
-impl<C: AdjustableClock> TimeKeeperTask<C> {
+impl<C: AdjustableClock> TimeSyncTask<C> {
     async fn run(mut self) {
         loop {
             let sources = self.sources.borrow_and_update().clone();

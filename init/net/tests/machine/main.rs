@@ -1,4 +1,4 @@
-//! The network manager and the time keeper against real servers.
+//! The network manager and time synchronisation against real servers.
 
 mod lab;
 mod network;

@@ -1,4 +1,4 @@
-//! The time keeper against servers in namespaces and against chrony, with a clock of the test: the
+//! Time synchronisation against servers in namespaces and against chrony, with a clock of the test: the
 //! test does not touch the machine's clock. Needs root, iproute2 and chrony.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use crate::lab::LinkNamespaces;
 use alknet_init_net::{
     NetError,
-    time::{AdjustableClock, TimeEvent, TimeHandle, TimeKeeper, TimeSources},
+    time::{AdjustableClock, TimeEvent, TimeHandle, TimeSources, TimeSync},
 };
 use alknet_test_support::deadline;
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
@@ -77,7 +77,7 @@ fn start(clock: &WrongClock, servers: &[String]) -> (TimeHandle, mpsc::Receiver<
     };
     let built = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     (
-        TimeKeeper::start_with(clock.clone(), sources, built, events),
+        TimeSync::start_with(clock.clone(), sources, built, events),
         news,
     )
 }

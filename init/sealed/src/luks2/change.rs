@@ -91,7 +91,7 @@ impl LuksHeader {
     /// The unused parts of the room for key slots, in whole pages, up to the data or the vault.
     fn gaps(&self) -> Result<Vec<Range<u64>>, SealedError> {
         let segment = self.segment()?;
-        let mut room = self.metadata.room(self.binary.bytes);
+        let mut room = self.metadata.keyslots_area(self.binary.bytes);
         let end = if segment.offset == DATA_AT {
             VAULT_A_AT
         } else {
@@ -116,7 +116,7 @@ impl LuksHeader {
 
     /// Overwrites the area of a removed slot, and what a power cut left in unused room.
     fn wipe(&self, disk: &impl BlockStorage, old: Option<Range<u64>>) -> Result<(), SealedError> {
-        let near = self.metadata.room(self.binary.bytes).start + WIPE_BYTES;
+        let near = self.metadata.keyslots_area(self.binary.bytes).start + WIPE_BYTES;
         for gap in self.gaps()? {
             let near = gap.start..gap.end.min(near);
             let old = old.clone().unwrap_or(0..0);

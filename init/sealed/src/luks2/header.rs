@@ -276,8 +276,8 @@ impl LuksHeader {
         let text = self.metadata.to_text();
         // The text is ended by a zero byte.
         let bytes = text.len() + 1 + BINARY_BYTES;
-        let has_room = bytes as u64 <= self.binary.bytes;
-        has_room.then_some(text).ok_or(SealedError::HeaderFull)
+        let has_capacity = bytes as u64 <= self.binary.bytes;
+        has_capacity.then_some(text).ok_or(SealedError::HeaderFull)
     }
 
     /// Writes both copies with the next sequence number, the copy that was not read first.

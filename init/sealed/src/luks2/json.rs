@@ -114,7 +114,7 @@ impl LuksMetadata {
             all_numbered(&self.0["tokens"], TOKENS_MAX),
             "its tokens are badly numbered",
         )?;
-        let room = self.room(bytes);
+        let room = self.keyslots_area(bytes);
         let inside = |area: Option<Range<u64>>| {
             area.is_some_and(|area| room.start <= area.start && area.end <= room.end)
         };
@@ -124,8 +124,8 @@ impl LuksMetadata {
         )
     }
 
-    /// The room for key slots, in a header whose copies have `bytes` bytes.
-    pub(super) fn room(&self, bytes: u64) -> Range<u64> {
+    /// The area for key slots, in a header whose copies have `bytes` bytes.
+    pub(super) fn keyslots_area(&self, bytes: u64) -> Range<u64> {
         let start = 2 * bytes;
         let room = number(&self.0["config"]["keyslots_size"]).unwrap_or(0);
         start..start.saturating_add(room)

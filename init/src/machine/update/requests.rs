@@ -9,12 +9,13 @@ use super::{
     InitMachine, MachineEvent, OpenRequest, PASSPHRASE, PIN, QueuedBundle, StagingBundle,
     UpdateEvent, UpdateTicket,
 };
+use crate::child::BUNDLE_SILENT_MAX;
 use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
 use crate::facts::ClockState;
 use crate::update::{
     BundleFrameReader, FramesEnd, RefusalCode, RollbackPlan, StageOrder, StagingProgress,
-    TrialWish, UpdateRefusal,
+    TrialRequest, UpdateRefusal,
 };
 
 /// Bundles whose frames wait behind those of another one. A node sends one at a time.
@@ -80,7 +81,22 @@ impl InitMachine {
                 });
             }
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
-            (UpdateRequest::Apply { sha256, limited }, None) => {
+            (UpdateRequest::Apply { unasked: true, .. }, None)
+                if self.keeper.needs_person().is_some() =>
+            {
+                let what = self.keeper.needs_person().unwrap_or_default();
+                let text = format!(
+                    "after the restart a person has to open the vault ({what}): an administrator starts this version"
+                );
+                let refusal = UpdateRefusal::new(RefusalCode::NeedsPerson, text);
+                self.answer(&ticket, refused(&refusal));
+            }
+            (
+                UpdateRequest::Apply {
+                    sha256, limited, ..
+                },
+                None,
+            ) => {
                 self.begin_trial(ticket, TrialOf::Staged(sha256), limited);
             }
             (UpdateRequest::Rollback { limited }, None) => {
@@ -200,7 +216,8 @@ impl InitMachine {
             dry_run: order.dry_run,
         });
         self.update.progress_at = now;
-        let mut frames = BundleFrameReader::new(stream, order.bytes, progress);
+        let frames = BundleFrameReader::new(stream, order.bytes, progress);
+        let mut frames = frames.with_silence(BUNDLE_SILENT_MAX);
         let (system, anchor) = (self.update.system.clone(), self.anchor());
         let is_time_known = matches!(
             self.facts.clock,
@@ -248,7 +265,7 @@ impl InitMachine {
             Some((kind, _)) => kind.name(),
             None => self.facts.vault.state.as_str(),
         };
-        let wish = TrialWish {
+        let request = TrialRequest {
             by: ticket.by.clone(),
             vault: vault.to_owned(),
             needs_person: [PIN, PASSPHRASE].contains(&vault),
@@ -261,10 +278,10 @@ impl InitMachine {
         let place = self.trial_vault();
         self.answer_by(ticket, move || {
             let plan = match of {
-                TrialOf::Before => match system.plan_rollback(&wish.by)? {
+                TrialOf::Before => match system.plan_rollback(&request.by)? {
                     RollbackPlan::TakenBack => return Ok((UpdateAnswer::Done, false)),
                     RollbackPlan::GiveUp(record) => {
-                        system.give_up(&record, &wish.by)?;
+                        system.give_up(&record, &request.by)?;
                         return Ok((UpdateAnswer::Done, true));
                     }
                     RollbackPlan::Trial(plan) => plan,
@@ -272,10 +289,10 @@ impl InitMachine {
                 TrialOf::Staged(sha256) => system.plan_apply(sha256.as_deref())?,
             };
             if limited {
-                system.check_rate(&wish.by)?;
+                system.check_rate(&request.by)?;
             }
             place.prepare(|| system.measured(&plan))?;
-            system.begin_trial(&plan, &wish)?;
+            system.begin_trial(&plan, &request)?;
             Ok((UpdateAnswer::Done, true))
         });
     }

@@ -12,6 +12,7 @@ use crate::control::{
 };
 use crate::data;
 use crate::machine::tests::machine;
+use crate::shutdown::Shutdown;
 use crate::update::{BundleFrameReader, GateVault, UpdateLook};
 use crate::vault::{UnlockPrompt, VaultWait};
 
@@ -53,6 +54,23 @@ fn a_configuration_that_only_the_version_before_took_keeps_the_gate_closed() {
     assert!(machine.gate_view().config_taken);
     machine.settings = settings::tests::of_cloud(None);
     assert!(!machine.gate_view().config_taken);
+}
+
+/// A blank disk may be another one than that with the data, which the version on trial does not find.
+#[tokio::test]
+async fn a_version_on_trial_takes_a_blank_disk_only_after_a_reset() {
+    let mut machine = machine();
+    assert!(machine.update.takes_blank_disk());
+    trial(&mut machine, "none");
+    assert!(!machine.update.takes_blank_disk());
+    // A real shutdown would restart this host.
+    machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    machine.vault_at = Some(disk.path().to_owned());
+    machine.factory_reset(0);
+    assert!(machine.update.takes_blank_disk());
+    let note = machine.update.note.expect("a trial");
+    assert_eq!((note.vault.as_str(), note.config.as_str()), ("absent", ""));
 }
 
 #[test]
@@ -341,14 +359,14 @@ fn a_version_below_the_floor_that_runs_is_a_problem() {
     }
 }
 
-/// A vault that only a TPM opens without a person, on a disk.
-fn sealed_machine() -> (tempfile::TempDir, InitMachine) {
+/// A vault on a disk that only a TPM opens, with a PIN or without a person.
+fn sealed_machine(pin: bool) -> (tempfile::TempDir, InitMachine) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let disk = dir.path().join("disk");
     let file = std::fs::File::create_new(&disk).expect("a new file");
     let bytes = alknet_sealed::limits::DATA_AT;
     file.set_len(bytes).expect("a sparse file");
-    let params = Tpm2Params::new(vec![1], vec![2], vec![11], [3; 32], false);
+    let params = Tpm2Params::new(vec![1], vec![2], vec![11], [3; 32], pin);
     let params = params.expect("within bounds");
     let kek = Kek::copy_of(&[4; 32]);
     let vault = NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0);
@@ -357,19 +375,39 @@ fn sealed_machine() -> (tempfile::TempDir, InitMachine) {
     let mut machine = machine();
     machine.vault_at = Some(disk);
     machine.state_dir = dir.path().to_owned();
-    (dir, machine)
-}
-
-/// The vault would wait for a person at the next start.
-#[test]
-fn a_version_does_not_go_on_trial_while_the_vault_of_the_tpm_is_locked() {
-    let (_dir, machine) = sealed_machine();
     machine.keeper.lock();
     machine.keeper.forget();
     machine.keeper.note(&{
         let found = data::copies(machine.vault_at.as_deref().expect("a disk")).load();
         found.expect("readable").expect("a vault").newest
     });
+    (dir, machine)
+}
+
+/// A hub offers the update, and the machine would be closed after the restart until a person comes.
+#[tokio::test]
+async fn a_start_that_needs_a_person_is_for_an_administrator() {
+    for (pin, unasked, begins) in [
+        (true, true, false),
+        (true, false, true),
+        (false, true, true),
+    ] {
+        let (_dir, mut machine) = sealed_machine(pin);
+        let start = UpdateRequest::Apply {
+            sha256: None,
+            limited: true,
+            unasked,
+        };
+        machine.update_request(1, start, "a hub".to_owned(), 0);
+        assert_eq!(machine.update.request.is_some(), begins, "{pin} {unasked}");
+        assert_eq!(machine.working, begins, "{pin} {unasked}");
+    }
+}
+
+/// The vault would wait for a person at the next start.
+#[test]
+fn a_version_does_not_go_on_trial_while_the_vault_of_the_tpm_is_locked() {
+    let (_dir, machine) = sealed_machine(false);
     machine.keeper.lock();
     let place = machine.trial_vault();
     let unused = || Err(UpdateRefusal::failed());

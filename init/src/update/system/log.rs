@@ -23,7 +23,8 @@ impl UpdateSystem {
     ) -> Result<UpdatePlan, UpdateRefusal> {
         let outcome = self.stage(frames, order, anchor, is_time_known);
         match &outcome {
-            Ok(_) if order.dry_run => {}
+            // Nothing was to change, and callers that may only read can repeat it.
+            _ if order.dry_run => {}
             Ok(staged) => self.log_staged(staged, by),
             Err(refusal) => self.append(history::REFUSED, "", by, &refusal.text),
         }

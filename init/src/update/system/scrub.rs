@@ -62,10 +62,7 @@ impl SlotScrub {
     /// A slot of which nothing was read.
     pub(crate) fn begin_for_tests() -> Self {
         Self {
-            expected: KnownProgram {
-                version: "1.0.0".parse().expect("a version"),
-                sha256: String::new(),
-            },
+            expected: KnownProgram::new("1.0.0".parse().expect("a version"), String::new()),
             place: (0, 0),
             hash: Sha256::new(),
             done: 0,
@@ -76,7 +73,10 @@ impl SlotScrub {
 impl UpdateSystem {
     /// Name of the disk with the boot slots, below `/dev`.
     pub(crate) fn disk_name(&self) -> Option<&str> {
-        self.place.as_ref().ok().map(|place| place.disk.as_str())
+        self.partitions
+            .as_ref()
+            .ok()
+            .map(|found| found.disk.as_str())
     }
 
     /// Reads the next piece of a slot. `begun` is what the last piece of the same slot returned, and `None` begins.

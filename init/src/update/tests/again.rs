@@ -1,5 +1,7 @@
 //! Clients that stage the same program again and again, other versions than were asked for, and versions that were left.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::*;
 
 /// What the boot partition has.
@@ -161,6 +163,42 @@ fn a_program_that_is_staged_again_and_again_is_logged_once() {
     apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).expect("staged");
     stage("admin");
     assert_eq!(logged(&system).len(), 3);
+}
+
+/// A client with `update:read` has the channel checked again and again: what is there, and what is refused.
+#[test]
+fn dry_runs_write_nothing_to_the_data_disk() {
+    let bench = UpdateBench::new();
+    let bundle = bench.publisher.bundle(&TestRelease::new(NEW, 1));
+    let dry = StageOrder {
+        dry_run: true,
+        ..order(&bundle)
+    };
+    let check = || bench.stage_bundle(&bundle, &dry);
+    let file = || {
+        fs::metadata(bench.folder.path().join("trust.json"))
+            .expect("saved")
+            .ino()
+    };
+    let first = check().expect("a plan");
+    let seen = file();
+    for _ in 0..5 {
+        assert_eq!(check(), Ok(first.clone()));
+        assert_eq!(file(), seen, "each check replaces the file");
+    }
+    let data = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(data.path().join("update")).expect("a new folder");
+    let mut system = UpdateSystem::absent(&bench.log);
+    assert!(system.set_data(Some(data.path())));
+    let refused = |order: &StageOrder| {
+        let stream = framed(&bundle, 65_536);
+        let mut frames = BundleFrameReader::new(&*stream, order.bytes, Arc::default());
+        let refused = system.stage_for("client", &mut frames, order, &bench.anchor, true);
+        assert_eq!(refused.expect_err("no slots").code, RefusalCode::NoSlots);
+        system.records().len()
+    };
+    assert_eq!(refused(&dry), 0);
+    assert_eq!(refused(&order(&bundle)), 1);
 }
 
 /// A client that may fill the data disk must not end the limit of its starts by that.

@@ -1,8 +1,10 @@
 //! An attacker who has the disk while the machine is off writes the record and both programs as wanted.
 
 use alknet_boot_state::TRIES;
+use alknet_tpm::predict::MeasuredImage;
 
 use super::*;
+use crate::update::known::KnownProgram;
 
 /// A program of the attacker, which says that it is this version.
 fn foreign(version: &str) -> Vec<u8> {
@@ -102,12 +104,51 @@ fn other_bytes_than_the_compared_ones_are_not_measured() {
     let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None);
     let plan = plan.expect("staged");
     let measure = |bench: &UpdateBench| {
-        let measured = measured::programs(&mut bench.disk.open(), BootSlot::B, Some(&plan));
+        let measured = measured::programs(
+            &mut bench.disk.open(),
+            BootSlot::B,
+            Some(&plan),
+            &bench.known,
+        );
         measured.expect_err("no program of a test is measured").code
     };
     assert_eq!(measure(&bench), RefusalCode::Unpredictable);
     put(&bench.disk, BootSlot::B, &foreign(NEW));
     assert_eq!(measure(&bench), RefusalCode::Unverified);
+}
+
+/// The programs of the tests are no EFI programs, so nothing could be computed of them.
+#[test]
+fn what_was_measured_of_a_known_program_counts_for_its_hash_alone() {
+    let bench = UpdateBench::new();
+    bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
+    let plan = || {
+        let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None);
+        plan.expect("staged")
+    };
+    let first = plan();
+    let images = [1, 2].map(|byte| MeasuredImage::from_digests([[byte; 32]; 3]));
+    let [running, next] = &images;
+    bench.known.note_measured(BootSlot::B, "another hash", next);
+    let measure = |plan| {
+        let disk = &mut bench.disk.open();
+        measured::programs(disk, BootSlot::B, Some(plan), &bench.known).map_err(|error| error.code)
+    };
+    assert_eq!(measure(&first).err(), Some(RefusalCode::Unpredictable));
+
+    bench.known.note_measured(BootSlot::B, &first.sha256, next);
+    let program = KnownProgram::new("1.0.0".parse().expect("a version"), "00".repeat(32));
+    let mut known = bench.known.load();
+    known.put(BootSlot::A, program);
+    bench.known.save(&known).expect("writable");
+    bench
+        .known
+        .note_measured(BootSlot::A, &"00".repeat(32), running);
+    let measured = measure(&first).expect("it is noted");
+    assert_eq!((&measured.running, &measured.next), (running, next));
+
+    bench.stage(&TestRelease::new("1.2.1", 2)).expect("staged");
+    assert_eq!(measure(&plan()).err(), Some(RefusalCode::Unpredictable));
 }
 
 #[test]

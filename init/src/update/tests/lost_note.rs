@@ -7,20 +7,20 @@ use alknet_boot_state::{
     loader_choice,
 };
 
+use super::super::boot_partitions::{BIOS_LBA, BootPartitions};
 use super::super::disk::SlotDisk;
 use super::super::gate::{
     BASELINE_UNKNOWN, GateBaseline, GateStep, GateVault, GateView, UpdateGate,
 };
 use super::super::judge::StartKind;
-use super::super::note_keeper;
-use super::super::place::{BIOS_LBA, DiskPlace};
+use super::super::note_schedule;
 use super::super::system::UpdateSystem;
 
 /// Bytes of the boot partition, which no start reads unless a trial failed.
 const ESP_BYTES: u64 = 1 << 20;
 
 /// A disk in files whose record has slot B on trial, with this note.
-fn on_trial(note: Option<&BootNote>) -> (tempfile::TempDir, DiskPlace) {
+fn on_trial(note: Option<&BootNote>) -> (tempfile::TempDir, BootPartitions) {
     // On the disk of the build, because a file in memory may refuse `O_DIRECT`.
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let build = build
@@ -34,7 +34,7 @@ fn on_trial(note: Option<&BootNote>) -> (tempfile::TempDir, DiskPlace) {
         path
     };
     let sectors = RECORD_LBA - BIOS_LBA + (RECORD_BYTES / SECTOR_BYTES) as u64;
-    let place = DiskPlace {
+    let partitions = BootPartitions {
         disk: "vda".to_owned(),
         bios: file("bios", sectors * SECTOR_BYTES as u64),
         esp: file("esp", ESP_BYTES),
@@ -43,27 +43,27 @@ fn on_trial(note: Option<&BootNote>) -> (tempfile::TempDir, DiskPlace) {
     let armed = armed.arm().expect("staged");
     let counted = loader_choice(Some(&armed), BootSlots::filter(|_| true));
     assert_eq!(counted.start, Some(BootSlot::B));
-    let mut disk = SlotDisk::open(&place).expect("files");
+    let mut disk = SlotDisk::open(&partitions).expect("files");
     let counted = counted.write.expect("a start is counted");
     disk.write_record(&counted).expect("writable");
     note.iter()
         .for_each(|note| disk.write_note(note).expect("writable"));
     drop(disk);
-    (folder, place)
+    (folder, partitions)
 }
 
 /// The note with which slot B starts on trial, and the gate of this start.
 fn begun(note: Option<&BootNote>) -> (BootNote, GateBaseline) {
-    let (_folder, place) = on_trial(note);
-    let (report, begun) = UpdateSystem::on_disk(place.clone(), BootSlot::B)
+    let (_folder, partitions) = on_trial(note);
+    let (report, begun) = UpdateSystem::on_disk(partitions.clone(), BootSlot::B)
         .begin()
         .expect("the disk has boot slots");
     assert_eq!(report.kind, StartKind::Trial);
     let begun = begun.expect("a trial has a note");
-    let disk = SlotDisk::open(&place).expect("files");
+    let disk = SlotDisk::open(&partitions).expect("files");
     let written = disk.note().expect("readable").expect("a note");
     assert_eq!(written, begun, "the next start of the trial reads it");
-    note_keeper::disarm();
+    note_schedule::disarm();
     (begun, GateBaseline::from_note(Some(&begun)))
 }
 

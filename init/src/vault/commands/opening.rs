@@ -120,7 +120,7 @@ impl CommandSession {
         )
     }
 
-    /// The same with a PIN. The TPM counts wrong ones.
+    /// Like `slot_by_typing`, with a PIN. The TPM counts wrong ones.
     pub(super) fn slot_by_pin(
         &mut self,
         place: &CommandContext<'_>,

@@ -18,7 +18,7 @@ use alknet_vault::slots::VaultId;
 use super::{
     Attempt, CommandContext, CommandPrompt, CommandSession, NeedInput, has_typed, on_disk,
 };
-use crate::vault::places;
+use crate::vault::positions;
 
 /// File of the configuration's folder with the number of wrong tries in a row, in decimal. The
 /// folder is encrypted, and root's.
@@ -51,17 +51,17 @@ impl CommandSession {
     fn has_words(&mut self, place: &CommandContext<'_>) -> Attempt<()> {
         let open = self.opened(place)?;
         let (phrase, vault) = (open.entropy().phrase(), open.alkv().uuid());
-        let places = places_of_vault(&phrase, vault);
+        let positions = positions_of_vault(&phrase, vault);
         self.typed.words.extend(self.typed.word.take());
-        if let Some(at) = places.get(self.typed.words.len()) {
+        if let Some(at) = positions.get(self.typed.words.len()) {
             return Err(NeedInput::wants(CommandPrompt::Word(*at)));
         }
         let typed = std::mem::take(&mut self.typed.words);
-        if are_right(place, &phrase, &places, &typed)? {
+        if are_right(place, &phrase, &positions, &typed)? {
             self.typed.proved_words = true;
             return Ok(());
         }
-        let first = places.first().copied().unwrap_or(1);
+        let first = positions.first().copied().unwrap_or(1);
         Err(NeedInput::Wants(
             CommandPrompt::Word(first),
             "these are not the words".to_owned(),
@@ -69,12 +69,12 @@ impl CommandSession {
     }
 }
 
-/// Whether all typed words are those at `places`. The disk has the try as a wrong one before the
+/// Whether all typed words are those at `positions`. The disk has the try as a wrong one before the
 /// result is known, so cutting the power saves a thief no wait.
 fn are_right(
     place: &CommandContext<'_>,
     phrase: &SecretStr,
-    places: &[usize],
+    positions: &[usize],
     typed: &[SecretStr],
 ) -> Attempt<bool> {
     let failed = |error: io::Error| {
@@ -88,8 +88,8 @@ fn are_right(
     place.keeper.wait_for_turn();
     note(&folder, wrong.saturating_add(1)).map_err(failed)?;
     let words: Vec<&str> = phrase.expose().split(' ').collect();
-    let is_right = places.len() == typed.len()
-        && places.iter().zip(typed).fold(true, |all, (at, word)| {
+    let is_right = positions.len() == typed.len()
+        && positions.iter().zip(typed).fold(true, |all, (at, word)| {
             // Each word is compared, whatever the result of the one before, so the time does not
             // tell which one is wrong.
             (words.get(at.saturating_sub(1)) == Some(&word.expose())) & all
@@ -103,11 +103,11 @@ fn are_right(
     Ok(is_right)
 }
 
-/// Three places among the words. The vault's identifier draws them, which is no secret.
-fn places_of_vault(phrase: &SecretStr, vault: VaultId) -> Vec<usize> {
+/// Three positions among the words. The vault's identifier draws them, which is no secret.
+fn positions_of_vault(phrase: &SecretStr, vault: VaultId) -> Vec<usize> {
     let text = vault.to_string();
     let mut state = text.bytes().fold(0xcbf2_9ce4_8422_2325, mixed);
-    places(phrase.expose().split(' ').count(), || {
+    positions(phrase.expose().split(' ').count(), || {
         state = mixed(state, 0);
         state >> 32
     })
@@ -148,14 +148,17 @@ mod tests {
         let other = "b6a1f3d0-97c4-4a3e-8d55-0f2e6c7b9a18";
         let [first, second, others] = [id, id, other].map(|vault| {
             let vault: VaultId = vault.parse().expect("an identifier");
-            places_of_vault(&phrase, vault)
+            positions_of_vault(&phrase, vault)
         });
         assert_eq!(first, second);
-        assert_ne!(first, others, "places of every vault would be known");
-        for places in [first, others] {
-            let different: BTreeSet<_> = places.iter().collect();
-            assert_eq!((places.len(), different.len()), (3, 3), "{places:?}");
-            assert!(places.iter().all(|at| (1..=24).contains(at)), "{places:?}");
+        assert_ne!(first, others, "positions of every vault would be known");
+        for positions in [first, others] {
+            let different: BTreeSet<_> = positions.iter().collect();
+            assert_eq!((positions.len(), different.len()), (3, 3), "{positions:?}");
+            assert!(
+                positions.iter().all(|at| (1..=24).contains(at)),
+                "{positions:?}"
+            );
         }
     }
 }

@@ -16,18 +16,18 @@ pub(super) struct NewWords {
     /// The one console that shows them. `None` until a user asks for them at a console.
     pub(super) console: Option<ConsoleId>,
     words: SecretStr,
-    /// Places, counted from 1, that are still to be typed.
-    places: Vec<usize>,
+    /// Positions, counted from 1, that are still to be typed.
+    positions: Vec<usize>,
     /// Why the last answer was not accepted.
     note: String,
 }
 
 impl NewWords {
-    pub(super) fn new(words: SecretStr, places: Vec<usize>, console: Option<ConsoleId>) -> Self {
+    pub(super) fn new(words: SecretStr, positions: Vec<usize>, console: Option<ConsoleId>) -> Self {
         Self {
             console,
             words,
-            places,
+            positions,
             note: String::new(),
         }
     }
@@ -52,46 +52,46 @@ impl NewWords {
         lines.extend(table(&self.words));
         lines.push(String::new());
         lines.extend(Some(self.note.clone()).filter(|note| !note.is_empty()));
-        ConsoleQuestion::shown(format!("word {}", self.place()))
+        ConsoleQuestion::shown(format!("word {}", self.position()))
             .with_lines(lines)
             .private()
     }
 
-    /// The place of the word that is asked for.
-    fn place(&self) -> usize {
-        self.places.first().copied().unwrap_or(1)
+    /// The position of the word that is asked for.
+    fn position(&self) -> usize {
+        self.positions.first().copied().unwrap_or(1)
     }
 
     /// Takes a word that the user typed. Returns whether it was the last.
     pub(super) fn check(&mut self, line: &str) -> bool {
-        let number = self.place();
+        let number = self.position();
         let expected = self.words.expose().split(' ').nth(number.saturating_sub(1));
         // The words of BIP 39 are in lower case. Phones and habit capitalise the first letter.
         let typed = Zeroizing::new(line.trim().to_lowercase());
         if expected == Some(typed.as_str()) {
             self.note.clear();
-            if !self.places.is_empty() {
-                self.places.remove(0);
+            if !self.positions.is_empty() {
+                self.positions.remove(0);
             }
-            return self.places.is_empty();
+            return self.positions.is_empty();
         }
         self.note = format!("word {number} is another one");
         false
     }
 }
 
-/// Three different places of `count`, drawn by `random`.
-pub(crate) fn places(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize> {
-    let mut places = Vec::new();
-    while places.len() < CHECKED.min(count) {
+/// Three different positions of `count`, drawn by `random`.
+pub(crate) fn positions(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize> {
+    let mut positions = Vec::new();
+    while positions.len() < CHECKED.min(count) {
         let mut drawn = usize::try_from(random() % count.max(1) as u64).unwrap_or(0) + 1;
-        // Takes the next free place, so that the loop ends whatever `random` draws.
-        while places.contains(&drawn) {
+        // Takes the next free position, so that the loop ends whatever `random` draws.
+        while positions.contains(&drawn) {
             drawn = drawn % count + 1;
         }
-        places.push(drawn);
+        positions.push(drawn);
     }
-    places
+    positions
 }
 
 /// The words with their numbers, down the columns.

@@ -250,7 +250,7 @@ fn shown_words_go_with_the_next_line_and_a_command_can_be_dropped() {
 #[test]
 fn places_differ_and_the_table_has_every_word() {
     let mut n = 0;
-    let drawn = places(24, || {
+    let drawn = positions(24, || {
         n += 1;
         n / 2
     });

@@ -48,7 +48,7 @@ pub(super) fn is_absent(error: &TpmError) -> bool {
 /// Makes the TPM with this storage key count beyond every note.
 ///
 /// # Errors
-/// It has not counted: it is not in this machine now, or switched off, or does not answer.
+/// The TPM has not counted: it is not in this machine now, or switched off, or does not answer.
 pub(super) fn retire(tpm: &str) -> Result<(), TpmError> {
     let (chip, key) = chip()?;
     if key.to_string() != tpm {

@@ -98,7 +98,7 @@ pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
 /// The sections of a unified kernel image that its stub measures, by name and contents, in the stub's order.
 ///
 /// # Errors
-/// As [`predict_pcr11`].
+/// The errors of [`predict_pcr11`].
 pub fn measured_sections(uki: &[u8]) -> Result<Vec<(&'static str, &[u8])>, PredictError> {
     let pe = PeImage::parse(uki)?;
     check_stub(&pe)?;
@@ -136,7 +136,7 @@ pub fn predict_pcr4(failed: u8, programs: &[&[u8]]) -> Result<[u8; 32], PredictE
 /// image.
 ///
 /// # Errors
-/// As [`predict_pcr4`].
+/// The errors of [`predict_pcr4`].
 pub fn failed_options(pcr_4: &[u8; 32], programs: &[&[u8]]) -> Result<Option<u8>, PredictError> {
     let digests = digests(programs)?;
     Ok((0..=FAILED_OPTIONS_MAX).find(|failed| pcr4(*failed, &digests).0 == *pcr_4))
@@ -176,7 +176,7 @@ impl ProgramUpdate<'_> {
     /// ([`crate::ExpectedPcrs::Predicted`]) before the machine starts the next image.
     ///
     /// # Errors
-    /// As [`predict_pcr11`] and [`predict_pcr4`]. `Unpredictable` if PCR 4 shows that something
+    /// The errors of [`predict_pcr11`] and [`predict_pcr4`]. `Unpredictable` if PCR 4 shows that something
     /// other than `running` was started, or PCR 12 that it did not start alone.
     pub fn predict(&self, choice: &PcrChoice, now: &PcrValues) -> Result<PcrValues, PredictError> {
         // PCR 7 is not predicted and keeps its present value: an update changes no key of Secure Boot.
@@ -214,13 +214,29 @@ impl MeasuredImage {
     /// Computes what is measured of an image.
     ///
     /// # Errors
-    /// As [`predict_pcr11`] and [`booted`].
+    /// The errors of [`predict_pcr11`] and [`booted`].
     pub fn read(uki: &[u8]) -> Result<Self, PredictError> {
         let [image, kernel] = booted(uki)?;
         Ok(Self {
             pcr_11: predict_pcr11(uki)?,
             programs: [authenticode(image)?, authenticode(kernel)?],
         })
+    }
+
+    /// PCR 11 after the image started, and the digests of the image and of its kernel, to be kept for a later prediction.
+    #[must_use]
+    pub fn digests(&self) -> [[u8; 32]; 3] {
+        let [image, kernel] = self.programs;
+        [self.pcr_11, image, kernel]
+    }
+
+    /// The image with these [digests](Self::digests).
+    #[must_use]
+    pub fn from_digests([pcr_11, image, kernel]: [[u8; 32]; 3]) -> Self {
+        Self {
+            pcr_11,
+            programs: [image, kernel],
+        }
     }
 
     /// PCR 11 after its start. Two images with the same value have the same sections.
@@ -242,7 +258,7 @@ pub struct ImageUpdate<'a> {
 }
 
 impl ImageUpdate<'_> {
-    /// As [`ProgramUpdate::predict`].
+    /// Like [`ProgramUpdate::predict`].
     ///
     /// # Errors
     /// `Unpredictable` and `TooMany`, as there.
@@ -291,7 +307,7 @@ fn require_alone(now: &PcrValues) -> Result<(), PredictError> {
 /// The programs that a unified kernel image stands for: itself, and the kernel in it.
 ///
 /// # Errors
-/// As [`predict_pcr11`], and an image without a kernel.
+/// The errors of [`predict_pcr11`], and an image without a kernel.
 pub fn booted(uki: &[u8]) -> Result<[&[u8]; 2], PredictError> {
     let pe = PeImage::parse(uki)?;
     check_stub(&pe)?;

@@ -236,7 +236,7 @@ impl TensorStore {
     /// A descriptor of its own for a process that maps the container, which never changes. Blocks.
     ///
     /// # Errors
-    /// As [`TensorStore::resolve`]; `E_IO`.
+    /// The errors of [`TensorStore::resolve`]; `E_IO`.
     pub fn descriptor(
         &self,
         scopes: &ScopeSet,
@@ -249,7 +249,7 @@ impl TensorStore {
     /// The same for a file that was [resolved](crate::TensorRequester::resolve) before. Blocks.
     ///
     /// # Errors
-    /// As [`TensorStore::object`]; `E_IO`.
+    /// The errors of [`TensorStore::object`]; `E_IO`.
     pub fn file(&self, id: FileId) -> Result<File, ServeError> {
         Ok(Object::open(&self.object_path(&id), id, self.limits())?.into_file())
     }
@@ -257,7 +257,7 @@ impl TensorStore {
     /// Stores a container that `file` reads. Blocks.
     ///
     /// # Errors
-    /// As [`TensorUpload`]'s functions.
+    /// The errors of [`TensorUpload`]'s functions.
     pub fn add(
         self: &Arc<Self>,
         file: impl Read,

@@ -5,6 +5,12 @@ use serde_json::{Value, json};
 
 use super::{Machine, VERSIONS};
 
+/// A name of the machine that hides.
+const OWN_NAME: &str = "hub.invalid";
+
+/// Names that are not the machine's: one that every node could have, and one of another host.
+const FOREIGN_NAMES: [&str; 2] = ["x.alknet.invalid", "evil.example"];
+
 /// The only site whose pages may call.
 pub(super) const SITE: &str = "https://app.example.org";
 
@@ -37,6 +43,11 @@ pub(super) fn pages_of_others_may_what_is_configured(web: &Machine) {
         };
         let told = preflight(SITE);
         assert_eq!((told.status, allowed(&told).as_deref()), (204, Some(SITE)));
+        let header = format!("Origin: {SITE}");
+        let body = r#"{"operation":"/node/info"}"#;
+        let call = [version, "--header", &header, "--json", body];
+        let told = web.curl_as(&web.admin, "/call", &call);
+        assert_eq!((told.status, allowed(&told).as_deref()), (200, Some(SITE)));
         for origin in [
             "https://evil.example",
             "null",
@@ -46,13 +57,7 @@ pub(super) fn pages_of_others_may_what_is_configured(web: &Machine) {
             assert_eq!(allowed(&told), None, "{version} {origin}: {told:?}");
             // A browser also shows the page no answer to a call without this header.
             let header = format!("Origin: {origin}");
-            let call = [
-                version,
-                "--header",
-                &header,
-                "--json",
-                r#"{"operation":"/node/info"}"#,
-            ];
+            let call = [version, "--header", &header, "--json", body];
             let told = web.curl_as(&web.admin, "/call", &call);
             assert_eq!(allowed(&told), None, "{version} {origin}: {told:?}");
         }
@@ -67,7 +72,7 @@ pub(super) fn is_to_hide(bench: &TestBench, web: &Machine) {
     let document = format!(
         "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n\
          [node]\nname = \"alknet\"\nadmin_keys = [\"{}\"]\n\
-         [http]\nenabled = true\nstealth = true\nhealthz = false\n",
+         [http]\nenabled = true\nstealth = true\nhealthz = false\nnames = [\"{OWN_NAME}\"]\n",
         admin.identity()
     );
     std::fs::write(&file, document).expect("the folder is ours");
@@ -111,12 +116,23 @@ pub(super) fn unknown_clients_see_one_and_the_same_nothing(bench: &TestBench, to
         // answer reveals nothing else.
         let told = ask("/call", &[version, "--header", &wrong]);
         assert_eq!(face(&told), nothing, "{version} with a wrong token");
+        let at = |name: &str| {
+            let host = format!("Host: {name}");
+            face(&ask("/search", &[version, "--header", &host]))
+        };
+        let own = at(OWN_NAME);
+        for name in FOREIGN_NAMES {
+            assert_eq!(at(name), own, "{version} {name}");
+        }
     }
     let get = |path: &str| json!({ "method": "GET", "path": path });
+    let at = |name: &str| json!({ "method": "GET", "path": "/search", "authority": name });
+    let names = [OWN_NAME].into_iter().chain(FOREIGN_NAMES);
     let asked: Vec<Value> = ["/nonsense"]
         .iter()
         .chain(&PATHS)
         .map(|path| get(path))
+        .chain(names.map(at))
         .collect();
     let heard = http3(node.address(), &json!(asked));
     // aioquic reports headers without an order.
@@ -131,9 +147,20 @@ pub(super) fn unknown_clients_see_one_and_the_same_nothing(bench: &TestBench, to
     for (answer, path) in heard.iter().zip(["/nonsense"].iter().chain(&PATHS)) {
         assert_eq!(face(answer), nothing, "{path} over HTTP/3");
     }
+    let [own, foreign @ ..] = &heard[1 + PATHS.len()..] else {
+        panic!("{heard:?}");
+    };
+    assert_eq!(own.status, 404);
+    for (answer, name) in foreign.iter().zip(FOREIGN_NAMES) {
+        assert_eq!(face(answer), face(own), "{name} over HTTP/3");
+    }
     let known = format!("Authorization: Bearer {token}");
     let told = ask("/search", &["--header", &known]);
     assert_eq!(told.status, 200, "{told:?}");
+    // A client with a token is protected from pages that have another name point to the machine.
+    let [_, evil] = FOREIGN_NAMES.map(|name| format!("Host: {name}"));
+    let told = ask("/search", &["--header", &known, "--header", &evil]);
+    assert_eq!(told.status, 421, "{told:?}");
     let info = node.info();
     assert_eq!(info["node_restarts"], 0, "{info:#}");
     node.end();

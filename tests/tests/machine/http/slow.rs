@@ -28,7 +28,10 @@ const BODY: BodyPace = BodyPace {
 
 /// Bytes of a slow body: more than thirty times what arrives at this pace before the body has taken too long. On a busy
 /// host the clock of an emulated machine is much slower than the test's.
-const BODY_BYTES: usize = 4 << 20;
+pub(super) const BODY_BYTES: usize = 4 << 20;
+
+/// Number of slow bodies.
+pub(super) const BODIES: usize = 2;
 
 /// Requests that come slowly from [`begin`](Self::begin) on.
 pub(super) struct SlowRequests {

@@ -2,7 +2,9 @@
 //! or other files in its initial file system.
 
 use std::ops::Range;
+use std::time::Duration;
 
+use alknet_image::ProgramParts;
 use memchr::memmem;
 
 use super::FIRST;
@@ -18,6 +20,8 @@ const SECTION_BYTES: usize = 40;
 const BLOCK: usize = 512;
 /// Archives of an initial file system begin at a multiple of so many bytes.
 const ARCHIVE_ALIGNMENT: usize = 4;
+/// Compresses the initial file system of a test in half a second.
+const QUICK_LEVEL: i32 = 1;
 
 /// A file in an initial file system: path, mode with the type, and content.
 pub(crate) type AddedFile<'a> = (&'a str, u32, &'a [u8]);
@@ -32,10 +36,25 @@ pub(crate) fn versioned(base: &[u8], version: &str) -> Vec<u8> {
     changed(base, version, "", &[])
 }
 
-/// The program `base` with this version, with words for the kernel when UEFI starts it, and with files in the place of
-/// those in its initial file system.
+/// The program `base` with this version, with more words for the kernel, and with files in the place of those in its
+/// initial file system.
 pub(crate) fn changed(base: &[u8], version: &str, words: &str, files: &[AddedFile<'_>]) -> Vec<u8> {
     rewritten(base, version, words, files, InitialFiles::Base)
+}
+
+/// The program `base` with this version, which knows the name `name`, for example of a key of the configuration, as
+/// `other` of the same length.
+pub(crate) fn renamed(base: &[u8], version: &str, name: &str, other: &str) -> Vec<u8> {
+    assert_eq!(name.len(), other.len(), "it is written in its place");
+    let parts = ProgramParts::unpack(base).unwrap_or_else(|error| panic!("{error}"));
+    let mut files = parts.as_new().archive.to_vec();
+    let places: Vec<_> = memmem::find_iter(&files, name).collect();
+    assert!(!places.is_empty(), "the program has no {name}");
+    for at in places {
+        files[at..at + name.len()].copy_from_slice(other.as_bytes());
+    }
+    let packed = zstd::bulk::compress(&files, QUICK_LEVEL).expect("memory is there");
+    rewritten(base, version, "", &[], InitialFiles::Packed(&packed))
 }
 
 /// The kernel of `base` in a program of this version whose initial file system has these files alone. A program that no
@@ -46,9 +65,11 @@ pub(crate) fn kernel_alone(base: &[u8], version: &str, files: &[AddedFile<'_>]) 
 
 /// What an initial file system has before files are added.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum InitialFiles {
+enum InitialFiles<'a> {
     Base,
     Empty,
+    /// These, compressed.
+    Packed(&'a [u8]),
 }
 
 fn rewritten(
@@ -56,7 +77,7 @@ fn rewritten(
     version: &str,
     words: &str,
     files: &[AddedFile<'_>],
-    initial: InitialFiles,
+    initial: InitialFiles<'_>,
 ) -> Vec<u8> {
     assert_eq!(version.len(), FIRST.len(), "it is written in its place");
     let mut program = base.to_vec();
@@ -111,19 +132,28 @@ fn add_words(program: &mut [u8], words: &str) {
     assert!(new.len() <= line.raw.len(), "too many words: {words}");
     program[line.raw.start..line.raw.start + new.len()].copy_from_slice(&new);
     put(program, line.header + 8, new.len());
+    // The words are behind the others in the script as well, each within marks.
+    let end = "; then\nif initrd ";
+    let words = words.split(' ').map(|word| format!(" '{word}'"));
+    in_script(program, end, &(words.collect::<String>() + end));
 }
 
 /// Adds an archive behind those of the initial file system, which is the last section, or in their place. The kernel
 /// unpacks one after the other, so files of the last one replace the others.
-fn add_archive(program: &mut Vec<u8>, initial: InitialFiles, archive: &[u8]) {
+fn add_archive(program: &mut Vec<u8>, initial: InitialFiles<'_>, archive: &[u8]) {
     let files = section(program, b".initrd\0");
     assert_eq!(files.raw.end, program.len(), "it is the last section");
     assert_eq!(files.bytes % ARCHIVE_ALIGNMENT, 0);
-    let kept = match initial {
-        InitialFiles::Base => files.bytes,
-        InitialFiles::Empty => 0,
+    let (kept, packed) = match initial {
+        InitialFiles::Base => (files.bytes, &[][..]),
+        InitialFiles::Empty => (0, &[][..]),
+        InitialFiles::Packed(packed) => (0, packed),
     };
     program.truncate(files.raw.start + kept);
+    program.extend_from_slice(packed);
+    // The kernel skips zeros between archives.
+    let padded = packed.len().next_multiple_of(ARCHIVE_ALIGNMENT);
+    program.resize(program.len() + padded - packed.len(), 0);
     program.extend_from_slice(archive);
     let bytes = program.len() - files.raw.start;
     let pe = number(program, PE_POINTER_AT);
@@ -192,11 +222,9 @@ fn archive(files: &[AddedFile<'_>]) -> Vec<u8> {
 /// A static program for x86-64 that starts the watchdog and then waits for ever: mount(2) of a devtmpfs, open(2) of
 /// `/dev/watchdog0`, and pause(2).
 pub(crate) fn hanging_program() -> Vec<u8> {
-    const BASE: u32 = 0x40_0000;
-    const CODE_AT: u32 = 120;
     const TEXTS: &[u8] = b"devtmpfs\0/dev\0/dev/watchdog0\0";
-    let texts_at = BASE + CODE_AT + 62;
-    let [fs, dev, watchdog] = [0, 9, 14].map(|at| (texts_at + at).to_le_bytes());
+    const CODE_BYTES: u32 = 62;
+    let [fs, dev, watchdog] = [0, 9, 14].map(|at| (CODE_AT + CODE_BYTES + at).to_le_bytes());
     let mut code = Vec::new();
     code.extend([0xb8, 0xa5, 0, 0, 0]); // mov eax, 165 (mount)
     code.push(0xbf); // mov edi, the name of a device
@@ -211,21 +239,85 @@ pub(crate) fn hanging_program() -> Vec<u8> {
     code.extend(watchdog);
     code.extend([0xbe, 1, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x05]); // for writing; syscall
     code.extend([0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]); // pause, again and again
-    code.resize(62, 0x90);
-    let bytes = u64::from(CODE_AT) + (code.len() + TEXTS.len()) as u64;
+    static_program(&code, CODE_BYTES, TEXTS)
+}
+
+/// A static program for x86-64 that the kernel starts in the place of `/init`. It leaves a child behind and becomes
+/// `/init`. After `delay` the child takes a mebibyte of memory each hundredth of a second, and the kernel does not end
+/// it where memory is short: fork(2), execve(2), nanosleep(2), a write to `oom_score_adj`, and mmap(2).
+pub(crate) fn filling_program(delay: Duration) -> Vec<u8> {
+    const CODE_BYTES: u32 = 144;
+    const INIT_AT: u32 = 32;
+    const SCORE_AT: u32 = INIT_AT + 6;
+    const WORTH_AT: u32 = SCORE_AT + 25;
+    // Two times of nanosleep(2): seconds and nanoseconds.
+    let mut data = Vec::new();
+    for number in [delay.as_secs(), 0, 0, 10_000_000] {
+        data.extend(number.to_le_bytes());
+    }
+    data.extend(b"/init\0/proc/self/oom_score_adj\0-1000");
+    let address = |at| (CODE_AT + CODE_BYTES + at).to_le_bytes();
+    let mut code = Vec::new();
+    code.extend([0xb8, 57, 0, 0, 0, 0x0f, 0x05]); // mov eax, 57 (fork); syscall
+    code.extend([0x85, 0xc0, 0x74, 0x20]); // test eax, eax; jz to the child
+    code.push(0xbf); // mov edi, "/init"
+    code.extend(address(INIT_AT));
+    code.extend([0x48, 0x89, 0x7c, 0x24, 0x08]); // mov [rsp + 8], rdi: its name
+    code.extend([0x48, 0x8b, 0x0c, 0x24]); // mov rcx, [rsp]: how many arguments there are
+    code.extend([0x48, 0x8d, 0x74, 0x24, 0x08]); // lea rsi, [rsp + 8]: the arguments
+    code.extend([0x48, 0x8d, 0x54, 0xce, 0x08]); // lea rdx, [rsi + rcx * 8 + 8]: the environment
+    code.extend([0xb8, 59, 0, 0, 0, 0x0f, 0x05, 0xf4]); // mov eax, 59 (execve); syscall; hlt
+    code.push(0xbf); // mov edi, the delay
+    code.extend(address(0));
+    code.extend([0x31, 0xf6, 0xb8, 35, 0, 0, 0, 0x0f, 0x05]); // mov eax, 35 (nanosleep); syscall
+    code.push(0xbf); // mov edi, the path
+    code.extend(address(SCORE_AT));
+    code.extend([0xbe, 1, 0, 0, 0, 0xb8, 2, 0, 0, 0, 0x0f, 0x05]); // for writing; mov eax, 2 (open); syscall
+    code.extend([0x89, 0xc7]); // mov edi, eax: the file
+    code.push(0xbe); // mov esi, the text
+    code.extend(address(WORTH_AT));
+    code.extend([0xba, 5, 0, 0, 0, 0xb8, 1, 0, 0, 0, 0x0f, 0x05]); // 5 bytes; mov eax, 1 (write); syscall
+    let again = code.len();
+    code.extend([0x31, 0xff, 0xbe, 0, 0, 0x10, 0]); // anywhere; mov esi, 1 << 20
+    code.extend([0xba, 3, 0, 0, 0]); // mov edx, PROT_READ | PROT_WRITE
+    code.extend([0x41, 0xba, 0x22, 0x80, 0, 0]); // mov r10d, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE
+    code.extend([0x49, 0x83, 0xc8, 0xff]); // or r8, -1: of no file
+    code.extend([0x45, 0x31, 0xc9, 0xb8, 9, 0, 0, 0, 0x0f, 0x05]); // mov eax, 9 (mmap); syscall
+    code.push(0xbf); // mov edi, the pause
+    code.extend(address(16));
+    code.extend([0x31, 0xf6, 0xb8, 35, 0, 0, 0, 0x0f, 0x05]); // mov eax, 35 (nanosleep); syscall
+    code.push(0xeb); // jmp to the next mebibyte
+    let back = i8::try_from(code.len() + 1 - again).expect("a short way");
+    code.extend((-back).to_le_bytes());
+    static_program(&code, CODE_BYTES, &data)
+}
+
+/// Where a program of [`static_program`] and its code are in memory.
+const PROGRAM_BASE: u32 = 0x40_0000;
+const CODE_AT: u32 = PROGRAM_BASE + HEADS_BYTES;
+/// Bytes of the two headers before the code.
+const HEADS_BYTES: u32 = 120;
+
+/// An executable file of one segment: code that takes this room, and behind it what it reads.
+fn static_program(code: &[u8], code_bytes: u32, data: &[u8]) -> Vec<u8> {
+    let room = usize::try_from(code_bytes).expect("a usize has 64 bits");
+    assert!(code.len() <= room, "{} bytes of code", code.len());
+    let bytes = u64::from(HEADS_BYTES + code_bytes) + data.len() as u64;
     let mut out = Vec::new();
     out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     out.extend([2, 0, 0x3e, 0, 1, 0, 0, 0]); // executable, x86-64, version 1
-    out.extend(u64::from(BASE + CODE_AT).to_le_bytes()); // entry
+    out.extend(u64::from(CODE_AT).to_le_bytes()); // entry
     out.extend(64_u64.to_le_bytes()); // where the program header is
     out.extend([0; 12]); // no section headers, no flags
     out.extend([64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
     out.extend([1, 0, 0, 0, 5, 0, 0, 0]); // load, readable and executable
-    for field in [0, u64::from(BASE), u64::from(BASE), bytes, bytes, 4096] {
+    let base = u64::from(PROGRAM_BASE);
+    for field in [0, base, base, bytes, bytes, 4096] {
         out.extend(field.to_le_bytes());
     }
     out.extend(code);
-    out.extend(TEXTS);
+    out.resize(out.len() + room - code.len(), 0x90);
+    out.extend(data);
     out
 }
 

@@ -6,15 +6,28 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_update::{BundleReader, MetadataRequest, MetadataSource, limits::TARGETS_BYTES_MAX};
+use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
 /// Longest bundle that a hub keeps, in bytes.
 pub(super) const HUB_BUNDLE_BYTES_MAX: u64 = 512 << 20;
 /// Most bytes of one piece.
 pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
+/// How long an upload waits for its next piece.
+pub(super) const UPLOAD_IDLE: Duration = Duration::from_secs(600);
+/// The part of the file system that the bundle and an upload may have together. Tensors may have a half of it, and stored
+/// files a quarter.
+const DISK_PART: u64 = 4;
+/// What they may have of a small one: two bundles with whole programs.
+const SMALL_DISK_BYTES: u64 = 96 << 20;
+/// The part of the file system that is still free once an upload is complete, and how much of a large one: without room
+/// for the node's own files no administrator can take rights away.
+const FREE_PART: u64 = 8;
+const FREE_BYTES: u64 = 64 << 20;
 /// The bundle.
 const BUNDLE_FILE: &str = "bundle.tar";
 /// The bundle while it is uploaded.
@@ -89,9 +102,39 @@ impl From<HubBundleError> for CallError {
     }
 }
 
+/// The file system that has the bundle.
+#[derive(Clone, Copy, Debug)]
+struct BundleDisk {
+    bytes: u64,
+    free: u64,
+}
+
+impl BundleDisk {
+    fn of(folder: &Path) -> Option<Self> {
+        let system = statvfs(folder).ok()?;
+        let unit = system.fragment_size();
+        Some(Self {
+            bytes: system.blocks().saturating_mul(unit),
+            free: system.blocks_available().saturating_mul(unit),
+        })
+    }
+
+    /// Whether an upload of so many bytes has room beside the bundle that the hub keeps.
+    fn has_room(self, upload: u64, kept: u64) -> bool {
+        let most = (self.bytes / DISK_PART).max(SMALL_DISK_BYTES);
+        let left = self.free.saturating_sub(upload);
+        let reserve = (self.bytes / FREE_PART).min(FREE_BYTES);
+        upload.saturating_add(kept) <= most && left >= reserve
+    }
+}
+
 /// An upload under way.
 #[derive(Debug)]
 struct BundleUpload {
+    /// The caller that began it.
+    owner: String,
+    /// When its last piece came.
+    touched: Instant,
     file: File,
     bytes: u64,
     offset: u64,
@@ -101,6 +144,8 @@ struct BundleUpload {
 struct StoreState {
     upload: Option<BundleUpload>,
     kept: Option<HubBundle>,
+    /// Whether a task calls [`HubBundleStore::expire`].
+    is_watched: bool,
 }
 
 /// The folder of the bundle. All methods block.
@@ -111,10 +156,13 @@ pub(super) struct HubBundleStore {
 }
 
 impl HubBundleStore {
-    /// The store in this folder, with the bundle that an earlier process kept.
+    /// The store in this folder, with the bundle that an earlier process kept, and without its upload.
     pub(super) fn open(folder: PathBuf) -> Self {
-        let kept = described(&folder.join(BUNDLE_FILE)).ok();
-        let state = StoreState { upload: None, kept };
+        fs::remove_file(folder.join(UPLOAD_FILE)).ok();
+        let state = StoreState {
+            kept: described(&folder.join(BUNDLE_FILE)).ok(),
+            ..StoreState::default()
+        };
         Self {
             folder,
             state: Mutex::new(state),
@@ -131,14 +179,19 @@ impl HubBundleStore {
         self.folder.join(BUNDLE_FILE)
     }
 
-    /// Begins an upload, in the place of one that was not finished.
-    pub(super) fn begin(&self, bytes: u64) -> Result<(), HubBundleError> {
+    /// Begins an upload, in the place of one that was not finished. If this returns `true`, the caller starts the task that
+    /// calls [`expire`](Self::expire).
+    pub(super) fn begin(&self, owner: &str, bytes: u64) -> Result<bool, HubBundleError> {
         if !(1..=HUB_BUNDLE_BYTES_MAX).contains(&bytes) {
             return Err(HubBundleError::Size(bytes));
         }
         fs::create_dir_all(&self.folder)?;
         let mut state = self.lock();
-        state.upload = None;
+        self.drop_upload(&mut state);
+        let kept = state.kept.as_ref().map_or(0, |kept| kept.bytes);
+        if BundleDisk::of(&self.folder).is_some_and(|disk| !disk.has_room(bytes, kept)) {
+            return Err(io::Error::from(io::ErrorKind::StorageFull).into());
+        }
         let file = OpenOptions::new()
             .create(true)
             .truncate(true)
@@ -146,21 +199,44 @@ impl HubBundleStore {
             .mode(0o600)
             .open(self.folder.join(UPLOAD_FILE))?;
         state.upload = Some(BundleUpload {
+            owner: owner.to_owned(),
+            touched: Instant::now(),
             file,
             bytes,
             offset: 0,
         });
-        Ok(())
+        Ok(!std::mem::replace(&mut state.is_watched, true))
+    }
+
+    /// Drops an upload that has got no piece for this long. Returns when to call this again; `None` if there is no upload.
+    pub(super) fn expire(&self, idle: Duration) -> Option<Instant> {
+        let mut state = self.lock();
+        let due = state.upload.as_ref().map(|upload| upload.touched + idle);
+        let due = due.filter(|due| *due > Instant::now());
+        if due.is_none() {
+            self.drop_upload(&mut state);
+            state.is_watched = false;
+        }
+        due
+    }
+
+    fn drop_upload(&self, state: &mut StoreState) {
+        if state.upload.take().is_some() {
+            // If this fails, the next start removes the file.
+            fs::remove_file(self.folder.join(UPLOAD_FILE)).ok();
+        }
     }
 
     /// Takes a piece, and returns where the next one begins. After the last one the bundle is kept.
     pub(super) fn write(
         &self,
+        owner: &str,
         offset: u64,
         data: &[u8],
     ) -> Result<(u64, Option<HubBundle>), HubBundleError> {
         let mut state = self.lock();
-        let upload = state.upload.as_mut().ok_or(HubBundleError::None)?;
+        let upload = state.upload.as_mut().filter(|it| it.owner == owner);
+        let upload = upload.ok_or(HubBundleError::None)?;
         if offset != upload.offset {
             return Err(HubBundleError::Offset(upload.offset));
         }
@@ -170,11 +246,11 @@ impl HubBundleStore {
         }
         if let Err(error) = upload.file.write_all(data) {
             // An unknown part of the piece may be written.
-            state.upload = None;
-            fs::remove_file(self.folder.join(UPLOAD_FILE)).ok();
+            self.drop_upload(&mut state);
             return Err(error.into());
         }
         upload.offset = end;
+        upload.touched = Instant::now();
         if end < upload.bytes {
             return Ok((end, None));
         }
@@ -261,6 +337,8 @@ pub(super) mod tests {
 
     use super::*;
 
+    const OWNER: &str = "ada";
+
     /// Bytes of a bundle whose signatures nothing checks.
     pub(in crate::node::hub::update) fn unsigned(version: &str, program: &[u8]) -> Vec<u8> {
         let targets = json!({ "signed": { "targets": {
@@ -285,20 +363,23 @@ pub(super) mod tests {
         let store = HubBundleStore::open(dir.path().join("update"));
         let bundle = unsigned("1.2.0", &[7; 3000]);
         let bytes = bundle.len() as u64;
-        store.begin(bytes).expect("a fine length");
+        assert!(store.begin(OWNER, bytes).expect("a fine length"));
         let half = bundle.len() / 2;
         assert_eq!(
-            store.write(0, &bundle[..half]).expect("taken"),
+            store.write(OWNER, 0, &bundle[..half]).expect("taken"),
             (half as u64, None)
         );
         assert_eq!(store.stored_bundle(), None);
-        let wrong = store.write(3, &bundle[3..]).expect_err("a gap");
+        let other = store.write("eve", half as u64, &bundle[half..]);
+        assert!(matches!(other, Err(HubBundleError::None)), "{other:?}");
+        let wrong = store.write(OWNER, 3, &bundle[3..]).expect_err("a gap");
         assert!(matches!(wrong, HubBundleError::Offset(at) if at == half as u64));
         let expected = HubBundle {
             bytes,
             version: "1.2.0".to_owned(),
         };
-        let last = store.write(half as u64, &bundle[half..]).expect("taken");
+        let last = store.write(OWNER, half as u64, &bundle[half..]);
+        let last = last.expect("taken");
         assert_eq!(last, (bytes, Some(expected.clone())));
         let again = HubBundleStore::open(dir.path().join("update"));
         assert_eq!(again.stored_bundle(), Some(expected));
@@ -314,16 +395,74 @@ pub(super) mod tests {
         let store = HubBundleStore::open(dir.path().to_owned());
         let bundle = unsigned("1.2.0", b"program");
         let upload = |bytes: &[u8]| {
-            store.begin(bytes.len() as u64)?;
-            store.write(0, bytes)
+            store.begin(OWNER, bytes.len() as u64)?;
+            store.write(OWNER, 0, bytes)
         };
         upload(&bundle).expect("a bundle");
         let refused = upload(&[0; 4096]).expect_err("zeros");
         assert!(matches!(refused, HubBundleError::Malformed(_)), "{refused}");
         assert_eq!(store.stored_bundle().expect("the bundle").version, "1.2.0");
         for bytes in [0, HUB_BUNDLE_BYTES_MAX + 1] {
-            let refused = store.begin(bytes).expect_err("a wrong length");
+            let refused = store.begin(OWNER, bytes).expect_err("a wrong length");
             assert!(matches!(refused, HubBundleError::Size(_)), "{refused}");
         }
+    }
+
+    #[test]
+    fn an_upload_leaves_room_on_the_disk() {
+        let disk = |bytes: u64, free: u64| BundleDisk {
+            bytes: bytes << 20,
+            free: free << 20,
+        };
+        for (disk, upload, kept, has) in [
+            (disk(128, 120), 42, 0, true),
+            (disk(128, 78), 42, 42, true),
+            (disk(128, 120), 110, 0, false),
+            (disk(128, 57), 42, 42, false),
+            (disk(128, 120), 60, 42, false),
+            (disk(1024, 1000), 200, 42, true),
+            (disk(1024, 1000), 220, 42, false),
+            (disk(1024, 110), 42, 42, true),
+            (disk(1024, 100), 42, 42, false),
+            (disk(1 << 20, 1 << 10), 42, 42, true),
+            (disk(1024, 100), 512, 0, false),
+        ] {
+            assert_eq!(
+                disk.has_room(upload << 20, kept << 20),
+                has,
+                "{disk:?} {upload}"
+            );
+        }
+    }
+
+    /// A client begins an upload, and sends no more of it.
+    #[test]
+    fn an_upload_without_pieces_is_dropped_and_outlives_no_start() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let open = || HubBundleStore::open(dir.path().to_owned());
+        let part = dir.path().join(UPLOAD_FILE);
+        let store = open();
+        assert_eq!(store.expire(UPLOAD_IDLE), None);
+        assert!(
+            store.begin(OWNER, 100).expect("room"),
+            "a task has to watch it"
+        );
+        assert!(!store.begin(OWNER, 100).expect("room"), "one does");
+        store.write(OWNER, 0, &[7; 50]).expect("taken");
+        assert!(
+            store
+                .expire(UPLOAD_IDLE)
+                .is_some_and(|due| due > Instant::now())
+        );
+        assert!(part.exists());
+        assert_eq!(store.expire(Duration::ZERO), None);
+        assert!(!part.exists());
+        let late = store.write(OWNER, 50, &[7; 50]);
+        assert!(matches!(late, Err(HubBundleError::None)), "{late:?}");
+        assert!(store.begin(OWNER, 100).expect("room"));
+        store.write(OWNER, 0, &[7; 50]).expect("taken");
+        assert!(part.exists());
+        open();
+        assert!(!part.exists());
     }
 }

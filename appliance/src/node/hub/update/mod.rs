@@ -24,11 +24,13 @@ use super::peers::ROLE_LABEL;
 use super::{HubContext, SharedDispatcher, requester};
 use crate::node::ops::{caller, empty_input};
 use crate::node::update::APPLY_SCOPE;
-use bundle::{HUB_BUNDLE_BYTES_MAX, HubBundleError, HubBundleStore, PIECE_BYTES_MAX, piece_of};
+use bundle::{
+    HUB_BUNDLE_BYTES_MAX, HubBundleError, HubBundleStore, PIECE_BYTES_MAX, UPLOAD_IDLE, piece_of,
+};
 use rollout::{
     AT_ONCE_MAX, LIMIT_S, LIMIT_S_MAX, RINGS_MAX, RingSize, RolloutError, RolloutPlan, Rollouts,
 };
-use worker::WorkerLink;
+use worker::WorkerCaller;
 
 /// Scope of callers that may see how far the workers are.
 const READ_SCOPE: &str = "hub:read";
@@ -74,7 +76,7 @@ impl HubWorkers {
     }
 }
 
-impl WorkerLink for HubWorkers {
+impl WorkerCaller for HubWorkers {
     fn call<'a>(
         &'a self,
         worker: &'a PeerId,
@@ -309,12 +311,16 @@ impl HubContext {
         match step {
             HubUpdateStep::Begin(bytes) => {
                 is_free?;
-                blocking(move || store.begin(bytes)).await?;
+                let begins = Arc::clone(&store);
+                if blocking(move || begins.begin(&by, bytes)).await? {
+                    // It has a weak reference, so that it does not keep the store when the node ends.
+                    tokio::spawn(expire(Arc::downgrade(&store)));
+                }
                 Ok(json!({ "offset": 0, "piece_bytes_max": PIECE_BYTES_MAX }))
             }
             HubUpdateStep::Write(offset, data) => {
                 is_free?;
-                let (offset, kept) = blocking(move || store.write(offset, &data)).await?;
+                let (offset, kept) = blocking(move || store.write(&by, offset, &data)).await?;
                 let mut answer = json!({ "offset": offset });
                 if let Some(kept) = kept {
                     answer["version"] = kept.version.into();
@@ -345,8 +351,8 @@ impl HubContext {
             limit: Duration::from_secs(start.limit_s),
             ..RolloutPlan::default()
         };
-        let link = Arc::new(HubWorkers(Arc::clone(&self.dispatcher)));
-        let begun = rollouts.begin((bundle, store.path()), workers, (plan, by), link);
+        let calls = Arc::new(HubWorkers(Arc::clone(&self.dispatcher)));
+        let begun = rollouts.begin((bundle, store.path()), workers, (plan, by), calls);
         let work = begun.map_err(|error| match error {
             RolloutError::Running => CallError::new(ErrorCode::Conflict, error.to_string()),
             RolloutError::NoWorkers => CallError::new(ErrorCode::NotFound, error.to_string()),
@@ -411,6 +417,17 @@ fn of_role(mut serving: Vec<PeerId>, peers: &[PeerEntry], role: &str) -> Vec<Pee
         entry.is_some_and(|it| it.labels.get(ROLE_LABEL).is_some_and(|label| label == role))
     });
     serving
+}
+
+/// Drops an upload whose pieces do not come. Ends when there is no upload.
+async fn expire(store: Weak<HubBundleStore>) {
+    while let Some(store) = store.upgrade() {
+        let due = blocking(move || Ok(store.expire(UPLOAD_IDLE))).await;
+        let Ok(Some(due)) = due else {
+            return;
+        };
+        tokio::time::sleep_until(due.into()).await;
+    }
 }
 
 /// Runs blocking work on a thread where it may block.

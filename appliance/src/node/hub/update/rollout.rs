@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::bundle::HubBundle;
-use super::worker::{WorkerLink, WorkerUpdate};
+use super::worker::{WorkerCaller, WorkerUpdate};
 
 /// The rings that a rollout has unless it is asked for others: one worker, five, and all others.
 const RINGS: [RingSize; 3] = [RingSize::Workers(1), RingSize::Workers(5), RingSize::All];
@@ -36,7 +36,7 @@ const ROLLOUT_FILE: &str = "rollout.json";
 /// How many workers a ring has: a number in JSON, or the word `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RingSize {
-    /// So many of those that are left.
+    /// This many of the workers that are left.
     Workers(usize),
     /// All that are left.
     All,
@@ -213,7 +213,7 @@ impl Rollouts {
         (bundle, path): (HubBundle, PathBuf),
         workers: Vec<PeerId>,
         (plan, by): (RolloutPlan, String),
-        link: Arc<dyn WorkerLink>,
+        calls: Arc<dyn WorkerCaller>,
     ) -> Result<impl Future<Output = ()> + Send + use<>, RolloutError> {
         if workers.is_empty() {
             return Err(RolloutError::NoWorkers);
@@ -238,7 +238,7 @@ impl Rollouts {
         }
         self.save();
         let update = WorkerUpdate {
-            link,
+            calls,
             bundle,
             path,
             limit: plan.limit,

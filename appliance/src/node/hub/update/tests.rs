@@ -21,6 +21,8 @@ enum Behaviour {
     /// PID 1 refuses the bundle by its signatures.
     Refuses,
     NeedsPin,
+    /// Its plan needs no person, and its start does.
+    NeedsPinLater,
     RunsItAlready,
     /// Its `[[join]]` does not let the hub offer.
     Closed,
@@ -126,6 +128,11 @@ impl ModelFleet {
                 }
                 self.write(worker, behaviour, input)
             }
+            "update/apply" if behaviour == Behaviour::NeedsPinLater => {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                let details = json!({ "code": "needs-person" });
+                Err(CallError::new(ErrorCode::Forbidden, "a person").with_details(details))
+            }
             "update/apply" => {
                 worker.is_started = true;
                 worker.start = input.clone();
@@ -190,7 +197,7 @@ impl ModelFleet {
     }
 }
 
-impl WorkerLink for ModelFleet {
+impl WorkerCaller for ModelFleet {
     fn call<'a>(
         &'a self,
         worker: &'a PeerId,
@@ -228,10 +235,10 @@ impl RolloutBench {
         // Of three pieces.
         let bundle = bundle::tests::unsigned(VERSION, &vec![5; 2 * PIECE_BYTES_MAX + 100]);
         let store = HubBundleStore::open(dir.path().to_owned());
-        store.begin(bundle.len() as u64).expect("a length");
+        store.begin("admin", bundle.len() as u64).expect("a length");
         for (n, piece) in bundle.chunks(PIECE_BYTES_MAX).enumerate() {
             store
-                .write((n * PIECE_BYTES_MAX) as u64, piece)
+                .write("admin", (n * PIECE_BYTES_MAX) as u64, piece)
                 .expect("a piece");
         }
         Self { dir, bundle }
@@ -250,12 +257,12 @@ impl RolloutBench {
         let store = HubBundleStore::open(self.dir.path().to_owned());
         let bundle: HubBundle = store.stored_bundle().expect("a bundle");
         let workers = fleet.behaviours.keys().cloned().collect();
-        let link = Arc::clone(fleet) as _;
+        let calls = Arc::clone(fleet) as _;
         rollouts.begin(
             (bundle, store.path()),
             workers,
             (plan, "admin".to_owned()),
-            link,
+            calls,
         )
     }
 
@@ -382,9 +389,10 @@ async fn a_worker_that_says_no_or_needs_a_person_is_no_failure() {
         2 => Behaviour::RunsItAlready,
         3 => Behaviour::NeedsPin,
         4 => Behaviour::IsHost,
+        5 => Behaviour::NeedsPinLater,
         _ => Behaviour::Confirms,
     };
-    let fleet = bench.fleet(behaviour, 5);
+    let fleet = bench.fleet(behaviour, 6);
     let report = bench.run(&fleet, plan(&[RingSize::All], 1)).await;
     assert_eq!(report.state, RolloutState::Done);
     let expected = [
@@ -392,6 +400,7 @@ async fn a_worker_that_says_no_or_needs_a_person_is_no_failure() {
         RolloutTurn::Skipped,
         RolloutTurn::WaitsForPerson,
         RolloutTurn::Skipped,
+        RolloutTurn::WaitsForPerson,
         RolloutTurn::Confirmed,
     ];
     assert_eq!(states(&report), expected);

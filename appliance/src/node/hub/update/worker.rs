@@ -14,7 +14,7 @@ use super::bundle::{HubBundle, piece_of};
 use super::rollout::RolloutTurn;
 
 /// Calls operations of workers.
-pub(super) trait WorkerLink: Send + Sync {
+pub(super) trait WorkerCaller: Send + Sync {
     /// Calls an operation of a worker.
     fn call<'a>(
         &'a self,
@@ -24,10 +24,10 @@ pub(super) trait WorkerLink: Send + Sync {
     ) -> BoxFuture<'a, Result<Value, CallError>>;
 }
 
-/// What is done with each worker. Clones share the link.
+/// What is done with each worker. Clones share `calls`.
 #[derive(Clone)]
 pub(super) struct WorkerUpdate {
-    pub(super) link: Arc<dyn WorkerLink>,
+    pub(super) calls: Arc<dyn WorkerCaller>,
     pub(super) bundle: HubBundle,
     pub(super) path: PathBuf,
     pub(super) limit: Duration,
@@ -70,7 +70,11 @@ impl WorkerUpdate {
             // Another caller may have staged another version there since.
             let input = json!({ "sha256": sent.sha256 });
             // The worker restarts, and its answer may be lost on the way.
-            match self.link.call(worker, "update/apply", input).await {
+            match self.calls.call(worker, "update/apply", input).await {
+                // The slots of its vault have changed since it answered with the plan.
+                Err(error) if needs_person(&error) => {
+                    (RolloutTurn::WaitsForPerson, text(&error.message.into()))
+                }
                 Err(error) if !is_lost(&error) => failed(&error),
                 _ => self.wait(worker, &sent.version, until).await,
             }
@@ -87,7 +91,7 @@ impl WorkerUpdate {
     async fn offer(&self, worker: &PeerId) -> Result<String, TurnEnd> {
         let offer = json!({ "version": self.bundle.version, "bytes": self.bundle.bytes });
         let answer = loop {
-            match self.link.call(worker, "update/offer", offer.clone()).await {
+            match self.calls.call(worker, "update/offer", offer.clone()).await {
                 // Another caller of the worker sends it a bundle, which ends.
                 Err(error) if is_busy(&error) => sleep(self.poll).await,
                 answer => break answer,
@@ -132,7 +136,7 @@ impl WorkerUpdate {
             };
             let input =
                 json!({ "session": session, "offset": offset, "data": BASE64.encode(&piece) });
-            match self.link.call(worker, "update/write", input).await {
+            match self.calls.call(worker, "update/write", input).await {
                 Ok(answer) if answer["plan"].is_object() => {
                     let plan = &answer["plan"];
                     return Ok(SentBundle {
@@ -165,7 +169,7 @@ impl WorkerUpdate {
     /// Waits until the worker has confirmed the version, or runs another one again.
     async fn wait(&self, worker: &PeerId, version: &str, until: Instant) -> TurnEnd {
         loop {
-            let status = self.link.call(worker, "update/status", json!({})).await;
+            let status = self.calls.call(worker, "update/status", json!({})).await;
             // An error is no end: the worker is away while it restarts.
             if let Ok(status) = status
                 && let Some(end) = judged(&status, version)
@@ -220,6 +224,12 @@ fn is_lost(error: &CallError) -> bool {
 fn has_no_slots(error: &CallError) -> bool {
     let code = error.details.as_ref().and_then(|it| it["code"].as_str());
     matches!(code, Some("host" | "no-slots"))
+}
+
+/// Whether a person has to be at the worker when the version starts there.
+fn needs_person(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
+    code == Some("needs-person")
 }
 
 /// Whether another bundle is under way there.

@@ -84,8 +84,8 @@ async fn at_its_moment_the_program_is_named() {
         .expect("it waits");
     let is_asked = || {
         let requests = bench.requests();
-        let mut wishes = requests.into_iter().map(|(request, _)| request);
-        wishes.find(|request| matches!(request, UpdateRequest::Apply { .. }))
+        let mut sent = requests.into_iter().map(|(request, _)| request);
+        sent.find(|request| matches!(request, UpdateRequest::Apply { .. }))
     };
     let asked = async {
         loop {
@@ -99,6 +99,7 @@ async fn at_its_moment_the_program_is_named() {
     let expected = UpdateRequest::Apply {
         sha256: Some("a1".to_owned()),
         limited: false,
+        unasked: false,
     };
     assert_eq!(asked.await.expect("it starts"), expected);
 }
@@ -167,6 +168,7 @@ async fn starts_of_a_client_are_counted() {
                 UpdateRequest::Apply {
                     sha256: None,
                     limited,
+                    unasked: false,
                 },
             ),
             ("update/rollback", UpdateRequest::Rollback { limited }),
@@ -484,6 +486,43 @@ async fn a_rollback_that_pid_1_refuses_takes_no_moment_away() {
     let done = node.call(eve, "update/rollback", Value::Null).await;
     assert!(done.is_ok(), "{done:?}");
     assert_eq!(scheduled(&node).await, Value::Null);
+}
+
+/// Eve may start versions, and moves the start that an administrator has set for tonight by 29 days.
+#[tokio::test]
+async fn a_client_does_not_move_the_start_that_an_administrator_has_set() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"good").await.expect("staged");
+    staged(&bench, "a1");
+    let now = jiff::Timestamp::now();
+    let after =
+        |hours: i64| json!({ "at": (now + jiff::SignedDuration::from_hours(hours)).to_string() });
+    let eve = ("eve", &[APPLY_SCOPE][..]);
+    let own = node.call(eve, "update/apply", after(2)).await;
+    assert_eq!(
+        scheduled(&node).await,
+        own.expect("none was set")["scheduled"]
+    );
+    let set = node.call(ADMIN, "update/apply", after(1)).await;
+    let set = set.expect("it takes the place of the client's")["scheduled"].clone();
+    let moved = node.call(eve, "update/apply", after(29 * 24)).await;
+    let refused = moved.expect_err("it is the administrator's");
+    assert_eq!(refused.details.expect("details")["code"], "scheduled");
+    assert_eq!(scheduled(&node).await, set);
+    let later = node.call(ADMIN, "update/apply", after(3)).await;
+    assert_eq!(
+        scheduled(&node).await,
+        later.expect("it is moved")["scheduled"]
+    );
+    // One for another program than is staged now stands in the way of none.
+    staged(&bench, "b2");
+    bench.updates.0.sessions.forget_staged();
+    let other = node.call(eve, "update/apply", after(2)).await;
+    assert_eq!(
+        scheduled(&node).await,
+        other.expect("it waits")["scheduled"]
+    );
 }
 
 /// The connection of an upload breaks within a piece: the call ends, and the frame that it sent stays whole.

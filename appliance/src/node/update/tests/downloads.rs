@@ -58,7 +58,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
     for has_ranges in [true, false] {
         let server = breaking_server(FILE, 7, has_ranges).await;
         let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
-        let wish = stage::StageWish {
+        let request = stage::DownloadRequest {
             owner: "ada".to_owned(),
             by: "ada".to_owned(),
             url: Some(format!("http://{server}/bundle.tar")),
@@ -69,7 +69,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
             unasked: false,
             take_over: false,
         };
-        let begun = bench.updates.fetch(wish).await.expect("it begins");
+        let begun = bench.updates.fetch(request).await.expect("it begins");
         assert_eq!(begun.bytes, FILE.len() as u64);
         let outcome = bench.updates.0.sessions.outcome(begun.session).await;
         assert_eq!(outcome, StagingOutcome::Planned(plan()), "{has_ranges}");
@@ -87,7 +87,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
 async fn the_query_of_an_address_is_not_shown() {
     let server = breaking_server(FILE, 1000, true).await;
     let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
-    let wish = stage::StageWish {
+    let request = stage::DownloadRequest {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
         url: Some(format!("http://{server}/bundle.tar?token=hush#hush")),
@@ -98,7 +98,7 @@ async fn the_query_of_an_address_is_not_shown() {
         unasked: false,
         take_over: false,
     };
-    let begun = bench.updates.fetch(wish).await.expect("it begins");
+    let begun = bench.updates.fetch(request).await.expect("it begins");
     let shown = format!("http://{server}/bundle.tar");
     assert_eq!(
         (&begun.url, &begun.session.request.source),
@@ -118,7 +118,7 @@ async fn the_query_of_an_address_is_not_shown() {
 async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
     let server = breaking_server(FILE, 100, true).await;
     let bench = NodeUpdateBench::with("", StagingPace::default(), Some(server.clone()));
-    let wish = stage::StageWish {
+    let request = stage::DownloadRequest {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
         url: Some(format!("http://{server}/bundle.tar")),
@@ -129,7 +129,7 @@ async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
         unasked: false,
         take_over: false,
     };
-    let refused = bench.updates.fetch(wish).await.err().expect("refused");
+    let refused = bench.updates.fetch(request).await.err().expect("refused");
     assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
     assert!(bench.requests().is_empty());
 }
@@ -170,6 +170,7 @@ async fn a_machine_follows_its_channel_by_itself() {
         UpdateRequest::Apply {
             sha256: Some(plan().sha256),
             limited: true,
+            unasked: true,
         }
     );
     let count = bench.requests().len();
@@ -276,6 +277,36 @@ async fn a_machine_takes_no_whole_program_of_a_release_that_it_refuses() {
     let took: Vec<_> = bench.bundles().into_iter().map(|(it, _)| it).collect();
     assert_eq!(took, [FILE, DELTA]);
     assert_ne!(bench.updates.auto_shown()["error"], Value::Null);
+}
+
+/// Dashboards and hubs may read. Without a pause their checks would have the one session nearly all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_have_the_channel_checked_once_a_minute() {
+    let server = channel_server(CHANNEL).await;
+    let document = "[update]\nurl = \"https://updates.example.org\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/"));
+    let node = operations::UpdateCaller::new(&bench.updates);
+    let check = |who| node.call(who, "update/check", Value::Null);
+    let readers: Vec<_> = (0..10).map(|n| format!("reader-{n}")).collect();
+    let all = readers
+        .iter()
+        .map(|name| check((name.as_str(), &[READ_SCOPE][..])));
+    let answers = futures_util::future::join_all(all).await;
+    let first = answers[0].clone().expect("an answer");
+    assert_eq!(first["plan"]["to"], "1.1.0");
+    assert!(
+        answers.iter().all(|it| it.as_ref() == Ok(&first)),
+        "{answers:?}"
+    );
+    assert_eq!(bench.requests().len(), 1);
+    // A caller that may stage asks each time.
+    for expected in [2, 3] {
+        let stager = ("stager", &[STAGE_SCOPE][..]);
+        check(stager).await.expect("an answer");
+        assert_eq!(bench.requests().len(), expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

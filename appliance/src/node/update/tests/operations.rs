@@ -7,6 +7,7 @@ use alknet_core::{Identity, IdentityKind, memory_pair};
 use data_encoding::BASE64;
 
 use super::*;
+use crate::node::update::act::StartOrder;
 use crate::node::update::session::PIECE_BYTES_MAX;
 
 /// The operations, called as over a connection.
@@ -234,6 +235,12 @@ async fn a_hub_starts_only_what_it_has_sent() {
         node.call(hub, "update/apply", Value::Null).await,
         Ok(json!({ "restarts": true }))
     );
+    let by_hub = UpdateRequest::Apply {
+        sha256: Some("a1".to_owned()),
+        limited: true,
+        unasked: true,
+    };
+    assert_eq!(bench.requests().pop().expect("a start").0, by_hub);
     assert_eq!(
         node.call(hub, "update/stage", Value::Null)
             .await
@@ -301,19 +308,20 @@ async fn a_start_waits_for_its_moment_and_needs_the_time() {
 async fn a_machine_without_pid_1_says_what_to_do_instead() {
     let bench = NodeUpdateBench::new();
     let host = NodeUpdates::of_host_for_tests(&bench.identities, &bench.facts);
-    let error = host.link_check().expect_err("there is no PID 1");
+    let error = host.check_init().expect_err("there is no PID 1");
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert!(error.message.contains("docs/update.md"), "{error}");
+    let order = StartOrder {
+        sha256: None,
+        limited: false,
+        unasked: false,
+    };
     assert!(
         host.checked("ada".to_owned(), "ada".to_owned())
             .await
             .is_err_and(|it| it == error)
     );
-    assert!(
-        host.start("ada", None, false)
-            .await
-            .is_err_and(|it| it == error)
-    );
+    assert!(host.start("ada", order).await.is_err_and(|it| it == error));
 }
 
 /// Every operation asks for one of its scopes, and none for the scope of another.

@@ -201,7 +201,7 @@ impl McpRemote {
         error
     }
 
-    /// As [`Peer::call_tool_once`], but `counted` counts the memory of the answer.
+    /// Like [`Peer::call_tool_once`], but `counted` counts the memory of the answer.
     pub(super) async fn ask(
         &self,
         tool: &McpToolTarget,

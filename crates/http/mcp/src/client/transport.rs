@@ -134,8 +134,8 @@ impl McpHttpTransport {
         counted: Option<AnswerMeter>,
     ) -> Result<Result<ServerJsonRpcMessage, Refusal>, Refusal> {
         let mut claim = memory.claim();
-        let has_room = |bytes| counts(&mut claim, bytes, counted.as_ref());
-        let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
+        let has_capacity = |bytes| counts(&mut claim, bytes, counted.as_ref());
+        let text = body.collect_counted(ANSWER_BYTES_MAX, has_capacity).await;
         let text = text.map_err(StreamableHttpError::Client)?;
         let mut scale = MessageScale::new(memory, counted, &self.server_requests);
         let weighed = scale.weigh(&text).map_err(|why| too_heavy(&why))?;

@@ -229,11 +229,11 @@ async fn collect(
     claim: &mut ImportClaim,
 ) -> Result<Bytes, CallError> {
     let mut refused = None;
-    let has_room = |bytes| {
+    let has_capacity = |bytes| {
         let room = claim.becomes(bytes);
         room.map_err(|why| refused = Some(why)).is_ok()
     };
-    let body = body.collect_counted(max, has_room).await;
+    let body = body.collect_counted(max, has_capacity).await;
     // A refusal for memory has the node's own message and says whether a retry may succeed.
     body.map_err(|error| refused.unwrap_or_else(|| of_http(error)))
 }
@@ -294,7 +294,7 @@ fn message(body: &Value) -> Option<String> {
 /// replaced because it is no UTF-8, and six where each is escaped, in addition to its own.
 const TEXT_FACTOR: usize = 8;
 
-/// The same for a body that becomes base64: four bytes for three, in addition to its own.
+/// Like `TEXT_FACTOR`, for a body that becomes base64: four bytes for three, in addition to its own.
 const BASE64_FACTOR: usize = 3;
 
 /// The JSON form of a body. Only its media type decides how it is read, not its content. The function makes no tree,

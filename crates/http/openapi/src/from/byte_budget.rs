@@ -81,7 +81,7 @@ impl RequestByteBudget {
         }
     }
 
-    /// As [`scalar`](Self::scalar), but each value is written as JSON.
+    /// Like [`scalar`](Self::scalar), but each value is written as JSON.
     pub(super) fn json(&self, value: &Value) -> Result<String, CallError> {
         let mut text = LimitedJsonWriter {
             text: Vec::new(),

@@ -15,7 +15,7 @@ pub(super) const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// As [`ESCAPED`], but without the reserved characters of a query, for documents that allow them. Characters that
+/// Like [`ESCAPED`], but without the reserved characters of a query, for documents that allow them. Characters that
 /// would end the value or the query stay escaped.
 const RESERVED: &AsciiSet = &ESCAPED
     .remove(b':')

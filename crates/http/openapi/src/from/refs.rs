@@ -49,7 +49,7 @@ impl OpenApiSourceDocument {
         }
     }
 
-    /// As [`resolve`](Self::resolve), for a node that must be an object.
+    /// Like [`resolve`](Self::resolve), for a node that must be an object.
     pub(super) fn object<'a>(
         &'a self,
         node: &'a Value,

@@ -161,7 +161,7 @@ impl Promotion {
         lock(&self.active).left_out.clone()
     }
 
-    /// As [`PromotionStore::unemptied_log`].
+    /// Like [`PromotionStore::unemptied_log`].
     #[must_use]
     pub fn unemptied_log(&self) -> Option<String> {
         self.parts.store.unemptied_log()

@@ -49,7 +49,7 @@ impl ProposalQuery {
     ///
     /// # Errors
     /// The fields do not match one of the three kinds.
-    pub fn asked(self) -> Result<ProposalRequest, PromotionError> {
+    pub fn into_request(self) -> Result<ProposalRequest, PromotionError> {
         let refuse = |text: &str| Err(PromotionError::Input(text.to_owned()));
         let listing = self.state.is_some() || self.cursor.is_some() || self.limit.is_some();
         match (self.id, self.path) {

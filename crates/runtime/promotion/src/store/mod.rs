@@ -247,7 +247,7 @@ impl PromotionStore {
         Ok(done)
     }
 
-    /// As [`write`](Self::write), for a decision: once this has returned, no damage to the log can undo it.
+    /// Like [`write`](Self::write), for a decision: once this has returned, no damage to the log can undo it.
     fn decide<T>(
         &self,
         write: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,
@@ -295,7 +295,7 @@ impl PromotionStore {
     /// `counts` returns true.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads).
+    /// The errors of [`heads`](Self::heads).
     pub fn paths(
         &self,
         counts: impl Fn(&ReviewVote) -> bool,
@@ -306,7 +306,7 @@ impl PromotionStore {
     /// A proposal.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads).
+    /// The errors of [`heads`](Self::heads).
     pub fn proposal(&self, id: Blake3Hash) -> Result<Option<Proposal>, PromotionStoreError> {
         self.read(|connection| read::proposal(connection, id))
     }
@@ -314,7 +314,7 @@ impl PromotionStore {
     /// At most `most` proposals, the newest first.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads).
+    /// The errors of [`heads`](Self::heads).
     pub fn proposals(
         &self,
         filter: &ProposalFilter,
@@ -326,7 +326,7 @@ impl PromotionStore {
     /// A bundle, whose signature is checked again.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads), or the document differs from the signed one.
+    /// The errors of [`heads`](Self::heads), or the document differs from the signed one.
     pub fn bundle(
         &self,
         id: Blake3Hash,
@@ -349,7 +349,7 @@ impl PromotionStore {
     /// A version of an operation.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads).
+    /// The errors of [`heads`](Self::heads).
     pub fn version(
         &self,
         path: &str,
@@ -362,7 +362,7 @@ impl PromotionStore {
     /// All versions of an operation, the newest first.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads).
+    /// The errors of [`heads`](Self::heads).
     pub fn versions(&self, path: &str) -> Result<Vec<OperationVersion>, PromotionStoreError> {
         self.read(|connection| read::versions(connection, path))
     }
@@ -370,7 +370,7 @@ impl PromotionStore {
     /// The votes for a proposal, by reviewer.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads).
+    /// The errors of [`heads`](Self::heads).
     pub fn reviews(&self, id: Blake3Hash) -> Result<Vec<ReviewVote>, PromotionStoreError> {
         self.read(|connection| read::reviews(connection, id))
     }
@@ -378,7 +378,7 @@ impl PromotionStore {
     /// The newest entries of the record about a proposal, the oldest of them first.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads).
+    /// The errors of [`heads`](Self::heads).
     pub fn audit(&self, id: Blake3Hash) -> Result<Vec<AuditEntry>, PromotionStoreError> {
         self.read(|connection| read::audit(connection, id))
     }

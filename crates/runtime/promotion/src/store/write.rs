@@ -76,7 +76,7 @@ impl PromotionStore {
                 // An author whose bundle was rejected may propose it again, for example with better tests.
                 connection.execute("DELETE FROM proposals WHERE id = ?1", [id.to_string()])?;
             }
-            make_room(connection, new.bundle, act)?;
+            evict_rejected(connection, new.bundle, act)?;
             insert(connection, new, act)?;
             record(connection, act, "propose", id, None, None)?;
             read::proposal(connection, id)?.ok_or_else(|| {
@@ -251,7 +251,7 @@ fn same(known: Proposal, bundle: &PromotionBundle) -> Result<Proposal, Promotion
 }
 
 /// Removes the oldest rejected proposals, as long as there is no room otherwise.
-fn make_room(
+fn evict_rejected(
     connection: &Connection,
     bundle: &PromotionBundle,
     act: AuditAct<'_>,

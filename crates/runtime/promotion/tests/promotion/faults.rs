@@ -319,8 +319,8 @@ fn pay(paid: &Arc<AtomicUsize>) -> Registration {
     let pay = HandlerKind::once(move |_, ctx: Ctx| {
         ctx.set_sent(true);
         paid.fetch_add(1, Ordering::SeqCst);
-        let no_room = CallError::new(ErrorCode::Overloaded, "no room for the answer");
-        async { Err::<Value, _>(no_room) }
+        let no_capacity = CallError::new(ErrorCode::Overloaded, "no room for the answer");
+        async { Err::<Value, _>(no_capacity) }
     });
     let spec = OperationSpec::mutation("bank/pay", "Pays.");
     Registration::imported(spec, pay, Provenance::FromOpenApi).open()

@@ -42,7 +42,7 @@ pub fn run(role: WorkerRole) -> ExitCode {
     run_after(role, || Ok::<_, String>(()))
 }
 
-/// As [`run`], with the caller's own work before the sandbox closes: the role `js+gpu` opens its
+/// Like [`run`], with the caller's own work before the sandbox closes: the role `js+gpu` opens its
 /// device there.
 #[must_use]
 pub fn run_after<E: fmt::Display>(

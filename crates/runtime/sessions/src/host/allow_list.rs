@@ -34,7 +34,7 @@ impl CallAllowList {
             let compiled = compiled.transpose().map_err(|error| {
                 let text = format!("the constraint of {}: {error}", grant.pattern);
                 match error {
-                    SchemaError::Busy => ScriptFailure::no_room(text),
+                    SchemaError::Busy => ScriptFailure::no_capacity(text),
                     _ => ScriptFailure::new(RuntimeCode::Limit, text),
                 }
             })?;
@@ -150,7 +150,7 @@ mod tests {
             done.store(true, Ordering::Relaxed);
             refused
         });
-        assert!(refused.is_no_room(), "{refused}");
+        assert!(refused.is_no_capacity(), "{refused}");
         let told = of_open(&refused);
         assert_eq!(told.code, ErrorCode::Overloaded);
         assert!(told.retryable && told.retry_after_ms.is_some());
@@ -168,7 +168,7 @@ mod tests {
             .err()
             .expect("no schema");
         assert_eq!(wrong.code, RuntimeCode::Limit);
-        assert!(!wrong.is_no_room());
+        assert!(!wrong.is_no_capacity());
     }
 
     #[test]

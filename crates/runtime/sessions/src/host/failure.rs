@@ -64,7 +64,7 @@ pub fn to_call_error(
         };
     }
     let lacked = failure.operation.as_deref();
-    let lacked = lacked.filter(|error| hindered && error.says_no_room());
+    let lacked = lacked.filter(|error| hindered && error.says_no_capacity());
     let (name, retryable) = match lacked {
         Some(error) => (OVERLOADED, error.retryable),
         None => failure.code.on_the_wire(),
@@ -118,7 +118,7 @@ pub(crate) fn of_fault(fault: &WorkerFault) -> ScriptFailure {
         )
     });
     // A worker must not claim a lack of room, because it is running.
-    if reported.is_no_room() {
+    if reported.is_no_capacity() {
         reported.operation = None;
     }
     reported
@@ -132,7 +132,7 @@ pub(crate) fn of_worker(error: &WorkerError) -> ScriptFailure {
         | WorkerError::Overloaded
         | WorkerError::Relieved
         | WorkerError::TenantShare => {
-            return ScriptFailure::no_room(error.to_string());
+            return ScriptFailure::no_capacity(error.to_string());
         }
         _ => RuntimeCode::WorkerLost,
     };
@@ -142,7 +142,7 @@ pub(crate) fn of_worker(error: &WorkerError) -> ScriptFailure {
 /// The failure of a call that the worker did not answer.
 pub(crate) fn of_call(error: &alknet_worker::WorkerCallError) -> ScriptFailure {
     if is_relieved(error) {
-        return ScriptFailure::no_room("memory ran short: the worker was ended for it");
+        return ScriptFailure::no_capacity("memory ran short: the worker was ended for it");
     }
     let name = error.code();
     let known = RuntimeCode::ALL
@@ -193,7 +193,7 @@ pub(crate) fn op_error(error: &CallError, path: &str) -> OpError {
     }
 }
 
-/// The same in the form for frames.
+/// Like `op_error`, in the form for frames.
 pub(crate) fn op_fault(error: &OpError) -> WorkerFault {
     WorkerFault {
         code: error.code.clone(),
@@ -238,13 +238,13 @@ mod tests {
             }))
         };
         let relieved = lost(WorkerEndReason::Relieved, true);
-        assert!(relieved.is_no_room() && relieved.code == RuntimeCode::Quota);
+        assert!(relieved.is_no_capacity() && relieved.code == RuntimeCode::Quota);
         let others = WorkerEndReason::ALL.into_iter();
         let others = others.filter(|reason| *reason != WorkerEndReason::Relieved);
         for reason in others {
             let (alone, beside) = (lost(reason, true), lost(reason, false));
-            assert!(!alone.is_no_room() && !alone.excused, "{reason}");
-            assert!(!beside.is_no_room() && beside.excused, "{reason}");
+            assert!(!alone.is_no_capacity() && !alone.excused, "{reason}");
+            assert!(!beside.is_no_capacity() && beside.excused, "{reason}");
         }
     }
 

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use alknet_call::limits::leaves_room;
+use alknet_call::limits::leaves_capacity;
 use alknet_runtime::{OpError, RecorderCapacity, RuntimeCode};
 use alknet_worker::FrameBlob;
 use serde::de::DeserializeOwned;
@@ -25,12 +25,12 @@ use crate::wire;
 
 /// The memory for all sessions of a node. Clones share their state.
 #[derive(Clone, Debug, Default)]
-pub(super) struct SessionMemoryPool(Arc<Mutex<MemoryAccounts>>);
+pub(super) struct SessionMemoryPool(Arc<Mutex<PoolUsage>>);
 
 impl SessionMemoryPool {
     /// The share of a new session.
     pub(super) fn share(&self, tenant: &str) -> MemoryShare {
-        MemoryShare(Arc::new(SessionAccount {
+        MemoryShare(Arc::new(SessionUsage {
             memory: self.clone(),
             tenant: tenant.into(),
             bytes: AtomicUsize::new(0),
@@ -50,16 +50,16 @@ impl SessionMemoryPool {
 
 /// The accounts of the node's memory.
 #[derive(Debug, Default)]
-struct MemoryAccounts {
-    all: AccountBytes,
+struct PoolUsage {
+    all: PoolBytes,
     /// The most bytes of all sessions at once so far.
     peak: usize,
-    tenants: HashMap<Arc<str>, AccountBytes>,
+    tenants: HashMap<Arc<str>, PoolBytes>,
 }
 
 /// Bytes in use.
 #[derive(Clone, Copy, Debug, Default)]
-struct AccountBytes {
+struct PoolBytes {
     bytes: usize,
     /// The bytes of registered operations among them, which stay as long as their session.
     registered: usize,
@@ -67,7 +67,7 @@ struct AccountBytes {
     rested: usize,
 }
 
-impl AccountBytes {
+impl PoolBytes {
     fn with_kind(bytes: usize, kind: ReservationKind) -> Self {
         let only = |counts: bool| if counts { bytes } else { 0 };
         Self {
@@ -105,24 +105,24 @@ enum ReservationKind {
     Rested,
 }
 
-impl MemoryAccounts {
+impl PoolUsage {
     /// The bytes of the tenant and of all with so many more. `None` without room for them.
-    fn with(&self, tenant: &str, more: AccountBytes) -> Option<(AccountBytes, AccountBytes)> {
+    fn with(&self, tenant: &str, more: PoolBytes) -> Option<(PoolBytes, PoolBytes)> {
         let own = self.tenants.get(tenant).copied().unwrap_or_default();
         let (own, all) = (own.plus(more), self.all.plus(more));
-        let has_room = own.bytes <= MEMORY_OF_TENANT_MAX
-            && leaves_room(own.bytes, all.bytes, MEMORY_MAX)
+        let has_capacity = own.bytes <= MEMORY_OF_TENANT_MAX
+            && leaves_capacity(own.bytes, all.bytes, MEMORY_MAX)
             && (more.registered == 0
                 || own.registered <= REGISTERED_OF_TENANT_MAX
-                    && leaves_room(own.registered, all.registered, REGISTERED_MAX))
+                    && leaves_capacity(own.registered, all.registered, REGISTERED_MAX))
             && (more.rested == 0
                 || own.rested <= RESTED_OF_TENANT_MAX
-                    && leaves_room(own.rested, all.rested, RESTED_MAX));
-        has_room.then_some((own, all))
+                    && leaves_capacity(own.rested, all.rested, RESTED_MAX));
+        has_capacity.then_some((own, all))
     }
 
     /// Takes bytes. Returns whether there was room.
-    fn take(&mut self, tenant: &Arc<str>, more: AccountBytes) -> bool {
+    fn take(&mut self, tenant: &Arc<str>, more: PoolBytes) -> bool {
         let Some((own, all)) = self.with(tenant, more) else {
             return false;
         };
@@ -132,7 +132,7 @@ impl MemoryAccounts {
         true
     }
 
-    fn give(&mut self, tenant: &Arc<str>, less: AccountBytes) {
+    fn give(&mut self, tenant: &Arc<str>, less: PoolBytes) {
         self.all = self.all.minus(less);
         if let Some(own) = self.tenants.get_mut(tenant) {
             *own = own.minus(less);
@@ -146,13 +146,13 @@ impl MemoryAccounts {
 
 /// The bytes of one session.
 #[derive(Debug)]
-struct SessionAccount {
+struct SessionUsage {
     memory: SessionMemoryPool,
     tenant: Arc<str>,
     bytes: AtomicUsize,
 }
 
-impl SessionAccount {
+impl SessionUsage {
     fn take(&self, bytes: usize, kind: ReservationKind) -> Result<(), ReadRefusal> {
         if bytes == 0 {
             return Ok(());
@@ -165,7 +165,7 @@ impl SessionAccount {
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
         let taken = self.bytes.fetch_update(set, get, more);
         taken.map_err(|_| ReadRefusal::TooMuch)?;
-        if lock(&self.memory.0).take(&self.tenant, AccountBytes::with_kind(bytes, kind)) {
+        if lock(&self.memory.0).take(&self.tenant, PoolBytes::with_kind(bytes, kind)) {
             return Ok(());
         }
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -174,13 +174,13 @@ impl SessionAccount {
 
     fn give(&self, bytes: usize, kind: ReservationKind) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        lock(&self.memory.0).give(&self.tenant, AccountBytes::with_kind(bytes, kind));
+        lock(&self.memory.0).give(&self.tenant, PoolBytes::with_kind(bytes, kind));
     }
 }
 
 /// The share of one session. Clones share their state.
 #[derive(Clone, Debug)]
-pub(super) struct MemoryShare(Arc<SessionAccount>);
+pub(super) struct MemoryShare(Arc<SessionUsage>);
 
 impl MemoryShare {
     /// Takes bytes until the returned reservation is dropped.
@@ -219,8 +219,8 @@ impl MemoryShare {
         self.take(RESTED_VALUE_MAX, ReservationKind::Rested)
     }
 
-    /// The same for a service whose code changes: until its next session has it. If the session has used up most of
-    /// its own memory, this is what it has left: what it has registered must not prevent its replacement.
+    /// Like `for_rest`, for a service whose code changes: until its next session has it. If the session has used up
+    /// most of its own memory, this is what it has left: what it has registered must not prevent its replacement.
     pub(super) fn for_successor(&self) -> Result<MemoryReservation, ReadRefusal> {
         let used = self.0.bytes.load(Ordering::Relaxed);
         let left = MEMORY_OF_SESSION_MAX.saturating_sub(used);
@@ -234,7 +234,7 @@ impl MemoryShare {
             return false;
         }
         let bytes = states.saturating_add(RESTED_VALUE_MAX);
-        let more = AccountBytes::with_kind(bytes, ReservationKind::Rested);
+        let more = PoolBytes::with_kind(bytes, ReservationKind::Rested);
         lock(&self.0.memory.0).with(&self.0.tenant, more).is_some()
     }
 
@@ -246,7 +246,7 @@ impl MemoryShare {
         self.read_times(bytes, 1, ReservationKind::Passing)
     }
 
-    /// The same for an operation that stays registered.
+    /// Like `read`, for an operation that stays registered.
     pub(super) fn keep<T: DeserializeOwned>(
         &self,
         bytes: &[u8],
@@ -298,7 +298,7 @@ fn len(blob: &FrameBlob) -> Result<usize, ReadRefusal> {
 /// Bytes that are returned when this is dropped.
 #[derive(Debug)]
 pub(super) struct MemoryReservation {
-    own: Arc<SessionAccount>,
+    own: Arc<SessionUsage>,
     bytes: usize,
     kind: ReservationKind,
 }
@@ -548,7 +548,7 @@ mod tests {
         ] {
             let error = refused.error("input");
             assert_eq!(error.retryable, retryable, "{error}");
-            assert_eq!(error.says_no_room(), retryable, "{error}");
+            assert_eq!(error.says_no_capacity(), retryable, "{error}");
         }
     }
 

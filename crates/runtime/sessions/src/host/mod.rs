@@ -1,7 +1,7 @@
 //! The node's side of script sessions.
 //!
 //! The modules: `spec` describes a session, `opening` begins it, `session_table` counts it among the others,
-//! `making_room` ends idle sessions where others need their place,
+//! `idle_eviction` ends idle sessions where others need their place,
 //! `session` is the handle for the rest of the node, `actor` is the task that exchanges messages with its worker,
 //! `capability_calls` has the capability actions, `memory` counts the memory of scripts' values, `allow_list` has the
 //! grants, `outgoing` is a call of the script through the registry, `exported_operations` has the operations that the
@@ -12,7 +12,7 @@ mod allow_list;
 mod capability_calls;
 mod exported_operations;
 mod failure;
-mod making_room;
+mod idle_eviction;
 mod memory;
 mod metrics;
 mod opening;
@@ -38,13 +38,13 @@ use alknet_worker::{Bytes32, WorkerLease, WorkerRole, Workers};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::limits::{ROOM_TIME_MAX, SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
+use crate::limits::{EVICTION_TIME_MAX, SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
 pub use actor::CONSOLE_TARGET;
 use actor::{SessionActor, SessionCommand};
 use allow_list::CallAllowList;
 pub use failure::{declared_errors, to_call_error};
 pub(crate) use failure::{of_open, overloaded};
-use making_room::{RoomSearch, ServiceSession};
+use idle_eviction::{EvictionBudget, ServiceSession};
 use memory::SessionMemoryPool;
 use metrics::SessionCounters;
 use opening::{first_frame, layer, listed, rights, tenant};
@@ -86,7 +86,7 @@ pub struct SessionsConfig {
     /// The source of stored tensors; without it the node refuses `tensor.open`.
     pub files: Option<Arc<dyn TensorFiles>>,
     /// How long the opening of a session waits for idle sessions to end.
-    pub room_time: Duration,
+    pub eviction_time: Duration,
 }
 
 impl Default for SessionsConfig {
@@ -96,7 +96,7 @@ impl Default for SessionsConfig {
             sessions_max: SESSIONS_MAX,
             of_tenant_max: SESSIONS_OF_TENANT_MAX,
             files: None,
-            room_time: ROOM_TIME_MAX,
+            eviction_time: EVICTION_TIME_MAX,
         }
     }
 }
@@ -174,7 +174,7 @@ impl ScriptSessions {
         let reach = CallAllowList::new(&spec.grants, spec.identity.as_ref())?;
         let layer = layer(env, &spec)?;
         // The session counts before a worker is requested, which may take a while: waiting sessions count too.
-        let mut search = RoomSearch::new(self.config.room_time);
+        let mut search = EvictionBudget::new(self.config.eviction_time);
         let place = self.place(&tenant, &spec, &mut search).await?;
         let mut lease = WorkerLease::new(self.config.role, tenant.clone())
             .granted(spec.memory())

@@ -17,7 +17,7 @@ use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
 use alknet_runtime::{OpError, OperationSchemas, RecorderTicket, RuntimeCode, SecretMarks};
 use alknet_worker::limits::INLINE_BYTES_MAX;
 use alknet_worker::{
-    DescriptorPlace, DescriptorRoom, FrameBlob, SessionNotice, WorkerEvent, WorkerReply,
+    DescriptorPermit, DescriptorQuota, FrameBlob, SessionNotice, WorkerEvent, WorkerReply,
 };
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -71,11 +71,11 @@ pub(super) enum OutgoingReply {
     End(u64),
 }
 
-/// The descriptors of an answer, and their place among those that the worker is sent.
+/// The descriptors of an answer, and the permit to send them to the worker.
 #[derive(Default)]
 pub(super) struct AnswerDescriptors {
     pub(super) fds: Vec<OwnedFd>,
-    pub(super) place: Option<DescriptorPlace>,
+    pub(super) permit: Option<DescriptorPermit>,
 }
 
 impl OutgoingReply {
@@ -117,7 +117,7 @@ pub(super) struct OutgoingCalls {
     said: mpsc::UnboundedSender<OutgoingReply>,
     files: Files,
     /// For the descriptors of answers: a worker that does not read makes the calls wait, and not the node open more.
-    descriptors: DescriptorRoom,
+    descriptors: DescriptorQuota,
     open: HashMap<u64, OpenOutgoingCall>,
 }
 
@@ -135,7 +135,7 @@ impl OutgoingCalls {
     pub(super) fn new(
         said: mpsc::UnboundedSender<OutgoingReply>,
         files: Files,
-        descriptors: DescriptorRoom,
+        descriptors: DescriptorQuota,
     ) -> Self {
         Self {
             said,
@@ -154,21 +154,21 @@ impl OutgoingCalls {
         self.open.get(&id).map(|open| open.call)
     }
 
-    pub(super) fn begin(&mut self, wish: OutgoingCall, subscribes: bool) {
-        let (id, of) = (wish.id, wish.call);
+    pub(super) fn begin(&mut self, outgoing: OutgoingCall, subscribes: bool) {
+        let (id, of) = (outgoing.id, outgoing.call);
         let said = self.said.clone();
         let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
-        let noted = wish.noted.clone().filter(|_| subscribes);
+        let noted = outgoing.noted.clone().filter(|_| subscribes);
         let descriptors = self.descriptors.clone();
         let task = match subscribes {
-            true => tokio::spawn(follow(wish, said, Arc::clone(&room), descriptors)),
+            true => tokio::spawn(follow(outgoing, said, Arc::clone(&room), descriptors)),
             false => {
                 let files = self
                     .files
                     .clone()
-                    .filter(|_| wish.opts.map && wish.name == MAPPED);
+                    .filter(|_| outgoing.opts.map && outgoing.name == MAPPED);
                 tokio::spawn(async move {
-                    let (reply, fds, gpu) = call(wish, files, &descriptors).await;
+                    let (reply, fds, gpu) = call(outgoing, files, &descriptors).await;
                     // A session that has ended receives nothing.
                     let _ = said.send(OutgoingReply::Reply(id, reply, fds, gpu));
                 })
@@ -228,14 +228,14 @@ impl Drop for OutgoingCalls {
 type Files = Option<Arc<dyn TensorFiles>>;
 
 async fn call(
-    wish: OutgoingCall,
+    outgoing: OutgoingCall,
     files: Files,
-    descriptors: &DescriptorRoom,
+    descriptors: &DescriptorQuota,
 ) -> (WorkerReply, AnswerDescriptors, Duration) {
-    let (name, noted) = (wish.name.clone(), wish.noted.clone());
+    let (name, noted) = (outgoing.name.clone(), outgoing.noted.clone());
     let mut gpu = Duration::ZERO;
-    let computes = computes_here(&wish);
-    let answered = try_call(wish, files, descriptors, computes.then_some(&mut gpu)).await;
+    let computes = computes_here(&outgoing);
+    let answered = try_call(outgoing, files, descriptors, computes.then_some(&mut gpu)).await;
     match answered {
         Ok((blob, fds)) => (WorkerReply::Ok(blob), fds, gpu),
         Err(error) => {
@@ -250,11 +250,11 @@ async fn call(
 }
 
 /// Whether the answer may state a time on this node's GPU.
-fn computes_here(wish: &OutgoingCall) -> bool {
-    wish.name.starts_with(COMPUTE)
-        && options(&wish.name, &wish.opts)
+fn computes_here(outgoing: &OutgoingCall) -> bool {
+    outgoing.name.starts_with(COMPUTE)
+        && options(&outgoing.name, &outgoing.opts)
             .ok()
-            .and_then(|options| wish.env.find(&wish.name, &options))
+            .and_then(|options| outgoing.env.find(&outgoing.name, &options))
             .is_some_and(|found| is_here(&found))
 }
 
@@ -294,25 +294,25 @@ fn on_gpu(answer: &CallBody) -> Duration {
 }
 
 async fn try_call(
-    wish: OutgoingCall,
+    outgoing: OutgoingCall,
     files: Files,
-    descriptors: &DescriptorRoom,
+    descriptors: &DescriptorQuota,
     gpu: Option<&mut Duration>,
 ) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
-    if let Some(capabilities) = &wish.capabilities {
-        let answer = capability_calls::act(capabilities, &wish.name, &wish.input);
+    if let Some(capabilities) = &outgoing.capabilities {
+        let answer = capability_calls::act(capabilities, &outgoing.name, &outgoing.input);
         let answer = answer.inspect_err(|error| {
             if error.code == ErrorCode::Unavailable {
-                wish.env.note_vacancy();
+                outgoing.env.note_vacancy();
             }
         })?;
         let packed = pack(&CallBody::json(&answer)?, descriptors).await?;
-        if let Some(noted) = &wish.noted {
+        if let Some(noted) = &outgoing.noted {
             noted.answered(&answer, None);
         }
         return Ok(packed);
     }
-    let options = options(&wish.name, &wish.opts)?;
+    let options = options(&outgoing.name, &outgoing.opts)?;
     let OutgoingCall {
         name,
         input,
@@ -322,7 +322,7 @@ async fn try_call(
         env,
         noted,
         ..
-    } = wish;
+    } = outgoing;
     let files = match opts.map {
         true => mappable(&env, &name, &options, files)?,
         false => None,
@@ -346,9 +346,9 @@ async fn try_call(
     let answer = answer?;
     match (files, source) {
         (Some(files), Some(source)) => {
-            let place = descriptors.reserve().await;
+            let permit = descriptors.reserve().await;
             let file = files.open(&env, source).await?;
-            pack_file(&answer, file.into(), place)
+            pack_file(&answer, file.into(), permit)
         }
         _ if opts.map => Err(CallError::unavailable("this node maps no stored tensors")),
         _ => {
@@ -373,22 +373,22 @@ fn is_gpu_timeout(error: &CallError) -> bool {
 fn pack_file(
     answer: &CallBody,
     file: OwnedFd,
-    place: DescriptorPlace,
+    permit: DescriptorPermit,
 ) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
-    let (mut fds, place) = (vec![file], Some(place));
+    let (mut fds, permit) = (vec![file], Some(permit));
     let answer = WireReply::File(value(answer)?, 0);
     let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
-    Ok((blob, AnswerDescriptors { fds, place }))
+    Ok((blob, AnswerDescriptors { fds, permit }))
 }
 
-/// An answer in the form of the frames. A large one waits for its place before memory is made for it.
+/// An answer in the form of the frames. A large one waits for its permit before memory is made for it.
 async fn pack(
     answer: &CallBody,
-    descriptors: &DescriptorRoom,
+    descriptors: &DescriptorQuota,
 ) -> Result<(FrameBlob, AnswerDescriptors), CallError> {
     let value = value(answer)?;
     let bytes = answer.raw().len() + answer.tail().len() + AROUND_VALUE_BYTES;
-    let place = match bytes > INLINE_BYTES_MAX {
+    let permit = match bytes > INLINE_BYTES_MAX {
         true => Some(descriptors.reserve().await),
         false => None,
     };
@@ -402,7 +402,7 @@ async fn pack(
         }
     };
     let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
-    Ok((blob, AnswerDescriptors { fds, place }))
+    Ok((blob, AnswerDescriptors { fds, permit }))
 }
 
 /// Records an answer, unless it is too long for a record: recording makes a value of it.
@@ -476,13 +476,13 @@ impl OperationSchemas for ResolvedSchemas {
 }
 
 async fn follow(
-    wish: OutgoingCall,
+    outgoing: OutgoingCall,
     said: mpsc::UnboundedSender<OutgoingReply>,
     room: Arc<Semaphore>,
-    descriptors: DescriptorRoom,
+    descriptors: DescriptorQuota,
 ) {
-    let (id, name, noted) = (wish.id, wish.name.clone(), wish.noted.clone());
-    let last = match try_follow(wish, &said, &room, &descriptors).await {
+    let (id, name, noted) = (outgoing.id, outgoing.name.clone(), outgoing.noted.clone());
+    let last = match try_follow(outgoing, &said, &room, &descriptors).await {
         Ok(()) => {
             if let Some(noted) = noted {
                 noted.left();
@@ -507,14 +507,14 @@ async fn follow(
 }
 
 async fn try_follow(
-    wish: OutgoingCall,
+    outgoing: OutgoingCall,
     said: &mpsc::UnboundedSender<OutgoingReply>,
     room: &Semaphore,
-    descriptors: &DescriptorRoom,
+    descriptors: &DescriptorQuota,
 ) -> Result<(), CallError> {
-    let options = options(&wish.name, &wish.opts)?;
-    let input = CallBody::from(CallOutput::Value(wish.input));
-    let mut items = wish.env.follow(&wish.name, input, &options)?;
+    let options = options(&outgoing.name, &outgoing.opts)?;
+    let input = CallBody::from(CallOutput::Value(outgoing.input));
+    let mut items = outgoing.env.follow(&outgoing.name, input, &options)?;
     loop {
         // No code closes the semaphore.
         let Ok(permit) = room.acquire().await else {
@@ -527,7 +527,7 @@ async fn try_follow(
         permit.forget();
         let item = item?;
         let (blob, fds) = pack(&item, descriptors).await?;
-        match &wish.noted {
+        match &outgoing.noted {
             Some(noted) if item.tail().is_empty() && item.raw().len() <= RECORDED_BYTES_MAX => {
                 noted.yielded(item.value());
             }
@@ -535,7 +535,10 @@ async fn try_follow(
             Some(noted) => noted.leave_out(),
             None => {}
         }
-        if said.send(OutgoingReply::Item(wish.id, blob, fds)).is_err() {
+        if said
+            .send(OutgoingReply::Item(outgoing.id, blob, fds))
+            .is_err()
+        {
             return Ok(());
         }
     }

@@ -98,7 +98,7 @@ impl ScriptSessions {
                         let text = refused.error("result").message;
                         match refused {
                             // Others use the memory, so this says nothing about the code.
-                            ReadRefusal::Full => ScriptFailure::no_room(text),
+                            ReadRefusal::Full => ScriptFailure::no_capacity(text),
                             ReadRefusal::TooMuch => ScriptFailure::new(RuntimeCode::Quota, text),
                             ReadRefusal::Wrong => ScriptFailure::new(RuntimeCode::WorkerLost, text),
                         }

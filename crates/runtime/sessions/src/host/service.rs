@@ -8,7 +8,7 @@ use alknet_worker::CallerCharge;
 use serde_json::Value;
 
 use super::failure::of_worker;
-use super::making_room::ServiceSession;
+use super::idle_eviction::ServiceSession;
 use super::session::{ScriptSession, SessionOutput};
 use super::session_table::SESSION_END_TARGET;
 use super::{ScriptSessions, SessionSpec, opening};
@@ -229,7 +229,7 @@ impl ScriptService {
         self.replace(env, spec).await
     }
 
-    /// The same for tested code, with all other settings of the session.
+    /// Like `reload`, for tested code, with all other settings of the session.
     ///
     /// # Errors
     /// The failure of the new code or its `init`; the old code continues to serve.
@@ -241,7 +241,9 @@ impl ScriptService {
         let mut current = self.current.write().await;
         if current.rested.is_none() {
             let left = current.session.hand_over(env).await;
-            match left.ok_or_else(|| ScriptFailure::no_room("no room for the service's state"))? {
+            match left
+                .ok_or_else(|| ScriptFailure::no_capacity("no room for the service's state"))?
+            {
                 Ok(state) => current.keep(state),
                 // Code that does not return in time passes no state on, and must not prevent its replacement.
                 Err(failure) => log_no_state(&current.session, &failure),
@@ -282,7 +284,7 @@ impl ScriptService {
         current.session.dispose(env).await.map(|ran| ran.value)
     }
 
-    /// The same without a request, for example when the node stops: `dispose` can call nothing.
+    /// Like `stop`, without a request, for example when the node stops: `dispose` can call nothing.
     ///
     /// # Errors
     /// The failure of `dispose`.

@@ -111,7 +111,7 @@ impl ScriptSession {
             .await
     }
 
-    /// As [`run`](Self::run), for work that yields items, which the caller takes one by one.
+    /// Like [`run`](Self::run), for work that yields items, which the caller takes one by one.
     ///
     /// # Errors
     /// The input cannot be sent.
@@ -133,9 +133,9 @@ impl ScriptSession {
             .await
     }
 
-    /// The same, with room that the node takes for the result before it calls `dispose`. `None` without such room:
-    /// then it calls nothing, and the state stays in the session. The room is that of a service that rests: if neither
-    /// its successor nor its old code begins, the state may have to wait for the next call.
+    /// Like `dispose`, with room that the node takes for the result before it calls `dispose`. `None` without such
+    /// room: then it calls nothing, and the state stays in the session. The room is that of a service that rests: if
+    /// neither its successor nor its old code begins, the state may have to wait for the next call.
     pub(super) async fn hand_over(
         &self,
         env: &Env,
@@ -146,7 +146,7 @@ impl ScriptSession {
         Some(left.await)
     }
 
-    /// The same without a request, for a service whose session ends for others: `dispose` can call nothing.
+    /// Like `hand_over`, without a request, for a service whose session ends for others: `dispose` can call nothing.
     pub(super) async fn rest(&self) -> Option<Result<SessionOutput, ScriptFailure>> {
         let room = self.weak_session.shared.memory().for_rest().ok()?;
         let left = self.weak_session.leave(None, room);
@@ -173,7 +173,7 @@ impl ScriptSession {
         self.weak_session.shared.worker_session()
     }
 
-    /// The same without a request: `dispose` can call nothing.
+    /// Like `dispose`, without a request: the script can call nothing.
     ///
     /// # Errors
     /// The script's failure.
@@ -219,7 +219,7 @@ impl WeakSession {
         self.enter(request, Some(env), None).await
     }
 
-    /// The same for an operation that yields items, which the receiver takes one by one.
+    /// Like `invoke`, for an operation that yields items, which the receiver takes one by one.
     pub(super) fn follow_operation(
         &self,
         name: &str,

@@ -37,7 +37,7 @@ impl ScriptSessions {
             || own().count() >= self.config.of_tenant_max
             || spec.lent && lent() >= self.config.of_tenant_max.div_ceil(2)
         {
-            return Err(ScriptFailure::no_room("too many sessions are open"));
+            return Err(ScriptFailure::no_capacity("too many sessions are open"));
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let memory = self.memory.share(&account(tenant, spec));

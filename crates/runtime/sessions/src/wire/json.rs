@@ -111,7 +111,7 @@ struct JsonAllowance<'a> {
 
 impl JsonAllowance<'_> {
     /// How many of the `declared` values there is room for, if each item is as many of them.
-    fn room(self, declared: Option<usize>, values: usize) -> usize {
+    fn capacity_for(self, declared: Option<usize>, values: usize) -> usize {
         let most = self.left.get() / (values * VALUE);
         declared.unwrap_or(0).min(most)
     }
@@ -265,7 +265,7 @@ impl<'de> Visitor<'de> for JsonAllowance<'_> {
         self.value()?;
         // The capacity is the declared number, so that no more is allocated than counts; a number beyond the
         // remaining room is ignored.
-        let mut items = ReadItems::new(self, self.room(seq.size_hint(), 1))?;
+        let mut items = ReadItems::new(self, self.capacity_for(seq.size_hint(), 1))?;
         while let Some(item) = seq.next_element_seed(self)? {
             items.push(item)?;
         }
@@ -276,7 +276,7 @@ impl<'de> Visitor<'de> for JsonAllowance<'_> {
         self.value()?;
         // A `Map` that grows by itself begins with room for three members. A member counts as two values, because its
         // name is one too.
-        let mut read = ReadItems::new(self, self.room(map.size_hint(), 2))?;
+        let mut read = ReadItems::new(self, self.capacity_for(map.size_hint(), 2))?;
         while let Some(name) = map.next_key::<String>()? {
             self.value()?;
             self.text(&name)?;

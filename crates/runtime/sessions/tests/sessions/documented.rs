@@ -163,7 +163,7 @@ fn the_page_tells_the_limits_that_there_are() {
         ),
         format!(
             "have not ended after {} s, the new session gets `OVERLOADED`",
-            limits::ROOM_TIME_MAX.as_secs()
+            limits::EVICTION_TIME_MAX.as_secs()
         ),
         format!(
             "each value in it counts {} bytes",

@@ -43,8 +43,8 @@ const ALONE: Lateness = Lateness {
 };
 /// As many as [`SOAK_LANES`] on two processors: a worker that was killed waits for a processor to end on.
 const BESIDE_OTHERS: Lateness = Lateness {
-    percent: 20,
-    longest: Duration::from_secs(2),
+    percent: 12,
+    longest: Duration::from_millis(300),
 };
 
 /// What the cases are run with.

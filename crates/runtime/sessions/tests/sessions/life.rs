@@ -341,7 +341,7 @@ async fn there_are_only_so_many_sessions() {
     open("c").await.expect("room");
     let refused = open("a").await.expect_err("still");
     assert_eq!(refused.code, RuntimeCode::Quota);
-    assert!(refused.is_no_room(), "another try may succeed");
+    assert!(refused.is_no_capacity(), "another try may succeed");
 }
 
 /// Others call what is the tenant's as often as they like, and what they hand over is theirs.
@@ -361,9 +361,9 @@ async fn what_others_have_run_leaves_the_tenant_half_of_its_sessions() {
     };
     let _called = [open(true).await, open(true).await].map(|one| one.expect("room"));
     let refused = open(true).await.expect_err("half of the author's");
-    assert!(refused.is_no_room());
+    assert!(refused.is_no_capacity());
     let own = [open(false).await, open(false).await].map(|one| one.expect("the other half"));
-    assert!(open(false).await.expect_err("all of them").is_no_room());
+    assert!(open(false).await.expect_err("all of them").is_no_capacity());
     drop(own);
     until("they are gone", || lab.sessions.list().len() == 2).await;
     assert!(open(true).await.is_err() && open(false).await.is_ok());

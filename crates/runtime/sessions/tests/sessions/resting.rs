@@ -157,7 +157,7 @@ async fn a_service_is_not_changed_without_room_in_which_its_state_can_wait() {
     let eve = lab.request_by("eve").await;
     let changed = soon(service.replace(&eve.env(), asking)).await;
     let refused = changed.expect_err("its state could not wait");
-    assert!(refused.is_no_room(), "{refused}");
+    assert!(refused.is_no_capacity(), "{refused}");
     let counted = soon(service.call(&env, "add", json!(1))).await;
     assert_eq!(counted.expect("a sum").value, json!(6));
     drop(resting);

@@ -108,7 +108,7 @@ impl SessionLab {
 
     fn of_workers(workers: Workers, mut config: SessionsConfig, more: Vec<Registration>) -> Self {
         // A loaded machine must not be taken for services that do not end.
-        config.room_time = deadline(config.room_time);
+        config.eviction_time = deadline(config.eviction_time);
         let sessions = ScriptSessions::new(workers, config);
         let probe = Arc::default();
         let (enter, entered) = mpsc::unbounded_channel();

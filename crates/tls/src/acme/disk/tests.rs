@@ -103,7 +103,7 @@ fn a_certificate_survives_and_is_private() {
     let path = storage.at("certificate.pem");
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().expect("a folder")), 0o700);
-    disk.seal_kept().expect("nothing to do");
+    disk.seal_stored().expect("nothing to do");
     assert_eq!(storage.files(), std::slice::from_ref(&path));
     disk.keep_history(&AcmeHistory::default()).expect("kept");
     fs::write(&path, "-----BEGIN").expect("write");
@@ -123,7 +123,7 @@ fn a_sealed_key_comes_back_and_lies_nowhere_in_the_clear() {
     for issued in &all {
         let disk = storage.sealed();
         keep(&disk, issued);
-        disk.seal_kept().expect("nothing to do");
+        disk.seal_stored().expect("nothing to do");
         assert_eq!(chain_of(&storage.sealed()), chain_in(issued));
         assert!(all.iter().all(|(_, key)| !storage.shows(key)));
         // The key before is gone.
@@ -153,7 +153,7 @@ fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
     let key_at = disk.key_of(new.0.as_bytes());
     secret_file::write(&key_at, &key).expect("written");
     assert_eq!(chain_of(&storage.sealed()), chain_in(&old));
-    storage.sealed().seal_kept().expect("swept");
+    storage.sealed().seal_stored().expect("swept");
     let files = storage.files();
     assert!(!files.contains(&half) && !files.contains(&key_at));
     assert_eq!(chain_of(&storage.sealed()), chain_in(&old));
@@ -161,7 +161,7 @@ fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
     secret_file::write(&key_at, &key).expect("written");
     secret_file::write(&storage.at("chain.pem"), new.0.as_bytes()).expect("written");
     assert_eq!(chain_of(&storage.sealed()), chain_in(&new));
-    storage.sealed().seal_kept().expect("swept");
+    storage.sealed().seal_stored().expect("swept");
     assert_eq!(storage.files(), [storage.at("chain.pem"), key_at]);
 }
 
@@ -179,17 +179,17 @@ fn a_key_in_the_clear_is_sealed_when_there_is_a_seal() {
     assert_eq!(chain_of(&disk), chain_in(&issued));
     // Not now: it stays, and is served.
     storage.seal.lock(true);
-    let locked = disk.seal_kept().expect_err("locked");
+    let locked = disk.seal_stored().expect_err("locked");
     assert!(locked.is_locked(), "{locked}");
     assert_eq!(chain_of(&disk), chain_in(&issued));
     storage.seal.lock(false);
-    disk.seal_kept().expect("sealed");
+    disk.seal_stored().expect("sealed");
     assert!(!storage.shows(&issued.1), "{:?}", storage.files());
     assert!(!storage.at("certificate.pem").exists() && !left.iter().any(|it| it.exists()));
     assert_eq!(chain_of(&storage.sealed()), chain_in(&issued));
     // The power was cut before the file went.
     fs::write(storage.at("certificate.pem"), issued.0.clone() + &issued.1).expect("write");
-    storage.sealed().seal_kept().expect("swept");
+    storage.sealed().seal_stored().expect("swept");
     assert!(!storage.shows(&issued.1), "{:?}", storage.files());
     assert_eq!(chain_of(&storage.sealed()), chain_in(&issued));
 }
@@ -203,7 +203,7 @@ fn a_key_of_another_first_name_is_sealed_too() {
     let seal = Arc::clone(&storage.seal);
     let other = AcmeStorage::open(storage.dir.path(), "b.example", Some(seal)).expect("a folder");
     assert!(other.certificate().expect("readable").is_none());
-    other.seal_kept().expect("sealed");
+    other.seal_stored().expect("sealed");
     assert!(!storage.shows(&issued.1), "{:?}", storage.files());
     assert_eq!(chain_of(&storage.sealed()), chain_in(&issued));
 }
@@ -256,7 +256,7 @@ fn a_node_without_the_seal_says_so_and_starts_empty() {
     assert_eq!(storage.files(), [storage.at("certificate.pem")]);
     let disk = storage.sealed();
     assert_eq!(chain_of(&disk), chain_in(&second));
-    disk.seal_kept().expect("sealed");
+    disk.seal_stored().expect("sealed");
     assert_eq!(chain_of(&storage.sealed()), chain_in(&second));
     assert!(!storage.shows(&second.1));
 }

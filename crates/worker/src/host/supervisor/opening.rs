@@ -120,7 +120,7 @@ impl WorkerSupervisor {
         if !reserved && self.pool.free(role) >= self.wanted(role, Some(lease)) {
             return Ok(WorkerChoice::Later(None));
         }
-        self.make_room()?;
+        self.evict_idle()?;
         let worker = self.begin_start(config, reserved);
         Ok(WorkerChoice::Later(reserved.then_some(worker)))
     }
@@ -211,7 +211,7 @@ impl WorkerSupervisor {
         self.pool.lent_to(tenant, caller) + workers_for(own.chain(also))
     }
 
-    /// The same for all callers.
+    /// Like `workers_of_caller`, for all callers.
     fn workers_of_callers(&self, tenant: &str, also: Option<&WorkerLease>) -> usize {
         let waiting = self.lent_waiting(tenant);
         self.pool.lent_in_use(tenant) + workers_for(waiting.chain(also))
@@ -262,7 +262,7 @@ impl WorkerSupervisor {
     }
 
     /// Ends a worker without a session if the limit of workers is reached.
-    fn make_room(&mut self) -> Result<(), WorkerError> {
+    fn evict_idle(&mut self) -> Result<(), WorkerError> {
         while self.pool.len() >= self.config.workers_max {
             // Only a worker without a session may end for another tenant's request.
             let Some(idle) = self.pool.evictable() else {
@@ -349,7 +349,7 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Handles a worker whose walls stand.
+    /// Handles a worker whose sandbox is set up.
     pub(super) fn ready(&mut self, number: u64, confined: ConfinementReport) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -378,7 +378,7 @@ impl WorkerSupervisor {
         self.serve();
     }
 
-    /// Handles a worker with fewer walls than required. The next one would have no more.
+    /// Handles a worker below the required level. The next one would not be above it.
     fn too_low(&mut self, number: u64, role: WorkerRole, sandbox: Sandbox) {
         let until = self.now().saturating_add(us(START_PAUSE_MAX));
         let minimum = self.config.minimum;
@@ -392,7 +392,11 @@ impl WorkerSupervisor {
             sandbox: Some(sandbox),
         };
         self.pauses.insert(role, pause);
-        self.end(number, WorkerEndReason::Start, "its walls are too low");
+        self.end(
+            number,
+            WorkerEndReason::Start,
+            "its sandbox level is too low",
+        );
     }
 
     /// Gives workers to the callers that wait.
@@ -445,7 +449,7 @@ impl WorkerSupervisor {
             inbox: messages,
             unread: Arc::clone(&unread),
             waiting: worker.waiting.clone(),
-            room: worker.room.clone(),
+            descriptors: worker.descriptors.clone(),
             sandbox: self
                 .sandboxes
                 .get(&number)

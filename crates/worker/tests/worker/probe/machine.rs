@@ -79,7 +79,7 @@ fn memory(workers: &Workers) -> Result<(), String> {
         if sandbox.level != ConfinementLevel::Full {
             return Err(format!("{role}: {} {:?}", sandbox.level, sandbox.gaps));
         }
-        walled_in(session.pid()).map_err(|error| format!("{role}: {error}"))?;
+        check_confinement(session.pid()).map_err(|error| format!("{role}: {error}"))?;
         ask(&session, &ProbeAct::Share(LESS))
             .map_err(|error| format!("{role}, little: {error}"))?;
         match ask(&session, &ProbeAct::Share(MORE)) {
@@ -90,13 +90,13 @@ fn memory(workers: &Workers) -> Result<(), String> {
     Ok(())
 }
 
-/// The kernel's report of a worker's walls, beside the worker's own.
-fn walled_in(pid: i32) -> Result<(), String> {
+/// The kernel's report of a worker's layers, beside the worker's own.
+fn check_confinement(pid: i32) -> Result<(), String> {
     let told = |error: io::Error| format!("process {pid}: {error}");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(told)?;
-    for wall in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
-        if !status.lines().any(|line| line == wall) {
-            return Err(format!("no {wall:?}"));
+    for layer in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        if !status.lines().any(|line| line == layer) {
+            return Err(format!("no {layer:?}"));
         }
     }
     let mut root = fs::read_dir(format!("/proc/{pid}/root")).map_err(told)?;

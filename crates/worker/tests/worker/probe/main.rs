@@ -13,8 +13,8 @@ use std::sync::Mutex;
 use act::{ProbeAct, ProbeReply, ProbeView};
 use alknet_worker::{
     CborBody, ConfinementLevel, FrameBlob, FromWorkerMessage, Guest, GuestCall, GuestInput,
-    RoleConfig, ToWorkerMessage, Wall, WorkerError, WorkerFault, WorkerLease, WorkerLogLevel,
-    WorkerReply, WorkerRole, Workers, WorkersConfig, enter, started_as_worker,
+    RoleConfig, SandboxLayer, ToWorkerMessage, WorkerError, WorkerFault, WorkerLease,
+    WorkerLogLevel, WorkerReply, WorkerRole, Workers, WorkersConfig, enter, started_as_worker,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
@@ -50,7 +50,7 @@ fn host(stays: bool) {
     let gaps: Vec<String> = sandbox
         .gaps
         .iter()
-        .map(|gap| format!("{:?}", gap.wall))
+        .map(|gap| format!("{:?}", gap.layer))
         .collect();
     println!("{} {} {}", session.pid(), sandbox.level, gaps.join(","));
     if stays {
@@ -83,7 +83,7 @@ fn unfiltered() {
     };
     let sandbox = workers.stats().sandbox.remove(&WorkerRole::Js);
     let gaps = sandbox.map(|sandbox| sandbox.gaps).unwrap_or_default();
-    let gap = gaps.iter().find(|gap| gap.wall == Wall::Seccomp);
+    let gap = gaps.iter().find(|gap| gap.layer == SandboxLayer::Seccomp);
     println!("{} {error}: {gap:?}", error.code());
     runtime.block_on(workers.shutdown());
 }
@@ -108,7 +108,7 @@ fn work(role: WorkerRole) -> ! {
         Ok::<_, std::io::Error>(())
     };
     // A call that panicked on this thread would end the process, and one on another does not.
-    let (_guest, ()) = entered.seal(warm_up).expect("walls");
+    let (_guest, ()) = entered.seal(warm_up).expect("layers");
     loop {
         std::thread::park();
     }

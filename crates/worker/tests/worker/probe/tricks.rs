@@ -45,7 +45,7 @@ pub(crate) fn kept_descriptors() -> (usize, usize) {
     (kept.len(), kept.iter().map(|fd| about(fd).1).sum())
 }
 
-/// Length of a file, and bytes of its pages. Without the C library, whose system call the walls refuse.
+/// Length of a file, and bytes of its pages. Without the C library, whose system call the sandbox refuses.
 fn about(fd: &OwnedFd) -> (usize, usize) {
     let about = rustix::fs::fstat(fd).expect("a descriptor of the host's");
     let size = |number: i64| usize::try_from(number).expect("not below nothing");

@@ -57,6 +57,7 @@ impl CommandMachine {
             keeper: &self.keeper,
             offer: &offer,
             log: &self.log,
+            takes_blank: false,
         };
         self.keeper.begin_attempt();
         let opened = data::reopen(

@@ -74,12 +74,12 @@ impl IsolateHost for BridgeHost {
         match self.0.begin_subscription(path, &input, options) {
             Err(error) => Box::pin(futures_util::stream::iter([Err(error)])),
             Ok((id, events)) => {
-                let wish = GuestOutgoingCall {
+                let outgoing = GuestOutgoingCall {
                     bridge: Arc::clone(&self.0),
                     id,
                     done: false,
                 };
-                Box::pin(ScriptSubscription::new(wish, events))
+                Box::pin(ScriptSubscription::new(outgoing, events))
             }
         }
     }
@@ -200,16 +200,16 @@ fn await_reply(
         Ok(begun) => begun,
         Err(error) => return Box::pin(std::future::ready(Err(error))),
     };
-    let wish = GuestOutgoingCall {
+    let outgoing = GuestOutgoingCall {
         bridge,
         id,
         done: false,
     };
     Box::pin(async move {
-        // The block moves the whole wish: if it used only the flag, the wish would be dropped here.
-        let mut wish = wish;
+        // The block moves the whole call: if it used only the flag, the call would be dropped here.
+        let mut outgoing = outgoing;
         let answer = answer.await;
-        wish.done = true;
+        outgoing.done = true;
         answer.map(deferred_reply).map_err(|_| gone())
     })
 }

@@ -17,16 +17,19 @@ use crate::wire::GuestMessage;
 /// The script's end of a subscription. The isolate buffers items, so one counts as taken when the isolate has asked
 /// for as many later items as its buffer holds.
 pub(super) struct ScriptSubscription {
-    wish: GuestOutgoingCall,
+    outgoing: GuestOutgoingCall,
     events: mpsc::UnboundedReceiver<Happened>,
     yielded: u32,
     acknowledged: u32,
 }
 
 impl ScriptSubscription {
-    pub(super) fn new(wish: GuestOutgoingCall, events: mpsc::UnboundedReceiver<Happened>) -> Self {
+    pub(super) fn new(
+        outgoing: GuestOutgoingCall,
+        events: mpsc::UnboundedReceiver<Happened>,
+    ) -> Self {
         Self {
-            wish,
+            outgoing,
             events,
             yielded: 0,
             acknowledged: 0,
@@ -39,9 +42,9 @@ impl ScriptSubscription {
         let more = taken.saturating_sub(self.acknowledged);
         if more > 0 {
             self.acknowledged = taken;
-            let bridge = &self.wish.bridge;
+            let bridge = &self.outgoing.bridge;
             let mut state = lock(&bridge.state);
-            bridge.tell(&mut state, &GuestMessage::Taken(self.wish.id, more));
+            bridge.tell(&mut state, &GuestMessage::Taken(self.outgoing.id, more));
         }
     }
 }
@@ -50,7 +53,7 @@ impl Stream for ScriptSubscription {
     type Item = Result<OpReply, OpError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.wish.done {
+        if self.outgoing.done {
             return Poll::Ready(None);
         }
         self.acknowledge();
@@ -60,7 +63,7 @@ impl Stream for ScriptSubscription {
         };
         // The bridge was closed, which drops the other end.
         let Some(event) = event else {
-            self.wish.done = true;
+            self.outgoing.done = true;
             return Poll::Ready(Some(Err(gone())));
         };
         Poll::Ready(match event {
@@ -73,11 +76,11 @@ impl Stream for ScriptSubscription {
                 })
             }
             Ok(None) => {
-                self.wish.done = true;
+                self.outgoing.done = true;
                 None
             }
             Err(fault) => {
-                self.wish.done = true;
+                self.outgoing.done = true;
                 Some(Ok(deferred_reply(Err(fault))))
             }
         })

@@ -147,7 +147,7 @@ impl SessionActor {
     ) -> Self {
         let (sender, said) = mpsc::unbounded_channel();
         let files = sessions.config.files.clone();
-        let descriptors = worker.room();
+        let descriptors = worker.descriptor_quota();
         Self {
             sessions: Arc::clone(sessions),
             worker,
@@ -315,14 +315,14 @@ impl SessionActor {
                 input,
                 opts,
                 ..
-            } => self.wish(id, &op, false, (input, opts), fds),
+            } => self.begin_outgoing(id, &op, false, (input, opts), fds),
             FromWorkerMessage::Subscribe {
                 id,
                 op,
                 input,
                 opts,
                 ..
-            } => self.wish(id, &op, true, (input, opts), fds),
+            } => self.begin_outgoing(id, &op, true, (input, opts), fds),
             FromWorkerMessage::Cancel { id, .. } => {
                 // Otherwise the last answer is on its way, and another one would be too many.
                 if self.outgoing.give_up(id) {

@@ -26,7 +26,7 @@ struct ScriptCallInput {
 
 impl SessionActor {
     /// Begins a call or a subscription of the script.
-    pub(super) fn wish(
+    pub(super) fn begin_outgoing(
         &mut self,
         id: u64,
         op: &str,
@@ -91,7 +91,7 @@ impl SessionActor {
         // A grant may be a pattern that any text fits.
         self.shared
             .note_called(name, || is_act || outgoing::exists(&env, name, &opts));
-        let wish = OutgoingCall {
+        let outgoing = OutgoingCall {
             id,
             call,
             name: name.to_owned(),
@@ -103,7 +103,7 @@ impl SessionActor {
             capabilities: is_act.then(|| self.capabilities.clone()),
             noted,
         };
-        self.outgoing.begin(wish, subscribes);
+        self.outgoing.begin(outgoing, subscribes);
         CONTINUE
     }
 
@@ -188,9 +188,9 @@ impl SessionActor {
             self.spend(call, said.gpu());
         }
         let id = said.id();
-        let (told, AnswerDescriptors { fds, place }) = said.into_notice();
+        let (told, AnswerDescriptors { fds, permit }) = said.into_notice();
         let last = matches!(told, SessionNotice::Reply { .. });
-        if self.worker.tell_reserved(told, fds, place).is_ok() {
+        if self.worker.tell_reserved(told, fds, permit).is_ok() {
             return CONTINUE;
         }
         // The answer is too large for a frame, or the worker does not read.

@@ -76,12 +76,12 @@ pub(super) struct EvalService {
 }
 
 /// A place among an owner's REPLs, until the REPL is open.
-struct ReplPlace<'a> {
+struct ReplPermit<'a> {
     evals: &'a EvalService,
     owner: &'a str,
 }
 
-impl Drop for ReplPlace<'_> {
+impl Drop for ReplPermit<'_> {
     fn drop(&mut self) {
         let mut opening = self.evals.lock_opening();
         if let Some(places) = opening.get_mut(self.owner) {
@@ -262,7 +262,7 @@ impl EvalService {
     }
 
     /// A place for a further REPL of this owner.
-    fn reserve<'a>(&'a self, owner: &'a str) -> Result<ReplPlace<'a>, CallError> {
+    fn reserve<'a>(&'a self, owner: &'a str) -> Result<ReplPermit<'a>, CallError> {
         let repls = self.lock();
         let open = repls.keys().filter(|(tenant, _)| tenant == owner).count();
         let mut opening = self.lock_opening();
@@ -271,7 +271,7 @@ impl EvalService {
             return Err(overloaded("as many REPLs as one caller may have are open"));
         }
         opening.insert(owner.to_owned(), places + 1);
-        Ok(ReplPlace { evals: self, owner })
+        Ok(ReplPermit { evals: self, owner })
     }
 
     /// Closes a REPL that has not been used for [`REPL_IDLE`].
@@ -340,7 +340,7 @@ fn request_error(failure: &ScriptFailure) -> CallError {
 
 /// The error for a session that could not be opened. A lack of room is recorded with the request.
 fn unopened(failure: &ScriptFailure, ctx: &Ctx) -> CallError {
-    if failure.is_no_room() {
+    if failure.is_no_capacity() {
         ctx.env().excuse();
     }
     of_open(failure)

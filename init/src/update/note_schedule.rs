@@ -15,10 +15,10 @@ const WRITE_EVERY_MS: u64 = 1_000;
 const PANIC_WRITES_MAX: u32 = 8;
 
 /// The note of this start, if it is a trial. The panic hook finds it here.
-static NOTE: Mutex<Option<KeptNote>> = Mutex::new(None);
+static NOTE: Mutex<Option<TrialNote>> = Mutex::new(None);
 
 #[derive(Debug)]
-struct KeptNote {
+struct TrialNote {
     /// The device of `alk-bios`.
     bios: PathBuf,
     note: BootNote,
@@ -27,7 +27,7 @@ struct KeptNote {
 
 /// The note as the loop keeps it: what it has to say, and when it may be written next.
 #[derive(Debug, Default)]
-pub(crate) struct NoteKeeper {
+pub(crate) struct NoteSchedule {
     /// The last note that was written or is being written.
     sent: Option<BootNote>,
     /// When the next write may begin, in ms after the kernel's start.
@@ -35,7 +35,7 @@ pub(crate) struct NoteKeeper {
     is_writing: bool,
 }
 
-impl NoteKeeper {
+impl NoteSchedule {
     /// A keeper of a note that the disk has.
     pub(crate) fn new(note: BootNote) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl NoteKeeper {
 
 /// From now on panics are written to this note.
 pub(super) fn arm(bios: PathBuf, note: BootNote) {
-    *lock_note() = Some(KeptNote {
+    *lock_note() = Some(TrialNote {
         bios,
         note,
         panics: 0,
@@ -97,7 +97,7 @@ pub(super) fn write(note: &BootNote) -> Result<(), String> {
     kept.write()
 }
 
-impl KeptNote {
+impl TrialNote {
     fn write(&self) -> Result<(), String> {
         let mut bios = DirectDevice::open(&self.bios, false).map_err(|error| error.to_string())?;
         write_note(&mut bios, &self.note).map_err(|error| error.to_string())
@@ -108,11 +108,11 @@ impl KeptNote {
 /// trial only.
 pub(crate) fn note_panic(info: &PanicHookInfo<'_>) {
     let place = info.location().map(ToString::to_string);
-    note_place(&place.unwrap_or_else(|| "an unknown place".to_owned()));
+    note_location(&place.unwrap_or_else(|| "an unknown place".to_owned()));
 }
 
-/// The same for the reason for which PID 1 cannot go on.
-pub(crate) fn note_place(place: &str) {
+/// Like `note_panic`, for the reason for which PID 1 cannot go on.
+pub(crate) fn note_location(place: &str) {
     // The thread that panics may have the lock, and would wait for itself.
     let mut kept = match NOTE.try_lock() {
         Ok(kept) => kept,
@@ -130,7 +130,7 @@ pub(crate) fn note_place(place: &str) {
     }
 }
 
-fn lock_note() -> MutexGuard<'static, Option<KeptNote>> {
+fn lock_note() -> MutexGuard<'static, Option<TrialNote>> {
     // The value is changed as a whole.
     NOTE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_changed_is_written_once_and_not_too_often() {
-        let mut keeper = NoteKeeper::new(note("init"));
+        let mut keeper = NoteSchedule::new(note("init"));
         assert_eq!(keeper.take_due(&note("init"), 0), None);
         assert_eq!(keeper.take_due(&note("data"), 10), Some(note("data")));
         assert_eq!(

@@ -17,13 +17,13 @@ use super::actor::SessionCommand;
 use super::service::CurrentSession;
 use super::session_table::{SessionEntry, SessionPermit};
 use super::{ScriptSessions, SessionSpec, lock};
-use crate::limits::ROOM_TRIES_MAX;
+use crate::limits::EVICTION_TRIES_MAX;
 
 /// A service, which ends only while no call has it.
 pub(super) type ServiceSession = RwLock<CurrentSession>;
 
 /// What a new session lacks.
-enum LackedRoom<'a> {
+enum LackedResource<'a> {
     /// A place among the sessions that run for other callers of this tenant.
     Session(&'a str),
     /// A worker of its tenant's share.
@@ -35,13 +35,13 @@ enum LackedRoom<'a> {
 
 /// The time that the opening of one session may spend on making room.
 #[derive(Debug)]
-pub(super) struct RoomSearch {
+pub(super) struct EvictionBudget {
     most: Duration,
     /// The end of that time, from the first lack on.
     until: Option<tokio::time::Instant>,
 }
 
-impl RoomSearch {
+impl EvictionBudget {
     pub(super) const fn new(most: Duration) -> Self {
         Self { most, until: None }
     }
@@ -116,15 +116,15 @@ impl ScriptSessions {
         self: &Arc<Self>,
         tenant: &str,
         spec: &SessionSpec,
-        search: &mut RoomSearch,
+        search: &mut EvictionBudget,
     ) -> Result<SessionPermit, ScriptFailure> {
-        for _ in 0..ROOM_TRIES_MAX {
+        for _ in 0..EVICTION_TRIES_MAX {
             let admitted = self.admit(tenant, spec);
             if admitted.is_ok() || !spec.lent {
                 return admitted;
             }
-            let lacked = LackedRoom::Session(tenant);
-            if !self.make_room(&lacked, search.until()).await {
+            let lacked = LackedResource::Session(tenant);
+            if !self.evict(&lacked, search.until()).await {
                 return admitted;
             }
         }
@@ -139,16 +139,16 @@ impl ScriptSessions {
         self: &Arc<Self>,
         lease: WorkerLease,
         tenant: &str,
-        search: &mut RoomSearch,
+        search: &mut EvictionBudget,
     ) -> Result<WorkerSession, WorkerError> {
-        for tries in 0..ROOM_TRIES_MAX {
+        for tries in 0..EVICTION_TRIES_MAX {
             let opened = self.workers.open(lease.clone()).await;
             let lacked = match &opened {
-                Err(WorkerError::TenantShare) => LackedRoom::Share(&lease, tenant),
-                Err(WorkerError::Overloaded) => LackedRoom::Worker(&lease, tenant, tries > 0),
+                Err(WorkerError::TenantShare) => LackedResource::Share(&lease, tenant),
+                Err(WorkerError::Overloaded) => LackedResource::Worker(&lease, tenant, tries > 0),
                 _ => return opened,
             };
-            if !self.make_room(&lacked, search.until()).await {
+            if !self.evict(&lacked, search.until()).await {
                 return opened;
             }
         }
@@ -163,9 +163,9 @@ impl ScriptSessions {
     }
 
     /// Ends the idle sessions of one worker, or one idle session. Returns whether there were any that ended in time.
-    async fn make_room(
+    async fn evict(
         self: &Arc<Self>,
-        lacked: &LackedRoom<'_>,
+        lacked: &LackedResource<'_>,
         until: tokio::time::Instant,
     ) -> bool {
         for idle in self.idle(lacked) {
@@ -180,8 +180,8 @@ impl ScriptSessions {
     }
 
     /// The sessions that may end for what is lacked, those first that are to end first.
-    fn idle(&self, lacked: &LackedRoom<'_>) -> Vec<Vec<IdleSession>> {
-        if let LackedRoom::Session(tenant) = *lacked {
+    fn idle(&self, lacked: &LackedResource<'_>) -> Vec<Vec<IdleSession>> {
+        if let LackedResource::Session(tenant) = *lacked {
             let table = self.lock();
             let lent = table.values().filter(|entry| entry.shared.is_lent());
             let own = lent.filter(|entry| entry.shared.tenant() == tenant);
@@ -191,7 +191,9 @@ impl ScriptSessions {
         }
         // Before the workers: a session that gets one meanwhile counts twice then, and otherwise not at all.
         let claimed = match *lacked {
-            LackedRoom::Worker(lease, tenant, later) => self.claimed_beside(lease, tenant, later),
+            LackedResource::Worker(lease, tenant, later) => {
+                self.claimed_beside(lease, tenant, later)
+            }
             _ => Vec::new(),
         };
         let workers = self.sessions_by_worker();
@@ -203,7 +205,7 @@ impl ScriptSessions {
                 .entry((worker.tenant.as_str(), worker.lent))
                 .or_default() += 1;
         }
-        if let LackedRoom::Worker(lease, tenant, _) = *lacked {
+        if let LackedResource::Worker(lease, tenant, _) = *lacked {
             let has = counts.entry((tenant, lease.is_lent())).or_default();
             *has += self.workers.claimed(&claimed, *has);
         }
@@ -297,7 +299,7 @@ impl ScriptSessions {
         // One search at a time: each looks into services that another one may want.
         let services = lock(&self.services);
         let mut found = Vec::new();
-        let (mut states, mut has_room) = (0, true);
+        let (mut states, mut has_capacity) = (0, true);
         for service in services.iter().filter_map(Weak::upgrade) {
             // A call that has it keeps the lock.
             let Ok(current) = service.try_write() else {
@@ -305,13 +307,13 @@ impl ScriptSessions {
             };
             let id = current.id();
             if idle.iter().any(|idle| idle.id == id) {
-                has_room &= current.may_rest_beside(states);
+                has_capacity &= current.may_rest_beside(states);
                 states += current.left_bytes();
                 drop(current);
                 found.push((id, service));
             }
         }
-        (found.len() == idle.len() && has_room).then_some(found)
+        (found.len() == idle.len() && has_capacity).then_some(found)
     }
 
     /// Ends the sessions of these services, one after the other: while its `dispose` runs, each needs room for the
@@ -345,14 +347,14 @@ impl ScriptSessions {
 /// Whether the sessions of a worker may end for what is lacked. `has` is the number of workers of a tenant itself, or
 /// with `true` of the callers of its operations.
 fn may_end(
-    lacked: &LackedRoom<'_>,
+    lacked: &LackedResource<'_>,
     worker: &WorkerSessions,
     has: impl Fn(&str, bool) -> usize,
 ) -> bool {
     let (lease, tenant, others) = match *lacked {
-        LackedRoom::Session(_) => return false,
-        LackedRoom::Share(lease, tenant) => (lease, tenant, false),
-        LackedRoom::Worker(lease, tenant, _) => (lease, tenant, true),
+        LackedResource::Session(_) => return false,
+        LackedResource::Share(lease, tenant) => (lease, tenant, false),
+        LackedResource::Worker(lease, tenant, _) => (lease, tenant, true),
     };
     if worker.tenant == tenant {
         // Callers of a tenant's operations end no session of the tenant itself.

@@ -21,22 +21,22 @@ pub(super) const fn bytes_on_disk(bytes: u64) -> u64 {
         .saturating_add(ENTRY_BYTES)
 }
 
-/// The room of a store.
+/// The quota of a store.
 #[derive(Debug)]
-pub(super) struct StoreRoom {
+pub(super) struct StoreQuota {
     bytes_max: u64,
-    counts: Mutex<RoomCounts>,
+    counts: Mutex<StoreUsage>,
 }
 
 #[derive(Debug, Default)]
-struct RoomCounts {
+struct StoreUsage {
     /// Bytes of stored files, as the folder was last measured.
     stored: u64,
     /// Bytes of all claims.
     claimed: u64,
 }
 
-impl StoreRoom {
+impl StoreQuota {
     pub(super) fn new(bytes_max: u64) -> Arc<Self> {
         let counts = Mutex::default();
         Arc::new(Self { bytes_max, counts })
@@ -57,31 +57,31 @@ impl StoreRoom {
         self.counts().stored = bytes;
     }
 
-    fn counts(&self) -> MutexGuard<'_, RoomCounts> {
+    fn counts(&self) -> MutexGuard<'_, StoreUsage> {
         // Every change of the counts is one assignment, so a panic leaves them whole.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl RoomCounts {
+impl StoreUsage {
     fn used(&self) -> u64 {
         self.stored.saturating_add(self.claimed)
     }
 }
 
-/// Room for a file that is being written. It is released on drop: by then the file was removed, or
+/// Bytes of the quota for a file that is being written. It is released on drop: by then the file was removed, or
 /// measured as stored.
 #[derive(Debug)]
-pub(super) struct RoomClaim {
-    room: Arc<StoreRoom>,
+pub(super) struct StoreReservation {
+    quota: Arc<StoreQuota>,
     bytes: u64,
 }
 
-impl RoomClaim {
+impl StoreReservation {
     /// An empty claim.
-    pub(super) fn new(room: &Arc<StoreRoom>) -> Self {
+    pub(super) fn new(quota: &Arc<StoreQuota>) -> Self {
         Self {
-            room: Arc::clone(room),
+            quota: Arc::clone(quota),
             bytes: 0,
         }
     }
@@ -89,12 +89,12 @@ impl RoomClaim {
     /// Makes the claim at least this large, before the bytes are written.
     ///
     /// # Errors
-    /// There is less room. The claim stays as it was.
+    /// Less of the quota is left. The claim stays as it was.
     pub(super) fn grow_to(&mut self, bytes: u64) -> Result<(), FileStoreError> {
         let more = bytes.saturating_sub(self.bytes);
-        // One lock for the check and the claim, so that two uploads do not claim the same room.
-        let mut counts = self.room.counts();
-        let left = self.room.bytes_max.saturating_sub(counts.used());
+        // One lock for the check and the claim, so that two uploads do not claim the same bytes.
+        let mut counts = self.quota.counts();
+        let left = self.quota.bytes_max.saturating_sub(counts.used());
         if more > left {
             return Err(FileStoreError::Quota(format!(
                 "{more} bytes more are needed, and there is room for {left}: remove a stored file first"
@@ -107,8 +107,8 @@ impl RoomClaim {
     }
 }
 
-impl Drop for RoomClaim {
+impl Drop for StoreReservation {
     fn drop(&mut self) {
-        self.room.counts().claimed -= self.bytes;
+        self.quota.counts().claimed -= self.bytes;
     }
 }

@@ -63,7 +63,7 @@ async fn an_idle_service_gives_up_its_worker_and_keeps_its_state() {
         until("it hangs", started).await;
     }
     let refused = soon(services[2].call(&env, "add", json!(1))).await;
-    assert!(refused.expect_err("both are busy").is_no_room());
+    assert!(refused.expect_err("both are busy").is_no_capacity());
     while !busy.is_empty() {
         lab.probe.release.notify_one();
         if let Some(ended) = busy.try_join_next() {
@@ -138,7 +138,7 @@ async fn a_caller_who_cannot_begin_a_service_takes_no_state_from_it() {
     for _ in 0..2 {
         let refused = soon(service.call(&eve.env(), "add", json!(1))).await;
         let refused = refused.expect_err("its init gets no answer");
-        assert!(!refused.is_no_room(), "{refused}");
+        assert!(!refused.is_no_capacity(), "{refused}");
     }
     let counted = soon(service.call(&env, "add", json!(1))).await;
     assert_eq!(counted.expect("a sum").value, json!(6));
@@ -191,7 +191,7 @@ async fn a_service_for_whose_state_there_is_no_room_goes_on() {
     let open = || lab.sessions.list().into_iter().map(|session| session.id);
     let before: Vec<u64> = open().collect();
     let refused = soon(resting[0].call(&env, "get", json!(null))).await;
-    assert!(refused.expect_err("no service can rest").is_no_room());
+    assert!(refused.expect_err("no service can rest").is_no_capacity());
     assert_eq!(open().collect::<Vec<_>>(), before, "both go on");
     for service in &small {
         let counted = soon(service.call(&env, "add", json!(1))).await;
@@ -218,7 +218,7 @@ async fn slow_calls_of_services_leave_other_callers_workers() {
     for _ in OF_CALLER..4 {
         let ended = soon(calls.join_next()).await.expect("some run");
         let refused = ended.expect("no panic").expect_err("she has her share");
-        assert!(refused.is_no_room(), "{refused}");
+        assert!(refused.is_no_capacity(), "{refused}");
     }
     until("the others run", || {
         lab.probe.started.load(Ordering::SeqCst) == OF_CALLER

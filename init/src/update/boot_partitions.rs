@@ -17,7 +17,7 @@ const BIOS_SECTORS: u64 = RECORD_LBA + (RECORD_BYTES / SECTOR_BYTES) as u64 - BI
 
 /// The partitions of the disk with the boot slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DiskPlace {
+pub(crate) struct BootPartitions {
     /// Name of the disk below `/dev`.
     pub(super) disk: String,
     /// The device of `alk-bios`.
@@ -26,7 +26,7 @@ pub(crate) struct DiskPlace {
     pub(super) esp: PathBuf,
 }
 
-impl DiskPlace {
+impl BootPartitions {
     /// The device of the partition with the record and the boot note.
     pub(super) fn bios(&self) -> PathBuf {
         self.bios.clone()
@@ -35,7 +35,7 @@ impl DiskPlace {
 
 /// Why there is no disk with boot slots.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PlaceError {
+pub(crate) enum BootPartitionsError {
     /// Several disks have both partitions.
     #[error("several disks have the partitions {BIOS_LABEL} and {ESP_LABEL}: {}; detach all but one", .0.join(", "))]
     Ambiguous(Vec<String>),
@@ -80,7 +80,10 @@ struct ListedPartition {
 
 /// Finds the disk. `started_from` is the GUID of the boot partition that firmware started the machine from, if it says
 /// so: it decides between several disks.
-pub(crate) fn find(sys: &Path, started_from: Option<&str>) -> Result<DiskPlace, PlaceError> {
+pub(crate) fn find(
+    sys: &Path,
+    started_from: Option<&str>,
+) -> Result<BootPartitions, BootPartitionsError> {
     let listed = partitions(sys);
     let esps = listed.iter().filter(|one| one.label == ESP_LABEL);
     let pairs: Vec<_> = esps
@@ -100,10 +103,10 @@ pub(crate) fn find(sys: &Path, started_from: Option<&str>) -> Result<DiskPlace, 
         ids.all(|uuid| !uuid.is_empty() && !uuid.eq_ignore_ascii_case(started))
     };
     let (bios, esp) = match (pairs.as_slice(), started.as_slice()) {
-        ([], _) => return Err(PlaceError::Missing),
+        ([], _) => return Err(BootPartitionsError::Missing),
         (_, [only]) => **only,
         _ if started_from.as_ref().is_some_and(is_foreign) => {
-            return Err(PlaceError::Foreign {
+            return Err(BootPartitionsError::Foreign {
                 started: started_from.unwrap_or_default().to_owned(),
                 disks: pairs.iter().map(|(_, esp)| esp.disk.clone()).collect(),
             });
@@ -111,22 +114,22 @@ pub(crate) fn find(sys: &Path, started_from: Option<&str>) -> Result<DiskPlace, 
         ([only], _) => *only,
         (several, _) => {
             let names = several.iter().map(|(_, esp)| esp.disk.clone());
-            return Err(PlaceError::Ambiguous(names.collect()));
+            return Err(BootPartitionsError::Ambiguous(names.collect()));
         }
     };
     check(sys, bios)?;
     let device = |name: &str| Path::new("/dev").join(name);
-    Ok(DiskPlace {
+    Ok(BootPartitions {
         disk: esp.disk.clone(),
         bios: device(&bios.name),
         esp: device(&esp.name),
     })
 }
 
-fn check(sys: &Path, bios: &ListedPartition) -> Result<(), PlaceError> {
+fn check(sys: &Path, bios: &ListedPartition) -> Result<(), BootPartitionsError> {
     let disk = bios.disk.clone();
     if (bios.start, bios.sectors) != (BIOS_LBA, BIOS_SECTORS) {
-        return Err(PlaceError::Geometry {
+        return Err(BootPartitionsError::Geometry {
             disk,
             start: bios.start,
             sectors: bios.sectors,
@@ -134,7 +137,9 @@ fn check(sys: &Path, bios: &ListedPartition) -> Result<(), PlaceError> {
     }
     let path = class(sys, &disk).join("queue/logical_block_size");
     match number(&path) {
-        Some(bytes) if bytes != SECTOR_BYTES as u64 => Err(PlaceError::Blocks { disk, bytes }),
+        Some(bytes) if bytes != SECTOR_BYTES as u64 => {
+            Err(BootPartitionsError::Blocks { disk, bytes })
+        }
         _ => Ok(()),
     }
 }
@@ -235,10 +240,19 @@ mod tests {
 
     #[test]
     fn a_part_of_a_disk_is_no_disk_with_boot_slots() {
-        assert_eq!(find(sys(&[]).path(), None), Err(PlaceError::Missing));
-        assert_eq!(find(sys(&ONE[1..]).path(), None), Err(PlaceError::Missing));
+        assert_eq!(
+            find(sys(&[]).path(), None),
+            Err(BootPartitionsError::Missing)
+        );
+        assert_eq!(
+            find(sys(&ONE[1..]).path(), None),
+            Err(BootPartitionsError::Missing)
+        );
         let apart = [ONE[0], STICK[1]];
-        assert_eq!(find(sys(&apart).path(), None), Err(PlaceError::Missing));
+        assert_eq!(
+            find(sys(&apart).path(), None),
+            Err(BootPartitionsError::Missing)
+        );
     }
 
     #[test]
@@ -259,7 +273,7 @@ mod tests {
     fn a_partition_that_only_has_the_label_is_not_the_one_of_the_machine() {
         let foreign = find(sys(&STICK).path(), Some("ab-2")).expect_err("of another disk");
         assert!(
-            matches!(&foreign, PlaceError::Foreign { disks, .. } if disks == &["sda"]),
+            matches!(&foreign, BootPartitionsError::Foreign { disks, .. } if disks == &["sda"]),
             "{foreign}"
         );
         let found = find(sys(&STICK).path(), Some("CD-5")).expect("the same");
@@ -279,12 +293,15 @@ mod tests {
         let folder = root.path().join("devices/vda");
         fs::write(folder.join("queue/logical_block_size"), "4096\n").expect("writable");
         let refused = find(root.path(), None).expect_err("4,096 bytes");
-        assert!(matches!(refused, PlaceError::Blocks { bytes: 4096, .. }));
+        assert!(matches!(
+            refused,
+            BootPartitionsError::Blocks { bytes: 4096, .. }
+        ));
         fs::write(folder.join("vda1/size"), "2000\n").expect("writable");
         let refused = find(root.path(), None).expect_err("another partition");
         assert!(matches!(
             refused,
-            PlaceError::Geometry { sectors: 2000, .. }
+            BootPartitionsError::Geometry { sectors: 2000, .. }
         ));
     }
 }

@@ -22,13 +22,13 @@ struct WaitingChecks {
 }
 
 /// The way to PID 1.
-pub(super) struct StorageLink {
+pub(super) struct StorageCheckClient {
     /// `None` on an ordinary host.
     to_init: Option<mpsc::Sender<InitMessage>>,
     waiting: Mutex<WaitingChecks>,
 }
 
-impl StorageLink {
+impl StorageCheckClient {
     pub(super) fn new(to_init: Option<mpsc::Sender<InitMessage>>) -> Self {
         Self {
             to_init,

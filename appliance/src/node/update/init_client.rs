@@ -51,7 +51,7 @@ impl UpdateStream {
 
 /// Why PID 1 gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum UpdateLinkError {
+pub(crate) enum UpdateClientError {
     /// There is no PID 1 of this program, as on an ordinary host.
     Absent,
     /// PID 1 does not listen, or its stream is broken.
@@ -60,7 +60,7 @@ pub(crate) enum UpdateLinkError {
     Late,
 }
 
-impl fmt::Display for UpdateLinkError {
+impl fmt::Display for UpdateClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str(
@@ -86,7 +86,7 @@ struct OpenRequests {
 
 /// The way to PID 1. Clones share it.
 #[derive(Clone)]
-pub(crate) struct UpdateLink {
+pub(crate) struct UpdateClient {
     /// `None` on an ordinary host.
     to_init: Option<mpsc::Sender<InitMessage>>,
     requests: Arc<Mutex<OpenRequests>>,
@@ -94,8 +94,8 @@ pub(crate) struct UpdateLink {
     frames: Option<Arc<tokio::sync::Mutex<UnixStream>>>,
 }
 
-impl UpdateLink {
-    /// A link over the channels of this process. Must run inside a runtime if there is a stream.
+impl UpdateClient {
+    /// A client over the channels of this process. Must run inside a runtime if there is a stream.
     pub(crate) fn new(
         to_init: Option<mpsc::Sender<InitMessage>>,
         stream: Option<UpdateStream>,
@@ -114,10 +114,10 @@ impl UpdateLink {
     }
 
     /// Whether there is a PID 1 that takes bundles.
-    pub(super) fn check(&self) -> Result<(), UpdateLinkError> {
+    pub(super) fn check(&self) -> Result<(), UpdateClientError> {
         match (&self.to_init, &self.frames) {
-            (None, _) => Err(UpdateLinkError::Absent),
-            (Some(_), None) => Err(UpdateLinkError::Broken),
+            (None, _) => Err(UpdateClientError::Absent),
+            (Some(_), None) => Err(UpdateClientError::Broken),
             (Some(_), Some(_)) => Ok(()),
         }
     }
@@ -136,7 +136,7 @@ impl UpdateLink {
         &self,
         request: UpdateRequest,
         by: &str,
-    ) -> Result<(u64, oneshot::Receiver<UpdateAnswer>), UpdateLinkError> {
+    ) -> Result<(u64, oneshot::Receiver<UpdateAnswer>), UpdateClientError> {
         let (sender, answer) = oneshot::channel();
         let n = {
             let mut requests = self.lock();
@@ -157,14 +157,14 @@ impl UpdateLink {
     }
 
     /// Tells PID 1 to give up the bundle of the request of this number, whose frames it may not be reading.
-    pub(super) async fn give_up(&self, n: u64) -> Result<(), UpdateLinkError> {
+    pub(super) async fn give_up(&self, n: u64) -> Result<(), UpdateClientError> {
         self.send(InitMessage::GiveUpBundle { n }).await
     }
 
-    async fn send(&self, message: InitMessage) -> Result<(), UpdateLinkError> {
-        let to_init = self.to_init.as_ref().ok_or(UpdateLinkError::Absent)?;
+    async fn send(&self, message: InitMessage) -> Result<(), UpdateClientError> {
+        let to_init = self.to_init.as_ref().ok_or(UpdateClientError::Absent)?;
         let sent = to_init.send(message).await;
-        sent.map_err(|_| UpdateLinkError::Broken)
+        sent.map_err(|_| UpdateClientError::Broken)
     }
 
     /// Sends a request and waits for its answer.
@@ -172,15 +172,15 @@ impl UpdateLink {
         &self,
         request: UpdateRequest,
         by: &str,
-    ) -> Result<UpdateAnswer, UpdateLinkError> {
+    ) -> Result<UpdateAnswer, UpdateClientError> {
         let (_, answer) = self.begin(request, by).await?;
         wait(answer, ANSWER_TIMEOUT).await
     }
 
     /// The stream of bundles, for one bundle.
-    pub(super) async fn frames(&self) -> Result<BundleFrames, UpdateLinkError> {
+    pub(super) async fn frames(&self) -> Result<BundleFrames, UpdateClientError> {
         self.check()?;
-        let frames = self.frames.as_ref().ok_or(UpdateLinkError::Broken)?;
+        let frames = self.frames.as_ref().ok_or(UpdateClientError::Broken)?;
         Ok(BundleFrames(Arc::clone(frames).lock_owned().await))
     }
 
@@ -194,11 +194,11 @@ impl UpdateLink {
 pub(super) async fn wait(
     answer: oneshot::Receiver<UpdateAnswer>,
     longest: Duration,
-) -> Result<UpdateAnswer, UpdateLinkError> {
+) -> Result<UpdateAnswer, UpdateClientError> {
     match tokio::time::timeout(longest, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(_)) => Err(UpdateLinkError::Broken),
-        Err(_) => Err(UpdateLinkError::Late),
+        Ok(Err(_)) => Err(UpdateClientError::Broken),
+        Err(_) => Err(UpdateClientError::Late),
     }
 }
 
@@ -207,7 +207,7 @@ pub(super) struct BundleFrames(OwnedMutexGuard<UnixStream>);
 
 impl BundleFrames {
     /// Sends bytes of the bundle. If the future is dropped, the stream has half a frame and is of no use.
-    pub(super) async fn data(&mut self, bytes: &[u8]) -> Result<(), UpdateLinkError> {
+    pub(super) async fn data(&mut self, bytes: &[u8]) -> Result<(), UpdateClientError> {
         for frame in bytes.chunks(UPDATE_FRAME_BYTES_MAX as usize) {
             // A chunk is at most as long as the constant, so the cast keeps its length.
             self.length(frame.len() as u32).await?;
@@ -217,21 +217,21 @@ impl BundleFrames {
     }
 
     /// Ends the bundle.
-    pub(super) async fn end(&mut self) -> Result<(), UpdateLinkError> {
+    pub(super) async fn end(&mut self) -> Result<(), UpdateClientError> {
         self.length(0).await
     }
 
     /// Gives the bundle up.
-    pub(super) async fn abort(&mut self) -> Result<(), UpdateLinkError> {
+    pub(super) async fn abort(&mut self) -> Result<(), UpdateClientError> {
         self.length(UPDATE_FRAME_ABORT).await
     }
 
-    async fn length(&mut self, length: u32) -> Result<(), UpdateLinkError> {
+    async fn length(&mut self, length: u32) -> Result<(), UpdateClientError> {
         self.write(&length.to_be_bytes()).await
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), UpdateLinkError> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), UpdateClientError> {
         let written = self.0.write_all(bytes).await;
-        written.map_err(|_| UpdateLinkError::Broken)
+        written.map_err(|_| UpdateClientError::Broken)
     }
 }
