@@ -39,6 +39,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 /// The node's counter of handshakes that exceed a network's rate.
 const REFUSED: &str = "alknet_limit_hits_total{limit=\"handshake_rate\"}";
+/// How the names of the counters of all limits begin.
+const LIMIT_HITS: &str = "alknet_limit_hits_total{";
 /// Refused handshakes of the crowd between two tries: one for each of its eight threads.
 const REFUSED_EACH: f64 = 8.0;
 /// Connections and tries of the crowd between two tries of the administrator.
@@ -199,6 +201,16 @@ async fn beside_a_crowd(
     coming.join().expect("the crowd came");
 }
 
+/// How often connections and handshakes reached a limit of the node.
+async fn limit_hits(watch: &CallConnection) -> f64 {
+    let values = values(watch).await;
+    let values = values.as_object().expect("an object");
+    let hits = values
+        .iter()
+        .filter(|(name, _)| name.starts_with(LIMIT_HITS));
+    hits.filter_map(|(_, value)| value.as_f64()).sum()
+}
+
 /// Waits until the crowd has made [`GOES_ON`] more connections or tries.
 async fn crowd_goes_on(progress: &FloodProgress) {
     let before = progress.done.load(Ordering::SeqCst);
@@ -317,9 +329,12 @@ async fn throughout(admin_state: &Path, served: &FloodNode) {
     // Makes the ends of the cable resolve each other before a crowd comes.
     let from = admin.far_from_the_crowd();
     admin.gets_in(Carriage::Tcp, from).await;
+    let watcher = KnownClient::new(admin_state, &served.target);
+    let watch = watcher.connect().await;
     for spread in [AddressSpread::OneSite, AddressSpread::Everywhere] {
         let crowd = FloodConnections::new(served).with_quic().half_silent();
         let mut longest = Duration::ZERO;
+        let before = limit_hits(&watch).await;
         beside_a_crowd(crowd, spread, async |progress| {
             for _ in 0..full(TURNS) {
                 for carriage in [Carriage::Quic, Carriage::Tcp] {
@@ -337,6 +352,9 @@ async fn throughout(admin_state: &Path, served: &FloodNode) {
             );
         })
         .await;
+        let hits = limit_hits(&watch).await - before;
+        println!("figure restless crowd {spread:?}: {hits} of its tries reached a limit");
+        assert!(hits > 0.0, "{spread:?}: the crowd found room for all");
         took(
             &format!("an unseen administrator beside a restless crowd {spread:?}"),
             GETS_IN_WITHIN,
