@@ -108,7 +108,7 @@ impl TpmImpostor {
         self.state().pin.clone()
     }
 
-    pub(super) fn kek(&self) -> Option<[u8; 32]> {
+    pub(crate) fn kek(&self) -> Option<[u8; 32]> {
         self.state().kek
     }
 
