@@ -380,3 +380,61 @@ fn a_script_or_operation_has_not_the_rights_of_the_hub_at_a_worker() {
         assert_eq!(said.json(), expected, "{name}");
     }
 }
+
+/// Two reviewers have to agree. One of them is a peer of the node's hub as well, to which the node gives the scope of a
+/// reviewer, and so is the author.
+#[test]
+fn a_reviewer_is_one_also_through_a_hub() {
+    let bench = TestBench::new();
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
+    let way: &[&str] = &["peer:route:kitchen", "hub:invoke:ops", "ops:promote"];
+    let hub = configuration(
+        "[hub]\nenabled = true\n",
+        &[("ada", &ada, way), ("rev", &rev, way)],
+    );
+    let hub = bench.host_with(&hub);
+    let admin = bench.admin();
+    let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
+    let invited = invited.json();
+    let join = invited["join"].as_str().expect("a join string");
+    let people: [(&str, &CliRunner, &[&str]); 3] = [
+        ("ada", &ada, &["ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+        ("bob", &bob, &["ops:promote"]),
+    ];
+    let document = format!(
+        "{}[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\nscopes = [\"ops:promote\"]\n",
+        configuration("reviews = 2\n", &people)
+    );
+    let config = bench.path().join("worker.toml");
+    std::fs::write(&config, document).expect("the folder is ours");
+    let worker = HostNode::start_with(&bench.path().join("worker"), admin, Some(&config));
+    eventually("the worker", || {
+        let listed = hub.call("services/list-peers", &Value::Null);
+        listed.to_string().contains("ops/promote").then_some(())
+    });
+
+    let draft = OperationDraft::waits("first");
+    let id = propose(&bench, worker.target(), ("ada", &ada), &draft);
+    let vote = json!({ "id": id, "accept": true });
+    let accept = |who: &CliRunner| who.call(worker.target(), "ops/promote", &vote, &[]).json();
+    let through = |who: &CliRunner, operation: &str, input: &Value| {
+        let invoke = json!({ "peer": "kitchen", "operation": operation, "input": input });
+        [
+            who.call(hub.target(), operation, input, &["--peer", "kitchen"]),
+            who.call(hub.target(), "hub/invoke", &invoke, &[]),
+        ]
+    };
+    assert_eq!(accept(&rev)["reviews"], 1);
+    for who in [&ada, &rev] {
+        let shown = through(who, "ops/proposals", &json!({ "id": id }));
+        assert!(shown.iter().all(|shown| shown.status == 0), "{shown:?}");
+        for refused in through(who, "ops/promote", &vote) {
+            assert_eq!(refused.code(), "FORBIDDEN", "{refused:?}");
+            assert!(refused.errors.contains("through a hub"), "{refused:?}");
+        }
+        let back = through(who, "ops/rollback", &json!({ "path": "js/first" }));
+        assert!(back.iter().all(|it| it.code() == "FORBIDDEN"), "{back:?}");
+    }
+    assert_eq!(accept(&bob)["active"], true);
+}
