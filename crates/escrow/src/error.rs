@@ -28,6 +28,11 @@ pub enum EscrowError {
     /// The list cannot be kept.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// The peer has a share under another key.
+    #[error(
+        "another key of this peer has deposited a share already; an administrator removes it first"
+    )]
+    OtherKey,
     /// An administrator has to approve the release.
     #[error("the release of share {0} waits for an administrator's approval")]
     Pending(String),

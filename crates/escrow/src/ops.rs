@@ -9,7 +9,7 @@ use alknet_call::{
     RegistryBuilder,
 };
 use alknet_core::config::ADDRESS_RANGES_MAX;
-use alknet_core::{AddressRange, Identities, IdentityKind, IdentityProvider};
+use alknet_core::{AddressRange, Identities, IdentityKind, IdentityProvider, PeerKey};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -196,6 +196,14 @@ fn deposit(on: EscrowContext) -> Registration {
             approve: input.approve,
         };
         Ok(Box::new(move || {
+            // One share for each peer: people name a share by its peer.
+            let holds = |key: &PeerKey| {
+                let holder = on.identities.by_key(key);
+                holder.is_some_and(|holder| holder.id == asked.peer)
+            };
+            if on.share_registry.keeps_for_other_key(&asked, holds)? {
+                return Err(EscrowError::OtherKey);
+            }
             let id = on.share_registry.deposit(&asked, &deposit)?;
             Ok(json!({ "id": id }))
         }))
@@ -429,6 +437,7 @@ fn refusal(error: &EscrowError) -> CallError {
         EscrowError::Ambiguous
         | EscrowError::Conflict
         | EscrowError::Full
+        | EscrowError::OtherKey
         | EscrowError::Several(_) => of(ErrorCode::Conflict),
         EscrowError::Index(_) => of(ErrorCode::Unavailable),
         EscrowError::Pending(_) => {

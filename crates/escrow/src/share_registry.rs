@@ -235,6 +235,28 @@ impl ShareRegistry {
         Ok(id)
     }
 
+    /// Whether a share of this key is kept, which no other key gets.
+    #[must_use]
+    pub fn keeps(&self, key: &PeerKey) -> bool {
+        let state = self.state();
+        let entry = state.shares.get(&ShareId::from_key(key));
+        entry.is_some_and(|entry| entry.key == *key && entry.revoked.is_none())
+    }
+
+    /// Whether the peer that asks has a share under another key that it still `holds`.
+    pub fn keeps_for_other_key(
+        &self,
+        asked: &ShareRequest,
+        holds: impl Fn(&PeerKey) -> bool,
+    ) -> Result<bool, EscrowError> {
+        let state = self.usable()?;
+        let is_other = |entry: &ShareEntry| {
+            entry.peer == asked.peer && entry.key != asked.key && entry.revoked.is_none()
+        };
+        let mut others = state.shares.values().filter(|entry| is_other(entry));
+        Ok(others.any(|entry| holds(&entry.key)))
+    }
+
     /// The share of the key that asks.
     pub fn release(&self, asked: &ShareRequest, id: &ShareId) -> Result<KeyShare, EscrowError> {
         let mut state = self.usable()?;

@@ -83,7 +83,9 @@ struct EscrowFixture {
 
 impl EscrowFixture {
     fn start(dir: &Path) -> Self {
-        let names = ["owner", "kitchen", "cellar", "guest", "nobody"];
+        let names = [
+            "owner", "kitchen", "cellar", "shed", "spare", "guest", "nobody",
+        ];
         let keys = names.map(|name| (name, NodeKey::generate().expect("a key")));
         let keys = BTreeMap::from(keys);
         let token = AuthToken::generate().expect("randomness");
@@ -100,6 +102,12 @@ impl EscrowFixture {
             ),
             peer("cellar", "scopes = [\"escrow\"]"),
             peer("guest", "scopes = [\"node:read\"]"),
+            // A peer with two keys.
+            format!(
+                "[[peers]]\npeer_id = \"shed\"\nkeys = [\"{}\", \"{}\"]\nscopes = [\"escrow\"]\n",
+                keys["shed"].public(),
+                keys["spare"].public()
+            ),
         ];
         let config = NodeConfig::parse(document.concat().as_bytes());
         let config = config.unwrap_or_else(|errors| panic!("{errors:#?}"));
@@ -324,6 +332,24 @@ async fn the_owner_binds_approves_and_takes_back() {
         .call("owner", "escrow/revoke", json!({ "share": "cellar" }))
         .await;
     assert_eq!(code(none), "NOT_FOUND");
+}
+
+/// Two shares of one peer have one name, by which the owner could take back neither.
+#[tokio::test]
+async fn a_peer_has_one_share_whichever_key_it_shows() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let scene = EscrowFixture::start(dir.path());
+    let left = scene.call("shed", "escrow/deposit", deposit(7)).await;
+    let wanted = json!({ "id": left.expect("taken")["id"] });
+    let second = scene.call("spare", "escrow/deposit", deposit(8)).await;
+    assert_eq!(code(second), "CONFLICT");
+    let released = scene.call("shed", "escrow/release", wanted).await;
+    assert_eq!(released.expect("its own")["share"], deposit(7)["share"]);
+    let revoke = json!({ "share": "shed" });
+    let revoked = scene.call("owner", "escrow/revoke", revoke).await;
+    revoked.expect("it has one name");
+    let second = scene.call("spare", "escrow/deposit", deposit(8)).await;
+    assert!(second.is_ok(), "{second:?}");
 }
 
 /// A copy of the machine's disk has the key of its slot, and asks from another address, every few seconds. The
