@@ -81,9 +81,9 @@ impl NodeSettings {
         tracing::info!("configuration: {}", loaded.summary());
         let mut lasting = Vec::new();
         if let Some(words) = words {
-            let places = loaded.secrets.places_of(words);
+            let locations = loaded.secrets.locations_of(words);
             let media = media::alone();
-            lasting = erase(paths, &KernelMounter, &places);
+            lasting = erase(paths, &KernelMounter, &locations);
             drop(media);
             lasting.extend(loaded.secrets.conflicts_with(words));
         }

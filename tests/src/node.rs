@@ -458,14 +458,34 @@ impl MachineNode {
         &self,
         user: &CliRunner,
     ) -> anyhow::Result<(EndpointDialer, CallConnection)> {
-        let (key, _) = NodeKey::load_or_create(&user.state().join("identity.key"))?;
-        let dialer = EndpointDialer::new(Some(key));
-        let target: Target = self.target().parse()?;
+        let (dialer, target) = self.dialer_of(user)?;
         let connection = dialer.dial(&target, ALPN).await?;
         Ok((
             dialer,
             CallClient::without_operations().attach(connection, None),
         ))
+    }
+
+    /// Like [`client_of`](Self::client_of), over this carriage.
+    ///
+    /// # Errors
+    /// As [`client`](Self::client).
+    pub async fn client_over(
+        &self,
+        carriage: Carriage,
+        user: &CliRunner,
+    ) -> anyhow::Result<(EndpointDialer, CallConnection)> {
+        let (dialer, target) = self.dialer_of(user)?;
+        let connection = dialer.dial_over(carriage, &target, ALPN).await?;
+        Ok((
+            dialer,
+            CallClient::without_operations().attach(connection, None),
+        ))
+    }
+
+    fn dialer_of(&self, user: &CliRunner) -> anyhow::Result<(EndpointDialer, Target)> {
+        let (key, _) = NodeKey::load_or_create(&user.state().join("identity.key"))?;
+        Ok((EndpointDialer::new(Some(key)), self.target().parse()?))
     }
 
     /// Ends the machine in the way that its kind allows, and waits for it.

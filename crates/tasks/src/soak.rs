@@ -59,9 +59,10 @@ const COUNTS: [&str; 6] = [
     "the_language_s_own_tests",
 ];
 
-/// Tests of promised times, which only an idle machine can show, and two that wait ten minutes and more.
-const TIMES: [&str; 21] = [
+/// Tests of promised times, which only an idle machine can show, and three that wait ten minutes and more.
+const TIMES: [&str; 25] = [
     "a_booted_machine_serves",
+    "a_hub_reaches_its_workers",
     "a_large_file_is_not_read",
     "a_narrower_scope_ends_them",
     "a_narrower_token_of_a_connection",
@@ -71,7 +72,9 @@ const TIMES: [&str; 21] = [
     "a_request_that_would_repeat",
     "a_shader_whose_caller_stops",
     "a_token_that_is_revoked_ends_what_it_started",
+    "a_worker_machine_joins",
     "a_worker_without_heartbeats",
+    "an_abort_reaches",
     "answers_that_are_not_taken",
     "half_open_streams_end",
     "native_loops_and_sleeps",
@@ -81,6 +84,7 @@ const TIMES: [&str; 21] = [
     "schemas_of_servers_cost",
     "the_older_connection_does_not_stay",
     "unknown_peers_that_keep_asking",
+    "what_continues_finishes",
     "what_is_written_in_one_copy",
 ];
 

@@ -144,10 +144,18 @@ pub(super) fn stateless() -> PreparedData {
 pub(super) fn read_only(prepared: &mut PreparedData, why: String) {
     prepared.state.mode = "read-only".to_owned();
     prepared.state.detail = Some(why.clone());
+    // The start refuses a sealed file system with recorded errors, so the owner reads of it before.
+    let hint = match prepared.state.cipher {
+        Some(_) => {
+            "repair it elsewhere with cryptsetup and e2fsck -f; until then nothing new is kept, and after a \
+             restart the machine serves nothing"
+        }
+        None => "repair it elsewhere with e2fsck -f and reboot; until then nothing new is kept",
+    };
     prepared.problems.push(problem(
         "data-damaged",
         format!("the data file system is read-only: {why}"),
-        "repair it elsewhere with e2fsck and reboot; until then nothing new is kept",
+        hint,
     ));
 }
 
@@ -218,7 +226,15 @@ mod tests {
         read_only(&mut prepared, "1 errors are recorded in it".to_owned());
         assert_eq!(prepared.state.mode, "read-only");
         assert!(!refresh(&mut prepared));
-        assert_eq!(prepared.problems.len(), 1);
+        let [problem] = prepared.problems.as_slice() else {
+            panic!("{:?}", prepared.problems);
+        };
+        let closes = "after a restart the machine serves nothing";
+        assert!(!problem.hint.contains(closes), "{}", problem.hint);
+        prepared.state.cipher = Some("aes-xts-plain64".to_owned());
+        read_only(&mut prepared, "the kernel stopped writing".to_owned());
+        let hint = &prepared.problems[1].hint;
+        assert!(hint.contains(closes), "{hint}");
     }
 
     #[test]

@@ -133,6 +133,8 @@ pub(super) fn mount_data(
     bytes: u64,
     log: &InitLog,
 ) -> Result<PreparedData, Box<MachineDiagnostic>> {
+    // Before the mount, which writes: a sealed file system that is refused stays as it was.
+    refuse_sealed_errors(volume, known)?;
     let mut prepared = PreparedData {
         state_dir: DATA.into(),
         state: DataState {
@@ -191,13 +193,11 @@ pub(super) fn mount_data(
             "reboot; if that does not help, repair it elsewhere with e2fsck",
         );
     }
+    refuse_sealed_errors(volume, &errors)?;
     // A damaged file system may lose new data, or suffer more damage from writes.
-    if errors.damaged || errors.errors > 0 {
+    if let Some(why) = recorded_errors(&errors) {
         remount_read_only(log);
-        read_only(
-            &mut prepared,
-            format!("{} errors are recorded in it", errors.errors.max(1)),
-        );
+        read_only(&mut prepared, why);
         return Ok(prepared);
     }
     // The data are there all the same, and the next start tries to grow them again.
@@ -205,6 +205,32 @@ pub(super) fn mount_data(
         log.warn(format_args!("cannot grow the data file system: {error}"));
     }
     Ok(prepared)
+}
+
+/// The errors that the kernel recorded in a file system and that no check has repaired. A power cut
+/// leaves none: the journal's replay settles what it interrupted.
+fn recorded_errors(known: &Ext4Superblock) -> Option<String> {
+    let is_damaged = known.damaged || known.errors > 0;
+    is_damaged.then(|| format!("{} errors are recorded in it", known.errors.max(1)))
+}
+
+/// Refuses an encrypted file system with recorded errors. An attacker who has the disk can cause
+/// such errors without the key, by overwriting blocks, and choose thereby which files can be read.
+fn refuse_sealed_errors(
+    volume: &DataVolume,
+    known: &Ext4Superblock,
+) -> Result<(), Box<MachineDiagnostic>> {
+    match (&volume.cipher, recorded_errors(known)) {
+        (Some(_), Some(why)) => refuse(
+            "data-damaged",
+            format!(
+                "the file system of the encrypted data disk {} is damaged: {why}",
+                volume.on
+            ),
+            "repair it elsewhere with cryptsetup and e2fsck -f, and reboot; or reset the machine at the console (v)",
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Mounts the file system a second time. The kernel counts its groups before it replays the
@@ -273,4 +299,56 @@ fn personalise(known: &Ext4Superblock, bytes: u64, log: &InitLog) -> io::Result<
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(cipher: Option<&str>) -> DataVolume {
+        DataVolume {
+            path: "/dev/null".into(),
+            on: "vda3".to_owned(),
+            cipher: cipher.map(str::to_owned),
+            vault_at: None,
+        }
+    }
+
+    /// `clean` says whether the file system was unmounted, or whether the power failed.
+    fn superblock(clean: bool, errors: u32, damaged: bool) -> Ext4Superblock {
+        Ext4Superblock {
+            bytes: ext4::TEMPLATE_BYTES,
+            clean,
+            errors,
+            damaged,
+            template_uuid: false,
+        }
+    }
+
+    #[test]
+    fn recorded_errors_close_a_sealed_partition_and_make_a_plain_one_read_only() {
+        let (sealed, plain) = (volume(Some("aes-xts-plain64")), volume(None));
+        for (clean, errors, damaged, told) in [
+            (true, 0, false, None),
+            // A power cut.
+            (false, 0, false, None),
+            (true, 2, false, Some("2 errors are recorded in it")),
+            (true, 0, true, Some("1 errors are recorded in it")),
+            (false, 3, true, Some("3 errors are recorded in it")),
+        ] {
+            let known = superblock(clean, errors, damaged);
+            assert_eq!(recorded_errors(&known).as_deref(), told);
+            let refused = refuse_sealed_errors(&plain, &known);
+            assert!(refused.is_ok(), "a plain partition: {refused:?}");
+            let refused = refuse_sealed_errors(&sealed, &known).err();
+            let Some(told) = told else {
+                assert!(refused.is_none(), "{refused:?}");
+                continue;
+            };
+            let refused = refused.expect("a sealed partition with errors");
+            assert_eq!(refused.code, "data-damaged");
+            assert!(refused.text.ends_with(told), "{}", refused.text);
+            assert!(refused.hint.contains("e2fsck -f"), "{}", refused.hint);
+        }
+    }
 }

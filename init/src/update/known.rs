@@ -37,7 +37,7 @@ pub(super) struct KnownProgram {
     /// What a TPM measures of a file with this hash, once a machine had to know it: PCR 11, and the digests of the image
     /// and of its kernel, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    measured: Option<[String; 3]>,
+    measured: Option<Box<[String; 3]>>,
 }
 
 impl KnownProgram {
@@ -51,7 +51,7 @@ impl KnownProgram {
 
     /// What a TPM measures of the program. `None` if it was never computed, or the record is damaged.
     pub(super) fn measured(&self) -> Option<MeasuredImage> {
-        let digests = self.measured.as_ref()?;
+        let digests = self.measured.as_deref()?;
         let mut decoded = [[0; 32]; 3];
         for (digest, text) in decoded.iter_mut().zip(digests) {
             *digest = HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()?;
@@ -135,7 +135,9 @@ impl KnownStore {
             BootSlot::B => &mut known.b,
         };
         if let Some(program) = program.as_mut().filter(|known| known.sha256 == sha256) {
-            program.measured = Some(image.digests().map(|digest| HEXLOWER.encode(&digest)));
+            program.measured = Some(Box::new(
+                image.digests().map(|digest| HEXLOWER.encode(&digest)),
+            ));
             self.save(&known).ok();
         }
     }

@@ -156,10 +156,10 @@ pub(super) fn require_kept<D: BlockDevice>(
 /// Reads the whole file from the disk, and compares it with what was signed.
 fn read_back<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
-    target: SlotTarget<'_>,
+    slot_target: SlotTarget<'_>,
     (target, version): (&UpdateTarget, &ReleaseVersion),
 ) -> Result<(), UpdateRefusal> {
-    let SlotTarget { slot, progress, .. } = target;
+    let SlotTarget { slot, progress, .. } = slot_target;
     let volume = disk.volume()?;
     let mut file = volume.open_file(&slot_path(slot))?;
     let mut check = target.check();

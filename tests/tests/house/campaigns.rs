@@ -65,7 +65,7 @@ fn said_of<'a>(cell: &'a str, campaign: &str) -> Option<(&'a str, &'a str)> {
 fn quotes(columns: &[String], row: &[String], campaigns: &[Vec<String>]) -> usize {
     let column = |name: &str| columns.iter().position(|it| it == name);
     let shown_by = column("shown by").map_or("", |at| &row[at]);
-    let measured = column("measured").or(column("value"));
+    let measured = column("measured").or_else(|| column("value"));
     let measured = &row[measured.unwrap_or_else(|| panic!("no figures in {columns:?}"))];
     let promise = &row[0];
     // A row of promised values alone, which a test shows as well, needs no figure that was measured.

@@ -38,6 +38,7 @@ const JUDGED: [&str; 3] = ["pending: ", "read: ", "seen: "];
 /// in parentheses, what else there is to say.
 const REASONS: [&str; 15] = [
     "a load that causes it on one processor does not on another",
+    "a test from outside cannot hit the moment",
     "it is a command about a file",
     "it needs a worker that an attacker has taken over",
     "it takes a second user",
@@ -48,7 +49,6 @@ const REASONS: [&str; 15] = [
     "no library of a client does this",
     "no node has a part in it",
     "the disk or the TPM has to change, hang or fail at one step",
-    "the moment cannot be met from outside",
     "the node chooses which sessions share a worker",
     "the program offers no way to it from outside",
     "the tests have no program that plays that part",

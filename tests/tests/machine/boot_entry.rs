@@ -19,6 +19,7 @@ use alknet_vault::slots::{
 use serde_json::{Value, json};
 
 use crate::chip::with_chip;
+use crate::interposer::{asking_for_the_slot, assert_refused, with};
 use crate::knock;
 use crate::secure_boot::PACKAGES_VARIABLE;
 use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, measured, says, served, set_up, type_line};
@@ -35,6 +36,9 @@ const IMAGE: &str = r"\EFI\ALKNET\A.EFI";
 /// A TPM slot does not open with an extra command line: neither a slot as the node makes it now nor
 /// one that was made before slots covered the boot entry. The node replaces such an old slot as
 /// soon as the passphrase has opened the vault.
+///
+/// The TPM itself refuses the new slot. It would give out the key of the old one, which PID 1 does not
+/// ask for: `LINE` starts PID 1, and a line of an attacker's would start another program.
 #[test]
 fn a_boot_entry_with_another_command_line_opens_nothing() {
     let (bench, identity) = set_up(WITH_PASSPHRASE);
@@ -77,7 +81,8 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     assert_eq!(status["tpm2"], json!([slot]), "{status:#}");
     node.end();
 
-    let vm = machine("own").resumed(&handed_over).start();
+    let attacker = asking_for_the_slot(&bench.raw());
+    let vm = with(machine("own").resumed(&handed_over), &attacker).start();
     asked(&vm, "passphrase of the vault");
     // The loader is missing among the programs.
     says(&vm, "PCR 4 (the programs that were started)");
@@ -85,6 +90,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
         &vm,
         "PCR 12 (a command line or add-on from beside the image)",
     );
+    assert_refused(&attacker, "PCR 12");
     knock::serves_nothing(&vm);
     drop(vm);
 

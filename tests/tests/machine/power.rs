@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode, Subscription};
+use alknet_call::{CallConnection, CallOptions, ErrorCode, Subscription};
 use alknet_core::{Carriage, CloseCode, CloseReason};
-use alknet_endpoint::{EndpointDialer, Target};
 use alknet_qemu::{DiskRecorder, DiskRecording, ScratchDir, VirtioDisk};
 use alknet_sealed::PartitionContent;
 use alknet_sealed::limits::VAULT_B_AT;
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay};
-use alknet_tests::{BootVariant, MachineBuilder, MachineNode, READY, TestBench};
-use alknet_tls::NodeKey;
+use alknet_tests::{
+    BootVariant, MachineBuilder, MachineNode, READY, TestBench, TokenCallers, notes_of_tokens,
+};
 use alknet_vault::slots::{FileCopyStorage, VaultCopies};
 use serde_json::{Value, json};
 
@@ -404,6 +404,7 @@ fn machine<'a>(
     }
 }
 
+/// Other callers make tokens meanwhile. The machine keeps each token that it has confirmed, and no other.
 #[test]
 fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     let bench = TestBench::new();
@@ -411,7 +412,12 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let limit = node.vm().scale(GOODBYE_WITHIN);
     let goodbye = async {
-        let (_dialer, client) = by_quic(&bench, &node).await;
+        // The close of a connection over QUIC carries a code.
+        let dial = |carriage| node.client_over(carriage, bench.admin());
+        let [(_dialer, client), (_other, by_tcp)] = [
+            dial(Carriage::Quic).await.expect("it serves"),
+            dial(Carriage::Tcp).await.expect("it serves"),
+        ];
         let mut log = client
             .subscribe("node/log", &json!({ "last": 1000, "follow": true }))
             .await
@@ -420,6 +426,10 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
         let long = hang(&client, LONG_CALL);
         hear(&mut log, "fault injected").await;
         hear(&mut log, "fault injected").await;
+        let mut callers = TokenCallers::default();
+        callers.start(&client, "quic", None);
+        callers.start(&by_tcp, "tcp", None);
+        callers.are_answered().await;
         node.vm()
             .power_button()
             .unwrap_or_else(|error| panic!("{error}"));
@@ -427,6 +437,7 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
         // A call that ends within the drain gets its own answer. A longer call gets an error that names the reason.
         assert_eq!(ending(short).await, ErrorCode::Timeout);
         assert_eq!(ending(long).await, ErrorCode::Unavailable);
+        let confirmed = callers.refused().await;
         while let Some(event) = log.next().await {
             if let Err(error) = event {
                 assert_eq!(error.code, ErrorCode::Unavailable);
@@ -437,9 +448,10 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
         let shutdown = u64::from(CloseCode::Shutdown.code());
         let told = matches!(reason, CloseReason::Peer(Some(code), _) if code == shutdown);
         assert!(told, "{reason}");
+        confirmed
     };
     let said = runtime.block_on(async { tokio::time::timeout(limit, goodbye).await });
-    said.unwrap_or_else(|_| panic!("no goodbye\n{}", node.vm().report()));
+    let confirmed = said.unwrap_or_else(|_| panic!("no goodbye\n{}", node.vm().report()));
     let exit = node.vm_mut().wait_exit(OFF_WITHIN);
     let exit = exit.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(exit.reason(), Some("guest-shutdown"));
@@ -448,6 +460,8 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     let again = bench.machine(BootVariant::MicrovmErofs).plain().boot();
     assert_eq!(again.identity(), node.identity());
     assert_eq!(again.info()["data"]["clean"], true);
+    let listed = again.call("token/list", &Value::Null);
+    assert_eq!(notes_of_tokens(&listed), confirmed);
     again.end();
 }
 
@@ -455,18 +469,6 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
 fn breakable(bench: &TestBench) -> MachineNode {
     let snapshot = bench.snapshot(BootVariant::Q35Initramfs);
     snapshot.plain().faults().restore()
-}
-
-/// A connection over QUIC, because its close carries a code.
-async fn by_quic(bench: &TestBench, node: &MachineNode) -> (EndpointDialer, CallConnection) {
-    let (key, _) = NodeKey::load_or_create(&bench.admin().state().join("identity.key"))
-        .expect("the command line made it");
-    let dialer = EndpointDialer::new(Some(key));
-    let target: Target = node.target().parse().expect("as the command line takes it");
-    let connection = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
-    let connection = connection.expect("the node serves");
-    let client = CallClient::without_operations().attach(connection, None);
-    (dialer, client)
 }
 
 /// Makes a call that hangs, with `timeout` as its deadline.

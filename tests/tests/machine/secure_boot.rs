@@ -11,6 +11,7 @@ use alknet_tests::{BootVariant, SnapshotPoint, TestBench};
 use serde_json::{Value, json};
 
 use crate::boot_entry::make_former_slot;
+use crate::interposer::{asking_for_the_slot, assert_refused, with};
 use crate::knock;
 use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, says, served, shown, type_line};
 
@@ -81,9 +82,11 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     // removes all keys, which is tested with the smaller image of the TPM's own tests
     // (`init/tpm/tests/swtpm/enforced.rs`).
     let theirs = enrolled(&bench, &other_owner, "theirs");
-    let vm = machine("own", &theirs).start();
+    let attacker = asking_for_the_slot(&bench.raw());
+    let vm = with(machine("own", &theirs), &attacker).start();
     let waited = vm.wait_line(OTHER_KEYS, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
+    assert_refused(&attacker, "PCR 7");
     knock::serves_nothing(&vm);
     drop(vm);
     // The machine as at its first boot, from power-on, opens its vault as before: real firmware
@@ -98,7 +101,8 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
 /// A TPM slot does not open with a command line from SMBIOS: neither a slot as the node makes it
 /// now nor one that was made before slots covered SMBIOS. The node replaces such an old slot as
 /// soon as the passphrase has opened the vault. An attacker who switches Secure Boot off for a
-/// while can make firmware keep such a string.
+/// while can make firmware keep such a string. The TPM itself refuses the new slot, as in
+/// `boot_entry.rs`.
 #[test]
 fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     let bench = TestBench::new();
@@ -141,12 +145,14 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     node.end();
 
     // PCR 7 and 11 are as before.
-    let vm = attacked().start();
+    let attacker = asking_for_the_slot(&bench.raw());
+    let vm = with(attacked(), &attacker).start();
     asked(&vm, "passphrase of the vault");
     says(
         &vm,
         "to: PCR 12 (a command line or add-on from beside the image) has another value",
     );
+    assert_refused(&attacker, "PCR 12");
     knock::serves_nothing(&vm);
     drop(vm);
 

@@ -2,8 +2,8 @@
 //! another chip, or without the PIN, only the passphrase opens it. A user at the console changes its slots.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alknet_qemu::{ConsoleMark, Interposer, VirtioDisk, Vm};
@@ -13,6 +13,7 @@ use alknet_tests::{
 use serde_json::{Value, json};
 
 use crate::console::{commands, said, typed};
+use crate::interposer::{TpmImpostor, asking_for_the_slot, assert_refused};
 use crate::media::{self, KEY, OTHER_VAULT, stick};
 use crate::secure_boot::{LOADER, PROGRAM, copy_out, program, put};
 
@@ -40,19 +41,33 @@ const RESERVED_AT: usize = 0x28;
 const PCR_EXTEND: [u8; 4] = [0, 0, 1, 0x82];
 const PCR_OF_ALL_SLOTS: [u8; 4] = [0, 0, 0, 11];
 
-/// Counts how often a chip extended [`PCR_OF_ALL_SLOTS`]. In a TPM's messages the code of the command or response is at
-/// byte 6, and the command's handle at byte 10.
-#[derive(Debug, Default)]
-struct Extends(AtomicUsize);
-
-impl Extends {
-    fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Counts how often a chip extended [`PCR_OF_ALL_SLOTS`], and asks the chip for a slot's key. In a TPM's messages the
+/// code of the command or response is at byte 6, and the command's handle at byte 10.
+#[derive(Debug)]
+struct LockWatch {
+    extends: AtomicUsize,
+    /// Asks when the machine next uses the TPM.
+    attacker: Mutex<Arc<TpmImpostor>>,
 }
 
-impl Interposer for Extends {
-    fn exchange(
+impl LockWatch {
+    fn new(attacker: Arc<TpmImpostor>) -> Self {
+        Self {
+            extends: AtomicUsize::default(),
+            attacker: Mutex::new(attacker),
+        }
+    }
+
+    fn extends(&self) -> usize {
+        self.extends.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the attacker: each asks once.
+    fn asks_again(&self, attacker: Arc<TpmImpostor>) {
+        *self.attacker.lock().expect("whole") = attacker;
+    }
+
+    fn forward(
         &self,
         command: &[u8],
         chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
@@ -61,9 +76,20 @@ impl Interposer for Extends {
         let is_meant = command[6..].starts_with(&PCR_EXTEND)
             && command.get(10..14) == Some(&PCR_OF_ALL_SLOTS[..]);
         if is_meant && response[6..].starts_with(&[0; 4]) {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.extends.fetch_add(1, Ordering::Relaxed);
         }
         Ok(response)
+    }
+}
+
+impl Interposer for LockWatch {
+    fn exchange(
+        &self,
+        command: &[u8],
+        chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
+    ) -> io::Result<Vec<u8>> {
+        let attacker = Arc::clone(&self.attacker.lock().expect("whole"));
+        attacker.exchange(command, &mut |command| self.forward(command, chip))
     }
 }
 
@@ -79,8 +105,9 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     let machine = |chip: &str| measured(&bench, chip).configured(WITH_PASSPHRASE);
     // Firmware that has started once wrote its boot entries, which come with this machine.
     drop(machine("recorder").after_firmware().start());
-    let extends = Arc::new(Extends::default());
-    let between = Arc::clone(&extends);
+    let before_the_lock = asking_for_the_slot(&bench.raw());
+    let watch = Arc::new(LockWatch::new(Arc::clone(&before_the_lock)));
+    let between = Arc::clone(&watch);
     let mut node = machine("own").with(|vm| vm.interposer(between)).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
@@ -105,8 +132,9 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     leave_commands(node.vm());
     // After a hard lock the TPM opens nothing before the machine restarts, even if a user presses Enter.
     let mark = node.vm().console().mark();
-    let before = extends.count();
+    let before = watch.extends();
     assert_ne!(before, 0, "the image was measured");
+    assert!(before_the_lock.kek().is_some(), "the slot is open");
     node.try_call("vault/lock", &json!({ "hard": true }), &[]);
     let line = "alknet: asks: passphrase of the vault";
     let asks = node.vm().wait_for_after(mark, line, DONE_WITHIN);
@@ -116,13 +144,17 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         .vm()
         .wait_for_after(mark, "the TPM opens nothing", DONE_WITHIN);
     let mark = closed.unwrap_or_else(|error| panic!("{error}"));
-    // An attacker in PID 1 could print that line too. The chip also opens no slot, because the register has another
+    // An attacker in PID 1 could print that line too. The chip also refuses the slot, because the register has another
     // value.
     alknet_test_support::eventually("the TPM is closed", DONE_WITHIN, || {
-        (extends.count() > before).then_some(())
+        (watch.extends() > before).then_some(())
     });
+    // The machine uses its TPM to check that this vault is the newest.
+    let after_the_lock = asking_for_the_slot(&bench.raw());
+    watch.asks_again(Arc::clone(&after_the_lock));
     type_line(node.vm(), PASSPHRASE);
     node.wait_ready(mark);
+    assert_refused(&after_the_lock, "PCR 11");
     assert_eq!(node.identity(), identity);
     node.end();
 

@@ -112,8 +112,7 @@ async fn offered_and_started(node: &MachineNode, token: String, bundle: &[u8]) -
     assert_eq!(plan["needs_person"], "pin", "{plan:#}");
     call("update/apply", json!({}))
         .await
-        .err()
-        .expect("it needs a person")
+        .expect_err("it needs a person")
 }
 
 /// The number of the one slot of the vault, which is the TPM's and opened it.

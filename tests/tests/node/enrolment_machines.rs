@@ -2,7 +2,7 @@
 //! worker through the hub, the test resets the hub, the worker changes its key, and the administrator removes the
 //! worker. In between, a script on the hub calls the worker, and a client cancels such a call. The administrator
 //! replaces the hub's configuration under load: the new documents remove a bystander and admit it again. The worker
-//! also restarts while it runs a call.
+//! also restarts under load.
 //!
 //! Each machine is on a network of its own, as behind NAT. The worker reaches the hub at the address of QEMU's
 //! gateway, and only the worker's administrator reaches the worker.
@@ -10,17 +10,23 @@
 use std::cell::{Cell, RefCell};
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_call::{CallConnection, ErrorCode};
+use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_endpoint::EndpointDialer;
+use alknet_hub::REPEAT_TIME_S;
 use alknet_qemu::VirtioDisk;
-use alknet_test_support::deadline;
-use alknet_tests::{BootVariant, CliOutput, CliRunner, HUB, MachineNode, TestBench, eventually};
+use alknet_test_support::{deadline, is_campaign, took};
+use alknet_tests::{
+    BootVariant, CliOutput, CliRunner, HUB, MachineNode, TestBench, TokenCallers, eventually,
+    notes_of_tokens,
+};
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 /// Address by which a machine on QEMU's network reaches the host, and with it the forwarded ports of the other
 /// machine.
@@ -33,6 +39,7 @@ const WORKER: &str = "kitchen";
 
 /// Scopes that the worker grants to its hub.
 const GRANTED: &str = "scopes = [\"node:read\", \"runtime:debug\"]";
+const GRANTED_WITH_ADMIN: &str = "scopes = [\"admin\", \"node:read\", \"runtime:debug\"]";
 
 /// Pause between two queries for the peer's state: each query is a handshake with an emulated machine. The worker
 /// detects the hub's reset only by 45 s of silence.
@@ -44,9 +51,13 @@ const AT_ONCE: usize = 8;
 /// Pause between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Longest time for which the hub may still serve a client that the configuration no longer names. The promised time
-/// is one second, which `cargo xtask soak times` checks on the host.
+/// Longest time for which the hub may still serve a client that the configuration no longer names, and the promised
+/// time, which `cargo xtask soak times` checks.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(20);
+const CUT_OFF_PROMISED: Duration = Duration::from_secs(1);
+
+/// Seconds after [`REPEAT_TIME_S`] when a removed worker was let in once.
+const LATER_S: u64 = 61;
 
 fn document(bench: &TestBench, name: &str, config: &str) -> String {
     format!(
@@ -137,6 +148,18 @@ fn says_that_the_worker_is_removed(hub: &MachineNode, id: &str) {
     });
     let chosen = chosen_by_label(hub);
     assert_eq!(chosen.code(), "NOT_FOUND", "{chosen:?}");
+}
+
+/// The worker shows its own administrator that the hub refuses it.
+fn says_that_its_hub_refuses_it(worker: &MachineNode) {
+    eventually("the worker shows that its hub refuses it", || {
+        let info = worker.info();
+        let mut problems = info["problems"].as_array()?.iter();
+        let found = problems.find(|one| one["code"] == "hub-refuses")?;
+        let text = found["text"].as_str()?;
+        assert!(text.contains("does not take this node"), "{found}");
+        Some(())
+    });
 }
 
 /// Returns the key of the worker that answers `node/info` through the hub, or `None` when a call fails.
@@ -231,8 +254,8 @@ fn a_script_runs_on_both(
 struct Bystander<'a> {
     hub: &'a MachineNode,
     user: CliRunner,
-    /// The client's connection, while the hub knows the client.
-    served: RefCell<Option<(EndpointDialer, CallConnection)>>,
+    /// The client's connections, while the hub knows the client.
+    served: RefCell<Vec<(Carriage, EndpointDialer, CallConnection)>>,
 }
 
 impl<'a> Bystander<'a> {
@@ -252,24 +275,38 @@ impl<'a> Bystander<'a> {
         )
     }
 
-    /// The client connects, and the hub answers its call.
+    /// The client connects over both carriages, and the hub answers its calls.
     async fn is_served(&self) {
-        let (dialer, client) = self.hub.client_of(&self.user).await.expect("it serves");
-        let answer = client.call("node/info", &Value::Null).await;
-        answer.unwrap_or_else(|error| panic!("the bystander is let in: {error}"));
-        self.served.replace(Some((dialer, client)));
+        for carriage in [Carriage::Quic, Carriage::Tcp] {
+            let connected = self.hub.client_over(carriage, &self.user).await;
+            let (dialer, client) = connected.expect("it serves");
+            let answer = client.call("node/info", &Value::Null).await;
+            answer.unwrap_or_else(|error| panic!("the bystander is let in: {error}"));
+            self.served.borrow_mut().push((carriage, dialer, client));
+        }
     }
 
-    /// The hub closes the client's connection, and no longer knows the client's key.
-    async fn is_cut_off(&self) {
-        let (_dialer, client) = self.served.take().expect("it was served");
-        let asking = async {
-            while client.call("node/info", &Value::Null).await.is_ok() {
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        let cut_off = tokio::time::timeout(deadline(CUT_OFF_WITHIN), asking).await;
-        cut_off.expect("the hub still serves the bystander");
+    /// The hub closes the client's connections, and no longer knows the client's key. The configuration without the
+    /// client was sent at `since`.
+    async fn is_cut_off(&self, since: Instant) {
+        let served = self.served.take();
+        assert_eq!(served.len(), 2, "one for each carriage");
+        for (carriage, _, client) in &served {
+            let reason = timeout(deadline(CUT_OFF_WITHIN), client.closed()).await;
+            let reason = reason.expect("the hub still serves the bystander");
+            // Only a close over QUIC carries a code.
+            let code = match carriage {
+                Carriage::Quic => Some(u64::from(CloseCode::Policy.code())),
+                _ => None,
+            };
+            let is_revoked = matches!(&reason, CloseReason::Peer(told, _) if *told == code);
+            assert!(is_revoked, "{carriage:?}: {reason}");
+        }
+        took(
+            "connections of a peer end on a machine whose configuration no longer names it",
+            CUT_OFF_PROMISED,
+            since.elapsed(),
+        );
         let (_dialer, late) = self.hub.client_of(&self.user).await.expect("it serves");
         let refused = late.call("node/info", &Value::Null).await;
         let refused = refused.expect_err("an unknown peer reads nothing of the node");
@@ -311,10 +348,11 @@ fn no_call_is_lost_while_the_hub_is_configured(bench: &TestBench, hub: &MachineN
                 let entry = entry.map_or("", String::as_str);
                 let more = format!("{entry}[log]\nlevel = \"{level}\"\n");
                 let input = json!({ "document": document(bench, "attic", HUB) + &more });
+                let sent = Instant::now();
                 let applied = admin.call("config/apply", &input).await;
                 applied.unwrap_or_else(|error| panic!("{level}: {error}"));
                 match entry {
-                    "" => bystander.is_cut_off().await,
+                    "" => bystander.is_cut_off(sent).await,
                     _ => bystander.is_served().await,
                 }
                 // Calls were under way during the change. The test waits until the hub has answered more calls.
@@ -330,25 +368,62 @@ fn no_call_is_lost_while_the_hub_is_configured(bench: &TestBench, hub: &MachineN
     assert!(answered >= documents.len() * AT_ONCE, "{answered} calls");
 }
 
-/// A client asks the worker to restart while the worker runs a call of a client on the test's host. The worker
-/// answers that call first.
+/// Clients make tokens on the worker: directly and through the hub, over both carriages. Keep the dialers while the
+/// clients call.
+async fn make_tokens(
+    bench: &TestBench,
+    hub: &MachineNode,
+    worker: &MachineNode,
+) -> (TokenCallers, Vec<EndpointDialer>) {
+    let mut callers = TokenCallers::default();
+    let mut dialers = Vec::new();
+    for carriage in [Carriage::Quic, Carriage::Tcp] {
+        for (node, name, peer) in [(worker, "direct", None), (hub, "hub", Some(WORKER))] {
+            let connected = node.client_over(carriage, bench.admin()).await;
+            let (dialer, client) = connected.expect("it serves");
+            callers.start(&client, &format!("{name}-{carriage:?}"), peer);
+            dialers.push(dialer);
+        }
+    }
+    callers.are_answered().await;
+    (callers, dialers)
+}
+
+/// A client asks the worker to restart while clients make tokens there: directly and through the hub, over both
+/// carriages. The worker runs a longer call of another client, too. It answers what it has accepted, refuses the rest,
+/// and after the restart has each token that it confirmed, and no other.
 fn what_the_worker_accepted_is_answered_before_it_restarts(
+    bench: &TestBench,
     hub: &MachineNode,
     worker: &mut MachineNode,
+    join: &str,
 ) {
+    // Only an administrator makes tokens, so the worker lets its hub act as one from here on.
+    let config = format!("[[join]]\ncode = \"{join}\"\n{GRANTED_WITH_ADMIN}\n");
+    let document = document(bench, WORKER, &config);
+    worker.call("config/apply", &json!({ "document": document }));
+    eventually("a right of the hub's", || {
+        let listed = hub.try_call("token/list", &Value::Null, &["--peer", WORKER]);
+        (listed.status == 0).then_some(())
+    });
     let mark = worker.vm().console().mark();
     let slow = "await new Promise((done) => setTimeout(done, 5000)); export default 6 * 7";
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let (callers, _dialers) = runtime.block_on(make_tokens(bench, hub, worker));
     let answer = thread::scope(|scope| {
         let calling = scope.spawn(|| {
             let input = json!({ "source": slow });
-            hub.try_call("runtime/eval", &input, &["--peer", "kitchen"])
+            hub.try_call("runtime/eval", &input, &["--peer", WORKER])
         });
         scripts_run(worker, 1);
         worker.call("node/reboot", &Value::Null);
         calling.join().expect("no panic")
     });
+    let confirmed = runtime.block_on(callers.refused());
     assert_eq!(answer.json()["value"], 42);
     worker.wait_ready(mark);
+    let listed = worker.call("token/list", &Value::Null);
+    assert_eq!(notes_of_tokens(&listed), confirmed);
 }
 
 #[test]
@@ -409,7 +484,7 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     assert!(codes.contains(&json!("node-key-waits")), "{codes:?}");
     let new = rotated["new_key"].as_str().expect("a key").to_owned();
     reached(&hub, &before);
-    what_the_worker_accepted_is_answered_before_it_restarts(&hub, &mut worker);
+    what_the_worker_accepted_is_answered_before_it_restarts(&bench, &hub, &mut worker, &join);
     assert_eq!(worker.identity(), new);
     reached(&hub, &new);
     let same = peer(&bench, &hub, "ready");
@@ -440,7 +515,15 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
             .then_some(())
     });
     says_that_the_worker_is_removed(&hub, &id);
+    says_that_its_hub_refuses_it(&worker);
     peer(&bench, &hub, "removed");
+    if is_campaign() {
+        // The worker dials its hub all the time. Once its join string counted as unused for its key, the hub let it in.
+        thread::sleep(Duration::from_secs(REPEAT_TIME_S + LATER_S));
+        says_that_the_worker_is_removed(&hub, &id);
+        says_that_its_hub_refuses_it(&worker);
+        peer(&bench, &hub, "removed");
+    }
 
     // A removal revokes the invitations made before it: the one that the peer used, and one that it never used. The
     // hub refuses both with the peer's key and with another key. Each invitation is good for five keys.

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_call::limits::CALL_TIMEOUT_DEFAULT;
 use alknet_call::{
@@ -20,7 +20,7 @@ use alknet_core::{
     IdentityKind, IdentityStore, PeerEntry, PeerId,
 };
 use alknet_endpoint::{EndpointDialer, EndpointServer, ServerOptions, Target};
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, took};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -32,6 +32,15 @@ const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 /// looks like an abort.
 const SOON: Duration = Duration::from_secs(20);
 const SOON_MAX: Duration = Duration::from_secs(CALL_TIMEOUT_DEFAULT.as_secs() - 5);
+
+/// Promised time from the end of a call at its caller to the end on a third node.
+const REACHED_WITHIN: Duration = Duration::from_millis(100);
+
+/// What ended at `since` has ended the call on the worker.
+fn reached(since: Instant, what: &str, carriage: Carriage) {
+    let what = format!("{what} reaches a third node over {carriage:?}");
+    took(&what, REACHED_WITHIN, since.elapsed());
+}
 
 /// Pause between two queries of a state that sends no notification of its changes.
 const POLL: Duration = Duration::from_millis(5);
@@ -320,8 +329,10 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         let call =
             tokio::spawn(async move { caller.call("farm/hang", &json!({ "to": "w3" })).await });
         soon(running.wait_for(|n| *n == 1)).await.expect("it runs");
+        let aborted = Instant::now();
         call.abort();
         soon(running.wait_for(|n| *n == 0)).await.expect("it stops");
+        reached(aborted, "an abort", carriage);
     }
 }
 
@@ -416,13 +427,15 @@ async fn what_continues_finishes_on_a_third_node_and_nothing_else_does() {
         let mut running = worker.running.subscribe();
         let calls = [call("farm/finish"), call("farm/hang")];
         soon(running.wait_for(|n| *n == 2)).await.expect("they run");
+        let closed = Instant::now();
         client.close(CloseCode::Normal, "");
+        // One of the two calls ends with its caller.
+        soon(running.wait_for(|n| *n == 1)).await.expect("one ends");
+        reached(closed, "the end of a connection", carriage);
         for call in calls {
             let error = soon(call).await.expect("no panic").expect_err("closed");
             assert_eq!(error.code, ErrorCode::Unavailable);
         }
-        // One of the two calls ends with its caller.
-        soon(running.wait_for(|n| *n == 1)).await.expect("one ends");
         let mut finished = worker.finish.finished.subscribe();
         worker.finish.release.notify_one();
         soon(finished.wait_for(|n| *n == 1))

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use alknet_call::limits::IMPORT_DEBOUNCE;
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode, CloseReason};
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, took};
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -202,12 +202,19 @@ async fn an_abort_reaches_a_grandchild_on_a_third_node() {
             let call =
                 tokio::spawn(async move { caller.call("farm/hang", &json!({"to": "w3"})).await });
             probe.wait(|p| &p.started, before + 1).await;
+            let (ended, what) = (Instant::now(), ["the end of a connection", "an abort"]);
             if by_abort {
                 call.abort();
             } else {
                 user.close(CloseCode::Normal, "");
             }
             probe.wait(|p| &p.dropped, before + 1).await;
+            let what = what[usize::from(by_abort)];
+            took(
+                &format!("{what} reaches a third node in one process over {carriage:?}"),
+                Duration::from_millis(100),
+                ended.elapsed(),
+            );
         }
     }
 }

@@ -1,13 +1,17 @@
 //! The iroh endpoint beside the one port, reached with iroh itself and with this project's dialler.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alknet_core::{Carriage, CloseCode, DialRequest, Dialer as _, PeerKey, PeerVerification};
 use alknet_endpoint::{EndpointDialError, EndpointDialer, EndpointLimits, IrohOptions, Target};
+use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use bytes::Bytes;
-use iroh::endpoint::{ConnectError, ConnectingError, Connection, ConnectionError, presets};
+use iroh::endpoint::{
+    ConnectError, ConnectingError, Connection, ConnectionError, QuicTransportConfig, presets,
+};
 use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -16,7 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::matrix::classic;
 use crate::support::{
-    ECHO, EndpointTestNode, KNOWN, PANIC, TCP_ONLY, WHOAMI, ask, code, hung, stream, until,
+    ECHO, ENDLESS, EndpointTestNode, KNOWN, PANIC, TCP_ONLY, WHOAMI, ask, code, hung, stream, until,
 };
 
 /// The number of turns of a runtime with one thread in which each of its tasks passes on its packets: a packet of
@@ -393,6 +397,59 @@ fn early_data_waits_for_the_end_of_the_handshake() {
     beside(&there, || here.block_on(rest)).expect("it is answered");
     let after = node.node.server.counters();
     assert_eq!(after.handshakes_ok, before.handshakes_ok + 1);
+    there.block_on(async { drop(node) });
+}
+
+/// A client that permits the node to send much, and acknowledges nothing: its runtime stands still from its request on.
+#[test]
+fn what_a_client_does_not_acknowledge_waits_up_to_a_bound() {
+    /// Bytes that wait on one connection (docs/endpoint.md).
+    const WAITING_MAX: u64 = 1 << 20;
+    /// Bytes that the client permits the node to send.
+    const PERMITTED: u32 = 8 << 20;
+    /// How long the node's stream takes nothing before the test concludes that it is full.
+    const QUIET: Duration = Duration::from_millis(500);
+    let [here, there] = [(); 2].map(|()| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().expect("a runtime")
+    });
+    let node = there.block_on(IrohNode::start());
+    let asks = async {
+        let transport = QuicTransportConfig::builder()
+            .stream_receive_window(PERMITTED.into())
+            .receive_window(PERMITTED.into())
+            .build();
+        let builder = Endpoint::builder(presets::Minimal).transport_config(transport);
+        let client = builder.bind().await.expect("a socket");
+        let connection = client.connect(node.address(), ENDLESS).await;
+        let connection = connection.expect("connect");
+        let (mut send, recv) = connection.open_bi().await.expect("open");
+        send.write_all(b"?").await.expect("write");
+        let asked = &node.node.endless.asked;
+        until(|| asked.load(Ordering::Relaxed) == 1).await;
+        (client, connection, send, recv)
+    };
+    let asks = async { tokio::time::timeout(hung(), asks).await };
+    let _unread = beside(&there, || here.block_on(asks)).expect("it is connected");
+
+    let endless = &node.node.endless;
+    let taken = || endless.taken.load(Ordering::Relaxed);
+    endless.starts.add_permits(1);
+    let waiting = there.block_on(async {
+        until(|| taken() > 0).await;
+        loop {
+            let before = taken();
+            tokio::time::sleep(deadline(QUIET)).await;
+            if taken() == before || before > WAITING_MAX {
+                break taken();
+            }
+        }
+    });
+    println!(
+        "figure bytes that wait on an iroh connection: {} KiB",
+        waiting >> 10
+    );
+    assert!(waiting <= WAITING_MAX, "{waiting} bytes wait");
     there.block_on(async { drop(node) });
 }
 

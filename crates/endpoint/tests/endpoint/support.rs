@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Ready;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ use alknet_core::{
 use alknet_endpoint::{EndpointDialer, EndpointLimits, EndpointServer, ServerOptions, Target};
 use alknet_test_support::deadline;
 use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost, ServerTlsOptions};
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// Repeats every stream back once it has ended.
 pub(crate) const ECHO: &[u8] = b"alknet/echo";
@@ -23,6 +25,8 @@ pub(crate) const ECHO: &[u8] = b"alknet/echo";
 pub(crate) const KNOWN: &[u8] = b"alknet/known";
 /// ALPN of a handler that panics.
 pub(crate) const PANIC: &[u8] = b"alknet/panic";
+/// Reads the first bytes of each stream, waits, and then sends without end.
+pub(crate) const ENDLESS: &[u8] = b"alknet/endless";
 /// Offered on TCP only.
 pub(crate) const TCP_ONLY: &[u8] = b"alknet/tcp-only";
 /// Answers the first bytes of each stream with the client's key and peer id.
@@ -142,6 +146,36 @@ async fn echo(connection: Connection, _auth: AuthContext) -> Result<(), HandlerE
     Ok(())
 }
 
+/// How the protocol without an end goes on, for a test.
+pub(crate) struct EndlessSender {
+    /// Streams whose first bytes the handler has read.
+    pub(crate) asked: AtomicU64,
+    /// Each stream takes one permit before it sends.
+    pub(crate) starts: Semaphore,
+    /// Bytes that the streams have taken from the handler.
+    pub(crate) taken: AtomicU64,
+}
+
+async fn sends_endlessly(
+    connection: Connection,
+    endless: Arc<EndlessSender>,
+) -> Result<(), HandlerError> {
+    let chunk = Bytes::from_static(&[0; 16 << 10]);
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        if !matches!(recv.read_chunk(99).await, Ok(Some(_))) {
+            continue;
+        }
+        endless.asked.fetch_add(1, Ordering::Relaxed);
+        let start = endless.starts.acquire().await;
+        start.expect("it is never closed").forget();
+        while send.write_chunk(chunk.clone()).await.is_ok() {
+            let bytes = chunk.len() as u64;
+            endless.taken.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
 /// The handler panics before it returns a future.
 fn panics(_connection: Connection, _auth: AuthContext) -> Ready<Result<(), HandlerError>> {
     panic!("as asked")
@@ -177,6 +211,7 @@ pub(crate) struct EndpointTestNode {
     pub(crate) server: EndpointServer,
     pub(crate) key: NodeKey,
     pub(crate) peers: Arc<EndpointTestIdentities>,
+    pub(crate) endless: Arc<EndlessSender>,
 }
 
 impl EndpointTestNode {
@@ -212,7 +247,15 @@ impl EndpointTestNode {
             spec(HTTP3, AuthNeed::Late, Carriage::Quic),
         ];
         let panicking = vec![spec(PANIC, AuthNeed::Open, both)];
-        let handlers: [Arc<dyn ProtocolHandler>; 3] = [
+        let endless = Arc::new(EndlessSender {
+            asked: AtomicU64::new(0),
+            starts: Semaphore::new(0),
+            taken: AtomicU64::new(0),
+        });
+        let of_node = Arc::clone(&endless);
+        let sends = move |connection, _auth| sends_endlessly(connection, Arc::clone(&of_node));
+        let handlers: [Arc<dyn ProtocolHandler>; 4] = [
+            Arc::new(FnHandler(vec![spec(ENDLESS, AuthNeed::Late, both)], sends)),
             Arc::new(FnHandler(echoing, echo)),
             Arc::new(FnHandler(telling, tell)),
             Arc::new(FnHandler(panicking, panics)),
@@ -225,7 +268,12 @@ impl EndpointTestNode {
         let options = ServerOptions { port: 0, ..options };
         let server = EndpointServer::bind(options, &key, registry, Arc::clone(&peers) as _)
             .expect("a free port");
-        Self { server, key, peers }
+        Self {
+            server,
+            key,
+            peers,
+            endless,
+        }
     }
 
     pub(crate) fn target(&self) -> Target {

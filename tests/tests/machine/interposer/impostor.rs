@@ -42,7 +42,7 @@ const CONTEXT: &[u8; 4] = b"FAKE";
 const FIRST_SESSION: u32 = 0x100;
 
 #[derive(Debug)]
-pub(super) struct TpmImpostor {
+pub(crate) struct TpmImpostor {
     key: SecretKey,
     /// The slot's, as it was sealed.
     record: Tpm2Params,
@@ -59,6 +59,8 @@ struct ImpostorState {
     kek: Option<[u8; 32]>,
     /// Whether it tried once without a PIN.
     tried: bool,
+    /// Why the TPM did not give it the key.
+    refusal: Option<String>,
 }
 
 #[derive(Debug)]
@@ -106,8 +108,13 @@ impl TpmImpostor {
         self.state().pin.clone()
     }
 
-    pub(super) fn kek(&self) -> Option<[u8; 32]> {
+    pub(crate) fn kek(&self) -> Option<[u8; 32]> {
         self.state().kek
+    }
+
+    /// Why the TPM did not give it the key. `None` until it has asked.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.state().refusal.clone()
     }
 
     /// Whether the machine used a storage key through it.
@@ -145,8 +152,9 @@ impl TpmImpostor {
             chip,
             response: Vec::new(),
         });
-        if let Ok(kek) = tpm.unseal(&self.record, pin.as_ref()) {
-            state.kek = Some(*kek.expose());
+        match tpm.unseal(&self.record, pin.as_ref()) {
+            Ok(kek) => state.kek = Some(*kek.expose()),
+            Err(error) => state.refusal = Some(error.to_string()),
         }
     }
 

@@ -19,7 +19,7 @@ use data_encoding::{BASE64, HEXLOWER};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use self::impostor::TpmImpostor;
+pub(crate) use self::impostor::TpmImpostor;
 use crate::chip::with_chip;
 use crate::secure_boot::{PROGRAM, program, put};
 use crate::tpm::{
@@ -108,7 +108,22 @@ fn new_pin(bench: &TestBench, machine: MachineBuilder<'_>) {
     served(bench, vm).end();
 }
 
-fn with<'a>(machine: MachineBuilder<'a>, impostor: &Arc<TpmImpostor>) -> MachineBuilder<'a> {
+/// Asks the TPM for the key of the disk's slot, as an attacker does who controls the machine's software.
+pub(crate) fn asking_for_the_slot(disk: &Path) -> Arc<TpmImpostor> {
+    Arc::new(TpmImpostor::silent(params(&vault_of(disk))))
+}
+
+/// The TPM refused the key, for a reason that contains `why`. A machine that uses its TPM has begun to do so.
+pub(crate) fn assert_refused(impostor: &TpmImpostor, why: &str) {
+    assert_eq!(impostor.kek(), None, "the TPM gave the key");
+    let refusal = impostor.refusal().expect("the machine used its TPM");
+    assert!(refusal.contains(why), "{refusal}");
+}
+
+pub(crate) fn with<'a>(
+    machine: MachineBuilder<'a>,
+    impostor: &Arc<TpmImpostor>,
+) -> MachineBuilder<'a> {
     let between = Arc::clone(impostor);
     machine.with(|vm| vm.interposer(between))
 }

@@ -256,7 +256,7 @@ pub(crate) fn filling_program(delay: Duration) -> Vec<u8> {
         data.extend(number.to_le_bytes());
     }
     data.extend(b"/init\0/proc/self/oom_score_adj\0-1000");
-    let address = |at| (CODE_AT + CODE_BYTES + at).to_le_bytes();
+    let address = |at: u32| (CODE_AT + CODE_BYTES + at).to_le_bytes();
     let mut code = Vec::new();
     code.extend([0xb8, 57, 0, 0, 0, 0x0f, 0x05]); // mov eax, 57 (fork); syscall
     code.extend([0x85, 0xc0, 0x74, 0x20]); // test eax, eax; jz to the child

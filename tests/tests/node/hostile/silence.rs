@@ -167,7 +167,9 @@ fn asks_for_health(target: &Target) {
     };
     asks().expect("an answer");
     if is_campaign() {
+        let patience = deadline(2 * UNKNOWN_STAYS);
         while asks().is_ok() {
+            assert!(began.elapsed() < patience, "it is answered without end");
             thread::sleep(ASKS_EVERY);
         }
         let most = UNKNOWN_STAYS + ASKS_EVERY + Duration::from_secs(1);

@@ -13,7 +13,7 @@ use alknet_call::{
 use alknet_core::{Carriage, CloseReason, Connection};
 use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::{eventually, skip, took};
-use alknet_tests::{CliOutput, CliRunner, TestBench, binary};
+use alknet_tests::{CliOutput, CliRunner, TestBench, TokenCallers, binary, notes_of_tokens};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -59,10 +59,7 @@ impl FileNode {
     }
 
     fn info(&self) -> Value {
-        let admin = self.bench.admin();
-        admin
-            .call(&self.target, "node/info", &Value::Null, &[])
-            .json()
+        self.call("node/info").json()
     }
 
     /// Waits until `node/info` shows this.
@@ -97,6 +94,17 @@ impl FileNode {
         let connection = dialer.dial_over(carriage, &target, ALPN).await;
         let connection = connection.unwrap_or_else(|error| panic!("{error}"));
         (dialer, connection)
+    }
+
+    /// Calls an operation without an input, as the administrator.
+    fn call(&self, operation: &str) -> CliOutput {
+        let admin = self.bench.admin();
+        admin.call(&self.target, operation, &Value::Null, &[])
+    }
+
+    /// Serves the same document again, with the same state, after the node has ended.
+    fn start_again(&mut self) {
+        (self.child, self.target) = serve(&self.bench, &self.file);
     }
 
     fn tell_to_end(&self) {
@@ -196,42 +204,25 @@ async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
 }
 
-/// The same for the whole program: SIGTERM while peers call.
+/// The same for the whole program: SIGTERM while peers call. It keeps each token that it has confirmed, and no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_sigterm_it_answers_accepted_calls_and_exits_with_success() {
     let mut served = FileNode::start("");
-    let mut callers = Vec::new();
-    for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Quic, Carriage::Tcp] {
-        let (dialer, connection, client) = served.dial(served.bench.admin(), carriage).await;
-        let (begun, some) = tokio::sync::oneshot::channel();
-        let mut begun = Some(begun);
-        let caller = tokio::spawn(async move {
-            let mut answered = 0;
-            loop {
-                match client.call("node/info", &Value::Null).await {
-                    Ok(_) => answered += 1,
-                    Err(error) => return (answered, error, dialer, connection),
-                }
-                if answered == 20
-                    && let Some(begun) = begun.take()
-                {
-                    let _ = begun.send(());
-                }
-            }
-        });
-        timeout(hung(), some)
-            .await
-            .expect("in time")
-            .expect("calls");
-        callers.push(caller);
+    let mut callers = TokenCallers::default();
+    let mut connections = Vec::new();
+    for (number, carriage) in [Carriage::Quic, Carriage::Tcp].repeat(2).iter().enumerate() {
+        let (dialer, connection, client) = served.dial(served.bench.admin(), *carriage).await;
+        callers.start(&client, &format!("{carriage:?}-{number}"), None);
+        connections.push((dialer, connection, client));
     }
+    callers.are_answered().await;
     served.tell_to_end();
-    for caller in callers {
-        let (_, end, _dialer, _connection) = caller.await.expect("no panic");
-        assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
-    }
+    let confirmed = callers.refused().await;
     let ended = served.child.wait().expect("it is our child");
     assert_eq!(ended.code(), Some(0));
+    served.start_again();
+    let listed = served.call("token/list").json();
+    assert_eq!(notes_of_tokens(&listed), confirmed);
 }
 
 /// A peer of a hub that answers once the test releases it.
