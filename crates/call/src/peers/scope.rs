@@ -143,8 +143,8 @@ impl ScopedPeerEnv {
     }
 
     /// Leaves out the internal operations of this node whose access control is open. They are meant for operations that
-    /// name them in their reach; code that a caller sends reaches whole namespaces, and no reviewer agreed to what it calls.
-    /// A session's own operations stay within reach.
+    /// name them in their reach; code that a caller sends reaches whole namespaces, and no reviewer agreed to what it
+    /// calls. A session's own operations stay within reach.
     #[must_use]
     pub fn without_internal(mut self) -> Self {
         self.leaves_internal = true;
