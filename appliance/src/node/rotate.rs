@@ -82,7 +82,7 @@ pub(crate) fn operation(
                 _ => input.parse()?,
             };
             if input.new_key.is_some() && shares.keeps(&caller.key) {
-                // Its machine asks with the old key, which ends: a copy of the machine's disk could lock it out for good.
+                // Its machine asks with the old key, which ends: a copy of the disk could lock the machine out.
                 return Err(CallError::new(
                     ErrorCode::Conflict,
                     "this node keeps a share for this key, which no other key gets: an administrator removes the \

@@ -545,8 +545,8 @@ impl Admission {
         self.limits = limits;
     }
 
-    /// Whether known peers have every slot, and none of them a second one: then the node can end no connection for a new
-    /// client.
+    /// Whether known peers have every slot, and none of them a second one: then the node can end no connection for a
+    /// new client.
     fn is_full_of_peers(&self) -> bool {
         self.connections >= self.limits.connections_max
             && self.unknown_peers.is_empty()

@@ -38,8 +38,9 @@ pub(crate) fn choose<T>(full: CapacityScope, all: Vec<(UnknownConnection, T)>) -
     victim.map(|(_, victim)| victim)
 }
 
-/// Chooses the connection of a known peer that ends for one of the known peer `comer`: of the peer that has the most, if
-/// that are more than `comer` would have, the one on which no byte has gone for longest. A peer that has one keeps it.
+/// Chooses the connection of a known peer that ends for one of the known peer `comer`: of the peer that has the most,
+/// if that are more than `comer` would have, the one on which no byte has gone for longest. A peer that has one keeps
+/// it.
 pub(crate) fn choose_known<O: Eq + Hash + Clone, T>(
     comer: &O,
     all: Vec<(O, Duration, T)>,

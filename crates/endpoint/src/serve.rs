@@ -134,8 +134,8 @@ impl EndpointShared {
         allowed
     }
 
-    /// Ends an unknown peer's connection for a newer one, or for one of the known peer `comer` that of a known peer which
-    /// has more. Returns whether there was one that may end.
+    /// Ends an unknown peer's connection for a newer one, or for one of the known peer `comer` that of a known peer
+    /// which has more. Returns whether there was one that may end.
     fn evict(&self, full: CapacityScope, comer: Option<&PeerId>) -> bool {
         let evicted = self.live.evict(full, EVICTED_END)
             || comer.is_some_and(|comer| self.evict_known(comer));

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 /// Releases of one share in a minute. A machine asks once when it starts.
 pub const RELEASES_PER_MINUTE: usize = 6;
-/// Releases of all shares together in a minute: after a power cut in a rack they all ask. The last quarter is for shares
-/// that were not released in that minute.
+/// Releases of all shares together in a minute: after a power cut in a rack they all ask. The last quarter is for
+/// shares that were not released in that minute.
 pub const RELEASES_PER_MINUTE_ALL: usize = 120;
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -168,8 +168,8 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     assert_eq!(share(&bench, &keeper)["state"], "revoked");
 }
 
-/// A thief with a copy of a machine's disk has the key of its slot, and replaces it at the node that keeps the share. After
-/// a day nothing would have the old key, which alone gets the share.
+/// A thief with a copy of a machine's disk has the key of its slot, and replaces it at the node that keeps the share.
+/// After a day nothing would have the old key, which alone gets the share.
 #[test]
 fn a_key_that_has_a_share_is_not_replaced() {
     let bench = TestBench::new();
