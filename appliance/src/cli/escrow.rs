@@ -1,5 +1,7 @@
 //! `alknet escrow`: the shares that a node keeps for others.
 
+use std::net::IpAddr;
+
 use alknet_call::ErrorCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -27,15 +29,18 @@ pub(crate) enum EscrowVerb {
         override_usage = "alknet escrow show [OPTIONS] [NODE] <SHARE>"
     )]
     Show(NodeRowArgs<EscrowShareRow>),
-    /// Approve the release of a share for a time.
+    /// Approve one release of a share.
     #[command(
         override_usage = "alknet escrow approve [OPTIONS] [NODE] <SHARE>",
         after_help = "Examples:\n  alknet escrow approve ed25519:…@192.0.2.7:443 kitchen-vault\n  \
-alknet escrow approve attic 0f3k5v8t2ab1 --for 1h"
+alknet escrow approve attic 0f3k5v8t2ab1 --at 192.0.2.9 --for 1h"
     )]
     Approve {
         #[command(flatten)]
         which: NodeRowArgs<EscrowShareRow>,
+        /// The address that gets the share. Needed if several wait for it.
+        #[arg(long, value_name = "ADDRESS")]
+        at: Option<IpAddr>,
         /// How long the approval counts: 90s, 30m, 12h, or a number of seconds; at most a day.
         #[arg(long = "for", alias = "seconds", value_name = "TIME", default_value = "10m",
               value_parser = approval)]
@@ -83,9 +88,13 @@ impl RowWord for EscrowShareRow {
 /// Runs one of them.
 pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
-        EscrowVerb::Approve { which, seconds } => {
+        EscrowVerb::Approve { which, at, seconds } => {
             let (node, share) = which.arranged()?;
-            let input = json!({ "share": share, "seconds": seconds });
+            let mut input = json!({ "share": share, "seconds": seconds });
+            // A node of an older version takes no address.
+            if let Some(at) = at {
+                input["address"] = json!(at);
+            }
             change(&node, "escrow/approve", &input, json)
         }
         EscrowVerb::List(node) => list(&node, LIST, json, lines),
@@ -185,7 +194,13 @@ fn bounds(share: &Value) -> Option<String> {
         parts.push(format!("approved for {left} s more"));
     }
     if share["state"] == "waiting" {
-        let at = share["waiting_at"].as_str().unwrap_or("an unknown address");
+        let all = share["waiting_from"].as_array().into_iter().flatten();
+        let all: Vec<_> = all.filter_map(Value::as_str).collect();
+        let last = share["waiting_at"].as_str().unwrap_or("an unknown address");
+        let at = match all.len() {
+            0 | 1 => last.to_owned(),
+            _ => all.join(" and "),
+        };
         parts.push(format!("waits for {} s, at {at}", share["waiting_s"]));
     }
     if share["state"] == "revoked" {
@@ -223,7 +238,8 @@ mod tests {
         let answer = json!({ "shares": [
             { "id": "0f3k5v8t2ab1", "state": "waiting", "name": "kitchen-vault", "peer_id": "p1",
               "releases": 3, "released": "2030-01-01T00:00:00Z", "approve": true,
-              "from": ["192.0.2.0/24"], "waiting_s": 12, "waiting_at": "192.0.2.9" },
+              "from": ["192.0.2.0/24"], "waiting_s": 12, "waiting_at": "192.0.2.9",
+              "waiting_from": ["192.0.2.8", "192.0.2.9"] },
             { "id": "1f3k5v8t2ab1", "state": "kept", "name": null, "peer_id": "p2", "releases": 0,
               "released": null, "approve": false, "from": [] },
         ] });
@@ -233,7 +249,8 @@ mod tests {
         assert!(lines[0].ends_with("released 3 times, last 2030-01-01T00:00:00Z"));
         assert_eq!(
             lines[1].trim(),
-            "only from 192.0.2.0/24; each release is approved; waits for 12 s, at 192.0.2.9"
+            "only from 192.0.2.0/24; each release is approved; waits for 12 s, \
+             at 192.0.2.8 and 192.0.2.9"
         );
         assert!(lines[2].contains("kept      p2 ") && lines[2].ends_with("last never"));
     }

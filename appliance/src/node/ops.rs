@@ -10,6 +10,7 @@ use alknet_call::{
     BoxStream, CallError, ErrorCode, HandlerKind, OperationSpec, Registration, RegistryBuilder,
     SubscriptionItem,
 };
+use alknet_escrow::ShareRegistry;
 use alknet_init::control::{InitMessage, LogRecord, PowerAction};
 use futures_util::stream;
 use serde::Deserialize;
@@ -65,7 +66,11 @@ pub(crate) struct NodeContext {
 }
 
 /// Adds the operations to a registry.
-pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
+pub(crate) fn register(
+    builder: &mut RegistryBuilder,
+    node: &NodeContext,
+    shares: &Arc<ShareRegistry>,
+) {
     builder.add(identity_services::apply(node.identities.clone()));
     let facts = Arc::clone(&node.facts);
     builder.add(config_show::operation(node.identities.clone(), facts));
@@ -92,6 +97,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(rotate::operation(
         node.identities.clone(),
         Arc::clone(&node.about),
+        Arc::clone(shares),
     ));
     // Only a machine that was started for tests has this operation.
     if node.facts.load().fault_injection {

@@ -7,6 +7,7 @@ use alknet_core::{
     IdentityKind, IdentityProvider, IdentityStore, IdentityStoreError, KeySuccession, PeerId,
     PeerKey, RotationError,
 };
+use alknet_escrow::ShareRegistry;
 use alknet_tls::is_signed;
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
@@ -32,6 +33,7 @@ struct PeerRotateInput {
 pub(crate) fn operation(
     identity_services: IdentityServices,
     about: Arc<NodeDescription>,
+    shares: Arc<ShareRegistry>,
 ) -> Registration {
     let key = json!({ "type": "string", "pattern": "^ed25519:[0-9a-f]{64}$" });
     let spec = OperationSpec::mutation(
@@ -68,6 +70,7 @@ pub(crate) fn operation(
     .with_identity();
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let (identity_services, about) = (identity_services.clone(), Arc::clone(&about));
+        let shares = Arc::clone(&shares);
         async move {
             let hub: PeerKey = about
                 .identity()
@@ -78,6 +81,14 @@ pub(crate) fn operation(
                 Value::Null => PeerRotateInput::default(),
                 _ => input.parse()?,
             };
+            if input.new_key.is_some() && shares.keeps(&caller.key) {
+                // Its machine asks with the old key, which ends: a copy of the disk could lock the machine out.
+                return Err(CallError::new(
+                    ErrorCode::Conflict,
+                    "this node keeps a share for this key, which no other key gets: an administrator removes the \
+                     share first",
+                ));
+            }
             rotate(&identity_services, &hub, caller, input).await
         }
     });

@@ -518,7 +518,7 @@ fn handlers(
         ..
     } = parts;
     let mut builder = Registry::builder();
-    ops::register(&mut builder, context);
+    ops::register(&mut builder, context, escrow);
     files.register(&mut builder, &context.identities.reloader);
     updates.register(&mut builder);
     storage.register(&mut builder);

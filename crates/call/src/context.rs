@@ -226,6 +226,21 @@ impl Ctx {
         self.root().identity()
     }
 
+    /// A key by which the requester from outside is known again, for work that outlasts the request. `None` if it has
+    /// no key, such as the token of a program.
+    #[must_use]
+    pub fn lasting_key(&self) -> Option<PeerKey> {
+        let who = self.identity()?;
+        self.dispatcher().lasting_key(&who.id, self.conn().key)
+    }
+
+    /// Whether the requester from outside has this key: another peer may have got its id since.
+    #[must_use]
+    pub fn has_key(&self, key: &PeerKey) -> bool {
+        let holder = self.dispatcher().by_keys(&[*key]);
+        holder.is_some_and(|holder| self.identity().is_some_and(|who| who.id == holder.id))
+    }
+
     /// Whether a list names an operation with this rule: the requester from outside may call it, and so may the
     /// operation or the script that asks for the list, where one does. Otherwise the author of a script would learn
     /// what its callers may do.

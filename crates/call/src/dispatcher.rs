@@ -355,6 +355,11 @@ impl Dispatcher {
         keys.iter().find_map(|key| identities.by_key(key))
     }
 
+    /// A key by which the holder of `id`, which showed this key, is known again.
+    pub(crate) fn lasting_key(&self, id: &PeerId, shown: Option<PeerKey>) -> Option<PeerKey> {
+        self.identities.as_ref()?.lasting_key(id, shown)
+    }
+
     pub(crate) fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
         self.identities.as_ref()?.by_id(id)
     }

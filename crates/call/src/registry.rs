@@ -401,12 +401,15 @@ impl Registry {
     /// what its scope pins or routes there; see [`keep_for_server`](RegistryBuilder::keep_for_server),
     /// [`keep_for_node`](RegistryBuilder::keep_for_node) and [`keep_names`](Self::keep_names).
     pub(crate) fn is_kept(&self, name: &str, peer: Option<&PeerRef>) -> bool {
-        let namespace = name.split('/').next().unwrap_or_default();
         let names_peer = matches!(peer, Some(PeerRef::Specific(_)));
-        self.server_namespaces.contains(namespace)
-            || (!names_peer
-                && (self.node_namespaces.contains(namespace)
-                    || self.node_names.load().contains(name)))
+        let namespace = name.split('/').next().unwrap_or_default();
+        self.server_namespaces.contains(namespace) || (!names_peer && self.is_of_node(name))
+    }
+
+    /// Whether this node keeps the name for an operation of its own.
+    pub(crate) fn is_of_node(&self, name: &str) -> bool {
+        let namespace = name.split('/').next().unwrap_or_default();
+        self.node_namespaces.contains(namespace) || self.node_names.load().contains(name)
     }
 
     /// Checks `input` against the schema of an operation without calling it, for planning.

@@ -179,7 +179,7 @@ impl Admission {
                 QuicDecision::Ignore
             };
         }
-        // All slots are known peers', and no connection may end for this client: the node saves the signature.
+        // No connection may end for this client, of a known peer or not: the node saves the signature.
         if self.is_full_of_peers() {
             return QuicDecision::Refuse(AdmissionLimit::Connections);
         }
@@ -338,7 +338,8 @@ impl Admission {
     ) -> Result<(), CapacityScope> {
         let full = self.connections >= self.limits.connections_max;
         if known {
-            // Only a connection of an unknown peer may end for it, which the caller tries next.
+            // A connection of an unknown peer may end for it, else one of the known peer that has the most, which the
+            // caller tries next.
             if full {
                 return Err(CapacityScope::All);
             }
@@ -424,6 +425,12 @@ impl Admission {
         }
         let max = own_max.unwrap_or(self.limits.per_peer_max);
         self.peers.enter(peer, conn, newest_wins, max)
+    }
+
+    /// Whether `peer`, which may have a limit of its own, may have one more connection beside those that it has.
+    pub(crate) fn has_capacity(&self, peer: &PeerId, own_max: Option<u32>) -> bool {
+        let max = own_max.unwrap_or(self.limits.per_peer_max);
+        self.peers.has_capacity(peer, max)
     }
 
     /// Removes a counted connection that ended. Returns the owner that it counted for.
@@ -538,9 +545,12 @@ impl Admission {
         self.limits = limits;
     }
 
-    /// Whether known peers have every slot: then the node can end no connection for a new client.
+    /// Whether known peers have every slot, and none of them a second one: then the node can end no connection for a
+    /// new client.
     fn is_full_of_peers(&self) -> bool {
-        self.connections >= self.limits.connections_max && self.unknown_peers.is_empty()
+        self.connections >= self.limits.connections_max
+            && self.unknown_peers.is_empty()
+            && self.peers.most() < 2
     }
 
     fn ticket(&mut self) -> HandshakeId {

@@ -65,6 +65,18 @@ impl ConnectionSlots {
         entry
     }
 
+    /// Whether `peer`, which may have `max`, may have one more beside those that it has.
+    pub(crate) fn has_capacity(&self, peer: &PeerId, max: u32) -> bool {
+        let slots = self.0.get(peer).map_or(&[][..], Vec::as_slice);
+        let staying = slots.iter().filter(|slot| !slot.leaving).count();
+        staying < max.max(1) as usize
+    }
+
+    /// The most connections that one peer has.
+    pub(crate) fn most(&self) -> usize {
+        self.0.values().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// Removes a connection of `peer` that ended.
     pub(crate) fn leave(&mut self, peer: &PeerId, conn: ConnId) {
         let Some(slots) = self.0.get_mut(peer) else {

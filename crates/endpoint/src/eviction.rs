@@ -1,4 +1,4 @@
-//! Chooses the connection of an unknown peer that ends for another one. No sockets, no clock.
+//! Chooses the connection that ends for another one. No sockets, no clock.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -36,6 +36,25 @@ pub(crate) fn choose<T>(full: CapacityScope, all: Vec<(UnknownConnection, T)>) -
     let candidates = all.into_iter().filter(|(one, _)| crowd.may_go(full, *one));
     let victim = candidates.max_by_key(|(one, _)| crowd.rank(full, *one));
     victim.map(|(_, victim)| victim)
+}
+
+/// Chooses the connection of a known peer that ends for one of the known peer `comer`: of the peer that has the most,
+/// if that are more than `comer` would have, the one on which no byte has gone for longest. A peer that has one keeps
+/// it.
+pub(crate) fn choose_known<O: Eq + Hash + Clone, T>(
+    comer: &O,
+    all: Vec<(O, Duration, T)>,
+) -> Option<T> {
+    let mut counts: HashMap<O, usize> = HashMap::new();
+    for (owner, ..) in &all {
+        *counts.entry(owner.clone()).or_default() += 1;
+    }
+    let own = counts.get(comer).copied().unwrap_or(0);
+    let fuller = all
+        .into_iter()
+        .filter(|(owner, ..)| counts[owner] > own + 1);
+    let victim = fuller.max_by_key(|(owner, quiet, _)| (counts[owner], *quiet));
+    victim.map(|(.., victim)| victim)
 }
 
 /// Chooses the connections that end to free their memory: one in `part` of those given, and at least one. The owners
@@ -198,6 +217,23 @@ mod tests {
         site.push(one("2001:db8:0:200::8", 0));
         let victim = choose(CapacityScope::Site(here), site);
         assert!(victim.is_some_and(|victim| victim.starts_with("2001:db8:0:200:")));
+    }
+
+    #[test]
+    fn a_known_peer_gets_a_place_of_the_peer_that_has_the_most() {
+        let all = |counts: &[(&'static str, u64)]| {
+            let each = |&(name, count): &(&'static str, u64)| {
+                (0..count).map(move |n| (name, Duration::from_secs(n), format!("{name} {n}")))
+            };
+            counts.iter().flat_map(each).collect::<Vec<_>>()
+        };
+        let victim = choose_known(&"ada", all(&[("eve", 3), ("mallory", 4)]));
+        assert_eq!(victim.as_deref(), Some("mallory 3"));
+        // Nor does a peer get more than the others by it.
+        let three = || all(&[("ada", 2), ("eve", 3)]);
+        assert_eq!(choose_known(&"ada", three()), None);
+        assert_eq!(choose_known(&"bob", three()).as_deref(), Some("eve 2"));
+        assert_eq!(choose_known(&"bob", all(&[("ada", 1), ("eve", 1)])), None);
     }
 
     #[test]

@@ -159,6 +159,24 @@ impl LiveConnections {
         victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
+    /// Ends one connection of the known peer that has the most, if that are more than `comer` would have, so that
+    /// `comer` gets its slot. `tokens` names the holders of tokens. Returns whether there was one.
+    pub(crate) fn evict_known(
+        &self,
+        comer: &PeerId,
+        tokens: &HashMap<ConnId, PeerId>,
+        end: End,
+    ) -> bool {
+        let table = self.lock();
+        let known = table.values().filter(|entry| entry.is_known());
+        let known = known.filter_map(|entry| {
+            let who = entry.owner(tokens)?;
+            Some((who, entry.connection.traffic().quiet(), entry))
+        });
+        let victim = eviction::choose_known(comer, known.collect());
+        victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
+    }
+
     /// Ends one in `part` of the connections of unknown peers to free their memory, and of known peers' as `scope`
     /// says. `tokens` names the holders of tokens. Returns how many ended.
     pub(crate) fn relieve(
@@ -183,9 +201,7 @@ impl LiveConnections {
         if is_known_too {
             let known = table.values().filter(|entry| entry.is_known());
             let known = known.map(|entry| {
-                let identity = entry.connection.identity();
-                let who = identity.map(|identity| identity.id.clone());
-                let who = who.or_else(|| tokens.get(&entry.connection.id()).cloned());
+                let who = entry.owner(tokens);
                 (who, entry.connection.traffic().quiet(), entry)
             });
             victims.extend(eviction::relieve(RELIEF_PART_KNOWN, known.collect()));
@@ -261,6 +277,13 @@ impl LiveConnection {
     /// Whether its peer has proved who it is, and the node may end it for others.
     fn is_known(&self) -> bool {
         self.connection.is_authenticated() && self.may_end()
+    }
+
+    /// The identity for which it counts; `tokens` names the holders of tokens.
+    fn owner(&self, tokens: &HashMap<ConnId, PeerId>) -> Option<PeerId> {
+        let identity = self.connection.identity();
+        let who = identity.map(|identity| identity.id.clone());
+        who.or_else(|| tokens.get(&self.connection.id()).cloned())
     }
 
     /// Whether it has a slot of its own, because no other connection carries it, and is not ending already.

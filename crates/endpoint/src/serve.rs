@@ -134,13 +134,27 @@ impl EndpointShared {
         allowed
     }
 
-    /// Ends an unknown peer's connection for a newer one. Returns whether there was one that may end.
-    fn evict(&self, full: CapacityScope) -> bool {
-        let evicted = self.live.evict(full, EVICTED_END);
+    /// Ends an unknown peer's connection for a newer one, or for one of the known peer `comer` that of a known peer
+    /// which has more. Returns whether there was one that may end.
+    fn evict(&self, full: CapacityScope, comer: Option<&PeerId>) -> bool {
+        let evicted = self.live.evict(full, EVICTED_END)
+            || comer.is_some_and(|comer| self.evict_known(comer));
         if evicted {
             self.totals.evicted.add();
         }
         evicted
+    }
+
+    fn evict_known(&self, comer: &PeerId) -> bool {
+        let own_max = self.identities.max_connections(comer);
+        let admission = self.admission();
+        // Otherwise a peer that is refused next could end one connection after the other.
+        if !admission.has_capacity(comer, own_max) {
+            return false;
+        }
+        let tokens = admission.token_holders();
+        drop(admission);
+        self.live.evict_known(comer, &tokens, EVICTED_END)
     }
 
     /// Makes room for a newer connection of the same peer.
@@ -205,18 +219,26 @@ pub(crate) async fn serve(
     let watching = Arc::downgrade(&shared);
     connection.set_penalty(move || watching.upgrade()?.penalty(from));
     let resolved = proof.map(|proof| shared.resolve(proof));
-    let known = matches!(resolved, Some((_, Some(_))));
+    let known = resolved
+        .as_ref()
+        .and_then(|(_, identity)| identity.as_ref());
+    let known = known.map(|identity| identity.id.clone());
     if let Some(reservation) = &mut reservation {
         reservation.belongs_to(resolved.as_ref());
     }
     if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
     }
-    let mut permit =
-        match ConnectionPermit::take(&shared, &connection, from, known, credit.is_some()) {
-            Ok(permit) => permit,
-            Err(end) => return close(&connection, end),
-        };
+    let mut permit = match ConnectionPermit::take(
+        &shared,
+        &connection,
+        from,
+        known.as_ref(),
+        credit.is_some(),
+    ) {
+        Ok(permit) => permit,
+        Err(end) => return close(&connection, end),
+    };
     if let Some(reservation) = reservation {
         reservation.release();
     }

@@ -1,5 +1,6 @@
 //! `escrow/*`: what a share registry does, as operations.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use alknet_call::{
     RegistryBuilder,
 };
 use alknet_core::config::ADDRESS_RANGES_MAX;
-use alknet_core::{AddressRange, Identities, IdentityKind, IdentityProvider};
+use alknet_core::{AddressRange, Identities, IdentityKind, IdentityProvider, PeerKey};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -32,6 +33,8 @@ const APPROVAL_S_MAX: u64 = 86_400;
 const VAULT_CHARS_MAX: usize = 64;
 /// Longest name of a share that a person types.
 const NAME_CHARS_MAX: usize = 128;
+/// Longest IPv6 address, with an IPv4 address at its end.
+const ADDRESS_CHARS_MAX: usize = 45;
 /// When a peer that waits for an approval should ask again, in milliseconds.
 const PENDING_RETRY_MS: u64 = 5_000;
 
@@ -115,13 +118,16 @@ impl EscrowContext {
             ShareEntry {
                 revoked: Some(_), ..
             } => "revoked",
-            _ if listed.waiting.is_some() && listed.approved.is_none() => "waiting",
+            _ if !listed.waiting.is_empty() && listed.approved.is_none() => "waiting",
             _ => "kept",
         };
-        let (waits, waits_at) = match listed.waiting {
-            Some((since, at)) => (Some(since.as_secs()), at),
-            None => (None, None),
-        };
+        let waits = listed
+            .waiting
+            .iter()
+            .map(|(since, _)| since.as_secs())
+            .max();
+        let waits_at = listed.waiting.last().and_then(|(_, at)| *at);
+        let all: Vec<_> = listed.waiting.iter().filter_map(|(_, at)| *at).collect();
         let released = entry.released.as_ref();
         let revoked = entry.revoked.as_ref();
         json!({
@@ -140,6 +146,7 @@ impl EscrowContext {
             "refusals": listed.refusals,
             "waiting_s": waits,
             "waiting_at": waits_at,
+            "waiting_from": all,
             "approved_s": listed.approved.map(|left| left.as_secs()),
             "revoked": revoked.and_then(|end| end.time).and_then(moment),
             "revoked_by": revoked.map(|end| &end.by),
@@ -189,6 +196,14 @@ fn deposit(on: EscrowContext) -> Registration {
             approve: input.approve,
         };
         Ok(Box::new(move || {
+            // One share for each peer: people name a share by its peer.
+            let holds = |key: &PeerKey| {
+                let holder = on.identities.by_key(key);
+                holder.is_some_and(|holder| holder.id == asked.peer)
+            };
+            if on.share_registry.keeps_for_other_key(&asked, holds)? {
+                return Err(EscrowError::OtherKey);
+            }
             let id = on.share_registry.deposit(&asked, &deposit)?;
             Ok(json!({ "id": id }))
         }))
@@ -253,6 +268,8 @@ fn list(on: EscrowContext) -> Registration {
 #[serde(deny_unknown_fields)]
 struct ApproveInput {
     share: String,
+    #[serde(default)]
+    address: Option<IpAddr>,
     #[serde(default = "approval_s")]
     seconds: u64,
 }
@@ -262,13 +279,15 @@ const fn approval_s() -> u64 {
 }
 
 fn approve(on: EscrowContext) -> Registration {
-    let spec = OperationSpec::mutation("escrow/approve", "Approves releases of a share.")
+    let spec = OperationSpec::mutation("escrow/approve", "Approves one release of a share.")
         .with_input(json!({
             "type": "object",
             "required": ["share"],
             "additionalProperties": false,
             "properties": {
                 "share": share_schema(),
+                "address": { "type": ["string", "null"], "maxLength": ADDRESS_CHARS_MAX,
+                             "description": "The address that gets it; the one that waits unless given" },
                 "seconds": { "type": "integer", "minimum": 1, "maximum": APPROVAL_S_MAX,
                              "default": APPROVAL_S },
             }
@@ -280,7 +299,9 @@ fn approve(on: EscrowContext) -> Registration {
         Ok(Box::new(move || {
             let id = on.find_share(&input.share)?;
             let lasts = Duration::from_secs(input.seconds.min(APPROVAL_S_MAX));
-            let entry = on.share_registry.approve(&id, lasts, &by, Instant::now())?;
+            let at = input.address.map(|address| address.to_canonical());
+            let (registry, now) = (&on.share_registry, Instant::now());
+            let entry = registry.approve(&id, at, lasts, &by, now)?;
             Ok(short(&on, &entry))
         }))
     })
@@ -413,9 +434,11 @@ fn refusal(error: &EscrowError) -> CallError {
         EscrowError::Address => {
             of(ErrorCode::Forbidden).with_details(json!({ "reason": "address" }))
         }
-        EscrowError::Ambiguous | EscrowError::Conflict | EscrowError::Full => {
-            of(ErrorCode::Conflict)
-        }
+        EscrowError::Ambiguous
+        | EscrowError::Conflict
+        | EscrowError::Full
+        | EscrowError::OtherKey
+        | EscrowError::Several(_) => of(ErrorCode::Conflict),
         EscrowError::Index(_) => of(ErrorCode::Unavailable),
         EscrowError::Pending(_) => {
             CallError::operation(PENDING.0, text).with_retry_after_ms(PENDING_RETRY_MS)

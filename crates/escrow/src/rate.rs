@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 /// Releases of one share in a minute. A machine asks once when it starts.
 pub const RELEASES_PER_MINUTE: usize = 6;
-/// Releases of all shares together in a minute: after a power cut in a rack they all ask.
+/// Releases of all shares together in a minute: after a power cut in a rack they all ask. The last quarter is for
+/// shares that were not released in that minute.
 pub const RELEASES_PER_MINUTE_ALL: usize = 120;
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -25,6 +26,11 @@ impl MinuteCounter {
         }
         let first = self.0.front().filter(|_| self.0.len() >= most)?;
         Some(MINUTE.saturating_sub(now.duration_since(*first)))
+    }
+
+    /// Whether nothing happened in the minute before the last [`wait`](Self::wait).
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn note(&mut self, now: Instant) {

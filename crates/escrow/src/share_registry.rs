@@ -81,11 +81,64 @@ struct ShareRegistryState {
 #[derive(Default)]
 struct ShareActivity {
     releases: MinuteCounter,
-    approved_until: Option<Instant>,
-    waiting: Option<(Instant, Option<IpAddr>)>,
+    approval: Option<ShareApproval>,
+    /// Each address that waits, the one that asked last at the end.
+    waiting: Vec<WaitingRequest>,
     refusals: u64,
     told: Option<Instant>,
 }
+
+/// An approval of one release.
+#[derive(Clone, Copy)]
+struct ShareApproval {
+    until: Instant,
+    /// Where the share may go; to each address that may ask, if the share had no request that waited.
+    address: Option<IpAddr>,
+}
+
+impl ShareApproval {
+    fn covers(&self, asked: &ShareRequest) -> bool {
+        asked.now < self.until && (self.address.is_none() || self.address == asked.address)
+    }
+}
+
+/// An address from which requests for a share wait for an approval.
+#[derive(Clone, Copy)]
+struct WaitingRequest {
+    address: Option<IpAddr>,
+    since: Instant,
+    last: Instant,
+}
+
+impl ShareActivity {
+    /// Notes that a request waits.
+    fn wait(&mut self, asked: &ShareRequest) {
+        self.waiting
+            .retain(|one| asked.now.duration_since(one.last) < WAITING);
+        let at = |one: &WaitingRequest| one.address == asked.address;
+        let known = self.waiting.iter().position(at);
+        let since = known.map(|at| self.waiting.remove(at).since);
+        if self.waiting.len() >= WAITING_MAX {
+            self.waiting.remove(0);
+        }
+        self.waiting.push(WaitingRequest {
+            address: asked.address,
+            since: since.unwrap_or(asked.now),
+            last: asked.now,
+        });
+    }
+
+    /// The requests that still wait.
+    fn waiting(&self, now: Instant) -> impl Iterator<Item = &WaitingRequest> {
+        let still = move |one: &&WaitingRequest| now.duration_since(one.last) < WAITING;
+        self.waiting.iter().filter(still)
+    }
+}
+
+/// How long a request counts as one that waits. A machine asks again after a few seconds.
+const WAITING: Duration = Duration::from_secs(300);
+/// Addresses that wait for one share; the one that did not ask for longest makes room.
+const WAITING_MAX: usize = 8;
 
 /// How often a refusal of one share is worth a line of the log.
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -182,6 +235,28 @@ impl ShareRegistry {
         Ok(id)
     }
 
+    /// Whether a share of this key is kept, which no other key gets.
+    #[must_use]
+    pub fn keeps(&self, key: &PeerKey) -> bool {
+        let state = self.state();
+        let entry = state.shares.get(&ShareId::from_key(key));
+        entry.is_some_and(|entry| entry.key == *key && entry.revoked.is_none())
+    }
+
+    /// Whether the peer that asks has a share under another key that it still `holds`.
+    pub fn keeps_for_other_key(
+        &self,
+        asked: &ShareRequest,
+        holds: impl Fn(&PeerKey) -> bool,
+    ) -> Result<bool, EscrowError> {
+        let state = self.usable()?;
+        let is_other = |entry: &ShareEntry| {
+            entry.peer == asked.peer && entry.key != asked.key && entry.revoked.is_none()
+        };
+        let mut others = state.shares.values().filter(|entry| is_other(entry));
+        Ok(others.any(|entry| holds(&entry.key)))
+    }
+
     /// The share of the key that asks.
     pub fn release(&self, asked: &ShareRequest, id: &ShareId) -> Result<KeyShare, EscrowError> {
         let mut state = self.usable()?;
@@ -224,14 +299,19 @@ impl ShareRegistry {
             return Err(EscrowError::Address);
         }
         let live = state.live.entry(id.clone()).or_default();
-        let approved = live.approved_until.is_some_and(|until| asked.now < until);
+        let approved = live.approval.is_some_and(|approval| approval.covers(asked));
         if entry.approve && !approved {
-            let since = live.waiting.map_or(asked.now, |(since, _)| since);
-            live.waiting = Some((since, asked.address));
+            live.wait(asked);
             return Err(EscrowError::Pending(id.to_string()));
         }
         let own = live.releases.wait(RELEASES_PER_MINUTE, asked.now);
-        let all = state.all.wait(RELEASES_PER_MINUTE_ALL, asked.now);
+        // The last quarter is for machines that had nothing in this minute: a crowd that asks again and again does not
+        // keep them from starting.
+        let most = match live.releases.is_empty() {
+            true => RELEASES_PER_MINUTE_ALL,
+            false => RELEASES_PER_MINUTE_ALL / 4 * 3,
+        };
+        let all = state.all.wait(most, asked.now);
         own.or(all)
             .map_or(Ok(()), |wait| Err(EscrowError::Rate(wait)))
     }
@@ -261,7 +341,9 @@ impl ShareRegistry {
         state.all.note(asked.now);
         let live = state.live.entry(id.clone()).or_default();
         live.releases.note(asked.now);
-        live.waiting = None;
+        live.waiting.clear();
+        // One approval is for one start: a copy of the machine's disk asks as the machine does.
+        live.approval = None;
         tracing::info!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
             addr = asked.address.map(tracing::field::display), "escrow.released");
         Ok(share)
@@ -284,11 +366,15 @@ impl ShareRegistry {
         let state = self.usable()?;
         let listed = |entry: &ShareEntry| {
             let live = state.live.get(&entry.id);
-            let until = live.and_then(|live| live.approved_until);
-            let waiting = live.and_then(|live| live.waiting);
+            let until = live.and_then(|live| live.approval).map(|it| it.until);
+            let waiting = live.map_or_else(Vec::new, |live| {
+                let each = live.waiting(now);
+                each.map(|one| (now.duration_since(one.since), one.address))
+                    .collect()
+            });
             ShareListing {
                 entry: entry.clone(),
-                waiting: waiting.map(|(since, from)| (now.duration_since(since), from)),
+                waiting,
                 approved: until.and_then(|until| until.checked_duration_since(now)),
                 refusals: live.map_or(0, |live| live.refusals),
             }
@@ -296,10 +382,11 @@ impl ShareRegistry {
         Ok(state.shares.values().map(listed).collect())
     }
 
-    /// Allows releases of a share for a time.
+    /// Allows one release of a share within a time: to this address, or to the one that waits.
     pub fn approve(
         &self,
         id: &ShareId,
+        address: Option<IpAddr>,
         lasts: Duration,
         by: &str,
         now: Instant,
@@ -309,8 +396,19 @@ impl ShareRegistry {
         if entry.revoked.is_some() {
             return Err(EscrowError::Revoked);
         }
-        state.live.entry(id.clone()).or_default().approved_until = now.checked_add(lasts);
-        tracing::info!(share = %id, by, seconds = lasts.as_secs(), "escrow.approved");
+        let live = state.live.entry(id.clone()).or_default();
+        let waiting: Vec<_> = live.waiting(now).map(|one| one.address).collect();
+        let address = match (address, &waiting[..]) {
+            (Some(address), _) => Some(address),
+            (None, [] | [None]) => None,
+            (None, [Some(one)]) => Some(*one),
+            // Any of them may be a copy of the machine's disk: the administrator has to say which one starts.
+            (None, several) => return Err(EscrowError::several(several)),
+        };
+        let until = now.checked_add(lasts);
+        live.approval = until.map(|until| ShareApproval { until, address });
+        tracing::info!(share = %id, by, seconds = lasts.as_secs(),
+            addr = address.map(tracing::field::display), "escrow.approved");
         Ok(entry)
     }
 
@@ -335,7 +433,7 @@ impl ShareRegistry {
         }
         let entry = entry.clone();
         self.keep(&mut state, shares)?;
-        state.live.entry(id.clone()).or_default().approved_until = None;
+        state.live.entry(id.clone()).or_default().approval = None;
         tracing::info!(share = %id, by, approve = entry.approve, "escrow.changed");
         Ok(entry)
     }
@@ -426,9 +524,9 @@ impl ShareRegistry {
 pub struct ShareListing {
     /// What is known of it.
     pub entry: ShareEntry,
-    /// How long its owner waits for an approval, and where.
-    pub waiting: Option<(Duration, Option<IpAddr>)>,
-    /// How long releases are still approved.
+    /// How long requests wait for an approval, and where; the one that asked last at the end.
+    pub waiting: Vec<(Duration, Option<IpAddr>)>,
+    /// How long a release is still approved.
     pub approved: Option<Duration>,
     /// How often it was refused since the start.
     pub refusals: u64,

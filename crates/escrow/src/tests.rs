@@ -195,7 +195,7 @@ fn a_share_that_was_taken_back_is_gone() {
             Err(EscrowError::Revoked)
         ));
         let hour = Duration::from_secs(3600);
-        let approved = share_registry.approve(&id, hour, "admin", scene.now);
+        let approved = share_registry.approve(&id, None, hour, "admin", scene.now);
         assert!(matches!(approved, Err(EscrowError::Revoked)));
     }
 }
@@ -229,12 +229,12 @@ fn addresses_and_approvals_bind_a_share() {
         Err(EscrowError::Pending(_))
     ));
     let listed = share_registry.list(home.now).expect("a list").remove(0);
-    assert_eq!(listed.waiting, Some((Duration::ZERO, home.address)));
+    assert_eq!(listed.waiting, [(Duration::ZERO, home.address)]);
     assert_eq!(listed.refusals, 3);
 
     let minute = Duration::from_secs(60);
     share_registry
-        .approve(&id, minute, "admin", home.now)
+        .approve(&id, None, minute, "admin", home.now)
         .expect("approved");
     assert!(matches!(
         share_registry.release(&away, &id),
@@ -252,7 +252,7 @@ fn addresses_and_approvals_bind_a_share() {
     ));
     // A restart forgets what was approved, and not what is asked for.
     share_registry
-        .approve(&id, minute, "admin", late.now)
+        .approve(&id, None, minute, "admin", late.now)
         .expect("approved");
     assert!(matches!(
         scene.share_registry().release(&late, &id),
@@ -276,6 +276,82 @@ fn addresses_and_approvals_bind_a_share() {
     };
     share_registry.change(&id, free, "admin").expect("changed");
     assert!(share_registry.release(&away, &id).is_ok());
+}
+
+/// A copy of the machine's disk asks as the machine does, and goes on asking.
+#[test]
+fn an_approval_is_for_one_start_of_one_machine() {
+    let scene = EscrowTest::new();
+    let share_registry = scene.share_registry();
+    let at = |address, after_s| scene.request(1, address, after_s);
+    let (home, away) = (
+        |after_s| at("192.0.2.9", after_s),
+        |after_s| at("203.0.113.9", after_s),
+    );
+    let bound = ShareDeposit {
+        approve: true,
+        ..deposit(7)
+    };
+    let id = share_registry.deposit(&home(0), &bound).expect("taken");
+    let hour = Duration::from_secs(3600);
+    let approve = |address, now| share_registry.approve(&id, address, hour, "admin", now);
+    let released = |asked: &ShareRequest| match share_registry.release(asked, &id) {
+        Ok(_) => true,
+        Err(EscrowError::Pending(_)) => false,
+        Err(other) => panic!("{other:?}"),
+    };
+    assert!(!released(&away(0)) && !released(&home(1)));
+    let listed = share_registry.list(home(1).now).expect("a list").remove(0);
+    let waiting = [
+        (Duration::from_secs(1), away(0).address),
+        (Duration::ZERO, home(1).address),
+    ];
+    assert_eq!(listed.waiting, waiting);
+    let several = approve(None, home(1).now);
+    assert!(
+        matches!(several, Err(EscrowError::Several(_))),
+        "{several:?}"
+    );
+    assert!(!released(&home(2)));
+    approve(home(0).address, home(2).now).expect("approved");
+    assert!(!released(&away(3)));
+    assert!(released(&home(4)));
+    for after_s in 5..8 {
+        assert!(!released(&home(after_s)) && !released(&away(after_s)));
+    }
+    // Only one waits after a while, and one that did not wait gets nothing.
+    assert!(!released(&home(400)));
+    approve(None, home(400).now).expect("approved");
+    assert!(!released(&away(401)) && released(&home(402)));
+    // Nothing waits: the next start is meant, wherever the machine comes from.
+    approve(None, home(403).now).expect("approved");
+    assert!(released(&away(404)) && !released(&home(405)));
+}
+
+/// Peers with a share each ask as often as they may, and use up what all may have.
+#[test]
+fn shares_that_are_asked_for_often_leave_the_others_theirs() {
+    let scene = EscrowTest::new();
+    let share_registry = scene.share_registry();
+    let at = |key| scene.request(key, "192.0.2.1", 0);
+    let ids: Vec<_> = (0..21)
+        .map(|key| {
+            share_registry
+                .deposit(&at(key), &deposit(7))
+                .expect("taken")
+        })
+        .collect();
+    let mut released = 0;
+    for _ in 0..RELEASES_PER_MINUTE {
+        for key in 0..20 {
+            let outcome = share_registry.release(&at(key), &ids[usize::from(key)]);
+            released += usize::from(outcome.is_ok());
+        }
+    }
+    assert_eq!(released, RELEASES_PER_MINUTE_ALL / 4 * 3);
+    share_registry
+        .release(&at(20), &ids[20])
+        .expect("a machine that starts");
 }
 
 #[test]

@@ -167,3 +167,29 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     assert!(!after.contains("alknet: ready"), "{after}");
     assert_eq!(share(&bench, &keeper)["state"], "revoked");
 }
+
+/// A thief with a copy of a machine's disk has the key of its slot, and replaces it at the node that keeps the share.
+/// After a day nothing would have the old key, which alone gets the share.
+#[test]
+fn a_key_that_has_a_share_is_not_replaced() {
+    let bench = TestBench::new();
+    let keeper = bench.snapshot(BootVariant::MicrovmErofs).restore();
+    let (target, slot) = (keeper.target(), bench.user("slot"));
+    let key = slot.identity();
+    let add = [
+        "peer", "add", &target, SHARE, "--key", &key, "--scope", "escrow",
+    ];
+    run(&bench, &add).json();
+    let deposit = json!({ "share": "07".repeat(32), "vault": "v" });
+    let left = slot.call(&target, "escrow/deposit", &deposit, &[]).json();
+    let rotate = || slot.run(slot.command(&["key", "rotate", &target]));
+    let refused = rotate();
+    assert_eq!(refused.code(), "CONFLICT", "{refused:?}");
+    assert!(refused.errors.contains("keeps a share"), "{refused:?}");
+    let released = slot.call(&target, "escrow/release", &json!({ "id": left["id"] }), &[]);
+    assert_eq!(released.json()["share"], deposit["share"]);
+    // The owner decides otherwise.
+    run(&bench, &["escrow", "revoke", &target, SHARE]).json();
+    assert_eq!(rotate().status, 0);
+    keeper.end();
+}

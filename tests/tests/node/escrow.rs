@@ -11,10 +11,11 @@ use alknet_core::config::NodeConfig;
 use alknet_core::{AuthToken, Connection, Identities, SystemClock};
 use alknet_endpoint::{EndpointDialer, EndpointLimits, Target};
 use alknet_escrow::{EscrowVault, EscrowVaultError, ShareId, ShareRegistry, register};
-use alknet_tests::{TestBench, wire};
+use alknet_tests::{RawTcpConnection, TestBench, wire};
 use alknet_tls::NodeKey;
 use alknet_vault::{BlobLabel, Entropy, SealedBlob, SecretStr, Vault, VaultError, WordCount};
 use serde_json::{Value, json};
+use tokio::task::block_in_place;
 
 use crate::local_node::LocalNode;
 
@@ -82,7 +83,9 @@ struct EscrowFixture {
 
 impl EscrowFixture {
     fn start(dir: &Path) -> Self {
-        let names = ["owner", "kitchen", "cellar", "guest", "nobody"];
+        let names = [
+            "owner", "kitchen", "cellar", "shed", "spare", "guest", "nobody",
+        ];
         let keys = names.map(|name| (name, NodeKey::generate().expect("a key")));
         let keys = BTreeMap::from(keys);
         let token = AuthToken::generate().expect("randomness");
@@ -99,6 +102,12 @@ impl EscrowFixture {
             ),
             peer("cellar", "scopes = [\"escrow\"]"),
             peer("guest", "scopes = [\"node:read\"]"),
+            // A peer with two keys.
+            format!(
+                "[[peers]]\npeer_id = \"shed\"\nkeys = [\"{}\", \"{}\"]\nscopes = [\"escrow\"]\n",
+                keys["shed"].public(),
+                keys["spare"].public()
+            ),
         ];
         let config = NodeConfig::parse(document.concat().as_bytes());
         let config = config.unwrap_or_else(|errors| panic!("{errors:#?}"));
@@ -134,15 +143,30 @@ impl EscrowFixture {
         )
     }
 
-    async fn dial(&self, who: &str) -> (EndpointDialer, Connection) {
-        let dialer = EndpointDialer::new(Some(self.keys[who].clone()));
-        let target = Target {
+    fn target(&self) -> Target {
+        Target {
             pins: vec![self.here.key.public()],
             host: alknet_core::DialHost::Ip(Ipv4Addr::LOCALHOST.into()),
             port: self.here.server.port(),
-        };
-        let connection = dialer.dial(&target, ALPN).await.expect("it serves");
-        (dialer, connection)
+        }
+    }
+
+    async fn dial(&self, who: &str) -> (EndpointDialer, Connection) {
+        let dialer = EndpointDialer::new(Some(self.keys[who].clone()));
+        let connection = dialer.dial(&self.target(), ALPN).await;
+        (dialer, connection.expect("it serves"))
+    }
+
+    /// What the node answers to a request from this address for the share of `kitchen`.
+    fn release_from(&self, from: Ipv4Addr, wanted: &Value) -> Value {
+        let key = Some(self.keys["kitchen"].clone());
+        block_in_place(|| {
+            let connection = RawTcpConnection::connect(&self.target(), from, key, ALPN);
+            let mut connection = connection.expect("it is known");
+            let request = wire::request("1", "escrow/release", wanted);
+            connection.say(&request).expect("it is taken");
+            connection.event().expect("an answer")["payload"].take()
+        })
     }
 }
 
@@ -308,6 +332,57 @@ async fn the_owner_binds_approves_and_takes_back() {
         .call("owner", "escrow/revoke", json!({ "share": "cellar" }))
         .await;
     assert_eq!(code(none), "NOT_FOUND");
+}
+
+/// Two shares of one peer have one name, by which the owner could take back neither.
+#[tokio::test]
+async fn a_peer_has_one_share_whichever_key_it_shows() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let scene = EscrowFixture::start(dir.path());
+    let left = scene.call("shed", "escrow/deposit", deposit(7)).await;
+    let wanted = json!({ "id": left.expect("taken")["id"] });
+    let second = scene.call("spare", "escrow/deposit", deposit(8)).await;
+    assert_eq!(code(second), "CONFLICT");
+    let released = scene.call("shed", "escrow/release", wanted).await;
+    assert_eq!(released.expect("its own")["share"], deposit(7)["share"]);
+    let revoke = json!({ "share": "shed" });
+    let revoked = scene.call("owner", "escrow/revoke", revoke).await;
+    revoked.expect("it has one name");
+    let second = scene.call("spare", "escrow/deposit", deposit(8)).await;
+    assert!(second.is_ok(), "{second:?}");
+}
+
+/// A copy of the machine's disk has the key of its slot, and asks from another address, every few seconds. The
+/// administrator approves the start of the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_opens_no_copy_of_the_disk() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let scene = EscrowFixture::start(dir.path());
+    let mut bound = deposit(7);
+    bound["approve"] = json!(true);
+    let answer = scene.call("kitchen", "escrow/deposit", bound).await;
+    let wanted = json!({ "id": answer.expect("taken")["id"] });
+    let ask = |last: u8| scene.release_from(Ipv4Addr::new(127, 0, 0, last), &wanted);
+    let approve = async |address: Option<&str>| {
+        let input = json!({ "share": "kitchen", "address": address });
+        scene.call("owner", "escrow/approve", input).await
+    };
+    let (machine, copy) = (2, 3);
+    for last in [copy, machine, copy] {
+        assert_eq!(ask(last)["code"], "APPROVAL_PENDING");
+    }
+    let listed = scene.call("owner", "escrow/list", Value::Null).await;
+    let row = &listed.expect("a list")["shares"][0];
+    assert_eq!(row["waiting_from"], json!(["127.0.0.2", "127.0.0.3"]));
+    let unsaid = approve(None).await.expect_err("two of them wait");
+    assert_eq!(unsaid.code, ErrorCode::Conflict);
+    assert!(unsaid.message.contains("127.0.0.3"), "{unsaid}");
+    approve(Some("127.0.0.2")).await.expect("approved");
+    assert_eq!(ask(copy)["code"], "APPROVAL_PENDING");
+    assert_eq!(ask(machine)["output"]["share"], deposit(7)["share"]);
+    for last in [copy, machine] {
+        assert_eq!(ask(last)["code"], "APPROVAL_PENDING");
+    }
 }
 
 /// A node without a vault cannot keep a share, and refuses a deposit with `CONFLICT`.

@@ -22,7 +22,7 @@ async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
     let config = configuration(
         "rollback_on_errors = true\n[hub]\nenabled = true\n",
         &[
-            ("ada", &ada, &["ops:propose"]),
+            ("ada", &ada, &["ops:propose", "peer:route:mate"]),
             ("mate", &mate, &[]),
             ("rev", &rev, &["ops:promote"]),
             ("eve", &eve, &["call:js:first"]),
@@ -227,4 +227,216 @@ async fn no_peer_takes_the_place_of_a_promoted_operation_that_is_not_there() {
     assert_eq!(said(&client).await, "NOT_FOUND");
     assert_eq!(peer.asked("billing/pay"), 0);
     peer.connection.close(CloseCode::Normal, "");
+}
+
+/// The value of a script that the caller runs on the node.
+fn ran(who: &CliRunner, node: &HostNode, input: &Value) -> Value {
+    let mut answer = who.call(node.target(), "runtime/eval", input, &[]).json();
+    answer["value"].take()
+}
+
+/// The inner operation reads what its author may read, for the outer one, which checks its callers. A peer that may run
+/// scripts, and that lacks the author's scopes, asks the inner one itself.
+#[test]
+fn a_script_does_not_reach_what_was_promoted_for_other_operations() {
+    let bench = TestBench::new();
+    let [ada, rev, dev] = ["ada", "rev", "dev"].map(|name| bench.user(name));
+    let config = configuration(
+        "",
+        &[
+            ("ada", &ada, &["ops:propose", "node:read"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("dev", &dev, &["runtime:debug", "call:js:outer"]),
+        ],
+    );
+    let node = bench.host_with(&config);
+    let inner = OperationDraft {
+        uses: &["node/info"],
+        source: "export const run = async (n) => n ? (await ops.call('node/info')).name : 'done';",
+        ..OperationDraft::waits("inner")
+    };
+    let id = propose(&bench, node.target(), ("ada", &ada), &inner);
+    let promoted = rev.run(rev.command(&["ops", "promote", node.target(), &id]));
+    assert_eq!(promoted.json()["active"], true);
+    let outer = OperationDraft {
+        uses: &["js/inner"],
+        source: "export const run = async (n) => n ? await ops.call('js/inner', n) : 'done';",
+        ..OperationDraft::waits("outer")
+    };
+    promote(&bench, node.target(), ("ada", &ada), &rev, &outer);
+
+    let source = "const told = {};
+        for (const path of ['js/inner', 'js/outer', 'node/info']) {
+            try { told[path] = await ops.call(path, path === 'node/info' ? null : 1); }
+            catch (error) { told[path] = error.code; }
+        }
+        export default { told, listed: ops.list('js').map((it) => it.path) }";
+    let name = node.call("node/info", &Value::Null)["name"].take();
+    let expected = json!({
+        "told": { "js/inner": "NOT_FOUND", "js/outer": name, "node/info": "FORBIDDEN" },
+        "listed": ["js/outer"],
+    });
+    let uses = ["js/inner", "js/outer", "node/info"];
+    for input in [
+        json!({ "source": source }),
+        json!({ "source": source, "uses": uses }),
+    ] {
+        assert_eq!(ran(&dev, &node, &input), expected, "{input}");
+    }
+    // Nor does an administrator, whose script is no operation of the node either.
+    let source = "export default await ops.call('js/inner', 1)";
+    let refused = bench.admin().call(
+        node.target(),
+        "runtime/eval",
+        &json!({ "source": source }),
+        &[],
+    );
+    assert!(refused.errors.contains("NOT_FOUND"), "{refused:?}");
+}
+
+/// The worker lets its hub read a folder. Its operations for tensors ask for a known caller, whose scopes they look up
+/// themselves, and the caller that the worker sees is the hub, whichever script of the hub calls.
+#[test]
+fn a_script_or_operation_has_not_the_rights_of_the_hub_at_a_worker() {
+    let bench = TestBench::new();
+    let [ada, bea, rev, dev, way] =
+        ["ada", "bea", "rev", "dev", "way"].map(|name| bench.user(name));
+    let config = configuration(
+        "[hub]\nenabled = true\n",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("bea", &bea, &["ops:propose", "peer:route:*"]),
+            ("rev", &rev, &["ops:promote"]),
+            (
+                "dev",
+                &dev,
+                &["runtime:debug", "call:js:first", "call:js:second"],
+            ),
+            ("way", &way, &["runtime:debug", "peer:route:*"]),
+        ],
+    );
+    let hub = bench.host_with(&config);
+    let admin = bench.admin();
+    let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
+    let invited = invited.json();
+    let join = invited["join"].as_str().expect("a join string");
+    let document = format!(
+        "[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\n\
+         scopes = [\"tensor:read:models\", \"tensor:write:models\"]\n"
+    );
+    let config = bench.path().join("worker.toml");
+    std::fs::write(&config, document).expect("the folder is ours");
+    let _worker = HostNode::start_with(&bench.path().join("worker"), admin, Some(&config));
+    let id = eventually("the worker", || {
+        let mut listed = hub.call("services/list-peers", &Value::Null);
+        let is_there = listed.to_string().contains("tensor/list");
+        is_there.then(|| listed["peers"][0]["peer"].take())
+    });
+    let id = id.as_str().expect("an id");
+
+    let tries = |operation: &str, peer: &str| {
+        format!("await ops.call('{operation}', null, {{ peer: '{peer}' }})")
+    };
+    let told = |tries: &str| {
+        format!(
+            "let told; try {{ told = {tries}; }} catch (error) {{ told = error.code; }}
+             export default told"
+        )
+    };
+    let script = |who, operation: &str, peer: &str| {
+        let input = json!({ "source": told(&tries(operation, peer)) });
+        ran(who, &hub, &input)
+    };
+    let files = json!({ "files": [] });
+    assert_eq!(script(&way, "tensor/list", id), files);
+    for (operation, peer) in [
+        ("tensor/list", id),
+        ("tensor/remove", id),
+        ("node/info", id),
+        // An unknown peer looks the same.
+        ("tensor/list", "cellar"),
+    ] {
+        let said = script(&dev, operation, peer);
+        assert_eq!(said, "FORBIDDEN", "{operation} {peer}");
+    }
+
+    // What is promoted acts with the scopes of its author, and not with those of the hub.
+    let source = format!(
+        "export const run = async (n) => {{
+             if (!n) return 'done';
+             try {{ return {}; }} catch (error) {{ return error.code; }}
+         }};",
+        tries("tensor/list", id)
+    );
+    for (name, author, path, expected) in [
+        ("ada", &ada, "first", json!("FORBIDDEN")),
+        ("bea", &bea, "second", files),
+    ] {
+        let draft = OperationDraft {
+            uses: &["tensor/list"],
+            source: &source,
+            ..OperationDraft::waits(path)
+        };
+        promote(&bench, hub.target(), (name, author), &rev, &draft);
+        let said = dev.call(hub.target(), &format!("js/{path}"), &json!(1), &[]);
+        assert_eq!(said.json(), expected, "{name}");
+    }
+}
+
+/// Two reviewers have to agree. One of them is a peer of the node's hub as well, to which the node gives the scope of a
+/// reviewer, and so is the author.
+#[test]
+fn a_reviewer_is_one_also_through_a_hub() {
+    let bench = TestBench::new();
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
+    let way: &[&str] = &["peer:route:*", "hub:invoke:ops", "ops:promote"];
+    let hub = configuration(
+        "[hub]\nenabled = true\n",
+        &[("ada", &ada, way), ("rev", &rev, way)],
+    );
+    let hub = bench.host_with(&hub);
+    let admin = bench.admin();
+    let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
+    let invited = invited.json();
+    let join = invited["join"].as_str().expect("a join string");
+    let people: [(&str, &CliRunner, &[&str]); 3] = [
+        ("ada", &ada, &["ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+        ("bob", &bob, &["ops:promote"]),
+    ];
+    let document = format!(
+        "{}[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\nscopes = [\"ops:promote\"]\n",
+        configuration("reviews = 2\n", &people)
+    );
+    let config = bench.path().join("worker.toml");
+    std::fs::write(&config, document).expect("the folder is ours");
+    let worker = HostNode::start_with(&bench.path().join("worker"), admin, Some(&config));
+    eventually("the worker", || {
+        let listed = hub.call("services/list-peers", &Value::Null);
+        listed.to_string().contains("ops/promote").then_some(())
+    });
+
+    let draft = OperationDraft::waits("first");
+    let id = propose(&bench, worker.target(), ("ada", &ada), &draft);
+    let vote = json!({ "id": id, "accept": true });
+    let accept = |who: &CliRunner| who.call(worker.target(), "ops/promote", &vote, &[]).json();
+    let through = |who: &CliRunner, operation: &str, input: &Value| {
+        let invoke = json!({ "peer": "kitchen", "operation": operation, "input": input });
+        [
+            who.call(hub.target(), operation, input, &["--peer", "kitchen"]),
+            who.call(hub.target(), "hub/invoke", &invoke, &[]),
+        ]
+    };
+    assert_eq!(accept(&rev)["reviews"], 1);
+    for who in [&ada, &rev] {
+        let shown = through(who, "ops/proposals", &json!({ "id": id }));
+        assert!(shown.iter().all(|shown| shown.status == 0), "{shown:?}");
+        for refused in through(who, "ops/promote", &vote) {
+            assert_eq!(refused.code(), "FORBIDDEN", "{refused:?}");
+            assert!(refused.errors.contains("through a hub"), "{refused:?}");
+        }
+        let back = through(who, "ops/rollback", &json!({ "path": "js/first" }));
+        assert!(back.iter().all(|it| it.code() == "FORBIDDEN"), "{back:?}");
+    }
+    assert_eq!(accept(&bob)["active"], true);
 }

@@ -213,6 +213,35 @@ async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
     assert_eq!(refused.code.name(), "SCRIPT_FAILED", "{refused}");
 }
 
+/// An administrator takes a peer's entry away, and gives its id, with the same rights, to another key.
+#[test]
+fn a_repl_ends_with_the_peer_that_opened_it() {
+    let bench = TestBench::new();
+    let (node, admin) = (bench.host(), bench.admin().identity());
+    let [old, new] = ["old", "new"].map(|name| bench.user(name));
+    let holds = |who: &CliRunner| {
+        let document = format!(
+            "node.admin_keys = [\"{admin}\"]\n[[peers]]\npeer_id = \"edge\"\n\
+             keys = [\"{}\"]\nscopes = [\"runtime:debug\"]\n",
+            who.identity()
+        );
+        node.call("config/apply", &json!({ "document": document }));
+    };
+    let line = |who: &CliRunner, source: &str| {
+        let line = json!({ "repl": "kept", "source": source });
+        let mut ran = who.call(node.target(), "runtime/eval", &line, &[]).json();
+        ran["value"].take()
+    };
+    let seen = "typeof secret";
+    holds(&old);
+    assert_eq!(line(&old, "globalThis.secret = 42"), 42);
+    assert_eq!(line(&old, seen), "number");
+    holds(&new);
+    assert_eq!(line(&new, seen), "undefined");
+    assert_eq!(line(&new, "globalThis.secret = ''"), "");
+    assert_eq!(line(&new, seen), "string");
+}
+
 /// The holder of a token calls continuously over its connection while the token loses scopes, and
 /// once more after the change was answered.
 #[tokio::test(flavor = "multi_thread")]

@@ -279,6 +279,7 @@ impl Env {
         every.retain(|found| {
             let rule = &found.operation.spec.access_control;
             (self.is_own(found) || scope.reaches(found.operation(), None))
+                && !self.leaves_out(scope, found)
                 && found.operation.is_callable()
                 && (rule.is_open() || rule.scopes_allow(scopes))
         });
@@ -315,12 +316,14 @@ impl Env {
                         None => scope.reaches(name, None),
                     }
             })
+            .filter(|found| !self.leaves_out(scope, found))
             // A description without code must not look like a failing operation.
             .filter(|found| found.operation.is_callable())
             .ok_or_else(unknown)
     }
 
-    /// Whether only the scope for the way to a peer lets the call reach the peer that it names.
+    /// Whether only the scope for the way to a peer lets the call reach the peer that it names. In the namespaces of
+    /// the node that is always so: the peer admits this node, and knows nothing of what the calling operation may do.
     ///
     /// # Errors
     /// The route is the only way, and the authority lacks its scope. The error is the same for every name of a peer,
@@ -334,7 +337,11 @@ impl Env {
         let Some(PeerRef::Specific(peer)) = &options.peer else {
             return Ok(false);
         };
-        if scope.reaches(name, Some(peer)) || !scope.routes(name) {
+        let is_by_name = match self.ctx.dispatcher().registry.is_of_node(name) {
+            true => scope.pins(name, peer),
+            false => scope.reaches(name, Some(peer)),
+        };
+        if is_by_name || !(scope.routes(name) || scope.reaches(name, Some(peer))) {
             return Ok(false);
         }
         let way = admission::route_scope(peer.as_str());
@@ -347,6 +354,17 @@ impl Env {
                 None,
             )),
         }
+    }
+
+    /// Whether the operation is one of this node that the scope leaves out: an internal one whose rule is open was
+    /// written for operations that name it, and acts with the rights of its author.
+    fn leaves_out(&self, scope: &ScopedPeerEnv, found: &ResolvedOperation) -> bool {
+        let operation = &found.operation;
+        scope.leaves_internal()
+            && found.peer.is_none()
+            && operation.provenance == Provenance::Local
+            && !operation.is_external()
+            && operation.spec.access_control.is_open()
     }
 
     /// Whether a session found one of its own operations. A lookup never finds those of other sessions.

@@ -66,6 +66,8 @@ pub struct ScopedPeerEnv {
     ops: NameSet,
     peer_pinned: BTreeMap<PeerId, NameSet>,
     routed: RoutedReach,
+    /// Whether it leaves out what only operations of the node are meant to call.
+    leaves_internal: bool,
 }
 
 /// Which operations an operation reaches on a peer that its call names, where the authority holds the scope for the
@@ -140,6 +142,21 @@ impl ScopedPeerEnv {
         self
     }
 
+    /// Leaves out the internal operations of this node whose access control is open. They are meant for operations that
+    /// name them in their reach; code that a caller sends reaches whole namespaces, and no reviewer agreed to what it
+    /// calls. A session's own operations stay within reach.
+    #[must_use]
+    pub fn without_internal(mut self) -> Self {
+        self.leaves_internal = true;
+        self
+    }
+
+    /// Whether it leaves them out.
+    #[must_use]
+    pub fn leaves_internal(&self) -> bool {
+        self.leaves_internal
+    }
+
     /// Its reach on peers that it pins, or by calls that name the peer, without the operations that it reaches
     /// everywhere.
     pub(crate) fn on_peers_alone(&self) -> Self {
@@ -147,6 +164,7 @@ impl ScopedPeerEnv {
             ops: NameSet::default(),
             peer_pinned: self.peer_pinned.clone(),
             routed: self.routed.clone(),
+            leaves_internal: self.leaves_internal,
         }
     }
 
@@ -155,15 +173,16 @@ impl ScopedPeerEnv {
         self.routed.contains(operation)
     }
 
+    /// Whether it reaches `operation` on this peer by name, and not with every other node.
+    pub(crate) fn pins(&self, operation: &str, peer: &PeerId) -> bool {
+        let names = self.peer_pinned.get(peer);
+        names.is_some_and(|names| names.contains(operation))
+    }
+
     /// Whether `operation` is reachable: here (`None`), or on a peer, whatever the authority.
     #[must_use]
     pub fn reaches(&self, operation: &str, peer: Option<&PeerId>) -> bool {
-        let pinned = |peer| {
-            self.peer_pinned
-                .get(peer)
-                .is_some_and(|names: &NameSet| names.contains(operation))
-        };
-        self.ops.contains(operation) || peer.is_some_and(pinned)
+        self.ops.contains(operation) || peer.is_some_and(|peer| self.pins(operation, peer))
     }
 
     /// Whether everything `other` reaches, this one reaches, too.
@@ -181,6 +200,7 @@ impl ScopedPeerEnv {
         self.ops.covers(&other.ops)
             && other.peer_pinned.iter().all(pinned)
             && self.routed.covers(&other.routed)
+            && (!self.leaves_internal || other.leaves_internal)
     }
 }
 
@@ -241,6 +261,14 @@ mod tests {
         assert!(some.covers(&ScopedPeerEnv::default().with_routing_to(["c/d"])));
         let nothing = ScopedPeerEnv::default();
         assert_eq!(nothing.clone().with_routing_to([""; 0]), nothing);
+    }
+
+    #[test]
+    fn what_leaves_internal_operations_out_covers_nothing_that_reaches_them() {
+        let all = ScopedPeerEnv::new(["a/*"]);
+        let some = all.clone().without_internal();
+        assert!(all.covers(&some) && some.covers(&some) && !some.covers(&all));
+        assert!(some.on_peers_alone().leaves_internal());
     }
 
     proptest! {

@@ -391,6 +391,7 @@ async fn no_peer_takes_the_place_of_the_nodes_own_operations() {
     };
     let mut builder = Registry::builder()
         .with(script("js/pay", "own/pay", &[]))
+        .with(script("js/way", "own/pay", &["peer:route:worker"]))
         .with(script("js/other", "app/note", &[]))
         .with(pinned);
     builder.keep_for_node("own");
@@ -407,10 +408,17 @@ async fn no_peer_takes_the_place_of_the_nodes_own_operations() {
         let answer = call_value(&client, "js/other", unnamed).await;
         assert_eq!(answer, Ok(json!("of another node")), "{unnamed}");
     }
-    // A script that names the peer, or an operation that is pinned to it, means it.
-    for (name, input) in [("js/pay", json!("worker")), ("js/pinned", Value::Null)] {
+    // A script that names the peer and has the scope for the way, or an operation that is pinned to it, means it.
+    for (name, input) in [("js/way", json!("worker")), ("js/pinned", Value::Null)] {
         let answer = call_value(&client, name, &input).await;
         assert_eq!(answer, Ok(json!("of another node")), "{name}");
+    }
+    // The worker admits the hub, and knows nothing of the script's rights. A worker that does not exist looks the same.
+    for there in ["worker", "stranger"] {
+        let refused = call_value(&client, "js/pay", &json!(there)).await;
+        let error = refused.expect_err("it lacks the scope for the way");
+        assert_eq!(error.code, ErrorCode::Forbidden, "{there}: {error}");
+        assert!(error.message.contains("'peer:route:'"), "{there}: {error}");
     }
 }
 

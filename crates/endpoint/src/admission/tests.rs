@@ -358,6 +358,34 @@ fn a_share_of_the_slots_is_for_known_peers() {
     assert_eq!(identify(&mut admission, 8, None), SlotDecision::Welcome);
 }
 
+/// The handshake begins, because a connection of the fullest may end for a peer that has none.
+#[test]
+fn peers_that_have_every_slot_let_a_handshake_begin_unless_each_has_one() {
+    let limits = EndpointLimits {
+        connections_max: 4,
+        per_peer_max: 2,
+        ..EndpointLimits::default()
+    };
+    let now = Instant::now();
+    for (each, begins) in [(1, false), (2, true)] {
+        let mut admission = Admission::new(limits);
+        for n in 0..4 {
+            assert_eq!(admission.connect(ConnId(n), v4(1), true, true), Ok(()));
+            let who = peer(&format!("p{}", n / each));
+            let decision = admission.identify(&who, ConnId(n), false, None, true);
+            assert_eq!(decision, SlotDecision::Welcome);
+        }
+        let decision = admission.tcp(v4(9));
+        assert_eq!(matches!(decision, TcpDecision::Accept { .. }), begins);
+        for proven in [AddressValidation::Unproven, AddressValidation::Proven] {
+            let decision = admission.quic(Carriage::Quic, v4(9), proven, now);
+            assert_eq!(matches!(decision, QuicDecision::Accept { .. }), begins);
+        }
+        assert_eq!(admission.has_capacity(&peer("p0"), None), each == 1);
+        assert!(admission.has_capacity(&peer("p0"), Some(3)));
+    }
+}
+
 #[test]
 fn other_limits_count_at_once_and_end_no_connection() {
     let (mut admission, limits, _) = admission();

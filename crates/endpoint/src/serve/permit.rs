@@ -97,10 +97,10 @@ impl<'a> ConnectionPermit<'a> {
         shared: &'a Arc<EndpointShared>,
         connection: &Connection,
         from: IpAddr,
-        known: bool,
+        who: Option<&PeerId>,
         is_kept: bool,
     ) -> Result<Self, End> {
-        let conn = connection.id();
+        let (conn, known) = (connection.id(), who.is_some());
         if !known && shared.live.is_short() {
             shared.meters.hit(AdmissionLimit::Memory);
             return Err(RELIEF_END);
@@ -108,7 +108,7 @@ impl<'a> ConnectionPermit<'a> {
         let taken = shared.admission().connect(conn, from, known, is_kept);
         if let Err(full) = taken {
             shared.meters.hit(full.limit());
-            if !shared.evict(full) {
+            if !shared.evict(full, who) {
                 return Err((CloseCode::Overload, "too many connections"));
             }
             shared.admission().connect_for(conn, from, known);

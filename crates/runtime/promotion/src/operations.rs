@@ -146,10 +146,17 @@ fn known(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
 }
 
 /// A reviewer must decide by a request of its own: an operation that decided on the reviewer's
-/// behalf would let the operation's author decide.
+/// behalf would let the operation's author decide. By a node in between one reviewer would be two, and an author
+/// another peer than its own: this node sees that node as the caller.
 fn oneself(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
     if ctx.internal() {
         let text = "an operation may not review for its caller; call this directly".to_owned();
+        return Err(PromotionError::Forbidden(text).into());
+    }
+    if ctx.is_forwarded() {
+        let text = "a reviewer decides over a connection of its own, and not through a hub; call \
+             this node directly"
+            .to_owned();
         return Err(PromotionError::Forbidden(text).into());
     }
     known(ctx)

@@ -204,8 +204,9 @@ fn eval(evals: Arc<EvalService>, reach: &[String]) -> Registration {
         }
     });
     // A script calls with its caller's scopes, because its authority is limited to them. It reaches operations of
-    // peers as its caller does, who names the peer.
+    // peers as its caller does, who names the peer. What was promoted for other operations alone is not for it.
     let authority = CompositionAuthority::new("runtime/eval", ["*"]);
     let reach = ScopedPeerEnv::new(reach).with_routing();
+    let reach = reach.without_internal();
     Registration::new(spec, handler).composing(authority, reach)
 }

@@ -169,6 +169,53 @@ async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
     site.serves();
 }
 
+/// Two keys of one host, as an invitation for several lets in, have as many connections as they may, and together all
+/// that the node serves. The administrator comes later, with none.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_have_every_place_keep_no_administrator_out() {
+    const EACH: usize = 16;
+    let bench = TestBench::new();
+    let crowd = [key(), key()];
+    let entries = ["eve", "mallory"].iter().zip(&crowd).map(|(name, key)| {
+        let key = key.public();
+        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = []\n")
+    });
+    let entries: String = entries.collect();
+    let places = EACH * crowd.len();
+    let node = bench.host_with(&format!("[limits]\nconnections = {places}\n\n{entries}"));
+    let target: Target = node.target().parse().expect("the node's own target");
+    let crowd = crowd.map(|key| EndpointDialer::new(Some(key)));
+    let mut held = Vec::new();
+    for dialer in &crowd {
+        for at in 0..EACH {
+            let carriage = super::CARRIAGES[at % super::CARRIAGES.len()];
+            let dialled = within(dialer.dial_over(carriage, &target, CALL)).await;
+            let connection = dialled.expect("it is known");
+            answers(&connection).await;
+            held.push(connection);
+        }
+    }
+    let admin = EndpointDialer::new(Some(key_of(bench.admin())));
+    for carriage in super::CARRIAGES {
+        let dialled = within(admin.dial_over(carriage, &target, CALL)).await;
+        let connection = dialled.expect("the handshake goes on");
+        assert!(is_answered(&connection).await, "{carriage:?}");
+        held.push(connection);
+    }
+    // None of them gets a place back: then it would have more than the others.
+    for dialer in &crowd {
+        let again = within(dialer.dial_over(Carriage::Tcp, &target, CALL)).await;
+        let served = match &again {
+            Ok(connection) => is_answered(connection).await,
+            Err(_) => false,
+        };
+        assert!(!served, "{again:?}");
+    }
+    for connection in &held[places..] {
+        answers(connection).await;
+    }
+}
+
 /// Whether the node answers a call that every peer may make.
 pub(super) async fn is_answered(connection: &Connection) -> bool {
     let Ok((mut send, mut recv)) = wire::stream(connection).await else {

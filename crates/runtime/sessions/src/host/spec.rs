@@ -169,14 +169,19 @@ impl SessionGrants {
     /// The part of these names that `within` also reaches: everywhere, or on a peer that a call names.
     pub(crate) fn scope(&self, within: &ScopedPeerEnv) -> ScopedPeerEnv {
         let patterns = || self.allow.iter().map(|grant| grant.pattern.as_str());
-        let covered = patterns().filter(|pattern| within.covers(&ScopedPeerEnv::new([*pattern])));
+        let like = |scope: ScopedPeerEnv| match within.leaves_internal() {
+            true => scope.without_internal(),
+            false => scope,
+        };
+        let covers = |scope| within.covers(&like(scope));
+        let covered = patterns().filter(|pattern| covers(ScopedPeerEnv::new([*pattern])));
         // These are included because an operation that is imported here from a server can be reached on a peer only
         // through the scope for routing.
         let routed = patterns().filter(|pattern| {
             let there = ScopedPeerEnv::default().with_routing_to([*pattern]);
-            within.covers(&there)
+            covers(there)
         });
-        ScopedPeerEnv::new(covered).with_routing_to(routed)
+        like(ScopedPeerEnv::new(covered).with_routing_to(routed))
     }
 
     /// The first grant for an operation on this peer.
@@ -285,6 +290,8 @@ mod tests {
         let expected = ScopedPeerEnv::new(["fs/*", "node/info"]).with_routing_to(granted);
         assert_eq!(grants.scope(&routing), expected);
         assert!(within.covers(&scope) && routing.covers(&expected));
+        let guarded = routing.without_internal();
+        assert_eq!(grants.scope(&guarded), expected.without_internal());
         let mut pinned = SessionGrant::to("a/b");
         pinned.peer = PeerSelector::Local;
         let grants = SessionGrants {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use alknet_call::{CallError, Ctx, ErrorCode};
-use alknet_core::Identity;
+use alknet_core::{Identity, PeerKey};
 use alknet_runtime::{
     CallRecorder, IsolateWork, ModuleSet, RecordedCalls, RuntimeCode, ScriptFailure, SessionMode,
     SessionTimeSource,
@@ -38,6 +38,8 @@ struct Repl {
     used: Instant,
     /// The identity whose rights it was opened with.
     owner: Option<Arc<Identity>>,
+    /// A key of the owner, by which it is known again: another peer may get its id.
+    key: Option<PeerKey>,
 }
 
 /// A session that waits for further lines, its turn, and its owner at the time of opening.
@@ -192,7 +194,7 @@ impl EvalService {
             .map_or_else(String::new, |who| who.id.to_string());
         let name = (tenant, name);
         let source = request.source.clone().unwrap_or_default();
-        let known = self.known(&name);
+        let known = self.known(&name, ctx);
         if let Some((.., owner)) = &known
             && !has_rights_of(ctx.identity().map(AsRef::as_ref), owner.as_deref())
         {
@@ -226,10 +228,15 @@ impl EvalService {
         ran.map_err(|failure| ended(&failure, ctx))
     }
 
-    fn known(&self, name: &Name) -> Option<Known> {
+    fn known(&self, name: &Name, ctx: &Ctx) -> Option<Known> {
         let mut repls = self.lock();
         // A REPL that a limit ended must not answer further lines.
         repls.retain(|_, repl| !matches!(repl.session.info().state, SessionState::Closed(_)));
+        // It has the values of a peer that is gone, and globals that this peer may have made for its successor.
+        let of_another = |repl: &Repl| repl.key.is_some_and(|key| !ctx.has_key(&key));
+        if repls.get(name).is_some_and(of_another) {
+            repls.remove(name);
+        }
         let repl = repls.get_mut(name)?;
         repl.used = Instant::now();
         let owner = repl.owner.clone();
@@ -254,6 +261,7 @@ impl EvalService {
             turn: Arc::clone(&turn),
             used: Instant::now(),
             owner: ctx.identity().cloned(),
+            key: ctx.lasting_key(),
         };
         // If two requests open it at once, the later one is kept.
         self.lock().insert(name.clone(), repl);
