@@ -110,7 +110,7 @@ struct BundleDisk {
 }
 
 impl BundleDisk {
-    fn of(folder: &Path) -> Option<Self> {
+    fn measure(folder: &Path) -> Option<Self> {
         let system = statvfs(folder).ok()?;
         let unit = system.fragment_size();
         Some(Self {
@@ -189,7 +189,7 @@ impl HubBundleStore {
         let mut state = self.lock();
         self.drop_upload(&mut state);
         let kept = state.kept.as_ref().map_or(0, |kept| kept.bytes);
-        if BundleDisk::of(&self.folder).is_some_and(|disk| !disk.has_capacity(bytes, kept)) {
+        if BundleDisk::measure(&self.folder).is_some_and(|disk| !disk.has_capacity(bytes, kept)) {
             return Err(io::Error::from(io::ErrorKind::StorageFull).into());
         }
         let file = OpenOptions::new()
