@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use alknet_boot_state::{BootPhase, BootSlot};
-use alknet_qemu::{ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder};
+use alknet_qemu::{
+    ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder, WaitResult,
+};
 use alknet_tests::{MachineNode, READY, TestBench};
 use serde_json::{Value, json};
 
@@ -20,6 +22,9 @@ use crate::update_bad::quick;
 
 /// Longest wait for one step of a trial.
 const DONE_WITHIN: Duration = Duration::from_secs(120);
+/// How a trial ends: PID 1 restarts the machine, or the kernel has no memory left and nothing to end.
+const RESTARTS: &str = "alknet: going down";
+const DEADLOCKED: &str = "System is deadlocked on memory";
 /// Where the machine finds the key that opens its vault, and the key.
 const MEDIUM: &str = "opt/org.alknet/seed.key";
 const SEED_KEY: &str = "alknet-seed-1 27209049-2f6c-46bf-a462-c718ee429cc0 XV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV0=\n";
@@ -128,6 +133,13 @@ impl UnwellUpdate {
     /// Runs the trial of a version that fails it. Returns what the version before says about it.
     fn returns_from(&self, program: &[u8]) -> String {
         let (vm, trial) = self.trial(program);
+        let limit = vm.scale(DONE_WITHIN);
+        let ended = vm.console().wait_any(trial, &[RESTARTS, DEADLOCKED], limit);
+        assert!(matches!(ended, WaitResult::Said(_)), "{}", vm.report());
+        if vm.console().since(trial).contains(DEADLOCKED) {
+            // The kernel restarts the machine ten seconds later, through which an emulated processor spins.
+            vm.reset_button().unwrap_or_else(|error| panic!("{error}"));
+        }
         let good = wait(&vm, trial, "GRUB starts slot a");
         self.serves(&vm, good);
         let failed = format!("problem update-failed: version {SECOND} failed its trial");
