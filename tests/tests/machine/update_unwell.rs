@@ -33,9 +33,10 @@ const OPENED_BY: &str = "provisioning";
 /// Leaves out the part of the kernel that shows PID 1 the medium, and the driver of the data disk.
 const NO_MEDIUM: &str = "initcall_blacklist=fw_cfg_sysfs_init";
 const NO_DATA_DISK: &str = "initcall_blacklist=ahci_pci_driver_init";
-/// A key of the configuration, and its name in a version that does not know it.
-const KEY: &str = "gpu_seconds";
-const OTHER_KEY: &str = "gpu_minutes";
+/// The former name of a key of the configuration, and what the binary of a version has in its place that does not take
+/// it any more. Only the reader of documents has this name: PID 1 and the node call the value by another one.
+const KEY: &str = "stranger_requests_per_second";
+const OTHER_KEY: &str = "stranger_requests_any_second";
 /// The program by which the kernel starts a version that fills its memory.
 const FILLER: &str = "filler";
 /// When such a version begins to fill it: after it serves and before the minute of its gate is over, or long after that.
@@ -95,7 +96,7 @@ impl UnwellUpdate {
         let bench = TestBench::new();
         let disk = SlotDiskImage::new(bench.raw());
         let config = format!(
-            "{}[vault]\nunlock = [\"{OPENED_BY}\"]\n[compute]\n{KEY} = 600\n{}",
+            "{}[vault]\nunlock = [\"{OPENED_BY}\"]\n[http]\n{KEY} = 10\n{}",
             document(&bench, "edge"),
             ReleaseKeys::one(7).config()
         );
@@ -107,7 +108,6 @@ impl UnwellUpdate {
         };
         let node = serving(&begun.bench, begun.builder());
         begun.identity = node.identity().to_owned();
-        assert_eq!(node.info()["problems"], json!([]));
         make_token(&node, "of the first version");
         begun
     }
@@ -185,7 +185,8 @@ impl UnwellUpdate {
         assert_eq!(node.identity(), self.identity);
         let good = [("version", FIRST), ("slot", "a"), ("state", "good")];
         stands(&node, &good);
-        assert_eq!(node.info()["problems"], json!([]));
+        let problems = node.info()["problems"].to_string();
+        assert!(!problems.contains("update-failed"), "{problems}");
         let tokens = node.call("token/list", &Value::Null).to_string();
         for note in ["of the first version", "of the second version"] {
             assert!(tokens.contains(note), "{note} in {tokens}");
