@@ -29,6 +29,11 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
     let node = node.map_or_else(NodeSection::default, |section| {
         node_section(section, &mut holders, notes)
     });
+    let network = links(&top.list("network", notes), notes);
+    let peers = principals::peers(&top.list("peers", notes), &mut holders, notes);
+    let api_keys = principals::api_keys(&top.list("api_keys", notes), &mut holders, notes);
+    let limits = tuning::limits(top.key("limits"), notes);
+    let log = tuning::log(top.key("log"), notes);
     let tls = top
         .key("tls")
         .and_then(|value| value.section(notes))
@@ -36,11 +41,11 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
     let is_named = node.name.is_some() || node.domain.is_some() || !tls.acme.domains.is_empty();
     let mut config = NodeConfig {
         node,
-        network: links(&top.list("network", notes), notes),
-        peers: principals::peers(&top.list("peers", notes), &mut holders, notes),
-        api_keys: principals::api_keys(&top.list("api_keys", notes), &mut holders, notes),
-        limits: tuning::limits(top.key("limits"), notes),
-        log: tuning::log(top.key("log"), notes),
+        network,
+        peers,
+        api_keys,
+        limits,
+        log,
         tls,
         http: top
             .key("http")

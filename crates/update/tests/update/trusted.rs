@@ -74,10 +74,7 @@ fn a_refresh_that_shows_nothing_new_is_saved_once_an_hour() {
     raised.raise_floor(Some(&"1.1.0".parse().expect("a version")));
     assert!(raised.is_to_save(&first));
     // Refused documents are no news.
-    let other = Publisher {
-        roots: publisher.roots.clone(),
-        signer: signer(9),
-    };
+    let other = Publisher::new(9);
     let refused = at(&first, &other.bundle(3, "1.3.0"), 7200);
     assert!(!refused.is_to_save(&first));
 }

@@ -34,7 +34,7 @@ fn a_misspelt_key_is_named_with_its_line_and_the_nearest_match() {
     assert_diagnostic("[lisen]\nport = 1\n", &["line 1", "'listen'"]);
     assert_diagnostic(
         "xyzzy = 1\n",
-        &["known here: listen, node, credentials, tls, network, peers"],
+        &["known here: listen, node, credentials, network, peers"],
     );
 }
 
