@@ -24,15 +24,41 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// own, and a node keeps its tokens over a restart.
 #[derive(Debug, Default)]
 pub struct TokenCallers {
-    callers: Vec<JoinHandle<(Vec<String>, CallError)>>,
+    callers: Vec<JoinHandle<CallerEnd>>,
     answered: Vec<watch::Receiver<usize>>,
+}
+
+/// What a caller has when a call fails.
+#[derive(Debug)]
+struct CallerEnd {
+    /// Notes of the tokens that the node has confirmed.
+    notes: Vec<String>,
+    error: CallError,
+    /// Whether the caller has reached the node through another one.
+    through_peer: bool,
+}
+
+impl CallerEnd {
+    /// Whether the node refused the call because it shuts down. If another node passes calls on, the node may also be
+    /// gone already.
+    fn is_refusal(&self) -> bool {
+        let reason = self
+            .error
+            .details
+            .as_ref()
+            .map(|details| &details["reason"]);
+        let is_gone = reason.is_some_and(|reason| reason == "peer_not_attached");
+        self.error.code == ErrorCode::Unavailable || (self.through_peer && is_gone)
+    }
 }
 
 impl TokenCallers {
     /// Starts callers over this connection of an administrator. `name` distinguishes their notes from those of other
-    /// connections. With `peer` that peer of the connected node makes the tokens.
+    /// connections. With `peer` they call that peer of the connected node, and only read: a worker lets its hub make no
+    /// tokens.
     pub fn start(&mut self, client: &CallConnection, name: &str, peer: Option<&str>) {
         let (sent, answered) = watch::channel(0);
+        let through_peer = peer.is_some();
         for caller in 0..AT_ONCE {
             let (client, sent) = (client.clone(), sent.clone());
             let name = format!("{name}-{caller}");
@@ -44,18 +70,25 @@ impl TokenCallers {
                 let mut notes = Vec::new();
                 loop {
                     let note = format!("{name}-{}", notes.len());
-                    let input = json!({ "scopes": ["node:read"], "note": note });
-                    let (operation, input) = match notes.len() < TOKENS_MAX {
-                        true => ("token/make", input),
+                    let is_change = !through_peer && notes.len() < TOKENS_MAX;
+                    let (operation, input) = match is_change {
+                        true => (
+                            "token/make",
+                            json!({ "scopes": ["node:read"], "note": note }),
+                        ),
                         false => ("node/info", Value::Null),
                     };
                     if let Err(error) = client.call_with(operation, &input, &options).await {
-                        return (notes, error);
+                        return CallerEnd {
+                            notes,
+                            error,
+                            through_peer,
+                        };
                     }
-                    if operation == "token/make" {
+                    if is_change {
                         notes.push(note);
-                        sent.send_modify(|count| *count += 1);
                     }
+                    sent.send_modify(|count| *count += 1);
                     tokio::time::sleep(PAUSE).await;
                 }
             }));
@@ -85,10 +118,9 @@ impl TokenCallers {
         let mut confirmed = BTreeSet::new();
         for caller in self.callers {
             let ended = tokio::time::timeout(deadline(WITHIN), caller).await;
-            let (notes, error) = ended.expect("the node ends").expect("no panic");
-            let after = notes.len();
-            assert_eq!(error.code, ErrorCode::Unavailable, "after {after}: {error}");
-            confirmed.extend(notes);
+            let end = ended.expect("the node ends").expect("no panic");
+            assert!(end.is_refusal(), "{end:?}");
+            confirmed.extend(end.notes);
         }
         confirmed
     }

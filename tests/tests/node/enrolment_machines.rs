@@ -39,7 +39,6 @@ const WORKER: &str = "kitchen";
 
 /// Scopes that the worker grants to its hub.
 const GRANTED: &str = "scopes = [\"node:read\", \"runtime:debug\"]";
-const GRANTED_WITH_ADMIN: &str = "scopes = [\"admin\", \"node:read\", \"runtime:debug\"]";
 
 /// Pause between two queries for the peer's state: each query is a handshake with an emulated machine. The worker
 /// detects the hub's reset only by 45 s of silence.
@@ -368,8 +367,8 @@ fn no_call_is_lost_while_the_hub_is_configured(bench: &TestBench, hub: &MachineN
     assert!(answered >= documents.len() * AT_ONCE, "{answered} calls");
 }
 
-/// Clients make tokens on the worker: directly and through the hub, over both carriages. Keep the dialers while the
-/// clients call.
+/// Clients make tokens on the worker, and read facts about it through the hub, over both carriages. Keep the dialers
+/// while the clients call.
 async fn make_tokens(
     bench: &TestBench,
     hub: &MachineNode,
@@ -389,23 +388,14 @@ async fn make_tokens(
     (callers, dialers)
 }
 
-/// A client asks the worker to restart while clients make tokens there: directly and through the hub, over both
-/// carriages. The worker runs a longer call of another client, too. It answers what it has accepted, refuses the rest,
-/// and after the restart has each token that it confirmed, and no other.
+/// A client asks the worker to restart while other clients make tokens there, and read facts about it through the hub,
+/// over both carriages. The worker runs a longer call of the hub's, too. It answers what it has accepted, refuses the
+/// rest, and after the restart has each token that it confirmed, and no other.
 fn what_the_worker_accepted_is_answered_before_it_restarts(
     bench: &TestBench,
     hub: &MachineNode,
     worker: &mut MachineNode,
-    join: &str,
 ) {
-    // Only an administrator makes tokens, so the worker lets its hub act as one from here on.
-    let config = format!("[[join]]\ncode = \"{join}\"\n{GRANTED_WITH_ADMIN}\n");
-    let document = document(bench, WORKER, &config);
-    worker.call("config/apply", &json!({ "document": document }));
-    eventually("a right of the hub's", || {
-        let listed = hub.try_call("token/list", &Value::Null, &["--peer", WORKER]);
-        (listed.status == 0).then_some(())
-    });
     let mark = worker.vm().console().mark();
     let slow = "await new Promise((done) => setTimeout(done, 5000)); export default 6 * 7";
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -484,7 +474,7 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     assert!(codes.contains(&json!("node-key-waits")), "{codes:?}");
     let new = rotated["new_key"].as_str().expect("a key").to_owned();
     reached(&hub, &before);
-    what_the_worker_accepted_is_answered_before_it_restarts(&bench, &hub, &mut worker, &join);
+    what_the_worker_accepted_is_answered_before_it_restarts(&bench, &hub, &mut worker);
     assert_eq!(worker.identity(), new);
     reached(&hub, &new);
     let same = peer(&bench, &hub, "ready");
