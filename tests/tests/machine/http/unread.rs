@@ -20,7 +20,7 @@ use super::{LARGE, Machine};
 
 /// Most bytes by which the unread answers may make the node's memory grow. Half a megabyte for each active file is
 /// twice what it needs.
-const GROWTH_BYTES: u64 = 32 << 20;
+pub(super) const GROWTH_BYTES: u64 = 32 << 20;
 
 /// HTTP/3 connections on which the client leaves some answers unread and reads others.
 const CONNECTIONS_THREE: usize = 2;
