@@ -47,7 +47,7 @@ const IDENTITY_BYTES: usize = 32 << 20;
 
 /// Most bytes of other clients' requests and answers that the node counts during the attack: those of the known client
 /// and of new ones.
-const OTHERS_BYTES: usize = 256 << 10;
+const OTHERS_BYTES: usize = 2 << 20;
 
 /// Number of the longest bodies for which this memory has room, beside what each body takes of its own.
 const ROOM: usize = IDENTITY_BYTES / BODY_BYTES_MAX - 1;
