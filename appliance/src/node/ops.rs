@@ -313,7 +313,8 @@ mod tests {
             identities: identity_services,
         };
         let mut builder = Registry::builder();
-        register(&mut builder, &node);
+        let shares = crate::node::escrow::share_registry(dir.path(), None);
+        register(&mut builder, &node, &shares);
         crate::node::peer_admin::register(&mut builder, &node.identities, None);
         let mut config = NodeConfig::default();
         config.hub.enabled = true;
