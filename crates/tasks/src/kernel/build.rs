@@ -126,12 +126,12 @@ impl<'a> KernelBuild<'a> {
             .arg(self.output().join("vmlinux"));
         self.cx
             .run(&mut strip, "strip the kernel", "kernel-strip")?;
-        install(&ready, kernel.folder()).map_err(TaskError::io("put the kernel into the cache"))
+        place(&ready, kernel.folder()).map_err(TaskError::io("put the kernel into the cache"))
     }
 }
 
 /// Another process may have put the same kernel there meanwhile, which is just as good.
-fn install(ready: &Path, folder: &Path) -> io::Result<()> {
+fn place(ready: &Path, folder: &Path) -> io::Result<()> {
     if let Some(parent) = folder.parent() {
         fs::create_dir_all(parent)?;
     }
