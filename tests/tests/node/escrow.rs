@@ -311,6 +311,8 @@ async fn the_owner_binds_approves_and_takes_back() {
     );
     assert_eq!(row["released_to"], "127.0.0.1");
 
+    // The release used the approval up.
+    owner("escrow/approve", json!({ "share": id, "seconds": 60 })).await;
     scene.records.vault.lock();
     let locked = release().await.expect_err("the vault is locked");
     assert_eq!(locked.code, ErrorCode::Unavailable);

@@ -502,7 +502,7 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
     let config = bench.path().join("worker.toml");
     let document = format!(
         "{}[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\n\
-         scopes = [\"runtime:debug\"]\n",
+         scopes = [\"runtime:debug\", \"peer:route:bank\"]\n",
         knows([("bank", &bank)].into_iter())
     );
     fs::write(&config, document).expect("the folder is ours");
