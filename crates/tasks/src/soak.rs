@@ -46,7 +46,10 @@ const CAMPAIGNS: [(&str, CampaignKind); 9] = [
     ("pipelines", CampaignKind::Measured(&["pipelines_that"])),
     ("power-cuts", CampaignKind::Tests(&["power_cut"])),
     ("times", CampaignKind::Measured(&TIMES)),
-    ("update-cuts", CampaignKind::Tests(&["update_cuts"])),
+    (
+        "update-cuts",
+        CampaignKind::Tests(&["update_cuts", "update_that_is_unwell"]),
+    ),
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.

@@ -10,10 +10,12 @@ use alknet_boot_state::{BootPhase, BootSlot};
 use alknet_qemu::{
     ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder, WaitResult,
 };
+use alknet_test_support::skip;
 use alknet_tests::{MachineNode, READY, TestBench};
 use serde_json::{Value, json};
 
 use crate::configuration::document;
+use crate::power::is_full;
 use crate::update::bundle::ReleaseKeys;
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{PROGRAM, changed, filling_program, renamed};
@@ -45,6 +47,12 @@ const AFTER_THE_GATE: Duration = Duration::from_secs(900);
 
 #[test]
 fn update_that_is_unwell_returns_and_one_that_ends_after_its_gate_stays() {
+    if !is_full() {
+        skip!(
+            "campaign",
+            "it starts twelve machines: `cargo xtask soak update-cuts` runs it"
+        );
+    }
     let unwell = UnwellUpdate::begin();
     let first = unwell.disk.program(BootSlot::A).expect("the image has it");
 
