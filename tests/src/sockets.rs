@@ -1,6 +1,7 @@
 //! WebSockets in HTTP/2 connections (RFC 8441) by hand: endless messages, endless pings, and
 //! answers that the client does not read.
 
+use std::io;
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
@@ -201,9 +202,9 @@ pub async fn hears(socket: &mut UpgradedSocket, wanted: &[u8]) {
 
 /// The code that a WebSocket is closed with. `None` if it stays open for `patience`.
 ///
-/// # Panics
+/// # Errors
 /// It ends without a code.
-pub async fn closed(socket: &mut UpgradedSocket, patience: Duration) -> Option<u16> {
+pub async fn closed(socket: &mut UpgradedSocket, patience: Duration) -> io::Result<Option<u16>> {
     let mut heard = Vec::new();
     let hear = async {
         loop {
@@ -211,18 +212,20 @@ pub async fn closed(socket: &mut UpgradedSocket, patience: Duration) -> Option<u
             match *heard.as_slice() {
                 [first, len, ref rest @ ..] if rest.len() >= len as usize => {
                     if first & 0xf == CLOSE {
-                        return u16::from_be_bytes([rest[0], rest[1]]);
+                        return Ok(u16::from_be_bytes([rest[0], rest[1]]));
                     }
                     heard.drain(..2 + len as usize);
                     continue;
                 }
                 _ => {}
             }
-            let read = socket.read_buf(&mut heard).await.expect("it says why");
-            assert_ne!(read, 0, "it ended without a goodbye");
+            if socket.read_buf(&mut heard).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
     };
-    tokio::time::timeout(patience, hear).await.ok()
+    let ended = tokio::time::timeout(patience, hear).await;
+    ended.ok().transpose()
 }
 
 /// Sends `count` pings, each of which the node reads separately, and reads no answers.

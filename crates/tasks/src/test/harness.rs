@@ -33,7 +33,7 @@ const SAID_BYTES_MAX: usize = 1 << 20;
 const ESCAPE_BYTES_MAX: usize = 6;
 
 /// What Rust prints at the beginning of a panic.
-const PANIC: &str = "panicked at ";
+pub(super) const PANIC: &str = "panicked at ";
 
 /// Most lines shown of a panic: a test that booted a machine prints the machine's console after it.
 pub(super) const PANIC_LINES_MAX: usize = 12;

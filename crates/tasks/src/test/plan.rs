@@ -91,6 +91,11 @@ impl TestPlan<'_> {
         }
         eprint!("{}", report::skipped(&ran));
         eprint!("{}", report::again(&ran));
+        // A reader who sees only the end of a long report needs the reasons there.
+        eprint!(
+            "{}",
+            failed.iter().map(FailedTest::line).collect::<String>()
+        );
         eprintln!("{}", report::summary(&ran));
         if arguments.times {
             println!("{}", report::times(&ran));

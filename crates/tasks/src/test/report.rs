@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
-use super::harness::{PANIC_LINES_MAX, ProgramResult, TestResult, TestVerdict};
+use super::harness::{PANIC, PANIC_LINES_MAX, ProgramResult, TestResult, TestVerdict};
 
 /// Most lines shown of the end of a failed test's output.
 const LINES_MAX: usize = 40;
@@ -83,6 +83,9 @@ impl PartResult {
     }
 }
 
+/// Characters of a panic's message in the list of failures.
+const MESSAGE_CHARS_MAX: usize = 300;
+
 /// A failed test, and its result alone.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct FailedTest {
@@ -94,13 +97,32 @@ pub(super) struct FailedTest {
 }
 
 impl FailedTest {
-    pub(super) fn text(&self) -> String {
+    fn name(&self) -> String {
         let alone = match self.passes_alone {
             Some(true) => " (passes alone)",
             Some(false) => " (fails alone, too)",
             None => "",
         };
-        let mut text = format!("FAILED: {}: {}{alone}\n", self.part, self.test.name);
+        format!("{}: {}{alone}", self.part, self.test.name)
+    }
+
+    /// One line, with the place and the message of its first panic.
+    pub(super) fn line(&self) -> String {
+        let mut panic = self.test.panic().map(str::trim);
+        let place = panic.next().and_then(|line| line.split_once(PANIC));
+        let place = place.map_or("", |(_, place)| place);
+        let message: String = panic
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(MESSAGE_CHARS_MAX)
+            .collect();
+        format!("failed: {}: {place} {message}\n", self.name())
+    }
+
+    /// What it printed, from its panic on and at its end.
+    pub(super) fn text(&self) -> String {
+        let mut text = format!("FAILED: {}\n", self.name());
         let lines: Vec<&str> = self.test.printed.lines().collect();
         let last = lines.len().saturating_sub(LINES_MAX);
         let panic = self.test.panic().count();
@@ -446,6 +468,7 @@ mod tests {
             test,
             passes_alone: None,
         };
+        assert_eq!(failed.line(), "failed: b lib: bad: a.rs:1:2: it broke\n");
         let text = failed.text();
         let panic = "    thread 'bad' panicked at a.rs:1:2:\n    it broke\n    line 0\n";
         let start = format!("FAILED: b lib: bad\n{panic}");

@@ -112,7 +112,7 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
     let count = sockets.len();
     let mut ended = Ended::default();
     eventually("as many are ended as have no room", || {
-        sockets = ended.count(runtime, std::mem::take(&mut sockets));
+        sockets = ended.count(web, runtime, std::mem::take(&mut sockets));
         (ended.refused + ended.late >= count - FIT).then_some(())
     });
     println!(
@@ -134,15 +134,20 @@ struct Ended {
 
 impl Ended {
     /// Counts the closed WebSockets, and returns the others.
-    fn count(&mut self, runtime: &Runtime, sockets: Vec<UpgradedSocket>) -> Vec<UpgradedSocket> {
+    fn count(
+        &mut self,
+        web: &Machine,
+        runtime: &Runtime,
+        sockets: Vec<UpgradedSocket>,
+    ) -> Vec<UpgradedSocket> {
         runtime.block_on(async {
             let mut rest = Vec::new();
             for mut socket in sockets {
                 match closed(&mut socket, LOOK).await {
-                    Some(1013) => self.refused += 1,
-                    Some(4408) => self.late += 1,
-                    Some(code) => panic!("closed with {code}"),
-                    None => rest.push(socket),
+                    Ok(Some(1013)) => self.refused += 1,
+                    Ok(Some(4408)) => self.late += 1,
+                    Ok(None) => rest.push(socket),
+                    other => panic!("{other:?} after {self:?}\n{}", web.node.vm().report()),
                 }
             }
             rest

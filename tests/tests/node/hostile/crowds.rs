@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use alknet_core::{Carriage, Connection};
+use alknet_core::{Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
 use alknet_tests::{BootVariant, RawTcpConnection, TestBench, wire};
 use serde_json::{Value, json};
@@ -190,17 +190,14 @@ async fn peers_that_have_every_place_keep_no_administrator_out() {
         for at in 0..EACH {
             let carriage = super::CARRIAGES[at % super::CARRIAGES.len()];
             let dialled = within(dialer.dial_over(carriage, &target, CALL)).await;
-            let connection = dialled.expect("it is known");
-            answers(&connection).await;
-            held.push(connection);
+            held.push(HeldConnection::open(dialled.expect("it is known")).await);
         }
     }
     let admin = EndpointDialer::new(Some(key_of(bench.admin())));
     for carriage in super::CARRIAGES {
         let dialled = within(admin.dial_over(carriage, &target, CALL)).await;
         let connection = dialled.expect("the handshake goes on");
-        assert!(is_answered(&connection).await, "{carriage:?}");
-        held.push(connection);
+        held.push(HeldConnection::open(connection).await);
     }
     // None of them gets a place back: then it would have more than the others.
     for dialer in &crowd {
@@ -211,8 +208,39 @@ async fn peers_that_have_every_place_keep_no_administrator_out() {
         };
         assert!(!served, "{again:?}");
     }
-    for connection in &held[places..] {
-        answers(connection).await;
+    for connection in &mut held[places..] {
+        connection.answers().await;
+    }
+}
+
+/// A connection and a stream of calls, which stays open: over TCP a connection ends with its only stream.
+struct HeldConnection {
+    _connection: Connection,
+    send: SendStream,
+    recv: RecvStream,
+}
+
+impl HeldConnection {
+    async fn open(connection: Connection) -> Self {
+        let streams = wire::stream(&connection).await;
+        let (send, recv) = streams.expect("it is connected");
+        let mut held = Self {
+            _connection: connection,
+            send,
+            recv,
+        };
+        held.answers().await;
+        held
+    }
+
+    /// The node answers a call that every peer may make.
+    async fn answers(&mut self) {
+        let request = wire::request("1", "services/list", &Value::Null);
+        let asked = self.send.write_chunk(request.into()).await;
+        asked.expect("the node reads");
+        let event = within(wire::event(&mut self.recv)).await;
+        let event = event.expect("an answer");
+        assert_eq!(event["type"], "call.responded", "{event}");
     }
 }
 
