@@ -73,7 +73,8 @@ pub use inputs::{CMDLINE, CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
 pub use install::{MEDIUM_LABEL, MediumDisk};
 pub use linuxkit::yml as linuxkit_yml;
 pub use manifest::{
-    MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput, ManifestSource,
+    MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput,
+    ManifestSource,
 };
 pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::BuildProvenance;

@@ -1,7 +1,9 @@
 //! `manifest.json`, which lists inputs and outputs. It has no path, time or host, so it is the same
 //! for the same build.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
@@ -14,6 +16,8 @@ use crate::form::{ImageForm, OutputRole};
 
 /// The manifest's file name in the output folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// Maximum length of a manifest in bytes.
+pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 
 /// The inputs and outputs of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,15 +126,50 @@ impl Manifest {
     /// # Errors
     /// The errors of [`Manifest::read`].
     pub fn read_file(path: &Path) -> Result<Self, ImageError> {
-        let bytes = fs::read(path).map_err(|source| ImageError::InputUnreadable {
+        Self::parse(&Self::read_bytes(path)?, path)
+    }
+
+    /// Reads the bytes of a manifest, for a caller who checks their signature before [`Manifest::parse`]: another person
+    /// may replace the file between two reads.
+    ///
+    /// # Errors
+    /// The file cannot be read or is longer than [`MANIFEST_BYTES_MAX`].
+    pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| {
+            file.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+            match bytes.len() as u64 > MANIFEST_BYTES_MAX {
+                true => Err(io::Error::from(io::ErrorKind::FileTooLarge)),
+                false => Ok(()),
+            }
+        });
+        read.map_err(|source| ImageError::InputUnreadable {
             what: "image manifest",
             path: path.to_owned(),
             source,
         })?;
-        serde_json::from_slice(&bytes).map_err(|source| ImageError::Manifest {
-            path: path.to_owned(),
-            source,
-        })
+        Ok(bytes)
+    }
+
+    /// Parses the bytes of the manifest at `path`.
+    ///
+    /// # Errors
+    /// They are no manifest, or an output's name is that of a file outside of the manifest's folder.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, ImageError> {
+        let parsed: Self =
+            serde_json::from_slice(bytes).map_err(|source| ImageError::Manifest {
+                path: path.to_owned(),
+                source,
+            })?;
+        let mut outputs = parsed.outputs.iter();
+        match outputs.find(|output| !is_file_name(&output.file)) {
+            Some(output) => Err(ImageError::InputInvalid {
+                what: "image manifest",
+                path: path.to_owned(),
+                why: format!("{:?} is no name of a file in its folder", output.file),
+            }),
+            None => Ok(parsed),
+        }
     }
 
     /// The file with `role` in `form`, inside the folder `dir`.
@@ -158,6 +197,11 @@ impl Manifest {
     }
 }
 
+/// Whether a name stays in a folder that it is joined to.
+fn is_file_name(name: &str) -> bool {
+    Path::new(name).file_name() == Some(OsStr::new(name)) && !name.contains('\0')
+}
+
 /// SHA-256 in lower-case hexadecimal.
 pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
     HEXLOWER.encode(&Sha256::digest(bytes))
@@ -165,6 +209,8 @@ pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -178,6 +224,48 @@ mod tests {
         fs::write(dir.path().join(MANIFEST_FILE), "{}").expect("writable");
         let foreign = Manifest::read(dir.path()).expect_err("not ours");
         assert!(matches!(foreign, ImageError::Manifest { .. }), "{foreign}");
+    }
+
+    /// A folder of another person, whose names would make the owner's key sign files beyond it, and write signatures
+    /// beside them.
+    #[test]
+    fn an_output_outside_of_the_folder_makes_a_manifest_unusable() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join(MANIFEST_FILE);
+        let put = |name: &str| {
+            let manifest = serde_json::json!({
+                "version": "1", "git": "", "arch": "x86_64", "kernel_release": "", "kernel_config_sha256": null,
+                "inputs": [], "boot": [],
+                "outputs": [{ "form": "raw", "role": "disk", "file": name, "bytes": 1, "sha256": "" }],
+            });
+            fs::write(&path, manifest.to_string()).expect("writable");
+            Manifest::read(dir.path())
+        };
+        for name in [
+            "",
+            ".",
+            "..",
+            "/etc/shadow",
+            "../shadow",
+            "a/b",
+            "a/",
+            "a/..",
+            "./a",
+            "a\0",
+        ] {
+            let refused = put(name).expect_err(name);
+            assert!(
+                matches!(refused, ImageError::InputInvalid { .. }),
+                "{refused}"
+            );
+        }
+        assert!(put("alknet_0.1.0.raw").is_ok());
+    }
+
+    #[test]
+    fn a_manifest_without_an_end_is_not_read_to_it() {
+        let endless = Manifest::read_bytes(Path::new("/dev/zero")).expect_err("too long");
+        assert!(endless.to_string().contains("too large"), "{endless}");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub const PARTITION_BYTES_MIN: u64 = DATA_AT + (1 << 20);
 pub const SLOTS_MAX: u32 = 32;
 /// Maximum number of tokens of a header.
 pub const TOKENS_MAX: u32 = 32;
+/// Largest sequence number that this program counts on from. It begins again at 1 after it.
+pub const SEQUENCE_MAX: u64 = 1 << 32;
 /// Rounds of PBKDF2 in headers that this program writes. The phrases are 256 random bits, which
 /// more rounds would not protect better. cryptsetup requires a thousand.
 pub const ROUNDS: u32 = 1000;

@@ -45,11 +45,14 @@ pub(crate) fn reopen(
             NotInUse::Another | NotInUse::Forged => {
                 VaultWait::new(ask, "vault-locked", which.to_string(), which.hint())
             }
-            NotInUse::Older => VaultWait::new(ask, "vault-old", which.to_string(), which.hint()),
+            NotInUse::Older => {
+                VaultWait::new(ask, generations::VAULT_OLD, which.to_string(), which.hint())
+            }
         })?;
         // Words on a medium are for a start. Now there is a console.
         let proof = || generations::is_proven(&found, open, offer, keeper, || false);
-        access.ledger(device, state_dir).check(open, false, proof)
+        let checked = access.ledger(device, state_dir).check(open, false, proof);
+        checked.map_err(|waiting| generations::unproven(waiting, offer))
     };
     let mut open = vault::open(&found, keeper, offer, &media, log, &permits)?;
     match withdraw(&mut open, ended, device, &access.ledger(device, state_dir)) {

@@ -33,7 +33,7 @@ use crate::{
 };
 use ext4::FilesystemContent;
 use find::DataDevice;
-use prepared::{locked, make_tree, stateless};
+use prepared::{foreign_name, locked, make_tree, stateless};
 use volume::{DataVolume, mount_data};
 
 pub(crate) use conclude::{conclude, contradiction, note_key};
@@ -134,10 +134,16 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
         Err(problem) => without_disk(*problem, access),
     };
     let closed = match opened {
-        Ok(mut prepared) => {
-            complete(&mut prepared);
-            return prepared;
-        }
+        Ok(mut prepared) => match foreign_name(&prepared.state_dir) {
+            None => {
+                complete(&mut prepared);
+                return prepared;
+            }
+            Some(name) => {
+                let waiting = foreign(&prepared.state_dir, name).for_good();
+                (waiting, prepared.vault_at.take())
+            }
+        },
         Err(DataError::Problem(problem)) => (VaultWait::from_diagnostic(*problem).for_good(), None),
         Err(DataError::Waiting(waiting, vault_at)) => (*waiting, vault_at),
     };
@@ -145,6 +151,15 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     // The first problem says why nothing is served.
     prepared.problems.extend(erase::uncounted());
     prepared
+}
+
+/// The wait of data with something else in the place of a folder that PID 1 and the node use.
+fn foreign(state_dir: &Path, name: &str) -> VaultWait {
+    VaultWait::from_diagnostic(problem(
+        "data-damaged",
+        format!("{}/{name} is no folder", state_dir.display()),
+        "another system wrote to the disk: examine it at another machine, and remove what is in the place of the folder",
+    ))
 }
 
 /// Makes the folders of the opened data, and adds problems.

@@ -2,13 +2,17 @@
 //! wrong with it.
 
 use std::{
-    fs, io,
-    os::unix::fs::{PermissionsExt, chown},
+    fs::{self, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
 use alknet_vault::slots::OpenAlkv;
-use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::{
+    fcntl::OFlag,
+    sys::statvfs::{FsFlags, statvfs},
+};
 
 use super::{NODE_UID, problem};
 use crate::{
@@ -162,22 +166,38 @@ pub(super) fn read_only(prepared: &mut PreparedData, why: String) {
 pub(super) fn make_tree(root: &Path) -> io::Result<()> {
     fs::create_dir_all(root)?;
     for (name, mode, node) in TREE {
-        let folder = root.join(name);
-        // `create_dir` fails on a link, which `create_dir_all` would follow.
-        if !folder.is_dir() {
-            fs::create_dir(&folder)?;
+        let path = root.join(name);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
+        // Neither the owner nor the mode of another folder changes: an attacker who writes to a plain partition can put a
+        // link in the place of a folder.
+        let mut options = OpenOptions::new();
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let folder = options.read(true).custom_flags(flags.bits()).open(&path)?;
         let owner = if *node { NODE_UID } else { 0 };
         // This happens at each start: an earlier version, or a repair elsewhere, may have left
         // other owners and modes.
-        chown(&folder, Some(owner), Some(owner))?;
-        fs::set_permissions(&folder, fs::Permissions::from_mode(*mode))?;
+        fchown(&folder, Some(owner), Some(owner))?;
+        folder.set_permissions(Permissions::from_mode(*mode))?;
     }
     Ok(())
 }
 
+/// The first name of the tree at which there is something else than a folder, such as a link.
+pub(super) fn foreign_name(root: &Path) -> Option<&'static str> {
+    let is_foreign = |name: &&str| {
+        let found = fs::symlink_metadata(root.join(name));
+        found.is_ok_and(|found| !found.is_dir())
+    };
+    TREE.iter().map(|(name, ..)| *name).find(is_foreign)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
     use super::*;
 
     #[test]
@@ -245,8 +265,33 @@ mod tests {
         }
         let identity = fs::metadata(dir.path().join("state/identity")).expect("made");
         assert_eq!(identity.permissions().mode() & 0o7777, 0o700);
-        assert_eq!(std::os::unix::fs::MetadataExt::uid(&identity), NODE_UID);
+        assert_eq!(identity.uid(), NODE_UID);
         let config = fs::metadata(dir.path().join("state/config")).expect("made");
-        assert_eq!(std::os::unix::fs::MetadataExt::uid(&config), 0);
+        assert_eq!(config.uid(), 0);
+    }
+
+    /// An attacker writes links to a plain partition: PID 1 would give a folder of the system to the node.
+    #[test]
+    fn the_tree_follows_no_link() {
+        for (name, mode, _) in TREE {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let [root, victim] = ["state", "victim"].map(|name| dir.path().join(name));
+            for folder in [&root, &victim] {
+                fs::create_dir(folder).expect("writable");
+            }
+            fs::set_permissions(&victim, Permissions::from_mode(0o751)).expect("ours");
+            assert_ne!(*mode, 0o751);
+            symlink(&victim, root.join(name)).expect("writable");
+            make_tree(&root).expect_err(name);
+            let metadata = fs::metadata(&victim).expect("it is there");
+            assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (0, 0o751));
+            assert_eq!(foreign_name(&root), Some(*name));
+            // A file is no folder either.
+            fs::remove_file(root.join(name)).expect("ours");
+            assert_eq!(foreign_name(&root), None);
+            fs::write(root.join(name), "").expect("writable");
+            make_tree(&root).expect_err(name);
+            assert_eq!(foreign_name(&root), Some(*name));
+        }
     }
 }

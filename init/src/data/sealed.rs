@@ -34,7 +34,7 @@ use super::{DataAccess, DataError, PreparedData, device, refuse, unreadable};
 use crate::log::InitLog;
 use crate::media::{SystemSources, VaultMedia};
 use crate::vault::{
-    self, FirstBoot, NotInUse, UnlockPrompt, VaultHandle, VaultMediaAccess, VaultWait,
+    self, FirstBoot, NotInUse, UnlockPrompt, VaultHandle, VaultMediaAccess, VaultWait, generations,
 };
 
 /// Smallest data partition with a vault: the vault and its header, and the smallest file system.
@@ -120,6 +120,7 @@ pub(super) fn open(
     }
     match vault_of(disk) {
         Ok(Some(found)) if half || content == FilesystemContent::Blank => {
+            access.take_blank(disk.found)?;
             let open = unlock(disk, &found, access, DiskHead::Blank)?;
             write_again(disk, &found, &open, access.log);
             access
@@ -238,7 +239,7 @@ fn newest(
         if let Err(error) = super::close() {
             log.error(format_args!("the data stays mounted: {error}"));
         }
-        waits(disk, unproven(waiting, access))
+        waits(disk, generations::unproven(waiting, access.offer))
     })
 }
 
@@ -249,16 +250,7 @@ fn is_proven(found: &VaultFound, open: &OpenAlkv, access: DataAccess<'_>) -> boo
         let mut words = secrets.words.iter().chain(&secrets.other_words);
         words.any(|words| words.entropy == *open.entropy())
     };
-    vault::generations::is_proven(found, open, access.offer, access.keeper, medium_has_words)
-}
-
-/// Adds that a typed secret did not open the vault to the reason.
-fn unproven(mut waiting: VaultWait, access: DataAccess<'_>) -> VaultWait {
-    if access.offer.passphrase.is_some() || access.offer.pin.is_some() {
-        let why = &waiting.problem.text;
-        waiting.problem.text = format!("what was typed does not open it; {why}");
-    }
-    waiting
+    generations::is_proven(found, open, access.offer, access.keeper, medium_has_words)
 }
 
 /// Finishes an interrupted change of the master key. It does the work only if there are more than the two key slots
@@ -508,8 +500,8 @@ fn unlock(
             DiskHead::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
             DiskHead::Blank => {
                 let proof = || is_proven(found, open, access);
-                let checked = vault::generations::check_first_boot(open, log, proof);
-                checked.map_err(|waiting| unproven(waiting, access))
+                let checked = generations::check_first_boot(open, log, proof);
+                checked.map_err(|waiting| generations::unproven(waiting, access.offer))
             }
             DiskHead::Sealed => Ok(()),
         }
@@ -641,3 +633,6 @@ fn sealed_problem(disk: &DataBlockDevice<'_>, error: &SealedError) -> DataError 
     let waiting = VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, hint);
     waits(disk, waiting.for_good())
 }
+
+#[cfg(test)]
+mod tests;

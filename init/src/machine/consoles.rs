@@ -90,7 +90,7 @@ impl InitMachine {
             }
             DialogStep::Passphrase(passphrase) => {
                 self.offer.passphrase = Some(passphrase);
-                self.open();
+                self.open_with_secret();
             }
             DialogStep::NewPin(pin) => {
                 self.offer.new_pin = Some(pin);
@@ -98,7 +98,7 @@ impl InitMachine {
             }
             DialogStep::Pin(pin) => {
                 self.offer.pin = Some(pin);
-                self.open();
+                self.open_with_secret();
             }
             DialogStep::Words(words) => {
                 self.offer.words = Some(words);

@@ -124,6 +124,30 @@ fn needs_more(offer: UnlockCredentials) -> OpenedData {
     }
 }
 
+/// The owner of a vault with a PIN or a passphrase types it at each start, and reads only then that the disk is older.
+#[test]
+fn only_what_answers_the_question_about_an_older_copy_knows_of_its_age() {
+    let mut machine = machine();
+    for (ask, code, knows) in [
+        (UnlockPrompt::Pin, "vault-locked", false),
+        (UnlockPrompt::Pin, "vault-old", true),
+        (UnlockPrompt::Passphrase, "vault-old", true),
+        (UnlockPrompt::Passphrase, "vault-locked", false),
+    ] {
+        let waiting = VaultWait::new(ask, code, "the vault stays closed", "type it");
+        let mut opened = needs_more(UnlockCredentials::default());
+        opened.prepared.waiting = Some(waiting);
+        machine.opened(opened, 0);
+        // The test must not open a disk of the host.
+        machine.prepared = None;
+        let line = Zeroizing::new("1234".to_owned());
+        machine.answered(console(), ConsoleInput::Line(line), 0);
+        let offer = &machine.offer;
+        assert!(offer.pin.is_some() || offer.passphrase.is_some());
+        assert_eq!(offer.knows_of_age, knows, "{ask:?} {code}");
+    }
+}
+
 /// An attacker types a passphrase at a machine that waits for its first start, and leaves before its owner comes.
 #[test]
 fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {

@@ -16,7 +16,7 @@ use crate::{
     helper_task::HelperOutcome,
     stage::boot_ms,
     tpm,
-    vault::{HelperPurpose, UnlockCredentials, VaultWait},
+    vault::{HelperPurpose, UnlockCredentials, VaultWait, generations},
 };
 
 /// How often PID 1 makes an attempt without input, ms: a medium may be attached any time.
@@ -146,6 +146,15 @@ impl InitMachine {
     /// to type the rest.
     pub(super) fn open_with_typed(&mut self, now: u64) {
         self.timers.typed = Some(now + ANSWER_MS_MAX);
+        self.open();
+    }
+
+    /// Tries with what was just typed for the vault on the disk. It counts for an older copy only if the question
+    /// that it answers said that the copy is older.
+    pub(super) fn open_with_secret(&mut self) {
+        let waiting = self.waiting.as_ref();
+        self.offer.knows_of_age =
+            waiting.is_some_and(|waiting| waiting.problem.code == generations::VAULT_OLD);
         self.open();
     }
 

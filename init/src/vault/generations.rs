@@ -6,23 +6,25 @@
 //! each later start tries again.
 
 mod note;
+mod proof;
 mod tpm;
 
 use std::fs::File;
 use std::path::Path;
 
 use alknet_tpm::{StorageKey, Tpm, TpmError};
-use alknet_vault::slots::{Alkv, FirstCount, LoadedCopies, OpenAlkv, SlotParams, SlotType};
+use alknet_vault::slots::{Alkv, FirstCount, OpenAlkv, SlotParams};
 use data_encoding::HEXLOWER;
 
-use super::open::by_passphrase;
-use super::{UnlockCredentials, UnlockPrompt, VaultHandle, VaultWait, opening_slot, tpm_unlock};
+use super::{VaultHandle, VaultWait};
 use crate::control::MachineDiagnostic;
 use crate::data;
 use crate::log::InitLog;
 use note::{GenerationNote, OwedCount, TpmCount};
+use proof::{old, unknown};
 use tpm::{chip, is_absent, retire};
 
+pub(crate) use proof::{VAULT_OLD, is_proven, unproven};
 pub(crate) use tpm::outdate;
 
 /// How often the counter may rise in a first boot before there is a note beside the data. If the erasure of the
@@ -121,7 +123,7 @@ impl GenerationLedger<'_> {
                 let problem = uncounted(&error);
                 (TpmPresence::Away(error), Some(problem))
             }
-            Err(error) => return Err(unknown(&error)),
+            Err(error) => return Err(unknown(open, &error)),
         };
         let why = match (noted, &mut presence) {
             (_, _) if made => None,
@@ -131,14 +133,14 @@ impl GenerationLedger<'_> {
             (Some(noted), _) if noted.generation > alkv.generation() => {
                 Some("the vault is older than the data beside it")
             }
-            (noted, TpmPresence::Here(counter)) => {
-                counter.is_old(noted).map_err(|error| unknown(&error))?
-            }
+            (noted, TpmPresence::Here(counter)) => counter
+                .is_old(noted)
+                .map_err(|error| unknown(open, &error))?,
             (_, TpmPresence::Away(_) | TpmPresence::Unbound) => None,
         };
         if let Some(why) = why {
             if !proof() {
-                return Err(old(alkv, why));
+                return Err(old(open, why));
             }
             self.log.warn(format_args!(
                 "{why}; this copy counts from now on, as its owner wants it"
@@ -508,86 +510,16 @@ pub(crate) fn check_first_boot(
     let why = match TpmPresence::probe(&tpms_of(open.alkv())) {
         Ok(presence) => presence.is_past(Some(first), 0),
         Err(_) if proof() => None,
-        Err(error) => return Err(unknown(&error)),
+        Err(error) => return Err(unknown(open, &error)),
     };
     let Some(why) = why else { return Ok(()) };
     if !proof() {
-        return Err(old(open.alkv(), why));
+        return Err(old(open, why));
     }
     log.warn(format_args!(
         "{why}; this copy counts from now on, as its owner wants it"
     ));
     Ok(())
-}
-
-/// Whether a person at the machine, or a medium with the words, proves that the vault's owner opens it. A typed
-/// secret may open the other copy on the disk, which an attacker may have made, so it proves something only if that
-/// copy has the words of the vault that opened.
-pub(crate) fn is_proven(
-    found: &LoadedCopies,
-    open: &OpenAlkv,
-    offer: &UnlockCredentials,
-    keeper: &VaultHandle,
-    medium_has_words: impl FnOnce() -> bool,
-) -> bool {
-    let by = opening_slot(open);
-    let slots = open.alkv().slots().iter();
-    let by_typing = by.is_some_and(|by| {
-        let mut slots = slots.filter(|slot| slot.id() == by.id);
-        by.kind == SlotType::Passphrase || slots.any(tpm_unlock::wants_pin)
-    });
-    // Slots that need no person came first, so the passphrase may not have been tried.
-    let passphrase = || {
-        let typed = offer.passphrase.as_ref();
-        typed.is_some_and(|typed| {
-            by_passphrase(found, typed, keeper, |opened| have_same_words(opened, open)).is_ok()
-        })
-    };
-    let pin = || {
-        let typed = offer.pin.as_ref();
-        typed.is_some_and(|typed| {
-            tpm_unlock::with_pin(found, typed).is_ok_and(|opened| have_same_words(&opened, open))
-        })
-    };
-    by_typing || passphrase() || pin() || medium_has_words()
-}
-
-/// Whether two opened vaults are of one node. The ids that they state prove nothing.
-fn have_same_words(one: &OpenAlkv, other: &OpenAlkv) -> bool {
-    match (one.fingerprint(), other.fingerprint()) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => false,
-    }
-}
-
-fn old(alkv: &Alkv, why: &str) -> VaultWait {
-    let slots = alkv.slots();
-    let ask = if slots.iter().any(tpm_unlock::wants_pin) {
-        UnlockPrompt::Pin
-    } else if slots.iter().any(|slot| slot.kind() == SlotType::Passphrase) {
-        UnlockPrompt::Passphrase
-    } else {
-        UnlockPrompt::Nothing
-    };
-    let hint = match ask {
-        UnlockPrompt::Nothing => {
-            "put the newest disk back; or attach a medium with the words of this node (vault.words) \
-             and restart, if this one is to count"
-        }
-        _ => "put the newest disk back; or type what opens the vault, if this one is to count",
-    };
-    let text = format!("the vault stays closed: {why}");
-    VaultWait::new(ask, "vault-old", text, hint).for_good()
-}
-
-fn unknown(error: &TpmError) -> VaultWait {
-    let text = format!("whether the disk is the newest one is not known: {error}");
-    VaultWait::new(
-        UnlockPrompt::Nothing,
-        "vault-old",
-        text,
-        "it is tried again",
-    )
 }
 
 /// What to do if a TPM counts late.

@@ -147,6 +147,8 @@ pub(crate) struct UnlockCredentials {
     pub(crate) passphrase: Option<SecretStr>,
     pub(crate) new_passphrase: Option<SecretStr>,
     pub(crate) pin: Option<SecretStr>,
+    /// Whether the console had said that the vault is an older copy when the user typed passphrase or PIN.
+    pub(crate) knows_of_age: bool,
     pub(crate) new_pin: Option<SecretStr>,
     pub(crate) words: Option<WordsSource>,
     /// A configuration, which may have words as well.
@@ -159,6 +161,7 @@ impl UnlockCredentials {
     pub(crate) fn keep(&mut self, tried: Self) {
         self.passphrase = None;
         self.pin = None;
+        self.knows_of_age = false;
         self.new_passphrase = self.new_passphrase.take().or(tried.new_passphrase);
         self.new_pin = self.new_pin.take().or(tried.new_pin);
         self.words = self.words.take().or(tried.words);

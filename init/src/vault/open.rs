@@ -417,6 +417,7 @@ mod tests {
             passphrase: secret("wrong"),
             new_passphrase: secret("new"),
             pin: secret("1"),
+            knows_of_age: true,
             new_pin: secret("2"),
             words: Some(WordsSource::Make),
             pasted: None,
@@ -426,7 +427,7 @@ mod tests {
             ..UnlockCredentials::default()
         };
         offer.keep(tried);
-        assert!(offer.passphrase.is_none() && offer.pin.is_none());
+        assert!(offer.passphrase.is_none() && offer.pin.is_none() && !offer.knows_of_age);
         assert!(offer.words.is_some() && offer.new_passphrase.is_some());
         let pin = offer.new_pin.as_ref().expect("typed last");
         assert_eq!(pin.expose(), "3");

@@ -13,11 +13,12 @@ use alknet_tests::{BootVariant, MachineBuilder};
 use serde_json::{Value, json};
 
 use crate::chip::with_chip;
-use crate::console::{commands, typed};
+use crate::console::{commands, said, typed};
 use crate::knock;
 use crate::stolen::{FORGED, forged_beside};
 use crate::tpm::{
-    DONE_WITHIN, PASSPHRASE, WITH_PASSPHRASE, asked, measured, says, served, set_up, type_line,
+    DONE_WITHIN, PASSPHRASE, PIN, WITH_PASSPHRASE, WITH_PIN, asked, measured, says, served, set_up,
+    type_line,
 };
 
 /// Bytes of a copy of the vault.
@@ -145,6 +146,53 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     asked(&vm, "passphrase of the vault");
     says(&vm, "something else is in the place of the TPM's counter");
     knock::serves_nothing(&vm);
+}
+
+/// The owner of a vault with a PIN types it at each start. That says nothing about an older copy before the console has
+/// named it.
+#[test]
+fn an_older_copy_asks_once_more_where_a_pin_is_typed_at_each_start() {
+    let (bench, identity) = set_up(WITH_PIN);
+    let machine = || {
+        let machine = measured(&bench, "own").after_firmware();
+        machine.configured(WITH_PIN)
+    };
+    let before = bench.path().join("before.raw");
+    alknet_qemu::copy(&bench.raw(), &before).unwrap_or_else(|error| panic!("{error}"));
+    let vm = machine().start();
+    asked(&vm, "PIN of the TPM");
+    type_line(&vm, PIN);
+    let node = served(&bench, vm);
+    commands(node.vm());
+    typed(node.vm(), "slot add passphrase", "PIN of the TPM: _");
+    typed(node.vm(), PIN, "new passphrase: _");
+    typed(node.vm(), PASSPHRASE, "the same again: _");
+    typed(node.vm(), PASSPHRASE, "(passphrase) was added to the vault");
+    alknet_tests::eventually("the vault has the slot", || {
+        let status = node.call("vault/status", &Value::Null);
+        (status["slots"] == json!(["tpm2", "passphrase"])).then_some(())
+    });
+    node.end();
+
+    alknet_qemu::copy(&before, &bench.raw()).unwrap_or_else(|error| panic!("{error}"));
+    let vm = machine().start();
+    asked(&vm, "PIN of the TPM");
+    let mark = vm.console().mark();
+    type_line(&vm, PIN);
+    let told = "the disk is older than the last change that the TPM counted; type it once more";
+    said(&vm, mark, told);
+    knock::serves_nothing(&vm);
+    type_line(&vm, PIN);
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["slots"], json!(["tpm2"]), "{status:#}");
+    drop(node);
+    // It is the newest from now on.
+    let vm = machine().start();
+    asked(&vm, "PIN of the TPM");
+    type_line(&vm, PIN);
+    assert_eq!(served(&bench, vm).identity(), identity);
 }
 
 fn refused_as_older(vm: &Vm) {

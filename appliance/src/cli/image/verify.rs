@@ -1,6 +1,7 @@
 //! `alknet image verify`: whether a file or a disk is what its build says.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -42,22 +43,32 @@ pub(super) fn run(args: &ImageVerifyArgs, json: bool) -> Result<CommandExit, Com
         Some(text) => Some(public_key(text)?),
         None => None,
     };
-    // The signature comes first: an unsigned manifest says nothing.
-    let signed = args.manifest.as_ref().unwrap_or(&args.what);
-    let comment = match &key {
-        Some(key) => Some(check_signature(signed, key)?),
+    // The signature holds for these bytes. A second read may find other ones, if another person can write to the folder.
+    let manifest = match &args.manifest {
+        Some(path) => {
+            let bytes = Manifest::read_bytes(path).map_err(|error| of_image(&error))?;
+            Some((path, bytes))
+        }
         None => None,
     };
-    let check = match &args.manifest {
-        Some(manifest) => Some(check(args, manifest)?),
+    // The signature comes first: an unsigned manifest says nothing.
+    let comment = match (&key, &manifest) {
+        (Some(key), Some((path, bytes))) => Some(check_signature(path, &mut &bytes[..], key)?),
+        (Some(key), None) => Some(check_file_signature(&args.what, key)?),
+        (None, _) => None,
+    };
+    let check = match &manifest {
+        Some((path, bytes)) => {
+            let manifest = Manifest::parse(bytes, path).map_err(|error| of_image(&error))?;
+            Some(check(args, manifest)?)
+        }
         None => None,
     };
     show(args, comment.as_deref(), check.as_ref(), json)?;
     Ok(CommandExit::Ok)
 }
 
-fn check(args: &ImageVerifyArgs, manifest: &Path) -> Result<ManifestCheck, CommandError> {
-    let manifest = Manifest::read_file(manifest).map_err(|error| of_image(&error))?;
+fn check(args: &ImageVerifyArgs, manifest: Manifest) -> Result<ManifestCheck, CommandError> {
     let is_device = fs::metadata(&args.what).is_ok_and(|it| it.file_type().is_block_device());
     let checked = match args.disk || is_device {
         true => verify_disk(&args.what, &manifest),
@@ -83,7 +94,18 @@ fn public_key(text: &str) -> Result<MinisignKey, CommandError> {
 }
 
 /// Checks the signature beside a file, and returns its trusted comment.
-fn check_signature(path: &Path, key: &MinisignKey) -> Result<String, CommandError> {
+fn check_file_signature(path: &Path, key: &MinisignKey) -> Result<String, CommandError> {
+    let mut file = File::open(path)
+        .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", path.display())))?;
+    check_signature(path, &mut file, key)
+}
+
+/// Does the same for what was read from a file.
+fn check_signature(
+    path: &Path,
+    content: &mut dyn Read,
+    key: &MinisignKey,
+) -> Result<String, CommandError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(SIGNATURE_ENDING);
     let beside = PathBuf::from(beside);
@@ -93,10 +115,8 @@ fn check_signature(path: &Path, key: &MinisignKey) -> Result<String, CommandErro
         CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, text)
     };
     let signature: MinisignSignature = text.parse().map_err(|error| differs(&error))?;
-    let mut file = File::open(path)
-        .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", path.display())))?;
     signature
-        .verify(key, &mut file)
+        .verify(key, content)
         .map_err(|error| differs(&error))?;
     let comment = signature.trusted_comment();
     let name = path.file_name().unwrap_or_default().to_string_lossy();

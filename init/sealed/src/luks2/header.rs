@@ -11,8 +11,8 @@ use crate::cipher::SectorCipher;
 use crate::disk::BlockStorage;
 use crate::error::{HeaderError, SealedError};
 use crate::limits::{
-    AREA_BYTES, BINARY_BYTES, HEADER_BYTES, KEYSLOTS_AT, PHRASE_BYTES_MAX, ROUNDS, SLOTS_MAX,
-    VAULT_A_AT,
+    AREA_BYTES, BINARY_BYTES, HEADER_BYTES, KEYSLOTS_AT, PHRASE_BYTES_MAX, ROUNDS, SEQUENCE_MAX,
+    SLOTS_MAX, VAULT_A_AT,
 };
 use crate::luks2::area::{material_bytes, open, stretch};
 use crate::luks2::binary::{BinaryHeader, is_whole, sizes};
@@ -262,11 +262,6 @@ impl LuksHeader {
 
     /// Checks that the header can be stored once more.
     pub(super) fn check_fits(&self) -> Result<(), SealedError> {
-        if self.binary.sequence == u64::MAX {
-            return Err(SealedError::Unsupported(
-                "its header cannot be changed any more",
-            ));
-        }
         self.text().map(drop)
     }
 
@@ -283,7 +278,12 @@ impl LuksHeader {
     /// Writes both copies with the next sequence number, the copy that was not read first.
     pub(crate) fn store(&mut self, disk: &impl BlockStorage) -> Result<(), SealedError> {
         self.check_fits()?;
-        self.binary.sequence += 1;
+        self.binary.sequence = match self.binary.sequence {
+            sequence @ ..SEQUENCE_MAX => sequence + 1,
+            // Only the checksum protects the number, so an attacker can set the last one that there is. Until the copy
+            // that was read is overwritten, a start reads that one; after that, both have the new number.
+            _ => 1,
+        };
         // The copy that was read stays whole until the other one is on the disk.
         self.write_copy(disk, self.source.other())?;
         self.write_copy(disk, self.source)

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::cipher::SectorCipher;
 use crate::error::HeaderError;
 use crate::limits::{
-    BINARY_BYTES, DATA_AT, HEADER_BYTES, KEYSLOTS_BYTES, KEYSLOTS_BYTES_MAX, SECTOR_BYTES,
+    BINARY_BYTES, DATA_AT, HEADER_BYTES, KEYSLOTS_BYTES, KEYSLOTS_BYTES_MAX, ROUNDS, SECTOR_BYTES,
     SLOTS_MAX, TOKENS_MAX,
 };
 use crate::luks2::parts::{LuksDigest, LuksSegment, LuksSlot, SEGMENT, area, number, parse_slot};
@@ -27,7 +27,7 @@ pub struct KeyslotInfo {
     pub kdf: String,
     /// Why this program cannot open the slot. `None` if it can.
     pub unsupported: Option<&'static str>,
-    /// Whether this program's token names the slot, so that no other program added it.
+    /// Whether this program added the slot: its token names the slot, which has the rounds that this program writes.
     pub ours: bool,
 }
 
@@ -189,7 +189,11 @@ impl LuksMetadata {
         let mut found: Vec<_> = slots
             .filter_map(|(name, slot)| {
                 let number = name.parse().ok()?;
-                let unsupported = match parse_slot(slot) {
+                let parsed = parse_slot(slot);
+                // An attacker can add any number to the token, and a slot that is not needed any more is removed.
+                // cryptsetup takes more rounds for the slots that a person adds.
+                let is_as_written = parsed.as_ref().is_ok_and(|slot| slot.rounds == ROUNDS);
+                let unsupported = match parsed {
                     Err(why) => Some(why),
                     Ok(_) if !bound.contains(&number) => Some(UNBOUND),
                     Ok(_) => None,
@@ -199,7 +203,7 @@ impl LuksMetadata {
                     kind: text(&slot["type"]),
                     kdf: text(&slot["kdf"]["type"]),
                     unsupported,
-                    ours: is_named(name),
+                    ours: is_named(name) && is_as_written,
                 })
             })
             .collect();

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{HeaderCopyId, LuksHeader, NewHeader};
 use crate::disk::BlockStorage;
 use crate::error::{HeaderError, SealedError};
-use crate::limits::{BINARY_BYTES, HEADER_BYTES, KEYSLOTS_BYTES, VAULT_A_AT};
+use crate::limits::{BINARY_BYTES, HEADER_BYTES, KEYSLOTS_BYTES, SEQUENCE_MAX, VAULT_A_AT};
 use crate::sealed::{PartitionContent, SealedPartition};
 use crate::testing::{BYTES, ONE, TWO, TestDisk, VAULT, new_header};
 
@@ -455,25 +455,36 @@ fn what_cannot_be_formatted_is_not_begun() {
     assert!(disk.take_ops().is_empty());
 }
 
+/// An attacker who writes to the disk needs no key to set the number, and the owner could never change a phrase again.
 #[test]
-fn a_sequence_that_ends_is_not_begun_again() {
-    let disk = formatted();
-    for at in [16, COPY + 16] {
-        disk.overwrite(at, &u64::MAX.to_be_bytes());
-    }
-    checksum(&disk);
-    let mut header = LuksHeader::load(&disk).expect("it is allowed");
-    let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
-    let before = disk.image()[..2 * COPY].to_vec();
-    for refused in [
-        header.set_phrase(&disk, 0, TWO, &key),
-        header.remove_slot(&disk, 0),
+fn a_sequence_at_its_end_begins_again() {
+    for (number, next) in [
+        (SEQUENCE_MAX - 1, SEQUENCE_MAX),
+        (SEQUENCE_MAX, 1),
+        (u64::MAX, 1),
     ] {
-        let refused = refused.expect_err("the last number").to_string();
-        assert!(refused.contains("cannot be changed any more"), "{refused}");
+        let disk = formatted();
+        for at in [16, COPY + 16] {
+            disk.overwrite(at, &number.to_be_bytes());
+        }
+        checksum(&disk);
+        let old = disk.image()[..2 * COPY].to_vec();
+        let mut header = LuksHeader::load(&disk).expect("it is allowed");
+        let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
+        header.set_phrase(&disk, 0, TWO, &key).expect("it goes on");
+        let header = LuksHeader::load(&disk).expect("both are whole");
+        assert_eq!((header.sequence(), header.has_one_copy()), (next, false));
+        assert!(header.unlock(&disk, 0, TWO).is_ok());
+        // The power failed between the two copies: the copy that was read counts.
+        disk.overwrite(0, &old[..COPY]);
+        let mut header = LuksHeader::load(&disk).expect("both are whole");
+        let is_old = header.sequence() == number;
+        assert_eq!(is_old, next == 1, "{number}");
+        assert!(header.repair(&disk).expect("works").is_some());
+        let mut header = LuksHeader::load(&disk).expect("both are whole");
+        assert!(!header.has_one_copy());
+        header.remove_slot(&disk, 1).expect("it goes on");
     }
-    assert_eq!(disk.image()[..2 * COPY], before);
-    assert!(header.unlock(&disk, 0, ONE).is_ok());
 }
 
 #[test]

@@ -2,13 +2,14 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
+use alknet_sealed::limits::{BINARY_BYTES, DATA_AT, HEADER_BYTES, VAULT_A_AT, VAULT_B_AT};
 use alknet_sealed::{NewHeader, SectorCipher};
 use alknet_vault::slots::{
     Consent, CopyStorage, NewSlot, NewVault, OpenAlkv, SlotId, UnlockKey, VaultCopies,
     change_master_key, settle,
 };
 use alknet_vault::{Entropy, WordCount};
+use sha2::{Digest, Sha256};
 
 use super::*;
 
@@ -213,20 +214,45 @@ fn start(partition: &RecordingPartition, old: &OpenAlkv) -> (bool, OpenAlkv) {
     (open.data_secret() != old.data_secret(), open)
 }
 
+/// Changes both copies of the header, as an attacker can who has the disk: the checksum is a plain SHA-256.
+fn forge_header(image: &mut [u8], change: impl Fn(&mut [u8])) {
+    for copy in [0, HEADER_BYTES as usize] {
+        let header = &mut image[copy..copy + HEADER_BYTES as usize];
+        change(header);
+        header[448..512].fill(0);
+        let sum = Sha256::digest(&*header);
+        header[448..480].copy_from_slice(&sum);
+    }
+}
+
 #[test]
 fn a_change_of_the_master_key_survives_a_power_cut_at_any_write() {
-    let old = vault();
-    let partition = formatted(&old);
+    change_with_cuts(&vault(), None);
+}
+
+/// A thief had the disk, and the owner answers with a new master key.
+#[test]
+fn a_header_with_the_last_sequence_number_keeps_no_owner_from_a_new_master_key() {
+    change_with_cuts(&vault(), Some(u64::MAX));
+}
+
+fn change_with_cuts(old: &OpenAlkv, number: Option<u64>) {
+    let partition = formatted(old);
+    if let Some(number) = number {
+        forge_header(&mut partition.image.borrow_mut(), |header| {
+            header[16..24].copy_from_slice(&number.to_be_bytes());
+        });
+    }
     let whole = partition.image.borrow().clone();
     partition.ops.take();
-    let next = rekeyed(&old);
+    let next = rekeyed(old);
     let mut sealed = partition.sealed();
     let mut keys = DataPartitionKeys::for_partition(&mut sealed);
-    let done = change_master_key(&mut partition.copies(), &mut keys, &old, &next);
+    let done = change_master_key(&mut partition.copies(), &mut keys, old, &next);
     done.expect("there is power");
     let (mut kept, mut changed) = (0, 0);
     at_every_cut(&whole, &partition.ops.take(), |cut| {
-        let (is_new, _) = start(cut, &old);
+        let (is_new, _) = start(cut, old);
         *if is_new { &mut changed } else { &mut kept } += 1;
     });
     assert!(
@@ -234,7 +260,7 @@ fn a_change_of_the_master_key_survives_a_power_cut_at_any_write() {
         "{kept} of the cuts left the old vault and {changed} the new one"
     );
     // The words lie where they did, and a second change finds its place.
-    let (is_new, open) = start(&partition, &old);
+    let (is_new, open) = start(&partition, old);
     assert!(is_new);
     let again = rekeyed(&open);
     let mut sealed = partition.sealed();
@@ -244,4 +270,41 @@ fn a_change_of_the_master_key_survives_a_power_cut_at_any_write() {
     let slots = partition.sealed().summary().slots;
     let numbers: Vec<_> = slots.iter().map(|slot| slot.number).collect();
     assert_eq!(numbers, [BY_VAULT, BY_WORDS]);
+}
+
+/// The owner added a key slot by cryptsetup. An attacker writes its number into the token of this program, whose surplus
+/// slots are removed.
+#[test]
+fn a_key_slot_of_the_owner_stays_although_the_token_names_it() {
+    let old = vault();
+    let partition = formatted(&old);
+    forge_header(&mut partition.image.borrow_mut(), |header| {
+        let text = &header[BINARY_BYTES..];
+        let end = text.iter().position(|byte| *byte == 0).expect("an end");
+        let mut json: serde_json::Value = serde_json::from_slice(&text[..end]).expect("our JSON");
+        let mut slot = json["keyslots"]["1"].clone();
+        slot["kdf"]["iterations"] = 100_000.into();
+        slot["area"]["offset"] = (1_u64 << 20).to_string().into();
+        json["keyslots"]["2"] = slot;
+        for list in ["/digests/0/keyslots", "/tokens/0/keyslots"] {
+            let list = json.pointer_mut(list).and_then(|list| list.as_array_mut());
+            list.expect("a list").push("2".into());
+        }
+        let text = json.to_string();
+        header[BINARY_BYTES..].fill(0);
+        header[BINARY_BYTES..BINARY_BYTES + text.len()].copy_from_slice(text.as_bytes());
+    });
+    let numbers = || {
+        let slots = partition.sealed().summary().slots.into_iter();
+        let openable = slots.filter(|slot| slot.unsupported.is_none());
+        openable.map(|slot| slot.number).collect::<Vec<_>>()
+    };
+    start(&partition, &old);
+    assert_eq!(numbers(), [BY_VAULT, BY_WORDS, 2]);
+    let next = rekeyed(&old);
+    let mut sealed = partition.sealed();
+    let mut keys = DataPartitionKeys::for_partition(&mut sealed);
+    change_master_key(&mut partition.copies(), &mut keys, &old, &next).expect("power");
+    start(&partition, &old);
+    assert_eq!(numbers(), [BY_WORDS, 2, 3]);
 }

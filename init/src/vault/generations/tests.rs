@@ -11,6 +11,7 @@ use alknet_vault::slots::{
     Consent, FirstBootPermissions, NewSlot, NewVault, Tpm2Params, UnlockKey, VaultId,
 };
 
+use super::proof::have_same_words;
 use super::tpm::{answered, unless_none_has_to, within};
 use super::*;
 use crate::data::keyslot_tests;

@@ -49,8 +49,18 @@ impl CommandMachine {
     /// Tries to open the vault once more, with what was typed. Otherwise the reason why it stays
     /// locked.
     fn reopened(&self, typed: Option<&str>) -> Result<(), String> {
+        self.tried(typed, false)
+    }
+
+    /// Does the same with what was typed after the console had said that the copy is older.
+    fn confirmed(&self, typed: &str) -> Result<(), String> {
+        self.tried(Some(typed), true)
+    }
+
+    fn tried(&self, typed: Option<&str>, knows_of_age: bool) -> Result<(), String> {
         let offer = UnlockCredentials {
             passphrase: typed.map(SecretStr::from),
+            knows_of_age,
             ..UnlockCredentials::default()
         };
         let access = DataAccess {
@@ -182,7 +192,26 @@ fn a_locked_vault_that_is_older_than_the_data_opens_for_its_owner_only() {
     machine.keeper.lock();
     let why = machine.reopened(None).expect_err("it opens by itself");
     assert!(why.contains("older than the data beside it"), "{why}");
-    assert_eq!(machine.reopened(Some("one")), Ok(()));
+    assert_eq!(machine.confirmed("one"), Ok(()));
+}
+
+/// The owner types the passphrase at each start, and has not heard of the older copy that an attacker put back.
+#[test]
+fn a_passphrase_that_opens_an_older_vault_proves_nothing_before_the_console_said_so() {
+    let (machine, _) = CommandMachine::sealed();
+    machine.outdate();
+    let noted = std::fs::read(machine.note()).expect("it was changed");
+    machine.keeper.lock();
+    for _ in 0..2 {
+        let why = machine.reopened(Some("one")).expect_err("it is older");
+        assert!(why.contains("older than the data beside it"), "{why}");
+        assert!(why.contains("type it once more"), "{why}");
+        assert_eq!(machine.keeper.wrong_count(), 0, "it is the right one");
+        assert_eq!(std::fs::read(machine.note()).expect("it is there"), noted);
+    }
+    assert_eq!(machine.confirmed("one"), Ok(()));
+    machine.keeper.lock();
+    assert_eq!(machine.reopened(Some("one")), Ok(()), "it is the newest");
 }
 
 /// The attacker writes their own vault as the second copy, with the id of the machine's, which lies
@@ -199,9 +228,7 @@ fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
     machine.put_copy(VAULT_B_AT, &text_of(&forged));
     machine.keeper.lock();
     for wrong in 1..=2 {
-        let why = machine
-            .reopened(Some("x"))
-            .expect_err("it is the attacker's");
+        let why = machine.confirmed("x").expect_err("it is the attacker's");
         assert!(why.contains("older than the data beside it"), "{why}");
         assert_eq!(
             machine.keeper.wrong_count(),
@@ -209,7 +236,7 @@ fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
             "it counts as a wrong one"
         );
     }
-    assert_eq!(machine.reopened(Some("one")), Ok(()));
+    assert_eq!(machine.confirmed("one"), Ok(()));
     assert_eq!(machine.keeper.wrong_count(), 0);
 }
 
