@@ -301,12 +301,9 @@ async fn errors_of_a_peer_cost_no_more_than_results() {
         for (client, operation, calls) in [(&eve, "node/fail", 600), (&ada, "node/fail-short", 400)]
         {
             let fails = async |key: usize| {
-                let call = pays(client, operation, &key.to_string(), &Value::Null);
-                assert_eq!(
-                    within(call).await,
-                    Err(ErrorCode::Conflict),
-                    "{operation} {key}"
-                );
+                let key = key.to_string();
+                let answer = within(pays(client, operation, &key, &Value::Null)).await;
+                assert_eq!(answer, Err(ErrorCode::Conflict), "{operation} {key}");
             };
             for key in 0..calls {
                 fails(key).await;

@@ -28,7 +28,7 @@ pub(crate) fn push_error(
     stream.out.push_counted(&state.unread, None, |out| {
         let start = out.len();
         let len = envelope::append_error(out, id, error);
-        let mut append = QueueAppend::default();
+        let mut append = QueueAppend::<()>::default();
         if len <= ERROR_BYTES_FREE {
             return append;
         }
