@@ -14,7 +14,7 @@ use crate::call_stream::{CallStream, StreamEnd};
 use crate::compiled::CompiledOperation;
 use crate::connection::CallConnectionState;
 use crate::dispatcher::{Dispatcher, DispatcherCounters};
-use crate::envelope::{self, Envelope, ForwardedFor, RequestPayload as Payload};
+use crate::envelope::{Envelope, ForwardedFor, RequestPayload as Payload};
 use crate::error::{CallError, ErrorCode};
 use crate::frame::FrameBody;
 use crate::handler::HandlerKind;
@@ -61,9 +61,7 @@ pub(crate) async fn admit(
         Ok(admitted) => start(admitted).await,
         Err(error) => {
             DispatcherCounters::add(&state.dispatcher.counters.errors);
-            stream.out.push_waiting(&state.unread, |out| {
-                envelope::append_error(out, &event.id, &error);
-            });
+            request::push_error(state, stream, &event.id, &error);
         }
     }
     Ok(())

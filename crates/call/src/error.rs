@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use alknet_core::CapabilityError;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::limits::{DRAIN_RETRY_MS, OVERLOAD_RETRY_MS};
+use crate::limits::{DRAIN_RETRY_MS, ERROR_MESSAGE_BYTES_MAX, OVERLOAD_RETRY_MS};
 
 /// The code of a [`CallError`].
 ///
@@ -114,6 +114,9 @@ static TABLE: [ErrorCodeRow; 13] = [
 /// HTTP status of an operation's own error that declares no status.
 const OPERATION_HTTP: u16 = 422;
 
+/// Bytes of the longest code that an operation may declare.
+const CODE_BYTES_MAX: usize = 64;
+
 impl ErrorCode {
     /// Every code of the protocol itself.
     pub fn table() -> impl Iterator<Item = Self> {
@@ -162,7 +165,7 @@ impl ErrorCode {
     #[must_use]
     pub fn may_declare(name: &str) -> bool {
         let mut bytes = name.bytes();
-        (3..=64).contains(&name.len())
+        (3..=CODE_BYTES_MAX).contains(&name.len())
             && bytes.next().is_some_and(|b| b.is_ascii_uppercase())
             && bytes.all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
             && TABLE.iter().all(|row| row.name != name)
@@ -263,6 +266,34 @@ impl CallError {
         self
     }
 
+    /// The same error with `{"omitted": true}` in place of its details, and the beginning of its message: what stays
+    /// of an error that is too large to keep or to send.
+    pub(crate) fn abridged(&self) -> Self {
+        let omitted = || Box::new(json!({ "omitted": true }));
+        // No operation can declare a longer code, so no caller decides by it.
+        let code = match self.code.name().len() <= CODE_BYTES_MAX {
+            true => self.code.clone(),
+            false => ErrorCode::Internal,
+        };
+        Self {
+            code,
+            message: beginning(&self.message),
+            retryable: self.retryable,
+            details: self.details.as_ref().map(|_| omitted()),
+            retry_after_ms: self.retry_after_ms,
+        }
+    }
+
+    /// Bytes of memory that its code, message and details take.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        let code = match &self.code {
+            ErrorCode::Operation(name) => name.len(),
+            _ => 0,
+        };
+        let details = self.details.as_ref();
+        code + self.message.len() + details.map_or(0, |details| VALUE_BYTES + within(details))
+    }
+
     /// The input is not what the operation takes.
     #[must_use]
     pub fn invalid_input(message: impl Into<String>) -> Self {
@@ -323,7 +354,7 @@ impl CallError {
 
     /// What a peer sees of an error whose code the operation does not declare.
     pub(crate) fn undeclared(self) -> Self {
-        let details = serde_json::json!({ "code": self.code.name() });
+        let details = json!({ "code": self.code.name() });
         Self::internal(self.message).with_details(details)
     }
 }
@@ -340,7 +371,7 @@ impl From<CapabilityError> for CallError {
             CapabilityError::NotGranted => ErrorCode::Forbidden,
             _ => ErrorCode::InvalidInput,
         };
-        let details = serde_json::json!({ "reason": error.reason() });
+        let details = json!({ "reason": error.reason() });
         Self {
             retryable: error == CapabilityError::Locked,
             ..Self::new(code, error.to_string()).with_details(details)
@@ -348,9 +379,78 @@ impl From<CapabilityError> for CallError {
     }
 }
 
+/// Bytes of an item of a list. Lists grow by doubling.
+const VALUE_BYTES: usize = 2 * size_of::<Value>();
+
+/// Bytes that a value holds besides its own place.
+fn within(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => items.iter().map(|item| VALUE_BYTES + within(item)).sum(),
+        Value::Object(members) => {
+            // The name is another item.
+            let member =
+                |(name, member): (&String, &Value)| 2 * VALUE_BYTES + name.len() + within(member);
+            members.iter().map(member).sum()
+        }
+        Value::String(text) => text.len(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    }
+}
+
+/// The first [`ERROR_MESSAGE_BYTES_MAX`] bytes of a message, with a sign where more follow.
+fn beginning(message: &str) -> String {
+    if message.len() <= ERROR_MESSAGE_BYTES_MAX {
+        return message.to_owned();
+    }
+    let mut ends = (0..=ERROR_MESSAGE_BYTES_MAX).rev();
+    let end = ends.find(|at| message.is_char_boundary(*at));
+    let text = end.and_then(|end| message.get(..end));
+    format!("{}\u{2026}", text.unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The code decides what a program does, so it stays. The size of the rest was another node's choice.
+    #[test]
+    fn an_abridged_error_says_what_it_lacks() {
+        let long = CallError::operation("DISK_FULL", "\u{e4}".repeat(1 << 20));
+        let long = long
+            .with_details(json!(vec![0; 1000]))
+            .with_retry_after_ms(7);
+        let short = CallError {
+            retryable: true,
+            ..long
+        }
+        .abridged();
+        assert_eq!(short.code.name(), "DISK_FULL");
+        assert_eq!(short.details.as_deref(), Some(&json!({ "omitted": true })));
+        assert_eq!((short.retryable, short.retry_after_ms), (true, Some(7)));
+        let cut = short.message.strip_suffix('\u{2026}').expect("it was cut");
+        assert_eq!(cut.len(), ERROR_MESSAGE_BYTES_MAX);
+        let plain = CallError::timeout();
+        assert_eq!(plain.abridged(), plain);
+        let nameless = CallError::operation(&"N".repeat(CODE_BYTES_MAX + 1), "no");
+        assert_eq!(nameless.abridged().code, ErrorCode::Internal);
+    }
+
+    #[test]
+    fn errors_weigh_as_much_as_their_trees() {
+        let of = |details: Value| CallError::timeout().with_details(details).kept_bytes();
+        assert!(of(json!(vec![0; 1000])) >= 1024 * size_of::<Value>());
+        assert!(of(json!(vec![Vec::<u8>::new(); 1000])) >= 1024 * size_of::<Value>());
+        let object: serde_json::Map<_, _> =
+            (0..1000).map(|n| (n.to_string(), Value::Null)).collect();
+        assert!(of(Value::Object(object)) >= 1000 * (size_of::<Value>() + size_of::<String>()));
+        assert!(of(json!({ "a": { "b": "x".repeat(1000) } })) >= 1000);
+        let code = CallError::operation(&"N".repeat(1000), "m".repeat(1000));
+        assert_eq!(code.kept_bytes(), 2000);
+        assert_eq!(
+            CallError::timeout().kept_bytes(),
+            "the deadline passed".len()
+        );
+    }
 
     #[test]
     fn a_locked_vault_is_worth_another_try_and_nothing_else_is() {

@@ -337,12 +337,13 @@ fn keep(outcome: KeyedOutcome, hindered: bool) -> (Option<(KeyedOutcome, usize)>
         // A call with this code that is not retryable has run: there was no room for its answer.
         Err(error) if hindered && error.code != ErrorCode::Overloaded => (None, Err(error)),
         Err(error) => {
-            let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
-            let bytes = error.message.len() + details;
+            // A tree may take 75 times the bytes of its text, and the peer of a hub chose it.
+            let bytes = error.kept_bytes();
             // Operations choose the length of their messages: a stored one is bounded like a result.
             if bytes > IDEMPOTENCY_RESULT_BYTES {
-                let stored = (Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES);
-                return (Some(stored), Err(error));
+                let short = error.abridged();
+                let bytes = short.kept_bytes() + IDEMPOTENCY_ENTRY_BYTES;
+                return (Some((Err(short), bytes)), Err(error));
             }
             let stored = (Err(error.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
             (Some(stored), Err(error))
@@ -481,6 +482,29 @@ mod tests {
         assert!(keep(Err(lasting), false).0.is_some());
         let (stored, _) = keep(Ok(CallOutput::Value(Value::Null)), true);
         assert_eq!(stored.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
+    }
+
+    /// A list of short values: some bytes of text, and 72 of a tree for each.
+    #[test]
+    fn errors_count_by_the_memory_of_their_details() {
+        let failed = |values: usize| {
+            let details = Value::from(vec![0; values]);
+            CallError::operation("DISK_FULL", "no room").with_details(details)
+        };
+        let (stored, outcome) = keep(Err(failed(4_000)), false);
+        assert_eq!(outcome.expect_err("it failed"), failed(4_000));
+        let (stored, bytes) = stored.expect("a trace");
+        assert_eq!(stored.expect_err("it failed"), failed(4_000).abridged());
+        assert!(bytes < 2 * IDEMPOTENCY_ENTRY_BYTES + 512, "{bytes}");
+        let (stored, _) = keep(Err(failed(300)), false);
+        let (stored, bytes) = stored.expect("a trace");
+        assert_eq!(stored.expect_err("it failed"), failed(300));
+        assert!(bytes >= 300 * size_of::<Value>(), "{bytes}");
+        let endless = CallError::operation(&"N".repeat(IDEMPOTENCY_RESULT_BYTES), "no room");
+        let (stored, _) = keep(Err(endless), false);
+        let (stored, bytes) = stored.expect("a trace");
+        assert_eq!(stored.expect_err("it failed").code, ErrorCode::Internal);
+        assert!(bytes < 2 * IDEMPOTENCY_ENTRY_BYTES, "{bytes}");
     }
 
     #[test]

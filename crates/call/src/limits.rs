@@ -38,6 +38,13 @@ pub const IDEMPOTENCY_BYTES: usize = 64 << 20;
 pub const IDEMPOTENCY_BYTES_MIN: usize = 1 << 20;
 /// The part of the machine's memory for them between these two bounds: a sixteenth.
 pub const IDEMPOTENCY_MEMORY_PART: u64 = 16;
+/// Bytes of the tree of a peer's error, as [`tree_bytes`](crate::tree_bytes) counts them. A node reads an error with
+/// more without its details.
+pub const ERROR_TREE_BYTES_MAX: usize = 256 << 10;
+/// Bytes of an error's message that stay when the error loses its details.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 512;
+/// Bytes of the longest error that a node always sends, however many bytes wait to be read.
+pub const ERROR_BYTES_FREE: usize = 1 << 10;
 /// How often a node looks up the token behind an authenticated connection again, for tokens that expire. Sessions of
 /// revoked ones end at once.
 pub const SESSION_RECHECK: Duration = Duration::from_secs(30);

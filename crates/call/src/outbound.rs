@@ -1,6 +1,7 @@
 //! This side's requests in flight at the peer.
 
 mod buffer;
+mod peer_error;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -320,7 +321,7 @@ impl ResponseSink {
 fn end_of(event: &Envelope<'_>) -> Result<(), CallError> {
     match event.kind {
         EventKind::Completed => Ok(()),
-        EventKind::Error => Err(event.members().unwrap_or_else(|error| {
+        EventKind::Error => Err(peer_error::read(event).unwrap_or_else(|error| {
             CallError::internal(format!("the peer's error cannot be read: {error}"))
         })),
         _ => Err(CallError::new(

@@ -1,20 +1,19 @@
 //! One request at the responder, from admission to its one terminal event.
 
+mod response;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alknet_core::{AuthToken, Identity};
-use bytes::Bytes;
 use futures_util::FutureExt;
-use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backpressure::UnreadLimitError;
 use crate::body::{CallBody, CallOutput, SubscriptionItem};
 use crate::call_stream::CallStream;
 use crate::call_tree::{CallTree, SentChanges};
@@ -24,15 +23,15 @@ use crate::connection::CallConnectionState;
 use crate::context::Ctx;
 use crate::dispatcher::{CallTimer, Dispatcher, DispatcherCounters};
 use crate::envelope::{self, EventKind, ForwardedFor};
-use crate::error::{CallError, ErrorCode};
+use crate::error::CallError;
 use crate::handler::OnceHandler;
-use crate::limits::OVERLOAD_RETRY_MS;
 use crate::pump::EventSinkResult;
 use crate::request_bytes::RequestClaim;
 use crate::request_grant::RequestGrant;
 use crate::schema::PermitShare;
-use crate::send_queue::QueueAppend;
 use crate::spec::OperationType;
+use response::ResponseResult;
+pub(crate) use response::push_error;
 
 /// An admitted request.
 pub(crate) struct InboundRequest {
@@ -299,9 +298,7 @@ impl InboundRequest {
         let error = self.visible(self.settled(error));
         if !self.is_over() {
             DispatcherCounters::add(&self.state.dispatcher.counters.errors);
-            self.stream.out.push_waiting(&self.state.unread, |out| {
-                envelope::append_error(out, self.id(), &error);
-            });
+            push_error(&self.state, &self.stream, self.id(), &error);
         }
     }
 
@@ -318,67 +315,6 @@ impl InboundRequest {
         };
         let share = PermitShare::for_identity(self.identity());
         self.operation.checked(output, share)
-    }
-
-    fn push_output(&self, item: &SubscriptionItem, dropped: u64) -> ResponseResult {
-        let most = self.state.peer_frame_bytes();
-        let push = |out: &mut Vec<u8>| {
-            let start = out.len();
-            let (len, tail) = append_output(out, self.id(), item, dropped);
-            let claimed = if len > most {
-                Err(too_large(len, most))
-            } else {
-                let claimed = self.state.claim_unread(self.is_subscription(), len);
-                claimed.map_err(|no_capacity| self.too_much_unread(no_capacity))
-            };
-            let Err(refused) = claimed else {
-                return QueueAppend {
-                    result: ResponseResult::Queued,
-                    tail,
-                    claimed: len,
-                };
-            };
-            out.truncate(start);
-            // Otherwise each stream would hold the room of the refused answer for as long as its peer reads nothing.
-            out.shrink_to(start + REFUSAL_BYTES);
-            let result = if len <= most && self.is_subscription() {
-                ResponseResult::NoRoom
-            } else {
-                self.answered.store(true, Ordering::SeqCst);
-                envelope::append_error(out, self.id(), &refused);
-                ResponseResult::Refused
-            };
-            QueueAppend {
-                result,
-                ..QueueAppend::default()
-            }
-        };
-        let (unread, meter) = (&self.state.unread, self.queued.as_ref());
-        let pushed = self.stream.out.push_counted(unread, meter, push);
-        pushed.unwrap_or_default()
-    }
-
-    /// The error for an answer whose peer does not read the earlier ones.
-    fn too_much_unread(&self, no_capacity: UnreadLimitError) -> CallError {
-        let counters = &self.state.dispatcher.counters;
-        let message = match no_capacity {
-            UnreadLimitError::Here(waiting) => format!(
-                "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
-            ),
-            UnreadLimitError::Share => {
-                if !self.is_subscription() {
-                    DispatcherCounters::add(&counters.unread_bytes_full);
-                }
-                "too many bytes of answers wait to be read on all connections of the caller, or of all callers: \
-                 read them, and ask for less at a time"
-                    .to_owned()
-            }
-        };
-        let error = CallError::new(ErrorCode::Overloaded, message);
-        let mut error = error.with_retry_after_ms(OVERLOAD_RETRY_MS);
-        // A mutation has run, so the caller must not repeat it.
-        error.retryable = self.operation.spec.op_type == OperationType::Query;
-        error
     }
 
     /// Whether an event that found no room has to wait for more.
@@ -403,61 +339,6 @@ impl InboundRequest {
         let queued = self.queued.as_ref();
         queued.map_or(0, |queued| queued.load(Ordering::Acquire))
     }
-}
-
-/// Room for the error in place of an answer; a longer one makes more.
-const REFUSAL_BYTES: usize = 1 << 10;
-
-/// The outcome for an answer or event.
-#[derive(Debug, Default)]
-enum ResponseResult {
-    /// The peer has to read before this side can queue the event. Answers are refused then.
-    NoRoom,
-    Queued,
-    /// An error replaced it, or the stream takes no more.
-    #[default]
-    Refused,
-}
-
-fn too_large(len: usize, most: usize) -> CallError {
-    let message =
-        format!("the answer has {len} bytes and the peer takes {most}; ask for less at a time");
-    CallError::new(ErrorCode::PayloadTooLarge, message)
-}
-
-/// Appends an answer or event; returns the length of its frame's body, and the data that the caller appends.
-fn append_output<'a>(
-    out: &mut Vec<u8>,
-    id: &str,
-    item: &'a SubscriptionItem,
-    dropped: u64,
-) -> (usize, Option<&'a Bytes>) {
-    let kind = EventKind::Responded;
-    let payload = |out: &mut Vec<u8>| append_payload(out, item, dropped);
-    match &item.output {
-        CallOutput::Mixed(_, tail) | CallOutput::MixedText(_, tail) => {
-            let len = envelope::append_mixed_event(out, kind, id, tail.len(), payload);
-            (len, Some(tail))
-        }
-        _ => (envelope::append_event(out, kind, id, payload), None),
-    }
-}
-
-fn append_payload(out: &mut Vec<u8>, item: &SubscriptionItem, dropped: u64) {
-    out.extend_from_slice(b"{\"output\":");
-    match &item.output {
-        CallOutput::MixedText(text, _) | CallOutput::Raw(text) => out.extend_from_slice(text),
-        CallOutput::Mixed(value, _) | CallOutput::Value(value) => envelope::append_json(out, value),
-    }
-    if let Some(cursor) = &item.cursor {
-        out.extend_from_slice(b",\"cursor\":");
-        envelope::append_json(out, cursor);
-    }
-    if dropped > 0 {
-        out.extend_from_slice(b",\"dropped\":");
-        envelope::append_json(out, &Value::from(dropped));
-    }
-    out.push(b'}');
 }
 
 /// How many events the requester still takes.

@@ -168,16 +168,18 @@ fn target(node: &HostNode) -> Target {
     node.target().parse().expect("the node's own target")
 }
 
-/// A peer behind a hub with keyed mutations: `node/hold`, which does not end, and `node/pay` and
-/// `node/long`, which do.
+/// A peer behind a hub with keyed mutations: `node/hold`, which does not end, `node/pay` and
+/// `node/long`, which do, and two that fail.
 async fn bank(hub: &HostNode, who: &CliRunner) -> ManualPeer {
     let keyed = |name| {
         let mut spec = OperationSpec::mutation(name, "Changes something.").with_scope("bank");
         spec.idempotent = Idempotence::Keyed;
         spec
     };
-    let specs = ["node/hold", "node/pay", "node/long"].map(keyed);
-    let bank = ManualPeer::serving(hub, who, specs.into()).await;
+    let fail = ["node/fail", "node/fail-short"];
+    let specs = [&["node/hold", "node/pay", "node/long"][..], &fail].concat();
+    let specs: Vec<_> = specs.into_iter().map(keyed).collect();
+    let bank = ManualPeer::serving(hub, who, specs).await;
     until_attached(hub);
     bank
 }
@@ -273,6 +275,45 @@ async fn results_of_others_are_kept() {
         assert_eq!(bank.asked("node/long"), PAYMENTS);
         paid(&eve, "node/long", "0").await;
         assert_eq!(bank.asked("node/long"), PAYMENTS + 1);
+    }
+}
+
+/// A peer fails every call with details whose tree is far longer than their text. The hub keeps each
+/// error for its key: with the trees they would take 700 MiB, and 60 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_a_peer_cost_no_more_than_results() {
+    const MEMORY: u64 = 256 << 20;
+    const MORE_MAX: u64 = 32 << 20;
+    let bench = TestBench::new();
+    let [teller, eve, ada] = ["bank", "eve", "ada"].map(|name| bench.user(name));
+    let config = people([
+        ("bank", &teller, &[][..]),
+        ("eve", &eve, CUSTOMER),
+        ("ada", &ada, CUSTOMER),
+    ]);
+    let config = format!("[hub]\nenabled = true\n{config}");
+    if let Some(hub) = bench.host_on(MEMORY, &config) {
+        let bank = bank(&hub, &teller).await;
+        let (_eves, eve) = caller(&hub, &eve).await;
+        let (_adas, ada) = caller(&hub, &ada).await;
+        paid(&ada, "node/pay", "a").await;
+        let before = memory(&hub, "VmHWM:");
+        for (client, operation, calls) in [(&eve, "node/fail", 600), (&ada, "node/fail-short", 400)]
+        {
+            let fails = async |key: usize| {
+                let key = key.to_string();
+                let answer = within(pays(client, operation, &key, &Value::Null)).await;
+                assert_eq!(answer, Err(ErrorCode::Conflict), "{operation} {key}");
+            };
+            for key in 0..calls {
+                fails(key).await;
+            }
+            // A repeated call has run, and does not run again.
+            fails(0).await;
+            assert_eq!(bank.asked(operation), calls);
+        }
+        let more = memory(&hub, "VmHWM:") - before;
+        assert!(more <= MORE_MAX, "{} MiB", more >> 20);
     }
 }
 

@@ -22,6 +22,10 @@ const LONG: usize = 60_000;
 const WIDE: usize = 900 << 10;
 /// Values in the answer of `compute/dispatch`, which reports an hour.
 const SHORT: usize = 450_000;
+/// Values in the details of the errors of `node/fail` and `node/fail-short`. The tree of the second is nearly the
+/// largest that a node reads.
+const FAILED: usize = 12_000;
+const FAILED_SHORT: usize = 1_700;
 /// Bytes that the answers of `node/often` and `node/once` point to, the first of them [`OFTEN`]
 /// times.
 pub(super) const POINTED: usize = 300 << 10;
@@ -196,6 +200,13 @@ fn mixed(id: &str, output: &Value, data: &[u8]) -> Bytes {
     wire::frame(&body).into()
 }
 
+/// An error with a list of short values, whose tree has 36 times the bytes of its text.
+fn failed(id: &str, values: usize) -> Bytes {
+    let details = vec![0; values];
+    let error = json!({ "code": "CONFLICT", "retryable": false, "details": details });
+    encode_event(EventKind::Error, id, &error.to_string())
+}
+
 async fn answer(
     (mut send, mut recv): (SendStream, RecvStream),
     is_multi: bool,
@@ -235,6 +246,8 @@ async fn answer(
                     let error = json!({ "code": "OVERLOADED", "retryable": true });
                     encode_event(EventKind::Error, &event.id, &error.to_string())
                 }
+                "node/fail" => failed(&event.id, FAILED),
+                "node/fail-short" => failed(&event.id, FAILED_SHORT),
                 "node/once" => mixed(&event.id, &pointer, &[7; POINTED]),
                 "node/often" => mixed(&event.id, &json!(vec![pointer; OFTEN]), &[7; POINTED]),
                 "node/flow" => {

@@ -302,6 +302,41 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
     }
 }
 
+/// A list of short values takes 36 times the bytes of its text as a tree, which is what a node keeps.
+#[tokio::test]
+async fn errors_are_kept_up_to_the_memory_of_their_trees() {
+    let mut spec = OperationSpec::mutation("test/fail", "Fails once for a key.");
+    spec.idempotent = Idempotence::Keyed;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let fail = HandlerKind::once(move |input, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let error = CallError::new(ErrorCode::Conflict, "no");
+            Err::<Value, _>(error.with_details(json!(vec![0; input.parse()?])))
+        }
+    });
+    let registry = Registry::builder().with(Registration::new(spec, fail).open());
+    let dispatcher = Dispatcher::new(registry.build().expect("every rule is kept"));
+    let node = CallTestNode::with_dispatcher(dispatcher, Arc::default());
+    let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
+    for (values, again) in [
+        (300, json!(vec![0; 300])),
+        (1_500, json!({ "omitted": true })),
+    ] {
+        let fails = async || {
+            let (input, options) = (json!(values), keyed(&values.to_string()));
+            let error = soon(client.call_with("test/fail", &input, &options)).await;
+            let error = error.expect_err("it fails");
+            assert_eq!((error.code, &*error.message), (ErrorCode::Conflict, "no"));
+            error.details.map(|details| *details)
+        };
+        assert_eq!(fails().await, Some(json!(vec![0; values])));
+        assert_eq!(fails().await, Some(again));
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), 2, "each key runs once");
+}
+
 #[tokio::test]
 async fn duplicates_join_the_running_call_when_a_caller_leaves() {
     for carriage in CARRIAGES {

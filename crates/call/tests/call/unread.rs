@@ -23,6 +23,9 @@ const UNDER_WAY_MAX: usize = 2 << 20;
 const ANSWER_BYTES: usize = 900 << 10;
 const EVENT_BYTES: usize = 100 << 10;
 
+/// The most bytes of an error without its details.
+const ABRIDGED_BYTES: usize = 1 << 10;
+
 /// A node on a machine with so much memory, with long answers and endless events.
 fn node(memory_bytes: u64, patience: PeerTimeouts) -> CallTestNode {
     let long = HandlerKind::once(|_, _| async { Ok(json!("x".repeat(ANSWER_BYTES))) });
@@ -33,11 +36,23 @@ fn node(memory_bytes: u64, patience: PeerTimeouts) -> CallTestNode {
     let follow = HandlerKind::stream(|_, _| {
         stream::repeat_with(|| Ok::<_, CallError>(json!("x".repeat(EVENT_BYTES))))
     });
+    // An operation of a peer behind a hub fails with any error that the peer chooses.
+    let fail = HandlerKind::once(|_, _| async {
+        let error = CallError::new(ErrorCode::Conflict, "no");
+        Err::<Value, _>(error.with_details(json!("x".repeat(ANSWER_BYTES))))
+    });
+    // Written out, each number takes 18 bytes: more than a frame in all.
+    let grow = HandlerKind::once(|_, _| async {
+        let error = CallError::new(ErrorCode::Conflict, "no");
+        Err::<Value, _>(error.with_details(json!(vec![1e15; 60_000])))
+    });
     let query = |name| OperationSpec::query(name, "For tests.");
     let events = OperationSpec::subscription("test/follow", "For tests.");
     let registry = Registry::builder()
         .with(Registration::new(query("test/long"), long).open())
         .with(Registration::new(query("test/echo"), echo).open())
+        .with(Registration::new(query("test/fail"), fail).open())
+        .with(Registration::new(query("test/grow"), grow).open())
         .with(Registration::new(events, follow).open());
     let registry = registry.build().expect("every rule is kept");
     let dispatcher = Dispatcher::new(registry)
@@ -117,6 +132,64 @@ async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
     until(&node, |bytes| bytes == 0.0).await;
     let answer = soon(same.call("test/long", &Value::Null)).await;
     answer.expect("all of it was read");
+}
+
+/// Errors are as long as answers, and count like them. One that has no room loses its details.
+#[tokio::test]
+async fn errors_that_nobody_reads_are_bounded() {
+    const ERRORS: usize = 32;
+    // As above.
+    let node = node(64 << 20, PeerTimeouts::default());
+    let (mut connections, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..8 {
+        let (dialled, _) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
+        peers.extend(ask(&dialled, "/test/fail", ERRORS / 8).await);
+        connections.push(dialled);
+    }
+    let failed = async {
+        while node.dispatcher.stats().errors < ERRORS as u64 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(failed).await;
+    let counted = unread(&node);
+    let most = 4.0 * MIB + (ERRORS * ABRIDGED_BYTES) as f64;
+    assert!((2.0 * MIB..=most).contains(&counted), "{counted}");
+    // Another identity gets the whole error.
+    let other = node.client(Carriage::Memory, Some(identity("other", &[])));
+    let error = soon(other.call("test/fail", &Value::Null)).await;
+    let details = error.expect_err("it fails").details.expect("all of it");
+    assert_eq!(details.as_str().map(str::len), Some(ANSWER_BYTES));
+    let mut whole = 0;
+    for peer in &mut peers {
+        let (kind, _, payload) = peer.event().await;
+        assert_eq!(kind, EventKind::Error);
+        assert_eq!(
+            (&payload["code"], &payload["message"]),
+            (&json!("CONFLICT"), &json!("no"))
+        );
+        match payload["details"].is_string() {
+            true => whole += 1,
+            false => assert_eq!(payload["details"], json!({ "omitted": true })),
+        }
+    }
+    assert!((3..=8).contains(&whole), "{whole}");
+    until(&node, |bytes| bytes == 0.0).await;
+}
+
+/// A peer's own reader would end the connection, with all calls on it.
+#[tokio::test]
+async fn an_error_longer_than_a_frame_ends_no_connection() {
+    let node = node(64 << 20, PeerTimeouts::default());
+    for carriage in CARRIAGES {
+        let client = node.client(carriage, Some(identity("peer", &[])));
+        let error = soon(client.call("test/grow", &Value::Null)).await;
+        let error = error.expect_err("it fails");
+        assert_eq!(error.code, ErrorCode::Conflict, "{carriage:?}: {error}");
+        assert_eq!(error.details.as_deref(), Some(&json!({ "omitted": true })));
+        let answer = soon(client.call("test/echo", &json!(1))).await;
+        assert_eq!(answer.expect("it goes on").value(), &json!(1));
+    }
 }
 
 /// The length of its event shows when the event exists: the event waits, and a short one does not.

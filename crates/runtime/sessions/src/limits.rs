@@ -90,6 +90,8 @@ pub(crate) const HEARD_EVERY: usize = 32;
 pub(crate) const HEARD_BYTES: usize = 64 << 10;
 /// Bytes of console output that a worker collects before it sends them.
 pub(crate) const LINES_BYTES: usize = 8 << 10;
+/// Lines in one message of a worker. A line counts as a byte more than its text, so a worker collects no more.
+pub(crate) const LINES_MAX: usize = LINES_BYTES;
 /// The stack of a thread that runs an isolate: the most that an isolate may use, and the need of Rust code below it.
 pub(crate) const THREAD_STACK_BYTES: usize = 8 << 20;
 /// How often a worker checks its running calls: it reports their progress for the heartbeats, and stops calls that

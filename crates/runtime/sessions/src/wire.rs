@@ -3,6 +3,7 @@
 //! Values are sent as CBOR, so that numbers arrive unchanged; as text they would be rounded twice.
 
 mod json;
+mod lines;
 mod parts;
 mod text;
 mod weigh;
@@ -151,7 +152,7 @@ pub(crate) enum GuestMessage {
     /// An item of a subscription that the script serves, by the host's call: a [`Json`].
     Item(u64, CborBody),
     /// Lines of the console.
-    Lines(Vec<(ConsoleLevel, String)>),
+    Lines(#[serde(deserialize_with = "lines::read")] Vec<(ConsoleLevel, String)>),
 }
 
 /// An export that the host calls, in the place of the name of a registered handler.

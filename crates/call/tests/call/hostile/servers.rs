@@ -124,6 +124,61 @@ async fn a_watcher_that_falls_behind_gets_all_operations() {
     assert_eq!(known, now);
 }
 
+/// A tree of these details would take 36 MB, 36 times the bytes of its text.
+#[tokio::test]
+async fn errors_of_peers_cost_no_trees() {
+    let zeros = |values: usize| json!(vec![0; values]);
+    let omitted = json!({ "omitted": true });
+    let text = json!("x".repeat(900 << 10));
+    for (sent, read) in [
+        (zeros(500_000), omitted.clone()),
+        (zeros(2_000), omitted),
+        (zeros(1_500), zeros(1_500)),
+        (text.clone(), text),
+    ] {
+        for (carriage, subscribes) in [(Carriage::Memory, false), (Carriage::Tcp, true)] {
+            let (dialled, accepted) = match carriage {
+                Carriage::Tcp => single_pair(),
+                _ => memory_pair(ALPN),
+            };
+            let client = CallClient::without_operations().attach(dialled, None);
+            let input = json!(1);
+            let failed = async {
+                if subscribes {
+                    let mut events = client.subscribe("any/thing", &input).await?;
+                    let event = events.next().await.expect("an event");
+                    return event.map(drop);
+                }
+                client.call("any/thing", &input).await.map(drop)
+            };
+            let payload = json!({
+                "code": "CONFLICT",
+                "message": "no",
+                "retryable": false,
+                "details": sent,
+                "retry_after_ms": 7,
+            });
+            let serve = async {
+                let mut server = match carriage {
+                    Carriage::Tcp => RawPeer::new(accepted).await,
+                    _ => {
+                        let (send, recv) = accepted.accept_bi().await.expect("a stream");
+                        RawPeer::on(accepted, send, recv)
+                    }
+                };
+                let (_, id, _) = server.event().await;
+                server.send(EventKind::Error, &id, payload).await;
+                server
+            };
+            let (failed, _server) = tokio::join!(soon(failed), serve);
+            let error = failed.expect_err("it failed");
+            assert_eq!((error.code, &*error.message), (ErrorCode::Conflict, "no"));
+            assert_eq!((error.retryable, error.retry_after_ms), (false, Some(7)));
+            assert!(error.details.as_deref() == Some(&read), "{carriage:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn servers_that_answer_nonsense_do_not_confuse_the_client() {
     for (kind, payload, code) in [

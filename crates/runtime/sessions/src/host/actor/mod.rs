@@ -334,7 +334,7 @@ impl SessionActor {
             FromWorkerMessage::Register {
                 spec, source_hash, ..
             } => self.register(&spec, source_hash),
-            // The message has texts and bytes, which take no more memory than their frame.
+            // The message has bytes, which take no more memory than their frame, and lines, whose number is bounded.
             FromWorkerMessage::Tell { body, .. } => match wire::read(&body) {
                 Ok(up) => self.handle_message(up),
                 Err(_) => PROTOCOL_VIOLATION,
