@@ -4,6 +4,7 @@
 
 mod conclude;
 mod counting_tpms;
+mod earlier;
 mod erase;
 mod ext4;
 mod find;
@@ -33,6 +34,7 @@ use crate::{
 };
 use ext4::FilesystemContent;
 use find::DataDevice;
+use gpt::GptError;
 use prepared::{locked, make_tree, stateless};
 use volume::{DataVolume, mount_data};
 
@@ -270,6 +272,10 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
     if let DataDevice::Partition { disk, .. } = found
         && let Err(error) = partition::grow(sys, found.name(), disk, log)
     {
+        // The next step would take an earlier vault for the one of this machine.
+        if let GptError::EarlierVault(error) = &error {
+            return Ok(unreadable(found, error)?);
+        }
         // The data are there all the same, and the next boot tries to grow the partition again.
         log.warn(format_args!("cannot grow the data partition: {error}"));
     }
