@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use alknet_core::config::{VaultInit, VaultSection};
 use alknet_sealed::limits::{DATA_AT, MEMO_AT};
@@ -17,6 +18,7 @@ use alknet_vault::slots::Alkv;
 use super::ext4::BLANK_BYTES;
 use super::{DataAccess, problem};
 use crate::control::MachineDiagnostic;
+use crate::log::InitLog;
 use crate::media::VaultMedia;
 
 /// What the data partition has on a disk onto which the image was just written.
@@ -28,6 +30,38 @@ pub(crate) enum EarlierContent {
     Overwritten,
     /// The data of a node or of another system, which stay.
     Kept,
+}
+
+/// The disk over whose data the image was written. The node reports it until the next start: while the vault waits for its
+/// owner, the data are opened more than once, and the GUIDs are replaced at the first time.
+static KEPT: OnceLock<String> = OnceLock::new();
+
+/// Says what a disk has from before the image was written to it.
+pub(super) fn say(disk: &str, found: Option<EarlierContent>, log: &InitLog) {
+    match found {
+        Some(EarlierContent::Overwritten) => log.warn(format_args!(
+            "{disk} had bytes in the place of the vault from before the image was written: they are overwritten"
+        )),
+        Some(EarlierContent::Kept) => {
+            // A start has one disk with data, so another name was not set before.
+            let _ = KEPT.set(disk.to_owned());
+        }
+        Some(EarlierContent::Blank) | None => {}
+    }
+}
+
+/// The problem of an image that was written over data.
+pub(super) fn kept() -> Option<MachineDiagnostic> {
+    let disk = KEPT.get()?;
+    Some(problem(
+        "data-kept",
+        format!(
+            "the image was written over {disk}, and its data partition has content from before: it stays, and a node in \
+             it goes on"
+        ),
+        "if this should be a new node, zero the first 16 MiB of that partition in another system; the next start does not \
+         say this again",
+    ))
 }
 
 /// Overwrites the memo and both areas of the vault on a partition of `disk`, unless its beginning shows that it is in
@@ -106,6 +140,24 @@ mod tests {
     use alknet_core::config::NodeConfig;
 
     use super::*;
+
+    #[test]
+    fn an_image_over_data_is_a_problem_of_that_start() {
+        let log = InitLog::default();
+        for found in [
+            None,
+            Some(EarlierContent::Blank),
+            Some(EarlierContent::Overwritten),
+        ] {
+            say("vda", found, &log);
+            assert_eq!(kept(), None, "{found:?}");
+        }
+        for found in [Some(EarlierContent::Kept), None] {
+            say("vda", found, &log);
+            let problem = kept().expect("it is reported");
+            assert!(problem.text.contains("over vda"), "{}", problem.text);
+        }
+    }
 
     #[test]
     fn a_vault_that_opens_otherwise_than_asked_is_named() {

@@ -146,12 +146,14 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     let mut prepared = close_all(closed.0, closed.1, access.keeper);
     // The first problem says why nothing is served.
     prepared.problems.extend(erase::uncounted());
+    prepared.problems.extend(earlier::kept());
     prepared
 }
 
 /// Makes the folders of the opened data, and adds problems.
 fn complete(prepared: &mut PreparedData) {
     prepared.problems.extend(erase::uncounted());
+    prepared.problems.extend(earlier::kept());
     // A read-only partition has its folders already, and its problem is listed.
     if prepared.state.mode != "read-only"
         && let Err(error) = make_tree(&prepared.state_dir)

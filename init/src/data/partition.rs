@@ -10,8 +10,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::earlier::EarlierContent;
-use super::{device, find, gpt, open_rw, random, size};
+use super::{device, earlier, find, gpt, open_rw, random, size};
 use crate::log::InitLog;
 
 const BLKPG: libc::c_ulong = 0x1269;
@@ -43,7 +42,7 @@ fn repair_table(name: &str, log: &InitLog) -> Result<bool, gpt::GptError> {
     }
     let file = open_rw(name)?;
     let settled = gpt::settle(&disk(&file)?, find::LABEL, random)?;
-    say_earlier(name, &settled, log);
+    earlier::say(name, settled.earlier, log);
     // SAFETY: the ioctl takes no argument.
     let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKRRPART) };
     Errno::result(outcome).map_err(io::Error::from)?;
@@ -62,27 +61,13 @@ pub(super) fn grow(
     for change in &settled.changes {
         log.info(format_args!("partition table of {disk_name}: {change}"));
     }
-    say_earlier(disk_name, &settled, log);
+    earlier::say(disk_name, settled.earlier, log);
     // sysfs counts units of 512 bytes, whatever the size of the disk's sectors.
     let known = fs::read_to_string(sys.join("class/block").join(name).join("size"))?;
     if known.trim().parse() != Ok(settled.length / 512) {
         resize(&file, &settled)?;
     }
     Ok(())
-}
-
-/// Says what a disk has from before the image was written to it.
-fn say_earlier(disk_name: &str, settled: &gpt::GptPlacement, log: &InitLog) {
-    match settled.earlier {
-        Some(EarlierContent::Overwritten) => log.warn(format_args!(
-            "{disk_name} had bytes in the places of the vault from before the image was written: they are overwritten"
-        )),
-        Some(EarlierContent::Kept) => log.warn(format_args!(
-            "the image was written over {disk_name}, whose data partition has content from before: it stays, and a node \
-             in it goes on; for a new node, zero the first 16 MiB of that partition in another system"
-        )),
-        Some(EarlierContent::Blank) | None => {}
-    }
 }
 
 fn resize(disk: &File, settled: &gpt::GptPlacement) -> io::Result<()> {
