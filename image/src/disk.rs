@@ -33,10 +33,14 @@ pub const ESP_FIRST_LBA: u64 = 2048;
 pub const ESP_BYTES: u64 = 256 << 20;
 /// Bytes of the shipped disk: it has a data partition of nearly 16 MiB, which grows at first boot.
 pub const DISK_BYTES: u64 = ESP_BYTES + (16 << 20);
+/// First byte behind the head of the data partition, at whose end a sealed partition has its vault. The image is
+/// shorter, so a disk may have something else there when the image is written to it.
+pub const DATA_HEAD_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES + (16 << 20);
 /// Largest EFI program in bytes: three must fit into the EFI system partition.
 pub const UKI_BYTES_MAX: u64 = ESP_BYTES / 3;
 
-pub(crate) const DATA_FIRST_LBA: u64 = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
+/// First block of the data partition.
+pub const DATA_FIRST_LBA: u64 = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
 /// Blocks of the backup partition table at the end: 32 of entries and a header.
 pub(crate) const BACKUP_LBAS: u64 = 33;
 

@@ -249,6 +249,18 @@ pub fn disk_bytes_by_head(head: &[u8]) -> Option<u64> {
         .checked_mul(LBA_BYTES)
 }
 
+/// Whether a disk has the identity that each disk of a build has (version 5, RFC 9562). The first start of a machine
+/// replaces it.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn has_image_identity(disk: &File) -> io::Result<bool> {
+    let mut id = [0; 16];
+    disk.read_exact_at(&mut id, LBA_BYTES + DISK_ID_AT as u64)?;
+    // The first three fields are little endian, so the version is the high half of byte 7.
+    Ok(id[7] >> 4 == 5)
+}
+
 /// Whether the beginning of a disk has a table with this project's EFI system partition.
 #[must_use]
 pub fn head_has_layout(head: &[u8]) -> bool {

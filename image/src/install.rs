@@ -6,15 +6,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use alknet_fat::{BlockDevice, FatVolume, FilePartition};
 use data_encoding::HEXLOWER;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use crate::disk_parts::ManifestDisk;
 use crate::virtual_disk::{RawDisk, to_usize};
 
 /// The label of the medium's ISO 9660 file system.
@@ -33,6 +35,9 @@ const DISK_PROGRAM: &str = "EFI/ALKNET/A.EFI";
 const NOTE_BYTES_MAX: u64 = 4096;
 /// Bytes of the disk that are read at once.
 const UNIT_BYTES: u64 = 1 << 20;
+/// Most bytes of the disk beside its program that are kept in memory, in the units in which they are read: tables, the
+/// loader, and GRUB.
+const REST_BYTES_MAX: u64 = 64 << 20;
 /// Level of the compression: the rest is mostly zeros, and small programs.
 const LEVEL: i32 = 6;
 
@@ -168,6 +173,70 @@ impl MediumDisk {
     }
 }
 
+impl MediumDisk {
+    /// The parts of the disk that stay the same on a disk in use, with the program's hash in the place of the program. Reads
+    /// the medium to its end.
+    ///
+    /// # Errors
+    /// The medium cannot be read, or what it has is no disk of this project.
+    pub fn parts(mut self) -> io::Result<ManifestDisk> {
+        let DiskNote {
+            bytes,
+            program_bytes,
+            disk_at,
+            ..
+        } = self.note;
+        let invalid = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_owned());
+        // A file in memory, which has only the blocks that are written.
+        let disk = File::from(memfd_create("disk", MFdFlags::MFD_CLOEXEC)?);
+        disk.set_len(bytes)?;
+        let mut hasher = Sha256::new();
+        let mut hashed = 0;
+        let mut kept = 0;
+        let mut unit = vec![0; to_usize(UNIT_BYTES)];
+        loop {
+            let at = self.at;
+            // A read has either bytes of the program or others.
+            let read = self.read(&mut unit)?;
+            let content = &unit[..read];
+            if read == 0 {
+                break;
+            }
+            if self.at > bytes {
+                return Err(invalid(
+                    "the disk on the medium is longer than its note says",
+                ));
+            }
+            if (disk_at..disk_at.saturating_add(program_bytes)).contains(&at) {
+                hasher.update(content);
+                hashed += read as u64;
+            } else if content.iter().any(|byte| *byte != 0) {
+                kept += read as u64;
+                if kept > REST_BYTES_MAX {
+                    return Err(invalid(
+                        "the disk on the medium has too much beside its program",
+                    ));
+                }
+                disk.write_all_at(content, at)?;
+            }
+        }
+        let mut parts = ManifestDisk::read(&disk)?;
+        let program = parts
+            .files
+            .iter_mut()
+            .find(|file| file.path == DISK_PROGRAM);
+        match program {
+            Some(program) if hashed == program_bytes && program.bytes == hashed => {
+                program.sha256 = HEXLOWER.encode(&hasher.finalize());
+                Ok(parts)
+            }
+            _ => Err(invalid(
+                "the disk on the medium has another program than its note says",
+            )),
+        }
+    }
+}
+
 /// Opens a regular file of a medium, which an attacker may have made. A link could lead to a file of the machine, and an
 /// open of a pipe would wait for ever.
 fn open_file(root: &Path, name: &str) -> io::Result<File> {
@@ -277,6 +346,26 @@ mod tests {
         // The program is not on the medium twice.
         let rest = fs::metadata(root.path().join(REST_FILE)).expect("written");
         assert!(rest.len() < 1_000_000, "{} bytes", rest.len());
+    }
+
+    #[test]
+    fn the_parts_of_the_disk_are_those_of_the_raw_disk() {
+        let program: Vec<u8> = (0..3_000_001_u32).map(|at| (at >> 4) as u8 | 1).collect();
+        let (root, content) = medium(&program);
+        let raw = tempfile::tempfile().expect("a temporary file");
+        raw.write_all_at(&content, 0).expect("writable");
+        let disk = MediumDisk::open(root.path()).expect("a medium");
+        let parts = disk.parts().expect("a disk");
+        assert_eq!(parts, ManifestDisk::read(&raw).expect("readable"));
+
+        // The program of the note is longer than that of the disk.
+        let path = root.path().join(NOTE_FILE);
+        let note = fs::read_to_string(&path).expect("written");
+        let longer = note.replace("3000001", "3000002");
+        assert_ne!(note, longer);
+        fs::write(&path, longer).expect("writable");
+        let error = MediumDisk::open(root.path()).and_then(MediumDisk::parts);
+        error.expect_err("another program");
     }
 
     #[test]

@@ -61,10 +61,11 @@ mod zstandard;
 
 pub use assemble::{BuildProgress, build};
 pub use disk::{
-    BIOS_FIRST_LBA, BIOS_LAST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
+    BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, DATA_HEAD_END, DISK_BYTES, ESP_BYTES,
+    ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use disk_parts::{DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion};
-pub use disk_table::{disk_bytes_by_head, head_has_layout, table_difference};
+pub use disk_table::{disk_bytes_by_head, has_image_identity, head_has_layout, table_difference};
 pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};
 pub use form::{ImageForm, OutputRole};

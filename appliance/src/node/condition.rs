@@ -18,7 +18,7 @@ use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED};
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has
 /// something to do, here or at another node or server.
-const HARMLESS: [&str; 20] = [
+const HARMLESS: [&str; 21] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
@@ -28,6 +28,7 @@ const HARMLESS: [&str; 20] = [
     UPDATE_FAILED,
     "credential-missing",
     "credential-unused",
+    "data-kept",
     "disk-temperature",
     "import-failed",
     "mcp-tool-unknown",
@@ -178,6 +179,7 @@ mod tests {
         for code in [
             "clock-insane",
             "credential-unused",
+            "data-kept",
             "failed-logins",
             "hub-refuses",
             "import-failed",

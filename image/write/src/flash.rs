@@ -2,20 +2,23 @@
 //!
 //! The first MiB, in which the partition table lies, is wiped first and written last. A disk whose writing was
 //! interrupted has no partition table, so no firmware starts anything from it.
+//!
+//! The image ends before the place where the first boot looks for a vault. What the disk had there earlier would be this
+//! machine's vault, so it is overwritten as well.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use alknet_image::EspVolume;
+use alknet_image::{DATA_HEAD_END, EspVolume};
 use data_encoding::HEXLOWER;
 use nix::fcntl::{FallocateFlags, fallocate};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::error::FlashError;
-use crate::read_back::{DirectReader, READ_BYTES, forget};
+use crate::read_back::{DirectReader, READ_BYTES, forget, is_zero};
 use crate::source::{HEAD_BYTES, ImageSource};
 use crate::sys;
 use crate::target::DiskTarget;
@@ -107,6 +110,9 @@ pub fn flash(
     let mut writer = ImageWriter::new(target);
     let sha256 = writer.copy(source, tell)?;
     let total = writer.at;
+    let behind = behind(source, target, total);
+    let failed = || target.failed("cannot be written");
+    writer.clear(behind.clone()).map_err(failed())?;
     source.check_length(total)?;
     if let Some(expected) = options.sha256.as_ref().filter(|it| **it != sha256) {
         return Err(FlashError::OtherContent {
@@ -115,6 +121,10 @@ pub fn flash(
         });
     }
     compare(source.head(), target, total, &sha256, tell)?;
+    let zeros = is_zero(target.handle(), behind);
+    if !zeros.map_err(target.failed("cannot be read back"))? {
+        return Err(other_bytes(target, "the place of the vault"));
+    }
     place(target, options.files, tell)?;
     tell(FlashStep::Finishing);
     finish(source.head(), target, &read_head)?;
@@ -162,6 +172,16 @@ fn wipe(target: &DiskTarget) -> io::Result<()> {
     disk.write_all_at(&zeros, 0)?;
     disk.write_all_at(&zeros, end)?;
     disk.sync_all()
+}
+
+/// The bytes between the end of the image and that of the vault's place. Empty for an image without such a place, and
+/// in a file, which ends with the image.
+fn behind(source: &ImageSource, target: &DiskTarget, total: u64) -> Range<u64> {
+    let end = match target.is_device() && source.check_takes_files().is_ok() {
+        true => DATA_HEAD_END.min(target.facts().bytes),
+        false => total,
+    };
+    total..end.max(total)
 }
 
 /// Writes everything behind the head.
@@ -277,6 +297,18 @@ impl<'t> ImageWriter<'t> {
                 self.sync()?;
             }
         }
+        Ok(())
+    }
+
+    /// Makes zeros behind the image, which are not counted as its own.
+    fn clear(&mut self, range: Range<u64>) -> io::Result<()> {
+        let skipped = self.skipped;
+        let end = range.end;
+        self.zeros = range;
+        self.write_zeros()?;
+        self.skipped = skipped;
+        self.target.handle().sync_all()?;
+        forget(self.target.handle(), 0, end);
         Ok(())
     }
 

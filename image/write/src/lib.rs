@@ -32,4 +32,6 @@ pub use facts::{DiskFacts, SystemFolders};
 pub use flash::{FlashOptions, FlashReport, FlashStep, PlacedFile, flash};
 pub use source::ImageSource;
 pub use target::DiskTarget;
-pub use verify::{CheckedPart, ImageCheck, VerifyError, verify_disk, verify_file};
+pub use verify::{
+    CheckedPart, ImageCheck, VerifyError, is_configuration, verify_disk, verify_file,
+};

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
@@ -47,7 +48,8 @@ impl DirectReader {
         })
     }
 
-    /// The bytes at `at`, which is a multiple of [`READ_BYTES`]; at most that many.
+    /// The bytes at `at`, at most [`READ_BYTES`]. Only a place that the disk takes for direct reads, such as a multiple of
+    /// that, is read without the cache.
     pub(crate) fn read(&mut self, at: u64, bytes: usize) -> io::Result<&[u8]> {
         let place = self.start..self.start + bytes;
         match self.read_direct(at, bytes) {
@@ -81,6 +83,20 @@ impl DirectReader {
         }
         Ok(true)
     }
+}
+
+/// Whether a disk has only zeros there.
+pub(crate) fn is_zero(disk: &File, range: Range<u64>) -> io::Result<bool> {
+    let mut reader = DirectReader::new(disk)?;
+    let mut at = range.start;
+    while at < range.end {
+        let wanted = (range.end - at).min(READ_BYTES as u64) as usize;
+        if reader.read(at, wanted)?.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at += wanted as u64;
+    }
+    Ok(true)
 }
 
 /// Tells the kernel to forget the pages of a range that are on the disk.

@@ -5,14 +5,14 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    DISK_PARTS_LEFT_OUT, ImageForm, Manifest, ManifestDisk, ManifestOutput, OutputRole,
-    table_difference,
+    DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES, Manifest,
+    ManifestDisk, ManifestOutput, OutputRole, has_image_identity, table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::read_back::{DirectReader, READ_BYTES, forget};
+use crate::read_back::{DirectReader, READ_BYTES, forget, is_zero};
 
 /// What an administrator places on the EFI system partition, for the first boot.
 const CONFIGURATION_FILE: &str = "alknet.toml";
@@ -20,6 +20,10 @@ const CONFIGURATION_FOLDER: &str = "alknet/";
 
 /// The other boot slot, to which an update writes. [`DISK_PARTS_LEFT_OUT`] names it.
 const SECOND_SLOT: &str = "EFI/ALKNET/B.EFI";
+
+/// What differs on a disk that was not started, and on which a first boot would find more than the image.
+const EARLIER_DATA: &str = "data partition: it has bytes that are not of the image, such as the vault of an earlier \
+                            node. Write the image by 'alknet image write', or zero the first 16 MiB of the partition";
 
 /// Why a file or a disk is not what the manifest says.
 #[derive(Debug, Error)]
@@ -162,7 +166,8 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 
 /// Checks a disk that was written from the form `raw`, or a copy of it.
 ///
-/// A disk that no machine was started from is compared as a whole. Of another one the parts are compared that stay as
+/// A disk that no machine was started from is compared as a whole, and must have zeros where the first boot looks for a
+/// vault, also behind the image: a disk that was in use before may have an earlier one there. Of another one the parts are compared that stay as
 /// they are, and [`ImageCheck::left_out`] names the others. The partition table and its backup must have the layout of the
 /// image, and every firmware must find the same files on the EFI system partition: those of the manifest, a
 /// configuration, and the program of the second boot slot.
@@ -188,15 +193,22 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
             present,
         });
     }
-    if hash_disk(&disk, image.bytes).map_err(unreadable)? == image.sha256 {
-        return Ok(ImageCheck::whole("the whole image", image.bytes));
-    }
-    // What the kernel remembers may be older than what the disk has.
-    forget(&disk, 0, 0);
     let differs = |part: String| VerifyError::OtherPart {
         path: path.to_owned(),
         part,
     };
+    let data_end = DATA_HEAD_END.min(present);
+    let check_zeros = |start: u64| match is_zero(&disk, start..data_end) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(differs(EARLIER_DATA.to_owned())),
+        Err(error) => Err(unreadable(error)),
+    };
+    if hash_disk(&disk, image.bytes).map_err(unreadable)? == image.sha256 {
+        check_zeros(image.bytes)?;
+        return Ok(ImageCheck::whole("the whole image", image.bytes));
+    }
+    // What the kernel remembers may be older than what the disk has.
+    forget(&disk, 0, 0);
     table_difference(&disk, image.bytes, present)
         .map_err(unreadable)?
         .map_or(Ok(()), |part| Err(differs(part)))?;
@@ -206,7 +218,15 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
         }
         _ => unreadable(error),
     })?;
-    let check = compared(expected, &found).map_err(differs)?;
+    let mut check = compared(expected, &found).map_err(differs)?;
+    if has_image_identity(&disk).map_err(unreadable)? {
+        let start = DATA_FIRST_LBA * LBA_BYTES;
+        check_zeros(start)?;
+        check.checked.push(CheckedPart {
+            name: "zeros at the beginning of the data partition".to_owned(),
+            bytes: data_end - start,
+        });
+    }
     let is_foreign = |it: &&String| !is_configuration(it) && *it != SECOND_SLOT;
     let foreign = check.others.iter().filter(is_foreign);
     let files: Vec<String> = foreign.cloned().collect();
@@ -254,8 +274,9 @@ fn compared(expected: &ManifestDisk, found: &ManifestDisk) -> Result<ImageCheck,
     })
 }
 
-/// Whether a file is a part of a configuration, which no firmware loads.
-fn is_configuration(path: &str) -> bool {
+/// Whether a file on the EFI system partition is a part of a configuration, which no firmware loads.
+#[must_use]
+pub fn is_configuration(path: &str) -> bool {
     let path = path.to_ascii_lowercase();
     path == CONFIGURATION_FILE || path.starts_with(CONFIGURATION_FOLDER)
 }

@@ -21,7 +21,7 @@ pub(crate) const TEMPLATE_BYTES: u64 = 128 << 20;
 /// Bytes of a block.
 pub(crate) const BLOCK_BYTES: usize = 4096;
 /// Number of bytes that must be zero for a partition to count as blank.
-const BLANK_BYTES: usize = 1 << 20;
+pub(crate) const BLANK_BYTES: usize = 1 << 20;
 /// Unit in which disks write: a power cut tears a write at a multiple of it.
 const SECTOR_BYTES: usize = 512;
 /// The block of the template with its group's descriptor.

@@ -4,9 +4,14 @@
 //! The order of writes makes this safe at a power cut. The new backup is written and flushed before
 //! the primary is touched. Hence a torn primary always has a valid backup at the disk's last
 //! sector, from which the next boot repairs it. A second run changes nothing.
+//!
+//! The GUIDs of the image say that no machine was started from the disk since the image was written. Before they are
+//! replaced, a vault that the disk had earlier is overwritten: see [`earlier`](super::earlier). If the power fails in
+//! between, the next start does both again.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
+use super::earlier::{self, EarlierContent};
 use crate::little_endian::{u32_at, u64_at};
 
 /// Bytes of a header that its checksum covers.
@@ -31,6 +36,8 @@ pub(crate) enum GptError {
     NotLast(String),
     #[error("the disk has more sectors than a partition table can say")]
     TooLarge,
+    #[error("a vault from before the image was written cannot be overwritten: {0}")]
+    EarlierVault(io::Error),
     #[error("reading or writing the partition table: {0}")]
     Io(#[from] io::Error),
 }
@@ -56,6 +63,9 @@ pub(crate) struct GptPlacement {
     pub(crate) length: u64,
     /// The changes that were written, in words. Empty if the table was right.
     pub(crate) changes: Vec<&'static str>,
+    /// What the partition has from before the image was written. `None` on a disk from which a
+    /// machine was started.
+    pub(crate) earlier: Option<EarlierContent>,
 }
 
 /// One copy of the table.
@@ -71,7 +81,8 @@ struct GptTable {
 }
 
 /// Corrects the table of `disk`: repairs a damaged primary from the backup, replaces GUIDs that
-/// came with the image, and grows the partition `name` to the disk's end.
+/// came with the image, and grows the partition `name` to the disk's end. With GUIDs of the image, it
+/// first overwrites an earlier vault on that partition.
 pub(crate) fn settle(
     disk: &GptDisk<'_>,
     name: &str,
@@ -92,12 +103,19 @@ pub(crate) fn settle(
     let index = table
         .find(name)
         .ok_or_else(|| GptError::NoPartition(name.to_owned()))?;
-    if table.reroll(index, &mut random)? {
+    let is_new = table.reroll(index, &mut random)?;
+    if is_new {
         changes.push("fresh GUIDs");
     }
-    if table.grow(disk, index, name)? {
+    let grown = table.grow(disk, index, name);
+    if matches!(grown, Ok(true)) {
         changes.push("grown to the disk's end");
     }
+    let bytes = table.bytes(disk, index);
+    let earlier = match is_new {
+        true => Some(earlier::overwrite(disk.file, &bytes).map_err(GptError::EarlierVault)?),
+        false => None,
+    };
     let target = table.placed(disk, 1, last_lba)?;
     let twin = table.placed(disk, last_lba, 1)?;
     if primary.as_ref() != Some(&target) || backup.as_ref() != Some(&twin) {
@@ -109,13 +127,16 @@ pub(crate) fn settle(
             changes.push("backup table rewritten");
         }
     }
+    // The GUIDs are replaced although the partition cannot grow: a vault that is made from now on is
+    // this machine's.
+    grown?;
     protect(disk)?;
-    let (first, last) = target.range(index);
     Ok(GptPlacement {
         number: u32::try_from(index + 1).map_err(|_| GptError::TooLarge)?,
-        start: first * disk.sector,
-        length: (last - first + 1) * disk.sector,
+        start: bytes.start,
+        length: bytes.end - bytes.start,
         changes,
+        earlier,
     })
 }
 
@@ -206,6 +227,11 @@ impl GptTable {
     fn range(&self, index: usize) -> (u64, u64) {
         let entry = self.entry(index);
         (u64_at(entry, 32), u64_at(entry, 40))
+    }
+
+    fn bytes(&self, disk: &GptDisk<'_>, index: usize) -> Range<u64> {
+        let (first, last) = self.range(index);
+        first * disk.sector..(last + 1) * disk.sector
     }
 
     fn find(&self, name: &str) -> Option<usize> {

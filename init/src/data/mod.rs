@@ -4,6 +4,7 @@
 
 mod conclude;
 mod counting_tpms;
+mod earlier;
 mod erase;
 mod ext4;
 mod find;
@@ -33,6 +34,7 @@ use crate::{
 };
 use ext4::FilesystemContent;
 use find::DataDevice;
+use gpt::GptError;
 use prepared::{foreign_name, locked, make_tree, stateless};
 use volume::{DataVolume, mount_data};
 
@@ -150,6 +152,7 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     let mut prepared = close_all(closed.0, closed.1, access.keeper);
     // The first problem says why nothing is served.
     prepared.problems.extend(erase::uncounted());
+    prepared.problems.extend(earlier::kept());
     prepared
 }
 
@@ -165,6 +168,7 @@ fn foreign(state_dir: &Path, name: &str) -> VaultWait {
 /// Makes the folders of the opened data, and adds problems.
 fn complete(prepared: &mut PreparedData) {
     prepared.problems.extend(erase::uncounted());
+    prepared.problems.extend(earlier::kept());
     // A read-only partition has its folders already, and its problem is listed.
     if prepared.state.mode != "read-only"
         && let Err(error) = make_tree(&prepared.state_dir)
@@ -285,6 +289,10 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
     if let DataDevice::Partition { disk, .. } = found
         && let Err(error) = partition::grow(sys, found.name(), disk, log)
     {
+        // The next step would take an earlier vault for the one of this machine.
+        if let GptError::EarlierVault(error) = &error {
+            return Ok(unreadable(found, error)?);
+        }
         // The data are there all the same, and the next boot tries to grow the partition again.
         log.warn(format_args!("cannot grow the data partition: {error}"));
     }

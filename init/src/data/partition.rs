@@ -10,7 +10,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{device, find, gpt, open_rw, random, size};
+use super::{device, earlier, find, gpt, open_rw, random, size};
 use crate::log::InitLog;
 
 const BLKPG: libc::c_ulong = 0x1269;
@@ -22,7 +22,7 @@ const BLKSSZGET: libc::c_ulong = 0x1268;
 /// torn, and its backup brings them back. Returns whether the kernel has read a disk again.
 pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
     find::disks(sys).into_iter().any(|name| {
-        let repaired = repair_table(&name);
+        let repaired = repair_table(&name, log);
         match &repaired {
             Ok(true) => log.warn(format_args!("partition table of {name} repaired")),
             Ok(false) => {}
@@ -32,7 +32,7 @@ pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
     })
 }
 
-fn repair_table(name: &str) -> Result<bool, gpt::GptError> {
+fn repair_table(name: &str, log: &InitLog) -> Result<bool, gpt::GptError> {
     // The file is opened read-only, because most of these disks belong to other systems.
     let reader = File::open(device(name))?;
     let geometry = disk(&reader)?;
@@ -42,6 +42,7 @@ fn repair_table(name: &str) -> Result<bool, gpt::GptError> {
     }
     let file = open_rw(name)?;
     let settled = gpt::settle(&disk(&file)?, find::LABEL, random)?;
+    earlier::say(name, settled.earlier, log);
     // SAFETY: the ioctl takes no argument.
     let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKRRPART) };
     Errno::result(outcome).map_err(io::Error::from)?;
@@ -60,6 +61,7 @@ pub(super) fn grow(
     for change in &settled.changes {
         log.info(format_args!("partition table of {disk_name}: {change}"));
     }
+    earlier::say(disk_name, settled.earlier, log);
     // sysfs counts units of 512 bytes, whatever the size of the disk's sectors.
     let known = fs::read_to_string(sys.join("class/block").join(name).join("size"))?;
     if known.trim().parse() != Ok(settled.length / 512) {

@@ -24,6 +24,7 @@ use alknet_vault::slots::{
 };
 
 use super::counting_tpms::{counted_by, set_counted_by};
+use super::earlier::unasked;
 use super::erase::{end_erasing, noted_uncounted, recall};
 use super::ext4::{self, FilesystemContent};
 use super::find::DataDevice;
@@ -127,8 +128,10 @@ pub(super) fn open(
                 .log
                 .warn("the first boot was cut short: it is ended with the same vault");
             show_again(disk, &open, access)?;
-            let made = make(disk, open, access);
-            made.map(Some).map_err(|stop| closed(disk, stop))
+            let unasked = unasked(disk.found.name(), open.alkv(), access);
+            let mut made = make(disk, open, access).map_err(|stop| closed(disk, stop))?;
+            made.problems.extend(unasked);
+            Ok(Some(made))
         }
         Ok(Some(_)) => Err(waits(disk, overwritten(disk.found.name()))),
         // The first boot writes the vault first, so this partition is not its work.

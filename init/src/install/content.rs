@@ -7,7 +7,8 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use alknet_image::{EspVolume, head_has_layout};
+use alknet_image::{EspVolume, ManifestDisk, head_has_layout};
+use alknet_image_write::is_configuration;
 
 use super::MARK;
 use crate::data::LABEL;
@@ -35,8 +36,10 @@ const ENTRIES_MAX: u64 = 1024;
 pub(super) enum DiskUse {
     /// It has nothing, or an installation that was interrupted.
     Blank,
-    /// It has what the same order installed.
+    /// It says that the same order installed it. See [`installed`].
     Installed,
+    /// It says so, has other programs, and has data: the node may have been updated.
+    Changed,
     /// It has the data of a node.
     Node,
     /// It has partitions or something else.
@@ -75,6 +78,44 @@ pub(super) fn judge(disk: &File, bytes: u64, head: &[u8], marks: &[String]) -> i
         true => Ok(DiskUse::Node),
         false => Ok(DiskUse::Used),
     }
+}
+
+/// Judges a disk that says that the same order installed it. A person who knows the table of the order can write that to
+/// any disk, and the machine would be started from the programs of that person. `expected` has the parts of the disk that
+/// an installation makes.
+///
+/// A disk without data was never started, so no update has changed its programs: it may be overwritten like any other
+/// disk. One with data may have been updated, and is never overwritten by the same order.
+///
+/// # Errors
+/// The disk cannot be read.
+pub(super) fn installed(disk: &File, bytes: u64, expected: &ManifestDisk) -> io::Result<DiskUse> {
+    if has_parts(disk, expected)? {
+        return Ok(DiskUse::Installed);
+    }
+    let data = data_partitions(disk, bytes)?;
+    match holds_data(disk, bytes, &data)? {
+        true => Ok(DiskUse::Changed),
+        false => Ok(DiskUse::Used),
+    }
+}
+
+/// Whether a disk has these parts, and no other file that firmware or the loader may start.
+fn has_parts(disk: &File, expected: &ManifestDisk) -> io::Result<bool> {
+    let found = match ManifestDisk::read(disk) {
+        Ok(found) => found,
+        // Firmware may read the volume otherwise than this machine.
+        Err(error) if [ErrorKind::InvalidData, ErrorKind::InvalidInput].contains(&error.kind()) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut expected_files = expected.files.iter();
+    let has_all = expected_files.all(|file| found.files.contains(file));
+    let mut files = found.files.iter();
+    let has_no_other =
+        files.all(|file| expected.files.contains(file) || is_configuration(&file.path));
+    Ok(found.regions == expected.regions && has_all && has_no_other)
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

@@ -24,6 +24,14 @@ pub(crate) enum InstallError {
         /// The kernel's names of the disks.
         disks: Vec<String>,
     },
+    /// The disk says that the order was carried out, and has other programs than the medium.
+    #[error(
+        "{disk} says that the same order installed it, and has data, but not the programs of this medium"
+    )]
+    Changed {
+        /// The disk.
+        disk: String,
+    },
     /// The disk cannot be opened for an installation. Nothing was written.
     #[error(transparent)]
     Disk(FlashError),
@@ -139,6 +147,10 @@ impl InstallError {
         let hint = match self {
             Self::Installed { .. } => {
                 "take the medium out and restart the machine; to install once more, change the [install] table"
+            }
+            Self::Changed { .. } => {
+                "if this machine was updated since, take the medium out; otherwise another person may have prepared the disk: \
+                 start nothing from it, and change the [install] table, with erase = true and erase_node = true, to install over it"
             }
             Self::NodeData { .. } => {
                 "name another disk; to erase the node with its keys and data, write erase = true and erase_node = true into [install]"

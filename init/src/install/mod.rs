@@ -167,12 +167,20 @@ impl InstallJob {
         let mut head = vec![0; HEAD_BYTES];
         let mut image = MediumDisk::open(root).map_err(unreadable(medium))?;
         image.read_exact(&mut head).map_err(unreadable(medium))?;
-        let opened = File::open(device(&disk.name));
-        let found = opened.and_then(|file| content::judge(&file, disk.bytes, &head, &self.marks()));
-        let found = found.map_err(|source| InstallError::Unreadable {
+        let failed = |source| InstallError::Unreadable {
             disk: disk.name.clone(),
             source,
-        })?;
+        };
+        let file = File::open(device(&disk.name)).map_err(failed)?;
+        let found = content::judge(&file, disk.bytes, &head, &self.marks()).map_err(failed)?;
+        let found = match found {
+            DiskUse::Installed => {
+                let image = MediumDisk::open(root).and_then(MediumDisk::parts);
+                let expected = image.map_err(unreadable(medium))?;
+                content::installed(&file, disk.bytes, &expected).map_err(failed)?
+            }
+            found => found,
+        };
         check_use(found, disk, order)
     }
 
@@ -273,6 +281,7 @@ fn check_use(found: DiskUse, disk: &DiskFacts, order: &InstallOrder) -> Result<(
     match found {
         DiskUse::Blank => Ok(()),
         DiskUse::Installed => Err(InstallError::Installed { disk: name }),
+        DiskUse::Changed => Err(InstallError::Changed { disk: name }),
         DiskUse::Node if order.erase && order.erase_node => Ok(()),
         DiskUse::Node => Err(InstallError::NodeData { disk: name }),
         DiskUse::Used if order.erase => Ok(()),

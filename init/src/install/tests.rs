@@ -6,7 +6,8 @@ use std::{
 };
 
 use alknet_fat::{FatNode, FilePartition, NewFatVolume, create};
-use alknet_image::{EspVolume, head_has_layout};
+use alknet_image::{DATA_HEAD_END, EspVolume, ManifestDisk, head_has_layout};
+use alknet_sealed::limits::DATA_AT;
 use tempfile::TempDir;
 
 use super::*;
@@ -260,6 +261,11 @@ fn a_node_is_erased_by_a_key_of_its_own_only() {
     }
     let again = result(DiskUse::Installed, disk, node).expect_err("once");
     assert!(again.starts_with("sda has this image already"), "{again}");
+    let changed = result(DiskUse::Changed, disk, node).expect_err("its data may be the node's");
+    assert!(
+        changed.ends_with("but not the programs of this medium"),
+        "{changed}"
+    );
 }
 
 /// The beginning of an image: a partition table, and code behind it.
@@ -395,6 +401,67 @@ fn a_disk_that_the_same_order_wrote_is_not_written_again() {
             assert_eq!(judged(&disk), expected, "{mark} {kept}");
         }
     }
+}
+
+/// Who knows the table of an order writes its mark to a disk with other programs. The same disk may be a node's whose
+/// programs an update replaced, if it has data.
+#[test]
+fn a_mark_beside_other_programs_is_no_installation() {
+    let programs = ["EFI/BOOT/BOOTX64.EFI", "EFI/ALKNET/A.EFI"];
+    let made = |others: &[(&str, &[u8])]| {
+        let disk = disk();
+        make_empty_volume(&disk);
+        let mut volume = EspVolume::open(&disk).expect("it was made");
+        let own = programs.map(|path| (path, &b"program"[..]));
+        for (path, own) in own {
+            let other = others.iter().find(|(other, _)| *other == path);
+            let content = other.map_or(own, |(_, content)| content);
+            volume.add(path, content).expect("it has room");
+        }
+        let more = others.iter().filter(|(path, _)| !programs.contains(path));
+        for (path, content) in more.chain(&[(MARK, MARK_TEXT.as_bytes())]) {
+            volume.add(path, content).expect("it has room");
+        }
+        write_table(&disk, 512);
+        disk
+    };
+    let as_installed = made(&[]);
+    let mut expected = ManifestDisk::read(&as_installed).expect("ours");
+    expected
+        .files
+        .retain(|file| programs.contains(&file.path.as_str()));
+    assert_eq!(expected.files.len(), programs.len());
+    let by_parts = |disk: &File| {
+        assert_eq!(judged(disk), DiskUse::Installed, "by its mark alone");
+        content::installed(disk, DRIVE_BYTES_MIN, &expected).expect("readable")
+    };
+    let with_code = made(&[]);
+    with_code.write_all_at(&[9], 0).expect("writable");
+    for (disk, is_other) in [
+        (as_installed, false),
+        (
+            made(&[(DOCUMENT, b"[node]\n"), ("alknet/seed.key", b"key")]),
+            false,
+        ),
+        (made(&[(programs[0], b"another")]), true),
+        (made(&[(programs[1], b"another")]), true),
+        (made(&[("EFI/ALKNET/B.EFI", b"another")]), true),
+        (made(&[("EFI/BOOT/GRUBX64.EFI", b"another")]), true),
+        (with_code, true),
+    ] {
+        let [blank, used] = match is_other {
+            true => [DiskUse::Used, DiskUse::Changed],
+            false => [DiskUse::Installed; 2],
+        };
+        assert_eq!(by_parts(&disk), blank);
+        disk.write_all_at(&[7], DATA.0).expect("writable");
+        assert_eq!(by_parts(&disk), used);
+    }
+}
+
+#[test]
+fn an_image_is_written_to_the_end_of_the_vaults_place() {
+    assert_eq!(DATA_HEAD_END, DATA.0 + DATA_AT);
 }
 
 /// A mark that cannot be read may be that of the order: with `erase = true` the disk would be erased at each start.

@@ -26,9 +26,14 @@ use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{
     DiskController, DiskFormat, MachineKind, Nic, NicModel, VirtioDisk, Vm, VmBuilder,
 };
+use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
 use alknet_test_support::{limited, skipped};
 use alknet_tests::tools::{RAW_DATA_AT, tool_says};
 use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, binary};
+use alknet_vault::slots::{
+    FileCopyStorage, FirstBootPermissions, NewSlot, NewVault, OpenAlkv, VaultCopies,
+};
+use alknet_vault::{Entropy, WordCount};
 use serde_json::{Value, json};
 
 use super::configuration::{NO_VAULT, document};
@@ -99,11 +104,19 @@ fn a_snapshot_of_amazon_becomes_a_volume_and_grows() {
     keeps_data(&bench, vm.cpus(2), "/dev/nvme0n1p3", GROWN_BYTES);
 }
 
-/// The commands that a person types in a rescue system, with a file in the place of the drive.
+/// The commands that a person types in a rescue system, with a file in the place of the drive. An attacker, who had the
+/// drive before, left a vault behind the end of the image: the machine makes its own.
 #[test]
 fn a_drive_that_was_written_in_a_rescue_system_starts() {
     let bench = TestBench::new();
     let drive = bench.disk("drive", GROWN_BYTES);
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+    let attackers = NewVault {
+        pending: FirstBootPermissions::ALL,
+        ..NewVault::new(words, 0)
+    };
+    let attackers = OpenAlkv::create(attackers, NewSlot::None).expect("made");
+    copies(&drive).create(&attackers).expect("written");
     let admin = format!("--admin {} --form esp", bench.admin().identity());
     let image = built(ImageForm::Raw, OutputRole::Disk);
     for commands in shell_blocks(RESCUE) {
@@ -123,6 +136,23 @@ fn a_drive_that_was_written_in_a_rescue_system_starts() {
     assert_eq!(info["name"], "edge-1", "{info:#}");
     assert_eq!(info["config"]["source"], "alknet.toml (sda2)", "{info:#}");
     has_data(&info, "/dev/sda3", GROWN_BYTES);
+    let said = node.call("node/log", &json!({ "last": 1000 })).to_string();
+    assert!(
+        said.contains("bytes in the place of the vault from before the image"),
+        "{said}"
+    );
+    assert!(!said.contains("the first boot was cut short"), "{said}");
+    assert_eq!(
+        info["data"]["cipher"],
+        Value::Null,
+        "the attacker's vault: {info:#}"
+    );
+}
+
+/// The places of the vault on a drive of the form `raw`.
+fn copies(drive: &Path) -> VaultCopies<FileCopyStorage> {
+    let area = |at| FileCopyStorage::at(drive, RAW_DATA_AT + at);
+    VaultCopies::new(area(VAULT_A_AT), area(VAULT_B_AT))
 }
 
 /// The commands up to the upload, and what qemu-img, tar and mtools say of the files.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
+use alknet_sealed::limits::{DATA_AT, MEMO_AT};
 use alknet_test_support::limited;
+use alknet_tests::tools::RAW_DATA_AT;
 use alknet_tests::{BootVariant, MachineNode, READY, TestBench, binary};
 use serde_json::json;
 
@@ -28,12 +30,16 @@ const OFF_WITHIN: Duration = Duration::from_secs(25);
 const VERIFIED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The power fails in the middle of the first installation. The second one is complete, and the disk serves with the
-/// configuration of the medium. The medium does not write the disk a second time, nor for a document with another name.
+/// configuration of the medium. What the disk had in the place of the vault before is gone. The medium does not write the disk a second time, nor for a document with another name.
 /// With another table it does not erase the node.
 #[test]
 fn the_medium_installs_itself_and_the_disk_serves() {
     let bench = TestBench::new();
     let disk = bench.disk("target", DISK_BYTES);
+    let earlier = File::options().write(true).open(&disk).expect("ours");
+    let written =
+        earlier.write_all_at(&[0xa5; (DATA_AT - MEMO_AT) as usize], RAW_DATA_AT + MEMO_AT);
+    written.expect("writable");
     let order = format!("[install]\ndisk = \"{SERIAL}\"\nthen = \"poweroff\"\n");
     let config = document(&bench, "installed") + NO_VAULT + &order;
 

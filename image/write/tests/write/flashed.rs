@@ -19,6 +19,8 @@ const SEED: &[u8] = b"[node]\nname = \"edge-1\"\n";
 /// Place of the EFI system partition.
 const ESP_AT: u64 = 1 << 20;
 const ESP_BYTES: u64 = 256 << 20;
+/// The end of the vault's place: 16 MiB into the data partition.
+const VAULT_END: u64 = ESP_AT + ESP_BYTES + (16 << 20);
 /// Bytes of a cluster of its volume, of which the configuration takes the last one.
 const CLUSTER_BYTES: u64 = 2048;
 
@@ -350,9 +352,15 @@ fn a_disk_that_was_changed_differs_from_one_that_was_started() {
         .write(true)
         .open(scratch.disk())
         .expect("ours");
-    // What a machine changes: the data partition. Of the identities it is tested beside the attacks.
+    // What a machine changes: the data partition, once the disk has an identity of its own.
     disk.write_all_at(b"data", ESP_AT + ESP_BYTES)
         .expect("writable");
+    let refused = verify_disk(&scratch.disk(), &release.manifest).expect_err("never started");
+    assert!(
+        refused.to_string().contains("of an earlier node"),
+        "{refused}"
+    );
+    run("sgdisk", &["-G", text(&scratch.disk())]);
     verify_disk(&scratch.disk(), &release.manifest).expect("nothing else changed");
     // What nothing changes: the program on the EFI system partition, found by its last bytes.
     let used = {
@@ -363,6 +371,34 @@ fn a_disk_that_was_changed_differs_from_one_that_was_started() {
     let refused = verify_disk(&scratch.disk(), &release.manifest).expect_err("changed");
     let said = refused.to_string();
     assert!(said.contains("of the EFI system partition"), "{said}");
+}
+
+/// Another program wrote the image to a disk that an attacker, or an earlier owner, had before.
+#[test]
+fn a_vault_behind_the_image_is_named_until_the_disk_was_started() {
+    let release = ReleaseFolder::shared();
+    let files = seed();
+    for files in [&[][..], &files] {
+        let scratch = Scratch::new();
+        let options = FlashOptions {
+            files,
+            ..FlashOptions::default()
+        };
+        write(source(&release.raw()), &scratch.target(), &options).expect("it fits");
+        let disk = File::options().read(true).write(true).open(scratch.disk());
+        let disk = disk.expect("ours");
+        disk.set_len(VAULT_END + (8 << 20)).expect("sparse");
+        verify_disk(&scratch.disk(), &release.manifest).expect("nothing is there");
+        for at in [VAULT_END - (132 << 10), VAULT_END - 1] {
+            disk.write_all_at(b"v", at).expect("writable");
+            let refused = verify_disk(&scratch.disk(), &release.manifest);
+            let refused = refused.expect_err("a vault").to_string();
+            assert!(refused.contains("vault of an earlier node"), "{refused}");
+            disk.write_all_at(&[0], at).expect("writable");
+        }
+        disk.write_all_at(b"v", VAULT_END).expect("writable");
+        verify_disk(&scratch.disk(), &release.manifest).expect("no first boot reads that");
+    }
 }
 
 #[test]
@@ -424,11 +460,15 @@ fn a_block_device_with_old_bytes_is_written_whole() {
         alknet_test_support::skip!("loop devices", "losetup makes none here");
     };
     let disk = File::options().write(true).open(&device.0).expect("ours");
-    // Old bytes where the image has zeros: in the gap, in the tables, in the data partition and at the end.
+    // Old bytes where the image has zeros: in the gap, in the tables, in the data partition and at the end. And where
+    // the image has nothing, and the first boot looks for the memo of TPMs and for a vault.
     for at in [
         600 << 10,
         (1 << 20) + (300 << 10),
         ESP_AT + ESP_BYTES,
+        VAULT_END - (132 << 10),
+        VAULT_END - 512,
+        VAULT_END,
         bytes - 512,
     ] {
         disk.write_all_at(&[0xff; 512], at).expect("writable");
@@ -440,12 +480,19 @@ fn a_block_device_with_old_bytes_is_written_whole() {
     let report = report.expect("it fits");
     assert!(report.bytes < bytes);
     drop(target);
-    let size = report.bytes.to_string();
+    let size_of_image = report.bytes;
+    let size = size_of_image.to_string();
     run("cmp", &["-n", &size, &device.0, text(&release.raw())]);
     let mut end = vec![1; 512];
     let disk = File::open(&device.0).expect("ours");
     disk.read_exact_at(&mut end, bytes - 512).expect("readable");
     assert_eq!(end, [0; 512], "the backup of an older table is still there");
+    let mut behind = vec![1; (VAULT_END - size_of_image) as usize];
+    disk.read_exact_at(&mut behind, size_of_image)
+        .expect("readable");
+    assert!(behind.iter().all(|byte| *byte == 0), "an earlier vault");
+    disk.read_exact_at(&mut end, VAULT_END).expect("readable");
+    assert_eq!(end, [0xff; 512], "nothing reads this before it is written");
 }
 
 #[test]

@@ -1,6 +1,12 @@
+use std::path::Path;
 use std::process::Command;
 
+use alknet_sealed::limits::{DATA_AT, MEMO_AT, VAULT_A_AT, VAULT_B_AT};
+use alknet_vault::slots::{FileCopyStorage, VaultCopies};
+
 use super::*;
+use crate::data::ext4::BLANK_BYTES;
+use crate::data::keyslot_tests;
 
 const SECTOR: u64 = 512;
 const IMAGE_BYTES: u64 = 24 << 20;
@@ -177,6 +183,119 @@ fn names_looks_at_both_copies() {
         .write_all_at(&[0xff; 16], SECTOR + 20)
         .expect("writable");
     assert!(names(&disk(&file), "alk-data"));
+}
+
+/// Where the data partition of `image` begins.
+const DATA_BEGIN: u64 = 20480 * SECTOR;
+
+/// The copies of the vault on a disk of `image`.
+fn copies(disk: &Path) -> VaultCopies<FileCopyStorage> {
+    let at = |at| FileCopyStorage::at(disk, DATA_BEGIN + at);
+    VaultCopies::new(at(VAULT_A_AT), at(VAULT_B_AT))
+}
+
+fn has_vault(file: &tempfile::NamedTempFile) -> bool {
+    copies(file.path()).load().expect("readable").is_some()
+}
+
+fn bytes_of(file: &tempfile::NamedTempFile, at: u64, count: usize) -> Vec<u8> {
+    let mut content = vec![1; count];
+    let read = file.as_file().read_exact_at(&mut content, DATA_BEGIN + at);
+    read.expect("readable");
+    content
+}
+
+/// An attacker, who had the disk before its owner, leaves a vault and a memo of TPMs behind the end of the image.
+#[test]
+fn a_vault_from_before_the_image_is_not_this_machines() {
+    let file = image(GROWN_BYTES);
+    let made = keyslot_tests::vault();
+    copies(file.path()).create(&made).expect("written");
+    file.as_file()
+        .write_all_at(b"a forged memo", DATA_BEGIN + MEMO_AT)
+        .expect("writable");
+    // Bytes that no vault has would keep the machine closed.
+    file.as_file()
+        .write_all_at(b"former swap space", DATA_BEGIN + DATA_AT - 20)
+        .expect("writable");
+    assert_eq!(run(&file).earlier, Some(EarlierContent::Overwritten));
+    assert!(!has_vault(&file));
+    let areas = bytes_of(&file, MEMO_AT, (DATA_AT - MEMO_AT) as usize);
+    assert!(areas.iter().all(|byte| *byte == 0));
+
+    // From here on a vault is of this machine: a first boot that was cut short goes on with it.
+    copies(file.path()).create(&made).expect("written");
+    for _ in 0..2 {
+        let settled = run(&file);
+        assert_eq!((settled.earlier, settled.changes.len()), (None, 0));
+        assert!(has_vault(&file));
+    }
+    let fresh = image(GROWN_BYTES);
+    assert_eq!(run(&fresh).earlier, Some(EarlierContent::Blank));
+}
+
+/// The power fails, or the disk fails, before the areas are zero: the GUIDs are still the image's, so the next start
+/// does both.
+#[test]
+fn the_guids_are_replaced_after_an_earlier_vault_is_gone() {
+    let file = image(GROWN_BYTES);
+    copies(file.path())
+        .create(&keyslot_tests::vault())
+        .expect("written");
+    let before = std::fs::read(file.path()).expect("readable");
+    let reader = File::open(file.path()).expect("readable");
+    let read_only = GptDisk {
+        file: &reader,
+        ..disk(&file)
+    };
+    let refused = settle(&read_only, "alk-data", counting());
+    assert!(
+        matches!(refused, Err(GptError::EarlierVault(_))),
+        "{refused:?}"
+    );
+    assert_eq!(std::fs::read(file.path()).expect("readable"), before);
+    assert_eq!(run(&file).earlier, Some(EarlierContent::Overwritten));
+    assert!(!has_vault(&file));
+}
+
+/// An image that was written without the zeros of its data partition leaves the node that the disk had.
+#[test]
+fn a_node_that_the_image_left_on_the_disk_stays() {
+    for at in [0, BLANK_BYTES as u64 - 1] {
+        let file = image(GROWN_BYTES);
+        copies(file.path())
+            .create(&keyslot_tests::vault())
+            .expect("written");
+        file.as_file()
+            .write_all_at(&[1], DATA_BEGIN + at)
+            .expect("writable");
+        assert_eq!(run(&file).earlier, Some(EarlierContent::Kept), "{at}");
+        assert!(has_vault(&file), "{at}");
+        assert_eq!(run(&file).earlier, None, "{at}");
+    }
+}
+
+/// A partition that cannot grow gets its GUIDs all the same: otherwise each start would take its vault for an earlier
+/// one.
+#[test]
+fn a_partition_that_cannot_grow_keeps_its_own_vault() {
+    let file = image(GROWN_BYTES);
+    let status = Command::new("sgdisk")
+        .args(["-e", "-n4:65536:0", "-t4:8300"])
+        .arg(file.path())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("sgdisk is installed");
+    assert!(status.success());
+    for _ in 0..2 {
+        let refused = settle(&disk(&file), "alk-data", counting());
+        assert!(matches!(refused, Err(GptError::NotLast(_))), "{refused:?}");
+        let table = GptTable::read(&disk(&file), 1)
+            .expect("readable")
+            .expect("valid");
+        assert!(!is_version_5(&table.disk_guid));
+    }
+    verify(&file);
 }
 
 proptest::proptest! {
