@@ -238,11 +238,7 @@ impl TensorStream {
         let identity = self.identity()?;
         let store = Arc::clone(&self.store);
         let id = store.resolve(&identity.scopes, &fetch.src)?;
-        let part = blocking(move || {
-            let object = store.object(id)?;
-            FilePart::find(&store, &object, &fetch.want, fetch.encoding)
-        });
-        let part = part.await?;
+        let part = FilePart::prepare(&store, id, fetch, &identity.id).await?;
         let _flight = self
             .store
             .bytes_in_flight()

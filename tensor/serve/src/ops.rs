@@ -363,11 +363,7 @@ async fn begin_fetch(
     let fetch = Fetch::from_value(input.try_value()?)?;
     let id = asker.resolve(&store, &fetch.src)?;
     let bytes_in_flight = Arc::clone(store.bytes_in_flight());
-    let found = blocking(move || {
-        let object = store.object(id)?;
-        FilePart::find(&store, &object, &fetch.want, fetch.encoding)
-    });
-    let part = found.await?;
+    let part = FilePart::prepare(&store, id, fetch, asker.id()).await?;
     // The bytes count before the head is sent, so a refused caller gets an error instead of a beginning.
     let flight = bytes_in_flight.enter(asker.id(), part.head.len)?;
     Ok((part, flight))

@@ -13,6 +13,7 @@ mod listing;
 mod object;
 mod outboard;
 mod scrub;
+mod tree_builds;
 mod upload;
 
 use std::collections::btree_map::Entry;
@@ -38,6 +39,8 @@ pub use scrub::{StoreScrubReport, StoredFileScrub};
 pub use upload::TensorUpload;
 
 pub(crate) use outboard::Outboard;
+
+use tree_builds::TreeBuilds;
 
 const OBJECTS: &str = "objects";
 const NAMES: &str = "names";
@@ -73,6 +76,7 @@ pub struct TensorStore {
     /// A change of a name holds this lock until both the disk and `state` have it, so that both have one order.
     naming: Mutex<()>,
     bytes_in_flight: Arc<BytesInFlight>,
+    tree_builds: TreeBuilds,
 }
 
 /// The result of removing a path or a file.
@@ -160,6 +164,7 @@ impl TensorStore {
             state: Mutex::new(state),
             naming: Mutex::default(),
             bytes_in_flight: Arc::default(),
+            tree_builds: TreeBuilds::default(),
         }))
     }
 
@@ -482,6 +487,11 @@ impl TensorStore {
     /// Bytes of responses that are under way to each peer.
     pub(crate) const fn bytes_in_flight(&self) -> &Arc<BytesInFlight> {
         &self.bytes_in_flight
+    }
+
+    /// The turns in which hash trees are computed.
+    pub(crate) const fn tree_builds(&self) -> &TreeBuilds {
+        &self.tree_builds
     }
 
     pub(crate) fn object_path(&self, id: &FileId) -> PathBuf {

@@ -6,12 +6,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use alknet_core::PeerId;
 use alknet_tensor::{Hash, TensorError, TensorErrorCode};
 use bao_tree::io::sync::{OutboardMut, outboard};
 use bao_tree::{BaoTree, TreeNode};
 use tempfile::NamedTempFile;
 
 use crate::error::ServeError;
+use crate::handler::blocking;
 use crate::hash_tree::{PAIR_BYTES, tree};
 use crate::limits::BLOCK_BYTES;
 use crate::store::{Object, TensorStore};
@@ -27,9 +29,34 @@ pub(crate) struct Outboard {
 }
 
 impl Outboard {
-    /// The tree of these bytes of a file. A cached tree is not trusted: each pair is checked against the root when it
-    /// is read, and the root against the hash in the header.
-    pub(crate) fn build(
+    /// The tree of these bytes of a file, for a request of this identity. A cached tree is not trusted: each pair is
+    /// checked against the root when it is read, and the root against the hash in the header.
+    pub(crate) async fn prepare(
+        store: &Arc<TensorStore>,
+        object: &Arc<Object>,
+        range: Range<u64>,
+        listed: Option<Hash>,
+        who: &PeerId,
+    ) -> Result<Self, ServeError> {
+        let find = {
+            let (store, object, range) = (Arc::clone(store), Arc::clone(object), range.clone());
+            move || Ok(Self::find(&store, &object, &range, listed))
+        };
+        if let Some(found) = blocking(find).await? {
+            return Ok(found);
+        }
+        // The build reads the whole range. The turn comes before the thread: requests that wait hold none.
+        let turn = store.tree_builds().turn(who).await;
+        let (store, object) = (Arc::clone(store), Arc::clone(object));
+        blocking(move || {
+            let _turn = turn;
+            Self::build(&store, &object, &range, listed)
+        })
+        .await
+    }
+
+    /// Computes the tree, unless another request did so while this one waited for its turn. Blocks.
+    fn build(
         store: &TensorStore,
         object: &Arc<Object>,
         range: &Range<u64>,
@@ -64,7 +91,7 @@ impl Outboard {
     }
 
     /// The cached tree of these bytes of a file, if it has this root.
-    pub(crate) fn find(
+    fn find(
         store: &TensorStore,
         object: &Object,
         range: &Range<u64>,

@@ -1,5 +1,6 @@
 //! Peers that do not keep to the protocol.
 
+use std::fs;
 use std::time::Duration;
 
 use alknet_core::{Connection, StreamCode};
@@ -194,4 +195,52 @@ async fn files_that_lie_are_not_stored() {
     }
     let said = put(&peer, &good).await;
     assert_eq!(said["id"], blake3::hash(&good).to_hex().to_string());
+}
+
+/// Bytes that this process has read, from files as well as from pipes.
+fn bytes_read() -> u64 {
+    let counts = fs::read_to_string("/proc/self/io").expect("procfs");
+    let read = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+    read.expect("a count").parse().expect("a number")
+}
+
+/// Each request read the whole file on a thread of the pool for work that blocks, on which the node writes its changes of
+/// peers as well, and went on after its reader was gone.
+#[test]
+fn a_tree_is_made_once_for_many_readers() {
+    const NAME: &str = "hostile::a_tree_is_made_once_for_many_readers";
+    alknet_test_support::alone(NAME, || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().expect("a runtime");
+        runtime.block_on(many_readers_of_one_tree());
+    });
+}
+
+async fn many_readers_of_one_tree() {
+    const LEN: u64 = 64 << 20;
+    let scene = StoreScene::new();
+    scene.add("a", &small(LEN));
+    let request = json!({ "v": 1, "want": "range", "name": "x", "range": [0, 1],
+                          "encoding": "bao16", "src": { "path": "a" } });
+    let before = bytes_read();
+    let mut peers = Vec::new();
+    for name in ["eve", "eve", "mallory"] {
+        let peer = scene.peer(name, &["tensor:read:a"]);
+        for _ in 0..STREAMS {
+            let (mut send, mut recv) = peer.open_bi().await.expect("connected");
+            say(&mut send, request.to_string().as_bytes()).await;
+            send.finish().expect("open");
+            // The reader gives the request up.
+            recv.stop(StreamCode::Cancelled);
+        }
+        peers.push(peer);
+    }
+    // The last one waits for its turn behind all of them.
+    let reader = scene.peer("ada", &["tensor:read:a"]);
+    let (head, mut recv) = ask(&reader, &request).await;
+    assert_eq!(head["ok"], true, "{head}");
+    let mut part = Vec::new();
+    recv.read_to_end(&mut part).await.expect("to the end");
+    let read = bytes_read() - before;
+    assert!(read < 2 * LEN, "{read} bytes were read for a tree of {LEN}");
 }
