@@ -20,6 +20,7 @@ mod pending;
 mod request;
 mod requester;
 mod store;
+mod upload_memory;
 mod uploads;
 mod wire;
 

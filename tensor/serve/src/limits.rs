@@ -17,6 +17,16 @@ pub const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long the node waits for a peer that neither reads nor sends.
 pub const STALLED_TIME: Duration = Duration::from_secs(30);
 
+/// Bytes in memory of one peer's files that are being put: of headers, and of bytes that wait to be written. A header has
+/// up to 16 MiB.
+pub const UPLOAD_MEMORY_PER_PEER: usize = 32 << 20;
+/// The same of all peers.
+pub const UPLOAD_MEMORY: usize = 64 << 20;
+/// Bytes of these that each peer may have, however much the others hold.
+pub const UPLOAD_MEMORY_FREE: usize = 1 << 20;
+/// How long a whole header may take to arrive.
+pub const HEADER_TIME: Duration = Duration::from_secs(300);
+
 /// Chunked uploads that one peer may have open.
 pub const UPLOADS_PER_PEER: usize = 4;
 /// Chunked uploads that may be open in all.

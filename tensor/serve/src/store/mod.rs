@@ -32,6 +32,7 @@ use crate::error::ServeError;
 use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES};
 use crate::path::{StorePath, TensorFileRef};
 use crate::pending::BytesInFlight;
+use crate::upload_memory::UploadMemory;
 
 pub use listing::{StoredPathPage, StoredTensorPath};
 pub use object::Object;
@@ -77,6 +78,7 @@ pub struct TensorStore {
     naming: Mutex<()>,
     bytes_in_flight: Arc<BytesInFlight>,
     tree_builds: TreeBuilds,
+    upload_memory: Arc<UploadMemory>,
 }
 
 /// The result of removing a path or a file.
@@ -165,6 +167,7 @@ impl TensorStore {
             naming: Mutex::default(),
             bytes_in_flight: Arc::default(),
             tree_builds: TreeBuilds::default(),
+            upload_memory: Arc::default(),
         }))
     }
 
@@ -487,6 +490,11 @@ impl TensorStore {
     /// Bytes of responses that are under way to each peer.
     pub(crate) const fn bytes_in_flight(&self) -> &Arc<BytesInFlight> {
         &self.bytes_in_flight
+    }
+
+    /// Memory of files that are being put, by peer.
+    pub(crate) const fn upload_memory(&self) -> &Arc<UploadMemory> {
+        &self.upload_memory
     }
 
     /// The turns in which hash trees are computed.

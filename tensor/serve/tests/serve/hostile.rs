@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use alknet_core::{Connection, StreamCode};
-use alknet_tensor_serve::limits::{REQUEST_BYTES, STREAMS};
+use alknet_tensor_serve::limits::{REQUEST_BYTES, STREAMS, UPLOAD_MEMORY_PER_PEER};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -243,4 +243,54 @@ async fn many_readers_of_one_tree() {
     recv.read_to_end(&mut part).await.expect("to the end");
     let read = bytes_read() - before;
     assert!(read < 2 * LEN, "{read} bytes were read for a tree of {LEN}");
+}
+
+/// Each stream kept up to 16 MiB of a header for two hours, and 1,024 of them took 16 GiB.
+#[tokio::test]
+async fn headers_that_do_not_end_are_bounded() {
+    const ARRIVED: usize = 1 << 20;
+    let scene = StoreScene::new();
+    let mut streams = tokio::task::JoinSet::new();
+    let mut eves = Vec::new();
+    for _ in 0..2 {
+        let eve = scene.peer("eve", &["*"]);
+        for _ in 0..STREAMS {
+            let (mut send, recv) = eve.open_bi().await.expect("connected");
+            streams.spawn(async move {
+                say(&mut send, br#"{"v":1,"want":"put","path":"x"}"#).await;
+                let len = (16_u64 << 20) - 8;
+                send.write_all(&len.to_le_bytes()).await.expect("taken");
+                // A refused stream takes no more.
+                let _ = send.write_all(&vec![b' '; ARRIVED]).await;
+                let said = answer(recv).await.0;
+                drop(send);
+                said["code"].clone()
+            });
+        }
+        eves.push(eve);
+    }
+    // Those that are not refused wait for the rest of their headers.
+    let refused = 2 * STREAMS - UPLOAD_MEMORY_PER_PEER / ARRIVED;
+    for _ in 0..refused {
+        let code = timeout(hung(), streams.join_next()).await;
+        let code = code.expect("a refusal").expect("a stream");
+        assert_eq!(code.expect("an answer"), "E_BUSY");
+    }
+    // Others are not refused, and neither is eve when these streams have ended.
+    let ada = scene.peer("ada", &["*"]);
+    assert_eq!(put(&ada, &small(100_000)).await["ok"], true);
+    streams.abort_all();
+    while streams.join_next().await.is_some() {}
+    let freed = async {
+        loop {
+            let said = put(&eves[0], &small(100_000)).await;
+            if said["ok"] == true {
+                break;
+            }
+            assert_eq!(said["code"], "E_BUSY", "{said}");
+        }
+    };
+    timeout(hung(), freed)
+        .await
+        .expect("the memory is given back");
 }

@@ -86,6 +86,7 @@ impl StoreScene {
     pub(crate) fn impatient(mut self) -> Self {
         let moment = deadline(Duration::from_millis(50));
         self.patience = ServeTimeouts {
+            header: ServeTimeouts::default().header,
             request: moment,
             stalled: moment,
         };
