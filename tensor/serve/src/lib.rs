@@ -9,6 +9,7 @@ pub mod limits;
 
 mod access;
 mod client;
+mod describe;
 mod error;
 mod handler;
 mod hash_tree;

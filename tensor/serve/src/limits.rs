@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Bytes of a request, and of the head of a response.
 pub const REQUEST_BYTES: usize = 64 << 10;
+/// Bytes of the answers of `tensor/open` and `tensor/stat`: no frame has more.
+pub const DESCRIPTION_BYTES: usize = 1 << 20;
 /// Requests of one connection that the node serves at once.
 pub const STREAMS: usize = 64;
 /// Bytes of responses under way to one peer. A larger response is sent alone.
