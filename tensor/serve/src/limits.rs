@@ -36,8 +36,12 @@ pub const UPLOADS: usize = 64;
 /// How long the node keeps an upload that its peer does not continue.
 pub const UPLOAD_IDLE: Duration = Duration::from_secs(600);
 
-/// Bytes of files in a store, unless the administrator sets another limit.
+/// Bytes of the disk for files and paths of a store, unless the administrator sets another limit.
 pub const STORE_BYTES: u64 = 64 << 30;
+/// Hash trees that a store keeps. If there are more, those that no request has used for longest are removed.
+pub const TREES: usize = 1024;
+/// The same for the part of a store's bytes that all trees take of the disk.
+pub const TREES_PART: u64 = 64;
 /// Paths in a store.
 pub const PATHS: usize = 65_536;
 /// Bytes of a path.

@@ -1,16 +1,18 @@
 //! Peers that do not keep to the protocol.
 
 use std::fs;
+use std::io::Cursor;
 use std::time::Duration;
 
 use alknet_core::{Connection, StreamCode};
+use alknet_tensor::{ContainerWriter, Dtype};
 use alknet_tensor_serve::limits::{REQUEST_BYTES, STREAMS, UPLOAD_MEMORY_PER_PEER};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::put::small;
-use crate::scene::{StoreScene, answer, ask, file, hung, refused, say};
+use crate::scene::{StoreScene, answer, ask, fetch, file, hung, refused, say};
 
 /// Sends these bytes, and reads what is said.
 async fn send(connection: &Connection, bytes: &[u8]) -> Value {
@@ -293,4 +295,34 @@ async fn headers_that_do_not_end_are_bounded() {
     timeout(hung(), freed)
         .await
         .expect("the memory is given back");
+}
+
+/// A reader of a file with 65,536 entries made the node keep a file for each.
+#[tokio::test]
+async fn short_entries_leave_no_trees() {
+    const ENTRIES: usize = 200;
+    let scene = StoreScene::new();
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
+    // The last ones are a group and one byte more.
+    for at in 0..ENTRIES {
+        let len = [32, 16 << 10, (16 << 10) + 1][at * 3 / ENTRIES];
+        let content = vec![at as u8; len].into();
+        writer
+            .flat(&format!("t{at}"), Dtype::U8, &[len as u64], content)
+            .expect("it fits");
+    }
+    let file = writer.finish().expect("memory").1.into_inner();
+    scene.add("a", &file);
+    let peer = scene.peer("eve", &["tensor:read:a"]);
+    for at in 0..ENTRIES {
+        let request = json!({ "want": "tensor", "name": format!("t{at}"), "encoding": "bao16",
+                              "src": { "path": "a" } });
+        let (head, bytes) = fetch(&peer, request).await;
+        assert_eq!(
+            (&head["ok"], &head["len"]),
+            (&json!(true), &json!(bytes.len()))
+        );
+    }
+    let longer = (0..ENTRIES).filter(|at| at * 3 / ENTRIES == 2).count();
+    assert_eq!(scene.count("outboards"), longer);
 }

@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use crate::put::small;
-use crate::scene::{StoreScene, file, identity, large};
+use crate::scene::{NAME, StoreScene, file, identity, large, on_disk};
 
 fn dispatcher(scene: &StoreScene) -> Arc<Dispatcher> {
     let mut builder = Registry::builder();
@@ -247,7 +247,7 @@ async fn a_file_is_put_in_pieces() {
 #[tokio::test]
 async fn a_removed_file_gives_its_room_back_and_is_read_to_its_end() {
     let room = StoreOptions {
-        bytes_max: file().len() as u64,
+        bytes_max: on_disk(file().len()) + 2 * NAME,
         ..StoreOptions::default()
     };
     let scene = StoreScene::with(room);
