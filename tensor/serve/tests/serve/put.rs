@@ -108,7 +108,7 @@ async fn many_small_files_use_up_the_quota() {
         ..StoreOptions::default()
     };
     // All to one path, after which each file stays under its id; or each to a path of its own.
-    for path in [|_| "a".to_owned(), |at: usize| format!("a/{at}/b/c")] {
+    for path in [|_: usize| "a".to_owned(), |at: usize| format!("a/{at}/b/c")] {
         let scene = StoreScene::with(options);
         let mut stored = 0;
         loop {
