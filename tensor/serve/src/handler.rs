@@ -278,7 +278,10 @@ impl TensorStream {
         let header = timeout(self.patience.header, self.header(&mut memory)).await;
         let header = header.map_err(|_| late("a header"))??;
         let store = Arc::clone(&self.store);
+        // The peer's other headers wait; these count until they are read.
+        let turn = store.header_turns().turn(&identity.id).await;
         let begin = move || {
+            let _turn = turn;
             let upload = TensorUpload::begin(&store, &header, path)?;
             drop(header);
             // The header counts until here, also if the peer goes away meanwhile.

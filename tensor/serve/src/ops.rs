@@ -276,10 +276,9 @@ async fn object(
     input: &Value,
     ctx: &Ctx,
 ) -> Result<Arc<Object>, ServeError> {
-    let id = TensorRequester::from_ctx(ctx)?
-        .resolve(store, &TensorFileRef::from_value(&input["src"])?)?;
-    let store = Arc::clone(store);
-    blocking(move || store.object(id)).await
+    let asker = TensorRequester::from_ctx(ctx)?;
+    let id = asker.resolve(store, &TensorFileRef::from_value(&input["src"])?)?;
+    store.opened(id, asker.id()).await
 }
 
 /// The state of a fetch: the request, then the part that is under way.
@@ -394,7 +393,12 @@ async fn begin_upload(
     // The room is checked before the header is read too, so a refusal costs no parsing.
     uploads.check_slots(asker.id())?;
     let header = bytes(input, &value["header"])?;
-    let upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
+    let turn = store.header_turns().turn(asker.id()).await;
+    let begin = move || {
+        let _turn = turn;
+        TensorUpload::begin(&store, &header, path)
+    };
+    let upload = blocking(begin).await?;
     let name = uploads.keep(asker.id(), asker.by(), upload)?;
     Ok(json!({ "upload": name }).into())
 }

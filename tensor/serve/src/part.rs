@@ -236,15 +236,12 @@ impl FilePart {
         who: &PeerId,
     ) -> Result<Self, ServeError> {
         let encoding = fetch.encoding;
+        let object = store.opened(id, who).await?;
         let find = {
-            let store = Arc::clone(store);
-            move || {
-                let object = store.object(id)?;
-                let found = FoundPart::find(&object, &fetch.want, encoding)?;
-                Ok((object, found))
-            }
+            let object = Arc::clone(&object);
+            move || FoundPart::find(&object, &fetch.want, encoding)
         };
-        let (object, found) = blocking(find).await?;
+        let found = blocking(find).await?;
         match (found, encoding) {
             (FoundPart::Items(items), _) => Ok(items),
             (FoundPart::Range(found), PartEncoding::Raw) => Ok(found.raw(&object)),

@@ -21,7 +21,6 @@ use http_body_util::{BodyExt, Full};
 use serde_json::json;
 
 use crate::error::ServeError;
-use crate::handler::blocking;
 use crate::part::FilePart;
 use crate::path::{StorePath, TensorFileRef};
 use crate::store::{Outboard, TensorStore};
@@ -62,8 +61,7 @@ impl Mirror {
         let id = self
             .store
             .resolve(&identity.scopes, &src(request.uri.path())?)?;
-        let store = Arc::clone(&self.store);
-        let object = blocking(move || store.object(id)).await?;
+        let object = self.store.opened(id, &identity.id).await?;
         let len = object.meta().file_len();
         let tag = format!("\"{id}\"");
         let mut head = HeaderMap::new();

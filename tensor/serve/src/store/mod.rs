@@ -14,8 +14,8 @@ mod object;
 mod outboard;
 mod scrub;
 mod state;
-mod tree_builds;
 mod tree_files;
+mod turns;
 mod upload;
 
 use std::collections::btree_map::Entry;
@@ -25,12 +25,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_core::ScopeSet;
+use alknet_core::{PeerId, ScopeSet};
 use alknet_tensor::{ContainerLimits, FileId, TensorErrorCode};
 use tempfile::NamedTempFile;
 
 use crate::access::{TensorAccess, allows};
 use crate::error::ServeError;
+use crate::handler::blocking;
 use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES, TREES_PART};
 use crate::path::{StorePath, TensorFileRef};
 use crate::pending::BytesInFlight;
@@ -45,8 +46,8 @@ pub(crate) use outboard::Outboard;
 pub(crate) use state::bytes_on_disk;
 
 use state::{TensorStoreState, paths};
-use tree_builds::TreeBuilds;
 use tree_files::TreeFiles;
+use turns::StoreTurns;
 
 const OBJECTS: &str = "objects";
 const NAMES: &str = "names";
@@ -81,7 +82,10 @@ pub struct TensorStore {
     /// A change of a name holds this lock until both the disk and `state` have it, so that both have one order.
     naming: Mutex<()>,
     bytes_in_flight: Arc<BytesInFlight>,
-    tree_builds: TreeBuilds,
+    /// Turns for hash trees.
+    tree_turns: StoreTurns,
+    /// Turns for headers, each of which takes 8 times its bytes.
+    header_turns: StoreTurns,
     tree_files: Mutex<TreeFiles>,
     upload_memory: Arc<UploadMemory>,
 }
@@ -133,7 +137,8 @@ impl TensorStore {
             state: Mutex::new(state),
             naming: Mutex::default(),
             bytes_in_flight: Arc::default(),
-            tree_builds: TreeBuilds::default(),
+            tree_turns: StoreTurns::default(),
+            header_turns: StoreTurns::default(),
             tree_files: Mutex::new(trees),
             upload_memory: Arc::default(),
         }))
@@ -207,6 +212,28 @@ impl TensorStore {
             state.open.remove(0);
         }
         Ok(object)
+    }
+
+    /// Opens a file for a request of this identity, which waits for its turn if the header has to be read.
+    ///
+    /// # Errors
+    /// The errors of [`TensorStore::object`].
+    pub(crate) async fn opened(
+        self: &Arc<Self>,
+        id: FileId,
+        who: &PeerId,
+    ) -> Result<Arc<Object>, ServeError> {
+        let is_open = self.state().open.iter().any(|object| object.id() == id);
+        let turn = match is_open {
+            true => None,
+            false => Some(self.header_turns.turn(who).await),
+        };
+        let store = Arc::clone(self);
+        blocking(move || {
+            let _turn = turn;
+            store.object(id)
+        })
+        .await
     }
 
     /// A descriptor of its own for a process that maps the container, which never changes. Blocks.
@@ -459,8 +486,13 @@ impl TensorStore {
     }
 
     /// The turns in which hash trees are computed.
-    pub(crate) const fn tree_builds(&self) -> &TreeBuilds {
-        &self.tree_builds
+    pub(crate) const fn tree_turns(&self) -> &StoreTurns {
+        &self.tree_turns
+    }
+
+    /// The turns in which headers are read.
+    pub(crate) const fn header_turns(&self) -> &StoreTurns {
+        &self.header_turns
     }
 
     pub(crate) fn object_path(&self, id: &FileId) -> PathBuf {

@@ -50,7 +50,7 @@ impl Outboard {
             return Ok(found);
         }
         // The build reads the whole range. The turn comes before the thread: requests that wait hold none.
-        let turn = store.tree_builds().turn(who).await;
+        let turn = store.tree_turns().turn(who).await;
         let (store, object) = (Arc::clone(store), Arc::clone(object));
         blocking(move || {
             let _turn = turn;

@@ -1,4 +1,4 @@
-//! The turns in which the hash trees of a store are computed.
+//! Turns for work that costs a whole file, or much memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -6,31 +6,31 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use alknet_core::PeerId;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// Lets one request at a time read a part of a file to compute its hash tree. Requests wait as futures and take no
+/// Lets one request at a time do work that reads a whole file, or takes much memory. Requests wait as futures and take no
 /// thread, so that readers cannot take all threads for work that blocks. The identities take turns: each has one
 /// request in the queue, however many it makes.
 #[derive(Debug, Default)]
-pub(crate) struct TreeBuilds {
+pub(crate) struct StoreTurns {
     queue: Arc<AsyncMutex<()>>,
     /// By identity, the lock of the request that is in the queue.
     own: Mutex<HashMap<PeerId, Weak<AsyncMutex<()>>>>,
 }
 
-/// The right to compute one tree. The computing thread holds it, so that it lasts until the tree is there, even if the
-/// client goes away meanwhile.
+/// The right to do the work. The working thread holds it, so that it lasts until the work ends, even if the client goes
+/// away meanwhile.
 #[derive(Debug)]
-pub(crate) struct TreeBuildTurn {
+pub(crate) struct StoreTurn {
     _queue: OwnedMutexGuard<()>,
     _own: OwnedMutexGuard<()>,
 }
 
-impl TreeBuilds {
+impl StoreTurns {
     /// Waits for the turn of this identity.
-    pub(crate) async fn turn(&self, who: &PeerId) -> TreeBuildTurn {
+    pub(crate) async fn turn(&self, who: &PeerId) -> StoreTurn {
         let own = self.own(who).lock_owned().await;
-        // The lock is fair (first in, first out), so one identity waits for at most one tree of each other one.
+        // The lock is fair (first in, first out), so one identity waits for at most one request of each other one.
         let queue = Arc::clone(&self.queue).lock_owned().await;
-        TreeBuildTurn {
+        StoreTurn {
             _queue: queue,
             _own: own,
         }
@@ -62,7 +62,7 @@ mod tests {
     /// Eve asks for eight trees before Ada asks for one.
     #[tokio::test]
     async fn a_reader_of_many_trees_lets_others_take_their_turn() {
-        let builds = Arc::new(TreeBuilds::default());
+        let builds = Arc::new(StoreTurns::default());
         let first = builds.turn(&peer("bob")).await;
         let (sent, mut order) = mpsc::unbounded_channel();
         let mut waiting = Vec::new();
@@ -93,7 +93,7 @@ mod tests {
     /// A request that its client gives up leaves the queue.
     #[tokio::test]
     async fn a_request_that_is_given_up_takes_no_turn() {
-        let builds = Arc::new(TreeBuilds::default());
+        let builds = Arc::new(StoreTurns::default());
         let held = builds.turn(&peer("bob")).await;
         for _ in 0..3 {
             let waits = Arc::clone(&builds);
