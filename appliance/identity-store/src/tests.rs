@@ -512,8 +512,8 @@ async fn of_two_who_use_a_token_one_succeeds() {
     assert_eq!(db.enrolments().await, Ok(Vec::new()));
 }
 
-/// The removal of a peer removes its invitations as well. The runtime's thread for blocking work is in use, as by a peer
-/// that reads stored files.
+/// The removal of a peer removes its invitations as well. The runtime's thread for blocking work is in use, as by a
+/// peer that reads stored files.
 #[test]
 fn no_work_of_peers_delays_the_removal_of_an_invitation() {
     let (_dir, path) = place();

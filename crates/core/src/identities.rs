@@ -66,8 +66,8 @@ impl Identities {
         Self::with_sources(entries, StoredIdentities::default(), None, clock)
     }
 
-    /// The `entries` of the configuration and the `stored` ones. A change of the store is in force once `persistence` has
-    /// stored it. A thread of this value makes the changes then, and a change goes on when its future is dropped.
+    /// The `entries` of the configuration and the `stored` ones. A change of the store is in force once `persistence`
+    /// has stored it. A thread of this value makes the changes then, and a change goes on when its future is dropped.
     #[must_use]
     pub fn with_store(
         entries: IdentityEntries,

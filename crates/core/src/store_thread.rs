@@ -11,9 +11,9 @@ use crate::handler::BoxFuture;
 
 type StoreJob = Box<dyn FnOnce() + Send>;
 
-/// Runs work that waits for a disk, one piece after the other, on a thread that has no other work. The runtime's threads
-/// for blocking work are shared with what peers make the node do: if these are all in use, a change of rights must not
-/// wait for them.
+/// Runs work that waits for a disk, one piece after the other, on a thread that has no other work. Peers make the node
+/// work on the runtime's threads for blocking work as well: if these are all in use, a change of rights must not wait
+/// for them.
 #[derive(Debug)]
 pub struct StoreThread {
     name: &'static str,
@@ -22,7 +22,8 @@ pub struct StoreThread {
 }
 
 impl StoreThread {
-    /// Starts the thread, which ends when this value is dropped and all its work is done. The name has at most 15 bytes.
+    /// Starts the thread, which ends when this value is dropped and all its work is done. The name has at most 15
+    /// bytes.
     #[must_use]
     pub fn start(name: &'static str) -> Self {
         Self {

@@ -19,8 +19,8 @@ pub const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long the node waits for a peer that neither reads nor sends.
 pub const STALLED_TIME: Duration = Duration::from_secs(30);
 
-/// Bytes in memory of one peer's files that are being put: of headers, and of bytes that wait to be written. A header has
-/// up to 16 MiB.
+/// Bytes in memory of one peer's files that are being put: of headers, and of bytes that wait to be written. A header
+/// has up to 16 MiB.
 pub const UPLOAD_MEMORY_PER_PEER: usize = 32 << 20;
 /// The same of all peers.
 pub const UPLOAD_MEMORY: usize = 64 << 20;

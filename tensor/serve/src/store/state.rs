@@ -17,9 +17,9 @@ use crate::store::Object;
 const DEPTH_MAX: usize = crate::limits::PATH_SEGMENTS;
 /// Bytes of a block of the file system: those of data disks have 4 KiB.
 const BLOCK_BYTES: u64 = 4 << 10;
-/// Bytes that count for a file or folder beside its content, for its name in the folder above and its inode. ext4 has an
-/// inode for each 16 KiB: a store of the shortest files in half of the disk has a third of the inodes, and the files that
-/// administrators store may have half of them.
+/// Bytes that count for a file or folder beside its content, for its name in the folder above and its inode. ext4 has
+/// an inode for each 16 KiB: a store of the shortest files in half of the disk has a third of the inodes, and the files
+/// that administrators store may have half of them.
 const ENTRY_BYTES: u64 = 20 << 10;
 /// Bytes for the file of a path, and for a folder of paths.
 const NAME_BYTES: u64 = ENTRY_BYTES + BLOCK_BYTES;

@@ -11,8 +11,8 @@ use tempfile::NamedTempFile;
 use super::state::bytes_on_disk;
 use crate::limits::TREES;
 
-/// The folder of hash trees. A reader decides of which parts there are trees, so they have limits, and the trees that no
-/// request has used for longest give way: a tree can be computed again.
+/// The folder of hash trees. A reader decides of which parts there are trees, so they have limits, and the trees that
+/// no request has used for longest give way: a tree can be computed again.
 #[derive(Debug)]
 pub(crate) struct TreeFiles {
     folder: PathBuf,

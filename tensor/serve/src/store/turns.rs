@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use alknet_core::PeerId;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// Lets one request at a time do work that reads a whole file, or takes much memory. Requests wait as futures and take no
-/// thread, so that readers cannot take all threads for work that blocks. The identities take turns: each has one
+/// Lets one request at a time do work that reads a whole file, or takes much memory. Requests wait as futures and take
+/// no thread, so that readers cannot take all threads for work that blocks. The identities take turns: each has one
 /// request in the queue, however many it makes.
 #[derive(Debug, Default)]
 pub(crate) struct StoreTurns {

@@ -206,8 +206,8 @@ fn bytes_read() -> u64 {
     read.expect("a count").parse().expect("a number")
 }
 
-/// Each request read the whole file on a thread of the pool for work that blocks, on which the node writes its changes of
-/// peers as well, and went on after its reader was gone.
+/// Each request read the whole file, and went on after its reader was gone, on a thread of the pool for work that blocks.
+/// The node wrote its changes of peers there as well.
 #[test]
 fn a_tree_is_made_once_for_many_readers() {
     const NAME: &str = "hostile::a_tree_is_made_once_for_many_readers";

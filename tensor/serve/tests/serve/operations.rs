@@ -383,8 +383,8 @@ async fn lists_of_short_values_cost_no_trees() {
     assert_eq!(refused(&eve, "tensor/put", input).await.0, "INVALID_INPUT");
 }
 
-/// A tree of the entries took some 160 MB for each call, on as many threads as the node has, and its text was refused as
-/// longer than a frame.
+/// A tree of the entries took some 160 MB for each call, on as many threads as the node has, and its text was refused
+/// as longer than a frame.
 #[test]
 fn a_file_of_many_entries_costs_no_tree() {
     const NAME: &str = "operations::a_file_of_many_entries_costs_no_tree";
