@@ -212,8 +212,8 @@ fn bytes_read() -> u64 {
 fn a_tree_is_made_once_for_many_readers() {
     const NAME: &str = "hostile::a_tree_is_made_once_for_many_readers";
     alknet_test_support::alone(NAME, || {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().expect("a runtime");
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().expect("a runtime");
         runtime.block_on(many_readers_of_one_tree());
     });
 }

@@ -389,8 +389,8 @@ async fn lists_of_short_values_cost_no_trees() {
 fn a_file_of_many_entries_costs_no_tree() {
     const NAME: &str = "operations::a_file_of_many_entries_costs_no_tree";
     alknet_test_support::alone(NAME, || {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().expect("a runtime");
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().expect("a runtime");
         runtime.block_on(many_entries_are_described());
     });
 }
