@@ -49,7 +49,7 @@ struct TensorDescription<'t, 'o> {
     dtype: String,
     shape: &'o [u64],
     len: u64,
-    align: u64,
+    align: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     b3: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
