@@ -18,6 +18,7 @@ mod known;
 mod left;
 mod measured;
 mod note_schedule;
+mod partition_repair;
 mod program;
 mod progress;
 mod refusal;

@@ -87,17 +87,25 @@ pub(super) fn disarm() {
 
 /// Writes the note to the disk, with what panics have added to it. Blocks on the disk.
 pub(super) fn write(note: &BootNote) -> Result<(), String> {
-    let mut kept = lock_note();
-    let Some(kept) = kept.as_mut() else {
-        return Ok(());
-    };
-    let panic = kept.note.panic;
-    kept.note = *note;
-    kept.note.panic = panic;
-    kept.write()
+    match lock_note().as_mut() {
+        Some(kept) if kept.take(note) => kept.write(),
+        _ => Ok(()),
+    }
 }
 
 impl TrialNote {
+    /// Returns whether `note` is to be written. Each write has a thread of its own, so that an older note may come
+    /// after the one with the reason for which the machine is about to restart.
+    fn take(&mut self, note: &BootNote) -> bool {
+        if note.reason.as_str().is_empty() && !self.note.reason.as_str().is_empty() {
+            return false;
+        }
+        let panic = self.note.panic;
+        self.note = *note;
+        self.note.panic = panic;
+        true
+    }
+
     fn write(&self) -> Result<(), String> {
         let mut bios = DirectDevice::open(&self.bios, false).map_err(|error| error.to_string())?;
         write_note(&mut bios, &self.note).map_err(|error| error.to_string())
@@ -145,6 +153,24 @@ mod tests {
         let mut note = BootNote::new(BootSlot::B);
         note.stage = NoteText::new(stage);
         note
+    }
+
+    #[test]
+    fn the_reason_outlives_an_older_note_that_comes_after_it() {
+        let mut kept = TrialNote {
+            bios: PathBuf::new(),
+            note: note("data"),
+            panics: 0,
+        };
+        let mut last = note("ready");
+        last.reason = NoteText::new("it waited for the vault");
+        assert!(kept.take(&note("ready")));
+        assert!(kept.take(&last));
+        assert!(!kept.take(&note("ready")), "it began before");
+        assert_eq!(kept.note, last);
+        last.stage = NoteText::new("stopped");
+        assert!(kept.take(&last));
+        assert_eq!(kept.note, last);
     }
 
     #[test]

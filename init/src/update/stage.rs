@@ -3,9 +3,7 @@
 use std::io::{self, Read};
 
 use alknet_boot_state::{BootPhase, BootRecord, BootSlot};
-use alknet_fat::{
-    BlockDevice, FatError, FatFinding, FatReport, NameChoice, NamedChain, RepairRules,
-};
+use alknet_fat::{BlockDevice, FatError, FatFinding, FatReport};
 use alknet_update::limits::{BUNDLE_METADATA_BYTES_MAX, TARGET_BYTES_MAX, TARGETS_MAX};
 use alknet_update::{
     BundleReader, ChosenTarget, DowngradeConsent, ReleaseInfo, ReleaseVersion, UpdateClock,
@@ -15,10 +13,11 @@ use data_encoding::HEXLOWER;
 
 use super::anchor::UpdateAnchor;
 use super::delta;
-use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
+use super::disk::{SlotDisk, SlotFile};
 use super::frames::{BundleFrameReader, FramesEnd};
 use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;
+use super::partition_repair::{own_paths, repair};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
@@ -170,7 +169,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let lies_there = lies_there(disk, slot, &plan, at);
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_capacity(disk, slot, at, bytes)?;
-    let is_whole = repair(disk, slot, at)?;
+    let is_whole = repair(disk, slot, at.log)?;
     progress.require_wanted()?;
     if lies_there && is_whole {
         let was_staged = stage_again(disk, &record, || {
@@ -415,11 +414,6 @@ fn check_capacity<D: BlockDevice>(
     }
 }
 
-/// The loader, the program that runs, and the file that is written.
-fn own_paths(slot: BootSlot) -> (&'static str, String, String) {
-    (LOADER, slot_path(slot.other()), slot_path(slot))
-}
-
 fn is_damaged(report: &FatReport, path: &str) -> bool {
     let is_same = |found: &str| found.eq_ignore_ascii_case(path);
     report.findings.iter().any(|finding| match finding {
@@ -427,46 +421,6 @@ fn is_damaged(report: &FatReport, path: &str) -> bool {
         FatFinding::CrossedChains { path, into } => is_same(path) || is_same(into),
         _ => false,
     })
-}
-
-/// Repairs what a power cut left on the boot partition. Returns whether every file is still there.
-fn repair<D: BlockDevice>(
-    disk: &mut SlotDisk<D>,
-    slot: BootSlot,
-    at: &StageMachine<'_>,
-) -> Result<bool, UpdateRefusal> {
-    let (loader, running, other) = own_paths(slot);
-    let own = [loader, running.as_str(), other.as_str()];
-    let choose = |first: &NamedChain<'_>, second: &NamedChain<'_>| {
-        let is_other = |named: &NamedChain<'_>| named.path.eq_ignore_ascii_case(&other);
-        // The file that is written next is worth less than the loader and the program that runs.
-        match (first.is_own && second.is_own, is_other(first)) {
-            (true, true) => NameChoice::Second,
-            (true, false) => NameChoice::First,
-            (false, _) => RepairRules::keep_own(first, second),
-        }
-    };
-    let rules = RepairRules {
-        own: &own,
-        choose: &choose,
-    };
-    let report = disk.volume()?.repair(&rules)?;
-    for path in report.dropped_names.iter().chain(&report.dropped_files) {
-        at.log.warn(format_args!(
-            "boot partition: {path} was damaged and is gone"
-        ));
-    }
-    if report.freed_clusters > 0 {
-        at.log.info(format_args!(
-            "boot partition: {} lost clusters are free again",
-            report.freed_clusters
-        ));
-    }
-    for finding in &report.left.findings {
-        at.log
-            .warn(format_args!("boot partition, left as it is: {finding}"));
-    }
-    Ok(report.dropped_names.is_empty() && report.dropped_files.is_empty())
 }
 
 /// SHA-256 of the program that runs, in hex: what is noted of its slot, or what the slot has.

@@ -1,6 +1,7 @@
 //! What PID 1 does about updates on its blocking threads: each function waits for disks.
 
 mod log;
+mod repair;
 mod scrub;
 
 use std::io::Read;

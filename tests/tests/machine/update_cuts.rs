@@ -4,12 +4,13 @@
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
 use std::path::Path;
+use std::process::Output;
 
 use alknet_boot_state::BootSlot;
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
 use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk, WrittenPart};
-use alknet_tests::TestBench;
 use alknet_tests::tools::tool;
+use alknet_tests::{TestBench, eventually};
 
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
@@ -185,12 +186,17 @@ impl UpdateRecording {
         assert_eq!(disk.chosen(), Some(slot));
         self.assert_whole(disk, slot, "after the repair");
         if is_judged {
-            let partition = self.bench.path().join("boot.fat");
-            disk.copy_partition(&partition);
-            let judged = tool("fsck.vfat", &["-n", &partition.display().to_string()]);
+            let judged = self.judge(disk);
             assert!(judged.status.success(), "{judged:?}");
         }
         slot
+    }
+
+    /// What dosfstools says of the boot partition.
+    fn judge(&self, disk: &SlotDiskImage) -> Output {
+        let partition = self.bench.path().join("boot.fat");
+        disk.copy_partition(&partition);
+        tool("fsck.vfat", &["-n", &partition.display().to_string()])
     }
 
     /// Starts a machine from the disk of a cut, as the cut left it.
@@ -206,5 +212,12 @@ impl UpdateRecording {
             ["idle", "staged", "pending", "trial", "good"].contains(&state),
             "{status:#}"
         );
+        // A version on trial leaves the partition as it is.
+        if state != "trial" {
+            let disk = SlotDiskImage::new(path);
+            eventually("the start repairs the boot partition", || {
+                self.judge(&disk).status.success().then_some(())
+            });
+        }
     }
 }

@@ -52,6 +52,7 @@ impl InitMachine {
                 system.report_end(end);
             }
             if report.is_some_and(|report| report.kind == StartKind::Good) {
+                system.repair_partition();
                 system.settle(&anchor);
             }
             system.note_running();

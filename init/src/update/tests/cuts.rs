@@ -3,6 +3,7 @@
 use alknet_boot_state::{BootPhase, TRIES};
 
 use super::*;
+use crate::update::partition_repair::repair;
 
 /// Asserts that the next start has one of these programs, whole, and that the machine ends up with `last` if the version
 /// that starts never confirms itself. Returns which of them started first.
@@ -60,6 +61,13 @@ fn a_cut_while_a_version_is_staged_starts_the_one_before() {
                 assert!(disk.file(BootSlot::B) == Some(release.content()));
                 let report = disk.volume().check(&[]).expect("a volume");
                 assert!(report.findings.is_empty(), "{cuts}: {report:?}");
+            } else {
+                // The next start repairs what the cut left, and changes nothing else.
+                let repaired = repair(&mut disk.open(), BootSlot::B, &InitLog::default());
+                repaired.unwrap_or_else(|error| panic!("{cuts}: {error}"));
+                let report = disk.volume().check(&[]).expect("a volume");
+                assert!(report.findings.is_empty(), "{cuts}: {report:?}");
+                assert_eq!(starts(&disk, &[old()], &old()), 0);
             }
         });
         assert!(cuts > 60, "{cuts} cuts");

@@ -112,14 +112,14 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
     let count = sockets.len();
     let mut ended = Ended::default();
     eventually("as many are ended as have no room", || {
-        sockets = ended.count(web, runtime, std::mem::take(&mut sockets));
-        (ended.refused + ended.late >= count - FIT).then_some(())
+        sockets = ended.count(runtime, std::mem::take(&mut sockets));
+        (ended.refused + ended.late + ended.cut >= count - FIT).then_some(())
     });
     println!(
         "figure {count} messages that do not end: {} KiB are kept, {ended:?}",
         kept as u64 >> 10
     );
-    assert!(ended.refused > 0, "{ended:?}");
+    assert!(ended.refused + ended.cut > 0, "{ended:?}");
     drop(carriers);
 }
 
@@ -130,16 +130,14 @@ struct Ended {
     refused: usize,
     /// WebSockets that took too long, as on a busy machine: other messages may then have their room.
     late: usize,
+    /// WebSockets that ended with their connection: the node ends one whose client goes on sending on streams that the
+    /// node has ended, which bytes on a slow way can look like.
+    cut: usize,
 }
 
 impl Ended {
     /// Counts the closed WebSockets, and returns the others.
-    fn count(
-        &mut self,
-        web: &Machine,
-        runtime: &Runtime,
-        sockets: Vec<UpgradedSocket>,
-    ) -> Vec<UpgradedSocket> {
+    fn count(&mut self, runtime: &Runtime, sockets: Vec<UpgradedSocket>) -> Vec<UpgradedSocket> {
         runtime.block_on(async {
             let mut rest = Vec::new();
             for mut socket in sockets {
@@ -147,7 +145,8 @@ impl Ended {
                     Ok(Some(1013)) => self.refused += 1,
                     Ok(Some(4408)) => self.late += 1,
                     Ok(None) => rest.push(socket),
-                    other => panic!("{other:?} after {self:?}\n{}", web.node.vm().report()),
+                    Ok(Some(code)) => panic!("closed with {code}"),
+                    Err(_) => self.cut += 1,
                 }
             }
             rest
