@@ -3,11 +3,10 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use alknet_core::{BoxFuture, CredentialError, CredentialStore, EncryptedData};
 
-use crate::{IdentityDb, in_background, lock, rows};
+use crate::{IdentityDb, lock, rows};
 
 /// Longest name of a secret's provider, in bytes.
 const PROVIDER_BYTES_MAX: usize = 255;
@@ -37,9 +36,8 @@ impl CredentialStore for IdentityDb {
                 source,
             })));
         }
-        let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
-        let path = db.path.clone();
-        let done = in_background(move || {
+        let (path, provider) = (self.0.path.clone(), provider.to_owned());
+        let done = self.0.in_background(move |db| {
             db.write(|connection| rows::put_credential(connection, &provider, &sealed))?;
             // The map changes after the disk has the row, so that a reader never sees a secret that
             // a restart would lose.
@@ -50,9 +48,8 @@ impl CredentialStore for IdentityDb {
     }
 
     fn delete<'a>(&'a self, provider: &'a str) -> BoxFuture<'a, Result<bool, CredentialError>> {
-        let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
-        let path = db.path.clone();
-        let done = in_background(move || {
+        let (path, provider) = (self.0.path.clone(), provider.to_owned());
+        let done = self.0.in_background(move |db| {
             // A provider that is not stored needs no write, which spares the disk a transaction.
             if !lock(&db.credentials).contains_key(&provider) {
                 return Ok(false);

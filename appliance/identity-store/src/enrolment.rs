@@ -1,13 +1,11 @@
 //! Rows of enrolment tokens. The enrolment service writes each record; neither this file nor the
 //! database reads one.
 
-use std::sync::Arc;
-
 use alknet_core::{BoxFuture, KeyId};
 use rusqlite::{Connection, Row, params};
 use thiserror::Error;
 
-use crate::{IdentityDb, IdentityDbInner, in_background};
+use crate::{IdentityDb, IdentityDbInner};
 
 /// A token to enrol with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,9 +86,7 @@ impl IdentityDb {
         &self,
         write: impl FnOnce(&Connection) -> rusqlite::Result<usize> + Send + 'static,
     ) -> EnrolmentFuture<'_, bool> {
-        let db = Arc::clone(&self.0);
-        // `spawn_blocking` runs the write to its end even if the caller drops the future.
-        let done = in_background(move || db.write(write));
+        let done = self.0.in_background(move |db| db.write(write));
         Box::pin(async { Ok(done.await.map_err(EnrolmentError)? > 0) })
     }
 
@@ -98,8 +94,7 @@ impl IdentityDb {
         &self,
         read: impl FnOnce(&IdentityDbInner) -> Result<T, String> + Send + 'static,
     ) -> EnrolmentFuture<'_, T> {
-        let db = Arc::clone(&self.0);
-        let done = in_background(move || read(&db));
+        let done = self.0.in_background(read);
         Box::pin(async { done.await.map_err(EnrolmentError) })
     }
 }

@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_core::{
-    EncryptedData, IdentityPersistence, IdentityStoreError, StoreChange, StoredIdentities,
+    BoxFuture, EncryptedData, IdentityPersistence, IdentityStoreError, StoreChange, StoreThread,
+    StoredIdentities,
 };
 use rusqlite::{Connection, TransactionBehavior};
 use thiserror::Error;
@@ -74,6 +75,8 @@ struct IdentityDbInner {
     connection: Mutex<Option<Connection>>,
     diagnostics: Mutex<IdentityStoreDiagnostics>,
     credentials: Mutex<BTreeMap<String, EncryptedData>>,
+    /// An invitation or a secret may have to be removed while all threads of the runtime work for peers.
+    thread: StoreThread,
 }
 
 #[derive(Default)]
@@ -114,6 +117,7 @@ impl IdentityDb {
                 write: None,
             }),
             credentials: Mutex::new(rows.credentials),
+            thread: StoreThread::start("identity-db"),
         }));
         (db, rows.stored)
     }
@@ -133,6 +137,17 @@ impl IdentityDb {
 }
 
 impl IdentityDbInner {
+    /// Runs `work`, which waits for a disk, on the thread of the store. It runs to its end even if the caller drops the
+    /// future.
+    fn in_background<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, String> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, String>> {
+        let db = Arc::clone(self);
+        let work = self.thread.run(move || work(&db));
+        Box::pin(async { work.await.map_err(|error| error.to_string())? })
+    }
+
     /// Runs all of `write` in one durable transaction. A failure writes nothing.
     fn write<T>(
         &self,
@@ -214,15 +229,6 @@ fn unusable_reason(found: &[IdentityStoreDiagnostic]) -> Option<String> {
         )
     };
     found.iter().find(unusable).map(ToString::to_string)
-}
-
-/// Runs `work`, which waits for a disk, on a blocking thread. It runs to its end even if the caller
-/// drops the future.
-fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> impl Future<Output = Result<T, String>> + Send + 'static {
-    let work = tokio::task::spawn_blocking(work);
-    async { work.await.map_err(|error| error.to_string())? }
 }
 
 impl IdentityPersistence for IdentityDb {

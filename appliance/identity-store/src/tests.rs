@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_core::{
     ApiKey, AuthToken, CredentialStore, Identities, IdentityEntries, IdentityProvider,
@@ -509,6 +510,40 @@ async fn of_two_who_use_a_token_one_succeeds() {
     assert_eq!(db.remove_enrolment(name).await, Ok(true));
     assert_eq!(db.remove_enrolment(name).await, Ok(false));
     assert_eq!(db.enrolments().await, Ok(Vec::new()));
+}
+
+/// The removal of a peer removes its invitations as well. The runtime's thread for blocking work is in use, as by a
+/// peer that reads stored files.
+#[test]
+fn no_work_of_peers_delays_the_removal_of_an_invitation() {
+    let (_dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .expect("a runtime");
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    // It ends when the test drops `release`.
+    runtime.spawn_blocking(move || drop(held.recv()));
+    let changes = async {
+        let record = EnrolmentRecord {
+            key_id: "abcd0123".parse().expect("a name"),
+            revision: 0,
+            expires: 1_900_000_000,
+            record: "new".to_owned(),
+        };
+        let name = record.key_id;
+        assert_eq!(db.put_enrolment(record).await, Ok(true));
+        assert_eq!(db.enrolments().await.expect("readable").len(), 1);
+        assert_eq!(db.remove_enrolment(name).await, Ok(true));
+        assert!(!db.delete("cred:other").await.expect("readable"));
+    };
+    let limit = alknet_test_support::deadline(Duration::from_secs(20));
+    let done = runtime.block_on(async { tokio::time::timeout(limit, changes).await });
+    // The test ends in either case.
+    drop(release);
+    done.expect("the changes wait for no thread of the pool");
 }
 
 #[tokio::test]

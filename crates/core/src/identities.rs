@@ -15,6 +15,7 @@ use crate::clock::{Clock, is_expired};
 use crate::entry::{ApiKey, PeerEntry, PeerPatch};
 use crate::handler::BoxFuture;
 use crate::identity::{Identity, IdentityProvider, PeerId, PeerKey};
+use crate::store_thread::StoreThread;
 use crate::token::{AuthToken, KeyId};
 
 use index::{IdentityIndex, IndexedIdentity};
@@ -42,7 +43,11 @@ pub struct IdentityEntries {
 
 /// Resolves keys and tokens by a table that is rebuilt as a whole at every change. Changes are kept in memory, and on
 /// disk where it has [a persistence](Self::with_store).
-pub struct Identities(Arc<IdentitiesInner>);
+pub struct Identities {
+    inner: Arc<IdentitiesInner>,
+    /// Makes the changes, where they are kept on a disk.
+    thread: Option<StoreThread>,
+}
 
 struct IdentitiesInner {
     sources: Mutex<IdentitySources>,
@@ -61,8 +66,8 @@ impl Identities {
         Self::with_sources(entries, StoredIdentities::default(), None, clock)
     }
 
-    /// The `entries` of the configuration and the `stored` ones. A change of the store is in force once `persistence` has
-    /// stored it. The futures of the write side need a runtime then, and the change goes on when they are dropped.
+    /// The `entries` of the configuration and the `stored` ones. A change of the store is in force once `persistence`
+    /// has stored it. A thread of this value makes the changes then, and a change goes on when its future is dropped.
     #[must_use]
     pub fn with_store(
         entries: IdentityEntries,
@@ -85,28 +90,31 @@ impl Identities {
         };
         sources.fill(stored);
         let generation = 1;
-        Self(Arc::new(IdentitiesInner {
+        let thread = persistence.is_some();
+        let thread = thread.then(|| StoreThread::start("identities"));
+        let inner = Arc::new(IdentitiesInner {
             index: ArcSwap::from_pointee(sources.indexed(generation)),
             sources: Mutex::new(sources),
             turn: Mutex::default(),
             persistence,
             generation: watch::Sender::new(generation),
             clock,
-        }))
+        });
+        Self { inner, thread }
     }
 
     /// Replaces the entries of the configuration and notifies the watchers.
     pub fn replace_config(&self, entries: IdentityEntries) {
-        let mut sources = self.0.sources();
+        let mut sources = self.inner.sources();
         sources.config = entries;
-        self.0.rebuild(&mut sources);
+        self.inner.rebuild(&mut sources);
     }
 
     /// The identity that would hold `key` with these entries of the configuration.
     #[must_use]
     pub fn preview(&self, entries: &IdentityEntries, key: &PeerKey) -> Option<Arc<Identity>> {
         // The code works on a copy: entries that are only tried must not be in force for a moment.
-        let mut preview = self.0.sources().clone();
+        let mut preview = self.inner.sources().clone();
         preview.config = entries.clone();
         // No table has the generation 0: the result must not pass for an identity that is in force.
         let index = preview.index(0);
@@ -116,13 +124,13 @@ impl Identities {
     /// Number of the table in force. Each identity has the number of its own table.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.0.index.load().generation()
+        self.inner.index.load().generation()
     }
 
     /// Every known identity, whether it may connect or not: administrators, peers, tokens of programs.
     #[must_use]
     pub fn entries(&self) -> IdentityEntries {
-        let sources = self.0.sources();
+        let sources = self.inner.sources();
         let mut all = sources.config.clone();
         // The configuration wins where both sources have an entry.
         let known = |id: &PeerId| sources.config.holds(id);
@@ -136,20 +144,20 @@ impl Identities {
     /// The day of a token's last use, in days since 1970.
     #[must_use]
     pub fn used_day(&self, key_id: &KeyId) -> Option<u32> {
-        self.0.sources().days.get(key_id)?.get()
+        self.inner.sources().days.get(key_id)?.get()
     }
 
     /// Whether the configuration has an entry of this name. Such an entry changes in the configuration only.
     #[must_use]
     pub fn is_configured(&self, id: &PeerId) -> bool {
-        self.0.sources().config.holds(id)
+        self.inner.sources().config.holds(id)
     }
 
     /// Entries of the store that this configuration hides, in part or as a whole: the name of each, and what is
     /// hidden.
     #[must_use]
     pub fn hidden_by(&self, config: &IdentityEntries) -> Vec<(PeerId, String)> {
-        self.0.sources().hidden_by(config)
+        self.inner.sources().hidden_by(config)
     }
 
     /// Entries of the store that the configuration `before` hides, in part or as a whole, and `after` does not: the name
@@ -160,13 +168,13 @@ impl Identities {
         before: &IdentityEntries,
         after: &IdentityEntries,
     ) -> Vec<(PeerId, String)> {
-        self.0.sources().uncovered_by(before, after)
+        self.inner.sources().uncovered_by(before, after)
     }
 
     /// The time, if the clock is sane.
     #[must_use]
     pub fn now_s(&self) -> Option<u64> {
-        self.0.clock.now_s()
+        self.inner.clock.now_s()
     }
 
     /// Makes a planned change of the store, unless the plan or the persistence refuses.
@@ -174,13 +182,13 @@ impl Identities {
         &self,
         plan: impl FnOnce(&IdentitySources, Option<u64>) -> Plan<T> + Send + 'static,
     ) -> BoxFuture<'_, Result<T, IdentityStoreError>> {
-        if self.0.persistence.is_none() {
-            return Box::pin(std::future::ready(self.0.change(plan)));
-        }
+        let Some(thread) = &self.thread else {
+            return Box::pin(std::future::ready(self.inner.change(plan)));
+        };
         // The change runs in a thread of its own: it waits for a disk, and has to finish also when the caller drops
-        // the future.
-        let inner = Arc::clone(&self.0);
-        let change = tokio::task::spawn_blocking(move || inner.change(plan));
+        // the future. The runtime's threads for blocking work may all be in use, by the peer whose rights end.
+        let inner = Arc::clone(&self.inner);
+        let change = thread.run(move || inner.change(plan));
         Box::pin(async { change.await.map_err(ended)? })
     }
 }
@@ -264,13 +272,13 @@ fn is_let_in(
     maker.is_some_and(|maker| is_let_in(index, maker, now_s, makers - 1))
 }
 
-fn ended(error: tokio::task::JoinError) -> IdentityStoreError {
+fn ended(error: std::io::Error) -> IdentityStoreError {
     IdentityStoreError::Unavailable(error.to_string())
 }
 
 impl IdentityProvider for Identities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
-        let index = self.0.index.load();
+        let index = self.inner.index.load();
         current(&index, index.by_key(key)?, self.now_s())
     }
 
@@ -279,7 +287,7 @@ impl IdentityProvider for Identities {
         // The clock is read for every token: if it were read for known ones only, the time of the call would
         // distinguish a token that has ended from one that never was.
         let now_s = self.now_s();
-        let index = self.0.index.load();
+        let index = self.inner.index.load();
         let (holder, day) = index.by_token(&hash)?;
         let identity = current(&index, holder, now_s)?;
         // Without a sane clock the day is unknown, and the old one stays.
@@ -294,7 +302,7 @@ impl IdentityProvider for Identities {
     }
 
     fn by_id_text(&self, id: &str) -> Option<Arc<Identity>> {
-        let index = self.0.index.load();
+        let index = self.inner.index.load();
         current(&index, index.by_id(id)?, self.now_s())
     }
 
@@ -303,7 +311,7 @@ impl IdentityProvider for Identities {
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
-        self.0.generation.subscribe()
+        self.inner.generation.subscribe()
     }
 
     fn table(&self) -> Option<u64> {
@@ -311,23 +319,23 @@ impl IdentityProvider for Identities {
     }
 
     fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {
-        let index = self.0.index.load();
+        let index = self.inner.index.load();
         let (holder, _) = index.by_token(&token.hash().ok()?)?;
         // The token ends with the first of its makers that ends.
         let makers = std::iter::successors(Some(holder), |made| index.maker(made.maker.as_ref()?));
         let ends = makers.take(MAKERS_MAX).filter_map(|holder| holder.expires);
         let end = ends.min()?;
         // Without a sane clock nothing that ends is valid.
-        let left = self.0.clock.now_s().map(|now| end.saturating_sub(now));
+        let left = self.inner.clock.now_s().map(|now| end.saturating_sub(now));
         Some(Duration::from_secs(left.unwrap_or_default()))
     }
 
     fn by_name(&self, name: &str) -> Option<PeerId> {
-        self.0.index.load().by_name(name).cloned()
+        self.inner.index.load().by_name(name).cloned()
     }
 
     fn max_connections(&self, peer: &PeerId) -> Option<u32> {
-        self.0.index.load().max_connections(peer)
+        self.inner.index.load().max_connections(peer)
     }
 }
 
@@ -370,16 +378,16 @@ impl IdentityStore for Identities {
     }
 
     fn keep_uses(&self) -> BoxFuture<'_, Result<(), IdentityStoreError>> {
-        if self.0.persistence.is_none() {
-            return Box::pin(std::future::ready(self.0.keep_uses()));
-        }
-        let inner = Arc::clone(&self.0);
-        let keeping = tokio::task::spawn_blocking(move || inner.keep_uses());
+        let Some(thread) = &self.thread else {
+            return Box::pin(std::future::ready(self.inner.keep_uses()));
+        };
+        let inner = Arc::clone(&self.inner);
+        let keeping = thread.run(move || inner.keep_uses());
         Box::pin(async { keeping.await.map_err(ended)? })
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, IdentityStoreError>> {
-        let all = self.0.sources().peers.values().cloned().collect();
+        let all = self.inner.sources().peers.values().cloned().collect();
         Box::pin(std::future::ready(Ok(all)))
     }
 }
@@ -387,7 +395,7 @@ impl IdentityStore for Identities {
 impl fmt::Debug for Identities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identities")
-            .field("index", &self.0.index.load())
+            .field("index", &self.inner.index.load())
             .field("generation", &self.generation())
             .finish_non_exhaustive()
     }

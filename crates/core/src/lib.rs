@@ -95,6 +95,7 @@ pub mod nesting;
 pub mod network;
 pub mod range;
 pub mod rotation;
+pub mod store_thread;
 pub mod stream;
 pub mod token;
 
@@ -137,5 +138,6 @@ pub use network::{NetworkPrefix, SitePrefix};
 pub use poll_on_wake::PollOnWake;
 pub use range::{AddressRange, RangeError};
 pub use rotation::{KEY_TAKEN_S, KeySuccession, RotationError};
+pub use store_thread::StoreThread;
 pub use stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError, Traffic};
 pub use token::{AuthToken, KeyId, TokenError, TokenHash};

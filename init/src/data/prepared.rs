@@ -11,7 +11,7 @@ use std::{
 use alknet_vault::slots::OpenAlkv;
 use nix::{
     fcntl::OFlag,
-    sys::statvfs::{FsFlags, statvfs},
+    sys::statvfs::{FsFlags, Statvfs, statvfs},
 };
 
 use super::{NODE_UID, problem};
@@ -25,6 +25,9 @@ const VOLATILE: &str = "/run/alknet";
 /// Less free space than this counts as full, in bytes: the node must be able to write a
 /// configuration and a key.
 const FULL_BYTES: u64 = 4 << 20;
+/// Fewer files than this that can still be created count as full as well, however much space is free: the same files
+/// need an inode each, and so do the database's log and an update.
+const FULL_FILES: u64 = 64;
 
 /// Folders of the state directory: name, mode, and whether the node owns it. The node must not be
 /// able to replace files of PID 1 by links.
@@ -91,24 +94,34 @@ pub(crate) fn refresh(prepared: &mut PreparedData) -> bool {
             "the kernel found it damaged and stopped writing".to_owned(),
         );
     }
-    let full = prepared.state.mode != "read-only" && prepared.state.free_bytes < FULL_BYTES;
     prepared.problems.retain(|known| known.code != "data-full");
-    if full {
-        let free = prepared.state.free_bytes;
+    let free = free_of_full(&stat).filter(|_| prepared.state.mode != "read-only");
+    if let Some(free) = free {
         let (text, hint) = match mounted {
             true => (
-                format!("{free} bytes are free on the data disk"),
+                format!("{free} on the data disk"),
                 "delete what is not needed, or enlarge the disk and reboot: it is grown by itself",
             ),
             // A stateless node keeps its state in memory.
             false => (
-                format!("{free} bytes are free in the memory that holds this node's state"),
+                format!("{free} in the memory that holds this node's state"),
                 "delete what is not needed, or reboot: nothing of it is kept",
             ),
         };
         prepared.problems.push(problem("data-full", text, hint));
     }
     before != (prepared.state.mode.clone(), prepared.problems.clone())
+}
+
+/// What is left, if it is so little that the file system counts as full.
+fn free_of_full(stat: &Statvfs) -> Option<String> {
+    let bytes = stat.blocks_available() * stat.fragment_size();
+    if bytes < FULL_BYTES {
+        return Some(format!("{bytes} bytes are free"));
+    }
+    let files = stat.files_available();
+    // A file system that makes inodes as it needs them has none in all.
+    (stat.files() > 0 && files < FULL_FILES).then(|| format!("{files} more files can be created"))
 }
 
 /// The result if nothing is open, so that nothing is served.
@@ -197,6 +210,10 @@ pub(super) fn foreign_name(root: &Path) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
+    use std::thread;
+
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
 
     use super::*;
 
@@ -236,6 +253,42 @@ mod tests {
         assert!(prepared.problems.is_empty());
         assert!(prepared.state.total_bytes > 0);
         assert!(!refresh(&mut prepared));
+    }
+
+    /// Empty files leave all space free.
+    #[test]
+    fn a_disk_without_inodes_is_full() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let root = dir.path().to_owned();
+        // The namespace of mounts is that of one thread, and ends with it.
+        let seen = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("this test runs as root");
+            let none = None::<&str>;
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(none, "/", none, private, none).expect("a namespace of this thread");
+            let tmpfs = |flags, options: &str| {
+                mount(none, &root, Some("tmpfs"), flags, Some(options)).expect("a file system");
+            };
+            tmpfs(MsFlags::empty(), "size=64m,nr_inodes=300");
+            let mut prepared = stateless();
+            prepared.state_dir.clone_from(&root);
+            prepared.state.mode = "mounted".to_owned();
+            assert!(!refresh(&mut prepared), "{:?}", prepared.problems);
+            for at in 0..250 {
+                fs::write(root.join(at.to_string()), "").expect("an inode is left");
+            }
+            assert!(refresh(&mut prepared));
+            assert!(prepared.state.free_bytes > 32 << 20);
+            let problem = prepared.problems.pop().expect("it is full");
+            tmpfs(MsFlags::MS_REMOUNT, "size=64m,nr_inodes=3000");
+            refresh(&mut prepared);
+            (problem, prepared.problems)
+        });
+        let (problem, after) = seen.join().expect("its checks hold");
+        assert_eq!(problem.code, "data-full");
+        let said = "more files can be created on the data disk";
+        assert!(problem.text.ends_with(said), "{}", problem.text);
+        assert!(after.is_empty(), "{after:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The handler of `alknet/tensor`: each request has a stream of its own.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +18,12 @@ use tokio::time::timeout;
 
 use crate::access::{TensorAccess, allows};
 use crate::error::ServeError;
-use crate::limits::{BLOCK_BYTES, REQUEST_TIME, STALLED_TIME, STREAMS};
+use crate::limits::{BLOCK_BYTES, HEADER_TIME, REQUEST_TIME, STALLED_TIME, STREAMS};
 use crate::part::{FilePart, TensorResponseHead};
 use crate::path::StorePath;
 use crate::request::{Fetch, TensorRequest};
 use crate::store::{TensorStore, TensorUpload};
+use crate::upload_memory::UploadMemoryShare;
 use crate::wire::{self, FrameReadError};
 
 /// The protocol's name in TLS.
@@ -34,6 +36,8 @@ const STEP_BYTES: usize = 64 << 10;
 /// How long this node waits for a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeTimeouts {
+    /// For the header of a file that the peer puts.
+    pub header: Duration,
     /// For the whole request.
     pub request: Duration,
     /// For the next bytes, in either direction.
@@ -43,6 +47,7 @@ pub struct ServeTimeouts {
 impl Default for ServeTimeouts {
     fn default() -> Self {
         Self {
+            header: HEADER_TIME,
             request: REQUEST_TIME,
             stalled: STALLED_TIME,
         }
@@ -238,11 +243,7 @@ impl TensorStream {
         let identity = self.identity()?;
         let store = Arc::clone(&self.store);
         let id = store.resolve(&identity.scopes, &fetch.src)?;
-        let part = blocking(move || {
-            let object = store.object(id)?;
-            FilePart::find(&store, &object, &fetch.want, fetch.encoding)
-        });
-        let part = part.await?;
+        let part = FilePart::prepare(&store, id, fetch, &identity.id).await?;
         let _flight = self
             .store
             .bytes_in_flight()
@@ -273,9 +274,21 @@ impl TensorStream {
         if !allows(&identity.scopes, TensorAccess::Write, place) {
             return Err(ServeError::Missing.into());
         }
-        let header = self.header().await?;
+        let mut memory = self.store.upload_memory().share(&identity.id);
+        let header = timeout(self.patience.header, self.header(&mut memory)).await;
+        let header = header.map_err(|_| late("a header"))??;
         let store = Arc::clone(&self.store);
-        let mut upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
+        // The peer's other headers wait; these count until they are read.
+        let turn = store.header_turns().turn(&identity.id).await;
+        let begin = move || {
+            let _turn = turn;
+            let upload = TensorUpload::begin(&store, &header, path)?;
+            drop(header);
+            // The header counts until here, also if the peer goes away meanwhile.
+            memory.release();
+            Ok((upload, memory))
+        };
+        let (mut upload, mut memory) = blocking(begin).await?;
         let go = TensorResponseHead {
             go: Some(true),
             ..TensorResponseHead::default()
@@ -286,12 +299,20 @@ impl TensorStream {
             let chunk = timeout(self.patience.stalled, self.recv.read_chunk(BLOCK_BYTES)).await;
             let chunk = chunk.map_err(|_| late("content"))??;
             let ended = chunk.is_none();
-            piece.extend_from_slice(&chunk.unwrap_or_default());
+            let chunk = chunk.unwrap_or_default();
+            // If the peer holds as much as it may, the node writes the bytes at once and does not refuse them.
+            let scarce = memory.grow(chunk.len()).is_err();
+            piece.extend_from_slice(&chunk);
             // Whole blocks are written, because each write runs on a thread of the blocking pool.
-            if piece.len() >= BLOCK_BYTES || (ended && !piece.is_empty()) {
+            if piece.len() >= BLOCK_BYTES || ((ended || scarce) && !piece.is_empty()) {
                 let full = std::mem::take(&mut piece);
-                let written = move || upload.write(&full).map(|()| upload);
-                upload = blocking(written).await?;
+                let write = move || {
+                    upload.write(&full)?;
+                    drop(full);
+                    memory.release();
+                    Ok((upload, memory))
+                };
+                (upload, memory) = blocking(write).await?;
             }
             if ended {
                 break;
@@ -305,19 +326,26 @@ impl TensorStream {
         self.say(&done).await
     }
 
-    /// Reads a header with its length prefix. Memory grows as the bytes arrive.
-    async fn header(&mut self) -> Result<Vec<u8>, TensorStreamEnd> {
+    /// Reads a header with its length prefix. Memory grows as the bytes arrive, and counts as the peer's.
+    async fn header(&mut self, memory: &mut UploadMemoryShare) -> Result<Vec<u8>, TensorStreamEnd> {
         let mut header = Vec::new();
         let mut wanted = PREFIX_BYTES as usize;
         loop {
             while header.len() < wanted {
-                let piece = (wanted - header.len()).min(STEP_BYTES) as u64;
-                let mut part = (&mut self.recv).take(piece);
-                let read = timeout(self.patience.stalled, part.read_to_end(&mut header)).await;
-                match read.map_err(|_| late("a header"))? {
-                    Ok(read) if read as u64 == piece => {}
-                    Ok(_) => {
-                        let what = format!("a header ends after {} bytes", header.len());
+                let have = header.len();
+                let step = (wanted - have).min(STEP_BYTES);
+                memory.grow(step)?;
+                // Not more than what was counted, which growing as usual would allocate.
+                header.reserve_exact(step);
+                header.resize(have + step, 0);
+                let read = timeout(
+                    self.patience.stalled,
+                    self.recv.read_exact(&mut header[have..]),
+                );
+                match read.await.map_err(|_| late("a header"))? {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                        let what = format!("a header ends before its {wanted} bytes");
                         return Err(ServeError::input(TensorErrorCode::Header, what).into());
                     }
                     Err(_) => return Err(TensorStreamEnd::Gone),

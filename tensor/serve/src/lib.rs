@@ -9,6 +9,7 @@ pub mod limits;
 
 mod access;
 mod client;
+mod describe;
 mod error;
 mod handler;
 mod hash_tree;
@@ -20,6 +21,7 @@ mod pending;
 mod request;
 mod requester;
 mod store;
+mod upload_memory;
 mod uploads;
 mod wire;
 

@@ -6,13 +6,14 @@ use alknet_call::{
     CallBody, CallError, CallOutput, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec,
     Registration,
 };
-use alknet_tensor::{TensorErrorCode, TensorKind};
+use alknet_tensor::TensorErrorCode;
 use base64::Engine;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::access::ReadablePaths;
+use crate::describe;
 use crate::error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
 use crate::handler::{NAMELESS, blocking, read_on};
 use crate::limits::{PATH_BYTES, UPLOAD_IDLE};
@@ -116,7 +117,7 @@ fn open(store: &Arc<TensorStore>) -> Registration {
         let store = Arc::clone(&store);
         async move {
             let object = object(&store, input.try_value()?, &ctx).await?;
-            Ok::<_, CallError>(CallOutput::from(described(&object)))
+            describe::file(&object)
         }
     });
     reading(spec, handler)
@@ -135,7 +136,7 @@ fn stat(store: &Arc<TensorStore>) -> Registration {
         async move {
             let object = object(&store, input.try_value()?, &ctx).await?;
             let name = input.try_value()?["name"].as_str().unwrap_or_default();
-            tensor(&object, name).map(CallOutput::from)
+            describe::tensor(&object, name)
         }
     });
     reading(spec, handler)
@@ -275,56 +276,9 @@ async fn object(
     input: &Value,
     ctx: &Ctx,
 ) -> Result<Arc<Object>, ServeError> {
-    let id = TensorRequester::from_ctx(ctx)?
-        .resolve(store, &TensorFileRef::from_value(&input["src"])?)?;
-    let store = Arc::clone(store);
-    blocking(move || store.object(id)).await
-}
-
-fn described(object: &Object) -> Value {
-    let meta = object.meta();
-    let listing = alknet_tensor::tools::list(object.reader());
-    let tensors: Vec<Value> = meta
-        .tensors()
-        .map(|tensor| {
-            // Without a hash in the header the member is left out; computing one here would read the whole tensor.
-            let entry = tensor.entry();
-            let mut row = json!({ "name": tensor.name(), "kind": tensor.kind().name(),
-                                  "dtype": entry.dtype().to_string(), "shape": entry.shape() });
-            if let Some(hash) = tensor.hash() {
-                row["b3"] = hash.to_hex().to_string().into();
-            }
-            row
-        })
-        .collect();
-    let metadata: Map<String, Value> = listing
-        .metadata
-        .into_iter()
-        .map(|(key, value)| (key, value.into()))
-        .collect();
-    let order: Vec<&str> = meta.tensors().map(|tensor| tensor.name()).collect();
-    json!({ "id": object.id().to_string(), "len": meta.file_len(),
-            "header_b3": object.header_hash().to_hex().to_string(), "level": meta.level(),
-            "metadata": metadata, "order": order, "tensors": tensors })
-}
-
-fn tensor(object: &Object, name: &str) -> Result<Value, CallError> {
-    let tensor = object.meta().tensor(name).map_err(ServeError::Input)?;
-    let entry = tensor.entry();
-    let mut description = json!({ "kind": tensor.kind().name(), "dtype": entry.dtype().to_string(),
-                           "shape": entry.shape(), "len": entry.byte_len(),
-                           "align": tensor.align().unwrap_or(1) });
-    if let Some(hash) = tensor.hash() {
-        description["b3"] = hash.to_hex().to_string().into();
-    }
-    if let TensorKind::Struct(records) = tensor.kind() {
-        let fields = records.fields().map(|field| {
-            json!({ "path": field.path, "off": field.off, "type": field.kind.name(),
-                    "len": field.len })
-        });
-        description["fields"] = fields.collect();
-    }
-    Ok(description)
+    let asker = TensorRequester::from_ctx(ctx)?;
+    let id = asker.resolve(store, &TensorFileRef::from_value(&input["src"])?)?;
+    store.opened(id, asker.id()).await
 }
 
 /// The state of a fetch: the request, then the part that is under way.
@@ -363,11 +317,7 @@ async fn begin_fetch(
     let fetch = Fetch::from_value(input.try_value()?)?;
     let id = asker.resolve(&store, &fetch.src)?;
     let bytes_in_flight = Arc::clone(store.bytes_in_flight());
-    let found = blocking(move || {
-        let object = store.object(id)?;
-        FilePart::find(&store, &object, &fetch.want, fetch.encoding)
-    });
-    let part = found.await?;
+    let part = FilePart::prepare(&store, id, fetch, asker.id()).await?;
     // The bytes count before the head is sent, so a refused caller gets an error instead of a beginning.
     let flight = bytes_in_flight.enter(asker.id(), part.head.len)?;
     Ok((part, flight))
@@ -443,7 +393,12 @@ async fn begin_upload(
     // The room is checked before the header is read too, so a refusal costs no parsing.
     uploads.check_slots(asker.id())?;
     let header = bytes(input, &value["header"])?;
-    let upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
+    let turn = store.header_turns().turn(asker.id()).await;
+    let begin = move || {
+        let _turn = turn;
+        TensorUpload::begin(&store, &header, path)
+    };
+    let upload = blocking(begin).await?;
     let name = uploads.keep(asker.id(), asker.by(), upload)?;
     Ok(json!({ "upload": name }).into())
 }

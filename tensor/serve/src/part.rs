@@ -4,15 +4,17 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use alknet_core::PeerId;
 use alknet_tensor::keys::OFFSETS_SUFFIX;
-use alknet_tensor::{Hash, HeaderEntry, Tensor, TensorError, TensorErrorCode, TensorKind};
+use alknet_tensor::{FileId, Hash, HeaderEntry, Tensor, TensorError, TensorErrorCode, TensorKind};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ServeError;
+use crate::handler::blocking;
 use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::BLOCK_BYTES;
-use crate::request::{PartEncoding, PartSelector};
+use crate::request::{Fetch, PartEncoding, PartSelector};
 use crate::store::{Object, Outboard, TensorStore};
 
 /// Bytes of one offset of an item.
@@ -90,13 +92,25 @@ struct VerifiedRange {
     hash: Option<Hash>,
 }
 
-impl FilePart {
-    /// Finds the part and, if it is encoded, the hash tree that verifies it. Blocks.
-    ///
-    /// # Errors
-    /// `E_NOTFOUND`, `E_SHAPE`, `E_VALUE` if the file has no such part; [`ServeError::Stored`].
-    pub fn find(
-        store: &TensorStore,
+/// A part of a file whose hash tree is not there yet.
+enum FoundPart {
+    /// Items of a blob, which have no tree.
+    Items(FilePart),
+    /// A range.
+    Range(FoundRange),
+}
+
+struct FoundRange {
+    head: TensorResponseHead,
+    order: u32,
+    /// What the part belongs to.
+    whole: VerifiedRange,
+    /// Counted from the beginning of the whole.
+    part: Range<u64>,
+}
+
+impl FoundPart {
+    fn find(
         object: &Arc<Object>,
         want: &PartSelector,
         encoding: PartEncoding,
@@ -140,7 +154,8 @@ impl FilePart {
                 let tensor = meta.tensor(name).map_err(ServeError::Input)?;
                 order = load_order(object, name);
                 if let TensorKind::Blob(_) = tensor.kind() {
-                    return Self::items(object, &tensor, rows, encoding, order);
+                    let items = FilePart::items(object, &tensor, rows, encoding, order)?;
+                    return Ok(Self::Items(items));
                 }
                 let entry = tensor.entry();
                 let part = entry.row_range(rows.clone()).map_err(ServeError::Input)?;
@@ -152,36 +167,90 @@ impl FilePart {
                 (whole(object, &entry), part)
             }
         };
-        let hex = |hash: Hash| hash.to_hex().to_string();
-        head.b3 = whole.hash.map(hex);
-        let piece = match encoding {
-            PartEncoding::Raw => {
-                head.len = part.end - part.start;
-                let start = whole.range.start;
-                PartPiece::Raw(start + part.start..start + part.end)
-            }
-            PartEncoding::Bao16 => {
-                let len = whole.range.end - whole.range.start;
-                let outboard = Outboard::build(store, object, &whole.range, whole.hash)?;
-                let root = outboard.root();
-                head.b3 = Some(hex(root));
-                head.len = TreeSteps::encoded_len(len, &part);
-                head.size = Some(len);
-                PartPiece::Encoded(Box::new(EncodedPiece {
-                    start: whole.range.start,
-                    outboard,
-                    steps: TreeSteps::new(len, &part),
-                    expected: ExpectedHashes::root(&root),
-                    only: None,
-                }))
-            }
-        };
-        Ok(Self {
+        head.b3 = whole.hash.map(|hash| hash.to_hex().to_string());
+        Ok(Self::Range(FoundRange {
             head,
             order,
+            whole,
+            part,
+        }))
+    }
+}
+
+impl FoundRange {
+    /// The part without hashes.
+    fn raw(mut self, object: &Arc<Object>) -> FilePart {
+        self.head.len = self.part.end - self.part.start;
+        let start = self.whole.range.start;
+        let piece = PartPiece::Raw(start + self.part.start..start + self.part.end);
+        self.with(object, piece)
+    }
+
+    /// The part with the hashes of this tree.
+    fn encoded(mut self, object: &Arc<Object>, outboard: Outboard) -> FilePart {
+        let len = self.whole.range.end - self.whole.range.start;
+        let root = outboard.root();
+        self.head.b3 = Some(root.to_hex().to_string());
+        self.head.len = TreeSteps::encoded_len(len, &self.part);
+        self.head.size = Some(len);
+        let piece = PartPiece::Encoded(Box::new(EncodedPiece {
+            start: self.whole.range.start,
+            outboard,
+            steps: TreeSteps::new(len, &self.part),
+            expected: ExpectedHashes::root(&root),
+            only: None,
+        }));
+        self.with(object, piece)
+    }
+
+    fn with(self, object: &Arc<Object>, piece: PartPiece) -> FilePart {
+        FilePart {
+            head: self.head,
+            order: self.order,
             object: Arc::clone(object),
             pieces: [piece].into(),
+        }
+    }
+}
+
+impl FilePart {
+    /// Finds a part that is sent without encoding. Blocks.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`, `E_SHAPE`, `E_VALUE` if the file has no such part; [`ServeError::Stored`].
+    pub fn find(object: &Arc<Object>, want: &PartSelector) -> Result<Self, ServeError> {
+        Ok(match FoundPart::find(object, want, PartEncoding::Raw)? {
+            FoundPart::Items(items) => items,
+            FoundPart::Range(found) => found.raw(object),
         })
+    }
+
+    /// Finds the part that a request of this identity wants and, if it is encoded, the hash tree that verifies it.
+    ///
+    /// # Errors
+    /// The errors of [`FilePart::find`] and [`TensorStore::object`].
+    pub(crate) async fn prepare(
+        store: &Arc<TensorStore>,
+        id: FileId,
+        fetch: Fetch,
+        who: &PeerId,
+    ) -> Result<Self, ServeError> {
+        let encoding = fetch.encoding;
+        let object = store.opened(id, who).await?;
+        let find = {
+            let object = Arc::clone(&object);
+            move || FoundPart::find(&object, &fetch.want, encoding)
+        };
+        let found = blocking(find).await?;
+        match (found, encoding) {
+            (FoundPart::Items(items), _) => Ok(items),
+            (FoundPart::Range(found), PartEncoding::Raw) => Ok(found.raw(&object)),
+            (FoundPart::Range(found), PartEncoding::Bao16) => {
+                let VerifiedRange { range, hash } = &found.whole;
+                let outboard = Outboard::prepare(store, &object, range.clone(), *hash, who).await?;
+                Ok(found.encoded(&object, outboard))
+            }
+        }
     }
 
     /// Bytes of the file without encoding. The node verifies each group by the tree of the whole

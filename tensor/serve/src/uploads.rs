@@ -138,7 +138,7 @@ mod tests {
     use alknet_test_support::deadline;
 
     use super::*;
-    use crate::store::{StoreOptions, TensorStore};
+    use crate::store::{StoreOptions, TensorStore, bytes_on_disk};
 
     fn header() -> Vec<u8> {
         let mut writer = ContainerWriter::new(std::io::Cursor::new(Vec::new()));
@@ -156,7 +156,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("writable");
         // Room for one.
         let options = StoreOptions {
-            bytes_max: header().len() as u64 + 64,
+            bytes_max: bytes_on_disk(header().len() as u64 + 64),
             ..StoreOptions::default()
         };
         let store = TensorStore::open(folder.path(), options).expect("writable");

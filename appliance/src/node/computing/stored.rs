@@ -11,7 +11,7 @@ use alknet_core::BoxFuture;
 use alknet_sessions::TensorFiles;
 use alknet_tensor::FileId;
 use alknet_tensor_serve::{
-    FilePart, Object, PartEncoding, PartSelector, TensorFileRef, TensorRequester, TensorStore,
+    FilePart, Object, PartSelector, TensorFileRef, TensorRequester, TensorStore,
 };
 use alknet_worker::RevocableMemfd;
 use serde_json::Value;
@@ -59,7 +59,7 @@ impl TensorReferences for TensorStoreView {
             let (id, name) = reference_parts?;
             let id = requester?.resolve(&store, &TensorFileRef::Id(id))?;
             let object = store.object(id)?;
-            find(&store, &object, name)
+            find(&object, name)
         }))
     }
 }
@@ -93,17 +93,8 @@ impl TensorStoreView {
 
 /// Finds one tensor. Its bytes are copied into sealed memory, where the store's writers cannot
 /// change them.
-fn find(
-    store: &TensorStore,
-    object: &Arc<Object>,
-    name: String,
-) -> Result<ReferencedTensor, CallError> {
-    let mut part = FilePart::find(
-        store,
-        object,
-        &PartSelector::Tensor(name),
-        PartEncoding::Raw,
-    )?;
+fn find(object: &Arc<Object>, name: String) -> Result<ReferencedTensor, CallError> {
+    let mut part = FilePart::find(object, &PartSelector::Tensor(name))?;
     // The limit is checked before the copy, which would fill the memory first.
     if part.head.len > TENSOR_BYTES_MAX {
         return Err(too_large(part.head.len));

@@ -6,6 +6,8 @@ use super::*;
 use crate::identity::IdentityKind;
 use crate::rotation::{OVERLAP_S, RotationError};
 
+mod busy;
+
 /// What a store in memory answers is there at once.
 fn now<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);

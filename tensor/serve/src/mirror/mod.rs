@@ -5,7 +5,6 @@ mod body;
 mod range;
 
 use std::convert::Infallible;
-use std::ops::Range;
 use std::sync::Arc;
 
 use alknet_call::{CallError, ErrorCode};
@@ -20,13 +19,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::json;
-use tokio::sync::Mutex;
 
 use crate::error::ServeError;
-use crate::handler::blocking;
 use crate::part::FilePart;
 use crate::path::{StorePath, TensorFileRef};
-use crate::store::{Object, Outboard, TensorStore};
+use crate::store::{Outboard, TensorStore};
 
 use body::MirrorBody;
 use range::{MirrorRange, wanted};
@@ -40,18 +37,13 @@ type MirrorHttpResponse = Response<MountBody>;
 #[derive(Debug)]
 pub struct Mirror {
     store: Arc<TensorStore>,
-    /// Held by the request that reads a whole file to build its hash tree.
-    making: Arc<Mutex<()>>,
 }
 
 impl Mirror {
     /// Serves `store` to each caller as its scopes allow.
     #[must_use]
-    pub fn new(store: Arc<TensorStore>) -> Self {
-        Self {
-            store,
-            making: Arc::default(),
-        }
+    pub const fn new(store: Arc<TensorStore>) -> Self {
+        Self { store }
     }
 
     async fn answer(
@@ -69,8 +61,7 @@ impl Mirror {
         let id = self
             .store
             .resolve(&identity.scopes, &src(request.uri.path())?)?;
-        let store = Arc::clone(&self.store);
-        let object = blocking(move || store.object(id)).await?;
+        let object = self.store.opened(id, &identity.id).await?;
         let len = object.meta().file_len();
         let tag = format!("\"{id}\"");
         let mut head = HeaderMap::new();
@@ -100,35 +91,11 @@ impl Mirror {
         }
         let bytes = range.end - range.start;
         let flight = self.store.bytes_in_flight().enter(&identity.id, bytes)?;
-        let part = self.part(&object, range).await?;
+        let root = Some(object.id().0);
+        let outboard = Outboard::prepare(&self.store, &object, 0..len, root, &identity.id).await?;
+        let part = FilePart::checked(&object, outboard, range);
         let sent = MirrorBody::new(part, flight, Arc::clone(&caller.request_id));
         Ok(with(status, head, MountBody::new(sent)))
-    }
-
-    /// The part of a file that its hash tree verifies.
-    async fn part(&self, object: &Arc<Object>, range: Range<u64>) -> Result<FilePart, ServeError> {
-        let all = 0..object.meta().file_len();
-        let root = Some(object.id().0);
-        let find = {
-            let (store, object, all) = (Arc::clone(&self.store), Arc::clone(object), all.clone());
-            move || Ok(Outboard::find(&store, &object, &all, root))
-        };
-        let outboard = match blocking(find).await? {
-            Some(outboard) => outboard,
-            None => {
-                // The build reads the whole file: one build runs at a time, and each file is built
-                // once.
-                let turn = Arc::clone(&self.making).lock_owned().await;
-                let (store, object) = (Arc::clone(&self.store), Arc::clone(object));
-                let make = move || {
-                    // The turn lasts until the build ends, even if the client goes away meanwhile.
-                    let _turn = turn;
-                    Outboard::build(&store, &object, &all, root)
-                };
-                blocking(make).await?
-            }
-        };
-        Ok(FilePart::checked(object, outboard, range))
     }
 }
 

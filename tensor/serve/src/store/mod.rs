@@ -13,24 +13,29 @@ mod listing;
 mod object;
 mod outboard;
 mod scrub;
+mod state;
+mod tree_files;
+mod turns;
 mod upload;
 
+use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_core::ScopeSet;
+use alknet_core::{PeerId, ScopeSet};
 use alknet_tensor::{ContainerLimits, FileId, TensorErrorCode};
 use tempfile::NamedTempFile;
 
 use crate::access::{TensorAccess, allows};
 use crate::error::ServeError;
-use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES};
+use crate::handler::blocking;
+use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES, TREES_PART};
 use crate::path::{StorePath, TensorFileRef};
 use crate::pending::BytesInFlight;
+use crate::upload_memory::UploadMemory;
 
 pub use listing::{StoredPathPage, StoredTensorPath};
 pub use object::Object;
@@ -38,18 +43,22 @@ pub use scrub::{StoreScrubReport, StoredFileScrub};
 pub use upload::TensorUpload;
 
 pub(crate) use outboard::Outboard;
+pub(crate) use state::bytes_on_disk;
+
+use state::{TensorStoreState, paths};
+use tree_files::TreeFiles;
+use turns::StoreTurns;
 
 const OBJECTS: &str = "objects";
 const NAMES: &str = "names";
 const OUTBOARDS: &str = "outboards";
 const UPLOADS: &str = "uploads";
-/// Depth to which the store searches folders for paths: as many as a path has segments.
-const DEPTH_MAX: usize = crate::limits::PATH_SEGMENTS;
 
 /// Settings of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// Bytes of files that the store holds at most.
+    /// Bytes of the disk that files and paths take at most: of each whole blocks, and 20 KiB for its
+    /// entry and inode.
     pub bytes_max: u64,
     /// Limits of headers.
     pub limits: ContainerLimits,
@@ -73,6 +82,12 @@ pub struct TensorStore {
     /// A change of a name holds this lock until both the disk and `state` have it, so that both have one order.
     naming: Mutex<()>,
     bytes_in_flight: Arc<BytesInFlight>,
+    /// Turns for hash trees.
+    tree_turns: StoreTurns,
+    /// Turns for headers, each of which takes 8 times its bytes.
+    header_turns: StoreTurns,
+    tree_files: Mutex<TreeFiles>,
+    upload_memory: Arc<UploadMemory>,
 }
 
 /// The result of removing a path or a file.
@@ -82,47 +97,6 @@ pub struct TensorRemoval {
     pub id: FileId,
     /// The freed bytes; 0 if another path leads to the file.
     pub freed: u64,
-}
-
-#[derive(Debug, Default)]
-struct TensorStoreState {
-    /// Bytes of objects and of uploads that have begun.
-    used: u64,
-    paths: BTreeMap<StorePath, FileId>,
-    /// The paths that lead to each file.
-    names: BTreeMap<[u8; 32], BTreeSet<StorePath>>,
-    /// Files that uploads are about to store, with the number of those uploads. No request removes such a file: its
-    /// upload may have found that the file is stored, and may link a path to it next.
-    arriving: BTreeMap<[u8; 32], usize>,
-    /// Files that were opened last, the most recent one at the end.
-    open: Vec<Arc<Object>>,
-}
-
-impl TensorStoreState {
-    fn lead(&mut self, path: StorePath, id: FileId) {
-        if let Some(before) = self.paths.insert(path.clone(), id)
-            && let Some(names) = self.names.get_mut(before.0.as_bytes())
-        {
-            names.remove(&path);
-        }
-        self.names.entry(*id.0.as_bytes()).or_default().insert(path);
-    }
-
-    /// Forgets a path.
-    fn forget_path(&mut self, path: &StorePath) {
-        let Some(id) = self.paths.remove(path) else {
-            return;
-        };
-        if let Some(names) = self.names.get_mut(id.0.as_bytes()) {
-            names.remove(path);
-        }
-    }
-
-    /// Whether no path leads to a file, and no upload is about to link one.
-    fn is_free(&self, id: &FileId) -> bool {
-        let names = self.names.get(id.0.as_bytes());
-        names.is_none_or(BTreeSet::is_empty) && !self.arriving.contains_key(id.0.as_bytes())
-    }
 }
 
 impl TensorStore {
@@ -147,19 +121,26 @@ impl TensorStore {
                     continue;
                 }
                 for object in fs::read_dir(folder.path())? {
-                    state.used = state.used.saturating_add(object?.metadata()?.len());
+                    let bytes = bytes_on_disk(object?.metadata()?.len());
+                    state.used = state.used.saturating_add(bytes);
                 }
             }
             Ok(())
         };
         walk().map_err(|error| ServeError::io(format_args!("open {}", root.display()), error))?;
         paths(&root.join(NAMES), "", 0, &mut state)?;
+        let trees = TreeFiles::open(root.join(OUTBOARDS), options.bytes_max / TREES_PART);
+        let trees = trees.map_err(|error| ServeError::io("read the hash trees", error))?;
         Ok(Arc::new(Self {
             root,
             options,
             state: Mutex::new(state),
             naming: Mutex::default(),
             bytes_in_flight: Arc::default(),
+            tree_turns: StoreTurns::default(),
+            header_turns: StoreTurns::default(),
+            tree_files: Mutex::new(trees),
+            upload_memory: Arc::default(),
         }))
     }
 
@@ -231,6 +212,28 @@ impl TensorStore {
             state.open.remove(0);
         }
         Ok(object)
+    }
+
+    /// Opens a file for a request of this identity, which waits for its turn if the header has to be read.
+    ///
+    /// # Errors
+    /// The errors of [`TensorStore::object`].
+    pub(crate) async fn opened(
+        self: &Arc<Self>,
+        id: FileId,
+        who: &PeerId,
+    ) -> Result<Arc<Object>, ServeError> {
+        let is_open = self.state().open.iter().any(|object| object.id() == id);
+        let turn = match is_open {
+            true => None,
+            false => Some(self.header_turns.turn(who).await),
+        };
+        let store = Arc::clone(self);
+        blocking(move || {
+            let _turn = turn;
+            store.object(id)
+        })
+        .await
     }
 
     /// A descriptor of its own for a process that maps the container, which never changes. Blocks.
@@ -367,20 +370,13 @@ impl TensorStore {
         let len = fs::metadata(&object)?.len();
         fs::remove_file(&object)?;
         state.open.retain(|object| object.id() != *id);
-        state.used = state.used.saturating_sub(len);
+        state.used = state.used.saturating_sub(bytes_on_disk(len));
         Ok(len)
     }
 
     /// Removes the hash trees that were computed from a file.
     fn drop_outboards(&self, id: &FileId) -> std::io::Result<()> {
-        let trees = format!("{id}-");
-        for tree in fs::read_dir(self.root.join(OUTBOARDS))? {
-            let tree = tree?;
-            if tree.file_name().to_string_lossy().starts_with(&trees) {
-                fs::remove_file(tree.path())?;
-            }
-        }
-        Ok(())
+        self.tree_files().remove_of(id)
     }
 
     /// Notes that an upload is about to store this file, until the returned value is dropped.
@@ -484,13 +480,31 @@ impl TensorStore {
         &self.bytes_in_flight
     }
 
+    /// Memory of files that are being put, by peer.
+    pub(crate) const fn upload_memory(&self) -> &Arc<UploadMemory> {
+        &self.upload_memory
+    }
+
+    /// The turns in which hash trees are computed.
+    pub(crate) const fn tree_turns(&self) -> &StoreTurns {
+        &self.tree_turns
+    }
+
+    /// The turns in which headers are read.
+    pub(crate) const fn header_turns(&self) -> &StoreTurns {
+        &self.header_turns
+    }
+
     pub(crate) fn object_path(&self, id: &FileId) -> PathBuf {
         let hex = id.to_string();
         self.root.join(OBJECTS).join(&hex[..2]).join(hex)
     }
 
-    pub(crate) fn outboard_path(&self, name: &str) -> PathBuf {
-        self.root.join(OUTBOARDS).join(name)
+    /// The hash trees that are kept.
+    pub(crate) fn tree_files(&self) -> MutexGuard<'_, TreeFiles> {
+        self.tree_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A panic while the lock is held leaves the counters correct.
@@ -516,51 +530,6 @@ impl Drop for ArrivingFile {
             }
         }
     }
-}
-
-/// Reads every path below a folder.
-fn paths(
-    folder: &Path,
-    prefix: &str,
-    depth: usize,
-    state: &mut TensorStoreState,
-) -> Result<(), ServeError> {
-    let io = |error| ServeError::io(format_args!("read {}", folder.display()), error);
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let name = entry.file_name();
-        let path = format!("{prefix}{}", name.to_string_lossy());
-        if entry.file_type().map_err(io)?.is_dir() {
-            if depth < DEPTH_MAX {
-                paths(&entry.path(), &format!("{path}/"), depth + 1, state)?;
-            }
-            continue;
-        }
-        if state.paths.len() >= PATHS {
-            let what = format!("{}: more than {PATHS} paths", folder.display());
-            return Err(ServeError::input(TensorErrorCode::Limit, what));
-        }
-        let mut text = String::new();
-        // An id is 64 digits; a file with other content leads nowhere.
-        let read =
-            File::open(entry.path()).and_then(|file| file.take(66).read_to_string(&mut text));
-        match (
-            read,
-            text.trim_end().parse::<FileId>(),
-            StorePath::parse(&path),
-        ) {
-            (Ok(_), Ok(id), Ok(path)) => state.lead(path, id),
-            (Err(error), ..) => tracing::warn!(
-                "{} in the store of tensors cannot be read and leads nowhere: {error}",
-                entry.path().display()
-            ),
-            _ => tracing::warn!(
-                "{} in the store of tensors leads nowhere",
-                entry.path().display()
-            ),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

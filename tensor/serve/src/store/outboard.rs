@@ -6,14 +6,16 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use alknet_core::PeerId;
 use alknet_tensor::{Hash, TensorError, TensorErrorCode};
 use bao_tree::io::sync::{OutboardMut, outboard};
 use bao_tree::{BaoTree, TreeNode};
 use tempfile::NamedTempFile;
 
 use crate::error::ServeError;
+use crate::handler::blocking;
 use crate::hash_tree::{PAIR_BYTES, tree};
-use crate::limits::BLOCK_BYTES;
+use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::store::{Object, TensorStore};
 
 /// Bytes of the root before the pairs.
@@ -23,13 +25,42 @@ const ROOT_BYTES: u64 = 32;
 #[derive(Debug)]
 pub(crate) struct Outboard {
     root: Hash,
-    file: File,
+    /// `None` if the tree has no pairs.
+    file: Option<File>,
 }
 
 impl Outboard {
-    /// The tree of these bytes of a file. A cached tree is not trusted: each pair is checked against the root when it
-    /// is read, and the root against the hash in the header.
-    pub(crate) fn build(
+    /// The tree of these bytes of a file, for a request of this identity. A cached tree is not trusted: each pair is
+    /// checked against the root when it is read, and the root against the hash in the header.
+    pub(crate) async fn prepare(
+        store: &Arc<TensorStore>,
+        object: &Arc<Object>,
+        range: Range<u64>,
+        listed: Option<Hash>,
+        who: &PeerId,
+    ) -> Result<Self, ServeError> {
+        let find = {
+            let (store, object, range) = (Arc::clone(store), Arc::clone(object), range.clone());
+            move || match range.end - range.start <= GROUP_BYTES {
+                true => Self::of_one_group(&object, &range, listed).map(Some),
+                false => Ok(Self::find(&store, &object, &range, listed)),
+            }
+        };
+        if let Some(found) = blocking(find).await? {
+            return Ok(found);
+        }
+        // The build reads the whole range. The turn comes before the thread: requests that wait hold none.
+        let turn = store.tree_turns().turn(who).await;
+        let (store, object) = (Arc::clone(store), Arc::clone(object));
+        blocking(move || {
+            let _turn = turn;
+            Self::build(&store, &object, &range, listed)
+        })
+        .await
+    }
+
+    /// Computes the tree, unless another request did so while this one waited for its turn. Blocks.
+    fn build(
         store: &TensorStore,
         object: &Arc<Object>,
         range: &Range<u64>,
@@ -41,36 +72,22 @@ impl Outboard {
             None => {
                 let mut new = store.temporary().map_err(io)?;
                 let root = compute(object, range, &mut new)?;
-                let path = store.outboard_path(&name(object, range));
-                // The file is not synced: a tree that a power cut damaged does not match its root and is computed
-                // again.
-                let file = new.persist(&path).map_err(|error| io(error.error))?;
+                let kept = store.tree_files().keep(name(object, range), new);
+                let file = Some(kept.map_err(io)?);
                 Self { root, file }
             }
         };
-        // The header's hash is the one that the client compares, so a tree with another root would fail there.
-        match listed {
-            Some(listed) if listed != found.root => {
-                let root = found.root;
-                let what =
-                    format!("bytes {range:?} have the hash {root}, the header says {listed}");
-                Err(ServeError::Stored(TensorError::new(
-                    TensorErrorCode::Hash,
-                    what,
-                )))
-            }
-            _ => Ok(found),
-        }
+        found.with_root(range, listed)
     }
 
     /// The cached tree of these bytes of a file, if it has this root.
-    pub(crate) fn find(
+    fn find(
         store: &TensorStore,
         object: &Object,
         range: &Range<u64>,
         listed: Option<Hash>,
     ) -> Option<Self> {
-        let file = File::open(store.outboard_path(&name(object, range)));
+        let file = store.tree_files().find(&name(object, range));
         let cached = file.and_then(|file| Self::cached(file, range.end - range.start));
         let has_root = |found: &Self| listed.is_none_or(|listed| listed == found.root);
         cached.ok().flatten().filter(has_root)
@@ -84,7 +101,43 @@ impl Outboard {
         let mut root = [0; ROOT_BYTES as usize];
         file.read_exact_at(&mut root, 0)?;
         let root = Hash::from_bytes(root);
+        let file = Some(file);
         Ok(Some(Self { root, file }))
+    }
+
+    /// The tree of a range that is one group, or empty. It has no pairs, and no file is kept for it: a file of 65,536
+    /// short entries would have as many.
+    fn of_one_group(
+        object: &Object,
+        range: &Range<u64>,
+        listed: Option<Hash>,
+    ) -> Result<Self, ServeError> {
+        // At most a group, so the cast keeps the value.
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        object.read(&mut bytes, range.start)?;
+        object.check()?;
+        let found = Self {
+            root: blake3::hash(&bytes),
+            file: None,
+        };
+        found.with_root(range, listed)
+    }
+
+    /// Fails if the header lists another root: the header's hash is the one that the client compares, so a tree with
+    /// another root would fail there.
+    fn with_root(self, range: &Range<u64>, listed: Option<Hash>) -> Result<Self, ServeError> {
+        match listed {
+            Some(listed) if listed != self.root => {
+                let root = self.root;
+                let what =
+                    format!("bytes {range:?} have the hash {root}, the header says {listed}");
+                Err(ServeError::Stored(TensorError::new(
+                    TensorErrorCode::Hash,
+                    what,
+                )))
+            }
+            _ => Ok(self),
+        }
     }
 
     pub(crate) const fn root(&self) -> Hash {
@@ -94,9 +147,10 @@ impl Outboard {
     /// The pair at this position.
     pub(crate) fn pair(&self, at: u64) -> Result<[u8; PAIR_BYTES], ServeError> {
         let mut bytes = [0; PAIR_BYTES];
-        let read = self
-            .file
-            .read_exact_at(&mut bytes, ROOT_BYTES + at * PAIR_BYTES as u64);
+        let file = self.file.as_ref().ok_or(io::ErrorKind::UnexpectedEof);
+        let at = ROOT_BYTES + at * PAIR_BYTES as u64;
+        let read = file.map_err(io::Error::from);
+        let read = read.and_then(|file| file.read_exact_at(&mut bytes, at));
         read.map_err(|error| ServeError::io("read a hash tree", error))?;
         Ok(bytes)
     }

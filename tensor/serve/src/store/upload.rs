@@ -14,6 +14,7 @@ use tempfile::TempPath;
 use crate::error::ServeError;
 use crate::path::StorePath;
 use crate::store::TensorStore;
+use crate::store::state::{bytes_on_disk, path_bytes_max};
 
 /// An upload whose header has arrived. If it is dropped before [`TensorUpload::commit`], its file is removed.
 #[derive(Debug)]
@@ -51,7 +52,9 @@ impl TensorUpload {
         let len = meta.file_len();
         let io = |error| ServeError::io("begin a file of the store", error);
         let (file, name) = store.temporary().map_err(io)?.into_parts();
-        store.reserve(len)?;
+        // The name is reserved as well, so that no file is stored whose path finds no room.
+        let reserved = bytes_on_disk(len).saturating_add(path.as_ref().map_or(0, path_bytes_max));
+        store.reserve(reserved)?;
         let mut upload = Self {
             store: Arc::clone(store),
             path,
@@ -60,7 +63,7 @@ impl TensorUpload {
             hasher: Hasher::new(),
             have: 0,
             len,
-            reserved: len,
+            reserved,
         };
         upload.write(header)?;
         Ok(upload)
@@ -154,7 +157,7 @@ impl TensorUpload {
         self.file.sync_all()?;
         match self.name.take().map(|name| name.persist_noclobber(target)) {
             // The reserved room belongs to the object from now on.
-            None | Some(Ok(())) => self.reserved = 0,
+            None | Some(Ok(())) => self.reserved -= bytes_on_disk(self.len),
             // Another upload has stored the same content meanwhile.
             Some(Err(error)) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Some(Err(error)) => return Err(error.error),

@@ -1,15 +1,18 @@
 //! Peers that do not keep to the protocol.
 
+use std::fs;
+use std::io::Cursor;
 use std::time::Duration;
 
 use alknet_core::{Connection, StreamCode};
-use alknet_tensor_serve::limits::{REQUEST_BYTES, STREAMS};
+use alknet_tensor::{ContainerWriter, Dtype};
+use alknet_tensor_serve::limits::{REQUEST_BYTES, STREAMS, UPLOAD_MEMORY_PER_PEER};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::put::small;
-use crate::scene::{StoreScene, answer, ask, file, hung, refused, say};
+use crate::scene::{StoreScene, answer, ask, fetch, file, hung, refused, say};
 
 /// Sends these bytes, and reads what is said.
 async fn send(connection: &Connection, bytes: &[u8]) -> Value {
@@ -194,4 +197,132 @@ async fn files_that_lie_are_not_stored() {
     }
     let said = put(&peer, &good).await;
     assert_eq!(said["id"], blake3::hash(&good).to_hex().to_string());
+}
+
+/// Bytes that this process has read, from files as well as from pipes.
+fn bytes_read() -> u64 {
+    let counts = fs::read_to_string("/proc/self/io").expect("procfs");
+    let read = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+    read.expect("a count").parse().expect("a number")
+}
+
+/// Each request read the whole file, and went on after its reader was gone, on a thread of the pool for work that blocks.
+/// The node wrote its changes of peers there as well.
+#[test]
+fn a_tree_is_made_once_for_many_readers() {
+    const NAME: &str = "hostile::a_tree_is_made_once_for_many_readers";
+    alknet_test_support::alone(NAME, || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().expect("a runtime");
+        runtime.block_on(many_readers_of_one_tree());
+    });
+}
+
+async fn many_readers_of_one_tree() {
+    const LEN: u64 = 64 << 20;
+    let scene = StoreScene::new();
+    scene.add("a", &small(LEN));
+    let request = json!({ "v": 1, "want": "range", "name": "x", "range": [0, 1],
+                          "encoding": "bao16", "src": { "path": "a" } });
+    let before = bytes_read();
+    let mut peers = Vec::new();
+    for name in ["eve", "eve", "mallory"] {
+        let peer = scene.peer(name, &["tensor:read:a"]);
+        for _ in 0..STREAMS {
+            let (mut send, mut recv) = peer.open_bi().await.expect("connected");
+            say(&mut send, request.to_string().as_bytes()).await;
+            send.finish().expect("open");
+            // The reader gives the request up.
+            recv.stop(StreamCode::Cancelled);
+        }
+        peers.push(peer);
+    }
+    // The last one waits for its turn behind all of them.
+    let reader = scene.peer("ada", &["tensor:read:a"]);
+    let (head, mut recv) = ask(&reader, &request).await;
+    assert_eq!(head["ok"], true, "{head}");
+    let mut part = Vec::new();
+    recv.read_to_end(&mut part).await.expect("to the end");
+    let read = bytes_read() - before;
+    assert!(read < 2 * LEN, "{read} bytes were read for a tree of {LEN}");
+}
+
+/// Each stream kept up to 16 MiB of a header for two hours, and 1,024 of them took 16 GiB.
+#[tokio::test]
+async fn headers_that_do_not_end_are_bounded() {
+    const ARRIVED: usize = 1 << 20;
+    let scene = StoreScene::new();
+    let mut streams = tokio::task::JoinSet::new();
+    let mut eves = Vec::new();
+    for _ in 0..2 {
+        let eve = scene.peer("eve", &["*"]);
+        for _ in 0..STREAMS {
+            let (mut send, recv) = eve.open_bi().await.expect("connected");
+            streams.spawn(async move {
+                say(&mut send, br#"{"v":1,"want":"put","path":"x"}"#).await;
+                let len = (16_u64 << 20) - 8;
+                send.write_all(&len.to_le_bytes()).await.expect("taken");
+                // A refused stream takes no more.
+                let _ = send.write_all(&vec![b' '; ARRIVED]).await;
+                let said = answer(recv).await.0;
+                drop(send);
+                said["code"].clone()
+            });
+        }
+        eves.push(eve);
+    }
+    // Those that are not refused wait for the rest of their headers.
+    let refused = 2 * STREAMS - UPLOAD_MEMORY_PER_PEER / ARRIVED;
+    for _ in 0..refused {
+        let code = timeout(hung(), streams.join_next()).await;
+        let code = code.expect("a refusal").expect("a stream");
+        assert_eq!(code.expect("an answer"), "E_BUSY");
+    }
+    // Others are not refused, and neither is eve when these streams have ended.
+    let ada = scene.peer("ada", &["*"]);
+    assert_eq!(put(&ada, &small(100_000)).await["ok"], true);
+    streams.abort_all();
+    while streams.join_next().await.is_some() {}
+    let freed = async {
+        loop {
+            let said = put(&eves[0], &small(100_000)).await;
+            if said["ok"] == true {
+                break;
+            }
+            assert_eq!(said["code"], "E_BUSY", "{said}");
+        }
+    };
+    timeout(hung(), freed)
+        .await
+        .expect("the memory is given back");
+}
+
+/// A reader of a file with 65,536 entries made the node keep a file for each.
+#[tokio::test]
+async fn short_entries_leave_no_trees() {
+    const ENTRIES: usize = 200;
+    let scene = StoreScene::new();
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
+    // The last ones are a group and one byte more.
+    for at in 0..ENTRIES {
+        let len = [32, 16 << 10, (16 << 10) + 1][at * 3 / ENTRIES];
+        let content = vec![at as u8; len].into();
+        writer
+            .flat(&format!("t{at}"), Dtype::U8, &[len as u64], content)
+            .expect("it fits");
+    }
+    let file = writer.finish().expect("memory").1.into_inner();
+    scene.add("a", &file);
+    let peer = scene.peer("eve", &["tensor:read:a"]);
+    for at in 0..ENTRIES {
+        let request = json!({ "want": "tensor", "name": format!("t{at}"), "encoding": "bao16",
+                              "src": { "path": "a" } });
+        let (head, bytes) = fetch(&peer, request).await;
+        assert_eq!(
+            (&head["ok"], &head["len"]),
+            (&json!(true), &json!(bytes.len()))
+        );
+    }
+    let longer = (0..ENTRIES).filter(|at| at * 3 / ENTRIES == 2).count();
+    assert_eq!(scene.count("outboards"), longer);
 }

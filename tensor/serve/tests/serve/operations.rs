@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use crate::put::small;
-use crate::scene::{StoreScene, file, identity, large};
+use crate::scene::{NAME, StoreScene, file, identity, large, on_disk};
 
 fn dispatcher(scene: &StoreScene) -> Arc<Dispatcher> {
     let mut builder = Registry::builder();
@@ -247,7 +247,7 @@ async fn a_file_is_put_in_pieces() {
 #[tokio::test]
 async fn a_removed_file_gives_its_room_back_and_is_read_to_its_end() {
     let room = StoreOptions {
-        bytes_max: file().len() as u64,
+        bytes_max: on_disk(file().len()) + 2 * NAME,
         ..StoreOptions::default()
     };
     let scene = StoreScene::with(room);
@@ -381,4 +381,44 @@ async fn lists_of_short_values_cost_no_trees() {
     let eve = TensorOperationsNode::new(&scene).peer(Some("eve"), &[]);
     let input = json!({ "header": vec![0; 500_000] });
     assert_eq!(refused(&eve, "tensor/put", input).await.0, "INVALID_INPUT");
+}
+
+/// A tree of the entries took some 160 MB for each call, on as many threads as the node has, and its text was refused
+/// as longer than a frame.
+#[test]
+fn a_file_of_many_entries_costs_no_tree() {
+    const NAME: &str = "operations::a_file_of_many_entries_costs_no_tree";
+    alknet_test_support::alone(NAME, || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().expect("a runtime");
+        runtime.block_on(many_entries_are_described());
+    });
+}
+
+async fn many_entries_are_described() {
+    // A header from the network may have 65,536.
+    const ENTRIES: usize = 65_000;
+    let scene = StoreScene::new();
+    let entries = (0..ENTRIES).map(|at| {
+        format!(r#""tensor.of.a.layer.{at:05}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#)
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    scene.add("many", &file);
+    scene.add("one", &small(10));
+    let peer = TensorOperationsNode::new(&scene).peer(Some("eve"), &["*"]);
+    // Its header is read and kept first.
+    let stat = json!({ "src": { "path": "many" }, "name": "tensor.of.a.layer.00007" });
+    let stat = peer.call("tensor/stat", &stat).await.expect("it is there");
+    assert_eq!(stat.value()["shape"], json!([0]));
+    let before = peak();
+    let open = |path: &str| json!({ "src": { "path": path } });
+    for _ in 0..3 {
+        let (code, details) = refused(&peer, "tensor/open", open("many")).await;
+        assert_eq!((&*code, &details), ("INVALID_INPUT", &json!("E_LIMIT")));
+    }
+    let grown = peak() - before;
+    assert!(grown < 16 << 20, "{grown} bytes more");
+    let opened = peer.call("tensor/open", &open("one")).await;
+    assert_eq!(opened.expect("it is short").value()["order"], json!(["x"]));
 }

@@ -1,10 +1,11 @@
 //! Storing over the protocol.
 
+use std::path::Path;
 use std::process::Command;
 
-use alknet_tensor_serve::{StoreOptions, TensorRemoval, TensorStore};
+use alknet_tensor_serve::{StoreOptions, StorePath, TensorRemoval, TensorStore};
 
-use crate::scene::{StoreScene, at, file};
+use crate::scene::{NAME, StoreScene, at, file, on_disk};
 
 /// A program that knows nothing of us calls a file as its store does.
 #[tokio::test]
@@ -76,7 +77,7 @@ async fn what_is_damaged_is_mended_by_storing_it_again() {
 async fn the_store_is_never_larger_than_it_may_be() {
     let file = file();
     let options = StoreOptions {
-        bytes_max: file.len() as u64 + 100,
+        bytes_max: on_disk(file.len()) + NAME + 100,
         ..StoreOptions::default()
     };
     let scene = StoreScene::with(options);
@@ -92,6 +93,58 @@ async fn the_store_is_never_larger_than_it_may_be() {
     let put = client.put(file.as_slice(), Some("c"), &|_, _| {}).await;
     assert_eq!(put.expect_err("no room").code(), "E_QUOTA");
     assert_eq!(scene.count("uploads"), 0);
+}
+
+/// Files of some hundred bytes in half of a disk with an inode for each 16 KiB: the store counted their bytes only, so
+/// that no inode was left long before the store was full.
+#[tokio::test]
+async fn many_small_files_use_up_the_quota() {
+    // A quarter of the smallest data disk.
+    const DISK: u64 = 32 << 20;
+    let file = |at: usize| small_with(at.to_le_bytes().to_vec());
+    assert!(file(0).len() < 1024);
+    let options = StoreOptions {
+        bytes_max: DISK / 2,
+        ..StoreOptions::default()
+    };
+    // All to one path, after which each file stays under its id; or each to a path of its own.
+    for path in [|_: usize| "a".to_owned(), |at: usize| format!("a/{at}/b/c")] {
+        let scene = StoreScene::with(options);
+        let mut stored = 0;
+        loop {
+            let path = StorePath::parse(&path(stored)).expect("a path");
+            match scene.store.add(file(stored).as_slice(), Some(path)) {
+                Ok(_) => stored += 1,
+                Err(error) => {
+                    assert_eq!(error.code(), "E_QUOTA");
+                    break;
+                }
+            }
+        }
+        let inodes = entries_below(&scene.path("store"));
+        assert!(stored > 100, "{stored} files");
+        assert!(inodes < DISK / (16 << 10) / 2, "{inodes} inodes");
+        // A start counts the same.
+        let again = TensorStore::open(scene.path("store"), options).expect("it is there");
+        let full = again.add(
+            file(stored).as_slice(),
+            StorePath::parse(&path(stored)).ok(),
+        );
+        assert_eq!(full.expect_err("no room").code(), "E_QUOTA");
+    }
+}
+
+/// Files and folders below this one.
+fn entries_below(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).expect("readable");
+    let count = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.expect("readable").path();
+        match path.is_dir() {
+            true => 1 + entries_below(&path),
+            false => 1,
+        }
+    };
+    entries.map(count).sum()
 }
 
 #[tokio::test]
@@ -180,10 +233,14 @@ async fn a_file_without_a_path_is_removed_by_its_id() {
 }
 
 pub(crate) fn small(len: u64) -> Vec<u8> {
+    small_with(vec![3; len as usize])
+}
+
+fn small_with(content: Vec<u8>) -> Vec<u8> {
     let mut writer = alknet_tensor::ContainerWriter::new(std::io::Cursor::new(Vec::new()));
-    let content = vec![3; len as usize].into();
+    let len = content.len() as u64;
     writer
-        .flat("x", alknet_tensor::Dtype::U8, &[len], content)
+        .flat("x", alknet_tensor::Dtype::U8, &[len], content.into())
         .expect("it fits");
     writer.finish().expect("memory").1.into_inner()
 }

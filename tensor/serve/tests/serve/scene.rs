@@ -86,6 +86,7 @@ impl StoreScene {
     pub(crate) fn impatient(mut self) -> Self {
         let moment = deadline(Duration::from_millis(50));
         self.patience = ServeTimeouts {
+            header: ServeTimeouts::default().header,
             request: moment,
             stalled: moment,
         };
@@ -210,3 +211,11 @@ pub(crate) async fn refused(connection: &Connection, request: Value) -> String {
     assert!(!msg.is_empty() && !msg.contains('\n'), "{msg}");
     said["code"].as_str().expect("a code").to_owned()
 }
+
+/// Bytes of the disk that the store counts for a file of this length: whole blocks, its entry and its inode.
+pub(crate) const fn on_disk(bytes: usize) -> u64 {
+    (bytes as u64).next_multiple_of(4 << 10) + (20 << 10)
+}
+
+/// The same for a path of one segment, or for a further folder of a path.
+pub(crate) const NAME: u64 = 24 << 10;
