@@ -15,11 +15,8 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::compute::{ComputeInner, lock};
 use crate::copies::CopiedTensors;
 use crate::error::{Error, Result};
-use crate::limits::{QUEUE_MAX, READ_BYTES_MAX, WALL_TIME};
+use crate::limits::{PARSED_BYTES_MAX, QUEUE_MAX, WALL_TIME};
 use crate::tensor_table::TensorTable;
-
-/// Bytes of a response: those of one read, and its frame.
-const ANSWER_BYTES_MAX: u64 = READ_BYTES_MAX + (64 << 10);
 
 /// One identity with its worker, its handles and its queue of requests.
 #[derive(Debug)]
@@ -59,6 +56,8 @@ pub(crate) struct PreparedRequest {
     pub(crate) uploads: Vec<(u64, UploadData)>,
     pub(crate) limits: CallLimits,
     pub(crate) operation: Option<Bytes32>,
+    /// The most bytes that the response may have.
+    pub(crate) answer_bytes: u64,
 }
 
 impl Tenant {
@@ -192,6 +191,7 @@ impl WorkerSlot {
                 gpu: None,
             },
             operation: None,
+            answer_bytes: PARSED_BYTES_MAX,
         };
         // If the worker fails, it is gone with the buffers that it should drop.
         let (_wanted, given_up) = oneshot::channel();
@@ -217,6 +217,7 @@ impl WorkerSlot {
             hand_over(&live.session, number, &copied).await?;
             handed_over.push(copied);
         }
+        let answer_bytes = sending.answer_bytes;
         let request = WorkerRequest::Role { body: sending.body };
         let mut call = live
             .session
@@ -240,7 +241,7 @@ impl WorkerSlot {
             }
         };
         match answer.reply {
-            WorkerReply::Ok(blob) => Ok(blob.read(&answer.fds, ANSWER_BYTES_MAX)?),
+            WorkerReply::Ok(blob) => Ok(blob.read(&answer.fds, answer_bytes)?),
             WorkerReply::Err(fault) => {
                 let error = Error::from_fault(fault);
                 if let Error::DeviceLost(_) = error {
