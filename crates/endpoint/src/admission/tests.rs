@@ -1,4 +1,5 @@
 mod closing;
+mod places;
 
 use std::net::Ipv4Addr;
 

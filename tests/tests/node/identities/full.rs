@@ -1,0 +1,82 @@
+//! A node of which known peers have every place.
+
+use alknet_core::{Carriage, CloseReason};
+use alknet_endpoint::EndpointLimits;
+use alknet_tls::NodeKey;
+
+use super::lab::{IdentityLab, LabClient, TestIdentity, document};
+
+/// A node with so many places.
+fn limits(connections_max: u32) -> EndpointLimits {
+    EndpointLimits {
+        connections_max,
+        ..EndpointLimits::default()
+    }
+}
+
+/// The connections of `clients` on which the node still answers a call of a known peer.
+async fn working(clients: &[LabClient]) -> usize {
+    let mut working = 0;
+    for client in clients {
+        working += usize::from(client.work().await.is_ok());
+    }
+    working
+}
+
+/// A client without a known key, as that of a token's holder is until it shows the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_client_gets_a_place_of_the_peer_that_has_the_most() {
+    const PLACES: usize = 4;
+    let edge = TestIdentity::new("edge");
+    let lab = IdentityLab::start(
+        &document(std::slice::from_ref(&edge)),
+        limits(PLACES as u32),
+    );
+    let mut all = Vec::new();
+    for _ in 0..PLACES {
+        all.push(lab.connect(&edge.key, Carriage::Quic).await);
+    }
+    assert_eq!(working(&all).await, PLACES);
+    let unknown = NodeKey::generate().expect("a key");
+    let first = lab.connect(&unknown, Carriage::Quic).await;
+    let refused = first.work().await.expect_err("it has no identity");
+    assert_eq!(refused.code.name(), "UNAUTHENTICATED");
+    assert_eq!(working(&all).await, PLACES - 1);
+
+    // The peer does not take the place back, though it may have more connections.
+    let back = lab.connect(&edge.key, Carriage::Quic).await;
+    assert!(back.work().await.is_err());
+    let refused = first.work().await.expect_err("it has no identity");
+    assert_eq!(refused.code.name(), "UNAUTHENTICATED");
+    // Of so many places one is for unknown clients.
+    let second = lab.connect(&unknown, Carriage::Quic).await;
+    let _answered_or_ended = second.work().await;
+    assert_eq!(working(&all).await, PLACES - 1);
+}
+
+/// The connection is dead, which the node does not know, and each other peer has one place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_of_a_peer_replaces_its_own_on_a_full_node() {
+    let edge = TestIdentity::new("edge").with("max_connections = 1");
+    let other = TestIdentity::new("other");
+    let lab = IdentityLab::start(&document(&[edge.clone(), other.clone()]), limits(2));
+    let others = [lab.connect(&other.key, Carriage::Quic).await];
+    let older = lab.connect(&edge.key, Carriage::Quic).await;
+    older.work().await.expect("allowed");
+    assert_eq!(working(&others).await, 1);
+    for carriage in [Carriage::Tcp, Carriage::Quic] {
+        let newer = lab.connect(&edge.key, carriage).await;
+        newer.work().await.expect("the newest is served");
+    }
+    assert_eq!(older.code().await, Some(4));
+    assert_eq!(working(&others).await, 1);
+    assert_eq!(lab.server.counters().evicted, 0);
+    // A peer without a connection ends none of them.
+    let unknown = NodeKey::generate().expect("a key");
+    let refused = lab.connect(&unknown, Carriage::Quic).await;
+    assert!(matches!(
+        refused.connection.closed().await,
+        CloseReason::Peer(..)
+    ));
+    assert_eq!(working(&others).await, 1);
+}
