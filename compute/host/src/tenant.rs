@@ -1,15 +1,17 @@
-//! One identity: its queue, its worker and its tensors.
+//! One identity, or an operation's rights on its behalf: the queue, the worker and the tensors.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use alknet_call::Ctx;
 use alknet_compute_wire::{ComputeAck, ComputeRequest, ComputeUpload, GpuWorkerInfo};
 use alknet_worker::{
-    Bytes32, CallLimits, CborBody, FrameBlob, SessionNotice, WorkerCallError, WorkerReply,
-    WorkerRequest, WorkerSession,
+    Bytes32, CallLimits, CborBody, FrameBlob, SessionNotice, WorkerCallError, WorkerLease,
+    WorkerReply, WorkerRequest, WorkerRole, WorkerSession,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
+use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::compute::{ComputeInner, lock};
@@ -18,10 +20,51 @@ use crate::error::{Error, Result};
 use crate::limits::{PARSED_BYTES_MAX, QUEUE_MAX, WALL_TIME};
 use crate::tensor_table::TensorTable;
 
-/// One identity with its worker, its handles and its queue of requests.
+/// Whose requests share a worker, handles and a queue.
+///
+/// Code that takes over a worker has the tensors of all its requests. So what an operation or a script asks for on an
+/// identity's behalf, by its own rights, does not share them with what the identity asks for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TenantKey {
+    /// The identity, or the connection of an unknown peer.
+    identity: String,
+    /// A digest of what the calling operation or script may do; `None` for a request from outside.
+    rights: Option<Bytes32>,
+}
+
+impl TenantKey {
+    pub(crate) fn from_ctx(ctx: &Ctx) -> Self {
+        // Callers without an identity share nothing with each other, so each connection is a tenant of its own.
+        let identity = ctx.identity().map_or_else(
+            || format!("connection {}", ctx.conn().id),
+            |who| who.id.to_string(),
+        );
+        // The debug output of an authority says all that it holds, and the author in its label.
+        let digest = || {
+            let rights = format!("{:?}", ctx.calling_authority());
+            Bytes32(Sha256::digest(rights).into())
+        };
+        Self {
+            identity,
+            rights: ctx.internal().then(digest),
+        }
+    }
+
+    /// Whether an operation or a script asks on the identity's behalf.
+    pub(crate) const fn is_below(&self) -> bool {
+        self.rights.is_some()
+    }
+
+    /// Whether both are of one identity.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+}
+
+/// A tenant with its worker, its handles and its queue of requests.
 #[derive(Debug)]
 pub(crate) struct Tenant {
-    name: String,
+    key: TenantKey,
     /// Permits of the queue: one request runs, the others wait.
     permits: Arc<Semaphore>,
     worker_slot: Arc<tokio::sync::Mutex<WorkerSlot>>,
@@ -61,10 +104,10 @@ pub(crate) struct PreparedRequest {
 }
 
 impl Tenant {
-    pub(crate) fn new(name: &str) -> Self {
+    pub(crate) fn new(key: TenantKey) -> Self {
         let now = Instant::now();
         Self {
-            name: name.to_owned(),
+            key,
             // One permit more than the queue, for the request that runs.
             permits: Arc::new(Semaphore::new(QUEUE_MAX + 1)),
             worker_slot: Arc::default(),
@@ -73,8 +116,22 @@ impl Tenant {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    pub(crate) const fn key(&self) -> &TenantKey {
+        &self.key
+    }
+
+    /// The identity whose share of the node's memory counts.
+    pub(crate) fn identity(&self) -> &str {
+        &self.key.identity
+    }
+
+    /// The request for a worker, which no other tenant has.
+    pub(crate) fn lease(&self) -> WorkerLease {
+        let lease = WorkerLease::new(WorkerRole::Gpu, self.identity());
+        match self.key.rights {
+            Some(rights) => lease.with_rights(rights),
+            None => lease,
+        }
     }
 
     /// Takes a permit of the queue.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use alknet_call::{CallError, Ctx};
 use alknet_compute_wire::limits::INLINE_BYTES_MAX as FRAME_BYTES_MAX;
 use alknet_compute_wire::{ByteSource, ComputeRequest, GpuWorkerInfo, ResultSink};
-use alknet_worker::{Bytes32, CallLimits, CborBody, WorkerLease, WorkerRole};
+use alknet_worker::{Bytes32, CallLimits, CborBody};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -104,8 +104,7 @@ impl WorkerTurn {
         let mut worker_slot = tenant.worker_slot().await;
         let info = worker_slot.info(&tenant);
         let opened = if info.is_none() {
-            let lease = WorkerLease::new(WorkerRole::Gpu, tenant.name());
-            Some(compute.0.workers.open(lease).await?)
+            Some(compute.0.workers.open(tenant.lease()).await?)
         } else {
             worker_slot.tidy(&tenant).await;
             None
