@@ -1,5 +1,5 @@
 mod closing;
-mod places;
+mod reserved_slots;
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! Places on a node of which known peers have all.
+//! Slots of a node of which known peers have all.
 
 use super::*;
 
