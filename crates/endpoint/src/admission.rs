@@ -446,12 +446,15 @@ impl Admission {
         self.unknown_peers.len() < least as usize
     }
 
-    /// Whether an unknown peer's connection may end for one of the known `comer`. The slots that are theirs in any case
-    /// are left to unknown peers, unless `comer` has no connection.
-    pub(crate) fn may_displace_unknown(&self, comer: &PeerId) -> bool {
-        let least = self.limits.unknown_peers_min();
-        let own = self.by_token.get(comer).copied().unwrap_or(0);
-        self.unknown_peers.len() > least as usize || own == 0 && self.peers.count(comer) == 0
+    /// Whether unknown peers have more slots than are theirs in any case, so that a connection of them may end for every
+    /// known peer.
+    pub(crate) fn has_surplus_of_unknown(&self) -> bool {
+        self.unknown_peers.len() > self.limits.unknown_peers_min() as usize
+    }
+
+    /// Whether `peer` has a connection, by its key or by a token.
+    pub(crate) fn has_connection(&self, peer: &PeerId) -> bool {
+        self.by_token.contains_key(peer) || self.peers.has(peer)
     }
 
     /// Removes a counted connection that ended. Returns the owner that it counted for.

@@ -145,12 +145,13 @@ impl EndpointShared {
     }
 
     /// An unknown peer's connection gives way first, except those to which unknown peers have a right, then one of the
-    /// known peer that has the most, then `comer`'s own, and at last any of an unknown peer for a first connection of
-    /// `comer`.
+    /// known peer that has the most. At last, any of an unknown peer does for the first connection of `comer`, and one
+    /// of `comer`'s own where it has as many as it may.
     fn evict_for_known(&self, full: CapacityScope, comer: &PeerId, newest_wins: bool) -> bool {
         let own_max = self.identities.max_connections(comer);
         let admission = self.admission();
-        let displaces_unknown = admission.may_displace_unknown(comer);
+        let has_surplus = admission.has_surplus_of_unknown();
+        let is_first = !admission.has_connection(comer);
         let has_capacity = admission.has_capacity(comer, own_max);
         let tokens = admission.token_holders();
         let own = match has_capacity || !newest_wins {
@@ -160,8 +161,9 @@ impl EndpointShared {
         drop(admission);
         // A peer that has as many as it may ends one of its own only. Otherwise it could end one of others after the
         // other, although it is refused next.
-        let evicted = displaces_unknown && self.live.evict(full, EVICTED_END)
-            || has_capacity && self.live.evict_known(Some(comer), &tokens, EVICTED_END);
+        let evicted = has_surplus && self.live.evict(full, EVICTED_END)
+            || has_capacity && self.live.evict_known(Some(comer), &tokens, EVICTED_END)
+            || is_first && self.live.evict(full, EVICTED_END);
         if evicted {
             self.totals.evicted.add();
         }

@@ -31,20 +31,19 @@ fn unknown_peers_have_a_few_places_that_known_ones_leave_them() {
         // The connection of the known peer that ended is gone.
         admission.disconnect(ConnId(n.into()), Some(&peer("p0")));
         admission.connect_for(conn(n), elsewhere(n), false);
-        assert!(!admission.may_displace_unknown(&peer("p0")));
-        assert!(admission.may_displace_unknown(&none));
+        assert!(!admission.has_surplus_of_unknown());
+        assert!(admission.has_connection(&peer("p0")) && !admission.has_connection(&none));
     }
     assert!(!admission.has_capacity_for_unknown(), "two of sixty-four");
     // The holder of a token does not count among them, and has a connection.
     assert!(admission.authenticated(conn(0), &token, true));
     assert!(admission.has_capacity_for_unknown());
-    assert!(!admission.may_displace_unknown(&token));
+    assert!(admission.has_connection(&token));
     // More than those give way to every known peer.
     for n in 2..4 {
         admission.connect_for(conn(n), elsewhere(n), false);
     }
-    assert!(admission.may_displace_unknown(&token));
-    assert!(admission.may_displace_unknown(&peer("p0")));
+    assert!(admission.has_surplus_of_unknown());
 }
 
 #[test]
