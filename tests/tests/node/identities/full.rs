@@ -27,9 +27,9 @@ async fn working(clients: &[LabClient]) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_client_gets_a_place_of_the_peer_that_has_the_most() {
     const PLACES: usize = 4;
-    let edge = TestIdentity::new("edge");
+    let (edge, other) = (TestIdentity::new("edge"), TestIdentity::new("other"));
     let lab = IdentityLab::start(
-        &document(std::slice::from_ref(&edge)),
+        &document(&[edge.clone(), other.clone()]),
         limits(PLACES as u32),
     );
     let mut all = Vec::new();
@@ -48,6 +48,10 @@ async fn an_unknown_client_gets_a_place_of_the_peer_that_has_the_most() {
     if let Ok(back) = &back {
         assert!(back.work().await.is_err());
     }
+    // Neither does a peer that has none.
+    let others = lab.connect(&other.key, Carriage::Quic).await;
+    others.work().await.expect("it gets one of the other peer");
+    assert_eq!(working(&all).await, PLACES - 2);
     let refused = first.work().await.expect_err("it has no identity");
     assert_eq!(refused.code.name(), "UNAUTHENTICATED");
     // Of so many places one is for unknown clients.
@@ -55,7 +59,7 @@ async fn an_unknown_client_gets_a_place_of_the_peer_that_has_the_most() {
     if let Ok(second) = &second {
         assert!(second.work().await.is_err());
     }
-    assert_eq!(working(&all).await, PLACES - 1);
+    assert_eq!(working(&all).await, PLACES - 2);
 }
 
 /// The connection is dead, which the node does not know, and each other peer has one place.
