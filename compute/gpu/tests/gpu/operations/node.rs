@@ -153,7 +153,9 @@ fn lent(author: usize) -> Registration {
     });
     let authority = CompositionAuthority::new(&format!("script of author {author}"), SCOPES);
     let reach = ScopedPeerEnv::new(["compute/*", "tensor/*"]);
-    Registration::new(spec.open(), handler).composing(authority, reach)
+    Registration::new(spec, handler)
+        .open()
+        .composing(authority, reach)
 }
 
 /// A caller of the node's operations.
