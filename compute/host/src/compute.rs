@@ -16,9 +16,10 @@ use crate::choose::{KernelKind, TimingRecords, VariantReason, claimed_ms, is_spe
 use crate::copies::{CopyBudget, CopyReservation};
 use crate::error::{Error, Result};
 use crate::limits::{
-    GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, REFERENCED_BYTES_MAX, REFERENCED_WAIT, TENANTS_MAX, TICK,
+    GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, REFERENCED_BYTES_MAX, REFERENCED_WAIT, RIGHTS_MAX,
+    TENANTS_MAX, TICK,
 };
-use crate::tenant::Tenant;
+use crate::tenant::{Tenant, TenantKey};
 use crate::tensor::TensorSpec;
 use crate::timings_cache::{TimingsCache, TimingsMachine};
 use crate::turn::WorkerTurn;
@@ -46,7 +47,7 @@ pub struct ComputeSettings {
     pub referenced_bytes: u64,
     /// How long a request waits for room that other requests hold for such copies.
     pub referenced_wait: Duration,
-    /// Identities that have a worker at the same time.
+    /// Identities, and rights of operations on their behalf, that have a worker at the same time.
     pub tenants_max: usize,
     /// How long a handle lives after its last use.
     pub lease: Duration,
@@ -160,7 +161,7 @@ pub(crate) struct ComputeInner {
     references: Option<Arc<dyn TensorReferences>>,
     /// The room for copies of stored tensors.
     copies: Arc<CopyBudget>,
-    tenants: Mutex<HashMap<String, Arc<Tenant>>>,
+    tenants: Mutex<HashMap<TenantKey, Arc<Tenant>>>,
     known: Mutex<WorkerFacts>,
 }
 
@@ -261,30 +262,36 @@ impl Compute {
         bytes: u64,
     ) -> Result<CopyReservation> {
         let patience = self.0.settings.referenced_wait;
-        self.0.copies.claim(tenant.name(), bytes, patience).await
+        self.0
+            .copies
+            .claim(tenant.identity(), bytes, patience)
+            .await
     }
 
     fn tenant(&self, ctx: &Ctx) -> Result<Arc<Tenant>> {
-        // Callers without an identity share nothing with each other, so each connection is a tenant of its own.
-        let name = ctx.identity().map_or_else(
-            || format!("connection {}", ctx.conn().id),
-            |who| who.id.to_string(),
-        );
+        let key = TenantKey::from_ctx(ctx);
         let mut tenants = lock(&self.0.tenants);
-        if let Some(tenant) = tenants.get(&name) {
+        if let Some(tenant) = tenants.get(&key) {
             return Ok(Arc::clone(tenant));
         }
-        if tenants.len() >= self.0.settings.tenants_max {
-            // An idle identity loses nothing but its worker, which the next request starts again.
-            let idle = tenants.iter().find(|(_, tenant)| tenant.is_idle());
-            let Some(idle) = idle.map(|(name, _)| name.clone()) else {
-                let most = self.0.settings.tenants_max;
-                return Err(Error::Overloaded(format!("{most} others are computing")));
-            };
-            tenants.remove(&idle);
+        // Operations that differ in rights take no more of the node than a few tenants, and none of what the identity
+        // asks for itself.
+        let is_beside = |other: &TenantKey| other.is_below() && other.is_beside(&key);
+        if key.is_below() && !has_room(&mut tenants, RIGHTS_MAX, is_beside) {
+            return Err(Error::Overloaded(format!(
+                "operations and scripts with {RIGHTS_MAX} other rights compute for this identity"
+            )));
         }
-        let tenant = Arc::new(Tenant::new(&name));
-        tenants.insert(name, Arc::clone(&tenant));
+        let most = self.0.settings.tenants_max;
+        // Those of operations and scripts leave half to requests of identities themselves.
+        let of_operations = (most / 2).max(1);
+        let is_full_of_operations =
+            key.is_below() && !has_room(&mut tenants, of_operations, TenantKey::is_below);
+        if is_full_of_operations || !has_room(&mut tenants, most, |_| true) {
+            return Err(Error::Overloaded(format!("{most} others are computing")));
+        }
+        let tenant = Arc::new(Tenant::new(key.clone()));
+        tenants.insert(key, Arc::clone(&tenant));
         tenant.look_after(&self.0);
         Ok(tenant)
     }
@@ -397,12 +404,31 @@ impl ComputeInner {
         let mut tenants = lock(&self.tenants);
         // One reference is the table's, the other is the caller's.
         let unused = Arc::strong_count(tenant) <= 2 && tenant.is_idle();
-        let known = tenants.get(tenant.name());
+        let known = tenants.get(tenant.key());
         if unused && known.is_some_and(|known| Arc::ptr_eq(known, tenant)) {
-            tenants.remove(tenant.name());
+            tenants.remove(tenant.key());
         }
         unused
     }
+}
+
+/// Whether there is room for one more of the tenants that `counts`, of which there may be `most`. An idle one gives way:
+/// it loses nothing but its worker, which the next request starts again.
+fn has_room(
+    tenants: &mut HashMap<TenantKey, Arc<Tenant>>,
+    most: usize,
+    counts: impl Fn(&TenantKey) -> bool,
+) -> bool {
+    if tenants.keys().filter(|key| counts(key)).count() < most {
+        return true;
+    }
+    let mut counted = tenants.iter().filter(|(key, _)| counts(key));
+    let idle = counted.find(|(_, tenant)| tenant.is_idle());
+    let Some(idle) = idle.map(|(key, _)| key.clone()) else {
+        return false;
+    };
+    tenants.remove(&idle);
+    true
 }
 
 /// No code panics while it holds one of these locks.

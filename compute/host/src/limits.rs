@@ -5,10 +5,18 @@ use std::time::Duration;
 
 pub use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
 
+use alknet_compute_wire::limits::BINDINGS_MAX;
+
 /// Bytes of a tensor within a request or a response; longer ones are passed as handles.
 pub const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one `tensor/read`; a peer's limit for one frame is often lower.
 pub const READ_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of a worker's response beside those of the tensors in it.
+pub(crate) const ANSWER_BYTES_BESIDES: u64 = 64 << 10;
+/// Bytes of a response that the node parses: a tensor for each binding of a shader, and the rest. A worker that an
+/// attacker took over may write anything.
+pub(crate) const PARSED_BYTES_MAX: u64 =
+    (BINDINGS_MAX * INLINE_BYTES_MAX) as u64 + ANSWER_BYTES_BESIDES;
 /// Bytes of the copies of stored tensors to which the requests of all identities refer, if the settings name no other
 /// number. A node uses a quarter of the machine's memory for them, and at least [`REFERENCED_BYTES_MIN`].
 pub const REFERENCED_BYTES_MAX: u64 = 1 << 30;
@@ -33,6 +41,9 @@ pub const QUEUE_MAX: usize = 16;
 pub const QUEUE_RETRY_MS: u64 = 100;
 /// Identities that have a worker at the same time.
 pub const TENANTS_MAX: usize = 16;
+/// Rights of operations and scripts that have a worker for one identity at the same time, beside the worker for the
+/// identity's own requests.
+pub const RIGHTS_MAX: usize = 3;
 /// How long a handle lives after its last use.
 pub const LEASE: Duration = Duration::from_secs(60);
 /// How long a handle lives after the connection that used it last has ended.

@@ -1,30 +1,70 @@
-//! One identity: its queue, its worker and its tensors.
+//! One identity, or an operation's rights on its behalf: the queue, the worker and the tensors.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use alknet_call::Ctx;
 use alknet_compute_wire::{ComputeAck, ComputeRequest, ComputeUpload, GpuWorkerInfo};
 use alknet_worker::{
-    Bytes32, CallLimits, CborBody, FrameBlob, SessionNotice, WorkerCallError, WorkerReply,
-    WorkerRequest, WorkerSession,
+    Bytes32, CallLimits, CborBody, FrameBlob, SessionNotice, WorkerCallError, WorkerLease,
+    WorkerReply, WorkerRequest, WorkerRole, WorkerSession,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
+use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::compute::{ComputeInner, lock};
 use crate::copies::CopiedTensors;
 use crate::error::{Error, Result};
-use crate::limits::{QUEUE_MAX, READ_BYTES_MAX, WALL_TIME};
+use crate::limits::{PARSED_BYTES_MAX, QUEUE_MAX, WALL_TIME};
 use crate::tensor_table::TensorTable;
 
-/// Bytes of a response: those of one read, and its frame.
-const ANSWER_BYTES_MAX: u64 = READ_BYTES_MAX + (64 << 10);
+/// Whose requests share a worker, handles and a queue.
+///
+/// Code that takes over a worker has the tensors of all its requests. So what an operation or a script asks for on an
+/// identity's behalf, by its own rights, does not share them with what the identity asks for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TenantKey {
+    /// The identity, or the connection of an unknown peer.
+    identity: String,
+    /// A digest of what the calling operation or script may do; `None` for a request from outside.
+    rights: Option<Bytes32>,
+}
 
-/// One identity with its worker, its handles and its queue of requests.
+impl TenantKey {
+    pub(crate) fn from_ctx(ctx: &Ctx) -> Self {
+        // Callers without an identity share nothing with each other, so each connection is a tenant of its own.
+        let identity = ctx.identity().map_or_else(
+            || format!("connection {}", ctx.conn().id),
+            |who| who.id.to_string(),
+        );
+        // The debug output of an authority says all that it holds, and the author in its label.
+        let digest = || {
+            let rights = format!("{:?}", ctx.calling_authority());
+            Bytes32(Sha256::digest(rights).into())
+        };
+        Self {
+            identity,
+            rights: ctx.internal().then(digest),
+        }
+    }
+
+    /// Whether an operation or a script asks on the identity's behalf.
+    pub(crate) const fn is_below(&self) -> bool {
+        self.rights.is_some()
+    }
+
+    /// Whether both are of one identity.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+}
+
+/// A tenant with its worker, its handles and its queue of requests.
 #[derive(Debug)]
 pub(crate) struct Tenant {
-    name: String,
+    key: TenantKey,
     /// Permits of the queue: one request runs, the others wait.
     permits: Arc<Semaphore>,
     worker_slot: Arc<tokio::sync::Mutex<WorkerSlot>>,
@@ -59,13 +99,15 @@ pub(crate) struct PreparedRequest {
     pub(crate) uploads: Vec<(u64, UploadData)>,
     pub(crate) limits: CallLimits,
     pub(crate) operation: Option<Bytes32>,
+    /// The most bytes that the response may have.
+    pub(crate) answer_bytes: u64,
 }
 
 impl Tenant {
-    pub(crate) fn new(name: &str) -> Self {
+    pub(crate) fn new(key: TenantKey) -> Self {
         let now = Instant::now();
         Self {
-            name: name.to_owned(),
+            key,
             // One permit more than the queue, for the request that runs.
             permits: Arc::new(Semaphore::new(QUEUE_MAX + 1)),
             worker_slot: Arc::default(),
@@ -74,8 +116,22 @@ impl Tenant {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    pub(crate) const fn key(&self) -> &TenantKey {
+        &self.key
+    }
+
+    /// The identity whose share of the node's memory counts.
+    pub(crate) fn identity(&self) -> &str {
+        &self.key.identity
+    }
+
+    /// The request for a worker, which no other tenant has.
+    pub(crate) fn lease(&self) -> WorkerLease {
+        let lease = WorkerLease::new(WorkerRole::Gpu, self.identity());
+        match self.key.rights {
+            Some(rights) => lease.with_rights(rights),
+            None => lease,
+        }
     }
 
     /// Takes a permit of the queue.
@@ -192,6 +248,7 @@ impl WorkerSlot {
                 gpu: None,
             },
             operation: None,
+            answer_bytes: PARSED_BYTES_MAX,
         };
         // If the worker fails, it is gone with the buffers that it should drop.
         let (_wanted, given_up) = oneshot::channel();
@@ -217,6 +274,7 @@ impl WorkerSlot {
             hand_over(&live.session, number, &copied).await?;
             handed_over.push(copied);
         }
+        let answer_bytes = sending.answer_bytes;
         let request = WorkerRequest::Role { body: sending.body };
         let mut call = live
             .session
@@ -240,7 +298,7 @@ impl WorkerSlot {
             }
         };
         match answer.reply {
-            WorkerReply::Ok(blob) => Ok(blob.read(&answer.fds, ANSWER_BYTES_MAX)?),
+            WorkerReply::Ok(blob) => Ok(blob.read(&answer.fds, answer_bytes)?),
             WorkerReply::Err(fault) => {
                 let error = Error::from_fault(fault);
                 if let Error::DeviceLost(_) = error {

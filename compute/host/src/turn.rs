@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use alknet_call::{CallError, Ctx};
 use alknet_compute_wire::limits::INLINE_BYTES_MAX as FRAME_BYTES_MAX;
 use alknet_compute_wire::{ByteSource, ComputeRequest, GpuWorkerInfo, ResultSink};
-use alknet_worker::{Bytes32, CallLimits, CborBody, WorkerLease, WorkerRole};
+use alknet_worker::{Bytes32, CallLimits, CborBody};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -15,7 +15,10 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, oneshot};
 use crate::compute::Compute;
 use crate::copies::CopiedTensors;
 use crate::error::{Error, Result};
-use crate::limits::{INLINE_BYTES_MAX, REFERENCED_BESIDES, WALL_TIME};
+use crate::limits::{
+    ANSWER_BYTES_BESIDES, INLINE_BYTES_MAX, PARSED_BYTES_MAX, READ_BYTES_MAX, REFERENCED_BESIDES,
+    WALL_TIME,
+};
 use crate::tenant::{PreparedRequest, Tenant, UploadData, WorkerSlot};
 use crate::tensor::{TensorArg, TensorSpec};
 use crate::tensor_table::{HandleUser, TensorTable};
@@ -74,7 +77,16 @@ fn prepared(
         },
         uploads,
         operation,
+        answer_bytes: match ask {
+            ComputeRequest::Read { .. } => READ_BYTES_MAX + ANSWER_BYTES_BESIDES,
+            _ => PARSED_BYTES_MAX,
+        },
     })
+}
+
+/// Parses a worker's response. Its lists have limits, so that it takes little more memory than its bytes.
+fn parsed<T: DeserializeOwned>(answer: Vec<u8>) -> Result<T> {
+    Ok(CborBody::from_cbor(answer).read()?)
 }
 
 /// The form in which a caller wants a tensor.
@@ -92,8 +104,7 @@ impl WorkerTurn {
         let mut worker_slot = tenant.worker_slot().await;
         let info = worker_slot.info(&tenant);
         let opened = if info.is_none() {
-            let lease = WorkerLease::new(WorkerRole::Gpu, tenant.name());
-            Some(compute.0.workers.open(lease).await?)
+            Some(compute.0.workers.open(tenant.lease()).await?)
         } else {
             worker_slot.tidy(&tenant).await;
             None
@@ -135,7 +146,7 @@ impl WorkerTurn {
         operation: Option<Bytes32>,
     ) -> Result<T> {
         let answer = self.exchange(ask, operation).await?;
-        Ok(CborBody::from_cbor(answer).read()?)
+        parsed(answer)
     }
 
     /// The same for responses that are plain bytes. If the caller aborts half-way, the worker aborts the request, and
@@ -347,8 +358,81 @@ impl Drop for WorkerTurn {
 
 #[cfg(test)]
 mod tests {
+    use alknet_compute_wire::limits::{BINDINGS_MAX, FEATURES_MAX};
+    use alknet_compute_wire::{DispatchReply, GpuAdapter};
+
     use super::*;
     use crate::limits::GPU_TIME;
+
+    #[test]
+    fn an_answer_of_many_short_parts_is_refused_before_it_is_parsed() {
+        // What a worker that an attacker took over may answer: an empty output takes three bytes, and forty once it is
+        // parsed. A name of a feature takes one, and twenty-four.
+        let outputs = |count: usize| {
+            let outputs: Vec<(u32, Bytes)> = vec![(0, Bytes::new()); count];
+            let reply = DispatchReply {
+                outputs,
+                gpu_ms: 0.0,
+                jit_ms: 0.0,
+            };
+            CborBody::encode(&reply).expect("CBOR").into_bytes()
+        };
+        let features = |count: usize| {
+            let adapter = GpuAdapter {
+                features: vec![String::new(); count],
+                ..GpuAdapter::default()
+            };
+            let info = GpuWorkerInfo {
+                adapter: Some(adapter),
+                ..GpuWorkerInfo::default()
+            };
+            CborBody::encode(&info).expect("CBOR").into_bytes()
+        };
+        let reply = |bytes| parsed::<DispatchReply>(bytes);
+        let info = |bytes| parsed::<GpuWorkerInfo>(bytes);
+        for count in [BINDINGS_MAX + 1, 1 << 20] {
+            let error = reply(outputs(count)).expect_err("too many outputs");
+            assert!(
+                error.to_string().contains("more than 16 elements"),
+                "{error}"
+            );
+        }
+        for count in [FEATURES_MAX + 1, 1 << 20] {
+            let error = info(features(count)).expect_err("too many features");
+            assert!(
+                error.to_string().contains("more than 128 elements"),
+                "{error}"
+            );
+        }
+        let most = reply(outputs(BINDINGS_MAX)).expect("as many as a shader has");
+        assert_eq!(most.outputs.len(), BINDINGS_MAX);
+        info(features(FEATURES_MAX)).expect("as many as a device has");
+    }
+
+    #[test]
+    fn only_an_answer_that_is_bytes_may_be_long() {
+        let limit = |ask: &ComputeRequest| {
+            let sending = prepared(ask, Vec::new(), None, (WALL_TIME, GPU_TIME));
+            sending.expect("a request").answer_bytes
+        };
+        let read = ComputeRequest::Read {
+            buffer: 1,
+            offset: 0,
+            len: 3,
+        };
+        assert_eq!(limit(&read), READ_BYTES_MAX + ANSWER_BYTES_BESIDES);
+        assert_eq!(limit(&ComputeRequest::Info), PARSED_BYTES_MAX);
+        // A tensor for each binding fits.
+        let outputs = (0..16).map(|at| (at, Bytes::from(vec![7; INLINE_BYTES_MAX])));
+        let reply = DispatchReply {
+            outputs: outputs.collect(),
+            gpu_ms: 0.0,
+            jit_ms: 0.0,
+        };
+        let bytes = CborBody::encode(&reply).expect("CBOR").into_bytes();
+        assert!(bytes.len() as u64 <= PARSED_BYTES_MAX);
+        assert_eq!(parsed::<DispatchReply>(bytes).expect("a reply"), reply);
+    }
 
     #[test]
     fn copies_of_stored_tensors_are_held_for_a_bounded_time() {

@@ -4,11 +4,14 @@
 //! knows buffers as bytes; only the node knows element types and shapes. Long data is sent ahead of its request as
 //! [`ComputeUpload`], in sealed memory, and the request refers to it by number.
 
+mod bounded;
 pub mod limits;
 
 use alknet_worker::FrameBlob;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::limits::{BINDINGS_MAX, FEATURES_MAX};
 
 /// A request of the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -190,6 +193,7 @@ pub struct ComputeAck {}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DispatchReply {
     /// For each binding whose sink is the response: its number and its bytes.
+    #[serde(deserialize_with = "bounded::list::<BINDINGS_MAX, _, _>")]
     pub outputs: Vec<(u32, Bytes)>,
     /// Time from the submission to the end, in milliseconds.
     pub gpu_ms: f64,
@@ -233,6 +237,7 @@ pub struct GpuAdapter {
     /// The driver's versions, in the driver's words.
     pub versions: String,
     /// The features that the device was opened with.
+    #[serde(deserialize_with = "bounded::list::<FEATURES_MAX, _, _>")]
     pub features: Vec<String>,
     /// Limits of the device.
     pub limits: DeviceLimits,

@@ -4,6 +4,8 @@
 pub const WGSL_BYTES_MAX: usize = 256 << 10;
 /// Bindings of a caller's shader.
 pub const BINDINGS_MAX: usize = 16;
+/// Features of a device that a worker names. wgpu has two words of flags for them.
+pub const FEATURES_MAX: usize = 128;
 /// Workgroups in one dimension: the number that WebGPU guarantees everywhere.
 pub const GROUPS_MAX: u32 = 65_535;
 /// Variables of one invocation, bytes: each lane has them on the stack of its thread.

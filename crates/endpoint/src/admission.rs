@@ -433,6 +433,30 @@ impl Admission {
         self.peers.has_capacity(peer, max)
     }
 
+    /// The connections of `peer` that may end for a newer one of it, the oldest first.
+    pub(crate) fn replaceable(&self, peer: &PeerId) -> Vec<ConnId> {
+        self.peers.replaceable(peer)
+    }
+
+    /// Whether an unknown peer may take the slot of a known one that has more than one, where all slots are taken:
+    /// unknown peers have fewer than are theirs in any case.
+    pub(crate) fn has_capacity_for_unknown(&self) -> bool {
+        let least = self.limits.unknown_peers_min();
+        let least = least.min(self.limits.unknown_peers_max());
+        self.unknown_peers.len() < least as usize
+    }
+
+    /// Whether unknown peers have more slots than are theirs in any case, so that a connection of them may end for every
+    /// known peer.
+    pub(crate) fn has_surplus_of_unknown(&self) -> bool {
+        self.unknown_peers.len() > self.limits.unknown_peers_min() as usize
+    }
+
+    /// Whether `peer` has a connection, by its key or by a token.
+    pub(crate) fn has_connection(&self, peer: &PeerId) -> bool {
+        self.by_token.contains_key(peer) || self.peers.has(peer)
+    }
+
     /// Removes a counted connection that ended. Returns the owner that it counted for.
     pub(crate) fn disconnect(
         &mut self,
@@ -545,12 +569,13 @@ impl Admission {
         self.limits = limits;
     }
 
-    /// Whether known peers have every slot, and none of them a second one: then the node can end no connection for a
-    /// new client.
+    /// Whether known peers have every slot, and none of them one that may end for another peer's connection or for a
+    /// newer one of its own: then the node can end no connection for a new client.
     fn is_full_of_peers(&self) -> bool {
         self.connections >= self.limits.connections_max
             && self.unknown_peers.is_empty()
-            && self.peers.most() < 2
+            && !self.peers.may_give()
+            && self.by_token.values().all(|count| *count < 2)
     }
 
     fn ticket(&mut self) -> HandshakeId {

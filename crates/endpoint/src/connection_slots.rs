@@ -24,6 +24,8 @@ struct ConnectionSlot {
     newest_wins: bool,
     /// Whether the node asked it to finish.
     leaving: bool,
+    /// Whether the peer may have no other.
+    only: bool,
 }
 
 impl ConnectionSlots {
@@ -61,6 +63,7 @@ impl ConnectionSlots {
             conn,
             newest_wins,
             leaving: false,
+            only: max == 1,
         });
         entry
     }
@@ -72,9 +75,25 @@ impl ConnectionSlots {
         staying < max.max(1) as usize
     }
 
-    /// The most connections that one peer has.
-    pub(crate) fn most(&self) -> usize {
-        self.0.values().map(Vec::len).max().unwrap_or(0)
+    /// The connections of `peer` that may end for a newer one of it, the oldest first.
+    pub(crate) fn replaceable(&self, peer: &PeerId) -> Vec<ConnId> {
+        let slots = self.0.get(peer).map_or(&[][..], Vec::as_slice);
+        let replaceable = slots.iter().filter(|slot| slot.newest_wins);
+        replaceable.map(|slot| slot.conn).collect()
+    }
+
+    /// Whether `peer` has a connection.
+    pub(crate) fn has(&self, peer: &PeerId) -> bool {
+        self.0.contains_key(peer)
+    }
+
+    /// Whether a peer has a second connection, which may end for another peer's, or one connection that may end for a
+    /// newer one of the same peer.
+    pub(crate) fn may_give(&self) -> bool {
+        self.0.values().any(|slots| {
+            let is_replaceable = |slot: &ConnectionSlot| slot.only && slot.newest_wins;
+            slots.len() > 1 || slots.iter().any(is_replaceable)
+        })
     }
 
     /// Removes a connection of `peer` that ended.
@@ -140,6 +159,24 @@ mod tests {
         slots.leave(&peer("a"), N(2));
         slots.leave(&peer("a"), N(3));
         assert_eq!(slots.enter(&peer("a"), N(9), true, 3), goes(7, None));
+    }
+
+    #[test]
+    fn a_slot_is_given_by_a_peer_with_two_or_to_a_newer_connection_of_its_own() {
+        let mut slots = ConnectionSlots::default();
+        slots.enter(&peer("a"), N(1), true, 2);
+        slots.enter(&peer("b"), N(2), false, 1);
+        assert!(!slots.may_give());
+        slots.enter(&peer("c"), N(3), true, 1);
+        assert!(slots.may_give());
+        slots.leave(&peer("c"), N(3));
+        assert!(!slots.may_give());
+        slots.enter(&peer("a"), N(4), true, 2);
+        assert!(slots.may_give());
+        // The oldest first, and those only that a newer one replaces.
+        assert_eq!(slots.replaceable(&peer("a")), [N(1), N(4)]);
+        assert!(slots.replaceable(&peer("b")).is_empty());
+        assert!(slots.has(&peer("a")) && !slots.has(&peer("c")));
     }
 
     #[test]

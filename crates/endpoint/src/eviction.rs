@@ -38,18 +38,21 @@ pub(crate) fn choose<T>(full: CapacityScope, all: Vec<(UnknownConnection, T)>) -
     victim.map(|(_, victim)| victim)
 }
 
-/// Chooses the connection of a known peer that ends for one of the known peer `comer`: of the peer that has the most,
-/// if that are more than `comer` would have, the one on which no byte has gone for longest. A peer that has one keeps
-/// it.
+/// Chooses the connection of a known peer that ends for one of the known peer `comer`, or of an unknown one: of the
+/// peer that has the most, if that are more than `comer` would have, the one on which no byte has gone for longest. A
+/// peer that has one keeps it.
 pub(crate) fn choose_known<O: Eq + Hash + Clone, T>(
-    comer: &O,
+    comer: Option<&O>,
     all: Vec<(O, Duration, T)>,
 ) -> Option<T> {
     let mut counts: HashMap<O, usize> = HashMap::new();
     for (owner, ..) in &all {
         *counts.entry(owner.clone()).or_default() += 1;
     }
-    let own = counts.get(comer).copied().unwrap_or(0);
+    let own = comer
+        .and_then(|comer| counts.get(comer))
+        .copied()
+        .unwrap_or(0);
     let fuller = all
         .into_iter()
         .filter(|(owner, ..)| counts[owner] > own + 1);
@@ -227,13 +230,20 @@ mod tests {
             };
             counts.iter().flat_map(each).collect::<Vec<_>>()
         };
-        let victim = choose_known(&"ada", all(&[("eve", 3), ("mallory", 4)]));
+        let victim = choose_known(Some(&"ada"), all(&[("eve", 3), ("mallory", 4)]));
         assert_eq!(victim.as_deref(), Some("mallory 3"));
         // Nor does a peer get more than the others by it.
         let three = || all(&[("ada", 2), ("eve", 3)]);
-        assert_eq!(choose_known(&"ada", three()), None);
-        assert_eq!(choose_known(&"bob", three()).as_deref(), Some("eve 2"));
-        assert_eq!(choose_known(&"bob", all(&[("ada", 1), ("eve", 1)])), None);
+        assert_eq!(choose_known(Some(&"ada"), three()), None);
+        assert_eq!(
+            choose_known(Some(&"bob"), three()).as_deref(),
+            Some("eve 2")
+        );
+        // An unknown peer has none.
+        assert_eq!(choose_known(None, three()).as_deref(), Some("eve 2"));
+        for comer in [Some(&"bob"), None] {
+            assert_eq!(choose_known(comer, all(&[("ada", 1), ("eve", 1)])), None);
+        }
     }
 
     #[test]

@@ -64,6 +64,17 @@ impl EndpointLimits {
     /// One slot in this many is for known peers alone.
     const RESERVED: u32 = 4;
 
+    /// One slot in this many is for unknown peers where known ones have all others.
+    const FOR_UNKNOWN: u32 = 32;
+
+    /// Connections of unknown peers that known peers leave their slots, and that get a slot of the known peer that has
+    /// the most: a client that shows a token, asks for enrolment or has a browser is unknown when it connects.
+    #[must_use]
+    pub const fn unknown_peers_min(&self) -> u32 {
+        let part = self.connections_max / Self::FOR_UNKNOWN;
+        if part == 0 { 1 } else { part }
+    }
+
     /// Connections served at once for unknown peers. The other slots are for known peers alone.
     #[must_use]
     pub const fn unknown_peers_max(&self) -> u32 {

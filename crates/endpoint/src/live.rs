@@ -160,10 +160,11 @@ impl LiveConnections {
     }
 
     /// Ends one connection of the known peer that has the most, if that are more than `comer` would have, so that
-    /// `comer` gets its slot. `tokens` names the holders of tokens. Returns whether there was one.
+    /// `comer` gets its slot; `None` for an unknown peer, which has none. `tokens` names the holders of tokens. Returns
+    /// whether there was one.
     pub(crate) fn evict_known(
         &self,
-        comer: &PeerId,
+        comer: Option<&PeerId>,
         tokens: &HashMap<ConnId, PeerId>,
         end: End,
     ) -> bool {

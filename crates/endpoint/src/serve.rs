@@ -134,27 +134,68 @@ impl EndpointShared {
         allowed
     }
 
-    /// Ends an unknown peer's connection for a newer one, or for one of the known peer `comer` that of a known peer
-    /// which has more. Returns whether there was one that may end.
-    fn evict(&self, full: CapacityScope, comer: Option<&PeerId>) -> bool {
-        let evicted = self.live.evict(full, EVICTED_END)
-            || comer.is_some_and(|comer| self.evict_known(comer));
+    /// Ends a connection for a newer one of the known peer `comer`, or of an unknown one. `newest_wins`: in the
+    /// protocol of the newer one a peer's newest connection replaces its oldest. Returns whether there was one that may
+    /// end.
+    fn evict(&self, full: CapacityScope, comer: Option<&PeerId>, newest_wins: bool) -> bool {
+        match comer {
+            Some(comer) => self.evict_for_known(full, comer, newest_wins),
+            None => self.evict_for_unknown(full),
+        }
+    }
+
+    /// An unknown peer's connection gives way first, except those to which unknown peers have a right, then one of the
+    /// known peer that has the most. At last, any of an unknown peer does for the first connection of `comer`, and one
+    /// of `comer`'s own where it has as many as it may.
+    fn evict_for_known(&self, full: CapacityScope, comer: &PeerId, newest_wins: bool) -> bool {
+        let own_max = self.identities.max_connections(comer);
+        let admission = self.admission();
+        let has_surplus = admission.has_surplus_of_unknown();
+        let is_first = !admission.has_connection(comer);
+        let has_capacity = admission.has_capacity(comer, own_max);
+        let tokens = admission.token_holders();
+        let own = match has_capacity || !newest_wins {
+            true => Vec::new(),
+            false => admission.replaceable(comer),
+        };
+        drop(admission);
+        // A peer that has as many as it may ends one of its own only. Otherwise it could end one of others after the
+        // other, although it is refused next.
+        let evicted = has_surplus && self.live.evict(full, EVICTED_END)
+            || has_capacity && self.live.evict_known(Some(comer), &tokens, EVICTED_END)
+            || is_first && self.live.evict(full, EVICTED_END);
+        if evicted {
+            self.totals.evicted.add();
+        }
+        // `identify` counts the connection that it replaces.
+        evicted
+            || own
+                .into_iter()
+                .any(|conn| self.live.end(conn, SUPERSEDED_END))
+    }
+
+    /// Another unknown peer's connection gives way first, then one of the known peer that has the most, as long as
+    /// unknown peers have fewer than they have a right to.
+    fn evict_for_unknown(&self, full: CapacityScope) -> bool {
+        let evicted = self.live.evict(full, EVICTED_END) || self.evict_known_for_unknown(full);
         if evicted {
             self.totals.evicted.add();
         }
         evicted
     }
 
-    fn evict_known(&self, comer: &PeerId) -> bool {
-        let own_max = self.identities.max_connections(comer);
+    fn evict_known_for_unknown(&self, full: CapacityScope) -> bool {
+        // The limits of one network and of one site hold in any case.
+        if !matches!(full, CapacityScope::UnknownPeers(_)) {
+            return false;
+        }
         let admission = self.admission();
-        // Otherwise a peer that is refused next could end one connection after the other.
-        if !admission.has_capacity(comer, own_max) {
+        if !admission.has_capacity_for_unknown() {
             return false;
         }
         let tokens = admission.token_holders();
         drop(admission);
-        self.live.evict_known(comer, &tokens, EVICTED_END)
+        self.live.evict_known(None, &tokens, EVICTED_END)
     }
 
     /// Makes room for a newer connection of the same peer.
@@ -229,13 +270,9 @@ pub(crate) async fn serve(
     if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
     }
-    let mut permit = match ConnectionPermit::take(
-        &shared,
-        &connection,
-        from,
-        known.as_ref(),
-        credit.is_some(),
-    ) {
+    let taken =
+        ConnectionPermit::take(&shared, &connection, from, known.as_ref(), credit.is_some());
+    let mut permit = match taken {
         Ok(permit) => permit,
         Err(end) => return close(&connection, end),
     };

@@ -5,6 +5,7 @@ mod ends;
 mod hashes;
 mod heavy;
 mod hostile;
+mod lent;
 mod node;
 mod page;
 mod products;

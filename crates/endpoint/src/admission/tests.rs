@@ -1,4 +1,5 @@
 mod closing;
+mod reserved_slots;
 
 use std::net::Ipv4Addr;
 

@@ -108,7 +108,10 @@ impl<'a> ConnectionPermit<'a> {
         let taken = shared.admission().connect(conn, from, known, is_kept);
         if let Err(full) = taken {
             shared.meters.hit(full.limit());
-            if !shared.evict(full, who) {
+            let info = connection.info();
+            let handler = shared.registry.get(&info.alpn, info.carriage);
+            let newest_wins = handler.is_some_and(|(spec, _)| spec.newest_wins);
+            if !shared.evict(full, who, newest_wins) {
                 return Err((CloseCode::Overload, "too many connections"));
             }
             shared.admission().connect_for(conn, from, known);

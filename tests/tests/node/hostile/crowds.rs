@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use alknet_core::{Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
-use alknet_tests::{BootVariant, RawTcpConnection, TestBench, wire};
+use alknet_tests::{BootVariant, RawTcpConnection, TestBench, curl, wire};
+use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -169,48 +170,135 @@ async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
     site.serves();
 }
 
-/// Two keys of one host, as an invitation for several lets in, have as many connections as they may, and together all
-/// that the node serves. The administrator comes later, with none.
-#[tokio::test(flavor = "multi_thread")]
-async fn peers_that_have_every_place_keep_no_administrator_out() {
-    const EACH: usize = 16;
-    let bench = TestBench::new();
-    let crowd = [key(), key()];
-    let entries = ["eve", "mallory"].iter().zip(&crowd).map(|(name, key)| {
-        let key = key.public();
-        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = []\n")
-    });
-    let entries: String = entries.collect();
-    let places = EACH * crowd.len();
-    let node = bench.host_with(&format!("[limits]\nconnections = {places}\n\n{entries}"));
-    let target: Target = node.target().parse().expect("the node's own target");
-    let crowd = crowd.map(|key| EndpointDialer::new(Some(key)));
-    let mut held = Vec::new();
-    for dialer in &crowd {
-        for at in 0..EACH {
-            let carriage = super::CARRIAGES[at % super::CARRIAGES.len()];
-            let dialled = within(dialer.dial_over(carriage, &target, CALL)).await;
-            held.push(HeldConnection::open(dialled.expect("it is known")).await);
+/// Connections of each key of a crowd: as many as a peer may have.
+const EACH: usize = 16;
+/// Places of a node that such a crowd fills.
+const PLACES: usize = 2 * EACH;
+
+/// Two keys of one host, as an invitation for several lets in, with as many connections as they may have, and together
+/// all that the node serves.
+struct KnownCrowd {
+    keys: [NodeKey; 2],
+}
+
+impl KnownCrowd {
+    fn new() -> Self {
+        Self {
+            keys: [key(), key()],
         }
     }
+
+    /// Entries of a document that lets them in.
+    fn entries(&self) -> String {
+        let named = ["eve", "mallory"].iter().zip(&self.keys);
+        let entries = named.map(|(name, key)| {
+            let key = key.public();
+            format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = []\n")
+        });
+        entries.collect()
+    }
+
+    /// Takes all places.
+    async fn connect(&self, target: &Target) -> Vec<HeldConnection> {
+        let mut held = Vec::new();
+        for key in &self.keys {
+            let dialer = EndpointDialer::new(Some(key.clone()));
+            for at in 0..EACH {
+                let carriage = super::CARRIAGES[at % super::CARRIAGES.len()];
+                let dialled = within(dialer.dial_over(carriage, target, CALL)).await;
+                held.push(HeldConnection::open(dialled.expect("it is known")).await);
+            }
+        }
+        held
+    }
+
+    /// Each key connects once more. Returns the connections that the node serves.
+    async fn connect_again(&self, target: &Target) -> Vec<HeldConnection> {
+        let mut served = Vec::new();
+        for key in &self.keys {
+            let dialer = EndpointDialer::new(Some(key.clone()));
+            let again = within(dialer.dial_over(Carriage::Tcp, target, CALL)).await;
+            if let Ok(connection) = again {
+                served.extend(HeldConnection::try_open(connection).await);
+            }
+        }
+        served
+    }
+}
+
+/// The administrator comes later than the crowd, with no connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_have_every_place_keep_no_administrator_out() {
+    let bench = TestBench::new();
+    let crowd = KnownCrowd::new();
+    let entries = crowd.entries();
+    let node = bench.host_with(&format!("[limits]\nconnections = {PLACES}\n\n{entries}"));
+    let target: Target = node.target().parse().expect("the node's own target");
+    let mut held = crowd.connect(&target).await;
     let admin = EndpointDialer::new(Some(key_of(bench.admin())));
     for carriage in super::CARRIAGES {
         let dialled = within(admin.dial_over(carriage, &target, CALL)).await;
         let connection = dialled.expect("the handshake goes on");
         held.push(HeldConnection::open(connection).await);
     }
-    // None of them gets a place back: then it would have more than the others.
-    for dialer in &crowd {
-        let again = within(dialer.dial_over(Carriage::Tcp, &target, CALL)).await;
-        let served = match &again {
-            Ok(connection) => is_answered(connection).await,
-            Err(_) => false,
-        };
-        assert!(!served, "{again:?}");
-    }
-    for connection in &mut held[places..] {
+    // None of the crowd gets a place back: then it would have more than the others.
+    let again = crowd.connect_again(&target).await;
+    assert_eq!(again.len(), 0);
+    for connection in &mut held[PLACES..] {
         connection.answers().await;
     }
+}
+
+/// This administrator has no key, but a token over HTTPS, and is unknown until the node reads the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_have_every_place_keep_no_token_out() {
+    const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    const OK: &str = "HTTP/1.1 200 OK";
+    let bench = TestBench::new();
+    let crowd = KnownCrowd::new();
+    let entries = crowd.entries();
+    let limits = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
+    let config = format!("{limits}connections = {PLACES}\n\n{entries}");
+    let node = block_in_place(|| bench.host_with(&config));
+    let made = block_in_place(|| node.call("token/make", &json!({ "scopes": ["node:read"] })));
+    let token = made["token"].as_str().expect("a token");
+    let target: Target = node.target().parse().expect("the node's own target");
+    let held = crowd.connect(&target).await;
+    // A browser connects before it sends a request.
+    let browser = block_in_place(|| {
+        RawTcpConnection::connect(&target, Ipv4Addr::LOCALHOST, None, b"http/1.1")
+    });
+    let mut browser = browser.expect("the handshake goes on");
+    block_in_place(|| {
+        browser.say(HEALTH).expect("the node reads");
+        let head = browser.hear(OK.len()).expect("the node has a place");
+        assert_eq!(String::from_utf8_lossy(&head), OK);
+    });
+    // The key that lost no connection may replace one of its own, and the other one gets none.
+    let again = crowd.connect_again(&target).await;
+    assert!(again.len() <= 1, "{} connections", again.len());
+    let call = json!({ "operation": "/node/info" }).to_string();
+    let (bearer, len) = (format!("Authorization: Bearer {token}"), call.len());
+    let request = format!(
+        "POST /call HTTP/1.1\r\nHost: localhost\r\n{bearer}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n{call}"
+    );
+    block_in_place(|| {
+        browser.say(request.as_bytes()).expect("the node reads");
+        let mut rest = Vec::new();
+        while let Ok(more) = browser.hear(1) {
+            rest.extend(more);
+        }
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(rest.contains(OK), "{rest}");
+    });
+    // Each run of curl is another connection, which is unknown at first.
+    let url = format!("https://{}/call", target.address());
+    for _ in 0..3 {
+        let answered = block_in_place(|| curl(&url, &["--header", &bearer, "--json", &call]));
+        assert_eq!(answered.status, 200, "{answered:?}");
+    }
+    drop((held, again));
 }
 
 /// A connection and a stream of calls, which stays open: over TCP a connection ends with its only stream.
@@ -222,25 +310,36 @@ struct HeldConnection {
 
 impl HeldConnection {
     async fn open(connection: Connection) -> Self {
-        let streams = wire::stream(&connection).await;
-        let (send, recv) = streams.expect("it is connected");
+        let held = Self::try_open(connection).await;
+        held.expect("the node serves the connection")
+    }
+
+    /// `None` if the node ends the connection.
+    async fn try_open(connection: Connection) -> Option<Self> {
+        let (send, recv) = wire::stream(&connection).await.ok()?;
         let mut held = Self {
             _connection: connection,
             send,
             recv,
         };
-        held.answers().await;
-        held
+        held.try_answers().await.then_some(held)
     }
 
     /// The node answers a call that every peer may make.
     async fn answers(&mut self) {
+        assert!(self.try_answers().await, "the connection ended");
+    }
+
+    async fn try_answers(&mut self) -> bool {
         let request = wire::request("1", "services/list", &Value::Null);
-        let asked = self.send.write_chunk(request.into()).await;
-        asked.expect("the node reads");
-        let event = within(wire::event(&mut self.recv)).await;
-        let event = event.expect("an answer");
+        if self.send.write_chunk(request.into()).await.is_err() {
+            return false;
+        }
+        let Ok(event) = within(wire::event(&mut self.recv)).await else {
+            return false;
+        };
         assert_eq!(event["type"], "call.responded", "{event}");
+        true
     }
 }
 

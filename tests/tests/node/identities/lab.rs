@@ -14,7 +14,7 @@ use alknet_core::config::{
     ConfigApplyResult, ConfigChange, ConfigSource, NodeConfig, ReloadHandle,
 };
 use alknet_core::{Carriage, CloseReason, Connection, Identities, PeerKey};
-use alknet_endpoint::{EndpointDialer, EndpointLimits, EndpointServer, Target};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, EndpointLimits, EndpointServer, Target};
 use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -124,18 +124,26 @@ impl IdentityLab {
     }
 
     pub(crate) async fn connect(&self, who: &NodeKey, carriage: Carriage) -> LabClient {
+        let connected = self.try_connect(who, carriage).await;
+        connected.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub(crate) async fn try_connect(
+        &self,
+        who: &NodeKey,
+        carriage: Carriage,
+    ) -> Result<LabClient, EndpointDialError> {
         let target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port());
         let target: Target = target.parse().expect("a target");
         let target = target.with_pins([self.key.public()]);
         let dialer = EndpointDialer::new(Some(who.clone()));
-        let connection = dialer.dial_over(carriage, &target, ALPN).await;
-        let connection = connection.unwrap_or_else(|error| panic!("{error}"));
+        let connection = dialer.dial_over(carriage, &target, ALPN).await?;
         let client = CallClient::without_operations().attach(connection.clone(), None);
-        LabClient {
+        Ok(LabClient {
             client: Arc::new(client),
             connection,
             _dialer: dialer,
-        }
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod binary;
 mod draining;
+mod full;
 mod guesses;
 mod lab;
 mod load;

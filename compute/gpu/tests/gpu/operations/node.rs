@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use alknet_call::limits::PeerLimits;
 use alknet_call::{
-    ALPN, CallBody, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher,
-    Registry,
+    ALPN, CallBody, CallClient, CallConnection, CallError, CallHandler, CallOptions,
+    CompositionAuthority, Ctx, Dispatcher, HandlerKind, OperationSpec, Registration, Registry,
+    ScopedPeerEnv,
 };
 use alknet_compute::{Compute, ComputeSettings, TensorReferences, operations, role};
 use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
@@ -22,6 +23,9 @@ use crate::program;
 
 /// How long anything may take that has no limit of its own here.
 pub(super) const LONG: Duration = Duration::from_secs(300);
+
+/// Authors whose operations `lent/0` and so on the node has.
+pub(super) const AUTHORS: usize = 4;
 
 /// Scopes of a caller that may do everything here.
 const SCOPES: [&str; 3] = ["compute:read", "compute:run", "compute:kernel"];
@@ -96,6 +100,9 @@ impl GpuTestNode {
         for operation in operations(&compute) {
             builder.add(operation);
         }
+        for author in 0..AUTHORS {
+            builder.add(lent(author));
+        }
         let registry = builder.build().expect("sound operations");
         let dispatcher = Dispatcher::new(registry)
             .with_limits(PeerLimits::AUTHENTICATED)
@@ -135,6 +142,22 @@ impl GpuTestNode {
     }
 }
 
+/// Calls the operation that its input names by the rights of its author, as a promoted operation does.
+fn lent(author: usize) -> Registration {
+    let spec = OperationSpec::mutation(&format!("lent/{author}"), "Calls another operation.");
+    let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
+        let input = input.value();
+        let operation = input["operation"].as_str().unwrap_or_default();
+        let answer = ctx.env().invoke(operation, &input["input"]).await?;
+        Ok::<_, CallError>(answer.value().clone())
+    });
+    let authority = CompositionAuthority::new(&format!("script of author {author}"), SCOPES);
+    let reach = ScopedPeerEnv::new(["compute/*", "tensor/*"]);
+    Registration::new(spec, handler)
+        .open()
+        .composing(authority, reach)
+}
+
 /// A caller of the node's operations.
 pub(super) struct GpuTestCaller(pub(super) CallConnection);
 
@@ -167,6 +190,17 @@ impl GpuTestCaller {
     pub(super) fn refused(&self, operation: &str, input: &Value) -> (String, String) {
         let error = self.try_ask(operation, input).expect_err("refused");
         codes(&error)
+    }
+
+    /// Calls an author's operation, which calls `operation`.
+    pub(super) fn try_lent(
+        &self,
+        author: usize,
+        operation: &str,
+        input: &Value,
+    ) -> Result<CallBody, CallError> {
+        let input = json!({ "operation": operation, "input": input });
+        self.try_ask(&format!("lent/{author}"), &input)
     }
 
     /// A tensor with these bytes, row by row where they are many.
