@@ -238,7 +238,15 @@ async fn other_statuses_are_errors_of_their_own() {
     // An answer that says it is JSON and is not.
     server.will_answer(answer("200 OK", "application/json", "{"));
     let error = node.call("ns/make", json!({})).await.expect_err("no JSON");
-    assert_eq!(error.code, ErrorCode::InvalidOutput);
+    assert_eq!(error.code.name(), BAD_GATEWAY);
+    assert!(error.message.contains("cannot be read"), "{error}");
+    // An answer that is JSON is passed on as it is, also where it does not fit the document.
+    let odd = json!({ "id": ["x"], "other": 1 });
+    server.will_answer(json_answer("200 OK", &odd));
+    assert_eq!(
+        node.call("ns/getThing", json!({ "id": "1" })).await,
+        Ok(odd)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
