@@ -6,6 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Command, CommandFactory};
 use serde_json::{Value, json};
 
+use super::name_hint::nearest_name;
 use super::{AlknetCli, CommandError, CommandExit, output};
 
 /// Verbs that deal with a vault or with recovery words, and so have the exit codes of [`OF_VAULTS`].
@@ -87,13 +88,36 @@ fn help_of(verb: &[String]) -> Result<String, CommandError> {
     command.build();
     let mut found = &mut command;
     for word in verb {
+        if found.find_subcommand(word).is_none() {
+            return Err(unknown_verb(found, verb, word));
+        }
+        // The look before keeps the command for the error.
         let Some(below) = found.find_subcommand_mut(word) else {
-            let text = format!("there is no verb '{}': see 'alknet help'", verb.join(" "));
-            return Err(CommandError::usage(text));
+            break;
         };
         found = below;
     }
     Ok(found.render_long_help().to_string())
+}
+
+/// The error for a verb that is not there. `noun` is the one below which `word` was looked for.
+fn unknown_verb(noun: &Command, verb: &[String], word: &str) -> CommandError {
+    let listed = noun.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let names =
+        listed.flat_map(|verb| std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()));
+    let meant = nearest_name(names, word).map(|near| {
+        let mut words: Vec<_> = verb.iter().map(String::as_str).collect();
+        if let Some(wrong) = words.iter_mut().find(|it| **it == word) {
+            *wrong = near;
+        }
+        format!("did you mean 'alknet help {}'? ", words.join(" "))
+    });
+    let meant = meant.unwrap_or_default();
+    let text = format!(
+        "there is no verb '{}'; {meant}'alknet help' lists them all",
+        verb.join(" ")
+    );
+    CommandError::usage(text)
 }
 
 /// An error that suggests what help lists. clap also offers hidden verbs and earlier spellings, for which the present
@@ -243,8 +267,19 @@ mod tests {
             let help = help_of(&words(verb)).expect(verb);
             assert!(help.contains(said), "{verb}: {help}");
         }
-        for verb in ["nonsense", "token nonsense", "gpu frob", "status attic"] {
-            assert!(help_of(&words(verb)).is_err(), "{verb}");
+        for (verb, meant) in [
+            ("nonsense", None),
+            ("token nonsense", None),
+            ("gpu frob", None),
+            ("status attic", None),
+            ("tokn", Some("alknet help token")),
+            ("tokn add", Some("alknet help token add")),
+            ("token ad", Some("alknet help token add")),
+        ] {
+            let error = help_of(&words(verb)).expect_err(verb).message;
+            let is_meant = meant.map(|meant| error.contains(&format!("did you mean '{meant}'?")));
+            let is_silent = !error.contains("did you mean");
+            assert!(is_meant.unwrap_or(is_silent), "{verb}: {error}");
         }
     }
 

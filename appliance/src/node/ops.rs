@@ -375,5 +375,26 @@ mod tests {
         crate::node::storage::NodeStorage::new(None, facts, None).register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());
+        scopes_are_as_users_read_them(&registry);
+    }
+
+    /// A hub's user reads which scope the hub lacks at a worker.
+    fn scopes_are_as_users_read_them(registry: &Registry) {
+        use crate::node::{ADMIN, scope_of};
+        for spec in registry.specs() {
+            let rule = &spec.access_control;
+            let any: Vec<_> = rule.required_scopes_any.iter().flatten().collect();
+            let needs_admin = rule.required_scopes == [ADMIN];
+            match scope_of(&spec.name) {
+                Some(ADMIN) => assert!(needs_admin && any.is_empty(), "{}", spec.name),
+                Some(scope) => {
+                    let is_asked = rule.required_scopes == [scope]
+                        || any.iter().any(|it| it.as_str() == scope);
+                    assert!(is_asked, "{}: {scope}, {rule:?}", spec.name);
+                }
+                // The harness alone calls it.
+                None => assert!(!needs_admin || spec.name == "node/fault", "{}", spec.name),
+            }
+        }
     }
 }
