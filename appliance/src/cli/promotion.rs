@@ -29,8 +29,8 @@ pub(crate) enum PromotionVerb {
         after_help = "Examples:\n  alknet ops propose attic ./total\n  \
 alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada\n\n\
 The folder has operation.json (spec, entry, export, service, tests) and the sources. A hub says to each peer who it \
-is, and every node to those with the scope peer:list; for another node --as has the peer_id of the [[peers]] entry \
-with the key of 'alknet identity', as 'alknet peer list' shows it to an administrator. An author does not review its \
+is, and every node to those with the scope peer:list; for another node --as has the name under which 'alknet peer list' \
+of an administrator shows the key of 'alknet identity'. An author does not review its \
 own bundle: the command says who may, and what to run if no other key may."
     )]
     Propose(ProposeArgs),
@@ -232,8 +232,8 @@ async fn fetch_peer_id(node: &NodeCaller, key: &str) -> Result<PeerId, CommandEr
         return Err(failure);
     }
     Err(CommandError::usage(
-        "the node does not say who this computer is to it: give --as PEER, the peer_id of the [[peers]] \
-         entry with the key of 'alknet identity'",
+        "the node does not say who this computer is to it: give --as PEER, the name under which \
+         'alknet peer list' of an administrator shows the key of 'alknet identity'",
     ))
 }
 
