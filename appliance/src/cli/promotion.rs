@@ -270,11 +270,18 @@ fn proposals(args: ProposalsArgs, json: bool) -> Result<CommandExit, CommandErro
         if let Some(state) = &args.only {
             input["state"] = state.as_str().into();
         }
-        each_proposal(node, dial, input, |proposal| match json {
-            true => output::json_line(proposal),
-            false => output::line(&line(proposal)),
+        let mut is_empty = true;
+        each_proposal(node, dial, input, |proposal| {
+            is_empty = false;
+            match json {
+                true => output::json_line(proposal),
+                false => output::line(&line(proposal)),
+            }
         })
         .await?;
+        if is_empty && !json {
+            output::note("the node lists no such proposal to you");
+        }
         Ok(CommandExit::Ok)
     })
 }
