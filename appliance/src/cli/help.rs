@@ -86,18 +86,12 @@ fn help_of(verb: &[String]) -> Result<String, CommandError> {
     let mut command = command();
     // Without this the text of a verb lacks the options that every verb takes.
     command.build();
-    let mut found = &mut command;
+    let mut found = &command;
     for word in verb {
-        if found.find_subcommand(word).is_none() {
-            return Err(unknown_verb(found, verb, word));
-        }
-        // The look before keeps the command for the error.
-        let Some(below) = found.find_subcommand_mut(word) else {
-            break;
-        };
-        found = below;
+        let below = found.find_subcommand(word);
+        found = below.ok_or_else(|| unknown_verb(found, verb, word))?;
     }
-    Ok(found.render_long_help().to_string())
+    Ok(found.clone().render_long_help().to_string())
 }
 
 /// The error for a verb that is not there. `noun` is the one below which `word` was looked for.
