@@ -166,10 +166,16 @@ pub(crate) fn refused(error: clap::Error) -> ExitCode {
         };
         return ExitCode::SUCCESS;
     }
-    if wants_json() {
-        output::failure(&CommandError::usage(in_one_line(&error)), true);
-    } else {
-        error.print().ok();
+    let json = wants_json();
+    let failure = match json {
+        true => Some(CommandError::usage(in_one_line(&error))),
+        false => for_people(&error),
+    };
+    match failure {
+        Some(failure) => output::failure(&failure, json),
+        None => {
+            error.print().ok();
+        }
     }
     ExitCode::from(CommandExit::Usage as u8)
 }
@@ -191,12 +197,32 @@ fn wants_json() -> bool {
     options.any(|word| word == "--json")
 }
 
-/// What is wrong, without the usage, which is for people.
-fn in_one_line(error: &clap::Error) -> String {
-    if matches!(
+/// What is wrong and the usage, in the form of every other error. `None` if a verb is missing: clap lists the verbs.
+fn for_people(error: &clap::Error) -> Option<CommandError> {
+    if is_verb_missing(error) {
+        return None;
+    }
+    let text = error.render().to_string();
+    let usage = text.split_once("\n\nUsage:");
+    let usage = usage.map(|(_, rest)| {
+        let usage = rest.split("\n\n").next().unwrap_or_default();
+        let words: Vec<_> = usage.split_whitespace().collect();
+        format!("Usage: {}; --help says more", words.join(" "))
+    });
+    let lines = std::iter::once(in_one_line(error)).chain(usage);
+    Some(CommandError::of_lines(CommandExit::Usage, "USAGE", lines))
+}
+
+fn is_verb_missing(error: &clap::Error) -> bool {
+    matches!(
         error.kind(),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
-    ) {
+    )
+}
+
+/// What is wrong, without the usage, which is for people.
+fn in_one_line(error: &clap::Error) -> String {
+    if is_verb_missing(error) {
         return "a verb is missing: see --help".to_owned();
     }
     let text = error.render().to_string();
@@ -314,6 +340,21 @@ mod tests {
         let text = help["help"].as_str().unwrap_or_default();
         assert!(text.contains("Usage: alknet status"), "{text}");
         assert_eq!(shown("alknet status --frobnicate"), None);
+    }
+
+    #[test]
+    fn a_person_reads_the_usage_in_the_form_of_every_error() {
+        let refused = |line: &str| {
+            let refused = command().try_get_matches_from(line.split(' '));
+            for_people(&refused.expect_err(line))
+        };
+        let failure = refused("alknet node add").expect("an error");
+        assert_eq!(failure.code, "USAGE");
+        assert!(failure.message.contains("<NAME>"), "{failure}");
+        let usage = failure.further.concat();
+        assert!(usage.starts_with("Usage: alknet node add"), "{usage}");
+        assert!(!usage.contains('\n'), "{usage}");
+        assert!(refused("alknet hub").is_none(), "clap lists the verbs");
     }
 
     #[test]
