@@ -13,6 +13,7 @@ use super::call::meant_operation;
 use super::name_hint::name_list;
 use super::output::one_line;
 use super::target::NodeRoute;
+use crate::node::{ADMIN, scope_of};
 
 /// What a hub answers about the peers that are attached to it.
 const ATTACHED: &str = "services/list-peers";
@@ -457,10 +458,21 @@ fn not_served(hub: &str, peer: &str, operation: &str, served: &[OperationSummary
         true => format!("{hub} --peer {peer}"),
         false => format!("{peer}@{hub}"),
     };
-    format!(
-        "'{peer}' does not serve '{operation}' to '{hub}'; {meant}{if_right} the name is right, add its scope to \
-         join.scopes on the worker; 'alknet ops {of_peer}' lists what it serves"
-    )
+    let refused = format!("'{peer}' does not serve '{operation}' to '{hub}'");
+    let listed = format!("'alknet ops {of_peer}' lists what it serves");
+    match scope_of(operation) {
+        // No configuration gives a peer this scope.
+        Some(ADMIN) => format!(
+            "{refused}: that needs the scope 'admin', which join.scopes cannot give; add the key of '{hub}' to \
+             node.admin_keys on the worker, if the hub may administer the worker; {listed}"
+        ),
+        Some(scope) => {
+            format!("{refused}: add the scope '{scope}' to join.scopes on the worker; {listed}")
+        }
+        None => format!(
+            "{refused}; {meant}{if_right} the name is right, add its scope to join.scopes on the worker; {listed}"
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -520,13 +532,18 @@ mod tests {
         assert!(said(&hub, "hall", "node/info").contains("not attached to 'attic'"));
         assert!(said(&hub, "cellar", "node/info").contains("an administrator removed it"));
         for peer in ["kitchen", "p-kitchen", "configured"] {
-            let text = said(&hub, peer, "node/log");
-            assert!(
-                text.contains(
-                    "does not serve 'node/log' to 'attic'; if the name is right, add its scope"
+            for (operation, what) in [
+                ("update/stage", "; if the name is right, add its scope"),
+                (
+                    "runtime/eval",
+                    ": add the scope 'runtime:debug' to join.scopes",
                 ),
-                "{text}"
-            );
+                ("token/make", "; add the key of 'attic' to node.admin_keys"),
+            ] {
+                let text = said(&hub, peer, operation);
+                let refused = format!("does not serve '{operation}' to 'attic'");
+                assert!(text.contains(&refused) && text.contains(what), "{text}");
+            }
         }
         let text = said(&hub, "kitchen", "node/inf");
         assert_eq!(

@@ -6,6 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Command, CommandFactory};
 use serde_json::{Value, json};
 
+use super::name_hint::nearest_name;
 use super::{AlknetCli, CommandError, CommandExit, output};
 
 /// Verbs that deal with a vault or with recovery words, and so have the exit codes of [`OF_VAULTS`].
@@ -85,15 +86,32 @@ fn help_of(verb: &[String]) -> Result<String, CommandError> {
     let mut command = command();
     // Without this the text of a verb lacks the options that every verb takes.
     command.build();
-    let mut found = &mut command;
+    let mut found = &command;
     for word in verb {
-        let Some(below) = found.find_subcommand_mut(word) else {
-            let text = format!("there is no verb '{}': see 'alknet help'", verb.join(" "));
-            return Err(CommandError::usage(text));
-        };
-        found = below;
+        let below = found.find_subcommand(word);
+        found = below.ok_or_else(|| unknown_verb(found, verb, word))?;
     }
-    Ok(found.render_long_help().to_string())
+    Ok(found.clone().render_long_help().to_string())
+}
+
+/// The error for a verb that is not there. `noun` is the one below which `word` was looked for.
+fn unknown_verb(noun: &Command, verb: &[String], word: &str) -> CommandError {
+    let listed = noun.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let names =
+        listed.flat_map(|verb| std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()));
+    let meant = nearest_name(names, word).map(|near| {
+        let mut words: Vec<_> = verb.iter().map(String::as_str).collect();
+        if let Some(wrong) = words.iter_mut().find(|it| **it == word) {
+            *wrong = near;
+        }
+        format!("did you mean 'alknet help {}'? ", words.join(" "))
+    });
+    let meant = meant.unwrap_or_default();
+    let text = format!(
+        "there is no verb '{}'; {meant}'alknet help' lists them all",
+        verb.join(" ")
+    );
+    CommandError::usage(text)
 }
 
 /// An error that suggests what help lists. clap also offers hidden verbs and earlier spellings, for which the present
@@ -148,10 +166,16 @@ pub(crate) fn refused(error: clap::Error) -> ExitCode {
         };
         return ExitCode::SUCCESS;
     }
-    if wants_json() {
-        output::failure(&CommandError::usage(in_one_line(&error)), true);
-    } else {
-        error.print().ok();
+    let json = wants_json();
+    let failure = match json {
+        true => Some(CommandError::usage(in_one_line(&error))),
+        false => for_people(&error),
+    };
+    match failure {
+        Some(failure) => output::failure(&failure, json),
+        None => {
+            error.print().ok();
+        }
     }
     ExitCode::from(CommandExit::Usage as u8)
 }
@@ -173,12 +197,32 @@ fn wants_json() -> bool {
     options.any(|word| word == "--json")
 }
 
-/// What is wrong, without the usage, which is for people.
-fn in_one_line(error: &clap::Error) -> String {
-    if matches!(
+/// What is wrong and the usage, in the form of every other error. `None` if a verb is missing: clap lists the verbs.
+fn for_people(error: &clap::Error) -> Option<CommandError> {
+    if is_verb_missing(error) {
+        return None;
+    }
+    let text = error.render().to_string();
+    let usage = text.split_once("\n\nUsage:");
+    let usage = usage.map(|(_, rest)| {
+        let usage = rest.split("\n\n").next().unwrap_or_default();
+        let words: Vec<_> = usage.split_whitespace().collect();
+        format!("Usage: {}; --help says more", words.join(" "))
+    });
+    let lines = std::iter::once(in_one_line(error)).chain(usage);
+    Some(CommandError::of_lines(CommandExit::Usage, "USAGE", lines))
+}
+
+fn is_verb_missing(error: &clap::Error) -> bool {
+    matches!(
         error.kind(),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
-    ) {
+    )
+}
+
+/// What is wrong, without the usage, which is for people.
+fn in_one_line(error: &clap::Error) -> String {
+    if is_verb_missing(error) {
         return "a verb is missing: see --help".to_owned();
     }
     let text = error.render().to_string();
@@ -243,8 +287,19 @@ mod tests {
             let help = help_of(&words(verb)).expect(verb);
             assert!(help.contains(said), "{verb}: {help}");
         }
-        for verb in ["nonsense", "token nonsense", "gpu frob", "status attic"] {
-            assert!(help_of(&words(verb)).is_err(), "{verb}");
+        for (verb, meant) in [
+            ("nonsense", None),
+            ("token nonsense", None),
+            ("gpu frob", None),
+            ("status attic", None),
+            ("tokn", Some("alknet help token")),
+            ("tokn add", Some("alknet help token add")),
+            ("token ad", Some("alknet help token add")),
+        ] {
+            let error = help_of(&words(verb)).expect_err(verb).message;
+            let is_meant = meant.map(|meant| error.contains(&format!("did you mean '{meant}'?")));
+            let is_silent = !error.contains("did you mean");
+            assert!(is_meant.unwrap_or(is_silent), "{verb}: {error}");
         }
     }
 
@@ -285,6 +340,21 @@ mod tests {
         let text = help["help"].as_str().unwrap_or_default();
         assert!(text.contains("Usage: alknet status"), "{text}");
         assert_eq!(shown("alknet status --frobnicate"), None);
+    }
+
+    #[test]
+    fn a_person_reads_the_usage_in_the_form_of_every_error() {
+        let refused = |line: &str| {
+            let refused = command().try_get_matches_from(line.split(' '));
+            for_people(&refused.expect_err(line))
+        };
+        let failure = refused("alknet node add").expect("an error");
+        assert_eq!(failure.code, "USAGE");
+        assert!(failure.message.contains("<NAME>"), "{failure}");
+        let usage = failure.further.concat();
+        assert!(usage.starts_with("Usage: alknet node add"), "{usage}");
+        assert!(!usage.contains('\n'), "{usage}");
+        assert!(refused("alknet hub").is_none(), "clap lists the verbs");
     }
 
     #[test]

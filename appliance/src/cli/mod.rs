@@ -221,7 +221,7 @@ alknet status kitchen --via attic"
     /// Read, check and convert tensor files; fetch them from nodes, and store them there.
     #[command(subcommand)]
     Tensor(tensor::TensorVerb),
-    /// Make, list, show and revoke the bearer tokens of a node.
+    /// Add, list, show and remove the bearer tokens of a node.
     #[command(subcommand)]
     Token(token::TokenVerb),
     /// Bring another version of alknet to appliances: send it, start it, and wait until it has proved itself.

@@ -29,8 +29,8 @@ pub(crate) enum PromotionVerb {
         after_help = "Examples:\n  alknet ops propose attic ./total\n  \
 alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada\n\n\
 The folder has operation.json (spec, entry, export, service, tests) and the sources. A hub says to each peer who it \
-is, and every node to those with the scope peer:list; for another node --as has the peer_id of the [[peers]] entry \
-with the key of 'alknet identity', as 'alknet peer list' shows it to an administrator. An author does not review its \
+is, and every node to those with the scope peer:list; for another node --as has the name under which 'alknet peer list' \
+of an administrator shows the key of 'alknet identity'. An author does not review its \
 own bundle: the command says who may, and what to run if no other key may."
     )]
     Propose(ProposeArgs),
@@ -232,8 +232,8 @@ async fn fetch_peer_id(node: &NodeCaller, key: &str) -> Result<PeerId, CommandEr
         return Err(failure);
     }
     Err(CommandError::usage(
-        "the node does not say who this computer is to it: give --as PEER, the peer_id of the [[peers]] \
-         entry with the key of 'alknet identity'",
+        "the node does not say who this computer is to it: give --as PEER, the name under which \
+         'alknet peer list' of an administrator shows the key of 'alknet identity'",
     ))
 }
 
@@ -270,11 +270,18 @@ fn proposals(args: ProposalsArgs, json: bool) -> Result<CommandExit, CommandErro
         if let Some(state) = &args.only {
             input["state"] = state.as_str().into();
         }
-        each_proposal(node, dial, input, |proposal| match json {
-            true => output::json_line(proposal),
-            false => output::line(&line(proposal)),
+        let mut is_empty = true;
+        each_proposal(node, dial, input, |proposal| {
+            is_empty = false;
+            match json {
+                true => output::json_line(proposal),
+                false => output::line(&line(proposal)),
+            }
         })
         .await?;
+        if is_empty && !json {
+            output::note("the node lists no such proposal to you");
+        }
         Ok(CommandExit::Ok)
     })
 }

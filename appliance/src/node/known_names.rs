@@ -91,6 +91,58 @@ const SUBSCRIPTIONS: [&str; 4] = [
     "tensor/fetch",
 ];
 
+/// The scope with which a peer may call an operation, for those that a hub passes on. Any of `update/*` but
+/// `update/status`, `update/check` and `update/log` is left out: it asks for a scope by what its input says.
+const SCOPE_OF: [(&str, &str); 44] = [
+    ("compute/dispatch", "compute:kernel"),
+    ("compute/info", "compute:read"),
+    ("compute/matmul", "compute:run"),
+    ("compute/sha256", "compute:run"),
+    ("config/apply", ADMIN),
+    ("config/list-files", ADMIN),
+    ("config/remove-file", ADMIN),
+    ("config/show", ADMIN),
+    ("config/store-file", ADMIN),
+    ("escrow/approve", "escrow:admin"),
+    ("escrow/change", "escrow:admin"),
+    ("escrow/list", "escrow:admin"),
+    ("escrow/revoke", "escrow:admin"),
+    ("node/check-storage", ADMIN),
+    ("node/info", "node:read"),
+    ("node/log", ADMIN),
+    ("node/metrics", "metrics:read"),
+    ("node/page-ticket", ADMIN),
+    ("node/poweroff", ADMIN),
+    ("node/reboot", ADMIN),
+    ("node/rotate-key", ADMIN),
+    ("ops/promote", "ops:promote"),
+    ("ops/propose", "ops:propose"),
+    ("ops/rollback", "ops:promote"),
+    ("peer/add", ADMIN),
+    ("peer/list", "peer:list"),
+    ("peer/remove", ADMIN),
+    ("peer/set", ADMIN),
+    ("runtime/eval", "runtime:debug"),
+    ("runtime/kill", "runtime:admin"),
+    ("runtime/sessions", "runtime:read"),
+    ("runtime/stats", "runtime:read"),
+    ("services/list-peers", "peer:list"),
+    ("tensor/create", "compute:run"),
+    ("tensor/drop", "compute:run"),
+    ("tensor/read", "compute:run"),
+    ("tensor/write", "compute:run"),
+    ("token/list", ADMIN),
+    ("token/make", ADMIN),
+    ("token/revoke", ADMIN),
+    ("update/log", "update:read"),
+    ("update/status", "update:read"),
+    ("vault/lock", ADMIN),
+    ("vault/status", ADMIN),
+];
+
+/// The scope of administrators, which no entry of a peer may have.
+pub(crate) const ADMIN: &str = "admin";
+
 /// Scopes that operations of the program require.
 const SCOPES: [&str; 21] = [
     "admin",
@@ -268,6 +320,14 @@ pub(crate) fn has_operation(name: &str) -> bool {
     OPERATIONS.contains(&name) || SUBSCRIPTIONS.contains(&name)
 }
 
+/// The scope with which a peer may call an operation of the program; `None` where that depends on the input.
+pub(crate) fn scope_of(operation: &str) -> Option<&'static str> {
+    let mut known = SCOPE_OF.iter();
+    known
+        .find(|(name, _)| *name == operation)
+        .map(|(_, scope)| *scope)
+}
+
 /// The first of some names as a text. Returns `None` if there are no names.
 fn listed(names: Vec<&str>) -> Option<String> {
     let shown: Vec<_> = names
@@ -355,6 +415,15 @@ mod tests {
         let spec = OperationSpec::query("node/info", "").with_scope("node:custom");
         let registry = Registry::builder().with(Registration::new(spec, handler));
         registry.build().expect("every rule is kept")
+    }
+
+    #[test]
+    fn every_operation_with_a_scope_is_known_with_it() {
+        assert!(SCOPE_OF.is_sorted());
+        for (name, scope) in SCOPE_OF {
+            assert!(has_operation(name), "{name}");
+            assert!(SCOPES.contains(&scope), "{name}: {scope}");
+        }
     }
 
     #[test]

@@ -186,6 +186,12 @@ impl LogReader {
         }
     }
 
+    /// Stops following: the reader ends after the records that the ring has now.
+    pub(crate) fn stop(&mut self) {
+        let next = self.ring.lock().next();
+        self.end.get_or_insert(next);
+    }
+
     /// The next item that the ring already has.
     fn take(&mut self) -> Option<LogEntry> {
         let records = self.ring.lock();
@@ -603,6 +609,12 @@ mod tests {
         assert!(!next.is_finished());
         ring.push(record("d"));
         assert_eq!(next.await.expect("no panic"), Some(entry("d")));
+        let mut follows = ring.read(0, true);
+        ring.push(record("e"));
+        follows.stop();
+        ring.push(record("f"));
+        assert_eq!(follows.next().await, Some(entry("e")));
+        assert_eq!(follows.next().await, None, "it follows no longer");
     }
 
     #[test]

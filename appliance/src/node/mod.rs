@@ -85,7 +85,7 @@ pub(crate) use config_store::{folder_of, read as read_document, read_last_good};
 pub(crate) use escrow::run_helper;
 pub(crate) use host::{ConfigOverlay, DRAIN, ServeFile, StartupConfig, serve};
 pub(crate) use join::{fill_in as fill_in_hubs, problems as join_problems};
-pub(crate) use known_names::{has_operation, unknown_names};
+pub(crate) use known_names::{ADMIN, has_operation, scope_of, unknown_names};
 pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    BoxStream, CallError, ErrorCode, HandlerKind, OperationSpec, Registration, RegistryBuilder,
-    SubscriptionItem,
+    BoxStream, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration,
+    RegistryBuilder, SubscriptionItem,
 };
+use alknet_core::BoxFuture;
 use alknet_escrow::ShareRegistry;
 use alknet_init::control::{InitMessage, LogRecord, PowerAction};
 use futures_util::stream;
@@ -23,7 +24,7 @@ use super::config_show;
 use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{self, IdentityServices};
 use super::key_rotation::{self, NodeKeyRotation};
-use super::log::{LogEntry, NodeLogRing};
+use super::log::{LogEntry, LogReader, NodeLogRing};
 use super::metrics::{self, NodeMetrics};
 use super::rotate;
 use super::tokens;
@@ -169,9 +170,9 @@ fn log(ring: NodeLogRing) -> Registration {
         .with_input(input)
         .with_output(output)
         .with_scope(SCOPE);
-    let handler = HandlerKind::stream(move |input: alknet_call::CallBody, _ctx| {
+    let handler = HandlerKind::stream(move |input: alknet_call::CallBody, ctx| {
         let events: BoxStream<Result<SubscriptionItem, CallError>> = match log_input(&input) {
-            Ok(request) => log_events(&ring, &request),
+            Ok(request) => log_events(&ring, &request, &ctx),
             Err(error) => Box::pin(stream::iter([Err(error)])),
         };
         events
@@ -190,16 +191,52 @@ fn log_input(input: &alknet_call::CallBody) -> Result<LogInput, CallError> {
 fn log_events(
     ring: &NodeLogRing,
     request: &LogInput,
+    ctx: &Ctx,
 ) -> BoxStream<Result<SubscriptionItem, CallError>> {
-    let reader = ring.read(request.last, request.follow);
-    let events = stream::unfold(reader, |mut reader| async move {
-        let event = match reader.next().await? {
-            LogEntry::Lost(lost) => event(&missed(lost)),
-            LogEntry::Record(record) => event(&record),
-        };
-        Some((Ok(event), reader))
-    });
-    Box::pin(events)
+    let events = LogEvents {
+        reader: ring.read(request.last, request.follow),
+        drain: match request.follow {
+            true => Box::pin(ctx.draining()),
+            // It ends by itself, after the records of the past.
+            false => Box::pin(std::future::pending()),
+        },
+        end: None,
+    };
+    Box::pin(stream::unfold(Some(events), |events| async move {
+        events?.next().await
+    }))
+}
+
+/// The events of `node/log`.
+struct LogEvents {
+    reader: LogReader,
+    /// Resolves with the error that ends a followed log once the node drains.
+    drain: BoxFuture<'static, CallError>,
+    /// That error, once the node drains.
+    end: Option<CallError>,
+}
+
+impl LogEvents {
+    async fn next(mut self) -> Option<(Result<SubscriptionItem, CallError>, Option<Self>)> {
+        loop {
+            tokio::select! {
+                biased;
+                // A followed log has no end of its own. Records from before the drain, such as the reason for it, are
+                // still sent.
+                error = &mut self.drain, if self.end.is_none() => {
+                    self.end = Some(error);
+                    self.reader.stop();
+                }
+                entry = self.reader.next() => {
+                    return match entry {
+                        Some(LogEntry::Lost(lost)) => Some((Ok(event(&missed(lost))), Some(self))),
+                        Some(LogEntry::Record(record)) => Some((Ok(event(&record)), Some(self))),
+                        None => Some((Err(self.end?), None)),
+                    };
+                }
+            }
+        }
+    }
 }
 
 fn event(record: &LogRecord) -> SubscriptionItem {
@@ -338,5 +375,26 @@ mod tests {
         crate::node::storage::NodeStorage::new(None, facts, None).register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());
+        scopes_are_as_users_read_them(&registry);
+    }
+
+    /// A hub's user reads which scope the hub lacks at a worker.
+    fn scopes_are_as_users_read_them(registry: &Registry) {
+        use crate::node::{ADMIN, scope_of};
+        for spec in registry.specs() {
+            let rule = &spec.access_control;
+            let any: Vec<_> = rule.required_scopes_any.iter().flatten().collect();
+            let needs_admin = rule.required_scopes == [ADMIN];
+            match scope_of(&spec.name) {
+                Some(ADMIN) => assert!(needs_admin && any.is_empty(), "{}", spec.name),
+                Some(scope) => {
+                    let is_asked = rule.required_scopes == [scope]
+                        || any.iter().any(|it| it.as_str() == scope);
+                    assert!(is_asked, "{}: {scope}, {rule:?}", spec.name);
+                }
+                // The harness alone calls it.
+                None => assert!(!needs_admin || spec.name == "node/fault", "{}", spec.name),
+            }
+        }
     }
 }

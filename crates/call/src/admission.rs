@@ -181,7 +181,10 @@ pub(crate) fn passed<'a>(
     // A named peer needs the identity first, because only callers with the scope may learn whether that peer exists.
     // Without one, a request for an unknown operation costs no check of the token.
     let (operation, principal, route) = match payload.peer.as_deref() {
-        None => (lookup(state, payload)?, identify(payload)?, None),
+        None => match lookup(state, payload) {
+            Ok(operation) => (operation, identify(payload)?, None),
+            Err(error) => return Err(unread_import(state, payload, identify).unwrap_or(error)),
+        },
         Some(peer) => {
             let principal = identify(payload)?;
             let (operation, route) = routed(state, payload, peer, principal.identity.as_deref())?;
@@ -265,6 +268,18 @@ fn lookup(
         // An internal operation is answered as one that does not exist, so that no caller learns of it.
         .filter(|operation| operation.is_external() && operation.is_callable())
         .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
+}
+
+/// The error for an operation of an import that this node has not read yet.
+fn unread_import<'a>(
+    state: &CallConnectionState,
+    payload: &Payload<'a>,
+    identify: impl FnOnce(&Payload<'a>) -> Result<RequestPrincipal, CallError>,
+) -> Option<CallError> {
+    let name = operation_name(payload).ok()?;
+    let unread = state.dispatcher.registry.unread_import(name)?;
+    // Unknown callers must not learn which servers the node uses.
+    identify(payload).ok()?.identity.map(|_| unread)
 }
 
 /// Finds an operation of an attached peer, by the peer's id or its alias, for callers that may route to it. The scope

@@ -431,6 +431,16 @@ impl Ctx {
         }
     }
 
+    /// Resolves once the node drains, with the error for a subscription that has no end of its own. Such a subscription
+    /// ends then: the drain would otherwise wait for it until its time is over.
+    pub fn draining(&self) -> impl Future<Output = CallError> + Send + use<> {
+        let drain = self.dispatcher().drain_token().clone();
+        async move {
+            drain.cancelled_owned().await;
+            CallError::draining()
+        }
+    }
+
     /// When the node has to answer the request.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {

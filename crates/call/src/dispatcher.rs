@@ -12,6 +12,7 @@ use alknet_core::{
 };
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::access::OwnershipProvider;
 use crate::backpressure::UnreadBytes;
@@ -56,6 +57,8 @@ pub struct Dispatcher {
     identities: Option<Arc<dyn IdentityProvider>>,
     connections: Mutex<Vec<Weak<CallConnectionState>>>,
     draining: AtomicBool,
+    /// Cancelled with `draining`, for code that waits for it.
+    drain_token: CancellationToken,
     promoting: Mutex<()>,
 }
 
@@ -83,6 +86,7 @@ impl Dispatcher {
             identities: None,
             connections: Mutex::default(),
             draining: AtomicBool::new(false),
+            drain_token: CancellationToken::new(),
             promoting: Mutex::default(),
         }
     }
@@ -317,6 +321,7 @@ impl Dispatcher {
     pub async fn drain(&self) {
         // Before the connections are read: one that `add_connection` adds after that drains by itself.
         self.draining.store(true, Ordering::Release);
+        self.drain_token.cancel();
         let connections: Vec<_> = lock(&self.connections)
             .iter()
             .filter_map(Weak::upgrade)
@@ -327,6 +332,13 @@ impl Dispatcher {
         }
         // Runs of idempotency keys outlive the connections that started them.
         self.keyed.drained().await;
+    }
+
+    /// Cancelled once the node drains. A stream of events without an end of its own then ends, since the drain would
+    /// wait for it until its time is over.
+    #[must_use]
+    pub fn drain_token(&self) -> &CancellationToken {
+        &self.drain_token
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -19,6 +19,7 @@ use crate::access::AccessDecision;
 use crate::admission::{self, CheckedRequest, RequestPrincipal};
 use crate::body::{CallBody, CallOutput, SubscriptionItem};
 use crate::call_stream::CallStream;
+use crate::compiled::CompiledOperation;
 use crate::compose::ResolvedOperation;
 use crate::connection::CallConnectionState;
 use crate::context::Ctx;
@@ -264,14 +265,14 @@ impl LocalCaller {
         let outcome =
             outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)));
         self.answer(request, outcome)
-            .map_err(|error| LocalCallError::from_error(error, Some(&request.operation().spec)))
+            .map_err(|error| LocalCallError::from_error(error, Some(request.operation())))
     }
 
     /// Everything before the work, in a function of its own: the values it needs do not live while the work runs.
     fn begin(&self, incoming: LocalRequest<'_>, now: Instant) -> Result<LocalCall, LocalCallError> {
         let checked = self.pass(incoming, now)?;
         let operation = checked.operation;
-        let refused = |error| LocalCallError::from_error(error, Some(&operation.spec));
+        let refused = |error| LocalCallError::from_error(error, Some(&operation));
         let HandlerKind::Once(handler) = &operation.handler else {
             return Err(refused(wrong_kind(&operation.spec, "a subscription")));
         };
@@ -302,10 +303,10 @@ impl LocalCaller {
     /// The errors of a call over `alknet/call` that does not begin.
     pub fn subscribe(&self, incoming: LocalRequest<'_>) -> Result<LocalEvents, LocalCallError> {
         let checked = self.pass(incoming, Instant::now())?;
-        let spec = Arc::clone(&checked.operation);
-        let refused = |error| LocalCallError::from_error(error, Some(&spec.spec));
+        let operation = Arc::clone(&checked.operation);
+        let refused = |error| LocalCallError::from_error(error, Some(&operation));
         let HandlerKind::Stream(handler) = &checked.operation.handler else {
-            return Err(refused(wrong_kind(&spec.spec, "no subscription")));
+            return Err(refused(wrong_kind(&operation.spec, "no subscription")));
         };
         let handler = Arc::clone(handler);
         let running = self
@@ -330,7 +331,7 @@ impl LocalCaller {
         Ok(LocalEvents {
             events,
             task: task.abort_handle(),
-            spec,
+            operation,
         })
     }
 
@@ -378,7 +379,7 @@ impl LocalCaller {
 
     fn enter(
         &self,
-        operation: Arc<crate::compiled::CompiledOperation>,
+        operation: Arc<CompiledOperation>,
         head: crate::request::RequestHead,
     ) -> Result<LocalCallGuard, CallError> {
         // With a key, the run takes the permit of the operation.
@@ -422,24 +423,28 @@ impl fmt::Debug for LocalCaller {
 pub struct LocalCallError {
     /// The error.
     pub error: CallError,
-    /// The status that the operation declared for this code of its own.
+    /// The status that the operation declared for this code of its own; 502 for a wrong output of an imported server.
     pub http_status: Option<u16>,
 }
 
 impl LocalCallError {
-    fn from_error(error: CallError, spec: Option<&OperationSpec>) -> Self {
-        let declared = spec.and_then(|spec| {
-            let mut codes = spec.error_schemas.iter();
+    fn from_error(error: CallError, operation: Option<&CompiledOperation>) -> Self {
+        let http_status = operation.and_then(|operation| {
+            // A wrong output of a server is no fault of this node (RFC 9110 section 15.6.3).
+            if error.code == ErrorCode::InvalidOutput && operation.provenance.is_server() {
+                return Some(BAD_GATEWAY_STATUS);
+            }
+            let mut codes = operation.spec.error_schemas.iter();
             codes
                 .find(|declared| declared.code == error.code.name())?
                 .http_status
         });
-        Self {
-            error,
-            http_status: declared,
-        }
+        Self { error, http_status }
     }
 }
+
+/// The status for a wrong answer of a server behind the node.
+const BAD_GATEWAY_STATUS: u16 = 502;
 
 fn wrong_kind(spec: &OperationSpec, what: &str) -> CallError {
     let message = format!("'{}' is {what}", spec.name);
@@ -536,7 +541,7 @@ impl EventSink for LocalEventSink<'_> {
 pub struct LocalEvents {
     events: mpsc::Receiver<Result<LocalEvent, CallError>>,
     task: AbortHandle,
-    spec: Arc<crate::compiled::CompiledOperation>,
+    operation: Arc<CompiledOperation>,
 }
 
 impl Stream for LocalEvents {
@@ -544,10 +549,8 @@ impl Stream for LocalEvents {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = ready!(self.events.poll_recv(cx));
-        let spec = &self.spec.spec;
-        Poll::Ready(
-            event.map(|event| event.map_err(|error| LocalCallError::from_error(error, Some(spec)))),
-        )
+        let failed = |error| LocalCallError::from_error(error, Some(&self.operation));
+        Poll::Ready(event.map(|event| event.map_err(failed)))
     }
 }
 

@@ -271,7 +271,7 @@ pub struct Registry {
     /// The imports from servers that are no peers.
     imported: ArcSwap<ServerImports>,
     /// Namespaces in which only servers and this node have operations.
-    server_namespaces: BTreeSet<Box<str>>,
+    pub(crate) server_namespaces: BTreeSet<Box<str>>,
     /// Namespaces in which a call that names no peer finds operations of this node alone.
     node_namespaces: BTreeSet<Box<str>>,
     /// Like `node_namespaces`, for single names outside them.

@@ -5,12 +5,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::compiled::CompiledOperation;
+use crate::error::{CallError, ErrorCode};
 use crate::generation::Generation;
 use crate::layers::OperationOverlay;
-use crate::registry::Registration;
+use crate::registry::{Registration, Registry};
 use crate::rules::RegistryError;
 use crate::spec::OperationSpec;
 
@@ -85,6 +87,26 @@ impl ServerImports {
     pub(crate) fn running(&self) -> usize {
         let all = self.by_source.values().flat_map(|one| one.operations.all());
         all.map(|one| one.running()).sum()
+    }
+}
+
+impl Registry {
+    /// The error for an operation of a server whose operations this node has not imported yet. Only for callers that
+    /// may know which servers the node uses; `None` for every other name.
+    pub(crate) fn unread_import(&self, name: &str) -> Option<CallError> {
+        let name = name.trim_start_matches('/');
+        let namespace = name.split('/').next().unwrap_or_default();
+        let imported = self.imported();
+        let is_unread = self.server_namespaces.contains(namespace)
+            && imported.serves(namespace, name).is_none();
+        is_unread.then(|| {
+            let message = format!(
+                "there is no operation '{name}' yet: this node has not read the import '{namespace}'; if that \
+                 failed, 'alknet status' shows the problem import-failed with the cause"
+            );
+            let error = CallError::new(ErrorCode::NotFound, message);
+            error.with_details(json!({ "reason": "import_not_read" }))
+        })
     }
 }
 

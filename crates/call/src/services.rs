@@ -233,7 +233,14 @@ fn spec_of(name: &str, ctx: &Ctx) -> Result<Arc<CompiledOperation>, CallError> {
     let found = ctx.dispatcher().registry.lookup(name);
     found
         .filter(|operation| is_shown(operation, ctx))
-        .ok_or_else(|| CallError::not_found(name))
+        .ok_or_else(|| {
+            // Unknown callers must not learn which servers the node uses.
+            let known = ctx.identity().is_some();
+            let unread = known.then(|| ctx.dispatcher().registry.unread_import(name));
+            unread
+                .flatten()
+                .unwrap_or_else(|| CallError::not_found(name))
+        })
 }
 
 /// Whether a list shows the operation to the caller: only one that the caller may call.

@@ -9,7 +9,7 @@ mod rights;
 
 use std::sync::{Arc, Mutex};
 
-use alknet_core::PeerId;
+use alknet_core::{BoxFuture, PeerId};
 use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -141,12 +141,14 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 
         let ctx = ctx.clone();
         WatcherRights::new(tables, move || ctx.identity_now())
     });
+    let drain = ctx.draining();
     let mut watcher = RegistryWatcher::new(announcer, move || {
         // Looked up at each change: scopes come and go.
         let (ctx, identity) = (ctx.clone(), ctx.identity_now());
         Box::new(move |rule| ctx.shows(rule, identity.as_deref()))
     });
     watcher.rights = rights;
+    watcher.drain = Some(Box::pin(drain));
     stream::unfold(watcher, |mut watcher| async move {
         let change = watcher.next().await?;
         let output = change.and_then(|change| CallOutput::json(&change));
@@ -167,6 +169,8 @@ struct RegistryWatcher {
     /// `None` where identities never change.
     rights: Option<WatcherRights>,
     due: ListsDue,
+    /// Resolves with the error that ends the subscription once the node drains. `None` once it has.
+    drain: Option<BoxFuture<'static, CallError>>,
 }
 
 impl RegistryWatcher {
@@ -188,6 +192,7 @@ impl RegistryWatcher {
             view: Box::new(view),
             rights: None,
             due: ListsDue::None,
+            drain: None,
         }
     }
 
@@ -204,6 +209,10 @@ impl RegistryWatcher {
                 WatchTurn::Change(change) => return Some(change),
                 WatchTurn::Silent => {}
                 WatchTurn::UpToDate => tokio::select! {
+                    error = drained(self.drain.as_mut()) => {
+                        self.drain = None;
+                        return Some(Err(error));
+                    }
                     changed = self.changes.changed() => changed.ok()?,
                     () = WatcherRights::changed(self.rights.as_mut()) => {}
                 },
@@ -253,6 +262,14 @@ impl RegistryWatcher {
                 }
             },
         }
+    }
+}
+
+/// Resolves once the node drains; never without `drain`.
+async fn drained(drain: Option<&mut BoxFuture<'static, CallError>>) -> CallError {
+    match drain {
+        Some(drain) => drain.await,
+        None => std::future::pending().await,
     }
 }
 

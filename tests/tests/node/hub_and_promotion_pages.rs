@@ -63,6 +63,17 @@ fn the_commands_of_the_page_of_hubs_work() {
 
     // The page's entry has no token: the node waits for approval.
     let entry = page.next_block("toml");
+    // The worker reads its file again, and dials the hub again.
+    let admins = page.next_block("toml");
+    let (_, join) = kitchen.split_once("[[join]]").expect("an entry");
+    page.save("kitchen.toml", format!("{admins}[[join]]{join}"));
+    eventually("an administrator's verb through the hub", || {
+        let reader = page.user("reader");
+        let mut list = reader.command(&["token", "list", "kitchen", "--via"]);
+        list.arg(hub.target());
+        (reader.run(list).status == 0).then_some(())
+    });
+    page.follow();
     let cellar = format!("[node]\nname = \"cellar\"\n{entry}");
     let _cellar = page.node_with("cellar", &cellar);
     page.follow_as("laptop", "");

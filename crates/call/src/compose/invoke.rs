@@ -319,7 +319,12 @@ impl Env {
             .filter(|found| !self.leaves_out(scope, found))
             // A description without code must not look like a failing operation.
             .filter(|found| found.operation.is_callable())
-            .ok_or_else(unknown)
+            .ok_or_else(|| {
+                // It reaches the server's operations, so it knows of the import.
+                let here = options.peer.is_none() && scope.reaches(name, None);
+                let unread = here.then(|| dispatcher.registry.unread_import(name));
+                unread.flatten().unwrap_or_else(unknown)
+            })
     }
 
     /// Whether only the scope for the way to a peer lets the call reach the peer that it names. In the namespaces of

@@ -398,3 +398,27 @@ async fn words_of_a_server_are_for_readers_of_the_node() {
         assert_eq!(says_how, !reads, "{error}");
     }
 }
+
+/// Over HTTP a wrong answer of a server is 502, and a wrong output of this node 500.
+#[tokio::test]
+async fn a_wrong_output_of_a_server_has_a_status_of_its_own() {
+    let wrong = HandlerKind::once(|_, _| async { Ok(json!("no number")) });
+    let promises = |name: &str, provenance| {
+        let number = query(name).with_output(json!({ "type": "number" }));
+        Registration::imported(number, wrong.clone(), provenance).checking_output()
+    };
+    let registry = Registry::builder()
+        .with(promises("app/own", Provenance::Local))
+        .with(promises("app/tool", Provenance::FromMcp).with_import_scope());
+    let served = node(registry);
+    let (dialled, _accepted) = alknet_core::memory_pair(ALPN);
+    let gate = LocalCaller::new(&Arc::clone(&served.dispatcher), &dialled, None);
+    for (name, status) in [("app/tool", Some(502)), ("app/own", None)] {
+        let mut incoming = LocalRequest::new("1", name);
+        incoming.identity = Some(identity("caller", &["import:*"]));
+        let ended = soon(gate.call(incoming)).await;
+        let refused = ended.expect_err("it is no number");
+        assert_eq!(refused.error.code, ErrorCode::InvalidOutput, "{name}");
+        assert_eq!(refused.http_status, status, "{name}");
+    }
+}

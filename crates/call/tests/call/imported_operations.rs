@@ -456,3 +456,40 @@ async fn no_caller_replaces_a_server_of_the_node() {
         assert_eq!(error.code, ErrorCode::NotFound, "{name}: {error}");
     }
 }
+
+/// The caller could not tell a misspelt name from a server that the node has not reached yet.
+#[tokio::test]
+async fn a_call_to_an_import_that_was_not_read_says_so() {
+    let mut builder = Registry::builder().with(script("js/kept", "api/note", &[]));
+    builder.keep_for_server("api");
+    let registry = builder.build().expect("every rule is kept");
+    let node = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default());
+    let known = node.client(Carriage::Memory, holder(&["call:it"]));
+    let unknown = node.client(Carriage::Memory, None);
+    let message = async |client: &CallConnection, name: &str| {
+        let refused = call_value(client, name, &Value::Null).await;
+        let error = refused.expect_err("nothing is imported");
+        assert_eq!(error.code, ErrorCode::NotFound, "{name}: {error}");
+        error.message
+    };
+    for name in ["api/note", "/api/note", "js/kept"] {
+        let text = message(&known, name).await;
+        assert!(text.contains("'api/note' yet"), "{name}: {text}");
+        assert!(text.contains("problem import-failed"), "{name}: {text}");
+    }
+    for (client, name) in [(&known, "app/note"), (&unknown, "api/note")] {
+        assert_eq!(
+            message(client, name).await,
+            CallError::not_found(name).message
+        );
+    }
+    let server = imported("api/note", Ok(json!("of the server")));
+    let import = node.dispatcher.import("api", vec![server]);
+    import.expect("no name is taken");
+    let text = message(&known, "api/node").await;
+    assert_eq!(
+        text,
+        CallError::not_found("api/node").message,
+        "it was read"
+    );
+}

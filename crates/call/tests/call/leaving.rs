@@ -7,9 +7,9 @@ use std::time::Duration;
 use alknet_call::limits::{WINDOW_FORWARDED, WINDOW_FORWARDED_MAX};
 use alknet_call::*;
 use alknet_core::{Carriage, Connection, PeerId, RecvStream, SendStream};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 
 use super::passed_on::{follow, hub, specs};
@@ -149,4 +149,71 @@ async fn a_draining_peer_gets_all_credit_in_advance() {
     drains.send_replace(true);
     let all = soon(credit.recv()).await.expect("it is not heard later");
     assert_eq!(all, json!(WINDOW_FORWARDED_MAX));
+}
+
+/// An operation without an end of its own, and one that ends once the test releases it.
+fn following(release: &Arc<Notify>) -> CallTestNode {
+    let events = HandlerKind::stream(|_, ctx: Ctx| {
+        let end = ctx.draining();
+        stream::once(async { Ok(json!("begun")) }).chain(stream::once(async { Err(end.await) }))
+    });
+    let held = Arc::clone(release);
+    let waits = HandlerKind::once(move |_, _| {
+        let held = Arc::clone(&held);
+        async move {
+            held.notified().await;
+            Ok::<_, CallError>(json!("released"))
+        }
+    });
+    let spec = OperationSpec::subscription("jobs/events", "For tests.");
+    let registry = Registry::builder()
+        .with(Registration::new(spec, events))
+        .with(Registration::new(
+            OperationSpec::query("jobs/wait", "For tests."),
+            waits,
+        ))
+        .build();
+    let registry = registry.expect("every rule is kept");
+    CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default())
+}
+
+/// The drain waits for a call, which can end, and not for streams of events, which cannot.
+#[tokio::test]
+async fn streams_of_events_end_before_a_running_call() {
+    for carriage in CARRIAGES {
+        let release = Arc::new(Notify::new());
+        let node = following(&release);
+        let client = node.client(carriage, None);
+        let mut streams = Vec::new();
+        for name in ["jobs/events", "services/watch"] {
+            let events = client.subscribe(name, &Value::Null).await;
+            let mut events = events.expect("started");
+            let first = soon(events.next()).await.expect("an event");
+            first.expect("no error");
+            streams.push((name, events));
+        }
+        let caller = client.clone();
+        let call = tokio::spawn(async move { caller.call("jobs/wait", &Value::Null).await });
+        let dispatcher = Arc::clone(&node.dispatcher);
+        let running = async {
+            // No event announces it: the test polls.
+            while dispatcher.running() < 3 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(running).await;
+        let leaving = Arc::clone(&node.dispatcher);
+        let drained = tokio::spawn(async move { leaving.drain().await });
+        for (name, mut events) in streams {
+            let end = soon(events.next()).await.expect("the end");
+            let error = end.expect_err("it did not end by itself");
+            assert_eq!(error.code, ErrorCode::Unavailable, "{name}: {error}");
+            assert!(error.message.contains("shutting down"), "{name}: {error}");
+        }
+        assert!(!call.is_finished() && !drained.is_finished(), "it waits");
+        release.notify_one();
+        let answer = soon(call).await.expect("no panic").expect("finished");
+        assert_eq!(*answer.value(), json!("released"));
+        soon(drained).await.expect("no panic");
+    }
 }

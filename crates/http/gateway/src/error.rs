@@ -76,8 +76,10 @@ impl ApiError {
             error.code = ErrorCode::Unauthenticated;
         }
         let status = status(&error, http_status);
-        // The message of an internal failure may quote data that the caller must not read, so only the log gets it.
-        if matches!(error.code, ErrorCode::Internal | ErrorCode::InvalidOutput) {
+        // The message of an internal failure may quote data that the caller must not read, so only the log gets it. A
+        // status of its own says that the output is a server's, which the caller would have read.
+        let is_own = error.code == ErrorCode::InvalidOutput && http_status.is_none();
+        if is_own || error.code == ErrorCode::Internal {
             tracing::error!(%request_id, "a call failed: {error}");
             error.message = INTERNAL.to_owned();
             error.details = None;
@@ -128,6 +130,9 @@ impl ApiError {
 
 fn status(error: &CallError, declared: Option<u16>) -> StatusCode {
     let ErrorCode::Operation(name) = &error.code else {
+        if error.code == ErrorCode::InvalidOutput && declared == Some(502) {
+            return StatusCode::BAD_GATEWAY;
+        }
         // 499 appears in the log only, because the client is gone.
         let table = error.code.http_status();
         return StatusCode::from_u16(table).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -223,6 +228,10 @@ mod tests {
         }
         let error = refused(ErrorCode::from_name("HTTP_502"), None);
         let error = ApiError::of_call(error, true, &RequestId::next());
+        assert_eq!(error.error.message, "secret cause", "the cause is named");
+        let error = refused(ErrorCode::InvalidOutput, Some(502));
+        let error = ApiError::of_call(error, true, &RequestId::next());
+        assert_eq!(error.status, StatusCode::BAD_GATEWAY);
         assert_eq!(error.error.message, "secret cause", "the cause is named");
     }
 

@@ -20,7 +20,7 @@ use crate::view::view;
 /// The milliseconds after which a browser reconnects if it lost the connection.
 const RETRY_MS: u64 = 5000;
 
-/// Streams the changes of the page, as long as the viewer reads and is allowed to. The stream
+/// Streams the changes of the page, as long as the viewer reads and is allowed to, until the node drains. The stream
 /// counts as one of the identity's streams meanwhile.
 pub(crate) fn events(
     page: &Arc<AdminPageInner>,
@@ -49,10 +49,11 @@ async fn follow(
     if write.send(hello.into()).await.is_err() {
         return;
     }
+    let drain = viewer.caller.gate.dispatcher().drain_token().clone();
     // The first tick is immediate, when the page is still current.
     often.tick().await;
-    loop {
-        often.tick().await;
+    // The stream has no end of its own, so a drain would wait for it until its time is over.
+    while drain.run_until_cancelled(often.tick()).await.is_some() {
         if !viewer.is_let_in(&page) {
             let _ = write
                 .send(Bytes::from_static(b"event: over\ndata: {}\n\n"))

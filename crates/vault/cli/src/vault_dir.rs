@@ -21,12 +21,16 @@ use crate::{SecretPrompt, VaultCliError};
 
 /// Attempts at a passphrase that a person at a terminal has before the command ends.
 const ATTEMPTS: u32 = 10;
+/// The file that a command locks while it uses the folder.
+const LOCK: &str = "lock";
 /// Longest `seed.key` that is read, in bytes, with room for white space.
 const SEED_KEY_BYTES_MAX: u64 = 4096;
 
 /// The directory; while it is locked, no other command uses it.
 pub(crate) struct VaultDir {
     dir: PathBuf,
+    /// Whether this command made the folder.
+    is_new: bool,
     /// Closing the file releases the lock.
     _lock: Option<File>,
 }
@@ -36,6 +40,7 @@ impl VaultDir {
     pub(crate) fn unlocked(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            is_new: false,
             _lock: None,
         }
     }
@@ -51,8 +56,10 @@ impl VaultDir {
 
     /// A directory for a new vault.
     pub(crate) fn fresh(dir: &Path) -> Result<Self, VaultCliError> {
+        let is_new = !dir.try_exists().map_err(VaultCliError::file(dir))?;
         make_dir(dir)?;
-        let place = Self::locked(dir)?;
+        let mut place = Self::locked(dir)?;
+        place.is_new = is_new;
         match place.copies().load()? {
             None => Ok(place),
             Some(_) => Err(VaultCliError::Denied(format!(
@@ -63,7 +70,7 @@ impl VaultDir {
     }
 
     fn locked(dir: &Path) -> Result<Self, VaultCliError> {
-        let path = dir.join("lock");
+        let path = dir.join(LOCK);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let lock = options.mode(0o600).open(&path);
@@ -72,6 +79,7 @@ impl VaultDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 dir: dir.to_owned(),
+                is_new: false,
                 _lock: Some(lock),
             }),
             Err(TryLockError::WouldBlock) => {
@@ -142,6 +150,21 @@ impl VaultDir {
                 Ok(None)
             }
             seed => seed.map(Some),
+        }
+    }
+}
+
+impl Drop for VaultDir {
+    /// A command that made no vault leaves no folder behind.
+    fn drop(&mut self) {
+        let has_only_lock = || {
+            let mut entries = fs::read_dir(&self.dir).ok()?;
+            Some(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)))
+        };
+        if self.is_new && has_only_lock() == Some(true) {
+            // Errors are dropped: an empty folder that stays does no harm.
+            fs::remove_file(self.path(LOCK)).ok();
+            fs::remove_dir(&self.dir).ok();
         }
     }
 }

@@ -260,7 +260,7 @@ impl WaitingPeer {
     }
 }
 
-/// The call waits for a peer while the node gets SIGTERM.
+/// The call waits for a peer while the node gets SIGTERM, and the same client follows the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_sigterm_it_waits_for_a_running_call() {
     const HUB: &str = "[hub]\nenabled = true\n";
@@ -294,13 +294,25 @@ async fn on_sigterm_it_waits_for_a_running_call() {
     let begun = timeout(hung(), waiting.begun.wait_for(|begun| *begun)).await;
     let begun = begun.is_ok_and(|begun| begun.is_ok());
     assert!(begun, "it never arrived");
+    let mut log = client
+        .subscribe("node/log", &json!({ "last": 1, "follow": true }))
+        .await
+        .expect("the connection is open");
+    let first = timeout(hung(), log.next()).await.expect("in time");
+    first.expect("a record").expect("a record");
     served.tell_to_end();
-    let told = async {
-        while !client.is_draining() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    drains(&client).await;
+    // A followed log has no end of its own: the node ends it, and waits for the call.
+    let end = async {
+        loop {
+            if let Err(error) = log.next().await.expect("an error is the last event") {
+                return error;
+            }
         }
     };
-    timeout(hung(), told).await.expect("it says that it ends");
+    let end = timeout(hung(), end).await.expect("the log ends first");
+    assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
+    assert!(!running.is_finished(), "nothing has released the call");
     waiting.release.notify_one();
     let answer = timeout(hung(), running).await.expect("an end");
     let answer = answer.expect("no panic").expect("it was let finish");
@@ -309,40 +321,45 @@ async fn on_sigterm_it_waits_for_a_running_call() {
     assert_eq!(ended.code(), Some(0));
 }
 
-/// The node is asked to stop twice while clients follow its log.
+/// The node is asked to stop twice while scripts of clients run.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_sigterm_ends_subscriptions_at_once() {
+async fn a_second_sigterm_ends_calls_at_once() {
     let mut served = FileNode::start("");
-    let mut followers = Vec::new();
-    for carriage in [Carriage::Quic, Carriage::Tcp] {
+    let script = "await new Promise((done) => setTimeout(done, 500000));";
+    let asked = json!({ "source": script, "limits": { "wall_ms": 600_000 } });
+    let options = CallOptions {
+        timeout: Some(Duration::from_secs(600)),
+        ..CallOptions::default()
+    };
+    let mut callers = Vec::new();
+    for (number, carriage) in [Carriage::Quic, Carriage::Tcp].into_iter().enumerate() {
         let (dialer, connection, client) = served.dial(served.bench.admin(), carriage).await;
-        let mut events = client
-            .subscribe("node/log", &json!({ "last": 1, "follow": true }))
-            .await
-            .expect("the connection is open");
-        let first = timeout(hung(), events.next()).await.expect("in time");
-        first.expect("a record").expect("a record");
-        followers.push((carriage, dialer, connection, client, events));
-    }
-    served.tell_to_end();
-    for (_, _, _, client, _) in &followers {
-        let drains = async {
-            while !client.is_draining() {
+        let (caller, asked, options) = (client.clone(), asked.clone(), options.clone());
+        let call = async move { caller.call_with("runtime/eval", &asked, &options).await };
+        let call = tokio::spawn(call);
+        let runs = async {
+            // Nothing announces it, so the test polls.
+            loop {
+                let listed = client.call("runtime/sessions", &Value::Null).await;
+                let listed = listed.expect("it serves");
+                let sessions = listed.value()["sessions"].as_array().map(Vec::len);
+                if sessions > Some(number) {
+                    return;
+                }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(hung(), drains).await.expect("it says that it ends");
+        timeout(hung(), runs).await.expect("the script runs");
+        callers.push((carriage, dialer, connection, client, call));
     }
     served.tell_to_end();
-    for (carriage, _dialer, connection, _client, mut events) in followers {
-        let ended = async {
-            loop {
-                if let Err(error) = events.next().await.expect("an error is the last event") {
-                    return error;
-                }
-            }
-        };
-        let error = timeout(hung(), ended).await.expect("in time");
+    for (_, _, _, client, _) in &callers {
+        drains(client).await;
+    }
+    served.tell_to_end();
+    for (carriage, _dialer, connection, _client, call) in callers {
+        let ended = timeout(hung(), call).await.expect("in time");
+        let error = ended.expect("no panic").expect_err("it was cut off");
         assert_eq!(error.code.name(), "UNAVAILABLE", "{error:?}");
         assert!(error.message.contains("the node stopped"), "{error:?}");
         let reason = timeout(hung(), connection.closed()).await;
@@ -352,6 +369,16 @@ async fn a_second_sigterm_ends_subscriptions_at_once() {
     }
     let ended = served.child.wait().expect("it is our child");
     assert_eq!(ended.code(), Some(130));
+}
+
+/// Waits until the node has told this client that it ends.
+async fn drains(client: &CallConnection) {
+    let drains = async {
+        while !client.is_draining() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(hung(), drains).await.expect("it says that it ends");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use alknet_call::{
-    CallError, CallOutput, ErrorCode, ErrorDef, ImportClaim, ImportShare, tree_bytes,
+    BAD_GATEWAY, CallError, CallOutput, ErrorCode, ErrorDef, ImportClaim, ImportShare, tree_bytes,
 };
 use alknet_http_client::{HttpError, ResponseBody};
 use base64::Engine;
@@ -322,7 +322,8 @@ fn value(
     let output = match kind {
         "json" => CallOutput::from_foreign_text(&body).map_err(|error| {
             let message = format!("the server's answer cannot be read: {}", error.message);
-            CallError::new(error.code, message)
+            // The server's fault, not this node's: over HTTP it is 502.
+            CallError::operation(BAD_GATEWAY, message)
         })?,
         "text" | "form" | "events" => CallOutput::json(&String::from_utf8_lossy(&body))?,
         _ => CallOutput::Raw(base64_text(&body)?),

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use alknet_call::ErrorCode;
+use alknet_call::{BAD_GATEWAY, ErrorCode};
 use alknet_core::{
     Capability, CapabilityBackend, CapabilityError, CapabilityFiller, CapabilityKind, Secret,
     SecretLocation, capability,
@@ -238,7 +238,28 @@ async fn other_statuses_are_errors_of_their_own() {
     // An answer that says it is JSON and is not.
     server.will_answer(answer("200 OK", "application/json", "{"));
     let error = node.call("ns/make", json!({})).await.expect_err("no JSON");
-    assert_eq!(error.code, ErrorCode::InvalidOutput);
+    assert_eq!(error.code.name(), BAD_GATEWAY);
+    assert!(error.message.contains("cannot be read"), "{error}");
+}
+
+/// Servers often differ from their descriptions, and the caller reads the answer itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_does_not_fit_its_schema_is_passed_on() {
+    let server = StubServer::default();
+    let mut described = document();
+    let schema = json!({ "type": "object", "required": ["id", "text"],
+        "properties": { "id": { "type": "integer" } } });
+    described["paths"]["/things/{id}"]["get"]["responses"]["200"] =
+        json!({ "content": { "application/json": { "schema": schema } } });
+    let options = options(&server.start().await);
+    let adapter = FromOpenApi::new(described.to_string().into(), options, dialer());
+    let adapter = adapter.expect("an address");
+    let registrations = adapter.registrations().expect("a document");
+    let node = ImportTestNode::with_registrations(registrations);
+    let odd = json!({ "id": "x" });
+    server.will_answer(json_answer("200 OK", &odd));
+    let answer = node.call("ns/getThing", json!({ "id": "1" })).await;
+    assert_eq!(answer, Ok(odd));
 }
 
 #[tokio::test(flavor = "multi_thread")]

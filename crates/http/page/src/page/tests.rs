@@ -480,6 +480,27 @@ async fn an_open_page_hears_what_changes_and_when_it_is_over() {
     assert!(next().await.is_none());
 }
 
+/// The stream of an open page would otherwise take all the time of a drain.
+#[tokio::test]
+async fn an_open_page_ends_when_the_node_drains() {
+    let node = PageTestNode::new();
+    let cookie = node.entered().await;
+    let request = with_cookie("/status/events", &cookie);
+    let answer = node.page.respond(request, node.caller(None)).await;
+    let mut body = answer.into_body();
+    let first = body.frame().await.expect("an event").expect("no error");
+    assert!(first.into_data().expect("data").starts_with(b"retry: "));
+    // No connection of a call is open, so it is over at once.
+    node.dispatcher.drain().await;
+    let mut events = 0;
+    while let Some(frame) = body.frame().await {
+        frame.expect("no error");
+        events += 1;
+        // One was in the channel, and one may have waited for room there.
+        assert!(events < 5, "it goes on");
+    }
+}
+
 #[tokio::test]
 async fn the_operation_makes_links_for_administrators() {
     let node = PageTestNode::new();

@@ -50,6 +50,21 @@ fn a_flipped_bit_costs_one_copy_and_two_cost_the_vault_and_nothing_is_overwritte
 }
 
 #[test]
+fn a_command_that_made_no_vault_leaves_no_folder() {
+    let shell = CommandFolder::new();
+    fs::create_dir(shell.path("kept")).expect("writable");
+    for (folder, stays) in [("vault", false), ("kept", true)] {
+        let init = format!("init --dir {folder} --passphrase-stdin {CHEAP}");
+        // No passphrase comes.
+        assert_eq!(shell.fails(&init, "").0, 2);
+        assert_eq!(shell.path(folder).exists(), stays, "{folder}");
+        shell.good(&init, "right\n");
+        shell.fails(&init, "right\n");
+        assert!(shell.path(folder).join("vault.a").exists(), "{folder}");
+    }
+}
+
+#[test]
 fn records_and_logs_that_were_changed_are_corrupt() {
     let shell = CommandFolder::new();
     shell.good("import --dir vault --slot none --mnemonic-stdin", WORDS);
