@@ -87,9 +87,13 @@ pub(super) fn disarm() {
 
 /// Writes the note to the disk, with what panics have added to it. Blocks on the disk.
 pub(super) fn write(note: &BootNote) -> Result<(), String> {
-    match lock_note().as_mut() {
-        Some(kept) if kept.take(note) => kept.write(),
-        _ => Ok(()),
+    let mut kept = lock_note();
+    match kept.as_mut() {
+        Some(kept) => match kept.take(note) {
+            true => kept.write(),
+            false => Ok(()),
+        },
+        None => Ok(()),
     }
 }
 

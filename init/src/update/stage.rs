@@ -13,7 +13,7 @@ use data_encoding::HEXLOWER;
 
 use super::anchor::UpdateAnchor;
 use super::delta;
-use super::disk::{SlotDisk, SlotFile};
+use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
 use super::known::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left::LeftVersions;

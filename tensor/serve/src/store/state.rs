@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -76,7 +77,9 @@ impl TensorStoreState {
         let path = path.as_str();
         let is_missing = |at: &usize| {
             let folder = &path[..=*at];
-            let mut within = self.paths.range::<str, _>(folder..);
+            let mut within = self
+                .paths
+                .range::<str, _>((Bound::Included(folder), Bound::Unbounded));
             within
                 .next()
                 .is_none_or(|(other, _)| !other.as_str().starts_with(folder))
