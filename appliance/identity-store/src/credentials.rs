@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use alknet_core::{BoxFuture, CredentialError, CredentialStore, EncryptedData};
+use rusqlite::Connection;
 
 use crate::{IdentityDb, lock, rows};
 
@@ -38,7 +39,9 @@ impl CredentialStore for IdentityDb {
         }
         let (path, provider) = (self.0.path.clone(), provider.to_owned());
         let done = self.0.in_background(move |db| {
-            db.write(|connection| rows::put_credential(connection, &provider, &sealed))?;
+            let put =
+                |connection: &Connection| rows::put_credential(connection, &provider, &sealed);
+            db.write(|_| Ok(false), put)?;
             // The map changes after the disk has the row, so that a reader never sees a secret that
             // a restart would lose.
             lock(&db.credentials).insert(provider, sealed);
@@ -54,7 +57,8 @@ impl CredentialStore for IdentityDb {
             if !lock(&db.credentials).contains_key(&provider) {
                 return Ok(false);
             }
-            db.write(|connection| rows::remove_credential(connection, &provider))?;
+            let remove = |connection: &Connection| rows::remove_credential(connection, &provider);
+            db.write(|_| Ok(true), remove)?;
             Ok(lock(&db.credentials).remove(&provider).is_some())
         });
         Box::pin(async { done.await.map_err(|why| failed(path, why)) })

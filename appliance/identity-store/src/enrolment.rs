@@ -30,7 +30,7 @@ type EnrolmentFuture<'a, T> = BoxFuture<'a, Result<T, EnrolmentError>>;
 impl IdentityDb {
     /// Adds a token. Returns `false`, and writes nothing, if the table has a token of this name.
     pub fn put_enrolment(&self, new: EnrolmentRecord) -> EnrolmentFuture<'_, bool> {
-        self.write_enrolment(move |connection| {
+        self.write_enrolment(false, move |connection| {
             connection.execute(
                 "INSERT OR IGNORE INTO enrolment_tokens VALUES (?1, ?2, ?3, ?4)",
                 params![
@@ -47,7 +47,7 @@ impl IdentityDb {
     /// `false`, and writes nothing, if that token was removed or changed meanwhile. If two peers
     /// use a token at the same time, one of the two calls returns `false`.
     pub fn replace_enrolment(&self, new: EnrolmentRecord) -> EnrolmentFuture<'_, bool> {
-        self.write_enrolment(move |connection| {
+        self.write_enrolment(true, move |connection| {
             // The revision is the one that the caller read: of two concurrent changes, the later
             // one matches no row.
             connection.execute(
@@ -65,7 +65,7 @@ impl IdentityDb {
 
     /// Removes a token. Returns whether it was there.
     pub fn remove_enrolment(&self, key_id: KeyId) -> EnrolmentFuture<'_, bool> {
-        self.write_enrolment(move |connection| {
+        self.write_enrolment(true, move |connection| {
             let remove = "DELETE FROM enrolment_tokens WHERE key_id = ?1";
             connection.execute(remove, [key_id.as_str()])
         })
@@ -81,12 +81,15 @@ impl IdentityDb {
         self.read_enrolments(|db| db.enrolments(None))
     }
 
-    /// Runs a statement in the background. Returns whether it changed a row.
+    /// Runs a statement in the background. Returns whether it changed a row. `exists`: the statement makes no new one.
     fn write_enrolment(
         &self,
-        write: impl FnOnce(&Connection) -> rusqlite::Result<usize> + Send + 'static,
+        exists: bool,
+        write: impl Fn(&Connection) -> rusqlite::Result<usize> + Send + 'static,
     ) -> EnrolmentFuture<'_, bool> {
-        let done = self.0.in_background(move |db| db.write(write));
+        let done = self
+            .0
+            .in_background(move |db| db.write(|_| Ok(exists), write));
         Box::pin(async { Ok(done.await.map_err(EnrolmentError)? > 0) })
     }
 

@@ -9,6 +9,9 @@
 //! the folder is synced as well. One process holds the file: a second one would not see the changes of the first, and
 //! would admit peers that the first has removed.
 //!
+//! A full disk keeps no right from being taken away: the changes of entries that exist have room of their own
+//! (`reserve.rs`).
+//!
 //! Nothing that is wrong with the file keeps a node from starting. A damaged one is set aside with
 //! its log, and stays announced for as long as it lies there.
 
@@ -16,6 +19,7 @@ mod credentials;
 mod enrolment;
 mod file;
 mod quarantine;
+mod reserve;
 mod rows;
 mod schema;
 
@@ -28,7 +32,7 @@ use alknet_core::{
     BoxFuture, EncryptedData, IdentityPersistence, IdentityStoreError, StoreChange, StoreThread,
     StoredIdentities,
 };
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use thiserror::Error;
 
 pub use enrolment::{EnrolmentError, EnrolmentRecord};
@@ -108,6 +112,9 @@ impl IdentityDb {
         // From here on the changes that a power cut left in the log are in force, so the log is
         // emptied as after a change.
         let settled = connection.as_ref().map(|it| file::settle(it, path));
+        if connection.is_some() {
+            reserve::fill(path);
+        }
         let db = Self(Arc::new(IdentityDbInner {
             path: path.to_owned(),
             connection: Mutex::new(connection),
@@ -148,23 +155,25 @@ impl IdentityDbInner {
         Box::pin(async { work.await.map_err(|error| error.to_string())? })
     }
 
-    /// Runs all of `write` in one durable transaction. A failure writes nothing.
+    /// Runs all of `write` in one durable transaction. A failure writes nothing. If the disk is full, and `may_use_reserve`
+    /// says so of the entries as they are, the change has the room of the reserve.
     fn write<T>(
         &self,
-        write: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+        may_use_reserve: impl FnOnce(&Connection) -> rusqlite::Result<bool>,
+        write: impl Fn(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, String> {
         let mut connection = lock(&self.connection);
         let written = self.opened(&mut connection).and_then(|connection| {
-            let done = connection
-                // A transaction that takes the write lock at its first write can be refused in the
-                // middle.
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .and_then(|transaction| {
-                    let done = write(&transaction)?;
-                    transaction.commit().map(|()| done)
-                });
+            let mut done = transact(connection, &write);
+            if done.as_ref().is_err_and(is_full) && may_use_reserve(connection).unwrap_or(false) {
+                while done.as_ref().is_err_and(is_full) && reserve::give_up(&self.path) {
+                    done = transact(connection, &write);
+                }
+            }
             let done = done.map_err(|error| error.to_string())?;
-            Ok((done, file::settle(connection, &self.path).err()))
+            let log = file::settle(connection, &self.path).err();
+            reserve::fill(&self.path);
+            Ok((done, log))
         });
         let mut diagnostics = lock(&self.diagnostics);
         diagnostics.write = written.as_ref().err().cloned();
@@ -221,6 +230,20 @@ impl IdentityDbInner {
     }
 }
 
+fn transact<T>(
+    connection: &mut Connection,
+    write: impl Fn(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    // A transaction that takes the write lock at its first write can be refused in the middle.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let done = write(&transaction)?;
+    transaction.commit().map(|()| done)
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}
+
 fn unusable_reason(found: &[IdentityStoreDiagnostic]) -> Option<String> {
     let unusable = |it: &&IdentityStoreDiagnostic| {
         matches!(
@@ -238,7 +261,15 @@ impl IdentityPersistence for IdentityDb {
                 .iter()
                 .try_for_each(|change| rows::write(connection, change))
         };
-        self.0.write(write).map_err(IdentityStoreError::Unavailable)
+        let exist = |connection: &Connection| {
+            let mut all = changes
+                .iter()
+                .map(|change| rows::is_of_entry(connection, change));
+            // The first entry that is new, or that cannot be looked up, decides.
+            all.find(|it| !matches!(it, Ok(true))).unwrap_or(Ok(true))
+        };
+        let written = self.0.write(exist, write);
+        written.map_err(IdentityStoreError::Unavailable)
     }
 }
 

@@ -118,6 +118,22 @@ fn credential(row: &Row<'_>) -> Result<(String, EncryptedData), String> {
     Ok((text(row, 0)?, json(row, 1)?))
 }
 
+/// Whether the change is of an entry that exists, or removes one.
+pub(crate) fn is_of_entry(connection: &Connection, change: &StoreChange) -> rusqlite::Result<bool> {
+    let (query, name) = match change {
+        StoreChange::PutPeer(entry) => (
+            "SELECT EXISTS (SELECT 1 FROM peers WHERE peer_id = ?1)",
+            entry.peer_id.as_str(),
+        ),
+        StoreChange::PutApiKey(key) => (
+            "SELECT EXISTS (SELECT 1 FROM api_keys WHERE key_id = ?1)",
+            key.token.key_id.as_str(),
+        ),
+        StoreChange::RemovePeer(_) | StoreChange::RemoveApiKey(_) => return Ok(true),
+    };
+    connection.query_row(query, [name], |row| row.get(0))
+}
+
 /// Writes one change; the caller makes it part of a transaction.
 pub(crate) fn write(connection: &Connection, change: &StoreChange) -> rusqlite::Result<()> {
     let changed = match change {

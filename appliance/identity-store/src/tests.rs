@@ -10,6 +10,8 @@ use alknet_core::{
 
 use super::*;
 
+mod full;
+
 fn key(n: u8) -> PeerKey {
     PeerKey::Ed25519([n; 32])
 }
@@ -110,8 +112,8 @@ fn everything_is_there_again_after_a_restart() {
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(
         names_in(dir.path()),
-        ["identity.db"],
-        "nothing is left beside it"
+        ["identity.db", "identity.db-reserve"],
+        "nothing else is left beside it"
     );
 
     let (db, stored) = IdentityDb::open(&path);
@@ -238,7 +240,7 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
     );
     assert!(db.keep(&[StoreChange::PutPeer(peer(2))]).is_err());
     drop(db);
-    assert_eq!(names_in(dir.path()), ["identity.db"]);
+    assert_eq!(names_in(dir.path()), ["identity.db", "identity.db-reserve"]);
 
     let (db, stored) = IdentityDb::open(dir.path());
     assert_eq!(stored, StoredIdentities::default());

@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, ConnId, NetworkPrefix, PeerId, PeerKey, SitePrefix};
+use alknet_core::{Carriage, ConnId, NetworkPrefix, PeerId, SitePrefix};
 
 use crate::closing::{ClosingConnection, ClosingTotals, UnservedConnections, decrement};
 use crate::connection_slots::{ConnectionSlots, SlotDecision};
@@ -32,6 +32,7 @@ use rates::{HandshakeBuckets, RateLimit, RateWindow};
 pub(crate) use decision::{
     AddressValidation, AdmissionLimit, CapacityScope, QuicDecision, TcpDecision,
 };
+pub(crate) use known_addresses::RecognisedPeer;
 
 /// A site's unknown peers may have this many times what those of one network may have. A site has 256 networks, and
 /// one host may have all their addresses.
@@ -248,20 +249,20 @@ impl Admission {
         self.buckets.refund(&self.limits, carriage, payers);
     }
 
-    /// The handshake from `from` turned out to be the known `peer`'s, which showed `key`. The peer pays nothing, and
-    /// gets back no more than was `paid`, until it has used up its free handshakes. From then on it pays as every
+    /// The handshake from `from` turned out to be the known `peer`'s. The peer pays nothing, and gets back no more
+    /// than was `paid`, until it has used up its free handshakes. From then on it pays as every
     /// peer there does, so that the node refuses further handshakes before they cost a signature. Returns false where
     /// the peer has to pay for this one and cannot.
     pub(crate) fn recognise(
         &mut self,
         carriage: Carriage,
-        (peer, key): (&PeerId, PeerKey),
+        peer: &RecognisedPeer,
         from: IpAddr,
         paid: bool,
         now: Instant,
     ) -> bool {
         let rate = RateLimit::times(&self.limits, PEER_TIMES);
-        let is_free = self.known_addresses.takes_free(peer, rate, now);
+        let is_free = self.known_addresses.takes_free(&peer.id, rate, now);
         let allowed = match (is_free, paid) {
             (true, true) => {
                 self.refund(carriage, from);
@@ -271,7 +272,7 @@ impl Admission {
             (false, false) => self.charge(carriage, from, now),
         };
         // This comes last: from here on the address pays for itself, but its network paid for this handshake.
-        self.remember(peer, key, from, now);
+        self.remember(peer, from, now);
         allowed
     }
 
@@ -302,14 +303,13 @@ impl Admission {
 
     /// The node saw a known peer at `from`: from now on this address does not pay for its neighbours' handshakes, nor
     /// they for its own.
-    pub(crate) fn remember(&mut self, peer: &PeerId, key: PeerKey, from: IpAddr, now: Instant) {
-        self.known_addresses.see(peer, key, from, now);
+    pub(crate) fn remember(&mut self, peer: &RecognisedPeer, from: IpAddr, now: Instant) {
+        self.known_addresses.see(peer, from, now);
     }
 
-    /// The peers whose addresses the node remembers, each with the key that it showed last.
-    pub(crate) fn remembered(&self) -> Vec<(PeerId, PeerKey)> {
-        let peers = self.known_addresses.peers();
-        peers.map(|(peer, key)| (peer.clone(), key)).collect()
+    /// The peers whose addresses the node remembers, each as its last handshake showed it.
+    pub(crate) fn remembered(&self) -> Vec<RecognisedPeer> {
+        self.known_addresses.peers().cloned().collect()
     }
 
     /// Forgets the addresses of peers that the node no longer lets in.

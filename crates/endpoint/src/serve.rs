@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use crate::accept::HandshakeTasks;
-use crate::admission::{Admission, AdmissionLimit, CapacityScope};
+use crate::admission::{Admission, AdmissionLimit, CapacityScope, RecognisedPeer};
 use crate::counters::EndpointTotals;
 use crate::limits::EndpointLimits;
 use crate::live::{End, LiveConnections};
@@ -75,12 +75,15 @@ impl EndpointShared {
         }
         // The list is a copy: the lock of admission is not held while each key is looked up.
         let mut gone = self.admission().remembered();
-        gone.retain(|(peer, key)| {
-            self.identities
-                .by_key(key)
-                .is_none_or(|who| who.id != *peer)
+        gone.retain(|seen| {
+            let who = self.identities.by_key(&seen.key);
+            // An administrator that lost this right keeps its addresses no longer than other peers do.
+            who.is_none_or(|who| {
+                let now = RecognisedPeer::new(&who, seen.key);
+                now.id != seen.id || seen.is_admin && !now.is_admin
+            })
         });
-        let gone: Vec<_> = gone.into_iter().map(|(peer, _)| peer).collect();
+        let gone: Vec<_> = gone.into_iter().map(|seen| seen.id).collect();
         self.admission().forget(&gone);
     }
 
@@ -122,7 +125,8 @@ impl EndpointShared {
         let mut admission = self.admission();
         let allowed = match who {
             Some((key, Some(identity))) => {
-                admission.recognise(carriage, (&identity.id, *key), from, paid, now)
+                let peer = RecognisedPeer::new(identity, *key);
+                admission.recognise(carriage, &peer, from, paid, now)
             }
             _ => paid || admission.charge(carriage, from, now),
         };

@@ -23,7 +23,7 @@ pub use entry::{KeyShare, ShareEntry, ShareId, ShareRelease, ShareRevocation};
 pub use error::EscrowError;
 pub use index::IndexError;
 pub use ops::{ADMIN_SCOPE, CLIENT_SCOPE, register};
-pub use rate::{RELEASES_PER_MINUTE, RELEASES_PER_MINUTE_ALL};
+pub use rate::{RELEASE_INTERVAL, RELEASES_PER_MINUTE, RELEASES_PER_MINUTE_ALL};
 pub use share_registry::{
     SHARES_MAX, ShareChange, ShareDeposit, ShareListing, ShareRegistry, ShareRequest,
 };

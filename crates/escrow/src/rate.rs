@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 /// Releases of one share in a minute. A machine asks once when it starts.
 pub const RELEASES_PER_MINUTE: usize = 6;
-/// Releases of all shares together in a minute: after a power cut in a rack they all ask. The last quarter is for
-/// shares that were not released in that minute.
+/// Time after its last release in which a share needs room among the releases of all shares. After this time the node
+/// releases the share no matter how many others it released: the owners of other shares keep no machine from starting.
+pub const RELEASE_INTERVAL: Duration = Duration::from_secs(600);
+/// Releases of all shares together in a minute, without those of shares that had none within [`RELEASE_INTERVAL`]. The
+/// last quarter is for shares that were not released in that minute.
 pub const RELEASES_PER_MINUTE_ALL: usize = 120;
 const MINUTE: Duration = Duration::from_secs(60);
 

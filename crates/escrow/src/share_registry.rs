@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::entry::{KeyShare, ShareEntry, ShareId, ShareRelease, ShareRevocation};
 use crate::error::EscrowError;
 use crate::index::{IndexError, ShareIndex};
-use crate::rate::{MinuteCounter, RELEASES_PER_MINUTE, RELEASES_PER_MINUTE_ALL};
+use crate::rate::{MinuteCounter, RELEASE_INTERVAL, RELEASES_PER_MINUTE, RELEASES_PER_MINUTE_ALL};
 use crate::vault::{EscrowVault, EscrowVaultError};
 
 /// Shares that one node keeps, revoked ones included; the oldest of those make room.
@@ -81,6 +81,7 @@ struct ShareRegistryState {
 #[derive(Default)]
 struct ShareActivity {
     releases: MinuteCounter,
+    released: Option<Instant>,
     approval: Option<ShareApproval>,
     /// Each address that waits, the one that asked last at the end.
     waiting: Vec<WaitingRequest>,
@@ -126,6 +127,13 @@ impl ShareActivity {
             since: since.unwrap_or(asked.now),
             last: asked.now,
         });
+    }
+
+    /// How long the next release still needs room among those of all shares; `None` if it needs none.
+    fn counts_for(&self, now: Instant) -> Option<Duration> {
+        let since = now.saturating_duration_since(self.released?);
+        let left = RELEASE_INTERVAL.saturating_sub(since);
+        (!left.is_zero()).then_some(left)
     }
 
     /// The requests that still wait.
@@ -305,13 +313,15 @@ impl ShareRegistry {
             return Err(EscrowError::Pending(id.to_string()));
         }
         let own = live.releases.wait(RELEASES_PER_MINUTE, asked.now);
-        // The last quarter is for machines that had nothing in this minute: a crowd that asks again and again does not
-        // keep them from starting.
+        // The last quarter is for machines that had nothing in this minute, and start again within the interval.
         let most = match live.releases.is_empty() {
             true => RELEASES_PER_MINUTE_ALL,
             false => RELEASES_PER_MINUTE_ALL / 4 * 3,
         };
-        let all = state.all.wait(most, asked.now);
+        let all = live.counts_for(asked.now).and_then(|left| {
+            let wait = state.all.wait(most, asked.now)?;
+            Some(wait.min(left))
+        });
         own.or(all)
             .map_or(Ok(()), |wait| Err(EscrowError::Rate(wait)))
     }
@@ -338,9 +348,12 @@ impl ShareRegistry {
             });
         }
         self.keep(state, shares)?;
-        state.all.note(asked.now);
         let live = state.live.entry(id.clone()).or_default();
+        if live.counts_for(asked.now).is_some() {
+            state.all.note(asked.now);
+        }
         live.releases.note(asked.now);
+        live.released = Some(asked.now);
         live.waiting.clear();
         // One approval is for one start: a copy of the machine's disk asks as the machine does.
         live.approval = None;

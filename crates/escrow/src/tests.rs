@@ -348,10 +348,61 @@ fn shares_that_are_asked_for_often_leave_the_others_theirs() {
             released += usize::from(outcome.is_ok());
         }
     }
-    assert_eq!(released, RELEASES_PER_MINUTE_ALL / 4 * 3);
+    // The first release of each needs no room among those of all.
+    assert_eq!(released, 20 + RELEASES_PER_MINUTE_ALL / 4 * 3);
     share_registry
         .release(&at(20), &ids[20])
         .expect("a machine that starts");
+}
+
+/// More hostile shares than are needed to use up also the releases that the node keeps for shares without a release in
+/// that minute.
+#[test]
+fn shares_of_many_hostile_peers_leave_a_machine_its_start() {
+    // As many as use up the releases of a minute: fifteen as often as each may, and thirty once.
+    const HOSTILE: u16 = 45;
+    const RESERVED: usize = RELEASES_PER_MINUTE_ALL / 4;
+    let scene = EscrowTest::new();
+    let share_registry = scene.share_registry();
+    let at = |key, after_s| scene.request(key, "192.0.2.1", after_s);
+    let ids: Vec<_> = (0..=HOSTILE)
+        .map(|key| {
+            share_registry
+                .deposit(&at(key, 0), &deposit(7))
+                .expect("taken")
+        })
+        .collect();
+    let release =
+        |key: u16, after_s| share_registry.release(&at(key, after_s), &ids[usize::from(key)]);
+    // What needs no room is used up: all releases of the next minutes count.
+    for key in 0..HOSTILE {
+        release(key, 0).expect("the first one");
+    }
+    let use_up = |after_s| {
+        let again = (RELEASES_PER_MINUTE_ALL - RESERVED) / RELEASES_PER_MINUTE;
+        let again = u16::try_from(again).expect("a small number");
+        let often = (0..RELEASES_PER_MINUTE).flat_map(|_| 0..again);
+        let released = often
+            .chain(again..HOSTILE)
+            .filter(|key| release(*key, after_s).is_ok());
+        assert_eq!(released.count(), RELEASES_PER_MINUTE_ALL, "{after_s}");
+    };
+    use_up(61);
+    release(HOSTILE, 61).expect("a machine that starts");
+    use_up(122);
+    let wait = match release(HOSTILE, 122) {
+        Err(EscrowError::Rate(wait)) => wait,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(wait, Duration::from_secs(60));
+    // Hostile peers go on; after the interval the machine needs none of these releases.
+    let interval = RELEASE_INTERVAL.as_secs();
+    use_up(61 + interval - 1);
+    match release(HOSTILE, 61 + interval - 1) {
+        Err(EscrowError::Rate(wait)) => assert_eq!(wait, Duration::from_secs(1)),
+        other => panic!("{other:?}"),
+    }
+    release(HOSTILE, 61 + interval).expect("it starts again");
 }
 
 #[test]

@@ -23,7 +23,8 @@ fn tests_of(text: &str) -> Vec<(usize, Vec<&str>)> {
 
 /// How many tests in these files start their program again, as a process that ends before the
 /// test's own part.
-const STARTED_AGAIN: [(&str, usize); 7] = [
+const STARTED_AGAIN: [(&str, usize); 8] = [
+    ("appliance/identity-store/src/tests/full.rs", 1),
     ("appliance/identity-store/tests/killed.rs", 1),
     ("crates/runtime/promotion/tests/promotion/killed.rs", 1),
     ("crates/runtime/sessions/tests/sessions/hostile.rs", 1),

@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::read::other_kind;
 use super::refusal::refused;
+use super::schedule::next_start;
 use super::{
     ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, from_hub_itself, may,
     owner,
@@ -195,8 +196,9 @@ impl NodeUpdates {
         Ok(())
     }
 
-    /// The start that the caller may have. A hub that may only offer starts what it has sent itself, at once, and no
-    /// version that an administrator staged. PID 1 refuses such a start if it needs a person at the machine.
+    /// The start that the caller may have. A hub that may only offer starts what it has sent itself, at once and within the
+    /// window, and no version that an administrator staged. PID 1 refuses such a start if it needs a person at the
+    /// machine.
     fn startable(&self, ctx: &Ctx, input: &UpdateApplyInput) -> Result<StartOrder, CallError> {
         let order = |sha256, unasked| StartOrder {
             sha256,
@@ -218,11 +220,35 @@ impl NodeUpdates {
             .staged_by()
             .is_some_and(|owner| owner == who);
         match staged.filter(|_| is_own) {
-            Some(plan) => Ok(order(Some(plan.sha256), true)),
+            Some(plan) => {
+                self.within_window()?;
+                Ok(order(Some(plan.sha256), true))
+            }
             None => {
                 forbidden("you may start only a version that you have sent since this node started")
             }
         }
+    }
+
+    /// Refuses a start outside of the window of the configuration. The delay of this machine within the window does not
+    /// count: a hub starts one worker after the other.
+    fn within_window(&self) -> Result<(), CallError> {
+        let Some(window) = self.0.reloader.current().config.update.window else {
+            return Ok(());
+        };
+        let opens = match self.now_s() {
+            Some(now) => match next_start(now, Some(window), 0) {
+                at if at <= now => return Ok(()),
+                at => Timestamp::from_second(at).ok(),
+            },
+            None => None,
+        };
+        let opens = opens.map_or_else(
+            || "it does not know the time".to_owned(),
+            |at| format!("the next one begins at {at}"),
+        );
+        let text = format!("a hub starts a version here only in the window {window}: {opens}");
+        Err(refused("outside-window", &text))
     }
 
     /// SHA-256 of the program that is staged.

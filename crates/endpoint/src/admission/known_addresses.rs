@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use alknet_core::{PeerId, PeerKey};
+use alknet_core::{Identity, PeerId, PeerKey};
 
 use super::rates::{RateLimit, TokenBucket};
 
@@ -14,11 +14,35 @@ use super::rates::{RateLimit, TokenBucket};
 pub(super) const ADDRESSES_MAX: usize = 4;
 /// Peers of which the node remembers addresses. One more replaces the peer not seen for longest.
 pub(super) const PEERS_MAX: usize = 1024;
+/// As many administrators, and no more, are replaced by no peer: one holder of an invitation may have as many keys as
+/// there are peers here.
+pub(super) const ADMINS_KEPT: usize = PEERS_MAX / 2;
+
+/// A scope that every administrator holds, and no other peer.
+const ADMIN_SCOPE: &str = "admin";
+
+/// A known peer, as its last handshake showed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RecognisedPeer {
+    pub(crate) id: PeerId,
+    /// The key by which the node recognised the peer.
+    pub(crate) key: PeerKey,
+    pub(crate) is_admin: bool,
+}
+
+impl RecognisedPeer {
+    pub(crate) fn new(identity: &Identity, key: PeerKey) -> Self {
+        Self {
+            id: identity.id.clone(),
+            key,
+            is_admin: identity.scopes.allows(ADMIN_SCOPE),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct KnownPeerAddresses {
-    /// The key by which the node recognised the peer.
-    key: PeerKey,
+    peer: RecognisedPeer,
     /// Oldest first: the address at which the node saw the peer last comes last.
     at: Vec<IpAddr>,
     last: Instant,
@@ -40,24 +64,22 @@ impl KnownAddresses {
         self.addresses.contains_key(&address)
     }
 
-    /// Remembers that `peer` proved `key` at `from`.
-    pub(super) fn see(&mut self, peer: &PeerId, key: PeerKey, from: IpAddr, now: Instant) {
-        if !self.peers.contains_key(peer) && self.peers.len() >= PEERS_MAX {
-            let oldest = self.peers.iter().min_by_key(|(_, seen)| seen.last);
-            if let Some(oldest) = oldest.map(|(peer, _)| peer.clone()) {
-                self.forget(&oldest);
-            }
+    /// Remembers that the node saw `peer` at `from`.
+    pub(super) fn see(&mut self, peer: &RecognisedPeer, from: IpAddr, now: Instant) {
+        if !self.peers.contains_key(&peer.id) && self.peers.len() >= PEERS_MAX {
+            self.evict();
         }
         let seen = self
             .peers
-            .entry(peer.clone())
+            .entry(peer.id.clone())
             .or_insert_with(|| KnownPeerAddresses {
-                key,
+                peer: peer.clone(),
                 at: Vec::new(),
                 last: now,
                 free: None,
             });
-        (seen.key, seen.last) = (key, now);
+        seen.peer.clone_from(peer);
+        seen.last = now;
         // An address that is known moves to the end of the list, and its count stays.
         if let Some(known) = seen.at.iter().position(|at| *at == from) {
             seen.at.remove(known);
@@ -91,9 +113,22 @@ impl KnownAddresses {
         }
     }
 
-    /// The peers, each with the key that it showed last.
-    pub(super) fn peers(&self) -> impl Iterator<Item = (&PeerId, PeerKey)> {
-        self.peers.iter().map(|(peer, seen)| (peer, seen.key))
+    /// Forgets the peer not seen for longest, but no administrator unless more than half are administrators.
+    fn evict(&mut self) {
+        let admins = self.peers.values().filter(|seen| seen.peer.is_admin);
+        let may_go = admins.count() > ADMINS_KEPT;
+        let peers = self.peers.values();
+        let oldest = peers
+            .filter(|seen| may_go || !seen.peer.is_admin)
+            .min_by_key(|seen| seen.last);
+        if let Some(oldest) = oldest.map(|seen| seen.peer.id.clone()) {
+            self.forget(&oldest);
+        }
+    }
+
+    /// The peers, each as its last handshake showed it.
+    pub(super) fn peers(&self) -> impl Iterator<Item = &RecognisedPeer> {
+        self.peers.values().map(|seen| &seen.peer)
     }
 
     #[cfg(test)]

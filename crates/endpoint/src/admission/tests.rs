@@ -1,7 +1,10 @@
 mod closing;
+mod crowd;
 mod reserved_slots;
 
 use std::net::Ipv4Addr;
+
+use alknet_core::PeerKey;
 
 use super::known_addresses::{ADDRESSES_MAX, PEERS_MAX};
 use super::rates::BUCKETS_MAX;
@@ -15,8 +18,13 @@ fn peer(name: &str) -> PeerId {
     name.parse().expect("a peer id")
 }
 
-fn key(n: u8) -> PeerKey {
-    PeerKey::Ed25519([n; 32])
+/// A peer of few rights.
+fn known(name: &str, key: u8) -> RecognisedPeer {
+    RecognisedPeer {
+        id: peer(name),
+        key: PeerKey::Ed25519([key; 32]),
+        is_admin: false,
+    }
 }
 
 fn admission() -> (Admission, EndpointLimits, Instant) {
@@ -198,7 +206,7 @@ fn silent_tcp_connections_from_everywhere_are_bounded() {
 #[test]
 fn an_address_of_a_known_peer_keeps_its_slot_among_silent_ones() {
     let (mut admission, limits, now) = admission();
-    admission.remember(&peer("edge"), key(1), v4(1), now);
+    admission.remember(&known("edge", 1), v4(1), now);
     let TcpDecision::Accept { ticket: known, .. } = admission.tcp(v4(1)) else {
         panic!("refused");
     };
@@ -427,7 +435,7 @@ fn proven_handshakes_that_stall_give_way() {
 #[test]
 fn a_known_peers_address_does_not_pay_for_its_neighbours() {
     let (mut admission, limits, now) = admission();
-    admission.remember(&peer("edge"), key(1), v4(1), now);
+    admission.remember(&known("edge", 1), v4(1), now);
     for _ in 0..limits.handshake_burst {
         assert!(admission.charge(Carriage::Quic, v4(2), now));
     }
@@ -445,16 +453,20 @@ fn a_known_peers_address_does_not_pay_for_its_neighbours() {
 #[test]
 fn a_known_peer_has_many_handshakes_and_not_any_number() {
     let (mut admission, limits, now) = admission();
-    let edge = peer("edge");
-    let handshake = |admission: &mut Admission, who: &PeerId, from, address, now| match admission
-        .quic(Carriage::Quic, from, address, now)
-    {
-        QuicDecision::Accept { ticket, paid, .. } => {
-            admission.finish(ticket);
-            admission.recognise(Carriage::Quic, (who, key(1)), from, paid, now)
-        }
-        _ => false,
-    };
+    let edge = known("edge", 1);
+    let handshake =
+        |admission: &mut Admission, who: &RecognisedPeer, from, address, now| match admission.quic(
+            Carriage::Quic,
+            from,
+            address,
+            now,
+        ) {
+            QuicDecision::Accept { ticket, paid, .. } => {
+                admission.finish(ticket);
+                admission.recognise(Carriage::Quic, who, from, paid, now)
+            }
+            _ => false,
+        };
     let own = 1 + PEER_TIMES * limits.handshake_burst;
     for (n, address) in (0..own).zip(
         [AddressValidation::Proven, AddressValidation::Unproven]
@@ -490,7 +502,7 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
     });
     assert_eq!(elsewhere_too.count(), 1 + limits.handshake_burst as usize);
     // Another one has its own.
-    let ada = peer("ada");
+    let ada = known("ada", 2);
     assert!(handshake(
         &mut admission,
         &ada,
@@ -512,12 +524,12 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
 #[test]
 fn addresses_of_one_peer_do_not_take_every_handshake() {
     let (mut admission, limits, now) = admission();
-    admission.remember(&peer("admin"), key(1), v4(1), now);
+    admission.remember(&known("admin", 1), v4(1), now);
     let TcpDecision::Accept { ticket: admin, .. } = admission.tcp(v4(1)) else {
         panic!("refused");
     };
     for n in 0..1000 {
-        admission.remember(&peer("edge"), key(2), elsewhere(n), now);
+        admission.remember(&known("edge", 2), elsewhere(n), now);
     }
     assert_eq!(admission.known_addresses.len(), 1 + ADDRESSES_MAX);
     let TcpDecision::Accept { ticket: honest, .. } = admission.tcp(elsewhere(5000)) else {
@@ -532,7 +544,7 @@ fn addresses_of_one_peer_do_not_take_every_handshake() {
     // Of many peers, half of the places at most.
     for n in 0..200 {
         let edge = format!("edge-{}", n / ADDRESSES_MAX as u32);
-        admission.remember(&peer(&edge), key(2), elsewhere(n), now);
+        admission.remember(&known(&edge, 2), elsewhere(n), now);
     }
     for n in 0..4000 {
         admission.tcp(elsewhere(n % 200));
@@ -546,19 +558,19 @@ fn addresses_of_one_peer_do_not_take_every_handshake() {
 fn the_addresses_of_a_peer_are_forgotten_with_it() {
     let (mut admission, _, now) = admission();
     for name in ["one", "two"] {
-        admission.remember(&peer(name), key(1), v4(1), now);
+        admission.remember(&known(name, 1), v4(1), now);
     }
     // Others of a peer take no address from another peer that was seen there.
     for n in 1..=ADDRESSES_MAX as u32 {
-        admission.remember(&peer("two"), key(1), elsewhere(n), now);
+        admission.remember(&known("two", 1), elsewhere(n), now);
     }
     assert!(admission.known_addresses.contains(v4(1)));
     admission.forget(&[peer("one")]);
     assert!(!admission.known_addresses.contains(v4(1)));
-    assert_eq!(admission.remembered(), [(peer("two"), key(1))]);
+    assert_eq!(admission.remembered(), [known("two", 1)]);
     for n in 0..PEERS_MAX as u64 {
         let later = now + Duration::from_secs(1 + n);
-        admission.remember(&peer(&format!("p{n}")), key(1), v4(9), later);
+        admission.remember(&known(&format!("p{n}"), 1), v4(9), later);
     }
     assert_eq!(admission.remembered().len(), PEERS_MAX);
     assert_eq!(admission.known_addresses.len(), 1);

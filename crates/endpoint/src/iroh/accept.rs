@@ -179,7 +179,7 @@ mod tests {
     use iroh::SecretKey;
 
     use super::*;
-    use crate::admission::Admission;
+    use crate::admission::{Admission, RecognisedPeer};
     use crate::limits::EndpointLimits;
 
     /// Other clients try as many keys as they like.
@@ -187,8 +187,12 @@ mod tests {
     fn a_known_peer_behind_a_relay_has_a_rate_of_its_own() {
         let (own, now) = (relayed(&[1; 32]), Instant::now());
         let mut admission = Admission::new(EndpointLimits::default());
-        let ada = "ada".parse().expect("a peer id");
-        admission.remember(&ada, PeerKey::Ed25519([1; 32]), own, now);
+        let ada = RecognisedPeer {
+            id: "ada".parse().expect("a peer id"),
+            key: PeerKey::Ed25519([1; 32]),
+            is_admin: false,
+        };
+        admission.remember(&ada, own, now);
         let others = (2..=u8::MAX).map(|n| relayed(&[n; 32]));
         let refused = others.filter(|from| !admission.charge(Carriage::Iroh, *from, now));
         assert!(refused.count() > 0, "all of them are one network");

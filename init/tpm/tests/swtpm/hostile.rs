@@ -131,6 +131,42 @@ fn a_man_in_the_middle_changes_a_byte_and_gains_nothing() {
     assert!(refused > 100, "{refused}");
 }
 
+/// An attacker's TPM in the place of the machine's. The attacker may also have written the name of its own storage key
+/// into the record on the disk.
+#[test]
+fn a_tpm_in_the_place_of_the_required_one_gets_nothing() {
+    const START_AUTH_SESSION: [u8; 4] = [0, 0, 1, 0x76];
+    let (own, impostor) = (SwtpmMachine::booted(), SwtpmMachine::booted());
+    let (secret, pin) = (kek(), pin("1234"));
+    let key = own.tpm().storage_key().expect("a TPM");
+    let seal = |tpm: Tpm<_>| {
+        let mut tpm = tpm.require(key);
+        tpm.seal(&secret, &choice(), ExpectedPcrs::Current, Some(&pin))
+    };
+    let slot = seal(own.tpm()).expect("sealed");
+    let unsealed = own.tpm().require(key).unseal(&slot, Some(&pin));
+    assert_eq!(unsealed.expect("unsealed"), secret);
+    let mut posing = impostor.tpm();
+    let forged = posing.seal(&kek(), &choice(), ExpectedPcrs::Current, Some(&pin));
+    let forged = forged.expect("sealed");
+    drop(posing);
+
+    let is_foreign = |error: &TpmError| matches!(error, TpmError::ForeignStorageKey);
+    assert!(seal(impostor.tpm()).is_err_and(|error| is_foreign(&error)));
+    let tap = TpmTap::new(impostor.connect());
+    let heard = tap.heard.clone();
+    let mut tpm = Tpm::new(tap).require(key);
+    assert!(tpm.storage_key().is_err_and(|error| is_foreign(&error)));
+    let unsealed = tpm.unseal(&slot, Some(&pin));
+    assert!(unsealed.is_err_and(|error| is_foreign(&error)));
+    let unsealed = tpm.unseal(&forged, Some(&pin));
+    assert!(matches!(unsealed, Err(TpmError::OtherTpm)), "{unsealed:?}");
+    // No session, which would be salted to its key, began.
+    let heard = heard.borrow();
+    let codes: Vec<_> = heard.commands.iter().map(|it| &it[6..10]).collect();
+    assert!(!codes.is_empty() && !codes.contains(&&START_AUTH_SESSION[..]));
+}
+
 #[test]
 fn a_changed_record_does_not_open() {
     let machine = SwtpmMachine::booted();

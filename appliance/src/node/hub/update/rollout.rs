@@ -101,6 +101,8 @@ pub(super) enum RolloutTurn {
     Confirmed,
     /// The version is staged, and its start needs a person at the machine.
     WaitsForPerson,
+    /// The version is staged, and the worker lets its hub start one only at another time of day.
+    WaitsForWindow,
     /// It does not want the bundle: it runs the version already, or does not let its hub offer updates.
     Skipped,
     /// It did not come back confirmed, or refused the bundle.

@@ -23,6 +23,8 @@ enum Behaviour {
     NeedsPin,
     /// Its plan needs no person, and its start does.
     NeedsPinLater,
+    /// Its configuration permits the start at another time of day.
+    OutsideWindow,
     RunsItAlready,
     /// Its `[[join]]` does not let the hub offer.
     Closed,
@@ -132,6 +134,11 @@ impl ModelFleet {
                 self.busy.fetch_sub(1, Ordering::SeqCst);
                 let details = json!({ "code": "needs-person" });
                 Err(CallError::new(ErrorCode::Forbidden, "a person").with_details(details))
+            }
+            "update/apply" if behaviour == Behaviour::OutsideWindow => {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                let details = json!({ "code": "outside-window" });
+                Err(CallError::new(ErrorCode::Conflict, "the window").with_details(details))
             }
             "update/apply" => {
                 worker.is_started = true;
@@ -390,9 +397,10 @@ async fn a_worker_that_says_no_or_needs_a_person_is_no_failure() {
         3 => Behaviour::NeedsPin,
         4 => Behaviour::IsHost,
         5 => Behaviour::NeedsPinLater,
+        6 => Behaviour::OutsideWindow,
         _ => Behaviour::Confirms,
     };
-    let fleet = bench.fleet(behaviour, 6);
+    let fleet = bench.fleet(behaviour, 7);
     let report = bench.run(&fleet, plan(&[RingSize::All], 1)).await;
     assert_eq!(report.state, RolloutState::Done);
     let expected = [
@@ -401,6 +409,7 @@ async fn a_worker_that_says_no_or_needs_a_person_is_no_failure() {
         RolloutTurn::WaitsForPerson,
         RolloutTurn::Skipped,
         RolloutTurn::WaitsForPerson,
+        RolloutTurn::WaitsForWindow,
         RolloutTurn::Confirmed,
     ];
     assert_eq!(states(&report), expected);

@@ -72,8 +72,11 @@ impl WorkerUpdate {
             // The worker restarts, and its answer may be lost on the way.
             match self.calls.call(worker, "update/apply", input).await {
                 // The slots of its vault have changed since it answered with the plan.
-                Err(error) if needs_person(&error) => {
+                Err(error) if has_code(&error, "needs-person") => {
                     (RolloutTurn::WaitsForPerson, text(&error.message.into()))
+                }
+                Err(error) if has_code(&error, "outside-window") => {
+                    (RolloutTurn::WaitsForWindow, text(&error.message.into()))
                 }
                 Err(error) if !is_lost(&error) => failed(&error),
                 _ => self.wait(worker, &sent.version, until).await,
@@ -93,7 +96,7 @@ impl WorkerUpdate {
         let answer = loop {
             match self.calls.call(worker, "update/offer", offer.clone()).await {
                 // Another caller of the worker sends it a bundle, which ends.
-                Err(error) if is_busy(&error) => sleep(self.poll).await,
+                Err(error) if has_code(&error, "busy") => sleep(self.poll).await,
                 answer => break answer,
             }
         };
@@ -222,20 +225,13 @@ fn is_lost(error: &CallError) -> bool {
 
 /// Whether the worker is a host, or a machine whose form has no boot slots.
 fn has_no_slots(error: &CallError) -> bool {
-    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
-    matches!(code, Some("host" | "no-slots"))
+    has_code(error, "host") || has_code(error, "no-slots")
 }
 
-/// Whether a person has to be at the worker when the version starts there.
-fn needs_person(error: &CallError) -> bool {
-    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
-    code == Some("needs-person")
-}
-
-/// Whether another bundle is under way there.
-fn is_busy(error: &CallError) -> bool {
-    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
-    code == Some("busy")
+/// Whether the worker refused with this code.
+fn has_code(error: &CallError, code: &str) -> bool {
+    let details = error.details.as_ref();
+    details.and_then(|it| it["code"].as_str()) == Some(code)
 }
 
 /// Whether the worker does not serve the operation to its hub.

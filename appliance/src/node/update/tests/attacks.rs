@@ -565,3 +565,52 @@ async fn after_an_upload_whose_connection_broke_the_next_bundle_is_staged() {
     assert!(!bundles[0].1 && bundles[0].0.len().is_multiple_of(100_000));
     assert_eq!(bundles[1], (b"abc".to_vec(), true));
 }
+
+/// A hub that restarts a worker by day, whose administrator permits restarts at night.
+#[tokio::test]
+async fn a_hub_starts_nothing_outside_of_the_window() {
+    let now = jiff::Timestamp::now();
+    // The window begins after so many hours, and is two hours long.
+    let bench = |after: i64| {
+        let at = |hours| {
+            let at = now + jiff::SignedDuration::from_hours(after + hours);
+            at.strftime("%H:%M").to_string()
+        };
+        let document = format!("[update]\nwindow = \"{}-{}\"\n", at(0), at(2));
+        NodeUpdateBench::with(&document, StagingPace::default(), None)
+    };
+    let send = async |node: &UpdateCaller| {
+        let offer = json!({ "version": "1.1.0", "bytes": 3 });
+        let begun = node.call(HUB, "update/offer", offer).await.expect("wanted");
+        let piece =
+            json!({ "session": begun["session"], "offset": 0, "data": BASE64.encode(b"abc") });
+        node.call(HUB, "update/write", piece).await.expect("staged");
+    };
+    let started = |bench: &NodeUpdateBench| {
+        let requests = bench.requests().into_iter();
+        let starts = requests.filter(|(it, _)| matches!(it, UpdateRequest::Apply { .. }));
+        starts.count()
+    };
+    let closed = bench(6);
+    let node = UpdateCaller::new(&closed.updates);
+    send(&node).await;
+    let refused = node.call(HUB, "update/apply", Value::Null).await;
+    let refused = refused.expect_err("by day");
+    assert_eq!(refused.code, ErrorCode::Conflict);
+    assert_eq!(refused.details.expect("details")["code"], "outside-window");
+    assert_eq!(started(&closed), 0);
+    // The window is no limit for administrators.
+    let restarts = node.call(ADMIN, "update/apply", Value::Null).await;
+    assert_eq!(restarts, Ok(json!({ "restarts": true })));
+    let open = bench(-1);
+    let node = UpdateCaller::new(&open.updates);
+    send(&node).await;
+    open.set(|facts| facts.clock = "unset".to_owned());
+    let refused = node.call(HUB, "update/apply", Value::Null).await;
+    let refused = refused.expect_err("the time is not known");
+    assert_eq!(refused.details.expect("details")["code"], "outside-window");
+    assert_eq!(started(&open), 0);
+    open.set(|facts| facts.clock = "sntp".to_owned());
+    let restarts = node.call(HUB, "update/apply", Value::Null).await;
+    assert_eq!(restarts, Ok(json!({ "restarts": true })));
+}

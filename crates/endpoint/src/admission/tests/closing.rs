@@ -123,8 +123,8 @@ fn clients_prove_their_addresses_where_many_connections_are_kept_and_not_served(
 fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     let (mut admission, limits, now) = admission();
     let most = limits.per_address_max;
-    let (from, known) = (v4(1), v4(2));
-    admission.remember(&peer("edge"), key(1), known, now);
+    let (from, edges) = (v4(1), v4(2));
+    admission.remember(&known("edge", 1), edges, now);
     let network = WindowOwner::Network(NetworkPrefix::from_ip(from));
     let most = CLOSING_TIMES * most;
     let refused = |admission: &mut Admission, from, times: u32| {
@@ -143,7 +143,7 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     assert_eq!(decision, QuicDecision::Refuse(limit));
     // Others, and the address of a known peer beside it, are not, however many there are.
     refused(&mut admission, from, 4 * most);
-    for other in [elsewhere(7), known] {
+    for other in [elsewhere(7), edges] {
         for address in [AddressValidation::Unproven, AddressValidation::Proven] {
             let decision = ask(&mut admission, other, address);
             assert!(
@@ -153,13 +153,13 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
         }
     }
     // That has an end of its own.
-    refused(&mut admission, known, most - 1);
-    assert!(!admission.is_kept_out(known));
-    let kept = admission.keep(network.clone(), known);
-    let decision = ask(&mut admission, known, AddressValidation::Proven);
+    refused(&mut admission, edges, most - 1);
+    assert!(!admission.is_kept_out(edges));
+    let kept = admission.keep(network.clone(), edges);
+    let decision = ask(&mut admission, edges, AddressValidation::Proven);
     assert_eq!(decision, QuicDecision::Refuse(limit));
     admission.let_go(&kept);
-    let decision = ask(&mut admission, known, AddressValidation::Proven);
+    let decision = ask(&mut admission, edges, AddressValidation::Proven);
     assert!(
         matches!(decision, QuicDecision::Accept { .. }),
         "{decision:?}"
@@ -171,8 +171,8 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
 fn what_is_kept_of_a_known_peer_keeps_no_other_known_one_out() {
     let (mut admission, limits, now) = admission();
     let (edges, adas) = (v4(1), v4(2));
-    admission.remember(&peer("edge"), key(1), edges, now);
-    admission.remember(&peer("ada"), key(2), adas, now);
+    admission.remember(&known("edge", 1), edges, now);
+    admission.remember(&known("ada", 2), adas, now);
     let edge = WindowOwner::Peer(peer("edge"));
     for _ in 0..6 * CLOSING_TIMES * limits.per_address_max {
         admission.keep(edge.clone(), edges);

@@ -1,8 +1,10 @@
 //! Sessions over a pipe.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use alknet_call::limits::{FRAME_BYTES_DEFAULT, FRAME_BYTES_UNAUTHENTICATED, PeerTimeouts};
+use alknet_call::limits::{
+    CALL_TIMEOUT_MAX, FRAME_BYTES_DEFAULT, FRAME_BYTES_UNAUTHENTICATED, PeerTimeouts,
+};
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -165,27 +167,29 @@ async fn silent_slow_and_unauthenticated_sockets_are_closed() {
 async fn a_socket_unauthenticated_for_too_long_is_closed() {
     // Enough for a client to send what it has.
     let moment = deadline(Duration::from_millis(50));
+    let longest = 2 * moment;
     let tokens = OneToken::new(None);
     let patience = PeerTimeouts {
         guest_login: moment,
-        unknown_connection: 2 * moment,
+        unknown_connection: longest,
         ..PeerTimeouts::default()
     };
+    let began = Instant::now();
     let mut client = WsTestClient::start_with(&tokens, None, patience, WsTimeouts::default());
+    // The longest time that a call may have: its end, without which the node would keep the session, is far away.
     let event = json!({
         "type": "call.requested", "id": "1",
-        "payload": { "operationId": "demo/hang", "timeout_ms": 600_000 },
+        "payload": {
+            "operationId": "demo/hang", "timeout_ms": CALL_TIMEOUT_MAX.as_millis() as u64,
+        },
     });
     client
         .send(&frame(BINARY, true, event.to_string().as_bytes()))
         .await;
-    let goodbye = loop {
-        let (opcode, payload) = client.next().await;
-        if opcode == CLOSE {
-            break payload;
-        }
-    };
-    assert_eq!(goodbye[..2], 4408_u16.to_be_bytes());
+    // The close frame is the first: a session that ends with its last call has an answer of this call before that.
+    let closed = timeout(deadline(Duration::from_secs(20)), client.closed()).await;
+    assert_eq!(closed.expect("the call keeps the session"), 4408);
+    assert!(began.elapsed() >= longest, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
