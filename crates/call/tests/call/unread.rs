@@ -136,7 +136,7 @@ async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
 
 /// Errors are as long as answers, and count like them. One that has no room loses its details.
 #[tokio::test]
-async fn errors_that_nobody_reads_are_bounded() {
+async fn errors_that_no_client_reads_are_bounded() {
     const ERRORS: usize = 32;
     // As above.
     let node = node(64 << 20, PeerTimeouts::default());
