@@ -51,7 +51,7 @@ pub(super) fn say(disk: &str, found: Option<EarlierContent>, log: &InitLog) {
 }
 
 /// The problem of an image that was written over data.
-pub(super) fn kept() -> Option<MachineDiagnostic> {
+pub(super) fn kept_data_problem() -> Option<MachineDiagnostic> {
     let disk = KEPT.get()?;
     Some(problem(
         "data-kept",
@@ -150,11 +150,11 @@ mod tests {
             Some(EarlierContent::Overwritten),
         ] {
             say("vda", found, &log);
-            assert_eq!(kept(), None, "{found:?}");
+            assert_eq!(kept_data_problem(), None, "{found:?}");
         }
         for found in [Some(EarlierContent::Kept), None] {
             say("vda", found, &log);
-            let problem = kept().expect("it is reported");
+            let problem = kept_data_problem().expect("it is reported");
             assert!(problem.text.contains("over vda"), "{}", problem.text);
         }
     }

@@ -152,7 +152,7 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     let mut prepared = close_all(closed.0, closed.1, access.keeper);
     // The first problem says why nothing is served.
     prepared.problems.extend(erase::uncounted());
-    prepared.problems.extend(earlier::kept());
+    prepared.problems.extend(earlier::kept_data_problem());
     prepared
 }
 
@@ -168,7 +168,7 @@ fn foreign(state_dir: &Path, name: &str) -> VaultWait {
 /// Makes the folders of the opened data, and adds problems.
 fn complete(prepared: &mut PreparedData) {
     prepared.problems.extend(erase::uncounted());
-    prepared.problems.extend(earlier::kept());
+    prepared.problems.extend(earlier::kept_data_problem());
     // A read-only partition has its folders already, and its problem is listed.
     if prepared.state.mode != "read-only"
         && let Err(error) = make_tree(&prepared.state_dir)
