@@ -263,7 +263,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
         .with_input(empty_input())
         .with_output(json!({ "type": "object", "properties": { "accepted": { "const": true } } }))
         .with_scope(SCOPE);
-    let handler = HandlerKind::once(move |_input, ctx: alknet_call::Ctx| {
+    let handler = HandlerKind::once(move |_input, ctx: Ctx| {
         let to_init = node.to_init.clone();
         let by = caller(&ctx);
         async move {
@@ -284,7 +284,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
 }
 
 /// The caller's name for the log.
-pub(super) fn caller(ctx: &alknet_call::Ctx) -> String {
+pub(super) fn caller(ctx: &Ctx) -> String {
     let who = ctx.identity();
     who.map_or_else(|| "unknown peer".to_owned(), |who| who.id.to_string())
 }
