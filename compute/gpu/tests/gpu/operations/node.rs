@@ -144,7 +144,7 @@ impl GpuTestNode {
 
 /// Calls the operation that its input names by the rights of its author, as a promoted operation does.
 fn lent(author: usize) -> Registration {
-    let spec = OperationSpec::mutation(&format!("lent/{author}"), "Calls another operation.");
+    let spec = OperationSpec::mutation(&format!("lent/author-{author}"), "Calls another operation.");
     let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let input = input.value();
         let operation = input["operation"].as_str().unwrap_or_default();
@@ -200,7 +200,7 @@ impl GpuTestCaller {
         input: &Value,
     ) -> Result<CallBody, CallError> {
         let input = json!({ "operation": operation, "input": input });
-        self.try_ask(&format!("lent/{author}"), &input)
+        self.try_ask(&format!("lent/author-{author}"), &input)
     }
 
     /// A tensor with these bytes, row by row where they are many.
