@@ -42,7 +42,7 @@ pub const UKI_BYTES_MAX: u64 = ESP_BYTES / 3;
 /// First block of the data partition.
 pub const DATA_FIRST_LBA: u64 = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
 /// Blocks of the backup partition table at the end: 32 of entries and a header.
-pub(crate) const BACKUP_LBAS: u64 = 33;
+pub const BACKUP_LBAS: u64 = 33;
 
 pub(crate) const TYPE_BIOS: Uuid = uuid!("21686148-6449-6E6F-744E-656564454649");
 pub(crate) const TYPE_ESP: Uuid = uuid!("C12A7328-F81F-11D2-BA4B-00A0C93EC93B");

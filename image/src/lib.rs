@@ -61,8 +61,8 @@ mod zstandard;
 
 pub use assemble::{BuildProgress, build};
 pub use disk::{
-    BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, DATA_HEAD_END, DISK_BYTES, ESP_BYTES,
-    ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
+    BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, DATA_HEAD_END, DISK_BYTES,
+    ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use disk_parts::{DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion};
 pub use disk_table::{disk_bytes_by_head, has_image_identity, head_has_layout, table_difference};

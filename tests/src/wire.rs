@@ -50,11 +50,29 @@ pub async fn event(recv: &mut RecvStream) -> Result<Value, StreamError> {
     Ok(serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
 }
 
+/// The same, or `None` if the stream ends before the next event does.
+///
+/// # Panics
+/// Something other than JSON came.
+pub async fn event_or_end(recv: &mut RecvStream) -> Option<Value> {
+    let header = exactly_or_end(recv, HEADER_BYTES).await.ok()??;
+    let len = u32::from_be_bytes(header.try_into().expect("as many as were asked for"));
+    let body = exactly_or_end(recv, len as usize).await.ok()??;
+    Some(serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
+}
+
 async fn exactly(recv: &mut RecvStream, len: usize) -> Result<Vec<u8>, StreamError> {
+    let bytes = exactly_or_end(recv, len).await?;
+    Ok(bytes.expect("the node does not end a stream within an event"))
+}
+
+async fn exactly_or_end(recv: &mut RecvStream, len: usize) -> Result<Option<Vec<u8>>, StreamError> {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
-        let chunk = recv.read_chunk(len - bytes.len()).await?;
-        bytes.extend_from_slice(&chunk.expect("the node does not end a stream within an event"));
+        let Some(chunk) = recv.read_chunk(len - bytes.len()).await? else {
+            return Ok(None);
+        };
+        bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes)
+    Ok(Some(bytes))
 }

@@ -8,7 +8,7 @@ mod trial;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use alknet_call::CallError;
+use alknet_call::{CallError, CallOptions};
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -22,6 +22,9 @@ use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, duration, output, status};
 use source::BundleSource;
 
+/// How long a node may take before its restart: it compares the program with its hash, and prepares its TPM. A slow
+/// machine needs more than the usual time of a call.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(300);
 /// The operation that tells how updates stand.
 const STATUS: &str = "update/status";
 /// How long a node may take from its restart until it has confirmed the version or is back on the one before, unless
@@ -312,7 +315,8 @@ impl NodeTurn<'_> {
         let answer = self
             .dialer
             .reached(self.route, async |node| {
-                node.call("update/apply", &input).await.map_err(call_error)
+                let called = node.call_with("update/apply", &input, preparing()).await;
+                called.map_err(call_error)
             })
             .await?;
         if let Some(at) = answer.value()["scheduled"].as_str() {
@@ -404,8 +408,8 @@ pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExi
         confirmed(&output::one_line(&question), args.yes)?;
         dialer
             .reached(&route, async |node| {
-                let called = node.call("update/rollback", &Value::Null).await;
-                called.map_err(call_error)
+                let called = node.call_with("update/rollback", &Value::Null, preparing());
+                called.await.map_err(call_error)
             })
             .await?;
         let (outcome, said) = match kind {
@@ -430,6 +434,14 @@ pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExi
         }
         Ok(CommandExit::Ok)
     })
+}
+
+/// The options of a call after which the machine restarts.
+fn preparing() -> CallOptions {
+    CallOptions {
+        timeout: Some(PREPARE_TIMEOUT),
+        ..CallOptions::default()
+    }
 }
 
 /// What a rollback does in a state of the machine.

@@ -1,7 +1,8 @@
 //! A thread that makes the changes of one store.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, SendError, Sender};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -52,24 +53,25 @@ impl StoreThread {
         })
     }
 
-    fn send(&self, mut job: StoreJob) -> io::Result<()> {
+    fn send(&self, job: StoreJob) -> io::Result<()> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = &*jobs {
-            match sender.send(job) {
-                Ok(()) => return Ok(()),
-                // A panic has ended the thread.
-                Err(SendError(refused)) => job = refused,
-            }
-        }
-        let sender = jobs.insert(spawn(self.name)?);
+        let sender = match jobs.take() {
+            Some(sender) => sender,
+            None => spawn(self.name)?,
+        };
         let ended = |_| io::Error::other("the thread of the store has ended");
-        sender.send(job).map_err(ended)
+        jobs.insert(sender).send(job).map_err(ended)
     }
 }
 
 fn spawn(name: &str) -> io::Result<Sender<StoreJob>> {
     let (sender, jobs): (_, Receiver<StoreJob>) = mpsc::channel();
-    let work = move || jobs.into_iter().for_each(|job| job());
+    let work = move || {
+        for job in jobs {
+            // A panic was reported by its hook, and ends this piece of work only: others wait behind it.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    };
     thread::Builder::new().name(name.to_owned()).spawn(work)?;
     Ok(sender)
 }
@@ -93,6 +95,6 @@ mod tests {
         assert_eq!(order.iter().collect::<Vec<_>>(), [1, 2]);
         let failed: io::Result<()> = thread.run(|| panic!("on purpose")).await;
         assert!(failed.is_err());
-        assert_eq!(thread.run(|| 3).await.expect("another thread"), 3);
+        assert_eq!(thread.run(|| 3).await.expect("the thread goes on"), 3);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES, Manifest,
-    ManifestDisk, ManifestOutput, OutputRole, has_image_identity, table_difference,
+    BACKUP_LBAS, DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES,
+    Manifest, ManifestDisk, ManifestOutput, OutputRole, has_image_identity, table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -198,13 +199,13 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
         part,
     };
     let data_end = DATA_HEAD_END.min(present);
-    let check_zeros = |start: u64| match is_zero(&disk, start..data_end) {
+    let check_zeros = |range: Range<u64>| match is_zero(&disk, range) {
         Ok(true) => Ok(()),
         Ok(false) => Err(differs(EARLIER_DATA.to_owned())),
         Err(error) => Err(unreadable(error)),
     };
     if hash_disk(&disk, image.bytes).map_err(unreadable)? == image.sha256 {
-        check_zeros(image.bytes)?;
+        check_zeros(image.bytes..data_end)?;
         return Ok(ImageCheck::whole("the whole image", image.bytes));
     }
     // What the kernel remembers may be older than what the disk has.
@@ -220,11 +221,14 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
     })?;
     let mut check = compared(expected, &found).map_err(differs)?;
     if has_image_identity(&disk).map_err(unreadable)? {
+        // The backup of the partition table ends the image.
         let start = DATA_FIRST_LBA * LBA_BYTES;
-        check_zeros(start)?;
+        let table = image.bytes.saturating_sub(BACKUP_LBAS * LBA_BYTES);
+        check_zeros(start..table)?;
+        check_zeros(image.bytes..data_end)?;
         check.checked.push(CheckedPart {
             name: "zeros at the beginning of the data partition".to_owned(),
-            bytes: data_end - start,
+            bytes: table.saturating_sub(start) + data_end.saturating_sub(image.bytes),
         });
     }
     let is_foreign = |it: &&String| !is_configuration(it) && *it != SECOND_SLOT;

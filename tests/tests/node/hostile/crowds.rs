@@ -335,7 +335,7 @@ impl HeldConnection {
         if self.send.write_chunk(request.into()).await.is_err() {
             return false;
         }
-        let Ok(event) = within(wire::event(&mut self.recv)).await else {
+        let Some(event) = within(wire::event_or_end(&mut self.recv)).await else {
             return false;
         };
         assert_eq!(event["type"], "call.responded", "{event}");

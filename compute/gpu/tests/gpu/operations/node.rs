@@ -144,7 +144,8 @@ impl GpuTestNode {
 
 /// Calls the operation that its input names by the rights of its author, as a promoted operation does.
 fn lent(author: usize) -> Registration {
-    let spec = OperationSpec::mutation(&format!("lent/author-{author}"), "Calls another operation.");
+    let spec =
+        OperationSpec::mutation(&format!("lent/author-{author}"), "Calls another operation.");
     let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let input = input.value();
         let operation = input["operation"].as_str().unwrap_or_default();

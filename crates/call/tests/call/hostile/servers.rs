@@ -146,10 +146,10 @@ async fn errors_of_peers_cost_no_trees() {
             let failed = async {
                 if subscribes {
                     let mut events = client.subscribe("any/thing", &input).await?;
-                    let event = events.next().await.expect("an event");
-                    return event.map(drop);
+                    events.next().await.expect("an event").map(drop)
+                } else {
+                    client.call("any/thing", &input).await.map(drop)
                 }
-                client.call("any/thing", &input).await.map(drop)
             };
             let payload = json!({
                 "code": "CONFLICT",
