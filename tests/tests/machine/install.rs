@@ -30,8 +30,8 @@ const OFF_WITHIN: Duration = Duration::from_secs(25);
 const VERIFIED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The power fails in the middle of the first installation. The second one is complete, and the disk serves with the
-/// configuration of the medium. What the disk had in the place of the vault before is gone. The medium does not write the disk a second time, nor for a document with another name.
-/// With another table it does not erase the node.
+/// configuration of the medium. What the disk had in the place of the vault before is gone. The medium does not write the
+/// disk a second time, nor for a document with another name. With another table it does not erase the node.
 #[test]
 fn the_medium_installs_itself_and_the_disk_serves() {
     let bench = TestBench::new();

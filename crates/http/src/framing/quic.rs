@@ -37,6 +37,10 @@ fn number(code: CloseCode) -> u32 {
     }
 }
 
+/// How long a client has to take the last bytes of its responses and to close the connection. The library throws away
+/// what the client has not acknowledged, and does not even send its own close frame while the congestion window is full.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+
 /// The identifier in GOAWAY: the first request that the server refuses, which is the next one (RFC 9114 section 5.2).
 const NEXT: usize = 1;
 
@@ -64,7 +68,11 @@ pub(crate) async fn serve(
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
         why = over(&conn, draining) => match why {
             // The futures are boxed, so that a connection reserves no memory for them before it ends.
-            HttpCloseCause::Leave | HttpCloseCause::Unknown => Box::pin(drain(&mut server, &mut requests, time)).await,
+            HttpCloseCause::Leave | HttpCloseCause::Unknown => {
+                let drained = Box::pin(drain(&mut server, &mut requests, time)).await;
+                let _ = tokio::time::timeout(LAST_BYTES, connection.closed()).await;
+                drained
+            }
             HttpCloseCause::Idle | HttpCloseCause::Slow => Box::pin(goodbye(&mut server, time)).await,
             HttpCloseCause::Stalled => {
                 // A client that receives nothing would not receive the rest of these responses either.
