@@ -168,10 +168,10 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 /// Checks a disk that was written from the form `raw`, or a copy of it.
 ///
 /// A disk that no machine was started from is compared as a whole, and must have zeros where the first boot looks for a
-/// vault, also behind the image: a disk that was in use before may have an earlier one there. Of another one the parts are compared that stay as
-/// they are, and [`ImageCheck::left_out`] names the others. The partition table and its backup must have the layout of the
-/// image, and every firmware must find the same files on the EFI system partition: those of the manifest, a
-/// configuration, and the program of the second boot slot.
+/// vault, also behind the image: a disk that was in use before may have an earlier one there. Of another one the parts
+/// are compared that stay as they are, and [`ImageCheck::left_out`] names the others. The partition table and its backup
+/// must have the layout of the image, and every firmware must find the same files on the EFI system partition: those of
+/// the manifest, a configuration, and the program of the second boot slot.
 ///
 /// # Errors
 /// See [`VerifyError`].
