@@ -279,11 +279,11 @@ impl Compute {
         let is_beside = |other: &TenantKey| other.is_below() && other.is_beside(&key);
         if key.is_below() && !has_room(&mut tenants, RIGHTS_MAX, is_beside) {
             return Err(Error::Overloaded(format!(
-                "operations and scripts with {RIGHTS_MAX} other rights compute for this identity"
+                "operations with {RIGHTS_MAX} other rights compute for this identity"
             )));
         }
         let most = self.0.settings.tenants_max;
-        // Those of operations and scripts leave half to requests of identities themselves.
+        // Those of operations leave half to requests of identities themselves.
         let of_operations = (most / 2).max(1);
         let is_full_of_operations =
             key.is_below() && !has_room(&mut tenants, of_operations, TenantKey::is_below);

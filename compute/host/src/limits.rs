@@ -41,7 +41,7 @@ pub const QUEUE_MAX: usize = 16;
 pub const QUEUE_RETRY_MS: u64 = 100;
 /// Identities that have a worker at the same time.
 pub const TENANTS_MAX: usize = 16;
-/// Rights of operations and scripts that have a worker for one identity at the same time, beside the worker for the
+/// Rights of operations that have a worker for one identity at the same time, beside the worker for the
 /// identity's own requests.
 pub const RIGHTS_MAX: usize = 3;
 /// How long a handle lives after its last use.

@@ -22,13 +22,14 @@ use crate::tensor_table::TensorTable;
 
 /// Whose requests share a worker, handles and a queue.
 ///
-/// Code that takes over a worker has the tensors of all its requests. So what an operation or a script asks for on an
-/// identity's behalf, by its own rights, does not share them with what the identity asks for itself.
+/// Code that takes over a worker has the tensors of all its requests. So what an operation asks for on an identity's
+/// behalf, by its author's rights, does not share them with what the identity asks for itself and by its own scripts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TenantKey {
     /// The identity, or the connection of an unknown peer.
     identity: String,
-    /// A digest of what the calling operation or script may do; `None` for a request from outside.
+    /// A digest of what the calling operation may do; `None` for a request from outside and for a script that came with
+    /// one.
     rights: Option<Bytes32>,
 }
 
@@ -39,18 +40,20 @@ impl TenantKey {
             || format!("connection {}", ctx.conn().id),
             |who| who.id.to_string(),
         );
+        let authority = ctx.calling_authority();
+        let is_of_other = ctx.internal() && !authority.is_some_and(|own| own.is_requesters);
         // The debug output of an authority says all that it holds, and the author in its label.
         let digest = || {
-            let rights = format!("{:?}", ctx.calling_authority());
+            let rights = format!("{authority:?}");
             Bytes32(Sha256::digest(rights).into())
         };
         Self {
             identity,
-            rights: ctx.internal().then(digest),
+            rights: is_of_other.then(digest),
         }
     }
 
-    /// Whether an operation or a script asks on the identity's behalf.
+    /// Whether an operation asks on the identity's behalf.
     pub(crate) const fn is_below(&self) -> bool {
         self.rights.is_some()
     }

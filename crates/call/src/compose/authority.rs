@@ -67,6 +67,9 @@ pub struct CompositionAuthority {
     pub scopes: ScopeSet,
     /// Resources it may act on, by type: ids, `*`, or actions for operations without an id.
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+    /// Whether the code that acts by it came with the request from outside, as a script does, and not from an author who
+    /// may be another peer.
+    pub is_requesters: bool,
 }
 
 impl CompositionAuthority {
@@ -76,6 +79,7 @@ impl CompositionAuthority {
             label: label.into(),
             scopes: scopes.into_iter().collect(),
             resources: BTreeMap::new(),
+            is_requesters: false,
         }
     }
 

@@ -47,7 +47,8 @@ pub(super) fn layer(
         let text = "the operation that opens the session calls nothing itself";
         return Err(denied(text.to_owned()));
     };
-    let authority = authority(own, spec.identity.as_deref());
+    let mut authority = authority(own, spec.identity.as_deref());
+    authority.is_requesters = !spec.lent;
     let scope = spec.grants.scope(reach);
     alknet_call::SandboxSession::open(env, authority, scope)
         .map_err(|error| denied(error.to_string()))
