@@ -69,9 +69,8 @@ fn the_commands_of_the_page_of_hubs_work() {
     page.save("kitchen.toml", format!("{admins}[[join]]{join}"));
     eventually("an administrator's verb through the hub", || {
         let reader = page.user("reader");
-        let mut list = reader.command(&["token", "list", "kitchen", "--via"]);
-        list.arg(hub.target());
-        (reader.run(list).status == 0).then_some(())
+        let list = ["token", "list", "kitchen", "--via", hub.target()];
+        (reader.run(reader.command(&list)).status == 0).then_some(())
     });
     page.follow();
     let cellar = format!("[node]\nname = \"cellar\"\n{entry}");
