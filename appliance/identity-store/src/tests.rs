@@ -527,7 +527,9 @@ fn no_work_of_peers_delays_the_removal_of_an_invitation() {
         .expect("a runtime");
     let (release, held) = std::sync::mpsc::channel::<()>();
     // It ends when the test drops `release`.
-    runtime.spawn_blocking(move || drop(held.recv()));
+    runtime.spawn_blocking(move || {
+        let _ = held.recv();
+    });
     let changes = async {
         let record = EnrolmentRecord {
             key_id: "abcd0123".parse().expect("a name"),

@@ -39,7 +39,7 @@ const STARTED_AGAIN: [(&str, usize); 8] = [
 const RETURNED_FROM_WITHIN: [(&str, usize); 4] = [
     ("crates/call/tests/call/repeat.rs", 1),
     ("crates/runtime/sessions/tests/sessions/calls.rs", 1),
-    ("tests/tests/node/identities/binary.rs", 1),
+    ("tests/tests/node/identities/binary.rs", 2),
     ("tests/tests/node/identities/draining.rs", 1),
 ];
 

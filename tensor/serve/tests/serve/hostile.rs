@@ -308,7 +308,7 @@ async fn short_entries_leave_no_trees() {
         let len = [32, 16 << 10, (16 << 10) + 1][at * 3 / ENTRIES];
         let content = vec![at as u8; len].into();
         writer
-            .flat(&format!("t{at}"), Dtype::U8, &[len as u64], content)
+            .flat(format!("t{at}"), Dtype::U8, &[len as u64], content)
             .expect("it fits");
     }
     let file = writer.finish().expect("memory").1.into_inner();

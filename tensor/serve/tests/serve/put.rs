@@ -176,7 +176,7 @@ async fn what_is_removed_makes_room_and_leaves_nothing() {
         .pull(&at("a"), &target, &|_, _| {})
         .await
         .expect("served");
-    let [a, c] = ["a", "b/c"].map(|path| alknet_tensor_serve::StorePath::parse(path).expect(path));
+    let [a, c] = ["a", "b/c"].map(|path| StorePath::parse(path).expect(path));
     let removed = scene.store.remove(&a).expect("there");
     assert_eq!(removed, TensorRemoval { id, freed: 0 });
     let gone = client.pull(&at("a"), &target, &|_, _| {}).await;
@@ -207,7 +207,7 @@ async fn the_folders_of_a_removed_path_are_removed_with_it() {
     for path in ["a/b/c", "a/d"] {
         scene.add(path, &small(10));
     }
-    let path = |path| alknet_tensor_serve::StorePath::parse(path).expect(path);
+    let path = |path| StorePath::parse(path).expect(path);
     scene.store.remove(&path("a/b/c")).expect("there");
     assert!(!scene.path("store/names/a/b").exists());
     scene.add("a/b", &small(20));

@@ -57,7 +57,7 @@ fn an_operation_ends_its_own_worker_and_not_its_caller_s() {
 
 #[test]
 fn operations_with_other_rights_leave_their_caller_and_others_room() {
-    assert!(AUTHORS > RIGHTS_MAX);
+    const { assert!(AUTHORS > RIGHTS_MAX) };
     let node = GpuTestNode::start(patient(), |_| {});
     let (first, second) = (node.person("first"), node.person("second"));
     for author in 0..RIGHTS_MAX {
