@@ -199,27 +199,27 @@ impl KnownCrowd {
     }
 
     /// Takes all places.
-    async fn connect(&self, target: &Target) -> Vec<HeldConnection> {
+    async fn connect(&self, target: &Target) -> Vec<CallingConnection> {
         let mut held = Vec::new();
         for key in &self.keys {
             let dialer = EndpointDialer::new(Some(key.clone()));
             for at in 0..EACH {
                 let carriage = super::CARRIAGES[at % super::CARRIAGES.len()];
                 let dialled = within(dialer.dial_over(carriage, target, CALL)).await;
-                held.push(HeldConnection::open(dialled.expect("it is known")).await);
+                held.push(CallingConnection::open(dialled.expect("it is known")).await);
             }
         }
         held
     }
 
     /// Each key connects once more. Returns the connections that the node serves.
-    async fn connect_again(&self, target: &Target) -> Vec<HeldConnection> {
+    async fn connect_again(&self, target: &Target) -> Vec<CallingConnection> {
         let mut served = Vec::new();
         for key in &self.keys {
             let dialer = EndpointDialer::new(Some(key.clone()));
             let again = within(dialer.dial_over(Carriage::Tcp, target, CALL)).await;
             if let Ok(connection) = again {
-                served.extend(HeldConnection::try_open(connection).await);
+                served.extend(CallingConnection::try_open(connection).await);
             }
         }
         served
@@ -239,7 +239,7 @@ async fn peers_that_have_every_place_keep_no_administrator_out() {
     for carriage in super::CARRIAGES {
         let dialled = within(admin.dial_over(carriage, &target, CALL)).await;
         let connection = dialled.expect("the handshake goes on");
-        held.push(HeldConnection::open(connection).await);
+        held.push(CallingConnection::open(connection).await);
     }
     // None of the crowd gets a place back: then it would have more than the others.
     let again = crowd.connect_again(&target).await;
@@ -302,13 +302,13 @@ async fn peers_that_have_every_place_keep_no_token_out() {
 }
 
 /// A connection and a stream of calls, which stays open: over TCP a connection ends with its only stream.
-struct HeldConnection {
+struct CallingConnection {
     _connection: Connection,
     send: SendStream,
     recv: RecvStream,
 }
 
-impl HeldConnection {
+impl CallingConnection {
     async fn open(connection: Connection) -> Self {
         let held = Self::try_open(connection).await;
         held.expect("the node serves the connection")
