@@ -100,7 +100,7 @@ pub(crate) fn tensor(object: &Object, name: &str) -> Result<CallOutput, CallErro
         len: entry.byte_len(),
         align: tensor.align().unwrap_or(1),
         b3: tensor.hash().map(hex),
-        fields: has_fields.then(|| FieldsOf(&tensor)),
+        fields: has_fields.then_some(FieldsOf(&tensor)),
     })
 }
 
