@@ -95,6 +95,18 @@ impl TestBench {
         HostNode::start_on(memory_bytes, &state, &self.admin, Some(&file))
     }
 
+    /// The same as [`host_with`](Self::host_with), with its state on a file system of so many bytes and inodes. `None`
+    /// without root, see [`HostNode::start_on_disk`].
+    ///
+    /// # Panics
+    /// As [`host_with`](Self::host_with).
+    pub fn host_on_disk(&self, disk: (u64, u64), config: &str) -> Option<HostNode> {
+        let file = self.path().join("node.toml");
+        std::fs::write(&file, config).expect("the folder is ours");
+        let state = self.path().join("host");
+        HostNode::start_on_disk(disk, &state, &self.admin, Some(&file))
+    }
+
     /// The data disk, blank at first.
     ///
     /// # Panics

@@ -76,15 +76,30 @@ impl HostNode {
         let text = ["MemTotal", "MemFree", "MemAvailable"].map(|it| format!("{it}: {kib} kB\n"));
         fs::write(&says, text.concat()).expect("the folder is ours");
         let serves = serves(state, admin, config, 0);
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c"])
-            .arg("mount --bind \"$0\" /proc/meminfo && exec \"$@\"")
-            .arg(says)
-            .arg(serves.get_program())
-            .args(serves.get_args())
-            .stdin(Stdio::null());
-        // The shell's last program replaces the shell, so the process becomes the node.
+        let command = beside_mount("mount --bind \"$0\" /proc/meminfo", &says, &serves);
+        Some(Self::started(command, state, admin))
+    }
+
+    /// The same with the state directory on a new file system of so many bytes and inodes, in a mount namespace of the
+    /// node. `/proc/PID/root` below [`pid`](Self::pid) leads to its files. Only root can make a namespace: otherwise
+    /// there is no node, and the test is recorded as skipped.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_on_disk(
+        (bytes, inodes): (u64, u64),
+        state: &Path,
+        admin: &CliRunner,
+        config: Option<&Path>,
+    ) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            skipped_whole("root", "no mount namespace can be made");
+            return None;
+        }
+        fs::create_dir_all(state).expect("the folder is ours");
+        let mount =
+            format!("mount -t tmpfs -o size={bytes},nr_inodes={inodes},mode=0700 none \"$0\"");
+        let command = beside_mount(&mount, state, &serves(state, admin, config, 0));
         Some(Self::started(command, state, admin))
     }
 
@@ -142,6 +157,20 @@ fn serves(state: &Path, admin: &CliRunner, config: Option<&Path>, port: u16) -> 
     if let Some(config) = config {
         command.arg("--config").arg(config);
     }
+    command
+}
+
+/// The command in a mount namespace of its own, after `mount`, in which `$0` is this path.
+fn beside_mount(mount: &str, path: &Path, serves: &Command) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c"])
+        // The shell's last program replaces the shell, so the process becomes the node.
+        .arg(format!("{mount} && exec \"$@\""))
+        .arg(path)
+        .arg(serves.get_program())
+        .args(serves.get_args())
+        .stdin(Stdio::null());
     command
 }
 

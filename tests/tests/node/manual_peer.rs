@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use alknet_call::{
     ALPN, CallClient, CallConnection, Envelope, EventKind, FrameBody, FrameReader, OperationSpec,
@@ -26,6 +27,17 @@ const SHORT: usize = 450_000;
 /// largest that a node reads.
 const FAILED: usize = 12_000;
 const FAILED_SHORT: usize = 1_700;
+/// Characters in the details of the errors of `node/late`, which come once the peer was asked this many times.
+pub(super) const LATE_CHARACTERS: usize = 900 << 10;
+pub(super) const LATE: usize = 24;
+/// Numbers in the details of the errors of `node/grow` and `node/grow-little`, each of which has 13 more characters when
+/// a node has read and written it. Beside the second list is a text of so many characters, so that the frame is nearly as
+/// long as one may be.
+const GROWN: usize = 200_000;
+const GROWN_LITTLE: usize = 1_500;
+const GROWN_BESIDE: usize = 1_030_000;
+/// Pause between two looks at the number of requests.
+const LOOKS_EVERY: Duration = Duration::from_millis(5);
 /// Bytes that the answers of `node/often` and `node/once` point to, the first of them [`OFTEN`]
 /// times.
 pub(super) const POINTED: usize = 300 << 10;
@@ -202,9 +214,29 @@ fn mixed(id: &str, output: &Value, data: &[u8]) -> Bytes {
 
 /// An error with a list of short values, whose tree has 36 times the bytes of its text.
 fn failed(id: &str, values: usize) -> Bytes {
-    let details = vec![0; values];
-    let error = json!({ "code": "CONFLICT", "retryable": false, "details": details });
-    encode_event(EventKind::Error, id, &error.to_string())
+    failed_with(id, &json!(vec![0; values]).to_string())
+}
+
+/// An error with details of this text.
+fn failed_with(id: &str, details: &str) -> Bytes {
+    let error = format!(r#"{{"code":"CONFLICT","retryable":false,"details":{details}}}"#);
+    encode_event(EventKind::Error, id, &error)
+}
+
+/// Numbers that are longer when a node has read and written them.
+fn growing(count: usize) -> String {
+    vec!["1e15"; count].join(",")
+}
+
+/// Waits until the peer was asked for an operation so many times.
+async fn until_asked(asked: &Mutex<Vec<String>>, operation: &str, times: usize) {
+    let is_asked = || {
+        let asked = asked.lock().expect("no panic");
+        asked.iter().filter(|one| *one == operation).count() >= times
+    };
+    while !is_asked() {
+        tokio::time::sleep(LOOKS_EVERY).await;
+    }
 }
 
 async fn answer(
@@ -248,6 +280,16 @@ async fn answer(
                 }
                 "node/fail" => failed(&event.id, FAILED),
                 "node/fail-short" => failed(&event.id, FAILED_SHORT),
+                "node/late" => {
+                    until_asked(&asked, &operation, LATE).await;
+                    let details = json!("x".repeat(LATE_CHARACTERS));
+                    failed_with(&event.id, &details.to_string())
+                }
+                "node/grow" => failed_with(&event.id, &format!("[{}]", growing(GROWN))),
+                "node/grow-little" => {
+                    let (beside, numbers) = ("x".repeat(GROWN_BESIDE), growing(GROWN_LITTLE));
+                    failed_with(&event.id, &format!("[\"{beside}\",{numbers}]"))
+                }
                 "node/once" => mixed(&event.id, &pointer, &[7; POINTED]),
                 "node/often" => mixed(&event.id, &json!(vec![pointer; OFTEN]), &[7; POINTED]),
                 "node/flow" => {

@@ -20,7 +20,7 @@ const MATRIX: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
 const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
 
 /// The beginning of a safetensors file: the header's length and the header.
-fn head(entries: &Value) -> Vec<u8> {
+pub(super) fn head(entries: &Value) -> Vec<u8> {
     let header = entries.to_string();
     // The header's length is rounded up so that the data begins at an aligned offset.
     let len = header.len().next_multiple_of(8);
