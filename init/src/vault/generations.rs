@@ -13,10 +13,10 @@ use std::fs::File;
 use std::path::Path;
 
 use alknet_tpm::{StorageKey, Tpm, TpmError};
-use alknet_vault::slots::{Alkv, FirstCount, OpenAlkv, SlotParams};
+use alknet_vault::slots::{Alkv, FirstCount, OpenAlkv, SlotParams, SlotType};
 use data_encoding::HEXLOWER;
 
-use super::{VaultHandle, VaultWait};
+use super::{VaultHandle, VaultWait, opening_slot};
 use crate::control::MachineDiagnostic;
 use crate::data;
 use crate::log::InitLog;
@@ -117,7 +117,8 @@ impl GenerationLedger<'_> {
         let is_first = !made && spoilt.is_none() && former.is_none() && open.pending().partition;
         let needs_count = !made && (!is_first || open.first_count().is_some());
         let tpms = tpms_of(alkv);
-        let (mut presence, unread) = match TpmPresence::probe(&tpms) {
+        let probed = TpmPresence::probe(&tpms).and_then(|found| found.unless_it_opened(open));
+        let (mut presence, unread) = match probed {
             Ok(presence) => (presence, None),
             Err(error) if !needs_count || proof() => {
                 let problem = uncounted(&error);
@@ -398,6 +399,16 @@ impl TpmPresence {
             Err(error) => return Err(error),
         };
         Ok(Self::Here(VaultCounter { tpm, key, index }))
+    }
+
+    /// Refuses a TPM that opened the vault and is away after that: an attacker on its wires can answer so in order to
+    /// keep the counter from being compared.
+    fn unless_it_opened(self, open: &OpenAlkv) -> Result<Self, TpmError> {
+        let is_by_tpm = || opening_slot(open).is_some_and(|by| by.kind == SlotType::Tpm2);
+        match self {
+            Self::Away(error) if is_by_tpm() => Err(error),
+            found => Ok(found),
+        }
     }
 
     /// Why a vault has its first boot behind it although it permits what that does: it is an older copy. `first` is

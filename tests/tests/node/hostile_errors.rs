@@ -14,8 +14,8 @@ use tokio::task::block_in_place;
 use super::manual_peer::{LATE, LATE_CHARACTERS, ManualPeer, dial_over, people, until_attached};
 use super::unread::connect;
 
-/// Errors of [`LATE_CHARACTERS`] that may wait on one connection, which are 8 MiB, and one more: the QUIC library accepts
-/// the beginning of each, and the packets of one may be on their way.
+/// Errors of [`LATE_CHARACTERS`] that may wait on one connection, which are 8 MiB, and one more: the QUIC library
+/// accepts the beginning of each, and the packets of one may be on their way.
 const WHOLE_MAX: usize = 10;
 const WHOLE_MIN: usize = 3;
 

@@ -30,9 +30,9 @@ const FAILED_SHORT: usize = 1_700;
 /// Characters in the details of the errors of `node/late`, which come once the peer was asked this many times.
 pub(super) const LATE_CHARACTERS: usize = 900 << 10;
 pub(super) const LATE: usize = 24;
-/// Numbers in the details of the errors of `node/grow` and `node/grow-little`, each of which has 13 more characters when
-/// a node has read and written it. Beside the second list is a text of so many characters, so that the frame is nearly as
-/// long as one may be.
+/// Numbers in the details of the errors of `node/grow` and `node/grow-little`, each of which has 13 more characters
+/// when a node has read and written it. Beside the second list is a text of so many characters, so that the frame is
+/// nearly as long as one may be.
 const GROWN: usize = 200_000;
 const GROWN_LITTLE: usize = 1_500;
 const GROWN_BESIDE: usize = 1_030_000;

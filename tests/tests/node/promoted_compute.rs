@@ -54,8 +54,8 @@ async fn lent(client: &CallConnection, operation: &str, input: &Value) -> Value 
     told.expect("it catches its errors").value().clone()
 }
 
-/// Ada's operation ends its GPU worker while an administrator calls it. It has no part in what the administrator keeps on
-/// the device.
+/// Ada's operation ends its GPU worker while an administrator calls it. It has no part in what the administrator keeps
+/// on the device.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operation_of_another_author_ends_no_worker_of_its_caller() {
     let bench = TestBench::new();

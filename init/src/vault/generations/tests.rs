@@ -371,6 +371,32 @@ fn a_copy_from_a_first_boot_stays_closed_while_its_tpm_is_away() {
     assert_eq!(finished.first_count(), None);
 }
 
+/// An attacker between a machine and its TPM puts an older copy of the disk in, lets the TPM open the vault, and answers
+/// from then on as a TPM that the machine does not support.
+#[test]
+fn a_tpm_that_opened_the_vault_and_is_away_then_proves_no_disk_the_newest() {
+    let machine = LedgerMachine::new();
+    let own = tpm("cd");
+    let kek = alknet_tpm::new_kek().expect("random bytes");
+    let words = Entropy::from_bytes(&[7; 32]).expect("32 bytes");
+    let new = NewVault::new(words, 0);
+    let by_tpm = OpenAlkv::create(new, NewSlot::Tpm2(slot(&own), &kek)).expect("made");
+    note::write(machine.dir.path(), &noted(&by_tpm, &own, 7)).expect("writable");
+    let check = |made: bool, is_proven: bool| {
+        machine.with(|ledger| ledger.check(&by_tpm, made, || is_proven))
+    };
+    // Another test of this process may be asking the TPM.
+    let most = Duration::from_secs(60);
+    alknet_test_support::eventually("it stays closed", most, || {
+        let refused = check(false, false).expect_err("it may be an older one");
+        assert_eq!(refused.problem.code, VAULT_OLD);
+        let why = TpmError::Absent.to_string();
+        refused.problem.text.contains(&why).then_some(())
+    });
+    check(false, true).expect("its owner wants it");
+    check(true, false).expect("it was just made");
+}
+
 /// The same if the slot of the TPM stays, and the passphrase is changed or another slot goes.
 #[test]
 fn a_change_without_the_tpm_is_pending_and_a_start_alone_is_no_change() {
