@@ -30,6 +30,8 @@ const POLICY_PCR: u32 = 0x17f;
 const STORAGE_ROOT: u32 = 0x8100_0001;
 /// `TPM_RC_AUTH_FAIL` of the first session.
 const AUTH_FAIL: u32 = 0x98e;
+/// `TPM_RC_VALUE`, as of a TPM without keys of the machine's kind.
+const VALUE: u32 = 0x084;
 const NO_SESSIONS: u16 = 0x8001;
 const SESSIONS: u16 = 0x8002;
 /// Offset of the point in the response to `TPM2_CreatePrimary`: header, handle, two sizes, the
@@ -48,6 +50,8 @@ pub(crate) struct TpmImpostor {
     record: Tpm2Params,
     /// Whether it answers instead of the TPM. Otherwise it only sends its own commands.
     poses: bool,
+    /// Whether it sends none of its own, and answers as a TPM that the machine cannot use once the TPM gave the key.
+    denies: bool,
     state: Mutex<ImpostorState>,
 }
 
@@ -61,6 +65,10 @@ struct ImpostorState {
     tried: bool,
     /// Why the TPM did not give it the key.
     refusal: Option<String>,
+    /// Whether the TPM gave the machine a key.
+    gave: bool,
+    /// Whether the machine got another answer than that of the TPM since.
+    denied: bool,
 }
 
 #[derive(Debug)]
@@ -78,6 +86,7 @@ impl TpmImpostor {
             key: SecretKey::from_slice(&[7; 32]).expect("a scalar"),
             record,
             poses: false,
+            denies: false,
             state: Mutex::default(),
         }
     }
@@ -88,6 +97,19 @@ impl TpmImpostor {
             poses: true,
             ..Self::silent(record)
         }
+    }
+
+    /// Lets the TPM give the key, and answers from then on as a TPM that the machine cannot use.
+    pub(super) fn denying(record: Tpm2Params) -> Self {
+        Self {
+            denies: true,
+            ..Self::silent(record)
+        }
+    }
+
+    /// Whether it answered so.
+    pub(super) fn has_denied(&self) -> bool {
+        self.state().denied
     }
 
     /// The name of its storage key.
@@ -156,6 +178,23 @@ impl TpmImpostor {
             Ok(kek) => state.kek = Some(*kek.expose()),
             Err(error) => state.refusal = Some(error.to_string()),
         }
+    }
+
+    fn deny(
+        &self,
+        command: &[u8],
+        chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
+    ) -> io::Result<Vec<u8>> {
+        let code = number(&command[6..10]);
+        if code == CREATE_PRIMARY && self.state().gave {
+            self.state().denied = true;
+            return Ok(message(NO_SESSIONS, VALUE, &[]));
+        }
+        let response = chip(command)?;
+        if code == UNSEAL && number(&response[6..10]) == 0 {
+            self.state().gave = true;
+        }
+        Ok(response)
     }
 
     fn pose(
@@ -288,6 +327,9 @@ impl Interposer for TpmImpostor {
         command: &[u8],
         chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
     ) -> io::Result<Vec<u8>> {
+        if self.denies {
+            return self.deny(command, chip);
+        }
         let is_begun = number(&command[6..10]) == READ_PUBLIC
             && command.get(10..14).map(number) == Some(STORAGE_ROOT);
         if is_begun {

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use self::impostor::TpmImpostor;
 use crate::chip::with_chip;
+use crate::knock;
 use crate::secure_boot::{PROGRAM, program, put};
 use crate::tpm::{
     PIN, TPM_ALONE, WITH_PIN, asked, measured, says, served, set_up, shown, type_line,
@@ -39,6 +40,19 @@ fn without_a_pin_it_asks_for_the_key_as_the_machine_does() {
     let node = served(&bench, vm);
     assert_opens(&vault, &impostor);
     drop(node);
+}
+
+/// It lets the TPM open the vault of a disk, and then keeps the machine from the counter, which says whether that disk is
+/// an older copy.
+#[test]
+fn a_tpm_that_gave_the_key_and_is_kept_from_counting_leaves_the_vault_closed() {
+    let (bench, _) = set_up(TPM_ALONE);
+    let impostor = Arc::new(TpmImpostor::denying(params(&vault_of(&bench.raw()))));
+    let machine = measured(&bench, "own").after_firmware();
+    let vm = with(machine.configured(TPM_ALONE), &impostor).start();
+    says(&vm, "whether the disk is the newest one is not known");
+    assert!(impostor.has_denied(), "it was between the two");
+    knock::serves_nothing(&vm);
 }
 
 /// The attacker writes its own key's name into the record on the disk, answers as a TPM with that
