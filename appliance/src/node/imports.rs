@@ -17,7 +17,8 @@ use alknet_openapi::{FromOpenApi, OpenApiOptions, fetch_document, read_document}
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use http::Uri;
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::task::JoinError;
 
 use super::capability_store::CapabilityStore;
 use super::facts;
@@ -54,6 +55,27 @@ pub(crate) struct DocumentFolders {
     pub(crate) stored: PathBuf,
 }
 
+/// Lets one document be read at a time: its tree takes several times the bytes of its text, which the memory of imports
+/// does not count, and a node has up to 16 imports, whose servers may all send the longest documents.
+#[derive(Clone, Debug, Default)]
+struct DocumentTurns(Arc<AsyncMutex<()>>);
+
+impl DocumentTurns {
+    /// Runs `read` on a blocking thread, after those that came before.
+    async fn run<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        let turn = Arc::clone(&self.0).lock_owned().await;
+        let read = move || {
+            // The thread has the turn until it ends, whether or not a task still waits for it.
+            let _turn = turn;
+            read()
+        };
+        tokio::task::spawn_blocking(read).await
+    }
+}
+
 /// What an import needs.
 struct ImportContext {
     dispatcher: Arc<Dispatcher>,
@@ -61,6 +83,7 @@ struct ImportContext {
     folders: DocumentFolders,
     capabilities: CapabilityStore,
     problems: ImportDiagnostics,
+    documents: DocumentTurns,
     /// Memory that all imported servers together may use in the node.
     memory: ImportMemory,
 }
@@ -79,6 +102,7 @@ impl NodeImports {
             return imports;
         }
         let memory = ImportMemory::for_machine(facts::memory_total_bytes());
+        let documents = DocumentTurns::default();
         for import in &config.http.import {
             let means = ImportContext {
                 dispatcher: Arc::clone(dispatcher),
@@ -86,6 +110,7 @@ impl NodeImports {
                 folders: folders.clone(),
                 capabilities: capabilities.clone(),
                 problems: Arc::clone(&imports.problems),
+                documents: documents.clone(),
                 memory: memory.clone(),
             };
             tokio::spawn(means.follow(import.clone()));
@@ -128,14 +153,15 @@ impl ImportContext {
         };
         let dialer = Arc::clone(&self.dialer);
         // This runs on a blocking thread: reading a long document would hold up other tasks.
-        let read = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Registration>> {
+        let read = move || -> anyhow::Result<Vec<Registration>> {
             let document = match fetched {
                 Some(document) => document,
                 None => read_document(&folder, &name)?,
             };
             Ok(FromOpenApi::new(document, options, dialer)?.registrations()?)
-        });
-        let found = read.await.context("reading was given up")??;
+        };
+        let read = self.documents.run(read).await;
+        let found = read.context("reading was given up")??;
         self.install(import, found, &[]).await
     }
 
@@ -294,4 +320,61 @@ fn host_and_port(url: &str) -> anyhow::Result<PeerAddr> {
     };
     let port = uri.port_u16().unwrap_or(usual);
     Ok(format!("{host}:{port}").parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    /// The longest documents of all imports together would take more memory than a small machine has.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_document_is_read_at_a_time() {
+        const DOCUMENTS: usize = 8;
+        let turns = DocumentTurns::default();
+        let reading = Arc::new(AtomicUsize::new(0));
+        let documents = (0..DOCUMENTS).map(|_| {
+            let (turns, reading) = (turns.clone(), Arc::clone(&reading));
+            tokio::spawn(async move {
+                let read = move || {
+                    let beside = reading.fetch_add(1, Ordering::SeqCst);
+                    // Long enough for the others to begin if they could.
+                    std::thread::sleep(Duration::from_millis(5));
+                    reading.fetch_sub(1, Ordering::SeqCst);
+                    beside
+                };
+                turns.run(read).await.expect("no panic")
+            })
+        });
+        for beside in join_all(documents).await {
+            assert_eq!(beside.expect("no panic"), 0);
+        }
+    }
+
+    /// An import that is given up does not let the next one begin before its thread has ended.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_document_that_is_given_up_has_its_turn_to_the_end() {
+        let turns = DocumentTurns::default();
+        let (began, begins) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let first = tokio::spawn({
+            let turns = turns.clone();
+            async move {
+                let read = move || {
+                    began.send(()).expect("the test waits");
+                    ends.recv().is_ok()
+                };
+                turns.run(read).await
+            }
+        });
+        tokio::task::block_in_place(|| begins.recv().expect("it begins"));
+        first.abort();
+        assert!(first.await.is_err());
+        assert!(turns.0.try_lock().is_err());
+        end.send(()).expect("it waits");
+        assert_eq!(turns.run(|| 7).await.expect("no panic"), 7);
+    }
 }
