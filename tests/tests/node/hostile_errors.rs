@@ -66,7 +66,7 @@ async fn errors_of_a_peer_take_neither_the_hub_s_memory_nor_a_connection() {
     let specs = specs.map(|name| OperationSpec::query(name, "Fails at length.").with_scope("bank"));
     let bank = ManualPeer::on(
         dial_over(Carriage::Quic, &hub, &teller).await,
-        specs.to_vec(),
+        Vec::from(specs),
     );
     block_in_place(|| until_attached(&hub));
 

@@ -111,7 +111,7 @@ fn entries(count: usize, bytes: usize) -> Vec<u8> {
         let entry = json!({ "dtype": "U8", "shape": [bytes], "data_offsets": [from, to] });
         (format!("t{n:05}"), entry)
     };
-    let entries: serde_json::Map<_, _> = (0..count).map(entry).collect();
+    let entries: serde_json::Map<String, Value> = (0..count).map(entry).collect();
     let mut file = head(&Value::Object(entries));
     file.resize(file.len() + count * bytes, 7);
     file
@@ -158,7 +158,7 @@ async fn headers_that_do_not_end_are_bounded(
     const FIT: usize = (HEADERS_MAX / ARRIVED) as usize;
     let beginning: Bytes = [
         &HEADER_BYTES.to_le_bytes()[..],
-        &vec![b' '; ARRIVED as usize],
+        &b" ".repeat(ARRIVED as usize),
     ]
     .concat()
     .into();
