@@ -44,10 +44,8 @@ pub async fn stream(connection: &Connection) -> Result<(SendStream, RecvStream),
 /// # Panics
 /// The stream ended, or something other than JSON came.
 pub async fn event(recv: &mut RecvStream) -> Result<Value, StreamError> {
-    let header = exactly(recv, HEADER_BYTES).await?;
-    let len = u32::from_be_bytes(header.try_into().expect("as many as were asked for"));
-    let body = exactly(recv, len as usize).await?;
-    Ok(serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
+    let event = next_event(recv).await?;
+    Ok(event.expect("the node sends an event before it ends the stream"))
 }
 
 /// The same, or `None` if the stream ends before the next event does.
@@ -55,18 +53,23 @@ pub async fn event(recv: &mut RecvStream) -> Result<Value, StreamError> {
 /// # Panics
 /// Something other than JSON came.
 pub async fn event_or_end(recv: &mut RecvStream) -> Option<Value> {
-    let header = exactly_or_end(recv, HEADER_BYTES).await.ok()??;
+    next_event(recv).await.ok()?
+}
+
+async fn next_event(recv: &mut RecvStream) -> Result<Option<Value>, StreamError> {
+    let Some(header) = exactly(recv, HEADER_BYTES).await? else {
+        return Ok(None);
+    };
     let len = u32::from_be_bytes(header.try_into().expect("as many as were asked for"));
-    let body = exactly_or_end(recv, len as usize).await.ok()??;
-    Some(serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
+    let body = exactly(recv, len as usize).await?;
+    let event = |body: Vec<u8>| {
+        serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}: {body:?}"))
+    };
+    Ok(body.map(event))
 }
 
-async fn exactly(recv: &mut RecvStream, len: usize) -> Result<Vec<u8>, StreamError> {
-    let bytes = exactly_or_end(recv, len).await?;
-    Ok(bytes.expect("the node does not end a stream within an event"))
-}
-
-async fn exactly_or_end(recv: &mut RecvStream, len: usize) -> Result<Option<Vec<u8>>, StreamError> {
+/// So many bytes, or `None` if the stream ends before.
+async fn exactly(recv: &mut RecvStream, len: usize) -> Result<Option<Vec<u8>>, StreamError> {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
         let Some(chunk) = recv.read_chunk(len - bytes.len()).await? else {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::meant_operation;
-use super::name_hint::name_list;
+use super::name_hint::{name_list, nearest_name};
 use super::output::one_line;
 use super::target::NodeRoute;
 use crate::node::{ADMIN, scope_of};
@@ -397,15 +397,25 @@ impl HubPeers {
                 "'{peer}' is not attached to '{hub}' at the moment: the hub calls it {}",
                 one_line(&row.state)
             ),
-            None if self.names().is_empty() => {
-                format!("'{hub}' has no peer '{peer}': no peer is attached to it")
-            }
             None => {
-                let names = name_list(self.names().into_iter());
-                format!(
-                    "'{hub}' has no peer '{peer}'; it knows {}",
-                    one_line(&names)
-                )
+                let names = self.names();
+                let known = match names.is_empty() {
+                    true => ": no peer is attached to it".to_owned(),
+                    false => {
+                        let names = name_list(names.iter().copied());
+                        format!("; it knows {}", one_line(&names))
+                    }
+                };
+                // A misspelt name is enough of a reason.
+                let is_like_one = nearest_name(names.into_iter(), peer).is_some();
+                let mut rows = self.enrolled.iter().flatten();
+                let removed = match !is_like_one && rows.any(|row| row.state == REMOVED) {
+                    true => {
+                        "; a removed peer has lost its name, and 'alknet hub list' shows its id"
+                    }
+                    false => "",
+                };
+                format!("'{hub}' has no peer '{peer}'{known}{removed}")
             }
         }
     }
@@ -531,6 +541,22 @@ mod tests {
         );
         assert!(said(&hub, "hall", "node/info").contains("not attached to 'attic'"));
         assert!(said(&hub, "cellar", "node/info").contains("an administrator removed it"));
+        // A removed peer loses its name, so that this may be its former one.
+        let removed = "; a removed peer has lost its name, and 'alknet hub list' shows its id";
+        let known = "'attic' has no peer 'pantry'; it knows configured, hall, kitchen";
+        assert_eq!(
+            said(&hub, "pantry", "node/info"),
+            format!("{known}{removed}")
+        );
+        let alone = HubPeers {
+            attached: Some(Vec::new()),
+            enrolled: Some(vec![enrolled("cellar", REMOVED)]),
+        };
+        let known = "'attic' has no peer 'pantry': no peer is attached to it";
+        assert_eq!(
+            said(&alone, "pantry", "node/info"),
+            format!("{known}{removed}")
+        );
         for peer in ["kitchen", "p-kitchen", "configured"] {
             for (operation, what) in [
                 ("update/stage", "; if the name is right, add its scope"),

@@ -161,24 +161,26 @@ fn check(
     };
     // A document from standard input has no folder.
     let folder = (file.as_os_str() != "-").then(|| crate::node::folder_of(file));
-    let mut warnings = Vec::new();
-    let found: Vec<_> = match NodeConfig::parse(&bytes) {
-        Ok(config) => {
-            let names = crate::node::unknown_names(&config);
-            warnings.extend(names.warnings.iter().map(ToString::to_string));
-            let joins = crate::node::join_problems(&config);
-            let line = |it: &MachineDiagnostic| format!("{}; {}", it.text, it.hint);
-            let files = with_files.then(|| crate::node::missing_files(&config, folder));
-            let files = files.into_iter().flatten().chain(names.errors);
-            let files = files.chain(crate::node::unprovable(&config));
-            let files = files.map(|it| it.to_string());
-            joins.iter().map(line).chain(files).collect()
-        }
-        Err(errors) => errors
-            .into_iter()
-            .map(|it| of_seed(it).to_string())
-            .collect(),
+    let with_names = |config: &NodeConfig| -> Vec<ConfigError> {
+        let files = with_files.then(|| crate::node::missing_files(config, folder));
+        let names = crate::node::unknown_names(config).errors;
+        let found = files.into_iter().flatten().chain(names);
+        found.chain(crate::node::unprovable(config)).collect()
     };
+    let found = NodeConfig::mistakes(&bytes, with_names).into_iter();
+    let found = found.map(|it| of_seed(it).to_string());
+    let (joins, warnings): (Vec<String>, Vec<String>) = match NodeConfig::parse(&bytes) {
+        Ok(config) => {
+            let line = |it: &MachineDiagnostic| format!("{}; {}", it.text, it.hint);
+            let joins = crate::node::join_problems(&config);
+            let warnings = crate::node::unknown_names(&config).warnings;
+            let warnings = warnings.iter().map(ToString::to_string);
+            (joins.iter().map(line).collect(), warnings.collect())
+        }
+        // A wrong entry is left out, so that other entries may seem to name what is not there.
+        Err(_) => (Vec::new(), Vec::new()),
+    };
+    let found: Vec<_> = joins.into_iter().chain(found).collect();
     let errors = [of_install, found].concat();
     if json {
         let valid = errors.is_empty();

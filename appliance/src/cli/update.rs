@@ -315,7 +315,8 @@ impl NodeTurn<'_> {
         let answer = self
             .dialer
             .reached(self.route, async |node| {
-                let called = node.call_with("update/apply", &input, preparing()).await;
+                let options = options_within(PREPARE_TIMEOUT);
+                let called = node.call_with("update/apply", &input, options).await;
                 called.map_err(call_error)
             })
             .await?;
@@ -408,7 +409,8 @@ pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExi
         confirmed(&output::one_line(&question), args.yes)?;
         dialer
             .reached(&route, async |node| {
-                let called = node.call_with("update/rollback", &Value::Null, preparing());
+                let options = options_within(PREPARE_TIMEOUT);
+                let called = node.call_with("update/rollback", &Value::Null, options);
                 called.await.map_err(call_error)
             })
             .await?;
@@ -436,10 +438,10 @@ pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExi
     })
 }
 
-/// The options of a call after which the machine restarts.
-fn preparing() -> CallOptions {
+/// The options of a call that may take this long.
+fn options_within(limit: Duration) -> CallOptions {
     CallOptions {
-        timeout: Some(PREPARE_TIMEOUT),
+        timeout: Some(limit),
         ..CallOptions::default()
     }
 }

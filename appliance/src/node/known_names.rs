@@ -194,8 +194,8 @@ const OPERATION_SPELLING: &str = "write it as 'alknet ops list' prints it";
 /// Hint for scopes that match nothing and are like none.
 const SCOPE_SPELLING: &str = "'alknet ops show OPERATION' prints the scopes of an operation";
 
-/// Least similarity (Jaro-Winkler) at which a scope is offered for another one.
-const SCOPE_SIMILAR_MIN: f64 = 0.85;
+/// Least similarity (Jaro-Winkler) at which an operation or a scope is offered for another one.
+const SIMILAR_MIN: f64 = 0.85;
 
 /// Names of a document that the program does not have.
 #[derive(Debug, Default)]
@@ -211,8 +211,8 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
     let mut found = UnknownNames::default();
     for (n, tool) in config.http.mcp.tools.iter().enumerate() {
         let path = format!("http.mcp.tools[{n}]");
-        let error = |what| finding(path.clone(), what, OPERATION_SPELLING.to_owned());
         let name = plain(tool);
+        let error = |what, hint| finding(path.clone(), what, hint);
         // The node learns at runtime which tools a server serves.
         if OPERATIONS.contains(&name) || import_of(config, name).is_some() {
             continue;
@@ -220,16 +220,18 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
         if SUBSCRIPTIONS.contains(&name) {
             let what =
                 format!("'{name}' is a subscription, which answers many times: it can be no tool");
-            found.errors.push(error(what));
+            found
+                .errors
+                .push(error(what, OPERATION_SPELLING.to_owned()));
         } else if is_reserved_namespace(name.split('/').next().unwrap_or_default()) {
             // A promoted operation cannot have a name in a reserved namespace.
             let what = format!("no operation is called '{name}', and none can be");
-            found.errors.push(error(what));
+            found.errors.push(error(what, tool_hint(name)));
         } else {
             let what = format!(
                 "the program has no operation '{name}': it is a tool once a script is promoted to that name"
             );
-            found.warnings.push(error(what));
+            found.warnings.push(error(what, tool_hint(name)));
         }
     }
     for (key, scope) in config.granted_scopes() {
@@ -351,15 +353,25 @@ fn finding(path: String, what: String, fix: String) -> ConfigError {
     }
 }
 
+/// What to write in the place of a tool that is no operation of the program.
+fn tool_hint(name: &str) -> String {
+    hint(&mut OPERATIONS.iter(), name, OPERATION_SPELLING)
+}
+
 /// What to write in the place of a scope that no operation asks for.
 fn scope_hint(scope: &str) -> String {
-    let known = SCOPES.iter().chain(&SCOPE_FAMILIES);
-    let near = known.map(|known| (strsim::jaro_winkler(known, scope), *known));
-    let near = near.filter(|(likeness, _)| *likeness > SCOPE_SIMILAR_MIN);
+    let mut known = SCOPES.iter().chain(&SCOPE_FAMILIES);
+    hint(&mut known, scope, SCOPE_SPELLING)
+}
+
+/// The known name that is most like `name`, if one is like it at all, before the advice on spelling.
+fn hint(known: &mut dyn Iterator<Item = &&str>, name: &str, spelling: &str) -> String {
+    let near = known.map(|known| (strsim::jaro_winkler(known, name), *known));
+    let near = near.filter(|(likeness, _)| *likeness > SIMILAR_MIN);
     let nearest = near.max_by(|one, other| one.0.total_cmp(&other.0));
     match nearest {
-        Some((_, known)) => format!("did you mean '{known}'? {SCOPE_SPELLING}"),
-        None => SCOPE_SPELLING.to_owned(),
+        Some((_, known)) => format!("did you mean '{known}'? {spelling}"),
+        None => spelling.to_owned(),
     }
 }
 
@@ -434,10 +446,15 @@ mod tests {
         let errors = texts(&found.errors);
         assert_eq!(errors.len(), 2, "{errors:?}");
         assert!(errors[0].starts_with("http.mcp.tools[1]: no operation is called 'node/inof'"));
+        assert!(
+            errors[0].contains("; did you mean 'node/info'? "),
+            "{errors:?}"
+        );
         assert!(errors[1].starts_with("http.mcp.tools[2]: 'node/log' is a subscription"));
         let warnings = texts(&found.warnings);
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("'js/later'"), "{warnings:?}");
+        assert!(!warnings[0].contains("did you mean"), "{warnings:?}");
     }
 
     #[test]

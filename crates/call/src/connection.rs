@@ -63,8 +63,8 @@ pub(crate) struct CallConnectionState {
     drain: CancellationToken,
     goaway_sent: AtomicBool,
     goaway_received: AtomicBool,
-    /// Whether the peer asked for no more requests because it stops.
-    peer_stops: AtomicBool,
+    /// Cancelled once the peer asked for no more requests because it stops.
+    peer_stops: CancellationToken,
     peer_mixed: AtomicBool,
     /// Whether the peer knows that this side takes mixed frames.
     announced_mixed: AtomicBool,
@@ -170,7 +170,7 @@ impl CallConnectionState {
             drain: CancellationToken::new(),
             goaway_sent: AtomicBool::new(false),
             goaway_received: AtomicBool::new(false),
-            peer_stops: AtomicBool::new(false),
+            peer_stops: CancellationToken::new(),
             peer_mixed: AtomicBool::new(false),
             announced_mixed: AtomicBool::new(false),
             // The default holds until the peer announces its own in `services/list`.
@@ -406,8 +406,9 @@ impl CallConnectionState {
             EventKind::Goaway => {
                 // The only other reason of the protocol is a newer connection of this side.
                 let payload = event.members::<GoawayPayload<'_>>();
-                let stops = payload.is_ok_and(|payload| payload.reason != SUPERSEDED);
-                self.peer_stops.store(stops, Ordering::Release);
+                if payload.is_ok_and(|payload| payload.reason != SUPERSEDED) {
+                    self.peer_stops.cancel();
+                }
                 self.goaway_received.store(true, Ordering::Release);
                 // The peer announced that it takes no new requests: routing must stop choosing it.
                 self.life.apply(PeerEvent::Goaway);

@@ -431,12 +431,24 @@ impl Ctx {
         }
     }
 
-    /// Resolves once the node drains, with the error for a subscription that has no end of its own. Such a subscription
-    /// ends then: the drain would otherwise wait for it until its time is over.
+    /// Resolves once the node drains, or the node that passed the request on, with the error for a subscription that
+    /// has no end of its own. Such a subscription ends then: the drain would otherwise wait for it until its time is
+    /// over. The node in between cannot end it, because it does not know which subscriptions have an end.
     pub fn draining(&self) -> impl Future<Output = CallError> + Send + use<> {
         let drain = self.dispatcher().drain_token().clone();
+        // A client that stops may read to the end what it asked for itself.
+        let forwarder = self.is_forwarded().then(|| {
+            let connection = self.root().connection_state();
+            connection.peer_stops().clone()
+        });
         async move {
-            drain.cancelled_owned().await;
+            match forwarder {
+                Some(stops) => tokio::select! {
+                    () = drain.cancelled() => {}
+                    () = stops.cancelled() => {}
+                },
+                None => drain.cancelled().await,
+            }
             CallError::draining()
         }
     }

@@ -146,6 +146,48 @@ impl NodeConfig {
         }
     }
 
+    /// All mistakes of a document: its own, and those that `find` finds in its correct values. No other caller gets the
+    /// values of a refused document. A list with a mistake lacks values, and those behind them have lower numbers: what
+    /// `find` finds there is left out, and so is everything that it finds in a document of another version.
+    ///
+    /// ```
+    /// use alknet_core::config::{ConfigError, NodeConfig};
+    ///
+    /// let taken = |config: &NodeConfig| {
+    ///     let is_taken = config.node.name.as_deref() == Some("edge-1");
+    ///     let error = ConfigError {
+    ///         path: "node.name".to_owned(),
+    ///         line: None,
+    ///         what: "another node has this name".to_owned(),
+    ///         fix: "choose another one".to_owned(),
+    ///     };
+    ///     is_taken.then_some(error).into_iter().collect()
+    /// };
+    /// let document = b"node.name = \"edge-1\"\nlisten.prot = 443\n";
+    /// let mistakes = NodeConfig::mistakes(document, taken);
+    /// assert_eq!([&*mistakes[0].path, &*mistakes[1].path], ["listen.prot", "node.name"]);
+    /// ```
+    #[must_use]
+    pub fn mistakes(
+        document: &[u8],
+        find: impl FnOnce(&Self) -> Vec<ConfigError>,
+    ) -> Vec<ConfigError> {
+        let reading = read::read(document);
+        let mut errors = reading.errors;
+        // The last row counts mistakes that are not listed, and those may be in any list.
+        let is_cut = errors.len() >= CONFIG_ERRORS_MAX;
+        if !is_cut && errors.iter().all(|error| error.path != "version") {
+            let mut found = find(&reading.config);
+            found.retain(|one| {
+                !errors
+                    .iter()
+                    .any(|error| is_in_list_of(&error.path, &one.path))
+            });
+            errors.extend(found);
+        }
+        errors
+    }
+
     /// Reads from a refused document what lets its administrator in: well-formed administrator keys, the port and the
     /// addresses to bind, the name, network cards whose entries have no mistakes, whether the node is stateless, what is
     /// correct of the vault, and the keys that sign updates. Peers and tokens are left out, so that a refused document never gives more
@@ -311,6 +353,13 @@ pub struct ApiKeyConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub expires: Option<Timestamp>,
+}
+
+/// Whether a key path is that of a value in a list, and the other path leads into the same list.
+fn is_in_list_of(path: &str, value: &str) -> bool {
+    let list = value.split_once('[').map(|(list, _)| list);
+    let rest = list.and_then(|list| path.strip_prefix(list));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
 }
 
 const fn yes() -> bool {

@@ -66,6 +66,29 @@ fn a_check_names_each_file_that_is_not_there() {
     let (valid, said) = check(folder, &["--no-files", "n1.toml"]);
     assert!(valid, "{said:#}");
 
+    // A mistake of the document itself hides none of the others.
+    let document = format!(
+        "tls.roots = \"roots.pem\"\n[http.mcp]\ntools = [\"node/inof\"]\n{}",
+        importing(1)
+    );
+    fs::write(folder.join("n2.toml"), document).expect("the folder is ours");
+    let (valid, said) = check(folder, &["n2.toml"]);
+    let errors = said["errors"].as_array().expect("a list");
+    let starts = [
+        "line 1, tls.roots: ",
+        "http.import[0].document: ",
+        "http.mcp.tools[0]: ",
+    ];
+    assert!(!valid && errors.len() == starts.len(), "{said:#}");
+    for (error, start) in errors.iter().zip(starts) {
+        let error = error.as_str().expect("a text");
+        assert!(error.starts_with(start), "{error}");
+    }
+    assert!(
+        said.to_string().contains("did you mean 'node/info'?"),
+        "{said:#}"
+    );
+
     fs::copy(client("api.yaml"), folder.join("api.yaml")).expect("the folder is ours");
     fs::write(&roots, "").expect("the folder is ours");
     let (valid, said) = check(folder, &["n1.toml"]);

@@ -64,12 +64,12 @@ impl EnrolmentNode {
         self.target.rsplit_once(':').expect("a port").1
     }
 
-    /// Sends the node SIGTERM, and waits until the process has ended.
-    fn stop(mut self) {
+    /// Sends the node SIGTERM, waits until the process has ended, and returns its exit code.
+    pub(crate) fn stop(mut self) -> Option<i32> {
         use nix::sys::signal::{Signal, kill};
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         kill(pid, Signal::SIGTERM).expect("the child was not waited for yet");
-        self.child.wait().expect("it is our child");
+        self.child.wait().expect("it is our child").code()
     }
 }
 

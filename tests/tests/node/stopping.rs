@@ -29,6 +29,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Mutex, Semaphore};
 
+use crate::enrolment::{EnrolmentNode, hub_config, invite, peer};
+
 /// Serves calls, and reports each connection that they come over.
 struct WatchedCalls {
     calls: Arc<CallHandler>,
@@ -228,6 +230,33 @@ fn a_node_says_what_it_waits_for_and_a_second_interrupt_ends_it_at_once() {
     assert_eq!(status, Some(130));
     call.kill().ok();
     call.wait().expect("it is our child");
+}
+
+/// A followed log has no end of its own. The worker ends it once the hub stops, so that the hub does not wait.
+#[test]
+fn a_hub_that_stops_does_not_wait_for_a_log_of_its_worker() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let join = invite(&bench, &hub, &["--role", "worker"]);
+    // Only administrators of the worker read its log.
+    let config = format!(
+        "[node]\nname = \"kitchen\"\nadmin_keys = [\"{}\"]\n[[join]]\ncode = \"{join}\"\n",
+        hub.key()
+    );
+    let _worker = EnrolmentNode::start(&bench, "worker", &config, "0");
+    peer(&bench, &hub, "kitchen", "ready");
+    let mut follows = bench.admin().command(&["logs", "--follow"]);
+    follows.args([&hub.target, "--peer", "kitchen"]);
+    let follows = follows.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut follows = follows.spawn().expect("it starts");
+    let records = follows.stdout.take().expect("it was asked for");
+    let mut records = BufReader::new(records).lines();
+    records.next().expect("a record").expect("text");
+    assert_eq!(hub.stop(), Some(0));
+    // After ten seconds the hub would have cut the log off, and the error would say that the node stopped.
+    let error = line_with(&mut follows, "UNAVAILABLE");
+    assert!(error.contains("shutting down"), "{error}");
+    follows.wait().expect("it is our child");
 }
 
 /// A shader that does not end before the node stops.

@@ -3,12 +3,12 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use alknet_call::{CallError, CallOptions, ErrorCode};
+use alknet_call::{CallError, ErrorCode};
 use alknet_tensor_cli::ByteProgress;
 use serde_json::{Value, json};
 
 use super::source::{BundlePieces, BundleSource};
-use super::{NodeTurn, STATUS, is_lost};
+use super::{NodeTurn, STATUS, is_lost, options_within};
 use crate::cli::call::call_error;
 use crate::cli::caller::NodeCaller;
 use crate::cli::query::text;
@@ -101,8 +101,8 @@ async fn download(
     let progress = progress(turn);
     turn.dialer
         .reached(turn.route, async |node| {
-            let begun = node.call_with("update/stage", &input, patient()).await;
-            let begun = begun.map_err(call_error)?;
+            let begun = node.call_with("update/stage", &input, options_within(PIECE_TIMEOUT));
+            let begun = begun.await.map_err(call_error)?;
             let session = text(&begun.value()["session"]).to_owned();
             loop {
                 let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
@@ -245,7 +245,8 @@ impl UploadState {
         loop {
             let data = pieces.at(self.offset).await?;
             let input = json!({ "session": self.session, "offset": self.offset, "data": data });
-            let answer = match node.call_with("update/write", &input, patient()).await {
+            let called = node.call_with("update/write", &input, options_within(PIECE_TIMEOUT));
+            let answer = match called.await {
                 Ok(answer) => answer,
                 Err(error) if is_lost(&error) => return Ok(UploadStep::Lost(error)),
                 Err(error) => match right_offset(&error, self.offset) {
@@ -279,13 +280,6 @@ fn right_offset(error: &CallError, sent: u64) -> Option<u64> {
     let is_offset = error.code == ErrorCode::Conflict;
     let right = error.details.as_ref().filter(|_| is_offset)?["offset"].as_u64();
     right.filter(|right| *right != sent)
-}
-
-fn patient() -> CallOptions {
-    CallOptions {
-        timeout: Some(PIECE_TIMEOUT),
-        ..CallOptions::default()
-    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl CallConnectionState {
     /// Why calls have no answer where the peer ended the connection or the stream. `otherwise`: if the peer announced
     /// nothing.
     fn why_ended(&self, otherwise: &'static str) -> &'static str {
-        match self.peer_stops.load(Ordering::Acquire) {
+        match self.peer_stops.is_cancelled() {
             true => STOPPED,
             false => otherwise,
         }
@@ -93,6 +93,11 @@ impl CallConnectionState {
     /// Resolves once this side drains.
     pub(crate) async fn draining(&self) {
         self.drain.cancelled().await;
+    }
+
+    /// Cancelled once the peer announced that it stops.
+    pub(crate) fn peer_stops(&self) -> &CancellationToken {
+        &self.peer_stops
     }
 
     /// Cancelled once the connection is over.

@@ -9,8 +9,9 @@ use alknet_call::*;
 use alknet_core::{Carriage, Connection, PeerId, RecvStream, SendStream};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::passed_on::{follow, hub, specs};
 use crate::common::*;
@@ -151,23 +152,33 @@ async fn a_draining_peer_gets_all_credit_in_advance() {
     assert_eq!(all, json!(WINDOW_FORWARDED_MAX));
 }
 
-/// An operation without an end of its own, and one that ends once the test releases it.
-fn following(release: &Arc<Notify>) -> CallTestNode {
+/// A subscription without an end of its own, and a subscription and a call that end once the test releases them.
+fn following(release: &CancellationToken) -> CallTestNode {
     let events = HandlerKind::stream(|_, ctx: Ctx| {
         let end = ctx.draining();
         stream::once(async { Ok(json!("begun")) }).chain(stream::once(async { Err(end.await) }))
     });
-    let held = Arc::clone(release);
+    let held = release.clone();
+    let steps = HandlerKind::stream(move |_, _| {
+        let held = held.clone();
+        let last = async move {
+            held.cancelled().await;
+            Ok::<_, CallError>(json!("released"))
+        };
+        stream::once(async { Ok(json!("begun")) }).chain(stream::once(last))
+    });
+    let held = release.clone();
     let waits = HandlerKind::once(move |_, _| {
-        let held = Arc::clone(&held);
+        let held = held.clone();
         async move {
-            held.notified().await;
+            held.cancelled().await;
             Ok::<_, CallError>(json!("released"))
         }
     });
-    let spec = OperationSpec::subscription("jobs/events", "For tests.");
+    let subscription = |name| OperationSpec::subscription(name, "For tests.");
     let registry = Registry::builder()
-        .with(Registration::new(spec, events))
+        .with(Registration::new(subscription("jobs/events"), events))
+        .with(Registration::new(subscription("jobs/steps"), steps))
         .with(Registration::new(
             OperationSpec::query("jobs/wait", "For tests."),
             waits,
@@ -177,19 +188,38 @@ fn following(release: &Arc<Notify>) -> CallTestNode {
     CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default())
 }
 
+/// Subscribes to an operation, of a peer if it is named, and waits for the first event.
+async fn subscribe(client: &CallConnection, operation: &str, peer: Option<&str>) -> Subscription {
+    let options = CallOptions {
+        timeout: None,
+        peer: peer.map(str::to_owned),
+        ..CallOptions::default()
+    };
+    let events = client.subscribe_with(operation, &Value::Null, &options);
+    let mut events = events.await.expect("started");
+    let first = soon(events.next()).await.expect("an event");
+    first.expect("no error");
+    events
+}
+
+/// The next item of the subscription is the error of a drain.
+async fn expect_end_by_drain(events: &mut Subscription, what: &str) {
+    let end = soon(events.next()).await.expect("the end");
+    let error = end.expect_err("it did not end by itself");
+    assert_eq!(error.code, ErrorCode::Unavailable, "{what}: {error}");
+    assert!(error.message.contains("shutting down"), "{what}: {error}");
+}
+
 /// The drain waits for a call, which can end, and not for streams of events, which cannot.
 #[tokio::test]
 async fn streams_of_events_end_before_a_running_call() {
     for carriage in CARRIAGES {
-        let release = Arc::new(Notify::new());
+        let release = CancellationToken::new();
         let node = following(&release);
         let client = node.client(carriage, None);
         let mut streams = Vec::new();
         for name in ["jobs/events", "services/watch"] {
-            let events = client.subscribe(name, &Value::Null).await;
-            let mut events = events.expect("started");
-            let first = soon(events.next()).await.expect("an event");
-            first.expect("no error");
+            let events = subscribe(&client, name, None).await;
             streams.push((name, events));
         }
         let caller = client.clone();
@@ -205,15 +235,63 @@ async fn streams_of_events_end_before_a_running_call() {
         let leaving = Arc::clone(&node.dispatcher);
         let drained = tokio::spawn(async move { leaving.drain().await });
         for (name, mut events) in streams {
-            let end = soon(events.next()).await.expect("the end");
-            let error = end.expect_err("it did not end by itself");
-            assert_eq!(error.code, ErrorCode::Unavailable, "{name}: {error}");
-            assert!(error.message.contains("shutting down"), "{name}: {error}");
+            expect_end_by_drain(&mut events, name).await;
         }
         assert!(!call.is_finished() && !drained.is_finished(), "it waits");
-        release.notify_one();
+        release.cancel();
         let answer = soon(call).await.expect("no panic").expect("finished");
         assert_eq!(*answer.value(), json!("released"));
         soon(drained).await.expect("no panic");
     }
+}
+
+/// A hub that drains does not wait for a stream of a worker that has no end, and waits for one that has.
+#[tokio::test]
+async fn a_stream_that_a_draining_hub_passes_on_ends_like_its_own() {
+    for carriage in CARRIAGES {
+        let release = CancellationToken::new();
+        let hub = hub(64 << 20);
+        let worker = following(&release);
+        let _link = worker.join(&hub, carriage, identity("w1", &[]));
+        attached(&hub, &["w1"]).await;
+        let client = hub.client(carriage, Some(identity("user", &["peer:route:w1"])));
+        let mut events = subscribe(&client, "jobs/events", Some("w1")).await;
+        let mut steps = subscribe(&client, "jobs/steps", Some("w1")).await;
+        let leaving = Arc::clone(&hub.dispatcher);
+        let drained = tokio::spawn(async move { leaving.drain().await });
+        expect_end_by_drain(&mut events, "jobs/events").await;
+        assert!(!drained.is_finished(), "{carriage:?}: it waits");
+        release.cancel();
+        let last = soon(steps.next()).await.expect("an event");
+        let last = last.expect("it was let finish");
+        assert_eq!(*last.output.value(), json!("released"), "{carriage:?}");
+        assert!(soon(steps.next()).await.is_none(), "{carriage:?}");
+        soon(drained).await.expect("no panic");
+    }
+}
+
+/// A client may read to the end what it asked for itself after it announced that it stops.
+#[tokio::test]
+async fn only_what_a_stopping_peer_passes_on_ends() {
+    let node = following(&CancellationToken::new());
+    let (dialled, _) = node.serve(Carriage::Memory, None);
+    let mut peer = RawPeer::new(dialled).await;
+    for (id, hops) in [("own", 0), ("forwarded", 1)] {
+        let payload = json!({ "operationId": "jobs/events", "window": 9, "hops": hops });
+        peer.send(EventKind::Requested, id, payload).await;
+        let (kind, of, payload) = peer.event().await;
+        assert_eq!((kind, &*of), (EventKind::Responded, id), "{payload}");
+    }
+    // A newer connection replaces this one, and the requests on it go on.
+    let superseded = json!({ "reason": "a newer connection of this peer took over" });
+    peer.send(EventKind::Goaway, "-", superseded).await;
+    peer.request("first", "services/list", Value::Null).await;
+    assert_eq!(peer.event().await.1, "first");
+    let stops = json!({ "reason": "the node is shutting down" });
+    peer.send(EventKind::Goaway, "-", stops).await;
+    let (kind, id, payload) = peer.event().await;
+    assert_eq!((kind, &*id), (EventKind::Error, "forwarded"), "{payload}");
+    assert_eq!(payload["code"], "UNAVAILABLE", "{payload}");
+    peer.request("second", "services/list", Value::Null).await;
+    assert_eq!(peer.event().await.1, "second");
 }

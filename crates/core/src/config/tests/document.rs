@@ -59,6 +59,55 @@ fn every_mistake_is_reported_at_once_in_the_order_of_the_document() {
     }
 }
 
+/// The paths of the mistakes of a document, where a check also finds one at each of these.
+fn paths_of_mistakes(document: &str, found: &[&str]) -> Vec<String> {
+    let found = |_: &NodeConfig| {
+        let error = |path: &&str| ConfigError {
+            path: (*path).to_owned(),
+            line: None,
+            what: String::new(),
+            fix: String::new(),
+        };
+        found.iter().map(error).collect()
+    };
+    let mistakes = NodeConfig::mistakes(document.as_bytes(), found);
+    mistakes.into_iter().map(|error| error.path).collect()
+}
+
+#[test]
+fn what_a_check_finds_in_correct_values_comes_after_the_mistakes_of_the_document() {
+    let found = ["http.import[0].document", "http.mcp.tools[1]", "http.site"];
+    for (document, own) in [
+        ("", None),
+        ("tls.roots = \"roots.pem\"", Some("tls.roots")),
+        ("http.sites = 1", Some("http.sites")),
+    ] {
+        let expected: Vec<_> = own.into_iter().chain(found).collect();
+        assert_eq!(paths_of_mistakes(document, &found), expected, "{document}");
+    }
+    // The values behind a wrong one have lower numbers than in the document.
+    let own = ["http.mcp.tools[0]"];
+    let expected = [own[0], found[0], found[2]];
+    let document = "http.mcp.tools = [\"info\", \"node/inof\"]";
+    assert_eq!(paths_of_mistakes(document, &found), expected);
+    // The names may mean something else in a document of a newer version.
+    assert_eq!(paths_of_mistakes("version = 2", &found), ["version"]);
+    let many = "[[peers]]\n".repeat(CONFIG_ERRORS_MAX);
+    assert_eq!(paths_of_mistakes(&many, &found).len(), CONFIG_ERRORS_MAX);
+}
+
+#[test]
+fn a_check_sees_the_correct_values_of_a_document_with_a_mistake() {
+    let mut seen = None;
+    let document = b"tls.roots = \"roots.pem\"\nhttp.site = \"/srv/www\"";
+    let mistakes = NodeConfig::mistakes(document, |config| {
+        seen = config.http.site.clone();
+        Vec::new()
+    });
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert_eq!(seen.as_deref(), Some("/srv/www"));
+}
+
 #[test]
 fn values_of_the_wrong_kind_are_refused() {
     assert_diagnostic("listen = 1", &["expected a table", "found integer"]);
