@@ -36,6 +36,9 @@ pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// has no control groups.
 pub const WORKERS_CGROUP: &str = "/sys/fs/cgroup/alknet/workers";
 
+/// Code of the problem that memory ran short, of a node or in the boot note of a trial.
+pub const MEMORY_SHORT: &str = "memory-short";
+
 /// From PID 1 to the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]

@@ -2,7 +2,7 @@
 
 use alknet_boot_state::{BootNote, BootPhase, BootRecord, BootSlot};
 
-use crate::control::UpdateEnd;
+use crate::control::{MEMORY_SHORT, UpdateEnd};
 
 use super::system::ROLLED_BACK;
 
@@ -87,11 +87,15 @@ fn reason_of(note: &BootNote) -> String {
         ("a part of it panicked: ", note.panic.as_str()),
         ("its node ended: ", note.node_end.as_str()),
     ];
-    let found: Vec<_> = texts
+    let mut found: Vec<_> = texts
         .iter()
         .filter(|(_, text)| !text.is_empty())
         .map(|(what, text)| format!("{what}{text}"))
         .collect();
+    // The code alone is in the list of problems, which neither the console nor the problem `update-failed` shows.
+    if note.problems().any(|code| code == MEMORY_SHORT) {
+        found.push("its memory ran short".to_owned());
+    }
     if !found.is_empty() {
         return found.join("; ");
     }
@@ -177,6 +181,12 @@ mod tests {
         found.add_problem("vault-locked");
         found.node_end = NoteText::new("signal 6");
         found.panic = NoteText::new("init/src/x.rs:7");
+        let mut short = note();
+        short.add_problem(MEMORY_SHORT);
+        assert_eq!(end(Some(&short)).reason, "its memory ran short");
+        short.node_end = NoteText::new("killed by SIGKILL");
+        let ended = "its node ended: killed by SIGKILL; its memory ran short";
+        assert_eq!(end(Some(&short)).reason, ended);
         let told = end(Some(&found));
         assert_eq!(told.stage, "data");
         assert_eq!(told.problems, ["vault-locked"]);

@@ -32,6 +32,7 @@ mod system;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod trial_memory;
 mod trust_store;
 
 pub(crate) use anchor::UpdateAnchor;
@@ -48,3 +49,4 @@ pub(crate) use system::{
     ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialRequest, UpdateLook, UpdateStart,
     UpdateSystem,
 };
+pub(crate) use trial_memory::TrialMemory;

@@ -3,6 +3,7 @@
 use alknet_boot_state::{BootNote, NoteText};
 
 use super::{InitMachine, MachineEvent, PASSPHRASE, PIN, UpdateEvent};
+use crate::control::MEMORY_SHORT;
 use crate::update::{GateStep, GateVault, GateView, UpdateRefusal};
 use crate::vault::UnlockPrompt;
 
@@ -139,9 +140,12 @@ impl InitMachine {
 
     /// Writes the note of a version on trial when it has something new.
     pub(super) fn keep_note(&mut self, now: u64) {
-        let Some(note) = self.update.note else {
+        let Some(mut note) = self.update.note else {
             return;
         };
+        if self.update.memory.was_short(now) {
+            note.add_problem(MEMORY_SHORT);
+        }
         let note = self.noted(note);
         self.update.note = Some(note);
         let Some(note) = self.update.keeper.take_due(&note, now) else {
