@@ -39,7 +39,7 @@ pub(crate) use anchor::UpdateAnchor;
 pub(crate) use apply::RollbackPlan;
 pub(crate) use frames::{BundleFrameReader, FramesEnd};
 pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
-pub(crate) use judge::{StartKind, StartReport};
+pub(crate) use judge::{NOT_CONFIRMED, StartKind, StartReport};
 pub(crate) use measured::SystemProgram;
 pub(crate) use note_schedule::{NoteSchedule, note_location, note_panic};
 pub(crate) use progress::StagingProgress;

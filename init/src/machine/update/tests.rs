@@ -8,7 +8,8 @@ use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
 use crate::control::{
-    BootStage, MachineDiagnostic, NodeMessage, UPDATE_FRAME_ABORT, UpdateEnd, UpdateRequest,
+    BootStage, MachineDiagnostic, NodeMessage, TrialCause, UPDATE_FRAME_ABORT, UpdateEnd,
+    UpdateRequest,
 };
 use crate::data;
 use crate::machine::tests::machine;
@@ -287,6 +288,7 @@ fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
         outcome: "failed".to_owned(),
         stage: "data".to_owned(),
         reason: "it stopped".to_owned(),
+        cause: Some(TrialCause::Silence),
         problems: vec!["vault-locked".to_owned()],
     };
     let look = |state: &str, good: &str| UpdateLook {

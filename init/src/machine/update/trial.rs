@@ -4,7 +4,7 @@ use alknet_boot_state::{BootNote, NoteText};
 
 use super::{InitMachine, MachineEvent, PASSPHRASE, PIN, UpdateEvent};
 use crate::control::MEMORY_SHORT;
-use crate::update::{GateStep, GateVault, GateView, UpdateRefusal};
+use crate::update::{GateStep, GateVault, GateView, NOT_CONFIRMED, UpdateRefusal};
 use crate::vault::UnlockPrompt;
 
 /// Pause before a confirmation that the disk refused is tried again, ms.
@@ -107,9 +107,7 @@ impl InitMachine {
             "the version on trial is not confirmed in time, it still waits for: {why}; the machine restarts"
         ));
         let note = self.update.note.map(|mut note| {
-            note.reason = NoteText::new(&format!(
-                "it was not confirmed in time: it waited for {why}"
-            ));
+            note.reason = NoteText::new(&format!("{NOT_CONFIRMED}: it waited for {why}"));
             self.noted(note)
         });
         self.update.note = note;
