@@ -302,6 +302,12 @@ impl InitMachine {
         self.keep_note(now);
     }
 
+    /// The note that the disk may lack, for the end of the machine.
+    pub(super) fn owed_note(&self) -> Option<BootNote> {
+        let note = self.noted(self.update.note?);
+        (!self.update.keeper.is_written(&note)).then_some(note)
+    }
+
     /// When something about updates is due next, in ms after the kernel's start.
     pub(super) fn update_due(&self) -> Option<u64> {
         let update = &self.update;

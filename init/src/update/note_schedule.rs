@@ -66,9 +66,14 @@ impl NoteSchedule {
         }
     }
 
+    /// Whether the disk has this note.
+    pub(crate) fn is_written(&self, note: &BootNote) -> bool {
+        !self.is_writing && self.sent.as_ref() == Some(note)
+    }
+
     /// When to write, if `note` waits for its turn.
     pub(crate) fn deadline(&self, note: &BootNote) -> Option<u64> {
-        if self.is_writing || self.sent.as_ref() == Some(note) {
+        if self.is_writing || self.is_written(note) {
             return None;
         }
         let is_urgent = self.sent.is_some_and(|sent| is_urgent(&sent, note));
@@ -102,11 +107,13 @@ pub(super) fn write(note: &BootNote) -> Result<(), String> {
     }
 }
 
-/// Whether `note` has news after which the machine may not get as far as the next write: its node ended, as the kernel
-/// ends it where memory is full, or memory ran short. The supervisor's pauses keep these writes few.
+/// Whether `note` has news after which the machine may not get as far as the next write: PID 1 restarts the machine, its
+/// node ended, as the kernel ends it where memory is full, or memory ran short. The supervisor's pauses keep these writes
+/// few.
 fn is_urgent(sent: &BootNote, note: &BootNote) -> bool {
     let is_short = |note: &BootNote| note.problems().any(|code| code == MEMORY_SHORT);
-    sent.node_end != note.node_end || (is_short(note) && !is_short(sent))
+    let is_other = (sent.reason, sent.node_end) != (note.reason, note.node_end);
+    is_other || (is_short(note) && !is_short(sent))
 }
 
 impl TrialNote {

@@ -101,6 +101,12 @@ fn the_note_says_how_far_a_trial_came_and_what_was_wrong() {
     assert!(note.reason.as_str().ends_with("by a person"));
     machine.update.goes_down("a signal");
     assert_eq!(machine.update.note, Some(note), "the first reason counts");
+    // The machine ends only after the disk has the reason.
+    assert_eq!(machine.owed_note(), Some(note));
+    let due = machine.update.keeper.take_due(&note, 0);
+    assert_eq!((due, machine.owed_note()), (Some(note), Some(note)));
+    machine.update.keeper.written(true);
+    assert_eq!(machine.owed_note(), None);
 }
 
 #[test]
