@@ -15,14 +15,14 @@ use alknet_qemu::{
 };
 use alknet_test_support::skip;
 use alknet_tests::{MachineNode, READY, TestBench};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::configuration::document;
 use crate::power::is_full;
 use crate::update::bundle::ReleaseKeys;
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{PROGRAM, changed, filling_program, renamed};
-use crate::update::{FIRST, SECOND, machine, roll_back, serving, stands};
+use crate::update::{FIRST, SECOND, has_token, machine, make_token, roll_back, serving, stands};
 use crate::update_bad::quick;
 
 /// Longest wait for one step of a trial.
@@ -205,9 +205,8 @@ impl UnwellUpdate {
         stands(&node, &good);
         let problems = node.info()["problems"].to_string();
         assert!(!problems.contains("update-failed"), "{problems}");
-        let tokens = node.call("token/list", &Value::Null).to_string();
         for note in ["of the first version", "of the second version"] {
-            assert!(tokens.contains(note), "{note} in {tokens}");
+            has_token(&node, note);
         }
         let log = node.call("update/log", &json!({})).to_string();
         assert_eq!(log.matches("\"failed\"").count(), 4, "{log}");
@@ -227,11 +226,4 @@ impl UnwellUpdate {
 fn wait(vm: &Vm, after: ConsoleMark, line: &str) -> ConsoleMark {
     let found = vm.wait_for_after(after, line, DONE_WITHIN);
     found.unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn make_token(node: &MachineNode, note: &str) {
-    node.call(
-        "token/make",
-        &json!({ "scopes": ["node:read"], "note": note }),
-    );
 }
