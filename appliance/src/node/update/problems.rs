@@ -93,7 +93,7 @@ impl NodeUpdates {
     }
 }
 
-/// Adds how the last update ended. Its version is no label: a peer has sent it. The text of the reason is none either.
+/// Adds how the last update ended. Neither its version, which a peer has sent, nor the text of the reason is a label.
 fn collect_end(last: &UpdateEnd, into: &mut Metrics) {
     let labels = [
         ("outcome", listed(&OUTCOMES, &last.outcome)),
@@ -109,8 +109,8 @@ fn collect_end(last: &UpdateEnd, into: &mut Metrics) {
     );
 }
 
-/// The value of a label for what has no value, and for a word of the disk that is none of the list: another version wrote
-/// it, or an attacker who had the disk.
+/// The value of a label for what has no value, and for a word that the list lacks: another version wrote it to the disk, or
+/// an attacker who had the disk.
 const NONE: &str = "none";
 const OTHER: &str = "other";
 
