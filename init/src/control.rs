@@ -11,6 +11,7 @@ use alknet_core::EncryptedData;
 use alknet_core::config::NodeConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::stage::BootStageName;
 use crate::text::cut_text;
 
 /// File descriptor of the node's end of the socket pair.
@@ -35,6 +36,12 @@ pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// Control group in which the node may make groups for its workers. It does not exist if the kernel
 /// has no control groups.
 pub const WORKERS_CGROUP: &str = "/sys/fs/cgroup/alknet/workers";
+
+/// Code of the problem that memory ran short, of a node or in the boot note of a trial.
+pub const MEMORY_SHORT: &str = "memory-short";
+
+/// The stages of a boot, in their order, as [`BootStage::name`] has them.
+pub const BOOT_STAGES: [&str; 7] = BootStageName::NAMES;
 
 /// From PID 1 to the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -423,6 +430,48 @@ pub struct UpdateFacts {
     pub last: Option<UpdateEnd>,
 }
 
+/// What ended a trial, as the version before judges it by the boot note.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrialCause {
+    /// It was not confirmed in time.
+    Gate,
+    /// Its memory ran short.
+    Memory,
+    /// Its node ended.
+    Node,
+    /// It left no note that can be read.
+    Note,
+    /// A part of PID 1 panicked.
+    Panic,
+    /// PID 1 restarted or switched off the machine for another reason.
+    Restart,
+    /// An administrator gave it up.
+    Rollback,
+    /// It stopped or restarted without a word.
+    Silence,
+    /// Its program or its kernel did not start.
+    Start,
+}
+
+impl TrialCause {
+    /// The word for it in facts and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Memory => "memory",
+            Self::Node => "node",
+            Self::Note => "note",
+            Self::Panic => "panic",
+            Self::Restart => "restart",
+            Self::Rollback => "rollback",
+            Self::Silence => "silence",
+            Self::Start => "start",
+        }
+    }
+}
+
 /// How an update ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -435,6 +484,8 @@ pub struct UpdateEnd {
     pub stage: String,
     /// Why it failed. Empty if it did not.
     pub reason: String,
+    /// The kind of the reason. `None` if it did not fail, or if only the log of updates says how it ended.
+    pub cause: Option<TrialCause>,
     /// Codes of the problems that it had.
     pub problems: Vec<String>,
 }

@@ -15,6 +15,17 @@ pub(crate) enum BootStageName {
 }
 
 impl BootStageName {
+    /// Every name, in the order of the boot.
+    pub(crate) const NAMES: [&str; 7] = [
+        Self::Init.name(),
+        Self::Mounts.name(),
+        Self::Data.name(),
+        Self::Config.name(),
+        Self::Network.name(),
+        Self::NodeStart.name(),
+        Self::Ready.name(),
+    ];
+
     const fn name(self) -> &'static str {
         match self {
             Self::Init => "init",

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use alknet_core::Clock;
 use alknet_http::HealthSource;
-use alknet_init::control::MachineDiagnostic;
+use alknet_init::control::{MEMORY_SHORT, MachineDiagnostic};
 use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, CertificateSummary};
 use arc_swap::ArcSwap;
 
@@ -13,7 +13,6 @@ use super::FAILED_LOGINS;
 use super::facts::SharedFacts;
 use super::join::HUB_REFUSES;
 use super::key_rotation::NODE_KEY_WAITS;
-use super::memory::MEMORY_SHORT;
 use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED};
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_endpoint::{EndpointServer, ReliefScope};
-use alknet_init::control::MachineDiagnostic;
+use alknet_init::control::{MEMORY_SHORT, MachineDiagnostic};
 use alknet_worker::Workers;
 
 use crate::memory as allocator;
@@ -66,9 +66,6 @@ const REPORTED_FOR: Duration = Duration::from_secs(60);
 /// The kernel's file of the machine's memory, and the folder where control groups are mounted.
 const MEMINFO: &str = "/proc/meminfo";
 const GROUPS: &str = "/sys/fs/cgroup";
-
-/// Code of the problem that memory ran short.
-pub(crate) const MEMORY_SHORT: &str = "memory-short";
 
 /// The memory that the node can have: that of the machine, or of the container or service that it
 /// runs in, whichever is less.

@@ -33,6 +33,17 @@ const INSTRUMENTED: [&str; 7] = [
 /// short enough for thousands of runs per second.
 const INPUT_BYTES_MAX: u32 = 4096;
 
+/// Targets whose inputs are longer, and how long these may be. The engine cuts longer seeds, and an
+/// archive or a volume that is cut is refused early.
+const LONGER_INPUTS: [(&str, u32); 3] = [
+    // What a volume of FAT16, or with sectors of 4 KiB, has behind its tables begins at 12 KiB.
+    ("fat", 16 << 10),
+    // Metadata of LUKS2 with as many levels as its parser takes.
+    ("sealed", 8 << 10),
+    // A whole bundle: a tar archive, in which each document takes two blocks or more.
+    ("update", 16 << 10),
+];
+
 /// One input may take this many seconds. An ordinary one takes microseconds.
 const INPUT_SECONDS_MAX: u32 = 10;
 
@@ -50,6 +61,12 @@ pub(crate) struct Campaign<'a> {
     pub(crate) keep: bool,
     /// How many targets run at once.
     pub(crate) jobs: NonZeroUsize,
+}
+
+/// Longest input of this target, in bytes.
+fn input_bytes_max(target: &str) -> u32 {
+    let longer = LONGER_INPUTS.iter().find(|(name, _)| *name == target);
+    longer.map_or(INPUT_BYTES_MAX, |(_, bytes)| *bytes)
 }
 
 /// The number of processors, because one target runs on each.
@@ -176,7 +193,7 @@ impl FuzzTargetRun {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
-            .arg(format!("-max_len={INPUT_BYTES_MAX}"))
+            .arg(format!("-max_len={}", input_bytes_max(&self.name)))
             .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
             .arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"))
             .arg(format!("-artifact_prefix={}/", self.findings.display()));
@@ -379,5 +396,44 @@ stat::new_units_added:          15
             .targets(&package)
             .expect_err("none");
         assert!(error.to_string().contains("envelope"), "{error}");
+    }
+
+    /// The engine would cut a longer seed, and `--keep` would put the cut one into the tree.
+    #[test]
+    fn every_seed_is_as_long_as_its_target_may_read() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+        let folders = files(&corpus).expect("a folder");
+        let name = |folder: &PathBuf| folder.file_name()?.to_str().map(str::to_owned);
+        let names: Vec<_> = folders.iter().filter_map(name).collect();
+        for (target, bytes) in LONGER_INPUTS {
+            assert!(names.iter().any(|name| name == target), "{target}");
+            assert!(bytes > INPUT_BYTES_MAX, "{target}");
+        }
+        for (name, folder) in names.iter().zip(&folders) {
+            for seed in files(folder).expect("a folder") {
+                let bytes = fs::metadata(&seed).expect("a file").len();
+                let most = u64::from(input_bytes_max(name));
+                assert!(bytes <= most, "{}: {bytes} bytes", seed.display());
+            }
+        }
+    }
+
+    #[test]
+    fn the_engine_gets_the_length_of_its_target() {
+        let length = |name: &str| {
+            let run = FuzzTargetRun {
+                name: name.to_owned(),
+                program: PathBuf::from("fuzz"),
+                tree: PathBuf::new(),
+                own: PathBuf::new(),
+                findings: PathBuf::new(),
+            };
+            let command = run.fuzz(1);
+            let mut arguments = command.get_args().filter_map(|word| word.to_str());
+            let length = arguments.find_map(|word| word.strip_prefix("-max_len="));
+            length.expect("it has one").to_owned()
+        };
+        assert_eq!(length("update"), "16384");
+        assert_eq!(length("frame"), "4096");
     }
 }

@@ -77,6 +77,7 @@ impl InitMachine {
 
     pub(super) fn step_down(&mut self, now: u64) {
         let node_gone = self.node.is_none();
+        let note = self.owed_note();
         let Some(shutdown) = &mut self.shutdown else {
             return;
         };
@@ -85,6 +86,10 @@ impl InitMachine {
                 ShutdownStep::Terminate => shutdown::signal_all(Signal::SIGTERM),
                 ShutdownStep::Kill => shutdown::signal_all(Signal::SIGKILL),
                 ShutdownStep::Close => {
+                    // Why the machine goes down. The thread that writes it may not have come to it.
+                    if let Some(note) = &note {
+                        self.update.system().write_note(note);
+                    }
                     // No process feeds the watchdog of a machine that is off, so PID 1 stops it. A
                     // machine that reboots stays guarded.
                     if shutdown.action() == PowerAction::Poweroff

@@ -19,7 +19,8 @@ use crate::log::InitLog;
 use crate::settings;
 use crate::update::{
     FramesEnd, GateBaseline, NoteSchedule, RefusalCode, StageOrder, StagingProgress, StartKind,
-    StartReport, UpdateAnchor, UpdateGate, UpdateLook, UpdateRefusal, UpdateStart, UpdateSystem,
+    StartReport, TrialMemory, UpdateAnchor, UpdateGate, UpdateLook, UpdateRefusal, UpdateStart,
+    UpdateSystem,
 };
 
 /// How often the progress of staging is new in the facts, ms.
@@ -110,6 +111,7 @@ pub(super) struct MachineUpdate {
     /// The note of this trial, without what the machine's facts add.
     note: Option<BootNote>,
     keeper: NoteSchedule,
+    memory: TrialMemory,
     /// A request under way that is not about a bundle.
     request: Option<OpenRequest>,
     /// A request for the log that a thread answers. A second one has to wait: each reads the file and holds it in memory.
@@ -164,6 +166,7 @@ impl MachineUpdate {
             again_at: None,
             note: None,
             keeper: NoteSchedule::default(),
+            memory: TrialMemory::default(),
             request: None,
             log_request: None,
             staging: None,
@@ -299,15 +302,22 @@ impl InitMachine {
         self.keep_note(now);
     }
 
+    /// The note that the disk may lack, for the end of the machine.
+    pub(super) fn owed_note(&self) -> Option<BootNote> {
+        let note = self.noted(self.update.note?);
+        (!self.update.keeper.is_written(&note)).then_some(note)
+    }
+
     /// When something about updates is due next, in ms after the kernel's start.
     pub(super) fn update_due(&self) -> Option<u64> {
         let update = &self.update;
         let gate = update.gate.as_ref().and_then(UpdateGate::deadline);
         let note = update.note.map(|note| self.noted(note));
         let note = note.and_then(|note| update.keeper.deadline(&note));
+        let memory = update.note.and_then(|_| update.memory.deadline());
         let progress = update.staging.as_ref();
         let progress = progress.map(|_| update.progress_at + PROGRESS_EVERY_MS);
-        let due = [gate, note, progress, update.again_at];
+        let due = [gate, note, memory, progress, update.again_at];
         due.into_iter().flatten().min()
     }
 

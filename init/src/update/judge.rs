@@ -2,9 +2,12 @@
 
 use alknet_boot_state::{BootNote, BootPhase, BootRecord, BootSlot};
 
-use crate::control::UpdateEnd;
+use crate::control::{MEMORY_SHORT, TrialCause, UpdateEnd};
 
 use super::system::ROLLED_BACK;
+
+/// How the reason in the boot note of a trial begins if the gate gave it up.
+pub(crate) const NOT_CONFIRMED: &str = "it was not confirmed in time";
 
 /// What PID 1 has to do about a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,7 @@ fn end_of(note: Option<&BootNote>, version: Option<&str>) -> UpdateEnd {
             version: version.unwrap_or_default().to_owned(),
             outcome: "failed".to_owned(),
             reason: "it left no note that can be read".to_owned(),
+            cause: Some(TrialCause::Note),
             ..UpdateEnd::default()
         };
     };
@@ -76,8 +80,36 @@ fn end_of(note: Option<&BootNote>, version: Option<&str>) -> UpdateEnd {
         outcome: outcome.to_owned(),
         stage: note.stage.as_str().to_owned(),
         reason: reason_of(note),
+        cause: Some(cause_of(note)),
         problems: note.problems().map(str::to_owned).collect(),
     }
+}
+
+/// The kind of the reason: the first that holds, from what PID 1 did to what only its absence shows.
+fn cause_of(note: &BootNote) -> TrialCause {
+    let reason = note.reason.as_str();
+    if reason == ROLLED_BACK {
+        TrialCause::Rollback
+    } else if reason.starts_with(NOT_CONFIRMED) {
+        TrialCause::Gate
+    } else if !reason.is_empty() {
+        TrialCause::Restart
+    } else if !note.panic.is_empty() {
+        TrialCause::Panic
+    } else if ran_short(note) {
+        // Before the end of the node: where memory is full, the kernel ends it.
+        TrialCause::Memory
+    } else if !note.node_end.is_empty() {
+        TrialCause::Node
+    } else if note.starts == 0 {
+        TrialCause::Start
+    } else {
+        TrialCause::Silence
+    }
+}
+
+fn ran_short(note: &BootNote) -> bool {
+    note.problems().any(|code| code == MEMORY_SHORT)
 }
 
 /// The reason in one sentence, from the most to the least certain.
@@ -87,11 +119,15 @@ fn reason_of(note: &BootNote) -> String {
         ("a part of it panicked: ", note.panic.as_str()),
         ("its node ended: ", note.node_end.as_str()),
     ];
-    let found: Vec<_> = texts
+    let mut found: Vec<_> = texts
         .iter()
         .filter(|(_, text)| !text.is_empty())
         .map(|(what, text)| format!("{what}{text}"))
         .collect();
+    // The code alone is in the list of problems, which neither the console nor the problem `update-failed` shows.
+    if ran_short(note) {
+        found.push("its memory ran short".to_owned());
+    }
     if !found.is_empty() {
         return found.join("; ");
     }
@@ -156,6 +192,39 @@ mod tests {
     }
 
     #[test]
+    fn each_failure_has_the_cause_that_says_most() {
+        use TrialCause::{Gate, Memory, Node, Panic, Restart, Rollback, Silence, Start};
+        let mut all = note();
+        assert_eq!(cause_of(&all), Silence);
+        all.starts = 0;
+        assert_eq!(cause_of(&all), Start);
+        // From here on each note has what those before it have.
+        all.node_end = NoteText::new("signal 6");
+        assert_eq!(cause_of(&all), Node);
+        all.add_problem(MEMORY_SHORT);
+        assert_eq!(cause_of(&all), Memory);
+        all.panic = NoteText::new("init/src/x.rs:7");
+        assert_eq!(cause_of(&all), Panic);
+        for (reason, cause) in [
+            (
+                "the machine was restarted or switched off by a person",
+                Restart,
+            ),
+            (
+                "it was not confirmed in time: it waited for the vault",
+                Gate,
+            ),
+            (ROLLED_BACK, Rollback),
+        ] {
+            all.reason = NoteText::new(reason);
+            assert_eq!(cause_of(&all), cause);
+            // The metric has the word of the facts.
+            let word = serde_json::to_value(cause).expect("JSON");
+            assert_eq!(word, cause.name());
+        }
+    }
+
+    #[test]
     fn the_reason_of_a_failure_comes_from_the_note_of_its_slot() {
         let failed = started(staged().arm().expect("staged"), TRIES + 1);
         let end = |note: Option<&BootNote>| {
@@ -165,6 +234,7 @@ mod tests {
         let none = end(None);
         assert_eq!((&*none.version, &*none.outcome), ("1.1.0", "failed"));
         assert_eq!(none.reason, "it left no note that can be read");
+        assert_eq!(none.cause, Some(TrialCause::Note));
         let mut other = note();
         other.slot = BootSlot::A;
         assert_eq!(end(Some(&other)), none);
@@ -177,6 +247,13 @@ mod tests {
         found.add_problem("vault-locked");
         found.node_end = NoteText::new("signal 6");
         found.panic = NoteText::new("init/src/x.rs:7");
+        let mut short = note();
+        short.add_problem(MEMORY_SHORT);
+        assert_eq!(end(Some(&short)).reason, "its memory ran short");
+        short.node_end = NoteText::new("killed by SIGKILL");
+        let ended = "its node ended: killed by SIGKILL; its memory ran short";
+        assert_eq!(end(Some(&short)).reason, ended);
+        assert_eq!(end(Some(&short)).cause, Some(TrialCause::Memory));
         let told = end(Some(&found));
         assert_eq!(told.stage, "data");
         assert_eq!(told.problems, ["vault-locked"]);

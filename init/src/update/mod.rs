@@ -32,13 +32,14 @@ mod system;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod trial_memory;
 mod trust_store;
 
 pub(crate) use anchor::UpdateAnchor;
 pub(crate) use apply::RollbackPlan;
 pub(crate) use frames::{BundleFrameReader, FramesEnd};
 pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
-pub(crate) use judge::{StartKind, StartReport};
+pub(crate) use judge::{NOT_CONFIRMED, StartKind, StartReport};
 pub(crate) use measured::SystemProgram;
 pub(crate) use note_schedule::{NoteSchedule, note_location, note_panic};
 pub(crate) use progress::StagingProgress;
@@ -48,3 +49,4 @@ pub(crate) use system::{
     ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialRequest, UpdateLook, UpdateStart,
     UpdateSystem,
 };
+pub(crate) use trial_memory::TrialMemory;

@@ -8,6 +8,7 @@ use alknet_boot_state::{BootNote, NoteText};
 
 use super::direct::DirectDevice;
 use super::disk::write_note;
+use crate::control::MEMORY_SHORT;
 
 /// Shortest time between two writes of what changed, ms.
 const WRITE_EVERY_MS: u64 = 1_000;
@@ -48,7 +49,7 @@ impl NoteSchedule {
     /// The note to write now, if `note` says something else than the disk and the last write was long enough ago.
     /// [`written`](Self::written) has to follow.
     pub(crate) fn take_due(&mut self, note: &BootNote, now: u64) -> Option<BootNote> {
-        if self.is_writing || self.sent.as_ref() == Some(note) || now < self.next {
+        if self.deadline(note).is_none_or(|due| now < due) {
             return None;
         }
         self.is_writing = true;
@@ -65,9 +66,18 @@ impl NoteSchedule {
         }
     }
 
-    /// When to ask again, if `note` waits for its turn.
+    /// Whether the disk has this note.
+    pub(crate) fn is_written(&self, note: &BootNote) -> bool {
+        !self.is_writing && self.sent.as_ref() == Some(note)
+    }
+
+    /// When to write, if `note` waits for its turn.
     pub(crate) fn deadline(&self, note: &BootNote) -> Option<u64> {
-        (!self.is_writing && self.sent.as_ref() != Some(note)).then_some(self.next)
+        if self.is_writing || self.is_written(note) {
+            return None;
+        }
+        let is_urgent = self.sent.is_some_and(|sent| is_urgent(&sent, note));
+        Some(if is_urgent { 0 } else { self.next })
     }
 }
 
@@ -95,6 +105,15 @@ pub(super) fn write(note: &BootNote) -> Result<(), String> {
         },
         None => Ok(()),
     }
+}
+
+/// Whether `note` has news after which the machine may not get as far as the next write: PID 1 restarts the machine, its
+/// node ended, as the kernel ends it where memory is full, or memory ran short. The supervisor's pauses keep these writes
+/// few.
+fn is_urgent(sent: &BootNote, note: &BootNote) -> bool {
+    let is_short = |note: &BootNote| note.problems().any(|code| code == MEMORY_SHORT);
+    let is_other = (sent.reason, sent.node_end) != (note.reason, note.node_end);
+    is_other || (is_short(note) && !is_short(sent))
 }
 
 impl TrialNote {
@@ -194,5 +213,27 @@ mod tests {
         assert_eq!(keeper.take_due(&note("ready"), 1_010), Some(note("ready")));
         keeper.written(false);
         assert_eq!(keeper.take_due(&note("ready"), 2_010), Some(note("ready")));
+    }
+
+    #[test]
+    fn the_end_of_the_node_and_short_memory_are_written_at_once() {
+        let mut keeper = NoteSchedule::new(note("ready"));
+        let mut last = note("ready");
+        last.add_problem("vault-locked");
+        assert_eq!(keeper.take_due(&last, 10), Some(last));
+        keeper.written(true);
+        last.add_problem("data-full");
+        assert_eq!(keeper.take_due(&last, 20), None);
+        last.add_problem(MEMORY_SHORT);
+        assert_eq!(keeper.deadline(&last), Some(0));
+        assert_eq!(keeper.take_due(&last, 20), Some(last));
+        last.node_end = NoteText::new("killed by SIGKILL");
+        assert_eq!(keeper.take_due(&last, 30), None, "a write is under way");
+        keeper.written(true);
+        assert_eq!(keeper.take_due(&last, 30), Some(last));
+        // A write that failed is tried again with the pause, so a disk that refuses writes is not asked all the time.
+        keeper.written(false);
+        assert_eq!(keeper.take_due(&last, 40), None);
+        assert_eq!(keeper.take_due(&last, 1_030), Some(last));
     }
 }

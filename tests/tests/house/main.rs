@@ -13,6 +13,8 @@ mod early_returns;
 mod errors;
 mod examples;
 mod figures;
+mod formats;
+mod fuzzing;
 mod hardware;
 mod metrics;
 mod names;

@@ -1,5 +1,7 @@
 //! A PC with a screen and a keyboard at USB: its owner sees and types there what others do at the serial line.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use alknet_qemu::Vm;
@@ -10,6 +12,9 @@ use alknet_tests::{BootVariant, TestBench, eventually};
 const TEXT_AT: u32 = 0xb8000;
 const TEXT_BYTES: usize = 32 << 10;
 const COLUMNS: usize = 80;
+const LINES: usize = 25;
+/// Characters without a picture (code page 437).
+const BLANK: [u8; 3] = [0, b' ', 0xff];
 
 /// What stands above new words.
 const WORDS: &str = "These words are this node.";
@@ -43,6 +48,19 @@ fn a_screen_and_a_usb_keyboard_are_a_console() {
         (!screen(vm).contains(WORDS)).then_some(())
     });
     shows(vm, "l", " info  init: ");
+    let picture = bench.path().join("screen.ppm");
+    eventually("the screen shows what the card's memory has", || {
+        let (cells, drawn) = (cells(vm), drawn(vm, &picture));
+        let first = (0..=cells.len() / COLUMNS - LINES).find(|first| {
+            let shown = &cells[first * COLUMNS..][..drawn.len()];
+            let differs = |(cell, drawn): (&u8, &bool)| BLANK.contains(cell) == *drawn;
+            let differences = shown.iter().zip(&drawn).filter(|pair| differs(*pair));
+            // The cursor may stand in an empty cell.
+            differences.count() <= 1
+        });
+        let count = drawn.iter().filter(|drawn| **drawn).count();
+        (first.is_some() && count > COLUMNS).then_some(())
+    });
 }
 
 /// Waits until the screen has this text, and presses a key meanwhile.
@@ -61,6 +79,14 @@ fn shows(vm: &Vm, key: &str, text: &str) {
 
 /// The text in the card's memory.
 fn screen(vm: &Vm) -> String {
+    let cells = cells(vm);
+    let lines = cells.chunks(COLUMNS);
+    let lines: Vec<_> = lines.map(String::from_utf8_lossy).collect();
+    lines.join("\n")
+}
+
+/// The characters in the card's memory.
+fn cells(vm: &Vm) -> Vec<u8> {
     let words = TEXT_BYTES / 2;
     let dumped = vm.qmp().human(&format!("xp /{words}hx {TEXT_AT:#x}"));
     let dumped = dumped.unwrap_or_else(|error| panic!("{error}"));
@@ -72,9 +98,36 @@ fn screen(vm: &Vm) -> String {
         .map(|cell| cell.map_or(b'?', |cell| cell as u8))
         .collect();
     assert_eq!(cells.len(), words, "{dumped}");
-    let lines = cells.chunks(COLUMNS);
-    let lines: Vec<_> = lines.map(String::from_utf8_lossy).collect();
-    lines.join("\n")
+    cells
+}
+
+/// Which cells of the screen have a character, by the picture that the card draws: their pixels have two colours.
+/// QEMU writes the picture to this file.
+fn drawn(vm: &Vm, file: &Path) -> Vec<bool> {
+    let done = vm.qmp().human(&format!("screendump {}", file.display()));
+    done.unwrap_or_else(|error| panic!("{error}"));
+    let picture = fs::read(file).expect("QEMU has written it");
+    // "P6", width, height and the largest value, each with one white space behind it, and then the pixels (ppm(5)).
+    let mut fields = picture.splitn(5, u8::is_ascii_whitespace);
+    assert_eq!(fields.next(), Some(&b"P6"[..]));
+    let mut number = || -> usize {
+        let field = fields.next().and_then(|field| str::from_utf8(field).ok());
+        let number = field.and_then(|field| field.parse().ok());
+        number.expect("a number in the head of the picture")
+    };
+    let (width, height, most) = (number(), number(), number());
+    assert_eq!(most, 255);
+    let pixels: Vec<&[u8]> = fields.next().unwrap_or_default().chunks(3).collect();
+    assert_eq!(pixels.len(), width * height);
+    let (across, down) = (width / COLUMNS, height / LINES);
+    let has_two_colours = |cell: usize| {
+        let (left, top) = (cell % COLUMNS * across, cell / COLUMNS * down);
+        let rows = (top..top + down).map(|row| &pixels[row * width + left..][..across]);
+        let mut pixels = rows.flatten();
+        let first = pixels.next();
+        pixels.any(|pixel| Some(pixel) != first)
+    };
+    (0..COLUMNS * LINES).map(has_two_colours).collect()
 }
 
 fn press(vm: &Vm, key: &str) {

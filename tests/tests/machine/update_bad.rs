@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
-use alknet_boot_state::{BootPhase, BootSlot};
+use alknet_boot_state::{BootPhase, BootSlot, TRIES};
 use alknet_qemu::{Accel, ConsoleMark, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogAction};
 use alknet_tests::{MachineNode, READY, TestBench};
+use serde_json::Value;
 
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{AddedFile, FOLDER, PROGRAM, changed, hanging_program, kernel_alone};
-use crate::update::{FIRST, SECOND, config, failed_update, machine, serving, stands};
+use crate::update::{
+    FIRST, SECOND, config, failed_update, has_token, machine, make_token, serving, stands,
+};
 
+/// The note of a token that the first version made.
+const KEPT: &str = "stays";
 /// Longest wait until the first version serves again.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
 /// Leaves out the protocols of the internet, and two parts of the kernel that need them: PID 1 runs, and the node ends
@@ -36,6 +41,7 @@ fn update_that_panics_at_boot_returns_and_says_so() {
         &config(&bench, &keys),
     );
     let mut node = serving(&bench, vm);
+    make_token(&node, KEPT);
     let mark = node.vm().console().mark();
     let failed = failed_update(bench.admin(), &mut node, &bundle);
     assert!(failed.errors.contains("did not start"), "{failed:?}");
@@ -44,15 +50,14 @@ fn update_that_panics_at_boot_returns_and_says_so() {
         let trial = format!("starting slot b on trial, tries left after this one: {left}");
         assert!(said.contains(&trial), "{trial} in {said}");
     }
-    assert_reason(&node, "did not start");
-    assert_eq!(node.info()["problems"][0]["code"], "update-failed");
+    assert_failed(&node, "did not start", "start");
     assert!(
         disk.program(BootSlot::A) == Some(first),
         "slot a was changed"
     );
 }
 
-/// Versions whose last try is left, on the disk of a machine that served before.
+/// A version that has all of its tries, and one whose last try is left, on the disk of a machine that served before.
 #[test]
 fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     let bench = TestBench::new();
@@ -63,16 +68,19 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     let builder = || machine(MachineKind::Q35Uefi, VirtioDisk::file(disk.path()), &config);
     let node = serving(&bench, builder());
     let identity = node.identity().to_owned();
+    make_token(&node, KEPT);
     node.end();
 
     let hangs = hanging_program();
     let files: [AddedFile<'_>; 2] = [("dev", FOLDER, b""), ("init", PROGRAM, &hangs)];
     let hangs = kernel_alone(&first, SECOND, &files);
-    disk.put_on_trial(&hangs, 1, "absent");
-    let vm = builder().watchdog(WatchdogAction::Reset);
-    let node = serving(&bench, vm);
-    let bite = node.vm().qmp().wait_event("WATCHDOG", 0, Duration::ZERO);
-    assert!(bite.is_some(), "no watchdog\n{}", node.vm().report());
+    disk.put_on_trial(&hangs, TRIES, "absent");
+    let vm = back(quick(builder().watchdog(WatchdogAction::Reset)), TRIES);
+    let events = vm.qmp().events().into_iter();
+    let bites = events.filter(|event| event.name == "WATCHDOG").count();
+    assert_eq!(bites, usize::from(TRIES), "{}", vm.report());
+    drop(vm);
+    let node = serving(&bench, builder());
     assert_eq!(node.identity(), identity);
     stands(
         &node,
@@ -82,12 +90,12 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
             ("other_version", SECOND),
         ],
     );
-    assert_reason(&node, "did not start");
+    assert_failed(&node, "did not start", "start");
     node.end();
 
     let silent = changed(&first, SECOND, NO_PORT, &[]);
     disk.put_on_trial(&silent, 1, "absent");
-    let vm = back(quick(builder()));
+    let vm = back(quick(builder()), 1);
     let why = "problem update-failed: version 0.2.0 failed its trial";
     let told = vm.wait_for(why, BACK_WITHIN);
     told.unwrap_or_else(|error| panic!("{error}"));
@@ -96,7 +104,7 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     assert_eq!(record.phase(), BootPhase::Failed);
     let node = serving(&bench, builder());
     assert_eq!(node.identity(), identity);
-    assert_reason(&node, "its node ended");
+    assert_failed(&node, "its node ended", "restart");
 }
 
 /// The machine with [`QUICK_CLOCK`], which only an emulated processor has.
@@ -106,24 +114,53 @@ pub(crate) fn quick(builder: VmBuilder) -> VmBuilder {
         .fold(builder.accel(Accel::Tcg), |vm, word| vm.argument(*word))
 }
 
-/// Waits until the trial is over and the first version serves.
-fn back(builder: VmBuilder) -> Vm {
+/// Waits until the trial with so many tries is over and the first version serves.
+fn back(builder: VmBuilder, tries: u8) -> Vm {
     let vm = builder.start().unwrap_or_else(|error| panic!("{error}"));
     let wait = |mark, line: &str| {
         let found = vm.wait_for_after(mark, line, BACK_WITHIN);
         found.unwrap_or_else(|error| panic!("{error}"))
     };
-    let trial = wait(ConsoleMark::default(), "starting slot b on trial");
+    let trial = (0..tries).rev().fold(ConsoleMark::default(), |mark, left| {
+        let line = format!("starting slot b on trial, tries left after this one: {left}");
+        wait(mark, &line)
+    });
     let good = wait(trial, "alknet-loader: starting slot a");
     wait(good, READY);
     vm
 }
 
-fn assert_reason(node: &MachineNode, why: &str) {
+/// Checks that the first version runs with what it acknowledged before, and says why the second one failed: in its state,
+/// as a problem, and in its metrics.
+#[track_caller]
+fn assert_failed(node: &MachineNode, why: &str, cause: &str) {
     let status = stands(node, &[("version", FIRST), ("state", "failed")]);
     let last = &status["last"];
     assert_eq!(last["outcome"], "failed", "{status:#}");
     assert_eq!(last["version"], SECOND, "{status:#}");
     let reason = last["reason"].as_str().unwrap_or_default();
     assert!(reason.contains(why), "{status:#}");
+    assert_eq!(last["cause"], cause, "{status:#}");
+    let stage = match last["stage"].as_str().unwrap_or_default() {
+        // The kernel did not get as far.
+        "" => "none",
+        stage => stage,
+    };
+    assert_eq!(stage == "none", cause == "start", "{status:#}");
+    let info = node.info();
+    let problems = info["problems"].as_array().expect("a list").iter();
+    let mut texts = problems
+        .filter(|problem| problem["code"] == "update-failed")
+        .filter_map(|problem| problem["text"].as_str());
+    assert!(
+        texts.any(|text| text.ends_with(reason)),
+        "{reason}: {info:#}"
+    );
+    let metrics = node.call("node/metrics", &Value::Null);
+    let text = metrics["text"].as_str().unwrap_or_default();
+    let series = format!(
+        "alknet_update_last_info{{outcome=\"failed\",cause=\"{cause}\",stage=\"{stage}\"}} 1\n"
+    );
+    assert!(text.contains(&series), "{series} in {text}");
+    has_token(node, KEPT);
 }

@@ -3,10 +3,12 @@
 //!
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Output;
 
 use alknet_boot_state::BootSlot;
+use alknet_fat::RepairReport;
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
 use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk, WrittenPart};
 use alknet_tests::tools::tool;
@@ -16,15 +18,16 @@ use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::{SlotDiskImage, slot_path};
 use crate::update::program::versioned;
-use crate::update::{LIMIT, SECOND, config, machine, serving, stands, status, update};
+use crate::update::{FIRST, LIMIT, SECOND, config, machine, serving, stands, status, update};
 
 /// Cuts of a campaign, and how many of them start a machine.
 const CUTS: usize = 50;
 const CUTS_FULL: usize = 5000;
 const BOOTS: usize = 1;
 const BOOTS_FULL: usize = 25;
-/// Of so many cuts one is also looked at by dosfstools.
+/// Of so many cuts one is also looked at by dosfstools, and so are the first ones of each kind of repair.
 const JUDGED_OF: usize = 10;
+const JUDGED_OF_A_KIND: usize = 2;
 /// Of so many writes to the boot partition the short form cuts one, and the full one each.
 const CUT_OF: usize = 4;
 /// Where the last byte that a loader reads ends.
@@ -39,6 +42,32 @@ struct UpdateRecording {
     config: String,
     identity: String,
     programs: [Vec<u8>; 2],
+}
+
+/// What a repair of the boot partition had to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct RepairKind {
+    dropped_names: bool,
+    dropped_files: bool,
+    cut_chains: bool,
+    freed_clusters: bool,
+    copied_entries: bool,
+    wrote_info: bool,
+    was_dirty: bool,
+}
+
+impl RepairKind {
+    fn of(report: &RepairReport) -> Self {
+        Self {
+            dropped_names: !report.dropped_names.is_empty(),
+            dropped_files: !report.dropped_files.is_empty(),
+            cut_chains: !report.cut_chains.is_empty(),
+            freed_clusters: report.freed_clusters > 0,
+            copied_entries: report.copied_entries > 0,
+            wrote_info: report.wrote_info,
+            was_dirty: report.was_dirty,
+        }
+    }
 }
 
 #[test]
@@ -62,6 +91,7 @@ fn update_cuts_at_any_write_leave_a_whole_program() {
     let path = session.bench.path().join("cut.raw");
     let image = Evidence(path.clone());
     let mut chosen = [0; 2];
+    let mut repairs = BTreeMap::new();
     for number in 0..cuts {
         let moment = match number % 2 {
             0 => session.begun + dice.below(moments + 1),
@@ -74,12 +104,20 @@ fn update_cuts_at_any_write_leave_a_whole_program() {
             "cut {number}: moment {moment} of {}, seed {seed}: {cut:?}",
             session.recording.len()
         );
-        let slot = session.has_whole_program(&SlotDiskImage::new(&path), number % JUDGED_OF == 0);
+        let disk = SlotDiskImage::new(&path);
+        let (slot, repair) = session.has_whole_program(&disk);
+        let of_kind: &mut usize = repairs.entry(repair).or_default();
+        *of_kind += 1;
+        if number % JUDGED_OF == 0 || *of_kind <= JUDGED_OF_A_KIND {
+            let judged = session.judge(&disk);
+            assert!(judged.status.success(), "{judged:?}");
+        }
         chosen[usize::from(slot == BootSlot::B)] += 1;
         if number < boots {
-            session.serves(moment, seed, &path);
+            session.serves(moment, seed, &path, slot);
         }
     }
+    eprintln!("repairs: {repairs:?}");
     eprintln!(
         "the loader chose slot a {} times and slot b {} times",
         chosen[0], chosen[1]
@@ -178,18 +216,14 @@ impl UpdateRecording {
     }
 
     /// Checks that the loader starts a whole program, before the machine repairs its boot partition and after it.
-    /// Returns its slot.
-    fn has_whole_program(&self, disk: &SlotDiskImage, is_judged: bool) -> BootSlot {
+    /// Returns its slot, and what was repaired.
+    fn has_whole_program(&self, disk: &SlotDiskImage) -> (BootSlot, RepairKind) {
         let slot = self.chosen_program(disk, "before the repair");
         let report = disk.repair(slot);
         assert!(report.left.findings.is_empty(), "{report:?}");
         assert_eq!(disk.chosen(), Some(slot));
         self.assert_whole(disk, slot, "after the repair");
-        if is_judged {
-            let judged = self.judge(disk);
-            assert!(judged.status.success(), "{judged:?}");
-        }
-        slot
+        (slot, RepairKind::of(&report))
     }
 
     /// What dosfstools says of the boot partition.
@@ -199,18 +233,30 @@ impl UpdateRecording {
         tool("fsck.vfat", &["-n", &partition.display().to_string()])
     }
 
-    /// Starts a machine from the disk of a cut, as the cut left it.
-    fn serves(&self, moment: usize, seed: u64, path: &Path) {
+    /// Starts a machine from the disk of a cut, as the cut left it. The loader has to start the slot that the model of it
+    /// chose.
+    fn serves(&self, moment: usize, seed: u64, path: &Path, slot: BootSlot) {
         let cut = self.recording.cut(moment, seed, path);
         cut.unwrap_or_else(|error| panic!("{error}"));
         let vm = machine(MachineKind::Q35Uefi, VirtioDisk::file(path), &self.config);
         let node = serving(&self.bench, vm);
         assert_eq!(node.identity(), self.identity);
-        let status = status(&node);
+        let status = eventually("PID 1 has read the boot slots", || {
+            let status = status(&node);
+            (status["state"] != "unreadable").then_some(status)
+        });
         let state = status["state"].as_str().unwrap_or_default();
-        assert!(
-            ["idle", "staged", "pending", "trial", "good"].contains(&state),
-            "{status:#}"
+        // Only the second version goes on trial, and it runs from then on. Its start counts a try, so it is not pending.
+        let (version, states) = match slot {
+            BootSlot::A => (FIRST, ["idle", "staged"]),
+            BootSlot::B => (SECOND, ["trial", "good"]),
+        };
+        assert!(states.contains(&state), "{status:#}");
+        assert_eq!(status["version"], version, "{status:#}");
+        assert_eq!(
+            status["slot"],
+            slot.letter(),
+            "moment {moment}, seed {seed}: {status:#}"
         );
         // A version on trial leaves the partition as it is.
         if state != "trial" {

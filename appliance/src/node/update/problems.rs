@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use alknet_core::Metrics;
 use alknet_core::config::AutoUpdate;
-use alknet_init::control::{MachineDiagnostic, UpdateFacts};
+use alknet_init::control::{BOOT_STAGES, MachineDiagnostic, TrialCause, UpdateEnd, UpdateFacts};
 
 use super::NodeUpdates;
 use super::schedule::AutoStep;
@@ -25,6 +25,9 @@ const STATES: [&str; 8] = [
     "trial",
     "unreadable",
 ];
+
+/// How an update ends, as the metric names it.
+const OUTCOMES: [&str; 3] = ["confirmed", "failed", "rolled-back"];
 
 impl NodeUpdates {
     /// The problems of updates that only the node knows. PID 1 reports that an update failed: its report comes back to the
@@ -59,7 +62,7 @@ impl NodeUpdates {
         })
     }
 
-    /// Adds the state and the attempts.
+    /// Adds the state, how the last update ended, and the attempts.
     pub(crate) fn collect(&self, into: &mut Metrics) {
         let facts = self.0.facts.load();
         for state in STATES {
@@ -69,6 +72,9 @@ impl NodeUpdates {
                 &[("state", state)],
                 f64::from(facts.update.state == state),
             );
+        }
+        if let Some(last) = &facts.update.last {
+            collect_end(last, into);
         }
         let attempts = &self.0.attempts;
         for (outcome, count) in [
@@ -84,5 +90,89 @@ impl NodeUpdates {
                 count.load(Ordering::Relaxed),
             );
         }
+    }
+}
+
+/// Adds how the last update ended. Neither its version, which a peer has sent, nor the text of the reason is a label.
+fn collect_end(last: &UpdateEnd, into: &mut Metrics) {
+    let labels = [
+        ("outcome", listed(&OUTCOMES, &last.outcome)),
+        ("cause", last.cause.map_or(NONE, TrialCause::name)),
+        ("stage", listed(&BOOT_STAGES, &last.stage)),
+    ];
+    into.gauge(
+        "alknet_update_last_info",
+        "How the last update of this machine ended: always 1, with its outcome, what ended a trial that failed, and the \
+         stage of the boot that it reached.",
+        &labels,
+        1.0,
+    );
+}
+
+/// The value of a label for what has no value, and for a word that the list lacks: another version wrote it to the disk, or
+/// an attacker who had the disk.
+const NONE: &str = "none";
+const OTHER: &str = "other";
+
+/// The word of the list.
+fn listed(list: &[&'static str], word: &str) -> &'static str {
+    if word.is_empty() {
+        return NONE;
+    }
+    let known = list.iter().find(|known| **known == word);
+    known.copied().unwrap_or(OTHER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The series of the metric, with its labels.
+    fn series(last: &UpdateEnd) -> String {
+        let mut metrics = Metrics::default();
+        collect_end(last, &mut metrics);
+        let text = metrics.to_text();
+        let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+        let line = lines.next().expect("one series").to_owned();
+        assert_eq!(lines.next(), None);
+        line
+    }
+
+    #[test]
+    fn the_metric_says_how_the_last_update_ended_in_words_of_the_program() {
+        let failed = UpdateEnd {
+            version: "1.1.0".to_owned(),
+            outcome: "failed".to_owned(),
+            stage: "node-start".to_owned(),
+            reason: "it was not confirmed in time: it waited for the vault".to_owned(),
+            cause: Some(TrialCause::Gate),
+            problems: vec!["vault-locked".to_owned()],
+        };
+        let labels = r#"{outcome="failed",cause="gate",stage="node-start"}"#;
+        assert_eq!(
+            series(&failed),
+            format!("alknet_update_last_info{labels} 1")
+        );
+        // Of an update in the log only the outcome is known.
+        let logged = UpdateEnd {
+            outcome: "rolled-back".to_owned(),
+            ..UpdateEnd::default()
+        };
+        let labels = r#"{outcome="rolled-back",cause="none",stage="none"}"#;
+        assert_eq!(
+            series(&logged),
+            format!("alknet_update_last_info{labels} 1")
+        );
+        // The words of the disk may be any.
+        let strange = UpdateEnd {
+            outcome: "x\"} 7\nalknet_connections".to_owned(),
+            stage: "of 10,000 words".to_owned(),
+            ..failed
+        };
+        let labels = r#"{outcome="other",cause="gate",stage="other"}"#;
+        assert_eq!(
+            series(&strange),
+            format!("alknet_update_last_info{labels} 1")
+        );
     }
 }

@@ -8,7 +8,8 @@ use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
 use crate::control::{
-    BootStage, MachineDiagnostic, NodeMessage, UPDATE_FRAME_ABORT, UpdateEnd, UpdateRequest,
+    BootStage, MachineDiagnostic, NodeMessage, TrialCause, UPDATE_FRAME_ABORT, UpdateEnd,
+    UpdateRequest,
 };
 use crate::data;
 use crate::machine::tests::machine;
@@ -100,6 +101,12 @@ fn the_note_says_how_far_a_trial_came_and_what_was_wrong() {
     assert!(note.reason.as_str().ends_with("by a person"));
     machine.update.goes_down("a signal");
     assert_eq!(machine.update.note, Some(note), "the first reason counts");
+    // The machine ends only after the disk has the reason.
+    assert_eq!(machine.owed_note(), Some(note));
+    let due = machine.update.keeper.take_due(&note, 0);
+    assert_eq!((due, machine.owed_note()), (Some(note), Some(note)));
+    machine.update.keeper.written(true);
+    assert_eq!(machine.owed_note(), None);
 }
 
 #[test]
@@ -287,6 +294,7 @@ fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
         outcome: "failed".to_owned(),
         stage: "data".to_owned(),
         reason: "it stopped".to_owned(),
+        cause: Some(TrialCause::Silence),
         problems: vec!["vault-locked".to_owned()],
     };
     let look = |state: &str, good: &str| UpdateLook {

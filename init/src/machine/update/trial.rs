@@ -3,7 +3,8 @@
 use alknet_boot_state::{BootNote, NoteText};
 
 use super::{InitMachine, MachineEvent, PASSPHRASE, PIN, UpdateEvent};
-use crate::update::{GateStep, GateVault, GateView, UpdateRefusal};
+use crate::control::MEMORY_SHORT;
+use crate::update::{GateStep, GateVault, GateView, NOT_CONFIRMED, UpdateRefusal};
 use crate::vault::UnlockPrompt;
 
 /// Pause before a confirmation that the disk refused is tried again, ms.
@@ -106,9 +107,7 @@ impl InitMachine {
             "the version on trial is not confirmed in time, it still waits for: {why}; the machine restarts"
         ));
         let note = self.update.note.map(|mut note| {
-            note.reason = NoteText::new(&format!(
-                "it was not confirmed in time: it waited for {why}"
-            ));
+            note.reason = NoteText::new(&format!("{NOT_CONFIRMED}: it waited for {why}"));
             self.noted(note)
         });
         self.update.note = note;
@@ -139,9 +138,12 @@ impl InitMachine {
 
     /// Writes the note of a version on trial when it has something new.
     pub(super) fn keep_note(&mut self, now: u64) {
-        let Some(note) = self.update.note else {
+        let Some(mut note) = self.update.note else {
             return;
         };
+        if self.update.memory.was_short(now) {
+            note.add_problem(MEMORY_SHORT);
+        }
         let note = self.noted(note);
         self.update.note = Some(note);
         let Some(note) = self.update.keeper.take_due(&note, now) else {

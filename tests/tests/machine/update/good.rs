@@ -3,15 +3,19 @@
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{DiskController, MachineKind, VirtioDisk};
 use alknet_tests::{MachineNode, TestBench};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::bundle::{ReleaseDraft, ReleaseKeys};
 use super::damage::finds_damage;
 use super::disk::SlotDiskImage;
 use super::program::versioned;
 use super::{
-    FIRST, LIMIT, SECOND, config, is_refused, machine, roll_back, serving, stands, status, update,
+    FIRST, LIMIT, SECOND, config, has_token, is_refused, machine, make_token, roll_back, serving,
+    stands, status, update,
 };
+
+/// The note of a token that an update keeps.
+const KEPT: &str = "stays";
 
 /// Under UEFI: the new version, which a delta makes from the first one, is confirmed, then its floor refuses an older one
 /// that an administrator permits, and a rollback returns to the first version. Identity and stored tokens stay.
@@ -51,7 +55,7 @@ fn update_good_and_back_under_uefi() {
         (status(&node)["left"] == json!([SECOND])).then_some(())
     });
     assert_eq!(node.info()["identity"], identity.as_str());
-    has_token(&node);
+    has_token(&node, KEPT);
 }
 
 /// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk. Afterwards the machine notices what the disk
@@ -108,10 +112,7 @@ fn updated(
             ("keys", "owner"),
         ],
     );
-    node.call(
-        "token/make",
-        &json!({ "scopes": ["node:read"], "note": "stays" }),
-    );
+    make_token(&node, KEPT);
 
     let mark = node.vm().console().mark();
     let done = update(bench.admin(), &node, &bundle, &["--yes", "--limit", LIMIT]);
@@ -145,7 +146,7 @@ fn updated(
     );
     assert_eq!(status["last"]["outcome"], "confirmed", "{status:#}");
     assert_eq!(node.info()["problems"], json!([]));
-    has_token(&node);
+    has_token(&node, KEPT);
     // The first version is as it was, and the second one is what was signed.
     assert!(
         disk.program(BootSlot::A) == Some(first),
@@ -156,10 +157,4 @@ fn updated(
         "slot b has other bytes"
     );
     (node, keys)
-}
-
-#[track_caller]
-fn has_token(node: &MachineNode) {
-    let tokens = node.call("token/list", &Value::Null);
-    assert!(tokens.to_string().contains("\"stays\""), "{tokens:#}");
 }

@@ -103,6 +103,22 @@ pub(crate) fn opening_slot(node: &MachineNode, pcrs: &Value) -> Value {
     status["tpm2"][0].clone()
 }
 
+/// Makes a token with this note, so that a later version has something to keep.
+pub(crate) fn make_token(node: &MachineNode, note: &str) {
+    node.call(
+        "token/make",
+        &json!({ "scopes": ["node:read"], "note": note }),
+    );
+}
+
+/// Checks that the node has a token with this note.
+#[track_caller]
+pub(crate) fn has_token(node: &MachineNode, note: &str) {
+    let tokens = node.call("token/list", &Value::Null);
+    let note = format!("\"{note}\"");
+    assert!(tokens.to_string().contains(&note), "{note} in {tokens:#}");
+}
+
 pub(crate) fn status(node: &MachineNode) -> Value {
     node.call("update/status", &json!({}))
 }
