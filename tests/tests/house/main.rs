@@ -16,6 +16,7 @@ mod figures;
 mod hardware;
 mod metrics;
 mod names;
+mod operations;
 mod page_commands;
 mod placement;
 mod problems;
