@@ -390,12 +390,26 @@ fn parse_input(text: Option<&str>) -> Result<Value, CommandError> {
     };
     serde_json::from_slice(&bytes).map_err(|error| {
         let mut why = format!("the input{from} is no JSON: {error}");
-        // The sign is easily forgotten, and no JSON is the name of a file.
-        if let Some(file) = text.filter(|text| Path::new(text).is_file()) {
-            why.push_str(&format!("; '@{file}' reads the file"));
+        // The sign is easily forgotten, and the name of a file is not JSON.
+        match text {
+            Some(file) if Path::new(file).is_file() => {
+                why.push_str(&format!("; '@{file}' reads the file"));
+            }
+            Some(text) if is_like_file_name(text) => {
+                why.push_str("; to read a file, write '@' before its name");
+            }
+            _ => {}
         }
         CommandError::usage(why)
     })
+}
+
+/// Whether `text`, which is not JSON, was probably meant as the name of a file.
+fn is_like_file_name(text: &str) -> bool {
+    // Text that begins in this way is JSON with a mistake in it.
+    let is_begun =
+        text.starts_with(['{', '[', '"', '-', '@']) || text.starts_with(char::is_numeric);
+    !is_begun && text.contains(['.', '/']) && !text.contains(char::is_whitespace)
 }
 
 /// All of standard input, within [`INPUT_BYTES_MAX`].
@@ -518,6 +532,13 @@ mod tests {
         let named = format!("the input from {file} is no JSON: ");
         assert!(read.starts_with(&named) && !read.contains("'@"), "{read}");
         assert!(!said("{").contains("'@"));
+        let advice = "; to read a file, write '@' before its name";
+        for absent in ["input.json", "./input", "inputs/one"] {
+            assert!(said(absent).ends_with(advice), "{}", said(absent));
+        }
+        for text in ["{a.b", "[.", "\"a.b", "1.2.3", "-1.2.3", "a. b", "input"] {
+            assert!(!said(text).contains("'@'"), "{}", said(text));
+        }
     }
 
     #[test]

@@ -96,10 +96,7 @@ fn help_of(verb: &[String]) -> Result<String, CommandError> {
 
 /// The error for a verb that is not there. `noun` is the one below which `word` was looked for.
 fn unknown_verb(noun: &Command, verb: &[String], word: &str) -> CommandError {
-    let listed = noun.get_subcommands().filter(|verb| !verb.is_hide_set());
-    let names =
-        listed.flat_map(|verb| std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()));
-    let meant = nearest_name(names, word).map(|near| {
+    let meant = nearest_verb(noun, word).map(|near| {
         let mut words: Vec<_> = verb.iter().map(String::as_str).collect();
         if let Some(wrong) = words.iter_mut().find(|it| **it == word) {
             *wrong = near;
@@ -114,49 +111,51 @@ fn unknown_verb(noun: &Command, verb: &[String], word: &str) -> CommandError {
     CommandError::usage(text)
 }
 
-/// An error that suggests what help lists. clap also offers hidden verbs and earlier spellings, for which the present
-/// ones are put here. `words` is the command line without the name of the program.
-fn suggesting_visible(mut error: clap::Error, words: &[String]) -> clap::Error {
-    let Some(ContextValue::Strings(offered)) = error.remove(ContextKind::SuggestedSubcommand)
-    else {
-        return error;
+/// The verb of `noun` that is most like `word`, as help lists it: an earlier spelling stands for the present one.
+fn nearest_verb<'n>(noun: &'n Command, word: &str) -> Option<&'n str> {
+    let listed = noun.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let names =
+        listed.flat_map(|verb| std::iter::once(verb.get_name()).chain(verb.get_all_aliases()));
+    let near = nearest_name(names, word)?;
+    let verb = noun.find_subcommand(near)?;
+    let is_listed = verb.get_visible_aliases().any(|alias| alias == near);
+    Some(match is_listed {
+        true => near,
+        false => verb.get_name(),
+    })
+}
+
+/// What is wrong with a command line whose verb is not there. `None` for every other error.
+fn unknown_verb_of(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
     };
+    let usage = match error.get(ContextKind::Usage) {
+        Some(ContextValue::StyledStr(usage)) => usage.to_string(),
+        _ => String::new(),
+    };
+    // Only the usage has the nouns below which clap looked, behind the name of the program.
+    let nouns = usage.split_whitespace().skip(2);
+    let nouns: Vec<_> = nouns
+        .take_while(|word| !word.starts_with(['[', '<', '-']))
+        .collect();
     let root = command();
-    // The noun below which the verb was not found: a word that is no verb is an option, or its value.
-    let noun = words.iter().fold(&root, |noun, word| {
+    let noun = nouns.iter().fold(&root, |noun, word| {
         noun.find_subcommand(word).unwrap_or(noun)
     });
-    let mut visible = Vec::new();
-    for name in offered {
-        let found = noun.find_subcommand(&name);
-        let Some(verb) = found.filter(|verb| !verb.is_hide_set()) else {
-            continue;
-        };
-        let is_listed = verb.get_visible_aliases().any(|alias| alias == name);
-        let listed = match is_listed {
-            true => name,
-            false => verb.get_name().to_owned(),
-        };
-        if !visible.contains(&listed) {
-            visible.push(listed);
-        }
-    }
-    if !visible.is_empty() {
-        error.insert(
-            ContextKind::SuggestedSubcommand,
-            ContextValue::Strings(visible),
-        );
-    }
-    error
+    let path: String = nouns.iter().map(|noun| format!("{noun} ")).collect();
+    let meant = nearest_verb(noun, word);
+    let meant = meant.map(|near| format!("did you mean 'alknet {path}{near}'? "));
+    let meant = meant.unwrap_or_default();
+    let listed = match nouns.is_empty() {
+        true => "'alknet help' lists them all".to_owned(),
+        false => format!("'alknet help {}' lists its verbs", path.trim_end()),
+    };
+    Some(format!("there is no verb '{path}{word}'; {meant}{listed}"))
 }
 
 /// Ends a process whose command line was not understood, or only asks for help or the version.
 pub(crate) fn refused(error: clap::Error) -> ExitCode {
-    let words = std::env::args_os().skip(1);
-    let words: Vec<_> = words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    let error = suggesting_visible(error, &words);
     // Help and version are no errors; clap prints both kinds where they belong.
     if !error.use_stderr() {
         match asked_for(&error).filter(|_| wants_json()) {
@@ -225,12 +224,35 @@ fn in_one_line(error: &clap::Error) -> String {
     if is_verb_missing(error) {
         return "a verb is missing: see --help".to_owned();
     }
+    if let Some(text) = unknown_verb_of(error) {
+        return text;
+    }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let ends = ["\n\nUsage:", "\n\nFor more information"];
     let ends = ends.iter().filter_map(|end| text.find(end));
     let text = &text[..ends.min().unwrap_or(text.len())];
+    let mut parts = text.split("\n  tip: ");
+    let wrong = parts.next().map(one_line);
+    let parts = wrong.into_iter().chain(parts.map(suggestion));
+    parts.collect::<Vec<_>>().join("; ")
+}
+
+fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A tip of clap, such as "a similar value exists: 'warn'", in the words of all other errors.
+fn suggestion(tip: &str) -> String {
+    let tip = one_line(tip);
+    let is_similar = ["a similar ", "some similar "]
+        .iter()
+        .any(|start| tip.starts_with(start));
+    match tip.split_once(": ").filter(|_| is_similar) {
+        Some((_, names)) if names.contains(", ") => format!("did you mean one of {names}?"),
+        Some((_, name)) => format!("did you mean {name}?"),
+        None => tip,
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +317,8 @@ mod tests {
             ("tokn", Some("alknet help token")),
             ("tokn add", Some("alknet help token add")),
             ("token ad", Some("alknet help token add")),
+            ("token mak", Some("alknet help token add")),
+            ("ops aprove", Some("alknet help ops approve")),
         ] {
             let error = help_of(&words(verb)).expect_err(verb).message;
             let is_meant = meant.map(|meant| error.contains(&format!("did you mean '{meant}'?")));
@@ -303,23 +327,64 @@ mod tests {
         }
     }
 
+    /// The error of a command line that is not understood, in one line.
+    fn refused_as(line: &str) -> String {
+        let words = std::iter::once("alknet").chain(line.split(' '));
+        in_one_line(&command().try_get_matches_from(words).expect_err(line))
+    }
+
     #[test]
     fn only_verbs_that_help_lists_are_suggested() {
         for (line, listed, hidden) in [
-            ("token mak", "'add'", "make"),
-            ("--json token mak", "'add'", "make"),
-            ("token revok", "'remove'", "revoke"),
-            ("tensor lss", "'list'", "'ls'"),
-            ("per", "'peer'", "'peers'"),
-            ("vault stat", "'status'", "'passwd'"),
+            ("token mak", "alknet token add", "make"),
+            ("--json token mak", "alknet token add", "make"),
+            ("token --json mak", "alknet token add", "make"),
+            ("token revok", "alknet token remove", "revoke"),
+            ("tensor lss", "alknet tensor list", "'ls'"),
+            ("per", "alknet peer", "peers"),
+            ("vault stat", "alknet vault status", "passwd"),
         ] {
-            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
-            let all = std::iter::once("alknet").chain(line.split(' '));
-            let refused = command().try_get_matches_from(all).expect_err(line);
-            let text = in_one_line(&suggesting_visible(refused, &words));
-            assert!(text.contains(listed), "{line}: {text}");
+            let text = refused_as(line);
+            let meant = format!("did you mean '{listed}'?");
+            assert!(text.contains(&meant), "{line}: {text}");
             assert!(!text.contains(hidden), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn an_unknown_verb_and_a_misspelt_word_are_named_in_the_words_of_every_error() {
+        let listed = "'alknet help token' lists its verbs";
+        for (line, text) in [
+            (
+                "token lst",
+                format!("there is no verb 'token lst'; did you mean 'alknet token list'? {listed}"),
+            ),
+            (
+                "token nonsense",
+                format!("there is no verb 'token nonsense'; {listed}"),
+            ),
+            // A word that is like no verb gets no suggestion.
+            (
+                "frob",
+                "there is no verb 'frob'; 'alknet help' lists them all".to_owned(),
+            ),
+            (
+                "status --jsn",
+                "unexpected argument '--jsn' found; did you mean '--json'?".to_owned(),
+            ),
+            (
+                "logs --level wrn",
+                "invalid value 'wrn' for '--level <LEVEL>' [possible values: error, warn, info, debug]; did \
+                 you mean 'warn'?"
+                    .to_owned(),
+            ),
+        ] {
+            assert_eq!(refused_as(line), text);
+        }
+        let names = suggestion("some similar values exist: 'a', 'b'");
+        assert_eq!(names, "did you mean one of 'a', 'b'?");
+        let advice = "to pass '--x' as a value, use '-- --x'";
+        assert_eq!(suggestion(advice), advice);
     }
 
     #[test]
@@ -364,8 +429,8 @@ mod tests {
             ("alknet hub", "a verb is missing"),
             ("alknet hub --json", "a verb is missing"),
             ("alknet gpu", "a verb is missing"),
-            ("alknet gpu frob", "unrecognized subcommand 'frob'"),
-            ("alknet frobnicate", "unrecognized subcommand 'frobnicate'"),
+            ("alknet gpu frob", "there is no verb 'gpu frob'"),
+            ("alknet frobnicate", "there is no verb 'frobnicate'"),
             (
                 "alknet status --frobnicate",
                 "unexpected argument '--frobnicate' found",

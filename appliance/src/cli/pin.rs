@@ -278,7 +278,7 @@ fn presented(target: &PeerAddr, key: PeerKey, within: Duration) -> Result<Vec<u8
     thread::spawn(move || {
         let answer = TcpStream::connect(&at);
         let answer = answer.and_then(|mut stream| own_certificate(&key, &mut stream));
-        // Of a command that waits no more.
+        // The receiver is gone once the command has stopped waiting, and then the answer has no use.
         sends.send(answer).ok();
     });
     let Ok(answer) = asked.recv_timeout(within) else {

@@ -21,7 +21,7 @@ pub(crate) fn operation(identity_services: IdentityServices, facts: SharedFacts)
     let texts = json!({ "type": "array", "items": text });
     let spec = OperationSpec::query(
         "config/show",
-        "The configuration in force, every value and no secret.",
+        "Returns the configuration in force, with every value but the secrets.",
     )
     .with_input(json!({
         "type": ["object", "null"],

@@ -136,7 +136,7 @@ fn add(admin: PeerAdmin) -> Registration {
     let mut members = common_members();
     members["peer_id"] = json!({ "type": "string", "maxLength": PeerId::MAX_BYTES,
         "description": "Its name: 1 to 63 of a-z, 0-9, '.', '_' and '-'" });
-    let spec = OperationSpec::mutation("peer/add", "Lets a peer in, by its key.")
+    let spec = OperationSpec::mutation("peer/add", "Adds a peer to the node's store, by its key.")
         .with_input(json!({
             "type": "object",
             "required": ["peer_id", "keys"],
@@ -192,7 +192,7 @@ fn set(admin: PeerAdmin) -> Registration {
 fn remove(admin: PeerAdmin) -> Registration {
     let spec = OperationSpec::mutation(
         "peer/remove",
-        "Puts a peer of the node's store out: its connections end, and its keys are not let in.",
+        "Removes a peer of the node's store. The node closes its connections, and refuses its keys.",
     )
     .with_input(json!({
         "type": "object",

@@ -113,6 +113,7 @@ impl BootRecord {
             return Err(BootRefusal::NotOnTrial);
         }
         let trial = self.good.other();
+        // A loader that could not write the record has started the good slot, and then the trial proved nothing.
         if running != trial || self.booted != Some(trial) {
             return Err(BootRefusal::NotRunningTrial);
         }

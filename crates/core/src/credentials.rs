@@ -16,6 +16,7 @@ use crate::handler::BoxFuture;
 #[serde(deny_unknown_fields)]
 pub struct EncryptedData {
     /// Version of the vault's key that sealed it.
+    #[schemars(range(min = 2, max = 2_147_483_649_u32))]
     pub key_version: u32,
     /// Input of the derivation of the secret's own key.
     #[serde(with = "base64_bytes")]

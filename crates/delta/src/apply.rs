@@ -76,7 +76,7 @@ pub fn apply_delta(
     if !is_base {
         return Err(DeltaError::OtherBase);
     }
-    // Before anything is written. What is made is counted all the same.
+    // This refuses most wrong deltas before the slot is written. The header may lie, so the bytes are counted below, too.
     match header.result_bytes.cmp(&result_bytes) {
         Ordering::Equal => {}
         Ordering::Greater => return Err(DeltaError::TooLong(result_bytes)),

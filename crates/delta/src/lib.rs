@@ -5,7 +5,7 @@
 //! data. So a delta is about the unpacked parts. The machine compresses the result again, by the recipe in the delta
 //! ([`FrameRecipe`]), and the caller compares length and SHA-256 of the whole with what was signed.
 //!
-//! Nothing here knows signatures, slots or a network. `docs/update.md` has the reasons.
+//! Nothing here knows signatures, slots or a network. `docs/update-inside.md` has the reasons.
 //!
 //! ```
 //! use alknet_delta::{FrameRecipe, NewProgram, OldProgram, apply_delta, make_delta};

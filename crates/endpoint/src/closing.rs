@@ -105,6 +105,7 @@ impl Drop for UnservedGuard {
 pub(crate) fn decrement<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
+        // An entry for each address that was ever connected would fill the memory.
         if *count == 0 {
             counts.remove(key);
         }

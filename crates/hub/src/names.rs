@@ -122,6 +122,7 @@ impl FromStr for Alias {
         let id: PeerId = text.parse().map_err(|_| NameError::Alias)?;
         let number = text.strip_prefix("admin-");
         let digits = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
+        // These are the ids of administrators in a configuration.
         if text == "admin" || number.is_some_and(digits) {
             return Err(NameError::Alias);
         }
@@ -186,6 +187,7 @@ impl NamePattern {
         let number = alias.as_str().strip_prefix(before);
         let number = number.and_then(|rest| rest.strip_suffix(after));
         number
+            // `name` writes no leading zeros, so `edge-01` is not one of its names.
             .filter(|n| !n.starts_with('0') || *n == "0")
             .and_then(|n| n.parse().ok())
             .is_some_and(|n: u32| (self.first..=self.last).contains(&n))
@@ -193,6 +195,7 @@ impl NamePattern {
 
     /// The first of its names that is free.
     pub fn free(&self, taken: impl Fn(&Alias) -> bool) -> Option<Alias> {
+        // A pattern without a star has one name, whatever its range is.
         let last = if self.text.contains('*') {
             self.last
         } else {

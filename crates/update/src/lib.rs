@@ -6,7 +6,7 @@
 //! bytes while they stream ([`BundleReader::copy_target`]).
 //!
 //! Nothing here reaches the network or writes to a slot. The client workflow ([`UpdateRefresh`]) does no input and
-//! output: it names the files that it needs. `docs/update.md` has the format and the reasons.
+//! output: it names the files that it needs. `docs/update-inside.md` has the format and the reasons.
 //!
 //! ```
 //! use alknet_update::{

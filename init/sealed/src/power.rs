@@ -85,7 +85,7 @@ fn formatted() -> TestDisk {
 #[test]
 fn formatting_is_whole_or_begun() {
     let disk = TestDisk::blank();
-    // The vault was written before.
+    // A machine writes its vault before it formats the partition, so no cut may touch either copy.
     disk.overwrite(VAULT_A_AT as usize, b"one");
     disk.overwrite(VAULT_B_AT as usize, b"two");
     let image = disk.image().clone();

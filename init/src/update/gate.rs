@@ -63,6 +63,8 @@ impl GateBaseline {
             vault: match note.vault.as_str() {
                 "absent" | "locked" => VaultBaseline::NotOpen,
                 BASELINE_UNKNOWN => VaultBaseline::Unknown,
+                // Every other text says what opened the vault. One that this version does not know requires an open
+                // vault, too.
                 _ => VaultBaseline::Open,
             },
             data_writable: ["mounted", BASELINE_UNKNOWN].contains(&note.data.as_str()),
@@ -149,12 +151,14 @@ impl UpdateGate {
         }
         let passed = now.saturating_sub(self.looked);
         self.looked = now;
+        // A person has to come to the machine first, which may take longer than a trial.
         if view.vault != GateVault::AsksAsBefore {
             self.spent = self.spent.saturating_add(passed);
         }
         let mut waits = self.missing(view);
         if waits.is_empty() {
             let since = match self.good_since {
+                // A node that was restarted has to be well for the whole time again.
                 Some((since, life)) if life == view.life => since,
                 _ => now,
             };
@@ -222,6 +226,7 @@ impl UpdateGate {
             );
         }
         require(view.serves, "the node, which does not serve yet");
+        // One cause is enough: a node that does not serve has given no answer about its health.
         require(
             !view.serves || view.is_well,
             "the node's answer that it is well",

@@ -107,6 +107,7 @@ impl KnownStore {
         let Some(path) = &self.path else {
             return self.memory().clone();
         };
+        // A damaged file may have any length, and all of it would be read into memory.
         let is_short = fs::metadata(path).is_ok_and(|about| about.len() <= BYTES_MAX);
         let bytes = is_short.then(|| fs::read(path).ok()).flatten();
         let known = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -169,6 +170,7 @@ pub(super) fn note_running<D: BlockDevice>(
         UpdateRefusal::new(RefusalCode::SlotDamaged, text)
     };
     let found = read_version(&file).map_err(|error| other(&error))?;
+    // If the slot has another program than the one that runs, the hash of its file proves nothing.
     if found.to_string() != version {
         return Err(other(&format_args!("it says version {found}")));
     }
@@ -199,6 +201,7 @@ pub(super) fn require_known<D: BlockDevice>(
         );
         UpdateRefusal::new(RefusalCode::SlotDamaged, text)
     })?;
+    // The version is a text in the program itself, so only the hash tells that it is the same program.
     match found == known.sha256 {
         true => Ok(found),
         false => Err(unverified(

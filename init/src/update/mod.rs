@@ -2,7 +2,8 @@
 //! a new version has to pass.
 //!
 //! Everything here but the gate and the judgement about a start waits for disks, so it runs on the blocking threads of
-//! PID 1. `machine/update.rs` connects it with the loop. `docs/update.md` has the states, the limits and the hazards.
+//! PID 1. `machine/update.rs` connects it with the loop. `docs/update-inside.md` has the limits and the hazards,
+//! `docs/update.md` the states.
 
 mod anchor;
 mod apply;

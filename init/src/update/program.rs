@@ -85,6 +85,7 @@ pub(super) fn version_of(osrel: &[u8]) -> Result<ReleaseVersion, ProgramError> {
 pub(super) fn read_version<D: BlockDevice>(
     file: &SlotFile<'_, D>,
 ) -> Result<ReleaseVersion, ProgramError> {
+    // The headers of a file that was cut short may be whole, so its length is compared first.
     if file.len() < PROGRAM_BYTES_MIN {
         return Err(ProgramError::Short(file.len()));
     }
@@ -145,6 +146,7 @@ impl PassingProgram {
             .extend_from_slice(&bytes[..missing.min(bytes.len())]);
         if self.head.len() == HEAD_BYTES && self.place.is_none() {
             let place = find_osrel(&self.head);
+            // The section may begin within the head, whose bytes have passed already.
             if let Ok((at, length)) = place {
                 let within = usize::try_from(at).ok().and_then(|at| self.head.get(at..));
                 let within = within.unwrap_or_default();

@@ -18,6 +18,7 @@ mod fuzzing;
 mod hardware;
 mod metrics;
 mod names;
+mod operations;
 mod page_commands;
 mod placement;
 mod problems;

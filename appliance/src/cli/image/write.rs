@@ -59,7 +59,8 @@ pub(super) fn run(args: &ImageWriteArgs, json: bool) -> Result<CommandExit, Comm
         Some(path) => seed(path)?,
         None => Vec::new(),
     };
-    // The disk is looked at first: a refusal should not cost a download.
+    check_exists(&args.source)?;
+    // A refusal of the disk should not cost a download.
     let target = target(args, json)?;
     let mut source = open(&args.source)?;
     target
@@ -124,6 +125,20 @@ fn target(args: &ImageWriteArgs, json: bool) -> Result<DiskTarget, CommandError>
     opened.map_err(|error| of_flash(&error))
 }
 
+/// Names an image that is not on this computer, before an error about the disk.
+fn check_exists(source: &str) -> Result<(), CommandError> {
+    if source == STDIN || is_url(source) {
+        return Ok(());
+    }
+    // Opening a pipe and closing it again would end the program that writes to it.
+    let found = fs::metadata(source);
+    found.map(drop).map_err(|error| unreadable(source, &error))
+}
+
+fn unreadable(source: &str, error: &io::Error) -> CommandError {
+    CommandError::usage(format!("cannot read {source}: {error}"))
+}
+
 fn open(source: &str) -> Result<ImageSource, CommandError> {
     let (from, bytes): (Box<dyn Read>, _) = if source == STDIN {
         (Box::new(stdin()), None)
@@ -131,8 +146,7 @@ fn open(source: &str) -> Result<ImageSource, CommandError> {
         let (download, bytes) = ImageDownload::open(source)?;
         (Box::new(download), bytes)
     } else {
-        let failed =
-            |error: io::Error| CommandError::usage(format!("cannot read {source}: {error}"));
+        let failed = |error| unreadable(source, &error);
         let file = File::open(source).map_err(failed)?;
         let found = file.metadata().map_err(failed)?;
         let bytes = found.is_file().then_some(found.len());
@@ -351,6 +365,15 @@ mod tests {
         ] {
             assert!(sha256(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_image_that_is_not_there_is_named() {
+        for there in [STDIN, "https://example.org/alknet.raw", "."] {
+            assert_eq!(check_exists(there), Ok(()), "{there}");
+        }
+        let absent = check_exists("gone.raw").expect_err("no such file").message;
+        assert!(absent.starts_with("cannot read gone.raw: "), "{absent}");
     }
 
     /// What is before the data partition, the smallest partition with a vault, and the copy of the partition table.

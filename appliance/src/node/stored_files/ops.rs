@@ -80,7 +80,7 @@ pub(super) fn store(files: &StoredFiles, reloader: &Arc<Reloader>) -> Registrati
 pub(super) fn list(files: &StoredFiles, reloader: &Arc<Reloader>) -> Registration {
     let spec = OperationSpec::query(
         "config/list-files",
-        "The stored files that the configuration may name, and which keys name them.",
+        "Lists the stored files that the configuration may name, and the keys that name them.",
     )
     .with_input(json!({
         "type": ["object", "null"], "additionalProperties": false,

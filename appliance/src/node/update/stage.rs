@@ -122,7 +122,7 @@ pub(super) fn write(updates: NodeUpdates) -> Registration {
 pub(super) fn offer(updates: NodeUpdates) -> Registration {
     let spec = OperationSpec::mutation(
         "update/offer",
-        "A hub says which bundle it has. If this node wants it, the answer names the session for update/write.",
+        "Answers whether this node wants the bundle that a hub has. If so, the answer names the session for update/write.",
     )
     .with_input(json!({
         "type": "object", "required": ["version", "bytes"], "additionalProperties": false,

@@ -51,6 +51,7 @@ impl GpuJob<'_> {
         match self.tensor_table.locate(offsets)? {
             SourceBytes::Memory(bytes) => numbers(&bytes),
             SourceBytes::Buffer(stored) => {
+                // A buffer of the device may be longer than the tensor in it.
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
                 let whole = |bytes: &[u8]| numbers(&bytes[..len.min(bytes.len())]);
                 self.engine.memory.with_read(&stored.storage, whole)?
@@ -88,6 +89,7 @@ impl GpuJob<'_> {
         let groups = u32::try_from(spans.len().div_ceil(GROUP)).unwrap_or(u32::MAX);
         device.submit(kernel, &buffers, [groups, 1, 1])?;
         device.wait()?;
+        // The caller may have given the job up while the device computed.
         self.still_wanted()?;
         self.deliver_stored(ask.to, TensorStorage::Device(digests), len)
     }

@@ -115,8 +115,8 @@ fn operations() -> Result<Registry> {
     let echo = OperationSpec::query(ECHO, "Answers with its input.")
         .with_input(message)
         .with_scope("bench:call");
-    let items = OperationSpec::subscription(ITEMS, "Small events without end.");
-    let bulk = OperationSpec::subscription(BULK, "Large events without end.");
+    let items = OperationSpec::subscription(ITEMS, "Sends small events without end.");
+    let bulk = OperationSpec::subscription(BULK, "Sends large events without end.");
     let chunk = Bytes::from(vec![b'x'; BULK_BYTES]);
     Registry::builder()
         .with(Registration::new(

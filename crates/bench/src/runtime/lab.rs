@@ -201,8 +201,8 @@ fn registry(sessions: &Arc<ScriptSessions>, enter: mpsc::UnboundedSender<Ctx>) -
     let open = HandlerKind::once(|_, _| async move {
         Ok(json!({ "id": "00", "tensors": [{ "name": TENSOR }] }))
     });
-    let query = |name| OperationSpec::query(name, "For a benchmark.");
-    let subscription = OperationSpec::subscription(ENTER, "For a benchmark.");
+    let query = |name| OperationSpec::query(name, "Serves a benchmark.");
+    let subscription = OperationSpec::subscription(ENTER, "Serves a benchmark.");
     let authority = CompositionAuthority::new("bench", ["*"]);
     let enter =
         Registration::new(subscription, handler).composing(authority, ScopedPeerEnv::new(REACH));

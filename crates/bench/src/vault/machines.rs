@@ -330,7 +330,7 @@ impl UnlockBench {
         if let Some(typed) = kind.typed() {
             vm.wait_for(ASKS, ASKED_WITHIN)?;
             send(&vm, typed)?;
-            // What is new is asked for twice.
+            // The machine asks for a new passphrase twice, so that a typing mistake does not lock its owner out.
             vm.wait_for(AGAIN, ASKED_WITHIN)?;
             send(&vm, typed)?;
         }

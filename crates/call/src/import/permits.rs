@@ -104,6 +104,7 @@ impl Drop for ImportCallPermit {
         taken.unknown -= usize::from(!self.requester.is_known());
         if let Some(own) = taken.each.get_mut(&self.requester) {
             *own -= 1;
+            // An entry for each requester that ever called would fill the memory.
             if *own == 0 {
                 taken.each.remove(&self.requester);
             }

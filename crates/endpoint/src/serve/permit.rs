@@ -34,6 +34,7 @@ struct ClosingConnectionGuard {
 
 impl Drop for ClosingConnectionGuard {
     fn drop(&mut self) {
+        // The endpoint may have ended before the library drops its last connection.
         if let Some(shared) = self.shared.upgrade() {
             shared.admission().let_go(&self.kept);
         }
@@ -101,6 +102,7 @@ impl<'a> ConnectionPermit<'a> {
         is_kept: bool,
     ) -> Result<Self, End> {
         let (conn, known) = (connection.id(), who.is_some());
+        // While memory is short, the node admits known peers only.
         if !known && shared.live.is_short() {
             shared.meters.hit(AdmissionLimit::Memory);
             return Err(RELIEF_END);

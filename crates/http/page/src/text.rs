@@ -57,7 +57,9 @@ pub(crate) fn seconds_unit(seconds: f64) -> (f64, &'static str) {
 /// A part of a whole, in percent.
 pub(crate) fn percent(part: f64, whole: f64) -> String {
     match 100.0 * part / whole {
+        // The whole is zero.
         percent if !percent.is_finite() => "0 %".to_owned(),
+        // A rounded "0 %" would hide that there is some.
         percent if percent > 0.0 && percent < 1.0 => "less than 1 %".to_owned(),
         percent => format!("{percent:.0} %"),
     }

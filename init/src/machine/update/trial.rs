@@ -46,6 +46,7 @@ impl InitMachine {
         let before = note.map_or("", |note| note.vault.as_str());
         let asks = self.waiting.as_ref().map(|waiting| waiting.ask);
         let vault = match asks {
+            // The owner expects to type only the secret that opened the vault before the update.
             Some(UnlockPrompt::Pin) if before == PIN => GateVault::AsksAsBefore,
             Some(UnlockPrompt::Passphrase) if before == PASSPHRASE => GateVault::AsksAsBefore,
             Some(_) => GateVault::Closed,
@@ -86,6 +87,7 @@ impl InitMachine {
                 self.log.error(format_args!(
                     "the version on trial cannot be confirmed: {refusal}"
                 ));
+                // The version has passed the gate. A restart would cost it a try, and the disk may work again soon.
                 self.update.again_at = Some(now + AGAIN_MS);
             }
         }

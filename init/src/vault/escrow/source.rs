@@ -100,7 +100,7 @@ impl KekSource for EscrowKekSource<'_> {
             Ok(share) => Ok(params.kek(&share, request.vault)),
             Err(none) => {
                 self.refused |= none.refused;
-                // Both copies of the vault ask.
+                // Each of the two copies of the vault asks, and the owner should read each reason once.
                 if !self.refusals.contains(&none.why) {
                     self.refusals.push(none.why);
                 }

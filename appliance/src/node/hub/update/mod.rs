@@ -233,7 +233,7 @@ pub(super) fn update(hub: HubContext) -> Registration {
 pub(super) fn status(hub: HubContext) -> Registration {
     let spec = OperationSpec::query(
         "hub/update_status",
-        "The bundle that the hub has for its workers, and how far the last update of them is.",
+        "Returns which bundle the hub has for its workers, and how far their last update is.",
     )
     .with_input(empty_input())
     .with_output(json!({

@@ -133,3 +133,103 @@ fn the_schema_says_of_http_what_the_node_does() {
     assert!(rates[0].contains("one network"), "{rates:?}");
     assert!(text("page").contains("decoy"), "{}", text("page"));
 }
+
+/// A whole number of the schema.
+#[derive(Debug)]
+struct SchemaInteger {
+    /// Its keys from the root, each with whether its value is a list.
+    keys: Vec<(String, bool)>,
+    least: i64,
+    most: i64,
+}
+
+impl SchemaInteger {
+    /// All of `schema`, at `keys`.
+    fn collect(
+        schema: &serde_json::Value,
+        root: &serde_json::Value,
+        keys: &[(String, bool)],
+        out: &mut Vec<Self>,
+    ) {
+        let schema = match schema.get("$ref").and_then(|name| name.as_str()) {
+            Some(name) => root
+                .pointer(&name[1..])
+                .expect("a definition of the schema"),
+            None => schema,
+        };
+        // The schema of an optional table lists the table and null.
+        let choices = schema.get("anyOf").and_then(|list| list.as_array());
+        for choice in choices.into_iter().flatten() {
+            Self::collect(choice, root, keys, out);
+        }
+        if let Some(items) = schema.get("items") {
+            let mut keys = keys.to_vec();
+            keys.last_mut().expect("a list has a key").1 = true;
+            Self::collect(items, root, &keys, out);
+        }
+        let properties = schema.get("properties").and_then(|map| map.as_object());
+        for (key, inner) in properties.into_iter().flatten() {
+            let mut keys = keys.to_vec();
+            keys.push((key.clone(), false));
+            Self::collect(inner, root, &keys, out);
+        }
+        let kind = &schema["type"];
+        let is_integer = |kind: &serde_json::Value| kind == "integer";
+        if is_integer(kind)
+            || kind
+                .as_array()
+                .is_some_and(|all| all.iter().any(is_integer))
+        {
+            let bound = |key: &str| {
+                let bound = schema.get(key).and_then(serde_json::Value::as_i64);
+                bound.unwrap_or_else(|| panic!("{keys:?} has no {key}: {schema}"))
+            };
+            out.push(Self {
+                keys: keys.to_vec(),
+                least: bound("minimum"),
+                most: bound("maximum"),
+            });
+        }
+    }
+
+    /// Whether the reader refuses `value` here because it is out of range. Other mistakes of the document do not count:
+    /// its tables have this one key.
+    fn refuses(&self, value: i64) -> bool {
+        let (mut path, mut text) = (String::new(), value.to_string());
+        for (key, is_list) in &self.keys {
+            let index = if *is_list { "[0]" } else { "" };
+            path = format!("{path}.{key}{index}");
+        }
+        for (n, (key, is_list)) in self.keys.iter().enumerate().rev() {
+            if *is_list {
+                text = format!("[{text}]");
+            }
+            text = match n {
+                0 => format!("{key} = {text}"),
+                _ => format!("{{ {key} = {text} }}"),
+            };
+        }
+        let begins = format!("line 1, {}: ", &path[1..]);
+        let says = |error: &ConfigError| {
+            let error = error.to_string();
+            let ranges = ["is out of range", "is no port", "newer than this program"];
+            error.starts_with(&begins) && ranges.iter().any(|range| error.contains(range))
+        };
+        let errors = NodeConfig::parse(text.as_bytes()).err();
+        errors.is_some_and(|errors| errors.iter().any(says))
+    }
+}
+
+/// The reader has each range in a constant, and the schema has it once more as two numbers.
+#[test]
+fn the_schema_publishes_the_ranges_of_the_reader() {
+    let schema = NodeConfig::json_schema();
+    let mut integers = Vec::new();
+    SchemaInteger::collect(&schema, &schema, &[], &mut integers);
+    assert!(integers.len() >= 20, "{integers:?}");
+    for integer in &integers {
+        let SchemaInteger { least, most, .. } = *integer;
+        let refused = [least - 1, least, most, most + 1].map(|value| integer.refuses(value));
+        assert_eq!(refused, [true, false, false, true], "{integer:?}");
+    }
+}
