@@ -385,12 +385,13 @@ mod tests {
     /// The open of a pipe waits until a program writes to it.
     #[test]
     fn a_pipe_or_a_link_in_the_place_of_a_file_is_refused_at_once() {
+        // Making a medium takes longer than all cases.
+        let (root, _) = medium(b"program");
+        let aside = root.path().join("aside");
         for name in [NOTE_FILE, SYSTEM_FILE, REST_FILE] {
+            let path = root.path().join(name);
+            fs::rename(&path, &aside).expect("it was written");
             for is_pipe in [true, false] {
-                let (root, _) = medium(b"program");
-                let path = root.path().join(name);
-                let aside = root.path().join("aside");
-                fs::rename(&path, &aside).expect("it was written");
                 match is_pipe {
                     true => mkfifo(&path, Mode::S_IRWXU).expect("creatable"),
                     false => symlink(&aside, &path).expect("creatable"),
@@ -402,8 +403,12 @@ mod tests {
                 let opened = opened.recv_timeout(deadline(Duration::from_secs(10)));
                 let error = opened.unwrap_or_else(|_| panic!("{name}, pipe {is_pipe}: it waits"));
                 assert!(error.is_some(), "{name}, pipe {is_pipe}");
+                fs::remove_file(&path).expect("it was made");
             }
+            fs::rename(&aside, &path).expect("it was moved");
         }
+        // The files themselves are whole.
+        MediumDisk::open(root.path()).expect("a medium");
     }
 
     #[test]

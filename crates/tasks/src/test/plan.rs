@@ -23,10 +23,21 @@ use crate::failure::{Result, TaskError};
 /// A machine that was slower than this at the start is not at rest.
 const AT_REST: f64 = 1.5;
 
+/// The part with the examples in the documentation.
+const DOCUMENTATION: &str = "documentation";
+
+/// What runs a part's tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PartSource<'a> {
+    Program(&'a TestProgram),
+    /// Cargo, which compiles and runs the examples in the documentation.
+    Documentation,
+}
+
 /// The programs divided into the parts in which they run.
 #[derive(Debug)]
 pub(super) struct Division<'a> {
-    pub(super) parts: Vec<(&'a TestProgram, TestPart)>,
+    pub(super) parts: Vec<(PartSource<'a>, TestPart)>,
     /// Programs that could not list their tests. They fail the run, and the parts run all the same.
     pub(super) unlisted: Vec<PartResult>,
 }
@@ -63,12 +74,13 @@ impl TestPlan<'_> {
             mut parts,
             unlisted,
         } = self.parts(&programs, &variables)?;
+        if arguments.are_whole() {
+            let part = schedule::computing(DOCUMENTATION, self.processors);
+            parts.push((PartSource::Documentation, part));
+        }
         schedule::plan(&mut parts, &history);
         let mut ran = self.run_all(cx, &parts, &variables);
         ran.extend(unlisted);
-        if arguments.are_whole() {
-            ran.push(self.documentation(cx, &variables));
-        }
         if let Some(why) = report::nothing_ran(&ran, self.filter) {
             return Err(TaskError::Arguments(why));
         }
@@ -190,7 +202,8 @@ impl TestPlan<'_> {
             } else {
                 vec![schedule::whole(&name, &needs, self.processors)]
             };
-            all.extend(parts.into_iter().map(|part| (program, part)));
+            let source = PartSource::Program(program);
+            all.extend(parts.into_iter().map(|part| (source, part)));
         }
         Ok(Division {
             parts: all,
@@ -228,7 +241,7 @@ impl TestPlan<'_> {
     pub(super) fn run_all(
         &self,
         cx: &XtaskContext,
-        parts: &[(&TestProgram, TestPart)],
+        parts: &[(PartSource<'_>, TestPart)],
         variables: &Variables,
     ) -> Vec<PartResult> {
         let queue = parts.iter().map(|(_, part)| part);
@@ -241,9 +254,14 @@ impl TestPlan<'_> {
                 while let Some(index) = queue.start_next() {
                     running += 1;
                     let send = send.clone();
-                    let (program, part) = &parts[index];
+                    let (source, part) = &parts[index];
                     scope.spawn(move || {
-                        let run = || self.run_part(cx, program, part, variables);
+                        let run = || match source {
+                            PartSource::Program(program) => {
+                                self.run_part(cx, program, part, variables)
+                            }
+                            PartSource::Documentation => self.documentation(cx, part, variables),
+                        };
                         let result = catch_unwind(AssertUnwindSafe(run));
                         send.send((index, result))
                             .expect("the results of all are waited for");
@@ -331,19 +349,26 @@ impl TestPlan<'_> {
         })
     }
 
-    /// Examples in the documentation, which cargo compiles and runs.
-    fn documentation(&self, cx: &XtaskContext, variables: &Variables) -> PartResult {
+    /// Examples in the documentation, which cargo compiles and runs. No other part of the run uses
+    /// cargo's target folder.
+    fn documentation(
+        &self,
+        cx: &XtaskContext,
+        part: &TestPart,
+        variables: &Variables,
+    ) -> PartResult {
         let mut command = cx.cargo("test");
         command
             .args(["--release", "--workspace", "--doc", "--no-fail-fast"])
+            .args(["--", &format!("--test-threads={}", part.threads)])
             .envs(variables.iter().map(|(name, value)| (name, value)));
-        let part = "documentation";
-        let row = cx.board().start(part);
+        let name = &part.name;
+        let row = cx.board().start(name);
         let ran = self
-            .harness(&mut command, TestOutputFormat::Plain, part)
-            .unwrap_or_else(|failure| PartResult::broken(part, &failure));
+            .harness(&mut command, TestOutputFormat::Plain, name)
+            .unwrap_or_else(|failure| PartResult::broken(name, &failure));
         drop(row);
-        let mut lines = vec![String::new(), format!("     Running {part}")];
+        let mut lines = vec![String::new(), format!("     Running {name}")];
         lines.extend(ran.outcome.lines());
         cx.board().print(&lines.join("\n"));
         ran
@@ -354,7 +379,7 @@ impl TestPlan<'_> {
     pub(super) fn failed(
         &self,
         cx: &XtaskContext,
-        parts: &[(&TestProgram, TestPart)],
+        parts: &[(PartSource<'_>, TestPart)],
         ran: &[PartResult],
         variables: &Variables,
     ) -> Vec<FailedTest> {
@@ -362,8 +387,11 @@ impl TestPlan<'_> {
         for PartResult { part, outcome, .. } in ran {
             let found = parts.iter().find(|(_, found)| found.name == *part);
             for test in outcome.failed() {
-                let passes_alone = found.and_then(|(program, part)| {
-                    self.passes_alone(cx, program, part, &test.name, variables)
+                let passes_alone = found.and_then(|(source, part)| match source {
+                    PartSource::Program(program) => {
+                        self.passes_alone(cx, program, part, &test.name, variables)
+                    }
+                    PartSource::Documentation => None,
                 });
                 all.push(FailedTest {
                     part: part.clone(),

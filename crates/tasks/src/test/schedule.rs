@@ -87,6 +87,11 @@ pub(super) fn whole(program: &str, needs: &ProgramNeeds, processors: usize) -> T
     }
 }
 
+/// A part that is no test program, and computes on so many processors.
+pub(super) fn computing(name: &str, processors: usize) -> TestPart {
+    whole(name, &ProgramNeeds::default(), processors)
+}
+
 /// The parts of a program that waits, and has tests of these names.
 pub(super) fn modules(program: &str, needs: &ProgramNeeds, tests: Vec<String>) -> Vec<TestPart> {
     let parts = by_module(tests)

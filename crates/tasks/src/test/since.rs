@@ -318,11 +318,14 @@ fn spread(packages: &BTreeMap<String, WorkspacePackage>, taken: &mut BTreeSet<St
         let image_differs = MAKE_THE_IMAGE.iter().any(|name| taken.contains(*name));
         let programs_differ = taken.contains(COMMANDS);
         for (name, package) in packages {
-            let starts = STARTS_THE_BINARY
-                .iter()
-                .any(|word| package.text.contains(word));
-            if package.needs.iter().any(|needed| taken.contains(needed))
-                || (starts && image_differs)
+            // A search in all of a package's source takes long, so it comes last and where it decides.
+            let starts = || {
+                let mut words = STARTS_THE_BINARY.iter();
+                words.any(|word| package.text.contains(word))
+            };
+            if taken.contains(name)
+                || package.needs.iter().any(|needed| taken.contains(needed))
+                || (image_differs && starts())
                 || (programs_differ && uses_programs(&package.text))
             {
                 taken.insert(name.clone());

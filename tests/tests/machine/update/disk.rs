@@ -1,6 +1,7 @@
 //! A disk with boot slots, read and changed from outside of the machine.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,8 @@ const LOADER: &str = r"\EFI\BOOT\BOOTX64.EFI";
 pub(crate) const FOREIGN: &str = r"\FOREIGN.BIN";
 /// More bytes than a program may have.
 const PROGRAM_BYTES_MAX: u32 = 128 << 20;
+/// Bytes of a program that are read and compared at a time: they stay in the processor's cache.
+const COMPARED_BYTES: usize = 256 << 10;
 
 /// The disk in this file.
 #[derive(Clone, Debug)]
@@ -68,6 +71,26 @@ impl SlotDiskImage {
             Err(FatError::NotFound { .. }) => None,
             Err(error) => panic!("{slot}: {error}"),
         }
+    }
+
+    /// Whether a slot's file has these bytes, `None` if the slot has no file. For a test that asks after each of many
+    /// cuts: it takes no memory for a whole program.
+    pub(crate) fn has_program(&self, slot: BootSlot, program: &[u8]) -> Option<bool> {
+        let volume = self.volume();
+        let mut file = match volume.open_file(&slot_path(slot)) {
+            Ok(file) => file,
+            Err(FatError::NotFound { .. }) => return None,
+            Err(error) => panic!("{slot}: {error}"),
+        };
+        let has_length = usize::try_from(file.size()).is_ok_and(|size| size == program.len());
+        let mut buffer = vec![0; COMPARED_BYTES];
+        let is_next = |piece: &[u8]| {
+            let read = &mut buffer[..piece.len()];
+            let done = file.read_exact(read);
+            done.unwrap_or_else(|error| panic!("{slot}: {error}"));
+            read == piece
+        };
+        Some(has_length && program.chunks(COMPARED_BYTES).all(is_next))
     }
 
     /// Changes one byte of a slot's program in its place, as a disk does that fails.
@@ -137,7 +160,7 @@ impl SlotDiskImage {
             let file = volume.open_file(&slot_path(slot)).ok();
             file.is_some_and(|mut file| {
                 let mut begin = [0; 2];
-                std::io::Read::read_exact(&mut file, &mut begin).is_ok() && begin == *b"MZ"
+                file.read_exact(&mut begin).is_ok() && begin == *b"MZ"
             })
         });
         loader_choice(record.as_ref(), present).start
