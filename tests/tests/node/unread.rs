@@ -229,7 +229,10 @@ const PEER: &str = "bank";
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Connects a client that reads a few bytes of each stream. The rest of the answers waits at the node.
-pub(super) async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Connection) {
+pub(super) async fn connect(
+    node: &HostNode,
+    key: &NodeKey,
+) -> (quinn::Endpoint, quinn::Connection) {
     let target: Target = node.target().parse().expect("the node's own target");
     let tls = ClientTls::new(ClientTlsOptions {
         key: Some(key.clone()),
